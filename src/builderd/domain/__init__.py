@@ -1,0 +1,1 @@
+"""What builderd knows: pure values and rules, no I/O and no clock of its own."""

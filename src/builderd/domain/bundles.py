@@ -1,0 +1,96 @@
+"""A bundle is the files of a version, stored under the hash of their paths, modes and contents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+MAX_PATH_BYTES = 1024
+#: The longest name that common Linux file systems take (NAME_MAX).
+MAX_SEGMENT_BYTES = 255
+MAX_FILES = 2_000
+MAX_BODY_BYTES = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class BundleFile:
+    """One file: a relative path with ``/`` between its segments, its bytes, and whether it may be executed."""
+
+    path: str
+    content: bytes
+    executable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What is stored: ``hash`` is 64 hex characters, ``size`` the sum of the contents in bytes."""
+
+    hash: str
+    files: tuple[BundleFile, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(len(file.content) for file in self.files)
+
+    def file(self, path: str) -> BundleFile | None:
+        """The file at this path, or None."""
+        return next((file for file in self.files if file.path == path), None)
+
+
+def make_bundle(files: Iterable[BundleFile]) -> Bundle:
+    """Order the files and name them by their hash. The paths must have passed ``path_fault``."""
+    ordered = tuple(sorted(files, key=lambda file: file.path))
+    return Bundle(hash=bundle_hash(ordered), files=ordered)
+
+
+def bundle_hash(files: Sequence[BundleFile]) -> str:
+    """sha256 over each file's mode, the length and text of its path, and its own sha256, in path order."""
+    digest = hashlib.sha256(b"builderd bundle 1\n")
+    for file in sorted(files, key=lambda file: file.path):
+        path = file.path.encode()
+        mode = b"x" if file.executable else b"-"
+        digest.update(mode + len(path).to_bytes(4, "big") + path)
+        digest.update(hashlib.sha256(file.content).digest())
+    return digest.hexdigest()
+
+
+def path_fault(path: str) -> str | None:
+    """Why a path is refused, or None when it is a plain relative path inside the app's folder."""
+    if "\0" in path:
+        return "must not contain a NUL character"
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:
+        return "must be valid Unicode text"
+    if not path:
+        return "must not be empty"
+    if path.startswith("/"):
+        return "must be relative: leave out the leading /"
+    if len(encoded) > MAX_PATH_BYTES:
+        return f"must be at most {MAX_PATH_BYTES} bytes long"
+    return _segment_fault(path.split("/"))
+
+
+def _segment_fault(segments: list[str]) -> str | None:
+    for segment in segments:
+        if segment == "..":
+            return "must not contain .."
+        if segment in ("", "."):
+            return "must not contain an empty or . segment"
+        if len(segment.encode()) > MAX_SEGMENT_BYTES:
+            return f"must not contain a name longer than {MAX_SEGMENT_BYTES} bytes"
+    return None
+
+
+def tree_faults(paths: Iterable[str]) -> Mapping[str, str]:
+    """Paths that are used both as a file and as a folder, each with the reason."""
+    known = set(paths)
+    faults: dict[str, str] = {}
+    for path in known:
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            parent = "/".join(parts[:depth])
+            if parent in known:
+                faults[parent] = f"is both a file and the folder of {path!r}"
+    return faults

@@ -1,0 +1,70 @@
+"""A layer is a set of installed dependencies, stored under the hash of what was asked for.
+
+A plan says how to make one without saying where: an engine runs its steps in a build sandbox in which
+``INPUT`` holds the plan's files (read-only), ``LAYER`` is the layer being made and ``CACHE`` the
+installer's download cache. At run time the layer lies under the app's root file system, so that
+``LAYER/venv`` is seen as ``/venv``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+INPUT = "/build/input"
+LAYER = "/build/store/layer"
+CACHE = "/build/store/cache"
+
+
+class Cache(StrEnum):
+    #: The step does not see the cache.
+    NONE = "none"
+    #: The step writes the cache that all tenants share: it must run no code of a package or a user.
+    SHARED = "shared"
+    #: The step reads the shared cache; what it writes there is thrown away.
+    SCRATCH = "scratch"
+
+
+@dataclass(frozen=True, slots=True)
+class BuildStep:
+    """One command of a plan. ``title`` is shown in the build log."""
+
+    title: str
+    argv: tuple[str, ...]
+    network: bool
+    cache: Cache
+    env: Mapping[str, str] = field(default_factory=dict)
+    timeout_seconds: int = 900
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """How to make one layer.
+
+    ``key`` (64 hex characters) covers everything that decides the content, and the tenant where
+    ``runs_foreign_code``. Such a plan runs a package's or a user's code and waits for the review's verdict.
+    ``polish`` runs later, in the background, on a clone that then replaces the layer (byte-compiling).
+    """
+
+    key: str
+    inputs: Mapping[str, bytes]
+    steps: tuple[BuildStep, ...]
+    runs_foreign_code: bool
+    polish: BuildStep | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOutcome:
+    """``exit_code`` is of the step that failed, 0 when all went well; ``output`` holds its last lines."""
+
+    exit_code: int
+    output: tuple[str, ...]
+    seconds: float
+    reused: bool = False
+    out_of_memory: bool = False
+    timed_out: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0

@@ -1,0 +1,40 @@
+"""What a builder may use of the machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: A GB here is 2^30 bytes, as machines and clouds sell it.
+GB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """``cpu`` in vCPU, ``memory`` and ``disk`` in GB (2^30 bytes)."""
+
+    cpu: float = 1
+    memory: float = 1
+    disk: float = 3
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory * GB)
+
+    @property
+    def disk_bytes(self) -> int:
+        return int(self.disk * GB)
+
+
+MINIMUM = Resources(cpu=0.25, memory=0.125, disk=1)
+
+
+def resource_faults(resources: Resources, maximum: Resources) -> Mapping[str, str]:
+    """``{"cpu": why, …}`` for each amount that is no number or outside the bounds."""
+    faults: dict[str, str] = {}
+    for name, unit in (("cpu", "vCPU"), ("memory", "GB"), ("disk", "GB")):
+        value, low, high = (getattr(r, name) for r in (resources, MINIMUM, maximum))
+        if not math.isfinite(value) or not low <= value <= high:
+            faults[name] = f"must be from {low:g} to {high:g} {unit}"
+    return faults

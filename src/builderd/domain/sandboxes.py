@@ -1,0 +1,141 @@
+"""A sandbox is one run of a version, isolated. An engine runs it; these are the values both sides share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.previews import Address
+from builderd.domain.resources import Resources
+from builderd.domain.versions import Isolation
+
+
+class SandboxState(StrEnum):
+    #: The engine knows nothing of it: never made, or removed.
+    ABSENT = "absent"
+    #: Half-made by a start that did not finish; starting it again mends it.
+    PARTIAL = "partial"
+    RUNNING = "running"
+    #: Its main process has ended; what remains can be removed.
+    EXITED = "exited"
+
+
+class EndCause(StrEnum):
+    #: The app's main process ended by itself.
+    EXITED = "exited"
+    #: The kernel killed it for going over its memory limit.
+    OUT_OF_MEMORY = "out_of_memory"
+    #: The service stopped it because somebody asked for that.
+    STOPPED = "stopped"
+    #: The machine restarted under it.
+    HOST_RESTARTED = "host_restarted"
+    #: It is gone and nothing tells how.
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What an engine needs to start one run.
+
+    The engine runs ``/bin/sh -c entrypoint`` as an unprivileged user in ``/app``, which is the persistent
+    content of ``disk``; the layer and the base lie below, read-only. ``env`` is complete but for
+    ``BUILDERD_URL``, which only the engine knows. With ``egress`` False the sandbox reaches no network.
+    """
+
+    id: SandboxId
+    builder_id: BuilderId
+    disk: DiskId
+    hostname: str
+    entrypoint: str
+    port: int
+    env: Mapping[str, str]
+    resources: Resources
+    isolation: Isolation
+    layer_key: str | None = None
+    egress: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxEnd:
+    """How a run ended. ``at`` is when its process ended (not when that was noticed), None if unknown."""
+
+    cause: EndCause
+    exit_code: int | None
+    at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxReport:
+    """What an engine sees of one sandbox now. ``ip`` is how the host reaches it."""
+
+    id: SandboxId
+    builder_id: BuilderId | None
+    state: SandboxState
+    ip: str | None = None
+    started_at: datetime | None = None
+    end: SandboxEnd | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """The TCP sockets in LISTEN state inside a sandbox, as (IP, port) pairs."""
+
+    sockets: frozenset[tuple[str, int]]
+
+    def reachable(self, port: int) -> bool:
+        """Whether the port is open on an address that the preview can dial."""
+        return any(p == port and not is_loopback(ip) for ip, p in self.sockets)
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxUsage:
+    """Counted since the sandbox started: CPU seconds, network bytes; now: memory and disk in bytes, processes."""
+
+    cpu_seconds: float
+    memory_bytes: int
+    disk_bytes: int
+    network_in_bytes: int
+    network_out_bytes: int
+    processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """``exit_code`` 124 when the timeout killed it. ``output``: both streams, interleaved as they came."""
+
+    exit_code: int
+    output: str
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """The record of one run. ``run`` is the builder's run it belongs to, ``attempt`` counts from 1 within it.
+
+    ``started_at`` is None until the engine has started it, ``listening_at`` until the app was reachable,
+    ``end`` until it ended.
+    """
+
+    id: SandboxId
+    builder_id: BuilderId
+    version: int
+    run: int
+    attempt: int
+    created_at: datetime
+    ip: str | None = None
+    started_at: datetime | None = None
+    listening_at: datetime | None = None
+    end: SandboxEnd | None = None
+
+
+def is_loopback(ip: str) -> bool:
+    """127.0.0.0/8, ::1, and the first of them written as an IPv6 address."""
+    return ip.startswith("127.") or ip == "::1" or ip.startswith("::ffff:127.")
+
+
+def address_of(sandbox: Sandbox, port: int) -> Address | None:
+    """Where the preview dials the app, once the sandbox has an address."""
+    return Address(sandbox.ip, port) if sandbox.ip else None

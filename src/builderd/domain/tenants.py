@@ -1,0 +1,20 @@
+"""A tenant owns builders and tokens, and never learns of another tenant's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+from builderd.domain.ids import TenantId
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """``name`` is unique on the service and matches ``NAME``."""
+
+    id: TenantId
+    name: str
+    created_at: datetime

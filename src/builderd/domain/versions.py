@@ -1,0 +1,97 @@
+"""A version is one deployed code with its settings; a builder runs one version at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from builderd.domain.ids import BuilderId
+from builderd.domain.resources import Resources
+
+DEFAULT_PORT = 8000
+MAX_ENTRYPOINT_BYTES = 4096
+#: What the kernel takes as one string of an environment (MAX_ARG_STRLEN is 128 KiB), with room for the name.
+MAX_ENV_VALUE_BYTES = 100_000
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+#: Set by the platform itself in every sandbox, and so refused in ``env``.
+PLATFORM_ENV = frozenset(
+    {"SERVICE_TOKEN", "BUILDER_UUID", "BUILDER_NAME", "PREVIEW_URL", "PORT", "BUILDERD_URL"}
+)
+
+
+class Isolation(StrEnum):
+    #: A container under a user namespace, seccomp and its own network.
+    STANDARD = "standard"
+    #: gVisor: the app's system calls are answered by a kernel in user space.
+    STRONG = "strong"
+
+
+class VersionStatus(StrEnum):
+    #: Being reviewed, installed or started.
+    PENDING = "pending"
+    #: It has been up at least once (or, for a job, its command has started).
+    DEPLOYED = "deployed"
+    #: A stage failed before it was ever up.
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSettings:
+    """Everything besides the files that a sandbox of the version is made from."""
+
+    entrypoint: str
+    port: int = DEFAULT_PORT
+    env: Mapping[str, str] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
+    isolation: Isolation = Isolation.STANDARD
+    credentials: tuple[str, ...] = ()
+    skip_review: bool = False
+    skip_qa: bool = False
+    require_qa: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """``number`` counts from 1 within its builder; ``layer_key`` is None until known, or where no layer is needed.
+
+    ``review_passed`` and ``qa_passed`` are None until their gate has judged this version.
+    """
+
+    builder_id: BuilderId
+    number: int
+    bundle_hash: str
+    settings: VersionSettings
+    created_by: str
+    created_at: datetime
+    status: VersionStatus = VersionStatus.PENDING
+    status_reason: str = ""
+    layer_key: str | None = None
+    review_passed: bool | None = None
+    qa_passed: bool | None = None
+
+
+def env_fault(name: str, value: str) -> str | None:
+    """Why this variable is refused, or None."""
+    if not ENV_NAME.fullmatch(name):
+        return "a name has letters, digits and _ only, and does not start with a digit"
+    if name in PLATFORM_ENV:
+        return "is set by the platform itself: choose another name"
+    if "\0" in value:
+        return "must not contain a NUL character"
+    if len(value.encode(errors="surrogatepass")) > MAX_ENV_VALUE_BYTES:
+        return f"must be at most {MAX_ENV_VALUE_BYTES} bytes long"
+    return None
+
+
+def entrypoint_fault(entrypoint: str) -> str | None:
+    """Why this command is refused, or None."""
+    if not entrypoint.strip():
+        return "must not be blank: give the command that starts the app"
+    if "\0" in entrypoint:
+        return "must not contain a NUL character"
+    if len(entrypoint.encode(errors="surrogatepass")) > MAX_ENTRYPOINT_BYTES:
+        return f"must be at most {MAX_ENTRYPOINT_BYTES} bytes long"
+    return None

@@ -1,0 +1,1 @@
+"""What builderd needs from the world, as small protocols."""

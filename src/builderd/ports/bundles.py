@@ -1,0 +1,18 @@
+"""The bundle store: files of versions under their hash."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from builderd.domain.bundles import Bundle
+
+
+class Bundles(Protocol):
+    async def put(self, bundle: Bundle) -> None:
+        """Store it whole or not at all. Idempotent."""
+
+    async def get(self, bundle_hash: str) -> Bundle:
+        """The bundle with its contents. Raises ``KeyError`` when there is none of this hash."""
+
+    async def delete(self, bundle_hash: str) -> None:
+        """Idempotent."""

@@ -1,0 +1,130 @@
+"""The engine: what runs sandboxes, keeps their disks and makes layers. One machine, or a cluster of them.
+
+Nothing here presumes that a disk, a layer or a log is a path on this host.
+All methods raise ``EngineUnavailable`` when the engine does not answer, and ``NoCapacity`` when it is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from builderd.domain.bundles import Bundle
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
+from builderd.domain.logs import LogLine
+from builderd.domain.sandboxes import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxUsage
+from builderd.domain.versions import Isolation
+
+#: Told one line of progress at a time; must not block.
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """``ready`` once sandboxes can be started; ``message`` says what is being made, or what is wrong."""
+
+    ready: bool
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskReport:
+    """``bundle_hash`` is the bundle that was last put on the disk completely, None before the first."""
+
+    id: DiskId
+    bundle_hash: str | None
+
+
+class Engine(Protocol):
+    async def prepare(self, progress: Progress) -> None:
+        """Make what the engine needs once (base, store, network). Idempotent; may take a minute."""
+
+    def readiness(self) -> Readiness:
+        """What ``prepare`` has reached."""
+
+    def supports(self, isolation: Isolation) -> str | None:
+        """None when sandboxes of this isolation can run here, else why not and what to do."""
+
+    @property
+    def base_id(self) -> str:
+        """Names the base root file system; part of every layer's key."""
+
+    @property
+    def gateway(self) -> str:
+        """The address at which a sandbox reaches the service itself (the host of ``BUILDERD_URL``)."""
+
+    # Layers
+
+    async def has_layer(self, key: str) -> bool:
+        """Whether a complete layer of this key exists."""
+
+    async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        """Run the plan's steps in build sandboxes; all or nothing. Two calls for one key make one layer."""
+
+    async def polish_layer(self, key: str, step: BuildStep) -> BuildOutcome:
+        """Run the step on a clone of the layer that then takes its place for sandboxes started later."""
+
+    # Disks
+
+    async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
+        """An empty disk with a hard limit. Idempotent."""
+
+    async def disk(self, disk: DiskId) -> DiskReport | None:
+        """What is on the disk, or None when there is none."""
+
+    async def put_bundle(self, disk: DiskId, bundle: Bundle) -> None:
+        """Write the files into the disk's ``/app`` and record the bundle's hash last. Idempotent.
+
+        Never follows a link out of the disk. Must not be called while a sandbox runs on it.
+        """
+
+    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+        """An independent copy with a limit of its own, made in an instant. Idempotent."""
+
+    async def delete_disk(self, disk: DiskId) -> None:
+        """Idempotent."""
+
+    # Sandboxes
+
+    async def start(self, spec: SandboxSpec) -> SandboxReport:
+        """Start the sandbox, or find it running already. A half-made one of the same id is cleaned up first."""
+
+    async def report(self, sandbox: SandboxId) -> SandboxReport:
+        """What there is of this sandbox now; ``absent`` when there is nothing."""
+
+    async def list_sandboxes(self) -> Sequence[SandboxReport]:
+        """All sandboxes that this engine holds for this service, in any state."""
+
+    async def listening(self, sandbox: SandboxId) -> Listening:
+        """The TCP sockets that listen inside; empty when it does not run."""
+
+    async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
+        """TERM, then KILL after the grace time. Returns how it ended. Idempotent."""
+
+    async def remove(self, sandbox: SandboxId) -> None:
+        """Take away what is left of an ended sandbox but its log. Idempotent."""
+
+    def exits(self) -> AsyncIterator[SandboxId]:
+        """Yields a sandbox's id soon after its main process ended, for as long as it is iterated."""
+
+    async def execute(
+        self, sandbox: SandboxId, command: str, timeout_seconds: float, limit_bytes: int
+    ) -> ExecResult:
+        """Run ``/bin/sh -c command`` beside the app, with its environment, in ``/app``.
+
+        Past the timeout every process it started is killed. Raises ``InvalidState`` when it does not run.
+        """
+
+    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
+        """What it uses, or None when it does not run."""
+
+    async def read_log(self, sandbox: SandboxId, cursor: str = "") -> tuple[Sequence[LogLine], str]:
+        """Complete lines after the cursor ("" is the beginning), oldest first, and the next cursor."""
+
+    async def delete_logs(self, builder: BuilderId) -> None:
+        """Remove the logs of all sandboxes of this builder. Idempotent."""
+
+    async def down(self) -> None:
+        """Stop every sandbox and give back to the host what it was given (network, mounts, cgroups)."""

@@ -1,0 +1,37 @@
+"""The previews: a proxy that routes a host name to an app, and outlives the service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from builderd.domain.previews import PreviewActivity, Route
+
+
+class Previews(Protocol):
+    async def start(self) -> None:
+        """Adopt the running proxy or start one, with the routes it had. Idempotent.
+
+        Raises ``EngineUnavailable`` with the reason (port taken, program missing) when it cannot.
+        """
+
+    async def ready(self) -> bool:
+        """Whether the proxy answers on its control socket."""
+
+    async def put(self, route: Route) -> None:
+        """Set or replace the route of a host; in force when this returns. Idempotent."""
+
+    async def get(self, host: str) -> Route | None:
+        """The route in force, or None."""
+
+    async def remove(self, host: str) -> None:
+        """Forget the host: its visitors get a plain 404. Idempotent."""
+
+    async def routes(self) -> Mapping[str, Route]:
+        """All routes by host."""
+
+    async def activity(self) -> Mapping[str, PreviewActivity]:
+        """Counters of the hosts that were visited since the proxy started."""
+
+    async def down(self) -> None:
+        """End the proxy and remove what it was given. Idempotent."""

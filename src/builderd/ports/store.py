@@ -1,0 +1,217 @@
+"""The store: everything that builderd remembers, behind one unit of work.
+
+A unit of work is one transaction. Services get it from their caller; only the door or the reconciler
+opens one, through ``Store.write`` or ``Store.read``, and so commits. The functions run in a worker thread
+and must not wait on anything but the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+
+from builderd.domain.builders import Builder, JobType, Status
+from builderd.domain.events import Event
+from builderd.domain.ids import BuilderId, SandboxId, TenantId, TokenId
+from builderd.domain.logs import LogLine
+from builderd.domain.prices import Segment
+from builderd.domain.sandboxes import Sandbox
+from builderd.domain.tenants import Tenant
+from builderd.domain.tokens import Token
+from builderd.domain.versions import Version
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class BuilderQuery:
+    """Filters and page of a list. ``sort``: ``created_at``, ``-created_at`` or ``name``; deleted ones are left out."""
+
+    name: str | None = None
+    status: Status | None = None
+    job_type: JobType | None = None
+    sort: str = "-created_at"
+    page: int = 1
+    per_page: int = 25
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyRecord:
+    """A retry key of a tenant. ``status`` is None until the first call was answered.
+
+    ``owner`` names the process that works on the first call; ``body_hash`` the sha256 of method, path and body.
+    """
+
+    tenant_id: TenantId
+    key: str
+    body_hash: str
+    owner: str
+    created_at: datetime
+    builder_id: BuilderId | None = None
+    status: int | None = None
+    headers: Mapping[str, str] | None = None
+    body: Mapping[str, Any] | None = None
+
+
+class Tenants(Protocol):
+    def add(self, tenant: Tenant) -> None: ...
+    def get(self, tenant: TenantId) -> Tenant | None: ...
+    def by_name(self, name: str) -> Tenant | None: ...
+
+
+class Tokens(Protocol):
+    def add(self, token: Token) -> None: ...
+    def by_secret_hash(self, secret_hash: str) -> Token | None: ...
+    def list(self, tenant: TenantId) -> Sequence[Token]: ...
+    def touch(self, token: TokenId, at: datetime) -> None:
+        """Record its last use."""
+
+    def revoke(self, token: TokenId, at: datetime) -> None: ...
+
+
+class Builders(Protocol):
+    def add(self, builder: Builder) -> None:
+        """Raises ``NameTaken`` (with the other's uuid) when the tenant has a live builder of that name."""
+
+    def get(self, builder: BuilderId, *, lock: bool = False) -> Builder | None:
+        """``lock`` keeps other writers of this row waiting until the unit of work ends."""
+
+    def by_name(self, tenant: TenantId, name: str) -> Builder | None:
+        """The live builder of that name."""
+
+    def by_service_token(self, service_token: str) -> Builder | None:
+        """The live builder that this token belongs to."""
+
+    def list(self, tenant: TenantId, query: BuilderQuery) -> tuple[Sequence[Builder], int]:
+        """One page and the total number."""
+
+    def of_tenant(self, tenant: TenantId, *, deleted: bool) -> Sequence[Builder]:
+        """All of a tenant, oldest first, with or without the deleted ones."""
+
+    def ids(self) -> Sequence[BuilderId]:
+        """All that are not deleted, of all tenants."""
+
+    def count_by_status(self) -> Mapping[Status, int]:
+        """Over all tenants, deleted ones left out."""
+
+    def save(self, builder: Builder) -> None:
+        """Replace the row (never its claim)."""
+
+    # Claims: one control plane at a time works on a builder. Compare-and-set on a lease.
+
+    def claim(self, builder: BuilderId, owner: str, now: datetime, until: datetime) -> bool:
+        """Take or renew the lease; False while somebody else's is not over."""
+
+    def holds(self, builder: BuilderId, owner: str, now: datetime) -> bool:
+        """Whether the lease is this owner's and not over."""
+
+    def release(self, builder: BuilderId, owner: str, due_at: datetime | None) -> None:
+        """Give the lease back; look again at ``due_at``, or only when something changes."""
+
+    def make_due(self, builder: BuilderId, at: datetime) -> None:
+        """Look again no later than this."""
+
+    def due(self, now: datetime, limit: int) -> Sequence[BuilderId]:
+        """Builders that are due and not leased, the longest due first."""
+
+
+class Versions(Protocol):
+    def add(self, version: Version) -> None: ...
+    def get(self, builder: BuilderId, number: int) -> Version | None: ...
+    def list(self, builder: BuilderId) -> Sequence[Version]:
+        """Newest first."""
+
+    def save(self, version: Version) -> None: ...
+
+
+class Sandboxes(Protocol):
+    def add(self, sandbox: Sandbox) -> None: ...
+    def get(self, sandbox: SandboxId) -> Sandbox | None: ...
+    def save(self, sandbox: Sandbox) -> None: ...
+    def open_of(self, builder: BuilderId) -> Sandbox | None:
+        """The one that has not ended, if any (there is at most one)."""
+
+    def list(self, builder: BuilderId) -> Sequence[Sandbox]:
+        """Oldest first."""
+
+    def of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
+        """Those of one run, oldest first."""
+
+
+class Ledger(Protocol):
+    def open(self, segment: Segment) -> None:
+        """Begin a segment; the builder must have none open."""
+
+    def close(self, builder: BuilderId, at: datetime) -> None:
+        """End the open segment, if any, never before its start."""
+
+    def current(self, builder: BuilderId) -> Segment | None: ...
+    def of_builder(self, builder: BuilderId) -> Sequence[Segment]: ...
+    def of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Segment]]:
+        """By builder; those without a segment are left out."""
+
+
+class Events(Protocol):
+    def add(self, event: Event) -> Event:
+        """Store it; the answer carries its id."""
+
+    def of_builder(self, builder: BuilderId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
+        """Oldest first, those with a greater id."""
+
+
+class BuildLogs(Protocol):
+    def add(self, builder: BuilderId, version: int, lines: Sequence[LogLine]) -> None: ...
+    def list(self, builder: BuilderId) -> Sequence[tuple[int, LogLine]]:
+        """(version, line), oldest first."""
+
+    def delete(self, builder: BuilderId) -> None: ...
+
+
+class Idempotency(Protocol):
+    def get(self, tenant: TenantId, key: str) -> IdempotencyRecord | None: ...
+    def add(self, record: IdempotencyRecord) -> None:
+        """Raises ``Conflict`` when the tenant used the key already."""
+
+    def save(self, record: IdempotencyRecord) -> None: ...
+    def delete(self, tenant: TenantId, key: str) -> None: ...
+    def expire(self, before: datetime) -> int:
+        """Remove records made before this; how many."""
+
+
+class UnitOfWork(Protocol):
+    @property
+    def tenants(self) -> Tenants: ...
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def builders(self) -> Builders: ...
+    @property
+    def versions(self) -> Versions: ...
+    @property
+    def sandboxes(self) -> Sandboxes: ...
+    @property
+    def ledger(self) -> Ledger: ...
+    @property
+    def events(self) -> Events: ...
+    @property
+    def build_logs(self) -> BuildLogs: ...
+    @property
+    def idempotency(self) -> Idempotency: ...
+
+
+class Store(Protocol):
+    async def write(self, work: Callable[[UnitOfWork], T]) -> T:
+        """Run it in one transaction: committed when it returns, rolled back when it raises."""
+
+    async def read(self, work: Callable[[UnitOfWork], T]) -> T:
+        """The same for work that only reads; sees one consistent state."""
+
+    async def ready(self) -> bool:
+        """Whether the database answers."""
+
+    async def migrate(self) -> None:
+        """Bring the schema to the present revision."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""The world as it is: one family a port, and no family knows another."""

@@ -1,0 +1,1 @@
+"""The engine on one machine: OCI runtimes under conmon."""

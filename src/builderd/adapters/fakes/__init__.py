@@ -1,0 +1,1 @@
+"""One stand-in per port for tests, held to the same contract tests as the real adapter."""

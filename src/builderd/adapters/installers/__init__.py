@@ -1,0 +1,1 @@
+"""What turns a list of requirements into a layer."""

@@ -1,0 +1,1 @@
+"""The ways in, independent of each other."""

@@ -1,0 +1,1 @@
+"""Brings what is to what should be: claim, look, step, record."""

@@ -1,0 +1,30 @@
+"""What every test shares: the rule for tests that need root or a server.
+
+Such a test is skipped, with the reason, where its need is not met. Where BUILDERD_REQUIRE_ROOT_TESTS=1 is set, as in CI,
+a skip of one is a failure: a suite that quietly left them out would be green for the wrong reason.
+"""
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+NEEDS = ("root", "postgres")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if os.geteuid() == 0:
+        return
+    for need in NEEDS:
+        if item.get_closest_marker(need):
+            pytest.skip(f"marked {need}: run as root")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    marked = any(item.get_closest_marker(need) for need in NEEDS)
+    if report.skipped and marked and os.environ.get("BUILDERD_REQUIRE_ROOT_TESTS") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, though BUILDERD_REQUIRE_ROOT_TESTS=1 is set: {report.longrepr}"
+    return report

@@ -35,11 +35,7 @@ class Prices:
         disk = Decimal(str(resources.disk)) * self.disk
         if billing is Billing.STOPPED:
             return disk
-        return (
-            Decimal(str(resources.cpu)) * self.cpu
-            + Decimal(str(resources.memory)) * self.memory
-            + disk
-        )
+        return Decimal(str(resources.cpu)) * self.cpu + Decimal(str(resources.memory)) * self.memory + disk
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ class Sandbox:
 
 def is_loopback(ip: str) -> bool:
     """127.0.0.0/8, ::1, and the first of them written as an IPv6 address."""
-    return ip.startswith("127.") or ip == "::1" or ip.startswith("::ffff:127.")
+    return ip == "::1" or ip.startswith(("127.", "::ffff:127."))
 
 
 def address_of(sandbox: Sandbox, port: int) -> Address | None:

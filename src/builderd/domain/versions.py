@@ -17,9 +17,7 @@ MAX_ENTRYPOINT_BYTES = 4096
 MAX_ENV_VALUE_BYTES = 100_000
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: Set by the platform itself in every sandbox, and so refused in ``env``.
-PLATFORM_ENV = frozenset(
-    {"SERVICE_TOKEN", "BUILDER_UUID", "BUILDER_NAME", "PREVIEW_URL", "PORT", "BUILDERD_URL"}
-)
+PLATFORM_ENV = frozenset({"SERVICE_TOKEN", "BUILDER_UUID", "BUILDER_NAME", "PREVIEW_URL", "PORT", "BUILDERD_URL"})
 
 
 class Isolation(StrEnum):

@@ -109,9 +109,7 @@ class Engine(Protocol):
     def exits(self) -> AsyncIterator[SandboxId]:
         """Yields a sandbox's id soon after its main process ended, for as long as it is iterated."""
 
-    async def execute(
-        self, sandbox: SandboxId, command: str, timeout_seconds: float, limit_bytes: int
-    ) -> ExecResult:
+    async def execute(self, sandbox: SandboxId, command: str, timeout_seconds: float, limit_bytes: int) -> ExecResult:
         """Run ``/bin/sh -c command`` beside the app, with its environment, in ``/app``.
 
         Past the timeout every process it started is killed. Raises ``InvalidState`` when it does not run.

@@ -103,9 +103,7 @@ class Builder:
 def name_fault(name: str) -> str | None:
     """Why a name is refused, or None."""
     if not NAME.fullmatch(name):
-        return (
-            "must be 1 to 63 lower-case letters, digits and hyphens, and begin and end with a letter or digit"
-        )
+        return "must be 1 to 63 lower-case letters, digits and hyphens, and begin and end with a letter or digit"
     if name.startswith("xn--"):
         return "must not begin with xn--, which marks encoded international names"
     return None

@@ -375,7 +375,7 @@ def is_crash(sandbox: Sandbox) -> bool:
 
 def restart_delay(exits: int) -> timedelta:
     """1, 2, 4, … seconds after the first, second, third exit, at most a minute."""
-    return min(FIRST_RESTART_DELAY * 2 ** max(exits - 1, 0), MAX_RESTART_DELAY)
+    return min(FIRST_RESTART_DELAY * (1 << max(exits - 1, 0)), MAX_RESTART_DELAY)
 
 
 def _end_time(sandbox: Sandbox) -> datetime:

@@ -1,0 +1,369 @@
+"""An engine in memory. Nothing runs: a ``Behaviour`` says what a started app does, look by look.
+
+Time passes by looks, not by the clock: every ``report``, ``listening`` or ``list_sandboxes`` of a sandbox is
+one look. ``behave`` scripts an entrypoint, ``answer`` a command of ``execute``, ``end`` and ``lose`` strike from
+outside, ``fail_next`` makes a method raise, ``calls`` tells what was asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
+from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.sandboxes import (
+    EndCause,
+    ExecResult,
+    Listening,
+    SandboxEnd,
+    SandboxReport,
+    SandboxSpec,
+    SandboxState,
+    SandboxUsage,
+)
+from builderd.domain.versions import Isolation
+from builderd.ports.engine import DiskReport, Progress, Readiness
+
+TIMEOUT_EXIT_CODE = 124
+TERMINATED_EXIT_CODE = 143
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What an app does once it is started.
+
+    It listens on ``address`` and ``port`` (None: the spec's own) from the ``listens_at``-th look on (0: at once,
+    None: never), and ends at the ``exits_at``-th look (None: never). ``lines`` are in its log from the start.
+    """
+
+    address: str = "0.0.0.0"  # noqa: S104
+    port: int | None = None
+    listens_at: int | None = 0
+    exits_at: int | None = None
+    exit_code: int = 0
+    out_of_memory: bool = False
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command of ``execute`` comes to after so many ``seconds``, of which none are waited for."""
+
+    exit_code: int = 0
+    output: str = ""
+    seconds: float = 0
+
+
+@dataclass(slots=True)
+class FakeDisk:
+    size_bytes: int
+    files: dict[str, bytes] = field(default_factory=dict)
+    bundle_hash: str | None = None
+
+
+@dataclass(slots=True)
+class FakeSandbox:
+    spec: SandboxSpec
+    behaviour: Behaviour
+    ip: str
+    started_at: datetime
+    looks: int = 0
+    end: SandboxEnd | None = None
+    half_made: bool = False
+
+
+class FakeEngine:
+    """Implements ``ports.engine.Engine``. ``now`` stamps starts, ends and log lines."""
+
+    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.disks: dict[DiskId, FakeDisk] = {}
+        self.layers: dict[str, int] = {}
+        self.sandboxes: dict[SandboxId, FakeSandbox] = {}
+        self.logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
+        self.ready = False
+        #: Outcomes of the next builds, first come first used; a build without one succeeds.
+        self.build_outcomes: deque[BuildOutcome] = deque()
+        #: Why an isolation is not supported.
+        self.unsupported: dict[Isolation, str] = {}
+        self._now = now
+        self._behaviours: dict[str, deque[Behaviour]] = {}
+        self._answers: dict[str, Answer] = {}
+        self._failures: defaultdict[str, deque[BuilderdError]] = defaultdict(deque)
+        self._watchers: set[asyncio.Queue[SandboxId]] = set()
+        self._builds: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._addresses = 0
+
+    # Controls
+
+    def behave(self, entrypoint: str, *behaviours: Behaviour) -> None:
+        """Script the next starts of an entrypoint in turn; the last one stays in force."""
+        self._behaviours[entrypoint] = deque(behaviours)
+
+    def answer(self, command: str, answer: Answer) -> None:
+        """Script a command of ``execute``; one that is not scripted answers 0 and nothing."""
+        self._answers[command] = answer
+
+    def fail_next(self, method: str, *errors: BuilderdError) -> None:
+        """Make the next calls of a method raise these in turn."""
+        self._failures[method].extend(errors)
+
+    def print(self, sandbox: SandboxId, *lines: str, stream: LogStream = LogStream.STDOUT) -> None:
+        """Let the app write lines into its log."""
+        self.logs[sandbox][1].extend(LogLine(self._now(), stream, line) for line in lines)
+
+    def end(self, sandbox: SandboxId, cause: EndCause = EndCause.EXITED, exit_code: int | None = 0) -> None:
+        """Let the app end now, and tell those who iterate ``exits``."""
+        found = self.sandboxes[sandbox]
+        if found.end is not None:
+            return
+        found.end = SandboxEnd(cause, exit_code, self._now())
+        for watcher in self._watchers:
+            watcher.put_nowait(sandbox)
+
+    def lose(self, sandbox: SandboxId) -> None:
+        """Let everything of the sandbox vanish without a trace."""
+        del self.sandboxes[sandbox]
+
+    def leave_half_made(self, sandbox: SandboxId) -> None:
+        """Let the sandbox look as if its start had been cut off."""
+        self.sandboxes[sandbox].half_made = True
+
+    def restart_host(self) -> None:
+        """Let the machine restart: what ran has ended."""
+        for sandbox in self.sandboxes:
+            self.end(sandbox, EndCause.HOST_RESTARTED, None)
+
+    # The port
+
+    async def prepare(self, progress: Progress) -> None:
+        self._called("prepare", "")
+        progress("preparing nothing")
+        self.ready = True
+
+    def readiness(self) -> Readiness:
+        return Readiness(self.ready, "ready" if self.ready else "waiting to be prepared")
+
+    def supports(self, isolation: Isolation) -> str | None:
+        return self.unsupported.get(isolation)
+
+    @property
+    def base_id(self) -> str:
+        return "fake-base"
+
+    @property
+    def gateway(self) -> str:
+        return "10.0.0.1"
+
+    async def has_layer(self, key: str) -> bool:
+        self._called("has_layer", key)
+        return key in self.layers
+
+    async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        self._called("build_layer", plan.key)
+        async with self._builds[plan.key]:
+            if plan.key in self.layers:
+                return BuildOutcome(exit_code=0, output=(), seconds=0, reused=True)
+            for step in plan.steps:
+                progress(step.title)
+            await asyncio.sleep(0)
+            outcome = self._next_outcome()
+            if outcome.ok:
+                self.layers[plan.key] = 1
+            return outcome
+
+    async def polish_layer(self, key: str, step: BuildStep) -> BuildOutcome:
+        self._called("polish_layer", key)
+        if key not in self.layers:
+            raise NotFound(f"There is no layer {key}.")
+        outcome = self._next_outcome()
+        if outcome.ok:
+            self.layers[key] += 1
+        return outcome
+
+    def _next_outcome(self) -> BuildOutcome:
+        return self.build_outcomes.popleft() if self.build_outcomes else BuildOutcome(0, (), 0.0)
+
+    async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
+        self._called("create_disk", disk)
+        self.disks.setdefault(disk, FakeDisk(size_bytes)).size_bytes = size_bytes
+
+    async def disk(self, disk: DiskId) -> DiskReport | None:
+        self._called("disk", disk)
+        found = self.disks.get(disk)
+        return DiskReport(disk, found.bundle_hash) if found else None
+
+    async def put_bundle(self, disk: DiskId, bundle: Bundle) -> None:
+        self._called("put_bundle", disk)
+        self._refuse_while_used(disk)
+        found = self._disk(disk)
+        found.files.update({file.path: file.content for file in bundle.files})
+        found.bundle_hash = bundle.hash
+
+    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+        self._called("clone_disk", source)
+        found = self._disk(source)
+        self.disks.setdefault(target, FakeDisk(size_bytes, dict(found.files), found.bundle_hash))
+
+    async def delete_disk(self, disk: DiskId) -> None:
+        self._called("delete_disk", disk)
+        self._refuse_while_used(disk)
+        self.disks.pop(disk, None)
+
+    def _disk(self, disk: DiskId) -> FakeDisk:
+        if disk not in self.disks:
+            raise NotFound(f"There is no disk {disk}.")
+        return self.disks[disk]
+
+    def _refuse_while_used(self, disk: DiskId) -> None:
+        if any(s.spec.disk == disk and s.end is None for s in self.sandboxes.values()):
+            raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
+
+    async def start(self, spec: SandboxSpec) -> SandboxReport:
+        self._called("start", spec.id)
+        known = self.sandboxes.get(spec.id)
+        if known and not known.half_made:
+            return self._report(known)
+        self._disk(spec.disk)
+        if known is None:
+            self._refuse_while_used(spec.disk)
+        if spec.layer_key is not None and spec.layer_key not in self.layers:
+            raise NotFound(f"There is no layer {spec.layer_key}.")
+        if refusal := self.supports(spec.isolation):
+            raise EngineUnavailable(refusal)
+        if known is None:
+            self._refuse_while_used(spec.disk)
+        sandbox = FakeSandbox(spec, self._next_behaviour(spec.entrypoint), self._next_address(), self._now())
+        self.sandboxes[spec.id] = sandbox
+        self.logs[spec.id] = (spec.builder_id, [])
+        self.print(spec.id, *sandbox.behaviour.lines)
+        return self._report(sandbox)
+
+    def _next_behaviour(self, entrypoint: str) -> Behaviour:
+        script = self._behaviours.get(entrypoint)
+        if not script:
+            return Behaviour()
+        return script.popleft() if len(script) > 1 else script[0]
+
+    def _next_address(self) -> str:
+        self._addresses += 1
+        return f"10.0.{self._addresses // 250}.{self._addresses % 250 + 2}"
+
+    async def report(self, sandbox: SandboxId) -> SandboxReport:
+        self._called("report", sandbox)
+        found = self._look(sandbox)
+        return self._report(found) if found else _absent(sandbox)
+
+    async def list_sandboxes(self) -> Sequence[SandboxReport]:
+        self._called("list_sandboxes", "")
+        return [self._report(found) for sandbox in list(self.sandboxes) if (found := self._look(sandbox))]
+
+    async def listening(self, sandbox: SandboxId) -> Listening:
+        self._called("listening", sandbox)
+        found = self._look(sandbox)
+        if found is None or found.end or found.half_made:
+            return Listening(frozenset())
+        does = found.behaviour
+        if does.listens_at is None or found.looks < does.listens_at:
+            return Listening(frozenset())
+        return Listening(frozenset({(does.address, does.port or found.spec.port)}))
+
+    def _look(self, sandbox: SandboxId) -> FakeSandbox | None:
+        found = self.sandboxes.get(sandbox)
+        if found is None:
+            return None
+        found.looks += 1
+        does = found.behaviour
+        if does.exits_at is not None and found.looks >= does.exits_at and not found.half_made:
+            self.end(sandbox, EndCause.OUT_OF_MEMORY if does.out_of_memory else EndCause.EXITED, does.exit_code)
+        return found
+
+    def _report(self, found: FakeSandbox) -> SandboxReport:
+        report = SandboxReport(
+            id=found.spec.id,
+            builder_id=found.spec.builder_id,
+            state=SandboxState.EXITED if found.end else SandboxState.RUNNING,
+            ip=None if found.end else found.ip,
+            started_at=found.started_at,
+            end=found.end,
+        )
+        if found.half_made and not found.end:
+            return replace(report, state=SandboxState.PARTIAL, ip=None, started_at=None)
+        return report
+
+    async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
+        self._called("stop", sandbox)
+        found = self.sandboxes.get(sandbox)
+        if found is None:
+            return _absent(sandbox)
+        self.end(sandbox, EndCause.STOPPED, TERMINATED_EXIT_CODE)
+        return self._report(found)
+
+    async def remove(self, sandbox: SandboxId) -> None:
+        self._called("remove", sandbox)
+        found = self.sandboxes.get(sandbox)
+        if found and not found.end and not found.half_made:
+            raise InvalidState(f"The sandbox {sandbox} runs: stop it first.")
+        self.sandboxes.pop(sandbox, None)
+
+    async def exits(self) -> AsyncIterator[SandboxId]:
+        watcher: asyncio.Queue[SandboxId] = asyncio.Queue()
+        self._watchers.add(watcher)
+        try:
+            while True:
+                yield await watcher.get()
+        finally:
+            self._watchers.discard(watcher)
+
+    async def execute(self, sandbox: SandboxId, command: str, timeout_seconds: float, limit_bytes: int) -> ExecResult:
+        self._called("execute", sandbox)
+        found = self.sandboxes.get(sandbox)
+        if found is None or found.end or found.half_made:
+            raise InvalidState("The sandbox does not run.")
+        answer = self._answers.get(command, Answer())
+        output = answer.output.encode()
+        late = answer.seconds > timeout_seconds
+        return ExecResult(
+            exit_code=TIMEOUT_EXIT_CODE if late else answer.exit_code,
+            output=output[:limit_bytes].decode(errors="replace"),
+            truncated=len(output) > limit_bytes,
+        )
+
+    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
+        self._called("usage", sandbox)
+        found = self.sandboxes.get(sandbox)
+        if found is None or found.end or found.half_made:
+            return None
+        used = sum(len(content) for content in self.disks[found.spec.disk].files.values())
+        return SandboxUsage(0.1, 20_000_000, used, 1_000, 2_000, 2)
+
+    async def read_log(self, sandbox: SandboxId, cursor: str = "") -> tuple[Sequence[LogLine], str]:
+        self._called("read_log", sandbox)
+        lines = self.logs[sandbox][1] if sandbox in self.logs else []
+        return lines[int(cursor or 0) :], str(len(lines)) if lines else cursor
+
+    async def delete_logs(self, builder: BuilderId) -> None:
+        self._called("delete_logs", builder)
+        self.logs = {sandbox: log for sandbox, log in self.logs.items() if log[0] != builder}
+
+    async def down(self) -> None:
+        self._called("down", "")
+        for sandbox in list(self.sandboxes):
+            self.end(sandbox, EndCause.STOPPED, TERMINATED_EXIT_CODE)
+        self.ready = False
+
+    def _called(self, method: str, subject: str) -> None:
+        self.calls.append((method, subject))
+        if self._failures[method]:
+            raise self._failures[method].popleft()
+
+
+def _absent(sandbox: SandboxId) -> SandboxReport:
+    return SandboxReport(id=sandbox, builder_id=None, state=SandboxState.ABSENT)

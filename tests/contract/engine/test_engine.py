@@ -1,0 +1,289 @@
+"""What every engine promises, whatever runs below it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.contract.engine import apps
+from tests.contract.engine.apps import PORT, App
+
+from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.errors import InvalidState, NotFound
+from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
+from builderd.domain.resources import GB, Resources
+from builderd.domain.sandboxes import EndCause, Listening, SandboxReport, SandboxSpec, SandboxState
+from builderd.domain.versions import Isolation
+from builderd.ports.engine import Engine
+
+#: Against hanging only.
+PATIENCE = 30
+
+
+async def make_spec(engine: Engine, app: App, **changes: Any) -> SandboxSpec:
+    """A spec for the app on a disk of its own."""
+    builder = new_id()
+    await engine.create_disk(DiskId(builder), 1 * GB)
+    spec = SandboxSpec(
+        id=new_sandbox_id(),
+        builder_id=BuilderId(builder),
+        disk=DiskId(builder),
+        hostname="contract",
+        entrypoint=app.entrypoint,
+        port=PORT,
+        env={"PORT": str(PORT)},
+        resources=Resources(cpu=1, memory=0.125, disk=1),
+        isolation=Isolation.STANDARD,
+    )
+    return replace(spec, **changes)
+
+
+async def until_state(engine: Engine, sandbox: SandboxId, state: SandboxState) -> SandboxReport:
+    async with asyncio.timeout(PATIENCE):
+        while (report := await engine.report(sandbox)).state is not state:
+            await asyncio.sleep(0.01)
+    return report
+
+
+async def until_listening(engine: Engine, sandbox: SandboxId) -> Listening:
+    async with asyncio.timeout(PATIENCE):
+        while not (listening := await engine.listening(sandbox)).sockets:
+            await asyncio.sleep(0.01)
+    return listening
+
+
+async def log_text(engine: Engine, sandbox: SandboxId) -> list[str]:
+    lines, _ = await engine.read_log(sandbox)
+    return [line.text for line in lines]
+
+
+async def test_a_prepared_engine_is_ready(engine: Engine) -> None:
+    assert engine.readiness().ready
+    assert engine.base_id
+    assert engine.gateway
+
+
+async def test_a_started_app_runs_and_can_be_reached(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SERVER)
+    report = await engine.start(spec)
+    assert (report.state, report.builder_id) == (SandboxState.RUNNING, spec.builder_id)
+    assert report.ip
+    assert report.started_at
+    assert (await until_listening(engine, spec.id)).reachable(PORT)
+    assert await engine.report(spec.id) == report
+
+
+async def test_a_second_start_finds_the_first(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    assert await engine.start(spec) == await engine.start(spec)
+    assert [report.id for report in await engine.list_sandboxes()].count(spec.id) == 1
+
+
+async def test_a_start_after_the_end_does_not_run_it_again(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.DONE)
+    await engine.start(spec)
+    ended = await until_state(engine, spec.id, SandboxState.EXITED)
+    assert await engine.start(spec) == ended
+    assert await log_text(engine, spec.id) == ["done"]
+
+
+async def test_a_disk_carries_one_sandbox_at_a_time(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    with pytest.raises(InvalidState):
+        await engine.start(replace(spec, id=new_sandbox_id()))
+
+
+async def test_without_a_disk_nothing_starts(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT, disk=DiskId(new_id()))
+    with pytest.raises(NotFound):
+        await engine.start(spec)
+    assert (await engine.report(spec.id)).state is SandboxState.ABSENT
+
+
+async def test_without_its_layer_nothing_starts(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT, layer_key="0" * 64)
+    with pytest.raises(NotFound):
+        await engine.start(spec)
+    assert (await engine.report(spec.id)).state is SandboxState.ABSENT
+
+
+async def test_an_app_on_loopback_cannot_be_reached(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.LOOPBACK_SERVER)
+    await engine.start(spec)
+    listening = await until_listening(engine, spec.id)
+    assert listening.sockets == {("127.0.0.1", PORT)}
+    assert not listening.reachable(PORT)
+
+
+async def test_an_app_on_another_port_is_seen_there(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.OTHER_PORT_SERVER)
+    await engine.start(spec)
+    listening = await until_listening(engine, spec.id)
+    assert listening.reachable(9000)
+    assert not listening.reachable(PORT)
+
+
+async def test_the_end_of_an_app_is_reported_with_its_exit_code(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.FAILING)
+    await engine.start(spec)
+    report = await until_state(engine, spec.id, SandboxState.EXITED)
+    assert report.end
+    assert (report.end.cause, report.end.exit_code) == (EndCause.EXITED, 7)
+    assert report.end.at
+    assert report.started_at
+    assert report.end.at >= report.started_at
+    assert report.ip is None
+    assert (await engine.listening(spec.id)).sockets == frozenset()
+    assert await engine.usage(spec.id) is None
+    assert await log_text(engine, spec.id) == ["good bye"]
+
+
+async def test_an_app_over_its_memory_limit_is_reported_so(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.HOG)
+    await engine.start(spec)
+    report = await until_state(engine, spec.id, SandboxState.EXITED)
+    assert report.end
+    assert report.end.cause is EndCause.OUT_OF_MEMORY
+
+
+async def test_exits_tells_of_an_end(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.FAILING)
+    exits = engine.exits()
+    next_exit = asyncio.ensure_future(anext(exits))
+    await asyncio.sleep(0)
+    await engine.start(spec)
+    await until_state(engine, spec.id, SandboxState.EXITED)
+    assert await asyncio.wait_for(next_exit, PATIENCE) == spec.id
+
+
+async def test_a_stopped_app_is_reported_as_stopped(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SERVER)
+    await engine.start(spec)
+    report = await engine.stop(spec.id, 10)
+    assert report.state is SandboxState.EXITED
+    assert report.end
+    assert report.end.cause is EndCause.STOPPED
+    assert await engine.stop(spec.id, 10) == report
+    assert await engine.report(spec.id) == report
+
+
+async def test_stopping_an_app_that_has_ended_keeps_how_it_ended(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.FAILING)
+    await engine.start(spec)
+    ended = await until_state(engine, spec.id, SandboxState.EXITED)
+    assert await engine.stop(spec.id, 10) == ended
+
+
+async def test_an_unknown_sandbox_is_absent(engine: Engine) -> None:
+    sandbox = new_sandbox_id()
+    assert (await engine.report(sandbox)).state is SandboxState.ABSENT
+    assert (await engine.stop(sandbox, 1)).state is SandboxState.ABSENT
+    assert (await engine.listening(sandbox)).sockets == frozenset()
+    assert await engine.usage(sandbox) is None
+    assert await engine.read_log(sandbox) == ([], "")
+    await engine.remove(sandbox)
+    with pytest.raises(InvalidState):
+        await engine.execute(sandbox, "true", 1, 100)
+
+
+async def test_remove_leaves_only_the_log(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.DONE)
+    await engine.start(spec)
+    await until_state(engine, spec.id, SandboxState.EXITED)
+    await engine.remove(spec.id)
+    await engine.remove(spec.id)
+    assert (await engine.report(spec.id)).state is SandboxState.ABSENT
+    assert spec.id not in [report.id for report in await engine.list_sandboxes()]
+    assert await log_text(engine, spec.id) == ["done"]
+    await engine.delete_logs(spec.builder_id)
+    await engine.delete_logs(spec.builder_id)
+    assert await log_text(engine, spec.id) == []
+
+
+async def test_a_running_sandbox_is_not_removed(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    with pytest.raises(InvalidState):
+        await engine.remove(spec.id)
+    assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+
+
+async def test_a_log_is_read_on_from_its_cursor(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.DONE)
+    await engine.start(spec)
+    await until_state(engine, spec.id, SandboxState.EXITED)
+    lines, cursor = await engine.read_log(spec.id)
+    assert [line.text for line in lines] == ["done"]
+    assert await engine.read_log(spec.id, cursor) == ([], cursor)
+
+
+async def test_a_command_answers_with_both_streams_and_its_code(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    result = await engine.execute(spec.id, apps.BOTH_STREAMS.text, PATIENCE, 1000)
+    assert (result.exit_code, result.output, result.truncated) == (3, "one\ntwo\n", False)
+
+
+async def test_a_long_output_is_cut_and_says_so(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    result = await engine.execute(spec.id, apps.LONG_OUTPUT.text, PATIENCE, 1000)
+    assert (len(result.output), result.truncated) == (1000, True)
+
+
+async def test_a_command_past_its_time_is_killed(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    result = await engine.execute(spec.id, apps.SLOW.text, 0.3, 1000)
+    assert (result.exit_code, result.output) == (124, "begun\n")
+    assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+
+
+async def test_no_command_runs_in_an_ended_sandbox(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.DONE)
+    await engine.start(spec)
+    await until_state(engine, spec.id, SandboxState.EXITED)
+    with pytest.raises(InvalidState):
+        await engine.execute(spec.id, "true", 1, 100)
+
+
+async def test_a_running_sandbox_tells_what_it_uses(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SERVER)
+    await engine.start(spec)
+    await until_listening(engine, spec.id)
+    usage = await engine.usage(spec.id)
+    assert usage
+    assert usage.memory_bytes > 0
+    assert usage.processes > 0
+
+
+async def test_a_bundle_is_put_on_a_disk_and_cloned_with_it(engine: Engine) -> None:
+    bundle = make_bundle([BundleFile("main.py", b"print('hello')\n")])
+    disk, clone = DiskId(new_id()), DiskId(new_id())
+    assert await engine.disk(disk) is None
+    await engine.create_disk(disk, GB)
+    await engine.create_disk(disk, GB)
+    report = await engine.disk(disk)
+    assert report
+    assert report.bundle_hash is None
+    await engine.put_bundle(disk, bundle)
+    await engine.clone_disk(disk, clone, GB)
+    for each in (disk, clone):
+        report = await engine.disk(each)
+        assert report
+        assert (report.id, report.bundle_hash) == (each, bundle.hash)
+    await engine.delete_disk(disk)
+    await engine.delete_disk(disk)
+    assert await engine.disk(disk) is None
+    assert await engine.disk(clone)
+
+
+async def test_down_ends_every_sandbox(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    await engine.down()
+    assert not engine.readiness().ready
+    assert (await engine.report(spec.id)).state is not SandboxState.RUNNING

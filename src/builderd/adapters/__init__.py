@@ -1,1 +1,1 @@
-"""The world as it is: one family a port, and no family knows another."""
+"""The world as it is: one family of adapters a port."""

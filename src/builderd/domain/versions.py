@@ -12,6 +12,8 @@ from builderd.domain.ids import BuilderId
 from builderd.domain.resources import Resources
 
 DEFAULT_PORT = 8000
+#: The layer key of a version that asks for no dependencies.
+NO_LAYER = ""
 MAX_ENTRYPOINT_BYTES = 4096
 #: What the kernel takes as one string of an environment (MAX_ARG_STRLEN is 128 KiB), with room for the name.
 MAX_ENV_VALUE_BYTES = 100_000
@@ -53,7 +55,7 @@ class VersionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """``number`` counts from 1 within its builder; ``layer_key`` is None until known, or where no layer is needed.
+    """``number`` counts from 1 within its builder; ``layer_key`` is None until it was planned, and ``NO_LAYER`` where none is needed.
 
     ``review_passed`` and ``qa_passed`` are None until their gate has judged this version.
     """

@@ -1,7 +1,7 @@
-"""Signals: a hint that something of a builder changed, so that who waits looks again at once.
+"""Signals: hints inside one process, so that who waits looks again at once.
 
-A hint only: whoever waits also looks by itself from time to time, since another control plane's change
-sends no hint here.
+Hints only. Whoever waits also looks by itself from time to time, since another control plane on the same
+database sends none here.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ from builderd.domain.ids import BuilderId
 
 
 class Signals(Protocol):
-    def notify(self, builder: BuilderId) -> None:
-        """Wake everybody who waits for this builder. Thread-safe, never blocks."""
+    """All methods but the waiting ones are thread-safe and never block."""
 
-    async def wait(self, builder: BuilderId, seen: int, timeout_seconds: float) -> int:
-        """Return the builder's count of changes as soon as it differs from ``seen``, or at the timeout."""
+    def wish(self, builder: BuilderId) -> None:
+        """What is wanted of it, or what it does, changed: the reconciler should look."""
+
+    async def wishes(self, timeout_seconds: float) -> frozenset[BuilderId]:
+        """Those wished since the last call, as soon as there is one; empty at the timeout. One consumer only."""
+
+    def change(self, builder: BuilderId) -> None:
+        """Its record changed: wake everybody who waits for it."""
 
     def count(self, builder: BuilderId) -> int:
-        """How many changes were notified so far; pass it to ``wait``."""
+        """How many changes were told so far; hand it to ``wait``."""
+
+    async def wait(self, builder: BuilderId, seen: int, timeout_seconds: float) -> None:
+        """Return when the count differs from ``seen``, or at the timeout."""

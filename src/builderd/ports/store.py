@@ -124,6 +124,8 @@ class Versions(Protocol):
         """Newest first."""
 
     def save(self, version: Version) -> None: ...
+    def uses_bundle(self, bundle_hash: str) -> bool:
+        """Whether a version of a builder that is not deleted has this bundle."""
 
 
 class Sandboxes(Protocol):

@@ -1,1 +1,1 @@
-"""What builderd does for a user, one file a noun."""
+"""What builderd does for a user: one file a noun."""

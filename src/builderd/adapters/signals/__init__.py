@@ -1,0 +1,1 @@
+"""Signals inside one process."""

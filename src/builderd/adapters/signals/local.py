@@ -1,0 +1,76 @@
+"""Signals over one event loop, callable from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+from builderd.domain.ids import BuilderId
+
+
+class LocalSignals:
+    """Bound to the event loop that is running when it is made."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._wished: set[BuilderId] = set()
+        self._wishing = asyncio.Event()
+        self._counts: Counter[BuilderId] = Counter()
+        self._waiters: defaultdict[BuilderId, set[asyncio.Future[None]]] = defaultdict(set)
+
+    def wish(self, builder: BuilderId) -> None:
+        self._call(self._wish, builder)
+
+    async def wishes(self, timeout_seconds: float) -> frozenset[BuilderId]:
+        try:
+            await asyncio.wait_for(self._wishing.wait(), timeout_seconds)
+        except TimeoutError:
+            return frozenset()
+        self._wishing.clear()
+        wished, self._wished = frozenset(self._wished), set()
+        return wished
+
+    def change(self, builder: BuilderId) -> None:
+        self._call(self._change, builder)
+
+    def count(self, builder: BuilderId) -> int:
+        return self._counts[builder]
+
+    async def wait(self, builder: BuilderId, seen: int, timeout_seconds: float) -> None:
+        if self._counts[builder] != seen:
+            return
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiters[builder].add(future)
+        try:
+            await asyncio.wait_for(future, timeout_seconds)
+        except TimeoutError:
+            pass
+        finally:
+            self._forget(builder, future)
+
+    def _call(self, function: Callable[[BuilderId], None], builder: BuilderId) -> None:
+        if threading.get_ident() == self._thread:
+            function(builder)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, builder)
+
+    def _wish(self, builder: BuilderId) -> None:
+        self._wished.add(builder)
+        self._wishing.set()
+
+    def _change(self, builder: BuilderId) -> None:
+        self._counts[builder] += 1
+        for future in self._waiters.pop(builder, set()):
+            if not future.done():
+                future.set_result(None)
+
+    def _forget(self, builder: BuilderId, future: asyncio.Future[None]) -> None:
+        waiting = self._waiters.get(builder)
+        if waiting is None:
+            return
+        waiting.discard(future)
+        if not waiting:
+            del self._waiters[builder]

@@ -1,0 +1,57 @@
+"""The application: the ports and rules that every service and door works with, put together once at start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from builderd.domain.builders import Builder
+from builderd.domain.previews import PreviewDomain
+from builderd.domain.prices import Prices
+from builderd.domain.resources import Resources
+from builderd.domain.versions import Isolation
+from builderd.ports.bundles import Bundles
+from builderd.ports.clock import Clock
+from builderd.ports.engine import Engine
+from builderd.ports.installer import Installer
+from builderd.ports.previews import Previews
+from builderd.ports.signals import Signals
+from builderd.ports.store import Store, UnitOfWork
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the operator allows. Times in seconds, sizes in bytes."""
+
+    maximum: Resources = field(default_factory=lambda: Resources(cpu=8, memory=16, disk=100))
+    default_isolation: Isolation = Isolation.STANDARD
+    start_timeout: float = 60
+    stop_grace: float = 10
+    exec_output: int = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """``instance`` names this process towards other control planes on the same database."""
+
+    store: Store
+    engine: Engine
+    previews: Previews
+    bundles: Bundles
+    installer: Installer
+    signals: Signals
+    clock: Clock
+    limits: Limits
+    prices: Prices
+    preview_domain: PreviewDomain
+    instance: str
+    #: Held while a bundle is stored and referred to, and while an unused one is removed.
+    bundle_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def commit(self, work: Callable[[UnitOfWork], Builder]) -> Builder:
+        """Write in one transaction, then tell the reconciler and whoever waits for this builder."""
+        builder = await self.store.write(work)
+        self.signals.wish(builder.id)
+        self.signals.change(builder.id)
+        return builder

@@ -1,0 +1,229 @@
+"""Builders: create, look, and say what is wanted of them. The reconciler makes it so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
+from builderd.domain.errors import InvalidState, NotFound, ValidationFailed
+from builderd.domain.events import Event
+from builderd.domain.ids import BuilderId, TenantId, is_id, new_id, new_secret
+from builderd.domain.previews import preview_host
+from builderd.domain.prices import Billing, Cost, cents, rate_digits, total
+from builderd.domain.versions import Version, VersionSettings
+from builderd.ports.store import BuilderQuery, UnitOfWork
+from builderd.services.application import Application
+
+
+@dataclass(frozen=True, slots=True)
+class NewBuilder:
+    """A request whose fields have passed the domain's rules. The bundle is in the store already."""
+
+    name: str
+    bundle_hash: str
+    settings: VersionSettings
+    job_type: JobType = JobType.ALWAYS_ON
+    visibility: Visibility = Visibility.PUBLIC
+    auto_stop_interval: int = 0
+    backup_interval_hours: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BuilderView:
+    """A builder as it is shown: with its current version, its preview's URL and what it cost so far."""
+
+    builder: Builder
+    version: Version
+    preview_url: str
+    cost: Cost
+
+
+def create(
+    uow: UnitOfWork,
+    application: Application,
+    tenant_id: TenantId,
+    actor: str,
+    new: NewBuilder,
+    now: datetime,
+) -> Builder:
+    """Record the builder and its first version.
+
+    Raises ``NameTaken``, or ``ValidationFailed`` when this service lacks what was asked for.
+    """
+    _check_machine(application, new.settings)
+    builder = _new_builder(application, tenant_id, actor, new, now)
+    uow.builders.add(builder)
+    uow.versions.add(
+        Version(
+            builder_id=builder.id,
+            number=builder.version,
+            bundle_hash=new.bundle_hash,
+            settings=new.settings,
+            created_by=actor,
+            created_at=now,
+        )
+    )
+    _record(uow, builder, "builder.created", actor, f"created by {actor}", now, {"name": new.name})
+    uow.builders.make_due(builder.id, now)
+    return builder
+
+
+def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, *, lock: bool = False) -> Builder:
+    """The live builder. ``NotFound`` for a foreign, deleted, unknown or malformed id, all alike."""
+    builder = uow.builders.get(BuilderId(builder_id), lock=lock) if is_id(builder_id) else None
+    if builder is None or builder.tenant_id != tenant_id or builder.desired is Desired.DELETED:
+        raise NotFound("There is no builder of this uuid: list yours with GET /api/v1/builders.")
+    return builder
+
+
+def list_page(uow: UnitOfWork, tenant_id: TenantId, query: BuilderQuery) -> tuple[Sequence[Builder], int]:
+    """One page of the tenant's live builders, and how many there are in all."""
+    return uow.builders.list(tenant_id, query)
+
+
+def start(
+    uow: UnitOfWork,
+    application: Application,
+    tenant_id: TenantId,
+    builder_id: str,
+    actor: str,
+    now: datetime,
+) -> Builder:
+    """Want it running; nothing changes when that is so already."""
+    builder = get(uow, tenant_id, builder_id, lock=True)
+    if builder.desired is Desired.RUNNING:
+        return builder
+    return _want_run(uow, builder, f"started by {actor}", actor, now)
+
+
+def restart(
+    uow: UnitOfWork,
+    application: Application,
+    tenant_id: TenantId,
+    builder_id: str,
+    actor: str,
+    now: datetime,
+) -> Builder:
+    """Want a new run, whether or not one goes on now. ``InvalidState`` while it is being created."""
+    builder = get(uow, tenant_id, builder_id, lock=True)
+    if builder.status is Status.CREATING:
+        raise InvalidState("The builder is still being created: wait until it runs, or delete it.")
+    return _want_run(uow, builder, f"restarted by {actor}", actor, now)
+
+
+def stop(
+    uow: UnitOfWork,
+    application: Application,
+    tenant_id: TenantId,
+    builder_id: str,
+    actor: str,
+    now: datetime,
+) -> Builder:
+    """Want it stopped; nothing changes when that is so already."""
+    builder = get(uow, tenant_id, builder_id, lock=True)
+    if builder.desired is Desired.STOPPED:
+        return builder
+    return _want(uow, builder, Desired.STOPPED, f"stopped by {actor}", actor, now)
+
+
+def delete(
+    uow: UnitOfWork,
+    application: Application,
+    tenant_id: TenantId,
+    builder_id: str,
+    actor: str,
+    now: datetime,
+) -> Builder:
+    """Want it gone. From here on it is in no list and its name is free."""
+    builder = get(uow, tenant_id, builder_id, lock=True)
+    wanted = _want(uow, builder, Desired.DELETED, f"deleted by {actor}", actor, now)
+    _record(uow, builder, "builder.deleted", actor, wanted.desired_reason, now, {})
+    return wanted
+
+
+def view(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> BuilderView:
+    """The builder with its version and its costs up to now."""
+    return views(uow, application, [builder], now)[0]
+
+
+def views(
+    uow: UnitOfWork, application: Application, builders: Sequence[Builder], now: datetime
+) -> Sequence[BuilderView]:
+    """The same for many."""
+    ledger = uow.ledger.of_builders([builder.id for builder in builders])
+    shown = []
+    for builder in builders:
+        version = uow.versions.get(builder.id, builder.version)
+        assert version is not None, "a builder's current version is always stored"
+        hours, money = total(ledger.get(builder.id, ()), now)
+        rate = application.prices.hourly_rate(version.settings.resources, Billing.RUNNING)
+        cost = Cost(application.prices.currency, rate_digits(rate), rate_digits(hours), cents(money))
+        url = application.preview_domain.url(builder.host)
+        shown.append(BuilderView(builder, version, url, cost))
+    return shown
+
+
+def _check_machine(application: Application, settings: VersionSettings) -> None:
+    errors: dict[str, list[str]] = {}
+    lack = application.engine.supports(settings.isolation)
+    if lack is not None:
+        errors["isolation"] = [lack]
+    for index, name in enumerate(settings.credentials):
+        errors[f"credentials.{index}"] = [f"there is no credential named {name!r}"]
+    if errors:
+        raise ValidationFailed(errors)
+
+
+def _new_builder(
+    application: Application, tenant_id: TenantId, actor: str, new: NewBuilder, now: datetime
+) -> Builder:
+    builder_id = BuilderId(new_id())
+    return Builder(
+        id=builder_id,
+        tenant_id=tenant_id,
+        name=new.name,
+        job_type=new.job_type,
+        visibility=new.visibility,
+        service_token=new_secret("bds"),
+        host=preview_host(new.name, builder_id, application.preview_domain.domain),
+        version=1,
+        created_at=now,
+        updated_at=now,
+        auto_stop_interval=new.auto_stop_interval,
+        backup_interval_hours=new.backup_interval_hours,
+        desired_by=actor,
+        desired_reason=f"created by {actor}",
+    )
+
+
+def _want_run(uow: UnitOfWork, builder: Builder, reason: str, actor: str, now: datetime) -> Builder:
+    fresh = replace(builder, run=builder.run + 1, exit_code=None, failure_code=None)
+    return _want(uow, fresh, Desired.RUNNING, reason, actor, now)
+
+
+def _want(
+    uow: UnitOfWork, builder: Builder, desired: Desired, reason: str, actor: str, now: datetime
+) -> Builder:
+    wanted = replace(builder, desired=desired, desired_by=actor, desired_reason=reason, updated_at=now)
+    uow.builders.save(wanted)
+    uow.builders.make_due(builder.id, now)
+    return wanted
+
+
+def _record(
+    uow: UnitOfWork,
+    builder: Builder,
+    kind: str,
+    actor: str,
+    reason: str,
+    now: datetime,
+    details: dict[str, Any],
+) -> None:
+    uow.events.add(Event(builder.tenant_id, builder.id, now, kind, actor, reason, details))
+
+
+#: What ``start``, ``stop``, ``restart`` and ``delete`` have in common, for doors that offer all of them.
+Command = Callable[[UnitOfWork, Application, TenantId, str, str, datetime], Builder]

@@ -1,0 +1,133 @@
+"""Logs: what a builder's sandboxes and installers wrote, joined over restarts and versions."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from builderd.domain.builders import Desired
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.sandboxes import Sandbox
+from builderd.ports.store import UnitOfWork
+from builderd.services import builders
+from builderd.services.application import Application
+
+#: How often a follower looks for new lines, in seconds.
+FOLLOW_INTERVAL = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class VersionedLine:
+    """A line and the version that wrote it."""
+
+    version: int
+    line: LogLine
+
+
+async def read(
+    application: Application,
+    tenant_id: TenantId,
+    builder_id: str,
+    *,
+    tail: int = 200,
+    since: datetime | None = None,
+    stream: LogStream | None = None,
+) -> Sequence[VersionedLine]:
+    """The last ``tail`` lines that pass the filters, oldest first. Raises ``NotFound``."""
+
+    def find(uow: UnitOfWork) -> tuple[BuilderId, Sequence[Sandbox], Sequence[tuple[int, LogLine]]]:
+        builder = builders.get(uow, tenant_id, builder_id)
+        return builder.id, uow.sandboxes.list(builder.id), uow.build_logs.list(builder.id)
+
+    _, sandboxes, built = await application.store.read(find)
+    lines = [VersionedLine(version, line) for version, line in built]
+    if stream is not LogStream.BUILD:
+        for sandbox in sandboxes:
+            written, _ = await application.engine.read_log(sandbox.id)
+            lines.extend(VersionedLine(sandbox.version, line) for line in written)
+    kept = [line for line in lines if _passes(line.line, since, stream)]
+    return heapq.nlargest(tail, kept, key=_time)[::-1] if tail < len(kept) else sorted(kept, key=_time)
+
+
+async def follow(
+    application: Application,
+    tenant_id: TenantId,
+    builder_id: str,
+    *,
+    since: datetime | None = None,
+    stream: LogStream | None = None,
+) -> AsyncIterator[VersionedLine]:
+    """Lines from now on (or from ``since``) as they are written, until the builder is deleted."""
+    follower = Follower(application, tenant_id, builder_id)
+    await follower.skip(since)
+    while True:
+        for line in await follower.next_lines():
+            if _passes(line.line, since, stream):
+                yield line
+        if await follower.ended():
+            return
+        await asyncio.sleep(FOLLOW_INTERVAL)
+
+
+class Follower:
+    """Remembers how far each sandbox's log was read."""
+
+    def __init__(self, application: Application, tenant_id: TenantId, builder_id: str) -> None:
+        self._application = application
+        self._tenant_id = tenant_id
+        self._builder_id = builder_id
+        self._cursors: dict[str, str] = {}
+        self._ended: set[str] = set()
+        self._built = 0
+
+    async def skip(self, since: datetime | None) -> None:
+        """Go to the end of what is there, unless a beginning was asked for."""
+        if since is None:
+            await self.next_lines()
+
+    async def next_lines(self) -> Sequence[VersionedLine]:
+        """What was written since the last call, in order of time."""
+        sandboxes, built = await self._application.store.read(self._find)
+        lines = [VersionedLine(version, line) for version, line in built[self._built :]]
+        self._built = max(self._built, len(built))
+        for sandbox in sandboxes:
+            if sandbox.id in self._ended:
+                continue
+            lines.extend(await self._read(sandbox))
+        return sorted(lines, key=_time)
+
+    async def ended(self) -> bool:
+        """Whether the builder is gone."""
+
+        def gone(uow: UnitOfWork) -> bool:
+            builder = uow.builders.get(BuilderId(self._builder_id))
+            return builder is None or builder.desired is Desired.DELETED
+
+        return await self._application.store.read(gone)
+
+    async def _read(self, sandbox: Sandbox) -> list[VersionedLine]:
+        written, cursor = await self._application.engine.read_log(
+            sandbox.id, self._cursors.get(sandbox.id, "")
+        )
+        self._cursors[sandbox.id] = cursor
+        if sandbox.end is not None and not written:
+            self._ended.add(sandbox.id)
+        return [VersionedLine(sandbox.version, line) for line in written]
+
+    def _find(self, uow: UnitOfWork) -> tuple[Sequence[Sandbox], Sequence[tuple[int, LogLine]]]:
+        builder = uow.builders.get(BuilderId(self._builder_id))
+        if builder is None or builder.tenant_id != self._tenant_id:
+            return (), ()
+        return uow.sandboxes.list(builder.id), uow.build_logs.list(builder.id)
+
+
+def _passes(line: LogLine, since: datetime | None, stream: LogStream | None) -> bool:
+    return (since is None or line.time >= since) and (stream is None or line.stream is stream)
+
+
+def _time(line: VersionedLine) -> datetime:
+    return line.line.time

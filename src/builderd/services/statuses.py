@@ -1,0 +1,29 @@
+"""The one function that changes a builder's status; it writes the event with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from builderd.domain.builders import Builder, Status
+from builderd.domain.events import Event
+from builderd.ports.store import UnitOfWork
+
+
+def change(
+    uow: UnitOfWork, builder: Builder, status: Status, reason: str, actor: str, now: datetime
+) -> Builder:
+    """The builder in its new status, not yet saved: the caller saves it with what else changed."""
+    changed = replace(builder, status=status, status_reason=reason, updated_at=now)
+    uow.events.add(
+        Event(
+            tenant_id=builder.tenant_id,
+            builder_id=builder.id,
+            time=now,
+            type="builder.status",
+            actor=actor,
+            reason=reason,
+            details={"from": builder.status.value, "to": status.value},
+        )
+    )
+    return changed

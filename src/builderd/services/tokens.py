@@ -1,0 +1,66 @@
+"""API tokens: made by the operator, presented by callers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+
+from builderd.domain.errors import Unauthenticated, ValidationFailed
+from builderd.domain.ids import TenantId, TokenId, new_id, new_secret, secret_hash
+from builderd.domain.tenants import NAME, Tenant
+from builderd.domain.tokens import Scope, Token
+from builderd.ports.store import UnitOfWork
+
+#: The last use of a token is written down at most this often.
+TOUCH_INTERVAL = timedelta(minutes=1)
+
+
+def create(
+    uow: UnitOfWork,
+    tenant_name: str,
+    name: str,
+    scopes: Collection[Scope],
+    expires_at: datetime | None,
+    now: datetime,
+) -> tuple[Token, str]:
+    """A token and its secret, which is not stored. Makes the tenant if needed."""
+    if not NAME.fullmatch(tenant_name):
+        raise ValidationFailed(
+            {"tenant": ["must be 1 to 63 lower-case letters, digits and hyphens, not at its ends"]}
+        )
+    if expires_at is not None and expires_at <= now:
+        raise ValidationFailed({"expires": ["must lie in the future"]})
+    tenant = uow.tenants.by_name(tenant_name) or _new_tenant(uow, tenant_name, now)
+    secret = new_secret("bd")
+    token = Token(
+        id=TokenId(new_id()),
+        tenant_id=tenant.id,
+        name=name,
+        secret_hash=secret_hash(secret),
+        scopes=frozenset(scopes),
+        created_at=now,
+        expires_at=expires_at,
+    )
+    uow.tokens.add(token)
+    return token, secret
+
+
+def authenticate(uow: UnitOfWork, secret: str, now: datetime) -> Token:
+    """The valid token of this secret; raises ``Unauthenticated``."""
+    token = uow.tokens.by_secret_hash(secret_hash(secret))
+    if token is None or not token.is_valid(now):
+        raise Unauthenticated(
+            "The token is unknown, expired or revoked: make one with `builderd token create`."
+        )
+    return token
+
+
+def needs_touch(token: Token, now: datetime) -> bool:
+    """Whether the token's last use should be written down again."""
+    return token.last_used_at is None or now - token.last_used_at >= TOUCH_INTERVAL
+
+
+def _new_tenant(uow: UnitOfWork, name: str, now: datetime) -> Tenant:
+    tenant = Tenant(TenantId(new_id()), name, now)
+    uow.tenants.add(tenant)
+    return tenant

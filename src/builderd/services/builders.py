@@ -177,9 +177,7 @@ def _check_machine(application: Application, settings: VersionSettings) -> None:
         raise ValidationFailed(errors)
 
 
-def _new_builder(
-    application: Application, tenant_id: TenantId, actor: str, new: NewBuilder, now: datetime
-) -> Builder:
+def _new_builder(application: Application, tenant_id: TenantId, actor: str, new: NewBuilder, now: datetime) -> Builder:
     builder_id = BuilderId(new_id())
     return Builder(
         id=builder_id,
@@ -204,9 +202,7 @@ def _want_run(uow: UnitOfWork, builder: Builder, reason: str, actor: str, now: d
     return _want(uow, fresh, Desired.RUNNING, reason, actor, now)
 
 
-def _want(
-    uow: UnitOfWork, builder: Builder, desired: Desired, reason: str, actor: str, now: datetime
-) -> Builder:
+def _want(uow: UnitOfWork, builder: Builder, desired: Desired, reason: str, actor: str, now: datetime) -> Builder:
     wanted = replace(builder, desired=desired, desired_by=actor, desired_reason=reason, updated_at=now)
     uow.builders.save(wanted)
     uow.builders.make_due(builder.id, now)

@@ -10,9 +10,7 @@ from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 
 
-async def keep(
-    application: Application, bundle: Bundle, refer: Callable[[UnitOfWork], Builder]
-) -> Builder:
+async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOfWork], Builder]) -> Builder:
     """Store the bundle and, in ``refer``, record what has it; a bundle that nothing refers to is not left."""
     async with application.bundle_lock:
         await application.bundles.put(bundle)

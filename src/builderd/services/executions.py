@@ -31,6 +31,4 @@ async def run(
 
     sandbox = await application.store.read(find)
     await application.store.write(touch)
-    return await application.engine.execute(
-        sandbox, command, timeout_seconds, application.limits.exec_output
-    )
+    return await application.engine.execute(sandbox, command, timeout_seconds, application.limits.exec_output)

@@ -110,9 +110,7 @@ class Follower:
         return await self._application.store.read(gone)
 
     async def _read(self, sandbox: Sandbox) -> list[VersionedLine]:
-        written, cursor = await self._application.engine.read_log(
-            sandbox.id, self._cursors.get(sandbox.id, "")
-        )
+        written, cursor = await self._application.engine.read_log(sandbox.id, self._cursors.get(sandbox.id, ""))
         self._cursors[sandbox.id] = cursor
         if sandbox.end is not None and not written:
             self._ended.add(sandbox.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import NamedTuple
 
 from builderd.domain.builders import Builder, Desired, Status
@@ -56,7 +57,7 @@ async def stages(application: Application, builder_id: BuilderId, run: int) -> A
     after = 0
     while True:
         seen = application.signals.count(builder_id)
-        look = await application.store.read(lambda uow, after=after: _look(uow, builder_id, after))
+        look = await application.store.read(partial(_look, builder_id=builder_id, after=after))
         for event in look.events:
             after = event.id
             if event.type.startswith("stage."):

@@ -42,9 +42,7 @@ def report(
     return Spending(application.prices.currency, cents(money), tuple(rows))
 
 
-def _shown(
-    uow: UnitOfWork, application: Application, builder: Builder, hours: Decimal, cost: Decimal
-) -> Cost:
+def _shown(uow: UnitOfWork, application: Application, builder: Builder, hours: Decimal, cost: Decimal) -> Cost:
     version = uow.versions.get(builder.id, builder.version)
     assert version is not None, "a builder's current version is always stored"
     rate = application.prices.hourly_rate(version.settings.resources, Billing.RUNNING)

@@ -10,9 +10,7 @@ from builderd.domain.events import Event
 from builderd.ports.store import UnitOfWork
 
 
-def change(
-    uow: UnitOfWork, builder: Builder, status: Status, reason: str, actor: str, now: datetime
-) -> Builder:
+def change(uow: UnitOfWork, builder: Builder, status: Status, reason: str, actor: str, now: datetime) -> Builder:
     """The builder in its new status, not yet saved: the caller saves it with what else changed."""
     changed = replace(builder, status=status, status_reason=reason, updated_at=now)
     uow.events.add(

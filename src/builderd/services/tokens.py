@@ -25,9 +25,7 @@ def create(
 ) -> tuple[Token, str]:
     """A token and its secret, which is not stored. Makes the tenant if needed."""
     if not NAME.fullmatch(tenant_name):
-        raise ValidationFailed(
-            {"tenant": ["must be 1 to 63 lower-case letters, digits and hyphens, not at its ends"]}
-        )
+        raise ValidationFailed({"tenant": ["must be 1 to 63 lower-case letters, digits and hyphens, not at its ends"]})
     if expires_at is not None and expires_at <= now:
         raise ValidationFailed({"expires": ["must lie in the future"]})
     tenant = uow.tenants.by_name(tenant_name) or _new_tenant(uow, tenant_name, now)
@@ -49,9 +47,7 @@ def authenticate(uow: UnitOfWork, secret: str, now: datetime) -> Token:
     """The valid token of this secret; raises ``Unauthenticated``."""
     token = uow.tokens.by_secret_hash(secret_hash(secret))
     if token is None or not token.is_valid(now):
-        raise Unauthenticated(
-            "The token is unknown, expired or revoked: make one with `builderd token create`."
-        )
+        raise Unauthenticated("The token is unknown, expired or revoked: make one with `builderd token create`.")
     return token
 
 

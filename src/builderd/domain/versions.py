@@ -55,7 +55,9 @@ class VersionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """``number`` counts from 1 within its builder; ``layer_key`` is None until it was planned, and ``NO_LAYER`` where none is needed.
+    """``number`` counts from 1 within its builder.
+
+    ``layer_key`` is None until it was planned, and ``NO_LAYER`` where none is needed.
 
     ``review_passed`` and ``qa_passed`` are None until their gate has judged this version.
     """

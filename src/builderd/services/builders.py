@@ -19,6 +19,14 @@ from builderd.services.application import Application
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the tenant, and the actor as events name it (``token <name>``)."""
+
+    tenant_id: TenantId
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
 class NewBuilder:
     """A request whose fields have passed the domain's rules. The bundle is in the store already."""
 
@@ -41,20 +49,13 @@ class BuilderView:
     cost: Cost
 
 
-def create(
-    uow: UnitOfWork,
-    application: Application,
-    tenant_id: TenantId,
-    actor: str,
-    new: NewBuilder,
-    now: datetime,
-) -> Builder:
+def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBuilder, now: datetime) -> Builder:
     """Record the builder and its first version.
 
     Raises ``NameTaken``, or ``ValidationFailed`` when this service lacks what was asked for.
     """
     _check_machine(application, new.settings)
-    builder = _new_builder(application, tenant_id, actor, new, now)
+    builder = _new_builder(application, caller, new, now)
     uow.builders.add(builder)
     uow.versions.add(
         Version(
@@ -62,11 +63,11 @@ def create(
             number=builder.version,
             bundle_hash=new.bundle_hash,
             settings=new.settings,
-            created_by=actor,
+            created_by=caller.actor,
             created_at=now,
         )
     )
-    _record(uow, builder, "builder.created", actor, f"created by {actor}", now, {"name": new.name})
+    uow.events.add(_event(builder, "builder.created", now, {"name": new.name}))
     uow.builders.make_due(builder.id, now)
     return builder
 
@@ -84,63 +85,35 @@ def list_page(uow: UnitOfWork, tenant_id: TenantId, query: BuilderQuery) -> tupl
     return uow.builders.list(tenant_id, query)
 
 
-def start(
-    uow: UnitOfWork,
-    application: Application,
-    tenant_id: TenantId,
-    builder_id: str,
-    actor: str,
-    now: datetime,
-) -> Builder:
+def start(uow: UnitOfWork, caller: Caller, builder_id: str, now: datetime) -> Builder:
     """Want it running; nothing changes when that is so already."""
-    builder = get(uow, tenant_id, builder_id, lock=True)
+    builder = get(uow, caller.tenant_id, builder_id, lock=True)
     if builder.desired is Desired.RUNNING:
         return builder
-    return _want_run(uow, builder, f"started by {actor}", actor, now)
+    return _want_run(uow, builder, caller, "started", now)
 
 
-def restart(
-    uow: UnitOfWork,
-    application: Application,
-    tenant_id: TenantId,
-    builder_id: str,
-    actor: str,
-    now: datetime,
-) -> Builder:
+def restart(uow: UnitOfWork, caller: Caller, builder_id: str, now: datetime) -> Builder:
     """Want a new run, whether or not one goes on now. ``InvalidState`` while it is being created."""
-    builder = get(uow, tenant_id, builder_id, lock=True)
+    builder = get(uow, caller.tenant_id, builder_id, lock=True)
     if builder.status is Status.CREATING:
         raise InvalidState("The builder is still being created: wait until it runs, or delete it.")
-    return _want_run(uow, builder, f"restarted by {actor}", actor, now)
+    return _want_run(uow, builder, caller, "restarted", now)
 
 
-def stop(
-    uow: UnitOfWork,
-    application: Application,
-    tenant_id: TenantId,
-    builder_id: str,
-    actor: str,
-    now: datetime,
-) -> Builder:
+def stop(uow: UnitOfWork, caller: Caller, builder_id: str, now: datetime) -> Builder:
     """Want it stopped; nothing changes when that is so already."""
-    builder = get(uow, tenant_id, builder_id, lock=True)
+    builder = get(uow, caller.tenant_id, builder_id, lock=True)
     if builder.desired is Desired.STOPPED:
         return builder
-    return _want(uow, builder, Desired.STOPPED, f"stopped by {actor}", actor, now)
+    return _want(uow, _wish(builder, Desired.STOPPED, "stopped", caller), now)
 
 
-def delete(
-    uow: UnitOfWork,
-    application: Application,
-    tenant_id: TenantId,
-    builder_id: str,
-    actor: str,
-    now: datetime,
-) -> Builder:
+def delete(uow: UnitOfWork, caller: Caller, builder_id: str, now: datetime) -> Builder:
     """Want it gone. From here on it is in no list and its name is free."""
-    builder = get(uow, tenant_id, builder_id, lock=True)
-    wanted = _want(uow, builder, Desired.DELETED, f"deleted by {actor}", actor, now)
-    _record(uow, builder, "builder.deleted", actor, wanted.desired_reason, now, {})
+    builder = get(uow, caller.tenant_id, builder_id, lock=True)
+    wanted = _want(uow, _wish(builder, Desired.DELETED, "deleted", caller), now)
+    uow.events.add(_event(wanted, "builder.deleted", now, {}))
     return wanted
 
 
@@ -177,11 +150,11 @@ def _check_machine(application: Application, settings: VersionSettings) -> None:
         raise ValidationFailed(errors)
 
 
-def _new_builder(application: Application, tenant_id: TenantId, actor: str, new: NewBuilder, now: datetime) -> Builder:
+def _new_builder(application: Application, caller: Caller, new: NewBuilder, now: datetime) -> Builder:
     builder_id = BuilderId(new_id())
     return Builder(
         id=builder_id,
-        tenant_id=tenant_id,
+        tenant_id=caller.tenant_id,
         name=new.name,
         job_type=new.job_type,
         visibility=new.visibility,
@@ -192,34 +165,38 @@ def _new_builder(application: Application, tenant_id: TenantId, actor: str, new:
         updated_at=now,
         auto_stop_interval=new.auto_stop_interval,
         backup_interval_hours=new.backup_interval_hours,
-        desired_by=actor,
-        desired_reason=f"created by {actor}",
+        desired_by=caller.actor,
+        desired_reason=f"created by {caller.actor}",
     )
 
 
-def _want_run(uow: UnitOfWork, builder: Builder, reason: str, actor: str, now: datetime) -> Builder:
+def _want_run(uow: UnitOfWork, builder: Builder, caller: Caller, verb: str, now: datetime) -> Builder:
     fresh = replace(builder, run=builder.run + 1, exit_code=None, failure_code=None)
-    return _want(uow, fresh, Desired.RUNNING, reason, actor, now)
+    return _want(uow, _wish(fresh, Desired.RUNNING, verb, caller), now)
 
 
-def _want(uow: UnitOfWork, builder: Builder, desired: Desired, reason: str, actor: str, now: datetime) -> Builder:
-    wanted = replace(builder, desired=desired, desired_by=actor, desired_reason=reason, updated_at=now)
+def _wish(builder: Builder, desired: Desired, verb: str, caller: Caller) -> Builder:
+    return replace(builder, desired=desired, desired_by=caller.actor, desired_reason=f"{verb} by {caller.actor}")
+
+
+def _want(uow: UnitOfWork, wished: Builder, now: datetime) -> Builder:
+    wanted = replace(wished, updated_at=now)
     uow.builders.save(wanted)
-    uow.builders.make_due(builder.id, now)
+    uow.builders.make_due(wanted.id, now)
     return wanted
 
 
-def _record(
-    uow: UnitOfWork,
-    builder: Builder,
-    kind: str,
-    actor: str,
-    reason: str,
-    now: datetime,
-    details: dict[str, Any],
-) -> None:
-    uow.events.add(Event(builder.tenant_id, builder.id, now, kind, actor, reason, details))
+def _event(builder: Builder, kind: str, now: datetime, details: dict[str, Any]) -> Event:
+    return Event(
+        tenant_id=builder.tenant_id,
+        builder_id=builder.id,
+        time=now,
+        type=kind,
+        actor=builder.desired_by,
+        reason=builder.desired_reason,
+        details=details,
+    )
 
 
 #: What ``start``, ``stop``, ``restart`` and ``delete`` have in common, for doors that offer all of them.
-Command = Callable[[UnitOfWork, Application, TenantId, str, str, datetime], Builder]
+Command = Callable[[UnitOfWork, Caller, str, datetime], Builder]

@@ -27,6 +27,7 @@ def report(
     application: Application,
     tenant_id: TenantId,
     now: datetime,
+    *,
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> Spending:

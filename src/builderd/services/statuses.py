@@ -10,18 +10,20 @@ from builderd.domain.events import Event
 from builderd.ports.store import UnitOfWork
 
 
-def change(uow: UnitOfWork, builder: Builder, status: Status, reason: str, actor: str, now: datetime) -> Builder:
-    """The builder in its new status, not yet saved: the caller saves it with what else changed."""
-    changed = replace(builder, status=status, status_reason=reason, updated_at=now)
+def change(uow: UnitOfWork, builder: Builder, status: Status, reason: str, now: datetime) -> Builder:
+    """The builder in its new status, not yet saved: the caller saves it with what else changed.
+
+    The actor is whoever made the present wish.
+    """
     uow.events.add(
         Event(
             tenant_id=builder.tenant_id,
             builder_id=builder.id,
             time=now,
             type="builder.status",
-            actor=actor,
+            actor=builder.desired_by,
             reason=reason,
             details={"from": builder.status.value, "to": status.value},
         )
     )
-    return changed
+    return replace(builder, status=status, status_reason=reason, updated_at=now)

@@ -19,9 +19,10 @@ def create(
     uow: UnitOfWork,
     tenant_name: str,
     name: str,
-    scopes: Collection[Scope],
-    expires_at: datetime | None,
     now: datetime,
+    *,
+    scopes: Collection[Scope],
+    expires_at: datetime | None = None,
 ) -> tuple[Token, str]:
     """A token and its secret, which is not stored. Makes the tenant if needed."""
     if not NAME.fullmatch(tenant_name):

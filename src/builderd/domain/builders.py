@@ -119,7 +119,7 @@ class Observed:
     ``sandbox`` is the builder's record that has not ended yet (its ``report`` is what the engine says of it).
     ``ends`` are the ended sandboxes of the present run, newest last. ``layer_ready`` is True also when the
     version needs none. ``disk_bundle`` is the hash of what was last put on the disk, None without a disk or
-    before the first. ``listening`` tells whether the app's port can be reached now.
+    before the first.
     """
 
     now: datetime
@@ -129,10 +129,8 @@ class Observed:
     bundle_hash: str
     sandbox: Sandbox | None
     report: SandboxReport | None
-    listening: bool
     ends: tuple[Sandbox, ...]
     route: Route | None
-    logs_exist: bool
 
 
 # The steps
@@ -193,8 +191,8 @@ class RemoveRoute:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveDisk:
-    """Remove the disk and the logs."""
+class Forget:
+    """Remove the disk and the logs: the builder is then deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +227,7 @@ Step = (
     | RecordEnd
     | SetRoute
     | RemoveRoute
-    | RemoveDisk
+    | Forget
     | Settle
     | GiveUp
     | Wait
@@ -239,7 +237,8 @@ Step = (
 def next_step(builder: Builder, seen: Observed) -> Step:
     """The one step that brings the world nearer to what is wanted of the builder."""
     if _ended_by_itself(seen):
-        return RecordEnd()
+        # The address may serve another sandbox as soon as this one is removed, so the route goes first.
+        return SetRoute(_starting_route(builder)) if _is_open(seen.route) else RecordEnd()
     match builder.desired:
         case Desired.DELETED:
             return _towards_deleted(builder, seen)
@@ -247,6 +246,10 @@ def next_step(builder: Builder, seen: Observed) -> Step:
             return _towards_stopped(builder, seen)
         case Desired.RUNNING:
             return _towards_running(builder, seen)
+
+
+def _is_open(route: Route | None) -> bool:
+    return route is not None and route.state is RouteState.OPEN
 
 
 def _ended_by_itself(seen: Observed) -> bool:
@@ -263,9 +266,7 @@ def _towards_deleted(builder: Builder, seen: Observed) -> Step:
         return RemoveRoute()
     if seen.sandbox is not None:
         return StopSandbox()
-    if seen.disk_exists or seen.logs_exist:
-        return RemoveDisk()
-    return Settle(Status.DELETED)
+    return Forget()
 
 
 def _towards_stopped(builder: Builder, seen: Observed) -> Step:
@@ -295,7 +296,7 @@ def _towards_running(builder: Builder, seen: Observed) -> Step:
         return Wait() if builder.settled else Settle(Status.RUNNING)
     if seen.sandbox.listening_at is None:
         return AwaitListening()
-    if seen.route is None or seen.route.state is not RouteState.OPEN or _moved(seen):
+    if not _is_open(seen.route) or _moved(seen):
         return SetRoute(RouteState.OPEN)
     if builder.status is not Status.RUNNING or not builder.settled:
         return Settle(Status.RUNNING)

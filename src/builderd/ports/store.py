@@ -81,6 +81,9 @@ class Builders(Protocol):
     def by_name(self, tenant: TenantId, name: str) -> Builder | None:
         """The live builder of that name."""
 
+    def by_host(self, host: str, *, lock: bool = False) -> Builder | None:
+        """The live builder whose preview has this host name."""
+
     def by_service_token(self, service_token: str) -> Builder | None:
         """The live builder that this token belongs to."""
 

@@ -8,13 +8,14 @@ from datetime import datetime
 from typing import Any
 
 from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
-from builderd.domain.errors import InvalidState, NotFound, ValidationFailed
+from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, TenantId, is_id, new_id, new_secret
 from builderd.domain.previews import preview_host
 from builderd.domain.prices import Billing, Cost, cents, rate_digits, total
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import BuilderQuery, UnitOfWork
+from builderd.services import statuses
 from builderd.services.application import Application
 
 
@@ -54,7 +55,8 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
 
     Raises ``NameTaken``, or ``ValidationFailed`` when this service lacks what was asked for.
     """
-    _check_machine(application, new.settings)
+    _check_engine(application)
+    _check_settings(application, new.settings)
     builder = _new_builder(application, caller, new, now)
     uow.builders.add(builder)
     uow.versions.add(
@@ -139,7 +141,13 @@ def views(
     return shown
 
 
-def _check_machine(application: Application, settings: VersionSettings) -> None:
+def _check_engine(application: Application) -> None:
+    readiness = application.engine.readiness()
+    if not readiness.ready:
+        raise EngineUnavailable(f"The engine is not ready yet: {readiness.message}. Try again shortly.", retry_after=5)
+
+
+def _check_settings(application: Application, settings: VersionSettings) -> None:
     errors: dict[str, list[str]] = {}
     lack = application.engine.supports(settings.isolation)
     if lack is not None:
@@ -172,7 +180,10 @@ def _new_builder(application: Application, caller: Caller, new: NewBuilder, now:
 
 def _want_run(uow: UnitOfWork, builder: Builder, caller: Caller, verb: str, now: datetime) -> Builder:
     fresh = replace(builder, run=builder.run + 1, exit_code=None, failure_code=None)
-    return _want(uow, _wish(fresh, Desired.RUNNING, verb, caller), now)
+    wished = _wish(fresh, Desired.RUNNING, verb, caller)
+    if builder.status in (Status.FAILED, Status.COMPLETED):
+        wished = statuses.change(uow, wished, Status.STOPPED, wished.desired_reason, now)
+    return _want(uow, wished, now)
 
 
 def _wish(builder: Builder, desired: Desired, verb: str, caller: Caller) -> Builder:

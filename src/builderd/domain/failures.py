@@ -1,0 +1,81 @@
+"""Why an app did not start, in words that say what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from builderd.domain.resources import Resources
+from builderd.domain.sandboxes import EndCause, Listening, SandboxEnd, is_loopback
+
+#: So many of the last log lines stand in a failure's message.
+SHOWN_LINES = 20
+
+
+def describe_end(end: SandboxEnd, resources: Resources) -> str:
+    """How a run ended: ``exited with code 1``, ``killed: out of memory, limit 1 GB``, …"""
+    match end.cause:
+        case EndCause.OUT_OF_MEMORY:
+            return f"killed: out of memory, limit {resources.memory:g} GB"
+        case EndCause.HOST_RESTARTED:
+            return "ended by a restart of the machine"
+        case EndCause.STOPPED:
+            return "stopped"
+        case EndCause.UNKNOWN:
+            return "ended, and nothing tells with which exit code"
+        case EndCause.EXITED:
+            return f"exited with code {end.exit_code}" if end.exit_code is not None else "exited"
+
+
+def exited_early(end: SandboxEnd, resources: Resources, port: int, lines: Sequence[str]) -> str:
+    """The app ended before it listened."""
+    what = f"The app {describe_end(end, resources)} before it listened on 0.0.0.0:{port}."
+    advice = ""
+    if end.cause is EndCause.OUT_OF_MEMORY:
+        advice = " Give it more with resources.memory."
+    elif end.cause is EndCause.EXITED and end.exit_code == 0:
+        advice = ' An app must keep running; for a command that runs to its end use "job_type": "one_time".'
+    elif end.exit_code == 127:
+        advice = " The shell did not find the command: check the entrypoint and the requirements."
+    return what + advice + _quoted(lines)
+
+
+def exited_too_often(end: SandboxEnd, resources: Resources, exits: int, lines: Sequence[str]) -> str:
+    """The app was given up after so many exits in a short time."""
+    return f"The app ended {exits} times in 10 minutes, at last it {describe_end(end, resources)}." + _quoted(lines)
+
+
+def not_listening(listening: Listening, port: int, seconds: float, lines: Sequence[str]) -> str:
+    """The app runs, but its port stayed closed, or is open where nobody can reach it."""
+    return _where(listening, port, seconds) + _quoted(lines)
+
+
+def listens_elsewhere(listening: Listening, port: int) -> bool:
+    """Whether the app has opened sockets, but none that the preview can reach."""
+    return bool(listening.sockets) and not listening.reachable(port)
+
+
+def restart_note(end: SandboxEnd, resources: Resources, exits: int, limit: int) -> str:
+    """The status reason of an app that is being restarted: ``exited with code 1, restart 3 of 5``."""
+    return f"{describe_end(end, resources)}, restart {exits} of {limit}"
+
+
+def _where(listening: Listening, port: int, seconds: float) -> str:
+    if any(p == port for _, p in listening.sockets):
+        ips = sorted({ip for ip, p in listening.sockets if p == port})
+        return (
+            f"The app listens on {ips[0]}:{port}, which cannot be reached from outside its sandbox: "
+            f"bind it to 0.0.0.0:{port}."
+        )
+    elsewhere = sorted({p for ip, p in listening.sockets if not is_loopback(ip)} or {p for _, p in listening.sockets})
+    if elsewhere:
+        ports = ", ".join(str(p) for p in elsewhere)
+        return (
+            f"The app listens on port {ports}, not on 0.0.0.0:{port}: let it listen on the port in $PORT, "
+            f'or set "port" to {elsewhere[0]}.'
+        )
+    return f"The app runs, but did not listen on 0.0.0.0:{port} within {seconds:g} seconds."
+
+
+def _quoted(lines: Sequence[str]) -> str:
+    shown = lines[-SHOWN_LINES:]
+    return "\nIts last lines:\n" + "\n".join(shown) if shown else "\nIt wrote nothing."

@@ -1,0 +1,64 @@
+"""Waiting until an app can be reached: as short as the app allows, and as clear as can be when it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from builderd.domain.failures import listens_elsewhere
+from builderd.domain.sandboxes import Listening, Sandbox, SandboxReport, SandboxState
+from builderd.services.application import Application
+
+#: An app that listens only where nobody can reach it gets so many seconds to open its port as well.
+ELSEWHERE_GRACE = 5.0
+#: The engine is asked for the sandbox's state at every so many-th look.
+REPORT_EVERY = 10
+#: (seconds since the start of the wait, pause between looks): often at first, since most apps are quick.
+PAUSES = ((1.0, 0.001), (5.0, 0.005), (15.0, 0.02))
+LAST_PAUSE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """``reachable``, or else ``ended`` tells how it ended, or else it listens at ``listening`` at most."""
+
+    reachable: bool
+    listening: Listening
+    ended: SandboxReport | None
+    seconds: float
+
+
+async def wait_until_listening(application: Application, sandbox: Sandbox, port: int) -> Wait:
+    """Look until the port can be reached, the sandbox ends, or the start timeout is over."""
+    begun = application.clock.now()
+    elsewhere_since: float | None = None
+    looks = 0
+    while True:
+        listening = await application.engine.listening(sandbox.id)
+        seconds = (application.clock.now() - begun).total_seconds()
+        if listening.reachable(port):
+            return Wait(True, listening, None, seconds)
+        if looks % REPORT_EVERY == 0:
+            report = await application.engine.report(sandbox.id)
+            if report.state is not SandboxState.RUNNING:
+                return Wait(False, listening, report, seconds)
+        elsewhere_since = _since(elsewhere_since, listening, port, seconds)
+        if _too_long(seconds, elsewhere_since, application.limits.start_timeout):
+            return Wait(False, listening, None, seconds)
+        looks += 1
+        await application.clock.sleep(_pause(seconds))
+
+
+def _since(known: float | None, listening: Listening, port: int, seconds: float) -> float | None:
+    if not listens_elsewhere(listening, port):
+        return None
+    return seconds if known is None else known
+
+
+def _too_long(seconds: float, elsewhere_since: float | None, timeout: float) -> bool:
+    if seconds >= timeout:
+        return True
+    return elsewhere_since is not None and seconds - elsewhere_since >= ELSEWHERE_GRACE
+
+
+def _pause(seconds: float) -> float:
+    return next((pause for until, pause in PAUSES if seconds < until), LAST_PAUSE)

@@ -1,0 +1,67 @@
+"""One look at a builder: what is recorded, and what the engine and the preview show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from builderd.domain.builders import Builder, Observed
+from builderd.domain.ids import BuilderId, DiskId
+from builderd.domain.sandboxes import Sandbox
+from builderd.domain.versions import NO_LAYER, Version
+from builderd.ports.store import UnitOfWork
+from builderd.services.application import Application
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A builder under work, as it was read: with its current version."""
+
+    builder: Builder
+    version: Version
+
+    @property
+    def disk(self) -> DiskId:
+        return disk_of(self.builder.id)
+
+
+def disk_of(builder_id: BuilderId) -> DiskId:
+    """The disk of a builder goes by the builder's id."""
+    return DiskId(builder_id)
+
+
+async def look(application: Application, builder_id: BuilderId) -> tuple[Subject, Observed] | None:
+    """What there is now; None when the builder is unknown."""
+    record = await application.store.read(lambda uow: _read(uow, builder_id))
+    if record is None:
+        return None
+    subject, sandbox, ends = record
+    version = subject.version
+    disk = await application.engine.disk(subject.disk)
+    observed = Observed(
+        now=application.clock.now(),
+        layer_ready=await _layer_ready(application, version),
+        disk_exists=disk is not None,
+        disk_bundle=disk.bundle_hash if disk else None,
+        bundle_hash=version.bundle_hash,
+        sandbox=sandbox,
+        report=await application.engine.report(sandbox.id) if sandbox else None,
+        ends=ends,
+        route=await application.previews.get(subject.builder.host),
+    )
+    return subject, observed
+
+
+def _read(uow: UnitOfWork, builder_id: BuilderId) -> tuple[Subject, Sandbox | None, tuple[Sandbox, ...]] | None:
+    builder = uow.builders.get(builder_id)
+    if builder is None:
+        return None
+    version = uow.versions.get(builder_id, builder.version)
+    assert version is not None, "a builder's current version is always stored"
+    ends = tuple(sandbox for sandbox in uow.sandboxes.of_run(builder_id, builder.run) if sandbox.end is not None)
+    return Subject(builder, version), uow.sandboxes.open_of(builder_id), ends
+
+
+async def _layer_ready(application: Application, version: Version) -> bool:
+    if version.layer_key is None:
+        return False
+    return version.layer_key == NO_LAYER or await application.engine.has_layer(version.layer_key)

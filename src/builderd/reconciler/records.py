@@ -1,0 +1,176 @@
+"""Records: what the reconciler writes down, each in one transaction that applies only while its claim holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from builderd.domain.builders import MAX_EXITS, Builder, Desired, JobType, Status, is_crash
+from builderd.domain.events import SYSTEM, Event
+from builderd.domain.failures import describe_end, restart_note
+from builderd.domain.ids import BuilderId
+from builderd.domain.prices import Billing, Prices, Segment
+from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport
+from builderd.domain.versions import Version, VersionStatus
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.look import Subject
+from builderd.services import statuses
+from builderd.services.application import Application
+
+#: Written inside a transaction, on the builder as it is then.
+Record = Callable[[UnitOfWork, Builder], None]
+
+
+class ClaimLost(Exception):
+    """Another control plane has taken the builder over: leave it alone."""
+
+
+async def apply(application: Application, owner: str, builder_id: BuilderId, record: Record) -> None:
+    """Write it on the locked builder, and tell who waits. Raises ``ClaimLost``."""
+
+    def guarded(uow: UnitOfWork) -> None:
+        builder = uow.builders.get(builder_id, lock=True)
+        if builder is None or not uow.builders.holds(builder_id, owner, application.clock.now()):
+            raise ClaimLost
+        record(uow, builder)
+
+    await application.store.write(guarded)
+    application.signals.change(builder_id)
+
+
+def same_wish(builder: Builder, looked_at: Builder) -> bool:
+    """Whether still the same is wanted as when the step was chosen; else its outcome says nothing."""
+    return builder.desired is looked_at.desired and builder.run == looked_at.run
+
+
+def stage_started(uow: UnitOfWork, builder: Builder, stage: str, now: datetime) -> None:
+    _event(uow, builder, "stage.started", now, reason=stage, details={"stage": stage})
+
+
+def stage_finished(
+    uow: UnitOfWork, builder: Builder, stage: str, now: datetime, *, seconds: float, ok: bool, note: str = ""
+) -> None:
+    details = {"stage": stage, "seconds": round(seconds, 3), "ok": ok}
+    _event(uow, builder, "stage.finished", now, reason=note or stage, details=details)
+
+
+def disk_made(uow: UnitOfWork, subject: Subject, prices: Prices, now: datetime) -> None:
+    """From now on the disk is paid."""
+    if uow.ledger.current(subject.builder.id) is None:
+        uow.ledger.open(_segment(subject, prices, Billing.STOPPED, now))
+
+
+def sandbox_started(uow: UnitOfWork, subject: Subject, prices: Prices, sandbox: Sandbox, report: SandboxReport) -> None:
+    """From its start on, running time is paid."""
+    assert report.started_at is not None, "a running sandbox has a start"
+    at = report.started_at
+    uow.sandboxes.save(replace(sandbox, ip=report.ip, started_at=at))
+    uow.ledger.close(subject.builder.id, at)
+    uow.ledger.open(_segment(subject, prices, Billing.RUNNING, at))
+    details = {"sandbox": sandbox.id, "version": sandbox.version, "attempt": sandbox.attempt}
+    _event(uow, subject.builder, "sandbox.started", at, reason="started", details=details)
+
+
+def sandbox_ended(
+    uow: UnitOfWork, subject: Subject, prices: Prices, sandbox: Sandbox, *, end: SandboxEnd, now: datetime
+) -> None:
+    """From its end on, only the disk is paid."""
+    at = end.at or now
+    uow.sandboxes.save(replace(sandbox, end=replace(end, at=at)))
+    if sandbox.started_at is None:
+        return
+    uow.ledger.close(subject.builder.id, at)
+    uow.ledger.open(_segment(subject, prices, Billing.STOPPED, max(at, sandbox.started_at)))
+    reason = describe_end(end, subject.version.settings.resources)
+    details = {
+        "sandbox": sandbox.id,
+        "version": sandbox.version,
+        "exit_code": end.exit_code,
+        "cause": end.cause.value,
+    }
+    _event(uow, subject.builder, "sandbox.ended", at, reason=reason, details=details)
+
+
+def crash_noted(uow: UnitOfWork, builder: Builder, subject: Subject, sandbox: Sandbox, now: datetime) -> None:
+    """An app that was up and is being restarted says so in its reason; its status stays."""
+    exits = sum(1 for other in uow.sandboxes.of_run(builder.id, builder.run) if is_crash(other))
+    if builder.status is not Status.RUNNING or builder.job_type is JobType.ONE_TIME or sandbox.end is None:
+        return
+    note = restart_note(sandbox.end, subject.version.settings.resources, exits, MAX_EXITS)
+    uow.builders.save(replace(builder, status_reason=note, updated_at=now))
+
+
+def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
+    """The run is up. What a restart after a crash wrote into the reason stays there."""
+    if builder.status is not Status.RUNNING:
+        builder = statuses.change(uow, builder, Status.RUNNING, builder.desired_reason, now)
+    elif builder.settled_run != builder.run:
+        builder = replace(builder, status_reason=builder.desired_reason)
+    deployed(uow, version)
+    uow.builders.save(replace(builder, settled_run=builder.run, last_active_at=now, updated_at=now))
+
+
+def deployed(uow: UnitOfWork, version: Version) -> None:
+    """The version has been up."""
+    if version.status is VersionStatus.PENDING:
+        uow.versions.save(replace(version, status=VersionStatus.DEPLOYED))
+
+
+def rested(
+    uow: UnitOfWork, builder: Builder, status: Status, reason: str, now: datetime, *, exit_code: int | None = None
+) -> None:
+    """Stopped, completed, or a job that failed."""
+    changed = statuses.change(uow, builder, status, reason, now)
+    uow.builders.save(replace(changed, desired=Desired.STOPPED, settled_run=builder.run, exit_code=exit_code))
+
+
+def failed(
+    uow: UnitOfWork,
+    builder: Builder,
+    version: Version,
+    *,
+    code: str,
+    reason: str,
+    now: datetime,
+    exit_code: int | None = None,
+) -> None:
+    """A stage failed: the builder is kept in ``failed``, to be looked at and tried again."""
+    changed = statuses.change(uow, builder, Status.FAILED, reason, now)
+    uow.builders.save(
+        replace(
+            changed,
+            desired=Desired.STOPPED,
+            settled_run=builder.run,
+            failure_code=code,
+            exit_code=exit_code,
+        )
+    )
+    if version.status is VersionStatus.PENDING:
+        uow.versions.save(replace(version, status=VersionStatus.FAILED, status_reason=reason))
+
+
+def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
+    """Nothing is paid any more; the record is kept for the ledger."""
+    uow.ledger.close(builder.id, now)
+    uow.build_logs.delete(builder.id)
+    changed = statuses.change(uow, builder, Status.DELETED, builder.desired_reason, now)
+    uow.builders.save(replace(changed, deleted_at=now))
+
+
+def _segment(subject: Subject, prices: Prices, billing: Billing, start: datetime) -> Segment:
+    return Segment(
+        tenant_id=subject.builder.tenant_id,
+        builder_id=subject.builder.id,
+        billing=billing,
+        start=start,
+        end=None,
+        hourly_rate=prices.hourly_rate(subject.version.settings.resources, billing),
+    )
+
+
+def _event(
+    uow: UnitOfWork, builder: Builder, kind: str, now: datetime, *, reason: str, details: dict[str, Any]
+) -> None:
+    uow.events.add(Event(builder.tenant_id, builder.id, now, kind, SYSTEM, reason, details))

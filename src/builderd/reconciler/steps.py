@@ -1,0 +1,283 @@
+"""The steps: each touches the world first, idempotently and outside a transaction, and then says what to record."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from builderd.domain import builders as domain
+from builderd.domain.builders import Builder, Observed, Status, Visibility
+from builderd.domain.errors import InstallFailed, StartFailed
+from builderd.domain.failures import describe_end, exited_early, exited_too_often, not_listening
+from builderd.domain.ids import new_sandbox_id, secret_hash
+from builderd.domain.logs import LogStream
+from builderd.domain.previews import Route, RouteState
+from builderd.domain.sandboxes import (
+    EndCause,
+    Sandbox,
+    SandboxEnd,
+    SandboxReport,
+    SandboxSpec,
+    address_of,
+)
+from builderd.domain.versions import NO_LAYER
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler import records
+from builderd.reconciler.install import install
+from builderd.reconciler.listening import wait_until_listening
+from builderd.reconciler.look import Subject
+from builderd.reconciler.records import Record
+from builderd.services import bundles
+from builderd.services.application import Application
+
+
+async def _nothing() -> None:
+    """What is left to do after most steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """``record`` is written in one transaction; ``afterwards`` is tidying that a crash may leave to the next start."""
+
+    record: Record | None = None
+    afterwards: Callable[[], Awaitable[None]] = _nothing
+
+
+class Steps:
+    """Carries out the domain's steps with the application's ports."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+
+    async def perform(  # noqa: C901, PLR0912 -- one branch a step
+        self, subject: Subject, seen: Observed, step: domain.Step
+    ) -> Result:
+        """Do one step. Raises what the ports raise."""
+        match step:
+            case domain.Install():
+                return await self._install(subject)
+            case domain.CreateDisk():
+                return await self._create_disk(subject)
+            case domain.PutBundle():
+                return await self._put_bundle(subject)
+            case domain.PlanSandbox(attempt):
+                return self._plan_sandbox(subject, attempt)
+            case domain.StartSandbox():
+                return await self._start_sandbox(subject, _open(seen))
+            case domain.AwaitListening():
+                return await self._await_listening(subject, _open(seen))
+            case domain.StopSandbox():
+                return await self._stop_sandbox(subject, _open(seen))
+            case domain.RecordEnd():
+                return self._record_end(subject, _open(seen), seen.report)
+            case domain.SetRoute(state):
+                return await self._set_route(subject, seen.sandbox, state)
+            case domain.RemoveRoute():
+                await self._app.previews.remove(subject.builder.host)
+                return Result()
+            case domain.Forget():
+                return await self._forget(subject)
+            case domain.Settle(status):
+                return self._settle(subject, seen, status)
+            case domain.GiveUp(too_often):
+                return await self._give_up(subject, seen, too_often)
+            case domain.Wait():
+                return Result()
+
+    async def _install(self, subject: Subject) -> Result:
+        try:
+            installed = await install(self._app, subject)
+        except InstallFailed as failure:
+            return self._failed(subject, "install", failure.code, failure.message)
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            uow.versions.save(replace(subject.version, layer_key=installed.layer_key))
+            note = "found made" if installed.reused else "made"
+            records.stage_finished(uow, builder, "install", self._now(), seconds=installed.seconds, ok=True, note=note)
+
+        return Result(record)
+
+    async def _create_disk(self, subject: Subject) -> Result:
+        await self._app.engine.create_disk(subject.disk, subject.version.settings.resources.disk_bytes)
+        now, prices = self._now(), self._app.prices
+        return Result(lambda uow, builder: records.disk_made(uow, subject, prices, now))
+
+    async def _put_bundle(self, subject: Subject) -> Result:
+        bundle = await self._app.bundles.get(subject.version.bundle_hash)
+        await self._app.engine.put_bundle(subject.disk, bundle)
+        return Result()
+
+    def _plan_sandbox(self, subject: Subject, attempt: int) -> Result:
+        now = self._now()
+        sandbox = Sandbox(
+            id=new_sandbox_id(),
+            builder_id=subject.builder.id,
+            version=subject.version.number,
+            run=subject.builder.run,
+            attempt=attempt,
+            created_at=now,
+        )
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            if not records.same_wish(builder, subject.builder):
+                return
+            uow.sandboxes.add(sandbox)
+            if attempt == 1:
+                records.stage_started(uow, builder, "start", now)
+
+        return Result(record)
+
+    async def _start_sandbox(self, subject: Subject, sandbox: Sandbox) -> Result:
+        report = await self._app.engine.start(self._spec(subject, sandbox))
+        prices = self._app.prices
+        return Result(lambda uow, builder: records.sandbox_started(uow, subject, prices, sandbox, report))
+
+    async def _await_listening(self, subject: Subject, sandbox: Sandbox) -> Result:
+        port = subject.version.settings.port
+        wait = await wait_until_listening(self._app, sandbox, port)
+        if wait.reachable:
+            listening = replace(sandbox, listening_at=self._now())
+            return Result(lambda uow, builder: uow.sandboxes.save(listening))
+        if wait.ended is not None:
+            return Result()  # the next look records the end and judges it
+        lines = await self._last_lines(sandbox)
+        reason = not_listening(wait.listening, port, wait.seconds, lines)
+        return self._failed(subject, "start", StartFailed.code, reason, since=sandbox.created_at)
+
+    async def _stop_sandbox(self, subject: Subject, sandbox: Sandbox) -> Result:
+        report = await self._app.engine.stop(sandbox.id, self._app.limits.stop_grace)
+        end = report.end or SandboxEnd(EndCause.STOPPED, None, None)
+        return self._ended(subject, sandbox, end)
+
+    def _record_end(self, subject: Subject, sandbox: Sandbox, report: SandboxReport | None) -> Result:
+        end = report.end if report and report.end else SandboxEnd(EndCause.UNKNOWN, None, None)
+        return self._ended(subject, sandbox, end)
+
+    def _ended(self, subject: Subject, sandbox: Sandbox, end: SandboxEnd) -> Result:
+        now, prices = self._now(), self._app.prices
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            records.sandbox_ended(uow, subject, prices, sandbox, end=end, now=now)
+            if end.cause is not EndCause.STOPPED and records.same_wish(builder, subject.builder):
+                records.crash_noted(uow, builder, subject, replace(sandbox, end=end), now)
+
+        return Result(record, lambda: self._app.engine.remove(sandbox.id))
+
+    async def _set_route(self, subject: Subject, sandbox: Sandbox | None, state: RouteState) -> Result:
+        builder = subject.builder
+        private = builder.visibility is Visibility.PRIVATE
+        destination = None
+        if state is RouteState.OPEN and sandbox is not None:
+            destination = address_of(sandbox, subject.version.settings.port)
+        await self._app.previews.put(
+            Route(builder.host, state, destination, secret_hash(builder.service_token) if private else None)
+        )
+        return Result()
+
+    async def _forget(self, subject: Subject) -> Result:
+        await self._app.engine.delete_disk(subject.disk)
+        await self._app.engine.delete_logs(subject.builder.id)
+        now = self._now()
+        return Result(
+            lambda uow, builder: records.deleted(uow, builder, now),
+            lambda: bundles.drop_unused(self._app, subject.version.bundle_hash),
+        )
+
+    def _settle(self, subject: Subject, seen: Observed, status: Status) -> Result:
+        now = self._now()
+        last = seen.ends[-1] if seen.ends else None
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            if not records.same_wish(builder, subject.builder):
+                return
+            begun = seen.sandbox or last
+            if builder.settled_run != builder.run and begun is not None:
+                seconds = (now - begun.created_at).total_seconds()
+                records.stage_finished(uow, builder, "start", now, seconds=seconds, ok=True)
+            if status is Status.RUNNING:
+                records.running(uow, builder, subject.version, now)
+            elif status in (Status.COMPLETED, Status.FAILED) and last is not None:
+                self._job_over(uow, builder, subject, status, last)
+            else:
+                records.rested(uow, builder, status, builder.desired_reason, now)
+
+        return Result(record)
+
+    def _job_over(self, uow: UnitOfWork, builder: Builder, subject: Subject, status: Status, last: Sandbox) -> None:
+        assert last.end is not None, "only an ended job is over"
+        now = self._now()
+        reason = describe_end(last.end, subject.version.settings.resources)
+        records.deployed(uow, subject.version)
+        records.rested(uow, builder, status, reason, now, exit_code=last.end.exit_code)
+        uow.ledger.close(builder.id, last.end.at or now)
+
+    async def _give_up(self, subject: Subject, seen: Observed, too_often: bool) -> Result:
+        last = seen.ends[-1]
+        assert last.end is not None
+        settings = subject.version.settings
+        lines = await self._last_lines(last)
+        if too_often:
+            exits = sum(1 for sandbox in seen.ends if domain.is_crash(sandbox))
+            reason = exited_too_often(last.end, settings.resources, exits, lines)
+        else:
+            reason = exited_early(last.end, settings.resources, settings.port, lines)
+        return self._failed(
+            subject, "start", StartFailed.code, reason, since=last.created_at, exit_code=last.end.exit_code
+        )
+
+    def _failed(
+        self,
+        subject: Subject,
+        stage: str,
+        code: str,
+        reason: str,
+        *,
+        since: datetime | None = None,
+        exit_code: int | None = None,
+    ) -> Result:
+        now = self._now()
+        seconds = (now - since).total_seconds() if since else 0.0
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            if not records.same_wish(builder, subject.builder):
+                return
+            records.stage_finished(uow, builder, stage, now, seconds=seconds, ok=False, note=reason)
+            records.failed(uow, builder, subject.version, code=code, reason=reason, now=now, exit_code=exit_code)
+
+        return Result(record)
+
+    def _spec(self, subject: Subject, sandbox: Sandbox) -> SandboxSpec:
+        builder, settings = subject.builder, subject.version.settings
+        layer_key = subject.version.layer_key
+        platform = {
+            "SERVICE_TOKEN": builder.service_token,
+            "BUILDER_UUID": builder.id,
+            "BUILDER_NAME": builder.name,
+            "PREVIEW_URL": self._app.preview_domain.url(builder.host),
+            "PORT": str(settings.port),
+        }
+        return SandboxSpec(
+            id=sandbox.id,
+            builder_id=builder.id,
+            disk=subject.disk,
+            hostname=builder.name,
+            entrypoint=settings.entrypoint,
+            port=settings.port,
+            env={**settings.env, **platform},
+            resources=settings.resources,
+            isolation=settings.isolation,
+            layer_key=None if layer_key == NO_LAYER else layer_key,
+        )
+
+    async def _last_lines(self, sandbox: Sandbox) -> list[str]:
+        lines, _ = await self._app.engine.read_log(sandbox.id)
+        return [line.text for line in lines if line.stream is not LogStream.BUILD]
+
+    def _now(self) -> datetime:
+        return self._app.clock.now()
+
+
+def _open(seen: Observed) -> Sandbox:
+    assert seen.sandbox is not None, "the step was chosen because there is one"
+    return seen.sandbox

@@ -1,0 +1,176 @@
+"""Settings: read once from defaults, a TOML file, ``BUILDERD_*`` variables and the command line, in that order.
+
+Nothing else of the house reads the environment.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.previews import PreviewDomain
+from builderd.domain.prices import Prices
+from builderd.domain.resources import Resources
+from builderd.domain.versions import Isolation
+from builderd.services.application import Limits
+
+DEFAULT_DATA_DIR = Path("/var/lib/builderd")
+#: Looked for in the data directory when no other file is named.
+FILE_NAME = "builderd.toml"
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PriceSettings(Section):
+    """Per hour: one vCPU, one GB of memory, one GB of disk."""
+
+    currency: str = "EUR"
+    cpu: Decimal = Decimal("0.12")
+    memory: Decimal = Decimal("0.06")
+    disk: Decimal = Decimal("0.0055")
+
+
+class LimitSettings(Section):
+    """Upper bounds of ``resources``, in vCPU and GB; times in seconds; sizes in MB (10^6 bytes)."""
+
+    cpu: float = Field(default=8, ge=0.25)
+    memory: float = Field(default=16, ge=0.125)
+    disk: float = Field(default=100, ge=1)
+    isolation: Isolation = Isolation.STANDARD
+    start_timeout: float = Field(default=60, gt=0)
+    stop_grace: float = Field(default=10, ge=0)
+    exec_output: float = Field(default=10, gt=0)
+    log: float = Field(default=10, gt=0)
+
+
+class PreviewSettings(Section):
+    """``public_port``: the port that visitors see, where something in front forwards to ``preview_port``."""
+
+    domain: str = "localhost"
+    public_port: Port | None = None
+    certificate: Path | None = None
+    trusted_proxies: tuple[IPv4Network, ...] = ()
+
+
+class EgressSettings(Section):
+    """Networks that sandboxes may, or may not, reach besides the default policy."""
+
+    allow: tuple[IPv4Network, ...] = ()
+    deny: tuple[IPv4Network, ...] = ()
+
+
+class StoreSettings(Section):
+    """Where disks lie: a block device, or else a sparse file in the data directory of at most so many GB.
+
+    ``floor`` GB stay free on the host whatever happens.
+    """
+
+    device: Path | None = None
+    size: float | None = Field(default=None, gt=0)
+    floor: float = Field(default=2, ge=0)
+
+
+class Settings(BaseSettings):
+    """With nothing set, the service listens on this machine only and keeps everything in ``data_dir``."""
+
+    model_config = SettingsConfigDict(env_prefix="BUILDERD_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    data_dir: Path = DEFAULT_DATA_DIR
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    preview_port: Port = 8081
+    #: The port of a sandbox's gateway at which an app reaches its own record.
+    inside_port: Port = 8080
+    database_url: str | None = None
+    #: Guards ``/metrics`` on the API's port; without it, ``/metrics`` is only on ``metrics_port``.
+    metrics_token: str | None = None
+    metrics_port: Port | None = None
+    package_index: str | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    #: For tests: kill the service at this point of the reconciler, once.
+    fault: str | None = None
+    prices: PriceSettings = PriceSettings()
+    limits: LimitSettings = LimitSettings()
+    preview: PreviewSettings = PreviewSettings()
+    egress: EgressSettings = EgressSettings()
+    store: StoreSettings = StoreSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def database(self) -> str:
+        """The URL of the database: SQLite in the data directory unless another is set."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute()}/builderd.db"
+
+    @property
+    def preview_domain(self) -> PreviewDomain:
+        """Where visitors find previews; the scheme's own port is left out of URLs."""
+        scheme = "https" if self.preview.certificate else "http"
+        port = self.preview.public_port or self.preview_port
+        return PreviewDomain(scheme, self.preview.domain, None if port == STANDARD_PORTS[scheme] else port)
+
+    def to_prices(self) -> Prices:
+        return Prices(**self.prices.model_dump())
+
+    def to_limits(self) -> Limits:
+        limits = self.limits
+        return Limits(
+            maximum=Resources(limits.cpu, limits.memory, limits.disk),
+            default_isolation=limits.isolation,
+            start_timeout=limits.start_timeout,
+            stop_grace=limits.stop_grace,
+            exec_output=int(limits.exec_output * 1_000_000),
+        )
+
+
+STANDARD_PORTS = {"http": 80, "https": 443}
+
+
+def load(file: Path | None = None, **given: Any) -> Settings:
+    """The settings; ``given`` are those of the command line (None: not given).
+
+    ``file`` must exist when named; otherwise ``builderd.toml`` in the data directory is read if it is there.
+    Raises ``ValidationFailed`` with the name of each wrong setting.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    try:
+        if file is None:
+            file = Settings(**chosen).data_dir / FILE_NAME
+        elif not file.is_file():
+            raise ValidationFailed({"config": [f"there is no file {file}"]})
+        return _from_file(file)(**chosen)
+    except ValidationError as error:
+        raise ValidationFailed(
+            {".".join(str(part) for part in fault["loc"]): [fault["msg"]] for fault in error.errors()}
+        ) from None
+
+
+def _from_file(file: Path) -> type[Settings]:
+    class FileSettings(Settings):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    return FileSettings

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from builderd.domain.ids import BuilderId
+from builderd.domain.ids import BuilderId, is_id
 
 #: A DNS label has 63 bytes at most (RFC 1035): 54 of the name, a hyphen, 8 of the id.
 NAME_PART = 54
 ID_PART = 8
+
+#: What a proxy's configuration, its maps and its pages may hold without escaping: nothing but a lower-case host name.
+_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9-]+(?:\.[a-z0-9-]+)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class RouteState(StrEnum):
@@ -38,15 +44,39 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """``token_hash`` is the sha256 of the service token for a private preview, None for a public one.
+    """``token_hash`` is the sha256 (64 hex) of the service token for a private preview, None for a public one.
 
-    ``destination`` is set exactly when ``state`` is ``open``.
+    ``destination`` is set exactly when ``state`` is ``open``. ``builder_id`` lets the page of a crashed app say where
+    its logs are; only to who brings the service token, whose sha256 is ``token_hash`` or, for a public preview,
+    ``owner_hash``. Raises ``ValueError`` for anything else than that: a route ends up in a proxy's configuration.
     """
 
     host: str
     state: RouteState
     destination: Address | None = None
     token_hash: str | None = None
+    builder_id: BuilderId | None = None
+    owner_hash: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _HOST.fullmatch(self.host):
+            raise ValueError(f"not a lower-case host name: {self.host!r}")
+        if (self.destination is not None) is not (self.state is RouteState.OPEN):
+            raise ValueError(f"a route that is {self.state} has {self.destination or 'no destination'}")
+        if self.destination is not None:
+            _check_address(self.destination)
+        for digest in (self.token_hash, self.owner_hash):
+            if digest is not None and not _SHA256.fullmatch(digest):
+                raise ValueError("a token's hash is 64 lower-case hex characters")
+        if self.builder_id is not None and not is_id(self.builder_id):
+            raise ValueError(f"not a builder's id: {self.builder_id!r}")
+
+
+def _check_address(address: Address) -> None:
+    """Raises ``ValueError`` for what cannot be dialled."""
+    ipaddress.ip_address(address.ip)
+    if not 1 <= address.port <= 65535:
+        raise ValueError(f"not a port: {address.port}")
 
 
 @dataclass(frozen=True, slots=True)

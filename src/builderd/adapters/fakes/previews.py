@@ -1,0 +1,62 @@
+"""Previews in memory. Nothing is served: ``visit`` says what a visitor of a host would have been counted as."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.previews import PreviewActivity, Route
+
+
+class FakePreviews:
+    """``break_down`` makes every call fail until ``start``; the routes stay, as those of a proxy that was killed do."""
+
+    def __init__(self) -> None:
+        self._running = False
+        self._routes: dict[str, Route] = {}
+        self._activity: dict[str, PreviewActivity] = {}
+
+    async def start(self) -> None:
+        self._running = True
+
+    async def ready(self) -> bool:
+        return self._running
+
+    async def put(self, route: Route) -> None:
+        self._need_running()
+        self._routes[route.host] = route
+
+    async def get(self, host: str) -> Route | None:
+        self._need_running()
+        return self._routes.get(host)
+
+    async def remove(self, host: str) -> None:
+        self._need_running()
+        self._routes.pop(host, None)
+        self._activity.pop(host, None)
+
+    async def routes(self) -> Mapping[str, Route]:
+        self._need_running()
+        return dict(self._routes)
+
+    async def activity(self) -> Mapping[str, PreviewActivity]:
+        self._need_running()
+        return dict(self._activity)
+
+    async def down(self) -> None:
+        self._running = False
+        self._routes.clear()
+        self._activity.clear()
+
+    def visit(self, host: str, activity: PreviewActivity) -> None:
+        """From now on the host's counters say this."""
+        self._activity[host] = activity
+
+    def break_down(self) -> None:
+        """The proxy dies, and with it its counters."""
+        self._running = False
+        self._activity.clear()
+
+    def _need_running(self) -> None:
+        if not self._running:
+            raise EngineUnavailable("the preview proxy does not run")

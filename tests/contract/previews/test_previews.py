@@ -1,0 +1,91 @@
+"""What every way of serving previews keeps to."""
+
+from __future__ import annotations
+
+from builderd.domain.ids import BuilderId, new_id, secret_hash
+from builderd.domain.previews import Address, Route, RouteState
+from builderd.ports.previews import Previews
+
+OPEN = Route("app-1a2b3c4d.localhost", RouteState.OPEN, Address("127.0.0.1", 8000))
+PRIVATE = Route(
+    "secret-1a2b3c4d.localhost",
+    RouteState.OPEN,
+    Address("127.0.0.2", 65535),
+    token_hash=secret_hash("token"),
+    builder_id=BuilderId(new_id()),
+    owner_hash=secret_hash("token"),
+)
+
+
+async def test_a_route_is_in_force_once_put_returns(previews: Previews) -> None:
+    await previews.put(OPEN)
+    assert await previews.get(OPEN.host) == OPEN
+
+
+async def test_every_part_of_a_route_is_kept(previews: Previews) -> None:
+    await previews.put(PRIVATE)
+    assert await previews.get(PRIVATE.host) == PRIVATE
+
+
+async def test_an_unknown_host_has_no_route(previews: Previews) -> None:
+    assert await previews.get("nobody.localhost") is None
+
+
+async def test_putting_a_route_again_changes_nothing(previews: Previews) -> None:
+    await previews.put(OPEN)
+    await previews.put(OPEN)
+    assert await previews.routes() == {OPEN.host: OPEN}
+
+
+async def test_a_later_route_replaces_an_earlier_one_of_its_host(previews: Previews) -> None:
+    for state in (RouteState.STARTING, RouteState.STOPPED, RouteState.FAILED, RouteState.JOB):
+        await previews.put(OPEN)
+        closed = Route(OPEN.host, state)
+        await previews.put(closed)
+        assert await previews.get(OPEN.host) == closed
+
+
+async def test_all_routes_are_listed_by_host(previews: Previews) -> None:
+    await previews.put(OPEN)
+    await previews.put(PRIVATE)
+    assert await previews.routes() == {OPEN.host: OPEN, PRIVATE.host: PRIVATE}
+
+
+async def test_a_removed_route_is_gone_and_others_stay(previews: Previews) -> None:
+    await previews.put(OPEN)
+    await previews.put(PRIVATE)
+    await previews.remove(OPEN.host)
+    assert await previews.routes() == {PRIVATE.host: PRIVATE}
+
+
+async def test_removing_what_is_not_there_is_no_error(previews: Previews) -> None:
+    await previews.remove("nobody.localhost")
+    await previews.remove("no host name; at all\n")
+    assert await previews.routes() == {}
+
+
+async def test_a_name_that_is_no_host_has_no_route(previews: Previews) -> None:
+    await previews.put(OPEN)
+    assert await previews.get(f"{OPEN.host}\n") is None
+    assert await previews.get("") is None
+
+
+async def test_starting_again_keeps_the_routes(previews: Previews) -> None:
+    await previews.put(OPEN)
+    await previews.start()
+    assert await previews.ready()
+    assert await previews.routes() == {OPEN.host: OPEN}
+
+
+async def test_nobody_has_visited_at_first(previews: Previews) -> None:
+    await previews.put(OPEN)
+    assert await previews.activity() == {}
+
+
+async def test_down_ends_it_and_forgets_the_routes(previews: Previews) -> None:
+    await previews.put(OPEN)
+    await previews.down()
+    await previews.down()
+    assert not await previews.ready()
+    await previews.start()
+    assert await previews.routes() == {}

@@ -1,0 +1,51 @@
+"""An installer whose answers are scripted. Without a script, a ``requirements.txt`` is planned as wheels only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import InstallFailed
+from builderd.domain.ids import TenantId
+from builderd.domain.layers import BuildStep, Cache, LayerPlan
+
+REQUEST = "requirements.txt"
+FETCH = BuildStep("Installing", ("install",), network=True, cache=Cache.SHARED)
+BUILD = BuildStep("Building", ("build",), network=True, cache=Cache.SCRATCH)
+COMPILE = BuildStep("Compiling", ("compile",), network=False, cache=Cache.NONE)
+
+
+class FakeInstaller:
+    """``refusal`` makes every plan fail with it; ``has_fallback`` lets a failed wheels-only plan go on from source.
+
+    ``needs_build`` plans from source at once, as for a request that can only be met that way.
+    """
+
+    def __init__(self) -> None:
+        self.refusal: str | None = None
+        self.has_fallback = False
+        self.needs_build = False
+
+    def plan(self, bundle: Bundle, base_id: str, tenant: TenantId) -> LayerPlan | None:
+        request = bundle.file(REQUEST)
+        if request is None:
+            return None
+        if self.refusal:
+            raise InstallFailed(self.refusal)
+        if self.needs_build:
+            return _plan(request.content, BUILD, base_id, tenant)
+        return _plan(request.content, FETCH, base_id)
+
+    def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
+        if plan.runs_foreign_code or not self.has_fallback:
+            return None
+        return _plan(plan.inputs[REQUEST], BUILD, plan.key, tenant)
+
+    def explain(self, output: Sequence[str]) -> str:
+        return "\n".join(output)
+
+
+def _plan(request: bytes, step: BuildStep, *parts: str) -> LayerPlan:
+    key = hashlib.sha256("\n".join((step.title, *parts)).encode() + request).hexdigest()
+    return LayerPlan(key, {REQUEST: request}, (step,), runs_foreign_code=step is BUILD, polish=COMPILE)

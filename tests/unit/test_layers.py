@@ -22,6 +22,7 @@ VIOLATIONS = [
     pytest.param("reconciler", "builderd.wire.v1", "Only doors and client import wire", id="reconciler-knows-wire"),
     pytest.param("adapters/engines/oci", "builderd.adapters.previews.haproxy", "Adapter families", id="engine-preview"),
     pytest.param("adapters/fakes", "builderd.adapters.stores.sql", "Adapter families", id="fake-knows-store"),
+    pytest.param("adapters/bundles", "builderd.settings", "Arrows point down", id="adapter-reads-settings"),
     pytest.param("services", "sqlalchemy", "Frameworks stay at the edges", id="services-know-sqlalchemy"),
     pytest.param("domain", "fastapi", "Frameworks stay at the edges", id="domain-knows-fastapi"),
     pytest.param("domain", "subprocess", "The domain is pure", id="domain-does-io"),
@@ -63,3 +64,12 @@ def test_an_import_against_the_grain_is_caught(house: Path, room: str, imported:
     assert result.returncode == 1, result.stdout + result.stderr
     broken = [line for line in result.stdout.splitlines() if line.endswith("BROKEN")]
     assert any(line.startswith(contract) for line in broken), result.stdout
+
+
+def test_a_circle_inside_a_room_is_caught(house: Path) -> None:
+    room = house / "src/builderd/services"
+    (room / "one.py").write_text("import builderd.services.two\n")
+    (room / "two.py").write_text("import builderd.services.one\n")
+    result = lint(house)
+    assert result.returncode == 1
+    assert "No circles inside a room BROKEN" in result.stdout

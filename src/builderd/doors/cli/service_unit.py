@@ -13,7 +13,9 @@ from pathlib import Path
 
 import click
 
-DEFAULT_DATA_DIR = Path("/var/lib/builderd")
+from builderd.settings import DEFAULT_DATA_DIR
+
+SYSTEM_UNITS = Path("/etc/systemd/system")
 UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 TEMPLATE = """\
@@ -93,31 +95,34 @@ def quote(word: str) -> str:
 @click.option("--host", help="Passed on to builderd serve.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Passed on to builderd serve.")
 @click.option("--preview-port", type=click.IntRange(1, 65535), help="Passed on to builderd serve.")
-@click.option(
-    "--unit-dir", type=click.Path(path_type=Path), default=Path("/etc/systemd/system"), show_default=True, hidden=True
-)
 @click.option("--now", is_flag=True, help="Start it as well.")
+@click.option("--unit-dir", type=click.Path(path_type=Path), help="Only write the unit, into this folder.")
 def install_service(
     name: str,
     data_dir: Path,
     host: str | None,
     port: int | None,
     preview_port: int | None,
-    unit_dir: Path,
     now: bool,
+    unit_dir: Path | None,
 ) -> None:
     """Write a systemd unit for the service and have it start at boot.
 
     Restarting it leaves apps and previews running. Settings may stand as BUILDERD_… variables in /etc/default/NAME.
     """
-    unit = ServiceUnit(name, _executable(), data_dir.absolute(), _serve_options(host, port, preview_port))
+    unit = ServiceUnit(name, _executable(), data_dir.resolve(), _serve_options(host, port, preview_port))
     try:
         text = render(unit)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    path = unit_dir / unit.file_name
+    path = (unit_dir or SYSTEM_UNITS) / unit.file_name
     _write(path, text)
     click.echo(f"wrote {path}")
+    if unit_dir is None:
+        _enable(unit, now)
+
+
+def _enable(unit: ServiceUnit, now: bool) -> None:
     if not Path("/run/systemd/system").is_dir():
         click.echo(f"systemd does not run here: where it does, run 'systemctl enable --now {unit.name}'")
         return

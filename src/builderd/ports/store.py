@@ -208,7 +208,10 @@ class UnitOfWork(Protocol):
 
 class Store(Protocol):
     async def write(self, work: Callable[[UnitOfWork], T]) -> T:
-        """Run it in one transaction: committed when it returns, rolled back when it raises."""
+        """Run it in one transaction: committed when it returns, rolled back when it raises.
+
+        Where it met another transaction it is taken back and run again, so it has no effects but in the store.
+        """
 
     async def read(self, work: Callable[[UnitOfWork], T]) -> T:
         """The same for work that only reads; sees one consistent state."""

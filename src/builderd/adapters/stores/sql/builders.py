@@ -1,0 +1,108 @@
+"""Builders in SQL; ``claims`` has what the leases on them need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, RowMapping, Select, bindparam, func, insert, select, text, update
+
+from builderd.adapters.stores.sql.claims import Claims
+from builderd.adapters.stores.sql.rows import row_of
+from builderd.adapters.stores.sql.tables import CLAIM, LIVE, builders
+from builderd.domain.builders import Builder, Status
+from builderd.domain.errors import NameTaken
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.ports.store import BuilderQuery
+
+_kept = builders.c.status != Status.DELETED
+_oldest_first = (builders.c.created_at, builders.c.id)
+
+_INSERT = insert(builders)
+_UPDATE = update(builders).where(builders.c.id == bindparam("builder"))
+_SELECT = select(*(column for column in builders.c if column.name not in CLAIM))
+_LIVE = _SELECT.where(text(LIVE))
+_BY_ID = _SELECT.where(builders.c.id == bindparam("id"))
+_BY_NAME = _LIVE.where(builders.c.tenant_id == bindparam("tenant"), builders.c.name == bindparam("name"))
+_BY_HOST = _LIVE.where(builders.c.host == bindparam("host"))
+_BY_SERVICE_TOKEN = _LIVE.where(builders.c.service_token == bindparam("service_token"))
+_OF_TENANT = _SELECT.where(builders.c.tenant_id == bindparam("tenant")).order_by(*_oldest_first)
+_LIVE_OF_TENANT = _OF_TENANT.where(text(LIVE))
+_IDS = select(builders.c.id).where(_kept).order_by(*_oldest_first)
+_COUNT_BY_STATUS = select(builders.c.status, func.count().label("number")).where(_kept).group_by(builders.c.status)
+# Who only points at the row by a foreign key need not wait for the lock.
+_LOCKED = {plain: plain.with_for_update(key_share=True) for plain in (_BY_ID, _BY_HOST)}
+
+_ORDERS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
+    "created_at": (builders.c.created_at.asc(), builders.c.id.asc()),
+    "-created_at": (builders.c.created_at.desc(), builders.c.id.desc()),
+    "name": (builders.c.name.asc(),),
+}
+
+
+class Builders(Claims):
+    """Rows are locked only in a transaction that writes."""
+
+    def add(self, builder: Builder) -> None:
+        other = self.by_name(builder.tenant_id, builder.name)
+        if other is not None:
+            raise NameTaken(
+                f"The name {builder.name!r} is taken by your builder {other.id}: "
+                "choose another name, or change that builder instead.",
+                data={"uuid": other.id},
+            )
+        self._connection.execute(_INSERT, row_of(builder))
+
+    def get(self, builder: BuilderId, *, lock: bool = False) -> Builder | None:
+        return self._one(_BY_ID, {"id": builder}, lock=lock)
+
+    def by_name(self, tenant: TenantId, name: str) -> Builder | None:
+        return self._one(_BY_NAME, {"tenant": tenant, "name": name})
+
+    def by_host(self, host: str, *, lock: bool = False) -> Builder | None:
+        return self._one(_BY_HOST, {"host": host}, lock=lock)
+
+    def by_service_token(self, service_token: str) -> Builder | None:
+        return self._one(_BY_SERVICE_TOKEN, {"service_token": service_token})
+
+    def list(self, tenant: TenantId, query: BuilderQuery) -> tuple[Sequence[Builder], int]:
+        found = _filtered(tenant, query)
+        total = self._connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
+        page = found.order_by(*_ORDERS[query.sort]).limit(query.per_page).offset((query.page - 1) * query.per_page)
+        return [_builder(row) for row in self._connection.execute(page).mappings()], total
+
+    def of_tenant(self, tenant: TenantId, *, deleted: bool) -> Sequence[Builder]:
+        statement = _OF_TENANT if deleted else _LIVE_OF_TENANT
+        return [_builder(row) for row in self._connection.execute(statement, {"tenant": tenant}).mappings()]
+
+    def ids(self) -> Sequence[BuilderId]:
+        return self._connection.execute(_IDS).scalars().all()
+
+    def count_by_status(self) -> Mapping[Status, int]:
+        rows = self._connection.execute(_COUNT_BY_STATUS)
+        return {row.status: row.number for row in rows}
+
+    def save(self, builder: Builder) -> None:
+        """Raises ``LookupError`` when there is no such row."""
+        result = self._connection.execute(_UPDATE, {"builder": builder.id, **row_of(builder)})
+        if result.rowcount != 1:
+            raise LookupError(f"no builder {builder.id} to save")
+
+    def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:
+        if lock and self._locks:
+            statement = _LOCKED[statement]
+        row = self._connection.execute(statement, values).mappings().first()
+        return _builder(row) if row else None
+
+
+def _filtered(tenant: TenantId, query: BuilderQuery) -> Select[Any]:
+    found = _LIVE.where(builders.c.tenant_id == tenant)
+    for name in ("name", "status", "job_type"):
+        wanted = getattr(query, name)
+        if wanted is not None:
+            found = found.where(builders.c[name] == wanted)
+    return found
+
+
+def _builder(row: RowMapping) -> Builder:
+    return Builder(**row)

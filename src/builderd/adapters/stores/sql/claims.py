@@ -1,0 +1,68 @@
+"""Claims on builders: compare-and-set on a lease, and the time at which a builder is due.
+
+While a lease is held, ``due_at`` collects only what made the builder due since it was taken, and a release keeps the
+earlier of that and its own wish: no change that comes during the work is overlooked. A lease that ends without a
+release makes its builder due, so the work of a control plane that died is taken over without further ado.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import BindParameter, Case, Connection, bindparam, case, literal, or_, select, update
+
+from builderd.adapters.stores.sql.tables import builders, due_since
+from builderd.domain.ids import BuilderId
+
+_row = builders.c
+_owner: BindParameter[str] = bindparam("owner", type_=_row.claimed_by.type)
+_now: BindParameter[datetime] = bindparam("now", type_=_row.due_at.type)
+_at: BindParameter[datetime] = bindparam("at", type_=_row.due_at.type)
+_earlier: Case[datetime] = case((_row.due_at < _at, _row.due_at), else_=_at)
+
+_UPDATE = update(builders).where(_row.id == bindparam("builder"))
+_OWNED = _UPDATE.where(_row.claimed_by == _owner)
+_CLAIM = _UPDATE.where(or_(_row.claimed_by.is_(None), _row.claimed_by == _owner, _row.claimed_until <= _now)).values(
+    claimed_by=_owner,
+    claimed_until=bindparam("until"),
+    # Who takes it looks at it next, which settles what it was due for; who renews it has looked already.
+    due_at=case((_row.claimed_by == _owner, _row.due_at)),
+)
+_HOLDS = select(literal(1)).where(_row.id == bindparam("builder"), _row.claimed_by == _owner, _row.claimed_until > _now)
+_HOLDS_LOCKED = _HOLDS.with_for_update(key_share=True)
+_RELEASE = _OWNED.values(claimed_by=None, claimed_until=None)
+_RELEASE_UNTIL = _RELEASE.values(due_at=_earlier)
+_MAKE_DUE = _UPDATE.values(due_at=_earlier)
+_DUE = select(_row.id).where(due_since <= _now).order_by(due_since, _row.id).limit(bindparam("limit"))
+
+
+class Claims:
+    """The part of ``Builders`` that leases them. ``locks``: whether this transaction writes, and so may lock rows."""
+
+    def __init__(self, connection: Connection, *, locks: bool) -> None:
+        self._connection = connection
+        self._locks = locks
+
+    def claim(self, builder: BuilderId, owner: str, now: datetime, until: datetime) -> bool:
+        values = {"builder": builder, "owner": owner, "now": now, "until": until}
+        return self._connection.execute(_CLAIM, values).rowcount == 1
+
+    def holds(self, builder: BuilderId, owner: str, now: datetime) -> bool:
+        """In a transaction that writes, it stays so until the end: nobody can take the row over meanwhile."""
+        statement = _HOLDS_LOCKED if self._locks else _HOLDS
+        values = {"builder": builder, "owner": owner, "now": now}
+        return self._connection.execute(statement, values).first() is not None
+
+    def release(self, builder: BuilderId, owner: str, due_at: datetime | None) -> None:
+        values = {"builder": builder, "owner": owner}
+        if due_at is None:
+            self._connection.execute(_RELEASE, values)
+        else:
+            self._connection.execute(_RELEASE_UNTIL, {**values, "at": due_at})
+
+    def make_due(self, builder: BuilderId, at: datetime) -> None:
+        self._connection.execute(_MAKE_DUE, {"builder": builder, "at": at})
+
+    def due(self, now: datetime, limit: int) -> Sequence[BuilderId]:
+        return self._connection.execute(_DUE, {"now": now, "limit": limit}).scalars().all()

@@ -1,0 +1,33 @@
+"""A database as the store needs it: what differs between SQLite and PostgreSQL stands in their own files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+#: NaN is no JSON, and only one of the databases would take it.
+write_json = partial(json.dumps, allow_nan=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """``begin_write`` and ``begin_read`` open a transaction that commits at its end and rolls back on an error.
+
+    ``begin_migration`` does so alone: nobody else migrates meanwhile. ``writers`` and ``readers`` are how many
+    transactions of each kind may go on at once; with 0 readers, reads take turns with writes. ``is_passing`` tells
+    an error after which the whole transaction may be run again from one that would come again.
+    """
+
+    engine: Engine
+    writers: int
+    readers: int
+    begin_write: Callable[[], AbstractContextManager[Connection]]
+    begin_read: Callable[[], AbstractContextManager[Connection]]
+    begin_migration: Callable[[], AbstractContextManager[Connection]]
+    is_passing: Callable[[DBAPIError], bool]

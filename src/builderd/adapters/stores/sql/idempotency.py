@@ -1,0 +1,59 @@
+"""Retry keys in SQL."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from builderd.adapters.stores.sql.rows import row_of
+from builderd.adapters.stores.sql.tables import idempotency
+from builderd.domain.errors import Conflict
+from builderd.domain.ids import TenantId
+from builderd.ports.store import IdempotencyRecord
+
+_key = (idempotency.c.tenant_id == bindparam("of_tenant"), idempotency.c.key == bindparam("of_key"))
+
+_INSERT = insert(idempotency)
+_SELECT = select(idempotency).where(*_key)
+_UPDATE = update(idempotency).where(*_key)
+_DELETE = delete(idempotency).where(*_key)
+_EXPIRE = delete(idempotency).where(idempotency.c.created_at < bindparam("before"))
+
+
+class Idempotency:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, tenant: TenantId, key: str) -> IdempotencyRecord | None:
+        row = self._connection.execute(_SELECT, _keyed(tenant, key)).mappings().first()
+        return IdempotencyRecord(**row) if row else None
+
+    def add(self, record: IdempotencyRecord) -> None:
+        if self.get(record.tenant_id, record.key) is not None:
+            raise Conflict(f"The Idempotency-Key {record.key!r} was used already: send a new one for another call.")
+        self._connection.execute(_INSERT, _row(record))
+
+    def save(self, record: IdempotencyRecord) -> None:
+        """Raises ``LookupError`` when there is no such row."""
+        values = {**_keyed(record.tenant_id, record.key), **_row(record)}
+        if self._connection.execute(_UPDATE, values).rowcount != 1:
+            raise LookupError(f"no retry key {record.key!r} to save")
+
+    def delete(self, tenant: TenantId, key: str) -> None:
+        self._connection.execute(_DELETE, _keyed(tenant, key))
+
+    def expire(self, before: datetime) -> int:
+        return self._connection.execute(_EXPIRE, {"before": before}).rowcount
+
+
+def _keyed(tenant: TenantId, key: str) -> dict[str, Any]:
+    return {"of_tenant": tenant, "of_key": key}
+
+
+def _row(record: IdempotencyRecord) -> dict[str, Any]:
+    row = row_of(record)
+    for name in ("headers", "body"):
+        row[name] = None if row[name] is None else dict(row[name])
+    return row

@@ -1,0 +1,67 @@
+"""Sandboxes in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
+
+from builderd.adapters.stores.sql.rows import row_of
+from builderd.adapters.stores.sql.tables import sandboxes
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.sandboxes import Sandbox, SandboxEnd
+
+_INSERT = insert(sandboxes)
+_BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))
+_OF_BUILDER = select(sandboxes).where(sandboxes.c.builder_id == bindparam("builder"))
+_OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None))
+# Runs and attempts count up, so they order even what began in the same instant.
+_OLDEST_FIRST = _OF_BUILDER.order_by(sandboxes.c.run, sandboxes.c.attempt)
+_OF_RUN = _OLDEST_FIRST.where(sandboxes.c.run == bindparam("run"))
+_UPDATE = update(sandboxes).where(sandboxes.c.id == bindparam("sandbox"))
+
+
+class Sandboxes:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, sandbox: Sandbox) -> None:
+        self._connection.execute(_INSERT, _row(sandbox))
+
+    def get(self, sandbox: SandboxId) -> Sandbox | None:
+        row = self._connection.execute(_BY_ID, {"id": sandbox}).mappings().first()
+        return _sandbox(row) if row else None
+
+    def save(self, sandbox: Sandbox) -> None:
+        """Raises ``LookupError`` when there is no such row."""
+        if self._connection.execute(_UPDATE, {"sandbox": sandbox.id, **_row(sandbox)}).rowcount != 1:
+            raise LookupError(f"no sandbox {sandbox.id} to save")
+
+    def open_of(self, builder: BuilderId) -> Sandbox | None:
+        row = self._connection.execute(_OPEN, {"builder": builder}).mappings().first()
+        return _sandbox(row) if row else None
+
+    def list(self, builder: BuilderId) -> Sequence[Sandbox]:
+        return [_sandbox(row) for row in self._connection.execute(_OLDEST_FIRST, {"builder": builder}).mappings()]
+
+    def of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
+        rows = self._connection.execute(_OF_RUN, {"builder": builder, "run": run}).mappings()
+        return [_sandbox(row) for row in rows]
+
+
+def _row(sandbox: Sandbox) -> dict[str, Any]:
+    row = row_of(sandbox)
+    end = row.pop("end")
+    return {
+        **row,
+        "end_cause": end.cause if end else None,
+        "end_exit_code": end.exit_code if end else None,
+        "end_at": end.at if end else None,
+    }
+
+
+def _sandbox(row: RowMapping) -> Sandbox:
+    values = dict(row)
+    cause, exit_code, at = (values.pop(name) for name in ("end_cause", "end_exit_code", "end_at"))
+    return Sandbox(**values, end=SandboxEnd(cause, exit_code, at) if cause else None)

@@ -1,0 +1,123 @@
+"""The store: units of work on a database, run in threads of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from sqlalchemy import Connection, literal, make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from builderd.adapters.stores.sql.build_logs import BuildLogs
+from builderd.adapters.stores.sql.builders import Builders
+from builderd.adapters.stores.sql.database import Database
+from builderd.adapters.stores.sql.events import Events
+from builderd.adapters.stores.sql.idempotency import Idempotency
+from builderd.adapters.stores.sql.ledger import Ledger
+from builderd.adapters.stores.sql.migrations import upgrade
+from builderd.adapters.stores.sql.sandboxes import Sandboxes
+from builderd.adapters.stores.sql.sqlite import open_sqlite
+from builderd.adapters.stores.sql.tenants import Tenants
+from builderd.adapters.stores.sql.tokens import Tokens
+from builderd.adapters.stores.sql.versions import Versions
+from builderd.ports import store as port
+
+T = TypeVar("T")
+
+#: A transaction that met another one is run so many times in all, with a growing pause of at most so many seconds.
+MAX_RUNS = 10
+FIRST_PAUSE, LAST_PAUSE = 0.002, 0.25
+
+
+class UnitOfWork:
+    """One transaction; ``writes`` tells whether it may write, and so lock rows."""
+
+    def __init__(self, connection: Connection, *, writes: bool) -> None:
+        self.tenants: port.Tenants = Tenants(connection)
+        self.tokens: port.Tokens = Tokens(connection)
+        self.builders: port.Builders = Builders(connection, locks=writes)
+        self.versions: port.Versions = Versions(connection)
+        self.sandboxes: port.Sandboxes = Sandboxes(connection)
+        self.ledger: port.Ledger = Ledger(connection)
+        self.events: port.Events = Events(connection)
+        self.build_logs: port.BuildLogs = BuildLogs(connection)
+        self.idempotency: port.Idempotency = Idempotency(connection)
+
+
+class SqlStore:
+    """On ``sqlite:////path/to/file``, ``sqlite://`` (in memory) or ``postgresql://user@host/name``.
+
+    Opens nothing until it is first used. Raises ``ValueError`` for any other URL. The work of a caller that is
+    cancelled goes on to its end.
+    """
+
+    def __init__(self, url: str) -> None:
+        database = _open(url)
+        self._database = database
+        self._writers = ThreadPoolExecutor(database.writers, "store-write")
+        self._readers = ThreadPoolExecutor(database.readers, "store-read") if database.readers else self._writers
+
+    async def write(self, work: Callable[[port.UnitOfWork], T]) -> T:
+        """Work that met another transaction is rolled back and run again: it must have no effect but in the store."""
+        return await asyncio.get_running_loop().run_in_executor(self._writers, self._write, work)
+
+    async def read(self, work: Callable[[port.UnitOfWork], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+
+    async def ready(self) -> bool:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._answers)
+
+    async def migrate(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._writers, self._migrate)
+
+    async def close(self) -> None:
+        """Waits for what is being done."""
+        await asyncio.to_thread(self._close)
+
+    def _write(self, work: Callable[[port.UnitOfWork], T]) -> T:
+        for run in range(1, MAX_RUNS):
+            try:
+                return self._write_once(work)
+            except DBAPIError as error:
+                if not self._database.is_passing(error):
+                    raise
+            time.sleep(random.uniform(0, min(FIRST_PAUSE * 2**run, LAST_PAUSE)))  # noqa: S311
+        return self._write_once(work)
+
+    def _write_once(self, work: Callable[[port.UnitOfWork], T]) -> T:
+        with self._database.begin_write() as connection:
+            return work(UnitOfWork(connection, writes=True))
+
+    def _read(self, work: Callable[[port.UnitOfWork], T]) -> T:
+        with self._database.begin_read() as connection:
+            return work(UnitOfWork(connection, writes=False))
+
+    def _answers(self) -> bool:
+        try:
+            with self._database.begin_read() as connection:
+                return connection.execute(select(literal(1))).scalar_one() == 1
+        except SQLAlchemyError:
+            return False
+
+    def _migrate(self) -> None:
+        with self._database.begin_migration() as connection:
+            upgrade(connection)
+
+    def _close(self) -> None:
+        self._readers.shutdown()
+        self._writers.shutdown()
+        self._database.engine.dispose()
+
+
+def _open(text: str) -> Database:
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        url = None
+    if url is not None and url.get_backend_name() == "sqlite":
+        return open_sqlite(url.set(drivername="sqlite+pysqlite"))
+    raise ValueError("the database URL must be sqlite:////path/to/file or postgresql://user:password@host/name")

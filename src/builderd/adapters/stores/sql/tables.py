@@ -1,0 +1,257 @@
+"""The tables as they are now. ``migrations/`` makes them; a test holds both to the same schema.
+
+Columns carry the names of the domain's fields, so that a row becomes its value by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+
+from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime, word
+from builderd.domain.builders import Desired, JobType, Status, Visibility
+from builderd.domain.logs import LogStream
+from builderd.domain.prices import Billing
+from builderd.domain.sandboxes import EndCause
+from builderd.domain.versions import Isolation, VersionStatus
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# Sorted by bytes on both databases, whatever the locale of a PostgreSQL is.
+_Name = Text().with_variant(Text(collation="C"), "postgresql")
+# SQLite counts up only in a column of exactly INTEGER (64 bits there).
+_Counter = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _document() -> JSON:
+    # JSON and not JSONB on PostgreSQL: it keeps the order of keys, and takes every string that JSON can write.
+    return JSON(none_as_null=True)
+
+
+def _unique_where(name: str, column: str, condition: str, *more: str) -> Index:
+    return Index(name, column, *more, unique=True, sqlite_where=text(condition), postgresql_where=text(condition))
+
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", _Name, nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("name", ForeignText, nullable=False),
+    Column("secret_hash", Text, nullable=False, unique=True),
+    Column("scopes", _document(), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+)
+
+#: The columns of a claim: never part of a ``Builder``, and written only by the claims.
+CLAIM = ("claimed_by", "claimed_until", "due_at")
+
+#: A builder that somebody wants deleted is in no list any more, and its name is free.
+LIVE = "desired <> 'deleted'"
+
+builders = Table(
+    "builders",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("name", _Name, nullable=False),
+    Column("job_type", word(JobType), nullable=False),
+    Column("visibility", word(Visibility), nullable=False),
+    Column("service_token", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("auto_stop_interval", BigInteger, nullable=False),
+    Column("backup_interval_hours", BigInteger, nullable=False),
+    Column("desired", word(Desired), nullable=False),
+    Column("desired_by", ForeignText, nullable=False),
+    Column("desired_reason", ForeignText, nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("settled_run", Integer, nullable=False),
+    Column("status", word(Status), nullable=False),
+    Column("status_reason", ForeignText, nullable=False),
+    Column("exit_code", Integer),
+    Column("failure_code", Text),
+    Column("last_active_at", UtcDateTime),
+    Column("deleted_at", UtcDateTime),
+    Column("claimed_by", Text),
+    Column("claimed_until", UtcDateTime),
+    Column("due_at", UtcDateTime),
+    CheckConstraint("version >= 1", name="version"),
+    CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
+    CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),
+    CheckConstraint("settled_run >= 0 AND settled_run <= run", name="settled_run"),
+    CheckConstraint("status <> 'deleted' OR desired = 'deleted'", name="deleted"),
+    CheckConstraint("(claimed_by IS NULL) = (claimed_until IS NULL)", name="claim"),
+    _unique_where("uq_builders_live_name", "tenant_id", LIVE, "name"),
+    _unique_where("uq_builders_live_host", "host", LIVE),
+    Index("uq_builders_service_token", "service_token", unique=True),
+    Index("ix_builders_tenant_id_created_at", "tenant_id", "created_at"),
+)
+
+# A leased builder is due when its lease ends without having been given back; any other when it was asked for.
+due_since = func.coalesce(builders.c.claimed_until, builders.c.due_at)
+Index("ix_builders_due", due_since)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("builder_id", Text, ForeignKey("builders.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("bundle_hash", Text, nullable=False, index=True),
+    Column("entrypoint", Text, nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("env", _document(), nullable=False),
+    Column("cpu", Double, nullable=False),
+    Column("memory", Double, nullable=False),
+    Column("disk", Double, nullable=False),
+    Column("isolation", word(Isolation), nullable=False),
+    Column("credentials", _document(), nullable=False),
+    Column("skip_review", Boolean, nullable=False),
+    Column("skip_qa", Boolean, nullable=False),
+    Column("require_qa", Boolean, nullable=False),
+    Column("created_by", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("status", word(VersionStatus), nullable=False),
+    Column("status_reason", ForeignText, nullable=False),
+    Column("layer_key", Text),
+    Column("review_passed", Boolean),
+    Column("qa_passed", Boolean),
+    CheckConstraint("number >= 1", name="number"),
+    CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
+    CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),
+)
+
+
+def _of_version(table: str) -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(
+        ["builder_id", "version"], ["versions.builder_id", "versions.number"], name=f"fk_{table}_version"
+    )
+
+
+sandboxes = Table(
+    "sandboxes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("builder_id", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("ip", Text),
+    Column("started_at", UtcDateTime),
+    Column("listening_at", UtcDateTime),
+    Column("end_cause", word(EndCause)),
+    Column("end_exit_code", Integer),
+    Column("end_at", UtcDateTime),
+    _of_version("sandboxes"),
+    UniqueConstraint("builder_id", "run", "attempt"),
+    CheckConstraint("attempt >= 1", name="attempt"),
+    CheckConstraint("end_cause IS NOT NULL OR (end_exit_code IS NULL AND end_at IS NULL)", name="end"),
+    _unique_where("uq_sandboxes_open", "builder_id", "end_cause IS NULL"),
+)
+
+
+def _of_builder() -> tuple[Column[Any], ...]:
+    return (
+        Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+        Column("builder_id", Text, ForeignKey("builders.id"), nullable=False),
+    )
+
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("id", _Counter, primary_key=True),
+    *_of_builder(),
+    Column("billing", word(Billing), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    Column("hourly_rate", ExactDecimal, nullable=False),
+    CheckConstraint("ended_at >= started_at", name="ended_at"),
+    Index("ix_ledger_builder_id_started_at", "builder_id", "started_at"),
+    _unique_where("uq_ledger_open", "builder_id", "ended_at IS NULL"),
+)
+
+_never_twice: dict[str, Any] = {"sqlite_autoincrement": True}
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", _Counter, primary_key=True),
+    *_of_builder(),
+    Column("time", UtcDateTime, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("actor", ForeignText, nullable=False),
+    Column("reason", ForeignText, nullable=False),
+    Column("details", _document(), nullable=False),
+    Index("ix_events_builder_id_id", "builder_id", "id"),
+    **_never_twice,
+)
+
+build_logs = Table(
+    "build_logs",
+    metadata,
+    Column("id", _Counter, primary_key=True),
+    Column("builder_id", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("stream", word(LogStream), nullable=False),
+    Column("text", ForeignText, nullable=False),
+    _of_version("build_logs"),
+    Index("ix_build_logs_builder_id_id", "builder_id", "id"),
+    **_never_twice,
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("body_hash", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False, index=True),
+    # No foreign key: the record may name a builder before that is made, or one that never was.
+    Column("builder_id", Text),
+    Column("status", Integer),
+    Column("headers", _document()),
+    Column("body", _document()),
+)

@@ -1,0 +1,48 @@
+"""Tokens in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
+
+from builderd.adapters.stores.sql.rows import row_of
+from builderd.adapters.stores.sql.tables import tokens
+from builderd.domain.ids import TenantId, TokenId
+from builderd.domain.tokens import Scope, Token
+
+_INSERT = insert(tokens)
+_BY_SECRET_HASH = select(tokens).where(tokens.c.secret_hash == bindparam("secret_hash"))
+_OF_TENANT = select(tokens).where(tokens.c.tenant_id == bindparam("tenant")).order_by(tokens.c.created_at, tokens.c.id)
+_UPDATE = update(tokens).where(tokens.c.id == bindparam("token"))
+_REVOKE = _UPDATE.where(tokens.c.revoked_at.is_(None))
+
+
+class Tokens:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, token: Token) -> None:
+        row = row_of(token)
+        row["scopes"] = sorted(scope.value for scope in token.scopes)
+        self._connection.execute(_INSERT, row)
+
+    def by_secret_hash(self, secret_hash: str) -> Token | None:
+        row = self._connection.execute(_BY_SECRET_HASH, {"secret_hash": secret_hash}).mappings().first()
+        return _token(row) if row else None
+
+    def list(self, tenant: TenantId) -> Sequence[Token]:
+        rows = self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()
+        return [_token(row) for row in rows]
+
+    def touch(self, token: TokenId, at: datetime) -> None:
+        self._connection.execute(_UPDATE, {"token": token, "last_used_at": at})
+
+    def revoke(self, token: TokenId, at: datetime) -> None:
+        """A token that is revoked already keeps the time of the first."""
+        self._connection.execute(_REVOKE, {"token": token, "revoked_at": at})
+
+
+def _token(row: RowMapping) -> Token:
+    return Token(**{**row, "scopes": frozenset(Scope(scope) for scope in row["scopes"])})

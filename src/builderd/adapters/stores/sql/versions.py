@@ -1,0 +1,78 @@
+"""Versions in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, bindparam, exists, insert, select, update
+
+from builderd.adapters.stores.sql.rows import row_of
+from builderd.adapters.stores.sql.tables import builders, versions
+from builderd.domain.builders import Status
+from builderd.domain.ids import BuilderId
+from builderd.domain.resources import Resources
+from builderd.domain.versions import Version, VersionSettings
+
+_RESOURCES = ("cpu", "memory", "disk")
+_SETTINGS = (
+    "entrypoint",
+    "port",
+    "env",
+    "isolation",
+    "credentials",
+    "skip_review",
+    "skip_qa",
+    "require_qa",
+)
+
+_INSERT = insert(versions)
+_OF_BUILDER = select(versions).where(versions.c.builder_id == bindparam("builder"))
+_ONE = _OF_BUILDER.where(versions.c.number == bindparam("number"))
+_NEWEST_FIRST = _OF_BUILDER.order_by(versions.c.number.desc())
+_UPDATE = update(versions).where(versions.c.builder_id == bindparam("builder"), versions.c.number == bindparam("which"))
+_USES_BUNDLE = select(
+    exists()
+    .where(versions.c.bundle_hash == bindparam("bundle"))
+    .where(builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED)
+)
+
+
+class Versions:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, version: Version) -> None:
+        self._connection.execute(_INSERT, _row(version))
+
+    def get(self, builder: BuilderId, number: int) -> Version | None:
+        row = self._connection.execute(_ONE, {"builder": builder, "number": number}).mappings().first()
+        return _version(row) if row else None
+
+    def list(self, builder: BuilderId) -> Sequence[Version]:
+        return [_version(row) for row in self._connection.execute(_NEWEST_FIRST, {"builder": builder}).mappings()]
+
+    def save(self, version: Version) -> None:
+        """Raises ``LookupError`` when there is no such row."""
+        key = {"builder": version.builder_id, "which": version.number}
+        if self._connection.execute(_UPDATE, {**key, **_row(version)}).rowcount != 1:
+            raise LookupError(f"no version {version.number} of builder {version.builder_id} to save")
+
+    def uses_bundle(self, bundle_hash: str) -> bool:
+        return bool(self._connection.execute(_USES_BUNDLE, {"bundle": bundle_hash}).scalar_one())
+
+
+def _row(version: Version) -> dict[str, Any]:
+    row = row_of(version)
+    settings = row_of(row.pop("settings"))
+    resources = row_of(settings.pop("resources"))
+    env, credentials = dict(settings.pop("env")), list(settings.pop("credentials"))
+    return {**row, **settings, **resources, "env": env, "credentials": credentials}
+
+
+def _version(row: RowMapping) -> Version:
+    values = dict(row)
+    resources = Resources(**{name: values.pop(name) for name in _RESOURCES})
+    settings = {name: values.pop(name) for name in _SETTINGS}
+    settings["credentials"] = tuple(settings["credentials"])
+    return Version(**values, settings=VersionSettings(**settings, resources=resources))

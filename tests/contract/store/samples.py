@@ -1,0 +1,124 @@
+"""Values to store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from builderd.domain.builders import Builder, JobType, Visibility
+from builderd.domain.events import Event
+from builderd.domain.ids import BuilderId, TenantId, TokenId, new_id, new_sandbox_id
+from builderd.domain.prices import Billing, Segment
+from builderd.domain.sandboxes import Sandbox
+from builderd.domain.tenants import Tenant
+from builderd.domain.tokens import Scope, Token
+from builderd.domain.versions import Version, VersionSettings
+from builderd.ports.store import IdempotencyRecord, Store, UnitOfWork
+
+Value = Tenant | Token | Builder | Version | Sandbox | Segment | IdempotencyRecord
+
+#: With microseconds, which both databases must keep.
+NOW = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+TENANT = Tenant(TenantId("aaaaaaaa-0000-4000-8000-000000000001"), "acme", NOW)
+OTHER_TENANT = Tenant(TenantId("aaaaaaaa-0000-4000-8000-000000000002"), "zeta", NOW)
+
+
+def make_builder(**changes: Any) -> Builder:
+    builder_id = BuilderId(new_id())
+    builder = Builder(
+        id=builder_id,
+        tenant_id=TENANT.id,
+        name=f"app-{builder_id[:8]}",
+        job_type=JobType.ALWAYS_ON,
+        visibility=Visibility.PUBLIC,
+        service_token=f"bds_{builder_id}",
+        host=f"{builder_id[:8]}.localhost",
+        version=1,
+        created_at=NOW,
+        updated_at=NOW,
+        desired_by="token ci",
+        desired_reason="created by token ci",
+    )
+    return replace(builder, **changes)
+
+
+def make_version(builder: BuilderId, **changes: Any) -> Version:
+    version = Version(
+        builder_id=builder,
+        number=1,
+        bundle_hash="a" * 64,
+        settings=VersionSettings(entrypoint="python3 main.py"),
+        created_by="token ci",
+        created_at=NOW,
+    )
+    return replace(version, **changes)
+
+
+def make_sandbox(builder: BuilderId, **changes: Any) -> Sandbox:
+    sandbox = Sandbox(id=new_sandbox_id(), builder_id=builder, version=1, run=1, attempt=1, created_at=NOW)
+    return replace(sandbox, **changes)
+
+
+def make_token(**changes: Any) -> Token:
+    token = Token(
+        id=TokenId(new_id()),
+        tenant_id=TENANT.id,
+        name="ci",
+        secret_hash="b" * 64,
+        scopes=frozenset({Scope.WRITE}),
+        created_at=NOW,
+    )
+    return replace(token, **changes)
+
+
+def make_segment(builder: BuilderId, **changes: Any) -> Segment:
+    segment = Segment(TENANT.id, builder, Billing.RUNNING, start=NOW, end=None, hourly_rate=Decimal("0.1965"))
+    return replace(segment, **changes)
+
+
+def make_event(builder: BuilderId, **changes: Any) -> Event:
+    event = Event(TENANT.id, builder, NOW, "builder.created", "token ci", "created by token ci", {"name": "app"})
+    return replace(event, **changes)
+
+
+def make_record(**changes: Any) -> IdempotencyRecord:
+    record = IdempotencyRecord(TENANT.id, "key-1", body_hash="c" * 64, owner="one", created_at=NOW)
+    return replace(record, **changes)
+
+
+async def add(store: Store, *values: Value) -> None:
+    """All in one unit of work."""
+
+    def write(uow: UnitOfWork) -> None:
+        for value in values:
+            _add(uow, value)
+
+    await store.write(write)
+
+
+async def add_builder(store: Store, **changes: Any) -> Builder:
+    """Stored, with its first version."""
+    builder = make_builder(**changes)
+    await add(store, builder, make_version(builder.id))
+    return builder
+
+
+def _add(uow: UnitOfWork, value: Value) -> None:
+    match value:
+        case Tenant():
+            uow.tenants.add(value)
+        case Token():
+            uow.tokens.add(value)
+        case Builder():
+            uow.builders.add(value)
+        case Version():
+            uow.versions.add(value)
+        case Sandbox():
+            uow.sandboxes.add(value)
+        case Segment():
+            uow.ledger.open(value)
+        case IdempotencyRecord():
+            uow.idempotency.add(value)

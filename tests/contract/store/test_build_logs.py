@@ -1,0 +1,55 @@
+"""Build logs as every store keeps them."""
+
+from __future__ import annotations
+
+from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_version
+
+from builderd.domain.ids import BuilderId
+from builderd.domain.logs import LogLine, LogStream
+from builderd.ports.store import Store
+
+
+def line(text: str, seconds: int = 0) -> LogLine:
+    return LogLine(NOW + seconds * SECOND, LogStream.BUILD, text)
+
+
+async def add_lines(store: Store, builder: BuilderId, version: int, *texts: str) -> None:
+    lines = [line(text) for text in texts]
+    await store.write(lambda uow: uow.build_logs.add(builder, version, lines))
+
+
+async def test_lines_come_in_the_order_in_which_they_were_added(store: Store) -> None:
+    builder, other = await add_builder(store), await add_builder(store)
+    await add(store, make_version(builder.id, number=2))
+    await store.write(lambda uow: uow.build_logs.add(builder.id, 1, [line("one", 5), line("two")]))
+    await add_lines(store, other.id, 1, "elsewhere")
+    await add_lines(store, builder.id, 2, "three")
+    assert await store.read(lambda uow: uow.build_logs.list(builder.id)) == [
+        (1, line("one", 5)),
+        (1, line("two")),
+        (2, line("three")),
+    ]
+
+
+async def test_no_lines_add_nothing(store: Store) -> None:
+    builder = await add_builder(store)
+    await add_lines(store, builder.id, 1)
+    assert await store.read(lambda uow: uow.build_logs.list(builder.id)) == []
+
+
+async def test_a_log_is_deleted_with_its_builder_alone(store: Store) -> None:
+    builder, other = await add_builder(store), await add_builder(store)
+    await add_lines(store, builder.id, 1, "made")
+    await add_lines(store, other.id, 1, "made")
+    await store.write(lambda uow: uow.build_logs.delete(builder.id))
+    assert await store.read(lambda uow: uow.build_logs.list(builder.id)) == []
+    assert await store.read(lambda uow: uow.build_logs.list(other.id)) == [(1, line("made"))]
+
+
+async def test_what_a_hostile_build_prints_cannot_fail_the_log(store: Store) -> None:
+    builder = await add_builder(store)
+    hostile = ["nul \0 inside", "half \ud83d a pair", "", "x" * 1_000_000, "'; DROP TABLE builders; --", "\x1b[31mred"]
+    await add_lines(store, builder.id, 1, *hostile)
+    stored = await store.read(lambda uow: uow.build_logs.list(builder.id))
+    kept = [text.replace("\0", "\ufffd").replace("\ud83d", "\ufffd") for text in hostile]
+    assert [one.text for _, one in stored] == kept

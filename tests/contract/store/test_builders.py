@@ -1,0 +1,204 @@
+"""Builders as every store keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_builder
+
+from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
+from builderd.domain.errors import NameTaken
+from builderd.domain.ids import BuilderId, new_id
+from builderd.ports.store import BuilderQuery, Store
+
+EVERYTHING = make_builder(
+    job_type=JobType.ONE_TIME,
+    visibility=Visibility.PRIVATE,
+    version=3,
+    updated_at=NOW + SECOND,
+    auto_stop_interval=30,
+    backup_interval_hours=24,
+    desired=Desired.STOPPED,
+    run=7,
+    settled_run=6,
+    status=Status.FAILED,
+    status_reason="exited with code 3 \N{COLLISION SYMBOL}",
+    exit_code=3,
+    failure_code="start_failed",
+    last_active_at=NOW + 2 * SECOND,
+)
+GONE = {"desired": Desired.DELETED, "status": Status.DELETED, "deleted_at": NOW}
+
+
+async def names(store: Store, query: BuilderQuery) -> list[str]:
+    page, _ = await store.read(lambda uow: uow.builders.list(TENANT.id, query))
+    return [builder.name for builder in page]
+
+
+async def test_every_field_of_a_builder_is_kept(store: Store) -> None:
+    await add(store, EVERYTHING)
+    assert await store.read(lambda uow: uow.builders.get(EVERYTHING.id)) == EVERYTHING
+
+
+async def test_saving_replaces_every_field(store: Store) -> None:
+    plain = make_builder(id=EVERYTHING.id, name=EVERYTHING.name)
+    await add(store, plain)
+    await store.write(lambda uow: uow.builders.save(EVERYTHING))
+    assert await store.read(lambda uow: uow.builders.get(EVERYTHING.id)) == EVERYTHING
+
+
+async def test_saving_what_is_not_there_is_an_error(store: Store) -> None:
+    with pytest.raises(LookupError):
+        await store.write(lambda uow: uow.builders.save(EVERYTHING))
+
+
+async def test_saving_changes_no_other_builder(store: Store) -> None:
+    one, other = await add_builder(store), await add_builder(store)
+    await store.write(lambda uow: uow.builders.save(replace(one, status=Status.RUNNING)))
+    assert await store.read(lambda uow: uow.builders.get(other.id)) == other
+
+
+async def test_a_locked_read_gives_the_same(store: Store) -> None:
+    builder = await add_builder(store)
+    assert await store.write(lambda uow: uow.builders.get(builder.id, lock=True)) == builder
+    assert await store.write(lambda uow: uow.builders.by_host(builder.host, lock=True)) == builder
+    assert await store.read(lambda uow: uow.builders.get(builder.id, lock=True)) == builder
+
+
+async def test_an_unknown_builder_is_none(store: Store) -> None:
+    assert await store.read(lambda uow: uow.builders.get(BuilderId(new_id()))) is None
+
+
+async def test_a_live_builder_is_found_by_name_by_host_and_by_its_token(store: Store) -> None:
+    builder = await add_builder(store)
+    await add_builder(store)
+    assert await store.read(lambda uow: uow.builders.by_name(TENANT.id, builder.name)) == builder
+    assert await store.read(lambda uow: uow.builders.by_host(builder.host)) == builder
+    assert await store.read(lambda uow: uow.builders.by_service_token(builder.service_token)) == builder
+
+
+@pytest.mark.parametrize("wish", [{"desired": Desired.DELETED}, GONE], ids=["being deleted", "deleted"])
+async def test_a_builder_that_goes_is_found_by_its_id_alone(store: Store, wish: dict[str, object]) -> None:
+    builder = await add_builder(store, **wish)
+    assert await store.read(lambda uow: uow.builders.get(builder.id)) == builder
+    assert await store.read(lambda uow: uow.builders.by_name(TENANT.id, builder.name)) is None
+    assert await store.read(lambda uow: uow.builders.by_host(builder.host)) is None
+    assert await store.read(lambda uow: uow.builders.by_service_token(builder.service_token)) is None
+    assert await store.read(lambda uow: uow.builders.list(TENANT.id, BuilderQuery())) == ([], 0)
+
+
+async def test_a_taken_name_is_refused_with_the_other_builders_uuid(store: Store) -> None:
+    first = await add_builder(store, name="app")
+    with pytest.raises(NameTaken, match=first.id) as caught:
+        await add_builder(store, name="app")
+    assert caught.value.data == {"uuid": first.id}
+    assert await names(store, BuilderQuery()) == ["app"]
+
+
+async def test_another_tenant_may_use_the_same_name(store: Store) -> None:
+    await add(store, OTHER_TENANT)
+    await add_builder(store, name="app")
+    await add_builder(store, name="app", tenant_id=OTHER_TENANT.id)
+    assert await names(store, BuilderQuery()) == ["app"]
+
+
+async def test_a_name_is_free_again_once_its_builder_is_to_be_deleted(store: Store) -> None:
+    first = await add_builder(store, name="app")
+    await store.write(lambda uow: uow.builders.save(replace(first, desired=Desired.DELETED)))
+    second = await add_builder(store, name="app")
+    assert await store.read(lambda uow: uow.builders.by_name(TENANT.id, "app")) == second
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (BuilderQuery(), ["b-late", "a-b", "ab", "a-early"]),
+        (BuilderQuery(sort="created_at"), ["a-early", "ab", "a-b", "b-late"]),
+        (BuilderQuery(sort="name"), ["a-b", "a-early", "ab", "b-late"]),
+        (BuilderQuery(name="ab"), ["ab"]),
+        (BuilderQuery(name="none"), []),
+        (BuilderQuery(status=Status.RUNNING), ["b-late", "a-early"]),
+        (BuilderQuery(job_type=JobType.ONE_TIME), ["b-late"]),
+        (BuilderQuery(status=Status.RUNNING, job_type=JobType.ALWAYS_ON), ["a-early"]),
+        (BuilderQuery(page=2, per_page=3), ["a-early"]),
+        (BuilderQuery(page=3, per_page=3), []),
+    ],
+    ids=str,
+)
+async def test_a_list_is_filtered_sorted_by_bytes_and_cut_into_pages(
+    store: Store, query: BuilderQuery, expected: list[str]
+) -> None:
+    await add_builder(store, name="a-early", status=Status.RUNNING)
+    await add_builder(store, name="ab", created_at=NOW + timedelta(microseconds=1))
+    await add_builder(store, name="a-b", created_at=NOW + SECOND)
+    await add_builder(
+        store, name="b-late", created_at=NOW + 2 * SECOND, status=Status.RUNNING, job_type=JobType.ONE_TIME
+    )
+    await add_builder(store, name="gone", **GONE)
+    assert await names(store, query) == expected
+
+
+async def test_a_page_comes_with_the_number_of_all_that_pass_the_filters(store: Store) -> None:
+    for status in (Status.RUNNING, Status.RUNNING, Status.RUNNING, Status.STOPPED):
+        await add_builder(store, status=status)
+    page, total = await store.read(
+        lambda uow: uow.builders.list(TENANT.id, BuilderQuery(status=Status.RUNNING, page=2, per_page=2))
+    )
+    assert (len(page), total) == (1, 3)
+
+
+async def test_pages_show_each_builder_once_even_of_one_instant(store: Store) -> None:
+    for _ in range(7):
+        await add_builder(store)
+    seen = [name for page in range(1, 5) for name in await names(store, BuilderQuery(page=page, per_page=2))]
+    assert len(seen) == len(set(seen)) == 7
+
+
+async def test_a_tenant_never_sees_anothers_builders(store: Store) -> None:
+    await add(store, OTHER_TENANT)
+    own = await add_builder(store)
+    foreign = await add_builder(store, tenant_id=OTHER_TENANT.id)
+    assert await store.read(lambda uow: uow.builders.list(TENANT.id, BuilderQuery())) == ([own], 1)
+    assert await store.read(lambda uow: uow.builders.of_tenant(TENANT.id, deleted=True)) == [own]
+    assert await store.read(lambda uow: uow.builders.by_name(TENANT.id, foreign.name)) is None
+
+
+async def test_all_of_a_tenant_come_oldest_first_with_or_without_the_deleted(store: Store) -> None:
+    new = await add_builder(store, created_at=NOW + SECOND)
+    gone = await add_builder(store, created_at=NOW - SECOND, **GONE)
+    going = await add_builder(store, created_at=NOW + 2 * SECOND, desired=Desired.DELETED)
+    old = await add_builder(store)
+    assert await store.read(lambda uow: uow.builders.of_tenant(TENANT.id, deleted=False)) == [old, new]
+    assert await store.read(lambda uow: uow.builders.of_tenant(TENANT.id, deleted=True)) == [gone, old, new, going]
+
+
+async def test_the_ids_of_all_tenants_hold_what_is_still_being_deleted_but_not_what_is(store: Store) -> None:
+    await add(store, OTHER_TENANT)
+    one = await add_builder(store)
+    foreign = await add_builder(store, tenant_id=OTHER_TENANT.id, created_at=NOW + SECOND)
+    going = await add_builder(store, desired=Desired.DELETED, created_at=NOW + 2 * SECOND)
+    await add_builder(store, **GONE)
+    assert await store.read(lambda uow: uow.builders.ids()) == [one.id, foreign.id, going.id]
+
+
+async def test_builders_are_counted_by_status_without_the_deleted(store: Store) -> None:
+    for status in (Status.RUNNING, Status.RUNNING, Status.CREATING):
+        await add_builder(store, status=status)
+    await add_builder(store, **GONE)
+    counts = await store.read(lambda uow: uow.builders.count_by_status())
+    assert counts == {Status.RUNNING: 2, Status.CREATING: 1}
+
+
+async def test_what_cannot_be_stored_in_a_text_becomes_a_replacement_character(store: Store) -> None:
+    builder: Builder = await add_builder(store, status_reason="a\0b\ud800c")
+    found = await store.read(lambda uow: uow.builders.get(builder.id))
+    assert found is not None
+    assert found.status_reason == "a\ufffdb\ufffdc"
+
+
+async def test_two_live_builders_cannot_share_a_host(store: Store) -> None:
+    first = await add_builder(store)
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        await add_builder(store, host=first.host)

@@ -1,0 +1,188 @@
+"""Claims: at most one owner works on a builder, and no change that comes meanwhile is overlooked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from tests.contract.store.samples import NOW, SECOND, add_builder
+
+from builderd.domain.builders import Status
+from builderd.domain.ids import BuilderId, new_id
+from builderd.ports.store import Store
+
+
+async def claim(store: Store, builder: BuilderId, owner: str, now: datetime, seconds: float = 30) -> bool:
+    return await store.write(lambda uow: uow.builders.claim(builder, owner, now, now + seconds * SECOND))
+
+
+async def holds(store: Store, builder: BuilderId, owner: str, now: datetime) -> bool:
+    held = await store.write(lambda uow: uow.builders.holds(builder, owner, now))
+    assert await store.read(lambda uow: uow.builders.holds(builder, owner, now)) is held
+    return held
+
+
+async def due(store: Store, now: datetime, limit: int = 10) -> list[BuilderId]:
+    return list(await store.read(lambda uow: uow.builders.due(now, limit)))
+
+
+async def make_due(store: Store, builder: BuilderId, at: datetime) -> None:
+    await store.write(lambda uow: uow.builders.make_due(builder, at))
+
+
+async def release(store: Store, builder: BuilderId, owner: str, due_at: datetime | None) -> None:
+    await store.write(lambda uow: uow.builders.release(builder, owner, due_at))
+
+
+async def test_a_claim_keeps_others_out_until_it_is_over(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    assert await claim(store, builder, "one", NOW)
+    assert not await claim(store, builder, "two", NOW + 29 * SECOND)
+    assert await holds(store, builder, "one", NOW + 29 * SECOND)
+    assert not await holds(store, builder, "two", NOW)
+
+
+async def test_an_expired_claim_is_held_by_nobody_and_can_be_taken_over(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await claim(store, builder, "one", NOW)
+    over = NOW + 30 * SECOND
+    assert not await holds(store, builder, "one", over)
+    assert await claim(store, builder, "two", over)
+    assert await holds(store, builder, "two", over)
+    assert not await claim(store, builder, "one", over + SECOND)
+
+
+async def test_a_claim_is_renewed_by_its_owner(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await claim(store, builder, "one", NOW)
+    assert await claim(store, builder, "one", NOW + 20 * SECOND)
+    assert not await claim(store, builder, "two", NOW + 40 * SECOND)
+    assert await holds(store, builder, "one", NOW + 49 * SECOND)
+
+
+async def test_a_released_builder_can_be_claimed_at_once(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await claim(store, builder, "one", NOW)
+    await release(store, builder, "one", None)
+    assert not await holds(store, builder, "one", NOW)
+    assert await claim(store, builder, "two", NOW)
+
+
+async def test_who_lost_the_claim_cannot_release_it(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await claim(store, builder, "one", NOW)
+    await claim(store, builder, "two", NOW + 30 * SECOND)
+    await release(store, builder, "one", NOW)
+    assert await holds(store, builder, "two", NOW + 31 * SECOND)
+    assert await due(store, NOW + 31 * SECOND) == []
+
+
+async def test_what_is_not_there_cannot_be_claimed(store: Store) -> None:
+    assert not await claim(store, BuilderId(new_id()), "one", NOW)
+
+
+async def test_a_claim_is_on_one_builder_alone(store: Store) -> None:
+    builder, other = (await add_builder(store)).id, (await add_builder(store)).id
+    await claim(store, builder, "one", NOW)
+    assert await claim(store, other, "two", NOW)
+
+
+async def test_saving_a_builder_leaves_its_claim_and_due_time_alone(store: Store) -> None:
+    builder = await add_builder(store)
+    await claim(store, builder.id, "one", NOW)
+    await make_due(store, builder.id, NOW)
+    await store.write(lambda uow: uow.builders.save(replace(builder, status=Status.RUNNING)))
+    assert await holds(store, builder.id, "one", NOW)
+    await release(store, builder.id, "one", None)
+    assert await due(store, NOW) == [builder.id]
+
+
+async def test_a_new_builder_is_due_only_when_somebody_says_so(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    assert await due(store, NOW) == []
+    await make_due(store, builder, NOW)
+    assert await due(store, NOW) == [builder]
+
+
+async def test_a_builder_is_due_from_its_time_on(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await make_due(store, builder, NOW + SECOND)
+    assert await due(store, NOW) == []
+    assert await due(store, NOW + SECOND) == [builder]
+
+
+async def test_a_due_time_only_moves_earlier(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await make_due(store, builder, NOW + SECOND)
+    await make_due(store, builder, NOW + 9 * SECOND)
+    assert await due(store, NOW + SECOND) == [builder]
+    await make_due(store, builder, NOW)
+    assert await due(store, NOW) == [builder]
+
+
+async def test_the_longest_due_come_first_and_no_more_than_asked_for(store: Store) -> None:
+    late, early, middle = [(await add_builder(store)).id for _ in range(3)]
+    await make_due(store, late, NOW)
+    await make_due(store, early, NOW - 2 * SECOND)
+    await make_due(store, middle, NOW - SECOND)
+    assert await due(store, NOW) == [early, middle, late]
+    assert await due(store, NOW, limit=2) == [early, middle]
+    assert await due(store, NOW, limit=0) == []
+
+
+async def test_a_claimed_builder_is_not_due(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await make_due(store, builder, NOW)
+    await claim(store, builder, "one", NOW)
+    await make_due(store, builder, NOW)
+    assert await due(store, NOW + 29 * SECOND) == []
+
+
+async def test_taking_the_claim_settles_what_the_builder_was_due_for(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await make_due(store, builder, NOW)
+    await claim(store, builder, "one", NOW)
+    await release(store, builder, "one", None)
+    assert await due(store, NOW + 999 * SECOND) == []
+
+
+async def test_a_release_says_when_to_look_again(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await claim(store, builder, "one", NOW)
+    await release(store, builder, "one", NOW + 5 * SECOND)
+    assert await due(store, NOW + 4 * SECOND) == []
+    assert await due(store, NOW + 5 * SECOND) == [builder]
+
+
+async def test_a_change_during_a_claim_outlives_its_release(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    for wish in (None, NOW + 60 * SECOND):
+        await claim(store, builder, "one", NOW)
+        await make_due(store, builder, NOW)
+        await release(store, builder, "one", wish)
+        assert await due(store, NOW) == [builder]
+
+
+async def test_a_later_change_during_a_claim_outlives_its_release_too(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await claim(store, builder, "one", NOW)
+    await make_due(store, builder, NOW + 100 * SECOND)
+    await release(store, builder, "one", None)
+    assert await due(store, NOW + 99 * SECOND) == []
+    assert await due(store, NOW + 100 * SECOND) == [builder]
+
+
+async def test_a_renewal_keeps_the_change_that_came_since_the_claim(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await claim(store, builder, "one", NOW)
+    await make_due(store, builder, NOW)
+    await claim(store, builder, "one", NOW + SECOND)
+    await release(store, builder, "one", None)
+    assert await due(store, NOW + SECOND) == [builder]
+
+
+async def test_a_claim_that_ends_without_a_release_makes_its_builder_due(store: Store) -> None:
+    builder = (await add_builder(store)).id
+    await make_due(store, builder, NOW)
+    await claim(store, builder, "one", NOW)
+    assert await due(store, NOW + 30 * SECOND) == [builder]

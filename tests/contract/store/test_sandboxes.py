@@ -1,0 +1,78 @@
+"""Sandboxes as every store keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_sandbox
+
+from builderd.domain.sandboxes import EndCause, SandboxEnd
+from builderd.ports.store import Store
+
+END = SandboxEnd(EndCause.EXITED, 3, NOW + 2 * SECOND)
+
+
+async def test_every_field_of_a_sandbox_is_kept(store: Store) -> None:
+    builder = await add_builder(store)
+    sandbox = make_sandbox(
+        builder.id, run=4, attempt=2, ip="10.88.0.2", started_at=NOW, listening_at=NOW + SECOND, end=END
+    )
+    await add(store, sandbox)
+    assert await store.read(lambda uow: uow.sandboxes.get(sandbox.id)) == sandbox
+
+
+async def test_an_end_of_which_little_is_known_is_still_an_end(store: Store) -> None:
+    builder = await add_builder(store)
+    sandbox = make_sandbox(builder.id, end=SandboxEnd(EndCause.UNKNOWN, None, None))
+    await add(store, sandbox)
+    assert await store.read(lambda uow: uow.sandboxes.get(sandbox.id)) == sandbox
+    assert await store.read(lambda uow: uow.sandboxes.open_of(builder.id)) is None
+
+
+async def test_the_open_one_is_the_one_that_has_not_ended(store: Store) -> None:
+    builder = await add_builder(store)
+    await add_builder(store)
+    ended, running = make_sandbox(builder.id, end=END), make_sandbox(builder.id, attempt=2)
+    await add(store, ended, running)
+    assert await store.read(lambda uow: uow.sandboxes.open_of(builder.id)) == running
+    await store.write(lambda uow: uow.sandboxes.save(replace(running, end=END)))
+    assert await store.read(lambda uow: uow.sandboxes.open_of(builder.id)) is None
+    assert await store.read(lambda uow: uow.sandboxes.get(running.id)) == replace(running, end=END)
+
+
+async def test_a_builder_has_at_most_one_open_sandbox(store: Store) -> None:
+    builder = await add_builder(store)
+    await add(store, make_sandbox(builder.id))
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        await add(store, make_sandbox(builder.id, attempt=2))
+
+
+async def test_an_attempt_of_a_run_is_made_once(store: Store) -> None:
+    builder = await add_builder(store)
+    await add(store, make_sandbox(builder.id, end=END))
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        await add(store, make_sandbox(builder.id, end=END))
+
+
+async def test_a_sandbox_needs_a_version(store: Store) -> None:
+    builder = await add_builder(store)
+    with pytest.raises(Exception, match=r"(?i)foreign key"):
+        await add(store, make_sandbox(builder.id, version=2))
+
+
+async def test_sandboxes_are_listed_oldest_first_of_all_runs_or_of_one(store: Store) -> None:
+    builder, other = await add_builder(store), await add_builder(store)
+    order = [(1, 1), (1, 2), (2, 1), (10, 1)]
+    made = {key: make_sandbox(builder.id, run=key[0], attempt=key[1], end=END) for key in order}
+    await add(store, *(made[key] for key in reversed(order)))
+    await add(store, make_sandbox(other.id))
+    assert await store.read(lambda uow: uow.sandboxes.list(builder.id)) == [made[key] for key in order]
+    assert await store.read(lambda uow: uow.sandboxes.of_run(builder.id, 1)) == [made[1, 1], made[1, 2]]
+    assert await store.read(lambda uow: uow.sandboxes.of_run(builder.id, 3)) == []
+
+
+async def test_saving_what_is_not_there_is_an_error(store: Store) -> None:
+    builder = await add_builder(store)
+    with pytest.raises(LookupError):
+        await store.write(lambda uow: uow.sandboxes.save(make_sandbox(builder.id)))

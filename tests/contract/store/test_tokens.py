@@ -1,0 +1,66 @@
+"""Tokens as every store keeps them."""
+
+from __future__ import annotations
+
+import pytest
+from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_token
+
+from builderd.domain.ids import TokenId, new_id
+from builderd.domain.tokens import Scope
+from builderd.ports.store import Store
+
+EVERYTHING = make_token(
+    name="deploy \N{ROCKET}",
+    scopes=frozenset(Scope),
+    expires_at=NOW + SECOND,
+    revoked_at=NOW,
+    last_used_at=NOW,
+)
+
+
+async def test_every_field_of_a_token_is_kept(store: Store) -> None:
+    await add(store, EVERYTHING)
+    assert await store.read(lambda uow: uow.tokens.by_secret_hash(EVERYTHING.secret_hash)) == EVERYTHING
+
+
+async def test_an_unknown_secret_finds_nothing(store: Store) -> None:
+    assert await store.read(lambda uow: uow.tokens.by_secret_hash("f" * 64)) is None
+
+
+async def test_a_tenant_lists_its_own_tokens_oldest_first(store: Store) -> None:
+    old = make_token(secret_hash="1" * 64)
+    new = make_token(secret_hash="2" * 64, created_at=NOW + SECOND)
+    foreign = make_token(secret_hash="3" * 64, tenant_id=OTHER_TENANT.id)
+    await add(store, OTHER_TENANT)
+    await add(store, new, foreign, old)
+    assert await store.read(lambda uow: uow.tokens.list(TENANT.id)) == [old, new]
+
+
+async def test_a_use_is_recorded_on_that_token_alone(store: Store) -> None:
+    one, other = make_token(secret_hash="1" * 64), make_token(secret_hash="2" * 64)
+    await add(store, one, other)
+    await store.write(lambda uow: uow.tokens.touch(one.id, NOW))
+    used = {token.id: token.last_used_at for token in await store.read(lambda uow: uow.tokens.list(TENANT.id))}
+    assert used == {one.id: NOW, other.id: None}
+
+
+async def test_a_revoked_token_keeps_the_time_of_its_first_revocation(store: Store) -> None:
+    token = make_token()
+    await add(store, token)
+    await store.write(lambda uow: uow.tokens.revoke(token.id, NOW))
+    await store.write(lambda uow: uow.tokens.revoke(token.id, NOW + SECOND))
+    found = await store.read(lambda uow: uow.tokens.by_secret_hash(token.secret_hash))
+    assert found is not None
+    assert found.revoked_at == NOW
+    assert not found.is_valid(NOW)
+
+
+async def test_one_secret_cannot_belong_to_two_tokens(store: Store) -> None:
+    await add(store, make_token())
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        await add(store, make_token(id=TokenId(new_id())))
+
+
+async def test_a_token_needs_a_tenant(store: Store) -> None:
+    with pytest.raises(Exception, match=r"(?i)foreign key"):
+        await add(store, make_token(tenant_id=OTHER_TENANT.id))

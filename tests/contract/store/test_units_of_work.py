@@ -1,0 +1,73 @@
+"""Units of work: all of one or nothing of it, each on one consistent state."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.contract.store.samples import NOW, TENANT, add, add_builder, make_event
+
+from builderd.domain.ids import TenantId, new_id
+from builderd.domain.tenants import Tenant
+from builderd.ports.store import Store, UnitOfWork
+
+
+class Refused(Exception):
+    pass
+
+
+async def test_what_a_unit_of_work_returns_is_answered(store: Store) -> None:
+    assert await store.write(lambda _: "written") == "written"
+    assert await store.read(lambda _: "read") == "read"
+
+
+async def test_an_exception_takes_everything_back_and_comes_to_the_caller(store: Store) -> None:
+    builder = await add_builder(store)
+
+    def fail(uow: UnitOfWork) -> None:
+        uow.tenants.add(Tenant(TenantId(new_id()), "never", NOW))
+        uow.events.add(make_event(builder.id))
+        raise Refused("no")
+
+    with pytest.raises(Refused, match="no"):
+        await store.write(fail)
+    assert await store.read(lambda uow: uow.tenants.by_name("never")) is None
+    assert await store.read(lambda uow: uow.events.of_builder(builder.id)) == []
+
+
+async def test_a_unit_of_work_sees_what_it_wrote(store: Store) -> None:
+    def write(uow: UnitOfWork) -> Tenant | None:
+        uow.tenants.add(Tenant(TenantId(new_id()), "mine", NOW))
+        return uow.tenants.by_name("mine")
+
+    assert await store.write(write) is not None
+
+
+async def test_reading_cannot_write(store: Store) -> None:
+    with pytest.raises(Exception, match=r"(?i)read.?only"):
+        await store.read(lambda uow: uow.tenants.add(Tenant(TenantId(new_id()), "sly", NOW)))
+    assert await store.read(lambda uow: uow.tenants.by_name("sly")) is None
+    await add(store, Tenant(TenantId(new_id()), "fair", NOW))
+
+
+async def test_many_writes_at_once_lose_nothing(store: Store) -> None:
+    builder = await add_builder(store)
+    await asyncio.gather(*(store.write(lambda uow: uow.events.add(make_event(builder.id))) for _ in range(50)))
+    assert len(await store.read(lambda uow: uow.events.of_builder(builder.id))) == 50
+
+
+async def test_a_cancelled_caller_leaves_the_store_usable(store: Store) -> None:
+    task = asyncio.ensure_future(store.write(lambda uow: uow.tenants.by_name("acme")))
+    await asyncio.sleep(0)
+    task.cancel()
+    assert await store.read(lambda uow: uow.tenants.get(TENANT.id)) == TENANT
+
+
+async def test_the_store_says_that_it_is_ready(store: Store) -> None:
+    assert await store.ready()
+
+
+async def test_migrating_again_changes_nothing(store: Store) -> None:
+    builder = await add_builder(store)
+    await store.migrate()
+    assert await store.read(lambda uow: uow.builders.get(builder.id)) == builder

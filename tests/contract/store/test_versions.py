@@ -1,0 +1,90 @@
+"""Versions as every store keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.contract.store.samples import NOW, add, add_builder, make_builder, make_version
+
+from builderd.domain.builders import Desired, Status
+from builderd.domain.resources import Resources
+from builderd.domain.versions import NO_LAYER, Isolation, VersionSettings, VersionStatus
+from builderd.ports.store import Store
+
+SETTINGS = VersionSettings(
+    entrypoint="uvicorn main:app --host 0.0.0.0",
+    port=65535,
+    env={"Z_LAST": "1", "A_FIRST": 'quote " and \n line \N{SNOWMAN}', "EMPTY": ""},
+    resources=Resources(cpu=0.25, memory=0.125, disk=3.3),
+    isolation=Isolation.STRONG,
+    credentials=("stripe", "github"),
+    skip_review=True,
+    skip_qa=True,
+    require_qa=True,
+)
+
+
+async def test_every_field_of_a_version_is_kept(store: Store) -> None:
+    builder = make_builder()
+    version = make_version(
+        builder.id,
+        number=2,
+        settings=SETTINGS,
+        status=VersionStatus.FAILED,
+        status_reason="no such package",
+        layer_key=NO_LAYER,
+        review_passed=True,
+        qa_passed=False,
+    )
+    await add(store, builder, version)
+    found = await store.read(lambda uow: uow.versions.get(builder.id, 2))
+    assert found == version
+    assert found is not None
+    assert list(found.settings.env) == ["Z_LAST", "A_FIRST", "EMPTY"]
+
+
+async def test_a_layer_key_that_is_not_known_yet_differs_from_no_layer(store: Store) -> None:
+    builder = await add_builder(store)
+    found = await store.read(lambda uow: uow.versions.get(builder.id, 1))
+    assert found is not None
+    assert found.layer_key is None
+    assert found.review_passed is None
+
+
+async def test_saving_replaces_every_field(store: Store) -> None:
+    builder = await add_builder(store)
+    version = make_version(builder.id, settings=SETTINGS, status=VersionStatus.DEPLOYED, layer_key="d" * 64)
+    await store.write(lambda uow: uow.versions.save(version))
+    assert await store.read(lambda uow: uow.versions.get(builder.id, 1)) == version
+
+
+async def test_saving_what_is_not_there_is_an_error(store: Store) -> None:
+    builder = await add_builder(store)
+    with pytest.raises(LookupError):
+        await store.write(lambda uow: uow.versions.save(make_version(builder.id, number=2)))
+
+
+async def test_versions_are_listed_newest_first_each_builders_own(store: Store) -> None:
+    builder = await add_builder(store)
+    await add_builder(store)
+    await add(store, *(make_version(builder.id, number=number) for number in (2, 10, 3)))
+    listed = await store.read(lambda uow: uow.versions.list(builder.id))
+    assert [version.number for version in listed] == [10, 3, 2, 1]
+
+
+async def test_a_number_is_given_once(store: Store) -> None:
+    builder = await add_builder(store)
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        await add(store, make_version(builder.id))
+
+
+async def test_a_bundle_is_in_use_while_a_builder_that_is_not_deleted_has_it(store: Store) -> None:
+    builder = await add_builder(store)
+    assert await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
+    assert not await store.read(lambda uow: uow.versions.uses_bundle("9" * 64))
+    going = replace(builder, desired=Desired.DELETED)
+    await store.write(lambda uow: uow.builders.save(going))
+    assert await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
+    await store.write(lambda uow: uow.builders.save(replace(going, status=Status.DELETED, deleted_at=NOW)))
+    assert not await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))

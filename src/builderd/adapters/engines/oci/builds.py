@@ -1,0 +1,58 @@
+"""A build: one command in a sandbox of its own, from which it reaches what is bound into it and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+#: Told each line that the build prints, as it comes; must not block.
+Output = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """``source`` on the host is seen at ``target``.
+
+    ``owner`` is the uid on the disk that is root inside (with the 65535 above it); None binds it as it is.
+    """
+
+    source: Path
+    target: str
+    read_only: bool
+    owner: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRun:
+    """What a build sandbox needs. ``id`` is unique on the host, in hex; ``cpu`` in vCPU, ``memory`` in bytes.
+
+    The root is the base, read-only, with a ``/tmp`` in memory. The command runs as root of a user namespace
+    without any capability. ``env`` is complete but for what the host's way to the network needs.
+    """
+
+    id: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+    binds: tuple[Bind, ...]
+    network: bool
+    cpu: float
+    memory: int
+    processes: int
+    timeout_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class BuildExit:
+    """``exit_code`` is not 0 when it ran out of memory or time."""
+
+    exit_code: int
+    out_of_memory: bool = False
+    timed_out: bool = False
+
+
+class BuildRunner(Protocol):
+    async def run_build(self, run: BuildRun, output: Output) -> BuildExit:
+        """Run it to its end. When this returns, raises or is cancelled, no process of it is left."""

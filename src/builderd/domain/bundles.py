@@ -10,7 +10,8 @@ MAX_PATH_BYTES = 1024
 #: The longest name that common Linux file systems take (NAME_MAX).
 MAX_SEGMENT_BYTES = 255
 MAX_FILES = 2_000
-MAX_BODY_BYTES = 20_000_000
+#: Of all files of one request together, as they are stored.
+MAX_CONTENT_BYTES = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)

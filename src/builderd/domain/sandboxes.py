@@ -111,6 +111,21 @@ class ExecResult:
     truncated: bool
 
 
+#: One argument of a process has at most 128 KiB on Linux (MAX_ARG_STRLEN).
+MAX_COMMAND_BYTES = 100_000
+
+
+def command_fault(command: str) -> str | None:
+    """Why this command cannot be run beside an app, or None."""
+    if not command.strip():
+        return "must not be blank: give a command for /bin/sh"
+    if "\0" in command:
+        return "must not contain a NUL character"
+    if len(command.encode(errors="surrogatepass")) > MAX_COMMAND_BYTES:
+        return f"must be at most {MAX_COMMAND_BYTES} bytes long"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Sandbox:
     """The record of one run. ``run`` is the builder's run it belongs to, ``attempt`` counts from 1 within it.

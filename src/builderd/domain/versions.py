@@ -17,6 +17,8 @@ NO_LAYER = ""
 MAX_ENTRYPOINT_BYTES = 4096
 #: What the kernel takes as one string of an environment (MAX_ARG_STRLEN is 128 KiB), with room for the name.
 MAX_ENV_VALUE_BYTES = 100_000
+#: All variables together: the kernel takes 2 MiB of arguments and environment at the usual stack limit of 8 MiB.
+MAX_ENV_BYTES = 1_000_000
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: Set by the platform itself in every sandbox, and so refused in ``env``.
 PLATFORM_ENV = frozenset({"SERVICE_TOKEN", "BUILDER_UUID", "BUILDER_NAME", "PREVIEW_URL", "PORT", "BUILDERD_URL"})
@@ -86,6 +88,12 @@ def env_fault(name: str, value: str) -> str | None:
     if len(value.encode(errors="surrogatepass")) > MAX_ENV_VALUE_BYTES:
         return f"must be at most {MAX_ENV_VALUE_BYTES} bytes long"
     return None
+
+
+def env_size_fault(env: Mapping[str, str]) -> str | None:
+    """Why these variables cannot be handed to a process together, or None."""
+    size = sum(len(name) + len(value.encode(errors="surrogatepass")) + 2 for name, value in env.items())
+    return f"must be at most {MAX_ENV_BYTES} bytes long in all" if size > MAX_ENV_BYTES else None
 
 
 def entrypoint_fault(entrypoint: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -58,19 +58,23 @@ async def follow(
     tenant_id: TenantId,
     builder_id: str,
     *,
+    tail: int | None = 0,
     since: datetime | None = None,
     stream: LogStream | None = None,
-) -> AsyncIterator[VersionedLine]:
-    """Lines from now on (or from ``since``) as they are written, until the builder is deleted."""
+) -> AsyncGenerator[VersionedLine]:
+    """The last ``tail`` lines (None: all), then each line as it is written, until the builder is deleted.
+
+    ``since`` and ``stream`` filter both. For a builder that is not there it ends at once.
+    """
     follower = Follower(application, tenant_id, builder_id)
-    await follower.skip(since)
-    while True:
+    written = [line for line in await follower.next_lines() if _passes(line.line, since, stream)]
+    for line in written if tail is None else written[max(len(written) - tail, 0) :]:
+        yield line
+    while not await follower.ended():
+        await asyncio.sleep(FOLLOW_INTERVAL)
         for line in await follower.next_lines():
             if _passes(line.line, since, stream):
                 yield line
-        if await follower.ended():
-            return
-        await asyncio.sleep(FOLLOW_INTERVAL)
 
 
 class Follower:
@@ -83,11 +87,6 @@ class Follower:
         self._cursors: dict[str, str] = {}
         self._ended: set[str] = set()
         self._built = 0
-
-    async def skip(self, since: datetime | None) -> None:
-        """Go to the end of what is there, unless a beginning was asked for."""
-        if since is None:
-            await self.next_lines()
 
     async def next_lines(self) -> Sequence[VersionedLine]:
         """What was written since the last call, in order of time."""

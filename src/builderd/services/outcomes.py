@@ -33,16 +33,21 @@ async def wait(application: Application, builder_id: BuilderId, run: int) -> Bui
 
     Raises the error of the stage that failed, with ``data.uuid``.
     """
-    while True:
-        seen = application.signals.count(builder_id)
-        builder = await application.store.read(lambda uow: _get(uow, builder_id))
-        if _is_over(builder, run):
-            break
-        await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
+    builder = await reached(application, builder_id, run)
     failure = failure_of(builder)
     if failure is not None and builder.settled_run >= run:
         raise failure
     return builder
+
+
+async def reached(application: Application, builder_id: BuilderId, run: int) -> Builder:
+    """The same, and a failure is a builder like another: for those who wanted something else than a run."""
+    while True:
+        seen = application.signals.count(builder_id)
+        builder = await application.store.read(lambda uow: _get(uow, builder_id))
+        if _is_over(builder, run):
+            return builder
+        await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
 
 
 def failure_of(builder: Builder) -> BuilderdError | None:

@@ -1,1 +1,1 @@
-"""The shapes that go over the wire, one package a version of the contract."""
+"""The JSON shapes of the HTTP contract, shared by the server and the client."""

@@ -1,1 +1,1 @@
-"""The JSON shapes of version 1, shared by server and client."""
+"""Version 1 of the contract, under ``/api/v1``."""

@@ -1,0 +1,74 @@
+"""Answers: status, headers and the envelope, as values that can be sent now or kept for a retry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Response
+from pydantic import BaseModel
+
+from builderd.domain.errors import BuilderdError, ValidationFailed
+from builderd.wire.v1.envelope import Failure
+
+#: The status of each code of the contract.
+STATUS = {
+    "bad_request": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "name_taken": 409,
+    "conflict": 409,
+    "invalid_state": 409,
+    "too_large": 413,
+    "validation_error": 422,
+    "install_failed": 422,
+    "start_failed": 422,
+    "rate_limited": 429,
+    "quota_exceeded": 429,
+    "internal_error": 500,
+    "no_capacity": 503,
+    "engine_unavailable": 503,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``body`` is the whole envelope."""
+
+    status: int
+    body: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.status < 400
+
+    def response(self) -> Response:
+        """The same, ready to be sent."""
+        text = json.dumps(self.body, ensure_ascii=False, separators=(",", ":"))
+        return Response(text, self.status, dict(self.headers), media_type="application/json")
+
+
+def success(envelope: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    """An answer of one of the wire's envelopes."""
+    return Answer(status, envelope.model_dump(mode="json"), headers or {})
+
+
+def failure(error: BuilderdError) -> Answer:
+    """How the contract tells this error."""
+    errors = error.errors if isinstance(error, ValidationFailed) else None
+    body = Failure(code=error.code, message=error.message, errors=errors, data=error.data or None)
+    return Answer(STATUS[error.code], body.model_dump(mode="json"), _headers(error))
+
+
+def _headers(error: BuilderdError) -> dict[str, str]:
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if error.code == "unauthenticated":
+        headers["WWW-Authenticate"] = 'Bearer realm="builderd"'
+    return headers

@@ -1,0 +1,69 @@
+"""The HTTP app: the contract's calls on one application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Response
+
+from builderd.doors.http import docs_page, health, openapi, problems
+from builderd.doors.http.meter import Meter
+from builderd.doors.http.request_log import RequestLog
+from builderd.doors.http.v1 import builders, creations, executions, logs, spending
+from builderd.services.application import Application
+
+PREFIX = "/api/v1"
+
+
+def create_app(application: Application, *, metrics_token: str | None = None, meter: Meter | None = None) -> FastAPI:
+    """The API. ``metrics_token`` None shows no metrics here; ``meter`` is shared with ``metrics_app``."""
+    meter = meter or Meter()
+    started = creations.Creations(application)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await started.close()
+
+    app = bare_app(application, meter, lifespan=lifespan, openapi_url="/openapi.json")
+    app.state.creations = started
+    app.state.metrics_token = metrics_token
+    app.include_router(_calls(), prefix=PREFIX)
+    app.include_router(health.router)
+    # For clients that keep to the base path.
+    app.include_router(health.router, prefix=PREFIX, include_in_schema=False)
+    docs_page.install(app)
+    openapi.install(app, application.limits.maximum)
+    return app
+
+
+def metrics_app(application: Application, meter: Meter) -> FastAPI:
+    """Metrics without a token, for a listener of their own that only the operator reaches."""
+    app = bare_app(application, meter)
+
+    async def metrics() -> Response:
+        return await health.render(meter, application)
+
+    app.add_api_route("/metrics", metrics, include_in_schema=False)
+    return app
+
+
+def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
+    """An app without calls, that answers every error in the envelope and logs every request."""
+    options = {"docs_url": None, "redoc_url": None, "openapi_url": None, "redirect_slashes": False, **options}
+    app = FastAPI(title="builderd", **options)
+    app.state.application = application
+    app.state.meter = meter
+    app.add_middleware(RequestLog, meter=meter)
+    problems.install(app)
+    return app
+
+
+def _calls() -> APIRouter:
+    calls = APIRouter()
+    # Before the builders, among whose paths /builders/spending would be taken for one of their uuids.
+    for noun in (spending, creations, builders, logs, executions):
+        calls.include_router(noun.router)
+    return calls

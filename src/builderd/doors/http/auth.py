@@ -1,0 +1,90 @@
+"""Who calls, and what the caller may do."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+from fastapi.security.http import HTTPAuthorizationCredentials
+
+from builderd.domain.errors import Forbidden, NotFound, Unauthenticated
+from builderd.domain.tokens import Scope, Token
+from builderd.services import tokens
+from builderd.services.application import Application
+from builderd.services.builders import Caller
+
+_bearer = HTTPBearer(auto_error=False, scheme_name="token", description="An API token: Authorization: Bearer bd_…")
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+def application_of(request: Request) -> Application:
+    """The application that this app was made for."""
+    application: Application = request.app.state.application
+    return application
+
+
+TheApplication = Annotated[Application, Depends(application_of)]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A valid token, and the caller that services know."""
+
+    token: Token
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(self.token.tenant_id, f"token {self.token.name}")
+
+    @property
+    def may_write(self) -> bool:
+        return self.token.allows(Scope.WRITE)
+
+    def require(self, scope: Scope, what: str = "This call") -> None:
+        """Raises ``Forbidden`` when the token lacks the scope."""
+        if not self.token.allows(scope):
+            raise Forbidden(f"{what} needs a token with the scope {scope}: ask whoever runs this service for one.")
+
+
+def secret_of(credentials: HTTPAuthorizationCredentials | None) -> str:
+    """The bearer's secret. Raises ``Unauthenticated``."""
+    if credentials is None or not credentials.credentials:
+        raise Unauthenticated("Send your API token with the header Authorization: Bearer <token>.")
+    return credentials.credentials
+
+
+async def identify(application: TheApplication, credentials: Credentials) -> Identity:
+    """The caller of a valid token; its last use is written down now and then."""
+    secret = secret_of(credentials)
+    now = application.clock.now()
+    token = await application.store.read(lambda uow: tokens.authenticate(uow, secret, now))
+    if tokens.needs_touch(token, now):
+        await application.store.write(lambda uow: uow.tokens.touch(token.id, now))
+    return Identity(token)
+
+
+async def reader(identity: Annotated[Identity, Depends(identify)]) -> Identity:
+    """A caller that may look at things."""
+    identity.require(Scope.READ)
+    return identity
+
+
+async def writer(identity: Annotated[Identity, Depends(identify)]) -> Identity:
+    """A caller that may change things."""
+    identity.require(Scope.WRITE)
+    return identity
+
+
+Reader = Annotated[Identity, Depends(reader)]
+Writer = Annotated[Identity, Depends(writer)]
+
+
+def check_metrics_token(expected: str | None, credentials: HTTPAuthorizationCredentials | None) -> None:
+    """Raises ``NotFound`` where no metrics token is set up, ``Unauthenticated`` for another one."""
+    if expected is None:
+        raise NotFound("Metrics are not shown here: set a metrics token, or give them a listener of their own.")
+    if not hmac.compare_digest(secret_of(credentials).encode(), expected.encode()):
+        raise Unauthenticated("This is not the metrics token.")

@@ -1,0 +1,120 @@
+"""The listener: uvicorn, with limits on what a slow or hostile client can hold of it.
+
+uvicorn alone reads a head of any size for any time. Here a head must come within ``HEAD_SECONDS`` and
+``MAX_HEAD_BYTES`` (and one piece from the network), and there are at most ``MAX_CONNECTIONS``. Who is turned
+away is told why in the envelope.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from builderd.domain.errors import BadRequest, BuilderdError, NoCapacity, TooLarge
+from builderd.doors.http.answers import failure
+from builderd.doors.http.request_log import HEADER
+
+HEAD_SECONDS = 10.0
+MAX_HEAD_BYTES = 65_536
+MAX_CONNECTIONS = 4_000
+KEEP_ALIVE_SECONDS = 30
+#: How long calls that wait for an outcome may go on after SIGTERM, before they are cut off.
+GRACE_SECONDS = 5
+
+
+def server_config(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
+    """How an app of this door is served. Logs go to the loggers that the caller has set up."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=LimitedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        # The door writes a line for each request itself, with its id.
+        access_log=False,
+        server_header=False,
+        # Nothing in the service depends on where a request came from: no header may claim it.
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: From the end of one request to the end of the next one's head.
+        self._in_head = True
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(NoCapacity("Too many connections are open: try again later.", retry_after=1))
+        else:
+            self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+            self._arm()
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(TooLarge(f"The head of the request is too large: at most {MAX_HEAD_BYTES} bytes are taken."))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._disarm()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(BadRequest("This is not an HTTP/1.1 request."))
+
+    def _arm(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_late)
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_late(self) -> None:
+        self._head_timer = None
+        self._refuse(BadRequest(f"The head of the request did not arrive within {HEAD_SECONDS:g} seconds."))
+
+    def _refuse(self, error: BuilderdError) -> None:
+        """Say why and hang up; only hang up where an answer is under way already."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_whole(error))
+        self.transport.close()
+
+
+def _whole(error: BuilderdError) -> bytes:
+    """The complete answer, as bytes."""
+    response = failure(error).response()
+    response.headers["Connection"] = "close"
+    response.headers[HEADER] = str(uuid.uuid4())
+    head = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
+    return STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body)

@@ -1,0 +1,131 @@
+"""The OpenAPI document: every status that a call can be answered with, and what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from builderd import __version__
+from builderd.domain.resources import Resources
+from builderd.wire.v1.builders import NewBuilder
+from builderd.wire.v1.envelope import Failure
+from builderd.wire.v1.executions import NewExecution
+
+SCHEMAS = "#/components/schemas/"
+#: Shapes of requests. The framework does not see them, since the bodies are read and limited by the door itself.
+REQUESTS: Sequence[type[BaseModel]] = (NewBuilder, NewExecution)
+
+FAILURES = {
+    400: "`bad_request`: the body is not JSON, or not an object.",
+    401: "`unauthenticated`: no token, or an unknown, expired or revoked one.",
+    403: "`forbidden`: the token lacks the scope.",
+    404: "`not_found`: no such thing among yours.",
+    409: "`name_taken`, `conflict` or `invalid_state`: the message says which, and what to do.",
+    413: "`too_large`: the message says the limit.",
+    422: "`validation_error`: `errors` says which fields, and why; nothing was stored.",
+    500: "`internal_error`: a fault of the service, which its log tells of.",
+    503: "`engine_unavailable` or `no_capacity`: the machine cannot take it now.",
+}
+STAGES = " `install_failed` or `start_failed`: the builder is kept in `failed`, `data.uuid` names it."
+
+Parameter = dict[str, Any]
+
+PREFER: Parameter = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "`respond-async` answers 202 at once (RFC 7240).",
+    "schema": {"type": "string"},
+    "example": "respond-async",
+}
+IDEMPOTENCY_KEY: Parameter = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Makes a retry safe for 24 hours: the same key and body give the first answer again.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+}
+LAST_EVENT_ID: Parameter = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "With `follow`: go on after this event.",
+    "schema": {"type": "string", "maxLength": 100},
+}
+LOCATION = {"Location": {"description": "Where the builder is found.", "schema": {"type": "string"}}}
+REQUEST_ID = {"X-Request-Id": {"description": "Names this call in the service's log.", "schema": {"type": "string"}}}
+ALLOW = {"Allow": {"description": "The methods of this path.", "schema": {"type": "string"}}}
+
+
+def failures(*statuses: int, stages: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The documentation of these failures, and of those that any call may meet."""
+    documented: dict[int | str, dict[str, Any]] = {
+        status: {"model": Failure, "description": FAILURES[status]} for status in sorted({*statuses, 500, 503})
+    }
+    if stages:
+        documented[422]["description"] += STAGES
+    return documented
+
+
+def answer(status: int, model: type[BaseModel], description: str, **more: Any) -> dict[int | str, dict[str, Any]]:
+    """The documentation of one answer in JSON."""
+    return {status: {"model": model, "description": description, **more}}
+
+
+def body_of(shape: type[BaseModel]) -> dict[str, Any]:
+    """The documentation of a body that ``bodies.json_body`` reads."""
+    schema = {"$ref": f"{SCHEMAS}{shape.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def events(description: str) -> dict[str, Any]:
+    """The documentation of an event stream."""
+    return {"text/event-stream": {"schema": {"type": "string", "description": description}}}
+
+
+def install(app: FastAPI, maximum: Resources) -> None:
+    """Have the app describe itself exactly, with the bounds that its operator set."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app, maximum)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI, maximum: Resources) -> dict[str, Any]:
+    document = get_openapi(
+        title="builderd",
+        version=__version__,
+        summary="One call turns code into a running, isolated app with a live URL.",
+        routes=app.routes,
+    )
+    schemas = document["components"]["schemas"]
+    schemas.update(_request_schemas(maximum))
+    for path in document["paths"].values():
+        for operation in path.values():
+            _complete(operation)
+    # The framework's own shapes of errors, which this service never answers.
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    return document
+
+
+def _request_schemas(maximum: Resources) -> Mapping[str, Any]:
+    pairs = [(shape, "validation") for shape in REQUESTS]
+    _, found = models_json_schema(pairs, ref_template=f"{SCHEMAS}{{model}}")  # type: ignore[arg-type]
+    schemas: dict[str, Any] = found["$defs"]
+    for name, field in schemas["Resources"]["properties"].items():
+        field["maximum"] = getattr(maximum, name)
+    return schemas
+
+
+def _complete(operation: dict[str, Any]) -> None:
+    answers = operation["responses"]
+    if "HTTPValidationError" in str(answers.get("422")):
+        del answers["422"]
+    for documented in answers.values():
+        documented["headers"] = {**REQUEST_ID, **documented.get("headers", {})}

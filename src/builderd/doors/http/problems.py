@@ -1,0 +1,72 @@
+"""Problems: whatever goes wrong in a request is told in the envelope."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
+
+from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
+from builderd.doors.http.answers import Answer, failure
+from builderd.wire.v1.envelope import Failure
+from builderd.wire.v1.shape import faults_in
+
+
+class MethodNotAllowed(BuilderdError):
+    """The path exists, but not with this method."""
+
+    code = "method_not_allowed"
+
+
+def install(app: FastAPI) -> None:
+    """Have the app answer every error in the envelope."""
+    app.add_exception_handler(BuilderdError, _coded)
+    app.add_exception_handler(RequestValidationError, _parameters)
+    app.add_exception_handler(HTTPException, _routing)
+
+
+def internal_error(request_id: str) -> Answer:
+    """For what nobody foresaw; the log has it under the same id."""
+    message = f"Something went wrong in the service. Its log tells more under the request id {request_id}."
+    body = Failure(code=BuilderdError.code, message=message)
+    return Answer(500, body.model_dump(mode="json"))
+
+
+async def _coded(_: Request, error: Exception) -> Response:
+    assert isinstance(error, BuilderdError)
+    return failure(error).response()
+
+
+async def _parameters(_: Request, error: Exception) -> Response:
+    """Query parameters that break a rule; their paths are their names alone, without ``query.``"""
+    assert isinstance(error, RequestValidationError)
+    return failure(ValidationFailed(faults_in(error.errors(), skip=1))).response()
+
+
+async def _routing(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        return _method_not_allowed(request)
+    return failure(NotFound("There is no such call: GET /docs shows those that there are.")).response()
+
+
+def _method_not_allowed(request: Request) -> Response:
+    methods = ", ".join(sorted(allowed_methods(request)))
+    response = failure(MethodNotAllowed(f"{request.method} is not for this path, which takes {methods}.")).response()
+    response.headers["Allow"] = methods
+    return response
+
+
+def allowed_methods(request: Request) -> set[str]:
+    """The methods of all routes of this path; the framework's own answer names those of the first alone."""
+    return set(_methods(request.app.routes, request))
+
+
+def _methods(routes: Iterable[BaseRoute], request: Request) -> Iterable[str]:
+    for route in routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            yield from getattr(route, "methods", None) or ()

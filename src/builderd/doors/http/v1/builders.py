@@ -1,0 +1,157 @@
+"""Builders: list, look, start, stop, restart, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from builderd.domain.builders import Builder, JobType, Status, name_fault
+from builderd.doors.http import openapi
+from builderd.doors.http.answers import success
+from builderd.doors.http.auth import Identity, Reader, TheApplication, Writer
+from builderd.doors.http.preferences import wants_async
+from builderd.doors.http.v1 import outcomes as door
+from builderd.doors.http.v1.shown import shown
+from builderd.ports.store import BuilderQuery, UnitOfWork
+from builderd.services import builders
+from builderd.services.application import Application
+from builderd.wire.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage
+from builderd.wire.v1.envelope import PageMeta
+from builderd.wire.v1.shape import obeys
+
+router = APIRouter()
+
+MAX_PER_PAGE = 100
+#: In any case of letters: RFC 9562 wants both to be taken.
+Uuid = Annotated[str, Path(description="The builder's uuid.", json_schema_extra={"format": "uuid"})]
+
+
+class ListQuery(BaseModel):
+    """A filter that is misspelt would let everything through, so nothing unknown is taken."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    page: int = Field(default=1, ge=1, le=MAX_INTEGER)
+    per_page: int = Field(default=25, ge=1, le=MAX_PER_PAGE)
+    name: Annotated[str, obeys(name_fault)] | None = None
+    status: Status | None = None
+    job_type: JobType | None = None
+    sort: Literal["created_at", "-created_at", "name"] = "-created_at"
+
+
+@router.get(
+    "/builders",
+    response_model=None,
+    responses={**openapi.answer(200, BuilderPage, "A page of them."), **openapi.failures(401, 403, 422)},
+)
+async def list_builders(
+    application: TheApplication, identity: Reader, query: Annotated[ListQuery, Query()]
+) -> Response:
+    """Your builders, the newest first unless sorted otherwise."""
+    now = application.clock.now()
+    asked = BuilderQuery(**query.model_dump())
+
+    def look(uow: UnitOfWork) -> tuple[list[Any], int]:
+        page, total = builders.list_page(uow, identity.token.tenant_id, asked)
+        return list(builders.views(uow, application, page, now)), total
+
+    views, total = await application.store.read(look)
+    data = [shown(view, with_token=identity.may_write) for view in views]
+    meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
+    return success(BuilderPage(message=f"{len(data)} of {total} builders.", data=data, meta=meta)).response()
+
+
+@router.get(
+    "/builders/{uuid}",
+    response_model=None,
+    responses={**openapi.answer(200, BuilderAnswer, "The builder."), **openapi.failures(401, 403, 404)},
+)
+async def get_builder(application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
+    """One builder."""
+    now = application.clock.now()
+
+    def look(uow: UnitOfWork) -> builders.BuilderView:
+        builder = builders.get(uow, identity.token.tenant_id, uuid.lower())
+        return builders.view(uow, application, builder, now)
+
+    data = shown(await application.store.read(look), with_token=identity.may_write)
+    return success(BuilderAnswer(message=f"{data.name} is {data.status}.", data=data)).response()
+
+
+#: What the calls that change what is wanted have in common.
+CHANGE: dict[str, Any] = {"response_model": None, "openapi_extra": {"parameters": [openapi.PREFER]}}
+
+
+@router.post(
+    "/builders/{uuid}/start",
+    **CHANGE,
+    responses={
+        **openapi.answer(200, BuilderAnswer, "It runs."),
+        **openapi.answer(202, BuilderAnswer, "It is being started.", headers=openapi.LOCATION),
+        **openapi.failures(401, 403, 404, 409, 422, stages=True),
+    },
+)
+async def start_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
+    """Start it. A builder that runs already stays as it is."""
+    builder = await _want(builders.start, application, identity, uuid)
+    if wants_async(request):
+        return (await door.begun(application, builder, "started")).response()
+    return (await door.started(application, builder)).response()
+
+
+@router.post(
+    "/builders/{uuid}/restart",
+    **CHANGE,
+    responses={
+        **openapi.answer(200, BuilderAnswer, "It runs anew."),
+        **openapi.answer(202, BuilderAnswer, "It is being restarted.", headers=openapi.LOCATION),
+        **openapi.failures(401, 403, 404, 409, 422, stages=True),
+    },
+)
+async def restart_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
+    """Stop it if it runs, and start it."""
+    builder = await _want(builders.restart, application, identity, uuid)
+    if wants_async(request):
+        return (await door.begun(application, builder, "restarted")).response()
+    return (await door.started(application, builder)).response()
+
+
+@router.post(
+    "/builders/{uuid}/stop",
+    **CHANGE,
+    responses={
+        **openapi.answer(200, BuilderAnswer, "It is stopped."),
+        **openapi.answer(202, BuilderAnswer, "It is being stopped.", headers=openapi.LOCATION),
+        **openapi.failures(401, 403, 404),
+    },
+)
+async def stop_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
+    """Stop it; its files and settings are kept. A builder that is stopped already stays as it is."""
+    builder = await _want(builders.stop, application, identity, uuid)
+    if wants_async(request):
+        return (await door.begun(application, builder, "stopped")).response()
+    return (await door.ended(application, builder)).response()
+
+
+@router.delete(
+    "/builders/{uuid}",
+    **CHANGE,
+    responses={
+        **openapi.answer(200, BuilderAnswer, "It is gone."),
+        **openapi.answer(202, BuilderAnswer, "It is being deleted.", headers=openapi.LOCATION),
+        **openapi.failures(401, 403, 404),
+    },
+)
+async def delete_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
+    """Stop it and remove it with its files, from any state."""
+    builder = await _want(builders.delete, application, identity, uuid)
+    if wants_async(request):
+        return (await door.begun(application, builder, "deleted")).response()
+    return (await door.ended(application, builder)).response()
+
+
+async def _want(command: builders.Command, application: Application, identity: Identity, uuid: str) -> Builder:
+    now = application.clock.now()
+    return await application.commit(lambda uow: command(uow, identity.caller, uuid.lower(), now))

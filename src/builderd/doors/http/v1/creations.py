@@ -1,0 +1,204 @@
+"""Creating a builder: answered when it is up, at once, or stage by stage, and safe to be retried."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from builderd.domain.builders import Builder
+from builderd.domain.bundles import make_bundle
+from builderd.domain.errors import BuilderdError, NotFound
+from builderd.domain.events import Event
+from builderd.domain.ids import BuilderId
+from builderd.domain.tokens import Scope
+from builderd.domain.versions import VersionSettings
+from builderd.doors.http import openapi
+from builderd.doors.http.answers import Answer, failure
+from builderd.doors.http.auth import Identity, Writer
+from builderd.doors.http.bodies import Received, json_body
+from builderd.doors.http.idempotency import Retries, Retry, retry_of
+from builderd.doors.http.preferences import wants_async, wants_events
+from builderd.doors.http.streams import event, stream
+from builderd.doors.http.v1 import outcomes as door
+from builderd.ports.store import UnitOfWork
+from builderd.services import builders, bundles, outcomes
+from builderd.services.application import Application
+from builderd.wire.v1.builders import BuilderAnswer, NewBuilder
+from builderd.wire.v1.files import bundle_files
+
+router = APIRouter()
+
+#: Of the request as it is sent: room for 20 MB of files in base64, their 2,000 paths, and the settings.
+MAX_BODY_BYTES = 29_000_000
+
+Body = Annotated[Received[NewBuilder], Depends(json_body(NewBuilder, MAX_BODY_BYTES))]
+
+STREAM = "An event per finished stage (`install`, `start`) with its seconds, then `done` (the builder) or `failed`."
+
+
+@router.post(
+    "/builders",
+    status_code=201,
+    response_model=None,
+    responses={
+        200: {
+            "description": f"With `Accept: text/event-stream`. {STREAM}",
+            "content": openapi.events(STREAM),
+            "headers": openapi.LOCATION,
+        },
+        **openapi.answer(201, BuilderAnswer, "It is up.", headers=openapi.LOCATION),
+        **openapi.answer(202, BuilderAnswer, "It is being created.", headers=openapi.LOCATION),
+        **openapi.failures(400, 401, 403, 404, 409, 413, 422, stages=True),
+    },
+    openapi_extra={
+        "parameters": [openapi.PREFER, openapi.IDEMPOTENCY_KEY],
+        **openapi.body_of(NewBuilder),
+    },
+)
+async def create_builder(request: Request, identity: Writer, body: Body) -> Response:
+    """Turn code into a running, isolated app with a live URL.
+
+    The answer comes when the app is up, or when a stage has failed: the builder is then kept in `failed`.
+    A failed call can be answered 404 only where its builder was deleted meanwhile.
+    """
+    _check_gates(identity, body.value)
+    creations: Creations = request.app.state.creations
+    retry = retry_of(request, identity.token.tenant_id, body.sha256)
+    first = await creations.retries.first(retry) if retry else None
+    if isinstance(first, Answer):
+        return _replay(request, first)
+    builder = await creations.builder(identity, body.value, retry, first)
+    at_once = wants_async(request)
+    answer = creations.answer(builder, retry, at_once=at_once)
+    if wants_events(request) and not at_once:
+        return stream(_stages(creations.application, builder, answer), door.location(builder))
+    return (await asyncio.shield(answer)).response()
+
+
+def _check_gates(identity: Identity, new: NewBuilder) -> None:
+    if new.skip_review or new.skip_qa:
+        identity.require(Scope.SKIP_GATES, "Leaving a gate out (skip_review, skip_qa)")
+
+
+class Creations:
+    """Those that go on now. Each is followed to its end, whether or not its caller still waits."""
+
+    def __init__(self, application: Application) -> None:
+        self.application = application
+        self.retries = Retries(application)
+        self._tasks: set[asyncio.Task[Answer]] = set()
+
+    async def builder(
+        self, identity: Identity, new: NewBuilder, retry: Retry | None, first: BuilderId | None
+    ) -> Builder:
+        """The builder that is created now, or the one that an earlier call with the same key has created."""
+        try:
+            if first is None:
+                return await _record(self.application, self.retries, identity, new, retry)
+            return await self.application.store.read(lambda uow: _recorded(uow, first))
+        except BaseException:
+            self.retries.release(retry)
+            raise
+
+    def answer(self, builder: Builder, retry: Retry | None, *, at_once: bool) -> asyncio.Task[Answer]:
+        """The answer to come; a retry gets the same."""
+        task = asyncio.create_task(self._answer(builder, retry, at_once=at_once))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _answer(self, builder: Builder, retry: Retry | None, *, at_once: bool) -> Answer:
+        try:
+            if at_once:
+                answer = await door.begun(self.application, builder, "created")
+            else:
+                answer = await door.started(self.application, builder, 201, door.location(builder))
+            if retry is not None:
+                await self.retries.answered(retry, answer)
+            return answer
+        finally:
+            self.retries.release(retry)
+
+    async def close(self) -> None:
+        """Follow none of them any more: they go on by themselves."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _record(
+    application: Application, retries: Retries, identity: Identity, new: NewBuilder, retry: Retry | None
+) -> Builder:
+    bundle = await asyncio.to_thread(lambda: make_bundle(bundle_files(new.files)))
+    command = _command(application, new, bundle.hash)
+    now = application.clock.now()
+
+    def create(uow: UnitOfWork) -> Builder:
+        builder = builders.create(uow, application, identity.caller, command, now)
+        if retry is not None:
+            retries.record(uow, retry, builder.id, now)
+        return builder
+
+    return await bundles.keep(application, bundle, create)
+
+
+def _recorded(uow: UnitOfWork, builder_id: BuilderId) -> Builder:
+    builder = uow.builders.get(builder_id)
+    if builder is None:
+        raise NotFound("The builder of the first call with this Idempotency-Key is gone.")
+    return builder
+
+
+def _command(application: Application, new: NewBuilder, bundle_hash: str) -> builders.NewBuilder:
+    settings = VersionSettings(
+        entrypoint=new.entrypoint,
+        port=new.port,
+        env=new.env,
+        resources=new.resources.value,
+        isolation=new.isolation or application.limits.default_isolation,
+        credentials=tuple(new.credentials),
+        skip_review=new.skip_review,
+        skip_qa=new.skip_qa,
+        require_qa=new.require_qa,
+    )
+    return builders.NewBuilder(
+        name=new.name,
+        bundle_hash=bundle_hash,
+        settings=settings,
+        job_type=new.job_type,
+        visibility=new.visibility,
+        auto_stop_interval=new.auto_stop_interval,
+        backup_interval_hours=new.backup_interval_hours,
+    )
+
+
+def _replay(request: Request, first: Answer) -> Response:
+    if wants_events(request) and not wants_async(request):
+        return stream(_last_event(first), first.headers)
+    return first.response()
+
+
+async def _last_event(answer: Answer) -> AsyncGenerator[bytes]:
+    yield _final(answer)
+
+
+async def _stages(application: Application, builder: Builder, answer: asyncio.Task[Answer]) -> AsyncGenerator[bytes]:
+    try:
+        async for happened in outcomes.stages(application, builder.id, builder.run):
+            if happened.type == "stage.finished":
+                yield _stage(happened)
+        last = await asyncio.shield(answer)
+    except BuilderdError as error:
+        last = failure(error)
+    yield _final(last)
+
+
+def _stage(happened: Event) -> bytes:
+    return event(happened.details["stage"], dict(happened.details), str(happened.id))
+
+
+def _final(answer: Answer) -> bytes:
+    return event("done", answer.body["data"]) if answer.ok else event("failed", answer.body)

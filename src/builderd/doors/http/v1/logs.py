@@ -1,0 +1,104 @@
+"""Logs: the last lines, or each line as it is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, NamedTuple
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from builderd.domain.ids import TenantId
+from builderd.domain.logs import LogStream
+from builderd.doors.http import openapi
+from builderd.doors.http.answers import success
+from builderd.doors.http.auth import Reader, TheApplication
+from builderd.doors.http.streams import event, stream
+from builderd.doors.http.v1.builders import Uuid
+from builderd.doors.http.v1.times import UtcTime
+from builderd.services import builders, logs
+from builderd.services.application import Application
+from builderd.wire.v1.logs import LogAnswer, LogLine
+
+router = APIRouter()
+
+MAX_TAIL = 100_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EVENT_ID = re.compile(r"(\d{1,18})-(\d{1,9})")
+STREAM = "With `follow`: a `line` event per line, first the last ones."
+
+
+class LogQuery(BaseModel):
+    """Which lines."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tail: int = Field(default=200, ge=0, le=MAX_TAIL, description="At most so many lines, the last ones.")
+    since: UtcTime | None = Field(default=None, description="None from before this time.")
+    stream: LogStream | None = None
+    follow: bool = Field(default=False, description="Go on with each line as it is written, as an event stream.")
+
+
+@router.get(
+    "/builders/{uuid}/logs",
+    response_model=None,
+    responses={
+        **openapi.answer(200, LogAnswer, "The lines, the oldest first.", content=openapi.events(STREAM)),
+        **openapi.failures(401, 403, 404, 422),
+    },
+    openapi_extra={"parameters": [openapi.LAST_EVENT_ID]},
+)
+async def read_logs(
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[LogQuery, Query()]
+) -> Response:
+    """What the app and the installer wrote, joined over restarts and versions."""
+    tenant_id, uuid = identity.token.tenant_id, uuid.lower()
+    if query.follow:
+        await application.store.read(lambda uow: builders.get(uow, tenant_id, uuid))
+        place = _place(request.headers.get("last-event-id", ""))
+        return stream(_followed(application, tenant_id, uuid, query, place))
+    lines = await logs.read(application, tenant_id, uuid, tail=query.tail, since=query.since, stream=query.stream)
+    data = [_shown(line) for line in lines]
+    return success(LogAnswer(message=f"{len(data)} lines.", data=data)).response()
+
+
+class Place(NamedTuple):
+    """A place in a log, which an event's id names: the ``nth`` line of this very time."""
+
+    time: datetime
+    nth: int
+
+    def __str__(self) -> str:
+        return f"{(self.time - EPOCH) // timedelta(microseconds=1)}-{self.nth}"
+
+
+def _place(event_id: str) -> Place | None:
+    """Where an interrupted stream is to go on; None for what is no id of ours."""
+    match = EVENT_ID.fullmatch(event_id)
+    if match is None:
+        return None
+    try:
+        return Place(EPOCH + timedelta(microseconds=int(match[1])), int(match[2]))
+    except OverflowError:
+        return None
+
+
+async def _followed(
+    application: Application, tenant_id: TenantId, uuid: str, query: LogQuery, after: Place | None
+) -> AsyncGenerator[bytes]:
+    since, tail = (after.time, None) if after else (query.since, query.tail)
+    lines = logs.follow(application, tenant_id, uuid, tail=tail, since=since, stream=query.stream)
+    place = Place(EPOCH, 0)
+    async with aclosing(lines):
+        async for line in lines:
+            time = line.line.time
+            place = Place(time, place.nth + 1 if time == place.time else 1)
+            if after is None or time != after.time or place.nth > after.nth:
+                yield event("line", _shown(line).model_dump_json(), str(place))
+
+
+def _shown(line: logs.VersionedLine) -> LogLine:
+    return LogLine(time=line.line.time, stream=line.line.stream, version=line.version, text=line.line.text)

@@ -1,0 +1,178 @@
+"""Builders: what creates one, and how one is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import inf
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+
+from builderd.domain import resources as domain
+from builderd.domain.builders import NAME, JobType, Status, Visibility, name_fault
+from builderd.domain.versions import (
+    DEFAULT_PORT,
+    ENV_NAME,
+    MAX_ENTRYPOINT_BYTES,
+    Isolation,
+    entrypoint_fault,
+    env_fault,
+    env_size_fault,
+)
+from builderd.wire.v1.envelope import Page, Success, Time
+from builderd.wire.v1.files import Files
+from builderd.wire.v1.shape import Fault, Shape, View, obeys, refusal, with_faults
+
+#: The largest whole number that every database keeps in a plain integer column.
+MAX_INTEGER = 2**31 - 1
+MAX_CREDENTIALS = 100
+MAX_CREDENTIAL_CHARACTERS = 128
+
+UNBOUNDED = domain.Resources(inf, inf, inf)
+
+
+class Resources(Shape):
+    """``cpu`` in vCPU, ``memory`` and ``disk`` in GB (2^30 bytes). The service has upper bounds of its own."""
+
+    cpu: float = Field(default=1, json_schema_extra={"minimum": domain.MINIMUM.cpu})
+    memory: float = Field(default=1, json_schema_extra={"minimum": domain.MINIMUM.memory})
+    disk: float = Field(default=3, json_schema_extra={"minimum": domain.MINIMUM.disk})
+
+    @field_validator("cpu", "memory", "disk")
+    @classmethod
+    def _in_bounds(cls, value: float, info: ValidationInfo) -> float:
+        assert info.field_name
+        maximum = (info.context or {}).get("maximum", UNBOUNDED)
+        faults = domain.resource_faults(replace(domain.MINIMUM, **{info.field_name: value}), maximum)
+        if info.field_name in faults:
+            raise refusal(faults[info.field_name])
+        return value
+
+    @property
+    def value(self) -> domain.Resources:
+        """The same as the domain knows it."""
+        return domain.Resources(self.cpu, self.memory, self.disk)
+
+
+def _env(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    env = {name: _env_text(content) for name, content in value.items()}
+    return with_faults(_env_faults(env), lambda: env)
+
+
+def _env_text(value: Any) -> str | None:
+    """Numbers as they were written, booleans as JSON writes them, None for what is no text."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, str | int | float) else None
+
+
+def _env_faults(env: Mapping[str, str | None]) -> Iterator[Fault]:
+    for name, value in env.items():
+        why = "must be text, a number or a boolean" if value is None else env_fault(name, value)
+        if why is not None:
+            yield (name,), why
+    why = env_size_fault({name: value or "" for name, value in env.items()})
+    if why is not None:
+        yield (), why
+
+
+Env = Annotated[
+    dict[str, str],
+    BeforeValidator(_env),
+    Field(
+        json_schema_extra={
+            "additionalProperties": {"type": ["string", "number", "boolean"]},
+            "propertyNames": {"pattern": f"^{ENV_NAME.pattern}$"},
+        }
+    ),
+]
+
+Name = Annotated[str, obeys(name_fault), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+
+Entrypoint = Annotated[
+    str,
+    obeys(entrypoint_fault),
+    Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ENTRYPOINT_BYTES, "pattern": r"\S"}),
+]
+
+Credential = Annotated[str, Field(min_length=1, max_length=MAX_CREDENTIAL_CHARACTERS)]
+
+
+class NewBuilder(Shape):
+    """The code and its settings. All of ``files`` together have at most 20,000,000 bytes."""
+
+    name: Name = Field(description="Unique among your builders.")
+    entrypoint: Entrypoint = Field(description="Run by /bin/sh in the app's folder; must listen on 0.0.0.0:<port>.")
+    files: Files = Field(description="Relative path → text, or an object with base64 content.")
+    port: int = Field(default=DEFAULT_PORT, ge=1, le=65535, description="Given to the app as PORT.")
+    env: Env = Field(default_factory=dict, description="Environment variables; not a place for secrets.")
+    resources: Resources = Field(default_factory=Resources)
+    job_type: JobType = Field(default=JobType.ALWAYS_ON, strict=False)
+    backup_interval_hours: int = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
+    auto_stop_interval: int = Field(default=0, ge=0, le=MAX_INTEGER, description="Minutes; 0: never.")
+    visibility: Visibility = Field(default=Visibility.PUBLIC, strict=False)
+    credentials: list[Credential] = Field(default_factory=list, max_length=MAX_CREDENTIALS)
+    isolation: Isolation | None = Field(default=None, strict=False, description="Left out: the service's default.")
+    skip_review: bool = Field(default=False, description="Needs the scope skip-gates.")
+    skip_qa: bool = Field(default=False, description="Needs the scope skip-gates.")
+    require_qa: bool = False
+
+
+class Cost(View):
+    """``hourly_rate`` of running it, with 4 digits; ``runtime_hours`` it ran so far; ``cost`` so far, with 2 digits."""
+
+    currency: str
+    hourly_rate: float
+    runtime_hours: float
+    cost: float
+
+
+class ShownResources(View):
+    """vCPU, and GB (2^30 bytes) of memory and disk."""
+
+    cpu: float
+    memory: float
+    disk: float
+
+
+class Builder(View):
+    """A builder with its current version.
+
+    ``service_token`` is in full for tokens that may write; others see ``…`` and its end.
+    ``review_passed`` and ``qa_passed`` are null until that gate has judged the version.
+    """
+
+    uuid: str
+    name: str
+    status: Status
+    preview_url: str
+    service_token: str
+    entrypoint: str
+    port: int
+    job_type: JobType
+    env: dict[str, str]
+    resources: ShownResources
+    visibility: Visibility
+    auto_stop_interval: int
+    backup_interval_hours: int
+    isolation: Isolation
+    review_passed: bool | None
+    qa_passed: bool | None
+    status_reason: str
+    version: int
+    exit_code: int | None
+    cost: Cost
+    created_at: Time
+    updated_at: Time
+    last_active_at: Time | None
+
+
+class BuilderAnswer(Success[Builder]):
+    """One builder."""
+
+
+class BuilderPage(Page[Builder]):
+    """Builders, a page of them."""

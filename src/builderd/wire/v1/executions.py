@@ -1,0 +1,38 @@
+"""Executions: a command run beside the app."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_fault
+from builderd.wire.v1.envelope import Success
+from builderd.wire.v1.shape import Shape, View, obeys
+
+MAX_TIMEOUT = 600
+
+Command = Annotated[
+    str,
+    obeys(command_fault),
+    Field(json_schema_extra={"minLength": 1, "maxLength": MAX_COMMAND_BYTES, "pattern": r"\S"}),
+]
+
+
+class NewExecution(Shape):
+    """``timeout`` is in seconds; past it every process that the command started is killed."""
+
+    command: Command = Field(description="Run by /bin/sh in the app's folder, with the app's environment.")
+    timeout: int = Field(default=60, ge=1, le=MAX_TIMEOUT)
+
+
+class Execution(View):
+    """``exit_code`` is 124 when the timeout ended it; ``output`` is both streams as they came, cut if ``truncated``."""
+
+    exit_code: int
+    output: str
+    truncated: bool
+
+
+class ExecutionAnswer(Success[Execution]):
+    """What the command came to."""

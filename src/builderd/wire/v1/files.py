@@ -1,0 +1,111 @@
+"""The files of a builder as they travel in JSON: text as it is, anything else in base64."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from builderd.domain.bundles import MAX_CONTENT_BYTES, MAX_FILES, BundleFile, path_fault, tree_faults
+from builderd.domain.errors import TooLarge
+from builderd.wire.v1.shape import Fault, Shape, refusal, with_faults
+
+#: Tools that write base64 break its lines.
+LINE_BREAKS = str.maketrans("", "", "\r\n")
+
+
+class Encoding(StrEnum):
+    UTF_8 = "utf-8"
+    BASE64 = "base64"
+
+
+class FileContent(Shape):
+    """One file: ``content`` is text, or base64 (RFC 4648) when ``encoding`` says so."""
+
+    content: str
+    encoding: Encoding = Field(default=Encoding.UTF_8, strict=False)
+    executable: bool = False
+
+    @model_validator(mode="after")
+    def _decodes(self) -> FileContent:
+        return with_faults(self._content_faults(), lambda: self)
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of the file."""
+        if self.encoding is Encoding.UTF_8:
+            return self.content.encode()
+        return base64.b64decode(self.content.translate(LINE_BREAKS), validate=True)
+
+    def _content_faults(self) -> Iterator[Fault]:
+        try:
+            _ = self.data
+        except binascii.Error:
+            yield ("content",), "is not valid base64 (the standard alphabet, with its = at the end)"
+        except UnicodeEncodeError:
+            yield ("content",), "must be valid Unicode text; send anything else as base64"
+
+
+def _file(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"content": value}
+    if isinstance(value, dict | FileContent):
+        return value
+    raise refusal("must be text, or an object with content and encoding")
+
+
+def _tree(value: Any, handler: ValidatorFunctionWrapHandler) -> dict[str, FileContent]:
+    if not isinstance(value, dict):
+        files: dict[str, FileContent] = handler(value)
+        return files
+    if len(value) > MAX_FILES:
+        raise TooLarge(f"There are {len(value)} files: at most {MAX_FILES} are taken.")
+    files = with_faults(_tree_faults(value), lambda: handler(value))
+    size = sum(len(file.data) for file in files.values())
+    if size > MAX_CONTENT_BYTES:
+        raise TooLarge(f"The files have {size} bytes together: at most {MAX_CONTENT_BYTES} are taken.")
+    return files
+
+
+def _tree_faults(files: Mapping[str, Any]) -> Iterator[Fault]:
+    if not files:
+        yield (), "must have at least one file"
+    for path in files:
+        why = path_fault(path)
+        if why is not None:
+            yield (path,), why
+    yield from (((path,), why) for path, why in tree_faults(files).items())
+
+
+class _OrText:
+    """For the OpenAPI document: a plain text will do as well."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
+
+
+File = Annotated[FileContent, BeforeValidator(_file), _OrText()]
+
+Files = Annotated[
+    dict[str, File],
+    WrapValidator(_tree),
+    Field(json_schema_extra={"minProperties": 1, "maxProperties": MAX_FILES}),
+]
+
+
+def bundle_files(files: Mapping[str, FileContent]) -> list[BundleFile]:
+    """The files as a bundle takes them."""
+    return [BundleFile(path, file.data, file.executable) for path, file in files.items()]

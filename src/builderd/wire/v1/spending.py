@@ -1,0 +1,32 @@
+"""Spending: what all builders cost, deleted ones included."""
+
+from __future__ import annotations
+
+from builderd.wire.v1.envelope import Success
+from builderd.wire.v1.shape import View
+
+
+class Deployment(View):
+    """One builder's share; amounts as in a builder's ``cost``."""
+
+    uuid: str
+    name: str
+    hourly_rate: float
+    runtime_hours: float
+    cost: float
+
+
+class Spending(View):
+    """``total_cost`` is rounded once, so it can differ by a cent from the sum of the rounded shares.
+
+    ``vm_count`` is the number of builders in ``deployments``.
+    """
+
+    currency: str
+    total_cost: float
+    vm_count: int
+    deployments: list[Deployment]
+
+
+class SpendingAnswer(Success[Spending]):
+    """What was spent."""

@@ -6,15 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import FastAPI, Response
 
 from builderd.doors.http import docs_page, health, openapi, problems
 from builderd.doors.http.meter import Meter
 from builderd.doors.http.request_log import RequestLog
-from builderd.doors.http.v1 import builders, creations, executions, logs, spending
+from builderd.doors.http.v1 import PREFIX, builders, creations, executions, logs, spending
 from builderd.services.application import Application
-
-PREFIX = "/api/v1"
 
 
 def create_app(application: Application, *, metrics_token: str | None = None, meter: Meter | None = None) -> FastAPI:
@@ -30,9 +28,10 @@ def create_app(application: Application, *, metrics_token: str | None = None, me
     app = bare_app(application, meter, lifespan=lifespan, openapi_url="/openapi.json")
     app.state.creations = started
     app.state.metrics_token = metrics_token
-    app.include_router(_calls(), prefix=PREFIX)
-    app.include_router(health.router)
-    # For clients that keep to the base path.
+    # Before the builders, among whose paths /builders/spending would be taken for one of their uuids.
+    for noun in (health, spending, creations, builders, logs, executions):
+        app.router.routes.extend(noun.router.routes)
+    # For clients that put the base path before everything.
     app.include_router(health.router, prefix=PREFIX, include_in_schema=False)
     docs_page.install(app)
     openapi.install(app, application.limits.maximum)
@@ -59,11 +58,3 @@ def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
     app.add_middleware(RequestLog, meter=meter)
     problems.install(app)
     return app
-
-
-def _calls() -> APIRouter:
-    calls = APIRouter()
-    # Before the builders, among whose paths /builders/spending would be taken for one of their uuids.
-    for noun in (spending, creations, builders, logs, executions):
-        calls.include_router(noun.router)
-    return calls

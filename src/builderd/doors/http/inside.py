@@ -13,10 +13,11 @@ from fastapi import Depends, FastAPI, Response
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound, Unauthenticated
 from builderd.doors.http.answers import success
-from builderd.doors.http.app import PREFIX, bare_app
+from builderd.doors.http.app import bare_app
 from builderd.doors.http.auth import Credentials, TheApplication, secret_of
 from builderd.doors.http.health import healthz
 from builderd.doors.http.meter import Meter
+from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.shown import look
 from builderd.services.application import Application
 from builderd.wire.v1.builders import BuilderAnswer

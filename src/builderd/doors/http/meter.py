@@ -57,7 +57,7 @@ async def _look(
     return builders, activity, application.engine.readiness().ready
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class _Snapshot(Collector):
     builders: Mapping[Status, int]
     activity: Mapping[str, PreviewActivity]

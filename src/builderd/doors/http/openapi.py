@@ -52,7 +52,7 @@ LAST_EVENT_ID: Parameter = {
     "name": "Last-Event-ID",
     "in": "header",
     "description": "With `follow`: go on after this event.",
-    "schema": {"type": "string", "maxLength": 100},
+    "schema": {"type": "string"},
 }
 LOCATION = {"Location": {"description": "Where the builder is found.", "schema": {"type": "string"}}}
 REQUEST_ID = {"X-Request-Id": {"description": "Names this call in the service's log.", "schema": {"type": "string"}}}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Match
+from starlette.routing import Match
 
 from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
 from builderd.doors.http.answers import Answer, failure
@@ -62,11 +60,7 @@ def _method_not_allowed(request: Request) -> Response:
 
 def allowed_methods(request: Request) -> set[str]:
     """The methods of all routes of this path; the framework's own answer names those of the first alone."""
-    return set(_methods(request.app.routes, request))
-
-
-def _methods(routes: Iterable[BaseRoute], request: Request) -> Iterable[str]:
-    for route in routes:
-        match, _ = route.matches(request.scope)
-        if match is not Match.NONE:
-            yield from getattr(route, "methods", None) or ()
+    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    # /builders/spending is no builder, though it looks like one's path.
+    exact = [route for route in matching if getattr(route, "path", "") == request.url.path]
+    return {method for route in exact or matching for method in getattr(route, "methods", None) or ()}

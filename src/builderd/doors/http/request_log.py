@@ -25,6 +25,7 @@ HEADER = "X-Request-Id"
 ACCEPTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 #: The status that is logged and counted when the client left before there was an answer.
 CLIENT_LEFT = 499
+MAX_LOGGED_PATH = 200
 #: Answers hold secrets and speak of now: no cache may keep them, no browser may guess at their type.
 GUARDS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -77,9 +78,10 @@ class RequestLog:
             self._record(scope, status, time.perf_counter() - start)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = _route_of(scope)
-        logger.info("%s %s %d %.1f ms", scope["method"], route or "(no such call)", status, seconds * 1000)
-        self._meter.count(scope["method"], route, status, seconds)
+        # Percent-encoded, as it came: a line break in it cannot break the line. What follows the ? may be secret.
+        path = scope["raw_path"].decode("ascii", "replace")[:MAX_LOGGED_PATH]
+        logger.info("%s %s %d %.1f ms", scope["method"], path, status, seconds * 1000)
+        self._meter.count(scope["method"], _route_of(scope), status, seconds)
 
 
 def _id_of(scope: Scope) -> str:

@@ -22,7 +22,7 @@ from builderd.domain.versions import (
 )
 from builderd.wire.v1.envelope import Page, Success, Time
 from builderd.wire.v1.files import Files
-from builderd.wire.v1.shape import Fault, Shape, View, obeys, refusal, with_faults
+from builderd.wire.v1.shape import Fault, Shape, View, Whole, obeys, refusal, with_faults
 
 #: The largest whole number that every database keeps in a plain integer column.
 MAX_INTEGER = 2**31 - 1
@@ -107,12 +107,12 @@ class NewBuilder(Shape):
     name: Name = Field(description="Unique among your builders.")
     entrypoint: Entrypoint = Field(description="Run by /bin/sh in the app's folder; must listen on 0.0.0.0:<port>.")
     files: Files = Field(description="Relative path → text, or an object with base64 content.")
-    port: int = Field(default=DEFAULT_PORT, ge=1, le=65535, description="Given to the app as PORT.")
+    port: Whole = Field(default=DEFAULT_PORT, ge=1, le=65535, description="Given to the app as PORT.")
     env: Env = Field(default_factory=dict, description="Environment variables; not a place for secrets.")
     resources: Resources = Field(default_factory=Resources)
     job_type: JobType = Field(default=JobType.ALWAYS_ON, strict=False)
-    backup_interval_hours: int = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
-    auto_stop_interval: int = Field(default=0, ge=0, le=MAX_INTEGER, description="Minutes; 0: never.")
+    backup_interval_hours: Whole = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
+    auto_stop_interval: Whole = Field(default=0, ge=0, le=MAX_INTEGER, description="Minutes; 0: never.")
     visibility: Visibility = Field(default=Visibility.PUBLIC, strict=False)
     credentials: list[Credential] = Field(default_factory=list, max_length=MAX_CREDENTIALS)
     isolation: Isolation | None = Field(default=None, strict=False, description="Left out: the service's default.")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_fault
 from builderd.wire.v1.envelope import Success
-from builderd.wire.v1.shape import Shape, View, obeys
+from builderd.wire.v1.shape import Shape, View, Whole, obeys
 
 MAX_TIMEOUT = 600
 
@@ -23,7 +23,7 @@ class NewExecution(Shape):
     """``timeout`` is in seconds; past it every process that the command started is killed."""
 
     command: Command = Field(description="Run by /bin/sh in the app's folder, with the app's environment.")
-    timeout: int = Field(default=60, ge=1, le=MAX_TIMEOUT)
+    timeout: Whole = Field(default=60, ge=1, le=MAX_TIMEOUT)
 
 
 class Execution(View):

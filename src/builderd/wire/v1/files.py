@@ -19,9 +19,15 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from builderd.domain.bundles import MAX_CONTENT_BYTES, MAX_FILES, BundleFile, path_fault, tree_faults
+from builderd.domain.bundles import MAX_CONTENT_BYTES, MAX_FILES, MAX_PATH_BYTES, BundleFile, path_fault, tree_faults
 from builderd.domain.errors import TooLarge
 from builderd.wire.v1.shape import Fault, Shape, refusal, with_faults
+
+#: What ``path_fault`` says, as far as JSON Schema can: segments that are neither empty, nor ``.``, nor ``..``.
+PATH_SCHEMA = {
+    "maxLength": MAX_PATH_BYTES,
+    "pattern": r"^(?!\.{1,2}(/|$))[^/\u0000]+(/(?!\.{1,2}(/|$))[^/\u0000]+)*$",
+}
 
 #: Tools that write base64 break its lines.
 LINE_BREAKS = str.maketrans("", "", "\r\n")
@@ -102,7 +108,7 @@ File = Annotated[FileContent, BeforeValidator(_file), _OrText()]
 Files = Annotated[
     dict[str, File],
     WrapValidator(_tree),
-    Field(json_schema_extra={"minProperties": 1, "maxProperties": MAX_FILES}),
+    Field(json_schema_extra={"minProperties": 1, "maxProperties": MAX_FILES, "propertyNames": PATH_SCHEMA}),
 ]
 
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 T = TypeVar("T")
@@ -22,22 +30,33 @@ MAX_COMPARED = 64
 Fault = tuple[tuple[str, ...], str]
 
 
-class Shape(BaseModel):
-    """What a client sends: exact types, and no field that the contract does not know."""
+class Known(BaseModel):
+    """What a client sends: no field that the contract does not know, and for a misspelt one the nearest."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="wrap")
     @classmethod
     def _name_unknown_fields(cls, value: Any, handler: ModelWrapValidatorHandler[T]) -> T:
         if not isinstance(value, dict):
             return handler(value)
-        unknown = [name for name in value if name not in cls.model_fields]
+        names = [field.alias or name for name, field in cls.model_fields.items()]
+        unknown = [name for name in value if name not in names]
         if not unknown:
             return handler(value)
-        known = {name: value[name] for name in cls.model_fields if name in value}
-        faults = (((name,), _unknown(name, cls.model_fields)) for name in unknown[:MAX_FAULTS])
+        known = {name: value[name] for name in names if name in value}
+        faults = (((name,), _unknown(name, names)) for name in unknown)
         return with_faults(faults, lambda: handler(known))
+
+
+class Shape(Known):
+    """A body: exact types."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Parameters(Known):
+    """A query: everything in it is text, of which types are made."""
 
 
 class View(BaseModel):
@@ -48,7 +67,7 @@ class View(BaseModel):
 
 def _unknown(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1) if len(name) <= MAX_COMPARED else []
-    return f"is not a field here: did you mean {near[0]}?" if near else "is not a field here: leave it out"
+    return f"is not known here: did you mean {near[0]}?" if near else "is not known here: leave it out"
 
 
 def with_faults(faults: Iterable[Fault], validate: Callable[[], T]) -> T:
@@ -73,6 +92,14 @@ def obeys(fault: Callable[[str], str | None]) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+#: A whole number, which JSON may also write as 8000.0 (JSON Schema 2020-12, "integer"); never true or "8000".
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 def refusal(why: str) -> PydanticCustomError:
@@ -137,5 +164,4 @@ WHY = {
     "datetime_type": "must be a time such as 2026-01-31T12:00:00Z",
     "datetime_parsing": "must be a time such as 2026-01-31T12:00:00Z",
     "datetime_from_date_parsing": "must be a time such as 2026-01-31T12:00:00Z",
-    "timezone_aware": "must say its time zone, such as the Z in 2026-01-31T12:00:00Z",
 }

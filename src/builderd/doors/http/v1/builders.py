@@ -5,37 +5,36 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from builderd.domain.builders import Builder, JobType, Status, name_fault
+from builderd.domain.builders import Builder, JobType, Status
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
 from builderd.doors.http.auth import Identity, Reader, TheApplication, Writer
 from builderd.doors.http.preferences import wants_async
+from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
 from builderd.doors.http.v1.shown import shown
 from builderd.ports.store import BuilderQuery, UnitOfWork
 from builderd.services import builders
 from builderd.services.application import Application
-from builderd.wire.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage
+from builderd.wire.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage, Name
 from builderd.wire.v1.envelope import PageMeta
-from builderd.wire.v1.shape import obeys
+from builderd.wire.v1.shape import Parameters
 
-router = APIRouter()
+router = APIRouter(prefix=PREFIX)
 
 MAX_PER_PAGE = 100
 #: In any case of letters: RFC 9562 wants both to be taken.
 Uuid = Annotated[str, Path(description="The builder's uuid.", json_schema_extra={"format": "uuid"})]
 
 
-class ListQuery(BaseModel):
+class ListQuery(Parameters):
     """A filter that is misspelt would let everything through, so nothing unknown is taken."""
-
-    model_config = ConfigDict(extra="forbid")
 
     page: int = Field(default=1, ge=1, le=MAX_INTEGER)
     per_page: int = Field(default=25, ge=1, le=MAX_PER_PAGE)
-    name: Annotated[str, obeys(name_fault)] | None = None
+    name: Name | None = None
     status: Status | None = None
     job_type: JobType | None = None
     sort: Literal["created_at", "-created_at", "name"] = "-created_at"

@@ -22,6 +22,7 @@ from builderd.doors.http.bodies import Received, json_body
 from builderd.doors.http.idempotency import Retries, Retry, retry_of
 from builderd.doors.http.preferences import wants_async, wants_events
 from builderd.doors.http.streams import event, stream
+from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles, outcomes
@@ -29,7 +30,7 @@ from builderd.services.application import Application
 from builderd.wire.v1.builders import BuilderAnswer, NewBuilder
 from builderd.wire.v1.files import bundle_files
 
-router = APIRouter()
+router = APIRouter(prefix=PREFIX)
 
 #: Of the request as it is sent: room for 20 MB of files in base64, their 2,000 paths, and the settings.
 MAX_BODY_BYTES = 29_000_000

@@ -10,11 +10,12 @@ from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
 from builderd.doors.http.auth import TheApplication, Writer
 from builderd.doors.http.bodies import Received, json_body
+from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.builders import Uuid
 from builderd.services import executions
 from builderd.wire.v1.executions import Execution, ExecutionAnswer, NewExecution
 
-router = APIRouter()
+router = APIRouter(prefix=PREFIX)
 
 #: A command has at most 100,000 bytes, of which JSON can make six each.
 MAX_BODY_BYTES = 1_000_000

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from builderd.domain.ids import TenantId
 from builderd.domain.logs import LogStream
@@ -17,13 +17,15 @@ from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
 from builderd.doors.http.auth import Reader, TheApplication
 from builderd.doors.http.streams import event, stream
+from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.builders import Uuid
 from builderd.doors.http.v1.times import UtcTime
 from builderd.services import builders, logs
 from builderd.services.application import Application
 from builderd.wire.v1.logs import LogAnswer, LogLine
+from builderd.wire.v1.shape import Parameters
 
-router = APIRouter()
+router = APIRouter(prefix=PREFIX)
 
 MAX_TAIL = 100_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -31,10 +33,8 @@ EVENT_ID = re.compile(r"(\d{1,18})-(\d{1,9})")
 STREAM = "With `follow`: a `line` event per line, first the last ones."
 
 
-class LogQuery(BaseModel):
+class LogQuery(Parameters):
     """Which lines."""
-
-    model_config = ConfigDict(extra="forbid")
 
     tail: int = Field(default=200, ge=0, le=MAX_TAIL, description="At most so many lines, the last ones.")
     since: UtcTime | None = Field(default=None, description="None from before this time.")

@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from builderd.domain.errors import ValidationFailed
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
 from builderd.doors.http.auth import Reader, TheApplication
+from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.times import UtcTime
 from builderd.services import spending
+from builderd.wire.v1.shape import Parameters
 from builderd.wire.v1.spending import Deployment, Spending, SpendingAnswer
 
-router = APIRouter()
+router = APIRouter(prefix=PREFIX)
 
 
-class SpendingQuery(BaseModel):
+class SpendingQuery(Parameters):
     """A span of time: from its beginning on, up to before its end."""
-
-    model_config = ConfigDict(extra="forbid")
 
     since: UtcTime | None = Field(default=None, alias="from")
     until: UtcTime | None = Field(default=None, alias="to")

@@ -1,0 +1,158 @@
+"""A whole service on fakes and a database in memory, behind a real listener: what tests of doors talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from sqlalchemy import func, select
+
+from builderd.adapters.clocks.system import SystemClock
+from builderd.adapters.fakes.bundles import FakeBundles
+from builderd.adapters.fakes.engine import FakeEngine
+from builderd.adapters.fakes.installer import FakeInstaller
+from builderd.adapters.fakes.previews import FakePreviews
+from builderd.adapters.signals.local import LocalSignals
+from builderd.adapters.stores.sql.store import SqlStore
+from builderd.adapters.stores.sql.tables import metadata
+from builderd.domain.previews import PreviewDomain
+from builderd.domain.prices import Prices
+from builderd.domain.tokens import Scope
+from builderd.doors.http.app import create_app
+from builderd.doors.http.listener import server_config
+from builderd.reconciler.reconciler import Reconciler
+from builderd.services import tokens
+from builderd.services.application import Application, Limits
+
+METRICS_TOKEN = "metrics-secret"
+
+#: The least that creates a builder.
+MINIMAL: dict[str, Any] = {"name": "my-api", "entrypoint": "python3 main.py", "files": {"main.py": "print('hello')"}}
+
+
+@dataclass(slots=True)
+class Service:
+    """``write``, ``read`` and ``other`` are secrets of tokens: two of one tenant, and one of another tenant."""
+
+    application: Application
+    engine: FakeEngine
+    previews: FakePreviews
+    bundles: FakeBundles
+    installer: FakeInstaller
+    store: SqlStore
+    app: FastAPI
+    url: str
+    write: str
+    read: str
+    other: str
+    _clients: list[httpx.AsyncClient] = field(default_factory=list)
+
+    def client(self, secret: str | None, **headers: str) -> httpx.AsyncClient:
+        """Speaks to the API with this token."""
+        if secret is not None:
+            headers["Authorization"] = f"Bearer {secret}"
+        client = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+        self._clients.append(client)
+        return client
+
+    async def token(self, tenant: str, *scopes: Scope) -> str:
+        """The secret of a new token."""
+        return await _token(self.application, tenant, scopes)
+
+    async def kept(self) -> Mapping[str, int]:
+        """How much of everything there is: what a refused request must leave as it was."""
+        return {
+            "bundles": len(self.bundles.stored),
+            "sandboxes": len(self.engine.sandboxes),
+            "disks": len(self.engine.disks),
+            "routes": len(await self.previews.routes()),
+            **_rows(self.store),
+        }
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.aclose()
+
+
+@asynccontextmanager
+async def running_service(store: SqlStore | None = None, **limits: Any) -> AsyncIterator[Service]:
+    """The service until the block ends. ``store`` stays open when it is handed in."""
+    own = store or SqlStore("sqlite://")
+    await own.migrate()
+    engine, previews, bundles, installer = FakeEngine(), FakePreviews(), FakeBundles(), FakeInstaller()
+    application = Application(
+        store=own,
+        engine=engine,
+        previews=previews,
+        bundles=bundles,
+        installer=installer,
+        signals=LocalSignals(),
+        clock=SystemClock(),
+        limits=Limits(**limits),
+        prices=Prices(),
+        preview_domain=PreviewDomain("http", "localhost", 8080),
+        instance="test",
+    )
+    await engine.prepare(lambda _: None)
+    await previews.start()
+    reconciling = asyncio.create_task(Reconciler(application).run())
+    app = create_app(application, metrics_token=METRICS_TOKEN)
+    try:
+        async with listening(app) as url:
+            service = Service(
+                application=application,
+                engine=engine,
+                previews=previews,
+                bundles=bundles,
+                installer=installer,
+                store=own,
+                app=app,
+                url=url,
+                write=await _token(application, "acme", [Scope.WRITE]),
+                read=await _token(application, "acme", [Scope.READ]),
+                other=await _token(application, "other", [Scope.WRITE]),
+            )
+            try:
+                yield service
+            finally:
+                await service.close()
+    finally:
+        reconciling.cancel()
+        await asyncio.gather(reconciling, return_exceptions=True)
+        if store is None:
+            await own.close()
+
+
+@asynccontextmanager
+async def listening(app: FastAPI) -> AsyncIterator[str]:
+    """The app behind the door's own listener, on a free port of the loopback address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        server = uvicorn.Server(server_config(app, host, port))
+        serving = asyncio.create_task(server._serve([listener]))
+        while not server.started:
+            await asyncio.sleep(0.005)
+        try:
+            yield f"http://{host}:{port}"
+        finally:
+            server.should_exit = True
+            await serving
+
+
+def _rows(store: SqlStore) -> dict[str, int]:
+    with store._database.begin_read() as connection:
+        tables = metadata.sorted_tables
+        return {t.name: connection.execute(select(func.count()).select_from(t)).scalar_one() for t in tables}
+
+
+async def _token(application: Application, tenant: str, scopes: Collection[Scope]) -> str:
+    now = application.clock.now()
+    _, secret = await application.store.write(lambda uow: tokens.create(uow, tenant, "test", now, scopes=scopes))
+    return secret

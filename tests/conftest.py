@@ -9,6 +9,8 @@ from collections.abc import Generator
 
 import pytest
 
+pytest_plugins = ["tests.postgres"]
+
 NEEDS = ("root", "postgres")
 
 

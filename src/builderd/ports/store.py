@@ -100,7 +100,7 @@ class Builders(Protocol):
         """Over all tenants, deleted ones left out."""
 
     def save(self, builder: Builder) -> None:
-        """Replace the row (never its claim)."""
+        """Replace the row (never its claim). This unit of work must have added or locked it: ``RuntimeError``."""
 
     # Claims: one control plane at a time works on a builder. Compare-and-set on a lease.
 

@@ -1,9 +1,8 @@
-"""The stores that are held to the contract: SQLite in a file and in memory."""
+"""The stores that are held to the contract: SQLite in a file and in memory, and PostgreSQL."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from tests.contract.store.samples import TENANT
@@ -11,11 +10,29 @@ from tests.stores import open_store
 
 from builderd.ports.store import Store
 
+POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)
 
-@pytest.fixture(params=["file", "memory"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+
+@pytest.fixture(params=["file", "memory", POSTGRES])
+def url(request: pytest.FixtureRequest) -> str:
     """Of an empty database."""
-    return f"sqlite:///{tmp_path}/builderd.db" if request.param == "file" else "sqlite://"
+    return _url(request)
+
+
+@pytest.fixture(params=["file", POSTGRES])
+def shared_url(request: pytest.FixtureRequest) -> str:
+    """Of an empty database that several stores, and processes, can open."""
+    return _url(request)
+
+
+def _url(request: pytest.FixtureRequest) -> str:
+    match request.param:
+        case "file":
+            return f"sqlite:///{request.getfixturevalue('tmp_path')}/builderd.db"
+        case "memory":
+            return "sqlite://"
+        case _:
+            return str(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture

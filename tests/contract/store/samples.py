@@ -99,6 +99,16 @@ async def add(store: Store, *values: Value) -> None:
     await store.write(write)
 
 
+async def save(store: Store, builder: Builder) -> None:
+    """Whatever it is now."""
+
+    def write(uow: UnitOfWork) -> None:
+        uow.builders.get(builder.id, lock=True)
+        uow.builders.save(builder)
+
+    await store.write(write)
+
+
 async def add_builder(store: Store, **changes: Any) -> Builder:
     """Stored, with its first version."""
     builder = make_builder(**changes)

@@ -6,12 +6,12 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_builder
+from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_builder, save
 
 from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, new_id
-from builderd.ports.store import BuilderQuery, Store
+from builderd.ports.store import BuilderQuery, Store, UnitOfWork
 
 EVERYTHING = make_builder(
     job_type=JobType.ONE_TIME,
@@ -45,18 +45,35 @@ async def test_every_field_of_a_builder_is_kept(store: Store) -> None:
 async def test_saving_replaces_every_field(store: Store) -> None:
     plain = make_builder(id=EVERYTHING.id, name=EVERYTHING.name)
     await add(store, plain)
-    await store.write(lambda uow: uow.builders.save(EVERYTHING))
+    await save(store, EVERYTHING)
     assert await store.read(lambda uow: uow.builders.get(EVERYTHING.id)) == EVERYTHING
 
 
-async def test_saving_what_is_not_there_is_an_error(store: Store) -> None:
-    with pytest.raises(LookupError):
-        await store.write(lambda uow: uow.builders.save(EVERYTHING))
+async def test_a_builder_can_be_saved_in_the_unit_of_work_that_adds_it(store: Store) -> None:
+    def write(uow: UnitOfWork) -> None:
+        uow.builders.add(EVERYTHING)
+        uow.builders.save(replace(EVERYTHING, exit_code=4))
+
+    await store.write(write)
+    assert await store.read(lambda uow: uow.builders.get(EVERYTHING.id)) == replace(EVERYTHING, exit_code=4)
+
+
+async def test_a_builder_cannot_be_saved_unlocked_since_a_change_could_get_lost(store: Store) -> None:
+    builder = await add_builder(store)
+
+    def write(uow: UnitOfWork) -> None:
+        read = uow.builders.get(builder.id)
+        assert read is not None
+        uow.builders.save(replace(read, exit_code=4))
+
+    with pytest.raises(RuntimeError, match="unlocked"):
+        await store.write(write)
+    assert await store.read(lambda uow: uow.builders.get(builder.id)) == builder
 
 
 async def test_saving_changes_no_other_builder(store: Store) -> None:
     one, other = await add_builder(store), await add_builder(store)
-    await store.write(lambda uow: uow.builders.save(replace(one, status=Status.RUNNING)))
+    await save(store, replace(one, status=Status.RUNNING))
     assert await store.read(lambda uow: uow.builders.get(other.id)) == other
 
 
@@ -106,7 +123,7 @@ async def test_another_tenant_may_use_the_same_name(store: Store) -> None:
 
 async def test_a_name_is_free_again_once_its_builder_is_to_be_deleted(store: Store) -> None:
     first = await add_builder(store, name="app")
-    await store.write(lambda uow: uow.builders.save(replace(first, desired=Desired.DELETED)))
+    await save(store, replace(first, desired=Desired.DELETED))
     second = await add_builder(store, name="app")
     assert await store.read(lambda uow: uow.builders.by_name(TENANT.id, "app")) == second
 

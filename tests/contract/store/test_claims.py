@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from tests.contract.store.samples import NOW, SECOND, add_builder
+from tests.contract.store.samples import NOW, SECOND, add_builder, save
 
 from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId, new_id
@@ -91,7 +91,7 @@ async def test_saving_a_builder_leaves_its_claim_and_due_time_alone(store: Store
     builder = await add_builder(store)
     await claim(store, builder.id, "one", NOW)
     await make_due(store, builder.id, NOW)
-    await store.write(lambda uow: uow.builders.save(replace(builder, status=Status.RUNNING)))
+    await save(store, replace(builder, status=Status.RUNNING))
     assert await holds(store, builder.id, "one", NOW)
     await release(store, builder.id, "one", None)
     assert await due(store, NOW) == [builder.id]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.contract.store.samples import NOW, add, add_builder, make_builder, make_version
+from tests.contract.store.samples import NOW, add, add_builder, make_builder, make_version, save
 
 from builderd.domain.builders import Desired, Status
 from builderd.domain.resources import Resources
@@ -84,7 +84,7 @@ async def test_a_bundle_is_in_use_while_a_builder_that_is_not_deleted_has_it(sto
     assert await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
     assert not await store.read(lambda uow: uow.versions.uses_bundle("9" * 64))
     going = replace(builder, desired=Desired.DELETED)
-    await store.write(lambda uow: uow.builders.save(going))
+    await save(store, going)
     assert await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
-    await store.write(lambda uow: uow.builders.save(replace(going, status=Status.DELETED, deleted_at=NOW)))
+    await save(store, replace(going, status=Status.DELETED, deleted_at=NOW))
     assert not await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, Select, bindparam, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, bindparam, func, insert, select, text, update
 
 from builderd.adapters.stores.sql.claims import Claims
 from builderd.adapters.stores.sql.rows import row_of
@@ -43,6 +43,10 @@ _ORDERS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
 class Builders(Claims):
     """Rows are locked only in a transaction that writes."""
 
+    def __init__(self, connection: Connection, *, locks: bool) -> None:
+        super().__init__(connection, locks=locks)
+        self._own: set[BuilderId] = set()
+
     def add(self, builder: Builder) -> None:
         other = self.by_name(builder.tenant_id, builder.name)
         if other is not None:
@@ -52,6 +56,7 @@ class Builders(Claims):
                 data={"uuid": other.id},
             )
         self._connection.execute(_INSERT, row_of(builder))
+        self._own.add(builder.id)
 
     def get(self, builder: BuilderId, *, lock: bool = False) -> Builder | None:
         return self._one(_BY_ID, {"id": builder}, lock=lock)
@@ -83,16 +88,18 @@ class Builders(Claims):
         return {row.status: row.number for row in rows}
 
     def save(self, builder: Builder) -> None:
-        """Raises ``LookupError`` when there is no such row."""
-        result = self._connection.execute(_UPDATE, {"builder": builder.id, **row_of(builder)})
-        if result.rowcount != 1:
-            raise LookupError(f"no builder {builder.id} to save")
+        if builder.id not in self._own:
+            raise RuntimeError(f"builder {builder.id} is saved unlocked: a change by somebody else could be lost")
+        self._connection.execute(_UPDATE, {"builder": builder.id, **row_of(builder)})
 
     def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:
-        if lock and self._locks:
-            statement = _LOCKED[statement]
-        row = self._connection.execute(statement, values).mappings().first()
-        return _builder(row) if row else None
+        locks = lock and self._locks
+        row = self._connection.execute(_LOCKED[statement] if locks else statement, values).mappings().first()
+        if row is None:
+            return None
+        if locks:
+            self._own.add(row["id"])
+        return _builder(row)
 
 
 def _filtered(tenant: TenantId, query: BuilderQuery) -> Select[Any]:

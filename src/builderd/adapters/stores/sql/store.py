@@ -19,6 +19,7 @@ from builderd.adapters.stores.sql.events import Events
 from builderd.adapters.stores.sql.idempotency import Idempotency
 from builderd.adapters.stores.sql.ledger import Ledger
 from builderd.adapters.stores.sql.migrations import upgrade
+from builderd.adapters.stores.sql.postgresql import open_postgresql
 from builderd.adapters.stores.sql.sandboxes import Sandboxes
 from builderd.adapters.stores.sql.sqlite import open_sqlite
 from builderd.adapters.stores.sql.tenants import Tenants
@@ -29,7 +30,7 @@ from builderd.ports import store as port
 T = TypeVar("T")
 
 #: A transaction that met another one is run so many times in all, with a growing pause of at most so many seconds.
-MAX_RUNS = 10
+MAX_RUNS = 6
 FIRST_PAUSE, LAST_PAUSE = 0.002, 0.25
 
 
@@ -120,4 +121,6 @@ def _open(text: str) -> Database:
         url = None
     if url is not None and url.get_backend_name() == "sqlite":
         return open_sqlite(url.set(drivername="sqlite+pysqlite"))
+    if url is not None and url.get_backend_name() in ("postgresql", "postgres"):
+        return open_postgresql(url)
     raise ValueError("the database URL must be sqlite:////path/to/file or postgresql://user:password@host/name")

@@ -1,0 +1,135 @@
+"""A throw-away PostgreSQL server for tests, from the binaries of Debian's package, and a database in it for each test.
+
+It listens on a Unix socket alone, in a folder of its own that goes with it. To find mistakes, it is made unlike what
+the store would like: its texts are sorted as in a dictionary, and its clock is not in UTC.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+USER = "postgres"
+INITDB = ["--username", USER, "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"]
+UNLIKE_OURS = ["--locale-provider=icu", "--icu-locale=en"]
+SETTINGS = {
+    "listen_addresses": "",
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "100",
+    "timezone": "Asia/Kolkata",
+    "deadlock_timeout": "50ms",
+}
+START_TIMEOUT = 60.0
+#: A new database is a copy of some 7 MB: four times as fast in memory.
+MEMORY = Path("/dev/shm")
+
+
+class PostgresServer:
+    """A running server. ``database`` lends a new database to whoever wants one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names = (f"test_{number}" for number in count(1))
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{USER}@/{database}?host={self._folder}"
+
+    @contextmanager
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """The URL of a new database, dropped at the end even while somebody is connected to it."""
+        name = next(self._names)
+        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+        try:
+            yield self.url(name)
+        finally:
+            self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def answers(self) -> bool:
+        try:
+            self._execute(sql.SQL("SELECT 1"))
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _execute(self, statement: sql.SQL | sql.Composed) -> None:
+        with psycopg.connect(f"user={USER} dbname=postgres host={self._folder}", autocommit=True) as connection:
+            connection.execute(statement)
+
+
+@contextmanager
+def run_server(binaries: Path) -> Iterator[PostgresServer]:
+    folder = Path(tempfile.mkdtemp(prefix="builderd-postgres-", dir=MEMORY if MEMORY.is_dir() else None))
+    try:
+        if os.geteuid() == 0:
+            shutil.chown(folder, USER, USER)
+        data = folder / "data"
+        initdb = [str(binaries / "initdb"), "--pgdata", str(data), *INITDB, *UNLIKE_OURS]
+        subprocess.run(_unprivileged(initdb), check=True, capture_output=True, cwd=folder)
+        with _running([str(binaries / "postgres"), "-D", str(data), "-k", str(folder)], folder):
+            yield _await(PostgresServer(folder), folder / "log")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _running(argv: list[str], folder: Path) -> Iterator[None]:
+    settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(_unprivileged([*argv, *settings]), stdout=log, stderr=log, cwd=folder)
+    try:
+        yield
+    finally:
+        # Ends at once, whoever is connected, but in order.
+        server.send_signal(signal.SIGINT)
+        server.wait(START_TIMEOUT)
+
+
+def _unprivileged(argv: list[str]) -> list[str]:
+    """PostgreSQL refuses to run as root. Whatever ends the tests ends the server too."""
+    identity = ["--reuid", USER, "--regid", USER, "--clear-groups"] if os.geteuid() == 0 else []
+    return ["setpriv", *identity, "--pdeathsig", "INT", "--", *argv]
+
+
+def _await(server: PostgresServer, log: Path) -> PostgresServer:
+    deadline = time.monotonic() + START_TIMEOUT
+    while not server.answers():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"PostgreSQL does not answer: {log.read_text()}")
+        time.sleep(0.05)
+    return server
+
+
+def find_binaries() -> Path | None:
+    """The folder with initdb and postgres, of the newest version that is installed."""
+    folders = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    return max(folders, key=lambda folder: float(folder.parent.name), default=None)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL server in /usr/lib/postgresql: apt-get install postgresql")
+    with run_server(binaries) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """Of an empty database of this test's own."""
+    with postgres_server.database() as url:
+        yield url

@@ -1,0 +1,156 @@
+"""Requirement files, read with suspicion.
+
+A file is read line by line into what is understood of it, and the installer is handed only that, written anew: a line
+that two programs read in two ways cannot slip an option past this one. The format is pip's
+(https://pip.pypa.io/en/stable/reference/requirements-file-format/), the lines are PEP 508's.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import InstallFailed
+
+FILE = "requirements.txt"
+MAX_LINES = 2_000
+MAX_DEPTH = 5
+
+COMMENT = re.compile(r"(?:^|\s)#.*$")
+HASH = re.compile(r"\s--hash=(sha256|sha384|sha512):([0-9a-f]+)(?=\s|$)")
+INCLUDE = re.compile(r"(?:-r|--requirement)(?:\s+|=)?(?P<path>\S+)")
+CONSTRAINTS = re.compile(r"(?:-c|--constraint)(?:\s+|=)?(?P<path>\S+)")
+LOCAL = re.compile(r"(?:\.{1,2}(?:/|$)|[\w.-]+/)")
+REPOSITORY = re.compile(r"(?:git|hg|svn|bzr)\+")
+
+#: What an option would do, for the message that refuses it.
+REFUSED = {
+    "-i": "the package index is set by the operator of this service",
+    "--index-url": "the package index is set by the operator of this service",
+    "--extra-index-url": "the package index is set by the operator of this service",
+    "--no-index": "the package index is set by the operator of this service",
+    "-f": "packages come from the package index only",
+    "--find-links": "packages come from the package index only",
+    "--trusted-host": "certificates are always checked",
+    "-e": "an editable install has no use here: the files of /app are on the import path already; name what it needs",
+    "--editable": "an editable install has no use here: the files of /app are on the import path already; "
+    "name what it needs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """``lines`` are sorted and written anew. ``foreign`` tells whether one names code outside the package index."""
+
+    lines: tuple[str, ...]
+    constraints: tuple[str, ...]
+    foreign: bool
+
+
+@dataclass(slots=True)
+class _Reading:
+    bundle: Bundle
+    lines: set[str] = field(default_factory=set)
+    constraints: set[str] = field(default_factory=set)
+    foreign: bool = False
+    read: int = 0
+
+
+def read_requirements(bundle: Bundle) -> Requirements | None:
+    """What ``requirements.txt`` of the bundle asks for, or None where there is none, or it asks for nothing.
+
+    Raises ``InstallFailed`` with the file, the line and the reason.
+    """
+    if bundle.file(FILE) is None:
+        return None
+    reading = _Reading(bundle)
+    _read(reading, FILE, reading.lines, 0)
+    if not reading.lines:
+        return None
+    return Requirements(tuple(sorted(reading.lines)), tuple(sorted(reading.constraints)), reading.foreign)
+
+
+def _read(reading: _Reading, path: str, into: set[str], depth: int) -> None:
+    for number, line in _logical_lines(_text(reading.bundle, path)):
+        reading.read += 1
+        if reading.read > MAX_LINES:
+            raise _refusal(path, number, f"at most {MAX_LINES} lines are read")
+        _take(reading, path, number, line, into, depth)
+
+
+def _take(reading: _Reading, path: str, number: int, line: str, into: set[str], depth: int) -> None:
+    for pattern, target in ((INCLUDE, into), (CONSTRAINTS, reading.constraints)):
+        if match := pattern.fullmatch(line):
+            _include(reading, path, number, match["path"], target, depth)
+            return
+    if line.startswith("-"):
+        option = re.split(r"[\s=]", line, maxsplit=1)[0]
+        raise _refusal(path, number, f"{option} is refused: {REFUSED.get(option, 'options have no effect here')}")
+    written, foreign = _requirement(path, number, line)
+    reading.foreign = reading.foreign or foreign
+    into.add(written)
+
+
+def _include(reading: _Reading, path: str, number: int, target: str, into: set[str], depth: int) -> None:
+    included = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+    if depth >= MAX_DEPTH:
+        raise _refusal(path, number, f"files include each other more than {MAX_DEPTH} deep")
+    if reading.bundle.file(included) is None:
+        raise _refusal(path, number, f"there is no file {target!r} among the builder's files")
+    _read(reading, included, into, depth + 1)
+
+
+def _requirement(path: str, number: int, line: str) -> tuple[str, bool]:
+    """The line written anew, and whether it names code outside the index."""
+    if LOCAL.match(line) and "@" not in line:
+        raise _refusal(path, number, "a path is refused: the files of /app are on the import path already")
+    if REPOSITORY.match(line):
+        raise _refusal(path, number, f"write it as 'name @ {line.split(maxsplit=1)[0]}'")
+    hashes = sorted(f"--hash={kind}:{digest}" for kind, digest in HASH.findall(line))
+    text = HASH.sub("", line).strip()
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement as error:
+        raise _refusal(path, number, f"{text!r} is no requirement: {str(error).splitlines()[0]}") from None
+    if requirement.url is not None and not _is_remote(requirement.url):
+        raise _refusal(path, number, "only https:// and git+https:// addresses can be fetched")
+    return " ".join([str(requirement), *hashes]), requirement.url is not None
+
+
+def _is_remote(url: str) -> bool:
+    return url.startswith(("https://", "http://", "git+https://")) and not re.search(r"[\s'\"$`\\]", url)
+
+
+def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """(number of its first line, line) without comments, blanks and line continuations."""
+    pending, begun = "", 0
+    for number, raw in enumerate(text.split("\n"), start=1):
+        line = COMMENT.sub("", raw.rstrip("\r")) if not raw.rstrip("\r").endswith("\\") else raw.rstrip("\r")
+        begun = begun or number
+        if line.endswith("\\"):
+            pending += line[:-1] + " "
+            continue
+        whole = (pending + line).strip()
+        if whole:
+            yield begun, whole
+        pending, begun = "", 0
+    if pending.strip():
+        yield begun, pending.strip()
+
+
+def _text(bundle: Bundle, path: str) -> str:
+    file = bundle.file(path)
+    assert file is not None, "it was looked up before"
+    try:
+        return file.content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InstallFailed(f"{path} is not UTF-8 text: save it as UTF-8.") from None
+
+
+def _refusal(path: str, number: int, why: str) -> InstallFailed:
+    return InstallFailed(f"{path}, line {number}: {why}.")

@@ -1,0 +1,114 @@
+"""uv: plans the layer for a bundle's ``requirements.txt``.
+
+Wheels are only unpacked, so that no code of a package runs while the cache that all tenants share can be written.
+What must be built from source gets a plan of its own tenant, in which code runs but the shared cache is out of reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from builderd.adapters.installers.requirements import Requirements, read_requirements
+from builderd.domain.bundles import Bundle
+from builderd.domain.ids import TenantId
+from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
+
+PYTHON = "/usr/bin/python3"
+#: Part of every key: counts up when the steps change what is in a layer.
+RECIPE = 1
+
+#: uv's words when only a source distribution would do.
+NO_WHEELS = re.compile(r"no usable wheels|Wheels are required for")
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+#: Lines of uv that tell the user nothing of what went wrong.
+NOISE = re.compile(r"^(?:Using (?:Python|CPython) |Creating virtual environment |Resolved |Prepared |hint: Wheels are)")
+MAX_EXPLAINED_LINES = 30
+
+ENVIRONMENT = {
+    "UV_NO_CONFIG": "1",
+    "UV_NO_PROGRESS": "1",
+    "UV_PYTHON_DOWNLOADS": "never",
+    "UV_HTTP_TIMEOUT": "60",
+    "HOME": "/tmp",  # noqa: S108 -- the sandbox's own
+}
+
+VENV = f"uv venv -q --relocatable --python {PYTHON} {LAYER}/venv"
+INSTALL = f"uv pip install --no-compile-bytecode --python {LAYER}/venv/bin/python --cache-dir {CACHE}"
+
+POLISH = BuildStep(
+    title="Byte-compiling",
+    # The base's interpreter and not the layer's: that one would run what a wheel left in a .pth file. A package with
+    # a file that this Python cannot compile (a template, an older syntax) is no reason to leave the others uncompiled.
+    argv=(
+        "/bin/sh",
+        "-c",
+        f"{PYTHON} -I -m compileall -q -s {LAYER} -p / {LAYER}/venv/lib >/dev/null 2>&1 || true",
+    ),
+    network=False,
+    cache=Cache.NONE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UvInstaller:
+    """``version`` is uv's own, part of every key; ``index`` the package index, None for uv's default."""
+
+    version: str
+    index: str | None = None
+
+    def plan(self, bundle: Bundle, base_id: str, tenant: TenantId) -> LayerPlan | None:
+        requirements = read_requirements(bundle)
+        if requirements is None:
+            return None
+        kind = f"tenant {tenant}" if requirements.foreign else "shared"
+        key = self._key(requirements, base_id, kind)
+        inputs = _inputs(requirements)
+        return self._foreign(key, inputs) if requirements.foreign else self._wheels(key, inputs)
+
+    def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
+        if plan.runs_foreign_code or not NO_WHEELS.search("\n".join(output)):
+            return None
+        key = hashlib.sha256(f"{plan.key} from source for tenant {tenant}".encode()).hexdigest()
+        return self._foreign(key, plan.inputs)
+
+    def explain(self, output: Sequence[str]) -> str:
+        lines = [ANSI.sub("", line).rstrip() for line in output]
+        told = [line for line in lines if line and not NOISE.match(line)]
+        return "\n".join(told[-MAX_EXPLAINED_LINES:]) or "The installer failed without a word."
+
+    def _wheels(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
+        install = f"{INSTALL} --no-build --link-mode clone"
+        step = self._step("Installing wheels", install, inputs, Cache.SHARED)
+        return LayerPlan(key, inputs, (step,), runs_foreign_code=False, polish=POLISH)
+
+    def _foreign(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
+        # A clone does not reach across the overlay that keeps the shared cache unwritten.
+        install = f"{INSTALL} --link-mode copy"
+        step = self._step("Building and installing", install, inputs, Cache.SCRATCH)
+        return LayerPlan(key, inputs, (step,), runs_foreign_code=True, polish=POLISH)
+
+    def _step(self, title: str, install: str, inputs: Mapping[str, bytes], cache: Cache) -> BuildStep:
+        """One sandbox for both commands: the environment is fresh, so nothing foreign runs when uv looks at it."""
+        constraints = f" -c {INPUT}/constraints.txt" if "constraints.txt" in inputs else ""
+        script = f"{VENV} && {install} -r {INPUT}/requirements.txt{constraints}"
+        index = {"UV_DEFAULT_INDEX": self.index} if self.index else {}
+        return BuildStep(title, ("/bin/sh", "-ec", script), True, cache, {**ENVIRONMENT, **index})
+
+    def _key(self, requirements: Requirements, base_id: str, kind: str) -> str:
+        decisive = [RECIPE, "uv", self.version, base_id, self.index, kind, requirements.lines, requirements.constraints]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def _inputs(requirements: Requirements) -> Mapping[str, bytes]:
+    inputs = {"requirements.txt": _file(requirements.lines)}
+    if requirements.constraints:
+        inputs["constraints.txt"] = _file(requirements.constraints)
+    return inputs
+
+
+def _file(lines: Sequence[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()

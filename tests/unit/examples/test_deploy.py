@@ -1,5 +1,6 @@
 """The example client sends a folder as the API wants it, and reads its stages."""
 
+import asyncio
 import base64
 import importlib.util
 import json
@@ -10,6 +11,8 @@ from typing import Any
 import click
 import httpx
 import pytest
+from click.testing import CliRunner, Result
+from tests.service import Service, running_service
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "deploy.py"
 
@@ -95,3 +98,26 @@ def test_the_example_app_is_small_enough_to_send(example: ModuleType) -> None:
     files = example.read_files(EXAMPLE.parent / "my-api")
     assert set(files) == {"main.py", "requirements.txt"}
     assert len(json.dumps(files)) < 10_000
+
+
+async def run(example: ModuleType, service: Service, *words: str) -> Result:
+    arguments = [str(EXAMPLE.parent / "my-api"), "--name", "my-api", "--entrypoint", "python3 main.py", *words]
+    options = ["--api", service.url, "--token", service.write]
+    return await asyncio.to_thread(CliRunner().invoke, example.deploy, [*arguments, *options])
+
+
+async def test_the_service_takes_what_the_example_sends(example: ModuleType) -> None:
+    async with running_service() as service:
+        first = await run(example, service, "--env", "MY_FLAG=1")
+        assert first.exit_code == 0, first.output
+        assert first.stdout.startswith("http://my-api-")
+        assert "install" in first.stderr
+        assert "start" in first.stderr
+
+        again = await run(example, service)
+        assert again.exit_code == 1
+        assert "name_taken" in again.output
+
+        replaced = await run(example, service, "--replace")
+        assert replaced.exit_code == 0, replaced.output
+        assert "deleting the earlier my-api" in replaced.stderr

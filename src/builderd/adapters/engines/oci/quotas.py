@@ -14,7 +14,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from builderd.adapters.engines.oci.subvolumes import folder, subvolume_number
+from builderd.adapters.engines.oci.subvolumes import ROOT_INODE, folder, subvolume_exists, subvolume_number
 
 _FS_INFO = 0x8400941F
 _QUOTA_CTL = 0xC0109428
@@ -24,6 +24,7 @@ _QGROUP_LIMIT = 0x8030942B
 
 _QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
 _LIMIT_REFERENCED = 1 << 0
+_NO_LIMIT = (1 << 64) - 1
 _LEVEL_1 = 1 << 48
 
 
@@ -50,6 +51,10 @@ class Quota:
             fcntl.ioctl(root, _QGROUP_LIMIT, struct.pack("=6Q", group, _LIMIT_REFERENCED, size_bytes, 0, 0, 0))
         return group
 
+    def lift(self, subvolume: Path) -> None:
+        """Take the limit away: where it is reached, not even a subvolume inside can be deleted."""
+        self.limit(subvolume, _NO_LIMIT)
+
     def _adopt(self, root: int, group: int) -> None:
         with suppress(FileExistsError):
             fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 1, group))
@@ -72,12 +77,16 @@ class Quota:
             return None
 
     def drop_unused(self) -> None:
-        """Remove the groups whose subvolumes are gone; the kernel refuses it for the others."""
+        """Remove the groups whose subvolumes are gone. Newer kernels do it for those of level 0, not always at once."""
         with folder(self._root) as root:
-            for group in self._groups.glob("1_*"):
-                self._drop(root, int(group.name[2:]) | _LEVEL_1)
+            for group in sorted(self._groups.glob("[01]_*")):
+                level, number = map(int, group.name.split("_"))
+                # Older kernels would remove the group of a subvolume that lives.
+                if number >= ROOT_INODE and not subvolume_exists(root, number):
+                    self._drop(root, level * _LEVEL_1 + number)
 
     def _drop(self, root: int, group: int) -> None:
+        """The kernel refuses it while something counts there: until the space is given back."""
         try:
             fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 0, group))
         except OSError as error:

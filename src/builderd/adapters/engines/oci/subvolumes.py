@@ -5,7 +5,6 @@ Numbers and layouts are those of linux/btrfs.h and linux/btrfs_tree.h.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import struct
@@ -22,11 +21,10 @@ _SNAP_DESTROY_V2 = 0x5000943F
 _INO_LOOKUP = 0xD0009412
 _TREE_SEARCH = 0xD0009411
 
-_INHERIT = 1 << 2
 _BY_ID = 1 << 4
 
 _ROOT_TREE = 1
-_ROOT_REF = 156
+_ROOT_ITEM, _ROOT_REF = 132, 156
 _ALL = (1 << 64) - 1
 _SEARCH_KEY = struct.Struct("=7Q4L4Q")
 _SEARCH_ITEM = struct.Struct("=3Q2L")
@@ -52,10 +50,10 @@ def is_subvolume(path: Path) -> bool:
     return status.st_ino == ROOT_INODE
 
 
-def create_subvolume(path: Path, group: int | None = None) -> None:
-    """An empty subvolume, under the limit of ``group`` too. Raises ``FileExistsError``."""
-    with folder(path.parent) as parent, _inherit(group) as (flags, inherit):
-        fcntl.ioctl(parent, _SUBVOL_CREATE_V2, _volume_args(path.name, flags=flags, union=inherit))
+def create_subvolume(path: Path) -> None:
+    """An empty subvolume. Raises ``FileExistsError``."""
+    with folder(path.parent) as parent:
+        fcntl.ioctl(parent, _SUBVOL_CREATE_V2, _volume_args(path.name))
 
 
 def snapshot(source: Path, target: Path) -> None:
@@ -82,7 +80,7 @@ def _delete_nested(anywhere: int, number: int) -> None:
     for parent in found:
         found.extend(_nested(anywhere, parent))
     for nested in reversed(found[1:]):
-        _delete(anywhere, _volume_args("", flags=_BY_ID, union=struct.pack("=Q", nested)))
+        _delete(anywhere, _volume_args(struct.pack("=Q", nested), flags=_BY_ID))
 
 
 def _delete(anywhere: int, arguments: bytearray) -> None:
@@ -90,27 +88,31 @@ def _delete(anywhere: int, arguments: bytearray) -> None:
 
 
 def _nested(anywhere: int, number: int) -> Iterator[int]:
-    """The numbers of the subvolumes directly inside, from the tree of roots."""
+    """The numbers of the subvolumes directly inside."""
     first = 0
     while True:
-        found = list(_search_roots(anywhere, number, first))
+        found = list(_search_roots(anywhere, number, _ROOT_REF, first))
         yield from found
         if not found:
             return
         first = found[-1] + 1
 
 
-def _search_roots(anywhere: int, number: int, first: int) -> Iterator[int]:
-    key = _SEARCH_KEY.pack(
-        _ROOT_TREE, number, number, first, _ALL, 0, _ALL, _ROOT_REF, _ROOT_REF, _SEARCH_BYTES, 0, 0, 0, 0, 0
-    )
+def subvolume_exists(anywhere: int, number: int) -> bool:
+    """Whether the file system has a subvolume of this number, if only one that is being deleted."""
+    return any(True for _ in _search_roots(anywhere, number, _ROOT_ITEM))
+
+
+def _search_roots(anywhere: int, number: int, kind: int, first: int = 0) -> Iterator[int]:
+    """Offsets of a subvolume's items in the tree of roots, as many as one call answers."""
+    key = _SEARCH_KEY.pack(_ROOT_TREE, number, number, first, _ALL, 0, _ALL, kind, kind, _SEARCH_BYTES, 0, 0, 0, 0, 0)
     buffer = bytearray(key.ljust(_SEARCH_BYTES, b"\0"))
     fcntl.ioctl(anywhere, _TREE_SEARCH, buffer)
     position = _SEARCH_KEY.size
     for _ in range(_SEARCH_KEY.unpack_from(buffer)[9]):
-        _, _, child, _, length = _SEARCH_ITEM.unpack_from(buffer, position)
+        _, _, offset, _, length = _SEARCH_ITEM.unpack_from(buffer, position)
         position += _SEARCH_ITEM.size + length
-        yield child
+        yield offset
 
 
 def subvolume_number(inside: int) -> int:
@@ -121,17 +123,6 @@ def subvolume_number(inside: int) -> int:
     return number
 
 
-def _volume_args(name: str, *, descriptor: int = 0, flags: int = 0, union: bytes = b"") -> bytearray:
-    """struct btrfs_ioctl_vol_args_v2"""
-    return bytearray(struct.pack("=qQQ32s4040s", descriptor, 0, flags, union, os.fsencode(name)))
-
-
-@contextmanager
-def _inherit(group: int | None) -> Iterator[tuple[int, bytes]]:
-    """The flag and the pointer that put a new subvolume into a group (struct btrfs_qgroup_inherit)."""
-    if group is None:
-        yield 0, b""
-        return
-    content = struct.pack("=4Q5QQ", 0, 1, 0, 0, 0, 0, 0, 0, 0, group)
-    buffer = ctypes.create_string_buffer(content, len(content))
-    yield _INHERIT, struct.pack("=QQ", len(content), ctypes.addressof(buffer))
+def _volume_args(name: str | bytes, *, descriptor: int = 0, flags: int = 0) -> bytearray:
+    """struct btrfs_ioctl_vol_args_v2; a number takes the place of the name where it is deleted by that."""
+    return bytearray(struct.pack("=qQQ32x4040s", descriptor, 0, flags, os.fsencode(name)))

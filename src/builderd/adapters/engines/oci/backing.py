@@ -1,0 +1,171 @@
+"""What the store's file system lies on: the data directory's own btrfs, a block device, or a sparse file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from builderd.adapters.engines.oci.loop import find_device, loop_device
+from builderd.domain.errors import EngineUnavailable, NoCapacity
+from builderd.domain.resources import GB
+
+Progress = Callable[[str], None]
+
+#: Below this, no store is made.
+SMALLEST = 1 * GB
+#: User data is never a program with rights, nor a device, to the host.
+MOUNT_OPTIONS = "noatime,nosuid,nodev"
+LABEL = "builderd"
+
+
+class Backing(Protocol):
+    def prepare(self, progress: Progress) -> None:
+        """Make the file system where there is none. Idempotent."""
+
+    def mount(self, target: Path) -> None:
+        """Mount it on an existing folder."""
+
+    def is_at(self, target: Path) -> bool:
+        """Whether what is mounted there is this one, and not what an earlier service left."""
+
+
+def choose_backing(data_dir: Path, device: Path | None, size_bytes: int | None, floor_bytes: int) -> Backing:
+    if device:
+        return DeviceBacking(device)
+    if _file_system(data_dir) == "btrfs":
+        return FolderBacking(data_dir / "store")
+    return ImageBacking(data_dir / "store.img", size_bytes, floor_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderBacking:
+    """A folder on a btrfs file system that was there before."""
+
+    folder: Path
+
+    def prepare(self, progress: Progress) -> None:
+        if not self.folder.exists():
+            progress(f"store: using the btrfs file system of {self.folder.parent}")
+            self.folder.mkdir(mode=0o711)
+
+    def mount(self, target: Path) -> None:
+        _run("mount", "--bind", str(self.folder), str(target))
+        _run("mount", "-o", f"remount,bind,{MOUNT_OPTIONS}", str(target))
+
+    def is_at(self, target: Path) -> bool:
+        return self.folder.exists() and self.folder.samefile(target)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBacking:
+    """A whole block device. One that holds anything else is never written to."""
+
+    device: Path
+
+    def prepare(self, progress: Progress) -> None:
+        if not self.device.is_block_device():
+            raise EngineUnavailable(f"store.device is {self.device}, which is no block device.")
+        kind, label = (_probe(self.device, tag) for tag in ("TYPE", "LABEL"))
+        if not kind and not _probe(self.device, "PTTYPE"):
+            progress(f"store: making a btrfs file system on {self.device}")
+            _run("mkfs.btrfs", "--quiet", "--label", LABEL, str(self.device))
+        elif (kind, label) != ("btrfs", LABEL):
+            raise EngineUnavailable(
+                f"store.device {self.device} holds something else ({kind or 'a partition table'}). "
+                f"Name another one, or empty it yourself: wipefs --all {self.device}"
+            )
+
+    def mount(self, target: Path) -> None:
+        _mount_device(self.device, target)
+
+    def is_at(self, target: Path) -> bool:
+        return _mounted_device(target) == self.device.resolve()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBacking:
+    """A sparse file: it takes the host's space only as it fills, and gives back what is deleted.
+
+    ``size_bytes`` None takes what is free above the floor. A file that exists keeps its size.
+    """
+
+    image: Path
+    size_bytes: int | None
+    floor_bytes: int
+
+    def prepare(self, progress: Progress) -> None:
+        if self.image.exists():
+            return
+        size = self._size()
+        progress(f"store: making a btrfs file system of {size / GB:.0f} GB in {self.image} (sparse)")
+        unfinished = self.image.with_suffix(".unfinished")
+        unfinished.unlink(missing_ok=True)
+        with unfinished.open("xb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.truncate(size)
+        _run("mkfs.btrfs", "--quiet", "--label", LABEL, str(unfinished))
+        unfinished.rename(self.image)
+
+    def _size(self) -> int:
+        """Never more than the host has: a store that promises space which is not there loses what is written to it."""
+        free = free_bytes(self.image.parent) - self.floor_bytes
+        if free < SMALLEST:
+            raise NoCapacity(
+                f"The store needs at least {SMALLEST / GB:.0f} GB in {self.image.parent}, above the "
+                f"{self.floor_bytes / GB:g} GB that are kept free (store.floor); there are {max(free, 0) / GB:.1f} GB. "
+                "Free some, or set store.device."
+            )
+        size = min(free, self.size_bytes or free)
+        return size // 4096 * 4096
+
+    def mount(self, target: Path) -> None:
+        try:
+            with loop_device(self.image) as device:
+                _mount_device(device, target)
+        except BlockingIOError as error:
+            raise EngineUnavailable(f"{self.image} is in use by another program.") from error
+
+    def is_at(self, target: Path) -> bool:
+        return self.image.exists() and _mounted_device(target) == find_device(self.image)
+
+
+def free_bytes(folder: Path) -> int:
+    """What may still be written to the file system of this folder."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def _mount_device(device: Path, target: Path) -> None:
+    _run("mount", "--types", "btrfs", "--options", f"{MOUNT_OPTIONS},discard=async", str(device), str(target))
+
+
+def _mounted_device(target: Path) -> Path | None:
+    """The block device that is mounted on this very folder."""
+    found = _answer("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", str(target))
+    return Path(found.splitlines()[-1]) if found else None
+
+
+def _file_system(folder: Path) -> str:
+    return _answer("stat", "--file-system", "--format", "%T", str(folder))
+
+
+def _probe(device: Path, tag: str) -> str:
+    return _answer("blkid", "--probe", "--match-tag", tag, "--output", "value", str(device))
+
+
+def _answer(*argv: str) -> str:
+    """What a program says, nothing when it has no answer."""
+    return subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout.strip()
+
+
+def _run(*argv: str) -> None:
+    try:
+        subprocess.run(argv, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError as error:
+        raise EngineUnavailable(f"The store needs {argv[0]}: run script/setup.") from error
+    except subprocess.CalledProcessError as error:
+        raise EngineUnavailable(f"The store: {argv[0]} failed: {error.stderr.strip()}") from error

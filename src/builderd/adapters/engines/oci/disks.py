@@ -1,0 +1,185 @@
+"""Disks: what a builder keeps. Each is a subvolume with a limit, so that a copy of it takes no time.
+
+``disks/<disk>/app`` is the persistent content of ``/app``; ``disks/<disk>/bundle`` names the bundle that was last put
+there completely. ``scratch/<disk>`` is what a sandbox writes outside of ``/app``, thrown away at each start. It has a
+small limit of its own, so that an app whose disk is full can still be started.
+
+Inside a sandbox users are numbered from 0, on the disk from ``DISK_UID``: the same for all disks, and nobody's on the
+host. Mounts map the one to the other, so that a copy needs no change of owners.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from builderd.adapters.engines.oci.base_recipe import APP_UID
+from builderd.adapters.engines.oci.placement import place
+from builderd.adapters.engines.oci.store import Store
+from builderd.adapters.engines.oci.subvolumes import create_subvolume, delete_subvolume, is_subvolume, snapshot
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import NoCapacity, NotFound
+from builderd.domain.ids import DiskId
+from builderd.domain.resources import GB
+from builderd.ports.engine import DiskReport
+
+#: The owner on the disk of what root inside a sandbox owns; 65536 ids from here on.
+DISK_UID = 0x10000000
+#: Limits of disks that are gone are cleared away after so many deletions: their space takes a moment to come back.
+SWEEP_EVERY = 50
+#: No more than this can an app write outside of /app and /tmp.
+SCRATCH_BYTES = 256 << 20
+APP_OWNER = DISK_UID + APP_UID
+
+_NAME = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
+_UNFINISHED = "."
+
+
+class Disks:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        #: Held while the set of disks changes, a matter of milliseconds.
+        self._lock = threading.Lock()
+        self._deleted = 0
+
+    def open(self) -> None:
+        """Take stock after a start: what was half-made is removed, what stands is counted."""
+        for path in self._store.disks.iterdir():
+            if path.name.startswith(_UNFINISHED):
+                delete_subvolume(path)
+            elif is_subvolume(path):
+                self._count(path)
+        self._store.quota.drop_unused()
+
+    def _count(self, path: Path) -> None:
+        quota = self._store.quota
+        group = quota.group(path)
+        self._store.room.settle(path.name, quota.limit_of(group) + SCRATCH_BYTES, group)
+
+    def create(self, disk: DiskId, size_bytes: int) -> None:
+        """An empty disk with a hard limit; one that exists gets the new limit. Raises ``NoCapacity``."""
+        with self._lock, self._making(disk, size_bytes) as unfinished:
+            if unfinished is None:
+                return
+            create_subvolume(unfinished)
+            self._limit(disk, unfinished, size_bytes)
+            app = unfinished / "app"
+            app.mkdir(mode=0o755)
+            os.chown(app, APP_OWNER, APP_OWNER)
+
+    def clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+        """A copy with a limit of its own, on which only what is written from now on counts. Raises ``NoCapacity``."""
+        origin = self._existing(source)
+        with self._lock, self._making(target, size_bytes) as unfinished:
+            if unfinished is None:
+                return
+            snapshot(origin, unfinished)
+            self._limit(target, unfinished, size_bytes)
+
+    @contextmanager
+    def _making(self, disk: DiskId, size_bytes: int) -> Iterator[Path | None]:
+        """Where to make a disk that gets its name at the end; None when it is there already, with the new limit."""
+        path = self._path(disk)
+        self._store.room.claim(disk, size_bytes + SCRATCH_BYTES)
+        if path.exists():
+            self._limit(disk, path, size_bytes)
+            yield None
+            return
+        unfinished = path.with_name(_UNFINISHED + disk)
+        try:
+            yield unfinished
+            unfinished.rename(path)
+        except BaseException:
+            delete_subvolume(unfinished)
+            self._store.room.release(disk)
+            raise
+
+    def _limit(self, disk: DiskId, path: Path, size_bytes: int) -> None:
+        group = self._store.quota.limit(path, size_bytes)
+        self._store.room.settle(disk, size_bytes + SCRATCH_BYTES, group)
+
+    def delete(self, disk: DiskId) -> None:
+        """Idempotent. Space comes back within seconds."""
+        path = self._path(disk)
+        with self._lock:
+            if path.exists():
+                self._store.quota.lift(path)
+            delete_subvolume(path)
+            delete_subvolume(self._store.scratch / disk)
+            self._store.room.release(disk)
+            self._deleted += 1
+            if self._deleted % SWEEP_EVERY == 0:
+                self._store.quota.drop_unused()
+
+    def report(self, disk: DiskId) -> DiskReport | None:
+        path = self._path(disk)
+        if not path.exists():
+            return None
+        try:
+            return DiskReport(disk, (path / "bundle").read_text().strip())
+        except FileNotFoundError:
+            return DiskReport(disk, None)
+
+    def put_bundle(self, disk: DiskId, bundle: Bundle) -> None:
+        """Write the files into ``app``, then record the bundle. Raises ``NoCapacity`` when they do not fit."""
+        path = self._existing(disk)
+        record = path / "bundle"
+        record.unlink(missing_ok=True)
+        try:
+            place(bundle, path / "app", APP_OWNER)
+            _write_record(record, bundle.hash)
+        except OSError as error:
+            if error.errno not in (errno.EDQUOT, errno.ENOSPC):
+                raise
+            raise self._full(path) from error
+
+    def _full(self, path: Path) -> NoCapacity:
+        size = self._store.quota.limit_of(self._store.quota.group(path)) / GB
+        return NoCapacity(
+            f"The builder's disk of {size:.3g} GB is full: delete files in /app, or ask for a larger disk."
+        )
+
+    def usage(self, disk: DiskId) -> int:
+        """Bytes that count against its limit."""
+        quota = self._store.quota
+        return quota.used(quota.group(self._existing(disk)))
+
+    def app(self, disk: DiskId) -> Path:
+        return self._existing(disk) / "app"
+
+    def scratch(self, disk: DiskId) -> Path:
+        """An empty folder with ``upper`` and ``work`` in it. What was there is gone, however much it was.
+
+        A subvolume, so that it goes in one step.
+        """
+        self._existing(disk)
+        scratch = self._store.scratch / disk
+        delete_subvolume(scratch)
+        create_subvolume(scratch)
+        self._store.quota.limit(scratch, SCRATCH_BYTES)
+        for name in ("upper", "work"):
+            (scratch / name).mkdir()
+        return scratch
+
+    def _existing(self, disk: DiskId) -> Path:
+        path = self._path(disk)
+        if not path.exists():
+            raise NotFound(f"There is no disk {disk}.")
+        return path
+
+    def _path(self, disk: DiskId) -> Path:
+        if not _NAME.fullmatch(disk):
+            raise NotFound(f"{disk!r} is no name of a disk.")
+        return self._store.disks / disk
+
+
+def _write_record(record: Path, text: str) -> None:
+    """After a crash of the machine the old record, the new one or none is there. None has the files put again."""
+    unfinished = record.with_suffix(".unfinished")
+    unfinished.write_text(text + "\n")
+    unfinished.rename(record)

@@ -1,0 +1,113 @@
+"""Placement: a bundle's files are written into a folder that an app has had its hands on.
+
+The app may have left links to anywhere in it. No link is followed: every folder is opened from its parent as a
+folder that is no link, and every file is written beside and renamed into place, over whatever is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from builderd.adapters.engines.oci.subvolumes import folder
+from builderd.domain.bundles import Bundle, BundleFile, path_fault
+
+UNFINISHED = ".builderd-unfinished"
+#: Up to so many files are made safe one by one; beyond, syncing the whole file system takes less time.
+FEW = 16
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def place(bundle: Bundle, target: Path, owner: int) -> None:
+    """Write the files below ``target``, owned by ``owner``. When it returns they outlive a crash of the machine.
+
+    A link or file where a folder must be is replaced. A folder with something in it where a file must be is moved
+    aside to ``<name>.~1~``: it may hold what the app wrote. Other files stay as they are.
+    """
+    for file in bundle.files:
+        if fault := path_fault(file.path):
+            raise ValueError(f"{file.path!r} {fault}")
+    few = len(bundle.files) <= FEW
+    with folder(target) as root:
+        for parent, files in itertools.groupby(bundle.files, key=lambda file: file.path.rpartition("/")[0]):
+            with _enter(root, parent, owner) as inside:
+                for file in files:
+                    _write(inside, file, owner, sync=few)
+        if not few:
+            _sync_file_system(root)
+
+
+@contextmanager
+def _enter(root: int, path: str, owner: int) -> Iterator[int]:
+    """The folder at a path below root, made where it is missing."""
+    inside = os.dup(root)
+    try:
+        for name in filter(None, path.split("/")):
+            deeper = _open_folder(inside, name, owner)
+            os.close(inside)
+            inside = deeper
+        yield inside
+    finally:
+        os.close(inside)
+
+
+def _open_folder(parent: int, name: str, owner: int) -> int:
+    try:
+        return os.open(name, _FOLDER, dir_fd=parent)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        os.unlink(name, dir_fd=parent)
+    os.mkdir(name, 0o755, dir_fd=parent)
+    made = os.open(name, _FOLDER, dir_fd=parent)
+    os.fchown(made, owner, owner)
+    return made
+
+
+def _write(parent: int, file: BundleFile, owner: int, *, sync: bool) -> None:
+    name = file.path.rpartition("/")[2]
+    _make_way(parent, UNFINISHED)
+    with suppress(FileNotFoundError):
+        os.unlink(UNFINISHED, dir_fd=parent)
+    descriptor = os.open(UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
+    with os.fdopen(descriptor, "wb") as out:
+        out.write(file.content)
+        out.flush()
+        os.fchown(descriptor, owner, owner)
+        os.fchmod(descriptor, 0o755 if file.executable else 0o644)
+        if sync:
+            os.fsync(descriptor)
+    _make_way(parent, name)
+    os.rename(UNFINISHED, name, src_dir_fd=parent, dst_dir_fd=parent)
+
+
+def _make_way(parent: int, name: str) -> None:
+    """A rename replaces anything but a folder."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        os.rename(name, _free_name(parent, name), src_dir_fd=parent, dst_dir_fd=parent)
+
+
+def _free_name(parent: int, name: str) -> str:
+    kept = name.encode()[:240].decode(errors="ignore")
+    taken = set(os.listdir(parent))
+    return next(free for n in itertools.count(1) if (free := f"{kept}.~{n}~") not in taken)
+
+
+def _sync_file_system(inside: int) -> None:
+    if _libc.syncfs(inside):
+        raise OSError(ctypes.get_errno(), "syncfs")

@@ -1,0 +1,120 @@
+"""The store: the one btrfs file system on which disks, layers and builds lie, mounted for this service.
+
+It stays mounted when the service ends, since sandboxes go on running on it, and is adopted by the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from builderd.adapters.engines.oci.backing import Backing, ImageBacking, choose_backing
+from builderd.adapters.engines.oci.quotas import Quota, enable_quota
+from builderd.adapters.engines.oci.room import Ground, Room
+from builderd.domain.errors import EngineUnavailable
+
+Progress = Callable[[str], None]
+
+FOLDERS = ("disks", "scratch", "layers", "builds")
+BUSY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """``size_bytes`` of a new sparse file; ``floor_bytes`` stay free whatever happens."""
+
+    device: Path | None = None
+    size_bytes: int | None = None
+    floor_bytes: int = 2 << 30
+    overcommit: float = 1.0
+
+
+class Store:
+    def __init__(self, data_dir: Path, mount_point: Path, options: StoreOptions) -> None:
+        self.root = mount_point
+        self.disks, self.scratch, self.layers, self.builds = (mount_point / name for name in FOLDERS)
+        self._data_dir = data_dir
+        self._options = options
+        self._lock: int | None = None
+        self._quota: Quota | None = None
+        self._room: Room | None = None
+
+    @property
+    def quota(self) -> Quota:
+        assert self._quota, "the store is open"
+        return self._quota
+
+    @property
+    def room(self) -> Room:
+        assert self._room, "the store is open"
+        return self._room
+
+    def open(self, progress: Progress) -> None:
+        """Make it where there is none, mount it or adopt the mount. Idempotent.
+
+        Raises ``EngineUnavailable`` when another service has it, ``NoCapacity`` when the host has no space for it.
+        """
+        if self._room:
+            return
+        options = self._options
+        self._data_dir.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        backing = choose_backing(self._data_dir, options.device, options.size_bytes, options.floor_bytes)
+        backing.prepare(progress)
+        self._mount(backing)
+        for folder in (self.disks, self.scratch, self.layers, self.builds):
+            folder.mkdir(mode=0o711, exist_ok=True)
+        self._quota = enable_quota(self.root)
+        image = backing.image if isinstance(backing, ImageBacking) else None
+        self._room = Room(Ground(self.root, image, options.floor_bytes), self._quota, options.overcommit)
+
+    def _take_lock(self) -> None:
+        """Two services on one store would not know of each other's claims."""
+        if self._lock is not None:
+            return
+        lock = os.open(self._data_dir / "store.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise EngineUnavailable(f"Another service uses the store in {self._data_dir}.") from error
+        self._lock = lock
+
+    def _mount(self, backing: Backing) -> None:
+        self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if self.root.is_mount():
+            if backing.is_at(self.root):
+                return
+            # The data directory was replaced under a mount that an earlier service left.
+            _unmount(self.root)
+        backing.mount(self.root)
+
+    def release(self) -> None:
+        """Let another process open it; it stays mounted. Idempotent."""
+        self._quota = self._room = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def close(self) -> None:
+        """Unmount it, also where a sandbox that is about to end still holds it for a moment. Idempotent."""
+        if self.root.is_mount():
+            _unmount(self.root)
+        self.release()
+
+
+def _unmount(target: Path) -> None:
+    deadline = time.monotonic() + BUSY_SECONDS
+    while _umount(target) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if target.is_mount():
+        _umount(target, "--lazy")
+
+
+def _umount(target: Path, *options: str) -> int:
+    return subprocess.run(["umount", *options, target], capture_output=True, check=False).returncode

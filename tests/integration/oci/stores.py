@@ -1,0 +1,38 @@
+"""Stores on file systems of their own, which leave no mount and no loop device behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from builderd.adapters.engines.oci.loop import find_device
+from builderd.adapters.engines.oci.store import Store, StoreOptions
+from builderd.domain.resources import GB
+
+OPTIONS = StoreOptions(size_bytes=6 * GB, floor_bytes=GB)
+
+
+def quiet(line: str) -> None:
+    """Progress that nobody reads."""
+
+
+def new_store(folder: Path, options: StoreOptions = OPTIONS) -> Store:
+    return Store(folder / "data", folder / "run/store", options)
+
+
+@contextmanager
+def opened(store: Store) -> Iterator[Store]:
+    store.open(quiet)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def open_store(folder: Path, options: StoreOptions = OPTIONS) -> Iterator[Store]:
+    with opened(new_store(folder, options)) as store:
+        yield store
+    image = folder / "data/store.img"
+    assert not image.exists() or find_device(image) is None, "the loop device is gone with the mount"

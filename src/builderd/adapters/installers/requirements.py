@@ -1,247 +1,156 @@
-"""What a ``requirements.txt`` asks for, in pip's format (https://pip.pypa.io/en/stable/reference/requirements-file-format/).
+"""Requirement files, read with suspicion.
 
-The text is a stranger's. What names a package of the index is taken apart and written anew, so that the installer
-sees nothing of the original. What names anything else (an archive, a repository, a folder, another index) is left as
-it is, and marked: it is only ever installed where it can harm nobody but its tenant. What has no place in a layer is
-refused, with its line.
+A file is read line by line into what is understood of it, and the installer is handed only that, written anew: a line
+that two programs read in two ways cannot slip an option past this one. The format is pip's
+(https://pip.pypa.io/en/stable/reference/requirements-file-format/), the lines are PEP 508's.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
-import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
 
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import InstallFailed
 
-FILE_NAME = "requirements.txt"
-MAX_BYTES = 1_000_000
-MAX_FILES = 50
-MAX_LINE = 10_000
+FILE = "requirements.txt"
+MAX_LINES = 2_000
+MAX_DEPTH = 5
 
-_COMMENT = re.compile(r"(?:^|\s)#.*")
-_HASH = re.compile(r"--hash[= ](sha(?:256|384|512):[0-9a-fA-F]{64,128})")
-_SCHEME = re.compile(r"(?:[a-z]+\+)?(?:https?|ssh|git|ftp)[:@]", re.IGNORECASE)
-#: ``name[extra] @ place`` (PEP 508)
-_NAMED_PLACE = re.compile(r"[\w.-]+\s*(?:\[[^]]*\])?\s*@\s*(.+)", re.ASCII)
-_ARCHIVE = re.compile(r"\.(?:whl|zip|tar|tgz|tar\.(?:gz|bz2|xz|zst|lzma?))$")
+COMMENT = re.compile(r"(?:^|\s)#.*$")
+HASH = re.compile(r"\s--hash=(sha256|sha384|sha512):([0-9a-f]+)(?=\s|$)")
+INCLUDE = re.compile(r"(?:-r|--requirement)(?:\s+|=)?(?P<path>\S+)")
+CONSTRAINTS = re.compile(r"(?:-c|--constraint)(?:\s+|=)?(?P<path>\S+)")
+LOCAL = re.compile(r"(?:\.{1,2}(?:/|$)|[\w.-]+/)")
+REPOSITORY = re.compile(r"(?:git|hg|svn|bzr)\+")
 
-
-@dataclass(slots=True)
-class Request:
-    """``requirements`` and ``constraints`` name packages of the index only, in normal form.
-
-    ``foreign``: something in the files is not one of them. ``uses_files``: some of it lies in the bundle itself.
-    ``files`` are the requirement files as they were written, by path.
-    """
-
-    requirements: set[str] = field(default_factory=set)
-    constraints: set[str] = field(default_factory=set)
-    files: dict[str, bytes] = field(default_factory=dict)
-    prereleases: bool = False
-    require_hashes: bool = False
-    foreign: bool = False
-    uses_files: bool = False
-
-    @property
-    def empty(self) -> bool:
-        return not self.requirements and not self.foreign
+#: What an option would do, for the message that refuses it.
+REFUSED = {
+    "-i": "the package index is set by the operator of this service",
+    "--index-url": "the package index is set by the operator of this service",
+    "--extra-index-url": "the package index is set by the operator of this service",
+    "--no-index": "the package index is set by the operator of this service",
+    "-f": "packages come from the package index only",
+    "--find-links": "packages come from the package index only",
+    "--trusted-host": "certificates are always checked",
+    "-e": "an editable install has no use here: the files of /app are on the import path already; name what it needs",
+    "--editable": "an editable install has no use here: the files of /app are on the import path already; "
+    "name what it needs",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
-    file: str
-    number: int
-    text: str
-    constraint: bool
+class Requirements:
+    """``lines`` are sorted and written anew. ``foreign`` tells whether one names code outside the package index."""
 
-    def refuse(self, why: str) -> InstallFailed:
-        shown = self.text if len(self.text) <= 200 else self.text[:200] + "…"
-        return InstallFailed(f"{self.file}, line {self.number}: {shown!r} {why}")
+    lines: tuple[str, ...]
+    constraints: tuple[str, ...]
+    foreign: bool
 
 
-def read_request(bundle: Bundle) -> Request:
-    """Read the bundle's requirement files, those that they include too. Raises ``InstallFailed``."""
-    request = Request()
-    _read_file(FILE_NAME, bundle, request, constraint=False)
-    return request
+@dataclass(slots=True)
+class _Reading:
+    bundle: Bundle
+    lines: set[str] = field(default_factory=set)
+    constraints: set[str] = field(default_factory=set)
+    foreign: bool = False
+    read: int = 0
 
 
-def _read_file(path: str, bundle: Bundle, request: Request, *, constraint: bool) -> None:
-    content = bundle.file(path)
-    assert content, "whoever names it has looked"
-    if path in request.files:
-        return
-    request.files[path] = content.content
-    if len(request.files) > MAX_FILES or sum(map(len, request.files.values())) > MAX_BYTES:
-        raise InstallFailed(f"{path}: more than {MAX_FILES} files, or {MAX_BYTES:,} bytes, of requirements.")
-    for line in _lines(path, content.content, constraint=constraint):
-        if line.text.startswith("-"):
-            _read_option(line, bundle, request)
-        else:
-            _read_requirement(line, bundle, request)
+def read_requirements(bundle: Bundle) -> Requirements | None:
+    """What ``requirements.txt`` of the bundle asks for, or None where there is none, or it asks for nothing.
+
+    Raises ``InstallFailed`` with the file, the line and the reason.
+    """
+    if bundle.file(FILE) is None:
+        return None
+    reading = _Reading(bundle)
+    _read(reading, FILE, reading.lines, 0)
+    if not reading.lines:
+        return None
+    return Requirements(tuple(sorted(reading.lines)), tuple(sorted(reading.constraints)), reading.foreign)
 
 
-def _lines(path: str, content: bytes, *, constraint: bool) -> Iterator[_Line]:
-    """Logical lines: without comments, with those that end in a backslash joined to the next."""
-    try:
-        physical = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise InstallFailed(f"{path}: is not UTF-8 text. Save it as UTF-8.") from None
-    held, first = "", 0
-    for number, text in enumerate(physical, start=1):
-        first = first if held else number
-        held += _COMMENT.sub("", text)
-        if held.endswith("\\") and number < len(physical):
-            held = held[:-1]
-            continue
-        if len(held) > MAX_LINE:
-            raise _Line(path, first, held, constraint).refuse(f"is longer than {MAX_LINE:,} characters.")
-        if held.strip():
-            yield _Line(path, first, held.strip(), constraint)
-        held = ""
+def _read(reading: _Reading, path: str, into: set[str], depth: int) -> None:
+    for number, line in _logical_lines(_text(reading.bundle, path)):
+        reading.read += 1
+        if reading.read > MAX_LINES:
+            raise _refusal(path, number, f"at most {MAX_LINES} lines are read")
+        _take(reading, path, number, line, into, depth)
 
 
-def _read_requirement(line: _Line, bundle: Bundle, request: Request) -> None:
-    hashes = sorted(set(_HASH.findall(line.text)))
-    text = _HASH.sub("", line.text).strip()
-    if " --" in text:
-        raise line.refuse("has an option that is not supported here; of a package's options only --hash is.")
-    named = _NAMED_PLACE.fullmatch(text)
-    if named or _looks_like_place(text):
-        _read_place(line, named[1] if named else text, bundle, request)
-        return
+def _take(reading: _Reading, path: str, number: int, line: str, into: set[str], depth: int) -> None:
+    for pattern, target in ((INCLUDE, into), (CONSTRAINTS, reading.constraints)):
+        if match := pattern.fullmatch(line):
+            _include(reading, path, number, match["path"], target, depth)
+            return
+    if line.startswith("-"):
+        option = re.split(r"[\s=]", line, maxsplit=1)[0]
+        raise _refusal(path, number, f"{option} is refused: {REFUSED.get(option, 'options have no effect here')}")
+    written, foreign = _requirement(path, number, line)
+    reading.foreign = reading.foreign or foreign
+    into.add(written)
+
+
+def _include(reading: _Reading, path: str, number: int, target: str, into: set[str], depth: int) -> None:
+    included = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+    if depth >= MAX_DEPTH:
+        raise _refusal(path, number, f"files include each other more than {MAX_DEPTH} deep")
+    if reading.bundle.file(included) is None:
+        raise _refusal(path, number, f"there is no file {target!r} among the builder's files")
+    _read(reading, included, into, depth + 1)
+
+
+def _requirement(path: str, number: int, line: str) -> tuple[str, bool]:
+    """The line written anew, and whether it names code outside the index."""
+    if LOCAL.match(line) and "@" not in line:
+        raise _refusal(path, number, "a path is refused: the files of /app are on the import path already")
+    if REPOSITORY.match(line):
+        raise _refusal(path, number, f"write it as 'name @ {line.split(maxsplit=1)[0]}'")
+    hashes = sorted(f"--hash={kind}:{digest}" for kind, digest in HASH.findall(line))
+    text = HASH.sub("", line).strip()
     try:
         requirement = Requirement(text)
     except InvalidRequirement as error:
-        raise line.refuse(f"is not a requirement: {str(error).splitlines()[0]}") from None
-    assert not requirement.url, "every place was taken out above"
-    target = request.constraints if line.constraint else request.requirements
-    target.add(" ".join([_normal(requirement), *(f"--hash={value.lower()}" for value in hashes)]))
+        raise _refusal(path, number, f"{text!r} is no requirement: {str(error).splitlines()[0]}") from None
+    if requirement.url is not None and not _is_remote(requirement.url):
+        raise _refusal(path, number, "only https:// and git+https:// addresses can be fetched")
+    return " ".join([str(requirement), *hashes]), requirement.url is not None
 
 
-def _normal(requirement: Requirement) -> str:
-    requirement.name = canonicalize_name(requirement.name)
-    return str(requirement)
+def _is_remote(url: str) -> bool:
+    return url.startswith(("https://", "http://", "git+https://")) and not re.search(r"[\s'\"$`\\]", url)
 
 
-def _looks_like_place(text: str) -> bool:
-    place = text.partition(";")[0].strip()
-    return bool(_SCHEME.match(place) or _ARCHIVE.search(place) or place.startswith((".", "/", "file:", "~")))
+def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """(number of its first line, line) without comments, blanks and line continuations."""
+    pending, begun = "", 0
+    for number, raw in enumerate(text.split("\n"), start=1):
+        line = COMMENT.sub("", raw.rstrip("\r")) if not raw.rstrip("\r").endswith("\\") else raw.rstrip("\r")
+        begun = begun or number
+        if line.endswith("\\"):
+            pending += line[:-1] + " "
+            continue
+        whole = (pending + line).strip()
+        if whole:
+            yield begun, whole
+        pending, begun = "", 0
+    if pending.strip():
+        yield begun, pending.strip()
 
 
-def _read_place(line: _Line, place: str, bundle: Bundle, request: Request) -> None:
-    """Something that is not the index's: an address, or a path into the bundle."""
-    request.foreign = True
-    if _SCHEME.match(place):
-        return
-    path = _path_in_bundle(line, place.partition(";")[0].partition("[")[0].strip())
-    if path != "." and not any(file.path == path or file.path.startswith(path + "/") for file in bundle.files):
-        raise line.refuse("names a path that is not among the builder's files.")
-    request.uses_files = True
-
-
-def _path_in_bundle(line: _Line, path: str) -> str:
-    if path.startswith(("/", "~", "file:")):
-        raise line.refuse("names a place outside of the builder's files: give a path relative to this file.")
-    inside = posixpath.normpath(posixpath.join(posixpath.dirname(line.file), path))
-    if inside == ".." or inside.startswith("../"):
-        raise line.refuse("leads out of the builder's files.")
-    return inside
-
-
-def _read_option(line: _Line, bundle: Bundle, request: Request) -> None:
-    name, value = _split_option(line)
-    reader = _OPTIONS.get(name)
-    if reader is None:
-        raise line.refuse("is an option that is not supported here.")
-    reader(line, value, bundle, request)
-
-
-def _split_option(line: _Line) -> tuple[str, str]:
-    """``--name=value``, ``--name value``, ``-r value`` or ``-rvalue`` as (name, value)."""
-    if not line.text.startswith("--") and len(line.text) > 2:
-        return line.text[:2], line.text[2:].lstrip(" =")
-    name, _, value = line.text.replace("=", " ", 1).partition(" ")
-    return name, value.strip()
-
-
-def _include(line: _Line, value: str, bundle: Bundle, request: Request) -> None:
-    path = _included(line, value, bundle)
-    _read_file(path, bundle, request, constraint=line.constraint)
-
-
-def _constrain(line: _Line, value: str, bundle: Bundle, request: Request) -> None:
-    path = _included(line, value, bundle)
-    _read_file(path, bundle, request, constraint=True)
-
-
-def _included(line: _Line, value: str, bundle: Bundle) -> str:
+def _text(bundle: Bundle, path: str) -> str:
+    file = bundle.file(path)
+    assert file is not None, "it was looked up before"
     try:
-        parts = shlex.split(value)
-    except ValueError:
-        parts = []
-    if len(parts) != 1:
-        raise line.refuse("must name one file.")
-    if _SCHEME.match(parts[0]):
-        raise line.refuse("includes a file from elsewhere. Put it among the builder's files.")
-    path = _path_in_bundle(line, parts[0])
-    if bundle.file(path) is None:
-        raise line.refuse(f"includes {path}, which is not among the builder's files.")
-    return path
+        return file.content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InstallFailed(f"{path} is not UTF-8 text: save it as UTF-8.") from None
 
 
-def _refuse_editable(line: _Line, value: str, bundle: Bundle, request: Request) -> None:
-    raise line.refuse(
-        "asks for an editable install, which a layer cannot hold: name the folder without -e. "
-        "What lies in /app itself can be imported as it is."
-    )
-
-
-def _mark_foreign(line: _Line, value: str, bundle: Bundle, request: Request) -> None:
-    request.foreign = True
-
-
-def _find_links(line: _Line, value: str, bundle: Bundle, request: Request) -> None:
-    _read_place(line, value, bundle, request)
-
-
-def _prereleases(line: _Line, value: str, bundle: Bundle, request: Request) -> None:
-    request.prereleases = True
-
-
-def _require_hashes(line: _Line, value: str, bundle: Bundle, request: Request) -> None:
-    request.require_hashes = True
-
-
-def _ignore(line: _Line, value: str, bundle: Bundle, request: Request) -> None:
-    """Wheels are preferred as it is."""
-
-
-_Reader = Callable[[_Line, str, Bundle, Request], None]
-_OPTIONS: Mapping[str, _Reader] = {
-    "-r": _include,
-    "--requirement": _include,
-    "-c": _constrain,
-    "--constraint": _constrain,
-    "-e": _refuse_editable,
-    "--editable": _refuse_editable,
-    "-i": _mark_foreign,
-    "--index-url": _mark_foreign,
-    "--extra-index-url": _mark_foreign,
-    "--no-index": _mark_foreign,
-    "--trusted-host": _mark_foreign,
-    "--no-binary": _mark_foreign,
-    "-f": _find_links,
-    "--find-links": _find_links,
-    "--pre": _prereleases,
-    "--require-hashes": _require_hashes,
-    "--prefer-binary": _ignore,
-    "--only-binary": _ignore,
-}
+def _refusal(path: str, number: int, why: str) -> InstallFailed:
+    return InstallFailed(f"{path}, line {number}: {why}.")

@@ -1,8 +1,7 @@
-"""Python dependencies by uv (https://docs.astral.sh/uv/), asked for by a ``requirements.txt``. It runs nothing.
+"""uv: plans the layer for a bundle's ``requirements.txt``.
 
-Wheels come first: unpacking them runs no code of theirs, so that step may fill the cache that all tenants share, and
-its layer is everybody's. Whatever has to be built, or comes from elsewhere than the index, runs a stranger's code: it
-sees a throw-away copy of the cache, and its layer is the tenant's own.
+Wheels are only unpacked, so that no code of a package runs while the cache that all tenants share can be written.
+What must be built from source gets a plan of its own tenant, in which code runs but the shared cache is out of reach.
 """
 
 from __future__ import annotations
@@ -10,128 +9,106 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from uv import find_uv_bin
-
-from builderd.adapters.installers.requirements import FILE_NAME, Request, read_request
+from builderd.adapters.installers.requirements import Requirements, read_requirements
 from builderd.domain.bundles import Bundle
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
 
-#: Where a build sandbox finds the program.
-PROGRAM = "/usr/local/bin/uv"
 PYTHON = "/usr/bin/python3"
-VENV = f"{LAYER}/venv"
-CONSTRAINTS = "constraints.txt"
-CONSTRAIN = ("--constraints", f"{INPUT}/{CONSTRAINTS}")
+#: Part of every key: counts up when the steps change what is in a layer.
+RECIPE = 1
 
-#: uv's words when only a build from source could help.
-_NO_WHEELS = re.compile(
-    r"no usable wheels|building from source is disabled|Building source distributions .* is disabled"
-)
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_OUR_OWN_DOING = re.compile(r"--no-build|^Using Python .* environment at")
-MAX_EXPLANATION_LINES = 40
+#: uv's words when only a source distribution would do.
+NO_WHEELS = re.compile(r"no usable wheels|Wheels are required for")
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+#: Lines of uv that tell the user nothing of what went wrong.
+NOISE = re.compile(r"^(?:Using (?:Python|CPython) |Creating virtual environment |Resolved |Prepared |hint: Wheels are)")
+MAX_EXPLAINED_LINES = 30
 
-INSTALL = f"""\
-uv venv --quiet --relocatable --no-project --python {PYTHON} {VENV}
-exec uv pip install --python {VENV}/bin/python --requirements {INPUT}/{FILE_NAME} "$@"
-"""
-_SHELL = ("/bin/sh", "-ec", INSTALL, "install")
-#: Run by the base's interpreter without looking at the layer's own start-up files, so that nothing in it is executed.
-#: 1 says that some files are no Python of this version, as those for other versions in many packages.
-COMPILE = BuildStep(
-    title="Compiling",
+ENVIRONMENT = {
+    "UV_NO_CONFIG": "1",
+    "UV_NO_PROGRESS": "1",
+    "UV_PYTHON_DOWNLOADS": "never",
+    "UV_HTTP_TIMEOUT": "60",
+    "HOME": "/tmp",  # noqa: S108 -- the sandbox's own
+}
+
+VENV = f"uv venv -q --relocatable --python {PYTHON} {LAYER}/venv"
+INSTALL = f"uv pip install --no-compile-bytecode --python {LAYER}/venv/bin/python --cache-dir {CACHE}"
+
+POLISH = BuildStep(
+    title="Byte-compiling",
+    # The base's interpreter and not the layer's: that one would run what a wheel left in a .pth file. A package with
+    # a file that this Python cannot compile (a template, an older syntax) is no reason to leave the others uncompiled.
     argv=(
-        *("/bin/sh", "-ec"),
-        f"{PYTHON} -I -S -m compileall -qq -j 0 -s {LAYER} -p / {VENV}/lib || [ $? -eq 1 ]",
+        "/bin/sh",
+        "-c",
+        f"{PYTHON} -I -m compileall -q -s {LAYER} -p / {LAYER}/venv/lib >/dev/null 2>&1 || true",
     ),
     network=False,
     cache=Cache.NONE,
 )
 
-_ENVIRONMENT = {
-    "HOME": "/tmp",  # noqa: S108
-    "NO_COLOR": "1",
-    "UV_CACHE_DIR": CACHE,
-    # A clone shares its blocks with the cache and nothing else: what writes to one never changes the other.
-    "UV_LINK_MODE": "clone",
-    "UV_NO_CONFIG": "1",
-    "UV_NO_PROGRESS": "1",
-    "UV_PYTHON_DOWNLOADS": "never",
-}
 
-
-def program() -> Path:
-    """The uv on this host, to be bound into build sandboxes at ``PROGRAM``."""
-    return Path(find_uv_bin())
-
-
+@dataclass(frozen=True, slots=True)
 class UvInstaller:
-    """``index`` is the URL of a package index in place of PyPI (PEP 503)."""
+    """``version`` is uv's own, part of every key; ``index`` the package index, None for uv's default."""
 
-    def __init__(self, index: str | None = None) -> None:
-        self._environment = _ENVIRONMENT | ({"UV_DEFAULT_INDEX": index} if index else {})
-        self._identity = (f"uv {version('uv')}", json.dumps(self._environment, sort_keys=True))
+    version: str
+    index: str | None = None
 
     def plan(self, bundle: Bundle, base_id: str, tenant: TenantId) -> LayerPlan | None:
-        if bundle.file(FILE_NAME) is None:
+        requirements = read_requirements(bundle)
+        if requirements is None:
             return None
-        request = read_request(bundle)
-        if request.empty:
-            return None
-        if request.foreign:
-            files = {file.path: file.content for file in bundle.files} if request.uses_files else request.files
-            return self._plan(files, _options(request), base_id, tenant)
-        return self._plan(_written_anew(request), [*_options(request), *CONSTRAIN, "--no-build"], base_id)
+        kind = f"tenant {tenant}" if requirements.foreign else "shared"
+        key = self._key(requirements, base_id, kind)
+        inputs = _inputs(requirements)
+        return self._foreign(key, inputs) if requirements.foreign else self._wheels(key, inputs)
 
     def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
-        if plan.runs_foreign_code or not any(_NO_WHEELS.search(line) for line in output):
+        if plan.runs_foreign_code or not NO_WHEELS.search("\n".join(output)):
             return None
-        options = [option for option in plan.steps[0].argv[len(_SHELL) :] if option != "--no-build"]
-        return self._plan(plan.inputs, options, plan.key, tenant)
-
-    def _plan(
-        self, inputs: Mapping[str, bytes], options: Sequence[str], origin: str, tenant: TenantId | None = None
-    ) -> LayerPlan:
-        """A tenant makes it that tenant's own, and lets it run what it installs."""
-        step = BuildStep(
-            title="Building dependencies" if tenant else "Installing dependencies",
-            argv=(*_SHELL, *options),
-            network=True,
-            cache=Cache.SCRATCH if tenant else Cache.SHARED,
-            env=self._environment,
-        )
-        key = _key(inputs, *self._identity, *step.argv, origin, tenant or "everybody")
-        return LayerPlan(key, inputs, (step,), runs_foreign_code=tenant is not None, polish=COMPILE)
+        key = hashlib.sha256(f"{plan.key} from source for tenant {tenant}".encode()).hexdigest()
+        return self._foreign(key, plan.inputs)
 
     def explain(self, output: Sequence[str]) -> str:
-        lines = [_ESCAPES.sub("", line).rstrip() for line in output]
-        first = next((n for n, line in enumerate(lines) if line.startswith("error: ")), 0)
-        told = [line for line in lines[first:] if line and not _OUR_OWN_DOING.search(line)]
-        if len(told) > MAX_EXPLANATION_LINES:
-            told = [*told[:5], "…", *told[5 - MAX_EXPLANATION_LINES :]]
-        return "\n".join(told).removeprefix("error: ") or "The installer failed without a word."
+        lines = [ANSI.sub("", line).rstrip() for line in output]
+        told = [line for line in lines if line and not NOISE.match(line)]
+        return "\n".join(told[-MAX_EXPLAINED_LINES:]) or "The installer failed without a word."
+
+    def _wheels(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
+        install = f"{INSTALL} --no-build --link-mode clone"
+        step = self._step("Installing wheels", install, inputs, Cache.SHARED)
+        return LayerPlan(key, inputs, (step,), runs_foreign_code=False, polish=POLISH)
+
+    def _foreign(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
+        # A clone does not reach across the overlay that keeps the shared cache unwritten.
+        install = f"{INSTALL} --link-mode copy"
+        step = self._step("Building and installing", install, inputs, Cache.SCRATCH)
+        return LayerPlan(key, inputs, (step,), runs_foreign_code=True, polish=POLISH)
+
+    def _step(self, title: str, install: str, inputs: Mapping[str, bytes], cache: Cache) -> BuildStep:
+        """One sandbox for both commands: the environment is fresh, so nothing foreign runs when uv looks at it."""
+        constraints = f" -c {INPUT}/constraints.txt" if "constraints.txt" in inputs else ""
+        script = f"{VENV} && {install} -r {INPUT}/requirements.txt{constraints}"
+        index = {"UV_DEFAULT_INDEX": self.index} if self.index else {}
+        return BuildStep(title, ("/bin/sh", "-ec", script), True, cache, {**ENVIRONMENT, **index})
+
+    def _key(self, requirements: Requirements, base_id: str, kind: str) -> str:
+        decisive = [RECIPE, "uv", self.version, base_id, self.index, kind, requirements.lines, requirements.constraints]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
-def _options(request: Request) -> list[str]:
-    options = ["--prerelease=allow"] if request.prereleases else []
-    return [*options, "--require-hashes"] if request.require_hashes else options
+def _inputs(requirements: Requirements) -> Mapping[str, bytes]:
+    inputs = {"requirements.txt": _file(requirements.lines)}
+    if requirements.constraints:
+        inputs["constraints.txt"] = _file(requirements.constraints)
+    return inputs
 
 
-def _written_anew(request: Request) -> Mapping[str, bytes]:
-    return {FILE_NAME: _text(request.requirements), CONSTRAINTS: _text(request.constraints)}
-
-
-def _text(lines: Iterable[str]) -> bytes:
-    return "".join(f"{line}\n" for line in sorted(lines)).encode()
-
-
-def _key(inputs: Mapping[str, bytes], *parts: str) -> str:
-    digest = hashlib.sha256(json.dumps(parts).encode())
-    for path, content in sorted(inputs.items()):
-        digest.update(json.dumps([path, hashlib.sha256(content).hexdigest()]).encode())
-    return digest.hexdigest()
+def _file(lines: Sequence[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()

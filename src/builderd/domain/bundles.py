@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 MAX_PATH_BYTES = 1024
 #: The longest name that common Linux file systems take (NAME_MAX).
@@ -85,13 +86,14 @@ def _segment_fault(segments: list[str]) -> str | None:
 
 
 def tree_faults(paths: Iterable[str]) -> Mapping[str, str]:
-    """Paths that are used both as a file and as a folder, each with the reason."""
-    known = set(paths)
-    faults: dict[str, str] = {}
-    for path in known:
-        parts = path.split("/")
-        for depth in range(1, len(parts)):
-            parent = "/".join(parts[:depth])
-            if parent in known:
-                faults[parent] = f"is both a file and the folder of {path!r}"
-    return faults
+    """Paths that are used both as a file and as a folder, each with the reason. They must have passed ``path_fault``.
+
+    With the lowest character as separator, what lies below a path comes right after it in order: one comparison
+    a path is enough, however deep hostile ones are.
+    """
+    ordered = sorted(set(paths), key=lambda path: path.replace("/", "\0"))
+    return {
+        path: f"is both a file and the folder of {below!r}"
+        for path, below in pairwise(ordered)
+        if below.startswith(f"{path}/")
+    }

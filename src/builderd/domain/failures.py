@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from builderd.domain.previews import Address
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, Listening, SandboxEnd, is_loopback
 
 #: So many of the last log lines stand in a failure's message.
 SHOWN_LINES = 20
+#: So many characters of each.
+SHOWN_CHARACTERS = 500
 
 
 def describe_end(end: SandboxEnd, resources: Resources) -> str:
@@ -21,14 +24,14 @@ def describe_end(end: SandboxEnd, resources: Resources) -> str:
         case EndCause.STOPPED:
             return "stopped"
         case EndCause.UNKNOWN:
-            return "ended, and nothing tells with which exit code"
+            return "ended with an exit code that nothing tells"
         case EndCause.EXITED:
             return f"exited with code {end.exit_code}" if end.exit_code is not None else "exited"
 
 
 def exited_early(end: SandboxEnd, resources: Resources, port: int, lines: Sequence[str]) -> str:
     """The app ended before it listened."""
-    what = f"The app {describe_end(end, resources)} before it listened on 0.0.0.0:{port}."
+    what = f"The app ended before it listened on 0.0.0.0:{port}: {describe_end(end, resources)}."
     advice = ""
     if end.cause is EndCause.OUT_OF_MEMORY:
         advice = " Give it more with resources.memory."
@@ -36,12 +39,15 @@ def exited_early(end: SandboxEnd, resources: Resources, port: int, lines: Sequen
         advice = ' An app must keep running; for a command that runs to its end use "job_type": "one_time".'
     elif end.exit_code == 127:
         advice = " The shell did not find the command: check the entrypoint and the requirements."
+    elif end.exit_code == 126:
+        advice = ' The shell may not execute the command: mark its file as "executable", or name the interpreter.'
     return what + advice + _quoted(lines)
 
 
 def exited_too_often(end: SandboxEnd, resources: Resources, exits: int, lines: Sequence[str]) -> str:
     """The app was given up after so many exits in a short time."""
-    return f"The app ended {exits} times in 10 minutes, at last it {describe_end(end, resources)}." + _quoted(lines)
+    what = f"The app ended {exits} times within 10 minutes, at last so: {describe_end(end, resources)}."
+    return what + _quoted(lines)
 
 
 def not_listening(listening: Listening, port: int, seconds: float, lines: Sequence[str]) -> str:
@@ -55,15 +61,15 @@ def listens_elsewhere(listening: Listening, port: int) -> bool:
 
 
 def restart_note(end: SandboxEnd, resources: Resources, exits: int, limit: int) -> str:
-    """The status reason of an app that is being restarted: ``exited with code 1, restart 3 of 5``."""
-    return f"{describe_end(end, resources)}, restart {exits} of {limit}"
+    """The reason of an app that is being restarted: ``exited with code 1; restarted after end 3 of 5 in …``."""
+    return f"{describe_end(end, resources)}; restarted after end {exits} of {limit} in 10 minutes"
 
 
 def _where(listening: Listening, port: int, seconds: float) -> str:
     if any(p == port for _, p in listening.sockets):
         ips = sorted({ip for ip, p in listening.sockets if p == port})
         return (
-            f"The app listens on {ips[0]}:{port}, which cannot be reached from outside its sandbox: "
+            f"The app listens on {Address(ips[0], port)}, which cannot be reached from outside its sandbox: "
             f"bind it to 0.0.0.0:{port}."
         )
     elsewhere = sorted({p for ip, p in listening.sockets if not is_loopback(ip)} or {p for _, p in listening.sockets})
@@ -77,5 +83,9 @@ def _where(listening: Listening, port: int, seconds: float) -> str:
 
 
 def _quoted(lines: Sequence[str]) -> str:
-    shown = lines[-SHOWN_LINES:]
+    shown = [_cut(line) for line in lines[-SHOWN_LINES:]]
     return "\nIts last lines:\n" + "\n".join(shown) if shown else "\nIt wrote nothing."
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[: SHOWN_CHARACTERS - 1]}…"

@@ -35,7 +35,7 @@ def new_secret(prefix: str) -> str:
 
 def secret_hash(secret: str) -> str:
     """The sha256 of a secret as 64 hex characters: all that is stored of an API token."""
-    return hashlib.sha256(secret.encode()).hexdigest()
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
 
 
 def is_id(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,6 +34,6 @@ def resource_faults(resources: Resources, maximum: Resources) -> Mapping[str, st
     faults: dict[str, str] = {}
     for name, unit in (("cpu", "vCPU"), ("memory", "GB"), ("disk", "GB")):
         value, low, high = (getattr(r, name) for r in (resources, MINIMUM, maximum))
-        if not math.isfinite(value) or not low <= value <= high:
+        if not low <= value <= high:  # neither for a NaN
             faults[name] = f"must be from {low:g} to {high:g} {unit}"
     return faults

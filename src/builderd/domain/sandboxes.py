@@ -8,7 +8,6 @@ from datetime import datetime
 from enum import StrEnum
 
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.previews import Address
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation
 
@@ -149,8 +148,3 @@ class Sandbox:
 def is_loopback(ip: str) -> bool:
     """127.0.0.0/8, ::1, and the first of them written as an IPv6 address."""
     return ip == "::1" or ip.startswith(("127.", "::ffff:127."))
-
-
-def address_of(sandbox: Sandbox, port: int) -> Address | None:
-    """Where the preview dials the app, once the sandbox has an address."""
-    return Address(sandbox.ip, port) if sandbox.ip else None

@@ -15,7 +15,8 @@ DEFAULT_PORT = 8000
 #: The layer key of a version that asks for no dependencies.
 NO_LAYER = ""
 MAX_ENTRYPOINT_BYTES = 4096
-#: What the kernel takes as one string of an environment (MAX_ARG_STRLEN is 128 KiB), with room for the name.
+#: The kernel takes 128 KiB as one string of an environment (MAX_ARG_STRLEN), the name included.
+MAX_ENV_NAME_BYTES = 1_000
 MAX_ENV_VALUE_BYTES = 100_000
 #: All variables together: the kernel takes 2 MiB of arguments and environment at the usual stack limit of 8 MiB.
 MAX_ENV_BYTES = 1_000_000
@@ -81,13 +82,11 @@ def env_fault(name: str, value: str) -> str | None:
     """Why this variable is refused, or None."""
     if not ENV_NAME.fullmatch(name):
         return "a name has letters, digits and _ only, and does not start with a digit"
+    if len(name) > MAX_ENV_NAME_BYTES:
+        return f"a name must be at most {MAX_ENV_NAME_BYTES} bytes long"
     if name in PLATFORM_ENV:
         return "is set by the platform itself: choose another name"
-    if "\0" in value:
-        return "must not contain a NUL character"
-    if len(value.encode(errors="surrogatepass")) > MAX_ENV_VALUE_BYTES:
-        return f"must be at most {MAX_ENV_VALUE_BYTES} bytes long"
-    return None
+    return _text_fault(value, MAX_ENV_VALUE_BYTES)
 
 
 def env_size_fault(env: Mapping[str, str]) -> str | None:
@@ -100,8 +99,15 @@ def entrypoint_fault(entrypoint: str) -> str | None:
     """Why this command is refused, or None."""
     if not entrypoint.strip():
         return "must not be blank: give the command that starts the app"
-    if "\0" in entrypoint:
+    return _text_fault(entrypoint, MAX_ENTRYPOINT_BYTES)
+
+
+def _text_fault(text: str, limit: int) -> str | None:
+    """Why this cannot be handed to a process as one string of at most ``limit`` bytes, or None."""
+    if "\0" in text:
         return "must not contain a NUL character"
-    if len(entrypoint.encode(errors="surrogatepass")) > MAX_ENTRYPOINT_BYTES:
-        return f"must be at most {MAX_ENTRYPOINT_BYTES} bytes long"
-    return None
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        return "must be valid Unicode text"
+    return f"must be at most {limit} bytes long" if len(encoded) > limit else None

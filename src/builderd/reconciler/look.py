@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from builderd.domain.builders import Builder, Observed
+from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.sandboxes import Sandbox
+from builderd.domain.steps import Observed
 from builderd.domain.versions import NO_LAYER, Version
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
@@ -29,36 +31,47 @@ def disk_of(builder_id: BuilderId) -> DiskId:
     return DiskId(builder_id)
 
 
+class Record(NamedTuple):
+    """What the store says of a builder. ``is_billed``: a segment of the ledger is open."""
+
+    subject: Subject
+    sandbox: Sandbox | None
+    ends: tuple[Sandbox, ...]
+    is_billed: bool
+
+
 async def look(application: Application, builder_id: BuilderId) -> tuple[Subject, Observed] | None:
     """What there is now; None when the builder is unknown."""
     record = await application.store.read(lambda uow: _read(uow, builder_id))
     if record is None:
         return None
-    subject, sandbox, ends = record
+    subject, sandbox = record.subject, record.sandbox
     version = subject.version
     disk = await application.engine.disk(subject.disk)
     observed = Observed(
         now=application.clock.now(),
-        layer_ready=await _layer_ready(application, version),
-        disk_exists=disk is not None,
-        disk_bundle=disk.bundle_hash if disk else None,
+        port=version.settings.port,
         bundle_hash=version.bundle_hash,
+        layer_ready=await _layer_ready(application, version),
+        disk_ready=disk is not None and record.is_billed,
+        disk_bundle=disk.bundle_hash if disk else None,
         sandbox=sandbox,
         report=await application.engine.report(sandbox.id) if sandbox else None,
-        ends=ends,
+        ends=record.ends,
         route=await application.previews.get(subject.builder.host),
     )
     return subject, observed
 
 
-def _read(uow: UnitOfWork, builder_id: BuilderId) -> tuple[Subject, Sandbox | None, tuple[Sandbox, ...]] | None:
+def _read(uow: UnitOfWork, builder_id: BuilderId) -> Record | None:
     builder = uow.builders.get(builder_id)
     if builder is None:
         return None
     version = uow.versions.get(builder_id, builder.version)
     assert version is not None, "a builder's current version is always stored"
     ends = tuple(sandbox for sandbox in uow.sandboxes.of_run(builder_id, builder.run) if sandbox.end is not None)
-    return Subject(builder, version), uow.sandboxes.open_of(builder_id), ends
+    is_billed = uow.ledger.current(builder_id) is not None
+    return Record(Subject(builder, version), uow.sandboxes.open_of(builder_id), ends, is_billed)
 
 
 async def _layer_ready(application: Application, version: Version) -> bool:

@@ -7,12 +7,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from builderd.domain.builders import MAX_EXITS, Builder, Desired, JobType, Status, is_crash
+from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.failures import describe_end, restart_note
 from builderd.domain.ids import BuilderId
 from builderd.domain.prices import Billing, Prices, Segment
 from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport
+from builderd.domain.steps import MAX_EXITS, recent_crashes
 from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.look import Subject
@@ -95,9 +96,10 @@ def sandbox_ended(
 
 def crash_noted(uow: UnitOfWork, builder: Builder, subject: Subject, sandbox: Sandbox, now: datetime) -> None:
     """An app that was up and is being restarted says so in its reason; its status stays."""
-    exits = sum(1 for other in uow.sandboxes.of_run(builder.id, builder.run) if is_crash(other))
-    if builder.status is not Status.RUNNING or builder.job_type is JobType.ONE_TIME or sandbox.end is None:
+    is_up = builder.desired is Desired.RUNNING and builder.status is Status.RUNNING
+    if not is_up or builder.job_type is JobType.ONE_TIME or sandbox.end is None:
         return
+    exits = len(recent_crashes(uow.sandboxes.of_run(builder.id, builder.run), now))
     note = restart_note(sandbox.end, subject.version.settings.resources, exits, MAX_EXITS)
     uow.builders.save(replace(builder, status_reason=note, updated_at=now))
 

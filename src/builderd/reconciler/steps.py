@@ -6,21 +6,20 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from builderd.domain import builders as domain
-from builderd.domain.builders import Builder, Observed, Status, Visibility
+from builderd.domain import steps as domain
+from builderd.domain.builders import Builder, Status
 from builderd.domain.errors import InstallFailed, StartFailed
 from builderd.domain.failures import describe_end, exited_early, exited_too_often, not_listening
-from builderd.domain.ids import new_sandbox_id, secret_hash
+from builderd.domain.ids import new_sandbox_id
 from builderd.domain.logs import LogStream
-from builderd.domain.previews import Route, RouteState
 from builderd.domain.sandboxes import (
     EndCause,
     Sandbox,
     SandboxEnd,
     SandboxReport,
     SandboxSpec,
-    address_of,
 )
+from builderd.domain.steps import Observed
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler import records
@@ -71,8 +70,9 @@ class Steps:
                 return await self._stop_sandbox(subject, _open(seen))
             case domain.RecordEnd():
                 return self._record_end(subject, _open(seen), seen.report)
-            case domain.SetRoute(state):
-                return await self._set_route(subject, seen.sandbox, state)
+            case domain.SetRoute(route):
+                await self._app.previews.put(route)
+                return Result()
             case domain.RemoveRoute():
                 await self._app.previews.remove(subject.builder.host)
                 return Result()
@@ -164,17 +164,6 @@ class Steps:
 
         return Result(record, lambda: self._app.engine.remove(sandbox.id))
 
-    async def _set_route(self, subject: Subject, sandbox: Sandbox | None, state: RouteState) -> Result:
-        builder = subject.builder
-        private = builder.visibility is Visibility.PRIVATE
-        destination = None
-        if state is RouteState.OPEN and sandbox is not None:
-            destination = address_of(sandbox, subject.version.settings.port)
-        await self._app.previews.put(
-            Route(builder.host, state, destination, secret_hash(builder.service_token) if private else None)
-        )
-        return Result()
-
     async def _forget(self, subject: Subject) -> Result:
         await self._app.engine.delete_disk(subject.disk)
         await self._app.engine.delete_logs(subject.builder.id)
@@ -218,8 +207,8 @@ class Steps:
         settings = subject.version.settings
         lines = await self._last_lines(last)
         if too_often:
-            exits = sum(1 for sandbox in seen.ends if domain.is_crash(sandbox))
-            reason = exited_too_often(last.end, settings.resources, exits, lines)
+            exits = domain.recent_crashes(seen.ends, seen.now)
+            reason = exited_too_often(last.end, settings.resources, len(exits), lines)
         else:
             reason = exited_early(last.end, settings.resources, settings.port, lines)
         return self._failed(

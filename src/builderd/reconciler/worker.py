@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from builderd.domain.builders import AwaitListening, Builder, Desired, Install, Observed, Step, Wait, next_step
+from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.ids import BuilderId
+from builderd.domain.steps import AwaitListening, Install, Observed, Step, Wait, next_step
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler import records
 from builderd.reconciler.faults import FaultPoint

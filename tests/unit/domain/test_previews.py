@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+import uuid
 
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from builderd.domain.builders import NAME, name_fault
 from builderd.domain.ids import BuilderId, new_id, secret_hash
 from builderd.domain.previews import Address, PreviewDomain, Route, RouteState, preview_host
 
@@ -80,6 +86,22 @@ def test_every_builder_gets_a_host_that_a_route_takes(name: str) -> None:
     host = preview_host(name, BuilderId("1a2b3c4d-0000-4000-8000-000000000000"), "preview.example.com")
     assert Route(host, RouteState.STARTING).host == host
     assert len(host.split(".")[0]) <= 63
+
+
+@given(st.from_regex(NAME, fullmatch=True).filter(lambda name: name_fault(name) is None), st.uuids(version=4))
+@example("a" * 53 + "-" * 9 + "b", uuid.UUID("1a2b3c4d-0000-4000-8000-000000000000"))
+def test_every_name_makes_one_valid_dns_label(name: str, builder: uuid.UUID) -> None:
+    label, _, domain = preview_host(name, BuilderId(str(builder)), "localhost").partition(".")
+    assert domain == "localhost"
+    assert re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", label)
+    assert not label.startswith("xn--")
+    assert label.startswith(name[:30].rstrip("-"))
+    assert label.endswith(f"-{builder.hex[:8]}")
+
+
+def test_an_address_is_written_as_it_is_dialled() -> None:
+    assert str(Address("10.0.0.2", 80)) == "10.0.0.2:80"
+    assert str(Address("fd00::2", 80)) == "[fd00::2]:80"
 
 
 def test_the_url_leaves_out_the_schemes_own_port() -> None:

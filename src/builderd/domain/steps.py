@@ -1,0 +1,301 @@
+"""The one next step that brings a builder nearer to what is wanted of it.
+
+``next_step`` is the heart of the reconciler and pure: it looks at what is wanted and at what there is, and
+names one idempotent step. Carried out again after a crash, it does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
+from builderd.domain.ids import secret_hash
+from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.sandboxes import EndCause, Sandbox, SandboxReport, SandboxState
+
+#: So many exits within this time, and an always_on app is given up.
+MAX_EXITS = 5
+EXIT_WINDOW = timedelta(minutes=10)
+FIRST_RESTART_DELAY = timedelta(seconds=1)
+MAX_RESTART_DELAY = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the reconciler saw in one look.
+
+    ``port`` and ``bundle_hash`` are of the current version. ``layer_ready`` is True also when it needs none.
+    ``disk_ready``: there is a disk, and the ledger counts it. ``disk_bundle`` is the hash of what was last put
+    on the disk, None without a disk or before the first. ``sandbox`` is the builder's record that has not
+    ended yet, ``report`` what the engine says of it. ``ends`` are the ended sandboxes of the present run,
+    newest last.
+    """
+
+    now: datetime
+    port: int
+    bundle_hash: str
+    layer_ready: bool
+    disk_ready: bool
+    disk_bundle: str | None
+    sandbox: Sandbox | None
+    report: SandboxReport | None
+    ends: tuple[Sandbox, ...]
+    route: Route | None
+
+
+# The steps
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """Make the version's layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateDisk:
+    """Make the builder's disk, and count it from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutBundle:
+    """Write the version's files into ``/app``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSandbox:
+    """Record a new sandbox, before anything of it exists in the world."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartSandbox:
+    """Have the engine start the recorded sandbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitListening:
+    """Wait until the app can be reached, ends, or runs out of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopSandbox:
+    """Stop the sandbox and record how it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordEnd:
+    """The sandbox has ended by itself: record how, and remove what is left of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetRoute:
+    """Let the preview show this."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRoute:
+    """The preview forgets the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove the disk and the logs: the builder is then deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """What was wanted has come to this outcome."""
+
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The app exited before it ever listened in this run, or too often: the outcome is ``failed``."""
+
+    too_often: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do before this time (None: until something changes)."""
+
+    until: datetime | None = None
+
+
+Step = (
+    Install
+    | CreateDisk
+    | PutBundle
+    | PlanSandbox
+    | StartSandbox
+    | AwaitListening
+    | StopSandbox
+    | RecordEnd
+    | SetRoute
+    | RemoveRoute
+    | Forget
+    | Settle
+    | GiveUp
+    | Wait
+)
+
+
+def next_step(builder: Builder, seen: Observed) -> Step:
+    """The one step that brings the world nearer to what is wanted of the builder."""
+    if _ended_by_itself(seen):
+        return _close_route(builder, seen) or RecordEnd()
+    match builder.desired:
+        case Desired.DELETED:
+            return _towards_deleted(builder, seen)
+        case Desired.STOPPED:
+            return _towards_stopped(builder, seen)
+        case Desired.RUNNING:
+            return _towards_running(builder, seen)
+
+
+def _ended_by_itself(seen: Observed) -> bool:
+    """The record says it runs, the engine says it does not (any more)."""
+    if seen.sandbox is None or seen.sandbox.started_at is None:
+        return False
+    return seen.report is None or seen.report.state is not SandboxState.RUNNING
+
+
+def _close_route(builder: Builder, seen: Observed) -> Step | None:
+    """Keep visitors from the sandbox, or None when they are kept from it already.
+
+    This comes before a sandbox goes, since another builder's may have its address from then on.
+    """
+    if builder.desired is Desired.DELETED:
+        return RemoveRoute() if seen.route is not None else None
+    closed = _route(builder, _closed_state(builder))
+    return SetRoute(closed) if seen.route != closed else None
+
+
+def _closed_state(builder: Builder) -> RouteState:
+    if builder.job_type is JobType.ONE_TIME:
+        return RouteState.JOB
+    if builder.desired is Desired.RUNNING:
+        return RouteState.STARTING
+    return RouteState.FAILED if builder.status is Status.FAILED else RouteState.STOPPED
+
+
+def _route(builder: Builder, state: RouteState, destination: Address | None = None) -> Route:
+    token = secret_hash(builder.service_token)
+    private = builder.visibility is Visibility.PRIVATE
+    return Route(
+        host=builder.host,
+        state=state,
+        destination=destination,
+        token_hash=token if private else None,
+        builder_id=builder.id,
+        owner_hash=None if private else token,
+    )
+
+
+def _towards_deleted(builder: Builder, seen: Observed) -> Step:
+    if builder.settled:
+        return Wait()
+    if (closing := _close_route(builder, seen)) is not None:
+        return closing
+    return StopSandbox() if seen.sandbox is not None else Forget()
+
+
+def _towards_stopped(builder: Builder, seen: Observed) -> Step:
+    if (closing := _close_route(builder, seen)) is not None:
+        return closing
+    if seen.sandbox is not None:
+        return StopSandbox()
+    return Wait() if builder.settled else Settle(Status.STOPPED)
+
+
+def _towards_running(builder: Builder, seen: Observed) -> Step:
+    if seen.sandbox is not None and seen.sandbox.run != builder.run:
+        return _close_route(builder, seen) or StopSandbox()
+    if seen.sandbox is None or seen.sandbox.started_at is None:
+        return _towards_started(builder, seen)
+    if builder.job_type is JobType.ALWAYS_ON:
+        if seen.sandbox.listening_at is None:
+            return AwaitListening()
+        if (opening := _open_route(builder, seen)) is not None:
+            return opening
+    return Wait() if builder.settled and builder.status is Status.RUNNING else Settle(Status.RUNNING)
+
+
+def _open_route(builder: Builder, seen: Observed) -> Step | None:
+    """Lead visitors to the app, or None when they come to it already."""
+    assert seen.report is not None, "it runs"
+    assert seen.report.ip is not None, "what runs has an address"
+    opened = _route(builder, RouteState.OPEN, Address(seen.report.ip, seen.port))
+    return SetRoute(opened) if seen.route != opened else None
+
+
+def _towards_started(builder: Builder, seen: Observed) -> Step:
+    if seen.sandbox is None and (verdict := _after_ends(builder, seen)) is not None:
+        return verdict
+    if (closing := _close_route(builder, seen)) is not None:
+        return closing
+    if not seen.layer_ready:
+        return Install()
+    if not seen.disk_ready:
+        return CreateDisk()
+    if seen.disk_bundle != seen.bundle_hash:
+        return PutBundle()
+    if seen.sandbox is None:
+        return PlanSandbox(attempt=len(seen.ends) + 1)
+    return StartSandbox()
+
+
+def _after_ends(builder: Builder, seen: Observed) -> Step | None:
+    """What the ends of earlier attempts of this run demand before another one is made."""
+    if not seen.ends:
+        return None
+    last = seen.ends[-1]
+    if builder.job_type is JobType.ONE_TIME:
+        return _job_verdict(last)
+    if not any(end.listening_at for end in seen.ends) and any(is_crash(end) for end in seen.ends):
+        return GiveUp(too_often=False)
+    crashes = len(recent_crashes(seen.ends, seen.now))
+    if crashes >= MAX_EXITS:
+        return GiveUp(too_often=True)
+    if not crashes or not is_crash(last):
+        return None
+    due = _end_time(last) + restart_delay(crashes)
+    return Wait(due) if due > seen.now else None
+
+
+def _job_verdict(last: Sandbox) -> Step | None:
+    """A job that was cut off from outside runs again; any other end is its outcome."""
+    assert last.end is not None
+    if last.end.cause in (EndCause.HOST_RESTARTED, EndCause.STOPPED):
+        return None
+    return Settle(Status.COMPLETED if last.end.exit_code == 0 else Status.FAILED)
+
+
+def is_crash(sandbox: Sandbox) -> bool:
+    """Whether the app's own doing ended it (an unknown end counts, so that nothing restarts for ever)."""
+    return sandbox.end is not None and sandbox.end.cause in (
+        EndCause.EXITED,
+        EndCause.OUT_OF_MEMORY,
+        EndCause.UNKNOWN,
+    )
+
+
+def recent_crashes(sandboxes: Sequence[Sandbox], now: datetime) -> Sequence[Sandbox]:
+    """Those that count towards ``MAX_EXITS``."""
+    return [one for one in sandboxes if is_crash(one) and _end_time(one) > now - EXIT_WINDOW]
+
+
+def restart_delay(exits: int) -> timedelta:
+    """1, 2, 4, … seconds after the first, second, third exit, at most a minute."""
+    return min(FIRST_RESTART_DELAY * (1 << max(exits - 1, 0)), MAX_RESTART_DELAY)
+
+
+def _end_time(sandbox: Sandbox) -> datetime:
+    assert sandbox.end is not None
+    return sandbox.end.at or sandbox.created_at

@@ -1,0 +1,73 @@
+"""Names, and when what was wanted has come about."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tests.unit.domain.samples import make_builder
+
+from builderd.domain.builders import NAME, Desired, Status, name_fault
+
+
+@pytest.mark.parametrize("name", ["a", "0", "my-api", "a--b", "x" * 63, "a" * 31 + "-" + "b" * 31, "xn", "xn-a"])
+def test_a_dns_label_is_a_name(name: str) -> None:
+    assert name_fault(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "-", "-a", "a-", "A", "aB", "a_b", "a.b", "a b", " a", "a\n", "a\0", "é", "a" * 64, "../x", "a/b"),
+        *("\N{ARABIC-INDIC DIGIT ONE}", "\N{FULLWIDTH LATIN SMALL LETTER A}", "\ud800", "'; drop table builders --"),
+    ],
+)
+def test_what_is_no_dns_label_is_no_name(name: str) -> None:
+    assert name_fault(name) is not None
+
+
+@pytest.mark.parametrize("name", ["xn--", "xn--a", "xn--80ak6aa92e"])
+def test_names_do_not_imitate_international_ones(name: str) -> None:
+    fault = name_fault(name)
+    assert fault is not None
+    assert "xn--" in fault or "hyphens" in fault
+
+
+@given(st.text(max_size=70))
+@example("a\n")
+def test_every_accepted_name_is_ascii_and_a_label(name: str) -> None:
+    if name_fault(name) is None:
+        assert re.fullmatch(r"[a-z0-9-]{1,63}", name, re.ASCII)
+        assert not name.startswith(("-", "xn--"))
+        assert not name.endswith("-")
+
+
+@given(st.from_regex(NAME, fullmatch=True))
+def test_only_international_names_are_refused_of_what_has_the_form(name: str) -> None:
+    assert (name_fault(name) is None) is not name.startswith("xn--")
+
+
+@pytest.mark.parametrize(
+    ("desired", "status", "settled_run", "settled"),
+    [
+        (Desired.RUNNING, Status.CREATING, 0, False),
+        (Desired.RUNNING, Status.RUNNING, 1, True),
+        # wanted again while the earlier run still goes on
+        (Desired.RUNNING, Status.RUNNING, 0, False),
+        (Desired.RUNNING, Status.STOPPED, 0, False),
+        (Desired.STOPPED, Status.RUNNING, 1, False),
+        (Desired.STOPPED, Status.CREATING, 0, False),
+        (Desired.STOPPED, Status.STOPPED, 1, True),
+        # stopped while a start went on: its sandbox may run still
+        (Desired.STOPPED, Status.STOPPED, 0, False),
+        (Desired.STOPPED, Status.FAILED, 1, True),
+        (Desired.STOPPED, Status.COMPLETED, 1, True),
+        (Desired.DELETED, Status.STOPPED, 1, False),
+        (Desired.DELETED, Status.DELETED, 0, True),
+    ],
+)
+def test_what_was_wanted_has_come_about(desired: Desired, status: Status, settled_run: int, settled: bool) -> None:
+    builder = make_builder(desired=desired, status=status, run=1, settled_run=settled_run)
+    assert builder.settled is settled

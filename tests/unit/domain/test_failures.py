@@ -1,0 +1,113 @@
+"""Why an app did not start, in words that say what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from builderd.domain.failures import (
+    describe_end,
+    exited_early,
+    exited_too_often,
+    listens_elsewhere,
+    not_listening,
+    restart_note,
+)
+from builderd.domain.resources import Resources
+from builderd.domain.sandboxes import EndCause, Listening, SandboxEnd, is_loopback
+
+SMALL = Resources(memory=0.5)
+EXITED = SandboxEnd(EndCause.EXITED, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("end", "text"),
+    [
+        (EXITED, "exited with code 1"),
+        (SandboxEnd(EndCause.EXITED, 0, None), "exited with code 0"),
+        (SandboxEnd(EndCause.EXITED, None, None), "exited"),
+        (SandboxEnd(EndCause.OUT_OF_MEMORY, 137, None), "killed: out of memory, limit 0.5 GB"),
+        (SandboxEnd(EndCause.HOST_RESTARTED, None, None), "ended by a restart of the machine"),
+        (SandboxEnd(EndCause.STOPPED, 143, None), "stopped"),
+        (SandboxEnd(EndCause.UNKNOWN, None, None), "ended with an exit code that nothing tells"),
+    ],
+)
+def test_every_end_is_told(end: SandboxEnd, text: str) -> None:
+    assert describe_end(end, SMALL) == text
+
+
+@pytest.mark.parametrize(
+    ("end", "advice"),
+    [
+        (SandboxEnd(EndCause.OUT_OF_MEMORY, 137, None), "resources.memory"),
+        (SandboxEnd(EndCause.EXITED, 0, None), "one_time"),
+        (SandboxEnd(EndCause.EXITED, 127, None), "entrypoint"),
+        (SandboxEnd(EndCause.EXITED, 126, None), "executable"),
+    ],
+)
+def test_an_early_exit_comes_with_advice(end: SandboxEnd, advice: str) -> None:
+    message = exited_early(end, SMALL, 8000, ["last words"])
+    assert message.startswith(f"The app ended before it listened on 0.0.0.0:8000: {describe_end(end, SMALL)}.")
+    assert advice in message
+    assert message.endswith("Its last lines:\nlast words")
+
+
+def test_an_app_that_wrote_nothing_is_told_so() -> None:
+    assert exited_early(EXITED, SMALL, 80, []).endswith("exited with code 1.\nIt wrote nothing.")
+
+
+def test_an_app_that_ended_too_often_shows_how_and_its_last_lines() -> None:
+    message = exited_too_often(EXITED, SMALL, 5, ["Traceback"])
+    assert message == (
+        "The app ended 5 times within 10 minutes, at last so: exited with code 1.\nIts last lines:\nTraceback"
+    )
+
+
+def test_only_the_end_of_a_long_log_is_shown() -> None:
+    message = exited_early(EXITED, SMALL, 80, [*(f"line {number}" for number in range(100)), "x" * 100_000])
+    assert "line 81\n" in message
+    assert "line 80\n" not in message
+    assert len(message) < 2_000
+
+
+def test_a_restart_is_noted() -> None:
+    assert restart_note(EXITED, SMALL, 3, 5) == "exited with code 1; restarted after end 3 of 5 in 10 minutes"
+
+
+def listening(*sockets: tuple[str, int]) -> Listening:
+    return Listening(frozenset(sockets))
+
+
+@pytest.mark.parametrize(
+    ("sockets", "text"),
+    [
+        ([], "did not listen on 0.0.0.0:8000 within 60 seconds"),
+        ([("127.0.0.1", 8000)], "listens on 127.0.0.1:8000, which cannot be reached"),
+        ([("::1", 8000)], r"listens on [::1]:8000, which cannot be reached"),
+        ([("127.0.0.1", 8000), ("0.0.0.0", 9000)], "bind it to 0.0.0.0:8000"),
+        ([("0.0.0.0", 5000)], "listens on port 5000, not on 0.0.0.0:8000: let it listen on the port in $PORT"),
+        ([("0.0.0.0", 5000), ("::", 4000), ("127.0.0.1", 3000)], "port 4000, 5000, not on"),
+        ([("127.0.0.1", 5000)], 'set "port" to 5000'),
+    ],
+)
+def test_a_closed_port_says_where_the_app_listens_instead(sockets: list[tuple[str, int]], text: str) -> None:
+    message = not_listening(listening(*sockets), 8000, 60, [])
+    assert text in message
+    assert message.endswith("It wrote nothing.")
+
+
+def test_an_app_listens_elsewhere_when_nothing_of_it_can_be_reached() -> None:
+    assert not listens_elsewhere(listening(), 8000)
+    assert listens_elsewhere(listening(("127.0.0.1", 8000)), 8000)
+    assert listens_elsewhere(listening(("0.0.0.0", 9000)), 8000)
+    assert not listens_elsewhere(listening(("0.0.0.0", 9000), ("::", 8000)), 8000)
+
+
+@pytest.mark.parametrize(
+    ("ip", "loopback"),
+    [
+        *(("127.0.0.1", True), ("127.8.9.10", True), ("::1", True), ("::ffff:127.0.0.1", True)),
+        *(("0.0.0.0", False), ("::", False), ("10.0.0.2", False), ("::ffff:0.0.0.0", False), ("128.0.0.1", False)),
+    ],
+)
+def test_loopback_addresses_are_told_apart(ip: str, loopback: bool) -> None:
+    assert is_loopback(ip) is loopback

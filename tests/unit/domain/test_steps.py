@@ -1,0 +1,303 @@
+"""The next step, case by case."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.unit.domain.samples import BUILDER, NOW, SECOND, make_builder, make_sandbox
+
+from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
+from builderd.domain.ids import secret_hash
+from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
+from builderd.domain.steps import (
+    AwaitListening,
+    CreateDisk,
+    Forget,
+    GiveUp,
+    Install,
+    Observed,
+    PlanSandbox,
+    PutBundle,
+    RecordEnd,
+    RemoveRoute,
+    SetRoute,
+    Settle,
+    StartSandbox,
+    Step,
+    StopSandbox,
+    Wait,
+    next_step,
+    restart_delay,
+)
+
+BUNDLE = "b" * 64
+ALWAYS_ON = make_builder()
+JOB = make_builder(job_type=JobType.ONE_TIME)
+UP = make_builder(status=Status.RUNNING, settled_run=1)
+WANTED_STOPPED = replace(UP, desired=Desired.STOPPED)
+WANTED_DELETED = replace(UP, desired=Desired.DELETED)
+TOKEN = secret_hash(UP.service_token)
+
+
+def route(state: RouteState, ip: str | None = None, port: int = 8000) -> Route:
+    return Route(UP.host, state, Address(ip, port) if ip else None, builder_id=BUILDER, owner_hash=TOKEN)
+
+
+STARTING, STOPPED, FAILED = route(RouteState.STARTING), route(RouteState.STOPPED), route(RouteState.FAILED)
+FOR_JOB, OPEN = route(RouteState.JOB), route(RouteState.OPEN, "10.0.0.2")
+
+PLANNED = make_sandbox()
+STARTED = replace(PLANNED, started_at=NOW, ip="10.0.0.2")
+LISTENING = replace(STARTED, listening_at=NOW)
+OLD_RUN = replace(LISTENING, run=0)
+REPORT = SandboxReport(PLANNED.id, BUILDER, SandboxState.RUNNING, "10.0.0.2", NOW)
+ABSENT = SandboxReport(PLANNED.id, None, SandboxState.ABSENT)
+EXITED = replace(REPORT, state=SandboxState.EXITED, ip=None, end=SandboxEnd(EndCause.EXITED, 1, NOW))
+PARTIAL = replace(REPORT, state=SandboxState.PARTIAL, ip=None)
+
+
+def seen(**changes: Any) -> Observed:
+    """Everything is prepared, and nothing runs."""
+    at_rest = Observed(
+        now=NOW,
+        port=8000,
+        bundle_hash=BUNDLE,
+        layer_ready=True,
+        disk_ready=True,
+        disk_bundle=BUNDLE,
+        sandbox=None,
+        report=None,
+        ends=(),
+        route=STARTING,
+    )
+    return replace(at_rest, **changes)
+
+
+def ended(cause: EndCause, ago: float = 0, *, listened: bool = True, exit_code: int | None = 1) -> Sandbox:
+    at = NOW - timedelta(seconds=ago)
+    return replace(
+        PLANNED,
+        created_at=at - SECOND,
+        started_at=at - SECOND,
+        listening_at=at - SECOND if listened else None,
+        end=SandboxEnd(cause, exit_code, at),
+    )
+
+
+CASES: dict[str, tuple[Builder, Observed, Step]] = {
+    # towards running
+    "at first the preview says that it starts": (ALWAYS_ON, seen(route=None), SetRoute(STARTING)),
+    "a job's preview says that it is one": (JOB, seen(route=None), SetRoute(FOR_JOB)),
+    "then the layer": (ALWAYS_ON, seen(layer_ready=False, disk_ready=False, disk_bundle=None), Install()),
+    "then the disk": (ALWAYS_ON, seen(disk_ready=False, disk_bundle=None), CreateDisk()),
+    "a disk that no ledger counts is made again": (ALWAYS_ON, seen(disk_ready=False), CreateDisk()),
+    "then the files": (ALWAYS_ON, seen(disk_bundle=None), PutBundle()),
+    "files of another version are replaced": (ALWAYS_ON, seen(disk_bundle="c" * 64), PutBundle()),
+    "then a sandbox is recorded": (ALWAYS_ON, seen(), PlanSandbox(1)),
+    "and started": (ALWAYS_ON, seen(sandbox=PLANNED, report=ABSENT), StartSandbox()),
+    "a half-made one is started again": (ALWAYS_ON, seen(sandbox=PLANNED, report=PARTIAL), StartSandbox()),
+    "one that runs without a record of it, too": (ALWAYS_ON, seen(sandbox=PLANNED, report=REPORT), StartSandbox()),
+    "even when it ended meanwhile": (ALWAYS_ON, seen(sandbox=PLANNED, report=EXITED), StartSandbox()),
+    "a layer that got lost is made before the start": (
+        ALWAYS_ON,
+        seen(sandbox=PLANNED, report=ABSENT, layer_ready=False),
+        Install(),
+    ),
+    "then it must listen": (ALWAYS_ON, seen(sandbox=STARTED, report=REPORT), AwaitListening()),
+    "then visitors are let in": (ALWAYS_ON, seen(sandbox=LISTENING, report=REPORT), SetRoute(OPEN)),
+    "then it is up": (ALWAYS_ON, seen(sandbox=LISTENING, report=REPORT, route=OPEN), Settle(Status.RUNNING)),
+    "and stays so": (UP, seen(sandbox=LISTENING, report=REPORT, route=OPEN), Wait()),
+    "what is missing matters no more while it runs": (
+        UP,
+        seen(sandbox=LISTENING, report=REPORT, route=OPEN, layer_ready=False, disk_bundle=None),
+        Wait(),
+    ),
+    "a route to where it was before is mended": (
+        UP,
+        seen(sandbox=LISTENING, report=REPORT, route=route(RouteState.OPEN, "10.0.0.9")),
+        SetRoute(OPEN),
+    ),
+    "and one to another port": (
+        UP,
+        seen(sandbox=LISTENING, report=REPORT, route=route(RouteState.OPEN, "10.0.0.2", 9)),
+        SetRoute(OPEN),
+    ),
+    "and one that lets everybody in": (
+        replace(UP, visibility=Visibility.PRIVATE),
+        seen(sandbox=LISTENING, report=REPORT, route=OPEN),
+        SetRoute(replace(OPEN, token_hash=TOKEN, owner_hash=None)),
+    ),
+    "and one that was lost": (UP, seen(sandbox=LISTENING, report=REPORT, route=None), SetRoute(OPEN)),
+    # a job
+    "a job that was started is a success so far": (
+        JOB,
+        seen(sandbox=STARTED, report=REPORT, route=FOR_JOB),
+        Settle(Status.RUNNING),
+    ),
+    "a job goes on until it ends": (
+        replace(JOB, status=Status.RUNNING, settled_run=1),
+        seen(sandbox=STARTED, report=REPORT, route=FOR_JOB),
+        Wait(),
+    ),
+    "a job's end is recorded": (JOB, seen(sandbox=STARTED, report=EXITED, route=FOR_JOB), RecordEnd()),
+    "a job that ended well has completed": (
+        JOB,
+        seen(ends=(ended(EndCause.EXITED, exit_code=0),)),
+        Settle(Status.COMPLETED),
+    ),
+    "a job that ended badly has failed": (JOB, seen(ends=(ended(EndCause.EXITED),)), Settle(Status.FAILED)),
+    "and one that was killed": (
+        JOB,
+        seen(ends=(ended(EndCause.OUT_OF_MEMORY, exit_code=None),)),
+        Settle(Status.FAILED),
+    ),
+    "and one that vanished": (JOB, seen(ends=(ended(EndCause.UNKNOWN, exit_code=None),)), Settle(Status.FAILED)),
+    "a job that the machine cut off runs again": (
+        JOB,
+        seen(ends=(ended(EndCause.HOST_RESTARTED, exit_code=None),), route=FOR_JOB),
+        PlanSandbox(2),
+    ),
+    "and one that the operator cut off": (
+        JOB,
+        seen(ends=(ended(EndCause.STOPPED, exit_code=143),), route=FOR_JOB),
+        PlanSandbox(2),
+    ),
+    # an end
+    "when it ended, visitors are kept away first": (
+        UP,
+        seen(sandbox=LISTENING, report=EXITED, route=OPEN),
+        SetRoute(STARTING),
+    ),
+    "then it is recorded": (UP, seen(sandbox=LISTENING, report=EXITED), RecordEnd()),
+    "also when it is gone altogether": (UP, seen(sandbox=LISTENING, report=ABSENT), RecordEnd()),
+    "also when only a part of it is left": (UP, seen(sandbox=LISTENING, report=PARTIAL), RecordEnd()),
+    "an end while it is wanted stopped is its own doing": (
+        WANTED_STOPPED,
+        seen(sandbox=LISTENING, report=EXITED, route=OPEN),
+        SetRoute(STOPPED),
+    ),
+    "and while it is wanted gone": (WANTED_DELETED, seen(sandbox=LISTENING, report=EXITED, route=OPEN), RemoveRoute()),
+    "an app that ended before it ever listened is given up": (
+        ALWAYS_ON,
+        seen(ends=(ended(EndCause.EXITED, listened=False),)),
+        GiveUp(too_often=False),
+    ),
+    "after its first end it waits a second": (UP, seen(ends=(ended(EndCause.EXITED, 0.4),)), Wait(NOW + 0.6 * SECOND)),
+    "then it is started again": (UP, seen(ends=(ended(EndCause.EXITED, 1),)), PlanSandbox(2)),
+    "after the third it waits four seconds": (
+        UP,
+        seen(ends=(ended(EndCause.EXITED, 100), ended(EndCause.OUT_OF_MEMORY, 50), ended(EndCause.UNKNOWN, 0))),
+        Wait(NOW + 4 * SECOND),
+    ),
+    "an end at an unknown time counts from its making": (
+        UP,
+        seen(ends=(replace(LISTENING, end=SandboxEnd(EndCause.UNKNOWN, None, None)),)),
+        Wait(NOW + SECOND),
+    ),
+    "one that did not listen after a restart is restarted again": (
+        UP,
+        seen(ends=(ended(EndCause.EXITED, 60), ended(EndCause.EXITED, 30, listened=False))),
+        PlanSandbox(3),
+    ),
+    "the fifth end in ten minutes is the last": (
+        UP,
+        seen(ends=tuple(ended(EndCause.EXITED, ago) for ago in (590, 400, 300, 200, 0))),
+        GiveUp(too_often=True),
+    ),
+    "ends of long ago do not count": (
+        UP,
+        seen(ends=tuple(ended(EndCause.EXITED, ago) for ago in (600, 400, 300, 200, 100))),
+        PlanSandbox(6),
+    ),
+    "restarts of the machine do not count": (
+        UP,
+        seen(ends=tuple(ended(EndCause.HOST_RESTARTED) for _ in range(9))),
+        PlanSandbox(10),
+    ),
+    "nor before it listened": (ALWAYS_ON, seen(ends=(ended(EndCause.HOST_RESTARTED, listened=False),)), PlanSandbox(2)),
+    # a new run
+    "a new run first keeps visitors away": (
+        replace(UP, run=2),
+        seen(sandbox=LISTENING, report=REPORT, route=OPEN),
+        SetRoute(STARTING),
+    ),
+    "then ends the old one": (replace(UP, run=2), seen(sandbox=LISTENING, report=REPORT), StopSandbox()),
+    "also one that was never started": (replace(UP, run=2), seen(sandbox=PLANNED, report=ABSENT), StopSandbox()),
+    "then starts": (replace(UP, run=2), seen(), PlanSandbox(1)),
+    # towards stopped
+    "to stop, visitors are kept away first": (
+        WANTED_STOPPED,
+        seen(sandbox=LISTENING, report=REPORT, route=OPEN),
+        SetRoute(STOPPED),
+    ),
+    "then it is stopped": (WANTED_STOPPED, seen(sandbox=LISTENING, report=REPORT, route=STOPPED), StopSandbox()),
+    "then it has stopped": (WANTED_STOPPED, seen(route=STOPPED), Settle(Status.STOPPED)),
+    "and stays so too": (replace(WANTED_STOPPED, status=Status.STOPPED), seen(route=STOPPED), Wait()),
+    "a start that was called off is at rest only once nothing runs": (
+        replace(WANTED_STOPPED, status=Status.STOPPED, run=2),
+        seen(route=STOPPED),
+        Settle(Status.STOPPED),
+    ),
+    "a creation that was called off, too": (
+        make_builder(desired=Desired.STOPPED),
+        seen(route=STOPPED, layer_ready=False, disk_ready=False, disk_bundle=None),
+        Settle(Status.STOPPED),
+    ),
+    "a failed one says so": (
+        replace(WANTED_STOPPED, status=Status.FAILED),
+        seen(sandbox=STARTED, report=REPORT),
+        SetRoute(FAILED),
+    ),
+    "and is cleaned up": (
+        replace(WANTED_STOPPED, status=Status.FAILED),
+        seen(sandbox=STARTED, report=REPORT, route=FAILED),
+        StopSandbox(),
+    ),
+    "and stays failed": (replace(WANTED_STOPPED, status=Status.FAILED), seen(route=FAILED), Wait()),
+    "a completed job stays completed": (
+        replace(JOB, desired=Desired.STOPPED, status=Status.COMPLETED, settled_run=1),
+        seen(route=FOR_JOB),
+        Wait(),
+    ),
+    # towards deleted
+    "to delete, the route goes first": (
+        WANTED_DELETED,
+        seen(sandbox=LISTENING, report=REPORT, route=OPEN),
+        RemoveRoute(),
+    ),
+    "then the sandbox": (WANTED_DELETED, seen(sandbox=LISTENING, report=REPORT, route=None), StopSandbox()),
+    "also one that was only planned": (WANTED_DELETED, seen(sandbox=PLANNED, report=ABSENT, route=None), StopSandbox()),
+    "then everything else": (WANTED_DELETED, seen(route=None), Forget()),
+    "and there is no more": (
+        replace(WANTED_DELETED, status=Status.DELETED),
+        seen(route=None, disk_ready=False, disk_bundle=None),
+        Wait(),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_next_step(case: str) -> None:
+    builder, observed, step = CASES[case]
+    assert next_step(builder, observed) == step
+
+
+@pytest.mark.parametrize("state", RouteState)
+@pytest.mark.parametrize("status", Status)
+@pytest.mark.parametrize("desired", Desired)
+def test_a_sandbox_never_goes_while_visitors_are_led_to_it(desired: Desired, status: Status, state: RouteState) -> None:
+    builder = make_builder(desired=desired, status=status, run=2)
+    there = route(state, "10.0.0.2" if state is RouteState.OPEN else None)
+    for report in (REPORT, EXITED, ABSENT, PARTIAL):
+        step = next_step(builder, seen(sandbox=LISTENING, report=report, route=there))
+        if isinstance(step, StopSandbox | RecordEnd):
+            assert state is not RouteState.OPEN
+
+
+def test_delays_double_up_to_a_minute() -> None:
+    delays = [restart_delay(exits).total_seconds() for exits in range(12)]
+    assert delays == [1, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]

@@ -1,0 +1,71 @@
+"""Which entrypoints and variables are taken."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builderd.domain.versions import MAX_ENTRYPOINT_BYTES, PLATFORM_ENV, entrypoint_fault, env_fault
+
+
+@pytest.mark.parametrize(
+    "entrypoint",
+    [
+        "python3 main.py",
+        "a",
+        "sh -c 'x; y' | tee log",
+        "a\nb",
+        "é",
+        "x" * MAX_ENTRYPOINT_BYTES,
+        "é" * (MAX_ENTRYPOINT_BYTES // 2),
+    ],
+)
+def test_a_command_is_an_entrypoint(entrypoint: str) -> None:
+    assert entrypoint_fault(entrypoint) is None
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "why"),
+    [
+        ("", "blank"),
+        (" \t\n", "blank"),
+        ("\u3000", "blank"),
+        ("a\0b", "NUL"),
+        ("a\ud800", "Unicode"),
+        ("x" * (MAX_ENTRYPOINT_BYTES + 1), "4096"),
+        ("é" * (MAX_ENTRYPOINT_BYTES // 2 + 1), "4096"),
+    ],
+)
+def test_what_no_shell_can_run_is_refused_and_told_why(entrypoint: str, why: str) -> None:
+    assert why in (entrypoint_fault(entrypoint) or "")
+
+
+@pytest.mark.parametrize("name", ["A", "a", "_", "MY_FLAG", "a1", "port", "N" * 1000])
+@pytest.mark.parametrize("value", ["", "1", "a b\nc", "é", "x" * 100_000])
+def test_a_plain_variable_is_taken(name: str, value: str) -> None:
+    assert env_fault(name, value) is None
+
+
+@pytest.mark.parametrize("name", ["", "1A", "A-B", "A B", "A=B", "A\n", "É", "A\0", "BASH_FUNC_x%%", "N" * 1001])
+def test_what_is_no_name_of_a_variable_is_refused(name: str) -> None:
+    assert "name" in (env_fault(name, "1") or "")
+
+
+@pytest.mark.parametrize("name", sorted(PLATFORM_ENV))
+def test_what_the_platform_sets_cannot_be_set(name: str) -> None:
+    assert "platform" in (env_fault(name, "1") or "")
+
+
+@pytest.mark.parametrize(("value", "why"), [("\0", "NUL"), ("\udfff", "Unicode"), ("x" * 100_001, "100000")])
+def test_what_no_process_can_be_handed_is_refused_and_told_why(value: str, why: str) -> None:
+    assert why in (env_fault("A", value) or "")
+
+
+@given(st.text(), st.text())
+def test_every_accepted_variable_can_be_handed_to_a_process(name: str, value: str) -> None:
+    if env_fault(name, value) is None:
+        text = f"{name}={value}".encode()
+        assert b"\0" not in text
+        assert name.isascii()
+        assert text.partition(b"=")[0] == name.encode()

@@ -1,4 +1,4 @@
-"""A whole service on fakes and a database in memory, behind a real listener: what tests of doors talk to."""
+"""A whole service on fakes and a database in memory: what tests of the HTTP door talk to."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import func, select
+from tests.stores import memory_store
 
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.fakes.bundles import FakeBundles
@@ -39,7 +40,7 @@ MINIMAL: dict[str, Any] = {"name": "my-api", "entrypoint": "python3 main.py", "f
 
 @dataclass(slots=True)
 class Service:
-    """``write``, ``read`` and ``other`` are secrets of tokens: two of one tenant, and one of another tenant."""
+    """``write`` and ``read`` are secrets of one tenant's tokens, ``other`` is one of another tenant."""
 
     application: Application
     engine: FakeEngine
@@ -48,17 +49,18 @@ class Service:
     installer: FakeInstaller
     store: SqlStore
     app: FastAPI
-    url: str
     write: str
     read: str
     other: str
     _clients: list[httpx.AsyncClient] = field(default_factory=list)
 
-    def client(self, secret: str | None, **headers: str) -> httpx.AsyncClient:
-        """Speaks to the API with this token."""
+    def client(self, secret: str | None, url: str | None = None, **headers: str) -> httpx.AsyncClient:
+        """Speaks to the app with this token: in memory, or to the ``url`` where it listens."""
         if secret is not None:
             headers["Authorization"] = f"Bearer {secret}"
-        client = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+        transport = None if url else httpx.ASGITransport(self.app)
+        base = url or "http://builderd"
+        client = httpx.AsyncClient(base_url=base, transport=transport, headers=headers, timeout=30, trust_env=False)
         self._clients.append(client)
         return client
 
@@ -69,11 +71,12 @@ class Service:
     async def kept(self) -> Mapping[str, int]:
         """How much of everything there is: what a refused request must leave as it was."""
         return {
-            "bundles": len(self.bundles.stored),
-            "sandboxes": len(self.engine.sandboxes),
-            "disks": len(self.engine.disks),
-            "routes": len(await self.previews.routes()),
-            **_rows(self.store),
+            "world_bundles": len(self.bundles.stored),
+            "world_sandboxes": len(self.engine.sandboxes),
+            "world_disks": len(self.engine.disks),
+            "world_routes": len(await self.previews.routes()),
+            # In the store's own thread: in memory there is one connection for all.
+            **await asyncio.get_running_loop().run_in_executor(self.store._readers, _rows, self.store),
         }
 
     async def close(self) -> None:
@@ -82,52 +85,21 @@ class Service:
 
 
 @asynccontextmanager
-async def running_service(store: SqlStore | None = None, **limits: Any) -> AsyncIterator[Service]:
-    """The service until the block ends. ``store`` stays open when it is handed in."""
-    own = store or SqlStore("sqlite://")
-    await own.migrate()
-    engine, previews, bundles, installer = FakeEngine(), FakePreviews(), FakeBundles(), FakeInstaller()
-    application = Application(
-        store=own,
-        engine=engine,
-        previews=previews,
-        bundles=bundles,
-        installer=installer,
-        signals=LocalSignals(),
-        clock=SystemClock(),
-        limits=Limits(**limits),
-        prices=Prices(),
-        preview_domain=PreviewDomain("http", "localhost", 8080),
-        instance="test",
-    )
-    await engine.prepare(lambda _: None)
-    await previews.start()
-    reconciling = asyncio.create_task(Reconciler(application).run())
-    app = create_app(application, metrics_token=METRICS_TOKEN)
-    try:
-        async with listening(app) as url:
-            service = Service(
-                application=application,
-                engine=engine,
-                previews=previews,
-                bundles=bundles,
-                installer=installer,
-                store=own,
-                app=app,
-                url=url,
-                write=await _token(application, "acme", [Scope.WRITE]),
-                read=await _token(application, "acme", [Scope.READ]),
-                other=await _token(application, "other", [Scope.WRITE]),
-            )
-            try:
-                yield service
-            finally:
-                await service.close()
-    finally:
-        reconciling.cancel()
-        await asyncio.gather(reconciling, return_exceptions=True)
-        if store is None:
-            await own.close()
+async def running_service(**limits: Any) -> AsyncIterator[Service]:
+    """The service until the block ends, with its reconciler at work."""
+    async with memory_store() as store:
+        service = await _make(store, Limits(**limits))
+        await service.engine.prepare(lambda _: None)
+        await service.previews.start()
+        creations = service.app.state.creations
+        reconciling = asyncio.create_task(Reconciler(service.application).run())
+        try:
+            yield service
+        finally:
+            await service.close()
+            await creations.close()
+            reconciling.cancel()
+            await asyncio.gather(reconciling, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -144,6 +116,35 @@ async def listening(app: FastAPI) -> AsyncIterator[str]:
         finally:
             server.should_exit = True
             await serving
+
+
+async def _make(store: SqlStore, limits: Limits) -> Service:
+    engine, previews, bundles, installer = FakeEngine(), FakePreviews(), FakeBundles(), FakeInstaller()
+    application = Application(
+        store=store,
+        engine=engine,
+        previews=previews,
+        bundles=bundles,
+        installer=installer,
+        signals=LocalSignals(),
+        clock=SystemClock(),
+        limits=limits,
+        prices=Prices(),
+        preview_domain=PreviewDomain("http", "localhost", 8080),
+        instance="test",
+    )
+    return Service(
+        application=application,
+        engine=engine,
+        previews=previews,
+        bundles=bundles,
+        installer=installer,
+        store=store,
+        app=create_app(application, metrics_token=METRICS_TOKEN),
+        write=await _token(application, "acme", [Scope.WRITE]),
+        read=await _token(application, "acme", [Scope.READ]),
+        other=await _token(application, "other", [Scope.WRITE]),
+    )
 
 
 def _rows(store: SqlStore) -> dict[str, int]:

@@ -12,7 +12,7 @@ import click
 import httpx
 import pytest
 from click.testing import CliRunner, Result
-from tests.service import Service, running_service
+from tests.service import listening, running_service
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "deploy.py"
 
@@ -100,24 +100,24 @@ def test_the_example_app_is_small_enough_to_send(example: ModuleType) -> None:
     assert len(json.dumps(files)) < 10_000
 
 
-async def run(example: ModuleType, service: Service, *words: str) -> Result:
+async def run(example: ModuleType, url: str, token: str, *words: str) -> Result:
     arguments = [str(EXAMPLE.parent / "my-api"), "--name", "my-api", "--entrypoint", "python3 main.py", *words]
-    options = ["--api", service.url, "--token", service.write]
+    options = ["--api", url, "--token", token]
     return await asyncio.to_thread(CliRunner().invoke, example.deploy, [*arguments, *options])
 
 
 async def test_the_service_takes_what_the_example_sends(example: ModuleType) -> None:
-    async with running_service() as service:
-        first = await run(example, service, "--env", "MY_FLAG=1")
+    async with running_service() as service, listening(service.app) as url:
+        first = await run(example, url, service.write, "--env", "MY_FLAG=1")
         assert first.exit_code == 0, first.output
         assert first.stdout.startswith("http://my-api-")
         assert "install" in first.stderr
         assert "start" in first.stderr
 
-        again = await run(example, service)
+        again = await run(example, url, service.write)
         assert again.exit_code == 1
         assert "name_taken" in again.output
 
-        replaced = await run(example, service, "--replace")
+        replaced = await run(example, url, service.write, "--replace")
         assert replaced.exit_code == 0, replaced.output
         assert "deleting the earlier my-api" in replaced.stderr

@@ -24,6 +24,11 @@ HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 65_536
 MAX_CONNECTIONS = 4_000
 KEEP_ALIVE_SECONDS = 30
+#: How long, and how much, a client that was answered early may go on sending, so that it comes to read the answer.
+LINGER_SECONDS = 30.0
+MAX_LINGER_BYTES = 64_000_000
+#: A client that takes in nothing of what is sent to it is gone after this.
+UNREAD_SECONDS = 120
 #: How long calls that wait for an outcome may go on after SIGTERM, before they are cut off.
 GRACE_SECONDS = 5
 
@@ -56,17 +61,16 @@ class LimitedProtocol(HttpToolsProtocol):
         #: From the end of one request to the end of the next one's head.
         self._in_head = True
         self._head_bytes = 0
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._left = MAX_LINGER_BYTES
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # Without it the second piece of every answer waits 40 ms for the client's delayed ACK. asyncio sets it
-        # by itself only for sockets that were made with their protocol's number.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _tune(transport.get_extra_info("socket"))
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(NoCapacity("Too many connections are open: try again later.", retry_after=1))
         else:
-            self._arm()
+            self._arm(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -75,7 +79,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._in_head:
             self._head_bytes += len(data)
-            self._arm()
+            self._arm(HEAD_SECONDS)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(TooLarge(f"The head of the request is too large: at most {MAX_HEAD_BYTES} bytes are taken."))
@@ -85,26 +89,45 @@ class LimitedProtocol(HttpToolsProtocol):
         self._disarm()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.cycle.response_complete:
+            self._left -= len(body)
+            if self._left < 0:
+                self.transport.close()
+
     def on_message_complete(self) -> None:
         self._in_head = True
         self._head_bytes = 0
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.more_body:
+            self._left = MAX_LINGER_BYTES
+            self._arm(LINGER_SECONDS)
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequest("This is not an HTTP/1.1 request."))
 
-    def _arm(self) -> None:
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_late)
+    def _unsupported_upgrade_warning(self) -> None:
+        """Offers of another protocol are passed over, as HTTP allows (RFC 9110, 7.8), and are no news."""
+
+    def _arm(self, seconds: float) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(seconds, self._too_late)
 
     def _disarm(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _too_late(self) -> None:
-        self._head_timer = None
-        self._refuse(BadRequest(f"The head of the request did not arrive within {HEAD_SECONDS:g} seconds."))
+        self._timer = None
+        if self._in_head and self._head_bytes:
+            self._refuse(BadRequest(f"The head of the request did not arrive within {HEAD_SECONDS:g} seconds."))
+        else:
+            self.transport.close()
 
     def _refuse(self, error: BuilderdError) -> None:
         """Say why and hang up; only hang up where an answer is under way already."""
@@ -113,6 +136,13 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             self.transport.write(_whole(error))
         self.transport.close()
+
+
+def _tune(connection: socket.socket) -> None:
+    # Without this the second piece of every answer waits 40 ms for the client's delayed ACK. asyncio sets it by
+    # itself only for sockets that were made with their protocol's number.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
 
 
 def _whole(error: BuilderdError) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     GetJsonSchemaHandler,
+    PrivateAttr,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
@@ -29,9 +29,6 @@ PATH_SCHEMA = {
     "pattern": r"^(?!\.{1,2}(/|$))[^/\u0000]+(/(?!\.{1,2}(/|$))[^/\u0000]+)*$",
 }
 
-#: Tools that write base64 break its lines.
-LINE_BREAKS = str.maketrans("", "", "\r\n")
-
 
 class Encoding(StrEnum):
     UTF_8 = "utf-8"
@@ -45,24 +42,31 @@ class FileContent(Shape):
     encoding: Encoding = Field(default=Encoding.UTF_8, strict=False)
     executable: bool = False
 
+    _data: bytes = PrivateAttr(default=b"")
+
     @model_validator(mode="after")
-    def _decodes(self) -> FileContent:
+    def _decode(self) -> FileContent:
         return with_faults(self._content_faults(), lambda: self)
 
     @property
     def data(self) -> bytes:
         """The bytes of the file."""
-        if self.encoding is Encoding.UTF_8:
-            return self.content.encode()
-        return base64.b64decode(self.content.translate(LINE_BREAKS), validate=True)
+        return self._data
 
     def _content_faults(self) -> Iterator[Fault]:
         try:
-            _ = self.data
-        except binascii.Error:
-            yield ("content",), "is not valid base64 (the standard alphabet, with its = at the end)"
+            self._data = _decoded(self.content, self.encoding)
         except UnicodeEncodeError:
             yield ("content",), "must be valid Unicode text; send anything else as base64"
+        except ValueError:
+            yield ("content",), "is not valid base64 (the standard alphabet, with its = at the end)"
+
+
+def _decoded(content: str, encoding: Encoding) -> bytes:
+    if encoding is Encoding.UTF_8:
+        return content.encode()
+    # Tools that write base64 break its lines.
+    return base64.b64decode(content.replace("\n", "").replace("\r", ""), validate=True)
 
 
 def _file(value: Any) -> Any:

@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 #: A request may be wrong in as many places as it has parts; no more of them are told than a person reads.
 MAX_FAULTS = 100
-MAX_PATH_CHARACTERS = 300
+#: The longest path of a file that is taken, and its field around it.
+MAX_PATH_CHARACTERS = 1100
 #: Names longer than this are compared with nothing: closeness costs the square of the length.
 MAX_COMPARED = 64
 

@@ -1,0 +1,97 @@
+"""Who may call: tokens, and what is told to whoever has none."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import httpx
+import pytest
+from tests.service import MINIMAL, Service
+
+from builderd.domain.ids import secret_hash
+from builderd.domain.tokens import Scope
+from builderd.services import tokens
+
+BUILDERS = "/api/v1/builders"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Basic dXNlcjpwYXNz",
+        "Bearer bd_unknown",
+        "bd_unknown",
+        "Bearer \xff\xfe",
+        "Bearer " + "x" * 10_000,
+        "Bearer ' OR 1=1 --",
+    ],
+)
+async def test_without_a_valid_token_nothing_is_answered(service: Service, header: str | None) -> None:
+    client = service.client(None)
+    headers = [] if header is None else [(b"Authorization", header.encode("latin-1"))]
+    before = await service.kept()
+    for call in (
+        client.get(BUILDERS, headers=headers),
+        client.post(BUILDERS, json=MINIMAL, headers=headers),
+        client.post(BUILDERS, content=b"no JSON", headers=headers),
+        client.delete(f"{BUILDERS}/x", headers=headers),
+    ):
+        response = await call
+        assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
+        assert response.headers["www-authenticate"].startswith("Bearer")
+    assert await service.kept() == before
+
+
+async def test_the_scheme_is_in_any_case_of_letters(service: Service) -> None:
+    response = await service.client(None).get(BUILDERS, headers={"Authorization": f"bearer {service.write}"})
+    assert response.status_code == 200
+
+
+async def test_a_token_ends_when_it_expires_or_is_revoked(service: Service) -> None:
+    application, now = service.application, service.application.clock.now()
+    token, secret = await application.store.write(
+        lambda uow: tokens.create(
+            uow, "acme", "brief", now, scopes=[Scope.READ], expires_at=now + timedelta(milliseconds=1)
+        )
+    )
+    assert (await service.client(secret).get(BUILDERS)).status_code == 401
+    token, secret = await application.store.write(
+        lambda uow: tokens.create(uow, "acme", "revoked", now, scopes=[Scope.READ])
+    )
+    client = service.client(secret)
+    assert (await client.get(BUILDERS)).status_code == 200
+    await application.store.write(lambda uow: uow.tokens.revoke(token.id, now))
+    assert (await client.get(BUILDERS)).status_code == 401
+
+
+async def test_a_tokens_last_use_is_written_down(service: Service) -> None:
+    await service.client(service.read).get(BUILDERS)
+    used = await service.application.store.read(lambda uow: uow.tokens.by_secret_hash(secret_hash(service.read)))
+    assert used is not None
+    assert used.last_used_at is not None
+
+
+async def test_a_token_without_the_scope_to_read_reads_nothing(service: Service) -> None:
+    response = await service.client(await service.token("acme", Scope.SKIP_GATES)).get(BUILDERS)
+    assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+
+
+async def test_the_token_comes_before_the_body(service: Service) -> None:
+    """Whoever may not write is told so, and what they sent is not even read."""
+    client = service.client(service.read)
+
+    async def body() -> object:
+        pytest.fail("the body was read")
+        yield b""
+
+    response = await client.post(BUILDERS, content=body(), headers={"Content-Type": "application/json"})  # type: ignore[arg-type]
+    assert response.status_code == 403
+
+
+async def test_admin_may_do_all(service: Service) -> None:
+    client: httpx.AsyncClient = service.client(await service.token("acme", Scope.ADMIN))
+    assert (await client.post(BUILDERS, json={**MINIMAL, "skip_qa": True})).status_code == 201

@@ -1,0 +1,72 @@
+"""Whatever goes wrong is told in the envelope."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from tests.service import Service
+
+from builderd.domain import errors
+from builderd.domain.errors import BuilderdError
+from builderd.doors.http import problems
+from builderd.doors.http.answers import STATUS, failure
+
+
+def codes(error: type[BuilderdError]) -> set[str]:
+    return {error.code}.union(*(codes(child) for child in error.__subclasses__()))
+
+
+def test_every_coded_error_has_a_status() -> None:
+    assert codes(BuilderdError) <= set(STATUS)
+
+
+def test_an_error_says_when_to_come_back() -> None:
+    answer = failure(errors.NoCapacity("Full.", retry_after=7))
+    assert (answer.status, answer.headers) == (503, {"Retry-After": "7"})
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nope", "/api/v1", "/api/v1/", "/api/v1/builders/", "//api/v1/builders", "/%00"]
+)
+async def test_an_unknown_call_is_404(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path)
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("PUT", "/api/v1/builders", "GET, POST"),
+        ("OPTIONS", "/api/v1/builders", "GET, POST"),
+        ("PATCH", "/api/v1/builders/x", "DELETE, GET"),
+        ("POST", "/api/v1/builders/spending", "GET"),
+        ("GET", "/api/v1/builders/x/start", "POST"),
+        ("POST", "/healthz", "GET"),
+        ("POST", "/api/v1/healthz", "GET"),
+        ("BREW", "/api/v1/builders", "GET, POST"),
+    ],
+)
+async def test_another_method_is_405_with_those_that_there_are(
+    client: httpx.AsyncClient, method: str, path: str, allow: str
+) -> None:
+    response = await client.request(method, path)
+    assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
+    assert response.headers["allow"] == allow
+
+
+async def test_what_nobody_foresaw_is_500_and_tells_nothing_of_the_inside(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a secret of the inside")
+
+    monkeypatch.setattr(type(service.store), "read", broken)
+    response = await client.get("/api/v1/builders")
+    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+    assert response.headers["x-request-id"] in response.json()["message"]
+    assert "secret" not in response.text
+    assert "a secret of the inside" in caplog.text
+
+
+def test_method_not_allowed_is_known_to_the_table() -> None:
+    assert STATUS[problems.MethodNotAllowed.code] == 405

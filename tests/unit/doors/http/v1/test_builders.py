@@ -1,0 +1,183 @@
+"""List, look, start, stop, restart, delete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from tests.service import MINIMAL, Service
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.domain.ids import new_id
+
+BUILDERS = "/api/v1/builders"
+
+
+async def create(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    data: dict[str, Any] = (await client.post(BUILDERS, json={**MINIMAL, **fields})).json()["data"]
+    return data
+
+
+async def test_a_list_is_paged_and_tells_its_length(client: httpx.AsyncClient) -> None:
+    for name in ("a", "b", "c"):
+        await create(client, name=name)
+    body = (await client.get(BUILDERS, params={"per_page": 2, "page": 2, "sort": "created_at"})).json()
+    assert body["meta"] == {"page": 2, "per_page": 2, "total": 3}
+    assert [one["name"] for one in body["data"]] == ["c"]
+    newest_first = (await client.get(BUILDERS)).json()["data"]
+    assert [one["name"] for one in newest_first] == ["c", "b", "a"]
+
+
+async def test_a_list_is_filtered(client: httpx.AsyncClient, service: Service) -> None:
+    service.engine.behave("job", Behaviour(listens_at=None))
+    await create(client, name="a")
+    await create(client, name="b", job_type="one_time", entrypoint="job")
+    for query, names in (
+        ({"name": "a"}, ["a"]),
+        ({"job_type": "one_time"}, ["b"]),
+        ({"status": "running"}, ["b", "a"]),
+        ({"status": "stopped"}, []),
+        ({"sort": "name"}, ["a", "b"]),
+    ):
+        data = (await client.get(BUILDERS, params=query)).json()["data"]
+        assert [one["name"] for one in data] == names, query
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("page=0", "page"),
+        ("page=x", "page"),
+        ("page=1.5", "page"),
+        ("page=99999999999999999999", "page"),
+        ("per_page=0", "per_page"),
+        ("per_page=101", "per_page"),
+        ("status=gone", "status"),
+        ("job_type=x", "job_type"),
+        ("sort=cost", "sort"),
+        ("name=A", "name"),
+        ("name=%00", "name"),
+        ("staus=running", "staus"),
+    ],
+)
+async def test_a_hostile_or_misspelt_query_is_refused(client: httpx.AsyncClient, query: str, field: str) -> None:
+    response = await client.get(f"{BUILDERS}?{query}")
+    assert (response.status_code, response.json()["code"]) == (422, "validation_error")
+    assert list(response.json()["errors"]) == [field]
+
+
+async def test_a_token_that_only_reads_sees_the_end_of_the_service_token(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    created = await create(client)
+    reader = service.client(service.read)
+    for body in (
+        (await reader.get(f"{BUILDERS}/{created['uuid']}")).json()["data"],
+        (await reader.get(BUILDERS)).json()["data"][0],
+    ):
+        assert body["service_token"] == f"…{created['service_token'][-4:]}"
+
+
+async def test_a_token_that_only_reads_changes_nothing(client: httpx.AsyncClient, service: Service) -> None:
+    uuid = (await create(client))["uuid"]
+    reader, before = service.client(service.read), await service.kept()
+    calls = [
+        await reader.post(BUILDERS, json={**MINIMAL, "name": "b"}),
+        *[await reader.post(f"{BUILDERS}/{uuid}/{verb}") for verb in ("start", "stop", "restart")],
+        await reader.post(f"{BUILDERS}/{uuid}/exec", json={"command": "ls"}),
+        await reader.delete(f"{BUILDERS}/{uuid}"),
+    ]
+    assert {(call.status_code, call.json()["code"]) for call in calls} == {(403, "forbidden")}
+    assert await service.kept() == before
+
+
+async def test_another_tenants_builder_is_as_unknown_as_one_that_is_not(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    uuid = (await create(client))["uuid"]
+    other, before = service.client(service.other), await service.kept()
+
+    async def answers(uuid: str) -> list[tuple[int, Any]]:
+        calls = [
+            await other.get(f"{BUILDERS}/{uuid}"),
+            await other.get(f"{BUILDERS}/{uuid}/logs"),
+            await other.get(f"{BUILDERS}/{uuid}/logs?follow=true"),
+            *[await other.post(f"{BUILDERS}/{uuid}/{verb}") for verb in ("start", "stop", "restart")],
+            await other.post(f"{BUILDERS}/{uuid}/exec", json={"command": "ls"}),
+            await other.delete(f"{BUILDERS}/{uuid}"),
+        ]
+        return [(call.status_code, call.json()) for call in calls]
+
+    foreign = await answers(uuid)
+    assert {status for status, _ in foreign} == {404}
+    assert foreign == await answers(new_id()) == await answers("no-uuid-at-all")
+    assert (await other.get(BUILDERS)).json()["meta"]["total"] == 0
+    assert await service.kept() == before
+
+
+async def test_a_uuid_may_be_in_capital_letters(client: httpx.AsyncClient) -> None:
+    uuid = (await create(client))["uuid"]
+    assert (await client.get(f"{BUILDERS}/{uuid.upper()}")).json()["data"]["uuid"] == uuid
+
+
+async def test_stop_and_start_come_to_their_end_and_are_idempotent(client: httpx.AsyncClient) -> None:
+    uuid = (await create(client))["uuid"]
+    for verb, status in (("start", "running"), ("stop", "stopped"), ("stop", "stopped"), ("start", "running")):
+        response = await client.post(f"{BUILDERS}/{uuid}/{verb}")
+        assert (response.status_code, response.json()["data"]["status"]) == (200, status)
+
+
+async def test_a_restart_is_a_new_sandbox(client: httpx.AsyncClient, service: Service) -> None:
+    uuid = (await create(client))["uuid"]
+    first = set(service.engine.sandboxes)
+    response = await client.post(f"{BUILDERS}/{uuid}/restart")
+    assert (response.status_code, response.json()["data"]["status"]) == (200, "running")
+    assert first.isdisjoint(service.engine.sandboxes)
+
+
+async def test_a_start_that_fails_is_422_and_a_stop_after_it_is_not(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    service.engine.behave(MINIMAL["entrypoint"], Behaviour(), Behaviour(listens_at=None, exits_at=1))
+    uuid = (await create(client))["uuid"]
+    await client.post(f"{BUILDERS}/{uuid}/stop")
+    started = await client.post(f"{BUILDERS}/{uuid}/start")
+    assert (started.status_code, started.json()["code"]) == (422, "start_failed")
+    assert started.json()["data"] == {"uuid": uuid}
+    stopped = await client.post(f"{BUILDERS}/{uuid}/stop")
+    assert (stopped.status_code, stopped.json()["data"]["status"]) == (200, "failed")
+
+
+@pytest.mark.parametrize("verb", ["start", "restart", "stop"])
+async def test_a_change_may_be_answered_at_once(client: httpx.AsyncClient, verb: str) -> None:
+    uuid = (await create(client))["uuid"]
+    response = await client.post(f"{BUILDERS}/{uuid}/{verb}", headers={"Prefer": "respond-async"})
+    assert response.status_code == 202
+    assert response.headers["location"] == f"{BUILDERS}/{uuid}"
+
+
+async def test_a_deleted_builder_is_gone_and_its_name_is_free(client: httpx.AsyncClient, service: Service) -> None:
+    uuid = (await create(client))["uuid"]
+    response = await client.delete(f"{BUILDERS}/{uuid}")
+    assert (response.status_code, response.json()["data"]["status"]) == (200, "deleted")
+    for call in (client.get(f"{BUILDERS}/{uuid}"), client.delete(f"{BUILDERS}/{uuid}")):
+        assert (await call).status_code == 404
+    assert (await client.get(BUILDERS)).json()["data"] == []
+    left = await service.kept()
+    assert {name: count for name, count in left.items() if name.startswith("world_")} == {
+        "world_bundles": 0,
+        "world_sandboxes": 0,
+        "world_disks": 0,
+        "world_routes": 0,
+    }
+    assert (await client.post(BUILDERS, json=MINIMAL)).status_code == 201
+
+
+async def test_a_builder_may_be_deleted_while_it_is_created(client: httpx.AsyncClient, service: Service) -> None:
+    service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=None))
+    created = await client.post(BUILDERS, json=MINIMAL, headers={"Prefer": "respond-async"})
+    uuid = created.json()["data"]["uuid"]
+    restarted = await client.post(f"{BUILDERS}/{uuid}/restart")
+    assert (restarted.status_code, restarted.json()["code"]) == (409, "invalid_state")
+    assert (await client.delete(f"{BUILDERS}/{uuid}")).status_code == 200

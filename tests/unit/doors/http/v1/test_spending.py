@@ -1,0 +1,50 @@
+"""What all builders cost."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from tests.service import MINIMAL, Service
+
+SPENDING = "/api/v1/builders/spending"
+
+
+async def test_deleted_builders_still_count(client: httpx.AsyncClient) -> None:
+    uuid = (await client.post("/api/v1/builders", json=MINIMAL)).json()["data"]["uuid"]
+    await client.delete(f"/api/v1/builders/{uuid}")
+    await client.post("/api/v1/builders", json={**MINIMAL, "resources": {"cpu": 2}})
+    data = (await client.get(SPENDING)).json()["data"]
+    assert (data["currency"], data["vm_count"], data["total_cost"]) == ("EUR", 2, 0.0)
+    assert [one["hourly_rate"] for one in data["deployments"]] == [0.1965, 0.3165]
+    assert data["deployments"][0] | {"runtime_hours": 0} == {
+        "uuid": uuid,
+        "name": "my-api",
+        "hourly_rate": 0.1965,
+        "runtime_hours": 0,
+        "cost": 0.0,
+    }
+
+
+async def test_another_tenants_spending_is_not_told(client: httpx.AsyncClient, service: Service) -> None:
+    await client.post("/api/v1/builders", json=MINIMAL)
+    assert (await service.client(service.other).get(SPENDING)).json()["data"]["deployments"] == []
+
+
+async def test_a_span_may_be_asked_for(client: httpx.AsyncClient) -> None:
+    query = {"from": "2026-01-01T00:00:00Z", "to": "2026-02-01T00:00:00+01:00"}
+    assert (await client.get(SPENDING, params=query)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("from=x", "from"),
+        ("to=2026-01-01", "to"),
+        ("since=2026-01-01T00:00:00Z", "since"),
+        ("from=2026-01-01T00:00:00Z&to=2026-01-01T00:00:00Z", "to"),
+        ("from=9999-12-31T23:59:59-14:00", "from"),
+    ],
+)
+async def test_a_hostile_span_is_refused(client: httpx.AsyncClient, query: str, field: str) -> None:
+    response = await client.get(f"{SPENDING}?{query}")
+    assert (response.status_code, list(response.json()["errors"])) == (422, [field])

@@ -1,0 +1,175 @@
+"""What services on one host must not share: each gets a subnet and blocks of uids of its own.
+
+Kept for the whole host in one file under a lock. A service that is gone, with its data directory and its bridge,
+gives back what it had.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from builderd.domain.errors import NoCapacity
+
+HOST_DIR = Path("/var/lib/builderd-host")
+
+#: Uids of sandboxes: above what systemd and shadow-utils hand out by default, below 2^31, which not all programs take.
+UID_BASE = 0x6000_0000
+IDS = 65536
+SLOTS_PER_BLOCK = 256
+BLOCKS = 31
+
+#: 2,048 addresses, of which sandboxes with a way out take the lower half and those without one the upper half.
+PREFIX = 21
+#: Searched in this order for a subnet that nothing on the host leads to.
+_GROUNDS = tuple(IPv4Network(n) for n in ("10.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15"))
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """``id``: 8 hex characters. ``blocks`` number ranges of 256 · 65,536 uids each."""
+
+    id: str
+    data_dir: str
+    subnet: str
+    blocks: tuple[int, ...] = ()
+
+    @property
+    def network(self) -> IPv4Network:
+        return IPv4Network(self.subnet)
+
+
+def bridge_name(instance: str) -> str:
+    """At most 15 characters, as all names of links."""
+    return f"bd-{instance[:6]}"
+
+
+class Allocations:
+    """The file of all allocations of the host."""
+
+    def __init__(self, host_dir: Path = HOST_DIR) -> None:
+        self._dir = host_dir
+        self._file = host_dir / "allocations.json"
+
+    def claim(self, data_dir: Path, routes: Iterable[IPv4Network]) -> Allocation:
+        """The allocation of this data directory, made on its first use. ``routes`` are those of the host."""
+        with self._locked() as known:
+            mine = _remembered(data_dir)
+            others = [one for one in known if one.id != mine.id]
+            mine = next((one for one in known if one.id == mine.id), mine)
+            taken = [*(one.network for one in others), *_foreign(routes, mine)]
+            if not mine.subnet or any(mine.network.overlaps(network) for network in taken):
+                mine = replace(mine, subnet=str(free_subnet(mine.id, taken)))
+            if not mine.blocks:
+                mine = replace(mine, blocks=(_free_block(known),))
+            mine = replace(mine, data_dir=str(data_dir))
+            self._write([*others, mine])
+        _remember(data_dir, mine)
+        return mine
+
+    def grow(self, mine: Allocation) -> Allocation:
+        """One block more. Raises ``NoCapacity`` when the host has none left."""
+        with self._locked() as known:
+            grown = replace(mine, blocks=(*mine.blocks, _free_block(known)))
+            self._write([*(one for one in known if one.id != mine.id), grown])
+        return grown
+
+    def release(self, instance: str) -> None:
+        """Give everything back. Idempotent; the data directory remembers the subnet for the next time."""
+        with self._locked() as known:
+            self._write([one for one in known if one.id != instance])
+
+    @contextmanager
+    def _locked(self) -> Iterator[list[Allocation]]:
+        self._dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = os.open(self._dir / "allocations.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield [one for one in self._read() if _is_live(one)]
+        finally:
+            os.close(lock)
+
+    def _read(self) -> list[Allocation]:
+        try:
+            entries = json.loads(self._file.read_text())
+        except FileNotFoundError:
+            return []
+        return [Allocation(e["id"], e["data_dir"], e["subnet"], tuple(e["blocks"])) for e in entries]
+
+    def _write(self, allocations: Sequence[Allocation]) -> None:
+        write_json(self._file, [asdict(one) for one in allocations])
+
+
+def known_instance(data_dir: Path) -> Allocation | None:
+    """What this data directory remembers, None before its first use."""
+    try:
+        memory = json.loads((data_dir / "instance.json").read_text())
+    except FileNotFoundError:
+        return None
+    return Allocation(memory["id"], str(data_dir), memory["subnet"])
+
+
+def _remembered(data_dir: Path) -> Allocation:
+    return known_instance(data_dir) or Allocation(secrets.token_hex(4), str(data_dir), "")
+
+
+def _remember(data_dir: Path, mine: Allocation) -> None:
+    write_json(data_dir / "instance.json", {"id": mine.id, "subnet": mine.subnet})
+
+
+def _is_live(one: Allocation) -> bool:
+    """Whether its data directory still knows it, or its network is still there."""
+    memory = known_instance(Path(one.data_dir))
+    return bool(memory and memory.id == one.id) or Path("/sys/class/net", bridge_name(one.id)).exists()
+
+
+def _foreign(routes: Iterable[IPv4Network], mine: Allocation) -> list[IPv4Network]:
+    """The host's routes but the default one and our own."""
+    return [route for route in routes if route.prefixlen and str(route) != mine.subnet]
+
+
+def free_subnet(instance: str, taken: Sequence[IPv4Network]) -> IPv4Network:
+    """A subnet that overlaps nothing taken; where to begin is drawn from the instance, so that services differ."""
+    for ground in _GROUNDS:
+        count = 1 << (PREFIX - ground.prefixlen)
+        first = int(instance, 16) % count
+        for offset in range(count):
+            base = int(ground.network_address) + ((first + offset) % count << (32 - PREFIX))
+            subnet = IPv4Network((base, PREFIX))
+            if not any(subnet.overlaps(network) for network in taken):
+                return subnet
+    raise NoCapacity("Every private network is routed somewhere on this host: no subnet is left for sandboxes.")
+
+
+def _free_block(known: Iterable[Allocation]) -> int:
+    used = {block for one in known for block in one.blocks}
+    for block in range(BLOCKS):
+        if block not in used:
+            return block
+    raise NoCapacity("All uids for sandboxes on this host are taken by other services: run 'builderd down' on one.")
+
+
+def parse_routes(text: str) -> list[IPv4Network]:
+    """The IPv4 destinations in the text of ``/proc/net/route``."""
+    routes = []
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        address, mask = (int.from_bytes(bytes.fromhex(fields[i]), "little") for i in (1, 7))
+        routes.append(IPv4Network((address, mask.bit_count())))
+    return routes
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace the file at once, readable by its owner only."""
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(value, file)
+    unfinished.rename(path)

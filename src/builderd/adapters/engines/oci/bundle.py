@@ -1,0 +1,132 @@
+"""The OCI bundle of a sandbox: its ``config.json``. Pure.
+
+Format: github.com/opencontainers/runtime-spec, version 1.0.2. One writer for crun, runc and runsc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Ids of a sandbox's own user namespace.
+IDS = 65536
+CPU_PERIOD = 100_000
+#: Killed before anything of the host's own when the whole machine runs out of memory.
+_OOM_SCORE = 500
+
+#: A sandbox's standard streams belong to the shim, so that it needs no terminal and gets none.
+_MOUNTS = (
+    {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+    {
+        "destination": "/dev",
+        "type": "tmpfs",
+        "source": "tmpfs",
+        "options": ["nosuid", "noexec", "strictatime", "mode=755", "size=64k"],
+    },
+    {
+        "destination": "/dev/pts",
+        "type": "devpts",
+        "source": "devpts",
+        "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+    },
+)
+_MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/scsi",
+    "/proc/timer_list",
+)
+_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What runs, in what, and within which limits.
+
+    ``uid`` is the host's id for the sandbox's 0, ``user`` the id inside under which the program runs.
+    ``memory_bytes`` limits memory and swap together, ``cpu`` is in vCPU. ``network`` is the path of a network
+    namespace. ``open_files`` may not be above the service's own hard limit. ``tmpfs`` maps a path inside to the
+    size in bytes of what is mounted there.
+    """
+
+    root: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str
+    hostname: str
+    uid: int
+    user: int
+    cgroup: str
+    cpu: float
+    memory_bytes: int
+    pids: int
+    network: str
+    seccomp: Mapping[str, Any]
+    open_files: int
+    read_only: bool = False
+    tmpfs: Mapping[str, int] = field(default_factory=dict)
+
+
+def make_config(container: Container) -> dict[str, Any]:
+    """The ``config.json``."""
+    return {
+        "ociVersion": "1.0.2",
+        "process": make_process(container.argv, container.env, container.cwd, container.user, container.open_files),
+        "root": {"path": container.root, "readonly": container.read_only},
+        "hostname": container.hostname,
+        "mounts": [*_MOUNTS, *(_tmpfs(path, size) for path, size in container.tmpfs.items())],
+        "linux": _linux(container),
+    }
+
+
+def make_process(argv: Sequence[str], env: Mapping[str, str], cwd: str, user: int, open_files: int) -> dict[str, Any]:
+    """The ``process``: without any capability, and with no way to gain one."""
+    return {
+        "terminal": False,
+        "user": {"uid": user, "gid": user},
+        "args": list(argv),
+        "env": [f"{name}={value}" for name, value in env.items()],
+        "cwd": cwd,
+        "capabilities": {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
+        "noNewPrivileges": True,
+        "oomScoreAdj": _OOM_SCORE,
+        "rlimits": [
+            {"type": "RLIMIT_NOFILE", "hard": open_files, "soft": open_files},
+            {"type": "RLIMIT_CORE", "hard": 0, "soft": 0},
+        ],
+    }
+
+
+def _tmpfs(path: str, size: int) -> dict[str, Any]:
+    options = ["nosuid", "nodev", "mode=1777", f"size={size}"]
+    return {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": options}
+
+
+def _linux(container: Container) -> dict[str, Any]:
+    ids = [{"containerID": 0, "hostID": container.uid, "size": IDS}]
+    own = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "user")]
+    return {
+        "namespaces": [*own, {"type": "network", "path": container.network}],
+        "uidMappings": ids,
+        "gidMappings": ids,
+        "cgroupsPath": container.cgroup,
+        "resources": _resources(container),
+        "seccomp": dict(container.seccomp),
+        "maskedPaths": list(_MASKED),
+        "readonlyPaths": list(_READ_ONLY),
+    }
+
+
+def _resources(container: Container) -> dict[str, Any]:
+    memory = container.memory_bytes
+    return {
+        "devices": [{"allow": False, "access": "rwm"}],
+        "cpu": {"quota": int(container.cpu * CPU_PERIOD), "period": CPU_PERIOD, "shares": int(container.cpu * 1024)},
+        "memory": {"limit": memory, "swap": memory},
+        "pids": {"limit": container.pids},
+    }

@@ -1,0 +1,175 @@
+"""Control groups, version 1 and 2: where a sandbox's processes are counted, limited and killed.
+
+A sandbox's group is ``/builderd-<instance>/<name>``; crun and runc make it. The shim's own group beside it is ours: a
+shim copies what the app logs and would take as much of the machine as it is given to copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+_CONTROLLERS = ("cpu", "memory", "pids")
+#: A fifth of one CPU for the copying of one log.
+_SHIM_QUOTA, _PERIOD = 20_000, 100_000
+_KILL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupUsage:
+    cpu_seconds: float
+    memory_bytes: int
+    processes: int
+
+
+class Cgroups:
+    """The groups of one service."""
+
+    def __init__(self, instance: str, root: Path = ROOT) -> None:
+        self.parent = f"/builderd-{instance}"
+        self._root = root
+        self.version = 2 if (root / "cgroup.controllers").exists() else 1
+
+    def path(self, name: str) -> str:
+        """As the OCI configuration names it."""
+        return f"{self.parent}/{name}"
+
+    def open(self) -> None:
+        """Make the service's own group, outside of any unit's, so that what is in there outlives the service."""
+        if self.version == 1:
+            return
+        wanted = " ".join(f"+{controller}" for controller in _CONTROLLERS)
+        (self._root / "cgroup.subtree_control").write_text(wanted)
+        parent = self._directory("cpu", "")
+        parent.mkdir(exist_ok=True)
+        (parent / "cgroup.subtree_control").write_text(wanted)
+
+    def close(self) -> None:
+        """Kill what is left in the service's groups and remove them. Idempotent."""
+        self.remove("")
+
+    def open_shim(self, name: str) -> str:
+        """Make the group of a sandbox's shim; answers with the file by which a process enters it."""
+        directory = self._directory("cpu", f"{name}.shim")
+        directory.mkdir(parents=True, exist_ok=True)
+        if self.version == 2:
+            (directory / "cpu.max").write_text(f"{_SHIM_QUOTA} {_PERIOD}")
+        else:
+            (directory / "cpu.cfs_period_us").write_text(str(_PERIOD))
+            (directory / "cpu.cfs_quota_us").write_text(str(_SHIM_QUOTA))
+        return str(directory / "cgroup.procs")
+
+    def enter_inner(self, name: str, inner: str, pid: int) -> None:
+        """Put a process into a group within its sandbox's, so that what it starts can be told from the rest."""
+        directory = self._directory("pids", f"{name}/{inner}")
+        directory.mkdir(exist_ok=True)
+        (directory / "cgroup.procs").write_text(str(pid))
+
+    def discard_inner(self, name: str, inner: str) -> None:
+        """Remove such a group, unless background processes are in it still: then it goes with the sandbox's."""
+        with contextlib.suppress(OSError):
+            self._directory("pids", f"{name}/{inner}").rmdir()
+
+    def usage(self, name: str) -> CgroupUsage | None:
+        """None when there is no such group."""
+        try:
+            return self._usage_v2(name) if self.version == 2 else self._usage_v1(name)
+        except FileNotFoundError:
+            return None
+
+    def _usage_v1(self, name: str) -> CgroupUsage:
+        cpu = int((self._directory("cpuacct", name) / "cpuacct.usage").read_text()) / 1e9
+        memory = self._directory("memory", name)
+        used = int((memory / "memory.usage_in_bytes").read_text())
+        idle = _counter(memory / "memory.stat", "total_inactive_file")
+        processes = int((self._directory("pids", name) / "pids.current").read_text())
+        return CgroupUsage(cpu, max(used - idle, 0), processes)
+
+    def _usage_v2(self, name: str) -> CgroupUsage:
+        directory = self._directory("cpu", name)
+        cpu = _counter(directory / "cpu.stat", "usage_usec") / 1e6
+        used = int((directory / "memory.current").read_text())
+        idle = _counter(directory / "memory.stat", "inactive_file")
+        return CgroupUsage(cpu, max(used - idle, 0), int((directory / "pids.current").read_text()))
+
+    def oom_kills(self, name: str) -> int:
+        """How many processes in there the kernel killed for memory; 0 when there is no such group."""
+        file = "memory.events" if self.version == 2 else "memory.oom_control"
+        try:
+            return _counter(self._directory("memory", name) / file, "oom_kill")
+        except FileNotFoundError:
+            return 0
+
+    def kill(self, name: str) -> None:
+        """Kill every process in the group and below it, also those that it makes meanwhile; returns when none is left.
+
+        Raises ``TimeoutError`` when one does not die (it waits for a device).
+        """
+        deadline = time.monotonic() + _KILL_SECONDS
+        directory = self._directory("pids", name)
+        while processes := _processes(directory):
+            if self.version == 2:
+                with contextlib.suppress(FileNotFoundError):
+                    (directory / "cgroup.kill").write_text("1")
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"processes {processes} do not die")
+            time.sleep(0.001)
+
+    def remove(self, name: str) -> None:
+        """Kill what is in the group and remove it from all hierarchies. Idempotent."""
+        self.kill(name)
+        for hierarchy in self._hierarchies():
+            _remove_tree(hierarchy / self.path(name).strip("/"))
+
+    def _hierarchies(self) -> list[Path]:
+        if self.version == 2:
+            return [self._root]
+        return [path for path in self._root.iterdir() if path.is_dir() and not path.is_symlink()]
+
+    def _directory(self, controller: str, name: str) -> Path:
+        base = self._root if self.version == 2 else self._root / controller
+        return base / self.path(name).strip("/")
+
+
+def _processes(directory: Path) -> list[int]:
+    found: list[int] = []
+    for folder, _, _ in os.walk(directory):
+        with contextlib.suppress(OSError):
+            found.extend(int(line) for line in Path(folder, "cgroup.procs").read_text().split())
+    return found
+
+
+def _remove_tree(directory: Path) -> None:
+    """Groups have no files to unlink: remove the folders, the innermost first."""
+    for folder, _, _ in os.walk(directory, topdown=False):
+        _remove_folder(folder)
+
+
+def _remove_folder(folder: str) -> None:
+    """The kernel may hold a group for a moment after its last process has ended."""
+    for _ in range(100):
+        try:
+            Path(folder).rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(0.002)
+        else:
+            return
+
+
+def _counter(file: Path, name: str) -> int:
+    """The number after a name in a flat keyed file."""
+    for line in file.read_text().splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0

@@ -1,0 +1,255 @@
+"""The engine for one machine: OCI runtimes under conmon, on a btrfs store. Implements ``ports.engine.Engine``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+
+from builderd.adapters.engines.oci.allocations import known_instance
+from builderd.adapters.engines.oci.apps import app_root, make_run
+from builderd.adapters.engines.oci.command import Runtime
+from builderd.adapters.engines.oci.execute import Execution
+from builderd.adapters.engines.oci.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.processes import boot_id
+from builderd.adapters.engines.oci.records import Record, is_name
+from builderd.adapters.engines.oci.reports import absent, make_report
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
+from builderd.domain.logs import LogLine
+from builderd.domain.sandboxes import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
+from builderd.domain.versions import Isolation
+from builderd.ports.engine import DiskReport, Progress, Readiness
+
+_DOWN_GRACE_SECONDS = 5.0
+_MISSING = {
+    Isolation.STANDARD: "Neither crun nor runc is installed on this machine: apt-get install crun.",
+    Isolation.STRONG: "Strong isolation needs gVisor, which is not installed on this machine: apt-get install runsc.",
+}
+
+
+class OciEngine:
+    def __init__(self, settings: OciSettings) -> None:
+        self._settings = settings
+        self._machine: Machine | None = None
+        self._readiness = Readiness(False, "waiting to be prepared")
+        self._preparing = asyncio.Lock()
+        self._starting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    # What the machine has
+
+    async def prepare(self, progress: Progress) -> None:
+        async with self._preparing:
+            if self._readiness.ready:
+                return
+            try:
+                self._machine = await self._prepare(progress)
+            except BuilderdError as error:
+                self._readiness = Readiness(False, error.message)
+                raise
+            self._readiness = Readiness(True, "ready")
+
+    async def _prepare(self, progress: Progress) -> Machine:
+        def tell(line: str) -> None:
+            self._readiness = Readiness(False, line)
+            progress(line)
+
+        machine = await asyncio.to_thread(Machine, self._settings)
+        await asyncio.to_thread(machine.open, tell)
+        await machine.runs.open()
+        return machine
+
+    def readiness(self) -> Readiness:
+        return self._readiness
+
+    def supports(self, isolation: Isolation) -> str | None:
+        return None if isolation.value in self._here.runtimes else _MISSING[isolation]
+
+    @property
+    def base_id(self) -> str:
+        assert self._here.base
+        return self._here.base.id
+
+    @property
+    def gateway(self) -> str:
+        return self._here.addresses.gateway
+
+    @property
+    def _here(self) -> Machine:
+        if self._machine is None:
+            raise EngineUnavailable(f"The engine is not ready: {self._readiness.message}.", retry_after=5)
+        return self._machine
+
+    # Layers
+
+    async def has_layer(self, key: str) -> bool:
+        return False
+
+    async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        raise EngineUnavailable("no layers yet")
+
+    async def polish_layer(self, key: str, step: BuildStep) -> BuildOutcome:
+        raise EngineUnavailable("no layers yet")
+
+    # Disks
+
+    async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
+        await asyncio.to_thread(self._here.disks.create, disk, size_bytes)
+
+    async def disk(self, disk: DiskId) -> DiskReport | None:
+        return self._here.disks.report(disk)
+
+    async def put_bundle(self, disk: DiskId, bundle: Bundle) -> None:
+        self._refuse_while_used(disk)
+        await asyncio.to_thread(self._here.disks.put_bundle, disk, bundle)
+
+    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+        await asyncio.to_thread(self._here.disks.clone, source, target, size_bytes)
+
+    async def delete_disk(self, disk: DiskId) -> None:
+        self._refuse_while_used(disk)
+        await asyncio.to_thread(self._here.disks.delete, disk)
+
+    def _refuse_while_used(self, disk: DiskId) -> None:
+        runs = self._here.runs
+        if any(record.disk == disk and runs.is_running(record) for record in runs.all()):
+            raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
+
+    # Sandboxes
+
+    async def start(self, spec: SandboxSpec) -> SandboxReport:
+        async with self._starting[spec.disk]:
+            report = await self.report(spec.id)
+            if report.state in (SandboxState.RUNNING, SandboxState.EXITED):
+                return report
+            if half_made := self._here.runs.find(spec.id):
+                await self._here.runs.remove(half_made)
+            return self._report(await self._start(spec))
+
+    async def _start(self, spec: SandboxSpec) -> Record:
+        here, runtime = self._here, self._runtime(spec.isolation)
+        self._refuse_while_used(spec.disk)
+        app = here.disks.app(spec.disk)
+        if spec.layer_key is not None:
+            raise NotFound(f"There is no layer {spec.layer_key}.")
+        root = app_root(here.lowers, here.disks.scratch(spec.disk), app)
+        log = here.logs.begin(spec.builder_id, spec.id)
+        url = f"http://{here.addresses.gateway}:{self._settings.inside_port}"
+        return await here.runs.start(make_run(spec, runtime, root, log, self._settings.log_limit, url))
+
+    def _runtime(self, isolation: Isolation) -> Runtime:
+        if lack := self.supports(isolation):
+            raise EngineUnavailable(lack)
+        return self._here.runtimes[isolation.value]
+
+    async def report(self, sandbox: SandboxId) -> SandboxReport:
+        record = self._find(sandbox)
+        return self._report(record) if record else absent(sandbox)
+
+    async def list_sandboxes(self) -> Sequence[SandboxReport]:
+        return [self._report(record) for record in self._here.runs.all() if not record.is_build]
+
+    def _find(self, sandbox: SandboxId) -> Record | None:
+        record = self._here.runs.find(sandbox)
+        return None if record is None or record.is_build else record
+
+    def _report(self, record: Record) -> SandboxReport:
+        runs = self._here.runs
+        return make_report(
+            record,
+            running=runs.is_running(record),
+            exit_=runs.records.exit(record.id),
+            oom=runs.records.saw_oom(record.id) or runs.cgroups.oom_kills(record.id) > 0,
+            boot=boot_id(),
+        )
+
+    def _running(self, sandbox: SandboxId) -> Record | None:
+        record = self._find(sandbox)
+        return record if record and self._here.runs.is_running(record) else None
+
+    async def listening(self, sandbox: SandboxId) -> Listening:
+        record = self._running(sandbox)
+        return Listening(await self._here.listeners.of(record) if record else frozenset())
+
+    async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
+        record = self._find(sandbox)
+        if record is None:
+            return absent(sandbox)
+        report = self._report(record)
+        match report.state:
+            case SandboxState.PARTIAL:
+                await self._here.runs.remove(record)
+                return absent(sandbox)
+            case SandboxState.RUNNING:
+                return self._report(await self._here.runs.stop(record, grace_seconds))
+        return report
+
+    async def remove(self, sandbox: SandboxId) -> None:
+        record = self._find(sandbox)
+        if record is None:
+            return
+        if self._here.runs.is_running(record):
+            raise InvalidState(f"The sandbox {sandbox} runs: stop it first.")
+        await self._here.runs.remove(record)
+
+    async def exits(self) -> AsyncIterator[SandboxId]:
+        async for name in self._here.runs.exits.subscribe():
+            if self._find(SandboxId(name)):
+                yield SandboxId(name)
+
+    async def execute(self, sandbox: SandboxId, command: str, timeout_seconds: float, limit_bytes: int) -> ExecResult:
+        record = self._running(sandbox)
+        if record is None:
+            raise InvalidState("The sandbox does not run.")
+        return await Execution(self._here.runs, record).run(command, timeout_seconds, limit_bytes)
+
+    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
+        record, here = self._running(sandbox), self._here
+        if record is None or (used := here.cgroups.usage(record.id)) is None:
+            return None
+        bytes_in, bytes_out = here.network.traffic(record.slot)
+        disk = await asyncio.to_thread(here.disks.usage, DiskId(record.disk))
+        return SandboxUsage(used.cpu_seconds, used.memory_bytes, disk, bytes_in, bytes_out, used.processes)
+
+    async def read_log(self, sandbox: SandboxId, cursor: str = "") -> tuple[Sequence[LogLine], str]:
+        if not is_name(sandbox):
+            return [], cursor
+        ended = self._running(sandbox) is None
+        return await asyncio.to_thread(self._here.logs.read, sandbox, cursor, ended)
+
+    async def delete_logs(self, builder: BuilderId) -> None:
+        await asyncio.to_thread(self._here.logs.delete, builder)
+
+    # The end
+
+    async def close(self) -> None:
+        """Let go of everything, and leave what runs as it is, for the next service to adopt."""
+        if machine := self._machine:
+            machine.runs.close()
+            machine.launcher.close()
+            machine.store.release()
+        self._machine = None
+        self._readiness = Readiness(False, "closed")
+
+    async def down(self) -> None:
+        machine = self._machine
+        if machine is None:
+            if known_instance(self._settings.data_dir) is None:
+                return
+            machine = self._machine = await asyncio.to_thread(Machine, self._settings)
+            await machine.runs.open()
+        self._readiness = Readiness(False, "being taken down")
+        await asyncio.gather(*(_end(machine, record) for record in machine.runs.all()))
+        machine.runs.close()
+        machine.launcher.close()
+        await asyncio.to_thread(machine.give_back)
+        self._readiness = Readiness(False, "taken down")
+
+
+async def _end(machine: Machine, record: Record) -> None:
+    """End one sandbox; how it ended stays written down."""
+    if machine.runs.is_running(record):
+        record = await machine.runs.stop(record, _DOWN_GRACE_SECONDS)
+    await machine.runs.clean(record)

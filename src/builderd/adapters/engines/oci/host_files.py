@@ -1,0 +1,47 @@
+"""What a sandbox's root file system takes from this host: name servers, certificate authorities, its own name.
+
+The files that are alike for all sandboxes lie in one folder, the topmost of the layers below a sandbox's root.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from builderd.adapters.engines.oci.network import resolv_conf
+from builderd.adapters.engines.oci.resolvers import make_resolv_conf, parse_nameservers
+
+#: Seen inside at the same path, over the base's own, since a host may trust authorities that the base does not know.
+CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+def write_host_files(folder: Path) -> None:
+    """Make or renew the folder."""
+    etc = folder / "etc"
+    (etc / "ssl/certs").mkdir(parents=True, exist_ok=True)
+    text = resolv_conf()
+    (etc / "resolv.conf").write_text(make_resolv_conf(parse_nameservers(text), text))
+    (etc / "hosts").write_text(make_hosts("127.0.0.1", "build"))
+    if CA_BUNDLE.exists():
+        shutil.copyfile(CA_BUNDLE, folder / str(CA_BUNDLE).lstrip("/"))
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def write_own_files(upper: Path, hostname: str, ip: str, uid: int) -> None:
+    """Put into the upper layer of a sandbox's root what only it has. ``uid`` is the host's id of its 0."""
+    etc = upper / "etc"
+    etc.mkdir(mode=0o755)
+    for name, text in (("hosts", make_hosts(ip, hostname)), ("hostname", f"{hostname}\n")):
+        (etc / name).write_text(text)
+        os.chown(etc / name, uid, uid)
+    os.chown(etc, uid, uid)
+
+
+def make_hosts(ip: str, hostname: str) -> str:
+    """An ``/etc/hosts``.
+
+    With a line for 0.0.0.0: Python's ``http.server`` asks for its name before it listens, and would wait for DNS.
+    """
+    return f"127.0.0.1 localhost\n{ip} {hostname}\n0.0.0.0 any.invalid\n"

@@ -1,0 +1,278 @@
+"""The launcher: a small single-threaded process that forks where the service cannot.
+
+The service has threads, so it must not fork and go on in Python; a fresh interpreter per step would cost 20 ms.
+This server is started once (``python -m …launcher <descriptor of its socket>``), imports the standard library only,
+and answers one JSON request per packet:
+
+``slot``     make the user namespaces (for idmapped mounts) and the network namespace of a slot, and keep their
+             descriptors; answers with the path by which a runtime finds the network namespace.
+``release``  close the descriptors of a slot; what runs in its namespaces keeps them alive.
+``run``      fork; the child enters cgroups, makes mounts in a mount namespace of its own, and executes a program.
+             Answers when that program has ended, with its wait status and what went wrong before it.
+
+It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
+hybrid host (crun refuses to work beside it). It ends with the service; nothing that it started ends with it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+from typing import Any
+
+from builderd.adapters.engines.oci.netlink import LOOPBACK_INDEX, Netlink
+from builderd.adapters.engines.oci.syscalls import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWUSER,
+    MS_REC,
+    MS_SLAVE,
+    bind,
+    mount,
+    setns,
+    unmount,
+    unshare,
+)
+
+#: Longest request: a packet of a SOCK_SEQPACKET socket, well below the default send buffer of 208 KiB.
+MAX_PACKET = 128 * 1024
+MAX_DESCRIPTORS = 8
+IDS = 65536
+UNIFIED = "/sys/fs/cgroup/unified"
+#: Exit status of a child that failed before it could execute its program; the answer says why.
+FAILED = 127
+
+Message = dict[str, Any]
+
+
+class Slot:
+    """The namespaces kept for one slot, by descriptor."""
+
+    def __init__(self, request: Message) -> None:
+        self.maps = {inside: user_namespace(inside, request["uid"]) for inside in request["maps"]}
+        self.network = network_namespace(**request["network"])
+
+    def close(self) -> None:
+        for descriptor in (*self.maps.values(), self.network):
+            os.close(descriptor)
+
+
+class Server:
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._slots: dict[int, Slot] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+
+    def serve(self) -> None:
+        """Answer until the service closes its end."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is not self._control:
+                    self._reap(key.fd, key.data)
+                elif not self._receive():
+                    return
+
+    def _receive(self) -> bool:
+        packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, MAX_DESCRIPTORS)
+        if not packet:
+            return False
+        request = json.loads(packet)
+        try:
+            self._handle(request, descriptors)
+        except OSError as error:
+            self._answer(request["id"], error=describe(error))
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return True
+
+    def _handle(self, request: Message, descriptors: list[int]) -> None:
+        match request["op"]:
+            case "slot":
+                self._answer(request["id"], path=self._keep(request))
+            case "release":
+                self._release(request["slot"])
+                self._answer(request["id"])
+            case "run":
+                self._run(request, descriptors)
+
+    def _keep(self, request: Message) -> str:
+        self._release(request["slot"])
+        slot = self._slots[request["slot"]] = Slot(request)
+        return f"/proc/{os.getpid()}/fd/{slot.network}"
+
+    def _release(self, number: int) -> None:
+        if slot := self._slots.pop(number, None):
+            slot.close()
+
+    def _run(self, request: Message, descriptors: list[int]) -> None:
+        words, child_words = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            run_child(request, self._slots.get(request.get("slot", -1)), descriptors, child_words)
+        os.close(child_words)
+        self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (request["id"], pid, words))
+
+    def _reap(self, pidfd: int, child: tuple[int, int, int]) -> None:
+        request, pid, words = child
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        os.set_blocking(words, False)
+        error = _read_words(words)
+        self._answer(request, status=os.waitstatus_to_exitcode(status), error=error)
+
+    def _answer(self, request: int, **answer: Any) -> None:
+        self._control.send(json.dumps({"id": request, **answer}).encode())
+
+
+def _read_words(descriptor: int) -> str:
+    """What a child wrote before it failed; nothing when it executed its program."""
+    try:
+        return os.read(descriptor, 4096).decode(errors="replace")
+    except BlockingIOError:
+        return ""
+    finally:
+        os.close(descriptor)
+
+
+def run_child(request: Message, slot: Slot | None, descriptors: list[int], words: int) -> None:
+    """Become the program of a ``run`` request. Never returns."""
+    try:
+        os.setsid()
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        for tasks in request.get("cgroups", ()):
+            write(tasks, "0")
+        prepare_mounts(request, slot)
+        os.chdir(request["cwd"])
+        place_descriptors(request.get("fds", ()), descriptors)
+        os.execve(request["argv"][0], request["argv"], request["env"])  # noqa: S606
+    except BaseException as error:
+        os.write(words, describe(error).encode()[:4096])
+    finally:
+        os._exit(FAILED)
+
+
+def prepare_mounts(request: Message, slot: Slot | None) -> None:
+    """Make the mounts of a request where nobody else sees them; they vanish with the last process in there."""
+    if not request.get("mounts"):
+        return
+    unshare(CLONE_NEWNS)
+    for wanted in request["mounts"]:
+        make_mount(wanted, slot)
+
+
+def make_mount(wanted: Message, slot: Slot | None) -> None:
+    match wanted["kind"]:
+        case "bind":
+            owner = wanted["owner"]
+            namespace = slot.maps[owner] if slot and owner is not None else None
+            bind(wanted["source"], wanted["target"], wanted["attributes"], namespace)
+        case "detach":
+            unmount(wanted["target"])
+        case kind:
+            mount(kind, wanted["target"], kind, wanted.get("flags", 0), wanted.get("data", ""))
+
+
+def place_descriptors(numbers: list[int], descriptors: list[int]) -> None:
+    """Let the program see each descriptor under its number, and /dev/null for standard streams that are not among them.
+
+    All go out of the way first and then into place, so that none overwrites another.
+    """
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    wanted = {0: null, 1: null, 2: null} | dict(zip(numbers, descriptors, strict=True))
+    aside = {number: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64) for number, descriptor in wanted.items()}
+    for number, descriptor in aside.items():
+        os.dup2(descriptor, number)
+
+
+def user_namespace(inside: int, outside: int) -> int:
+    """The descriptor of a user namespace that maps 65,536 ids from ``inside`` to ``outside``; nothing runs in it."""
+    ready, child_ready = os.pipe2(os.O_CLOEXEC)
+    child_done, done = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            unshare(CLONE_NEWUSER)
+            os.write(child_ready, b"r")
+            os.close(done)
+            os.read(child_done, 1)
+        finally:
+            os._exit(0)
+    try:
+        os.close(child_ready)
+        os.close(child_done)
+        if not os.read(ready, 1):
+            raise OSError(0, "the kernel gives no user namespace (see user.max_user_namespaces)")
+        for kind in ("uid_map", "gid_map"):
+            write(f"/proc/{pid}/{kind}", f"{inside} {outside} {IDS}")
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(ready)
+        os.close(done)
+        os.waitpid(pid, 0)
+
+
+def network_namespace(link: str, bridge: str, mac: str, ip: str, prefix: int, gateway: str, mtu: int) -> int:
+    """The descriptor of a network namespace with one link to the bridge, whose port is isolated from all others."""
+    bridge_index = socket.if_nametoindex(bridge)
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    with Netlink() as outside:
+        outside.delete_link(link)
+        unshare(CLONE_NEWNET)
+        try:
+            inside = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            outside.create_veth(link, bridge_index, "eth0", bytes.fromhex(mac), inside, mtu)
+            configure_inside(ip, prefix, gateway)
+        finally:
+            setns(home, CLONE_NEWNET)
+            os.close(home)
+        port = socket.if_nametoindex(link)
+        outside.isolate_port(port)
+        outside.set_up(port)
+    return inside
+
+
+def configure_inside(ip: str, prefix: int, gateway: str) -> None:
+    """Set up the network namespace that this process is in."""
+    write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
+    if os.path.exists("/proc/sys/net/ipv6"):  # noqa: PTH110
+        write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")
+    with Netlink() as netlink:
+        index = socket.if_nametoindex("eth0")
+        netlink.set_up(LOOPBACK_INDEX)
+        netlink.add_address(index, ip, prefix)
+        netlink.set_up(index)
+        netlink.add_default_route(gateway, index)
+
+
+def write(path: str, text: str) -> None:
+    with open(path, "w") as file:  # noqa: PTH123
+        file.write(text)
+
+
+def describe(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or error.strerror}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"
+
+
+def main() -> None:
+    """Serve on the descriptor named by the first argument."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    unshare(CLONE_NEWNS)
+    mount("none", "/", None, MS_REC | MS_SLAVE)
+    if os.path.ismount(UNIFIED):
+        unmount(UNIFIED)
+    Server(control).serve()
+
+
+if __name__ == "__main__":
+    main()

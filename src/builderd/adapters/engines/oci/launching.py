@@ -1,0 +1,162 @@
+"""The service's side of the launcher: starts it, asks it, and starts another one should it die."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builderd.domain.errors import EngineUnavailable
+
+_MODULE = "builderd.adapters.engines.oci.launcher"
+_SOURCE = str(Path(__file__).parents[4])
+_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended: its exit status, negative for a signal; ``error`` says why it could not be executed."""
+
+    status: int
+    error: str = ""
+
+
+class Launcher:
+    """One launcher process, for one event loop. ``run_dir`` must hold its mounts before the first request."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._last = 0
+
+    async def keep_slot(self, slot: int, uid: int, owners: Sequence[int], network: Mapping[str, Any]) -> str:
+        """Have the namespaces of a slot ready; answers with the path of the network namespace.
+
+        ``owners`` are the ids on disk that idmapped mounts will show as the sandbox's 0.
+        """
+        answer = await self._ask({"op": "slot", "slot": slot, "uid": uid, "maps": owners, "network": network})
+        path: str = answer["path"]
+        return path
+
+    async def release_slot(self, slot: int) -> None:
+        """Let go of the namespaces of a slot."""
+        await self._ask({"op": "release", "slot": slot})
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        descriptors: Mapping[int, int] | None = None,
+        mounts: Sequence[Mapping[str, Any]] = (),
+        cgroups: Sequence[str] = (),
+        slot: int = -1,
+    ) -> Ended:
+        """Run a program to its end.
+
+        ``descriptors`` maps the number that it sees to one of ours, which is given away: closed here in any case.
+        ``cgroups`` are the ``cgroup.procs`` files that it enters first.
+        """
+        given = descriptors or {}
+        request = {
+            "op": "run",
+            "argv": list(argv),
+            "env": dict(env or {}),
+            "cwd": cwd,
+            "fds": list(given),
+            "mounts": list(mounts),
+            "cgroups": list(cgroups),
+            "slot": slot,
+        }
+        answer = await self._ask(request, list(given.values()))
+        return Ended(answer["status"], answer["error"])
+
+    def close(self) -> None:
+        """End the launcher; nothing that it started ends with it."""
+        control, process = self._control, self._process
+        self._control = self._process = None
+        if control:
+            asyncio.get_running_loop().remove_reader(control.fileno())
+            control.close()
+        if process:
+            process.wait(10)
+        self._fail_waiting()
+
+    async def _ask(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
+        self._last += 1
+        number, future = self._last, asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            try:
+                packet = json.dumps({"id": number, **request}).encode()
+                await _send(self._control or self._start(), packet, descriptors)
+            finally:
+                for descriptor in set(descriptors):
+                    os.close(descriptor)
+            answer: dict[str, Any] = await future
+        finally:
+            self._waiting.pop(number, None)
+        if "status" not in answer and answer.get("error"):
+            raise EngineUnavailable(f"The launcher failed: {answer['error']}.")
+        return answer
+
+    def _start(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        ours.setblocking(False)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-s", "-S", "-m", _MODULE, str(theirs.fileno()), str(self._run_dir)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+                env={"PYTHONPATH": _SOURCE},
+            )
+        self._control = ours
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._receive, ours)
+        return ours
+
+    def _receive(self, control: socket.socket) -> None:
+        packet = b""
+        with contextlib.suppress(OSError):
+            packet = control.recv(_BUFFER)
+        if not packet:
+            self._lost(control)
+            return
+        answer = json.loads(packet)
+        future = self._waiting.get(answer["id"])
+        if future and not future.done():
+            future.set_result(answer)
+
+    def _lost(self, control: socket.socket) -> None:
+        """The launcher is gone: fail who waits; the next request starts another one."""
+        if self._control is control:
+            self.close()
+
+    def _fail_waiting(self) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(EngineUnavailable("The launcher ended in the middle of a request."))
+
+
+async def _send(control: socket.socket, packet: bytes, descriptors: Sequence[int]) -> None:
+    while True:
+        try:
+            socket.send_fds(control, [packet], descriptors)
+        except BlockingIOError:
+            await asyncio.sleep(0.001)
+        else:
+            return

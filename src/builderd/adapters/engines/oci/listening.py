@@ -1,0 +1,94 @@
+"""The sockets that listen inside a sandbox, from ``/proc/<pid>/net/tcp`` and ``tcp6`` (proc_pid_net(5))."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from builderd.adapters.engines.oci.execute import Execution
+from builderd.adapters.engines.oci.records import Record
+from builderd.adapters.engines.oci.runs import Runs
+from builderd.domain.errors import InvalidState
+
+_LISTEN = "0A"
+_FILES = ("net/tcp", "net/tcp6")
+_DIAL_SECONDS = 0.2
+#: To look inside gVisor costs a command in there: not more often than this.
+_LOOK_SECONDS = 1.0
+_LOOK_BYTES = 1 << 20
+
+Sockets = frozenset[tuple[str, int]]
+
+
+class Listeners:
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+        self._looks: dict[str, tuple[float, Sockets]] = {}
+
+    async def of(self, record: Record) -> Sockets:
+        """The listening sockets of a running sandbox."""
+        if self._runs.runtime(record).is_gvisor:
+            return await self._of_gvisor(record)
+        assert record.process
+        return frozenset().union(*(_read(Path(f"/proc/{record.process.pid}", file)) for file in _FILES))
+
+    async def _of_gvisor(self, record: Record) -> Sockets:
+        """Its sockets are none of the host's: dial the port first, and only then look inside."""
+        if await _answers(record.ip, record.port):
+            return frozenset({("0.0.0.0", record.port)})  # noqa: S104
+        looked_at, sockets = self._looks.get(record.id, (0.0, frozenset()))
+        if time.monotonic() - looked_at > _LOOK_SECONDS:
+            sockets = await self._look(record)
+            self._looks[record.id] = (time.monotonic(), sockets)
+        return sockets
+
+    async def _look(self, record: Record) -> Sockets:
+        try:
+            result = await Execution(self._runs, record).run(
+                "cat /proc/net/tcp /proc/net/tcp6", _LOOK_SECONDS * 5, _LOOK_BYTES
+            )
+        except InvalidState:
+            return frozenset()
+        return parse_listening(result.output)
+
+
+async def _answers(ip: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(ip, port), _DIAL_SECONDS)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+def _read(file: Path) -> Sockets:
+    try:
+        return parse_listening(file.read_text())
+    except OSError:
+        return frozenset()
+
+
+def parse_listening(text: str) -> Sockets:
+    """(IP, port) of each socket in the LISTEN state; an IPv4 address within IPv6 stands as ``::ffff:a.b.c.d``."""
+    return frozenset(_sockets(text))
+
+
+def _sockets(text: str) -> Iterator[tuple[str, int]]:
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 3 and fields[3] == _LISTEN:
+            address, _, port = fields[1].partition(":")
+            yield _ip(bytes.fromhex(address)), int(port, 16)
+
+
+def _ip(words: bytes) -> str:
+    """The kernel prints an address as 32-bit words in the machine's own byte order."""
+    packed = b"".join(struct.pack(">I", word) for (word,) in struct.iter_unpack("=I", words))
+    if len(packed) == 4:
+        return str(IPv4Address(packed))
+    address = IPv6Address(packed)
+    return f"::ffff:{address.ipv4_mapped}" if address.ipv4_mapped else str(address)

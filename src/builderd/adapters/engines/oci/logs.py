@@ -1,0 +1,170 @@
+"""The logs of sandboxes, as conmon writes them: ``<time> <stream> <F|P> <text>``, P for a part of a line (CRI format).
+
+At its limit conmon replaces the log by an empty one. A second name of the first file, made at the start, keeps it: so
+the beginning of a log and its newest part both stay, and what lies between is lost. Each file is a generation, known
+by the time of its first line.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.logs import LogLine, LogStream
+
+#: Earlier logs that are kept of a builder, which may have been restarted many times.
+KEPT_LOGS = 10
+#: A line is cut where it gets longer than this many bytes.
+MAX_LINE = 1 << 20
+_STREAMS = {b"stdout": LogStream.STDOUT, b"stderr": LogStream.STDERR}
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """After ``skip`` complete lines from the offset on in this generation."""
+
+    generation: str = ""
+    offset: int = 0
+    skip: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        generation, offset, skip = text.rsplit("/", 2) if text else ("", "0", "0")
+        return cls(generation, int(offset), int(skip))
+
+    def __str__(self) -> str:
+        return f"{self.generation}/{self.offset}/{self.skip}" if self.generation else ""
+
+
+class Logs:
+    """All logs of a service: ``<root>/<builder>/<sandbox>.log``."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def begin(self, builder: BuilderId, sandbox: SandboxId) -> Path:
+        """An empty log for a new sandbox; the oldest ones of the builder are removed."""
+        folder = self._root / builder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _prune(folder)
+        log = folder / f"{sandbox}.log"
+        log.unlink(missing_ok=True)
+        log.touch(mode=0o600)
+        first = _first(log)
+        first.unlink(missing_ok=True)
+        first.hardlink_to(log)
+        return log
+
+    def read(self, sandbox: SandboxId, cursor: str, ended: bool) -> tuple[Sequence[LogLine], str]:
+        """Complete lines after the cursor, and the next one; of an ended sandbox also a last line without its end."""
+        log = next(self._root.glob(f"*/{sandbox}.log"), None)
+        if log is None:
+            return [], cursor
+        return read_generations(_generations(log), Cursor.parse(cursor), ended)
+
+    def exists(self, builder: BuilderId) -> bool:
+        return (self._root / builder).exists()
+
+    def delete(self, builder: BuilderId) -> None:
+        """Idempotent."""
+        shutil.rmtree(self._root / builder, ignore_errors=True)
+
+
+def _first(log: Path) -> Path:
+    return log.with_suffix(".first")
+
+
+def _prune(folder: Path) -> None:
+    logs = sorted(folder.glob("*.log"), key=lambda log: log.stat().st_mtime, reverse=True)
+    for log in logs[KEPT_LOGS:]:
+        _first(log).unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
+
+
+def _generations(log: Path) -> list[bytes]:
+    """The contents of the first and the newest file, oldest first; one when they are the same."""
+    try:
+        with log.open("rb") as newest, _first(log).open("rb") as first:
+            same = log.samefile(_first(log))
+            return [newest.read()] if same else [first.read(), newest.read()]
+    except FileNotFoundError:
+        return [log.read_bytes()] if log.exists() else []
+
+
+def read_generations(contents: Sequence[bytes], cursor: Cursor, ended: bool) -> tuple[Sequence[LogLine], str]:
+    """Lines from the cursor on over one or two generations. A generation that was lost is passed over."""
+    keys = [_key(content) for content in contents]
+    if cursor.generation in keys:
+        start = keys.index(cursor.generation)
+    else:
+        start = len(contents) - 1 if cursor.generation else 0
+        cursor = Cursor()
+    lines: list[LogLine] = []
+    for index in range(start, len(contents)):
+        whole = ended or index < len(contents) - 1
+        at = cursor if index == start else Cursor()
+        found, offset, skip = parse_log(contents[index], at.offset, at.skip, whole)
+        lines.extend(found)
+        cursor = Cursor(keys[index], offset, skip)
+    return lines, str(cursor)
+
+
+def _key(content: bytes) -> str:
+    return content[: content.find(b" ")].decode(errors="replace") if b"\n" in content else ""
+
+
+class _Part:
+    """A line of which the end has not come yet."""
+
+    def __init__(self, offset: int, time: datetime) -> None:
+        self.offset = offset
+        self.time = time
+        self.text = bytearray()
+
+
+def parse_log(content: bytes, offset: int, skip: int, whole: bool) -> tuple[list[LogLine], int, int]:
+    """The lines from an offset on without the first ``skip`` of them, and where to go on.
+
+    Where a line is still open, one goes on from its beginning and skips those that were complete. ``whole``: no more
+    will come, so what is open is a line.
+    """
+    parts: dict[LogStream, _Part] = {}
+    lines: list[LogLine] = []
+    complete: list[int] = []
+    position = offset
+    for time, stream, flag, text, end in _records(content, offset):
+        part = parts.setdefault(stream, _Part(position, time))
+        part.text += text
+        if flag == b"F" or len(part.text) > MAX_LINE:
+            lines.append(_line(stream, parts.pop(stream)))
+            complete.append(position)
+        position = end
+    if whole:
+        lines.extend(_line(stream, part) for stream, part in parts.items())
+        return lines[skip:], position, 0
+    for stream in [stream for stream, part in parts.items() if position - part.offset > MAX_LINE]:
+        lines.append(_line(stream, parts.pop(stream)))
+        complete.append(position)
+    resume = min((part.offset for part in parts.values()), default=position)
+    return lines[skip:], resume, sum(1 for start in complete if start >= resume)
+
+
+def _records(content: bytes, offset: int) -> Iterator[tuple[datetime, LogStream, bytes, bytes, int]]:
+    """Whole records from an offset on, each with the offset after it; one that cannot be read is passed over."""
+    while (end := content.find(b"\n", offset)) >= 0:
+        fields = content[offset:end].split(b" ", 3)
+        offset = end + 1
+        if len(fields) == 4 and fields[1] in _STREAMS:
+            yield _time(fields[0]), _STREAMS[fields[1]], fields[2][:1], fields[3], offset
+
+
+def _time(text: bytes) -> datetime:
+    return datetime.fromisoformat(text.decode()).astimezone(UTC)
+
+
+def _line(stream: LogStream, part: _Part) -> LogLine:
+    return LogLine(part.time, stream, part.text.decode(errors="replace").rstrip("\r"))

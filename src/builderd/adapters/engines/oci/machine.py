@@ -1,0 +1,150 @@
+"""Everything that one service has on this machine, put together: its share of the host, its store, its sandboxes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from builderd.adapters.engines.oci.allocations import Allocation, Allocations, parse_routes
+from builderd.adapters.engines.oci.base import Base, ensure_base
+from builderd.adapters.engines.oci.cgroups import Cgroups
+from builderd.adapters.engines.oci.command import CONMON, Runtime
+from builderd.adapters.engines.oci.disks import Disks
+from builderd.adapters.engines.oci.host_files import write_host_files
+from builderd.adapters.engines.oci.launching import Launcher
+from builderd.adapters.engines.oci.listening import Listeners
+from builderd.adapters.engines.oci.logs import Logs
+from builderd.adapters.engines.oci.network import Egress, Network
+from builderd.adapters.engines.oci.records import Records
+from builderd.adapters.engines.oci.runner import Runner
+from builderd.adapters.engines.oci.runs import Places, Runs
+from builderd.adapters.engines.oci.seccomp import PROFILE, make_seccomp
+from builderd.adapters.engines.oci.slots import Addresses, Slots
+from builderd.adapters.engines.oci.store import Store, StoreOptions
+from builderd.domain.errors import EngineUnavailable
+from builderd.ports.engine import Progress
+
+RUN_DIR = Path("/run/builderd")
+
+
+@dataclass(frozen=True, slots=True)
+class OciSettings:
+    """``log_limit`` in bytes is of one file of a sandbox's log, of which there are two at most."""
+
+    data_dir: Path
+    inside_port: int
+    allow: tuple[IPv4Network, ...] = ()
+    deny: tuple[IPv4Network, ...] = ()
+    log_limit: int = 10_000_000
+    store: StoreOptions = field(default_factory=StoreOptions)
+
+
+class Machine:
+    """``base`` is None until ``open`` has made or found it. Needs root."""
+
+    def __init__(self, settings: OciSettings) -> None:
+        refuse_without_root()
+        self.settings = settings
+        self.allocations = Allocations()
+        self.allocation = self._claim()
+        self.run_dir = RUN_DIR / self.allocation.id
+        self.addresses = Addresses(self.allocation.network)
+        self.runtimes = find_runtimes(self.run_dir / "state")
+        self.store = Store(settings.data_dir, self.run_dir / "store", settings.store)
+        self.disks = Disks(self.store)
+        self.logs = Logs(settings.data_dir / "logs")
+        self.launcher = Launcher(self.run_dir)
+        self.cgroups = Cgroups(self.allocation.id)
+        egress = Egress(settings.inside_port, settings.allow, settings.deny)
+        self.network = Network(self.allocation.id, self.addresses, egress)
+        places = Places(self.run_dir, self.store.root, seccomp())
+        records, slots = Records(settings.data_dir), Slots(self.allocation.blocks, self._grow)
+        self.runs = Runs(places, records, self.launcher, self.cgroups, self.network, slots, self.runtimes)
+        self.listeners = Listeners(self.runs)
+        self.base: Base | None = None
+
+    def _claim(self) -> Allocation:
+        self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        routes = parse_routes(Path("/proc/net/route").read_text())
+        return self.allocations.claim(self.settings.data_dir, routes)
+
+    def _grow(self) -> tuple[int, ...]:
+        self.allocation = self.allocations.grow(self.allocation)
+        return self.allocation.blocks
+
+    @property
+    def lowers(self) -> tuple[Path, ...]:
+        """The layers below every sandbox's own, the topmost first: what is the host's, and the base."""
+        assert self.base, "the machine is open"
+        return (self._host_files, self.base.root)
+
+    @property
+    def _host_files(self) -> Path:
+        return self.store.root / "host"
+
+    def runner(self) -> Runner:
+        """Runs builds."""
+        return Runner(self.runs, self.runtimes["standard"], self.lowers)
+
+    def open(self, progress: Progress) -> None:
+        """Make what is missing; may take a minute. Blocks. Raises ``EngineUnavailable`` or ``NoCapacity``."""
+        refuse_without_needs(self.runtimes)
+        for folder in (RUN_DIR, self.run_dir, self.run_dir / "state"):
+            folder.mkdir(mode=0o711, exist_ok=True)
+        progress("opening the store")
+        self.store.open(progress)
+        self.disks.open()
+        self.base = ensure_base(progress)
+        write_host_files(self._host_files)
+        progress("opening the network")
+        self.network.open()
+        self.cgroups.open()
+
+    def give_back(self) -> None:
+        """Take away what the host was given, once nothing runs any more. Blocks. Idempotent."""
+        self.cgroups.close()
+        self.network.close()
+        self.store.close()
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self.allocations.release(self.allocation.id)
+
+
+def find_runtimes(state: Path) -> Mapping[str, Runtime]:
+    """Installed runtimes by name; ``standard`` and ``strong`` are those that sandboxes of that isolation use."""
+    found = {name: Runtime(name, path, state / name) for name in ("crun", "runc", "runsc") if (path := _find(name))}
+    standard, strong = found.get("crun") or found.get("runc"), found.get("runsc")
+    uses = {"standard": standard, "strong": strong}
+    return found | {isolation: runtime for isolation, runtime in uses.items() if runtime}
+
+
+def _find(name: str) -> str | None:
+    return shutil.which(name, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+
+
+def seccomp() -> Mapping[str, object]:
+    """Raises ``EngineUnavailable`` where the common profile is missing."""
+    try:
+        return make_seccomp(json.loads(Path(PROFILE).read_text()), platform.machine())
+    except FileNotFoundError as error:
+        raise EngineUnavailable(f"{PROFILE} is missing: install golang-github-containers-common.") from error
+
+
+def refuse_without_root() -> None:
+    """Raises ``EngineUnavailable``."""
+    if os.geteuid():
+        raise EngineUnavailable("Sandboxes need root, for namespaces, mounts and the firewall: run builderd as root.")
+
+
+def refuse_without_needs(runtimes: Mapping[str, Runtime]) -> None:
+    """Raises ``EngineUnavailable`` and says what to do."""
+    if "standard" not in runtimes:
+        raise EngineUnavailable("Neither crun nor runc is installed: apt-get install crun.")
+    for program, package in ((CONMON, "conmon"), ("nft", "nftables"), ("mkfs.btrfs", "btrfs-progs")):
+        if not shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin"):
+            raise EngineUnavailable(f"{program} is not installed: apt-get install {package}.")

@@ -1,0 +1,121 @@
+"""The few rtnetlink requests that a sandbox's network needs, each answered by the kernel before it returns.
+
+Why not a library: see ADR 0011. Formats: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,veth}.h.
+Standard library only, since the launcher uses it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from types import TracebackType
+from typing import Self
+
+_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE = 16, 17, 20, 24
+_REQUEST_ACK = 0x1 | 0x4
+_CREATE_EXCL = 0x400 | 0x200
+_ERROR = 2
+
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 4, 10, 18, 28
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+_VETH_INFO_PEER = 1
+_IFLA_BRPORT_ISOLATED = 33
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_OIF, _RTA_GATEWAY = 4, 5
+_IFF_UP = 1
+_NESTED = 0x8000
+
+LOOPBACK_INDEX = 1
+
+
+class Netlink:
+    """A netlink socket of the network namespace in which it was made; it stays there when the thread moves on."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def create_bridge(self, name: str, mac: bytes, mtu: int) -> None:
+        """A bridge with an address of its own, since one that follows its ports changes under its users."""
+        info = _attribute(_IFLA_INFO_KIND, b"bridge")
+        body = _link() + _text(_IFLA_IFNAME, name) + _attribute(_IFLA_ADDRESS, mac) + _number(_IFLA_MTU, mtu)
+        self._request(_NEWLINK, _CREATE_EXCL, body + _attribute(_IFLA_LINKINFO, info))
+
+    def create_veth(self, name: str, bridge: int, peer: str, peer_mac: bytes, peer_namespace: int, mtu: int) -> None:
+        """A link from the bridge into the namespace behind a descriptor, where its end is called ``peer``."""
+        end = _link() + _text(_IFLA_IFNAME, peer) + _number(_IFLA_MTU, mtu) + _number(_IFLA_NET_NS_FD, peer_namespace)
+        end += _attribute(_IFLA_ADDRESS, peer_mac)
+        data = _attribute(_IFLA_INFO_DATA | _NESTED, _attribute(_VETH_INFO_PEER | _NESTED, end))
+        info = _attribute(_IFLA_LINKINFO, _attribute(_IFLA_INFO_KIND, b"veth") + data)
+        body = _link() + _text(_IFLA_IFNAME, name) + _number(_IFLA_MTU, mtu) + _number(_IFLA_MASTER, bridge)
+        self._request(_NEWLINK, _CREATE_EXCL, body + info)
+
+    def delete_link(self, name: str) -> bool:
+        """Whether there was one to delete."""
+        try:
+            self._request(_DELLINK, 0, _link() + _text(_IFLA_IFNAME, name))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return False
+            raise
+        return True
+
+    def set_up(self, index: int) -> None:
+        self._request(_NEWLINK, 0, _link(index, _IFF_UP))
+
+    def isolate_port(self, index: int) -> None:
+        """Let this bridge port exchange frames with the bridge itself only, never with another isolated port."""
+        data = _attribute(_IFLA_INFO_SLAVE_DATA | _NESTED, _attribute(_IFLA_BRPORT_ISOLATED, b"\1"))
+        info = _attribute(_IFLA_INFO_SLAVE_KIND, b"bridge") + data
+        self._request(_NEWLINK, 0, _link(index) + _attribute(_IFLA_LINKINFO, info))
+
+    def add_address(self, index: int, ip: str, prefix: int) -> None:
+        address = socket.inet_aton(ip)
+        body = struct.pack("BBBBI", socket.AF_INET, prefix, 0, 0, index)
+        body += _attribute(_IFA_LOCAL, address) + _attribute(_IFA_ADDRESS, address)
+        self._request(_NEWADDR, _CREATE_EXCL, body)
+
+    def add_default_route(self, gateway: str, index: int) -> None:
+        main_table, static, universe, unicast = 254, 4, 0, 1
+        body = struct.pack("BBBBBBBBI", socket.AF_INET, 0, 0, 0, main_table, static, universe, unicast, 0)
+        body += _attribute(_RTA_GATEWAY, socket.inet_aton(gateway)) + _number(_RTA_OIF, index)
+        self._request(_NEWROUTE, _CREATE_EXCL, body)
+
+    def _request(self, kind: int, flags: int, body: bytes) -> None:
+        self._sequence += 1
+        header = struct.pack("IHHII", len(body) + 16, kind, flags | _REQUEST_ACK, self._sequence, 0)
+        self._socket.send(header + body)
+        reply = self._socket.recv(65536)
+        code = struct.unpack_from("i", reply, 16)[0] if struct.unpack_from("H", reply, 4)[0] == _ERROR else 0
+        if code:
+            raise OSError(-code, f"{os.strerror(-code)} (netlink request {kind})")
+
+
+def _link(index: int = 0, flags: int = 0) -> bytes:
+    """struct ifinfomsg; the flags are set, no other is changed."""
+    return struct.pack("BxHiII", socket.AF_UNSPEC, 0, index, flags, flags)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    length = len(value) + 4
+    return struct.pack("HH", length, kind) + value + bytes(-length % 4)
+
+
+def _number(kind: int, value: int) -> bytes:
+    return _attribute(kind, struct.pack("I", value))
+
+
+def _text(kind: int, value: str) -> bytes:
+    return _attribute(kind, value.encode() + b"\0")

@@ -1,0 +1,147 @@
+"""The network of a service's sandboxes on the host: one bridge, one firewall table, forwarding."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import subprocess
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+from builderd.adapters.engines.oci.allocations import PREFIX, bridge_name
+from builderd.adapters.engines.oci.netlink import Netlink
+from builderd.adapters.engines.oci.nft import Policy, make_rules, table_name
+from builderd.adapters.engines.oci.resolvers import parse_nameservers
+from builderd.adapters.engines.oci.slots import Addresses
+from builderd.domain.errors import EngineUnavailable
+
+_DEFAULT_MTU = 1500
+#: Where systemd-resolved tells the servers behind its stub.
+_RESOLV_CONFS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """``inside_port`` is the gateway's port at which a sandbox reaches the service itself."""
+
+    inside_port: int
+    allow: tuple[IPv4Network, ...] = ()
+    deny: tuple[IPv4Network, ...] = ()
+
+
+class Network:
+    def __init__(self, instance: str, addresses: Addresses, egress: Egress) -> None:
+        self.bridge = bridge_name(instance)
+        self.addresses = addresses
+        self.mtu = _DEFAULT_MTU
+        self._instance = instance
+        self._egress = egress
+
+    def open(self) -> None:
+        """Make what is missing and set the rules anew. Idempotent. Raises ``EngineUnavailable``."""
+        self.mtu = uplink_mtu()
+        try:
+            self._open_bridge()
+            _write(Path("/proc/sys/net/ipv4/ip_forward"), "1")
+            _write(Path(f"/proc/sys/net/ipv6/conf/{self.bridge}/disable_ipv6"), "1", optional=True)
+        except OSError as error:
+            raise EngineUnavailable(f"The sandboxes' network cannot be made: {error}.") from error
+        self._apply(make_rules(self._policy()))
+
+    def _open_bridge(self) -> None:
+        gateway = self.addresses.gateway
+        with Netlink() as netlink:
+            with contextlib.suppress(FileExistsError):
+                netlink.create_bridge(self.bridge, mac_of(gateway), self.mtu)
+            index = socket.if_nametoindex(self.bridge)
+            with contextlib.suppress(FileExistsError):
+                netlink.add_address(index, gateway, PREFIX)
+            netlink.set_up(index)
+
+    def _policy(self) -> Policy:
+        return Policy(
+            instance=self._instance,
+            bridge=self.bridge,
+            subnet=self.addresses.subnet,
+            secluded=self.addresses.secluded,
+            gateway=self.addresses.gateway,
+            inside_port=self._egress.inside_port,
+            resolvers=host_resolvers(),
+            allow=self._egress.allow,
+            deny=self._egress.deny,
+        )
+
+    def close(self) -> None:
+        """Take the bridge, with every link on it, and the rules away. Idempotent."""
+        with Netlink() as netlink:
+            netlink.delete_link(self.bridge)
+        subprocess.run(["nft", "delete", "table", "inet", table_name(self._instance)], capture_output=True, check=False)
+
+    def link(self, slot: int, egress: bool) -> dict[str, Any]:
+        """What the launcher needs to connect a slot."""
+        ip = self.addresses.of(slot, egress)
+        return {
+            "link": self.link_name(slot),
+            "bridge": self.bridge,
+            "mac": mac_of(ip).hex(),
+            "ip": ip,
+            "prefix": PREFIX,
+            "gateway": self.addresses.gateway,
+            "mtu": self.mtu,
+        }
+
+    def link_name(self, slot: int) -> str:
+        """The host's end of a slot's link."""
+        return f"{self.bridge}-{slot}"
+
+    def traffic(self, slot: int) -> tuple[int, int]:
+        """Bytes into and out of the sandbox in this slot."""
+        counters = Path("/sys/class/net", self.link_name(slot), "statistics")
+        try:
+            return int((counters / "tx_bytes").read_text()), int((counters / "rx_bytes").read_text())
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINVAL):
+                return 0, 0
+            raise
+
+    @staticmethod
+    def _apply(rules: str) -> None:
+        done = subprocess.run(["nft", "-f", "-"], input=rules, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise EngineUnavailable(f"nft refused the sandboxes' firewall: {done.stderr.strip()}")
+
+
+def mac_of(ip: str) -> bytes:
+    """A locally administered address made from the IP, so that the neighbour table stays true over a restart."""
+    return b"\x02\x00" + socket.inet_aton(ip)
+
+
+def uplink_mtu() -> int:
+    """Of the link with the default route; sandboxes behind a larger one would lose their large packets."""
+    for line in Path("/proc/net/route").read_text().splitlines()[1:]:
+        link, destination, *_ = line.split()
+        if int(destination, 16) == 0:
+            return int(Path("/sys/class/net", link, "mtu").read_text())
+    return _DEFAULT_MTU
+
+
+def host_resolvers() -> tuple[str, ...]:
+    """The DNS servers that sandboxes can reach; empty when the host names none but on loopback."""
+    return parse_nameservers(resolv_conf())
+
+
+def resolv_conf() -> str:
+    """The text of the host's ``resolv.conf`` that names a server besides loopback, else of the first there is."""
+    texts = [path.read_text() for path in _RESOLV_CONFS if path.exists()]
+    return next((text for text in texts if parse_nameservers(text)), texts[0] if texts else "")
+
+
+def _write(path: Path, text: str, *, optional: bool = False) -> None:
+    """Set a kernel parameter, unless it has the value already (a container's host may forbid writing)."""
+    if optional and not path.exists():
+        return
+    if path.read_text().strip() != text:
+        path.write_text(text)

@@ -1,0 +1,119 @@
+"""What is written down of each sandbox under the data directory, so that the next service finds it, and how it ended.
+
+``sandboxes/<id>/record.json`` is ours; the shim adds ``sandboxes/<id>/oom`` and ``exits/<id>`` (the exit code).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from builderd.adapters.engines.oci.allocations import write_json
+from builderd.adapters.engines.oci.processes import Process
+
+_NAME = re.compile(r"[0-9a-f]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sandbox. ``owner`` is its builder's id, empty for a build. ``boot`` is the boot of the machine it ran in.
+
+    ``process`` is its first process and None until the runtime has made it; ``started_at`` is set once the program
+    was told to run, ``stopping_at`` once we told it to end. Times are seconds since 1970.
+    """
+
+    id: str
+    owner: str
+    disk: str
+    runtime: str
+    slot: int
+    ip: str
+    port: int
+    boot: str
+    process: Process | None = None
+    shim: Process | None = None
+    started_at: float | None = None
+    stopping_at: float | None = None
+
+    @property
+    def is_build(self) -> bool:
+        return not self.owner
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """``code`` of the first process, 128 + n for a signal; ``at`` in seconds since 1970."""
+
+    code: int
+    at: float
+
+
+class Records:
+    def __init__(self, data_dir: Path) -> None:
+        self.exits = data_dir / "exits"
+        self._root = data_dir / "sandboxes"
+
+    def open(self) -> None:
+        for folder in (self._root, self.exits):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def folder(self, name: str) -> Path:
+        """Where the shim puts what else there is to keep."""
+        return self._root / name
+
+    def all(self) -> Iterator[Record]:
+        """Those that are whole."""
+        for folder in sorted(self._root.iterdir()) if self._root.exists() else ():
+            if record := self._load(folder):
+                yield record
+
+    def save(self, record: Record) -> None:
+        folder = self.folder(record.id)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        write_json(folder / "record.json", asdict(record))
+
+    def remove(self, name: str) -> None:
+        """Idempotent."""
+        (self.exits / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder(name), ignore_errors=True)
+
+    def exit(self, name: str) -> Exit | None:
+        """What the shim wrote at the end, or None."""
+        file = self.exits / name
+        try:
+            return Exit(int(file.read_text()), file.stat().st_mtime)
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def note_oom(self, name: str) -> None:
+        """The same, as seen by us."""
+        if self.folder(name).exists():
+            (self.folder(name) / "oom").touch()
+
+    def saw_oom(self, name: str) -> bool:
+        """Whether the shim saw the kernel kill a process of it for memory."""
+        return (self.folder(name) / "oom").exists()
+
+    @staticmethod
+    def _load(folder: Path) -> Record | None:
+        try:
+            fields = json.loads((folder / "record.json").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        for name in ("process", "shim"):
+            fields[name] = Process(**fields[name]) if fields[name] else None
+        return Record(**fields)
+
+
+def is_name(text: str) -> bool:
+    """Whether it can name a sandbox: nothing else is ever made part of a path."""
+    return _NAME.fullmatch(text) is not None
+
+
+def moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,40 @@
+"""What a sandbox's record, its process and its exit file together say of it. Pure."""
+
+from __future__ import annotations
+
+from builderd.adapters.engines.oci.records import Exit, Record, moment
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
+
+#: File times are those of the kernel's last tick, in seconds behind.
+_CLOCK_GRAIN = 0.02
+
+
+def absent(sandbox: SandboxId) -> SandboxReport:
+    return SandboxReport(id=sandbox, builder_id=None, state=SandboxState.ABSENT)
+
+
+def make_report(record: Record, *, running: bool, exit_: Exit | None, oom: bool, boot: str) -> SandboxReport:
+    """``exit_`` is what the shim wrote, ``oom`` whether the kernel killed any of it for memory."""
+    sandbox, builder = SandboxId(record.id), BuilderId(record.owner)
+    if record.started_at is None:
+        return SandboxReport(sandbox, builder, SandboxState.PARTIAL)
+    started = moment(record.started_at)
+    if running:
+        return SandboxReport(sandbox, builder, SandboxState.RUNNING, record.ip, started)
+    end = make_end(record, exit_, oom, boot)
+    return SandboxReport(sandbox, builder, SandboxState.EXITED, None, started, end)
+
+
+def make_end(record: Record, exit_: Exit | None, oom: bool, boot: str) -> SandboxEnd:
+    """Why it ended. The code alone tells nothing: 137 is anybody's SIGKILL."""
+    if exit_ is None:
+        cause = EndCause.HOST_RESTARTED if record.boot != boot else EndCause.UNKNOWN
+        return SandboxEnd(EndCause.STOPPED if record.stopping_at else cause, None, None)
+    at = moment(max(exit_.at, record.started_at or 0))
+    if record.stopping_at is not None and exit_.at >= record.stopping_at - _CLOCK_GRAIN:
+        return SandboxEnd(EndCause.STOPPED, exit_.code, at)
+    # An app may outlive the death of one of its processes, and end well later.
+    if oom and exit_.code:
+        return SandboxEnd(EndCause.OUT_OF_MEMORY, exit_.code, at)
+    return SandboxEnd(EndCause.EXITED, exit_.code, at)

@@ -1,0 +1,106 @@
+"""Builds: sandboxes with a read-only root that run one command, tell what it prints, and leave nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from builderd.adapters.engines.oci.apps import INIT
+from builderd.adapters.engines.oci.builds import BuildExit, BuildRun, Output
+from builderd.adapters.engines.oci.command import Runtime
+from builderd.adapters.engines.oci.host_files import CA_BUNDLE
+from builderd.adapters.engines.oci.logs import parse_log
+from builderd.adapters.engines.oci.records import Record
+from builderd.adapters.engines.oci.root import Root
+from builderd.adapters.engines.oci.runs import Run, Runs
+
+_LOG_LIMIT = 10_000_000
+_TMP_BYTES = 1 << 30
+_TAIL_SECONDS = 0.05
+
+
+class Runner:
+    """``lowers`` are the layers of a build's root, the topmost first."""
+
+    def __init__(self, runs: Runs, runtime: Runtime, lowers: tuple[Path, ...]) -> None:
+        self._runs = runs
+        self._runtime = runtime
+        self._lowers = lowers
+
+    async def run_build(self, run: BuildRun, output: Output) -> BuildExit:
+        """Run it to its end. When this returns, raises or is cancelled, no process of it is left.
+
+        Raises ``EngineUnavailable`` when it cannot be started.
+        """
+        record = await self._runs.start(self._make_run(run))
+        try:
+            return await self._follow(record, run, output)
+        finally:
+            await asyncio.shield(self._runs.remove(record))
+
+    def _make_run(self, run: BuildRun) -> Run:
+        return Run(
+            id=run.id,
+            owner="",
+            disk="",
+            runtime=self._runtime,
+            root=Root(self._lowers, run.binds),
+            hostname="build",
+            port=0,
+            argv=[*INIT, *run.argv],
+            env={"SSL_CERT_FILE": str(CA_BUNDLE), **run.env},
+            cwd=run.cwd,
+            user=0,
+            cpu=run.cpu,
+            memory_bytes=run.memory,
+            pids=run.processes,
+            egress=run.network,
+            log=self._log(run.id),
+            log_limit=_LOG_LIMIT,
+            tmpfs={"/tmp": min(_TMP_BYTES, run.memory)},  # noqa: S108
+        )
+
+    def _log(self, name: str) -> Path:
+        return self._runs.records.folder(name) / "log"
+
+    async def _follow(self, record: Record, run: BuildRun, output: Output) -> BuildExit:
+        tail = Tail(self._log(record.id), output)
+        telling = asyncio.ensure_future(tail.follow())
+        try:
+            in_time = await self._runs.exits.wait(record.id, run.timeout_seconds)
+        finally:
+            telling.cancel()
+        if not in_time:
+            await self._runs.clean(record)
+        tail.tell(ended=True)
+        ended = self._runs.records.exit(record.id)
+        oom = self._runs.cgroups.oom_kills(record.id) > 0 or self._runs.records.saw_oom(record.id)
+        return BuildExit(ended.code if ended else 1, out_of_memory=oom and in_time, timed_out=not in_time)
+
+
+class Tail:
+    """Tells the lines of a shim's log as they are written."""
+
+    def __init__(self, log: Path, output: Output) -> None:
+        self._log = log
+        self._output = output
+        self._file = 0
+        self._offset = 0
+        self._skip = 0
+
+    async def follow(self) -> None:
+        while True:
+            await asyncio.sleep(_TAIL_SECONDS)
+            self.tell()
+
+    def tell(self, *, ended: bool = False) -> None:
+        """Tell what is new. A log that went over its limit begins anew."""
+        with contextlib.suppress(FileNotFoundError), self._log.open("rb") as log:
+            if self._file != (number := self._log.stat().st_ino):
+                self._file, self._offset, self._skip = number, 0, 0
+            log.seek(self._offset)
+            lines, resume, self._skip = parse_log(log.read(), 0, self._skip, ended)
+            self._offset += resume
+            for line in lines:
+                self._output(line.text)

@@ -1,0 +1,313 @@
+"""Sandboxes on this machine, from the first file to the last: made, started, found again, stopped, removed.
+
+Each is made in an order that a crash can cut anywhere: its record comes first and goes last, so whatever is left over
+is found by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from builderd.adapters.engines.oci import command
+from builderd.adapters.engines.oci.allocations import write_json
+from builderd.adapters.engines.oci.bundle import Container, make_config
+from builderd.adapters.engines.oci.cgroups import Cgroups
+from builderd.adapters.engines.oci.command import Runtime
+from builderd.adapters.engines.oci.exits import Exits
+from builderd.adapters.engines.oci.host_files import write_own_files
+from builderd.adapters.engines.oci.launching import Ended, Launcher
+from builderd.adapters.engines.oci.network import Network
+from builderd.adapters.engines.oci.pipes import read_line
+from builderd.adapters.engines.oci.processes import boot_id, find_process
+from builderd.adapters.engines.oci.records import Record, Records
+from builderd.adapters.engines.oci.root import Root, make_mounts, mount_points, overlay_paths
+from builderd.adapters.engines.oci.slots import Slots
+from builderd.domain.errors import EngineUnavailable
+
+_CREATE_SECONDS = 30.0
+#: How long a shim may live on after its sandbox's end.
+_SHIM_SECONDS = 2.0
+_KILL_SECONDS = 5.0
+_OPEN_FILES = 65536
+_SHIM_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "_OCI_SYNCPIPE": "3"}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What to run. ``owner`` and ``disk`` are a builder's and empty for a build; ``user`` is the id inside.
+
+    ``tmpfs`` maps paths inside to sizes in bytes.
+    """
+
+    id: str
+    owner: str
+    disk: str
+    runtime: Runtime
+    root: Root
+    hostname: str
+    port: int
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str
+    user: int
+    cpu: float
+    memory_bytes: int
+    pids: int
+    egress: bool
+    log: Path
+    log_limit: int
+    tmpfs: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """``run_dir`` holds run-time files, searchable by all; ``store`` is mounted; ``seccomp`` goes into each bundle."""
+
+    run_dir: Path
+    store: Path
+    seccomp: Mapping[str, Any]
+
+    def bundle(self, name: str) -> Path:
+        return self.run_dir / "sandboxes" / name
+
+
+class Runs:
+    def __init__(
+        self,
+        places: Places,
+        records: Records,
+        launcher: Launcher,
+        cgroups: Cgroups,
+        network: Network,
+        slots: Slots,
+        runtimes: Mapping[str, Runtime],
+    ) -> None:
+        self.exits = Exits(records.exits, lambda name: records.exit(name) is not None)
+        self.records = records
+        self.places = places
+        self.launcher = launcher
+        self.cgroups = cgroups
+        self.network = network
+        self._slots = slots
+        self._runtimes = runtimes
+        self._known: dict[str, Record] = {}
+
+    async def open(self) -> None:
+        """Adopt what runs, and remove what no service can use any more. Needs a running event loop."""
+        self.records.open()
+        (self.places.run_dir / "sandboxes").mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.exits.open()
+        for record in self.records.all():
+            self._known[record.id] = record
+            if record.boot == boot_id():
+                self._slots.occupy(record.slot)
+                await self._adopt(record)
+            if record.is_build:
+                await self.remove(record)
+
+    async def _adopt(self, record: Record) -> None:
+        process = record.process
+        if process is None or not process.alive:
+            return
+        if record.started_at is None and await self._runs(record):
+            record = self._save(replace(record, started_at=time.time()))
+        if record.started_at is not None:
+            self.exits.watch(record.id, process)
+
+    async def _runs(self, record: Record) -> bool:
+        """Whether the runtime was told to start it before the last service ended."""
+        read, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            await self.launcher.run(command.state(self.runtime(record), record.id), descriptors={1: write})
+            state = os.read(read, 65536)
+        finally:
+            os.close(read)
+        return b'"running"' in state
+
+    def close(self) -> None:
+        self.exits.close()
+
+    def find(self, name: str) -> Record | None:
+        return self._known.get(name)
+
+    def all(self) -> list[Record]:
+        return list(self._known.values())
+
+    def runtime(self, record: Record) -> Runtime:
+        """Raises ``EngineUnavailable`` when the program was removed from the host meanwhile."""
+        if runtime := self._runtimes.get(record.runtime):
+            return runtime
+        raise EngineUnavailable(f"{record.runtime}, under which this sandbox runs, is not installed any more.")
+
+    def is_running(self, record: Record) -> bool:
+        if record.started_at is None or record.process is None or record.boot != boot_id():
+            return False
+        if self.records.exit(record.id):
+            return False
+        # The first process is dead but its shim has not written that down yet: it is about to.
+        return record.process.alive or (record.shim is not None and record.shim.alive)
+
+    async def start(self, run: Run) -> Record:
+        """Make it and let it run. Raises ``EngineUnavailable`` and leaves nothing when that fails."""
+        slot = self._slots.take()
+        ip = self.network.addresses.of(slot, run.egress)
+        record = self._save(Record(run.id, run.owner, run.disk, run.runtime.name, slot, ip, run.port, boot_id()))
+        try:
+            record = await self._create(run, record)
+            return await self._start(run, record)
+        except BaseException:
+            await asyncio.shield(self.remove(self._known[record.id]))
+            raise
+
+    async def _create(self, run: Run, record: Record) -> Record:
+        """Everything up to a first process that waits for the word to execute the program."""
+        uid, link = self._slots.uid(record.slot), self.network.link(record.slot, run.egress)
+        namespace = await self.launcher.keep_slot(record.slot, uid, run.root.owners, link)
+        bundle = self._make_bundle(run, record, uid, namespace)
+        pid = await self._launch_shim(run, record, bundle)
+        await self.launcher.release_slot(record.slot)
+        shim = int((bundle / "conmon.pid").read_text())
+        return self._save(replace(record, process=find_process(pid), shim=find_process(shim)))
+
+    def _make_bundle(self, run: Run, record: Record, uid: int, namespace: str) -> Path:
+        bundle = self.places.bundle(run.id)
+        shutil.rmtree(bundle, ignore_errors=True)
+        bundle.mkdir(mode=0o711)
+        for folder in mount_points(run.root, bundle):
+            folder.mkdir(mode=0o711)
+        for folder in overlay_paths(run.root):
+            os.chown(folder, uid, uid)
+        if run.root.scratch:
+            write_own_files(run.root.scratch / "upper", run.hostname, record.ip, uid)
+        write_json(bundle / "config.json", make_config(self._container(run, bundle, uid, namespace)))
+        return bundle
+
+    def _container(self, run: Run, bundle: Path, uid: int, namespace: str) -> Container:
+        return Container(
+            root=str(bundle / "root"),
+            argv=run.argv,
+            env=run.env,
+            cwd=run.cwd,
+            hostname=run.hostname,
+            uid=uid,
+            user=run.user,
+            cgroup=self.cgroups.path(run.id),
+            cpu=run.cpu,
+            memory_bytes=run.memory_bytes,
+            pids=run.pids,
+            network=namespace,
+            seccomp=self.places.seccomp,
+            open_files=open_files(),
+            read_only=run.root.scratch is None,
+            tmpfs=run.tmpfs,
+        )
+
+    async def _launch_shim(self, run: Run, record: Record, bundle: Path) -> int:
+        """The number of the sandbox's first process, as the shim tells it."""
+        kept = self.records.folder(run.id)
+        argv = command.shim(run.runtime, run.id, bundle, kept, self.records.exits, run.log, run.log_limit)
+        read, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            ended = await self.launcher.run(
+                argv,
+                env=_SHIM_ENV,
+                cwd=str(bundle),  # where the shim leaves a second "oom" file
+                descriptors={3: write},
+                mounts=make_mounts(run.root, bundle, self.places.store, hide_network_parameters=run.runtime.is_gvisor),
+                cgroups=[self.cgroups.open_shim(run.id)],
+                slot=record.slot,
+            )
+            return first_process(ended, await read_line(read, _CREATE_SECONDS))
+        except TimeoutError as error:
+            raise EngineUnavailable(f"{run.runtime.name} did not make the sandbox in time.") from error
+        finally:
+            os.close(read)
+
+    async def _start(self, run: Run, record: Record) -> Record:
+        started_at = time.time()
+        ended = await self.launcher.run(command.start(run.runtime, run.id), env=_SHIM_ENV)
+        if ended.status:
+            raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {ended.error or ended.status}.")
+        record = self._save(replace(record, started_at=started_at))
+        assert record.process
+        self.exits.watch(run.id, record.process)
+        return record
+
+    async def stop(self, record: Record, grace_seconds: float) -> Record:
+        """TERM, then KILL. Returns when its end is written down and its mounts are gone."""
+        record = self._save(replace(record, stopping_at=record.stopping_at or time.time()))
+        await self._terminate(record)
+        if not await self.exits.wait(record.id, grace_seconds):
+            await asyncio.to_thread(self.cgroups.kill, record.id)
+            await self.exits.wait(record.id, _KILL_SECONDS)
+        await self._settle(record)
+        return record
+
+    async def _terminate(self, record: Record) -> None:
+        runtime = self.runtime(record)
+        if runtime.is_gvisor:
+            await self.launcher.run(command.kill(runtime, record.id, "TERM"), env=_SHIM_ENV)
+        elif record.process:
+            record.process.kill(signal.SIGTERM)
+
+    async def _settle(self, record: Record) -> None:
+        """Wait until the shim of an ended sandbox has ended too: until then the disk is in use."""
+        if record.shim and not await record.shim.wait(_SHIM_SECONDS):
+            record.shim.kill()
+            await record.shim.wait(_SHIM_SECONDS)
+
+    async def clean(self, record: Record) -> None:
+        """Kill what runs of it and take away all but its record, how it ended, and its slot. Idempotent."""
+        if self.cgroups.oom_kills(record.id):
+            self.records.note_oom(record.id)
+        await asyncio.to_thread(self.cgroups.kill, record.id)
+        if record.process and record.boot == boot_id():
+            record.process.kill()
+        await self._settle(record)
+        runtime = self._runtimes.get(record.runtime)
+        if runtime and (runtime.root / record.id).exists():
+            await self.launcher.run(command.delete(runtime, record.id), env=_SHIM_ENV)
+            shutil.rmtree(runtime.root / record.id, ignore_errors=True)
+        for group in (record.id, f"{record.id}.shim"):
+            await asyncio.to_thread(self.cgroups.remove, group)
+        shutil.rmtree(self.places.bundle(record.id), ignore_errors=True)
+
+    async def remove(self, record: Record) -> None:
+        """Take away everything but its log. Idempotent."""
+        await self.clean(record)
+        await self.launcher.release_slot(record.slot)
+        self._slots.give_back(record.slot)
+        self.records.remove(record.id)
+        self._known.pop(record.id, None)
+
+    def _save(self, record: Record) -> Record:
+        self.records.save(record)
+        self._known[record.id] = record
+        return record
+
+
+def first_process(ended: Ended, word: bytes) -> int:
+    """From what the launcher and the shim say of a sandbox that was to be made. Raises ``EngineUnavailable``."""
+    if ended.error:
+        raise EngineUnavailable(f"The sandbox could not be made: {ended.error}.")
+    if not word:
+        raise EngineUnavailable(f"The sandbox's shim ended without a word (exit status {ended.status}).")
+    answer = json.loads(word)
+    if answer["data"] <= 0:
+        raise EngineUnavailable(f"The sandbox could not be made: {str(answer.get('message', '')).strip()}")
+    return int(answer["data"])
+
+
+def open_files() -> int:
+    """The limit of open files that a sandbox gets: ours may be lower, and only a privileged process could raise it."""
+    return min(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])

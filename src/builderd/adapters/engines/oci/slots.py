@@ -1,0 +1,77 @@
+"""Slots: what one running sandbox has for itself of the service's uids and addresses.
+
+A slot stays taken until its sandbox is removed, so that no two live sandboxes ever share one, and no route leads to a
+sandbox that has the address of an earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from builderd.adapters.engines.oci.allocations import IDS, PREFIX, SLOTS_PER_BLOCK, UID_BASE
+from builderd.domain.errors import NoCapacity
+
+#: The kernel takes 1,024 ports on one bridge (BR_MAX_PORTS).
+MAX_SLOTS = 1020
+#: .0 is the network, .1 the gateway.
+_FIRST_HOST = 2
+#: Sandboxes without a way out have the addresses of the subnet's upper half.
+_HALF = 1 << (32 - PREFIX - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """The addresses of one service's sandboxes."""
+
+    subnet: IPv4Network
+
+    @property
+    def gateway(self) -> str:
+        return str(self.subnet[1])
+
+    @property
+    def secluded(self) -> IPv4Network:
+        """Where sandboxes without a way out are."""
+        return list(self.subnet.subnets())[1]
+
+    def of(self, slot: int, egress: bool) -> str:
+        return str(self.subnet[_FIRST_HOST + slot + (0 if egress else _HALF)])
+
+
+class Slots:
+    """Which numbers are taken. ``grow`` gets one more block of uids for the service."""
+
+    def __init__(self, blocks: tuple[int, ...], grow: Callable[[], tuple[int, ...]]) -> None:
+        self._blocks = blocks
+        self._grow = grow
+        self._taken: set[int] = set()
+        self._last = -1
+
+    def occupy(self, slot: int) -> None:
+        """Mark what a running sandbox was found with."""
+        self._taken.add(slot)
+
+    def take(self) -> int:
+        """A free slot, the longest unused first. Raises ``NoCapacity``."""
+        count = len(self._blocks) * SLOTS_PER_BLOCK
+        for offset in range(1, count + 1):
+            slot = (self._last + offset) % count
+            if slot < MAX_SLOTS and slot not in self._taken:
+                self._taken.add(slot)
+                self._last = slot
+                return slot
+        if count >= MAX_SLOTS:
+            raise NoCapacity(f"This engine runs {MAX_SLOTS} sandboxes at most: stop one first.")
+        self._blocks = self._grow()
+        return self.take()
+
+    def give_back(self, slot: int) -> None:
+        """Idempotent."""
+        self._taken.discard(slot)
+
+    def uid(self, slot: int) -> int:
+        """The host's id of the sandbox's 0; 65,536 ids from here on are its own."""
+        block = self._blocks[slot // SLOTS_PER_BLOCK]
+        return UID_BASE + (block * SLOTS_PER_BLOCK + slot % SLOTS_PER_BLOCK) * IDS

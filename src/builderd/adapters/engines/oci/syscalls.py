@@ -1,0 +1,100 @@
+"""The Linux system calls that Python has no words for, for x86-64 and arm64 alike. Standard library only.
+
+Numbers: include/uapi/asm-generic/unistd.h (the calls since 2019 have one number on all architectures).
+Flags: include/uapi/linux/mount.h and sched.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_MOUNT_SETATTR = 442
+
+CLONE_NEWNS = 0x0002_0000
+CLONE_NEWUSER = 0x1000_0000
+CLONE_NEWNET = 0x4000_0000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MNT_DETACH = 2
+
+MOUNT_ATTR_RDONLY = 1
+MOUNT_ATTR_NOSUID = 2
+MOUNT_ATTR_NODEV = 4
+_MOUNT_ATTR_IDMAP = 0x10_0000
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces of these ``CLONE_NEW…`` flags for new ones."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def setns(namespace: int, flags: int) -> None:
+    """Enter the namespace behind this descriptor."""
+    _check(_libc.setns(namespace, flags), "setns")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    arguments = (source.encode(), target.encode(), kind.encode() if kind else None)
+    _check(_libc.mount(*arguments, ctypes.c_ulong(flags), data.encode() or None), f"mount {kind or source} on {target}")
+
+
+def unmount(target: str, flags: int = MNT_DETACH) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(target.encode(), flags), f"unmount {target}")
+
+
+def bind(source: str, target: str, attributes: int, user_namespace: int | None = None) -> None:
+    """Bind a directory or file with ``MOUNT_ATTR_…`` of its own, idmapped by a user namespace where one is given.
+
+    open_tree(2), mount_setattr(2) and move_mount(2): the attributes are set before anything can see the mount.
+    """
+    tree = _check(
+        _libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, source.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC), f"open {source}"
+    )
+    try:
+        if user_namespace is not None:
+            attributes |= _MOUNT_ATTR_IDMAP
+        wanted = struct.pack("QQQQ", attributes, 0, 0, max(user_namespace or 0, 0))
+        size = ctypes.c_size_t(len(wanted))
+        _check(
+            _libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, wanted, size), f"set attributes of {source}"
+        )
+        _check(
+            _libc.syscall(_SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH),
+            f"bind {source} on {target}",
+        )
+    finally:
+        os.close(tree)
+
+
+def die_with_parent(signal: int) -> None:
+    """Have the kernel send us this signal when the parent thread ends."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl")

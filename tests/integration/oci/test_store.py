@@ -189,4 +189,9 @@ def test_a_data_directory_on_btrfs_is_used_as_it_is(tmp_path: Path) -> None:
             assert not (inner_folder / "data/store.img").exists()
             assert {"nosuid", "nodev"} <= mount_options(inner.root)
             (inner.root / "kept").touch()
+            inner.release()
+            with opened(new_store(inner_folder)) as again:
+                mounts = Path("/proc/self/mountinfo").read_text()
+                assert mounts.count(f" {again.root} ") == 1, "adopted, and not mounted on itself"
         assert (inner_folder / "data/store/kept").exists()
+        assert f" {inner.root} " not in Path("/proc/self/mountinfo").read_text()

@@ -139,14 +139,29 @@ def free_bytes(folder: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
+def total_bytes(folder: Path) -> int:
+    """The size of the file system of this folder."""
+    status = os.statvfs(folder)
+    return status.f_blocks * status.f_frsize
+
+
 def _mount_device(device: Path, target: Path) -> None:
     _run("mount", "--types", "btrfs", "--options", f"{MOUNT_OPTIONS},discard=async", str(device), str(target))
 
 
+def is_mounted(target: Path) -> bool:
+    """Whether anything is mounted on this very folder. (A device number tells nothing of one folder on another.)"""
+    return bool(_mount_sources(target))
+
+
 def _mounted_device(target: Path) -> Path | None:
-    """The block device that is mounted on this very folder."""
-    found = _answer("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", str(target))
-    return Path(found.splitlines()[-1]) if found else None
+    sources = _mount_sources(target)
+    return Path(sources[-1]) if sources else None
+
+
+def _mount_sources(target: Path) -> list[str]:
+    """What is mounted on this folder, the uppermost last."""
+    return _answer("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", str(target)).splitlines()
 
 
 def _file_system(folder: Path) -> str:

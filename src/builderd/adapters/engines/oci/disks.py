@@ -21,7 +21,7 @@ from pathlib import Path
 from builderd.adapters.engines.oci.base_recipe import APP_UID
 from builderd.adapters.engines.oci.placement import place
 from builderd.adapters.engines.oci.store import Store
-from builderd.adapters.engines.oci.subvolumes import create_subvolume, delete_subvolume, is_subvolume, snapshot
+from builderd.adapters.engines.oci.subvolumes import create_subvolume, is_subvolume, snapshot
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import NoCapacity, NotFound
 from builderd.domain.ids import DiskId
@@ -51,7 +51,7 @@ class Disks:
         """Take stock after a start: what was half-made is removed, what stands is counted."""
         for path in self._store.disks.iterdir():
             if path.name.startswith(_UNFINISHED):
-                delete_subvolume(path)
+                self._store.quota.delete(path)
             elif is_subvolume(path):
                 self._count(path)
         self._store.quota.drop_unused()
@@ -95,7 +95,7 @@ class Disks:
             yield unfinished
             unfinished.rename(path)
         except BaseException:
-            delete_subvolume(unfinished)
+            self._store.quota.delete(unfinished)
             self._store.room.release(disk)
             raise
 
@@ -107,10 +107,8 @@ class Disks:
         """Idempotent. Space comes back within seconds."""
         path = self._path(disk)
         with self._lock:
-            if path.exists():
-                self._store.quota.lift(path)
-            delete_subvolume(path)
-            delete_subvolume(self._store.scratch / disk)
+            self._store.quota.delete(path)
+            self._store.quota.delete(self._store.scratch / disk)
             self._store.room.release(disk)
             self._deleted += 1
             if self._deleted % SWEEP_EVERY == 0:
@@ -159,7 +157,7 @@ class Disks:
         """
         self._existing(disk)
         scratch = self._store.scratch / disk
-        delete_subvolume(scratch)
+        self._store.quota.delete(scratch)
         create_subvolume(scratch)
         self._store.quota.limit(scratch, SCRATCH_BYTES)
         for name in ("upper", "work"):

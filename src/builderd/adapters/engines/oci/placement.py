@@ -41,7 +41,7 @@ def place(bundle: Bundle, target: Path, owner: int) -> None:
                 for file in files:
                     _write(inside, file, owner, sync=few)
         if not few:
-            _sync_file_system(root)
+            sync_file_system(root)
 
 
 @contextmanager
@@ -108,6 +108,6 @@ def _free_name(parent: int, name: str) -> str:
     return next(free for n in itertools.count(1) if (free := f"{kept}.~{n}~") not in taken)
 
 
-def _sync_file_system(inside: int) -> None:
+def sync_file_system(inside: int) -> None:
     if _libc.syncfs(inside):
         raise OSError(ctypes.get_errno(), "syncfs")

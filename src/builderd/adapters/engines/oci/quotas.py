@@ -14,7 +14,14 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from builderd.adapters.engines.oci.subvolumes import ROOT_INODE, folder, subvolume_exists, subvolume_number
+from builderd.adapters.engines.oci.subvolumes import (
+    ROOT_INODE,
+    delete_subvolume,
+    folder,
+    is_subvolume,
+    subvolume_exists,
+    subvolume_number,
+)
 
 _FS_INFO = 0x8400941F
 _QUOTA_CTL = 0xC0109428
@@ -51,9 +58,11 @@ class Quota:
             fcntl.ioctl(root, _QGROUP_LIMIT, struct.pack("=6Q", group, _LIMIT_REFERENCED, size_bytes, 0, 0, 0))
         return group
 
-    def lift(self, subvolume: Path) -> None:
-        """Take the limit away: where it is reached, not even a subvolume inside can be deleted."""
-        self.limit(subvolume, _NO_LIMIT)
+    def delete(self, subvolume: Path) -> None:
+        """Delete it and what is inside. Where the limit is reached, that would be refused, so it is lifted first."""
+        if is_subvolume(subvolume):
+            self.limit(subvolume, _NO_LIMIT)
+            delete_subvolume(subvolume)
 
     def _adopt(self, root: int, group: int) -> None:
         with suppress(FileExistsError):

@@ -68,6 +68,15 @@ class Room:
             self._check(size_bytes - known.size)
             self._claims[name] = Claim(size_bytes, known.group)
 
+    def claim_some(self, name: str, least: int, most: int) -> int:
+        """Reserve as much as there is between the two; how many bytes. Raises ``NoCapacity`` below the least."""
+        with self._lock:
+            available = int(self._ground.free() * self._overcommit) - self._unused()
+            size = max(least, min(most, available))
+            self._check(size)
+            self._claims[name] = Claim(size)
+            return size
+
     def settle(self, name: str, size_bytes: int, group: int) -> None:
         """Record a claim that stands already, and the group that counts its use."""
         with self._lock:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from builderd.adapters.engines.oci.backing import Backing, ImageBacking, choose_backing
+from builderd.adapters.engines.oci.backing import Backing, ImageBacking, choose_backing, is_mounted
 from builderd.adapters.engines.oci.quotas import Quota, enable_quota
 from builderd.adapters.engines.oci.room import Ground, Room
 from builderd.domain.errors import EngineUnavailable
@@ -87,7 +87,7 @@ class Store:
 
     def _mount(self, backing: Backing) -> None:
         self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        if self.root.is_mount():
+        if is_mounted(self.root):
             if backing.is_at(self.root):
                 return
             # The data directory was replaced under a mount that an earlier service left.
@@ -103,7 +103,7 @@ class Store:
 
     def close(self) -> None:
         """Unmount it, also where a sandbox that is about to end still holds it for a moment. Idempotent."""
-        if self.root.is_mount():
+        if is_mounted(self.root):
             _unmount(self.root)
         self.release()
 
@@ -112,7 +112,7 @@ def _unmount(target: Path) -> None:
     deadline = time.monotonic() + BUSY_SECONDS
     while _umount(target) and time.monotonic() < deadline:
         time.sleep(0.05)
-    if target.is_mount():
+    if is_mounted(target):
         _umount(target, "--lazy")
 
 

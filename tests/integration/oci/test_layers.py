@@ -1,0 +1,380 @@
+"""A layer is made once, whole or not at all, and by nothing that could reach another.
+
+The runner here is a stand-in which runs a function on the folders that a sandbox would see; what a real sandbox keeps
+a build from is tested with real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.integration.oci.stores import open_store
+
+from builderd.adapters.engines.oci import layers as module
+from builderd.adapters.engines.oci.builds import BuildExit, BuildRun, Output
+from builderd.adapters.engines.oci.layers import Layers
+from builderd.adapters.engines.oci.store import Store
+from builderd.domain.errors import NoCapacity, NotFound
+from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
+
+pytestmark = pytest.mark.root
+
+MB = 1 << 20
+KEY, OTHER = "a" * 64, "b" * 64
+UV = Path("/usr/bin/true")
+
+
+def step(cache: Cache = Cache.SHARED, *argv: str) -> BuildStep:
+    return BuildStep("Installing", argv or ("install",), network=True, cache=cache, env={"MINE": "1"})
+
+
+POLISH = BuildStep("Compiling", ("compile",), network=False, cache=Cache.NONE)
+
+
+def plan(key: str = KEY, *steps: BuildStep) -> LayerPlan:
+    return LayerPlan(key, {"requirements.txt": b"flask\n", "more/a.txt": b"a"}, steps or (step(),), False, POLISH)
+
+
+class StandIn:
+    """Runs ``action`` with the host's folder for each target; counts, and can be made to wait."""
+
+    def __init__(self) -> None:
+        self.runs: list[BuildRun] = []
+        self.action: Callable[[dict[str, Path]], int] = install
+        self.lines: list[str] = ["hello"]
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.started = asyncio.Event()
+
+    async def run_build(self, run: BuildRun, output: Output) -> BuildExit:
+        self.runs.append(run)
+        self.started.set()
+        await self.gate.wait()
+        for line in self.lines:
+            output(line)
+        return BuildExit(self.action({bind.target: bind.source for bind in run.binds}))
+
+
+def install(seen: dict[str, Path]) -> int:
+    (seen[LAYER] / "venv/lib").mkdir(parents=True)
+    (seen[LAYER] / "venv/lib/flask.py").write_text("flask")
+    return 0
+
+
+def compile_layer(seen: dict[str, Path]) -> int:
+    (seen[LAYER] / "venv/lib/flask.pyc").write_text("compiled")
+    return 0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path) as store:
+        yield store
+
+
+@pytest.fixture
+def runner() -> StandIn:
+    return StandIn()
+
+
+@pytest.fixture
+def layers(store: Store, runner: StandIn) -> Layers:
+    layers = Layers(store, runner, {"/usr/local/bin/uv": UV})
+    layers.open()
+    return layers
+
+
+def told() -> tuple[list[str], Callable[[str], None]]:
+    lines: list[str] = []
+    return lines, lines.append
+
+
+def is_tidy(store: Store) -> bool:
+    claims = [name for name in store.room._claims if name.startswith("build")]
+    return list(store.builds.iterdir()) == [] and claims == []
+
+
+async def test_a_layer_is_made_and_found(layers: Layers, runner: StandIn, store: Store) -> None:
+    assert not layers.has(KEY)
+    lines, progress = told()
+    outcome = await layers.build(plan(), progress)
+    assert outcome.ok
+    assert not outcome.reused
+    assert outcome.output == ("hello",)
+    assert lines == ["Installing", "hello"]
+    assert layers.has(KEY)
+    assert (layers.lower(KEY) / "venv/lib/flask.py").read_text() == "flask"
+    assert is_tidy(store)
+
+
+async def test_the_build_sees_its_input_its_layer_and_the_cache_each_as_a_mount_of_its_own(
+    layers: Layers, runner: StandIn, store: Store
+) -> None:
+    contents: dict[str, bytes] = {}
+
+    def look(seen: dict[str, Path]) -> int:
+        contents.update({name: (seen[INPUT] / name).read_bytes() for name in ("requirements.txt", "more/a.txt")})
+        return install(seen)
+
+    runner.action = look
+    await layers.build(plan(), print)
+    assert contents == {"requirements.txt": b"flask\n", "more/a.txt": b"a"}
+    (run,) = runner.runs
+    binds = {bind.target: bind for bind in run.binds}
+    assert set(binds) == {INPUT, LAYER, CACHE, "/usr/local/bin/uv"}
+    assert [target for target, bind in binds.items() if not bind.read_only] == [LAYER, CACHE]
+    assert binds[CACHE].source == store.root / "cache"
+    assert binds["/usr/local/bin/uv"].source == UV
+    assert run.env["MINE"] == "1"
+    assert run.network
+
+
+async def test_it_is_made_only_once(layers: Layers, runner: StandIn) -> None:
+    runner.gate.clear()
+    builds = [asyncio.create_task(layers.build(plan(), print)) for _ in range(5)]
+    await runner.started.wait()
+    runner.gate.set()
+    outcomes = await asyncio.gather(*builds)
+    assert len(runner.runs) == 1
+    assert sorted(outcome.reused for outcome in outcomes) == [False, True, True, True, True]
+    assert (await layers.build(plan(), print)).reused
+
+
+async def test_layers_of_other_keys_are_made_meanwhile(layers: Layers, runner: StandIn) -> None:
+    runner.gate.clear()
+    builds = [asyncio.create_task(layers.build(plan(key), print)) for key in (KEY, OTHER)]
+    while len(runner.runs) < 2:
+        await asyncio.sleep(0.01)
+    runner.gate.set()
+    await asyncio.gather(*builds)
+    assert layers.has(KEY)
+    assert layers.has(OTHER)
+
+
+async def test_a_failed_step_leaves_no_layer_and_the_next_try_begins_anew(
+    layers: Layers, runner: StandIn, store: Store
+) -> None:
+    def fail(seen: dict[str, Path]) -> int:
+        install(seen)
+        return 3
+
+    runner.action, runner.lines = fail, ["error: no such package"]
+    outcome = await layers.build(plan(KEY, step(), step()), print)
+    assert outcome.exit_code == 3
+    assert outcome.output == ("error: no such package",)
+    assert len(runner.runs) == 1, "the steps after it are not run"
+    assert not layers.has(KEY)
+    assert is_tidy(store)
+    runner.action = install
+    assert (await layers.build(plan(), print)).ok
+
+
+async def test_a_build_that_is_cancelled_leaves_nothing_and_whoever_waits_makes_it(
+    layers: Layers, runner: StandIn, store: Store
+) -> None:
+    runner.gate.clear()
+    first = asyncio.create_task(layers.build(plan(), print))
+    await runner.started.wait()
+    second = asyncio.create_task(layers.build(plan(), print))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert not layers.has(KEY)
+    runner.gate.set()
+    outcome = await second
+    assert outcome.ok
+    assert not outcome.reused
+    assert is_tidy(store)
+
+
+async def test_a_runner_that_breaks_leaves_nothing(layers: Layers, runner: StandIn, store: Store) -> None:
+    def break_down(seen: dict[str, Path]) -> int:
+        raise RuntimeError
+
+    runner.action = break_down
+    with pytest.raises(RuntimeError):
+        await layers.build(plan(), print)
+    assert not layers.has(KEY)
+    assert is_tidy(store)
+
+
+async def test_polishing_makes_a_generation_that_only_sandboxes_started_later_see(
+    layers: Layers, runner: StandIn, store: Store
+) -> None:
+    await layers.build(plan(), print)
+    before = layers.lower(KEY)
+    runner.action = compile_layer
+    assert (await layers.polish(KEY, POLISH)).ok
+    after = layers.lower(KEY)
+    assert after != before
+    assert sorted(path.name for path in (after / "venv/lib").iterdir()) == ["flask.py", "flask.pyc"]
+    assert [path.name for path in (before / "venv/lib").iterdir()] == ["flask.py"]
+    assert {bind.target for bind in runner.runs[-1].binds if not bind.read_only} == {LAYER}
+    assert (await layers.polish(KEY, POLISH)).reused
+    assert is_tidy(store)
+
+
+async def test_polishing_that_fails_leaves_the_layer_as_it_was(layers: Layers, runner: StandIn, store: Store) -> None:
+    await layers.build(plan(), print)
+    before = layers.lower(KEY)
+    runner.action = lambda seen: compile_layer(seen) + 1
+    assert not (await layers.polish(KEY, POLISH)).ok
+    assert layers.lower(KEY) == before
+    assert is_tidy(store)
+
+
+async def test_there_is_nothing_to_polish_or_to_mount_of_a_layer_that_is_not_there(layers: Layers) -> None:
+    with pytest.raises(NotFound):
+        await layers.polish(KEY, POLISH)
+    for key in (KEY, "", "..", "../disks", "A" * 64, "a" * 63):
+        assert not layers.has(key)
+        with pytest.raises(NotFound):
+            layers.lower(key)
+
+
+def leave_more(seen: dict[str, Path]) -> int:
+    (seen[LAYER] / "etc").mkdir()
+    return install(seen)
+
+
+def leave_a_link(seen: dict[str, Path]) -> int:
+    (seen[LAYER] / "venv").symlink_to("/")
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("action", "why"),
+    [(leave_more, "left etc beside"), (leave_a_link, "no environment"), (lambda seen: 0, "no environment")],
+)
+async def test_a_layer_brings_an_environment_and_nothing_else(
+    layers: Layers, runner: StandIn, action: Callable[[dict[str, Path]], int], why: str
+) -> None:
+    runner.action = action
+    outcome = await layers.build(plan(), print)
+    assert outcome.exit_code == 1
+    assert why in outcome.output[-1]
+    assert not layers.has(KEY)
+
+
+async def test_what_a_foreign_build_writes_to_its_cache_is_thrown_away(
+    layers: Layers, runner: StandIn, store: Store
+) -> None:
+    shared = store.root / "cache/wheel"
+    shared.write_text("good")
+
+    def poison(seen: dict[str, Path]) -> int:
+        assert (seen[CACHE] / "wheel").read_text() == "good"
+        (seen[CACHE] / "wheel").write_text("evil")
+        (seen[CACHE] / "more").write_text("evil")
+        return install(seen)
+
+    runner.action = poison
+    assert (await layers.build(plan(KEY, step(Cache.SCRATCH)), print)).ok
+    assert shared.read_text() == "good"
+    assert [path.name for path in (store.root / "cache").iterdir()] == ["wheel"]
+    assert is_tidy(store)
+
+
+async def test_a_build_takes_no_more_room_than_its_claim(
+    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MIN_LAYER", 20 * MB)
+    monkeypatch.setattr(module, "MAX_LAYER", 20 * MB)
+    failures: list[int | None] = []
+
+    def fill(seen: dict[str, Path]) -> int:
+        for target in (LAYER, CACHE):
+            try:
+                with (seen[target] / "file").open("wb", buffering=0) as file:
+                    for _ in range(40):
+                        file.write(os.urandom(MB))
+                        os.fsync(file.fileno())
+            except OSError as error:
+                failures.append(error.errno)
+        return 1
+
+    runner.action = fill
+    await layers.build(plan(KEY, step(Cache.SCRATCH)), print)
+    assert failures == [errno.EDQUOT, errno.EDQUOT]
+    assert is_tidy(store)
+
+
+async def test_without_room_for_a_layer_the_build_says_so(
+    layers: Layers, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MIN_LAYER", 1 << 40)
+    with pytest.raises(NoCapacity):
+        await layers.build(plan(), print)
+    assert is_tidy(store)
+
+
+async def test_the_cache_is_emptied_when_it_has_grown_and_layers_keep_what_they_cloned(
+    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clone(seen: dict[str, Path]) -> int:
+        (seen[CACHE] / "wheel").write_bytes(os.urandom(3 * MB))
+        install(seen)
+        copy: list[str | Path] = ["cp", "--reflink=always", seen[CACHE] / "wheel", seen[LAYER] / "venv/wheel"]
+        subprocess.run(copy, check=True)
+        os.sync()
+        return 0
+
+    runner.action = clone
+    await layers.build(plan(), print)
+    content = (layers.lower(KEY) / "venv/wheel").read_bytes()
+    monkeypatch.setattr("builderd.adapters.engines.oci.layer_cache.HIGH_WATER", 1e-9)
+    runner.action = install
+    await layers.build(plan(OTHER), print)
+    assert list((store.root / "cache").iterdir()) == []
+    assert (layers.lower(KEY) / "venv/wheel").read_bytes() == content
+
+
+async def test_a_flood_of_output_is_cut(layers: Layers, runner: StandIn) -> None:
+    lines, progress = told()
+    runner.lines = ["x" * 100_000] * 10_000
+    outcome = await layers.build(plan(), progress)
+    assert len(outcome.output) == module.KEPT_LINES
+    assert len(outcome.output[0]) == module.LINE_LENGTH + 1
+    assert len(lines) == module.TOLD_LINES + 2
+    assert "left out" in lines[-1]
+
+
+async def test_after_a_restart_layers_stand_and_half_made_ones_are_gone(
+    layers: Layers, runner: StandIn, store: Store
+) -> None:
+    await layers.build(plan(), print)
+    runner.gate.clear()
+    runner.started.clear()
+    hanging = asyncio.create_task(layers.build(plan(OTHER), print))
+    await runner.started.wait()
+    (store.layers / OTHER).mkdir()
+    again = Layers(store, runner, {})
+    again.open()
+    assert list(store.builds.iterdir()) == []
+    assert again.has(KEY)
+    assert not again.has(OTHER)
+    assert not (store.layers / OTHER).exists()
+    hanging.cancel()
+
+
+async def test_a_layer_that_a_crash_of_the_machine_may_have_damaged_is_made_again(
+    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0)
+    await layers.build(plan(), print)
+    while (store.layers / KEY / "boot").exists():
+        await asyncio.sleep(0.01)
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 1000)
+    await layers.build(plan(OTHER), print)
+    (tmp_path / "boot").write_text("another boot of the machine")
+    monkeypatch.setattr("builderd.adapters.engines.oci.shelf.BOOT_ID", tmp_path / "boot")
+    layers.open()
+    assert layers.has(KEY), "it was safe on the disk"
+    assert not layers.has(OTHER)

@@ -148,7 +148,7 @@ async def _make(store: SqlStore, limits: Limits) -> Service:
 
 
 def _rows(store: SqlStore) -> dict[str, int]:
-    with store._database.begin_read() as connection:
+    with store._database.reading.begin() as connection:
         tables = metadata.sorted_tables
         return {t.name: connection.execute(select(func.count()).select_from(t)).scalar_one() for t in tables}
 

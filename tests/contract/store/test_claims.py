@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 
+from tests.contract.store.calls import claim, due, holds, make_due, release
 from tests.contract.store.samples import NOW, SECOND, add_builder, save
 
 from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId, new_id
 from builderd.ports.store import Store
-
-
-async def claim(store: Store, builder: BuilderId, owner: str, now: datetime, seconds: float = 30) -> bool:
-    return await store.write(lambda uow: uow.builders.claim(builder, owner, now, now + seconds * SECOND))
-
-
-async def holds(store: Store, builder: BuilderId, owner: str, now: datetime) -> bool:
-    held = await store.write(lambda uow: uow.builders.holds(builder, owner, now))
-    assert await store.read(lambda uow: uow.builders.holds(builder, owner, now)) is held
-    return held
-
-
-async def due(store: Store, now: datetime, limit: int = 10) -> list[BuilderId]:
-    return list(await store.read(lambda uow: uow.builders.due(now, limit)))
-
-
-async def make_due(store: Store, builder: BuilderId, at: datetime) -> None:
-    await store.write(lambda uow: uow.builders.make_due(builder, at))
-
-
-async def release(store: Store, builder: BuilderId, owner: str, due_at: datetime | None) -> None:
-    await store.write(lambda uow: uow.builders.release(builder, owner, due_at))
 
 
 async def test_a_claim_keeps_others_out_until_it_is_over(store: Store) -> None:

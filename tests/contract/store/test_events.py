@@ -5,20 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.contract.store.calls import event_ids, record
 from tests.contract.store.samples import NOW, SECOND, add_builder, make_event
 
-from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId
 from builderd.ports.store import Store
-
-
-async def record(store: Store, event: Event) -> Event:
-    return await store.write(lambda uow: uow.events.add(event))
-
-
-async def ids(store: Store, builder: BuilderId, **page: int) -> list[int]:
-    events = await store.read(lambda uow: uow.events.of_builder(builder, **page))
-    return [event.id for event in events]
 
 
 async def test_every_field_of_an_event_is_kept_and_it_gets_an_id(store: Store) -> None:
@@ -43,19 +33,19 @@ async def test_a_builders_events_come_by_id_and_not_by_their_time(store: Store) 
     first = await record(store, make_event(builder.id, time=NOW + SECOND))
     await record(store, make_event(other.id))
     second = await record(store, make_event(builder.id))
-    assert await ids(store, builder.id) == [first.id, second.id]
+    assert await event_ids(store, builder.id) == [first.id, second.id]
 
 
 async def test_a_follower_gets_what_came_after_the_last_it_saw(store: Store) -> None:
     builder = await add_builder(store)
     stored = [(await record(store, make_event(builder.id))).id for _ in range(5)]
-    assert await ids(store, builder.id, after=stored[1]) == stored[2:]
-    assert await ids(store, builder.id, after=stored[1], limit=2) == stored[2:4]
-    assert await ids(store, builder.id, after=stored[-1]) == []
+    assert await event_ids(store, builder.id, after=stored[1]) == stored[2:]
+    assert await event_ids(store, builder.id, after=stored[1], limit=2) == stored[2:4]
+    assert await event_ids(store, builder.id, after=stored[-1]) == []
 
 
 async def test_details_that_are_no_json_are_refused(store: Store) -> None:
     builder = await add_builder(store)
     with pytest.raises(Exception, match="JSON"):
         await record(store, make_event(builder.id, details={"seconds": float("nan")}))
-    assert await ids(store, builder.id) == []
+    assert await event_ids(store, builder.id) == []

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, bindparam, func, insert, select, text, update
 
 from builderd.adapters.stores.sql.claims import Claims
-from builderd.adapters.stores.sql.rows import row_of
+from builderd.adapters.stores.sql.rows import row_of, without
 from builderd.adapters.stores.sql.tables import CLAIM, LIVE, builders
 from builderd.domain.builders import Builder, Status
 from builderd.domain.errors import NameTaken
@@ -90,7 +90,7 @@ class Builders(Claims):
     def save(self, builder: Builder) -> None:
         if builder.id not in self._own:
             raise RuntimeError(f"builder {builder.id} is saved unlocked: a change by somebody else could be lost")
-        self._connection.execute(_UPDATE, {"builder": builder.id, **row_of(builder)})
+        self._connection.execute(_UPDATE, {"builder": builder.id, **without(row_of(builder), "id")})
 
     def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:
         locks = lock and self._locks

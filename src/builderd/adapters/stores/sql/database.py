@@ -17,17 +17,16 @@ write_json = partial(json.dumps, allow_nan=False, separators=(",", ":"))
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """``begin_write`` and ``begin_read`` open a transaction that commits at its end and rolls back on an error.
+    """``writing`` and ``reading`` open transactions of their kind; ``begin_migration`` one that migrates alone.
 
-    ``begin_migration`` does so alone: nobody else migrates meanwhile. ``writers`` and ``readers`` are how many
-    transactions of each kind may go on at once; with 0 readers, reads take turns with writes. ``is_passing`` tells
-    an error after which the whole transaction may be run again from one that would come again.
+    ``writers`` and ``readers`` are how many of each kind may go on at once; with 0 readers, reads take turns with
+    writes. ``is_passing`` tells an error after which the whole transaction may be run again from one that would come
+    again.
     """
 
-    engine: Engine
+    writing: Engine
+    reading: Engine
     writers: int
     readers: int
-    begin_write: Callable[[], AbstractContextManager[Connection]]
-    begin_read: Callable[[], AbstractContextManager[Connection]]
     begin_migration: Callable[[], AbstractContextManager[Connection]]
     is_passing: Callable[[DBAPIError], bool]

@@ -43,13 +43,11 @@ def open_postgresql(url: URL) -> Database:
         connect_args=connect_arguments(url),
         json_serializer=write_json,
     )
-    reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     return Database(
-        engine=engine,
+        writing=engine,
+        reading=engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True),
         writers=WRITERS,
         readers=READERS,
-        begin_write=engine.begin,
-        begin_read=reading.begin,
         begin_migration=lambda: _begin_migration(engine),
         is_passing=is_passing,
     )

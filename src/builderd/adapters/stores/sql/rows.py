@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 def row_of(value: DataclassInstance) -> dict[str, Any]:
     """``{field: what it holds}``, not copied and not descended into."""
     return {name: getattr(value, name) for name in _names(type(value))}
+
+
+def without(row: Mapping[str, Any], *key: str) -> dict[str, Any]:
+    """What an update sets: never the key, since SQLite then visits every row that points at it."""
+    return {name: value for name, value in row.items() if name not in key}
 
 
 @cache

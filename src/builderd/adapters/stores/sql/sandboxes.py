@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 
-from builderd.adapters.stores.sql.rows import row_of
+from builderd.adapters.stores.sql.rows import row_of, without
 from builderd.adapters.stores.sql.tables import sandboxes
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox, SandboxEnd
@@ -35,7 +35,7 @@ class Sandboxes:
 
     def save(self, sandbox: Sandbox) -> None:
         """Raises ``LookupError`` when there is no such row."""
-        if self._connection.execute(_UPDATE, {"sandbox": sandbox.id, **_row(sandbox)}).rowcount != 1:
+        if self._connection.execute(_UPDATE, {"sandbox": sandbox.id, **without(_row(sandbox), "id")}).rowcount != 1:
             raise LookupError(f"no sandbox {sandbox.id} to save")
 
     def open_of(self, builder: BuilderId) -> Sandbox | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,16 +23,14 @@ BUSY_TIMEOUT = 30
 def open_sqlite(url: URL) -> Database:
     """The file is made at the first connection, in its folder, both for the owner alone. Without a file: in memory."""
     path = None if url.database in (None, "", ":memory:") else Path(str(url.database))
-    engine = _memory_engine(url) if path is None else _file_engine(url, path)
-    event.listen(engine, "begin", _begin)
-    reading = engine.execution_options(read_only=True)
+    writing = _memory_engine(url) if path is None else _file_engine(url, path, 1)
+    reading = writing if path is None else _file_engine(url, path, READERS)
     return Database(
-        engine=engine,
+        writing=writing,
+        reading=reading.execution_options(read_only=True),
         writers=1,
         readers=0 if path is None else READERS,
-        begin_write=engine.begin,
-        begin_read=reading.begin,
-        begin_migration=lambda: _begin_migration(engine),
+        begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
     )
 
@@ -41,14 +40,15 @@ def _memory_engine(url: URL) -> Engine:
         url, poolclass=StaticPool, connect_args={"check_same_thread": False}, json_serializer=write_json
     )
     event.listen(engine, "connect", _set_up)
+    event.listen(engine, "begin", _begin)
     return engine
 
 
-def _file_engine(url: URL, path: Path) -> Engine:
+def _file_engine(url: URL, path: Path, connections: int) -> Engine:
     engine = create_engine(
         url,
         poolclass=QueuePool,
-        pool_size=1 + READERS,
+        pool_size=connections,
         max_overflow=0,
         connect_args={"timeout": BUSY_TIMEOUT, "cached_statements": 256},
         json_serializer=write_json,
@@ -56,6 +56,7 @@ def _file_engine(url: URL, path: Path) -> Engine:
     event.listen(engine, "do_connect", lambda *_: _make_private(path))
     event.listen(engine, "connect", _set_up)
     event.listen(engine, "connect", _use_wal)
+    event.listen(engine, "begin", _begin)
     return engine
 
 
@@ -78,15 +79,33 @@ def _set_up(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def _use_wal(connection: sqlite3.Connection, _: Any) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while not _switch_to_wal(connection):
+        if time.monotonic() > deadline:
+            raise TimeoutError("another process keeps the database from being switched to WAL mode: end it")
+        time.sleep(0.01)
     # A power cut may take the last transactions, never the consistency; a killed process loses nothing.
     connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> bool:
+    """False while another connection is in the way, for which SQLite's own timeout does not wait here."""
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    return True
 
 
 def _begin(connection: Connection) -> None:
     driver = _driver(connection)
     reads = connection.get_execution_options().get("read_only", False)
-    driver.execute(f"PRAGMA query_only = {reads:d}")
+    # Only where it changes: it has every statement prepared anew.
+    if connection.info.get("reads") is not reads:
+        driver.execute(f"PRAGMA query_only = {reads:d}")
+        connection.info["reads"] = reads
     # A writer takes its lock at once: to read first and then wait for it is an error that no waiting mends.
     driver.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
 

@@ -90,18 +90,18 @@ class SqlStore:
         return self._write_once(work)
 
     def _write_once(self, work: Callable[[port.UnitOfWork], T]) -> T:
-        with self._database.begin_write() as connection:
+        with self._database.writing.begin() as connection:
             return work(UnitOfWork(connection, writes=True))
 
     def _read(self, work: Callable[[port.UnitOfWork], T]) -> T:
-        with self._database.begin_read() as connection:
+        with self._database.reading.begin() as connection:
             return work(UnitOfWork(connection, writes=False))
 
     def _answers(self) -> bool:
         try:
-            with self._database.begin_read() as connection:
+            with self._database.reading.begin() as connection:
                 return connection.execute(select(literal(1))).scalar_one() == 1
-        except SQLAlchemyError:
+        except (SQLAlchemyError, OSError):
             return False
 
     def _migrate(self) -> None:
@@ -111,7 +111,8 @@ class SqlStore:
     def _close(self) -> None:
         self._readers.shutdown()
         self._writers.shutdown()
-        self._database.engine.dispose()
+        self._database.writing.dispose()
+        self._database.reading.dispose()
 
 
 def _open(text: str) -> Database:

@@ -2,8 +2,7 @@
 
 from alembic import context
 
-from builderd.adapters.stores.sql.tables import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, render_as_batch=True)
+# Without the tables of today: what a revision names is called just that, whatever convention they follow later.
+context.configure(connection=context.config.attributes["connection"])
 with context.begin_transaction():
     context.run_migrations()

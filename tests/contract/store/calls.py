@@ -1,0 +1,42 @@
+"""Calls of the store, each a unit of work of its own."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from tests.contract.store.samples import SECOND
+
+from builderd.domain.events import Event
+from builderd.domain.ids import BuilderId
+from builderd.ports.store import Store
+
+
+async def claim(store: Store, builder: BuilderId, owner: str, now: datetime, seconds: float = 30) -> bool:
+    return await store.write(lambda uow: uow.builders.claim(builder, owner, now, now + seconds * SECOND))
+
+
+async def holds(store: Store, builder: BuilderId, owner: str, now: datetime) -> bool:
+    held = await store.write(lambda uow: uow.builders.holds(builder, owner, now))
+    assert await store.read(lambda uow: uow.builders.holds(builder, owner, now)) is held
+    return held
+
+
+async def due(store: Store, now: datetime, limit: int = 10) -> list[BuilderId]:
+    return list(await store.read(lambda uow: uow.builders.due(now, limit)))
+
+
+async def make_due(store: Store, builder: BuilderId, at: datetime) -> None:
+    await store.write(lambda uow: uow.builders.make_due(builder, at))
+
+
+async def release(store: Store, builder: BuilderId, owner: str, due_at: datetime | None) -> None:
+    await store.write(lambda uow: uow.builders.release(builder, owner, due_at))
+
+
+async def record(store: Store, event: Event) -> Event:
+    return await store.write(lambda uow: uow.events.add(event))
+
+
+async def event_ids(store: Store, builder: BuilderId, **page: int) -> list[int]:
+    events = await store.read(lambda uow: uow.events.of_builder(builder, **page))
+    return [event.id for event in events]

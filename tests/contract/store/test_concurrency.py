@@ -1,0 +1,266 @@
+"""Several stores on one database, as several control planes have them: one wins, and nothing is lost or overlooked."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.contract.store.calls import claim, due, event_ids, make_due, record
+from tests.contract.store.samples import (
+    NOW,
+    SECOND,
+    TENANT,
+    add,
+    add_builder,
+    make_builder,
+    make_event,
+    make_record,
+    make_sandbox,
+)
+from tests.stores import open_store
+
+from builderd.domain.builders import Builder
+from builderd.domain.errors import Conflict, NameTaken
+from builderd.domain.ids import BuilderId, TenantId, new_id
+from builderd.domain.tenants import Tenant
+from builderd.ports.store import Store, UnitOfWork
+
+ROUNDS = 20
+
+
+@pytest.fixture
+async def one(shared_url: str) -> AsyncIterator[Store]:
+    async with open_store(shared_url) as store:
+        await add(store, TENANT)
+        yield store
+
+
+@pytest.fixture
+async def two(one: Store, shared_url: str) -> AsyncIterator[Store]:
+    async with open_store(shared_url) as store:
+        yield store
+
+
+class Pause:
+    """Holds a unit of work open in the middle, until it is let go."""
+
+    def __init__(self) -> None:
+        self._reached = threading.Event()
+        self._let_go = threading.Event()
+
+    def here(self) -> None:
+        self._reached.set()
+        assert self._let_go.wait(30), "nobody let the unit of work go on"
+
+    async def reached(self) -> None:
+        assert await asyncio.to_thread(self._reached.wait, 30)
+
+    async def let_go_after(self, task: asyncio.Task[Any]) -> None:
+        """When the task is over, which shows that it did not wait; or soon, if it does."""
+        await asyncio.wait({task}, timeout=0.3)
+        self._let_go.set()
+
+
+async def test_of_two_claims_at_once_one_succeeds(one: Store, two: Store) -> None:
+    for _ in range(ROUNDS):
+        builder = (await add_builder(one)).id
+        won = await asyncio.gather(
+            claim(one, builder, "one", NOW),
+            claim(two, builder, "two", NOW),
+        )
+        assert sorted(won) == [False, True]
+
+
+async def test_of_two_takeovers_of_an_expired_lease_one_succeeds(one: Store, two: Store) -> None:
+    for _ in range(ROUNDS):
+        builder = (await add_builder(one)).id
+        await claim(one, builder, "dead", NOW - SECOND, 1)
+        won = await asyncio.gather(
+            claim(one, builder, "one", NOW),
+            claim(two, builder, "two", NOW),
+        )
+        assert sorted(won) == [False, True]
+
+
+async def test_work_under_a_claim_is_recorded_before_somebody_else_takes_it_over(one: Store, two: Store) -> None:
+    builder = (await add_builder(one)).id
+    await claim(one, builder, "one", NOW, 1)
+    pause, order = Pause(), []
+
+    def record(uow: UnitOfWork) -> None:
+        assert uow.builders.holds(builder, "one", NOW)
+        pause.here()
+        order.append("recorded")
+
+    def take_over(uow: UnitOfWork) -> None:
+        assert uow.builders.claim(builder, "two", NOW + SECOND, NOW + 2 * SECOND)
+        order.append("taken over")
+
+    recording = asyncio.create_task(one.write(record))
+    await pause.reached()
+    taking = asyncio.create_task(two.write(take_over))
+    await pause.let_go_after(taking)
+    await asyncio.gather(recording, taking)
+    assert order == ["recorded", "taken over"]
+
+
+async def test_of_two_builders_of_one_name_one_is_made_and_the_other_names_it(one: Store, two: Store) -> None:
+    for round_ in range(ROUNDS):
+        name = f"app-{round_}"
+        outcomes = await asyncio.gather(
+            *(add_builder(store, name=name) for store in (one, two) * 3), return_exceptions=True
+        )
+        made = [outcome for outcome in outcomes if isinstance(outcome, Builder)]
+        refused = [outcome.data["uuid"] for outcome in outcomes if isinstance(outcome, NameTaken)]
+        assert (len(made), refused) == (1, [made[0].id] * 5)
+
+
+async def test_of_two_calls_with_one_retry_key_one_goes_first(one: Store, two: Store) -> None:
+    for round_ in range(ROUNDS):
+        record = make_record(key=f"key-{round_}")
+        outcomes = await asyncio.gather(*(add(store, record) for store in (one, two) * 3), return_exceptions=True)
+        assert sum(outcome is None for outcome in outcomes) == 1
+        assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 5
+
+
+async def test_a_tenant_that_two_want_at_once_is_made_once(one: Store, two: Store) -> None:
+    def get_or_make(uow: UnitOfWork) -> TenantId:
+        tenant = uow.tenants.by_name("new")
+        if tenant is None:
+            tenant = Tenant(TenantId(new_id()), "new", NOW)
+            uow.tenants.add(tenant)
+        return tenant.id
+
+    ids = await asyncio.gather(*(store.write(get_or_make) for store in (one, two) * 4))
+    assert len(set(ids)) == 1
+
+
+async def test_of_two_sandboxes_at_once_one_is_opened(one: Store, two: Store) -> None:
+    builder = (await add_builder(one)).id
+    outcomes = await asyncio.gather(
+        add(one, make_sandbox(builder)), add(two, make_sandbox(builder, attempt=2)), return_exceptions=True
+    )
+    assert sum(outcome is None for outcome in outcomes) == 1
+    assert await one.read(lambda uow: len(uow.sandboxes.list(builder))) == 1
+
+
+async def test_changes_of_a_locked_builder_add_up(one: Store, two: Store) -> None:
+    builder = (await add_builder(one)).id
+
+    def count(uow: UnitOfWork) -> None:
+        read = uow.builders.get(builder, lock=True)
+        assert read is not None
+        uow.builders.save(replace(read, run=read.run + 1))
+
+    await asyncio.gather(*(store.write(count) for store in (one, two) * 100))
+    found = await one.read(lambda uow: uow.builders.get(builder))
+    assert found is not None
+    assert found.run == 201
+
+
+async def test_who_waited_for_a_lock_reads_what_its_holder_wrote(one: Store, two: Store) -> None:
+    builder = await add_builder(one)
+    pause = Pause()
+
+    def change(uow: UnitOfWork) -> None:
+        uow.builders.get(builder.id, lock=True)
+        pause.here()
+        uow.builders.save(replace(builder, exit_code=7))
+
+    changing = asyncio.create_task(one.write(change))
+    await pause.reached()
+    reading = asyncio.create_task(two.write(lambda uow: uow.builders.get(builder.id, lock=True)))
+    await pause.let_go_after(reading)
+    await changing
+    found = await reading
+    assert found is not None
+    assert found.exit_code == 7
+
+
+async def test_reading_waits_for_no_writer_and_sees_nothing_of_its_work_before_the_end(one: Store, two: Store) -> None:
+    pause = Pause()
+
+    def write(uow: UnitOfWork) -> None:
+        uow.builders.add(make_builder())
+        pause.here()
+
+    writing = asyncio.create_task(one.write(write))
+    await pause.reached()
+    async with asyncio.timeout(10):
+        assert await two.read(lambda uow: uow.builders.ids()) == []
+        assert await one.read(lambda uow: uow.builders.ids()) == []
+    await pause.let_go_after(asyncio.create_task(asyncio.sleep(0)))
+    await writing
+    assert len(await two.read(lambda uow: uow.builders.ids())) == 1
+
+
+async def test_a_unit_of_work_that_reads_sees_one_state_throughout(one: Store, two: Store) -> None:
+    await add_builder(one)
+    pause = Pause()
+
+    def read(uow: UnitOfWork) -> tuple[int, int]:
+        before = len(uow.builders.ids())
+        pause.here()
+        return before, len(uow.builders.ids())
+
+    reading = asyncio.create_task(one.read(read))
+    await pause.reached()
+    await add_builder(two)
+    await pause.let_go_after(asyncio.create_task(asyncio.sleep(0)))
+    assert await reading == (1, 1)
+
+
+async def test_a_follower_misses_no_event_however_transactions_overlap(one: Store, two: Store) -> None:
+    builder = (await add_builder(one)).id
+    pause = Pause()
+
+    def slow(uow: UnitOfWork) -> int:
+        event = uow.events.add(make_event(builder))
+        pause.here()
+        return event.id
+
+    first = asyncio.create_task(one.write(slow))
+    await pause.reached()
+    second = asyncio.create_task(two.write(lambda uow: uow.events.add(make_event(builder)).id))
+    await asyncio.wait({second}, timeout=0.3)
+    seen = await event_ids(two, builder)
+    await pause.let_go_after(second)
+    added = list(await asyncio.gather(first, second))
+    seen += await event_ids(two, builder, after=max(seen, default=0))
+    assert seen == sorted(added)
+
+
+async def test_followers_of_busy_writers_see_every_event_once_and_in_order(one: Store, two: Store) -> None:
+    builders = [(await add_builder(one)).id for _ in range(3)]
+    writers = asyncio.gather(
+        *(record(store, make_event(builders[number % 3])) for number in range(150) for store in (one, two))
+    )
+    seen: list[int] = []
+    while True:
+        over = writers.done()
+        news = await event_ids(two, builders[0], after=max(seen, default=0), limit=7)
+        seen += news
+        if over and not news:
+            break
+    added = [event.id for event in await writers if event.builder_id == builders[0]]
+    assert seen == sorted(added)
+    assert len(seen) == 100
+
+
+async def test_due_builders_go_to_one_of_two_control_planes_each(one: Store, two: Store) -> None:
+    builders = {(await add_builder(one)).id for _ in range(12)}
+    for builder in builders:
+        await make_due(one, builder, NOW)
+
+    async def work(store: Store, owner: str) -> list[BuilderId]:
+        taken = []
+        while found := await due(store, NOW):
+            taken += [builder for builder in found if await claim(store, builder, owner, NOW)]
+        return taken
+
+    taken = await asyncio.gather(work(one, "one"), work(two, "two"))
+    assert sorted(taken[0] + taken[1]) == sorted(builders)

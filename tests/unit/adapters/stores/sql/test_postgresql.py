@@ -1,0 +1,151 @@
+"""PostgreSQL as the store uses it: patient with others, but not for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from tests.contract.store.samples import TENANT, add, add_builder, make_sandbox
+from tests.postgres import PostgresServer
+from tests.stores import open_store
+
+from builderd.adapters.stores.sql.postgresql import connect_arguments, is_passing
+from builderd.adapters.stores.sql.store import MAX_RUNS, SqlStore
+from builderd.domain.ids import BuilderId
+from builderd.ports.store import UnitOfWork
+
+
+@pytest.fixture
+async def store(postgres_url: str) -> AsyncIterator[SqlStore]:
+    async with open_store(postgres_url) as opened:
+        await add(opened, TENANT)
+        yield opened
+
+
+def test_connections_say_who_they_are_and_give_up_stuck_transactions() -> None:
+    assert connect_arguments(make_url("postgresql://me@db.example/builderd")) == {
+        "application_name": "builderd",
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=60000",
+    }
+
+
+def test_what_the_url_says_goes_first() -> None:
+    url = make_url("postgresql://me@db/builderd?connect_timeout=2&options=-c%20search_path%3Dmine&sslmode=require")
+    arguments = connect_arguments(url)
+    assert "connect_timeout" not in arguments
+    assert "sslmode" not in arguments
+    assert arguments["options"].endswith(" -c search_path=mine")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (psycopg.errors.SerializationFailure(), True),
+        (psycopg.errors.DeadlockDetected(), True),
+        (psycopg.errors.UniqueViolation(), True),
+        (psycopg.errors.ForeignKeyViolation(), False),
+        (psycopg.errors.AdminShutdown(), False),
+        (psycopg.OperationalError("connection lost"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_what_may_go_better_is_run_again(error: psycopg.Error, expected: bool) -> None:
+    assert is_passing(DBAPIError("", {}, error)) is expected
+
+
+@pytest.mark.postgres
+async def test_of_two_that_wait_for_each_other_both_come_through(store: SqlStore, postgres_url: str) -> None:
+    builders = [(await add_builder(store)).id for _ in range(2)]
+    meet = threading.Barrier(2, timeout=30)
+
+    def lock_in_order(first: BuilderId, second: BuilderId) -> Callable[[UnitOfWork], int]:
+        runs = 0
+
+        def work(uow: UnitOfWork) -> int:
+            nonlocal runs
+            runs += 1
+            uow.builders.get(first, lock=True)
+            if runs == 1:
+                meet.wait()
+            uow.builders.get(second, lock=True)
+            return runs
+
+        return work
+
+    async with open_store(postgres_url) as other:
+        runs = await asyncio.gather(
+            store.write(lock_in_order(builders[0], builders[1])), other.write(lock_in_order(builders[1], builders[0]))
+        )
+    assert sorted(runs) == [1, 2]
+
+
+@pytest.mark.postgres
+async def test_a_conflict_that_stays_is_an_error_after_a_few_runs(store: SqlStore) -> None:
+    builder = (await add_builder(store)).id
+    runs = 0
+
+    def work(uow: UnitOfWork) -> None:
+        nonlocal runs
+        runs += 1
+        uow.sandboxes.add(make_sandbox(builder))
+        uow.sandboxes.add(make_sandbox(builder, attempt=2))
+
+    with pytest.raises(IntegrityError):
+        await store.write(work)
+    assert runs == MAX_RUNS
+    assert await store.read(lambda uow: uow.sandboxes.list(builder)) == []
+
+
+@pytest.mark.postgres
+async def test_an_error_of_the_work_is_not_run_again(store: SqlStore) -> None:
+    runs = 0
+
+    def work(uow: UnitOfWork) -> None:
+        nonlocal runs
+        runs += 1
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        await store.write(work)
+    assert runs == 1
+
+
+@pytest.mark.postgres
+async def test_connections_that_the_server_ended_cost_nobody_a_call(store: SqlStore, postgres_url: str) -> None:
+    builder = await add_builder(store)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    assert await store.read(lambda uow: uow.builders.get(builder.id)) == builder
+    await add_builder(store)
+
+
+@pytest.mark.postgres
+async def test_times_are_read_in_utc_whatever_the_servers_zone(store: SqlStore, postgres_url: str) -> None:
+    with psycopg.connect(postgres_url) as connection:
+        assert str(connection.info.timezone) == "Asia/Kolkata"
+    tenant = await store.read(lambda uow: uow.tenants.get(TENANT.id))
+    assert tenant is not None
+    assert tenant.created_at == TENANT.created_at
+    assert tenant.created_at.utcoffset() == timedelta(0)
+
+
+@pytest.mark.postgres
+async def test_a_database_that_is_gone_makes_the_store_unready(postgres_server: PostgresServer) -> None:
+    with postgres_server.database() as url:
+        store = SqlStore(url)
+        await store.migrate()
+        assert await store.ready()
+    assert not await store.ready()
+    await store.close()

@@ -1,0 +1,172 @@
+"""SQLite as the store sets it up: private, in WAL mode, patient, and with its foreign keys held."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event, insert, make_url, select, text
+from tests.contract.store.samples import TENANT, add, add_builder, make_token, make_version
+from tests.stores import memory_store, open_store
+
+from builderd.adapters.stores.sql import claims, events
+from builderd.adapters.stores.sql.migrations import upgrade
+from builderd.adapters.stores.sql.rows import row_of
+from builderd.adapters.stores.sql.sqlite import open_sqlite
+from builderd.adapters.stores.sql.store import SqlStore
+from builderd.adapters.stores.sql.tables import tokens
+from builderd.ports.store import UnitOfWork
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "builderd.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqlStore]:
+    async with open_store(f"sqlite:///{path}") as opened:
+        await add(opened, TENANT)
+        yield opened
+
+
+@pytest.fixture
+def careless_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+@pytest.mark.usefixtures("careless_umask")
+async def test_the_files_and_a_new_folder_belong_to_their_owner_alone(path: Path) -> None:
+    async with open_store(f"sqlite:///{path}") as store:
+        await add(store, TENANT)
+        modes = {file.name: mode(file) for file in path.parent.iterdir()}
+    assert modes == {"builderd.db": 0o600, "builderd.db-wal": 0o600, "builderd.db-shm": 0o600}
+    assert mode(path.parent) == 0o700
+
+
+async def test_a_file_that_others_could_read_is_closed_to_them(path: Path) -> None:
+    path.parent.mkdir()
+    path.touch(0o644)
+    async with open_store(f"sqlite:///{path}"):
+        assert mode(path) == 0o600
+
+
+async def test_a_folder_that_is_there_keeps_its_mode(path: Path) -> None:
+    path.parent.mkdir(0o755)
+    async with open_store(f"sqlite:///{path}"):
+        assert mode(path.parent) == 0o755
+
+
+async def test_a_path_may_have_odd_characters(tmp_path: Path) -> None:
+    path = tmp_path / "with space, % and \N{SNOWMAN}" / "b.db"
+    async with open_store(f"sqlite:///{path}") as store:
+        await add(store, TENANT)
+    assert path.exists()
+
+
+async def test_opening_alone_makes_nothing(path: Path) -> None:
+    store = SqlStore(f"sqlite:///{path}")
+    await store.close()
+    assert not path.parent.exists()
+
+
+def test_connections_write_ahead_and_hold_foreign_keys(path: Path) -> None:
+    database = open_sqlite(make_url(f"sqlite:///{path}"))
+    with database.writing.begin() as connection:
+        found = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous")]
+        assert found == ["wal", 1]
+        assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
+    database.writing.dispose()
+
+
+async def test_a_writer_of_another_process_is_waited_for(store: SqlStore, path: Path) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writing = asyncio.create_task(add_builder(store))
+    await asyncio.sleep(0.1)
+    assert not writing.done()
+    other.execute("ROLLBACK")
+    await writing
+    other.close()
+
+
+async def test_the_switch_to_wal_waits_for_a_writer_too(path: Path) -> None:
+    path.parent.mkdir()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("CREATE TABLE restored (id)")
+    other.execute("BEGIN IMMEDIATE")
+    store = SqlStore(f"sqlite:///{path}")
+    migrating = asyncio.create_task(store.migrate())
+    await asyncio.sleep(0.1)
+    assert not migrating.done()
+    other.execute("COMMIT")
+    other.close()
+    await migrating
+    await store.close()
+    assert path.read_bytes()[18:20] == b"\2\2", "its header says WAL"
+
+
+async def test_stores_in_memory_share_nothing() -> None:
+    async with memory_store() as one, memory_store() as two:
+        await add(one, TENANT)
+        assert await two.read(lambda uow: uow.tenants.get(TENANT.id)) is None
+
+
+def test_a_migration_that_breaks_foreign_keys_is_taken_back(path: Path) -> None:
+    database = open_sqlite(make_url(f"sqlite:///{path}"))
+    with database.begin_migration() as connection:
+        upgrade(connection)
+
+    with pytest.raises(RuntimeError, match="foreign keys"), database.begin_migration() as connection:
+        connection.execute(insert(tokens), row_of(make_token(scopes=["write"])))
+    with database.writing.begin() as connection:
+        assert connection.execute(select(tokens)).all() == []
+        assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
+    database.writing.dispose()
+
+
+async def test_what_is_asked_all_the_time_is_found_by_an_index(store: SqlStore, path: Path) -> None:
+    builder = await add_builder(store)
+    connection = sqlite3.connect(path)
+    values = {"now": "2026", "limit": 1, "builder": builder.id, "after": 0}
+    for statement in (claims._DUE, events._OF_BUILDER):
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+        assert all("SCAN" not in row[-1] for row in plan)
+    connection.close()
+
+
+async def test_saving_leaves_keys_alone_since_sqlite_would_visit_every_row_that_points_at_them(store: SqlStore) -> None:
+    builder = await add_builder(store)
+    statements: list[str] = []
+    event.listen(store._database.writing, "before_cursor_execute", lambda *call: statements.append(call[2]))
+
+    def write(uow: UnitOfWork) -> None:
+        uow.builders.get(builder.id, lock=True)
+        uow.builders.save(builder)
+        uow.versions.save(make_version(builder.id))
+
+    await store.write(write)
+    updates = [statement.split(" WHERE ")[0] for statement in statements if statement.startswith("UPDATE")]
+    assert len(updates) == 2
+    for update in updates:
+        assert not re.search(r"\b(id|builder_id|number)=", update)
+
+
+async def test_a_word_that_this_version_does_not_know_is_an_error(store: SqlStore, path: Path) -> None:
+    builder = await add_builder(store)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("UPDATE builders SET status = 'levitating'")
+    other.close()
+    with pytest.raises(LookupError, match="levitating"):
+        await store.read(lambda uow: uow.builders.get(builder.id))

@@ -1,0 +1,54 @@
+"""The store itself: which URLs it takes, when it is ready, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tests.contract.store.samples import TENANT
+
+from builderd.adapters.stores.sql.store import SqlStore
+from builderd.ports.store import UnitOfWork
+
+
+@pytest.mark.parametrize(
+    "url", ["", "builderd.db", "/var/lib/builderd.db", "mysql://root:secret@db/builderd", "http://x", "sqlite:/x"]
+)
+def test_another_url_is_refused_with_what_would_do_and_without_its_password(url: str) -> None:
+    with pytest.raises(ValueError, match="sqlite:////path/to/file or postgresql://") as caught:
+        SqlStore(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_every_spelling_of_postgresql_is_taken(scheme: str) -> None:
+    SqlStore(f"{scheme}://me@db.example/builderd")
+
+
+async def test_a_store_that_cannot_reach_its_database_is_not_ready(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for url in (f"sqlite:///{tmp_path}/file/builderd.db", f"postgresql://me@/builderd?host={tmp_path}"):
+        store = SqlStore(url)
+        assert not await store.ready()
+        await store.close()
+
+
+async def test_closing_waits_for_the_work_that_was_begun(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/builderd.db"
+    store = SqlStore(url)
+    await store.migrate()
+    began = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def work(uow: UnitOfWork) -> None:
+        loop.call_soon_threadsafe(began.set)
+        uow.tenants.add(TENANT)
+
+    writing = asyncio.create_task(store.write(work))
+    await began.wait()
+    await store.close()
+    await writing
+    again = SqlStore(url)
+    assert await again.read(lambda uow: uow.tenants.get(TENANT.id)) == TENANT
+    await again.close()

@@ -1,25 +1,34 @@
-"""What every test shares: the rule for tests that need root or a server.
+"""What every test shares: the rule for tests that need root, a server or HAProxy.
 
 Such a test is skipped, with the reason, where its need is not met. Where BUILDERD_REQUIRE_ROOT_TESTS=1 is set, as in
 CI, a skip of one is a failure: a suite that quietly left them out would be green for the wrong reason.
 """
 
 import os
+import shutil
 from collections.abc import Generator
 
 import pytest
 
-pytest_plugins = ["tests.postgres"]
+pytest_plugins = ["tests.postgres", "tests.previews.proxy"]
 
-NEEDS = ("root", "postgres")
+NEEDS_ROOT = ("root", "postgres")
+NEEDS = (*NEEDS_ROOT, "haproxy")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("haproxy") and not _has("haproxy"):
+        pytest.skip("marked haproxy: install Debian's package haproxy")
     if os.geteuid() == 0:
         return
-    for need in NEEDS:
+    for need in NEEDS_ROOT:
         if item.get_closest_marker(need):
             pytest.skip(f"marked {need}: run as root")
+
+
+def _has(program: str) -> bool:
+    """Debian keeps daemons where only root's PATH leads."""
+    return bool(shutil.which(program) or shutil.which(program, path="/usr/sbin"))
 
 
 @pytest.hookimpl(wrapper=True)

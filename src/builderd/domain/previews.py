@@ -14,7 +14,8 @@ NAME_PART = 54
 ID_PART = 8
 
 #: What a proxy's configuration, its maps and its pages may hold without escaping: nothing but a lower-case host name.
-_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9-]+(?:\.[a-z0-9-]+)*")
+_LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -65,6 +66,8 @@ class Route:
             raise ValueError(f"a route that is {self.state} has {self.destination or 'no destination'}")
         if self.destination is not None:
             _check_address(self.destination)
+        if self.token_hash is not None and self.owner_hash is not None:
+            raise ValueError("the owner of a private preview is known by its token_hash")
         for digest in (self.token_hash, self.owner_hash):
             if digest is not None and not _SHA256.fullmatch(digest):
                 raise ValueError("a token's hash is 64 lower-case hex characters")

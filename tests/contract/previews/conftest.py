@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
+from tests.previews.proxy import free_port
 
 from builderd.adapters.fakes.previews import FakePreviews
+from builderd.adapters.previews.haproxy.options import ProxyOptions
+from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.ports.previews import Previews
 
 
-@pytest.fixture
-async def previews() -> Previews:
-    fake = FakePreviews()
-    await fake.start()
-    return fake
+@pytest.fixture(params=["fake", pytest.param("haproxy", marks=pytest.mark.haproxy)])
+async def previews(request: pytest.FixtureRequest) -> AsyncIterator[Previews]:
+    with TemporaryDirectory(prefix="previews-") as directory:
+        made = FakePreviews() if request.param == "fake" else _haproxy(Path(directory))
+        await made.start()
+        yield made
+        await made.down()
+
+
+def _haproxy(directory: Path) -> Previews:
+    return HaproxyPreviews(directory / "p", ProxyOptions(port=free_port(), threads=1))

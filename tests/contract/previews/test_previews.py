@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, new_id, secret_hash
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.ports.previews import Previews
@@ -13,8 +16,8 @@ PRIVATE = Route(
     Address("127.0.0.2", 65535),
     token_hash=secret_hash("token"),
     builder_id=BuilderId(new_id()),
-    owner_hash=secret_hash("token"),
 )
+OWNED = Route("app.localhost", RouteState.FAILED, builder_id=BuilderId(new_id()), owner_hash=secret_hash("token"))
 
 
 async def test_a_route_is_in_force_once_put_returns(previews: Previews) -> None:
@@ -23,8 +26,9 @@ async def test_a_route_is_in_force_once_put_returns(previews: Previews) -> None:
 
 
 async def test_every_part_of_a_route_is_kept(previews: Previews) -> None:
-    await previews.put(PRIVATE)
-    assert await previews.get(PRIVATE.host) == PRIVATE
+    for route in (PRIVATE, OWNED):
+        await previews.put(route)
+        assert await previews.get(route.host) == route
 
 
 async def test_an_unknown_host_has_no_route(previews: Previews) -> None:
@@ -89,3 +93,11 @@ async def test_down_ends_it_and_forgets_the_routes(previews: Previews) -> None:
     assert not await previews.ready()
     await previews.start()
     assert await previews.routes() == {}
+
+
+async def test_what_was_taken_down_takes_no_routes(previews: Previews) -> None:
+    await previews.down()
+    with pytest.raises(EngineUnavailable):
+        await previews.put(OPEN)
+    with pytest.raises(EngineUnavailable):
+        await previews.activity()

@@ -37,7 +37,7 @@ HOST = "app-1a2b3c4d.localhost"
             '"a"',
             "a\\",
         ),
-        *("a/b", "a:80", "a@b", "a_b", "ä.localhost", "a\0", "#a", "a" * 254),
+        *("a/b", "a:80", "a@b", "a_b", "-", "-a", "a-.b", "ä.localhost", "a\0", "#a", "a" * 254),
     ],
 )
 def test_what_is_no_lower_case_host_name_is_refused(host: str) -> None:
@@ -74,9 +74,14 @@ def test_a_hash_is_64_hex_characters(digest: str) -> None:
         Route(HOST, RouteState.STOPPED, owner_hash=digest)
 
 
+def test_one_hash_tells_who_the_owner_is() -> None:
+    digest = secret_hash("token")
+    with pytest.raises(ValueError, match="owner"):
+        Route(HOST, RouteState.STOPPED, token_hash=digest, owner_hash=digest)
+
+
 def test_a_builder_is_named_by_its_id() -> None:
-    route = Route(HOST, RouteState.STOPPED, None, secret_hash("token"), BuilderId(new_id()), secret_hash("token"))
-    assert route.builder_id
+    assert Route(HOST, RouteState.STOPPED, builder_id=BuilderId(new_id())).builder_id
     with pytest.raises(ValueError, match="id"):
         Route(HOST, RouteState.STOPPED, builder_id=BuilderId("../x"))
 

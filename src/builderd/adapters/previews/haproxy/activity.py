@@ -1,0 +1,53 @@
+"""The counters of the stick table, read from ``show table`` (management guide, 9.3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from builderd.adapters.previews.haproxy.config import MEMORY_SECONDS
+from builderd.domain.previews import PreviewActivity
+
+COMMAND = "show table activity"
+
+#: ``0x7f…: key=app.localhost use=0 exp=604747228 shard=0 conn_cur=0 http_req_cnt=17 http_req_rate(60000)=17 …``
+_FIELD = re.compile(r"([a-z_]+)(?:\(\d+\))?=(\S+)")
+
+
+def parse(answer: str) -> dict[str, PreviewActivity]:
+    """By host. The time since the last request follows from what is left of the entry's life, in milliseconds."""
+    rows = (dict(_FIELD.findall(line)) for line in answer.splitlines() if not line.startswith("#"))
+    return {row["key"]: _activity(row) for row in rows if "key" in row}
+
+
+def _activity(row: dict[str, str]) -> PreviewActivity:
+    return PreviewActivity(
+        requests=int(row["http_req_cnt"]),
+        bytes_in=int(row["bytes_in_cnt"]),
+        bytes_out=int(row["bytes_out_cnt"]),
+        open_connections=int(row["conn_cur"]),
+        failures=int(row["http_fail_cnt"]),
+        requests_per_minute=int(row["http_req_rate"]),
+        idle_seconds=0.0 if int(row["conn_cur"]) else max(0.0, MEMORY_SECONDS - int(row["exp"]) / 1000),
+    )
+
+
+def total(workers: Iterable[dict[str, PreviewActivity]]) -> dict[str, PreviewActivity]:
+    """What several workers counted, as one: after a reload, the earlier one still serves its open connections."""
+    merged: dict[str, PreviewActivity] = {}
+    for worker in workers:
+        for host, activity in worker.items():
+            merged[host] = _sum(merged[host], activity) if host in merged else activity
+    return merged
+
+
+def _sum(one: PreviewActivity, other: PreviewActivity) -> PreviewActivity:
+    return PreviewActivity(
+        requests=one.requests + other.requests,
+        bytes_in=one.bytes_in + other.bytes_in,
+        bytes_out=one.bytes_out + other.bytes_out,
+        open_connections=one.open_connections + other.open_connections,
+        failures=one.failures + other.failures,
+        requests_per_minute=one.requests_per_minute + other.requests_per_minute,
+        idle_seconds=min(one.idle_seconds, other.idle_seconds),
+    )

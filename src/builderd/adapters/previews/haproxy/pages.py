@@ -1,0 +1,194 @@
+"""What a visitor reads when there is no app to answer: pure text, one HTML page and one JSON envelope a situation.
+
+The texts are HAProxy log formats: ``%[var(…)]`` is filled in per request, any other ``%`` is doubled. All that is
+filled in is the host, which matched a route and so holds nothing but ``a-z0-9.-``, and the sentence about the logs,
+made of a checked URL and a UUID; nothing that a visitor or a user wrote reaches a page unescaped.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from html import escape
+
+HOST = "%[var(txn.host)]"
+#: Set only for who brings the builder's service token; begins with a space.
+LOGS = "%[var(txn.logs)]"
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """``retry_after`` in seconds, where coming back helps; ``refresh`` lets a browser do so by itself."""
+
+    name: str
+    status: int
+    code: str
+    title: str
+    text: str
+    mood: str
+    retry_after: int | None = None
+    refresh: bool = False
+    #: Whether it may name the host and say where the logs are; not before the visitor is known to be welcome.
+    names_host: bool = True
+
+
+STARTING = Page(
+    "starting",
+    503,
+    "starting",
+    "Starting up",
+    "The app is being started. This page looks again every two seconds; an API client may retry after that time.",
+    "busy",
+    retry_after=2,
+    refresh=True,
+)
+STOPPED = Page(
+    "stopped",
+    503,
+    "stopped",
+    "Stopped",
+    "The app was stopped. It answers again once its owner starts it.",
+    "calm",
+)
+FAILED = Page(
+    "failed",
+    503,
+    "failed",
+    "Failed",
+    "The app could not be started, or exited too often. Its owner finds the reason in its status and its logs, and can "
+    "start it again or deploy a new version.",
+    "bad",
+)
+JOB = Page(
+    "job",
+    503,
+    "one_time_job",
+    "Not a web app",
+    "This is a one-time job: it runs to its end and serves no pages. Its owner finds its output in its logs.",
+    "calm",
+)
+CRASHED = Page(
+    "crashed",
+    502,
+    "app_crashed",
+    "The app did not answer",
+    "The app crashed, or closed the connection before it had answered. An app that exits is started again by itself: "
+    "retry in a few seconds.",
+    "bad",
+    retry_after=5,
+)
+TIMED_OUT = Page(
+    "timed_out",
+    504,
+    "app_timed_out",
+    "The app took too long",
+    "The app took the request and did not answer in time. It may be busy or stuck.",
+    "bad",
+)
+UNKNOWN = Page(
+    "unknown",
+    404,
+    "not_found",
+    "No preview here",
+    "There is no preview at this address. It may have been deleted, or the address may be mistyped.",
+    "calm",
+    names_host=False,
+)
+PRIVATE = Page(
+    "private",
+    401,
+    "unauthenticated",
+    "This preview is private",
+    "Open it with its service token: once as ?service_token=… in the address, which a cookie then keeps, or in the "
+    "header X-Service-Token of every request.",
+    "calm",
+    names_host=False,
+)
+
+#: By the state of the route.
+CLOSED = (STARTING, STOPPED, FAILED, JOB)
+ALL = (*CLOSED, CRASHED, TIMED_OUT, UNKNOWN, PRIVATE)
+
+
+def documents() -> dict[str, str]:
+    """File name → content, for the ``pages`` directory."""
+    return {
+        name: text for page in ALL for name, text in ((html_name(page), html(page)), (json_name(page), envelope(page)))
+    }
+
+
+def html_name(page: Page) -> str:
+    return f"{page.name}.html"
+
+
+def json_name(page: Page) -> str:
+    return f"{page.name}.json"
+
+
+def envelope(page: Page) -> str:
+    """The failure envelope of the HTTP contract."""
+    body: dict[str, object] = {
+        "success": False,
+        "code": page.code,
+        "message": page.text + ("\0LOGS" if page.names_host else ""),
+    }
+    if page.names_host:
+        body["data"] = {"host": "\0HOST"}
+    return _filled(json.dumps(body, ensure_ascii=False), "\\u0000") + "\n"
+
+
+def html(page: Page) -> str:
+    """A page of its own: no script, nothing fetched from elsewhere, light and dark."""
+    refresh = f'<meta http-equiv="refresh" content="{page.retry_after}">\n' if page.refresh else ""
+    host = '<p class="host">\0HOST</p>\n' if page.names_host else ""
+    logs = '<p class="logs">\0LOGS</p>\n' if page.names_host else ""
+    text = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="robots" content="noindex">
+{refresh}<title>{escape(page.title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main class="{page.mood}">
+<div class="sign" aria-hidden="true"></div>
+<h1>{escape(page.title)}</h1>
+<p>{escape(page.text)}</p>
+{logs}{host}</main>
+</body>
+</html>
+"""
+    return _filled(text, "\0")
+
+
+def _filled(text: str, mark: str) -> str:
+    return text.replace("%", "%%").replace(f"{mark}HOST", HOST).replace(f"{mark}LOGS", LOGS)
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ground: #f4f5f7; --card: #fff; --ink: #1b1f27; --soft: #5c6573; --line: #e1e4ea;
+  --busy: #2f6fed; --calm: #7a8494; --bad: #d43d3d }
+@media (prefers-color-scheme: dark) { :root { --ground: #101319; --card: #181c24; --ink: #e8ebf1; --soft: #9aa4b4;
+  --line: #2a303c; --busy: #6d9cff; --calm: #8d97a8; --bad: #ff7a7a } }
+* { box-sizing: border-box }
+body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1.5rem; background: var(--ground);
+  color: var(--ink); font: 1rem/1.6 system-ui, sans-serif }
+main { width: min(34rem, 100%); padding: 2.25rem 2.5rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: 14px; box-shadow: 0 12px 40px rgb(0 0 0 / 8%); overflow-wrap: anywhere }
+h1 { margin: 0 0 .5rem; font-size: 1.45rem; line-height: 1.3; font-weight: 650 }
+p { margin: 0; color: var(--soft) }
+.sign { height: 4px; width: 3.5rem; margin-bottom: 1.5rem; border-radius: 2px; background: var(--calm) }
+.bad .sign { background: var(--bad) }
+.busy .sign { background: linear-gradient(90deg, var(--line) 35%, var(--busy) 50%, var(--line) 65%) 0 / 300%;
+  width: 100%; animation: run 1.6s linear infinite }
+@keyframes run { from { background-position: 100% } to { background-position: 0% } }
+@media (prefers-reduced-motion: reduce) { .busy .sign { animation: none; background: var(--busy) } }
+.logs { margin-top: 1rem; color: var(--ink) }
+.logs:empty { display: none }
+.host { margin-top: 1.75rem; padding-top: 1rem; border-top: 1px solid var(--line);
+  font: .85rem/1.5 ui-monospace, monospace }
+"""

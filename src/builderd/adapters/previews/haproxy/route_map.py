@@ -1,0 +1,132 @@
+"""The routes on disk, in the very file that HAProxy loads its map from.
+
+A line of the map is ``host state|access|ip|port|sha256 of the token|builder``, with ``-`` for what a route has not.
+HAProxy ignores blanks at the end of a line and lines that begin with ``#``, so every route has a line of the same
+length, and putting or removing one writes that one line in place: as much work with 10,000 routes as with one, and
+whoever reads the file, a reloading proxy or the next service, finds every route as it last was. A line never crosses a
+page of the file, which one write fills at once: a killed service leaves the old line or the new one.
+
+Nothing is synced to the disk: a machine that loses its power loses the proxy too, and every route is put again when the
+service starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from builderd.domain.ids import BuilderId
+from builderd.domain.previews import Address, Route, RouteState
+
+#: A host has 253 bytes at most, a value 165. Divides the page size of every machine.
+LINE = 512
+_NONE = "-"
+_FREE = "#"
+
+log = logging.getLogger(__name__)
+
+
+def encode(route: Route) -> str:
+    """The value of the map's entry: no blank, no semicolon, nothing that a map or a command takes for its own."""
+    access = "private" if route.token_hash else "public"
+    ip, port = (route.destination.ip, str(route.destination.port)) if route.destination else (_NONE, _NONE)
+    digest = route.token_hash or route.owner_hash or _NONE
+    return "|".join((route.state, access, ip, port, digest, route.builder_id or _NONE))
+
+
+def decode(host: str, value: str) -> Route:
+    """The route that ``encode`` made this of. Raises ``ValueError`` when it made no such thing."""
+    state, access, ip, port, digest, builder = (None if part == _NONE else part for part in value.split("|"))
+    if access not in ("public", "private") or (access == "private" and digest is None):
+        raise ValueError(f"a route is public, or private with a token: {value!r}")
+    return Route(
+        host,
+        RouteState(state or ""),
+        Address(ip, int(port)) if ip and port else None,
+        token_hash=digest if access == "private" else None,
+        builder_id=BuilderId(builder) if builder else None,
+        owner_hash=digest if access == "public" else None,
+    )
+
+
+class RouteMap:
+    """The open file, and all that stands in it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or make it. One of another form is written anew with what can be read of it."""
+        self.routes: dict[str, Route] = {}
+        self._lines: dict[str, int] = {}
+        self._free: list[int] = []
+        self._end = 0
+        content = path.read_bytes() if path.exists() else b""
+        if not self._take(content):
+            _write_anew(path, self.routes.values())
+            self._take(path.read_bytes())
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def put(self, route: Route) -> None:
+        line = self._lines.get(route.host)
+        if line is None:
+            line = self._free.pop() if self._free else self._grow()
+            self._lines[route.host] = line
+        self._write(line, f"{route.host} {encode(route)}")
+        self.routes[route.host] = route
+
+    def remove(self, host: str) -> None:
+        line = self._lines.pop(host, None)
+        if line is None:
+            return
+        self._write(line, _FREE)
+        self._free.append(line)
+        del self.routes[host]
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _take(self, content: bytes) -> bool:
+        """Take over what is readable; False when the file itself cannot be written on."""
+        self.routes, self._lines, self._free = {}, {}, []
+        lines = content.split(b"\n")[:-1]
+        fit = len(content) == len(lines) * LINE
+        for number, line in enumerate(lines):
+            fit = fit and len(line) == LINE - 1
+            text = line.decode("ascii", "replace").strip()
+            if not text or text.startswith(_FREE):
+                self._free.append(number)
+            elif not self._take_line(number, text):
+                fit = False
+        self._end = len(lines)
+        return fit
+
+    def _take_line(self, number: int, text: str) -> bool:
+        host, _, value = text.partition(" ")
+        try:
+            route = decode(host, value.strip())
+        except ValueError:
+            log.warning("dropping a line of the route map that is no route: %r", text)
+            return False
+        if host in self.routes:
+            log.warning("dropping a second route of %s", host)
+            return False
+        self.routes[host] = route
+        self._lines[host] = number
+        return True
+
+    def _grow(self) -> int:
+        self._end += 1
+        return self._end - 1
+
+    def _write(self, line: int, text: str) -> None:
+        os.pwrite(self._file, _line(text), line * LINE)
+
+
+def _line(text: str) -> bytes:
+    return text.ljust(LINE - 1).encode("ascii") + b"\n"
+
+
+def _write_anew(path: Path, routes: Iterable[Route]) -> None:
+    new = path.with_suffix(".new")
+    new.write_bytes(b"".join(_line(f"{route.host} {encode(route)}") for route in routes))
+    new.replace(path)

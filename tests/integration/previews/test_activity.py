@@ -1,0 +1,91 @@
+"""The counters that say whether anybody is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tests.previews.proxy import TOKEN, App, Proxy, eventually
+
+from builderd.domain.previews import RouteState
+
+pytestmark = pytest.mark.haproxy
+
+
+def test_requests_and_bytes_are_counted_by_host(proxy: Proxy, app: App) -> None:
+    one, other = proxy.open(app), proxy.open(app)
+    for _ in range(3):
+        proxy.visitor.get(one, "/upload", "Content-Length: 0", method="POST")
+    proxy.visitor.get(other)
+    counted = proxy.activity()
+    assert (counted[one].requests, counted[other].requests) == (3, 1)
+    assert counted[one].requests_per_minute == 3
+    assert counted[one].bytes_in > 100
+    assert counted[one].bytes_out > 100
+    assert counted[one].open_connections == 0
+    assert counted[one].idle_seconds < 60
+
+
+def test_the_spelling_of_the_host_does_not_matter(proxy: Proxy, app: App) -> None:
+    host = proxy.open(app)
+    for spelling in (host, host.upper(), f"{host}.", f"{host}:1234"):
+        assert proxy.visitor.get(spelling).status == 200
+    assert proxy.activity()[host].requests == 4
+
+
+def test_an_open_stream_is_activity(proxy: Proxy, app: App) -> None:
+    host = proxy.open(app)
+    with proxy.visitor.dial() as stream:
+        stream.sendall(f"GET /events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        eventually(lambda: host in proxy.activity() and proxy.activity()[host].open_connections == 1)
+        assert proxy.activity()[host].idle_seconds == 0
+    eventually(lambda: proxy.activity()[host].open_connections == 0)
+
+
+def test_a_connection_that_asks_nothing_is_none(proxy: Proxy, app: App) -> None:
+    from tests.previews.visitor import ask
+
+    host = proxy.open(app)
+    with proxy.visitor.dial() as connection:
+        ask(connection, host)
+        eventually(lambda: proxy.activity()[host].open_connections == 0)
+
+
+def test_failures_are_counted(proxy: Proxy, app: App) -> None:
+    host = proxy.open(app)
+    proxy.visitor.get(host, "/drop")
+    proxy.visitor.get(host)
+    assert proxy.activity()[host].failures == 1
+
+
+def test_who_is_refused_or_finds_no_app_is_no_visitor(proxy: Proxy, app: App) -> None:
+    """A stranger must not keep a private app awake, nor make up hosts until the table is full."""
+    private = proxy.open(app, private=True)
+    stopped = proxy.closed(RouteState.STOPPED)
+    proxy.visitor.get(private, "/head", "X-Service-Token: wrong")
+    proxy.visitor.get(stopped)
+    proxy.visitor.get("made-up.localhost")
+    assert not {private, stopped, "made-up.localhost"} & proxy.activity().keys()
+    proxy.visitor.get(private, "/head", f"X-Service-Token: {TOKEN}")
+    assert proxy.activity()[private].requests == 1
+
+
+def test_a_forgotten_host_is_not_listed(proxy: Proxy, app: App) -> None:
+    host = proxy.open(app)
+    proxy.visitor.get(host)
+    proxy.run(proxy.previews.remove(host))
+    assert host not in proxy.activity()
+
+
+def test_a_stream_that_outlives_a_reload_still_counts(make_proxy: Callable[..., Proxy], app: App) -> None:
+    proxy = make_proxy().start()
+    host = proxy.open(app)
+    with proxy.visitor.dial() as stream:
+        stream.sendall(f"GET /events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        eventually(lambda: host in proxy.activity() and proxy.activity()[host].open_connections == 1)
+        proxy.previews = proxy.service(threads=1)
+        proxy.start()
+        assert proxy.activity()[host].open_connections == 1
+        proxy.visitor.get(host)
+        assert proxy.activity()[host].requests == 2
+    eventually(lambda: proxy.activity()[host].open_connections == 0)

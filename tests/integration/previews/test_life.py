@@ -1,0 +1,252 @@
+"""The proxy outlives the service, is found again, and agrees with the routes on disk whoever was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.previews.proxy import App, Proxy, eventually, new_host, route_to
+from tests.previews.visitor import ask
+
+from builderd.adapters.previews.haproxy import process, runtime_api
+from builderd.adapters.previews.haproxy.options import ProxyFiles
+from builderd.adapters.previews.haproxy.route_map import RouteMap
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.previews import RouteState
+
+pytestmark = pytest.mark.haproxy
+
+Make = Callable[..., Proxy]
+
+
+def test_the_next_service_adopts_the_proxy_with_its_routes(make_proxy: Make, app: App) -> None:
+    proxy = make_proxy().start()
+    host = proxy.open(app)
+    master, worker = master_of(proxy), worker_of(proxy)
+    with proxy.visitor.dial() as connection:
+        ask(connection, host)
+        proxy.previews = proxy.service()
+        proxy.start()
+        assert ask(connection, host).status == 200
+    assert (master_of(proxy), worker_of(proxy)) == (master, worker)
+    assert proxy.run(proxy.previews.routes()).keys() == {host}
+
+
+def test_it_runs_in_a_session_of_its_own_and_inherits_nothing(make_proxy: Make) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        os.set_inheritable(listener.fileno(), True)
+        proxy = make_proxy().start()
+        inode = os.fstat(listener.fileno()).st_ino
+        assert os.getsid(master_of(proxy)) != os.getsid(0)
+        for pid in (master_of(proxy), worker_of(proxy)):
+            held = {fd.readlink().name for fd in Path(f"/proc/{pid}/fd").iterdir()}
+            assert f"socket:[{inode}]" not in held
+
+
+@pytest.mark.root
+def test_the_worker_of_root_is_nobody_and_sees_nothing(make_proxy: Make) -> None:
+    proxy = make_proxy().start()
+    pid = worker_of(proxy)
+    assert Path(f"/proc/{pid}").stat().st_uid != 0
+    assert Path(f"/proc/{pid}/root").readlink() == proxy.directory / "empty"
+
+
+def test_its_files_and_sockets_are_its_owners_alone(make_proxy: Make) -> None:
+    proxy = make_proxy().start()
+    assert proxy.directory.stat().st_mode & 0o777 == 0o700
+    for name in ("admin.sock", "master.sock"):
+        assert (proxy.directory / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_killed_proxy_comes_back_with_its_routes(make_proxy: Make, app: App) -> None:
+    proxy = make_proxy().start()
+    kept, removed = proxy.open(app), proxy.open(app)
+    proxy.run(proxy.previews.remove(removed))
+    kill(proxy)
+    assert not proxy.run(proxy.previews.ready())
+    proxy.start()
+    assert proxy.visitor.get(kept).status == 200
+    assert proxy.visitor.get(removed).status == 404
+
+
+@pytest.mark.parametrize("victim", ["master", "worker"])
+def test_the_first_call_that_finds_it_dead_starts_it_again(make_proxy: Make, app: App, victim: str) -> None:
+    proxy = make_proxy().start()
+    first = proxy.open(app)
+    kill(proxy, victim)
+    second = proxy.open(app)
+    assert [proxy.visitor.get(host).status for host in (first, second)] == [200, 200]
+    kill(proxy, victim)
+    assert proxy.activity() == {}
+    assert [proxy.visitor.get(host).status for host in (first, second)] == [200, 200]
+
+
+def test_a_route_on_disk_that_the_proxy_never_heard_of_is_served_after_the_next_start(
+    make_proxy: Make, app: App
+) -> None:
+    """The service was killed between the two."""
+    proxy = make_proxy().start()
+    stale, moved = proxy.open(app), proxy.open(app)
+    routes = RouteMap(proxy.directory / "routes.map")
+    unheard = route_to(app)
+    routes.put(unheard)
+    routes.remove(stale)
+    routes.put(route_to(app, private=True, host=moved))
+    routes.close()
+    assert proxy.visitor.get(unheard.host).status == 404
+    proxy.previews = proxy.service()
+    proxy.start()
+    assert proxy.visitor.get(unheard.host).status == 200
+    assert proxy.visitor.get(stale).status == 404
+    assert proxy.visitor.get(moved).status == 401
+
+
+def test_a_reload_by_hand_finds_the_same_routes(make_proxy: Make, app: App) -> None:
+    proxy = make_proxy().start()
+    hosts = [proxy.open(app) for _ in range(3)]
+    proxy.run(proxy.previews.remove(hosts[0]))
+    before = worker_of(proxy)
+    os.kill(master_of(proxy), signal.SIGUSR2)
+    eventually(lambda: worker_of(proxy) != before)
+    assert [proxy.visitor.get(host).status for host in hosts] == [404, 200, 200]
+
+
+def test_a_changed_setting_is_taken_over_by_a_reload(make_proxy: Make, app: App) -> None:
+    proxy = make_proxy().start()
+    host, master, worker = proxy.open(app), master_of(proxy), worker_of(proxy)
+    with proxy.visitor.dial() as connection:
+        connection.sendall(f"GET /slow?0.5 HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        eventually(lambda: host in proxy.activity())
+        proxy.previews = proxy.service(threads=1)
+        proxy.start()
+        assert connection.recv(12) == b"HTTP/1.1 200"
+    assert master_of(proxy) == master
+    assert worker_of(proxy) != worker
+    assert proxy.visitor.get(host).status == 200
+
+
+def test_a_setting_that_does_not_work_leaves_the_old_one(make_proxy: Make, app: App) -> None:
+    proxy = make_proxy().start()
+    host = proxy.open(app)
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable, match=f"port {app.port}.*taken"):
+            proxy.run(proxy.service(port=app.port).start())
+    assert proxy.visitor.get(host).status == 200
+    proxy.previews = proxy.service()
+    proxy.start()
+    assert proxy.visitor.get(host).status == 200
+
+
+def test_down_leaves_nothing(make_proxy: Make, app: App) -> None:
+    proxy = make_proxy().start()
+    proxy.open(app)
+    master, worker = master_of(proxy), worker_of(proxy)
+    proxy.run(proxy.previews.down())
+    assert not proxy.directory.exists()
+    assert not any(Path(f"/proc/{pid}/cmdline").exists() and alive(pid) for pid in (master, worker))
+    with pytest.raises(ConnectionRefusedError):
+        proxy.visitor.get("a.localhost")
+
+
+def test_down_ends_a_proxy_that_no_service_has_adopted(make_proxy: Make) -> None:
+    proxy = make_proxy().start()
+    master = master_of(proxy)
+    proxy.run(proxy.service().down())
+    assert not alive(master)
+
+
+def test_two_services_do_not_disturb_each_other(make_proxy: Make, app: App, neighbour: App) -> None:
+    one, other = make_proxy().start(), make_proxy().start()
+    host = one.open(app)
+    assert other.visitor.get(host).status == 404
+    other.open(neighbour, host=host)
+    assert one.visitor.get(host).json["name"] == "app"
+    assert other.visitor.get(host).json["name"] == "neighbour"
+    other.run(other.previews.down())
+    assert one.visitor.get(host).status == 200
+
+
+def test_a_second_service_on_the_same_port_is_told_so(make_proxy: Make, app: App) -> None:
+    one = make_proxy().start()
+    host = one.open(app)
+    with pytest.raises(EngineUnavailable, match=f"port {one.options.port}.*taken.*--preview-port"):
+        make_proxy(port=one.options.port).start()
+    assert one.visitor.get(host).status == 200
+
+
+def test_a_missing_program_is_named(make_proxy: Make) -> None:
+    with pytest.raises(EngineUnavailable, match="install Debian's package haproxy"):
+        make_proxy(program="haproxy-of-nowhere").start()
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_told(make_proxy: Make) -> None:
+    proxy = make_proxy()
+    proxy.directory = proxy.directory / ("x" * 100)
+    proxy.previews = proxy.service()
+    with pytest.raises(EngineUnavailable, match="shorter data directory"):
+        proxy.start()
+
+
+@pytest.mark.parametrize("name", ["a b", "a;b", "a\\b", "a#b", "a%[src]b", "ä", "(a", "a|b"])
+def test_a_data_directory_may_have_any_name(make_proxy: Make, app: App, name: str) -> None:
+    proxy = make_proxy()
+    proxy.directory = proxy.directory / name
+    proxy.previews = proxy.service()
+    proxy.start()
+    host = proxy.open(app)
+    proxy.put(route_to(app, host=host))
+    assert proxy.visitor.get(host).status == 200
+    assert proxy.visitor.browse(proxy.closed(RouteState.STOPPED)).status == 503
+    proxy.run(proxy.previews.remove(host))
+    assert proxy.visitor.get(host).status == 404
+
+
+@pytest.mark.parametrize("name", ['a"b', "a'b", "a$HOME", "a,b", "a)b", "a\nb"])
+def test_a_directory_that_cannot_be_written_down_is_refused(make_proxy: Make, name: str) -> None:
+    proxy = make_proxy()
+    proxy.directory = proxy.directory / name
+    proxy.previews = proxy.service()
+    with pytest.raises(EngineUnavailable, match="another data directory"):
+        proxy.start()
+
+
+def test_every_route_is_in_force_when_its_put_returns_however_many_put_at_once(make_proxy: Make, app: App) -> None:
+    import asyncio
+
+    proxy = make_proxy().start()
+    hosts = [new_host() for _ in range(100)]
+
+    async def put_all() -> None:
+        await asyncio.gather(*(proxy.previews.put(route_to(app, host=host)) for host in hosts))
+
+    proxy.run(put_all())
+    assert {proxy.visitor.get(host).status for host in hosts} == {200}
+    answer = proxy.run(runtime_api.entries(proxy.directory / "admin.sock", proxy.directory / "routes.map"))
+    assert answer.keys() == set(hosts)
+
+
+def master_of(proxy: Proxy) -> int:
+    found = proxy.run(process.find(ProxyFiles(proxy.directory)))
+    assert found is not None
+    return found.master
+
+
+def worker_of(proxy: Proxy) -> int:
+    info = proxy.run(runtime_api.ask(proxy.directory / "admin.sock", "show info"))
+    return int(next(line.split(": ")[1] for line in info.splitlines() if line.startswith("Pid: ")))
+
+
+def kill(proxy: Proxy, victim: str = "master") -> None:
+    pids = master_of(proxy), worker_of(proxy)
+    os.kill(pids[victim == "worker"], signal.SIGKILL)
+    eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+def alive(pid: int) -> bool:
+    state = subprocess.run(("ps", "-o", "stat=", "-p", str(pid)), capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")

@@ -1,0 +1,97 @@
+"""Requests find their app, and a change of a route is in force when it has been made."""
+
+from __future__ import annotations
+
+import pytest
+from tests.previews.proxy import App, Proxy, new_host
+from tests.previews.visitor import ask
+
+from builderd.domain.previews import Address, Route, RouteState
+
+pytestmark = pytest.mark.haproxy
+
+
+def test_each_host_leads_to_its_app(proxy: Proxy, app: App, neighbour: App) -> None:
+    one, other = proxy.open(app), proxy.open(neighbour)
+    assert proxy.visitor.get(one).json["name"] == "app"
+    assert proxy.visitor.get(other).json["name"] == "neighbour"
+
+
+def test_a_new_route_serves_the_next_request(proxy: Proxy, app: App) -> None:
+    for _ in range(50):
+        host = new_host()
+        assert proxy.visitor.get(host).status == 404
+        proxy.open(app, host=host)
+        assert proxy.visitor.get(host).status == 200
+
+
+def test_a_changed_route_serves_the_next_request(proxy: Proxy, app: App, neighbour: App) -> None:
+    host = proxy.open(app)
+    for _ in range(20):
+        proxy.open(neighbour, host=host)
+        assert proxy.visitor.get(host).json["name"] == "neighbour"
+        proxy.open(app, host=host)
+        assert proxy.visitor.get(host).json["name"] == "app"
+
+
+def test_a_changed_route_serves_the_next_request_of_an_open_connection(proxy: Proxy, app: App, neighbour: App) -> None:
+    host = proxy.open(app)
+    with proxy.visitor.dial() as connection:
+        assert ask(connection, host).json["name"] == "app"
+        proxy.open(neighbour, host=host)
+        assert ask(connection, host).json["name"] == "neighbour"
+        proxy.put(Route(host, RouteState.STOPPED))
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 503"
+
+
+def test_a_removed_route_is_a_404(proxy: Proxy, app: App) -> None:
+    host = proxy.open(app)
+    proxy.run(proxy.previews.remove(host))
+    assert proxy.visitor.get(host).status == 404
+
+
+def test_two_apps_on_one_connection_stay_apart(proxy: Proxy, app: App, neighbour: App) -> None:
+    """One visitor's connection, many hosts: connections to apps are used again, and never for another app."""
+    one, other = proxy.open(app), proxy.open(neighbour)
+    with proxy.visitor.dial() as connection:
+        for _ in range(20):
+            assert ask(connection, one).json["name"] == "app"
+            assert ask(connection, other).json["name"] == "neighbour"
+
+
+def test_idle_connections_to_an_app_are_used_again(proxy: Proxy, app: App) -> None:
+    host = proxy.open(app)
+    with proxy.visitor.dial() as connection:
+        assert [ask(connection, host).json["used"] for _ in range(3)][-1] > 1
+
+
+def test_what_is_not_safe_to_repeat_goes_over_a_new_connection(proxy: Proxy, app: App) -> None:
+    host = proxy.open(app)
+    for _ in range(3):
+        assert proxy.visitor.get(host, "/upload", "Content-Length: 0", method="POST").json["used"] == 1
+
+
+def test_an_app_that_closes_idle_connections_fails_nobody(proxy: Proxy, app: App) -> None:
+    host = proxy.open(app)
+    for _ in range(200):
+        assert proxy.visitor.get(host, "/once").status == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"])
+def test_every_method_passes(proxy: Proxy, app: App, method: str) -> None:
+    answer = proxy.visitor.get(proxy.open(app), "/head?a=%20b&c", "Content-Length: 0", method=method)
+    assert answer.status == 200
+    if method != "HEAD":
+        assert answer.json["first"] == f"{method} /head?a=%20b&c HTTP/1.1"
+
+
+def test_ten_thousand_routes_are_as_good_as_one(proxy: Proxy, app: App) -> None:
+    async def fill() -> None:
+        for number in range(10_000):
+            await proxy.previews.put(Route(f"n{number}.localhost", RouteState.OPEN, Address("127.0.0.1", 9)))
+
+    proxy.run(fill())
+    host = proxy.open(app)
+    assert proxy.visitor.get(host).status == 200
+    assert len(proxy.run(proxy.previews.routes())) > 10_000

@@ -1,0 +1,166 @@
+"""With a certificate, previews speak TLS and HTTP/2, and a renewed certificate is served without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.previews.certificates import write_certificate
+from tests.previews.proxy import TOKEN, App, Proxy, eventually
+
+from builderd.adapters.previews.haproxy import certificate
+from builderd.adapters.previews.haproxy.certificate import Certificate
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, replace_certificate
+from builderd.domain.errors import EngineUnavailable
+
+pytestmark = pytest.mark.haproxy
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("tls") / "with a space.pem"
+    write_certificate(file, "first")
+    return file
+
+
+@pytest.fixture(scope="module")
+def tls(pem: Path) -> Iterator[Proxy]:
+    proxy = Proxy(certificate=pem)
+    try:
+        yield proxy.start()
+    finally:
+        proxy.close()
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_both_versions_of_http_reach_the_app(tls: Proxy, app: App, version: str) -> None:
+    host = tls.open(app)
+    said = json.loads(curl(tls, host, "/head?a=1", version))
+    assert said["first"] == "GET /head?a=1 HTTP/1.1"
+    headers = dict(said["headers"])
+    assert headers["host"] == f"{host}:{tls.options.port}"
+    assert headers["x-forwarded-proto"] == "https"
+    assert headers["x-forwarded-for"] == "127.0.0.1"
+
+
+def test_http2_is_what_a_browser_gets(tls: Proxy, app: App) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with context.wrap_socket(tls.visitor.dial(), server_hostname=tls.open(app)) as connection:
+        assert connection.selected_alpn_protocol() == "h2"
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_link_sets_a_cookie_that_only_this_origin_can_set(tls: Proxy, app: App, version: str) -> None:
+    host = tls.open(app, private=True)
+    head = curl(tls, host, f"/head?service_token={TOKEN}", version, "--head").lower()
+    assert "location: /head\n" in head
+    wanted = f"set-cookie: __Host-builderd_service_token={TOKEN}; Path=/; Secure; HttpOnly; SameSite=Lax\n"
+    assert wanted.lower() in head
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_that_cookie_opens_it_and_the_plain_one_does_not(tls: Proxy, app: App, version: str) -> None:
+    host = tls.open(app, private=True)
+    said = json.loads(curl(tls, host, "/head", version, "-b", f"a=b; __Host-builderd_service_token={TOKEN}; c=d"))
+    assert dict(said["headers"])["cookie"] == "a=b; c=d"
+    assert "unauthenticated" in curl(tls, host, "/head", version, "-b", f"builderd_service_token={TOKEN}")
+
+
+def test_a_large_upload_over_http2_arrives(tls: Proxy, app: App, tmp_path: Path) -> None:
+    file = tmp_path / "upload"
+    file.write_bytes(b"x" * 20_000_000)
+    said = json.loads(curl(tls, tls.open(app), "/upload", "--http2", "--data-binary", f"@{file}"))
+    assert said["size"] == 20_000_000
+
+
+def test_a_renewed_certificate_is_served_to_new_connections(tls: Proxy, app: App, pem: Path) -> None:
+    watch = Certificate(pem, tls.directory / "admin.sock")
+    for name in ("second", "third"):
+        write_certificate(pem, name)
+        tls.run(watch.renew())
+        assert organisation(tls) == name
+    assert json.loads(curl(tls, tls.open(app), "/head"))["name"] == "app"
+
+
+def test_a_running_service_notices_by_itself(tls: Proxy, pem: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve_and_renew() -> None:
+        service = tls.service()
+        await service.start()
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(write_certificate, pem, "noticed")
+        await asyncio.to_thread(eventually, lambda: organisation(tls) == "noticed")
+
+    monkeypatch.setattr(certificate, "INTERVAL", 0.01)
+    asyncio.run(serve_and_renew())
+
+
+def test_a_broken_certificate_is_told_of_once_and_the_good_one_stays(
+    tls: Proxy, pem: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_certificate(pem, "good")
+    watch = Certificate(pem, tls.directory / "admin.sock")
+    tls.run(watch.renew())
+    good = pem.read_text()
+    try:
+        for bad in (
+            "",
+            "no certificate at all",
+            good.replace("BEGIN CERTIFICATE", "BEGIN NONSENSE"),
+            good[: len(good) // 2],
+        ):
+            caplog.clear()
+            pem.write_text(bad)
+            with caplog.at_level(logging.ERROR):
+                tls.run(watch.renew())
+                tls.run(watch.renew())
+            assert len(caplog.records) == 1
+            assert str(pem) in caplog.text
+            assert organisation(tls) == "good"
+    finally:
+        pem.write_text(good)
+
+
+def test_a_key_of_another_certificate_is_refused(tls: Proxy, pem: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pem"
+    write_certificate(other, "other")
+    mixed = other.with_suffix(".key").read_text() + pem.with_suffix(".crt").read_text()
+    with pytest.raises(CommandRefused):
+        tls.run(replace_certificate(tls.directory / "admin.sock", pem, mixed))
+    assert organisation(tls) != "other"
+
+
+def test_without_a_certificate_it_does_not_start_and_says_why(tmp_path: Path) -> None:
+    proxy = Proxy(certificate=tmp_path / "missing.pem")
+    try:
+        with pytest.raises(EngineUnavailable, match=r"missing\.pem"):
+            proxy.start()
+    finally:
+        proxy.close()
+
+
+def curl(proxy: Proxy, host: str, path: str, *arguments: str) -> str:
+    port = proxy.options.port
+    argv = ("curl", "-sk", "--max-time", "20", "--resolve", f"{host}:{port}:127.0.0.1", *arguments)
+    return subprocess.run((*argv, f"https://{host}:{port}{path}"), check=True, capture_output=True, text=True).stdout
+
+
+def organisation(proxy: Proxy) -> Any:
+    """Of the certificate that a new connection gets."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with context.wrap_socket(proxy.visitor.dial(), server_hostname="a.localhost") as connection:
+        der = connection.getpeercert(binary_form=True)
+    assert der is not None
+    pem = ssl.DER_cert_to_PEM_cert(der)
+    argv = ("openssl", "x509", "-noout", "-subject", "-nameopt", "multiline")
+    subject = subprocess.run(argv, input=pem, capture_output=True, text=True, check=True).stdout
+    return next(line.split("=")[1].strip() for line in subject.splitlines() if "organizationName" in line)

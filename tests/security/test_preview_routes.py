@@ -1,0 +1,80 @@
+"""Nothing that a user can name becomes a command, a line of the map or a part of a page."""
+
+from __future__ import annotations
+
+import pytest
+from tests.previews.proxy import App, Proxy
+
+from builderd.adapters.previews.haproxy import runtime_api
+from builderd.domain.ids import BuilderId
+from builderd.domain.previews import Route, RouteState, preview_host
+
+pytestmark = pytest.mark.haproxy
+
+HOSTILE = (
+    *(
+        "a; shutdown sessions server apps/kept",
+        "a\nshow info",
+        "a open|public|127.0.0.1|1|-|-",
+        "a\r\nb",
+        "a\0b",
+        "a <<",
+        "a\\",
+    ),
+    *(
+        "<script>alert(1)</script>",
+        "%[src]",
+        "a|b",
+        "#a",
+        "@1",
+        "-",
+        "../routes.map",
+        "$HOME",
+        '"',
+        "'",
+        "a b",
+        "A",
+        "ä",
+        "",
+    ),
+)
+
+
+@pytest.mark.parametrize("host", HOSTILE)
+def test_a_hostile_host_makes_no_route(proxy: Proxy, host: str) -> None:
+    with pytest.raises(ValueError, match="host name"):
+        Route(host, RouteState.STOPPED)
+
+
+@pytest.mark.parametrize("host", HOSTILE)
+def test_asking_for_a_hostile_host_does_nothing(proxy: Proxy, app: App, host: str) -> None:
+    known = proxy.open(app)
+    assert proxy.run(proxy.previews.get(host)) is None
+    proxy.run(proxy.previews.remove(host))
+    assert proxy.visitor.get(known).status == 200
+
+
+def test_every_name_that_a_builder_may_have_makes_a_page_of_its_own(proxy: Proxy) -> None:
+    for name in ("a", "0", "x" * 63, "script", "--".join("ab"), "a-b-c"):
+        host = preview_host(name, BuilderId("0123abcd-0000-4000-8000-000000000000"), "localhost")
+        proxy.put(Route(host, RouteState.STOPPED))
+        assert host in proxy.visitor.browse(host).text
+
+
+def test_the_command_sockets_do_not_answer_on_the_network(proxy: Proxy, app: App) -> None:
+    host = proxy.open(app)
+    for command in (b"show info\n", b"show map\n", b"@1 show info\n", b"shutdown frontend visitors\n"):
+        assert b"Name: HAProxy" not in proxy.visitor.exchange(command)
+    assert proxy.visitor.get(host).status == 200
+
+
+def test_no_secret_is_in_what_the_proxy_holds(proxy: Proxy, app: App) -> None:
+    from tests.previews.proxy import TOKEN
+
+    host = proxy.open(app, private=True)
+    proxy.visitor.get(host, f"/?service_token={TOKEN}")
+    socket, table = proxy.directory / "admin.sock", proxy.directory / "routes.map"
+    assert TOKEN not in str(proxy.run(runtime_api.entries(socket, table)))
+    assert TOKEN not in table.read_text()
+    for command in ("show table activity", "show info", "show errors", "show sess all"):
+        assert TOKEN not in proxy.run(runtime_api.ask(socket, command))

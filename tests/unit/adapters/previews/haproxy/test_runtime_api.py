@@ -1,0 +1,127 @@
+"""Commands are written so that HAProxy takes each for one, and whatever it answers is understood or raised."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from builderd.adapters.previews.haproxy import runtime_api
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
+
+TABLE = Path("/a b/routes.map")
+WORD = r"/a\ b/routes.map"
+
+
+@asynccontextmanager
+async def proxy(answer: Callable[[str], str]) -> AsyncIterator[tuple[Path, list[str]]]:
+    """A stand-in that answers each command as told, and the commands that it got."""
+    got: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        command = (await reader.read()).decode()
+        got.append(command)
+        writer.write(answer(command).encode())
+        writer.close()
+
+    with TemporaryDirectory(prefix="previews-") as directory:
+        path = Path(directory) / "admin.sock"
+        async with await asyncio.start_unix_server(serve, path):
+            yield path, got
+
+
+async def test_a_new_key_replaces_one_that_should_not_be_there() -> None:
+    async with proxy(lambda command: "Key not found.\n\n\n") as (admin, got):
+        await runtime_api.add_entry(admin, TABLE, "a.localhost", "v")
+    assert got == [f"del map {WORD} a.localhost; add map {WORD} a.localhost v\n"]
+
+
+async def test_a_known_key_changes_in_one_step() -> None:
+    async with proxy(lambda command: "\n") as (admin, got):
+        await runtime_api.set_entry(admin, TABLE, "a.localhost", "v")
+    assert got == [f"set map {WORD} a.localhost v\n"]
+
+
+async def test_a_key_that_is_missing_after_all_is_added() -> None:
+    answers = {"set": "entry not found.\n\n", "del": "Key not found.\n\n\n"}
+    async with proxy(lambda command: answers[command[:3]]) as (admin, got):
+        await runtime_api.set_entry(admin, TABLE, "a.localhost", "v")
+    assert [command[:3] for command in got] == ["set", "del"]
+
+
+@pytest.mark.parametrize("answer", ["\n", "Key not found.\n\n"])
+async def test_a_deleted_key_is_gone_either_way(answer: str) -> None:
+    async with proxy(lambda command: answer) as (admin, got):
+        await runtime_api.delete_entry(admin, TABLE, "a.localhost")
+    assert got == [f"del map {WORD} a.localhost\n"]
+
+
+@pytest.mark.parametrize("answer", ["Unknown map identifier. Please use #<id> or <file>.\n", "Out of memory error.\n"])
+async def test_a_refused_change_is_raised_in_its_own_words(answer: str) -> None:
+    async with proxy(lambda command: answer) as (admin, _):
+        for change in (
+            runtime_api.add_entry(admin, TABLE, "a", "v"),
+            runtime_api.set_entry(admin, TABLE, "a", "v"),
+            runtime_api.delete_entry(admin, TABLE, "a"),
+        ):
+            with pytest.raises(CommandRefused, match=answer[:10]):
+                await change
+
+
+async def test_entries_are_read() -> None:
+    async with proxy(lambda command: "0x7f01 a.localhost v|1\n0x7f02 b.localhost v|2\n\n") as (admin, _):
+        assert await runtime_api.entries(admin, TABLE) == {"a.localhost": "v|1", "b.localhost": "v|2"}
+    async with proxy(lambda command: "\n") as (admin, _):
+        assert await runtime_api.entries(admin, TABLE) == {}
+
+
+async def test_what_are_no_entries_is_raised() -> None:
+    async with proxy(lambda command: "Unknown map identifier.\n") as (admin, _):
+        with pytest.raises(CommandRefused, match="Unknown map"):
+            await runtime_api.entries(admin, TABLE)
+
+
+async def test_nobody_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ProxyGone, match=r"admin\.sock"):
+        await runtime_api.ask(tmp_path / "admin.sock", "show info")
+
+
+async def test_an_end_without_an_answer_is_nobody_there() -> None:
+    async with proxy(lambda command: "") as (admin, _):
+        with pytest.raises(ProxyGone, match="without an answer"):
+            await runtime_api.ask(admin, "show info")
+
+
+async def test_a_proxy_that_hangs_is_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_api, "PATIENCE", 0.05)
+    with TemporaryDirectory(prefix="previews-") as directory:
+        path = Path(directory) / "admin.sock"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            with pytest.raises(ProxyGone, match="no answer in time"):
+                await runtime_api.ask(path, "show info")
+
+
+async def test_a_certificate_is_set_without_blank_lines_and_committed() -> None:
+    def answer(command: str) -> str:
+        return "Transaction created for certificate x!\n" if command.startswith("set") else "Committing x\nSuccess!\n"
+
+    async with proxy(answer) as (admin, got):
+        await runtime_api.replace_certificate(admin, Path("/c.pem"), "KEY\n\n \nCHAIN\n")
+    assert got == ["set ssl cert /c.pem <<\nKEY\nCHAIN\n\n", "commit ssl cert /c.pem\n"]
+
+
+async def test_a_certificate_that_cannot_be_committed_is_let_go() -> None:
+    def answer(command: str) -> str:
+        return "Transaction created\n" if command.startswith("set") else "inconsistencies between private key\n"
+
+    async with proxy(answer) as (admin, got):
+        with pytest.raises(CommandRefused, match="inconsistencies"):
+            await runtime_api.replace_certificate(admin, Path("/c.pem"), "KEY")
+    assert got[-1] == "abort ssl cert /c.pem\n"

@@ -1,0 +1,233 @@
+"""The synchronous client, on one connection pool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from httpx_sse import EventSource, ServerSentEvent
+from pydantic import BaseModel, ValidationError
+
+from builderd.client.errors import ApiError, NoAnswer
+from builderd.domain.builders import JobType, Status
+from builderd.domain.logs import LogStream
+from builderd.wire.v1.builders import Builder, BuilderAnswer, BuilderPage, NewBuilder
+from builderd.wire.v1.envelope import Failure
+from builderd.wire.v1.executions import Execution, ExecutionAnswer, NewExecution
+from builderd.wire.v1.health import Readiness, ReadinessAnswer
+from builderd.wire.v1.logs import LogAnswer, LogLine
+from builderd.wire.v1.spending import Spending, SpendingAnswer
+
+V = TypeVar("V", bound=BaseModel)
+
+BASE = "/api/v1"
+CONNECT_SECONDS = 10
+#: An event stream is never silent for longer than its heartbeats' 15 seconds.
+STREAM_SECONDS = 60
+#: What waits for an outcome has no limit here: the service has limits of its own, and tells which was reached.
+OUTCOME = httpx.Timeout(CONNECT_SECONDS, read=None)
+STREAM = httpx.Timeout(CONNECT_SECONDS, read=STREAM_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of a creation that has ended: ``install`` or ``start``."""
+
+    name: str
+    seconds: float
+    ok: bool
+
+
+class Client:
+    """Speaks to the service at ``url`` with an API token. Use it in a ``with`` block, or ``close`` it.
+
+    Every method raises ``ApiError`` when the service refuses, and ``NoAnswer`` when there is none to be had.
+    """
+
+    def __init__(self, url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        self._http = httpx.Client(
+            base_url=url.rstrip("/"),
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=CONNECT_SECONDS,
+            transport=transport,
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._http.close()
+
+    # Builders
+
+    def create(
+        self,
+        new: NewBuilder,
+        *,
+        idempotency_key: str | None = None,
+        on_stage: Callable[[Stage], None] = lambda _: None,
+    ) -> Builder:
+        """Create it and wait until it is up; ``on_stage`` is told of each stage as it ends."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        body = new.model_dump(mode="json", exclude_unset=True)
+        with self._events("POST", f"{BASE}/builders", json=body, headers=headers) as events:
+            for event in events:
+                if event.event == "done":
+                    return _read(Builder, event.json())
+                if event.event == "failed":
+                    raise ApiError(_read(Failure, event.json()), None, events.request_id)
+                on_stage(_stage(event))
+        raise NoAnswer("The stream ended before the outcome was told.")
+
+    def create_async(self, new: NewBuilder, *, idempotency_key: str | None = None) -> Builder:
+        """Create it and do not wait: it is answered in ``creating``."""
+        headers = {"Prefer": "respond-async", **({"Idempotency-Key": idempotency_key} if idempotency_key else {})}
+        body = new.model_dump(mode="json", exclude_unset=True)
+        return self._call(BuilderAnswer, "POST", f"{BASE}/builders", json=body, headers=headers).data
+
+    def get(self, uuid: str) -> Builder:
+        """One builder."""
+        return self._call(BuilderAnswer, "GET", f"{BASE}/builders/{uuid}").data
+
+    def list_page(
+        self,
+        *,
+        page: int = 1,
+        per_page: int = 25,
+        name: str | None = None,
+        status: Status | None = None,
+        job_type: JobType | None = None,
+        sort: str = "-created_at",
+    ) -> BuilderPage:
+        """A page of builders, with ``meta.total``."""
+        query = {"page": page, "per_page": per_page, "name": name, "status": status, "job_type": job_type, "sort": sort}
+        return self._call(BuilderPage, "GET", f"{BASE}/builders", params=_given(query))
+
+    def start(self, uuid: str) -> Builder:
+        """Start it and wait until it is up."""
+        return self._change("POST", uuid, "/start")
+
+    def stop(self, uuid: str) -> Builder:
+        """Stop it and wait until it is."""
+        return self._change("POST", uuid, "/stop")
+
+    def restart(self, uuid: str) -> Builder:
+        """Stop it if it runs, start it and wait until it is up."""
+        return self._change("POST", uuid, "/restart")
+
+    def delete(self, uuid: str) -> Builder:
+        """Remove it with its files and wait until it is gone."""
+        return self._change("DELETE", uuid, "")
+
+    def _change(self, method: str, uuid: str, call: str) -> Builder:
+        return self._call(BuilderAnswer, method, f"{BASE}/builders/{uuid}{call}", timeout=OUTCOME).data
+
+    # What they write, do and cost
+
+    def logs(
+        self, uuid: str, *, tail: int = 200, since: datetime | None = None, stream: LogStream | None = None
+    ) -> list[LogLine]:
+        """The last lines, the oldest first."""
+        query = _given({"tail": tail, "since": since, "stream": stream})
+        return self._call(LogAnswer, "GET", f"{BASE}/builders/{uuid}/logs", params=query).data
+
+    def follow_logs(self, uuid: str, *, tail: int = 200, stream: LogStream | None = None) -> Iterator[LogLine]:
+        """The last lines, then each as it is written, until the builder is deleted."""
+        query = _given({"tail": tail, "stream": stream, "follow": True})
+        with self._events("GET", f"{BASE}/builders/{uuid}/logs", params=query) as events:
+            for event in events:
+                yield _read(LogLine, event.json())
+
+    def execute(self, uuid: str, command: str, *, timeout: int = 60) -> Execution:
+        """Run a command beside the app and wait for it, at most ``timeout`` seconds."""
+        body = NewExecution(command=command, timeout=timeout).model_dump(mode="json")
+        return self._call(ExecutionAnswer, "POST", f"{BASE}/builders/{uuid}/exec", json=body, timeout=OUTCOME).data
+
+    def spending(self, *, since: datetime | None = None, until: datetime | None = None) -> Spending:
+        """What all builders cost."""
+        query = _given({"from": since, "to": until})
+        return self._call(SpendingAnswer, "GET", f"{BASE}/builders/spending", params=query).data
+
+    def readiness(self) -> Readiness:
+        """What the service is made of, when it is ready; until then an ``ApiError`` that says what is being made."""
+        return self._call(ReadinessAnswer, "GET", "/readyz").data
+
+    def _call(self, answer: type[V], method: str, path: str, **options: Any) -> V:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise NoAnswer(f"{method} {path}: {error or type(error).__name__}") from error
+        if response.is_success:
+            return _read(answer, _json(response))
+        raise _refusal(response)
+
+    @contextmanager
+    def _events(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> Iterator[Events]:
+        accept = {"Accept": "text/event-stream", **(headers or {})}
+        try:
+            with self._http.stream(method, path, headers=accept, timeout=STREAM, **options) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _refusal(response)
+                yield Events(response)
+        except httpx.TransportError as error:
+            raise NoAnswer(f"{method} {path}: {error or type(error).__name__}") from error
+
+
+class Events:
+    """The events of one answer."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self.request_id: str = response.headers.get("x-request-id", "")
+
+    def __iter__(self) -> Iterator[ServerSentEvent]:
+        return EventSource(self._response).iter_sse()
+
+
+def _stage(event: ServerSentEvent) -> Stage:
+    data = event.json()
+    return Stage(event.event, data["seconds"], data["ok"])
+
+
+def _given(query: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is None; times with their offset."""
+    given = {name: value for name, value in query.items() if value is not None}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
+
+
+def _refusal(response: httpx.Response) -> Exception:
+    try:
+        failure = Failure.model_validate(_json(response))
+    except (NoAnswer, ValidationError):
+        return NoAnswer(f"{response.request.method} {response.request.url}: {response.status_code}, and no envelope")
+    return ApiError(failure, response.status_code, response.headers.get("x-request-id", ""))
+
+
+def _read(shape: type[V], value: Any) -> V:
+    try:
+        return shape.model_validate(value)
+    except ValidationError as error:
+        raise NoAnswer(f"The answer is not as the contract has it: {error}") from error
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except json.JSONDecodeError as error:
+        raise NoAnswer(f"{response.request.url} answered {response.status_code} without JSON") from error

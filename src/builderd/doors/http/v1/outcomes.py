@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from builderd.domain.builders import Builder, Desired, JobType, Status
-from builderd.domain.errors import BuilderdError, InvalidState
+from builderd.domain.errors import BuilderdError, NotFound
 from builderd.doors.http.answers import Answer, failure, success
 from builderd.doors.http.preferences import APPLIED
 from builderd.doors.http.v1.shown import look
@@ -35,7 +35,7 @@ async def started(
     except BuilderdError as error:
         return failure(error)
     if settled.desired is Desired.DELETED:
-        return failure(InvalidState("The builder was deleted in the meantime.", data={"uuid": builder.id}))
+        return failure(NotFound("The builder was deleted in the meantime.", data={"uuid": builder.id}))
     return await _shown(application, settled, status, headers)
 
 

@@ -86,6 +86,17 @@ async def test_isolation_that_the_machine_lacks_is_refused(client: httpx.AsyncCl
     assert await service.kept() == before
 
 
+async def test_until_the_engine_is_ready_nothing_is_created(client: httpx.AsyncClient, service: Service) -> None:
+    service.engine.ready = False
+    before = await service.kept()
+    response = await client.post(BUILDERS, json=MINIMAL, headers={"Idempotency-Key": "k"})
+    assert (response.status_code, response.json()["code"]) == (503, "engine_unavailable")
+    assert int(response.headers["retry-after"]) > 0
+    assert await service.kept() == before
+    service.engine.ready = True
+    assert (await client.post(BUILDERS, json=MINIMAL, headers={"Idempotency-Key": "k"})).status_code == 201
+
+
 async def test_at_once_is_answered_while_it_is_created(client: httpx.AsyncClient, service: Service) -> None:
     service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=None))
     response = await client.post(BUILDERS, json=MINIMAL, headers={"Prefer": "respond-async"})
@@ -169,7 +180,7 @@ async def test_a_builder_that_is_deleted_while_it_is_created_is_answered(
     creating = asyncio.create_task(client.post(BUILDERS, json=MINIMAL))
     uuid = await _first_uuid(service)
     assert (await service.client(service.write).delete(f"{BUILDERS}/{uuid}")).status_code == 200
-    assert ((await creating).status_code, (await creating).json()["code"]) == (409, "invalid_state")
+    assert ((await creating).status_code, (await creating).json()["code"]) == (404, "not_found")
 
 
 async def test_whoever_leaves_does_not_stop_the_creation(client: httpx.AsyncClient, service: Service) -> None:

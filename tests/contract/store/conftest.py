@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from tests.contract.store.samples import TENANT
-from tests.stores import open_store
+from tests.stores import MEMORY, memory_store, open_store
 
 from builderd.ports.store import Store
 
@@ -30,7 +30,7 @@ def _url(request: pytest.FixtureRequest) -> str:
         case "file":
             return f"sqlite:///{request.getfixturevalue('tmp_path')}/builderd.db"
         case "memory":
-            return "sqlite://"
+            return MEMORY
         case _:
             return str(request.getfixturevalue("postgres_url"))
 
@@ -38,6 +38,6 @@ def _url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def store(url: str) -> AsyncIterator[Store]:
     """With one tenant in it."""
-    async with open_store(url) as opened:
+    async with memory_store() if url == MEMORY else open_store(url) as opened:
         await opened.write(lambda uow: uow.tenants.add(TENANT))
         yield opened

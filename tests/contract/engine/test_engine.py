@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.contract.engine.apps import PORT, App
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
+from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
 from builderd.domain.resources import GB, Resources
 from builderd.domain.sandboxes import EndCause, Listening, SandboxReport, SandboxSpec, SandboxState
 from builderd.domain.versions import Isolation
@@ -287,3 +289,30 @@ async def test_down_ends_every_sandbox(engine: Engine) -> None:
     await engine.down()
     assert not engine.readiness().ready
     assert (await engine.report(spec.id)).state is not SandboxState.RUNNING
+
+
+def make_plan(key: str, script: str) -> LayerPlan:
+    step = BuildStep("make it", ("/bin/sh", "-ec", script), network=False, cache=Cache.NONE)
+    return LayerPlan(key, {}, (step,), runs_foreign_code=False)
+
+
+async def test_a_layer_is_built_once_and_seen_by_its_sandboxes(engine: Engine) -> None:
+    plan = make_plan(secrets.token_hex(32), f"mkdir -p {LAYER}/venv && echo hello >{LAYER}/venv/greeting")
+    assert not await engine.has_layer(plan.key)
+    told: list[str] = []
+    first, second = await asyncio.gather(*(engine.build_layer(plan, told.append) for _ in range(2)))
+    assert first.ok
+    assert second.ok
+    assert sorted([first.reused, second.reused]) == [False, True]
+    assert await engine.has_layer(plan.key)
+    spec = await make_spec(engine, apps.GREETER, layer_key=plan.key)
+    await engine.start(spec)
+    await until_state(engine, spec.id, SandboxState.EXITED)
+    assert await log_text(engine, spec.id) == ["hello"]
+    polished = await engine.polish_layer(plan.key, plan.steps[0])
+    assert polished.ok
+
+
+async def test_without_a_layer_nothing_is_polished(engine: Engine) -> None:
+    with pytest.raises(NotFound):
+        await engine.polish_layer("1" * 64, make_plan("1" * 64, "true").steps[0])

@@ -15,7 +15,7 @@ from builderd.adapters.engines.oci.processes import boot_id
 from builderd.adapters.engines.oci.records import Record, is_name
 from builderd.adapters.engines.oci.reports import absent, make_report
 from builderd.domain.bundles import Bundle
-from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
+from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
 from builderd.domain.logs import LogLine
@@ -57,8 +57,7 @@ class OciEngine:
             progress(line)
 
         machine = await asyncio.to_thread(Machine, self._settings)
-        await asyncio.to_thread(machine.open, tell)
-        await machine.runs.open()
+        await machine.open(tell)
         return machine
 
     def readiness(self) -> Readiness:
@@ -69,7 +68,6 @@ class OciEngine:
 
     @property
     def base_id(self) -> str:
-        assert self._here.base
         return self._here.base.id
 
     @property
@@ -85,13 +83,13 @@ class OciEngine:
     # Layers
 
     async def has_layer(self, key: str) -> bool:
-        return False
+        return self._here.layers.has(key)
 
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
-        raise EngineUnavailable("no layers yet")
+        return await self._here.layers.build(plan, progress)
 
     async def polish_layer(self, key: str, step: BuildStep) -> BuildOutcome:
-        raise EngineUnavailable("no layers yet")
+        return await self._here.layers.polish(key, step)
 
     # Disks
 
@@ -132,9 +130,8 @@ class OciEngine:
         here, runtime = self._here, self._runtime(spec.isolation)
         self._refuse_while_used(spec.disk)
         app = here.disks.app(spec.disk)
-        if spec.layer_key is not None:
-            raise NotFound(f"There is no layer {spec.layer_key}.")
-        root = app_root(here.lowers, here.disks.scratch(spec.disk), app)
+        lowers = here.lowers(spec.layer_key)
+        root = app_root(lowers, here.disks.scratch(spec.disk), app)
         log = here.logs.begin(spec.builder_id, spec.id)
         url = f"http://{here.addresses.gateway}:{self._settings.inside_port}"
         return await here.runs.start(make_run(spec, runtime, root, log, self._settings.log_limit, url))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
 
+from uv import find_uv_bin
+
 from builderd.adapters.engines.oci.allocations import Allocation, Allocations, parse_routes
 from builderd.adapters.engines.oci.base import Base, ensure_base
 from builderd.adapters.engines.oci.cgroups import Cgroups
@@ -18,6 +21,7 @@ from builderd.adapters.engines.oci.command import CONMON, Runtime
 from builderd.adapters.engines.oci.disks import Disks
 from builderd.adapters.engines.oci.host_files import write_host_files
 from builderd.adapters.engines.oci.launching import Launcher
+from builderd.adapters.engines.oci.layers import Layers
 from builderd.adapters.engines.oci.listening import Listeners
 from builderd.adapters.engines.oci.logs import Logs
 from builderd.adapters.engines.oci.network import Egress, Network
@@ -46,7 +50,7 @@ class OciSettings:
 
 
 class Machine:
-    """``base`` is None until ``open`` has made or found it. Needs root."""
+    """``base`` and ``layers`` are there once it is open. Needs root."""
 
     def __init__(self, settings: OciSettings) -> None:
         refuse_without_root()
@@ -67,7 +71,8 @@ class Machine:
         records, slots = Records(settings.data_dir), Slots(self.allocation.blocks, self._grow)
         self.runs = Runs(places, records, self.launcher, self.cgroups, self.network, slots, self.runtimes)
         self.listeners = Listeners(self.runs)
-        self.base: Base | None = None
+        self._base: Base | None = None
+        self._layers: Layers | None = None
 
     def _claim(self) -> Allocation:
         self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -79,28 +84,43 @@ class Machine:
         return self.allocation.blocks
 
     @property
-    def lowers(self) -> tuple[Path, ...]:
-        """The layers below every sandbox's own, the topmost first: what is the host's, and the base."""
-        assert self.base, "the machine is open"
-        return (self._host_files, self.base.root)
+    def base(self) -> Base:
+        assert self._base, "the machine is open"
+        return self._base
+
+    @property
+    def layers(self) -> Layers:
+        assert self._layers, "the machine is open"
+        return self._layers
+
+    def lowers(self, layer_key: str | None = None) -> tuple[Path, ...]:
+        """What lies below a sandbox's own files, the topmost first: what is the host's, the layer, the base.
+
+        Raises ``NotFound`` when there is no such layer.
+        """
+        layer = () if layer_key is None else (self.layers.lower(layer_key),)
+        return (self._host_files, *layer, self.base.root)
 
     @property
     def _host_files(self) -> Path:
         return self.store.root / "host"
 
-    def runner(self) -> Runner:
-        """Runs builds."""
-        return Runner(self.runs, self.runtimes["standard"], self.lowers)
+    async def open(self, progress: Progress) -> None:
+        """Make what is missing; may take a minute. Raises ``EngineUnavailable`` or ``NoCapacity``."""
+        await asyncio.to_thread(self._make, progress)
+        await self.runs.open()
+        runner = Runner(self.runs, self.runtimes["standard"], self.lowers())
+        self._layers = Layers(self.store, runner, {"/usr/local/bin/uv": Path(find_uv_bin())})
+        await asyncio.to_thread(self._layers.open)
 
-    def open(self, progress: Progress) -> None:
-        """Make what is missing; may take a minute. Blocks. Raises ``EngineUnavailable`` or ``NoCapacity``."""
+    def _make(self, progress: Progress) -> None:
         refuse_without_needs(self.runtimes)
         for folder in (RUN_DIR, self.run_dir, self.run_dir / "state"):
             folder.mkdir(mode=0o711, exist_ok=True)
         progress("opening the store")
         self.store.open(progress)
         self.disks.open()
-        self.base = ensure_base(progress)
+        self._base = ensure_base(progress)
         write_host_files(self._host_files)
         progress("opening the network")
         self.network.open()

@@ -58,7 +58,7 @@ class Runner:
             egress=run.network,
             log=self._log(run.id),
             log_limit=_LOG_LIMIT,
-            tmpfs={"/tmp": min(_TMP_BYTES, run.memory)},  # noqa: S108
+            tmpfs={"/tmp": min(_TMP_BYTES, run.memory), "/dev/shm": run.memory // 4},  # noqa: S108
         )
 
     def _log(self, name: str) -> Path:

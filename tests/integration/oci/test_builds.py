@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from tests.integration.oci.package_index import Distribution, serve, source, wheel
 from tests.integration.oci.stores import OPTIONS, quiet
-from uv import find_uv_bin
 
 from builderd.adapters.engines.oci.builds import Bind, BuildRun
-from builderd.adapters.engines.oci.layers import LAYER_UID, Layers
+from builderd.adapters.engines.oci.layers import LAYER_UID
 from builderd.adapters.engines.oci.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.runner import Runner
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import TenantId
@@ -36,9 +36,8 @@ class Workshop:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.runner = machine.runner()
-        self.layers = Layers(machine.store, self.runner, {"/usr/local/bin/uv": Path(find_uv_bin())})
-        self.layers.open()
+        self.layers = machine.layers
+        self.runner = Runner(machine.runs, machine.runtimes["standard"], machine.lowers())
 
     @property
     def cache(self) -> Path:
@@ -46,7 +45,6 @@ class Workshop:
 
     def plan(self, requirements: str, index: str | None, tenant: TenantId = MALLORY) -> LayerPlan:
         bundle = make_bundle([BundleFile("requirements.txt", requirements.encode())])
-        assert self.machine.base
         plan = UvInstaller("test", index).plan(bundle, self.machine.base.id, tenant)
         assert plan
         return plan
@@ -91,8 +89,7 @@ class Workshop:
 @pytest.fixture
 async def workshop(tmp_path: Path) -> AsyncIterator[Workshop]:
     machine = Machine(OciSettings(tmp_path / "data", INDEX_PORT, store=OPTIONS))
-    await asyncio.to_thread(machine.open, quiet)
-    await machine.runs.open()
+    await machine.open(quiet)
     workshop = Workshop(machine)
     yield workshop
     tidy = workshop.is_tidy()
@@ -230,7 +227,8 @@ def attack():
 
 async def test_a_hostile_source_archive_reaches_its_own_layer_and_nothing_else(workshop: Workshop) -> None:
     victim = await workshop.install("hello", HELLO, tenant=ALICE)
-    before = {path: path.read_bytes() for path in workshop.cache.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in workshop.cache.rglob("*.py")}
+    assert before
     plan = await workshop.install("evil\nhello", source("evil", ATTACK), HELLO)
     assert plan.runs_foreign_code
     report = workshop.report(plan)
@@ -244,7 +242,7 @@ async def test_a_hostile_source_archive_reaches_its_own_layer_and_nothing_else(w
     assert report["run"] == ["/run/lock"]
     assert set(report["capabilities"]) == {"0" * 16}
     assert (report["uid"], report["host uid"] > 65536) == (0, True)
-    assert {path: path.read_bytes() for path in workshop.cache.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in workshop.cache.rglob("*.py")} == before
     assert not workshop.holds(workshop.cache, b"POISON")
     assert (workshop.packages(victim) / "hello.py").read_text() == "GREETING = 'hello'\n"
 

@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
+from builderd.domain.errors import BuilderdError, EngineUnavailable, NotFound, ValidationFailed
 from builderd.doors.http.answers import Answer, failure
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.shape import faults_in
@@ -31,6 +31,14 @@ def internal_error(request_id: str) -> Answer:
     message = f"Something went wrong in the service. Its log tells more under the request id {request_id}."
     body = Failure(code=BuilderdError.code, message=message)
     return Answer(500, body.model_dump(mode="json"))
+
+
+def stopping() -> Answer:
+    """For calls that still wait for an outcome when the service ends."""
+    message = (
+        "The service is stopping. What was begun goes on: look at it, or repeat the call with its retry key."
+    )
+    return failure(EngineUnavailable(message, retry_after=5))
 
 
 async def _coded(_: Request, error: Exception) -> Response:

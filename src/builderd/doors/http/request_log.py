@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from builderd.doors.http.meter import Meter
-from builderd.doors.http.problems import internal_error
+from builderd.doors.http.problems import internal_error, stopping
 
 #: The id of the request that is being answered; empty outside of one.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -70,6 +71,10 @@ class RequestLog:
             await self._app(scope, receive, stamp)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:
+            # The listener ends, and with it the calls that wait for an outcome.
+            if status == CLIENT_LEFT:
+                await stopping().response()(scope, receive, stamp)
         except Exception:
             logger.exception("unforeseen error")
             if status == CLIENT_LEFT:

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import pytest
-from tests.service import Service, listening
+from tests.service import MINIMAL, Service, listening
 
+from builderd.adapters.fakes.engine import Behaviour
 from builderd.doors.http import listener
 
 OK = b"GET /healthz HTTP/1.1\r\nHost: builderd\r\n\r\n"
@@ -193,3 +194,17 @@ async def test_there_are_only_so_many_connections(door: Door, monkeypatch: pytes
     assert (status, body["code"], headers["retry-after"]) == (503, "no_capacity", "1")
     await kept[0].send(OK)
     assert (await kept[0].answer())[0] == 200
+
+
+async def test_whoever_waits_while_the_service_stops_is_told_so(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "GRACE_SECONDS", 0.1)
+    service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=None))
+    async with listening(service.app) as url:
+        waiting = asyncio.create_task(service.client(service.write, url).post("/api/v1/builders", json=MINIMAL))
+        while not service.engine.sandboxes:
+            await asyncio.sleep(0.005)
+    response = await waiting
+    assert (response.status_code, response.json()["code"]) == (503, "engine_unavailable")
+    assert "goes on" in response.json()["message"]

@@ -13,7 +13,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import func, select
-from tests.stores import memory_store
+from tests.stores import MEMORY, memory_store, open_store
 
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.fakes.bundles import FakeBundles
@@ -85,9 +85,9 @@ class Service:
 
 
 @asynccontextmanager
-async def running_service(**limits: Any) -> AsyncIterator[Service]:
-    """The service until the block ends, with its reconciler at work."""
-    async with memory_store() as store:
+async def running_service(database: str = MEMORY, **limits: Any) -> AsyncIterator[Service]:
+    """The service until the block ends, with its reconciler at work, on an empty database."""
+    async with memory_store() if database == MEMORY else open_store(database) as store:
         service = await _make(store, Limits(**limits))
         await service.engine.prepare(lambda _: None)
         await service.previews.start()

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from tests.service import MINIMAL, Service, listening, running_service
+from tests.stores import MEMORY
 
 from builderd.domain.ids import new_id
 
@@ -261,14 +262,19 @@ class Target:
     uuids: dict[str, str]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def target() -> AsyncIterator[Target]:
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=["memory", pytest.param("postgres", marks=pytest.mark.postgres)]
+)
+async def target(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
     """One service for all of them: what one of them left behind would show."""
-    async with running_service() as service, listening(service.app) as url:
-        own = (await service.client(service.write).post(BUILDERS, json=MINIMAL)).json()["data"]
-        foreign = (await service.client(service.other).post(BUILDERS, json=MINIMAL)).json()["data"]
-        tokens = {"write": service.write, "read": service.read, "service": own["service_token"]}
-        yield Target(service, url, tokens, {"own": own["uuid"], "foreign": foreign["uuid"]})
+    with ExitStack() as stack:
+        postgres = request.param == "postgres"
+        url = stack.enter_context(request.getfixturevalue("postgres_server").database()) if postgres else MEMORY
+        async with running_service(url) as service, listening(service.app) as door:
+            own = (await service.client(service.write).post(BUILDERS, json=MINIMAL)).json()["data"]
+            foreign = (await service.client(service.other).post(BUILDERS, json=MINIMAL)).json()["data"]
+            tokens = {"write": service.write, "read": service.read, "service": own["service_token"]}
+            yield Target(service, door, tokens, {"own": own["uuid"], "foreign": foreign["uuid"]})
 
 
 @pytest.mark.parametrize("hostile", TABLE, ids=lambda hostile: hostile.title)

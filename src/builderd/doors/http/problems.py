@@ -35,9 +35,7 @@ def internal_error(request_id: str) -> Answer:
 
 def stopping() -> Answer:
     """For calls that still wait for an outcome when the service ends."""
-    message = (
-        "The service is stopping. What was begun goes on: look at it, or repeat the call with its retry key."
-    )
+    message = "The service is stopping. What was begun goes on: look at it, or repeat the call with its retry key."
     return failure(EngineUnavailable(message, retry_after=5))
 
 

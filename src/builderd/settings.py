@@ -77,12 +77,13 @@ class EgressSettings(Section):
 class StoreSettings(Section):
     """Where disks lie: a block device, or else a sparse file in the data directory of at most so many GB.
 
-    ``floor`` GB stay free on the host whatever happens.
+    ``floor`` GB stay free on the host whatever happens. Disks may be promised ``overcommit`` times what there is.
     """
 
     device: Path | None = None
     size: float | None = Field(default=None, gt=0)
     floor: float = Field(default=2, ge=0)
+    overcommit: float = Field(default=1, ge=1)
 
 
 class Settings(BaseSettings):

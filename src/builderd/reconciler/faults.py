@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 
 #: Called with ``<step>.<moment>``; moments are ``begun`` (before the world is touched), ``done`` (after that,
@@ -11,3 +13,13 @@ FaultPoint = Callable[[str], None]
 
 def no_fault(point: str) -> None:
     """The fault point of a service that nobody tests."""
+
+
+def kill_at(chosen: str) -> FaultPoint:
+    """Kills the process at the chosen point, as a crash or a power cut would: nothing gets to tidy up."""
+
+    def reach(point: str) -> None:
+        if point == chosen:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return reach

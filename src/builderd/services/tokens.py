@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
-from builderd.domain.errors import Unauthenticated, ValidationFailed
+from builderd.domain.errors import NotFound, Unauthenticated, ValidationFailed
 from builderd.domain.ids import TenantId, TokenId, new_id, new_secret, secret_hash
 from builderd.domain.tenants import NAME, Tenant
 from builderd.domain.tokens import Scope, Token
@@ -55,6 +55,25 @@ def authenticate(uow: UnitOfWork, secret: str, now: datetime) -> Token:
 def needs_touch(token: Token, now: datetime) -> bool:
     """Whether the token's last use should be written down again."""
     return token.last_used_at is None or now - token.last_used_at >= TOUCH_INTERVAL
+
+
+def list_of(uow: UnitOfWork, tenant_name: str) -> Sequence[Token]:
+    """The tokens of a tenant, revoked ones included. Raises ``NotFound`` when there is no such tenant."""
+    return uow.tokens.list(_tenant(uow, tenant_name).id)
+
+
+def revoke(uow: UnitOfWork, tenant_name: str, token_id: TokenId, now: datetime) -> None:
+    """End a token at once. Raises ``NotFound`` when the tenant has none of this id."""
+    if all(token.id != token_id for token in list_of(uow, tenant_name)):
+        raise NotFound(f"The tenant {tenant_name!r} has no token {token_id}.")
+    uow.tokens.revoke(token_id, now)
+
+
+def _tenant(uow: UnitOfWork, name: str) -> Tenant:
+    tenant = uow.tenants.by_name(name)
+    if tenant is None:
+        raise NotFound(f"There is no tenant {name!r}.")
+    return tenant
 
 
 def _new_tenant(uow: UnitOfWork, name: str, now: datetime) -> Tenant:

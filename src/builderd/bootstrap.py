@@ -1,0 +1,237 @@
+"""Puts the house together: the only file that knows every adapter, and the life of the service's process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+import uvloop
+
+from builderd.adapters.bundles.local import LocalBundles
+from builderd.adapters.clocks.system import SystemClock
+from builderd.adapters.engines.oci.base import ensure_base
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.store import StoreOptions
+from builderd.adapters.installers.uv import UvInstaller
+from builderd.adapters.previews.haproxy.options import ProxyOptions
+from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
+from builderd.adapters.signals.local import LocalSignals
+from builderd.adapters.stores.sql.store import SqlStore
+from builderd.data_directory import hold, make
+from builderd.domain.errors import EngineUnavailable, NoCapacity
+from builderd.domain.ids import TokenId, new_id
+from builderd.domain.resources import GB
+from builderd.domain.tokens import Scope, Token
+from builderd.doors.http.app import create_app, metrics_app
+from builderd.doors.http.inside import create_inside_app
+from builderd.doors.http.meter import Meter
+from builderd.doors.http.request_log import RequestIdFilter
+from builderd.doors.http.servers import Servers
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler import activity
+from builderd.reconciler.faults import kill_at, no_fault
+from builderd.reconciler.reconciler import Reconciler
+from builderd.services import tokens
+from builderd.services.application import Application
+from builderd.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: After the engine could not be prepared, try again after so many seconds.
+PREPARE_RETRY = 15.0
+#: Calls that wait for an app get so many seconds to be answered once the service is asked to end.
+DRAIN = 5
+
+
+@asynccontextmanager
+async def application(settings: Settings) -> AsyncIterator[Application]:
+    """The application on its real adapters; nothing is started yet but the store, which is brought up to date."""
+    async with store(settings) as opened:
+        engine = make_engine(settings)
+        try:
+            yield Application(
+                store=opened,
+                engine=engine,
+                previews=make_previews(settings),
+                bundles=LocalBundles(settings.data_dir / "bundles"),
+                installer=UvInstaller(version("uv"), settings.package_index),
+                signals=LocalSignals(),
+                clock=SystemClock(),
+                limits=settings.to_limits(),
+                prices=settings.to_prices(),
+                preview_domain=settings.preview_domain,
+                instance=new_id(),
+            )
+        finally:
+            await engine.close()
+
+
+@asynccontextmanager
+async def store(settings: Settings) -> AsyncIterator[SqlStore]:
+    """The store at its present revision."""
+    make(settings.data_dir)
+    opened = SqlStore(settings.database)
+    try:
+        await opened.migrate()
+        yield opened
+    finally:
+        await opened.close()
+
+
+def make_engine(settings: Settings) -> OciEngine:
+    store, egress = settings.store, settings.egress
+    return OciEngine(
+        OciSettings(
+            data_dir=settings.data_dir.absolute(),
+            inside_port=settings.inside_port,
+            allow=egress.allow,
+            deny=egress.deny,
+            log_limit=int(settings.limits.log * 1_000_000),
+            store=StoreOptions(
+                device=store.device,
+                size_bytes=int(store.size * GB) if store.size else None,
+                floor_bytes=int(store.floor * GB),
+                overcommit=store.overcommit,
+            ),
+        )
+    )
+
+
+def make_previews(settings: Settings) -> HaproxyPreviews:
+    options = ProxyOptions(
+        host=settings.host,
+        port=settings.preview_port,
+        certificate=settings.preview.certificate,
+        trusted_proxies=settings.preview.trusted_proxies,
+        api_url=f"http://{settings.host}:{settings.port}",
+    )
+    return HaproxyPreviews(settings.data_dir / "previews", options)
+
+
+# The service
+
+
+def serve(settings: Settings) -> None:
+    """Run the service until SIGTERM or SIGINT. Apps and previews go on when it ends."""
+    make(settings.data_dir)
+    _log_to_stderr(settings.log_level)
+    with hold(settings.data_dir), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
+
+
+def _log_to_stderr(level: str) -> None:
+    """One line a record, with the id of the request that it belongs to. Callers' secrets are in none of them."""
+    handler = logging.StreamHandler()
+    handler.addFilter(RequestIdFilter())
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    # The door writes a line for each request itself.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+async def _serve(settings: Settings) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with application(settings) as app, Servers() as servers:
+        meter = Meter()
+        api = create_app(app, metrics_token=settings.metrics_token, meter=meter)
+        await servers.add(api, settings.host, settings.port)
+        if settings.metrics_port:
+            await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port)
+        await app.previews.start()
+        log.info("The API listens on http://%s:%d", settings.host, settings.port)
+        await _until(stopping, _work(app, settings, servers))
+        log.info("The service ends; apps and previews go on.")
+
+
+async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Run the work until it is to stop; raises what the work raises."""
+    task, stop = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+    finally:
+        for one in (task, stop):
+            one.cancel()
+        await asyncio.gather(task, stop, return_exceptions=True)
+
+
+async def _work(app: Application, settings: Settings, servers: Servers) -> None:
+    """Prepare the engine, then keep builders as they are wanted."""
+    await _prepare(app)
+    await servers.add(create_inside_app(app), app.engine.gateway, settings.inside_port)
+    fault = kill_at(settings.fault) if settings.fault else no_fault
+    async with asyncio.TaskGroup() as group:
+        group.create_task(Reconciler(app, fault).run())
+        group.create_task(activity.watch(app))
+
+
+async def _prepare(app: Application) -> None:
+    while not app.engine.readiness().ready:
+        try:
+            await app.engine.prepare(log.info)
+        except (EngineUnavailable, NoCapacity) as error:
+            log.warning("The engine cannot be prepared: %s Trying again in %g s.", error.message, PREPARE_RETRY)
+            await asyncio.sleep(PREPARE_RETRY)
+
+
+# The other commands
+
+
+async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
+    """Stop everything of this data directory and give back to the host what it was given."""
+    with hold(settings.data_dir):
+        async with application(settings) as app:
+            say("Stopping the previews …")
+            await app.previews.down()
+            say("Stopping the sandboxes …")
+            await app.engine.down()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """``expires_at`` None: never."""
+
+    tenant: str
+    name: str
+    scopes: frozenset[Scope]
+    expires_at: datetime | None
+
+
+async def make_token(settings: Settings, wanted: TokenRequest) -> tuple[Token, str]:
+    """The token and its secret. The tenant is made if needed."""
+    now = SystemClock().now()
+
+    def create(uow: UnitOfWork) -> tuple[Token, str]:
+        return tokens.create(uow, wanted.tenant, wanted.name, now, scopes=wanted.scopes, expires_at=wanted.expires_at)
+
+    async with store(settings) as opened:
+        return await opened.write(create)
+
+
+async def list_tokens(settings: Settings, tenant: str) -> Sequence[Token]:
+    """The tenant's tokens, revoked ones included."""
+    async with store(settings) as opened:
+        return await opened.read(lambda uow: tokens.list_of(uow, tenant))
+
+
+async def revoke_token(settings: Settings, tenant: str, token_id: str) -> None:
+    """End a token at once."""
+    now = SystemClock().now()
+    async with store(settings) as opened:
+        await opened.write(lambda uow: tokens.revoke(uow, tenant, TokenId(token_id), now))
+
+
+def build_base(settings: Settings, say: Callable[[str], None]) -> str:
+    """Make the base root file system if it is not there; its name."""
+    return ensure_base(progress=say).id

@@ -1,0 +1,64 @@
+"""``builderd serve``, ``down`` and ``base``: the service and its machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import click
+
+from builderd import bootstrap
+from builderd.doors.cli import options
+from builderd.settings import load
+
+NEEDS_ROOT = (
+    "builderd must run as root: it mounts file systems, makes network links and firewall rules, and starts "
+    "sandboxes under user ids of their own, in which nothing is root of this machine. Try: sudo {command}"
+)
+
+
+@click.command()
+@options.data_dir
+@options.config
+@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65535), help="The API's port.  [default: 8080]")
+@click.option("--preview-port", type=click.IntRange(1, 65535), help="The port of the previews.  [default: 8081]")
+def serve(
+    data_dir: Path | None, config: Path | None, host: str | None, port: int | None, preview_port: int | None
+) -> None:
+    """Run the service in the foreground. Apps and previews go on when it ends."""
+    settings = load(config, data_dir=data_dir, host=host, port=port, preview_port=preview_port)
+    _require_root("builderd serve")
+    bootstrap.serve(settings)
+
+
+@click.command()
+@options.data_dir
+@options.config
+def down(data_dir: Path | None, config: Path | None) -> None:
+    """Stop every sandbox and the previews, and give back to the host what it was given. Data is kept."""
+    settings = load(config, data_dir=data_dir)
+    _require_root("builderd down")
+    asyncio.run(bootstrap.take_down(settings, click.echo))
+    click.echo("Everything is stopped. `builderd serve` with the same data directory brings it back.")
+
+
+@click.group()
+def base() -> None:
+    """The base root file system that all sandboxes of this machine share."""
+
+
+@base.command()
+@options.data_dir
+@options.config
+def build(data_dir: Path | None, config: Path | None) -> None:
+    """Make it now, if it is not there, rather than at the first start of the service."""
+    settings = load(config, data_dir=data_dir)
+    _require_root("builderd base build")
+    click.echo(bootstrap.build_base(settings, click.echo))
+
+
+def _require_root(command: str) -> None:
+    if os.geteuid() != 0:
+        raise click.ClickException(NEEDS_ROOT.format(command=command))

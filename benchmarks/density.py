@@ -1,0 +1,87 @@
+"""How many builders one machine holds: memory for each idle app, and many of them at once.
+
+script/bench density [--flask N] [--tiny N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lifecycle import BARE, FLASK
+from tests.acceptance.live_service import LiveService, body, live_service
+
+#: From the specification of the sandbox: 100 idle Flask apps in so many bytes, without zram.
+GOAL_BYTES_PER_FLASK = 2.5e9 / 100
+
+
+def available() -> int:
+    """MemAvailable in bytes: what the kernel could hand out without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no MemAvailable")
+
+
+def fill(service: LiveService, kind: str, count: int, main: str, files: dict[str, str]) -> dict[str, Any]:
+    """Create so many builders, visit each, and say what they cost; they are deleted afterwards."""
+
+    def create(index: int) -> dict[str, Any]:
+        resources = {"cpu": 0.25, "memory": 0.25, "disk": 1}
+        request = {**body(f"{kind}-{index}", main, resources=resources), "files": {"main.py": main, **files}}
+        answer = service.call("POST", "/builders", json=request)
+        assert answer.status_code == 201, answer.text
+        data: dict[str, Any] = answer.json()["data"]
+        return data
+
+    create(count)  # the layer, the caches
+    time.sleep(4)
+    before, begun = available(), time.perf_counter()
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(create, range(count)))
+    seconds = time.perf_counter() - begun
+    time.sleep(3)
+    used = before - available()
+    answered = sum(service.visit(data).status_code == 200 for data in made)
+    with ThreadPoolExecutor(4) as pool:
+        for builder in service.call("GET", "/builders?per_page=100").json()["data"] + made:
+            pool.submit(service.call, "DELETE", f"/builders/{builder['uuid']}")
+    return {
+        "builders": count,
+        "answered": answered,
+        "MB each": round(used / count / 1e6, 1),
+        "seconds": round(seconds, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--flask", type=int, default=100)
+    parser.add_argument("--tiny", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    # Disks are promised many times over: this is about memory.
+    with (
+        tempfile.TemporaryDirectory(prefix="builderd-bench-", dir="/var/tmp") as folder,
+        live_service(Path(folder) / "data", BUILDERD_STORE__OVERCOMMIT="20") as service,
+    ):
+        result = {
+            "idle Flask apps": fill(service, "flask", options.flask, FLASK, {"requirements.txt": "flask"}),
+            "bare asyncio apps": fill(service, "tiny", options.tiny, BARE, {}),
+        }
+    for name, row in result.items():
+        print(f"{name}: {row}")
+    flask = result["idle Flask apps"]["MB each"] * 1e6
+    verdict = "met" if flask <= GOAL_BYTES_PER_FLASK else "missed"
+    print(f"goal: at most {GOAL_BYTES_PER_FLASK / 1e6:g} MB for each idle Flask app, without zram: {verdict}")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""How long a user waits, beside the same app on the bare host and in a container engine's own ``run``, in one run.
+
+    script/bench lifecycle [--rounds N] [--json FILE]
+
+Every figure is the median over the rounds, in milliseconds, and stands beside the same app started by hand on this
+host: the ratio is what counts, the milliseconds are this machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tests.acceptance.live_service import LiveService, body, free_port, live_service
+
+PYTHON = "/usr/bin/python3"
+
+BARE = """\
+import asyncio, os
+
+async def answer(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\nConnection: close\\r\\n\\r\\nok")
+    await writer.drain()
+    writer.close()
+
+async def main():
+    server = await asyncio.start_server(answer, "0.0.0.0", int(os.environ["PORT"]))
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+FLASK = """\
+import os
+from flask import Flask
+
+app = Flask(__name__)
+
+@app.get("/")
+def index():
+    return "ok"
+
+app.run(host="0.0.0.0", port=int(os.environ["PORT"]))
+"""
+
+#: From the specification of the sandbox: the most that a figure may be, as a ratio to the bare host or in ms.
+GOALS = {
+    "bare: create → 200": ("ratio", 2.0),
+    "flask: create → 200, layer cached": ("ratio", 1.6),
+    "bare: start of a stopped one → 200": ("ratio", 1.9),
+    "flask: start of a stopped one → 200": ("ratio", 1.4),
+    "exec": ("ms", 15.0),
+    "stop": ("ms", 50.0),
+}
+
+
+class Clock:
+    """Collects samples by name."""
+
+    def __init__(self) -> None:
+        self.samples: dict[str, list[float]] = {}
+
+    @contextlib.contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.samples.setdefault(name, []).append((time.perf_counter() - begun) * 1000)
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.samples[name])
+
+
+def first_answer(port: int) -> None:
+    """Ask until the app on this port answers 200; pauses of a millisecond."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{port}/").status_code == 200:
+                return
+        time.sleep(0.001)
+    raise AssertionError("the app never answered")
+
+
+def on_the_host(clock: Clock, name: str, main: str, python: str) -> None:
+    """The same app as a plain process: no isolation at all."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "main.py").write_text(main)
+        with clock.time(name):
+            process = subprocess.Popen(
+                [python, "main.py"],
+                cwd=folder,
+                env={"PORT": str(port), "PATH": os.environ["PATH"]},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            first_answer(port)
+        process.kill()
+        process.wait()
+
+
+def in_podman(clock: Clock, name: str, main: str, image: str, python: str) -> None:
+    """The same app by ``podman run``, with the network of its own that a user gets by default."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "main.py").write_text(main)
+        words = ["podman", "run", "-d", "--rm", "-e", f"PORT={port}", "-p", f"127.0.0.1:{port}:{port}"]
+        words += ["-v", f"{folder}:/app", "-w", "/app", image, python, "main.py"]
+        with clock.time(name):
+            container = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+            first_answer(port)
+        with clock.time("podman: exec"):
+            subprocess.run(["podman", "exec", container, "/bin/true"], check=True, capture_output=True)
+        with clock.time("podman: rm -f"):
+            subprocess.run(["podman", "rm", "-f", "-t", "0", container], check=True, capture_output=True)
+
+
+def in_builderd(clock: Clock, service: LiveService, kind: str, main: str, files: dict[str, str], first: str) -> None:
+    """One builder's life, timed as its user sees it."""
+    request = {**body(f"bench-{kind}", main), "files": {"main.py": main, **files}}
+    with clock.time(f"{kind}: {first}"):
+        data = expect(service.call("POST", "/builders", json=request), 201)
+        visit(service, data)
+    uuid = data["uuid"]
+    with clock.time("exec"):
+        expect(service.call("POST", f"/builders/{uuid}/exec", json={"command": "/bin/true"}), 200)
+    with clock.time("stop"):
+        expect(service.call("POST", f"/builders/{uuid}/stop"), 200)
+    with clock.time(f"{kind}: start of a stopped one → 200"):
+        expect(service.call("POST", f"/builders/{uuid}/start"), 200)
+        visit(service, data)
+    with clock.time("delete"):
+        expect(service.call("DELETE", f"/builders/{uuid}"), 200)
+
+
+def expect(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    data: dict[str, Any] = response.json()["data"]
+    return data
+
+
+def visit(service: LiveService, data: dict[str, Any]) -> None:
+    assert service.visit(data).status_code == 200
+
+
+def host_flask(folder: Path) -> str:
+    """A virtual environment with Flask, byte-compiled, for the app on the bare host."""
+    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+    subprocess.run([uv, "venv", "-q", "--python", PYTHON, str(folder)], check=True)
+    python = str(folder / "bin" / "python")
+    subprocess.run([uv, "pip", "install", "-q", "--compile-bytecode", "--python", python, "flask"], check=True)
+    return python
+
+
+def podman_image() -> str | None:
+    """An image made of the host's base root file system, or None where podman is missing or does not work."""
+    if shutil.which("podman") is None:
+        return None
+    roots = sorted(Path("/var/lib/builderd-host/bases").glob("*/root"))
+    if not roots:
+        return None
+    name = "localhost/builderd-bench"
+    tar = subprocess.Popen(["tar", "-C", str(roots[-1]), "-c", "."], stdout=subprocess.PIPE)
+    imported = subprocess.run(["podman", "import", "-q", "-", name], stdin=tar.stdout, capture_output=True, check=False)
+    tar.wait()
+    works = subprocess.run(["podman", "run", "--rm", name, "/bin/true"], capture_output=True, text=True, check=False)
+    if imported.returncode or works.returncode:
+        print(f"podman does not work here: {works.stderr.strip()[-300:]}", file=sys.stderr)
+        return None
+    return name
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    clock = Clock()
+    with tempfile.TemporaryDirectory(prefix="builderd-bench-", dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)
+        flask = host_flask(Path(folder) / "venv")
+        image = podman_image()
+        with live_service(Path(folder) / "data") as service:
+            in_builderd(clock, service, "flask", FLASK, {"requirements.txt": "flask"}, "create → 200, nothing cached")
+            service.create("warm-up")
+            time.sleep(5)  # the layer is byte-compiled in the background
+            for _ in range(rounds):
+                on_the_host(clock, "bare: on the host", BARE, PYTHON)
+                in_builderd(clock, service, "bare", BARE, {}, "create → 200")
+                on_the_host(clock, "flask: on the host", FLASK, flask)
+                in_builderd(clock, service, "flask", FLASK, {"requirements.txt": "flask"}, "create → 200, layer cached")
+                if image:
+                    in_podman(clock, "bare: podman run → 200", BARE, image, PYTHON)
+    return {"rounds": rounds, "ms": {name: round(clock.median(name), 1) for name in clock.samples}}
+
+
+def table(result: dict[str, Any]) -> str:
+    figures = result["ms"]
+    lines = ["| what | ms | x bare host | goal | met |", "|---|---|---|---|---|"]
+    for name, ms in figures.items():
+        host = figures[f"{name.split(':')[0]}: on the host"] if ":" in name and "podman: " not in name else None
+        ratio = ms / host if host else None
+        kind, limit = GOALS.get(name, (None, 0.0))
+        value = ratio if kind == "ratio" else ms
+        goal = f"≤ {limit:g}{' x' if kind == 'ratio' else ' ms'}" if kind else ""
+        met = ("yes" if value is not None and value <= limit else "**no**") if kind else ""
+        lines.append(f"| {name} | {ms:.1f} | {f'{ratio:.2f}' if ratio else ''} | {goal} | {met} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    result = measure(options.rounds)
+    print(table(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""One live service for all acceptance tests that do not need one of their own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.acceptance.live_service import LiveService, live_service
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    with live_service(tmp_path_factory.mktemp("service") / "data") as running:
+        yield running
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def quick_to_give_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    """A second service on the same machine, which waits 8 seconds for an app to listen."""
+    with live_service(tmp_path_factory.mktemp("quick") / "data", BUILDERD_LIMITS__START_TIMEOUT="8") as running:
+        yield running

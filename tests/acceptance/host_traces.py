@@ -1,0 +1,60 @@
+"""What a service leaves on its host, counted, so that a test can say that nothing was left over."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def traces(data_dir: Path) -> dict[str, list[str]]:
+    """Everything that bears the instance's id: mounts, links, cgroups, processes; and the store's disks."""
+    instance = json.loads((data_dir / "instance.json").read_text())["id"]
+    return {
+        "mounts": sorted(_mounts(instance)),
+        "links": sorted(_links(instance)),
+        "cgroups": sorted(_cgroups(instance)),
+        "processes": sorted(_processes(instance)),
+        "disks": sorted(_names(Path(f"/run/builderd/{instance}/store/disks"))),
+        "logs": sorted(_names(data_dir / "logs")),
+        "bundles": sorted(_names(data_dir / "bundles")),
+    }
+
+
+def _mounts(instance: str) -> Iterator[str]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if instance in line:
+            yield line.split()[4]
+
+
+def _links(instance: str) -> Iterator[str]:
+    for link in Path("/sys/class/net").iterdir():
+        master = link / "master"
+        if instance[:6] in link.name or (master.exists() and instance[:6] in master.resolve().name):
+            yield link.name
+
+
+def _cgroups(instance: str) -> Iterator[str]:
+    for folder, _, _ in os.walk("/sys/fs/cgroup"):
+        if instance in folder:
+            yield folder
+
+
+def _processes(instance: str) -> Iterator[str]:
+    """Shims and what runs in sandboxes, by cgroup or command line; neither the service nor its proxy."""
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            groups = (process / "cgroup").read_text()
+        except OSError:
+            continue
+        if (instance in words or instance in groups) and "haproxy" not in words and "builderd.adapters" not in words:
+            yield words[:80]
+
+
+def _names(folder: Path) -> Iterator[str]:
+    if folder.is_dir():
+        yield from (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,187 @@
+"""A real service for acceptance tests: ``builderd serve`` as a process of its own, called over HTTP as a user would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+#: Against hanging only.
+PATIENCE = 120.0
+
+TINY_APP = """\
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class App(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = os.environ.get("GREETING", "hello").encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+HTTPServer(("0.0.0.0", int(os.environ["PORT"])), App).serve_forever()
+"""
+
+
+def free_port() -> int:
+    """A port that is free now on the loopback address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class LiveService:
+    """One data directory and the process that serves it; ``start``, ``kill`` and ``terminate`` as often as wanted."""
+
+    data_dir: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    preview_port: int = field(default_factory=free_port)
+    token: str = ""
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log_file(self) -> Path:
+        return self.data_dir.parent / f"{self.data_dir.name}.log"
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "builderd", *words, "--data-dir", str(self.data_dir)]
+
+    def environment(self, **more: str) -> dict[str, str]:
+        src = str(Path(__file__).parents[2] / "src")
+        return {**os.environ, "PYTHONPATH": src, **self.settings, **more}
+
+    def start(self, fault: str | None = None) -> None:
+        """Start the service and wait until it is ready; with a fault, only until it answers (it may die at once)."""
+        more = {"BUILDERD_FAULT": fault} if fault else {}
+        words = [*self.command("serve"), "--port", str(self.port), "--preview-port", str(self.preview_port)]
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                words, env=self.environment(**more), stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        self.wait_ready()
+        if not self.token:
+            self.token = self.make_token("acme")
+
+    def wait_ready(self) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the service ended with {self.process.returncode}: {self.log_tail()}")
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.02)
+        raise AssertionError(f"the service is not ready: {self.log_tail()}")
+
+    def log_tail(self) -> str:
+        return self.log_file.read_text(errors="replace")[-4000:]
+
+    def make_token(self, tenant: str, *words: str) -> str:
+        done = subprocess.run(
+            self.command("token", "create", "--tenant", tenant, *words),
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.splitlines()[-1]
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def wait_dead(self) -> None:
+        assert self.process is not None
+        self.process.wait(PATIENCE)
+
+    def terminate(self) -> int:
+        """SIGTERM, as an operator would; the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+    def down(self) -> None:
+        """End the service and everything it started."""
+        if self.process is not None and self.process.poll() is None:
+            self.terminate()
+        subprocess.run(self.command("down"), env=self.environment(), check=True, capture_output=True)
+
+    def call(self, method: str, path: str, *, token: str | None = None, **options: Any) -> httpx.Response:
+        """One API call, ``path`` from ``/builders`` on."""
+        headers = {"Authorization": f"Bearer {token or self.token}", **options.pop("headers", {})}
+        return httpx.request(method, f"{self.url}/api/v1{path}", headers=headers, timeout=PATIENCE, **options)
+
+    def create(self, name: str, main: str = TINY_APP, **fields: Any) -> dict[str, Any]:
+        """Create a builder of one Python file and wait for it; its ``data``."""
+        response = self.call("POST", "/builders", json=body(name, main, **fields))
+        assert response.status_code == 201, response.text
+        data: dict[str, Any] = response.json()["data"]
+        return data
+
+    def builder(self, uuid: str) -> dict[str, Any]:
+        response = self.call("GET", f"/builders/{uuid}")
+        assert response.status_code == 200, response.text
+        data: dict[str, Any] = response.json()["data"]
+        return data
+
+    def wait_status(self, uuid: str, *wanted: str) -> dict[str, Any]:
+        """The builder once it has one of these states."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            data = self.builder(uuid)
+            if data["status"] in wanted:
+                return data
+            time.sleep(0.05)
+        raise AssertionError(f"still {json.dumps(data)}")
+
+    def wait_gone(self, uuid: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while self.call("GET", f"/builders/{uuid}").status_code != 404:
+            assert time.monotonic() < deadline, "the builder is still there"
+            time.sleep(0.05)
+
+    def visit(self, data: Mapping[str, Any], path: str = "", **options: Any) -> httpx.Response:
+        """A request to the preview; dials 127.0.0.1, since not every library resolves ``*.localhost``."""
+        host = data["preview_url"].split("/")[2]
+        headers = {"Host": host, **options.pop("headers", {})}
+        return httpx.get(f"http://127.0.0.1:{self.preview_port}/{path}", headers=headers, timeout=PATIENCE, **options)
+
+
+def body(name: str, main: str = TINY_APP, **fields: Any) -> dict[str, Any]:
+    """A create request for one Python file."""
+    request = {"name": name, "entrypoint": "python3 main.py", "files": {"main.py": main}, "port": 8000}
+    return {**request, **fields}
+
+
+@contextlib.contextmanager
+def live_service(data_dir: Path, **settings: str) -> Iterator[LiveService]:
+    """A service that is up; afterwards nothing of it is left running."""
+    service = LiveService(data_dir, settings)
+    try:
+        service.start()
+        yield service
+    finally:
+        service.down()

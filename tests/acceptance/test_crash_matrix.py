@@ -1,0 +1,109 @@
+"""Kill -9 of the service at every step of create, start, stop and delete: it comes back whole from each.
+
+For each step there are three moments: before the world is touched, after that but before it is recorded, and after
+it was recorded. The service kills itself there (the ``fault`` setting); a new one on the same data directory must
+bring the builder where it was wanted, and leave nothing over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from tests.acceptance.host_traces import traces
+from tests.acceptance.live_service import LiveService, body
+
+pytestmark = pytest.mark.root
+
+STEPS = {
+    "create": (
+        "SetRoute",
+        "Install",
+        "CreateDisk",
+        "PutBundle",
+        "PlanSandbox",
+        "StartSandbox",
+        "AwaitListening",
+        "Settle",
+    ),
+    "stop": ("SetRoute", "StopSandbox", "Settle"),
+    "start": ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening", "Settle"),
+    "delete": ("RemoveRoute", "StopSandbox", "Forget"),
+}
+MOMENTS = ("begun", "done", "recorded")
+CASES = [(operation, f"{step}.{moment}") for operation, steps in STEPS.items() for step in steps for moment in MOMENTS]
+
+
+@pytest.fixture(scope="module")
+def crashing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    service = LiveService(tmp_path_factory.mktemp("crash") / "data")
+    service.start()
+    service.terminate()
+    yield service
+    service.down()
+
+
+@pytest.mark.parametrize(("operation", "fault"), CASES, ids=[f"{o}-{f}" for o, f in CASES])
+def test_a_service_killed_there_comes_back_whole(crashing: LiveService, operation: str, fault: str) -> None:
+    crashing.start()
+    before = traces(crashing.data_dir)
+    uuid = prepare(crashing, operation)
+    crashing.terminate()
+
+    crashing.start(fault)
+    uuid = act(crashing, operation, uuid)
+    crashing.wait_dead()
+    assert crashing.process is not None
+    assert crashing.process.returncode == -9, crashing.log_tail()
+
+    crashing.start()
+    assert_outcome(crashing, operation, uuid)
+    if operation != "delete":
+        crashing.call("DELETE", f"/builders/{uuid}")
+    assert traces(crashing.data_dir) == before
+    crashing.terminate()
+
+
+def prepare(service: LiveService, operation: str) -> str:
+    """The builder as the operation finds it; none for create."""
+    if operation == "create":
+        return ""
+    uuid: str = service.create("crash-test")["uuid"]
+    if operation == "start":
+        assert service.call("POST", f"/builders/{uuid}/stop").status_code == 200
+    return uuid
+
+
+def act(service: LiveService, operation: str, uuid: str) -> str:
+    """Ask for the operation; the service dies while it is at it, so the answer may never come."""
+    try:
+        if operation == "create":
+            asked = service.call("POST", "/builders", json=body("crash-test"), headers={"Prefer": "respond-async"})
+            return str(asked.json()["data"]["uuid"])
+        if operation == "delete":
+            service.call("DELETE", f"/builders/{uuid}")
+        else:
+            service.call("POST", f"/builders/{uuid}/{operation}")
+    except httpx.TransportError:
+        pass
+    return uuid
+
+
+def assert_outcome(service: LiveService, operation: str, uuid: str) -> None:
+    if operation == "delete":
+        service.wait_gone(uuid)
+        wait_for_nothing(service)
+        return
+    if not uuid:  # the service died before it could answer the creation
+        (created,) = service.call("GET", "/builders?name=crash-test").json()["data"]
+        uuid = created["uuid"]
+    data = service.wait_status(uuid, "stopped" if operation == "stop" else "running")
+    assert service.visit(data).status_code == (503 if operation == "stop" else 200)
+
+
+def wait_for_nothing(service: LiveService) -> None:
+    """A deleted builder is in no list at once; its remains go within moments."""
+    service.create("another")
+    (another,) = service.call("GET", "/builders?name=another").json()["data"]
+    service.call("DELETE", f"/builders/{another['uuid']}")

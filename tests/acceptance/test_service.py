@@ -1,0 +1,132 @@
+"""The service as its operator knows it: it can be killed, restarted, taken down, and have a neighbour."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.acceptance.host_traces import traces
+from tests.acceptance.live_service import LiveService, live_service
+
+pytestmark = pytest.mark.root
+
+
+class Visitor:
+    """Visits a preview as fast as it can in a thread of its own, and counts what was not a 200."""
+
+    def __init__(self, service: LiveService, data: dict[str, str]) -> None:
+        self.answers = 0
+        self.failures: list[str] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._visit, args=(service, data), daemon=True)
+
+    def __enter__(self) -> Visitor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(60)
+
+    def _visit(self, service: LiveService, data: dict[str, str]) -> None:
+        while not self._over.is_set():
+            try:
+                status = service.visit(data).status_code
+            except httpx.TransportError as error:
+                self.failures.append(repr(error))
+                continue
+            self.answers += 1
+            if status != 200:
+                self.failures.append(str(status))
+
+
+@pytest.mark.parametrize("end", [LiveService.kill, LiveService.terminate], ids=["SIGKILL", "SIGTERM"])
+def test_apps_and_previews_go_on_while_the_service_is_away(data_dir: Path, end: Callable[[LiveService], None]) -> None:
+    with live_service(data_dir) as service:
+        data = service.create("steady")
+        pid = first_process(service, data["uuid"])
+        with Visitor(service, data) as visitor:
+            end(service)
+            assert service.visit(data).status_code == 200
+            service.start()
+            assert service.builder(data["uuid"])["status"] == "running"
+            assert service.visit(data).status_code == 200
+        assert visitor.failures == []
+        assert visitor.answers > 0
+        assert first_process(service, data["uuid"]) == pid
+
+
+def first_process(service: LiveService, uuid: str) -> str:
+    """When the app's first process was started, as its kernel tells: another number is another run."""
+    answer = service.call("POST", f"/builders/{uuid}/exec", json={"command": "cut -d' ' -f22 /proc/1/stat"})
+    return str(answer.json()["data"]["output"])
+
+
+def test_down_gives_everything_back_and_serve_brings_it_back(data_dir: Path) -> None:
+    with live_service(data_dir) as service:
+        data = service.create("comes-back")
+        service.call("POST", f"/builders/{data['uuid']}/exec", json={"command": "echo kept > note"})
+        service.down()
+        left = traces(data_dir)
+        assert {kind: left[kind] for kind in ("mounts", "links", "cgroups", "processes")} == {
+            "mounts": [],
+            "links": [],
+            "cgroups": [],
+            "processes": [],
+        }
+        with pytest.raises(httpx.TransportError):
+            service.visit(data)
+        service.start()
+        service.wait_status(data["uuid"], "running")
+        assert service.visit(data).status_code == 200
+        kept = service.call("POST", f"/builders/{data['uuid']}/exec", json={"command": "cat note"})
+        assert kept.json()["data"]["output"] == "kept\n"
+
+
+def test_two_services_on_one_machine_do_not_disturb_each_other(tmp_path: Path) -> None:
+    with live_service(tmp_path / "one") as one, live_service(tmp_path / "two") as two:
+        first = one.create("same-name", env={"GREETING": "one"})
+        second = two.create("same-name", env={"GREETING": "two"})
+        assert one.visit(first).text == "one"
+        assert two.visit(second).text == "two"
+        address = two.call("POST", f"/builders/{second['uuid']}/exec", json={"command": "hostname -i"})
+        reach = f"curl -s -m 2 http://{address.json()['data']['output'].split()[0]}:8000/ || echo refused"
+        answer = one.call("POST", f"/builders/{first['uuid']}/exec", json={"command": reach})
+        assert answer.json()["data"]["output"].strip() == "refused"
+        one.down()
+        assert two.visit(second).text == "two"
+
+
+def test_a_second_service_on_the_same_data_directory_is_refused(service: LiveService) -> None:
+    words = [*service.command("serve"), "--port", "1", "--preview-port", "2"]
+    done = subprocess.run(words, check=False, env=service.environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "already" in done.stderr
+
+
+def test_a_port_that_is_taken_is_named(service: LiveService, data_dir: Path) -> None:
+    words = [*LiveService(data_dir).command("serve"), "--port", str(service.port), "--preview-port", "2"]
+    done = subprocess.run(words, check=False, env=service.environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert str(service.port) in done.stderr
+
+
+def test_a_token_can_be_made_while_the_service_runs(service: LiveService) -> None:
+    token = service.make_token("newcomer", "--scope", "read", "--expires", "1h")
+    assert service.call("GET", "/builders", token=token).json()["data"] == []
+    refused = service.call("POST", "/builders", token=token, json={})
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+
+
+def test_a_tenant_never_learns_of_anothers_builder(service: LiveService) -> None:
+    uuid = service.create("secret")["uuid"]
+    stranger = service.make_token("stranger")
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/start"), ("GET", "/logs")):
+        answer = service.call(method, f"/builders/{uuid}{path}", token=stranger)
+        unknown = service.call(method, f"/builders/00000000-0000-4000-8000-000000000000{path}", token=stranger)
+        assert (answer.status_code, answer.json()) == (404, unknown.json())
+    service.call("DELETE", f"/builders/{uuid}")

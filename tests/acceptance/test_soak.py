@@ -1,0 +1,45 @@
+"""Many cycles of a builder's life leave nothing behind on the host."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tests.acceptance.host_traces import traces
+from tests.acceptance.live_service import LiveService
+
+CYCLES = int(os.environ.get("BUILDERD_SOAK_CYCLES", "1000"))
+
+
+def host_wide() -> dict[str, int]:
+    """Counts of the whole host, which also catch what does not bear the instance's name."""
+    return {
+        "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "links": len(list(Path("/sys/class/net").iterdir())),
+        "loops": sum(1 for loop in Path("/sys/block").glob("loop*") if (loop / "loop/backing_file").exists()),
+        "cgroups": sum(1 for _ in os.walk("/sys/fs/cgroup")),
+    }
+
+
+@pytest.mark.root
+@pytest.mark.slow
+def test_a_thousand_cycles_leave_nothing_over(service: LiveService) -> None:
+    def cycle(number: int) -> None:
+        data = service.create(f"soak-{number}", env={"GREETING": str(number)})
+        assert service.visit(data).text == str(number)
+        if number % 10 == 0:
+            service.call("POST", f"/builders/{data['uuid']}/restart")
+        assert service.call("DELETE", f"/builders/{data['uuid']}").status_code == 200
+
+    cycle(-1)
+    before, host_before = traces(service.data_dir), host_wide()
+    assert service.process is not None
+    open_files = Path(f"/proc/{service.process.pid}/fd")
+    files_before = len(list(open_files.iterdir()))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(cycle, range(CYCLES)))
+    assert traces(service.data_dir) == before
+    assert host_wide() == host_before
+    assert len(list(open_files.iterdir())) <= files_before + 5

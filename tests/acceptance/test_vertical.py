@@ -1,0 +1,178 @@
+"""The main job, as a user does it: code in, live URL out, and everything after that."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from tests.acceptance.host_traces import traces
+from tests.acceptance.live_service import TINY_APP, LiveService, body
+
+pytestmark = pytest.mark.root
+
+FLASK_APP = """\
+import os
+from flask import Flask
+
+app = Flask(__name__)
+
+@app.get("/")
+def index():
+    return {"flag": os.environ["MY_FLAG"], "builder": os.environ["BUILDER_NAME"]}
+
+app.run(host="0.0.0.0", port=int(os.environ["PORT"]))
+"""
+
+JOB = """\
+import sys, pathlib
+pathlib.Path("result.txt").write_text("42")
+print("counting")
+print("done", file=sys.stderr)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+def test_the_request_of_the_documentation_answers(service: LiveService) -> None:
+    request = {
+        "name": "my-api",
+        "entrypoint": "python3 main.py",
+        "files": {"main.py": FLASK_APP, "requirements.txt": "flask"},
+        "port": 8000,
+        "env": {"MY_FLAG": "1"},
+        "resources": {"cpu": 1, "memory": 1, "disk": 3},
+        "job_type": "always_on",
+        "backup_interval_hours": 0,
+    }
+    response = service.call("POST", "/builders", json=request)
+    assert response.status_code == 201, response.text
+    data = response.json()["data"]
+    assert data["status"] == "running"
+    assert data["cost"]["hourly_rate"] == 0.1965
+    assert data["review_passed"] is None
+    assert data["qa_passed"] is None
+    assert service.visit(data).json() == {"flag": "1", "builder": "my-api"}
+    service.call("DELETE", f"/builders/{data['uuid']}")
+
+
+def test_a_builders_whole_life(service: LiveService) -> None:
+    before = traces(service.data_dir)
+    data = service.create("life", env={"GREETING": "good morning"})
+    uuid = data["uuid"]
+    assert service.visit(data).text == "good morning"
+    assert run(service, uuid, "echo kept > note; id -u; echo err >&2") == (0, "1000\nerr\n")
+
+    assert service.call("POST", f"/builders/{uuid}/stop").json()["data"]["status"] == "stopped"
+    assert service.visit(data).status_code == 503
+    assert service.call("POST", f"/builders/{uuid}/exec", json={"command": "true"}).status_code == 409
+
+    assert service.call("POST", f"/builders/{uuid}/start").json()["data"]["status"] == "running"
+    assert service.visit(data).text == "good morning"
+    assert run(service, uuid, "cat note") == (0, "kept\n")
+
+    assert service.call("POST", f"/builders/{uuid}/restart").json()["data"]["status"] == "running"
+    assert service.visit(data).text == "good morning"
+    lines = service.call("GET", f"/builders/{uuid}/logs").json()["data"]
+    assert any("GET /" in line["text"] for line in lines)
+
+    assert service.call("DELETE", f"/builders/{uuid}").status_code == 200
+    assert service.call("GET", f"/builders/{uuid}").status_code == 404
+    assert service.visit(data).status_code == 404
+    assert traces(service.data_dir) == before
+
+
+def test_spending_counts_a_deleted_builder(service: LiveService) -> None:
+    uuid = service.create("spender")["uuid"]
+    service.call("DELETE", f"/builders/{uuid}")
+    spending = service.call("GET", "/builders/spending").json()["data"]
+    assert spending["currency"] == "EUR"
+    row = next(row for row in spending["deployments"] if row["uuid"] == uuid)
+    assert row["hourly_rate"] == 0.1965
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, "completed"), (3, "failed")])
+def test_a_job_runs_to_its_end_and_keeps_its_logs_and_files(service: LiveService, code: int, status: str) -> None:
+    data = service.create(f"job-{code}", JOB, entrypoint=f"python3 main.py {code}", job_type="one_time")
+    done = service.wait_status(data["uuid"], "completed", "failed")
+    assert (done["status"], done["exit_code"]) == (status, code)
+    lines = service.call("GET", f"/builders/{data['uuid']}/logs").json()["data"]
+    assert {(line["stream"], line["text"]) for line in lines} >= {("stdout", "counting"), ("stderr", "done")}
+    again = service.call("POST", f"/builders/{data['uuid']}/start")
+    assert again.status_code == 200
+    assert service.wait_status(data["uuid"], status)["exit_code"] == code
+    service.call("DELETE", f"/builders/{data['uuid']}")
+
+
+FAILURES = {
+    "exits": ("import sys; print('no config'); sys.exit(3)", ["exited with code 3", "no config"]),
+    "loopback": (TINY_APP.replace("0.0.0.0", "127.0.0.1"), ["127.0.0.1:8000", "0.0.0.0:8000"]),
+    "other-port": (TINY_APP.replace('int(os.environ["PORT"])', "5000"), ["5000", "$PORT"]),
+    "memory": ("b = []\nwhile True: b.append(b'x' * 10**7)", ["out of memory", "0.125 GB"]),
+    "silent": ("import time; time.sleep(3600)", ["did not listen on 0.0.0.0:8000"]),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_an_app_that_does_not_start_says_why(failure: str, quick_to_give_up: LiveService) -> None:
+    service = quick_to_give_up
+    main, words = FAILURES[failure]
+    request = body(f"fails-{failure}", main, resources={"memory": 0.125})
+    response = service.call("POST", "/builders", json=request)
+    assert response.status_code == 422, response.text
+    answer = response.json()
+    assert answer["code"] == "start_failed"
+    for word in words:
+        assert word in answer["message"], answer["message"]
+    kept = service.builder(answer["data"]["uuid"])
+    assert kept["status"] == "failed"
+    service.call("DELETE", f"/builders/{kept['uuid']}")
+
+
+def test_an_app_that_keeps_exiting_is_restarted_and_then_given_up(service: LiveService) -> None:
+    main = TINY_APP.replace(".serve_forever()", ".handle_request()")
+    data = service.create("crasher", main)
+    deadline = time.monotonic() + 120
+    while service.builder(data["uuid"])["status"] == "running" and time.monotonic() < deadline:
+        service.visit(data)
+        time.sleep(0.1)
+    given_up = service.builder(data["uuid"])
+    assert given_up["status"] == "failed"
+    assert "5 times in 10 minutes" in given_up["status_reason"]
+    assert service.visit(data).status_code == 503
+    service.call("DELETE", f"/builders/{data['uuid']}")
+
+
+def test_requirements_that_do_not_exist_show_the_resolvers_message(service: LiveService) -> None:
+    files = {"main.py": TINY_APP, "requirements.txt": "flask==99.99"}
+    response = service.call("POST", "/builders", json={**body("no-such"), "files": files})
+    assert response.status_code == 422
+    assert response.json()["code"] == "install_failed"
+    assert "flask==99.99" in response.json()["message"]
+    service.call("DELETE", f"/builders/{response.json()['data']['uuid']}")
+
+
+def test_the_stages_stream_as_events(service: LiveService) -> None:
+    response = service.call("POST", "/builders", json=body("streamed"), headers={"Accept": "text/event-stream"})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = parse_events(response.text)
+    assert [name for name, _ in events][-1] == "done"
+    seconds = {name: data["seconds"] for name, data in events if "seconds" in data}
+    assert seconds["start"] > 0
+    service.call("DELETE", f"/builders/{events[-1][1]['uuid']}")
+
+
+def parse_events(text: str) -> list[tuple[str, dict[str, Any]]]:
+    events = []
+    for block in text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and not line.startswith(":"))
+        if "event" in fields:
+            events.append((fields["event"], json.loads(fields["data"])))
+    return events
+
+
+def run(service: LiveService, uuid: str, command: str) -> tuple[int, str]:
+    response = service.call("POST", f"/builders/{uuid}/exec", json={"command": command})
+    assert response.status_code == 200, response.text
+    data = response.json()["data"]
+    return data["exit_code"], data["output"]

@@ -1,0 +1,59 @@
+"""An attacker and a neighbour on one live service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from tests.acceptance.live_service import LiveService, live_service
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """A builder that plays the attacker through exec; ``run`` gives (exit code, output)."""
+
+    service: LiveService
+    data: dict[str, Any]
+
+    def run(self, command: str, timeout: int = 60) -> tuple[int, str]:
+        request = {"command": command, "timeout": timeout}
+        answer = self.service.call("POST", f"/builders/{self.data['uuid']}/exec", json=request)
+        assert answer.status_code == 200, answer.text
+        result = answer.json()["data"]
+        return result["exit_code"], result["output"]
+
+    def python(self, code: str, timeout: int = 60) -> tuple[int, str]:
+        """Run Python code that holds no single quote."""
+        assert "'" not in code
+        return self.run(f"python3 -c '{code}'", timeout)
+
+
+@pytest.fixture(scope="session")
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    with live_service(tmp_path_factory.mktemp("arena") / "data") as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def neighbour(arena: LiveService) -> dict[str, Any]:
+    """An innocent app of another tenant on the same machine."""
+    token = arena.make_token("innocent")
+    answer = arena.call("POST", "/builders", token=token, json=neighbour_request())
+    assert answer.status_code == 201, answer.text
+    data: dict[str, Any] = answer.json()["data"]
+    return {**data, "token": token}
+
+
+def neighbour_request() -> dict[str, Any]:
+    from tests.acceptance.live_service import body
+
+    return body("neighbour", env={"GREETING": "still here"})
+
+
+@pytest.fixture
+def attacker(arena: LiveService) -> Iterator[Attacker]:
+    data = arena.create("attacker", resources={"cpu": 1, "memory": 0.25, "disk": 1})
+    yield Attacker(arena, data)
+    arena.call("DELETE", f"/builders/{data['uuid']}")

@@ -1,0 +1,304 @@
+"""User code is hostile until proven otherwise: what it tries inside a sandbox is refused or contained.
+
+All of it runs as a user's code would, through the API of a live service.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.acceptance.live_service import LiveService
+from tests.acceptance.test_service import Visitor
+from tests.security.conftest import Attacker
+
+pytestmark = pytest.mark.root
+
+#: System calls by their number on x86-64 and a harmless set of arguments: each must answer an error.
+REFUSED_CALLS = {
+    "mount": (165, "0, 0, 0, 0, 0"),
+    "umount2": (166, "b'/proc', 2"),
+    "pivot_root": (155, "b'/', b'/'"),
+    "unshare a user namespace": (272, "0x10000000"),
+    "unshare a mount namespace": (272, "0x20000"),
+    "clone into a user namespace": (56, "0x10000000 | 17, 0, 0, 0, 0"),
+    "setns": (308, "0, 0"),
+    "ptrace": (101, "16, 1, 0, 0"),
+    "process_vm_readv": (310, "1, 0, 0, 0, 0, 0"),
+    "bpf": (321, "0, 0, 0"),
+    "io_uring_setup": (425, "1, 0"),
+    "keyctl": (250, "0, 0, 0, 0, 0"),
+    "add_key": (248, "b'user', b'x', b'y', 1, 0"),
+    "userfaultfd": (323, "0"),
+    "perf_event_open": (298, "0, 0, 0, 0, 0"),
+    "kexec_load": (246, "0, 0, 0, 0"),
+    "init_module": (175, "0, 0, 0"),
+    "open_by_handle_at": (304, "0, 0, 0"),
+    "open_tree": (428, "-100, b'/', 1"),
+    "fsopen": (430, "b'tmpfs', 0"),
+    "reboot": (169, "0xfee1dead, 672274793, 0, 0"),
+    "settimeofday": (164, "0, 0"),
+    "swapon": (167, "b'/app/x', 0"),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED_CALLS)
+def test_the_system_call_is_refused(attacker_all_tests: Attacker, call: str) -> None:
+    number, arguments = REFUSED_CALLS[call]
+    script = (
+        "import ctypes, sys; libc = ctypes.CDLL(None, use_errno=True); "
+        f"result = libc.syscall({number}, {arguments}); "
+        "print(result, ctypes.get_errno()); sys.exit(0 if result == -1 else 9)"
+    )
+    code, output = attacker_all_tests.run(f'python3 -c "{script}"')
+    assert code == 0, output
+    assert output.split()[0] == "-1"
+
+
+HARMLESS = {
+    "it is not root": ("id -u", "1000"),
+    "it has no capabilities": ("grep CapEff /proc/self/status | cut -f2", "0000000000000000"),
+    "it cannot gain privileges": ("grep NoNewPrivs /proc/self/status | cut -f2", "1"),
+    "its system calls are filtered": ("grep -w Seccomp /proc/self/status | cut -f2", "2"),
+    "it sees only its own processes": ("ls /proc | grep -c '^[0-9]*$' | awk '{print ($1 < 12)}'", "1"),
+    "its host name is its own": ("hostname", "attacker"),
+    "it has no disks": ("ls /dev | grep -cE 'vd|sd|loop|mem|kmsg|fuse' || true", "0"),
+    "it cannot read the kernel's memory": ("head -c 1 /proc/kcore | wc -c", "0"),
+    "it has no /sys of the host": ("ls /sys/class /sys/fs 2>/dev/null | wc -l", "0"),
+    "a setuid program gives it nothing": ("find / -xdev -perm /6000 -type f 2>/dev/null | wc -l", "0"),
+}
+
+
+@pytest.mark.parametrize("fact", HARMLESS)
+def test_what_it_finds_is_harmless(attacker_all_tests: Attacker, fact: str) -> None:
+    command, expected = HARMLESS[fact]
+    _, output = attacker_all_tests.run(command)
+    assert output.strip().splitlines()[-1] == expected, output
+
+
+UNWRITABLE = (
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sysrq-trigger",
+    "/proc/sys/net/ipv4/ip_forward",
+    "/venv/x",
+    "/usr/bin/python3",
+    "/etc/passwd",
+    "/etc/resolv.conf",
+    "/etc/hosts",
+)
+
+
+@pytest.mark.parametrize("path", UNWRITABLE)
+def test_it_cannot_write_what_is_not_its_own(attacker_all_tests: Attacker, path: str) -> None:
+    code, output = attacker_all_tests.run(f"echo x >> {path}")
+    assert code != 0, output
+
+
+def test_a_setuid_file_of_its_own_making_does_not_change_the_user(attacker: Attacker) -> None:
+    code, output = attacker.run("cp /usr/bin/id ./id; chmod 6755 ./id; ./id -u")
+    assert (code, output.strip()) == (0, "1000")
+
+
+def test_the_host_s_files_are_out_of_reach(attacker: Attacker, arena: LiveService) -> None:
+    secret = arena.data_dir / "canary"
+    secret.write_text("a secret of the host")
+    for path in (
+        str(arena.data_dir),
+        str(secret),
+        "/run/builderd",
+        "/var/lib/builderd-host",
+        "/proc/1/root" + str(secret),
+    ):
+        code, output = attacker.run(f"cat {path} 2>&1 || ls {path} 2>&1")
+        assert code != 0, output
+        assert "a secret of the host" not in output
+
+
+def test_links_in_the_app_folder_lead_nowhere_outside(attacker: Attacker, arena: LiveService) -> None:
+    uuid = attacker.data["uuid"]
+    attacker.run("rm -rf main.py; ln -s /etc/passwd main.py; ln -s / root; ln -s ../../../../../../etc etc")
+    before = Path("/etc/passwd").read_bytes()
+    assert arena.call("POST", f"/builders/{uuid}/restart").status_code in (200, 422)
+    assert Path("/etc/passwd").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def attacker_all_tests(arena: LiveService) -> Any:
+    """One attacker for the tests that change nothing."""
+    data = arena.create("attacker", resources={"cpu": 1, "memory": 0.25, "disk": 1})
+    yield Attacker(arena, data)
+    arena.call("DELETE", f"/builders/{data['uuid']}")
+
+
+# The network
+
+
+@pytest.fixture
+def host_listener() -> Any:
+    """Something that listens on every address of the host, as a database would."""
+
+    class Secret(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"a secret of the host")
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("0.0.0.0", 0), Secret)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_host_s_ports_are_closed_to_it(attacker: Attacker, arena: LiveService, host_listener: int) -> None:
+    _, routes = attacker.run("ip route 2>/dev/null || cat /proc/net/route")
+    gateway = gateway_of(attacker)
+    for address in (gateway, own_address(), "127.0.0.1"):
+        for port in (host_listener, arena.port, arena.preview_port):
+            _, output = attacker.run(f"curl -s -m 2 http://{address}:{port}/ || echo refused")
+            assert output.strip() == "refused", (address, port, output, routes)
+
+
+def test_the_gateway_tells_it_of_its_own_builder_only(attacker: Attacker, neighbour: dict[str, Any]) -> None:
+    call = 'curl -s -m 5 -H "Authorization: Bearer $SERVICE_TOKEN" "$BUILDERD_URL/api/v1/builders/{}"'
+    _, own = attacker.run(call.format("$BUILDER_UUID"))
+    assert attacker.data["uuid"] in own
+    _, other = attacker.run(call.format(neighbour["uuid"]))
+    assert "neighbour" not in other
+    _, listed = attacker.run('curl -s -m 5 -H "Authorization: Bearer $SERVICE_TOKEN" "$BUILDERD_URL/api/v1/builders"')
+    assert '"success":false' in listed.replace(" ", "")
+
+
+PRIVATE = ("169.254.169.254", "10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "0.0.0.1", "224.0.0.1")
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_private_networks_and_the_metadata_address_are_out_of_reach(attacker_all_tests: Attacker, address: str) -> None:
+    _, output = attacker_all_tests.run(f"curl -s -m 2 -o /dev/null -w '%{{http_code}}' http://{address}/ || true")
+    assert output.strip()[-3:] == "000", output
+
+
+def test_a_neighbour_s_sandbox_is_out_of_reach(
+    attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]
+) -> None:
+    answer = arena.call(
+        "POST",
+        f"/builders/{neighbour['uuid']}/exec",
+        token=neighbour["token"],
+        json={"command": "hostname -i"},
+    )
+    address = answer.json()["data"]["output"].split()[0]
+    assert arena.visit(neighbour).text == "still here"
+    _, output = attacker.run(f"curl -s -m 2 http://{address}:8000/ || echo refused")
+    assert output.strip() == "refused"
+
+
+def test_raw_and_packet_sockets_are_refused(attacker_all_tests: Attacker) -> None:
+    for family, kind in (("AF_INET", "SOCK_RAW"), ("AF_PACKET", "SOCK_RAW")):
+        code, output = attacker_all_tests.python(f"import socket; socket.socket(socket.{family}, socket.{kind}, 1)")
+        assert code != 0
+        assert "PermissionError" in output or "Operation not" in output, output
+
+
+def test_it_cannot_change_its_own_address(attacker_all_tests: Attacker) -> None:
+    code, output = attacker_all_tests.python(
+        "import fcntl, socket, struct; s = socket.socket(); "
+        'fcntl.ioctl(s, 0x8916, struct.pack("16sH2s4s8x", b"eth0", 2, b"", socket.inet_aton("10.0.0.9")))'
+    )
+    assert code != 0
+    assert "PermissionError" in output, output
+
+
+# Exhaustion, while a neighbour answers all along
+
+
+def test_a_fork_bomb_is_contained(attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]) -> None:
+    with Visitor(arena, neighbour) as visitor:
+        attacker.run(":(){ :|:& };:", timeout=5)
+        attacker.run("sleep 1", timeout=5)
+    assert visitor.failures == []
+    assert visitor.answers > 0
+
+
+def test_a_memory_hog_is_killed_alone(attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]) -> None:
+    with Visitor(arena, neighbour) as visitor:
+        code, _ = attacker.python("b = [bytes(10**7) for _ in range(1000)]", timeout=30)
+        assert code != 0
+    assert visitor.failures == []
+
+
+def test_a_disk_filler_meets_its_limit(attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]) -> None:
+    with Visitor(arena, neighbour) as visitor:
+        code, output = attacker.run("head -c 2G /dev/zero > big; stat -c %s big", timeout=120)
+        size = int(output.split()[-1])
+        assert size <= 1 << 30, output
+        assert "quota" in output.lower() or "space" in output.lower(), output
+        attacker.run("head -c 2G /dev/zero > /tmp/big; head -c 2G /dev/zero > /dev/shm/big", timeout=120)
+    assert visitor.failures == []
+    written = arena.call(
+        "POST", f"/builders/{neighbour['uuid']}/exec", token=neighbour["token"], json={"command": "echo x > y"}
+    )
+    assert written.json()["data"]["exit_code"] == 0
+    assert code in (0, 1)
+
+
+def test_a_log_flood_is_cut_and_hurts_nobody(arena: LiveService, neighbour: dict[str, Any]) -> None:
+    flood = (
+        "import os, sys, threading, time\n"
+        "from http.server import BaseHTTPRequestHandler, HTTPServer\n"
+        "def flood():\n"
+        "    line = b'x' * 1023 + b'\\n'\n"
+        "    end = time.time() + 5\n"
+        "    while time.time() < end:\n"
+        "        os.write(1, line * 1024)\n"
+        "        time.sleep(0.02)\n"
+        "threading.Thread(target=flood, daemon=True).start()\n"
+        "HTTPServer(('0.0.0.0', 8000), BaseHTTPRequestHandler).serve_forever()\n"
+    )
+    with Visitor(arena, neighbour) as visitor:
+        data = arena.create("flooder", flood)
+        threading.Event().wait(6)
+        lines = arena.call("GET", f"/builders/{data['uuid']}/logs?tail=10").json()["data"]
+    assert visitor.failures == []
+    assert len(lines) == 10
+    logs = sum(path.stat().st_size for path in (arena.data_dir / "logs").rglob("*") if path.is_file())
+    assert logs < 50_000_000
+    arena.call("DELETE", f"/builders/{data['uuid']}")
+
+
+# exec
+
+
+def test_a_timeout_kills_everything_the_command_started(attacker: Attacker) -> None:
+    daemon = "setsid sh -c 'while true; do sleep 0.1; date +%s%N > alive; done' >/dev/null 2>&1 &"
+    code, _ = attacker.run(f"{daemon} sleep 60", timeout=1)
+    assert code == 124
+    _, first = attacker.run("cat alive")
+    _, second = attacker.run("sleep 0.5; cat alive")
+    assert first == second
+
+
+def test_a_flood_of_output_is_cut_and_said_so(attacker: Attacker, arena: LiveService) -> None:
+    request = {"command": "head -c 30M /dev/zero | tr '\\0' x"}
+    answer = arena.call("POST", f"/builders/{attacker.data['uuid']}/exec", json=request).json()["data"]
+    assert answer["truncated"] is True
+    assert len(answer["output"]) <= 10_000_000
+
+
+def gateway_of(attacker: Attacker) -> str:
+    _, url = attacker.run("echo $BUILDERD_URL")
+    return url.strip().split("//")[1].split(":")[0]
+
+
+def own_address() -> str:
+    """The host's address towards the world; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.255", 9))
+        address: str = probe.getsockname()[0]
+        return address

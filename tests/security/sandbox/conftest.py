@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.acceptance.live_service import LiveService, live_service
+from tests.acceptance.live_service import LiveService, body, live_service
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,10 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
 def neighbour(arena: LiveService) -> dict[str, Any]:
     """An innocent app of another tenant on the same machine."""
     token = arena.make_token("innocent")
-    answer = arena.call("POST", "/builders", token=token, json=neighbour_request())
+    answer = arena.call("POST", "/builders", token=token, json=body("neighbour", env={"GREETING": "still here"}))
     assert answer.status_code == 201, answer.text
     data: dict[str, Any] = answer.json()["data"]
     return {**data, "token": token}
-
-
-def neighbour_request() -> dict[str, Any]:
-    from tests.acceptance.live_service import body
-
-    return body("neighbour", env={"GREETING": "still here"})
 
 
 @pytest.fixture

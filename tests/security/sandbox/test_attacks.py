@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.acceptance.live_service import LiveService
 from tests.acceptance.test_service import Visitor
-from tests.security.conftest import Attacker
+from tests.security.sandbox.conftest import Attacker
 
 pytestmark = pytest.mark.root
 

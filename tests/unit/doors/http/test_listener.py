@@ -102,11 +102,11 @@ async def test_a_connection_that_says_nothing_is_closed(door: Door, monkeypatch:
 async def test_a_long_answer_is_not_cut_off_by_the_heads_deadline(
     door: Door, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(listener, "HEAD_SECONDS", 0.3)
     real = service.previews.ready
 
     async def slow() -> bool:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         return await real()
 
     monkeypatch.setattr(service.previews, "ready", slow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,6 @@ def neighbour(arena: LiveService) -> dict[str, Any]:
 
 @pytest.fixture
 def attacker(arena: LiveService) -> Iterator[Attacker]:
-    data = arena.create("attacker", resources={"cpu": 1, "memory": 0.25, "disk": 1})
+    data = arena.create(f"attacker-{secrets.token_hex(4)}", resources={"cpu": 1, "memory": 0.25, "disk": 1})
     yield Attacker(arena, data)
     arena.call("DELETE", f"/builders/{data['uuid']}")

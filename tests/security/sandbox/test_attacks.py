@@ -5,7 +5,7 @@ All of it runs as a user's code would, through the API of a live service.
 
 from __future__ import annotations
 
-import socket
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -203,7 +203,7 @@ def test_raw_and_packet_sockets_are_refused(attacker_all_tests: Attacker) -> Non
     for family, kind in (("AF_INET", "SOCK_RAW"), ("AF_PACKET", "SOCK_RAW")):
         code, output = attacker_all_tests.python(f"import socket; socket.socket(socket.{family}, socket.{kind}, 1)")
         assert code != 0
-        assert "PermissionError" in output or "Operation not" in output, output
+        assert "PermissionError" in output or "not implemented" in output, output
 
 
 def test_it_cannot_change_its_own_address(attacker_all_tests: Attacker) -> None:
@@ -228,7 +228,9 @@ def test_a_fork_bomb_is_contained(attacker: Attacker, arena: LiveService, neighb
 
 def test_a_memory_hog_is_killed_alone(attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]) -> None:
     with Visitor(arena, neighbour) as visitor:
-        code, _ = attacker.python("b = [bytes(10**7) for _ in range(1000)]", timeout=30)
+        code, _ = attacker.python(
+            "b = [bytearray(10**7).replace(bytes(1), bytes([1])) for _ in range(1000)]", timeout=30
+        )
         assert code != 0
     assert visitor.failures == []
 
@@ -297,8 +299,7 @@ def gateway_of(attacker: Attacker) -> str:
 
 
 def own_address() -> str:
-    """The host's address towards the world; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.255", 9))
-        address: str = probe.getsockname()[0]
-        return address
+    """An address of the host towards the world."""
+    words = ["ip", "-4", "-o", "address", "show", "scope", "global"]
+    lines = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
+    return next(line.split()[3].split("/")[0] for line in lines if " bd" not in line)

@@ -7,12 +7,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-#: NaN is no JSON, and only one of the databases would take it.
-write_json = partial(json.dumps, allow_nan=False, separators=(",", ":"))
+#: For every engine. NaN is no JSON, and only one of the databases would take it. What is stored, tokens and
+#: environments among it, must not come into logs by way of an error's text.
+ENGINE_OPTIONS: dict[str, Any] = {
+    "json_serializer": partial(json.dumps, allow_nan=False, separators=(",", ":")),
+    "hide_parameters": True,
+}
 
 
 @dataclass(frozen=True, slots=True)

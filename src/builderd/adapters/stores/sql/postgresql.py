@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, func, select
 from sqlalchemy.exc import DBAPIError
 
-from builderd.adapters.stores.sql.database import Database, write_json
+from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
 
 WRITERS = 8
 READERS = 4
@@ -41,7 +41,7 @@ def open_postgresql(url: URL) -> Database:
         # A restarted server costs nobody a request.
         pool_pre_ping=True,
         connect_args=connect_arguments(url),
-        json_serializer=write_json,
+        **ENGINE_OPTIONS,
     )
     return Database(
         writing=engine,

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event
 
-from builderd.adapters.stores.sql.database import Database, write_json
+from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
 
 READERS = 4
 #: How long to wait for another process that writes, in seconds.
@@ -36,9 +36,7 @@ def open_sqlite(url: URL) -> Database:
 
 
 def _memory_engine(url: URL) -> Engine:
-    engine = create_engine(
-        url, poolclass=StaticPool, connect_args={"check_same_thread": False}, json_serializer=write_json
-    )
+    engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False}, **ENGINE_OPTIONS)
     event.listen(engine, "connect", _set_up)
     event.listen(engine, "begin", _begin)
     return engine
@@ -51,7 +49,7 @@ def _file_engine(url: URL, path: Path, connections: int) -> Engine:
         pool_size=connections,
         max_overflow=0,
         connect_args={"timeout": BUSY_TIMEOUT, "cached_statements": 256},
-        json_serializer=write_json,
+        **ENGINE_OPTIONS,
     )
     event.listen(engine, "do_connect", lambda *_: _make_private(path))
     event.listen(engine, "connect", _set_up)

@@ -29,6 +29,8 @@ from builderd.ports import store as port
 
 T = TypeVar("T")
 
+#: A database that does not answer within so many seconds is not ready.
+READY_TIMEOUT = 3.0
 #: A transaction that met another one is run so many times in all, with a growing pause of at most so many seconds.
 MAX_RUNS = 6
 FIRST_PAUSE, LAST_PAUSE = 0.002, 0.25
@@ -70,7 +72,12 @@ class SqlStore:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 
     async def ready(self) -> bool:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._answers)
+        """Answers within ``READY_TIMEOUT``, whatever the database does."""
+        try:
+            async with asyncio.timeout(READY_TIMEOUT):
+                return await asyncio.get_running_loop().run_in_executor(self._readers, self._answers)
+        except TimeoutError:
+            return False
 
     async def migrate(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._writers, self._migrate)

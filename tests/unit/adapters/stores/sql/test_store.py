@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
-from tests.contract.store.samples import TENANT
+from sqlalchemy.exc import IntegrityError
+from tests.contract.store.samples import TENANT, add, add_builder
+from tests.stores import memory_store
 
+from builderd.adapters.stores.sql import store as store_module
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.ports.store import UnitOfWork
 
@@ -32,6 +36,28 @@ async def test_a_store_that_cannot_reach_its_database_is_not_ready(tmp_path: Pat
         store = SqlStore(url)
         assert not await store.ready()
         await store.close()
+
+
+async def test_a_store_that_does_not_answer_in_time_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go = threading.Event()
+    async with memory_store() as store:
+        working = asyncio.create_task(store.write(lambda _: let_go.wait(30)))
+        await asyncio.sleep(0)  # it is queued before the question
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module, "READY_TIMEOUT", 0.05)
+            assert not await store.ready()
+        let_go.set()
+        await working
+        assert await store.ready()
+
+
+async def test_the_text_of_an_error_shows_nothing_that_is_stored() -> None:
+    async with memory_store() as store:
+        await add(store, TENANT)
+        builder = await add_builder(store)
+        with pytest.raises(IntegrityError) as caught:
+            await add_builder(store, host=builder.host, service_token="bds_confidential")
+    assert "bds_confidential" not in str(caught.value)
 
 
 async def test_closing_waits_for_the_work_that_was_begun(tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ class UnitOfWork:
 class SqlStore:
     """On ``sqlite:////path/to/file``, ``sqlite://`` (in memory) or ``postgresql://user@host/name``.
 
-    Opens nothing until it is first used. Raises ``ValueError`` for any other URL. The work of a caller that is
-    cancelled goes on to its end.
+    Opens nothing until it is first used. Raises ``ValueError`` for any other URL. Work that was begun goes on to
+    its end when its caller is cancelled.
     """
 
     def __init__(self, url: str) -> None:

@@ -20,6 +20,7 @@ VIOLATIONS = [
     pytest.param("doors/http", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="door-knows-adapter"),
     pytest.param("reconciler", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="reconciler-adapter"),
     pytest.param("reconciler", "builderd.wire.v1", "Only doors and client import wire", id="reconciler-knows-wire"),
+    pytest.param("client", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="client-knows-adapter"),
     pytest.param("adapters/engines/oci", "builderd.adapters.previews.haproxy", "Adapter families", id="engine-preview"),
     pytest.param("adapters/fakes", "builderd.adapters.stores.sql", "Adapter families", id="fake-knows-store"),
     pytest.param("adapters/bundles", "builderd.settings", "Arrows point down", id="adapter-reads-settings"),

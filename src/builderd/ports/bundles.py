@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from builderd.domain.bundles import Bundle
@@ -13,6 +14,9 @@ class Bundles(Protocol):
 
     async def get(self, bundle_hash: str) -> Bundle:
         """The bundle with its contents. Raises ``KeyError`` when there is none of this hash."""
+
+    async def hashes(self) -> Collection[str]:
+        """Of all that are stored."""
 
     async def delete(self, bundle_hash: str) -> None:
         """Idempotent."""

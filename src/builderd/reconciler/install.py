@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from builderd.domain.errors import InstallFailed
+from builderd.domain.ids import TenantId
 from builderd.domain.layers import BuildOutcome, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.versions import NO_LAYER
@@ -16,6 +18,10 @@ from builderd.services.application import Application
 
 #: How often the lines of a build are written down while it goes on, in seconds.
 FLUSH_INTERVAL = 0.3
+#: What is kept of one build's lines, and of one line: what a build prints is the user's own, and could be endless.
+MAX_LINES, MAX_CHARACTERS = 5_000, 1_000
+#: Layers that are made at the same time, and those of one tenant among them.
+MAX_BUILDS, MAX_OF_TENANT = 8, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,38 +33,47 @@ class Installed:
     reused: bool
 
 
-async def install(application: Application, subject: Subject) -> Installed:
-    """Make the layer, or find it made. Raises ``InstallFailed`` with the resolver's own message."""
-    bundle = await application.bundles.get(subject.version.bundle_hash)
-    tenant = subject.builder.tenant_id
-    plan = application.installer.plan(bundle, application.engine.base_id, tenant)
-    if plan is None:
-        return Installed(NO_LAYER, 0.0, reused=True)
-    async with BuildLog(application, subject) as log:
-        outcome = await application.engine.build_layer(plan, log.line)
-        fallback = None if outcome.ok else application.installer.fallback(plan, outcome.output, tenant)
+class Installs:
+    """Makes layers, a few at once; one tenant's do not keep the others' waiting."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._turns = asyncio.Semaphore(MAX_BUILDS)
+        self._turns_of: defaultdict[TenantId, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_OF_TENANT))
+
+    async def install(self, subject: Subject) -> Installed:
+        """Make the layer, or find it made. Raises ``InstallFailed`` with the resolver's own message."""
+        plan = await _plan(self._app, subject)
+        if plan is None:
+            return Installed(NO_LAYER, 0.0, reused=True)
+        if await self._app.engine.has_layer(plan.key):
+            return Installed(plan.key, 0.0, reused=True)
+        async with self._turns_of[subject.builder.tenant_id], self._turns, BuildLog(self._app, subject) as log:
+            return await self._build(plan, subject.builder.tenant_id, log)
+
+    async def _build(self, plan: LayerPlan, tenant: TenantId, log: BuildLog) -> Installed:
+        engine, installer = self._app.engine, self._app.installer
+        outcome = await engine.build_layer(plan, log.line)
+        fallback = None if outcome.ok else installer.fallback(plan, outcome.output, tenant)
         if fallback is not None:
             log.line("No wheels for everything: building from source in a sandbox of its own.")
-            plan, outcome = fallback, await application.engine.build_layer(fallback, log.line)
-    if not outcome.ok:
-        raise InstallFailed(_explain(application, outcome))
-    return Installed(plan.key, outcome.seconds, outcome.reused)
+            plan, outcome = fallback, await engine.build_layer(fallback, log.line)
+        if not outcome.ok:
+            raise InstallFailed(_explain(self._app, outcome))
+        return Installed(plan.key, outcome.seconds, outcome.reused)
 
 
 async def polish(application: Application, subject: Subject) -> None:
     """Run the plan's later step, for sandboxes started from then on. Harmless when repeated."""
-    plan = await _plan_of(application, subject)
-    if plan is not None and plan.polish is not None:
-        await application.engine.polish_layer(plan.key, plan.polish)
+    plan, key = await _plan(application, subject), subject.version.layer_key
+    if plan is not None and plan.polish is not None and key:
+        # A fallback has another key than the first plan, and the same later step.
+        await application.engine.polish_layer(key, plan.polish)
 
 
-async def _plan_of(application: Application, subject: Subject) -> LayerPlan | None:
-    """The plan whose layer the version uses: the installer's first, or its fallback."""
+async def _plan(application: Application, subject: Subject) -> LayerPlan | None:
     bundle = await application.bundles.get(subject.version.bundle_hash)
-    plan = application.installer.plan(bundle, application.engine.base_id, subject.builder.tenant_id)
-    if plan is None or subject.version.layer_key is None:
-        return None
-    return plan if plan.key == subject.version.layer_key else replace(plan, key=subject.version.layer_key)
+    return application.installer.plan(bundle, application.engine.base_id, subject.builder.tenant_id)
 
 
 def _explain(application: Application, outcome: BuildOutcome) -> str:
@@ -76,6 +91,7 @@ class BuildLog:
         self._application = application
         self._subject = subject
         self._lines: list[LogLine] = []
+        self._taken = 0
 
     async def __aenter__(self) -> BuildLog:
         self._flusher = asyncio.create_task(self._flush_often())
@@ -87,8 +103,14 @@ class BuildLog:
         await self._flush()
 
     def line(self, text: str) -> None:
-        """Take one line; its time is now."""
-        self._lines.append(LogLine(self._application.clock.now(), LogStream.BUILD, text))
+        """Take one line; its time is now. What is too much is left out, and that is told."""
+        self._taken += 1
+        if self._taken > MAX_LINES:
+            return
+        if self._taken == MAX_LINES:
+            text = "… what else it wrote is left out."
+        shown = text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
+        self._lines.append(LogLine(self._application.clock.now(), LogStream.BUILD, shown))
 
     async def _flush_often(self) -> None:
         while True:

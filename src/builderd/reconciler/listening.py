@@ -12,7 +12,7 @@ from builderd.services.application import Application
 ELSEWHERE_GRACE = 5.0
 #: The engine is asked for the sandbox's state at every so many-th look.
 REPORT_EVERY = 10
-#: (seconds since the start of the wait, pause between looks): often at first, since most apps are quick.
+#: (seconds since the start of the sandbox, pause between looks): often at first, since most apps are quick.
 PAUSES = ((1.0, 0.001), (5.0, 0.005), (15.0, 0.02))
 LAST_PAUSE = 0.1
 
@@ -28,8 +28,11 @@ class Wait:
 
 
 async def wait_until_listening(application: Application, sandbox: Sandbox, port: int) -> Wait:
-    """Look until the port can be reached, the sandbox ends, or the start timeout is over."""
-    begun = application.clock.now()
+    """Look until the port can be reached, the sandbox ends, or the start timeout is over.
+
+    Counted from the start of the sandbox, so that a wait that was broken off goes on where it was.
+    """
+    begun = sandbox.started_at or application.clock.now()
     elsewhere_since: float | None = None
     looks = 0
     while True:

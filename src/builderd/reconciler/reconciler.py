@@ -14,14 +14,19 @@ from builderd.ports.store import UnitOfWork
 from builderd.reconciler.faults import FaultPoint, no_fault
 from builderd.reconciler.look import Subject
 from builderd.reconciler.polishing import Polishing
+from builderd.reconciler.steps import Steps
 from builderd.reconciler.sweep import sweep
-from builderd.reconciler.worker import Worker
+from builderd.reconciler.worker import Crew, Worker
 from builderd.services.application import Application
 
 #: How long a builder may be due before it is looked at, in seconds.
 POLL_INTERVAL = 0.5
-#: Builders that are worked on at the same time.
-MAX_WORKERS = 64
+#: How many builders one poll takes up at most.
+BATCH = 100
+#: How often everything is looked at, whether or not anything is known to have changed, in seconds.
+SWEEP_INTERVAL = 300.0
+#: After the exits could not be watched: how long until the next try, in seconds.
+RETRY_INTERVAL = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -31,48 +36,50 @@ class Reconciler:
 
     def __init__(self, application: Application, fault: FaultPoint = no_fault) -> None:
         self._app = application
-        self._fault = fault
+        self._crew = Crew(Steps(application), fault, self._settled)
         self._workers: dict[BuilderId, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._polishing = Polishing(application)
 
     async def run(self) -> None:
-        """Look at everything once, then at what is wished or due. The engine must be ready."""
-        await sweep(self._app)
-        helpers = [asyncio.create_task(self._watch_exits()), asyncio.create_task(self._polishing.run())]
+        """Look at everything, then at what is wished or due, and at everything from time to time."""
+        await self._sweep()
+        helpers = [
+            asyncio.create_task(work) for work in (self._watch_exits(), self._sweep_often(), self._polishing.run())
+        ]
         try:
-            await self._loop()
+            while True:
+                self._wake(await self._app.signals.wishes(POLL_INTERVAL))
+                self._wake(await self._due())
         finally:
             for task in (*helpers, *self._tasks):
                 task.cancel()
             await asyncio.gather(*helpers, *self._tasks, return_exceptions=True)
 
-    async def _loop(self) -> None:
-        while True:
-            wished = await self._app.signals.wishes(POLL_INTERVAL)
-            self._wake([*wished, *await self._app.store.read(self._due)])
-
-    def _due(self, uow: UnitOfWork) -> Sequence[BuilderId]:
-        return uow.builders.due(self._app.clock.now(), max(MAX_WORKERS - len(self._workers), 0))
+    async def _due(self) -> Sequence[BuilderId]:
+        try:
+            return await self._app.store.read(lambda uow: uow.builders.due(self._app.clock.now(), BATCH))
+        except Exception:
+            log.warning("the store does not say which builders are due", exc_info=True)
+            return ()
 
     def _wake(self, builders: Iterable[BuilderId]) -> None:
         for builder_id in builders:
             worker = self._workers.get(builder_id)
             if worker is not None:
                 worker.poke()
-            elif len(self._workers) < MAX_WORKERS:
+            else:
                 self._employ(builder_id)
 
     def _employ(self, builder_id: BuilderId) -> None:
-        worker = Worker(self._app, builder_id, self._app.instance, self._fault)
-        self._workers[builder_id] = worker
+        worker = self._workers[builder_id] = Worker(self._app, builder_id, self._crew)
         task = asyncio.create_task(self._work(builder_id, worker))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _work(self, builder_id: BuilderId, worker: Worker) -> None:
         try:
-            await worker.run(self._settled)
+            await worker.run()
         except Exception:
             log.exception("the worker of builder %s failed", builder_id)
         finally:
@@ -84,11 +91,27 @@ class Reconciler:
         if subject.builder.desired is Desired.RUNNING and subject.builder.status is Status.RUNNING:
             self._polishing.add(subject)
 
+    async def _sweep_often(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL)
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        try:
+            await sweep(self._app, self._workers)
+        except Exception:
+            log.warning("the sweep failed", exc_info=True)
+
     async def _watch_exits(self) -> None:
-        async for sandbox_id in self._app.engine.exits():
-            sandbox = await self._app.store.read(partial(_sandbox, sandbox_id=sandbox_id))
-            if sandbox is not None:
-                self._app.signals.wish(sandbox.builder_id)
+        while True:
+            try:
+                async for sandbox_id in self._app.engine.exits():
+                    sandbox = await self._app.store.read(partial(_sandbox, sandbox_id=sandbox_id))
+                    if sandbox is not None:
+                        self._app.signals.wish(sandbox.builder_id)
+            except Exception:
+                log.warning("exits are not noticed for a moment", exc_info=True)
+            await asyncio.sleep(RETRY_INTERVAL)
 
 
 def _sandbox(uow: UnitOfWork, sandbox_id: SandboxId) -> Sandbox | None:

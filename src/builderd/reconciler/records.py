@@ -28,12 +28,12 @@ class ClaimLost(Exception):
     """Another control plane has taken the builder over: leave it alone."""
 
 
-async def apply(application: Application, owner: str, builder_id: BuilderId, record: Record) -> None:
+async def apply(application: Application, builder_id: BuilderId, record: Record) -> None:
     """Write it on the locked builder, and tell who waits. Raises ``ClaimLost``."""
 
     def guarded(uow: UnitOfWork) -> None:
         builder = uow.builders.get(builder_id, lock=True)
-        if builder is None or not uow.builders.holds(builder_id, owner, application.clock.now()):
+        if builder is None or not uow.builders.holds(builder_id, application.instance, application.clock.now()):
             raise ClaimLost
         record(uow, builder)
 
@@ -60,16 +60,14 @@ def stage_finished(
 def disk_made(uow: UnitOfWork, subject: Subject, prices: Prices, now: datetime) -> None:
     """From now on the disk is paid."""
     if uow.ledger.current(subject.builder.id) is None:
-        uow.ledger.open(_segment(subject, prices, Billing.STOPPED, now))
+        _bill(uow, subject, prices, Billing.STOPPED, now)
 
 
 def sandbox_started(uow: UnitOfWork, subject: Subject, prices: Prices, sandbox: Sandbox, report: SandboxReport) -> None:
     """From its start on, running time is paid."""
-    assert report.started_at is not None, "a running sandbox has a start"
-    at = report.started_at
+    at = report.started_at or sandbox.created_at
     uow.sandboxes.save(replace(sandbox, ip=report.ip, started_at=at))
-    uow.ledger.close(subject.builder.id, at)
-    uow.ledger.open(_segment(subject, prices, Billing.RUNNING, at))
+    _bill(uow, subject, prices, Billing.RUNNING, at)
     details = {"sandbox": sandbox.id, "version": sandbox.version, "attempt": sandbox.attempt}
     _event(uow, subject.builder, "sandbox.started", at, reason="started", details=details)
 
@@ -82,8 +80,7 @@ def sandbox_ended(
     uow.sandboxes.save(replace(sandbox, end=replace(end, at=at)))
     if sandbox.started_at is None:
         return
-    uow.ledger.close(subject.builder.id, at)
-    uow.ledger.open(_segment(subject, prices, Billing.STOPPED, max(at, sandbox.started_at)))
+    _bill(uow, subject, prices, Billing.STOPPED, at)
     reason = describe_end(end, subject.version.settings.resources)
     details = {
         "sandbox": sandbox.id,
@@ -128,6 +125,15 @@ def rested(
     uow.builders.save(replace(changed, desired=Desired.STOPPED, settled_run=builder.run, exit_code=exit_code))
 
 
+def job_over(uow: UnitOfWork, builder: Builder, subject: Subject, status: Status, job: Sandbox, now: datetime) -> None:
+    """A job has completed or failed: from its end on, nothing is paid."""
+    assert job.end is not None, "only an ended job is over"
+    reason = describe_end(job.end, subject.version.settings.resources)
+    deployed(uow, subject.version)
+    rested(uow, builder, status, reason, now, exit_code=job.end.exit_code)
+    uow.ledger.close(builder.id, job.end.at or now)
+
+
 def failed(
     uow: UnitOfWork,
     builder: Builder,
@@ -151,6 +157,8 @@ def failed(
     )
     if version.status is VersionStatus.PENDING:
         uow.versions.save(replace(version, status=VersionStatus.FAILED, status_reason=reason))
+    if builder.job_type is JobType.ONE_TIME:
+        uow.ledger.close(builder.id, now)
 
 
 def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
@@ -161,15 +169,14 @@ def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
     uow.builders.save(replace(changed, deleted_at=now))
 
 
-def _segment(subject: Subject, prices: Prices, billing: Billing, start: datetime) -> Segment:
-    return Segment(
-        tenant_id=subject.builder.tenant_id,
-        builder_id=subject.builder.id,
-        billing=billing,
-        start=start,
-        end=None,
-        hourly_rate=prices.hourly_rate(subject.version.settings.resources, billing),
-    )
+def _bill(uow: UnitOfWork, subject: Subject, prices: Prices, billing: Billing, at: datetime) -> None:
+    """Begin a segment where the present one ends; never before that began, whatever clock ``at`` is from."""
+    builder = subject.builder
+    current = uow.ledger.current(builder.id)
+    start = max(at, current.start) if current else at
+    uow.ledger.close(builder.id, start)
+    rate = prices.hourly_rate(subject.version.settings.resources, billing)
+    uow.ledger.open(Segment(builder.tenant_id, builder.id, billing, start, None, rate))
 
 
 def _event(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 from builderd.domain import steps as domain
 from builderd.domain.builders import Builder, Status
 from builderd.domain.errors import InstallFailed, StartFailed
-from builderd.domain.failures import describe_end, exited_early, exited_too_often, not_listening
-from builderd.domain.ids import new_sandbox_id
+from builderd.domain.failures import exited_early, exited_too_often, not_listening
+from builderd.domain.ids import BuilderId, new_sandbox_id
 from builderd.domain.logs import LogStream
 from builderd.domain.sandboxes import (
     EndCause,
@@ -23,7 +24,7 @@ from builderd.domain.steps import Observed
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler import records
-from builderd.reconciler.install import install
+from builderd.reconciler.install import Installs
 from builderd.reconciler.listening import wait_until_listening
 from builderd.reconciler.look import Subject
 from builderd.reconciler.records import Record
@@ -48,6 +49,7 @@ class Steps:
 
     def __init__(self, application: Application) -> None:
         self._app = application
+        self._installs = Installs(application)
 
     async def perform(  # noqa: C901, PLR0912 -- one branch a step
         self, subject: Subject, seen: Observed, step: domain.Step
@@ -87,7 +89,7 @@ class Steps:
 
     async def _install(self, subject: Subject) -> Result:
         try:
-            installed = await install(self._app, subject)
+            installed = await self._installs.install(subject)
         except InstallFailed as failure:
             return self._failed(subject, "install", failure.code, failure.message)
 
@@ -170,36 +172,33 @@ class Steps:
         now = self._now()
         return Result(
             lambda uow, builder: records.deleted(uow, builder, now),
-            lambda: bundles.drop_unused(self._app, subject.version.bundle_hash),
+            partial(self._drop_bundles, subject.builder.id),
         )
+
+    async def _drop_bundles(self, builder_id: BuilderId) -> None:
+        versions = await self._app.store.read(lambda uow: uow.versions.list(builder_id))
+        for bundle_hash in {version.bundle_hash for version in versions}:
+            await bundles.drop_unused(self._app, bundle_hash)
 
     def _settle(self, subject: Subject, seen: Observed, status: Status) -> Result:
         now = self._now()
-        last = seen.ends[-1] if seen.ends else None
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             if not records.same_wish(builder, subject.builder):
                 return
-            begun = seen.sandbox or last
-            if builder.settled_run != builder.run and begun is not None:
-                seconds = (now - begun.created_at).total_seconds()
+            if status is Status.STOPPED:
+                records.rested(uow, builder, status, builder.desired_reason, now)
+                return
+            sandbox = seen.sandbox or seen.ends[-1]
+            if not builder.settled:
+                seconds = (now - sandbox.created_at).total_seconds()
                 records.stage_finished(uow, builder, "start", now, seconds=seconds, ok=True)
             if status is Status.RUNNING:
                 records.running(uow, builder, subject.version, now)
-            elif status in (Status.COMPLETED, Status.FAILED) and last is not None:
-                self._job_over(uow, builder, subject, status, last)
             else:
-                records.rested(uow, builder, status, builder.desired_reason, now)
+                records.job_over(uow, builder, subject, status, sandbox, now)
 
         return Result(record)
-
-    def _job_over(self, uow: UnitOfWork, builder: Builder, subject: Subject, status: Status, last: Sandbox) -> None:
-        assert last.end is not None, "only an ended job is over"
-        now = self._now()
-        reason = describe_end(last.end, subject.version.settings.resources)
-        records.deployed(uow, subject.version)
-        records.rested(uow, builder, status, reason, now, exit_code=last.end.exit_code)
-        uow.ledger.close(builder.id, last.end.at or now)
 
     async def _give_up(self, subject: Subject, seen: Observed, too_often: bool) -> Result:
         last = seen.ends[-1]

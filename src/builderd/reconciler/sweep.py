@@ -1,47 +1,73 @@
-"""The sweep at the start: what the world holds and no record knows is taken away, and everything is looked at."""
+"""The sweep: what the world holds and no record knows is taken away, and everything is looked at again."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Container
 from datetime import datetime
 
-from builderd.domain.ids import SandboxId
+from builderd.domain.ids import BuilderId, SandboxId
 from builderd.ports.store import UnitOfWork
+from builderd.services import bundles
 from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
 
 
-async def sweep(application: Application) -> None:
-    """Remove sandboxes and routes without a record, and make every builder due."""
-    held = [report.id for report in await application.engine.list_sandboxes()]
-    stray = await application.store.read(lambda uow: [one for one in held if _is_stray(uow, one)])
-    for sandbox_id in stray:
-        log.info("removing sandbox %s, which no record knows", sandbox_id)
-        await application.engine.stop(sandbox_id, application.limits.stop_grace)
-        await application.engine.remove(sandbox_id)
-    await _sweep_routes(application)
+async def sweep(application: Application, busy: Container[BuilderId]) -> None:
+    """Make every builder due, and remove sandboxes, routes and bundles that nothing refers to.
+
+    Sandboxes of ``busy`` builders are left to those who work on them.
+    """
     now = application.clock.now()
     await application.store.write(lambda uow: _make_all_due(uow, now))
-
-
-def _is_stray(uow: UnitOfWork, sandbox_id: SandboxId) -> bool:
-    sandbox = uow.sandboxes.get(sandbox_id)
-    return sandbox is None or sandbox.end is not None
-
-
-async def _sweep_routes(application: Application) -> None:
-    hosts = await application.store.read(_live_hosts)
-    for host in await application.previews.routes():
-        if host not in hosts:
-            await application.previews.remove(host)
-
-
-def _live_hosts(uow: UnitOfWork) -> frozenset[str]:
-    builders = (uow.builders.get(builder_id) for builder_id in uow.builders.ids())
-    return frozenset(builder.host for builder in builders if builder is not None)
+    await _sweep_sandboxes(application, busy)
+    await _sweep_routes(application)
+    await _sweep_bundles(application)
 
 
 def _make_all_due(uow: UnitOfWork, now: datetime) -> None:
     for builder_id in uow.builders.ids():
         uow.builders.make_due(builder_id, now)
+
+
+async def _sweep_sandboxes(application: Application, busy: Container[BuilderId]) -> None:
+    held = [report.id for report in await application.engine.list_sandboxes()]
+    stray = await application.store.read(lambda uow: [one for one in held if _is_stray(uow, one, busy)])
+    await asyncio.gather(*(_remove(application, sandbox_id) for sandbox_id in stray))
+
+
+def _is_stray(uow: UnitOfWork, sandbox_id: SandboxId, busy: Container[BuilderId]) -> bool:
+    """What runs was recorded before it was started, and an ended one has no business to be there."""
+    sandbox = uow.sandboxes.get(sandbox_id)
+    return sandbox is None or (sandbox.end is not None and sandbox.builder_id not in busy)
+
+
+async def _remove(application: Application, sandbox_id: SandboxId) -> None:
+    log.info("removing sandbox %s, which no record knows to run", sandbox_id)
+    await application.engine.stop(sandbox_id, application.limits.stop_grace)
+    await application.engine.remove(sandbox_id)
+
+
+async def _sweep_routes(application: Application) -> None:
+    # In this order: a route is put only for a builder that is stored already.
+    held = await application.previews.routes()
+    hosts = await application.store.read(_hosts)
+    for host in held:
+        if host not in hosts:
+            log.info("removing the route of %s, which no builder has", host)
+            await application.previews.remove(host)
+
+
+def _hosts(uow: UnitOfWork) -> frozenset[str]:
+    builders = (uow.builders.get(builder_id) for builder_id in uow.builders.ids())
+    return frozenset(builder.host for builder in builders if builder is not None)
+
+
+async def _sweep_bundles(application: Application) -> None:
+    held = await application.bundles.hashes()
+    unused = await application.store.read(lambda uow: [one for one in held if not uow.versions.uses_bundle(one)])
+    for bundle_hash in unused:
+        log.info("removing bundle %s, which no version has", bundle_hash)
+        await bundles.drop_unused(application, bundle_hash)

@@ -4,43 +4,62 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.ids import BuilderId
-from builderd.domain.steps import AwaitListening, Install, Observed, Step, Wait, next_step
+from builderd.domain.steps import AwaitListening, Install, Observed, Step, StopSandbox, Wait, next_step
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler import records
+from builderd.reconciler.claim import Claim
 from builderd.reconciler.faults import FaultPoint
 from builderd.reconciler.look import Subject, look
+from builderd.reconciler.race import race
 from builderd.reconciler.records import ClaimLost
 from builderd.reconciler.steps import Result, Steps
 from builderd.services.application import Application
 
-LEASE = timedelta(seconds=30)
-RENEW_INTERVAL = 10.0
+#: How often a long step looks whether something else is wanted by now, in seconds; a poke makes it look at once.
+OVERTAKEN_INTERVAL = 1.0
 #: After a step failed for a reason of the machine: so many seconds, doubled each time, at most the last.
 FIRST_RETRY, LAST_RETRY = 0.5, 60.0
-#: A run that has no outcome yet is given up after so many such failures in a row.
+#: A run that has no outcome yet is given up after so many such failures.
 MAX_TROUBLES = 4
+#: A step that is chosen so many times in a row does not change anything.
+MAX_REPEATS = 20
+#: Steps that are carried out at the same time, but for those that mostly wait.
+MAX_TURNS = 32
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """What the workers of one reconciler share. ``troubles`` counts the failures since a builder last was at rest."""
+
+    steps: Steps
+    fault: FaultPoint
+    #: Told of each builder that is at rest.
+    settled: Callable[[Subject], None]
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_TURNS))
+    troubles: Counter[BuilderId] = field(default_factory=Counter)
 
 
 class Worker:
     """Works on one builder for as long as there is something to do. ``poke`` makes it look again."""
 
-    def __init__(self, application: Application, builder_id: BuilderId, owner: str, fault: FaultPoint) -> None:
+    def __init__(self, application: Application, builder_id: BuilderId, crew: Crew) -> None:
         self._app = application
         self._id = builder_id
-        self._owner = owner
-        self._fault = fault
-        self._steps = Steps(application)
+        self._crew = crew
         self._again = asyncio.Event()
-        self._troubles = 0
+        self._last: Step | None = None
+        self._repeats = 0
 
     def poke(self) -> None:
         """Something changed: look again before resting."""
@@ -50,22 +69,22 @@ class Worker:
     def poked(self) -> bool:
         return self._again.is_set()
 
-    async def run(self, settled: Callable[[Subject], None]) -> None:
-        """Claim, work, release. ``settled`` is told of each subject that was left running."""
-        if not await self._claim():
+    async def run(self) -> None:
+        """Claim, work, release."""
+        claim = Claim(self._app, self._id)
+        if not await claim.take():
             return
-        renewal = asyncio.create_task(self._renew())
+        # Unless the work comes to an end, whoever takes it next has something to do at once.
         due: datetime | None = self._app.clock.now()
         try:
-            due = await self._work(settled)
+            due = await race(self._work(), claim.hold())
         except ClaimLost:
-            log.info("builder %s was taken over by another control plane", self._id)
+            log.info("the claim on builder %s was lost", self._id)
         finally:
-            renewal.cancel()
-            await asyncio.gather(renewal, return_exceptions=True)
-            await self._app.store.write(lambda uow: uow.builders.release(self._id, self._owner, due))
+            await claim.release(due)
 
-    async def _work(self, settled: Callable[[Subject], None]) -> datetime | None:
+    async def _work(self) -> datetime | None:
+        """Until there is nothing to do; answers when there will be again."""
         while True:
             self._again.clear()
             try:
@@ -75,10 +94,11 @@ class Worker:
                 subject, seen = sight
                 step = next_step(subject.builder, seen)
                 if isinstance(step, Wait):
-                    settled(subject)
+                    self._crew.troubles.pop(self._id, None)
+                    self._crew.settled(subject)
                     return step.until
+                self._check_progress(step)
                 await self._take(subject, seen, step)
-                self._troubles = 0
             except ClaimLost:
                 raise
             except Exception as error:
@@ -86,58 +106,61 @@ class Worker:
                 if due is not None:
                     return due
 
+    def _check_progress(self, step: Step) -> None:
+        self._repeats = self._repeats + 1 if step == self._last else 0
+        self._last = step
+        if self._repeats >= MAX_REPEATS:
+            self._repeats = 0
+            raise RuntimeError(f"nothing comes of {step}")
+
     async def _take(self, subject: Subject, seen: Observed, step: Step) -> None:
         name = type(step).__name__
-        self._fault(f"{name}.begun")
-        result = await self._interruptible(subject, self._steps.perform(subject, seen, step), step)
+        self._crew.fault(f"{name}.begun")
+        result = await self._perform(subject, seen, step)
         if result is None:
             return
-        self._fault(f"{name}.done")
+        self._crew.fault(f"{name}.done")
         if result.record is not None:
-            await records.apply(self._app, self._owner, self._id, result.record)
-        self._fault(f"{name}.recorded")
+            await records.apply(self._app, self._id, result.record)
+        self._crew.fault(f"{name}.recorded")
         await result.afterwards()
 
-    async def _interruptible(self, subject: Subject, work: Awaitable[Result], step: Step) -> Result | None:
-        """The work's result, or None when it was broken off since something else is wanted by now."""
-        if not isinstance(step, Install | AwaitListening):
+    async def _perform(self, subject: Subject, seen: Observed, step: Step) -> Result | None:
+        """None when it was broken off, since something else is wanted by now."""
+        async with nullcontext() if isinstance(step, Install | AwaitListening | StopSandbox) else self._crew.turns:
+            work = self._crew.steps.perform(subject, seen, step)
+            if isinstance(step, Install | AwaitListening):
+                return await race(work, self._overtaken(subject.builder))
             return await work
-        task = asyncio.ensure_future(work)
-        try:
-            while not task.done():
-                poke = asyncio.ensure_future(self._again.wait())
-                await asyncio.wait({task, poke}, return_when=asyncio.FIRST_COMPLETED)
-                poke.cancel()
-                if not task.done() and await self._overtaken(subject.builder):
-                    return None
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
 
-    async def _overtaken(self, looked_at: Builder) -> bool:
-        self._again.clear()
-        builder = await self._app.store.read(lambda uow: uow.builders.get(self._id))
-        return builder is None or not records.same_wish(builder, looked_at)
+    async def _overtaken(self, looked_at: Builder) -> None:
+        """Returns when something else is wanted than what was looked at."""
+        wanted: Builder | None = looked_at
+        while wanted is not None and records.same_wish(wanted, looked_at):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._again.wait(), OVERTAKEN_INTERVAL)
+            self._again.clear()
+            wanted = await self._app.store.read(lambda uow: uow.builders.get(self._id))
+
+    # Troubles
 
     async def _trouble(self, error: Exception) -> datetime | None:
         """When to try again; None to look again at once, after the run was given up."""
-        self._troubles += 1
-        log.warning("builder %s: a step failed (%d in a row)", self._id, self._troubles, exc_info=error)
+        self._crew.troubles[self._id] += 1
+        troubles = self._crew.troubles[self._id]
+        log.warning("builder %s: a step failed (%d since it was at rest)", self._id, troubles, exc_info=error)
         builder = await self._app.store.read(lambda uow: uow.builders.get(self._id))
-        hopeless = isinstance(error, NoCapacity) or self._troubles >= MAX_TROUBLES
-        if builder is not None and builder.desired is Desired.RUNNING and not builder.settled and hopeless:
+        hopeless = isinstance(error, NoCapacity) or troubles >= MAX_TROUBLES
+        if hopeless and builder is not None and builder.desired is Desired.RUNNING and not builder.settled:
             await self._give_up(builder, error)
             return None
-        delay = min(FIRST_RETRY * 2 ** (self._troubles - 1), LAST_RETRY)
+        delay = min(FIRST_RETRY * 2 ** min(troubles - 1, 10), LAST_RETRY)
         return self._app.clock.now() + timedelta(seconds=delay)
 
     async def _give_up(self, looked_at: Builder, error: Exception) -> None:
         """The run has failed for a reason of the machine, not of the app."""
         code = error.code if isinstance(error, NoCapacity) else EngineUnavailable.code
-        reason = error.message if isinstance(error, BuilderdError) else f"The engine failed: {error}"
+        reason = error.message if isinstance(error, BuilderdError) else "The service failed at it; its log says why."
         now = self._app.clock.now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
@@ -146,13 +169,5 @@ class Worker:
             if records.same_wish(builder, looked_at):
                 records.failed(uow, builder, version, code=code, reason=reason, now=now)
 
-        await records.apply(self._app, self._owner, self._id, record)
-
-    async def _claim(self) -> bool:
-        now = self._app.clock.now()
-        return await self._app.store.write(lambda uow: uow.builders.claim(self._id, self._owner, now, now + LEASE))
-
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(RENEW_INTERVAL)
-            await self._claim()
+        await records.apply(self._app, self._id, record)
+        self._crew.troubles.pop(self._id, None)

@@ -56,6 +56,16 @@ async def test_a_deleted_one_is_gone_and_deleting_is_idempotent(bundles: Bundles
     assert await bundles.get(other.hash) == other
 
 
+async def test_all_that_are_stored_are_told(bundles: Bundles) -> None:
+    assert set(await bundles.hashes()) == set()
+    other = make_bundle([BundleFile("a", b"b")])
+    await bundles.put(BUNDLE)
+    await bundles.put(other)
+    assert set(await bundles.hashes()) == {BUNDLE.hash, other.hash}
+    await bundles.delete(other.hash)
+    assert set(await bundles.hashes()) == {BUNDLE.hash}
+
+
 async def test_a_deleted_one_can_be_put_again(bundles: Bundles) -> None:
     await bundles.put(BUNDLE)
     await bundles.delete(BUNDLE.hash)

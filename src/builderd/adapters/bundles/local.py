@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,9 +33,15 @@ class LocalBundles:
     async def get(self, bundle_hash: str) -> Bundle:
         return await asyncio.to_thread(self._get, bundle_hash)
 
+    async def hashes(self) -> Collection[str]:
+        return await asyncio.to_thread(self._hashes)
+
     async def delete(self, bundle_hash: str) -> None:
         if _HASH.fullmatch(bundle_hash):
             await asyncio.to_thread(self._path(bundle_hash).unlink, missing_ok=True)
+
+    def _hashes(self) -> Collection[str]:
+        return frozenset(path.stem for path in self._folder.glob("*.tar") if _HASH.fullmatch(path.stem))
 
     def _put(self, bundle: Bundle) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

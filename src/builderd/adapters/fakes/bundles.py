@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from builderd.domain.bundles import Bundle
 
 
@@ -14,6 +16,9 @@ class FakeBundles:
 
     async def get(self, bundle_hash: str) -> Bundle:
         return self.stored[bundle_hash]
+
+    async def hashes(self) -> Collection[str]:
+        return frozenset(self.stored)
 
     async def delete(self, bundle_hash: str) -> None:
         self.stored.pop(bundle_hash, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,18 +38,21 @@ async def read(
 ) -> Sequence[VersionedLine]:
     """The last ``tail`` lines that pass the filters, oldest first. Raises ``NotFound``."""
 
-    def find(uow: UnitOfWork) -> tuple[BuilderId, Sequence[Sandbox], Sequence[tuple[int, LogLine]]]:
+    def find(uow: UnitOfWork) -> tuple[Sequence[Sandbox], Sequence[tuple[int, LogLine]]]:
         builder = builders.get(uow, tenant_id, builder_id)
-        return builder.id, uow.sandboxes.list(builder.id), uow.build_logs.list(builder.id)
+        return uow.sandboxes.list(builder.id), uow.build_logs.list(builder.id)
 
-    _, sandboxes, built = await application.store.read(find)
-    lines = [VersionedLine(version, line) for version, line in built]
-    if stream is not LogStream.BUILD:
-        for sandbox in sandboxes:
-            written, _ = await application.engine.read_log(sandbox.id)
-            lines.extend(VersionedLine(sandbox.version, line) for line in written)
-    kept = [line for line in lines if _passes(line.line, since, stream)]
-    return heapq.nlargest(tail, kept, key=_time)[::-1] if tail < len(kept) else sorted(kept, key=_time)
+    sandboxes, built = await application.store.read(find)
+    build = [VersionedLine(version, line) for version, line in built if _passes(line, since, stream)]
+    run: list[VersionedLine] = []
+    # One runs at a time: what an earlier one wrote is older than all that a later one wrote.
+    for sandbox in reversed(sandboxes if stream is not LogStream.BUILD else ()):
+        if len(run) >= tail:
+            break
+        written, _ = await application.engine.read_log(sandbox.id)
+        run[:0] = [VersionedLine(sandbox.version, line) for line in written if _passes(line, since, stream)]
+    lines = sorted([*build, *run], key=_time)
+    return lines[max(len(lines) - tail, 0) :]
 
 
 async def follow(
@@ -104,7 +106,7 @@ class Follower:
 
         def gone(uow: UnitOfWork) -> bool:
             builder = uow.builders.get(BuilderId(self._builder_id))
-            return builder is None or builder.desired is Desired.DELETED
+            return builder is None or builder.tenant_id != self._tenant_id or builder.desired is Desired.DELETED
 
         return await self._application.store.read(gone)
 

@@ -13,17 +13,18 @@ from builderd.ports.store import UnitOfWork
 def change(uow: UnitOfWork, builder: Builder, status: Status, reason: str, now: datetime) -> Builder:
     """The builder in its new status, not yet saved: the caller saves it with what else changed.
 
-    The actor is whoever made the present wish.
+    The actor is whoever made the present wish. A status that stays as it was is no event.
     """
-    uow.events.add(
-        Event(
-            tenant_id=builder.tenant_id,
-            builder_id=builder.id,
-            time=now,
-            type="builder.status",
-            actor=builder.desired_by,
-            reason=reason,
-            details={"from": builder.status.value, "to": status.value},
+    if status is not builder.status:
+        uow.events.add(
+            Event(
+                tenant_id=builder.tenant_id,
+                builder_id=builder.id,
+                time=now,
+                type="builder.status",
+                actor=builder.desired_by,
+                reason=reason,
+                details={"from": builder.status.value, "to": status.value},
+            )
         )
-    )
     return replace(builder, status=status, status_reason=reason, updated_at=now)

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 
 from builderd.domain.ids import BuilderId
 
@@ -25,10 +26,9 @@ class LocalSignals:
         self._call(self._wish, builder)
 
     async def wishes(self, timeout_seconds: float) -> frozenset[BuilderId]:
-        try:
-            await asyncio.wait_for(self._wishing.wait(), timeout_seconds)
-        except TimeoutError:
-            return frozenset()
+        if not self._wishing.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wishing.wait(), timeout_seconds)
         self._wishing.clear()
         wished, self._wished = frozenset(self._wished), set()
         return wished
@@ -45,9 +45,8 @@ class LocalSignals:
         future: asyncio.Future[None] = self._loop.create_future()
         self._waiters[builder].add(future)
         try:
-            await asyncio.wait_for(future, timeout_seconds)
-        except TimeoutError:
-            pass
+            with suppress(TimeoutError):
+                await asyncio.wait_for(future, timeout_seconds)
         finally:
             self._forget(builder, future)
 

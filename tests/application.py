@@ -1,0 +1,263 @@
+"""The application on fakes and a database in memory, and what a test does with it as a user would."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from tests.stores import memory_store
+
+from builderd.adapters.fakes.bundles import FakeBundles
+from builderd.adapters.fakes.clock import FakeClock
+from builderd.adapters.fakes.engine import FakeEngine, FakeSandbox
+from builderd.adapters.fakes.installer import FakeInstaller
+from builderd.adapters.fakes.previews import FakePreviews
+from builderd.adapters.signals.local import LocalSignals
+from builderd.domain.builders import Builder, JobType, Status
+from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.events import Event
+from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
+from builderd.domain.logs import LogLine
+from builderd.domain.previews import PreviewDomain, Route, RouteState
+from builderd.domain.prices import Prices, Segment
+from builderd.domain.sandboxes import Sandbox
+from builderd.domain.tenants import Tenant
+from builderd.domain.versions import Version, VersionSettings
+from builderd.ports.store import Store, UnitOfWork
+from builderd.reconciler import reconciler as reconciling
+from builderd.reconciler.faults import FaultPoint, no_fault
+from builderd.reconciler.reconciler import Reconciler
+from builderd.services import builders, bundles, outcomes
+from builderd.services.application import Application, Limits
+from builderd.services.builders import Caller, Command, NewBuilder
+
+T = TypeVar("T")
+
+MAIN = BundleFile("main.py", b"print('hello')\n")
+REQUIREMENTS = BundleFile("requirements.txt", b"flask\n")
+ENTRYPOINT = "python3 main.py"
+#: Against hanging only.
+PATIENCE = 10.0
+
+
+@dataclass(slots=True)
+class World:
+    """The application, the fakes that it works on, and a caller of its one tenant."""
+
+    application: Application
+    engine: FakeEngine
+    previews: FakePreviews
+    bundles: FakeBundles
+    installer: FakeInstaller
+    clock: FakeClock
+    caller: Caller
+    #: What the reconcilers that were ended in a test must not use any more.
+    _instances: int = field(default=1)
+
+    # What a user does
+
+    async def ask(self, *files: BundleFile, name: str = "my-api", **settings: Any) -> Builder:
+        """Create a builder, and do not wait."""
+        bundle = make_bundle(files or (MAIN,))
+        top = {key: settings.pop(key) for key in ("job_type", "visibility") if key in settings}
+        new = NewBuilder(name, bundle.hash, VersionSettings(**{"entrypoint": ENTRYPOINT, **settings}), **top)
+        now = self.clock.now()
+        return await bundles.keep(
+            self.application, bundle, lambda uow: builders.create(uow, self.application, self.caller, new, now)
+        )
+
+    async def ask_job(self, *files: BundleFile, **settings: Any) -> Builder:
+        return await self.ask(*files, job_type=JobType.ONE_TIME, **settings)
+
+    async def create(self, *files: BundleFile, **settings: Any) -> Builder:
+        """Create a builder, and wait for its outcome; raises the failure of a stage."""
+        return await self.outcome(await self.ask(*files, **settings))
+
+    async def want(self, command: Command, builder: Builder) -> Builder:
+        """``builders.start``, ``stop``, ``restart`` or ``delete``, and do not wait."""
+        now = self.clock.now()
+        return await self.application.commit(lambda uow: command(uow, self.caller, builder.id, now))
+
+    async def outcome(self, builder: Builder) -> Builder:
+        """What became of its present run; raises the failure of a stage."""
+        async with asyncio.timeout(PATIENCE):
+            return await outcomes.wait(self.application, builder.id, builder.run)
+
+    async def reached(self, command: Command, builder: Builder) -> Builder:
+        """Ask for it, and wait until it is so."""
+        wanted = await self.want(command, builder)
+        async with asyncio.timeout(PATIENCE):
+            return await outcomes.reached(self.application, wanted.id, wanted.run)
+
+    # What a test looks at
+
+    async def read(self, look: Callable[[UnitOfWork], T]) -> T:
+        return await self.application.store.read(look)
+
+    async def builder(self, builder: Builder) -> Builder:
+        found = await self.read(lambda uow: uow.builders.get(builder.id))
+        assert found is not None
+        return found
+
+    async def change(self, builder: Builder, **changes: Any) -> Builder:
+        """The record alone, as if something had brought it about."""
+
+        def write(uow: UnitOfWork) -> Builder:
+            found = uow.builders.get(builder.id, lock=True)
+            assert found is not None
+            uow.builders.save(replace(found, **changes))
+            return replace(found, **changes)
+
+        return await self.application.store.write(write)
+
+    async def version(self, builder: Builder) -> Version:
+        found = await self.read(lambda uow: uow.versions.get(builder.id, builder.version))
+        assert found is not None
+        return found
+
+    async def records(self, builder: Builder) -> Sequence[Sandbox]:
+        return await self.read(lambda uow: uow.sandboxes.list(builder.id))
+
+    async def segments(self, builder: Builder) -> Sequence[Segment]:
+        return await self.read(lambda uow: uow.ledger.of_builder(builder.id))
+
+    async def events(self, builder: Builder) -> Sequence[Event]:
+        return await self.read(lambda uow: uow.events.of_builder(builder.id))
+
+    async def build_log(self, builder: Builder) -> Sequence[LogLine]:
+        return [line for _, line in await self.read(lambda uow: uow.build_logs.list(builder.id))]
+
+    async def route(self, builder: Builder) -> Route | None:
+        return await self.previews.get(builder.host)
+
+    @property
+    def running(self) -> Sequence[FakeSandbox]:
+        """The sandboxes that run now."""
+        return [sandbox for sandbox in self.engine.sandboxes.values() if sandbox.end is None]
+
+    def called(self, method: str) -> int:
+        """How often the engine was asked for this."""
+        return sum(1 for name, _ in self.engine.calls if name == method)
+
+    async def left(self) -> Mapping[str, Any]:
+        """All that is not nothing in the world."""
+        kept = {
+            "sandboxes": self.engine.sandboxes,
+            "disks": self.engine.disks,
+            "logs": self.engine.logs,
+            "routes": await self.previews.routes(),
+            "bundles": self.bundles.stored,
+        }
+        return {name: what for name, what in kept.items() if what}
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        """Wait until this answers something true, now or, for a coroutine function, in a moment."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                answer = holds()
+                if asyncio.iscoroutine(answer):
+                    answer = await answer
+                if answer:
+                    return
+                await asyncio.sleep(0.001)
+
+    async def until_status(self, builder: Builder, status: Status) -> Builder:
+        await self.until(lambda: self._has(builder, lambda now: now.status is status))
+        return await self.builder(builder)
+
+    async def until_reason(self, builder: Builder, text: str) -> None:
+        """Its reason has this in it."""
+        await self.until(lambda: self._has(builder, lambda now: text in now.status_reason))
+
+    async def _has(self, builder: Builder, what: Callable[[Builder], bool]) -> bool:
+        return what(await self.builder(builder))
+
+    async def until_route(self, builder: Builder, state: RouteState) -> Route:
+        await self.until(lambda: self._shows(builder, state))
+        found = await self.route(builder)
+        assert found is not None
+        return found
+
+    async def _shows(self, builder: Builder, state: RouteState) -> bool:
+        route = await self.route(builder)
+        return route is not None and route.state is state
+
+    async def until_nothing_runs(self) -> None:
+        """And nothing is left of what ran."""
+        await self.until(lambda: not self.engine.sandboxes)
+
+    async def until_nothing_is_left(self) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while await self.left():
+                await asyncio.sleep(0.001)
+
+    # The reconcilers
+
+    @asynccontextmanager
+    async def reconciling(self, fault: FaultPoint = no_fault) -> AsyncIterator[Reconciler]:
+        """The reconciler works until the block ends."""
+        reconciler = Reconciler(self.application, fault)
+        task = asyncio.create_task(reconciler.run())
+        try:
+            yield reconciler
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def another(self, store: Store | None = None) -> World:
+        """Another control plane on the same database and the same fakes, as after a restart of the service."""
+        self._instances += 1
+        application = replace(
+            self.application,
+            store=store or self.application.store,
+            signals=LocalSignals(),
+            instance=f"{self.application.instance}-{self._instances}",
+            bundle_lock=asyncio.Lock(),
+        )
+        return replace(self, application=application)
+
+    async def tenant(self, name: str) -> Caller:
+        """A caller of a new tenant."""
+        tenant = Tenant(TenantId(new_id()), name, self.clock.now())
+        await self.application.store.write(lambda uow: uow.tenants.add(tenant))
+        return Caller(tenant.id, f"token {name}")
+
+    def disk(self, builder: Builder | BuilderId) -> DiskId:
+        return DiskId(builder if isinstance(builder, str) else builder.id)
+
+
+@asynccontextmanager
+async def fake_world(**limits: Any) -> AsyncIterator[World]:
+    """Ready for builders; nothing reconciles yet."""
+    clock = FakeClock()
+    engine, previews, stored, installer = FakeEngine(clock.now), FakePreviews(), FakeBundles(), FakeInstaller()
+    async with memory_store() as store:
+        application = Application(
+            store=store,
+            engine=engine,
+            previews=previews,
+            bundles=stored,
+            installer=installer,
+            signals=LocalSignals(),
+            clock=clock,
+            limits=Limits(**limits),
+            prices=Prices(),
+            preview_domain=PreviewDomain("http", "localhost", 8081),
+            instance="first",
+        )
+        await engine.prepare(lambda _: None)
+        await previews.start()
+        nobody = Caller(TenantId(""), "")
+        world = World(application, engine, previews, stored, installer, clock, nobody)
+        world.caller = await world.tenant("acme")
+        yield world
+
+
+def hurry(patch: Callable[[Any, str, float], None]) -> None:
+    """What is waited for in real time passes in no time; ``patch`` is ``monkeypatch.setattr``."""
+    patch(reconciling, "POLL_INTERVAL", 0.002)
+    patch(outcomes, "LOOK_INTERVAL", 0.02)

@@ -1,0 +1,207 @@
+"""Creating builders: what a user gets, from the code to the live URL, and why not."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
+from tests.unit.reconciler.ledgers import check_ledger
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.domain.builders import Status, Visibility
+from builderd.domain.errors import EngineUnavailable, InstallFailed
+from builderd.domain.events import SYSTEM
+from builderd.domain.ids import secret_hash
+from builderd.domain.layers import BuildOutcome
+from builderd.domain.previews import Address, RouteState
+from builderd.domain.resources import Resources
+from builderd.domain.versions import NO_LAYER, Isolation, VersionStatus
+from builderd.services import builders
+
+
+async def test_a_builder_comes_up_with_files_route_and_ledger(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN, env={"A": "1"}, port=9000, resources=Resources(2, 0.5, 4))
+    (sandbox,) = world.running
+    assert (builder.status, builder.status_reason, builder.settled) == (
+        Status.RUNNING,
+        "created by token acme",
+        True,
+    )
+    assert builder.last_active_at == world.clock.now()
+    disk = world.engine.disks[world.disk(builder)]
+    assert (disk.files, disk.size_bytes) == ({"main.py": MAIN.content}, 4 << 30)
+    route = await world.route(builder)
+    assert route is not None
+    assert (route.state, route.destination) == (RouteState.OPEN, Address(sandbox.ip, 9000))
+    assert (route.token_hash, route.owner_hash) == (None, secret_hash(builder.service_token))
+    version = await world.version(builder)
+    assert (version.status, version.layer_key) == (VersionStatus.DEPLOYED, NO_LAYER)
+    await check_ledger(world, builder)
+
+
+async def test_the_sandbox_gets_what_was_asked_for_and_what_the_platform_sets(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(
+            MAIN, REQUIREMENTS, env={"A": "1"}, port=9000, isolation=Isolation.STRONG, resources=Resources(2, 0.5, 4)
+        )
+    (sandbox,) = world.running
+    spec = sandbox.spec
+    assert spec.env == {
+        "A": "1",
+        "SERVICE_TOKEN": builder.service_token,
+        "BUILDER_UUID": builder.id,
+        "BUILDER_NAME": "my-api",
+        "PREVIEW_URL": f"http://{builder.host}:8081/",
+        "PORT": "9000",
+    }
+    assert (spec.entrypoint, spec.port, spec.hostname) == (ENTRYPOINT, 9000, "my-api")
+    assert (spec.isolation, spec.resources, spec.egress) == (Isolation.STRONG, Resources(2, 0.5, 4), True)
+    assert spec.layer_key in world.engine.layers
+
+
+async def test_a_private_preview_wants_the_service_token(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(visibility=Visibility.PRIVATE)
+    route = await world.route(builder)
+    assert route is not None
+    assert (route.token_hash, route.owner_hash) == (secret_hash(builder.service_token), None)
+
+
+async def test_what_happened_is_told_in_events(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN, REQUIREMENTS)
+        await world.reached(builders.stop, builder)
+        await world.reached(builders.delete, builder)
+    events = await world.events(builder)
+    assert [(event.type, event.actor) for event in events] == [
+        ("builder.created", "token acme"),
+        ("stage.finished", SYSTEM),
+        ("stage.started", SYSTEM),
+        ("sandbox.started", SYSTEM),
+        ("stage.finished", SYSTEM),
+        ("builder.status", "token acme"),
+        ("sandbox.ended", SYSTEM),
+        ("builder.status", "token acme"),
+        ("builder.deleted", "token acme"),
+        ("builder.status", "token acme"),
+    ]
+    changes = [(e.details["from"], e.details["to"], e.reason) for e in events if e.type == "builder.status"]
+    assert changes == [
+        ("creating", "running", "created by token acme"),
+        ("running", "stopped", "stopped by token acme"),
+        ("stopped", "deleted", "deleted by token acme"),
+    ]
+
+
+async def test_an_app_may_take_its_time_to_listen(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=50))
+    async with world.reconciling():
+        assert (await world.create()).status is Status.RUNNING
+
+
+async def test_many_builders_come_up_at_once(world: World) -> None:
+    async with world.reconciling():
+        made = await asyncio.gather(*(world.create(name=f"app-{number}") for number in range(30)))
+    assert {builder.status for builder in made} == {Status.RUNNING}
+    assert len(world.running) == 30
+
+
+# Layers
+
+
+async def test_dependencies_are_installed_once_for_all_that_ask_for_the_same(world: World) -> None:
+    async with world.reconciling():
+        first = await world.create(MAIN, REQUIREMENTS, name="first")
+        second = await world.create(MAIN, REQUIREMENTS, name="second")
+    assert world.called("build_layer") == 1
+    assert (await world.version(first)).layer_key == (await world.version(second)).layer_key
+    assert [line.text for line in await world.build_log(first)] == ["Installing"]
+    assert [line.text for line in await world.build_log(second)] == []
+
+
+async def test_a_layer_is_polished_once_its_app_is_up(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN, REQUIREMENTS)
+        key = (await world.version(builder)).layer_key
+        assert key
+        await world.until(lambda: world.engine.layers[key] == 2)
+        await world.reached(builders.restart, builder)
+    assert world.called("polish_layer") == 1
+
+
+async def test_a_layer_that_cannot_be_polished_stays_as_it_is(world: World) -> None:
+    world.engine.fail_next("polish_layer", EngineUnavailable("no"))
+    async with world.reconciling():
+        await world.create(MAIN, REQUIREMENTS, name="first")
+        await world.until(lambda: world.called("polish_layer") == 1)
+        other = await world.create(MAIN, REQUIREMENTS, name="second")
+        assert other.status is Status.RUNNING
+
+
+async def test_what_has_no_wheels_is_built_from_source(world: World) -> None:
+    world.installer.has_fallback = True
+    world.engine.build_outcomes.extend([BuildOutcome(1, ("no wheel",), 1), BuildOutcome(0, (), 2)])
+    async with world.reconciling():
+        builder = await world.create(MAIN, REQUIREMENTS)
+        key = (await world.version(builder)).layer_key
+        assert key
+        await world.until(lambda: world.engine.layers[key] == 2)  # its own layer is polished
+    assert [line.text for line in await world.build_log(builder)] == [
+        "Installing",
+        "No wheels for everything: building from source in a sandbox of its own.",
+        "Building",
+    ]
+
+
+async def test_a_layer_that_got_lost_is_made_again(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN, REQUIREMENTS)
+        world.engine.layers.clear()
+        await world.reached(builders.restart, builder)
+    assert world.called("build_layer") == 2
+    assert len(world.running) == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (BuildOutcome(1, ("Because flask==9 does not exist, we can conclude …",), 1), "flask==9 does not exist"),
+        (BuildOutcome(137, (), 1, out_of_memory=True), "want of memory"),
+        (BuildOutcome(124, (), 900, timed_out=True), "did not finish in time"),
+    ],
+)
+async def test_a_failed_installation_tells_why_and_starts_nothing(
+    world: World, outcome: BuildOutcome, message: str
+) -> None:
+    world.engine.build_outcomes.append(outcome)
+    async with world.reconciling():
+        builder = await world.ask(MAIN, REQUIREMENTS)
+        with pytest.raises(InstallFailed, match=message):
+            await world.outcome(builder)
+        await world.until_route(builder, RouteState.FAILED)
+        await world.until_nothing_runs()
+    assert world.called("start") == world.called("create_disk") == 0
+    version = await world.version(builder)
+    assert version.status is VersionStatus.FAILED
+    assert message in version.status_reason
+    finished = [event.details for event in await world.events(builder) if event.type == "stage.finished"]
+    assert [(one["stage"], one["ok"]) for one in finished] == [("install", False)]
+
+
+async def test_a_request_that_the_installer_refuses_fails_the_installation(world: World) -> None:
+    world.installer.refusal = "line 1: a path outside of the code"
+    async with world.reconciling():
+        with pytest.raises(InstallFailed, match="line 1"):
+            await world.create(MAIN, REQUIREMENTS)
+
+
+async def test_a_failed_installation_can_be_tried_again(world: World) -> None:
+    world.engine.build_outcomes.append(BuildOutcome(1, ("the index is down",), 1))
+    async with world.reconciling():
+        builder = await world.ask(MAIN, REQUIREMENTS)
+        with pytest.raises(InstallFailed):
+            await world.outcome(builder)
+        again = await world.reached(builders.start, builder)
+    assert (again.status, again.failure_code) == (Status.RUNNING, None)

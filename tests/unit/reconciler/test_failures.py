@@ -1,0 +1,67 @@
+"""An app that does not start says why, and leaves nothing running."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from tests.application import ENTRYPOINT, World
+from tests.unit.reconciler.ledgers import check_ledger
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.domain.builders import Desired, Status
+from builderd.domain.errors import StartFailed
+from builderd.domain.previews import RouteState
+from builderd.domain.versions import VersionStatus
+from builderd.services import builders
+
+FAILURES = {
+    "it exits": (Behaviour(exits_at=0, exit_code=1), "exited with code 1"),
+    "it exits later": (Behaviour(listens_at=None, exits_at=30, exit_code=2), "exited with code 2"),
+    "it ends without a failure": (Behaviour(exits_at=0, exit_code=0), "one_time"),
+    "it is killed for memory": (Behaviour(exits_at=0, exit_code=137, out_of_memory=True), "limit 1 GB"),
+    "it listens on loopback": (Behaviour(address="127.0.0.1"), "listens on 127.0.0.1:8000"),
+    "it listens on another port": (Behaviour(port=5000), 'set "port" to 5000'),
+    "it never listens": (Behaviour(listens_at=None), "within 60 seconds"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+async def test_an_app_that_does_not_start_says_why_and_leaves_nothing_running(world: World, case: str) -> None:
+    behaviour, message = FAILURES[case]
+    world.engine.behave(ENTRYPOINT, replace(behaviour, lines=("Traceback", "boom")))
+    async with world.reconciling():
+        builder = await world.ask()
+        with pytest.raises(StartFailed, match="Its last lines:\nTraceback\nboom") as failed:
+            await world.outcome(builder)
+        assert message in failed.value.message
+        await world.until_route(builder, RouteState.FAILED)
+        await world.until_nothing_runs()
+    rests = await world.builder(builder)
+    assert (rests.status, rests.desired, rests.settled) == (Status.FAILED, Desired.STOPPED, True)
+    assert rests.status_reason == failed.value.message
+    assert world.called("start") == 1
+    assert world.engine.sandboxes == {}
+    assert (await world.version(builder)).status is VersionStatus.FAILED
+    await check_ledger(world, builder)
+
+
+async def test_an_app_that_listens_elsewhere_first_is_given_a_moment(world: World) -> None:
+    async with world.reconciling():
+        world.engine.behave(ENTRYPOINT, Behaviour(port=5000))
+        begun = world.clock.now()
+        with pytest.raises(StartFailed):
+            await world.create()
+    assert timedelta(seconds=5) <= world.clock.now() - begun < timedelta(seconds=10)
+
+
+async def test_a_failed_builder_can_be_started_when_the_cause_is_gone(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(exits_at=0, exit_code=1), Behaviour())
+    async with world.reconciling():
+        builder = await world.ask()
+        with pytest.raises(StartFailed):
+            await world.outcome(builder)
+        again = await world.reached(builders.start, builder)
+    assert (again.status, again.exit_code, again.status_reason) == (Status.RUNNING, None, "started by token acme")
+    assert (await world.version(builder)).status is VersionStatus.FAILED  # what it was at first

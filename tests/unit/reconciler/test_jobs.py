@@ -1,0 +1,98 @@
+"""One-time jobs: they run to their end, and cost nothing afterwards."""
+
+from __future__ import annotations
+
+import pytest
+from tests.application import ENTRYPOINT, World
+from tests.unit.reconciler.ledgers import check_ledger
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.domain.builders import Status
+from builderd.domain.errors import NoCapacity
+from builderd.domain.previews import RouteState
+from builderd.domain.sandboxes import EndCause
+from builderd.domain.versions import VersionStatus
+from builderd.services import builders
+
+
+async def test_a_job_is_created_once_its_command_has_started(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
+    async with world.reconciling():
+        builder = await world.outcome(await world.ask_job())
+        assert (builder.status, builder.exit_code) == (Status.RUNNING, None)
+        await world.until_route(builder, RouteState.JOB)
+
+
+@pytest.mark.parametrize(
+    ("cause", "exit_code", "status", "reason"),
+    [
+        (EndCause.EXITED, 0, Status.COMPLETED, "exited with code 0"),
+        (EndCause.EXITED, 3, Status.FAILED, "exited with code 3"),
+        (EndCause.OUT_OF_MEMORY, 137, Status.FAILED, "killed: out of memory, limit 1 GB"),
+    ],
+)
+async def test_a_job_ends_as_its_command_does_and_costs_nothing_afterwards(
+    world: World, cause: EndCause, exit_code: int, status: Status, reason: str
+) -> None:
+    async with world.reconciling():
+        builder = await world.outcome(await world.ask_job())
+        world.clock.move(3600)
+        (sandbox,) = world.engine.sandboxes
+        world.engine.print(sandbox, "a result")
+        world.engine.end(sandbox, cause, exit_code)
+        world.clock.move(60)
+        await world.until_status(builder, status)
+        await world.until_nothing_runs()
+    ended = await world.builder(builder)
+    assert (ended.exit_code, ended.status_reason, ended.failure_code) == (exit_code, reason, None)
+    assert world.disk(builder) in world.engine.disks
+    assert [line.text for line in (await world.engine.read_log(sandbox))[0]] == ["a result"]
+    world.clock.move(3600)
+    await check_ledger(world, builder)
+    assert (await world.version(builder)).status is VersionStatus.DEPLOYED
+
+
+async def test_a_job_that_ends_at_once_is_answered_with_its_end(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(exits_at=0, exit_code=0))
+    async with world.reconciling():
+        builder = await world.outcome(await world.ask_job())
+    assert (builder.status, builder.exit_code) == (Status.COMPLETED, 0)
+    finished = [event.details for event in await world.events(builder) if event.type == "stage.finished"]
+    assert [(one["stage"], one["ok"]) for one in finished] == [("install", True), ("start", True)]
+
+
+async def test_a_job_can_be_run_again_and_is_paid_again(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(exits_at=0, exit_code=0))
+    async with world.reconciling():
+        builder = await world.outcome(await world.ask_job())
+        world.clock.move(60)
+        again = await world.reached(builders.start, builder)
+        assert (again.status, again.run) == (Status.COMPLETED, 2)
+        await check_ledger(world, builder)
+    assert world.called("start") == 2
+
+
+async def test_a_job_that_the_machine_cut_off_runs_again(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.outcome(await world.ask_job())
+        world.engine.restart_host()
+        await world.until(lambda: world.called("start") == 2)
+        await world.until(lambda: world.running)
+    assert (await world.builder(builder)).status is Status.RUNNING
+
+
+async def test_a_job_can_be_stopped(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.outcome(await world.ask_job())
+        stopped = await world.reached(builders.stop, builder)
+    assert (stopped.status, stopped.status_reason) == (Status.STOPPED, "stopped by token acme")
+    await check_ledger(world, builder)
+
+
+async def test_a_job_that_never_started_costs_nothing(world: World) -> None:
+    world.engine.fail_next("start", NoCapacity("There is no room."))
+    async with world.reconciling():
+        builder = await world.ask_job()
+        with pytest.raises(NoCapacity):
+            await world.outcome(builder)
+        await check_ledger(world, builder)

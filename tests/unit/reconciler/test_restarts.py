@@ -1,0 +1,118 @@
+"""Apps that exit are restarted after growing delays, and at last given up."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.application import ENTRYPOINT, World
+from tests.unit.reconciler.ledgers import check_ledger
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.domain.builders import Status
+from builderd.domain.previews import RouteState
+from builderd.domain.sandboxes import EndCause
+from builderd.domain.steps import MAX_EXITS
+from builderd.reconciler import reconciler as reconciling
+
+
+async def test_an_app_that_exits_is_restarted_after_growing_delays_and_at_last_given_up(world: World) -> None:
+    delays = []
+    async with world.reconciling():
+        builder = await world.create()
+        for exits in range(1, MAX_EXITS):
+            (sandbox,) = world.running
+            world.clock.move(5)
+            world.engine.end(sandbox.spec.id, EndCause.EXITED, 1)
+            await world.until_reason(builder, f"end {exits} of 5")
+            await world.until_route(builder, RouteState.STARTING)
+            delays.append(await delay_until(world, starts=exits + 1))
+            await world.until_route(builder, RouteState.OPEN)
+            assert (await world.builder(builder)).status is Status.RUNNING
+        (sandbox,) = world.running
+        world.engine.print(sandbox.spec.id, "the last words")
+        world.engine.end(sandbox.spec.id, EndCause.EXITED, 1)
+        await world.until_status(builder, Status.FAILED)
+        await world.until_route(builder, RouteState.FAILED)
+        await world.until_nothing_runs()
+    given_up = await world.builder(builder)
+    assert delays == [1, 2, 4, 8]
+    assert "ended 5 times within 10 minutes" in given_up.status_reason
+    assert given_up.status_reason.endswith("the last words")
+    assert given_up.exit_code == 1
+    await check_ledger(world, builder)
+
+
+async def delay_until(world: World, starts: int) -> int:
+    """How many seconds must pass until the app was started so often."""
+    for second in range(100):
+        await asyncio.sleep(0.02)
+        if world.called("start") >= starts:
+            return second
+        world.clock.move(1)
+    raise AssertionError("it is never started again")
+
+
+async def test_the_ends_of_long_ago_are_forgotten(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        for starts in range(2, 9):
+            (sandbox,) = world.running
+            world.clock.move(300)
+            world.engine.end(sandbox.spec.id, EndCause.OUT_OF_MEMORY, 137)
+            await world.until_nothing_runs()
+            await delay_until(world, starts)
+            await world.until_route(builder, RouteState.OPEN)
+        reason = (await world.builder(builder)).status_reason
+    assert reason == "killed: out of memory, limit 1 GB; restarted after end 2 of 5 in 10 minutes"
+
+
+async def test_an_app_that_does_not_listen_any_more_after_an_exit_is_given_up(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(), Behaviour(listens_at=None))
+    async with world.reconciling():
+        builder = await world.create()
+        (sandbox,) = world.engine.sandboxes
+        world.engine.end(sandbox, EndCause.EXITED, 1)
+        await world.until_nothing_runs()
+        world.clock.move(1)
+        await world.until_status(builder, Status.FAILED)
+        assert "did not listen" in (await world.builder(builder)).status_reason
+
+
+async def test_after_a_restart_of_the_machine_apps_come_up_again(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        old = world.running[0].ip
+        world.engine.restart_host()
+        await world.until(lambda: world.running)
+        route = await world.until_route(builder, RouteState.OPEN)
+        assert route.destination is not None
+        assert route.destination.ip != old
+    assert (await world.builder(builder)).status is Status.RUNNING
+    await check_ledger(world, builder)
+
+
+async def test_an_app_that_vanished_is_started_again(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        (sandbox,) = world.engine.sandboxes
+        world.engine.lose(sandbox)
+        world.application.signals.wish(builder.id)
+        await world.until_reason(builder, "nothing tells")
+        world.clock.move(1)
+        await world.until_route(builder, RouteState.OPEN)
+    assert len(world.running) == 1
+    await check_ledger(world, builder)
+
+
+async def test_what_nobody_noticed_is_found_by_looking_at_everything(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciling, "SWEEP_INTERVAL", 0.01)
+    async with world.reconciling():
+        builder = await world.create()
+        (sandbox,) = world.engine.sandboxes
+        await world.previews.remove(builder.host)
+        await world.until_route(builder, RouteState.OPEN)
+        world.engine.lose(sandbox)
+        await world.until_reason(builder, "nothing tells")

@@ -1,0 +1,87 @@
+"""Bundles are stored before they are referred to, and removed when nothing refers to them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from tests.application import MAIN, World
+
+from builderd.domain.builders import Builder, Desired, Status
+from builderd.domain.bundles import Bundle, make_bundle
+from builderd.domain.errors import NameTaken
+from builderd.ports.store import UnitOfWork
+from builderd.services import builders, bundles
+
+BUNDLE = make_bundle([MAIN])
+
+
+async def test_a_bundle_is_there_before_anything_refers_to_it(world: World) -> None:
+    def refer(uow: UnitOfWork) -> Builder:
+        assert BUNDLE.hash in world.bundles.stored
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await bundles.keep(world.application, BUNDLE, refer)
+
+
+async def test_a_bundle_of_a_refused_request_is_not_left(world: World) -> None:
+    await world.ask(name="taken")
+    other = replace(MAIN, content=b"other")
+    with pytest.raises(NameTaken):
+        await world.ask(other, name="taken")
+    assert list(world.bundles.stored) == [BUNDLE.hash]
+
+
+async def test_a_refused_request_leaves_a_bundle_that_others_use(world: World) -> None:
+    await world.ask(name="taken")
+    with pytest.raises(NameTaken):
+        await world.ask(name="taken")
+    assert BUNDLE.hash in world.bundles.stored
+
+
+async def test_a_caller_who_goes_away_leaves_none_behind(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = asyncio.Event()
+
+    async def put_and_tarry(bundle: Bundle) -> None:
+        world.bundles.stored[bundle.hash] = bundle
+        stored.set()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(world.bundles, "put", put_and_tarry)
+    asking = asyncio.create_task(world.ask())
+    await stored.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert world.bundles.stored == {}
+
+
+async def test_a_caller_who_goes_away_while_it_is_written_down_takes_nothing_with_them(world: World) -> None:
+    asking = asyncio.create_task(world.ask())
+    await world.until(lambda: world.bundles.stored)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    (builder_id,) = await world.read(lambda uow: uow.builders.ids())
+    version = await world.read(lambda uow: uow.versions.get(builder_id, 1))
+    assert version is not None
+    assert version.bundle_hash in world.bundles.stored
+
+
+async def test_a_bundle_goes_with_the_last_builder_that_has_it(world: World) -> None:
+    first, second = await world.ask(name="first"), await world.ask(name="second")
+    for builder, left in ((first, [BUNDLE.hash]), (second, [])):
+        await world.change(builder, desired=Desired.DELETED, status=Status.DELETED, deleted_at=world.clock.now())
+        await bundles.drop_unused(world.application, BUNDLE.hash)
+        assert list(world.bundles.stored) == left
+
+
+async def test_a_bundle_is_not_dropped_between_being_stored_and_referred_to(world: World) -> None:
+    keeping = asyncio.create_task(world.ask())
+    await asyncio.sleep(0)
+    await asyncio.gather(*(bundles.drop_unused(world.application, BUNDLE.hash) for _ in range(5)))
+    builder = await keeping
+    assert (await world.version(builder)).bundle_hash in world.bundles.stored
+    assert await world.want(builders.stop, builder)

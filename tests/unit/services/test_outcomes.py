@@ -1,0 +1,139 @@
+"""Waiting for what was wanted, and what is told on the way."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.domain.builders import Desired, Status
+from builderd.domain.errors import EngineUnavailable, InstallFailed, NoCapacity, NotFound, StartFailed
+from builderd.domain.ids import BuilderId, new_id
+from builderd.domain.layers import BuildOutcome
+from builderd.services import builders, outcomes
+
+
+async def test_a_run_that_comes_up_is_answered_with_the_builder(world: World) -> None:
+    async with world.reconciling():
+        assert (await world.create()).status is Status.RUNNING
+
+
+async def test_waiting_begins_before_anything_is_done(world: World) -> None:
+    builder = await world.ask()
+    waiting = asyncio.create_task(world.outcome(builder))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    async with world.reconciling():
+        assert (await waiting).id == builder.id
+
+
+async def test_a_failed_stage_is_raised_with_the_builders_uuid(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(exits_at=0, exit_code=1))
+    async with world.reconciling():
+        builder = await world.ask()
+        with pytest.raises(StartFailed) as failed:
+            await world.outcome(builder)
+        assert failed.value.data == {"uuid": builder.id}
+        assert failed.value.message == (await world.builder(builder)).status_reason
+
+
+async def test_a_failed_installation_is_raised_as_such(world: World) -> None:
+    world.engine.build_outcomes.append(BuildOutcome(1, ("no such package",), 1.0))
+    async with world.reconciling():
+        with pytest.raises(InstallFailed, match="no such package"):
+            await world.create(MAIN, REQUIREMENTS)
+
+
+@pytest.mark.parametrize("error", [NoCapacity("There is no room."), EngineUnavailable("It is gone.")])
+async def test_a_failure_of_the_machine_is_raised_as_such(world: World, error: NoCapacity | EngineUnavailable) -> None:
+    world.engine.fail_next("start", *[error] * 4)
+    async with world.reconciling():
+        asking = asyncio.create_task(world.create())
+        while not asking.done():
+            world.clock.move(1)
+            await asyncio.sleep(0.002)
+        with pytest.raises(type(error), match=error.message):
+            await asking
+
+
+async def test_a_failed_builder_that_is_stopped_or_deleted_is_no_failure(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(exits_at=0))
+    async with world.reconciling():
+        builder = await world.ask()
+        with pytest.raises(StartFailed):
+            await world.outcome(builder)
+        assert (await world.reached(builders.stop, builder)).status is Status.FAILED
+        assert (await world.reached(builders.delete, builder)).status is Status.DELETED
+
+
+async def test_who_waits_for_a_start_learns_of_a_stop_that_overtook_it(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
+    async with world.reconciling():
+        waiting = asyncio.create_task(world.create())
+        await world.until(lambda: world.running)
+        (builder_id,) = await world.read(lambda uow: uow.builders.ids())
+        builder = await world.read(lambda uow: uow.builders.get(builder_id))
+        assert builder is not None
+        await world.want(builders.stop, builder)
+        assert (await waiting).status is Status.STOPPED
+
+
+async def test_who_waits_for_a_builder_learns_of_its_deletion(world: World) -> None:
+    builder = await world.ask()
+    waiting = asyncio.create_task(world.outcome(builder))
+    await world.want(builders.delete, builder)
+    async with world.reconciling():
+        assert (await waiting).desired is Desired.DELETED
+
+
+async def test_who_waits_for_an_old_run_is_not_kept_by_a_new_one(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+    await world.want(builders.restart, builder)
+    assert (await outcomes.wait(world.application, builder.id, 1)).run == 2
+
+
+async def test_changes_of_another_control_plane_are_noticed_too(world: World) -> None:
+    builder = await world.ask()
+    waiting = asyncio.create_task(world.outcome(builder))
+    async with world.another().reconciling():
+        assert (await waiting).status is Status.RUNNING
+
+
+async def test_an_unknown_builder_is_not_waited_for(world: World) -> None:
+    with pytest.raises(NotFound):
+        await outcomes.reached(world.application, BuilderId(new_id()), 1)
+
+
+async def test_stages_are_told_as_they_happen_until_the_outcome(world: World) -> None:
+    builder = await world.ask(MAIN, REQUIREMENTS)
+    async with world.reconciling():
+        told = [event async for event in outcomes.stages(world.application, builder.id, builder.run)]
+    assert [(event.type, event.details["stage"]) for event in told] == [
+        ("stage.finished", "install"),
+        ("stage.started", "start"),
+        ("stage.finished", "start"),
+    ]
+    assert all(event.details.get("ok", True) for event in told)
+
+
+async def test_a_failed_stage_is_told_as_the_last(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(exits_at=0, lines=("good bye",)))
+    builder = await world.ask()
+    async with world.reconciling():
+        told = [event async for event in outcomes.stages(world.application, builder.id, builder.run)]
+    assert told[-1].details["stage"] == "start"
+    assert not told[-1].details["ok"]
+    assert "good bye" in told[-1].reason
+
+
+async def test_a_start_that_is_called_off_is_no_stage_that_went_well(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
+    async with world.reconciling():
+        builder = await world.ask()
+        await world.until(lambda: world.running)
+        await world.reached(builders.stop, builder)
+        finished = [event for event in await world.events(builder) if event.type == "stage.finished"]
+        assert [event.details["stage"] for event in finished] == ["install"]

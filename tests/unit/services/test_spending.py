@@ -1,0 +1,69 @@
+"""What a tenant's builders cost."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from tests.application import World
+
+from builderd.domain.builders import Builder
+from builderd.domain.prices import Billing, Segment
+from builderd.services import builders, spending
+from builderd.services.spending import Spending
+
+HOUR = timedelta(hours=1)
+RUNNING, STOPPED = Decimal("0.1965"), Decimal("0.0165")
+
+
+async def pay(world: World, builder: Builder, billing: Billing, hours: float | None, rate: Decimal) -> None:
+    """So many hours from now on; None: from now on for ever."""
+    start = world.clock.now()
+    end = start + hours * HOUR if hours is not None else None
+    segment = Segment(builder.tenant_id, builder.id, billing, start, end, rate)
+    await world.application.store.write(lambda uow: uow.ledger.open(segment))
+    world.clock.move((hours or 0) * 3600)
+
+
+async def report(world: World, since: datetime | None = None, until: datetime | None = None) -> Spending:
+    return await world.read(
+        lambda uow: spending.report(
+            uow, world.application, world.caller.tenant_id, world.clock.now(), since=since, until=until
+        )
+    )
+
+
+async def test_a_tenant_without_builders_spends_nothing(world: World) -> None:
+    assert await report(world) == Spending("EUR", Decimal("0.00"), ())
+
+
+async def test_costs_add_up_over_running_and_rest_deleted_builders_included(world: World) -> None:
+    first = await world.ask(name="first")
+    world.clock.move(1)
+    second = await world.ask(name="second")
+    await pay(world, first, Billing.RUNNING, 10, RUNNING)
+    await pay(world, first, Billing.STOPPED, 100, STOPPED)
+    await world.want(builders.delete, first)
+    await pay(world, second, Billing.RUNNING, None, RUNNING)
+    world.clock.move(3600)
+    shown = await report(world)
+    assert [(builder.name, cost.runtime_hours, cost.cost) for builder, cost in shown.deployments] == [
+        ("first", Decimal("10.0000"), Decimal("3.62")),
+        ("second", Decimal("1.0000"), Decimal("0.20")),
+    ]
+    # 3.615 + 0.1965, rounded once
+    assert shown.total_cost == Decimal("3.81")
+
+
+async def test_only_the_time_asked_for_counts(world: World) -> None:
+    builder = await world.ask()
+    begun = world.clock.now()
+    await pay(world, builder, Billing.RUNNING, 10, RUNNING)
+    shown = await report(world, since=begun + 4 * HOUR, until=begun + 6 * HOUR)
+    assert (shown.total_cost, shown.deployments[0][1].runtime_hours) == (Decimal("0.39"), Decimal(2))
+
+
+async def test_a_tenant_does_not_see_what_others_spend(world: World) -> None:
+    await pay(world, await world.ask(), Billing.RUNNING, 10, RUNNING)
+    world.caller = await world.tenant("other")
+    assert (await report(world)).deployments == ()

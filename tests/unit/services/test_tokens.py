@@ -1,0 +1,92 @@
+"""Tokens are made by the operator, and known by their secret alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from tests.application import World
+
+from builderd.domain.errors import Unauthenticated, ValidationFailed
+from builderd.domain.ids import secret_hash
+from builderd.domain.tokens import Scope, Token
+from builderd.services import tokens
+
+MINUTE = timedelta(minutes=1)
+
+
+async def make(world: World, tenant: str = "acme", lifetime: timedelta | None = None) -> tuple[Token, str]:
+    now = world.clock.now()
+    expires = now + lifetime if lifetime is not None else None
+    return await world.application.store.write(
+        lambda uow: tokens.create(uow, tenant, "ci", now, scopes=[Scope.WRITE], expires_at=expires)
+    )
+
+
+async def authenticate(world: World, secret: str) -> Token:
+    return await world.read(lambda uow: tokens.authenticate(uow, secret, world.clock.now()))
+
+
+async def test_a_secret_leads_to_its_token(world: World) -> None:
+    token, secret = await make(world)
+    assert await authenticate(world, secret) == token
+    assert token.tenant_id == world.caller.tenant_id
+    assert token.allows(Scope.READ)
+
+
+async def test_the_secret_itself_is_not_stored(world: World) -> None:
+    token, secret = await make(world)
+    assert token.secret_hash == secret_hash(secret)
+    assert secret not in repr(token)
+    assert secret.startswith("bd_")
+
+
+async def test_the_tenant_is_made_if_needed(world: World) -> None:
+    first, _ = await make(world, "new")
+    second, _ = await make(world, "new")
+    assert first.tenant_id == second.tenant_id != world.caller.tenant_id
+    assert first.secret_hash != second.secret_hash
+
+
+@pytest.mark.parametrize("tenant", ["", "A", "a b", "-a", "a" * 64, "../x", "a\n"])
+async def test_a_tenant_has_a_plain_name(world: World, tenant: str) -> None:
+    with pytest.raises(ValidationFailed) as refused:
+        await make(world, tenant)
+    assert list(refused.value.errors) == ["tenant"]
+
+
+@pytest.mark.parametrize("lifetime", [timedelta(0), -MINUTE])
+async def test_a_token_that_has_expired_already_is_refused(world: World, lifetime: timedelta) -> None:
+    with pytest.raises(ValidationFailed) as refused:
+        await make(world, lifetime=lifetime)
+    assert list(refused.value.errors) == ["expires"]
+
+
+@pytest.mark.parametrize("secret", ["", "bd_", "bd_unknown", "\ud800", "\0", "x" * 100_000])
+async def test_an_unknown_secret_is_refused(world: World, secret: str) -> None:
+    await make(world)
+    with pytest.raises(Unauthenticated):
+        await authenticate(world, secret)
+
+
+async def test_an_expired_and_a_revoked_one_are_refused_alike(world: World) -> None:
+    _, brief = await make(world, lifetime=MINUTE)
+    token, revoked = await make(world)
+    await world.application.store.write(lambda uow: uow.tokens.revoke(token.id, world.clock.now()))
+    world.clock.move(60)
+    messages = set()
+    for secret in (brief, revoked, "bd_unknown"):
+        with pytest.raises(Unauthenticated) as refused:
+            await authenticate(world, secret)
+        messages.add(refused.value.message)
+    assert len(messages) == 1
+
+
+async def test_the_last_use_is_written_down_once_a_minute(world: World) -> None:
+    token, _ = await make(world)
+    now = world.clock.now()
+    assert tokens.needs_touch(token, now)
+    used = replace(token, last_used_at=now)
+    assert not tokens.needs_touch(used, now + MINUTE - timedelta(seconds=1))
+    assert tokens.needs_touch(used, now + MINUTE)

@@ -37,7 +37,7 @@ async def note(application: Application) -> None:
 
 
 def _write(uow: UnitOfWork, recent: Mapping[str, PreviewActivity], now: datetime) -> None:
-    for host, activity in recent.items():
+    for host, activity in sorted(recent.items()):
         builder = uow.builders.by_host(host, lock=True)
         if builder is None:
             continue

@@ -31,8 +31,8 @@ def disk_of(builder_id: BuilderId) -> DiskId:
     return DiskId(builder_id)
 
 
-class Record(NamedTuple):
-    """What the store says of a builder. ``is_billed``: a segment of the ledger is open."""
+class Known(NamedTuple):
+    """What is recorded of a builder. ``is_billed``: a segment of the ledger is open."""
 
     subject: Subject
     sandbox: Sandbox | None
@@ -40,30 +40,8 @@ class Record(NamedTuple):
     is_billed: bool
 
 
-async def look(application: Application, builder_id: BuilderId) -> tuple[Subject, Observed] | None:
-    """What there is now; None when the builder is unknown."""
-    record = await application.store.read(lambda uow: _read(uow, builder_id))
-    if record is None:
-        return None
-    subject, sandbox = record.subject, record.sandbox
-    version = subject.version
-    disk = await application.engine.disk(subject.disk)
-    observed = Observed(
-        now=application.clock.now(),
-        port=version.settings.port,
-        bundle_hash=version.bundle_hash,
-        layer_ready=await _layer_ready(application, version),
-        disk_ready=disk is not None and record.is_billed,
-        disk_bundle=disk.bundle_hash if disk else None,
-        sandbox=sandbox,
-        report=await application.engine.report(sandbox.id) if sandbox else None,
-        ends=record.ends,
-        route=await application.previews.get(subject.builder.host),
-    )
-    return subject, observed
-
-
-def _read(uow: UnitOfWork, builder_id: BuilderId) -> Record | None:
+def read(uow: UnitOfWork, builder_id: BuilderId) -> Known | None:
+    """What is recorded now; None when the builder is unknown."""
     builder = uow.builders.get(builder_id)
     if builder is None:
         return None
@@ -71,7 +49,25 @@ def _read(uow: UnitOfWork, builder_id: BuilderId) -> Record | None:
     assert version is not None, "a builder's current version is always stored"
     ends = tuple(sandbox for sandbox in uow.sandboxes.of_run(builder_id, builder.run) if sandbox.end is not None)
     is_billed = uow.ledger.current(builder_id) is not None
-    return Record(Subject(builder, version), uow.sandboxes.open_of(builder_id), ends, is_billed)
+    return Known(Subject(builder, version), uow.sandboxes.open_of(builder_id), ends, is_billed)
+
+
+async def look(application: Application, known: Known) -> Observed:
+    """What the engine and the preview show now, beside what is recorded."""
+    version, sandbox = known.subject.version, known.sandbox
+    disk = await application.engine.disk(known.subject.disk)
+    return Observed(
+        now=application.clock.now(),
+        port=version.settings.port,
+        bundle_hash=version.bundle_hash,
+        layer_ready=await _layer_ready(application, version),
+        disk_ready=disk is not None and known.is_billed,
+        disk_bundle=disk.bundle_hash if disk else None,
+        sandbox=sandbox,
+        report=await application.engine.report(sandbox.id) if sandbox else None,
+        ends=known.ends,
+        route=await application.previews.get(known.subject.builder.host),
+    )
 
 
 async def _layer_ready(application: Application, version: Version) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -48,9 +49,12 @@ class Reconciler:
             asyncio.create_task(work) for work in (self._watch_exits(), self._sweep_often(), self._polishing.run())
         ]
         try:
+            next_poll = 0.0
             while True:
                 self._wake(await self._app.signals.wishes(POLL_INTERVAL))
-                self._wake(await self._due())
+                if time.monotonic() >= next_poll:
+                    self._wake(await self._due())
+                    next_poll = time.monotonic() + POLL_INTERVAL
         finally:
             for task in (*helpers, *self._tasks):
                 task.cancel()

@@ -16,7 +16,7 @@ from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport
 from builderd.domain.steps import MAX_EXITS, recent_crashes
 from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.look import Subject
+from builderd.reconciler.look import Known, Subject, read
 from builderd.services import statuses
 from builderd.services.application import Application
 
@@ -28,17 +28,17 @@ class ClaimLost(Exception):
     """Another control plane has taken the builder over: leave it alone."""
 
 
-async def apply(application: Application, builder_id: BuilderId, record: Record) -> None:
-    """Write it on the locked builder, and tell who waits. Raises ``ClaimLost``."""
+async def apply(application: Application, builder_id: BuilderId, record: Record) -> Known | None:
+    """Write it on the locked builder; what is recorded from then on. Raises ``ClaimLost``."""
 
-    def guarded(uow: UnitOfWork) -> None:
+    def guarded(uow: UnitOfWork) -> Known | None:
         builder = uow.builders.get(builder_id, lock=True)
         if builder is None or not uow.builders.holds(builder_id, application.instance, application.clock.now()):
             raise ClaimLost
         record(uow, builder)
+        return read(uow, builder_id)
 
-    await application.store.write(guarded)
-    application.signals.change(builder_id)
+    return await application.store.write(guarded)
 
 
 def same_wish(builder: Builder, looked_at: Builder) -> bool:

@@ -38,10 +38,14 @@ async def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``record`` is written in one transaction; ``afterwards`` is tidying that a crash may leave to the next start."""
+    """``record`` is written in one transaction; ``afterwards`` is tidying that a crash may leave to the next start.
+
+    ``quiet``: nobody who waits for the builder need look at it for this.
+    """
 
     record: Record | None = None
     afterwards: Callable[[], Awaitable[None]] = _nothing
+    quiet: bool = False
 
 
 class Steps:
@@ -103,7 +107,7 @@ class Steps:
     async def _create_disk(self, subject: Subject) -> Result:
         await self._app.engine.create_disk(subject.disk, subject.version.settings.resources.disk_bytes)
         now, prices = self._now(), self._app.prices
-        return Result(lambda uow, builder: records.disk_made(uow, subject, prices, now))
+        return Result(lambda uow, builder: records.disk_made(uow, subject, prices, now), quiet=True)
 
     async def _put_bundle(self, subject: Subject) -> Result:
         bundle = await self._app.bundles.get(subject.version.bundle_hash)
@@ -133,14 +137,14 @@ class Steps:
     async def _start_sandbox(self, subject: Subject, sandbox: Sandbox) -> Result:
         report = await self._app.engine.start(self._spec(subject, sandbox))
         prices = self._app.prices
-        return Result(lambda uow, builder: records.sandbox_started(uow, subject, prices, sandbox, report))
+        return Result(lambda uow, builder: records.sandbox_started(uow, subject, prices, sandbox, report), quiet=True)
 
     async def _await_listening(self, subject: Subject, sandbox: Sandbox) -> Result:
         port = subject.version.settings.port
         wait = await wait_until_listening(self._app, sandbox, port)
         if wait.reachable:
             listening = replace(sandbox, listening_at=self._now())
-            return Result(lambda uow, builder: uow.sandboxes.save(listening))
+            return Result(lambda uow, builder: uow.sandboxes.save(listening), quiet=True)
         if wait.ended is not None:
             return Result()  # the next look records the end and judges it
         lines = await self._last_lines(sandbox)

@@ -18,7 +18,7 @@ from builderd.ports.store import UnitOfWork
 from builderd.reconciler import records
 from builderd.reconciler.claim import Claim
 from builderd.reconciler.faults import FaultPoint
-from builderd.reconciler.look import Subject, look
+from builderd.reconciler.look import Known, Subject, look, read
 from builderd.reconciler.race import race
 from builderd.reconciler.records import ClaimLost
 from builderd.reconciler.steps import Result, Steps
@@ -85,26 +85,32 @@ class Worker:
 
     async def _work(self) -> datetime | None:
         """Until there is nothing to do; answers when there will be again."""
+        known: Known | None = None
         while True:
-            self._again.clear()
             try:
-                sight = await look(self._app, self._id)
-                if sight is None:
+                if known is None or self.poked:
+                    known = await self._read()
+                if known is None:
                     return None
-                subject, seen = sight
-                step = next_step(subject.builder, seen)
+                seen = await look(self._app, known)
+                step = next_step(known.subject.builder, seen)
                 if isinstance(step, Wait):
                     self._crew.troubles.pop(self._id, None)
-                    self._crew.settled(subject)
+                    self._crew.settled(known.subject)
                     return step.until
                 self._check_progress(step)
-                await self._take(subject, seen, step)
+                known = await self._take(known, seen, step)
             except ClaimLost:
                 raise
             except Exception as error:
+                known = None
                 due = await self._trouble(error)
                 if due is not None:
                     return due
+
+    async def _read(self) -> Known | None:
+        self._again.clear()
+        return await self._app.store.read(lambda uow: read(uow, self._id))
 
     def _check_progress(self, step: Step) -> None:
         self._repeats = self._repeats + 1 if step == self._last else 0
@@ -113,17 +119,22 @@ class Worker:
             self._repeats = 0
             raise RuntimeError(f"nothing comes of {step}")
 
-    async def _take(self, subject: Subject, seen: Observed, step: Step) -> None:
+    async def _take(self, known: Known, seen: Observed, step: Step) -> Known | None:
+        """Do and record one step; what is recorded afterwards, None when that must be read again."""
         name = type(step).__name__
         self._crew.fault(f"{name}.begun")
-        result = await self._perform(subject, seen, step)
+        result = await self._perform(known.subject, seen, step)
         if result is None:
-            return
+            return None
         self._crew.fault(f"{name}.done")
+        after: Known | None = known
         if result.record is not None:
-            await records.apply(self._app, self._id, result.record)
+            after = await records.apply(self._app, self._id, result.record)
+            if not result.quiet:
+                self._app.signals.change(self._id)
         self._crew.fault(f"{name}.recorded")
         await result.afterwards()
+        return after
 
     async def _perform(self, subject: Subject, seen: Observed, step: Step) -> Result | None:
         """None when it was broken off, since something else is wanted by now."""
@@ -170,4 +181,5 @@ class Worker:
                 records.failed(uow, builder, version, code=code, reason=reason, now=now)
 
         await records.apply(self._app, self._id, record)
+        self._app.signals.change(self._id)
         self._crew.troubles.pop(self._id, None)

@@ -25,9 +25,9 @@ from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.stores.sql.store import SqlStore
-from builderd.data_directory import hold, make
+from builderd.data_directory import hold, identity, make
 from builderd.domain.errors import EngineUnavailable, NoCapacity
-from builderd.domain.ids import TokenId, new_id
+from builderd.domain.ids import TokenId
 from builderd.domain.resources import GB
 from builderd.domain.tokens import Scope, Token
 from builderd.doors.http.app import create_app, metrics_app
@@ -68,7 +68,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 limits=settings.to_limits(),
                 prices=settings.to_prices(),
                 preview_domain=settings.preview_domain,
-                instance=new_id(),
+                instance=identity(settings.data_dir),
             )
         finally:
             await engine.close()

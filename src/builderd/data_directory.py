@@ -9,14 +9,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from builderd.domain.errors import EngineUnavailable
+from builderd.domain.ids import new_id
 
 LOCK_FILE = "service.lock"
+IDENTITY_FILE = "identity"
 
 
 def make(data_dir: Path) -> None:
     """Make it, readable for its owner alone. Idempotent."""
     data_dir.mkdir(parents=True, exist_ok=True)
     data_dir.chmod(0o700)
+
+
+def identity(data_dir: Path) -> str:
+    """Names the service of this directory towards others on the same database, over all its restarts.
+
+    So a service that comes back after a crash goes on at once with what it had claimed. The directory must be held.
+    """
+    file = data_dir / IDENTITY_FILE
+    if not file.exists():
+        fresh = file.with_suffix(".new")
+        fresh.write_text(new_id())
+        fresh.rename(file)
+    return file.read_text()
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """``instance`` names this process towards other control planes on the same database."""
+    """``instance`` names this service, over its restarts, towards other control planes on the same database."""
 
     store: Store
     engine: Engine

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from tests.contract.engine.apps import APPS, COMMANDS
+from tests.engines import prepared, settings_in
 
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
-from builderd.adapters.engines.oci.store import StoreOptions
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.ports.engine import Engine
 
@@ -21,14 +20,8 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
     if request.param == "fake":
         yield await make_fake()
         return
-    oci = OciEngine(request.getfixturevalue("oci_settings"))
-    await oci.prepare(lambda line: None)
-    yield oci
-    await oci.prepare(lambda line: None)
-    for report in await oci.list_sandboxes():
-        await oci.stop(report.id, 0)
-        await oci.remove(report.id)
-    await oci.close()
+    async with prepared(request.getfixturevalue("oci_settings")) as oci:
+        yield oci
 
 
 async def make_fake() -> FakeEngine:
@@ -44,7 +37,6 @@ async def make_fake() -> FakeEngine:
 @pytest.fixture(scope="session")
 def oci_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciSettings]:
     """One data directory for all tests; everything of it is taken down at the end."""
-    data_dir: Path = tmp_path_factory.mktemp("engine")
-    settings = OciSettings(data_dir, inside_port=8080, store=StoreOptions(overcommit=100))
+    settings = settings_in(tmp_path_factory.mktemp("engine"))
     yield settings
     asyncio.run(OciEngine(settings).down())

@@ -5,60 +5,19 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from tests.contract.engine import apps
-from tests.contract.engine.apps import PORT, App
+from tests.contract.engine.apps import PORT
+from tests.engines import PATIENCE, log_text, make_spec, until_listening, until_state
 
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InvalidState, NotFound
-from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
+from builderd.domain.ids import DiskId, new_id, new_sandbox_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
-from builderd.domain.resources import GB, Resources
-from builderd.domain.sandboxes import EndCause, Listening, SandboxReport, SandboxSpec, SandboxState
-from builderd.domain.versions import Isolation
+from builderd.domain.resources import GB
+from builderd.domain.sandboxes import EndCause, SandboxState
 from builderd.ports.engine import Engine
-
-#: Against hanging only.
-PATIENCE = 30
-
-
-async def make_spec(engine: Engine, app: App, **changes: Any) -> SandboxSpec:
-    """A spec for the app on a disk of its own."""
-    builder = new_id()
-    await engine.create_disk(DiskId(builder), 1 * GB)
-    spec = SandboxSpec(
-        id=new_sandbox_id(),
-        builder_id=BuilderId(builder),
-        disk=DiskId(builder),
-        hostname="contract",
-        entrypoint=app.entrypoint,
-        port=PORT,
-        env={"PORT": str(PORT)},
-        resources=Resources(cpu=1, memory=0.125, disk=1),
-        isolation=Isolation.STANDARD,
-    )
-    return replace(spec, **changes)
-
-
-async def until_state(engine: Engine, sandbox: SandboxId, state: SandboxState) -> SandboxReport:
-    async with asyncio.timeout(PATIENCE):
-        while (report := await engine.report(sandbox)).state is not state:
-            await asyncio.sleep(0.01)
-    return report
-
-
-async def until_listening(engine: Engine, sandbox: SandboxId) -> Listening:
-    async with asyncio.timeout(PATIENCE):
-        while not (listening := await engine.listening(sandbox)).sockets:
-            await asyncio.sleep(0.01)
-    return listening
-
-
-async def log_text(engine: Engine, sandbox: SandboxId) -> list[str]:
-    lines, _ = await engine.read_log(sandbox)
-    return [line.text for line in lines]
 
 
 async def test_a_prepared_engine_is_ready(engine: Engine) -> None:

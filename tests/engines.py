@@ -1,0 +1,82 @@
+"""Driving an engine in tests: a real one on a data directory of its own, and what is asked of any."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.contract.engine.apps import PORT, App
+
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.store import StoreOptions
+from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
+from builderd.domain.resources import GB, Resources
+from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxState
+from builderd.domain.versions import Isolation
+from builderd.ports.engine import Engine
+
+
+def settings_in(data_dir: Path, **changes: Any) -> OciSettings:
+    """Many small disks may be promised on the test machine's own."""
+    return replace(OciSettings(data_dir, inside_port=8080, store=StoreOptions(overcommit=100)), **changes)
+
+
+@asynccontextmanager
+async def prepared(settings: OciSettings) -> AsyncIterator[OciEngine]:
+    """A real engine; at the end everything that runs in its data directory is removed, and it is closed."""
+    engine = OciEngine(settings)
+    await engine.prepare(lambda line: None)
+    try:
+        yield engine
+    finally:
+        await engine.prepare(lambda line: None)
+        for report in await engine.list_sandboxes():
+            await engine.stop(report.id, 0)
+            await engine.remove(report.id)
+        await engine.close()
+
+
+#: Against hanging only.
+PATIENCE = 30
+
+
+async def make_spec(engine: Engine, app: App, **changes: Any) -> SandboxSpec:
+    """A spec for the app on a disk of its own."""
+    builder = new_id()
+    await engine.create_disk(DiskId(builder), 1 * GB)
+    spec = SandboxSpec(
+        id=new_sandbox_id(),
+        builder_id=BuilderId(builder),
+        disk=DiskId(builder),
+        hostname="contract",
+        entrypoint=app.entrypoint,
+        port=PORT,
+        env={"PORT": str(PORT)},
+        resources=Resources(cpu=1, memory=0.125, disk=1),
+        isolation=Isolation.STANDARD,
+    )
+    return replace(spec, **changes)
+
+
+async def until_state(engine: Engine, sandbox: SandboxId, state: SandboxState) -> SandboxReport:
+    async with asyncio.timeout(PATIENCE):
+        while (report := await engine.report(sandbox)).state is not state:
+            await asyncio.sleep(0.01)
+    return report
+
+
+async def until_listening(engine: Engine, sandbox: SandboxId) -> Listening:
+    async with asyncio.timeout(PATIENCE):
+        while not (listening := await engine.listening(sandbox)).sockets:
+            await asyncio.sleep(0.01)
+    return listening
+
+
+async def log_text(engine: Engine, sandbox: SandboxId) -> list[str]:
+    lines, _ = await engine.read_log(sandbox)
+    return [line.text for line in lines]

@@ -1,0 +1,179 @@
+"""What runs outlives the service, and the next service finds it as it is, or finds how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.contract.engine import apps
+from tests.contract.engine.apps import PORT, App
+from tests.engines import PATIENCE, log_text, make_spec, prepared, until_listening, until_state
+
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.domain.ids import SandboxId
+from builderd.domain.sandboxes import EndCause, SandboxState
+
+pytestmark = pytest.mark.root
+
+
+def record_file(settings: OciSettings, sandbox: SandboxId) -> Path:
+    return settings.data_dir / "sandboxes" / sandbox / "record.json"
+
+
+async def restarted(engine: OciEngine, settings: OciSettings) -> OciEngine:
+    await engine.close()
+    return OciEngine(settings)
+
+
+async def test_an_app_outlives_the_service_and_is_adopted(settings: OciSettings) -> None:
+    async with prepared(settings) as engine:
+        spec = await make_spec(engine, apps.SERVER)
+        report = await engine.start(spec)
+        await until_listening(engine, spec.id)
+        await engine.close()
+        async with prepared(settings) as next_engine:
+            assert await next_engine.report(spec.id) == report
+            assert (await next_engine.listening(spec.id)).reachable(PORT)
+            assert (await next_engine.execute(spec.id, "echo here", PATIENCE, 100)).output == "here\n"
+            exits = next_engine.exits()
+            told = asyncio.ensure_future(anext(exits))
+            await asyncio.sleep(0)
+            stopped = await next_engine.stop(spec.id, PATIENCE)
+            assert stopped.end
+            assert stopped.end.cause is EndCause.STOPPED
+            assert await asyncio.wait_for(told, PATIENCE) == spec.id
+
+
+async def test_an_end_while_no_service_runs_is_found(settings: OciSettings) -> None:
+    async with prepared(settings) as engine:
+        spec = await make_spec(engine, App("sleep 0.3; echo last words; exit 9", apps.SILENT.behaviour))
+        await engine.start(spec)
+        await engine.close()
+        async with asyncio.timeout(PATIENCE):
+            while not (settings.data_dir / "exits" / spec.id).exists():
+                await asyncio.sleep(0.01)
+        async with prepared(settings) as next_engine:
+            report = await next_engine.report(spec.id)
+            assert report.end
+            assert (report.end.cause, report.end.exit_code) == (EndCause.EXITED, 9)
+            assert await log_text(next_engine, spec.id) == ["last words"]
+
+
+async def test_the_death_of_an_app_without_its_shim_is_told_and_unknown(
+    engine: OciEngine, settings: OciSettings
+) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    exits = engine.exits()
+    told = asyncio.ensure_future(anext(exits))
+    await asyncio.sleep(0)
+    record = json.loads(record_file(settings, spec.id).read_text())
+    for name in ("shim", "process"):
+        subprocess.run(["kill", "-KILL", str(record[name]["pid"])], check=True)
+    assert await asyncio.wait_for(told, PATIENCE) == spec.id
+    report = await until_state(engine, spec.id, SandboxState.EXITED)
+    assert report.end
+    assert (report.end.cause, report.end.exit_code, report.end.at) == (EndCause.UNKNOWN, None, None)
+
+
+async def test_after_a_restart_of_the_machine_nothing_is_said_to_run(settings: OciSettings) -> None:
+    async with prepared(settings) as engine:
+        spec = await make_spec(engine, apps.SILENT)
+        await engine.start(spec)
+        # The same as if the machine had been switched off: gone, with no word of how it ended.
+        record = json.loads(record_file(settings, spec.id).read_text())
+        for name in ("shim", "process"):
+            subprocess.run(["kill", "-KILL", str(record[name]["pid"])], check=True)
+        await engine.close()
+        record_file(settings, spec.id).write_text(json.dumps({**record, "boot": "another"}))
+        async with prepared(settings) as next_engine:
+            report = await next_engine.report(spec.id)
+            assert report.end
+            assert report.end.cause is EndCause.HOST_RESTARTED
+            await next_engine.remove(spec.id)
+            assert (await next_engine.start(spec)).state is SandboxState.RUNNING
+
+
+async def test_another_process_with_the_number_is_not_the_app(settings: OciSettings) -> None:
+    async with prepared(settings) as engine:
+        spec = await make_spec(engine, apps.SILENT)
+        await engine.start(spec)
+        record = json.loads(record_file(settings, spec.id).read_text())
+        for name in ("shim", "process"):
+            subprocess.run(["kill", "-KILL", str(record[name]["pid"])], check=True)
+        await engine.close()
+        bystander = subprocess.Popen(["sleep", "1000"])
+        for name in ("shim", "process"):
+            record[name]["pid"] = bystander.pid
+        record_file(settings, spec.id).write_text(json.dumps(record))
+        async with prepared(settings) as next_engine:
+            assert (await next_engine.report(spec.id)).state is SandboxState.EXITED
+            await next_engine.stop(spec.id, 0)
+            await next_engine.remove(spec.id)
+        assert bystander.poll() is None
+        bystander.kill()
+        bystander.wait()
+
+
+CRASHING_SERVICE = textwrap.dedent("""
+    import asyncio, os, signal, sys
+    from pathlib import Path
+    from builderd.adapters.engines.oci.engine import OciEngine
+    from builderd.adapters.engines.oci.runs import Runs
+    from tests.contract.engine import apps
+    from tests.engines import make_spec, settings_in
+
+    method, sandbox = sys.argv[2:]
+
+    async def die(self, *arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async def main():
+        engine = OciEngine(settings_in(Path(sys.argv[1])))
+        await engine.prepare(lambda line: None)
+        spec = await make_spec(engine, apps.SERVER, id=sandbox)
+        print(spec.builder_id, flush=True)
+        setattr(Runs, method, die)
+        await engine.start(spec)
+
+    asyncio.run(main())
+""")
+
+
+@pytest.mark.parametrize("method", ["_create", "_launch_shim", "_start"])
+async def test_a_start_that_was_cut_off_is_mended_by_starting_again(settings: OciSettings, method: str) -> None:
+    sandbox = SandboxId("c0ffee0000000001")
+    died = subprocess.run(
+        [sys.executable, "-c", CRASHING_SERVICE, str(settings.data_dir), method, sandbox],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    async with prepared(settings) as engine:
+        assert (await engine.report(sandbox)).state is SandboxState.PARTIAL
+        spec = await make_spec(engine, apps.SERVER, id=sandbox)
+        spec = replace(spec, builder_id=died.stdout.strip(), disk=died.stdout.strip())
+        assert (await engine.start(spec)).state is SandboxState.RUNNING
+        assert (await until_listening(engine, sandbox)).reachable(PORT)
+        assert [report.id for report in await engine.list_sandboxes()] == [sandbox]
+
+
+async def test_a_sandbox_that_was_told_to_start_when_the_service_died_is_adopted(settings: OciSettings) -> None:
+    async with prepared(settings) as engine:
+        spec = await make_spec(engine, apps.SERVER)
+        await engine.start(spec)
+        await engine.close()
+        record = json.loads(record_file(settings, spec.id).read_text())
+        record_file(settings, spec.id).write_text(json.dumps({**record, "started_at": None}))
+        async with prepared(settings) as next_engine:
+            assert (await next_engine.report(spec.id)).state is SandboxState.RUNNING

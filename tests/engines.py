@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.contract.engine.apps import PORT, App
 
+from builderd.adapters.engines.oci.command import Runtime
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
 from builderd.adapters.engines.oci.store import StoreOptions
@@ -26,10 +27,24 @@ def settings_in(data_dir: Path, **changes: Any) -> OciSettings:
     return replace(OciSettings(data_dir, inside_port=8080, store=StoreOptions(overcommit=100)), **changes)
 
 
+class StrongEngine(OciEngine):
+    """Runs every sandbox under gVisor."""
+
+    async def start(self, spec: SandboxSpec) -> SandboxReport:
+        return await super().start(replace(spec, isolation=Isolation.STRONG))
+
+
+class RuncEngine(OciEngine):
+    """Runs sandboxes as on a machine without crun."""
+
+    def _runtime(self, isolation: Isolation) -> Runtime:
+        return self._here.runtimes["runc"] if isolation is Isolation.STANDARD else super()._runtime(isolation)
+
+
 @asynccontextmanager
-async def prepared(settings: OciSettings) -> AsyncIterator[OciEngine]:
+async def prepared(settings: OciSettings, kind: type[OciEngine] = OciEngine) -> AsyncIterator[OciEngine]:
     """A real engine; at the end everything that runs in its data directory is removed, and it is closed."""
-    engine = OciEngine(settings)
+    engine = kind(settings)
     await engine.prepare(lambda line: None)
     try:
         yield engine

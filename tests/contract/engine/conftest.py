@@ -7,20 +7,22 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from tests.contract.engine.apps import APPS, COMMANDS
-from tests.engines import prepared, settings_in
+from tests.engines import RuncEngine, StrongEngine, prepared, settings_in
 
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.ports.engine import Engine
 
+REAL = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
 
-@pytest.fixture(params=["fake", pytest.param("oci", marks=pytest.mark.root)])
+
+@pytest.fixture(params=["fake", *(pytest.param(name, marks=pytest.mark.root) for name in REAL)])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
     if request.param == "fake":
         yield await make_fake()
         return
-    async with prepared(request.getfixturevalue("oci_settings")) as oci:
+    async with prepared(request.getfixturevalue("oci_settings"), REAL[request.param]) as oci:
         yield oci
 
 

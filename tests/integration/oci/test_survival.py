@@ -18,7 +18,7 @@ from tests.engines import PATIENCE, log_text, make_spec, prepared, until_listeni
 
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
-from builderd.domain.ids import SandboxId
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxState
 
 pytestmark = pytest.mark.root
@@ -26,11 +26,6 @@ pytestmark = pytest.mark.root
 
 def record_file(settings: OciSettings, sandbox: SandboxId) -> Path:
     return settings.data_dir / "sandboxes" / sandbox / "record.json"
-
-
-async def restarted(engine: OciEngine, settings: OciSettings) -> OciEngine:
-    await engine.close()
-    return OciEngine(settings)
 
 
 async def test_an_app_outlives_the_service_and_is_adopted(settings: OciSettings) -> None:
@@ -162,7 +157,8 @@ async def test_a_start_that_was_cut_off_is_mended_by_starting_again(settings: Oc
     async with prepared(settings) as engine:
         assert (await engine.report(sandbox)).state is SandboxState.PARTIAL
         spec = await make_spec(engine, apps.SERVER, id=sandbox)
-        spec = replace(spec, builder_id=died.stdout.strip(), disk=died.stdout.strip())
+        builder = died.stdout.strip()
+        spec = replace(spec, builder_id=BuilderId(builder), disk=DiskId(builder))
         assert (await engine.start(spec)).state is SandboxState.RUNNING
         assert (await until_listening(engine, sandbox)).reachable(PORT)
         assert [report.id for report in await engine.list_sandboxes()] == [sandbox]

@@ -20,7 +20,7 @@ from builderd.adapters.engines.oci.allocations import write_json
 from builderd.adapters.engines.oci.bundle import make_process
 from builderd.adapters.engines.oci.launching import Ended
 from builderd.adapters.engines.oci.records import Record
-from builderd.adapters.engines.oci.runs import Runs, open_files
+from builderd.adapters.engines.oci.runs import Runs, around, open_files
 from builderd.domain.errors import InvalidState
 from builderd.domain.sandboxes import ExecResult
 
@@ -155,7 +155,8 @@ class Execution:
         gate, word = os.pipe2(os.O_CLOEXEC)
         argv = command.execute(self._runtime, self._record.id, document, self._pid_file)
         descriptors = {0: gate, 1: output.write, 2: output.write}
-        program = asyncio.ensure_future(self._runs.launcher.run(argv, env=_ENV, descriptors=descriptors))
+        running = self._runs.launcher.run(argv, env=_ENV, descriptors=descriptors, mounts=around(self._runtime))
+        program = asyncio.ensure_future(running)
         try:
             async with asyncio.timeout(timeout_seconds):
                 if await self._arrives(output, program):
@@ -207,7 +208,8 @@ class Execution:
         write_json(document, make_process(argv, _ENV, "/", self._process("")["user"]["uid"], open_files()))
         try:
             pid_file = document.with_suffix(".pid")
-            await self._runs.launcher.run(command.execute(self._runtime, self._record.id, document, pid_file), env=_ENV)
+            killer = command.execute(self._runtime, self._record.id, document, pid_file)
+            await self._runs.launcher.run(killer, env=_ENV, mounts=around(self._runtime))
         finally:
             document.unlink()
             pid_file.unlink(missing_ok=True)

@@ -21,8 +21,8 @@ from builderd.adapters.engines.oci.syscalls import (
 
 #: Who owns the files of a layer on the host.
 LAYER_OWNER = 0
-#: gVisor refuses to use a network unless this is hidden from it, since it takes it for the host's own namespace.
-_NETWORK_PARAMETERS = "/proc/sys/net"
+#: gVisor takes every network namespace for the host's own, and refuses to use it, unless this is hidden from it.
+HIDE_NETWORK_PARAMETERS = {"kind": "tmpfs", "target": "/proc/sys/net"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,14 @@ def mount_points(root: Root, bundle: Path) -> list[Path]:
     return [bundle / "root", *(_lower(bundle, index) for index in range(len(root.lowers)))]
 
 
-def make_mounts(root: Root, bundle: Path, store: Path, *, hide_network_parameters: bool) -> list[dict[str, Any]]:
+def make_mounts(root: Root, bundle: Path, store: Path) -> list[dict[str, Any]]:
     """The launcher's mounts, in order; the whole root is then at ``<bundle>/root``.
 
     The store itself is let go of, since a sandbox that is about to end would keep it from being unmounted.
     """
     lowers = [_bind(path, _lower(bundle, index), True, LAYER_OWNER) for index, path in enumerate(root.lowers)]
     binds = [_bind(b.source, bundle / "root" / b.target.lstrip("/"), b.read_only, b.owner) for b in root.binds]
-    hidden = [{"kind": "tmpfs", "target": _NETWORK_PARAMETERS}] if hide_network_parameters else []
-    return [*lowers, _overlay(root, bundle), *binds, {"kind": "detach", "target": str(store)}, *hidden]
+    return [*lowers, _overlay(root, bundle), *binds, {"kind": "detach", "target": str(store)}]
 
 
 def _lower(bundle: Path, index: int) -> Path:

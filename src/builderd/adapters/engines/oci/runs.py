@@ -7,6 +7,7 @@ is found by it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -30,7 +31,7 @@ from builderd.adapters.engines.oci.network import Network
 from builderd.adapters.engines.oci.pipes import read_line
 from builderd.adapters.engines.oci.processes import boot_id, find_process
 from builderd.adapters.engines.oci.records import Record, Records
-from builderd.adapters.engines.oci.root import Root, make_mounts, mount_points, overlay_paths
+from builderd.adapters.engines.oci.root import HIDE_NETWORK_PARAMETERS, Root, make_mounts, mount_points, overlay_paths
 from builderd.adapters.engines.oci.slots import Slots
 from builderd.domain.errors import EngineUnavailable
 
@@ -126,13 +127,9 @@ class Runs:
 
     async def _runs(self, record: Record) -> bool:
         """Whether the runtime was told to start it before the last service ended."""
-        read, write = os.pipe2(os.O_CLOEXEC)
-        try:
-            await self.launcher.run(command.state(self.runtime(record), record.id), descriptors={1: write})
-            state = os.read(read, 65536)
-        finally:
-            os.close(read)
-        return b'"running"' in state
+        runtime = self.runtime(record)
+        _, state = await self._ask(runtime, command.state(runtime, record.id), stream=1)
+        return '"running"' in state
 
     def close(self) -> None:
         self.exits.close()
@@ -223,7 +220,7 @@ class Runs:
                 env=_SHIM_ENV,
                 cwd=str(bundle),  # where the shim leaves a second "oom" file
                 descriptors={3: write},
-                mounts=make_mounts(run.root, bundle, self.places.store, hide_network_parameters=run.runtime.is_gvisor),
+                mounts=[*make_mounts(run.root, bundle, self.places.store), *around(run.runtime)],
                 cgroups=[self.cgroups.open_shim(run.id)],
                 slot=record.slot,
             )
@@ -235,13 +232,24 @@ class Runs:
 
     async def _start(self, run: Run, record: Record) -> Record:
         started_at = time.time()
-        ended = await self.launcher.run(command.start(run.runtime, run.id), env=_SHIM_ENV)
-        if ended.status:
-            raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {ended.error or ended.status}.")
+        status, words = await self._ask(run.runtime, command.start(run.runtime, run.id))
+        if status:
+            raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {words.strip() or status}")
         record = self._save(replace(record, started_at=started_at))
         assert record.process
         self.exits.watch(run.id, record.process)
         return record
+
+    async def _ask(self, runtime: Runtime, argv: Sequence[str], stream: int = 2) -> tuple[int, str]:
+        """Run a runtime's command; its exit status and what it wrote to one of its streams (at most a pipe's worth)."""
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            ended = await self.launcher.run(argv, env=_SHIM_ENV, descriptors={stream: write}, mounts=around(runtime))
+            with contextlib.suppress(BlockingIOError):
+                return ended.status, os.read(read, 65536).decode(errors="replace")
+            return ended.status, ended.error
+        finally:
+            os.close(read)
 
     async def stop(self, record: Record, grace_seconds: float) -> Record:
         """TERM, then KILL. Returns when its end is written down and its mounts are gone."""
@@ -256,7 +264,7 @@ class Runs:
     async def _terminate(self, record: Record) -> None:
         runtime = self.runtime(record)
         if runtime.is_gvisor:
-            await self.launcher.run(command.kill(runtime, record.id, "TERM"), env=_SHIM_ENV)
+            await self._ask(runtime, command.kill(runtime, record.id, "TERM"))
         elif record.process:
             record.process.kill(signal.SIGTERM)
 
@@ -276,7 +284,7 @@ class Runs:
         await self._settle(record)
         runtime = self._runtimes.get(record.runtime)
         if runtime and (runtime.root / record.id).exists():
-            await self.launcher.run(command.delete(runtime, record.id), env=_SHIM_ENV)
+            await self._ask(runtime, command.delete(runtime, record.id))
             shutil.rmtree(runtime.root / record.id, ignore_errors=True)
         for group in (record.id, f"{record.id}.shim"):
             await asyncio.to_thread(self.cgroups.remove, group)
@@ -294,6 +302,11 @@ class Runs:
         self.records.save(record)
         self._known[record.id] = record
         return record
+
+
+def around(runtime: Runtime) -> list[dict[str, Any]]:
+    """Mounts that every command of this runtime needs."""
+    return [HIDE_NETWORK_PARAMETERS] if runtime.is_gvisor else []
 
 
 def first_process(ended: Ended, word: bytes) -> int:

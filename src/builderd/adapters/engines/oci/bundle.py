@@ -49,9 +49,8 @@ class Container:
     """What runs, in what, and within which limits.
 
     ``uid`` is the host's id for the sandbox's 0, ``user`` the id inside under which the program runs.
-    ``memory_bytes`` limits memory and swap together, ``cpu`` is in vCPU. ``network`` is the path of a network
-    namespace. ``open_files`` may not be above the service's own hard limit. ``tmpfs`` maps a path inside to the
-    size in bytes of what is mounted there.
+    ``memory_bytes`` limits memory and swap together, ``cpu`` is in vCPU. ``open_files`` may not be above the
+    service's own hard limit. ``tmpfs`` maps a path inside to the size in bytes of what is mounted there.
     """
 
     root: str
@@ -65,7 +64,6 @@ class Container:
     cpu: float
     memory_bytes: int
     pids: int
-    network: str
     seccomp: Mapping[str, Any]
     open_files: int
     read_only: bool = False
@@ -109,9 +107,8 @@ def _tmpfs(path: str, size: int) -> dict[str, Any]:
 
 def _linux(container: Container) -> dict[str, Any]:
     ids = [{"containerID": 0, "hostID": container.uid, "size": IDS}]
-    own = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "user")]
     return {
-        "namespaces": [*own, {"type": "network", "path": container.network}],
+        "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "user", "network")],
         "uidMappings": ids,
         "gidMappings": ids,
         "cgroupsPath": container.cgroup,

@@ -28,7 +28,7 @@ TIMEOUT_EXIT_CODE = 124
 #: What the gate says first; what comes before it is the runtime's complaint.
 _READY = b"\x06"
 #: Says that it is there, waits for the word, and becomes the command.
-_GATE = r"printf '\006'; read -r _ && exec /bin/sh -c " + '"$0" </dev/null'
+_GATE = r"exec 2>&1; printf '\006'; read -r _ && exec /bin/sh -c " + '"$0" </dev/null'
 _PIPE_BYTES = 1 << 20
 _DRAIN_SECONDS = 0.005
 _LAST_READS = 16

@@ -4,11 +4,10 @@ The service has threads, so it must not fork and go on in Python; a fresh interp
 This server is started once (``python -m …launcher <descriptor of its socket>``), imports the standard library only,
 and answers one JSON request per packet:
 
-``slot``     make the user namespaces (for idmapped mounts) and the network namespace of a slot, and keep their
-             descriptors; answers with the path by which a runtime finds the network namespace.
-``release``  close the descriptors of a slot; what runs in its namespaces keeps them alive.
-``run``      fork; the child enters cgroups, makes mounts in a mount namespace of its own, and executes a program.
-             Answers when that program has ended, with its wait status and what went wrong before it.
+``maps``    have user namespaces for the idmapped mounts of one sandbox ready before they are needed.
+``attach``  connect the network namespace of a process to a bridge.
+``run``     fork; the child enters cgroups, makes mounts in a mount namespace of its own, and executes a program.
+            Answers when that program has ended, with its exit status and what went wrong before it.
 
 It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
 hybrid host (crun refuses to work beside it). It ends with the service; nothing that it started ends with it.
@@ -50,22 +49,11 @@ FAILED = 127
 Message = dict[str, Any]
 
 
-class Slot:
-    """The namespaces kept for one slot, by descriptor."""
-
-    def __init__(self, request: Message) -> None:
-        self.maps = {inside: user_namespace(inside, request["uid"]) for inside in request["maps"]}
-        self.network = network_namespace(**request["network"])
-
-    def close(self) -> None:
-        for descriptor in (*self.maps.values(), self.network):
-            os.close(descriptor)
-
-
 class Server:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._slots: dict[int, Slot] = {}
+        #: By the sandbox's first uid: namespaces by the id on disk that they show as that uid.
+        self._maps: dict[int, dict[int, int]] = {}
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
 
@@ -94,29 +82,36 @@ class Server:
 
     def _handle(self, request: Message, descriptors: list[int]) -> None:
         match request["op"]:
-            case "slot":
-                self._answer(request["id"], path=self._keep(request))
-            case "release":
-                self._release(request["slot"])
+            case "maps":
+                self._keep_maps(request["uid"], request["owners"])
+                self._answer(request["id"])
+            case "attach":
+                attach(request["pid"], **request["network"])
                 self._answer(request["id"])
             case "run":
                 self._run(request, descriptors)
 
-    def _keep(self, request: Message) -> str:
-        self._release(request["slot"])
-        slot = self._slots[request["slot"]] = Slot(request)
-        return f"/proc/{os.getpid()}/fd/{slot.network}"
+    def _keep_maps(self, uid: int, owners: list[int]) -> dict[int, int]:
+        maps = self._maps.setdefault(uid, {})
+        for owner in owners:
+            if owner not in maps:
+                maps[owner] = user_namespace(owner, uid)
+        return maps
 
-    def _release(self, number: int) -> None:
-        if slot := self._slots.pop(number, None):
-            slot.close()
+    def _drop_maps(self, uid: int) -> None:
+        """The mounts that were made with them keep them alive."""
+        for descriptor in self._maps.pop(uid, {}).values():
+            os.close(descriptor)
 
     def _run(self, request: Message, descriptors: list[int]) -> None:
+        owners = [mount["owner"] for mount in request["mounts"] if mount.get("owner") is not None]
+        maps = self._keep_maps(request["uid"], owners) if owners else {}
         words, child_words = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
-            run_child(request, self._slots.get(request.get("slot", -1)), descriptors, child_words)
+            run_child(request, maps, descriptors, child_words)
         os.close(child_words)
+        self._drop_maps(request["uid"])
         self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (request["id"], pid, words))
 
     def _reap(self, pidfd: int, child: tuple[int, int, int]) -> None:
@@ -142,16 +137,16 @@ def _read_words(descriptor: int) -> str:
         os.close(descriptor)
 
 
-def run_child(request: Message, slot: Slot | None, descriptors: list[int], words: int) -> None:
+def run_child(request: Message, maps: dict[int, int], descriptors: list[int], words: int) -> None:
     """Become the program of a ``run`` request. Never returns."""
     try:
         os.setsid()
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        for tasks in request.get("cgroups", ()):
+        for tasks in request["cgroups"]:
             write(tasks, "0")
-        prepare_mounts(request, slot)
+        prepare_mounts(request["mounts"], maps)
         os.chdir(request["cwd"])
-        place_descriptors(request.get("fds", ()), descriptors)
+        place_descriptors(request["fds"], descriptors)
         os.execve(request["argv"][0], request["argv"], request["env"])  # noqa: S606
     except BaseException as error:
         os.write(words, describe(error).encode()[:4096])
@@ -159,20 +154,19 @@ def run_child(request: Message, slot: Slot | None, descriptors: list[int], words
         os._exit(FAILED)
 
 
-def prepare_mounts(request: Message, slot: Slot | None) -> None:
-    """Make the mounts of a request where nobody else sees them; they vanish with the last process in there."""
-    if not request.get("mounts"):
-        return
-    unshare(CLONE_NEWNS)
-    for wanted in request["mounts"]:
-        make_mount(wanted, slot)
+def prepare_mounts(mounts: list[Message], maps: dict[int, int]) -> None:
+    """Make mounts where nobody else sees them; they vanish with the last process in there."""
+    if mounts:
+        unshare(CLONE_NEWNS)
+    for wanted in mounts:
+        make_mount(wanted, maps)
 
 
-def make_mount(wanted: Message, slot: Slot | None) -> None:
+def make_mount(wanted: Message, maps: dict[int, int]) -> None:
     match wanted["kind"]:
         case "bind":
             owner = wanted["owner"]
-            namespace = slot.maps[owner] if slot and owner is not None else None
+            namespace = None if owner is None else maps[owner]
             bind(wanted["source"], wanted["target"], wanted["attributes"], namespace)
         case "detach":
             unmount(wanted["target"])
@@ -219,24 +213,25 @@ def user_namespace(inside: int, outside: int) -> int:
         os.waitpid(pid, 0)
 
 
-def network_namespace(link: str, bridge: str, mac: str, ip: str, prefix: int, gateway: str, mtu: int) -> int:
-    """The descriptor of a network namespace with one link to the bridge, whose port is isolated from all others."""
+def attach(pid: int, link: str, bridge: str, mac: str, ip: str, prefix: int, gateway: str, mtu: int) -> None:
+    """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
     bridge_index = socket.if_nametoindex(bridge)
-    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    with Netlink() as outside:
-        outside.delete_link(link)
-        unshare(CLONE_NEWNET)
-        try:
-            inside = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    home, inside = (os.open(f"/proc/{who}/ns/net", os.O_RDONLY | os.O_CLOEXEC) for who in ("self", pid))
+    try:
+        with Netlink() as outside:
+            outside.delete_link(link)
             outside.create_veth(link, bridge_index, "eth0", bytes.fromhex(mac), inside, mtu)
+            port = socket.if_nametoindex(link)
+            outside.isolate_port(port)
+            outside.set_up(port)
+        setns(inside, CLONE_NEWNET)
+        try:
             configure_inside(ip, prefix, gateway)
         finally:
             setns(home, CLONE_NEWNET)
-            os.close(home)
-        port = socket.if_nametoindex(link)
-        outside.isolate_port(port)
-        outside.set_up(port)
-    return inside
+    finally:
+        os.close(home)
+        os.close(inside)
 
 
 def configure_inside(ip: str, prefix: int, gateway: str) -> None:

@@ -39,18 +39,16 @@ class Launcher:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._last = 0
 
-    async def keep_slot(self, slot: int, uid: int, owners: Sequence[int], network: Mapping[str, Any]) -> str:
-        """Have the namespaces of a slot ready; answers with the path of the network namespace.
+    async def keep_maps(self, uid: int, owners: Sequence[int]) -> None:
+        """Have ready what the mounts of a sandbox with this first uid will need: it takes milliseconds.
 
-        ``owners`` are the ids on disk that idmapped mounts will show as the sandbox's 0.
+        ``owners`` are the ids on disk that its mounts will show as its 0.
         """
-        answer = await self._ask({"op": "slot", "slot": slot, "uid": uid, "maps": owners, "network": network})
-        path: str = answer["path"]
-        return path
+        await self._ask({"op": "maps", "uid": uid, "owners": list(owners)})
 
-    async def release_slot(self, slot: int) -> None:
-        """Let go of the namespaces of a slot."""
-        await self._ask({"op": "release", "slot": slot})
+    async def attach(self, pid: int, network: Mapping[str, Any]) -> None:
+        """Connect the network namespace of a process; ``network`` as ``Network.link`` makes it."""
+        await self._ask({"op": "attach", "pid": pid, "network": network})
 
     async def run(
         self,
@@ -61,12 +59,12 @@ class Launcher:
         descriptors: Mapping[int, int] | None = None,
         mounts: Sequence[Mapping[str, Any]] = (),
         cgroups: Sequence[str] = (),
-        slot: int = -1,
+        uid: int = -1,
     ) -> Ended:
         """Run a program to its end.
 
         ``descriptors`` maps the number that it sees to one of ours, which is given away: closed here in any case.
-        ``cgroups`` are the ``cgroup.procs`` files that it enters first.
+        ``cgroups`` are the ``cgroup.procs`` files that it enters first; ``uid`` is what idmapped mounts map to.
         """
         given = descriptors or {}
         request = {
@@ -77,7 +75,7 @@ class Launcher:
             "fds": list(given),
             "mounts": list(mounts),
             "cgroups": list(cgroups),
-            "slot": slot,
+            "uid": uid,
         }
         answer = await self._ask(request, list(given.values()))
         return Ended(answer["status"], answer["error"])

@@ -36,6 +36,23 @@ class Process:
             finally:
                 os.close(descriptor)
 
+    @property
+    def name(self) -> str:
+        """Of its program, cut to 15 characters; empty when it is gone."""
+        try:
+            return Path(f"/proc/{self.pid}/comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+
+    def blocks(self, number: int) -> bool:
+        """Whether it has blocked a signal, as who takes signals one by one does."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:")), "0")
+        return bool(int(mask, 16) >> (number - 1) & 1)
+
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait until it has ended; False when it has not by then. None: however long it takes."""
         try:

@@ -29,7 +29,7 @@ from builderd.adapters.engines.oci.host_files import write_own_files
 from builderd.adapters.engines.oci.launching import Ended, Launcher
 from builderd.adapters.engines.oci.network import Network
 from builderd.adapters.engines.oci.pipes import read_line
-from builderd.adapters.engines.oci.processes import boot_id, find_process
+from builderd.adapters.engines.oci.processes import Process, boot_id, find_process
 from builderd.adapters.engines.oci.records import Record, Records
 from builderd.adapters.engines.oci.root import HIDE_NETWORK_PARAMETERS, Root, make_mounts, mount_points, overlay_paths
 from builderd.adapters.engines.oci.slots import Slots
@@ -39,6 +39,9 @@ _CREATE_SECONDS = 30.0
 #: How long a shim may live on after its sandbox's end.
 _SHIM_SECONDS = 2.0
 _KILL_SECONDS = 5.0
+#: The program that is the first process of every sandbox.
+_INIT = "tini"
+_INIT_SECONDS = 2.0
 _OPEN_FILES = 65536
 _SHIM_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "_OCI_SYNCPIPE": "3"}
 
@@ -102,6 +105,7 @@ class Runs:
         self._slots = slots
         self._runtimes = runtimes
         self._known: dict[str, Record] = {}
+        self._warming: set[asyncio.Future[None]] = set()
 
     async def open(self) -> None:
         """Adopt what runs, and remove what no service can use any more. Needs a running event loop."""
@@ -161,22 +165,37 @@ class Runs:
         record = self._save(Record(run.id, run.owner, run.disk, run.runtime.name, slot, ip, run.port, boot_id()))
         try:
             record = await self._create(run, record)
-            return await self._start(run, record)
+            record = await self._start(run, record)
         except BaseException:
             await asyncio.shield(self.remove(self._known[record.id]))
             raise
+        self._warm(run.root.owners)
+        return record
+
+    def _warm(self, owners: Sequence[int]) -> None:
+        """Have ready what the next start will need."""
+        if (slot := self._slots.next()) is not None:
+            warming = asyncio.ensure_future(self.launcher.keep_maps(self._slots.uid(slot), owners))
+            self._warming.add(warming)
+            warming.add_done_callback(self._warmed)
+
+    def _warmed(self, warming: asyncio.Future[None]) -> None:
+        """Should it have failed, then the next start will say why."""
+        self._warming.discard(warming)
+        if not warming.cancelled():
+            warming.exception()
 
     async def _create(self, run: Run, record: Record) -> Record:
         """Everything up to a first process that waits for the word to execute the program."""
-        uid, link = self._slots.uid(record.slot), self.network.link(record.slot, run.egress)
-        namespace = await self.launcher.keep_slot(record.slot, uid, run.root.owners, link)
-        bundle = self._make_bundle(run, record, uid, namespace)
+        uid = self._slots.uid(record.slot)
+        bundle = self._make_bundle(run, record, uid)
         pid = await self._launch_shim(run, record, bundle)
-        await self.launcher.release_slot(record.slot)
         shim = int((bundle / "conmon.pid").read_text())
-        return self._save(replace(record, process=find_process(pid), shim=find_process(shim)))
+        record = self._save(replace(record, process=find_process(pid), shim=find_process(shim)))
+        await self.launcher.attach(pid, self.network.link(record.slot, run.egress))
+        return record
 
-    def _make_bundle(self, run: Run, record: Record, uid: int, namespace: str) -> Path:
+    def _make_bundle(self, run: Run, record: Record, uid: int) -> Path:
         bundle = self.places.bundle(run.id)
         shutil.rmtree(bundle, ignore_errors=True)
         bundle.mkdir(mode=0o711)
@@ -186,10 +205,10 @@ class Runs:
             os.chown(folder, uid, uid)
         if run.root.scratch:
             write_own_files(run.root.scratch / "upper", run.hostname, record.ip, uid)
-        write_json(bundle / "config.json", make_config(self._container(run, bundle, uid, namespace)))
+        write_json(bundle / "config.json", make_config(self._container(run, bundle, uid)))
         return bundle
 
-    def _container(self, run: Run, bundle: Path, uid: int, namespace: str) -> Container:
+    def _container(self, run: Run, bundle: Path, uid: int) -> Container:
         return Container(
             root=str(bundle / "root"),
             argv=run.argv,
@@ -202,7 +221,6 @@ class Runs:
             cpu=run.cpu,
             memory_bytes=run.memory_bytes,
             pids=run.pids,
-            network=namespace,
             seccomp=self.places.seccomp,
             open_files=open_files(),
             read_only=run.root.scratch is None,
@@ -222,7 +240,7 @@ class Runs:
                 descriptors={3: write},
                 mounts=[*make_mounts(run.root, bundle, self.places.store), *around(run.runtime)],
                 cgroups=[self.cgroups.open_shim(run.id)],
-                slot=record.slot,
+                uid=self._slots.uid(record.slot),
             )
             return first_process(ended, await read_line(read, _CREATE_SECONDS))
         except TimeoutError as error:
@@ -266,6 +284,7 @@ class Runs:
         if runtime.is_gvisor:
             await self._ask(runtime, command.kill(runtime, record.id, "TERM"))
         elif record.process:
+            await _can_hear(record.process)
             record.process.kill(signal.SIGTERM)
 
     async def _settle(self, record: Record) -> None:
@@ -293,7 +312,6 @@ class Runs:
     async def remove(self, record: Record) -> None:
         """Take away everything but its log. Idempotent."""
         await self.clean(record)
-        await self.launcher.release_slot(record.slot)
         self._slots.give_back(record.slot)
         self.records.remove(record.id)
         self._known.pop(record.id, None)
@@ -302,6 +320,15 @@ class Runs:
         self.records.save(record)
         self._known[record.id] = record
         return record
+
+
+async def _can_hear(process: Process) -> None:
+    """Wait until the sandbox's init takes signals: what comes before is lost, as for any first process."""
+    deadline = time.monotonic() + _INIT_SECONDS
+    while process.alive and time.monotonic() < deadline:
+        if process.name == _INIT and process.blocks(signal.SIGTERM):
+            return
+        await asyncio.sleep(0.001)
 
 
 def around(runtime: Runtime) -> list[dict[str, Any]]:

@@ -55,17 +55,21 @@ class Slots:
 
     def take(self) -> int:
         """A free slot, the longest unused first. Raises ``NoCapacity``."""
-        count = len(self._blocks) * SLOTS_PER_BLOCK
-        for offset in range(1, count + 1):
-            slot = (self._last + offset) % count
-            if slot < MAX_SLOTS and slot not in self._taken:
-                self._taken.add(slot)
-                self._last = slot
-                return slot
-        if count >= MAX_SLOTS:
-            raise NoCapacity(f"This engine runs {MAX_SLOTS} sandboxes at most: stop one first.")
-        self._blocks = self._grow()
-        return self.take()
+        slot = self.next()
+        if slot is None:
+            if len(self._blocks) * SLOTS_PER_BLOCK >= MAX_SLOTS:
+                raise NoCapacity(f"This engine runs {MAX_SLOTS} sandboxes at most: stop one first.")
+            self._blocks = self._grow()
+            return self.take()
+        self._taken.add(slot)
+        self._last = slot
+        return slot
+
+    def next(self) -> int | None:
+        """The slot that will be taken next, None when all that there are so far are taken."""
+        count = min(len(self._blocks) * SLOTS_PER_BLOCK, MAX_SLOTS)
+        candidates = ((self._last + offset) % count for offset in range(1, count + 1))
+        return next((slot for slot in candidates if slot not in self._taken), None)
 
     def give_back(self, slot: int) -> None:
         """Idempotent."""

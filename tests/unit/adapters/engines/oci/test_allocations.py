@@ -1,0 +1,94 @@
+"""Services on one host share neither a subnet nor a uid."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.engines.oci.allocations import (
+    BLOCKS,
+    Allocations,
+    bridge_name,
+    free_subnet,
+    known_instance,
+    parse_routes,
+)
+from builderd.domain.errors import NoCapacity
+
+ROUTES = """\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    return tmp_path / "host"
+
+
+def data_dir(tmp_path: Path, name: str) -> Path:
+    folder = tmp_path / name
+    folder.mkdir()
+    return folder
+
+
+def test_two_services_share_nothing(tmp_path: Path, host: Path) -> None:
+    one, two = (Allocations(host).claim(data_dir(tmp_path, name), []) for name in ("one", "two"))
+    assert one.id != two.id
+    assert not one.network.overlaps(two.network)
+    assert not set(one.blocks) & set(two.blocks)
+    grown = Allocations(host).grow(one)
+    assert not set(grown.blocks) & set(two.blocks)
+    assert len(grown.blocks) == 2
+
+
+def test_a_service_keeps_what_it_has(tmp_path: Path, host: Path) -> None:
+    folder = data_dir(tmp_path, "one")
+    first = Allocations(host).claim(folder, [])
+    assert Allocations(host).claim(folder, [IPv4Network(first.subnet)]) == first, "its own route is no obstacle"
+    Allocations(host).release(first.id)
+    assert Allocations(host).claim(folder, []).subnet == first.subnet
+    assert known_instance(folder) is not None
+
+
+def test_a_subnet_that_came_into_use_is_left(tmp_path: Path, host: Path) -> None:
+    folder = data_dir(tmp_path, "one")
+    first = Allocations(host).claim(folder, [])
+    wider = first.network.supernet(4)
+    moved = Allocations(host).claim(folder, [wider])
+    assert moved.id == first.id
+    assert not moved.network.overlaps(wider)
+
+
+def test_a_service_that_is_gone_gives_back_what_it_had(tmp_path: Path, host: Path) -> None:
+    folders = [data_dir(tmp_path, str(number)) for number in range(BLOCKS)]
+    for folder in folders:
+        Allocations(host).claim(folder, [])
+    late = data_dir(tmp_path, "late")
+    with pytest.raises(NoCapacity, match="builderd down"):
+        Allocations(host).claim(late, [])
+    shutil.rmtree(folders[7])
+    assert Allocations(host).claim(late, []).blocks
+
+
+def test_an_id_with_a_copied_data_directory_is_not_the_other_s(tmp_path: Path, host: Path) -> None:
+    folder = data_dir(tmp_path, "one")
+    mine = Allocations(host).claim(folder, [])
+    assert stat.S_IMODE((folder / "instance.json").stat().st_mode) == 0o600
+    assert len(bridge_name(mine.id)) <= 15 - len("-1019")
+
+
+def test_a_host_that_routes_all_private_networks_is_told_so() -> None:
+    everything = [IPv4Network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
+    assert free_subnet("0123abcd", everything).subnet_of(IPv4Network("198.18.0.0/15"))
+    with pytest.raises(NoCapacity):
+        free_subnet("0123abcd", [*everything, IPv4Network("198.18.0.0/15")])
+
+
+def test_routes_are_read_as_the_kernel_prints_them() -> None:
+    assert parse_routes(ROUTES) == [IPv4Network("0.0.0.0/0"), IPv4Network("192.0.2.0/24")]

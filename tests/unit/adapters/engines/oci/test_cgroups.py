@@ -1,0 +1,86 @@
+"""Control groups of both versions, on folders that look like theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.engines.oci.cgroups import Cgroups
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> Path:
+    for controller in ("cpu", "cpuacct", "memory", "pids", "freezer"):
+        (tmp_path / controller / "builderd-x" / "ab").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def v2(tmp_path: Path) -> Path:
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids")
+    (tmp_path / "cgroup.subtree_control").write_text("")
+    (tmp_path / "builderd-x" / "ab").mkdir(parents=True)
+    return tmp_path
+
+
+def test_the_version_is_seen(v1: Path) -> None:
+    assert Cgroups("x", v1).version == 1
+
+
+def test_on_version_2_the_controllers_are_handed_down_outside_of_any_unit(v2: Path) -> None:
+    groups = Cgroups("x", v2)
+    assert groups.version == 2
+    groups.open()
+    assert (v2 / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+    assert (v2 / "builderd-x/cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+
+
+def test_the_shim_is_held_back(v1: Path) -> None:
+    tasks = Path(Cgroups("x", v1).open_shim("ab"))
+    assert tasks == v1 / "cpu/builderd-x/ab.shim/cgroup.procs"
+    assert (tasks.parent / "cpu.cfs_quota_us").read_text() == "20000"
+
+
+def test_the_shim_is_held_back_on_version_2(v2: Path) -> None:
+    tasks = Path(Cgroups("x", v2).open_shim("ab"))
+    assert tasks == v2 / "builderd-x/ab.shim/cgroup.procs"
+    assert (tasks.parent / "cpu.max").read_text() == "20000 100000"
+
+
+def test_usage_leaves_out_what_the_kernel_could_drop(v1: Path) -> None:
+    (v1 / "cpuacct/builderd-x/ab/cpuacct.usage").write_text("1500000000\n")
+    (v1 / "memory/builderd-x/ab/memory.usage_in_bytes").write_text("5000\n")
+    (v1 / "memory/builderd-x/ab/memory.stat").write_text("cache 4000\ninactive_file 1\ntotal_inactive_file 3000\n")
+    (v1 / "pids/builderd-x/ab/pids.current").write_text("7\n")
+    used = Cgroups("x", v1).usage("ab")
+    assert used
+    assert (used.cpu_seconds, used.memory_bytes, used.processes) == (1.5, 2000, 7)
+
+
+def test_usage_on_version_2(v2: Path) -> None:
+    group = v2 / "builderd-x/ab"
+    (group / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\n")
+    (group / "memory.current").write_text("5000\n")
+    (group / "memory.stat").write_text("anon 10\ninactive_file 3000\n")
+    (group / "pids.current").write_text("7\n")
+    used = Cgroups("x", v2).usage("ab")
+    assert used
+    assert (used.cpu_seconds, used.memory_bytes, used.processes) == (1.5, 2000, 7)
+
+
+def test_kills_for_memory_are_counted(v1: Path, tmp_path: Path) -> None:
+    groups = Cgroups("x", v1)
+    (v1 / "memory/builderd-x/ab/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert groups.oom_kills("ab") == 2
+    assert groups.oom_kills("gone") == 0
+    assert groups.usage("gone") is None
+
+
+def test_a_group_goes_from_every_hierarchy(v1: Path) -> None:
+    (v1 / "pids/builderd-x/ab/exec-1").mkdir()
+    Cgroups("x", v1).remove("ab")
+    assert not list(v1.glob("*/builderd-x/ab"))
+    Cgroups("x", v1).close()
+    assert not list(v1.glob("*/builderd-x"))
+    Cgroups("x", v1).close()

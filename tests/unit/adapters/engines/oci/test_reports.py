@@ -1,0 +1,88 @@
+"""What is said of a sandbox, from what is left of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from builderd.adapters.engines.oci.processes import Process
+from builderd.adapters.engines.oci.records import Exit, Record
+from builderd.adapters.engines.oci.reports import make_end, make_report
+from builderd.domain.sandboxes import EndCause, SandboxState
+
+RECORD = Record(
+    id="ab12",
+    owner="b",
+    disk="d",
+    runtime="crun",
+    slot=3,
+    ip="10.64.8.5",
+    port=8000,
+    boot="now",
+    process=Process(100, 1),
+    shim=Process(99, 1),
+    started_at=1000.0,
+)
+
+
+def test_before_it_was_told_to_start_it_is_half_made() -> None:
+    report = make_report(replace(RECORD, started_at=None), running=False, exit_=None, oom=False, boot="now")
+    assert (report.state, report.ip, report.started_at) == (SandboxState.PARTIAL, None, None)
+
+
+def test_a_running_one_has_an_address() -> None:
+    report = make_report(RECORD, running=True, exit_=None, oom=False, boot="now")
+    assert (report.state, report.ip, report.end) == (SandboxState.RUNNING, "10.64.8.5", None)
+
+
+@pytest.mark.parametrize(
+    ("record", "exit_", "oom", "boot", "cause", "code"),
+    [
+        pytest.param(RECORD, Exit(7, 2000), False, "now", EndCause.EXITED, 7, id="by itself"),
+        pytest.param(
+            RECORD, Exit(137, 2000), False, "now", EndCause.EXITED, 137, id="a KILL from inside is no memory limit"
+        ),
+        pytest.param(RECORD, Exit(137, 2000), True, "now", EndCause.OUT_OF_MEMORY, 137, id="for memory"),
+        pytest.param(
+            RECORD, Exit(1, 2000), True, "now", EndCause.OUT_OF_MEMORY, 1, id="for memory, by its parent's word"
+        ),
+        pytest.param(
+            RECORD, Exit(0, 2000), True, "now", EndCause.EXITED, 0, id="well, though a worker was killed once"
+        ),
+        pytest.param(
+            replace(RECORD, stopping_at=1999.99), Exit(143, 2000), False, "now", EndCause.STOPPED, 143, id="stopped"
+        ),
+        pytest.param(
+            replace(RECORD, stopping_at=2000.01),
+            Exit(143, 2000),
+            False,
+            "now",
+            EndCause.STOPPED,
+            143,
+            id="file times lag",
+        ),
+        pytest.param(
+            replace(RECORD, stopping_at=2001),
+            Exit(7, 2000),
+            False,
+            "now",
+            EndCause.EXITED,
+            7,
+            id="before it was stopped",
+        ),
+        pytest.param(RECORD, None, False, "now", EndCause.UNKNOWN, None, id="nobody saw it"),
+        pytest.param(RECORD, None, True, "now", EndCause.UNKNOWN, None, id="nobody saw it, memory or not"),
+        pytest.param(RECORD, None, False, "later", EndCause.HOST_RESTARTED, None, id="machine restarted"),
+        pytest.param(
+            RECORD, Exit(7, 2000), False, "later", EndCause.EXITED, 7, id="ended before the machine restarted"
+        ),
+        pytest.param(
+            replace(RECORD, stopping_at=1), None, False, "now", EndCause.STOPPED, None, id="killed with its shim"
+        ),
+    ],
+)
+def test_causes(record: Record, exit_: Exit | None, oom: bool, boot: str, cause: EndCause, code: int | None) -> None:
+    end = make_end(record, exit_, oom, boot)
+    assert (end.cause, end.exit_code) == (cause, code)
+    assert (end.at is None) == (exit_ is None)

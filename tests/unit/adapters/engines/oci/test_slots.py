@@ -1,0 +1,64 @@
+"""No two live sandboxes share uids or an address."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from builderd.adapters.engines.oci.allocations import IDS, UID_BASE
+from builderd.adapters.engines.oci.slots import MAX_SLOTS, Addresses, Slots
+from builderd.domain.errors import NoCapacity
+
+ADDRESSES = Addresses(IPv4Network("10.64.8.0/21"))
+
+
+class Blocks:
+    """Hands out blocks 3, 7, 11 and 15."""
+
+    def __init__(self) -> None:
+        self.mine: tuple[int, ...] = (3,)
+
+    def grow(self) -> tuple[int, ...]:
+        self.mine = (*self.mine, self.mine[-1] + 4)
+        return self.mine
+
+
+def test_slots_are_distinct_and_grow_block_by_block_to_the_bridge_s_limit() -> None:
+    blocks = Blocks()
+    slots = Slots(blocks.mine, blocks.grow)
+    taken = [slots.take() for _ in range(MAX_SLOTS)]
+    assert len(set(taken)) == MAX_SLOTS
+    assert blocks.mine == (3, 7, 11, 15)
+    uids = {slots.uid(slot) for slot in taken}
+    assert len(uids) == MAX_SLOTS
+    assert all((uid - UID_BASE) % IDS == 0 for uid in uids)
+    with pytest.raises(NoCapacity):
+        slots.take()
+
+
+def test_a_slot_given_back_is_taken_again_as_late_as_possible() -> None:
+    slots = Slots((0,), tuple)
+    first, second = slots.take(), slots.take()
+    slots.give_back(first)
+    slots.give_back(first)
+    assert [slots.take() for _ in range(254)].count(first) == 0
+    assert slots.take() == first
+    assert second not in (first, slots.next())
+
+
+def test_what_was_found_running_is_not_given_out() -> None:
+    slots = Slots((0,), tuple)
+    slots.occupy(0)
+    slots.occupy(1)
+    assert slots.next() == slots.take() == 2
+
+
+def test_sandboxes_without_a_way_out_have_addresses_of_their_own() -> None:
+    addresses = [ADDRESSES.of(slot, egress) for slot in range(MAX_SLOTS) for egress in (True, False)]
+    assert len(set(addresses)) == 2 * MAX_SLOTS
+    assert not {ADDRESSES.gateway, "10.64.8.0", "10.64.15.255"} & set(addresses)
+    for slot in (0, MAX_SLOTS - 1):
+        assert IPv4Address(ADDRESSES.of(slot, False)) in ADDRESSES.secluded
+        assert IPv4Address(ADDRESSES.of(slot, True)) not in ADDRESSES.secluded
+        assert IPv4Address(ADDRESSES.of(slot, True)) in ADDRESSES.subnet

@@ -1,0 +1,80 @@
+"""The base as it really is: what an app finds in it, and what it must not find."""
+
+from __future__ import annotations
+
+import pwd
+import stat
+import subprocess
+
+import pytest
+from tests.integration.oci.stores import quiet
+
+from builderd.adapters.engines.oci.base import Base, ensure_base
+from builderd.adapters.engines.oci.base_recipe import APP_UID, MOUNT_FILES, MOUNT_FOLDERS
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    """The host's own: making one takes half a minute."""
+    return ensure_base(quiet)
+
+
+def run(base: Base, *argv: str) -> str:
+    command = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", f"--root={base.root}", "--", *argv]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+@pytest.mark.parametrize("program", ["python3", "node", "npm", "git", "curl", "rsync", "ps", "tini"])
+def test_the_programs_that_apps_expect_run(base: Base, program: str) -> None:
+    assert run(base, program, "--version")
+
+
+def test_files_can_be_transferred_over_ssh(base: Base) -> None:
+    assert (base.root / "usr/lib/openssh/sftp-server").is_file()
+
+
+def test_an_environment_can_be_made_in_it(base: Base) -> None:
+    assert run(base, "python3", "-c", "import venv, ensurepip, ssl, sqlite3; print('all there')") == "all there"
+
+
+def test_the_standard_library_is_compiled(base: Base) -> None:
+    (library,) = base.root.glob("usr/lib/python3.*/json")
+    assert list(library.glob("__pycache__/decoder.*.pyc"))
+
+
+def test_the_app_has_a_user_of_its_own(base: Base) -> None:
+    user = run(base, "getent", "passwd", "app").split(":")
+    assert user[2:4] == [str(APP_UID), str(APP_UID)]
+    assert user[5] == "/app"
+
+
+def test_nothing_in_it_keeps_rights_that_its_caller_has_not(base: Base) -> None:
+    files = (path.lstat() for path in base.root.rglob("*"))
+    privileged = stat.S_ISUID | stat.S_ISGID
+    assert not [file for file in files if stat.S_ISREG(file.st_mode) and file.st_mode & privileged]
+
+
+def test_it_is_roots_but_for_the_apps_folder(base: Base) -> None:
+    owners = {path.lstat().st_uid for path in base.root.rglob("*") if path != base.root / "app"}
+    assert APP_UID not in owners
+    assert (base.root / "app").stat().st_uid == APP_UID
+
+
+def test_its_mount_points_are_there(base: Base) -> None:
+    assert all((base.root / path).is_dir() for path in MOUNT_FOLDERS)
+    assert all((base.root / path).is_file() for path in MOUNT_FILES)
+
+
+def test_it_knows_nothing_of_the_host(base: Base) -> None:
+    for name in ("etc/hostname", "etc/resolv.conf", "etc/hosts"):
+        assert (base.root / name).read_text() == ""
+    names = {entry.pw_name for entry in pwd.getpwall() if entry.pw_uid >= 1000 and entry.pw_name != "nobody"}
+    text = (base.root / "etc/passwd").read_text()
+    assert not [name for name in names - {"app"} if f"\n{name}:" in text]
+
+
+def test_it_carries_no_caches(base: Base) -> None:
+    assert not list((base.root / "var/lib/apt/lists").glob("*_Packages*"))
+    assert not list((base.root / "var/cache/apt/archives").glob("*.deb"))

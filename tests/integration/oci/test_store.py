@@ -24,6 +24,13 @@ def mount_options(path: Path) -> set[str]:
     return set(answer.stdout.strip().split(","))
 
 
+def mounts_at(path: Path, process: int | str = "self") -> int:
+    """How many times a store is mounted there, in the mounts as this process sees them."""
+    mounts = [line.split() for line in Path(f"/proc/{process}/mountinfo").read_text().splitlines()]
+    roots = [mount[3] for mount in mounts if mount[4] == str(path)]
+    return sum(root == "/" or root.endswith("/data/store") for root in roots)
+
+
 def test_it_is_made_and_mounted_without_rights_for_what_lies_in_it(tmp_path: Path) -> None:
     lines: list[str] = []
     store = new_store(tmp_path)
@@ -60,8 +67,7 @@ def test_a_mount_that_outlived_its_service_is_adopted(tmp_path: Path) -> None:
     killed.release()
     with open_store(tmp_path) as store:
         assert find_device(tmp_path / "data/store.img") == device
-        mounts = Path("/proc/self/mountinfo").read_text()
-        assert mounts.count(f" {store.root} ") == 1
+        assert mounts_at(store.root) == 1
 
 
 def test_a_second_service_is_refused(tmp_path: Path) -> None:
@@ -91,6 +97,23 @@ def test_a_mount_that_was_taken_away_while_something_still_holds_it_comes_back_a
                 held.write("still one file system")
                 held.flush()
                 assert (again.root / "open").read_text() == "still one file system"
+
+
+def test_a_copy_of_the_mount_in_the_namespace_of_somebody_else_goes_with_it(tmp_path: Path) -> None:
+    """As another service's sandboxes have it, which were started meanwhile."""
+    with open_store(tmp_path) as store:
+        stranger = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "slave", "sh", "-c", "echo begun; read forever"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert stranger.stdout
+        assert stranger.stdin
+        assert stranger.stdout.readline() == b"begun\n"
+        assert mounts_at(store.root, stranger.pid) == 1
+    assert mounts_at(store.root, stranger.pid) == 0
+    stranger.stdin.close()
+    stranger.wait()
 
 
 def test_a_file_that_is_locked_is_not_mounted(tmp_path: Path) -> None:
@@ -191,7 +214,6 @@ def test_a_data_directory_on_btrfs_is_used_as_it_is(tmp_path: Path) -> None:
             (inner.root / "kept").touch()
             inner.release()
             with opened(new_store(inner_folder)) as again:
-                mounts = Path("/proc/self/mountinfo").read_text()
-                assert mounts.count(f" {again.root} ") == 1, "adopted, and not mounted on itself"
+                assert mounts_at(again.root) == 1, "adopted, and not mounted on itself"
         assert (inner_folder / "data/store/kept").exists()
-        assert f" {inner.root} " not in Path("/proc/self/mountinfo").read_text()
+        assert mounts_at(inner.root) == 0

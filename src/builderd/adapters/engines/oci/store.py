@@ -92,7 +92,12 @@ class Store:
                 return
             # The data directory was replaced under a mount that an earlier service left.
             _unmount(self.root)
-        backing.mount(self.root)
+        try:
+            _share(self.root)
+            backing.mount(self.root)
+        except BaseException:
+            _unmount(self.root)
+            raise
 
     def release(self) -> None:
         """Let another process open it; it stays mounted. Idempotent."""
@@ -108,12 +113,25 @@ class Store:
         self.release()
 
 
+def _share(target: Path) -> None:
+    """Bind the folder to itself, so that what is mounted on it is unmounted everywhere at once.
+
+    Sandboxes, also those of other services, start with a copy of all mounts of the host. A copy follows the original
+    only where the mount below is shared; otherwise it would keep the file system in use for as long as it lives. Made
+    private in between, it shares with its own copies and not with the mount that it was taken from.
+    """
+    for options in (["--bind", str(target)], ["--make-private"], ["--make-shared"]):
+        subprocess.run(["mount", *options, target], check=True, capture_output=True)
+
+
 def _unmount(target: Path) -> None:
+    """All that is mounted there, one above the other."""
     deadline = time.monotonic() + BUSY_SECONDS
-    while _umount(target) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if is_mounted(target):
-        _umount(target, "--lazy")
+    while is_mounted(target):
+        if _umount(target):
+            if time.monotonic() > deadline:
+                _umount(target, "--lazy")
+            time.sleep(0.05)
 
 
 def _umount(target: Path, *options: str) -> int:

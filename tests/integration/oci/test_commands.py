@@ -1,0 +1,123 @@
+"""Commands beside a running app."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from tests.contract.engine import apps
+from tests.engines import PATIENCE, make_spec
+
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.domain.ids import SandboxId
+from builderd.domain.sandboxes import ExecResult, SandboxState
+from builderd.domain.versions import Isolation
+
+pytestmark = pytest.mark.root
+
+#: A daemon as the books have it: two forks, a session of its own, no terminal, an empty environment.
+DAEMON = """python3 - <<'END'
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execve("/bin/sleep", ["sleep", "31337"], {})
+    os._exit(0)
+os.wait()
+time.sleep(%s)
+END"""
+COUNT_DAEMONS = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'sleep [3]1337'"
+
+
+async def run(engine: OciEngine, sandbox: SandboxId, command: str, seconds: float = PATIENCE) -> ExecResult:
+    return await engine.execute(sandbox, command, seconds, 10_000)
+
+
+@pytest.fixture
+async def sandbox(engine: OciEngine) -> SandboxId:
+    spec = await make_spec(engine, apps.SILENT, env={"GREETING": "hello = you", "PORT": "8000"})
+    await engine.start(spec)
+    return spec.id
+
+
+@pytest.fixture
+async def strong_sandbox(engine: OciEngine) -> SandboxId:
+    spec = await make_spec(engine, apps.SILENT, isolation=Isolation.STRONG)
+    await engine.start(spec)
+    return spec.id
+
+
+async def test_a_command_has_the_app_s_user_folder_and_environment(engine: OciEngine, sandbox: SandboxId) -> None:
+    result = await run(engine, sandbox, 'id -un; pwd; echo "$GREETING"; echo "$BUILDERD_URL"; cat; echo end')
+    assert result.output.splitlines() == ["app", "/app", "hello = you", f"http://{engine.gateway}:8080", "end"]
+
+
+async def test_a_daemon_does_not_outlive_the_time_of_its_command(engine: OciEngine, sandbox: SandboxId) -> None:
+    result = await run(engine, sandbox, DAEMON % 1000, 1)
+    assert result.exit_code == 124
+    assert (await run(engine, sandbox, COUNT_DAEMONS)).output == "0\n"
+    assert (await engine.report(sandbox)).state is SandboxState.RUNNING
+
+
+async def test_a_daemon_of_a_command_that_ended_in_time_goes_on(engine: OciEngine, sandbox: SandboxId) -> None:
+    begun = time.monotonic()
+    assert (await run(engine, sandbox, DAEMON % 0)).exit_code == 0
+    assert time.monotonic() - begun < PATIENCE / 2, "nobody waits for the daemon, though it holds the output open"
+    assert (await run(engine, sandbox, COUNT_DAEMONS)).output == "1\n"
+
+
+async def test_under_gvisor_a_command_past_its_time_is_killed_with_its_children(
+    engine: OciEngine, strong_sandbox: SandboxId
+) -> None:
+    result = await run(engine, strong_sandbox, "(setsid sleep 31337 &) ; sleep 1000", 2)
+    assert result.exit_code == 124
+    assert (await run(engine, strong_sandbox, COUNT_DAEMONS)).output == "0\n"
+    assert (await engine.report(strong_sandbox)).state is SandboxState.RUNNING
+
+
+async def test_a_flood_of_output_neither_blocks_the_command_nor_the_service(
+    engine: OciEngine, sandbox: SandboxId
+) -> None:
+    flood = asyncio.ensure_future(run(engine, sandbox, "head -c 50000000 /dev/zero | tr '\\0' x; echo; exit 5"))
+    beats = 0
+    while not flood.done():
+        await asyncio.sleep(0.01)
+        beats += 1
+    result = await flood
+    assert (result.exit_code, result.truncated, len(result.output)) == (5, True, 10_000)
+    assert beats > 1
+
+
+async def test_a_character_is_not_cut_in_two(engine: OciEngine, sandbox: SandboxId) -> None:
+    result = await engine.execute(sandbox, "printf 'x\\303\\251\\303\\251'", PATIENCE, 4)
+    assert (result.output, result.truncated) == ("xé", True)
+    result = await engine.execute(sandbox, "printf 'x\\303'", PATIENCE, 4)
+    assert (result.output, result.truncated) == ("x\ufffd", False)
+
+
+async def test_what_kills_the_command_is_told_as_a_shell_does(engine: OciEngine, sandbox: SandboxId) -> None:
+    assert (await run(engine, sandbox, "kill -KILL $$")).exit_code == 137
+    assert (await run(engine, sandbox, "no-such-program")).exit_code == 127
+
+
+async def test_many_commands_at_once(engine: OciEngine, sandbox: SandboxId) -> None:
+    results = await asyncio.gather(*(run(engine, sandbox, f"sleep 0.1; echo {number}") for number in range(8)))
+    assert [result.output for result in results] == [f"{number}\n" for number in range(8)]
+
+
+async def test_a_command_ends_with_its_sandbox(engine: OciEngine, sandbox: SandboxId) -> None:
+    command = asyncio.ensure_future(run(engine, sandbox, "sleep 1000"))
+    await asyncio.sleep(0.3)
+    await engine.stop(sandbox, PATIENCE)
+    assert (await asyncio.wait_for(command, PATIENCE)).exit_code != 0
+
+
+async def test_nothing_is_left_of_a_command(engine: OciEngine, sandbox: SandboxId) -> None:
+    processes = "cat /proc/[0-9]*/comm | sort"
+    before = (await run(engine, sandbox, processes)).output
+    await run(engine, sandbox, "sleep 1000", 0.2)
+    await asyncio.gather(run(engine, sandbox, "true"), run(engine, sandbox, "sleep 0.1"))
+    bundle = engine._here.runs.places.bundle(sandbox)
+    assert not list(bundle.glob("exec-*"))
+    assert (await run(engine, sandbox, processes)).output == before

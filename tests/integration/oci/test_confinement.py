@@ -1,0 +1,130 @@
+"""What a sandbox is and has, seen from inside and from the host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.contract.engine import apps
+from tests.contract.engine.apps import App
+from tests.engines import PATIENCE, make_spec, until_state
+
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.ids import SandboxId, new_sandbox_id
+from builderd.domain.resources import Resources
+from builderd.domain.sandboxes import EndCause, SandboxState
+
+pytestmark = pytest.mark.root
+
+
+async def inside(engine: OciEngine, sandbox: SandboxId, command: str) -> str:
+    return (await engine.execute(sandbox, command, PATIENCE, 100_000)).output
+
+
+async def test_the_app_is_nobody_with_no_privilege(engine: OciEngine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    status = await inside(engine, spec.id, "cat /proc/1/status /proc/self/status")
+    fields = [line.split(":\t", 1) for line in status.splitlines() if ":\t" in line]
+    assert {value for name, value in fields if name.startswith("Cap")} == {"0" * 16}
+    assert {value for name, value in fields if name == "NoNewPrivs"} == {"1"}
+    assert {value for name, value in fields if name == "Seccomp"} == {"2"}
+    assert {value for name, value in fields if name == "Uid"} == {"1000\t1000\t1000\t1000"}
+
+
+async def test_on_the_host_it_is_nobody_s_uid(engine: OciEngine, settings: OciSettings) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    record = json.loads((settings.data_dir / "sandboxes" / spec.id / "record.json").read_text())
+    owner = Path("/proc", str(record["process"]["pid"])).stat().st_uid
+    assert owner >= 0x6000_0000
+    assert owner % 65536 == 1000
+
+
+async def test_app_persists_and_the_rest_does_not_whatever_uids_it_gets(engine: OciEngine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.put_bundle(spec.disk, make_bundle([BundleFile("run.sh", b"#!/bin/sh\necho ran\n", executable=True)]))
+    await engine.start(spec)
+    assert (
+        await inside(engine, spec.id, "./run.sh; echo kept > /app/kept; echo lost > /tmp/lost; ls -l /app/kept") != ""
+    )
+    await engine.stop(spec.id, PATIENCE)
+    neighbour = await make_spec(engine, apps.SILENT)
+    await engine.start(neighbour)
+    again = replace(spec, id=new_sandbox_id())
+    await engine.remove(spec.id)
+    await engine.start(again)
+    seen = await inside(
+        engine, again.id, "./run.sh; cat kept; ls /tmp; stat -c %U kept run.sh; echo more >> kept && cat kept"
+    )
+    assert seen.split() == ["ran", "kept", "app", "app", "kept", "more"]
+
+
+async def test_the_base_and_the_layer_are_not_the_app_s_to_change(engine: OciEngine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    refused = await inside(engine, spec.id, "touch /etc/x /usr/x /venv/x /x; rm /bin/sh; echo > /etc/passwd")
+    assert refused.count("Permission denied") == 6
+    assert engine._here.base.root.joinpath("bin/sh").exists()
+
+
+async def test_the_limits_of_cpu_memory_and_processes_bite(engine: OciEngine) -> None:
+    spec = await make_spec(engine, apps.SILENT, resources=Resources(cpu=0.25, memory=0.125, disk=1))
+    await engine.start(spec)
+    burnt = await inside(
+        engine, spec.id, "timeout 1 sh -c 'while :; do :; done'; cat /proc/self/stat >/dev/null; times | tail -1"
+    )
+    minutes, seconds = burnt.split()[0].rstrip("s").split("m")
+    assert int(minutes) == 0
+    assert float(seconds) < 0.6, "a quarter of a CPU, with room for the clock's grain"
+    forks = (
+        "python3 -c 'import os, time\nn = 0\ntry:\n while os.fork(): n += 1\n time.sleep(5)\nexcept OSError: print(n)'"
+    )
+    assert int(await inside(engine, spec.id, forks)) < 512
+    hog = await engine.execute(spec.id, "python3 -c 'b = bytearray(1 << 29)'", PATIENCE, 1000)
+    assert hog.exit_code == 137
+    assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+
+
+async def test_a_full_disk_is_the_app_s_own_trouble(engine: OciEngine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.create_disk(spec.disk, 64 << 20)
+    await engine.start(spec)
+    assert "Disk quota exceeded" in await inside(engine, spec.id, "head -c 200000000 /dev/zero > /app/big")
+    await engine.stop(spec.id, PATIENCE)
+    await engine.remove(spec.id)
+    assert (await engine.start(replace(spec, id=new_sandbox_id()))).state is SandboxState.RUNNING
+
+
+async def test_a_worker_killed_for_memory_does_not_taint_a_later_good_end(engine: OciEngine) -> None:
+    command = "python3 -c 'b = bytearray(1 << 30)'; exit 0"
+    spec = await make_spec(engine, App(command, apps.SILENT.behaviour))
+    await engine.start(spec)
+    report = await until_state(engine, spec.id, SandboxState.EXITED)
+    assert report.end
+    assert (report.end.cause, report.end.exit_code) == (EndCause.EXITED, 0)
+
+
+async def test_an_app_that_ignores_the_request_to_end_is_killed(engine: OciEngine) -> None:
+    deaf = App("trap '' TERM; echo deaf; while :; do sleep 0.1; done", apps.SILENT.behaviour)
+    spec = await make_spec(engine, deaf)
+    await engine.start(spec)
+    async with asyncio.timeout(PATIENCE):
+        while not (await engine.read_log(spec.id))[0]:
+            await asyncio.sleep(0.01)
+    report = await engine.stop(spec.id, 0.2)
+    assert report.end
+    assert (report.end.cause, report.end.exit_code) == (EndCause.STOPPED, 137)
+
+
+async def test_a_name_that_is_no_id_reaches_no_file(engine: OciEngine) -> None:
+    for name in ("../../etc/passwd", "*", "", "a/b", "AB"):
+        sandbox = SandboxId(name)
+        assert (await engine.report(sandbox)).state is SandboxState.ABSENT
+        assert await engine.read_log(sandbox) == ([], "")
+        await engine.remove(sandbox)

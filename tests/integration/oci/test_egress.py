@@ -1,0 +1,155 @@
+"""Where packets of a sandbox get to, on a little world beside the host: an internet, and what is nearer."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Network
+
+import pytest
+from tests.contract.engine import apps
+from tests.contract.engine.apps import PORT
+from tests.engines import PATIENCE, make_spec, prepared, until_listening
+
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.domain.ids import SandboxId
+
+pytestmark = pytest.mark.root
+
+INTERNET, ALLOWED, DENIED = "203.0.113.10", "10.77.0.1", "203.0.113.99"
+NEAR = ["169.254.169.254", "10.77.0.2", "172.16.5.5", "192.168.77.7", "100.64.1.1", "198.18.0.9"]
+HOST_PORT, INSIDE_PORT = 18999, 18998
+SERVER = """
+import socket, sys, threading
+def serve(address, port):
+    with socket.create_server((address, port)) as server:
+        print("up", flush=True)
+        while True:
+            server.accept()[0].close()
+for address, port in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
+    threading.Thread(target=serve, args=(address, port)).start()
+"""
+PROBE = """python3 - <<'END'
+import socket
+for address in %r:
+    try:
+        socket.create_connection(address, timeout=1).close()
+        print("reached", *address)
+    except OSError:
+        pass
+END"""
+
+
+def sh(*argv: str) -> None:
+    subprocess.run(argv, check=True, capture_output=True)
+
+
+def serve(prefix: list[str], *addresses: tuple[str, int]) -> subprocess.Popen[str]:
+    arguments = [str(word) for address in addresses for word in address]
+    server = subprocess.Popen([*prefix, "python3", "-c", SERVER, *arguments], stdout=subprocess.PIPE, text=True)
+    assert server.stdout
+    for _ in addresses:
+        server.stdout.readline()
+    return server
+
+
+@pytest.fixture
+def world() -> Iterator[None]:
+    """A namespace behind a link of the host that has all these addresses and serves port 80."""
+    sh("ip", "netns", "add", "bd-world")
+    servers: list[subprocess.Popen[str]] = []
+    try:
+        sh("ip", "link", "add", "bd-world", "type", "veth", "peer", "name", "eth0", "netns", "bd-world")
+        sh("ip", "address", "add", "192.0.3.1/30", "dev", "bd-world")
+        sh("ip", "link", "set", "bd-world", "up")
+        sh("ip", "-n", "bd-world", "address", "add", "192.0.3.2/30", "dev", "eth0")
+        for link in ("eth0", "lo"):
+            sh("ip", "-n", "bd-world", "link", "set", link, "up")
+        sh("ip", "-n", "bd-world", "route", "add", "default", "via", "192.0.3.1")
+        for address in (INTERNET, ALLOWED, DENIED, *NEAR):
+            sh("ip", "-n", "bd-world", "address", "add", f"{address}/32", "dev", "lo")
+            sh("ip", "route", "add", f"{address}/32", "via", "192.0.3.2")
+        servers.append(serve(["ip", "netns", "exec", "bd-world"], ("0.0.0.0", 80)))
+        servers.append(serve([], ("0.0.0.0", HOST_PORT)))
+        yield
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
+        sh("ip", "netns", "delete", "bd-world")
+
+
+@pytest.fixture
+def policy(settings: OciSettings) -> OciSettings:
+    return replace(
+        settings,
+        inside_port=INSIDE_PORT,
+        allow=(IPv4Network(f"{ALLOWED}/32"),),
+        deny=(IPv4Network(f"{DENIED}/32"),),
+    )
+
+
+async def reached(engine: OciEngine, sandbox: SandboxId, *addresses: tuple[str, int]) -> set[str]:
+    result = await engine.execute(sandbox, PROBE % (list(addresses),), PATIENCE, 10_000)
+    assert result.exit_code == 0, result.output
+    return {line.split()[1] for line in result.output.splitlines()}
+
+
+async def test_a_sandbox_reaches_the_internet_and_nothing_nearer(world: None, policy: OciSettings) -> None:
+    async with prepared(policy) as engine:
+        spec, sibling = await make_spec(engine, apps.SERVER), await make_spec(engine, apps.SERVER)
+        for each in (spec, sibling):
+            await engine.start(each)
+            await until_listening(engine, each.id)
+        sibling_ip = (await engine.report(sibling.id)).ip
+        assert sibling_ip
+        targets = [(address, 80) for address in (INTERNET, ALLOWED, DENIED, *NEAR)]
+        host = [(address, HOST_PORT) for address in (engine.gateway, "192.0.3.1")]
+        assert await reached(engine, spec.id, *targets, *host, (sibling_ip, PORT)) == {INTERNET, ALLOWED}
+
+
+async def test_a_sandbox_reaches_the_service_at_its_gateway(policy: OciSettings) -> None:
+    async with prepared(policy) as engine:
+        spec = await make_spec(engine, apps.SERVER)
+        await engine.start(spec)
+        server = serve([], (engine.gateway, INSIDE_PORT))
+        try:
+            assert await reached(engine, spec.id, (engine.gateway, INSIDE_PORT)) == {engine.gateway}
+        finally:
+            server.kill()
+            server.wait()
+
+
+async def test_a_secluded_sandbox_answers_the_host_and_reaches_nothing(world: None, policy: OciSettings) -> None:
+    async with prepared(policy) as engine:
+        spec = await make_spec(engine, apps.SERVER, egress=False)
+        await engine.start(spec)
+        await until_listening(engine, spec.id)
+        ip = (await engine.report(spec.id)).ip
+        assert ip
+        server = serve([], (engine.gateway, INSIDE_PORT))
+        try:
+            sh("curl", "--silent", "--fail", "--max-time", "10", f"http://{ip}:{PORT}/")
+            resolver = ("10.255.255.53", 53)
+            targets = [
+                (INTERNET, 80),
+                (ALLOWED, 80),
+                (engine.gateway, INSIDE_PORT),
+                (engine.gateway, HOST_PORT),
+                resolver,
+            ]
+            assert await reached(engine, spec.id, *targets) == set()
+        finally:
+            server.kill()
+            server.wait()
+
+
+async def test_names_are_resolved_by_the_host_s_own_servers(engine: OciEngine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    result = await engine.execute(spec.id, "cat /etc/resolv.conf; getent hosts contract localhost", PATIENCE, 10_000)
+    assert "nameserver 127." not in result.output
+    assert str((await engine.report(spec.id)).ip) in result.output
+    assert "127.0.0.1" in result.output

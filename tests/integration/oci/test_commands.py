@@ -114,7 +114,7 @@ async def test_a_command_ends_with_its_sandbox(engine: OciEngine, sandbox: Sandb
 
 
 async def test_nothing_is_left_of_a_command(engine: OciEngine, sandbox: SandboxId) -> None:
-    processes = "cat /proc/[0-9]*/comm | sort"
+    processes = "ls /proc | grep -c '^[0-9]'"
     before = (await run(engine, sandbox, processes)).output
     await run(engine, sandbox, "sleep 1000", 0.2)
     await asyncio.gather(run(engine, sandbox, "true"), run(engine, sandbox, "sleep 0.1"))

@@ -259,5 +259,5 @@ async def fake_world(**limits: Any) -> AsyncIterator[World]:
 
 def hurry(patch: Callable[[Any, str, float], None]) -> None:
     """What is waited for in real time passes in no time; ``patch`` is ``monkeypatch.setattr``."""
-    patch(reconciling, "POLL_INTERVAL", 0.002)
+    patch(reconciling, "POLL_INTERVAL", 0.01)
     patch(outcomes, "LOOK_INTERVAL", 0.02)

@@ -211,6 +211,7 @@ class Store(Protocol):
         """Run it in one transaction: committed when it returns, rolled back when it raises.
 
         Where it met another transaction it is taken back and run again, so it has no effects but in the store.
+        Also when the caller is cancelled it is done, and the cancellation raised only then.
         """
 
     async def read(self, work: Callable[[UnitOfWork], T]) -> T:

@@ -72,12 +72,11 @@ class Worker:
     async def run(self) -> None:
         """Claim, work, release."""
         claim = Claim(self._app, self._id)
-        if not await claim.take():
-            return
         # Unless the work comes to an end, whoever takes it next has something to do at once.
         due: datetime | None = self._app.clock.now()
         try:
-            due = await race(self._work(), claim.hold())
+            if await claim.take():
+                due = await race(self._work(), claim.hold())
         except ClaimLost:
             log.info("the claim on builder %s was lost", self._id)
         finally:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 from builderd.domain.builders import Builder
 from builderd.domain.bundles import Bundle
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
-
-T = TypeVar("T")
 
 
 async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOfWork], Builder]) -> Builder:
@@ -19,7 +15,7 @@ async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOf
     async with application.bundle_lock:
         try:
             await application.bundles.put(bundle)
-            return await _to_its_end(application.commit(refer))
+            return await application.commit(refer)
         except BaseException:
             await _drop(application, bundle.hash)
             raise
@@ -29,16 +25,6 @@ async def drop_unused(application: Application, bundle_hash: str) -> None:
     """Remove the bundle unless a version of a live builder has it."""
     async with application.bundle_lock:
         await _drop(application, bundle_hash)
-
-
-async def _to_its_end(commit: Coroutine[Any, Any, T]) -> T:
-    """Also when who waits for it is cancelled, since what is being written goes on without them."""
-    task = asyncio.create_task(commit)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
 
 
 async def _drop(application: Application, bundle_hash: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 
 import pytest
 from tests.contract.store.samples import NOW, TENANT, add, add_builder, make_event
@@ -61,6 +63,41 @@ async def test_a_cancelled_caller_leaves_the_store_usable(store: Store) -> None:
     await asyncio.sleep(0)
     task.cancel()
     assert await store.read(lambda uow: uow.tenants.get(TENANT.id)) == TENANT
+
+
+async def test_a_cancelled_caller_goes_on_only_once_it_is_written(store: Store) -> None:
+    begun, tenant = threading.Event(), Tenant(TenantId(new_id()), "late", NOW)
+
+    def write_slowly(uow: UnitOfWork) -> None:
+        begun.set()
+        time.sleep(0.05)
+        uow.tenants.add(tenant)
+
+    task = asyncio.ensure_future(store.write(write_slowly))
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await store.read(lambda uow: uow.tenants.get(tenant.id)) == tenant
+
+
+async def test_what_waits_for_others_is_written_too_when_its_caller_is_cancelled(store: Store) -> None:
+    begun, tenant = threading.Event(), Tenant(TenantId(new_id()), "late", NOW)
+
+    def tarry(_: UnitOfWork) -> None:
+        begun.set()
+        time.sleep(0.05)
+
+    # More than any store has writers.
+    others = [asyncio.ensure_future(store.write(tarry)) for _ in range(40)]
+    await asyncio.to_thread(begun.wait)
+    task = asyncio.ensure_future(store.write(lambda uow: uow.tenants.add(tenant)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await store.read(lambda uow: uow.tenants.get(tenant.id)) == tenant
+    await asyncio.gather(*others)
 
 
 async def test_the_store_says_that_it_is_ready(store: Store) -> None:

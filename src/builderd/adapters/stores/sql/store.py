@@ -54,8 +54,8 @@ class UnitOfWork:
 class SqlStore:
     """On ``sqlite:////path/to/file``, ``sqlite://`` (in memory) or ``postgresql://user@host/name``.
 
-    Opens nothing until it is first used. Raises ``ValueError`` for any other URL. Work that was begun goes on to
-    its end when its caller is cancelled.
+    Opens nothing until it is first used. Raises ``ValueError`` for any other URL. Writing goes on to its end
+    when its caller is cancelled.
     """
 
     def __init__(self, url: str) -> None:
@@ -65,8 +65,16 @@ class SqlStore:
         self._readers = ThreadPoolExecutor(database.readers, "store-read") if database.readers else self._writers
 
     async def write(self, work: Callable[[port.UnitOfWork], T]) -> T:
-        """Work that met another transaction is rolled back and run again: it must have no effect but in the store."""
-        return await asyncio.get_running_loop().run_in_executor(self._writers, self._write, work)
+        """Work that met another transaction is rolled back and run again: it must have no effect but in the store.
+
+        A caller who is cancelled is held until the work has ended: what they do next comes after it.
+        """
+        written = asyncio.get_running_loop().run_in_executor(self._writers, self._write, work)
+        try:
+            return await asyncio.shield(written)
+        except asyncio.CancelledError:
+            await asyncio.wait({written})
+            raise
 
     async def read(self, work: Callable[[port.UnitOfWork], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)

@@ -1,0 +1,83 @@
+"""A service that is killed at a chosen point, as by SIGKILL: from there on it does nothing more, not even tidy up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from tests.application import World
+
+from builderd.ports.store import Store, UnitOfWork
+from builderd.reconciler.faults import no_fault
+from builderd.reconciler.reconciler import Reconciler
+
+T = TypeVar("T")
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches a SIGKILL."""
+
+
+class MortalStore:
+    """The store of a process: who is dead writes nothing and reads nothing."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.dead = asyncio.Event()
+
+    async def write(self, work: Callable[[UnitOfWork], T]) -> T:
+        self._check()
+        return await self._store.write(work)
+
+    async def read(self, work: Callable[[UnitOfWork], T]) -> T:
+        self._check()
+        return await self._store.read(work)
+
+    async def ready(self) -> bool:
+        return not self.dead.is_set()
+
+    async def migrate(self) -> None:
+        await self._store.migrate()
+
+    async def close(self) -> None:
+        """It is the world's."""
+
+    def _check(self) -> None:
+        if self.dead.is_set():
+            raise Killed
+
+
+class Life:
+    """One life of the service, which ends at the ``nth`` time that it comes to the ``point``."""
+
+    def __init__(self, world: World, point: str, nth: int) -> None:
+        self._store = MortalStore(world.application.store)
+        self._point = point
+        self._left = nth
+        self.world = world.another(self._store)
+
+    def fault(self, point: str) -> None:
+        if point != self._point or self.is_over:
+            return
+        self._left -= 1
+        if self._left == 0:
+            self._store.dead.set()
+            raise Killed
+
+    @property
+    def is_over(self) -> bool:
+        return self._store.dead.is_set()
+
+
+@asynccontextmanager
+async def living(world: World, point: str = "", nth: int = 1) -> AsyncIterator[Life]:
+    """A service lives until the block ends, or until it comes to the point for the ``nth`` time."""
+    life = Life(world, point, nth)
+    task = asyncio.create_task(Reconciler(life.world.application, life.fault if point else no_fault).run())
+    try:
+        yield life
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,210 @@
+"""The service is killed at every step of every operation: the next one finishes the work, and nothing is left over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+
+import pytest
+from tests.application import ENTRYPOINT, MAIN, PATIENCE, REQUIREMENTS, World, fake_world, hurry
+from tests.unit.reconciler.ledgers import check_ledger
+from tests.unit.reconciler.mortal import living
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.domain.builders import Builder, Status
+from builderd.domain.previews import RouteState
+from builderd.domain.sandboxes import EndCause
+from builderd.reconciler.claim import LEASE
+from builderd.services import builders
+
+GOOD, HASTY, DEAF = Behaviour(), Behaviour(exits_at=0, exit_code=1), Behaviour(listens_at=None)
+#: A step begins where the one before it was recorded, so only the first has that moment too.
+MOMENTS = ("done", "recorded")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """``before`` makes the builder, with a service that lives; ``act`` is asked of the one that is killed.
+
+    ``behaviour`` is that of the app from the operation on.
+    """
+
+    steps: tuple[str, ...]
+    before: Callable[[World], Coroutine[None, None, Builder]] | None
+    act: Callable[[World, Builder | None], Coroutine[None, None, Builder]]
+    outcome: Status
+    behaviour: Behaviour = GOOD
+
+
+async def up(world: World) -> Builder:
+    return await world.create(MAIN, REQUIREMENTS)
+
+
+async def stopped(world: World) -> Builder:
+    return await world.reached(builders.stop, await up(world))
+
+
+async def job_that_runs(world: World) -> Builder:
+    return await world.outcome(await world.ask_job())
+
+
+def wish(command: builders.Command) -> Callable[[World, Builder | None], Coroutine[None, None, Builder]]:
+    async def act(world: World, builder: Builder | None) -> Builder:
+        assert builder is not None
+        return await world.want(command, builder)
+
+    return act
+
+
+async def create(world: World, _: Builder | None) -> Builder:
+    return await world.ask(MAIN, REQUIREMENTS)
+
+
+async def create_job(world: World, _: Builder | None) -> Builder:
+    return await world.ask_job()
+
+
+async def app_exits(world: World, builder: Builder | None) -> Builder:
+    assert builder is not None
+    (sandbox,) = world.running
+    world.clock.move(10)
+    world.engine.end(sandbox.spec.id, EndCause.EXITED, 1)
+    return builder
+
+
+START = ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening", "SetRoute", "Settle")
+PREPARE = ("SetRoute", "Install", "CreateDisk", "PutBundle")
+OPERATIONS = {
+    "create": Operation((*PREPARE, *START[1:]), None, create, Status.RUNNING),
+    "create what does not start": Operation(
+        ("SetRoute", "StartSandbox", "RecordEnd", "GiveUp", "SetRoute"), None, create, Status.FAILED, HASTY
+    ),
+    "create what does not listen": Operation(
+        ("AwaitListening", "SetRoute", "SetRoute", "StopSandbox"), None, create, Status.FAILED, DEAF
+    ),
+    "create a job": Operation(
+        (*PREPARE, "PlanSandbox", "StartSandbox", "RecordEnd", "Settle"),
+        None,
+        create_job,
+        Status.COMPLETED,
+        Behaviour(exits_at=1),
+    ),
+    "stop": Operation(("SetRoute", "StopSandbox", "Settle"), up, wish(builders.stop), Status.STOPPED),
+    "start": Operation(START, stopped, wish(builders.start), Status.RUNNING),
+    "restart": Operation(("SetRoute", "StopSandbox", *START[1:]), up, wish(builders.restart), Status.RUNNING),
+    "delete": Operation(("RemoveRoute", "StopSandbox", "Forget"), up, wish(builders.delete), Status.DELETED),
+    "delete a stopped one": Operation(("RemoveRoute", "Forget"), stopped, wish(builders.delete), Status.DELETED),
+    "delete a job": Operation(("StopSandbox", "Forget"), job_that_runs, wish(builders.delete), Status.DELETED),
+    "exit": Operation(("SetRoute", "RecordEnd", *START[1:-1]), up, app_exits, Status.RUNNING),
+}
+
+
+def cases() -> Iterator[tuple[str, str, int]]:
+    """The operation, the point, and which time that it is come to."""
+    for name, operation in OPERATIONS.items():
+        yield name, f"{operation.steps[0]}.begun", 1
+        for number, step in enumerate(operation.steps):
+            nth = operation.steps[: number + 1].count(step)
+            yield from ((name, f"{step}.{moment}", nth) for moment in MOMENTS)
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    hurry(monkeypatch.setattr)
+    async with fake_world(start_timeout=1) as made:
+        yield made
+
+
+@pytest.mark.parametrize(("name", "point", "nth"), list(cases()), ids=str)
+async def test_a_service_that_is_killed_there_is_made_good_by_the_next(
+    world: World, name: str, point: str, nth: int
+) -> None:
+    operation = OPERATIONS[name]
+    builder = None
+    if operation.before:
+        async with living(world) as life:
+            builder = await operation.before(life.world)
+    world.engine.behave(ENTRYPOINT, operation.behaviour)
+
+    async with living(world, point, nth) as life:
+        begun = asyncio.create_task(operation.act(life.world, builder))
+        async with asyncio.timeout(PATIENCE):
+            while not life.is_over:
+                await asyncio.sleep(0.002)
+                world.clock.move(0.1)  # for delays
+        builder = await begun
+
+    world.clock.move(LEASE.total_seconds())
+    async with living(world) as life:
+        await comes_to(life.world, builder, operation.outcome)
+        await check_world(life.world, builder)
+        await check_ledger(life.world, builder)
+        if operation.outcome is not Status.DELETED:
+            await life.world.reached(builders.delete, builder)
+        await life.world.until_nothing_is_left()
+    await check_ledger(world, builder)
+
+
+async def comes_to(world: World, builder: Builder, status: Status) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            now = await world.builder(builder)
+            if now.status is status and now.settled and await is_whole(world, now):
+                return
+            await asyncio.sleep(0.002)
+            world.clock.move(0.1)  # for delays
+
+
+async def is_whole(world: World, builder: Builder) -> bool:
+    """Exactly what the status promises is there."""
+    route = await world.route(builder)
+    if builder.status is Status.RUNNING:
+        ips = [sandbox.ip for sandbox in world.running]
+        return route is not None and route.destination is not None and ips == [route.destination.ip]
+    if builder.status is Status.DELETED:
+        return not await world.left()
+    return not world.engine.sandboxes and route is not None and route.state is not RouteState.OPEN
+
+
+async def check_world(world: World, builder: Builder) -> None:
+    records = await world.records(builder)
+    open_ones = [record.id for record in records if record.end is None]
+    assert open_ones == list(world.engine.sandboxes)
+    assert len({(record.run, record.attempt) for record in records}) == len(records)
+
+
+async def test_a_service_that_is_killed_again_and_again_comes_to_its_end(world: World) -> None:
+    builder = await world.ask(MAIN, REQUIREMENTS)
+    for point in [f"{step}.{moment}" for step in (*PREPARE, *START[1:]) for moment in MOMENTS]:
+        async with living(world, point) as life:
+            world.clock.move(LEASE.total_seconds())
+            async with asyncio.timeout(PATIENCE):
+                while not life.is_over and not (await world.builder(builder)).settled:
+                    await asyncio.sleep(0.002)
+    async with living(world) as life:
+        world.clock.move(LEASE.total_seconds())
+        await comes_to(life.world, builder, Status.RUNNING)
+    assert world.called("start") >= 1
+    assert len(world.running) == 1
+    await check_ledger(world, builder)
+
+
+@pytest.mark.parametrize("turns", range(0, 60, 3))
+async def test_a_service_that_ends_at_any_moment_lets_go_of_its_claims(world: World, turns: int) -> None:
+    async with living(world) as life:
+        builder = await life.world.ask()
+        for _ in range(turns):
+            await asyncio.sleep(0.0005)
+    now = world.clock.now()
+    assert await world.application.store.write(lambda uow: uow.builders.claim(builder.id, "another", now, now))
+
+
+async def test_the_next_service_goes_on_at_once(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=300))
+    async with living(world):
+        builder = await world.ask()
+        await world.until(lambda: world.called("listening") > 2)
+    async with living(world) as life:  # no time has passed for the lease to end
+        await comes_to(life.world, builder, Status.RUNNING)
+    assert world.called("start") == 1

@@ -237,6 +237,35 @@ def test_a_bundle_is_recorded_last(disks: Disks, monkeypatch: pytest.MonkeyPatch
     assert report.bundle_hash is None, "neither the old nor the new one is whole"
 
 
+def test_after_a_crash_of_the_machine_only_a_bundle_that_was_safe_by_then_counts(
+    disks: Disks, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for disk in (ONE, TWO):
+        disks.create(disk, GB)
+    disks.put_bundle(ONE, BUNDLE)
+    store.settling.settle()
+    disks.put_bundle(TWO, BUNDLE)
+    (tmp_path / "boot").write_text("another boot of the machine")
+    monkeypatch.setattr("builderd.adapters.engines.oci.settling.BOOT_ID", tmp_path / "boot")
+    reports = {disk: disks.report(disk) for disk in (ONE, TWO)}
+    assert [report and report.bundle_hash for report in reports.values()] == [BUNDLE.hash, None]
+    disks.put_bundle(TWO, BUNDLE)
+    again = disks.report(TWO)
+    assert again
+    assert again.bundle_hash == BUNDLE.hash
+
+
+def test_a_copy_of_a_disk_is_safe_at_once(disks: Disks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    disks.create(ONE, GB)
+    disks.put_bundle(ONE, BUNDLE)
+    disks.clone(ONE, TWO, GB)
+    (tmp_path / "boot").write_text("another boot of the machine")
+    monkeypatch.setattr("builderd.adapters.engines.oci.settling.BOOT_ID", tmp_path / "boot")
+    report = disks.report(TWO)
+    assert report
+    assert report.bundle_hash == BUNDLE.hash
+
+
 def test_a_bundle_that_does_not_fit_is_no_capacity(disks: Disks) -> None:
     disks.create(ONE, 10 * MB)
     fill(disks.app(ONE) / "data", 20 * MB)

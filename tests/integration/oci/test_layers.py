@@ -367,14 +367,11 @@ async def test_after_a_restart_layers_stand_and_half_made_ones_are_gone(
 async def test_a_layer_that_a_crash_of_the_machine_may_have_damaged_is_made_again(
     layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "SETTLE_SECONDS", 0)
     await layers.build(plan(), print)
-    while (store.layers / KEY / "boot").exists():
-        await asyncio.sleep(0.01)
-    monkeypatch.setattr(module, "SETTLE_SECONDS", 1000)
+    store.settling.settle()
     await layers.build(plan(OTHER), print)
     (tmp_path / "boot").write_text("another boot of the machine")
-    monkeypatch.setattr("builderd.adapters.engines.oci.shelf.BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr("builderd.adapters.engines.oci.settling.BOOT_ID", tmp_path / "boot")
     layers.open()
     assert layers.has(KEY), "it was safe on the disk"
     assert not layers.has(OTHER)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from builderd.adapters.engines.oci.base_recipe import APP_UID
 from builderd.adapters.engines.oci.placement import place
+from builderd.adapters.engines.oci.settling import MARK, is_damaged
 from builderd.adapters.engines.oci.store import Store
 from builderd.adapters.engines.oci.subvolumes import create_subvolume, is_subvolume, snapshot
 from builderd.domain.bundles import Bundle
@@ -54,6 +55,7 @@ class Disks:
                 self._store.quota.delete(path)
             elif is_subvolume(path):
                 self._count(path)
+                self._store.settling.adopt(path)
         self._store.quota.drop_unused()
 
     def _count(self, path: Path) -> None:
@@ -79,6 +81,8 @@ class Disks:
             if unfinished is None:
                 return
             snapshot(origin, unfinished)
+            # The kernel has written everything out to take the snapshot.
+            (unfinished / MARK).unlink(missing_ok=True)
             self._limit(target, unfinished, size_bytes)
 
     @contextmanager
@@ -118,18 +122,21 @@ class Disks:
         path = self._path(disk)
         if not path.exists():
             return None
-        try:
-            return DiskReport(disk, (path / "bundle").read_text().strip())
-        except FileNotFoundError:
-            return DiskReport(disk, None)
+        record = path / "bundle"
+        known = record.exists() and not is_damaged(path)
+        return DiskReport(disk, record.read_text().strip() if known else None)
 
     def put_bundle(self, disk: DiskId, bundle: Bundle) -> None:
-        """Write the files into ``app``, then record the bundle. Raises ``NoCapacity`` when they do not fit."""
+        """Write the files into ``app``, then record the bundle. Raises ``NoCapacity`` when they do not fit.
+
+        A record that a crash of the machine came too close to does not count: the bundle is put there again.
+        """
         path = self._existing(disk)
         record = path / "bundle"
         record.unlink(missing_ok=True)
         try:
             place(bundle, path / "app", APP_OWNER)
+            self._store.settling.mark(path)
             _write_record(record, bundle.hash)
         except OSError as error:
             if error.errno not in (errno.EDQUOT, errno.ENOSPC):
@@ -177,7 +184,7 @@ class Disks:
 
 
 def _write_record(record: Path, text: str) -> None:
-    """After a crash of the machine the old record, the new one or none is there. None has the files put again."""
+    """The record is whole or not there."""
     unfinished = record.with_suffix(".unfinished")
     unfinished.write_text(text + "\n")
     unfinished.rename(record)

@@ -39,8 +39,6 @@ SHARE = 0.25
 
 #: The last lines of a build, for whoever explains its failure; and how much of it is told as it goes.
 KEPT_LINES, TOLD_LINES, LINE_LENGTH = 500, 2_000, 1_000
-#: After a layer was made, until it is written out: the app that waits for it starts first.
-SETTLE_SECONDS = 5.0
 
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
@@ -87,7 +85,6 @@ class Layers:
         self._shelf = Shelf(store)
         self._cache = LayerCache(store)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._settling: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
         """Take stock after a start, when no build runs: what an earlier service left half-made is removed."""
@@ -178,7 +175,6 @@ class Layers:
             transcript.add(fault)
             return _outcome(BuildExit(1), transcript, begun)
         self._shelf.put(key, build.layer)
-        self._settle_soon()
         return _outcome(BuildExit(0), transcript, begun)
 
     def _run(self, build: Build, step: BuildStep) -> BuildRun:
@@ -201,15 +197,6 @@ class Layers:
         if cache is not Cache.NONE:
             source = self._cache.path if cache is Cache.SHARED else build.cache
             yield Bind(source, CACHE, read_only=False, owner=LAYER_UID)
-
-    def _settle_soon(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._settle())
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
-
-    async def _settle(self) -> None:
-        await asyncio.sleep(SETTLE_SECONDS)
-        await asyncio.to_thread(self._shelf.settle)
 
 
 class Transcript:

@@ -6,7 +6,6 @@ folder that is no link, and every file is written beside and renamed into place,
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import itertools
 import os
@@ -18,15 +17,12 @@ from builderd.adapters.engines.oci.subvolumes import folder
 from builderd.domain.bundles import Bundle, BundleFile, path_fault
 
 UNFINISHED = ".builderd-unfinished"
-#: Up to so many files are made safe one by one; beyond, syncing the whole file system takes less time.
-FEW = 16
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def place(bundle: Bundle, target: Path, owner: int) -> None:
-    """Write the files below ``target``, owned by ``owner``. When it returns they outlive a crash of the machine.
+    """Write the files below ``target``, owned by ``owner``.
 
     A link or file where a folder must be is replaced. A folder with something in it where a file must be is moved
     aside to ``<name>.~1~``: it may hold what the app wrote. Other files stay as they are.
@@ -34,14 +30,11 @@ def place(bundle: Bundle, target: Path, owner: int) -> None:
     for file in bundle.files:
         if fault := path_fault(file.path):
             raise ValueError(f"{file.path!r} {fault}")
-    few = len(bundle.files) <= FEW
     with folder(target) as root:
         for parent, files in itertools.groupby(bundle.files, key=lambda file: file.path.rpartition("/")[0]):
             with _enter(root, parent, owner) as inside:
                 for file in files:
-                    _write(inside, file, owner, sync=few)
-        if not few:
-            sync_file_system(root)
+                    _write(inside, file, owner)
 
 
 @contextmanager
@@ -73,7 +66,7 @@ def _open_folder(parent: int, name: str, owner: int) -> int:
     return made
 
 
-def _write(parent: int, file: BundleFile, owner: int, *, sync: bool) -> None:
+def _write(parent: int, file: BundleFile, owner: int) -> None:
     name = file.path.rpartition("/")[2]
     _make_way(parent, UNFINISHED)
     with suppress(FileNotFoundError):
@@ -84,8 +77,6 @@ def _write(parent: int, file: BundleFile, owner: int, *, sync: bool) -> None:
         out.flush()
         os.fchown(descriptor, owner, owner)
         os.fchmod(descriptor, 0o755 if file.executable else 0o644)
-        if sync:
-            os.fsync(descriptor)
     _make_way(parent, name)
     os.rename(UNFINISHED, name, src_dir_fd=parent, dst_dir_fd=parent)
 
@@ -106,8 +97,3 @@ def _free_name(parent: int, name: str) -> str:
     kept = name.encode()[:240].decode(errors="ignore")
     taken = set(os.listdir(parent))
     return next(free for n in itertools.count(1) if (free := f"{kept}.~{n}~") not in taken)
-
-
-def sync_file_system(inside: int) -> None:
-    if _libc.syncfs(inside):
-        raise OSError(ctypes.get_errno(), "syncfs")

@@ -1,9 +1,8 @@
 """The shelf of finished layers: ``layers/<key>/<n>`` is generation n of a layer, never changed once it has its name.
 
 Generation 1 is what was installed, a later one the same and polished. Sandboxes keep the one that they started on, so
-none is taken away while its layer stands; they share their blocks. ``layers/<key>/boot`` names the boot of the
-machine in which the layer was made, until it is known to be safe on the disk: a layer that a crash of the machine may
-have damaged is thrown away, since it can be made again.
+none is taken away while its layer stands; they share their blocks. A layer that a crash of the machine may have
+damaged is thrown away, since it can be made again.
 """
 
 from __future__ import annotations
@@ -11,11 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from builderd.adapters.engines.oci.placement import sync_file_system
 from builderd.adapters.engines.oci.store import Store
-from builderd.adapters.engines.oci.subvolumes import folder, is_subvolume
-
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+from builderd.adapters.engines.oci.subvolumes import is_subvolume
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -26,11 +22,8 @@ class Shelf:
 
     def open(self) -> None:
         """After a start: throw away what may be damaged, and what never became a layer."""
-        boot = _boot()
         for layer in self._store.layers.iterdir():
-            marker = layer / "boot"
-            damaged = marker.exists() and marker.read_text() != boot
-            if damaged or not _generations(layer):
+            if not _generations(layer) or not self._store.settling.adopt(layer):
                 self._remove(layer)
 
     def _remove(self, layer: Path) -> None:
@@ -52,16 +45,8 @@ class Shelf:
         """Take the subvolume as the layer's next generation; it is there whole or not at all."""
         layer = self._path(key)
         layer.mkdir(mode=0o711, exist_ok=True)
-        (layer / "boot").write_text(_boot())
+        self._store.settling.mark(layer)
         made.rename(layer / str(self.generation(key) + 1))
-
-    def settle(self) -> None:
-        """Make all layers safe on the disk. Waits for everything that is to be written to the store."""
-        markers = list(self._store.layers.glob("*/boot"))
-        with folder(self._store.root) as root:
-            sync_file_system(root)
-        for marker in markers:
-            marker.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._store.layers / key
@@ -72,7 +57,3 @@ def _generations(layer: Path) -> list[int]:
         return [int(path.name) for path in layer.iterdir() if path.name.isdecimal()]
     except FileNotFoundError:
         return []
-
-
-def _boot() -> str:
-    return BOOT_ID.read_text()

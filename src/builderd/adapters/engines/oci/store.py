@@ -16,6 +16,7 @@ from pathlib import Path
 from builderd.adapters.engines.oci.backing import Backing, ImageBacking, choose_backing, is_mounted
 from builderd.adapters.engines.oci.quotas import Quota, enable_quota
 from builderd.adapters.engines.oci.room import Ground, Room
+from builderd.adapters.engines.oci.settling import Settling
 from builderd.domain.errors import EngineUnavailable
 
 Progress = Callable[[str], None]
@@ -41,6 +42,7 @@ class Store:
         self._data_dir = data_dir
         self._options = options
         self._lock: int | None = None
+        self.settling = Settling(mount_point)
         self._quota: Quota | None = None
         self._room: Room | None = None
 
@@ -101,6 +103,7 @@ class Store:
 
     def release(self) -> None:
         """Let another process open it; it stays mounted. Idempotent."""
+        self.settling.close()
         self._quota = self._room = None
         if self._lock is not None:
             os.close(self._lock)

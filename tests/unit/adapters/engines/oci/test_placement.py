@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.placement import FEW, UNFINISHED, place
+from builderd.adapters.engines.oci.placement import UNFINISHED, place
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 
 NEW = b"new"
@@ -52,12 +52,6 @@ def test_files_and_folders_are_made(app: Path) -> None:
 def test_an_executable_can_be_executed(app: Path) -> None:
     put(bundle("run.sh", executable=True), app)
     assert (app / "run.sh").stat().st_mode & 0o777 == 0o755
-
-
-def test_many_files_are_placed_as_few_are(app: Path) -> None:
-    paths = [f"d{n % 7}/f{n}" for n in range(FEW * 4)]
-    put(bundle(*paths), app)
-    assert all((app / path).read_bytes() == NEW for path in paths)
 
 
 def test_placing_again_replaces_files_and_leaves_others_alone(app: Path) -> None:

@@ -14,6 +14,7 @@ from tests.engines import PATIENCE, make_spec, until_state
 
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.runs import hears
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import SandboxId, new_sandbox_id
 from builderd.domain.resources import Resources
@@ -44,6 +45,16 @@ async def test_on_the_host_it_is_nobody_s_uid(engine: OciEngine, settings: OciSe
     owner = Path("/proc", str(record["process"]["pid"])).stat().st_uid
     assert owner >= 0x6000_0000
     assert owner % 65536 == 1000
+
+
+async def test_its_first_process_is_known_to_take_signals(engine: OciEngine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    await inside(engine, spec.id, "true")
+    record = engine._here.runs.find(spec.id)
+    assert record
+    assert record.process
+    assert await hears(record.process)
 
 
 async def test_app_persists_and_the_rest_does_not_whatever_uids_it_gets(engine: OciEngine) -> None:

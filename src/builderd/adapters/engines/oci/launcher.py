@@ -67,7 +67,10 @@ class Server:
                     return
 
     def _receive(self) -> bool:
-        packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, MAX_DESCRIPTORS)
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, MAX_DESCRIPTORS)
+        except ConnectionResetError:  # the service was killed before it had read all answers
+            return False
         if not packet:
             return False
         request = json.loads(packet)

@@ -44,13 +44,13 @@ class Process:
         except (FileNotFoundError, ProcessLookupError):
             return ""
 
-    def blocks(self, number: int) -> bool:
-        """Whether it has blocked a signal, as who takes signals one by one does."""
+    def ignores(self, number: int) -> bool:
+        """Whether it has chosen to ignore a signal."""
         try:
             status = Path(f"/proc/{self.pid}/status").read_text()
         except (FileNotFoundError, ProcessLookupError):
             return False
-        mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:")), "0")
+        mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:")), "0")
         return bool(int(mask, 16) >> (number - 1) & 1)
 
     async def wait(self, seconds: float | None = None) -> bool:

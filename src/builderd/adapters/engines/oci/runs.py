@@ -284,7 +284,7 @@ class Runs:
         if runtime.is_gvisor:
             await self._ask(runtime, command.kill(runtime, record.id, "TERM"))
         elif record.process:
-            await _can_hear(record.process)
+            await hears(record.process)
             record.process.kill(signal.SIGTERM)
 
     async def _settle(self, record: Record) -> None:
@@ -322,13 +322,18 @@ class Runs:
         return record
 
 
-async def _can_hear(process: Process) -> None:
-    """Wait until the sandbox's init takes signals: what comes before is lost, as for any first process."""
+async def hears(process: Process) -> bool:
+    """Wait until the sandbox's init takes signals: what comes before is lost, as for any first process.
+
+    It blocks them first and ignores those of the terminal last. Whether they are blocked cannot be asked: while it
+    waits for one, they are not.
+    """
     deadline = time.monotonic() + _INIT_SECONDS
     while process.alive and time.monotonic() < deadline:
-        if process.name == _INIT and process.blocks(signal.SIGTERM):
-            return
+        if process.name == _INIT and process.ignores(signal.SIGTTOU):
+            return True
         await asyncio.sleep(0.001)
+    return False
 
 
 def around(runtime: Runtime) -> list[dict[str, Any]]:

@@ -163,11 +163,35 @@ class LiveService:
             assert time.monotonic() < deadline, "the builder is still there"
             time.sleep(0.05)
 
-    def visit(self, data: Mapping[str, Any], path: str = "", **options: Any) -> httpx.Response:
+    @contextlib.contextmanager
+    def deployed(self, name: str, files: Mapping[str, Any], entrypoint: str, **fields: Any) -> Iterator[dict[str, Any]]:
+        """A builder of these files that is up; deleted afterwards."""
+        response = self.call("POST", "/builders", json=body(name, files=files, entrypoint=entrypoint, **fields))
+        try:
+            assert response.status_code == 201, response.text
+            yield response.json()["data"]
+        finally:
+            for builder in self.call("GET", f"/builders?name={name}").json()["data"]:
+                self.call("DELETE", f"/builders/{builder['uuid']}")
+
+    def visit(self, data: Mapping[str, Any], /, path: str = "", method: str = "GET", **options: Any) -> httpx.Response:
         """A request to the preview; dials 127.0.0.1, since not every library resolves ``*.localhost``."""
-        host = data["preview_url"].split("/")[2]
-        headers = {"Host": host, **options.pop("headers", {})}
-        return httpx.get(f"http://127.0.0.1:{self.preview_port}/{path}", headers=headers, timeout=PATIENCE, **options)
+        return httpx.request(method, **self._visitor(data, path, options))
+
+    def visiting(
+        self, data: Mapping[str, Any], /, path: str = "", **options: Any
+    ) -> contextlib.AbstractContextManager[httpx.Response]:
+        """The same for an answer that is read while it comes."""
+        return httpx.stream("GET", **self._visitor(data, path, options))
+
+    def _visitor(self, data: Mapping[str, Any], path: str, options: dict[str, Any]) -> dict[str, Any]:
+        headers = {"Host": data["preview_url"].split("/")[2], **options.pop("headers", {})}
+        url = f"http://127.0.0.1:{self.preview_port}/{path}"
+        return {"url": url, "headers": headers, "timeout": PATIENCE, **options}
+
+    def dial_preview(self) -> socket.socket:
+        """A connection to the proxy, for who brings a protocol of their own."""
+        return socket.create_connection(("127.0.0.1", self.preview_port), PATIENCE)
 
 
 def body(name: str, main: str = TINY_APP, **fields: Any) -> dict[str, Any]:

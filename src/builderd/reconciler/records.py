@@ -11,14 +11,18 @@ from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.failures import describe_end, restart_note
 from builderd.domain.ids import BuilderId
+from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.prices import Billing, Prices, Segment
 from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport
 from builderd.domain.steps import MAX_EXITS, recent_crashes
-from builderd.domain.versions import Version, VersionStatus
+from builderd.domain.versions import NO_LAYER, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
+from builderd.reconciler.install import Installed
 from builderd.reconciler.look import Known, Subject, read
 from builderd.services import statuses
 from builderd.services.application import Application
+
+REUSED = "The requirements are as they were before: their layer is reused."
 
 #: Written inside a transaction, on the builder as it is then.
 Record = Callable[[UnitOfWork, Builder], None]
@@ -50,10 +54,28 @@ def stage_started(uow: UnitOfWork, builder: Builder, stage: str, now: datetime) 
     _event(uow, builder, "stage.started", now, reason=stage, details={"stage": stage})
 
 
+def installed(uow: UnitOfWork, builder: Builder, version: Version, layer: Installed, now: datetime) -> None:
+    """The version's layer is there. The build log says so also where nothing had to be built."""
+    note = "reused" if layer.reused else "made"
+    if layer.layer_key == NO_LAYER:
+        note = "nothing to install"
+    elif layer.reused:
+        uow.build_logs.add(builder.id, version.number, [LogLine(now, LogStream.BUILD, REUSED)])
+    stage_finished(uow, builder, "install", now, seconds=layer.seconds, ok=True, note=note, reused=layer.reused)
+
+
 def stage_finished(
-    uow: UnitOfWork, builder: Builder, stage: str, now: datetime, *, seconds: float, ok: bool, note: str = ""
+    uow: UnitOfWork,
+    builder: Builder,
+    stage: str,
+    now: datetime,
+    *,
+    seconds: float,
+    ok: bool,
+    note: str = "",
+    **more: bool,
 ) -> None:
-    details = {"stage": stage, "seconds": round(seconds, 3), "ok": ok}
+    details = {"stage": stage, "seconds": round(seconds, 3), "ok": ok, **more}
     _event(uow, builder, "stage.finished", now, reason=note or stage, details=details)
 
 

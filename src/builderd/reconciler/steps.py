@@ -97,10 +97,11 @@ class Steps:
         except InstallFailed as failure:
             return self._failed(subject, "install", failure.code, failure.message)
 
+        now = self._now()
+
         def record(uow: UnitOfWork, builder: Builder) -> None:
             uow.versions.save(replace(subject.version, layer_key=installed.layer_key))
-            note = "found made" if installed.reused else "made"
-            records.stage_finished(uow, builder, "install", self._now(), seconds=installed.seconds, ok=True, note=note)
+            records.installed(uow, builder, subject.version, installed, now)
 
         return Result(record)
 

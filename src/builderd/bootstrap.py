@@ -134,7 +134,8 @@ def _log_to_stderr(level: str) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # The door writes a line for each request itself.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for talker in ("uvicorn", "alembic"):
+        logging.getLogger(talker).setLevel(logging.WARNING)
 
 
 async def _serve(settings: Settings) -> None:

@@ -44,6 +44,7 @@ class Reconciler:
 
     async def run(self) -> None:
         """Look at everything, then at what is wished or due, and at everything from time to time."""
+        await self._let_go()
         await self._sweep()
         helpers = [
             asyncio.create_task(work) for work in (self._watch_exits(), self._sweep_often(), self._polishing.run())
@@ -59,6 +60,16 @@ class Reconciler:
             for task in (*helpers, *self._tasks):
                 task.cancel()
             await asyncio.gather(*helpers, *self._tasks, return_exceptions=True)
+
+    async def _let_go(self) -> None:
+        """Give back what an earlier life of this service had claimed when it was killed."""
+        now, owner = self._app.clock.now(), self._app.instance
+
+        def release(uow: UnitOfWork) -> None:
+            for builder_id in uow.builders.ids():
+                uow.builders.release(builder_id, owner, now)
+
+        await self._app.store.write(release)
 
     async def _due(self) -> Sequence[BuilderId]:
         try:

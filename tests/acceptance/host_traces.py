@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,14 @@ def traces(data_dir: Path) -> dict[str, list[str]]:
         "logs": sorted(_names(data_dir / "logs")),
         "bundles": sorted(_names(data_dir / "bundles")),
     }
+
+
+def assert_traces(data_dir: Path, expected: dict[str, list[str]]) -> None:
+    """The same, given the kernel its time: links and control groups go some moments after their processes."""
+    deadline = time.monotonic() + 10
+    while traces(data_dir) != expected and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert traces(data_dir) == expected
 
 
 def _mounts(instance: str) -> Iterator[str]:

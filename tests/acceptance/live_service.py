@@ -107,6 +107,10 @@ class LiveService:
         )
         return done.stdout.splitlines()[-1]
 
+    @property
+    def is_up(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
         assert self.process is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.acceptance.host_traces import traces
+from tests.acceptance.host_traces import assert_traces, traces
 from tests.acceptance.live_service import LiveService, live_service
 
 pytestmark = pytest.mark.root
@@ -72,12 +72,7 @@ def test_down_gives_everything_back_and_serve_brings_it_back(data_dir: Path) -> 
         service.call("POST", f"/builders/{data['uuid']}/exec", json={"command": "echo kept > note"})
         service.down()
         left = traces(data_dir)
-        assert {kind: left[kind] for kind in ("mounts", "links", "cgroups", "processes")} == {
-            "mounts": [],
-            "links": [],
-            "cgroups": [],
-            "processes": [],
-        }
+        assert_traces(data_dir, {**left, "mounts": [], "links": [], "cgroups": [], "processes": []})
         with pytest.raises(httpx.TransportError):
             service.visit(data)
         service.start()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.acceptance.host_traces import traces
+from tests.acceptance.host_traces import assert_traces, traces
 from tests.acceptance.live_service import LiveService
 
 CYCLES = int(os.environ.get("BUILDERD_SOAK_CYCLES", "1000"))
@@ -40,6 +40,6 @@ def test_a_thousand_cycles_leave_nothing_over(service: LiveService) -> None:
     files_before = len(list(open_files.iterdir()))
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(cycle, range(CYCLES)))
-    assert traces(service.data_dir) == before
+    assert_traces(service.data_dir, before)
     assert host_wide() == host_before
     assert len(list(open_files.iterdir())) <= files_before + 5

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from tests.acceptance.host_traces import traces
+from tests.acceptance.host_traces import assert_traces, traces
 from tests.acceptance.live_service import TINY_APP, LiveService, body
 
 pytestmark = pytest.mark.root
@@ -79,7 +79,7 @@ def test_a_builders_whole_life(service: LiveService) -> None:
     assert service.call("DELETE", f"/builders/{uuid}").status_code == 200
     assert service.call("GET", f"/builders/{uuid}").status_code == 404
     assert service.visit(data).status_code == 404
-    assert traces(service.data_dir) == before
+    assert_traces(service.data_dir, before)
 
 
 def test_spending_counts_a_deleted_builder(service: LiveService) -> None:

@@ -40,24 +40,22 @@ def crashing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     service = LiveService(tmp_path_factory.mktemp("crash") / "data")
     service.start()
     service.call("DELETE", f"/builders/{service.create('first')['uuid']}")  # what is made once and kept
-    service.terminate()
     yield service
     service.down()
 
 
 @pytest.fixture(autouse=True)
 def fresh_start(crashing: LiveService) -> Iterator[None]:
-    """Whatever a failed case left over is no concern of the next one."""
+    """The service is up, and whatever a failed case left over is no concern of the next one."""
+    if not crashing.is_up:
+        crashing.start()
+    for builder in crashing.call("GET", "/builders").json()["data"]:
+        crashing.call("DELETE", f"/builders/{builder['uuid']}")
     yield
-    if crashing.is_up:
-        for builder in crashing.call("GET", "/builders").json()["data"]:
-            crashing.call("DELETE", f"/builders/{builder['uuid']}")
-        crashing.terminate()
 
 
 @pytest.mark.parametrize(("operation", "fault"), CASES, ids=[f"{o}-{f}" for o, f in CASES])
 def test_a_service_killed_there_comes_back_whole(crashing: LiveService, operation: str, fault: str) -> None:
-    crashing.start()
     before = traces(crashing.data_dir)
     uuid = prepare(crashing, operation)
     crashing.terminate()
@@ -73,7 +71,6 @@ def test_a_service_killed_there_comes_back_whole(crashing: LiveService, operatio
     if operation != "delete":
         crashing.call("DELETE", f"/builders/{uuid}")
     assert_traces(crashing.data_dir, before)
-    crashing.terminate()
 
 
 def prepare(service: LiveService, operation: str) -> str:

@@ -38,6 +38,7 @@ class Launcher:
         self._control: socket.socket | None = None
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._last = 0
+        self._closed = False
 
     async def keep_maps(self, uid: int, owners: Sequence[int]) -> None:
         """Have ready what the mounts of a sandbox with this first uid will need: it takes milliseconds.
@@ -81,7 +82,11 @@ class Launcher:
         return Ended(answer["status"], answer["error"])
 
     def close(self) -> None:
-        """End the launcher; nothing that it started ends with it."""
+        """End the launcher for good; nothing that it started ends with it."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
         control, process = self._control, self._process
         self._control = self._process = None
         if control:
@@ -110,6 +115,8 @@ class Launcher:
         return answer
 
     def _start(self) -> socket.socket:
+        if self._closed:
+            raise EngineUnavailable("The engine has been closed.")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
@@ -142,7 +149,7 @@ class Launcher:
     def _lost(self, control: socket.socket) -> None:
         """The launcher is gone: fail who waits; the next request starts another one."""
         if self._control is control:
-            self.close()
+            self._end()
 
     def _fail_waiting(self) -> None:
         for future in self._waiting.values():

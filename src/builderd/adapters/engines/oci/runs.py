@@ -136,6 +136,8 @@ class Runs:
         return '"running"' in state
 
     def close(self) -> None:
+        for warming in self._warming:
+            warming.cancel()
         self.exits.close()
 
     def find(self, name: str) -> Record | None:

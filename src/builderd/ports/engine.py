@@ -118,8 +118,13 @@ class Engine(Protocol):
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         """What it uses, or None when it does not run."""
 
-    async def read_log(self, sandbox: SandboxId, cursor: str = "") -> tuple[Sequence[LogLine], str]:
-        """Complete lines after the cursor ("" is the beginning), oldest first, and the next cursor."""
+    async def read_log(
+        self, sandbox: SandboxId, cursor: str = "", tail: int | None = None
+    ) -> tuple[Sequence[LogLine], str]:
+        """Complete lines after the cursor ("" is the beginning), oldest first, and the next cursor.
+
+        With ``tail`` only so many of the last ones, which costs no more than they do.
+        """
 
     async def delete_logs(self, builder: BuilderId) -> None:
         """Remove the logs of all sandboxes of this builder. Idempotent."""

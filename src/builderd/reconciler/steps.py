@@ -10,7 +10,7 @@ from functools import partial
 from builderd.domain import steps as domain
 from builderd.domain.builders import Builder, Status
 from builderd.domain.errors import InstallFailed, StartFailed
-from builderd.domain.failures import exited_early, exited_too_often, not_listening
+from builderd.domain.failures import SHOWN_LINES, exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, new_sandbox_id
 from builderd.domain.logs import LogStream
 from builderd.domain.sandboxes import (
@@ -264,7 +264,7 @@ class Steps:
         )
 
     async def _last_lines(self, sandbox: Sandbox) -> list[str]:
-        lines, _ = await self._app.engine.read_log(sandbox.id)
+        lines, _ = await self._app.engine.read_log(sandbox.id, tail=SHOWN_LINES)
         return [line.text for line in lines if line.stream is not LogStream.BUILD]
 
     def _now(self) -> datetime:

@@ -49,7 +49,8 @@ async def read(
     for sandbox in reversed(sandboxes if stream is not LogStream.BUILD else ()):
         if len(run) >= tail:
             break
-        written, _ = await application.engine.read_log(sandbox.id)
+        filtered = since is not None or stream is not None
+        written, _ = await application.engine.read_log(sandbox.id, tail=None if filtered else tail - len(run))
         run[:0] = [VersionedLine(sandbox.version, line) for line in written if _passes(line, since, stream)]
     lines = sorted([*build, *run], key=_time)
     return lines[max(len(lines) - tail, 0) :]
@@ -68,7 +69,8 @@ async def follow(
 
     ``since`` and ``stream`` filter both. For a builder that is not there it ends at once.
     """
-    follower = Follower(application, tenant_id, builder_id)
+    filtered = since is not None or stream is not None
+    follower = Follower(application, tenant_id, builder_id, tail=None if filtered else tail)
     written = [line for line in await follower.next_lines() if _passes(line.line, since, stream)]
     for line in written if tail is None else written[max(len(written) - tail, 0) :]:
         yield line
@@ -80,12 +82,13 @@ async def follow(
 
 
 class Follower:
-    """Remembers how far each sandbox's log was read."""
+    """Remembers how far each sandbox's log was read. With ``tail``, only so many lines of each are read at first."""
 
-    def __init__(self, application: Application, tenant_id: TenantId, builder_id: str) -> None:
+    def __init__(self, application: Application, tenant_id: TenantId, builder_id: str, tail: int | None = None) -> None:
         self._application = application
         self._tenant_id = tenant_id
         self._builder_id = builder_id
+        self._tail = tail
         self._cursors: dict[str, str] = {}
         self._ended: set[str] = set()
         self._built = 0
@@ -99,6 +102,7 @@ class Follower:
             if sandbox.id in self._ended:
                 continue
             lines.extend(await self._read(sandbox))
+        self._tail = None
         return sorted(lines, key=_time)
 
     async def ended(self) -> bool:
@@ -111,7 +115,8 @@ class Follower:
         return await self._application.store.read(gone)
 
     async def _read(self, sandbox: Sandbox) -> list[VersionedLine]:
-        written, cursor = await self._application.engine.read_log(sandbox.id, self._cursors.get(sandbox.id, ""))
+        cursor = self._cursors.get(sandbox.id, "")
+        written, cursor = await self._application.engine.read_log(sandbox.id, cursor, self._tail)
         self._cursors[sandbox.id] = cursor
         if sandbox.end is not None and not written:
             self._ended.add(sandbox.id)

@@ -36,7 +36,8 @@ HOG = App(
     Behaviour(listens_at=None, exits_at=1, exit_code=137, out_of_memory=True),
 )
 GREETER = App("cat /venv/greeting", Behaviour(listens_at=None, exits_at=1, lines=("hello",)))
-APPS = (SERVER, LOOPBACK_SERVER, OTHER_PORT_SERVER, SILENT, FAILING, DONE, HOG, GREETER)
+COUNTING = App("seq 100", Behaviour(listens_at=None, exits_at=1, lines=tuple(str(n) for n in range(1, 101))))
+APPS = (SERVER, LOOPBACK_SERVER, OTHER_PORT_SERVER, SILENT, FAILING, DONE, HOG, GREETER, COUNTING)
 
 BOTH_STREAMS = Command("echo one; echo two >&2; exit 3", Answer(3, "one\ntwo\n"))
 LONG_OUTPUT = Command("yes | head -c 100000", Answer(0, "y\n" * 50_000))

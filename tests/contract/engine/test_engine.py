@@ -181,6 +181,17 @@ async def test_a_log_is_read_on_from_its_cursor(engine: Engine) -> None:
     assert await engine.read_log(spec.id, cursor) == ([], cursor)
 
 
+async def test_the_last_lines_of_a_log_are_read_by_their_number(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.COUNTING)
+    await engine.start(spec)
+    await until_state(engine, spec.id, SandboxState.EXITED)
+    whole, end = await engine.read_log(spec.id)
+    assert [line.text for line in whole] == [str(number) for number in range(1, 101)]
+    assert await engine.read_log(spec.id, tail=3) == (whole[-3:], end)
+    assert await engine.read_log(spec.id, tail=0) == ([], end)
+    assert await engine.read_log(spec.id, tail=1000) == (whole, end)
+
+
 async def test_a_command_answers_with_both_streams_and_its_code(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
@@ -198,7 +209,7 @@ async def test_a_long_output_is_cut_and_says_so(engine: Engine) -> None:
 async def test_a_command_past_its_time_is_killed(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
-    result = await engine.execute(spec.id, apps.SLOW.text, 0.3, 1000)
+    result = await engine.execute(spec.id, apps.SLOW.text, 0.5, 1000)
     assert (result.exit_code, result.output) == (124, "begun\n")
     assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 

@@ -344,10 +344,15 @@ class FakeEngine:
         used = sum(len(content) for content in self.disks[found.spec.disk].files.values())
         return SandboxUsage(0.1, 20_000_000, used, 1_000, 2_000, 2)
 
-    async def read_log(self, sandbox: SandboxId, cursor: str = "") -> tuple[Sequence[LogLine], str]:
+    async def read_log(
+        self, sandbox: SandboxId, cursor: str = "", tail: int | None = None
+    ) -> tuple[Sequence[LogLine], str]:
         self._called("read_log", sandbox)
         lines = self.logs[sandbox][1] if sandbox in self.logs else []
-        return lines[int(cursor or 0) :], str(len(lines)) if lines else cursor
+        unread = lines[int(cursor or 0) :]
+        if tail is not None:
+            unread = unread[max(len(unread) - tail, 0) :]
+        return unread, str(len(lines)) if lines else cursor
 
     async def delete_logs(self, builder: BuilderId) -> None:
         self._called("delete_logs", builder)

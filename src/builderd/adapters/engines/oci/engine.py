@@ -210,11 +210,13 @@ class OciEngine:
         disk = await asyncio.to_thread(here.disks.usage, DiskId(record.disk))
         return SandboxUsage(used.cpu_seconds, used.memory_bytes, disk, bytes_in, bytes_out, used.processes)
 
-    async def read_log(self, sandbox: SandboxId, cursor: str = "") -> tuple[Sequence[LogLine], str]:
+    async def read_log(
+        self, sandbox: SandboxId, cursor: str = "", tail: int | None = None
+    ) -> tuple[Sequence[LogLine], str]:
         if not is_name(sandbox):
             return [], cursor
         ended = self._running(sandbox) is None
-        return await asyncio.to_thread(self._here.logs.read, sandbox, cursor, ended)
+        return await asyncio.to_thread(self._here.logs.read, sandbox, cursor, ended, tail)
 
     async def delete_logs(self, builder: BuilderId) -> None:
         await asyncio.to_thread(self._here.logs.delete, builder)

@@ -21,7 +21,7 @@ from builderd.adapters.engines.oci.bundle import make_process
 from builderd.adapters.engines.oci.launching import Ended
 from builderd.adapters.engines.oci.records import Record
 from builderd.adapters.engines.oci.runs import Runs, around, open_files
-from builderd.domain.errors import InvalidState
+from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.domain.sandboxes import ExecResult
 
 TIMEOUT_EXIT_CODE = 124
@@ -32,6 +32,7 @@ _GATE = r"exec 2>&1; printf '\006'; read -r _ && exec /bin/sh -c " + '"$0" </dev
 _PIPE_BYTES = 1 << 20
 _DRAIN_SECONDS = 0.005
 _LAST_READS = 16
+_START_SECONDS = 30.0
 _ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 _MARK = "BUILDERD_EXEC"
 #: Twice, for what a process started while the first round went by it.
@@ -151,17 +152,17 @@ class Execution:
         return make_process(["/bin/sh", "-c", _GATE, text], env, app["cwd"], app["user"]["uid"], open_files())
 
     async def _run(self, document: Path, output: Output, timeout_seconds: float) -> int | None:
-        """The exit code, or None when the command never began."""
+        """The exit code, or None when the command never began. Its time begins when it does."""
         gate, word = os.pipe2(os.O_CLOEXEC)
         argv = command.execute(self._runtime, self._record.id, document, self._pid_file)
         descriptors = {0: gate, 1: output.write, 2: output.write}
         running = self._runs.launcher.run(argv, env=_ENV, descriptors=descriptors, mounts=around(self._runtime))
         program = asyncio.ensure_future(running)
         try:
+            if not (await self._arrives(output, program) and await self._enter_group()):
+                return None
             async with asyncio.timeout(timeout_seconds):
-                if await self._arrives(output, program):
-                    await self._enter_group()
-                    os.write(word, b"\n")
+                os.write(word, b"\n")
                 ended = await asyncio.shield(program)
         except TimeoutError:
             return TIMEOUT_EXIT_CODE
@@ -170,21 +171,32 @@ class Execution:
             os.close(word)
             if not program.done():
                 await asyncio.shield(self._kill(program))
-        return (ended.status if ended.status >= 0 else 128 - ended.status) if output.begun else None
+        return ended.status if ended.status >= 0 else 128 - ended.status
 
     @staticmethod
     async def _arrives(output: Output, program: asyncio.Future[Ended]) -> bool:
-        """Wait until the gate says that it is there; False when the runtime ended without it."""
+        """Wait until the gate says that it is there; False when the runtime ended without it.
+
+        Raises ``EngineUnavailable`` when neither happens.
+        """
         program.add_done_callback(lambda _: output.settled.set())
-        await output.settled.wait()
+        try:
+            await asyncio.wait_for(output.settled.wait(), _START_SECONDS)
+        except TimeoutError as error:
+            raise EngineUnavailable("The command could not be started in time: the machine is overloaded.") from error
         return output.begun
 
-    async def _enter_group(self) -> None:
+    async def _enter_group(self) -> bool:
+        """Put the gate into a group of its own; False when the sandbox has ended meanwhile."""
         if self._runtime.is_gvisor:
-            return
+            return True
         while not (pid := self._pid()):  # noqa: ASYNC110
             await asyncio.sleep(0.0005)
-        self._runs.cgroups.enter_inner(self._record.id, self._name, pid)
+        try:
+            self._runs.cgroups.enter_inner(self._record.id, self._name, pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return True
 
     def _pid(self) -> int | None:
         """As the runtime writes it down, at about the time the gate speaks."""

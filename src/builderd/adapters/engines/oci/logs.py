@@ -20,6 +20,8 @@ from builderd.domain.logs import LogLine, LogStream
 KEPT_LOGS = 10
 #: A line is cut where it gets longer than this many bytes.
 MAX_LINE = 1 << 20
+#: So many records more are read than lines were asked for, since a line may have begun some records earlier.
+_MARGIN = 64
 _STREAMS = {b"stdout": LogStream.STDOUT, b"stderr": LogStream.STDERR}
 
 
@@ -59,15 +61,14 @@ class Logs:
         first.hardlink_to(log)
         return log
 
-    def read(self, sandbox: SandboxId, cursor: str, ended: bool) -> tuple[Sequence[LogLine], str]:
+    def read(
+        self, sandbox: SandboxId, cursor: str, ended: bool, tail: int | None = None
+    ) -> tuple[Sequence[LogLine], str]:
         """Complete lines after the cursor, and the next one; of an ended sandbox also a last line without its end."""
         log = next(self._root.glob(f"*/{sandbox}.log"), None)
         if log is None:
             return [], cursor
-        return read_generations(_generations(log), Cursor.parse(cursor), ended)
-
-    def exists(self, builder: BuilderId) -> bool:
-        return (self._root / builder).exists()
+        return read_generations(_generations(log), Cursor.parse(cursor), ended, tail)
 
     def delete(self, builder: BuilderId) -> None:
         """Idempotent."""
@@ -95,22 +96,55 @@ def _generations(log: Path) -> list[bytes]:
         return [log.read_bytes()] if log.exists() else []
 
 
-def read_generations(contents: Sequence[bytes], cursor: Cursor, ended: bool) -> tuple[Sequence[LogLine], str]:
-    """Lines from the cursor on over one or two generations. A generation that was lost is passed over."""
+def read_generations(
+    contents: Sequence[bytes], cursor: Cursor, ended: bool, tail: int | None = None
+) -> tuple[Sequence[LogLine], str]:
+    """Lines from the cursor on over one or two generations, with ``tail`` only so many of the last ones.
+
+    A generation that was lost is passed over.
+    """
     keys = [_key(content) for content in contents]
     if cursor.generation in keys:
         start = keys.index(cursor.generation)
     else:
         start = len(contents) - 1 if cursor.generation else 0
         cursor = Cursor()
-    lines: list[LogLine] = []
-    for index in range(start, len(contents)):
-        whole = ended or index < len(contents) - 1
-        at = cursor if index == start else Cursor()
-        found, offset, skip = parse_log(contents[index], at.offset, at.skip, whole)
-        lines.extend(found)
-        cursor = Cursor(keys[index], offset, skip)
-    return lines, str(cursor)
+    found: list[LogLine] = []
+    next_cursor = cursor
+    for index in reversed(range(start, len(contents))):
+        missing = None if tail is None else tail - len(found)
+        if missing is not None and missing <= 0 and index < len(contents) - 1:
+            break
+        newest, at = index == len(contents) - 1, cursor if index == start else Cursor()
+        lines, offset, skip = _read_last(contents[index], at, ended or not newest, missing)
+        found[:0] = lines
+        if newest:
+            next_cursor = Cursor(keys[index], offset, skip)
+    return found, str(next_cursor)
+
+
+def _read_last(content: bytes, cursor: Cursor, whole: bool, count: int | None) -> tuple[list[LogLine], int, int]:
+    """As ``parse_log``, with only the last ``count`` lines: read from so near the end that they are whole."""
+    if count is None:
+        return parse_log(content, cursor.offset, cursor.skip, whole)
+    records = count + _MARGIN
+    while True:
+        start = max(_start_of_last(content, records), cursor.offset)
+        skip = cursor.skip if start == cursor.offset else 0
+        lines, offset, skip = parse_log(content, start, skip, whole)
+        if len(lines) >= count + (start > cursor.offset) or start == cursor.offset:
+            return lines[max(len(lines) - count, 0) :], offset, skip
+        records *= 4
+
+
+def _start_of_last(content: bytes, records: int) -> int:
+    """Where the last so many records begin."""
+    position = len(content)
+    for _ in range(records + 1):
+        position = content.rfind(b"\n", 0, position)
+        if position < 0:
+            return 0
+    return position + 1
 
 
 def _key(content: bytes) -> str:

@@ -124,3 +124,31 @@ def test_old_logs_of_a_builder_are_dropped(tmp_path: Path) -> None:
         logs.begin(BuilderId("b"), SandboxId(f"{number:04x}"))
     assert len(list((tmp_path / "b").glob("*.log"))) <= KEPT_LOGS + 1
     assert len(list((tmp_path / "b").glob("*.first"))) <= KEPT_LOGS + 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 500, 5000])
+def test_the_last_lines_are_those_of_the_whole(count: int) -> None:
+    chance = random.Random(count)
+    contents = [
+        b"".join(record(str(n), chance.choice("FFFFP"), chance.choice(["stdout", "stderr"]), n % 60) for n in numbers)
+        for numbers in (range(1000), range(1000, 1400))
+    ]
+    everything, end = read_generations(contents, Cursor(), True)
+    lines, cursor = read_generations(contents, Cursor(), True, count)
+    assert texts(list(lines)) == texts(list(everything))[max(len(everything) - count, 0) :]
+    assert cursor == end
+
+
+def test_reading_goes_on_after_the_last_lines() -> None:
+    content = record("a") + record("b") + record("open", "P")
+    lines, cursor = read_generations([content], Cursor(), False, 1)
+    assert texts(list(lines)) == ["b"]
+    lines, _ = read_generations([content + record(" line")], Cursor.parse(cursor), False)
+    assert texts(list(lines)) == ["open line"]
+
+
+def test_the_last_lines_after_a_cursor_are_not_those_before_it() -> None:
+    content = record("a") + record("b")
+    _, cursor = read_generations([content], Cursor(), False)
+    more = content + record("c")
+    assert texts(list(read_generations([more], Cursor.parse(cursor), False, 10)[0])) == ["c"]

@@ -5,7 +5,7 @@ Once it listens it says its port in one line.
 It speaks HTTP by hand, so that it can also misbehave:
 
     /head, /upload    200, JSON: the request's first line, its headers as they came, how often this connection was used,
-                      and how many bytes came in the body, with their sha256
+                      how many bytes came in the body, with their sha256, and how often the path after the ? was asked
     /events           a stream of events, one each time ``tick`` is posted to /tick
     /raw?<base64>     exactly these bytes, then the end of the connection
     /exit             the process ends without an answer
@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -33,6 +34,7 @@ class App:
     def __init__(self, name: str) -> None:
         self.name = name
         self.ticks = asyncio.Event()
+        self.asked: Counter[str] = Counter()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         used = 0
@@ -55,6 +57,7 @@ class App:
         ]
         target = first.split(" ")[1]
         path, _, query = target.partition("?")
+        self.asked[path] += 1
         match path:
             case "/raw":
                 writer.write(base64.urlsafe_b64decode(query.partition("&")[0]))
@@ -76,6 +79,7 @@ class App:
             case "/slow":
                 await asyncio.sleep(float(query))
         said: dict[str, Any] = {"name": self.name, "first": first, "headers": headers, "used": used}
+        said["asked"] = self.asked[query]
         if path == "/tick":
             self.ticks.set()
         said.update(await receive(dict(headers), reader, writer))

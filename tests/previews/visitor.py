@@ -70,9 +70,10 @@ class Visitor:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
 
-def ask(connection: socket.socket, host: str, path: str = "/head") -> Answer:
+def ask(connection: socket.socket, host: str, path: str = "/head", *headers: str, method: str = "GET") -> Answer:
     """One request over a connection that stays open."""
-    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    lines = (f"{method} {path} HTTP/1.1", f"Host: {host}", *headers)
+    connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
     head = read_until(connection, b"\r\n\r\n")
     length = int(parse(head).header("content-length") or 0)
     body = b""

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.haproxy
         ("a=b; DOMAIN = localhost", "a=b"),
         ("a=b;\tDoMaIn\t=\tlocalhost; Path=/", "a=b; Path=/"),
         ("a=b; Domain=x; Domain=localhost; HttpOnly", "a=b"),
-        ("a=b; Domain=x; Path=/; Domain=y; Domain=localhost", "a=b"),
+        ("a=b; Domain=x; Path=/; Domain=y; Domain=localhost", "a=b; Path=/"),
         ("domain=mine; Path=/", "domain=mine; Path=/"),
         ("a=Domain=localhost; Path=/", "a=Domain=localhost; Path=/"),
         ("a=b; Domain", "a=b; Domain"),

@@ -111,10 +111,18 @@ def test_an_app_that_exits_in_mid_request_crashed(proxy: Proxy, make_app: Callab
     assert proxy.visitor.get(proxy.open(victim)).status == 200
 
 
-def test_a_crash_is_not_repeated_when_that_may_do_harm(proxy: Proxy, make_app: Callable[[str], App]) -> None:
-    victim = make_app("victim")
-    answer = proxy.visitor.get(proxy.open(victim), "/exit", "Content-Length: 0", method="POST")
-    assert answer.status == 502
+@pytest.mark.parametrize(
+    ("method", "most"), [("POST", 1), ("PUT", 1), ("PATCH", 1), ("DELETE", 1), ("GET", 2), ("HEAD", 2)]
+)
+@pytest.mark.parametrize("header", ["X-Nothing: here", OWNER])
+def test_a_crash_is_not_repeated_where_that_may_do_harm(
+    proxy: Proxy, make_app: Callable[[str], App], method: str, most: int, header: str
+) -> None:
+    host = proxy.open(make_app("victim"))
+    for _ in range(3):
+        before = proxy.visitor.get(host, "/head?/drop").json["asked"]
+        assert proxy.visitor.get(host, "/drop", "Content-Length: 0", header, method=method).status == 502
+        assert proxy.visitor.get(host, "/head?/drop").json["asked"] - before in range(1, most + 1)
 
 
 def test_an_apps_own_errors_are_its_own(proxy: Proxy, app: App) -> None:

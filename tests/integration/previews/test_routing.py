@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
-from tests.previews.proxy import App, Proxy, new_host
+from tests.previews.proxy import TOKEN, App, Proxy, new_host
 from tests.previews.visitor import ask
 
 from builderd.domain.previews import Address, Route, RouteState
@@ -68,14 +70,27 @@ def test_idle_connections_to_an_app_are_used_again(proxy: Proxy, app: App) -> No
 
 def test_what_is_not_safe_to_repeat_goes_over_a_new_connection(proxy: Proxy, app: App) -> None:
     host = proxy.open(app)
-    for _ in range(3):
-        assert proxy.visitor.get(host, "/upload", "Content-Length: 0", method="POST").json["used"] == 1
+    with proxy.visitor.dial() as connection:
+        for _ in range(3):
+            assert ask(connection, host).status == 200
+            assert ask(connection, host, "/upload", "Content-Length: 0", method="POST").json["used"] == 1
 
 
-def test_an_app_that_closes_idle_connections_fails_nobody(proxy: Proxy, app: App) -> None:
+def test_a_visitors_connection_to_an_app_is_the_visitors_own(proxy: Proxy, app: App) -> None:
     host = proxy.open(app)
-    for _ in range(200):
-        assert proxy.visitor.get(host, "/once").status == 200
+    with proxy.visitor.dial() as one, proxy.visitor.dial() as other:
+        for number in range(1, 5):
+            assert ask(one, host).json["used"] == number
+            assert ask(other, host).json["used"] == number
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_an_app_that_closes_idle_connections_fails_nobody(proxy: Proxy, app: App, private: bool) -> None:
+    host = proxy.open(app, private=private)
+    with proxy.visitor.dial() as connection:
+        for _ in range(10):
+            assert ask(connection, host, "/once", f"X-Service-Token: {TOKEN}").status == 200
+            time.sleep(0.06)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"])

@@ -1,7 +1,7 @@
 """The proxy's configuration as pure text. HAProxy 3.0's own manual is the source of every keyword.
 
-A request goes through one frontend, which finds the route and the visitor's right to it, and then to one of a few
-backends: an app, or an answer that says why there is none.
+A request goes through one frontend, which finds its route, and one of two pairs of backends: the plain and the careful,
+each for visitors who read pages and for those who read JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from hashlib import sha256
 from ipaddress import ip_address
 
 from builderd.adapters.previews.haproxy import answers, pages, tokens
+from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
 
@@ -18,16 +19,24 @@ from builderd.adapters.previews.haproxy.section import quoted, section
 MEMORY_SECONDS = 7 * 86_400
 DESCRIPTION = "builderd previews"
 
-#: What else than X-Forwarded-… proxies tell apps about the visitor: only what this one sees is passed on.
-_FORGEABLE = (
-    "Forwarded",
-    "X-Real-IP",
-    "X-Client-IP",
-    "X-Cluster-Client-IP",
-    "True-Client-IP",
-    "Proxy",
-    "HTTP2-Settings",
+#: Headers that no visitor may send to an app: the platform's own, and what proxies tell apps about the visitor.
+_OURS = (
+    "x-forwarded-.*",
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "proxy",
+    "http2-settings",
+    tokens.HEADER.lower(),
 )
+#: A browser names text/html; a client that names JSON, or neither, is no reader of pages.
+_READS_PAGES = "{ req.hdr(accept) -m sub -i text/html } !{ req.hdr(accept) -m sub -i application/json }"
+#: A host with something else than digits after its colon.
+_ODD_PORT = "req.hdr(host) -m reg :.*[^0-9]"
+_DOMAIN = r";[ \t]*domain[ \t]*="
+_WIDE_COOKIE = rf"(?i)^(.*?){_DOMAIN}[^;]*((?:(?!{_DOMAIN}).)*)(?:{_DOMAIN}.*)?$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +59,8 @@ def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuratio
     sections = (
         _defaults(options),
         _frontend(options, files),
-        _app_defaults(options),
-        _app("app_page", answers.crashed(files, as_html=True)),
-        _app("app_envelope", answers.crashed(files, as_html=False)),
-        answers.closed(options, files),
-        answers.unknown(files),
-        answers.refused(files),
-        tokens.welcome(options),
+        *(_plain(options, files, form) for form in Form),
+        *(_careful(options, files, form) for form in Form),
         _activity(),
     )
     rest = "\n".join(sections)
@@ -107,27 +111,28 @@ def _defaults(options: ProxyOptions) -> str:
 
 
 def _frontend(options: ProxyOptions, files: ProxyFiles) -> str:
+    """What is plain takes a short way: each rule on it is one that every request pays for."""
     return section(
         "frontend visitors from base",
         f"""
         bind {_bind(options)}
-        http-request deny deny_status 405 if {{ method CONNECT TRACE }}
         {_sender(options)}
         # Whatever its case, its port and the dot at its end: a host that is not in the map gets no further.
-        http-request deny deny_status 400 if {{ req.hdr(host) -m sub : }} !{{ req.hdr(host) -m reg :[0-9]*$ }}
         http-request set-var(txn.host) req.hdr(host),host_only,rtrim(.)
         # state|access|ip|port|sha256 of the token|builder
         http-request set-var(txn.route) var(txn.host),map_str({quoted(files.routes)})
-        http-request set-var(txn.hash) var(txn.route),field(5,|)
-        {tokens.proof(options)}
-        use_backend unknown if !{{ var(txn.route) -m found }}
-        # Before anything tells whether the app runs.
-        use_backend refused if {{ var(txn.route),field(2,|) -m str private }} !{{ var(txn.owner) -m bool }}
-        # A WebSocket's client does not follow a redirect.
-        use_backend welcome if {{ var(txn.by_link) -m bool }} {{ method GET HEAD }} !{{ req.hdr(upgrade) -m found }}
-        use_backend closed if !{{ var(txn.route) -m beg open| }}
-        use_backend app_page if {answers.WANTS_HTML}
-        default_backend app_envelope
+
+        acl public var(txn.route) -m beg open|public|
+        acl repeatable method GET HEAD OPTIONS
+        acl path_only url -m beg /
+        acl path_only req.ver 2.0
+        acl odd_port {_ODD_PORT}
+        {tokens.brought()}
+        http-request set-var(txn.plain) bool(true) if public repeatable path_only !odd_port !brought
+        use_backend plain_page if {{ var(txn.plain) -m bool }} {_READS_PAGES}
+        use_backend plain_envelope if {{ var(txn.plain) -m bool }}
+        use_backend careful_page if {_READS_PAGES}
+        default_backend careful_envelope
         """,
     )
 
@@ -167,67 +172,78 @@ def _scheme(options: ProxyOptions) -> str:
     return "%[var(txn.proto)]" if options.trusted_proxies else _own_scheme(options)
 
 
-def _app_defaults(options: ProxyOptions) -> str:
-    """How a request is made ready for an app, and its answer for the visitor."""
+def _plain(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
+    """A request that may be repeated, without a token, for an app that everybody may see.
+
+    A visitor's connection to the app is the visitor's own. An app may close it just as a request goes out on it: after
+    a pause, such a request is sent again, once, over a new one; without a pause the copy is not worth its time.
+    """
     return section(
-        "defaults app from base",
-        f"""
-        http-request track-sc0 var(txn.host) table activity
-        http-request set-dst var(txn.route),field(3,|)
-        http-request set-dst-port var(txn.route),field(4,|)
-        {answers.logs(options)}
-        # GET http://host/path is GET /path to an app.
-        http-request set-uri %[pathq] if !{{ url -m beg / }} !{{ url -m beg * }}
-        {tokens.removal()}
-        {_forwarded(options)}
-        {_own_cookies()}
-        # An app that cannot be reached crashed like one that breaks off; an app's own 503 is its own.
-        http-after-response set-status 502 if {{ status 503 }} {{ server_status 0 }}
-        # An app may close an idle connection just as a request goes out on it. What is safe to repeat is sent again,
-        # once, over a new connection; what is not never goes over a used one.
-        retries 1
-        retry-on empty-response
+        f"backend plain_{form} from base",
+        _passage(options),
+        answers.crashed(files, form),
+        """
+        http-reuse never
+        http-request disable-l7-retry if { req.timer.idle lt 50 }
+        server app 0.0.0.0:0
         """,
     )
 
 
-def _forwarded(options: ProxyOptions) -> str:
-    forgeable = "\n".join(f"http-request del-header {name}" for name in _FORGEABLE)
-    return f"""
-        http-request del-header X-Forwarded- -m beg
-        {forgeable}
-        http-request set-header X-Forwarded-For %[src]
-        http-request set-header X-Real-IP %[src]
-        http-request set-header X-Forwarded-Proto {_scheme(options)}
-        http-request set-header X-Forwarded-Host %[req.hdr(host)]
-        """
+def _careful(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
+    """Every other request, and whatever is to be said where there is no app.
 
-
-def _own_cookies() -> str:
-    """A cookie for the parent domain would reach the sibling previews: each is made the app's own.
-
-    Whoever names two domains in one cookie means harm; of that cookie, name and value are left.
+    There are two doors to the app: connections of ``kept`` are used again; of ``fresh``, for what may not be repeated
+    and for what is, they are not.
     """
-    return r"""
-        acl wide res.fhdr(set-cookie) -m sub -i domain
-        http-response replace-header Set-Cookie '(?i)^(.*?);[ \t]*domain[ \t]*=[^;]*(.*)$' '\1\2' if wide
-        http-response replace-header Set-Cookie '(?i)^([^;]*);(?:.*;)?[ \t]*domain[ \t]*=.*$' '\1' if wide
-        """
-
-
-def _app(name: str, errors: str) -> str:
-    """Two doors to the same app: connections of ``kept`` are used again; of ``fresh``, for retries too, not."""
     return section(
-        f"backend {name} from app",
-        errors,
+        f"backend careful_{form} from base",
+        f"""
+        {answers.unknown(files, form)}
+        http-request deny deny_status 405 if {{ method CONNECT TRACE }}
+        http-request deny deny_status 400 if {{ {_ODD_PORT} }}
+        {tokens.proof(options)}
+        # Before anything tells whether the app runs.
+        {answers.refused(files, form)}
+        {tokens.welcome(options)}
+        {answers.logs(options)}
+        {answers.closed(files, form)}
+        # GET http://host/path is GET /path to an app.
+        http-request set-uri %[pathq] if !{{ url -m beg / }} !{{ url -m beg * }}
+        {tokens.removal()}
+        """,
+        _passage(options),
+        answers.crashed(files, form),
         """
-        use-server kept if { method GET HEAD OPTIONS }
-        use-server fresh if !{ method GET HEAD OPTIONS }
+        acl repeatable method GET HEAD OPTIONS
+        http-request disable-l7-retry if !repeatable
+        use-server kept if repeatable
+        use-server fresh if !repeatable
         # Without a low mark, threads steal each other's idle connections as soon as there are several apps.
         server kept 0.0.0.0:0 weight 0 pool-low-conn 10000
         server fresh 0.0.0.0:0 pool-max-conn 0
         """,
     )
+
+
+def _passage(options: ProxyOptions) -> str:
+    """How a request is made ready for an app, and its answer for the visitor."""
+    return f"""
+        http-request track-sc0 var(txn.host) table activity
+        http-request set-dst var(txn.route),field(3,|)
+        http-request set-dst-port var(txn.route),field(4,|)
+        http-request del-header (?i)^({"|".join(_OURS)})$ -m reg
+        http-request add-header X-Forwarded-For %[src]
+        http-request add-header X-Forwarded-Proto {_scheme(options)}
+        http-request add-header X-Forwarded-Host %[req.hdr(host)]
+        # A cookie for the parent domain would reach the sibling previews: each is made the app's own. Whoever names two
+        # domains in one cookie means harm; of that cookie, what is before the second is left.
+        http-response replace-header Set-Cookie '{_WIDE_COOKIE}' '\\1\\2' if {{ res.fhdr(set-cookie) -m sub -i domain }}
+        # An app that cannot be reached crashed like one that breaks off; an app's own 503 is its own.
+        http-after-response set-status 502 if {{ status 503 }} {{ server_status 0 }} {{ var(txn.route) -m beg open| }}
+        retries 1
+        retry-on empty-response
+        """
 
 
 def _activity() -> str:

@@ -8,7 +8,6 @@ set when that one is right, ``txn.owner`` when any is.
 from __future__ import annotations
 
 from builderd.adapters.previews.haproxy.options import ProxyOptions
-from builderd.adapters.previews.haproxy.section import section
 
 HEADER = "X-Service-Token"
 PARAMETER = "service_token"
@@ -20,19 +19,28 @@ SECURE_COOKIE = f"__Host-{COOKIE}"
 _COOKIE_PATTERN = rf"(^|[;,])[ \t]*(__Host-)?{COOKIE}[ \t]*=[^;,]*"
 _PARAMETER_PATTERN = rf"(^|[&;?]){PARAMETER}=[^&;?]*"
 
-_REST_OF_QUERY = f"""http-request set-var(txn.rest) query,'regsub("{_PARAMETER_PATTERN}","",g)',ltrim(&;?)"""
+
+def brought() -> str:
+    """Define ``brought``: whether a request may bring a token."""
+    return f"""
+        acl brought req.fhdr({HEADER}) -m found
+        acl brought req.fhdr(cookie) -m sub {COOKIE}
+        acl brought query -m sub {PARAMETER}=
+        """
 
 
 def proof(options: ProxyOptions) -> str:
-    """Find out whether the visitor brings the token. Any right one will do: an old or planted one shuts nobody out."""
+    """Find out whether the token is right. Any right one will do: an old or planted one shuts nobody out."""
     proven = "sha2(256),hex,lower,secure_memcmp(txn.hash)"
     places = (f"req.fhdr({HEADER})", *(f"req.cook({name})" for name in _cookies(options)))
     return "\n".join(
         (
-            f"http-request set-var(txn.linked) url_param({PARAMETER}) if {{ query -m sub {PARAMETER}= }}",
+            "http-request set-var(txn.hash) var(txn.route),field(5,|)",
+            f"http-request set-var(txn.linked) url_param({PARAMETER})",
             f"http-request set-var(txn.by_link) bool(true) if {{ var(txn.linked),{proven} }}",
             "http-request set-var(txn.owner) bool(true) if { var(txn.by_link) -m bool }",
             *(f"http-request set-var(txn.owner) bool(true) if {{ {place},{proven} }}" for place in places),
+            "acl owner var(txn.owner) -m bool",
         )
     )
 
@@ -43,42 +51,22 @@ def _cookies(options: ProxyOptions) -> tuple[str, ...]:
     return (SECURE_COOKIE,) if options.certificate else (COOKIE,)
 
 
-def removal() -> str:
-    """Take the token out of the request; one that cannot be taken out stops it.
-
-    The parameter of a public preview is the app's own, unless it is the token.
-    """
-    rest = f"""'%[req.fhdr(cookie),regsub("{_COOKIE_PATTERN}","",g),ltrim("; ")]'"""
-    return f"""
-        http-request del-header {HEADER}
-        acl one_cookie_line req.fhdr_cnt(cookie) eq 1
-        acl cookie_left req.cook({COOKIE}) -m found
-        acl cookie_left req.cook({SECURE_COOKIE}) -m found
-        http-request set-header Cookie {rest} if {{ req.fhdr(cookie) -m sub {COOKIE} }} one_cookie_line
-        http-request del-header Cookie if {{ req.fhdr(cookie) -m len 0 }}
-        http-request deny deny_status 400 if cookie_left
-
-        acl linked var(txn.linked) -m found
-        acl owner var(txn.owner) -m bool
-        {_REST_OF_QUERY} if linked owner
-        http-request set-pathq %[path]?%[var(txn.rest)] if linked owner !{{ var(txn.rest) -m len 0 }}
-        http-request set-pathq %[path] if linked owner {{ var(txn.rest) -m len 0 }}
-        http-request deny deny_status 400 if linked owner {{ url_param({PARAMETER}) -m found }}
-        """
-
-
 def welcome(options: ProxyOptions) -> str:
     """A link with the right token turns into a cookie and the same address without it.
 
-    The address stays relative. One that begins with two slashes (or what a browser takes for them) would lead to
-    another host: a dot segment before it keeps it on this one (RFC 3986, 5.2.4).
+    A WebSocket's client follows no redirect: it goes on. The address stays relative. One that begins with two slashes
+    (or what a browser takes for them) would lead to another host: a dot segment before it keeps it on this one
+    (RFC 3986, 5.2.4).
     """
-    return section(
-        "backend welcome from base",
-        _REST_OF_QUERY,
-        "http-request set-var(txn.mark) str(?) if !{ var(txn.rest) -m len 0 }",
-        r"http-request set-var(txn.dot) str(/.) if { path -m reg '^/[/\\]' }",
-        *_redirects(options),
+    return "\n".join(
+        (
+            f"""http-request set-var(txn.rest) query,'regsub("{_PARAMETER_PATTERN}","",g)',ltrim(&;?)""",
+            "http-request set-var(txn.mark) str(?) if !{ var(txn.rest) -m len 0 }",
+            r"http-request set-var(txn.dot) str(/.) if { path -m reg '^/[/\\]' }",
+            "acl by_link var(txn.by_link) -m bool",
+            "acl upgrades req.hdr(upgrade) -m found",
+            *_redirects(options),
+        )
     )
 
 
@@ -86,7 +74,7 @@ def _redirects(options: ProxyOptions) -> tuple[str, ...]:
     plain = _redirect(COOKIE, "HttpOnly; SameSite=Lax")
     secure = _redirect(SECURE_COOKIE, "Secure; HttpOnly; SameSite=Lax")
     if options.trusted_proxies:
-        return (f"{secure} if {{ var(txn.proto) -m str https }}", plain)
+        return (f"{secure} {{ var(txn.proto) -m str https }}", plain)
     return (secure,) if options.certificate else (plain,)
 
 
@@ -94,5 +82,24 @@ def _redirect(cookie: str, attributes: str) -> str:
     return (
         'http-request return status 302 hdr Location "%[var(txn.dot)]%[path]%[var(txn.mark)]%[var(txn.rest)]" '
         f'hdr Set-Cookie "{cookie}=%[var(txn.linked)]; Path=/; {attributes}" '
-        'hdr Cache-Control "no-store" hdr Referrer-Policy "no-referrer"'
+        'hdr Cache-Control "no-store" hdr Referrer-Policy "no-referrer" if by_link { method GET HEAD } !upgrades'
     )
+
+
+def removal() -> str:
+    """Take the token out of the request; one that cannot be taken out stops it.
+
+    The parameter of a public preview is the app's own, unless it is the token.
+    """
+    rest = f"""'%[req.fhdr(cookie),regsub("{_COOKIE_PATTERN}","",g),ltrim("; ")]'"""
+    return f"""
+        acl cookie_left req.cook({COOKIE}) -m found
+        acl cookie_left req.cook({SECURE_COOKIE}) -m found
+        http-request set-header Cookie {rest} if {{ req.fhdr_cnt(cookie) eq 1 }}
+        http-request del-header Cookie if {{ req.fhdr(cookie) -m len 0 }}
+        http-request deny deny_status 400 if cookie_left
+
+        acl linked var(txn.linked) -m found
+        http-request set-pathq %[path]%[var(txn.mark)]%[var(txn.rest)] if linked owner
+        http-request deny deny_status 400 if linked owner {{ url_param({PARAMETER}) -m found }}
+        """

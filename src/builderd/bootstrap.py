@@ -16,16 +16,19 @@ import uvloop
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.clocks.system import SystemClock
+from builderd.adapters.engines.oci import probe as engine_probe
 from builderd.adapters.engines.oci.base import ensure_base
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
 from builderd.adapters.engines.oci.store import StoreOptions
 from builderd.adapters.installers.uv import UvInstaller
+from builderd.adapters.previews.haproxy import probe as previews_probe
 from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.data_directory import hold, identity, make
+from builderd.domain.equipment import Equipment
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.ids import TokenId
 from builderd.domain.resources import GB
@@ -231,6 +234,11 @@ async def revoke_token(settings: Settings, tenant: str, token_id: str) -> None:
     now = SystemClock().now()
     async with store(settings) as opened:
         await opened.write(lambda uow: tokens.revoke(uow, tenant, TokenId(token_id), now))
+
+
+def examine(settings: Settings) -> Sequence[Equipment]:
+    """What this machine has of what the service needs."""
+    return [*engine_probe.examine(settings.data_dir), previews_probe.examine()]
 
 
 def build_base(settings: Settings, say: Callable[[str], None]) -> str:

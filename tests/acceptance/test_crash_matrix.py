@@ -45,13 +45,12 @@ def crashing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
 
 
 @pytest.fixture(autouse=True)
-def fresh_start(crashing: LiveService) -> Iterator[None]:
+def fresh_start(crashing: LiveService) -> None:
     """The service is up, and whatever a failed case left over is no concern of the next one."""
     if not crashing.is_up:
         crashing.start()
     for builder in crashing.call("GET", "/builders").json()["data"]:
         crashing.call("DELETE", f"/builders/{builder['uuid']}")
-    yield
 
 
 @pytest.mark.parametrize(("operation", "fault"), CASES, ids=[f"{o}-{f}" for o, f in CASES])

@@ -35,5 +35,5 @@ def main() -> None:
     """
 
 
-for command in (service.serve, token, service.down, service.base, install_service):
+for command in (service.serve, token, service.down, service.doctor, service.base, install_service):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""``builderd serve``, ``down`` and ``base``: the service and its machine."""
+"""``builderd serve``, ``down``, ``doctor`` and ``base``: the service and its machine."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ def down(data_dir: Path | None, config: Path | None) -> None:
     _require_root("builderd down")
     asyncio.run(bootstrap.take_down(settings, click.echo))
     click.echo("Everything is stopped. `builderd serve` with the same data directory brings it back.")
+
+
+@click.command()
+@options.data_dir
+@options.config
+def doctor(data_dir: Path | None, config: Path | None) -> None:
+    """Say what this machine has and lacks, and what that costs. Exits with 1 when the service cannot run."""
+    settings = load(config, data_dir=data_dir)
+    equipment = bootstrap.examine(settings)
+    for one in equipment:
+        mark = "ok  " if one.found else ("MISS" if one.vital else "lack")
+        click.echo(f"{mark}  {one.name:<24} {one.detail}")
+        if not one.found:
+            click.echo(f"      {'':<24} {one.cost}")
+    if any(one.vital and not one.found for one in equipment):
+        raise SystemExit(1)
 
 
 @click.group()

@@ -1,0 +1,100 @@
+"""What this machine has of what the engine needs. Looks only; changes nothing."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from builderd.adapters.engines.oci.seccomp import PROFILE
+from builderd.domain.equipment import Equipment
+from builderd.domain.resources import GB
+
+#: (program, Debian package, what its lack costs, whether nothing goes without it)
+PROGRAMS = (
+    ("conmon", "conmon", "no sandbox can be started", True),
+    ("nft", "nftables", "sandboxes could reach this machine's own network, so none is started", True),
+    ("mkfs.btrfs", "btrfs-progs", "there is nowhere to keep disks", True),
+    ("mmdebstrap", "mmdebstrap", "the base root file system cannot be made", True),
+    ("runc", "runc", "none where crun is there; it starts sandboxes some 30 ms slower", False),
+    ("runsc", "runsc", '"isolation": "strong" is refused', False),
+)
+#: The kernel that first had simple quotas on btrfs.
+SIMPLE_QUOTAS = (6, 7)
+
+
+def examine(data_dir: Path) -> Sequence[Equipment]:
+    """Everything, the vital first in its group. ``data_dir`` need not exist yet."""
+    return [_runtime(), *(_program(*row) for row in PROGRAMS), *_kernel(), _profile(), _base(), *_room(data_dir)]
+
+
+def _runtime() -> Equipment:
+    found = next((name for name in ("crun", "runc") if shutil.which(name)), None)
+    cost = "no sandbox can be started: apt-get install crun"
+    return Equipment("runtime", found is not None, _version(found) if found else "neither crun nor runc", cost, True)
+
+
+def _program(name: str, package: str, cost: str, vital: bool) -> Equipment:
+    path = shutil.which(name)
+    detail = _version(name) if path else "not installed"
+    return Equipment(name, path is not None, detail, f"{cost}: apt-get install {package}", vital)
+
+
+def _version(program: str) -> str:
+    """The first line that says a number, or where the program lies."""
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return "it does not run"
+    lines = (done.stdout + done.stderr).splitlines()
+    return next((line.strip() for line in lines if re.search(r"\d", line)), shutil.which(program) or program)
+
+
+def _kernel() -> Sequence[Equipment]:
+    release = platform.release()
+    major, minor = (int(part) for part in re.findall(r"\d+", release)[:2])
+    quotas = (major, minor) >= SIMPLE_QUOTAS
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").is_file()
+    hybrid = Path("/sys/fs/cgroup/memory").is_dir()
+    zram = Path("/sys/class/zram-control").is_dir() or Path("/sys/block/zram0").is_dir()
+    btrfs = "btrfs" in Path("/proc/filesystems").read_text() or _module("btrfs", release)
+    return [
+        Equipment("control groups", unified or hybrid, "version 2" if unified else "version 1", "no limits", True),
+        Equipment("btrfs in the kernel", btrfs, f"kernel {release}", "there is nowhere to keep disks", True),
+        Equipment("simple quotas", quotas, f"kernel {release}", "disks are counted by slower quota groups", False),
+        Equipment("zram", zram, "the kernel has it" if zram else "none", "idle apps stay in plain memory", False),
+    ]
+
+
+def _module(name: str, release: str) -> bool:
+    """Whether the kernel could load it."""
+    index = Path("/lib/modules") / release / "modules.dep"
+    return index.is_file() and f"/{name}.ko" in index.read_text()
+
+
+def _profile() -> Equipment:
+    cost = "no sandbox can be started: apt-get install golang-github-containers-common"
+    found = Path(PROFILE).is_file()
+    return Equipment("seccomp profile", found, str(PROFILE) if found else "missing", cost, True)
+
+
+def _base() -> Equipment:
+    roots = list(Path("/var/lib/builderd-host/bases").glob("[!.]*/root"))
+    detail = str(roots[0]) if roots else "not made yet"
+    return Equipment(
+        "base root file system", bool(roots), detail, "it is made at the first start (half a minute)", False
+    )
+
+
+def _room(data_dir: Path) -> Sequence[Equipment]:
+    place = next(folder for folder in (data_dir, *data_dir.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    available = int(memory.split()[1]) * 1024
+    return [
+        Equipment("disk", free > 5 * GB, f"{free / GB:.1f} GB free at {place}", "room for very few builders", False),
+        Equipment("memory", available > GB, f"{available / GB:.1f} GB available", "room for very few builders", False),
+    ]

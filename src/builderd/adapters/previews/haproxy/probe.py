@@ -1,0 +1,17 @@
+"""Whether this machine has the preview's proxy."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+from builderd.domain.equipment import Equipment
+
+
+def examine(program: str = "haproxy") -> Equipment:
+    """Looks only; changes nothing."""
+    cost = "there are no previews: apt-get install haproxy"
+    if shutil.which(program) is None:
+        return Equipment("haproxy", False, "not installed", cost, True)
+    done = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=10, check=False)
+    return Equipment("haproxy", done.returncode == 0, done.stdout.split("\n")[0], cost, True)

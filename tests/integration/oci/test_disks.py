@@ -130,11 +130,19 @@ def test_scratch_is_new_each_time_and_has_a_limit_of_its_own(disks: Disks) -> No
     assert list((scratch / "upper").iterdir()) == []
 
 
-def test_an_app_whose_disk_is_full_can_still_be_given_scratch(disks: Disks) -> None:
+def test_the_root_of_an_app_whose_disk_is_full_can_be_written_to(disks: Disks, tmp_path: Path) -> None:
     disks.create(ONE, 20 * MB)
     disks.scratch(ONE)
     fill(disks.app(ONE) / "data", 40 * MB)
-    assert fill(disks.scratch(ONE) / "upper/data", 5 * MB) == 5 * MB
+    scratch = disks.scratch(ONE)
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    options = f"lowerdir=/etc,upperdir={scratch}/upper,workdir={scratch}/work"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, merged], check=True)
+    try:
+        assert fill(merged / "data", 5 * MB) == 5 * MB
+    finally:
+        subprocess.run(["umount", merged], check=True)
 
 
 def test_scratch_of_a_hostile_shape_goes_in_one_step(disks: Disks) -> None:

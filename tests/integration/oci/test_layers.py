@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -334,6 +335,52 @@ async def test_the_cache_is_emptied_when_it_has_grown_and_layers_keep_what_they_
     await layers.build(plan(OTHER), print)
     assert list((store.root / "cache").iterdir()) == []
     assert (layers.lower(KEY) / "venv/wheel").read_bytes() == content
+
+
+def age(store: Store, key: str, days: float) -> None:
+    then = time.time() - days * 86_400
+    os.utime(store.layers / key, (then, then))
+
+
+async def test_a_layer_that_was_not_used_for_long_is_collected(layers: Layers, runner: StandIn, store: Store) -> None:
+    for key in (KEY, OTHER):
+        await layers.build(plan(key), print)
+        age(store, key, 31)
+    layers.lower(OTHER)
+    layers.open()
+    assert not layers.has(KEY)
+    assert layers.has(OTHER), "something was just started on it"
+
+
+async def test_a_layer_that_a_sandbox_sees_is_never_collected(
+    layers: Layers, runner: StandIn, store: Store, tmp_path: Path
+) -> None:
+    await layers.build(plan(), print)
+    lower = layers.lower(KEY)
+    age(store, KEY, 31)
+    (tmp_path / "seen").mkdir()
+    mount = f"mount --bind {lower} {tmp_path}/seen && echo begun && read forever"
+    sandbox = subprocess.Popen(["unshare", "--mount", "sh", "-c", mount], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert sandbox.stdout
+    assert sandbox.stdin
+    assert sandbox.stdout.readline() == b"begun\n"
+    layers.open()
+    assert layers.has(KEY)
+    sandbox.stdin.close()
+    sandbox.wait()
+    layers.open()
+    assert not layers.has(KEY)
+
+
+async def test_in_a_store_that_is_nearly_full_layers_go_after_an_hour(
+    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await layers.build(plan(), print)
+    age(store, KEY, 0.1)
+    monkeypatch.setattr(module, "TIGHT", 1.1)
+    await layers.build(plan(OTHER), print)
+    assert not layers.has(KEY)
+    assert layers.has(OTHER)
 
 
 async def test_a_flood_of_output_is_cut(layers: Layers, runner: StandIn) -> None:

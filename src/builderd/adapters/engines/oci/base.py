@@ -11,16 +11,20 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from builderd.adapters.engines.oci.base_recipe import TARGET_FORMAT, Recipe, base_id, build_argv, sources, way_out
+from builderd.adapters.engines.oci.mounts import mounted_roots
 from builderd.domain.errors import EngineUnavailable
 
 #: What all services on this host share.
 HOST_HOME = Path("/var/lib/builderd-host")
+
+UNUSED_SECONDS = 30 * 86_400.0
 
 VERSION_FORMAT = "${Package}=${Version}\\n"
 
@@ -51,6 +55,7 @@ def find_base(recipe: Recipe, home: Path = HOST_HOME) -> Base | None:
         record = json.loads((folder / "base.json").read_text())
     except FileNotFoundError:
         return None
+    os.utime(folder)
     return Base(id=record["id"], root=folder / "root")
 
 
@@ -67,11 +72,21 @@ def _make_base(recipe: Recipe, home: Path, progress: Progress) -> Base:
         try:
             _fill(recipe, unfinished, lock, progress)
             unfinished.rename(bases / recipe.hash)
+            _collect(bases)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     base = find_base(recipe, home)
     assert base is not None, "it was just made"
     return base
+
+
+def _collect(bases: Path) -> None:
+    """Take away bases of other recipes that no sandbox sees and no service asked for in a long time."""
+    mounted = mounted_roots()
+    for base in bases.iterdir():
+        recent = time.time() - base.stat().st_mtime < UNUSED_SECONDS
+        if not recent and not any(f"/{base.name}/root" in root for root in mounted):
+            shutil.rmtree(base)
 
 
 @contextmanager

@@ -7,9 +7,12 @@ damaged is thrown away, since it can be made again.
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from pathlib import Path
 
+from builderd.adapters.engines.oci.mounts import mounted_roots
 from builderd.adapters.engines.oci.store import Store
 from builderd.adapters.engines.oci.subvolumes import is_subvolume
 
@@ -26,6 +29,14 @@ class Shelf:
             if not _generations(layer) or not self._store.settling.adopt(layer):
                 self._remove(layer)
 
+    def collect(self, unused_seconds: float) -> None:
+        """Take away layers that no sandbox sees and none was started on for so long. They can be made again."""
+        mounted = mounted_roots()
+        for layer in self._store.layers.iterdir():
+            recent = time.time() - layer.stat().st_mtime < unused_seconds
+            if not recent and not any(f"/layers/{layer.name}/" in root for root in mounted):
+                self._remove(layer)
+
     def _remove(self, layer: Path) -> None:
         for path in layer.iterdir():
             if is_subvolume(path):
@@ -40,6 +51,10 @@ class Shelf:
 
     def path(self, key: str, generation: int) -> Path:
         return self._path(key) / str(generation)
+
+    def note_use(self, key: str) -> None:
+        """Keep it from being collected."""
+        os.utime(self._path(key))
 
     def put(self, key: str, made: Path) -> None:
         """Take the subvolume as the layer's next generation; it is there whole or not at all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -73,6 +74,15 @@ def test_the_next_one_finds_it_and_is_told_nothing(home: Path) -> None:
     assert ensure_base(lines.append, home) == first
     assert lines == []
     assert runs(home) == 1
+
+
+def test_a_base_that_nobody_asked_for_in_a_long_time_goes_when_a_new_one_comes(home: Path) -> None:
+    old, used = (home / "bases" / name for name in ("old", "used"))
+    for base in (old, used):
+        (base / "root").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    made = ensure_base(print, home).root.parent
+    assert sorted((home / "bases").iterdir()) == sorted([used, made])
 
 
 def test_all_who_ask_at_once_get_the_one_that_is_made(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from tests.integration.oci.stores import OPTIONS, quiet
 from builderd.adapters.engines.oci.builds import Bind, BuildRun
 from builderd.adapters.engines.oci.layers import LAYER_UID
 from builderd.adapters.engines.oci.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.mounts import mounted_roots
 from builderd.adapters.engines.oci.runner import Runner
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
@@ -288,6 +289,18 @@ async def test_a_build_that_takes_too_long_is_killed_and_said_to_be_late(worksho
     assert not outcome.ok
     assert not workshop.layers.has(plan.key)
     assert workshop.is_tidy()
+
+
+async def test_a_layer_is_not_collected_from_under_a_sandbox(workshop: Workshop) -> None:
+    plan = await workshop.install("hello", HELLO)
+    app = asyncio.create_task(workshop.run(plan, "/venv/bin/python", "-c", "import time; time.sleep(3); import hello"))
+    while not any(f"/layers/{plan.key}/" in root for root in mounted_roots()):
+        await asyncio.sleep(0.01)
+    workshop.layers._shelf.collect(0)
+    assert workshop.layers.has(plan.key)
+    await app
+    workshop.layers._shelf.collect(0)
+    assert not workshop.layers.has(plan.key)
 
 
 async def test_flask_comes_from_the_registry(workshop: Workshop) -> None:

@@ -18,7 +18,6 @@ from tests.integration.oci.stores import OPTIONS, quiet
 from builderd.adapters.engines.oci.builds import Bind, BuildRun
 from builderd.adapters.engines.oci.layers import LAYER_UID
 from builderd.adapters.engines.oci.machine import Machine, OciSettings
-from builderd.adapters.engines.oci.mounts import mounted_roots
 from builderd.adapters.engines.oci.runner import Runner
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
@@ -74,9 +73,9 @@ class Workshop:
     def holds(self, place: Path, text: bytes) -> bool:
         return any(text in path.read_bytes() for path in place.rglob("*") if path.is_file() and not path.is_symlink())
 
-    async def run(self, plan: LayerPlan, *argv: str) -> list[str]:
-        """What a command says that sees the layer as an app would."""
-        lines: list[str] = []
+    async def run(self, plan: LayerPlan, *argv: str, told: list[str] | None = None) -> list[str]:
+        """What a command says that sees the layer as an app would; ``told`` has it as it comes."""
+        lines = [] if told is None else told
         venv = Bind(self.layers.lower(plan.key) / "venv", "/venv", read_only=True, owner=LAYER_UID)
         run = BuildRun("f" * 16, argv, {"PATH": "/usr/bin:/bin"}, "/", (venv,), False, 1, 1 << 29, 100, 60)
         end = await self.runner.run_build(run, lines.append)
@@ -293,8 +292,10 @@ async def test_a_build_that_takes_too_long_is_killed_and_said_to_be_late(worksho
 
 async def test_a_layer_is_not_collected_from_under_a_sandbox(workshop: Workshop) -> None:
     plan = await workshop.install("hello", HELLO)
-    app = asyncio.create_task(workshop.run(plan, "/venv/bin/python", "-c", "import time; time.sleep(3); import hello"))
-    while not any(f"/layers/{plan.key}/" in root for root in mounted_roots()):
+    lines: list[str] = []
+    program = "import time; print('up', flush=True); time.sleep(3); import hello"
+    app = asyncio.create_task(workshop.run(plan, "/venv/bin/python", "-c", program, told=lines))
+    while "up" not in lines:
         await asyncio.sleep(0.01)
     workshop.layers._shelf.collect(0)
     assert workshop.layers.has(plan.key)

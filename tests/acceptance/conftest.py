@@ -4,7 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.acceptance.live_service import LiveService, live_service
+
+pytest.register_assert_rewrite(
+    "tests.acceptance.host_traces", "tests.acceptance.live_service", "tests.acceptance.scenarios"
+)
+
+from tests.acceptance.live_service import LiveService, live_service  # noqa: E402
 
 
 @pytest.fixture(scope="session")

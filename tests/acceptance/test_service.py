@@ -3,67 +3,24 @@
 from __future__ import annotations
 
 import subprocess
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
+from tests.acceptance import scenarios
 from tests.acceptance.host_traces import assert_traces, traces
 from tests.acceptance.live_service import LiveService, live_service
 
 pytestmark = pytest.mark.root
 
 
-class Visitor:
-    """Visits a preview as fast as it can in a thread of its own, and counts what was not a 200."""
-
-    def __init__(self, service: LiveService, data: dict[str, str]) -> None:
-        self.answers = 0
-        self.failures: list[str] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._visit, args=(service, data), daemon=True)
-
-    def __enter__(self) -> Visitor:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join(60)
-
-    def _visit(self, service: LiveService, data: dict[str, str]) -> None:
-        while not self._over.is_set():
-            try:
-                status = service.visit(data).status_code
-            except httpx.TransportError as error:
-                self.failures.append(repr(error))
-                continue
-            self.answers += 1
-            if status != 200:
-                self.failures.append(str(status))
-
-
 @pytest.mark.parametrize("end", [LiveService.kill, LiveService.terminate], ids=["SIGKILL", "SIGTERM"])
-def test_apps_and_previews_go_on_while_the_service_is_away(data_dir: Path, end: Callable[[LiveService], None]) -> None:
+def test_apps_and_previews_go_on_while_the_service_is_away(
+    data_dir: Path, end: Callable[[LiveService], object]
+) -> None:
     with live_service(data_dir) as service:
-        data = service.create("steady")
-        pid = first_process(service, data["uuid"])
-        with Visitor(service, data) as visitor:
-            end(service)
-            assert service.visit(data).status_code == 200
-            service.start()
-            assert service.builder(data["uuid"])["status"] == "running"
-            assert service.visit(data).status_code == 200
-        assert visitor.failures == []
-        assert visitor.answers > 0
-        assert first_process(service, data["uuid"]) == pid
-
-
-def first_process(service: LiveService, uuid: str) -> str:
-    """When the app's first process was started, as its kernel tells: another number is another run."""
-    answer = service.call("POST", f"/builders/{uuid}/exec", json={"command": "cut -d' ' -f22 /proc/1/stat"})
-    return str(answer.json()["data"]["output"])
+        scenarios.absence_of_the_service(service, end)
 
 
 def test_down_gives_everything_back_and_serve_brings_it_back(data_dir: Path) -> None:

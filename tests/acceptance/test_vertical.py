@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from tests.acceptance.host_traces import assert_traces, traces
+from tests.acceptance import scenarios
 from tests.acceptance.live_service import TINY_APP, LiveService, body
 
 pytestmark = pytest.mark.root
@@ -57,29 +57,7 @@ def test_the_request_of_the_documentation_answers(service: LiveService) -> None:
 
 
 def test_a_builders_whole_life(service: LiveService) -> None:
-    before = traces(service.data_dir)
-    data = service.create("life", env={"GREETING": "good morning"})
-    uuid = data["uuid"]
-    assert service.visit(data).text == "good morning"
-    assert run(service, uuid, "echo kept > note; id -u; echo err >&2") == (0, "1000\nerr\n")
-
-    assert service.call("POST", f"/builders/{uuid}/stop").json()["data"]["status"] == "stopped"
-    assert service.visit(data).status_code == 503
-    assert service.call("POST", f"/builders/{uuid}/exec", json={"command": "true"}).status_code == 409
-
-    assert service.call("POST", f"/builders/{uuid}/start").json()["data"]["status"] == "running"
-    assert service.visit(data).text == "good morning"
-    assert run(service, uuid, "cat note") == (0, "kept\n")
-
-    assert service.call("POST", f"/builders/{uuid}/restart").json()["data"]["status"] == "running"
-    assert service.visit(data).text == "good morning"
-    lines = service.call("GET", f"/builders/{uuid}/logs").json()["data"]
-    assert any("GET /" in line["text"] for line in lines)
-
-    assert service.call("DELETE", f"/builders/{uuid}").status_code == 200
-    assert service.call("GET", f"/builders/{uuid}").status_code == 404
-    assert service.visit(data).status_code == 404
-    assert_traces(service.data_dir, before)
+    scenarios.whole_life(service)
 
 
 def test_spending_counts_a_deleted_builder(service: LiveService) -> None:
@@ -104,29 +82,9 @@ def test_a_job_runs_to_its_end_and_keeps_its_logs_and_files(service: LiveService
     service.call("DELETE", f"/builders/{data['uuid']}")
 
 
-FAILURES = {
-    "exits": ("import sys; print('no config'); sys.exit(3)", ["exited with code 3", "no config"]),
-    "loopback": (TINY_APP.replace("0.0.0.0", "127.0.0.1"), ["127.0.0.1:8000", "0.0.0.0:8000"]),
-    "other-port": (TINY_APP.replace('int(os.environ["PORT"])', "5000"), ["5000", "$PORT"]),
-    "memory": ("b = []\nwhile True: b.append(b'x' * 10**7)", ["out of memory", "0.125 GB"]),
-    "silent": ("import time; time.sleep(3600)", ["did not listen on 0.0.0.0:8000"]),
-}
-
-
-@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("failure", scenarios.FAILURES)
 def test_an_app_that_does_not_start_says_why(failure: str, quick_to_give_up: LiveService) -> None:
-    service = quick_to_give_up
-    main, words = FAILURES[failure]
-    request = body(f"fails-{failure}", main, resources={"memory": 0.125})
-    response = service.call("POST", "/builders", json=request)
-    assert response.status_code == 422, response.text
-    answer = response.json()
-    assert answer["code"] == "start_failed"
-    for word in words:
-        assert word in answer["message"], answer["message"]
-    kept = service.builder(answer["data"]["uuid"])
-    assert kept["status"] == "failed"
-    service.call("DELETE", f"/builders/{kept['uuid']}")
+    scenarios.failure_to_start(quick_to_give_up, failure)
 
 
 def test_an_app_that_keeps_exiting_is_restarted_and_then_given_up(service: LiveService) -> None:
@@ -138,7 +96,7 @@ def test_an_app_that_keeps_exiting_is_restarted_and_then_given_up(service: LiveS
         time.sleep(0.1)
     given_up = service.builder(data["uuid"])
     assert given_up["status"] == "failed"
-    assert "5 times in 10 minutes" in given_up["status_reason"]
+    assert "5 times within 10 minutes" in given_up["status_reason"]
     assert service.visit(data).status_code == 503
     service.call("DELETE", f"/builders/{data['uuid']}")
 
@@ -169,10 +127,3 @@ def parse_events(text: str) -> list[tuple[str, dict[str, Any]]]:
         if "event" in fields:
             events.append((fields["event"], json.loads(fields["data"])))
     return events
-
-
-def run(service: LiveService, uuid: str, command: str) -> tuple[int, str]:
-    response = service.call("POST", f"/builders/{uuid}/exec", json={"command": command})
-    assert response.status_code == 200, response.text
-    data = response.json()["data"]
-    return data["exit_code"], data["output"]

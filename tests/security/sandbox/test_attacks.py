@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.acceptance.live_service import LiveService
-from tests.acceptance.test_service import Visitor
+from tests.acceptance.scenarios import Visitor
 from tests.security.sandbox.conftest import Attacker
 
 pytestmark = pytest.mark.root

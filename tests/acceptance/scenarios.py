@@ -1,0 +1,124 @@
+"""What users and operators go through, told once: for whatever isolation, and whatever database keeps the records."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+from tests.acceptance.host_traces import assert_traces, quiet_traces
+from tests.acceptance.live_service import TINY_APP, LiveService, body
+
+
+def whole_life(service: LiveService, **fields: Any) -> None:
+    """A builder from its creation to the last trace of it."""
+    service.call("DELETE", f"/builders/{service.create('first', **fields)['uuid']}")  # what is made once and kept
+    before = quiet_traces(service.data_dir)
+    data = service.create("life", env={"GREETING": "good morning"}, **fields)
+    uuid = data["uuid"]
+    assert service.visit(data).text == "good morning"
+    assert run(service, uuid, "echo kept > note; id -u; echo err >&2") == (0, "1000\nerr\n")
+
+    assert service.call("POST", f"/builders/{uuid}/stop").json()["data"]["status"] == "stopped"
+    assert service.visit(data).status_code == 503
+    assert service.call("POST", f"/builders/{uuid}/exec", json={"command": "true"}).status_code == 409
+
+    assert service.call("POST", f"/builders/{uuid}/start").json()["data"]["status"] == "running"
+    assert service.visit(data).text == "good morning"
+    assert run(service, uuid, "cat note") == (0, "kept\n")
+
+    assert service.call("POST", f"/builders/{uuid}/restart").json()["data"]["status"] == "running"
+    assert service.visit(data).text == "good morning"
+    lines = service.call("GET", f"/builders/{uuid}/logs").json()["data"]
+    assert any("GET /" in line["text"] for line in lines)
+
+    assert service.call("DELETE", f"/builders/{uuid}").status_code == 200
+    assert service.call("GET", f"/builders/{uuid}").status_code == 404
+    assert service.visit(data).status_code == 404
+    assert_traces(service.data_dir, before)
+
+
+def run(service: LiveService, uuid: str, command: str) -> tuple[int, str]:
+    """The exit code and the output of a command beside the app."""
+    response = service.call("POST", f"/builders/{uuid}/exec", json={"command": command})
+    assert response.status_code == 200, response.text
+    data = response.json()["data"]
+    return data["exit_code"], data["output"]
+
+
+#: By a name: an app that does not start, and words of the message that says why.
+FAILURES: Mapping[str, tuple[str, list[str]]] = {
+    "exits": ("import sys; print('no config'); sys.exit(3)", ["exited with code 3", "no config"]),
+    "loopback": (TINY_APP.replace("0.0.0.0", "127.0.0.1"), ["127.0.0.1:8000", "0.0.0.0:8000"]),
+    "other-port": (TINY_APP.replace('int(os.environ["PORT"])', "5000"), ["5000", "$PORT"]),
+    "memory": ("b = []\nwhile True: b.append(b'x' * 10**7)", ["out of memory", "0.125 GB"]),
+    "silent": ("import time; time.sleep(3600)", ["did not listen on 0.0.0.0:8000"]),
+}
+
+
+def failure_to_start(service: LiveService, failure: str, **fields: Any) -> None:
+    """One of ``FAILURES``: the call says why, and the builder is kept to be looked at."""
+    main, words = FAILURES[failure]
+    request = body(f"fails-{failure}", main, resources={"memory": 0.125}, **fields)
+    response = service.call("POST", "/builders", json=request)
+    assert response.status_code == 422, response.text
+    answer = response.json()
+    assert answer["code"] == "start_failed"
+    for word in words:
+        assert word in answer["message"], answer["message"]
+    kept = service.builder(answer["data"]["uuid"])
+    assert kept["status"] == "failed"
+    service.call("DELETE", f"/builders/{kept['uuid']}")
+
+
+def absence_of_the_service(service: LiveService, end: Callable[[LiveService], object], **fields: Any) -> None:
+    """The service ends in this way: its apps and previews go on, and the next one adopts them."""
+    data = service.create("steady", **fields)
+    first = first_process(service, data["uuid"])
+    with Visitor(service, data) as visitor:
+        end(service)
+        assert service.visit(data).status_code == 200
+        service.start()
+        assert service.builder(data["uuid"])["status"] == "running"
+        assert service.visit(data).status_code == 200
+    assert visitor.failures == []
+    assert visitor.answers > 0
+    assert first_process(service, data["uuid"]) == first
+    service.call("DELETE", f"/builders/{data['uuid']}")
+
+
+def first_process(service: LiveService, uuid: str) -> str:
+    """When the app's first process was started, as its kernel tells: another number is another run."""
+    code, ticks = run(service, uuid, "cut -d' ' -f22 /proc/1/stat")
+    assert code == 0
+    return ticks
+
+
+class Visitor:
+    """Visits a preview as fast as it can in a thread of its own, and counts what was not a 200."""
+
+    def __init__(self, service: LiveService, data: Mapping[str, Any]) -> None:
+        self.answers = 0
+        self.failures: list[str] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._visit, args=(service, data), daemon=True)
+
+    def __enter__(self) -> Visitor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(60)
+
+    def _visit(self, service: LiveService, data: Mapping[str, Any]) -> None:
+        while not self._over.is_set():
+            try:
+                status = service.visit(data).status_code
+            except httpx.TransportError as error:
+                self.failures.append(repr(error))
+                continue
+            self.answers += 1
+            if status != 200:
+                self.failures.append(str(status))

@@ -1,0 +1,36 @@
+"""Strong isolation: the same life under gVisor, whose kernel answers the app's system calls instead of the host's."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from tests.acceptance import scenarios
+from tests.acceptance.live_service import LiveService
+
+pytestmark = pytest.mark.root
+
+STRONG = {"isolation": "strong"}
+
+
+def test_a_builders_whole_life(service: LiveService) -> None:
+    scenarios.whole_life(service, **STRONG)
+
+
+@pytest.mark.parametrize("failure", ["other-port", "memory"])
+def test_an_app_that_does_not_start_says_why(failure: str, quick_to_give_up: LiveService) -> None:
+    scenarios.failure_to_start(quick_to_give_up, failure, **STRONG)
+
+
+def test_apps_go_on_after_a_crash_and_are_adopted(service: LiveService) -> None:
+    scenarios.absence_of_the_service(service, LiveService.kill, **STRONG)
+
+
+def test_the_app_sees_another_kernel_than_the_hosts(service: LiveService) -> None:
+    data = service.create("kernel", **STRONG)
+    assert data["isolation"] == "strong"
+    _, release = scenarios.run(service, data["uuid"], "uname -r")
+    assert release.strip() != os.uname().release
+    code, said = scenarios.run(service, data["uuid"], "dmesg")
+    assert (code, "gVisor" in said) == (0, True)
+    service.call("DELETE", f"/builders/{data['uuid']}")

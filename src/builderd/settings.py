@@ -8,13 +8,15 @@ from __future__ import annotations
 from decimal import Decimal
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -30,19 +32,30 @@ DEFAULT_DATA_DIR = Path("/var/lib/builderd")
 FILE_NAME = "builderd.toml"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+Price = Annotated[Decimal, Field(ge=0)]
+#: Leaves room for the label of a builder in the 253 characters of a host name (RFC 1035).
+Domain = Annotated[str, Field(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=189)]
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+#: A list in TOML; in a variable, with commas.
+Networks = Annotated[tuple[IPv4Network, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PriceSettings(Section):
     """Per hour: one vCPU, one GB of memory, one GB of disk."""
 
     currency: str = "EUR"
-    cpu: Decimal = Decimal("0.12")
-    memory: Decimal = Decimal("0.06")
-    disk: Decimal = Decimal("0.0055")
+    cpu: Price = Decimal("0.12")
+    memory: Price = Decimal("0.06")
+    disk: Price = Decimal("0.0055")
 
 
 class LimitSettings(Section):
@@ -61,17 +74,17 @@ class LimitSettings(Section):
 class PreviewSettings(Section):
     """``public_port``: the port that visitors see, where something in front forwards to ``preview_port``."""
 
-    domain: str = "localhost"
+    domain: Domain = "localhost"
     public_port: Port | None = None
     certificate: Path | None = None
-    trusted_proxies: tuple[IPv4Network, ...] = ()
+    trusted_proxies: Networks = ()
 
 
 class EgressSettings(Section):
     """Networks that sandboxes may, or may not, reach besides the default policy."""
 
-    allow: tuple[IPv4Network, ...] = ()
-    deny: tuple[IPv4Network, ...] = ()
+    allow: Networks = ()
+    deny: Networks = ()
 
 
 class StoreSettings(Section):
@@ -95,8 +108,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Port = 8080
     preview_port: Port = 8081
-    #: The port of a sandbox's gateway at which an app reaches its own record.
-    inside_port: Port = 8080
+    #: The port of a sandbox's gateway at which an app reaches its own record; nothing else may be found there.
+    inside_port: Port = 8082
     database_url: str | None = None
     #: Guards ``/metrics`` on the API's port; without it, ``/metrics`` is only on ``metrics_port``.
     metrics_token: str | None = None
@@ -121,6 +134,13 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        ports = [port for port in (self.port, self.preview_port, self.inside_port, self.metrics_port) if port]
+        if len(set(ports)) != len(ports):
+            raise ValueError("port, preview_port, inside_port and metrics_port must differ")
+        return self
 
     @property
     def database(self) -> str:
@@ -165,9 +185,20 @@ def load(file: Path | None = None, **given: Any) -> Settings:
             raise ValidationFailed({"config": [f"there is no file {file}"]})
         return _from_file(file)(**chosen)
     except ValidationError as error:
+        raise ValidationFailed(_faults(error)) from None
+    except SettingsError as error:
         raise ValidationFailed(
-            {".".join(str(part) for part in fault["loc"]): [fault["msg"]] for fault in error.errors()}
+            {"environment": [f"{error}: name one setting of it, as in BUILDERD_LIMITS__CPU"]}
         ) from None
+    except (OSError, ValueError) as error:
+        raise ValidationFailed({str(file): [f"cannot be read as TOML: {error}"]}) from None
+
+
+def _faults(error: ValidationError) -> dict[str, list[str]]:
+    return {
+        ".".join(str(part) for part in fault["loc"]) or "settings": [fault["msg"].removeprefix("Value error, ")]
+        for fault in error.errors()
+    }
 
 
 def _from_file(file: Path) -> type[Settings]:

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import Resources
-from builderd.domain.versions import Isolation
+from builderd.domain.versions import Isolation, text_fault
 
 
 class SandboxState(StrEnum):
@@ -118,11 +118,7 @@ def command_fault(command: str) -> str | None:
     """Why this command cannot be run beside an app, or None."""
     if not command.strip():
         return "must not be blank: give a command for /bin/sh"
-    if "\0" in command:
-        return "must not contain a NUL character"
-    if len(command.encode(errors="surrogatepass")) > MAX_COMMAND_BYTES:
-        return f"must be at most {MAX_COMMAND_BYTES} bytes long"
-    return None
+    return text_fault(command, MAX_COMMAND_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def env_fault(name: str, value: str) -> str | None:
         return f"a name must be at most {MAX_ENV_NAME_BYTES} bytes long"
     if name in PLATFORM_ENV:
         return "is set by the platform itself: choose another name"
-    return _text_fault(value, MAX_ENV_VALUE_BYTES)
+    return text_fault(value, MAX_ENV_VALUE_BYTES)
 
 
 def env_size_fault(env: Mapping[str, str]) -> str | None:
@@ -99,10 +99,10 @@ def entrypoint_fault(entrypoint: str) -> str | None:
     """Why this command is refused, or None."""
     if not entrypoint.strip():
         return "must not be blank: give the command that starts the app"
-    return _text_fault(entrypoint, MAX_ENTRYPOINT_BYTES)
+    return text_fault(entrypoint, MAX_ENTRYPOINT_BYTES)
 
 
-def _text_fault(text: str, limit: int) -> str | None:
+def text_fault(text: str, limit: int) -> str | None:
     """Why this cannot be handed to a process as one string of at most ``limit`` bytes, or None."""
     if "\0" in text:
         return "must not contain a NUL character"

@@ -116,7 +116,7 @@ class Worker:
         self._last = step
         if self._repeats >= MAX_REPEATS:
             self._repeats = 0
-            raise RuntimeError(f"nothing comes of {step}")
+            raise RuntimeError(f"nothing comes of {type(step).__name__}")
 
     async def _take(self, known: Known, seen: Observed, step: Step) -> Known | None:
         """Do and record one step; what is recorded afterwards, None when that must be read again."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builderd.domain.versions import MAX_ENTRYPOINT_BYTES, PLATFORM_ENV, entrypoint_fault, env_fault
+from builderd.domain.versions import MAX_ENTRYPOINT_BYTES, PLATFORM_ENV, entrypoint_fault, env_fault, env_size_fault
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,12 @@ def test_what_the_platform_sets_cannot_be_set(name: str) -> None:
 @pytest.mark.parametrize(("value", "why"), [("\0", "NUL"), ("\udfff", "Unicode"), ("x" * 100_001, "100000")])
 def test_what_no_process_can_be_handed_is_refused_and_told_why(value: str, why: str) -> None:
     assert why in (env_fault("A", value) or "")
+
+
+def test_all_variables_together_must_fit_into_a_process() -> None:
+    assert env_size_fault({f"V{number}": "x" * 99_000 for number in range(10)}) is None
+    assert "in all" in (env_size_fault({f"V{number}": "x" * 100_000 for number in range(10)}) or "")
+    assert env_size_fault({}) is None
 
 
 @given(st.text(), st.text())

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from tests.application import World
 
-from builderd.domain.errors import Unauthenticated, ValidationFailed
+from builderd.domain.errors import NotFound, Unauthenticated, ValidationFailed
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope, Token
 from builderd.services import tokens
@@ -81,6 +81,27 @@ async def test_an_expired_and_a_revoked_one_are_refused_alike(world: World) -> N
             await authenticate(world, secret)
         messages.add(refused.value.message)
     assert len(messages) == 1
+
+
+async def test_the_operator_lists_and_revokes_the_tokens_of_a_tenant(world: World) -> None:
+    first, secret = await make(world)
+    second, _ = await make(world)
+    await world.application.store.write(lambda uow: tokens.revoke(uow, "acme", first.id, world.clock.now()))
+    listed = await world.read(lambda uow: tokens.list_of(uow, "acme"))
+    assert {token.id: token.revoked_at for token in listed} == {first.id: world.clock.now(), second.id: None}
+    with pytest.raises(Unauthenticated):
+        await authenticate(world, secret)
+
+
+async def test_no_token_is_revoked_through_another_tenant(world: World) -> None:
+    token, secret = await make(world)
+    await make(world, "other")
+    for tenant, message in (("other", "no token"), ("nobody", "no tenant")):
+        with pytest.raises(NotFound, match=message):
+            await world.application.store.write(
+                lambda uow, tenant=tenant: tokens.revoke(uow, tenant, token.id, world.clock.now())  # type: ignore[misc]
+            )
+    assert (await authenticate(world, secret)).revoked_at is None
 
 
 async def test_the_last_use_is_written_down_once_a_minute(world: World) -> None:

@@ -1,0 +1,23 @@
+"""Which commands may be run beside an app."""
+
+from __future__ import annotations
+
+import pytest
+
+from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_fault
+
+
+@pytest.mark.parametrize("command", ["ls", "ls -l | wc\n", "é", "x" * MAX_COMMAND_BYTES])
+def test_what_a_shell_can_run_is_taken(command: str) -> None:
+    assert command_fault(command) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        *(("", "blank"), (" \n", "blank"), ("a\0b", "NUL"), ("\ud800", "Unicode")),
+        *(("x" * (MAX_COMMAND_BYTES + 1), "100000"), ("é" * MAX_COMMAND_BYTES, "100000")),
+    ],
+)
+def test_what_it_cannot_is_refused_and_told_why(command: str, why: str) -> None:
+    assert why in (command_fault(command) or "")

@@ -1,0 +1,165 @@
+"""Settings: from where they come, what wins, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import os
+from decimal import Decimal
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.previews import PreviewDomain
+from builderd.domain.prices import Prices
+from builderd.domain.resources import Resources
+from builderd.domain.versions import Isolation
+from builderd.services.application import Limits
+from builderd.settings import DEFAULT_DATA_DIR, load
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("BUILDERD_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("BUILDERD_DATA_DIR", str(tmp_path / "data"))
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def refused(file: Path | None = None, **given: object) -> dict[str, list[str]]:
+    with pytest.raises(ValidationFailed) as error:
+        load(file, **given)
+    return error.value.errors
+
+
+def test_with_nothing_set_the_service_listens_on_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BUILDERD_DATA_DIR")
+    settings = load()
+    assert (settings.host, settings.port, settings.preview_port) == ("127.0.0.1", 8080, 8081)
+    assert settings.data_dir == DEFAULT_DATA_DIR
+    assert settings.database == f"sqlite:///{DEFAULT_DATA_DIR}/builderd.db"
+    assert settings.to_limits() == Limits()
+    assert settings.to_prices() == Prices()
+    assert settings.preview_domain == PreviewDomain("http", "localhost", 8081)
+
+
+def test_the_command_line_wins_over_variables_and_they_over_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "own.toml", "port = 1001\npreview_port = 1002\n[limits]\ncpu = 2\nmemory = 3\n")
+    monkeypatch.setenv("BUILDERD_PREVIEW_PORT", "2002")
+    monkeypatch.setenv("BUILDERD_LIMITS__CPU", "4")
+    monkeypatch.setenv("BUILDERD_HOST", "10.0.0.1")
+    settings = load(file, host="0.0.0.0", port=None)
+    assert (settings.port, settings.preview_port, settings.host) == (1001, 2002, "0.0.0.0")
+    assert (settings.limits.cpu, settings.limits.memory, settings.limits.disk) == (4, 3, 100)
+
+
+def test_the_file_in_the_data_directory_is_read_without_being_named(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "builderd.toml", "port = 1001")
+    assert load().port == 1001
+    assert load(data_dir=tmp_path / "other").port == 8080
+    assert load(write(tmp_path / "own.toml", "host = '::1'")).port == 8080
+
+
+def test_every_section_is_taken_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "own.toml",
+        """
+        database_url = "postgresql://builderd@db/builderd"
+        [prices]
+        currency = "USD"
+        cpu = 0.1
+        [limits]
+        isolation = "strong"
+        start_timeout = 5
+        exec_output = 0.5
+        disk = 10
+        [preview]
+        domain = "apps.example.com"
+        certificate = "/etc/tls/apps.pem"
+        public_port = 443
+        trusted_proxies = ["10.0.0.1"]
+        [egress]
+        deny = ["192.0.2.0/24", "198.51.100.0/24"]
+        """,
+    )
+    monkeypatch.setenv("BUILDERD_EGRESS__ALLOW", "10.1.0.0/16, 10.2.0.0/16,")
+    settings = load(file)
+    assert settings.database == "postgresql://builderd@db/builderd"
+    assert settings.to_prices() == Prices("USD", cpu=Decimal("0.1"))
+    limits = settings.to_limits()
+    assert limits.maximum == Resources(8, 16, 10)
+    assert (limits.default_isolation, limits.start_timeout, limits.exec_output) == (Isolation.STRONG, 5, 500_000)
+    assert settings.preview_domain == PreviewDomain("https", "apps.example.com", None)
+    assert settings.preview.trusted_proxies == (IPv4Network("10.0.0.1"),)
+    assert settings.egress.allow == (IPv4Network("10.1.0.0/16"), IPv4Network("10.2.0.0/16"))
+    assert settings.egress.deny == (IPv4Network("192.0.2.0/24"), IPv4Network("198.51.100.0/24"))
+
+
+WRONG = {
+    "port": ("port = 0", "port"),
+    "a port as text": ("port = 'http'", "port"),
+    "a port beyond the last": ("preview_port = 65536", "preview_port"),
+    "an unknown setting": ("prot = 1", "prot"),
+    "an unknown setting of a section": ("[limits]\ncpus = 1", "limits.cpus"),
+    "a section that is none": ("limits = 1", "limits"),
+    "less than the least": ("[limits]\ncpu = 0.1", "limits.cpu"),
+    "no number": ("[limits]\nmemory = nan", "limits.memory"),
+    "an endless number": ("[limits]\ndisk = inf", "limits.disk"),
+    "no time": ("[limits]\nstart_timeout = 0", "limits.start_timeout"),
+    "a price below nothing": ("[prices]\ncpu = -0.1", "prices.cpu"),
+    "an endless price": ("[prices]\ncpu = inf", "prices.cpu"),
+    "an isolation that is none": ("[limits]\nisolation = 'weak'", "limits.isolation"),
+    "no domain": ("[preview]\ndomain = 'a b'", "preview.domain"),
+    "a domain in capitals": ("[preview]\ndomain = 'Example.com'", "preview.domain"),
+    "a domain that leaves no room": (f"[preview]\ndomain = '{'a' * 190}'", "preview.domain"),
+    "no network": ("[egress]\nallow = ['example.com']", "egress.allow.0"),
+    "host bits in a network": ("[egress]\nallow = ['10.0.0.1/8']", "egress.allow.0"),
+    "two ports alike": ("port = 8081", "settings"),
+    "the inner port among the outer": ("port = 8082", "settings"),
+    "a log level that is none": ("log_level = 'loud'", "log_level"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_setting_is_told_by_its_name(tmp_path: Path, case: str) -> None:
+    text, name = WRONG[case]
+    assert list(refused(write(tmp_path / "own.toml", text))) == [name]
+
+
+def test_all_wrong_settings_are_told_at_once(tmp_path: Path) -> None:
+    assert len(refused(write(tmp_path / "own.toml", "port = 0\nprot = 1\n[limits]\ncpu = 0"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("BUILDERD_PORT", "", "port"),
+        ("BUILDERD_PORT", "80a", "port"),
+        ("BUILDERD_LIMITS__CPUS", "1", "limits.cpus"),
+        ("BUILDERD_LIMITS", "all", "environment"),
+        ("BUILDERD_EGRESS__ALLOW", "everything", "egress.allow.0"),
+    ],
+)
+def test_a_wrong_variable_is_told(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert list(refused()) == [told]
+
+
+@pytest.mark.parametrize("content", [b"port = ", b"\xff\xfe", b"port 1", b"port = 1\nport = 2"])
+def test_a_file_that_is_no_toml_is_told_by_its_path(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "own.toml"
+    file.write_bytes(content)
+    assert list(refused(file)) == [str(file)]
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    assert "no file" in refused(tmp_path / "missing.toml")["config"][0]
+    assert "no file" in refused(tmp_path)["config"][0]

@@ -104,6 +104,11 @@ def test_what_was_set_is_in_it() -> None:
         assert f"    {line}\n" in text
 
 
+def test_an_event_waits_for_no_further_data() -> None:
+    """Without it, the kernel holds a small write back for up to 200 ms in the hope of more."""
+    assert "    option http-no-delay\n" in render(PLAIN, FILES, HERE).text
+
+
 def test_the_admin_socket_is_its_owners_alone() -> None:
     assert 'stats socket "/data/preview/admin.sock" mode 600 level admin' in render(PLAIN, FILES, HERE).text
 

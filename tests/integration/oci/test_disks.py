@@ -343,12 +343,19 @@ def test_after_a_restart_claims_stand_and_what_was_half_made_is_gone(tmp_path: P
             disks.create(TWO, 2 * GB)
 
 
+def test_groups_that_the_operator_made_are_left_alone(disks: Disks, store: Store) -> None:
+    subprocess.run(["btrfs", "qgroup", "create", "1/100000", store.root], check=True)
+    store.quota.drop_unused()
+    assert list(store.quota._groups.glob("1_100000"))
+    subprocess.run(["btrfs", "qgroup", "destroy", "1/100000", store.root], check=True)
+
+
 def test_no_group_is_left_of_disks_that_are_gone(disks: Disks, store: Store) -> None:
     groups = store.quota._groups
 
     def none_left() -> bool:
         store.quota.drop_unused()
-        return not list(groups.glob("1_*"))
+        return not list(groups.glob("100_*"))
 
     assert soon(none_left)
     for _ in range(10):

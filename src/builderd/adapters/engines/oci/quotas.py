@@ -1,7 +1,7 @@
 """Limits of btrfs subvolumes.
 
-A limit is set on a group of level 1 that belongs to one subvolume: a subvolume made inside of it, which any process
-may do that can write there, then falls under the same limit. That needs simple quotas (Linux 6.7); with the older
+A limit is set on a group above the subvolume's own: a subvolume made inside of it, which any process may do that can
+write there, joins that group and so falls under the same limit. That needs simple quotas (Linux 6.7); with the older
 accounting the limit lies on the subvolume alone. Numbers and layouts are those of linux/btrfs.h.
 """
 
@@ -32,7 +32,9 @@ _QGROUP_LIMIT = 0x8030942B
 _QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
 _LIMIT_REFERENCED = 1 << 0
 _NO_LIMIT = (1 << 64) - 1
-_LEVEL_1 = 1 << 48
+_LEVEL = 1 << 48
+#: Where the groups of this house are; those that an operator made on the same file system lie lower, as a rule.
+_OURS = 100 * _LEVEL
 
 
 class Quota:
@@ -47,7 +49,7 @@ class Quota:
         """The group that limits this subvolume and all inside of it."""
         with folder(subvolume) as inside:
             number = subvolume_number(inside)
-        return number | _LEVEL_1 if self.simple else number
+        return number | _OURS if self.simple else number
 
     def limit(self, subvolume: Path, size_bytes: int) -> int:
         """Set or change the limit of a subvolume in which nothing was written before the first call; its group."""
@@ -68,7 +70,7 @@ class Quota:
         with suppress(FileExistsError):
             fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 1, group))
         with suppress(FileExistsError):
-            fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 1, group & ~_LEVEL_1, group))
+            fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 1, group % _LEVEL, group))
 
     def used(self, group: int) -> int:
         """Bytes that count against the limit now."""
@@ -79,7 +81,7 @@ class Quota:
         return int(self._attribute(group, "max_referenced") or 0)
 
     def _attribute(self, group: int, name: str) -> str | None:
-        level, number = divmod(group, _LEVEL_1)
+        level, number = divmod(group, _LEVEL)
         try:
             return _read(self._groups / f"{level}_{number}" / name)
         except FileNotFoundError:
@@ -88,11 +90,12 @@ class Quota:
     def drop_unused(self) -> None:
         """Remove the groups whose subvolumes are gone. Newer kernels do it for those of level 0, not always at once."""
         with folder(self._root) as root:
-            for group in sorted(self._groups.glob("[01]_*")):
-                level, number = map(int, group.name.split("_"))
-                # Older kernels would remove the group of a subvolume that lives.
-                if number >= ROOT_INODE and not subvolume_exists(root, number):
-                    self._drop(root, level * _LEVEL_1 + number)
+            for level in (0, _OURS // _LEVEL):
+                for group in self._groups.glob(f"{level}_*"):
+                    number = int(group.name.partition("_")[2])
+                    # Older kernels would remove the group of a subvolume that lives.
+                    if number >= ROOT_INODE and not subvolume_exists(root, number):
+                        self._drop(root, level * _LEVEL + number)
 
     def _drop(self, root: int, group: int) -> None:
         """The kernel refuses it while something counts there: until the space is given back."""

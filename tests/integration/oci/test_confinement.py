@@ -14,7 +14,6 @@ from tests.engines import PATIENCE, make_spec, until_state
 
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
-from builderd.adapters.engines.oci.runs import hears
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import SandboxId, new_sandbox_id
 from builderd.domain.resources import Resources
@@ -54,7 +53,7 @@ async def test_its_first_process_is_known_to_take_signals(engine: OciEngine) -> 
     record = engine._here.runs.find(spec.id)
     assert record
     assert record.process
-    assert await hears(record.process)
+    assert await record.process.wait_until_hearing(PATIENCE)
 
 
 async def test_app_persists_and_the_rest_does_not_whatever_uids_it_gets(engine: OciEngine) -> None:

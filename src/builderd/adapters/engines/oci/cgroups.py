@@ -57,12 +57,16 @@ class Cgroups:
         """Make the group of a sandbox's shim; answers with the file by which a process enters it."""
         directory = self._directory("cpu", f"{name}.shim")
         directory.mkdir(parents=True, exist_ok=True)
+        return str(directory / "cgroup.procs")
+
+    def limit_shim(self, name: str) -> None:
+        """From now on it gets only what copying a log may take: what makes the sandbox runs in its group as well."""
+        directory = self._directory("cpu", f"{name}.shim")
         if self.version == 2:
             (directory / "cpu.max").write_text(f"{_SHIM_QUOTA} {_PERIOD}")
         else:
             (directory / "cpu.cfs_period_us").write_text(str(_PERIOD))
             (directory / "cpu.cfs_quota_us").write_text(str(_SHIM_QUOTA))
-        return str(directory / "cgroup.procs")
 
     def enter_inner(self, name: str, inner: str, pid: int) -> None:
         """Put a process into a group within its sandbox's, so that what it starts can be told from the rest."""

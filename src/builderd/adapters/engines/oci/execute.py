@@ -19,8 +19,9 @@ from builderd.adapters.engines.oci import command
 from builderd.adapters.engines.oci.allocations import write_json
 from builderd.adapters.engines.oci.bundle import make_process
 from builderd.adapters.engines.oci.launching import Ended
+from builderd.adapters.engines.oci.processes import open_files
 from builderd.adapters.engines.oci.records import Record
-from builderd.adapters.engines.oci.runs import Runs, around, open_files
+from builderd.adapters.engines.oci.runs import Runs, around
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.domain.sandboxes import ExecResult
 

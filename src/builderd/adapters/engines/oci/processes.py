@@ -6,10 +6,15 @@ import asyncio
 import contextlib
 import functools
 import os
+import resource
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+#: The first process of every sandbox, tini.
+_INIT = "tini"
+_OPEN_FILES = 65536
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -36,22 +41,29 @@ class Process:
             finally:
                 os.close(descriptor)
 
-    @property
-    def name(self) -> str:
-        """Of its program, cut to 15 characters; empty when it is gone."""
-        try:
-            return Path(f"/proc/{self.pid}/comm").read_text().strip()
-        except (FileNotFoundError, ProcessLookupError):
-            return ""
+    async def wait_until_hearing(self, seconds: float) -> bool:
+        """Wait until a sandbox's init takes signals: what comes before is lost, as for any first process.
 
-    def ignores(self, number: int) -> bool:
-        """Whether it has chosen to ignore a signal."""
-        try:
-            status = Path(f"/proc/{self.pid}/status").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:")), "0")
-        return bool(int(mask, 16) >> (number - 1) & 1)
+        False when it does not by then. It blocks them first and ignores those of the terminal last. Whether they are blocked cannot be asked: while it
+        waits for one, they are not.
+        """
+        deadline = time.monotonic() + seconds
+        while self.alive and time.monotonic() < deadline:
+            if self._name == _INIT and self._ignores(signal.SIGTTOU):
+                return True
+            await asyncio.sleep(0.001)
+        return False
+
+    @property
+    def _name(self) -> str:
+        """Of its program, cut to 15 characters; empty when it is gone."""
+        return _read(f"/proc/{self.pid}/comm").strip()
+
+    def _ignores(self, number: int) -> bool:
+        masks = [
+            line.split()[1] for line in _read(f"/proc/{self.pid}/status").splitlines() if line.startswith("SigIgn:")
+        ]
+        return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait until it has ended; False when it has not by then. None: however long it takes."""
@@ -86,10 +98,20 @@ def boot_id() -> str:
     return _BOOT_ID.read_text().strip()
 
 
+def open_files() -> int:
+    """The limit of open files that a sandbox gets: ours may be lower, and only a privileged process could raise it."""
+    return min(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
 def _status(pid: int) -> tuple[str, int] | None:
     """State letter and start time (proc(5)); the name before them may hold anything, so it is cut off first."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (fields[0], int(fields[19])) if fields else None
+
+
+def _read(file: str) -> str:
+    """Of a process; empty when it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(file).read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    return fields[0], int(fields[19])
+        return ""

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 import shutil
 import signal
 import time
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.engines.oci import command
+from builderd.adapters.engines.oci import command, exec_fifo
 from builderd.adapters.engines.oci.allocations import write_json
 from builderd.adapters.engines.oci.bundle import Container, make_config
 from builderd.adapters.engines.oci.cgroups import Cgroups
@@ -29,7 +28,7 @@ from builderd.adapters.engines.oci.host_files import write_own_files
 from builderd.adapters.engines.oci.launching import Ended, Launcher
 from builderd.adapters.engines.oci.network import Network
 from builderd.adapters.engines.oci.pipes import read_line
-from builderd.adapters.engines.oci.processes import Process, boot_id, find_process
+from builderd.adapters.engines.oci.processes import boot_id, find_process, open_files
 from builderd.adapters.engines.oci.records import Record, Records
 from builderd.adapters.engines.oci.root import HIDE_NETWORK_PARAMETERS, Root, make_mounts, mount_points, overlay_paths
 from builderd.adapters.engines.oci.slots import Slots
@@ -39,10 +38,8 @@ _CREATE_SECONDS = 30.0
 #: How long a shim may live on after its sandbox's end.
 _SHIM_SECONDS = 2.0
 _KILL_SECONDS = 5.0
-#: The program that is the first process of every sandbox.
-_INIT = "tini"
+_WARM_SECONDS = 0.2
 _INIT_SECONDS = 2.0
-_OPEN_FILES = 65536
 _SHIM_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "_OCI_SYNCPIPE": "3"}
 
 
@@ -105,7 +102,7 @@ class Runs:
         self._slots = slots
         self._runtimes = runtimes
         self._known: dict[str, Record] = {}
-        self._warming: set[asyncio.Future[None]] = set()
+        self._warming: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Adopt what runs, and remove what no service can use any more. Needs a running event loop."""
@@ -136,8 +133,7 @@ class Runs:
         return '"running"' in state
 
     def close(self) -> None:
-        for warming in self._warming:
-            warming.cancel()
+        self._stop_warming()
         self.exits.close()
 
     def find(self, name: str) -> Record | None:
@@ -171,21 +167,21 @@ class Runs:
         except BaseException:
             await asyncio.shield(self.remove(self._known[record.id]))
             raise
-        self._warm(run.root.owners)
+        self._stop_warming()
+        self._warming = asyncio.get_running_loop().create_task(self._warm(run.root.owners))
         return record
 
-    def _warm(self, owners: Sequence[int]) -> None:
-        """Have ready what the next start will need."""
-        if (slot := self._slots.next()) is not None:
-            warming = asyncio.ensure_future(self.launcher.keep_maps(self._slots.uid(slot), owners))
-            self._warming.add(warming)
-            warming.add_done_callback(self._warmed)
+    def _stop_warming(self) -> None:
+        if self._warming:
+            self._warming.cancel()
 
-    def _warmed(self, warming: asyncio.Future[None]) -> None:
-        """Should it have failed, then the next start will say why."""
-        self._warming.discard(warming)
-        if not warming.cancelled():
-            warming.exception()
+    async def _warm(self, owners: Sequence[int]) -> None:
+        """Have ready what the next start will need, once the app has had the CPU. If it fails, that start says why."""
+        await asyncio.sleep(_WARM_SECONDS)
+        slot = self._slots.next()
+        if slot is not None:
+            with contextlib.suppress(EngineUnavailable):
+                await self.launcher.keep_maps(self._slots.uid(slot), owners)
 
     async def _create(self, run: Run, record: Record) -> Record:
         """Everything up to a first process that waits for the word to execute the program."""
@@ -194,6 +190,7 @@ class Runs:
         pid = await self._launch_shim(run, record, bundle)
         shim = int((bundle / "conmon.pid").read_text())
         record = self._save(replace(record, process=find_process(pid), shim=find_process(shim)))
+        self.cgroups.limit_shim(run.id)
         await self.launcher.attach(pid, self.network.link(record.slot, run.egress))
         return record
 
@@ -252,9 +249,10 @@ class Runs:
 
     async def _start(self, run: Run, record: Record) -> Record:
         started_at = time.time()
-        status, words = await self._ask(run.runtime, command.start(run.runtime, run.id))
-        if status:
-            raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {words.strip() or status}")
+        if run.runtime.name != "crun" or not await exec_fifo.release(run.runtime.root / run.id):
+            status, words = await self._ask(run.runtime, command.start(run.runtime, run.id))
+            if status:
+                raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {words.strip() or status}")
         record = self._save(replace(record, started_at=started_at))
         assert record.process
         self.exits.watch(run.id, record.process)
@@ -286,7 +284,7 @@ class Runs:
         if runtime.is_gvisor:
             await self._ask(runtime, command.kill(runtime, record.id, "TERM"))
         elif record.process:
-            await hears(record.process)
+            await record.process.wait_until_hearing(_INIT_SECONDS)
             record.process.kill(signal.SIGTERM)
 
     async def _settle(self, record: Record) -> None:
@@ -324,20 +322,6 @@ class Runs:
         return record
 
 
-async def hears(process: Process) -> bool:
-    """Wait until the sandbox's init takes signals: what comes before is lost, as for any first process.
-
-    It blocks them first and ignores those of the terminal last. Whether they are blocked cannot be asked: while it
-    waits for one, they are not.
-    """
-    deadline = time.monotonic() + _INIT_SECONDS
-    while process.alive and time.monotonic() < deadline:
-        if process.name == _INIT and process.ignores(signal.SIGTTOU):
-            return True
-        await asyncio.sleep(0.001)
-    return False
-
-
 def around(runtime: Runtime) -> list[dict[str, Any]]:
     """Mounts that every command of this runtime needs."""
     return [HIDE_NETWORK_PARAMETERS] if runtime.is_gvisor else []
@@ -353,8 +337,3 @@ def first_process(ended: Ended, word: bytes) -> int:
     if answer["data"] <= 0:
         raise EngineUnavailable(f"The sandbox could not be made: {str(answer.get('message', '')).strip()}")
     return int(answer["data"])
-
-
-def open_files() -> int:
-    """The limit of open files that a sandbox gets: ours may be lower, and only a privileged process could raise it."""
-    return min(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])

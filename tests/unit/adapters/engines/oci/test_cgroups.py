@@ -37,13 +37,17 @@ def test_on_version_2_the_controllers_are_handed_down_outside_of_any_unit(v2: Pa
 
 
 def test_the_shim_is_held_back(v1: Path) -> None:
-    tasks = Path(Cgroups("x", v1).open_shim("ab"))
+    groups = Cgroups("x", v1)
+    tasks = Path(groups.open_shim("ab"))
+    groups.limit_shim("ab")
     assert tasks == v1 / "cpu/builderd-x/ab.shim/cgroup.procs"
     assert (tasks.parent / "cpu.cfs_quota_us").read_text() == "20000"
 
 
 def test_the_shim_is_held_back_on_version_2(v2: Path) -> None:
-    tasks = Path(Cgroups("x", v2).open_shim("ab"))
+    groups = Cgroups("x", v2)
+    tasks = Path(groups.open_shim("ab"))
+    groups.limit_shim("ab")
     assert tasks == v2 / "builderd-x/ab.shim/cgroup.procs"
     assert (tasks.parent / "cpu.max").read_text() == "20000 100000"
 

@@ -44,8 +44,8 @@ class Process:
     async def wait_until_hearing(self, seconds: float) -> bool:
         """Wait until a sandbox's init takes signals: what comes before is lost, as for any first process.
 
-        False when it does not by then. It blocks them first and ignores those of the terminal last. Whether they are blocked cannot be asked: while it
-        waits for one, they are not.
+        False when it does not by then. It blocks them first and ignores those of the terminal last. Whether they are
+        blocked cannot be asked: while it waits for one, they are not.
         """
         deadline = time.monotonic() + seconds
         while self.alive and time.monotonic() < deadline:

@@ -12,8 +12,6 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
-import uvloop
-
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.engines.oci import probe as engine_probe
@@ -126,8 +124,8 @@ def serve(settings: Settings) -> None:
     """Run the service until SIGTERM or SIGINT. Apps and previews go on when it ends."""
     make(settings.data_dir)
     _log_to_stderr(settings.log_level)
-    with hold(settings.data_dir), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings))
+    with hold(settings.data_dir):
+        asyncio.run(_serve(settings))
 
 
 def _log_to_stderr(level: str) -> None:

@@ -26,6 +26,7 @@ from builderd.domain.prices import Prices, Segment
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.tenants import Tenant
 from builderd.domain.versions import Version, VersionSettings
+from builderd.ports.clock import Clock
 from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler import reconciler as reconciling
 from builderd.reconciler.faults import FaultPoint, no_fault
@@ -236,25 +237,38 @@ async def fake_world(**limits: Any) -> AsyncIterator[World]:
     clock = FakeClock()
     engine, previews, stored, installer = FakeEngine(clock.now), FakePreviews(), FakeBundles(), FakeInstaller()
     async with memory_store() as store:
-        application = Application(
-            store=store,
-            engine=engine,
-            previews=previews,
-            bundles=stored,
-            installer=installer,
-            signals=LocalSignals(),
-            clock=clock,
-            limits=Limits(**limits),
-            prices=Prices(),
-            preview_domain=PreviewDomain("http", "localhost", 8081),
-            instance="first",
-        )
+        application = make_application(store, engine, previews, stored, installer, clock, Limits(**limits))
         await engine.prepare(lambda _: None)
         await previews.start()
         nobody = Caller(TenantId(""), "")
         world = World(application, engine, previews, stored, installer, clock, nobody)
         world.caller = await world.tenant("acme")
         yield world
+
+
+def make_application(
+    store: Store,
+    engine: FakeEngine,
+    previews: FakePreviews,
+    stored: FakeBundles,
+    installer: FakeInstaller,
+    clock: Clock,
+    limits: Limits,
+) -> Application:
+    """The application on these fakes."""
+    return Application(
+        store=store,
+        engine=engine,
+        previews=previews,
+        bundles=stored,
+        installer=installer,
+        signals=LocalSignals(),
+        clock=clock,
+        limits=limits,
+        prices=Prices(),
+        preview_domain=PreviewDomain("http", "localhost", 8080),
+        instance="first",
+    )
 
 
 def hurry(patch: Callable[[Any, str, float], None]) -> None:

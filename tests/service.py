@@ -13,6 +13,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import func, select
+from tests.application import make_application
 from tests.stores import MEMORY, memory_store, open_store
 
 from builderd.adapters.clocks.system import SystemClock
@@ -20,11 +21,8 @@ from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.adapters.fakes.installer import FakeInstaller
 from builderd.adapters.fakes.previews import FakePreviews
-from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.stores.sql.tables import metadata
-from builderd.domain.previews import PreviewDomain
-from builderd.domain.prices import Prices
 from builderd.domain.tokens import Scope
 from builderd.doors.http.app import create_app
 from builderd.doors.http.listener import server_config
@@ -120,19 +118,7 @@ async def listening(app: FastAPI) -> AsyncIterator[str]:
 
 async def _make(store: SqlStore, limits: Limits) -> Service:
     engine, previews, bundles, installer = FakeEngine(), FakePreviews(), FakeBundles(), FakeInstaller()
-    application = Application(
-        store=store,
-        engine=engine,
-        previews=previews,
-        bundles=bundles,
-        installer=installer,
-        signals=LocalSignals(),
-        clock=SystemClock(),
-        limits=limits,
-        prices=Prices(),
-        preview_domain=PreviewDomain("http", "localhost", 8080),
-        instance="test",
-    )
+    application = make_application(store, engine, previews, bundles, installer, SystemClock(), limits)
     return Service(
         application=application,
         engine=engine,

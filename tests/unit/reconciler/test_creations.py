@@ -54,7 +54,7 @@ async def test_the_sandbox_gets_what_was_asked_for_and_what_the_platform_sets(wo
         "SERVICE_TOKEN": builder.service_token,
         "BUILDER_UUID": builder.id,
         "BUILDER_NAME": "my-api",
-        "PREVIEW_URL": f"http://{builder.host}:8081/",
+        "PREVIEW_URL": f"http://{builder.host}:8080/",
         "PORT": "9000",
     }
     assert (spec.entrypoint, spec.port, spec.hostname) == (ENTRYPOINT, 9000, "my-api")

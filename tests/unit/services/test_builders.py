@@ -206,7 +206,7 @@ async def test_a_builder_is_shown_with_its_version_url_and_cost(world: World) ->
     world.clock.move(2 * 3600)
     now = world.clock.now()
     view = await world.read(lambda uow: builders.view(uow, world.application, builder, now))
-    assert view.preview_url == f"http://{builder.host}:8081/"
+    assert view.preview_url == f"http://{builder.host}:8080/"
     assert view.version.number == 1
     assert (view.cost.currency, view.cost.hourly_rate) == ("EUR", Decimal("0.1965"))
     assert (view.cost.runtime_hours, view.cost.cost) == (Decimal("2.0000"), Decimal("0.39"))

@@ -11,10 +11,13 @@ pytest.register_assert_rewrite(
 
 from tests.acceptance.live_service import LiveService, live_service  # noqa: E402
 
+METRICS_TOKEN = "scrape"
+
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    with live_service(tmp_path_factory.mktemp("service") / "data") as running:
+    data_dir = tmp_path_factory.mktemp("service") / "data"
+    with live_service(data_dir, BUILDERD_METRICS_TOKEN=METRICS_TOKEN) as running:
         yield running
 
 

@@ -14,7 +14,7 @@ from builderd.doors.http.meter import Meter
 from builderd.services.application import Application
 from builderd.wire.v1.health import Health, HealthAnswer, Part, Readiness, ReadinessAnswer
 
-router = APIRouter()
+router = APIRouter(tags=[openapi.SERVICE])
 
 
 @router.get(

@@ -33,6 +33,15 @@ FAILURES = {
 }
 STAGES = " `install_failed` or `start_failed`: the builder is kept in `failed`, `data.uuid` names it."
 
+#: The groups of calls, in the order in which they are shown.
+BUILDERS, WATCHING, SPENDING, SERVICE = "Builders", "Logs and commands", "Spending", "The service itself"
+TAGS = (
+    {"name": BUILDERS, "description": "From code to a live URL, and its life from then on."},
+    {"name": WATCHING, "description": "What an app says, and commands run beside it."},
+    {"name": SPENDING, "description": "What it costs."},
+    {"name": SERVICE, "description": "For who operates it."},
+)
+
 Parameter = dict[str, Any]
 
 PREFER: Parameter = {
@@ -74,10 +83,10 @@ def answer(status: int, model: type[BaseModel], description: str, **more: Any) -
     return {status: {"model": model, "description": description, **more}}
 
 
-def body_of(shape: type[BaseModel]) -> dict[str, Any]:
-    """The documentation of a body that ``bodies.json_body`` reads."""
-    schema = {"$ref": f"{SCHEMAS}{shape.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def body_of(shape: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+    """The documentation of a body that ``bodies.json_body`` reads. The example is one that works as it stands."""
+    media = {"schema": {"$ref": f"{SCHEMAS}{shape.__name__}"}, "example": example}
+    return {"requestBody": {"required": True, "content": {"application/json": media}}}
 
 
 def events(description: str) -> dict[str, Any]:
@@ -102,6 +111,7 @@ def _document(app: FastAPI, maximum: Resources) -> dict[str, Any]:
         version=__version__,
         summary="One call turns code into a running, isolated app with a live URL.",
         routes=app.routes,
+        tags=list(TAGS),
     )
     schemas = document["components"]["schemas"]
     schemas.update(_request_schemas(maximum))
@@ -124,6 +134,8 @@ def _request_schemas(maximum: Resources) -> Mapping[str, Any]:
 
 
 def _complete(operation: dict[str, Any]) -> None:
+    summary, _, _ = operation["description"].partition("\n")
+    operation["summary"] = summary.removesuffix(".")
     answers = operation["responses"]
     if "HTTPValidationError" in str(answers.get("422")):
         del answers["422"]

@@ -120,4 +120,17 @@ def test_each_operation_has_its_own_name_and_a_summary() -> None:
     operations = [operation for path in DOCUMENT["paths"].values() for operation in path.values()]
     names = [operation["operationId"] for operation in operations]
     assert len(names) == len(set(names)) == 13
-    assert all(operation["description"] for operation in operations)
+    assert all(operation["description"].startswith(operation["summary"]) for operation in operations)
+    assert DOCUMENT["paths"]["/api/v1/builders"]["post"]["summary"] == (
+        "Turn code into a running, isolated app with a live URL"
+    )
+
+
+def test_each_operation_is_in_a_group_that_is_described() -> None:
+    groups = {tag["name"] for tag in DOCUMENT["tags"]}
+    assert {name for path in DOCUMENT["paths"].values() for call in path.values() for name in call["tags"]} == groups
+
+
+async def test_the_example_of_a_creation_works_as_it_stands(client: httpx.AsyncClient) -> None:
+    body = DOCUMENT["paths"]["/api/v1/builders"]["post"]["requestBody"]["content"]["application/json"]
+    assert (await client.post("/api/v1/builders", json=body["example"])).status_code == 201

@@ -22,7 +22,7 @@ from builderd.wire.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage, N
 from builderd.wire.v1.envelope import PageMeta
 from builderd.wire.v1.shape import Parameters
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
 
 MAX_PER_PAGE = 100
 #: In any case of letters: RFC 9562 wants both to be taken.

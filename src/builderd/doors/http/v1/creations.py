@@ -30,13 +30,21 @@ from builderd.services.application import Application
 from builderd.wire.v1.builders import BuilderAnswer, NewBuilder
 from builderd.wire.v1.files import bundle_files
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
 
 #: Of the request as it is sent: room for 20 MB of files in base64, their 2,000 paths, and the settings.
 MAX_BODY_BYTES = 29_000_000
 
 Body = Annotated[Received[NewBuilder], Depends(json_body(NewBuilder, MAX_BODY_BYTES))]
 
+EXAMPLE = {
+    "name": "hello",
+    "entrypoint": "python3 -m http.server $PORT",
+    "files": {"index.html": "<h1>Hello</h1>"},
+    "port": 8000,
+    "env": {"MY_FLAG": "1"},
+    "resources": {"cpu": 1, "memory": 1, "disk": 3},
+}
 STREAM = "An event per finished stage (`install`, `start`) with its seconds, then `done` (the builder) or `failed`."
 
 
@@ -56,7 +64,7 @@ STREAM = "An event per finished stage (`install`, `start`) with its seconds, the
     },
     openapi_extra={
         "parameters": [openapi.PREFER, openapi.IDEMPOTENCY_KEY],
-        **openapi.body_of(NewBuilder),
+        **openapi.body_of(NewBuilder, EXAMPLE),
     },
 )
 async def create_builder(request: Request, identity: Writer, body: Body) -> Response:

@@ -15,7 +15,7 @@ from builderd.doors.http.v1.builders import Uuid
 from builderd.services import executions
 from builderd.wire.v1.executions import Execution, ExecutionAnswer, NewExecution
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 
 #: A command has at most 100,000 bytes, of which JSON can make six each.
 MAX_BODY_BYTES = 1_000_000
@@ -30,7 +30,7 @@ Body = Annotated[Received[NewExecution], Depends(json_body(NewExecution, MAX_BOD
         **openapi.answer(200, ExecutionAnswer, "The command ended, or its timeout ended it."),
         **openapi.failures(400, 401, 403, 404, 409, 413, 422),
     },
-    openapi_extra=openapi.body_of(NewExecution),
+    openapi_extra=openapi.body_of(NewExecution, {"command": "ls -l", "timeout": 60}),
 )
 async def run_command(application: TheApplication, identity: Writer, uuid: Uuid, body: Body) -> Response:
     """Run a command beside the app, with its environment and in its folder, and wait for it."""

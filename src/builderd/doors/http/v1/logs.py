@@ -25,7 +25,7 @@ from builderd.services.application import Application
 from builderd.wire.v1.logs import LogAnswer, LogLine
 from builderd.wire.v1.shape import Parameters
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 
 MAX_TAIL = 100_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

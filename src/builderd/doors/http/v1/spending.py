@@ -17,7 +17,7 @@ from builderd.services import spending
 from builderd.wire.v1.shape import Parameters
 from builderd.wire.v1.spending import Deployment, Spending, SpendingAnswer
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=[openapi.SPENDING])
 
 
 class SpendingQuery(Parameters):

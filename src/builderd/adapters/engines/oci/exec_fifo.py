@@ -1,4 +1,4 @@
-"""How crun is told to let a sandbox run, without a process of crun's for it: see ADR 0012.
+"""How crun is told to let a sandbox run, without a process of crun's for it: see docs/adr/0043.
 
 A sandbox that was created and not started waits for a byte in ``<state>/exec.fifo``; ``crun start`` writes it and
 removes the file, by which crun tells the two states apart (src/libcrun/status.c).

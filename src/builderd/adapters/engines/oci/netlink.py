@@ -1,6 +1,6 @@
 """The few rtnetlink requests that a sandbox's network needs, each answered by the kernel before it returns.
 
-Why not a library: see ADR 0011. Formats: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,veth}.h.
+Why not a library: see docs/adr/0041. Formats: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,veth}.h.
 Standard library only, since the launcher uses it.
 """
 

@@ -23,5 +23,8 @@ class Installer(Protocol):
         Wheels only come first; what must be built from source runs foreign code and gets a plan of its own.
         """
 
+    def from_source(self, plan: LayerPlan, tenant: TenantId) -> LayerPlan | None:
+        """What ``fallback`` would answer, to look whether it was made before; None for a plan that is one already."""
+
     def explain(self, output: Sequence[str]) -> str:
         """The resolver's own message, as the user should read it."""

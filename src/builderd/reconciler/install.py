@@ -43,24 +43,27 @@ class Installs:
 
     async def install(self, subject: Subject) -> Installed:
         """Make the layer, or find it made. Raises ``InstallFailed`` with the resolver's own message."""
-        plan = await _plan(self._app, subject)
+        plan, tenant = await _plan(self._app, subject), subject.builder.tenant_id
         if plan is None:
             return Installed(NO_LAYER, 0.0, reused=True)
-        if await self._app.engine.has_layer(plan.key):
-            return Installed(plan.key, 0.0, reused=True)
-        async with self._turns_of[subject.builder.tenant_id], self._turns, BuildLog(self._app, subject) as log:
-            return await self._build(plan, subject.builder.tenant_id, log)
+        for known in (plan, self._app.installer.from_source(plan, tenant)):
+            if known is not None and await self._app.engine.has_layer(known.key):
+                return Installed(known.key, 0.0, reused=True)
+        async with self._turns_of[tenant], self._turns, BuildLog(self._app, subject) as log:
+            return await self._build(plan, tenant, log)
 
     async def _build(self, plan: LayerPlan, tenant: TenantId, log: BuildLog) -> Installed:
         engine, installer = self._app.engine, self._app.installer
         outcome = await engine.build_layer(plan, log.line)
+        seconds = outcome.seconds
         fallback = None if outcome.ok else installer.fallback(plan, outcome.output, tenant)
         if fallback is not None:
             log.line("No wheels for everything: building from source in a sandbox of its own.")
             plan, outcome = fallback, await engine.build_layer(fallback, log.line)
+            seconds += outcome.seconds
         if not outcome.ok:
             raise InstallFailed(_explain(self._app, outcome))
-        return Installed(plan.key, outcome.seconds, outcome.reused)
+        return Installed(plan.key, seconds, outcome.reused)
 
 
 async def polish(application: Application, subject: Subject) -> None:

@@ -156,6 +156,17 @@ async def test_what_has_no_wheels_is_built_from_source(world: World) -> None:
     ]
 
 
+async def test_what_was_built_from_source_is_found_without_trying_wheels_again(world: World) -> None:
+    world.installer.has_fallback = True
+    world.engine.build_outcomes.extend([BuildOutcome(1, ("no wheel",), 1), BuildOutcome(0, (), 2)])
+    async with world.reconciling():
+        first = await world.create(MAIN, REQUIREMENTS, name="first")
+        second = await world.create(MAIN, REQUIREMENTS, name="second")
+    assert world.called("build_layer") == 2
+    assert (await world.version(first)).layer_key == (await world.version(second)).layer_key
+    assert [line.text for line in await world.build_log(second)] == [REUSED]
+
+
 async def test_a_layer_that_got_lost_is_made_again(world: World) -> None:
     async with world.reconciling():
         builder = await world.create(MAIN, REQUIREMENTS)

@@ -38,7 +38,10 @@ class FakeInstaller:
         return _plan(request.content, FETCH, base_id)
 
     def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
-        if plan.runs_foreign_code or not self.has_fallback:
+        return self.from_source(plan, tenant) if self.has_fallback else None
+
+    def from_source(self, plan: LayerPlan, tenant: TenantId) -> LayerPlan | None:
+        if plan.runs_foreign_code:
             return None
         return _plan(plan.inputs[REQUEST], BUILD, plan.key, tenant)
 

@@ -70,7 +70,10 @@ class UvInstaller:
         return self._foreign(key, inputs) if requirements.foreign else self._wheels(key, inputs)
 
     def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
-        if plan.runs_foreign_code or not NO_WHEELS.search("\n".join(output)):
+        return self.from_source(plan, tenant) if NO_WHEELS.search("\n".join(output)) else None
+
+    def from_source(self, plan: LayerPlan, tenant: TenantId) -> LayerPlan | None:
+        if plan.runs_foreign_code:
             return None
         key = hashlib.sha256(f"{plan.key} from source for tenant {tenant}".encode()).hexdigest()
         return self._foreign(key, plan.inputs)

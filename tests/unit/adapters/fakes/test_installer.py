@@ -35,7 +35,9 @@ def test_a_fallback_is_the_tenants_own_and_the_last() -> None:
     assert other is not None
     assert mine.runs_foreign_code
     assert len({plan.key, mine.key, other.key}) == 3
+    assert installer.from_source(plan, ONE) == mine
     assert installer.fallback(mine, (), ONE) is None
+    assert installer.from_source(mine, ONE) is None
 
 
 def test_a_request_that_needs_a_build_is_the_tenants_own_at_once() -> None:

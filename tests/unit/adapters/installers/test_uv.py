@@ -62,12 +62,14 @@ def test_a_build_from_source_does_not_write_the_shared_cache() -> None:
     assert fallback.runs_foreign_code
     assert {step.cache for step in fallback.steps} == {Cache.SCRATCH}
     assert fallback.key != plan("docopt").key
+    assert INSTALLER.from_source(plan("docopt"), ALICE) == fallback
 
 
 def test_there_is_no_second_fallback_and_none_for_other_failures() -> None:
     fallback = INSTALLER.fallback(plan("docopt"), NO_WHEELS, ALICE)
     assert fallback is not None
     assert INSTALLER.fallback(fallback, NO_WHEELS, ALICE) is None
+    assert INSTALLER.from_source(fallback, ALICE) is None
     assert INSTALLER.fallback(plan("x"), ("error: No solution found", "  cause: not found"), ALICE) is None
 
 

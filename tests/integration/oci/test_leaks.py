@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,14 @@ from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
 from builderd.domain.sandboxes import SandboxState
 
 pytestmark = pytest.mark.root
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(tmp_path: Path) -> Iterator[None]:
+    """Also of a test that failed."""
+    yield
+    for data_dir in (tmp_path, tmp_path / "one", tmp_path / "two"):
+        asyncio.run(OciEngine(settings_in(data_dir)).down())
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ MAIN = BundleFile("main.py", b"print('hello')\n")
 REQUIREMENTS = BundleFile("requirements.txt", b"flask\n")
 ENTRYPOINT = "python3 main.py"
 #: Against hanging only.
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 @dataclass(slots=True)

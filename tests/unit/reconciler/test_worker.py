@@ -14,6 +14,7 @@ from tests.unit.reconciler.ledgers import check_ledger
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import EngineUnavailable, NoCapacity
+from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.previews import Route, RouteState
 from builderd.domain.sandboxes import EndCause
@@ -350,6 +351,31 @@ async def test_a_store_that_fails_for_a_moment_does_not_end_the_reconciler(
         monkeypatch.setattr(world.application.store, "read", fail_or_read)
         await world.until(lambda: not failures)
         assert (await pass_time(world, asyncio.create_task(world.create()))).status is Status.RUNNING
+
+
+async def test_a_worker_that_cannot_claim_leaves_its_builder_to_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = claiming.Claim.take
+    failures = 2
+
+    async def fail_or_take(claim: claiming.Claim) -> bool:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError("the database does not answer")
+        return await take(claim)
+
+    monkeypatch.setattr(claiming.Claim, "take", fail_or_take)
+    async with world.reconciling():
+        assert (await world.create()).status is Status.RUNNING
+
+
+async def test_a_wish_for_a_builder_that_is_unknown_is_nothing(world: World) -> None:
+    async with world.reconciling() as reconciler:
+        world.application.signals.wish(BuilderId(new_id()))
+        assert (await world.create()).status is Status.RUNNING
+        await world.until(lambda: not reconciler._workers)
 
 
 async def test_exits_are_watched_again_after_the_watch_broke(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

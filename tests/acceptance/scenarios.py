@@ -47,6 +47,33 @@ def run(service: LiveService, uuid: str, command: str) -> tuple[int, str]:
     return data["exit_code"], data["output"]
 
 
+#: Counts its runs in a file.
+JOB = """\
+import sys, pathlib
+runs = pathlib.Path("runs.txt")
+runs.write_text(str(int(runs.read_text()) + 1 if runs.exists() else 1))
+print("run", runs.read_text())
+print("done", file=sys.stderr)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+def job(service: LiveService, code: int, status: str, **fields: Any) -> None:
+    """A job that exits with this code: twice to its end, with its output, its files and its exit code kept."""
+    entrypoint = f"python3 main.py {code}"
+    data = service.create(f"job-{code}", JOB, entrypoint=entrypoint, job_type="one_time", **fields)
+    done = service.wait_status(data["uuid"], "completed", "failed")
+    assert (done["status"], done["exit_code"]) == (status, code)
+    lines = service.call("GET", f"/builders/{data['uuid']}/logs").json()["data"]
+    assert {(line["stream"], line["text"]) for line in lines} >= {("stdout", "run 1"), ("stderr", "done")}
+    again = service.call("POST", f"/builders/{data['uuid']}/start")
+    assert again.status_code == 200
+    assert service.wait_status(data["uuid"], "completed", "failed")["exit_code"] == code
+    lines = service.call("GET", f"/builders/{data['uuid']}/logs").json()["data"]
+    assert [line["text"] for line in lines if line["stream"] == "stdout"] == ["run 1", "run 2"]
+    service.call("DELETE", f"/builders/{data['uuid']}")
+
+
 #: By a name: an app that does not start, and words of the message that says why.
 FAILURES: Mapping[str, tuple[str, list[str]]] = {
     "exits": ("import sys; print('no config'); sys.exit(3)", ["exited with code 3", "no config"]),

@@ -12,9 +12,35 @@ pytestmark = pytest.mark.root
 
 STRONG = {"isolation": "strong"}
 
+FLASK_APP = """\
+import os, urllib.request
+from flask import Flask
+
+app = Flask(__name__)
+
+@app.get("/")
+def own_record():
+    url = f"{os.environ['BUILDERD_URL']}/api/v1/builders/{os.environ['BUILDER_UUID']}"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {os.environ['SERVICE_TOKEN']}"})
+    return urllib.request.urlopen(request, timeout=10).read(), {"Content-Type": "application/json"}
+
+app.run(host="0.0.0.0", port=int(os.environ["PORT"]))
+"""
+
 
 def test_a_builders_whole_life(service: LiveService) -> None:
     scenarios.whole_life(service, **STRONG)
+
+
+def test_a_job_keeps_its_exit_code(service: LiveService) -> None:
+    scenarios.job(service, 3, "failed", **STRONG)
+
+
+def test_an_app_with_dependencies_reaches_the_api(service: LiveService) -> None:
+    files = {"main.py": FLASK_APP, "requirements.txt": "flask"}
+    with service.deployed("strong-flask", files, "python3 main.py", **STRONG) as data:
+        own = service.visit(data).json()["data"]
+        assert (own["uuid"], own["isolation"]) == (data["uuid"], "strong")
 
 
 @pytest.mark.parametrize("failure", ["other-port", "memory"])

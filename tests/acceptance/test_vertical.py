@@ -25,14 +25,6 @@ def index():
 app.run(host="0.0.0.0", port=int(os.environ["PORT"]))
 """
 
-JOB = """\
-import sys, pathlib
-pathlib.Path("result.txt").write_text("42")
-print("counting")
-print("done", file=sys.stderr)
-sys.exit(int(sys.argv[1]))
-"""
-
 
 def test_the_request_of_the_documentation_answers(service: LiveService) -> None:
     request = {
@@ -71,15 +63,7 @@ def test_spending_counts_a_deleted_builder(service: LiveService) -> None:
 
 @pytest.mark.parametrize(("code", "status"), [(0, "completed"), (3, "failed")])
 def test_a_job_runs_to_its_end_and_keeps_its_logs_and_files(service: LiveService, code: int, status: str) -> None:
-    data = service.create(f"job-{code}", JOB, entrypoint=f"python3 main.py {code}", job_type="one_time")
-    done = service.wait_status(data["uuid"], "completed", "failed")
-    assert (done["status"], done["exit_code"]) == (status, code)
-    lines = service.call("GET", f"/builders/{data['uuid']}/logs").json()["data"]
-    assert {(line["stream"], line["text"]) for line in lines} >= {("stdout", "counting"), ("stderr", "done")}
-    again = service.call("POST", f"/builders/{data['uuid']}/start")
-    assert again.status_code == 200
-    assert service.wait_status(data["uuid"], status)["exit_code"] == code
-    service.call("DELETE", f"/builders/{data['uuid']}")
+    scenarios.job(service, code, status)
 
 
 @pytest.mark.parametrize("failure", scenarios.FAILURES)

@@ -232,7 +232,8 @@ def _nginx(place: Path, app: int) -> Iterator[tuple[int, int]]:
     port = _free_port()
     (place / "nginx.conf").write_text(NGINX.format(app=app, port=port, host=HOST))
     argv = (_which("nginx") or "nginx", "-p", str(place), "-c", "nginx.conf")
-    with subprocess.Popen(argv) as process:
+    # A session of its own, as the preview has: the kernel shares out time by session.
+    with subprocess.Popen(argv, start_new_session=True) as process:
         try:
             _await_listening(port)
             yield port, process.pid

@@ -7,6 +7,7 @@ import socket
 import threading
 
 import pytest
+from tests.previews import http2
 from tests.previews.proxy import TOKEN, App, Proxy
 from tests.previews.visitor import PATIENCE, ask, parse, read_all, read_until
 from websockets.exceptions import InvalidStatus
@@ -34,6 +35,23 @@ def test_a_private_websocket_opens_to_its_token(proxy: Proxy, app: App) -> None:
     with dial(proxy, host, path=f"/websocket?service_token={TOKEN}") as connection:
         connection.send("in")
         assert connection.recv(timeout=PATIENCE) == "in"
+
+
+def test_a_websocket_over_http2_echoes(proxy: Proxy, app: App) -> None:
+    """Browsers open them this way where a page came over HTTP/2 (RFC 8441)."""
+    handshake = (
+        (b":protocol", b"websocket"),
+        (b"sec-websocket-version", b"13"),
+        (b"origin", b"http://example.com"),
+    )
+    connection = http2.dial(proxy.visitor)
+    with connection.socket:
+        headers = http2.request(proxy.open(app), "/websocket", method="CONNECT")
+        connection.open(1, [*headers[:4], *handshake], ends=False)
+        connection.send(http2.DATA, 0, 1, b"\x81\x82\0\0\0\0hi" + b"\x88\x80\0\0\0\0")
+        answer = connection.finish(1)
+    assert answer.ok
+    assert answer.body == b"\x81\x02hi\x88\x00"
 
 
 def test_an_event_arrives_before_the_next_is_sent(proxy: Proxy, app: App) -> None:

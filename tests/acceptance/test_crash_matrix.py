@@ -66,7 +66,7 @@ def test_a_service_killed_there_comes_back_whole(crashing: LiveService, operatio
     assert crashing.process.returncode == -9, crashing.log_tail()
 
     crashing.start()
-    assert_outcome(crashing, operation, uuid)
+    uuid = assert_outcome(crashing, operation, uuid)
     if operation != "delete":
         crashing.call("DELETE", f"/builders/{uuid}")
     assert_traces(crashing.data_dir, before)
@@ -97,16 +97,18 @@ def act(service: LiveService, operation: str, uuid: str) -> str:
     return uuid
 
 
-def assert_outcome(service: LiveService, operation: str, uuid: str) -> None:
+def assert_outcome(service: LiveService, operation: str, uuid: str) -> str:
+    """The builder is where it was wanted; its uuid."""
     if operation == "delete":
         service.wait_gone(uuid)
         wait_for_nothing(service)
-        return
+        return uuid
     if not uuid:  # the service died before it could answer the creation
         (created,) = service.call("GET", "/builders?name=crash-test").json()["data"]
         uuid = created["uuid"]
     data = service.wait_status(uuid, "stopped" if operation == "stop" else "running")
     assert service.visit(data).status_code == (503 if operation == "stop" else 200)
+    return uuid
 
 
 def wait_for_nothing(service: LiveService) -> None:

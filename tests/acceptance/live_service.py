@@ -161,6 +161,13 @@ class LiveService:
             time.sleep(0.05)
         raise AssertionError(f"still {json.dumps(data)}")
 
+    def wait_served(self, data: Mapping[str, Any]) -> None:
+        """Until the preview answers 200: a builder that is brought back counts as running before it answers."""
+        deadline = time.monotonic() + PATIENCE
+        while self.visit(data).status_code != 200:
+            assert time.monotonic() < deadline, "the app does not answer"
+            time.sleep(0.05)
+
     def wait_gone(self, uuid: str) -> None:
         deadline = time.monotonic() + PATIENCE
         while self.call("GET", f"/builders/{uuid}").status_code != 404:

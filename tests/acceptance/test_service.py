@@ -33,8 +33,7 @@ def test_down_gives_everything_back_and_serve_brings_it_back(data_dir: Path) -> 
         with pytest.raises(httpx.TransportError):
             service.visit(data)
         service.start()
-        service.wait_status(data["uuid"], "running")
-        assert service.visit(data).status_code == 200
+        service.wait_served(data)
         kept = service.call("POST", f"/builders/{data['uuid']}/exec", json={"command": "cat note"})
         assert kept.json()["data"]["output"] == "kept\n"
 

@@ -14,6 +14,7 @@ from tests.unit.reconciler.mortal import living
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Builder, Status
 from builderd.domain.previews import RouteState
+from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import EndCause
 from builderd.reconciler.claim import LEASE
 from builderd.services import builders
@@ -188,6 +189,17 @@ async def test_a_service_that_is_killed_again_and_again_comes_to_its_end(world: 
     assert world.called("start") >= 1
     assert len(world.running) == 1
     await check_ledger(world, builder)
+
+
+async def test_a_disk_that_was_made_before_the_kill_is_paid_from_the_next_service_on(world: World) -> None:
+    async with living(world, "CreateDisk.done") as life:
+        builder = await life.world.ask()
+        await world.until(lambda: life.is_over)
+    assert await world.segments(builder) == []
+    world.clock.move(LEASE.total_seconds())
+    async with living(world) as life:
+        await comes_to(life.world, builder, Status.RUNNING)
+    assert [segment.billing for segment in await world.segments(builder)] == [Billing.STOPPED, Billing.RUNNING]
 
 
 @pytest.mark.parametrize("turns", range(0, 60, 3))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
@@ -15,10 +17,13 @@ from builderd.domain.events import SYSTEM
 from builderd.domain.ids import secret_hash
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.previews import Address, RouteState
+from builderd.domain.prices import Billing
 from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, Isolation, VersionStatus
 from builderd.reconciler.records import REUSED
 from builderd.services import builders
+
+SECOND = timedelta(seconds=1)
 
 
 async def test_a_builder_comes_up_with_files_route_and_ledger(world: World) -> None:
@@ -94,6 +99,19 @@ async def test_what_happened_is_told_in_events(world: World) -> None:
         ("running", "stopped", "stopped by token acme"),
         ("stopped", "deleted", "deleted by token acme"),
     ]
+
+
+async def test_an_engine_whose_clock_is_behind_makes_no_time_paid_twice(world: World) -> None:
+    world.engine._now = lambda: world.clock.now() - 5 * SECOND
+    async with world.reconciling():
+        builder = await world.create()
+        world.clock.move(1)
+        await world.reached(builders.stop, builder)
+    segments = await world.segments(builder)
+    assert [segment.billing for segment in segments] == [Billing.STOPPED, Billing.RUNNING, Billing.STOPPED]
+    for earlier, later in pairwise(segments):
+        assert earlier.end is not None
+        assert earlier.start <= earlier.end <= later.start
 
 
 async def test_an_app_may_take_its_time_to_listen(world: World) -> None:

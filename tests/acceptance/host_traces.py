@@ -23,12 +23,18 @@ def traces(data_dir: Path) -> dict[str, list[str]]:
     }
 
 
-def quiet_traces(data_dir: Path) -> dict[str, list[str]]:
-    """The same once nothing runs in any sandbox: layers are byte-compiled after the builder that needed them is up."""
+def traces_at_rest(data_dir: Path) -> dict[str, list[str]]:
+    """The same once nothing runs in any sandbox and two looks see the same.
+
+    Layers are byte-compiled after the builder that needed them is up, and what an earlier test had removed may still
+    be on its way out.
+    """
     deadline = time.monotonic() + 60
-    while (seen := traces(data_dir))["processes"]:
+    last, seen = None, traces(data_dir)
+    while seen["processes"] or last != seen:
         assert time.monotonic() < deadline, f"still running: {seen['processes']}"
-        time.sleep(0.1)
+        time.sleep(0.3)
+        last, seen = seen, traces(data_dir)
     return seen
 
 

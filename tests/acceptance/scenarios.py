@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
-from tests.acceptance.host_traces import assert_traces, quiet_traces
+from tests.acceptance.host_traces import assert_traces, traces_at_rest
 from tests.acceptance.live_service import TINY_APP, LiveService, body
 
 
 def whole_life(service: LiveService, **fields: Any) -> None:
     """A builder from its creation to the last trace of it."""
     service.call("DELETE", f"/builders/{service.create('first', **fields)['uuid']}")  # what is made once and kept
-    before = quiet_traces(service.data_dir)
+    before = traces_at_rest(service.data_dir)
     data = service.create("life", env={"GREETING": "good morning"}, **fields)
     uuid = data["uuid"]
     assert service.visit(data).text == "good morning"

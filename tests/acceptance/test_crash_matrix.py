@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from tests.acceptance.host_traces import assert_traces, traces
+from tests.acceptance.host_traces import assert_traces, traces_at_rest
 from tests.acceptance.live_service import LiveService, body
 
 pytestmark = pytest.mark.root
@@ -55,7 +55,7 @@ def fresh_start(crashing: LiveService) -> None:
 
 @pytest.mark.parametrize(("operation", "fault"), CASES, ids=[f"{o}-{f}" for o, f in CASES])
 def test_a_service_killed_there_comes_back_whole(crashing: LiveService, operation: str, fault: str) -> None:
-    before = traces(crashing.data_dir)
+    before = traces_at_rest(crashing.data_dir)
     uuid = prepare(crashing, operation)
     crashing.terminate()
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.acceptance.host_traces import assert_traces, traces
+from tests.acceptance.host_traces import assert_traces, traces_at_rest
 from tests.acceptance.live_service import LiveService
 
 CYCLES = int(os.environ.get("BUILDERD_SOAK_CYCLES", "1000"))
@@ -34,7 +34,7 @@ def test_a_thousand_cycles_leave_nothing_over(service: LiveService) -> None:
         assert service.call("DELETE", f"/builders/{data['uuid']}").status_code == 200
 
     cycle(-1)
-    before, host_before = traces(service.data_dir), host_wide()
+    before, host_before = traces_at_rest(service.data_dir), host_wide()
     assert service.process is not None
     open_files = Path(f"/proc/{service.process.pid}/fd")
     files_before = len(list(open_files.iterdir()))

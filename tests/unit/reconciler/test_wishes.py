@@ -9,7 +9,6 @@ from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.adapters.fakes.engine import Behaviour
-from builderd.adapters.stores.sql.store import SqlStore
 from builderd.domain.builders import Builder, Status
 from builderd.domain.errors import StartFailed
 from builderd.domain.ids import SandboxId
@@ -152,21 +151,6 @@ async def bring_to(world: World, state: str) -> Builder:
         world.engine.end(world.running[0].spec.id, EndCause.EXITED, 1)
         await world.until_nothing_runs()
     return builder
-
-
-async def test_a_wish_that_comes_while_a_sandbox_is_planned_leaves_no_plan(world: World) -> None:
-    store = world.application.store
-    assert isinstance(store, SqlStore)
-    builder = await world.ask()
-
-    def stop_at_the_plan(point: str) -> None:
-        if point == "PlanSandbox.done":
-            store._write(lambda uow: builders.stop(uow, world.caller, builder.id, world.clock.now()))
-
-    async with world.reconciling(stop_at_the_plan):
-        await world.until_status(builder, Status.STOPPED)
-    assert await world.records(builder) == []
-    assert world.called("start") == 0
 
 
 async def test_wishes_that_change_quickly_end_with_the_last(world: World) -> None:

@@ -16,6 +16,7 @@ from builderd.adapters.fakes.engine import FakeEngine, FakeSandbox
 from builderd.adapters.fakes.installer import FakeInstaller
 from builderd.adapters.fakes.previews import FakePreviews
 from builderd.adapters.signals.local import LocalSignals
+from builderd.adapters.vaults.sodium import in_memory
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.events import Event
@@ -264,6 +265,7 @@ def make_application(
         installer=installer,
         signals=LocalSignals(),
         clock=clock,
+        vault=in_memory(),
         limits=limits,
         prices=Prices(),
         preview_domain=PreviewDomain("http", "localhost", 8080),

@@ -25,9 +25,11 @@ from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.stores.sql.store import SqlStore
+from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
+from builderd.adapters.vaults.sodium import SodiumVault
 from builderd.data_directory import hold, identity, make
 from builderd.domain.equipment import Equipment
-from builderd.domain.errors import EngineUnavailable, NoCapacity
+from builderd.domain.errors import EngineUnavailable, NoCapacity, ValidationFailed
 from builderd.domain.ids import TokenId
 from builderd.domain.resources import GB
 from builderd.domain.tokens import Scope, Token
@@ -66,6 +68,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 installer=UvInstaller(version("uv"), settings.package_index),
                 signals=LocalSignals(),
                 clock=SystemClock(),
+                vault=make_vault(settings),
                 limits=settings.to_limits(),
                 prices=settings.to_prices(),
                 preview_domain=settings.preview_domain,
@@ -85,6 +88,17 @@ async def store(settings: Settings) -> AsyncIterator[SqlStore]:
         yield opened
     finally:
         await opened.close()
+
+
+def make_vault(settings: Settings) -> SodiumVault:
+    """Raises ``ValidationFailed`` when a key that was given is none."""
+    if settings.vault.key is None:
+        return SodiumVault(KeyFile(settings.vault_key_file))
+    texts = [settings.vault.key, *settings.vault.previous_keys]
+    try:
+        return SodiumVault(GivenKeys(tuple(Key.from_text(text.get_secret_value()) for text in texts)))
+    except ValueError as error:
+        raise ValidationFailed({"vault.key": [str(error)]}) from None
 
 
 def make_engine(settings: Settings) -> OciEngine:

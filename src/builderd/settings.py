@@ -10,7 +10,16 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -28,6 +37,8 @@ from builderd.domain.versions import Isolation
 from builderd.services.application import Limits
 
 DEFAULT_DATA_DIR = Path("/var/lib/builderd")
+#: Of a unit that hands over the vault's key: LoadCredential=builderd.vault.key:/path/to/it (systemd.exec(5)).
+SYSTEMD_CREDENTIAL = "builderd.vault.key"
 #: Looked for in the data directory when no other file is named.
 FILE_NAME = "builderd.toml"
 
@@ -99,6 +110,18 @@ class StoreSettings(Section):
     overcommit: float = Field(default=1, ge=1)
 
 
+class VaultSettings(Section):
+    """Where the key of stored secrets comes from: ``key`` itself, or else ``key_file``.
+
+    ``key_file`` is ``vault.key`` in the data directory unless set, and made when it is first needed.
+    ``previous_keys`` still open what was sealed with them; both are 32 bytes in base64.
+    """
+
+    key: SecretStr | None = None
+    previous_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = ()
+    key_file: Path | None = None
+
+
 class Settings(BaseSettings):
     """With nothing set, the service listens on this machine only and keeps everything in ``data_dir``."""
 
@@ -123,6 +146,11 @@ class Settings(BaseSettings):
     preview: PreviewSettings = PreviewSettings()
     egress: EgressSettings = EgressSettings()
     store: StoreSettings = StoreSettings()
+    vault: VaultSettings = VaultSettings()
+    #: Where systemd puts the credentials of its unit; one named ``builderd.vault.key`` is the vault's key.
+    credentials_directory: Path | None = Field(
+        default=None, validation_alias=AliasChoices("credentials_directory", "CREDENTIALS_DIRECTORY")
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -146,6 +174,16 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The URL of the database: SQLite in the data directory unless another is set."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute()}/builderd.db"
+
+    @property
+    def vault_key_file(self) -> Path:
+        """The file of the vault's keys, where no key is given."""
+        return self.vault.key_file or self._handed_over or self.data_dir / "vault.key"
+
+    @property
+    def _handed_over(self) -> Path | None:
+        file = self.credentials_directory / SYSTEMD_CREDENTIAL if self.credentials_directory else None
+        return file if file and file.is_file() else None
 
     @property
     def preview_domain(self) -> PreviewDomain:

@@ -18,6 +18,7 @@ from builderd.ports.installer import Installer
 from builderd.ports.previews import Previews
 from builderd.ports.signals import Signals
 from builderd.ports.store import Store, UnitOfWork
+from builderd.ports.vault import Vault
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Application:
     installer: Installer
     signals: Signals
     clock: Clock
+    vault: Vault
     limits: Limits
     prices: Prices
     preview_domain: PreviewDomain

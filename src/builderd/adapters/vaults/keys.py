@@ -1,0 +1,151 @@
+"""The vault's keys: where they come from, and the one that seals now."""
+
+from __future__ import annotations
+
+import binascii
+import os
+import stat
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_KEYBYTES as KEY_BYTES
+from nacl.encoding import RawEncoder
+from nacl.hash import blake2b
+from nacl.utils import random
+
+from builderd.domain.errors import ValidationFailed
+
+ID_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """32 random bytes. Their repr shows the id alone."""
+
+    material: bytes
+
+    @classmethod
+    def new(cls) -> Key:
+        return cls(random(KEY_BYTES))
+
+    @classmethod
+    def from_text(cls, text: str) -> Key:
+        """From base64, as ``text`` writes it. Raises ``ValueError``."""
+        try:
+            material = b64decode(text.strip(), validate=True)
+        except binascii.Error:
+            material = b""
+        if len(material) != KEY_BYTES:
+            raise ValueError(
+                f"a key of the vault is {KEY_BYTES} bytes in base64, as `openssl rand -base64 32` makes one"
+            )
+        return cls(material)
+
+    @property
+    def text(self) -> str:
+        return b64encode(self.material).decode()
+
+    @property
+    def id(self) -> bytes:
+        """Names the key without telling it: a hash of it, under a name of its own (BLAKE2b, "person")."""
+        return blake2b(self.material, digest_size=ID_BYTES, person=b"builderd-vault", encoder=RawEncoder)
+
+    def __repr__(self) -> str:
+        return f"Key({self.id.hex()})"
+
+
+class Keys(Protocol):
+    def load(self) -> Sequence[Key]:
+        """At least one; the first seals, all open."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenKeys:
+    """Keys that the operator hands over and keeps elsewhere."""
+
+    keys: tuple[Key, ...]
+
+    def load(self) -> Sequence[Key]:
+        return self.keys
+
+
+class KeyFile:
+    """A key a line, in base64; the first seals. The file is its owner's alone and made when it is first needed.
+
+    Read again when it was changed, so that a rotation reaches a service that runs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._keys: Sequence[Key] = ()
+        self._stamp: tuple[int, int, int] | None = None
+
+    def load(self) -> Sequence[Key]:
+        """Raises ``ValidationFailed`` when others may read the file, or it holds no keys."""
+        try:
+            state = self._path.stat()
+        except FileNotFoundError:
+            self._make([Key.new()], replacing=False)
+            state = self._path.stat()
+        stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
+        if stamp != self._stamp:
+            self._check(state)
+            self._keys, self._stamp = self._read(), stamp
+        return self._keys
+
+    def save(self, keys: Sequence[Key]) -> None:
+        """Replace all keys at once; after a crash the file has the old or the new ones."""
+        self._make(keys, replacing=True)
+
+    def _check(self, state: os.stat_result) -> None:
+        if state.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise self._fault(f"others may read it: `chmod 600 {self._path}`")
+
+    def _read(self) -> Sequence[Key]:
+        try:
+            keys = [Key.from_text(line) for line in self._path.read_text().splitlines() if line.strip()]
+        except ValueError as error:
+            raise self._fault(str(error)) from None
+        if not keys:
+            raise self._fault("it is empty: put back the one from your backup")
+        return keys
+
+    def _make(self, keys: Sequence[Key], *, replacing: bool) -> None:
+        fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
+        fresh.unlink(missing_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.writelines(f"{key.text}\n" for key in keys)
+                file.flush()
+                os.fsync(file.fileno())
+            if replacing:
+                fresh.replace(self._path)
+            else:
+                _link(fresh, self._path)
+            _sync_folder(self._path.parent)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+    def _fault(self, why: str) -> ValidationFailed:
+        return ValidationFailed({"vault.key_file": [f"{self._path}: {why}"]})
+
+
+def _link(source: Path, target: Path) -> None:
+    """Put it there unless somebody was faster: two that begin at once then use one key."""
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:
+        return
+
+
+def _sync_folder(folder: Path) -> None:
+    """What was sealed with a new key is worth nothing if the machine fails before its file is kept."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,16 @@
+"""The vaults that are held to the contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.vaults.keys import KeyFile
+from builderd.adapters.vaults.sodium import SodiumVault, in_memory
+from builderd.ports.vault import Vault
+
+
+@pytest.fixture(params=["memory", "file"])
+def vault(request: pytest.FixtureRequest, tmp_path: Path) -> Vault:
+    return in_memory() if request.param == "memory" else SodiumVault(KeyFile(tmp_path / "vault.key"))

@@ -44,6 +44,7 @@ FILE_NAME = "builderd.toml"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Price = Annotated[Decimal, Field(ge=0)]
+Share = Annotated[Decimal, Field(ge=0, le=1)]
 #: Leaves room for the label of a builder in the 253 characters of a host name (RFC 1035).
 Domain = Annotated[str, Field(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=189)]
 
@@ -61,12 +62,14 @@ class Section(BaseModel):
 
 
 class PriceSettings(Section):
-    """Per hour: one vCPU, one GB of memory, one GB of disk."""
+    """Per hour: one vCPU, one GB of memory, one GB of disk; the shares of the first two that frozen builders pay."""
 
     currency: str = "EUR"
     cpu: Price = Decimal("0.12")
     memory: Price = Decimal("0.06")
     disk: Price = Decimal("0.0055")
+    frozen_cpu: Share = Decimal(0)
+    frozen_memory: Share = Decimal(1)
 
 
 class LimitSettings(Section):

@@ -17,25 +17,38 @@ SECONDS_PER_HOUR = Decimal(3600)
 class Billing(StrEnum):
     #: The sandbox runs: vCPU, memory and disk are paid.
     RUNNING = "running"
+    #: The sandbox is frozen: memory and disk are paid, the vCPU as far as the prices say.
+    FROZEN = "frozen"
     #: No sandbox runs, the disk is kept: disk only.
     STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Per hour: one vCPU, one GB of memory, one GB of disk."""
+    """Per hour: one vCPU, one GB of memory, one GB of disk.
+
+    ``frozen_cpu`` and ``frozen_memory`` are the shares, from 0 to 1, of the first two that a frozen builder pays.
+    """
 
     currency: str = "EUR"
     cpu: Decimal = Decimal("0.12")
     memory: Decimal = Decimal("0.06")
     disk: Decimal = Decimal("0.0055")
+    frozen_cpu: Decimal = Decimal(0)
+    frozen_memory: Decimal = Decimal(1)
 
     def hourly_rate(self, resources: Resources, billing: Billing) -> Decimal:
         """What an hour in this billing state costs, exact."""
+        cpu = Decimal(str(resources.cpu)) * self.cpu
+        memory = Decimal(str(resources.memory)) * self.memory
         disk = Decimal(str(resources.disk)) * self.disk
-        if billing is Billing.STOPPED:
-            return disk
-        return Decimal(str(resources.cpu)) * self.cpu + Decimal(str(resources.memory)) * self.memory + disk
+        match billing:
+            case Billing.RUNNING:
+                return cpu + memory + disk
+            case Billing.FROZEN:
+                return cpu * self.frozen_cpu + memory * self.frozen_memory + disk
+            case Billing.STOPPED:
+                return disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +86,14 @@ def total(
     segments: Iterable[Segment], now: datetime, since: datetime | None = None, until: datetime | None = None
 ) -> tuple[Decimal, Decimal]:
     """(running hours, money), both exact, of the segments inside [since, until)."""
-    hours = money = Decimal(0)
+    running = paid = Decimal(0)
     for segment in segments:
-        span = segment.seconds(now, since, until) / SECONDS_PER_HOUR
-        money += span * segment.hourly_rate
+        seconds = segment.seconds(now, since, until)
+        paid += seconds * segment.hourly_rate
         if segment.billing is Billing.RUNNING:
-            hours += span
-    return hours, money
+            running += seconds
+    # Divided once, at the end: up to here every digit is exact.
+    return running / SECONDS_PER_HOUR, paid / SECONDS_PER_HOUR
 
 
 def cents(amount: Decimal) -> Decimal:

@@ -12,14 +12,14 @@ from builderd.domain.events import SYSTEM, Event
 from builderd.domain.failures import describe_end, restart_note
 from builderd.domain.ids import BuilderId
 from builderd.domain.logs import LogLine, LogStream
-from builderd.domain.prices import Billing, Prices, Segment
+from builderd.domain.prices import Billing, Prices
 from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport
 from builderd.domain.steps import MAX_EXITS, recent_crashes
 from builderd.domain.versions import NO_LAYER, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.install import Installed
 from builderd.reconciler.look import Known, Subject, read
-from builderd.services import statuses
+from builderd.services import ledger, statuses
 from builderd.services.application import Application
 
 REUSED = "The requirements are as they were before: their layer is reused."
@@ -192,13 +192,7 @@ def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
 
 
 def _bill(uow: UnitOfWork, subject: Subject, prices: Prices, billing: Billing, at: datetime) -> None:
-    """Begin a segment where the present one ends; never before that began, whatever clock ``at`` is from."""
-    builder = subject.builder
-    current = uow.ledger.current(builder.id)
-    start = max(at, current.start) if current else at
-    uow.ledger.close(builder.id, start)
-    rate = prices.hourly_rate(subject.version.settings.resources, billing)
-    uow.ledger.open(Segment(builder.tenant_id, builder.id, billing, start, None, rate))
+    ledger.bill(uow, prices, subject.builder, subject.version.settings.resources, billing, at)
 
 
 def _event(

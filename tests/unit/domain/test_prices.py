@@ -32,6 +32,7 @@ def test_the_contracts_own_example() -> None:
     ("resources", "billing", "rate"),
     [
         (Resources(1, 1, 3), Billing.STOPPED, "0.0165"),
+        (Resources(1, 1, 3), Billing.FROZEN, "0.0765"),
         (Resources(0.25, 0.125, 1), Billing.RUNNING, "0.0430"),
         (Resources(8, 16, 100), Billing.RUNNING, "2.47"),
         # a binary 0.1 is not a tenth
@@ -45,6 +46,13 @@ def test_rates_are_exact(resources: Resources, billing: Billing, rate: str) -> N
 def test_own_prices_are_taken() -> None:
     prices = Prices("USD", cpu=Decimal(1), memory=Decimal(2), disk=Decimal(3))
     assert prices.hourly_rate(Resources(1, 1, 1), Billing.RUNNING) == 6
+
+
+def test_the_shares_that_frozen_ones_pay_are_settings() -> None:
+    prices = Prices(frozen_cpu=Decimal("0.25"), frozen_memory=Decimal("0.5"))
+    assert prices.hourly_rate(Resources(1, 1, 3), Billing.FROZEN) == Decimal("0.03") + Decimal("0.03") + Decimal(
+        "0.0165"
+    )
 
 
 def test_an_hour_of_running_and_an_hour_of_rest() -> None:

@@ -20,7 +20,7 @@ from builderd.adapters.vaults.sodium import in_memory
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
+from builderd.domain.ids import TenantId, new_id
 from builderd.domain.logs import LogLine
 from builderd.domain.previews import PreviewDomain, Route, RouteState
 from builderd.domain.prices import Prices, Segment
@@ -227,9 +227,6 @@ class World:
         tenant = Tenant(TenantId(new_id()), name, self.clock.now())
         await self.application.store.write(lambda uow: uow.tenants.add(tenant))
         return Caller(tenant.id, f"token {name}")
-
-    def disk(self, builder: Builder | BuilderId) -> DiskId:
-        return DiskId(builder if isinstance(builder, str) else builder.id)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.ids import BuilderId, DiskId, TenantId
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -44,12 +44,24 @@ class Desired(StrEnum):
     DELETED = "deleted"
 
 
+class Handover(StrEnum):
+    #: The candidate takes over: it is what runs from here on, on its own disk.
+    FORWARD = "forward"
+    #: The candidate did not come up: the current version is brought back, on the disk that it had.
+    BACK = "back"
+
+
 @dataclass(frozen=True, slots=True)
 class Builder:
     """``run`` counts the times that somebody wanted it started; a sandbox belongs to one run.
 
-    ``version`` is the current version's number. ``desired_reason`` and ``desired_by`` say why and by whom
-    the present wish was made. ``settled_run`` is the last run whose outcome (up, failed, ended) is known.
+    ``version`` is the current version's number, ``disk`` where it keeps its files. ``desired_reason`` and
+    ``desired_by`` say why and by whom the present wish was made. ``settled_run`` is the last run whose outcome
+    (up, failed, ended) is known.
+
+    ``candidate`` is the number of the version that is being deployed while the current one goes on, None at rest;
+    it will run on ``candidate_disk``. ``handover`` is None until one of the two makes way for the other.
+    ``spare_disks`` are used no more, and wait to be removed.
     """
 
     id: BuilderId
@@ -60,6 +72,7 @@ class Builder:
     service_token: str
     host: str
     version: int
+    disk: DiskId
     created_at: datetime
     updated_at: datetime
     auto_stop_interval: int = 0
@@ -75,6 +88,17 @@ class Builder:
     failure_code: str | None = None
     last_active_at: datetime | None = None
     deleted_at: datetime | None = None
+    candidate: int | None = None
+    candidate_disk: DiskId | None = None
+    handover: Handover | None = None
+    spare_disks: tuple[DiskId, ...] = ()
+
+    @property
+    def to_run(self) -> tuple[int, DiskId]:
+        """The version that runs when it runs, and its disk: the candidate's from the moment that it takes over."""
+        if self.handover is Handover.FORWARD and self.candidate is not None and self.candidate_disk is not None:
+            return self.candidate, self.candidate_disk
+        return self.version, self.disk
 
     @property
     def settled(self) -> bool:

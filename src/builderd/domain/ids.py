@@ -12,7 +12,7 @@ TenantId = NewType("TenantId", str)
 TokenId = NewType("TokenId", str)
 BuilderId = NewType("BuilderId", str)
 SandboxId = NewType("SandboxId", str)
-#: Names a builder's disk towards the engine. The builder's id today; a clone gets its own.
+#: Names a disk towards the engine. A builder's data moves to a new one with each version that takes over.
 DiskId = NewType("DiskId", str)
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -125,8 +125,9 @@ def command_fault(command: str) -> str | None:
 class Sandbox:
     """The record of one run. ``run`` is the builder's run it belongs to, ``attempt`` counts from 1 within it.
 
-    ``started_at`` is None until the engine has started it, ``listening_at`` until the app was reachable,
-    ``end`` until it ended.
+    ``disk`` is the one it writes. ``started_at`` is None until the engine has started it, ``listening_at`` until the
+    app was reachable, ``end`` until it ended. A ``trial`` shows whether a version starts at all, on a copy of the
+    disk and beside the sandbox that serves; it is never served and never paid.
     """
 
     id: SandboxId
@@ -135,6 +136,8 @@ class Sandbox:
     run: int
     attempt: int
     created_at: datetime
+    disk: DiskId
+    trial: bool = False
     ip: str | None = None
     started_at: datetime | None = None
     listening_at: datetime | None = None

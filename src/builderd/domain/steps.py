@@ -23,20 +23,29 @@ MAX_RESTART_DELAY = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
+class VersionSeen:
+    """How far one version is on the way to being started. ``layer_ready`` is True also when it needs none."""
+
+    number: int
+    port: int
+    bundle_hash: str
+    layer_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """What the reconciler saw in one look.
 
-    ``port`` and ``bundle_hash`` are of the current version. ``layer_ready`` is True also when it needs none.
-    ``disk_ready``: there is a disk, and the ledger counts it. ``disk_bundle`` is the hash of what was last put
-    on the disk, None without a disk or before the first. ``sandbox`` is the builder's record that has not
-    ended yet, ``report`` what the engine says of it. ``ends`` are the ended sandboxes of the present run,
+    ``version`` is the one that is to run (``Builder.to_run``), ``candidate`` the one that is prepared beside it,
+    if any. ``disk_ready``: there is a disk for the version, and the ledger counts it. ``disk_bundle`` is the hash
+    of what was last put on it, None without a disk or before the first. ``sandbox`` is the builder's record that
+    has not ended yet, ``report`` what the engine says of it. ``ends`` are the ended sandboxes of the present run,
     newest last.
     """
 
     now: datetime
-    port: int
-    bundle_hash: str
-    layer_ready: bool
+    version: VersionSeen
+    candidate: VersionSeen | None
     disk_ready: bool
     disk_bundle: str | None
     sandbox: Sandbox | None
@@ -50,7 +59,9 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """Make the version's layer."""
+    """Make the layer of this version, the one that is to run or the candidate."""
+
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +242,7 @@ def _open_route(builder: Builder, seen: Observed) -> Step | None:
     """Lead visitors to the app, or None when they come to it already."""
     assert seen.report is not None, "it runs"
     assert seen.report.ip is not None, "what runs has an address"
-    opened = _route(builder, RouteState.OPEN, Address(seen.report.ip, seen.port))
+    opened = _route(builder, RouteState.OPEN, Address(seen.report.ip, seen.version.port))
     return SetRoute(opened) if seen.route != opened else None
 
 
@@ -240,15 +251,22 @@ def _towards_started(builder: Builder, seen: Observed) -> Step:
         return verdict
     if (closing := _close_route(builder, seen)) is not None:
         return closing
-    if not seen.layer_ready:
-        return Install()
+    if (preparing := _prepare(seen.version)) is not None:
+        return preparing
     if not seen.disk_ready:
         return CreateDisk()
-    if seen.disk_bundle != seen.bundle_hash:
+    if seen.disk_bundle != seen.version.bundle_hash:
         return PutBundle()
     if seen.sandbox is None:
         return PlanSandbox(attempt=len(seen.ends) + 1)
     return StartSandbox()
+
+
+def _prepare(version: VersionSeen) -> Step | None:
+    """What a version needs before anything of it is started, a builder's first one as well as a candidate."""
+    if not version.layer_ready:
+        return Install(version.number)
+    return None
 
 
 def _after_ends(builder: Builder, seen: Observed) -> Step | None:

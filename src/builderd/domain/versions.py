@@ -62,7 +62,9 @@ class Version:
 
     ``layer_key`` is None until it was planned, and ``NO_LAYER`` where none is needed.
 
-    ``review_passed`` and ``qa_passed`` are None until their gate has judged this version.
+    ``review_passed`` and ``qa_passed`` are None until their gate has judged this version. ``failure_code`` is the
+    stage's error that a failed one met. ``rolled_back_to`` is the number of the version whose code and settings it
+    has again. A ``fresh`` one is installed without a layer that was made before.
     """
 
     builder_id: BuilderId
@@ -76,6 +78,9 @@ class Version:
     layer_key: str | None = None
     review_passed: bool | None = None
     qa_passed: bool | None = None
+    failure_code: str | None = None
+    rolled_back_to: int | None = None
+    fresh: bool = False
 
 
 def env_fault(name: str, value: str) -> str | None:

@@ -136,7 +136,10 @@ class Sandboxes(Protocol):
     def get(self, sandbox: SandboxId) -> Sandbox | None: ...
     def save(self, sandbox: Sandbox) -> None: ...
     def open_of(self, builder: BuilderId) -> Sandbox | None:
-        """The one that has not ended, if any (there is at most one)."""
+        """The one that has not ended, if any (there is at most one); a trial does not count."""
+
+    def trial_of(self, builder: BuilderId) -> Sandbox | None:
+        """The trial that has not ended, if any (there is at most one)."""
 
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
         """Oldest first."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.sandboxes import Sandbox
-from builderd.domain.steps import Observed
+from builderd.domain.steps import Observed, VersionSeen
 from builderd.domain.versions import NO_LAYER, Version
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
@@ -16,19 +16,23 @@ from builderd.services.application import Application
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A builder under work, as it was read: with its current version."""
+    """A builder under work, as it was read: with the version that is to run, and the one prepared beside it."""
 
     builder: Builder
     version: Version
+    candidate: Version | None = None
 
     @property
     def disk(self) -> DiskId:
-        return disk_of(self.builder.id)
+        """Where the version that is to run keeps its files."""
+        return self.builder.to_run[1]
 
-
-def disk_of(builder_id: BuilderId) -> DiskId:
-    """The disk of a builder goes by the builder's id."""
-    return DiskId(builder_id)
+    def of(self, number: int) -> Subject:
+        """The same with this one of its versions as the one in question."""
+        if self.candidate is not None and self.candidate.number == number:
+            return replace(self, version=self.candidate)
+        assert self.version.number == number, "a step is about one of the two"
+        return self
 
 
 class Known(NamedTuple):
@@ -45,28 +49,39 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> Known | None:
     builder = uow.builders.get(builder_id)
     if builder is None:
         return None
-    version = uow.versions.get(builder_id, builder.version)
-    assert version is not None, "a builder's current version is always stored"
+    number, _ = builder.to_run
+    version = uow.versions.get(builder_id, number)
+    assert version is not None, "a builder's versions are always stored"
+    beside = builder.candidate if builder.candidate != number else None
+    candidate = uow.versions.get(builder_id, beside) if beside is not None else None
     ends = tuple(sandbox for sandbox in uow.sandboxes.of_run(builder_id, builder.run) if sandbox.end is not None)
     is_billed = uow.ledger.current(builder_id) is not None
-    return Known(Subject(builder, version), uow.sandboxes.open_of(builder_id), ends, is_billed)
+    return Known(Subject(builder, version, candidate), uow.sandboxes.open_of(builder_id), ends, is_billed)
 
 
 async def look(application: Application, known: Known) -> Observed:
     """What the engine and the preview show now, beside what is recorded."""
-    version, sandbox = known.subject.version, known.sandbox
-    disk = await application.engine.disk(known.subject.disk)
+    subject, sandbox = known.subject, known.sandbox
+    disk = await application.engine.disk(subject.disk)
     return Observed(
         now=application.clock.now(),
-        port=version.settings.port,
-        bundle_hash=version.bundle_hash,
-        layer_ready=await _layer_ready(application, version),
+        version=await _version(application, subject.version),
+        candidate=await _version(application, subject.candidate) if subject.candidate else None,
         disk_ready=disk is not None and known.is_billed,
         disk_bundle=disk.bundle_hash if disk else None,
         sandbox=sandbox,
         report=await application.engine.report(sandbox.id) if sandbox else None,
         ends=known.ends,
-        route=await application.previews.get(known.subject.builder.host),
+        route=await application.previews.get(subject.builder.host),
+    )
+
+
+async def _version(application: Application, version: Version) -> VersionSeen:
+    return VersionSeen(
+        number=version.number,
+        port=version.settings.port,
+        bundle_hash=version.bundle_hash,
+        layer_ready=await _layer_ready(application, version),
     )
 
 

@@ -178,7 +178,7 @@ def failed(
         )
     )
     if version.status is VersionStatus.PENDING:
-        uow.versions.save(replace(version, status=VersionStatus.FAILED, status_reason=reason))
+        uow.versions.save(replace(version, status=VersionStatus.FAILED, status_reason=reason, failure_code=code))
     if builder.job_type is JobType.ONE_TIME:
         uow.ledger.close(builder.id, now)
 

@@ -60,8 +60,8 @@ class Steps:
     ) -> Result:
         """Do one step. Raises what the ports raise."""
         match step:
-            case domain.Install():
-                return await self._install(subject)
+            case domain.Install(number):
+                return await self._install(subject.of(number))
             case domain.CreateDisk():
                 return await self._create_disk(subject)
             case domain.PutBundle():
@@ -124,6 +124,7 @@ class Steps:
             run=subject.builder.run,
             attempt=attempt,
             created_at=now,
+            disk=subject.disk,
         )
 
         def record(uow: UnitOfWork, builder: Builder) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId, TenantId, is_id, new_id, new_secret
+from builderd.domain.ids import BuilderId, DiskId, TenantId, is_id, new_id, new_secret
 from builderd.domain.previews import preview_host
 from builderd.domain.prices import Billing, Cost, cents, rate_digits, total
 from builderd.domain.versions import Version, VersionSettings
@@ -169,6 +169,7 @@ def _new_builder(application: Application, caller: Caller, new: NewBuilder, now:
         service_token=new_secret("bds"),
         host=preview_host(new.name, builder_id, application.preview_domain.domain),
         version=1,
+        disk=DiskId(new_id()),
         created_at=now,
         updated_at=now,
         auto_stop_interval=new.auto_stop_interval,

@@ -9,7 +9,7 @@ from typing import Any
 
 from builderd.domain.builders import Builder, JobType, Visibility
 from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId, TenantId, TokenId, new_id, new_sandbox_id
+from builderd.domain.ids import BuilderId, DiskId, TenantId, TokenId, new_id, new_sandbox_id
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.tenants import Tenant
@@ -37,6 +37,7 @@ def make_builder(**changes: Any) -> Builder:
         service_token=f"bds_{builder_id}",
         host=f"{builder_id[:8]}.localhost",
         version=1,
+        disk=DiskId(new_id()),
         created_at=NOW,
         updated_at=NOW,
         desired_by="token ci",
@@ -58,7 +59,9 @@ def make_version(builder: BuilderId, **changes: Any) -> Version:
 
 
 def make_sandbox(builder: BuilderId, **changes: Any) -> Sandbox:
-    sandbox = Sandbox(id=new_sandbox_id(), builder_id=builder, version=1, run=1, attempt=1, created_at=NOW)
+    sandbox = Sandbox(
+        id=new_sandbox_id(), builder_id=builder, version=1, run=1, attempt=1, created_at=NOW, disk=DiskId("disk")
+    )
     return replace(sandbox, **changes)
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from builderd.domain.builders import Builder, JobType, Visibility
-from builderd.domain.ids import BuilderId, SandboxId, TenantId
+from builderd.domain.ids import BuilderId, DiskId, SandboxId, TenantId
 from builderd.domain.sandboxes import Sandbox
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -15,6 +15,7 @@ SECOND = timedelta(seconds=1)
 TENANT = TenantId("10000000-0000-4000-8000-000000000000")
 BUILDER = BuilderId("1a2b3c4d-0000-4000-8000-000000000000")
 SANDBOX = SandboxId("00112233aabbccdd")
+DISK = DiskId("5d000000-0000-4000-8000-000000000000")
 
 
 def make_builder(**changes: Any) -> Builder:
@@ -27,6 +28,7 @@ def make_builder(**changes: Any) -> Builder:
         service_token="bds_secret",
         host="my-api-1a2b3c4d.localhost",
         version=1,
+        disk=DISK,
         created_at=NOW,
         updated_at=NOW,
         desired_by="token test",
@@ -36,4 +38,5 @@ def make_builder(**changes: Any) -> Builder:
 
 
 def make_sandbox(**changes: Any) -> Sandbox:
-    return replace(Sandbox(id=SANDBOX, builder_id=BUILDER, version=1, run=1, attempt=1, created_at=NOW), **changes)
+    sandbox = Sandbox(id=SANDBOX, builder_id=BUILDER, version=1, run=1, attempt=1, created_at=NOW, disk=DISK)
+    return replace(sandbox, **changes)

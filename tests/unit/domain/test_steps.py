@@ -29,12 +29,15 @@ from builderd.domain.steps import (
     StartSandbox,
     Step,
     StopSandbox,
+    VersionSeen,
     Wait,
     next_step,
     restart_delay,
 )
 
 BUNDLE = "b" * 64
+READY = VersionSeen(1, 8000, BUNDLE, layer_ready=True)
+NO_LAYER = replace(READY, layer_ready=False)
 ALWAYS_ON = make_builder()
 JOB = make_builder(job_type=JobType.ONE_TIME)
 UP = make_builder(status=Status.RUNNING, settled_run=1)
@@ -64,9 +67,8 @@ def seen(**changes: Any) -> Observed:
     """Everything is prepared, and nothing runs."""
     at_rest = Observed(
         now=NOW,
-        port=8000,
-        bundle_hash=BUNDLE,
-        layer_ready=True,
+        version=READY,
+        candidate=None,
         disk_ready=True,
         disk_bundle=BUNDLE,
         sandbox=None,
@@ -92,7 +94,7 @@ CASES: dict[str, tuple[Builder, Observed, Step]] = {
     # towards running
     "at first the preview says that it starts": (ALWAYS_ON, seen(route=None), SetRoute(STARTING)),
     "a job's preview says that it is one": (JOB, seen(route=None), SetRoute(FOR_JOB)),
-    "then the layer": (ALWAYS_ON, seen(layer_ready=False, disk_ready=False, disk_bundle=None), Install()),
+    "then the layer": (ALWAYS_ON, seen(version=NO_LAYER, disk_ready=False, disk_bundle=None), Install(1)),
     "then the disk": (ALWAYS_ON, seen(disk_ready=False, disk_bundle=None), CreateDisk()),
     "a disk that no ledger counts is made again": (ALWAYS_ON, seen(disk_ready=False), CreateDisk()),
     "then the files": (ALWAYS_ON, seen(disk_bundle=None), PutBundle()),
@@ -104,8 +106,8 @@ CASES: dict[str, tuple[Builder, Observed, Step]] = {
     "even when it ended meanwhile": (ALWAYS_ON, seen(sandbox=PLANNED, report=EXITED), StartSandbox()),
     "a layer that got lost is made before the start": (
         ALWAYS_ON,
-        seen(sandbox=PLANNED, report=ABSENT, layer_ready=False),
-        Install(),
+        seen(sandbox=PLANNED, report=ABSENT, version=NO_LAYER),
+        Install(1),
     ),
     "then it must listen": (ALWAYS_ON, seen(sandbox=STARTED, report=REPORT), AwaitListening()),
     "then visitors are let in": (ALWAYS_ON, seen(sandbox=LISTENING, report=REPORT), SetRoute(OPEN)),
@@ -113,7 +115,7 @@ CASES: dict[str, tuple[Builder, Observed, Step]] = {
     "and stays so": (UP, seen(sandbox=LISTENING, report=REPORT, route=OPEN), Wait()),
     "what is missing matters no more while it runs": (
         UP,
-        seen(sandbox=LISTENING, report=REPORT, route=OPEN, layer_ready=False, disk_bundle=None),
+        seen(sandbox=LISTENING, report=REPORT, route=OPEN, version=NO_LAYER, disk_bundle=None),
         Wait(),
     ),
     "a route to where it was before is mended": (
@@ -244,7 +246,7 @@ CASES: dict[str, tuple[Builder, Observed, Step]] = {
     ),
     "a creation that was called off, too": (
         make_builder(desired=Desired.STOPPED),
-        seen(route=STOPPED, layer_ready=False, disk_ready=False, disk_bundle=None),
+        seen(route=STOPPED, version=NO_LAYER, disk_ready=False, disk_bundle=None),
         Settle(Status.STOPPED),
     ),
     "a failed one says so": (

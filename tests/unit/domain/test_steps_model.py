@@ -14,7 +14,7 @@ from enum import Enum
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.unit.domain.samples import BUILDER, NOW, make_builder
+from tests.unit.domain.samples import BUILDER, DISK, NOW, make_builder
 
 from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.ids import SandboxId
@@ -38,6 +38,7 @@ from builderd.domain.steps import (
     StartSandbox,
     Step,
     StopSandbox,
+    VersionSeen,
     Wait,
     next_step,
     recent_crashes,
@@ -90,9 +91,8 @@ class World:
         open_record = next((record for record in self.records if record.end is None), None)
         return Observed(
             now=self.now,
-            port=8000,
-            bundle_hash=BUNDLE,
-            layer_ready=self.layer,
+            version=VersionSeen(1, 8000, BUNDLE, self.layer),
+            candidate=None,
             disk_ready=self.disk and self.billed,
             disk_bundle=self.on_disk,
             sandbox=open_record,
@@ -131,7 +131,9 @@ class World:
                 assert not self.running, "files are written under a running app"
                 self.on_disk = BUNDLE
             case PlanSandbox(attempt):
-                record = Sandbox(SandboxId(f"{len(self.records):016x}"), BUILDER, 1, wanted.run, attempt, self.now)
+                record = Sandbox(
+                    SandboxId(f"{len(self.records):016x}"), BUILDER, 1, wanted.run, attempt, self.now, DISK
+                )
                 return lambda: self.records.append(record) if same_wish() else None
             case StartSandbox():
                 return self.start(the(seen.sandbox), app)

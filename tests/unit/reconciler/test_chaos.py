@@ -102,7 +102,7 @@ async def is_whole(world: World, builder: Builder) -> bool:
     mine = [sandbox for sandbox in world.engine.sandboxes.values() if sandbox.spec.builder_id == builder.id]
     route = await world.route(builder)
     if builder.status is Status.DELETED:
-        return not mine and route is None and world.disk(builder) not in world.engine.disks
+        return not mine and route is None and builder.disk not in world.engine.disks
     assert route is not None or builder.desired is not Desired.DELETED
     if builder.status is Status.RUNNING and route is not None and route.state is RouteState.OPEN:
         assert route.destination is not None

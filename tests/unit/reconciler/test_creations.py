@@ -36,7 +36,7 @@ async def test_a_builder_comes_up_with_files_route_and_ledger(world: World) -> N
         True,
     )
     assert builder.last_active_at == world.clock.now()
-    disk = world.engine.disks[world.disk(builder)]
+    disk = world.engine.disks[builder.disk]
     assert (disk.files, disk.size_bytes) == ({"main.py": MAIN.content}, 4 << 30)
     route = await world.route(builder)
     assert route is not None

@@ -45,7 +45,7 @@ async def test_a_job_ends_as_its_command_does_and_costs_nothing_afterwards(
         await world.until_nothing_runs()
     ended = await world.builder(builder)
     assert (ended.exit_code, ended.status_reason, ended.failure_code) == (exit_code, reason, None)
-    assert world.disk(builder) in world.engine.disks
+    assert builder.disk in world.engine.disks
     assert [line.text for line in (await world.engine.read_log(sandbox))[0]] == ["a result"]
     world.clock.move(3600)
     await check_ledger(world, builder)

@@ -55,7 +55,7 @@ class Builders(Claims):
                 "choose another name, or change that builder instead.",
                 data={"uuid": other.id},
             )
-        self._connection.execute(_INSERT, row_of(builder))
+        self._connection.execute(_INSERT, _row(builder))
         self._own.add(builder.id)
 
     def get(self, builder: BuilderId, *, lock: bool = False) -> Builder | None:
@@ -90,7 +90,7 @@ class Builders(Claims):
     def save(self, builder: Builder) -> None:
         if builder.id not in self._own:
             raise RuntimeError(f"builder {builder.id} is saved unlocked: a change by somebody else could be lost")
-        self._connection.execute(_UPDATE, {"builder": builder.id, **without(row_of(builder), "id")})
+        self._connection.execute(_UPDATE, {"builder": builder.id, **without(_row(builder), "id")})
 
     def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:
         locks = lock and self._locks
@@ -111,5 +111,9 @@ def _filtered(tenant: TenantId, query: BuilderQuery) -> Select[Any]:
     return found
 
 
+def _row(builder: Builder) -> dict[str, Any]:
+    return {**row_of(builder), "spare_disks": list(builder.spare_disks)}
+
+
 def _builder(row: RowMapping) -> Builder:
-    return Builder(**row)
+    return Builder(**{**row, "spare_disks": tuple(row["spare_disks"] or ())})

@@ -15,7 +15,7 @@ from builderd.domain.sandboxes import Sandbox, SandboxEnd
 _INSERT = insert(sandboxes)
 _BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))
 _OF_BUILDER = select(sandboxes).where(sandboxes.c.builder_id == bindparam("builder"))
-_OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None))
+_OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None), sandboxes.c.trial == bindparam("trial"))
 # Runs and attempts count up, so they order even what began in the same instant.
 _OLDEST_FIRST = _OF_BUILDER.order_by(sandboxes.c.run, sandboxes.c.attempt)
 _OF_RUN = _OLDEST_FIRST.where(sandboxes.c.run == bindparam("run"))
@@ -39,7 +39,13 @@ class Sandboxes:
             raise LookupError(f"no sandbox {sandbox.id} to save")
 
     def open_of(self, builder: BuilderId) -> Sandbox | None:
-        row = self._connection.execute(_OPEN, {"builder": builder}).mappings().first()
+        return self._open(builder, trial=False)
+
+    def trial_of(self, builder: BuilderId) -> Sandbox | None:
+        return self._open(builder, trial=True)
+
+    def _open(self, builder: BuilderId, *, trial: bool) -> Sandbox | None:
+        row = self._connection.execute(_OPEN, {"builder": builder, "trial": trial}).mappings().first()
         return _sandbox(row) if row else None
 
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:

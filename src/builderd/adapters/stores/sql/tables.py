@@ -22,12 +22,13 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     func,
     text,
 )
 
 from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime, word
-from builderd.domain.builders import Desired, JobType, Status, Visibility
+from builderd.domain.builders import Desired, Handover, JobType, Status, Visibility
 from builderd.domain.logs import LogStream
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import EndCause
@@ -115,6 +116,11 @@ builders = Table(
     Column("claimed_by", Text),
     Column("claimed_until", UtcDateTime),
     Column("due_at", UtcDateTime),
+    Column("disk", Text, nullable=False, server_default=text("''")),
+    Column("candidate", Integer),
+    Column("candidate_disk", Text),
+    Column("handover", word(Handover)),
+    Column("spare_disks", _document()),
     CheckConstraint("version >= 1", name="version"),
     CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
     CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),
@@ -155,6 +161,9 @@ versions = Table(
     Column("layer_key", Text),
     Column("review_passed", Boolean),
     Column("qa_passed", Boolean),
+    Column("failure_code", Text),
+    Column("rolled_back_to", Integer),
+    Column("fresh", Boolean, nullable=False, server_default=false()),
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
     CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),
@@ -182,11 +191,14 @@ sandboxes = Table(
     Column("end_cause", word(EndCause)),
     Column("end_exit_code", Integer),
     Column("end_at", UtcDateTime),
+    Column("disk", Text, nullable=False, server_default=text("''")),
+    Column("trial", Boolean, nullable=False, server_default=false()),
     _of_version("sandboxes"),
     UniqueConstraint("builder_id", "run", "attempt"),
     CheckConstraint("attempt >= 1", name="attempt"),
     CheckConstraint("end_cause IS NOT NULL OR (end_exit_code IS NULL AND end_at IS NULL)", name="end"),
-    _unique_where("uq_sandboxes_open", "builder_id", "end_cause IS NULL"),
+    # One that serves, and one on trial.
+    _unique_where("uq_sandboxes_open", "builder_id", "end_cause IS NULL", "trial"),
 )
 
 

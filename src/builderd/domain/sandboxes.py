@@ -18,6 +18,8 @@ class SandboxState(StrEnum):
     #: Half-made by a start that did not finish; starting it again mends it.
     PARTIAL = "partial"
     RUNNING = "running"
+    #: It lives and uses no CPU: its processes stand still until it is thawed.
+    FROZEN = "frozen"
     #: Its main process has ended; what remains can be removed.
     EXITED = "exited"
 
@@ -68,7 +70,11 @@ class SandboxEnd:
 
 @dataclass(frozen=True, slots=True)
 class SandboxReport:
-    """What an engine sees of one sandbox now. ``ip`` is how the host reaches it."""
+    """What an engine sees of one sandbox now. ``ip`` is how the host reaches it.
+
+    ``frozen_at`` and ``thawed_at`` are when it was last frozen and thawed, also by a service that was killed before it
+    could write that down; None when it never was.
+    """
 
     id: SandboxId
     builder_id: BuilderId | None
@@ -76,6 +82,13 @@ class SandboxReport:
     ip: str | None = None
     started_at: datetime | None = None
     end: SandboxEnd | None = None
+    frozen_at: datetime | None = None
+    thawed_at: datetime | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self.state in (SandboxState.RUNNING, SandboxState.FROZEN)
 
 
 @dataclass(frozen=True, slots=True)

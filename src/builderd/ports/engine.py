@@ -100,6 +100,16 @@ class Engine(Protocol):
     async def listening(self, sandbox: SandboxId) -> Listening:
         """The TCP sockets that listen inside; empty when it does not run."""
 
+    async def freeze(self, sandbox: SandboxId) -> SandboxReport:
+        """Have its processes stand still, and give its memory back to the machine as far as that can be done.
+
+        Its sockets stay open and take connections; nothing answers on them. Idempotent. One that does not run is only
+        reported. ``stop`` and ``execute`` thaw it first.
+        """
+
+    async def thaw(self, sandbox: SandboxId) -> SandboxReport:
+        """Have it go on where it stood still. Idempotent; one that does not run is only reported."""
+
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
         """TERM, then KILL after the grace time. Returns how it ended. Idempotent."""
 

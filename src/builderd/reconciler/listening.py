@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from builderd.domain.failures import listens_elsewhere
-from builderd.domain.sandboxes import Listening, Sandbox, SandboxReport, SandboxState
+from builderd.domain.sandboxes import Listening, Sandbox, SandboxReport
 from builderd.services.application import Application
 
 #: An app that listens only where nobody can reach it gets so many seconds to open its port as well.
@@ -42,7 +42,7 @@ async def wait_until_listening(application: Application, sandbox: Sandbox, port:
             return Wait(True, listening, None, seconds)
         if looks % REPORT_EVERY == 0:
             report = await application.engine.report(sandbox.id)
-            if report.state is not SandboxState.RUNNING:
+            if not report.alive:
                 return Wait(False, listening, report, seconds)
         elsewhere_since = _since(elsewhere_since, listening, port, seconds)
         if _too_long(seconds, elsewhere_since, application.limits.start_timeout):

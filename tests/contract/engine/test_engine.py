@@ -11,6 +11,7 @@ from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT
 from tests.engines import PATIENCE, log_text, make_spec, until_listening, until_state
 
+from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.ids import DiskId, new_id, new_sandbox_id
@@ -286,3 +287,62 @@ async def test_a_layer_is_built_once_and_seen_by_its_sandboxes(engine: Engine) -
 async def test_without_a_layer_nothing_is_polished(engine: Engine) -> None:
     with pytest.raises(NotFound):
         await engine.polish_layer("1" * 64, make_plan("1" * 64, "true").steps[0])
+
+
+async def _answer(ip: str, seconds: float = PATIENCE) -> bytes:
+    """The beginning of what a server says to a request."""
+    async with asyncio.timeout(seconds):
+        reader, writer = await asyncio.open_connection(ip, PORT)
+        try:
+            writer.write(b"GET / HTTP/1.0\r\n\r\n")
+            return await reader.read(12)
+        finally:
+            writer.close()
+
+
+async def test_a_frozen_sandbox_stands_still_and_goes_on_when_it_is_thawed(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SERVER)
+    started = await engine.start(spec)
+    await until_listening(engine, spec.id)
+    frozen = await engine.freeze(spec.id)
+    assert (frozen.state, frozen.ip, frozen.alive) == (SandboxState.FROZEN, started.ip, True)
+    assert frozen.frozen_at
+    assert frozen.thawed_at is None
+    assert await engine.freeze(spec.id) == frozen == await engine.report(spec.id) == await engine.start(spec)
+    if not isinstance(engine, FakeEngine):
+        assert started.ip
+        with pytest.raises(TimeoutError):
+            await _answer(started.ip, 0.2)
+    thawed = await engine.thaw(spec.id)
+    assert (thawed.state, thawed.frozen_at) == (SandboxState.RUNNING, frozen.frozen_at)
+    assert thawed.thawed_at
+    assert thawed.thawed_at >= frozen.frozen_at
+    assert await engine.thaw(spec.id) == thawed
+    if not isinstance(engine, FakeEngine):
+        assert await _answer(started.ip or "") == b"HTTP/1.0 200"
+
+
+async def test_a_frozen_sandbox_can_be_stopped(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    await engine.freeze(spec.id)
+    ended = await engine.stop(spec.id, PATIENCE)
+    assert ended.end
+    assert (ended.state, ended.end.cause, ended.end.exit_code) == (SandboxState.EXITED, EndCause.STOPPED, 143)
+    await engine.remove(spec.id)
+
+
+async def test_a_command_thaws_its_sandbox(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    await engine.freeze(spec.id)
+    assert (await engine.execute(spec.id, "true", PATIENCE, 1000)).exit_code == 0
+    assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+
+
+async def test_what_does_not_run_is_neither_frozen_nor_thawed(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.DONE)
+    assert (await engine.freeze(spec.id)).state is SandboxState.ABSENT
+    await engine.start(spec)
+    ended = await until_state(engine, spec.id, SandboxState.EXITED)
+    assert await engine.freeze(spec.id) == await engine.thaw(spec.id) == ended

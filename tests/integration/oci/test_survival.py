@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT, App
-from tests.engines import PATIENCE, log_text, make_spec, prepared, until_listening, until_state
+from tests.engines import PATIENCE, log_text, make_spec, prepared, settings_in, until_listening, until_state
 
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
@@ -45,6 +45,29 @@ async def test_an_app_outlives_the_service_and_is_adopted(settings: OciSettings)
             assert stopped.end
             assert stopped.end.cause is EndCause.STOPPED
             assert await asyncio.wait_for(told, PATIENCE) == spec.id
+
+
+async def test_a_frozen_app_is_adopted_frozen(settings: OciSettings) -> None:
+    async with prepared(settings) as engine:
+        spec = await make_spec(engine, apps.SERVER)
+        await engine.start(spec)
+        await until_listening(engine, spec.id)
+        frozen = await engine.freeze(spec.id)
+        await engine.close()
+        async with prepared(settings) as next_engine:
+            assert await next_engine.report(spec.id) == frozen
+            assert (await next_engine.thaw(spec.id)).state is SandboxState.RUNNING
+            assert (await next_engine.listening(spec.id)).reachable(PORT)
+
+
+async def test_what_is_frozen_is_taken_down_with_the_rest(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    async with prepared(settings) as engine:
+        spec = await make_spec(engine, apps.SILENT)
+        await engine.start(spec)
+        await engine.freeze(spec.id)
+        await engine.down()
+    await OciEngine(settings).down()
 
 
 async def test_an_end_while_no_service_runs_is_found(settings: OciSettings) -> None:

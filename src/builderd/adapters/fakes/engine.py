@@ -77,6 +77,9 @@ class FakeSandbox:
     looks: int = 0
     end: SandboxEnd | None = None
     half_made: bool = False
+    frozen: bool = False
+    frozen_at: datetime | None = None
+    thawed_at: datetime | None = None
 
 
 class FakeEngine:
@@ -286,23 +289,50 @@ class FakeEngine:
         return found
 
     def _report(self, found: FakeSandbox) -> SandboxReport:
+        alive = SandboxState.FROZEN if found.frozen else SandboxState.RUNNING
         report = SandboxReport(
             id=found.spec.id,
             builder_id=found.spec.builder_id,
-            state=SandboxState.EXITED if found.end else SandboxState.RUNNING,
+            state=SandboxState.EXITED if found.end else alive,
             ip=None if found.end else found.ip,
             started_at=found.started_at,
             end=found.end,
+            frozen_at=found.frozen_at,
+            thawed_at=found.thawed_at,
         )
         if found.half_made and not found.end:
             return replace(report, state=SandboxState.PARTIAL, ip=None, started_at=None)
         return report
+
+    async def freeze(self, sandbox: SandboxId) -> SandboxReport:
+        self._called("freeze", sandbox)
+        if (found := self._alive(sandbox)) and not found.frozen:
+            found.frozen, found.frozen_at = True, self._now()
+        return await self._reported(sandbox)
+
+    async def thaw(self, sandbox: SandboxId) -> SandboxReport:
+        self._called("thaw", sandbox)
+        self._thaw(sandbox)
+        return await self._reported(sandbox)
+
+    def _thaw(self, sandbox: SandboxId) -> None:
+        if (found := self._alive(sandbox)) and found.frozen:
+            found.frozen, found.thawed_at = False, self._now()
+
+    def _alive(self, sandbox: SandboxId) -> FakeSandbox | None:
+        found = self.sandboxes.get(sandbox)
+        return None if found is None or found.end or found.half_made else found
+
+    async def _reported(self, sandbox: SandboxId) -> SandboxReport:
+        found = self.sandboxes.get(sandbox)
+        return self._report(found) if found else _absent(sandbox)
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
         self._called("stop", sandbox)
         found = self.sandboxes.get(sandbox)
         if found is None:
             return _absent(sandbox)
+        self._thaw(sandbox)
         self.end(sandbox, EndCause.STOPPED, TERMINATED_EXIT_CODE)
         return self._report(found)
 
@@ -324,9 +354,9 @@ class FakeEngine:
 
     async def execute(self, sandbox: SandboxId, command: str, timeout_seconds: float, limit_bytes: int) -> ExecResult:
         self._called("execute", sandbox)
-        found = self.sandboxes.get(sandbox)
-        if found is None or found.end or found.half_made:
+        if self._alive(sandbox) is None:
             raise InvalidState("The sandbox does not run.")
+        self._thaw(sandbox)
         answer = self._answers.get(command, Answer())
         output = answer.output.encode()
         late = answer.seconds > timeout_seconds
@@ -338,8 +368,8 @@ class FakeEngine:
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         self._called("usage", sandbox)
-        found = self.sandboxes.get(sandbox)
-        if found is None or found.end or found.half_made:
+        found = self._alive(sandbox)
+        if found is None:
             return None
         used = sum(len(content) for content in self.disks[found.spec.disk].files.values())
         return SandboxUsage(0.1, 20_000_000, used, 1_000, 2_000, 2)

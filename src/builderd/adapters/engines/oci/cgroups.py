@@ -1,4 +1,4 @@
-"""Control groups, version 1 and 2: where a sandbox's processes are counted, limited and killed.
+"""Control groups, version 1 and 2: where a sandbox's processes are counted, limited, frozen and killed.
 
 A sandbox's group is ``/builderd-<instance>/<name>``; crun and runc make it. The shim's own group beside it is ours: a
 shim copies what the app logs and would take as much of the machine as it is given to copy.
@@ -18,6 +18,8 @@ _CONTROLLERS = ("cpu", "memory", "pids")
 #: A fifth of one CPU for the copying of one log.
 _SHIM_QUOTA, _PERIOD = 20_000, 100_000
 _KILL_SECONDS = 5.0
+#: A process that waits for a device stands still only when the device has answered.
+_FREEZE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,63 @@ class Cgroups:
         except FileNotFoundError:
             return 0
 
+    def freeze(self, name: str) -> None:
+        """Have every process in the group stand still; returns when they do.
+
+        Raises ``TimeoutError`` when one does not, and then lets them all go on.
+        """
+        deadline = time.monotonic() + _FREEZE_SECONDS
+        while not self.is_frozen(name):
+            if time.monotonic() > deadline:
+                self.thaw(name)
+                raise TimeoutError("a process does not stand still: it waits for a device")
+            # Version 1 may need to be told again, when a process was made meanwhile.
+            self._set_freezer(name, frozen=True)
+            time.sleep(0.0005)
+
+    def thaw(self, name: str) -> None:
+        """Let them go on. Idempotent, also where there is no such group."""
+        with contextlib.suppress(FileNotFoundError):
+            self._set_freezer(name, frozen=False)
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether every process in the group stands still."""
+        directory = self._directory("freezer", name)
+        try:
+            if self.version == 2:
+                return _counter(directory / "cgroup.events", "frozen") == 1
+            return (directory / "freezer.state").read_text().strip() == "FROZEN"
+        except FileNotFoundError:
+            return False
+
+    def _set_freezer(self, name: str, *, frozen: bool) -> None:
+        directory = self._directory("freezer", name)
+        if self.version == 2:
+            _set(directory / "cgroup.freeze", "1" if frozen else "0")
+        else:
+            _set(directory / "freezer.state", "FROZEN" if frozen else "THAWED")
+
+    def reclaim(self, name: str) -> None:
+        """Have the kernel move what is in the group's memory out into swap, as far as it can. Takes a while."""
+        directory = self._directory("memory", name)
+        with contextlib.suppress(OSError):
+            if self.version == 2:
+                # A running sandbox may not swap: its limit is one of memory and swap together.
+                _set(directory / "memory.swap.max", "max")
+                _set(directory / "memory.reclaim", (directory / "memory.current").read_text().strip())
+            else:
+                _set(directory / "memory.force_empty", "0")
+
+    def end_reclaim(self, name: str) -> None:
+        """What was moved out comes back as it is used; nothing more is moved out."""
+        if self.version == 2:
+            with contextlib.suppress(OSError):
+                _set(self._directory("memory", name) / "memory.swap.max", "0")
+
     def kill(self, name: str) -> None:
         """Kill every process in the group and below it, also those that it makes meanwhile; returns when none is left.
+
+        On version 1 a frozen process does not even die: they are thawed.
 
         Raises ``TimeoutError`` when one does not die (it waits for a device).
         """
@@ -123,9 +180,14 @@ class Cgroups:
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
+            self._thaw_below(name)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes {processes} do not die")
             time.sleep(0.001)
+
+    def _thaw_below(self, name: str) -> None:
+        for folder, _, _ in os.walk(self._directory("freezer", name)):
+            self.thaw(os.path.relpath(folder, self._directory("freezer", "")))
 
     def remove(self, name: str) -> None:
         """Kill what is in the group and remove it from all hierarchies. Idempotent."""
@@ -141,6 +203,12 @@ class Cgroups:
     def _directory(self, controller: str, name: str) -> Path:
         base = self._root if self.version == 2 else self._root / controller
         return base / self.path(name).strip("/")
+
+
+def _set(file: Path, value: str) -> None:
+    """Never makes the file: where the group is gone, so is what was to be set."""
+    with file.open("r+") as opened:
+        opened.write(value)
 
 
 def _processes(directory: Path) -> list[int]:

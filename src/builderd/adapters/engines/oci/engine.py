@@ -120,7 +120,7 @@ class OciEngine:
     async def start(self, spec: SandboxSpec) -> SandboxReport:
         async with self._starting[spec.disk]:
             report = await self.report(spec.id)
-            if report.state in (SandboxState.RUNNING, SandboxState.EXITED):
+            if report.alive or report.state is SandboxState.EXITED:
                 return report
             if half_made := self._here.runs.find(spec.id):
                 await self._here.runs.remove(half_made)
@@ -157,6 +157,7 @@ class OciEngine:
         return make_report(
             record,
             running=runs.is_running(record),
+            frozen=runs.is_frozen(record),
             exit_=runs.records.exit(record.id),
             oom=runs.records.saw_oom(record.id) or runs.cgroups.oom_kills(record.id) > 0,
             boot=boot_id(),
@@ -170,6 +171,16 @@ class OciEngine:
         record = self._running(sandbox)
         return Listening(await self._here.listeners.of(record) if record else frozenset())
 
+    async def freeze(self, sandbox: SandboxId) -> SandboxReport:
+        if record := self._running(sandbox):
+            await self._here.runs.freeze(record)
+        return await self.report(sandbox)
+
+    async def thaw(self, sandbox: SandboxId) -> SandboxReport:
+        if record := self._running(sandbox):
+            self._here.runs.thaw(record)
+        return await self.report(sandbox)
+
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
         record = self._find(sandbox)
         if record is None:
@@ -179,7 +190,7 @@ class OciEngine:
             case SandboxState.PARTIAL:
                 await self._here.runs.remove(record)
                 return absent(sandbox)
-            case SandboxState.RUNNING:
+            case SandboxState.RUNNING | SandboxState.FROZEN:
                 return self._report(await self._here.runs.stop(record, grace_seconds))
         return report
 
@@ -200,6 +211,7 @@ class OciEngine:
         record = self._running(sandbox)
         if record is None:
             raise InvalidState("The sandbox does not run.")
+        self._here.runs.thaw(record)
         return await Execution(self._here.runs, record).run(command, timeout_seconds, limit_bytes)
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:

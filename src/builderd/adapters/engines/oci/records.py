@@ -24,7 +24,8 @@ class Record:
     """One sandbox. ``owner`` is its builder's id, empty for a build. ``boot`` is the boot of the machine it ran in.
 
     ``process`` is its first process and None until the runtime has made it; ``started_at`` is set once the program
-    was told to run, ``stopping_at`` once we told it to end. Times are seconds since 1970.
+    was told to run, ``stopping_at`` once we told it to end; ``frozen_at`` and ``thawed_at`` when we last did so.
+    Times are seconds since 1970.
     """
 
     id: str
@@ -39,6 +40,8 @@ class Record:
     shim: Process | None = None
     started_at: float | None = None
     stopping_at: float | None = None
+    frozen_at: float | None = None
+    thawed_at: float | None = None
 
     @property
     def is_build(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from builderd.adapters.engines.oci.records import Exit, Record, moment
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
@@ -14,16 +16,24 @@ def absent(sandbox: SandboxId) -> SandboxReport:
     return SandboxReport(id=sandbox, builder_id=None, state=SandboxState.ABSENT)
 
 
-def make_report(record: Record, *, running: bool, exit_: Exit | None, oom: bool, boot: str) -> SandboxReport:
+def make_report(
+    record: Record, *, running: bool, exit_: Exit | None, oom: bool, boot: str, frozen: bool = False
+) -> SandboxReport:
     """``exit_`` is what the shim wrote, ``oom`` whether the kernel killed any of it for memory."""
     sandbox, builder = SandboxId(record.id), BuilderId(record.owner)
     if record.started_at is None:
         return SandboxReport(sandbox, builder, SandboxState.PARTIAL)
     started = moment(record.started_at)
     if running:
-        return SandboxReport(sandbox, builder, SandboxState.RUNNING, record.ip, started)
+        state = SandboxState.FROZEN if frozen else SandboxState.RUNNING
+        frozen_at, thawed_at = _moment(record.frozen_at), _moment(record.thawed_at)
+        return SandboxReport(sandbox, builder, state, record.ip, started, None, frozen_at, thawed_at)
     end = make_end(record, exit_, oom, boot)
     return SandboxReport(sandbox, builder, SandboxState.EXITED, None, started, end)
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else moment(seconds)
 
 
 def make_end(record: Record, exit_: Exit | None, oom: bool, boot: str) -> SandboxEnd:

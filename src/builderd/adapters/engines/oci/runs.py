@@ -29,6 +29,7 @@ from builderd.adapters.engines.oci.launching import Ended, Launcher
 from builderd.adapters.engines.oci.network import Network
 from builderd.adapters.engines.oci.pipes import read_line
 from builderd.adapters.engines.oci.processes import boot_id, find_process, open_files
+from builderd.adapters.engines.oci.reclaiming import Reclaiming
 from builderd.adapters.engines.oci.records import Record, Records
 from builderd.adapters.engines.oci.root import HIDE_NETWORK_PARAMETERS, Root, make_mounts, mount_points, overlay_paths
 from builderd.adapters.engines.oci.slots import Slots
@@ -99,6 +100,7 @@ class Runs:
         self.launcher = launcher
         self.cgroups = cgroups
         self.network = network
+        self.reclaiming = Reclaiming(cgroups)
         self._slots = slots
         self._runtimes = runtimes
         self._known: dict[str, Record] = {}
@@ -134,6 +136,7 @@ class Runs:
 
     def close(self) -> None:
         self._stop_warming()
+        self.reclaiming.close()
         self.exits.close()
 
     def find(self, name: str) -> Record | None:
@@ -269,8 +272,35 @@ class Runs:
         finally:
             os.close(read)
 
+    def is_frozen(self, record: Record) -> bool:
+        return record.frozen_at is not None and self.cgroups.is_frozen(record.id)
+
+    async def freeze(self, record: Record) -> None:
+        """Have it stand still; its memory is moved out in the background. Idempotent.
+
+        Raises ``EngineUnavailable`` when one of its processes does not stand still; then it goes on.
+        """
+        if self.is_frozen(record):
+            return
+        self._save(replace(record, frozen_at=time.time()))
+        try:
+            await asyncio.to_thread(self.cgroups.freeze, record.id)
+        except (TimeoutError, FileNotFoundError) as error:
+            raise EngineUnavailable(f"The sandbox could not be frozen: {error}.") from error
+        self.reclaiming.begin(record.id)
+
+    def thaw(self, record: Record) -> Record:
+        """Have it go on. Idempotent."""
+        if not self.is_frozen(record):
+            return record
+        self.reclaiming.end(record.id)
+        record = self._save(replace(record, thawed_at=time.time()))
+        self.cgroups.thaw(record.id)
+        return record
+
     async def stop(self, record: Record, grace_seconds: float) -> Record:
         """TERM, then KILL. Returns when its end is written down and its mounts are gone."""
+        record = self.thaw(record)
         record = self._save(replace(record, stopping_at=record.stopping_at or time.time()))
         await self._terminate(record)
         if not await self.exits.wait(record.id, grace_seconds):

@@ -88,3 +88,37 @@ def test_a_group_goes_from_every_hierarchy(v1: Path) -> None:
     Cgroups("x", v1).close()
     assert not list(v1.glob("*/builderd-x"))
     Cgroups("x", v1).close()
+
+
+def test_on_version_1_a_group_is_frozen_by_its_state(v1: Path) -> None:
+    state = v1 / "freezer/builderd-x/ab/freezer.state"
+    state.write_text("THAWED\n")
+    groups = Cgroups("x", v1)
+    assert not groups.is_frozen("ab")
+    state.write_text("")
+    groups.freeze("ab")
+    assert groups.is_frozen("ab")
+    state.write_text("")
+    groups.thaw("ab")
+    assert state.read_text() == "THAWED"
+
+
+def test_a_group_that_is_gone_is_not_frozen(v1: Path, v2: Path) -> None:
+    for root in (v1, v2):
+        groups = Cgroups("x", root)
+        groups.thaw("cd")
+        groups.end_reclaim("cd")
+        assert not groups.is_frozen("cd")
+        assert not list(root.rglob("cd"))
+
+
+def test_on_version_2_memory_may_be_swapped_while_it_is_frozen_only(v2: Path) -> None:
+    group = v2 / "builderd-x/ab"
+    for name, content in (("memory.swap.max", ""), ("memory.reclaim", ""), ("memory.current", "4096\n")):
+        (group / name).write_text(content)
+    groups = Cgroups("x", v2)
+    groups.reclaim("ab")
+    assert ((group / "memory.swap.max").read_text(), (group / "memory.reclaim").read_text()) == ("max", "4096")
+    (group / "memory.swap.max").write_text("")
+    groups.end_reclaim("ab")
+    assert (group / "memory.swap.max").read_text() == "0"

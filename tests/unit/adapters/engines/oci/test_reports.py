@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from builderd.adapters.engines.oci.processes import Process
-from builderd.adapters.engines.oci.records import Exit, Record
+from builderd.adapters.engines.oci.records import Exit, Record, moment
 from builderd.adapters.engines.oci.reports import make_end, make_report
 from builderd.domain.sandboxes import EndCause, SandboxState
 
@@ -34,6 +34,13 @@ def test_before_it_was_told_to_start_it_is_half_made() -> None:
 def test_a_running_one_has_an_address() -> None:
     report = make_report(RECORD, running=True, exit_=None, oom=False, boot="now")
     assert (report.state, report.ip, report.end) == (SandboxState.RUNNING, "10.64.8.5", None)
+
+
+def test_a_frozen_one_has_its_address_still() -> None:
+    record = replace(RECORD, frozen_at=1001.0, thawed_at=1000.5)
+    report = make_report(record, running=True, frozen=True, exit_=None, oom=False, boot="now")
+    assert (report.state, report.ip) == (SandboxState.FROZEN, "10.64.8.5")
+    assert (report.frozen_at, report.thawed_at) == (moment(1001.0), moment(1000.5))
 
 
 @pytest.mark.parametrize(

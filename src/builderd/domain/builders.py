@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 
 from builderd.domain.ids import BuilderId, DiskId, TenantId
@@ -62,6 +63,8 @@ class Builder:
     ``candidate`` is the number of the version that is being deployed while the current one goes on, None at rest;
     it will run on ``candidate_disk``. ``handover`` is None until one of the two makes way for the other.
     ``spare_disks`` are used no more, and wait to be removed.
+
+    ``spending_cap`` is per calendar month, ``cap_warned_at`` when it was last told that most of it is spent.
     """
 
     id: BuilderId
@@ -92,6 +95,8 @@ class Builder:
     candidate_disk: DiskId | None = None
     handover: Handover | None = None
     spare_disks: tuple[DiskId, ...] = ()
+    spending_cap: Decimal | None = None
+    cap_warned_at: datetime | None = None
 
     @property
     def to_run(self) -> tuple[int, DiskId]:

@@ -73,6 +73,29 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Sum:
+    """Exact sums over segments: ``running`` in seconds, ``paid`` in seconds times the hourly rate of each.
+
+    Divided by an hour only when they are asked for, so that adding up loses no digit.
+    """
+
+    running: Decimal = Decimal(0)
+    paid: Decimal = Decimal(0)
+
+    def __add__(self, other: Sum) -> Sum:
+        return Sum(self.running + other.running, self.paid + other.paid)
+
+    @property
+    def hours(self) -> Decimal:
+        """Of running time."""
+        return self.running / SECONDS_PER_HOUR
+
+    @property
+    def money(self) -> Decimal:
+        return self.paid / SECONDS_PER_HOUR
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
     """What is shown: the current rate with 4 digits, hours of running time and money with 2."""
 
@@ -84,16 +107,14 @@ class Cost:
 
 def total(
     segments: Iterable[Segment], now: datetime, since: datetime | None = None, until: datetime | None = None
-) -> tuple[Decimal, Decimal]:
-    """(running hours, money), both exact, of the segments inside [since, until)."""
-    running = paid = Decimal(0)
+) -> Sum:
+    """The sum of the segments inside [since, until)."""
+    found = Sum()
     for segment in segments:
         seconds = segment.seconds(now, since, until)
-        paid += seconds * segment.hourly_rate
-        if segment.billing is Billing.RUNNING:
-            running += seconds
-    # Divided once, at the end: up to here every digit is exact.
-    return running / SECONDS_PER_HOUR, paid / SECONDS_PER_HOUR
+        running = seconds if segment.billing is Billing.RUNNING else Decimal(0)
+        found += Sum(running, seconds * segment.hourly_rate)
+    return found
 
 
 def cents(amount: Decimal) -> Decimal:

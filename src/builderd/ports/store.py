@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Protocol, TypeVar
 
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, SandboxId, TenantId, TokenId
 from builderd.domain.logs import LogLine
-from builderd.domain.prices import Segment
+from builderd.domain.prices import Segment, Sum
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.tenants import Tenant
 from builderd.domain.tokens import Token
@@ -59,6 +60,20 @@ class Tenants(Protocol):
     def add(self, tenant: Tenant) -> None: ...
     def get(self, tenant: TenantId) -> Tenant | None: ...
     def by_name(self, name: str) -> Tenant | None: ...
+    def cap(self, tenant: TenantId, amount: Decimal | None) -> None:
+        """What it may spend in a month; it is warned anew."""
+
+    def warned(self, tenant: TenantId, at: datetime) -> None:
+        """It was told that most of it is spent."""
+
+    def make_spending_due(self, tenant: TenantId, at: datetime) -> None:
+        """Look at its spending no later than this."""
+
+    def spending_due(self, now: datetime) -> Sequence[tuple[TenantId, datetime]]:
+        """Whose spending is due to be looked at, and since when, the longest due first."""
+
+    def postpone_spending(self, tenant: TenantId, seen: datetime, at: datetime | None) -> bool:
+        """Look again at ``at`` (None: when something changes); False when it is not due at ``seen`` any more."""
 
 
 class Tokens(Protocol):
@@ -159,6 +174,15 @@ class Ledger(Protocol):
     def of_builder(self, builder: BuilderId) -> Sequence[Segment]: ...
     def of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Segment]]:
         """By builder; those without a segment are left out."""
+
+    def totals(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
+        """Of all their time up to now; those without a segment are left out. Costs no more for a long history."""
+
+    def of_month(self, tenant: TenantId, now: datetime) -> Mapping[BuilderId, Sum]:
+        """Of the present month's time up to now, by the builders of the tenant that were billed in it."""
+
+    def open_of(self, tenant: TenantId) -> Sequence[Segment]:
+        """The segments of the tenant's builders that go on."""
 
 
 class Events(Protocol):

@@ -12,7 +12,7 @@ from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, Va
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, DiskId, TenantId, is_id, new_id, new_secret
 from builderd.domain.previews import preview_host
-from builderd.domain.prices import Billing, Cost, cents, rate_digits, total
+from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import BuilderQuery, UnitOfWork
 from builderd.services import statuses
@@ -128,14 +128,14 @@ def views(
     uow: UnitOfWork, application: Application, builders: Sequence[Builder], now: datetime
 ) -> Sequence[BuilderView]:
     """The same for many."""
-    ledger = uow.ledger.of_builders([builder.id for builder in builders])
+    sums = uow.ledger.totals([builder.id for builder in builders], now)
     shown = []
     for builder in builders:
         version = uow.versions.get(builder.id, builder.version)
         assert version is not None, "a builder's current version is always stored"
-        hours, money = total(ledger.get(builder.id, ()), now)
+        spent = sums.get(builder.id, Sum())
         rate = application.prices.hourly_rate(version.settings.resources, Billing.RUNNING)
-        cost = Cost(application.prices.currency, rate_digits(rate), rate_digits(hours), cents(money))
+        cost = Cost(application.prices.currency, rate_digits(rate), rate_digits(spent.hours), cents(spent.money))
         url = application.preview_domain.url(builder.host)
         shown.append(BuilderView(builder, version, url, cost))
     return shown

@@ -24,6 +24,8 @@ def bill(
     start = max(at, current.start) if current else at
     uow.ledger.close(builder.id, start)
     uow.ledger.open(Segment(builder.tenant_id, builder.id, billing, start, None, rate))
+    # When a cap will be reached depends on the rates of all: it has to be computed again.
+    uow.tenants.make_spending_due(builder.tenant_id, at)
 
 
 def freeze(uow: UnitOfWork, prices: Prices, builder: Builder, at: datetime) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
 from builderd.domain.builders import Builder
-from builderd.domain.ids import TenantId
-from builderd.domain.prices import Billing, Cost, cents, rate_digits, total
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits, total
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 
@@ -33,18 +34,24 @@ def report(
 ) -> Spending:
     """The costs inside [since, until), oldest builder first."""
     builders = uow.builders.of_tenant(tenant_id, deleted=True)
-    ledger = uow.ledger.of_builders([builder.id for builder in builders])
-    money = Decimal(0)
-    rows = []
-    for builder in builders:
-        hours, cost = total(ledger.get(builder.id, ()), now, since, until)
-        money += cost
-        rows.append((builder, _shown(uow, application, builder, hours, cost)))
-    return Spending(application.prices.currency, cents(money), tuple(rows))
+    sums = _sums(uow, [builder.id for builder in builders], now, since, until)
+    rows = [(builder, shown(uow, application, builder, sums.get(builder.id, Sum()))) for builder in builders]
+    spent = sum(sums.values(), Sum())
+    return Spending(application.prices.currency, cents(spent.money), tuple(rows))
 
 
-def _shown(uow: UnitOfWork, application: Application, builder: Builder, hours: Decimal, cost: Decimal) -> Cost:
+def _sums(
+    uow: UnitOfWork, builders: Sequence[BuilderId], now: datetime, since: datetime | None, until: datetime | None
+) -> Mapping[BuilderId, Sum]:
+    if since is None and until is None:
+        return uow.ledger.totals(builders, now)
+    ledger = uow.ledger.of_builders(builders)
+    return {builder: total(segments, now, since, until) for builder, segments in ledger.items()}
+
+
+def shown(uow: UnitOfWork, application: Application, builder: Builder, spent: Sum) -> Cost:
+    """What a builder cost, as it is shown: with the rate of its present resources."""
     version = uow.versions.get(builder.id, builder.version)
     assert version is not None, "a builder's current version is always stored"
     rate = application.prices.hourly_rate(version.settings.resources, Billing.RUNNING)
-    return Cost(application.prices.currency, rate_digits(rate), rate_digits(hours), cents(cost))
+    return Cost(application.prices.currency, rate_digits(rate), rate_digits(spent.hours), cents(spent.money))

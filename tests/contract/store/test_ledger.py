@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 
 import pytest
-from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_segment
+from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_segment
 
 from builderd.domain.ids import BuilderId, new_id
-from builderd.domain.prices import Billing
-from builderd.ports.store import Store
+from builderd.domain.prices import Billing, Sum, total
+from builderd.ports.store import Store, UnitOfWork
+
+HOUR = timedelta(hours=1)
+MAY, JUNE = datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 6, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -87,3 +93,46 @@ async def test_more_builders_than_a_statement_takes_can_be_asked_for(store: Stor
     await add(store, make_segment(builder.id))
     asked = [*(BuilderId(new_id()) for _ in range(70_000)), builder.id]
     assert await store.read(lambda uow: uow.ledger.of_builders(asked)) == {builder.id: [make_segment(builder.id)]}
+
+
+async def test_totals_are_those_of_all_segments_over_months_and_what_goes_on(store: Store) -> None:
+    builder, other, idle = [await add_builder(store) for _ in range(3)]
+    ended = make_segment(builder.id, start=MAY - HOUR, end=MAY + 2 * HOUR)
+    rest = make_segment(builder.id, billing=Billing.STOPPED, start=MAY + 2 * HOUR, hourly_rate=Decimal("0.1"))
+    await add(store, ended, rest, make_segment(other.id, start=MAY))
+    now = MAY + 5 * HOUR
+    asked = [builder.id, other.id, idle.id]
+    found = await store.read(lambda uow: uow.ledger.totals(asked, now))
+    assert found == {builder.id: total([ended, rest], now), other.id: total([make_segment(other.id, start=MAY)], now)}
+    assert found[builder.id].hours == 3
+
+
+def of_month(uow: UnitOfWork, now: datetime) -> Mapping[BuilderId, Sum]:
+    return uow.ledger.of_month(TENANT.id, now)
+
+
+async def test_a_month_has_its_own_part_only(store: Store) -> None:
+    builder, other = await add_builder(store), await add_builder(store)
+    await add(store, make_segment(builder.id, start=MAY - HOUR), make_segment(other.id, start=MAY, end=MAY + HOUR))
+    await store.write(lambda uow: uow.ledger.close(builder.id, JUNE + HOUR))
+    for now, hours in ((MAY + HOUR, {builder.id: 744, other.id: 1}), (JUNE + HOUR, {builder.id: 1})):
+        found = await store.read(partial(of_month, now=now))
+        assert {one: spent.hours for one, spent in found.items()} == hours
+
+
+async def test_what_goes_on_counts_from_the_months_beginning_to_now(store: Store) -> None:
+    builder = await add_builder(store)
+    segment = make_segment(builder.id, start=MAY - 10 * HOUR)
+    await add(store, segment)
+    found = await store.read(lambda uow: uow.ledger.of_month(TENANT.id, MAY + 2 * HOUR))
+    assert found[builder.id].hours == 2
+    assert await store.read(lambda uow: uow.ledger.open_of(TENANT.id)) == [segment]
+
+
+async def test_another_tenants_spending_is_not_in_it(store: Store) -> None:
+    await add(store, OTHER_TENANT)
+    theirs = await add_builder(store, tenant_id=OTHER_TENANT.id)
+    closed = make_segment(theirs.id, tenant_id=OTHER_TENANT.id, start=MAY, end=MAY + HOUR)
+    await add(store, closed, make_segment(theirs.id, tenant_id=OTHER_TENANT.id, start=MAY + HOUR))
+    assert await store.read(lambda uow: uow.ledger.of_month(TENANT.id, MAY + HOUR)) == {}
+    assert await store.read(lambda uow: uow.ledger.open_of(TENANT.id)) == []

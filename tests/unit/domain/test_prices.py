@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.domain.samples import BUILDER, NOW, SECOND, TENANT
 
-from builderd.domain.prices import Billing, Prices, Segment, cents, rate_digits, total
+from builderd.domain.prices import Billing, Prices, Segment, Sum, cents, rate_digits, total
 from builderd.domain.resources import Resources
 
 HOUR = timedelta(hours=1)
@@ -60,12 +60,13 @@ def test_an_hour_of_running_and_an_hour_of_rest() -> None:
         segment(NOW, NOW + HOUR),
         segment(NOW + HOUR, NOW + 2 * HOUR, Billing.STOPPED, Decimal("0.0165")),
     ]
-    assert total(ledger, NOW + 5 * HOUR) == (Decimal(1), Decimal("0.2130"))
+    spent = total(ledger, NOW + 5 * HOUR)
+    assert (spent.hours, spent.money) == (Decimal(1), Decimal("0.2130"))
 
 
 def test_what_goes_on_costs_until_now() -> None:
-    hours, money = total([segment(NOW, None)], NOW + 90 * SECOND)
-    assert (hours, money) == (Decimal("0.025"), Decimal("0.0049125"))
+    spent = total([segment(NOW, None)], NOW + 90 * SECOND)
+    assert (spent.hours, spent.money) == (Decimal("0.025"), Decimal("0.0049125"))
 
 
 def test_microseconds_count() -> None:
@@ -75,11 +76,11 @@ def test_microseconds_count() -> None:
 def test_only_the_time_asked_for_counts() -> None:
     ledger = [segment(NOW, NOW + 10 * HOUR)]
     later = NOW + 20 * HOUR
-    assert total(ledger, later, since=NOW + 9 * HOUR)[0] == 1
-    assert total(ledger, later, until=NOW + 2 * HOUR)[0] == 2
-    assert total(ledger, later, since=NOW + 3 * HOUR, until=NOW + 5 * HOUR)[0] == 2
-    assert total(ledger, later, since=NOW + 11 * HOUR)[0] == 0
-    assert total([segment(NOW, None)], NOW + HOUR, until=NOW + 9 * HOUR)[0] == 1
+    assert total(ledger, later, since=NOW + 9 * HOUR).hours == 1
+    assert total(ledger, later, until=NOW + 2 * HOUR).hours == 2
+    assert total(ledger, later, since=NOW + 3 * HOUR, until=NOW + 5 * HOUR).hours == 2
+    assert total(ledger, later, since=NOW + 11 * HOUR).hours == 0
+    assert total([segment(NOW, None)], NOW + HOUR, until=NOW + 9 * HOUR).hours == 1
 
 
 @given(times, times, times, times, times)
@@ -87,9 +88,9 @@ def test_a_cost_is_never_negative(
     start: datetime, end: datetime, now: datetime, since: datetime, until: datetime
 ) -> None:
     for each in (segment(start, end), segment(start, None)):
-        hours, money = total([each], now, since, until)
-        assert hours >= 0
-        assert money >= 0
+        spent = total([each], now, since, until)
+        assert spent.hours >= 0
+        assert spent.money >= 0
 
 
 @given(st.lists(st.tuples(times, times), min_size=1, max_size=4), times, st.tuples(times, times, times))
@@ -100,8 +101,7 @@ def test_a_span_costs_what_its_parts_cost(
     ledger = [*(segment(min(span), max(span)) for span in spans), segment(spans[0][0], None)]
     whole = total(ledger, now, first, last)
     parts = [total(ledger, now, first, middle), total(ledger, now, middle, last)]
-    for number in (0, 1):
-        assert sum(part[number] for part in parts) == pytest.approx(whole[number], abs=Decimal("1e-18"))
+    assert sum(parts, Sum()) == whole
 
 
 @pytest.mark.parametrize(

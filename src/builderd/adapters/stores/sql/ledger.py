@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, case, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, bindparam, case, insert, select, update
 
-from builderd.adapters.stores.sql.tables import ledger
-from builderd.domain.ids import BuilderId
-from builderd.domain.prices import Segment
+from builderd.adapters.stores.sql.tables import ledger, ledger_months
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.months import month_of, months_between
+from builderd.domain.prices import Segment, Sum, total
 
 _at = bindparam("at", type_=ledger.c.ended_at.type)
 
@@ -18,6 +20,19 @@ _SELECT = select(ledger).order_by(ledger.c.started_at, ledger.c.id)
 _OF_BUILDER = _SELECT.where(ledger.c.builder_id == bindparam("builder"))
 _OF_BUILDERS = _SELECT.where(ledger.c.builder_id.in_(bindparam("builders", expanding=True)))
 _CURRENT = _OF_BUILDER.where(ledger.c.ended_at.is_(None))
+_OPEN_OF_TENANT = _SELECT.where(ledger.c.tenant_id == bindparam("tenant"), ledger.c.ended_at.is_(None))
+_OPEN_OF_BUILDERS = _OF_BUILDERS.where(ledger.c.ended_at.is_(None))
+_MONTH = select(ledger_months).where(
+    ledger_months.c.builder_id == bindparam("builder"), ledger_months.c.month == bindparam("month")
+)
+_MONTHS_OF_BUILDERS = select(ledger_months).where(ledger_months.c.builder_id.in_(bindparam("builders", expanding=True)))
+_MONTHS_OF_TENANT = select(ledger_months).where(
+    ledger_months.c.tenant_id == bindparam("tenant"), ledger_months.c.month == bindparam("month")
+)
+_ADD_MONTH = insert(ledger_months)
+_SET_MONTH = update(ledger_months).where(
+    ledger_months.c.builder_id == bindparam("builder"), ledger_months.c.month == bindparam("of_month")
+)
 _CLOSE = (
     update(ledger)
     .where(ledger.c.builder_id == bindparam("builder"), ledger.c.ended_at.is_(None))
@@ -42,9 +57,30 @@ class Ledger:
             "hourly_rate": segment.hourly_rate,
         }
         self._connection.execute(_INSERT, row)
+        if segment.end is not None:
+            self._count(segment, segment.end)
 
     def close(self, builder: BuilderId, at: datetime) -> None:
-        self._connection.execute(_CLOSE, {"builder": builder, "at": at})
+        current = self.current(builder)
+        if current is not None:
+            self._connection.execute(_CLOSE, {"builder": builder, "at": at})
+            self._count(current, max(at, current.start))
+
+    def _count(self, segment: Segment, end: datetime) -> None:
+        """Add what it came to the months that it touched. Its builder is locked, or the database has one writer."""
+        for month, since, until in months_between(segment.start, end):
+            self._add(segment, month, total([segment], end, since, until))
+
+    def _add(self, segment: Segment, month: datetime, more: Sum) -> None:
+        key = {"builder": segment.builder_id, "month": month}
+        row = self._connection.execute(_MONTH, key).mappings().first()
+        if row is None:
+            values = {"builder_id": segment.builder_id, "month": month, "tenant_id": segment.tenant_id}
+            self._connection.execute(_ADD_MONTH, {**values, "running": more.running, "paid": more.paid})
+            return
+        found = _sum(row) + more
+        values = {"builder": segment.builder_id, "of_month": month, "running": found.running, "paid": found.paid}
+        self._connection.execute(_SET_MONTH, values)
 
     def current(self, builder: BuilderId) -> Segment | None:
         row = self._connection.execute(_CURRENT, {"builder": builder}).mappings().first()
@@ -60,6 +96,41 @@ class Ledger:
             for row in self._connection.execute(_OF_BUILDERS, batch).mappings():
                 found.setdefault(row["builder_id"], []).append(_segment(row))
         return found
+
+    def totals(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
+        found: dict[BuilderId, Sum] = {}
+        for start in range(0, len(builders), BATCH):
+            batch = {"builders": builders[start : start + BATCH]}
+            self._sum_up(found, _MONTHS_OF_BUILDERS, batch)
+            _add_open(found, self._segments(_OPEN_OF_BUILDERS, batch), now)
+        return found
+
+    def of_month(self, tenant: TenantId, now: datetime) -> Mapping[BuilderId, Sum]:
+        found: dict[BuilderId, Sum] = {}
+        self._sum_up(found, _MONTHS_OF_TENANT, {"tenant": tenant, "month": month_of(now)})
+        _add_open(found, self.open_of(tenant), now, month_of(now))
+        return found
+
+    def open_of(self, tenant: TenantId) -> Sequence[Segment]:
+        return self._segments(_OPEN_OF_TENANT, {"tenant": tenant})
+
+    def _sum_up(self, found: dict[BuilderId, Sum], months: Select[Any], values: Mapping[str, Any]) -> None:
+        for row in self._connection.execute(months, values).mappings():
+            found[row["builder_id"]] = found.get(row["builder_id"], Sum()) + _sum(row)
+
+    def _segments(self, statement: Select[Any], values: Mapping[str, Any]) -> Sequence[Segment]:
+        return [_segment(row) for row in self._connection.execute(statement, values).mappings()]
+
+
+def _add_open(
+    found: dict[BuilderId, Sum], segments: Sequence[Segment], now: datetime, since: datetime | None = None
+) -> None:
+    for segment in segments:
+        found[segment.builder_id] = found.get(segment.builder_id, Sum()) + total([segment], now, since)
+
+
+def _sum(row: RowMapping) -> Sum:
+    return Sum(row["running"], row["paid"])
 
 
 def _segment(row: RowMapping) -> Segment:

@@ -65,6 +65,10 @@ tenants = Table(
     Column("id", Text, primary_key=True),
     Column("name", _Name, nullable=False, unique=True),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("spending_cap", ExactDecimal),
+    Column("cap_warned_at", UtcDateTime),
+    # When the spending of its builders is looked at next; never part of a ``Tenant``.
+    Column("spending_due_at", UtcDateTime, index=True),
 )
 
 tokens = Table(
@@ -121,6 +125,8 @@ builders = Table(
     Column("candidate_disk", Text),
     Column("handover", word(Handover)),
     Column("spare_disks", _document()),
+    Column("spending_cap", ExactDecimal),
+    Column("cap_warned_at", UtcDateTime),
     CheckConstraint("version >= 1", name="version"),
     CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
     CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),
@@ -221,6 +227,18 @@ ledger = Table(
     CheckConstraint("ended_at >= started_at", name="ended_at"),
     Index("ix_ledger_builder_id_started_at", "builder_id", "started_at"),
     _unique_where("uq_ledger_open", "builder_id", "ended_at IS NULL"),
+)
+
+# What the segments that have ended come to, by calendar month: sums need not go through all of them.
+ledger_months = Table(
+    "ledger_months",
+    metadata,
+    Column("builder_id", Text, ForeignKey("builders.id"), primary_key=True),
+    Column("month", UtcDateTime, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("running", ExactDecimal, nullable=False),
+    Column("paid", ExactDecimal, nullable=False),
+    Index("ix_ledger_months_tenant_id_month", "tenant_id", "month"),
 )
 
 _never_twice: dict[str, Any] = {"sqlite_autoincrement": True}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, RowMapping, bindparam, insert, select
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import BindParameter, Connection, RowMapping, bindparam, insert, or_, select, update
 
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import tenants
@@ -10,8 +14,19 @@ from builderd.domain.ids import TenantId
 from builderd.domain.tenants import Tenant
 
 _INSERT = insert(tenants)
-_BY_ID = select(tenants).where(tenants.c.id == bindparam("id"))
-_BY_NAME = select(tenants).where(tenants.c.name == bindparam("name"))
+_SELECT = select(*(column for column in tenants.c if column.name != "spending_due_at"))
+_BY_ID = _SELECT.where(tenants.c.id == bindparam("id"))
+_BY_NAME = _SELECT.where(tenants.c.name == bindparam("name"))
+_at: BindParameter[datetime] = bindparam("at", type_=tenants.c.spending_due_at.type)
+_UPDATE = update(tenants).where(tenants.c.id == bindparam("tenant"))
+_SOONER = or_(tenants.c.spending_due_at.is_(None), tenants.c.spending_due_at > _at)
+_MAKE_DUE = _UPDATE.where(_SOONER).values(spending_due_at=_at)
+_POSTPONE = _UPDATE.where(tenants.c.spending_due_at == bindparam("seen", type_=_at.type)).values(spending_due_at=_at)
+_DUE = (
+    select(tenants.c.id, tenants.c.spending_due_at)
+    .where(tenants.c.spending_due_at <= _at)
+    .order_by(tenants.c.spending_due_at, tenants.c.id)
+)
 
 
 class Tenants:
@@ -26,6 +41,22 @@ class Tenants:
 
     def by_name(self, name: str) -> Tenant | None:
         return _tenant(self._connection.execute(_BY_NAME, {"name": name}).mappings().first())
+
+    def cap(self, tenant: TenantId, amount: Decimal | None) -> None:
+        values = {"tenant": tenant, "spending_cap": amount, "cap_warned_at": None}
+        self._connection.execute(_UPDATE, values)
+
+    def warned(self, tenant: TenantId, at: datetime) -> None:
+        self._connection.execute(_UPDATE, {"tenant": tenant, "cap_warned_at": at})
+
+    def make_spending_due(self, tenant: TenantId, at: datetime) -> None:
+        self._connection.execute(_MAKE_DUE, {"tenant": tenant, "at": at})
+
+    def spending_due(self, now: datetime) -> Sequence[tuple[TenantId, datetime]]:
+        return [(row.id, row.spending_due_at) for row in self._connection.execute(_DUE, {"at": now})]
+
+    def postpone_spending(self, tenant: TenantId, seen: datetime, at: datetime | None) -> bool:
+        return self._connection.execute(_POSTPONE, {"tenant": tenant, "seen": seen, "at": at}).rowcount == 1
 
 
 def _tenant(row: RowMapping | None) -> Tenant | None:

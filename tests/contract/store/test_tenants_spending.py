@@ -1,0 +1,58 @@
+"""When a tenant's spending is looked at: nothing that changes it is overlooked."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from functools import partial
+
+from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add
+
+from builderd.ports.store import Store, UnitOfWork
+
+
+def make_due(uow: UnitOfWork, seconds: int) -> None:
+    uow.tenants.make_spending_due(TENANT.id, NOW + seconds * SECOND)
+
+
+async def test_a_cap_is_kept_and_a_new_one_is_warned_of_anew(store: Store) -> None:
+    await store.write(lambda uow: uow.tenants.cap(TENANT.id, Decimal("20.00")))
+    await store.write(lambda uow: uow.tenants.warned(TENANT.id, NOW))
+    found = await store.read(lambda uow: uow.tenants.get(TENANT.id))
+    assert found is not None
+    assert (found.spending_cap, found.cap_warned_at) == (Decimal("20.00"), NOW)
+    await store.write(lambda uow: uow.tenants.cap(TENANT.id, None))
+    found = await store.read(lambda uow: uow.tenants.by_name(TENANT.name))
+    assert found is not None
+    assert (found.spending_cap, found.cap_warned_at) == (None, None)
+
+
+async def test_whose_spending_changed_is_due_the_earliest_first(store: Store) -> None:
+    await add(store, OTHER_TENANT)
+    assert await store.read(lambda uow: uow.tenants.spending_due(NOW)) == []
+    await store.write(lambda uow: uow.tenants.make_spending_due(TENANT.id, NOW + SECOND))
+    await store.write(lambda uow: uow.tenants.make_spending_due(OTHER_TENANT.id, NOW))
+    assert await store.read(lambda uow: uow.tenants.spending_due(NOW)) == [(OTHER_TENANT.id, NOW)]
+    both = [(OTHER_TENANT.id, NOW), (TENANT.id, NOW + SECOND)]
+    assert await store.read(lambda uow: uow.tenants.spending_due(NOW + SECOND)) == both
+
+
+async def test_a_later_time_does_not_put_off_an_earlier_one(store: Store) -> None:
+    for seconds in (5, 1, 3):
+        await store.write(partial(make_due, seconds=seconds))
+    assert await store.read(lambda uow: uow.tenants.spending_due(NOW + 9 * SECOND)) == [(TENANT.id, NOW + SECOND)]
+
+
+async def test_what_became_due_during_a_look_is_looked_at_again(store: Store) -> None:
+    await store.write(lambda uow: uow.tenants.make_spending_due(TENANT.id, NOW))
+    lease = NOW + 10 * SECOND
+    assert await store.write(lambda uow: uow.tenants.postpone_spending(TENANT.id, NOW, lease))
+    assert not await store.write(lambda uow: uow.tenants.postpone_spending(TENANT.id, NOW, lease))
+    await store.write(lambda uow: uow.tenants.make_spending_due(TENANT.id, NOW + SECOND))
+    assert not await store.write(lambda uow: uow.tenants.postpone_spending(TENANT.id, lease, None))
+    assert await store.read(lambda uow: uow.tenants.spending_due(NOW + SECOND)) == [(TENANT.id, NOW + SECOND)]
+
+
+async def test_where_nothing_is_to_come_nothing_is_due(store: Store) -> None:
+    await store.write(lambda uow: uow.tenants.make_spending_due(TENANT.id, NOW))
+    assert await store.write(lambda uow: uow.tenants.postpone_spending(TENANT.id, NOW, None))
+    assert await store.read(lambda uow: uow.tenants.spending_due(NOW + 999 * SECOND)) == []

@@ -42,7 +42,7 @@ from builderd.ports.store import UnitOfWork
 from builderd.reconciler import activity
 from builderd.reconciler.faults import kill_at, no_fault
 from builderd.reconciler.reconciler import Reconciler
-from builderd.services import tokens
+from builderd.services import tokens, vault
 from builderd.services.application import Application
 from builderd.settings import Settings
 
@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 #: After the engine could not be prepared, try again after so many seconds.
 PREPARE_RETRY = 15.0
+#: Longer than it takes from sealing a secret to its commit, in seconds.
+SEAL_PAUSE = 2.0
 #: Calls that wait for an app get so many seconds to be answered once the service is asked to end.
 DRAIN = 5
 
@@ -246,6 +248,26 @@ async def revoke_token(settings: Settings, tenant: str, token_id: str) -> None:
     now = SystemClock().now()
     async with store(settings) as opened:
         await opened.write(lambda uow: tokens.revoke(uow, tenant, TokenId(token_id), now))
+
+
+async def rotate_vault(settings: Settings, say: Callable[[str], None]) -> int:
+    """Seal everything with a new key, also while the service runs; how many secrets those were.
+
+    The keys before go from their file last, when nothing is sealed with them. A service that read the file a moment
+    ago may still write a secret with one of them: hence the pause, and a second round.
+    """
+    file = KeyFile(settings.vault_key_file) if settings.vault.key is None else None
+    if file is not None:
+        file.save([Key.new(), *file.load()])
+    async with store(settings) as opened:
+        safe = make_vault(settings)
+        say("Sealing …")
+        count = await opened.write(lambda uow: vault.reseal(uow, safe))
+        await asyncio.sleep(SEAL_PAUSE)
+        count += await opened.write(lambda uow: vault.reseal(uow, safe))
+    if file is not None:
+        file.save(file.load()[:1])
+    return count
 
 
 def examine(settings: Settings) -> Sequence[Equipment]:

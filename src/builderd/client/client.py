@@ -18,6 +18,7 @@ from builderd.client.errors import ApiError, NoAnswer
 from builderd.domain.builders import JobType, Status
 from builderd.domain.logs import LogStream
 from builderd.wire.v1.builders import Builder, BuilderAnswer, BuilderPage, NewBuilder
+from builderd.wire.v1.credentials import Credential, CredentialAnswer, CredentialListAnswer
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.executions import Execution, ExecutionAnswer, NewExecution
 from builderd.wire.v1.health import Readiness, ReadinessAnswer
@@ -164,6 +165,24 @@ class Client:
     def readiness(self) -> Readiness:
         """What the service is made of, when it is ready; until then an ``ApiError`` that says what is being made."""
         return self._call(ReadinessAnswer, "GET", "/readyz").data
+
+    # Secrets
+
+    def put_credential(self, name: str, values: Mapping[str, str], *, restart: bool = False) -> Credential:
+        """Store secrets under a name; with ``restart`` the builders that run with the values before start anew."""
+        path = f"{BASE}/credentials/{name}"
+        return self._call(
+            CredentialAnswer, "PUT", path, json={"values": dict(values)}, params=_given({"restart": restart})
+        ).data
+
+    def credentials(self) -> list[Credential]:
+        """All credentials, without their values."""
+        return self._call(CredentialListAnswer, "GET", f"{BASE}/credentials").data
+
+    def delete_credential(self, name: str, *, force: bool = False) -> Credential:
+        """Remove it; with ``force`` also while builders use it."""
+        path = f"{BASE}/credentials/{name}"
+        return self._call(CredentialAnswer, "DELETE", path, params=_given({"force": force})).data
 
     def _call(self, answer: type[V], method: str, path: str, **options: Any) -> V:
         try:

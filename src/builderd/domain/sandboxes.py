@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -44,6 +44,8 @@ class SandboxSpec:
     The engine runs ``/bin/sh -c entrypoint`` as an unprivileged user in ``/app``, which is the persistent
     content of ``disk``; the layer and the base lie below, read-only. ``env`` is complete but for
     ``BUILDERD_URL``, which only the engine knows. With ``egress`` False the sandbox reaches no network.
+    ``secret_files`` maps paths below ``/run/credentials`` to text that the app alone may read; an engine keeps them,
+    as it keeps ``env``, in memory only.
     """
 
     id: SandboxId
@@ -57,6 +59,7 @@ class SandboxSpec:
     isolation: Isolation
     layer_key: str | None = None
     egress: bool = True
+    secret_files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

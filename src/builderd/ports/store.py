@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any, Protocol, TypeVar
 
 from builderd.domain.builders import Builder, JobType, Status
+from builderd.domain.credentials import Credential
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, SandboxId, TenantId, TokenId
 from builderd.domain.logs import LogLine
@@ -201,6 +202,20 @@ class BuildLogs(Protocol):
     def delete(self, builder: BuilderId) -> None: ...
 
 
+class Credentials(Protocol):
+    def add(self, credential: Credential) -> None: ...
+    def get(self, tenant: TenantId, name: str) -> Credential | None: ...
+    def list(self, tenant: TenantId) -> Sequence[Credential]:
+        """By name."""
+
+    def all(self) -> Sequence[Credential]:
+        """Of all tenants."""
+
+    def save(self, credential: Credential) -> None: ...
+    def delete(self, tenant: TenantId, name: str) -> None:
+        """Idempotent."""
+
+
 class Idempotency(Protocol):
     def get(self, tenant: TenantId, key: str) -> IdempotencyRecord | None: ...
     def add(self, record: IdempotencyRecord) -> None:
@@ -229,6 +244,8 @@ class UnitOfWork(Protocol):
     def events(self) -> Events: ...
     @property
     def build_logs(self) -> BuildLogs: ...
+    @property
+    def credentials(self) -> Credentials: ...
     @property
     def idempotency(self) -> Idempotency: ...
 

@@ -19,7 +19,7 @@ from builderd.domain.versions import NO_LAYER, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.install import Installed
 from builderd.reconciler.look import Known, Subject, read
-from builderd.services import ledger, statuses
+from builderd.services import credentials, ledger, statuses
 from builderd.services.application import Application
 
 REUSED = "The requirements are as they were before: their layer is reused."
@@ -90,6 +90,8 @@ def sandbox_started(uow: UnitOfWork, subject: Subject, prices: Prices, sandbox: 
     at = report.started_at or sandbox.created_at
     uow.sandboxes.save(replace(sandbox, ip=report.ip, started_at=at))
     _bill(uow, subject, prices, Billing.RUNNING, at)
+    names = subject.version.settings.credentials
+    credentials.used(uow, subject.builder.tenant_id, names, subject.builder.id, at)
     details = {"sandbox": sandbox.id, "version": sandbox.version, "attempt": sandbox.attempt}
     _event(uow, subject.builder, "sandbox.started", at, reason="started", details=details)
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from builderd.domain import steps as domain
 from builderd.domain.builders import Builder, Status
-from builderd.domain.errors import InstallFailed, StartFailed
+from builderd.domain.errors import InstallFailed, NotFound, StartFailed
 from builderd.domain.failures import SHOWN_LINES, exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, new_sandbox_id
 from builderd.domain.logs import LogStream
@@ -28,7 +28,7 @@ from builderd.reconciler.install import Installs
 from builderd.reconciler.listening import wait_until_listening
 from builderd.reconciler.look import Subject
 from builderd.reconciler.records import Record
-from builderd.services import bundles
+from builderd.services import bundles, credentials
 from builderd.services.application import Application
 
 
@@ -137,9 +137,19 @@ class Steps:
         return Result(record)
 
     async def _start_sandbox(self, subject: Subject, sandbox: Sandbox) -> Result:
-        report = await self._app.engine.start(self._spec(subject, sandbox))
+        try:
+            secrets = await self._open_credentials(subject)
+        except NotFound as lack:
+            return self._failed(subject, "start", StartFailed.code, lack.message, since=sandbox.created_at)
+        report = await self._app.engine.start(self._spec(subject, sandbox, secrets))
         prices = self._app.prices
         return Result(lambda uow, builder: records.sandbox_started(uow, subject, prices, sandbox, report), quiet=True)
+
+    async def _open_credentials(self, subject: Subject) -> credentials.Opened:
+        names, tenant = subject.version.settings.credentials, subject.builder.tenant_id
+        if not names:
+            return {}
+        return await self._app.store.read(lambda uow: credentials.open_all(uow, self._app.vault, tenant, names))
 
     async def _await_listening(self, subject: Subject, sandbox: Sandbox) -> Result:
         port = subject.version.settings.port
@@ -241,7 +251,7 @@ class Steps:
 
         return Result(record)
 
-    def _spec(self, subject: Subject, sandbox: Sandbox) -> SandboxSpec:
+    def _spec(self, subject: Subject, sandbox: Sandbox, secrets: credentials.Opened) -> SandboxSpec:
         builder, settings = subject.builder, subject.version.settings
         layer_key = subject.version.layer_key
         platform = {
@@ -258,10 +268,11 @@ class Steps:
             hostname=builder.name,
             entrypoint=settings.entrypoint,
             port=settings.port,
-            env={**settings.env, **platform},
+            env={**settings.env, **credentials.as_env(secrets), **platform},
             resources=settings.resources,
             isolation=settings.isolation,
             layer_key=None if layer_key == NO_LAYER else layer_key,
+            secret_files=credentials.as_files(secrets),
         )
 
     async def _last_lines(self, sandbox: Sandbox) -> list[str]:

@@ -15,7 +15,7 @@ from builderd.domain.previews import preview_host
 from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import BuilderQuery, UnitOfWork
-from builderd.services import statuses
+from builderd.services import credentials, statuses
 from builderd.services.application import Application
 
 
@@ -42,12 +42,16 @@ class NewBuilder:
 
 @dataclass(frozen=True, slots=True)
 class BuilderView:
-    """A builder as it is shown: with its current version, its preview's URL and what it cost so far."""
+    """A builder as it is shown: with its current version, its preview's URL and what it cost so far.
+
+    ``needs_restart``: it runs with credentials that were changed since.
+    """
 
     builder: Builder
     version: Version
     preview_url: str
     cost: Cost
+    needs_restart: bool
 
 
 def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBuilder, now: datetime) -> Builder:
@@ -56,7 +60,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     Raises ``NameTaken``, or ``ValidationFailed`` when this service lacks what was asked for.
     """
     _check_engine(application)
-    _check_settings(application, new.settings)
+    _check_settings(uow, application, caller.tenant_id, new.settings)
     builder = _new_builder(application, caller, new, now)
     uow.builders.add(builder)
     uow.versions.add(
@@ -137,7 +141,8 @@ def views(
         rate = application.prices.hourly_rate(version.settings.resources, Billing.RUNNING)
         cost = Cost(application.prices.currency, rate_digits(rate), rate_digits(spent.hours), cents(spent.money))
         url = application.preview_domain.url(builder.host)
-        shown.append(BuilderView(builder, version, url, cost))
+        stale = credentials.is_stale(uow, builder, version)
+        shown.append(BuilderView(builder, version, url, cost, stale))
     return shown
 
 
@@ -147,13 +152,15 @@ def _check_engine(application: Application) -> None:
         raise EngineUnavailable(f"The engine is not ready yet: {readiness.message}. Try again shortly.", retry_after=5)
 
 
-def _check_settings(application: Application, settings: VersionSettings) -> None:
+def _check_settings(uow: UnitOfWork, application: Application, tenant_id: TenantId, settings: VersionSettings) -> None:
     errors: dict[str, list[str]] = {}
     lack = application.engine.supports(settings.isolation)
     if lack is not None:
         errors["isolation"] = [lack]
-    for index, name in enumerate(settings.credentials):
-        errors[f"credentials.{index}"] = [f"there is no credential named {name!r}"]
+    for index, name in credentials.missing(uow, tenant_id, settings.credentials).items():
+        errors[f"credentials.{index}"] = [
+            f"there is no credential named {name!r}: PUT /api/v1/credentials/{name} first"
+        ]
     if errors:
         raise ValidationFailed(errors)
 

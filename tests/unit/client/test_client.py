@@ -124,6 +124,13 @@ def test_spending_and_readiness_are_told(client: Client) -> None:
     assert client.readiness().engine.ready
 
 
+def test_credentials_are_stored_listed_and_deleted(client: Client) -> None:
+    assert client.put_credential("mail", {"SECRET": "x"}, restart=True).variables == ["SECRET"]
+    assert [one.name for one in client.credentials()] == ["mail"]
+    client.delete_credential("mail", force=True)
+    assert client.credentials() == []
+
+
 def test_a_token_without_the_scope_is_refused(running: Running) -> None:
     making = running.service.token("acme", Scope.READ)
     token = asyncio.run_coroutine_threadsafe(making, running.loop).result()

@@ -64,8 +64,8 @@ async def test_what_the_machine_lacks_is_refused_before_anything_is_stored(world
         await world.ask(isolation=Isolation.STRONG, credentials=("stripe", "s3"))
     assert refused.value.errors == {
         "isolation": ["gVisor is not installed"],
-        "credentials.0": ["there is no credential named 'stripe'"],
-        "credentials.1": ["there is no credential named 's3'"],
+        "credentials.0": ["there is no credential named 'stripe': PUT /api/v1/credentials/stripe first"],
+        "credentials.1": ["there is no credential named 's3': PUT /api/v1/credentials/s3 first"],
     }
     assert await world.left() == {}
     assert await world.read(lambda uow: uow.builders.ids()) == []

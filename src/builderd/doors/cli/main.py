@@ -11,6 +11,7 @@ from builderd.domain.errors import BuilderdError, ValidationFailed
 from builderd.doors.cli import service
 from builderd.doors.cli.service_unit import install_service
 from builderd.doors.cli.tokens import token
+from builderd.doors.cli.vault import vault
 
 
 class CodedErrors(click.Group):
@@ -35,5 +36,5 @@ def main() -> None:
     """
 
 
-for command in (service.serve, token, service.down, service.doctor, service.base, install_service):
+for command in (service.serve, token, vault, service.down, service.doctor, service.base, install_service):
     main.add_command(command)

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Response
 from builderd.doors.http import docs_page, health, openapi, problems
 from builderd.doors.http.meter import Meter
 from builderd.doors.http.request_log import RequestLog
-from builderd.doors.http.v1 import PREFIX, builders, creations, executions, logs, spending
+from builderd.doors.http.v1 import PREFIX, builders, creations, credentials, executions, logs, spending
 from builderd.services.application import Application
 
 
@@ -29,7 +29,7 @@ def create_app(application: Application, *, metrics_token: str | None = None, me
     app.state.creations = started
     app.state.metrics_token = metrics_token
     # Before the builders, among whose paths /builders/spending would be taken for one of their uuids.
-    for noun in (health, spending, creations, builders, logs, executions):
+    for noun in (health, spending, creations, builders, logs, executions, credentials):
         app.router.routes.extend(noun.router.routes)
     # For clients that put the base path before everything.
     app.include_router(health.router, prefix=PREFIX, include_in_schema=False)

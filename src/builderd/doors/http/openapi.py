@@ -13,12 +13,13 @@ from pydantic.json_schema import models_json_schema
 from builderd import __version__
 from builderd.domain.resources import Resources
 from builderd.wire.v1.builders import NewBuilder
+from builderd.wire.v1.credentials import NewCredential
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.executions import NewExecution
 
 SCHEMAS = "#/components/schemas/"
 #: Shapes of requests. The framework does not see them, since the bodies are read and limited by the door itself.
-REQUESTS: Sequence[type[BaseModel]] = (NewBuilder, NewExecution)
+REQUESTS: Sequence[type[BaseModel]] = (NewBuilder, NewCredential, NewExecution)
 
 FAILURES = {
     400: "`bad_request`: the body is not JSON, or not an object.",
@@ -28,16 +29,19 @@ FAILURES = {
     409: "`name_taken`, `conflict` or `invalid_state`: the message says which, and what to do.",
     413: "`too_large`: the message says the limit.",
     422: "`validation_error`: `errors` says which fields, and why; nothing was stored.",
+    429: "`quota_exceeded` or `rate_limited`: the message says which limit.",
     500: "`internal_error`: a fault of the service, which its log tells of.",
     503: "`engine_unavailable` or `no_capacity`: the machine cannot take it now.",
 }
 STAGES = " `install_failed` or `start_failed`: the builder is kept in `failed`, `data.uuid` names it."
 
 #: The groups of calls, in the order in which they are shown.
-BUILDERS, WATCHING, SPENDING, SERVICE = "Builders", "Logs and commands", "Spending", "The service itself"
+BUILDERS, WATCHING, CREDENTIALS = "Builders", "Logs and commands", "Credentials"
+SPENDING, SERVICE = "Spending", "The service itself"
 TAGS = (
     {"name": BUILDERS, "description": "From code to a live URL, and its life from then on."},
     {"name": WATCHING, "description": "What an app says, and commands run beside it."},
+    {"name": CREDENTIALS, "description": "Secrets, handed to the builders that ask for them and never read back."},
     {"name": SPENDING, "description": "What it costs."},
     {"name": SERVICE, "description": "For who operates it."},
 )

@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from builderd.domain import resources as domain
 from builderd.domain.builders import NAME, JobType, Status, Visibility, name_fault
+from builderd.domain.credentials import NAME as CREDENTIAL_NAME
+from builderd.domain.credentials import name_fault as credential_fault
 from builderd.domain.versions import (
     DEFAULT_PORT,
     ENV_NAME,
@@ -27,7 +29,6 @@ from builderd.wire.v1.shape import Fault, Shape, View, Whole, obeys, refusal, wi
 #: The largest whole number that every database keeps in a plain integer column.
 MAX_INTEGER = 2**31 - 1
 MAX_CREDENTIALS = 100
-MAX_CREDENTIAL_CHARACTERS = 128
 
 UNBOUNDED = domain.Resources(inf, inf, inf)
 
@@ -98,7 +99,9 @@ Entrypoint = Annotated[
     Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ENTRYPOINT_BYTES, "pattern": r"\S"}),
 ]
 
-Credential = Annotated[str, Field(min_length=1, max_length=MAX_CREDENTIAL_CHARACTERS)]
+Credential = Annotated[
+    str, obeys(credential_fault), Field(json_schema_extra={"pattern": f"^{CREDENTIAL_NAME.pattern}$"})
+]
 
 
 class NewBuilder(Shape):
@@ -142,6 +145,7 @@ class Builder(View):
     """A builder with its current version.
 
     ``service_token`` is in full for tokens that may write; others see ``…`` and its end.
+    ``needs_restart``: it runs with credentials that were changed since it started.
     ``review_passed`` and ``qa_passed`` are null until that gate has judged the version.
     """
 
@@ -158,6 +162,8 @@ class Builder(View):
     visibility: Visibility
     auto_stop_interval: int
     backup_interval_hours: int
+    credentials: list[str]
+    needs_restart: bool
     isolation: Isolation
     review_passed: bool | None
     qa_passed: bool | None

@@ -119,7 +119,7 @@ def test_nothing_of_the_frameworks_own_errors_is_left() -> None:
 def test_each_operation_has_its_own_name_and_a_summary() -> None:
     operations = [operation for path in DOCUMENT["paths"].values() for operation in path.values()]
     names = [operation["operationId"] for operation in operations]
-    assert len(names) == len(set(names)) == 13
+    assert len(names) == len(set(names))
     assert all(operation["description"].startswith(operation["summary"]) for operation in operations)
     assert DOCUMENT["paths"]["/api/v1/builders"]["post"]["summary"] == (
         "Turn code into a running, isolated app with a live URL"

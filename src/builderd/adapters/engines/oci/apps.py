@@ -42,6 +42,7 @@ def make_run(spec: SandboxSpec, runtime: Runtime, root: Root, log: Path, log_lim
         egress=spec.egress,
         log=log,
         log_limit=log_limit,
+        secret_files=spec.secret_files,
         tmpfs={"/dev/shm": spec.resources.memory_bytes // 2},  # noqa: S108
     )
 

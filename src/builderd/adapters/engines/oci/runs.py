@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.engines.oci import command, exec_fifo
+from builderd.adapters.engines.oci import command, exec_fifo, secret_files
 from builderd.adapters.engines.oci.allocations import write_json
 from builderd.adapters.engines.oci.bundle import Container, make_config
 from builderd.adapters.engines.oci.cgroups import Cgroups
@@ -48,7 +48,7 @@ _SHIM_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 class Run:
     """What to run. ``owner`` and ``disk`` are a builder's and empty for a build; ``user`` is the id inside.
 
-    ``tmpfs`` maps paths inside to sizes in bytes.
+    ``tmpfs`` maps paths inside to sizes in bytes, ``secret_files`` paths below ``/run/credentials`` to their text.
     """
 
     id: str
@@ -69,6 +69,7 @@ class Run:
     log: Path
     log_limit: int
     tmpfs: Mapping[str, int] = field(default_factory=dict)
+    secret_files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +208,9 @@ class Runs:
             os.chown(folder, uid, uid)
         if run.root.scratch:
             write_own_files(run.root.scratch / "upper", run.hostname, record.ip, uid)
+            if run.secret_files:
+                secret_files.write(bundle, run.secret_files, uid + run.user)
+                secret_files.make_target(run.root.scratch / "upper", uid)
         write_json(bundle / "config.json", make_config(self._container(run, bundle, uid)))
         return bundle
 
@@ -240,7 +244,7 @@ class Runs:
                 env=_SHIM_ENV,
                 cwd=str(bundle),  # where the shim leaves a second "oom" file
                 descriptors={3: write},
-                mounts=[*make_mounts(run.root, bundle, self.places.store), *around(run.runtime)],
+                mounts=[*make_mounts(_root(run, bundle), bundle, self.places.store), *around(run.runtime)],
                 cgroups=[self.cgroups.open_shim(run.id)],
                 uid=self._slots.uid(record.slot),
             )
@@ -350,6 +354,13 @@ class Runs:
         self.records.save(record)
         self._known[record.id] = record
         return record
+
+
+def _root(run: Run, bundle: Path) -> Root:
+    """With the secret files, where there are any."""
+    if not run.secret_files:
+        return run.root
+    return replace(run.root, binds=(*run.root.binds, secret_files.bind(bundle)))
 
 
 def around(runtime: Runtime) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from builderd.adapters.stores.sql.build_logs import BuildLogs
 from builderd.adapters.stores.sql.builders import Builders
+from builderd.adapters.stores.sql.credentials import Credentials
 from builderd.adapters.stores.sql.database import Database
 from builderd.adapters.stores.sql.events import Events
 from builderd.adapters.stores.sql.idempotency import Idempotency
@@ -48,6 +49,7 @@ class UnitOfWork:
         self.ledger: port.Ledger = Ledger(connection)
         self.events: port.Events = Events(connection)
         self.build_logs: port.BuildLogs = BuildLogs(connection)
+        self.credentials: port.Credentials = Credentials(connection)
         self.idempotency: port.Idempotency = Idempotency(connection)
 
 

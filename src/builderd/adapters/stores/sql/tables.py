@@ -18,6 +18,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -269,6 +270,20 @@ build_logs = Table(
     _of_version("build_logs"),
     Index("ix_build_logs_builder_id_id", "builder_id", "id"),
     **_never_twice,
+)
+
+credentials = Table(
+    "credentials",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), primary_key=True),
+    Column("name", _Name, primary_key=True),
+    Column("variables", _document(), nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("last_used_at", UtcDateTime),
+    # No foreign key: what a builder used stays true when the builder is gone.
+    Column("last_used_by", Text),
 )
 
 idempotency = Table(

@@ -31,6 +31,8 @@ def shown(view: builders.BuilderView, *, with_token: bool) -> wire.Builder:
         visibility=builder.visibility,
         auto_stop_interval=builder.auto_stop_interval,
         backup_interval_hours=builder.backup_interval_hours,
+        credentials=list(settings.credentials),
+        needs_restart=view.needs_restart,
         isolation=settings.isolation,
         review_passed=view.version.review_passed,
         qa_passed=view.version.qa_passed,

@@ -18,12 +18,12 @@ from builderd.domain.tokens import Scope
 from builderd.domain.versions import Isolation
 
 BUILDERS = "/api/v1/builders"
-#: The keys of the contract, by these very names.
-KEYS = (
+#: The keys of the contract, by these very names; a service may say more.
+KEYS = {
     *("uuid", "name", "status", "preview_url", "service_token", "entrypoint", "port", "job_type", "env", "resources"),
     *("visibility", "auto_stop_interval", "backup_interval_hours", "isolation", "review_passed", "qa_passed"),
     *("status_reason", "version", "exit_code", "cost", "created_at", "updated_at", "last_active_at"),
-)
+}
 
 FULL: dict[str, Any] = {
     "name": "my-api",
@@ -52,7 +52,8 @@ async def test_a_builder_is_answered_when_it_is_up(client: httpx.AsyncClient) ->
     response = await client.post(BUILDERS, json=MINIMAL)
     body = response.json()
     assert response.status_code == 201
-    assert (body["success"], tuple(body["data"])) == (True, KEYS)
+    assert body["success"] is True
+    assert set(body["data"]) >= KEYS
     assert response.headers["location"] == f"{BUILDERS}/{body['data']['uuid']}"
     assert body["data"]["status"] == "running"
     assert body["data"]["preview_url"].startswith("http://my-api-")
@@ -116,7 +117,7 @@ async def test_the_stages_are_streamed_with_their_seconds(client: httpx.AsyncCli
     assert (response.status_code, response.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
     assert [name for name, _ in events] == ["install", "start", "done"]
     assert all(data["seconds"] >= 0 and data["ok"] for _, data in events[:-1])
-    assert tuple(events[-1][1]) == KEYS
+    assert set(events[-1][1]) >= KEYS
     assert response.headers["location"] == f"{BUILDERS}/{events[-1][1]['uuid']}"
 
 

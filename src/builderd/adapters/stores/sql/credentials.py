@@ -1,0 +1,56 @@
+"""Credentials in SQL: sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select, update
+
+from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.tables import credentials
+from builderd.domain.credentials import Credential
+from builderd.domain.ids import TenantId
+
+_key = (credentials.c.tenant_id == bindparam("of_tenant"), credentials.c.name == bindparam("of_name"))
+
+_INSERT = insert(credentials)
+_ONE = select(credentials).where(*_key)
+_ALL = select(credentials).order_by(credentials.c.tenant_id, credentials.c.name)
+_OF_TENANT = _ALL.where(credentials.c.tenant_id == bindparam("tenant"))
+_UPDATE = update(credentials).where(*_key)
+_DELETE = delete(credentials).where(*_key)
+
+
+class Credentials:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, credential: Credential) -> None:
+        self._connection.execute(_INSERT, _row(credential))
+
+    def get(self, tenant: TenantId, name: str) -> Credential | None:
+        row = self._connection.execute(_ONE, {"of_tenant": tenant, "of_name": name}).mappings().first()
+        return _credential(row) if row else None
+
+    def list(self, tenant: TenantId) -> Sequence[Credential]:
+        return [_credential(row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()]
+
+    def all(self) -> Sequence[Credential]:
+        return [_credential(row) for row in self._connection.execute(_ALL).mappings()]
+
+    def save(self, credential: Credential) -> None:
+        """Raises ``LookupError`` when there is no such row."""
+        key = {"of_tenant": credential.tenant_id, "of_name": credential.name}
+        if self._connection.execute(_UPDATE, {**key, **without(_row(credential), "tenant_id", "name")}).rowcount != 1:
+            raise LookupError(f"no credential {credential.name} to save")
+
+    def delete(self, tenant: TenantId, name: str) -> None:
+        self._connection.execute(_DELETE, {"of_tenant": tenant, "of_name": name})
+
+
+def _row(credential: Credential) -> dict[str, object]:
+    return {**row_of(credential), "variables": list(credential.variables)}
+
+
+def _credential(row: RowMapping) -> Credential:
+    return Credential(**{**row, "variables": tuple(row["variables"]), "sealed": bytes(row["sealed"])})

@@ -1,0 +1,136 @@
+"""Credentials: stored sealed, listed by name, opened only where a builder starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from builderd.domain.builders import Builder, Desired
+from builderd.domain.credentials import MAX_CREDENTIALS, Credential, pack, place_of, unpack
+from builderd.domain.errors import Conflict, NotFound, QuotaExceeded
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.versions import Version
+from builderd.ports.store import UnitOfWork
+from builderd.ports.vault import Vault
+
+#: A credential's name → its variables → their values.
+Opened = Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A builder whose current version asks for the credential. ``needs_restart``: it runs with the values before."""
+
+    builder: Builder
+    needs_restart: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialView:
+    """A credential as it is shown: without its values."""
+
+    credential: Credential
+    uses: Sequence[Use]
+
+
+def put(
+    uow: UnitOfWork, vault: Vault, tenant_id: TenantId, name: str, values: Mapping[str, str], now: datetime
+) -> tuple[Credential, bool]:
+    """Store the values in place of all that were there; whether the credential is new. Raises ``QuotaExceeded``."""
+    sealed = vault.seal(pack(values), place_of(tenant_id, name))
+    stored = uow.credentials.get(tenant_id, name)
+    if stored is not None:
+        changed = replace(stored, variables=tuple(values), sealed=sealed, updated_at=now)
+        uow.credentials.save(changed)
+        return changed, False
+    if len(uow.credentials.list(tenant_id)) >= MAX_CREDENTIALS:
+        raise QuotaExceeded(f"There are {MAX_CREDENTIALS} credentials already: delete one that is not used.")
+    made = Credential(tenant_id, name, tuple(values), sealed, created_at=now, updated_at=now)
+    uow.credentials.add(made)
+    return made, True
+
+
+def get(uow: UnitOfWork, tenant_id: TenantId, name: str) -> CredentialView:
+    """Raises ``NotFound``."""
+    credential = uow.credentials.get(tenant_id, name)
+    if credential is None:
+        raise NotFound(f"There is no credential named {name!r}: list yours with GET /api/v1/credentials.")
+    return CredentialView(credential, _uses(uow, credential))
+
+
+def list_all(uow: UnitOfWork, tenant_id: TenantId) -> Sequence[CredentialView]:
+    """All of a tenant, by name."""
+    return [CredentialView(one, _uses(uow, one)) for one in uow.credentials.list(tenant_id)]
+
+
+def delete(uow: UnitOfWork, tenant_id: TenantId, name: str, *, force: bool) -> CredentialView:
+    """Remove it. Raises ``Conflict`` while a builder's current version asks for it, unless forced."""
+    view = get(uow, tenant_id, name)
+    if view.uses and not force:
+        users = ", ".join(sorted(use.builder.name for use in view.uses))
+        raise Conflict(
+            f"The credential {name!r} is used by {users}, which could not start again without it: "
+            "leave it out there first, or delete it with ?force=true.",
+            data={"builders": [use.builder.id for use in view.uses]},
+        )
+    uow.credentials.delete(tenant_id, name)
+    return view
+
+
+def missing(uow: UnitOfWork, tenant_id: TenantId, names: Sequence[str]) -> dict[int, str]:
+    """Those of the names, by their index, that name nothing."""
+    return {index: name for index, name in enumerate(names) if uow.credentials.get(tenant_id, name) is None}
+
+
+def open_all(uow: UnitOfWork, vault: Vault, tenant_id: TenantId, names: Sequence[str]) -> Opened:
+    """The values of these. Raises ``NotFound`` for one that was deleted, and what the vault raises."""
+    return {
+        name: unpack(vault.open(view.credential.sealed, view.credential.place))
+        for name in names
+        for view in [get(uow, tenant_id, name)]
+    }
+
+
+def as_env(secrets: Opened) -> dict[str, str]:
+    """All variables together; of two with one name the later credential's."""
+    return {variable: value for values in secrets.values() for variable, value in values.items()}
+
+
+def as_files(secrets: Opened) -> dict[str, str]:
+    """``<credential>/<variable>`` → value."""
+    return {f"{name}/{variable}": value for name, values in secrets.items() for variable, value in values.items()}
+
+
+def used(uow: UnitOfWork, tenant_id: TenantId, names: Sequence[str], by: BuilderId, at: datetime) -> None:
+    """Write down that a builder started with these."""
+    for name in names:
+        if (credential := uow.credentials.get(tenant_id, name)) is not None:
+            uow.credentials.save(replace(credential, last_used_at=at, last_used_by=by))
+
+
+def is_stale(uow: UnitOfWork, builder: Builder, version: Version) -> bool:
+    """Whether a credential of this builder changed since its sandbox was made."""
+    names = version.settings.credentials
+    sandbox = uow.sandboxes.open_of(builder.id) if names else None
+    if sandbox is None or builder.desired is not Desired.RUNNING:
+        return False
+    credentials = (uow.credentials.get(builder.tenant_id, name) for name in names)
+    return any(one is None or one.updated_at > sandbox.created_at for one in credentials)
+
+
+def reseal(uow: UnitOfWork, vault: Vault) -> int:
+    """Seal all that is sealed with an earlier key with the present one; how many those were."""
+    stale = [one for one in uow.credentials.all() if not vault.is_current(one.sealed)]
+    for one in stale:
+        uow.credentials.save(replace(one, sealed=vault.seal(vault.open(one.sealed, one.place), one.place)))
+    return len(stale)
+
+
+def _uses(uow: UnitOfWork, credential: Credential) -> Sequence[Use]:
+    uses = []
+    for builder in uow.builders.of_tenant(credential.tenant_id, deleted=False):
+        version = uow.versions.get(builder.id, builder.version)
+        if version is not None and credential.name in version.settings.credentials:
+            uses.append(Use(builder, is_stale(uow, builder, version)))
+    return uses

@@ -1,0 +1,74 @@
+"""Credentials: a tenant's named secrets. Values go in and are never answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SecretStr
+
+from builderd.domain.credentials import MAX_BYTES, MAX_VARIABLES
+from builderd.domain.versions import ENV_NAME, env_fault
+from builderd.wire.v1.envelope import Success, Time
+from builderd.wire.v1.shape import Fault, Shape, View, with_faults
+
+
+def _values(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return with_faults(_faults(value), lambda: value)
+
+
+def _faults(values: dict[str, Any]) -> Iterator[Fault]:
+    for name, content in values.items():
+        why = env_fault(name, content) if isinstance(content, str) else "must be text"
+        if why is not None:
+            yield (name,), why
+    size = sum(len(name) + len(str(content).encode(errors="surrogatepass")) for name, content in values.items())
+    if size > MAX_BYTES:
+        yield (), f"must be at most {MAX_BYTES} bytes long in all"
+
+
+Values = Annotated[
+    dict[str, SecretStr],
+    BeforeValidator(_values),
+    Field(
+        min_length=1,
+        max_length=MAX_VARIABLES,
+        json_schema_extra={"propertyNames": {"pattern": f"^{ENV_NAME.pattern}$"}},
+    ),
+]
+
+
+class NewCredential(Shape):
+    """What is stored in place of all that was there."""
+
+    values: Values = Field(description="Environment variables of the builders that ask for this credential.")
+
+
+class CredentialUse(View):
+    """A builder that asks for it. ``needs_restart``: it runs with the values before."""
+
+    uuid: str
+    name: str
+    needs_restart: bool
+
+
+class Credential(View):
+    """``variables`` are the names alone. ``last_used_by`` is the uuid of the builder that last started with it."""
+
+    name: str
+    variables: list[str]
+    created_at: Time
+    updated_at: Time
+    last_used_at: Time | None
+    last_used_by: str | None
+    used_by: list[CredentialUse]
+
+
+class CredentialAnswer(Success[Credential]):
+    """One credential."""
+
+
+class CredentialListAnswer(Success[list[Credential]]):
+    """All credentials, by name."""

@@ -1,0 +1,146 @@
+"""Credentials through the API: in, used, never out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from tests.service import MINIMAL, Service
+
+from builderd.domain.ids import BuilderId
+
+ZOHO = "/api/v1/credentials/zoho"
+CANARY = "canary-7f3a"
+VALUES = {"values": {"API_KEY": CANARY}}
+
+
+async def create(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
+    answer = await client.post("/api/v1/builders", json={**MINIMAL, **fields})
+    assert answer.status_code == 201, answer.text
+    data: dict[str, Any] = answer.json()["data"]
+    return data
+
+
+async def test_what_is_stored_is_listed_by_name_and_never_read_back(client: httpx.AsyncClient) -> None:
+    first, again = await client.put(ZOHO, json=VALUES), await client.put(ZOHO, json=VALUES)
+    listed, one = await client.get("/api/v1/credentials"), await client.get(ZOHO)
+
+    assert [answer.status_code for answer in (first, again, listed, one)] == [201, 200, 200, 200]
+    assert one.json()["data"]["variables"] == ["API_KEY"]
+    assert listed.json()["data"] == [one.json()["data"]]
+    assert not any(CANARY in answer.text for answer in (first, again, listed, one))
+
+
+async def test_a_builder_gets_them_at_its_start_and_the_use_is_on_the_record(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    await client.put(ZOHO, json={"values": {"API_KEY": CANARY, "MODE": "live"}})
+    data = await create(client, credentials=["zoho"], env={"MODE": "from env"})
+    (sandbox,) = service.engine.sandboxes.values()
+
+    assert sandbox.spec.env["API_KEY"] == CANARY
+    assert sandbox.spec.env["MODE"] == "live"
+    assert sandbox.spec.secret_files == {"zoho/API_KEY": CANARY, "zoho/MODE": "live"}
+    assert (data["credentials"], data["needs_restart"]) == (["zoho"], False)
+    shown = (await client.get(ZOHO)).json()["data"]
+    assert shown["last_used_by"] == data["uuid"]
+    assert shown["used_by"] == [{"uuid": data["uuid"], "name": "my-api", "needs_restart": False}]
+
+
+async def test_a_change_marks_the_builders_that_run_with_the_values_before(client: httpx.AsyncClient) -> None:
+    await client.put(ZOHO, json=VALUES)
+    uuid = (await create(client, credentials=["zoho"]))["uuid"]
+    changed = await client.put(ZOHO, json={"values": {"API_KEY": "new"}})
+
+    assert "restart=true" in changed.json()["message"]
+    assert (await client.get(f"/api/v1/builders/{uuid}")).json()["data"]["needs_restart"] is True
+    await client.post(f"/api/v1/builders/{uuid}/restart")
+    assert (await client.get(f"/api/v1/builders/{uuid}")).json()["data"]["needs_restart"] is False
+
+
+async def test_a_change_restarts_them_where_that_is_wanted(client: httpx.AsyncClient, service: Service) -> None:
+    await client.put(ZOHO, json=VALUES)
+    uuid = (await create(client, credentials=["zoho"]))["uuid"]
+    changed = await client.put(f"{ZOHO}?restart=true", json={"values": {"API_KEY": "new"}})
+
+    assert "restarted" in changed.json()["message"]
+    await client.post(f"/api/v1/builders/{uuid}/start")
+    running = [one for one in service.engine.sandboxes.values() if one.spec.env.get("API_KEY") == "new"]
+    assert len(running) == 1
+
+
+async def test_one_that_is_used_goes_only_by_force_and_its_builder_then_says_what_it_lacks(
+    client: httpx.AsyncClient,
+) -> None:
+    await client.put(ZOHO, json=VALUES)
+    uuid = (await create(client, credentials=["zoho"]))["uuid"]
+    refused = await client.delete(ZOHO)
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    assert "my-api" in refused.json()["message"]
+
+    assert (await client.delete(f"{ZOHO}?force=true")).status_code == 200
+    assert (await client.get(ZOHO)).status_code == 404
+    restarted = await client.post(f"/api/v1/builders/{uuid}/restart")
+    assert (restarted.status_code, restarted.json()["code"]) == (422, "start_failed")
+    assert "'zoho'" in restarted.json()["message"]
+
+
+async def test_a_builder_that_asks_for_an_unknown_one_is_not_stored(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/api/v1/builders", json={**MINIMAL, "credentials": ["zoho"]})
+    assert (answer.status_code, list(answer.json()["errors"])) == (422, ["credentials.0"])
+    assert (await client.get("/api/v1/builders")).json()["meta"]["total"] == 0
+
+
+async def test_another_tenants_are_not_found_nor_used(client: httpx.AsyncClient, service: Service) -> None:
+    await client.put(ZOHO, json=VALUES)
+    other = service.client(service.other)
+
+    assert (await other.get(ZOHO)).status_code == 404
+    assert (await other.delete(f"{ZOHO}?force=true")).status_code == 404
+    assert (await other.get("/api/v1/credentials")).json()["data"] == []
+    answer = await other.post("/api/v1/builders", json={**MINIMAL, "credentials": ["zoho"]})
+    assert answer.status_code == 422
+
+
+async def test_a_token_that_may_only_read_writes_none(service: Service) -> None:
+    reader = service.client(service.read)
+    assert (await reader.put(ZOHO, json=VALUES)).status_code == 403
+    assert (await reader.delete(ZOHO)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "values"),
+        ({"values": {}}, "values"),
+        ({"values": [CANARY]}, "values"),
+        ({"values": {"A": 1}}, "values.A"),
+        ({"values": {"1A": CANARY}}, "values.1A"),
+        ({"values": {"PORT": CANARY}}, "values.PORT"),
+        ({"values": {"A": f"{CANARY}\0"}}, "values.A"),
+        ({"values": {"A": CANARY * 6000}}, "values"),
+        ({"values": {f"A{n}": CANARY for n in range(101)}}, "values"),
+    ],
+)
+async def test_bad_values_are_refused_without_repeating_them(
+    client: httpx.AsyncClient, body: dict[str, Any], field: str
+) -> None:
+    answer = await client.put(ZOHO, json=body)
+    assert (answer.status_code, list(answer.json()["errors"])) == (422, [field])
+    assert CANARY not in answer.text
+
+
+@pytest.mark.parametrize("name", ["Zoho", "-a", "a.b", "%00", "a" * 64, "a%20b"])
+async def test_bad_names_are_refused(client: httpx.AsyncClient, name: str) -> None:
+    assert (await client.put(f"/api/v1/credentials/{name}", json=VALUES)).status_code == 422
+
+
+async def test_the_database_holds_no_value_in_clear(client: httpx.AsyncClient, service: Service) -> None:
+    await client.put(ZOHO, json=VALUES)
+    await create(client, credentials=["zoho"])
+    stored = await service.store.read(lambda uow: uow.credentials.all())
+    events = await service.store.read(lambda uow: [uow.events.of_builder(BuilderId(one)) for one in uow.builders.ids()])
+    assert CANARY.encode() not in stored[0].sealed
+    assert CANARY not in repr(stored)
+    assert CANARY not in repr(events)

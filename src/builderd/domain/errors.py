@@ -124,6 +124,12 @@ class NoCapacity(BuilderdError):
     code = "no_capacity"
 
 
+class BackupFailed(BuilderdError):
+    """A backup could not be taken, restored or checked; the message says why, and nothing was replaced."""
+
+    code = "backup_failed"
+
+
 class EngineUnavailable(BuilderdError):
     """The engine is not ready or does not answer."""
 

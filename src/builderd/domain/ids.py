@@ -12,6 +12,8 @@ TenantId = NewType("TenantId", str)
 TokenId = NewType("TokenId", str)
 BuilderId = NewType("BuilderId", str)
 SandboxId = NewType("SandboxId", str)
+BackupId = NewType("BackupId", str)
+RestoreId = NewType("RestoreId", str)
 #: Names a disk towards the engine. A builder's data moves to a new one with each version that takes over.
 DiskId = NewType("DiskId", str)
 

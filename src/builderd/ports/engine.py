@@ -6,8 +6,9 @@ All methods raise ``EngineUnavailable`` when the engine does not answer, and ``N
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from builderd.domain.bundles import Bundle
@@ -35,6 +36,42 @@ class DiskReport:
 
     id: DiskId
     bundle_hash: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A trusted program that works on a disk where the disk is, such as restic; it is not an app.
+
+    It runs as the user who owns the disk's files, in a sandbox of its own, and sees the content of ``/app`` of the
+    disk at ``/disk`` (read-only unless ``writable``), ``folders`` at their names below ``/`` (of ``TOOL_FOLDERS``), the
+    base, and nothing else. ``folders`` are folders of the machine of the service, made if missing, and written to by
+    tools alone; an engine whose disks lie elsewhere raises ``EngineUnavailable``. ``reads_all`` lets it read files
+    whose own mode would not. With ``network`` it reaches what this machine reaches, otherwise nothing. ``env`` may
+    hold secrets, so it is told to nobody; ``argv`` may not. ``hostname`` is what it takes this machine's name for.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    disk: DiskId | None = None
+    writable: bool = False
+    reads_all: bool = False
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    network: bool = False
+    hostname: str = "tool"
+    timeout_seconds: float = 3600
+
+
+#: Where a tool may see folders of the service's machine.
+TOOL_FOLDERS = ("repository", "cache", "work")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolExit:
+    """``exit_code`` is not 0 when it ran out of memory or time."""
+
+    exit_code: int
+    out_of_memory: bool = False
+    timed_out: bool = False
 
 
 class Engine(Protocol):
@@ -85,6 +122,14 @@ class Engine(Protocol):
 
     async def delete_disk(self, disk: DiskId) -> None:
         """Idempotent."""
+
+    async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
+        """Run it to its end, telling each line that it prints. Whatever happens, nothing of it is left afterwards.
+
+        What a service that died left running is ended by the next one before it is ready. Raises ``NotFound`` without
+        the disk, ``InvalidState`` for a writable disk that a sandbox runs on, ``EngineUnavailable`` when the program
+        is not there.
+        """
 
     # Sandboxes
 

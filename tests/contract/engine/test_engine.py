@@ -18,7 +18,7 @@ from builderd.domain.ids import DiskId, new_id, new_sandbox_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
 from builderd.domain.resources import GB
 from builderd.domain.sandboxes import EndCause, SandboxState
-from builderd.ports.engine import Engine
+from builderd.ports.engine import Engine, Tool, ToolExit
 
 
 async def test_a_prepared_engine_is_ready(engine: Engine) -> None:
@@ -346,3 +346,20 @@ async def test_what_does_not_run_is_neither_frozen_nor_thawed(engine: Engine) ->
     await engine.start(spec)
     ended = await until_state(engine, spec.id, SandboxState.EXITED)
     assert await engine.freeze(spec.id) == await engine.thaw(spec.id) == ended
+
+
+async def test_a_tool_tells_what_it_prints_and_how_it_ended(engine: Engine) -> None:
+    lines: list[str] = []
+    assert await engine.run_tool(Tool(("echo", "hello", "there")), lines.append) == ToolExit(0)
+    assert lines == ["hello there"]
+    assert (await engine.run_tool(Tool(("false",)), lines.append)).exit_code == 1
+
+
+async def test_a_tool_needs_its_disk_and_writes_to_none_that_is_in_use(engine: Engine) -> None:
+    with pytest.raises(NotFound):
+        await engine.run_tool(Tool(("true",), disk=DiskId(new_id())), print)
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    with pytest.raises(InvalidState):
+        await engine.run_tool(Tool(("true",), disk=spec.disk, writable=True), print)
+    assert await engine.run_tool(Tool(("true",), disk=spec.disk), print) == ToolExit(0)

@@ -29,7 +29,7 @@ from builderd.domain.sandboxes import (
     SandboxUsage,
 )
 from builderd.domain.versions import Isolation
-from builderd.ports.engine import DiskReport, Progress, Readiness
+from builderd.ports.engine import DiskReport, Progress, Readiness, Tool, ToolExit
 
 TIMEOUT_EXIT_CODE = 124
 TERMINATED_EXIT_CODE = 143
@@ -228,6 +228,16 @@ class FakeEngine:
     def _refuse_while_used(self, disk: DiskId) -> None:
         if any(s.spec.disk == disk and s.end is None for s in self.sandboxes.values()):
             raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
+
+    async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
+        self._called("run_tool", tool.argv[0])
+        if tool.disk is not None:
+            self._disk(tool.disk)
+            if tool.writable:
+                self._refuse_while_used(tool.disk)
+        if tool.argv[0] == "echo":
+            output(" ".join(tool.argv[1:]))
+        return ToolExit(1 if tool.argv[0] == "false" else 0)
 
     async def start(self, spec: SandboxSpec) -> SandboxReport:
         self._called("start", spec.id)

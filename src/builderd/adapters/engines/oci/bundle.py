@@ -51,6 +51,7 @@ class Container:
     ``uid`` is the host's id for the sandbox's 0, ``user`` the id inside under which the program runs.
     ``memory_bytes`` limits memory and swap together, ``cpu`` is in vCPU. ``open_files`` may not be above the
     service's own hard limit. ``tmpfs`` maps a path inside to the size in bytes of what is mounted there.
+    ``capabilities`` hold within its own user namespace only; ``host_network`` is for trusted tools, never for apps.
     """
 
     root: str
@@ -68,13 +69,23 @@ class Container:
     open_files: int
     read_only: bool = False
     tmpfs: Mapping[str, int] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+    host_network: bool = False
 
 
 def make_config(container: Container) -> dict[str, Any]:
     """The ``config.json``."""
+    process = make_process(
+        container.argv,
+        container.env,
+        container.cwd,
+        container.user,
+        container.open_files,
+        capabilities=container.capabilities,
+    )
     return {
         "ociVersion": "1.0.2",
-        "process": make_process(container.argv, container.env, container.cwd, container.user, container.open_files),
+        "process": process,
         "root": {"path": container.root, "readonly": container.read_only},
         "hostname": container.hostname,
         "mounts": [*_MOUNTS, *(_tmpfs(path, size) for path, size in container.tmpfs.items())],
@@ -82,15 +93,25 @@ def make_config(container: Container) -> dict[str, Any]:
     }
 
 
-def make_process(argv: Sequence[str], env: Mapping[str, str], cwd: str, user: int, open_files: int) -> dict[str, Any]:
-    """The ``process``: without any capability, and with no way to gain one."""
+def make_process(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: str,
+    user: int,
+    open_files: int,
+    *,
+    capabilities: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """The ``process``: without any capability but those given, and with no way to gain one."""
     return {
         "terminal": False,
         "user": {"uid": user, "gid": user},
         "args": list(argv),
         "env": [f"{name}={value}" for name, value in env.items()],
         "cwd": cwd,
-        "capabilities": {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
+        "capabilities": {
+            kind: list(capabilities) for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")
+        },
         "noNewPrivileges": True,
         "oomScoreAdj": _OOM_SCORE,
         "rlimits": [
@@ -107,8 +128,9 @@ def _tmpfs(path: str, size: int) -> dict[str, Any]:
 
 def _linux(container: Container) -> dict[str, Any]:
     ids = [{"containerID": 0, "hostID": container.uid, "size": IDS}]
+    own = ("pid", "ipc", "uts", "mount", "user", *(() if container.host_network else ("network",)))
     return {
-        "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "user", "network")],
+        "namespaces": [{"type": kind} for kind in own],
         "uidMappings": ids,
         "gidMappings": ids,
         "cgroupsPath": container.cgroup,

@@ -21,7 +21,7 @@ from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
 from builderd.domain.logs import LogLine
 from builderd.domain.sandboxes import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
 from builderd.domain.versions import Isolation
-from builderd.ports.engine import DiskReport, Progress, Readiness
+from builderd.ports.engine import DiskReport, Progress, Readiness, Tool, ToolExit
 
 _DOWN_GRACE_SECONDS = 5.0
 _MISSING = {
@@ -114,6 +114,11 @@ class OciEngine:
         runs = self._here.runs
         if any(record.disk == disk and runs.is_running(record) for record in runs.all()):
             raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
+
+    async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
+        if tool.disk is not None and tool.writable:
+            self._refuse_while_used(tool.disk)
+        return await self._here.tools.run(tool, output)
 
     # Sandboxes
 

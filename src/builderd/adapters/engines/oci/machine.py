@@ -31,6 +31,7 @@ from builderd.adapters.engines.oci.runs import Places, Runs
 from builderd.adapters.engines.oci.seccomp import PROFILE, make_seccomp
 from builderd.adapters.engines.oci.slots import Addresses, Slots
 from builderd.adapters.engines.oci.store import Store, StoreOptions
+from builderd.adapters.engines.oci.tools import Tools
 from builderd.domain.errors import EngineUnavailable
 from builderd.ports.engine import Progress
 
@@ -73,6 +74,7 @@ class Machine:
         self.listeners = Listeners(self.runs)
         self._base: Base | None = None
         self._layers: Layers | None = None
+        self._tools: Tools | None = None
 
     def _claim(self) -> Allocation:
         self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -93,6 +95,11 @@ class Machine:
         assert self._layers, "the machine is open"
         return self._layers
 
+    @property
+    def tools(self) -> Tools:
+        assert self._tools, "the machine is open"
+        return self._tools
+
     def lowers(self, layer_key: str | None = None) -> tuple[Path, ...]:
         """What lies below a sandbox's own files, the topmost first: what is the host's, the layer, the base.
 
@@ -112,6 +119,8 @@ class Machine:
         runner = Runner(self.runs, self.runtimes["standard"], self.lowers())
         self._layers = Layers(self.store, runner, {"/usr/local/bin/uv": Path(find_uv_bin())})
         await asyncio.to_thread(self._layers.open)
+        self._tools = Tools(runner, self.runtimes["standard"], self.lowers(), self.store.root / "tools", self.disks)
+        await asyncio.to_thread(self._tools.open)
 
     def _make(self, progress: Progress) -> None:
         refuse_without_needs(self.runtimes)

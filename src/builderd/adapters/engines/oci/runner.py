@@ -33,9 +33,13 @@ class Runner:
 
         Raises ``EngineUnavailable`` when it cannot be started.
         """
-        record = await self._runs.start(self._make_run(run))
+        return await self.run(self._make_run(run), run.timeout_seconds, output)
+
+    async def run(self, run: Run, timeout_seconds: float, output: Output) -> BuildExit:
+        """The same for any run that is nobody's app and logs to ``log_of`` its id."""
+        record = await self._runs.start(run)
         try:
-            return await self._follow(record, run, output)
+            return await self._follow(record, timeout_seconds, output)
         finally:
             await asyncio.shield(self._runs.remove(record))
 
@@ -56,19 +60,20 @@ class Runner:
             memory_bytes=run.memory,
             pids=run.processes,
             egress=run.network,
-            log=self._log(run.id),
+            log=self.log_of(run.id),
             log_limit=_LOG_LIMIT,
             tmpfs={"/tmp": min(_TMP_BYTES, run.memory), "/dev/shm": run.memory // 4},  # noqa: S108
         )
 
-    def _log(self, name: str) -> Path:
+    def log_of(self, name: str) -> Path:
+        """Where it logs to; it goes with the rest of it."""
         return self._runs.records.folder(name) / "log"
 
-    async def _follow(self, record: Record, run: BuildRun, output: Output) -> BuildExit:
-        tail = Tail(self._log(record.id), output)
+    async def _follow(self, record: Record, timeout_seconds: float, output: Output) -> BuildExit:
+        tail = Tail(self.log_of(record.id), output)
         telling = asyncio.ensure_future(tail.follow())
         try:
-            in_time = await self._runs.exits.wait(record.id, run.timeout_seconds)
+            in_time = await self._runs.exits.wait(record.id, timeout_seconds)
         finally:
             telling.cancel()
         if not in_time:

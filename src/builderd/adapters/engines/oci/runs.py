@@ -49,6 +49,7 @@ class Run:
     """What to run. ``owner`` and ``disk`` are a builder's and empty for a build; ``user`` is the id inside.
 
     ``tmpfs`` maps paths inside to sizes in bytes, ``secret_files`` paths below ``/run/credentials`` to their text.
+    ``capabilities`` and ``host_network`` are for trusted tools.
     """
 
     id: str
@@ -70,6 +71,8 @@ class Run:
     log_limit: int
     tmpfs: Mapping[str, int] = field(default_factory=dict)
     secret_files: Mapping[str, str] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+    host_network: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +198,8 @@ class Runs:
         shim = int((bundle / "conmon.pid").read_text())
         record = self._save(replace(record, process=find_process(pid), shim=find_process(shim)))
         self.cgroups.limit_shim(run.id)
-        await self.launcher.attach(pid, self.network.link(record.slot, run.egress))
+        if not run.host_network:
+            await self.launcher.attach(pid, self.network.link(record.slot, run.egress))
         return record
 
     def _make_bundle(self, run: Run, record: Record, uid: int) -> Path:
@@ -231,6 +235,8 @@ class Runs:
             open_files=open_files(),
             read_only=run.root.scratch is None,
             tmpfs=run.tmpfs,
+            capabilities=run.capabilities,
+            host_network=run.host_network,
         )
 
     async def _launch_shim(self, run: Run, record: Record, bundle: Path) -> int:

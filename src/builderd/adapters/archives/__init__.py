@@ -1,0 +1,1 @@
+"""Archives: where backups are kept."""

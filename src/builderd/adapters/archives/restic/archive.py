@@ -1,0 +1,125 @@
+"""The archive in repositories of restic, one a tenant. Implements ``ports.archive.Archive``.
+
+restic runs where the disk is, as a tool of the engine: it never sees more of a machine than one disk and one
+repository, and has no network unless the repository is elsewhere.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from builderd.adapters.archives.restic import command, words
+from builderd.adapters.archives.restic.command import Place
+from builderd.adapters.archives.restic.runs import KEPT_LINES, LONG, QUICK, NoRepository, Run, Shop
+from builderd.domain.errors import BackupFailed, NoCapacity
+from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, is_id
+from builderd.ports.archive import Repository, Restored, Saved, Share
+from builderd.ports.engine import Engine, Tool
+
+#: Snapshots that one command forgets.
+BATCH = 100
+
+
+class ResticArchive:
+    """``root`` holds caches and lists of files; ``name`` stands in locks, and differs from those of other services.
+
+    At a place on this machine, ``floor_bytes`` of its file system stay free.
+    """
+
+    def __init__(self, engine: Engine, place: Place, root: Path, name: str, floor_bytes: int = 0) -> None:
+        self._shop = Shop(engine, place, root / "cache", name)
+        self._work_root = root / "work"
+        self._floor = floor_bytes
+
+    async def save(
+        self, repository: Repository, backup: BackupId, builder: BuilderId, disk: DiskId, limit_bytes: int, told: Share
+    ) -> Saved:
+        listed = await self._list(repository.tenant_id, builder, disk, ("record", str(limit_bytes)))
+        self._refuse_without_room(int(listed["bytes"]))
+        work = self._work(repository.tenant_id, builder)
+        run = Run(self._shop, repository, disk=disk, work=work, reads_all=True, told=told)
+        messages = await run(*command.backup(backup, builder), timeout=LONG, makes_repository=True)
+        summary = words.find(messages, "summary")
+        if summary is None:
+            raise BackupFailed(f"restic told of no snapshot: {words.explain(messages)}.")
+        added = int(summary.get("data_added_packed") or summary.get("data_added") or 0)
+        return Saved(
+            str(summary["snapshot_id"]), str(listed["digest"]), int(listed["files"]), int(listed["bytes"]), added
+        )
+
+    async def restore(self, repository: Repository, snapshot: str, disk: DiskId, told: Share) -> Restored:
+        work = self._work(repository.tenant_id, BuilderId(disk))
+        try:
+            run = Run(self._shop, repository, disk=disk, work=work, writable=True, told=told)
+            await run(*command.restore_manifest(snapshot), timeout=QUICK)
+            await run(*command.restore(snapshot), timeout=LONG)
+            found = await self._list(repository.tenant_id, BuilderId(disk), disk, ("compare",))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return Restored(str(found["digest"]), int(found["files"]), int(found["bytes"]), tuple(found["faults"]))
+
+    async def forget(self, repository: Repository, snapshots: Sequence[str]) -> None:
+        for start in range(0, len(snapshots), BATCH):
+            await Run(self._shop, repository)(*command.forget(snapshots[start : start + BATCH]), timeout=LONG)
+
+    async def prune(self, repository: Repository) -> None:
+        await Run(self._shop, repository)(*command.prune(), timeout=LONG)
+
+    async def saved(self, repository: Repository, builder: BuilderId) -> Mapping[str, BackupId]:
+        try:
+            messages = await Run(self._shop, repository)(*command.snapshots(builder), timeout=QUICK)
+        except NoRepository:
+            return {}
+        found = words.parse_list("".join(str(one.get("text", "")) for one in messages))
+        return {str(one["id"]): BackupId(tag) for one in found for tag in one.get("tags") or () if is_id(tag)}
+
+    async def check(self, repository: Repository, percent: float) -> None:
+        await Run(self._shop, repository)(*command.check(percent), timeout=LONG)
+
+    async def _list(
+        self, tenant: TenantId, builder: BuilderId, disk: DiskId, words_of_it: tuple[str, ...]
+    ) -> Mapping[str, Any]:
+        """Run the maker of lists beside the disk."""
+        argv = ("/usr/bin/python3", "-I", "-S", "-c", _manifest_source(), *words_of_it)
+        lines: deque[str] = deque(maxlen=KEPT_LINES)
+        folders = {"work": self._work(tenant, builder)}
+        tool = Tool(argv, disk=disk, reads_all=True, folders=folders, timeout_seconds=LONG)
+        ended = await self._shop.engine.run_tool(tool, lines.append)
+        answer = words.parse(lines[-1]) if lines else {}
+        if "too_much" in answer:
+            raise BackupFailed(
+                f"The files claim to hold far more than the disk's size, the last of them {answer['too_much']!r}: "
+                "remove large sparse files, or move them out of /app."
+            )
+        if "unreadable" in answer:
+            raise BackupFailed(f"A file cannot be read: {answer['unreadable']}.")
+        if ended.exit_code or "digest" not in answer:
+            why = "out of memory" if ended.out_of_memory else "out of time" if ended.timed_out else " ".join(lines)
+            raise BackupFailed(f"The files could not be listed: {why[-500:]}.")
+        return answer
+
+    def _refuse_without_room(self, needed: int) -> None:
+        """A full file system would hurt everybody on it."""
+        if not self._shop.place.is_local:
+            return
+        folder = Path(self._shop.place.location)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free - needed < self._floor:
+            raise NoCapacity(
+                f"The backups' file system has {free / 1e9:.1f} GB free, and {self._floor / 1e9:.1f} GB stay free: "
+                "too little for this backup. Make room, or keep fewer backups."
+            )
+
+    def _work(self, tenant: TenantId, builder: BuilderId) -> Path:
+        return self._work_root / tenant / builder
+
+
+@cache
+def _manifest_source() -> str:
+    return (Path(__file__).parent / "manifest.py").read_text()

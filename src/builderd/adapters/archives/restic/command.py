@@ -1,0 +1,127 @@
+"""The command lines and the environment of restic. Pure.
+
+Commands, exit codes and the JSON of ``--json`` are those of restic 0.18 (https://restic.readthedocs.io, "Scripting").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from builderd.domain.ids import BackupId, BuilderId, TenantId
+
+NO_REPOSITORY, LOCKED, WRONG_KEY, INCOMPLETE = 10, 11, 12, 3
+
+DISK, REPOSITORY, CACHE, WORK = "/disk", "/repository", "/cache", "/work"
+MANIFEST = f"{WORK}/manifest"
+
+#: Has ssh find its key and the hosts that it trusts, which come in the environment.
+_WITH_SSH = (
+    "umask 077; mkdir -p /tmp/.ssh; "
+    'printf "%s\\n" "$BUILDERD_SSH_KEY" >/tmp/.ssh/id; printf "%s\\n" "$BUILDERD_SSH_HOSTS" >/tmp/.ssh/hosts; '
+    'unset BUILDERD_SSH_KEY BUILDERD_SSH_HOSTS; exec "$@"'
+)
+_SSH_ARGUMENTS = (
+    "-i /tmp/.ssh/id -o BatchMode=yes -o IdentitiesOnly=yes -o StrictHostKeyChecking=yes "
+    "-o UserKnownHostsFile=/tmp/.ssh/hosts -o ServerAliveInterval=15"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where repositories are, one a tenant: below a folder of this machine, or at a back end that restic knows.
+
+    ``environment`` holds what the back end wants to know, such as ``AWS_ACCESS_KEY_ID``; ``ssh_key`` and
+    ``ssh_hosts`` are the texts of a private key and of a known_hosts file.
+    """
+
+    location: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ssh_key: str = ""
+    ssh_hosts: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        return self.location.startswith("/")
+
+    @property
+    def is_sftp(self) -> bool:
+        return self.location.startswith("sftp:")
+
+    def folder(self, tenant: TenantId) -> Path:
+        """The repository of a local place."""
+        return Path(self.location) / tenant
+
+    def url(self, tenant: TenantId) -> str:
+        """The repository as restic sees it."""
+        return REPOSITORY if self.is_local else f"{self.location.rstrip('/')}/{tenant}"
+
+
+def environment(place: Place, tenant: TenantId, key: bytes) -> dict[str, str]:
+    """What restic needs, secrets among it."""
+    ssh = {"BUILDERD_SSH_KEY": place.ssh_key, "BUILDERD_SSH_HOSTS": place.ssh_hosts} if place.is_sftp else {}
+    return {
+        **place.environment,
+        **ssh,
+        "RESTIC_REPOSITORY": place.url(tenant),
+        "RESTIC_PASSWORD": key.hex(),
+        "RESTIC_CACHE_DIR": CACHE,
+        "RESTIC_PROGRESS_FPS": "1",
+        "TMPDIR": "/tmp",  # noqa: S108
+    }
+
+
+def restic(place: Place, *words: str) -> tuple[str, ...]:
+    """One command; a repository on this machine needs no cache."""
+    options = ("--no-cache",) if place.is_local else ()
+    if not place.is_sftp:
+        return ("restic", "--json", *options, *words)
+    return ("sh", "-c", _WITH_SSH, "sh", "restic", "--json", "-o", f"sftp.args={_SSH_ARGUMENTS}", *options, *words)
+
+
+def init() -> tuple[str, ...]:
+    return ("init",)
+
+
+def backup(backup_id: BackupId, builder: BuilderId) -> tuple[str, ...]:
+    """The list of files goes along. The builder stands for the host, so its last backup is what is built on."""
+    return ("backup", "--host", builder, "--group-by", "host", "--tag", backup_id, DISK, MANIFEST)
+
+
+def restore(snapshot: str) -> tuple[str, ...]:
+    """All of the disk onto an empty one; long runs of zeros become holes again."""
+    return ("restore", f"{snapshot}:{DISK}", "--target", DISK, "--sparse")
+
+
+def restore_manifest(snapshot: str) -> tuple[str, ...]:
+    return ("restore", f"{snapshot}:{WORK}", "--target", WORK, "--include", "/manifest", "--overwrite", "always")
+
+
+def snapshots(builder: BuilderId) -> tuple[str, ...]:
+    return ("snapshots", "--no-lock", "--host", builder)
+
+
+def forget(ids: Sequence[str]) -> tuple[str, ...]:
+    return ("forget", *ids)
+
+
+def prune() -> tuple[str, ...]:
+    return ("prune", "--max-unused", "10%")
+
+
+def check(percent: float) -> tuple[str, ...]:
+    """The part is chosen by chance, another one each time."""
+    return ("check", "--read-data-subset", f"{percent:g}%")
+
+
+def list_locks() -> tuple[str, ...]:
+    return ("list", "locks", "--no-lock")
+
+
+def show_lock(lock: str) -> tuple[str, ...]:
+    return ("cat", "lock", lock, "--no-lock")
+
+
+def remove_locks() -> tuple[str, ...]:
+    return ("unlock", "--remove-all")

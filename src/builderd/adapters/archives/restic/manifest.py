@@ -1,0 +1,192 @@
+"""The list of what is on a disk, with a hash of each file: made before a backup, compared after a restore.
+
+This file is run as a program of its own beside the disk, by ``python3 -I -S -c``: standard library only.
+
+    record <limit>   list /disk in /work/manifest; files that are as in the list found there are not read again
+    compare          read all of /disk and compare it with /work/manifest
+
+Answers with one line of JSON. A record is ``kind mode size hash inode ctime path`` and ends with NUL, since a path may
+hold anything else. The digest leaves out inode and change time, which a restore does not bring back. Entries come in
+the order of their paths, so two lists are compared as they are read, however long they are. Sockets are left out:
+nobody listens on them after a restore.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+DISK, LIST = b"/disk", b"/work/manifest"
+SHOWN = 10
+
+
+class Entry(NamedTuple):
+    """``path`` is relative to the disk; ``hash`` is of the content, or of where a link leads."""
+
+    path: bytes
+    kind: str
+    mode: int
+    size: int
+    hash: str
+    inode: int
+    changed: int
+
+    @property
+    def order(self) -> list[bytes]:
+        return self.path.split(b"/")
+
+    @property
+    def lasting(self) -> bytes:
+        """What a restore must bring back."""
+        return f"{self.kind} {self.mode:o} {self.size} {self.hash} ".encode() + self.path + b"\0"
+
+    def write(self) -> bytes:
+        head = f"{self.kind} {self.mode:o} {self.size} {self.hash} {self.inode} {self.changed} "
+        return head.encode() + self.path + b"\0"
+
+
+def parse(record: bytes) -> Entry:
+    kind, mode, size, digest, inode, changed, path = record.split(b" ", 6)
+    return Entry(path, kind.decode(), int(mode, 8), int(size), digest.decode(), int(inode), int(changed))
+
+
+def read(path: bytes) -> Iterator[Entry]:
+    """The entries of a list; none where there is no list."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # noqa: PTH123
+        rest = b""
+        while piece := file.read(1 << 20):
+            *records, rest = (rest + piece).split(b"\0")
+            yield from map(parse, records)
+
+
+class TooMuch(Exception):
+    """The files claim to hold more than the limit."""
+
+
+def walk(disk: bytes, known: Iterator[Entry], limit: int | None = None) -> Iterator[Entry]:
+    """Everything on the disk, in the order of paths; what ``known`` has unchanged is not read. Follows no link."""
+    claimed = 0
+    candidate = next(known, None)
+    for path, status in _paths(disk):
+        relative = path[len(disk) + 1 :]
+        order = relative.split(b"/")
+        while candidate is not None and candidate.order < order:
+            candidate = next(known, None)
+        if stat.S_ISREG(status.st_mode):
+            claimed += status.st_size
+            if limit is not None and claimed > limit:
+                raise TooMuch(os.fsdecode(relative))
+        entry = _entry(path, relative, status, candidate)
+        if entry is not None:
+            yield entry
+
+
+def _paths(disk: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+    waiting = [_names(disk)]
+    while waiting:
+        path = waiting[-1].pop() if waiting[-1] else None
+        if path is None:
+            waiting.pop()
+            continue
+        status = os.lstat(path)
+        yield path, status
+        if stat.S_ISDIR(status.st_mode):
+            waiting.append(_names(path))
+
+
+def _names(folder: bytes) -> list[bytes]:
+    """The last first."""
+    return sorted((os.path.join(folder, name) for name in os.listdir(folder)), reverse=True)  # noqa: PTH118, PTH208
+
+
+def _entry(path: bytes, relative: bytes, status: os.stat_result, candidate: Entry | None) -> Entry | None:
+    mode = stat.S_IMODE(status.st_mode)
+    if stat.S_ISDIR(status.st_mode):
+        return Entry(relative, "d", mode, 0, "-", 0, 0)
+    if stat.S_ISFIFO(status.st_mode):
+        return Entry(relative, "p", mode, 0, "-", 0, 0)
+    if stat.S_ISLNK(status.st_mode):
+        return Entry(relative, "l", 0, 0, hashlib.sha256(os.readlink(path)).hexdigest(), 0, 0)  # noqa: PTH115
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    inode, changed, size = status.st_ino, status.st_ctime_ns, status.st_size
+    if (
+        candidate is not None
+        and candidate[0] == relative
+        and candidate[3] == size
+        and candidate[5:] == (inode, changed)
+    ):
+        return Entry(relative, "f", mode, size, candidate.hash, inode, changed)
+    return Entry(relative, "f", mode, size, _hash(path), inode, changed)
+
+
+def _hash(path: bytes) -> str:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record(disk: bytes, listed: bytes, limit: int) -> dict[str, object]:
+    """Write the list anew; its digest, and how many files of how many bytes are in it."""
+    digest, files, size = hashlib.sha256(), 0, 0
+    with open(listed + b".new", "wb") as file:  # noqa: PTH123
+        for entry in walk(disk, read(listed), limit):
+            file.write(entry.write())
+            digest.update(entry.lasting)
+            files += entry.kind == "f"
+            size += entry.size
+    os.replace(listed + b".new", listed)  # noqa: PTH105
+    return {"digest": digest.hexdigest(), "files": files, "bytes": size}
+
+
+def compare(disk: bytes, listed: bytes) -> dict[str, object]:
+    """How the disk differs from the list."""
+    digest, files, size = hashlib.sha256(), 0, 0
+    faults: list[str] = []
+    found, wanted = walk(disk, iter(())), read(listed)
+    have, want = next(found, None), next(wanted, None)
+    while have is not None or want is not None:
+        fault = _differ(have, want)
+        if fault and len(faults) < SHOWN:
+            faults.append(fault)
+        both = have is not None and want is not None and have.path == want.path
+        first = both or want is None or (have is not None and have.order < want.order)
+        last = both or have is None or (want is not None and want.order < have.order)
+        if last and want is not None:
+            digest.update(want.lasting)
+            files += want.kind == "f"
+            size += want.size
+            want = next(wanted, None)
+        if first and have is not None:
+            have = next(found, None)
+    return {"digest": digest.hexdigest(), "files": files, "bytes": size, "faults": faults}
+
+
+def _differ(have: Entry | None, want: Entry | None) -> str | None:
+    if have is not None and want is not None and have.path == want.path:
+        return None if have.lasting == want.lasting else f"differs: {os.fsdecode(want.path)!r}"
+    if want is not None and (have is None or want.order < have.order):
+        return f"missing: {os.fsdecode(want.path)!r}"
+    return f"not in the backup: {os.fsdecode(have.path)!r}" if have else None
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        answer = record(DISK, LIST, int(arguments[1])) if arguments[0] == "record" else compare(DISK, LIST)
+    except TooMuch as error:
+        answer = {"too_much": str(error)}
+    except OSError as error:
+        name = os.fsdecode(error.filename or b"")
+        answer = {"unreadable": f"{name!r}: {error.strerror}"}
+    print(json.dumps(answer))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""Backups: copies of a builder's disk at one moment, kept apart from it. What is kept for how long is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId
+
+#: After a failed backup, the next scheduled one is tried after so long, doubled each time, at most the interval.
+RETRY = timedelta(minutes=10)
+#: What a person asked for, and what was there before a restore, stays at least so long.
+KEEP_ASKED = timedelta(days=7)
+#: Of a disk that claims to hold more bytes than so many times its size (by sparse files) no backup is made.
+SPARSE_FACTOR = 8
+
+
+class BackupKind(StrEnum):
+    #: Every ``backup_interval_hours``.
+    SCHEDULED = "scheduled"
+    #: When it was stopped because nobody used it.
+    IDLE = "idle"
+    #: The last one, before the disk was deleted with its builder.
+    DELETED = "deleted"
+    #: Somebody asked for it.
+    REQUESTED = "requested"
+    #: What a restore replaced.
+    BEFORE_RESTORE = "before_restore"
+
+
+class BackupStatus(StrEnum):
+    #: Its disk is about to be copied.
+    PLANNED = "planned"
+    #: A copy of the disk is held and waits to be archived.
+    HELD = "held"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """``created_at`` is the moment whose state it holds; ``copy`` the copied disk while that exists.
+
+    ``snapshot`` names it in the archive and ``digest`` is the sha256 of its list of files with their hashes, both
+    None until it is done. ``size_bytes`` is what the files hold, ``added_bytes`` what the archive grew by.
+    ``expires_at`` is set when it is to go at a certain time, whatever the rules of retention say.
+    ``owner`` is the service that works on it. ``verified_at`` is when it was last restored and found whole,
+    ``fault`` what a later look found wrong with it.
+    """
+
+    id: BackupId
+    tenant_id: TenantId
+    builder_id: BuilderId
+    builder_name: str
+    version: int
+    kind: BackupKind
+    status: BackupStatus
+    actor: str
+    owner: str
+    created_at: datetime
+    copy: DiskId | None = None
+    finished_at: datetime | None = None
+    snapshot: str | None = None
+    digest: str | None = None
+    files: int = 0
+    size_bytes: int = 0
+    added_bytes: int = 0
+    error: str = ""
+    expires_at: datetime | None = None
+    verified_at: datetime | None = None
+    checked_at: datetime | None = None
+    fault: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is still something to do for it."""
+        return self.status in (BackupStatus.PLANNED, BackupStatus.HELD)
+
+
+class RestoreKind(StrEnum):
+    #: Into the builder it was taken of, in place of what it has now.
+    SAME = "same"
+    #: As a builder of its own.
+    NEW = "new"
+    #: Into a scratch sandbox, to see whether it could be restored.
+    DRILL = "drill"
+
+
+class RestoreStatus(StrEnum):
+    #: Asked for; nothing was done yet, or it is done again from the start.
+    PLANNED = "planned"
+    #: The files are on ``disk`` and were found to be those of the backup.
+    FILLED = "filled"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """``builder_id`` is the builder that gets (or, for a drill, lent) the backup; ``name`` that of a new one.
+
+    ``disk`` is made for it. ``safety`` is the backup of what the builder had before, which comes first.
+    """
+
+    id: RestoreId
+    tenant_id: TenantId
+    builder_id: BuilderId
+    backup_id: BackupId
+    kind: RestoreKind
+    status: RestoreStatus
+    actor: str
+    owner: str
+    created_at: datetime
+    disk: DiskId
+    name: str = ""
+    safety: BackupId | None = None
+    finished_at: datetime | None = None
+    error: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is still something to do for it."""
+        return self.status in (RestoreStatus.PLANNED, RestoreStatus.FILLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """So many of the newest hours, days and weeks in which there was a backup keep their newest one."""
+
+    hourly: int = 24
+    daily: int = 7
+    weekly: int = 4
+
+
+def surplus(backups: Iterable[Backup], retention: Retention, now: datetime) -> Sequence[Backup]:
+    """The finished backups of one builder that no rule keeps; the newest one is always kept."""
+    done = sorted((b for b in backups if b.status is BackupStatus.DONE), key=lambda b: b.created_at, reverse=True)
+    kept = {b.id for b in done[:1]}
+    kept |= {b.id for b in done if _was_asked(b) and b.created_at > now - KEEP_ASKED}
+    for count, span in (
+        (retention.hourly, _hour),
+        (retention.daily, _day),
+        (retention.weekly, _week),
+    ):
+        kept |= _newest_of_each(done, count, span)
+    return [b for b in done if b.id not in kept and b.expires_at is None]
+
+
+def _was_asked(backup: Backup) -> bool:
+    return backup.kind in (BackupKind.REQUESTED, BackupKind.BEFORE_RESTORE)
+
+
+def _newest_of_each(done: Sequence[Backup], count: int, span: Callable[[datetime], object]) -> set[BackupId]:
+    newest: dict[object, BackupId] = {}
+    for backup in done:
+        newest.setdefault(span(backup.created_at), backup.id)
+    return set(list(newest.values())[:count])
+
+
+def _hour(at: datetime) -> object:
+    return at.year, at.month, at.day, at.hour
+
+
+def _day(at: datetime) -> object:
+    return at.year, at.month, at.day
+
+
+def _week(at: datetime) -> object:
+    return at.isocalendar()[:2]
+
+
+def due_at(interval_hours: int, newest: Backup | None, failures: int, since: datetime) -> datetime:
+    """When the next scheduled backup is due.
+
+    ``newest`` is the last that was tried, ``failures`` how many failed in a row, ``since`` when the builder was made.
+    """
+    interval = timedelta(hours=interval_hours)
+    if newest is None:
+        return since + interval
+    if not failures:
+        return newest.created_at + interval
+    doubled: int = 2 ** min(failures - 1, 10)
+    return newest.created_at + min(RETRY * doubled, interval)

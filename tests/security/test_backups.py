@@ -1,0 +1,255 @@
+"""Disks are hostile, and repositories get damaged: restic must neither be led astray nor keep quiet."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from tests.contract.archive.conftest import Scene
+from tests.engines import prepared, settings_in
+
+from builderd.adapters.archives.restic.archive import ResticArchive
+from builderd.adapters.archives.restic.command import Place
+from builderd.adapters.engines.oci.disks import APP_OWNER
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.domain.errors import BackupFailed, NoCapacity
+from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, new_id
+from builderd.ports.archive import Repository, Saved
+from builderd.ports.engine import Tool
+
+pytestmark = pytest.mark.root
+
+LIMIT = 1 << 30
+BUILDER = BuilderId(new_id())
+HOSTILE_NAMES = (
+    b"--exclude=*",
+    b"-rf",
+    b"line\nbreak",
+    b"tab\there",
+    b"\xff\xfe not utf-8",
+    b'{"message_type":"summary","snapshot_id":"0"}',
+    b"$(touch pwned)`touch pwned`;touch pwned",
+    b" leading and trailing ",
+    b"*?[a-z]",
+    b"\x1b[31mred",
+    b"\\0",
+    b"a" * 255,
+    "\u202eright-to-left".encode(),
+)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciSettings]:
+    found = settings_in(tmp_path_factory.mktemp("hostile"))
+    yield found
+    asyncio.run(OciEngine(found).down())
+
+
+@pytest.fixture
+async def scene(settings: OciSettings, tmp_path: Path) -> AsyncIterator[Scene]:
+    async with prepared(settings) as engine:
+        yield Scene(ResticArchive(engine, Place(str(tmp_path / "repositories")), tmp_path / "archive", "mine"), engine)
+
+
+@pytest.fixture
+def repository() -> Repository:
+    return Repository(TenantId(new_id()), b"k" * 32)
+
+
+async def _save(scene: Scene, repository: Repository, disk: DiskId, limit: int = LIMIT) -> Saved:
+    return await scene.archive.save(repository, BackupId(new_id()), BUILDER, disk, limit, lambda _: None)
+
+
+async def _restored(scene: Scene, repository: Repository, saved: Saved) -> Path:
+    disk = await scene.disk()
+    restored = await scene.archive.restore(repository, saved.snapshot, disk, lambda _: None)
+    assert (restored.digest, restored.faults) == (saved.digest, ())
+    return scene.app(disk)
+
+
+def _own(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, APP_OWNER, APP_OWNER, follow_symlinks=False)
+
+
+def _fill_with_traps(root: Path) -> None:
+    for name in HOSTILE_NAMES:
+        (root / os.fsdecode(name)).write_bytes(b"content of " + name)
+    for link, target in {"passwd": "/etc/passwd", "root": "/", "up": "../../..", "self": "self", "no": "/n"}.items():
+        (root / link).symlink_to(target)
+    (root / "deep").mkdir()
+    (root / "deep/escape").symlink_to("/repository")
+    os.mkfifo(root / "pipe", 0o600)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(root / "sock"))
+    secret = root / "unreadable"
+    secret.write_bytes(b"mode 000")
+    secret.chmod(0)
+    closed = root / "closed"
+    closed.mkdir()
+    (closed / "inside").write_bytes(b"in a closed folder")
+    (root / "linked").hardlink_to(root / "-rf")
+    program = root / "run me"
+    program.write_bytes(b"#!/bin/sh\n")
+    program.chmod(0o755)
+
+
+async def test_hostile_names_links_and_special_files_come_back_as_they_were(
+    scene: Scene, repository: Repository
+) -> None:
+    disk = await scene.disk()
+    app = scene.app(disk)
+    _fill_with_traps(app)
+    _own(app)
+    (app / "closed").chmod(0)
+    back = await _restored(scene, repository, await _save(scene, repository, disk))
+    names = {os.fsencode(path.name) for path in back.iterdir()}
+    assert names == {os.fsencode(path.name) for path in app.iterdir()} - {b"sock"}
+    for name in HOSTILE_NAMES:
+        assert (back / os.fsdecode(name)).read_bytes() == b"content of " + name
+    assert (back / "passwd").readlink() == Path("/etc/passwd")
+    assert (back / "root").is_symlink()
+    assert stat.S_ISFIFO((back / "pipe").stat().st_mode)
+    assert (back / "unreadable").stat().st_mode & 0o777 == 0
+    assert (back / "closed/inside").read_bytes() == b"in a closed folder"
+    assert (back / "linked").stat().st_ino == (back / "-rf").stat().st_ino
+    assert all(path.lstat().st_uid == APP_OWNER for path in back.rglob("*"))
+    assert not list(back.rglob("pwned"))
+
+
+async def test_a_link_is_saved_as_a_link_and_what_it_leads_to_is_not(scene: Scene, repository: Repository) -> None:
+    disk = await scene.disk()
+    (scene.app(disk) / "out").symlink_to("/proc/1/environ")
+    (scene.app(disk) / "folder").symlink_to("/usr")
+    saved = await _save(scene, repository, disk)
+    assert (saved.files, saved.size_bytes) == (0, 0)
+
+
+async def test_sparse_files_are_restored_sparse_and_absurd_ones_refused(scene: Scene, repository: Repository) -> None:
+    disk = await scene.disk()
+    hole = scene.app(disk) / "hole"
+    with hole.open("wb") as file:
+        file.truncate(200_000_000)
+    _own(scene.app(disk))
+    back = await _restored(scene, repository, await _save(scene, repository, disk))
+    assert (back / "hole").stat().st_size == 200_000_000
+    assert (back / "hole").stat().st_blocks * 512 < 1_000_000
+    with hole.open("wb") as file:
+        file.truncate(8 << 50)
+    with pytest.raises(BackupFailed, match="hole"):
+        await _save(scene, repository, disk)
+
+
+async def test_a_path_too_long_to_be_opened_fails_the_backup_loudly(scene: Scene, repository: Repository) -> None:
+    disk = await scene.disk()
+    here = os.open(scene.app(disk), os.O_RDONLY)
+    for _ in range(30):
+        os.mkdir("d" * 200, dir_fd=here)
+        deeper = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+    with pytest.raises(BackupFailed, match="cannot be read"):
+        await _save(scene, repository, disk)
+
+
+async def test_a_disk_that_is_too_small_for_the_restore_fails_it_and_stays_within_its_limit(
+    scene: Scene, repository: Repository
+) -> None:
+    saved = await _save(scene, repository, await scene.disk(big=os.urandom(20_000_000)))
+    small = DiskId(new_id())
+    await scene.engine.create_disk(small, 5_000_000)
+    with pytest.raises(BackupFailed):
+        await scene.archive.restore(repository, saved.snapshot, small, lambda _: None)
+    await scene.engine.delete_disk(small)
+
+
+async def test_a_tool_has_no_network_no_rights_and_sees_one_disk_only(scene: Scene) -> None:
+    disk = await scene.disk(note=b"read me")
+    lines: list[str] = []
+    look = (
+        "id -u; cat /disk/note; echo; cat /proc/self/status | grep -E 'CapEff|NoNewPrivs|Seccomp:'; "
+        "touch /disk/new; touch /new; ls /data /var/lib/builderd-host; cat /proc/net/dev | tail -n +3 | wc -l; "
+        "mount -t tmpfs none /tmp; unshare -U true"
+    )
+    await scene.engine.run_tool(Tool(("sh", "-c", look), disk=disk), lines.append)
+    text = "\n".join(lines)
+    assert lines[:2] == ["1000", "read me"]
+    assert "CapEff:\t0000000000000000" in text
+    assert "NoNewPrivs:\t1" in text
+    assert "Seccomp:\t2" in text
+    assert text.count("Read-only file system") == 2
+    assert text.count("No such file or directory") == 2
+    assert "unshare failed" in text or "Operation not permitted" in text
+
+
+async def test_reading_everything_is_no_right_to_write_anything(scene: Scene) -> None:
+    disk = await scene.disk(note=b"x")
+    lines: list[str] = []
+    tool = Tool(
+        ("sh", "-c", "grep CapEff /proc/self/status; cat /etc/shadow >/dev/null; echo"), {}, disk, reads_all=True
+    )
+    await scene.engine.run_tool(tool, lines.append)
+    assert lines[0] == "CapEff:\t0000000000000004"
+
+
+async def test_a_lock_left_by_a_dead_run_of_ours_does_not_stop_us_but_a_foreign_one_does(
+    scene: Scene, repository: Repository, tmp_path: Path
+) -> None:
+    disk = await scene.disk(note=b"1")
+    saved = await _save(scene, repository, disk)
+    await _leave_lock(scene, repository, "mine")
+    await scene.archive.forget(repository, [saved.snapshot])
+    await _save(scene, repository, disk)
+    await _leave_lock(scene, repository, "somebody-else")
+    with pytest.raises(BackupFailed, match="locked by another service"):
+        await scene.archive.prune(repository)
+
+
+async def _leave_lock(scene: Scene, repository: Repository, name: str) -> None:
+    """Kill a run in the middle, so that its lock stays."""
+    assert isinstance(scene.archive, ResticArchive)
+    place = scene.archive._shop.place
+    folder = place.folder(repository.tenant_id)
+    script = (
+        "restic --no-cache check --read-data >/dev/null & "
+        "while ! ls /repository/locks/* >/dev/null 2>&1; do sleep 0.005; done; kill -9 $!"
+    )
+    tool = Tool(
+        ("sh", "-c", script, "restic"),
+        {"RESTIC_REPOSITORY": "/repository", "RESTIC_PASSWORD": repository.key.hex()},
+        folders={"repository": folder},
+        hostname=name,
+    )
+    await scene.engine.run_tool(tool, print)
+    assert list((folder / "locks").iterdir()), "it tidied up before it was killed"
+
+
+async def test_a_damaged_repository_is_told_by_the_check_and_by_the_restore(
+    scene: Scene, repository: Repository
+) -> None:
+    saved = await _save(scene, repository, await scene.disk(big=os.urandom(3_000_000)))
+    assert isinstance(scene.archive, ResticArchive)
+    folder = scene.archive._shop.place.folder(repository.tenant_id)
+    pack = max((path for path in (folder / "data").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    pack.chmod(0o600)
+    with pack.open("r+b") as file:
+        file.seek(pack.stat().st_size // 2)
+        file.write(b"damage" * 100)
+    with pytest.raises(BackupFailed):
+        await scene.archive.check(repository, 100)
+    with pytest.raises(BackupFailed):
+        await scene.archive.restore(repository, saved.snapshot, await scene.disk(), lambda _: None)
+
+
+async def test_a_repository_that_would_fill_the_host_is_not_written_to(scene: Scene, repository: Repository) -> None:
+    assert isinstance(scene.archive, ResticArchive)
+    scene.archive._floor = 1 << 60
+    with pytest.raises(NoCapacity, match="free"):
+        await _save(scene, repository, await scene.disk(note=b"1"))

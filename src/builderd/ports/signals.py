@@ -11,6 +11,10 @@ from typing import Protocol
 from builderd.domain.ids import BuilderId
 
 
+#: To wait for a change of any builder.
+ANY = BuilderId("")
+
+
 class Signals(Protocol):
     """All methods but the waiting ones are thread-safe and never block."""
 
@@ -24,7 +28,7 @@ class Signals(Protocol):
         """Its record changed: wake everybody who waits for it."""
 
     def count(self, builder: BuilderId) -> int:
-        """How many changes were told so far; hand it to ``wait``."""
+        """How many changes were told so far, of this builder or of ``ANY``; hand it to ``wait``."""
 
     async def wait(self, builder: BuilderId, seen: int, timeout_seconds: float) -> None:
         """Return when the count differs from ``seen``, or at the timeout."""

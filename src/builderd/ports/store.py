@@ -40,6 +40,16 @@ class BuilderQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class EventQuery:
+    """Filters of a tenant's events. ``types`` are patterns of ``domain.events``, none for all; ``until`` is excluded."""
+
+    builder: BuilderId | None = None
+    types: Sequence[str] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class IdempotencyRecord:
     """A retry key of a tenant. ``status`` is None until the first call was answered.
 
@@ -192,6 +202,21 @@ class Events(Protocol):
 
     def of_builder(self, builder: BuilderId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         """Oldest first, those with a greater id."""
+
+    def page(self, tenant: TenantId, query: EventQuery, *, page: int, per_page: int) -> tuple[Sequence[Event], int]:
+        """Newest first: one page (from 1), and the total number."""
+
+    def following(self, tenant: TenantId, query: EventQuery, *, after: int, limit: int) -> Sequence[Event]:
+        """Oldest first, those with a greater id.
+
+        Events of a tenant appear in the order of their ids: none is ever added below one that was seen.
+        """
+
+    def last_id(self, tenant: TenantId) -> int:
+        """The greatest id among the tenant's events, 0 when there is none."""
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Remove at most so many of the oldest, as far as they happened before this; how many."""
 
 
 class BuildLogs(Protocol):

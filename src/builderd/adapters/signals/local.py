@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from builderd.domain.ids import BuilderId
+from builderd.ports.signals import ANY
 
 
 class LocalSignals:
@@ -61,10 +62,11 @@ class LocalSignals:
         self._wishing.set()
 
     def _change(self, builder: BuilderId) -> None:
-        self._counts[builder] += 1
-        for future in self._waiters.pop(builder, set()):
-            if not future.done():
-                future.set_result(None)
+        for told in (builder, ANY):
+            self._counts[told] += 1
+            for future in self._waiters.pop(told, set()):
+                if not future.done():
+                    future.set_result(None)
 
     def _forget(self, builder: BuilderId, future: asyncio.Future[None]) -> None:
         waiting = self._waiters.get(builder)

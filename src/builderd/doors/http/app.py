@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,7 +12,16 @@ from fastapi import FastAPI, Response
 from builderd.doors.http import docs_page, health, openapi, problems
 from builderd.doors.http.meter import Meter
 from builderd.doors.http.request_log import RequestLog
-from builderd.doors.http.v1 import PREFIX, builders, creations, credentials, executions, logs, spending
+from builderd.doors.http.v1 import (
+    PREFIX,
+    builders,
+    creations,
+    credentials,
+    events,
+    executions,
+    logs,
+    spending,
+)
 from builderd.services.application import Application
 
 
@@ -28,8 +38,18 @@ def create_app(application: Application, *, metrics_token: str | None = None, me
     app = bare_app(application, meter, lifespan=lifespan, openapi_url="/openapi.json")
     app.state.creations = started
     app.state.metrics_token = metrics_token
+    app.state.event_streams = Counter()
     # Before the builders, among whose paths /builders/spending would be taken for one of their uuids.
-    for noun in (health, spending, creations, builders, logs, executions, credentials):
+    for noun in (
+        health,
+        spending,
+        creations,
+        builders,
+        logs,
+        events,
+        executions,
+        credentials,
+    ):
         app.router.routes.extend(noun.router.routes)
     # For clients that put the base path before everything.
     app.include_router(health.router, prefix=PREFIX, include_in_schema=False)

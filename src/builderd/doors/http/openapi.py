@@ -36,11 +36,11 @@ FAILURES = {
 STAGES = " `install_failed` or `start_failed`: the builder is kept in `failed`, `data.uuid` names it."
 
 #: The groups of calls, in the order in which they are shown.
-BUILDERS, WATCHING, CREDENTIALS = "Builders", "Logs and commands", "Credentials"
+BUILDERS, WATCHING, CREDENTIALS = "Builders", "Logs, events and commands", "Credentials"
 SPENDING, SERVICE = "Spending", "The service itself"
 TAGS = (
     {"name": BUILDERS, "description": "From code to a live URL, and its life from then on."},
-    {"name": WATCHING, "description": "What an app says, and commands run beside it."},
+    {"name": WATCHING, "description": "What an app says, what happens to it, and commands run beside it."},
     {"name": CREDENTIALS, "description": "Secrets, handed to the builders that ask for them and never read back."},
     {"name": SPENDING, "description": "What it costs."},
     {"name": SERVICE, "description": "For who operates it."},

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, literal, select
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, func, insert, literal, or_, select
 
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import events
-from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId
+from builderd.domain.events import ALL, Event, prefix_of
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.ports.store import EventQuery
 
 #: The first key of the advisory locks; the second is a hash of the tenant's id. Two tenants of one hash just wait.
 LOCK_CLASS = 0x62640001
@@ -28,6 +31,11 @@ _OF_BUILDER = (
     .where(events.c.builder_id == bindparam("builder"), events.c.id > bindparam("after"))
     .order_by(events.c.id)
     .limit(bindparam("limit"))
+)
+_LAST_ID = select(func.max(events.c.id)).where(events.c.tenant_id == bindparam("tenant"))
+_OLDEST = select(events.c.id, events.c.time).order_by(events.c.id).limit(bindparam("limit")).subquery()
+_EXPIRE = delete(events).where(
+    events.c.id.in_(select(_OLDEST.c.id).where(_OLDEST.c.time < bindparam("before", type_=events.c.time.type)))
 )
 
 
@@ -47,3 +55,38 @@ class Events:
     def of_builder(self, builder: BuilderId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         values = {"builder": builder, "after": after, "limit": limit}
         return [Event(**row) for row in self._connection.execute(_OF_BUILDER, values).mappings()]
+
+    def page(self, tenant: TenantId, query: EventQuery, *, page: int, per_page: int) -> tuple[Sequence[Event], int]:
+        found = _filtered(tenant, query)
+        total = self._connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
+        return self._read(found.order_by(events.c.id.desc()).limit(per_page).offset((page - 1) * per_page)), total
+
+    def following(self, tenant: TenantId, query: EventQuery, *, after: int, limit: int) -> Sequence[Event]:
+        return self._read(_filtered(tenant, query).where(events.c.id > after).order_by(events.c.id).limit(limit))
+
+    def last_id(self, tenant: TenantId) -> int:
+        return self._connection.execute(_LAST_ID, {"tenant": tenant}).scalar_one() or 0
+
+    def expire(self, before: datetime, limit: int) -> int:
+        return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
+
+    def _read(self, statement: Select[Any]) -> Sequence[Event]:
+        return [Event(**row) for row in self._connection.execute(statement).mappings()]
+
+
+def _filtered(tenant: TenantId, query: EventQuery) -> Select[Any]:
+    found = select(events).where(events.c.tenant_id == tenant)
+    if query.builder is not None:
+        found = found.where(events.c.builder_id == query.builder)
+    if query.since is not None:
+        found = found.where(events.c.time >= query.since)
+    if query.until is not None:
+        found = found.where(events.c.time < query.until)
+    if query.types and ALL not in query.types:
+        found = found.where(or_(*(_is_of(pattern) for pattern in query.types)))
+    return found
+
+
+def _is_of(pattern: str) -> ColumnElement[bool]:
+    prefix = prefix_of(pattern)
+    return events.c.type == pattern if prefix is None else events.c.type.startswith(prefix, autoescape=True)

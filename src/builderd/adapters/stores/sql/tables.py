@@ -248,13 +248,15 @@ events = Table(
     "events",
     metadata,
     Column("id", _Counter, primary_key=True),
-    *_of_builder(),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("builder_id", Text, ForeignKey("builders.id")),
     Column("time", UtcDateTime, nullable=False),
     Column("type", Text, nullable=False),
     Column("actor", ForeignText, nullable=False),
     Column("reason", ForeignText, nullable=False),
     Column("details", _document(), nullable=False),
     Index("ix_events_builder_id_id", "builder_id", "id"),
+    Index("ix_events_tenant_id_id", "tenant_id", "id"),
     **_never_twice,
 )
 

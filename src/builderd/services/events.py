@@ -1,0 +1,64 @@
+"""Events: listed, and followed as they happen.
+
+A follower holds a place, the id of the last event it was given, and asks for what has a greater one. The store makes
+a tenant's events appear in the order of their ids, so nothing is lost or told twice, whoever writes beside it and
+however often the follower comes back. Events are fetched as they are taken: one that reads slowly holds a page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+
+from builderd.domain.builders import Status
+from builderd.domain.events import Event
+from builderd.domain.ids import TenantId
+from builderd.ports.signals import ANY
+from builderd.ports.store import EventQuery, UnitOfWork
+from builderd.services.application import Application
+
+#: How long to trust that a change of this process is signalled before looking again, in seconds.
+LOOK_INTERVAL = 1.0
+#: The least between two looks of a follower, however much happens: what happens meanwhile is read at once.
+LEAST_INTERVAL = 0.1
+#: How many events a follower holds at most.
+PAGE = 100
+
+
+async def place(application: Application, tenant_id: TenantId, query: EventQuery, given: int | None) -> int:
+    """Where a follower begins: after the event that was given, else with those since ``query.since``, else with now.
+
+    An id that is still to come counts as the last one: what gets it must not be passed over.
+    """
+    last = await application.store.read(lambda uow: uow.events.last_id(tenant_id))
+    if given is not None:
+        return min(given, last)
+    return last if query.since is None else 0
+
+
+async def follow(
+    application: Application, tenant_id: TenantId, query: EventQuery, after: int
+) -> AsyncGenerator[Event]:
+    """What has a greater id, oldest first, as it happens; of one builder until that is gone."""
+    signals, told_by = application.signals, query.builder or ANY
+    if after:
+        # The place says where to go on; a time would only leave out what belongs there.
+        query = replace(query, since=None)
+    while True:
+        seen = signals.count(told_by)
+        found, over = await application.store.read(lambda uow, after=after: _look(uow, tenant_id, query, after))
+        for event in found:
+            after = event.id
+            yield event
+        if over and not found:
+            return
+        if len(found) < PAGE:
+            await signals.wait(told_by, seen, LOOK_INTERVAL)
+            await asyncio.sleep(LEAST_INTERVAL)
+
+
+def _look(uow: UnitOfWork, tenant_id: TenantId, query: EventQuery, after: int) -> tuple[tuple[Event, ...], bool]:
+    events = tuple(uow.events.following(tenant_id, query, after=after, limit=PAGE))
+    builder = uow.builders.get(query.builder) if query.builder else None
+    return events, builder is not None and builder.status is Status.DELETED

@@ -1,0 +1,28 @@
+"""Events: what happened, when, by whom and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from builderd.wire.v1.envelope import Page
+from builderd.wire.v1.logs import ExactTime
+from builderd.wire.v1.shape import View
+
+
+class Event(View):
+    """``id`` counts up: of two events of yours the later one has the greater. ``builder`` is null for the tenant's own.
+
+    ``actor`` is ``token <name>`` or ``system``; ``reason`` is for people, ``details`` for machines.
+    """
+
+    id: int
+    time: ExactTime
+    type: str
+    builder: str | None
+    actor: str
+    reason: str
+    details: dict[str, Any]
+
+
+class EventPage(Page[Event]):
+    """Events, the newest first."""

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 from tests.contract.store.calls import event_ids, record
-from tests.contract.store.samples import NOW, SECOND, add_builder, make_event
+from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_event
 
-from builderd.ports.store import Store
+from builderd.domain.ids import BuilderId
+from builderd.ports.store import EventQuery, Store
 
 
 async def test_every_field_of_an_event_is_kept_and_it_gets_an_id(store: Store) -> None:
@@ -49,3 +50,74 @@ async def test_details_that_are_no_json_are_refused(store: Store) -> None:
     with pytest.raises(Exception, match="JSON"):
         await record(store, make_event(builder.id, details={"seconds": float("nan")}))
     assert await event_ids(store, builder.id) == []
+
+
+# Of a tenant
+
+
+async def page(store: Store, query: EventQuery, number: int = 1, per_page: int = 10) -> tuple[list[int], int]:
+    found, total = await store.read(lambda uow: uow.events.page(TENANT.id, query, page=number, per_page=per_page))
+    return [event.id for event in found], total
+
+
+async def following(store: Store, query: EventQuery, after: int = 0, limit: int = 10) -> list[int]:
+    found = await store.read(lambda uow: uow.events.following(TENANT.id, query, after=after, limit=limit))
+    return [event.id for event in found]
+
+
+async def test_a_tenants_events_are_paged_newest_first_and_followed_oldest_first(store: Store) -> None:
+    builder = await add_builder(store)
+    ids = [(await record(store, make_event(builder.id))).id for _ in range(5)]
+    assert await page(store, EventQuery()) == (ids[::-1], 5)
+    assert await page(store, EventQuery(), number=2, per_page=2) == ([ids[2], ids[1]], 5)
+    assert await page(store, EventQuery(), number=4, per_page=2) == ([], 5)
+    assert await following(store, EventQuery(), after=ids[0], limit=3) == ids[1:4]
+    assert await store.read(lambda uow: uow.events.last_id(TENANT.id)) == ids[-1]
+
+
+async def test_another_tenants_events_are_in_no_list(store: Store) -> None:
+    await add(store, OTHER_TENANT)
+    foreign = await add_builder(store, tenant_id=OTHER_TENANT.id)
+    await record(store, make_event(foreign.id, tenant_id=OTHER_TENANT.id))
+    for query in (EventQuery(), EventQuery(builder=foreign.id), EventQuery(types=["*"])):
+        assert await page(store, query) == ([], 0)
+        assert await following(store, query) == []
+    assert await store.read(lambda uow: uow.events.last_id(TENANT.id)) == 0
+
+
+async def test_events_are_filtered_by_builder_type_and_time(store: Store) -> None:
+    one, two = await add_builder(store), await add_builder(store)
+    kinds = ("builder.status", "builder.deleted", "builders.x", "stage.started", "builderXstatus")
+    ids = [(await record(store, make_event(one.id, type=kind))).id for kind in kinds]
+    late = (await record(store, make_event(two.id, type="webhook.disabled", time=NOW + 2 * SECOND))).id
+
+    async def found(query: EventQuery) -> list[int]:
+        assert (await page(store, query))[0] == (await following(store, query))[::-1]
+        return await following(store, query)
+
+    assert await found(EventQuery(builder=two.id)) == [late]
+    assert await found(EventQuery(types=["builder.status"])) == [ids[0]]
+    assert await found(EventQuery(types=["builder.*"])) == ids[:2]
+    assert await found(EventQuery(types=["builder.deleted", "stage.*"])) == [ids[1], ids[3]]
+    assert await found(EventQuery(types=["stage.started", "*"])) == [*ids, late]
+    assert await found(EventQuery(since=NOW + SECOND)) == [late]
+    assert await found(EventQuery(until=NOW)) == []
+    assert await found(EventQuery(since=NOW, until=NOW + SECOND)) == ids
+
+
+async def test_an_event_may_concern_the_tenant_as_a_whole(store: Store) -> None:
+    stored = await record(store, replace(make_event(BuilderId("")), builder_id=None))
+    assert await store.read(lambda uow: uow.events.following(TENANT.id, EventQuery(), after=0, limit=1)) == [stored]
+
+
+async def test_the_oldest_events_expire_a_few_at_a_time_and_ids_are_not_used_again(store: Store) -> None:
+    builder = await add_builder(store)
+    ids = [(await record(store, make_event(builder.id, time=NOW + n * SECOND))).id for n in range(5)]
+
+    async def expire(seconds: float) -> int:
+        return await store.write(lambda uow: uow.events.expire(NOW + seconds * SECOND, 2))
+
+    assert [await expire(3), await expire(3), await expire(3)] == [2, 1, 0]
+    assert (await page(store, EventQuery()))[0] == [ids[4], ids[3]]
+    assert [await expire(99), await expire(99)] == [2, 0]
+    assert (await record(store, make_event(builder.id))).id > ids[-1]

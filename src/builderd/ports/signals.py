@@ -10,7 +10,6 @@ from typing import Protocol
 
 from builderd.domain.ids import BuilderId
 
-
 #: To wait for a change of any builder.
 ANY = BuilderId("")
 

@@ -41,7 +41,7 @@ class BuilderQuery:
 
 @dataclass(frozen=True, slots=True)
 class EventQuery:
-    """Filters of a tenant's events. ``types`` are patterns of ``domain.events``, none for all; ``until`` is excluded."""
+    """Filters of events. ``types`` are patterns of ``domain.events``, none for all; ``until`` is not in it."""
 
     builder: BuilderId | None = None
     types: Sequence[str] = ()

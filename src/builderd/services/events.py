@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from functools import partial
 
 from builderd.domain.builders import Status
 from builderd.domain.events import Event
@@ -37,9 +38,7 @@ async def place(application: Application, tenant_id: TenantId, query: EventQuery
     return last if query.since is None else 0
 
 
-async def follow(
-    application: Application, tenant_id: TenantId, query: EventQuery, after: int
-) -> AsyncGenerator[Event]:
+async def follow(application: Application, tenant_id: TenantId, query: EventQuery, after: int) -> AsyncGenerator[Event]:
     """What has a greater id, oldest first, as it happens; of one builder until that is gone."""
     signals, told_by = application.signals, query.builder or ANY
     if after:
@@ -47,7 +46,7 @@ async def follow(
         query = replace(query, since=None)
     while True:
         seen = signals.count(told_by)
-        found, over = await application.store.read(lambda uow, after=after: _look(uow, tenant_id, query, after))
+        found, over = await application.store.read(partial(_look, tenant_id=tenant_id, query=query, after=after))
         for event in found:
             after = event.id
             yield event

@@ -12,7 +12,9 @@ def test_a_pattern_is_a_type_a_word_with_a_star_or_a_star(text: str) -> None:
     assert is_pattern(text)
 
 
-@pytest.mark.parametrize("text", ["", ".", "builder.", "*.status", "Builder.status", "a b", "b.*.c", "**", "x" * 65, "b\n"])
+@pytest.mark.parametrize(
+    "text", ["", ".", "builder.", "*.status", "Builder.status", "a b", "b.*.c", "**", "x" * 65, "b\n"]
+)
 def test_anything_else_is_none(text: str) -> None:
     assert not is_pattern(text)
 

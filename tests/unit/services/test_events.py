@@ -101,7 +101,9 @@ async def test_a_follower_begins_now_or_where_it_is_told(world: World) -> None:
     assert await taken(world, 2, ids[0]) == ids[1:]
 
 
-async def test_a_follower_is_told_at_once_and_of_its_tenant_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_follower_is_told_at_once_and_of_its_tenant_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(events, "LOOK_INTERVAL", PATIENCE)
     other = await world.tenant("other")
     waiting = asyncio.create_task(taken(world, 1))

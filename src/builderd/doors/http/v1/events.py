@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
@@ -67,7 +67,7 @@ class EventsQuery(Parameters):
         return EventQuery(builder, self.type.split(",") if self.type else (), self.since, self.until)
 
 
-DOCUMENTED = {
+DOCUMENTED: dict[str, Any] = {
     "response_model": None,
     "openapi_extra": {"parameters": [openapi.LAST_EVENT_ID]},
 }

@@ -142,14 +142,14 @@ async def test_events_are_followed_from_now_on_and_a_broken_stream_goes_on_where
 
 
 async def test_a_follower_may_begin_in_the_past_and_filter(real: httpx.AsyncClient, uuid: str) -> None:
-    query = {"follow": True, "since": "2020-01-01T00:00:00Z", "type": "builder.*"}
+    query: dict[str, Any] = {"follow": True, "since": "2020-01-01T00:00:00Z", "type": "builder.*"}
     async with real.stream("GET", f"{API}/builders/{uuid}/events", params=query) as response:
         told = await Follower(response).events(2)
     assert [event["type"] for event in told] == ["builder.created", "builder.status"]
 
 
 async def test_a_stream_of_one_builder_ends_with_it(real: httpx.AsyncClient, uuid: str) -> None:
-    query = {"follow": True, "type": "builder.*"}
+    query: dict[str, Any] = {"follow": True, "type": "builder.*"}
     async with real.stream("GET", f"{API}/builders/{uuid}/events", params=query) as response:
         await real.delete(f"{API}/builders/{uuid}")
         follower = Follower(response)
@@ -171,7 +171,7 @@ async def test_a_tenant_has_so_many_streams_and_gets_them_back(
     real: httpx.AsyncClient, service: Service, uuid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(door, "MAX_STREAMS", 1)
-    query = {"follow": True, "since": "2020-01-01T00:00:00Z"}
+    query: dict[str, Any] = {"follow": True, "since": "2020-01-01T00:00:00Z"}
     async with real.stream("GET", f"{API}/events", params=query) as response:
         follower = Follower(response)
         await follower.events(1)

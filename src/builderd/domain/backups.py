@@ -46,8 +46,9 @@ class Backup:
     ``snapshot`` names it in the archive and ``digest`` is the sha256 of its list of files with their hashes, both
     None until it is done. ``size_bytes`` is what the files hold, ``added_bytes`` what the archive grew by.
     ``expires_at`` is set when it is to go at a certain time, whatever the rules of retention say.
-    ``owner`` is the service that works on it. ``verified_at`` is when it was last restored and found whole,
-    ``fault`` what a later look found wrong with it.
+    ``owner`` is the service that works on it. Saving what a deleted builder left is tried again at ``retry_at``.
+    ``drilled_at`` is when it was last restored to try it out, ``verified_at`` when it was found whole by that, and
+    ``fault`` what the last trial found wrong with it.
     """
 
     id: BackupId
@@ -69,8 +70,9 @@ class Backup:
     added_bytes: int = 0
     error: str = ""
     expires_at: datetime | None = None
+    retry_at: datetime | None = None
+    drilled_at: datetime | None = None
     verified_at: datetime | None = None
-    checked_at: datetime | None = None
     fault: str = ""
 
     @property
@@ -101,7 +103,8 @@ class RestoreStatus(StrEnum):
 class Restore:
     """``builder_id`` is the builder that gets (or, for a drill, lent) the backup; ``name`` that of a new one.
 
-    ``disk`` is made for it. ``safety`` is the backup of what the builder had before, which comes first.
+    ``disk`` is made for it. ``safety`` is the backup of what the builder had before, which comes first; ``made`` the
+    new builder, and ``run`` the run in which the builder has the backup.
     """
 
     id: RestoreId
@@ -116,6 +119,8 @@ class Restore:
     disk: DiskId
     name: str = ""
     safety: BackupId | None = None
+    made: BuilderId | None = None
+    run: int | None = None
     finished_at: datetime | None = None
     error: str = ""
 
@@ -123,6 +128,32 @@ class Restore:
     def is_open(self) -> bool:
         """Whether there is still something to do for it."""
         return self.status in (RestoreStatus.PLANNED, RestoreStatus.FILLED)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupKey:
+    """A tenant's key of its repository, sealed, and when the repository was last looked after.
+
+    ``forgotten_at`` is when something in it was last let go of; ``fault`` what the last check found.
+    """
+
+    tenant_id: TenantId
+    sealed: bytes
+    created_at: datetime
+    checked_at: datetime
+    pruned_at: datetime
+    forgotten_at: datetime | None = None
+    fault: str = ""
+
+    @property
+    def place(self) -> str:
+        """What it is sealed for."""
+        return key_place(self.tenant_id)
+
+
+def key_place(tenant_id: TenantId) -> str:
+    """The place of a tenant's key, towards the vault."""
+    return f"backups/{tenant_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +214,15 @@ def due_at(interval_hours: int, newest: Backup | None, failures: int, since: dat
         return newest.created_at + interval
     doubled: int = 2 ** min(failures - 1, 10)
     return newest.created_at + min(RETRY * doubled, interval)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRules:
+    """What the operator wants. A share of ``check_percent`` of the data is read at each check."""
+
+    retention: Retention = Retention()
+    keep_deleted: timedelta = timedelta(days=7)
+    drill_every: timedelta = timedelta(days=7)
+    check_every: timedelta = timedelta(days=7)
+    check_percent: float = 5
+    prune_every: timedelta = timedelta(days=1)

@@ -13,10 +13,11 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Protocol, TypeVar
 
+from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.credentials import Credential
 from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId, SandboxId, TenantId, TokenId
+from builderd.domain.ids import BackupId, BuilderId, RestoreId, SandboxId, TenantId, TokenId
 from builderd.domain.logs import LogLine
 from builderd.domain.prices import Segment, Sum
 from builderd.domain.sandboxes import Sandbox
@@ -119,6 +120,9 @@ class Builders(Protocol):
     def of_tenant(self, tenant: TenantId, *, deleted: bool) -> Sequence[Builder]:
         """All of a tenant, oldest first, with or without the deleted ones."""
 
+    def backed_up(self) -> Sequence[Builder]:
+        """Those that want backups and are not wanted deleted, of all tenants."""
+
     def ids(self) -> Sequence[BuilderId]:
         """All that are not deleted, of all tenants."""
 
@@ -154,7 +158,7 @@ class Versions(Protocol):
 
     def save(self, version: Version) -> None: ...
     def uses_bundle(self, bundle_hash: str) -> bool:
-        """Whether a version of a builder that is not deleted has this bundle."""
+        """Whether a version of a builder that is not deleted has this bundle, or one that there is a backup of."""
 
 
 class Sandboxes(Protocol):
@@ -241,6 +245,58 @@ class Credentials(Protocol):
         """Idempotent."""
 
 
+class Backups(Protocol):
+    def add(self, backup: Backup) -> None: ...
+    def get(self, backup: BackupId) -> Backup | None: ...
+    def save(self, backup: Backup) -> None:
+        """Raises ``LookupError`` when it is gone."""
+
+    def delete(self, backup: BackupId) -> None:
+        """With the restores of it. Idempotent."""
+
+    def of_builder(self, builder: BuilderId) -> Sequence[Backup]:
+        """Newest first."""
+
+    def of_tenant(self, tenant: TenantId) -> Sequence[Backup]:
+        """Newest first."""
+
+    def open(self, owner: str) -> Sequence[Backup]:
+        """Those that this service has still to take or to save, oldest first."""
+
+    def newest_of(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Backup]:
+        """The last that was tried, by builder; those without one are left out."""
+
+    def expired(self, now: datetime) -> Sequence[Backup]:
+        """Those whose time is over."""
+
+    def builders(self) -> Sequence[BuilderId]:
+        """All that have backups."""
+
+    def count_by_status(self) -> Mapping[BackupStatus, int]: ...
+
+
+class Restores(Protocol):
+    def add(self, restore: Restore) -> None: ...
+    def get(self, restore: RestoreId) -> Restore | None: ...
+    def save(self, restore: Restore) -> None:
+        """Raises ``LookupError`` when it is gone."""
+
+    def open(self, owner: str) -> Sequence[Restore]:
+        """Those that this service has still to carry out, oldest first."""
+
+    def open_of(self, builder: BuilderId) -> Sequence[Restore]:
+        """The same of one builder, whoever carries them out."""
+
+
+class BackupKeys(Protocol):
+    def add(self, key: BackupKey) -> None:
+        """Raises ``Conflict`` when the tenant has one."""
+
+    def get(self, tenant: TenantId) -> BackupKey | None: ...
+    def all(self) -> Sequence[BackupKey]: ...
+    def save(self, key: BackupKey) -> None: ...
+
+
 class Idempotency(Protocol):
     def get(self, tenant: TenantId, key: str) -> IdempotencyRecord | None: ...
     def add(self, record: IdempotencyRecord) -> None:
@@ -271,6 +327,12 @@ class UnitOfWork(Protocol):
     def build_logs(self) -> BuildLogs: ...
     @property
     def credentials(self) -> Credentials: ...
+    @property
+    def backups(self) -> Backups: ...
+    @property
+    def restores(self) -> Restores: ...
+    @property
+    def backup_keys(self) -> BackupKeys: ...
     @property
     def idempotency(self) -> Idempotency: ...
 

@@ -28,6 +28,7 @@ _BY_HOST = _LIVE.where(builders.c.host == bindparam("host"))
 _BY_SERVICE_TOKEN = _LIVE.where(builders.c.service_token == bindparam("service_token"))
 _OF_TENANT = _SELECT.where(builders.c.tenant_id == bindparam("tenant")).order_by(*_oldest_first)
 _LIVE_OF_TENANT = _OF_TENANT.where(text(LIVE))
+_BACKED_UP = _LIVE.where(builders.c.backup_interval_hours > 0).order_by(*_oldest_first)
 _IDS = select(builders.c.id).where(_kept).order_by(*_oldest_first)
 _COUNT_BY_STATUS = select(builders.c.status, func.count().label("number")).where(_kept).group_by(builders.c.status)
 # Who only points at the row by a foreign key need not wait for the lock.
@@ -79,6 +80,9 @@ class Builders(Claims):
     def of_tenant(self, tenant: TenantId, *, deleted: bool) -> Sequence[Builder]:
         statement = _OF_TENANT if deleted else _LIVE_OF_TENANT
         return [_builder(row) for row in self._connection.execute(statement, {"tenant": tenant}).mappings()]
+
+    def backed_up(self) -> Sequence[Builder]:
+        return [_builder(row) for row in self._connection.execute(_BACKED_UP).mappings()]
 
     def ids(self) -> Sequence[BuilderId]:
         return self._connection.execute(_IDS).scalars().all()

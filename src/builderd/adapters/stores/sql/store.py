@@ -12,6 +12,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, literal, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
+from builderd.adapters.stores.sql.backups import BackupKeys, Backups, Restores
 from builderd.adapters.stores.sql.build_logs import BuildLogs
 from builderd.adapters.stores.sql.builders import Builders
 from builderd.adapters.stores.sql.credentials import Credentials
@@ -50,6 +51,9 @@ class UnitOfWork:
         self.events: port.Events = Events(connection)
         self.build_logs: port.BuildLogs = BuildLogs(connection)
         self.credentials: port.Credentials = Credentials(connection)
+        self.backups: port.Backups = Backups(connection)
+        self.restores: port.Restores = Restores(connection)
+        self.backup_keys: port.BackupKeys = BackupKeys(connection)
         self.idempotency: port.Idempotency = Idempotency(connection)
 
 

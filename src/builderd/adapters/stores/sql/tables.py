@@ -29,6 +29,7 @@ from sqlalchemy import (
 )
 
 from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime, word
+from builderd.domain.backups import BackupKind, BackupStatus, RestoreKind, RestoreStatus
 from builderd.domain.builders import Desired, Handover, JobType, Status, Visibility
 from builderd.domain.logs import LogStream
 from builderd.domain.prices import Billing
@@ -286,6 +287,68 @@ credentials = Table(
     Column("last_used_at", UtcDateTime),
     # No foreign key: what a builder used stays true when the builder is gone.
     Column("last_used_by", Text),
+)
+
+backups = Table(
+    "backups",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *_of_builder(),
+    Column("builder_name", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("kind", word(BackupKind), nullable=False),
+    Column("status", word(BackupStatus), nullable=False, index=True),
+    Column("actor", ForeignText, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("copy", Text),
+    Column("finished_at", UtcDateTime),
+    Column("snapshot", Text),
+    Column("digest", Text),
+    Column("files", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("added_bytes", BigInteger, nullable=False),
+    Column("error", ForeignText, nullable=False),
+    Column("expires_at", UtcDateTime, index=True),
+    Column("retry_at", UtcDateTime),
+    Column("drilled_at", UtcDateTime),
+    Column("verified_at", UtcDateTime),
+    Column("fault", ForeignText, nullable=False),
+    _of_version("backups"),
+    Index("ix_backups_builder_id_created_at", "builder_id", "created_at"),
+    Index("ix_backups_tenant_id_created_at", "tenant_id", "created_at"),
+)
+
+restores = Table(
+    "restores",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *_of_builder(),
+    Column("backup_id", Text, ForeignKey("backups.id"), nullable=False, index=True),
+    Column("kind", word(RestoreKind), nullable=False),
+    Column("status", word(RestoreStatus), nullable=False, index=True),
+    Column("actor", ForeignText, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("disk", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("safety", Text),
+    Column("made", Text),
+    Column("run", Integer),
+    Column("finished_at", UtcDateTime),
+    Column("error", ForeignText, nullable=False),
+)
+
+backup_keys = Table(
+    "backup_keys",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("checked_at", UtcDateTime, nullable=False),
+    Column("pruned_at", UtcDateTime, nullable=False),
+    Column("forgotten_at", UtcDateTime),
+    Column("fault", ForeignText, nullable=False),
 )
 
 idempotency = Table(

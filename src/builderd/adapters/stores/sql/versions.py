@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, bindparam, exists, insert, select, update
 
 from builderd.adapters.stores.sql.rows import row_of, without
-from builderd.adapters.stores.sql.tables import builders, versions
+from builderd.adapters.stores.sql.tables import backups, builders, versions
+from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId
 from builderd.domain.resources import Resources
@@ -31,10 +32,13 @@ _OF_BUILDER = select(versions).where(versions.c.builder_id == bindparam("builder
 _ONE = _OF_BUILDER.where(versions.c.number == bindparam("number"))
 _NEWEST_FIRST = _OF_BUILDER.order_by(versions.c.number.desc())
 _UPDATE = update(versions).where(versions.c.builder_id == bindparam("builder"), versions.c.number == bindparam("which"))
+_has_bundle = versions.c.bundle_hash == bindparam("bundle")
 _USES_BUNDLE = select(
-    exists()
-    .where(versions.c.bundle_hash == bindparam("bundle"))
-    .where(builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED)
+    exists().where(_has_bundle).where(builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED)
+    | exists()
+    .where(_has_bundle)
+    .where(backups.c.builder_id == versions.c.builder_id, backups.c.version == versions.c.number)
+    .where(backups.c.status != BackupStatus.FAILED)
 )
 
 

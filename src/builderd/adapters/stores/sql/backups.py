@@ -1,0 +1,145 @@
+"""Backups, their restores, and the keys of their repositories in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.tables import backup_keys, backups, restores
+from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore, RestoreStatus
+from builderd.domain.errors import Conflict
+from builderd.domain.ids import BackupId, BuilderId, RestoreId, TenantId
+
+_OPEN = (BackupStatus.PLANNED, BackupStatus.HELD)
+_newest_first = (backups.c.created_at.desc(), backups.c.id)
+
+_INSERT = insert(backups)
+_BY_ID = select(backups).where(backups.c.id == bindparam("id"))
+_UPDATE = update(backups).where(backups.c.id == bindparam("of_id"))
+_DELETE = delete(backups).where(backups.c.id == bindparam("id"))
+_DELETE_RESTORES = delete(restores).where(restores.c.backup_id == bindparam("id"))
+_OF_BUILDER = select(backups).where(backups.c.builder_id == bindparam("builder")).order_by(*_newest_first)
+_OF_TENANT = select(backups).where(backups.c.tenant_id == bindparam("tenant")).order_by(*_newest_first)
+_OPEN_OF = (
+    select(backups)
+    .where(backups.c.status.in_(_OPEN), backups.c.owner == bindparam("owner"))
+    .order_by(backups.c.created_at, backups.c.id)
+)
+_EXPIRED = select(backups).where(backups.c.expires_at <= bindparam("now")).order_by(backups.c.expires_at)
+_BUILDERS = select(backups.c.builder_id).distinct().order_by(backups.c.builder_id)
+_COUNTS = select(backups.c.status, func.count().label("number")).group_by(backups.c.status)
+
+
+class Backups:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, backup: Backup) -> None:
+        self._connection.execute(_INSERT, row_of(backup))
+
+    def get(self, backup: BackupId) -> Backup | None:
+        row = self._connection.execute(_BY_ID, {"id": backup}).mappings().first()
+        return Backup(**row) if row else None
+
+    def save(self, backup: Backup) -> None:
+        if self._connection.execute(_UPDATE, {"of_id": backup.id, **without(row_of(backup), "id")}).rowcount != 1:
+            raise LookupError(f"no backup {backup.id} to save")
+
+    def delete(self, backup: BackupId) -> None:
+        self._connection.execute(_DELETE_RESTORES, {"id": backup})
+        self._connection.execute(_DELETE, {"id": backup})
+
+    def of_builder(self, builder: BuilderId) -> Sequence[Backup]:
+        return [Backup(**row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder}).mappings()]
+
+    def of_tenant(self, tenant: TenantId) -> Sequence[Backup]:
+        return [Backup(**row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()]
+
+    def open(self, owner: str) -> Sequence[Backup]:
+        return [Backup(**row) for row in self._connection.execute(_OPEN_OF, {"owner": owner}).mappings()]
+
+    def newest_of(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Backup]:
+        newest = (
+            select(backups.c.builder_id, func.max(backups.c.created_at).label("at"))
+            .where(backups.c.builder_id.in_(builders))
+            .group_by(backups.c.builder_id)
+            .subquery()
+        )
+        same = (backups.c.builder_id == newest.c.builder_id) & (backups.c.created_at == newest.c.at)
+        rows = self._connection.execute(select(backups).join(newest, same)).mappings()
+        return {row["builder_id"]: Backup(**row) for row in rows}
+
+    def expired(self, now: datetime) -> Sequence[Backup]:
+        return [Backup(**row) for row in self._connection.execute(_EXPIRED, {"now": now}).mappings()]
+
+    def builders(self) -> Sequence[BuilderId]:
+        return self._connection.execute(_BUILDERS).scalars().all()
+
+    def count_by_status(self) -> Mapping[BackupStatus, int]:
+        return {row.status: row.number for row in self._connection.execute(_COUNTS)}
+
+
+_OPEN_RESTORE = (RestoreStatus.PLANNED, RestoreStatus.FILLED)
+
+_INSERT_RESTORE = insert(restores)
+_RESTORE = select(restores).where(restores.c.id == bindparam("id"))
+_UPDATE_RESTORE = update(restores).where(restores.c.id == bindparam("of_id"))
+_OPEN_RESTORES = (
+    select(restores).where(restores.c.status.in_(_OPEN_RESTORE)).order_by(restores.c.created_at, restores.c.id)
+)
+_OPEN_RESTORES_OF = _OPEN_RESTORES.where(restores.c.owner == bindparam("owner"))
+_OPEN_RESTORES_OF_BUILDER = _OPEN_RESTORES.where(restores.c.builder_id == bindparam("builder"))
+
+
+class Restores:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, restore: Restore) -> None:
+        self._connection.execute(_INSERT_RESTORE, row_of(restore))
+
+    def get(self, restore: RestoreId) -> Restore | None:
+        row = self._connection.execute(_RESTORE, {"id": restore}).mappings().first()
+        return Restore(**row) if row else None
+
+    def save(self, restore: Restore) -> None:
+        values = {"of_id": restore.id, **without(row_of(restore), "id")}
+        if self._connection.execute(_UPDATE_RESTORE, values).rowcount != 1:
+            raise LookupError(f"no restore {restore.id} to save")
+
+    def open(self, owner: str) -> Sequence[Restore]:
+        return [Restore(**row) for row in self._connection.execute(_OPEN_RESTORES_OF, {"owner": owner}).mappings()]
+
+    def open_of(self, builder: BuilderId) -> Sequence[Restore]:
+        rows = self._connection.execute(_OPEN_RESTORES_OF_BUILDER, {"builder": builder}).mappings()
+        return [Restore(**row) for row in rows]
+
+
+_INSERT_KEY = insert(backup_keys)
+_KEYS = select(backup_keys).order_by(backup_keys.c.tenant_id)
+_KEY = _KEYS.where(backup_keys.c.tenant_id == bindparam("tenant"))
+_UPDATE_KEY = update(backup_keys).where(backup_keys.c.tenant_id == bindparam("of_tenant"))
+
+
+class BackupKeys:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, key: BackupKey) -> None:
+        if self.get(key.tenant_id) is not None:
+            raise Conflict("The tenant has a key for its backups already.")
+        self._connection.execute(_INSERT_KEY, row_of(key))
+
+    def get(self, tenant: TenantId) -> BackupKey | None:
+        row = self._connection.execute(_KEY, {"tenant": tenant}).mappings().first()
+        return BackupKey(**{**row, "sealed": bytes(row["sealed"])}) if row else None
+
+    def all(self) -> Sequence[BackupKey]:
+        rows = self._connection.execute(_KEYS).mappings()
+        return [BackupKey(**{**row, "sealed": bytes(row["sealed"])}) for row in rows]
+
+    def save(self, key: BackupKey) -> None:
+        self._connection.execute(_UPDATE_KEY, {"of_tenant": key.tenant_id, **without(row_of(key), "tenant_id")})

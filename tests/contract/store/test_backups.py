@@ -1,0 +1,188 @@
+"""Backups, restores and their keys as every store keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, make_builder, make_version
+
+from builderd.domain.backups import (
+    Backup,
+    BackupKey,
+    BackupKind,
+    BackupStatus,
+    Restore,
+    RestoreKind,
+    RestoreStatus,
+)
+from builderd.domain.builders import Builder, Desired, Status
+from builderd.domain.errors import Conflict
+from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, new_id
+from builderd.ports.store import Store, UnitOfWork
+
+OWNER = "me"
+
+
+async def _builder(store: Store, **changes: Any) -> Builder:
+    builder = make_builder(**changes)
+
+    def add(uow: UnitOfWork) -> None:
+        uow.builders.add(builder)
+        uow.versions.add(make_version(builder.id))
+
+    await store.write(add)
+    return builder
+
+
+def _backup(builder: Builder, **changes: Any) -> Backup:
+    backup = Backup(
+        id=BackupId(new_id()),
+        tenant_id=builder.tenant_id,
+        builder_id=builder.id,
+        builder_name=builder.name,
+        version=1,
+        kind=BackupKind.SCHEDULED,
+        status=BackupStatus.DONE,
+        actor="system",
+        owner=OWNER,
+        created_at=NOW,
+    )
+    return replace(backup, **changes)
+
+
+async def _add(store: Store, *backups: Backup) -> None:
+    def add(uow: UnitOfWork) -> None:
+        for backup in backups:
+            uow.backups.add(backup)
+
+    await store.write(add)
+
+
+async def test_every_field_of_a_backup_is_kept(store: Store) -> None:
+    backup = _backup(await _builder(store), status=BackupStatus.PLANNED, copy=DiskId("copy"))
+    await _add(store, backup)
+    assert await store.read(lambda uow: uow.backups.get(backup.id)) == backup
+    done = replace(
+        backup,
+        status=BackupStatus.DONE,
+        copy=None,
+        finished_at=NOW + SECOND,
+        snapshot="a" * 64,
+        digest="b" * 64,
+        files=3,
+        size_bytes=1 << 40,
+        added_bytes=1 << 39,
+        error="no\0thing",
+        expires_at=NOW,
+        retry_at=NOW,
+        drilled_at=NOW,
+        verified_at=NOW,
+        fault="damaged",
+    )
+    await store.write(lambda uow: uow.backups.save(done))
+    assert await store.read(lambda uow: uow.backups.get(backup.id)) == replace(done, error="no\ufffdthing")
+
+
+async def test_they_are_listed_newest_first_and_never_for_another_tenant(store: Store) -> None:
+    await store.write(lambda uow: uow.tenants.add(OTHER_TENANT))
+    builder, other = await _builder(store), await _builder(store)
+    foreign = await _builder(store, tenant_id=OTHER_TENANT.id)
+    first, second = _backup(builder), _backup(builder, created_at=NOW + SECOND)
+    third = _backup(other, created_at=NOW + 2 * SECOND)
+    await _add(store, first, second, third, _backup(foreign))
+    assert await store.read(lambda uow: uow.backups.of_builder(builder.id)) == [second, first]
+    assert await store.read(lambda uow: uow.backups.of_tenant(TENANT.id)) == [third, second, first]
+    newest = await store.read(lambda uow: uow.backups.newest_of([builder.id, other.id, BuilderId(new_id())]))
+    assert newest == {builder.id: second, other.id: third}
+    assert len(await store.read(lambda uow: uow.backups.builders())) == 3
+    assert await store.read(lambda uow: uow.backups.count_by_status()) == {BackupStatus.DONE: 4}
+
+
+async def test_the_open_ones_are_their_owners_oldest_first(store: Store) -> None:
+    builder = await _builder(store)
+    held = _backup(builder, status=BackupStatus.HELD, created_at=NOW + SECOND)
+    planned = _backup(builder, status=BackupStatus.PLANNED)
+    await _add(store, held, planned, _backup(builder), replace(planned, id=BackupId(new_id()), owner="other"))
+    assert await store.read(lambda uow: uow.backups.open(OWNER)) == [planned, held]
+
+
+async def test_one_whose_time_is_over_is_found_and_goes_with_its_restores(store: Store) -> None:
+    builder = await _builder(store)
+    over, kept = _backup(builder, expires_at=NOW), _backup(builder, expires_at=NOW + SECOND)
+    await _add(store, over, kept, _backup(builder))
+    await store.write(lambda uow: uow.restores.add(_restore(over)))
+    assert await store.read(lambda uow: uow.backups.expired(NOW)) == [over]
+    for _ in range(2):
+        await store.write(lambda uow: uow.backups.delete(over.id))
+    assert await store.read(lambda uow: uow.backups.get(over.id)) is None
+    with pytest.raises(LookupError):
+        await store.write(lambda uow: uow.backups.save(over))
+
+
+def _restore(backup: Backup, **changes: Any) -> Restore:
+    restore = Restore(
+        id=RestoreId(new_id()),
+        tenant_id=backup.tenant_id,
+        builder_id=backup.builder_id,
+        backup_id=backup.id,
+        kind=RestoreKind.SAME,
+        status=RestoreStatus.PLANNED,
+        actor="token ci",
+        owner=OWNER,
+        created_at=NOW,
+        disk=DiskId("restored"),
+    )
+    return replace(restore, **changes)
+
+
+async def test_every_field_of_a_restore_is_kept_and_the_open_ones_are_found(store: Store) -> None:
+    builder = await _builder(store)
+    backup = _backup(builder)
+    await _add(store, backup)
+    restore, foreign = _restore(backup), _restore(backup, owner="other")
+    for one in (restore, foreign):
+        await store.write(lambda uow, one=one: uow.restores.add(one))  # type: ignore[misc]
+    assert await store.read(lambda uow: uow.restores.open(OWNER)) == [restore]
+    assert len(await store.read(lambda uow: uow.restores.open_of(builder.id))) == 2
+    done = replace(
+        restore,
+        kind=RestoreKind.NEW,
+        status=RestoreStatus.DONE,
+        name="other",
+        safety=BackupId(new_id()),
+        made=BuilderId(new_id()),
+        run=3,
+        finished_at=NOW,
+        error="none",
+    )
+    await store.write(lambda uow: uow.restores.save(done))
+    assert await store.read(lambda uow: uow.restores.get(restore.id)) == done
+    assert await store.read(lambda uow: uow.restores.open(OWNER)) == []
+
+
+async def test_a_tenant_has_one_key(store: Store) -> None:
+    key = BackupKey(TENANT.id, bytes(range(256)), NOW, NOW, NOW)
+    await store.write(lambda uow: uow.backup_keys.add(key))
+    with pytest.raises(Conflict):
+        await store.write(lambda uow: uow.backup_keys.add(key))
+    changed = replace(key, sealed=b"new", checked_at=NOW + SECOND, forgotten_at=NOW, fault="damaged")
+    await store.write(lambda uow: uow.backup_keys.save(changed))
+    assert await store.read(lambda uow: uow.backup_keys.get(TENANT.id)) == changed
+    assert await store.read(lambda uow: uow.backup_keys.all()) == [changed]
+
+
+async def test_the_bundle_of_a_backup_is_kept_when_its_builder_is_deleted(store: Store) -> None:
+    builder = await _builder(store, desired=Desired.DELETED, status=Status.DELETED)
+    assert not await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
+    await _add(store, _backup(builder, status=BackupStatus.HELD))
+    assert await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
+
+
+async def test_builders_that_want_backups_are_found(store: Store) -> None:
+    wants = await _builder(store, backup_interval_hours=6, created_at=NOW - timedelta(hours=1))
+    await _builder(store)
+    await _builder(store, backup_interval_hours=6, desired=Desired.DELETED)
+    assert await store.read(lambda uow: uow.builders.backed_up()) == [wants]

@@ -81,7 +81,7 @@ class World:
     async def want(self, command: Command, builder: Builder) -> Builder:
         """``builders.start``, ``stop``, ``restart`` or ``delete``, and do not wait."""
         now = self.clock.now()
-        return await self.application.commit(lambda uow: command(uow, self.caller, builder.id, now))
+        return await self.application.commit(lambda uow: command(uow, self.application, self.caller, builder.id, now))
 
     async def outcome(self, builder: Builder) -> Builder:
         """What became of its present run; raises the failure of a stage."""

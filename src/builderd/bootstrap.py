@@ -73,6 +73,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 vault=make_vault(settings),
                 limits=settings.to_limits(),
                 prices=settings.to_prices(),
+                allowances=settings.to_allowances(),
                 preview_domain=settings.preview_domain,
                 instance=identity(settings.data_dir),
             )

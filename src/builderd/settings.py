@@ -32,8 +32,10 @@ from pydantic_settings import (
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
+from builderd.domain.quotas import Limit
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation
+from builderd.services.allowances import Allowance, Allowances
 from builderd.services.application import Limits
 
 DEFAULT_DATA_DIR = Path("/var/lib/builderd")
@@ -125,6 +127,29 @@ class VaultSettings(Section):
     key_file: Path | None = None
 
 
+class TenantSettings(Section):
+    """What a tenant may have (``builders``, the others of running ones, ``disk`` of all) and spend in a month."""
+
+    builders: int | None = Field(default=None, ge=0)
+    running_builders: int | None = Field(default=None, ge=0)
+    cpu: float | None = Field(default=None, ge=0)
+    memory: float | None = Field(default=None, ge=0)
+    disk: float | None = Field(default=None, ge=0)
+    monthly_cap: Price | None = None
+    builder_monthly_cap: Price | None = None
+
+    def to_allowance(self) -> Allowance:
+        quota = Limit(self.builders, self.running_builders, self.cpu, self.memory, self.disk)
+        return Allowance(quota, self.monthly_cap, self.builder_monthly_cap)
+
+
+class CapacitySettings(Section):
+    """How many times what the machine has may be promised to running builders."""
+
+    cpu: float = Field(default=16, gt=0)
+    memory: float = Field(default=4, gt=0)
+
+
 class Settings(BaseSettings):
     """With nothing set, the service listens on this machine only and keeps everything in ``data_dir``."""
 
@@ -149,6 +174,10 @@ class Settings(BaseSettings):
     preview: PreviewSettings = PreviewSettings()
     egress: EgressSettings = EgressSettings()
     store: StoreSettings = StoreSettings()
+    #: What each tenant may have, and those that may have something else, by name.
+    tenant: TenantSettings = TenantSettings()
+    tenants: dict[str, TenantSettings] = Field(default_factory=dict)
+    capacity: CapacitySettings = CapacitySettings()
     vault: VaultSettings = VaultSettings()
     #: Where systemd puts the credentials of its unit; one named ``builderd.vault.key`` is the vault's key.
     credentials_directory: Path | None = Field(
@@ -197,6 +226,19 @@ class Settings(BaseSettings):
 
     def to_prices(self) -> Prices:
         return Prices(**self.prices.model_dump())
+
+    def to_allowances(self) -> Allowances:
+        """A tenant's own settings go before those of every tenant, one by one."""
+        common = self.tenant.model_dump()
+        return Allowances(
+            default=self.tenant.to_allowance(),
+            tenants={
+                name: TenantSettings(**common | own.model_dump(exclude_unset=True)).to_allowance()
+                for name, own in self.tenants.items()
+            },
+            cpu_factor=self.capacity.cpu,
+            memory_factor=self.capacity.memory,
+        )
 
     def to_limits(self) -> Limits:
         limits = self.limits

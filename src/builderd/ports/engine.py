@@ -15,6 +15,7 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
 from builderd.domain.logs import LogLine
+from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxUsage
 from builderd.domain.versions import Isolation
 
@@ -83,6 +84,9 @@ class Engine(Protocol):
 
     def supports(self, isolation: Isolation) -> str | None:
         """None when sandboxes of this isolation can run here, else why not and what to do."""
+
+    def capacity(self) -> Capacity:
+        """What there is for builders, as far as it is known by now: nothing is waited for."""
 
     @property
     def base_id(self) -> str:

@@ -20,6 +20,7 @@ from builderd.domain.events import Event
 from builderd.domain.ids import BackupId, BuilderId, RestoreId, SandboxId, TenantId, TokenId
 from builderd.domain.logs import LogLine
 from builderd.domain.prices import Segment, Sum
+from builderd.domain.quotas import Demand
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.tenants import Tenant
 from builderd.domain.tokens import Token
@@ -128,6 +129,12 @@ class Builders(Protocol):
 
     def count_by_status(self) -> Mapping[Status, int]:
         """Over all tenants, deleted ones left out."""
+
+    def lock_demand(self) -> None:
+        """Keep others who promise something waiting until this unit of work ends."""
+
+    def demand(self, tenant: TenantId | None = None) -> Demand:
+        """What is promised to the live builders of a tenant, or of all."""
 
     def save(self, builder: Builder) -> None:
         """Replace the row (never its claim). This unit of work must have added or locked it: ``RuntimeError``."""

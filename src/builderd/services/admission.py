@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from builderd.domain.builders import Builder
+from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.ids import TenantId
-from builderd.domain.quotas import Demand, Excess
+from builderd.domain.quotas import Demand, Excess, demand_of
+from builderd.domain.resources import Resources
 from builderd.ports.store import UnitOfWork
 from builderd.services import caps
 from builderd.services.application import Application
@@ -33,6 +34,29 @@ def admit(
     uow.builders.lock_demand()
     _check_quota(uow, application, tenant_id, more)
     _check_capacity(uow, application, more)
+
+
+def admit_run(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
+    """The same for a locked builder that is to be wanted running: one that is already is promised nothing more."""
+    version = uow.versions.get(builder.id, builder.version)
+    assert version is not None, "a builder's current version is always stored"
+    if builder.desired is Desired.RUNNING:
+        caps.check(uow, application, builder.tenant_id, builder, now)
+        return
+    resources = version.settings.resources
+    more = demand_of(resources, running=True) - demand_of(resources, running=False)
+    admit(uow, application, builder.tenant_id, more, now, builder=builder)
+
+
+def admit_resources(
+    uow: UnitOfWork, application: Application, builder: Builder, wanted: Resources, now: datetime
+) -> None:
+    """The same for a locked builder that is to have other resources than its current version has."""
+    version = uow.versions.get(builder.id, builder.version)
+    assert version is not None, "a builder's current version is always stored"
+    running = builder.desired is Desired.RUNNING
+    more = demand_of(wanted, running=running) - demand_of(version.settings.resources, running=running)
+    admit(uow, application, builder.tenant_id, more, now, builder=builder)
 
 
 def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId, more: Demand) -> None:

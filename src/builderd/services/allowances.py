@@ -15,7 +15,7 @@ from builderd.domain.tenants import Tenant
 class Allowance:
     """Of one tenant. ``monthly`` caps all its builders together, ``builder_monthly`` each of them; None: no cap."""
 
-    quota: Limit = Limit()
+    quota: Limit = field(default_factory=Limit)
     monthly: Decimal | None = None
     builder_monthly: Decimal | None = None
 
@@ -37,7 +37,7 @@ class Allowances:
     ``cpu_factor`` and ``memory_factor``: how many times what the machine has may be promised to running builders.
     """
 
-    default: Allowance = Allowance()
+    default: Allowance = field(default_factory=Allowance)
     tenants: Mapping[str, Allowance] = field(default_factory=dict)
     cpu_factor: float = 16
     memory_factor: float = 4

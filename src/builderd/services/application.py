@@ -19,6 +19,7 @@ from builderd.ports.previews import Previews
 from builderd.ports.signals import Signals
 from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.vault import Vault
+from builderd.services.allowances import Allowances
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Application:
     prices: Prices
     preview_domain: PreviewDomain
     instance: str
+    allowances: Allowances = field(default_factory=Allowances)
     #: Held while a bundle is stored and referred to, and while an unused one is removed.
     bundle_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

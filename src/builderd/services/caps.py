@@ -184,29 +184,29 @@ def warn_of_builder(uow: UnitOfWork, application: Application, builder_id: Build
         return
     for account in accounts(application, books(uow, builder.tenant_id, now), builder, now):
         if not account.cap.of_tenant and account.is_to_be_warned_of:
-            uow.events.add(_warning(application, builder, account, now))
+            uow.events.add(_warning(application, builder.tenant_id, builder.id, account, now))
             uow.builders.save(replace(builder, cap_warned_at=now))
 
 
 def warn_of_tenant(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> None:
-    """The same of the tenant's cap, in the log of each builder that it would stop."""
+    """The same of the tenant's cap."""
     found = books(uow, tenant_id, now)
     account = next(iter(accounts(application, found, None, now)), None)
     if account is None or not account.is_to_be_warned_of:
         return
-    for builder in uow.builders.of_tenant(tenant_id, deleted=False):
-        if builder.desired is Desired.RUNNING:
-            uow.events.add(_warning(application, builder, account, now))
+    uow.events.add(_warning(application, tenant_id, None, account, now))
     uow.tenants.warned(tenant_id, now)
 
 
-def _warning(application: Application, builder: Builder, account: Account, now: datetime) -> Event:
+def _warning(
+    application: Application, tenant_id: TenantId, builder_id: BuilderId | None, account: Account, now: datetime
+) -> Event:
     currency, cap, spent = application.prices.currency, account.cap, account.spent.money
     whose = "tenant" if cap.of_tenant else "builder"
     percent = int(100 * spent / cap.monthly) if cap.monthly else 100
     return Event(
-        tenant_id=builder.tenant_id,
-        builder_id=builder.id,
+        tenant_id=tenant_id,
+        builder_id=builder_id,
         time=now,
         type=WARNING,
         actor=SYSTEM,

@@ -18,6 +18,7 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidStat
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import (
     EndCause,
     ExecResult,
@@ -92,6 +93,8 @@ class FakeEngine:
         self.sandboxes: dict[SandboxId, FakeSandbox] = {}
         self.logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
         self.ready = False
+        #: What it says it has.
+        self.has = Capacity(cpu=64, memory=256, disk=10_000)
         #: Outcomes of the next builds, first come first used; a build without one succeeds.
         self.build_outcomes: deque[BuildOutcome] = deque()
         #: Why an isolation is not supported.
@@ -156,6 +159,9 @@ class FakeEngine:
 
     def supports(self, isolation: Isolation) -> str | None:
         return self.unsupported.get(isolation)
+
+    def capacity(self) -> Capacity:
+        return self.has
 
     @property
     def base_id(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from builderd.adapters.engines.oci.allocations import known_instance
 from builderd.adapters.engines.oci.apps import app_root, make_run
+from builderd.adapters.engines.oci.capacity import capacity
 from builderd.adapters.engines.oci.command import Runtime
 from builderd.adapters.engines.oci.execute import Execution
 from builderd.adapters.engines.oci.machine import Machine, OciSettings
@@ -19,6 +20,7 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidStat
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
 from builderd.domain.logs import LogLine
+from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
 from builderd.domain.versions import Isolation
 from builderd.ports.engine import DiskReport, Progress, Readiness, Tool, ToolExit
@@ -65,6 +67,9 @@ class OciEngine:
 
     def supports(self, isolation: Isolation) -> str | None:
         return None if isolation.value in self._here.runtimes else _MISSING[isolation]
+
+    def capacity(self) -> Capacity:
+        return capacity(self._here.store.room.capacity())
 
     @property
     def base_id(self) -> str:

@@ -19,6 +19,8 @@ from builderd.adapters.engines.oci.base import ensure_base
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
 from builderd.adapters.engines.oci.store import StoreOptions
+from builderd.adapters.installers.installers import Installers
+from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.adapters.previews.haproxy import probe as previews_probe
 from builderd.adapters.previews.haproxy.options import ProxyOptions
@@ -67,7 +69,9 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 engine=engine,
                 previews=make_previews(settings),
                 bundles=LocalBundles(settings.data_dir / "bundles"),
-                installer=UvInstaller(version("uv"), settings.package_index),
+                installer=Installers(
+                    UvInstaller(version("uv"), settings.package_index), NpmInstaller(settings.npm_registry)
+                ),
                 signals=LocalSignals(),
                 clock=SystemClock(),
                 vault=make_vault(settings),

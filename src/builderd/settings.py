@@ -166,6 +166,7 @@ class Settings(BaseSettings):
     metrics_token: str | None = None
     metrics_port: Port | None = None
     package_index: str | None = None
+    npm_registry: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: For tests: kill the service at this point of the reconciler, once.
     fault: str | None = None

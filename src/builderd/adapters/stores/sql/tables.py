@@ -172,6 +172,7 @@ versions = Table(
     Column("failure_code", Text),
     Column("rolled_back_to", Integer),
     Column("fresh", Boolean, nullable=False, server_default=false()),
+    Column("install_scripts", Boolean, nullable=False, server_default=false()),
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
     CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),

@@ -1,27 +1,30 @@
 """An engine in memory. Nothing runs: a ``Behaviour`` says what a started app does, look by look.
 
 Time passes by looks, not by the clock: every ``report``, ``listening`` or ``list_sandboxes`` of a sandbox is
-one look. ``behave`` scripts an entrypoint, ``answer`` a command of ``execute``, ``end`` and ``lose`` strike from
+one look. ``behave`` scripts an entrypoint, ``answer`` a process beside it, ``end`` and ``lose`` strike from
 outside, ``fail_next`` makes a method raise, ``calls`` tells what was asked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from builderd.adapters.fakes.processes import Answer, FakeProcess
 from builderd.domain.bundles import Bundle
-from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
+from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.quotas import Capacity
+from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import (
     EndCause,
-    ExecResult,
     Listening,
     SandboxEnd,
     SandboxReport,
@@ -31,8 +34,8 @@ from builderd.domain.sandboxes import (
 )
 from builderd.domain.versions import Isolation
 from builderd.ports.engine import DiskReport, Progress, Readiness, Tool, ToolExit
+from builderd.ports.processes import Process
 
-TIMEOUT_EXIT_CODE = 124
 TERMINATED_EXIT_CODE = 143
 
 
@@ -51,15 +54,6 @@ class Behaviour:
     exit_code: int = 0
     out_of_memory: bool = False
     lines: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a command of ``execute`` comes to after so many ``seconds``, of which none are waited for."""
-
-    exit_code: int = 0
-    output: str = ""
-    seconds: float = 0
 
 
 @dataclass(slots=True)
@@ -88,6 +82,8 @@ class FakeEngine:
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.calls: list[tuple[str, str]] = []
+        #: As they were asked for.
+        self.processes: list[ProcessSpec] = []
         self.disks: dict[DiskId, FakeDisk] = {}
         self.layers: dict[str, int] = {}
         self.sandboxes: dict[SandboxId, FakeSandbox] = {}
@@ -114,7 +110,7 @@ class FakeEngine:
         self._behaviours[entrypoint] = deque(behaviours)
 
     def answer(self, command: str, answer: Answer) -> None:
-        """Script a command of ``execute``; one that is not scripted answers 0 and nothing."""
+        """Script a command line; one that is not scripted answers 0 and nothing."""
         self._answers[command] = answer
 
     def fail_next(self, method: str, *errors: BuilderdError) -> None:
@@ -368,19 +364,22 @@ class FakeEngine:
         finally:
             self._watchers.discard(watcher)
 
-    async def execute(self, sandbox: SandboxId, command: str, timeout_seconds: float, limit_bytes: int) -> ExecResult:
-        self._called("execute", sandbox)
+    @asynccontextmanager
+    async def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AsyncIterator[Process]:
+        self._called("open_process", sandbox)
         if self._alive(sandbox) is None:
             raise InvalidState("The sandbox does not run.")
         self._thaw(sandbox)
+        self.processes.append(spec)
+        command = spec.argv[2] if spec.argv[:2] == ("/bin/sh", "-c") else shlex.join(spec.argv)
         answer = self._answers.get(command, Answer())
-        output = answer.output.encode()
-        late = answer.seconds > timeout_seconds
-        return ExecResult(
-            exit_code=TIMEOUT_EXIT_CODE if late else answer.exit_code,
-            output=output[:limit_bytes].decode(errors="replace"),
-            truncated=len(output) > limit_bytes,
-        )
+        if answer.no_folder:
+            raise ValidationFailed({"cwd": [f"there is no folder {spec.folder} in the sandbox"]})
+        process = FakeProcess(answer, spec)
+        try:
+            yield process
+        finally:
+            await process.kill()
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         self._called("usage", sandbox)

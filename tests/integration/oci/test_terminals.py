@@ -83,13 +83,19 @@ async def test_the_end_of_a_long_output_is_not_lost(each: OciEngine) -> None:
         assert (await rest(process)).split() == [str(number).encode() for number in range(1, 100_001)]
 
 
+COUNT = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'sleep [3]133[7-9]'"
+
+
 async def test_who_leaves_ends_the_shell_and_what_runs_in_it(each: OciEngine) -> None:
     sandbox = await silent(each)
     async with each.open_process(sandbox, SH) as process:
-        await process.write(b"trap '' HUP; (trap '' HUP; sleep 31337) & echo one$((1+1))\n")
+        await process.write(b"echo one$((1+1)); sleep 31337\n")
         await until(process, b"one2")
-    count = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'sleep [3]1337'"
-    assert (await execute(each, sandbox, count, PATIENCE, 100)).output == "0\n"
+    async with each.open_process(sandbox, ProcessSpec(shell("trap '' HUP; sleep 31338"), window=Window())):
+        await asyncio.sleep(0.2)
+    async with each.open_process(sandbox, ProcessSpec(shell("sleep 31339 >/dev/null 2>&1 </dev/null"))):
+        await asyncio.sleep(0.2)
+    assert (await execute(each, sandbox, COUNT, PATIENCE, 100)).output == "0\n"
 
 
 async def test_end_of_input_ends_a_shell(engine: OciEngine) -> None:

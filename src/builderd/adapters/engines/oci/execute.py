@@ -46,6 +46,8 @@ _GATE = (
     r"""cd -- "$0" 2>/dev/null || { printf '\025'; exit 1; }; """
     r"""printf '\006'; read -r _ && printf '\006' && exec "$@" """
 )
+#: Done inside: runc copies each stream by itself, and would mix up their order.
+_JOIN = "exec 2>&1; "
 #: ^D
 _END_OF_INPUT = b"\x04"
 _START_SECONDS = 30.0
@@ -147,7 +149,7 @@ class Execution:
         env |= self._spec.env
         if self._runtime.is_gvisor:
             env[_MARK] = self._name
-        gate = ["/bin/sh", "-c", _GATE, self._spec.folder, *argv]
+        gate = ["/bin/sh", "-c", _JOIN * self._spec.joined + _GATE, self._spec.folder, *argv]
         return make_process(gate, env, "/", app["user"]["uid"], open_files(), terminal=self._spec.window is not None)
 
     async def _pass_the_gate(self) -> None:
@@ -194,7 +196,12 @@ class Execution:
             return None
 
     async def end(self, patience: float = _HANG_UP_SECONDS) -> None:
-        """Hang up, and kill what does not end of that."""
+        """Hang up, and kill what does not end of that.
+
+        Under gVisor only the runtime's own command would hear of it, and leave the process to itself.
+        """
+        if self._runtime.is_gvisor and not self._ended.done():
+            await self._kill_marked()
         for stream in (self._input, self._output, self._errors):
             if stream:
                 stream.close()

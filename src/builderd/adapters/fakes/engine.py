@@ -21,8 +21,8 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidStat
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
-from builderd.domain.quotas import Capacity
 from builderd.domain.processes import ProcessSpec
+from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import (
     EndCause,
     Listening,

@@ -64,7 +64,7 @@ class World:
     async def ask(self, *files: BundleFile, name: str = "my-api", **settings: Any) -> Builder:
         """Create a builder, and do not wait."""
         bundle = make_bundle(files or (MAIN,))
-        top = {key: settings.pop(key) for key in ("job_type", "visibility") if key in settings}
+        top = {key: settings.pop(key) for key in ("job_type", "visibility", "auto_stop_interval") if key in settings}
         new = NewBuilder(name, bundle.hash, VersionSettings(**{"entrypoint": ENTRYPOINT, **settings}), **top)
         now = self.clock.now()
         return await bundles.keep(

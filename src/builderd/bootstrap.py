@@ -41,8 +41,9 @@ from builderd.doors.http.meter import Meter
 from builderd.doors.http.request_log import RequestIdFilter
 from builderd.doors.http.servers import Servers
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler import activity
+from builderd.reconciler import waking
 from builderd.reconciler.faults import kill_at, no_fault
+from builderd.reconciler.idle import Idleness
 from builderd.reconciler.reconciler import Reconciler
 from builderd.services import tokens, vault
 from builderd.services.application import Application
@@ -196,7 +197,8 @@ async def _work(app: Application, settings: Settings, servers: Servers) -> None:
     fault = kill_at(settings.fault) if settings.fault else no_fault
     async with asyncio.TaskGroup() as group:
         group.create_task(Reconciler(app, fault).run())
-        group.create_task(activity.watch(app))
+        group.create_task(Idleness(app).watch())
+        group.create_task(waking.watch(app))
 
 
 async def _prepare(app: Application) -> None:

@@ -87,6 +87,16 @@ class LimitSettings(Section):
     log: float = Field(default=10, gt=0)
 
 
+class IdleSettings(Section):
+    """Of builders with an auto-stop interval: frozen after so many seconds without use (0: never).
+
+    ``cpu``: an app that takes more than this part of one CPU is not idle enough to be frozen.
+    """
+
+    freeze_after: float = Field(default=60, ge=0)
+    cpu: float = Field(default=0.02, ge=0)
+
+
 class PreviewSettings(Section):
     """``public_port``: the port that visitors see, where something in front forwards to ``preview_port``."""
 
@@ -172,6 +182,7 @@ class Settings(BaseSettings):
     fault: str | None = None
     prices: PriceSettings = PriceSettings()
     limits: LimitSettings = LimitSettings()
+    idle: IdleSettings = IdleSettings()
     preview: PreviewSettings = PreviewSettings()
     egress: EgressSettings = EgressSettings()
     store: StoreSettings = StoreSettings()
@@ -249,6 +260,8 @@ class Settings(BaseSettings):
             start_timeout=limits.start_timeout,
             stop_grace=limits.stop_grace,
             exec_output=int(limits.exec_output * 1_000_000),
+            freeze_after=self.idle.freeze_after,
+            quiet_cpu=self.idle.cpu,
         )
 
 

@@ -31,6 +31,10 @@ class Limits:
     start_timeout: float = 60
     stop_grace: float = 10
     exec_output: int = 10_000_000
+    #: Without a visit and CPU use for so long, a builder that may idle is frozen; 0: none is.
+    freeze_after: float = 60
+    #: So much of one CPU is no use of it.
+    quiet_cpu: float = 0.02
 
 
 @dataclass(frozen=True, slots=True)

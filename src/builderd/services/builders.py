@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
+from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, DiskId, TenantId, is_id, new_id, new_secret
@@ -16,7 +16,7 @@ from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits
 from builderd.domain.quotas import demand_of
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import BuilderQuery, UnitOfWork
-from builderd.services import admission, credentials, statuses
+from builderd.services import admission, credentials, statuses, wake
 from builderd.services.application import Application
 
 
@@ -95,10 +95,13 @@ def list_page(uow: UnitOfWork, tenant_id: TenantId, query: BuilderQuery) -> tupl
 
 
 def start(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
-    """Want it running; nothing changes when that is so already. Raises ``QuotaExceeded`` and ``NoCapacity``."""
+    """Want it running; where that is so already, it is used, and so woken when it sleeps.
+
+    Raises ``QuotaExceeded`` and ``NoCapacity``.
+    """
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     if builder.desired is Desired.RUNNING:
-        return builder
+        return wake.rouse(uow, application, builder, wake.User(caller.actor, f"started by {caller.actor}"), now)
     return _want_run(uow, application, builder, caller, "started", now)
 
 
@@ -114,11 +117,14 @@ def restart(uow: UnitOfWork, application: Application, caller: Caller, builder_i
 
 
 def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
-    """Want it stopped; nothing changes when that is so already."""
+    """Want it stopped; nothing changes when that is so already, but that no visitor wakes it any more."""
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
-    if builder.desired is Desired.STOPPED:
+    if builder.desired is Desired.STOPPED and builder.stop_kind is not StopKind.IDLE:
         return builder
-    return _want(uow, _wish(builder, Desired.STOPPED, "stopped", caller), now)
+    wished = replace(_wish(builder, Desired.STOPPED, "stopped", caller), stop_kind=StopKind.PERSON)
+    if builder.status is Status.STOPPED and builder.settled:
+        wished = replace(wished, status_reason=wished.desired_reason)
+    return _want(uow, wished, now)
 
 
 def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
@@ -196,7 +202,8 @@ def _want_run(
     uow: UnitOfWork, application: Application, builder: Builder, caller: Caller, verb: str, now: datetime
 ) -> Builder:
     admission.admit_run(uow, application, builder, now)
-    fresh = replace(builder, run=builder.run + 1, exit_code=None, failure_code=None)
+    kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
+    fresh = replace(builder, run=builder.run + 1, exit_code=None, failure_code=None, asleep_since=None, stop_kind=kind)
     wished = _wish(fresh, Desired.RUNNING, verb, caller)
     if builder.status in (Status.FAILED, Status.COMPLETED):
         wished = statuses.change(uow, wished, Status.STOPPED, wished.desired_reason, now)

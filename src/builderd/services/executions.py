@@ -9,15 +9,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from builderd.domain.errors import InvalidState
+from builderd.domain.events import SYSTEM
 from builderd.domain.ids import SandboxId, TenantId
 from builderd.domain.processes import HOME, TIMEOUT_EXIT_CODE, ProcessSpec, shell
 from builderd.domain.sandboxes import ExecResult
 from builderd.ports.engine import Engine
 from builderd.ports.processes import Process
-from builderd.ports.store import UnitOfWork
-from builderd.services import builders
+from builderd.services import activity, builders, wake
 from builderd.services.application import Application
+from builderd.services.wake import User
 
 #: Past its limit an output is only taken away, and no faster than the service can bear, so that the command goes on.
 DRAIN_SECONDS = 0.005
@@ -46,7 +46,8 @@ class Command:
 async def run(application: Application, tenant_id: TenantId, builder_id: str, command: Command) -> ExecResult:
     """Run it and wait. Raises ``NotFound``, ``InvalidState`` when no sandbox runs, or ``ValidationFailed``."""
     sandbox = await running(application, tenant_id, builder_id)
-    return await capture(application.engine, sandbox, command, application.limits.exec_output)
+    async with activity.going_on(application, sandbox):
+        return await capture(application.engine, sandbox, command, application.limits.exec_output)
 
 
 async def follow(application: Application, sandbox: SandboxId, command: Command) -> AsyncGenerator[str | ExecResult]:
@@ -56,10 +57,11 @@ async def follow(application: Application, sandbox: SandboxId, command: Command)
     task = asyncio.ensure_future(capture(application.engine, sandbox, command, limit, tell=pieces.put))
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
-        async for piece in _until_done(pieces, task):
-            if text := decoder.decode(piece):
-                yield text
-        result = await task
+        async with activity.going_on(application, sandbox):
+            async for piece in _until_done(pieces, task):
+                if text := decoder.decode(piece):
+                    yield text
+            result = await task
         if rest := decoder.decode(b"", final=not result.truncated):
             yield rest
         yield replace(result, output="")
@@ -85,28 +87,14 @@ async def session(
 ) -> AsyncIterator[Process]:
     """A process that somebody talks to. Raises as ``run`` does."""
     sandbox = await running(application, tenant_id, builder_id)
-    async with application.engine.open_process(sandbox, spec) as process:
+    async with activity.going_on(application, sandbox), application.engine.open_process(sandbox, spec) as process:
         yield process
 
 
 async def running(application: Application, tenant_id: TenantId, builder_id: str) -> SandboxId:
-    """The builder's sandbox, which this counts as activity of. Raises ``NotFound`` or ``InvalidState``."""
-    now = application.clock.now()
-
-    def find(uow: UnitOfWork) -> SandboxId:
-        builder = builders.get(uow, tenant_id, builder_id)
-        sandbox = uow.sandboxes.open_of(builder.id)
-        if sandbox is None or sandbox.started_at is None:
-            raise InvalidState(f"The builder is {builder.status}: start it before you run a command in it.")
-        return sandbox.id
-
-    def touch(uow: UnitOfWork) -> None:
-        builder = builders.get(uow, tenant_id, builder_id, lock=True)
-        uow.builders.save(replace(builder, last_active_at=now))
-
-    sandbox = await application.store.read(find)
-    await application.store.write(touch)
-    return sandbox
+    """The builder's sandbox, awake; this counts as a use of it. Raises ``NotFound`` or ``InvalidState``."""
+    builder = await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
+    return (await wake.awake(application, builder.id, User(SYSTEM, "woken for a command"))).id
 
 
 async def capture(

@@ -72,6 +72,7 @@ class FakeSandbox:
     looks: int = 0
     end: SandboxEnd | None = None
     half_made: bool = False
+    cpu_seconds: float = 0.1
     frozen: bool = False
     frozen_at: datetime | None = None
     thawed_at: datetime | None = None
@@ -387,7 +388,7 @@ class FakeEngine:
         if found is None:
             return None
         used = sum(len(content) for content in self.disks[found.spec.disk].files.values())
-        return SandboxUsage(0.1, 20_000_000, used, 1_000, 2_000, 2)
+        return SandboxUsage(found.cpu_seconds, 20_000_000, used, 1_000, 2_000, 2)
 
     async def read_log(
         self, sandbox: SandboxId, cursor: str = "", tail: int | None = None

@@ -45,6 +45,9 @@ _BY_SERVICE_TOKEN = _LIVE.where(builders.c.service_token == bindparam("service_t
 _OF_TENANT = _SELECT.where(builders.c.tenant_id == bindparam("tenant")).order_by(*_oldest_first)
 _LIVE_OF_TENANT = _OF_TENANT.where(text(LIVE))
 _BACKED_UP = _LIVE.where(builders.c.backup_interval_hours > 0).order_by(*_oldest_first)
+_MAY_IDLE = _SELECT.where(
+    builders.c.status == Status.RUNNING, builders.c.desired == Desired.RUNNING, builders.c.auto_stop_interval > 0
+)
 _IDS = select(builders.c.id).where(_kept).order_by(*_oldest_first)
 _COUNT_BY_STATUS = select(builders.c.status, func.count().label("number")).where(_kept).group_by(builders.c.status)
 #: The key of the advisory lock that whoever promises something holds.
@@ -132,6 +135,9 @@ class Builders(Claims):
     def demand(self, tenant: TenantId | None = None) -> Demand:
         statement = _DEMAND if tenant is None else _DEMAND.where(builders.c.tenant_id == tenant)
         return Demand(**self._connection.execute(statement).mappings().one())
+
+    def that_may_idle(self) -> Sequence[Builder]:
+        return [_builder(row) for row in self._connection.execute(_MAY_IDLE).mappings()]
 
     def save(self, builder: Builder) -> None:
         if builder.id not in self._own:

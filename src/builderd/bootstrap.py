@@ -4,36 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.engines.oci import probe as engine_probe
-from builderd.adapters.engines.oci.base import ensure_base
+from builderd.adapters.engines.oci.base import ensure_base, find_host_base
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
 from builderd.adapters.engines.oci.store import StoreOptions
-from builderd.adapters.installers.installers import Installers
-from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.adapters.previews.haproxy import probe as previews_probe
 from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
+from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
+from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
 from builderd.adapters.vaults.sodium import SodiumVault
 from builderd.data_directory import hold, identity, make
+from builderd.domain.bundles import Bundle
 from builderd.domain.equipment import Equipment
 from builderd.domain.errors import EngineUnavailable, NoCapacity, ValidationFailed
 from builderd.domain.ids import TokenId
 from builderd.domain.resources import GB
+from builderd.domain.review_policies import Policy, make_policy
+from builderd.domain.reviews import Report
 from builderd.domain.tokens import Scope, Token
 from builderd.doors.http.app import create_app, metrics_app
 from builderd.doors.http.inside import create_inside_app
@@ -41,16 +48,17 @@ from builderd.doors.http.meter import Meter
 from builderd.doors.http.request_log import RequestIdFilter
 from builderd.doors.http.servers import Servers
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler import waking
+from builderd.reconciler import activity
 from builderd.reconciler.faults import kill_at, no_fault
-from builderd.reconciler.idle import Idleness
 from builderd.reconciler.reconciler import Reconciler
-from builderd.services import tokens, vault
+from builderd.services import reviews, tokens, vault
 from builderd.services.application import Application
 from builderd.settings import Settings
 
 log = logging.getLogger(__name__)
 
+#: The review's policy where the operator has none.
+DEFAULT_POLICY = Path(__file__).with_name("review_policy.yaml")
 #: After the engine could not be prepared, try again after so many seconds.
 PREPARE_RETRY = 15.0
 #: Longer than it takes from sealing a secret to its commit, in seconds.
@@ -70,15 +78,12 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 engine=engine,
                 previews=make_previews(settings),
                 bundles=LocalBundles(settings.data_dir / "bundles"),
-                installer=Installers(
-                    UvInstaller(version("uv"), settings.package_index), NpmInstaller(settings.npm_registry)
-                ),
+                installer=UvInstaller(version("uv"), settings.package_index),
                 signals=LocalSignals(),
                 clock=SystemClock(),
                 vault=make_vault(settings),
                 limits=settings.to_limits(),
                 prices=settings.to_prices(),
-                allowances=settings.to_allowances(),
                 preview_domain=settings.preview_domain,
                 instance=identity(settings.data_dir),
             )
@@ -139,6 +144,26 @@ def make_previews(settings: Settings) -> HaproxyPreviews:
     return HaproxyPreviews(settings.data_dir / "previews", options)
 
 
+def make_scanner() -> TripwireScanner:
+    """Judges by the interpreters of the base that apps run on, where that has been made already."""
+
+    def find() -> Toolbox:
+        base, node = find_host_base(), shutil.which("node")
+        return find_toolbox(base.root if base else None, Path(node) if node else None)
+
+    return TripwireScanner(find)
+
+
+def make_review_policy(settings: Settings) -> Policy:
+    """The operator's, or the default. Raises ``ValidationFailed`` that says what is wrong with it."""
+    file = settings.review.policy or DEFAULT_POLICY
+    try:
+        document = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValidationFailed({"review.policy": [f"{file} cannot be read as YAML: {error}"]}) from None
+    return make_policy(document)
+
+
 # The service
 
 
@@ -197,8 +222,7 @@ async def _work(app: Application, settings: Settings, servers: Servers) -> None:
     fault = kill_at(settings.fault) if settings.fault else no_fault
     async with asyncio.TaskGroup() as group:
         group.create_task(Reconciler(app, fault).run())
-        group.create_task(Idleness(app).watch())
-        group.create_task(waking.watch(app))
+        group.create_task(activity.watch(app))
 
 
 async def _prepare(app: Application) -> None:
@@ -275,6 +299,15 @@ async def rotate_vault(settings: Settings, say: Callable[[str], None]) -> int:
     if file is not None:
         file.save(file.load()[:1])
     return count
+
+
+async def review_code(settings: Settings, bundle: Bundle, entrypoint: str) -> Report:
+    """What the review says of this code, before anything of it is deployed."""
+    scanner = make_scanner()
+    try:
+        return await reviews.review(scanner, make_review_policy(settings), bundle, entrypoint, SystemClock().now())
+    finally:
+        await scanner.close()
 
 
 def examine(settings: Settings) -> Sequence[Equipment]:

@@ -32,10 +32,8 @@ from pydantic_settings import (
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
-from builderd.domain.quotas import Limit
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation
-from builderd.services.allowances import Allowance, Allowances
 from builderd.services.application import Limits
 
 DEFAULT_DATA_DIR = Path("/var/lib/builderd")
@@ -87,16 +85,6 @@ class LimitSettings(Section):
     log: float = Field(default=10, gt=0)
 
 
-class IdleSettings(Section):
-    """Of builders with an auto-stop interval: frozen after so many seconds without use (0: never).
-
-    ``cpu``: an app that takes more than this part of one CPU is not idle enough to be frozen.
-    """
-
-    freeze_after: float = Field(default=60, ge=0)
-    cpu: float = Field(default=0.02, ge=0)
-
-
 class PreviewSettings(Section):
     """``public_port``: the port that visitors see, where something in front forwards to ``preview_port``."""
 
@@ -137,27 +125,18 @@ class VaultSettings(Section):
     key_file: Path | None = None
 
 
-class TenantSettings(Section):
-    """What a tenant may have (``builders``, the others of running ones, ``disk`` of all) and spend in a month."""
+class ReviewSettings(Section):
+    """``policy``: a YAML file in the place of the default policy.
 
-    builders: int | None = Field(default=None, ge=0)
-    running_builders: int | None = Field(default=None, ge=0)
-    cpu: float | None = Field(default=None, ge=0)
-    memory: float | None = Field(default=None, ge=0)
-    disk: float | None = Field(default=None, ge=0)
-    monthly_cap: Price | None = None
-    builder_monthly_cap: Price | None = None
+    ``model_url`` and ``model``: an OpenAI-compatible endpoint and the name of its model, which may hold versions; off
+    unless both are set. ``model_key`` is sent to it as a bearer token. ``model_timeout`` in seconds.
+    """
 
-    def to_allowance(self) -> Allowance:
-        quota = Limit(self.builders, self.running_builders, self.cpu, self.memory, self.disk)
-        return Allowance(quota, self.monthly_cap, self.builder_monthly_cap)
-
-
-class CapacitySettings(Section):
-    """How many times what the machine has may be promised to running builders."""
-
-    cpu: float = Field(default=16, gt=0)
-    memory: float = Field(default=4, gt=0)
+    policy: Path | None = None
+    model_url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    model: str | None = None
+    model_key: SecretStr | None = None
+    model_timeout: float = Field(default=30, gt=0)
 
 
 class Settings(BaseSettings):
@@ -176,20 +155,15 @@ class Settings(BaseSettings):
     metrics_token: str | None = None
     metrics_port: Port | None = None
     package_index: str | None = None
-    npm_registry: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: For tests: kill the service at this point of the reconciler, once.
     fault: str | None = None
     prices: PriceSettings = PriceSettings()
     limits: LimitSettings = LimitSettings()
-    idle: IdleSettings = IdleSettings()
     preview: PreviewSettings = PreviewSettings()
     egress: EgressSettings = EgressSettings()
     store: StoreSettings = StoreSettings()
-    #: What each tenant may have, and those that may have something else, by name.
-    tenant: TenantSettings = TenantSettings()
-    tenants: dict[str, TenantSettings] = Field(default_factory=dict)
-    capacity: CapacitySettings = CapacitySettings()
+    review: ReviewSettings = ReviewSettings()
     vault: VaultSettings = VaultSettings()
     #: Where systemd puts the credentials of its unit; one named ``builderd.vault.key`` is the vault's key.
     credentials_directory: Path | None = Field(
@@ -239,19 +213,6 @@ class Settings(BaseSettings):
     def to_prices(self) -> Prices:
         return Prices(**self.prices.model_dump())
 
-    def to_allowances(self) -> Allowances:
-        """A tenant's own settings go before those of every tenant, one by one."""
-        common = self.tenant.model_dump()
-        return Allowances(
-            default=self.tenant.to_allowance(),
-            tenants={
-                name: TenantSettings(**common | own.model_dump(exclude_unset=True)).to_allowance()
-                for name, own in self.tenants.items()
-            },
-            cpu_factor=self.capacity.cpu,
-            memory_factor=self.capacity.memory,
-        )
-
     def to_limits(self) -> Limits:
         limits = self.limits
         return Limits(
@@ -260,8 +221,6 @@ class Settings(BaseSettings):
             start_timeout=limits.start_timeout,
             stop_grace=limits.stop_grace,
             exec_output=int(limits.exec_output * 1_000_000),
-            freeze_after=self.idle.freeze_after,
-            quiet_cpu=self.idle.cpu,
         )
 
 

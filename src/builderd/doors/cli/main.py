@@ -9,6 +9,7 @@ import click
 from builderd import __version__
 from builderd.domain.errors import BuilderdError, ValidationFailed
 from builderd.doors.cli import service
+from builderd.doors.cli.review import review
 from builderd.doors.cli.service_unit import install_service
 from builderd.doors.cli.tokens import token
 from builderd.doors.cli.vault import vault
@@ -36,5 +37,5 @@ def main() -> None:
     """
 
 
-for command in (service.serve, token, vault, service.down, service.doctor, service.base, install_service):
+for command in (service.serve, token, vault, review, service.down, service.doctor, service.base, install_service):
     main.add_command(command)

@@ -59,6 +59,14 @@ def find_base(recipe: Recipe, home: Path = HOST_HOME) -> Base | None:
     return Base(id=record["id"], root=folder / "root")
 
 
+def find_host_base() -> Base | None:
+    """The base of this host if it was made already; None too on a machine that could not make one."""
+    try:
+        return find_base(Recipe(_output("dpkg", "--print-architecture").strip()))
+    except (EngineUnavailable, OSError):
+        return None
+
+
 def _make_base(recipe: Recipe, home: Path, progress: Progress) -> Base:
     bases = home / "bases"
     bases.mkdir(parents=True, exist_ok=True)

@@ -100,12 +100,11 @@ def make_process(
     user: int,
     open_files: int,
     *,
-    terminal: bool = False,
     capabilities: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The ``process``: without any capability but those given, and with no way to gain one."""
     return {
-        "terminal": terminal,
+        "terminal": False,
         "user": {"uid": user, "gid": user},
         "args": list(argv),
         "env": [f"{name}={value}" for name, value in env.items()],

@@ -25,7 +25,6 @@ _SETTINGS = (
     "skip_review",
     "skip_qa",
     "require_qa",
-    "install_scripts",
 )
 
 _INSERT = insert(versions)

@@ -1,0 +1,1 @@
+"""Scanners: what reads code with suspicion."""

@@ -1,0 +1,319 @@
+"""One review: every scanner on every file that concerns it, in the confined child."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from builderd.adapters.scanners.tripwire import javascript, lint, patterns, python_code
+from builderd.adapters.scanners.tripwire.catalogue import CATALOGUE
+from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules, masked
+from builderd.adapters.scanners.tripwire.signatures import Signatures
+from builderd.domain.reach import References
+from builderd.domain.sources import CODE, Kind
+
+FOLDER = Path("/work")
+MAX_TEXT = 200
+FOR_SECRETS = "Take it out, revoke it where it was issued, and hand it to the app as a credential"
+FOR_WARNINGS = "Look at it: it is harmless in many places"
+HOOKS = ("preinstall", "install", "postinstall", "prepare", "prepublish", "preprepare", "postprepare")
+#: What a tool may take of the review's time.
+SHARE = 0.8
+
+
+class Source(NamedTuple):
+    path: str
+    kind: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Programs as they are seen within the root; ``python`` is the target's where its version is not this one's."""
+
+    ruff: str | None = None
+    node: tuple[str, ...] | None = None
+    python: tuple[str, ...] | None = None
+    binds: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(slots=True)
+class _Review:
+    """What one review has come to so far."""
+
+    sources: Sequence[Source]
+    paths: Sequence[str]
+    deadline: float
+    texts: dict[str, str] = field(default_factory=dict)
+    lines: dict[str, list[str]] = field(default_factory=dict)
+    secrets: dict[str, list[Secret]] = field(default_factory=lambda: defaultdict(list))
+    raw: list[tuple[str, str, int, str, str, bool]] = field(default_factory=list)
+    references: dict[str, References] = field(default_factory=dict)
+    hooks: set[str] = field(default_factory=set)
+    failures: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def add(self, rule: str, path: str, line: int, *words: str, hidden: bool = False) -> None:
+        """``hidden``: nothing in quotes on that line is shown."""
+        message, advice = words or CATALOGUE[rule]
+        self.raw.append((rule, path, line, message, advice, hidden))
+
+    def left(self) -> float:
+        return max(0.1, (self.deadline - time.monotonic()) * SHARE)
+
+    def of(self, *kinds: Kind) -> list[Source]:
+        return [source for source in self.sources if source.kind in kinds]
+
+
+class Analyser:
+    """Rules are read when it is made; ``analyse`` is called once in each child."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._secrets = SecretRules()
+        self._signatures = Signatures()
+        sys.setrecursionlimit(python_code.MAX_DEPTH)
+
+    def analyse(self, sources: Sequence[Source], paths: Sequence[str], wall_seconds: float) -> dict[str, Any]:
+        """``{"hits", "references", "hooks", "failures", "skipped"}``, of JSON alone."""
+        review = _Review(sources, paths, time.monotonic() + wall_seconds)
+        for source in sources:
+            review.texts[source.path] = source.content.decode("utf-8", errors="replace")
+            review.lines[source.path] = review.texts[source.path].split("\n")
+        with ThreadPoolExecutor(2) as tools:
+            scripts = tools.submit(self._check_javascript, review) if review.of(Kind.JAVASCRIPT) else None
+            parsed = self._read_python(review)
+            linted = tools.submit(self._lint, review, parsed) if parsed else None
+            self._read_scripts(review)
+            for source in sources:
+                self._search(review, source)
+            self._read_packages(review)
+            self._collect(review, scripts, "Node.js")
+            self._collect(review, linted, "ruff")
+        return {
+            "hits": list(_told(review)),
+            "references": {path: _listed(refers) for path, refers in review.references.items()},
+            "hooks": sorted(review.hooks),
+            "failures": review.failures,
+            "skipped": review.skipped,
+        }
+
+    # Python
+
+    def _read_python(self, review: _Review) -> list[Source]:
+        """Those that parse."""
+        sources = review.of(Kind.PYTHON)
+        parsed = []
+        for source, seen in zip(sources, self._python_seen(review, sources), strict=True):
+            if "error" in seen:
+                words = CATALOGUE[f"SAN-{seen['kind']}"]
+                message = f"{words.message}: {seen['error']}"
+                review.add(f"SAN-{seen['kind']}", source.path, seen["line"], message, words.advice)
+                continue
+            parsed.append(source)
+            for rule, line in seen["hits"]:
+                review.add(rule, source.path, line)
+            for match in patterns.in_strings(seen["strings"]):
+                review.add(match.rule, source.path, match.line)
+            names = {key: tuple(seen[key]) for key in ("modules", "paths", "folders")}
+            review.references[source.path] = References(**names, anything=seen["anything"])
+            if source.path.rpartition("/")[2] == "setup.py":
+                review.hooks.add(source.path)
+        return parsed
+
+    def _python_seen(self, review: _Review, sources: Sequence[Source]) -> list[python_code.Seen]:
+        if not sources or self._tools.python is None:
+            return [python_code.analyse(source.content, source.path, review.paths) for source in sources]
+        folder = FOLDER / "target"
+        _write_out(folder, sources, "")
+        numbers = [[source.path, number] for number, source in enumerate(sources)]
+        (FOLDER / "names.json").write_text(json.dumps({"files": numbers, "paths": list(review.paths)}))
+        (FOLDER / "python_code.py").write_text(Path(python_code.__file__).read_text() if _SCRIPT is None else _SCRIPT)
+        argv = [
+            *self._tools.python,
+            "-I",
+            "-S",
+            str(FOLDER / "python_code.py"),
+            str(folder),
+            str(FOLDER / "names.json"),
+        ]
+        done = subprocess.run(argv, capture_output=True, check=True, timeout=review.left(), stdin=subprocess.DEVNULL)
+        seen = json.loads(done.stdout)
+        return [seen[source.path] for source in sources]
+
+    def _lint(self, review: _Review, sources: Sequence[Source]) -> None:
+        if self._tools.ruff is None:
+            review.skipped.append("ruff")
+            return
+        folder = FOLDER / "lint"
+        _write_out(folder, sources, ".py")
+        names = {f"{number}.py": source.path for number, source in enumerate(sources)}
+        for found in lint.warnings_of(Path(self._tools.ruff), folder, names, review.left()):
+            told = any(secret.line == found.line for secret in review.secrets[found.path])
+            if not (told and found.quotes):
+                review.add(found.rule, found.path, found.line, found.message, FOR_WARNINGS, hidden=found.quotes)
+
+    # JavaScript
+
+    def _check_javascript(self, review: _Review) -> None:
+        sources = review.of(Kind.JAVASCRIPT)
+        if self._tools.node is None:
+            review.skipped.append("node")
+            return
+        folder = FOLDER / "scripts"
+        _write_out(folder, sources, "")
+        files = [(source.path, number) for number, source in enumerate(sources)]
+        for fault in javascript.faults(self._tools.node, folder, files, review.left()):
+            rule = "SAN-syntax" if fault.syntax else "SAN-unparsable"
+            words = CATALOGUE[rule]
+            review.add(rule, fault.path, fault.line, f"{words.message}: {fault.message}", words.advice)
+
+    def _read_scripts(self, review: _Review) -> None:
+        basenames: dict[str, list[str]] = defaultdict(list)
+        for path in review.paths:
+            basenames[path.rpartition("/")[2]].append(path)
+        for source in review.of(Kind.JAVASCRIPT, Kind.SCRIPT):
+            text = review.texts[source.path]
+            review.references[source.path] = javascript.references(text, basenames)
+            for match in patterns.matches(Kind(source.kind), text):
+                review.add(match.rule, source.path, match.line)
+            for match in patterns.named_values(text) if source.kind == Kind.JAVASCRIPT else ():
+                review.add(match.rule, source.path, match.line)
+
+    # Any file
+
+    def _search(self, review: _Review, source: Source) -> None:
+        text = review.texts[source.path]
+        review.secrets[source.path] = found = list(_gravest(self._secrets.find(source.path, text)))
+        for secret in found:
+            review.add(secret.rule, source.path, secret.line, secret.description, FOR_SECRETS)
+        if source.kind in CODE:
+            for line in patterns.reordered(text):
+                review.add("MAL-bidi", source.path, line)
+        for signature in self._signatures.find(source.path, source.content):
+            review.add(signature.rule, source.path, signature.line, signature.description, FOR_WARNINGS)
+
+    def _read_packages(self, review: _Review) -> None:
+        for source in review.sources:
+            folder, _, name = source.path.rpartition("/")
+            if name == "package.json" and "node_modules" not in folder:
+                self._read_package(review, source, folder)
+
+    def _read_package(self, review: _Review, source: Source, folder: str) -> None:
+        try:
+            package = json.loads(source.content)
+        except (ValueError, RecursionError):
+            review.add("SAN-syntax", source.path, 0, "this is not JSON", CATALOGUE["SAN-syntax"].advice)
+            return
+        scripts = package.get("scripts") if isinstance(package, dict) else None
+        commands = {str(k): v for k, v in scripts.items() if isinstance(v, str)} if isinstance(scripts, dict) else {}
+        main = [package["main"]] if isinstance(package, dict) and isinstance(package.get("main"), str) else []
+        words = [word for command in commands.values() for word in command.replace("=", " ").split()]
+        review.references[source.path] = References(scripts=tuple(f"./{word}" for word in (*main, *words)))
+        for name, command in commands.items():
+            if name in HOOKS:
+                self._judge_hook(review, source, folder, name, command)
+
+    def _judge_hook(self, review: _Review, source: Source, folder: str, name: str, command: str) -> None:
+        line = next((n for n, text in enumerate(review.lines[source.path], 1) if f'"{name}"' in text), 0)
+        fetches = patterns.HOOK.search(command) is not None
+        for word in command.split():
+            path = f"{folder}/{word}".strip("/").removeprefix("./")
+            for script in (path, f"{path}.js"):
+                if script in review.texts:
+                    review.hooks.add(script)
+                    text = review.texts[script]
+                    if patterns.FETCHES.search(text) and patterns.RUNS.search(text):
+                        review.add("MAL-install-hook", script, 0)
+        review.add("MAL-install-hook" if fetches else "HOOK-install", source.path, line)
+
+    def _collect(self, review: _Review, work: Future[None] | None, name: str) -> None:
+        try:
+            if work is not None:
+                work.result()
+        except subprocess.TimeoutExpired:
+            review.failures.append(f"{name} did not finish in time")
+        except subprocess.CalledProcessError as error:
+            how = (
+                f"was ended by signal {-error.returncode}"
+                if error.returncode < 0
+                else f"exited with {error.returncode}"
+            )
+            review.failures.append(f"{name} {how}")
+        except (OSError, ValueError, KeyError) as error:
+            review.failures.append(f"{name} could not be used: {type(error).__name__}")
+
+
+#: Read while the host can be seen.
+_SCRIPT: str | None = None
+with suppress(OSError):
+    _SCRIPT = Path(python_code.__file__).read_text()
+
+
+def _write_out(folder: Path, sources: Sequence[Source], ending: str) -> None:
+    """Under numbers: no name of the user's can be taken for a configuration or an option."""
+    folder.mkdir()
+    for number, source in enumerate(sources):
+        (folder / f"{number}{ending}").write_bytes(source.content)
+
+
+def _gravest(secrets: Iterator[Secret]) -> Iterator[Secret]:
+    """One a line and value: what has a shape of its own before what looks like any secret."""
+    best: dict[int, Secret] = {}
+    for secret in secrets:
+        known = best.get(secret.line)
+        if known is None or _weight(secret) < _weight(known):
+            best[secret.line] = secret
+    yield from best.values()
+
+
+def _weight(secret: Secret) -> tuple[bool, bool]:
+    return (secret.rule.startswith("GEN-"), secret.rule == "GEN-generic-api-key")
+
+
+def _told(review: _Review) -> Iterator[dict[str, Any]]:
+    seen: set[tuple[str, str, int]] = set()
+    for rule, path, line, message, advice, hidden in review.raw:
+        if (rule, path, line) in seen:
+            continue
+        seen.add((rule, path, line))
+        lines = review.lines.get(path, [])
+        text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
+        mark = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
+        shown = masked(text, [secret.value for secret in review.secrets.get(path, ())])
+        if hidden:
+            shown = lint.QUOTED.sub("…", shown)
+        yield {
+            "rule": rule,
+            "path": path,
+            "line": line,
+            "text": visible(shown)[:MAX_TEXT],
+            "mark": mark,
+            "message": message,
+            "advice": advice,
+        }
+
+
+def visible(text: str) -> str:
+    """What cannot be seen, or would reorder what is, is written as its number."""
+    return "".join(char if char.isprintable() or char == "\t" else f"<U+{ord(char):04X}>" for char in text)
+
+
+def _listed(refers: References) -> dict[str, Any]:
+    return {
+        "modules": refers.modules,
+        "scripts": refers.scripts,
+        "paths": refers.paths,
+        "folders": refers.folders,
+        "anything": refers.anything,
+    }

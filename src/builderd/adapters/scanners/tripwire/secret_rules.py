@@ -1,0 +1,161 @@
+"""Secrets, by the rules of gitleaks run by RE2 (see ``rules/gitleaks``).
+
+A rule whose tokens have a shape of their own is told as ``SEC-…``; one that needs a word such as ``adobe`` nearby, and
+takes any hex for a secret then, as ``GEN-…``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import re2
+
+RULES = Path(__file__).with_name("rules") / "gitleaks" / "gitleaks.toml"
+#: How gitleaks' own generator begins a rule that needs a word nearby.
+NEEDS_A_WORD = r"(?i)[\w.-]{0,50}?(?:"
+#: Keys of a provider's test mode move no money and open no data.
+TEST_KEY = re.compile(r"^(?:sk|rk|pk)_test_")
+SHOWN = 4
+
+_OPTIONS = re2.Options()
+_OPTIONS.log_errors = False
+_OPTIONS.max_mem = 64 << 20
+
+
+class Secret(NamedTuple):
+    """``value`` is the secret itself: never told, only used to mask it."""
+
+    rule: str
+    line: int
+    value: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allowlist:
+    """Matches that are no secrets. ``every``: all of its conditions must hold, not just one."""
+
+    regexes: tuple[re2._Regexp, ...]
+    target: str
+    stopwords: tuple[str, ...]
+    paths: tuple[re2._Regexp, ...]
+    every: bool
+
+    def allows(self, path: str, secret: str, match: str, line: str) -> bool:
+        text = {"match": match, "line": line}.get(self.target, secret)
+        checks = []
+        if self.regexes:
+            checks.append(any(regex.search(text) for regex in self.regexes))
+        if self.stopwords:
+            lowered = secret.lower()
+            checks.append(any(word in lowered for word in self.stopwords))
+        if self.paths:
+            checks.append(any(regex.search(path) for regex in self.paths))
+        return bool(checks) and (all(checks) if self.every else any(checks))
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    name: str
+    description: str
+    regex: re2._Regexp
+    path: re2._Regexp | None
+    keywords: tuple[str, ...]
+    entropy: float
+    group: int
+    allowlists: tuple[Allowlist, ...]
+
+
+class SecretRules:
+    """The rules, compiled once; a text is first looked through for the words that any of them needs."""
+
+    def __init__(self, file: Path = RULES) -> None:
+        document = tomllib.loads(file.read_text())
+        self._rules = [_rule(entry) for entry in document["rules"] if "regex" in entry]
+        self._everywhere = _allowlist(document["allowlist"])
+        self._words: dict[int, list[Rule]] = {}
+        self._set = re2.Set.SearchSet(_OPTIONS)
+        numbers: dict[str, int] = {}
+        for rule in self._rules:
+            for word in rule.keywords:
+                if word not in numbers:
+                    numbers[word] = self._set.Add(f"(?i){re.escape(word)}")
+                self._words.setdefault(numbers[word], []).append(rule)
+        self._set.Compile()
+        self._always = [rule for rule in self._rules if not rule.keywords]
+
+    def find(self, path: str, text: str) -> Iterator[Secret]:
+        """All secrets of a file."""
+        if any(regex.search(path) for regex in self._everywhere.paths):
+            return
+        due = {rule.name: rule for number in self._set.Match(text) or () for rule in self._words[number]}
+        for rule in (*due.values(), *self._always):
+            if rule.path is None or rule.path.search(path):
+                yield from self._find(rule, path, text)
+
+    def _find(self, rule: Rule, path: str, text: str) -> Iterator[Secret]:
+        for found in rule.regex.finditer(text):
+            secret = _secret_of(rule, found)
+            start = text.rfind("\n", 0, found.start()) + 1
+            end = text.find("\n", found.end())
+            line = text[start : end if end >= 0 else len(text)]
+            allowed = (self._everywhere, *rule.allowlists)
+            if entropy(secret) <= rule.entropy or any(a.allows(path, secret, found.group(), line) for a in allowed):
+                continue
+            name = f"GEN-{rule.name[4:]}" if TEST_KEY.match(secret) else rule.name
+            place = text.find(secret, found.start())
+            yield Secret(name, text.count("\n", 0, max(place, 0)) + 1, secret, rule.description)
+
+
+def _secret_of(rule: Rule, found: re.Match[str]) -> str:
+    if rule.group:
+        return found.group(rule.group) or found.group()
+    return next((group for group in found.groups() if group), found.group())
+
+
+def _rule(entry: Mapping[str, Any]) -> Rule:
+    generic = entry["regex"].startswith(NEEDS_A_WORD) or entry["id"] == "generic-api-key"
+    return Rule(
+        name=f"{'GEN' if generic else 'SEC'}-{entry['id']}",
+        description=entry["description"].split(", ")[0].rstrip("."),
+        regex=re2.compile(entry["regex"], _OPTIONS),
+        path=re2.compile(entry["path"], _OPTIONS) if "path" in entry else None,
+        keywords=tuple(word.lower() for word in entry.get("keywords", ())),
+        entropy=entry.get("entropy", 0.0),
+        group=entry.get("secretGroup", 0),
+        allowlists=tuple(_allowlist(one) for one in entry.get("allowlists", ())),
+    )
+
+
+def _allowlist(entry: Mapping[str, Any]) -> Allowlist:
+    return Allowlist(
+        regexes=tuple(re2.compile(regex, _OPTIONS) for regex in entry.get("regexes", ())),
+        target=entry.get("regexTarget", "secret"),
+        stopwords=tuple(word.lower() for word in entry.get("stopwords", ())),
+        paths=tuple(re2.compile(regex, _OPTIONS) for regex in entry.get("paths", ())),
+        every=entry.get("condition") == "AND",
+    )
+
+
+def entropy(text: str) -> float:
+    """Shannon's, in bits a character."""
+    if not text:
+        return 0.0
+    counts = Counter(text).values()
+    return -sum(n / len(text) * math.log2(n / len(text)) for n in counts)
+
+
+def masked(text: str, secrets: Sequence[str]) -> str:
+    """The text with each secret cut to its first characters, and never more than a quarter of one."""
+    for secret in sorted(set(secrets), key=len, reverse=True):
+        for part in secret.split("\n"):
+            if len(part) >= 6:
+                text = text.replace(part, f"{part[: min(SHOWN, len(part) // 4)]}…")
+    return text

@@ -1,0 +1,175 @@
+"""The worker: a confined process that is kept warm and forks anew for each review.
+
+``python -m …worker <descriptor of its socket> <tools as JSON>``. It reads the rules once, leaves the host behind, and
+says ``ready``. Each packet is then one request: limits as JSON, with three descriptors: the files, where the child
+writes what it saw, and where this process writes how the child ended. A child that one tenant's file took over judges
+nobody else's: it is gone with its review.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import mmap
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from builderd.adapters.scanners.tripwire import confinement
+from builderd.adapters.scanners.tripwire.analysis import Analyser, Source, Tools
+from builderd.adapters.scanners.tripwire.confinement import Bind
+
+MAX_PACKET = 4_096
+#: Exit status of a child that Python's own memory limit or an unforeseen error ended.
+OUT_OF_MEMORY, FAILED = 87, 88
+
+
+class Server:
+    def __init__(self, control: socket.socket, analyser: Analyser, proc: int) -> None:
+        self._control = control
+        self._analyser = analyser
+        self._proc = proc
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+        #: By pid: its pidfd, its deadline and where to tell its end.
+        self._children: dict[int, tuple[int, float, int]] = {}
+
+    def serve(self) -> None:
+        """Until the service closes its end."""
+        while True:
+            for key, _ in self._selector.select(self._patience()):
+                if key.fileobj is not self._control:
+                    self._reap(key.data)
+                elif not self._receive():
+                    return
+            self._kill_late()
+
+    def _patience(self) -> float | None:
+        deadlines = [deadline for _, deadline, _ in self._children.values()]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _receive(self) -> bool:
+        packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, 3)
+        if not packet:
+            return False
+        limits = json.loads(packet)
+        files, told, ended = descriptors
+        pid = os.fork()
+        if pid == 0:
+            self._become_child(files, told, limits)
+        os.close(files)
+        os.close(told)
+        pidfd = os.pidfd_open(pid)
+        self._children[pid] = (pidfd, time.monotonic() + limits["wall_seconds"], ended)
+        self._selector.register(pidfd, selectors.EVENT_READ, pid)
+        return True
+
+    def _kill_late(self) -> None:
+        for pid, (_, deadline, _) in self._children.items():
+            if deadline <= time.monotonic():
+                os.kill(pid, signal.SIGKILL)
+
+    def _reap(self, pid: int) -> None:
+        pidfd, deadline, ended = self._children.pop(pid)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        late = deadline <= time.monotonic()
+        try:
+            os.write(ended, json.dumps({"status": os.waitstatus_to_exitcode(status), "late": late}).encode())
+        except BrokenPipeError:
+            pass  # nobody waits for it any more
+        finally:
+            os.close(ended)
+
+    def _become_child(self, files: int, told: int, limits: dict[str, Any]) -> None:
+        """Never returns. Two processes: one in which the other's pid namespace ends, and the one that reads."""
+        try:
+            self._close_all_but(files, told)
+            confinement.new_review(self._proc)
+            os.close(self._proc)
+            pid = os.fork()
+            if pid == 0:
+                self._review(files, told, limits)
+            confinement.die_with_parent()
+            os.close(files)
+            os.close(told)
+            _, status = os.waitpid(pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
+        except BaseException as error:
+            _tell(f"a review could not be confined: {error}")
+        finally:
+            os._exit(FAILED)
+
+    def _close_all_but(self, *kept: int) -> None:
+        for descriptor in range(3, confinement.MAX_DESCRIPTORS):
+            if descriptor not in (*kept, self._proc):
+                try:
+                    os.close(descriptor)
+                except OSError:
+                    continue
+
+    def _review(self, files: int, told: int, limits: dict[str, Any]) -> None:
+        """Never returns."""
+        code = FAILED
+        try:
+            confinement.lock_down(int(limits["memory_bytes"]), int(limits["cpu_seconds"]))
+            seen = self._analyser.analyse(*read_sources(files), limits["wall_seconds"])
+            _write_all(told, json.dumps(seen).encode())
+            code = 0
+        except BaseException as error:
+            # A thread that gets no stack is a RuntimeError.
+            no_memory = isinstance(error, MemoryError) or "start new thread" in str(error)
+            code = OUT_OF_MEMORY if no_memory else FAILED
+            _tell(f"a review failed: {type(error).__name__}: {error}")
+        finally:
+            os._exit(code)
+
+
+def read_sources(descriptor: int) -> tuple[list[Source], list[str]]:
+    """What ``pack_sources`` wrote, as this process is to read it, and the paths of the whole bundle."""
+    with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as whole:
+        length = int.from_bytes(whole[:8], "big")
+        header = json.loads(whole[8 : 8 + length])
+        at = 8 + length
+        sources = []
+        for path, kind, size in header["files"]:
+            sources.append(Source(path, kind, whole[at : at + size]))
+            at += size
+    return sources, header["paths"]
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"builderd review: {text[:500]}\n")
+    sys.stderr.flush()
+
+
+def main() -> None:
+    """Serve on the descriptor named by the first argument."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    tools = Tools(**json.loads(sys.argv[2]))
+    analyser = Analyser(tools)
+    try:
+        proc = confinement.confine([Bind(source, target) for source, target in tools.binds])
+    except OSError as error:
+        control.send(f"the scanner cannot be confined: {error.strerror or error}".encode())
+        return
+    gc.collect()
+    gc.freeze()
+    control.send(b"ready")
+    Server(control, analyser, proc).serve()
+
+
+if __name__ == "__main__":
+    main()

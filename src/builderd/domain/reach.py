@@ -1,0 +1,79 @@
+"""Reach: which files of a bundle run when its entrypoint and its hooks do, as far as references tell."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from builderd.domain.entrypoints import module_files
+
+SCRIPT_ENDINGS = ("", ".js", ".mjs", ".cjs", ".ts", ".tsx", ".jsx", ".json", "/index.js", "/index.mjs", "/index.ts")
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What one file refers to: dotted modules (with leading dots for relative ones), scripts, and other paths.
+
+    ``folders`` are those that it has modules looked for in. ``anything`` tells that it imports what only running it
+    would show.
+    """
+
+    modules: tuple[str, ...] = ()
+    scripts: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    anything: bool = False
+
+
+def reached(roots: Iterable[str], references: Mapping[str, References], paths: Collection[str]) -> frozenset[str]:
+    """The roots and all that they lead to. A file that may import anything leads to every other."""
+    known, waiting = set(roots), list(roots)
+    folders = _folders(waiting, references)
+    while waiting:
+        path = waiting.pop()
+        refers = references.get(path)
+        if refers is None:
+            continue
+        if refers.anything:
+            return frozenset(paths)
+        fresh = {one for one in _targets(path, refers, folders, paths) if one not in known}
+        known |= fresh
+        waiting += fresh
+    return frozenset(known)
+
+
+def _folders(roots: Sequence[str], references: Mapping[str, References]) -> Sequence[str]:
+    """Where modules are looked for: the app's folder, ``src``, those of what is started, and what any file adds."""
+    own = [folder for root in roots if (folder := posixpath.dirname(root))]
+    added = [folder for refers in references.values() for folder in refers.folders]
+    return tuple(dict.fromkeys(("", "src/", *(f"{folder}/" for folder in (*own, *added)))))
+
+
+def _targets(path: str, refers: References, folders: Sequence[str], paths: Collection[str]) -> Iterator[str]:
+    here = posixpath.dirname(path)
+    for module in refers.modules:
+        if module.startswith("."):
+            yield from _relative(module, here, paths)
+        else:
+            yield from module_files(module, paths, folders)
+    for script in refers.scripts:
+        stem = posixpath.normpath(posixpath.join(here, script))
+        yield from (stem + ending for ending in SCRIPT_ENDINGS if stem + ending in paths)
+    for target in refers.paths:
+        for base in (here, ""):
+            named = posixpath.normpath(posixpath.join(base, target.removeprefix("/app/")))
+            if named in paths:
+                yield named
+
+
+def _relative(module: str, here: str, paths: Collection[str]) -> Iterator[str]:
+    name = module.lstrip(".")
+    folder = here
+    for _ in range(len(module) - len(name) - 1):
+        folder = posixpath.dirname(folder)
+    prefix = f"{folder}/" if folder else ""
+    if f"{prefix}__init__.py" in paths:
+        yield f"{prefix}__init__.py"
+    if name:
+        yield from module_files(name, paths, (prefix,))

@@ -1,0 +1,118 @@
+"""The review's policy: limits, what each rule weighs, and which files weigh less. Its hash stands in each report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from fnmatch import translate
+from functools import cached_property
+from typing import Any
+
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.reviews import SANITY, Severity
+
+OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewLimits:
+    """Of the code of one version; sizes in bytes. Over one of the first three: a hold. Past the others: a block."""
+
+    files: int = 2_000
+    file_bytes: int = 1_000_000
+    total_bytes: int = 20_000_000
+    wall_seconds: float = 20
+    cpu_seconds: int = 10
+    memory_bytes: int = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Policy:
+    """``rules`` map patterns of rule names to a severity, None leaves the rule out; the last that matches counts.
+
+    ``demoted`` are patterns of paths (``*`` also goes across ``/``) whose findings only warn, unless the entrypoint
+    or a hook reaches the file.
+    """
+
+    limits: ReviewLimits
+    rules: tuple[tuple[str, Severity | None], ...]
+    demoted: tuple[str, ...]
+
+    @cached_property
+    def hash(self) -> str:
+        """64 hex characters."""
+        rules = [(pattern, severity and severity.value) for pattern, severity in self.rules]
+        text = json.dumps({"limits": asdict(self.limits), "rules": rules, "demoted": self.demoted}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def severity(self, rule: str) -> Severity | None:
+        """What the rule weighs; None: it is left out. A rule that no pattern names warns."""
+        if rule not in self._weights:
+            found = [severity for pattern, severity in self._patterns if pattern.match(rule)]
+            self._weights[rule] = found[-1] if found else Severity.WARN
+        return self._weights[rule]
+
+    def weighs_less(self, path: str) -> bool:
+        """Whether the file is a test, a document or the like."""
+        return any(pattern.match(path) for pattern in self._places)
+
+    @cached_property
+    def _weights(self) -> dict[str, Severity | None]:
+        return {}
+
+    @cached_property
+    def _patterns(self) -> tuple[tuple[re.Pattern[str], Severity | None], ...]:
+        return tuple((re.compile(translate(pattern)), severity) for pattern, severity in self.rules)
+
+    @cached_property
+    def _places(self) -> tuple[re.Pattern[str], ...]:
+        return tuple(re.compile(translate(pattern), re.IGNORECASE) for pattern in self.demoted)
+
+
+def make_policy(document: Any) -> Policy:
+    """The policy of a parsed file. Raises ``ValidationFailed`` that names each wrong part of it."""
+    if not isinstance(document, Mapping):
+        raise ValidationFailed({"review policy": ["must be a mapping with limits, rules and demoted"]})
+    faults = dict(_faults(document))
+    if faults:
+        raise ValidationFailed({f"review policy: {where}": [why] for where, why in faults.items()})
+    weights: dict[Any, Severity | None] = {OFF: None, False: None, **{s.value: s for s in Severity}}
+    rules = tuple((str(name), weights[word]) for name, word in document.get("rules", {}).items())
+    return Policy(ReviewLimits(**document.get("limits", {})), rules, tuple(document.get("demoted", ())))
+
+
+def _faults(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    known = {"limits": Mapping, "rules": Mapping, "demoted": list}
+    for name, value in document.items():
+        if name not in known:
+            yield str(name), f"is not known here: {', '.join(known)} are"
+        elif not isinstance(value, known[name]):
+            yield name, "must be a list" if known[name] is list else "must be a mapping"
+    if isinstance(limits := document.get("limits"), Mapping):
+        yield from _limit_faults(limits)
+    if isinstance(rules := document.get("rules"), Mapping):
+        yield from _rule_faults(rules)
+    if isinstance(places := document.get("demoted"), list) and not all(isinstance(one, str) for one in places):
+        yield "demoted", "must be a list of patterns of paths"
+
+
+def _limit_faults(limits: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    names = {field.name for field in fields(ReviewLimits)}
+    for name, value in limits.items():
+        if name not in names:
+            yield f"limits.{name}", f"is not known here: {', '.join(sorted(names))} are"
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            yield f"limits.{name}", "must be a number greater than 0"
+
+
+def _rule_faults(rules: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    # YAML reads an unquoted off as false.
+    words = (*(severity.value for severity in Severity), OFF, False)
+    for name, word in rules.items():
+        if word not in words:
+            yield f"rules.{name}", "must be block, hold, warn or off"
+        elif str(name).startswith(SANITY) and word != Severity.BLOCK.value:
+            yield f"rules.{name}", "must be block: what cannot be judged is not let through"

@@ -1,0 +1,42 @@
+"""Scanners: read a bundle's files with suspicion, somewhere that they can do no harm, and say what they saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from builderd.domain.bundles import Bundle
+from builderd.domain.reach import References
+from builderd.domain.review_policies import ReviewLimits
+from builderd.domain.reviews import Hit
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """``hits`` in no order; ``references`` by path, of the files that could be read as code.
+
+    ``hooks`` are files, and commands, that an installer would run by itself. ``scanners`` as in a report.
+    ``failure`` says why the scan is not whole: then nothing may pass for it.
+    """
+
+    hits: tuple[Hit, ...]
+    references: Mapping[str, References]
+    hooks: tuple[str, ...]
+    scanners: Mapping[str, str]
+    failure: str | None = None
+
+
+class Scanner(Protocol):
+    @property
+    def name(self) -> str:
+        """Names the scanner and its rules: other rules, another name. Part of the key of a kept report."""
+
+    async def prepare(self) -> None:
+        """Have it warm; harmless when repeated. A scan without it takes longer."""
+
+    async def scan(self, bundle: Bundle, limits: ReviewLimits) -> Scan:
+        """Never raises for what is in the bundle, and never takes longer than the limits say."""
+
+    async def close(self) -> None:
+        """End what was kept warm."""

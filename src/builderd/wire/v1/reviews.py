@@ -1,0 +1,187 @@
+"""Reviews: reports, what is accepted of them, and the same as SARIF."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from pydantic import Field
+
+from builderd.domain import reviews as domain
+from builderd.domain.reviews import Severity
+from builderd.wire.v1.envelope import Success, Time
+from builderd.wire.v1.shape import Shape, View, obeys
+
+MAX_REASON = 1_000
+FINGERPRINT = "^[0-9a-f]{32}$"
+
+
+class Acceptance(View):
+    """Who took a finding on themselves, why, and until when (null: for good)."""
+
+    reason: str
+    accepted_by: str
+    accepted_at: Time
+    expires_at: Time | None
+
+
+class Finding(View):
+    """``line`` counts from 1, 0 for a whole file; ``path`` is empty for all files. Secrets in ``text`` are masked.
+
+    ``acceptable`` by the deployer (a hold) or by an admin (a block). ``demoted``: it would weigh more in code that
+    the entrypoint reaches.
+    """
+
+    fingerprint: str
+    rule: str
+    severity: Severity
+    path: str
+    line: int
+    text: str
+    message: str
+    advice: str
+    demoted: bool
+    acceptable: bool
+    accepted: Acceptance | None
+
+
+class Review(View):
+    """``passed``: no block and no hold that nobody accepted. ``outdated``: the builder runs other code by now.
+
+    ``left_out`` counts findings of a rule that are not told.
+    """
+
+    version: int
+    passed: bool
+    outdated: bool
+    content_hash: str
+    policy_hash: str
+    reviewed_at: Time
+    seconds: float
+    files: int
+    scanners: dict[str, str]
+    findings: list[Finding]
+    left_out: dict[str, int]
+
+
+class ReviewAnswer(Success[Review]):
+    """A report."""
+
+
+def _reason_fault(reason: str) -> str | None:
+    return None if reason.strip() else "must not be blank: say why the finding is right as it is"
+
+
+class NewAcceptance(Shape):
+    """Accept one finding of this builder, from now on and in later versions, for as long as its line stays the same."""
+
+    fingerprint: Annotated[str, Field(pattern=FINGERPRINT)]
+    reason: Annotated[str, obeys(_reason_fault), Field(min_length=1, max_length=MAX_REASON, pattern=r"\S")]
+    expires: Annotated[datetime | None, Field(strict=False)] = Field(
+        default=None, description="RFC 3339; needed for a finding that blocks."
+    )
+
+
+def review_of(report: domain.Report, verdict: domain.Verdict, version: int = 0, *, outdated: bool = False) -> Review:
+    """The report as it is told."""
+    return Review(
+        version=version,
+        passed=verdict.passed,
+        outdated=outdated,
+        content_hash=report.content_hash,
+        policy_hash=report.policy_hash,
+        reviewed_at=report.reviewed_at,
+        seconds=report.seconds,
+        files=report.files,
+        scanners=dict(report.scanners),
+        findings=[_finding(finding, verdict) for finding in report.findings],
+        left_out=dict(report.left_out),
+    )
+
+
+def _finding(finding: domain.Finding, verdict: domain.Verdict) -> Finding:
+    accepted = verdict.accepted.get(finding.fingerprint)
+    return Finding(
+        fingerprint=finding.fingerprint,
+        rule=finding.rule,
+        severity=finding.severity,
+        path=finding.path,
+        line=finding.line,
+        text=finding.text,
+        message=finding.message,
+        advice=finding.advice,
+        demoted=finding.demoted,
+        acceptable=finding.acceptable,
+        accepted=_acceptance(accepted) if accepted else None,
+    )
+
+
+def _acceptance(accepted: domain.Acceptance) -> Acceptance:
+    return Acceptance(
+        reason=accepted.reason,
+        accepted_by=accepted.accepted_by,
+        accepted_at=accepted.accepted_at,
+        expires_at=accepted.expires_at,
+    )
+
+
+# SARIF 2.1.0 (https://docs.oasis-open.org/sarif/sarif/v2.1.0/)
+
+SARIF = "application/sarif+json"
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+LEVELS = {Severity.BLOCK: "error", Severity.HOLD: "error", Severity.WARN: "warning"}
+#: Names the way in which fingerprints are made.
+FINGERPRINTS = "builderd/v1"
+
+
+def sarif_of(review: Review, program: str) -> dict[str, Any]:
+    """One run, with a result a finding; ``program`` is the version of this service."""
+    rules = sorted({finding.rule for finding in review.findings})
+    driver = {"name": "builderd review", "version": program, "rules": [_rule(name, review) for name in rules]}
+    run = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "results": [_result(finding, rules.index(finding.rule)) for finding in review.findings],
+        "properties": {
+            "passed": review.passed,
+            "contentHash": review.content_hash,
+            "policyHash": review.policy_hash,
+            "scanners": review.scanners,
+            "leftOut": review.left_out,
+        },
+    }
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _rule(name: str, review: Review) -> dict[str, Any]:
+    finding = next(one for one in review.findings if one.rule == name)
+    return {
+        "id": name,
+        "shortDescription": {"text": finding.message or name},
+        "help": {"text": finding.advice or finding.message or name},
+        "defaultConfiguration": {"level": LEVELS[finding.severity]},
+    }
+
+
+def _result(finding: Finding, index: int) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "ruleId": finding.rule,
+        "ruleIndex": index,
+        "level": LEVELS[finding.severity],
+        "message": {"text": f"{finding.message}. {finding.advice}"},
+        "partialFingerprints": {FINGERPRINTS: finding.fingerprint},
+        "properties": {"severity": finding.severity.value, "demoted": finding.demoted},
+    }
+    if finding.path:
+        result["locations"] = [{"physicalLocation": _location(finding)}]
+    if finding.accepted is not None:
+        result["suppressions"] = [{"kind": "external", "status": "accepted", "justification": finding.accepted.reason}]
+    return result
+
+
+def _location(finding: Finding) -> dict[str, Any]:
+    place: dict[str, Any] = {"artifactLocation": {"uri": quote(finding.path), "uriBaseId": "%SRCROOT%"}}
+    if finding.line:
+        place["region"] = {"startLine": finding.line, "snippet": {"text": finding.text}}
+    return place

@@ -1,0 +1,254 @@
+"""The review's worker: what code that takes it over can reach, and what comes of a scanner that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.gate import bundle_of
+
+from builderd import bootstrap
+from builderd.adapters.scanners.tripwire.answers import Unbelievable, read_answer
+from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
+from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
+from builderd.domain.review_policies import ReviewLimits
+from builderd.domain.reviews import Severity
+from builderd.ports.scanners import Scan
+from builderd.services.reviews import assess
+from builderd.settings import Settings
+
+BUNDLE = bundle_of({"app.py": "print(1)\n"})
+LIMITS = ReviewLimits(wall_seconds=1.5, cpu_seconds=2, memory_bytes=400_000_000)
+
+
+@pytest.fixture(scope="module", params=["as it is run", pytest.param("as somebody", marks=pytest.mark.root)])
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What attempts to get out came to, of a worker that root or that anybody has started."""
+    secret = tmp_path_factory.mktemp("host") / "secret"
+    secret.write_text("secret")
+    user = {"user": 12345, "group": 12345, "extra_groups": []} if request.param == "as somebody" else {}
+    done = subprocess.run(
+        [sys.executable, "-s", "-m", "tests.security.confined", str(secret)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": f"src:{Path.cwd()}:{Path.cwd()}/src"},
+        timeout=60,
+        check=False,
+        **user,  # type: ignore[call-overload]
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_it_sees_programs_and_nothing_else_of_the_host(outcomes: dict[str, Any]) -> None:
+    assert set(outcomes["root"]) <= {"bin", "lib", "lib64", "usr", "dev", "work"}
+    assert outcomes["a secret of the host"] == outcomes["users"] == outcomes["processes"] == "ENOENT"
+
+
+def test_it_has_no_network_and_no_way_to_other_processes(outcomes: dict[str, Any]) -> None:
+    assert outcomes["a socket"] == outcomes["a unix socket"] == outcomes["tracing"] == "EPERM"
+    assert outcomes["pid"] == 1
+    assert outcomes["killing the parent"] == "ESRCH"
+
+
+def test_it_changes_nothing_and_gets_no_privilege(outcomes: dict[str, Any]) -> None:
+    assert outcomes["writing a program"] == outcomes["writing the root"] == "EROFS"
+    assert outcomes["a namespace"] == outcomes["a mount"] == outcomes["io_uring"] == "EPERM"
+    assert outcomes["uid"] != 0
+    assert outcomes["capabilities"] == 0
+
+
+def test_it_cannot_exhaust_the_host(outcomes: dict[str, Any]) -> None:
+    assert outcomes["much memory"] == "MemoryError"
+    assert outcomes["a large file"] in ("EFBIG", "ENOSPC")
+    assert outcomes["many processes"] == "EAGAIN"
+
+
+def test_it_can_start_the_programs_that_scan(outcomes: dict[str, Any]) -> None:
+    assert outcomes["a program"] == ""
+
+
+# Scanners that fail
+
+
+def scanned(ruff: Path | None = None, limits: ReviewLimits = LIMITS) -> Scan:
+    """By a scanner whose ruff is another program."""
+
+    def find() -> Toolbox:
+        return find_toolbox(None, ruff=ruff)
+
+    async def scan() -> Scan:
+        scanner = TripwireScanner(find)
+        try:
+            return await scanner.scan(BUNDLE, limits)
+        finally:
+            await scanner.close()
+
+    return asyncio.run(scan())
+
+
+def program(folder: Path, text: str) -> Path:
+    folder.chmod(0o755)
+    path = folder / "ruff"
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+FAILING = {
+    "crashes": ("#!/bin/sh\nkill -SEGV $$\n", "ruff was ended by signal 11"),
+    "hangs": ("#!/bin/sh\nexec sleep 60\n", "ruff did not finish in time"),
+    "hangs and leaves a child behind": ("#!/bin/sh\nsleep 60 &\nexec sleep 60\n", "ruff did not finish in time"),
+    "eats memory": ("#!/usr/bin/python3\nx = [bytearray(1 << 20) for _ in range(100_000)]\n", "ruff exited with 1"),
+    "eats time": ("#!/bin/sh\nwhile :; do :; done\n", "ruff "),
+    "answers nonsense": ("#!/bin/sh\necho '{'\n", "ruff could not be used"),
+    "answers too much": ("#!/bin/sh\nexec cat /dev/urandom\n", "ruff "),
+    "does not start": ("#!/nowhere\n", "ruff could not be used"),
+}
+
+
+@pytest.mark.parametrize(("text", "why"), FAILING.values(), ids=FAILING)
+def test_a_scanner_that_fails_blocks_and_says_so(tmp_path: Path, text: str, why: str) -> None:
+    begun = time.monotonic()
+    scan = scanned(program(tmp_path, text))
+    assert time.monotonic() - begun < 30
+    assert scan.failure is not None
+    # A program that eats all there is takes the whole review with it.
+    assert why in scan.failure or "memory" in scan.failure or "in time" in scan.failure
+    policy = bootstrap.make_review_policy(Settings())
+    blocks = [f for f in assess(BUNDLE, "python3 app.py", scan, policy) if f.severity is Severity.BLOCK]
+    assert [(f.rule, f.acceptable) for f in blocks] == [("SAN-scanner", False)]
+    assert scan.failure in blocks[0].message
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        (replace(LIMITS, memory_bytes=1), "of memory"),
+        (replace(LIMITS, wall_seconds=0.001), "did not finish within"),
+    ],
+)
+def test_a_review_that_passes_its_limits_has_no_result(limits: ReviewLimits, why: str) -> None:
+    scan = scanned(limits=limits)
+    assert scan.failure is not None
+    assert why in scan.failure
+    assert scan.hits == ()
+
+
+def test_a_worker_that_was_killed_is_replaced() -> None:
+    async def use() -> list[Scan]:
+        scanner = TripwireScanner(lambda: find_toolbox(None))
+        try:
+            scans = [await scanner.scan(BUNDLE, LIMITS)]
+            assert scanner._worker is not None
+            os.kill(scanner._worker.pid, signal.SIGKILL)
+            scanner._worker.wait()
+            return [*scans, await scanner.scan(BUNDLE, LIMITS)]
+        finally:
+            await scanner.close()
+
+    assert [scan.failure for scan in asyncio.run(use())] == [None, None]
+
+
+def test_a_worker_that_is_killed_in_the_middle_blocks(tmp_path: Path) -> None:
+    scanner = TripwireScanner(lambda: find_toolbox(None, ruff=program(tmp_path, "#!/bin/sh\nexec sleep 60\n")))
+
+    def kill() -> None:
+        assert scanner._worker is not None
+        os.kill(scanner._worker.pid, signal.SIGKILL)
+
+    async def use() -> Scan:
+        try:
+            await scanner.prepare()
+            threading.Timer(0.3, kill).start()
+            return await scanner.scan(BUNDLE, LIMITS)
+        finally:
+            await scanner.close()
+
+    assert asyncio.run(use()).failure == "the scanner's process ended"
+
+
+def test_no_review_outlives_its_worker(tmp_path: Path) -> None:
+    """And with it no program that it started."""
+    name = f"{os.getpid()}.125"
+    scan = scanned(program(tmp_path, f"#!/bin/sh\nsleep {name} &\nexec sleep {name}\n"))
+    assert scan.failure is not None
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert f"sleep {name}" not in listed
+
+
+def test_many_at_once_are_judged_each_for_itself() -> None:
+    async def use() -> list[Scan]:
+        scanner = TripwireScanner(lambda: find_toolbox(None))
+        bundles = [bundle_of({"app.py": f"print({n})\n{'exec(' * (n % 2)}"}) for n in range(12)]
+        try:
+            return list(await asyncio.gather(*(scanner.scan(bundle, ReviewLimits()) for bundle in bundles)))
+        finally:
+            await scanner.close()
+
+    found = [{hit.rule for hit in scan.hits if hit.rule.startswith("SAN-")} for scan in asyncio.run(use())]
+    assert found == [set(), {"SAN-syntax"}] * 6
+
+
+# Answers of a worker that was taken over
+
+SOUND: dict[str, Any] = {"hits": [], "references": {}, "hooks": [], "failures": [], "skipped": []}
+HIT = {"rule": "R", "path": "app.py", "line": 1, "text": "", "mark": "", "message": "", "advice": ""}
+
+
+def changed(**parts: Any) -> bytes:
+    return json.dumps({**SOUND, **parts}).encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"null",
+        b"\xff",
+        b"[" * 100_000,
+        changed(hits=[{**HIT, "path": "../x"}]),
+        changed(hits=[{**HIT, "line": -1}]),
+        changed(hits=[{**HIT, "line": True}]),
+        changed(hits=[{**HIT, "text": 1}]),
+        changed(hits=1),
+        changed(references=[]),
+        changed(references={"app.py": {"modules": 1}}),
+        changed(failures=None),
+    ],
+)
+def test_an_answer_that_no_sound_worker_gives_is_none(answer: bytes) -> None:
+    with pytest.raises(Unbelievable):
+        read_answer(answer, BUNDLE)
+
+
+def test_an_answer_is_cut_to_what_is_believable() -> None:
+    refers = {"modules": [], "scripts": [], "paths": [], "folders": [], "anything": 1}
+    answer = changed(
+        hits=[{**HIT, "text": "x" * 5_000}], hooks=["nowhere"], references={"other.py": refers, "app.py": refers}
+    )
+    seen, _ = read_answer(answer, BUNDLE)
+    assert len(seen.hits[0].text) == 1_000
+    assert (seen.hooks, list(seen.references)) == ((), ["app.py"])
+    assert not seen.references["app.py"].anything
+
+
+def test_no_failure_is_forgotten() -> None:
+    seen, _ = read_answer(changed(failures=["a", "b"]), BUNDLE)
+    assert seen.failure == "a; b"
+    policy = bootstrap.make_review_policy(Settings())
+    found = assess(BUNDLE, "", Scan((), {}, (), {}, failure=seen.failure), policy)
+    assert [finding.rule for finding in found] == ["SAN-scanner"]

@@ -1,0 +1,86 @@
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from builderd.domain.ids import BuilderId
+from builderd.domain.reviews import (
+    MAX_FINDINGS,
+    MAX_OF_RULE,
+    Acceptance,
+    Finding,
+    Hit,
+    Report,
+    Severity,
+    content_hash,
+    cut,
+    fingerprints,
+    judge,
+    summary,
+)
+
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+HELD = Finding("h", "RSK-x", Severity.HOLD, "app.py", 3, "line", "it does", "Do not")
+BLOCKED = replace(HELD, fingerprint="b", rule="MAL-x", severity=Severity.BLOCK)
+INSANE = replace(HELD, fingerprint="s", rule="SAN-x", severity=Severity.BLOCK)
+WARNED = replace(HELD, fingerprint="w", rule="RUF-x", severity=Severity.WARN)
+
+
+def report(*findings: Finding) -> Report:
+    return Report("c", "p", findings, {}, 1, 0.1, NOW, {})
+
+
+def accept(finding: Finding, until: datetime | None = None) -> Acceptance:
+    return Acceptance(BuilderId("b"), finding.fingerprint, "why", "who", NOW, until)
+
+
+@pytest.mark.parametrize(
+    ("findings", "accepted", "passed"),
+    [
+        ((), (), True),
+        ((WARNED,), (), True),
+        ((HELD,), (), False),
+        ((HELD,), (accept(HELD),), True),
+        ((HELD,), (accept(BLOCKED),), False),
+        ((BLOCKED,), (accept(BLOCKED, NOW + timedelta(1)),), True),
+        ((BLOCKED,), (accept(BLOCKED, NOW),), False),
+        ((INSANE,), (accept(INSANE),), False),
+        ((HELD, BLOCKED), (accept(HELD),), False),
+    ],
+)
+def test_it_passes_without_an_open_block_or_hold(
+    findings: tuple[Finding, ...], accepted: tuple[Acceptance, ...], passed: bool
+) -> None:
+    assert judge(report(*findings), accepted, NOW).passed is passed
+
+
+def test_another_entrypoint_is_another_content() -> None:
+    assert len({content_hash("a", "x"), content_hash("a", "y"), content_hash("b", "x")}) == 3
+
+
+def test_a_fingerprint_outlives_other_lines_and_tells_like_lines_apart() -> None:
+    hit = Hit("R", "a.py", 3, "text", "mark", "m", "a")
+    first, second = fingerprints([hit, hit])
+    assert first != second
+    assert fingerprints([replace(hit, line=9, text="shown otherwise", message="n")]) == [first]
+    others = [replace(hit, rule="S"), replace(hit, path="b.py"), replace(hit, mark="other")]
+    assert first not in fingerprints(others)
+
+
+def test_no_warning_crowds_out_what_blocks() -> None:
+    many = [replace(WARNED, rule=f"R{n // MAX_OF_RULE}", line=n) for n in range(MAX_FINDINGS * 2)]
+    kept, left_out = cut([*many, BLOCKED])
+    assert kept[0] == BLOCKED
+    assert len(kept) == MAX_FINDINGS
+    assert sum(left_out.values()) == len(many) + 1 - MAX_FINDINGS
+
+
+def test_many_of_one_rule_are_counted() -> None:
+    kept, left_out = cut([replace(HELD, line=n) for n in range(MAX_OF_RULE + 2)])
+    assert (len(kept), left_out) == (MAX_OF_RULE, {"RSK-x": 2})
+
+
+def test_the_summary_says_where_why_and_what_to_do() -> None:
+    text = summary(judge(report(BLOCKED, HELD), (), NOW))
+    assert "1 block it and 1 hold it until accepted" in text
+    assert "app.py:3: it does (MAL-x). Do not" in text

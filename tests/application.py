@@ -64,7 +64,7 @@ class World:
     async def ask(self, *files: BundleFile, name: str = "my-api", **settings: Any) -> Builder:
         """Create a builder, and do not wait."""
         bundle = make_bundle(files or (MAIN,))
-        top = {key: settings.pop(key) for key in ("job_type", "visibility") if key in settings}
+        top = {key: settings.pop(key) for key in ("job_type", "visibility", "auto_stop_interval") if key in settings}
         new = NewBuilder(name, bundle.hash, VersionSettings(**{"entrypoint": ENTRYPOINT, **settings}), **top)
         now = self.clock.now()
         return await bundles.keep(
@@ -81,7 +81,7 @@ class World:
     async def want(self, command: Command, builder: Builder) -> Builder:
         """``builders.start``, ``stop``, ``restart`` or ``delete``, and do not wait."""
         now = self.clock.now()
-        return await self.application.commit(lambda uow: command(uow, self.caller, builder.id, now))
+        return await self.application.commit(lambda uow: command(uow, self.application, self.caller, builder.id, now))
 
     async def outcome(self, builder: Builder) -> Builder:
         """What became of its present run; raises the failure of a stage."""

@@ -17,9 +17,10 @@ from builderd.adapters.engines.oci.machine import OciSettings
 from builderd.adapters.engines.oci.store import StoreOptions
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
 from builderd.domain.resources import GB, Resources
-from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxState
+from builderd.domain.sandboxes import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxState
 from builderd.domain.versions import Isolation
 from builderd.ports.engine import Engine
+from builderd.services import executions
 
 
 def settings_in(data_dir: Path, **changes: Any) -> OciSettings:
@@ -95,3 +96,8 @@ async def until_listening(engine: Engine, sandbox: SandboxId) -> Listening:
 async def log_text(engine: Engine, sandbox: SandboxId) -> list[str]:
     lines, _ = await engine.read_log(sandbox)
     return [line.text for line in lines]
+
+
+async def execute(engine: Engine, sandbox: SandboxId, command: str, seconds: float, limit: int) -> ExecResult:
+    """Run a command line to its end."""
+    return await executions.capture(engine, sandbox, executions.Command(command, seconds), limit)

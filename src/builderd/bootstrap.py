@@ -23,6 +23,8 @@ from builderd.adapters.engines.oci.base import ensure_base, find_host_base
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
 from builderd.adapters.engines.oci.store import StoreOptions
+from builderd.adapters.installers.installers import Installers
+from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.adapters.previews.haproxy import probe as previews_probe
 from builderd.adapters.previews.haproxy.options import ProxyOptions
@@ -48,8 +50,9 @@ from builderd.doors.http.meter import Meter
 from builderd.doors.http.request_log import RequestIdFilter
 from builderd.doors.http.servers import Servers
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler import activity
+from builderd.reconciler import waking
 from builderd.reconciler.faults import kill_at, no_fault
+from builderd.reconciler.idle import Idleness
 from builderd.reconciler.reconciler import Reconciler
 from builderd.services import reviews, tokens, vault
 from builderd.services.application import Application
@@ -78,12 +81,15 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 engine=engine,
                 previews=make_previews(settings),
                 bundles=LocalBundles(settings.data_dir / "bundles"),
-                installer=UvInstaller(version("uv"), settings.package_index),
+                installer=Installers(
+                    UvInstaller(version("uv"), settings.package_index), NpmInstaller(settings.npm_registry)
+                ),
                 signals=LocalSignals(),
                 clock=SystemClock(),
                 vault=make_vault(settings),
                 limits=settings.to_limits(),
                 prices=settings.to_prices(),
+                allowances=settings.to_allowances(),
                 preview_domain=settings.preview_domain,
                 instance=identity(settings.data_dir),
             )
@@ -222,7 +228,8 @@ async def _work(app: Application, settings: Settings, servers: Servers) -> None:
     fault = kill_at(settings.fault) if settings.fault else no_fault
     async with asyncio.TaskGroup() as group:
         group.create_task(Reconciler(app, fault).run())
-        group.create_task(activity.watch(app))
+        group.create_task(Idleness(app).watch())
+        group.create_task(waking.watch(app))
 
 
 async def _prepare(app: Application) -> None:

@@ -32,8 +32,10 @@ from pydantic_settings import (
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
+from builderd.domain.quotas import Limit
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation
+from builderd.services.allowances import Allowance, Allowances
 from builderd.services.application import Limits
 
 DEFAULT_DATA_DIR = Path("/var/lib/builderd")
@@ -85,6 +87,16 @@ class LimitSettings(Section):
     log: float = Field(default=10, gt=0)
 
 
+class IdleSettings(Section):
+    """Of builders with an auto-stop interval: frozen after so many seconds without use (0: never).
+
+    ``cpu``: an app that takes more than this part of one CPU is not idle enough to be frozen.
+    """
+
+    freeze_after: float = Field(default=60, ge=0)
+    cpu: float = Field(default=0.02, ge=0)
+
+
 class PreviewSettings(Section):
     """``public_port``: the port that visitors see, where something in front forwards to ``preview_port``."""
 
@@ -125,6 +137,29 @@ class VaultSettings(Section):
     key_file: Path | None = None
 
 
+class TenantSettings(Section):
+    """What a tenant may have (``builders``, the others of running ones, ``disk`` of all) and spend in a month."""
+
+    builders: int | None = Field(default=None, ge=0)
+    running_builders: int | None = Field(default=None, ge=0)
+    cpu: float | None = Field(default=None, ge=0)
+    memory: float | None = Field(default=None, ge=0)
+    disk: float | None = Field(default=None, ge=0)
+    monthly_cap: Price | None = None
+    builder_monthly_cap: Price | None = None
+
+    def to_allowance(self) -> Allowance:
+        quota = Limit(self.builders, self.running_builders, self.cpu, self.memory, self.disk)
+        return Allowance(quota, self.monthly_cap, self.builder_monthly_cap)
+
+
+class CapacitySettings(Section):
+    """How many times what the machine has may be promised to running builders."""
+
+    cpu: float = Field(default=16, gt=0)
+    memory: float = Field(default=4, gt=0)
+
+
 class ReviewSettings(Section):
     """``policy``: a YAML file in the place of the default policy.
 
@@ -155,14 +190,20 @@ class Settings(BaseSettings):
     metrics_token: str | None = None
     metrics_port: Port | None = None
     package_index: str | None = None
+    npm_registry: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: For tests: kill the service at this point of the reconciler, once.
     fault: str | None = None
     prices: PriceSettings = PriceSettings()
     limits: LimitSettings = LimitSettings()
+    idle: IdleSettings = IdleSettings()
     preview: PreviewSettings = PreviewSettings()
     egress: EgressSettings = EgressSettings()
     store: StoreSettings = StoreSettings()
+    #: What each tenant may have, and those that may have something else, by name.
+    tenant: TenantSettings = TenantSettings()
+    tenants: dict[str, TenantSettings] = Field(default_factory=dict)
+    capacity: CapacitySettings = CapacitySettings()
     review: ReviewSettings = ReviewSettings()
     vault: VaultSettings = VaultSettings()
     #: Where systemd puts the credentials of its unit; one named ``builderd.vault.key`` is the vault's key.
@@ -213,6 +254,19 @@ class Settings(BaseSettings):
     def to_prices(self) -> Prices:
         return Prices(**self.prices.model_dump())
 
+    def to_allowances(self) -> Allowances:
+        """A tenant's own settings go before those of every tenant, one by one."""
+        common = self.tenant.model_dump()
+        return Allowances(
+            default=self.tenant.to_allowance(),
+            tenants={
+                name: TenantSettings(**common | own.model_dump(exclude_unset=True)).to_allowance()
+                for name, own in self.tenants.items()
+            },
+            cpu_factor=self.capacity.cpu,
+            memory_factor=self.capacity.memory,
+        )
+
     def to_limits(self) -> Limits:
         limits = self.limits
         return Limits(
@@ -221,6 +275,8 @@ class Settings(BaseSettings):
             start_timeout=limits.start_timeout,
             stop_grace=limits.stop_grace,
             exec_output=int(limits.exec_output * 1_000_000),
+            freeze_after=self.idle.freeze_after,
+            quiet_cpu=self.idle.cpu,
         )
 
 

@@ -175,7 +175,9 @@ class LiveService:
             time.sleep(0.05)
 
     @contextlib.contextmanager
-    def deployed(self, name: str, files: Mapping[str, Any], entrypoint: str, **fields: Any) -> Iterator[dict[str, Any]]:
+    def deployed(
+        self, name: str, files: Mapping[str, Any], entrypoint: str | None, **fields: Any
+    ) -> Iterator[dict[str, Any]]:
         """A builder of these files that is up; deleted afterwards."""
         response = self.call("POST", "/builders", json=body(name, files=files, entrypoint=entrypoint, **fields))
         try:

@@ -39,6 +39,17 @@ class Status(StrEnum):
     DELETED = "deleted"
 
 
+class StopKind(StrEnum):
+    """Who or what wanted a builder stopped, which decides what wakes it."""
+
+    #: A call: it stays stopped until one starts it.
+    PERSON = "person"
+    #: Nobody used it: the next visitor starts it.
+    IDLE = "idle"
+    #: It would cost more than it may: it stays stopped.
+    CAP = "cap"
+
+
 class Desired(StrEnum):
     RUNNING = "running"
     STOPPED = "stopped"
@@ -65,6 +76,8 @@ class Builder:
     ``spare_disks`` are used no more, and wait to be removed.
 
     ``spending_cap`` is per calendar month, ``cap_warned_at`` when it was last told that most of it is spent.
+    ``asleep_since`` is since when its sandbox is to stand still, None while it is to run; the builder is running all
+    the same. ``stop_kind`` is set with the wish to stop it, and kept until it is up again.
     """
 
     id: BuilderId
@@ -97,6 +110,8 @@ class Builder:
     spare_disks: tuple[DiskId, ...] = ()
     spending_cap: Decimal | None = None
     cap_warned_at: datetime | None = None
+    asleep_since: datetime | None = None
+    stop_kind: StopKind | None = None
 
     @property
     def to_run(self) -> tuple[int, DiskId]:
@@ -104,6 +119,12 @@ class Builder:
         if self.handover is Handover.FORWARD and self.candidate is not None and self.candidate_disk is not None:
             return self.candidate, self.candidate_disk
         return self.version, self.disk
+
+    @property
+    def wakes(self) -> bool:
+        """Whether a visitor brings it back: it was stopped, or is being stopped, since nobody used it."""
+        was_up = self.status in (Status.RUNNING, Status.STOPPED)
+        return self.desired is Desired.STOPPED and self.stop_kind is StopKind.IDLE and was_up
 
     @property
     def settled(self) -> bool:

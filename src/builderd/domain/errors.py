@@ -136,10 +136,6 @@ class EngineUnavailable(BuilderdError):
     code = "engine_unavailable"
 
 
-class VaultSealed(EngineUnavailable):
-    """A stored secret cannot be opened: its key is not here, or it was damaged. The message says which key."""
-
-
 def _summary(errors: Mapping[str, Sequence[str]]) -> str:
     field, reasons = next(iter(errors.items()))
     first = f"{field}: {reasons[0]}"

@@ -3,7 +3,8 @@
 A plan says how to make one without saying where: an engine runs its steps in a build sandbox in which
 ``INPUT`` holds the plan's files (read-only), ``LAYER`` is the layer being made and ``CACHE`` the
 installer's download cache. At run time the layer lies under the app's root file system, so that
-``LAYER/venv`` is seen as ``/venv``.
+``LAYER/venv`` is seen as ``/venv`` and ``LAYER/node_modules`` as ``/node_modules``, where Node looks for what
+``/app`` does not have.
 """
 
 from __future__ import annotations

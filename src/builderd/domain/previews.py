@@ -24,8 +24,14 @@ class RouteState(StrEnum):
     OPEN = "open"
     #: The app is being created, started or restarted: 503 with a page that says so.
     STARTING = "starting"
-    #: Somebody or something stopped it: 503 with a page that says why.
+    #: Another sandbox is about to take over: requests wait for it.
+    HELD = "held"
+    #: Nobody used it, so it stands still or was stopped: requests bring it back, and wait for it.
+    ASLEEP = "asleep"
+    #: Somebody stopped it: 503 with a page that says so.
     STOPPED = "stopped"
+    #: Its spending cap stopped it: 503 with a page that says so.
+    CAPPED = "capped"
     #: The app could not be started, or exited too often: 503 with a page that says so.
     FAILED = "failed"
     #: A one-time job is not a web app: 503 with a page that says so.

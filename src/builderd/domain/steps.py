@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
+from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import secret_hash
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxReport, SandboxState
@@ -40,7 +40,7 @@ class Observed:
     if any. ``disk_ready``: there is a disk for the version, and the ledger counts it. ``disk_bundle`` is the hash
     of what was last put on it, None without a disk or before the first. ``sandbox`` is the builder's record that
     has not ended yet, ``report`` what the engine says of it. ``ends`` are the ended sandboxes of the present run,
-    newest last.
+    newest last. ``paid_frozen``: the ledger counts it as frozen.
     """
 
     now: datetime
@@ -52,6 +52,7 @@ class Observed:
     report: SandboxReport | None
     ends: tuple[Sandbox, ...]
     route: Route | None
+    paid_frozen: bool = False
 
 
 # The steps
@@ -94,6 +95,16 @@ class AwaitListening:
 @dataclass(frozen=True, slots=True)
 class StopSandbox:
     """Stop the sandbox and record how it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Have the sandbox stand still, unless a visitor is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thaw:
+    """Have the sandbox go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +158,8 @@ Step = (
     | StartSandbox
     | AwaitListening
     | StopSandbox
+    | Freeze
+    | Thaw
     | RecordEnd
     | SetRoute
     | RemoveRoute
@@ -174,7 +187,7 @@ def _ended_by_itself(seen: Observed) -> bool:
     """The record says it runs, the engine says it does not (any more)."""
     if seen.sandbox is None or seen.sandbox.started_at is None:
         return False
-    return seen.report is None or seen.report.state is not SandboxState.RUNNING
+    return seen.report is None or not seen.report.alive
 
 
 def _close_route(builder: Builder, seen: Observed) -> Step | None:
@@ -192,8 +205,15 @@ def _closed_state(builder: Builder) -> RouteState:
     if builder.job_type is JobType.ONE_TIME:
         return RouteState.JOB
     if builder.desired is Desired.RUNNING:
-        return RouteState.STARTING
-    return RouteState.FAILED if builder.status is Status.FAILED else RouteState.STOPPED
+        return RouteState.HELD if builder.stop_kind is StopKind.IDLE else RouteState.STARTING
+    if builder.status is Status.FAILED:
+        return RouteState.FAILED
+    match builder.stop_kind:
+        case StopKind.IDLE:
+            return RouteState.ASLEEP
+        case StopKind.CAP:
+            return RouteState.CAPPED
+    return RouteState.STOPPED
 
 
 def _route(builder: Builder, state: RouteState, destination: Address | None = None) -> Route:
@@ -233,9 +253,30 @@ def _towards_running(builder: Builder, seen: Observed) -> Step:
     if builder.job_type is JobType.ALWAYS_ON:
         if seen.sandbox.listening_at is None:
             return AwaitListening()
+        if builder.asleep_since is not None and _is_up(builder):
+            return _towards_frozen(builder, seen)
+        if seen.paid_frozen or _is_frozen(seen):
+            return Thaw()
         if (opening := _open_route(builder, seen)) is not None:
             return opening
-    return Wait() if builder.settled and builder.status is Status.RUNNING else Settle(Status.RUNNING)
+    return Wait() if _is_up(builder) else Settle(Status.RUNNING)
+
+
+def _is_up(builder: Builder) -> bool:
+    """Whether that it runs is known already."""
+    return builder.settled and builder.status is Status.RUNNING and builder.stop_kind is None
+
+
+def _towards_frozen(builder: Builder, seen: Observed) -> Step:
+    """Visitors are held before anything stands still, so that none is caught in the middle."""
+    asleep = _route(builder, RouteState.ASLEEP)
+    if seen.route != asleep:
+        return SetRoute(asleep)
+    return Wait() if seen.paid_frozen and _is_frozen(seen) else Freeze()
+
+
+def _is_frozen(seen: Observed) -> bool:
+    return seen.report is not None and seen.report.state is SandboxState.FROZEN
 
 
 def _open_route(builder: Builder, seen: Observed) -> Step | None:

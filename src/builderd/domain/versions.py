@@ -54,6 +54,7 @@ class VersionSettings:
     skip_review: bool = False
     skip_qa: bool = False
     require_qa: bool = False
+    install_scripts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

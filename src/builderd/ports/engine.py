@@ -7,6 +7,7 @@ All methods raise ``EngineUnavailable`` when the engine does not answer, and ``N
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,8 +16,11 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
 from builderd.domain.logs import LogLine
-from builderd.domain.sandboxes import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxUsage
+from builderd.domain.processes import ProcessSpec
+from builderd.domain.quotas import Capacity
+from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxUsage
 from builderd.domain.versions import Isolation
+from builderd.ports.processes import Process
 
 #: Told one line of progress at a time; must not block.
 Progress = Callable[[str], None]
@@ -83,6 +87,9 @@ class Engine(Protocol):
 
     def supports(self, isolation: Isolation) -> str | None:
         """None when sandboxes of this isolation can run here, else why not and what to do."""
+
+    def capacity(self) -> Capacity:
+        """What there is for builders, as far as it is known by now: nothing is waited for."""
 
     @property
     def base_id(self) -> str:
@@ -164,10 +171,12 @@ class Engine(Protocol):
     def exits(self) -> AsyncIterator[SandboxId]:
         """Yields a sandbox's id soon after its main process ended, for as long as it is iterated."""
 
-    async def execute(self, sandbox: SandboxId, command: str, timeout_seconds: float, limit_bytes: int) -> ExecResult:
-        """Run ``/bin/sh -c command`` beside the app, with its environment, in ``/app``.
+    def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AbstractAsyncContextManager[Process]:
+        """Run a program beside the app for as long as the context lasts.
 
-        Past the timeout every process it started is killed. Raises ``InvalidState`` when it does not run.
+        Entering raises ``InvalidState`` when the sandbox does not run, ``ValidationFailed`` when ``cwd`` is no folder
+        there. Leaving hangs up: a process that does not end of that within a moment is killed with all that it started.
+        What it left behind when it ended by itself goes on.
         """
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:

@@ -11,8 +11,12 @@ from builderd.domain.layers import LayerPlan
 
 
 class Installer(Protocol):
-    def plan(self, bundle: Bundle, base_id: str, tenant: TenantId) -> LayerPlan | None:
+    def plan(
+        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False
+    ) -> LayerPlan | None:
         """The plan for what the bundle asks for, or None when it asks for nothing.
+
+        With ``install_scripts`` the scripts that packages bring for their installation are run.
 
         Raises ``InstallFailed`` when the request itself is refused (and says which line, and why).
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from builderd.domain.previews import PreviewActivity, Route
@@ -32,6 +32,12 @@ class Previews(Protocol):
 
     async def activity(self) -> Mapping[str, PreviewActivity]:
         """Counters of the hosts that were visited since the proxy started."""
+
+    def visitors(self) -> AsyncIterator[str]:
+        """Yields a host as soon as a visitor waits for its ``asleep`` route, for as long as it is iterated.
+
+        Once for all who wait; again only when the wait has not ended for a while, or the service began anew.
+        """
 
     async def down(self) -> None:
         """End the proxy and remove what it was given. Idempotent."""

@@ -18,8 +18,10 @@ from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.credentials import Credential
 from builderd.domain.events import Event
 from builderd.domain.ids import BackupId, BuilderId, RestoreId, SandboxId, TenantId, TokenId
+from builderd.domain.leases import Lease, LeaseId
 from builderd.domain.logs import LogLine
 from builderd.domain.prices import Segment, Sum
+from builderd.domain.quotas import Demand
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.tenants import Tenant
 from builderd.domain.tokens import Token
@@ -128,6 +130,15 @@ class Builders(Protocol):
 
     def count_by_status(self) -> Mapping[Status, int]:
         """Over all tenants, deleted ones left out."""
+
+    def lock_demand(self) -> None:
+        """Keep others who promise something waiting until this unit of work ends."""
+
+    def demand(self, tenant: TenantId | None = None) -> Demand:
+        """What is promised to the live builders of a tenant, or of all."""
+
+    def that_may_idle(self) -> Sequence[Builder]:
+        """Those that run, are wanted running, and have an auto-stop interval, of all tenants."""
 
     def save(self, builder: Builder) -> None:
         """Replace the row (never its claim). This unit of work must have added or locked it: ``RuntimeError``."""
@@ -297,6 +308,16 @@ class BackupKeys(Protocol):
     def save(self, key: BackupKey) -> None: ...
 
 
+class Leases(Protocol):
+    def add(self, lease: Lease) -> None: ...
+    def save(self, lease: Lease) -> None: ...
+    def of_builder(self, builder: BuilderId) -> Sequence[Lease]:
+        """The oldest first, those that are over included until they are deleted."""
+
+    def delete(self, lease: LeaseId) -> None:
+        """Idempotent."""
+
+
 class Idempotency(Protocol):
     def get(self, tenant: TenantId, key: str) -> IdempotencyRecord | None: ...
     def add(self, record: IdempotencyRecord) -> None:
@@ -333,6 +354,8 @@ class UnitOfWork(Protocol):
     def restores(self) -> Restores: ...
     @property
     def backup_keys(self) -> BackupKeys: ...
+    @property
+    def leases(self) -> Leases: ...
     @property
     def idempotency(self) -> Idempotency: ...
 

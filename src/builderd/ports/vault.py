@@ -15,7 +15,7 @@ class Vault(Protocol):
         """
 
     def open(self, sealed: bytes, place: str) -> bytes:
-        """The secret. Raises ``VaultSealed`` when its key is not here, or it was damaged or moved."""
+        """The secret. Raises ``EngineUnavailable`` when its key is not here, or it was damaged or moved."""
 
     def is_current(self, sealed: bytes) -> bool:
         """Whether it is sealed with the key that ``seal`` uses now; after a rotation it is not, until sealed anew."""

@@ -76,7 +76,9 @@ async def polish(application: Application, subject: Subject) -> None:
 
 async def _plan(application: Application, subject: Subject) -> LayerPlan | None:
     bundle = await application.bundles.get(subject.version.bundle_hash)
-    return application.installer.plan(bundle, application.engine.base_id, subject.builder.tenant_id)
+    scripts = subject.version.settings.install_scripts
+    base, tenant = application.engine.base_id, subject.builder.tenant_id
+    return application.installer.plan(bundle, base, tenant, install_scripts=scripts)
 
 
 def _explain(application: Application, outcome: BuildOutcome) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, DiskId
+from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observed, VersionSeen
 from builderd.domain.versions import NO_LAYER, Version
@@ -36,12 +37,12 @@ class Subject:
 
 
 class Known(NamedTuple):
-    """What is recorded of a builder. ``is_billed``: a segment of the ledger is open."""
+    """What is recorded of a builder. ``billing`` is of the segment of the ledger that is open."""
 
     subject: Subject
     sandbox: Sandbox | None
     ends: tuple[Sandbox, ...]
-    is_billed: bool
+    billing: Billing | None
 
 
 def read(uow: UnitOfWork, builder_id: BuilderId) -> Known | None:
@@ -55,8 +56,9 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> Known | None:
     beside = builder.candidate if builder.candidate != number else None
     candidate = uow.versions.get(builder_id, beside) if beside is not None else None
     ends = tuple(sandbox for sandbox in uow.sandboxes.of_run(builder_id, builder.run) if sandbox.end is not None)
-    is_billed = uow.ledger.current(builder_id) is not None
-    return Known(Subject(builder, version, candidate), uow.sandboxes.open_of(builder_id), ends, is_billed)
+    current = uow.ledger.current(builder_id)
+    billing = current.billing if current else None
+    return Known(Subject(builder, version, candidate), uow.sandboxes.open_of(builder_id), ends, billing)
 
 
 async def look(application: Application, known: Known) -> Observed:
@@ -67,12 +69,13 @@ async def look(application: Application, known: Known) -> Observed:
         now=application.clock.now(),
         version=await _version(application, subject.version),
         candidate=await _version(application, subject.candidate) if subject.candidate else None,
-        disk_ready=disk is not None and known.is_billed,
+        disk_ready=disk is not None and known.billing is not None,
         disk_bundle=disk.bundle_hash if disk else None,
         sandbox=sandbox,
         report=await application.engine.report(sandbox.id) if sandbox else None,
         ends=known.ends,
         route=await application.previews.get(subject.builder.host),
+        paid_frozen=known.billing is Billing.FROZEN,
     )
 
 

@@ -12,6 +12,7 @@ from builderd.domain.builders import Desired, Status
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox
 from builderd.ports.store import UnitOfWork
+from builderd.reconciler import spending
 from builderd.reconciler.faults import FaultPoint, no_fault
 from builderd.reconciler.look import Subject
 from builderd.reconciler.polishing import Polishing
@@ -47,7 +48,8 @@ class Reconciler:
         await self._let_go()
         await self._sweep()
         helpers = [
-            asyncio.create_task(work) for work in (self._watch_exits(), self._sweep_often(), self._polishing.run())
+            asyncio.create_task(work)
+            for work in (self._watch_exits(), self._sweep_often(), self._polishing.run(), self._watch_spending())
         ]
         try:
             next_poll = 0.0
@@ -116,6 +118,14 @@ class Reconciler:
             await sweep(self._app, self._workers)
         except Exception:
             log.warning("the sweep failed", exc_info=True)
+
+    async def _watch_spending(self) -> None:
+        while True:
+            try:
+                await spending.look(self._app, self._crew.fault)
+            except Exception:
+                log.warning("the spending is not looked at for a moment", exc_info=True)
+            await asyncio.sleep(POLL_INTERVAL)
 
     async def _watch_exits(self) -> None:
         while True:

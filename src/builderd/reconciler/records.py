@@ -115,6 +115,52 @@ def sandbox_ended(
     _event(uow, subject.builder, "sandbox.ended", at, reason=reason, details=details)
 
 
+def frozen(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:
+    """From then on, only memory and disk are paid."""
+    _turned(uow, builder, sandbox, "sandbox.frozen", at, lambda: ledger.freeze(uow, prices, builder, at))
+
+
+def thawed(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:
+    """From then on, running time is paid again."""
+    _turned(uow, builder, sandbox, "sandbox.thawed", at, lambda: ledger.thaw(uow, prices, builder, at))
+
+
+def _turned(
+    uow: UnitOfWork, builder: Builder, sandbox: Sandbox, kind: str, at: datetime, turn: Callable[[], None]
+) -> None:
+    """An event only where the ledger turned as well: done again after a crash, it is none."""
+    before = uow.ledger.current(builder.id)
+    turn()
+    if uow.ledger.current(builder.id) != before:
+        details = {"sandbox": sandbox.id, "version": sandbox.version}
+        uow.events.add(
+            Event(builder.tenant_id, builder.id, at, kind, builder.desired_by, builder.desired_reason, details)
+        )
+
+
+def disturbed(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
+    """A visitor came in while it was being put to sleep: it goes on as before."""
+    uow.builders.save(
+        replace(
+            builder,
+            desired=Desired.RUNNING,
+            desired_reason="visited",
+            asleep_since=None,
+            stop_kind=None,
+            last_active_at=now,
+        )
+    )
+
+
+def risen(uow: UnitOfWork, builder: Builder) -> Builder:
+    """Its sandbox is gone: what comes next is not asleep."""
+    if builder.asleep_since is None:
+        return builder
+    awake = replace(builder, asleep_since=None)
+    uow.builders.save(awake)
+    return awake
+
+
 def crash_noted(uow: UnitOfWork, builder: Builder, subject: Subject, sandbox: Sandbox, now: datetime) -> None:
     """An app that was up and is being restarted says so in its reason; its status stays."""
     is_up = builder.desired is Desired.RUNNING and builder.status is Status.RUNNING
@@ -132,7 +178,7 @@ def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) 
     elif builder.settled_run != builder.run:
         builder = replace(builder, status_reason=builder.desired_reason)
     deployed(uow, version)
-    uow.builders.save(replace(builder, settled_run=builder.run, last_active_at=now, updated_at=now))
+    uow.builders.save(replace(builder, settled_run=builder.run, last_active_at=now, updated_at=now, stop_kind=None))
 
 
 def deployed(uow: UnitOfWork, version: Version) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 
 from builderd.domain import steps as domain
-from builderd.domain.builders import Builder, Status
+from builderd.domain.builders import Builder, Desired, Status, StopKind
 from builderd.domain.errors import InstallFailed, NotFound, StartFailed
 from builderd.domain.failures import SHOWN_LINES, exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, new_sandbox_id
@@ -19,6 +19,7 @@ from builderd.domain.sandboxes import (
     SandboxEnd,
     SandboxReport,
     SandboxSpec,
+    SandboxState,
 )
 from builderd.domain.steps import Observed
 from builderd.domain.versions import NO_LAYER
@@ -74,6 +75,10 @@ class Steps:
                 return await self._await_listening(subject, _open(seen))
             case domain.StopSandbox():
                 return await self._stop_sandbox(subject, _open(seen))
+            case domain.Freeze():
+                return await self._freeze(subject, _open(seen))
+            case domain.Thaw():
+                return await self._thaw(_open(seen))
             case domain.RecordEnd():
                 return self._record_end(subject, _open(seen), seen.report)
             case domain.SetRoute(route):
@@ -163,7 +168,40 @@ class Steps:
         reason = not_listening(wait.listening, port, wait.seconds, lines)
         return self._failed(subject, "start", StartFailed.code, reason, since=sandbox.created_at)
 
+    async def _freeze(self, subject: Subject, sandbox: Sandbox) -> Result:
+        if await self._visited(subject):
+            return self._disturbed(subject)
+        report = await self._app.engine.freeze(sandbox.id)
+        if report.state is not SandboxState.FROZEN:
+            return Result()  # the next look says what became of it
+        at, prices = report.frozen_at or self._now(), self._app.prices
+        return Result(lambda uow, builder: records.frozen(uow, builder, prices, sandbox, at))
+
+    async def _thaw(self, sandbox: Sandbox) -> Result:
+        report = await self._app.engine.thaw(sandbox.id)
+        at, prices = report.thawed_at or self._now(), self._app.prices
+        return Result(lambda uow, builder: records.thawed(uow, builder, prices, sandbox, at))
+
+    async def _visited(self, subject: Subject) -> bool:
+        """Whether a visitor was let in before visitors were held."""
+        activity = (await self._app.previews.activity()).get(subject.builder.host)
+        return activity is not None and activity.open_connections > 0
+
+    def _disturbed(self, subject: Subject) -> Result:
+        """It is used after all."""
+        now = self._now()
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            same = builder.stop_kind is subject.builder.stop_kind
+            if same and records.same_wish(builder, subject.builder):
+                records.disturbed(uow, builder, now)
+
+        return Result(record)
+
     async def _stop_sandbox(self, subject: Subject, sandbox: Sandbox) -> Result:
+        builder = subject.builder
+        if builder.stop_kind is StopKind.IDLE and builder.desired is Desired.STOPPED and await self._visited(subject):
+            return self._disturbed(subject)
         report = await self._app.engine.stop(sandbox.id, self._app.limits.stop_grace)
         end = report.end or SandboxEnd(EndCause.STOPPED, None, None)
         return self._ended(subject, sandbox, end)
@@ -177,6 +215,7 @@ class Steps:
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             records.sandbox_ended(uow, subject, prices, sandbox, end=end, now=now)
+            builder = records.risen(uow, builder)
             if end.cause is not EndCause.STOPPED and records.same_wish(builder, subject.builder):
                 records.crash_noted(uow, builder, subject, replace(sandbox, end=end), now)
 

@@ -19,6 +19,7 @@ from builderd.ports.previews import Previews
 from builderd.ports.signals import Signals
 from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.vault import Vault
+from builderd.services.allowances import Allowances
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,10 @@ class Limits:
     start_timeout: float = 60
     stop_grace: float = 10
     exec_output: int = 10_000_000
+    #: Without a visit and CPU use for so long, a builder that may idle is frozen; 0: none is.
+    freeze_after: float = 60
+    #: So much of one CPU is no use of it.
+    quiet_cpu: float = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class Application:
     prices: Prices
     preview_domain: PreviewDomain
     instance: str
+    allowances: Allowances = field(default_factory=Allowances)
     #: Held while a bundle is stored and referred to, and while an unused one is removed.
     bundle_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
+from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, DiskId, TenantId, is_id, new_id, new_secret
 from builderd.domain.previews import preview_host
 from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits
+from builderd.domain.quotas import demand_of
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import BuilderQuery, UnitOfWork
-from builderd.services import credentials, statuses
+from builderd.services import admission, credentials, statuses, wake
 from builderd.services.application import Application
 
 
@@ -57,10 +58,12 @@ class BuilderView:
 def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBuilder, now: datetime) -> Builder:
     """Record the builder and its first version.
 
-    Raises ``NameTaken``, or ``ValidationFailed`` when this service lacks what was asked for.
+    Raises ``NameTaken``, ``QuotaExceeded``, ``NoCapacity``, or ``ValidationFailed`` when this service lacks what was
+    asked for.
     """
     _check_engine(application)
     _check_settings(uow, application, caller.tenant_id, new.settings)
+    admission.admit(uow, application, caller.tenant_id, demand_of(new.settings.resources, running=True), now)
     builder = _new_builder(application, caller, new, now)
     uow.builders.add(builder)
     uow.versions.add(
@@ -91,31 +94,40 @@ def list_page(uow: UnitOfWork, tenant_id: TenantId, query: BuilderQuery) -> tupl
     return uow.builders.list(tenant_id, query)
 
 
-def start(uow: UnitOfWork, caller: Caller, builder_id: str, now: datetime) -> Builder:
-    """Want it running; nothing changes when that is so already."""
+def start(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
+    """Want it running; where that is so already, it is used, and so woken when it sleeps.
+
+    Raises ``QuotaExceeded`` and ``NoCapacity``.
+    """
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     if builder.desired is Desired.RUNNING:
-        return builder
-    return _want_run(uow, builder, caller, "started", now)
+        return wake.rouse(uow, application, builder, wake.User(caller.actor, f"started by {caller.actor}"), now)
+    return _want_run(uow, application, builder, caller, "started", now)
 
 
-def restart(uow: UnitOfWork, caller: Caller, builder_id: str, now: datetime) -> Builder:
-    """Want a new run, whether or not one goes on now. ``InvalidState`` while it is being created."""
+def restart(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
+    """Want a new run, whether or not one goes on now.
+
+    Raises ``InvalidState`` while it is being created, ``QuotaExceeded`` and ``NoCapacity``.
+    """
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     if builder.status is Status.CREATING:
         raise InvalidState("The builder is still being created: wait until it runs, or delete it.")
-    return _want_run(uow, builder, caller, "restarted", now)
+    return _want_run(uow, application, builder, caller, "restarted", now)
 
 
-def stop(uow: UnitOfWork, caller: Caller, builder_id: str, now: datetime) -> Builder:
-    """Want it stopped; nothing changes when that is so already."""
+def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
+    """Want it stopped; nothing changes when that is so already, but that no visitor wakes it any more."""
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
-    if builder.desired is Desired.STOPPED:
+    if builder.desired is Desired.STOPPED and builder.stop_kind is not StopKind.IDLE:
         return builder
-    return _want(uow, _wish(builder, Desired.STOPPED, "stopped", caller), now)
+    wished = replace(_wish(builder, Desired.STOPPED, "stopped", caller), stop_kind=StopKind.PERSON)
+    if builder.status is Status.STOPPED and builder.settled:
+        wished = replace(wished, status_reason=wished.desired_reason)
+    return _want(uow, wished, now)
 
 
-def delete(uow: UnitOfWork, caller: Caller, builder_id: str, now: datetime) -> Builder:
+def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
     """Want it gone. From here on it is in no list and its name is free."""
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     wanted = _want(uow, _wish(builder, Desired.DELETED, "deleted", caller), now)
@@ -186,8 +198,12 @@ def _new_builder(application: Application, caller: Caller, new: NewBuilder, now:
     )
 
 
-def _want_run(uow: UnitOfWork, builder: Builder, caller: Caller, verb: str, now: datetime) -> Builder:
-    fresh = replace(builder, run=builder.run + 1, exit_code=None, failure_code=None)
+def _want_run(
+    uow: UnitOfWork, application: Application, builder: Builder, caller: Caller, verb: str, now: datetime
+) -> Builder:
+    admission.admit_run(uow, application, builder, now)
+    kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
+    fresh = replace(builder, run=builder.run + 1, exit_code=None, failure_code=None, asleep_since=None, stop_kind=kind)
     wished = _wish(fresh, Desired.RUNNING, verb, caller)
     if builder.status in (Status.FAILED, Status.COMPLETED):
         wished = statuses.change(uow, wished, Status.STOPPED, wished.desired_reason, now)
@@ -218,4 +234,4 @@ def _event(builder: Builder, kind: str, now: datetime, details: dict[str, Any]) 
 
 
 #: What ``start``, ``stop``, ``restart`` and ``delete`` have in common, for doors that offer all of them.
-Command = Callable[[UnitOfWork, Caller, str, datetime], Builder]
+Command = Callable[[UnitOfWork, Application, Caller, str, datetime], Builder]

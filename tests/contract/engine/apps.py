@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from builderd.adapters.fakes.engine import Answer, Behaviour
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.processes import Answer
 
 PORT = 8000
 
@@ -42,4 +43,6 @@ APPS = (SERVER, LOOPBACK_SERVER, OTHER_PORT_SERVER, SILENT, FAILING, DONE, HOG, 
 BOTH_STREAMS = Command("echo one; echo two >&2; exit 3", Answer(3, "one\ntwo\n"))
 LONG_OUTPUT = Command("yes | head -c 100000", Answer(0, "y\n" * 50_000))
 SLOW = Command("echo begun; sleep 1000", Answer(0, "begun\n", seconds=1000))
-COMMANDS = (BOTH_STREAMS, LONG_OUTPUT, SLOW)
+ECHO = Command("cat", Answer(echoes=True))
+SPLIT = Command("echo out; echo err >&2", Answer(0, "out\n", errors="err\n"))
+COMMANDS = (BOTH_STREAMS, LONG_OUTPUT, SLOW, ECHO, SPLIT)

@@ -9,13 +9,14 @@ from dataclasses import replace
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT
-from tests.engines import PATIENCE, log_text, make_spec, until_listening, until_state
+from tests.engines import PATIENCE, execute, log_text, make_spec, until_listening, until_state
 
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.ids import DiskId, new_id, new_sandbox_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
+from builderd.domain.processes import ProcessSpec, Window, shell
 from builderd.domain.resources import GB
 from builderd.domain.sandboxes import EndCause, SandboxState
 from builderd.ports.engine import Engine, Tool, ToolExit
@@ -148,7 +149,7 @@ async def test_an_unknown_sandbox_is_absent(engine: Engine) -> None:
     assert await engine.read_log(sandbox) == ([], "")
     await engine.remove(sandbox)
     with pytest.raises(InvalidState):
-        await engine.execute(sandbox, "true", 1, 100)
+        await execute(engine, sandbox, "true", 1, 100)
 
 
 async def test_remove_leaves_only_the_log(engine: Engine) -> None:
@@ -196,22 +197,57 @@ async def test_the_last_lines_of_a_log_are_read_by_their_number(engine: Engine) 
 async def test_a_command_answers_with_both_streams_and_its_code(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
-    result = await engine.execute(spec.id, apps.BOTH_STREAMS.text, PATIENCE, 1000)
+    result = await execute(engine, spec.id, apps.BOTH_STREAMS.text, PATIENCE, 1000)
     assert (result.exit_code, result.output, result.truncated) == (3, "one\ntwo\n", False)
 
 
 async def test_a_long_output_is_cut_and_says_so(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
-    result = await engine.execute(spec.id, apps.LONG_OUTPUT.text, PATIENCE, 1000)
+    result = await execute(engine, spec.id, apps.LONG_OUTPUT.text, PATIENCE, 1000)
     assert (len(result.output), result.truncated) == (1000, True)
 
 
 async def test_a_command_past_its_time_is_killed(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
-    result = await engine.execute(spec.id, apps.SLOW.text, 0.5, 1000)
+    result = await execute(engine, spec.id, apps.SLOW.text, 0.5, 1000)
     assert (result.exit_code, result.output) == (124, "begun\n")
+    assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+
+
+async def test_a_process_is_talked_to_until_its_input_ends(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    async with engine.open_process(spec.id, ProcessSpec(shell(apps.ECHO.text))) as process:
+        await process.write(b"one")
+        assert await process.read() == b"one"
+        await process.write(b"two")
+        assert await process.read() == b"two"
+        process.close_input()
+        assert await process.read() == b""
+        assert await process.read_errors() == b""
+        assert await process.wait() == 0
+        await process.write(b"nobody reads this")
+
+
+async def test_a_process_keeps_its_streams_apart_unless_they_are_joined(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    async with engine.open_process(spec.id, ProcessSpec(shell(apps.SPLIT.text))) as process:
+        assert await process.wait() == 0
+        assert await process.read() == b"out\n"
+        assert await process.read_errors() == b"err\n"
+    assert (await execute(engine, spec.id, apps.SPLIT.text, PATIENCE, 100)).output == "out\nerr\n"
+
+
+async def test_a_killed_process_ends_and_leaves_the_app(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    async with engine.open_process(spec.id, ProcessSpec(shell(apps.SLOW.text), window=Window())) as process:
+        await process.kill()
+        await process.kill()
+        assert await process.wait() != 0
     assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 
 
@@ -220,7 +256,7 @@ async def test_no_command_runs_in_an_ended_sandbox(engine: Engine) -> None:
     await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
     with pytest.raises(InvalidState):
-        await engine.execute(spec.id, "true", 1, 100)
+        await execute(engine, spec.id, "true", 1, 100)
 
 
 async def test_a_running_sandbox_tells_what_it_uses(engine: Engine) -> None:
@@ -336,7 +372,7 @@ async def test_a_command_thaws_its_sandbox(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     await engine.freeze(spec.id)
-    assert (await engine.execute(spec.id, "true", PATIENCE, 1000)).exit_code == 0
+    assert (await execute(engine, spec.id, "true", PATIENCE, 1000)).exit_code == 0
     assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 
 

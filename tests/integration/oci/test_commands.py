@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.engine import apps
-from tests.engines import PATIENCE, make_spec
+from tests.engines import PATIENCE, execute, make_spec
 
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.domain.ids import SandboxId
@@ -32,7 +32,7 @@ COUNT_DAEMONS = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'sleep [3]133
 
 
 async def run(engine: OciEngine, sandbox: SandboxId, command: str, seconds: float = PATIENCE) -> ExecResult:
-    return await engine.execute(sandbox, command, seconds, 10_000)
+    return await execute(engine, sandbox, command, seconds, 10_000)
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ async def test_a_flood_of_output_neither_blocks_the_command_nor_the_service(
 
 
 async def test_a_character_is_not_cut_in_two(engine: OciEngine, sandbox: SandboxId) -> None:
-    result = await engine.execute(sandbox, "printf 'x\\303\\251\\303\\251'", PATIENCE, 4)
+    result = await execute(engine, sandbox, "printf 'x\\303\\251\\303\\251'", PATIENCE, 4)
     assert (result.output, result.truncated) == ("xé", True)
-    result = await engine.execute(sandbox, "printf 'x\\303'", PATIENCE, 4)
+    result = await execute(engine, sandbox, "printf 'x\\303'", PATIENCE, 4)
     assert (result.output, result.truncated) == ("x\ufffd", False)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import App
-from tests.engines import PATIENCE, make_spec, until_state
+from tests.engines import PATIENCE, execute, make_spec, until_state
 
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.root
 
 
 async def inside(engine: OciEngine, sandbox: SandboxId, command: str) -> str:
-    return (await engine.execute(sandbox, command, PATIENCE, 100_000)).output
+    return (await execute(engine, sandbox, command, PATIENCE, 100_000)).output
 
 
 async def test_the_app_is_nobody_with_no_privilege(engine: OciEngine) -> None:
@@ -96,7 +96,7 @@ async def test_the_limits_of_cpu_memory_and_processes_bite(engine: OciEngine) ->
         "python3 -c 'import os, time\nn = 0\ntry:\n while os.fork(): n += 1\n time.sleep(5)\nexcept OSError: print(n)'"
     )
     assert int(await inside(engine, spec.id, forks)) < 512
-    hog = await engine.execute(spec.id, "python3 -c 'b = bytearray(1 << 29)'", PATIENCE, 1000)
+    hog = await execute(engine, spec.id, "python3 -c 'b = bytearray(1 << 29)'", PATIENCE, 1000)
     assert hog.exit_code == 137
     assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT
-from tests.engines import PATIENCE, make_spec, prepared, until_listening
+from tests.engines import PATIENCE, execute, make_spec, prepared, until_listening
 
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
@@ -92,7 +92,7 @@ def policy(settings: OciSettings) -> OciSettings:
 
 
 async def reached(engine: OciEngine, sandbox: SandboxId, *addresses: tuple[str, int]) -> set[str]:
-    result = await engine.execute(sandbox, PROBE % (list(addresses),), PATIENCE, 10_000)
+    result = await execute(engine, sandbox, PROBE % (list(addresses),), PATIENCE, 10_000)
     assert result.exit_code == 0, result.output
     return {line.split()[1] for line in result.output.splitlines()}
 
@@ -149,7 +149,7 @@ async def test_a_secluded_sandbox_answers_the_host_and_reaches_nothing(world: No
 async def test_names_are_resolved_by_the_host_s_own_servers(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
-    result = await engine.execute(spec.id, "cat /etc/resolv.conf; getent hosts contract localhost", PATIENCE, 10_000)
+    result = await execute(engine, spec.id, "cat /etc/resolv.conf; getent hosts contract localhost", PATIENCE, 10_000)
     assert "nameserver 127." not in result.output
     assert str((await engine.report(spec.id)).ip) in result.output
     assert "127.0.0.1" in result.output

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.engine import apps
-from tests.engines import PATIENCE, make_spec, prepared, settings_in, until_listening
+from tests.engines import PATIENCE, execute, make_spec, prepared, settings_in, until_listening
 
 from builderd.adapters.engines.oci.allocations import HOST_DIR, bridge_name, known_instance
 from builderd.adapters.engines.oci.engine import OciEngine
@@ -99,9 +99,9 @@ async def cycle(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SERVER)
     await engine.start(spec)
     await until_listening(engine, spec.id)
-    await engine.execute(spec.id, "true", PATIENCE, 100)
-    assert (await engine.execute(spec.id, "sleep 1000", 0.05, 100)).exit_code == 124
-    await engine.execute(spec.id, "(setsid sleep 1000 &)", PATIENCE, 100)
+    await execute(engine, spec.id, "true", PATIENCE, 100)
+    assert (await execute(engine, spec.id, "sleep 1000", 0.05, 100)).exit_code == 124
+    await execute(engine, spec.id, "(setsid sleep 1000 &)", PATIENCE, 100)
     await engine.stop(spec.id, PATIENCE)
     await engine.remove(spec.id)
     await engine.delete_disk(spec.disk)
@@ -188,10 +188,10 @@ async def test_two_services_do_not_disturb_each_other(tmp_path: Path) -> None:
         assert first.gateway != second.gateway
         ip = (await second.report(theirs.id)).ip
         probe = f"python3 -c 'import socket; socket.create_connection((\"{ip}\", 8000), 1)'"
-        assert (await first.execute(ours.id, probe, PATIENCE, 1000)).exit_code != 0
+        assert (await execute(first, ours.id, probe, PATIENCE, 1000)).exit_code != 0
         await first.down()
         assert (await second.report(theirs.id)).state is SandboxState.RUNNING
-        assert (await second.execute(theirs.id, "echo here", PATIENCE, 100)).output == "here\n"
+        assert (await execute(second, theirs.id, "echo here", PATIENCE, 100)).output == "here\n"
         assert [report.id for report in await second.list_sandboxes()] == [theirs.id]
     for settings in (one, two):
         await OciEngine(settings).down()

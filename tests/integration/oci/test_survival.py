@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT, App
-from tests.engines import PATIENCE, log_text, make_spec, prepared, settings_in, until_listening, until_state
+from tests.engines import PATIENCE, execute, log_text, make_spec, prepared, settings_in, until_listening, until_state
 
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
@@ -37,7 +37,7 @@ async def test_an_app_outlives_the_service_and_is_adopted(settings: OciSettings)
         async with prepared(settings) as next_engine:
             assert await next_engine.report(spec.id) == report
             assert (await next_engine.listening(spec.id)).reachable(PORT)
-            assert (await next_engine.execute(spec.id, "echo here", PATIENCE, 100)).output == "here\n"
+            assert (await execute(next_engine, spec.id, "echo here", PATIENCE, 100)).output == "here\n"
             exits = next_engine.exits()
             told = asyncio.ensure_future(anext(exits))
             await asyncio.sleep(0)

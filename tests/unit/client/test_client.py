@@ -13,7 +13,8 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service, listening, running_service
 
-from builderd.adapters.fakes.engine import Answer, Behaviour
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.processes import Answer
 from builderd.client import ApiError, Client, NoAnswer, Stage
 from builderd.domain.builders import Status
 from builderd.domain.tokens import Scope

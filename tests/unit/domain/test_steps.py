@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.unit.domain.samples import BUILDER, NOW, SECOND, make_builder, make_sandbox
 
-from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
+from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import secret_hash
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
@@ -17,6 +17,7 @@ from builderd.domain.steps import (
     AwaitListening,
     CreateDisk,
     Forget,
+    Freeze,
     GiveUp,
     Install,
     Observed,
@@ -29,6 +30,7 @@ from builderd.domain.steps import (
     StartSandbox,
     Step,
     StopSandbox,
+    Thaw,
     VersionSeen,
     Wait,
     next_step,
@@ -42,6 +44,8 @@ ALWAYS_ON = make_builder()
 JOB = make_builder(job_type=JobType.ONE_TIME)
 UP = make_builder(status=Status.RUNNING, settled_run=1)
 WANTED_STOPPED = replace(UP, desired=Desired.STOPPED)
+SLEEPY = replace(UP, asleep_since=NOW)
+IDLED = replace(WANTED_STOPPED, stop_kind=StopKind.IDLE)
 WANTED_DELETED = replace(UP, desired=Desired.DELETED)
 TOKEN = secret_hash(UP.service_token)
 
@@ -51,6 +55,7 @@ def route(state: RouteState, ip: str | None = None, port: int = 8000) -> Route:
 
 
 STARTING, STOPPED, FAILED = route(RouteState.STARTING), route(RouteState.STOPPED), route(RouteState.FAILED)
+ASLEEP = route(RouteState.ASLEEP)
 FOR_JOB, OPEN = route(RouteState.JOB), route(RouteState.OPEN, "10.0.0.2")
 
 PLANNED = make_sandbox()
@@ -58,6 +63,7 @@ STARTED = replace(PLANNED, started_at=NOW, ip="10.0.0.2")
 LISTENING = replace(STARTED, listening_at=NOW)
 OLD_RUN = replace(LISTENING, run=0)
 REPORT = SandboxReport(PLANNED.id, BUILDER, SandboxState.RUNNING, "10.0.0.2", NOW)
+FROZEN = replace(REPORT, state=SandboxState.FROZEN)
 ABSENT = SandboxReport(PLANNED.id, None, SandboxState.ABSENT)
 EXITED = replace(REPORT, state=SandboxState.EXITED, ip=None, end=SandboxEnd(EndCause.EXITED, 1, NOW))
 PARTIAL = replace(REPORT, state=SandboxState.PARTIAL, ip=None)
@@ -113,6 +119,59 @@ CASES: dict[str, tuple[Builder, Observed, Step]] = {
     "then visitors are let in": (ALWAYS_ON, seen(sandbox=LISTENING, report=REPORT), SetRoute(OPEN)),
     "then it is up": (ALWAYS_ON, seen(sandbox=LISTENING, report=REPORT, route=OPEN), Settle(Status.RUNNING)),
     "and stays so": (UP, seen(sandbox=LISTENING, report=REPORT, route=OPEN), Wait()),
+    # asleep
+    "before it stands still, visitors are held": (
+        SLEEPY,
+        seen(sandbox=LISTENING, report=REPORT, route=OPEN),
+        SetRoute(ASLEEP),
+    ),
+    "then it stands still": (SLEEPY, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP), Freeze()),
+    "and is paid so": (SLEEPY, seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP), Freeze()),
+    "and stays asleep": (SLEEPY, seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP, paid_frozen=True), Wait()),
+    "one that was thawed by a command is frozen again": (
+        SLEEPY,
+        seen(sandbox=LISTENING, report=REPORT, route=ASLEEP, paid_frozen=True),
+        Freeze(),
+    ),
+    "what is not up yet is not put to sleep": (
+        replace(SLEEPY, settled_run=0),
+        seen(sandbox=LISTENING, report=REPORT, route=OPEN),
+        Settle(Status.RUNNING),
+    ),
+    "one that is woken goes on": (UP, seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP, paid_frozen=True), Thaw()),
+    "and is paid so again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP, paid_frozen=True), Thaw()),
+    "then visitors are let in again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP), SetRoute(OPEN)),
+    "one that ends in its sleep has ended": (
+        SLEEPY,
+        seen(sandbox=LISTENING, report=EXITED, route=STARTING, paid_frozen=True),
+        RecordEnd(),
+    ),
+    "one that idles to its stop holds its visitors": (
+        IDLED,
+        seen(sandbox=LISTENING, report=REPORT, route=OPEN),
+        SetRoute(ASLEEP),
+    ),
+    "one that idled to its stop is stopped, frozen or not": (
+        IDLED,
+        seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP, paid_frozen=True),
+        StopSandbox(),
+    ),
+    "and goes on holding them": (replace(IDLED, status=Status.STOPPED), seen(route=ASLEEP), Wait()),
+    "while it is started again, too": (
+        replace(IDLED, desired=Desired.RUNNING, run=2),
+        seen(route=ASLEEP),
+        SetRoute(route(RouteState.HELD)),
+    ),
+    "until it is up": (
+        replace(IDLED, desired=Desired.RUNNING),
+        seen(sandbox=LISTENING, report=REPORT, route=OPEN),
+        Settle(Status.RUNNING),
+    ),
+    "a cap's stop says so": (
+        replace(WANTED_STOPPED, stop_kind=StopKind.CAP),
+        seen(sandbox=LISTENING, report=REPORT, route=OPEN),
+        SetRoute(route(RouteState.CAPPED)),
+    ),
     "what is missing matters no more while it runs": (
         UP,
         seen(sandbox=LISTENING, report=REPORT, route=OPEN, version=NO_LAYER, disk_bundle=None),

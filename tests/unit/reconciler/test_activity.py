@@ -12,6 +12,7 @@ from tests.application import World
 from builderd.domain.builders import Builder
 from builderd.domain.previews import PreviewActivity
 from builderd.reconciler import activity
+from builderd.reconciler.idle import Idleness
 
 VISITED = PreviewActivity(10, 100, 200, 0, 0, 5, idle_seconds=3)
 OPEN = replace(VISITED, open_connections=1, idle_seconds=600)
@@ -25,7 +26,7 @@ async def up(world: World) -> Builder:
     return builder
 
 
-@pytest.mark.parametrize(("visit", "ago"), [(VISITED, 3), (OPEN, 0), (LONG_AGO, 1000), (None, 1000)])
+@pytest.mark.parametrize(("visit", "ago"), [(VISITED, 3), (OPEN, 0), (LONG_AGO, 600), (None, 1000)])
 async def test_the_last_visit_is_written_down(world: World, visit: PreviewActivity | None, ago: float) -> None:
     builder = await up(world)
     if visit:
@@ -41,6 +42,14 @@ async def test_a_visit_that_is_known_already_is_not_written_again(world: World) 
     before = await world.builder(builder)
     world.clock.move(0.5)
     await activity.note(world.application)
+    assert await world.builder(builder) == before
+
+
+async def test_a_visit_from_before_the_last_reading_is_not_looked_up(world: World) -> None:
+    builder = await up(world)
+    world.previews.visit(builder.host, LONG_AGO)
+    before = await world.builder(builder)
+    await activity.note(world.application, within=599)
     assert await world.builder(builder) == before
 
 
@@ -61,7 +70,7 @@ async def test_hosts_that_no_builder_has_are_passed_over(world: World) -> None:
 async def test_the_watch_goes_on_when_the_preview_is_down(world: World) -> None:
     builder = await up(world)
     world.previews.break_down()
-    watching = asyncio.create_task(activity.watch(world.application))
+    watching = asyncio.create_task(Idleness(world.application).watch())
     await asyncio.sleep(0.01)
     await world.previews.start()
     world.previews.visit(builder.host, OPEN)

@@ -17,7 +17,8 @@ from builderd.domain.previews import RouteState
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import EndCause
 from builderd.reconciler.claim import LEASE
-from builderd.services import builders
+from builderd.reconciler.idle import Idleness
+from builderd.services import builders, wake
 
 GOOD, HASTY, DEAF = Behaviour(), Behaviour(exits_at=0, exit_code=1), Behaviour(listens_at=None)
 #: A step begins where the one before it was recorded, so only the first has that moment too.
@@ -40,6 +41,56 @@ class Operation:
 
 async def up(world: World) -> Builder:
     return await world.create(MAIN, REQUIREMENTS)
+
+
+async def idles(world: World) -> Builder:
+    return await world.create(MAIN, REQUIREMENTS, auto_stop_interval=15)
+
+
+async def asleep(world: World) -> Builder:
+    builder = await sleeps(world, await idles(world))
+    await world.until(lambda: at_rest(world, builder))
+    return builder
+
+
+async def idled(world: World) -> Builder:
+    builder = await idles_out(world, await idles(world))
+    await world.until(lambda: at_rest(world, builder))
+    return builder
+
+
+async def sleeps(world: World, builder: Builder | None) -> Builder:
+    """It has not been used for long enough to be frozen, and the service notices that."""
+    return await idle_for(world, builder, 61)
+
+
+async def idles_out(world: World, builder: Builder | None) -> Builder:
+    """It has not been used for long enough to be stopped."""
+    return await idle_for(world, builder, 15 * 60 + 1)
+
+
+async def idle_for(world: World, builder: Builder | None, seconds: float) -> Builder:
+    assert builder is not None
+    idleness = Idleness(world.application)
+    await idleness.look()
+    world.clock.move(seconds)
+    await idleness.look()
+    return builder
+
+
+async def at_rest(world: World, builder: Builder) -> bool:
+    route = await world.route(builder)
+    now = await world.builder(builder)
+    stands = [sandbox.frozen for sandbox in world.engine.sandboxes.values()]
+    billing = (await world.segments(builder))[-1].billing
+    is_frozen = (stands, billing) in (([True], Billing.FROZEN), ([], Billing.STOPPED))
+    return route is not None and route.state is RouteState.ASLEEP and is_frozen and now.settled
+
+
+async def visit(world: World, builder: Builder | None) -> Builder:
+    assert builder is not None
+    await wake.visited(world.application, builder.host)
+    return builder
 
 
 async def stopped(world: World) -> Builder:
@@ -97,6 +148,15 @@ OPERATIONS = {
     "delete": Operation(("RemoveRoute", "StopSandbox", "Forget"), up, wish(builders.delete), Status.DELETED),
     "delete a stopped one": Operation(("RemoveRoute", "Forget"), stopped, wish(builders.delete), Status.DELETED),
     "delete a job": Operation(("StopSandbox", "Forget"), job_that_runs, wish(builders.delete), Status.DELETED),
+    "freeze": Operation(("SetRoute", "Freeze"), idles, sleeps, Status.RUNNING),
+    "thaw": Operation(("Thaw", "SetRoute"), asleep, visit, Status.RUNNING),
+    "idle stop": Operation(("SetRoute", "StopSandbox", "Settle"), idles, idles_out, Status.STOPPED),
+    "idle stop of a frozen one": Operation(("StopSandbox", "Settle"), asleep, idles_out, Status.STOPPED),
+    "wake": Operation(START, idled, visit, Status.RUNNING),
+    "stop a frozen one": Operation(("SetRoute", "StopSandbox", "Settle"), asleep, wish(builders.stop), Status.STOPPED),
+    "delete a frozen one": Operation(
+        ("RemoveRoute", "StopSandbox", "Forget"), asleep, wish(builders.delete), Status.DELETED
+    ),
     "exit": Operation(("SetRoute", "RecordEnd", *START[1:-1]), up, app_exits, Status.RUNNING),
 }
 
@@ -160,6 +220,8 @@ async def comes_to(world: World, builder: Builder, status: Status) -> None:
 async def is_whole(world: World, builder: Builder) -> bool:
     """Exactly what the status promises is there."""
     route = await world.route(builder)
+    if builder.asleep_since is not None:
+        return await at_rest(world, builder)
     if builder.status is Status.RUNNING:
         ips = [sandbox.ip for sandbox in world.running]
         return route is not None and route.destination is not None and ips == [route.destination.ip]

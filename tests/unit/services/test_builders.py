@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -105,10 +106,10 @@ async def test_a_list_shows_the_tenants_own_live_builders(world: World) -> None:
 # Wishes
 
 
-async def test_starting_what_is_wanted_running_changes_nothing(world: World) -> None:
+async def test_starting_what_is_wanted_running_is_a_use_and_changes_nothing(world: World) -> None:
     builder = await world.ask()
     world.clock.move(1)
-    assert await world.want(builders.start, builder) == builder
+    assert await world.want(builders.start, builder) == replace(builder, last_active_at=world.clock.now())
 
 
 async def test_stopping_is_wanted_by_somebody_once(world: World) -> None:

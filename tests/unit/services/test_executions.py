@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.application import World
 
-from builderd.adapters.fakes.engine import Answer
+from builderd.adapters.fakes.processes import Answer
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.sandboxes import EndCause, ExecResult
@@ -13,7 +13,8 @@ from builderd.services import builders, executions
 
 
 async def run(world: World, builder: Builder, command: str = "ls", timeout: float = 60) -> ExecResult:
-    return await executions.run(world.application, world.caller.tenant_id, builder.id, command, timeout)
+    wanted = executions.Command(command, timeout)
+    return await executions.run(world.application, world.caller.tenant_id, builder.id, wanted)
 
 
 async def test_a_command_is_answered(world: World) -> None:
@@ -24,9 +25,9 @@ async def test_a_command_is_answered(world: World) -> None:
 
 
 async def test_a_long_output_is_cut_and_a_slow_command_killed(world: World) -> None:
-    world.engine.answer("yes", Answer(0, "y\n" * 10_000_000, seconds=2))
+    world.engine.answer("yes", Answer(0, "y\n" * 10_000_000, seconds=30))
     async with world.reconciling():
-        result = await run(world, await world.create(), "yes", timeout=1)
+        result = await run(world, await world.create(), "yes", timeout=0.2)
         assert (result.exit_code, result.truncated) == (124, True)
         assert len(result.output) == world.application.limits.exec_output
 
@@ -65,4 +66,4 @@ async def test_nobody_runs_a_command_in_another_tenants_builder(world: World) ->
         world.caller = await world.tenant("other")
         with pytest.raises(NotFound):
             await run(world, builder)
-        assert world.called("execute") == 0
+        assert world.called("open_process") == 0

@@ -1,26 +1,30 @@
 """An engine in memory. Nothing runs: a ``Behaviour`` says what a started app does, look by look.
 
 Time passes by looks, not by the clock: every ``report``, ``listening`` or ``list_sandboxes`` of a sandbox is
-one look. ``behave`` scripts an entrypoint, ``answer`` a command of ``execute``, ``end`` and ``lose`` strike from
+one look. ``behave`` scripts an entrypoint, ``answer`` a process beside it, ``end`` and ``lose`` strike from
 outside, ``fail_next`` makes a method raise, ``calls`` tells what was asked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from builderd.adapters.fakes.processes import Answer, FakeProcess
 from builderd.domain.bundles import Bundle
-from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
+from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.processes import ProcessSpec
+from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import (
     EndCause,
-    ExecResult,
     Listening,
     SandboxEnd,
     SandboxReport,
@@ -30,8 +34,8 @@ from builderd.domain.sandboxes import (
 )
 from builderd.domain.versions import Isolation
 from builderd.ports.engine import DiskReport, Progress, Readiness, Tool, ToolExit
+from builderd.ports.processes import Process
 
-TIMEOUT_EXIT_CODE = 124
 TERMINATED_EXIT_CODE = 143
 
 
@@ -52,15 +56,6 @@ class Behaviour:
     lines: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a command of ``execute`` comes to after so many ``seconds``, of which none are waited for."""
-
-    exit_code: int = 0
-    output: str = ""
-    seconds: float = 0
-
-
 @dataclass(slots=True)
 class FakeDisk:
     size_bytes: int
@@ -77,6 +72,7 @@ class FakeSandbox:
     looks: int = 0
     end: SandboxEnd | None = None
     half_made: bool = False
+    cpu_seconds: float = 0.1
     frozen: bool = False
     frozen_at: datetime | None = None
     thawed_at: datetime | None = None
@@ -87,11 +83,15 @@ class FakeEngine:
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.calls: list[tuple[str, str]] = []
+        #: As they were asked for.
+        self.processes: list[ProcessSpec] = []
         self.disks: dict[DiskId, FakeDisk] = {}
         self.layers: dict[str, int] = {}
         self.sandboxes: dict[SandboxId, FakeSandbox] = {}
         self.logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
         self.ready = False
+        #: What it says it has.
+        self.has = Capacity(cpu=64, memory=256, disk=10_000)
         #: Outcomes of the next builds, first come first used; a build without one succeeds.
         self.build_outcomes: deque[BuildOutcome] = deque()
         #: Why an isolation is not supported.
@@ -111,7 +111,7 @@ class FakeEngine:
         self._behaviours[entrypoint] = deque(behaviours)
 
     def answer(self, command: str, answer: Answer) -> None:
-        """Script a command of ``execute``; one that is not scripted answers 0 and nothing."""
+        """Script a command line; one that is not scripted answers 0 and nothing."""
         self._answers[command] = answer
 
     def fail_next(self, method: str, *errors: BuilderdError) -> None:
@@ -156,6 +156,9 @@ class FakeEngine:
 
     def supports(self, isolation: Isolation) -> str | None:
         return self.unsupported.get(isolation)
+
+    def capacity(self) -> Capacity:
+        return self.has
 
     @property
     def base_id(self) -> str:
@@ -362,19 +365,22 @@ class FakeEngine:
         finally:
             self._watchers.discard(watcher)
 
-    async def execute(self, sandbox: SandboxId, command: str, timeout_seconds: float, limit_bytes: int) -> ExecResult:
-        self._called("execute", sandbox)
+    @asynccontextmanager
+    async def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AsyncIterator[Process]:
+        self._called("open_process", sandbox)
         if self._alive(sandbox) is None:
             raise InvalidState("The sandbox does not run.")
         self._thaw(sandbox)
+        self.processes.append(spec)
+        command = spec.argv[2] if spec.argv[:2] == ("/bin/sh", "-c") else shlex.join(spec.argv)
         answer = self._answers.get(command, Answer())
-        output = answer.output.encode()
-        late = answer.seconds > timeout_seconds
-        return ExecResult(
-            exit_code=TIMEOUT_EXIT_CODE if late else answer.exit_code,
-            output=output[:limit_bytes].decode(errors="replace"),
-            truncated=len(output) > limit_bytes,
-        )
+        if answer.no_folder:
+            raise ValidationFailed({"cwd": [f"there is no folder {spec.folder} in the sandbox"]})
+        process = FakeProcess(answer, spec)
+        try:
+            yield process
+        finally:
+            await process.kill()
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         self._called("usage", sandbox)
@@ -382,7 +388,7 @@ class FakeEngine:
         if found is None:
             return None
         used = sum(len(content) for content in self.disks[found.spec.disk].files.values())
-        return SandboxUsage(0.1, 20_000_000, used, 1_000, 2_000, 2)
+        return SandboxUsage(found.cpu_seconds, 20_000_000, used, 1_000, 2_000, 2)
 
     async def read_log(
         self, sandbox: SandboxId, cursor: str = "", tail: int | None = None

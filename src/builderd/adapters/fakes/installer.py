@@ -27,13 +27,15 @@ class FakeInstaller:
         self.has_fallback = False
         self.needs_build = False
 
-    def plan(self, bundle: Bundle, base_id: str, tenant: TenantId) -> LayerPlan | None:
+    def plan(
+        self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False
+    ) -> LayerPlan | None:
         request = bundle.file(REQUEST)
         if request is None:
             return None
         if self.refusal:
             raise InstallFailed(self.refusal)
-        if self.needs_build:
+        if self.needs_build or install_scripts:
             return _plan(request.content, BUILD, base_id, tenant)
         return _plan(request.content, FETCH, base_id)
 

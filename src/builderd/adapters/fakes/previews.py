@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import PreviewActivity, Route
@@ -14,6 +15,7 @@ class FakePreviews:
     def __init__(self) -> None:
         self._running = False
         self._routes: dict[str, Route] = {}
+        self._knocks: asyncio.Queue[str] = asyncio.Queue()
         self._activity: dict[str, PreviewActivity] = {}
 
     async def start(self) -> None:
@@ -47,6 +49,15 @@ class FakePreviews:
         self._running = False
         self._routes.clear()
         self._activity.clear()
+
+    async def visitors(self) -> AsyncIterator[str]:
+        self._need_running()
+        while True:
+            yield await self._knocks.get()
+
+    def knock(self, host: str) -> None:
+        """A visitor waits for the host."""
+        self._knocks.put_nowait(host)
 
     def visit(self, host: str, activity: PreviewActivity) -> None:
         """From now on the host's counters say this."""

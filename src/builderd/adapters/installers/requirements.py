@@ -106,19 +106,26 @@ def _include(reading: _Reading, path: str, number: int, target: str, into: set[s
 
 
 def _requirement(path: str, number: int, line: str) -> tuple[str, bool]:
-    """The line written anew, and whether it names code outside the index."""
+    try:
+        return parse_requirement(line)
+    except ValueError as fault:
+        raise _refusal(path, number, str(fault)) from None
+
+
+def parse_requirement(line: str) -> tuple[str, bool]:
+    """The line written anew, and whether it names code outside the index. Raises ``ValueError`` with the reason."""
     if LOCAL.match(line) and "@" not in line:
-        raise _refusal(path, number, "a path is refused: the files of /app are on the import path already")
+        raise ValueError("a path is refused: the files of /app are on the import path already")
     if REPOSITORY.match(line):
-        raise _refusal(path, number, f"write it as 'name @ {line.split(maxsplit=1)[0]}'")
+        raise ValueError(f"write it as 'name @ {line.split(maxsplit=1)[0]}'")
     hashes = sorted(f"--hash={kind}:{digest}" for kind, digest in HASH.findall(line))
     text = HASH.sub("", line).strip()
     try:
         requirement = Requirement(text)
     except InvalidRequirement as error:
-        raise _refusal(path, number, f"{text!r} is no requirement: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{text!r} is no requirement: {str(error).splitlines()[0]}") from None
     if requirement.url is not None and not _is_remote(requirement.url):
-        raise _refusal(path, number, "only https:// and git+https:// addresses can be fetched")
+        raise ValueError("only https:// and git+https:// addresses can be fetched")
     return " ".join([str(requirement), *hashes]), requirement.url is not None
 
 

@@ -1,4 +1,4 @@
-"""uv: plans the layer for a bundle's ``requirements.txt``.
+"""uv: plans the layer for a bundle's ``requirements.txt``, else for its ``pyproject.toml``.
 
 Wheels are only unpacked, so that no code of a package runs while the cache that all tenants share can be written.
 What must be built from source gets a plan of its own tenant, in which code runs but the shared cache is out of reach.
@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from builderd.adapters.installers.project import read_project
 from builderd.adapters.installers.requirements import Requirements, read_requirements
 from builderd.domain.bundles import Bundle
 from builderd.domain.ids import TenantId
@@ -61,16 +62,21 @@ class UvInstaller:
     index: str | None = None
 
     def plan(self, bundle: Bundle, base_id: str, tenant: TenantId) -> LayerPlan | None:
-        requirements = read_requirements(bundle)
+        requirements = read_requirements(bundle) or read_project(bundle)
         if requirements is None:
             return None
         kind = f"tenant {tenant}" if requirements.foreign else "shared"
         key = self._key(requirements, base_id, kind)
         inputs = _inputs(requirements)
-        return self._foreign(key, inputs) if requirements.foreign else self._wheels(key, inputs)
+        return self._foreign(key, inputs) if requirements.foreign else self.wheels(key, inputs)
 
     def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
-        return self.from_source(plan, tenant) if NO_WHEELS.search("\n".join(output)) else None
+        return self.from_source(plan, tenant) if self.lacks_wheels(output) else None
+
+    @staticmethod
+    def lacks_wheels(output: Sequence[str]) -> bool:
+        """Whether it failed only since something is there as source alone."""
+        return NO_WHEELS.search("\n".join(output)) is not None
 
     def from_source(self, plan: LayerPlan, tenant: TenantId) -> LayerPlan | None:
         if plan.runs_foreign_code:
@@ -83,7 +89,8 @@ class UvInstaller:
         told = [line for line in lines if line and not NOISE.match(line)]
         return "\n".join(told[-MAX_EXPLAINED_LINES:]) or "The installer failed without a word."
 
-    def _wheels(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
+    def wheels(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
+        """The plan that takes wheels only, from what a plan's inputs say."""
         install = f"{INSTALL} --no-build --link-mode clone"
         step = self._step("Installing wheels", install, inputs, Cache.SHARED)
         return LayerPlan(key, inputs, (step,), runs_foreign_code=False, polish=POLISH)

@@ -114,8 +114,7 @@ class KeyFile:
         return keys
 
     def _make(self, keys: Sequence[Key], *, replacing: bool) -> None:
-        fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
-        fresh.unlink(missing_ok=True)
+        fresh = self._path.with_name(f"{self._path.name}.{random(8).hex()}.new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "w") as file:

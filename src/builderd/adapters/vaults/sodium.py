@@ -11,7 +11,7 @@ from nacl.exceptions import CryptoError
 from nacl.utils import random
 
 from builderd.adapters.vaults.keys import ID_BYTES, GivenKeys, Key, Keys
-from builderd.domain.errors import VaultSealed
+from builderd.domain.errors import EngineUnavailable
 
 _FORMAT = b"\x01"
 _NONCE_BYTES = bindings.crypto_aead_xchacha20poly1305_ietf_NPUBBYTES
@@ -34,19 +34,21 @@ class SodiumVault:
         try:
             return bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(text, place.encode(), nonce, key.material)
         except CryptoError:
-            raise VaultSealed(f"The secret of {place} is damaged: write it again.") from None
+            raise EngineUnavailable(f"The secret of {place} is damaged: write it again.") from None
 
     def is_current(self, sealed: bytes) -> bool:
         return sealed[len(_FORMAT) : _HEAD] == self._keys.load()[0].id
 
     def _key_of(self, sealed: bytes) -> Key:
         if sealed[: len(_FORMAT)] != _FORMAT or len(sealed) < _LEAST:
-            raise VaultSealed("A stored secret is damaged: write it again.")
+            raise EngineUnavailable("A stored secret is damaged: write it again.")
         name = sealed[len(_FORMAT) : _HEAD]
         for key in self._keys.load():
             if key.id == name:
                 return key
-        raise VaultSealed(f"A stored secret is sealed with the key {name.hex()}, which is not here: put its file back.")
+        raise EngineUnavailable(
+            f"A stored secret is sealed with the key {name.hex()}, which is not here: put its file back."
+        )
 
 
 def in_memory() -> SodiumVault:

@@ -32,7 +32,6 @@ STATUS = {
     "internal_error": 500,
     "no_capacity": 503,
     "engine_unavailable": 503,
-    "backup_failed": 503,
 }
 
 

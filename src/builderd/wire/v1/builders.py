@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import inf
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from builderd.domain import resources as domain
 from builderd.domain.builders import NAME, JobType, Status, Visibility, name_fault
 from builderd.domain.credentials import NAME as CREDENTIAL_NAME
 from builderd.domain.credentials import name_fault as credential_fault
+from builderd.domain.procfile import FILE as PROCFILE
 from builderd.domain.versions import (
     DEFAULT_PORT,
     ENV_NAME,
@@ -104,11 +112,23 @@ Credential = Annotated[
 ]
 
 
+NO_ENTRYPOINT = "is required: the command that starts the app (or a file named Procfile with a line web: <command>)"
+
+
+def _may_tell(value: dict[Any, Any]) -> bool:
+    files = value.get("files")
+    return isinstance(files, dict) and PROCFILE in files
+
+
 class NewBuilder(Shape):
     """The code and its settings. All of ``files`` together have at most 20,000,000 bytes."""
 
     name: Name = Field(description="Unique among your builders.")
-    entrypoint: Entrypoint = Field(description="Run by /bin/sh in the app's folder; must listen on 0.0.0.0:<port>.")
+    entrypoint: Entrypoint | None = Field(
+        default=None,
+        description="Run by /bin/sh in the app's folder; must listen on 0.0.0.0:<port>. "
+        "Left out: the web line of a file named Procfile.",
+    )
     files: Files = Field(description="Relative path → text, or an object with base64 content.")
     port: Whole = Field(default=DEFAULT_PORT, ge=1, le=65535, description="Given to the app as PORT.")
     env: Env = Field(default_factory=dict, description="Environment variables; not a place for secrets.")
@@ -122,6 +142,16 @@ class NewBuilder(Shape):
     skip_review: bool = Field(default=False, description="Needs the scope skip-gates.")
     skip_qa: bool = Field(default=False, description="Needs the scope skip-gates.")
     require_qa: bool = False
+    install_scripts: bool = Field(
+        default=False, description="Run the scripts that npm packages bring for installation."
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _needs_entrypoint(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Left out only where a Procfile may tell it."""
+        lacks = isinstance(value, dict) and "entrypoint" not in value and not _may_tell(value)
+        return with_faults([(("entrypoint",), NO_ENTRYPOINT)] if lacks else [], lambda: handler(value))
 
 
 class Cost(View):

@@ -6,7 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from builderd.domain.processes import HOME, MAX_STDIN_BYTES, folder_fault, stdin_fault
 from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_fault
+from builderd.wire.v1.builders import Env
 from builderd.wire.v1.envelope import Success
 from builderd.wire.v1.shape import Shape, View, Whole, obeys
 
@@ -17,6 +19,8 @@ Command = Annotated[
     obeys(command_fault),
     Field(json_schema_extra={"minLength": 1, "maxLength": MAX_COMMAND_BYTES, "pattern": r"\S"}),
 ]
+Folder = Annotated[str, obeys(folder_fault), Field(json_schema_extra={"minLength": 1})]
+Stdin = Annotated[str, obeys(stdin_fault), Field(json_schema_extra={"maxLength": MAX_STDIN_BYTES})]
 
 
 class NewExecution(Shape):
@@ -24,6 +28,10 @@ class NewExecution(Shape):
 
     command: Command = Field(description="Run by /bin/sh in the app's folder, with the app's environment.")
     timeout: Whole = Field(default=60, ge=1, le=MAX_TIMEOUT)
+    stdin: Stdin = Field(default="", description="What the command reads, as UTF-8.")
+    cwd: Folder = Field(default=HOME, description="Where it begins: absolute, or below /app.")
+    env: Env = Field(default_factory=dict, description="Added to the app's environment.")
+    stream: bool = Field(default=False, description="Answer with its output as it comes, as an event stream.")
 
 
 class Execution(View):

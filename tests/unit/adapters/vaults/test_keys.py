@@ -7,7 +7,7 @@ import pytest
 
 from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
 from builderd.adapters.vaults.sodium import SodiumVault
-from builderd.domain.errors import ValidationFailed, VaultSealed
+from builderd.domain.errors import EngineUnavailable, ValidationFailed
 
 
 def test_the_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_lost_key_is_named(tmp_path: Path) -> None:
     key = Key.new()
     sealed = SodiumVault(GivenKeys((key,))).seal(b"secret", "a")
 
-    with pytest.raises(VaultSealed, match=key.id.hex()):
+    with pytest.raises(EngineUnavailable, match=key.id.hex()):
         SodiumVault(GivenKeys((Key.new(),))).open(sealed, "a")
 
 

@@ -54,7 +54,9 @@ def app_root(lowers: tuple[Path, ...], scratch: Path, app: Path) -> Root:
 
 def app_env(spec: SandboxSpec, builderd_url: str) -> Mapping[str, str]:
     """What the spec says goes before what every app gets, but for the platform's own address."""
-    layer = {"PATH": f"/venv/bin:{_PATH}", "VIRTUAL_ENV": "/venv"} if spec.layer_key else {"PATH": _PATH}
+    layer = (
+        {"PATH": f"/venv/bin:/node_modules/.bin:{_PATH}", "VIRTUAL_ENV": "/venv"} if spec.layer_key else {"PATH": _PATH}
+    )
     return {
         **layer,
         "HOME": "/app",

@@ -100,11 +100,12 @@ def make_process(
     user: int,
     open_files: int,
     *,
+    terminal: bool = False,
     capabilities: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The ``process``: without any capability but those given, and with no way to gain one."""
     return {
-        "terminal": False,
+        "terminal": terminal,
         "user": {"uid": user, "gid": user},
         "args": list(argv),
         "env": [f"{name}={value}" for name, value in env.items()],

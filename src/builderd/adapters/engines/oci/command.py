@@ -45,9 +45,16 @@ def delete(runtime: Runtime, name: str) -> list[str]:
     return [runtime.path, *runtime.options, "delete", "--force", name]
 
 
-def execute(runtime: Runtime, name: str, process: Path, pid_file: Path) -> list[str]:
-    """Run the process of an OCI ``process`` document beside the sandbox's own."""
-    return [runtime.path, *runtime.options, "exec", "--process", str(process), "--pid-file", str(pid_file), name]
+def execute(runtime: Runtime, name: str, process: Path, pid_file: Path, console: Path | None = None) -> list[str]:
+    """Run the process of an OCI ``process`` document beside the sandbox's own.
+
+    ``console`` is the socket over which the runtime hands over the terminal that it makes.
+    """
+    terminal = () if console is None else ("--console-socket", str(console))
+    return [
+        *(runtime.path, *runtime.options, "exec", *terminal),
+        *("--process", str(process), "--pid-file", str(pid_file), name),
+    ]
 
 
 def shim(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from builderd.adapters.engines.oci.allocations import known_instance
 from builderd.adapters.engines.oci.apps import app_root, make_run
+from builderd.adapters.engines.oci.capacity import capacity
 from builderd.adapters.engines.oci.command import Runtime
-from builderd.adapters.engines.oci.execute import Execution
+from builderd.adapters.engines.oci.execute import Executions
 from builderd.adapters.engines.oci.machine import Machine, OciSettings
 from builderd.adapters.engines.oci.processes import boot_id
 from builderd.adapters.engines.oci.records import Record, is_name
@@ -19,9 +21,12 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidStat
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
 from builderd.domain.logs import LogLine
-from builderd.domain.sandboxes import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
+from builderd.domain.processes import ProcessSpec
+from builderd.domain.quotas import Capacity
+from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
 from builderd.domain.versions import Isolation
 from builderd.ports.engine import DiskReport, Progress, Readiness, Tool, ToolExit
+from builderd.ports.processes import Process
 
 _DOWN_GRACE_SECONDS = 5.0
 _MISSING = {
@@ -37,6 +42,7 @@ class OciEngine:
         self._readiness = Readiness(False, "waiting to be prepared")
         self._preparing = asyncio.Lock()
         self._starting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._executions = Executions()
 
     # What the machine has
 
@@ -65,6 +71,9 @@ class OciEngine:
 
     def supports(self, isolation: Isolation) -> str | None:
         return None if isolation.value in self._here.runtimes else _MISSING[isolation]
+
+    def capacity(self) -> Capacity:
+        return capacity(self._here.store.room.capacity())
 
     @property
     def base_id(self) -> str:
@@ -212,12 +221,14 @@ class OciEngine:
             if self._find(SandboxId(name)):
                 yield SandboxId(name)
 
-    async def execute(self, sandbox: SandboxId, command: str, timeout_seconds: float, limit_bytes: int) -> ExecResult:
+    @asynccontextmanager
+    async def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AsyncIterator[Process]:
         record = self._running(sandbox)
         if record is None:
             raise InvalidState("The sandbox does not run.")
         self._here.runs.thaw(record)
-        return await Execution(self._here.runs, record).run(command, timeout_seconds, limit_bytes)
+        async with self._executions.open(self._here.runs, record, spec) as process:
+            yield process
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
         record, here = self._running(sandbox), self._here

@@ -1,17 +1,18 @@
-"""Commands beside a running app.
+"""Processes beside a running app.
 
-Each begins at a gate that waits until the command's process is in a group of its own, so that every process it ever
+Each begins at a gate that waits until the process is in a group of its own, so that every process it ever
 starts, daemons among them, can be found and killed when its time is over.
 """
 
 from __future__ import annotations
 
 import asyncio
-import codecs
-import fcntl
+import contextlib
 import json
 import os
 import secrets
+from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,38 @@ from builderd.adapters.engines.oci.launching import Ended
 from builderd.adapters.engines.oci.processes import open_files
 from builderd.adapters.engines.oci.records import Record
 from builderd.adapters.engines.oci.runs import Runs, around
-from builderd.domain.errors import EngineUnavailable, InvalidState
-from builderd.domain.sandboxes import ExecResult
+from builderd.adapters.engines.oci.streams import (
+    Console,
+    Ends,
+    Inlet,
+    Outlet,
+    duplicate,
+    open_complaints,
+    open_pipes,
+    open_terminal,
+    resize,
+)
+from builderd.domain.errors import EngineUnavailable, InvalidState, ValidationFailed
+from builderd.domain.processes import TERM, ProcessSpec, Window
 
-TIMEOUT_EXIT_CODE = 124
-#: What the gate says first; what comes before it is the runtime's complaint.
+#: What the gate says when it is there, and again when it has the word; what comes before is no output.
 _READY = b"\x06"
-#: Says that it is there, waits for the word, and becomes the command.
-_GATE = r"exec 2>&1; printf '\006'; read -r _ && exec /bin/sh -c " + '"$0" </dev/null'
-_PIPE_BYTES = 1 << 20
-_DRAIN_SECONDS = 0.005
-_LAST_READS = 16
+#: What it says when there is no such folder.
+_NO_FOLDER = b"\x15"
+#: Its word is a line of input, which a terminal echoes: so it speaks a second time.
+_GATE = (
+    r"""cd -- "$0" 2>/dev/null || { printf '\025'; exit 1; }; """
+    r"""printf '\006'; read -r _ && printf '\006' && exec "$@" """
+)
+#: Done inside: runc copies each stream by itself, and would mix up their order.
+_JOIN = "exec 2>&1; "
+#: ^D
+_END_OF_INPUT = b"\x04"
 _START_SECONDS = 30.0
+#: How long a process may live on after its streams were closed.
+_HANG_UP_SECONDS = 1.0
+#: Each is a process of the host's, too, which no limit of the sandbox counts.
+MAX_OPEN = 64
 _ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 _MARK = "BUILDERD_EXEC"
 #: Twice, for what a process started while the first round went by it.
@@ -45,147 +66,115 @@ for round in 1 2; do
 done"""
 
 
-class Output:
-    """What a command printed, up to a limit in bytes, read as it comes.
-
-    Past the limit it is only taken away, and no faster than the service can bear, so that the command goes on.
-    """
-
-    def __init__(self, limit: int) -> None:
-        #: Whether the command's gate has spoken; ``settled`` is set then, or when it never will.
-        self.begun = False
-        self.settled = asyncio.Event()
-        self.truncated = False
-        self.complaint = bytearray()
-        self._limit = limit
-        self._kept = bytearray()
-        self._loop = asyncio.get_running_loop()
-        self._read, self.write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        fcntl.fcntl(self._read, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        os.set_blocking(self.write, True)
-        self._timer: asyncio.TimerHandle | None = None
-        self._resume()
-
-    def close(self) -> None:
-        """Take what is there; what background processes print later is nobody's."""
-        if self._timer:
-            self._timer.cancel()
-        for _ in range(_LAST_READS):
-            if not self._take():
-                break
-        self._loop.remove_reader(self._read)
-        os.close(self._read)
-
-    @property
-    def text(self) -> str:
-        """A character that the limit cut in two is left out."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        return decoder.decode(bytes(self._kept), final=not self.truncated)
-
-    def _resume(self) -> None:
-        self._timer = None
-        self._loop.add_reader(self._read, self._readable)
-
-    def _readable(self) -> None:
-        if not self._take():
-            self._loop.remove_reader(self._read)
-        elif self.truncated:
-            self._loop.remove_reader(self._read)
-            self._timer = self._loop.call_later(_DRAIN_SECONDS, self._resume)
-
-    def _take(self) -> bool:
-        """Read what is there; False when nothing is, or nothing will be."""
-        try:
-            chunk = os.read(self._read, _PIPE_BYTES)
-        except BlockingIOError:
-            return False
-        if self.begun:
-            self._keep(chunk)
-        else:
-            complaint, ready, rest = chunk.partition(_READY)
-            self.complaint += complaint
-            if ready:
-                self.begun = True
-                self.settled.set()
-                self._keep(rest)
-        return bool(chunk)
-
-    def _keep(self, chunk: bytes) -> None:
-        room = self._limit - len(self._kept)
-        self._kept += chunk[:room]
-        self.truncated = self.truncated or len(chunk) > room
-
-
 class Execution:
-    """One command in one sandbox."""
+    """One process in one sandbox. Implements ``ports.processes.Process``."""
 
-    def __init__(self, runs: Runs, record: Record) -> None:
+    def __init__(self, runs: Runs, record: Record, spec: ProcessSpec) -> None:
         self._runs = runs
         self._record = record
+        self._spec = spec
         self._runtime = runs.runtime(record)
         self._name = f"exec-{secrets.token_hex(4)}"
         self._folder = runs.places.bundle(record.id)
         self._pid_file = self._folder / f"{self._name}.pid"
+        self._document = self._folder / f"{self._name}.json"
+        #: Until it is launched, it counts as ended.
+        self._ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._ended.set_result(Ended(0))
+        self._input: Inlet | None = None
+        self._output: Outlet | None = None
+        self._errors: Outlet | None = None
+        self._terminal: int | None = None
+        self._first = b""
 
-    async def run(self, text: str, timeout_seconds: float, limit_bytes: int) -> ExecResult:
-        """Raises ``InvalidState`` when the sandbox has ended before the command begins."""
-        document = self._folder / f"{self._name}.json"
-        output = Output(limit_bytes)
+    # Its life
+
+    async def begin(self) -> None:
+        """Returns when the program is about to run. Raises as ``Engine.open_process`` says, and leaves nothing then."""
         try:
-            write_json(document, self._process(text))
-            status = await self._run(document, output, timeout_seconds)
-        finally:
-            output.close()
-            document.unlink(missing_ok=True)
-            self._pid_file.unlink(missing_ok=True)
-            if not self._runtime.is_gvisor:
-                self._runs.cgroups.discard_inner(self._record.id, self._name)
-        if status is None:
-            raise InvalidState(f"The command could not be started: {output.complaint.decode(errors='replace').strip()}")
-        return ExecResult(status, output.text, output.truncated)
+            write_json(self._document, self._process(self._spec.argv))
+        except FileNotFoundError:
+            raise InvalidState("The sandbox does not run.") from None
+        try:
+            await self._launch()
+            await self._pass_the_gate()
+        except BaseException:
+            await asyncio.shield(self.end(0))
+            raise
 
-    def _process(self, text: str) -> dict[str, Any]:
+    async def _launch(self) -> None:
+        window = self._spec.window
+        if window is None:
+            self._use(open_pipes(joined=self._spec.joined))
+        elif self._runtime.name == "crun":
+            await self._receive_terminal(window)
+        else:
+            ends = open_terminal(window)
+            self._terminal = ends.read
+            self._use(ends)
+
+    async def _receive_terminal(self, window: Window) -> None:
+        """crun's own copying between two terminals would lose the end of a long output."""
+        console = Console(self._folder / f"{self._name}.tty")
+        try:
+            complaints, given = open_complaints()
+            self._run(given, console.path)
+            self._errors = Outlet(complaints, self._ended)
+            self._terminal = await console.receive(window, self._ended)
+        finally:
+            console.close()
+        if self._terminal is not None:
+            self._output = Outlet(self._terminal, self._ended)
+            self._input = Inlet(duplicate(self._terminal), self._ended)
+
+    def _use(self, ends: Ends) -> None:
+        self._run(ends.given)
+        self._input, self._output = Inlet(ends.write, self._ended), Outlet(ends.read, self._ended)
+        self._errors = None if ends.errors is None else Outlet(ends.errors, self._ended)
+
+    def _run(self, descriptors: dict[int, int], console: Path | None = None) -> None:
+        argv = command.execute(self._runtime, self._record.id, self._document, self._pid_file, console)
+        # Where the runtime copies between its terminal and another one, the kernel tells it of new sizes.
+        terminal = self._spec.window is not None and console is None
+        mounts = around(self._runtime)
+        running = self._runs.launcher.run(argv, env=_ENV, descriptors=descriptors, mounts=mounts, terminal=terminal)
+        self._ended = asyncio.ensure_future(running)
+
+    def _process(self, argv: tuple[str, ...]) -> dict[str, Any]:
         """The app's own environment and user, for another program."""
         app = json.loads((self._folder / "config.json").read_text())["process"]
         env = dict(entry.split("=", 1) for entry in app["env"])
+        if self._spec.window:
+            env["TERM"] = TERM
+        env |= self._spec.env
         if self._runtime.is_gvisor:
             env[_MARK] = self._name
-        return make_process(["/bin/sh", "-c", _GATE, text], env, app["cwd"], app["user"]["uid"], open_files())
+        gate = ["/bin/sh", "-c", _JOIN * self._spec.joined + _GATE, self._spec.folder, *argv]
+        return make_process(gate, env, "/", app["user"]["uid"], open_files(), terminal=self._spec.window is not None)
 
-    async def _run(self, document: Path, output: Output, timeout_seconds: float) -> int | None:
-        """The exit code, or None when the command never began. Its time begins when it does."""
-        gate, word = os.pipe2(os.O_CLOEXEC)
-        argv = command.execute(self._runtime, self._record.id, document, self._pid_file)
-        descriptors = {0: gate, 1: output.write, 2: output.write}
-        running = self._runs.launcher.run(argv, env=_ENV, descriptors=descriptors, mounts=around(self._runtime))
-        program = asyncio.ensure_future(running)
+    async def _pass_the_gate(self) -> None:
         try:
-            if not (await self._arrives(output, program) and await self._enter_group()):
-                return None
-            async with asyncio.timeout(timeout_seconds):
-                os.write(word, b"\n")
-                ended = await asyncio.shield(program)
-        except TimeoutError:
-            return TIMEOUT_EXIT_CODE
-        finally:
-            # The gate does not open any more where it has not been opened.
-            os.close(word)
-            if not program.done():
-                await asyncio.shield(self._kill(program))
-        return ended.status if ended.status >= 0 else 128 - ended.status
-
-    @staticmethod
-    async def _arrives(output: Output, program: asyncio.Future[Ended]) -> bool:
-        """Wait until the gate says that it is there; False when the runtime ended without it.
-
-        Raises ``EngineUnavailable`` when neither happens.
-        """
-        program.add_done_callback(lambda _: output.settled.set())
-        try:
-            await asyncio.wait_for(output.settled.wait(), _START_SECONDS)
+            async with asyncio.timeout(_START_SECONDS):
+                await self._hear()
+                if not await self._enter_group():
+                    raise InvalidState("The sandbox has ended.")
+                await self.write(b"\n")
+                await self._hear()
         except TimeoutError as error:
             raise EngineUnavailable("The command could not be started in time: the machine is overloaded.") from error
-        return output.begun
+
+    async def _hear(self) -> None:
+        """Wait for the gate's sign. Raises ``InvalidState`` with the runtime's complaint when none comes."""
+        heard = self._first
+        while _READY not in heard:
+            if heard.endswith(_NO_FOLDER):
+                raise ValidationFailed({"cwd": [f"there is no folder {self._spec.folder} in the sandbox"]})
+            piece = await self._output.read() if self._output else b""
+            if not piece:
+                complaint = heard + (await self._errors.read() if self._errors else b"")
+                raise InvalidState(f"The command could not be started: {complaint.decode(errors='replace').strip()}")
+            heard += piece
+        self._first = heard.partition(_READY)[2]
 
     async def _enter_group(self) -> bool:
         """Put the gate into a group of its own; False when the sandbox has ended meanwhile."""
@@ -206,19 +195,72 @@ class Execution:
         except (FileNotFoundError, ValueError):
             return None
 
-    async def _kill(self, program: asyncio.Future[Ended]) -> None:
-        """Kill every process that the command ever started."""
+    async def end(self, patience: float = _HANG_UP_SECONDS) -> None:
+        """Hang up, and kill what does not end of that.
+
+        Under gVisor only the runtime's own command would hear of it, and leave the process to itself.
+        """
+        if self._runtime.is_gvisor and not self._ended.done():
+            await self._kill_marked()
+        for stream in (self._input, self._output, self._errors):
+            if stream:
+                stream.close()
+        self._terminal = None
+        self._input = self._output = self._errors = None
+        await asyncio.wait({self._ended}, timeout=patience)
+        with contextlib.suppress(EngineUnavailable):
+            await self.kill()
+        self._document.unlink(missing_ok=True)
+        self._pid_file.unlink(missing_ok=True)
+        if not self._runtime.is_gvisor:
+            self._runs.cgroups.discard_inner(self._record.id, self._name)
+
+    # The port
+
+    async def read(self) -> bytes:
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        return await self._output.read() if self._output else b""
+
+    async def read_errors(self) -> bytes:
+        return await self._errors.read() if self._errors and not self._spec.window else b""
+
+    async def write(self, data: bytes) -> None:
+        if self._input:
+            await self._input.write(data)
+
+    def close_input(self) -> None:
+        if self._terminal is None:
+            if self._input:
+                self._input.close()
+        else:
+            with contextlib.suppress(OSError):
+                os.write(self._terminal, _END_OF_INPUT)
+
+    def resize(self, window: Window) -> None:
+        if self._terminal is not None:
+            resize(self._terminal, window)
+
+    async def wait(self) -> int:
+        status = (await asyncio.shield(self._ended)).status
+        return status if status >= 0 else 128 - status
+
+    async def kill(self) -> None:
+        if self._ended.done():
+            self._ended.result()
+            return
         if self._runtime.is_gvisor:
             await self._kill_marked()
         else:
             await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
-        await program
+        await asyncio.shield(self._ended)
 
     async def _kill_marked(self) -> None:
         """Under gVisor the host sees no processes: they are found inside, by a variable of their environment."""
         document = self._folder / f"{self._name}.kill.json"
         argv = ["/bin/sh", "-c", _KILL_MARKED, f"{_MARK}={self._name}"]
-        write_json(document, make_process(argv, _ENV, "/", self._process("")["user"]["uid"], open_files()))
+        write_json(document, make_process(argv, _ENV, "/", self._process(())["user"]["uid"], open_files()))
         try:
             pid_file = document.with_suffix(".pid")
             killer = command.execute(self._runtime, self._record.id, document, pid_file)
@@ -226,3 +268,41 @@ class Execution:
         finally:
             document.unlink()
             pid_file.unlink(missing_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def execution(runs: Runs, record: Record, spec: ProcessSpec) -> AsyncIterator[Execution]:
+    """One, for as long as the context lasts."""
+    begun = Execution(runs, record, spec)
+    await begun.begin()
+    try:
+        yield begun
+    finally:
+        await asyncio.shield(begun.end())
+
+
+async def read_all(begun: Execution, limit_bytes: int) -> bytes:
+    """What it prints, up to a limit."""
+    output = b""
+    while len(output) < limit_bytes and (piece := await begun.read()):
+        output += piece
+    return output
+
+
+class Executions:
+    """Those that callers have open now, of which one sandbox may have so many."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def open(self, runs: Runs, record: Record, spec: ProcessSpec) -> AsyncIterator[Execution]:
+        if self._open[record.id] >= MAX_OPEN:
+            raise InvalidState(f"{MAX_OPEN} commands run in the builder already: wait until one of them has ended.")
+        self._open[record.id] += 1
+        try:
+            async with execution(runs, record, spec) as begun:
+                yield begun
+        finally:
+            self._open[record.id] -= 1
+            self._open += Counter()

@@ -6,7 +6,8 @@ and answers one JSON request per packet:
 
 ``maps``    have user namespaces for the idmapped mounts of one sandbox ready before they are needed.
 ``attach``  connect the network namespace of a process to a bridge.
-``run``     fork; the child enters cgroups, makes mounts in a mount namespace of its own, and executes a program.
+``run``     fork; the child enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
+            executes a program.
             Answers when that program has ended, with its exit status and what went wrong before it.
 
 It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
@@ -22,6 +23,7 @@ import selectors
 import signal
 import socket
 import sys
+import termios
 from typing import Any
 
 from builderd.adapters.engines.oci.netlink import LOOPBACK_INDEX, Netlink
@@ -150,6 +152,8 @@ def run_child(request: Message, maps: dict[int, int], descriptors: list[int], wo
         prepare_mounts(request["mounts"], maps)
         os.chdir(request["cwd"])
         place_descriptors(request["fds"], descriptors)
+        if request["terminal"]:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os.execve(request["argv"][0], request["argv"], request["env"])  # noqa: S606
     except BaseException as error:
         os.write(words, describe(error).encode()[:4096])

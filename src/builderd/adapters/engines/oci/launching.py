@@ -61,11 +61,13 @@ class Launcher:
         mounts: Sequence[Mapping[str, Any]] = (),
         cgroups: Sequence[str] = (),
         uid: int = -1,
+        terminal: bool = False,
     ) -> Ended:
         """Run a program to its end.
 
         ``descriptors`` maps the number that it sees to one of ours, which is given away: closed here in any case.
         ``cgroups`` are the ``cgroup.procs`` files that it enters first; ``uid`` is what idmapped mounts map to.
+        ``terminal`` makes its descriptor 0 the terminal that controls it.
         """
         given = descriptors or {}
         request = {
@@ -77,6 +79,7 @@ class Launcher:
             "mounts": list(mounts),
             "cgroups": list(cgroups),
             "uid": uid,
+            "terminal": terminal,
         }
         answer = await self._ask(request, list(given.values()))
         return Ended(answer["status"], answer["error"])

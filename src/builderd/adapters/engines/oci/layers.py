@@ -43,6 +43,8 @@ TIGHT = 0.2
 #: The last lines of a build, for whoever explains its failure; and how much of it is told as it goes.
 KEPT_LINES, TOLD_LINES, LINE_LENGTH = 500, 2_000, 1_000
 
+#: Where installers put what they install, as apps see it below their root.
+MADE = frozenset({"venv", "node_modules"})
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 
@@ -101,7 +103,7 @@ class Layers:
         return self._shelf.generation(key) > 0
 
     def lower(self, key: str) -> Path:
-        """The folder with ``venv`` in it that a sandbox started now gets to see. It stays as long as the layer."""
+        """The folder that a sandbox started now gets to see below its root. It stays as long as the layer."""
         generation = self._shelf.generation(key)
         if not generation:
             raise NotFound(f"There is no layer {key}.")
@@ -247,12 +249,12 @@ def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:
 
 
 def _layer_fault(layer: Path) -> str | None:
-    """A layer lies below the root of an app: it may bring ``/venv`` and nothing else."""
+    """A layer lies below the root of an app: it may bring what installers make, and nothing else."""
     found = {path.name: path.lstat().st_mode for path in layer.iterdir()}
-    if "venv" not in found or not stat.S_ISDIR(found["venv"]):
-        return "error: the installer made no environment"
-    others = sorted(set(found) - {"venv"})
-    return f"error: the build left {', '.join(others[:5])} beside the environment" if others else None
+    if not found or not all(stat.S_ISDIR(found[name]) for name in MADE & found.keys()):
+        return "error: the installer made nothing"
+    others = sorted(set(found) - MADE)
+    return f"error: the build left {', '.join(others[:5])} beside what was installed" if others else None
 
 
 def _nobody(line: str) -> None:

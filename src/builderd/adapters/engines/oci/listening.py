@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from builderd.adapters.engines.oci.execute import Execution
+from builderd.adapters.engines.oci.execute import execution, read_all
 from builderd.adapters.engines.oci.records import Record
 from builderd.adapters.engines.oci.runs import Runs
 from builderd.domain.errors import InvalidState
+from builderd.domain.processes import ProcessSpec
 
 _LISTEN = "0A"
 _FILES = ("net/tcp", "net/tcp6")
@@ -20,6 +21,7 @@ _DIAL_SECONDS = 0.2
 #: To look inside gVisor costs a command in there: not more often than this.
 _LOOK_SECONDS = 1.0
 _LOOK_BYTES = 1 << 20
+_LOOK = ProcessSpec(("cat", "/proc/net/tcp", "/proc/net/tcp6"), joined=True)
 
 Sockets = frozenset[tuple[str, int]]
 
@@ -48,12 +50,10 @@ class Listeners:
 
     async def _look(self, record: Record) -> Sockets:
         try:
-            result = await Execution(self._runs, record).run(
-                "cat /proc/net/tcp /proc/net/tcp6", _LOOK_SECONDS * 5, _LOOK_BYTES
-            )
-        except InvalidState:
+            async with asyncio.timeout(_LOOK_SECONDS * 5), execution(self._runs, record, _LOOK) as look:
+                return parse_listening((await read_all(look, _LOOK_BYTES)).decode(errors="replace"))
+        except (InvalidState, TimeoutError):
             return frozenset()
-        return parse_listening(result.output)
 
 
 async def _answers(ip: str, port: int) -> bool:

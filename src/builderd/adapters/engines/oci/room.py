@@ -35,12 +35,18 @@ class Ground:
             return inside - self.floor_bytes
         return min(inside, free_bytes(self.image.parent) - self.floor_bytes + self._held())
 
+    def total(self) -> int:
+        """Bytes that could be written if nothing were there, with the floor kept."""
+        return max(0, self.free() + self._used())
+
     def _held(self) -> int:
         """What the file holds of the host's space and does not use at the moment."""
         assert self.image is not None
+        return max(0, self.image.stat().st_blocks * 512 - self._used())
+
+    def _used(self) -> int:
         status = os.statvfs(self.root)
-        used = (status.f_blocks - status.f_bfree) * status.f_frsize
-        return max(0, self.image.stat().st_blocks * 512 - used)
+        return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,10 @@ class Room:
         self._overcommit = overcommit
         self._claims: dict[str, Claim] = {}
         self._lock = threading.Lock()
+
+    def capacity(self) -> int:
+        """The bytes that may be promised in all."""
+        return int(self._ground.total() * self._overcommit)
 
     def claim(self, name: str, size_bytes: int) -> None:
         """Reserve it, or change the size of what has the name. Raises ``NoCapacity``, with the amounts in bytes."""

@@ -82,5 +82,13 @@ class ProxyFiles:
 
     @property
     def jail(self) -> Path:
-        """The empty directory that a worker started by root is locked into."""
+        """The directory that a worker started by root is locked into: there is nothing in it but one socket."""
         return self.directory / "empty"
+
+    @property
+    def wake_socket(self) -> Path:
+        return self.jail / "wake.sock"
+
+    @property
+    def hold(self) -> Path:
+        return self.directory / "hold.lua"

@@ -44,12 +44,43 @@ STARTING = Page(
     retry_after=2,
     refresh=True,
 )
+HELD = Page(
+    "held",
+    503,
+    "starting",
+    "Just a moment",
+    "The app is being replaced by its next version. This page looks again every two seconds; an API client may retry "
+    "after that time.",
+    "busy",
+    retry_after=2,
+    refresh=True,
+)
+ASLEEP = Page(
+    "asleep",
+    503,
+    "starting",
+    "Waking up",
+    "Nobody used the app for a while, so it was asleep; it is being started. This page looks again every two seconds; "
+    "an API client may retry after that time.",
+    "busy",
+    retry_after=2,
+    refresh=True,
+)
 STOPPED = Page(
     "stopped",
     503,
     "stopped",
     "Stopped",
-    "The app was stopped. It answers again once its owner starts it.",
+    "The app was stopped by its owner. It answers again once its owner starts it.",
+    "calm",
+)
+CAPPED = Page(
+    "capped",
+    503,
+    "stopped",
+    "Stopped",
+    "The app was stopped since its spending cap is reached. It answers again once its owner raises the cap, or in the "
+    "next month, and starts it.",
     "calm",
 )
 FAILED = Page(
@@ -108,7 +139,7 @@ PRIVATE = Page(
 )
 
 #: By the state of the route.
-CLOSED = (STARTING, STOPPED, FAILED, JOB)
+CLOSED = (STARTING, HELD, ASLEEP, STOPPED, CAPPED, FAILED, JOB)
 ALL = (*CLOSED, CRASHED, TIMED_OUT, UNKNOWN, PRIVATE)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy import activity, config, pages, process, runtime_api
@@ -14,6 +14,7 @@ from builderd.adapters.previews.haproxy.config import Configuration
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
 from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
+from builderd.adapters.previews.haproxy.waiting import HOLDING, Waiting
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import PreviewActivity, Route
 
@@ -30,6 +31,7 @@ class HaproxyPreviews:
         self._files = ProxyFiles(directory.absolute())
         self._lock = asyncio.Lock()
         self._open_map: RouteMap | None = None
+        self._waiting = Waiting(self._files.wake_socket)
         self._certificate_watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -48,6 +50,8 @@ class HaproxyPreviews:
             change = runtime_api.set_entry if route.host in self._map.routes else runtime_api.add_entry
             self._map.put(route)
             await self._steer(lambda: change(files.admin_socket, files.routes, route.host, encode(route)))
+            if route.state not in HOLDING:
+                self._waiting.tell(route.host, encode(route))
 
     async def get(self, host: str) -> Route | None:
         return self._map.routes.get(host)
@@ -72,12 +76,16 @@ class HaproxyPreviews:
                 counted = {}
             return {host: one for host, one in counted.items() if host in known}
 
+    def visitors(self) -> AsyncIterator[str]:
+        return self._waiting.hosts()
+
     async def down(self) -> None:
         async with self._lock:
             if self._certificate_watch is not None:
                 self._certificate_watch.cancel()
                 self._certificate_watch = None
             await process.end(self._files)
+            await self._waiting.close()
             if self._open_map is not None:
                 self._open_map.close()
                 self._open_map = None
@@ -92,9 +100,13 @@ class HaproxyPreviews:
     async def _start(self) -> None:
         files = self._files
         files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.jail.mkdir(mode=0o711, exist_ok=True)
+        files.jail.chmod(0o711)
         routes = self._open_map or RouteMap(files.routes)
+        host = process.host(self._options)
         try:
-            await self._bring_up(config.render(self._options, files, process.host(self._options)))
+            await self._waiting.open(host.user)
+            await self._bring_up(config.render(self._options, files, host))
             await self._agree(routes)
             self._open_map = routes
         except (ProxyGone, CommandRefused) as error:
@@ -129,8 +141,7 @@ class HaproxyPreviews:
             raise
 
     def _write(self, wanted: Configuration) -> None:
-        for directory in (self._files.pages, self._files.jail):
-            directory.mkdir(mode=0o700, exist_ok=True)
+        self._files.pages.mkdir(mode=0o700, exist_ok=True)
         for name, text in pages.documents().items():
             _write(self._files.pages / name, text)
         _write(self._files.config, wanted.text)

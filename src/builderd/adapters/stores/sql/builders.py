@@ -5,14 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, bindparam, func, insert, select, text, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
 
 from builderd.adapters.stores.sql.claims import Claims
 from builderd.adapters.stores.sql.rows import row_of, without
-from builderd.adapters.stores.sql.tables import CLAIM, LIVE, builders
-from builderd.domain.builders import Builder, Status
+from builderd.adapters.stores.sql.tables import CLAIM, LIVE, builders, versions
+from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.quotas import Demand
 from builderd.ports.store import BuilderQuery
 
 _kept = builders.c.status != Status.DELETED
@@ -29,8 +45,28 @@ _BY_SERVICE_TOKEN = _LIVE.where(builders.c.service_token == bindparam("service_t
 _OF_TENANT = _SELECT.where(builders.c.tenant_id == bindparam("tenant")).order_by(*_oldest_first)
 _LIVE_OF_TENANT = _OF_TENANT.where(text(LIVE))
 _BACKED_UP = _LIVE.where(builders.c.backup_interval_hours > 0).order_by(*_oldest_first)
+_MAY_IDLE = _SELECT.where(
+    builders.c.status == Status.RUNNING, builders.c.desired == Desired.RUNNING, builders.c.auto_stop_interval > 0
+)
 _IDS = select(builders.c.id).where(_kept).order_by(*_oldest_first)
 _COUNT_BY_STATUS = select(builders.c.status, func.count().label("number")).where(_kept).group_by(builders.c.status)
+#: The key of the advisory lock that whoever promises something holds.
+DEMAND_LOCK = 0x6264_6465_6D61_6E64
+_LOCK_DEMAND = select(func.pg_advisory_xact_lock(literal(DEMAND_LOCK, BigInteger)))
+_runs = builders.c.desired == Desired.RUNNING
+# What a version that is being deployed asks for is promised before it serves.
+_promised = func.coalesce(builders.c.candidate, builders.c.version)
+_DEMAND = (
+    select(
+        func.count().label("builders"),
+        func.coalesce(func.sum(case((_runs, 1), else_=0)), 0).label("running_builders"),
+        func.coalesce(func.sum(case((_runs, versions.c.cpu), else_=0.0)), 0.0).label("cpu"),
+        func.coalesce(func.sum(case((_runs, versions.c.memory), else_=0.0)), 0.0).label("memory"),
+        func.coalesce(func.sum(versions.c.disk), 0.0).label("disk"),
+    )
+    .select_from(builders.join(versions, and_(versions.c.builder_id == builders.c.id, versions.c.number == _promised)))
+    .where(text(LIVE))
+)
 # Who only points at the row by a foreign key need not wait for the lock.
 _LOCKED = {plain: plain.with_for_update(key_share=True) for plain in (_BY_ID, _BY_HOST)}
 
@@ -90,6 +126,18 @@ class Builders(Claims):
     def count_by_status(self) -> Mapping[Status, int]:
         rows = self._connection.execute(_COUNT_BY_STATUS)
         return {row.status: row.number for row in rows}
+
+    def lock_demand(self) -> None:
+        # SQLite has one writer as it is.
+        if self._connection.dialect.name == "postgresql":
+            self._connection.execute(_LOCK_DEMAND)
+
+    def demand(self, tenant: TenantId | None = None) -> Demand:
+        statement = _DEMAND if tenant is None else _DEMAND.where(builders.c.tenant_id == tenant)
+        return Demand(**self._connection.execute(statement).mappings().one())
+
+    def that_may_idle(self) -> Sequence[Builder]:
+        return [_builder(row) for row in self._connection.execute(_MAY_IDLE).mappings()]
 
     def save(self, builder: Builder) -> None:
         if builder.id not in self._own:

@@ -19,6 +19,7 @@ from builderd.adapters.stores.sql.credentials import Credentials
 from builderd.adapters.stores.sql.database import Database
 from builderd.adapters.stores.sql.events import Events
 from builderd.adapters.stores.sql.idempotency import Idempotency
+from builderd.adapters.stores.sql.leases import Leases
 from builderd.adapters.stores.sql.ledger import Ledger
 from builderd.adapters.stores.sql.migrations import upgrade
 from builderd.adapters.stores.sql.postgresql import open_postgresql
@@ -54,6 +55,7 @@ class UnitOfWork:
         self.backups: port.Backups = Backups(connection)
         self.restores: port.Restores = Restores(connection)
         self.backup_keys: port.BackupKeys = BackupKeys(connection)
+        self.leases: port.Leases = Leases(connection)
         self.idempotency: port.Idempotency = Idempotency(connection)
 
 

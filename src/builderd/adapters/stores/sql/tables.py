@@ -30,7 +30,7 @@ from sqlalchemy import (
 
 from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime, word
 from builderd.domain.backups import BackupKind, BackupStatus, RestoreKind, RestoreStatus
-from builderd.domain.builders import Desired, Handover, JobType, Status, Visibility
+from builderd.domain.builders import Desired, Handover, JobType, Status, StopKind, Visibility
 from builderd.domain.logs import LogStream
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import EndCause
@@ -129,6 +129,8 @@ builders = Table(
     Column("spare_disks", _document()),
     Column("spending_cap", ExactDecimal),
     Column("cap_warned_at", UtcDateTime),
+    Column("asleep_since", UtcDateTime),
+    Column("stop_kind", word(StopKind)),
     CheckConstraint("version >= 1", name="version"),
     CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
     CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),
@@ -172,6 +174,7 @@ versions = Table(
     Column("failure_code", Text),
     Column("rolled_back_to", Integer),
     Column("fresh", Boolean, nullable=False, server_default=false()),
+    Column("install_scripts", Boolean, nullable=False, server_default=false()),
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
     CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),
@@ -364,4 +367,15 @@ idempotency = Table(
     Column("status", Integer),
     Column("headers", _document()),
     Column("body", _document()),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("builder_id", Text, ForeignKey("builders.id"), nullable=False, index=True),
+    Column("reason", ForeignText, nullable=False),
+    Column("created_by", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
 )

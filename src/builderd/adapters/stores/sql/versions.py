@@ -25,6 +25,7 @@ _SETTINGS = (
     "skip_review",
     "skip_qa",
     "require_qa",
+    "install_scripts",
 )
 
 _INSERT = insert(versions)

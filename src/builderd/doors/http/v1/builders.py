@@ -153,4 +153,4 @@ async def delete_builder(request: Request, application: TheApplication, identity
 
 async def _want(command: builders.Command, application: Application, identity: Identity, uuid: str) -> Builder:
     now = application.clock.now()
-    return await application.commit(lambda uow: command(uow, identity.caller, uuid.lower(), now))
+    return await application.commit(lambda uow: command(uow, application, identity.caller, uuid.lower(), now))

@@ -9,12 +9,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from builderd.domain.builders import Builder
-from builderd.domain.bundles import make_bundle
-from builderd.domain.errors import BuilderdError, NotFound
+from builderd.domain.bundles import Bundle, make_bundle
+from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
+from builderd.domain.procfile import web_command
 from builderd.domain.tokens import Scope
-from builderd.domain.versions import VersionSettings
+from builderd.domain.versions import VersionSettings, entrypoint_fault
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import Answer, failure
 from builderd.doors.http.auth import Identity, Writer
@@ -27,7 +28,7 @@ from builderd.doors.http.v1 import outcomes as door
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles, outcomes
 from builderd.services.application import Application
-from builderd.wire.v1.builders import BuilderAnswer, NewBuilder
+from builderd.wire.v1.builders import NO_ENTRYPOINT, BuilderAnswer, NewBuilder
 from builderd.wire.v1.files import bundle_files
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
@@ -142,7 +143,7 @@ async def _record(
     application: Application, retries: Retries, identity: Identity, new: NewBuilder, retry: Retry | None
 ) -> Builder:
     bundle = await asyncio.to_thread(lambda: make_bundle(bundle_files(new.files)))
-    command = _command(application, new, bundle.hash)
+    command = _command(application, new, bundle)
     now = application.clock.now()
 
     def create(uow: UnitOfWork) -> Builder:
@@ -161,9 +162,9 @@ def _recorded(uow: UnitOfWork, builder_id: BuilderId) -> Builder:
     return builder
 
 
-def _command(application: Application, new: NewBuilder, bundle_hash: str) -> builders.NewBuilder:
+def _command(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:
     settings = VersionSettings(
-        entrypoint=new.entrypoint,
+        entrypoint=new.entrypoint or _web_command(bundle),
         port=new.port,
         env=new.env,
         resources=new.resources.value,
@@ -172,16 +173,26 @@ def _command(application: Application, new: NewBuilder, bundle_hash: str) -> bui
         skip_review=new.skip_review,
         skip_qa=new.skip_qa,
         require_qa=new.require_qa,
+        install_scripts=new.install_scripts,
     )
     return builders.NewBuilder(
         name=new.name,
-        bundle_hash=bundle_hash,
+        bundle_hash=bundle.hash,
         settings=settings,
         job_type=new.job_type,
         visibility=new.visibility,
         auto_stop_interval=new.auto_stop_interval,
         backup_interval_hours=new.backup_interval_hours,
     )
+
+
+def _web_command(bundle: Bundle) -> str:
+    """Raises ``ValidationFailed`` where the bundle has none, or one that cannot be run."""
+    command = web_command(bundle)
+    why = NO_ENTRYPOINT if command is None else entrypoint_fault(command)
+    if command is None or why is not None:
+        raise ValidationFailed({"entrypoint": [why or NO_ENTRYPOINT]})
+    return command
 
 
 def _replay(request: Request, first: Answer) -> Response:

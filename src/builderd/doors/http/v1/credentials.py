@@ -78,7 +78,7 @@ async def put_credential(
 
 async def _restart(application: Application, identity: Identity, use: Use) -> None:
     now = application.clock.now()
-    await application.commit(lambda uow: builders.restart(uow, identity.caller, use.builder.id, now))
+    await application.commit(lambda uow: builders.restart(uow, application, identity.caller, use.builder.id, now))
 
 
 def _put_message(name: str, stale: list[Use], *, restarted: bool) -> str:

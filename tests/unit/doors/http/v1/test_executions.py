@@ -6,9 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
+from httpx_sse import aconnect_sse
 from tests.service import MINIMAL, Service
 
-from builderd.adapters.fakes.engine import Answer
+from builderd.adapters.fakes.processes import Answer
 
 BUILDERS = "/api/v1/builders"
 
@@ -27,10 +28,52 @@ async def test_its_exit_code_and_output_are_answered(client: httpx.AsyncClient, 
 
 
 async def test_the_timeout_is_handed_on(client: httpx.AsyncClient, service: Service, path: str) -> None:
-    service.engine.answer("sleep 90", Answer(0, "", seconds=90))
-    assert (await client.post(path, json={"command": "sleep 90"})).json()["data"]["exit_code"] == 124
-    ended = await client.post(path, json={"command": "sleep 90", "timeout": 100})
-    assert ended.json()["data"]["exit_code"] == 0
+    service.engine.answer("sleep 2", Answer(0, "", seconds=2))
+    late = await client.post(path, json={"command": "sleep 2", "timeout": 1})
+    assert late.json()["data"]["exit_code"] == 124
+    assert (await client.post(path, json={"command": "sleep 2"})).json()["data"]["exit_code"] == 0
+
+
+async def test_input_folder_and_environment_are_handed_on(
+    client: httpx.AsyncClient, service: Service, path: str
+) -> None:
+    service.engine.answer("cat", Answer(echoes=True))
+    body = {"command": "cat", "stdin": "grüß\n", "cwd": "src", "env": {"LEVEL": 3}}
+    assert (await client.post(path, json=body)).json()["data"]["output"] == "grüß\n"
+    (spec,) = service.engine.processes
+    assert (spec.folder, spec.env) == ("/app/src", {"LEVEL": "3"})
+
+
+async def test_a_folder_that_is_not_there_is_a_wrong_field(
+    client: httpx.AsyncClient, service: Service, path: str
+) -> None:
+    service.engine.answer("ls", Answer(no_folder=True))
+    response = await client.post(path, json={"command": "ls", "cwd": "nowhere"})
+    assert (response.status_code, list(response.json()["errors"])) == (422, ["cwd"])
+
+
+async def test_output_is_streamed_as_it_comes(client: httpx.AsyncClient, service: Service, path: str) -> None:
+    service.engine.answer("make", Answer(2, "wörk\nno rule\n"))
+    events = await streamed(client, path, {"command": "make", "stream": True})
+    assert [data["text"] for name, data in events if name == "output"] == ["wörk\nno rule\n"]
+    assert events[-1] == ("exit", {"exit_code": 2, "truncated": False})
+
+
+async def test_a_stream_that_cannot_begin_fails_as_a_call(client: httpx.AsyncClient, path: str) -> None:
+    await client.post(path.replace("exec", "stop"))
+    response = await client.post(path, json={"command": "ls", "stream": True})
+    assert (response.status_code, response.json()["code"]) == (409, "invalid_state")
+
+
+async def test_a_stream_that_fails_later_says_so(client: httpx.AsyncClient, service: Service, path: str) -> None:
+    service.engine.answer("ls", Answer(no_folder=True))
+    ((name, data),) = await streamed(client, path, {"command": "ls", "cwd": "nowhere", "stream": True})
+    assert (name, data["code"]) == ("failed", "validation_error")
+
+
+async def streamed(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> list[tuple[str, Any]]:
+    async with aconnect_sse(client, "POST", path, json=body) as source:
+        return [(event.event, event.json()) async for event in source.aiter_sse()]
 
 
 async def test_nothing_runs_in_a_stopped_builder(client: httpx.AsyncClient, path: str) -> None:
@@ -53,6 +96,13 @@ async def test_nothing_runs_in_a_stopped_builder(client: httpx.AsyncClient, path
         ({"command": "ls", "timeout": "60"}, "timeout"),
         ({"command": "ls", "timeout": True}, "timeout"),
         ({"command": "ls", "shell": "bash"}, "shell"),
+        ({"command": "ls", "stdin": 5}, "stdin"),
+        ({"command": "ls", "stdin": "x" * 1_000_001}, "stdin"),
+        ({"command": "ls", "cwd": ""}, "cwd"),
+        ({"command": "ls", "cwd": "a\0b"}, "cwd"),
+        ({"command": "ls", "cwd": "x" * 4097}, "cwd"),
+        ({"command": "ls", "env": {"A=B": "c"}}, "env.A=B"),
+        ({"command": "ls", "stream": "yes"}, "stream"),
     ],
 )
 async def test_a_hostile_command_is_refused(
@@ -64,5 +114,5 @@ async def test_a_hostile_command_is_refused(
 
 
 async def test_a_body_is_limited(client: httpx.AsyncClient, path: str) -> None:
-    response = await client.post(path, json={"command": "x" * 1_000_000})
+    response = await client.post(path, json={"command": "x" * 8_000_000})
     assert (response.status_code, response.json()["code"]) == (413, "too_large")

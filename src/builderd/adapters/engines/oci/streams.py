@@ -1,0 +1,210 @@
+"""The streams of a process beside an app: ends of pipes, or a terminal, in the event loop.
+
+Nothing is read ahead: a process whose output nobody takes waits, as it would in a pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import socket
+import struct
+import termios
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builderd.domain.processes import Window
+
+PIPE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 18
+#: How much is read still once the process has ended: more than its streams can hold.
+_LAST_BYTES = 2 * PIPE_BYTES
+
+
+class Outlet:
+    """What a process writes, read from a descriptor. ``ended`` says when nothing more of its own is to come."""
+
+    def __init__(self, descriptor: int, ended: asyncio.Future[Any]) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._ended = ended
+        self._left = _LAST_BYTES
+        self._closed = False
+
+    async def read(self) -> bytes:
+        """The next piece; empty at the end."""
+        while not self._closed:
+            ended = self._ended.done()
+            piece = self._take()
+            if piece is not None:
+                self._left -= len(piece) * ended
+                return piece if self._left > 0 else b""
+            if ended:
+                return b""
+            await self._wait()
+        return b""
+
+    def _take(self) -> bytes | None:
+        """None when nothing is there now."""
+        try:
+            return os.read(self._descriptor, _PIECE_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return b""  # the terminal's other side is gone
+
+    async def _wait(self) -> None:
+        await _until(lambda loop, call: loop.add_reader(self._descriptor, call), self._stop_waiting, self._ended)
+
+    def _stop_waiting(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._closed:
+            loop.remove_reader(self._descriptor)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+            os.close(self._descriptor)
+
+
+class Inlet:
+    """What a process reads, written to a descriptor."""
+
+    def __init__(self, descriptor: int, ended: asyncio.Future[Any]) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._ended = ended
+        self._closed = False
+
+    async def write(self, data: bytes) -> None:
+        """All of it; what nobody can read any more is passed over."""
+        rest = memoryview(data)
+        while rest and not self._closed and not self._ended.done():
+            try:
+                rest = rest[os.write(self._descriptor, rest[:PIPE_BYTES]) :]
+            except BlockingIOError:
+                await self._wait()
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.EIO):
+                    raise
+                return
+
+    async def _wait(self) -> None:
+        await _until(lambda loop, call: loop.add_writer(self._descriptor, call), self._stop_waiting, self._ended)
+
+    def _stop_waiting(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._closed:
+            loop.remove_writer(self._descriptor)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            asyncio.get_running_loop().remove_writer(self._descriptor)
+            os.close(self._descriptor)
+
+
+async def _until(
+    watch: Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None],
+    unwatch: Callable[[asyncio.AbstractEventLoop], object],
+    ended: asyncio.Future[Any],
+) -> None:
+    """Wait until the descriptor can be used, or the process has ended."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake(_: object = None) -> None:
+        ready.set()
+
+    ended.add_done_callback(wake)
+    watch(loop, wake)
+    try:
+        await ready.wait()
+    finally:
+        unwatch(loop)
+        ended.remove_done_callback(wake)
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Our ends of a process's streams, and by its own numbers those that are to be given to it."""
+
+    write: int
+    read: int
+    errors: int | None
+    given: dict[int, int]
+
+
+def open_pipes(*, joined: bool) -> Ends:
+    """Pipes for input, output and, unless joined, errors."""
+    stdin, write = os.pipe2(os.O_CLOEXEC)
+    read, stdout = _wide_pipe()
+    if joined:
+        return Ends(write, read, None, {0: stdin, 1: stdout, 2: stdout})
+    errors, stderr = _wide_pipe()
+    return Ends(write, read, errors, {0: stdin, 1: stdout, 2: stderr})
+
+
+def open_complaints() -> tuple[int, dict[int, int]]:
+    """A pipe for what a runtime itself has to say, where its process has a terminal."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    return read, {2: write}
+
+
+def _wide_pipe() -> tuple[int, int]:
+    read, write = os.pipe2(os.O_CLOEXEC)
+    fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return read, write
+
+
+def open_terminal(window: Window) -> Ends:
+    """A terminal of this size; its two ends are ours, one for each direction."""
+    ours, theirs = os.openpty()
+    resize(ours, window)
+    return Ends(duplicate(ours), ours, None, {0: theirs, 1: theirs, 2: theirs})
+
+
+def duplicate(descriptor: int) -> int:
+    """Another number for the same; closed by itself, and watched by itself."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+class Console:
+    """Where a runtime hands over the terminal that it made for a process: runtime-spec, "console socket"."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+
+    async def receive(self, window: Window, ended: asyncio.Future[Any]) -> int | None:
+        """The terminal, in this size; None when the runtime ended without handing one over."""
+        accepting = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(self._listener))
+        await asyncio.wait({accepting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not accepting.done():
+            accepting.cancel()
+            return None
+        connection, _ = accepting.result()
+        with connection:
+            await _until(
+                lambda loop, call: loop.add_reader(connection, call), lambda loop: loop.remove_reader(connection), ended
+            )
+            _, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
+        for terminal in descriptors:
+            os.set_inheritable(terminal, False)
+            resize(terminal, window)
+        return descriptors[0] if descriptors else None
+
+    def close(self) -> None:
+        self._listener.close()
+        self.path.unlink(missing_ok=True)
+
+
+def resize(terminal: int, window: Window) -> None:
+    """ioctl_tty(2): the kernel tells the foreground process by SIGWINCH."""
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", window.rows, window.columns, 0, 0))

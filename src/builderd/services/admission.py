@@ -1,0 +1,94 @@
+"""Admission: whether a tenant may have more, and the machine be promised it. Asked before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from builderd.domain.builders import Builder, Desired
+from builderd.domain.errors import NoCapacity, QuotaExceeded
+from builderd.domain.ids import TenantId
+from builderd.domain.quotas import Demand, Excess, demand_of
+from builderd.domain.resources import Resources
+from builderd.ports.store import UnitOfWork
+from builderd.services import caps
+from builderd.services.application import Application
+
+
+def admit(
+    uow: UnitOfWork,
+    application: Application,
+    tenant_id: TenantId,
+    more: Demand,
+    now: datetime,
+    *,
+    builder: Builder | None = None,
+) -> None:
+    """Raises ``QuotaExceeded`` or ``NoCapacity`` when ``more`` cannot be promised; nothing is said of what shrinks.
+
+    From here to the end of the unit of work nobody else is promised anything, so two cannot both take the last
+    room. ``builder`` is the one that it is for, None when it is to be created.
+    """
+    if more.running_builders > 0:
+        caps.check(uow, application, tenant_id, builder, now)
+    uow.builders.lock_demand()
+    _check_quota(uow, application, tenant_id, more)
+    _check_capacity(uow, application, more)
+
+
+def admit_run(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
+    """The same for a locked builder that is to be wanted running: one that is already is promised nothing more."""
+    version = uow.versions.get(builder.id, builder.version)
+    assert version is not None, "a builder's current version is always stored"
+    if builder.desired is Desired.RUNNING:
+        caps.check(uow, application, builder.tenant_id, builder, now)
+        return
+    resources = version.settings.resources
+    more = demand_of(resources, running=True) - demand_of(resources, running=False)
+    admit(uow, application, builder.tenant_id, more, now, builder=builder)
+
+
+def admit_resources(
+    uow: UnitOfWork, application: Application, builder: Builder, wanted: Resources, now: datetime
+) -> None:
+    """The same for a locked builder that is to have other resources than its current version has."""
+    version = uow.versions.get(builder.id, builder.version)
+    assert version is not None, "a builder's current version is always stored"
+    running = builder.desired is Desired.RUNNING
+    more = demand_of(wanted, running=running) - demand_of(version.settings.resources, running=running)
+    admit(uow, application, builder.tenant_id, more, now, builder=builder)
+
+
+def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId, more: Demand) -> None:
+    tenant = uow.tenants.get(tenant_id)
+    assert tenant is not None, "whoever has a token is stored"
+    quota = application.allowances.of(tenant).quota
+    found = list(quota.exceeded(uow.builders.demand(tenant_id), more))
+    if found:
+        raise QuotaExceeded(f"Your quota is reached: {_listed(found)}. {_advice(found)}", data=_data(found))
+
+
+def _check_capacity(uow: UnitOfWork, application: Application, more: Demand) -> None:
+    allowances = application.allowances
+    limit = application.engine.capacity().times(allowances.cpu_factor, allowances.memory_factor)
+    found = list(limit.exceeded(uow.builders.demand(), more))
+    if found:
+        raise NoCapacity(
+            f"The machine has no room for it: {_listed(found)}. Ask for less, or try again when others have stopped.",
+            data=_data(found),
+            retry_after=60,
+        )
+
+
+def _listed(found: Sequence[Excess]) -> str:
+    return "; ".join(f"{excess.name}: {excess}" for excess in found)
+
+
+def _advice(found: Sequence[Excess]) -> str:
+    if all(excess.name in ("builders", "disk") for excess in found):
+        return "Delete a builder, or ask the operator for more."
+    return "Stop or delete a builder, ask for less, or ask the operator for more."
+
+
+def _data(found: Sequence[Excess]) -> dict[str, dict[str, float]]:
+    return {one.name: {"limit": one.limit, "used": one.used, "wanted": one.wanted} for one in found}

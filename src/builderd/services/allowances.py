@@ -1,0 +1,46 @@
+"""What the operator allows: how much each tenant may have and spend, and how much the machine may be promised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from builderd.domain.caps import Cap, lower
+from builderd.domain.quotas import Limit
+from builderd.domain.tenants import Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Of one tenant. ``monthly`` caps all its builders together, ``builder_monthly`` each of them; None: no cap."""
+
+    quota: Limit = field(default_factory=Limit)
+    monthly: Decimal | None = None
+    builder_monthly: Decimal | None = None
+
+    def cap_of(self, tenant: Tenant) -> Cap | None:
+        """The lower of the operator's and the tenant's own: a tenant cannot lift what the operator set."""
+        amount = lower(self.monthly, tenant.spending_cap)
+        return None if amount is None else Cap(amount, of_tenant=True)
+
+    def cap_of_builder(self, own: Decimal | None) -> Cap | None:
+        """The same for one builder, with the cap that the tenant set for it."""
+        amount = lower(self.builder_monthly, own)
+        return None if amount is None else Cap(amount, of_tenant=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowances:
+    """``tenants``: those that have an allowance of their own, by name.
+
+    ``cpu_factor`` and ``memory_factor``: how many times what the machine has may be promised to running builders.
+    """
+
+    default: Allowance = field(default_factory=Allowance)
+    tenants: Mapping[str, Allowance] = field(default_factory=dict)
+    cpu_factor: float = 16
+    memory_factor: float = 4
+
+    def of(self, tenant: Tenant) -> Allowance:
+        return self.tenants.get(tenant.name, self.default)

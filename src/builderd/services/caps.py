@@ -1,0 +1,215 @@
+"""Spending caps: what is spent under each, who is stopped when one is reached, and who is warned before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+
+from builderd.domain.builders import Builder, Desired
+from builderd.domain.caps import Account, Cap, Spent, reached, tightest
+from builderd.domain.errors import QuotaExceeded, ValidationFailed
+from builderd.domain.events import SYSTEM, Event
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.months import month_of, next_month
+from builderd.domain.prices import Segment, Sum, cents
+from builderd.domain.tenants import Tenant
+from builderd.ports.store import UnitOfWork
+from builderd.services.application import Application
+
+WARNING = "spending.warning"
+#: What a cap may be set to at most, in the currency of the prices.
+HIGHEST = Decimal(1_000_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """The present month of one tenant: the sums of its builders, and what goes on."""
+
+    tenant: Tenant
+    sums: Mapping[BuilderId, Sum]
+    open: Sequence[Segment]
+
+    def of_tenant(self, cap: Cap, now: datetime) -> Account:
+        spent = Spent(sum(self.sums.values(), Sum()).money, _rate(self.open))
+        return Account(cap, spent, _warned(self.tenant.cap_warned_at, now))
+
+    def of_builder(self, builder: Builder, cap: Cap, now: datetime) -> Account:
+        mine = [segment for segment in self.open if segment.builder_id == builder.id]
+        spent = Spent(self.sums.get(builder.id, Sum()).money, _rate(mine))
+        return Account(cap, spent, _warned(builder.cap_warned_at, now))
+
+
+def _rate(segments: Sequence[Segment]) -> Decimal:
+    return sum((segment.hourly_rate for segment in segments), Decimal(0))
+
+
+def _warned(at: datetime | None, now: datetime) -> bool:
+    return at is not None and at >= month_of(now)
+
+
+def books(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> Books:
+    """What the tenant's builders cost this month."""
+    tenant = uow.tenants.get(tenant_id)
+    assert tenant is not None, "whoever has builders is stored"
+    return Books(tenant, uow.ledger.of_month(tenant_id, now), uow.ledger.open_of(tenant_id))
+
+
+def accounts(application: Application, found: Books, builder: Builder | None, now: datetime) -> Sequence[Account]:
+    """The tenant's account and the builder's, as far as they are capped."""
+    allowance = application.allowances.of(found.tenant)
+    result = []
+    if (cap := allowance.cap_of(found.tenant)) is not None:
+        result.append(found.of_tenant(cap, now))
+    if builder is not None and (cap := allowance.cap_of_builder(builder.spending_cap)) is not None:
+        result.append(found.of_builder(builder, cap, now))
+    return result
+
+
+def check(
+    uow: UnitOfWork, application: Application, tenant_id: TenantId, builder: Builder | None, now: datetime
+) -> None:
+    """Raises ``QuotaExceeded`` when a cap is reached; ``builder`` None for one that is to be created."""
+    found = books(uow, tenant_id, now)
+    over = tightest(accounts(application, found, builder, now))
+    if over is None:
+        return
+    ends = next_month(now)
+    currency = application.prices.currency
+    call = "PUT /api/v1/spending-cap" if over.cap.of_tenant else f"PUT /api/v1/builders/{_id(builder)}/spending-cap"
+    raise QuotaExceeded(
+        f"The {reached(over.cap, currency)}: {cents(over.spent.money)} {currency} are spent this month. "
+        f"Raise it with {call} as far as the operator allows, or wait until {ends:%Y-%m-%d} (UTC).",
+        retry_after=_seconds_until(ends, now),
+    )
+
+
+def _id(builder: Builder | None) -> str:
+    assert builder is not None, "only a builder has a cap of its own"
+    return builder.id
+
+
+def _seconds_until(then: datetime, now: datetime) -> int:
+    return int((then - now).total_seconds()) + 1
+
+
+# What the tenant sets
+
+
+def set_for_tenant(
+    uow: UnitOfWork, application: Application, tenant_id: TenantId, monthly: Decimal | None, now: datetime
+) -> None:
+    """None lifts it, but not what the operator set. Raises ``ValidationFailed``."""
+    tenant = uow.tenants.get(tenant_id)
+    assert tenant is not None, "whoever has a token is stored"
+    _check_amount(monthly, application.allowances.of(tenant).monthly, application.prices.currency)
+    uow.tenants.cap(tenant_id, monthly)
+    uow.tenants.make_spending_due(tenant_id, now)
+
+
+def set_for_builder(
+    uow: UnitOfWork, application: Application, builder: Builder, monthly: Decimal | None, now: datetime
+) -> Builder:
+    """The same for one builder, which must be locked."""
+    tenant = uow.tenants.get(builder.tenant_id)
+    assert tenant is not None, "whoever has builders is stored"
+    _check_amount(monthly, application.allowances.of(tenant).builder_monthly, application.prices.currency)
+    capped = replace(builder, spending_cap=monthly, cap_warned_at=None, updated_at=now)
+    uow.builders.save(capped)
+    uow.tenants.make_spending_due(builder.tenant_id, now)
+    return capped
+
+
+def _check_amount(monthly: Decimal | None, limit: Decimal | None, currency: str) -> None:
+    if monthly is None:
+        return
+    if limit is not None and monthly > limit:
+        raise ValidationFailed({"monthly": [f"must be at most {cents(limit)} {currency}: the operator set this limit"]})
+
+
+# What comes of it
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is to be done about a tenant's spending now. ``next_look`` None: nothing is capped."""
+
+    stop: Sequence[BuilderId]
+    warn_tenant: Account | None
+    warn_builders: Sequence[BuilderId]
+    next_look: datetime | None
+
+
+def judge(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> Verdict:
+    """Only looks."""
+    found = books(uow, tenant_id, now)
+    of_tenant = next(iter(accounts(application, found, None, now)), None)
+    stop, warn, looks = [], [], [of_tenant.next_look(now)] if of_tenant else []
+    for builder in uow.builders.of_tenant(tenant_id, deleted=False):
+        held = accounts(application, found, builder, now)
+        if builder.desired is Desired.RUNNING and tightest(held):
+            stop.append(builder.id)
+        own = [one for one in held if not one.cap.of_tenant]
+        warn += [builder.id for one in own if one.is_to_be_warned_of]
+        looks += [one.next_look(now) for one in own]
+    warned = of_tenant if of_tenant and of_tenant.is_to_be_warned_of else None
+    return Verdict(stop, warned, warn, min(looks, default=None))
+
+
+def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: datetime) -> Builder | None:
+    """Want a running builder stopped whose cap is reached; None when that is not so any more."""
+    builder = uow.builders.get(builder_id, lock=True)
+    if builder is None or builder.desired is not Desired.RUNNING:
+        return None
+    over = tightest(accounts(application, books(uow, builder.tenant_id, now), builder, now))
+    if over is None:
+        return None
+    wished = replace(
+        builder,
+        desired=Desired.STOPPED,
+        desired_by=SYSTEM,
+        desired_reason=reached(over.cap, application.prices.currency),
+        updated_at=now,
+    )
+    uow.builders.save(wished)
+    uow.builders.make_due(builder_id, now)
+    return wished
+
+
+def warn_of_builder(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: datetime) -> None:
+    """Write down, once a month, that most of a builder's cap is spent."""
+    builder = uow.builders.get(builder_id, lock=True)
+    if builder is None:
+        return
+    for account in accounts(application, books(uow, builder.tenant_id, now), builder, now):
+        if not account.cap.of_tenant and account.is_to_be_warned_of:
+            uow.events.add(_warning(application, builder.tenant_id, builder.id, account, now))
+            uow.builders.save(replace(builder, cap_warned_at=now))
+
+
+def warn_of_tenant(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> None:
+    """The same of the tenant's cap."""
+    found = books(uow, tenant_id, now)
+    account = next(iter(accounts(application, found, None, now)), None)
+    if account is None or not account.is_to_be_warned_of:
+        return
+    uow.events.add(_warning(application, tenant_id, None, account, now))
+    uow.tenants.warned(tenant_id, now)
+
+
+def _warning(
+    application: Application, tenant_id: TenantId, builder_id: BuilderId | None, account: Account, now: datetime
+) -> Event:
+    currency, cap, spent = application.prices.currency, account.cap, account.spent.money
+    whose = "tenant" if cap.of_tenant else "builder"
+    percent = int(100 * spent / cap.monthly) if cap.monthly else 100
+    return Event(
+        tenant_id=tenant_id,
+        builder_id=builder_id,
+        time=now,
+        type=WARNING,
+        actor=SYSTEM,
+        reason=f"{min(percent, 100)} % of the {whose}'s spending cap of {cents(cap.monthly)} {currency} are spent",
+        details={"cap": whose, "monthly": str(cents(cap.monthly)), "spent": str(cents(spent)), "currency": currency},
+    )

@@ -1,0 +1,140 @@
+"""Wake: who uses a builder that is asleep brings it back. What a person or a cap has stopped stays stopped."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from builderd.domain.builders import Builder, Desired, Status, StopKind
+from builderd.domain.errors import InvalidState, NoCapacity, NotFound, QuotaExceeded
+from builderd.domain.ids import BuilderId
+from builderd.domain.sandboxes import Sandbox, SandboxState
+from builderd.ports.store import UnitOfWork
+from builderd.services import activity, admission, caps, outcomes
+from builderd.services.application import Application
+
+#: The actor of a wake by whoever asks for its preview.
+VISITOR = "visitor"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who uses it: the actor as events name it, and what for (``woken by …``)."""
+
+    actor: str = VISITOR
+    reason: str = "woken by a visitor"
+
+
+def rouse(uow: UnitOfWork, application: Application, builder: Builder, user: User, now: datetime) -> Builder:
+    """Record the use, and want the locked builder awake if it sleeps. One wake, however many ask for it.
+
+    Raises ``QuotaExceeded`` and ``NoCapacity`` for one that is to be started.
+    """
+    builder = activity.used(uow, builder, now)
+    if builder.asleep_since is not None:
+        wanted = replace(builder, asleep_since=None)
+    elif builder.wakes:
+        admission.admit_run(uow, application, builder, now)
+        wanted = _want_run(builder)
+    else:
+        return builder
+    wanted = replace(wanted, desired_by=user.actor, desired_reason=user.reason, updated_at=now)
+    uow.builders.save(wanted)
+    uow.builders.make_due(wanted.id, now)
+    return wanted
+
+
+def _want_run(builder: Builder) -> Builder:
+    """A run that is only about to be stopped goes on; one that was is followed by the next."""
+    if builder.status is Status.RUNNING:
+        return replace(builder, desired=Desired.RUNNING)
+    return replace(builder, desired=Desired.RUNNING, run=builder.run + 1, exit_code=None, failure_code=None)
+
+
+async def visited(application: Application, host: str) -> None:
+    """Visitors of this host wait for it to wake. A host that is nobody's is none of ours."""
+    now = application.clock.now()
+
+    def work(uow: UnitOfWork) -> BuilderId | None:
+        builder = uow.builders.by_host(host, lock=True)
+        if builder is None:
+            return None
+        if builder.wakes and (refusal := _refusal(uow, application, builder, now)) is not None:
+            uow.builders.save(replace(builder, stop_kind=StopKind.CAP, status_reason=refusal, updated_at=now))
+            return builder.id
+        return builder.id if _differs(rouse(uow, application, builder, User(), now), builder) else None
+
+    try:
+        changed = await application.store.write(work)
+    except (NoCapacity, QuotaExceeded) as error:
+        log.warning("%s is not woken: %s", host, error.message)
+        return
+    if changed is not None:
+        _tell(application, changed)
+
+
+def _refusal(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> str | None:
+    """Why no visitor may have it cost anything, where a spending cap says so."""
+    try:
+        caps.check(uow, application, builder.tenant_id, builder, now)
+    except QuotaExceeded as error:
+        return error.message
+    return None
+
+
+def _differs(wanted: Builder, builder: Builder) -> bool:
+    return wanted.asleep_since != builder.asleep_since or wanted.desired is not builder.desired
+
+
+async def awake(application: Application, builder_id: BuilderId, user: User | None = None) -> Sandbox:
+    """The sandbox of a builder that runs: one that is frozen is thawed, one that idled to a stop is started.
+
+    For commands, files and sessions; the use is recorded. Raises ``InvalidState`` when it does not run and is not to be
+    woken, ``NotFound`` when it is gone, and the error of the stage when it does not come up.
+    """
+    now = application.clock.now()
+
+    def work(uow: UnitOfWork) -> tuple[Builder, bool]:
+        builder = _get(uow, builder_id)
+        wanted = rouse(uow, application, builder, user or User(), now)
+        return wanted, _differs(wanted, builder)
+
+    builder, woken = await application.store.write(work)
+    if woken:
+        _tell(application, builder_id)
+        await outcomes.wait(application, builder_id, builder.run)
+    return await _thawed(application, builder_id, woken=woken)
+
+
+async def _thawed(application: Application, builder_id: BuilderId, *, woken: bool) -> Sandbox:
+    """Its sandbox, once that does not stand still; one that is woken as it ends is waited for."""
+    while True:
+        seen = application.signals.count(builder_id)
+        builder, sandbox = await application.store.read(lambda uow: _look(uow, builder_id))
+        wanted = builder.desired is Desired.RUNNING
+        if wanted and sandbox is not None and sandbox.started_at is not None:
+            if (await application.engine.report(sandbox.id)).state is not SandboxState.FROZEN:
+                return sandbox
+        elif not (wanted and woken):
+            why = f" ({builder.status_reason})" if builder.status_reason else ""
+            raise InvalidState(f"The builder is {builder.status}{why}: start it first.")
+        await application.signals.wait(builder_id, seen, outcomes.LOOK_INTERVAL)
+
+
+def _look(uow: UnitOfWork, builder_id: BuilderId) -> tuple[Builder, Sandbox | None]:
+    return _get(uow, builder_id, lock=False), uow.sandboxes.open_of(builder_id)
+
+
+def _get(uow: UnitOfWork, builder_id: BuilderId, *, lock: bool = True) -> Builder:
+    builder = uow.builders.get(builder_id, lock=lock)
+    if builder is None or builder.desired is Desired.DELETED:
+        raise NotFound("There is no builder of this uuid.")
+    return builder
+
+
+def _tell(application: Application, builder_id: BuilderId) -> None:
+    application.signals.wish(builder_id)
+    application.signals.change(builder_id)

@@ -1,0 +1,121 @@
+"""Node layers as they are really made: by npm, in real sandboxes, of packages whose scripts attack what they reach."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import tarfile
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from tests.integration.oci.stores import OPTIONS, quiet
+
+from builderd.adapters.engines.oci.machine import Machine, OciSettings
+from builderd.adapters.installers.npm import NpmInstaller
+from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.ids import TenantId
+from builderd.domain.layers import BuildOutcome, LayerPlan
+
+pytestmark = pytest.mark.root
+
+PORT = 18974
+MALLORY = TenantId("mallory")
+#: Marks every place that a later build could read from, and leaves a link to the host's passwords.
+ATTACK = (
+    "for place in $PWD /build/store/cache /build/store/layer /build/input /usr/bin; do "
+    "echo MARKED > $place/MARK 2>/dev/null; done; ln -s /etc/shadow shadow; exit 0"
+)
+PACKAGE = {"name": "evil", "version": "1.0.0", "scripts": {"preinstall": ATTACK, "postinstall": ATTACK}}
+
+
+def tarball() -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for path, text in (("package/package.json", json.dumps(PACKAGE)), ("../../store/cache/SLIP", "slipped")):
+            member = tarfile.TarInfo(path)
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return content.getvalue()
+
+
+@contextmanager
+def registry(host: str) -> Iterator[str]:
+    """A registry with one package, at its address."""
+    url, archive = f"http://{host}:{PORT}", tarball()
+    integrity = "sha512-" + base64.b64encode(hashlib.sha512(archive).digest()).decode()
+    dist = {"tarball": f"{url}/evil/-/evil-1.0.0.tgz", "integrity": integrity}
+    document = {
+        "name": "evil",
+        "dist-tags": {"latest": "1.0.0"},
+        "versions": {"1.0.0": {**PACKAGE, "hasInstallScript": True, "dist": dist}},
+    }
+    pages = {"/evil": json.dumps(document).encode(), "/evil/-/evil-1.0.0.tgz": archive}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = pages.get(self.path, b"{}")
+            self.send_response(200 if self.path in pages else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: object) -> None:
+            return
+
+    with ThreadingHTTPServer((host, PORT), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield url
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
+    machine = Machine(OciSettings(tmp_path / "data", PORT, store=OPTIONS))
+    await machine.open(quiet)
+    yield machine
+    tidy = list(machine.store.builds.iterdir()) == [] and machine.runs.all() == []
+    machine.runs.close()
+    machine.launcher.close()
+    machine.give_back()
+    assert tidy
+
+
+async def install(machine: Machine, *, scripts: bool) -> tuple[LayerPlan, BuildOutcome]:
+    bundle = make_bundle([BundleFile("package.json", json.dumps({"dependencies": {"evil": "1.0.0"}}).encode())])
+    with registry(machine.addresses.gateway) as url:
+        plan = NpmInstaller(url).plan(bundle, machine.base.id, MALLORY, install_scripts=scripts)
+        assert plan
+        return plan, await machine.layers.build(plan, quiet)
+
+
+def marks(place: Path) -> list[str]:
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.name in ("MARK", "SLIP", "shadow"))
+
+
+async def test_no_script_of_a_package_runs_unless_it_was_asked_for(machine: Machine) -> None:
+    plan, outcome = await install(machine, scripts=False)
+    assert outcome.ok, outcome.output
+    layer = machine.layers.lower(plan.key)
+    assert (layer / "node_modules/evil/package.json").is_file()
+    assert [path.name for path in layer.iterdir()] == ["node_modules"]
+    assert marks(machine.store.root) == []
+
+
+async def test_scripts_that_were_asked_for_reach_nothing_that_others_read(machine: Machine) -> None:
+    plan, outcome = await install(machine, scripts=True)
+    assert not outcome.ok
+    assert "beside what was installed" in outcome.output[-1]
+    assert not machine.layers.has(plan.key)
+    assert marks(machine.store.root / "cache") == []
+    assert not any((Path(lower) / "usr/bin/MARK").exists() for lower in machine.lowers())

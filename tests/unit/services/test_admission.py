@@ -1,0 +1,146 @@
+"""Nobody gets more than a quota, a cap or the machine allows, and what is refused is said with its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+from tests.application import World
+
+from builderd.domain.builders import Builder, Desired, Status
+from builderd.domain.errors import NoCapacity, QuotaExceeded
+from builderd.domain.quotas import Capacity, Limit
+from builderd.domain.resources import Resources
+from builderd.services import admission, builders
+from builderd.services.allowances import Allowance, Allowances
+
+
+def allow(world: World, **quota: float) -> World:
+    allowances = Allowances(default=Allowance(Limit(**quota)))  # type: ignore[arg-type]
+    return replace(world, application=replace(world.application, allowances=allowances))
+
+
+async def stopped(world: World, builder: Builder) -> Builder:
+    return await world.change(builder, desired=Desired.STOPPED, status=Status.STOPPED, settled_run=builder.run)
+
+
+async def resize(world: World, builder: Builder, wanted: Resources) -> None:
+    now = world.clock.now()
+    await world.application.store.write(
+        lambda uow: admission.admit_resources(uow, world.application, builder, wanted, now)
+    )
+
+
+@pytest.mark.parametrize(
+    ("quota", "message"),
+    [
+        ({"builders": 1}, "builders: 1 of 1 builders are taken, and 1 more are asked for"),
+        ({"running_builders": 1}, "running_builders: 1 of 1 running builders are taken"),
+        ({"cpu": 1.5}, "cpu: 1 of 1.5 vCPU are taken, and 1 more are asked for"),
+        ({"memory": 1.5}, "memory: 1 of 1.5 GB of memory are taken"),
+        ({"disk": 5}, "disk: 3 of 5 GB of disk are taken, and 3 more are asked for"),
+    ],
+)
+async def test_each_quota_is_named_with_its_numbers(world: World, quota: dict[str, float], message: str) -> None:
+    world = allow(world, **quota)
+    await world.ask(name="first")
+    with pytest.raises(QuotaExceeded) as refused:
+        await world.ask(name="second")
+    assert message in refused.value.message
+    (name,) = quota
+    assert refused.value.data[name]["limit"] == quota[name]
+    assert [
+        one.name for one in await world.read(lambda uow: uow.builders.of_tenant(world.caller.tenant_id, deleted=True))
+    ] == ["first"]
+
+
+async def test_all_that_is_exceeded_is_said_at_once(world: World) -> None:
+    world = allow(world, builders=0, cpu=0.5)
+    with pytest.raises(QuotaExceeded, match=r"builders: .*; cpu: "):
+        await world.ask()
+
+
+async def test_what_just_fits_is_admitted(world: World) -> None:
+    world = allow(world, builders=2, running_builders=2, cpu=0.6, memory=2, disk=6)
+    for name in ("one", "two"):
+        await world.ask(name=name, resources=Resources(0.3, 1, 3))
+
+
+async def test_a_stopped_builder_holds_its_disk_only(world: World) -> None:
+    world = allow(world, running_builders=1, disk=6)
+    first = await world.ask(name="first")
+    await stopped(world, first)
+    second = await world.ask(name="second")
+    with pytest.raises(QuotaExceeded, match="running_builders"):
+        await world.want(builders.start, first)
+    with pytest.raises(QuotaExceeded, match="disk"):
+        await stopped(world, second) and await world.ask(name="third")
+    await world.want(builders.start, first)
+
+
+async def test_a_deleted_builder_holds_nothing(world: World) -> None:
+    world = allow(world, builders=1)
+    await world.want(builders.delete, await world.ask())
+    await world.ask()
+
+
+async def test_a_running_builder_may_be_started_and_restarted_at_its_quota(world: World) -> None:
+    world = allow(world, running_builders=1)
+    builder = await world.change(await world.ask(), status=Status.RUNNING, settled_run=1)
+    await world.want(builders.start, builder)
+    await world.want(builders.restart, builder)
+
+
+async def test_quotas_are_the_tenants_own(world: World) -> None:
+    allowances = Allowances(Allowance(Limit(builders=0)), {"acme": Allowance(Limit(builders=1))})
+    world = replace(world, application=replace(world.application, allowances=allowances))
+    await world.ask()
+    with pytest.raises(QuotaExceeded):
+        await replace(world, caller=await world.tenant("zeta")).ask()
+
+
+async def test_the_machine_is_promised_so_many_times_and_no_more(world: World) -> None:
+    world.engine.has = Capacity(cpu=2, memory=100, disk=100)
+    factors = Allowances(cpu_factor=1.5, memory_factor=1)
+    world = replace(world, application=replace(world.application, allowances=factors))
+    for name in ("one", "two", "three"):
+        await world.ask(name=name)
+    with pytest.raises(
+        NoCapacity, match="no room for it: cpu: 3 of 3 vCPU are taken, and 1 more are asked for"
+    ) as full:
+        await replace(world, caller=await world.tenant("zeta")).ask()
+    assert full.value.retry_after
+    assert set(full.value.data) == {"cpu"}
+
+
+async def test_disks_are_promised_as_the_engine_says(world: World) -> None:
+    world.engine.has = Capacity(cpu=100, memory=100, disk=4)
+    await world.ask(name="one")
+    with pytest.raises(NoCapacity, match="disk: 3 of 4 GB of disk"):
+        await world.ask(name="two")
+
+
+async def test_growing_is_held_against_the_quota_and_shrinking_never_is(world: World) -> None:
+    world = allow(world, cpu=2, memory=1)
+    builder = await world.ask()
+    await resize(world, builder, Resources(2, 1, 3))
+    with pytest.raises(QuotaExceeded, match=r"cpu: 1 of 2 vCPU are taken, and 1\.5 more"):
+        await resize(world, builder, Resources(2.5, 1, 3))
+    tight = allow(world, cpu=0.5, memory=0.5, disk=1)
+    await resize(tight, builder, Resources(0.5, 0.5, 3))
+
+
+async def test_a_stopped_builder_may_be_given_more_than_could_run_now(world: World) -> None:
+    world = allow(world, cpu=1)
+    builder = await stopped(world, await world.ask())
+    await resize(world, builder, Resources(2, 1, 3))
+
+
+async def test_a_cap_that_is_reached_admits_no_run(world: World) -> None:
+    capped = Allowances(Allowance(monthly=Decimal(0)))
+    world = replace(world, application=replace(world.application, allowances=capped))
+    with pytest.raises(QuotaExceeded, match=r"spending cap of 0\.00 EUR reached") as refused:
+        await world.ask()
+    # The clock of the tests stands at the beginning of January.
+    assert refused.value.retry_after == 31 * 86400 + 1

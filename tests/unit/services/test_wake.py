@@ -1,0 +1,111 @@
+"""Whoever uses a builder finds it awake, or is told why not."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from functools import partial
+
+import pytest
+from tests.application import PATIENCE, World
+
+from builderd.domain.builders import Builder, Desired, Status, StopKind
+from builderd.domain.errors import InvalidState, NotFound
+from builderd.domain.ids import BuilderId, new_id
+from builderd.services import activity, builders, executions, wake
+from builderd.services.executions import Command
+from builderd.services.wake import User
+
+
+async def asleep(world: World) -> Builder:
+    builder = await world.create(auto_stop_interval=15)
+    await world.change(builder, asleep_since=world.clock.now())
+    world.application.signals.wish(builder.id)
+    await world.until(lambda: world.running[0].frozen)
+    return builder
+
+
+async def idled(world: World) -> Builder:
+    builder = await world.create(auto_stop_interval=15)
+    await world.change(builder, desired=Desired.STOPPED, stop_kind=StopKind.IDLE)
+    world.application.signals.wish(builder.id)
+    return await world.until_status(builder, Status.STOPPED)
+
+
+async def test_one_that_runs_is_used_and_left_as_it_is(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        world.clock.move(100)
+        sandbox = await wake.awake(world.application, builder.id)
+        assert [sandbox.id] == list(world.engine.sandboxes)
+        assert (await world.builder(builder)).last_active_at == world.clock.now()
+
+
+async def test_a_frozen_one_is_thawed(world: World) -> None:
+    async with world.reconciling():
+        builder = await asleep(world)
+        sandbox = await wake.awake(world.application, builder.id, User("token acme", "woken by a test"))
+        assert not world.engine.sandboxes[sandbox.id].frozen
+        assert (await world.builder(builder)).desired_reason == "woken by a test"
+
+
+async def test_one_that_idled_is_started(world: World) -> None:
+    async with world.reconciling():
+        builder = await idled(world)
+        async with asyncio.timeout(PATIENCE):
+            sandbox = await wake.awake(world.application, builder.id)
+        assert (sandbox.run, (await world.builder(builder)).status) == (2, Status.RUNNING)
+
+
+async def test_a_command_wakes_and_says_so(world: World) -> None:
+    async with world.reconciling():
+        builder = await idled(world)
+        await executions.run(world.application, world.caller.tenant_id, builder.id, Command("ls"))
+        assert (await world.builder(builder)).status_reason == "woken for a command"
+
+
+async def test_one_that_a_person_stopped_says_by_whom(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await world.reached(builders.stop, builder)
+        with pytest.raises(InvalidState, match="stopped by token acme"):
+            await wake.awake(world.application, builder.id)
+
+
+async def test_one_that_is_about_to_be_stopped_for_idleness_goes_on(world: World) -> None:
+    builder = await world.ask(auto_stop_interval=15)
+    async with world.reconciling():
+        await world.outcome(builder)
+    await world.change(builder, desired=Desired.STOPPED, stop_kind=StopKind.IDLE)
+    await wake.visited(world.application, builder.host)
+    now = await world.builder(builder)
+    assert (now.desired, now.run) == (Desired.RUNNING, 1)
+    async with world.reconciling():
+        await world.until(lambda: settled_anew(world, builder))
+    assert world.called("stop") == 0
+
+
+async def settled_anew(world: World, builder: Builder) -> bool:
+    return (await world.builder(builder)).stop_kind is None
+
+
+async def test_there_is_nothing_to_wake_where_nothing_is(world: World) -> None:
+    await wake.visited(world.application, "nobody-00000000.localhost")
+    with pytest.raises(NotFound):
+        await wake.awake(world.application, BuilderId(new_id()))
+    assert await world.application.store.write(lambda uow: activity.touch(uow, BuilderId(new_id()), now(world))) is None
+
+
+async def test_a_use_is_never_forgotten_for_an_earlier_one(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+    first = now(world)
+    world.clock.move(10)
+    later = now(world)
+    for at in (later, first):
+        await world.application.store.write(partial(activity.touch, builder_id=builder.id, at=at))
+    assert (await world.builder(builder)).last_active_at == later
+
+
+def now(world: World) -> datetime:
+    return world.clock.now()

@@ -15,6 +15,7 @@ from builderd.adapters.fakes.clock import FakeClock
 from builderd.adapters.fakes.engine import FakeEngine, FakeSandbox
 from builderd.adapters.fakes.installer import FakeInstaller
 from builderd.adapters.fakes.previews import FakePreviews
+from builderd.adapters.fakes.testers import FakeTesters
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.vaults.sodium import in_memory
 from builderd.domain.builders import Builder, JobType, Status
@@ -54,6 +55,7 @@ class World:
     previews: FakePreviews
     bundles: FakeBundles
     installer: FakeInstaller
+    testers: FakeTesters
     clock: FakeClock
     caller: Caller
     #: What the reconcilers that were ended in a test must not use any more.
@@ -234,12 +236,13 @@ async def fake_world(**limits: Any) -> AsyncIterator[World]:
     """Ready for builders; nothing reconciles yet."""
     clock = FakeClock()
     engine, previews, stored, installer = FakeEngine(clock.now), FakePreviews(), FakeBundles(), FakeInstaller()
+    testers = FakeTesters()
     async with memory_store() as store:
-        application = make_application(store, engine, previews, stored, installer, clock, Limits(**limits))
+        application = make_application(store, engine, previews, stored, installer, testers, clock, Limits(**limits))
         await engine.prepare(lambda _: None)
         await previews.start()
         nobody = Caller(TenantId(""), "")
-        world = World(application, engine, previews, stored, installer, clock, nobody)
+        world = World(application, engine, previews, stored, installer, testers, clock, nobody)
         world.caller = await world.tenant("acme")
         yield world
 
@@ -250,6 +253,7 @@ def make_application(
     previews: FakePreviews,
     stored: FakeBundles,
     installer: FakeInstaller,
+    testers: FakeTesters,
     clock: Clock,
     limits: Limits,
 ) -> Application:
@@ -260,6 +264,7 @@ def make_application(
         previews=previews,
         bundles=stored,
         installer=installer,
+        testers=testers,
         signals=LocalSignals(),
         clock=clock,
         vault=in_memory(),

@@ -21,6 +21,7 @@ from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.adapters.fakes.installer import FakeInstaller
 from builderd.adapters.fakes.previews import FakePreviews
+from builderd.adapters.fakes.testers import FakeTesters
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.stores.sql.tables import metadata
 from builderd.domain.tokens import Scope
@@ -116,9 +117,16 @@ async def listening(app: FastAPI) -> AsyncIterator[str]:
             await serving
 
 
+class HurriedClock(SystemClock):
+    """What is waited for passes in no time."""
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.005))
+
+
 async def _make(store: SqlStore, limits: Limits) -> Service:
     engine, previews, bundles, installer = FakeEngine(), FakePreviews(), FakeBundles(), FakeInstaller()
-    application = make_application(store, engine, previews, bundles, installer, SystemClock(), limits)
+    application = make_application(store, engine, previews, bundles, installer, FakeTesters(), HurriedClock(), limits)
     return Service(
         application=application,
         engine=engine,

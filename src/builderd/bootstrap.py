@@ -33,6 +33,7 @@ from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
 from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.stores.sql.store import SqlStore
+from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
 from builderd.adapters.vaults.sodium import SodiumVault
 from builderd.data_directory import hold, identity, make
@@ -74,7 +75,7 @@ DRAIN = 5
 async def application(settings: Settings) -> AsyncIterator[Application]:
     """The application on its real adapters; nothing is started yet but the store, which is brought up to date."""
     async with store(settings) as opened:
-        engine = make_engine(settings)
+        engine, testers = make_engine(settings), LocalTesters(settings.qa.chromium)
         try:
             yield Application(
                 store=opened,
@@ -84,6 +85,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 installer=Installers(
                     UvInstaller(version("uv"), settings.package_index), NpmInstaller(settings.npm_registry)
                 ),
+                testers=testers,
                 signals=LocalSignals(),
                 clock=SystemClock(),
                 vault=make_vault(settings),
@@ -94,6 +96,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 instance=identity(settings.data_dir),
             )
         finally:
+            await testers.close()
             await engine.close()
 
 

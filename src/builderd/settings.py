@@ -174,6 +174,13 @@ class ReviewSettings(Section):
     model_timeout: float = Field(default=30, gt=0)
 
 
+class QaSettings(Section):
+    """``report``: test each new version on a copy once its gate has judged it. ``chromium``: the browser for that."""
+
+    report: bool = True
+    chromium: Path = Path("/usr/lib/chromium/chromium")
+
+
 class Settings(BaseSettings):
     """With nothing set, the service listens on this machine only and keeps everything in ``data_dir``."""
 
@@ -205,6 +212,7 @@ class Settings(BaseSettings):
     tenants: dict[str, TenantSettings] = Field(default_factory=dict)
     capacity: CapacitySettings = CapacitySettings()
     review: ReviewSettings = ReviewSettings()
+    qa: QaSettings = QaSettings()
     vault: VaultSettings = VaultSettings()
     #: Where systemd puts the credentials of its unit; one named ``builderd.vault.key`` is the vault's key.
     credentials_directory: Path | None = Field(
@@ -277,6 +285,7 @@ class Settings(BaseSettings):
             exec_output=int(limits.exec_output * 1_000_000),
             freeze_after=self.idle.freeze_after,
             quiet_cpu=self.idle.cpu,
+            qa_report=self.qa.report,
         )
 
 

@@ -68,7 +68,8 @@ class LiveService:
 
     def environment(self, **more: str) -> dict[str, str]:
         src = str(Path(__file__).parents[2] / "src")
-        return {**os.environ, "PYTHONPATH": src, **self.settings, **more}
+        # Copies that come and go in the background are for the tests of QA alone.
+        return {**os.environ, "PYTHONPATH": src, "BUILDERD_QA__REPORT": "false", **self.settings, **more}
 
     def start(self, fault: str | None = None) -> None:
         """Start the service and wait until it is ready; with a fault, only until it answers (it may die at once)."""

@@ -25,6 +25,7 @@ STEPS = {
         "PlanSandbox",
         "StartSandbox",
         "AwaitListening",
+        "CheckApp",
         "Settle",
     ),
     "stop": ("SetRoute", "StopSandbox", "Settle"),

@@ -106,6 +106,12 @@ class StartFailed(StageFailed):
     code = "start_failed"
 
 
+class QaFailed(StageFailed):
+    """The request wants QA to pass, and it did not; the message says what was asked and what came back."""
+
+    code = "qa_failed"
+
+
 class RateLimited(BuilderdError):
     """Too many calls; ``retry_after`` says when to come back."""
 

@@ -41,18 +41,18 @@ def exited_early(end: SandboxEnd, resources: Resources, port: int, lines: Sequen
         advice = " The shell did not find the command: check the entrypoint and the requirements."
     elif end.exit_code == 126:
         advice = ' The shell may not execute the command: mark its file as "executable", or name the interpreter.'
-    return what + advice + _quoted(lines)
+    return what + advice + quoted(lines)
 
 
 def exited_too_often(end: SandboxEnd, resources: Resources, exits: int, lines: Sequence[str]) -> str:
     """The app was given up after so many exits in a short time."""
     what = f"The app ended {exits} times within 10 minutes, at last so: {describe_end(end, resources)}."
-    return what + _quoted(lines)
+    return what + quoted(lines)
 
 
 def not_listening(listening: Listening, port: int, seconds: float, lines: Sequence[str]) -> str:
     """The app runs, but its port stayed closed, or is open where nobody can reach it."""
-    return _where(listening, port, seconds) + _quoted(lines)
+    return _where(listening, port, seconds) + quoted(lines)
 
 
 def listens_elsewhere(listening: Listening, port: int) -> bool:
@@ -82,7 +82,8 @@ def _where(listening: Listening, port: int, seconds: float) -> str:
     return f"The app runs, but did not listen on 0.0.0.0:{port} within {seconds:g} seconds."
 
 
-def _quoted(lines: Sequence[str]) -> str:
+def quoted(lines: Sequence[str]) -> str:
+    """The app's last lines, to follow a message."""
     shown = [_cut(line) for line in lines[-SHOWN_LINES:]]
     return "\nIts last lines:\n" + "\n".join(shown) if shown else "\nIt wrote nothing."
 

@@ -77,6 +77,8 @@ class SandboxReport:
 
     ``frozen_at`` and ``thawed_at`` are when it was last frozen and thawed, also by a service that was killed before it
     could write that down; None when it never was.
+
+    ``out_of_memory``: the kernel killed one of its processes for memory, which the app itself may have outlived.
     """
 
     id: SandboxId
@@ -87,6 +89,7 @@ class SandboxReport:
     end: SandboxEnd | None = None
     frozen_at: datetime | None = None
     thawed_at: datetime | None = None
+    out_of_memory: bool = False
 
     @property
     def alive(self) -> bool:

@@ -30,6 +30,8 @@ class VersionSeen:
     port: int
     bundle_hash: str
     layer_ready: bool
+    #: The QA gate is to judge it still.
+    qa_due: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,11 @@ class StartSandbox:
 @dataclass(frozen=True, slots=True)
 class AwaitListening:
     """Wait until the app can be reached, ends, or runs out of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckApp:
+    """Let the QA gate judge the app that listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +164,7 @@ Step = (
     | PlanSandbox
     | StartSandbox
     | AwaitListening
+    | CheckApp
     | StopSandbox
     | Freeze
     | Thaw
@@ -259,6 +267,8 @@ def _towards_running(builder: Builder, seen: Observed) -> Step:
             return Thaw()
         if (opening := _open_route(builder, seen)) is not None:
             return opening
+        if seen.version.qa_due and not builder.settled:
+            return CheckApp()
     return Wait() if _is_up(builder) else Settle(Status.RUNNING)
 
 

@@ -21,6 +21,7 @@ from builderd.domain.ids import BackupId, BuilderId, RestoreId, SandboxId, Tenan
 from builderd.domain.leases import Lease, LeaseId
 from builderd.domain.logs import LogLine
 from builderd.domain.prices import Segment, Sum
+from builderd.domain.qa import QaReport, Screenshot
 from builderd.domain.quotas import Demand
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.tenants import Tenant
@@ -329,6 +330,22 @@ class Idempotency(Protocol):
         """Remove records made before this; how many."""
 
 
+class QaReports(Protocol):
+    def get(self, builder: BuilderId, version: int) -> QaReport | None: ...
+    def save(self, report: QaReport) -> None:
+        """Add or replace it; the builder must be locked."""
+
+    def unfinished(self) -> Sequence[QaReport]:
+        """Those that are still to be made, or whose copy may still be there; the longest wanted first."""
+
+    def put_screenshots(self, builder: BuilderId, version: int, screenshots: Sequence[Screenshot]) -> None:
+        """In the place of those that there were."""
+
+    def screenshot(self, builder: BuilderId, version: int, name: str) -> Screenshot | None: ...
+    def delete(self, builder: BuilderId) -> None:
+        """Those of the builder, with their screenshots, but none whose copy may still be there."""
+
+
 class UnitOfWork(Protocol):
     @property
     def tenants(self) -> Tenants: ...
@@ -358,6 +375,8 @@ class UnitOfWork(Protocol):
     def leases(self) -> Leases: ...
     @property
     def idempotency(self) -> Idempotency: ...
+    @property
+    def qa_reports(self) -> QaReports: ...
 
 
 class Store(Protocol):

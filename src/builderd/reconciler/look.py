@@ -85,6 +85,7 @@ async def _version(application: Application, version: Version) -> VersionSeen:
         port=version.settings.port,
         bundle_hash=version.bundle_hash,
         layer_ready=await _layer_ready(application, version),
+        qa_due=version.qa_passed is None and not version.settings.skip_qa,
     )
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from builderd.domain.builders import Builder, Desired, JobType, Status
+from builderd.domain.errors import QaFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.failures import describe_end, restart_note
 from builderd.domain.ids import BuilderId
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.prices import Billing, Prices
+from builderd.domain.qa import Check, check_exit, gate_failure, gate_of_failure, gate_passed
 from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport
 from builderd.domain.steps import MAX_EXITS, recent_crashes
 from builderd.domain.versions import NO_LAYER, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.install import Installed
 from builderd.reconciler.look import Known, Subject, read
-from builderd.services import credentials, ledger, statuses
+from builderd.services import credentials, ledger, qa, statuses
 from builderd.services.application import Application
 
 REUSED = "The requirements are as they were before: their layer is reused."
@@ -171,6 +173,26 @@ def crash_noted(uow: UnitOfWork, builder: Builder, subject: Subject, sandbox: Sa
     uow.builders.save(replace(builder, status_reason=note, updated_at=now))
 
 
+def qa_judged(
+    uow: UnitOfWork, builder: Builder, version: Version, gate: Sequence[Check], now: datetime, *, seconds: float
+) -> bool:
+    """The gate has judged the version; whether the builder may go on with it."""
+    passed = gate_passed(gate)
+    note = "passed" if passed else gate_failure(gate)
+    stage_finished(uow, builder, "qa", now, seconds=seconds, ok=passed, note=note)
+    goes_on = passed or not version.settings.require_qa
+    if not goes_on:
+        failed(uow, builder, version, code=QaFailed.code, reason=note, now=now)
+    qa.record_gate(uow, builder.id, version.number, gate, now)
+    return goes_on
+
+
+def never_up(uow: UnitOfWork, version: Version, reason: str, now: datetime) -> None:
+    """The version did not come as far as to be asked anything: its QA has failed at the first check."""
+    if version.qa_passed is None and not version.settings.skip_qa:
+        qa.record_gate(uow, version.builder_id, version.number, gate_of_failure(reason), now)
+
+
 def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
     """The run is up. What a restart after a crash wrote into the reason stays there."""
     if builder.status is not Status.RUNNING:
@@ -195,13 +217,24 @@ def rested(
     uow.builders.save(replace(changed, desired=Desired.STOPPED, settled_run=builder.run, exit_code=exit_code))
 
 
-def job_over(uow: UnitOfWork, builder: Builder, subject: Subject, status: Status, job: Sandbox, now: datetime) -> None:
-    """A job has completed or failed: from its end on, nothing is paid."""
+def job_over(
+    uow: UnitOfWork,
+    builder: Builder,
+    subject: Subject,
+    status: Status,
+    job: Sandbox,
+    last_lines: Sequence[str],
+    now: datetime,
+) -> None:
+    """A job has completed or failed: from its end on, nothing is paid. Its exit code is all that its QA judges."""
     assert job.end is not None, "only an ended job is over"
     reason = describe_end(job.end, subject.version.settings.resources)
     deployed(uow, subject.version)
     rested(uow, builder, status, reason, now, exit_code=job.end.exit_code)
     uow.ledger.close(builder.id, job.end.at or now)
+    if not subject.version.settings.skip_qa:
+        check = check_exit(job.end.exit_code, reason, last_lines)
+        qa.record_gate(uow, builder.id, subject.version.number, [check], now)
 
 
 def failed(
@@ -235,6 +268,7 @@ def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
     """Nothing is paid any more; the record is kept for the ledger."""
     uow.ledger.close(builder.id, now)
     uow.build_logs.delete(builder.id)
+    uow.qa_reports.delete(builder.id)
     changed = statuses.change(uow, builder, Status.DELETED, builder.desired_reason, now)
     uow.builders.save(replace(changed, deleted_at=now))
 

@@ -8,8 +8,9 @@ from datetime import datetime
 from functools import partial
 
 from builderd.domain import steps as domain
-from builderd.domain.builders import Builder, Desired, Status, StopKind
+from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind
 from builderd.domain.errors import InstallFailed, NotFound, StartFailed
+from builderd.domain.events import SYSTEM
 from builderd.domain.failures import SHOWN_LINES, exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, new_sandbox_id
 from builderd.domain.logs import LogStream
@@ -29,7 +30,7 @@ from builderd.reconciler.install import Installs
 from builderd.reconciler.listening import wait_until_listening
 from builderd.reconciler.look import Subject
 from builderd.reconciler.records import Record
-from builderd.services import bundles, credentials
+from builderd.services import bundles, credentials, qa
 from builderd.services.application import Application
 
 
@@ -73,6 +74,8 @@ class Steps:
                 return await self._start_sandbox(subject, _open(seen))
             case domain.AwaitListening():
                 return await self._await_listening(subject, _open(seen))
+            case domain.CheckApp():
+                return await self._check_app(subject, _open(seen))
             case domain.StopSandbox():
                 return await self._stop_sandbox(subject, _open(seen))
             case domain.Freeze():
@@ -90,7 +93,7 @@ class Steps:
             case domain.Forget():
                 return await self._forget(subject)
             case domain.Settle(status):
-                return self._settle(subject, seen, status)
+                return await self._settle(subject, seen, status)
             case domain.GiveUp(too_often):
                 return await self._give_up(subject, seen, too_often)
             case domain.Wait():
@@ -160,13 +163,38 @@ class Steps:
         port = subject.version.settings.port
         wait = await wait_until_listening(self._app, sandbox, port)
         if wait.reachable:
-            listening = replace(sandbox, listening_at=self._now())
-            return Result(lambda uow, builder: uow.sandboxes.save(listening), quiet=True)
+            return self._listens(subject, replace(sandbox, listening_at=self._now()))
         if wait.ended is not None:
             return Result()  # the next look records the end and judges it
         lines = await self._last_lines(sandbox)
         reason = not_listening(wait.listening, port, wait.seconds, lines)
         return self._failed(subject, "start", StartFailed.code, reason, since=sandbox.created_at)
+
+    def _listens(self, subject: Subject, sandbox: Sandbox) -> Result:
+        now = self._now()
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            uow.sandboxes.save(sandbox)
+            if records.same_wish(builder, subject.builder) and not builder.settled:
+                seconds = (now - sandbox.created_at).total_seconds()
+                records.stage_finished(uow, builder, "start", now, seconds=seconds, ok=True)
+
+        return Result(record, quiet=True)
+
+    async def _check_app(self, subject: Subject, sandbox: Sandbox) -> Result:
+        begun = self._now()
+        gate = await qa.judge(self._app, subject.builder, subject.version, sandbox)
+        now = self._now()
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            if not records.same_wish(builder, subject.builder):
+                return
+            seconds = (now - begun).total_seconds()
+            goes_on = records.qa_judged(uow, builder, subject.version, gate, now, seconds=seconds)
+            if goes_on and self._app.limits.qa_report:
+                qa.want_report(uow, builder.id, subject.version.number, SYSTEM, now)
+
+        return Result(record)
 
     async def _freeze(self, subject: Subject, sandbox: Sandbox) -> Result:
         if await self._visited(subject):
@@ -235,8 +263,9 @@ class Steps:
         for bundle_hash in {version.bundle_hash for version in versions}:
             await bundles.drop_unused(self._app, bundle_hash)
 
-    def _settle(self, subject: Subject, seen: Observed, status: Status) -> Result:
+    async def _settle(self, subject: Subject, seen: Observed, status: Status) -> Result:
         now = self._now()
+        last_lines = await self._last_lines(seen.ends[-1]) if status is Status.FAILED else []
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             if not records.same_wish(builder, subject.builder):
@@ -245,13 +274,13 @@ class Steps:
                 records.rested(uow, builder, status, builder.desired_reason, now)
                 return
             sandbox = seen.sandbox or seen.ends[-1]
-            if not builder.settled:
+            if not builder.settled and sandbox.listening_at is None:
                 seconds = (now - sandbox.created_at).total_seconds()
                 records.stage_finished(uow, builder, "start", now, seconds=seconds, ok=True)
             if status is Status.RUNNING:
                 records.running(uow, builder, subject.version, now)
             else:
-                records.job_over(uow, builder, subject, status, sandbox, now)
+                records.job_over(uow, builder, subject, status, sandbox, last_lines, now)
 
         return Result(record)
 
@@ -287,6 +316,8 @@ class Steps:
                 return
             records.stage_finished(uow, builder, stage, now, seconds=seconds, ok=False, note=reason)
             records.failed(uow, builder, subject.version, code=code, reason=reason, now=now, exit_code=exit_code)
+            if stage == "start" and builder.job_type is JobType.ALWAYS_ON:
+                records.never_up(uow, subject.version, reason, now)
 
         return Result(record)
 

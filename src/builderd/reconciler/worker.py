@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.ids import BuilderId
-from builderd.domain.steps import AwaitListening, Install, Observed, Step, StopSandbox, Wait, next_step
+from builderd.domain.steps import AwaitListening, CheckApp, Install, Observed, Step, StopSandbox, Wait, next_step
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler import records
 from builderd.reconciler.claim import Claim
@@ -137,9 +137,11 @@ class Worker:
 
     async def _perform(self, subject: Subject, seen: Observed, step: Step) -> Result | None:
         """None when it was broken off, since something else is wanted by now."""
-        async with nullcontext() if isinstance(step, Install | AwaitListening | StopSandbox) else self._crew.turns:
+        async with (
+            nullcontext() if isinstance(step, Install | AwaitListening | CheckApp | StopSandbox) else self._crew.turns
+        ):
             work = self._crew.steps.perform(subject, seen, step)
-            if isinstance(step, Install | AwaitListening):
+            if isinstance(step, Install | AwaitListening | CheckApp):
                 return await race(work, self._overtaken(subject.builder))
             return await work
 

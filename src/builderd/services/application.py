@@ -18,6 +18,7 @@ from builderd.ports.installer import Installer
 from builderd.ports.previews import Previews
 from builderd.ports.signals import Signals
 from builderd.ports.store import Store, UnitOfWork
+from builderd.ports.testers import Testers
 from builderd.ports.vault import Vault
 from builderd.services.allowances import Allowances
 
@@ -35,6 +36,8 @@ class Limits:
     freeze_after: float = 60
     #: So much of one CPU is no use of it.
     quiet_cpu: float = 0.02
+    #: Whether a report is made of each version in the background, once its gate has judged it.
+    qa_report: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Application:
     previews: Previews
     bundles: Bundles
     installer: Installer
+    testers: Testers
     signals: Signals
     clock: Clock
     vault: Vault

@@ -16,7 +16,7 @@ from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits
 from builderd.domain.quotas import demand_of
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import BuilderQuery, UnitOfWork
-from builderd.services import admission, credentials, statuses, wake
+from builderd.services import admission, credentials, gates, statuses, wake
 from builderd.services.application import Application
 
 
@@ -66,17 +66,17 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     admission.admit(uow, application, caller.tenant_id, demand_of(new.settings.resources, running=True), now)
     builder = _new_builder(application, caller, new, now)
     uow.builders.add(builder)
-    uow.versions.add(
-        Version(
-            builder_id=builder.id,
-            number=builder.version,
-            bundle_hash=new.bundle_hash,
-            settings=new.settings,
-            created_by=caller.actor,
-            created_at=now,
-        )
+    version = Version(
+        builder_id=builder.id,
+        number=builder.version,
+        bundle_hash=new.bundle_hash,
+        settings=new.settings,
+        created_by=caller.actor,
+        created_at=now,
     )
+    uow.versions.add(version)
     uow.events.add(_event(builder, "builder.created", now, {"name": new.name}))
+    gates.note_skipped(uow, builder, version, now)
     uow.builders.make_due(builder.id, now)
     return builder
 

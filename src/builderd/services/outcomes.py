@@ -13,6 +13,7 @@ from builderd.domain.errors import (
     InstallFailed,
     NoCapacity,
     NotFound,
+    QaFailed,
     StartFailed,
 )
 from builderd.domain.events import Event
@@ -24,7 +25,7 @@ from builderd.services.application import Application
 LOOK_INTERVAL = 0.5
 
 FAILURES: dict[str, type[BuilderdError]] = {
-    error.code: error for error in (InstallFailed, StartFailed, NoCapacity, EngineUnavailable)
+    error.code: error for error in (InstallFailed, StartFailed, QaFailed, NoCapacity, EngineUnavailable)
 }
 
 

@@ -87,6 +87,7 @@ async def test_what_happened_is_told_in_events(world: World) -> None:
         ("stage.started", SYSTEM),
         ("sandbox.started", SYSTEM),
         ("stage.finished", SYSTEM),
+        ("stage.finished", SYSTEM),
         ("builder.status", "token acme"),
         ("sandbox.ended", SYSTEM),
         ("builder.status", "token acme"),

@@ -115,6 +115,7 @@ async def test_stages_are_told_as_they_happen_until_the_outcome(world: World) ->
         ("stage.finished", "install"),
         ("stage.started", "start"),
         ("stage.finished", "start"),
+        ("stage.finished", "qa"),
     ]
     assert all(event.details.get("ok", True) for event in told)
 

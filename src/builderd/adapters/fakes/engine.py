@@ -312,6 +312,7 @@ class FakeEngine:
             end=found.end,
             frozen_at=found.frozen_at,
             thawed_at=found.thawed_at,
+            out_of_memory=found.behaviour.out_of_memory and found.end is not None,
         )
         if found.half_made and not found.end:
             return replace(report, state=SandboxState.PARTIAL, ip=None, started_at=None)

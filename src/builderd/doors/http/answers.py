@@ -27,6 +27,7 @@ STATUS = {
     "validation_error": 422,
     "install_failed": 422,
     "start_failed": 422,
+    "qa_failed": 422,
     "rate_limited": 429,
     "quota_exceeded": 429,
     "internal_error": 500,

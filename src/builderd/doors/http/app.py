@@ -20,6 +20,7 @@ from builderd.doors.http.v1 import (
     events,
     executions,
     logs,
+    qa,
     spending,
 )
 from builderd.services.application import Application
@@ -48,6 +49,7 @@ def create_app(application: Application, *, metrics_token: str | None = None, me
         logs,
         events,
         executions,
+        qa,
         credentials,
     ):
         app.router.routes.extend(noun.router.routes)

@@ -33,15 +33,19 @@ FAILURES = {
     500: "`internal_error`: a fault of the service, which its log tells of.",
     503: "`engine_unavailable` or `no_capacity`: the machine cannot take it now.",
 }
-STAGES = " `install_failed` or `start_failed`: the builder is kept in `failed`, `data.uuid` names it."
+STAGES = (
+    " `install_failed`, `start_failed` or (with `require_qa`) `qa_failed`: "
+    "the builder is kept in `failed`, `data.uuid` names it."
+)
 
 #: The groups of calls, in the order in which they are shown.
 BUILDERS, WATCHING, CREDENTIALS = "Builders", "Logs, events and commands", "Credentials"
-SPENDING, SERVICE = "Spending", "The service itself"
+GATES, SPENDING, SERVICE = "Gates", "Spending", "The service itself"
 TAGS = (
     {"name": BUILDERS, "description": "From code to a live URL, and its life from then on."},
     {"name": WATCHING, "description": "What an app says, what happens to it, and commands run beside it."},
     {"name": CREDENTIALS, "description": "Secrets, handed to the builders that ask for them and never read back."},
+    {"name": GATES, "description": "Whether a version is fit to run, and what is amiss with it."},
     {"name": SPENDING, "description": "What it costs."},
     {"name": SERVICE, "description": "For who operates it."},
 )

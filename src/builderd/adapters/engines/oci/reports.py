@@ -27,9 +27,9 @@ def make_report(
     if running:
         state = SandboxState.FROZEN if frozen else SandboxState.RUNNING
         frozen_at, thawed_at = _moment(record.frozen_at), _moment(record.thawed_at)
-        return SandboxReport(sandbox, builder, state, record.ip, started, None, frozen_at, thawed_at)
+        return SandboxReport(sandbox, builder, state, record.ip, started, None, frozen_at, thawed_at, oom)
     end = make_end(record, exit_, oom, boot)
-    return SandboxReport(sandbox, builder, SandboxState.EXITED, None, started, end)
+    return SandboxReport(sandbox, builder, SandboxState.EXITED, None, started, end, out_of_memory=oom)
 
 
 def _moment(seconds: float | None) -> datetime | None:

@@ -23,6 +23,7 @@ from builderd.adapters.stores.sql.leases import Leases
 from builderd.adapters.stores.sql.ledger import Ledger
 from builderd.adapters.stores.sql.migrations import upgrade
 from builderd.adapters.stores.sql.postgresql import open_postgresql
+from builderd.adapters.stores.sql.qa_reports import QaReports
 from builderd.adapters.stores.sql.sandboxes import Sandboxes
 from builderd.adapters.stores.sql.sqlite import open_sqlite
 from builderd.adapters.stores.sql.tenants import Tenants
@@ -57,6 +58,7 @@ class UnitOfWork:
         self.backup_keys: port.BackupKeys = BackupKeys(connection)
         self.leases: port.Leases = Leases(connection)
         self.idempotency: port.Idempotency = Idempotency(connection)
+        self.qa_reports: port.QaReports = QaReports(connection)
 
 
 class SqlStore:

@@ -33,6 +33,7 @@ from builderd.domain.backups import BackupKind, BackupStatus, RestoreKind, Resto
 from builderd.domain.builders import Desired, Handover, JobType, Status, StopKind, Visibility
 from builderd.domain.logs import LogStream
 from builderd.domain.prices import Billing
+from builderd.domain.qa import ReportStatus
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import Isolation, VersionStatus
 
@@ -378,4 +379,37 @@ leases = Table(
     Column("created_by", ForeignText, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
+)
+
+qa_reports = Table(
+    "qa_reports",
+    metadata,
+    Column("builder_id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("status", word(ReportStatus), nullable=False),
+    Column("gate", _document(), nullable=False),
+    Column("gate_at", UtcDateTime),
+    Column("checks", _document(), nullable=False),
+    Column("screenshots", _document(), nullable=False),
+    Column("note", ForeignText, nullable=False),
+    Column("requested_by", ForeignText, nullable=False),
+    Column("requested_at", UtcDateTime),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    Column("attempts", Integer, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("copy_disk", Text),
+    _of_version("qa_reports"),
+)
+
+qa_screenshots = Table(
+    "qa_screenshots",
+    metadata,
+    Column("builder_id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("png", LargeBinary, nullable=False),
+    _of_version("qa_screenshots"),
 )

@@ -1,0 +1,154 @@
+"""What the jail's programs saw, as checks. Pure; what they wrote is hostile, and anything odd in it raises."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from builderd.domain.qa import Check, CheckName, Outcome, Screenshot
+from builderd.ports.testers import Browsing
+
+MAX_TEXT = 400
+MAX_PNG = 4_000_000
+_PNG = b"\x89PNG\r\n\x1a\n"
+_FAILED, _PASSED, _WARNING, _NOT_JUDGED = Outcome.FAILED, Outcome.PASSED, Outcome.WARNING, Outcome.NOT_JUDGED
+#: axe-core's own words for how bad a violation is (https://github.com/dequelabs/axe-core/blob/develop/doc/API.md).
+_GRAVE = ("critical", "serious")
+#: Kinds of requests (playwright.dev/python/docs/api/class-request) without which a page's own code may fail.
+_OF_CODE = ("script", "xhr", "fetch", "websocket", "eventsource")
+
+
+def text(value: Any) -> str:
+    """Anything as a short text without line breaks."""
+    return " ".join(str(value).split())[:MAX_TEXT]
+
+
+def judge_crawl(seen: Mapping[str, Any], seconds: float) -> Sequence[Check]:
+    """``crawl.py``'s answer."""
+    pages = [(text(path), status, text(fault)) for path, status, fault, _ in seen["pages"]]
+    broken = [f"GET {path} was answered {status}" for path, status, _ in pages if status is not None and status >= 500]
+    broken += [f"GET {path} got no answer: {fault}" for path, status, fault in pages if status is None]
+    left_out = f"; {int(seen['left_out'])} more were left out" if seen["left_out"] else ""
+    if broken:
+        message = f"{len(broken)} of {len(pages)} pages failed (`/` and what it links to){left_out}."
+        crawl = Check(CheckName.CRAWL, _FAILED, message, seconds, tuple(broken))
+    else:
+        message = f"{len(pages)} pages (`/` and what it links to) were answered below 500{left_out}."
+        crawl = Check(CheckName.CRAWL, _PASSED, message, seconds)
+    return [crawl, _links(pages[1:], int(seen["elsewhere"])), _robots(seen["robots"])]
+
+
+def _links(pages: Sequence[tuple[str, Any, str]], elsewhere: int) -> Check:
+    dead = tuple(f"{path} was answered {status}" for path, status, _ in pages if status in (404, 410))
+    untried = f" Links to {elsewhere} other hosts were not tried." if elsewhere else ""
+    if dead:
+        message = f"{len(dead)} of {len(pages)} links on `/` lead nowhere.{untried}"
+        return Check(CheckName.LINKS, _FAILED, message, findings=dead)
+    return Check(CheckName.LINKS, _PASSED, f"None of {len(pages)} links on `/` is broken.{untried}")
+
+
+def _robots(status: Any) -> Check:
+    there = status == 200
+    message = "There is a robots.txt." if there else "There is no robots.txt: search engines may take everything."
+    return Check(CheckName.ROBOTS, _PASSED, message)
+
+
+def judge_probe(seen: Mapping[str, Any], seconds: float) -> Sequence[Check]:
+    """``probe.py``'s answer."""
+    return [_probe(seen, seconds)]
+
+
+def _probe(seen: Mapping[str, Any], seconds: float) -> Check:
+    name = CheckName.OPENAPI
+    if seen["document"] is None:
+        return Check(name, _PASSED, "No OpenAPI document was found, so there was none to try.", seconds)
+    where = text(seen["document"])
+    if seen["fault"]:
+        return Check(name, _NOT_JUDGED, f"{where} could not be tried: {text(seen['fault'])}.", seconds)
+    tried = f"{int(seen['cases'])} requests to {int(seen['tested'])} of {int(seen['operations'])} operations of {where}"
+    failures = tuple(f"{text(operation)}: {text(title)}" for title, operation in seen["failures"])
+    errors = tuple(f"could not be tried: {text(error)}" for error in seen["errors"])
+    if failures:
+        message = f"{tried}: {len(failures)} operations were answered with 500 or above."
+        return Check(name, _FAILED, message, seconds, failures + errors)
+    outcome = _PASSED if not errors else _WARNING
+    return Check(name, outcome, f"{tried}: none was answered with 500 or above.", seconds, errors)
+
+
+def judge_browser(seen: Mapping[str, Any], seconds: float) -> Browsing:
+    """``browser.py``'s answer."""
+    views = [view for view in seen["views"] if view["name"] in ("desktop", "phone")]
+    pictures = [picture for view in views if (picture := _picture(view)) is not None]
+    checks = [_loads(views, seconds), _console(views), _accessibility(views)]
+    return Browsing(checks, pictures)
+
+
+def _loads(views: Sequence[Mapping[str, Any]], seconds: float) -> Check:
+    faults = []
+    for view in views:
+        if view["fault"]:
+            faults.append(f"{view['name']}: {text(view['fault'])}")
+        elif view["status"] is None or view["status"] >= 500:
+            faults.append(f"{view['name']}: answered {text(view['status'])}")
+    if faults:
+        return Check(CheckName.BROWSER, _FAILED, "`/` does not load in Chromium.", seconds, tuple(faults))
+    times = ", ".join(f"{view['name']} in {float(view['seconds']):.1f} s" for view in views)
+    return Check(CheckName.BROWSER, _PASSED, f"`/` loads in Chromium ({times}).", seconds)
+
+
+def _console(views: Sequence[Mapping[str, Any]]) -> Check:
+    """Errors of what a copy cannot load, and what follows from them, are not the app's."""
+    missing = sorted({text(url) for view in views for url, _ in view["missing"]})
+    is_crippled = any(kind in _OF_CODE for view in views for _, kind in view["missing"])
+    errors: dict[str, None] = {}
+    for view in views:
+        for said, url in view["console"]:
+            if not _is_of_page_itself(view, text(said), text(url)):
+                errors[f"{text(said)} ({text(url)})" if url else text(said)] = None
+    own = [error for error in errors if "ERR_NAME_NOT_RESOLVED" not in error]
+    if own and is_crippled:
+        message = "Errors on the console, which may come of what could not be loaded without a network."
+        return Check(CheckName.CONSOLE, _NOT_JUDGED, message, findings=(*own, *missing))
+    if own:
+        return Check(CheckName.CONSOLE, _FAILED, f"{len(own)} errors on the browser's console.", findings=tuple(own))
+    if missing:
+        message = f"No errors of its own; {len(missing)} things of other hosts could not be loaded without a network."
+        return Check(CheckName.CONSOLE, _PASSED, message, findings=tuple(missing))
+    return Check(CheckName.CONSOLE, _PASSED, "No errors on the browser's console.")
+
+
+def _is_of_page_itself(view: Mapping[str, Any], said: str, url: str) -> bool:
+    """The browser's own line about a page that was answered with an error, or about the icon that it asks for."""
+    if url.endswith("/favicon.ico"):
+        return True
+    return (view["status"] or 500) >= 400 and said.startswith("Failed to load resource") and url.count("/") == 3
+
+
+def _accessibility(views: Sequence[Mapping[str, Any]]) -> Check:
+    found = next((view["axe"] for view in views if view["axe"] is not None), None)
+    name = CheckName.ACCESSIBILITY
+    if found is None:
+        return Check(name, _NOT_JUDGED, "There is no HTML page at `/` that axe could look at.")
+    told = [
+        (text(impact) or "unknown", f"{text(id_)} ({text(impact)}): {text(help_)}, {int(n)} times")
+        for id_, impact, help_, n in found
+    ]
+    grave = [line for impact, line in told if impact in _GRAVE]
+    rest = [line for impact, line in told if impact not in _GRAVE]
+    if not told:
+        return Check(name, _PASSED, "axe found nothing that keeps people out.")
+    message = f"axe found {len(grave)} serious and {len(rest)} lesser obstacles for people with disabilities."
+    return Check(name, _WARNING if grave else _PASSED, message, findings=(*grave, *rest))
+
+
+def _picture(view: Mapping[str, Any]) -> Screenshot | None:
+    if not view["png"]:
+        return None
+    png = base64.b64decode(view["png"], validate=True)
+    if len(png) > MAX_PNG or not png.startswith(_PNG) or png[12:16] != b"IHDR":
+        raise ValueError("no picture of acceptable size")
+    # The head of a PNG: width and height as big-endian 32-bit numbers (RFC 2083, 4.1.1).
+    width, height = struct.unpack(">II", png[16:24])
+    return Screenshot(view["name"], width, height, png)

@@ -1,0 +1,19 @@
+"""Gates: who left one out is on the record."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from builderd.domain.builders import Builder
+from builderd.domain.events import Event
+from builderd.domain.versions import Version
+from builderd.ports.store import UnitOfWork
+
+
+def note_skipped(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
+    """An event for each gate that this new version is not to pass through."""
+    skipped = {"review": version.settings.skip_review, "qa": version.settings.skip_qa}
+    for gate in (name for name, is_skipped in skipped.items() if is_skipped):
+        details = {"gate": gate, "version": version.number}
+        reason = f"{gate} left out by {version.created_by}"
+        uow.events.add(Event(builder.tenant_id, builder.id, now, "gate.skipped", version.created_by, reason, details))

@@ -1,0 +1,156 @@
+"""QA: the gate that judges an app as soon as it runs, and the report that follows on a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from builderd.domain.builders import Builder, JobType, Status
+from builderd.domain.errors import InvalidState, NotFound
+from builderd.domain.failures import SHOWN_LINES
+from builderd.domain.ids import BuilderId, SandboxId, TenantId
+from builderd.domain.logs import LogStream
+from builderd.domain.previews import Address
+from builderd.domain.qa import (
+    ALIVE_SECONDS,
+    GATE_PATH,
+    GATE_TIMEOUT,
+    Check,
+    QaReport,
+    Screenshot,
+    check_alive,
+    check_answer,
+    check_memory,
+    check_port,
+    gate_passed,
+    in_order,
+    wanted,
+)
+from builderd.domain.sandboxes import Sandbox, SandboxState
+from builderd.domain.versions import Version, VersionStatus
+from builderd.ports.store import UnitOfWork
+from builderd.ports.testers import Target
+from builderd.services import builders
+from builderd.services.application import Application
+from builderd.services.builders import Caller
+
+
+@dataclass(frozen=True, slots=True)
+class QaView:
+    """A version with what is known of its QA."""
+
+    version: Version
+    report: QaReport
+
+
+async def judge(application: Application, builder: Builder, version: Version, sandbox: Sandbox) -> tuple[Check, ...]:
+    """The gate's checks of an app that listens: one GET, and a look at it a moment later."""
+    engine, settings = application.engine, version.settings
+    report = await engine.report(sandbox.id)
+    started, listening = sandbox.started_at, sandbox.listening_at
+    port = check_port(settings.port, (listening - started).total_seconds() if started and listening else 0.0)
+    if report.ip is None:  # it ended just now
+        alive = check_alive(
+            report, False, settings.port, GATE_PATH, settings.resources, await _lines(application, sandbox.id)
+        )
+        return in_order([port, alive, check_memory(report, settings.resources)])
+    target = Target(Address(report.ip, settings.port), application.preview_domain.url(builder.host))
+    visit = await application.testers.visit(target, GATE_PATH, GATE_TIMEOUT)
+    await application.clock.sleep(ALIVE_SECONDS)
+    after = await engine.report(sandbox.id)
+    reachable = (await engine.listening(sandbox.id)).reachable(settings.port)
+    lines = await _lines(application, sandbox.id)
+    return in_order(
+        [
+            port,
+            check_answer(visit, GATE_PATH, lines),
+            check_alive(after, reachable, settings.port, GATE_PATH, settings.resources, lines),
+            check_memory(after, settings.resources),
+        ]
+    )
+
+
+async def _lines(application: Application, sandbox: SandboxId) -> Sequence[str]:
+    lines, _ = await application.engine.read_log(sandbox, tail=SHOWN_LINES)
+    return [line.text for line in lines if line.stream is not LogStream.BUILD]
+
+
+def record_gate(uow: UnitOfWork, builder_id: BuilderId, number: int, gate: Sequence[Check], now: datetime) -> None:
+    """The gate's verdict stands with the version from now on."""
+    version = uow.versions.get(builder_id, number)
+    assert version is not None, "a version that was judged is stored"
+    uow.versions.save(replace(version, qa_passed=gate_passed(gate)))
+    report = _report(uow, builder_id, number)
+    uow.qa_reports.save(replace(report, gate=in_order(gate), gate_at=now))
+
+
+def want_report(uow: UnitOfWork, builder_id: BuilderId, number: int, by: str, now: datetime) -> QaReport:
+    """Have a report made of this version, unless one is under way."""
+    report = wanted(_report(uow, builder_id, number), by, now)
+    uow.qa_reports.save(report)
+    return report
+
+
+def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, number: int | None = None) -> QaView:
+    """What is known of a version, the current one unless another is named. Raises ``NotFound``."""
+    builder = builders.get(uow, tenant_id, builder_id)
+    version = uow.versions.get(builder.id, builder.version if number is None else number)
+    if version is None:
+        raise NotFound(f"The builder has no version {number}: its current one is {builder.version}.")
+    return QaView(version, _report(uow, builder.id, version.number))
+
+
+def screenshot(
+    uow: UnitOfWork, tenant_id: TenantId, builder_id: str, name: str, number: int | None = None
+) -> Screenshot:
+    """Raises ``NotFound``."""
+    view = get(uow, tenant_id, builder_id, number)
+    found = uow.qa_reports.screenshot(view.version.builder_id, view.version.number, name)
+    if found is None:
+        known = ", ".join(view.report.screenshots) or "none"
+        raise NotFound(f"There is no such screenshot of version {view.version.number}: there are {known}.")
+    return found
+
+
+async def again(application: Application, caller: Caller, builder_id: str) -> QaView:
+    """Judge the running app anew, and have a new report made of it. Raises ``NotFound`` and ``InvalidState``."""
+    builder, version, sandbox = await application.store.read(lambda uow: _find(uow, caller.tenant_id, builder_id))
+    gate = await _gate_again(application, builder, version, sandbox)
+    now = application.clock.now()
+
+    def record(uow: UnitOfWork) -> Builder:
+        locked = builders.get(uow, caller.tenant_id, builder_id, lock=True)
+        if gate:
+            record_gate(uow, locked.id, version.number, gate, now)
+        want_report(uow, locked.id, version.number, caller.actor, now)
+        return locked
+
+    await application.commit(record)
+    return await application.store.read(lambda uow: get(uow, caller.tenant_id, builder_id, version.number))
+
+
+def _find(uow: UnitOfWork, tenant_id: TenantId, builder_id: str) -> tuple[Builder, Version, Sandbox | None]:
+    builder = builders.get(uow, tenant_id, builder_id)
+    version = uow.versions.get(builder.id, builder.version)
+    assert version is not None, "a builder's current version is always stored"
+    if builder.job_type is JobType.ONE_TIME:
+        raise InvalidState("A one_time job is judged by its exit code alone: start it again to have it judged again.")
+    if builder.status is Status.CREATING or version.status is not VersionStatus.DEPLOYED:
+        raise InvalidState(f"The builder is {builder.status}: QA needs a version that has run.")
+    return builder, version, uow.sandboxes.open_of(builder.id)
+
+
+async def _gate_again(
+    application: Application, builder: Builder, version: Version, sandbox: Sandbox | None
+) -> tuple[Check, ...]:
+    """Nothing where the app does not run now: the gate's verdict stays as it is."""
+    if sandbox is None or sandbox.listening_at is None or sandbox.version != version.number:
+        return ()
+    if (await application.engine.report(sandbox.id)).state is not SandboxState.RUNNING:
+        return ()
+    return await judge(application, builder, version, sandbox)
+
+
+def _report(uow: UnitOfWork, builder_id: BuilderId, number: int) -> QaReport:
+    return uow.qa_reports.get(builder_id, number) or QaReport(builder_id, number)

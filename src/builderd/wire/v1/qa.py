@@ -1,0 +1,54 @@
+"""QA: what was checked of a version, and what came of it."""
+
+from __future__ import annotations
+
+from builderd.domain.qa import CheckName, Outcome, ReportStatus
+from builderd.wire.v1.envelope import Success, Time
+from builderd.wire.v1.shape import View
+
+
+class QaCheck(View):
+    """``message`` says what was asked and what came back; ``findings`` are single places, such as pages or log lines.
+
+    ``outcome``: ``passed``, ``warning`` (worth a look, and no fault), ``failed``, or ``not_judged`` with the reason.
+    """
+
+    name: CheckName
+    outcome: Outcome
+    message: str
+    seconds: float
+    findings: list[str]
+
+
+class QaScreenshot(View):
+    """``url`` is a path of this API that gives the PNG."""
+
+    name: str
+    url: str
+
+
+class Qa(View):
+    """What is known of one version.
+
+    ``gate`` judged the live app before the call that deployed it was answered, and is all that ``qa_passed`` stands on;
+    ``checks`` were made afterwards on a disposable copy without a network. ``status`` is that of the report:
+    ``none``, ``waiting``, ``running``, ``done``, or ``dropped`` with the reason in ``note``.
+    """
+
+    version: int
+    bundle_hash: str
+    qa_passed: bool | None
+    skipped: bool
+    gate: list[QaCheck]
+    gate_at: Time | None
+    status: ReportStatus
+    checks: list[QaCheck]
+    screenshots: list[QaScreenshot]
+    note: str
+    requested_by: str
+    started_at: Time | None
+    finished_at: Time | None
+
+
+class QaAnswer(Success[Qa]):
+    """The QA of a version."""

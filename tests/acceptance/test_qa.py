@@ -1,0 +1,66 @@
+"""QA on real apps: the gate that answers the create call, and the report that follows on a copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.acceptance.live_service import TINY_APP, LiveService, body
+
+pytestmark = pytest.mark.root
+
+EXITS_AFTER_ONE = TINY_APP.replace(
+    "self.wfile.write(body)", "self.wfile.write(body); print('out of ideas', flush=True); os._exit(3)"
+)
+ANSWERS_500 = TINY_APP.replace("self.send_response(200)", "print('no such table: guests'); self.send_response(500)")
+
+
+def report(service: LiveService, uuid: str) -> dict[str, Any]:
+    response = service.call("GET", f"/builders/{uuid}/qa")
+    assert response.status_code == 200, response.text
+    data: dict[str, Any] = response.json()["data"]
+    return data
+
+
+def failed(checks: list[dict[str, Any]]) -> dict[str, str]:
+    return {check["name"]: check["message"] for check in checks if check["outcome"] == "failed"}
+
+
+def test_a_healthy_app_passes_the_gate(service: LiveService) -> None:
+    data = service.create("qa-healthy")
+    assert data["qa_passed"] is True
+    gate = report(service, data["uuid"])["gate"]
+    assert {check["name"]: check["outcome"] for check in gate} == dict.fromkeys(
+        ("port", "answer", "alive", "memory"), "passed"
+    )
+    service.call("DELETE", f"/builders/{data['uuid']}")
+
+
+@pytest.mark.parametrize(
+    ("main", "check", "words"),
+    [
+        (EXITS_AFTER_ONE, "alive", ["exited with code 3", "out of ideas"]),
+        (ANSWERS_500, "answer", ["GET / was answered 500 Internal Server Error", "no such table: guests"]),
+    ],
+    ids=["exits-after-one-answer", "answers-500"],
+)
+def test_a_broken_app_fails_in_the_right_check(service: LiveService, main: str, check: str, words: list[str]) -> None:
+    data = service.create("qa-broken", main)
+    assert data["qa_passed"] is False
+    found = failed(report(service, data["uuid"])["gate"])
+    assert set(found) == {check}
+    for word in words:
+        assert word in found[check]
+    service.call("DELETE", f"/builders/{data['uuid']}")
+    response = service.call("POST", "/builders", json=body("qa-required", main, require_qa=True))
+    assert (response.status_code, response.json()["code"]) == (422, "qa_failed")
+    for word in words:
+        assert word in response.json()["message"]
+    kept = service.wait_status(response.json()["data"]["uuid"], "failed")
+    assert kept["qa_passed"] is False
+    service.call("DELETE", f"/builders/{kept['uuid']}")
+
+
+def test_whoever_may_not_skip_the_gate_does_not(service: LiveService) -> None:
+    response = service.call("POST", "/builders", json=body("qa-skipped", ANSWERS_500, skip_qa=True))
+    assert (response.status_code, response.json()["code"]) == (403, "forbidden")

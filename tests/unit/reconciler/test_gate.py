@@ -1,0 +1,154 @@
+"""The QA gate as the reconciler applies it."""
+
+from __future__ import annotations
+
+import pytest
+from tests.application import World
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.domain.builders import Builder, Status
+from builderd.domain.errors import QaFailed
+from builderd.domain.previews import RouteState
+from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus, Visit
+from builderd.domain.versions import Version, VersionStatus
+from builderd.services import builders
+
+BROKEN = Visit(500, 0.02, excerpt="Internal Server Error")
+
+
+async def version_of(world: World, builder: Builder) -> Version:
+    version = await world.read(lambda uow: uow.versions.get(builder.id, builder.version))
+    assert version is not None
+    return version
+
+
+async def report_of(world: World, builder: Builder) -> QaReport:
+    report = await world.read(lambda uow: uow.qa_reports.get(builder.id, builder.version))
+    assert report is not None
+    return report
+
+
+def outcomes_of(checks: tuple[Check, ...]) -> dict[CheckName, Outcome]:
+    return {check.name: check.outcome for check in checks}
+
+
+async def test_a_healthy_app_passes_and_is_asked_once(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+    assert (await version_of(world, builder)).qa_passed is True
+    report = await report_of(world, builder)
+    assert set(outcomes_of(report.gate).values()) == {Outcome.PASSED}
+    assert [check.name for check in report.gate] == [
+        CheckName.PORT,
+        CheckName.ANSWER,
+        CheckName.ALIVE,
+        CheckName.MEMORY,
+    ]
+    assert [call for call, _ in world.testers.calls if call == "visit"] == ["visit"]
+
+
+async def test_the_route_is_open_before_the_gate_has_judged(world: World) -> None:
+    seen: list[RouteState | None] = []
+    visit = world.testers.visit
+
+    async def look(*arguments: object, **named: object) -> Visit:
+        route = await world.previews.get(builder.host)
+        seen.append(route.state if route else None)
+        return await visit(*arguments, **named)  # type: ignore[arg-type]
+
+    world.testers.visit = look  # type: ignore[method-assign]
+    builder = await world.ask()
+    async with world.reconciling():
+        await world.outcome(builder)
+    assert seen == [RouteState.OPEN]
+
+
+async def test_an_app_that_answers_500_runs_with_the_verdict_failed(world: World) -> None:
+    world.engine.behave("python3 main.py", Behaviour(lines=("KeyError: 'DATABASE_URL'",)))
+    world.testers.visits.append(BROKEN)
+    world.testers.visits.popleft()
+    async with world.reconciling():
+        builder = await world.create()
+    assert builder.status is Status.RUNNING
+    assert (await version_of(world, builder)).qa_passed is False
+    (failed,) = [check for check in (await report_of(world, builder)).gate if check.outcome is Outcome.FAILED]
+    assert failed.name is CheckName.ANSWER
+    for words in ("GET /", "500 Internal Server Error", "KeyError: 'DATABASE_URL'"):
+        assert words in failed.message
+
+
+async def test_with_require_qa_it_is_the_failure_of_the_call(world: World) -> None:
+    world.testers.visits = type(world.testers.visits)([BROKEN])
+    async with world.reconciling():
+        with pytest.raises(QaFailed, match="500 Internal Server Error") as raised:
+            await world.create(require_qa=True)
+        kept = await world.read(lambda uow: uow.builders.get(raised.value.data["uuid"]))
+        assert kept is not None
+        stopped = await world.reached(builders.stop, kept)
+    assert stopped.status is Status.FAILED
+    version = await version_of(world, kept)
+    assert (version.status, version.qa_passed) == (VersionStatus.FAILED, False)
+    assert (await report_of(world, kept)).status is ReportStatus.NONE
+
+
+async def test_an_app_that_ends_after_the_first_request_has_failed(world: World) -> None:
+    world.engine.behave("python3 main.py", Behaviour(), Behaviour())
+    visit = world.testers.visit
+
+    async def ends(*arguments: object, **named: object) -> Visit:
+        for sandbox in list(world.engine.sandboxes):
+            world.engine.end(sandbox, exit_code=3)
+        return await visit(*arguments, **named)  # type: ignore[arg-type]
+
+    world.testers.visit = ends  # type: ignore[method-assign]
+    async with world.reconciling():
+        builder = await world.ask()
+        await world.until(lambda: world.testers.calls)
+        await world.until(lambda: not world.engine.sandboxes)
+        world.clock.move(2)  # the delay before it is started again
+        assert (await world.outcome(builder)).status is Status.RUNNING
+    (failed,) = [check for check in (await report_of(world, builder)).gate if check.outcome is Outcome.FAILED]
+    assert failed.name is CheckName.ALIVE
+    assert "exited with code 3" in failed.message
+
+
+async def test_whoever_skips_the_gate_is_on_the_record(world: World) -> None:
+    world.testers.visits = type(world.testers.visits)([BROKEN])
+    async with world.reconciling():
+        builder = await world.create(skip_qa=True)
+    assert (await version_of(world, builder)).qa_passed is None
+    assert world.testers.calls == []
+    (skipped,) = [event for event in await world.events(builder) if event.type == "gate.skipped"]
+    assert (skipped.actor, skipped.details) == ("token acme", {"gate": "qa", "version": 1})
+
+
+async def test_an_app_that_never_listens_has_failed_at_the_port(world: World) -> None:
+    world.engine.behave("python3 main.py", Behaviour(listens_at=None, exits_at=1, exit_code=1))
+    async with world.reconciling():
+        builder = await world.ask()
+        with pytest.raises(Exception, match="exited with code 1"):
+            await world.outcome(builder)
+    assert (await version_of(world, builder)).qa_passed is False
+    assert outcomes_of((await report_of(world, builder)).gate) == {CheckName.PORT: Outcome.FAILED}
+
+
+@pytest.mark.parametrize(("code", "passed"), [(0, True), (3, False)])
+async def test_a_job_is_judged_by_its_exit_code_once_it_has_ended(world: World, code: int, passed: bool) -> None:
+    world.engine.behave("python3 main.py", Behaviour(lines=("no such table",)))
+    async with world.reconciling():
+        builder = await world.outcome(await world.ask_job())
+        assert (await version_of(world, builder)).qa_passed is None
+        (sandbox,) = world.engine.sandboxes
+        world.engine.end(sandbox, exit_code=code)
+        await world.until_status(builder, Status.COMPLETED if passed else Status.FAILED)
+    assert (await version_of(world, builder)).qa_passed is passed
+    (check,) = (await report_of(world, builder)).gate
+    assert check.name is CheckName.EXIT
+    assert passed or ("exited with code 3" in check.message and "no such table" in check.message)
+
+
+async def test_the_verdict_of_a_version_stays_over_a_restart(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await world.outcome(await world.want(builders.restart, builder))
+    assert len([call for call, _ in world.testers.calls if call == "visit"]) == 1

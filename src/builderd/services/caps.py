@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from builderd.domain.builders import Builder, Desired
-from builderd.domain.caps import Account, Cap, Spent, reached, tightest
+from builderd.domain.caps import Account, Cap, Spent, lower, reached, tightest
 from builderd.domain.errors import QuotaExceeded, ValidationFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, TenantId
@@ -19,8 +19,6 @@ from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 
 WARNING = "spending.warning"
-#: What a cap may be set to at most, in the currency of the prices.
-HIGHEST = Decimal(1_000_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +90,37 @@ def _id(builder: Builder | None) -> str:
 
 def _seconds_until(then: datetime, now: datetime) -> int:
     return int((then - now).total_seconds()) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class CapView:
+    """A cap as it is shown: what the tenant set, what the operator did, the lower of both; ``spent`` to the cent."""
+
+    currency: str
+    own: Decimal | None
+    operator_limit: Decimal | None
+    applies: Decimal | None
+    spent: Decimal
+    resets_at: datetime
+
+
+def view_of_tenant(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> CapView:
+    """The cap of all builders together."""
+    found = books(uow, tenant_id, now)
+    limit = application.allowances.of(found.tenant).monthly
+    return _view(application, found.tenant.spending_cap, limit, sum(found.sums.values(), Sum()), now)
+
+
+def view_of_builder(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> CapView:
+    """The cap of one."""
+    found = books(uow, builder.tenant_id, now)
+    limit = application.allowances.of(found.tenant).builder_monthly
+    return _view(application, builder.spending_cap, limit, found.sums.get(builder.id, Sum()), now)
+
+
+def _view(application: Application, own: Decimal | None, limit: Decimal | None, spent: Sum, now: datetime) -> CapView:
+    currency = application.prices.currency
+    return CapView(currency, own, limit, lower(own, limit), cents(spent.money), next_month(now))
 
 
 # What the tenant sets

@@ -15,6 +15,7 @@ from builderd.doors.http.request_log import RequestLog
 from builderd.doors.http.v1 import (
     PREFIX,
     builders,
+    caps,
     creations,
     credentials,
     events,
@@ -51,6 +52,7 @@ def create_app(application: Application, *, metrics_token: str | None = None, me
         executions,
         qa,
         credentials,
+        caps,
     ):
         app.router.routes.extend(noun.router.routes)
     # For clients that put the base path before everything.

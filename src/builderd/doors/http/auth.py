@@ -78,8 +78,15 @@ async def writer(identity: Annotated[Identity, Depends(identify)]) -> Identity:
     return identity
 
 
+async def administrator(identity: Annotated[Identity, Depends(identify)]) -> Identity:
+    """A caller that may set limits for its tenant."""
+    identity.require(Scope.ADMIN)
+    return identity
+
+
 Reader = Annotated[Identity, Depends(reader)]
 Writer = Annotated[Identity, Depends(writer)]
+Administrator = Annotated[Identity, Depends(administrator)]
 
 
 def check_metrics_token(expected: str | None, credentials: HTTPAuthorizationCredentials | None) -> None:

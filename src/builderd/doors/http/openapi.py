@@ -13,13 +13,14 @@ from pydantic.json_schema import models_json_schema
 from builderd import __version__
 from builderd.domain.resources import Resources
 from builderd.wire.v1.builders import NewBuilder
+from builderd.wire.v1.caps import NewSpendingCap
 from builderd.wire.v1.credentials import NewCredential
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.executions import NewExecution
 
 SCHEMAS = "#/components/schemas/"
 #: Shapes of requests. The framework does not see them, since the bodies are read and limited by the door itself.
-REQUESTS: Sequence[type[BaseModel]] = (NewBuilder, NewCredential, NewExecution)
+REQUESTS: Sequence[type[BaseModel]] = (NewBuilder, NewCredential, NewExecution, NewSpendingCap)
 
 FAILURES = {
     400: "`bad_request`: the body is not JSON, or not an object.",
@@ -46,7 +47,7 @@ TAGS = (
     {"name": WATCHING, "description": "What an app says, what happens to it, and commands run beside it."},
     {"name": CREDENTIALS, "description": "Secrets, handed to the builders that ask for them and never read back."},
     {"name": GATES, "description": "Whether a version is fit to run, and what is amiss with it."},
-    {"name": SPENDING, "description": "What it costs."},
+    {"name": SPENDING, "description": "What it costs, and what it may cost."},
     {"name": SERVICE, "description": "For who operates it."},
 )
 

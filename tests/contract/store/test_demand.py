@@ -1,0 +1,74 @@
+"""What is promised, and that two who ask at once cannot both have the last of it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from functools import partial
+
+from tests.contract.store.samples import OTHER_TENANT, TENANT, add, add_builder, make_builder, make_version, save
+from tests.stores import open_store
+
+from builderd.domain.builders import Builder, Desired
+from builderd.domain.quotas import Demand
+from builderd.domain.resources import Resources
+from builderd.ports.store import Store, UnitOfWork
+
+#: One vCPU each.
+ROOM = 3
+ASKING = 8
+
+
+async def builder_of(store: Store, resources: Resources, **changes: object) -> Builder:
+    builder = make_builder(**changes)
+    version = make_version(builder.id)
+    await add(store, builder, replace(version, settings=replace(version.settings, resources=resources)))
+    return builder
+
+
+async def test_nothing_is_promised_to_nobody(store: Store) -> None:
+    assert await store.read(lambda uow: uow.builders.demand()) == Demand()
+    assert await store.read(lambda uow: uow.builders.demand(TENANT.id)) == Demand()
+
+
+async def test_who_runs_counts_in_full_and_who_is_stopped_with_the_disk_alone(store: Store) -> None:
+    await builder_of(store, Resources(0.25, 0.5, 3))
+    await builder_of(store, Resources(2, 4, 10), desired=Desired.STOPPED)
+    await builder_of(store, Resources(8, 16, 100), desired=Desired.DELETED)
+    assert await store.read(lambda uow: uow.builders.demand(TENANT.id)) == Demand(2, 1, 0.25, 0.5, 13)
+
+
+async def test_a_tenant_is_promised_its_own_and_all_together_the_whole(store: Store) -> None:
+    await add(store, OTHER_TENANT)
+    await builder_of(store, Resources(1, 1, 3))
+    await builder_of(store, Resources(2, 2, 5), tenant_id=OTHER_TENANT.id)
+    assert await store.read(lambda uow: uow.builders.demand(OTHER_TENANT.id)) == Demand(1, 1, 2, 2, 5)
+    assert await store.read(lambda uow: uow.builders.demand()) == Demand(2, 2, 3, 3, 8)
+
+
+async def test_a_version_that_is_being_deployed_counts_in_place_of_the_one_that_serves(store: Store) -> None:
+    builder = await add_builder(store)
+    bigger = make_version(builder.id, number=2)
+    await add(store, replace(bigger, settings=replace(bigger.settings, resources=Resources(4, 4, 3))))
+    await save(store, replace(builder, candidate=2))
+    assert (await store.read(lambda uow: uow.builders.demand())).cpu == 4
+
+
+def take(uow: UnitOfWork, number: int) -> bool:
+    """One vCPU, if there is one left."""
+    uow.builders.lock_demand()
+    if uow.builders.demand().cpu + 1 > ROOM:
+        return False
+    builder = make_builder(name=f"app-{number}")
+    uow.builders.add(builder)
+    uow.versions.add(make_version(builder.id))
+    return True
+
+
+async def test_of_many_who_ask_at_once_no_more_get_it_than_there_is(shared_url: str) -> None:
+    async with open_store(shared_url) as one, open_store(shared_url) as other:
+        await add(one, TENANT)
+        stores = [one, other] * (ASKING // 2)
+        taken = await asyncio.gather(*(s.write(partial(take, number=n)) for n, s in enumerate(stores)))
+        assert sum(taken) == ROOM
+        assert (await one.read(lambda uow: uow.builders.demand())).running_builders == ROOM

@@ -18,6 +18,7 @@ from builderd.client.errors import ApiError, NoAnswer
 from builderd.domain.builders import JobType, Status
 from builderd.domain.logs import LogStream
 from builderd.wire.v1.builders import Builder, BuilderAnswer, BuilderPage, NewBuilder
+from builderd.wire.v1.caps import SpendingCap, SpendingCapAnswer
 from builderd.wire.v1.credentials import Credential, CredentialAnswer, CredentialListAnswer
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.executions import Execution, ExecutionAnswer, NewExecution
@@ -162,6 +163,14 @@ class Client:
         query = _given({"from": since, "to": until})
         return self._call(SpendingAnswer, "GET", f"{BASE}/builders/spending", params=query).data
 
+    def spending_cap(self, uuid: str | None = None) -> SpendingCap:
+        """What may be spent in a month and what was: by all builders together, or by one."""
+        return self._call(SpendingCapAnswer, "GET", _cap_path(uuid)).data
+
+    def set_spending_cap(self, monthly: float | None, uuid: str | None = None) -> SpendingCap:
+        """Cap it, for all builders together or for one; None lifts the cap, but not the operator's."""
+        return self._call(SpendingCapAnswer, "PUT", _cap_path(uuid), json={"monthly": monthly}).data
+
     def readiness(self) -> Readiness:
         """What the service is made of, when it is ready; until then an ``ApiError`` that says what is being made."""
         return self._call(ReadinessAnswer, "GET", "/readyz").data
@@ -206,6 +215,10 @@ class Client:
                 yield Events(response)
         except httpx.TransportError as error:
             raise NoAnswer(f"{method} {path}: {error or type(error).__name__}") from error
+
+
+def _cap_path(uuid: str | None) -> str:
+    return f"{BASE}/spending-cap" if uuid is None else f"{BASE}/builders/{uuid}/spending-cap"
 
 
 class Events:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 
-from builderd.domain.builders import Builder, Desired
+from builderd.domain.builders import Builder, Desired, StopKind
 from builderd.domain.caps import Account, Cap, Spent, lower, reached, tightest
 from builderd.domain.errors import QuotaExceeded, ValidationFailed
 from builderd.domain.events import SYSTEM, Event
@@ -199,6 +199,7 @@ def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: 
         desired=Desired.STOPPED,
         desired_by=SYSTEM,
         desired_reason=reached(over.cap, application.prices.currency),
+        stop_kind=StopKind.CAP,
         updated_at=now,
     )
     uow.builders.save(wished)

@@ -164,3 +164,15 @@ def test_a_stream_that_breaks_off_is_no_answer() -> None:
 def test_nobody_there_is_no_answer() -> None:
     with Client("http://127.0.0.1:1", "t") as client, pytest.raises(NoAnswer):
         client.readiness()
+
+
+def test_a_spending_cap_is_set_shown_and_lifted(running: Running, client: Client) -> None:
+    made = asyncio.run_coroutine_threadsafe(running.service.token("acme", Scope.ADMIN), running.loop)
+    uuid = client.create(new()).uuid
+    with Client(running.url, made.result()) as admin:
+        assert admin.set_spending_cap(20).applies == 20
+        assert admin.set_spending_cap(5, uuid).monthly == 5
+        assert (client.spending_cap().applies, client.spending_cap(uuid).applies) == (20, 5)
+        assert admin.set_spending_cap(None).applies is None
+    with pytest.raises(ApiError, match="scope admin"):
+        client.set_spending_cap(1)

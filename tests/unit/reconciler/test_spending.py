@@ -16,6 +16,7 @@ from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import QuotaExceeded
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.months import next_month
+from builderd.domain.previews import RouteState
 from builderd.domain.prices import SECONDS_PER_HOUR
 from builderd.ports.store import EventQuery, UnitOfWork
 from builderd.reconciler import spending
@@ -80,6 +81,7 @@ async def test_a_tenants_builders_are_warned_of_and_then_stopped_at_the_cap(worl
         for each in (one, two):
             stopped = await world.until_status(each, Status.STOPPED)
             assert (stopped.status_reason, stopped.desired_by) == (REASON, SYSTEM)
+            assert (await world.until_route(each, RouteState.CAPPED)).destination is None
         assert await spent(world) == FIVE
         assert len(await warnings(world)) == 1
         for each in (one, two):

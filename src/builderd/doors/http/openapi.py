@@ -79,8 +79,11 @@ ALLOW = {"Allow": {"description": "The methods of this path.", "schema": {"type"
 
 def failures(*statuses: int, stages: bool = False) -> dict[int | str, dict[str, Any]]:
     """The documentation of these failures, and of those that any call may meet."""
+    # Whoever has to say who they are is also counted.
+    limited = {429} if 401 in statuses else set()
     documented: dict[int | str, dict[str, Any]] = {
-        status: {"model": Failure, "description": FAILURES[status]} for status in sorted({*statuses, 500, 503})
+        status: {"model": Failure, "description": FAILURES[status]}
+        for status in sorted({*statuses, *limited, 500, 503})
     }
     if stages:
         documented[422]["description"] += STAGES

@@ -16,6 +16,7 @@ from builderd.adapters.fakes.engine import FakeEngine, FakeSandbox
 from builderd.adapters.fakes.installer import FakeInstaller
 from builderd.adapters.fakes.previews import FakePreviews
 from builderd.adapters.fakes.testers import FakeTesters
+from builderd.adapters.fakes.webhooks import FakeWebhookSender
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.vaults.sodium import in_memory
 from builderd.domain.builders import Builder, JobType, Status
@@ -268,6 +269,7 @@ def make_application(
         signals=LocalSignals(),
         clock=clock,
         vault=in_memory(),
+        webhooks=FakeWebhookSender(),
         limits=limits,
         prices=Prices(),
         preview_domain=PreviewDomain("http", "localhost", 8080),

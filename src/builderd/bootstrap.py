@@ -19,6 +19,7 @@ import yaml
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.engines.oci import probe as engine_probe
+from builderd.adapters.engines.oci.allocations import sandbox_networks
 from builderd.adapters.engines.oci.base import ensure_base, find_host_base
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
@@ -36,6 +37,7 @@ from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
 from builderd.adapters.vaults.sodium import SodiumVault
+from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.data_directory import hold, identity, make
 from builderd.domain.bundles import Bundle
 from builderd.domain.equipment import Equipment
@@ -52,6 +54,7 @@ from builderd.doors.http.request_log import RequestIdFilter
 from builderd.doors.http.servers import Servers
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler import waking
+from builderd.reconciler.deliveries import Deliveries
 from builderd.reconciler.faults import kill_at, no_fault
 from builderd.reconciler.idle import Idleness
 from builderd.reconciler.reconciler import Reconciler
@@ -89,6 +92,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 signals=LocalSignals(),
                 clock=SystemClock(),
                 vault=make_vault(settings),
+                webhooks=HttpWebhookSender(settings.webhooks.allow, sandbox_networks),
                 limits=settings.to_limits(),
                 prices=settings.to_prices(),
                 allowances=settings.to_allowances(),
@@ -233,6 +237,7 @@ async def _work(app: Application, settings: Settings, servers: Servers) -> None:
         group.create_task(Reconciler(app, fault).run())
         group.create_task(Idleness(app).watch())
         group.create_task(waking.watch(app))
+        group.create_task(Deliveries(app).run())
 
 
 async def _prepare(app: Application) -> None:

@@ -6,7 +6,7 @@ Nothing else of the house reads the environment.
 from __future__ import annotations
 
 from decimal import Decimal
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -57,6 +57,9 @@ def _split(value: Any) -> Any:
 
 #: A list in TOML; in a variable, with commas.
 Networks = Annotated[tuple[IPv4Network, ...], NoDecode, BeforeValidator(_split)]
+
+
+AnyNetworks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Section(BaseModel):
@@ -181,6 +184,12 @@ class QaSettings(Section):
     chromium: Path = Path("/usr/lib/chromium/chromium")
 
 
+class WebhookSettings(Section):
+    """Networks, near ones too, to which tenants may have events sent; public addresses they reach anyway."""
+
+    allow: AnyNetworks = ()
+
+
 class Settings(BaseSettings):
     """With nothing set, the service listens on this machine only and keeps everything in ``data_dir``."""
 
@@ -214,6 +223,7 @@ class Settings(BaseSettings):
     review: ReviewSettings = ReviewSettings()
     qa: QaSettings = QaSettings()
     vault: VaultSettings = VaultSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     #: Where systemd puts the credentials of its unit; one named ``builderd.vault.key`` is the vault's key.
     credentials_directory: Path | None = Field(
         default=None, validation_alias=AliasChoices("credentials_directory", "CREDENTIALS_DIRECTORY")

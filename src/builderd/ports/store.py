@@ -17,7 +17,7 @@ from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.credentials import Credential
 from builderd.domain.events import Event
-from builderd.domain.ids import BackupId, BuilderId, RestoreId, SandboxId, TenantId, TokenId
+from builderd.domain.ids import BackupId, BuilderId, RestoreId, SandboxId, TenantId, TokenId, WebhookId
 from builderd.domain.leases import Lease, LeaseId
 from builderd.domain.logs import LogLine
 from builderd.domain.prices import Segment, Sum
@@ -27,6 +27,7 @@ from builderd.domain.sandboxes import Sandbox
 from builderd.domain.tenants import Tenant
 from builderd.domain.tokens import Token
 from builderd.domain.versions import Version
+from builderd.domain.webhooks import Delivery, Webhook
 
 T = TypeVar("T")
 
@@ -219,6 +220,7 @@ class Events(Protocol):
     def of_builder(self, builder: BuilderId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         """Oldest first, those with a greater id."""
 
+    def get(self, event_id: int) -> Event | None: ...
     def page(self, tenant: TenantId, query: EventQuery, *, page: int, per_page: int) -> tuple[Sequence[Event], int]:
         """Newest first: one page (from 1), and the total number."""
 
@@ -233,6 +235,47 @@ class Events(Protocol):
 
     def expire(self, before: datetime, limit: int) -> int:
         """Remove at most so many of the oldest, as far as they happened before this; how many."""
+
+
+class Webhooks(Protocol):
+    def add(self, webhook: Webhook) -> None: ...
+    def get(self, webhook: WebhookId, *, lock: bool = False) -> Webhook | None: ...
+    def list(self, tenant: TenantId) -> Sequence[Webhook]:
+        """Oldest first."""
+
+    def all(self) -> Sequence[Webhook]:
+        """Of all tenants."""
+
+    def save(self, webhook: Webhook) -> None:
+        """Nothing happens when it is gone."""
+
+    def delete(self, webhook: WebhookId) -> None:
+        """With its deliveries."""
+
+    def behind(self) -> Sequence[WebhookId]:
+        """The active ones whose tenant has events after their place."""
+
+    def due(self, now: datetime) -> Sequence[WebhookId]:
+        """The active ones that are not held, and have deliveries that are due."""
+
+
+class Deliveries(Protocol):
+    def add(self, delivery: Delivery) -> None: ...
+    def get(self, delivery: str) -> Delivery | None: ...
+    def save(self, delivery: Delivery) -> None:
+        """Nothing happens when it is gone."""
+
+    def claim(self, webhook: WebhookId, now: datetime, until: datetime) -> Delivery | None:
+        """The oldest that is due, which then is due again only at ``until``: of several who ask, one gets it."""
+
+    def pending(self, webhook: WebhookId) -> int:
+        """How many wait."""
+
+    def page(self, webhook: WebhookId, *, page: int, per_page: int) -> tuple[Sequence[Delivery], int]:
+        """Newest first: one page (from 1), and the total number."""
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Remove at most so many that were made before this and are over; how many."""
 
 
 class BuildLogs(Protocol):
@@ -361,6 +404,10 @@ class UnitOfWork(Protocol):
     def ledger(self) -> Ledger: ...
     @property
     def events(self) -> Events: ...
+    @property
+    def webhooks(self) -> Webhooks: ...
+    @property
+    def deliveries(self) -> Deliveries: ...
     @property
     def build_logs(self) -> BuildLogs: ...
     @property

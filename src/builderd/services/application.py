@@ -20,6 +20,7 @@ from builderd.ports.signals import Signals
 from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.testers import Testers
 from builderd.ports.vault import Vault
+from builderd.ports.webhooks import WebhookSender
 from builderd.services.allowances import Allowances
 
 
@@ -53,6 +54,7 @@ class Application:
     signals: Signals
     clock: Clock
     vault: Vault
+    webhooks: WebhookSender
     limits: Limits
     prices: Prices
     preview_domain: PreviewDomain

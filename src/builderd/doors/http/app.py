@@ -23,6 +23,7 @@ from builderd.doors.http.v1 import (
     logs,
     qa,
     spending,
+    webhooks,
 )
 from builderd.services.application import Application
 
@@ -53,6 +54,7 @@ def create_app(application: Application, *, metrics_token: str | None = None, me
         qa,
         credentials,
         caps,
+        webhooks,
     ):
         app.router.routes.extend(noun.router.routes)
     # For clients that put the base path before everything.

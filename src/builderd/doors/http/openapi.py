@@ -17,10 +17,17 @@ from builderd.wire.v1.caps import NewSpendingCap
 from builderd.wire.v1.credentials import NewCredential
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.executions import NewExecution
+from builderd.wire.v1.webhooks import NewWebhook
 
 SCHEMAS = "#/components/schemas/"
 #: Shapes of requests. The framework does not see them, since the bodies are read and limited by the door itself.
-REQUESTS: Sequence[type[BaseModel]] = (NewBuilder, NewCredential, NewExecution, NewSpendingCap)
+REQUESTS: Sequence[type[BaseModel]] = (
+    NewBuilder,
+    NewCredential,
+    NewExecution,
+    NewSpendingCap,
+    NewWebhook,
+)
 
 FAILURES = {
     400: "`bad_request`: the body is not JSON, or not an object.",

@@ -86,6 +86,10 @@ class Allocations:
         with self._locked() as known:
             self._write([one for one in known if one.id != instance])
 
+    def known(self) -> list[Allocation]:
+        """All as they are now; the file is replaced at once, so no lock is needed to read it."""
+        return [one for one in self._read() if one.subnet]
+
     @contextmanager
     def _locked(self) -> Iterator[list[Allocation]]:
         self._dir.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -105,6 +109,11 @@ class Allocations:
 
     def _write(self, allocations: Sequence[Allocation]) -> None:
         write_json(self._file, [asdict(one) for one in allocations])
+
+
+def sandbox_networks(host_dir: Path = HOST_DIR) -> list[IPv4Network]:
+    """The subnets of all services of this host."""
+    return [one.network for one in Allocations(host_dir).known()]
 
 
 def known_instance(data_dir: Path) -> Allocation | None:

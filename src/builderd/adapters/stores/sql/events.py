@@ -32,6 +32,7 @@ _OF_BUILDER = (
     .order_by(events.c.id)
     .limit(bindparam("limit"))
 )
+_ONE = select(events).where(events.c.id == bindparam("event"))
 _LAST_ID = select(func.max(events.c.id)).where(events.c.tenant_id == bindparam("tenant"))
 _OLDEST = select(events.c.id, events.c.time).order_by(events.c.id).limit(bindparam("limit")).subquery()
 _EXPIRE = delete(events).where(
@@ -55,6 +56,10 @@ class Events:
     def of_builder(self, builder: BuilderId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         values = {"builder": builder, "after": after, "limit": limit}
         return [Event(**row) for row in self._connection.execute(_OF_BUILDER, values).mappings()]
+
+    def get(self, event_id: int) -> Event | None:
+        row = self._connection.execute(_ONE, {"event": event_id}).mappings().first()
+        return Event(**row) if row else None
 
     def page(self, tenant: TenantId, query: EventQuery, *, page: int, per_page: int) -> tuple[Sequence[Event], int]:
         found = _filtered(tenant, query)

@@ -29,6 +29,7 @@ from builderd.adapters.stores.sql.sqlite import open_sqlite
 from builderd.adapters.stores.sql.tenants import Tenants
 from builderd.adapters.stores.sql.tokens import Tokens
 from builderd.adapters.stores.sql.versions import Versions
+from builderd.adapters.stores.sql.webhooks import Deliveries, Webhooks
 from builderd.ports import store as port
 
 T = TypeVar("T")
@@ -51,6 +52,8 @@ class UnitOfWork:
         self.sandboxes: port.Sandboxes = Sandboxes(connection)
         self.ledger: port.Ledger = Ledger(connection)
         self.events: port.Events = Events(connection)
+        self.webhooks: port.Webhooks = Webhooks(connection, locks=writes)
+        self.deliveries: port.Deliveries = Deliveries(connection)
         self.build_logs: port.BuildLogs = BuildLogs(connection)
         self.credentials: port.Credentials = Credentials(connection)
         self.backups: port.Backups = Backups(connection)

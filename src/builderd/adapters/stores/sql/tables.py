@@ -36,6 +36,7 @@ from builderd.domain.prices import Billing
 from builderd.domain.qa import ReportStatus
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import Isolation, VersionStatus
+from builderd.domain.webhooks import DeliveryStatus, WebhookStatus
 
 metadata = MetaData(
     naming_convention={
@@ -263,6 +264,40 @@ events = Table(
     Index("ix_events_builder_id_id", "builder_id", "id"),
     Index("ix_events_tenant_id_id", "tenant_id", "id"),
     **_never_twice,
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("url", Text, nullable=False),
+    Column("events", _document(), nullable=False),
+    Column("secret", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", ForeignText, nullable=False),
+    Column("place", BigInteger, nullable=False),
+    Column("status", word(WebhookStatus), nullable=False),
+    Column("status_reason", ForeignText, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("held_until", UtcDateTime),
+    Column("last_success_at", UtcDateTime),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("webhook_id", Text, ForeignKey("webhooks.id"), nullable=False),
+    # No foreign key: the log of deliveries may outlive the event.
+    Column("event_id", BigInteger, nullable=False),
+    Column("event_type", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("due_at", UtcDateTime, nullable=False),
+    Column("status", word(DeliveryStatus), nullable=False),
+    Column("attempts", _document(), nullable=False),
+    UniqueConstraint("webhook_id", "event_id"),
+    Index("ix_deliveries_webhook_id_status_due_at", "webhook_id", "status", "due_at"),
 )
 
 build_logs = Table(

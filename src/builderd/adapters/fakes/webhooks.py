@@ -1,0 +1,25 @@
+"""A sender of webhooks that keeps what it is given, and answers as a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from builderd.ports.webhooks import Reply
+
+
+@dataclass
+class FakeWebhookSender:
+    """``replies`` are given in turn, for each URL its own; after the last one all is well."""
+
+    sent: list[tuple[str, Mapping[str, str], bytes]] = field(default_factory=list)
+    replies: dict[str, list[Reply]] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        self.sent.append((url, headers, body))
+        replies = self.replies.get(url)
+        return replies.pop(0) if replies else Reply(200, "")
+
+    def refuses(self, url: str) -> bool:
+        return url in self.refused

@@ -1,0 +1,82 @@
+"""Addresses: which of them are somewhere on the internet, and which are something near that nobody may be led to.
+
+From the registries of special-purpose addresses of the IANA (RFC 6890 and what came after it). An IPv6 address that
+carries an IPv4 address leads to that one: it is judged as that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_NEAR = tuple(
+    ip_network(network)
+    for network in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",  # also the metadata of clouds, 169.254.169.254
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/3",
+        "168.63.129.16/32",  # a cloud's own service at an address that looks public
+        "100.100.100.200/32",
+    )
+)
+#: Global unicast (RFC 4291): all other IPv6 addresses are something else, or nothing yet.
+_GLOBAL = IPv6Network("2000::/3")
+_NEAR_6 = tuple(
+    IPv6Network(network)
+    for network in (
+        "2001::/23",  # protocols of the IETF, Teredo among them
+        "2001:db8::/32",
+        "3fff::/20",
+    )
+)
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_NAT64 = IPv6Network("64:ff9b::/96")
+_6TO4 = IPv6Network("2002::/16")
+
+
+def is_public(address: Address) -> bool:
+    """Whether it is somewhere on the internet. Of IPv6 only what is known to be: the rest may lead anywhere."""
+    inner = carried(address)
+    if inner is not None:
+        return is_public(inner)
+    if isinstance(address, IPv4Address):
+        return not lies_in(address, _NEAR)
+    return address in _GLOBAL and not lies_in(address, _NEAR_6)
+
+
+def carried(address: Address) -> IPv4Address | None:
+    """The IPv4 address that a mapped (RFC 4291), NAT64 (RFC 6052) or 6to4 (RFC 3056) address leads to."""
+    if not isinstance(address, IPv6Address):
+        return None
+    if address in _MAPPED or address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    if address in _6TO4:
+        return IPv4Address(int(address) >> 80 & 0xFFFF_FFFF)
+    return None
+
+
+def lies_in(address: Address, networks: Iterable[Network]) -> bool:
+    """Whether one of the networks, of either version, holds it."""
+    return any(address.version == network.version and address in network for network in networks)
+
+
+def parse(text: str) -> Address | None:
+    """The address as the resolver writes it, without the zone of a link; None for what is none."""
+    try:
+        return ip_address(text.partition("%")[0])
+    except ValueError:
+        return None

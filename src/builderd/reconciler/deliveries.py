@@ -1,0 +1,171 @@
+"""Deliveries: webhooks are told what happened, at least once, whatever is restarted meanwhile.
+
+First each event becomes a delivery of each webhook that wants it, in the transaction that moves the webhook's place
+on. Then deliveries that are due are claimed, sent outside of any transaction, and what came of it is recorded. Who is
+killed in between leaves a claim that runs out: the message is sent again, under the same id.
+
+One webhook is served by one task at a time, in the order of the events; one that fails holds up nobody but itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from builderd.domain.errors import BuilderdError
+from builderd.domain.events import SYSTEM, Event
+from builderd.domain.ids import WebhookId
+from builderd.domain.webhooks import (
+    Attempt,
+    Delivery,
+    DeliveryStatus,
+    Webhook,
+    WebhookStatus,
+    attempted,
+    headers,
+    new_delivery,
+    payload,
+    place_of,
+)
+from builderd.ports.signals import ANY
+from builderd.ports.store import EventQuery, UnitOfWork
+from builderd.ports.webhooks import Reply
+from builderd.services import webhooks
+from builderd.services.application import Application
+
+#: How long to trust that a change of this process is signalled before looking again, and the least between two looks.
+LOOK_INTERVAL, LEAST_INTERVAL = 1.0, 0.2
+#: Longer than sending takes: after this somebody else may send what was claimed.
+CLAIM = timedelta(seconds=60)
+#: Webhooks that are served at the same time, and messages that one gets before another's turn.
+MAX_TASKS, BATCH = 32, 50
+#: Events that are made into deliveries at once; a webhook with so many waiting gets no more of them until then.
+PAGE, MAX_PENDING = 100, 1_000
+
+log = logging.getLogger(__name__)
+
+
+class Deliveries:
+    """``run`` goes on until it is cancelled; what is being sent then is sent again later."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._turns = asyncio.Semaphore(MAX_TASKS)
+        self._served: dict[WebhookId, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Tell what happens, as it happens."""
+        signals = self._app.signals
+        try:
+            while True:
+                seen = signals.count(ANY)
+                try:
+                    await self.look()
+                except Exception:
+                    log.warning("webhooks were not looked at", exc_info=True)
+                await signals.wait(ANY, seen, LOOK_INTERVAL)
+                await asyncio.sleep(LEAST_INTERVAL)
+        finally:
+            tasks = list(self._served.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def look(self) -> None:
+        """Make deliveries of what happened, and have those served that have some due."""
+        store = self._app.store
+        for webhook_id in await store.read(lambda uow: uow.webhooks.behind()):
+            await self._fan_out(webhook_id)
+        now = self._app.clock.now()
+        for webhook_id in await store.read(lambda uow: uow.webhooks.due(now)):
+            if webhook_id not in self._served:
+                self._served[webhook_id] = asyncio.create_task(self._serve(webhook_id))
+
+    async def rest(self) -> None:
+        """Until everybody who is served now was."""
+        await asyncio.gather(*self._served.values())
+
+    async def _fan_out(self, webhook_id: WebhookId) -> None:
+        now = self._app.clock.now()
+
+        def work(uow: UnitOfWork) -> None:
+            webhook = uow.webhooks.get(webhook_id, lock=True)
+            if webhook is None or uow.deliveries.pending(webhook_id) >= MAX_PENDING:
+                return
+            # In this order: what comes between the two is found the next time.
+            last = uow.events.last_id(webhook.tenant_id)
+            query = EventQuery(types=webhook.events)
+            found = uow.events.following(webhook.tenant_id, query, after=webhook.place, limit=PAGE)
+            for event in found:
+                uow.deliveries.add(new_delivery(webhook, event, now))
+            place = found[-1].id if found else webhook.place
+            # Also what it does not want is behind it then, and is not looked through again.
+            uow.webhooks.save(replace(webhook, place=place if len(found) == PAGE else max(place, last)))
+
+        await self._app.store.write(work)
+
+    async def _serve(self, webhook_id: WebhookId) -> None:
+        try:
+            async with self._turns:
+                for _ in range(BATCH):
+                    if not await self._deliver_next(webhook_id):
+                        break
+        except Exception:
+            log.warning("webhook %s was not served", webhook_id, exc_info=True)
+        finally:
+            del self._served[webhook_id]
+
+    async def _deliver_next(self, webhook_id: WebhookId) -> bool:
+        """Send one message; False when there is none, or it did not get through."""
+        now = self._app.clock.now()
+        claimed = await self._app.store.write(lambda uow: _claim(uow, webhook_id, now))
+        if claimed is None:
+            return False
+        webhook, delivery, event = claimed
+        attempt = await self._attempt(webhook, delivery, event)
+        await self._app.store.write(lambda uow: _record(uow, delivery, attempt))
+        return attempt.ok
+
+    async def _attempt(self, webhook: Webhook, delivery: Delivery, event: Event | None) -> Attempt:
+        begun, now = time.monotonic(), self._app.clock.now()
+        reply = await self._send(webhook, delivery, event)
+        return Attempt(now, reply.status, round(time.monotonic() - begun, 3), reply.note)
+
+    async def _send(self, webhook: Webhook, delivery: Delivery, event: Event | None) -> Reply:
+        if event is None:
+            return Reply(None, "the event is no longer kept")
+        try:
+            secret = self._app.vault.open(webhook.secret, place_of(webhook)).decode()
+        except BuilderdError as error:
+            return Reply(None, f"not sent: {error.message}")
+        body = payload(event)
+        signed = headers(delivery.id, self._app.clock.now(), body, secret)
+        return await self._app.webhooks.post(webhook.url, signed, body)
+
+
+def _claim(uow: UnitOfWork, webhook_id: WebhookId, now: datetime) -> tuple[Webhook, Delivery, Event | None] | None:
+    webhook = uow.webhooks.get(webhook_id)
+    if webhook is None or webhook.status is not WebhookStatus.ACTIVE:
+        return None
+    if webhook.held_until is not None and webhook.held_until > now:
+        return None
+    delivery = uow.deliveries.claim(webhook_id, now, now + CLAIM)
+    if delivery is None:
+        return None
+    return webhook, delivery, uow.events.get(delivery.event_id)
+
+
+def _record(uow: UnitOfWork, claimed: Delivery, attempt: Attempt) -> None:
+    """On the rows as they are now: meanwhile the webhook may be gone, or the delivery made by somebody else."""
+    webhook = uow.webhooks.get(claimed.webhook_id, lock=True)
+    delivery = uow.deliveries.get(claimed.id)
+    if webhook is None or delivery is None or delivery.status is not DeliveryStatus.PENDING:
+        return
+    after, told = attempted(webhook, delivery, attempt)
+    uow.webhooks.save(after)
+    uow.deliveries.save(told)
+    if after.status is WebhookStatus.DISABLED and webhook.status is WebhookStatus.ACTIVE:
+        webhooks.disabled(uow, after, SYSTEM, attempt.at)

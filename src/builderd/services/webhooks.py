@@ -1,0 +1,105 @@
+"""Webhooks: made, listed, removed. ``reconciler/deliveries`` tells them what happens."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from builderd.domain.errors import NotFound, QuotaExceeded, ValidationFailed
+from builderd.domain.events import Event
+from builderd.domain.ids import TenantId, WebhookId, is_id, new_id
+from builderd.domain.webhooks import MAX_WEBHOOKS, SECRET_PREFIX, Delivery, Webhook, place_of
+from builderd.ports.store import UnitOfWork
+from builderd.ports.vault import Vault
+from builderd.services.application import Application
+from builderd.services.builders import Caller
+
+NEW_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class NewWebhook:
+    """A request whose fields have passed the domain's rules. ``secret`` None: one is made."""
+
+    url: str
+    events: tuple[str, ...]
+    secret: str | None
+
+
+def create(
+    uow: UnitOfWork, application: Application, caller: Caller, new: NewWebhook, now: datetime
+) -> tuple[Webhook, str]:
+    """Record it, with its secret; it is told what happens from now on.
+
+    Raises ``ValidationFailed`` for an address that is near, and ``QuotaExceeded``.
+    """
+    if application.webhooks.refuses(new.url):
+        raise ValidationFailed({"url": ["must lead to a public address; the operator may allow others"]})
+    if len(uow.webhooks.list(caller.tenant_id)) >= MAX_WEBHOOKS:
+        raise QuotaExceeded(f"There are {MAX_WEBHOOKS} webhooks already: delete one first.")
+    webhook_id, secret = WebhookId(new_id()), new.secret or _new_secret()
+    webhook = Webhook(
+        id=webhook_id,
+        tenant_id=caller.tenant_id,
+        url=new.url,
+        events=new.events,
+        secret=application.vault.seal(secret.encode(), place_of(webhook_id)),
+        created_at=now,
+        created_by=caller.actor,
+        place=0,
+    )
+    # The event comes first, so that the webhook is not told of itself.
+    event = uow.events.add(_event(webhook, "webhook.created", caller.actor, f"created by {caller.actor}", now))
+    placed = replace(webhook, place=event.id)
+    uow.webhooks.add(placed)
+    return placed, secret
+
+
+def get(uow: UnitOfWork, tenant_id: TenantId, webhook_id: str) -> Webhook:
+    """``NotFound`` for a foreign, unknown or malformed id, all alike."""
+    webhook = uow.webhooks.get(WebhookId(webhook_id)) if is_id(webhook_id) else None
+    if webhook is None or webhook.tenant_id != tenant_id:
+        raise NotFound("There is no webhook of this id: list yours with GET /api/v1/webhooks.")
+    return webhook
+
+
+def delete(uow: UnitOfWork, caller: Caller, webhook_id: str, now: datetime) -> Webhook:
+    """Remove it with its deliveries, those that wait included. Raises ``NotFound``."""
+    webhook = get(uow, caller.tenant_id, webhook_id)
+    uow.webhooks.delete(webhook.id)
+    uow.events.add(_event(webhook, "webhook.deleted", caller.actor, f"deleted by {caller.actor}", now))
+    return webhook
+
+
+def deliveries(
+    uow: UnitOfWork, tenant_id: TenantId, webhook_id: str, *, page: int, per_page: int
+) -> tuple[Sequence[Delivery], int]:
+    """A page of its deliveries, newest first, and how many there are. Raises ``NotFound``."""
+    webhook = get(uow, tenant_id, webhook_id)
+    return uow.deliveries.page(webhook.id, page=page, per_page=per_page)
+
+
+def disabled(uow: UnitOfWork, webhook: Webhook, actor: str, now: datetime) -> None:
+    """Tell the tenant, in whose other webhooks this arrives."""
+    uow.events.add(_event(webhook, "webhook.disabled", actor, webhook.status_reason, now))
+
+
+def reseal(uow: UnitOfWork, vault: Vault) -> int:
+    """Seal anew what is sealed with an earlier key; how many those were."""
+    stale = [one for one in uow.webhooks.all() if not vault.is_current(one.secret)]
+    for one in stale:
+        place = place_of(one)
+        uow.webhooks.save(replace(one, secret=vault.seal(vault.open(one.secret, place), place)))
+    return len(stale)
+
+
+def _new_secret() -> str:
+    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(NEW_KEY_BYTES)).decode()
+
+
+def _event(webhook: Webhook, kind: str, actor: str, reason: str, now: datetime) -> Event:
+    details = {"webhook": webhook.id, "url": webhook.url}
+    return Event(webhook.tenant_id, None, now, kind, actor, reason, details)

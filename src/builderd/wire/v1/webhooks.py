@@ -1,0 +1,99 @@
+"""Webhooks: events, told to a URL."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from builderd.domain.events import MAX_PATTERN, is_pattern
+from builderd.domain.webhooks import MAX_SECRET, MAX_URL, DeliveryStatus, WebhookStatus, secret_fault, url_fault
+from builderd.wire.v1.envelope import Page, Success, Time
+from builderd.wire.v1.logs import ExactTime
+from builderd.wire.v1.shape import Shape, View, obeys
+
+MAX_PATTERNS = 50
+
+
+def _pattern_fault(text: str) -> str | None:
+    return None if is_pattern(text) else "must be a type such as builder.status, or builder.*, or *"
+
+
+Pattern = Annotated[
+    str,
+    obeys(_pattern_fault),
+    Field(json_schema_extra={"maxLength": MAX_PATTERN, "pattern": r"^(\*|[a-z][a-z_]*(\.[a-z_]+)*(\.\*)?)$"}),
+]
+
+
+class NewWebhook(Shape):
+    """Where events are to be told, and which."""
+
+    url: Annotated[str, obeys(url_fault)] = Field(
+        description="Must lead to a public address.",
+        json_schema_extra={"format": "uri", "pattern": "^https?://", "maxLength": MAX_URL},
+    )
+    events: list[Pattern] = Field(
+        default_factory=lambda: ["*"], min_length=1, max_length=MAX_PATTERNS, description="Types; `*` for all."
+    )
+    secret: Annotated[str, obeys(secret_fault)] | None = Field(
+        default=None,
+        description="`whsec_` and 24 to 64 bytes in base64, or 24 and more characters; one is made if left out.",
+        json_schema_extra={"maxLength": MAX_SECRET},
+    )
+
+
+class Webhook(View):
+    """``status_reason`` says why it is disabled. ``failures`` since the last success."""
+
+    id: str
+    url: str
+    events: list[str]
+    status: WebhookStatus
+    status_reason: str
+    failures: int
+    last_success_at: Time | None
+    created_at: Time
+
+
+class WebhookWithSecret(Webhook):
+    """``secret`` is shown this once."""
+
+    secret: str
+
+
+class WebhookAnswer(Success[Webhook]):
+    """One webhook."""
+
+
+class NewWebhookAnswer(Success[WebhookWithSecret]):
+    """A new webhook, with its secret."""
+
+
+class WebhookListAnswer(Success[list[Webhook]]):
+    """All webhooks, the oldest first."""
+
+
+class Attempt(View):
+    """``status`` is of the answer, null where there was none; ``note`` the answer's beginning, or the error."""
+
+    at: ExactTime
+    status: int | None
+    seconds: float
+    note: str
+
+
+class Delivery(View):
+    """One event for one webhook. ``id`` is its ``webhook-id`` in all attempts."""
+
+    id: str
+    event: int
+    type: str
+    status: DeliveryStatus
+    created_at: ExactTime
+    next_attempt_at: ExactTime | None
+    attempts: list[Attempt]
+
+
+class DeliveryPage(Page[Delivery]):
+    """Deliveries, the newest event first."""

@@ -1,0 +1,169 @@
+"""Webhooks and deliveries as every store keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_event
+
+from builderd.domain.ids import BuilderId, TenantId, WebhookId, new_id
+from builderd.domain.webhooks import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
+from builderd.ports.store import Store
+
+LATER = NOW + 60 * SECOND
+
+
+def make_webhook(**changes: Any) -> Webhook:
+    webhook = Webhook(
+        id=WebhookId(new_id()),
+        tenant_id=TENANT.id,
+        url="https://example.com/",
+        events=("builder.*", "stage.started"),
+        secret=b"\x00sealed\xff",
+        created_at=NOW,
+        created_by="token ci",
+        place=0,
+    )
+    return replace(webhook, **changes)
+
+
+async def added(store: Store, **changes: Any) -> Webhook:
+    webhook = make_webhook(**changes)
+    await store.write(lambda uow: uow.webhooks.add(webhook))
+    return webhook
+
+
+async def delivery(store: Store, webhook: Webhook, event: int, **changes: Any) -> Delivery:
+    made = replace(Delivery(f"msg_{new_id()}", webhook.id, event, "builder.status", NOW, NOW), **changes)
+    await store.write(lambda uow: uow.deliveries.add(made))
+    return made
+
+
+async def happen(store: Store, tenant: TenantId = TENANT.id) -> int:
+    event = make_event(BuilderId(""), tenant_id=tenant, builder_id=None)
+    return (await store.write(lambda uow: uow.events.add(event))).id
+
+
+async def test_every_field_of_a_webhook_is_kept_and_changed(store: Store) -> None:
+    webhook = await added(store)
+    assert await store.read(lambda uow: uow.webhooks.get(webhook.id)) == webhook
+    changed = replace(
+        webhook,
+        place=7,
+        status=WebhookStatus.DISABLED,
+        status_reason="\0",
+        failures=3,
+        held_until=LATER,
+        last_success_at=NOW,
+    )
+    await store.write(lambda uow: uow.webhooks.save(changed))
+    assert await store.write(lambda uow: uow.webhooks.get(webhook.id, lock=True)) == replace(
+        changed, status_reason="\ufffd"
+    )
+
+
+async def test_webhooks_are_listed_by_tenant(store: Store) -> None:
+    await add(store, OTHER_TENANT)
+    mine = [await added(store, created_at=NOW + n * SECOND) for n in range(2)]
+    foreign = await added(store, tenant_id=OTHER_TENANT.id, created_at=LATER)
+    assert await store.read(lambda uow: uow.webhooks.list(TENANT.id)) == mine
+    assert await store.read(lambda uow: uow.webhooks.all()) == [*mine, foreign]
+
+
+async def test_a_webhook_is_behind_while_its_own_tenant_has_later_events(store: Store) -> None:
+    await add(store, OTHER_TENANT)
+    webhook = await added(store)
+    await added(store, status=WebhookStatus.DISABLED)
+
+    async def behind() -> list[WebhookId]:
+        return list(await store.read(lambda uow: uow.webhooks.behind()))
+
+    await happen(store, OTHER_TENANT.id)
+    assert await behind() == []
+    event = await happen(store)
+    assert await behind() == [webhook.id]
+    await store.write(lambda uow: uow.webhooks.save(replace(webhook, place=event)))
+    assert await behind() == []
+
+
+async def test_a_webhook_is_due_with_its_deliveries_unless_it_is_held_or_disabled(store: Store) -> None:
+    webhook = await added(store)
+
+    async def due(at: int) -> bool:
+        return webhook.id in await store.read(lambda uow: uow.webhooks.due(NOW + at * SECOND))
+
+    assert not await due(0)
+    made = await delivery(store, webhook, 1, due_at=NOW + SECOND)
+    assert [await due(0), await due(1)] == [False, True]
+    await store.write(lambda uow: uow.webhooks.save(replace(webhook, held_until=NOW + 5 * SECOND)))
+    assert [await due(4), await due(5)] == [False, True]
+    await store.write(lambda uow: uow.webhooks.save(replace(webhook, status=WebhookStatus.DISABLED)))
+    assert not await due(9)
+    await store.write(lambda uow: uow.webhooks.save(webhook))
+    await store.write(lambda uow: uow.deliveries.save(replace(made, status=DeliveryStatus.DELIVERED)))
+    assert not await due(9)
+
+
+async def test_a_claimed_delivery_is_due_again_only_when_the_claim_is_over(store: Store) -> None:
+    webhook, other = await added(store), await added(store)
+    await delivery(store, other, 1)
+    second, first = await delivery(store, webhook, 2), await delivery(store, webhook, 1)
+
+    async def claim(at: int) -> str | None:
+        now = NOW + at * SECOND
+        found = await store.write(lambda uow: uow.deliveries.claim(webhook.id, now, now + 10 * SECOND))
+        return found.id if found else None
+
+    assert [await claim(0), await claim(0), await claim(0)] == [first.id, second.id, None]
+    assert await claim(9) is None
+    assert await claim(10) == first.id
+    assert await store.read(lambda uow: uow.deliveries.pending(webhook.id)) == 2
+
+
+async def test_deliveries_keep_their_attempts_and_are_paged_newest_first(store: Store) -> None:
+    webhook = await added(store)
+    made = [await delivery(store, webhook, n) for n in (1, 2, 3)]
+    attempts = (Attempt(NOW, None, 0.25, "no answer"), Attempt(LATER, 204, 1.5, "\N{SNOWMAN}"))
+    changed = replace(made[0], attempts=attempts, status=DeliveryStatus.DELIVERED, due_at=LATER)
+    await store.write(lambda uow: uow.deliveries.save(changed))
+    assert await store.read(lambda uow: uow.deliveries.get(changed.id)) == changed
+    page = await store.read(lambda uow: uow.deliveries.page(webhook.id, page=2, per_page=2))
+    assert page == ([changed], 3)
+
+
+async def test_an_event_is_delivered_to_a_webhook_once(store: Store) -> None:
+    webhook = await added(store)
+    await delivery(store, webhook, 1)
+    try:
+        await delivery(store, webhook, 1)
+    except Exception as error:
+        assert "unique" in str(error).lower()  # noqa: PT017
+    else:
+        raise AssertionError
+
+
+async def test_a_deleted_webhook_takes_its_deliveries_with_it(store: Store) -> None:
+    webhook, other = await added(store), await added(store)
+    gone, kept = await delivery(store, webhook, 1), await delivery(store, other, 1)
+    await store.write(lambda uow: uow.webhooks.delete(webhook.id))
+    assert await store.read(lambda uow: uow.webhooks.get(webhook.id)) is None
+    assert await store.read(lambda uow: uow.deliveries.get(gone.id)) is None
+    assert await store.read(lambda uow: uow.deliveries.get(kept.id)) == kept
+    await store.write(lambda uow: uow.webhooks.save(webhook))
+    assert await store.read(lambda uow: uow.webhooks.get(webhook.id)) is None
+
+
+async def test_old_deliveries_expire_once_they_are_over(store: Store) -> None:
+    webhook = await added(store)
+    waiting = await delivery(store, webhook, 1)
+    for event in (2, 3, 4):
+        await delivery(store, webhook, event, status=DeliveryStatus.DELIVERED)
+    fresh = await delivery(store, webhook, 5, status=DeliveryStatus.GIVEN_UP, created_at=LATER)
+
+    async def expire() -> int:
+        return await store.write(lambda uow: uow.deliveries.expire(LATER, 2))
+
+    assert [await expire(), await expire(), await expire()] == [2, 1, 0]
+    left, _ = await store.read(lambda uow: uow.deliveries.page(webhook.id, page=1, per_page=9))
+    assert left == [fresh, waiting]

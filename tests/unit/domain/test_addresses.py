@@ -1,0 +1,54 @@
+"""Which addresses are somewhere on the internet."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from builderd.domain.addresses import carried, is_public, lies_in, parse
+
+NEAR = """
+0.0.0.0 0.1.2.3 10.0.0.1 10.255.255.255 100.64.0.1 100.127.255.255 127.0.0.1 127.255.255.254 169.254.169.254
+169.254.170.2 172.16.0.1 172.31.255.255 192.0.0.1 192.0.2.1 192.88.99.1 192.168.1.1 198.18.0.1 198.19.255.255
+198.51.100.1 203.0.113.1 224.0.0.1 239.1.1.1 240.0.0.1 255.255.255.255 168.63.129.16 100.100.100.200 :: ::1
+::7f00:1 fe80::1 febf::1 fec0::1 fc00::1 fd00:ec2::254 fdff::1 ff02::1 100::1 2001::1 2001:db8::1 2001:10::1
+2001:0:4136:e378::1 3fff::1 5f00::1 64:ff9b:1::1 4000::1 ::ffff:127.0.0.1 ::ffff:10.0.0.1
+::ffff:169.254.169.254 ::ffff:0:127.0.0.1 64:ff9b::127.0.0.1 64:ff9b::169.254.169.254 64:ff9b::10.0.0.1
+2002:7f00:1::1 2002:a00:1::1 2002:a9fe:a9fe::
+"""
+
+PUBLIC = """
+1.1.1.1 8.8.8.8 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.1 172.15.255.255
+172.32.0.0 192.167.255.255 192.169.0.0 198.17.255.255 198.20.0.0 223.255.255.255 2606:4700:4700::1111
+2a00:1450:4001::1 2001:4860:4860::8888 64:ff9b::8.8.8.8 ::ffff:8.8.8.8 2002:808:808::1
+"""
+
+
+@pytest.mark.parametrize("address", NEAR.split())
+def test_what_is_near_is_not_public_however_it_is_wrapped(address: str) -> None:
+    assert not is_public(ip_address(address))
+
+
+@pytest.mark.parametrize("address", PUBLIC.split())
+def test_the_internet_is_public(address: str) -> None:
+    assert is_public(ip_address(address))
+
+
+def test_an_address_that_carries_another_leads_to_that() -> None:
+    assert str(carried(ip_address("64:ff9b::10.1.2.3"))) == "10.1.2.3"
+    assert str(carried(ip_address("2002:a01:203::9"))) == "10.1.2.3"
+    assert carried(ip_address("2606:4700::1")) is None
+    assert carried(ip_address("10.1.2.3")) is None
+
+
+def test_networks_of_the_other_version_hold_nothing() -> None:
+    networks = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+    assert lies_in(ip_address("10.1.1.1"), networks)
+    assert lies_in(ip_address("fd00::1"), networks)
+    assert not lies_in(ip_address("::ffff:0:1"), networks)
+
+
+def test_what_a_resolver_writes_is_read() -> None:
+    assert str(parse("fe80::1%eth0")) == "fe80::1"
+    assert parse("example.com") is None

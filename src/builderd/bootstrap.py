@@ -39,13 +39,16 @@ from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
 from builderd.adapters.vaults.sodium import SodiumVault
 from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.data_directory import hold, identity, make
+from builderd.domain.builders import Desired
 from builderd.domain.bundles import Bundle
 from builderd.domain.equipment import Equipment
 from builderd.domain.errors import EngineUnavailable, NoCapacity, ValidationFailed
 from builderd.domain.ids import TokenId
+from builderd.domain.previews import Route
 from builderd.domain.resources import GB
 from builderd.domain.review_policies import Policy, make_policy
 from builderd.domain.reviews import Report
+from builderd.domain.steps import closed_route
 from builderd.domain.tokens import Scope, Token
 from builderd.doors.http.app import create_app, metrics_app
 from builderd.doors.http.inside import create_inside_app
@@ -152,7 +155,7 @@ def make_previews(settings: Settings) -> HaproxyPreviews:
         port=settings.preview_port,
         certificate=settings.preview.certificate,
         trusted_proxies=settings.preview.trusted_proxies,
-        api_url=f"http://{settings.host}:{settings.port}",
+        api_url=settings.api_url,
     )
     return HaproxyPreviews(settings.data_dir / "previews", options)
 
@@ -209,10 +212,16 @@ async def _serve(settings: Settings) -> None:
         await servers.add(api, settings.host, settings.port)
         if settings.metrics_port:
             await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port)
-        await app.previews.start()
+        await app.previews.start(await app.store.read(_expected_routes))
         log.info("The API listens on http://%s:%d", settings.host, settings.port)
         await _until(stopping, _work(app, settings, servers))
         log.info("The service ends; apps and previews go on.")
+
+
+def _expected_routes(uow: UnitOfWork) -> Sequence[Route]:
+    """Of every builder, for a preview that was taken down and knows none."""
+    builders = (uow.builders.get(builder_id) for builder_id in uow.builders.ids())
+    return [closed_route(one) for one in builders if one is not None and one.desired is not Desired.DELETED]
 
 
 async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

@@ -6,7 +6,7 @@ Nothing else of the house reads the environment.
 from __future__ import annotations
 
 from decimal import Decimal
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -198,6 +198,8 @@ class Settings(BaseSettings):
     data_dir: Path = DEFAULT_DATA_DIR
     host: str = "127.0.0.1"
     port: Port = 8080
+    #: Where users reach the API, when something in front of it has another address, or ``host`` is every address.
+    public_url: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+/?$")] | None = None
     preview_port: Port = 8081
     #: The port of a sandbox's gateway at which an app reaches its own record; nothing else may be found there.
     inside_port: Port = 8082
@@ -261,6 +263,19 @@ class Settings(BaseSettings):
     def _handed_over(self) -> Path | None:
         file = self.credentials_directory / SYSTEMD_CREDENTIAL if self.credentials_directory else None
         return file if file and file.is_file() else None
+
+    @property
+    def api_url(self) -> str:
+        """Where users reach the API, as far as that is known: nobody does so at an address that means all of them."""
+        if self.public_url:
+            return self.public_url.rstrip("/")
+        try:
+            address = ip_address(self.host)
+        except ValueError:
+            return f"http://{self.host}:{self.port}"
+        if address.is_unspecified:
+            return ""
+        return f"http://[{address}]:{self.port}" if address.version == 6 else f"http://{address}:{self.port}"
 
     @property
     def preview_domain(self) -> PreviewDomain:

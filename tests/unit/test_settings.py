@@ -15,7 +15,7 @@ from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation
 from builderd.services.application import Limits
-from builderd.settings import DEFAULT_DATA_DIR, load
+from builderd.settings import DEFAULT_DATA_DIR, Settings, load
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +163,18 @@ def test_a_file_that_is_no_toml_is_told_by_its_path(tmp_path: Path, content: byt
 def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
     assert "no file" in refused(tmp_path / "missing.toml")["config"][0]
     assert "no file" in refused(tmp_path)["config"][0]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8080"),
+        ("::1", "http://[::1]:8080"),
+        ("api.example.org", "http://api.example.org:8080"),
+        ("0.0.0.0", ""),
+        ("::", ""),
+    ],
+)
+def test_where_users_reach_the_api(host: str, url: str) -> None:
+    assert Settings(host=host).api_url == url
+    assert Settings(host=host, public_url="https://api.example.org/").api_url == "https://api.example.org"

@@ -205,8 +205,13 @@ def _close_route(builder: Builder, seen: Observed) -> Step | None:
     """
     if builder.desired is Desired.DELETED:
         return RemoveRoute() if seen.route is not None else None
-    closed = _route(builder, _closed_state(builder))
+    closed = closed_route(builder)
     return SetRoute(closed) if seen.route != closed else None
+
+
+def closed_route(builder: Builder) -> Route:
+    """What the preview shows while there is no app to lead visitors to."""
+    return _route(builder, _closed_state(builder))
 
 
 def _closed_state(builder: Builder) -> RouteState:

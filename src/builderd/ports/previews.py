@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Protocol
 
 from builderd.domain.previews import PreviewActivity, Route
 
 
 class Previews(Protocol):
-    async def start(self) -> None:
+    async def start(self, expected: Iterable[Route] = ()) -> None:
         """Adopt the running proxy or start one, with the routes it had. Idempotent.
+
+        Of ``expected``, hosts that it has forgotten are known before anybody is let in.
 
         Raises ``EngineUnavailable`` with the reason (port taken, program missing) when it cannot.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import PreviewActivity, Route
@@ -18,8 +18,10 @@ class FakePreviews:
         self._knocks: asyncio.Queue[str] = asyncio.Queue()
         self._activity: dict[str, PreviewActivity] = {}
 
-    async def start(self) -> None:
+    async def start(self, expected: Iterable[Route] = ()) -> None:
         self._running = True
+        for route in expected:
+            self._routes.setdefault(route.host, route)
 
     async def ready(self) -> bool:
         return self._running

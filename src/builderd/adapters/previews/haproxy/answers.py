@@ -26,10 +26,10 @@ def refused(files: ProxyFiles, form: Form) -> str:
 
 
 def closed(files: ProxyFiles, form: Form) -> str:
-    """A route without an app, by its state."""
-    return "\n".join(
-        f"{_return(files, page, form)} if {{ var(txn.route) -m beg {page.name}| }}" for page in pages.CLOSED
-    )
+    """A route without an app, by its state; whatever else is not open has none either."""
+    by_state = (f"{_return(files, page, form)} if {{ var(txn.route) -m beg {page.name}| }}" for page in pages.CLOSED)
+    gone = f"{_return(files, pages.UNKNOWN, form)} if !{{ var(txn.route) -m beg open| }}"
+    return "\n".join((*by_state, gone))
 
 
 def crashed(files: ProxyFiles, form: Form) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_address
 
-from builderd.adapters.previews.haproxy import answers, pages, tokens
+from builderd.adapters.previews.haproxy import answers, hold, pages, tokens
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
@@ -64,7 +64,7 @@ def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuratio
         _activity(),
     )
     rest = "\n".join(sections)
-    content = (_global(options, files, host, ""), rest, *pages.documents().values())
+    content = (_global(options, files, host, ""), rest, hold.script(), *pages.documents().values())
     digest = sha256("\0".join(content).encode()).hexdigest()[:16]
     return Configuration(f"{_global(options, files, host, digest)}\n{rest}", digest)
 
@@ -82,6 +82,7 @@ def _global(options: ProxyOptions, files: ProxyFiles, host: Host, digest: str) -
         "stats timeout 60s",
         f"hard-stop-after {options.timeouts.drain}s",
         "ssl-default-bind-options ssl-min-ver TLSv1.2",
+        hold.load(files, locked_in=host.user is not None),
     )
 
 
@@ -207,6 +208,7 @@ def _careful(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
         {answers.refused(files, form)}
         {tokens.welcome(options)}
         {answers.logs(options)}
+        {hold.wait(form)}
         {answers.closed(files, form)}
         # GET http://host/path is GET /path to an app.
         http-request set-uri %[pathq] if !{{ url -m beg / }} !{{ url -m beg * }}

@@ -66,6 +66,17 @@ ASLEEP = Page(
     retry_after=2,
     refresh=True,
 )
+UNHEARD = Page(
+    "unheard",
+    503,
+    "engine_unavailable",
+    "Cannot be woken now",
+    "Nobody used the app for a while, so it was asleep, and the service that wakes it does not answer at the moment. "
+    "This page looks again every five seconds; an API client may retry after that time.",
+    "bad",
+    retry_after=5,
+    refresh=True,
+)
 STOPPED = Page(
     "stopped",
     503,
@@ -138,8 +149,8 @@ PRIVATE = Page(
     names_host=False,
 )
 
-#: By the state of the route.
-CLOSED = (STARTING, HELD, ASLEEP, STOPPED, CAPPED, FAILED, JOB)
+#: By the state of the route, or by what ``hold.lua`` made of it.
+CLOSED = (STARTING, HELD, ASLEEP, UNHEARD, STOPPED, CAPPED, FAILED, JOB)
 ALL = (*CLOSED, CRASHED, TIMED_OUT, UNKNOWN, PRIVATE)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy import activity, config, pages, process, runtime_api
+from builderd.adapters.previews.haproxy import activity, config, hold, pages, process, runtime_api
 from builderd.adapters.previews.haproxy.certificate import Certificate
 from builderd.adapters.previews.haproxy.config import Configuration
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
@@ -34,9 +34,9 @@ class HaproxyPreviews:
         self._waiting = Waiting(self._files.wake_socket)
         self._certificate_watch: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
+    async def start(self, expected: Iterable[Route] = ()) -> None:
         async with self._lock:
-            await self._start()
+            await self._start(expected)
 
     async def ready(self) -> bool:
         try:
@@ -97,12 +97,16 @@ class HaproxyPreviews:
             raise EngineUnavailable("the preview proxy does not run: it was not started, or was taken down")
         return self._open_map
 
-    async def _start(self) -> None:
+    async def _start(self, expected: Iterable[Route] = ()) -> None:
         files = self._files
+        process.check_place(files)
         files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.jail.mkdir(mode=0o711, exist_ok=True)
         files.jail.chmod(0o711)
         routes = self._open_map or RouteMap(files.routes)
+        for route in expected:
+            if route.host not in routes.routes:
+                routes.put(route)
         host = process.host(self._options)
         try:
             await self._waiting.open(host.user)
@@ -144,6 +148,7 @@ class HaproxyPreviews:
         self._files.pages.mkdir(mode=0o700, exist_ok=True)
         for name, text in pages.documents().items():
             _write(self._files.pages / name, text)
+        _write(self._files.hold, hold.script())
         _write(self._files.config, wanted.text)
 
     async def _agree(self, routes: RouteMap) -> None:

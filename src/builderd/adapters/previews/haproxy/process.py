@@ -32,8 +32,8 @@ PATIENCE = 30.0
 SETTLING = 3.0
 #: Beside two per visitor (the visitor's and the app's) the proxy needs some descriptors for itself.
 OWN_DESCRIPTORS = 200
-#: ``sun_path`` has 108 bytes, of which HAProxy wants some for the socket's name while it is made.
-MAX_SOCKET_PATH = 90
+#: Of the longest: ``sun_path`` has 108 bytes, of which HAProxy wants some for a socket's name while it is made.
+MAX_SOCKET_PATH = 94
 #: What ends a word of HAProxy's configuration or of its arguments, however it is quoted.
 STRANGE = frozenset("\"'$,)") | {chr(code) for code in range(32)}
 #: Debian's package makes the first; the second is everywhere.
@@ -105,7 +105,6 @@ async def start(options: ProxyOptions, files: ProxyFiles) -> None:
 
     Raises ``EngineUnavailable`` with what it says.
     """
-    _check_place(files)
     argv = command(program(options), files)
     try:
         told = await asyncio.to_thread(_run, argv)
@@ -115,10 +114,11 @@ async def start(options: ProxyOptions, files: ProxyFiles) -> None:
         raise EngineUnavailable(explain(told, options))
 
 
-def _check_place(files: ProxyFiles) -> None:
-    if len(os.fsencode(files.master_socket)) > MAX_SOCKET_PATH:
+def check_place(files: ProxyFiles) -> None:
+    """Raises ``EngineUnavailable`` where the proxy's files cannot be."""
+    if len(os.fsencode(files.wake_socket)) > MAX_SOCKET_PATH:
         raise EngineUnavailable(
-            f"the path of the preview's sockets is too long for Unix: {files.master_socket} has more than "
+            f"the path of the preview's sockets is too long for Unix: {files.wake_socket} has more than "
             f"{MAX_SOCKET_PATH} bytes; choose a shorter data directory"
         )
     if strange := sorted(STRANGE & set(str(files.directory))):

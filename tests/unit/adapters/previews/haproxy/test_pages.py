@@ -67,7 +67,8 @@ def test_whatever_a_text_holds_stays_text() -> None:
 
 
 def test_every_state_without_an_app_has_a_page() -> None:
-    assert {page.name for page in pages.CLOSED} == {state.value for state in RouteState} - {RouteState.OPEN.value}
+    states = {state.value for state in RouteState} - {RouteState.OPEN.value}
+    assert {page.name for page in pages.CLOSED} == states | {pages.UNHEARD.name}
 
 
 def test_each_page_is_two_documents() -> None:

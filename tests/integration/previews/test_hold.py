@@ -1,0 +1,292 @@
+"""Requests wait for an app that is about to come (back), and one word of it is enough for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.previews.proxy import TOKEN, App, free_port, new_host, route_to
+from tests.previews.visitor import BROWSER, Answer, Visitor
+
+from builderd.adapters.previews.haproxy.options import ProxyOptions
+from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
+from builderd.domain.ids import secret_hash
+from builderd.domain.previews import Route, RouteState
+
+pytestmark = pytest.mark.haproxy
+
+#: Against hanging only.
+PATIENCE = 60
+
+
+class Service:
+    """The service's side, in a loop that goes on while visitors wait in threads."""
+
+    def __init__(self) -> None:
+        # Short, because a Unix socket's path is.
+        self.place = Path(tempfile.mkdtemp(prefix="previews-"))
+        self.options = ProxyOptions(port=free_port(), threads=2)
+        self.previews = self.another()
+        self.knocks: list[str] = []
+        self.visitor = Visitor(self.options.port)
+        self._listening: asyncio.Task[None] | None = None
+
+    def another(self) -> HaproxyPreviews:
+        return HaproxyPreviews(self.place / "p", self.options)
+
+    async def start(self) -> None:
+        await self.previews.start()
+        self._listening = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        async for host in self.previews.visitors():
+            self.knocks.append(host)
+
+    async def die(self) -> None:
+        """As a service that is killed: its socket answers no more."""
+        assert self._listening
+        self._listening.cancel()
+        await self.previews._waiting.close()
+        (self.place / "p" / "empty" / "wake.sock").unlink(missing_ok=True)
+
+    async def come_back(self) -> None:
+        self.previews = self.another()
+        await self.start()
+
+    async def asleep(self, *, private: bool = False, state: RouteState = RouteState.ASLEEP) -> str:
+        owner: dict[str, Any] = {"token_hash" if private else "owner_hash": secret_hash(TOKEN)}
+        route = Route(new_host(), state, None, **owner)
+        await self.previews.put(route)
+        return route.host
+
+    async def wake(self, host: str, app: App, *, private: bool = False) -> None:
+        await self.previews.put(route_to(app, private=private, host=host))
+
+    async def knocked(self, host: str) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while host not in self.knocks:
+                await asyncio.sleep(0.005)
+
+    async def close(self) -> None:
+        if self._listening:
+            self._listening.cancel()
+        await self.previews.down()
+        shutil.rmtree(self.place)
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    made = Service()
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.close()
+
+
+async def visit(look: Callable[..., Answer], *args: str, **options: str) -> Answer:
+    return await asyncio.to_thread(look, *args, **options)
+
+
+async def test_a_request_to_what_sleeps_waits_until_it_is_awake(service: Service, app: App) -> None:
+    host = await service.asleep()
+    waiting = asyncio.create_task(visit(service.visitor.get, host))
+    await service.knocked(host)
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    await service.wake(host, app)
+    begun = time.monotonic()
+    assert (await waiting).json["name"] == "app"
+    assert time.monotonic() - begun < PATIENCE / 2
+    assert service.knocks == [host]
+
+
+async def test_what_is_held_waits_too(service: Service, app: App) -> None:
+    host = await service.asleep(state=RouteState.HELD)
+    waiting = asyncio.create_task(visit(service.visitor.get, host))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    await service.wake(host, app)
+    assert (await waiting).status == 200
+
+
+async def test_many_wait_for_one_word(service: Service, app: App) -> None:
+    host = await service.asleep()
+    many = [asyncio.create_task(fetch(service.options.port, host)) for _ in range(200)]
+    await service.knocked(host)
+    await asyncio.sleep(0.2)
+    await service.wake(host, app)
+    async with asyncio.timeout(PATIENCE):
+        assert await asyncio.gather(*many) == [200] * 200
+    assert service.knocks == [host]
+
+
+async def fetch(port: int, host: str) -> int:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET /head HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return int(answer.split(b" ")[1])
+
+
+async def test_what_was_sent_with_it_is_kept(service: Service, app: App) -> None:
+    host, body = await service.asleep(), bytes(range(256)) * 40_000  # 10 MB
+    head = f"POST /upload HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    waiting = asyncio.create_task(asyncio.to_thread(service.visitor.send, head.encode() + body))
+    await service.knocked(host)
+    await asyncio.sleep(0.3)
+    await service.wake(host, app)
+    seen = (await waiting).json
+    assert (seen["size"], seen["sha256"]) == (len(body), hashlib.sha256(body).hexdigest())
+
+
+async def test_a_browser_gets_a_page_that_looks_again_by_itself(service: Service) -> None:
+    host = await service.asleep()
+    begun = time.monotonic()
+    page = await visit(service.visitor.browse, host)
+    assert 1.9 < time.monotonic() - begun < PATIENCE
+    assert (page.status, page.header("retry-after")) == (503, "2")
+    assert "Waking up" in page.text
+    assert '<meta http-equiv="refresh" content="2">' in page.text
+
+
+async def test_a_browser_s_form_waits_as_long_as_a_call(service: Service, app: App) -> None:
+    host = await service.asleep()
+    form = asyncio.create_task(
+        visit(service.visitor.get, host, "/head", f"Accept: {BROWSER}", "Content-Length: 0", method="POST")
+    )
+    await service.knocked(host)
+    await asyncio.sleep(2.5)
+    assert not form.done()
+    await service.wake(host, app)
+    assert (await form).status == 200
+
+
+@pytest.mark.parametrize(
+    ("state", "title"), [(RouteState.STOPPED, "stopped by its owner"), (RouteState.CAPPED, "spending cap")]
+)
+async def test_who_waits_is_told_when_it_is_not_to_come(service: Service, state: RouteState, title: str) -> None:
+    host = await service.asleep()
+    waiting = asyncio.create_task(visit(service.visitor.get, host))
+    await service.knocked(host)
+    await service.previews.put(Route(host, state, owner_hash=secret_hash(TOKEN)))
+    answer = await waiting
+    assert (answer.status, answer.json["code"]) == (503, "stopped")
+    assert title in answer.json["message"]
+
+
+async def test_who_waits_for_what_is_deleted_is_told_so(service: Service) -> None:
+    host = await service.asleep()
+    waiting = asyncio.create_task(visit(service.visitor.get, host))
+    await service.knocked(host)
+    await service.previews.remove(host)
+    assert (await waiting).status == 404
+
+
+async def test_the_next_service_hears_of_who_waits(service: Service, app: App) -> None:
+    host = await service.asleep()
+    await service.die()
+    waiting = asyncio.create_task(visit(service.visitor.get, host))
+    await asyncio.sleep(0.3)
+    await service.come_back()
+    await service.knocked(host)
+    await service.wake(host, app)
+    assert (await waiting).status == 200
+
+
+async def test_a_service_that_is_killed_while_it_wakes_is_asked_again(service: Service, app: App) -> None:
+    host = await service.asleep()
+    waiting = asyncio.create_task(visit(service.visitor.get, host))
+    await service.knocked(host)
+    await service.die()
+    service.knocks.clear()
+    await service.come_back()
+    await service.knocked(host)
+    await service.wake(host, app)
+    assert (await waiting).status == 200
+
+
+async def test_without_a_service_a_browser_is_told_so_in_time(service: Service) -> None:
+    host = await service.asleep()
+    await service.die()
+    page = await visit(service.visitor.browse, host)
+    assert (page.status, page.header("retry-after")) == (503, "5")
+    assert "Cannot be woken now" in page.text
+
+
+async def test_a_second_sleep_wakes_like_the_first(service: Service, app: App) -> None:
+    host = await service.asleep()
+    for number in range(1, 6):
+        waiting = asyncio.create_task(visit(service.visitor.get, host))
+        async with asyncio.timeout(PATIENCE):
+            while len(service.knocks) < number:
+                await asyncio.sleep(0.005)
+        await service.wake(host, app)
+        assert (await waiting).status == 200
+        await service.previews.put(Route(host, RouteState.ASLEEP, owner_hash=secret_hash(TOKEN)))
+
+
+# Attacks
+
+
+async def test_a_stranger_does_not_wake_what_is_private(service: Service) -> None:
+    host = await service.asleep(private=True)
+    for headers in ((), ("X-Service-Token: wrong",), (f"Accept: {BROWSER}",)):
+        assert (await visit(service.visitor.get, host, "/", *headers)).status == 401
+    assert service.knocks == []
+
+
+async def test_who_brings_the_token_wakes_it(service: Service, app: App) -> None:
+    host = await service.asleep(private=True)
+    waiting = asyncio.create_task(visit(service.visitor.get, host, "/head", f"X-Service-Token: {TOKEN}"))
+    await service.knocked(host)
+    await service.wake(host, app, private=True)
+    assert (await waiting).status == 200
+
+
+async def test_who_waits_for_what_became_private_is_not_let_in(service: Service, app: App) -> None:
+    host = await service.asleep()
+    waiting = asyncio.create_task(visit(service.visitor.get, host))
+    await service.knocked(host)
+    await service.wake(host, app, private=True)
+    assert (await waiting).status == 503
+    assert (await visit(service.visitor.get, host)).status == 401
+
+
+@pytest.mark.parametrize(
+    "host", ["unknown-00000000.localhost", "a\tb", "%0a", "x|asleep|", "[::1]", "a" * 300, "held|"]
+)
+async def test_a_host_that_nobody_has_wakes_nothing(service: Service, host: str) -> None:
+    await service.asleep()
+    with contextlib.suppress(IndexError):
+        assert (await visit(service.visitor.get, host)).status in (400, 404)
+    assert service.knocks == []
+
+
+async def test_nobody_else_on_the_machine_reaches_the_socket(service: Service) -> None:
+    folder = service.place / "p"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "empty" / "wake.sock").stat().st_mode & 0o077 == 0
+
+
+async def test_what_else_is_said_on_the_socket_does_no_harm(service: Service, app: App) -> None:
+    path = service.place / "p" / "empty" / "wake.sock"
+    for words in (b"", b"\n", b"\xff\xfe\n", b"x" * 100_000, b"no line"):
+        _, writer = await asyncio.open_unix_connection(path)
+        with contextlib.suppress(ConnectionError):
+            writer.write(words)
+            await writer.drain()
+        writer.close()
+    host = await service.asleep()
+    waiting = asyncio.create_task(visit(service.visitor.get, host))
+    await service.knocked(host)
+    await service.wake(host, app)
+    assert (await waiting).status == 200

@@ -53,6 +53,7 @@ from builderd.domain.tokens import Scope, Token
 from builderd.doors.http.app import create_app, metrics_app
 from builderd.doors.http.inside import create_inside_app
 from builderd.doors.http.meter import Meter
+from builderd.doors.http.rates import Rates
 from builderd.doors.http.request_log import RequestIdFilter
 from builderd.doors.http.servers import Servers
 from builderd.ports.store import UnitOfWork
@@ -208,7 +209,9 @@ async def _serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with application(settings) as app, Servers() as servers:
         meter = Meter()
-        api = create_app(app, metrics_token=settings.metrics_token, meter=meter)
+        api = create_app(
+            app, metrics_token=settings.metrics_token, meter=meter, rates=Rates(**settings.rates.model_dump())
+        )
         await servers.add(api, settings.host, settings.port)
         if settings.metrics_port:
             await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port)

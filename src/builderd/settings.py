@@ -156,6 +156,13 @@ class TenantSettings(Section):
         return Allowance(quota, self.monthly_cap, self.builder_monthly_cap)
 
 
+class RateSettings(Section):
+    """A minute: calls of one token, wrong tokens from one address; 0: as many as there come."""
+
+    requests: int = Field(default=6000, ge=0)
+    failures: int = Field(default=60, ge=0)
+
+
 class CapacitySettings(Section):
     """How many times what the machine has may be promised to running builders."""
 
@@ -222,6 +229,7 @@ class Settings(BaseSettings):
     tenant: TenantSettings = TenantSettings()
     tenants: dict[str, TenantSettings] = Field(default_factory=dict)
     capacity: CapacitySettings = CapacitySettings()
+    rates: RateSettings = RateSettings()
     review: ReviewSettings = ReviewSettings()
     qa: QaSettings = QaSettings()
     vault: VaultSettings = VaultSettings()

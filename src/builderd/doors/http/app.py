@@ -11,6 +11,7 @@ from fastapi import FastAPI, Response
 
 from builderd.doors.http import docs_page, health, openapi, problems
 from builderd.doors.http.meter import Meter
+from builderd.doors.http.rates import Rates
 from builderd.doors.http.request_log import RequestLog
 from builderd.doors.http.v1 import (
     PREFIX,
@@ -28,7 +29,13 @@ from builderd.doors.http.v1 import (
 from builderd.services.application import Application
 
 
-def create_app(application: Application, *, metrics_token: str | None = None, meter: Meter | None = None) -> FastAPI:
+def create_app(
+    application: Application,
+    *,
+    metrics_token: str | None = None,
+    meter: Meter | None = None,
+    rates: Rates | None = None,
+) -> FastAPI:
     """The API. ``metrics_token`` None shows no metrics here; ``meter`` is shared with ``metrics_app``."""
     meter = meter or Meter()
     started = creations.Creations(application)
@@ -39,6 +46,7 @@ def create_app(application: Application, *, metrics_token: str | None = None, me
         await started.close()
 
     app = bare_app(application, meter, lifespan=lifespan, openapi_url="/openapi.json")
+    app.state.rates = rates or Rates()
     app.state.creations = started
     app.state.metrics_token = metrics_token
     app.state.event_streams = Counter()
@@ -81,6 +89,7 @@ def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
     app = FastAPI(title="builderd", **options)
     app.state.application = application
     app.state.meter = meter
+    app.state.rates = Rates()
     app.add_middleware(RequestLog, meter=meter)
     problems.install(app)
     return app

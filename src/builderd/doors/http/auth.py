@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
@@ -12,9 +13,12 @@ from fastapi.security.http import HTTPAuthorizationCredentials
 
 from builderd.domain.errors import Forbidden, NotFound, Unauthenticated
 from builderd.domain.tokens import Scope, Token
+from builderd.doors.http.rates import Rates, Standing, too_many
 from builderd.services import tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+
+T = TypeVar("T")
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="token", description="An API token: Authorization: Bearer bd_…")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
@@ -56,14 +60,40 @@ def secret_of(credentials: HTTPAuthorizationCredentials | None) -> str:
     return credentials.credentials
 
 
-async def identify(application: TheApplication, credentials: Credentials) -> Identity:
-    """The caller of a valid token; its last use is written down now and then."""
+async def identify(request: Request, application: TheApplication, credentials: Credentials) -> Identity:
+    """The caller of a valid token, within its rate; its last use is written down now and then."""
     secret = secret_of(credentials)
     now = application.clock.now()
-    token = await application.store.read(lambda uow: tokens.authenticate(uow, secret, now))
+    token = await recognize(
+        request, secret, lambda: application.store.read(lambda uow: tokens.authenticate(uow, secret, now))
+    )
     if tokens.needs_touch(token, now):
         await application.store.write(lambda uow: uow.tokens.touch(token.id, now))
     return Identity(token)
+
+
+async def recognize(request: Request, secret: str, look: Callable[[], Awaitable[T]]) -> T:
+    """What ``look`` finds by this secret. Raises ``Unauthenticated``, and ``RateLimited`` when it comes too often."""
+    rates: Rates = request.app.state.rates
+    address = request.client.host if request.client else ""
+    standing = rates.admit(address, secret)
+    _keep_within(request, standing)
+    try:
+        found = await look()
+    except Unauthenticated:
+        rates.failed(address, secret)
+        raise
+    if standing is None:
+        _keep_within(request, rates.count(secret))
+    return found
+
+
+def _keep_within(request: Request, standing: Standing | None) -> None:
+    if standing is None:
+        return
+    request.state.standing = standing.headers()
+    if standing.retry_after is not None:
+        raise too_many(standing)
 
 
 async def reader(identity: Annotated[Identity, Depends(identify)]) -> Identity:
@@ -89,9 +119,16 @@ Writer = Annotated[Identity, Depends(writer)]
 Administrator = Annotated[Identity, Depends(administrator)]
 
 
-def check_metrics_token(expected: str | None, credentials: HTTPAuthorizationCredentials | None) -> None:
+async def check_metrics_token(
+    request: Request, expected: str | None, credentials: HTTPAuthorizationCredentials | None
+) -> None:
     """Raises ``NotFound`` where no metrics token is set up, ``Unauthenticated`` for another one."""
     if expected is None:
         raise NotFound("Metrics are not shown here: set a metrics token, or give them a listener of their own.")
-    if not hmac.compare_digest(secret_of(credentials).encode(), expected.encode()):
-        raise Unauthenticated("This is not the metrics token.")
+    secret = secret_of(credentials)
+
+    async def look() -> None:
+        if not hmac.compare_digest(secret.encode(), expected.encode()):
+            raise Unauthenticated("This is not the metrics token.")
+
+    await recognize(request, secret, look)

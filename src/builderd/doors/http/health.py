@@ -66,7 +66,7 @@ async def _readiness(application: Application) -> Readiness:
 )
 async def metrics(request: Request, application: TheApplication, credentials: Credentials) -> Response:
     """Counters for Prometheus, for whoever has the metrics token."""
-    check_metrics_token(request.app.state.metrics_token, credentials)
+    await check_metrics_token(request, request.app.state.metrics_token, credentials)
     return await render(request.app.state.meter, application)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Response
+from fastapi import Depends, FastAPI, Request, Response
 
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound, Unauthenticated
 from builderd.doors.http.answers import success
 from builderd.doors.http.app import bare_app
-from builderd.doors.http.auth import Credentials, TheApplication, secret_of
+from builderd.doors.http.auth import Credentials, TheApplication, recognize, secret_of
 from builderd.doors.http.health import healthz
 from builderd.doors.http.meter import Meter
 from builderd.doors.http.v1 import PREFIX
@@ -31,13 +31,17 @@ def create_inside_app(application: Application, meter: Meter | None = None) -> F
     return app
 
 
-async def own_builder(application: TheApplication, credentials: Credentials) -> Builder:
-    """The builder whose service token this is. Raises ``Unauthenticated``."""
+async def own_builder(request: Request, application: TheApplication, credentials: Credentials) -> Builder:
+    """The builder whose service token this is. Raises ``Unauthenticated`` and ``RateLimited``."""
     secret = secret_of(credentials)
-    builder = await application.store.read(lambda uow: uow.builders.by_service_token(secret))
-    if builder is None:
-        raise Unauthenticated("This is not the service token of a builder.")
-    return builder
+
+    async def look() -> Builder:
+        builder = await application.store.read(lambda uow: uow.builders.by_service_token(secret))
+        if builder is None:
+            raise Unauthenticated("This is not the service token of a builder.")
+        return builder
+
+    return await recognize(request, secret, look)
 
 
 async def get_own_builder(

@@ -81,6 +81,11 @@ LAST_EVENT_ID: Parameter = {
 }
 LOCATION = {"Location": {"description": "Where the builder is found.", "schema": {"type": "string"}}}
 REQUEST_ID = {"X-Request-Id": {"description": "Names this call in the service's log.", "schema": {"type": "string"}}}
+RATE = {
+    "RateLimit": {"description": "Calls that are left, seconds until all are back.", "schema": {"type": "string"}},
+    "RateLimit-Policy": {"description": "Calls that a token may make in a minute.", "schema": {"type": "string"}},
+}
+RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
 ALLOW = {"Allow": {"description": "The methods of this path.", "schema": {"type": "string"}}}
 
 
@@ -158,5 +163,7 @@ def _complete(operation: dict[str, Any]) -> None:
     answers = operation["responses"]
     if "HTTPValidationError" in str(answers.get("422")):
         del answers["422"]
-    for documented in answers.values():
-        documented["headers"] = {**REQUEST_ID, **documented.get("headers", {})}
+    counted = RATE if "429" in answers else {}
+    for status, documented in answers.items():
+        waits = RETRY_AFTER if status in ("429", "503") else {}
+        documented["headers"] = {**REQUEST_ID, **counted, **waits, **documented.get("headers", {})}

@@ -64,7 +64,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _stamp(message)
+                _stamp(scope, message)
             await send(message)
 
         try:
@@ -94,9 +94,11 @@ def _id_of(scope: Scope) -> str:
     return given if ACCEPTED.fullmatch(given) else str(uuid.uuid4())
 
 
-def _stamp(message: Message) -> None:
+def _stamp(scope: Scope, message: Message) -> None:
     headers = MutableHeaders(scope=message)
     headers[HEADER] = request_id.get()
+    # How a token stands with its rate, once it is known.
+    headers.update(scope.get("state", {}).get("standing", {}))
     for name, value in GUARDS.items():
         headers.setdefault(name, value)
 

@@ -18,6 +18,7 @@ from tests.service import METRICS_TOKEN, MINIMAL, listening, running_service
 
 from builderd.domain.resources import Resources
 from builderd.doors.http.app import create_app
+from builderd.doors.http.rates import Rates
 from builderd.services.application import Application, Limits
 
 #: Schema-valid requests can break rules that JSON Schema cannot tell, such as a path that is both file and folder;
@@ -41,6 +42,8 @@ def running() -> Iterator[Running]:
 
     async def serve() -> None:
         async with running_service() as service, listening(service.app) as url:
+            # Generated calls try many wrong tokens.
+            service.app.state.rates = Rates(failures=0)
             started.append(Running(url, service.write))
             ready.set()
             await asyncio.to_thread(over.wait)

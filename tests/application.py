@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, TypeVar
 
 from tests.stores import memory_store
@@ -34,9 +35,10 @@ from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler import reconciler as reconciling
 from builderd.reconciler.faults import FaultPoint, no_fault
 from builderd.reconciler.reconciler import Reconciler
-from builderd.services import builders, bundles, outcomes
+from builderd.services import builders, bundles, deployments, outcomes
 from builderd.services.application import Application, Limits
 from builderd.services.builders import Caller, Command, NewBuilder
+from builderd.services.deployments import Change
 
 T = TypeVar("T")
 
@@ -80,6 +82,56 @@ class World:
     async def create(self, *files: BundleFile, **settings: Any) -> Builder:
         """Create a builder, and wait for its outcome; raises the failure of a stage."""
         return await self.outcome(await self.ask(*files, **settings))
+
+    async def put(self, builder: Builder, *files: BundleFile, **change: Any) -> int:
+        """Deploy a new version, and do not wait; its number."""
+        bundle, now = make_bundle(files or (MAIN,)), self.clock.now()
+        made: list[int | None] = []
+
+        def deploy(uow: UnitOfWork) -> Builder:
+            asked = Change(bundle_hash=bundle.hash, **change)
+            deployed = deployments.deploy(uow, self.application, self.caller, builder.id, asked, now)
+            made.append(deployed.version)
+            return deployed.builder
+
+        await bundles.keep(self.application, bundle, deploy)
+        assert made[-1] is not None
+        return made[-1]
+
+    async def deployed(self, builder: Builder, number: int) -> Builder:
+        """What came of the version; raises the failure of a stage."""
+        async with asyncio.timeout(PATIENCE):
+            return await outcomes.deployed(self.application, builder.id, number)
+
+    async def deploy(self, builder: Builder, *files: BundleFile, **change: Any) -> Builder:
+        """Deploy a new version, and wait for its outcome; raises the failure of a stage."""
+        return await self.deployed(builder, await self.put(builder, *files, **change))
+
+    async def configure(self, builder: Builder, **change: Any) -> Builder:
+        """Change settings, and wait until they are in force; raises the failure of a stage."""
+        return await self._changed(
+            lambda uow, now: deployments.configure(
+                uow, self.application, self.caller, builder.id, Change(**change), now
+            )
+        )
+
+    async def roll_back(self, builder: Builder, number: int) -> Builder:
+        """Have an old version again, and wait until it is up; raises the failure of a stage."""
+        return await self._changed(
+            lambda uow, now: deployments.roll_back(uow, self.application, self.caller, builder.id, number, now)
+        )
+
+    async def _changed(self, change: Callable[[UnitOfWork, datetime], deployments.Deployed]) -> Builder:
+        made: list[int | None] = []
+        now = self.clock.now()
+
+        def write(uow: UnitOfWork) -> Builder:
+            deployed = change(uow, now)
+            made.append(deployed.version)
+            return deployed.builder
+
+        builder = await self.application.commit(write)
+        return builder if made[-1] is None else await self.deployed(builder, made[-1])
 
     async def want(self, command: Command, builder: Builder) -> Builder:
         """``builders.start``, ``stop``, ``restart`` or ``delete``, and do not wait."""

@@ -59,8 +59,8 @@ class Desired(StrEnum):
 class Handover(StrEnum):
     #: The candidate takes over: it is what runs from here on, on its own disk.
     FORWARD = "forward"
-    #: The candidate did not come up: the current version is brought back, on the disk that it had.
-    BACK = "back"
+    #: The current version is started again on its own disk, after a candidate that did not come up or for a new token.
+    AGAIN = "again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class Builder:
     (up, failed, ended) is known.
 
     ``candidate`` is the number of the version that is being deployed while the current one goes on, None at rest;
-    it will run on ``candidate_disk``. ``handover`` is None until one of the two makes way for the other.
-    ``spare_disks`` are used no more, and wait to be removed.
+    it will run on ``candidate_disk``: None for a copy of ``disk`` that is yet to be made. During a ``handover`` the
+    preview holds requests. ``spare_disks`` are used no more, and wait to be removed.
 
     ``spending_cap`` is per calendar month, ``cap_warned_at`` when it was last told that most of it is spent.
     ``asleep_since`` is since when its sandbox is to stand still, None while it is to run; the builder is running all

@@ -57,6 +57,17 @@ def bundle_hash(files: Sequence[BundleFile]) -> str:
     return digest.hexdigest()
 
 
+def changes(before: Bundle, after: Bundle) -> tuple[tuple[BundleFile, ...], tuple[str, ...]]:
+    """What to write and which paths to remove where ``after`` takes the place of ``before``.
+
+    A file that is the same in both is neither: an app may have changed or removed it meanwhile, and that stays.
+    """
+    known = {file.path: file for file in before.files}
+    kept = {file.path for file in after.files}
+    written = tuple(file for file in after.files if known.get(file.path) != file)
+    return written, tuple(path for path in known if path not in kept)
+
+
 def path_fault(path: str) -> str | None:
     """Why a path is refused, or None when it is a plain relative path inside the app's folder."""
     if "\0" in path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from builderd.domain.previews import Address
@@ -12,6 +13,14 @@ from builderd.domain.sandboxes import EndCause, Listening, SandboxEnd, is_loopba
 SHOWN_LINES = 20
 #: So many characters of each.
 SHOWN_CHARACTERS = 500
+
+#: The words of libc, Node.js, Go and Java for a network that is not there, and for a name that nobody resolves.
+_NO_NETWORK = re.compile(
+    r"network is unreachable|no route to host|temporary failure in name resolution|name or service not known"
+    r"|no address associated with hostname|could not resolve host|no such host|unknownhostexception"
+    r"|\b(?:ENETUNREACH|EHOSTUNREACH|EAI_AGAIN|ENOTFOUND|EAI_NONAME)\b|failed to resolve|connection timed out",
+    re.IGNORECASE,
+)
 
 
 def describe_end(end: SandboxEnd, resources: Resources) -> str:
@@ -58,6 +67,11 @@ def not_listening(listening: Listening, port: int, seconds: float, lines: Sequen
 def listens_elsewhere(listening: Listening, port: int) -> bool:
     """Whether the app has opened sockets, but none that the preview can reach."""
     return bool(listening.sockets) and not listening.reachable(port)
+
+
+def wants_network(lines: Sequence[str]) -> bool:
+    """Whether an app without a way out says, in its last lines, that it is for want of that."""
+    return any(_NO_NETWORK.search(line) for line in lines)
 
 
 def restart_note(end: SandboxEnd, resources: Resources, exits: int, limit: int) -> str:

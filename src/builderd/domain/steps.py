@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
+from builderd.domain.builders import Builder, Desired, Handover, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import secret_hash
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxReport, SandboxState
@@ -32,6 +32,8 @@ class VersionSeen:
     layer_ready: bool
     #: The QA gate is to judge it still.
     qa_due: bool = False
+    #: What fails the QA gate does not stay up.
+    qa_required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +41,17 @@ class Observed:
     """What the reconciler saw in one look.
 
     ``version`` is the one that is to run (``Builder.to_run``), ``candidate`` the one that is prepared beside it,
-    if any. ``disk_ready``: there is a disk for the version, and the ledger counts it. ``disk_bundle`` is the hash
-    of what was last put on it, None without a disk or before the first. ``sandbox`` is the builder's record that
-    has not ended yet, ``report`` what the engine says of it. ``ends`` are the ended sandboxes of the present run,
-    newest last. ``paid_frozen``: the ledger counts it as frozen.
+    if any, and ``trial`` the record of its trial that has not ended. ``disk_ready``: there is a disk of the version's
+    size, and the ledger counts it. ``disk_bundle`` is the hash of what was last put on it, None without a disk or
+    before the first. ``sandbox`` is the builder's record that has not ended yet, ``report`` what the engine says of
+    it. ``ends`` are the ended sandboxes of the present run, newest last. ``paid_frozen``: the ledger counts it as
+    frozen.
     """
 
     now: datetime
     version: VersionSeen
     candidate: VersionSeen | None
+    trial: Sandbox | None
     disk_ready: bool
     disk_bundle: str | None
     sandbox: Sandbox | None
@@ -69,7 +73,7 @@ class Install:
 
 @dataclass(frozen=True, slots=True)
 class CreateDisk:
-    """Make the builder's disk, and count it from now on."""
+    """Make the disk, and count it from now on: a candidate's is a copy of the builder's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,9 @@ class CheckApp:
 @dataclass(frozen=True, slots=True)
 class StopSandbox:
     """Stop the sandbox and record how it ended."""
+
+    #: The requests that it works on may finish first.
+    drain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,31 @@ class GiveUp:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanTrial:
+    """Record a trial of the candidate, before anything of it exists in the world."""
+
+
+@dataclass(frozen=True, slots=True)
+class TryCandidate:
+    """Start the candidate on a copy of the disk, without egress: one that exits early does not take over."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndTrial:
+    """Take away a trial that nobody waits for any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """From now on the candidate is what runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropDisks:
+    """Remove the disks that are used no more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Nothing to do before this time (None: until something changes)."""
 
@@ -174,6 +206,11 @@ Step = (
     | Forget
     | Settle
     | GiveUp
+    | PlanTrial
+    | TryCandidate
+    | EndTrial
+    | HandOver
+    | DropDisks
     | Wait
 )
 
@@ -218,7 +255,8 @@ def _closed_state(builder: Builder) -> RouteState:
     if builder.job_type is JobType.ONE_TIME:
         return RouteState.JOB
     if builder.desired is Desired.RUNNING:
-        return RouteState.HELD if builder.stop_kind is StopKind.IDLE else RouteState.STARTING
+        waits = builder.stop_kind is StopKind.IDLE or _is_handing_over(builder)
+        return RouteState.HELD if waits else RouteState.STARTING
     if builder.status is Status.FAILED:
         return RouteState.FAILED
     match builder.stop_kind:
@@ -227,6 +265,11 @@ def _closed_state(builder: Builder) -> RouteState:
         case StopKind.CAP:
             return RouteState.CAPPED
     return RouteState.STOPPED
+
+
+def _is_handing_over(builder: Builder) -> bool:
+    """One that serves makes way for another, which will serve in moments."""
+    return builder.handover is not None and builder.status is Status.RUNNING
 
 
 def _route(builder: Builder, state: RouteState, destination: Address | None = None) -> Route:
@@ -247,6 +290,8 @@ def _towards_deleted(builder: Builder, seen: Observed) -> Step:
         return Wait()
     if (closing := _close_route(builder, seen)) is not None:
         return closing
+    if seen.trial is not None:
+        return EndTrial()
     return StopSandbox() if seen.sandbox is not None else Forget()
 
 
@@ -260,7 +305,7 @@ def _towards_stopped(builder: Builder, seen: Observed) -> Step:
 
 def _towards_running(builder: Builder, seen: Observed) -> Step:
     if seen.sandbox is not None and seen.sandbox.run != builder.run:
-        return _close_route(builder, seen) or StopSandbox()
+        return _close_route(builder, seen) or StopSandbox(drain=builder.handover is not None)
     if seen.sandbox is None or seen.sandbox.started_at is None:
         return _towards_started(builder, seen)
     if builder.job_type is JobType.ALWAYS_ON:
@@ -270,6 +315,8 @@ def _towards_running(builder: Builder, seen: Observed) -> Step:
             return _towards_frozen(builder, seen)
         if seen.paid_frozen or _is_frozen(seen):
             return Thaw()
+        if builder.handover is Handover.FORWARD and seen.version.qa_due and seen.version.qa_required:
+            return CheckApp()  # visitors wait: should it fail, they never see it
         if (opening := _open_route(builder, seen)) is not None:
             return opening
         if seen.version.qa_due and not builder.settled:
@@ -307,7 +354,7 @@ def _towards_started(builder: Builder, seen: Observed) -> Step:
         return verdict
     if (closing := _close_route(builder, seen)) is not None:
         return closing
-    if (preparing := _prepare(seen.version)) is not None:
+    if (preparing := prepare(seen.version)) is not None:
         return preparing
     if not seen.disk_ready:
         return CreateDisk()
@@ -318,7 +365,7 @@ def _towards_started(builder: Builder, seen: Observed) -> Step:
     return StartSandbox()
 
 
-def _prepare(version: VersionSeen) -> Step | None:
+def prepare(version: VersionSeen) -> Step | None:
     """What a version needs before anything of it is started, a builder's first one as well as a candidate."""
     if not version.layer_ready:
         return Install(version.number)

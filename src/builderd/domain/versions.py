@@ -37,8 +37,10 @@ class VersionStatus(StrEnum):
     PENDING = "pending"
     #: It has been up at least once (or, for a job, its command has started).
     DEPLOYED = "deployed"
-    #: A stage failed before it was ever up.
+    #: A stage failed before it was ever up, or it was given up.
     FAILED = "failed"
+    #: Older than those that are kept: its files are gone, and it is in no list.
+    DROPPED = "dropped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class Version:
 
     ``review_passed`` and ``qa_passed`` are None until their gate has judged this version. ``failure_code`` is the
     stage's error that a failed one met. ``rolled_back_to`` is the number of the version whose code and settings it
-    has again. A ``fresh`` one is installed without a layer that was made before.
+    has again. ``fresh_since`` is the number of the builder's version that was last to be installed afresh: from
+    that one on its layers are not those that were made before.
     """
 
     builder_id: BuilderId
@@ -81,7 +84,7 @@ class Version:
     qa_passed: bool | None = None
     failure_code: str | None = None
     rolled_back_to: int | None = None
-    fresh: bool = False
+    fresh_since: int | None = None
 
 
 def env_fault(name: str, value: str) -> str | None:

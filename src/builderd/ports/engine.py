@@ -40,6 +40,7 @@ class DiskReport:
 
     id: DiskId
     bundle_hash: str | None
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +114,16 @@ class Engine(Protocol):
     # Disks
 
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
-        """An empty disk with a hard limit. Idempotent."""
+        """An empty disk with a hard limit; one that exists gets the limit. Idempotent. Raises ``NoCapacity``."""
 
     async def disk(self, disk: DiskId) -> DiskReport | None:
         """What is on the disk, or None when there is none."""
 
-    async def put_bundle(self, disk: DiskId, bundle: Bundle) -> None:
+    async def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
         """Write the files into the disk's ``/app`` and record the bundle's hash last. Idempotent.
 
+        Where another bundle is ``replaced``, only what differs between the two is written or removed
+        (``domain.bundles.changes``): what the app made of the other files stays, and so do those that it made itself.
         Never follows a link out of the disk. Must not be called while a sandbox runs on it.
         """
 

@@ -41,5 +41,8 @@ class Previews(Protocol):
         Once for all who wait; again only when the wait has not ended for a while, or the service began anew.
         """
 
+    async def open_requests(self, host: str) -> int:
+        """How many requests the host's app works on now, streams of events and WebSockets left out."""
+
     async def down(self) -> None:
         """End the proxy and remove what it was given. Idempotent."""

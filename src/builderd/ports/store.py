@@ -58,7 +58,8 @@ class EventQuery:
 class IdempotencyRecord:
     """A retry key of a tenant. ``status`` is None until the first call was answered.
 
-    ``owner`` names the process that works on the first call; ``body_hash`` the sha256 of method, path and body.
+    ``version`` is the one that it deploys. ``owner`` names the process that works on the first call; ``body_hash``
+    the sha256 of method, path and body.
     """
 
     tenant_id: TenantId
@@ -67,6 +68,7 @@ class IdempotencyRecord:
     owner: str
     created_at: datetime
     builder_id: BuilderId | None = None
+    version: int | None = None
     status: int | None = None
     headers: Mapping[str, str] | None = None
     body: Mapping[str, Any] | None = None
@@ -171,7 +173,10 @@ class Versions(Protocol):
 
     def save(self, version: Version) -> None: ...
     def uses_bundle(self, bundle_hash: str) -> bool:
-        """Whether a version of a builder that is not deleted has this bundle, or one that there is a backup of."""
+        """Whether a version of a builder that is not deleted has this bundle, or one that there is a backup of.
+
+        A dropped version has none.
+        """
 
 
 class Sandboxes(Protocol):

@@ -27,8 +27,8 @@ class Wait:
     seconds: float
 
 
-async def wait_until_listening(application: Application, sandbox: Sandbox, port: int) -> Wait:
-    """Look until the port can be reached, the sandbox ends, or the start timeout is over.
+async def wait_until_listening(application: Application, sandbox: Sandbox, port: int, timeout: float) -> Wait:
+    """Look until the port can be reached, the sandbox ends, or the time is over.
 
     Counted from the start of the sandbox, so that a wait that was broken off goes on where it was.
     """
@@ -45,7 +45,7 @@ async def wait_until_listening(application: Application, sandbox: Sandbox, port:
             if not report.alive:
                 return Wait(False, listening, report, seconds)
         elsewhere_since = _since(elsewhere_since, listening, port, seconds)
-        if _too_long(seconds, elsewhere_since, application.limits.start_timeout):
+        if _too_long(seconds, elsewhere_since, timeout):
             return Wait(False, listening, None, seconds)
         looks += 1
         await application.clock.sleep(_pause(seconds))

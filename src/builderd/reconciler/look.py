@@ -17,23 +17,30 @@ from builderd.services.application import Application
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A builder under work, as it was read: with the version that is to run, and the one prepared beside it."""
+    """A builder under work, as it was read: with the version that is to run, and the one prepared beside it.
+
+    ``current`` is the builder's current version where another one is in question.
+    """
 
     builder: Builder
     version: Version
     candidate: Version | None = None
+    current: Version | None = None
 
     @property
     def disk(self) -> DiskId:
         """Where the version that is to run keeps its files."""
         return self.builder.to_run[1]
 
+    @property
+    def beside(self) -> Subject:
+        """The same with the candidate as the version in question."""
+        assert self.candidate is not None, "the step was chosen because there is one"
+        return replace(self, version=self.candidate, current=self.version)
+
     def of(self, number: int) -> Subject:
         """The same with this one of its versions as the one in question."""
-        if self.candidate is not None and self.candidate.number == number:
-            return replace(self, version=self.candidate)
-        assert self.version.number == number, "a step is about one of the two"
-        return self
+        return self if self.version.number == number else self.beside
 
 
 class Known(NamedTuple):
@@ -41,6 +48,7 @@ class Known(NamedTuple):
 
     subject: Subject
     sandbox: Sandbox | None
+    trial: Sandbox | None
     ends: tuple[Sandbox, ...]
     billing: Billing | None
 
@@ -55,21 +63,24 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> Known | None:
     assert version is not None, "a builder's versions are always stored"
     beside = builder.candidate if builder.candidate != number else None
     candidate = uow.versions.get(builder_id, beside) if beside is not None else None
-    ends = tuple(sandbox for sandbox in uow.sandboxes.of_run(builder_id, builder.run) if sandbox.end is not None)
-    current = uow.ledger.current(builder_id)
-    billing = current.billing if current else None
-    return Known(Subject(builder, version, candidate), uow.sandboxes.open_of(builder_id), ends, billing)
+    ends = tuple(one for one in uow.sandboxes.of_run(builder_id, builder.run) if one.end and not one.trial)
+    current = uow.versions.get(builder_id, builder.version) if builder.version != number else None
+    subject = Subject(builder, version, candidate, current)
+    open_one, trial = uow.sandboxes.open_of(builder_id), uow.sandboxes.trial_of(builder_id)
+    paid = uow.ledger.current(builder_id)
+    return Known(subject, open_one, trial, ends, paid.billing if paid else None)
 
 
 async def look(application: Application, known: Known) -> Observed:
     """What the engine and the preview show now, beside what is recorded."""
     subject, sandbox = known.subject, known.sandbox
-    disk = await application.engine.disk(subject.disk)
+    disk, wanted = await application.engine.disk(subject.disk), subject.version.settings.resources
     return Observed(
         now=application.clock.now(),
         version=await _version(application, subject.version),
         candidate=await _version(application, subject.candidate) if subject.candidate else None,
-        disk_ready=disk is not None and known.billing is not None,
+        trial=known.trial,
+        disk_ready=disk is not None and known.billing is not None and disk.size_bytes == wanted.disk_bytes,
         disk_bundle=disk.bundle_hash if disk else None,
         sandbox=sandbox,
         report=await application.engine.report(sandbox.id) if sandbox else None,
@@ -85,6 +96,7 @@ async def _version(application: Application, version: Version) -> VersionSeen:
         port=version.settings.port,
         bundle_hash=version.bundle_hash,
         layer_ready=await _layer_ready(application, version),
+        qa_required=version.settings.require_qa,
         qa_due=version.qa_passed is None and not version.settings.skip_qa,
     )
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from builderd.domain.builders import Builder, Desired, JobType, Status
+from builderd.domain.builders import Builder, Desired, Handover, JobType, Status
 from builderd.domain.errors import QaFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.failures import describe_end, restart_note
-from builderd.domain.ids import BuilderId
+from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.prices import Billing, Prices
 from builderd.domain.qa import Check, check_exit, gate_failure, gate_of_failure, gate_passed
@@ -21,7 +21,7 @@ from builderd.domain.versions import NO_LAYER, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.install import Installed
 from builderd.reconciler.look import Known, Subject, read
-from builderd.services import credentials, ledger, qa, statuses
+from builderd.services import candidates, credentials, ledger, qa, statuses
 from builderd.services.application import Application
 
 REUSED = "The requirements are as they were before: their layer is reused."
@@ -50,6 +50,18 @@ async def apply(application: Application, builder_id: BuilderId, record: Record)
 def same_wish(builder: Builder, looked_at: Builder) -> bool:
     """Whether still the same is wanted as when the step was chosen; else its outcome says nothing."""
     return builder.desired is looked_at.desired and builder.run == looked_at.run
+
+
+def same_candidate(builder: Builder, looked_at: Builder) -> bool:
+    """Whether still the same version is deployed, and waits to take over."""
+    return builder.candidate == looked_at.candidate and builder.handover is looked_at.handover
+
+
+def still_wanted(builder: Builder, looked_at: Builder, version: Version) -> bool:
+    """Whether what came of this version is of use, be it the one that is to run or the candidate beside it."""
+    if version.number == looked_at.to_run[0]:
+        return same_wish(builder, looked_at)
+    return same_candidate(builder, looked_at)
 
 
 def stage_started(uow: UnitOfWork, builder: Builder, stage: str, now: datetime) -> None:
@@ -195,6 +207,7 @@ def never_up(uow: UnitOfWork, version: Version, reason: str, now: datetime) -> N
 
 def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
     """The run is up. What a restart after a crash wrote into the reason stays there."""
+    builder = taken_over(builder)
     if builder.status is not Status.RUNNING:
         builder = statuses.change(uow, builder, Status.RUNNING, builder.desired_reason, now)
     elif builder.settled_run != builder.run:
@@ -229,6 +242,7 @@ def job_over(
     """A job has completed or failed: from its end on, nothing is paid. Its exit code is all that its QA judges."""
     assert job.end is not None, "only an ended job is over"
     reason = describe_end(job.end, subject.version.settings.resources)
+    builder = taken_over(builder)
     deployed(uow, subject.version)
     rested(uow, builder, status, reason, now, exit_code=job.end.exit_code)
     uow.ledger.close(builder.id, job.end.at or now)
@@ -247,7 +261,12 @@ def failed(
     now: datetime,
     exit_code: int | None = None,
 ) -> None:
-    """A stage failed: the builder is kept in ``failed``, to be looked at and tried again."""
+    """A stage failed: the builder is kept in ``failed``, to be looked at and tried again; or its candidate fails."""
+    if version.status is VersionStatus.PENDING:
+        uow.versions.save(replace(version, status=VersionStatus.FAILED, status_reason=reason, failure_code=code))
+    if version.number == builder.candidate:
+        turned_down(uow, builder, now)
+        return
     changed = statuses.change(uow, builder, Status.FAILED, reason, now)
     uow.builders.save(
         replace(
@@ -256,12 +275,68 @@ def failed(
             settled_run=builder.run,
             failure_code=code,
             exit_code=exit_code,
+            handover=None,
         )
     )
-    if version.status is VersionStatus.PENDING:
-        uow.versions.save(replace(version, status=VersionStatus.FAILED, status_reason=reason, failure_code=code))
     if builder.job_type is JobType.ONE_TIME:
         uow.ledger.close(builder.id, now)
+
+
+def trial_ended(uow: UnitOfWork, trial: Sandbox, end: SandboxEnd, now: datetime) -> None:
+    """Nobody pays for a trial."""
+    uow.sandboxes.save(replace(trial, end=replace(end, at=end.at or now)))
+
+
+def handed_over(uow: UnitOfWork, builder: Builder, candidate: Version, now: datetime) -> None:
+    """A new run, which is the candidate's; its disk has a name before there is one."""
+    uow.builders.save(
+        replace(
+            builder,
+            desired=Desired.RUNNING,
+            desired_by=candidate.created_by,
+            desired_reason=_deployed_reason(candidate),
+            run=builder.run + 1,
+            handover=Handover.FORWARD,
+            candidate_disk=builder.candidate_disk or DiskId(new_id()),
+            asleep_since=None,
+            updated_at=now,
+        )
+    )
+
+
+def _deployed_reason(version: Version) -> str:
+    what = f"rolled back to version {version.rolled_back_to}" if version.rolled_back_to else "deployed"
+    return f"version {version.number} {what} by {version.created_by}"
+
+
+def taken_over(builder: Builder) -> Builder:
+    """What it is once its candidate is up; one without a handover stays as it is. The caller saves it."""
+    if builder.handover is Handover.FORWARD:
+        version, disk = builder.to_run
+        spare = (*builder.spare_disks, builder.disk)
+        builder = replace(builder, version=version, disk=disk, candidate=None, candidate_disk=None, spare_disks=spare)
+        builder = replace(builder, exit_code=None, failure_code=None)
+    return replace(builder, handover=None)
+
+
+def turned_down(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
+    """The candidate does not take over: what was there before stays as it is, or comes back on the disk that it had."""
+    freed = candidates.without(builder)
+    if builder.handover is Handover.FORWARD:
+        freed = _brought_back(uow, builder, freed, now)
+    uow.builders.save(replace(freed, updated_at=now))
+
+
+def _brought_back(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) -> Builder:
+    if builder.status is Status.RUNNING and builder.job_type is JobType.ALWAYS_ON:
+        reason = f"version {builder.candidate} did not take over: version {builder.version} serves on"
+        again = replace(freed, run=builder.run + 1, handover=Handover.AGAIN, desired_by=SYSTEM, desired_reason=reason)
+        return replace(again, desired=Desired.RUNNING)
+    if builder.job_type is JobType.ONE_TIME:
+        uow.ledger.close(builder.id, now)
+    if builder.status is Status.RUNNING:  # a job is not done twice
+        freed = statuses.change(uow, freed, Status.STOPPED, f"stopped for version {builder.candidate}", now)
+    return replace(freed, desired=Desired.STOPPED, settled_run=builder.run)
 
 
 def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:

@@ -2,52 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
 from builderd.domain import steps as domain
-from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind
+from builderd.domain.builders import Builder, Desired, Handover, JobType, Status, StopKind
 from builderd.domain.errors import InstallFailed, NotFound, StartFailed
 from builderd.domain.events import SYSTEM
-from builderd.domain.failures import SHOWN_LINES, exited_early, exited_too_often, not_listening
-from builderd.domain.ids import BuilderId, new_sandbox_id
-from builderd.domain.logs import LogStream
+from builderd.domain.failures import exited_early, exited_too_often, not_listening
+from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.sandboxes import (
     EndCause,
     Sandbox,
     SandboxEnd,
     SandboxReport,
-    SandboxSpec,
     SandboxState,
 )
 from builderd.domain.steps import Observed
-from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler import records
+from builderd.reconciler import handover, records
 from builderd.reconciler.install import Installs
 from builderd.reconciler.listening import wait_until_listening
 from builderd.reconciler.look import Subject
-from builderd.reconciler.records import Record
-from builderd.services import bundles, credentials, qa
+from builderd.reconciler.result import Result
+from builderd.reconciler.starting import last_lines, make_spec, new_sandbox, put_bundle
+from builderd.reconciler.trials import Trials
+from builderd.services import bundles, qa
 from builderd.services.application import Application
-
-
-async def _nothing() -> None:
-    """What is left to do after most steps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """``record`` is written in one transaction; ``afterwards`` is tidying that a crash may leave to the next start.
-
-    ``quiet``: nobody who waits for the builder need look at it for this.
-    """
-
-    record: Record | None = None
-    afterwards: Callable[[], Awaitable[None]] = _nothing
-    quiet: bool = False
 
 
 class Steps:
@@ -56,6 +38,7 @@ class Steps:
     def __init__(self, application: Application) -> None:
         self._app = application
         self._installs = Installs(application)
+        self._trials = Trials(application)
 
     async def perform(  # noqa: C901, PLR0912 -- one branch a step
         self, subject: Subject, seen: Observed, step: domain.Step
@@ -77,7 +60,7 @@ class Steps:
             case domain.CheckApp():
                 return await self._check_app(subject, _open(seen))
             case domain.StopSandbox():
-                return await self._stop_sandbox(subject, _open(seen))
+                return await self._stop_sandbox(subject, _open(seen), drain=step.drain)
             case domain.Freeze():
                 return await self._freeze(subject, _open(seen))
             case domain.Thaw():
@@ -96,6 +79,16 @@ class Steps:
                 return await self._settle(subject, seen, status)
             case domain.GiveUp(too_often):
                 return await self._give_up(subject, seen, too_often)
+            case domain.PlanTrial():
+                return self._plan_trial(subject)
+            case domain.TryCandidate():
+                return await self._trials.run(subject, _trial(seen))
+            case domain.EndTrial():
+                return await self._trials.end(_trial(seen))
+            case domain.HandOver():
+                return self._hand_over(subject)
+            case domain.DropDisks():
+                return await self._drop_disks(subject)
             case domain.Wait():
                 return Result()
 
@@ -114,59 +107,81 @@ class Steps:
         return Result(record)
 
     async def _create_disk(self, subject: Subject) -> Result:
-        await self._app.engine.create_disk(subject.disk, subject.version.settings.resources.disk_bytes)
+        await self._make_disk(subject)
         now, prices = self._now(), self._app.prices
         return Result(lambda uow, builder: records.disk_made(uow, subject, prices, now), quiet=True)
 
+    async def _make_disk(self, subject: Subject) -> None:
+        """A candidate takes over the data on a copy, so that it can be given up without a trace."""
+        engine, builder, size = self._app.engine, subject.builder, subject.version.settings.resources.disk_bytes
+        copies = subject.disk != builder.disk and await engine.disk(subject.disk) is None
+        if copies and await engine.disk(builder.disk) is not None:
+            await engine.clone_disk(builder.disk, subject.disk, size)
+        else:
+            await engine.create_disk(subject.disk, size)
+
     async def _put_bundle(self, subject: Subject) -> Result:
-        bundle = await self._app.bundles.get(subject.version.bundle_hash)
-        await self._app.engine.put_bundle(subject.disk, bundle)
+        await put_bundle(self._app, subject, subject.disk)
         return Result()
 
     def _plan_sandbox(self, subject: Subject, attempt: int) -> Result:
         now = self._now()
-        sandbox = Sandbox(
-            id=new_sandbox_id(),
-            builder_id=subject.builder.id,
-            version=subject.version.number,
-            run=subject.builder.run,
-            attempt=attempt,
-            created_at=now,
-            disk=subject.disk,
-        )
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             if not records.same_wish(builder, subject.builder):
                 return
-            uow.sandboxes.add(sandbox)
+            uow.sandboxes.add(new_sandbox(uow, subject, subject.disk, now))
             if attempt == 1:
                 records.stage_started(uow, builder, "start", now)
 
         return Result(record)
 
+    def _plan_trial(self, subject: Subject) -> Result:
+        now, disk = self._now(), DiskId(new_id())
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            if records.same_candidate(builder, subject.builder):
+                uow.sandboxes.add(replace(new_sandbox(uow, subject.beside, disk, now), trial=True))
+
+        return Result(record, quiet=True)
+
+    def _hand_over(self, subject: Subject) -> Result:
+        now = self._now()
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            if records.same_candidate(builder, subject.builder):
+                records.handed_over(uow, builder, subject.beside.version, now)
+
+        return Result(record)
+
+    async def _drop_disks(self, subject: Subject) -> Result:
+        dropped = subject.builder.spare_disks
+        for disk in dropped:
+            await self._app.engine.delete_disk(disk)
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            left = tuple(disk for disk in builder.spare_disks if disk not in dropped)
+            uow.builders.save(replace(builder, spare_disks=left))
+
+        return Result(record, quiet=True)
+
     async def _start_sandbox(self, subject: Subject, sandbox: Sandbox) -> Result:
         try:
-            secrets = await self._open_credentials(subject)
+            spec = await make_spec(self._app, subject, sandbox)
         except NotFound as lack:
             return self._failed(subject, "start", StartFailed.code, lack.message, since=sandbox.created_at)
-        report = await self._app.engine.start(self._spec(subject, sandbox, secrets))
+        report = await self._app.engine.start(spec)
         prices = self._app.prices
         return Result(lambda uow, builder: records.sandbox_started(uow, subject, prices, sandbox, report), quiet=True)
 
-    async def _open_credentials(self, subject: Subject) -> credentials.Opened:
-        names, tenant = subject.version.settings.credentials, subject.builder.tenant_id
-        if not names:
-            return {}
-        return await self._app.store.read(lambda uow: credentials.open_all(uow, self._app.vault, tenant, names))
-
     async def _await_listening(self, subject: Subject, sandbox: Sandbox) -> Result:
         port = subject.version.settings.port
-        wait = await wait_until_listening(self._app, sandbox, port)
+        wait = await wait_until_listening(self._app, sandbox, port, await self._patience(subject))
         if wait.reachable:
             return self._listens(subject, replace(sandbox, listening_at=self._now()))
         if wait.ended is not None:
             return Result()  # the next look records the end and judges it
-        lines = await self._last_lines(sandbox)
+        lines = await last_lines(self._app, sandbox)
         reason = not_listening(wait.listening, port, wait.seconds, lines)
         return self._failed(subject, "start", StartFailed.code, reason, since=sandbox.created_at)
 
@@ -195,6 +210,14 @@ class Steps:
                 qa.want_report(uow, builder.id, subject.version.number, SYSTEM, now)
 
         return Result(record)
+
+    async def _patience(self, subject: Subject) -> float:
+        """How long the app may take to listen, in seconds."""
+        limits = self._app.limits
+        if subject.builder.handover is not Handover.FORWARD or subject.builder.status is not Status.RUNNING:
+            return limits.start_timeout
+        trial = await self._app.store.read(lambda uow: handover.last_trial(uow, subject))
+        return handover.patience(trial, limits.handover_timeout, limits.start_timeout)
 
     async def _freeze(self, subject: Subject, sandbox: Sandbox) -> Result:
         if await self._visited(subject):
@@ -226,11 +249,14 @@ class Steps:
 
         return Result(record)
 
-    async def _stop_sandbox(self, subject: Subject, sandbox: Sandbox) -> Result:
-        builder = subject.builder
+    async def _stop_sandbox(self, subject: Subject, sandbox: Sandbox, *, drain: bool) -> Result:
+        builder, grace = subject.builder, self._app.limits.stop_grace
         if builder.stop_kind is StopKind.IDLE and builder.desired is Desired.STOPPED and await self._visited(subject):
             return self._disturbed(subject)
-        report = await self._app.engine.stop(sandbox.id, self._app.limits.stop_grace)
+        if drain:
+            await handover.drained(self._app, builder.host)
+            grace = min(grace, handover.GRACE)
+        report = await self._app.engine.stop(sandbox.id, grace)
         end = report.end or SandboxEnd(EndCause.STOPPED, None, None)
         return self._ended(subject, sandbox, end)
 
@@ -250,7 +276,10 @@ class Steps:
         return Result(record, lambda: self._app.engine.remove(sandbox.id))
 
     async def _forget(self, subject: Subject) -> Result:
-        await self._app.engine.delete_disk(subject.disk)
+        builder = subject.builder
+        for disk in (builder.disk, builder.candidate_disk, *builder.spare_disks):
+            if disk is not None:
+                await self._app.engine.delete_disk(disk)
         await self._app.engine.delete_logs(subject.builder.id)
         now = self._now()
         return Result(
@@ -265,7 +294,7 @@ class Steps:
 
     async def _settle(self, subject: Subject, seen: Observed, status: Status) -> Result:
         now = self._now()
-        last_lines = await self._last_lines(seen.ends[-1]) if status is Status.FAILED else []
+        lines = await last_lines(self._app, seen.ends[-1]) if status is Status.FAILED else []
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             if not records.same_wish(builder, subject.builder):
@@ -280,7 +309,7 @@ class Steps:
             if status is Status.RUNNING:
                 records.running(uow, builder, subject.version, now)
             else:
-                records.job_over(uow, builder, subject, status, sandbox, last_lines, now)
+                records.job_over(uow, builder, subject, status, sandbox, lines, now)
 
         return Result(record)
 
@@ -288,7 +317,7 @@ class Steps:
         last = seen.ends[-1]
         assert last.end is not None
         settings = subject.version.settings
-        lines = await self._last_lines(last)
+        lines = await last_lines(self._app, last)
         if too_often:
             exits = domain.recent_crashes(seen.ends, seen.now)
             reason = exited_too_often(last.end, settings.resources, len(exits), lines)
@@ -312,7 +341,7 @@ class Steps:
         seconds = (now - since).total_seconds() if since else 0.0
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            if not records.same_wish(builder, subject.builder):
+            if not records.still_wanted(builder, subject.builder, subject.version):
                 return
             records.stage_finished(uow, builder, stage, now, seconds=seconds, ok=False, note=reason)
             records.failed(uow, builder, subject.version, code=code, reason=reason, now=now, exit_code=exit_code)
@@ -321,34 +350,6 @@ class Steps:
 
         return Result(record)
 
-    def _spec(self, subject: Subject, sandbox: Sandbox, secrets: credentials.Opened) -> SandboxSpec:
-        builder, settings = subject.builder, subject.version.settings
-        layer_key = subject.version.layer_key
-        platform = {
-            "SERVICE_TOKEN": builder.service_token,
-            "BUILDER_UUID": builder.id,
-            "BUILDER_NAME": builder.name,
-            "PREVIEW_URL": self._app.preview_domain.url(builder.host),
-            "PORT": str(settings.port),
-        }
-        return SandboxSpec(
-            id=sandbox.id,
-            builder_id=builder.id,
-            disk=subject.disk,
-            hostname=builder.name,
-            entrypoint=settings.entrypoint,
-            port=settings.port,
-            env={**settings.env, **credentials.as_env(secrets), **platform},
-            resources=settings.resources,
-            isolation=settings.isolation,
-            layer_key=None if layer_key == NO_LAYER else layer_key,
-            secret_files=credentials.as_files(secrets),
-        )
-
-    async def _last_lines(self, sandbox: Sandbox) -> list[str]:
-        lines, _ = await self._app.engine.read_log(sandbox.id, tail=SHOWN_LINES)
-        return [line.text for line in lines if line.stream is not LogStream.BUILD]
-
     def _now(self) -> datetime:
         return self._app.clock.now()
 
@@ -356,3 +357,8 @@ class Steps:
 def _open(seen: Observed) -> Sandbox:
     assert seen.sandbox is not None, "the step was chosen because there is one"
     return seen.sandbox
+
+
+def _trial(seen: Observed) -> Sandbox:
+    assert seen.trial is not None, "the step was chosen because there is one"
+    return seen.trial

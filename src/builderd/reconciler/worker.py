@@ -11,9 +11,20 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder, Desired
+from builderd.domain.candidates import side_step
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.ids import BuilderId
-from builderd.domain.steps import AwaitListening, CheckApp, Install, Observed, Step, StopSandbox, Wait, next_step
+from builderd.domain.steps import (
+    AwaitListening,
+    CheckApp,
+    Install,
+    Observed,
+    Step,
+    StopSandbox,
+    TryCandidate,
+    Wait,
+    next_step,
+)
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler import records
 from builderd.reconciler.claim import Claim
@@ -21,7 +32,8 @@ from builderd.reconciler.faults import FaultPoint
 from builderd.reconciler.look import Known, Subject, look, read
 from builderd.reconciler.race import race
 from builderd.reconciler.records import ClaimLost
-from builderd.reconciler.steps import Result, Steps
+from builderd.reconciler.result import Result
+from builderd.reconciler.steps import Steps
 from builderd.services.application import Application
 
 #: How often a long step looks whether something else is wanted by now, in seconds; a poke makes it look at once.
@@ -32,6 +44,8 @@ FIRST_RETRY, LAST_RETRY = 0.5, 60.0
 MAX_TROUBLES = 4
 #: A step that is chosen so many times in a row does not change anything.
 MAX_REPEATS = 20
+#: Steps that may take long, and give way to what is more urgent.
+LONG = Install | AwaitListening | CheckApp | TryCandidate
 #: Steps that are carried out at the same time, but for those that mostly wait.
 MAX_TURNS = 32
 
@@ -60,6 +74,8 @@ class Worker:
         self._again = asyncio.Event()
         self._last: Step | None = None
         self._repeats = 0
+        #: Whether the present step is one beside what is wanted of the builder.
+        self._is_beside = False
 
     def poke(self) -> None:
         """Something changed: look again before resting."""
@@ -93,12 +109,17 @@ class Worker:
                     return None
                 seen = await look(self._app, known)
                 step = next_step(known.subject.builder, seen)
+                until = step.until if isinstance(step, Wait) else None
+                self._is_beside = isinstance(step, Wait)
                 if isinstance(step, Wait):
-                    self._crew.troubles.pop(self._id, None)
-                    self._crew.settled(known.subject)
-                    return step.until
+                    beside = side_step(known.subject.builder, seen)
+                    if beside is None:
+                        self._crew.troubles.pop(self._id, None)
+                        self._crew.settled(known.subject)
+                        return until
+                    step = beside
                 self._check_progress(step)
-                known = await self._take(known, seen, step)
+                known = await self._take(known, seen, step, until)
             except ClaimLost:
                 raise
             except Exception as error:
@@ -118,11 +139,14 @@ class Worker:
             self._repeats = 0
             raise RuntimeError(f"nothing comes of {type(step).__name__}")
 
-    async def _take(self, known: Known, seen: Observed, step: Step) -> Known | None:
-        """Do and record one step; what is recorded afterwards, None when that must be read again."""
+    async def _take(self, known: Known, seen: Observed, step: Step, until: datetime | None) -> Known | None:
+        """Do and record one step; what is recorded afterwards, None when that must be read again.
+
+        What is done beside gives way at ``until``.
+        """
         name = type(step).__name__
         self._crew.fault(f"{name}.begun")
-        result = await self._perform(known.subject, seen, step)
+        result = await self._perform(known.subject, seen, step, until)
         if result is None:
             return None
         self._crew.fault(f"{name}.done")
@@ -135,15 +159,14 @@ class Worker:
         await result.afterwards()
         return after
 
-    async def _perform(self, subject: Subject, seen: Observed, step: Step) -> Result | None:
+    async def _perform(self, subject: Subject, seen: Observed, step: Step, until: datetime | None) -> Result | None:
         """None when it was broken off, since something else is wanted by now."""
-        async with (
-            nullcontext() if isinstance(step, Install | AwaitListening | CheckApp | StopSandbox) else self._crew.turns
-        ):
+        async with nullcontext() if isinstance(step, LONG | StopSandbox) else self._crew.turns:
             work = self._crew.steps.perform(subject, seen, step)
-            if isinstance(step, Install | AwaitListening | CheckApp):
-                return await race(work, self._overtaken(subject.builder))
-            return await work
+            if not isinstance(step, LONG):
+                return await work
+            rival = self._called_away(subject.builder, until) if self._is_beside else self._overtaken(subject.builder)
+            return await race(work, rival)
 
     async def _overtaken(self, looked_at: Builder) -> None:
         """Returns when something else is wanted than what was looked at."""
@@ -154,6 +177,19 @@ class Worker:
             self._again.clear()
             wanted = await self._app.store.read(lambda uow: uow.builders.get(self._id))
 
+    async def _called_away(self, looked_at: Builder, until: datetime | None) -> None:
+        """Returns when there is something to do for what serves, or another version is to be deployed."""
+        while True:
+            left = (until - self._app.clock.now()).total_seconds() if until else OVERTAKEN_INTERVAL
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._again.wait(), min(max(left, 0.0), OVERTAKEN_INTERVAL))
+            known = await self._read()
+            if known is None or not records.same_candidate(known.subject.builder, looked_at):
+                return
+            step = next_step(known.subject.builder, await look(self._app, known))
+            if not isinstance(step, Wait):
+                return
+
     # Troubles
 
     async def _trouble(self, error: Exception) -> datetime | None:
@@ -163,22 +199,30 @@ class Worker:
         log.warning("builder %s: a step failed (%d since it was at rest)", self._id, troubles, exc_info=error)
         builder = await self._app.store.read(lambda uow: uow.builders.get(self._id))
         hopeless = isinstance(error, NoCapacity) or troubles >= MAX_TROUBLES
-        if hopeless and builder is not None and builder.desired is Desired.RUNNING and not builder.settled:
-            await self._give_up(builder, error)
+        number = self._waited_for(builder) if builder is not None else None
+        if hopeless and builder is not None and number is not None:
+            await self._give_up(builder, number, error)
             return None
         delay = min(FIRST_RETRY * 2 ** min(troubles - 1, 10), LAST_RETRY)
         return self._app.clock.now() + timedelta(seconds=delay)
 
-    async def _give_up(self, looked_at: Builder, error: Exception) -> None:
+    def _waited_for(self, builder: Builder) -> int | None:
+        """The version that the failed step was for, if its outcome is open."""
+        if self._is_beside:
+            return builder.candidate if builder.handover is None else None
+        is_open = builder.desired is Desired.RUNNING and not builder.settled
+        return builder.to_run[0] if is_open else None
+
+    async def _give_up(self, looked_at: Builder, number: int, error: Exception) -> None:
         """The run has failed for a reason of the machine, not of the app."""
         code = error.code if isinstance(error, NoCapacity) else EngineUnavailable.code
         reason = error.message if isinstance(error, BuilderdError) else "The service failed at it; its log says why."
         now = self._app.clock.now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            version = uow.versions.get(builder.id, builder.version)
-            assert version is not None, "a builder's current version is always stored"
-            if records.same_wish(builder, looked_at):
+            version = uow.versions.get(builder.id, number)
+            assert version is not None, "a builder's versions are always stored"
+            if records.still_wanted(builder, looked_at, version):
                 records.failed(uow, builder, version, code=code, reason=reason, now=now)
 
         await records.apply(self._app, self._id, record)

@@ -49,13 +49,22 @@ def admit_run(uow: UnitOfWork, application: Application, builder: Builder, now: 
 
 
 def admit_resources(
-    uow: UnitOfWork, application: Application, builder: Builder, wanted: Resources, now: datetime
+    uow: UnitOfWork,
+    application: Application,
+    builder: Builder,
+    wanted: Resources,
+    now: datetime,
+    *,
+    starts: bool = False,
 ) -> None:
-    """The same for a locked builder that is to have other resources than its current version has."""
+    """The same for a locked builder that is to have other resources than its current version has.
+
+    ``starts``: it is to run with them, whether or not it runs now.
+    """
     version = uow.versions.get(builder.id, builder.version)
     assert version is not None, "a builder's current version is always stored"
     running = builder.desired is Desired.RUNNING
-    more = demand_of(wanted, running=running) - demand_of(version.settings.resources, running=running)
+    more = demand_of(wanted, running=running or starts) - demand_of(version.settings.resources, running=running)
     admit(uow, application, builder.tenant_id, more, now, builder=builder)
 
 

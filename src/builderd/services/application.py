@@ -31,6 +31,8 @@ class Limits:
     maximum: Resources = field(default_factory=lambda: Resources(cpu=8, memory=16, disk=100))
     default_isolation: Isolation = Isolation.STANDARD
     start_timeout: float = 60
+    handover_timeout: float = 12
+    kept_versions: int = 10
     stop_grace: float = 10
     exec_output: int = 10_000_000
     #: Without a visit and CPU use for so long, a builder that may idle is frozen; 0: none is.

@@ -16,7 +16,7 @@ from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits
 from builderd.domain.quotas import demand_of
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import BuilderQuery, UnitOfWork
-from builderd.services import admission, credentials, gates, statuses, wake
+from builderd.services import admission, candidates, credentials, gates, statuses, wake
 from builderd.services.application import Application
 
 
@@ -61,8 +61,8 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     Raises ``NameTaken``, ``QuotaExceeded``, ``NoCapacity``, or ``ValidationFailed`` when this service lacks what was
     asked for.
     """
-    _check_engine(application)
-    _check_settings(uow, application, caller.tenant_id, new.settings)
+    check_engine(application)
+    check_settings(uow, application, caller.tenant_id, new.settings)
     admission.admit(uow, application, caller.tenant_id, demand_of(new.settings.resources, running=True), now)
     builder = _new_builder(application, caller, new, now)
     uow.builders.add(builder)
@@ -102,7 +102,7 @@ def start(uow: UnitOfWork, application: Application, caller: Caller, builder_id:
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     if builder.desired is Desired.RUNNING:
         return wake.rouse(uow, application, builder, wake.User(caller.actor, f"started by {caller.actor}"), now)
-    return _want_run(uow, application, builder, caller, "started", now)
+    return want_run(uow, application, builder, caller, "started", now)
 
 
 def restart(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
@@ -113,14 +113,15 @@ def restart(uow: UnitOfWork, application: Application, caller: Caller, builder_i
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     if builder.status is Status.CREATING:
         raise InvalidState("The builder is still being created: wait until it runs, or delete it.")
-    return _want_run(uow, application, builder, caller, "restarted", now)
+    return want_run(uow, application, builder, caller, "restarted", now)
 
 
 def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
     """Want it stopped; nothing changes when that is so already, but that no visitor wakes it any more."""
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
-    if builder.desired is Desired.STOPPED and builder.stop_kind is not StopKind.IDLE:
+    if builder.desired is Desired.STOPPED and builder.stop_kind is not StopKind.IDLE and builder.candidate is None:
         return builder
+    builder = candidates.withdraw(uow, builder, f"the builder was stopped by {caller.actor}")
     wished = replace(_wish(builder, Desired.STOPPED, "stopped", caller), stop_kind=StopKind.PERSON)
     if builder.status is Status.STOPPED and builder.settled:
         wished = replace(wished, status_reason=wished.desired_reason)
@@ -130,6 +131,7 @@ def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: 
 def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
     """Want it gone. From here on it is in no list and its name is free."""
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
+    builder = candidates.withdraw(uow, builder, f"the builder was deleted by {caller.actor}")
     wanted = _want(uow, _wish(builder, Desired.DELETED, "deleted", caller), now)
     uow.events.add(_event(wanted, "builder.deleted", now, {}))
     return wanted
@@ -158,13 +160,15 @@ def views(
     return shown
 
 
-def _check_engine(application: Application) -> None:
+def check_engine(application: Application) -> None:
+    """Raises ``EngineUnavailable`` until sandboxes can be started."""
     readiness = application.engine.readiness()
     if not readiness.ready:
         raise EngineUnavailable(f"The engine is not ready yet: {readiness.message}. Try again shortly.", retry_after=5)
 
 
-def _check_settings(uow: UnitOfWork, application: Application, tenant_id: TenantId, settings: VersionSettings) -> None:
+def check_settings(uow: UnitOfWork, application: Application, tenant_id: TenantId, settings: VersionSettings) -> None:
+    """Raises ``ValidationFailed`` when this service, or this tenant, lacks what is asked for."""
     errors: dict[str, list[str]] = {}
     lack = application.engine.supports(settings.isolation)
     if lack is not None:
@@ -198,9 +202,10 @@ def _new_builder(application: Application, caller: Caller, new: NewBuilder, now:
     )
 
 
-def _want_run(
+def want_run(
     uow: UnitOfWork, application: Application, builder: Builder, caller: Caller, verb: str, now: datetime
 ) -> Builder:
+    """Save it with the wish for a new run; ``verb`` is what the caller did."""
     admission.admit_run(uow, application, builder, now)
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
     fresh = replace(builder, run=builder.run + 1, exit_code=None, failure_code=None, asleep_since=None, stop_kind=kind)

@@ -16,6 +16,7 @@ from builderd.domain.months import month_of, next_month
 from builderd.domain.prices import Segment, Sum, cents
 from builderd.domain.tenants import Tenant
 from builderd.ports.store import UnitOfWork
+from builderd.services import candidates
 from builderd.services.application import Application
 
 WARNING = "spending.warning"
@@ -194,11 +195,12 @@ def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: 
     over = tightest(accounts(application, books(uow, builder.tenant_id, now), builder, now))
     if over is None:
         return None
+    reason = reached(over.cap, application.prices.currency)
     wished = replace(
-        builder,
+        candidates.withdraw(uow, builder, reason),
         desired=Desired.STOPPED,
         desired_by=SYSTEM,
-        desired_reason=reached(over.cap, application.prices.currency),
+        desired_reason=reason,
         stop_kind=StopKind.CAP,
         updated_at=now,
     )

@@ -11,6 +11,7 @@ from builderd.domain.errors import (
     BuilderdError,
     EngineUnavailable,
     InstallFailed,
+    InvalidState,
     NoCapacity,
     NotFound,
     QaFailed,
@@ -18,6 +19,7 @@ from builderd.domain.errors import (
 )
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
+from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 
@@ -25,7 +27,7 @@ from builderd.services.application import Application
 LOOK_INTERVAL = 0.5
 
 FAILURES: dict[str, type[BuilderdError]] = {
-    error.code: error for error in (InstallFailed, StartFailed, QaFailed, NoCapacity, EngineUnavailable)
+    error.code: error for error in (InstallFailed, StartFailed, QaFailed, NoCapacity, EngineUnavailable, InvalidState)
 }
 
 
@@ -58,6 +60,41 @@ def failure_of(builder: Builder) -> BuilderdError | None:
     return FAILURES[builder.failure_code](builder.status_reason, data={"uuid": builder.id})
 
 
+async def deployed(application: Application, builder_id: BuilderId, number: int) -> Builder:
+    """The builder once this version has taken over. Raises the error of the stage at which it failed.
+
+    Also when another version had to be brought back, that has happened by then.
+    """
+    while True:
+        seen = application.signals.count(builder_id)
+        builder, version = await application.store.read(lambda uow: _get_version(uow, builder_id, number))
+        if _is_deployed(builder, version):
+            break
+        await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
+    if version.status is VersionStatus.FAILED:
+        data = {"uuid": builder.id, "version": number}
+        raise FAILURES[version.failure_code or InvalidState.code](version.status_reason, data=data)
+    return builder
+
+
+async def deployment_stages(application: Application, builder_id: BuilderId, number: int) -> AsyncIterator[Event]:
+    """The events of the stages of this version, as they are recorded, until it has its outcome."""
+    after, begun = 0, False
+    while True:
+        seen = application.signals.count(builder_id)
+        look = await application.store.read(partial(_look, builder_id=builder_id, after=after))
+        builder, version = await application.store.read(lambda uow: _get_version(uow, builder_id, number))
+        for event in look.events:
+            after = event.id
+            begun = begun or (event.type == "version.created" and event.details.get("version") == number)
+            if begun and event.type.startswith("stage."):
+                yield event
+        if not look.events and _is_deployed(builder, version):
+            return
+        if not look.events:
+            await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
+
+
 async def stages(application: Application, builder_id: BuilderId, run: int) -> AsyncIterator[Event]:
     """The events of the stages, as they are recorded, until the run has its outcome."""
     after = 0
@@ -87,6 +124,19 @@ def _get(uow: UnitOfWork, builder_id: BuilderId) -> Builder:
     if builder is None:
         raise NotFound("The builder is gone.")
     return builder
+
+
+def _get_version(uow: UnitOfWork, builder_id: BuilderId, number: int) -> tuple[Builder, Version]:
+    version = uow.versions.get(builder_id, number)
+    if version is None:
+        raise NotFound("The version is gone.")
+    return _get(uow, builder_id), version
+
+
+def _is_deployed(builder: Builder, version: Version) -> bool:
+    if builder.desired is Desired.DELETED:
+        return True
+    return version.status is not VersionStatus.PENDING and builder.handover is None
 
 
 def _is_over(builder: Builder, run: int) -> bool:

@@ -75,6 +75,7 @@ def seen(**changes: Any) -> Observed:
         now=NOW,
         version=READY,
         candidate=None,
+        trial=None,
         disk_ready=True,
         disk_bundle=BUNDLE,
         sandbox=None,

@@ -93,6 +93,7 @@ class World:
             now=self.now,
             version=VersionSeen(1, 8000, BUNDLE, self.layer),
             candidate=None,
+            trial=None,
             disk_ready=self.disk and self.billed,
             disk_bundle=self.on_disk,
             sandbox=open_record,

@@ -18,7 +18,7 @@ async def check_ledger(world: World, builder: Builder) -> None:
     for earlier, later in pairwise(segments):
         assert earlier.end is not None
         assert earlier.start <= earlier.end <= later.start
-    records = [record for record in await world.records(builder) if record.started_at]
+    records = [one for one in await world.records(builder) if one.started_at and not one.trial]
     spans = [(record.started_at, record.end.at if record.end else None) for record in records]
     assert _merged(segments) == spans
     assert [(one.start, one.end) for one in segments if one.billing is Billing.FROZEN] == await _frozen(world, builder)

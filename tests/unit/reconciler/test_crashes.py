@@ -12,15 +12,19 @@ from tests.unit.reconciler.ledgers import check_ledger
 from tests.unit.reconciler.mortal import living
 
 from builderd.adapters.fakes.engine import Behaviour
-from builderd.domain.builders import Builder, Status
+from builderd.domain.builders import Builder, Desired, JobType, Status
+from builderd.domain.bundles import BundleFile
+from builderd.domain.ids import DiskId, new_id
 from builderd.domain.previews import RouteState
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import EndCause
+from builderd.ports.store import UnitOfWork
 from builderd.reconciler.claim import LEASE
 from builderd.reconciler.idle import Idleness
-from builderd.services import builders, wake
+from builderd.services import builders, deployments, wake
 
 GOOD, HASTY, DEAF = Behaviour(), Behaviour(exits_at=0, exit_code=1), Behaviour(listens_at=None)
+NEW, OTHER_REQUIREMENTS = BundleFile("main.py", b"new"), BundleFile("requirements.txt", b"django\n")
 #: A step begins where the one before it was recorded, so only the first has that moment too.
 MOMENTS = ("done", "recorded")
 
@@ -36,7 +40,7 @@ class Operation:
     before: Callable[[World], Coroutine[None, None, Builder]] | None
     act: Callable[[World, Builder | None], Coroutine[None, None, Builder]]
     outcome: Status
-    behaviour: Behaviour = GOOD
+    behaviour: Behaviour | tuple[Behaviour, ...] = GOOD
 
 
 async def up(world: World) -> Builder:
@@ -125,8 +129,36 @@ async def app_exits(world: World, builder: Builder | None) -> Builder:
     return builder
 
 
+async def redeploy(world: World, builder: Builder | None) -> Builder:
+    assert builder is not None
+    await world.put(builder, NEW, OTHER_REQUIREMENTS)
+    return builder
+
+
+async def switch(world: World, builder: Builder | None) -> Builder:
+    """To a copy of its disk."""
+    assert builder is not None
+    known, code, disk = builder, await world.version(builder), DiskId(new_id())
+    await world.engine.clone_disk(builder.disk, disk, code.settings.resources.disk_bytes)
+
+    def write(uow: UnitOfWork) -> Builder:
+        found = deployments.changeable(uow, world.application, world.caller, known.id)
+        return deployments.switch(uow, world.application, world.caller, found, code, disk, world.clock.now()).builder
+
+    return await world.application.commit(write)
+
+
+async def renew_token(world: World, builder: Builder | None) -> Builder:
+    assert builder is not None
+    known, now = builder.id, world.clock.now()
+    return await world.application.commit(
+        lambda uow: deployments.renew_service_token(uow, world.application, world.caller, known, now)
+    )
+
+
 START = ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening", "SetRoute", "Settle")
 PREPARE = ("SetRoute", "Install", "CreateDisk", "PutBundle")
+TAKE_OVER = ("SetRoute", "StopSandbox", "CreateDisk", "PutBundle", *START[1:], "DropDisks")
 OPERATIONS = {
     "create": Operation((*PREPARE, *START[1:]), None, create, Status.RUNNING),
     "create what does not start": Operation(
@@ -157,6 +189,29 @@ OPERATIONS = {
     "delete a frozen one": Operation(
         ("RemoveRoute", "StopSandbox", "Forget"), asleep, wish(builders.delete), Status.DELETED
     ),
+    "redeploy": Operation(("Install", "PlanTrial", "TryCandidate", *TAKE_OVER), up, redeploy, Status.RUNNING),
+    "redeploy what does not start": Operation(("PlanTrial", "TryCandidate"), up, redeploy, Status.RUNNING, HASTY),
+    "redeploy what starts on trial only": Operation(
+        ("StartSandbox", "RecordEnd", "GiveUp", "PlanSandbox", "PlanSandbox", "DropDisks"),
+        up,
+        redeploy,
+        Status.RUNNING,
+        (GOOD, HASTY, GOOD),
+    ),
+    "redeploy a stopped one": Operation(
+        ("HandOver", "CreateDisk", "PutBundle", "Settle", "DropDisks"),
+        stopped,
+        redeploy,
+        Status.RUNNING,
+    ),
+    "redeploy a job": Operation(
+        ("HandOver", "StopSandbox", "CreateDisk", "Settle", "DropDisks"),
+        job_that_runs,
+        redeploy,
+        Status.RUNNING,
+    ),
+    "switch": Operation(("HandOver", "StopSandbox", "Settle", "DropDisks"), up, switch, Status.RUNNING),
+    "renew the token": Operation(("SetRoute", "StopSandbox", "Settle"), up, renew_token, Status.RUNNING),
     "exit": Operation(("SetRoute", "RecordEnd", *START[1:-1]), up, app_exits, Status.RUNNING),
 }
 
@@ -186,7 +241,8 @@ async def test_a_service_that_is_killed_there_is_made_good_by_the_next(
     if operation.before:
         async with living(world) as life:
             builder = await operation.before(life.world)
-    world.engine.behave(ENTRYPOINT, operation.behaviour)
+    does = operation.behaviour
+    world.engine.behave(ENTRYPOINT, *(does if isinstance(does, tuple) else (does,)))
 
     async with living(world, point, nth) as life:
         begun = asyncio.create_task(operation.act(life.world, builder))
@@ -211,10 +267,15 @@ async def comes_to(world: World, builder: Builder, status: Status) -> None:
     async with asyncio.timeout(PATIENCE):
         while True:
             now = await world.builder(builder)
-            if now.status is status and now.settled and await is_whole(world, now):
+            if now.status is status and now.settled and is_alone(now) and await is_whole(world, now):
                 return
             await asyncio.sleep(0.002)
             world.clock.move(0.1)  # for delays
+
+
+def is_alone(builder: Builder) -> bool:
+    """No other version is being deployed, and no disk is left of one that was."""
+    return builder.desired is Desired.DELETED or (builder.candidate is None and not builder.spare_disks)
 
 
 async def is_whole(world: World, builder: Builder) -> bool:
@@ -224,6 +285,9 @@ async def is_whole(world: World, builder: Builder) -> bool:
         return await at_rest(world, builder)
     if builder.status is Status.RUNNING:
         ips = [sandbox.ip for sandbox in world.running]
+        if builder.job_type is JobType.ONE_TIME:
+            return len(ips) == 1
+        assert list(world.engine.disks) == [builder.disk]
         return route is not None and route.destination is not None and ips == [route.destination.ip]
     if builder.status is Status.DELETED:
         return not await world.left()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from builderd.adapters.fakes.processes import Answer, FakeProcess
-from builderd.domain.bundles import Bundle
+from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
@@ -204,13 +204,17 @@ class FakeEngine:
     async def disk(self, disk: DiskId) -> DiskReport | None:
         self._called("disk", disk)
         found = self.disks.get(disk)
-        return DiskReport(disk, found.bundle_hash) if found else None
+        return DiskReport(disk, found.bundle_hash, found.size_bytes) if found else None
 
-    async def put_bundle(self, disk: DiskId, bundle: Bundle) -> None:
+    async def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
         self._called("put_bundle", disk)
         self._refuse_while_used(disk)
         found = self._disk(disk)
-        found.files.update({file.path: file.content for file in bundle.files})
+        before = replaced if replaced and replaced.hash == found.bundle_hash else Bundle("", ())
+        written, removed = changes(before, bundle)
+        for path in removed:
+            found.files.pop(path, None)
+        found.files.update({file.path: file.content for file in written})
         found.bundle_hash = bundle.hash
 
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:

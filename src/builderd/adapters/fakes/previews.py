@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 
 from builderd.domain.errors import EngineUnavailable
@@ -17,6 +18,8 @@ class FakePreviews:
         self._routes: dict[str, Route] = {}
         self._knocks: asyncio.Queue[str] = asyncio.Queue()
         self._activity: dict[str, PreviewActivity] = {}
+        #: Requests that the app of a host works on.
+        self.open: Counter[str] = Counter()
 
     async def start(self, expected: Iterable[Route] = ()) -> None:
         self._running = True
@@ -46,6 +49,10 @@ class FakePreviews:
     async def activity(self) -> Mapping[str, PreviewActivity]:
         self._need_running()
         return dict(self._activity)
+
+    async def open_requests(self, host: str) -> int:
+        self._need_running()
+        return self.open[host]
 
     async def down(self) -> None:
         self._running = False

@@ -1,8 +1,9 @@
 """Disks: what a builder keeps. Each is a subvolume with a limit, so that a copy of it takes no time.
 
 ``disks/<disk>/app`` is the persistent content of ``/app``; ``disks/<disk>/bundle`` names the bundle that was last put
-there completely. ``scratch/<disk>`` is what a sandbox writes outside of ``/app``, thrown away at each start. It has a
-small limit of its own, so that an app whose disk is full can still be started.
+there completely, ``disks/<disk>/replaced`` the one before it while it is not. ``scratch/<disk>`` is what a sandbox
+writes outside of ``/app``, thrown away at each start. It has a small limit of its own, so that an app whose disk is
+full can still be started.
 
 Inside a sandbox users are numbered from 0, on the disk from ``DISK_UID``: the same for all disks, and nobody's on the
 host. Mounts map the one to the other, so that a copy needs no change of owners.
@@ -23,7 +24,7 @@ from builderd.adapters.engines.oci.placement import place
 from builderd.adapters.engines.oci.settling import MARK, is_damaged
 from builderd.adapters.engines.oci.store import Store
 from builderd.adapters.engines.oci.subvolumes import create_subvolume, is_subvolume, snapshot
-from builderd.domain.bundles import Bundle
+from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import NoCapacity, NotFound
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
@@ -81,6 +82,8 @@ class Disks:
             if unfinished is None:
                 return
             snapshot(origin, unfinished)
+            if is_damaged(origin):
+                (unfinished / "bundle").unlink(missing_ok=True)
             # The kernel has written everything out to take the snapshot.
             (unfinished / MARK).unlink(missing_ok=True)
             self._limit(target, unfinished, size_bytes)
@@ -124,20 +127,26 @@ class Disks:
             return None
         record = path / "bundle"
         known = record.exists() and not is_damaged(path)
-        return DiskReport(disk, record.read_text().strip() if known else None)
+        size = self._store.quota.limit_of(self._store.quota.group(path))
+        return DiskReport(disk, record.read_text().strip() if known else None, size)
 
-    def put_bundle(self, disk: DiskId, bundle: Bundle) -> None:
+    def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
         """Write the files into ``app``, then record the bundle. Raises ``NoCapacity`` when they do not fit.
 
-        A record that a crash of the machine came too close to does not count: the bundle is put there again.
+        A record that a crash of the machine came too close to does not count: the bundle is put there again, whole.
+        So it is where another bundle than ``replaced`` is on the disk.
         """
         path = self._existing(disk)
-        record = path / "bundle"
-        record.unlink(missing_ok=True)
+        record, unfinished = path / "bundle", path / "replaced"
+        before = replaced if replaced and replaced.hash in _recorded(path, record, unfinished) else Bundle("", ())
         try:
-            place(bundle, path / "app", APP_OWNER)
+            if before.hash:
+                _write_record(unfinished, before.hash)
+            record.unlink(missing_ok=True)
+            place(*changes(before, bundle), path / "app", APP_OWNER)
             self._store.settling.mark(path)
             _write_record(record, bundle.hash)
+            unfinished.unlink(missing_ok=True)
         except OSError as error:
             if error.errno not in (errno.EDQUOT, errno.ENOSPC):
                 raise
@@ -181,6 +190,11 @@ class Disks:
         if not _NAME.fullmatch(disk):
             raise NotFound(f"{disk!r} is no name of a disk.")
         return self._store.disks / disk
+
+
+def _recorded(path: Path, *records: Path) -> set[str]:
+    """What the records say, unless a crash of the machine came too close to them."""
+    return set() if is_damaged(path) else {record.read_text().strip() for record in records if record.exists()}
 
 
 def _write_record(record: Path, text: str) -> None:

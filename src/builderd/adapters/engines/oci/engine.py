@@ -108,9 +108,9 @@ class OciEngine:
     async def disk(self, disk: DiskId) -> DiskReport | None:
         return self._here.disks.report(disk)
 
-    async def put_bundle(self, disk: DiskId, bundle: Bundle) -> None:
+    async def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
         self._refuse_while_used(disk)
-        await asyncio.to_thread(self._here.disks.put_bundle, disk, bundle)
+        await asyncio.to_thread(self._here.disks.put_bundle, disk, bundle, replaced)
 
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
         await asyncio.to_thread(self._here.disks.clone, source, target, size_bytes)

@@ -1,4 +1,4 @@
-"""Placement: a bundle's files are written into a folder that an app has had its hands on.
+"""Placement: a bundle's files are written into a folder that an app has had its hands on, and others removed from it.
 
 The app may have left links to anywhere in it. No link is followed: every folder is opened from its parent as a
 folder that is no link, and every file is written beside and renamed into place, over whatever is there.
@@ -9,32 +9,68 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from builderd.adapters.engines.oci.subvolumes import folder
-from builderd.domain.bundles import Bundle, BundleFile, path_fault
+from builderd.domain.bundles import BundleFile, path_fault
 
 UNFINISHED = ".builderd-unfinished"
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def place(bundle: Bundle, target: Path, owner: int) -> None:
-    """Write the files below ``target``, owned by ``owner``.
+def place(files: Sequence[BundleFile], removed: Sequence[str], target: Path, owner: int) -> None:
+    """Remove the paths ``removed`` below ``target`` and write the files, ordered by their paths and owned by ``owner``.
+
+    A folder that a removal leaves empty is removed too. What an app made of a path to be removed stays where that is
+    a folder, or lies behind a link.
 
     A link or file where a folder must be is replaced. A folder with something in it where a file must be is moved
     aside to ``<name>.~1~``: it may hold what the app wrote. Other files stay as they are.
     """
-    for file in bundle.files:
-        if fault := path_fault(file.path):
-            raise ValueError(f"{file.path!r} {fault}")
+    for path in (*removed, *(file.path for file in files)):
+        if fault := path_fault(path):
+            raise ValueError(f"{path!r} {fault}")
     with folder(target) as root:
-        for parent, files in itertools.groupby(bundle.files, key=lambda file: file.path.rpartition("/")[0]):
+        for path in removed:
+            _remove(root, path)
+        for parent, siblings in itertools.groupby(files, key=lambda file: file.path.rpartition("/")[0]):
             with _enter(root, parent, owner) as inside:
-                for file in files:
+                for file in siblings:
                     _write(inside, file, owner)
+
+
+def _remove(root: int, path: str) -> None:
+    """The file or link of this name, and the folders above it that are then empty, deepest first."""
+    *parents, name = path.split("/")
+    with ExitStack() as opened, suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, _Linked):
+        folders = [root]
+        for parent in parents:
+            folders.append(_open_real(folders[-1], parent))
+            opened.callback(os.close, folders[-1])
+        os.unlink(name, dir_fd=folders[-1])
+        for above, emptied in zip(reversed(folders[:-1]), reversed(parents), strict=True):
+            try:
+                os.rmdir(emptied, dir_fd=above)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+                    raise
+                break
+
+
+class _Linked(Exception):
+    """A link is where a folder should be."""
+
+
+def _open_real(parent: int, name: str) -> int:
+    try:
+        return os.open(name, _FOLDER, dir_fd=parent)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _Linked from error
+        raise
 
 
 @contextmanager

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from builderd.adapters.previews.haproxy.config import MEMORY_SECONDS
+from builderd.adapters.previews.haproxy.config import MEMORY_SECONDS, TABLES
 from builderd.domain.previews import PreviewActivity
 
-COMMAND = "show table activity"
+COMMANDS = tuple(f"show table {table}" for table in TABLES)
 
 #: ``0x7f…: key=app.localhost use=0 exp=604747228 shard=0 conn_cur=0 http_req_cnt=17 http_req_rate(60000)=17 …``
 _FIELD = re.compile(r"([a-z_]+)(?:\(\d+\))?=(\S+)")
@@ -18,6 +18,11 @@ def parse(answer: str) -> dict[str, PreviewActivity]:
     """By host. The time since the last request follows from what is left of the entry's life, in milliseconds."""
     rows = (dict(_FIELD.findall(line)) for line in answer.splitlines() if not line.startswith("#"))
     return {row["key"]: _activity(row) for row in rows if "key" in row}
+
+
+def open_of(host: str) -> str:
+    """The command for the counters of one host's plain requests."""
+    return f"show table {TABLES[0]} key {host}"
 
 
 def _activity(row: dict[str, str]) -> PreviewActivity:

@@ -18,6 +18,8 @@ from builderd.adapters.previews.haproxy.section import quoted, section
 #: How long the counters of a host outlive its last request.
 MEMORY_SECONDS = 7 * 86_400
 DESCRIPTION = "builderd previews"
+#: Counters by host: of plain requests, and of WebSockets and streams of events.
+TABLES = ("activity", "streams")
 
 #: Headers that no visitor may send to an app: the platform's own, and what proxies tell apps about the visitor.
 _OURS = (
@@ -61,7 +63,7 @@ def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuratio
         _frontend(options, files),
         *(_plain(options, files, form) for form in Form),
         *(_careful(options, files, form) for form in Form),
-        _activity(),
+        *(_counters(table) for table in TABLES),
     )
     rest = "\n".join(sections)
     content = (_global(options, files, host, ""), rest, hold.script(), *pages.documents().values())
@@ -231,6 +233,9 @@ def _careful(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
 def _passage(options: ProxyOptions) -> str:
     """How a request is made ready for an app, and its answer for the visitor."""
     return f"""
+        # Streams go on for as long as both sides like: they are counted apart.
+        http-request track-sc0 var(txn.host) table streams if {{ req.hdr(upgrade) -m found }}
+        http-request track-sc0 var(txn.host) table streams if {{ req.hdr(accept) -m beg -i text/event-stream }}
         http-request track-sc0 var(txn.host) table activity
         http-request set-dst var(txn.route),field(3,|)
         http-request set-dst-port var(txn.route),field(4,|)
@@ -248,9 +253,9 @@ def _passage(options: ProxyOptions) -> str:
         """
 
 
-def _activity() -> str:
+def _counters(table: str) -> str:
     counters = "http_req_cnt,http_req_rate(60s),bytes_in_cnt,bytes_out_cnt,conn_cur,http_fail_cnt"
     return section(
-        "backend activity from base",
+        f"backend {table} from base",
         f"stick-table type string len 254 size 100k expire {MEMORY_SECONDS}s store {counters}",
     )

@@ -79,6 +79,16 @@ class HaproxyPreviews:
     def visitors(self) -> AsyncIterator[str]:
         return self._waiting.hosts()
 
+    async def open_requests(self, host: str) -> int:
+        async with self._lock:
+            if host not in self._map.routes:
+                return 0
+            try:
+                return await self._open_requests(host)
+            except ProxyGone:
+                await self._start()
+                return 0
+
     async def down(self) -> None:
         async with self._lock:
             if self._certificate_watch is not None:
@@ -174,11 +184,22 @@ class HaproxyPreviews:
         """Of the worker, and of earlier ones that still serve what was open when a reload replaced them."""
         files = self._files
         found = await process.find(files)
-        answers = [await runtime_api.ask(files.admin_socket, activity.COMMAND)]
+        answers = [await runtime_api.ask(files.admin_socket, command) for command in activity.COMMANDS]
+        for pid in found.old_workers if found else ():
+            for command in activity.COMMANDS:
+                with contextlib.suppress(ProxyGone):
+                    answers.append(await runtime_api.ask(files.master_socket, f"@!{pid} {command}"))
+        return activity.total(activity.parse(answer) for answer in answers)
+
+    async def _open_requests(self, host: str) -> int:
+        """Of the worker, and of earlier ones that finish what they were asked before a reload."""
+        files, command = self._files, activity.open_of(host)
+        found = await process.find(files)
+        answers = [await runtime_api.ask(files.admin_socket, command)]
         for pid in found.old_workers if found else ():
             with contextlib.suppress(ProxyGone):
-                answers.append(await runtime_api.ask(files.master_socket, f"@!{pid} {activity.COMMAND}"))
-        return activity.total(activity.parse(answer) for answer in answers)
+                answers.append(await runtime_api.ask(files.master_socket, f"@!{pid} {command}"))
+        return sum(one.open_connections for answer in answers for one in activity.parse(answer).values())
 
     def _watch_certificate(self) -> None:
         file = self._options.certificate

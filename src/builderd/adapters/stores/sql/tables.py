@@ -175,7 +175,7 @@ versions = Table(
     Column("qa_passed", Boolean),
     Column("failure_code", Text),
     Column("rolled_back_to", Integer),
-    Column("fresh", Boolean, nullable=False, server_default=false()),
+    Column("fresh_since", Integer),
     Column("install_scripts", Boolean, nullable=False, server_default=false()),
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
@@ -403,6 +403,7 @@ idempotency = Table(
     Column("status", Integer),
     Column("headers", _document()),
     Column("body", _document()),
+    Column("version", Integer),
 )
 
 leases = Table(

@@ -13,7 +13,7 @@ from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId
 from builderd.domain.resources import Resources
-from builderd.domain.versions import Version, VersionSettings
+from builderd.domain.versions import Version, VersionSettings, VersionStatus
 
 _RESOURCES = ("cpu", "memory", "disk")
 _SETTINGS = (
@@ -35,7 +35,9 @@ _NEWEST_FIRST = _OF_BUILDER.order_by(versions.c.number.desc())
 _UPDATE = update(versions).where(versions.c.builder_id == bindparam("builder"), versions.c.number == bindparam("which"))
 _has_bundle = versions.c.bundle_hash == bindparam("bundle")
 _USES_BUNDLE = select(
-    exists().where(_has_bundle).where(builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED)
+    exists()
+    .where(_has_bundle, versions.c.status != VersionStatus.DROPPED)
+    .where(builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED)
     | exists()
     .where(_has_bundle)
     .where(backups.c.builder_id == versions.c.builder_id, backups.c.version == versions.c.number)

@@ -34,7 +34,7 @@ def bundle(*paths: str, executable: bool = False) -> Bundle:
 
 
 def put(bundle: Bundle, app: Path) -> None:
-    place(bundle, app, os.getuid())
+    place(bundle.files, (), app, os.getuid())
 
 
 def untouched(outside: Path) -> bool:

@@ -18,7 +18,8 @@ def upgrade() -> None:
     op.add_column("builders", sa.Column("spare_disks", sa.JSON()))
     op.add_column("versions", sa.Column("failure_code", sa.Text()))
     op.add_column("versions", sa.Column("rolled_back_to", sa.Integer()))
-    op.add_column("versions", sa.Column("fresh", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.add_column("versions", sa.Column("fresh_since", sa.Integer()))
+    op.add_column("idempotency", sa.Column("version", sa.Integer()))
     op.add_column("sandboxes", sa.Column("disk", sa.Text(), nullable=False, server_default=sa.text("''")))
     op.add_column("sandboxes", sa.Column("trial", sa.Boolean(), nullable=False, server_default=sa.false()))
     # Until now a disk went by its builder's id.

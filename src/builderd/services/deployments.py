@@ -1,0 +1,298 @@
+"""Deployments: a new version of a builder, by new code, other settings, or an older version again.
+
+The reconciler prepares it beside the version that serves (``Builder.candidate``) and lets it take over. A builder that
+never was up, and settings for one that rests, need no such care: the version is the current one at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from builderd.domain.builders import Builder, Desired, Handover, JobType, Status, Visibility
+from builderd.domain.errors import InvalidState, NotFound, ValidationFailed
+from builderd.domain.events import Event
+from builderd.domain.ids import DiskId, new_secret
+from builderd.domain.prices import Billing
+from builderd.domain.resources import Resources
+from builderd.domain.versions import Isolation, Version, VersionSettings, VersionStatus
+from builderd.ports.store import UnitOfWork
+from builderd.services import admission, candidates, gates, ledger
+from builderd.services.application import Application
+from builderd.services.builders import Caller, check_engine, check_settings, get, want_run
+
+#: A version takes over within seconds.
+RETRY_AFTER = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be different; None leaves it as it is. ``name`` and ``job_type`` may only be repeated.
+
+    ``bundle_hash`` is of files that are in the bundle store already.
+    """
+
+    name: str | None = None
+    job_type: JobType | None = None
+    bundle_hash: str | None = None
+    entrypoint: str | None = None
+    port: int | None = None
+    env: Mapping[str, str] | None = None
+    resources: Resources | None = None
+    isolation: Isolation | None = None
+    credentials: tuple[str, ...] | None = None
+    skip_review: bool | None = None
+    skip_qa: bool | None = None
+    require_qa: bool | None = None
+    visibility: Visibility | None = None
+    auto_stop_interval: int | None = None
+    backup_interval_hours: int | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """``version`` is the number that is being deployed, None where the change needed no new version."""
+
+    builder: Builder
+    version: int | None
+
+
+#: A version of which data may be on the disk.
+WAS_UP = (VersionStatus.DEPLOYED, VersionStatus.DROPPED)
+#: What takes effect at once, without a new version.
+AT_ONCE = ("visibility", "auto_stop_interval", "backup_interval_hours")
+SETTINGS = (
+    "entrypoint",
+    "port",
+    "env",
+    "resources",
+    "isolation",
+    "credentials",
+    "skip_review",
+    "skip_qa",
+    "require_qa",
+)
+
+
+def deploy(
+    uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, change: Change, now: datetime
+) -> Deployed:
+    """A new version, which runs once it has taken over: also of a builder that rests.
+
+    What leaves a gate out is not kept from one version to the next. Raises ``NotFound``, ``InvalidState`` while a
+    version takes over or the first one is being created, ``ValidationFailed``, ``EngineUnavailable``.
+    """
+    builder, base = _changeable(uow, application, caller, builder_id)
+    _check_identity(builder, change)
+    gates = {"skip_review": False, "skip_qa": False}
+    settings = replace(base.settings, **{**gates, **_given(change, SETTINGS)})
+    check_settings(uow, application, caller.tenant_id, settings)
+    _check_disk(base, settings)
+    version = _next(uow, base, settings, caller, now, bundle_hash=change.bundle_hash or base.bundle_hash)
+    if change.fresh:
+        version = replace(version, fresh_since=version.number)
+    builder = replace(builder, **_given(change, AT_ONCE))
+    return _launch(uow, application, caller, builder, version, now)
+
+
+def configure(
+    uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, change: Change, now: datetime
+) -> Deployed:
+    """Other settings for the same code: at once where the app need not know of them, else by a new version.
+
+    A builder that rests goes on resting, and has them from its next start on. Raises as ``deploy`` does.
+    """
+    builder, base = _changeable(uow, application, caller, builder_id)
+    builder = replace(builder, updated_at=now, **_given(change, AT_ONCE))
+    settings = replace(base.settings, **_given(change, SETTINGS))
+    if settings == base.settings:
+        return Deployed(_save(uow, builder, now), None)
+    check_settings(uow, application, caller.tenant_id, settings)
+    _check_disk(base, settings)
+    version = _next(uow, base, settings, caller, now)
+    if builder.desired is Desired.STOPPED and builder.candidate is None:
+        return _adopt(uow, application, builder, version, now)
+    return _launch(uow, application, caller, builder, version, now)
+
+
+def roll_back(
+    uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, number: int, now: datetime
+) -> Deployed:
+    """A new version with the code and the settings of an old one, which was up once.
+
+    Its disk does not shrink. Raises as ``deploy`` does, and ``InvalidState`` for a version that never was up.
+    """
+    builder, base = _changeable(uow, application, caller, builder_id)
+    old = uow.versions.get(builder.id, number)
+    if old is None or old.status is VersionStatus.DROPPED:
+        raise NotFound(f"There is no version {number}: GET /api/v1/builders/{builder.id}/versions lists them.")
+    if old.status is not VersionStatus.DEPLOYED:
+        raise InvalidState(f"Version {number} never was up ({old.status}): choose one that is deployed.")
+    disk = max(old.settings.resources.disk, base.settings.resources.disk)
+    settings = replace(old.settings, resources=replace(old.settings.resources, disk=disk))
+    check_settings(uow, application, caller.tenant_id, settings)
+    version = _next(uow, base, settings, caller, now, bundle_hash=old.bundle_hash)
+    version = replace(version, rolled_back_to=number, fresh_since=old.fresh_since)
+    return _launch(uow, application, caller, builder, version, now)
+
+
+def switch(
+    uow: UnitOfWork,
+    application: Application,
+    caller: Caller,
+    builder: Builder,
+    code: Version,
+    disk: DiskId,
+    now: datetime,
+) -> Deployed:
+    """A new version with the code and settings of ``code``, on a disk that was made and filled elsewhere.
+
+    The version that serves makes way without a trial; should the other not come up, it serves on, on the disk that it
+    had, and ``disk`` is removed. The builder must be locked, and able to change (``changeable``). What else is on the
+    disk than the files of ``code`` stays.
+    """
+    base = _base(uow, builder)
+    version = _next(uow, base, code.settings, caller, now, bundle_hash=code.bundle_hash)
+    return _launch(uow, application, caller, builder, replace(version, fresh_since=code.fresh_since), now, disk=disk)
+
+
+def renew_service_token(
+    uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime
+) -> Builder:
+    """The old token ends at once. A running app is started again with the new one while its preview holds requests."""
+    builder = changeable(uow, application, caller, builder_id)
+    renewed = replace(builder, service_token=new_secret("bds"), updated_at=now)
+    uow.events.add(_event(builder, caller, "builder.token_renewed", f"service token renewed by {caller.actor}", now))
+    if builder.desired is Desired.RUNNING and builder.job_type is JobType.ALWAYS_ON:
+        reason = f"started again with a new service token by {caller.actor}"
+        renewed = replace(renewed, run=builder.run + 1, desired_by=caller.actor, desired_reason=reason)
+        renewed = replace(renewed, handover=Handover.AGAIN, asleep_since=None)
+    return _save(uow, renewed, now)
+
+
+def list_of(uow: UnitOfWork, caller: Caller, builder_id: str) -> Sequence[Version]:
+    """The versions that are kept, newest first. Raises ``NotFound``."""
+    builder = get(uow, caller.tenant_id, builder_id)
+    return [one for one in uow.versions.list(builder.id) if one.status is not VersionStatus.DROPPED]
+
+
+def changeable(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str) -> Builder:
+    """The builder, locked, once it can be given another version. Raises as ``deploy`` does."""
+    check_engine(application)
+    builder = get(uow, caller.tenant_id, builder_id, lock=True)
+    if builder.status is Status.CREATING and not builder.settled:
+        raise InvalidState("The builder is still being created: wait until it runs, or delete it.")
+    if builder.handover is not None:
+        raise InvalidState("Another version takes over at this moment: try again.", retry_after=RETRY_AFTER)
+    return builder
+
+
+def _changeable(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str) -> tuple[Builder, Version]:
+    builder = changeable(uow, application, caller, builder_id)
+    return builder, _base(uow, builder)
+
+
+def _base(uow: UnitOfWork, builder: Builder) -> Version:
+    """What a change starts from: the version that is wanted by now, whether or not it is up yet."""
+    base = uow.versions.get(builder.id, builder.candidate or builder.version)
+    assert base is not None, "a builder's versions are always stored"
+    return base
+
+
+def _check_identity(builder: Builder, change: Change) -> None:
+    errors = {}
+    if change.name not in (None, builder.name):
+        errors["name"] = [f"cannot be changed: it is {builder.name!r}; leave it out"]
+    if change.job_type not in (None, builder.job_type):
+        errors["job_type"] = [f"cannot be changed: it is {builder.job_type.value!r}; leave it out"]
+    if errors:
+        raise ValidationFailed(errors)
+
+
+def _check_disk(base: Version, settings: VersionSettings) -> None:
+    has, wanted = base.settings.resources.disk, settings.resources.disk
+    if wanted < has:
+        raise InvalidState(
+            f"The disk has {has:g} GB and cannot shrink to {wanted:g} GB: create a new builder for that."
+        )
+
+
+def _given(change: Change, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(change, name)) is not None}
+
+
+def _next(
+    uow: UnitOfWork,
+    base: Version,
+    settings: VersionSettings,
+    caller: Caller,
+    now: datetime,
+    *,
+    bundle_hash: str | None = None,
+) -> Version:
+    """Not yet stored. The verdicts on the same code need not be asked for again, those on other code do not count."""
+    newest = uow.versions.list(base.builder_id)[0]
+    return Version(
+        builder_id=base.builder_id,
+        number=newest.number + 1,
+        bundle_hash=bundle_hash or base.bundle_hash,
+        settings=settings,
+        created_by=caller.actor,
+        created_at=now,
+        fresh_since=base.fresh_since,
+    )
+
+
+def _launch(
+    uow: UnitOfWork,
+    application: Application,
+    caller: Caller,
+    builder: Builder,
+    version: Version,
+    now: datetime,
+    disk: DiskId | None = None,
+) -> Deployed:
+    """Deploy it beside what is there; one that is being deployed already makes way."""
+    was_up = any(one.status in WAS_UP for one in uow.versions.list(builder.id))
+    uow.versions.add(version)
+    uow.events.add(_created(builder, caller, version, now))
+    gates.note_skipped(uow, builder, version, now)
+    if not was_up and disk is None:
+        replaced = replace(builder, version=version.number)
+        return Deployed(
+            want_run(uow, application, replaced, caller, f"version {version.number} deployed", now), version.number
+        )
+    admission.admit_resources(uow, application, builder, version.settings.resources, now, starts=True)
+    if builder.candidate is not None:
+        builder = candidates.withdraw(uow, builder, f"version {version.number} came after it")
+    return Deployed(_save(uow, replace(builder, candidate=version.number, candidate_disk=disk), now), version.number)
+
+
+def _adopt(uow: UnitOfWork, application: Application, builder: Builder, version: Version, now: datetime) -> Deployed:
+    """What rests has it from its next start on, and pays for its disk at once."""
+    resources = version.settings.resources
+    admission.admit_resources(uow, application, builder, resources, now)
+    if uow.ledger.current(builder.id) is not None:
+        ledger.bill(uow, application.prices, builder, resources, Billing.STOPPED, now)
+    uow.versions.add(version)
+    return Deployed(_save(uow, replace(builder, version=version.number), now), None)
+
+
+def _save(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
+    saved = replace(builder, updated_at=now)
+    uow.builders.save(saved)
+    uow.builders.make_due(saved.id, now)
+    return saved
+
+
+def _created(builder: Builder, caller: Caller, version: Version, now: datetime) -> Event:
+    what = f"rolls back to version {version.rolled_back_to}" if version.rolled_back_to else "made"
+    reason = f"version {version.number} {what} by {caller.actor}"
+    return _event(builder, caller, "version.created", reason, now, version=version.number)
+
+
+def _event(builder: Builder, caller: Caller, kind: str, reason: str, now: datetime, **details: Any) -> Event:
+    return Event(builder.tenant_id, builder.id, now, kind, caller.actor, reason, details)

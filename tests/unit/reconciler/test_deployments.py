@@ -1,0 +1,412 @@
+"""New versions beside one that serves: taken over when they are up, and without a trace when they are not."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
+from tests.unit.reconciler.ledgers import check_ledger
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.domain.builders import Builder, Desired, Status
+from builderd.domain.bundles import BundleFile
+from builderd.domain.errors import BuilderdError, InstallFailed, InvalidState, NoCapacity, StartFailed
+from builderd.domain.layers import BuildOutcome
+from builderd.domain.previews import RouteState
+from builderd.domain.resources import Resources
+from builderd.domain.sandboxes import EndCause
+from builderd.domain.versions import VersionStatus
+from builderd.services import builders, deployments
+
+NEW = BundleFile("main.py", b"print('new')\n")
+OTHER = "python3 other.py"
+HASTY = Behaviour(exits_at=0, exit_code=3, lines=("no such module",))
+DEAF = Behaviour(listens_at=None)
+
+
+async def serves(world: World, builder: Builder, version: int) -> Builder:
+    """Exactly this version runs, on the builder's disk, and visitors are led to it."""
+    await world.until(lambda: is_at_rest(world, builder))
+    now = await world.builder(builder)
+    (sandbox,) = world.running
+    route = await world.route(builder)
+    assert route is not None
+    assert route.destination is not None
+    assert (route.state, route.destination.ip) == (RouteState.OPEN, sandbox.ip)
+    assert (now.status, now.version, now.handover) == (Status.RUNNING, version, None)
+    assert sandbox.spec.disk == now.disk
+    assert list(world.engine.disks) == [now.disk]
+    assert list(world.engine.sandboxes) == [sandbox.spec.id]
+    await check_ledger(world, builder)
+    return now
+
+
+async def is_at_rest(world: World, builder: Builder) -> bool:
+    now = await world.builder(builder)
+    return now.settled and now.candidate is None and not now.spare_disks
+
+
+async def test_a_new_version_takes_over_on_a_copy_of_the_disk(world: World) -> None:
+    async with world.reconciling():
+        before = await world.create(MAIN, REQUIREMENTS)
+        world.engine.disks[before.disk].files["data.db"] = b"rows"
+        after = await world.deploy(before, NEW, entrypoint=OTHER, env={"A": "1"})
+        now = await serves(world, before, 2)
+    assert now.disk != before.disk
+    assert world.engine.disks[now.disk].files == {"main.py": NEW.content, "data.db": b"rows"}
+    assert after.status_reason == "version 2 deployed by token acme"
+    version = await world.version(now)
+    assert version.status is VersionStatus.DEPLOYED
+    assert version.settings.entrypoint == OTHER
+    (sandbox,) = world.running
+    assert sandbox.spec.env["A"] == "1"
+
+
+async def test_it_is_tried_beside_the_old_one_without_egress_and_without_being_shown(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        (old,) = world.running
+        world.engine.behave(OTHER, Behaviour(listens_at=300))
+        number = await world.put(builder, NEW, entrypoint=OTHER)
+        await world.until(lambda: len(world.running) == 2)
+        (trial,) = [one for one in world.running if one is not old]
+        assert not trial.spec.egress
+        assert trial.spec.disk != builder.disk
+        route = await world.route(builder)
+        assert route is not None
+        assert route.destination is not None
+        assert route.destination.ip == old.ip
+        await world.deployed(builder, number)
+        await serves(world, builder, 2)
+
+
+async def test_visitors_are_held_while_it_takes_over(world: World) -> None:
+    states: list[RouteState] = []
+    put = world.previews.put
+
+    async def spy(route: Any) -> None:
+        states.append(route.state)
+        await put(route)
+
+    async with world.reconciling():
+        builder = await world.create()
+        world.previews.put = spy  # type: ignore[method-assign]
+        await world.deploy(builder, NEW)
+    assert states == [RouteState.HELD, RouteState.OPEN]
+
+
+async def test_what_the_old_one_was_asked_it_may_finish(world: World) -> None:
+    asked: list[bool] = []
+
+    async def open_requests(host: str) -> int:
+        route = await world.previews.get(host)
+        assert route is not None
+        assert route.state is RouteState.HELD
+        asked.append(old.end is None)
+        return 3 - len(asked)
+
+    async with world.reconciling():
+        builder = await world.create()
+        (old,) = world.running
+        world.previews.open_requests = open_requests  # type: ignore[method-assign]
+        await world.deploy(builder, NEW)
+        await serves(world, builder, 2)
+    assert asked == [True, True, True]
+
+
+async def test_but_not_for_ever(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        begun = world.clock.now()
+        (old,) = world.running
+        world.previews.open[builder.host] = 1
+        await world.deploy(builder, NEW)
+        await serves(world, builder, 2)
+    assert old.end is not None
+    assert old.end.at is not None
+    assert 10 <= (old.end.at - begun).total_seconds() < 11
+
+
+async def fails_at_install(world: World) -> None:
+    world.engine.build_outcomes.append(BuildOutcome(1, ("no such package",), 0.1))
+
+
+async def fails_on_trial(world: World) -> None:
+    world.engine.behave(OTHER, HASTY)
+
+
+async def fails_when_it_takes_over(world: World) -> None:
+    world.engine.behave(OTHER, Behaviour(), HASTY)
+
+
+async def stays_deaf_when_it_takes_over(world: World) -> None:
+    world.engine.behave(OTHER, Behaviour(), DEAF)
+
+
+async def finds_no_room(world: World) -> None:
+    world.engine.fail_next("clone_disk", NoCapacity("The machine is full."))
+
+
+BROKEN: dict[str, tuple[Any, type[BuilderdError], str]] = {
+    "install": (fails_at_install, InstallFailed, "no such package"),
+    "trial": (fails_on_trial, StartFailed, "exited with code 3"),
+    "start": (fails_when_it_takes_over, StartFailed, "no such module"),
+    "listening": (stays_deaf_when_it_takes_over, StartFailed, "did not listen on 0.0.0.0:8000"),
+    "room": (finds_no_room, NoCapacity, "The machine is full."),
+}
+
+
+@pytest.mark.parametrize("stage", BROKEN)
+async def test_where_a_stage_fails_the_old_version_serves_on_with_its_data(world: World, stage: str) -> None:
+    break_it, error, words = BROKEN[stage]
+    async with world.reconciling():
+        builder = await world.create()
+        world.engine.disks[builder.disk].files["data.db"] = b"rows"
+        await break_it(world)
+        number = await world.put(builder, NEW, REQUIREMENTS, entrypoint=OTHER)
+        await until_over(world, builder, number)
+        with pytest.raises(error, match=words) as raised:
+            await world.deployed(builder, number)
+        now = await serves(world, builder, 1)
+        assert raised.value.data == {"uuid": builder.id, "version": 2}
+        failed = await world.read(lambda uow: uow.versions.get(builder.id, 2))
+        assert failed is not None
+        assert failed.status is VersionStatus.FAILED
+        assert words in failed.status_reason
+        assert world.engine.disks[now.disk].files == {"main.py": MAIN.content, "data.db": b"rows"}
+        world.engine.behave(OTHER, Behaviour())
+        await world.deploy(builder, NEW, entrypoint=OTHER)
+        await serves(world, builder, 3)
+
+
+async def until_over(world: World, builder: Builder, number: int) -> None:
+    """Time passes until the version has its outcome."""
+    while True:
+        version = await world.read(lambda uow: uow.versions.get(builder.id, number))
+        assert version is not None
+        if version.status is not VersionStatus.PENDING:
+            return
+        world.clock.move(0.5)
+        await asyncio.sleep(0.002)
+
+
+async def test_not_to_start_for_want_of_the_network_is_no_verdict(world: World) -> None:
+    offline = replace(HASTY, lines=("socket.gaierror: [Errno -3] Temporary failure in name resolution",))
+    world.engine.behave(OTHER, offline, Behaviour())
+    async with world.reconciling():
+        builder = await world.create()
+        await world.deploy(builder, NEW, entrypoint=OTHER)
+        await serves(world, builder, 2)
+
+
+async def test_an_old_version_that_crashes_meanwhile_is_restarted_before_the_install_goes_on(world: World) -> None:
+    building = asyncio.Event()
+    build = world.engine.build_layer
+
+    async def slow(*arguments: Any) -> BuildOutcome:
+        building.set()
+        await asyncio.sleep(0.05)
+        return await build(*arguments)
+
+    async with world.reconciling():
+        builder = await world.create()
+        world.engine.build_layer = slow  # type: ignore[method-assign, assignment]
+        number = await world.put(builder, NEW, REQUIREMENTS)
+        await building.wait()
+        (old,) = world.running
+        world.engine.end(old.spec.id, EndCause.EXITED, 1)
+        await world.until_route(builder, RouteState.STARTING)
+        world.clock.move(1)
+        await world.until_route(builder, RouteState.OPEN)
+        assert (await world.builder(builder)).version == 1
+        await world.deployed(builder, number)
+        await serves(world, builder, 2)
+
+
+async def test_a_version_makes_way_for_a_newer_one(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        world.engine.behave(OTHER, DEAF)
+        second = await world.put(builder, NEW, entrypoint=OTHER)
+        await world.until(lambda: len(world.running) == 2)
+        third = await world.put(builder, NEW, entrypoint=ENTRYPOINT)
+        with pytest.raises(InvalidState, match="Version 2 was given up: version 3 came after it"):
+            await world.deployed(builder, second)
+        await world.deployed(builder, third)
+        await serves(world, builder, 3)
+
+
+@pytest.mark.parametrize("moment", ["trial", "handover"])
+async def test_a_builder_that_is_stopped_meanwhile_keeps_its_old_version_and_data(world: World, moment: str) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        world.engine.behave(OTHER, *([DEAF] if moment == "trial" else [Behaviour(), DEAF]))
+        number = await world.put(builder, NEW, entrypoint=OTHER)
+        if moment == "trial":
+            await world.until(lambda: len(world.running) == 2)
+        else:
+            await world.until(lambda: any(one.spec.entrypoint == OTHER and one.spec.egress for one in world.running))
+        await world.reached(builders.stop, builder)
+        with pytest.raises(InvalidState, match="stopped by token acme"):
+            await world.deployed(builder, number)
+        await world.until(lambda: is_at_rest(world, builder))
+        now = await world.builder(builder)
+        assert (now.status, now.version, now.disk) == (Status.STOPPED, 1, builder.disk)
+        assert list(world.engine.disks) == [builder.disk]
+        assert not world.engine.sandboxes
+        await world.outcome(await world.want(builders.start, builder))
+        await serves(world, builder, 1)
+
+
+@pytest.mark.parametrize("moment", ["trial", "handover"])
+async def test_a_builder_that_is_deleted_meanwhile_leaves_nothing(world: World, moment: str) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        world.engine.behave(OTHER, *([DEAF] if moment == "trial" else [Behaviour(), DEAF]))
+        await world.put(builder, NEW, entrypoint=OTHER)
+        await world.until(lambda: any(one.spec.entrypoint == OTHER for one in world.running))
+        await world.reached(builders.delete, builder)
+        await world.until_nothing_is_left()
+
+
+async def test_a_stopped_builder_is_deployed_and_started(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await world.reached(builders.stop, builder)
+        await world.deploy(builder, NEW)
+        await serves(world, builder, 2)
+
+
+async def test_a_stopped_builder_whose_new_version_fails_stays_stopped_on_its_old_one(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await world.reached(builders.stop, builder)
+        world.engine.behave(OTHER, HASTY)
+        with pytest.raises(StartFailed):
+            await world.deploy(builder, NEW, entrypoint=OTHER)
+        await world.until(lambda: is_at_rest(world, builder))
+        now = await world.builder(builder)
+        assert (now.status, now.desired, now.version, now.disk) == (Status.STOPPED, Desired.STOPPED, 1, builder.disk)
+        assert list(world.engine.disks) == [builder.disk]
+        await world.until_route(builder, RouteState.STOPPED)
+        await check_ledger(world, builder)
+
+
+async def test_a_builder_that_never_was_up_is_put_right_by_a_new_version(world: World) -> None:
+    world.engine.behave(OTHER, HASTY)
+    async with world.reconciling():
+        builder = await world.ask(entrypoint=OTHER)
+        with pytest.raises(StartFailed):
+            await world.outcome(builder)
+        with pytest.raises(StartFailed):
+            await world.deploy(builder, NEW)
+        assert (await world.builder(builder)).status is Status.FAILED
+        await world.deploy(builder, NEW, entrypoint=ENTRYPOINT)
+        await serves(world, builder, 3)
+
+
+async def test_settings_that_the_app_need_not_know_take_effect_without_a_new_version(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        now = await world.configure(builder, auto_stop_interval=15)
+        assert (now.auto_stop_interval, now.version, now.run) == (15, 1, 1)
+        assert world.called("start") == 1
+
+
+async def test_other_settings_are_a_new_version_of_the_same_code(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        world.engine.disks[builder.disk].files["main.py"] = b"the app has written here"
+        await world.configure(builder, env={"A": "2"}, resources=Resources(2, 2, 4))
+        now = await serves(world, builder, 2)
+        assert world.engine.disks[now.disk].files == {"main.py": b"the app has written here"}
+        assert world.engine.disks[now.disk].size_bytes == Resources(2, 2, 4).disk_bytes
+        with pytest.raises(InvalidState, match="cannot shrink"):
+            await world.configure(builder, resources=Resources(2, 2, 3))
+
+
+async def test_settings_of_a_builder_that_rests_are_those_of_its_next_start(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await world.reached(builders.stop, builder)
+        now = await world.configure(builder, env={"A": "2"}, resources=Resources(1, 1, 5))
+        assert (now.version, now.desired) == (2, Desired.STOPPED)
+        await world.outcome(await world.want(builders.start, builder))
+        await serves(world, builder, 2)
+        (sandbox,) = world.running
+        assert sandbox.spec.env["A"] == "2"
+        assert world.engine.disks[now.disk].size_bytes == Resources(1, 1, 5).disk_bytes
+
+
+async def test_an_old_version_comes_back_as_a_new_one(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await world.deploy(builder, NEW, entrypoint=OTHER)
+        await world.roll_back(builder, 1)
+        now = await serves(world, builder, 3)
+        version = await world.version(now)
+        assert (version.rolled_back_to, version.settings.entrypoint) == (1, ENTRYPOINT)
+        assert world.engine.disks[now.disk].files["main.py"] == MAIN.content
+        assert now.status_reason == "version 3 rolled back to version 1 by token acme"
+
+
+async def test_what_never_was_up_is_not_rolled_back_to(world: World) -> None:
+    world.engine.behave(OTHER, HASTY)
+    async with world.reconciling():
+        builder = await world.create()
+        with pytest.raises(StartFailed):
+            await world.deploy(builder, NEW, entrypoint=OTHER)
+        with pytest.raises(InvalidState, match="never was up"):
+            await world.roll_back(builder, 2)
+
+
+async def test_a_job_is_not_tried_and_runs_once(world: World) -> None:
+    world.engine.behave(OTHER, Behaviour(exits_at=3, exit_code=0))
+    async with world.reconciling():
+        builder = await world.outcome(await world.ask_job())
+        await world.deploy(builder, NEW, entrypoint=OTHER)
+        now = await world.until_status(builder, Status.COMPLETED)
+        assert now.version == 2
+        assert world.called("start") == 2
+
+
+async def test_a_disk_that_was_made_elsewhere_is_switched_to_as_it_is(world: World) -> None:
+    from builderd.domain.ids import DiskId, new_id
+
+    disk = DiskId(new_id())
+    async with world.reconciling():
+        builder = await world.create()
+        await world.engine.clone_disk(builder.disk, disk, 3 << 30)
+        world.engine.disks[disk].files["data.db"] = b"of long ago"
+        world.engine.disks[builder.disk].files["data.db"] = b"of today"
+        code = await world.version(builder)
+
+        def switch(uow: Any) -> Builder:
+            found = deployments.changeable(uow, world.application, world.caller, builder.id)
+            return deployments.switch(
+                uow, world.application, world.caller, found, code, disk, world.clock.now()
+            ).builder
+
+        await world.application.commit(switch)
+        await world.deployed(builder, 2)
+        now = await serves(world, builder, 2)
+    assert now.disk == disk
+    assert world.engine.disks[disk].files["data.db"] == b"of long ago"
+    assert world.called("start") == 2
+
+
+async def test_a_new_service_token_reaches_the_app(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        now = world.clock.now()
+        renewed = await world.application.commit(
+            lambda uow: deployments.renew_service_token(uow, world.application, world.caller, builder.id, now)
+        )
+        await world.outcome(renewed)
+        now_served = await serves(world, builder, 1)
+        (sandbox,) = world.running
+        assert sandbox.spec.env["SERVICE_TOKEN"] == now_served.service_token != builder.service_token
+        assert now_served.disk == builder.disk

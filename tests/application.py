@@ -28,6 +28,7 @@ from builderd.domain.logs import LogLine
 from builderd.domain.previews import PreviewDomain, Route, RouteState
 from builderd.domain.prices import Prices, Segment
 from builderd.domain.sandboxes import Sandbox
+from builderd.domain.ssh import Gateway
 from builderd.domain.tenants import Tenant
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.clock import Clock
@@ -326,6 +327,7 @@ def make_application(
         prices=Prices(),
         preview_domain=PreviewDomain("http", "localhost", 8080),
         instance="first",
+        ssh=Gateway("localhost", 8022, "ssh-ed25519 AAAA", "SHA256:fake"),
     )
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
+import asyncssh
 import yaml
 
 from builderd.adapters.bundles.local import LocalBundles
@@ -39,6 +41,7 @@ from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
 from builderd.adapters.vaults.sodium import SodiumVault
 from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.data_directory import hold, identity, make
+from builderd.domain import ssh
 from builderd.domain.builders import Desired
 from builderd.domain.bundles import Bundle
 from builderd.domain.equipment import Equipment
@@ -56,6 +59,8 @@ from builderd.doors.http.meter import Meter
 from builderd.doors.http.rates import Rates
 from builderd.doors.http.request_log import RequestIdFilter
 from builderd.doors.http.servers import Servers
+from builderd.doors.ssh import host_key
+from builderd.doors.ssh.gateway import Gateway as SshGateway
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler import waking
 from builderd.reconciler.deliveries import Deliveries
@@ -100,6 +105,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 limits=settings.to_limits(),
                 prices=settings.to_prices(),
                 allowances=settings.to_allowances(),
+                ssh=_ssh_gateway(settings),
                 preview_domain=settings.preview_domain,
                 instance=identity(settings.data_dir),
             )
@@ -118,6 +124,23 @@ async def store(settings: Settings) -> AsyncIterator[SqlStore]:
         yield opened
     finally:
         await opened.close()
+
+
+def _ssh_gateway(settings: Settings) -> ssh.Gateway | None:
+    """What callers are told of the gateway, or None where there is none."""
+    if not settings.ssh.port:
+        return None
+    host = settings.ssh.public_host or (gethostname() if is_wildcard(settings.host) else settings.host)
+    return host_key.gateway(_host_key(settings), host, settings.ssh.public_port or settings.ssh.port)
+
+
+def _host_key(settings: Settings) -> asyncssh.SSHKey:
+    return host_key.load(settings.data_dir / "ssh_host_key")
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether it stands for all addresses of the machine, and so is no address to call."""
+    return host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
 
 
 def make_vault(settings: Settings) -> SodiumVault:
@@ -199,7 +222,7 @@ def _log_to_stderr(level: str) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # The door writes a line for each request itself.
-    for talker in ("uvicorn", "alembic"):
+    for talker in ("uvicorn", "alembic", "asyncssh"):
         logging.getLogger(talker).setLevel(logging.WARNING)
 
 
@@ -250,6 +273,8 @@ async def _work(app: Application, settings: Settings, servers: Servers) -> None:
         group.create_task(Idleness(app).watch())
         group.create_task(waking.watch(app))
         group.create_task(Deliveries(app).run())
+        if settings.ssh.port:
+            group.create_task(SshGateway(app, _host_key(settings)).serve(settings.host, settings.ssh.port))
 
 
 async def _prepare(app: Application) -> None:

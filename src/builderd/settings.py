@@ -128,6 +128,14 @@ class StoreSettings(Section):
     overcommit: float = Field(default=1, ge=1)
 
 
+class SshSettings(Section):
+    """The SSH gateway listens on ``port``; 0: there is none. Callers are told ``public_host`` and ``public_port``."""
+
+    port: int = Field(default=8022, ge=0, le=65535)
+    public_host: str | None = None
+    public_port: Port | None = None
+
+
 class VaultSettings(Section):
     """Where the key of stored secrets comes from: ``key`` itself, or else ``key_file``.
 
@@ -232,6 +240,7 @@ class Settings(BaseSettings):
     rates: RateSettings = RateSettings()
     review: ReviewSettings = ReviewSettings()
     qa: QaSettings = QaSettings()
+    ssh: SshSettings = SshSettings()
     vault: VaultSettings = VaultSettings()
     webhooks: WebhookSettings = WebhookSettings()
     #: Where systemd puts the credentials of its unit; one named ``builderd.vault.key`` is the vault's key.
@@ -252,9 +261,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
-        ports = [port for port in (self.port, self.preview_port, self.inside_port, self.metrics_port) if port]
+        given = (self.port, self.preview_port, self.inside_port, self.metrics_port, self.ssh.port)
+        ports = [port for port in given if port]
         if len(set(ports)) != len(ports):
-            raise ValueError("port, preview_port, inside_port and metrics_port must differ")
+            raise ValueError("port, preview_port, inside_port, metrics_port and ssh.port must differ")
         return self
 
     @property

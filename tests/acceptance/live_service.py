@@ -52,6 +52,7 @@ class LiveService:
     settings: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     preview_port: int = field(default_factory=free_port)
+    ssh_port: int = field(default_factory=free_port)
     token: str = ""
     process: subprocess.Popen[bytes] | None = None
 
@@ -69,7 +70,8 @@ class LiveService:
     def environment(self, **more: str) -> dict[str, str]:
         src = str(Path(__file__).parents[2] / "src")
         # Copies that come and go in the background are for the tests of QA alone.
-        return {**os.environ, "PYTHONPATH": src, "BUILDERD_QA__REPORT": "false", **self.settings, **more}
+        own = {"BUILDERD_QA__REPORT": "false", "BUILDERD_SSH__PORT": str(self.ssh_port)}
+        return {**os.environ, "PYTHONPATH": src, **own, **self.settings, **more}
 
     def start(self, fault: str | None = None) -> None:
         """Start the service and wait until it is ready; with a fault, only until it answers (it may die at once)."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from builderd.client.errors import ApiError, NoAnswer
 from builderd.domain.builders import JobType, Status
 from builderd.domain.logs import LogStream
+from builderd.domain.ssh import DEFAULT_MINUTES
 from builderd.wire.v1.builders import Builder, BuilderAnswer, BuilderPage, NewBuilder
 from builderd.wire.v1.caps import SpendingCap, SpendingCapAnswer
 from builderd.wire.v1.credentials import Credential, CredentialAnswer, CredentialListAnswer
@@ -25,6 +26,7 @@ from builderd.wire.v1.executions import Execution, ExecutionAnswer, NewExecution
 from builderd.wire.v1.health import Readiness, ReadinessAnswer
 from builderd.wire.v1.logs import LogAnswer, LogLine
 from builderd.wire.v1.spending import Spending, SpendingAnswer
+from builderd.wire.v1.ssh import SshEndedAnswer, SshGrant, SshGrantAnswer
 
 V = TypeVar("V", bound=BaseModel)
 
@@ -192,6 +194,15 @@ class Client:
         """Remove it; with ``force`` also while builders use it."""
         path = f"{BASE}/credentials/{name}"
         return self._call(CredentialAnswer, "DELETE", path, params=_given({"force": force})).data
+
+    def grant_ssh(self, uuid: str, *, expires_minutes: int = DEFAULT_MINUTES, alone: bool = False) -> SshGrant:
+        """A token to log in by SSH; ``alone`` ends all others."""
+        path = f"{BASE}/builders/{uuid}/ssh{'/recreate' if alone else ''}"
+        return self._call(SshGrantAnswer, "POST", path, json={"expires_minutes": expires_minutes}).data
+
+    def end_ssh(self, uuid: str) -> None:
+        """End all SSH tokens of the builder."""
+        self._call(SshEndedAnswer, "DELETE", f"{BASE}/builders/{uuid}/ssh")
 
     def _call(self, answer: type[V], method: str, path: str, **options: Any) -> V:
         try:

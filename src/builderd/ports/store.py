@@ -24,6 +24,7 @@ from builderd.domain.prices import Segment, Sum
 from builderd.domain.qa import QaReport, Screenshot
 from builderd.domain.quotas import Demand
 from builderd.domain.sandboxes import Sandbox
+from builderd.domain.ssh import Grant
 from builderd.domain.tenants import Tenant
 from builderd.domain.tokens import Token
 from builderd.domain.versions import Version
@@ -367,6 +368,21 @@ class Leases(Protocol):
         """Idempotent."""
 
 
+class SshGrants(Protocol):
+    def add(self, grant: Grant) -> None: ...
+    def get(self, grant_id: str) -> Grant | None: ...
+    def by_secret_hash(self, secret_hash: str) -> Grant | None: ...
+    def valid_of(self, builder: BuilderId, now: datetime) -> Sequence[Grant]:
+        """Those that are neither revoked nor expired, oldest first."""
+
+    def touch(self, grant_id: str, at: datetime) -> None:
+        """Record its last use."""
+
+    def revoke(self, grant_id: str, at: datetime) -> None: ...
+    def expire(self, before: datetime) -> int:
+        """Remove those that ended before this; how many."""
+
+
 class Idempotency(Protocol):
     def get(self, tenant: TenantId, key: str) -> IdempotencyRecord | None: ...
     def add(self, record: IdempotencyRecord) -> None:
@@ -425,6 +441,8 @@ class UnitOfWork(Protocol):
     def backup_keys(self) -> BackupKeys: ...
     @property
     def leases(self) -> Leases: ...
+    @property
+    def ssh_grants(self) -> SshGrants: ...
     @property
     def idempotency(self) -> Idempotency: ...
     @property

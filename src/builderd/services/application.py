@@ -10,6 +10,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
+from builderd.domain.ssh import Gateway
 from builderd.domain.versions import Isolation
 from builderd.ports.bundles import Bundles
 from builderd.ports.clock import Clock
@@ -61,6 +62,8 @@ class Application:
     prices: Prices
     preview_domain: PreviewDomain
     instance: str
+    #: Where SSH logins go; None where none are taken.
+    ssh: Gateway | None = None
     allowances: Allowances = field(default_factory=Allowances)
     #: Held while a bundle is stored and referred to, and while an unused one is removed.
     bundle_lock: asyncio.Lock = field(default_factory=asyncio.Lock)

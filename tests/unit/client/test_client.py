@@ -132,6 +132,12 @@ def test_credentials_are_stored_listed_and_deleted(client: Client) -> None:
     assert client.credentials() == []
 
 
+def test_ssh_tokens_are_granted_and_ended(client: Client) -> None:
+    uuid = client.create(new(name="login")).uuid
+    assert client.grant_ssh(uuid).token != client.grant_ssh(uuid, expires_minutes=5, alone=True).token
+    client.end_ssh(uuid)
+
+
 def test_a_token_without_the_scope_is_refused(running: Running) -> None:
     making = running.service.token("acme", Scope.READ)
     token = asyncio.run_coroutine_threadsafe(making, running.loop).result()

@@ -24,6 +24,7 @@ from builderd.doors.http.v1 import (
     logs,
     qa,
     spending,
+    ssh,
     webhooks,
 )
 from builderd.services.application import Application
@@ -63,6 +64,7 @@ def create_app(
         credentials,
         caps,
         webhooks,
+        ssh,
     ):
         app.router.routes.extend(noun.router.routes)
     # For clients that put the base path before everything.

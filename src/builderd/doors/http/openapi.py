@@ -17,6 +17,7 @@ from builderd.wire.v1.caps import NewSpendingCap
 from builderd.wire.v1.credentials import NewCredential
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.executions import NewExecution
+from builderd.wire.v1.ssh import NewSshGrant
 from builderd.wire.v1.webhooks import NewWebhook
 
 SCHEMAS = "#/components/schemas/"
@@ -26,6 +27,7 @@ REQUESTS: Sequence[type[BaseModel]] = (
     NewCredential,
     NewExecution,
     NewSpendingCap,
+    NewSshGrant,
     NewWebhook,
 )
 

@@ -26,6 +26,7 @@ from builderd.adapters.stores.sql.postgresql import open_postgresql
 from builderd.adapters.stores.sql.qa_reports import QaReports
 from builderd.adapters.stores.sql.sandboxes import Sandboxes
 from builderd.adapters.stores.sql.sqlite import open_sqlite
+from builderd.adapters.stores.sql.ssh_grants import SshGrants
 from builderd.adapters.stores.sql.tenants import Tenants
 from builderd.adapters.stores.sql.tokens import Tokens
 from builderd.adapters.stores.sql.versions import Versions
@@ -60,6 +61,7 @@ class UnitOfWork:
         self.restores: port.Restores = Restores(connection)
         self.backup_keys: port.BackupKeys = BackupKeys(connection)
         self.leases: port.Leases = Leases(connection)
+        self.ssh_grants: port.SshGrants = SshGrants(connection)
         self.idempotency: port.Idempotency = Idempotency(connection)
         self.qa_reports: port.QaReports = QaReports(connection)
 

@@ -390,6 +390,20 @@ backup_keys = Table(
     Column("fault", ForeignText, nullable=False),
 )
 
+ssh_grants = Table(
+    "ssh_grants",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *_of_builder(),
+    Column("secret_hash", Text, nullable=False, unique=True),
+    Column("created_by", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    Index("ix_ssh_grants_builder_id", "builder_id"),
+)
+
 idempotency = Table(
     "idempotency",
     metadata,

@@ -1,0 +1,50 @@
+"""SSH: grants to log in to a builder. The token is the user name, and enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from builderd.domain.ids import BuilderId, TenantId
+
+MIN_MINUTES, DEFAULT_MINUTES, MAX_MINUTES = 5, 60, 7 * 24 * 60
+#: That are valid at the same time, of one builder.
+MAX_GRANTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """``secret_hash`` is the sha256 of the token, which is not stored; ``created_by`` the actor who asked for it."""
+
+    id: str
+    tenant_id: TenantId
+    builder_id: BuilderId
+    secret_hash: str
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+    def is_valid(self, now: datetime) -> bool:
+        """Whether it is neither revoked nor expired."""
+        return self.revoked_at is None and now < self.expires_at
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Where logins go. ``host_key`` as a line of ``known_hosts`` has it, ``fingerprint`` as ssh shows it (SHA256:…)."""
+
+    host: str
+    port: int
+    host_key: str
+    fingerprint: str
+
+    def command(self, token: str) -> str:
+        """What to type."""
+        return f"ssh -p {self.port} {token}@{self.host}"
+
+    @property
+    def known_hosts(self) -> str:
+        """The line of ``known_hosts`` that trusts this gateway."""
+        return f"[{self.host}]:{self.port} {self.host_key}"

@@ -1,0 +1,1 @@
+"""Ways in by SSH: a gateway that leads into sandboxes."""

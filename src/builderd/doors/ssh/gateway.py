@@ -1,0 +1,241 @@
+"""The SSH gateway: ``ssh -p PORT <token>@host`` opens a session in the builder's sandbox.
+
+The token is the user name and enough (SSH's authentication "none", RFC 4252 section 5.2). What runs in a session runs
+in the sandbox, as the app's user; nothing is ever run on the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import asyncssh
+
+from builderd.domain.errors import BuilderdError, Unauthenticated
+from builderd.domain.processes import LOGIN_SHELL, ProcessSpec, Window
+from builderd.domain.ssh import Grant
+from builderd.doors.ssh import bridge
+from builderd.doors.ssh.relay import LOCAL, relay
+from builderd.doors.ssh.session import Session
+from builderd.doors.ssh.throttle import Throttle
+from builderd.services import activity, ssh
+from builderd.services.application import Application
+
+LOGIN_SECONDS = 20
+#: After so many silent intervals of so many seconds a client is gone.
+KEEPALIVE_SECONDS, KEEPALIVES = 30, 4
+#: A grant is looked at so often; at once when it is revoked here.
+LOOK_SECONDS = 5.0
+#: When the port is taken, try again after so many seconds.
+BIND_RETRY = 15.0
+#: Sessions and forwarded connections of one login at the same time.
+MAX_CHANNELS = 64
+SFTP = ("/usr/lib/openssh/sftp-server",)
+#: Variables that a client may hand over.
+TAKEN = frozenset({"LANG", "LC_ALL", "LC_CTYPE", "COLORTERM", "TZ"})
+
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    def __init__(self, application: Application, host_key: asyncssh.SSHKey) -> None:
+        self.application = application
+        self.throttle = Throttle()
+        self._key = host_key
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, host: str, port: int) -> None:
+        """Listen until cancelled; where the port is taken, as soon as it is free."""
+        while True:
+            try:
+                server = await self.listen(host, port)
+            except OSError as error:
+                log.warning("SSH is not served: cannot listen on %s:%d: %s", host, port, error.strerror or error)
+                await asyncio.sleep(BIND_RETRY)
+                continue
+            log.info("SSH listens on %s:%d", host, server.get_port())
+            try:
+                await server.wait_closed()
+            finally:
+                server.close()
+                await self.finish()
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Something short that outlives its connection."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def finish(self) -> None:
+        """Wait for what goes on in the background."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def listen(self, host: str, port: int) -> asyncssh.SSHAcceptor:
+        """The listener; every connection is cut when its grant ends."""
+        return await asyncssh.listen(
+            host,
+            port,
+            server_factory=lambda: Login(self),
+            server_host_keys=[self._key],
+            server_version="builderd",
+            encoding=None,
+            line_editor=False,
+            agent_forwarding=False,
+            x11_forwarding=False,
+            allow_scp=False,
+            compression_algs=None,
+            login_timeout=LOGIN_SECONDS,
+            keepalive_interval=KEEPALIVE_SECONDS,
+            keepalive_count_max=KEEPALIVES,
+        )
+
+
+class Login(asyncssh.SSHServer):
+    """One connection, from its first byte to its last."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._app = gateway.application
+        self._connection: asyncssh.SSHServerConnection | None = None
+        self._address = ""
+        self._entered = False
+        self._begun = time.monotonic()
+        self._watching: asyncio.Task[None] | None = None
+        self._channels = 0
+        self.grant: Grant | None = None
+
+    # The connection
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connection = conn
+        self._address = str(conn.get_extra_info("peername")[0])
+        self._entered = self._gateway.throttle.enter(self._address, time.monotonic())
+        if not self._entered:
+            conn.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        if self._watching:
+            self._watching.cancel()
+        if self.grant is not None:
+            self._gateway.background(self._record_end(self.grant))
+
+    def _leave(self) -> None:
+        if self._entered:
+            self._entered = False
+            self._gateway.throttle.leave(self._address)
+
+    async def begin_auth(self, username: str) -> bool:
+        """Whether more than the token is wanted, which then fails: there is nothing more."""
+        now = self._app.clock.now()
+        try:
+            self.grant = await self._app.store.write(lambda uow: ssh.admit(uow, username, now))
+        except Unauthenticated as refusal:
+            await asyncio.sleep(self._gateway.throttle.failed(self._address, time.monotonic()))
+            if self._connection:
+                self._connection.send_auth_banner(f"{refusal.message}\r\n")
+            return True
+        return False
+
+    def auth_completed(self) -> None:
+        self._leave()
+        assert self.grant is not None, "only a grant logs in"
+        self._watching = asyncio.ensure_future(self._watch(self.grant))
+        self._gateway.background(self._record_begin(self.grant))
+
+    async def _watch(self, grant: Grant) -> None:
+        """Cut everything when the grant is revoked or expires, or the builder goes."""
+        signals, clock = self._app.signals, self._app.clock
+        while True:
+            seen, now = signals.count(grant.builder_id), clock.now()
+            if not await self._app.store.read(lambda uow, at=now: ssh.holds(uow, grant.id, at)):  # type: ignore[misc]
+                break
+            left = (grant.expires_at - now).total_seconds()
+            await signals.wait(grant.builder_id, seen, max(0.01, min(LOOK_SECONDS, left)))
+        if self._connection:
+            self._connection.disconnect(asyncssh.DISC_BY_APPLICATION, "The SSH token was revoked or is over.")
+
+    async def _record_begin(self, grant: Grant) -> None:
+        now = self._app.clock.now()
+        await self._app.store.write(lambda uow: ssh.opened(uow, grant, self._address, now))
+
+    async def _record_end(self, grant: Grant) -> None:
+        now, seconds = self._app.clock.now(), time.monotonic() - self._begun
+        await self._app.store.write(lambda uow: ssh.closed(uow, grant, self._address, seconds, now))
+
+    # What goes on in it
+
+    def session_requested(self) -> Session:
+        """A channel for a shell, a command or sftp."""
+        return Session(self.session)
+
+    async def session(self, channel: asyncssh.SSHServerProcess[bytes]) -> None:
+        """A shell, a command or sftp, to its end."""
+        assert self.grant is not None, "only a grant has sessions"
+        try:
+            spec = _spec(channel)
+            self._take_channel()
+            try:
+                sandbox = (await ssh.sandbox_of(self._app, self.grant)).id
+                async with (
+                    activity.going_on(self._app, sandbox),
+                    self._app.engine.open_process(sandbox, spec) as process,
+                ):
+                    code = await bridge.join(channel, process)
+            finally:
+                self._channels -= 1
+        except BuilderdError as error:
+            channel.stderr.write(f"{error.message}\r\n".encode())
+            channel.exit(1)
+            return
+        if code is not None:
+            channel.exit(code)
+
+    def _take_channel(self) -> None:
+        if self._channels >= MAX_CHANNELS:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, f"At most {MAX_CHANNELS} at a time.")
+        self._channels += 1
+
+    def connection_requested(
+        self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
+    ) -> asyncssh.SSHSocketSessionFactory:
+        """A forwarded connection: to the sandbox's own ports, nowhere else."""
+        if dest_host.lower() not in LOCAL:
+            reason = "Only the app's own ports are reached: forward to localhost."
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, reason)
+        self._take_channel()
+
+        async def lead(reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
+            try:
+                await self._forward(dest_port, reader, writer)
+            finally:
+                self._channels -= 1
+
+        return lead
+
+    async def _forward(self, port: int, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
+        assert self.grant is not None, "only a grant forwards"
+        try:
+            sandbox = (await ssh.sandbox_of(self._app, self.grant)).id
+            spec = ProcessSpec(relay(port))
+            async with activity.going_on(self._app, sandbox), self._app.engine.open_process(sandbox, spec) as process:
+                await bridge.forward(reader, writer, process)
+        except BuilderdError as error:
+            log.info("A forwarded connection of grant %s ended: %s", self.grant.id, error.message)
+            writer.close()
+
+
+def _spec(channel: asyncssh.SSHServerProcess[bytes]) -> ProcessSpec:
+    """What the client asks for. The command line is its own affair: it is neither logged nor kept."""
+    env = {name: value for name, value in channel.env.items() if name in TAKEN and "\0" not in value}
+    if channel.subsystem is not None:
+        return ProcessSpec(SFTP if channel.subsystem == "sftp" else ("/bin/false",))
+    argv = ("/bin/bash", "-c", channel.command) if channel.command is not None else LOGIN_SHELL
+    if channel.term_type is None:
+        return ProcessSpec(argv, env=env)
+    columns, rows, *_ = channel.term_size
+    window = Window(min(columns, 1000) or 80, min(rows, 1000) or 24)
+    return ProcessSpec(argv, env={**env, "TERM": channel.term_type}, window=window)

@@ -1,0 +1,43 @@
+"""SSH grants as every store keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.contract.store.samples import NOW, SECOND, TENANT, add, make_builder
+
+from builderd.domain.ids import new_id
+from builderd.domain.ssh import Grant
+from builderd.ports.store import Store
+
+BUILDER = make_builder()
+GRANT = Grant(new_id(), TENANT.id, BUILDER.id, "a" * 64, "token ci", NOW, NOW + 60 * SECOND)
+
+
+async def test_every_field_is_kept_and_a_use_is_recorded(store: Store) -> None:
+    await add(store, BUILDER)
+    await store.write(lambda uow: uow.ssh_grants.add(GRANT))
+    assert await store.read(lambda uow: uow.ssh_grants.by_secret_hash("a" * 64)) == GRANT
+    await store.write(lambda uow: uow.ssh_grants.touch(GRANT.id, NOW + SECOND))
+    assert await store.read(lambda uow: uow.ssh_grants.get(GRANT.id)) == replace(GRANT, last_used_at=NOW + SECOND)
+    assert await store.read(lambda uow: uow.ssh_grants.by_secret_hash("b" * 64)) is None
+
+
+async def test_only_those_that_are_neither_revoked_nor_expired_are_valid(store: Store) -> None:
+    await add(store, BUILDER)
+    later = replace(GRANT, id=new_id(), secret_hash="c" * 64, expires_at=NOW + 3600 * SECOND)
+    for one in (GRANT, later):
+        await store.write(lambda uow, one=one: uow.ssh_grants.add(one))  # type: ignore[misc]
+    assert await store.read(lambda uow: len(uow.ssh_grants.valid_of(BUILDER.id, NOW))) == 2
+    assert await store.read(lambda uow: uow.ssh_grants.valid_of(BUILDER.id, GRANT.expires_at)) == [later]
+    for at in (NOW, NOW + SECOND):
+        await store.write(lambda uow, at=at: uow.ssh_grants.revoke(later.id, at))  # type: ignore[misc]
+    assert await store.read(lambda uow: uow.ssh_grants.valid_of(BUILDER.id, NOW)) == [GRANT]
+    assert await store.read(lambda uow: uow.ssh_grants.get(later.id)) == replace(later, revoked_at=NOW)
+
+
+async def test_what_is_long_over_goes(store: Store) -> None:
+    await add(store, BUILDER)
+    await store.write(lambda uow: uow.ssh_grants.add(GRANT))
+    assert await store.write(lambda uow: uow.ssh_grants.expire(GRANT.expires_at)) == 0
+    assert await store.write(lambda uow: uow.ssh_grants.expire(GRANT.expires_at + SECOND)) == 1

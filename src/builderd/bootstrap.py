@@ -67,6 +67,7 @@ from builderd.reconciler.deliveries import Deliveries
 from builderd.reconciler.faults import kill_at, no_fault
 from builderd.reconciler.idle import Idleness
 from builderd.reconciler.reconciler import Reconciler
+from builderd.reconciler.sampling import sample
 from builderd.services import reviews, tokens, vault
 from builderd.services.application import Application
 from builderd.settings import Settings
@@ -275,6 +276,7 @@ async def _work(app: Application, settings: Settings, servers: Servers) -> None:
         group.create_task(Deliveries(app).run())
         if settings.ssh.port:
             group.create_task(SshGateway(app, _host_key(settings)).serve(settings.host, settings.ssh.port))
+        group.create_task(sample(app))
 
 
 async def _prepare(app: Application) -> None:

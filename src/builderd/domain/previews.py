@@ -90,7 +90,10 @@ def _check_address(address: Address) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PreviewActivity:
-    """Counters of one host since the preview process knows it; ``idle_seconds`` since its last request."""
+    """Counters of one host since the preview process knows it; ``idle_seconds`` since its last request.
+
+    ``answers_2xx`` and so on count what visitors were answered, by the class of the status.
+    """
 
     requests: int
     bytes_in: int
@@ -99,6 +102,10 @@ class PreviewActivity:
     failures: int
     requests_per_minute: int
     idle_seconds: float
+    answers_2xx: int = 0
+    answers_3xx: int = 0
+    answers_4xx: int = 0
+    answers_5xx: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from builderd.domain.events import Event
 from builderd.domain.ids import BackupId, BuilderId, RestoreId, SandboxId, TenantId, TokenId, WebhookId
 from builderd.domain.leases import Lease, LeaseId
 from builderd.domain.logs import LogLine
+from builderd.domain.metrics import Step, Watched
 from builderd.domain.prices import Segment, Sum
 from builderd.domain.qa import QaReport, Screenshot
 from builderd.domain.quotas import Demand
@@ -284,6 +285,20 @@ class Deliveries(Protocol):
         """Remove at most so many that were made before this and are over; how many."""
 
 
+class Metrics(Protocol):
+    def watched(self) -> Sequence[Watched]:
+        """The sandboxes of all tenants that were started and have not ended; trials do not count."""
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Add these to what is recorded of the same builders and times."""
+
+    def of_builder(self, builder: BuilderId, since: datetime) -> Sequence[Step]:
+        """Those that begin at or after this, oldest first."""
+
+    def expire(self, before: datetime) -> int:
+        """Remove those that began before this; how many."""
+
+
 class BuildLogs(Protocol):
     def add(self, builder: BuilderId, version: int, lines: Sequence[LogLine]) -> None: ...
     def list(self, builder: BuilderId) -> Sequence[tuple[int, LogLine]]:
@@ -425,6 +440,8 @@ class UnitOfWork(Protocol):
     def ledger(self) -> Ledger: ...
     @property
     def events(self) -> Events: ...
+    @property
+    def metrics(self) -> Metrics: ...
     @property
     def webhooks(self) -> Webhooks: ...
     @property

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from builderd.domain.builders import Builder
+from builderd.domain.ids import BuilderId
+from builderd.domain.metrics import Reading
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
@@ -65,6 +67,8 @@ class Application:
     #: Where SSH logins go; None where none are taken.
     ssh: Gateway | None = None
     allowances: Allowances = field(default_factory=Allowances)
+    #: The latest reading of each builder that runs here.
+    readings: dict[BuilderId, Reading] = field(default_factory=dict)
     #: Held while a bundle is stored and referred to, and while an unused one is removed.
     bundle_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

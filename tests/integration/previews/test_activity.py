@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 
 import pytest
@@ -89,3 +90,14 @@ def test_a_stream_that_outlives_a_reload_still_counts(make_proxy: Callable[..., 
         proxy.visitor.get(host)
         assert proxy.activity()[host].requests == 2
     eventually(lambda: proxy.activity()[host].open_connections == 0)
+
+
+def test_answers_are_counted_by_the_class_of_their_status_whoever_gave_them(proxy: Proxy, app: App) -> None:
+    host = proxy.open(app)
+    answers = (b"HTTP/1.1 %d Some\r\nContent-Length: 0\r\n\r\n" % status for status in (302, 404, 503))
+    for path in ("/", "/", *(f"/raw?{urlsafe_b64encode(answer).decode()}" for answer in answers), "/drop"):
+        proxy.visitor.get(host, path)
+    counted = proxy.activity()[host]
+    classes = (counted.answers_2xx, counted.answers_3xx, counted.answers_4xx, counted.answers_5xx)
+    assert classes == (2, 1, 1, 2)
+    assert counted.requests == 6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -11,11 +11,15 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from builderd.domain.builders import Status
+from builderd.domain.metrics import Reading
 from builderd.domain.previews import PreviewActivity
 from builderd.services.application import Application
 
 #: In seconds: from a look-up to the cold installation of large dependencies.
 BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+#: Hosts, and builders, that have series of their own: whoever keeps them pays for each.
+MAX_SERIES = 2_000
+ANSWER_CLASSES = ("2xx", "3xx", "4xx", "5xx")
 #: Whatever a client makes up as a method counts as one.
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
@@ -45,22 +49,28 @@ class Meter:
     async def render(self, application: Application) -> bytes:
         """Everything in Prometheus' text format 0.0.4."""
         registry = CollectorRegistry()
-        registry.register(_Snapshot(*await _look(application)))
+        registry.register(await _look(application))
         return generate_latest(self._registry) + generate_latest(registry)
 
 
-async def _look(
-    application: Application,
-) -> tuple[Mapping[Status, int], Mapping[str, PreviewActivity], bool]:
+async def _look(application: Application) -> _Snapshot:
     builders = await application.store.read(lambda uow: uow.builders.count_by_status())
     activity = await application.previews.activity() if await application.previews.ready() else {}
-    return builders, activity, application.engine.readiness().ready
+    readings = list(application.readings.values())
+    return _Snapshot(builders, _busiest(activity), readings[:MAX_SERIES], application.engine.readiness().ready)
+
+
+def _busiest(activity: Mapping[str, PreviewActivity]) -> Mapping[str, PreviewActivity]:
+    """So many as there may be series of: those with the most requests, since some of the rest are visited no more."""
+    hosts = sorted(activity, key=lambda host: activity[host].requests, reverse=True)
+    return {host: activity[host] for host in hosts[:MAX_SERIES]}
 
 
 @dataclass(frozen=True, eq=False)
 class _Snapshot(Collector):
     builders: Mapping[Status, int]
     activity: Mapping[str, PreviewActivity]
+    readings: Sequence[Reading]
     engine_ready: bool
 
     def collect(self) -> Iterator[Metric]:
@@ -73,6 +83,7 @@ class _Snapshot(Collector):
             "builderd_engine_ready", "1 when sandboxes can be started.", value=float(self.engine_ready)
         )
         yield from self._previews()
+        yield from self._used()
 
     def _previews(self) -> Iterator[Metric]:
         counters = {
@@ -82,9 +93,34 @@ class _Snapshot(Collector):
             "bytes_out": CounterMetricFamily("builderd_preview_sent_bytes", "To visitors.", labels=["host"]),
         }
         connections = GaugeMetricFamily("builderd_preview_connections", "Open now.", labels=["host"])
+        answers = CounterMetricFamily(
+            "builderd_preview_answers", "By the class of the status.", labels=["host", "class"]
+        )
         for host, seen in self.activity.items():
+            for cls in ANSWER_CLASSES:
+                answers.add_metric([host, cls], getattr(seen, f"answers_{cls}"))
             connections.add_metric([host], seen.open_connections)
             for name, family in counters.items():
                 family.add_metric([host], getattr(seen, name))
-        yield from counters.values()
+        yield from (*counters.values(), answers)
         yield connections
+
+    def _used(self) -> Iterator[Metric]:
+        """What runs now: counters begin anew with each sandbox."""
+        labels = ["builder", "name", "tenant"]
+        cpu = CounterMetricFamily("builderd_builder_cpu_seconds", "CPU time of a sandbox.", labels=labels)
+        memory = GaugeMetricFamily("builderd_builder_memory_bytes", "Memory in use.", labels=labels)
+        disk = GaugeMetricFamily("builderd_builder_disk_bytes", "Disk in use.", labels=labels)
+        received = CounterMetricFamily("builderd_builder_received_bytes", "Over its network.", labels=labels)
+        sent = CounterMetricFamily("builderd_builder_sent_bytes", "Over its network.", labels=labels)
+        processes = GaugeMetricFamily("builderd_builder_processes", "Processes now.", labels=labels)
+        for reading in self.readings:
+            watched, used = reading.watched, reading.used
+            label = [watched.builder_id, watched.name, watched.tenant]
+            cpu.add_metric(label, used.cpu_seconds)
+            memory.add_metric(label, used.memory_bytes)
+            disk.add_metric(label, used.disk_bytes)
+            received.add_metric(label, used.network_in_bytes)
+            sent.add_metric(label, used.network_out_bytes)
+            processes.add_metric(label, used.processes)
+        yield from (cpu, memory, disk, received, sent, processes)

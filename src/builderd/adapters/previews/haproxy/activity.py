@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 
-from builderd.adapters.previews.haproxy.config import MEMORY_SECONDS, TABLES
+from builderd.adapters.previews.haproxy.config import ANSWER_CLASSES, MEMORY_SECONDS, TABLES
 from builderd.domain.previews import PreviewActivity
 
 COMMANDS = tuple(f"show table {table}" for table in TABLES)
 
 #: ``0x7f…: key=app.localhost use=0 exp=604747228 shard=0 conn_cur=0 http_req_cnt=17 http_req_rate(60000)=17 …``
-_FIELD = re.compile(r"([a-z_]+)(?:\(\d+\))?=(\S+)")
+_FIELD = re.compile(r"([a-z_]+\d*)(?:\(\d+\))?=(\S+)")
 
 
 def parse(answer: str) -> dict[str, PreviewActivity]:
@@ -34,6 +35,8 @@ def _activity(row: dict[str, str]) -> PreviewActivity:
         failures=int(row["http_fail_cnt"]),
         requests_per_minute=int(row["http_req_rate"]),
         idle_seconds=0.0 if int(row["conn_cur"]) else max(0.0, MEMORY_SECONDS - int(row["exp"]) / 1000),
+        # A worker of an earlier version, which still serves what was open, counts no answers.
+        **{f"answers_{cls}xx": int(row.get(f"gpc{counter}", 0)) for counter, cls in enumerate(ANSWER_CLASSES)},
     )
 
 
@@ -47,12 +50,6 @@ def total(workers: Iterable[dict[str, PreviewActivity]]) -> dict[str, PreviewAct
 
 
 def _sum(one: PreviewActivity, other: PreviewActivity) -> PreviewActivity:
-    return PreviewActivity(
-        requests=one.requests + other.requests,
-        bytes_in=one.bytes_in + other.bytes_in,
-        bytes_out=one.bytes_out + other.bytes_out,
-        open_connections=one.open_connections + other.open_connections,
-        failures=one.failures + other.failures,
-        requests_per_minute=one.requests_per_minute + other.requests_per_minute,
-        idle_seconds=min(one.idle_seconds, other.idle_seconds),
-    )
+    """All but the idle time adds up."""
+    added = {field.name: getattr(one, field.name) + getattr(other, field.name) for field in fields(PreviewActivity)}
+    return PreviewActivity(**{**added, "idle_seconds": min(one.idle_seconds, other.idle_seconds)})

@@ -17,6 +17,8 @@ from builderd.adapters.previews.haproxy.section import quoted, section
 
 #: How long the counters of a host outlive its last request.
 MEMORY_SECONDS = 7 * 86_400
+#: The classes of statuses that are counted, in the order of their counters.
+ANSWER_CLASSES = (2, 3, 4, 5)
 DESCRIPTION = "builderd previews"
 #: Counters by host: of plain requests, and of WebSockets and streams of events.
 TABLES = ("activity", "streams")
@@ -248,13 +250,23 @@ def _passage(options: ProxyOptions) -> str:
         http-response replace-header Set-Cookie '{_WIDE_COOKIE}' '\\1\\2' if {{ res.fhdr(set-cookie) -m sub -i domain }}
         # An app that cannot be reached crashed like one that breaks off; an app's own 503 is its own.
         http-after-response set-status 502 if {{ status 503 }} {{ server_status 0 }} {{ var(txn.route) -m beg open| }}
+        {_count_answers()}
         retries 1
         retry-on empty-response
         """
 
 
+def _count_answers() -> str:
+    """By the class of the status, whoever gave the answer; each class has one of the table's counters."""
+    return "\n".join(
+        f"http-after-response sc-inc-gpc({counter},0) if {{ status {cls}00:{cls}99 }}"
+        for counter, cls in enumerate(ANSWER_CLASSES)
+    )
+
+
 def _counters(table: str) -> str:
-    counters = "http_req_cnt,http_req_rate(60s),bytes_in_cnt,bytes_out_cnt,conn_cur,http_fail_cnt"
+    requests = "http_req_cnt,http_req_rate(60s),bytes_in_cnt,bytes_out_cnt,conn_cur,http_fail_cnt"
+    counters = f"{requests},gpc({len(ANSWER_CLASSES)})"
     return section(
         f"backend {table} from base",
         f"stick-table type string len 254 size 100k expire {MEMORY_SECONDS}s store {counters}",

@@ -21,6 +21,7 @@ from builderd.adapters.stores.sql.events import Events
 from builderd.adapters.stores.sql.idempotency import Idempotency
 from builderd.adapters.stores.sql.leases import Leases
 from builderd.adapters.stores.sql.ledger import Ledger
+from builderd.adapters.stores.sql.metrics import Metrics
 from builderd.adapters.stores.sql.migrations import upgrade
 from builderd.adapters.stores.sql.postgresql import open_postgresql
 from builderd.adapters.stores.sql.qa_reports import QaReports
@@ -53,6 +54,7 @@ class UnitOfWork:
         self.sandboxes: port.Sandboxes = Sandboxes(connection)
         self.ledger: port.Ledger = Ledger(connection)
         self.events: port.Events = Events(connection)
+        self.metrics: port.Metrics = Metrics(connection)
         self.webhooks: port.Webhooks = Webhooks(connection, locks=writes)
         self.deliveries: port.Deliveries = Deliveries(connection)
         self.build_logs: port.BuildLogs = BuildLogs(connection)

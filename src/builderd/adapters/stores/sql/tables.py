@@ -300,6 +300,27 @@ deliveries = Table(
     Index("ix_deliveries_webhook_id_status_due_at", "webhook_id", "status", "due_at"),
 )
 
+metrics = Table(
+    "metrics",
+    metadata,
+    # No foreign key: rows go by their age, and a builder that is gone needs none.
+    Column("builder_id", Text, primary_key=True),
+    Column("start", UtcDateTime, primary_key=True),
+    Column("seconds", Double, nullable=False),
+    Column("cpu_seconds", Double, nullable=False),
+    Column("memory_byte_seconds", Double, nullable=False),
+    Column("memory_most_bytes", BigInteger, nullable=False),
+    Column("disk_most_bytes", BigInteger, nullable=False),
+    Column("network_in_bytes", BigInteger, nullable=False),
+    Column("network_out_bytes", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("answers_2xx", BigInteger, nullable=False),
+    Column("answers_3xx", BigInteger, nullable=False),
+    Column("answers_4xx", BigInteger, nullable=False),
+    Column("answers_5xx", BigInteger, nullable=False),
+    Index("ix_metrics_start", "start"),
+)
+
 build_logs = Table(
     "build_logs",
     metadata,

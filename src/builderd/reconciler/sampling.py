@@ -1,0 +1,100 @@
+"""Sampling: what every sandbox uses and how its preview is visited, read together and written down in steps.
+
+One reading takes a few small files a sandbox and one look at the proxy for all; one transaction a minute writes what
+they add up to. What was read since is lost with the service, nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from builderd.domain.errors import BuilderdError
+from builderd.domain.ids import SandboxId
+from builderd.domain.metrics import SPAN, STEP, Reading, Step, Watched, between, merged, start_of
+from builderd.domain.previews import PreviewActivity
+from builderd.domain.sandboxes import SandboxUsage
+from builderd.services.application import Application
+
+#: Between two readings, and how many of them are written down together, in seconds.
+INTERVAL, FLUSH_INTERVAL = 10.0, 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Sampling:
+    """``run`` goes on until it is cancelled."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._last: dict[SandboxId, Reading] = {}
+        self._visited: Mapping[str, PreviewActivity] | None = None
+        self._at: datetime | None = None
+        self._steps: list[Step] = []
+        self._flushed_at = application.clock.now()
+
+    async def run(self) -> None:
+        """Read, add up, write."""
+        while True:
+            try:
+                await self.sample()
+                if (self._app.clock.now() - self._flushed_at).total_seconds() >= FLUSH_INTERVAL:
+                    await self.flush()
+            except Exception:
+                log.warning("what builders use was not read", exc_info=True)
+            await self._app.clock.sleep(INTERVAL)
+
+    async def sample(self) -> None:
+        """One reading of everything that runs here."""
+        watched = await self._app.store.read(lambda uow: uow.metrics.watched())
+        visited = await self._visits()
+        found: dict[SandboxId, Reading] = {}
+        for one in watched:
+            used = await self._app.engine.usage(one.sandbox_id)
+            if used is not None:
+                found[one.sandbox_id] = self._reading(one, used, visited.get(one.host))
+        self._last, self._visited, self._at = found, visited, self._app.clock.now()
+        self._steps += [Step(one.watched.builder_id, start_of(one.at), one.lately) for one in found.values()]
+        self._show(list(found.values()))
+
+    async def _visits(self) -> Mapping[str, PreviewActivity]:
+        try:
+            return await self._app.previews.activity()
+        except BuilderdError:
+            # A proxy that does not answer counted nothing that could be known.
+            return self._visited or {}
+
+    def _reading(self, watched: Watched, used: SandboxUsage, visited: PreviewActivity | None) -> Reading:
+        now, last = self._app.clock.now(), self._last.get(watched.sandbox_id)
+        is_new = self._at is not None and watched.started_at >= self._at
+        since = last.at if last else watched.started_at if is_new else now
+        before = last.used if last else None if is_new else used
+        # What was counted before the first look is nobody's news; a host that is new then was counted from nothing.
+        seen = visited if self._visited is None else self._visited.get(watched.host)
+        seconds = max((now - since).total_seconds(), 0)
+        return Reading(watched, now, used, visited, between(used, before, visited, seen, seconds))
+
+    def _show(self, readings: Sequence[Reading]) -> None:
+        shown = self._app.readings
+        shown.clear()
+        shown.update((one.watched.builder_id, one) for one in readings)
+
+    async def flush(self) -> None:
+        """Write down what was read; again the next time when that fails."""
+        steps, now = merged(self._steps), self._app.clock.now()
+        await self._app.store.write(lambda uow: uow.metrics.add(steps))
+        # Only now: what could not be written is not lost.
+        self._steps.clear()
+        self._flushed_at = now
+        await self._app.store.write(lambda uow: uow.metrics.expire(start_of(now) - SPAN - STEP))
+
+
+async def sample(application: Application) -> None:
+    """Sample until cancelled; what was read is written down at the end."""
+    sampling = Sampling(application)
+    try:
+        await sampling.run()
+    finally:
+        await asyncio.shield(sampling.flush())

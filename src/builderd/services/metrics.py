@@ -1,0 +1,44 @@
+"""Metrics: what a builder uses now, and what it used in the last hours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from builderd.domain.ids import TenantId
+from builderd.domain.metrics import Reading, Usage, resample, start_of
+from builderd.domain.resources import Resources
+from builderd.ports.store import UnitOfWork
+from builderd.services import builders
+from builderd.services.application import Application
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """``now`` is None for what does not run here. ``steps``: (start, usage), the oldest first; the last goes on."""
+
+    now: Reading | None
+    limits: Resources
+    step: timedelta
+    steps: Sequence[tuple[datetime, Usage]]
+
+
+def report(
+    uow: UnitOfWork,
+    application: Application,
+    tenant_id: TenantId,
+    builder_id: str,
+    now: datetime,
+    *,
+    span: timedelta,
+    step: timedelta,
+) -> Report:
+    """The last ``span`` in steps of ``step``, multiples of ``STEP`` both. Raises ``NotFound``."""
+    builder = builders.get(uow, tenant_id, builder_id)
+    version = uow.versions.get(builder.id, builder.version)
+    assert version is not None, "a builder's current version is always stored"
+    count = -(-span // step)
+    begin = start_of(now, step) - (count - 1) * step
+    steps = resample(uow.metrics.of_builder(builder.id, begin), begin, step, count)
+    return Report(application.readings.get(builder.id), version.settings.resources, step, steps)

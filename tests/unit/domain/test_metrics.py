@@ -1,0 +1,76 @@
+"""Steps add up, and are bounded by time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from builderd.domain.ids import BuilderId
+from builderd.domain.metrics import Step, Usage, add, between, merged, resample, start_of
+from builderd.domain.previews import PreviewActivity
+from builderd.domain.sandboxes import SandboxUsage
+
+NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+USED = SandboxUsage(10.0, 1_000, 500, 100, 200, 3)
+SEEN = PreviewActivity(10, 0, 0, 0, 0, 0, 0.0, answers_2xx=6, answers_3xx=1, answers_4xx=2, answers_5xx=1)
+
+
+def test_a_step_begins_at_a_multiple_of_five_minutes() -> None:
+    assert start_of(NOON + 7 * MINUTE) == NOON + 5 * MINUTE
+    assert start_of(NOON) == NOON
+    assert start_of(NOON + 59 * MINUTE, timedelta(hours=1)) == NOON
+
+
+def test_what_came_to_pass_between_two_readings() -> None:
+    used = SandboxUsage(12.5, 3_000, 600, 150, 1_200, 5)
+    seen = replace(SEEN, requests=14, answers_2xx=9, answers_5xx=2)
+    usage = between(used, USED, seen, SEEN, 10)
+    assert usage == Usage(10, 2.5, 30_000, 3_000, 600, 50, 1_000, 4, 3, 0, 0, 1)
+    assert usage.cpu == 0.25
+    assert usage.memory_bytes == 3_000
+
+
+def test_a_counter_that_went_down_began_anew() -> None:
+    usage = between(replace(USED, network_in_bytes=7), USED, replace(SEEN, requests=3), SEEN, 10)
+    assert (usage.network_in_bytes, usage.requests) == (7, 3)
+
+
+def test_without_a_reading_before_everything_is_new_and_without_visitors_nothing() -> None:
+    usage = between(USED, None, None, None, 5)
+    assert (usage.cpu_seconds, usage.network_in_bytes, usage.requests) == (10, 100, 0)
+
+
+def test_usages_add_up_and_of_the_highest_the_highest_counts() -> None:
+    one, other = Usage(10, 1, 1_000, 100, 50, requests=3), Usage(30, 2, 9_000, 300, 40, requests=1)
+    both = add(one, other)
+    assert (both.seconds, both.cpu_seconds, both.requests) == (40, 3, 4)
+    assert (both.memory_bytes, both.memory_most_bytes, both.disk_most_bytes) == (250, 300, 50)
+
+
+def test_nothing_watched_is_no_figure() -> None:
+    assert Usage().cpu is None
+    assert Usage().memory_bytes is None
+
+
+def step(minutes: int, requests: int, builder: str = "b") -> Step:
+    return Step(BuilderId(builder), NOON + minutes * MINUTE, Usage(seconds=60, requests=requests))
+
+
+def test_steps_become_longer_ones_and_those_outside_are_left_out() -> None:
+    steps = [step(-5, 99), step(0, 1), step(10, 2), step(15, 4), step(45, 99)]
+    found = resample(steps, NOON, 15 * MINUTE, 3)
+    assert [(start, usage.requests) for start, usage in found] == [
+        (NOON, 3),
+        (NOON + 15 * MINUTE, 4),
+        (NOON + 30 * MINUTE, 0),
+    ]
+
+
+def test_readings_of_one_step_become_one() -> None:
+    steps = merged([step(5, 1), step(0, 2), step(5, 4), step(0, 8, "a")])
+    assert [(one.builder_id, one.start, one.usage.requests) for one in steps] == [
+        ("a", NOON, 8),
+        ("b", NOON, 2),
+        ("b", NOON + 5 * MINUTE, 5),
+    ]

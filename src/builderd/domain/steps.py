@@ -118,7 +118,9 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Thaw:
-    """Have the sandbox go on."""
+    """Have the sandbox go on, and let those in who wait for it: as one step, since they do wait."""
+
+    route: Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +316,7 @@ def _towards_running(builder: Builder, seen: Observed) -> Step:
         if builder.asleep_since is not None and _is_up(builder):
             return _towards_frozen(builder, seen)
         if seen.paid_frozen or _is_frozen(seen):
-            return Thaw()
+            return Thaw(_opened(builder, seen))
         if builder.handover is Handover.FORWARD and seen.version.qa_due and seen.version.qa_required:
             return CheckApp()  # visitors wait: should it fail, they never see it
         if (opening := _open_route(builder, seen)) is not None:
@@ -343,10 +345,14 @@ def _is_frozen(seen: Observed) -> bool:
 
 def _open_route(builder: Builder, seen: Observed) -> Step | None:
     """Lead visitors to the app, or None when they come to it already."""
+    opened = _opened(builder, seen)
+    return SetRoute(opened) if seen.route != opened else None
+
+
+def _opened(builder: Builder, seen: Observed) -> Route:
     assert seen.report is not None, "it runs"
     assert seen.report.ip is not None, "what runs has an address"
-    opened = _route(builder, RouteState.OPEN, Address(seen.report.ip, seen.version.port))
-    return SetRoute(opened) if seen.route != opened else None
+    return _route(builder, RouteState.OPEN, Address(seen.report.ip, seen.version.port))
 
 
 def _towards_started(builder: Builder, seen: Observed) -> Step:

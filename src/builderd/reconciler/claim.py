@@ -7,6 +7,8 @@ import logging
 from datetime import datetime, timedelta
 
 from builderd.domain.ids import BuilderId
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.look import Known, read
 from builderd.services.application import Application
 
 LEASE = timedelta(seconds=30)
@@ -23,8 +25,15 @@ class Claim:
 
     async def take(self) -> bool:
         """Take or renew it; False while somebody else has it."""
-        now, owner = self._app.clock.now(), self._app.instance
-        return await self._app.store.write(lambda uow: uow.builders.claim(self._id, owner, now, now + LEASE))
+        return await self._app.store.write(self._claim)
+
+    async def take_and_read(self) -> tuple[bool, Known | None]:
+        """The same, and what is recorded of the builder, in one transaction: visitors may be waiting."""
+        return await self._app.store.write(lambda uow: (self._claim(uow), read(uow, self._id)))
+
+    def _claim(self, uow: UnitOfWork) -> bool:
+        now = self._app.clock.now()
+        return uow.builders.claim(self._id, self._app.instance, now, now + LEASE)
 
     async def hold(self) -> None:
         """Renew it from time to time; returns when it is lost."""

@@ -23,6 +23,8 @@ from builderd.services.application import Application
 #: How often it is looked at what is used, in seconds; more often where things are frozen sooner.
 INTERVAL = 5.0
 LOOKS_PER_FREEZE = 4
+#: Seconds by which two readings of visits overlap.
+MARGIN = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Idleness:
     async def look(self) -> None:
         """One look: visits first, so that what was visited is idle no more."""
         begun = self._app.clock.now()
-        within = (begun - self._noted_at).total_seconds() + INTERVAL if self._noted_at else inf
+        within = (begun - self._noted_at).total_seconds() + MARGIN if self._noted_at else inf
         await activity.note(self._app, within)
         self._noted_at = begun
         candidates = await self._app.store.read(lambda uow: uow.builders.that_may_idle())

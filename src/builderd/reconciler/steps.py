@@ -12,6 +12,7 @@ from builderd.domain.errors import InstallFailed, NotFound, StartFailed
 from builderd.domain.events import SYSTEM
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, DiskId, new_id
+from builderd.domain.previews import Route
 from builderd.domain.sandboxes import (
     EndCause,
     Sandbox,
@@ -63,8 +64,8 @@ class Steps:
                 return await self._stop_sandbox(subject, _open(seen), drain=step.drain)
             case domain.Freeze():
                 return await self._freeze(subject, _open(seen))
-            case domain.Thaw():
-                return await self._thaw(_open(seen))
+            case domain.Thaw(route):
+                return await self._thaw(_open(seen), route)
             case domain.RecordEnd():
                 return self._record_end(subject, _open(seen), seen.report)
             case domain.SetRoute(route):
@@ -228,8 +229,11 @@ class Steps:
         at, prices = report.frozen_at or self._now(), self._app.prices
         return Result(lambda uow, builder: records.frozen(uow, builder, prices, sandbox, at))
 
-    async def _thaw(self, sandbox: Sandbox) -> Result:
+    async def _thaw(self, sandbox: Sandbox, route: Route) -> Result:
         report = await self._app.engine.thaw(sandbox.id)
+        if not report.alive:
+            return Result()  # the next look says what became of it
+        await self._app.previews.put(route)
         at, prices = report.thawed_at or self._now(), self._app.prices
         return Result(lambda uow, builder: records.thawed(uow, builder, prices, sandbox, at))
 

@@ -8,18 +8,31 @@ import logging
 from builderd.services import wake
 from builderd.services.application import Application
 
-#: After visitors could not be listened to: how long until the next try, in seconds.
-RETRY_INTERVAL = 1.0
+#: After visitors could not be heard, or what they want could not be recorded: seconds until the next try, of so many.
+RETRY_INTERVAL, TRIES = 1.0, 30
 
 log = logging.getLogger(__name__)
 
 
 async def watch(application: Application) -> None:
     """Wake what is visited, until cancelled."""
-    while True:
+    async with asyncio.TaskGroup() as group:
+        while True:
+            try:
+                async for host in application.previews.visitors():
+                    group.create_task(_wake(application, host))
+            except Exception:
+                log.warning("visitors are not heard for a moment", exc_info=True)
+            await asyncio.sleep(RETRY_INTERVAL)
+
+
+async def _wake(application: Application, host: str) -> None:
+    """For as long as somebody may wait for it: the proxy tells of a host once."""
+    for _ in range(TRIES):
         try:
-            async for host in application.previews.visitors():
-                await wake.visited(application, host)
+            await wake.visited(application, host)
         except Exception:
-            log.warning("visitors wake nothing for a moment", exc_info=True)
+            log.warning("%s could not be woken", host, exc_info=True)
+        else:
+            return
         await asyncio.sleep(RETRY_INTERVAL)

@@ -91,16 +91,17 @@ class Worker:
         # Unless the work comes to an end, whoever takes it next has something to do at once.
         due: datetime | None = self._app.clock.now()
         try:
-            if await claim.take():
-                due = await race(self._work(), claim.hold())
+            self._again.clear()
+            is_ours, known = await claim.take_and_read()
+            if is_ours:
+                due = await race(self._work(known), claim.hold())
         except ClaimLost:
             log.info("the claim on builder %s was lost", self._id)
         finally:
             await claim.release(due)
 
-    async def _work(self) -> datetime | None:
-        """Until there is nothing to do; answers when there will be again."""
-        known: Known | None = None
+    async def _work(self, known: Known | None) -> datetime | None:
+        """Until there is nothing to do; answers when there will be again. ``known`` is as the claim was taken."""
         while True:
             try:
                 if known is None or self.poked:

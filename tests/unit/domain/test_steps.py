@@ -139,8 +139,12 @@ CASES: dict[str, tuple[Builder, Observed, Step]] = {
         seen(sandbox=LISTENING, report=REPORT, route=OPEN),
         Settle(Status.RUNNING),
     ),
-    "one that is woken goes on": (UP, seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP, paid_frozen=True), Thaw()),
-    "and is paid so again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP, paid_frozen=True), Thaw()),
+    "one that is woken goes on": (
+        UP,
+        seen(sandbox=LISTENING, report=FROZEN, route=ASLEEP, paid_frozen=True),
+        Thaw(OPEN),
+    ),
+    "and is paid so again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP, paid_frozen=True), Thaw(OPEN)),
     "then visitors are let in again": (UP, seen(sandbox=LISTENING, report=REPORT, route=ASLEEP), SetRoute(OPEN)),
     "one that ends in its sleep has ended": (
         SLEEPY,

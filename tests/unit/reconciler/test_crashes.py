@@ -181,7 +181,7 @@ OPERATIONS = {
     "delete a stopped one": Operation(("RemoveRoute", "Forget"), stopped, wish(builders.delete), Status.DELETED),
     "delete a job": Operation(("StopSandbox", "Forget"), job_that_runs, wish(builders.delete), Status.DELETED),
     "freeze": Operation(("SetRoute", "Freeze"), idles, sleeps, Status.RUNNING),
-    "thaw": Operation(("Thaw", "SetRoute"), asleep, visit, Status.RUNNING),
+    "thaw": Operation(("Thaw",), asleep, visit, Status.RUNNING),
     "idle stop": Operation(("SetRoute", "StopSandbox", "Settle"), idles, idles_out, Status.STOPPED),
     "idle stop of a frozen one": Operation(("StopSandbox", "Settle"), asleep, idles_out, Status.STOPPED),
     "wake": Operation(START, idled, visit, Status.RUNNING),
@@ -283,6 +283,8 @@ async def is_whole(world: World, builder: Builder) -> bool:
     route = await world.route(builder)
     if builder.asleep_since is not None:
         return await at_rest(world, builder)
+    if builder.status is Status.RUNNING and (await world.segments(builder))[-1].billing is not Billing.RUNNING:
+        return False
     if builder.status is Status.RUNNING:
         ips = [sandbox.ip for sandbox in world.running]
         if builder.job_type is JobType.ONE_TIME:

@@ -123,9 +123,9 @@ local function gather(host)
   return place
 end
 
--- Who may pass: public or private, and the sha256 of the token.
-local function access(route)
-  return route:match("^%w+|(%w+)|[^|]*|[^|]*|([^|]*)")
+-- The sha256 of the token that a visitor must have shown; nil where everybody may pass.
+local function token(route)
+  return route:match("^%w+|private|[^|]*|[^|]*|([^|]*)")
 end
 
 local function wait(host, patience)
@@ -148,12 +148,9 @@ core.register_action("hold", { "http-req" }, function(txn)
   if route == "" then
     return -- the route is as it was, and so is what is said of it
   end
-  if route == nil or route:find("^open|") then
-    local kind, digest = access(route or "")
-    local kind_before, digest_before = access(before)
-    if kind ~= kind_before or digest ~= digest_before then
-      route = "starting|" -- it may not be for this visitor any more: let them ask again
-    end
+  local wanted = token(route or "")
+  if wanted and wanted ~= token(before) then
+    route = "starting|" -- it may not be for this visitor any more: let them ask again
   end
-  txn:set_var("txn.route", route)
+  txn:set_var("txn.route", route or "gone|")
 end, 0)

@@ -292,7 +292,9 @@ async def fake_world(**limits: Any) -> AsyncIterator[World]:
     engine, previews, stored, installer = FakeEngine(clock.now), FakePreviews(), FakeBundles(), FakeInstaller()
     testers = FakeTesters()
     async with memory_store() as store:
-        application = make_application(store, engine, previews, stored, installer, testers, clock, Limits(**limits))
+        application = make_application(
+            store, engine, previews, stored, installer, testers, clock, Limits(**{"qa_report": False, **limits})
+        )
         await engine.prepare(lambda _: None)
         await previews.start()
         nobody = Caller(TenantId(""), "")

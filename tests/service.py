@@ -87,7 +87,7 @@ class Service:
 async def running_service(database: str = MEMORY, **limits: Any) -> AsyncIterator[Service]:
     """The service until the block ends, with its reconciler at work, on an empty database."""
     async with memory_store() if database == MEMORY else open_store(database) as store:
-        service = await _make(store, Limits(**limits))
+        service = await _make(store, Limits(**{"qa_report": False, **limits}))
         await service.engine.prepare(lambda _: None)
         await service.previews.start()
         creations = service.app.state.creations

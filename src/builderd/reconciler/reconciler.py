@@ -16,6 +16,7 @@ from builderd.reconciler import spending
 from builderd.reconciler.faults import FaultPoint, no_fault
 from builderd.reconciler.look import Subject
 from builderd.reconciler.polishing import Polishing
+from builderd.reconciler.reporting import Reporting
 from builderd.reconciler.steps import Steps
 from builderd.reconciler.sweep import sweep
 from builderd.reconciler.worker import Crew, Worker
@@ -42,6 +43,7 @@ class Reconciler:
         self._workers: dict[BuilderId, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._polishing = Polishing(application)
+        self._reporting = Reporting(application, fault)
 
     async def run(self) -> None:
         """Look at everything, then at what is wished or due, and at everything from time to time."""
@@ -49,7 +51,13 @@ class Reconciler:
         await self._sweep()
         helpers = [
             asyncio.create_task(work)
-            for work in (self._watch_exits(), self._sweep_often(), self._polishing.run(), self._watch_spending())
+            for work in (
+                self._watch_exits(),
+                self._sweep_often(),
+                self._polishing.run(),
+                self._reporting.run(),
+                self._watch_spending(),
+            )
         ]
         try:
             next_poll = 0.0
@@ -105,6 +113,7 @@ class Reconciler:
                 self._app.signals.wish(builder_id)
 
     def _settled(self, subject: Subject) -> None:
+        self._reporting.poke()
         if subject.builder.desired is Desired.RUNNING and subject.builder.status is Status.RUNNING:
             self._polishing.add(subject)
 
@@ -115,7 +124,7 @@ class Reconciler:
 
     async def _sweep(self) -> None:
         try:
-            await sweep(self._app, self._workers)
+            await sweep(self._app, self._workers, self._reporting.sandboxes)
         except Exception:
             log.warning("the sweep failed", exc_info=True)
 

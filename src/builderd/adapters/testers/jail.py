@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ TMP_BYTES = 256_000_000
 MAX_ERRORS = 4_000
 #: Found by the jail's own Python; the virtual environment is bound there.
 VENV = Path("/venv")
+#: A folder that every Debian has, and that is covered in the jail's own mount namespace alone.
+STAGE = Path("/mnt")
 
 
 class JailFailed(Exception):
@@ -55,18 +58,20 @@ class Job:
 
 def missing() -> str | None:
     """None when jails can be made here, else why not."""
-    for program in ("bwrap", "setpriv", "prlimit"):
+    for program in ("bwrap", "setpriv", "prlimit", "unshare", "choom"):
         if shutil.which(program) is None:
             return f"{program} is not installed on this machine: run script/setup"
     return None if os.geteuid() == 0 else "the service does not run as root"
 
 
-def make_argv(job: Job, fds: Mapping[str, int], python: str) -> list[str]:
-    """The command. ``fds`` are open folders (``venv``, ``workers``, perhaps ``base``) and the ``channel``."""
+def make_argv(job: Job, folders: Mapping[str, Path], channel: int) -> list[str]:
+    """The command. ``folders`` are those of the host that are seen inside, by the name of their place on the stage."""
     limits = [f"--nproc={MAX_PROCESSES}", f"--nofile={MAX_FILES}", "--core=0", f"--cpu={int(job.seconds * 4) + 1}"]
     if job.address_space is not None:
         limits.append(f"--as={job.address_space}")
+    binds = {"venv": VENV, "workers": Path("/workers"), "base": Path(sys.base_prefix)}
     return [
+        *("unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", make_stage(folders), "sh"),
         *("nice", "-n", "15", "choom", "-n", "1000", "--", "prlimit", *limits, "--"),
         *("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--no-new-privs", "--"),
         *("bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"),
@@ -75,53 +80,60 @@ def make_argv(job: Job, fds: Mapping[str, int], python: str) -> list[str]:
         *("--symlink", "usr/bin", "/bin", "--ro-bind-try", "/etc/fonts", "/etc/fonts"),
         *("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"),
         *("--size", str(TMP_BYTES), "--tmpfs", "/tmp", "--size", str(TMP_BYTES), "--tmpfs", "/dev/shm"),  # noqa: S108
-        *("--ro-bind-fd", str(fds["venv"]), str(VENV), "--ro-bind-fd", str(fds["workers"]), "/workers"),
-        *(("--ro-bind-fd", str(fds["base"]), sys.base_prefix) if "base" in fds else ()),
+        *(word for name in folders for word in ("--ro-bind", str(STAGE / name), str(binds[name]))),
         *("--chdir", "/tmp", "--hostname", "qa", "--"),  # noqa: S108
-        *(python, "-I", "/workers/start.py", str(fds["channel"]), f"/workers/{job.worker}"),
+        *(str(VENV / "bin" / "python"), "-I", "/workers/start.py", str(channel), f"/workers/{job.worker}"),
     ]
+
+
+def make_stage(folders: Mapping[str, Path]) -> str:
+    """A script for the shell that puts folders where a program without any privilege finds them, and goes on.
+
+    They may lie below others that only root can walk through. All of it is in a mount namespace of its own.
+    """
+    made = [f"mount -t tmpfs -o mode=755,size=64k tmpfs {STAGE}"]
+    for name, path in folders.items():
+        made += [f"mkdir {STAGE / name}", f"mount --bind {shlex.quote(str(path))} {STAGE / name}"]
+    return " && ".join([*made, 'exec "$@"'])
 
 
 async def run(job: Job, address: Address) -> Any:
     """What the program wrote, as JSON. Raises ``JailFailed``."""
     inner, outer = socket.socketpair()
     try:
-        with inner, _folders() as folders:
-            python = str(VENV / "bin" / "python")
-            argv = make_argv(job, {**folders, "channel": inner.fileno()}, python)
+        with inner:
             process = await asyncio.create_subprocess_exec(
-                *argv,
+                *make_argv(job, _folders(), inner.fileno()),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=(*folders.values(), inner.fileno()),
+                pass_fds=(inner.fileno(),),
                 start_new_session=True,
                 cwd="/",
             )
         try:
             return _parse(await _converse(process, job, outer, address))
         finally:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            await _end(process)
     finally:
         outer.close()
 
 
-@contextmanager
-def _folders() -> Iterator[dict[str, int]]:
-    """Open folders: bubblewrap, without any privilege, could not walk to them."""
-    wanted = {"venv": Path(sys.prefix), "workers": WORKERS}
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill it with all that it started. What it had still to say is taken away: unread, it never counts as ended."""
+    with suppress(ProcessLookupError):
+        process.kill()
+    for stream in (process.stdout, process.stderr):
+        while stream is not None and await stream.read(65_536):
+            pass
+    await process.wait()
+
+
+def _folders() -> dict[str, Path]:
+    folders = {"venv": Path(sys.prefix), "workers": WORKERS}
     if not Path(sys.base_prefix).is_relative_to("/usr"):
-        wanted["base"] = Path(sys.base_prefix)
-    opened: dict[str, int] = {}
-    try:
-        for name, path in wanted.items():
-            opened[name] = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        yield opened
-    finally:
-        for fd in opened.values():
-            os.close(fd)
+        folders["base"] = Path(sys.base_prefix)
+    return folders
 
 
 async def _converse(process: asyncio.subprocess.Process, job: Job, channel: socket.socket, address: Address) -> bytes:
@@ -222,8 +234,3 @@ def _parse(output: bytes) -> Any:
         return json.loads(output)
     except (ValueError, RecursionError) as error:
         raise JailFailed(f"what it wrote cannot be read ({type(error).__name__})") from None
-
-
-def words(values: Sequence[object], limit: int) -> tuple[str, ...]:
-    """Text out of what a jailed program wrote, which may be anything."""
-    return tuple(str(value)[:limit] for value in values)

@@ -16,6 +16,9 @@ NEAR = (
     " 224.0.0.0/3"
 )
 
+#: Said rather than kept silent, so that a program without a way out goes on at once instead of waiting for a minute.
+_REFUSE = "reject with icmpx admin-prohibited"
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -56,7 +59,7 @@ table inet {name} {{
   chain input {{
     type filter hook input priority filter; policy accept;
     iifname "{bridge}" ct state established,related accept
-    iifname "{bridge}" ip saddr {policy.secluded} drop
+    iifname "{bridge}" ip saddr {policy.secluded} {_REFUSE}
     iifname "{bridge}" ip daddr {policy.gateway} tcp dport {policy.inside_port} accept
     {dns}
     iifname "{bridge}" drop
@@ -65,7 +68,7 @@ table inet {name} {{
     type filter hook forward priority filter; policy accept;
     iifname "{bridge}" ct state established,related accept
     iifname "{bridge}" oifname "{bridge}" drop
-    iifname "{bridge}" ip saddr {policy.secluded} drop
+    iifname "{bridge}" ip saddr {policy.secluded} {_REFUSE}
     iifname "{bridge}" ip daddr @denied drop
     {dns}
     iifname "{bridge}" ip daddr @allowed accept

@@ -40,7 +40,7 @@ def test_denied_goes_before_resolvers_and_those_before_near_networks() -> None:
         if word != "secluded"
     ]
     assert order == sorted(order)
-    assert any("10.64.12.0/22 drop" in line for line in forward[: order[0]])
+    assert any("10.64.12.0/22 reject" in line for line in forward[: order[0]])
 
 
 def test_the_host_is_reached_at_the_gateway_only() -> None:

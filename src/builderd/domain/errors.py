@@ -74,6 +74,12 @@ class InvalidState(BuilderdError):
     code = "invalid_state"
 
 
+class PreconditionFailed(BuilderdError):
+    """What the caller made its change depend on is not so."""
+
+    code = "precondition_failed"
+
+
 class TooLarge(BuilderdError):
     """A body, a file or an archive is over its limit; the message says the limit."""
 

@@ -20,6 +20,7 @@ from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxUsage
 from builderd.domain.versions import Isolation
+from builderd.ports.disk_files import DiskFiles
 from builderd.ports.processes import Process
 
 #: Told one line of progress at a time; must not block.
@@ -79,7 +80,7 @@ class ToolExit:
     timed_out: bool = False
 
 
-class Engine(Protocol):
+class Engine(DiskFiles, Protocol):
     async def prepare(self, progress: Progress) -> None:
         """Make what the engine needs once (base, store, network). Idempotent; may take a minute."""
 

@@ -12,9 +12,10 @@ import shlex
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from builderd.adapters.fakes.disk_files import FakeDisk, FakeDiskFiles
 from builderd.adapters.fakes.processes import Answer, FakeProcess
 from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound, ValidationFailed
@@ -57,13 +58,6 @@ class Behaviour:
 
 
 @dataclass(slots=True)
-class FakeDisk:
-    size_bytes: int
-    files: dict[str, bytes] = field(default_factory=dict)
-    bundle_hash: str | None = None
-
-
-@dataclass(slots=True)
 class FakeSandbox:
     spec: SandboxSpec
     behaviour: Behaviour
@@ -78,14 +72,14 @@ class FakeSandbox:
     thawed_at: datetime | None = None
 
 
-class FakeEngine:
+class FakeEngine(FakeDiskFiles):
     """Implements ``ports.engine.Engine``. ``now`` stamps starts, ends and log lines."""
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        super().__init__()
         self.calls: list[tuple[str, str]] = []
         #: As they were asked for.
         self.processes: list[ProcessSpec] = []
-        self.disks: dict[DiskId, FakeDisk] = {}
         self.layers: dict[str, int] = {}
         self.sandboxes: dict[SandboxId, FakeSandbox] = {}
         self.logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
@@ -226,11 +220,6 @@ class FakeEngine:
         self._called("delete_disk", disk)
         self._refuse_while_used(disk)
         self.disks.pop(disk, None)
-
-    def _disk(self, disk: DiskId) -> FakeDisk:
-        if disk not in self.disks:
-            raise NotFound(f"There is no disk {disk}.")
-        return self.disks[disk]
 
     def _refuse_while_used(self, disk: DiskId) -> None:
         if any(s.spec.disk == disk and s.end is None for s in self.sandboxes.values()):

@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -73,27 +74,33 @@ async def read_body(request: Request, limit: int) -> bytes:
 
     Raises ``TooLarge``, at once where Content-Length tells, and ``BadRequest`` when it comes too slowly.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > limit:
+    announced = announced_length(request)
+    if announced is not None and announced > limit:
         raise _too_large(limit)
     body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS) as deadline:
-            async for piece in _pieces(request):
-                body += piece
-                if len(body) > limit:
-                    raise _too_large(limit)
-    except TimeoutError:
-        seconds = BODY_SECONDS if deadline.expired() else PIECE_SECONDS
-        raise BadRequest(f"The body did not arrive in time: it stalled, or took over {seconds:g} seconds.") from None
+    async for piece in pieces(request, BODY_SECONDS):
+        body += piece
+        if len(body) > limit:
+            raise _too_large(limit)
     return bytes(body)
 
 
-async def _pieces(request: Request) -> Any:
-    stream = request.stream()
+def announced_length(request: Request) -> int | None:
+    """Of the body in bytes, as its head has it."""
+    announced = request.headers.get("content-length", "")
+    return int(announced[:20]) if announced.isdecimal() else None
+
+
+async def pieces(request: Request, seconds: float) -> AsyncGenerator[bytes]:
+    """The body as it comes. Raises ``BadRequest`` when it stalls, or takes longer than that in all."""
+    stream, deadline = request.stream(), time.monotonic() + seconds
     while True:
-        async with asyncio.timeout(PIECE_SECONDS):
-            piece = await anext(stream, None)
+        try:
+            async with asyncio.timeout(min(PIECE_SECONDS, deadline - time.monotonic())):
+                piece = await anext(stream, None)
+        except TimeoutError:
+            late = seconds if time.monotonic() > deadline else PIECE_SECONDS
+            raise BadRequest(f"The body did not arrive in time: it stalled, or took over {late:g} seconds.") from None
         if piece is None:
             return
         yield piece

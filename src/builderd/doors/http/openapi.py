@@ -37,7 +37,9 @@ FAILURES = {
     403: "`forbidden`: the token lacks the scope.",
     404: "`not_found`: no such thing among yours.",
     409: "`name_taken`, `conflict` or `invalid_state`: the message says which, and what to do.",
+    412: "`precondition_failed`: what the call was made to depend on is not so.",
     413: "`too_large`: the message says the limit.",
+    416: "`range_not_satisfiable`: there are no such bytes; `data.size` says how many there are.",
     422: "`validation_error`: `errors` says which fields, and why; nothing was stored.",
     429: "`quota_exceeded` or `rate_limited`: the message says which limit.",
     500: "`internal_error`: a fault of the service, which its log tells of.",
@@ -50,10 +52,12 @@ STAGES = (
 
 #: The groups of calls, in the order in which they are shown.
 BUILDERS, WATCHING, CREDENTIALS = "Builders", "Logs, events and commands", "Credentials"
-GATES, SPENDING, SERVICE = "Gates", "Spending", "The service itself"
+FILES, GATES = "Files", "Gates"
+SPENDING, SERVICE = "Spending", "The service itself"
 TAGS = (
     {"name": BUILDERS, "description": "From code to a live URL, and its life from then on."},
     {"name": WATCHING, "description": "What an app says, what happens to it, and commands run beside it."},
+    {"name": FILES, "description": "What lies on a builder's disk, and code too large for JSON."},
     {"name": CREDENTIALS, "description": "Secrets, handed to the builders that ask for them and never read back."},
     {"name": GATES, "description": "Whether a version is fit to run, and what is amiss with it."},
     {"name": SPENDING, "description": "What it costs, and what it may cost."},

@@ -23,9 +23,10 @@ from builderd.adapters.engines.oci.base_recipe import APP_UID
 from builderd.adapters.engines.oci.placement import place
 from builderd.adapters.engines.oci.settling import MARK, is_damaged
 from builderd.adapters.engines.oci.store import Store
-from builderd.adapters.engines.oci.subvolumes import create_subvolume, is_subvolume, snapshot
+from builderd.adapters.engines.oci.subvolumes import create_subvolume, folder, is_subvolume, snapshot
+from builderd.adapters.engines.oci.tree import clear
 from builderd.domain.bundles import Bundle, changes
-from builderd.domain.errors import NoCapacity, NotFound
+from builderd.domain.errors import NoCapacity, NotFound, TooLarge
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
 from builderd.ports.engine import DiskReport
@@ -37,6 +38,7 @@ SWEEP_EVERY = 50
 #: No more than this can an app write outside of /app and /tmp.
 SCRATCH_BYTES = 256 << 20
 APP_OWNER = DISK_UID + APP_UID
+INCOMING, TRASH = "incoming", "trash"
 
 _NAME = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
 _UNFINISHED = "."
@@ -56,6 +58,7 @@ class Disks:
                 self._store.quota.delete(path)
             elif is_subvolume(path):
                 self._count(path)
+                _tidy(path)
                 self._store.settling.adopt(path)
         self._store.quota.drop_unused()
 
@@ -86,6 +89,7 @@ class Disks:
                 (unfinished / "bundle").unlink(missing_ok=True)
             # The kernel has written everything out to take the snapshot.
             (unfinished / MARK).unlink(missing_ok=True)
+            _tidy(unfinished)
             self._limit(target, unfinished, size_bytes)
 
     @contextmanager
@@ -158,6 +162,18 @@ class Disks:
             f"The builder's disk of {size:.3g} GB is full: delete files in /app, or ask for a larger disk."
         )
 
+    def too_full(self, disk: DiskId) -> TooLarge:
+        """For a file that does not fit."""
+        return TooLarge(
+            f"The file does not fit on the builder's disk of {self.limit(disk) / GB:.3g} GB: delete files in /app, or "
+            "ask for a larger disk."
+        )
+
+    def limit(self, disk: DiskId) -> int:
+        """How many bytes it may hold."""
+        quota = self._store.quota
+        return quota.limit_of(quota.group(self._existing(disk)))
+
     def usage(self, disk: DiskId) -> int:
         """Bytes that count against its limit."""
         quota = self._store.quota
@@ -165,6 +181,14 @@ class Disks:
 
     def app(self, disk: DiskId) -> Path:
         return self._existing(disk) / "app"
+
+    def incoming(self, disk: DiskId) -> Path:
+        """A folder of the disk that its app does not see, for what is to get a name in ``app``."""
+        return _make_private(self._existing(disk) / INCOMING)
+
+    def trash(self, disk: DiskId) -> Path:
+        """The same for what has lost its name."""
+        return _make_private(self._existing(disk) / TRASH)
 
     def scratch(self, disk: DiskId) -> Path:
         """An empty folder with ``upper`` and ``work`` in it. What was there is gone, however much it was.
@@ -195,6 +219,19 @@ class Disks:
 def _recorded(path: Path, *records: Path) -> set[str]:
     """What the records say, unless a crash of the machine came too close to them."""
     return set() if is_damaged(path) else {record.read_text().strip() for record in records if record.exists()}
+
+
+def _make_private(path: Path) -> Path:
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def _tidy(disk: Path) -> None:
+    """Remove what a crash, or the moment of a copy, left on its way."""
+    for name in (INCOMING, TRASH):
+        if (disk / name).exists():
+            with folder(disk / name) as left:
+                clear(left)
 
 
 def _write_record(record: Path, text: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from builderd.adapters.engines.oci.allocations import known_instance
 from builderd.adapters.engines.oci.apps import app_root, make_run
@@ -18,6 +18,7 @@ from builderd.adapters.engines.oci.records import Record, is_name
 from builderd.adapters.engines.oci.reports import absent, make_report
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState
+from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
 from builderd.domain.logs import LogLine
@@ -25,6 +26,7 @@ from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
 from builderd.domain.versions import Isolation
+from builderd.ports.disk_files import OpenFile
 from builderd.ports.engine import DiskReport, Progress, Readiness, Tool, ToolExit
 from builderd.ports.processes import Process
 
@@ -128,6 +130,32 @@ class OciEngine:
         if tool.disk is not None and tool.writable:
             self._refuse_while_used(tool.disk)
         return await self._here.tools.run(tool, output)
+
+    # Files
+
+    async def list_files(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
+        return await self._here.files.list(disk, path, skip, count)
+
+    def open_file(self, disk: DiskId, path: str) -> AbstractAsyncContextManager[OpenFile]:
+        return self._here.files.open(disk, path)
+
+    async def write_file(
+        self,
+        disk: DiskId,
+        path: str,
+        content: AsyncIterator[bytes],
+        *,
+        condition: Condition,
+        size: int | None = None,
+        executable: bool | None = None,
+    ) -> tuple[FileEntry, bool]:
+        return await self._here.files.write(disk, path, content, condition, size, executable)
+
+    async def delete_file(self, disk: DiskId, path: str, condition: Condition, *, recursive: bool = False) -> None:
+        await self._here.files.delete(disk, path, condition, recursive)
+
+    def archive(self, disk: DiskId) -> AsyncGenerator[bytes]:
+        return self._here.files.archive(disk)
 
     # Sandboxes
 
@@ -256,6 +284,7 @@ class OciEngine:
         if machine := self._machine:
             machine.runs.close()
             machine.launcher.close()
+            machine.files.close()
             machine.store.release()
         self._machine = None
         self._readiness = Readiness(False, "closed")
@@ -271,6 +300,7 @@ class OciEngine:
         await asyncio.gather(*(_end(machine, record) for record in machine.runs.all()))
         machine.runs.close()
         machine.launcher.close()
+        machine.files.close()
         await asyncio.to_thread(machine.give_back)
         self._readiness = Readiness(False, "taken down")
 

@@ -19,6 +19,7 @@ from builderd.adapters.engines.oci.base import Base, ensure_base
 from builderd.adapters.engines.oci.cgroups import Cgroups
 from builderd.adapters.engines.oci.command import CONMON, Runtime
 from builderd.adapters.engines.oci.disks import Disks
+from builderd.adapters.engines.oci.files import Files
 from builderd.adapters.engines.oci.host_files import write_host_files
 from builderd.adapters.engines.oci.launching import Launcher
 from builderd.adapters.engines.oci.layers import Layers
@@ -63,6 +64,7 @@ class Machine:
         self.runtimes = find_runtimes(self.run_dir / "state")
         self.store = Store(settings.data_dir, self.run_dir / "store", settings.store)
         self.disks = Disks(self.store)
+        self.files = Files(self.disks)
         self.logs = Logs(settings.data_dir / "logs")
         self.launcher = Launcher(self.run_dir)
         self.cgroups = Cgroups(self.allocation.id)

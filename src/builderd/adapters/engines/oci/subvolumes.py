@@ -65,13 +65,21 @@ def snapshot(source: Path, target: Path) -> None:
 def delete_subvolume(path: Path) -> None:
     """Delete it with all subvolumes inside. The space comes back a little later. Idempotent."""
     try:
-        with folder(path) as root:
-            number = subvolume_number(root)
         with folder(path.parent) as parent:
-            _delete_nested(parent, number)
-            _delete(parent, _volume_args(path.name))
+            delete_subvolume_in(parent, path.name)
     except FileNotFoundError:
         return
+
+
+def delete_subvolume_in(parent: int, name: str) -> None:
+    """The same by a name within an open folder."""
+    root = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        number = subvolume_number(root)
+    finally:
+        os.close(root)
+    _delete_nested(parent, number)
+    _delete(parent, _volume_args(name))
 
 
 def _delete_nested(anywhere: int, number: int) -> None:

@@ -1,12 +1,13 @@
 """The Linux system calls that Python has no words for, for x86-64 and arm64 alike. Standard library only.
 
 Numbers: include/uapi/asm-generic/unistd.h (the calls since 2019 have one number on all architectures).
-Flags: include/uapi/linux/mount.h and sched.h.
+Flags: include/uapi/linux/mount.h, openat2.h and sched.h.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -19,7 +20,13 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
+
+#: RESOLVE_NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS and BENEATH (linux/openat2.h).
+_RESOLVE = 1 | 2 | 4 | 8
+#: The kernel gives up when something was renamed meanwhile.
+_RESOLVE_TRIES = 100
 
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWUSER = 0x1000_0000
@@ -98,3 +105,16 @@ def bind(source: str, target: str, attributes: int, user_namespace: int | None =
 def die_with_parent(signal: int) -> None:
     """Have the kernel send us this signal when the parent thread ends."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl")
+
+
+def open_beneath(folder: int, path: str, flags: int) -> int:
+    """openat2(2): a descriptor of what lies at a path below a folder, reached through no link and no mount.
+
+    Raises ``OSError`` with ELOOP for a link, EXDEV for a way out.
+    """
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE)
+    for _ in range(_RESOLVE_TRIES):
+        descriptor = _libc.syscall(_SYS_OPENAT2, folder, os.fsencode(path), how, ctypes.c_size_t(len(how)))
+        if descriptor >= 0 or ctypes.get_errno() != errno.EAGAIN:
+            break
+    return _check(descriptor, f"open {path}")

@@ -1,0 +1,86 @@
+"""The files in a builder's ``/app``, as they are seen from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from builderd.domain.errors import NotFound, PreconditionFailed, ValidationFailed
+
+
+class FileKind(StrEnum):
+    FILE = "file"
+    FOLDER = "folder"
+    #: A symbolic link, which is shown and never followed.
+    LINK = "link"
+    #: A socket, a pipe or a device: shown, and never opened.
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One of them. ``size`` in bytes, ``mode`` the twelve permission bits, ``target`` what a link points to.
+
+    ``tag`` is another one whenever the content may be another.
+    """
+
+    name: str
+    kind: FileKind
+    size: int
+    mode: int
+    modified_at: datetime
+    tag: str
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FilePage:
+    """A page of a folder's entries, by their names; ``total`` is how many the folder has."""
+
+    entries: Sequence[FileEntry]
+    total: int
+
+
+#: Stands for whatever tag there is.
+ANY_TAG = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What must be so for a change to happen (RFC 9110, 13.1): the file has one of ``matches``, none of ``differs``."""
+
+    matches: frozenset[str] | None = None
+    differs: frozenset[str] | None = None
+
+    def check(self, tag: str | None) -> None:
+        """``tag`` is the present one, None where there is no file. Raises ``PreconditionFailed``."""
+        if self.matches is not None and not _among(tag, self.matches):
+            raise PreconditionFailed("The file is not the one that you looked at: look again, and repeat the change.")
+        if self.differs is not None and _among(tag, self.differs):
+            raise PreconditionFailed("There is such a file already.")
+
+
+def _among(tag: str | None, tags: frozenset[str]) -> bool:
+    return tag is not None and (tag in tags or ANY_TAG in tags)
+
+
+UNCONDITIONAL = Condition()
+
+
+def no_file(path: str) -> NotFound:
+    """For a path at which there is nothing."""
+    return NotFound(f"There is nothing at {path} in the builder's /app.")
+
+
+def bad_path(why: str) -> ValidationFailed:
+    """For a path that is not what the call is for."""
+    return ValidationFailed({"path": [why]})
+
+
+IS_FOLDER = "is a folder: list it with GET …/files?path=…"
+IS_LINK = "is a link, or lies behind one, and links are not followed: give the path that it leads to"
+IS_OTHER = "is neither a file nor a folder, and is not opened"
+IS_FILE = "is no folder"
+NOT_EMPTY = "is a folder that is not empty: add ?recursive=true to delete it with all that is in it"

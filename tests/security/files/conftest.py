@@ -1,0 +1,38 @@
+"""The real engine, and a secret of the host's that nothing may lead to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from tests.engines import prepared, settings_in
+
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.machine import OciSettings
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciSettings]:
+    settings = settings_in(tmp_path_factory.mktemp("engine"))
+    yield settings
+    asyncio.run(OciEngine(settings).down())
+
+
+@pytest.fixture
+async def engine(settings: OciSettings) -> AsyncIterator[OciEngine]:
+    async with prepared(settings) as engine:
+        yield engine
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder of the host with a file that anybody may read and write."""
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    (tmp_path / "secret").write_text("canary")
+    (tmp_path / "secret").chmod(0o666)
+    tmp_path.chmod(0o777)
+    return tmp_path

@@ -1,0 +1,348 @@
+"""Attacks on the files API by an app that has its hands on the same files."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tarfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.contract.engine import apps
+from tests.contract.engine.test_disk_files import names, read, write
+from tests.engines import PATIENCE, execute, make_spec
+
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.domain.errors import BuilderdError, InvalidState, NotFound, ValidationFailed
+from builderd.domain.files import UNCONDITIONAL, FileKind
+from builderd.domain.ids import DiskId
+from builderd.domain.processes import ProcessSpec
+from builderd.domain.sandboxes import SandboxSpec
+from builderd.ports.processes import Process
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+async def spec(engine: OciEngine) -> SandboxSpec:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    return spec
+
+
+@pytest.fixture
+def disk(spec: SandboxSpec) -> DiskId:
+    return spec.disk
+
+
+async def do(engine: OciEngine, spec: SandboxSpec, command: str) -> str:
+    """As the app."""
+    result = await execute(engine, spec.id, command, PATIENCE, 100_000)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+async def archived(engine: OciEngine, disk: DiskId) -> dict[str, tarfile.TarInfo]:
+    packed = b"".join([piece async for piece in engine.archive(disk)])
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        return {member.name: member for member in tar}
+
+
+async def begun(process: Process) -> None:
+    """Wait until a program says so."""
+    said = b""
+    while not said.endswith(b"begun\n"):
+        said += await process.read()
+
+
+# Links
+
+LINKS = {
+    "absolute": "ln -s {outside}/secret link",
+    "relative": "ln -s ../../../../../../../../../..{outside}/secret link",
+    "chained": "ln -s {outside}/secret first; ln -s first link",
+    "magic": "ln -s /proc/self/root{outside}/secret link",
+    "another process": "ln -s /proc/1/root{outside}/secret link",
+    "inside": "echo canary >target; ln -s target link",
+    "itself": "ln -s link link",
+    "nowhere": "ln -s /nowhere link",
+}
+
+
+@pytest.mark.parametrize("make", LINKS.values(), ids=LINKS)
+async def test_a_link_is_shown_and_never_read(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId, outside: Path, make: str
+) -> None:
+    await do(engine, spec, make.format(outside=outside))
+    with pytest.raises(ValidationFailed, match="links are not followed"):
+        await read(engine, disk, "link")
+    (shown,) = [entry for entry in (await engine.list_files(disk, "", 0, 9)).entries if entry.name == "link"]
+    assert (shown.kind, bool(shown.target)) == (FileKind.LINK, True)
+    assert (await archived(engine, disk))["./link"].issym()
+
+
+async def test_nothing_is_reached_through_a_linked_folder(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId, outside: Path
+) -> None:
+    (outside / "folder").mkdir()
+    await do(engine, spec, f"ln -s {outside} out; ln -s / root; ln -s .. up; mkdir in; ln -s {outside} in/out")
+    for path in ("out/secret", "in/out/secret", f"root{outside}/secret", f"up/..{outside}/secret", "up/up/secret"):
+        with pytest.raises((ValidationFailed, NotFound)):
+            await read(engine, disk, path)
+        with pytest.raises((ValidationFailed, NotFound)):
+            await write(engine, disk, path, b"owned")
+        with pytest.raises((ValidationFailed, NotFound)):
+            await engine.delete_file(disk, path, UNCONDITIONAL)
+    for path in ("out", "in/out", "root", "up"):
+        with pytest.raises(ValidationFailed):
+            await engine.list_files(disk, path, 0, 9)
+    with pytest.raises(ValidationFailed):
+        await write(engine, disk, "out/new/file", b"owned")
+    assert sorted(path.name for path in outside.iterdir()) == ["folder", "secret"]
+    assert (outside / "secret").read_text() == "canary"
+
+
+async def test_what_is_put_over_a_link_takes_its_place(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId, outside: Path
+) -> None:
+    await do(engine, spec, f"ln -s {outside}/secret link; ln -s {outside}/made dangling")
+    await write(engine, disk, "link", b"new")
+    await write(engine, disk, "dangling", b"new")
+    assert await read(engine, disk, "link") == b"new"
+    assert (outside / "secret").read_text() == "canary"
+    assert not (outside / "made").exists()
+
+
+async def test_a_deleted_link_leaves_what_it_points_to(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId, outside: Path
+) -> None:
+    await do(engine, spec, f"ln -s {outside}/secret link; ln -s {outside} out; mkdir -p a/b; ln -s {outside} a/b/out")
+    for path in ("link", "out"):
+        await engine.delete_file(disk, path, UNCONDITIONAL, recursive=True)
+    await engine.delete_file(disk, "a", UNCONDITIONAL, recursive=True)
+    assert await names(engine, disk) == []
+    assert (outside / "secret").read_text() == "canary"
+
+
+async def test_a_hard_link_is_a_file_of_its_own_after_it_was_replaced(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId
+) -> None:
+    await do(engine, spec, "echo old >one; ln one two")
+    await write(engine, disk, "one", b"new")
+    assert await read(engine, disk, "two") == b"old\n"
+    await do(engine, spec, "ln two three")
+    assert {member.type for member in (await archived(engine, disk)).values() if member.isfile()} == {b"0"}
+
+
+# Races: the app puts a link where a folder or file was, as fast as it can
+
+SWAP = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+print("begun", flush=True)
+while True:
+    libc.renameat2(-100, b"swap", -100, b"link", 2)
+"""
+
+
+@pytest.fixture
+async def swapping(engine: OciEngine, spec: SandboxSpec, outside: Path) -> AsyncIterator[None]:
+    (outside / "file").write_text("canary")
+    await do(engine, spec, f"mkdir swap; echo harmless >swap/file; ln -s {outside} link")
+    async with engine.open_process(spec.id, ProcessSpec(("python3", "-c", SWAP))) as process:
+        await begun(process)
+        yield
+
+
+@pytest.mark.usefixtures("swapping")
+async def test_a_folder_that_becomes_a_link_meanwhile_leads_nowhere(
+    engine: OciEngine, disk: DiskId, outside: Path
+) -> None:
+    done = refused = 0
+    for number in range(300):
+        try:
+            assert await read(engine, disk, "swap/file") == b"harmless\n"
+            await write(engine, disk, f"swap/new/{number}", b"x")
+            await engine.delete_file(disk, f"swap/new/{number}", UNCONDITIONAL)
+            done += 1
+        except BuilderdError:
+            refused += 1
+    assert done
+    assert refused
+    assert sorted(path.name for path in outside.iterdir()) == ["file", "secret"]
+    assert (outside / "file").read_text() == "canary"
+
+
+@pytest.mark.usefixtures("swapping")
+async def test_a_folder_that_becomes_a_link_is_deleted_or_archived_as_what_it_is(
+    engine: OciEngine, disk: DiskId, outside: Path
+) -> None:
+    for _ in range(5):
+        packed = b"".join([piece async for piece in engine.archive(disk)])
+        assert b"canary" not in packed
+    for name in ("swap", "link"):
+        try:
+            await engine.delete_file(disk, name, UNCONDITIONAL, recursive=True)
+        except NotFound:
+            continue
+    assert (outside / "file").read_text() == "canary"
+
+
+# What is no file
+
+SPECIALS = {
+    "pipe": "mkfifo it",
+    "socket": "python3 -c \"import socket; socket.socket(socket.AF_UNIX).bind('it')\"",
+}
+
+
+@pytest.mark.parametrize("make", SPECIALS.values(), ids=SPECIALS)
+async def test_what_is_no_file_is_shown_and_never_opened(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId, make: str
+) -> None:
+    await do(engine, spec, make)
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(ValidationFailed, match="not opened"):
+            await read(engine, disk, "it")
+        assert (await engine.list_files(disk, "", 0, 9)).entries[0].kind is FileKind.OTHER
+        await archived(engine, disk)
+        await write(engine, disk, "it", b"a file now")
+        assert await read(engine, disk, "it") == b"a file now"
+
+
+async def test_an_app_makes_no_device(engine: OciEngine, spec: SandboxSpec) -> None:
+    made = await execute(engine, spec.id, "mknod it b 8 0 || mknod it c 1 1", PATIENCE, 1000)
+    assert made.exit_code != 0
+
+
+async def test_who_holds_a_lease_on_a_file_keeps_nobody_waiting(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId
+) -> None:
+    lease = (
+        "import fcntl, os, signal; signal.signal(signal.SIGIO, signal.SIG_IGN); "
+        "f = os.open('it', os.O_RDWR | os.O_CREAT); fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK); "
+        "print('begun', flush=True); signal.pause()"
+    )
+    async with engine.open_process(spec.id, ProcessSpec(("python3", "-c", lease))) as process:
+        await begun(process)
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(InvalidState, match="leased"):
+                await read(engine, disk, "it")
+            await write(engine, disk, "it", b"new")
+            assert await read(engine, disk, "it") == b"new"
+
+
+# Names, depths, numbers and sizes
+
+NAMES = r"""
+for name in $'line\nbreak' $'\xff\xfe' -rf --checkpoint-action=exec=sh '\..\x' "'" '$(reboot)' ' ' '~' '*' $'\e[2J'; do
+  echo x >"./$name"
+done"""
+
+
+async def test_hostile_names_are_listed_and_archived_as_they_are(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId
+) -> None:
+    async with engine.open_process(spec.id, ProcessSpec(("bash", "-c", NAMES))) as process:
+        assert await process.wait() == 0
+    listed = await names(engine, disk)
+    assert len(listed) >= 10
+    assert "line\nbreak" in listed
+    assert "\udcff\udcfe" in listed
+    members = await archived(engine, disk)
+    assert {f"./{name}" for name in listed} <= set(members)
+    assert await read(engine, disk, "--checkpoint-action=exec=sh") == b"x\n"
+
+
+DEEP = "python3 -c \"import os\nfor n in range(3000): os.mkdir('d' * 200); os.chdir('d' * 200)\""
+
+
+async def test_a_tree_deeper_than_any_path_is_deleted(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
+    await do(engine, spec, f"mkdir top; cd top; {DEEP}")
+    await engine.delete_file(disk, "top", UNCONDITIONAL, recursive=True)
+    assert await names(engine, disk) == []
+    assert list((engine._here.disks.trash(disk)).iterdir()) == []
+
+
+async def test_a_folder_of_very_many_files_is_listed_in_pages_and_deleted(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId
+) -> None:
+    await do(engine, spec, "mkdir many; cd many; seq -w 30000 | xargs touch")
+    page = await engine.list_files(disk, "many", 20_000, 3)
+    assert ([entry.name for entry in page.entries], page.total) == (["20001", "20002", "20003"], 30_000)
+    await engine.delete_file(disk, "many", UNCONDITIONAL, recursive=True)
+    assert await names(engine, disk) == []
+
+
+async def test_a_file_of_holes_costs_what_it_holds(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
+    await do(engine, spec, "truncate -s 1T hole")
+    assert await read(engine, disk, "hole", 1 << 39, 10) == bytes(10)
+    async with asyncio.timeout(PATIENCE):
+        assert sum([len(piece) async for piece in engine.archive(disk)]) < 1_000_000
+
+
+async def test_a_file_that_shrinks_meanwhile_ends_early(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
+    await do(engine, spec, "head -c 4000000 /dev/zero >file")
+    async with engine.open_file(disk, "file") as file:
+        pieces = file.read(0, file.entry.size)
+        size = len(await anext(pieces))
+        await do(engine, spec, "truncate -s 1500000 file")
+        size += sum([len(piece) async for piece in pieces])
+    assert 1_000_000 < size <= 1_600_000
+
+
+# Owners, modes and what is on its way
+
+
+async def test_what_is_put_belongs_to_the_app_and_has_no_special_mode(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId
+) -> None:
+    await do(engine, spec, "touch special; chmod 6755 special")
+    await write(engine, disk, "special", b"x")
+    await write(engine, disk, "made/deep/file", b"x")
+    assert await do(engine, spec, "stat -c '%U %a' special made/deep made/deep/file") == "app 755\napp 755\napp 644\n"
+    await do(engine, spec, "echo y >made/deep/file; rm -r made")
+
+
+async def test_what_nobody_may_read_is_its_owners_still(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
+    await do(engine, spec, "echo x >closed; chmod 0 closed; mkdir shut; echo y >shut/file; chmod 0 shut")
+    assert await read(engine, disk, "closed") == b"x\n"
+    assert "./shut/file" in await archived(engine, disk)
+    await engine.delete_file(disk, "shut", UNCONDITIONAL, recursive=True)
+
+
+async def test_an_app_does_not_see_what_is_on_its_way(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
+    seen: list[str] = []
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"x" * (2 << 20)
+        seen.append(await do(engine, spec, "find /app -xdev; ls -a /"))
+        yield b"y"
+
+    before = await do(engine, spec, "find /app -xdev; ls -a /")
+    await engine.write_file(disk, "file", content(), condition=UNCONDITIONAL)
+    assert seen == [before]
+
+
+STAY = """
+import os
+os.makedirs("gone/deep")
+os.chdir("gone/deep")
+print("begun", flush=True)
+while True:
+    try:
+        open(os.urandom(8).hex(), "w").close()
+    except OSError:
+        pass
+"""
+
+
+async def test_who_stays_in_a_deleted_folder_brings_nothing_back(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId
+) -> None:
+    async with engine.open_process(spec.id, ProcessSpec(("python3", "-c", STAY))) as process:
+        await begun(process)
+        async with asyncio.timeout(PATIENCE):
+            await engine.delete_file(disk, "gone", UNCONDITIONAL, recursive=True)
+        assert await names(engine, disk) == []

@@ -236,12 +236,16 @@ def _lift(folder: int, name: str) -> None:
     if os.lstat(name, dir_fd=folder).st_ino == ROOT_INODE:
         delete_subvolume_in(folder, name)
         return
-    with closing(open_beneath(folder, name, _FOLDER)) as inside, os.scandir(inside) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                _move_away(inside, entry.name, folder)
-            else:
-                os.unlink(entry.name, dir_fd=inside)
-    # An app that is still in there may have put more into it: the next round finds it.
+    with closing(open_beneath(folder, name, _FOLDER)) as inside:
+        # An app that is in there still would fill it as fast as it is emptied.
+        os.fchown(inside, 0, 0)
+        os.fchmod(inside, 0o700)
+        with os.scandir(inside) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    _move_away(inside, entry.name, folder)
+                else:
+                    os.unlink(entry.name, dir_fd=inside)
+    # What was put into it just before that, the next round finds.
     with suppress(OSError):
         os.rmdir(name, dir_fd=folder)

@@ -88,7 +88,9 @@ DRAIN = 5
 async def application(settings: Settings) -> AsyncIterator[Application]:
     """The application on its real adapters; nothing is started yet but the store, which is brought up to date."""
     async with store(settings) as opened:
-        engine, testers = make_engine(settings), LocalTesters(settings.qa.chromium)
+        clock = SystemClock(settings.data_dir / "clock.json")
+        engine, testers = make_engine(settings, clock), LocalTesters(settings.qa.chromium)
+        keeping = asyncio.create_task(clock.keeping())
         try:
             yield Application(
                 store=opened,
@@ -100,7 +102,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 ),
                 testers=testers,
                 signals=LocalSignals(),
-                clock=SystemClock(),
+                clock=clock,
                 vault=make_vault(settings),
                 webhooks=HttpWebhookSender(settings.webhooks.allow, sandbox_networks),
                 limits=settings.to_limits(),
@@ -111,8 +113,10 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 instance=identity(settings.data_dir),
             )
         finally:
+            keeping.cancel()
             await testers.close()
             await engine.close()
+            clock.keep()
 
 
 @asynccontextmanager
@@ -155,7 +159,7 @@ def make_vault(settings: Settings) -> SodiumVault:
         raise ValidationFailed({"vault.key": [str(error)]}) from None
 
 
-def make_engine(settings: Settings) -> OciEngine:
+def make_engine(settings: Settings, clock: SystemClock) -> OciEngine:
     store, egress = settings.store, settings.egress
     return OciEngine(
         OciSettings(
@@ -164,6 +168,8 @@ def make_engine(settings: Settings) -> OciEngine:
             allow=egress.allow,
             deny=egress.deny,
             log_limit=int(settings.limits.log * 1_000_000),
+            now=clock.seconds,
+            at=clock.at,
             store=StoreOptions(
                 device=store.device,
                 size_bytes=int(store.size * GB) if store.size else None,

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """From ``since`` the clock went to ``until`` at once: no time passed in between."""
+
+    since: datetime
+    until: datetime
+
+
 class Clock(Protocol):
     def now(self) -> datetime:
-        """The time in UTC, timezone-aware, with microseconds."""
+        """The time in UTC, timezone-aware, with microseconds. Never earlier than it was."""
 
     async def sleep(self, seconds: float) -> None:
         """Let this much time pass."""
+
+    def skips(self) -> Sequence[Skip]:
+        """Those that have not been settled, also from before this process."""
+
+    def settle(self, skip: Skip) -> None:
+        """Nobody counts it as time any more."""

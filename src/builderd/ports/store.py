@@ -205,6 +205,9 @@ class Ledger(Protocol):
     def close(self, builder: BuilderId, at: datetime) -> None:
         """End the open segment, if any, never before its start."""
 
+    def skip(self, since: datetime, until: datetime) -> None:
+        """No time has passed in between: what goes over it is cut in two. Done again, it changes nothing."""
+
     def current(self, builder: BuilderId) -> Segment | None: ...
     def of_builder(self, builder: BuilderId) -> Sequence[Segment]: ...
     def of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Segment]]:

@@ -131,6 +131,7 @@ class Reconciler:
     async def _watch_spending(self) -> None:
         while True:
             try:
+                await spending.leave_out_skips(self._app)
                 await spending.look(self._app, self._crew.fault)
             except Exception:
                 log.warning("the spending is not looked at for a moment", exc_info=True)

@@ -6,17 +6,34 @@ that was killed finds it there.
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timedelta
 from functools import partial
 
 from builderd.domain.ids import BuilderId, TenantId
+from builderd.ports.clock import Skip
+from builderd.ports.store import UnitOfWork
 from builderd.reconciler.faults import FaultPoint, no_fault
 from builderd.services import caps
 from builderd.services.application import Application
 from builderd.services.caps import Verdict
 
+log = logging.getLogger(__name__)
+
 #: So long a look may take before another one is taken, by whoever comes then.
 LEASE = timedelta(seconds=5)
+
+
+async def leave_out_skips(application: Application) -> None:
+    """Where the clock was set forward, nobody pays for the time in between."""
+    for skip in application.clock.skips():
+        log.warning("the clock was set forward from %s to %s: nobody pays for that", skip.since, skip.until)
+        await application.store.write(partial(_leave_out, skip=skip))
+        application.clock.settle(skip)
+
+
+def _leave_out(uow: UnitOfWork, skip: Skip) -> None:
+    uow.ledger.skip(skip.since, skip.until)
 
 
 async def look(application: Application, fault: FaultPoint = no_fault) -> None:

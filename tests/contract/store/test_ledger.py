@@ -136,3 +136,34 @@ async def test_another_tenants_spending_is_not_in_it(store: Store) -> None:
     await add(store, closed, make_segment(theirs.id, tenant_id=OTHER_TENANT.id, start=MAY + HOUR))
     assert await store.read(lambda uow: uow.ledger.of_month(TENANT.id, MAY + HOUR)) == {}
     assert await store.read(lambda uow: uow.ledger.open_of(TENANT.id)) == []
+
+
+async def test_nobody_pays_for_what_the_clock_skipped(store: Store) -> None:
+    goes_on, over, inside, before, after = [await add_builder(store) for _ in range(5)]
+    skip = (MAY + HOUR, MAY + 5 * HOUR)
+    await add(
+        store,
+        make_segment(goes_on.id, start=MAY),
+        make_segment(over.id, start=MAY, end=MAY + 6 * HOUR),
+        make_segment(inside.id, start=MAY + HOUR),
+        make_segment(before.id, start=MAY, end=MAY + HOUR),
+        make_segment(after.id, start=MAY + 5 * HOUR, end=MAY + 6 * HOUR),
+    )
+    ids, now = [one.id for one in (goes_on, over, inside, before, after)], MAY + 7 * HOUR
+    for _ in range(2):  # the service was killed before it took note
+        await store.write(lambda uow: uow.ledger.skip(*skip))
+        found = await store.read(lambda uow: uow.ledger.totals(ids, now))
+        assert [found[one].hours for one in ids] == [3, 2, 2, 1, 1]
+        segments = await store.read(lambda uow: uow.ledger.of_builders(ids))
+        assert {one: total(mine, now) for one, mine in segments.items()} == found
+        assert [(one.start, one.end) for one in segments[goes_on.id]] == [(MAY, skip[0]), (skip[1], None)]
+        assert [(one.start, one.end) for one in segments[inside.id]] == [(skip[1], None)]
+
+
+async def test_a_skip_over_the_months_end_is_in_neither_month(store: Store) -> None:
+    builder = await add_builder(store)
+    await add(store, make_segment(builder.id, start=MAY - 2 * HOUR, end=MAY + 2 * HOUR))
+    await store.write(lambda uow: uow.ledger.skip(MAY - HOUR, MAY + HOUR))
+    for now in (MAY - HOUR, MAY + 2 * HOUR):
+        found = await store.read(partial(of_month, now=now))
+        assert found[builder.id].hours == 1

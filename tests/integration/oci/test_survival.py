@@ -112,10 +112,14 @@ async def test_after_a_restart_of_the_machine_nothing_is_said_to_run(settings: O
             subprocess.run(["kill", "-KILL", str(record[name]["pid"])], check=True)
         await engine.close()
         record_file(settings, spec.id).write_text(json.dumps({**record, "boot": "another"}))
+        last_beat = record["started_at"] + 5
+        (settings.data_dir / "heartbeat").write_text(f"another {last_beat}")
         async with prepared(settings) as next_engine:
             report = await next_engine.report(spec.id)
             assert report.end
             assert report.end.cause is EndCause.HOST_RESTARTED
+            assert report.end.at is not None
+            assert report.end.at.timestamp() == pytest.approx(last_beat, abs=1e-3)
             await next_engine.remove(spec.id)
             assert (await next_engine.start(spec)).state is SandboxState.RUNNING
 

@@ -1,14 +1,168 @@
-"""The machine's own clock."""
+"""The machine's clock, without its steps: time that was paid is never shown twice, and none is left out.
+
+What is shown runs with ``CLOCK_BOOTTIME``, which no one can set and which counts on during a suspend. Where the
+machine's own time (the wall) is set back, this goes on as before and is ahead of it from then on, until the wall is
+set forward again or the machine restarts. Where the wall is set forward, this follows at once, and tells of it as
+a ``Skip``: no time has passed in it. What is needed for that is kept in a file, so that also what was set while
+no service ran is noticed by the next one.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from builderd.ports.clock import Skip
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: The two clocks are read one after the other: what differs by less was not set, in nanoseconds.
+GRAIN = 20_000_000
+#: How often the present time is kept, in seconds: after a restart of the machine it is never earlier.
+KEEP_INTERVAL = 10.0
+
+
+class Reading(NamedTuple):
+    """``boot`` names the boot of the machine; ``since_boot`` and ``wall`` in nanoseconds, the latter since 1970."""
+
+    boot: str
+    since_boot: int
+    wall: int
+
+
+@cache
+def boot_id() -> str:
+    """Names this boot of the machine: no process lives through two."""
+    return BOOT_ID.read_text().strip()
+
+
+def read_machine() -> Reading:
+    """Both clocks now."""
+    since_boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    wall = time.time_ns()
+    # Halfway between two readings, so that a pause in between is halved.
+    since_boot += (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - since_boot) // 2
+    return Reading(boot_id(), since_boot, wall)
+
+
+@dataclass(slots=True)
+class _State:
+    """In nanoseconds since 1970: ``wall`` and ``shown`` at the moment of the boot, as if each had run since.
+
+    ``last``: a time that was shown. ``ahead_before``: by how much it was ahead of the wall in the boot before.
+    """
+
+    boot: str
+    wall: int
+    shown: int
+    last: int
+    ahead_before: int
+    skips: list[tuple[int, int]]
 
 
 class SystemClock:
+    """``memory`` is the file; without one, this is good for as long as the process lives."""
+
+    def __init__(self, memory: Path | None = None, read: Callable[[], Reading] = read_machine) -> None:
+        self._memory = memory
+        self._read = read
+        self._lock = threading.Lock()
+        first = read()
+        self._state = self._begin(first)
+        self.now()
+        self.keep()
+
     def now(self) -> datetime:
-        return datetime.now(UTC)
+        return _time(self._now())
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    def skips(self) -> Sequence[Skip]:
+        with self._lock:
+            return [Skip(_time(since), _time(until)) for since, until in self._state.skips]
+
+    def settle(self, skip: Skip) -> None:
+        with self._lock:
+            self._state.skips = [one for one in self._state.skips if _time(one[0]) != skip.since]
+        self.keep()
+
+    def seconds(self) -> float:
+        """The same as ``now``, in seconds since 1970."""
+        return self._now() / 1e9
+
+    def at(self, wall: float) -> float:
+        """What this showed when the wall, and so a file's time, was so many seconds since 1970."""
+        with self._lock:
+            state = self._state
+            is_of_this_boot = wall * 1e9 >= state.wall
+            return wall + (state.shown - state.wall if is_of_this_boot else state.ahead_before) / 1e9
+
+    def keep(self) -> None:
+        """Write down what the next service needs."""
+        if self._memory is None:
+            return
+        with self._lock:
+            text = json.dumps(asdict(self._state))
+            unfinished = self._memory.with_suffix(".new")
+            unfinished.write_text(text)
+            unfinished.rename(self._memory)
+
+    async def keeping(self) -> None:
+        """Do that from time to time, until cancelled."""
+        while True:
+            await asyncio.sleep(KEEP_INTERVAL)
+            self._now()
+            self.keep()
+
+    def _begin(self, reading: Reading) -> _State:
+        wall = reading.wall - reading.since_boot
+        known = self._remembered()
+        if known is None:
+            return _State(reading.boot, wall, wall, reading.wall, 0, [])
+        if known.boot == reading.boot:
+            return known
+        # Never earlier than what was shown before, also where the machine came up with an older time.
+        shown = max(reading.wall, known.last) - reading.since_boot
+        return _State(reading.boot, wall, shown, known.last, known.shown - known.wall, known.skips)
+
+    def _remembered(self) -> _State | None:
+        try:
+            known = _State(**json.loads(self._memory.read_text())) if self._memory else None
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        if known is not None:
+            known.skips = [(since, until) for since, until in known.skips]
+        return known
+
+    def _now(self) -> int:
+        with self._lock:
+            reading, state = self._read(), self._state
+            wall = reading.wall - reading.since_boot
+            was_set = abs(wall - state.wall) > GRAIN
+            if was_set:
+                self._follow(wall, reading.since_boot)
+            state.last = reading.since_boot + state.shown
+        if was_set:
+            self.keep()
+        return state.last
+
+    def _follow(self, wall: int, since_boot: int) -> None:
+        """The wall was set: stay where it fell behind, go along where it is ahead."""
+        state = self._state
+        state.wall = wall
+        if wall > state.shown:
+            state.skips.append((since_boot + state.shown, since_boot + wall))
+            state.shown = wall
+
+
+def _time(nanoseconds: int) -> datetime:
+    return EPOCH + timedelta(microseconds=nanoseconds // 1000)

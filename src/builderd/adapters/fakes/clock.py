@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+
+from builderd.ports.clock import Skip
 
 
 class FakeClock:
@@ -11,6 +14,7 @@ class FakeClock:
 
     def __init__(self, start: datetime = datetime(2030, 1, 1, tzinfo=UTC)) -> None:
         self._now = start
+        self._skips: list[Skip] = []
 
     def now(self) -> datetime:
         return self._now
@@ -18,6 +22,18 @@ class FakeClock:
     async def sleep(self, seconds: float) -> None:
         self.move(seconds)
         await asyncio.sleep(0)
+
+    def skips(self) -> Sequence[Skip]:
+        return list(self._skips)
+
+    def settle(self, skip: Skip) -> None:
+        self._skips.remove(skip)
+
+    def skip(self, seconds: float) -> None:
+        """Set it forward: no time has passed."""
+        since = self._now
+        self.move(seconds)
+        self._skips.append(Skip(since, self._now))
 
     def move(self, seconds: float) -> None:
         """Let so much time have passed."""

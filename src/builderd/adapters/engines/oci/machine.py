@@ -7,7 +7,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -20,12 +21,14 @@ from builderd.adapters.engines.oci.cgroups import Cgroups
 from builderd.adapters.engines.oci.command import CONMON, Runtime
 from builderd.adapters.engines.oci.disks import Disks
 from builderd.adapters.engines.oci.files import Files
+from builderd.adapters.engines.oci.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.host_files import write_host_files
 from builderd.adapters.engines.oci.launching import Launcher
 from builderd.adapters.engines.oci.layers import Layers
 from builderd.adapters.engines.oci.listening import Listeners
 from builderd.adapters.engines.oci.logs import Logs
 from builderd.adapters.engines.oci.network import Egress, Network
+from builderd.adapters.engines.oci.processes import boot_id
 from builderd.adapters.engines.oci.records import Records
 from builderd.adapters.engines.oci.runner import Runner
 from builderd.adapters.engines.oci.runs import Places, Runs
@@ -41,7 +44,10 @@ RUN_DIR = Path("/run/builderd")
 
 @dataclass(frozen=True, slots=True)
 class OciSettings:
-    """``log_limit`` in bytes is of one file of a sandbox's log, of which there are two at most."""
+    """``log_limit`` in bytes is of one file of a sandbox's log, of which there are two at most.
+
+    ``now`` is the service's time in seconds since 1970; ``at`` turns the time of a file into what it was then.
+    """
 
     data_dir: Path
     inside_port: int
@@ -49,6 +55,8 @@ class OciSettings:
     deny: tuple[IPv4Network, ...] = ()
     log_limit: int = 10_000_000
     store: StoreOptions = field(default_factory=StoreOptions)
+    now: Callable[[], float] = time.time
+    at: Callable[[float], float] = float
 
 
 class Machine:
@@ -71,8 +79,12 @@ class Machine:
         egress = Egress(settings.inside_port, settings.allow, settings.deny)
         self.network = Network(self.allocation.id, self.addresses, egress)
         places = Places(self.run_dir, self.store.root, seccomp())
-        records, slots = Records(settings.data_dir), Slots(self.allocation.blocks, self._grow)
-        self.runs = Runs(places, records, self.launcher, self.cgroups, self.network, slots, self.runtimes)
+        records, slots = (
+            Records(settings.data_dir, settings.now, settings.at),
+            Slots(self.allocation.blocks, self._grow),
+        )
+        heartbeat = Heartbeat(settings.data_dir / "heartbeat", boot_id(), settings.now)
+        self.runs = Runs(places, records, self.launcher, self.cgroups, self.network, slots, self.runtimes, heartbeat)
         self.listeners = Listeners(self.runs)
         self._base: Base | None = None
         self._layers: Layers | None = None

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ class Record:
 
     ``process`` is its first process and None until the runtime has made it; ``started_at`` is set once the program
     was told to run, ``stopping_at`` once we told it to end; ``frozen_at`` and ``thawed_at`` when we last did so.
-    Times are seconds since 1970.
+    ``seen_at`` is set where it ended unseen: until then it is known to have run. Times are seconds since 1970.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Record:
     stopping_at: float | None = None
     frozen_at: float | None = None
     thawed_at: float | None = None
+    seen_at: float | None = None
 
     @property
     def is_build(self) -> bool:
@@ -57,7 +59,13 @@ class Exit:
 
 
 class Records:
-    def __init__(self, data_dir: Path) -> None:
+    """``now`` is the service's time; ``at`` turns the time of a file into what it was then."""
+
+    def __init__(
+        self, data_dir: Path, now: Callable[[], float] = time.time, at: Callable[[float], float] = float
+    ) -> None:
+        self.now = now
+        self._at = at
         self.exits = data_dir / "exits"
         self._root = data_dir / "sandboxes"
 
@@ -89,7 +97,7 @@ class Records:
         """What the shim wrote at the end, or None."""
         file = self.exits / name
         try:
-            return Exit(int(file.read_text()), file.stat().st_mtime)
+            return Exit(int(file.read_text()), self._at(file.stat().st_mtime))
         except (FileNotFoundError, ValueError):
             return None
 

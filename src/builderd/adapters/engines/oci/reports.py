@@ -12,6 +12,12 @@ from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, Sandb
 _CLOCK_GRAIN = 0.02
 
 
+#: In a shutdown of the machine all get TERM, and then KILL.
+SHUTDOWN_CODES = (143, 137)
+#: The heartbeat of a service ends with it, in seconds before all else does.
+_BEAT = 2.0
+
+
 def absent(sandbox: SandboxId) -> SandboxReport:
     return SandboxReport(id=sandbox, builder_id=None, state=SandboxState.ABSENT)
 
@@ -40,11 +46,18 @@ def make_end(record: Record, exit_: Exit | None, oom: bool, boot: str) -> Sandbo
     """Why it ended. The code alone tells nothing: 137 is anybody's SIGKILL."""
     if exit_ is None:
         cause = EndCause.HOST_RESTARTED if record.boot != boot else EndCause.UNKNOWN
-        return SandboxEnd(EndCause.STOPPED if record.stopping_at else cause, None, None)
+        return SandboxEnd(EndCause.STOPPED if record.stopping_at else cause, None, _last_moment(record))
     at = moment(max(exit_.at, record.started_at or 0))
     if record.stopping_at is not None and exit_.at >= record.stopping_at - _CLOCK_GRAIN:
         return SandboxEnd(EndCause.STOPPED, exit_.code, at)
+    if record.boot != boot and exit_.code in SHUTDOWN_CODES and exit_.at >= (record.seen_at or exit_.at) - _BEAT:
+        return SandboxEnd(EndCause.HOST_RESTARTED, None, at)
     # An app may outlive the death of one of its processes, and end well later.
     if oom and exit_.code:
         return SandboxEnd(EndCause.OUT_OF_MEMORY, exit_.code, at)
     return SandboxEnd(EndCause.EXITED, exit_.code, at)
+
+
+def _last_moment(record: Record) -> datetime | None:
+    """When it was last known to run, if it ended unseen."""
+    return None if record.seen_at is None else moment(max(record.seen_at, record.started_at or 0))

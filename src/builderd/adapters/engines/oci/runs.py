@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from builderd.adapters.engines.oci.bundle import Container, make_config
 from builderd.adapters.engines.oci.cgroups import Cgroups
 from builderd.adapters.engines.oci.command import Runtime
 from builderd.adapters.engines.oci.exits import Exits
+from builderd.adapters.engines.oci.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.host_files import write_own_files
 from builderd.adapters.engines.oci.launching import Ended, Launcher
 from builderd.adapters.engines.oci.network import Network
@@ -97,6 +97,7 @@ class Runs:
         network: Network,
         slots: Slots,
         runtimes: Mapping[str, Runtime],
+        heartbeat: Heartbeat,
     ) -> None:
         self.exits = Exits(records.exits, lambda name: records.exit(name) is not None)
         self.records = records
@@ -105,6 +106,7 @@ class Runs:
         self.cgroups = cgroups
         self.network = network
         self.reclaiming = Reclaiming(cgroups)
+        self.heartbeat = heartbeat
         self._slots = slots
         self._runtimes = runtimes
         self._known: dict[str, Record] = {}
@@ -120,15 +122,25 @@ class Runs:
             if record.boot == boot_id():
                 self._slots.occupy(record.slot)
                 await self._adopt(record)
+            self._note_last_beat(record)
             if record.is_build:
                 await self.remove(record)
+        self.heartbeat.start(lambda: any(self.is_running(record) for record in self._known.values()))
+
+    def _note_last_beat(self, record: Record) -> None:
+        """Of one that ended unseen, while no service or no machine ran: before the heartbeat goes on."""
+        last = self.heartbeat.last()
+        if record.started_at is None or self.is_running(record):
+            return
+        if record.seen_at is None and last is not None and last.boot == record.boot:
+            self._save(replace(record, seen_at=last.at))
 
     async def _adopt(self, record: Record) -> None:
         process = record.process
         if process is None or not process.alive:
             return
         if record.started_at is None and await self._runs(record):
-            record = self._save(replace(record, started_at=time.time()))
+            record = self._save(replace(record, started_at=self.records.now()))
         if record.started_at is not None:
             self.exits.watch(record.id, process)
 
@@ -261,7 +273,7 @@ class Runs:
             os.close(read)
 
     async def _start(self, run: Run, record: Record) -> Record:
-        started_at = time.time()
+        started_at = self.records.now()
         if run.runtime.name != "crun" or not await exec_fifo.release(run.runtime.root / run.id):
             status, words = await self._ask(run.runtime, command.start(run.runtime, run.id))
             if status:
@@ -292,7 +304,7 @@ class Runs:
         """
         if self.is_frozen(record):
             return
-        self._save(replace(record, frozen_at=time.time()))
+        self._save(replace(record, frozen_at=self.records.now()))
         try:
             await asyncio.to_thread(self.cgroups.freeze, record.id)
         except (TimeoutError, FileNotFoundError) as error:
@@ -304,14 +316,14 @@ class Runs:
         if not self.is_frozen(record):
             return record
         self.reclaiming.end(record.id)
-        record = self._save(replace(record, thawed_at=time.time()))
+        record = self._save(replace(record, thawed_at=self.records.now()))
         self.cgroups.thaw(record.id)
         return record
 
     async def stop(self, record: Record, grace_seconds: float) -> Record:
         """TERM, then KILL. Returns when its end is written down and its mounts are gone."""
         record = self.thaw(record)
-        record = self._save(replace(record, stopping_at=record.stopping_at or time.time()))
+        record = self._save(replace(record, stopping_at=record.stopping_at or self.records.now()))
         await self._terminate(record)
         if not await self.exits.wait(record.id, grace_seconds):
             await asyncio.to_thread(self.cgroups.kill, record.id)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, bindparam, case, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, bindparam, case, delete, insert, or_, select, update
 
 from builderd.adapters.stores.sql.tables import ledger, ledger_months
 from builderd.domain.ids import BuilderId, TenantId
@@ -29,6 +30,16 @@ _MONTHS_OF_BUILDERS = select(ledger_months).where(ledger_months.c.builder_id.in_
 _MONTHS_OF_TENANT = select(ledger_months).where(
     ledger_months.c.tenant_id == bindparam("tenant"), ledger_months.c.month == bindparam("month")
 )
+_OVER = _SELECT.where(
+    ledger.c.started_at < bindparam("until", type_=_at.type),
+    or_(ledger.c.ended_at.is_(None), ledger.c.ended_at > bindparam("since", type_=_at.type)),
+)
+_SET_SPAN = (
+    update(ledger)
+    .where(ledger.c.id == bindparam("segment"))
+    .values(started_at=bindparam("from", type_=_at.type), ended_at=bindparam("to", type_=_at.type))
+)
+_FORGET_MONTHS = delete(ledger_months).where(ledger_months.c.builder_id == bindparam("builder"))
 _ADD_MONTH = insert(ledger_months)
 _SET_MONTH = update(ledger_months).where(
     ledger_months.c.builder_id == bindparam("builder"), ledger_months.c.month == bindparam("of_month")
@@ -48,6 +59,11 @@ class Ledger:
         self._connection = connection
 
     def open(self, segment: Segment) -> None:
+        self._insert(segment)
+        if segment.end is not None:
+            self._count(segment, segment.end)
+
+    def _insert(self, segment: Segment) -> None:
         row = {
             "tenant_id": segment.tenant_id,
             "builder_id": segment.builder_id,
@@ -57,14 +73,39 @@ class Ledger:
             "hourly_rate": segment.hourly_rate,
         }
         self._connection.execute(_INSERT, row)
-        if segment.end is not None:
-            self._count(segment, segment.end)
 
     def close(self, builder: BuilderId, at: datetime) -> None:
         current = self.current(builder)
         if current is not None:
             self._connection.execute(_CLOSE, {"builder": builder, "at": at})
             self._count(current, max(at, current.start))
+
+    def skip(self, since: datetime, until: datetime) -> None:
+        rows = self._connection.execute(_OVER, {"since": since, "until": until}).mappings().all()
+        for row in rows:
+            self._cut(row["id"], _segment(row), since, until)
+        for builder in {row["builder_id"] for row in rows}:
+            self._count_anew(builder)
+
+    def _cut(self, segment_id: int, segment: Segment, since: datetime, until: datetime) -> None:
+        goes_on = segment.end is None or segment.end > until
+        if segment.start < since:
+            self._set_span(segment_id, segment.start, since)
+            if goes_on:
+                self._insert(replace(segment, start=until))
+        elif goes_on:
+            self._set_span(segment_id, until, segment.end)
+        else:
+            self._set_span(segment_id, since, since)
+
+    def _set_span(self, segment_id: int, start: datetime, end: datetime | None) -> None:
+        self._connection.execute(_SET_SPAN, {"segment": segment_id, "from": start, "to": end})
+
+    def _count_anew(self, builder: BuilderId) -> None:
+        self._connection.execute(_FORGET_MONTHS, {"builder": builder})
+        for segment in self.of_builder(builder):
+            if segment.end is not None:
+                self._count(segment, segment.end)
 
     def _count(self, segment: Segment, end: datetime) -> None:
         """Add what it came to the months that it touched. Its builder is locked, or the database has one writer."""

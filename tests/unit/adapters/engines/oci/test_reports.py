@@ -93,3 +93,27 @@ def test_causes(record: Record, exit_: Exit | None, oom: bool, boot: str, cause:
     end = make_end(record, exit_, oom, boot)
     assert (end.cause, end.exit_code) == (cause, code)
     assert (end.at is None) == (exit_ is None)
+
+
+def test_after_a_crash_of_the_machine_the_end_is_when_it_was_last_seen() -> None:
+    end = make_end(replace(RECORD, seen_at=1500.5), None, False, "later")
+    assert (end.cause, end.at) == (EndCause.HOST_RESTARTED, moment(1500.5))
+
+
+def test_what_began_after_the_last_heartbeat_ended_no_earlier_than_it_began() -> None:
+    assert make_end(replace(RECORD, seen_at=999.5), None, False, "later").at == moment(1000.0)
+
+
+@pytest.mark.parametrize(
+    ("code", "at", "cause"),
+    [
+        (143, 1500.7, EndCause.HOST_RESTARTED),
+        (137, 1499.0, EndCause.HOST_RESTARTED),
+        (143, 1400.0, EndCause.EXITED),
+        (0, 1500.7, EndCause.EXITED),
+        (1, 1500.7, EndCause.EXITED),
+    ],
+)
+def test_who_was_ended_by_a_shutdown_of_the_machine_did_not_crash(code: int, at: float, cause: EndCause) -> None:
+    end = make_end(replace(RECORD, seen_at=1500.5), Exit(code, at), False, "later")
+    assert (end.cause, end.at) == (cause, moment(at))

@@ -1,0 +1,162 @@
+"""Whatever is done to the machine's clock, time goes on at its own pace: none is counted twice, none left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from builderd.adapters.clocks.system import GRAIN, Reading, SystemClock
+from builderd.ports.clock import Clock, Skip
+
+SECOND = timedelta(seconds=1)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Machine:
+    """Both clocks of a machine, in nanoseconds; ``lived``: how much time has really passed."""
+
+    wall: int = int(START.timestamp()) * 10**9
+    since_boot: int = 5 * 10**9
+    boot: str = "first"
+    lived: int = 0
+    boots: int = field(default=1)
+
+    def __call__(self) -> Reading:
+        return Reading(self.boot, self.since_boot, self.wall)
+
+    def live(self, seconds: float) -> None:
+        self.wall += int(seconds * 1e9)
+        self.since_boot += int(seconds * 1e9)
+        self.lived += int(seconds * 1e9)
+
+    def set(self, seconds: float) -> None:
+        """Somebody sets the wall, forward or back."""
+        self.wall += int(seconds * 1e9)
+
+    def restart(self, seconds: float) -> None:
+        self.live(seconds)
+        self.boots += 1
+        self.boot, self.since_boot = f"boot {self.boots}", 10**9
+
+
+def skipped(clock: Clock) -> timedelta:
+    return sum((skip.until - skip.since for skip in clock.skips()), timedelta())
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def test_it_shows_the_machines_time() -> None:
+    assert abs(SystemClock().now() - datetime.now(UTC)) < SECOND
+
+
+def test_where_the_wall_is_set_back_it_goes_on(machine: Machine) -> None:
+    clock = SystemClock(read=machine)
+    machine.live(10)
+    machine.set(-3600)
+    machine.live(10)
+    assert clock.now() == START + 20 * SECOND
+    machine.set(3600)
+    machine.live(10)
+    assert (clock.now(), clock.skips()) == (START + 30 * SECOND, [])
+
+
+def test_where_the_wall_is_set_forward_it_follows_and_says_what_was_skipped(machine: Machine) -> None:
+    clock = SystemClock(read=machine)
+    machine.live(10)
+    machine.set(3600)
+    machine.live(5)
+    assert clock.now() == START + 3615 * SECOND
+    (skip,) = clock.skips()
+    assert skip == Skip(START + 15 * SECOND, START + 3615 * SECOND)
+    clock.settle(skip)
+    assert clock.skips() == []
+
+
+def test_what_was_set_while_no_service_ran_is_noticed_by_the_next(machine: Machine, tmp_path: Path) -> None:
+    memory = tmp_path / "clock.json"
+    SystemClock(memory, machine)
+    machine.live(100)
+    machine.set(-50)
+    assert SystemClock(memory, machine).now() == START + 100 * SECOND
+    machine.live(100)
+    machine.set(150)
+    clock = SystemClock(memory, machine)
+    assert clock.now() == START + 300 * SECOND
+    assert skipped(clock) == 100 * SECOND
+    # It is told again until somebody has settled it.
+    assert skipped(SystemClock(memory, machine)) == 100 * SECOND
+    clock.settle(clock.skips()[0])
+    assert SystemClock(memory, machine).skips() == []
+
+
+def test_after_a_restart_of_the_machine_it_is_never_earlier_than_it_was(machine: Machine, tmp_path: Path) -> None:
+    memory = tmp_path / "clock.json"
+    clock = SystemClock(memory, machine)
+    machine.set(-3600)
+    machine.live(60)
+    clock.now()
+    clock.keep()
+    machine.restart(30)
+    after = SystemClock(memory, machine)
+    assert after.now() == START + 60 * SECOND
+    machine.live(10)
+    assert after.now() == START + 70 * SECOND
+
+
+def test_a_files_time_is_told_as_it_was_shown_then(machine: Machine, tmp_path: Path) -> None:
+    memory = tmp_path / "clock.json"
+    clock = SystemClock(memory, machine)
+    machine.set(-3600)
+    machine.live(60)
+    written, shown = machine.wall / 1e9, clock.now()
+    assert clock.at(written) == pytest.approx(shown.timestamp(), abs=1e-3)
+    clock.keep()
+    machine.restart(7200)
+    assert SystemClock(memory, machine).at(written) == pytest.approx(shown.timestamp(), abs=1e-3)
+
+
+def test_a_damaged_memory_is_as_none(machine: Machine, tmp_path: Path) -> None:
+    memory = tmp_path / "clock.json"
+    for text in ("", "{", "[]", '{"boot": 1}'):
+        memory.write_text(text)
+        assert SystemClock(memory, machine).now() == START
+
+
+happenings = st.lists(
+    st.one_of(
+        st.tuples(st.just("live"), st.floats(0, 10_000)),
+        st.tuples(st.just("set"), st.floats(-100_000, 100_000).filter(lambda s: s == 0 or abs(s) * 1e9 > GRAIN)),
+        st.tuples(st.just("begin anew"), st.just(0.0)),
+    ),
+    max_size=30,
+)
+
+
+@given(happenings)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_what_is_shown_is_what_has_passed_and_what_was_skipped(
+    tmp_path: Path, happened: list[tuple[str, float]]
+) -> None:
+    machine, memory = Machine(), tmp_path / "clock.json"
+    memory.unlink(missing_ok=True)
+    clock = SystemClock(memory, machine)
+    last = clock.now()
+    for what, seconds in happened:
+        if what == "begin anew":
+            clock = SystemClock(memory, machine)
+        else:
+            getattr(machine, what)(seconds)
+        now = clock.now()
+        assert now >= last
+        last = now
+        lived = timedelta(microseconds=machine.lived / 1000)
+        assert abs(now - START - lived - skipped(clock)) < timedelta(milliseconds=1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builderd.domain.errors import InstallFailed
 from builderd.domain.ids import TenantId
@@ -47,23 +48,34 @@ class Installs:
         if plan is None:
             return Installed(NO_LAYER, 0.0, reused=True)
         for known in (plan, self._app.installer.from_source(plan, tenant)):
-            if known is not None and await self._app.engine.has_layer(known.key):
-                return Installed(known.key, 0.0, reused=True)
+            if known is not None and await self._app.engine.has_layer(key := _own(known, subject).key):
+                return Installed(key, 0.0, reused=True)
         async with self._turns_of[tenant], self._turns, BuildLog(self._app, subject) as log:
-            return await self._build(plan, tenant, log)
+            return await self._build(plan, subject, log)
 
-    async def _build(self, plan: LayerPlan, tenant: TenantId, log: BuildLog) -> Installed:
+    async def _build(self, plan: LayerPlan, subject: Subject, log: BuildLog) -> Installed:
         engine, installer = self._app.engine, self._app.installer
-        outcome = await engine.build_layer(plan, log.line)
+        made = _own(plan, subject)
+        outcome = await engine.build_layer(made, log.line)
         seconds = outcome.seconds
-        fallback = None if outcome.ok else installer.fallback(plan, outcome.output, tenant)
+        fallback = None if outcome.ok else installer.fallback(plan, outcome.output, subject.builder.tenant_id)
         if fallback is not None:
             log.line("No wheels for everything: building from source in a sandbox of its own.")
-            plan, outcome = fallback, await engine.build_layer(fallback, log.line)
+            made = _own(fallback, subject)
+            outcome = await engine.build_layer(made, log.line)
             seconds += outcome.seconds
         if not outcome.ok:
             raise InstallFailed(_explain(self._app, outcome))
-        return Installed(plan.key, seconds, outcome.reused)
+        return Installed(made.key, seconds, outcome.reused)
+
+
+def _own(plan: LayerPlan, subject: Subject) -> LayerPlan:
+    """A builder that was once installed afresh has layers of its own from then on."""
+    since = subject.version.fresh_since
+    if since is None:
+        return plan
+    key = hashlib.sha256(f"{plan.key}\n{subject.builder.id}\n{since}".encode()).hexdigest()
+    return replace(plan, key=key)
 
 
 async def polish(application: Application, subject: Subject) -> None:

@@ -16,7 +16,6 @@ from builderd.domain.errors import InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import DiskId, new_secret
 from builderd.domain.prices import Billing
-from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation, Version, VersionSettings, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.services import admission, candidates, gates, ledger
@@ -31,7 +30,8 @@ RETRY_AFTER = 5
 class Change:
     """What is to be different; None leaves it as it is. ``name`` and ``job_type`` may only be repeated.
 
-    ``bundle_hash`` is of files that are in the bundle store already.
+    ``bundle_hash`` is of files that are in the bundle store already. ``resources`` has some of the fields of
+    ``Resources``.
     """
 
     name: str | None = None
@@ -40,12 +40,13 @@ class Change:
     entrypoint: str | None = None
     port: int | None = None
     env: Mapping[str, str] | None = None
-    resources: Resources | None = None
+    resources: Mapping[str, float] | None = None
     isolation: Isolation | None = None
     credentials: tuple[str, ...] | None = None
     skip_review: bool | None = None
     skip_qa: bool | None = None
     require_qa: bool | None = None
+    install_scripts: bool | None = None
     visibility: Visibility | None = None
     auto_stop_interval: int | None = None
     backup_interval_hours: int | None = None
@@ -68,12 +69,12 @@ SETTINGS = (
     "entrypoint",
     "port",
     "env",
-    "resources",
     "isolation",
     "credentials",
     "skip_review",
     "skip_qa",
     "require_qa",
+    "install_scripts",
 )
 
 
@@ -87,8 +88,7 @@ def deploy(
     """
     builder, base = _changeable(uow, application, caller, builder_id)
     _check_identity(builder, change)
-    gates = {"skip_review": False, "skip_qa": False}
-    settings = replace(base.settings, **{**gates, **_given(change, SETTINGS)})
+    settings = _settings(replace(base.settings, skip_review=False, skip_qa=False), change)
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
     version = _next(uow, base, settings, caller, now, bundle_hash=change.bundle_hash or base.bundle_hash)
@@ -107,7 +107,7 @@ def configure(
     """
     builder, base = _changeable(uow, application, caller, builder_id)
     builder = replace(builder, updated_at=now, **_given(change, AT_ONCE))
-    settings = replace(base.settings, **_given(change, SETTINGS))
+    settings = _settings(base.settings, change)
     if settings == base.settings:
         return Deployed(_save(uow, builder, now), None)
     check_settings(uow, application, caller.tenant_id, settings)
@@ -179,6 +179,11 @@ def list_of(uow: UnitOfWork, caller: Caller, builder_id: str) -> Sequence[Versio
     return [one for one in uow.versions.list(builder.id) if one.status is not VersionStatus.DROPPED]
 
 
+def base(uow: UnitOfWork, caller: Caller, builder_id: str) -> Version:
+    """What a change starts from: the version that is wanted by now, whether or not it is up yet. ``NotFound``."""
+    return _base(uow, get(uow, caller.tenant_id, builder_id))
+
+
 def changeable(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str) -> Builder:
     """The builder, locked, once it can be given another version. Raises as ``deploy`` does."""
     check_engine(application)
@@ -196,10 +201,9 @@ def _changeable(uow: UnitOfWork, application: Application, caller: Caller, build
 
 
 def _base(uow: UnitOfWork, builder: Builder) -> Version:
-    """What a change starts from: the version that is wanted by now, whether or not it is up yet."""
-    base = uow.versions.get(builder.id, builder.candidate or builder.version)
-    assert base is not None, "a builder's versions are always stored"
-    return base
+    found = uow.versions.get(builder.id, builder.candidate or builder.version)
+    assert found is not None, "a builder's versions are always stored"
+    return found
 
 
 def _check_identity(builder: Builder, change: Change) -> None:
@@ -218,6 +222,11 @@ def _check_disk(base: Version, settings: VersionSettings) -> None:
         raise InvalidState(
             f"The disk has {has:g} GB and cannot shrink to {wanted:g} GB: create a new builder for that."
         )
+
+
+def _settings(settings: VersionSettings, change: Change) -> VersionSettings:
+    resources = replace(settings.resources, **(change.resources or {}))
+    return replace(settings, resources=resources, **_given(change, SETTINGS))
 
 
 def _given(change: Change, names: Sequence[str]) -> dict[str, Any]:
@@ -258,6 +267,7 @@ def _launch(
     """Deploy it beside what is there; one that is being deployed already makes way."""
     was_up = any(one.status in WAS_UP for one in uow.versions.list(builder.id))
     uow.versions.add(version)
+    _drop_old(uow, application, builder)
     uow.events.add(_created(builder, caller, version, now))
     gates.note_skipped(uow, builder, version, now)
     if not was_up and disk is None:
@@ -271,6 +281,13 @@ def _launch(
     return Deployed(_save(uow, replace(builder, candidate=version.number, candidate_disk=disk), now), version.number)
 
 
+def _drop_old(uow: UnitOfWork, application: Application, builder: Builder) -> None:
+    """So many of the last versions are kept, and the current one always; the sweep removes the files of the others."""
+    for old in uow.versions.list(builder.id)[application.limits.kept_versions :]:
+        if old.number != builder.version and old.status is not VersionStatus.DROPPED:
+            uow.versions.save(replace(old, status=VersionStatus.DROPPED))
+
+
 def _adopt(uow: UnitOfWork, application: Application, builder: Builder, version: Version, now: datetime) -> Deployed:
     """What rests has it from its next start on, and pays for its disk at once."""
     resources = version.settings.resources
@@ -278,6 +295,7 @@ def _adopt(uow: UnitOfWork, application: Application, builder: Builder, version:
     if uow.ledger.current(builder.id) is not None:
         ledger.bill(uow, application.prices, builder, resources, Billing.STOPPED, now)
     uow.versions.add(version)
+    _drop_old(uow, application, builder)
     return Deployed(_save(uow, replace(builder, version=version.number), now), None)
 
 

@@ -320,19 +320,19 @@ async def test_other_settings_are_a_new_version_of_the_same_code(world: World) -
     async with world.reconciling():
         builder = await world.create()
         world.engine.disks[builder.disk].files["main.py"] = b"the app has written here"
-        await world.configure(builder, env={"A": "2"}, resources=Resources(2, 2, 4))
+        await world.configure(builder, env={"A": "2"}, resources={"cpu": 2, "memory": 2, "disk": 4})
         now = await serves(world, builder, 2)
         assert world.engine.disks[now.disk].files == {"main.py": b"the app has written here"}
         assert world.engine.disks[now.disk].size_bytes == Resources(2, 2, 4).disk_bytes
         with pytest.raises(InvalidState, match="cannot shrink"):
-            await world.configure(builder, resources=Resources(2, 2, 3))
+            await world.configure(builder, resources={"disk": 3})
 
 
 async def test_settings_of_a_builder_that_rests_are_those_of_its_next_start(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         await world.reached(builders.stop, builder)
-        now = await world.configure(builder, env={"A": "2"}, resources=Resources(1, 1, 5))
+        now = await world.configure(builder, env={"A": "2"}, resources={"disk": 5})
         assert (now.version, now.desired) == (2, Desired.STOPPED)
         await world.outcome(await world.want(builders.start, builder))
         await serves(world, builder, 2)

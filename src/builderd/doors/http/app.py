@@ -27,6 +27,7 @@ from builderd.doors.http.v1 import (
     qa,
     spending,
     ssh,
+    versions,
     webhooks,
 )
 from builderd.services.application import Application
@@ -59,6 +60,7 @@ def create_app(
         spending,
         creations,
         builders,
+        versions,
         logs,
         metrics,
         events,

@@ -28,11 +28,19 @@ ACCEPTED = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A key of a tenant, and the sha256 of the method, the path and the body that it came with."""
+    """A key of a tenant, and the sha256 of the method, the path with its query, and the body that it came with."""
 
     tenant_id: TenantId
     key: str
     body_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What the first call has begun: a builder, or this version of it."""
+
+    builder_id: BuilderId
+    version: int | None = None
 
 
 def retry_of(request: Request, tenant_id: TenantId, body_sha256: str) -> Retry | None:
@@ -42,7 +50,8 @@ def retry_of(request: Request, tenant_id: TenantId, body_sha256: str) -> Retry |
         return None
     if not ACCEPTED.fullmatch(key):
         raise ValidationFailed({HEADER: ["must be 1 to 255 printable ASCII characters"]})
-    text = f"{request.method}\n{request.url.path}\n{body_sha256}"
+    target = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
+    text = f"{request.method}\n{target}\n{body_sha256}"
     return Retry(tenant_id, key, hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -53,8 +62,8 @@ class Retries:
         self._application = application
         self._held: set[tuple[TenantId, str]] = set()
 
-    async def first(self, retry: Retry) -> Answer | BuilderId | None:
-        """The first call's answer, or its builder when it never got one; None when this is the first call.
+    async def first(self, retry: Retry) -> Answer | Begun | None:
+        """The first call's answer, or what it has begun when it never got one; None when this is the first call.
 
         Unless there is an answer, the key is held from here on until ``release``. Raises ``Conflict`` when it
         is held already, or was used for another body.
@@ -69,14 +78,14 @@ class Retries:
             self.release(retry)
         return first
 
-    async def _look(self, retry: Retry) -> Answer | BuilderId | None:
+    async def _look(self, retry: Retry) -> Answer | Begun | None:
         record = await self._application.store.read(lambda uow: uow.idempotency.get(retry.tenant_id, retry.key))
         if record is None or record.created_at < self._application.clock.now() - RETENTION:
             return None
         if record.body_hash != retry.body_hash:
             raise Conflict("This Idempotency-Key was used for another request: choose a new one.")
         if record.status is None:
-            return record.builder_id
+            return Begun(record.builder_id, record.version) if record.builder_id else None
         return Answer(record.status, record.body or {}, {**(record.headers or {}), **REPLAYED})
 
     def _hold(self, retry: Retry) -> None:
@@ -89,8 +98,13 @@ class Retries:
         if retry is not None:
             self._held.discard((retry.tenant_id, retry.key))
 
-    def record(self, uow: UnitOfWork, retry: Retry, builder_id: BuilderId, now: datetime) -> None:
-        """Bind the key to the builder that is being created. Raises ``Conflict`` when another call was faster."""
+    def record(
+        self, uow: UnitOfWork, retry: Retry, builder_id: BuilderId, now: datetime, version: int | None = None
+    ) -> None:
+        """Bind the key to the builder that is being created, or to a version of it.
+
+        Raises ``Conflict`` when another call was faster.
+        """
         uow.idempotency.expire(now - RETENTION)
         if uow.idempotency.get(retry.tenant_id, retry.key) is not None:
             raise _in_flight()
@@ -102,6 +116,7 @@ class Retries:
                 owner=self._application.instance,
                 created_at=now,
                 builder_id=builder_id,
+                version=version,
             )
         )
 

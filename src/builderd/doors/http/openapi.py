@@ -18,16 +18,21 @@ from builderd.wire.v1.credentials import NewCredential
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.executions import NewExecution
 from builderd.wire.v1.ssh import NewSshGrant
+from builderd.wire.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion
 from builderd.wire.v1.webhooks import NewWebhook
 
 SCHEMAS = "#/components/schemas/"
 #: Shapes of requests. The framework does not see them, since the bodies are read and limited by the door itself.
 REQUESTS: Sequence[type[BaseModel]] = (
+    NewAutoStop,
     NewBuilder,
     NewCredential,
     NewExecution,
+    NewRollback,
+    NewSettings,
     NewSpendingCap,
     NewSshGrant,
+    NewVersion,
     NewWebhook,
 )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from typing import Annotated
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -20,7 +20,7 @@ from builderd.doors.http import openapi
 from builderd.doors.http.answers import Answer, failure
 from builderd.doors.http.auth import Identity, Writer
 from builderd.doors.http.bodies import Received, json_body
-from builderd.doors.http.idempotency import Retries, Retry, retry_of
+from builderd.doors.http.idempotency import Begun, Retries, Retry, retry_of
 from builderd.doors.http.preferences import wants_async, wants_events
 from builderd.doors.http.streams import event, stream
 from builderd.doors.http.v1 import PREFIX
@@ -74,21 +74,23 @@ async def create_builder(request: Request, identity: Writer, body: Body) -> Resp
     The answer comes when the app is up, or when a stage has failed: the builder is then kept in `failed`.
     A failed call can be answered 404 only where its builder was deleted meanwhile.
     """
-    _check_gates(identity, body.value)
+    check_gates(identity, body.value)
     creations: Creations = request.app.state.creations
     retry = retry_of(request, identity.token.tenant_id, body.sha256)
     first = await creations.retries.first(retry) if retry else None
     if isinstance(first, Answer):
-        return _replay(request, first)
+        return replay(request, first)
     builder = await creations.builder(identity, body.value, retry, first)
     at_once = wants_async(request)
     answer = creations.answer(builder, retry, at_once=at_once)
     if wants_events(request) and not at_once:
-        return stream(_stages(creations.application, builder, answer), door.location(builder))
+        events = outcomes.stages(creations.application, builder.id, builder.run)
+        return stream(told(events, answer), door.location(builder))
     return (await asyncio.shield(answer)).response()
 
 
-def _check_gates(identity: Identity, new: NewBuilder) -> None:
+def check_gates(identity: Identity, new: NewBuilder) -> None:
+    """Who may leave a gate out."""
     if new.skip_review or new.skip_qa:
         identity.require(Scope.SKIP_GATES, "Leaving a gate out (skip_review, skip_qa)")
 
@@ -101,31 +103,32 @@ class Creations:
         self.retries = Retries(application)
         self._tasks: set[asyncio.Task[Answer]] = set()
 
-    async def builder(
-        self, identity: Identity, new: NewBuilder, retry: Retry | None, first: BuilderId | None
-    ) -> Builder:
+    async def builder(self, identity: Identity, new: NewBuilder, retry: Retry | None, first: Begun | None) -> Builder:
         """The builder that is created now, or the one that an earlier call with the same key has created."""
         try:
             if first is None:
                 return await _record(self.application, self.retries, identity, new, retry)
-            return await self.application.store.read(lambda uow: _recorded(uow, first))
+            return await self.application.store.read(lambda uow: _recorded(uow, first.builder_id))
         except BaseException:
             self.retries.release(retry)
             raise
 
     def answer(self, builder: Builder, retry: Retry | None, *, at_once: bool) -> asyncio.Task[Answer]:
         """The answer to come; a retry gets the same."""
-        task = asyncio.create_task(self._answer(builder, retry, at_once=at_once))
+        if at_once:
+            return self.follow(door.begun(self.application, builder, "created"), retry)
+        return self.follow(door.started(self.application, builder, 201, door.location(builder)), retry)
+
+    def follow(self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None) -> asyncio.Task[Answer]:
+        """The same for any call that begins what goes on by itself."""
+        task = asyncio.create_task(self._answer(outcome, retry))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _answer(self, builder: Builder, retry: Retry | None, *, at_once: bool) -> Answer:
+    async def _answer(self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None) -> Answer:
         try:
-            if at_once:
-                answer = await door.begun(self.application, builder, "created")
-            else:
-                answer = await door.started(self.application, builder, 201, door.location(builder))
+            answer = await outcome
             if retry is not None:
                 await self.retries.answered(retry, answer)
             return answer
@@ -195,7 +198,8 @@ def _web_command(bundle: Bundle) -> str:
     return command
 
 
-def _replay(request: Request, first: Answer) -> Response:
+def replay(request: Request, first: Answer) -> Response:
+    """The first call's answer again, in the form that this one asks for."""
     if wants_events(request) and not wants_async(request):
         return stream(_last_event(first), first.headers)
     return first.response()
@@ -205,9 +209,10 @@ async def _last_event(answer: Answer) -> AsyncGenerator[bytes]:
     yield _final(answer)
 
 
-async def _stages(application: Application, builder: Builder, answer: asyncio.Task[Answer]) -> AsyncGenerator[bytes]:
+async def told(events: AsyncIterator[Event], answer: asyncio.Task[Answer]) -> AsyncGenerator[bytes]:
+    """The stages as they end, then the answer."""
     try:
-        async for happened in outcomes.stages(application, builder.id, builder.run):
+        async for happened in events:
             if happened.type == "stage.finished":
                 yield _stage(happened)
         last = await asyncio.shield(answer)

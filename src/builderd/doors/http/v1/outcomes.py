@@ -36,15 +36,18 @@ async def started(
         return failure(error)
     if settled.desired is Desired.DELETED:
         return failure(NotFound("The builder was deleted in the meantime.", data={"uuid": builder.id}))
-    return await _shown(application, settled, status, headers)
+    return await shown_as(application, settled, status, headers)
 
 
 async def ended(application: Application, builder: Builder) -> Answer:
     """The builder once it is stopped or deleted, however its last run went."""
-    return await _shown(application, await outcomes.reached(application, builder.id, builder.run), 200, None)
+    return await shown_as(application, await outcomes.reached(application, builder.id, builder.run))
 
 
-async def _shown(application: Application, builder: Builder, status: int, headers: Mapping[str, str] | None) -> Answer:
+async def shown_as(
+    application: Application, builder: Builder, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """Success, with the builder as it is now."""
     data = await look(application, builder, with_token=True)
     return success(BuilderAnswer(message=_message(builder, data.preview_url), data=data), status, headers)
 

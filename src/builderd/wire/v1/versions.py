@@ -1,0 +1,101 @@
+"""Versions: what changes a builder, and how its versions are shown."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, model_validator
+
+from builderd.domain.builders import Visibility
+from builderd.domain.versions import Isolation, VersionStatus
+from builderd.wire.v1.builders import (
+    MAX_CREDENTIALS,
+    MAX_INTEGER,
+    Credential,
+    Env,
+    Name,
+    NewBuilder,
+    Resources,
+    ShownResources,
+)
+from builderd.wire.v1.envelope import Success, Time
+from builderd.wire.v1.files import FileContent, Files
+from builderd.wire.v1.shape import Shape, View, Whole
+
+
+def _without_defaults(schema: dict[str, Any]) -> None:
+    """What is left out keeps its value, so no field has a default."""
+    for field in schema["properties"].values():
+        field.pop("default", None)
+
+
+class NewVersion(NewBuilder):
+    """As for a new builder, but what is left out keeps its value; ``files`` are replaced as a whole.
+
+    ``name`` and ``job_type`` cannot change. ``skip_review`` and ``skip_qa`` are false where they are left out.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_without_defaults)
+
+    name: Name = Field(default="", validate_default=False, description="Cannot be changed.")
+    files: Files = Field(default_factory=dict[str, FileContent], description="Left out: the files stay as they are.")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _needs_entrypoint(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """There is one already."""
+        return handler(value)
+
+
+class NewSettings(Shape):
+    """Settings for the same code. What is left out keeps its value."""
+
+    model_config = ConfigDict(json_schema_extra=_without_defaults)
+
+    env: Env = Field(default_factory=dict[str, str], description="Replaced as a whole.")
+    resources: Resources = Field(default_factory=Resources, description="The disk can only grow.")
+    auto_stop_interval: Whole = Field(default=0, ge=0, le=MAX_INTEGER, description="Minutes; 0: never.")
+    backup_interval_hours: Whole = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
+    visibility: Visibility = Field(default=Visibility.PUBLIC, strict=False)
+    credentials: list[Credential] = Field(default_factory=list[str], max_length=MAX_CREDENTIALS)
+
+
+class NewAutoStop(Shape):
+    """When it stops by itself."""
+
+    interval: Whole = Field(ge=0, le=MAX_INTEGER, description="Minutes without a visitor; 0: never.")
+
+
+class NewRollback(Shape):
+    """Which version to have again."""
+
+    version: Whole = Field(ge=1, le=MAX_INTEGER, description="The number of a version that was up.")
+
+
+class Version(View):
+    """One version with its settings.
+
+    ``status``: ``pending`` while it is reviewed, installed and started, ``deployed`` once it was up, ``failed`` with
+    its ``status_reason``. ``current`` is the one that serves, or would. ``bundle`` is the sha256 of its files.
+    """
+
+    version: int
+    status: VersionStatus
+    status_reason: str
+    current: bool
+    rolled_back_to: int | None
+    bundle: str
+    entrypoint: str
+    port: int
+    env: dict[str, str]
+    resources: ShownResources
+    isolation: Isolation
+    credentials: list[str]
+    review_passed: bool | None
+    qa_passed: bool | None
+    created_by: str
+    created_at: Time
+
+
+class VersionListAnswer(Success[list[Version]]):
+    """The versions that are kept, the newest first."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tests.stores import memory_store
 
+from builderd.adapters.fakes.archive import FakeArchive
 from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.adapters.fakes.clock import FakeClock
 from builderd.adapters.fakes.engine import FakeEngine, FakeSandbox
@@ -70,7 +71,11 @@ class World:
     async def ask(self, *files: BundleFile, name: str = "my-api", **settings: Any) -> Builder:
         """Create a builder, and do not wait."""
         bundle = make_bundle(files or (MAIN,))
-        top = {key: settings.pop(key) for key in ("job_type", "visibility", "auto_stop_interval") if key in settings}
+        top = {
+            key: settings.pop(key)
+            for key in ("job_type", "visibility", "auto_stop_interval", "backup_interval_hours")
+            if key in settings
+        }
         new = NewBuilder(name, bundle.hash, VersionSettings(**{"entrypoint": ENTRYPOINT, **settings}), **top)
         now = self.clock.now()
         return await bundles.keep(
@@ -330,6 +335,7 @@ def make_application(
         preview_domain=PreviewDomain("http", "localhost", 8080),
         instance="first",
         ssh=Gateway("localhost", 8022, "ssh-ed25519 AAAA", "SHA256:fake"),
+        archive=FakeArchive(engine),
     )
 
 

@@ -27,6 +27,7 @@ from builderd.adapters.stores.sql.tables import metadata
 from builderd.domain.tokens import Scope
 from builderd.doors.http.app import create_app
 from builderd.doors.http.listener import server_config
+from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.reconciler import Reconciler
 from builderd.services import tokens
 from builderd.services.application import Application, Limits
@@ -91,14 +92,18 @@ async def running_service(database: str = MEMORY, **limits: Any) -> AsyncIterato
         await service.engine.prepare(lambda _: None)
         await service.previews.start()
         creations = service.app.state.creations
-        reconciling = asyncio.create_task(Reconciler(service.application).run())
+        working = [
+            asyncio.create_task(work)
+            for work in (Reconciler(service.application).run(), BackupSchedule(service.application).run())
+        ]
         try:
             yield service
         finally:
             await service.close()
             await creations.close()
-            reconciling.cancel()
-            await asyncio.gather(reconciling, return_exceptions=True)
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -18,6 +18,8 @@ from typing import Any
 import asyncssh
 import yaml
 
+from builderd.adapters.archives.restic.archive import ResticArchive
+from builderd.adapters.archives.restic.command import Place
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.engines.oci import probe as engine_probe
@@ -61,8 +63,10 @@ from builderd.doors.http.request_log import RequestIdFilter
 from builderd.doors.http.servers import Servers
 from builderd.doors.ssh import host_key
 from builderd.doors.ssh.gateway import Gateway as SshGateway
+from builderd.ports.engine import Engine
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler import waking
+from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.deliveries import Deliveries
 from builderd.reconciler.faults import kill_at, no_fault
 from builderd.reconciler.idle import Idleness
@@ -111,6 +115,8 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 ssh=_ssh_gateway(settings),
                 preview_domain=settings.preview_domain,
                 instance=identity(settings.data_dir),
+                archive=make_archive(settings, engine),
+                backup_rules=settings.backup.to_rules(),
             )
         finally:
             keeping.cancel()
@@ -157,6 +163,26 @@ def make_vault(settings: Settings) -> SodiumVault:
         return SodiumVault(GivenKeys(tuple(Key.from_text(text.get_secret_value()) for text in texts)))
     except ValueError as error:
         raise ValidationFailed({"vault.key": [str(error)]}) from None
+
+
+def make_archive(settings: Settings, engine: Engine) -> ResticArchive:
+    """Raises ``ValidationFailed`` when a file that it needs cannot be read."""
+    backup, root = settings.backup, settings.data_dir.absolute() / "backups"
+    place = Place(
+        location=backup.repository or str(root / "repositories"),
+        environment={name: value.get_secret_value() for name, value in backup.environment.items()},
+        ssh_key=_text("backup.ssh_key", backup.ssh_key),
+        ssh_hosts=_text("backup.ssh_hosts", backup.ssh_hosts),
+    )
+    floor = int(settings.store.floor * GB)
+    return ResticArchive(engine, place, root, name=identity(settings.data_dir)[:13], floor_bytes=floor)
+
+
+def _text(setting: str, file: Path | None) -> str:
+    try:
+        return file.read_text().strip() if file else ""
+    except OSError as error:
+        raise ValidationFailed({setting: [f"{file} cannot be read: {error.strerror}"]}) from None
 
 
 def make_engine(settings: Settings, clock: SystemClock) -> OciEngine:
@@ -283,6 +309,7 @@ async def _work(app: Application, settings: Settings, servers: Servers) -> None:
         if settings.ssh.port:
             group.create_task(SshGateway(app, _host_key(settings)).serve(settings.host, settings.ssh.port))
         group.create_task(sample(app))
+        group.create_task(BackupSchedule(app, fault).run())
 
 
 async def _prepare(app: Application) -> None:

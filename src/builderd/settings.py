@@ -5,6 +5,7 @@ Nothing else of the house reads the environment.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
@@ -29,6 +30,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from builderd.domain.backups import BackupRules, Retention
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
@@ -148,6 +150,35 @@ class VaultSettings(Section):
     key_file: Path | None = None
 
 
+class BackupSettings(Section):
+    """``repository``: a folder, or a back end of restic (``sftp:…``, ``rest:…``, ``s3:…``), where each tenant gets one.
+
+    ``environment`` is what the back end wants to know; ``ssh_key`` and ``ssh_hosts`` are files for ``sftp:``. A count
+    is of the hours, days and weeks whose newest backup stays. 0 hours: never.
+    """
+
+    repository: str | None = Field(default=None, pattern=r"^(/|[a-z][a-z0-9]*:).+$")
+    environment: dict[str, SecretStr] = {}
+    ssh_key: Path | None = None
+    ssh_hosts: Path | None = None
+    keep_hourly: int = Field(default=24, ge=0)
+    keep_daily: int = Field(default=7, ge=0)
+    keep_weekly: int = Field(default=4, ge=0)
+    keep_deleted_days: float = Field(default=7, ge=0)
+    drill_hours: float = Field(default=168, ge=0)
+    check_hours: float = Field(default=168, gt=0)
+    check_percent: float = Field(default=5, gt=0, le=100)
+
+    def to_rules(self) -> BackupRules:
+        return BackupRules(
+            retention=Retention(self.keep_hourly, self.keep_daily, self.keep_weekly),
+            keep_deleted=timedelta(days=self.keep_deleted_days),
+            drill_every=timedelta(hours=self.drill_hours),
+            check_every=timedelta(hours=self.check_hours),
+            check_percent=self.check_percent,
+        )
+
+
 class TenantSettings(Section):
     """What a tenant may have (``builders``, the others of running ones, ``disk`` of all) and spend in a month."""
 
@@ -243,6 +274,7 @@ class Settings(BaseSettings):
     ssh: SshSettings = SshSettings()
     vault: VaultSettings = VaultSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    backup: BackupSettings = BackupSettings()
     #: Where systemd puts the credentials of its unit; one named ``builderd.vault.key`` is the vault's key.
     credentials_directory: Path | None = Field(
         default=None, validation_alias=AliasChoices("credentials_directory", "CREDENTIALS_DIRECTORY")

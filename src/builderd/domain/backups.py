@@ -104,7 +104,7 @@ class Restore:
     """``builder_id`` is the builder that gets (or, for a drill, lent) the backup; ``name`` that of a new one.
 
     ``disk`` is made for it. ``safety`` is the backup of what the builder had before, which comes first; ``made`` the
-    new builder, and ``run`` the run in which the builder has the backup.
+    new builder, and ``number`` that of the version with which the builder has it.
     """
 
     id: RestoreId
@@ -120,7 +120,7 @@ class Restore:
     name: str = ""
     safety: BackupId | None = None
     made: BuilderId | None = None
-    run: int | None = None
+    number: int | None = None
     finished_at: datetime | None = None
     error: str = ""
 

@@ -128,8 +128,15 @@ class Engine(DiskFiles, Protocol):
         Never follows a link out of the disk. Must not be called while a sandbox runs on it.
         """
 
+    async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
+        """Record that the bundle is on the disk already, with what its app made of it since."""
+
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
-        """An independent copy with a limit of its own, made in an instant. Idempotent."""
+        """An independent copy with a limit of its own, made in an instant. Idempotent.
+
+        A sandbox that runs on the source stands still meanwhile, for some milliseconds, so that the copy is of one
+        moment. When the service dies in between, the next one has it go on.
+        """
 
     async def delete_disk(self, disk: DiskId) -> None:
         """Idempotent."""

@@ -340,7 +340,7 @@ class Backups(Protocol):
         """Newest first."""
 
     def open(self, owner: str) -> Sequence[Backup]:
-        """Those that this service has still to take or to save, oldest first."""
+        """Those that this service has still to take or to save, or whose copy it has to remove, oldest first."""
 
     def newest_of(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Backup]:
         """The last that was tried, by builder; those without one are left out."""

@@ -29,7 +29,7 @@ from builderd.reconciler.look import Subject
 from builderd.reconciler.result import Result
 from builderd.reconciler.starting import last_lines, make_spec, new_sandbox, put_bundle
 from builderd.reconciler.trials import Trials
-from builderd.services import bundles, qa
+from builderd.services import backups, bundles, qa
 from builderd.services.application import Application
 
 
@@ -280,16 +280,20 @@ class Steps:
         return Result(record, lambda: self._app.engine.remove(sandbox.id))
 
     async def _forget(self, subject: Subject) -> Result:
-        builder = subject.builder
-        for disk in (builder.disk, builder.candidate_disk, *builder.spare_disks):
+        engine, forgotten = self._app.engine, subject.builder
+        holds = forgotten.backup_interval_hours > 0 and await engine.disk(forgotten.disk) is not None
+        for disk in (None if holds else forgotten.disk, forgotten.candidate_disk, *forgotten.spare_disks):
             if disk is not None:
-                await self._app.engine.delete_disk(disk)
-        await self._app.engine.delete_logs(subject.builder.id)
+                await engine.delete_disk(disk)
+        await engine.delete_logs(forgotten.id)
         now = self._now()
-        return Result(
-            lambda uow, builder: records.deleted(uow, builder, now),
-            partial(self._drop_bundles, subject.builder.id),
-        )
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            if holds:
+                backups.keep_last(uow, self._app, builder, now)
+            records.deleted(uow, builder, now)
+
+        return Result(record, partial(self._drop_bundles, subject.builder.id))
 
     async def _drop_bundles(self, builder_id: BuilderId) -> None:
         versions = await self._app.store.read(lambda uow: uow.versions.list(builder_id))

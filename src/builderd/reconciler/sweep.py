@@ -35,7 +35,8 @@ def _make_all_due(uow: UnitOfWork, now: datetime) -> None:
 
 
 async def _sweep_sandboxes(application: Application, busy: Container[BuilderId], copies: Container[SandboxId]) -> None:
-    held = [report.id for report in await application.engine.list_sandboxes() if report.id not in copies]
+    found = [report.id for report in await application.engine.list_sandboxes()]
+    held = [one for one in found if one not in copies and one not in application.scratch]
     stray = await application.store.read(lambda uow: [one for one in held if _is_stray(uow, one, busy)])
     await asyncio.gather(*(_remove(application, sandbox_id) for sandbox_id in stray))
 

@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from builderd.domain.backups import BackupRules
 from builderd.domain.builders import Builder
-from builderd.domain.ids import BuilderId
+from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.metrics import Reading
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
 from builderd.domain.ssh import Gateway
 from builderd.domain.versions import Isolation
+from builderd.ports.archive import Archive
 from builderd.ports.bundles import Bundles
 from builderd.ports.clock import Clock
 from builderd.ports.engine import Engine
@@ -64,8 +66,12 @@ class Application:
     prices: Prices
     preview_domain: PreviewDomain
     instance: str
+    archive: Archive
     #: Where SSH logins go; None where none are taken.
     ssh: Gateway | None = None
+    backup_rules: BackupRules = field(default_factory=BackupRules)
+    #: Sandboxes that run for a trial, on nobody's record: not to be swept away.
+    scratch: set[SandboxId] = field(default_factory=set)
     allowances: Allowances = field(default_factory=Allowances)
     #: The latest reading of each builder that runs here.
     readings: dict[BuilderId, Reading] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from builderd.domain.backups import Backup
 from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
@@ -45,7 +46,7 @@ class NewBuilder:
 class BuilderView:
     """A builder as it is shown: with its current version, its preview's URL and what it cost so far.
 
-    ``needs_restart``: it runs with credentials that were changed since.
+    ``needs_restart``: it runs with credentials that were changed since. ``last_backup`` is the last that was tried.
     """
 
     builder: Builder
@@ -53,6 +54,7 @@ class BuilderView:
     preview_url: str
     cost: Cost
     needs_restart: bool
+    last_backup: Backup | None = None
 
 
 def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBuilder, now: datetime) -> Builder:
@@ -146,6 +148,7 @@ def views(
     uow: UnitOfWork, application: Application, builders: Sequence[Builder], now: datetime
 ) -> Sequence[BuilderView]:
     """The same for many."""
+    tried = uow.backups.newest_of([builder.id for builder in builders])
     sums = uow.ledger.totals([builder.id for builder in builders], now)
     shown = []
     for builder in builders:
@@ -156,7 +159,7 @@ def views(
         cost = Cost(application.prices.currency, rate_digits(rate), rate_digits(spent.hours), cents(spent.money))
         url = application.preview_domain.url(builder.host)
         stale = credentials.is_stale(uow, builder, version)
-        shown.append(BuilderView(builder, version, url, cost, stale))
+        shown.append(BuilderView(builder, version, url, cost, stale, tried.get(builder.id)))
     return shown
 
 

@@ -154,7 +154,7 @@ async def test_every_field_of_a_restore_is_kept_and_the_open_ones_are_found(stor
         name="other",
         safety=BackupId(new_id()),
         made=BuilderId(new_id()),
-        run=3,
+        number=3,
         finished_at=NOW,
         error="none",
     )

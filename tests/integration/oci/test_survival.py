@@ -19,6 +19,7 @@ from tests.engines import PATIENCE, execute, log_text, make_spec, prepared, sett
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.resources import GB
 from builderd.domain.sandboxes import EndCause, SandboxState
 
 pytestmark = pytest.mark.root
@@ -200,3 +201,26 @@ async def test_a_sandbox_that_was_told_to_start_when_the_service_died_is_adopted
         record_file(settings, spec.id).write_text(json.dumps({**record, "started_at": None}))
         async with prepared(settings) as next_engine:
             assert (await next_engine.report(spec.id)).state is SandboxState.RUNNING
+
+
+async def test_a_sandbox_left_standing_still_in_the_middle_of_a_copy_goes_on(settings: OciSettings) -> None:
+    async with prepared(settings) as engine:
+        spec = await make_spec(engine, apps.SERVER)
+        await engine.start(spec)
+        await until_listening(engine, spec.id)
+        engine._here.runs.cgroups.freeze(spec.id)
+        assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+        await engine.close()
+        await engine.prepare(lambda line: None)
+        assert not engine._here.runs.cgroups.is_frozen(spec.id)
+        assert (await execute(engine, spec.id, "echo on", 10, 1000)).output == "on\n"
+
+
+async def test_a_frozen_sandbox_stays_frozen_when_its_disk_is_copied(settings: OciSettings) -> None:
+    async with prepared(settings) as engine:
+        spec = await make_spec(engine, apps.SERVER)
+        await engine.start(spec)
+        await engine.freeze(spec.id)
+        await engine.clone_disk(spec.disk, DiskId("copy-of-frozen"), GB)
+        assert (await engine.report(spec.id)).state is SandboxState.FROZEN
+        await engine.delete_disk(DiskId("copy-of-frozen"))

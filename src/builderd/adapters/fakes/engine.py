@@ -211,6 +211,10 @@ class FakeEngine(FakeDiskFiles):
         found.files.update({file.path: file.content for file in written})
         found.bundle_hash = bundle.hash
 
+    async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
+        self._called("mark_bundle", disk)
+        self._disk(disk).bundle_hash = bundle_hash
+
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
         self._called("clone_disk", source)
         found = self._disk(source)

@@ -15,6 +15,7 @@ from builderd.doors.http.rates import Rates
 from builderd.doors.http.request_log import RequestLog
 from builderd.doors.http.v1 import (
     PREFIX,
+    backups,
     builders,
     caps,
     creations,
@@ -71,6 +72,7 @@ def create_app(
         caps,
         webhooks,
         ssh,
+        backups,
     ):
         app.router.routes.extend(noun.router.routes)
     # For clients that put the base path before everything.

@@ -57,6 +57,18 @@ def json_body(shape: type[S], limit: int) -> Callable[..., Coroutine[Any, Any, R
     return receive
 
 
+def optional_json_body(shape: type[S], limit: int) -> Callable[..., Coroutine[Any, Any, Received[S]]]:
+    """The same where no body at all is as good as an empty object."""
+
+    async def receive(request: Request, application: TheApplication, _: Writer) -> Received[S]:
+        body = await read_body(request, limit)
+        if body:
+            check_media_type(request)
+        return _take(shape, body or b"{}", {"maximum": application.limits.maximum})
+
+    return receive
+
+
 def check_media_type(request: Request) -> None:
     """Raises ``BadRequest`` for anything but plain JSON in UTF-8; a request may leave the header out."""
     media_type, _, parameters = request.headers.get("content-type", "application/json").partition(";")

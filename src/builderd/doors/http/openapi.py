@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from builderd import __version__
 from builderd.domain.resources import Resources
+from builderd.wire.v1.backups import NewBuilderOfBackup, NewRestore
 from builderd.wire.v1.builders import NewBuilder
 from builderd.wire.v1.caps import NewSpendingCap
 from builderd.wire.v1.credentials import NewCredential
@@ -26,10 +27,12 @@ SCHEMAS = "#/components/schemas/"
 REQUESTS: Sequence[type[BaseModel]] = (
     NewAutoStop,
     NewBuilder,
+    NewBuilderOfBackup,
     NewCredential,
     NewExecution,
     NewRollback,
     NewSettings,
+    NewRestore,
     NewSpendingCap,
     NewSshGrant,
     NewVersion,
@@ -48,7 +51,7 @@ FAILURES = {
     422: "`validation_error`: `errors` says which fields, and why; nothing was stored.",
     429: "`quota_exceeded` or `rate_limited`: the message says which limit.",
     500: "`internal_error`: a fault of the service, which its log tells of.",
-    503: "`engine_unavailable` or `no_capacity`: the machine cannot take it now.",
+    503: "`engine_unavailable`, `no_capacity` or `backup_failed`: the machine cannot do it now.",
 }
 STAGES = (
     " `install_failed`, `start_failed` or (with `require_qa`) `qa_failed`: "
@@ -58,13 +61,14 @@ STAGES = (
 #: The groups of calls, in the order in which they are shown.
 BUILDERS, WATCHING, CREDENTIALS = "Builders", "Logs, events and commands", "Credentials"
 FILES, GATES = "Files", "Gates"
-SPENDING, SERVICE = "Spending", "The service itself"
+BACKUPS, SPENDING, SERVICE = "Backups", "Spending", "The service itself"
 TAGS = (
     {"name": BUILDERS, "description": "From code to a live URL, and its life from then on."},
     {"name": WATCHING, "description": "What an app says, what happens to it, and commands run beside it."},
     {"name": FILES, "description": "What lies on a builder's disk, and code too large for JSON."},
     {"name": CREDENTIALS, "description": "Secrets, handed to the builders that ask for them and never read back."},
     {"name": GATES, "description": "Whether a version is fit to run, and what is amiss with it."},
+    {"name": BACKUPS, "description": "Copies of a builder's files at one moment, kept apart from it."},
     {"name": SPENDING, "description": "What it costs, and what it may cost."},
     {"name": SERVICE, "description": "For who operates it."},
 )

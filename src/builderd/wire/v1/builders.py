@@ -176,6 +176,7 @@ class Builder(View):
 
     ``service_token`` is in full for tokens that may write; others see ``…`` and its end.
     ``needs_restart``: it runs with credentials that were changed since it started.
+    ``last_backup_error`` is null unless the last backup failed.
     ``review_passed`` and ``qa_passed`` are null until that gate has judged the version.
     """
 
@@ -204,6 +205,8 @@ class Builder(View):
     created_at: Time
     updated_at: Time
     last_active_at: Time | None
+    last_backup_at: Time | None
+    last_backup_error: str | None
 
 
 class BuilderAnswer(Success[Builder]):

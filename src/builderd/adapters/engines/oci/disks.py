@@ -24,6 +24,7 @@ from builderd.adapters.engines.oci.placement import place
 from builderd.adapters.engines.oci.settling import MARK, is_damaged
 from builderd.adapters.engines.oci.store import Store
 from builderd.adapters.engines.oci.subvolumes import create_subvolume, folder, is_subvolume, snapshot
+from builderd.adapters.engines.oci.syscalls import sync_file_system
 from builderd.adapters.engines.oci.tree import clear
 from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import NoCapacity, NotFound, TooLarge
@@ -92,6 +93,11 @@ class Disks:
             _tidy(unfinished)
             self._limit(target, unfinished, size_bytes)
 
+    def write_out(self, disk: DiskId) -> None:
+        """Have the kernel write what it still holds in memory; a copy made soon after has little left to wait for."""
+        with folder(self._existing(disk)) as inside:
+            sync_file_system(inside)
+
     @contextmanager
     def _making(self, disk: DiskId, size_bytes: int) -> Iterator[Path | None]:
         """Where to make a disk that gets its name at the end; None when it is there already, with the new limit."""
@@ -155,6 +161,11 @@ class Disks:
             if error.errno not in (errno.EDQUOT, errno.ENOSPC):
                 raise
             raise self._full(path) from error
+
+    def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
+        """Record that it is there, once all that was written is safe: it could not be made again from the bundle."""
+        self.write_out(disk)
+        _write_record(self._existing(disk) / "bundle", bundle_hash)
 
     def _full(self, path: Path) -> NoCapacity:
         size = self._store.quota.limit_of(self._store.quota.group(path)) / GB

@@ -114,17 +114,34 @@ class OciEngine:
         self._refuse_while_used(disk)
         await asyncio.to_thread(self._here.disks.put_bundle, disk, bundle, replaced)
 
+    async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
+        await asyncio.to_thread(self._here.disks.mark_bundle, disk, bundle_hash)
+
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
-        await asyncio.to_thread(self._here.disks.clone, source, target, size_bytes)
+        await asyncio.to_thread(self._clone, source, target, size_bytes)
+
+    def _clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+        here, user = self._here, self._user(source)
+        if user is None:
+            here.disks.clone(source, target, size_bytes)
+            return
+        # What is written out before need not be while everything stands still.
+        here.disks.write_out(source)
+        with here.runs.standing_still(user):
+            here.disks.clone(source, target, size_bytes)
 
     async def delete_disk(self, disk: DiskId) -> None:
         self._refuse_while_used(disk)
         await asyncio.to_thread(self._here.disks.delete, disk)
 
     def _refuse_while_used(self, disk: DiskId) -> None:
-        runs = self._here.runs
-        if any(record.disk == disk and runs.is_running(record) for record in runs.all()):
+        if self._user(disk):
             raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
+
+    def _user(self, disk: DiskId) -> Record | None:
+        """The sandbox that runs on it."""
+        runs = self._here.runs
+        return next((record for record in runs.all() if record.disk == disk and runs.is_running(record)), None)
 
     async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
         if tool.disk is not None and tool.writable:

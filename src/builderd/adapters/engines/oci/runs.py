@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,9 @@ class Runs:
             record = self._save(replace(record, started_at=self.records.now()))
         if record.started_at is not None:
             self.exits.watch(record.id, process)
+        if not _counts_as_frozen(record):
+            # A service that died while it copied the disk left it standing still.
+            self.cgroups.thaw(record.id)
 
     async def _runs(self, record: Record) -> bool:
         """Whether the runtime was told to start it before the last service ended."""
@@ -295,7 +298,29 @@ class Runs:
             os.close(read)
 
     def is_frozen(self, record: Record) -> bool:
-        return record.frozen_at is not None and self.cgroups.is_frozen(record.id)
+        return _counts_as_frozen(record) and self.cgroups.is_frozen(record.id)
+
+    @contextlib.contextmanager
+    def standing_still(self, record: Record) -> Iterator[None]:
+        """Nothing in it goes on meanwhile, a matter of milliseconds. Blocks.
+
+        Not written down: a service that starts has everything go on that was not frozen to stay so. Raises
+        ``EngineUnavailable`` when one of its processes does not stand still; then it goes on.
+        """
+        if self.is_frozen(record):
+            yield
+            return
+        try:
+            self._stand_still(record)
+            yield
+        finally:
+            self.cgroups.thaw(record.id)
+
+    def _stand_still(self, record: Record) -> None:
+        try:
+            self.cgroups.freeze(record.id)
+        except (TimeoutError, FileNotFoundError) as error:
+            raise EngineUnavailable(f"The sandbox could not be made to stand still: {error}.") from error
 
     async def freeze(self, record: Record) -> None:
         """Have it stand still; its memory is moved out in the background. Idempotent.
@@ -379,6 +404,11 @@ def _root(run: Run, bundle: Path) -> Root:
     if not run.secret_files:
         return run.root
     return replace(run.root, binds=(*run.root.binds, secret_files.bind(bundle)))
+
+
+def _counts_as_frozen(record: Record) -> bool:
+    """Whether it was last told to stand still until it is told otherwise."""
+    return record.frozen_at is not None and (record.thawed_at or 0) < record.frozen_at
 
 
 def around(runtime: Runtime) -> list[dict[str, Any]]:

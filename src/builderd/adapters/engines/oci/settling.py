@@ -7,13 +7,12 @@ made again. A service that is killed loses nothing, since the kernel still has w
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import threading
 from pathlib import Path
 
 from builderd.adapters.engines.oci.subvolumes import folder
+from builderd.adapters.engines.oci.syscalls import sync_file_system
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +20,6 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MARK = "boot"
 #: A burst of deployments is settled at once, and after the apps have started.
 DELAY_SECONDS = 5.0
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Settling:
@@ -68,7 +65,7 @@ class Settling:
         with self._lock:
             settled, self._marked, self._timer = self._marked, set(), None
         with folder(self._root) as root:
-            _sync(root)
+            sync_file_system(root)
         with self._lock:
             for filled in settled - self._marked:
                 (filled / MARK).unlink(missing_ok=True)
@@ -91,10 +88,3 @@ def is_damaged(filled: Path) -> bool:
 
 def _boot() -> str:
     return BOOT_ID.read_text()
-
-
-def _sync(inside: int) -> None:
-    """syncfs(2)"""
-    if _libc.syncfs(inside):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))

@@ -102,6 +102,11 @@ def bind(source: str, target: str, attributes: int, user_namespace: int | None =
         os.close(tree)
 
 
+def sync_file_system(descriptor: int) -> None:
+    """syncfs(2): write out everything of the file system that this file or folder lies on."""
+    _check(_libc.syncfs(descriptor), "syncfs")
+
+
 def die_with_parent(signal: int) -> None:
     """Have the kernel send us this signal when the parent thread ends."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl")

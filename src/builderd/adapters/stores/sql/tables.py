@@ -394,7 +394,7 @@ restores = Table(
     Column("name", Text, nullable=False),
     Column("safety", Text),
     Column("made", Text),
-    Column("run", Integer),
+    Column("number", Integer),
     Column("finished_at", UtcDateTime),
     Column("error", ForeignText, nullable=False),
 )

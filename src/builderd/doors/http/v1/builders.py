@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -16,7 +17,7 @@ from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
 from builderd.doors.http.v1.shown import shown
 from builderd.ports.store import BuilderQuery, UnitOfWork
-from builderd.services import builders
+from builderd.services import backups, builders
 from builderd.services.application import Application
 from builderd.wire.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage, Name
 from builderd.wire.v1.envelope import PageMeta
@@ -77,6 +78,12 @@ async def get_builder(application: TheApplication, identity: Reader, uuid: Uuid)
 
     data = shown(await application.store.read(look), with_token=identity.may_write)
     return success(BuilderAnswer(message=f"{data.name} is {data.status}.", data=data)).response()
+
+
+class DeleteQuery(Parameters):
+    """``purge``: its backups go with it, and no last one is taken."""
+
+    purge: bool = False
 
 
 #: What the calls that change what is wanted have in common.
@@ -140,12 +147,14 @@ async def stop_builder(request: Request, application: TheApplication, identity: 
     responses={
         **openapi.answer(200, BuilderAnswer, "It is gone."),
         **openapi.answer(202, BuilderAnswer, "It is being deleted.", headers=openapi.LOCATION),
-        **openapi.failures(401, 403, 404),
+        **openapi.failures(401, 403, 404, 422),
     },
 )
-async def delete_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
-    """Stop it and remove it with its files, from any state."""
-    builder = await _want(builders.delete, application, identity, uuid)
+async def delete_builder(
+    request: Request, application: TheApplication, identity: Writer, uuid: Uuid, query: Annotated[DeleteQuery, Query()]
+) -> Response:
+    """Stop it and remove it with its files, from any state. Its backups stay for some days unless they are purged."""
+    builder = await _want(partial(backups.delete_builder, purge=query.purge), application, identity, uuid)
     if wants_async(request):
         return (await door.begun(application, builder, "deleted")).response()
     return (await door.ended(application, builder)).response()

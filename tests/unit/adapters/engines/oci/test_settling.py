@@ -80,7 +80,7 @@ def test_what_is_filled_again_during_the_sync_keeps_its_mark(
     settling: Settling, filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settling.mark(filled)
-    monkeypatch.setattr(module, "_sync", lambda inside: settling.mark(filled))
+    monkeypatch.setattr(module, "sync_file_system", lambda inside: settling.mark(filled))
     settling.settle()
     assert (filled / MARK).exists()
     settling.close()

@@ -82,7 +82,7 @@ def _restores() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("safety", sa.Text()),
         sa.Column("made", sa.Text()),
-        sa.Column("run", sa.Integer()),
+        sa.Column("number", sa.Integer()),
         sa.Column("finished_at", TIME),
         sa.Column("error", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name="fk_restores_tenant_id"),

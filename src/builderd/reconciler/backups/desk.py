@@ -1,0 +1,83 @@
+"""What all work on backups has in common: the ports, whose turn it is, and what is told of progress and failure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from builderd.domain.backups import Backup, Restore
+from builderd.domain.errors import BuilderdError
+from builderd.domain.ids import TenantId
+from builderd.ports.archive import Repository, Share
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.faults import FaultPoint, no_fault
+from builderd.services import backups
+from builderd.services.application import Application
+
+#: How often progress is written down, in seconds.
+PROGRESS_INTERVAL = 5.0
+#: So many repositories are worked on at the same time.
+MAX_TURNS = 2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    app: Application
+    fault: FaultPoint = no_fault
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_TURNS))
+    #: One piece of work at a time on each repository.
+    locks: defaultdict[TenantId, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+
+    @asynccontextmanager
+    async def repository(self, tenant_id: TenantId) -> AsyncIterator[Repository]:
+        """The tenant's, for as long as nobody else works on it."""
+        async with self.locks[tenant_id], self.turns:
+            yield await backups.repository(self.app, tenant_id)
+
+    async def write(self, about: Backup | Restore, work: Callable[[UnitOfWork], None]) -> None:
+        """In one transaction; whoever waits for it looks then."""
+        await self.app.store.write(work)
+        self.app.signals.change(about.builder_id)
+
+    @asynccontextmanager
+    async def progress(self, about: Backup | Restore, kind: str) -> AsyncIterator[Share]:
+        """Tell events of progress from time to time."""
+        share = 0.0
+
+        def told(done: float) -> None:
+            nonlocal share
+            share = done
+
+        async def tell_often() -> None:
+            last = 0.0
+            while True:
+                await asyncio.sleep(PROGRESS_INTERVAL)
+                if share > last:
+                    last = share
+                    await self.tell(about, f"{kind}.progress", f"{share:.0%} done", percent=round(share * 100))
+
+        teller = asyncio.create_task(tell_often())
+        try:
+            yield told
+        finally:
+            teller.cancel()
+            await asyncio.gather(teller, return_exceptions=True)
+
+    async def tell(self, about: Backup | Restore, kind: str, reason: str, **details: Any) -> None:
+        now = self.app.clock.now()
+        await self.write(about, lambda uow: backups.tell(uow, about, kind, now, reason=reason, details=details))
+
+
+def reason_of(error: BaseException) -> str:
+    """In words for whoever waits; what nobody foresaw is in the log."""
+    if isinstance(error, BuilderdError):
+        return error.message
+    log.error("a piece of work on backups failed", exc_info=error)
+    return "The service failed at it; its log says why."

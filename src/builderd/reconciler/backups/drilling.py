@@ -1,0 +1,86 @@
+"""The drill: a restored disk is started where nobody sees it, without a network, to know that it would come up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from builderd.domain.backups import Restore
+from builderd.domain.builders import Builder, JobType
+from builderd.domain.failures import exited_early, not_listening
+from builderd.domain.ids import BuilderId, SandboxId, new_secret
+from builderd.domain.qa import gate_failure, gate_passed
+from builderd.domain.sandboxes import Sandbox
+from builderd.domain.versions import Version
+from builderd.reconciler.backups.desk import Desk
+from builderd.reconciler.install import Installs
+from builderd.reconciler.listening import wait_until_listening
+from builderd.reconciler.look import Subject
+from builderd.reconciler.starting import last_lines, make_spec
+from builderd.services import qa
+
+
+async def try_out(desk: Desk, restore: Restore, builder: Builder, version: Version) -> str | None:
+    """What is wrong, or None. A job is not run: it would do its work once more."""
+    if builder.job_type is JobType.ONE_TIME:
+        return None
+    app, sandbox_id = desk.app, _sandbox_id(restore)
+    layer = (await Installs(app).install(Subject(builder, version))).layer_key
+    app.scratch.add(sandbox_id)
+    try:
+        await _clear(desk, restore)
+        sandbox = Sandbox(
+            id=sandbox_id,
+            builder_id=builder.id,
+            version=version.number,
+            run=1,
+            attempt=1,
+            created_at=app.clock.now(),
+            disk=restore.disk,
+            trial=True,
+        )
+        subject = Subject(builder, replace(version, layer_key=layer))
+        return await _judge(desk, subject, await _start(desk, restore, subject, sandbox))
+    finally:
+        await _clear(desk, restore)
+        app.scratch.discard(sandbox_id)
+
+
+async def _start(desk: Desk, restore: Restore, subject: Subject, sandbox: Sandbox) -> Sandbox:
+    spec = await make_spec(desk.app, subject, sandbox)
+    # Nobody but the app that serves may speak for the builder, and the log of this one is none of its.
+    env = {**spec.env, "SERVICE_TOKEN": new_secret("bds")}
+    report = await desk.app.engine.start(replace(spec, builder_id=_stand_in(restore), env=env))
+    return replace(sandbox, started_at=report.started_at)
+
+
+def _sandbox_id(restore: Restore) -> SandboxId:
+    """The same for each attempt, so that what an earlier one left is found."""
+    return SandboxId(restore.id.replace("-", "")[:16])
+
+
+async def _clear(desk: Desk, restore: Restore) -> None:
+    sandbox_id = _sandbox_id(restore)
+    await desk.app.engine.stop(sandbox_id, 0)
+    await desk.app.engine.remove(sandbox_id)
+    await desk.app.engine.delete_logs(_stand_in(restore))
+
+
+def _stand_in(restore: Restore) -> BuilderId:
+    """Its log is none of the builder's."""
+    return BuilderId(restore.id)
+
+
+async def _judge(desk: Desk, subject: Subject, sandbox: Sandbox) -> str | None:
+    app, settings = desk.app, subject.version.settings
+    wait = await wait_until_listening(app, sandbox, settings.port, app.limits.start_timeout)
+    if wait.reachable:
+        checks = await qa.judge(app, subject.builder, subject.version, replace(sandbox, listening_at=app.clock.now()))
+        return None if gate_passed(checks) else _but(gate_failure(checks))
+    lines = await last_lines(app, sandbox)
+    if wait.ended is None or wait.ended.end is None:
+        return _but(not_listening(wait.listening, settings.port, wait.seconds, lines))
+    return _but(exited_early(wait.ended.end, settings.resources, settings.port, lines))
+
+
+def _but(fault: str) -> str:
+    return f"The files are whole, but the app did not come up with them: {fault}"

@@ -1,0 +1,186 @@
+"""Restoring a backup: fill a new disk and compare every file, then let the builder, or a new one, have it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import NamedTuple
+
+from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreKind, RestoreStatus
+from builderd.domain.builders import Builder
+from builderd.domain.errors import BackupFailed, InvalidState
+from builderd.domain.versions import Version
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.backups.desk import Desk, reason_of
+from builderd.reconciler.backups.drilling import try_out
+from builderd.services import backups, builders, deployments
+from builderd.services.builders import Caller, NewBuilder
+
+#: How many files are named that are not as they were.
+SHOWN = 3
+
+
+class Known(NamedTuple):
+    """What a restore is about. ``version`` is the one of the backup, on a disk no smaller than the builder has now."""
+
+    backup: Backup
+    builder: Builder
+    version: Version
+    safety: Backup | None
+
+
+async def carry_out(desk: Desk, restore: Restore) -> None:
+    """Bring an open restore to its end, good or bad; does nothing while the backup before it is being taken."""
+    try:
+        known = await desk.app.store.read(lambda uow: _known(uow, restore))
+        if known.safety is not None and known.safety.is_open:
+            return
+        _refuse_unsafe(known)
+        if restore.status is RestoreStatus.PLANNED:
+            restore = await _fill(desk, restore, known)
+        await _hand_over(desk, restore, known)
+    except InvalidState as error:
+        # Another version takes over just now: the filled disk waits.
+        if error.retry_after is None:
+            await _fail(desk, restore, reason_of(error))
+    except Exception as error:
+        await _fail(desk, restore, reason_of(error))
+
+
+def _refuse_unsafe(known: Known) -> None:
+    if known.safety is not None and known.safety.status is BackupStatus.FAILED:
+        raise BackupFailed(f"What the builder has now could not be backed up, so it stays: {known.safety.error}")
+
+
+def _known(uow: UnitOfWork, restore: Restore) -> Known:
+    backup, builder = uow.backups.get(restore.backup_id), uow.builders.get(restore.builder_id)
+    assert backup is not None, "a restore refers to its backup"
+    assert builder is not None, "a restore refers to its builder"
+    version, current = (uow.versions.get(builder.id, number) for number in (backup.version, builder.version))
+    assert version is not None, "a backup refers to its version"
+    assert current is not None, "a builder's versions are always stored"
+    safety = uow.backups.get(restore.safety) if restore.safety else None
+    return Known(backup, builder, _on_no_less(version, current), safety)
+
+
+def _on_no_less(version: Version, current: Version) -> Version:
+    resources, disk = version.settings.resources, current.settings.resources.disk
+    settings = replace(version.settings, resources=replace(resources, disk=max(resources.disk, disk)))
+    return replace(version, settings=settings)
+
+
+async def _fill(desk: Desk, restore: Restore, known: Known) -> Restore:
+    engine, backup = desk.app.engine, known.backup
+    desk.fault("FillDisk.begun")
+    await desk.tell(restore, "restore.started", "restoring", backup=backup.id, version=backup.version)
+    await engine.delete_disk(restore.disk)
+    await engine.create_disk(restore.disk, known.version.settings.resources.disk_bytes)
+    assert backup.snapshot is not None, "a finished backup has a snapshot"
+    async with desk.repository(restore.tenant_id) as repository, desk.progress(restore, "restore") as told:
+        found = await desk.app.archive.restore(repository, backup.snapshot, restore.disk, told)
+    if found.faults:
+        raise BackupFailed("The restored files are not those of the backup: " + "; ".join(found.faults[:SHOWN]))
+    if found.digest != backup.digest:
+        raise BackupFailed("The backup's list of files is not the one that was recorded when it was taken.")
+    await engine.mark_bundle(restore.disk, known.version.bundle_hash)
+    desk.fault("FillDisk.done")
+    filled = replace(restore, status=RestoreStatus.FILLED)
+    await desk.write(restore, lambda uow: uow.restores.save(filled))
+    desk.fault("FillDisk.recorded")
+    return filled
+
+
+async def _hand_over(desk: Desk, restore: Restore, known: Known) -> None:
+    desk.fault("HandOver.begun")
+    match restore.kind:
+        case RestoreKind.NEW:
+            await _make_builder(desk, restore, known)
+        case RestoreKind.DRILL:
+            await _drill(desk, restore, known)
+        case RestoreKind.SAME:
+            await _switch(desk, restore, known)
+    desk.fault("HandOver.recorded")
+
+
+async def _make_builder(desk: Desk, restore: Restore, known: Known) -> None:
+    app, old = desk.app, known.builder
+    now = app.clock.now()
+    new = NewBuilder(
+        name=restore.name,
+        bundle_hash=known.version.bundle_hash,
+        settings=known.version.settings,
+        job_type=old.job_type,
+        visibility=old.visibility,
+        auto_stop_interval=old.auto_stop_interval,
+        backup_interval_hours=old.backup_interval_hours,
+    )
+
+    def record(uow: UnitOfWork) -> Builder:
+        made = builders.create(uow, app, Caller(restore.tenant_id, restore.actor), new, now)
+        uow.builders.save(replace(made, disk=restore.disk))
+        _done(uow, replace(restore, made=made.id), known, app.clock.now())
+        return made
+
+    made = await app.commit(record)
+    app.signals.change(restore.builder_id)
+    app.signals.wish(made.id)
+
+
+async def _switch(desk: Desk, restore: Restore, known: Known) -> None:
+    """Let a new version of the backup's code take over, on the restored disk."""
+    app, now = desk.app, desk.app.clock.now()
+    caller = Caller(restore.tenant_id, restore.actor)
+
+    def record(uow: UnitOfWork) -> Builder:
+        builder = deployments.changeable(uow, app, caller, restore.builder_id)
+        deployed = deployments.switch(uow, app, caller, builder, known.version, restore.disk, now)
+        _done(uow, replace(restore, number=deployed.version), known, now)
+        return deployed.builder
+
+    await app.commit(record)
+
+
+async def _drill(desk: Desk, restore: Restore, known: Known) -> None:
+    fault = await try_out(desk, restore, known.builder, known.version)
+    now = desk.app.clock.now()
+
+    def record(uow: UnitOfWork) -> None:
+        backup = uow.backups.get(restore.backup_id)
+        assert backup is not None, "a restore refers to its backup"
+        verified = now if fault is None else backup.verified_at
+        uow.backups.save(replace(backup, drilled_at=now, verified_at=verified, fault=fault or ""))
+        if fault is None:
+            uow.restores.save(replace(restore, status=RestoreStatus.DONE, finished_at=now))
+            backups.tell(uow, restore, "drill.passed", now, reason="restored and tried", details=_details(known))
+            return
+        uow.restores.save(replace(restore, status=RestoreStatus.FAILED, finished_at=now, error=fault))
+        backups.tell(uow, restore, "drill.failed", now, reason=fault, details=_details(known))
+
+    await desk.app.engine.delete_disk(restore.disk)
+    await desk.write(restore, record)
+
+
+def _done(uow: UnitOfWork, restore: Restore, known: Known, now: datetime) -> None:
+    uow.restores.save(replace(restore, status=RestoreStatus.DONE, finished_at=now))
+    details = {**_details(known), "made": restore.made}
+    backups.tell(uow, restore, "restore.finished", now, reason="restored", details=details)
+
+
+def _details(known: Known) -> dict[str, object]:
+    return {"backup": known.backup.id, "version": known.backup.version}
+
+
+async def _fail(desk: Desk, restore: Restore, reason: str) -> None:
+    now = desk.app.clock.now()
+
+    def record(uow: UnitOfWork) -> None:
+        uow.restores.save(replace(restore, status=RestoreStatus.FAILED, finished_at=now, error=reason))
+        kind = "drill.failed" if restore.kind is RestoreKind.DRILL else "restore.failed"
+        backups.tell(uow, restore, kind, now, reason=reason, details={"backup": restore.backup_id})
+        backup = uow.backups.get(restore.backup_id)
+        if restore.kind is RestoreKind.DRILL and backup is not None:
+            uow.backups.save(replace(backup, drilled_at=now, fault=reason))
+
+    # In this order: a restore that is recorded as over must leave no disk.
+    await desk.app.engine.delete_disk(restore.disk)
+    await desk.write(restore, record)

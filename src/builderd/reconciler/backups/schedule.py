@@ -1,0 +1,142 @@
+"""The schedule: plans what is due, and sees to all that is planned. It remembers nothing but in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from datetime import datetime
+from typing import Any
+
+from builderd.domain.backups import Backup, BackupKind, BackupStatus, Restore, due_at
+from builderd.domain.builders import Builder, Status
+from builderd.domain.events import SYSTEM
+from builderd.ports.signals import ANY
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.backups import upkeep
+from builderd.reconciler.backups.desk import Desk
+from builderd.reconciler.backups.restoring import carry_out
+from builderd.reconciler.backups.taking import drop, take
+from builderd.reconciler.faults import FaultPoint, no_fault
+from builderd.services import backups
+from builderd.services.application import Application
+
+#: How often it looks for what was asked for, for what is due, and for what is over, in seconds. What changes in this
+#: process is signalled; the least time between two looks keeps a busy service from looking all the time.
+POLL_INTERVAL, PLAN_INTERVAL, UPKEEP_INTERVAL = 1.0, 10.0, 600.0
+LEAST_INTERVAL = 0.05
+
+log = logging.getLogger(__name__)
+
+
+class BackupSchedule:
+    """``run`` goes on until it is cancelled; what was begun then is done again by the next service."""
+
+    def __init__(self, application: Application, fault: FaultPoint = no_fault) -> None:
+        self.desk = Desk(application, fault)
+        self._app = application
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """See to everything, each in its own rhythm."""
+        helpers = [
+            asyncio.create_task(self._often(work, pause))
+            for work, pause in ((self.plan, PLAN_INTERVAL), (self._keep_up, UPKEEP_INTERVAL))
+        ]
+        try:
+            while True:
+                seen = self._app.signals.count(ANY)
+                await self._guarded(self.begin_open())
+                await asyncio.sleep(LEAST_INTERVAL)
+                await self._app.signals.wait(ANY, seen, POLL_INTERVAL)
+        finally:
+            for task in (*helpers, *self._tasks.values()):
+                task.cancel()
+            await asyncio.gather(*helpers, *self._tasks.values(), return_exceptions=True)
+
+    async def _often(self, work: Any, pause: float) -> None:
+        while True:
+            await self._guarded(work())
+            await asyncio.sleep(pause)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            log.warning("the backup schedule failed at something; it is tried again", exc_info=True)
+
+    async def _keep_up(self) -> None:
+        await upkeep.tidy(self.desk)
+        await upkeep.check(self.desk)
+
+    # What is due
+
+    async def plan(self) -> None:
+        """Plan the backups and drills whose time has come."""
+        now = self._app.clock.now()
+        await self._app.store.write(lambda uow: self._plan(uow, now))
+
+    def _plan(self, uow: UnitOfWork, now: datetime) -> None:
+        wanting = uow.builders.backed_up()
+        for builder in wanting:
+            found = uow.backups.of_builder(builder.id)
+            if not any(one.is_open for one in found):
+                kind = _due(builder, found, now)
+                if kind is not None:
+                    backups.plan(uow, self._app, builder, kind, SYSTEM, now)
+            self._plan_drill(uow, found, now)
+
+    def _plan_drill(self, uow: UnitOfWork, found: Sequence[Backup], now: datetime) -> None:
+        every = self._app.backup_rules.drill_every
+        done = [one for one in found if one.status is BackupStatus.DONE and one.expires_at is None]
+        if not every or not done or uow.restores.open_of(done[0].builder_id):
+            return
+        tried = max((one.drilled_at for one in done if one.drilled_at), default=done[-1].created_at)
+        if now - tried >= every:
+            backups.drill(uow, self._app, done[0], SYSTEM, now)
+
+    # What is planned
+
+    async def begin_open(self) -> None:
+        """Begin all that is planned and not being worked on."""
+        owner, now = self._app.instance, self._app.clock.now()
+        opened = await self._app.store.read(lambda uow: (uow.backups.open(owner), uow.restores.open(owner)))
+        for backup in opened[0]:
+            if backup.retry_at is None or backup.retry_at <= now:
+                self._begin(backup.id, self._see_to(backup))
+        for restore in opened[1]:
+            self._begin(restore.id, self._carry_out(restore))
+
+    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        if name in self._tasks:
+            work.close()
+            return
+        task = self._tasks[name] = asyncio.create_task(self._guarded(work))
+        task.add_done_callback(lambda _: self._tasks.pop(name, None))
+
+    async def _see_to(self, backup: Backup) -> None:
+        if backup.is_open:
+            await take(self.desk, backup)
+        elif backup.copy is not None:
+            await drop(self.desk, backup.id, backup.copy)
+
+    async def _carry_out(self, restore: Restore) -> None:
+        await carry_out(self.desk, restore)
+
+    async def idle(self) -> bool:
+        """Whether nothing is going on; waits for what is."""
+        running = list(self._tasks.values())
+        await asyncio.gather(*running, return_exceptions=True)
+        return not running
+
+
+def _due(builder: Builder, found: Sequence[Backup], now: datetime) -> BackupKind | None:
+    """The kind of backup that is due. A disk that nobody wrote to since its last backup needs no further one."""
+    tried = [one for one in found if one.kind is not BackupKind.BEFORE_RESTORE]
+    failures = next((i for i, one in enumerate(tried) if one.status is not BackupStatus.FAILED), len(tried))
+    newest = tried[0] if tried else None
+    if builder.status is Status.CREATING:
+        return None
+    if now >= due_at(builder.backup_interval_hours, newest, failures, builder.created_at):
+        return BackupKind.SCHEDULED
+    return None

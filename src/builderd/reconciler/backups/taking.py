@@ -1,0 +1,149 @@
+"""Taking a backup: copy the disk in an instant, save the copy in peace, drop it.
+
+Each step is recorded before the next one begins, and done again from its start where a service died in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from builderd.domain.backups import RETRY, SPARSE_FACTOR, Backup, BackupKind, BackupStatus
+from builderd.domain.builders import Builder
+from builderd.domain.errors import BackupFailed
+from builderd.domain.ids import BackupId, DiskId
+from builderd.domain.versions import Version
+from builderd.ports.archive import Saved
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.backups.desk import Desk, reason_of
+from builderd.services import backups
+
+
+async def take(desk: Desk, backup: Backup) -> None:
+    """Bring an open backup to its end, good or bad."""
+    try:
+        if backup.status is BackupStatus.PLANNED:
+            backup = await _hold(desk, backup)
+        await _save(desk, backup)
+    except Exception as error:
+        await _fail(desk, backup, reason_of(error))
+
+
+async def _hold(desk: Desk, backup: Backup) -> Backup:
+    """Copy the disk, of which a half-made or older copy is of no use."""
+    builder, version = await desk.app.store.read(lambda uow: _subject(uow, backup))
+    copy = _copy_of(backup)
+    desk.fault("HoldCopy.begun")
+    await desk.app.engine.delete_disk(copy)
+    if await desk.app.engine.disk(builder.disk) is None:
+        raise BackupFailed("The builder has no files yet: it was never started.")
+    now = desk.app.clock.now()
+    await desk.app.engine.clone_disk(builder.disk, copy, version.settings.resources.disk_bytes)
+    desk.fault("HoldCopy.done")
+    held = replace(backup, status=BackupStatus.HELD, created_at=now, version=version.number)
+
+    def record(uow: UnitOfWork) -> None:
+        uow.backups.save(held)
+        backups.tell(uow, held, "backup.started", now, reason="backing up", details={"version": held.version})
+
+    await desk.write(backup, record)
+    desk.fault("HoldCopy.recorded")
+    return held
+
+
+def _subject(uow: UnitOfWork, backup: Backup) -> tuple[Builder, Version]:
+    builder = uow.builders.get(backup.builder_id)
+    assert builder is not None, "a backup refers to its builder"
+    if builder.deleted_at is not None:
+        raise BackupFailed("The builder was deleted before the backup was taken.")
+    version = uow.versions.get(builder.id, builder.version)
+    assert version is not None, "a builder's current version is always stored"
+    return builder, version
+
+
+def _copy_of(backup: Backup) -> DiskId:
+    assert backup.copy is not None, "an open backup has a name for its copy"
+    return backup.copy
+
+
+async def _save(desk: Desk, backup: Backup) -> None:
+    version = await desk.app.store.read(lambda uow: uow.versions.get(backup.builder_id, backup.version))
+    assert version is not None, "a backup refers to its version"
+    limit, copy = SPARSE_FACTOR * version.settings.resources.disk_bytes, _copy_of(backup)
+    desk.fault("SaveCopy.begun")
+    async with desk.repository(backup.tenant_id) as repository, desk.progress(backup, "backup") as told:
+        saved = await desk.app.archive.save(repository, backup.id, backup.builder_id, copy, limit, told)
+    desk.fault("SaveCopy.done")
+    await _done(desk, backup, saved)
+    desk.fault("SaveCopy.recorded")
+    await drop(desk, backup.id, copy)
+
+
+async def _done(desk: Desk, backup: Backup, saved: Saved) -> None:
+    now = desk.app.clock.now()
+    done = replace(
+        backup,
+        status=BackupStatus.DONE,
+        finished_at=now,
+        snapshot=saved.snapshot,
+        digest=saved.digest,
+        files=saved.files,
+        size_bytes=saved.size_bytes,
+        added_bytes=saved.added_bytes,
+        error="",
+        retry_at=None,
+    )
+    details = {
+        "seconds": round((now - backup.created_at).total_seconds(), 3),
+        "files": saved.files,
+        "size_bytes": saved.size_bytes,
+        "added_bytes": saved.added_bytes,
+    }
+
+    def record(uow: UnitOfWork) -> None:
+        uow.backups.save(done)
+        backups.tell(uow, done, "backup.finished", now, reason="backed up", details=details)
+
+    await desk.write(backup, record)
+
+
+async def drop(desk: Desk, backup_id: BackupId, copy: DiskId) -> None:
+    """Remove the copied disk, and then its name: a crash in between does it again."""
+    await desk.app.engine.delete_disk(copy)
+
+    def record(uow: UnitOfWork) -> None:
+        found = uow.backups.get(backup_id)
+        if found is not None:
+            uow.backups.save(replace(found, copy=None))
+
+    await desk.app.store.write(record)
+
+
+async def _fail(desk: Desk, backup: Backup, reason: str) -> None:
+    now = desk.app.clock.now()
+    again = _again(backup, now)
+    failed = replace(
+        backup,
+        status=BackupStatus.FAILED if again is None else BackupStatus.HELD,
+        finished_at=now,
+        error=reason,
+        retry_at=again,
+    )
+
+    def record(uow: UnitOfWork) -> None:
+        uow.backups.save(failed)
+        details = {"will_retry_at": again.isoformat() if again else None}
+        backups.tell(uow, failed, "backup.failed", now, reason=reason, details=details)
+
+    await desk.write(backup, record)
+    if again is None and backup.copy is not None:
+        await drop(desk, backup.id, backup.copy)
+
+
+def _again(backup: Backup, now: datetime) -> datetime | None:
+    """What a deleted builder left is there only once: it is tried for as long as it would be kept."""
+    if backup.kind is not BackupKind.DELETED:
+        return None
+    waited = (backup.retry_at or backup.created_at) - backup.created_at
+    due = now + max(RETRY, min(waited, timedelta(hours=6)))
+    return due if backup.expires_at is None or due < backup.expires_at else None

@@ -1,0 +1,140 @@
+"""Upkeep: what no rule keeps goes, its space is given back, and repositories are looked through from time to time."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from builderd.domain.backups import Backup, BackupKey, BackupStatus, surplus
+from builderd.domain.events import SYSTEM, Event
+from builderd.domain.ids import BackupId, BuilderId, TenantId
+from builderd.ports.archive import Repository
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.backups.desk import Desk, reason_of
+from builderd.reconciler.backups.taking import drop
+
+#: How long it is told that a backup failed.
+KEEP_FAILED = timedelta(days=7)
+
+log = logging.getLogger(__name__)
+
+
+async def tidy(desk: Desk) -> None:
+    """Let go of what is over, repository by repository; one that cannot be reached is left for later."""
+    now = desk.app.clock.now()
+    await desk.app.store.write(lambda uow: _expire(uow, desk, now))
+    over: defaultdict[TenantId, list[Backup]] = defaultdict(list)
+    for backup in await desk.app.store.read(lambda uow: uow.backups.expired(now)):
+        over[backup.tenant_id].append(backup)
+    for tenant_id, backups in over.items():
+        await _guarded(tenant_id, _let_go(desk, tenant_id, backups))
+    for key in await desk.app.store.read(lambda uow: uow.backup_keys.all()):
+        if _is_prune_due(desk, key, now):
+            await _guarded(key.tenant_id, _prune(desk, key))
+
+
+def _expire(uow: UnitOfWork, desk: Desk, now: datetime) -> None:
+    for builder_id in uow.backups.builders():
+        backups = uow.backups.of_builder(builder_id)
+        old = [b for b in backups if b.status is BackupStatus.FAILED and b.created_at < now - KEEP_FAILED]
+        for backup in (*surplus(backups, desk.app.backup_rules.retention, now), *old):
+            uow.backups.save(replace(backup, expires_at=backup.expires_at or now))
+
+
+async def _guarded(tenant_id: TenantId, work: Awaitable[None]) -> None:
+    try:
+        await work
+    except Exception:
+        log.warning("the backups of tenant %s could not be tidied; later again", tenant_id, exc_info=True)
+
+
+async def _let_go(desk: Desk, tenant_id: TenantId, backups: Sequence[Backup]) -> None:
+    busy = await desk.app.store.read(lambda uow: _being_restored(uow, backups))
+    going = [one for one in backups if one.id not in busy]
+    for one in going:
+        if one.copy is not None:
+            await drop(desk, one.id, one.copy)
+    snapshots = [one.snapshot for one in going if one.snapshot is not None]
+    if snapshots:
+        async with desk.repository(tenant_id) as repository:
+            desk.fault("ForgetBackups.begun")
+            await desk.app.archive.forget(repository, snapshots)
+            desk.fault("ForgetBackups.done")
+
+    def record(uow: UnitOfWork) -> None:
+        for one in going:
+            uow.backups.delete(one.id)
+        key = uow.backup_keys.get(tenant_id)
+        if key is not None and snapshots:
+            uow.backup_keys.save(replace(key, forgotten_at=desk.app.clock.now()))
+
+    await desk.app.store.write(record)
+    desk.fault("ForgetBackups.recorded")
+
+
+def _being_restored(uow: UnitOfWork, backups: Sequence[Backup]) -> set[BackupId]:
+    return {restore.backup_id for one in backups for restore in uow.restores.open_of(one.builder_id)}
+
+
+def _is_prune_due(desk: Desk, key: BackupKey, now: datetime) -> bool:
+    if key.forgotten_at is None or key.forgotten_at < key.pruned_at:
+        return False
+    return now - key.pruned_at >= desk.app.backup_rules.prune_every
+
+
+async def _prune(desk: Desk, key: BackupKey) -> None:
+    now = desk.app.clock.now()
+    async with desk.repository(key.tenant_id) as repository:
+        await _forget_strays(desk, repository)
+        await desk.app.archive.prune(repository)
+    await _save_key(desk, key.tenant_id, pruned_at=now)
+
+
+async def _forget_strays(desk: Desk, repository: Repository) -> None:
+    """Snapshots of which nobody knows: the service died after they were made and before that was recorded."""
+    tenant_id = repository.tenant_id
+    known = await desk.app.store.read(lambda uow: uow.backups.of_tenant(tenant_id))
+    builders: dict[BuilderId, None] = dict.fromkeys(one.builder_id for one in known)
+    for builder_id in builders:
+        saved = await desk.app.archive.saved(repository, builder_id)
+        wanted = {one.snapshot for one in known}
+        strays = [snapshot for snapshot in saved if snapshot not in wanted]
+        if strays:
+            await desk.app.archive.forget(repository, strays)
+
+
+async def check(desk: Desk) -> None:
+    """Look through the repositories that are due. What is wrong is told to the tenant, and kept with the key."""
+    now = desk.app.clock.now()
+    for key in await desk.app.store.read(lambda uow: uow.backup_keys.all()):
+        if now - key.checked_at >= desk.app.backup_rules.check_every:
+            await check_one(desk, key)
+
+
+async def check_one(desk: Desk, key: BackupKey) -> str:
+    """What is wrong with the repository; empty when nothing is."""
+    fault = ""
+    try:
+        async with desk.repository(key.tenant_id) as repository:
+            await desk.app.archive.check(repository, desk.app.backup_rules.check_percent)
+    except Exception as error:
+        fault = reason_of(error)
+    now = desk.app.clock.now()
+    await _save_key(desk, key.tenant_id, checked_at=now, fault=fault)
+    if fault or key.fault:
+        kind, reason = ("backups.damaged", fault) if fault else ("backups.whole", "the repository is whole again")
+        event = Event(key.tenant_id, None, now, kind, SYSTEM, reason, {})
+        await desk.app.store.write(lambda uow: uow.events.add(event))
+    return fault
+
+
+async def _save_key(desk: Desk, tenant_id: TenantId, **changes: object) -> None:
+    def record(uow: UnitOfWork) -> None:
+        key = uow.backup_keys.get(tenant_id)
+        if key is not None:
+            uow.backup_keys.save(replace(key, **changes))  # type: ignore[arg-type]
+
+    await desk.app.store.write(record)

@@ -1,0 +1,270 @@
+"""Backups: ask for one, look at them, restore one, let one go. The reconciler's backup schedule does the work."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from builderd.domain.backups import (
+    Backup,
+    BackupKey,
+    BackupKind,
+    BackupStatus,
+    Restore,
+    RestoreKind,
+    RestoreStatus,
+    key_place,
+)
+from builderd.domain.builders import Builder, name_fault
+from builderd.domain.errors import BackupFailed, Conflict, InvalidState, NameTaken, NotFound, ValidationFailed
+from builderd.domain.events import Event
+from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId, is_id, new_id
+from builderd.ports.archive import Repository
+from builderd.ports.store import UnitOfWork
+from builderd.ports.vault import Vault
+from builderd.services import builders
+from builderd.services.application import Application
+from builderd.services.builders import Caller
+
+#: How long to trust that a change of this process is signalled before looking again, in seconds.
+LOOK_INTERVAL = 0.5
+_NONE = "There is no backup of this id: list yours with GET /api/v1/backups."
+
+
+# Ask for one
+
+
+def request(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Backup:
+    """Have one taken now. Raises ``InvalidState`` while an earlier one is being taken."""
+    builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
+    if any(one.status is BackupStatus.PLANNED for one in uow.backups.of_builder(builder.id)):
+        raise InvalidState("A backup of this builder is being taken just now: ask again in a moment.")
+    return plan(uow, application, builder, BackupKind.REQUESTED, caller.actor, now)
+
+
+def plan(
+    uow: UnitOfWork, application: Application, builder: Builder, kind: BackupKind, actor: str, now: datetime
+) -> Backup:
+    """Record that one is to be taken of what the builder serves from now."""
+    backup = Backup(
+        id=BackupId(new_id()),
+        tenant_id=builder.tenant_id,
+        builder_id=builder.id,
+        builder_name=builder.name,
+        version=builder.version,
+        kind=kind,
+        status=BackupStatus.PLANNED,
+        actor=actor,
+        owner=application.instance,
+        created_at=now,
+        copy=DiskId(new_id()),
+    )
+    uow.backups.add(backup)
+    return backup
+
+
+def delete_builder(
+    uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime, *, purge: bool
+) -> Builder:
+    """Want the builder gone. Unless ``purge``, its backups stay for a while, and a last one is taken if it had any."""
+    wanted = builders.delete(uow, application, caller, builder_id, now)
+    _expire_all(uow, wanted.id, now if purge else now + application.backup_rules.keep_deleted)
+    if not purge or not wanted.backup_interval_hours:
+        return wanted
+    purged = replace(wanted, backup_interval_hours=0)
+    uow.builders.save(purged)
+    return purged
+
+
+def _expire_all(uow: UnitOfWork, builder: BuilderId, at: datetime) -> None:
+    for backup in uow.backups.of_builder(builder):
+        if backup.expires_at is None or backup.expires_at > at:
+            uow.backups.save(replace(backup, expires_at=at))
+
+
+def keep_last(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
+    """The disk of a builder that is deleted is not removed, but held for a last backup."""
+    backup = plan(uow, application, builder, BackupKind.DELETED, builder.desired_by, now)
+    expires = now + application.backup_rules.keep_deleted
+    uow.backups.save(replace(backup, status=BackupStatus.HELD, copy=builder.disk, expires_at=expires))
+
+
+# Look
+
+
+def of_builder(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, now: datetime) -> Sequence[Backup]:
+    """Newest first, those being taken and those that failed among them."""
+    builder = builders.get(uow, tenant_id, builder_id)
+    return [one for one in uow.backups.of_builder(builder.id) if _is_there(one, now)]
+
+
+def of_tenant(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> Sequence[Backup]:
+    """The same of all builders, deleted ones too."""
+    return [one for one in uow.backups.of_tenant(tenant_id) if _is_there(one, now)]
+
+
+def find(uow: UnitOfWork, tenant_id: TenantId, backup_id: str, now: datetime, builder_id: str | None = None) -> Backup:
+    """Raises ``NotFound``, also for one of another builder where one is named."""
+    backup = uow.backups.get(BackupId(backup_id)) if is_id(backup_id) else None
+    if backup is None or backup.tenant_id != tenant_id or not _is_there(backup, now):
+        raise NotFound(_NONE)
+    if builder_id is not None and backup.builder_id != builders.get(uow, tenant_id, builder_id).id:
+        raise NotFound(_NONE)
+    return backup
+
+
+def _is_there(backup: Backup, now: datetime) -> bool:
+    return backup.expires_at is None or backup.expires_at > now
+
+
+async def taken(application: Application, backup: Backup) -> Backup:
+    """The backup once it is done. Raises ``BackupFailed`` with the reason."""
+    while True:
+        seen = application.signals.count(backup.builder_id)
+        found = await application.store.read(lambda uow: uow.backups.get(backup.id))
+        if found is None:
+            raise BackupFailed("The backup was removed before it was done.")
+        if found.status is BackupStatus.FAILED:
+            raise BackupFailed(found.error)
+        if found.status is BackupStatus.DONE:
+            return found
+        await application.signals.wait(backup.builder_id, seen, LOOK_INTERVAL)
+
+
+async def restored(application: Application, restore: Restore) -> Restore:
+    """The restore once it is done. Raises ``BackupFailed`` with the reason."""
+    while True:
+        seen = application.signals.count(restore.builder_id)
+        found = await application.store.read(lambda uow: uow.restores.get(restore.id))
+        if found is None:
+            raise BackupFailed("The backup was removed before it was restored.")
+        if found.status is RestoreStatus.FAILED:
+            raise BackupFailed(found.error)
+        if found.status is RestoreStatus.DONE:
+            return found
+        await application.signals.wait(restore.builder_id, seen, LOOK_INTERVAL)
+
+
+# Let go
+
+
+def remove(uow: UnitOfWork, backup: Backup, now: datetime) -> None:
+    """It is in no list any more, and goes soon. Raises ``InvalidState`` while it is taken or restored."""
+    if backup.is_open:
+        raise InvalidState("The backup is being taken: wait until it is done.")
+    if any(one.backup_id == backup.id for one in uow.restores.open_of(backup.builder_id)):
+        raise InvalidState("The backup is being restored: wait until that is done.")
+    uow.backups.save(replace(backup, expires_at=now))
+
+
+# Restore
+
+
+def restore(uow: UnitOfWork, application: Application, caller: Caller, backup: Backup, now: datetime) -> Restore:
+    """Have it put in place of what its builder has now, which is backed up first. Raises ``InvalidState``."""
+    _refuse_unfinished(backup)
+    builder = builders.get(uow, caller.tenant_id, backup.builder_id, lock=True)
+    if any(one.kind is RestoreKind.SAME for one in uow.restores.open_of(builder.id)):
+        raise InvalidState("A backup of this builder is being restored: wait until that is done.")
+    safety = plan(uow, application, builder, BackupKind.BEFORE_RESTORE, caller.actor, now)
+    wanted = _restore(application, backup, RestoreKind.SAME, caller.actor, now)
+    uow.restores.add(replace(wanted, safety=safety.id))
+    return replace(wanted, safety=safety.id)
+
+
+def restore_as(
+    uow: UnitOfWork, application: Application, caller: Caller, backup: Backup, name: str, now: datetime
+) -> Restore:
+    """Have a new builder made of it. Raises ``ValidationFailed`` or ``NameTaken`` for the name."""
+    _refuse_unfinished(backup)
+    if (fault := name_fault(name)) is not None:
+        raise ValidationFailed({"as": [fault]})
+    if (other := uow.builders.by_name(caller.tenant_id, name)) is not None:
+        raise NameTaken(
+            f"The name {name!r} is taken by your builder {other.id}: choose another name.", data={"uuid": other.id}
+        )
+    wanted = replace(_restore(application, backup, RestoreKind.NEW, caller.actor, now), name=name)
+    uow.restores.add(wanted)
+    return wanted
+
+
+def drill(uow: UnitOfWork, application: Application, backup: Backup, actor: str, now: datetime) -> Restore:
+    """Have it restored where nobody sees it, to know that it can be."""
+    wanted = _restore(application, backup, RestoreKind.DRILL, actor, now)
+    uow.restores.add(wanted)
+    return wanted
+
+
+def _refuse_unfinished(backup: Backup) -> None:
+    if backup.status is not BackupStatus.DONE:
+        raise InvalidState(f"The backup is {backup.status}: only one that is done can be restored.")
+
+
+def _restore(application: Application, backup: Backup, kind: RestoreKind, actor: str, now: datetime) -> Restore:
+    return Restore(
+        id=RestoreId(new_id()),
+        tenant_id=backup.tenant_id,
+        builder_id=backup.builder_id,
+        backup_id=backup.id,
+        kind=kind,
+        status=RestoreStatus.PLANNED,
+        actor=actor,
+        owner=application.instance,
+        created_at=now,
+        disk=DiskId(new_id()),
+    )
+
+
+# The repository of a tenant
+
+
+async def repository(application: Application, tenant_id: TenantId) -> Repository:
+    """With its key, which is made at the first backup. Raises what the vault raises when its key is not here."""
+    key = await application.store.read(lambda uow: uow.backup_keys.get(tenant_id))
+    if key is None:
+        key = await _make_key(application, tenant_id)
+    return Repository(tenant_id, application.vault.open(key.sealed, key.place))
+
+
+async def _make_key(application: Application, tenant_id: TenantId) -> BackupKey:
+    sealed = application.vault.seal(secrets.token_bytes(32), key_place(tenant_id))
+    now = application.clock.now()
+    made = BackupKey(tenant_id, sealed, created_at=now, checked_at=now, pruned_at=now)
+    try:
+        await application.store.write(lambda uow: uow.backup_keys.add(made))
+    except Conflict:
+        found = await application.store.read(lambda uow: uow.backup_keys.get(tenant_id))
+        assert found is not None, "somebody else has just made it"
+        return found
+    return made
+
+
+def reseal(uow: UnitOfWork, vault: Vault) -> int:
+    """Seal the keys that are sealed with an earlier key of the vault with the present one; how many those were."""
+    stale = [one for one in uow.backup_keys.all() if not vault.is_current(one.sealed)]
+    for one in stale:
+        uow.backup_keys.save(replace(one, sealed=vault.seal(vault.open(one.sealed, one.place), one.place)))
+    return len(stale)
+
+
+# Events
+
+
+def tell(
+    uow: UnitOfWork, about: Backup | Restore, kind: str, now: datetime, *, reason: str, details: Mapping[str, Any]
+) -> None:
+    """An event of the builder: ``backup.…`` or ``restore.…``."""
+    uow.events.add(
+        Event(
+            tenant_id=about.tenant_id,
+            builder_id=about.builder_id,
+            time=now,
+            type=kind,
+            actor=about.actor,
+            reason=reason,
+            details={"id": about.id, "kind": about.kind.value, **details},
+        )
+    )

@@ -1,0 +1,96 @@
+"""A builder that runs on fakes, and the backup schedule beside it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.application import World, fake_world, hurry
+
+from builderd.adapters.fakes.archive import FakeArchive
+from builderd.domain.backups import Backup, Restore
+from builderd.domain.builders import Builder
+from builderd.domain.ids import DiskId
+from builderd.reconciler.backups.schedule import BackupSchedule
+from builderd.reconciler.faults import FaultPoint, no_fault
+from builderd.services import backups
+
+HOUR = timedelta(hours=1)
+
+
+@dataclass
+class Scene:
+    """``schedule`` does its work when it is told to."""
+
+    world: World
+    schedule: BackupSchedule
+    archive: FakeArchive
+
+    async def settle(self) -> None:
+        """Until nothing is left to do now."""
+        await self.schedule.begin_open()
+        while not await self.schedule.idle():
+            await self.schedule.begin_open()
+
+    async def settle_backups(self) -> None:
+        """Backups alone, so that what waits for them is still to come."""
+        for backup in await self.world.read(lambda uow: uow.backups.open(self.world.application.instance)):
+            await self.schedule._see_to(backup)
+
+    async def pass_time(self, span: timedelta) -> None:
+        """And see to what is due then."""
+        self.world.clock.move(span.total_seconds())
+        await self.schedule.plan()
+        await self.settle()
+
+    async def take(self, builder: Builder) -> Backup:
+        self.world.clock.move(1)
+        app, now = self.world.application, self.world.clock.now()
+        planned = await app.store.write(lambda uow: backups.request(uow, app, self.world.caller, builder.id, now))
+        await self.settle()
+        return await self.backup(planned)
+
+    async def backup(self, backup: Backup) -> Backup:
+        found = await self.world.read(lambda uow: uow.backups.get(backup.id))
+        assert found is not None
+        return found
+
+    async def of(self, builder: Builder) -> Sequence[Backup]:
+        return await self.world.read(lambda uow: uow.backups.of_builder(builder.id))
+
+    async def restore(self, restore: Restore) -> Restore:
+        found = await self.world.read(lambda uow: uow.restores.get(restore.id))
+        assert found is not None
+        return found
+
+    async def kinds(self, builder: Builder) -> list[str]:
+        """The types of its events that are about backups."""
+        events = await self.world.events(builder)
+        return [one.type for one in events if one.type.startswith(("backup", "restore", "drill"))]
+
+    async def write(self, builder: Builder, name: str, content: bytes) -> None:
+        self.world.engine.disks[(await self.world.builder(builder)).disk].files[name] = content
+
+    def files(self, disk: DiskId) -> dict[str, bytes]:
+        return self.world.engine.disks[disk].files
+
+    def with_fault(self, fault: FaultPoint) -> BackupSchedule:
+        return BackupSchedule(self.world.application, fault)
+
+    def with_rules(self, **rules: Any) -> Scene:
+        app = self.world.application
+        changed = replace(app, backup_rules=replace(app.backup_rules, **rules))
+        world = replace(self.world, application=changed)
+        return Scene(world, BackupSchedule(changed, no_fault), self.archive)
+
+
+@pytest.fixture
+async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    hurry(monkeypatch.setattr)
+    async with fake_world() as world, world.reconciling():
+        archive = world.application.archive
+        assert isinstance(archive, FakeArchive)
+        yield Scene(world, BackupSchedule(world.application), archive)

@@ -1,0 +1,132 @@
+"""Backups are taken when asked for, when due, and before a disk is deleted; what fails is told."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from tests.unit.reconciler.backups.conftest import HOUR, Scene
+
+from builderd.domain.backups import BackupKind, BackupStatus
+from builderd.domain.builders import Desired, Status
+from builderd.domain.errors import BackupFailed, NoCapacity
+from builderd.services import backups, builders
+
+
+async def test_a_backup_holds_what_is_on_the_disk_and_leaves_no_copy(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.write(builder, "note", b"hello")
+    backup = await scene.take(builder)
+    assert (backup.status, backup.version, backup.files, backup.copy) == (BackupStatus.DONE, 1, 2, None)
+    assert backup.size_bytes == 5 + len(b"print('hello')\n")
+    assert set(scene.world.engine.disks) == {builder.disk}
+    kept = scene.archive.repositories[builder.tenant_id].snapshots
+    assert kept[backup.snapshot or ""].files["note"] == b"hello"
+    assert await scene.kinds(builder) == ["backup.started", "backup.finished"]
+    assert await backups.taken(scene.world.application, backup) == backup
+
+
+async def test_backups_are_taken_in_their_interval(scene: Scene) -> None:
+    builder = await scene.world.create(backup_interval_hours=6)
+    await scene.world.create(name="without")
+    await scene.pass_time(5 * HOUR)
+    assert await scene.of(builder) == []
+    await scene.pass_time(1.1 * HOUR)
+    await scene.pass_time(1 * HOUR)
+    assert [one.kind for one in await scene.of(builder)] == [BackupKind.SCHEDULED]
+    await scene.pass_time(6 * HOUR)
+    assert len(await scene.of(builder)) == 2
+
+
+async def test_a_failed_backup_is_told_kept_and_tried_again_soon(scene: Scene) -> None:
+    builder = await scene.world.create(backup_interval_hours=24)
+    scene.archive.fail_next("save", BackupFailed("the disk is gone"), BackupFailed("still"))
+    await scene.pass_time(24 * HOUR)
+    (failed,) = await scene.of(builder)
+    assert (failed.status, failed.error, failed.copy) == (BackupStatus.FAILED, "the disk is gone", None)
+    assert (await scene.kinds(builder))[-1] == "backup.failed"
+    view = await scene.world.read(
+        lambda uow: builders.view(uow, scene.world.application, builder, scene.world.clock.now())
+    )
+    assert view.last_backup == failed
+    assert set(scene.world.engine.disks) == {builder.disk}
+    await scene.pass_time(timedelta(minutes=9))
+    assert len(await scene.of(builder)) == 1
+    await scene.pass_time(timedelta(minutes=2))
+    assert len(await scene.of(builder)) == 2
+    await scene.pass_time(timedelta(minutes=11))
+    assert len(await scene.of(builder)) == 2, "the pause doubles"
+    await scene.pass_time(timedelta(minutes=10))
+    assert (await scene.of(builder))[0].status is BackupStatus.DONE
+
+
+async def test_a_fault_of_the_service_is_told_without_its_inside(scene: Scene) -> None:
+    builder = await scene.world.create()
+    scene.world.engine.fail_next("clone_disk", NoCapacity("The store is full."))
+    assert (await scene.take(builder)).error == "The store is full."
+
+
+async def test_a_builder_without_a_disk_has_nothing_to_back_up(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.world.reached(builders.stop, builder)
+    del scene.world.engine.disks[builder.disk]
+    assert "no files yet" in (await scene.take(builder)).error
+
+
+async def test_a_deleted_builder_leaves_a_last_backup_for_some_days(scene: Scene) -> None:
+    builder = await scene.world.create(backup_interval_hours=6)
+    first = await scene.take(builder)
+    await scene.write(builder, "note", b"last words")
+    scene.world.clock.move(1)
+    await _delete(scene, builder.id, purge=False)
+    await scene.world.until_status(builder, Status.DELETED)
+    await scene.settle()
+    last, earlier = await scene.of(builder)
+    assert (last.kind, last.status, last.copy) == (BackupKind.DELETED, BackupStatus.DONE, None)
+    assert earlier.id == first.id
+    assert scene.world.engine.disks == {}
+    week = scene.world.clock.now() + timedelta(days=7)
+    assert all(one.expires_at and one.expires_at <= week for one in (last, earlier))
+    kept = scene.archive.repositories[builder.tenant_id].snapshots
+    assert kept[last.snapshot or ""].files["note"] == b"last words"
+
+
+async def test_what_a_deleted_builder_left_is_tried_until_it_is_saved(scene: Scene) -> None:
+    builder = await scene.world.create(backup_interval_hours=6)
+    await _delete(scene, builder.id, purge=False)
+    await scene.world.until_status(builder, Status.DELETED)
+    scene.archive.fail_next("save", BackupFailed("no"), BackupFailed("no"))
+    await scene.settle()
+    (waiting,) = await scene.of(builder)
+    assert (waiting.status, waiting.error) == (BackupStatus.HELD, "no")
+    assert waiting.copy in scene.world.engine.disks
+    await scene.pass_time(timedelta(minutes=11))
+    await scene.pass_time(timedelta(minutes=30))
+    assert (await scene.of(builder))[0].status is BackupStatus.DONE
+    assert scene.world.engine.disks == {}
+
+
+async def test_purging_leaves_nothing(scene: Scene) -> None:
+    builder = await scene.world.create(backup_interval_hours=6)
+    await scene.take(builder)
+    await _delete(scene, builder.id, purge=True)
+    await scene.world.until_status(builder, Status.DELETED)
+    await scene.settle()
+    now = scene.world.clock.now()
+    assert await scene.world.read(lambda uow: backups.of_tenant(uow, builder.tenant_id, now)) == []
+    assert scene.world.engine.disks == {}
+
+
+async def test_without_an_interval_nothing_is_kept_of_a_deleted_builder(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await _delete(scene, builder.id, purge=False)
+    await scene.world.until_status(builder, Status.DELETED)
+    assert await scene.of(builder) == []
+    assert scene.world.engine.disks == {}
+
+
+async def _delete(scene: Scene, builder_id: str, *, purge: bool) -> None:
+    app, now = scene.world.application, scene.world.clock.now()
+    deleted = await app.commit(
+        lambda uow: backups.delete_builder(uow, app, scene.world.caller, builder_id, now, purge=purge)
+    )
+    assert deleted.desired is Desired.DELETED

@@ -1,0 +1,95 @@
+"""Upkeep: retention, pruning, checks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from tests.unit.reconciler.backups.conftest import HOUR, Scene
+
+from builderd.domain.backups import Retention
+from builderd.domain.builders import Builder
+from builderd.domain.errors import BackupFailed
+from builderd.domain.ids import BackupId, new_id
+from builderd.ports.archive import Repository
+from builderd.reconciler.backups import upkeep
+from builderd.services import backups
+
+
+async def _kept(scene: Scene, builder: Builder) -> list[str]:
+    return sorted(scene.archive.repositories[builder.tenant_id].snapshots)
+
+
+async def test_what_no_rule_keeps_goes_from_the_list_and_from_the_archive(scene: Scene) -> None:
+    scene = scene.with_rules(retention=Retention(hourly=2, daily=1, weekly=1), drill_every=timedelta(0))
+    builder = await scene.world.create(backup_interval_hours=1)
+    for _ in range(5):
+        await scene.pass_time(1.01 * HOUR)
+    await upkeep.tidy(scene.schedule.desk)
+    found = await scene.of(builder)
+    assert len(found) == 2
+    assert await _kept(scene, builder) == sorted(one.snapshot or "" for one in found)
+    assert "prune" not in scene.archive.calls
+    await scene.pass_time(25 * HOUR)
+    await upkeep.tidy(scene.schedule.desk)
+    assert scene.archive.calls.count("prune") == 1
+    await upkeep.tidy(scene.schedule.desk)
+    assert scene.archive.calls.count("prune") == 1
+
+
+async def test_a_removed_backup_goes_and_an_unreachable_archive_is_tried_later(scene: Scene) -> None:
+    builder = await scene.world.create()
+    backup = await scene.take(builder)
+    now = scene.world.clock.now()
+    await scene.world.application.store.write(lambda uow: backups.remove(uow, backup, now))
+    scene.archive.fail_next("forget", BackupFailed("not now"))
+    await upkeep.tidy(scene.schedule.desk)
+    assert len(await scene.of(builder)) == 1
+    await upkeep.tidy(scene.schedule.desk)
+    assert await scene.of(builder) == []
+    assert await _kept(scene, builder) == []
+
+
+async def test_a_snapshot_that_nobody_knows_goes_with_the_next_pruning(scene: Scene) -> None:
+    builder = await scene.world.create()
+    first = await scene.take(builder)
+    second = await scene.take(builder)
+    repository = await backups.repository(scene.world.application, builder.tenant_id)
+    await scene.archive.save(repository, BackupId(new_id()), builder.id, builder.disk, 1 << 30, lambda _: None)
+    now = scene.world.clock.now()
+    await scene.world.application.store.write(lambda uow: backups.remove(uow, first, now))
+    scene.world.clock.move(25 * 3600)
+    await upkeep.tidy(scene.schedule.desk)
+    assert await _kept(scene, builder) == [second.snapshot]
+
+
+async def test_a_damaged_repository_is_told_to_its_tenant_and_so_is_its_recovery(scene: Scene) -> None:
+    builder = await scene.world.create()
+    backup = await scene.take(builder)
+    await upkeep.check(scene.schedule.desk)
+    assert "check" not in scene.archive.calls
+    scene.archive.damage(backup.snapshot or "")
+    scene.world.clock.move(7 * 86_400)
+    await upkeep.check(scene.schedule.desk)
+    key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
+    assert key is not None
+    assert "damaged" in key.fault
+    assert await upkeep.check_one(scene.schedule.desk, key)
+    del scene.archive.repositories[builder.tenant_id].snapshots[backup.snapshot or ""].files["damaged"]
+    assert await upkeep.check_one(scene.schedule.desk, key) == ""
+    key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
+    assert key is not None
+    assert key.fault == ""
+
+
+async def test_a_key_that_the_vault_does_not_open_fails_the_backup_loudly(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.take(builder)
+    key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
+    assert key is not None
+    assert isinstance(await backups.repository(scene.world.application, builder.tenant_id), Repository)
+    broken = replace(key, sealed=b"x" * len(key.sealed))
+    await scene.world.application.store.write(lambda uow: uow.backup_keys.save(broken))
+    failed = await scene.take(builder)
+    assert failed.error
+    assert (await scene.kinds(builder))[-1] == "backup.failed"

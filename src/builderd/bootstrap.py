@@ -254,8 +254,8 @@ def _log_to_stderr(level: str) -> None:
     handler.addFilter(RequestIdFilter())
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    # The door writes a line for each request itself.
-    for talker in ("uvicorn", "alembic", "asyncssh"):
+    # The door writes a line for each request itself, and those that the service makes are told by what they are for.
+    for talker in ("uvicorn", "alembic", "asyncssh", "httpx"):
         logging.getLogger(talker).setLevel(logging.WARNING)
 
 

@@ -69,6 +69,7 @@ from builderd.reconciler import waking
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.deliveries import Deliveries
 from builderd.reconciler.faults import kill_at, no_fault
+from builderd.reconciler.housekeeping import Housekeeping
 from builderd.reconciler.idle import Idleness
 from builderd.reconciler.reconciler import Reconciler
 from builderd.reconciler.sampling import sample
@@ -117,6 +118,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 instance=identity(settings.data_dir),
                 archive=make_archive(settings, engine),
                 backup_rules=settings.backup.to_rules(),
+                retention=settings.to_retention(),
             )
         finally:
             keeping.cancel()
@@ -310,6 +312,7 @@ async def _work(app: Application, settings: Settings, servers: Servers) -> None:
             group.create_task(SshGateway(app, _host_key(settings)).serve(settings.host, settings.ssh.port))
         group.create_task(sample(app))
         group.create_task(BackupSchedule(app, fault).run())
+        group.create_task(Housekeeping(app).run())
 
 
 async def _prepare(app: Application) -> None:

@@ -38,7 +38,7 @@ from builderd.domain.quotas import Limit
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation
 from builderd.services.allowances import Allowance, Allowances
-from builderd.services.application import Limits
+from builderd.services.application import Limits, Retention
 
 DEFAULT_DATA_DIR = Path("/var/lib/builderd")
 #: Of a unit that hands over the vault's key: LoadCredential=builderd.vault.key:/path/to/it (systemd.exec(5)).
@@ -236,6 +236,19 @@ class WebhookSettings(Section):
     allow: AnyNetworks = ()
 
 
+class RetentionSettings(Section):
+    """How long what is of no use any more is kept, in days; ``versions`` is a number.
+
+    ``layers``: since somebody last asked for one that no builder has. ``events`` goes for the records of runs, build
+    logs and SSH grants too, ``deliveries`` for what webhooks were sent.
+    """
+
+    layers: float = Field(default=30, ge=0.05)
+    events: float = Field(default=90, ge=7)
+    deliveries: float = Field(default=30, ge=1)
+    versions: int = Field(default=10, ge=1)
+
+
 class Settings(BaseSettings):
     """With nothing set, the service listens on this machine only and keeps everything in ``data_dir``."""
 
@@ -275,6 +288,7 @@ class Settings(BaseSettings):
     vault: VaultSettings = VaultSettings()
     webhooks: WebhookSettings = WebhookSettings()
     backup: BackupSettings = BackupSettings()
+    retention: RetentionSettings = RetentionSettings()
     #: Where systemd puts the credentials of its unit; one named ``builderd.vault.key`` is the vault's key.
     credentials_directory: Path | None = Field(
         default=None, validation_alias=AliasChoices("credentials_directory", "CREDENTIALS_DIRECTORY")
@@ -350,6 +364,10 @@ class Settings(BaseSettings):
             memory_factor=self.capacity.memory,
         )
 
+    def to_retention(self) -> Retention:
+        days = {name: timedelta(days=getattr(self.retention, name)) for name in ("layers", "events", "deliveries")}
+        return Retention(**days)
+
     def to_limits(self) -> Limits:
         limits = self.limits
         return Limits(
@@ -358,6 +376,7 @@ class Settings(BaseSettings):
             start_timeout=limits.start_timeout,
             stop_grace=limits.stop_grace,
             exec_output=int(limits.exec_output * 1_000_000),
+            kept_versions=self.retention.versions,
             freeze_after=self.idle.freeze_after,
             quiet_cpu=self.idle.cpu,
             qa_report=self.qa.report,

@@ -6,7 +6,7 @@ All methods raise ``EngineUnavailable`` when the engine does not answer, and ``N
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,15 @@ class Readiness:
 
     ready: bool
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What was taken away: the keys of layers, the names of bases, and of how many disks the scratch."""
+
+    layers: Sequence[str]
+    bases: Sequence[str]
+    scratch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,18 @@ class Engine(DiskFiles, Protocol):
 
     async def polish_layer(self, key: str, step: BuildStep) -> BuildOutcome:
         """Run the step on a clone of the layer that then takes its place for sandboxes started later."""
+
+    # Housekeeping
+
+    async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
+        """Take away layers that are not to be kept, bases, and what ended sandboxes left behind.
+
+        Only what no sandbox sees and nobody asked for (``has_layer``, ``start``) in so long. Whoever asks for a layer
+        meanwhile either gets it, and it stays, or is told that there is none.
+        """
+
+    def is_tight(self) -> bool:
+        """Whether space is running out, so that it should be collected earlier."""
 
     # Disks
 

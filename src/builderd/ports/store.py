@@ -7,7 +7,7 @@ and must not wait on anything but the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -180,6 +180,9 @@ class Versions(Protocol):
         A dropped version has none.
         """
 
+    def layers(self) -> Collection[str]:
+        """The keys of the layers of all versions that builders which are not deleted may still run."""
+
 
 class Sandboxes(Protocol):
     def add(self, sandbox: Sandbox) -> None: ...
@@ -196,6 +199,9 @@ class Sandboxes(Protocol):
 
     def of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
         """Those of one run, oldest first."""
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Remove at most so many that ended before this, but for those of a builder's present run; how many."""
 
 
 class Ledger(Protocol):
@@ -306,6 +312,18 @@ class BuildLogs(Protocol):
     def add(self, builder: BuilderId, version: int, lines: Sequence[LogLine]) -> None: ...
     def list(self, builder: BuilderId) -> Sequence[tuple[int, LogLine]]:
         """(version, line), oldest first."""
+
+    def last(self, builder: BuilderId, count: int, since: datetime | None = None) -> Sequence[tuple[int, LogLine]]:
+        """The same, but only so many of the last ones, none from before ``since``."""
+
+    def following(self, builder: BuilderId, after: int) -> Sequence[tuple[int, int, LogLine]]:
+        """(id, version, line), oldest first, those with a greater id."""
+
+    def last_id(self, builder: BuilderId) -> int:
+        """The greatest id among its lines, 0 when there is none."""
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Remove at most so many of the oldest lines, as far as they are from before this; how many."""
 
     def delete(self, builder: BuilderId) -> None: ...
 

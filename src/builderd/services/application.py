@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from builderd.domain.backups import BackupRules
 from builderd.domain.builders import Builder
@@ -49,6 +50,15 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """How long what is of no use any more is kept: unused layers, records of what happened, webhooks' deliveries."""
+
+    layers: timedelta = timedelta(days=30)
+    events: timedelta = timedelta(days=90)
+    deliveries: timedelta = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
 class Application:
     """``instance`` names this service, over its restarts, towards other control planes on the same database."""
 
@@ -73,6 +83,7 @@ class Application:
     #: Sandboxes that run for a trial, on nobody's record: not to be swept away.
     scratch: set[SandboxId] = field(default_factory=set)
     allowances: Allowances = field(default_factory=Allowances)
+    retention: Retention = field(default_factory=Retention)
     #: The latest reading of each builder that runs here.
     readings: dict[BuilderId, Reading] = field(default_factory=dict)
     #: Held while a bundle is stored and referred to, and while an unused one is removed.

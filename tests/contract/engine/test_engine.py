@@ -399,3 +399,33 @@ async def test_a_tool_needs_its_disk_and_writes_to_none_that_is_in_use(engine: E
     with pytest.raises(InvalidState):
         await engine.run_tool(Tool(("true",), disk=spec.disk, writable=True), print)
     assert await engine.run_tool(Tool(("true",), disk=spec.disk), print) == ToolExit(0)
+
+
+async def test_a_layer_is_collected_when_it_is_not_kept_and_nobody_uses_or_asks_for_it(engine: Engine) -> None:
+    plan = make_plan(secrets.token_hex(32), f"mkdir -p {LAYER}/venv && echo hello >{LAYER}/venv/greeting")
+    await engine.build_layer(plan, lambda _: None)
+    assert plan.key not in (await engine.collect({plan.key}, 0)).layers
+    spec = await make_spec(engine, apps.SILENT, layer_key=plan.key)
+    await engine.start(spec)
+    assert plan.key not in (await engine.collect((), 0)).layers
+    assert (await engine.report(spec.id)).alive
+    await engine.stop(spec.id, 0)
+    await engine.remove(spec.id)
+    assert await engine.has_layer(plan.key)
+    assert plan.key not in (await engine.collect((), 3600)).layers, "somebody just asked for it"
+    assert plan.key in (await engine.collect((), 0)).layers
+    assert not await engine.has_layer(plan.key)
+    with pytest.raises(NotFound):
+        await engine.start(await make_spec(engine, apps.SILENT, layer_key=plan.key))
+
+
+async def test_what_is_left_can_still_be_started_on_after_a_collection(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.DONE)
+    await engine.start(spec)
+    await until_state(engine, spec.id, SandboxState.EXITED)
+    await engine.remove(spec.id)
+    await engine.collect((), 0)
+    again = replace(spec, id=new_sandbox_id())
+    await engine.start(again)
+    await until_state(engine, again.id, SandboxState.EXITED)
+    assert await log_text(engine, again.id) == ["done"]

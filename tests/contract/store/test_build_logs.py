@@ -53,3 +53,39 @@ async def test_what_a_hostile_build_prints_cannot_fail_the_log(store: Store) -> 
     stored = await store.read(lambda uow: uow.build_logs.list(builder.id))
     kept = [text.replace("\0", "\ufffd").replace("\ud83d", "\ufffd") for text in hostile]
     assert [one.text for _, one in stored] == kept
+
+
+async def test_a_follower_gets_what_came_after_the_last_it_saw(store: Store) -> None:
+    builder, other = await add_builder(store), await add_builder(store)
+    assert await store.read(lambda uow: uow.build_logs.last_id(builder.id)) == 0
+    await add_lines(store, builder.id, 1, "one")
+    await add_lines(store, other.id, 1, "elsewhere")
+    seen = await store.read(lambda uow: uow.build_logs.last_id(builder.id))
+    await add_lines(store, builder.id, 1, "two", "three")
+    news = await store.read(lambda uow: uow.build_logs.following(builder.id, seen))
+    assert [(version, one.text) for _, version, one in news] == [(1, "two"), (1, "three")]
+    assert await store.read(lambda uow: uow.build_logs.following(builder.id, news[-1][0])) == []
+
+
+async def test_the_last_lines_are_read_alone(store: Store) -> None:
+    builder = await add_builder(store)
+    lines = [line(str(number), number) for number in range(5)]
+    await store.write(lambda uow: uow.build_logs.add(builder.id, 1, lines))
+    assert await store.read(lambda uow: uow.build_logs.last(builder.id, 2)) == [(1, lines[3]), (1, lines[4])]
+    assert await store.read(lambda uow: uow.build_logs.last(builder.id, 9, lines[3].time)) == [
+        (1, lines[3]),
+        (1, lines[4]),
+    ]
+    assert await store.read(lambda uow: uow.build_logs.last(builder.id, 0)) == []
+
+
+async def test_the_oldest_lines_expire_a_few_at_a_time(store: Store) -> None:
+    builder = await add_builder(store)
+    lines = [line(str(number), number) for number in range(5)]
+    await store.write(lambda uow: uow.build_logs.add(builder.id, 1, lines))
+
+    async def expire() -> int:
+        return await store.write(lambda uow: uow.build_logs.expire(lines[3].time, 2))
+
+    assert [await expire(), await expire(), await expire()] == [2, 1, 0]
+    assert [one.text for _, one in await store.read(lambda uow: uow.build_logs.list(builder.id))] == ["3", "4"]

@@ -76,3 +76,17 @@ async def test_saving_what_is_not_there_is_an_error(store: Store) -> None:
     builder = await add_builder(store)
     with pytest.raises(LookupError):
         await store.write(lambda uow: uow.sandboxes.save(make_sandbox(builder.id)))
+
+
+async def test_those_that_ended_long_ago_expire_but_not_of_the_present_run(store: Store) -> None:
+    builder = await add_builder(store, run=3)
+    old = [make_sandbox(builder.id, run=run, end=replace(END, at=NOW)) for run in (1, 2, 3)]
+    recent = make_sandbox(builder.id, run=2, attempt=2, end=replace(END, at=NOW + 9 * SECOND))
+    going_on = make_sandbox(builder.id, run=3, attempt=2)
+    await add(store, *old, recent, going_on)
+
+    async def expire() -> int:
+        return await store.write(lambda uow: uow.sandboxes.expire(NOW + SECOND, 1))
+
+    assert [await expire(), await expire(), await expire()] == [1, 1, 0]
+    assert await store.read(lambda uow: uow.sandboxes.list(builder.id)) == [recent, old[2], going_on]

@@ -88,3 +88,15 @@ async def test_a_bundle_is_in_use_while_a_builder_that_is_not_deleted_has_it(sto
     assert await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
     await save(store, replace(going, status=Status.DELETED, deleted_at=NOW))
     assert not await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
+
+
+async def test_the_layers_that_builders_may_still_run_on_are_told(store: Store) -> None:
+    builder, other = await add_builder(store), await add_builder(store)
+    numbered = {"1" * 64: VersionStatus.DEPLOYED, "2" * 64: VersionStatus.PENDING, "3" * 64: VersionStatus.DROPPED}
+    for number, (key, status) in enumerate(numbered.items(), start=2):
+        await add(store, make_version(builder.id, number=number, layer_key=key, status=status))
+    await add(store, make_version(builder.id, number=9, layer_key=NO_LAYER))
+    await add(store, make_version(other.id, number=2, layer_key="4" * 64))
+    assert await store.read(lambda uow: uow.versions.layers()) == {"1" * 64, "2" * 64, "4" * 64}
+    await save(store, replace(other, desired=Desired.DELETED, status=Status.DELETED, deleted_at=NOW))
+    assert await store.read(lambda uow: uow.versions.layers()) == {"1" * 64, "2" * 64}

@@ -297,10 +297,10 @@ async def test_a_layer_is_not_collected_from_under_a_sandbox(workshop: Workshop)
     app = asyncio.create_task(workshop.run(plan, "/venv/bin/python", "-c", program, told=lines))
     while "up" not in lines:
         await asyncio.sleep(0.01)
-    workshop.layers._shelf.collect(0)
+    workshop.layers.collect((), 0)
     assert workshop.layers.has(plan.key)
     await app
-    workshop.layers._shelf.collect(0)
+    workshop.layers.collect((), 0)
     assert not workshop.layers.has(plan.key)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -342,14 +343,24 @@ def age(store: Store, key: str, days: float) -> None:
     os.utime(store.layers / key, (then, then))
 
 
+MONTH = 30 * 86_400.0
+
+
 async def test_a_layer_that_was_not_used_for_long_is_collected(layers: Layers, runner: StandIn, store: Store) -> None:
     for key in (KEY, OTHER):
         await layers.build(plan(key), print)
         age(store, key, 31)
     layers.lower(OTHER)
-    layers.open()
+    assert layers.collect((), MONTH) == [KEY]
     assert not layers.has(KEY)
     assert layers.has(OTHER), "something was just started on it"
+
+
+async def test_a_layer_that_is_to_be_kept_is(layers: Layers, runner: StandIn, store: Store) -> None:
+    await layers.build(plan(), print)
+    age(store, KEY, 310)
+    assert layers.collect({KEY}, MONTH) == []
+    assert layers.has(KEY)
 
 
 async def test_a_layer_that_a_sandbox_sees_is_never_collected(
@@ -364,23 +375,44 @@ async def test_a_layer_that_a_sandbox_sees_is_never_collected(
     assert sandbox.stdout
     assert sandbox.stdin
     assert sandbox.stdout.readline() == b"begun\n"
-    layers.open()
-    assert layers.has(KEY)
+    assert layers.collect((), 0) == []
     sandbox.stdin.close()
     sandbox.wait()
-    layers.open()
-    assert not layers.has(KEY)
+    assert layers.collect((), 0) == [KEY]
 
 
-async def test_in_a_store_that_is_nearly_full_layers_go_after_an_hour(
-    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
+async def test_who_asks_for_a_layer_while_it_is_collected_gets_it_whole_or_not_at_all(
+    layers: Layers, runner: StandIn, store: Store
+) -> None:
+    """A create of somebody else, just when the layer is old enough to go."""
+    for number in range(60):
+        await layers.build(plan(), print)
+        age(store, KEY, 31)
+        begun = threading.Barrier(2)
+
+        def collect(begun: threading.Barrier = begun) -> list[str]:
+            begun.wait()
+            return layers.collect((), MONTH)
+
+        def create(begun: threading.Barrier = begun, pause: float = number % 10 / 10_000) -> bool:
+            begun.wait()
+            time.sleep(pause)
+            return layers.has(KEY)
+
+        collecting, creating = asyncio.to_thread(collect), asyncio.to_thread(create)
+        gone, found = await asyncio.gather(collecting, creating)
+        assert found is not bool(gone)
+        if found:
+            assert (layers.lower(KEY) / "venv").is_dir(), "it was promised"
+
+
+async def test_what_was_being_taken_away_when_the_service_was_killed_is_gone_after_the_next_start(
+    layers: Layers, runner: StandIn, store: Store
 ) -> None:
     await layers.build(plan(), print)
-    age(store, KEY, 0.1)
-    monkeypatch.setattr(module, "TIGHT", 1.1)
-    await layers.build(plan(OTHER), print)
-    assert not layers.has(KEY)
-    assert layers.has(OTHER)
+    (store.layers / KEY).rename(store.layers / f".{KEY}")
+    layers.open()
+    assert list(store.layers.iterdir()) == []
 
 
 async def test_a_flood_of_output_is_cut(layers: Layers, runner: StandIn) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from builderd.adapters.fakes.disk_files import FakeDisk, FakeDiskFiles
 from builderd.adapters.fakes.processes import Answer, FakeProcess
@@ -34,7 +34,7 @@ from builderd.domain.sandboxes import (
     SandboxUsage,
 )
 from builderd.domain.versions import Isolation
-from builderd.ports.engine import DiskReport, Progress, Readiness, Tool, ToolExit
+from builderd.ports.engine import Collected, DiskReport, Progress, Readiness, Tool, ToolExit
 from builderd.ports.processes import Process
 
 TERMINATED_EXIT_CODE = 143
@@ -81,6 +81,8 @@ class FakeEngine(FakeDiskFiles):
         #: As they were asked for.
         self.processes: list[ProcessSpec] = []
         self.layers: dict[str, int] = {}
+        self._layer_used: dict[str, datetime] = {}
+        self.tight = False
         self.sandboxes: dict[SandboxId, FakeSandbox] = {}
         self.logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
         self.ready = False
@@ -164,6 +166,8 @@ class FakeEngine(FakeDiskFiles):
 
     async def has_layer(self, key: str) -> bool:
         self._called("has_layer", key)
+        if key in self.layers:
+            self._layer_used[key] = self._now()
         return key in self.layers
 
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
@@ -177,7 +181,21 @@ class FakeEngine(FakeDiskFiles):
             outcome = self._next_outcome()
             if outcome.ok:
                 self.layers[plan.key] = 1
+                self._layer_used[plan.key] = self._now()
             return outcome
+
+    async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
+        self._called("collect", "")
+        used = {sandbox.spec.layer_key for sandbox in self.sandboxes.values() if sandbox.end is None}
+        latest = self._now() - timedelta(seconds=unused_seconds)
+        unused = [key for key in self.layers if self._layer_used.get(key, latest) <= latest]
+        gone = [key for key in unused if key not in used and key not in keep]
+        for key in gone:
+            del self.layers[key]
+        return Collected(gone, [], 0)
+
+    def is_tight(self) -> bool:
+        return self.tight
 
     async def polish_layer(self, key: str, step: BuildStep) -> BuildOutcome:
         self._called("polish_layer", key)

@@ -88,13 +88,30 @@ def _make_base(recipe: Recipe, home: Path, progress: Progress) -> Base:
     return base
 
 
-def _collect(bases: Path) -> None:
-    """Take away bases of other recipes that no sandbox sees and no service asked for in a long time."""
-    mounted = mounted_roots()
+def collect_bases(own: Base, unused_seconds: float, home: Path = HOST_HOME) -> list[str]:
+    """Take away bases that no sandbox of this host sees and no service asked for in so long; their names.
+
+    The own one counts as asked for. Nothing happens while somebody makes one.
+    """
+    os.utime(own.root.parent)
+    lock = os.open(home / "base.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _collect(home / "bases", unused_seconds)
+    except BlockingIOError:
+        return []
+    finally:
+        os.close(lock)
+
+
+def _collect(bases: Path, unused_seconds: float = UNUSED_SECONDS) -> list[str]:
+    mounted, gone = mounted_roots(), []
     for base in bases.iterdir():
-        recent = time.time() - base.stat().st_mtime < UNUSED_SECONDS
+        recent = time.time() - base.stat().st_mtime < unused_seconds
         if not recent and not any(f"/{base.name}/root" in root for root in mounted):
             shutil.rmtree(base)
+            gone.append(base.name)
+    return gone
 
 
 @contextmanager

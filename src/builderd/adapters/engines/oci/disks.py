@@ -15,11 +15,13 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from builderd.adapters.engines.oci.base_recipe import APP_UID
+from builderd.adapters.engines.oci.mounts import mounted_roots
 from builderd.adapters.engines.oci.placement import place
 from builderd.adapters.engines.oci.settling import MARK, is_damaged
 from builderd.adapters.engines.oci.store import Store
@@ -51,6 +53,7 @@ class Disks:
         #: Held while the set of disks changes, a matter of milliseconds.
         self._lock = threading.Lock()
         self._deleted = 0
+        self._scratch_lock = threading.Lock()
 
     def open(self) -> None:
         """Take stock after a start: what was half-made is removed, what stands is counted."""
@@ -208,12 +211,29 @@ class Disks:
         """
         self._existing(disk)
         scratch = self._store.scratch / disk
-        self._store.quota.delete(scratch)
-        create_subvolume(scratch)
-        self._store.quota.limit(scratch, SCRATCH_BYTES)
-        for name in ("upper", "work"):
-            (scratch / name).mkdir()
+        with self._scratch_lock:
+            self._store.quota.delete(scratch)
+            create_subvolume(scratch)
+            self._store.quota.limit(scratch, SCRATCH_BYTES)
+            for name in ("upper", "work"):
+                (scratch / name).mkdir()
         return scratch
+
+    def collect_scratch(self, used: Collection[str], unused_seconds: float) -> int:
+        """Take away what ended sandboxes left, but for those of the ``used`` disks and of the last so many seconds.
+
+        How many. Who starts a sandbox now makes a new one, under the same lock.
+        """
+        mounted, count = mounted_roots(), 0
+        for scratch in self._store.scratch.iterdir():
+            with self._scratch_lock:
+                recent = time.time() - scratch.stat().st_mtime < unused_seconds
+                seen = any(f"/scratch/{scratch.name}/" in f"{root}/" for root in mounted)
+                if recent or seen or scratch.name in used:
+                    continue
+                self._store.quota.delete(scratch)
+                count += 1
+        return count
 
     def _existing(self, disk: DiskId) -> Path:
         path = self._path(disk)

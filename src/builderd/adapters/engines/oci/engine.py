@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from builderd.adapters.engines.oci.allocations import known_instance
 from builderd.adapters.engines.oci.apps import app_root, make_run
+from builderd.adapters.engines.oci.backing import free_bytes, total_bytes
+from builderd.adapters.engines.oci.base import UNUSED_SECONDS, collect_bases
 from builderd.adapters.engines.oci.capacity import capacity
 from builderd.adapters.engines.oci.command import Runtime
 from builderd.adapters.engines.oci.execute import Executions
@@ -27,10 +29,14 @@ from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
 from builderd.domain.versions import Isolation
 from builderd.ports.disk_files import OpenFile
-from builderd.ports.engine import DiskReport, Progress, Readiness, Tool, ToolExit
+from builderd.ports.engine import Collected, DiskReport, Progress, Readiness, Tool, ToolExit
 from builderd.ports.processes import Process
 
 _DOWN_GRACE_SECONDS = 5.0
+#: Less than this part of the store is free: it runs out.
+TIGHT = 0.2
+#: What a sandbox left is of no use any more; so long it may take from making the next one's to its start.
+SCRATCH_SECONDS = 3_600.0
 _MISSING = {
     Isolation.STANDARD: "Neither crun nor runc is installed on this machine: apt-get install crun.",
     Isolation.STRONG: "Strong isolation needs gVisor, which is not installed on this machine: apt-get install runsc.",
@@ -101,6 +107,22 @@ class OciEngine:
 
     async def polish_layer(self, key: str, step: BuildStep) -> BuildOutcome:
         return await self._here.layers.polish(key, step)
+
+    # Housekeeping
+
+    async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
+        return await asyncio.to_thread(self._collect, frozenset(keep), unused_seconds)
+
+    def _collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
+        here = self._here
+        layers = here.layers.collect(keep, unused_seconds)
+        bases = collect_bases(here.base, max(unused_seconds, UNUSED_SECONDS))
+        used = {record.disk for record in here.runs.all() if here.runs.is_running(record)}
+        return Collected(layers, bases, here.disks.collect_scratch(used, min(unused_seconds, SCRATCH_SECONDS)))
+
+    def is_tight(self) -> bool:
+        root = self._here.store.root
+        return free_bytes(root) < total_bytes(root) * TIGHT
 
     # Disks
 

@@ -13,13 +13,13 @@ import shutil
 import stat
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from builderd.adapters.engines.oci.backing import free_bytes, total_bytes
+from builderd.adapters.engines.oci.backing import total_bytes
 from builderd.adapters.engines.oci.builds import Bind, BuildExit, BuildRun, BuildRunner
 from builderd.adapters.engines.oci.layer_cache import LayerCache
 from builderd.adapters.engines.oci.shelf import Shelf
@@ -36,9 +36,6 @@ LAYER_UID = 0
 MAX_LAYER, MIN_LAYER, MAX_CACHE = 10 * GB, GB // 4, 10 * GB
 #: Neither takes more than this part of a small store.
 SHARE = 0.25
-#: Layers on which nothing was started for so long are taken away; earlier where less than this part is free.
-UNUSED_SECONDS, UNUSED_SECONDS_WHEN_TIGHT = 30 * 86_400.0, 3_600.0
-TIGHT = 0.2
 
 #: The last lines of a build, for whoever explains its failure; and how much of it is told as it goes.
 KEPT_LINES, TOLD_LINES, LINE_LENGTH = 500, 2_000, 1_000
@@ -96,18 +93,17 @@ class Layers:
         for folder in self._store.builds.iterdir():
             self._discard(folder)
         self._shelf.open()
-        self._shelf.collect(UNUSED_SECONDS)
         self._cache.open(min(MAX_CACHE, int(total_bytes(self._store.root) * SHARE)))
 
     def has(self, key: str) -> bool:
-        return self._shelf.generation(key) > 0
+        """Whether it is there; who asks is about to use it."""
+        return self._shelf.take(key) > 0
 
     def lower(self, key: str) -> Path:
         """The folder that a sandbox started now gets to see below its root. It stays as long as the layer."""
-        generation = self._shelf.generation(key)
+        generation = self._shelf.take(key)
         if not generation:
             raise NotFound(f"There is no layer {key}.")
-        self._shelf.note_use(key)
         return self._shelf.path(key, generation)
 
     async def build(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
@@ -120,17 +116,16 @@ class Layers:
                 async with self._making(plan.key, copies=2 if scratch else 1) as build:
                     await asyncio.to_thread(self._fill, build, plan, scratch=scratch)
                     outcome = await self._make(build, plan.key, plan.steps, progress)
-            if self._is_tight():
-                await asyncio.to_thread(self._shelf.collect, UNUSED_SECONDS_WHEN_TIGHT)
             return outcome
 
-    def _is_tight(self) -> bool:
-        return free_bytes(self._store.root) < total_bytes(self._store.root) * TIGHT
+    def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
+        """The keys of those that were taken away: not to be kept, seen by nobody, asked for by nobody in so long."""
+        return self._shelf.collect(keep, unused_seconds)
 
     async def polish(self, key: str, step: BuildStep) -> BuildOutcome:
         """Run the step on a copy of the layer, which becomes its next generation. Once polished, it stays so."""
         async with self._lock(key):
-            generation = self._shelf.generation(key)
+            generation = self._shelf.take(key)
             if not generation:
                 raise NotFound(f"There is no layer {key}.")
             if generation > 1:

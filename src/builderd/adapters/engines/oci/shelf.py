@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from builderd.adapters.engines.oci.mounts import mounted_roots
@@ -17,25 +19,42 @@ from builderd.adapters.engines.oci.store import Store
 from builderd.adapters.engines.oci.subvolumes import is_subvolume
 
 _KEY = re.compile(r"[0-9a-f]{64}")
+#: Begins the name of a layer that is being taken away.
+_ASIDE = "."
 
 
 class Shelf:
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._lock = threading.Lock()
 
     def open(self) -> None:
         """After a start: throw away what may be damaged, and what never became a layer."""
         for layer in self._store.layers.iterdir():
-            if not _generations(layer) or not self._store.settling.adopt(layer):
+            if _is_aside(layer) or not _generations(layer) or not self._store.settling.adopt(layer):
                 self._remove(layer)
 
-    def collect(self, unused_seconds: float) -> None:
-        """Take away layers that no sandbox sees and none was started on for so long. They can be made again."""
+    def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
+        """Take away layers that are not to be kept, that no sandbox sees, and that nobody asked for in so long.
+
+        Answers their keys. Who asked for one gets it: it is set aside under the lock that ``take`` holds, by the time
+        of the last ``take``, so nobody who just found it there is left without.
+        """
         mounted = mounted_roots()
-        for layer in self._store.layers.iterdir():
-            recent = time.time() - layer.stat().st_mtime < unused_seconds
-            if not recent and not any(f"/layers/{layer.name}/" in root for root in mounted):
-                self._remove(layer)
+        layers = [layer for layer in self._store.layers.iterdir() if layer.name not in keep and not _is_aside(layer)]
+        aside = {layer.name: self._set_aside(layer, unused_seconds, mounted) for layer in layers}
+        for path in aside.values():
+            if path is not None:
+                self._remove(path)
+        return [key for key, path in aside.items() if path is not None]
+
+    def _set_aside(self, layer: Path, unused_seconds: float, mounted: Collection[str]) -> Path | None:
+        with self._lock:
+            if time.time() - layer.stat().st_mtime < unused_seconds:
+                return None
+            if any(f"/layers/{layer.name}/" in root for root in mounted):
+                return None
+            return layer.rename(layer.with_name(f"{_ASIDE}{layer.name}"))
 
     def _remove(self, layer: Path) -> None:
         for path in layer.iterdir():
@@ -52,9 +71,13 @@ class Shelf:
     def path(self, key: str, generation: int) -> Path:
         return self._path(key) / str(generation)
 
-    def note_use(self, key: str) -> None:
-        """Keep it from being collected."""
-        os.utime(self._path(key))
+    def take(self, key: str) -> int:
+        """The newest generation, 0 when there is none; from now on it counts as used."""
+        with self._lock:
+            generation = self.generation(key)
+            if generation:
+                os.utime(self._path(key))
+            return generation
 
     def put(self, key: str, made: Path) -> None:
         """Take the subvolume as the layer's next generation; it is there whole or not at all."""
@@ -65,6 +88,10 @@ class Shelf:
 
     def _path(self, key: str) -> Path:
         return self._store.layers / key
+
+
+def _is_aside(layer: Path) -> bool:
+    return layer.name.startswith(_ASIDE)
 
 
 def _generations(layer: Path) -> list[int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select, update
 
 from builderd.adapters.stores.sql.rows import row_of, without
-from builderd.adapters.stores.sql.tables import sandboxes
+from builderd.adapters.stores.sql.tables import builders, sandboxes
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox, SandboxEnd
 
@@ -20,6 +21,14 @@ _OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None), sandboxes.c.trial == 
 _OLDEST_FIRST = _OF_BUILDER.order_by(sandboxes.c.run, sandboxes.c.attempt)
 _OF_RUN = _OLDEST_FIRST.where(sandboxes.c.run == bindparam("run"))
 _UPDATE = update(sandboxes).where(sandboxes.c.id == bindparam("sandbox"))
+
+_OVER = (
+    select(sandboxes.c.id)
+    .join(builders, builders.c.id == sandboxes.c.builder_id)
+    .where(sandboxes.c.end_at < bindparam("before", type_=sandboxes.c.end_at.type), sandboxes.c.run != builders.c.run)
+    .limit(bindparam("limit"))
+)
+_EXPIRE = delete(sandboxes).where(sandboxes.c.id.in_(_OVER))
 
 
 class Sandboxes:
@@ -54,6 +63,9 @@ class Sandboxes:
     def of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
         rows = self._connection.execute(_OF_RUN, {"builder": builder, "run": run}).mappings()
         return [_sandbox(row) for row in rows]
+
+    def expire(self, before: datetime, limit: int) -> int:
+        return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
 
 
 def _row(sandbox: Sandbox) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, exists, insert, select, update
@@ -13,7 +13,7 @@ from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId
 from builderd.domain.resources import Resources
-from builderd.domain.versions import Version, VersionSettings, VersionStatus
+from builderd.domain.versions import NO_LAYER, Version, VersionSettings, VersionStatus
 
 _RESOURCES = ("cpu", "memory", "disk")
 _SETTINGS = (
@@ -45,6 +45,15 @@ _USES_BUNDLE = select(
 )
 
 
+_LAYERS = (
+    select(versions.c.layer_key)
+    .where(versions.c.layer_key.is_not(None), versions.c.layer_key != NO_LAYER)
+    .where(versions.c.status != VersionStatus.DROPPED)
+    .where(builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED)
+    .distinct()
+)
+
+
 class Versions:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -67,6 +76,9 @@ class Versions:
 
     def uses_bundle(self, bundle_hash: str) -> bool:
         return bool(self._connection.execute(_USES_BUNDLE, {"bundle": bundle_hash}).scalar_one())
+
+    def layers(self) -> Collection[str]:
+        return frozenset(self._connection.execute(_LAYERS).scalars())
 
 
 def _row(version: Version) -> dict[str, Any]:

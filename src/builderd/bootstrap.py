@@ -118,7 +118,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 instance=identity(settings.data_dir),
                 archive=make_archive(settings, engine),
                 backup_rules=settings.backup.to_rules(),
-                retention=settings.to_retention(),
+                keeping=settings.to_keeping(),
             )
         finally:
             keeping.cancel()

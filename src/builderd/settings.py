@@ -38,7 +38,7 @@ from builderd.domain.quotas import Limit
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation
 from builderd.services.allowances import Allowance, Allowances
-from builderd.services.application import Limits, Retention
+from builderd.services.application import Keeping, Limits
 
 DEFAULT_DATA_DIR = Path("/var/lib/builderd")
 #: Of a unit that hands over the vault's key: LoadCredential=builderd.vault.key:/path/to/it (systemd.exec(5)).
@@ -364,9 +364,9 @@ class Settings(BaseSettings):
             memory_factor=self.capacity.memory,
         )
 
-    def to_retention(self) -> Retention:
+    def to_keeping(self) -> Keeping:
         days = {name: timedelta(days=getattr(self.retention, name)) for name in ("layers", "events", "deliveries")}
-        return Retention(**days)
+        return Keeping(**days)
 
     def to_limits(self) -> Limits:
         limits = self.limits

@@ -52,7 +52,7 @@ class Housekeeping:
     async def tidy(self) -> None:
         """One round: the engine's store, then the records."""
         try:
-            await self._collect(self._app.retention.layers)
+            await self._collect(self._app.keeping.layers)
             if self._app.engine.is_tight():
                 await self.make_room()
         except BuilderdError as error:
@@ -61,7 +61,7 @@ class Housekeeping:
 
     async def make_room(self) -> None:
         """Take away at once what is only kept in case somebody needs it again."""
-        await self._collect(min(UNUSED_WHEN_TIGHT, self._app.retention.layers))
+        await self._collect(min(UNUSED_WHEN_TIGHT, self._app.keeping.layers))
 
     async def _collect(self, unused: timedelta) -> None:
         # What a version comes to use from here on was asked for just before, and is kept for that.
@@ -76,8 +76,8 @@ class Housekeeping:
             )
 
     async def _expire_records(self, now: datetime) -> None:
-        retention = self._app.retention
-        old, sent = now - retention.events, now - retention.deliveries
+        keeping = self._app.keeping
+        old, sent = now - keeping.events, now - keeping.deliveries
         await self._all(lambda uow: uow.events.expire(old, BATCH))
         await self._all(lambda uow: uow.sandboxes.expire(old, BATCH))
         await self._all(lambda uow: uow.build_logs.expire(old, BATCH))

@@ -50,7 +50,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Retention:
+class Keeping:
     """How long what is of no use any more is kept: unused layers, records of what happened, webhooks' deliveries."""
 
     layers: timedelta = timedelta(days=30)
@@ -83,7 +83,7 @@ class Application:
     #: Sandboxes that run for a trial, on nobody's record: not to be swept away.
     scratch: set[SandboxId] = field(default_factory=set)
     allowances: Allowances = field(default_factory=Allowances)
-    retention: Retention = field(default_factory=Retention)
+    keeping: Keeping = field(default_factory=Keeping)
     #: The latest reading of each builder that runs here.
     readings: dict[BuilderId, Reading] = field(default_factory=dict)
     #: Held while a bundle is stored and referred to, and while an unused one is removed.

@@ -24,6 +24,7 @@ from builderd.wire.v1.credentials import Credential, CredentialAnswer, Credentia
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.executions import Execution, ExecutionAnswer, NewExecution
 from builderd.wire.v1.health import Readiness, ReadinessAnswer
+from builderd.wire.v1.leases import Lease, LeaseAnswer, LeaseListAnswer
 from builderd.wire.v1.logs import LogAnswer, LogLine
 from builderd.wire.v1.spending import Spending, SpendingAnswer
 from builderd.wire.v1.ssh import SshEndedAnswer, SshGrant, SshGrantAnswer
@@ -176,6 +177,26 @@ class Client:
     def readiness(self) -> Readiness:
         """What the service is made of, when it is ready; until then an ``ApiError`` that says what is being made."""
         return self._call(ReadinessAnswer, "GET", "/readyz").data
+
+    # Leases
+
+    def take_lease(self, uuid: str, seconds: int, reason: str = "") -> Lease:
+        """Keep it from sleeping and from stopping for idleness for so long, at most 3600 seconds."""
+        body = {"seconds": seconds, "reason": reason}
+        return self._call(LeaseAnswer, "POST", f"{BASE}/builders/{uuid}/leases", json=body).data
+
+    def leases(self, uuid: str) -> list[Lease]:
+        """Those that last, the oldest first."""
+        return self._call(LeaseListAnswer, "GET", f"{BASE}/builders/{uuid}/leases").data
+
+    def renew_lease(self, uuid: str, lease: str, seconds: int) -> Lease:
+        """From now on it lasts for so many seconds."""
+        path = f"{BASE}/builders/{uuid}/leases/{lease}"
+        return self._call(LeaseAnswer, "PUT", path, json={"seconds": seconds}).data
+
+    def end_lease(self, uuid: str, lease: str) -> Lease:
+        """End it before its time."""
+        return self._call(LeaseAnswer, "DELETE", f"{BASE}/builders/{uuid}/leases/{lease}").data
 
     # Secrets
 

@@ -29,7 +29,7 @@ def describe_end(end: SandboxEnd, resources: Resources) -> str:
         case EndCause.OUT_OF_MEMORY:
             return f"killed: out of memory, limit {resources.memory:g} GB"
         case EndCause.HOST_RESTARTED:
-            return "ended by a restart of the machine"
+            return "host restarted"
         case EndCause.STOPPED:
             return "stopped"
         case EndCause.UNKNOWN:
@@ -75,8 +75,13 @@ def wants_network(lines: Sequence[str]) -> bool:
 
 
 def restart_note(end: SandboxEnd, resources: Resources, exits: int, limit: int) -> str:
-    """The reason of an app that is being restarted: ``exited with code 1; restarted after end 3 of 5 in …``."""
-    return f"{describe_end(end, resources)}; restarted after end {exits} of {limit} in 10 minutes"
+    """The reason of an app that is brought back: ``out of memory (limit 1 GB), restart 3 of 5``, ``host restarted``."""
+    if end.cause is EndCause.HOST_RESTARTED:
+        return describe_end(end, resources)
+    what = describe_end(end, resources)
+    if end.cause is EndCause.OUT_OF_MEMORY:
+        what = f"out of memory (limit {resources.memory:g} GB)"
+    return f"{what}, restart {exits} of {limit}"
 
 
 def _where(listening: Listening, port: int, seconds: float) -> str:

@@ -26,7 +26,7 @@ EXITED = SandboxEnd(EndCause.EXITED, 1, None)
         (SandboxEnd(EndCause.EXITED, 0, None), "exited with code 0"),
         (SandboxEnd(EndCause.EXITED, None, None), "exited"),
         (SandboxEnd(EndCause.OUT_OF_MEMORY, 137, None), "killed: out of memory, limit 0.5 GB"),
-        (SandboxEnd(EndCause.HOST_RESTARTED, None, None), "ended by a restart of the machine"),
+        (SandboxEnd(EndCause.HOST_RESTARTED, None, None), "host restarted"),
         (SandboxEnd(EndCause.STOPPED, 143, None), "stopped"),
         (SandboxEnd(EndCause.UNKNOWN, None, None), "ended with an exit code that nothing tells"),
     ],
@@ -70,7 +70,10 @@ def test_only_the_end_of_a_long_log_is_shown() -> None:
 
 
 def test_a_restart_is_noted() -> None:
-    assert restart_note(EXITED, SMALL, 3, 5) == "exited with code 1; restarted after end 3 of 5 in 10 minutes"
+    assert restart_note(EXITED, SMALL, 3, 5) == "exited with code 1, restart 3 of 5"
+    oom = SandboxEnd(EndCause.OUT_OF_MEMORY, 137, None)
+    assert restart_note(oom, SMALL, 3, 5) == "out of memory (limit 0.5 GB), restart 3 of 5"
+    assert restart_note(SandboxEnd(EndCause.HOST_RESTARTED, None, None), SMALL, 0, 5) == "host restarted"
 
 
 def listening(*sockets: tuple[str, int]) -> Listening:

@@ -22,7 +22,7 @@ async def test_an_app_that_exits_is_restarted_after_growing_delays_and_at_last_g
             (sandbox,) = world.running
             world.clock.move(5)
             world.engine.end(sandbox.spec.id, EndCause.EXITED, 1)
-            await world.until_reason(builder, f"end {exits} of 5")
+            await world.until_reason(builder, f"restart {exits} of 5")
             await world.until_route(builder, RouteState.STARTING)
             world.clock.move(delay - 0.1)
             await asyncio.sleep(0.03)
@@ -54,7 +54,7 @@ async def test_the_ends_of_long_ago_are_forgotten(world: World) -> None:
             world.clock.move(2)  # the delay after the second end
             await world.until_route(builder, RouteState.OPEN)
         reason = (await world.builder(builder)).status_reason
-    assert reason == "killed: out of memory, limit 1 GB; restarted after end 2 of 5 in 10 minutes"
+    assert reason == "out of memory (limit 1 GB), restart 2 of 5"
 
 
 async def test_an_app_that_does_not_listen_any_more_after_an_exit_is_given_up(world: World) -> None:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from builderd.domain.errors import BadRequest, TooLarge, ValidationFailed
 from builderd.doors.http.auth import TheApplication, Writer
+from builderd.services.application import Application
 from builderd.wire.v1.shape import Shape, faults_of
 
 S = TypeVar("S", bound=Shape)
@@ -47,14 +48,19 @@ class Received(Generic[S]):
 def json_body(shape: type[S], limit: int) -> Callable[..., Coroutine[Any, Any, Received[S]]]:
     """A dependency that reads this shape from a body of at most ``limit`` bytes, once the caller may write at all."""
 
-    async def receive(request: Request, application: TheApplication, _: Writer) -> Received[S]:
-        check_media_type(request)
-        body = await read_body(request, limit)
-        context = {"maximum": application.limits.maximum}
-        # A large body takes a while to be parsed: other requests go on meanwhile.
-        return await asyncio.to_thread(_take, shape, body, context)
+    async def receive_written(request: Request, application: TheApplication, _: Writer) -> Received[S]:
+        return await receive(request, application, shape, limit)
 
-    return receive
+    return receive_written
+
+
+async def receive(request: Request, application: Application, shape: type[S], limit: int) -> Received[S]:
+    """The body as this shape, for a caller who is known to be allowed to send one."""
+    check_media_type(request)
+    body = await read_body(request, limit)
+    context = {"maximum": application.limits.maximum}
+    # A large body takes a while to be parsed: other requests go on meanwhile.
+    return await asyncio.to_thread(_take, shape, body, context)
 
 
 def optional_json_body(shape: type[S], limit: int) -> Callable[..., Coroutine[Any, Any, Received[S]]]:

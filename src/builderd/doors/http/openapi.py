@@ -18,6 +18,7 @@ from builderd.wire.v1.caps import NewSpendingCap
 from builderd.wire.v1.credentials import NewCredential
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.executions import NewExecution
+from builderd.wire.v1.leases import NewLease, RenewedLease
 from builderd.wire.v1.ssh import NewSshGrant
 from builderd.wire.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion
 from builderd.wire.v1.webhooks import NewWebhook
@@ -33,10 +34,12 @@ REQUESTS: Sequence[type[BaseModel]] = (
     NewRollback,
     NewSettings,
     NewRestore,
+    NewLease,
     NewSpendingCap,
     NewSshGrant,
     NewVersion,
     NewWebhook,
+    RenewedLease,
 )
 
 FAILURES = {

@@ -1,0 +1,71 @@
+"""Leases: somebody says that a builder is busy, and until when. While one lasts it neither sleeps nor idles out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from builderd.domain.builders import Builder, Desired
+from builderd.domain.errors import InvalidState, NotFound
+from builderd.domain.events import Event
+from builderd.domain.ids import new_id
+from builderd.domain.leases import MAX_LEASES, Lease, LeaseId
+from builderd.ports.store import UnitOfWork
+from builderd.services import activity, wake
+from builderd.services.application import Application
+from builderd.services.wake import User
+
+
+def take(
+    uow: UnitOfWork, application: Application, builder: Builder, actor: str, seconds: int, reason: str, now: datetime
+) -> Lease:
+    """A new lease on the locked builder, which is woken if it is frozen.
+
+    Raises ``InvalidState`` when it does not run, or has as many leases as it may.
+    """
+    if builder.desired is not Desired.RUNNING:
+        raise InvalidState(f"The builder is {builder.status}: start it before you keep it busy.")
+    if len(lasting(uow, builder, now)) >= MAX_LEASES:
+        raise InvalidState(f"The builder has {MAX_LEASES} leases: renew one of them, or end one.")
+    wake.rouse(uow, application, builder, User(actor, f"woken for a lease by {actor}"), now)
+    lease = Lease(LeaseId(new_id()), builder.id, reason, actor, now, now + timedelta(seconds=seconds))
+    uow.leases.add(lease)
+    _tell(uow, builder, "lease.taken", actor, lease, now)
+    return lease
+
+
+def lasting(uow: UnitOfWork, builder: Builder, now: datetime) -> Sequence[Lease]:
+    """Those that are not over, the oldest first."""
+    return [lease for lease in uow.leases.of_builder(builder.id) if lease.expires_at > now]
+
+
+def renew(uow: UnitOfWork, builder: Builder, lease_id: str, seconds: int, reason: str | None, now: datetime) -> Lease:
+    """From now on it lasts for so many seconds. Raises ``NotFound``, also when it is over."""
+    lease = _get(uow, builder, lease_id, now)
+    kept = lease.reason if reason is None else reason
+    renewed = replace(lease, expires_at=now + timedelta(seconds=seconds), reason=kept)
+    uow.leases.save(renewed)
+    return renewed
+
+
+def end(uow: UnitOfWork, builder: Builder, actor: str, lease_id: str, now: datetime) -> Lease:
+    """It is over now, and the builder was used until now. Raises ``NotFound``, also when it was over before."""
+    lease = _get(uow, builder, lease_id, now)
+    uow.leases.delete(lease.id)
+    activity.used(uow, builder, now)
+    ended = replace(lease, expires_at=now)
+    _tell(uow, builder, "lease.ended", actor, ended, now)
+    return ended
+
+
+def _get(uow: UnitOfWork, builder: Builder, lease_id: str, now: datetime) -> Lease:
+    for lease in lasting(uow, builder, now):
+        if lease.id == lease_id:
+            return lease
+    raise NotFound("The builder has no such lease, or it is over: take a new one.")
+
+
+def _tell(uow: UnitOfWork, builder: Builder, kind: str, actor: str, lease: Lease, now: datetime) -> None:
+    details = {"lease": lease.id, "expires_at": lease.expires_at.isoformat()}
+    uow.events.add(Event(builder.tenant_id, builder.id, now, kind, actor, lease.reason, details))

@@ -1,0 +1,52 @@
+"""Leases: a builder is busy, for work that no request shows."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from builderd.domain.leases import MAX_REASON_BYTES, MAX_SECONDS
+from builderd.domain.versions import text_fault
+from builderd.wire.v1.envelope import Success, Time
+from builderd.wire.v1.shape import Shape, View, Whole, obeys
+
+
+def _reason_fault(reason: str) -> str | None:
+    return text_fault(reason, MAX_REASON_BYTES)
+
+
+Seconds = Annotated[Whole, Field(ge=1, le=MAX_SECONDS)]
+Reason = Annotated[str, obeys(_reason_fault), Field(json_schema_extra={"maxLength": MAX_REASON_BYTES})]
+
+
+class NewLease(Shape):
+    """For so long the builder neither sleeps nor stops for idleness."""
+
+    seconds: Seconds
+    reason: Reason = Field(default="", description="What it is busy with, for people.")
+
+
+class RenewedLease(Shape):
+    """From now on it lasts for so long. Without a `reason`, that stays as it was."""
+
+    seconds: Seconds
+    reason: Reason | None = None
+
+
+class Lease(View):
+    """``created_by`` is the token's name, or `app` for a lease that was taken from inside."""
+
+    id: str
+    reason: str
+    created_by: str
+    created_at: Time
+    expires_at: Time
+
+
+class LeaseAnswer(Success[Lease]):
+    """One lease."""
+
+
+class LeaseListAnswer(Success[list[Lease]]):
+    """All leases that last, the oldest first."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from builderd.domain.errors import InvalidState
 from builderd.domain.failures import SHOWN_LINES, describe_end, not_listening, quoted
 from builderd.domain.qa import (
+    GATE_PATH,
+    GATE_TIMEOUT,
     TERM_SECONDS,
     Check,
     CheckName,
@@ -105,6 +107,8 @@ class Inspection:
 
     async def _ask(self) -> None:
         target, testers = self._copy.target, self._app.testers
+        # Some servers listen before their workers can answer; what is measured in the following is not that.
+        await testers.visit(target, GATE_PATH, GATE_TIMEOUT)
         self._checks += await testers.crawl(target)
         browsing = await testers.browse(target)
         self._checks += browsing.checks

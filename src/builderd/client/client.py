@@ -26,6 +26,7 @@ from builderd.wire.v1.executions import Execution, ExecutionAnswer, NewExecution
 from builderd.wire.v1.health import Readiness, ReadinessAnswer
 from builderd.wire.v1.leases import Lease, LeaseAnswer, LeaseListAnswer
 from builderd.wire.v1.logs import LogAnswer, LogLine
+from builderd.wire.v1.qa import Qa, QaAnswer
 from builderd.wire.v1.spending import Spending, SpendingAnswer
 from builderd.wire.v1.ssh import SshEndedAnswer, SshGrant, SshGrantAnswer
 
@@ -198,6 +199,21 @@ class Client:
         """End it before its time."""
         return self._call(LeaseAnswer, "DELETE", f"{BASE}/builders/{uuid}/leases/{lease}").data
 
+    # Gates
+
+    def qa(self, uuid: str, *, version: int | None = None) -> Qa:
+        """What QA knows of a version, the current one unless another is named."""
+        return self._call(QaAnswer, "GET", f"{BASE}/builders/{uuid}/qa", params=_given({"version": version})).data
+
+    def run_qa(self, uuid: str) -> Qa:
+        """Judge the running app anew; the report is made in the background, and ``qa`` shows it."""
+        return self._call(QaAnswer, "POST", f"{BASE}/builders/{uuid}/qa", timeout=OUTCOME).data
+
+    def screenshot(self, uuid: str, name: str, *, version: int | None = None) -> bytes:
+        """A PNG: ``desktop`` or ``phone``."""
+        path = f"{BASE}/builders/{uuid}/qa/screenshots/{name}"
+        return self._request("GET", path, params=_given({"version": version})).content
+
     # Secrets
 
     def put_credential(self, name: str, values: Mapping[str, str], *, restart: bool = False) -> Credential:
@@ -226,12 +242,15 @@ class Client:
         self._call(SshEndedAnswer, "DELETE", f"{BASE}/builders/{uuid}/ssh")
 
     def _call(self, answer: type[V], method: str, path: str, **options: Any) -> V:
+        return _read(answer, _json(self._request(method, path, **options)))
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **options)
         except httpx.TransportError as error:
             raise NoAnswer(f"{method} {path}: {error or type(error).__name__}") from error
         if response.is_success:
-            return _read(answer, _json(response))
+            return response
         raise _refusal(response)
 
     @contextmanager

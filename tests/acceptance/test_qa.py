@@ -64,3 +64,26 @@ def test_a_broken_app_fails_in_the_right_check(service: LiveService, main: str, 
 def test_whoever_may_not_skip_the_gate_does_not(service: LiveService) -> None:
     response = service.call("POST", "/builders", json=body("qa-skipped", ANSWERS_500, skip_qa=True))
     assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+
+
+def test_a_new_version_that_must_pass_and_does_not_leaves_the_old_one_serving(service: LiveService) -> None:
+    data = service.create("qa-redeployed", env={"GREETING": "old"})
+    new = {"files": {"main.py": ANSWERS_500}, "require_qa": True}
+    response = service.call("PUT", f"/builders/{data['uuid']}", json=new)
+    assert (response.status_code, response.json()["code"]) == (422, "qa_failed"), response.text
+    assert "no such table: guests" in response.json()["message"]
+    service.wait_served(data)
+    assert service.visit(data).text == "old"
+    kept = service.builder(data["uuid"])
+    assert (kept["status"], kept["version"], kept["qa_passed"]) == ("running", 1, True)
+    service.call("DELETE", f"/builders/{data['uuid']}")
+
+
+def test_a_new_version_has_a_verdict_of_its_own(service: LiveService) -> None:
+    data = service.create("qa-anew")
+    changed = service.call("PUT", f"/builders/{data['uuid']}", json={"files": {"main.py": ANSWERS_500}})
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["data"]["qa_passed"] is False
+    old = service.call("GET", f"/builders/{data['uuid']}/qa?version=1").json()["data"]
+    assert (old["version"], old["qa_passed"]) == (1, True)
+    service.call("DELETE", f"/builders/{data['uuid']}")

@@ -30,16 +30,13 @@ log = logging.getLogger(__name__)
 
 
 class Copy:
-    """One copy. ``held`` names the sandboxes that run for copies, which the sweep is to leave alone."""
+    """One copy, on a disk of this name."""
 
-    def __init__(
-        self, application: Application, builder: Builder, version: Version, disk: DiskId, held: set[SandboxId]
-    ) -> None:
+    def __init__(self, application: Application, builder: Builder, version: Version, disk: DiskId) -> None:
         self.builder = builder
         self.version = version
         self._app = application
         self._disk = disk
-        self._held = held
         #: Its logs are kept apart from those of the app, and go with it.
         self._owner = BuilderId(disk)
         self._sandbox: Sandbox | None = None
@@ -68,7 +65,7 @@ class Copy:
         now = self._app.clock.now()
         number, run = self.version.number, self.builder.run
         sandbox = Sandbox(new_sandbox_id(), self.builder.id, number, run, 1, now, self._disk)
-        self._held.add(sandbox.id)
+        self._app.scratch.add(sandbox.id)
         self._sandbox = sandbox
         report = await self._app.engine.start(await self._spec(sandbox.id))
         self._ip = report.ip
@@ -95,7 +92,7 @@ class Copy:
         await self._app.engine.stop(self._sandbox.id, grace_seconds)
         seconds = time.monotonic() - begun
         await self._app.engine.remove(self._sandbox.id)
-        self._held.discard(self._sandbox.id)
+        self._app.scratch.discard(self._sandbox.id)
         self._sandbox = None
         return seconds
 

@@ -124,7 +124,7 @@ class Reconciler:
 
     async def _sweep(self) -> None:
         try:
-            await sweep(self._app, self._workers, self._reporting.sandboxes)
+            await sweep(self._app, self._workers)
         except Exception:
             log.warning("the sweep failed", exc_info=True)
 

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import BuilderdError
-from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id
+from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.qa import MAX_ATTEMPTS, QaReport, ReportStatus
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
@@ -37,10 +37,9 @@ _Change = Callable[[UnitOfWork, QaReport], QaReport]
 
 
 class Reporting:
-    """``sandboxes`` are those that run for copies now."""
+    """``poke`` tells that one may be wanted."""
 
     def __init__(self, application: Application, fault: FaultPoint) -> None:
-        self.sandboxes: set[SandboxId] = set()
         self._app = application
         self._fault = fault
         self._again = asyncio.Event()
@@ -78,7 +77,7 @@ class Reporting:
         report, builder, version = taken
         self._fault("Report.recorded")
         assert report.copy_disk is not None, "a report that is made has a copy"
-        copy = Copy(self._app, builder, version, report.copy_disk, self.sandboxes)
+        copy = Copy(self._app, builder, version, report.copy_disk)
         try:
             await self._make(report, copy)
         finally:
@@ -110,7 +109,7 @@ class Reporting:
             return _dropped(report, OVERTAKEN, now)
         if report.attempts >= MAX_ATTEMPTS:
             return _dropped(report, CUT_OFF, now)
-        if not builder.settled:
+        if not builder.settled or builder.version != report.version:
             return None  # the call that waits for it goes first
         return replace(
             report,
@@ -180,7 +179,7 @@ class Reporting:
 
 
 def _is_worth(builder: Builder, version: int) -> bool:
-    return builder.desired is not Desired.DELETED and builder.version == version
+    return builder.desired is not Desired.DELETED and version in (builder.version, builder.candidate)
 
 
 def _dropped(report: QaReport, why: str, now: datetime) -> QaReport:

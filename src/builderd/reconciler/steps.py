@@ -203,7 +203,7 @@ class Steps:
         now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            if not records.same_wish(builder, subject.builder):
+            if not records.still_wanted(builder, subject.builder, subject.version):
                 return
             seconds = (now - begun).total_seconds()
             goes_on = records.qa_judged(uow, builder, subject.version, gate, now, seconds=seconds)

@@ -15,16 +15,14 @@ from builderd.services.application import Application
 log = logging.getLogger(__name__)
 
 
-async def sweep(
-    application: Application, busy: Container[BuilderId], copies: Container[SandboxId] = frozenset()
-) -> None:
+async def sweep(application: Application, busy: Container[BuilderId]) -> None:
     """Make every builder due, and remove sandboxes, routes and bundles that nothing refers to.
 
-    Sandboxes of ``busy`` builders are left to those who work on them, and so are ``copies``.
+    Sandboxes of ``busy`` builders are left to those who work on them.
     """
     now = application.clock.now()
     await application.store.write(lambda uow: _make_all_due(uow, now))
-    await _sweep_sandboxes(application, busy, copies)
+    await _sweep_sandboxes(application, busy)
     await _sweep_routes(application)
     await _sweep_bundles(application)
 
@@ -34,9 +32,9 @@ def _make_all_due(uow: UnitOfWork, now: datetime) -> None:
         uow.builders.make_due(builder_id, now)
 
 
-async def _sweep_sandboxes(application: Application, busy: Container[BuilderId], copies: Container[SandboxId]) -> None:
+async def _sweep_sandboxes(application: Application, busy: Container[BuilderId]) -> None:
     found = [report.id for report in await application.engine.list_sandboxes()]
-    held = [one for one in found if one not in copies and one not in application.scratch]
+    held = [one for one in found if one not in application.scratch]
     stray = await application.store.read(lambda uow: [one for one in held if _is_stray(uow, one, busy)])
     await asyncio.gather(*(_remove(application, sandbox_id) for sandbox_id in stray))
 

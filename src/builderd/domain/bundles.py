@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 MAX_PATH_BYTES = 1024
 #: The longest name that common Linux file systems take (NAME_MAX).
@@ -15,13 +16,74 @@ MAX_FILES = 2_000
 MAX_CONTENT_BYTES = 20_000_000
 
 
-@dataclass(frozen=True, slots=True)
+_CHUNK_BYTES = 1 << 20
+
+
+class Content(Protocol):
+    """Bytes that lie somewhere else than in memory."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, start: int, length: int) -> bytes:
+        """So many bytes from there; fewer at the end."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class BundleFile:
-    """One file: a relative path with ``/`` between its segments, its bytes, and whether it may be executed."""
+    """One file: a relative path with ``/`` between its segments, its bytes, and whether it may be executed.
+
+    A large one's bytes are not in memory: ask for its ``head`` or ``chunks`` where it may be one.
+    """
 
     path: str
-    content: bytes
+    source: bytes | Content
     executable: bool = False
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.source) if isinstance(self.source, bytes) else self.source.size
+
+    @property
+    def content(self) -> bytes:
+        """All of it at once."""
+        return self.source if isinstance(self.source, bytes) else self.source.read(0, self.source.size)
+
+    def head(self, length: int) -> bytes:
+        """Its first bytes."""
+        return self.source[:length] if isinstance(self.source, bytes) else self.source.read(0, length)
+
+    def chunks(self) -> Iterator[bytes]:
+        """All of it, piece by piece."""
+        if isinstance(self.source, bytes):
+            yield self.source
+            return
+        for start in range(0, self.source.size, _CHUNK_BYTES):
+            yield self.source.read(start, _CHUNK_BYTES)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BundleFile):
+            return NotImplemented
+        if (self.path, self.executable, self.size) != (other.path, other.executable, other.size):
+            return False
+        return all(self._piece(at) == other._piece(at) for at in range(0, self.size, _CHUNK_BYTES))
+
+    def _piece(self, start: int) -> bytes:
+        if isinstance(self.source, bytes):
+            return self.source[start : start + _CHUNK_BYTES]
+        return self.source.read(start, _CHUNK_BYTES)
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.executable, self.size))
+
+    @property
+    def sha256(self) -> bytes:
+        """Of its bytes."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks():
+            digest.update(chunk)
+        return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +95,7 @@ class Bundle:
 
     @property
     def size(self) -> int:
-        return sum(len(file.content) for file in self.files)
+        return sum(file.size for file in self.files)
 
     def file(self, path: str) -> BundleFile | None:
         """The file at this path, or None."""
@@ -48,12 +110,16 @@ def make_bundle(files: Iterable[BundleFile]) -> Bundle:
 
 def bundle_hash(files: Sequence[BundleFile]) -> str:
     """sha256 over each file's mode, the length and text of its path, and its own sha256, in path order."""
+    return hash_of_digests((file.path, file.executable, file.sha256) for file in files)
+
+
+def hash_of_digests(files: Iterable[tuple[str, bool, bytes]]) -> str:
+    """The same from each file's path, whether it is executable, and its sha256."""
     digest = hashlib.sha256(b"builderd bundle 1\n")
-    for file in sorted(files, key=lambda file: file.path):
-        path = file.path.encode()
-        mode = b"x" if file.executable else b"-"
-        digest.update(mode + len(path).to_bytes(4, "big") + path)
-        digest.update(hashlib.sha256(file.content).digest())
+    for path, executable, sha256 in sorted(files):
+        name = path.encode()
+        mode = b"x" if executable else b"-"
+        digest.update(mode + len(name).to_bytes(4, "big") + name + sha256)
     return digest.hexdigest()
 
 

@@ -10,6 +10,8 @@ import re
 from builderd.domain.bundles import Bundle
 
 FILE = "Procfile"
+#: What lies further on is not read.
+MAX_BYTES = 1_000_000
 LINE = re.compile(r"(?P<process>[A-Za-z0-9_-]+)\s*:\s*(?P<command>\S.*?)\s*")
 
 
@@ -18,7 +20,7 @@ def web_command(bundle: Bundle) -> str | None:
     file = bundle.file(FILE)
     if file is None:
         return None
-    for line in file.content.decode(errors="replace").splitlines():
+    for line in file.head(MAX_BYTES).decode(errors="replace").splitlines():
         match = LINE.fullmatch(line)
         if match is not None and match["process"] == "web":
             return match["command"]

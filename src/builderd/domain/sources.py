@@ -42,7 +42,7 @@ _MACHINE = (b"\x7fELF", b"MZ", b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf", b"\xce\
 
 def kind_of(file: BundleFile) -> Kind:
     """By the name first, then by a ``#!`` line; what holds a NUL byte near its beginning is no text."""
-    head = file.content[:1024]
+    head = file.head(1024)
     if head.startswith(_MACHINE):
         return Kind.BINARY
     name = posixpath.basename(file.path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
+from builderd.domain.archives import ArchiveLimits
 from builderd.domain.bundles import Bundle
 
 
@@ -12,8 +13,18 @@ class Bundles(Protocol):
     async def put(self, bundle: Bundle) -> None:
         """Store it whole or not at all. Idempotent."""
 
+    async def unpack(self, archive: BinaryIO, limits: ArchiveLimits) -> Bundle:
+        """Store what is in an archive (zip, tar, tar.gz or tar.zst), whole or not at all.
+
+        ``archive`` is a file with a descriptor of its own. Nothing in it is trusted. Raises ``ValidationFailed`` or
+        ``TooLarge`` with the name of the entry at fault, and ``NoCapacity`` when there is no room for it.
+        """
+
     async def get(self, bundle_hash: str) -> Bundle:
-        """The bundle with its contents. Raises ``KeyError`` when there is none of this hash."""
+        """The bundle; the contents of a large one are read when they are asked for.
+
+        Raises ``KeyError`` when there is none of this hash.
+        """
 
     async def hashes(self) -> Collection[str]:
         """Of all that are stored."""

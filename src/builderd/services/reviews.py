@@ -88,17 +88,15 @@ def _own_hits(bundle: Bundle, entry: Entry, policy: Policy) -> Iterator[Hit]:
 
 
 def _size_hits(code: Sequence[BundleFile], policy: Policy) -> Iterator[Hit]:
-    limits, total = policy.limits, sum(len(file.content) for file in code)
+    limits, total = policy.limits, sum(file.size for file in code)
     advice = "Leave out what does not belong to the app. If it is meant, accept the finding with a reason"
     if len(code) > limits.files:
         yield _hit("RSK-size", "", f"{len(code)} files of code, of which {limits.files} are reviewed at most", advice)
     if total > limits.total_bytes:
         yield _hit("RSK-size", "", f"{total} bytes of code, of which {limits.total_bytes} are reviewed at most", advice)
     for file in code:
-        if len(file.content) > limits.file_bytes:
-            message = (
-                f"{len(file.content)} bytes of code, over the limit of {limits.file_bytes} for a file, so not reviewed"
-            )
+        if file.size > limits.file_bytes:
+            message = f"{file.size} bytes of code, over the limit of {limits.file_bytes} for a file, so not reviewed"
             yield _hit("RSK-size", file.path, message, advice)
 
 

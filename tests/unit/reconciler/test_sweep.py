@@ -43,7 +43,7 @@ async def test_what_no_record_knows_is_taken_away(world: World) -> None:
         builder = await world.create()
     (known,) = world.engine.sandboxes
     unknown = await start_unknown(world)
-    other = make_bundle([replace(MAIN, content=b"other")])
+    other = make_bundle([replace(MAIN, source=b"other")])
     await world.previews.put(ASTRAY)
     await world.bundles.put(other)
     await sweep(world.application, ())

@@ -28,7 +28,7 @@ async def test_a_bundle_is_there_before_anything_refers_to_it(world: World) -> N
 
 async def test_a_bundle_of_a_refused_request_is_not_left(world: World) -> None:
     await world.ask(name="taken")
-    other = replace(MAIN, content=b"other")
+    other = replace(MAIN, source=b"other")
     with pytest.raises(NameTaken):
         await world.ask(other, name="taken")
     assert list(world.bundles.stored) == [BUNDLE.hash]

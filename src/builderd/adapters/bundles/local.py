@@ -1,7 +1,8 @@
 """Bundles in a folder, one tar file each, named by their hash.
 
 A file gets its name only once it is on the disk in full, so that a crash leaves either all of it or nothing.
-What is read is hashed again: a damaged file counts as missing, and putting the bundle again mends it.
+What is read is hashed again: a damaged file counts as missing, and putting the bundle again mends it. Of a large one
+the contents stay where they are; it is hashed when it is first read.
 """
 
 from __future__ import annotations
@@ -12,23 +13,48 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Collection, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
+from builderd.adapters.bundles.unpacking import AT_ONCE, unpack
+from builderd.domain.archives import ArchiveLimits
 from builderd.domain.bundles import Bundle, BundleFile, bundle_hash
 
 log = logging.getLogger(__name__)
 
+#: Larger ones are not held in memory.
+LARGE_BYTES = 32_000_000
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class LocalBundles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._unpacking = asyncio.Semaphore(AT_ONCE)
+        #: Large files that were found whole, as ``_state`` tells them.
+        self._whole: dict[str, tuple[int, int, int]] = {}
 
     async def put(self, bundle: Bundle) -> None:
         await asyncio.to_thread(self._put, bundle)
+
+    async def unpack(self, archive: BinaryIO, limits: ArchiveLimits) -> Bundle:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _open_folder(self._folder) as folder, _nameless(self._folder) as out:
+            name = await unpack(archive, out, limits, self._unpacking)
+            return await asyncio.to_thread(self._adopt, name, out.fileno(), folder)
+
+    def _adopt(self, name: str, descriptor: int, folder: int) -> Bundle:
+        """Take what was unpacked, once it is certain to be what it is said to be."""
+        content = _Tar(os.dup(descriptor))
+        files = _unpack_large(content)
+        if files is None or bundle_hash(files) != name:
+            raise RuntimeError("an unpacked archive is not what it was said to be")
+        os.fsync(descriptor)
+        _link(descriptor, self._path(name).name, folder)
+        os.fsync(folder)
+        return Bundle(name, files)
 
     async def get(self, bundle_hash: str) -> Bundle:
         return await asyncio.to_thread(self._get, bundle_hash)
@@ -46,7 +72,7 @@ class LocalBundles:
     def _put(self, bundle: Bundle) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._has(bundle.hash):
-            _write_whole(self._path(bundle.hash), _pack(bundle))
+            _write_whole(self._path(bundle.hash), lambda out: _pack(bundle, out))
 
     def _has(self, name: str) -> bool:
         """Whether it is there and whole; a damaged one is taken away to make room."""
@@ -61,59 +87,133 @@ class LocalBundles:
         if not _HASH.fullmatch(name):
             raise KeyError(name)
         try:
-            packed = self._path(name).read_bytes()
+            content = _Tar(os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             raise KeyError(name) from None
-        files = _unpack(packed)
-        if files is None or bundle_hash(files) != name:
+        files = self._large(name, content) if content.size > LARGE_BYTES else _whole_files(name, content)
+        if files is None:
             log.error("bundle %s is damaged on the disk: deploy its version again", name)
             raise KeyError(name)
         return Bundle(name, files)
+
+    def _large(self, name: str, content: _Tar) -> tuple[BundleFile, ...] | None:
+        files, state = _unpack_large(content), content.state
+        if files is None or (self._whole.get(name) != state and bundle_hash(files) != name):
+            return None
+        self._whole[name] = state
+        return files
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.tar"
 
 
-def _pack(bundle: Bundle) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+class _Tar:
+    """An open file, for as long as anybody needs something of it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        status = os.fstat(descriptor)
+        self.size = status.st_size
+        #: Another one when the file is another, or was written to.
+        self.state = (status.st_ino, status.st_mtime_ns, status.st_size)
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+class _Stored:
+    """A file's bytes in a tar. Implements ``domain.bundles.Content``."""
+
+    __slots__ = ("_start", "_tar", "size")
+
+    def __init__(self, tar: _Tar, start: int, size: int) -> None:
+        self._tar = tar
+        self._start = start
+        self.size = size
+
+    def read(self, start: int, length: int) -> bytes:
+        wanted = min(length, self.size - start)
+        read = b"" if wanted <= 0 else os.pread(self._tar.descriptor, wanted, self._start + start)
+        if len(read) < wanted:
+            raise OSError("a bundle was cut off while it was read")
+        return read
+
+
+def _pack(bundle: Bundle, out: BinaryIO) -> None:
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for file in bundle.files:
             member = tarfile.TarInfo(file.path)
-            member.size = len(file.content)
+            member.size = file.size
             member.mode = 0o755 if file.executable else 0o644
-            tar.addfile(member, io.BytesIO(file.content))
-    return packed.getvalue()
+            tar.addfile(member, _Reader(file))
 
 
-def _unpack(packed: bytes) -> tuple[BundleFile, ...] | None:
+class _Reader(io.RawIOBase):
+    """A file's bytes, for who reads them like a file."""
+
+    def __init__(self, file: BundleFile) -> None:
+        self._chunks = file.chunks()
+        self._rest = b""
+
+    def read(self, size: int | None = -1) -> bytes:
+        assert size is not None
+        while len(self._rest) < size and (chunk := next(self._chunks, b"")):
+            self._rest += chunk
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece
+
+
+def _whole_files(name: str, content: _Tar) -> tuple[BundleFile, ...] | None:
+    packed = os.pread(content.descriptor, content.size, 0)
+    files = _members(io.BytesIO(packed), lambda start, size: packed[start : start + size])
+    return files if files is not None and bundle_hash(files) == name else None
+
+
+def _unpack_large(content: _Tar) -> tuple[BundleFile, ...] | None:
+    with os.fdopen(os.dup(content.descriptor), "rb") as file:
+        return _members(file, lambda start, size: _Stored(content, start, size))
+
+
+def _members(file: BinaryIO, source: Callable[[int, int], bytes | _Stored]) -> tuple[BundleFile, ...] | None:
     try:
-        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
-            return tuple(_members(tar))
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            files = list(_files(tar, source))
     except (tarfile.TarError, EOFError, ValueError):
         return None
+    return tuple(sorted(files, key=lambda file: file.path))
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[BundleFile]:
-    for member in tar:
-        content = tar.extractfile(member)
-        if content is None:
+def _files(tar: tarfile.TarFile, source: Callable[[int, int], bytes | _Stored]) -> Iterator[BundleFile]:
+    while (member := tar.next()) is not None:
+        if not member.isreg():
             raise ValueError(member.name)
-        yield BundleFile(member.name, content.read(), executable=bool(member.mode & 0o100))
+        yield BundleFile(member.name, source(member.offset_data, member.size), executable=bool(member.mode & 0o100))
+        # Otherwise it would keep all of them.
+        tar.members.clear()  # type: ignore[attr-defined]
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def _write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """A nameless file is filled and only then linked: a crash before that leaves nothing to clean up."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        nameless = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-        with os.fdopen(nameless, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(nameless)
-            _link(nameless, path.name, folder)
+    with _open_folder(path.parent) as folder, _nameless(path.parent) as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+        _link(file.fileno(), path.name, folder)
         os.fsync(folder)
+
+
+@contextmanager
+def _open_folder(path: Path) -> Iterator[int]:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield folder
     finally:
         os.close(folder)
+
+
+def _nameless(folder: Path) -> BinaryIO:
+    return os.fdopen(os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), "w+b")
 
 
 def _link(nameless: int, name: str, folder: int) -> None:

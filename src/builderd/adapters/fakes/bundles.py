@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Collection
+from typing import BinaryIO
 
-from builderd.domain.bundles import Bundle
+from builderd.domain.archives import ArchiveLimits
+from builderd.domain.bundles import Bundle, BundleFile, make_bundle
+from builderd.domain.errors import ValidationFailed
 
 
 class FakeBundles:
@@ -13,6 +17,24 @@ class FakeBundles:
 
     async def put(self, bundle: Bundle) -> None:
         self.stored[bundle.hash] = bundle
+
+    async def unpack(self, archive: BinaryIO, limits: ArchiveLimits) -> Bundle:
+        """Takes a tar, and looks at nothing but what it is."""
+        try:
+            with tarfile.open(fileobj=archive, mode="r:") as tar:
+                contents = [(member, tar.extractfile(member)) for member in tar if member.isfile()]
+                files = [
+                    BundleFile(member.name, content.read(), bool(member.mode & 0o100))
+                    for member, content in contents
+                    if content
+                ]
+        except tarfile.TarError:
+            raise ValidationFailed(
+                {"source": ["The archive is none: send a zip, a tar, a tar.gz or a tar.zst."]}
+            ) from None
+        bundle = make_bundle(files)
+        await self.put(bundle)
+        return bundle
 
     async def get(self, bundle_hash: str) -> Bundle:
         return self.stored[bundle_hash]

@@ -134,7 +134,7 @@ def _document(bundle: Bundle, path: str) -> dict[str, Any] | None:
     file = bundle.file(path)
     if file is None:
         return None
-    if len(file.content) > MAX_BYTES:
+    if file.size > MAX_BYTES:
         raise InstallFailed(f"{path} is larger than {MAX_BYTES} bytes.")
     try:
         document = json.loads(file.content.decode("utf-8-sig"))

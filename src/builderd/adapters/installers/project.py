@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from builderd.adapters.installers.requirements import MAX_LINES, Requirements, parse_requirement
-from builderd.domain.bundles import Bundle
+from builderd.domain.bundles import MAX_CONTENT_BYTES, Bundle
 from builderd.domain.errors import InstallFailed
 
 FILE, LOCK = "pyproject.toml", "uv.lock"
@@ -104,6 +104,8 @@ def _toml(bundle: Bundle, path: str) -> dict[str, Any]:
     file = bundle.file(path)
     if file is None:
         return {}
+    if file.size > MAX_CONTENT_BYTES:
+        raise InstallFailed(f"{path} has {file.size} bytes: at most {MAX_CONTENT_BYTES} are read.")
     try:
         return tomllib.loads(file.content.decode("utf-8-sig").replace("\r\n", "\n"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from builderd.domain.bundles import Bundle
+from builderd.domain.bundles import MAX_CONTENT_BYTES, Bundle
 from builderd.domain.errors import InstallFailed
 
 FILE = "requirements.txt"
@@ -153,6 +153,8 @@ def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
 def _text(bundle: Bundle, path: str) -> str:
     file = bundle.file(path)
     assert file is not None, "it was looked up before"
+    if file.size > MAX_CONTENT_BYTES:
+        raise InstallFailed(f"{path} has {file.size} bytes: at most {MAX_CONTENT_BYTES} are read.")
     try:
         return file.content.decode("utf-8-sig")
     except UnicodeDecodeError:

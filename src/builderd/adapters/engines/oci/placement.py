@@ -109,7 +109,7 @@ def _write(parent: int, file: BundleFile, owner: int) -> None:
         os.unlink(UNFINISHED, dir_fd=parent)
     descriptor = os.open(UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
     with os.fdopen(descriptor, "wb") as out:
-        out.write(file.content)
+        out.writelines(file.chunks())
         out.flush()
         os.fchown(descriptor, owner, owner)
         os.fchmod(descriptor, 0o755 if file.executable else 0o644)

@@ -177,11 +177,11 @@ def pack_sources(bundle: Bundle, limits: ReviewLimits) -> bytes:
     total = 0
     for file in bundle.files:
         kind = kind_of(file)
-        fits = len(file.content) <= limits.file_bytes and total + len(file.content) <= limits.total_bytes
+        fits = file.size <= limits.file_bytes and total + file.size <= limits.total_bytes
         if (kind in CODE or kind is Kind.TEXT) and fits and len(files) < limits.files * 2:
-            files.append((file.path, kind.value, len(file.content)))
+            files.append((file.path, kind.value, file.size))
             contents.append(file.content)
-            total += len(file.content)
+            total += file.size
     header = json.dumps({"files": files, "paths": [file.path for file in bundle.files]}).encode()
     return b"".join((len(header).to_bytes(8, "big"), header, *contents))
 

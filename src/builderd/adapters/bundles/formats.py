@@ -1,0 +1,280 @@
+"""The formats of archives: zip, tar, tar.gz and tar.zst, read entry by entry, whatever is in them.
+
+A zip's directory is read by the standard library, its contents here: a file must be, to the byte, what the directory
+says. Formats: APPNOTE.TXT 6.3.10 (zip), RFC 1952 (gzip), RFC 8878 (zstd); tar as tarfile knows it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import BinaryIO
+
+import zstandard
+
+from builderd.domain.archives import ArchiveLimits, EntryKind, Refused
+
+CHUNK = 1 << 18
+#: The largest window that zstd's own tools use unless told otherwise (``--ultra``, ``--long=27``).
+MAX_WINDOW = 1 << 27
+#: What a tar archive has besides the contents: a header, padding and long names for each file.
+OVERHEAD_BYTES = 4096
+_LOCAL = struct.Struct("<4sHHHHHIIIHH")
+_LOCAL_MAGIC = b"PK\x03\x04"
+_END = struct.Struct("<4sHHHHIIH")
+_END64 = struct.Struct("<4sQHHIIQQQQ")
+_ENCRYPTED = 1 | 1 << 6 | 1 << 13
+_UTF8 = 1 << 11
+_UNIX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """``chunks`` reads its content, which must happen before the next entry is asked for."""
+
+    name: str
+    kind: EntryKind
+    size: int
+    executable: bool
+    chunks: Callable[[], Iterator[bytes]]
+
+
+def entries(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
+    """All entries, from the first on. Raises ``Refused`` for what is none of these formats, or damaged."""
+    archive.seek(0)
+    head = archive.read(512)
+    archive.seek(0)
+    if head.startswith((_LOCAL_MAGIC, b"PK\x05\x06")):
+        yield from _zip_entries(archive, limits)
+    elif head.startswith(b"\x1f\x8b"):
+        with gzip.GzipFile(fileobj=archive) as unpacked:
+            yield from _tar_entries(unpacked, limits)  # type: ignore[arg-type]
+    elif head.startswith(b"\x28\xb5\x2f\xfd"):
+        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+        with decompressor.stream_reader(archive, read_across_frames=True, closefd=False) as unpacked:
+            yield from _tar_entries(unpacked, limits)
+    elif _is_tar(head):
+        yield from _tar_entries(archive, limits)
+    else:
+        raise Refused("", "is none: send a zip, a tar, a tar.gz or a tar.zst")
+
+
+def _is_tar(head: bytes) -> bool:
+    """By its check sum: old ones have no magic word."""
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+# tar
+
+
+class _Counted(io.RawIOBase):
+    """Reads no more than an archive within its limits can hold: compressed, a terabyte takes a megabyte."""
+
+    def __init__(self, stream: BinaryIO, limits: ArchiveLimits) -> None:
+        self._stream = stream
+        self._left = limits.max_bytes + limits.max_files * OVERHEAD_BYTES
+        self._limits = limits
+        self.entry = ""
+
+    def read(self, size: int | None = -1) -> bytes:
+        piece = self._stream.read(CHUNK if size is None or size < 0 else min(size, CHUNK))
+        self._left -= len(piece)
+        if self._left < 0:
+            why = f"is too large: at most {self._limits.max_bytes} bytes are taken, of all files together"
+            raise Refused(self.entry, why, too_large=True)
+        return piece
+
+
+def _tar_entries(stream: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
+    counted = _Counted(stream, limits)
+    opened = {"encoding": "utf-8", "errors": "surrogateescape", "tarinfo": _Member}
+    with _damage_told(counted), tarfile.open(fileobj=counted, mode="r|", **opened) as tar:  # type: ignore[call-overload]
+        while (member := tar.next()) is not None:
+            # Otherwise it would keep all of them.
+            tar.members.clear()
+            counted.entry = member.name
+            yield _tar_entry(tar, member)
+        # The check sum of what it was packed with comes last.
+        while counted.read():
+            pass
+
+
+class _Member(tarfile.TarInfo):
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
+        """A header that makes no sense is no end: what comes after it would be lost in silence."""
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from None
+
+
+def _tar_entry(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
+    def chunks() -> Iterator[bytes]:
+        content, left = tar.extractfile(member), member.size
+        assert content is not None
+        while left:
+            piece = content.read(min(CHUNK, left))
+            if not piece:
+                raise Refused(member.name, "is cut off")
+            left -= len(piece)
+            yield piece
+
+    name = f"{member.name}/" if member.isdir() else member.name
+    return Entry(name, _tar_kind(member), member.size, bool(member.mode & 0o111), chunks)
+
+
+def _tar_kind(member: tarfile.TarInfo) -> EntryKind:
+    if member.issym() or member.islnk():
+        return EntryKind.LINK
+    if member.isdev():
+        return EntryKind.DEVICE
+    if member.issparse():
+        return EntryKind.SPARSE
+    if member.isdir():
+        return EntryKind.FOLDER
+    return EntryKind.FILE if member.type in tarfile.REGULAR_TYPES else EntryKind.UNKNOWN
+
+
+@contextmanager
+def _damage_told(counted: _Counted) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, EOFError, OSError, zlib.error, zstandard.ZstdError, ValueError, OverflowError) as error:
+        where = counted.entry
+        raise Refused(where, f"{'or what follows it ' if where else ''}cannot be read: {error}") from None
+
+
+# zip
+
+
+def _zip_entries(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
+    _check_count(archive, limits)
+    try:
+        infos = zipfile.ZipFile(archive).infolist()
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError, EOFError) as error:
+        raise Refused("", f"cannot be read as a zip: {error}") from None
+    _check_overlap(archive, infos)
+    for info in infos:
+        yield _zip_entry(archive, info)
+
+
+def _check_count(archive: BinaryIO, limits: ArchiveLimits) -> None:
+    """An honest directory says at its end how many entries it has; a lying one meets the limit of memory."""
+    archive.seek(0, io.SEEK_END)
+    archive.seek(max(archive.tell() - 65_557 - _END64.size - 20, 0))
+    tail = archive.read()
+    end, end64 = tail.rfind(b"PK\x05\x06"), tail.rfind(b"PK\x06\x06")
+    count = _END.unpack_from(tail, end)[4] if 0 <= end <= len(tail) - _END.size else 0
+    if count == 0xFFFF and 0 <= end64 <= len(tail) - _END64.size:
+        count = _END64.unpack_from(tail, end64)[7]
+    if count > 2 * limits.max_files:
+        raise Refused("", f"has {count} entries: at most {limits.max_files} files are taken", too_large=True)
+
+
+def _check_overlap(archive: BinaryIO, infos: list[zipfile.ZipInfo]) -> None:
+    """Entries that share their bytes unpack to far more than they seem to (a "zip bomb without recursion")."""
+    placed = sorted((info.header_offset, _end_of(archive, info), info.orig_filename) for info in infos)
+    for (_, end, _), (start, _, name) in pairwise(placed):
+        if start < end:
+            raise Refused(name, "overlaps another one")
+
+
+def _local(archive: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, bytes]:
+    """Where an entry's content begins, and what it is called there."""
+    archive.seek(info.header_offset)
+    header = archive.read(_LOCAL.size)
+    if len(header) < _LOCAL.size or not header.startswith(_LOCAL_MAGIC):
+        raise Refused(info.orig_filename, "is not where the archive says")
+    *_, name_length, extra_length = _LOCAL.unpack(header)
+    return info.header_offset + _LOCAL.size + name_length + extra_length, archive.read(name_length)
+
+
+def _end_of(archive: BinaryIO, info: zipfile.ZipInfo) -> int:
+    start, _ = _local(archive, info)
+    return start + info.compress_size
+
+
+def _zip_entry(archive: BinaryIO, info: zipfile.ZipInfo) -> Entry:
+    mode = info.external_attr >> 16 if info.create_system == _UNIX else 0
+    kind = _zip_kind(info, mode)
+    return Entry(info.orig_filename, kind, info.file_size, bool(mode & 0o111), lambda: _zip_chunks(archive, info))
+
+
+def _zip_kind(info: zipfile.ZipInfo, mode: int) -> EntryKind:
+    if info.flag_bits & _ENCRYPTED:
+        return EntryKind.ENCRYPTED
+    if stat.S_ISLNK(mode):
+        return EntryKind.LINK
+    if info.orig_filename.endswith("/"):
+        return EntryKind.FOLDER if info.file_size == 0 else EntryKind.UNKNOWN
+    if stat.S_IFMT(mode) in (0, stat.S_IFREG):
+        return EntryKind.FILE
+    return EntryKind.UNKNOWN if stat.S_ISDIR(mode) else EntryKind.DEVICE
+
+
+def _zip_chunks(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    """The content, which must have the size and the check sum that the directory says."""
+    start, name = _local(archive, info)
+    if name.decode("utf-8" if info.flag_bits & _UTF8 else "cp437", "replace") != info.orig_filename:
+        raise Refused(info.orig_filename, "has another name in its own header")
+    archive.seek(start)
+    size = crc = 0
+    for piece in _unpacked(archive, info):
+        size += len(piece)
+        if size > info.file_size:
+            break
+        crc = zlib.crc32(piece, crc)
+        yield piece
+    if (size, crc) != (info.file_size, info.CRC):
+        raise Refused(info.orig_filename, "is not what the archive says: its size or its check sum is another one")
+
+
+def _unpacked(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    if info.compress_type == zipfile.ZIP_STORED:
+        yield from _packed(archive, info)
+    elif info.compress_type == zipfile.ZIP_DEFLATED:
+        yield from _inflated(archive, info)
+    else:
+        raise Refused(info.orig_filename, "is compressed in another way than deflate: pack the zip in the usual one")
+
+
+def _packed(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    left = info.compress_size
+    while left:
+        piece = archive.read(min(CHUNK, left))
+        if not piece:
+            raise Refused(info.orig_filename, "is cut off")
+        left -= len(piece)
+        yield piece
+
+
+def _inflated(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        for piece in _packed(archive, info):
+            rest = piece
+            while rest and not inflater.eof:
+                yield inflater.decompress(rest, CHUNK)
+                rest = inflater.unconsumed_tail
+            if inflater.eof and (inflater.unused_data or rest):
+                raise Refused(info.orig_filename, "goes on after its end")
+        while not inflater.eof and (last := inflater.decompress(b"", CHUNK)):
+            yield last
+    except zlib.error as error:
+        raise Refused(info.orig_filename, f"cannot be read: {error}") from None
+    if not inflater.eof:
+        raise Refused(info.orig_filename, "is cut off")

@@ -57,6 +57,7 @@ class Life:
         self._point = point
         self._left = nth
         self.world = world.another(self._store)
+        self.reconciler = Reconciler(self.world.application, self.fault if point else no_fault)
 
     def fault(self, point: str) -> None:
         if point != self._point or self.is_over:
@@ -67,6 +68,11 @@ class Life:
             raise Killed
 
     @property
+    def works(self) -> bool:
+        """Whether it is at work on any builder."""
+        return bool(self.reconciler._workers)
+
+    @property
     def is_over(self) -> bool:
         return self._store.dead.is_set()
 
@@ -75,7 +81,7 @@ class Life:
 async def living(world: World, point: str = "", nth: int = 1) -> AsyncIterator[Life]:
     """A service lives until the block ends, or until it comes to the point for the ``nth`` time."""
     life = Life(world, point, nth)
-    task = asyncio.create_task(Reconciler(life.world.application, life.fault if point else no_fault).run())
+    task = asyncio.create_task(life.reconciler.run())
     try:
         yield life
     finally:

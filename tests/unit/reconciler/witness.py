@@ -1,0 +1,144 @@
+"""A witness of what really ran, who knows neither the ledger nor the events, and the sums that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from fractions import Fraction
+from typing import Any
+
+from builderd.adapters.fakes.engine import FakeEngine
+from builderd.domain.events import Event
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxSpec
+from builderd.ports.clock import Skip
+
+RUNNING, FROZEN = "running", "frozen"
+SECOND = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """``end`` None: it goes on."""
+
+    state: str
+    start: datetime
+    end: datetime | None
+    version: int = 0
+
+
+@dataclass
+class Witness:
+    """Stands beside a fake engine. ``turns``: (sandbox, what it does from then on, when)."""
+
+    engine: FakeEngine
+    disks: dict[DiskId, datetime] = field(default_factory=dict)
+    turns: list[tuple[SandboxId, str | None, datetime]] = field(default_factory=list)
+    owners: dict[SandboxId, BuilderId] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end", "freeze", "thaw", "create_disk"):
+            setattr(self.engine, name, getattr(self, name)(getattr(self.engine, name)))
+
+    def start(self, real: Any) -> Any:
+        async def start(spec: SandboxSpec) -> SandboxReport:
+            is_new = spec.id not in self.engine.sandboxes
+            report: SandboxReport = await real(spec)
+            if is_new:
+                self.owners[spec.id] = spec.builder_id
+                self._turn(spec.id, RUNNING)
+            return report
+
+        return start
+
+    def end(self, real: Any) -> Any:
+        def end(sandbox: SandboxId, cause: EndCause = EndCause.EXITED, exit_code: int | None = 0) -> None:
+            if self.engine.sandboxes[sandbox].end is None:
+                self._turn(sandbox, None)
+            real(sandbox, cause, exit_code)
+
+        return end
+
+    def freeze(self, real: Any) -> Any:
+        return self._turning(real, FROZEN)
+
+    def thaw(self, real: Any) -> Any:
+        return self._turning(real, RUNNING)
+
+    def create_disk(self, real: Any) -> Any:
+        async def create_disk(disk: DiskId, size: int) -> None:
+            await real(disk, size)
+            self.disks.setdefault(disk, self.engine._now())
+
+        return create_disk
+
+    def _turning(self, real: Any, state: str) -> Any:
+        async def turn(sandbox: SandboxId) -> SandboxReport:
+            found = self.engine.sandboxes.get(sandbox)
+            before = found.frozen if found else False
+            report: SandboxReport = await real(sandbox)
+            if found and found.end is None and found.frozen != before:
+                self._turn(sandbox, state)
+            return report
+
+        return turn
+
+    def _turn(self, sandbox: SandboxId, state: str | None) -> None:
+        self.turns.append((sandbox, state, self.engine._now()))
+
+    def spans(self, builder: BuilderId) -> Sequence[Span]:
+        """What its sandboxes really did."""
+        mine = [sandbox for sandbox, owner in self.owners.items() if owner == builder]
+        return [span for sandbox in mine for span in _spans((s, t) for one, s, t in self.turns if one == sandbox)]
+
+
+def told(events: Iterable[Event]) -> Sequence[Span]:
+    """What the events of a builder say that it did."""
+    spans: list[Span] = []
+    states = {"sandbox.started": RUNNING, "sandbox.frozen": FROZEN, "sandbox.thawed": RUNNING, "sandbox.ended": None}
+    turns: dict[str, list[tuple[str | None, datetime]]] = {}
+    versions: dict[str, int] = {}
+    for event in events:
+        if event.type in states:
+            sandbox = event.details["sandbox"]
+            turns.setdefault(sandbox, []).append((states[event.type], event.time))
+            versions[sandbox] = event.details["version"]
+    for sandbox, mine in turns.items():
+        spans += [Span(one.state, one.start, one.end, versions[sandbox]) for one in _spans(mine)]
+    return spans
+
+
+def _spans(turns: Iterable[tuple[str | None, datetime]]) -> Iterator[Span]:
+    state: str | None = None
+    since: datetime | None = None
+    for following, at in turns:
+        if state is not None and since is not None and at > since:
+            yield Span(state, since, at)
+        state, since = following, at
+    if state is not None and since is not None:
+        yield Span(state, since, None)
+
+
+def microseconds(
+    start: datetime, end: datetime | None, now: datetime, skips: Iterable[Skip], within: tuple[datetime, datetime]
+) -> int:
+    """How much time really passed in [start, end), as far as it lies in the window."""
+    lower, upper = max(start, within[0]), min(end or now, within[1])
+    if lower >= upper:
+        return 0
+    skipped = sum(_overlap(lower, upper, skip) for skip in skips)
+    return (upper - lower) // timedelta(microseconds=1) - skipped
+
+
+def _overlap(start: datetime, end: datetime, skip: Skip) -> int:
+    span = min(end, skip.until) - max(start, skip.since)
+    return max(span // timedelta(microseconds=1), 0)
+
+
+def paid(spans: Iterable[tuple[int, Fraction]]) -> Fraction:
+    """The sum of microseconds times hourly rates, in the currency."""
+    return sum((Fraction(time) * rate for time, rate in spans), Fraction(0)) / 3_600_000_000
+
+
+Rates = Mapping[tuple[int, str], Fraction]

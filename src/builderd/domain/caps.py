@@ -40,7 +40,8 @@ class Spent:
             return now
         if self.hourly_rate <= 0:
             return None
-        seconds = (amount - self.money) / self.hourly_rate * SECONDS_PER_HOUR
+        # Divided last: a quotient of 28 digits that is multiplied again may come out above a whole number.
+        seconds = (amount - self.money) * SECONDS_PER_HOUR / self.hourly_rate
         if seconds > (next_month(now) - now).total_seconds():
             return None
         # Rounded up, so that it is reached then, and not a moment later.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from builderd.domain.caps import Account, Cap, Spent, lower, reached, tightest
@@ -23,6 +23,7 @@ def account(spent: str, rate: str = "0.1965", cap: Cap = CAP, *, warned: bool = 
 
 
 @given(amounts, rates, amounts)
+@example(Decimal(0), Decimal("0.0384"), Decimal("0.0001"))
 def test_at_that_time_so_much_is_spent_and_a_moment_before_it_was_not(
     money: Decimal, rate: Decimal, amount: Decimal
 ) -> None:

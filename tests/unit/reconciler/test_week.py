@@ -153,9 +153,8 @@ class Week:
         now, application = world.clock.now(), world.application
         found = await world.builder(builder)
         if found.desired is Desired.STOPPED and found.settled:
-            disk = (await world.version(found)).settings.resources.disk
             size = self.chance.choice(SIZES)
-            change = Change(resources=Resources(size.cpu, size.memory, disk))
+            change = Change(resources={"cpu": size.cpu, "memory": size.memory})
             await application.store.write(
                 lambda uow: deployments.configure(uow, application, world.caller, builder.id, change, now)
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -33,6 +35,9 @@ from builderd.services import backups, bundles, qa
 from builderd.services.application import Application
 
 
+log = logging.getLogger(__name__)
+
+
 class Steps:
     """Carries out the domain's steps with the application's ports."""
 
@@ -40,6 +45,7 @@ class Steps:
         self._app = application
         self._installs = Installs(application)
         self._trials = Trials(application)
+        self._removals: set[asyncio.Task[None]] = set()
 
     async def perform(  # noqa: C901, PLR0912 -- one branch a step
         self, subject: Subject, seen: Observed, step: domain.Step
@@ -262,7 +268,19 @@ class Steps:
             grace = min(grace, handover.GRACE)
         report = await self._app.engine.stop(sandbox.id, grace)
         end = report.end or SandboxEnd(EndCause.STOPPED, None, None)
-        return self._ended(subject, sandbox, end)
+        ended = self._ended(subject, sandbox, end)
+        # Visitors wait for what comes next, and not for this.
+        return replace(ended, afterwards=partial(self._remove_meanwhile, sandbox)) if drain else ended
+
+    async def _remove_meanwhile(self, sandbox: Sandbox) -> None:
+        removal = asyncio.create_task(self._app.engine.remove(sandbox.id))
+        self._removals.add(removal)
+        removal.add_done_callback(self._removed)
+
+    def _removed(self, removal: asyncio.Task[None]) -> None:
+        self._removals.discard(removal)
+        if not removal.cancelled() and removal.exception() is not None:
+            log.warning("an ended sandbox is left to the next sweep", exc_info=removal.exception())
 
     def _record_end(self, subject: Subject, sandbox: Sandbox, report: SandboxReport | None) -> Result:
         end = report.end if report and report.end else SandboxEnd(EndCause.UNKNOWN, None, None)

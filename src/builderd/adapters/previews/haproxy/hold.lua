@@ -11,8 +11,8 @@ local LOOK = 20 -- ms between two looks at the map and the clock
 local RETRY = 250 -- ms until the service is told again, after it did not answer
 local LISTEN = 35 -- s that its answer is waited for: longer than anybody waits
 local CROWD = 2000 -- so many may wait for one host
-local WAVE = 16 -- so many are let go at once: an app's own queue of connections may be short
-local BUSY = 32 -- so many are let in before the first of them were answered
+local WAVE = 4 -- so many are let go at once: the queue of connections of many an app takes five
+local BUSY = 4 -- so many are let in before the first of them were answered
 local PAUSE = 1 -- ms between two waves
 local LAST_WAVE = 2000 -- ms until the rest is let go, however slow the app is
 

@@ -1,0 +1,72 @@
+"""Visitors at a steady rate: every answer is kept, and how long it took."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from tests.acceptance.live_service import PATIENCE, LiveService
+
+
+@dataclass
+class Load:
+    """``seen`` counts the bodies of the answers, ``failed`` says what was no 200, ``seconds`` is of each request."""
+
+    rate: float
+    seen: Counter[str] = field(default_factory=Counter)
+    failed: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def longest(self) -> float:
+        return max(self.seconds, default=0.0)
+
+
+@contextmanager
+def load(service: LiveService, data: Mapping[str, Any], rate: float, method: str = "GET") -> Iterator[Load]:
+    """So many requests a second to the preview until the block ends, each sent in time whatever the others do."""
+    told, over = Load(rate), threading.Event()
+    url = f"http://127.0.0.1:{service.preview_port}/"
+    headers = {"Host": data["preview_url"].split("/")[2]}
+    thread = threading.Thread(target=lambda: asyncio.run(_visit(told, over, method, url, headers)))
+    thread.start()
+    try:
+        yield told
+    finally:
+        over.set()
+        thread.join(PATIENCE)
+
+
+async def _visit(told: Load, over: threading.Event, method: str, url: str, headers: Mapping[str, str]) -> None:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+    async with httpx.AsyncClient(timeout=60, limits=limits, headers=headers, trust_env=False) as client:
+        visits: set[asyncio.Task[None]] = set()
+        begun, sent = time.monotonic(), 0
+        while not over.is_set():
+            visit = asyncio.create_task(_request(told, client, method, url))
+            visits.add(visit)
+            visit.add_done_callback(visits.discard)
+            sent += 1
+            await asyncio.sleep(max(0.0, begun + sent / told.rate - time.monotonic()))
+        await asyncio.gather(*visits)
+
+
+async def _request(told: Load, client: httpx.AsyncClient, method: str, url: str) -> None:
+    begun = time.monotonic()
+    try:
+        response = await client.request(method, url)
+    except httpx.HTTPError as error:
+        told.failed.append(f"{type(error).__name__} after {time.monotonic() - begun:.2f} s: {error}")
+        return
+    told.seconds.append(time.monotonic() - begun)
+    if response.status_code == 200:
+        told.seen[response.text] += 1
+    else:
+        told.failed.append(f"{response.status_code}: {response.text[:200]}")

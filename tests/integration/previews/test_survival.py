@@ -11,11 +11,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from tests.previews.proxy import App, Proxy, eventually
+
+from builderd.adapters.previews.haproxy import guarding
 
 pytestmark = pytest.mark.haproxy
 
@@ -81,6 +83,49 @@ def test_a_reload_by_hand_fails_no_request(make_proxy: Callable[..., Proxy], app
             os.kill(master_of(proxy), signal.SIGUSR2)
         more(counted, 400)
     assert counted.keys() == {200}, counted
+
+
+def test_a_proxy_that_dies_comes_back_while_no_service_runs(make_proxy: Callable[..., Proxy], app: App) -> None:
+    from tests.integration.previews.test_life import master_of
+
+    proxy = make_proxy().start()
+    host = proxy.open(app)
+    for _ in range(2):
+        before = master_of(proxy)
+        os.kill(before, signal.SIGKILL)
+        wait_for_another(proxy, before)
+        eventually(lambda: answers(proxy, host))
+    proxy.previews = proxy.service()
+    proxy.start()
+    assert proxy.visitor.get(host).status == 200
+    # The guard's end is not that of the proxy which it has started.
+    proxy.run(guarding.end(proxy.previews._files))
+    assert proxy.visitor.get(host).status == 200
+    proxy.run(proxy.previews.down())
+    assert processes_of(proxy) == []
+
+
+def wait_for_another(proxy: Proxy, master: int) -> None:
+    file = proxy.directory / "haproxy.pid"
+    eventually(lambda: file.read_text().strip() not in ("", str(master)))
+
+
+def answers(proxy: Proxy, host: str) -> bool:
+    try:
+        return proxy.visitor.get(host).status == 200
+    except (OSError, IndexError):
+        return False
+
+
+def processes_of(proxy: Proxy) -> list[str]:
+    """Those that the configuration, or the guard's file, is told to."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if str(proxy.directory) in command:
+                found.append(command)
+    return found
 
 
 def start_service(proxy: Proxy, app: App, host: str) -> subprocess.Popen[str]:

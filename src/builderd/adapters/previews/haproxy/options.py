@@ -81,6 +81,10 @@ class ProxyFiles:
         return self.directory / "haproxy.pid"
 
     @property
+    def guard(self) -> Path:
+        return self.directory / "guard.pid"
+
+    @property
     def jail(self) -> Path:
         """The directory that a worker started by root is locked into: there is nothing in it but one socket."""
         return self.directory / "empty"

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy import activity, config, hold, pages, process, runtime_api
+from builderd.adapters.previews.haproxy import activity, config, guarding, hold, pages, process, runtime_api
 from builderd.adapters.previews.haproxy.certificate import Certificate
 from builderd.adapters.previews.haproxy.config import Configuration
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
@@ -122,6 +122,7 @@ class HaproxyPreviews:
             await self._waiting.open(host.user)
             await self._bring_up(config.render(self._options, files, host))
             await self._agree(routes)
+            await guarding.begin(self._files, process.command(process.program(self._options), self._files))
             self._open_map = routes
         except (ProxyGone, CommandRefused) as error:
             raise EngineUnavailable(f"the preview proxy does not work: {error}") from error
@@ -142,7 +143,12 @@ class HaproxyPreviews:
             else:
                 return
         self._write(wanted)
-        await process.start(self._options, self._files)
+        try:
+            await process.start(self._options, self._files)
+        except EngineUnavailable:
+            # Its guard may have been quicker.
+            if await process.find(self._files) is None:
+                raise
 
     async def _reload(self, wanted: Configuration) -> None:
         before = self._files.config.read_text() if self._files.config.exists() else None

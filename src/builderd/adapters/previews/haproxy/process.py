@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy import runtime_api
+from builderd.adapters.previews.haproxy import guarding, runtime_api
 from builderd.adapters.previews.haproxy.config import DESCRIPTION, Host
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.runtime_api import ProxyGone
@@ -193,45 +193,23 @@ async def reload(options: ProxyOptions, files: ProxyFiles) -> None:
 
 
 async def end(files: ProxyFiles) -> None:
-    """End master and workers at once, and wait until they are gone. Idempotent."""
+    """End the guard, master and workers at once, and wait until they are gone. Idempotent."""
+    await guarding.end(files)
     found = await find(files)
     if found is None:
         return
     _signal(found.master, signal.SIGTERM)
-    if not await _gone(found.master):
+    if not await guarding.gone(found.master):
         # Its workers go with it: they end when the line to the master breaks.
         _signal(found.master, signal.SIGKILL)
-        await _gone(found.master)
+        await guarding.gone(found.master)
 
 
 def _master_by_file(files: ProxyFiles) -> int | None:
     """The master that wrote the pid file, when it still runs with this very configuration."""
-    try:
-        pid = int(files.pid.read_text())
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except (OSError, ValueError):
-        return None
-    return pid if os.fsencode(files.config) in words else None
+    return guarding.running(files.pid, files)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-async def _gone(pid: int) -> bool:
-    deadline = asyncio.get_running_loop().time() + PATIENCE / 3
-    while _lives(pid):
-        if asyncio.get_running_loop().time() > deadline:
-            return False
-        await asyncio.sleep(0.01)
-    return True
-
-
-def _lives(pid: int) -> bool:
-    """Whether the process is there and no zombie that nobody has collected yet."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,88 @@
+"""The guard: a shell that starts the proxy again when it has died, also while no service runs.
+
+It sleeps on the master's process and ends when the pid file has gone, or when it is told to. The proxy is never its
+child, so nothing ends with it; the next service starts another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from builderd.adapters.previews.haproxy.options import ProxyFiles
+
+#: Seconds that a process may take to end.
+PATIENCE = 10.0
+#: The file is empty for a moment while it is written. A master that another has replaced is none of its business.
+_SCRIPT = """\
+echo $$ >"$1"; pid_file=$2; shift 2
+while [ -e "$pid_file" ]; do
+  pid=; read -r pid <"$pid_file"
+  [ -n "$pid" ] || { sleep 0.1; continue; }
+  tail --pid="$pid" -s 0.2 -f /dev/null
+  now=; read -r now <"$pid_file" || continue
+  [ "$now" != "$pid" ] || "$@" || sleep 1
+done
+"""
+
+
+async def begin(files: ProxyFiles, proxy: Sequence[str]) -> None:
+    """See that a guard is there, which starts the proxy by this command. Idempotent."""
+    if running(files.guard, files) is None:
+        await asyncio.to_thread(_begin, files, proxy)
+
+
+def _begin(files: ProxyFiles, proxy: Sequence[str]) -> None:
+    subprocess.run(
+        ("setsid", "--fork", "sh", "-c", _SCRIPT, "guard", str(files.guard), str(files.pid), *proxy),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": os.defpath},
+        cwd="/",
+        check=True,
+    )
+
+
+async def end(files: ProxyFiles) -> None:
+    """End the guard with what it waits on, and nothing else. Idempotent."""
+    pid = running(files.guard, files)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        await gone(pid)
+    files.guard.unlink(missing_ok=True)
+
+
+def running(pid_file: Path, files: ProxyFiles) -> int | None:
+    """The process that wrote this file, when it still runs with the proxy's very configuration."""
+    try:
+        pid = int(pid_file.read_text())
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if os.fsencode(files.config) in words else None
+
+
+async def gone(pid: int) -> bool:
+    """Wait until the process is gone; False when it is not in time."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while _lives(pid):
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(0.01)
+    return True
+
+
+def _lives(pid: int) -> bool:
+    """Whether the process is there and no zombie that nobody has collected yet."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,234 @@
+"""What nobody uses sleeps and stops, and whoever uses it finds it awake: with real sandboxes and the real preview."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService, live_service
+
+pytestmark = pytest.mark.root
+
+#: In seconds.
+FREEZE_AFTER = "1"
+
+#: Says how often it was started, and counts while it waits.
+COUNTING_APP = f"""\
+import pathlib
+starts = pathlib.Path("starts.txt")
+starts.write_text(str(int(starts.read_text()) + 1 if starts.exists() else 1))
+{TINY_APP.replace('os.environ.get("GREETING", "hello")', "starts.read_text()")}"""
+
+#: Serves many at once, as an app that is put before visitors does.
+BUSY_APP = """\
+import asyncio, os, pathlib
+
+starts = pathlib.Path("starts.txt")
+starts.write_text(str(int(starts.read_text()) + 1 if starts.exists() else 1))
+body = starts.read_bytes()
+
+async def answer(reader, writer):
+    try:
+        while await reader.readuntil(b"\\r\\n\\r\\n"):
+            writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%s" % (len(body), body))
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        writer.close()
+
+async def main():
+    server = await asyncio.start_server(answer, "0.0.0.0", int(os.environ["PORT"]))
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    data_dir = tmp_path_factory.mktemp("idle") / "data"
+    settings = {"BUILDERD_IDLE__FREEZE_AFTER": FREEZE_AFTER, "BUILDERD_RATES__REQUESTS": "0"}
+    with live_service(data_dir, **settings) as running:
+        yield running
+
+
+@pytest.fixture
+def napper(idle: LiveService) -> Iterator[dict[str, Any]]:
+    """A builder that may idle for ten minutes."""
+    if not idle.is_up:
+        idle.start()
+    data = idle.create("napper", COUNTING_APP, auto_stop_interval=10)
+    yield data
+    if not idle.is_up:
+        idle.start()
+    idle.call("DELETE", f"/builders/{data['uuid']}")
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def events(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The newest first."""
+    answer = service.call("GET", f"/builders/{data['uuid']}/events?per_page=100")
+    return [event for event in answer.json()["data"] if event["type"] == kind]
+
+
+def until_frozen(service: LiveService, data: Mapping[str, Any]) -> None:
+    def is_frozen() -> bool:
+        return len(events(service, data, "sandbox.frozen")) > len(events(service, data, "sandbox.thawed"))
+
+    eventually(is_frozen)
+
+
+def make_idle(service: LiveService, data: Mapping[str, Any], minutes: int = 60) -> None:
+    """As if nobody had used it for so long."""
+    # A visit of the last moments would be noted again.
+    time.sleep(2)
+    with contextlib.closing(sqlite3.connect(service.data_dir / "builderd.db", timeout=10)) as database, database:
+        ago = f"-{minutes} minutes"
+        database.execute(
+            "UPDATE builders SET last_active_at = datetime('now', ?) WHERE id = ?",
+            (ago, data["uuid"]),
+        )
+
+
+def until_idled(service: LiveService, data: Mapping[str, Any]) -> dict[str, Any]:
+    make_idle(service, data)
+    return service.wait_status(data["uuid"], "stopped")
+
+
+def test_what_nobody_uses_stands_still_and_answers_whoever_comes(idle: LiveService, napper: dict[str, Any]) -> None:
+    assert idle.visit(napper).text == "1"
+    until_frozen(idle, napper)
+    assert events(idle, napper, "sandbox.frozen")[0]["reason"] == "idle for 1 seconds"
+    assert idle.builder(napper["uuid"])["status"] == "running"
+    assert idle.visit(napper).text == "1"
+    thawed = events(idle, napper, "sandbox.thawed")[0]
+    assert (thawed["actor"], thawed["reason"]) == ("visitor", "woken by a visitor")
+    until_frozen(idle, napper)
+    answer = idle.call("POST", f"/builders/{napper['uuid']}/exec", json={"command": "cat starts.txt"})
+    assert answer.json()["data"]["output"] == "1"
+
+
+def test_what_idled_to_its_stop_is_started_for_a_visitor(idle: LiveService, napper: dict[str, Any]) -> None:
+    assert until_idled(idle, napper)["status_reason"] == "idle for 10 minutes"
+    assert idle.visit(napper).text == "2"
+    assert idle.wait_status(napper["uuid"], "running")["status_reason"] == "woken by a visitor"
+
+
+def test_what_a_person_stopped_stays_so(idle: LiveService, napper: dict[str, Any]) -> None:
+    idle.call("POST", f"/builders/{napper['uuid']}/stop")
+    answer = idle.visit(napper)
+    assert (answer.status_code, answer.json()["code"]) == (503, "stopped")
+    assert "stopped by its owner" in answer.json()["message"]
+    assert idle.builder(napper["uuid"])["status"] == "stopped"
+
+
+def test_a_stranger_does_not_wake_what_is_private(idle: LiveService) -> None:
+    data = idle.create("secret", COUNTING_APP, auto_stop_interval=10, visibility="private")
+    try:
+        until_idled(idle, data)
+        assert idle.visit(data).status_code == 401
+        time.sleep(1)
+        assert idle.builder(data["uuid"])["status"] == "stopped"
+        assert idle.visit(data, headers={"X-Service-Token": data["service_token"]}).text == "2"
+    finally:
+        idle.call("DELETE", f"/builders/{data['uuid']}")
+
+
+def test_a_lease_from_inside_keeps_it_awake(idle: LiveService, napper: dict[str, Any]) -> None:
+    take = (
+        "python3 -c \"import os, urllib.request as u; r = u.Request(os.environ['BUILDERD_URL'] + '/api/v1/builders/'"
+        " + os.environ['BUILDER_UUID'] + '/leases', b'{\\\"seconds\\\": 600}', {'Content-Type': 'application/json',"
+        " 'Authorization': 'Bearer ' + os.environ['SERVICE_TOKEN']}); print(u.urlopen(r).status)\""
+    )
+    answer = idle.call("POST", f"/builders/{napper['uuid']}/exec", json={"command": take})
+    assert answer.json()["data"]["output"] == "201\n", answer.text
+    make_idle(idle, napper)
+    time.sleep(2)
+    assert idle.builder(napper["uuid"])["status"] == "running"
+    assert events(idle, napper, "sandbox.frozen") == []
+    (lease,) = idle.call("GET", f"/builders/{napper['uuid']}/leases").json()["data"]
+    assert lease["created_by"] == "app"
+
+
+def test_no_sandbox_sees_the_socket_that_wakes(idle: LiveService, napper: dict[str, Any]) -> None:
+    look = "find / -xdev -name 'wake.sock' 2>/dev/null; grep -c wake.sock /proc/net/unix"
+    answer = idle.call("POST", f"/builders/{napper['uuid']}/exec", json={"command": look})
+    assert answer.json()["data"]["output"] == "0\n"
+
+
+def test_a_visit_wakes_also_after_the_service_was_restarted(idle: LiveService, napper: dict[str, Any]) -> None:
+    until_frozen(idle, napper)
+    idle.kill()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(idle.visit, napper)
+        time.sleep(0.5)
+        idle.start()
+        assert waiting.result().text == "1"
+    until_idled(idle, napper)
+    idle.kill()
+    idle.start()
+    assert idle.visit(napper).text == "2"
+
+
+def test_without_the_service_a_visitor_is_told_so(idle: LiveService, napper: dict[str, Any]) -> None:
+    until_frozen(idle, napper)
+    idle.kill()
+    page = idle.visit(napper, headers={"Accept": "text/html"})
+    assert (page.status_code, page.headers["retry-after"]) == (503, "5")
+    assert "Cannot be woken now" in page.text
+
+
+def test_after_it_was_all_taken_down_nobody_is_told_that_there_is_nothing(idle: LiveService) -> None:
+    data = idle.create("steady")
+    try:
+        idle.down()
+        statuses = set()
+        with ThreadPoolExecutor(1) as pool:
+            starting = pool.submit(idle.start)
+            while not starting.done():
+                with contextlib.suppress(httpx.TransportError):
+                    statuses.add(idle.visit(data).status_code)
+            starting.result()
+        idle.wait_served(data)
+        assert statuses <= {200, 502, 503}
+    finally:
+        idle.call("DELETE", f"/builders/{data['uuid']}")
+
+
+@pytest.mark.parametrize("visitors", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_visitors_at_once_are_one_start(idle: LiveService, visitors: int) -> None:
+    data = idle.create("crowded", BUSY_APP, auto_stop_interval=10)
+    try:
+        until_idled(idle, data)
+        host = data["preview_url"].split("/")[2]
+        answers = asyncio.run(visit_at_once(idle.preview_port, host, visitors))
+        assert answers == [(200, b"2")] * visitors
+        assert len(events(idle, data, "sandbox.started")) == 2
+    finally:
+        idle.call("DELETE", f"/builders/{data['uuid']}")
+
+
+async def visit_at_once(port: int, host: str, visitors: int) -> list[tuple[int, bytes]]:
+    async with asyncio.timeout(PATIENCE):
+        return await asyncio.gather(*(visit(port, host) for _ in range(visitors)))
+
+
+async def visit(port: int, host: str) -> tuple[int, bytes]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ")[1]), body

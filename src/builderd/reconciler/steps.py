@@ -34,7 +34,6 @@ from builderd.reconciler.trials import Trials
 from builderd.services import backups, bundles, qa
 from builderd.services.application import Application
 
-
 log = logging.getLogger(__name__)
 
 

@@ -13,7 +13,7 @@ from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound
 from builderd.domain.ids import SandboxId
-from builderd.domain.logs import LogStream
+from builderd.domain.logs import LogLine, LogStream
 from builderd.services import builders, logs
 from builderd.services.logs import VersionedLine
 
@@ -172,4 +172,63 @@ async def test_an_ended_run_is_not_read_again_and_again(world: World) -> None:
         world.engine.calls.clear()
         await world.until(lambda: world.called("read_log") > 3)
         assert ("read_log", first.id) not in world.engine.calls
+        reader.task.cancel()
+
+
+# What a look costs
+
+
+@pytest.mark.parametrize("look", [1, 2, 7, 1_000])
+async def test_filtered_lines_are_the_same_however_far_back_one_looks_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    monkeypatch.setattr(logs, "FIRST_LOOK", look)
+    async with world.reconciling():
+        builder = await world.create()
+        streams = [LogStream.STDERR if number % 13 == 5 else LogStream.STDOUT for number in range(100)]
+        times = []
+        for number, stream in enumerate(streams):
+            world.clock.move(1)
+            times.append(world.clock.now())
+            world.engine.print(newest(world), str(number), stream=stream)
+        errors = [str(number) for number, stream in enumerate(streams) if stream is LogStream.STDERR]
+        assert await read(world, builder, stream=LogStream.STDERR) == errors
+        assert await read(world, builder, stream=LogStream.STDERR, tail=2) == errors[-2:]
+        assert await read(world, builder, since=times[60]) == [str(number) for number in range(60, 100)]
+        assert await read(world, builder, since=times[60], tail=3) == ["97", "98", "99"]
+        assert await read(world, builder, since=times[60], stream=LogStream.STDERR) == ["70", "83", "96"]
+
+
+async def test_recent_lines_are_read_from_the_end(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        world.engine.print(newest(world), *(str(number) for number in range(20_000)))
+        asked: list[int | None] = []
+        real = world.engine.read_log
+
+        async def counting(sandbox: SandboxId, cursor: str = "", tail: int | None = None) -> object:
+            asked.append(tail)
+            return await real(sandbox, cursor, tail)
+
+        world.engine.read_log = counting  # type: ignore[assignment,method-assign]
+        assert len(await read(world, builder, stream=LogStream.STDOUT)) == 200
+        assert asked == [logs.FIRST_LOOK]
+
+
+async def test_a_follower_reads_each_line_of_an_installer_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from builderd.adapters.stores.sql.build_logs import BuildLogs
+
+    async with world.reconciling():
+        builder = await two_runs(world)
+        reader = Reader(follow(world, builder, tail=None))
+        await world.until(lambda: reader.told == ALL)
+
+        def never(*_: object) -> None:
+            raise AssertionError("the whole log was read again")
+
+        monkeypatch.setattr(BuildLogs, "list", never)
+        monkeypatch.setattr(BuildLogs, "last", never)
+        line = LogLine(world.clock.now() + timedelta(seconds=1), LogStream.BUILD, "later")
+        await world.application.store.write(lambda uow: uow.build_logs.add(builder.id, 1, [line]))
+        await world.until(lambda: reader.told == [*ALL, "later"])
         reader.task.cancel()

@@ -7,11 +7,14 @@ by the time of its first line.
 
 from __future__ import annotations
 
+import mmap
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.logs import LogLine, LogStream
@@ -22,6 +25,7 @@ KEPT_LOGS = 10
 MAX_LINE = 1 << 20
 #: So many records more are read than lines were asked for, since a line may have begun some records earlier.
 _MARGIN = 64
+Content = bytes | mmap.mmap
 _STREAMS = {b"stdout": LogStream.STDOUT, b"stderr": LogStream.STDERR}
 
 
@@ -86,18 +90,24 @@ def _prune(folder: Path) -> None:
         log.unlink(missing_ok=True)
 
 
-def _generations(log: Path) -> list[bytes]:
-    """The contents of the first and the newest file, oldest first; one when they are the same."""
+def _generations(log: Path) -> list[Content]:
+    """The first and the newest file, oldest first; one when they are the same. Only what is looked at is read."""
     try:
         with log.open("rb") as newest, _first(log).open("rb") as first:
-            same = log.samefile(_first(log))
-            return [newest.read()] if same else [first.read(), newest.read()]
+            same = os.path.sameopenfile(newest.fileno(), first.fileno())
+            return [_map(newest)] if same else [_map(first), _map(newest)]
     except FileNotFoundError:
         return [log.read_bytes()] if log.exists() else []
 
 
+def _map(file: BinaryIO) -> Content:
+    """Nobody ever makes a log shorter: a full one gets another file in its place."""
+    empty = os.fstat(file.fileno()).st_size == 0
+    return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
 def read_generations(
-    contents: Sequence[bytes], cursor: Cursor, ended: bool, tail: int | None = None
+    contents: Sequence[Content], cursor: Cursor, ended: bool, tail: int | None = None
 ) -> tuple[Sequence[LogLine], str]:
     """Lines from the cursor on over one or two generations, with ``tail`` only so many of the last ones.
 
@@ -123,7 +133,7 @@ def read_generations(
     return found, str(next_cursor)
 
 
-def _read_last(content: bytes, cursor: Cursor, whole: bool, count: int | None) -> tuple[list[LogLine], int, int]:
+def _read_last(content: Content, cursor: Cursor, whole: bool, count: int | None) -> tuple[list[LogLine], int, int]:
     """As ``parse_log``, with only the last ``count`` lines: read from so near the end that they are whole."""
     if count is None:
         return parse_log(content, cursor.offset, cursor.skip, whole)
@@ -137,7 +147,7 @@ def _read_last(content: bytes, cursor: Cursor, whole: bool, count: int | None) -
         records *= 4
 
 
-def _start_of_last(content: bytes, records: int) -> int:
+def _start_of_last(content: Content, records: int) -> int:
     """Where the last so many records begin."""
     position = len(content)
     for _ in range(records + 1):
@@ -147,8 +157,8 @@ def _start_of_last(content: bytes, records: int) -> int:
     return position + 1
 
 
-def _key(content: bytes) -> str:
-    return content[: content.find(b" ")].decode(errors="replace") if b"\n" in content else ""
+def _key(content: Content) -> str:
+    return content[: content.find(b" ")].decode(errors="replace") if content.find(b"\n") >= 0 else ""
 
 
 class _Part:
@@ -160,7 +170,7 @@ class _Part:
         self.text = bytearray()
 
 
-def parse_log(content: bytes, offset: int, skip: int, whole: bool) -> tuple[list[LogLine], int, int]:
+def parse_log(content: Content, offset: int, skip: int, whole: bool) -> tuple[list[LogLine], int, int]:
     """The lines from an offset on without the first ``skip`` of them, and where to go on.
 
     Where a line is still open, one goes on from its beginning and skips those that were complete. ``whole``: no more
@@ -187,7 +197,7 @@ def parse_log(content: bytes, offset: int, skip: int, whole: bool) -> tuple[list
     return lines[skip:], resume, sum(1 for start in complete if start >= resume)
 
 
-def _records(content: bytes, offset: int) -> Iterator[tuple[datetime, LogStream, bytes, bytes, int]]:
+def _records(content: Content, offset: int) -> Iterator[tuple[datetime, LogStream, bytes, bytes, int]]:
     """Whole records from an offset on, each with the offset after it; one that cannot be read is passed over."""
     while (end := content.find(b"\n", offset)) >= 0:
         fields = content[offset:end].split(b" ", 3)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from builderd.adapters.engines.oci import logs as module
 from builderd.adapters.engines.oci.logs import KEPT_LOGS, MAX_LINE, Cursor, Logs, parse_log, read_generations
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.logs import LogLine, LogStream
@@ -152,3 +153,26 @@ def test_the_last_lines_after_a_cursor_are_not_those_before_it() -> None:
     _, cursor = read_generations([content], Cursor(), False)
     more = content + record("c")
     assert texts(list(read_generations([more], Cursor.parse(cursor), False, 10)[0])) == ["c"]
+
+
+def test_a_cursor_costs_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a long log no more than the new lines is looked at."""
+    logs = Logs(tmp_path)
+    log = logs.begin(BuilderId("b"), SandboxId("s"))
+    with log.open("ab") as file:
+        file.write(b"".join(record(str(number)) for number in range(50_000)))
+    _, cursor = logs.read(SandboxId("s"), "", ended=False, tail=1)
+    with log.open("ab") as file:
+        file.write(record("new"))
+    looked: list[int] = []
+    real = module._records
+
+    def counting(content: module.Content, offset: int) -> object:
+        for one in real(content, offset):
+            looked.append(one[4])
+            yield one
+
+    monkeypatch.setattr(module, "_records", counting)
+    lines, _ = logs.read(SandboxId("s"), cursor, ended=False)
+    assert [line.text for line in lines] == ["new"]
+    assert len(looked) == 1

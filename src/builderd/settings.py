@@ -5,6 +5,10 @@ Nothing else of the house reads the environment.
 
 from __future__ import annotations
 
+import difflib
+import logging
+import os
+from collections.abc import Iterable
 from datetime import timedelta
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_address
@@ -43,6 +47,13 @@ from builderd.services.application import Keeping, Limits
 DEFAULT_DATA_DIR = Path("/var/lib/builderd")
 #: Of a unit that hands over the vault's key: LoadCredential=builderd.vault.key:/path/to/it (systemd.exec(5)).
 SYSTEMD_CREDENTIAL = "builderd.vault.key"
+#: Begins the names of variables; those of the client and of the project's own scripts are no settings.
+PREFIX = "BUILDERD_"
+OTHERS = frozenset({"url", "token", "venv"})
+#: How much alike a name and a setting must be (difflib) to be taken for a slip.
+CLOSE = 0.75
+
+log = logging.getLogger(__name__)
 #: Looked for in the data directory when no other file is named.
 FILE_NAME = "builderd.toml"
 
@@ -252,7 +263,7 @@ class RetentionSettings(Section):
 class Settings(BaseSettings):
     """With nothing set, the service listens on this machine only and keeps everything in ``data_dir``."""
 
-    model_config = SettingsConfigDict(env_prefix="BUILDERD_", env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     data_dir: Path = DEFAULT_DATA_DIR
     host: str = "127.0.0.1"
@@ -393,6 +404,7 @@ def load(file: Path | None = None, **given: Any) -> Settings:
     Raises ``ValidationFailed`` with the name of each wrong setting.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
+    _check_variables(os.environ)
     try:
         if file is None:
             file = Settings(**chosen).data_dir / FILE_NAME
@@ -407,6 +419,24 @@ def load(file: Path | None = None, **given: Any) -> Settings:
         ) from None
     except (OSError, ValueError) as error:
         raise ValidationFailed({str(file): [f"cannot be read as TOML: {error}"]}) from None
+
+
+def _check_variables(environment: Iterable[str]) -> None:
+    """Raises ``ValidationFailed`` for what is a setting but for a slip of the pen; what names none at all is told.
+
+    Unlike those of the file, variables that name no setting are no error: the client has some of its own.
+    """
+    names = [name for name in environment if name.upper().startswith(PREFIX)]
+    tops = {name: name[len(PREFIX) :].lower().partition("__")[0] for name in names}
+    unknown = {name: top for name, top in tops.items() if top not in Settings.model_fields and top not in OTHERS}
+    near = {name: difflib.get_close_matches(top, Settings.model_fields, 1, CLOSE) for name, top in unknown.items()}
+    faults = {
+        name: [f"is no setting: did you mean {PREFIX}{match[0].upper()}?"] for name, match in near.items() if match
+    }
+    if faults:
+        raise ValidationFailed(faults)
+    for name in unknown:
+        log.warning("%s is no setting, and is passed over: docs/settings.md lists those that there are.", name)
 
 
 def _faults(error: ValidationError) -> dict[str, list[str]]:

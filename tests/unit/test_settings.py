@@ -153,6 +153,34 @@ def test_a_wrong_variable_is_told(monkeypatch: pytest.MonkeyPatch, name: str, va
     assert list(refused()) == [told]
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("BUILDERD_PROT", "BUILDERD_PORT"),
+        ("builderd_prot", "BUILDERD_PORT"),
+        ("BUILDERD_LIMIT__CPU", "BUILDERD_LIMITS"),
+        ("BUILDERD_METRICS_TOKN", "BUILDERD_METRICS_TOKEN"),
+        ("BUILDERD_WEBHOOK__ALLOW", "BUILDERD_WEBHOOKS"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_what_was_meant(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    assert refused()[name] == [f"is no setting: did you mean {meant}?"]
+
+
+def test_a_variable_that_is_like_no_setting_is_told_and_those_of_the_client_are_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("BUILDERD_URL", "BUILDERD_TOKEN", "BUILDERD_WHATEVER_ELSE", "OTHER_PROT"):
+        monkeypatch.setenv(name, "1")
+    load()
+    told = [record.getMessage() for record in caplog.records]
+    assert any("BUILDERD_WHATEVER_ELSE" in line for line in told)
+    assert not any(name in line for line in told for name in ("BUILDERD_URL", "BUILDERD_TOKEN", "OTHER"))
+
+
 @pytest.mark.parametrize("content", [b"port = ", b"\xff\xfe", b"port 1", b"port = 1\nport = 2"])
 def test_a_file_that_is_no_toml_is_told_by_its_path(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "own.toml"

@@ -142,6 +142,12 @@ class BackupFailed(BuilderdError):
     code = "backup_failed"
 
 
+class StoreUnavailable(BuilderdError):
+    """The database does not answer."""
+
+    code = "store_unavailable"
+
+
 class EngineUnavailable(BuilderdError):
     """The engine is not ready or does not answer."""
 

@@ -15,6 +15,7 @@ from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.look import Subject
+from builderd.services import bundles
 from builderd.services.application import Application
 
 #: How often the lines of a build are written down while it goes on, in seconds.
@@ -87,7 +88,7 @@ async def polish(application: Application, subject: Subject) -> None:
 
 
 async def _plan(application: Application, subject: Subject) -> LayerPlan | None:
-    bundle = await application.bundles.get(subject.version.bundle_hash)
+    bundle = await bundles.fetch(application, subject.version)
     scripts = subject.version.settings.install_scripts
     base, tenant = application.engine.base_id, subject.builder.tenant_id
     return application.installer.plan(bundle, base, tenant, install_scripts=scripts)

@@ -13,7 +13,7 @@ from builderd.domain.sandboxes import Sandbox, SandboxSpec
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.look import Subject
-from builderd.services import credentials
+from builderd.services import bundles, credentials
 from builderd.services.application import Application
 
 
@@ -68,7 +68,7 @@ async def _open_credentials(application: Application, subject: Subject) -> crede
 
 async def put_bundle(application: Application, subject: Subject, disk: DiskId) -> None:
     """Bring the version's files onto a disk that may hold another version's, and what the app made of them."""
-    bundle = await application.bundles.get(subject.version.bundle_hash)
+    bundle = await bundles.fetch(application, subject.version)
     await application.engine.put_bundle(disk, bundle, await _before(application, subject, disk))
 
 

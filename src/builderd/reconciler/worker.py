@@ -35,6 +35,7 @@ from builderd.reconciler.records import ClaimLost
 from builderd.reconciler.result import Result
 from builderd.reconciler.steps import Steps
 from builderd.services.application import Application
+from builderd.services.bundles import BundleLost
 
 #: How often a long step looks whether something else is wanted by now, in seconds; a poke makes it look at once.
 OVERTAKEN_INTERVAL = 1.0
@@ -199,7 +200,7 @@ class Worker:
         troubles = self._crew.troubles[self._id]
         log.warning("builder %s: a step failed (%d since it was at rest)", self._id, troubles, exc_info=error)
         builder = await self._app.store.read(lambda uow: uow.builders.get(self._id))
-        hopeless = isinstance(error, NoCapacity) or troubles >= MAX_TROUBLES
+        hopeless = isinstance(error, NoCapacity | BundleLost) or troubles >= MAX_TROUBLES
         number = self._waited_for(builder) if builder is not None else None
         if hopeless and builder is not None and number is not None:
             await self._give_up(builder, number, error)

@@ -6,8 +6,14 @@ from collections.abc import Callable
 
 from builderd.domain.builders import Builder
 from builderd.domain.bundles import Bundle
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
+
+
+class BundleLost(EngineUnavailable):
+    """A stored bundle is damaged or gone, and to try again does not bring it back."""
 
 
 async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOfWork], Builder]) -> Builder:
@@ -19,6 +25,18 @@ async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOf
         except BaseException:
             await _drop(application, bundle.hash)
             raise
+
+
+async def fetch(application: Application, version: Version) -> Bundle:
+    """The bundle of this version. Raises ``BundleLost``, which says what to do."""
+    try:
+        return await application.bundles.get(version.bundle_hash)
+    except KeyError:
+        raise BundleLost(
+            f"The stored files of version {version.number} are damaged or gone: deploy them again with "
+            f"PUT /api/v1/builders/{version.builder_id}, which mends them.",
+            data={"uuid": version.builder_id, "bundle": version.bundle_hash},
+        ) from None
 
 
 async def drop_unused(application: Application, bundle_hash: str) -> None:

@@ -6,11 +6,11 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from tests.application import MAIN, World
+from tests.application import MAIN, REQUIREMENTS, World
 
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.bundles import Bundle, make_bundle
-from builderd.domain.errors import NameTaken
+from builderd.domain.errors import EngineUnavailable, NameTaken
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles
 
@@ -85,3 +85,16 @@ async def test_a_bundle_is_not_dropped_between_being_stored_and_referred_to(worl
     builder = await keeping
     assert (await world.version(builder)).bundle_hash in world.bundles.stored
     assert await world.want(builders.stop, builder)
+
+
+async def test_damaged_files_say_what_is_damaged_and_what_to_do(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN, REQUIREMENTS)
+        await world.reached(builders.stop, builder)
+        world.bundles.stored.clear()
+        world.engine.layers.clear()
+        wanted = await world.want(builders.start, builder)
+        with pytest.raises(
+            EngineUnavailable, match=rf"version 1 are damaged or gone.*PUT /api/v1/builders/{builder.id}"
+        ):
+            await world.outcome(wanted)

@@ -35,6 +35,7 @@ STATUS = {
     "internal_error": 500,
     "no_capacity": 503,
     "engine_unavailable": 503,
+    "store_unavailable": 503,
     "backup_failed": 503,
 }
 

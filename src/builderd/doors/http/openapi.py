@@ -54,7 +54,7 @@ FAILURES = {
     422: "`validation_error`: `errors` says which fields, and why; nothing was stored.",
     429: "`quota_exceeded` or `rate_limited`: the message says which limit.",
     500: "`internal_error`: a fault of the service, which its log tells of.",
-    503: "`engine_unavailable`, `no_capacity` or `backup_failed`: the machine cannot do it now.",
+    503: "`engine_unavailable`, `store_unavailable`, `no_capacity` or `backup_failed`: the machine cannot do it now.",
 }
 STAGES = (
     " `install_failed`, `start_failed` or (with `require_qa`) `qa_failed`: "

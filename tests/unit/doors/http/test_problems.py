@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import pytest
 from tests.service import Service
 
+from builderd.adapters.stores.sql.store import SqlStore
 from builderd.domain import errors
 from builderd.domain.errors import BuilderdError
 from builderd.doors.http import problems
@@ -70,3 +73,14 @@ async def test_what_nobody_foresaw_is_500_and_tells_nothing_of_the_inside(
 
 def test_method_not_allowed_is_known_to_the_table() -> None:
     assert STATUS[problems.MethodNotAllowed.code] == 405
+
+
+async def test_a_database_that_does_not_answer_is_a_503_on_every_call(service: Service) -> None:
+    service.application = replace(service.application, store=SqlStore("postgresql://me@127.0.0.1:1/builderd"))
+    client = service.client(service.write)
+    service.app.state.application = service.application
+    for method, path in (("GET", "/api/v1/builders"), ("GET", "/api/v1/events"), ("POST", "/api/v1/builders")):
+        response = await client.request(method, path, json={})
+        assert (response.status_code, response.json()["code"]) == (503, "store_unavailable")
+        assert response.headers["Retry-After"]
+    await service.application.store.close()

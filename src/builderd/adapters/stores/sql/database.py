@@ -26,7 +26,7 @@ class Database:
 
     ``writers`` and ``readers`` are how many of each kind may go on at once; with 0 readers, reads take turns with
     writes. ``is_passing`` tells an error after which the whole transaction may be run again from one that would come
-    again.
+    again. ``is_down`` tells the errors of a database that does not answer, or cannot write.
     """
 
     writing: Engine
@@ -35,3 +35,4 @@ class Database:
     readers: int
     begin_migration: Callable[[], AbstractContextManager[Connection]]
     is_passing: Callable[[DBAPIError], bool]
+    is_down: Callable[[DBAPIError], bool]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, func, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
 
@@ -29,6 +29,9 @@ DEADLOCK_DETECTED = "40P01"
 # Repositories look for a taken name or key first and then insert, so this one means that somebody was faster: the
 # next look finds what they inserted.
 UNIQUE_VIOLATION = "23505"
+TOO_MANY_CONNECTIONS = "53300"
+# admin_shutdown, crash_shutdown, cannot_connect_now
+SHUTTING_DOWN = ("57P01", "57P02", "57P03")
 
 
 def open_postgresql(url: URL) -> Database:
@@ -50,6 +53,7 @@ def open_postgresql(url: URL) -> Database:
         readers=READERS,
         begin_migration=lambda: _begin_migration(engine),
         is_passing=is_passing,
+        is_down=is_down,
     )
 
 
@@ -65,6 +69,15 @@ def is_passing(error: DBAPIError) -> bool:
     """Whether the transaction met another one, so that it may come through when it is run again."""
     state = getattr(error.orig, "sqlstate", None)
     return state in (SERIALIZATION_FAILURE, DEADLOCK_DETECTED, UNIQUE_VIOLATION)
+
+
+def is_down(error: DBAPIError) -> bool:
+    """Whether there is no connection to be had, or it broke off: class 08, and a server that starts or stops."""
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        # What never reached the server has no state.
+        return isinstance(error, OperationalError | InterfaceError)
+    return state.startswith("08") or state in (*SHUTTING_DOWN, TOO_MANY_CONNECTIONS)
 
 
 @contextmanager

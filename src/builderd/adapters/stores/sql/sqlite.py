@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event
+from sqlalchemy.exc import DBAPIError
 
 from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
 
@@ -32,7 +33,14 @@ def open_sqlite(url: URL) -> Database:
         readers=0 if path is None else READERS,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
+        is_down=is_down,
     )
+
+
+def is_down(error: DBAPIError) -> bool:
+    """Somebody holds the file for too long, or it cannot be read or written (https://www.sqlite.org/rescode.html)."""
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN)
 
 
 def _memory_engine(url: URL) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -32,9 +33,12 @@ from builderd.adapters.stores.sql.tenants import Tenants
 from builderd.adapters.stores.sql.tokens import Tokens
 from builderd.adapters.stores.sql.versions import Versions
 from builderd.adapters.stores.sql.webhooks import Deliveries, Webhooks
+from builderd.domain.errors import StoreUnavailable
 from builderd.ports import store as port
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 #: A database that does not answer within so many seconds is not ready.
 READY_TIMEOUT = 3.0
@@ -112,22 +116,34 @@ class SqlStore:
         await asyncio.to_thread(self._close)
 
     def _write(self, work: Callable[[port.UnitOfWork], T]) -> T:
-        for run in range(1, MAX_RUNS):
+        run = 1
+        while True:
             try:
                 return self._write_once(work)
             except DBAPIError as error:
-                if not self._database.is_passing(error):
+                self._check(error)
+                if run == MAX_RUNS or not self._database.is_passing(error):
                     raise
             time.sleep(random.uniform(0, min(FIRST_PAUSE * 2**run, LAST_PAUSE)))  # noqa: S311
-        return self._write_once(work)
+            run += 1
 
     def _write_once(self, work: Callable[[port.UnitOfWork], T]) -> T:
         with self._database.writing.begin() as connection:
             return work(UnitOfWork(connection, writes=True))
 
     def _read(self, work: Callable[[port.UnitOfWork], T]) -> T:
-        with self._database.reading.begin() as connection:
-            return work(UnitOfWork(connection, writes=False))
+        try:
+            with self._database.reading.begin() as connection:
+                return work(UnitOfWork(connection, writes=False))
+        except DBAPIError as error:
+            self._check(error)
+            raise
+
+    def _check(self, error: DBAPIError) -> None:
+        """Raises ``StoreUnavailable`` for a database that does not answer. What it says is for the log alone."""
+        if self._database.is_down(error):
+            log.warning("the database does not answer: %s", error.orig)
+            raise StoreUnavailable("The database does not answer now: try again shortly.", retry_after=5) from error
 
     def _answers(self) -> bool:
         try:

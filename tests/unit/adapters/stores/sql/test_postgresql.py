@@ -10,13 +10,14 @@ from datetime import timedelta
 import psycopg
 import pytest
 from sqlalchemy import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from tests.contract.store.samples import TENANT, add, add_builder, make_sandbox
 from tests.postgres import PostgresServer
 from tests.stores import open_store
 
-from builderd.adapters.stores.sql.postgresql import connect_arguments, is_passing
+from builderd.adapters.stores.sql.postgresql import connect_arguments, is_down, is_passing
 from builderd.adapters.stores.sql.store import MAX_RUNS, SqlStore
+from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import BuilderId
 from builderd.ports.store import UnitOfWork
 
@@ -149,3 +150,48 @@ async def test_a_database_that_is_gone_makes_the_store_unready(postgres_server: 
         assert await store.ready()
     assert not await store.ready()
     await store.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (psycopg.OperationalError("connection refused"), True),
+        (psycopg.errors.AdminShutdown(), True),
+        (psycopg.errors.CannotConnectNow(), True),
+        (psycopg.errors.ConnectionFailure(), True),
+        (psycopg.errors.TooManyConnections(), True),
+        (psycopg.errors.DeadlockDetected(), False),
+        (psycopg.errors.DiskFull(), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_server_that_is_not_there_is_told_from_one_that_refuses(error: psycopg.Error, expected: bool) -> None:
+    assert is_down(OperationalError("", {}, error)) is expected
+
+
+async def test_a_server_that_is_not_there_is_a_coded_error_and_its_words_stay_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = SqlStore("postgresql://me:secret@127.0.0.1:1/builderd")
+    for call in (store.read, store.write):
+        with pytest.raises(StoreUnavailable) as caught:
+            await call(lambda uow: uow.builders.ids())
+        assert "127.0.0.1" not in caught.value.message
+        assert caught.value.retry_after
+    await store.close()
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.postgres
+async def test_a_connection_that_is_cut_off_in_the_middle_is_one_too(store: SqlStore, postgres_url: str) -> None:
+    def cut(uow: UnitOfWork) -> None:
+        with psycopg.connect(postgres_url, autocommit=True) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+                "AND datname = current_database()"
+            )
+        uow.builders.ids()
+
+    with pytest.raises(StoreUnavailable):
+        await store.write(cut)
+    assert await store.read(lambda uow: uow.tenants.get(TENANT.id)) == TENANT, "and the next one goes well"

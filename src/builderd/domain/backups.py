@@ -11,6 +11,8 @@ from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId
 
 #: After a failed backup, the next scheduled one is tried after so long, doubled each time, at most the interval.
 RETRY = timedelta(minutes=10)
+#: No interval is longer: the largest number that is taken would lead beyond the last day of the calendar.
+NEVER = timedelta(days=36_500)
 #: What a person asked for, and what was there before a restore, stays at least so long.
 KEEP_ASKED = timedelta(days=7)
 #: Of a disk that claims to hold more bytes than so many times its size (by sparse files) no backup is made.
@@ -207,7 +209,7 @@ def due_at(interval_hours: int, newest: Backup | None, failures: int, since: dat
 
     ``newest`` is the last that was tried, ``failures`` how many failed in a row, ``since`` when the builder was made.
     """
-    interval = timedelta(hours=interval_hours)
+    interval = min(timedelta(hours=interval_hours), NEVER)
     if newest is None:
         return since + interval
     if not failures:

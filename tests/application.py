@@ -18,6 +18,7 @@ from builderd.adapters.fakes.engine import FakeEngine, FakeSandbox
 from builderd.adapters.fakes.installer import FakeInstaller
 from builderd.adapters.fakes.previews import FakePreviews
 from builderd.adapters.fakes.testers import FakeTesters
+from builderd.adapters.fakes.uploads import FakeUploads
 from builderd.adapters.fakes.webhooks import FakeWebhookSender
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.vaults.sodium import in_memory
@@ -325,6 +326,7 @@ def make_application(
         previews=previews,
         bundles=stored,
         installer=installer,
+        uploads=FakeUploads(),
         testers=testers,
         signals=LocalSignals(),
         clock=clock,

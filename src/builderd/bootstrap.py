@@ -39,6 +39,7 @@ from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.testers.local import LocalTesters
+from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
 from builderd.adapters.vaults.sodium import SodiumVault
 from builderd.adapters.webhooks.http import HttpWebhookSender
@@ -102,6 +103,10 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                 engine=engine,
                 previews=make_previews(settings),
                 bundles=LocalBundles(settings.data_dir / "bundles"),
+                uploads=LocalUploads(settings.data_dir / "uploads", int(settings.store.floor * GB)),
+                public_url=settings.public_url,
+                upload_rules=settings.to_upload_rules(),
+                archive_limits=settings.to_archive_limits(),
                 installer=Installers(
                     UvInstaller(version("uv"), settings.package_index), NpmInstaller(settings.npm_registry)
                 ),

@@ -34,12 +34,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from builderd.domain.archives import ArchiveLimits
 from builderd.domain.backups import BackupRules, Retention
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.quotas import Limit
 from builderd.domain.resources import Resources
+from builderd.domain.uploads import UploadRules
 from builderd.domain.versions import Isolation
 from builderd.services.allowances import Allowance, Allowances
 from builderd.services.application import Keeping, Limits
@@ -101,6 +103,10 @@ class LimitSettings(Section):
     stop_grace: float = Field(default=10, ge=0)
     exec_output: float = Field(default=10, gt=0)
     log: float = Field(default=10, gt=0)
+    upload: float = Field(default=1000, gt=0)
+    uploads_per_tenant: float = Field(default=5000, gt=0)
+    code: float = Field(default=1000, gt=0)
+    code_files: int = Field(default=100_000, gt=0)
 
 
 class IdleSettings(Section):
@@ -378,6 +384,13 @@ class Settings(BaseSettings):
     def to_keeping(self) -> Keeping:
         days = {name: timedelta(days=getattr(self.retention, name)) for name in ("layers", "events", "deliveries")}
         return Keeping(**days)
+
+    def to_upload_rules(self) -> UploadRules:
+        limits = self.limits
+        return UploadRules(int(limits.upload * 1_000_000), int(limits.uploads_per_tenant * 1_000_000))
+
+    def to_archive_limits(self) -> ArchiveLimits:
+        return ArchiveLimits(max_files=self.limits.code_files, max_bytes=int(self.limits.code * 1_000_000))
 
     def to_limits(self) -> Limits:
         limits = self.limits

@@ -13,6 +13,7 @@ TokenId = NewType("TokenId", str)
 BuilderId = NewType("BuilderId", str)
 SandboxId = NewType("SandboxId", str)
 WebhookId = NewType("WebhookId", str)
+UploadId = NewType("UploadId", str)
 BackupId = NewType("BackupId", str)
 RestoreId = NewType("RestoreId", str)
 #: Names a disk towards the engine. A builder's data moves to a new one with each version that takes over.

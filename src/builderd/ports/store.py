@@ -17,7 +17,7 @@ from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.credentials import Credential
 from builderd.domain.events import Event
-from builderd.domain.ids import BackupId, BuilderId, RestoreId, SandboxId, TenantId, TokenId, WebhookId
+from builderd.domain.ids import BackupId, BuilderId, RestoreId, SandboxId, TenantId, TokenId, UploadId, WebhookId
 from builderd.domain.leases import Lease, LeaseId
 from builderd.domain.logs import LogLine
 from builderd.domain.metrics import Step, Watched
@@ -28,6 +28,7 @@ from builderd.domain.sandboxes import Sandbox
 from builderd.domain.ssh import Grant
 from builderd.domain.tenants import Tenant
 from builderd.domain.tokens import Token
+from builderd.domain.uploads import Upload
 from builderd.domain.versions import Version
 from builderd.domain.webhooks import Delivery, Webhook
 
@@ -404,6 +405,20 @@ class Leases(Protocol):
         """Idempotent."""
 
 
+class Uploads(Protocol):
+    def add(self, upload: Upload) -> None: ...
+    def get(self, upload: UploadId) -> Upload | None: ...
+    def save(self, upload: Upload) -> None: ...
+    def of_tenant(self, tenant: TenantId) -> Sequence[Upload]:
+        """The oldest first, those that are over included until they are deleted."""
+
+    def expired(self, now: datetime) -> Sequence[UploadId]:
+        """Those of any tenant that are over."""
+
+    def delete(self, upload: UploadId) -> None:
+        """Idempotent."""
+
+
 class SshGrants(Protocol):
     def add(self, grant: Grant) -> None: ...
     def get(self, grant_id: str) -> Grant | None: ...
@@ -479,6 +494,8 @@ class UnitOfWork(Protocol):
     def backup_keys(self) -> BackupKeys: ...
     @property
     def leases(self) -> Leases: ...
+    @property
+    def uploads(self) -> Uploads: ...
     @property
     def ssh_grants(self) -> SshGrants: ...
     @property

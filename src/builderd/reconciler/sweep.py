@@ -9,7 +9,7 @@ from datetime import datetime
 
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.ports.store import UnitOfWork
-from builderd.services import bundles
+from builderd.services import bundles, uploads
 from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ async def sweep(application: Application, busy: Container[BuilderId]) -> None:
     await _sweep_sandboxes(application, busy)
     await _sweep_routes(application)
     await _sweep_bundles(application)
+    await uploads.expire(application)
 
 
 def _make_all_due(uow: UnitOfWork, now: datetime) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from builderd.domain.archives import ArchiveLimits
 from builderd.domain.backups import BackupRules
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, SandboxId
@@ -15,6 +16,7 @@ from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
 from builderd.domain.ssh import Gateway
+from builderd.domain.uploads import UploadRules
 from builderd.domain.versions import Isolation
 from builderd.ports.archive import Archive
 from builderd.ports.bundles import Bundles
@@ -25,6 +27,7 @@ from builderd.ports.previews import Previews
 from builderd.ports.signals import Signals
 from builderd.ports.store import Store, UnitOfWork
 from builderd.ports.testers import Testers
+from builderd.ports.uploads import Uploads
 from builderd.ports.vault import Vault
 from builderd.ports.webhooks import WebhookSender
 from builderd.services.allowances import Allowances
@@ -77,6 +80,11 @@ class Application:
     preview_domain: PreviewDomain
     instance: str
     archive: Archive
+    uploads: Uploads
+    #: Where callers reach the API, where that is another address than the one that they use.
+    public_url: str | None = None
+    upload_rules: UploadRules = field(default_factory=UploadRules)
+    archive_limits: ArchiveLimits = field(default_factory=ArchiveLimits)
     #: Where SSH logins go; None where none are taken.
     ssh: Gateway | None = None
     backup_rules: BackupRules = field(default_factory=BackupRules)

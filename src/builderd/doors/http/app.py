@@ -29,6 +29,8 @@ from builderd.doors.http.v1 import (
     qa,
     spending,
     ssh,
+    terminals,
+    uploads,
     versions,
     webhooks,
 )
@@ -67,12 +69,14 @@ def create_app(
         metrics,
         events,
         executions,
+        terminals,
         leases,
         qa,
         files,
         credentials,
         caps,
         webhooks,
+        uploads,
         ssh,
         backups,
     ):

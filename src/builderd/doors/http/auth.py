@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
+from starlette.requests import HTTPConnection
 
 from builderd.domain.errors import Forbidden, NotFound, Unauthenticated
 from builderd.domain.tokens import Scope, Token
@@ -60,9 +61,14 @@ def secret_of(credentials: HTTPAuthorizationCredentials | None) -> str:
     return credentials.credentials
 
 
-async def identify(request: Request, application: TheApplication, credentials: Credentials) -> Identity:
+async def identify(request: Request, credentials: Credentials) -> Identity:
     """The caller of a valid token, within its rate; its last use is written down now and then."""
-    secret = secret_of(credentials)
+    return await identity_of(request, secret_of(credentials))
+
+
+async def identity_of(request: HTTPConnection, secret: str) -> Identity:
+    """The same by the token's secret."""
+    application: Application = request.app.state.application
     now = application.clock.now()
     token = await recognize(
         request, secret, lambda: application.store.read(lambda uow: tokens.authenticate(uow, secret, now))
@@ -72,7 +78,7 @@ async def identify(request: Request, application: TheApplication, credentials: C
     return Identity(token)
 
 
-async def recognize(request: Request, secret: str, look: Callable[[], Awaitable[T]]) -> T:
+async def recognize(request: HTTPConnection, secret: str, look: Callable[[], Awaitable[T]]) -> T:
     """What ``look`` finds by this secret. Raises ``Unauthenticated``, and ``RateLimited`` when it comes too often."""
     rates: Rates = request.app.state.rates
     address = request.client.host if request.client else ""
@@ -88,7 +94,7 @@ async def recognize(request: Request, secret: str, look: Callable[[], Awaitable[
     return found
 
 
-def _keep_within(request: Request, standing: Standing | None) -> None:
+def _keep_within(request: HTTPConnection, standing: Standing | None) -> None:
     if standing is None:
         return
     request.state.standing = standing.headers()

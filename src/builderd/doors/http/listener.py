@@ -24,6 +24,8 @@ HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 65_536
 MAX_CONNECTIONS = 4_000
 KEEP_ALIVE_SECONDS = 30
+#: Of one message over a WebSocket.
+MAX_MESSAGE_BYTES = 1 << 20
 #: How long, and how much, a client that was answered early may go on sending, so that it comes to read the answer.
 LINGER_SECONDS = 30.0
 MAX_LINGER_BYTES = 64_000_000
@@ -40,7 +42,8 @@ def server_config(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
         host=host,
         port=port,
         http=LimitedProtocol,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
         lifespan="on",
         log_config=None,
         # The door writes a line for each request itself, with its id.

@@ -20,6 +20,7 @@ from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.executions import NewExecution
 from builderd.wire.v1.leases import NewLease, RenewedLease
 from builderd.wire.v1.ssh import NewSshGrant
+from builderd.wire.v1.uploads import NewUpload
 from builderd.wire.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion
 from builderd.wire.v1.webhooks import NewWebhook
 
@@ -37,6 +38,7 @@ REQUESTS: Sequence[type[BaseModel]] = (
     NewLease,
     NewSpendingCap,
     NewSshGrant,
+    NewUpload,
     NewVersion,
     NewWebhook,
     RenewedLease,

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import inf
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BeforeValidator,
+    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic.config import JsonDict
 
 from builderd.domain import resources as domain
 from builderd.domain.builders import NAME, JobType, Status, Visibility, name_fault
@@ -31,7 +33,7 @@ from builderd.domain.versions import (
     env_size_fault,
 )
 from builderd.wire.v1.envelope import Page, Success, Time
-from builderd.wire.v1.files import Files
+from builderd.wire.v1.files import FileContent, Files
 from builderd.wire.v1.shape import Fault, Shape, View, Whole, obeys, refusal, with_faults
 
 #: The largest whole number that every database keeps in a plain integer column.
@@ -117,11 +119,45 @@ NO_ENTRYPOINT = "is required: the command that starts the app (or a file named P
 
 def _may_tell(value: dict[Any, Any]) -> bool:
     files = value.get("files")
-    return isinstance(files, dict) and PROCFILE in files
+    return "source" in value or (isinstance(files, dict) and PROCFILE in files)
+
+
+def _code_faults(value: Any, required: bool) -> Iterator[Fault]:
+    if not isinstance(value, dict):
+        return
+    has_source = value.get("source") is not None
+    if "files" in value and has_source:
+        yield ("source",), "is the code in place of files: leave one of the two out"
+    if required and "files" not in value and not has_source:
+        yield ("files",), "is required: the code itself, or in its place the source, an upload"
+
+
+class Source(Shape):
+    """An upload that is complete."""
+
+    upload_id: str = Field(json_schema_extra={"format": "uuid"})
+
+
+def _source(value: Any) -> Any:
+    return Source.model_validate(value) if value is not None else None
+
+
+OptionalSource = Annotated[Source | None, BeforeValidator(_source)]
+
+#: For the OpenAPI document: one of the two.
+CODE_RULE: JsonDict = {
+    "oneOf": [
+        {"required": ["files"], "properties": {"source": {"type": "null"}}},
+        {"required": ["source"], "properties": {"source": {"type": "object"}, "files": False}},
+    ]
+}
 
 
 class NewBuilder(Shape):
     """The code and its settings. All of ``files`` together have at most 20,000,000 bytes."""
+
+    code_is_required: ClassVar[bool] = True
+    model_config = ConfigDict(json_schema_extra=CODE_RULE)
 
     name: Name = Field(description="Unique among your builders.")
     entrypoint: Entrypoint | None = Field(
@@ -129,7 +165,10 @@ class NewBuilder(Shape):
         description="Run by /bin/sh in the app's folder; must listen on 0.0.0.0:<port>. "
         "Left out: the web line of a file named Procfile.",
     )
-    files: Files = Field(description="Relative path → text, or an object with base64 content.")
+    files: Files = Field(
+        default_factory=dict[str, FileContent], description="Relative path → text, or an object with base64 content."
+    )
+    source: OptionalSource = Field(default=None, description="An upload, in place of `files`.")
     port: Whole = Field(default=DEFAULT_PORT, ge=1, le=65535, description="Given to the app as PORT.")
     env: Env = Field(default_factory=dict, description="Environment variables; not a place for secrets.")
     resources: Resources = Field(default_factory=Resources)
@@ -145,6 +184,12 @@ class NewBuilder(Shape):
     install_scripts: bool = Field(
         default=False, description="Run the scripts that npm packages bring for installation."
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _has_code(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """As files or as a source, and never both."""
+        return with_faults(_code_faults(value, cls.code_is_required), lambda: handler(value))
 
     @model_validator(mode="wrap")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
@@ -30,11 +30,12 @@ def _without_defaults(schema: dict[str, Any]) -> None:
 
 
 class NewVersion(NewBuilder):
-    """As for a new builder, but what is left out keeps its value; ``files`` are replaced as a whole.
+    """As for a new builder, but what is left out keeps its value; ``files`` are replaced as a whole, as by ``source``.
 
     ``name`` and ``job_type`` cannot change. ``skip_review`` and ``skip_qa`` are false where they are left out.
     """
 
+    code_is_required: ClassVar[bool] = False
     model_config = ConfigDict(json_schema_extra=_without_defaults)
 
     name: Name = Field(default="", validate_default=False, description="Cannot be changed.")

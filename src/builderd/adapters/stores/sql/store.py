@@ -31,6 +31,7 @@ from builderd.adapters.stores.sql.sqlite import open_sqlite
 from builderd.adapters.stores.sql.ssh_grants import SshGrants
 from builderd.adapters.stores.sql.tenants import Tenants
 from builderd.adapters.stores.sql.tokens import Tokens
+from builderd.adapters.stores.sql.uploads import Uploads
 from builderd.adapters.stores.sql.versions import Versions
 from builderd.adapters.stores.sql.webhooks import Deliveries, Webhooks
 from builderd.domain.errors import StoreUnavailable
@@ -67,6 +68,7 @@ class UnitOfWork:
         self.restores: port.Restores = Restores(connection)
         self.backup_keys: port.BackupKeys = BackupKeys(connection)
         self.leases: port.Leases = Leases(connection)
+        self.uploads: port.Uploads = Uploads(connection)
         self.ssh_grants: port.SshGrants = SshGrants(connection)
         self.idempotency: port.Idempotency = Idempotency(connection)
         self.qa_reports: port.QaReports = QaReports(connection)

@@ -441,6 +441,19 @@ idempotency = Table(
     Column("version", Integer),
 )
 
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("secret_hash", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("size", BigInteger),
+    Column("sha256", Text),
+    Column("complete", Boolean, nullable=False),
+)
+
 leases = Table(
     "leases",
     metadata,

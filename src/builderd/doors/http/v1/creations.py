@@ -26,7 +26,7 @@ from builderd.doors.http.streams import event, stream
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
 from builderd.ports.store import UnitOfWork
-from builderd.services import builders, bundles, outcomes
+from builderd.services import builders, bundles, outcomes, uploads
 from builderd.services.application import Application
 from builderd.wire.v1.builders import NO_ENTRYPOINT, BuilderAnswer, NewBuilder
 from builderd.wire.v1.files import bundle_files
@@ -145,7 +145,7 @@ class Creations:
 async def _record(
     application: Application, retries: Retries, identity: Identity, new: NewBuilder, retry: Retry | None
 ) -> Builder:
-    bundle = await asyncio.to_thread(lambda: make_bundle(bundle_files(new.files)))
+    bundle = await bundle_of(application, identity, new)
     command = _command(application, new, bundle)
     now = application.clock.now()
 
@@ -156,6 +156,17 @@ async def _record(
         return builder
 
     return await bundles.keep(application, bundle, create)
+
+
+#: The fields that hold the code.
+CODE = frozenset({"files", "source"})
+
+
+async def bundle_of(application: Application, identity: Identity, new: NewBuilder) -> Bundle:
+    """The code of a request. Raises ``ValidationFailed`` or ``TooLarge`` for an upload that is not taken."""
+    if new.source is None:
+        return await asyncio.to_thread(lambda: make_bundle(bundle_files(new.files)))
+    return await uploads.bundle(application, identity.token.tenant_id, new.source.upload_id.lower())
 
 
 def _recorded(uow: UnitOfWork, builder_id: BuilderId) -> Builder:

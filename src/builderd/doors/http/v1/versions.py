@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from builderd.domain.builders import Builder, Desired
-from builderd.domain.bundles import Bundle, make_bundle
+from builderd.domain.bundles import Bundle
 from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
 from builderd.domain.procfile import web_command
 from builderd.domain.versions import Version, entrypoint_fault
@@ -23,14 +23,13 @@ from builderd.doors.http.streams import stream
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
 from builderd.doors.http.v1.builders import CHANGE, Uuid
-from builderd.doors.http.v1.creations import MAX_BODY_BYTES, Creations, check_gates, replay, told
+from builderd.doors.http.v1.creations import CODE, MAX_BODY_BYTES, Creations, bundle_of, check_gates, replay, told
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles, deployments, outcomes
 from builderd.services.application import Application
 from builderd.services.deployments import Change, Deployed
 from builderd.wire.v1 import versions as wire
 from builderd.wire.v1.builders import BuilderAnswer, ShownResources
-from builderd.wire.v1.files import bundle_files
 from builderd.wire.v1.shape import Parameters
 from builderd.wire.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion, VersionListAnswer
 
@@ -283,8 +282,8 @@ async def _deploy(
     begin: Callable[[Record], Record],
 ) -> Deployed:
     bundle = None
-    if "files" in new.model_fields_set:
-        bundle = await asyncio.to_thread(lambda: make_bundle(bundle_files(new.files)))
+    if new.model_fields_set & CODE:
+        bundle = await bundle_of(application, identity, new)
     given = _given(new, bundle)
     if bundle is not None and "entrypoint" not in given:
         given["entrypoint"] = await _entrypoint(application, identity, uuid, bundle)
@@ -308,7 +307,7 @@ async def _entrypoint(application: Application, identity: Identity, uuid: str, b
 
 def _given(new: NewVersion, bundle: Bundle | None) -> dict[str, Any]:
     """What the body has, as the service takes it."""
-    given = {name: getattr(new, name) for name in new.model_fields_set - {"files"}}
+    given = {name: getattr(new, name) for name in new.model_fields_set - CODE}
     if bundle is not None:
         given["bundle_hash"] = bundle.hash
     return _taken(given, new)

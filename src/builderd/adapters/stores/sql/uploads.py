@@ -1,0 +1,46 @@
+"""Uploads in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.tables import uploads
+from builderd.domain.ids import TenantId, UploadId
+from builderd.domain.uploads import Upload
+
+_by_id = uploads.c.id == bindparam("upload")
+
+_INSERT = insert(uploads)
+_SELECT = select(uploads).where(_by_id)
+_UPDATE = update(uploads).where(_by_id)
+_DELETE = delete(uploads).where(_by_id)
+_OF_TENANT = select(uploads).where(uploads.c.tenant_id == bindparam("tenant")).order_by(uploads.c.created_at)
+_EXPIRED = select(uploads.c.id).where(uploads.c.expires_at <= bindparam("now"))
+
+
+class Uploads:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def add(self, upload: Upload) -> None:
+        self._connection.execute(_INSERT, row_of(upload))
+
+    def get(self, upload: UploadId) -> Upload | None:
+        row = self._connection.execute(_SELECT, {"upload": upload}).mappings().first()
+        return Upload(**row) if row else None
+
+    def save(self, upload: Upload) -> None:
+        self._connection.execute(_UPDATE, {"upload": upload.id, **without(row_of(upload), "id")})
+
+    def of_tenant(self, tenant: TenantId) -> Sequence[Upload]:
+        return [Upload(**row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()]
+
+    def expired(self, now: datetime) -> Sequence[UploadId]:
+        return [UploadId(row.id) for row in self._connection.execute(_EXPIRED, {"now": now})]
+
+    def delete(self, upload: UploadId) -> None:
+        self._connection.execute(_DELETE, {"upload": upload})

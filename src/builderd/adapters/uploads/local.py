@@ -1,0 +1,96 @@
+"""Uploads in a folder, one file each, named by their id."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from builderd.domain.errors import Conflict, NoCapacity, TooLarge
+from builderd.domain.ids import UploadId, is_id
+
+
+class LocalUploads:
+    """``floor_bytes`` stay free on the file system whatever is sent."""
+
+    def __init__(self, folder: Path, floor_bytes: int = 0) -> None:
+        self._folder = folder
+        self._floor_bytes = floor_bytes
+
+    async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
+        with self._writing(upload) as file:
+            there = os.fstat(file.fileno()).st_size
+            if start > there:
+                raise Conflict(f"There are {there} bytes: go on from there.", data={"received": there})
+            os.ftruncate(file.fileno(), start)
+            file.seek(start)
+            end = start
+            async for piece in content:
+                end += len(piece)
+                if end > limit:
+                    raise TooLarge(f"The upload is too large: at most {limit} bytes are taken.")
+                await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(self._append, file, piece)))
+            return end
+
+    @contextmanager
+    def _writing(self, upload: UploadId) -> Iterator[BinaryIO]:
+        """One at a time, also among processes."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._path(upload), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict("Another request sends this upload: wait until it has ended.") from None
+            yield file
+
+    def _append(self, file: BinaryIO, piece: bytes) -> None:
+        space = os.statvfs(self._folder)
+        if space.f_bavail * space.f_frsize - len(piece) < self._floor_bytes:
+            raise NoCapacity("There is no room for uploads on this machine now: try again later.")
+        try:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise NoCapacity("There is no room for uploads on this machine now: try again later.") from error
+
+    async def size(self, upload: UploadId) -> int:
+        try:
+            return self._path(upload).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    async def sha256(self, upload: UploadId) -> str:
+        def work() -> str:
+            with self._path(upload).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        return await asyncio.to_thread(work)
+
+    def open(self, upload: UploadId) -> BinaryIO:
+        try:
+            return self._path(upload).open("rb")
+        except FileNotFoundError:
+            raise KeyError(upload) from None
+
+    async def delete(self, upload: UploadId) -> None:
+        await asyncio.to_thread(self._path(upload).unlink, missing_ok=True)
+
+    async def ids(self) -> Collection[UploadId]:
+        if not self._folder.is_dir():
+            return ()
+        return [UploadId(path.name) for path in self._folder.iterdir() if is_id(path.name)]
+
+    def _path(self, upload: UploadId) -> Path:
+        if not is_id(upload):
+            raise KeyError(upload)
+        return self._folder / upload

@@ -1,0 +1,39 @@
+"""Uploads: code too large for JSON, sent to a URL that is signed for it and good for a while."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from builderd.domain.ids import TenantId, UploadId
+
+LIFETIME = timedelta(hours=24)
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """``size`` in bytes and ``sha256`` (64 hex characters) as they were announced, None where they were not.
+
+    ``complete`` once all of it is there and was found to be what was announced. ``secret_hash`` is that of the
+    signature in its URL.
+    """
+
+    id: UploadId
+    tenant_id: TenantId
+    secret_hash: str
+    created_at: datetime
+    expires_at: datetime
+    size: int | None = None
+    sha256: str | None = None
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRules:
+    """``max_bytes`` of one upload, and of all of a tenant's that are not over; ``max_count`` of those."""
+
+    max_bytes: int = 1_000_000_000
+    max_tenant_bytes: int = 5_000_000_000
+    max_count: int = 20

@@ -1,0 +1,153 @@
+"""Uploads: announced, received in one go or in parts, checked, and turned into a bundle."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import BadRequest, NotFound, QuotaExceeded, TooLarge, ValidationFailed
+from builderd.domain.ids import TenantId, UploadId, is_id, new_id, new_secret, secret_hash
+from builderd.domain.uploads import LIFETIME, Upload, UploadRules
+from builderd.ports.store import UnitOfWork
+from builderd.services.application import Application
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a request brings: the bytes from ``start`` on, of ``total`` (None: as many as come)."""
+
+    start: int
+    total: int | None
+
+
+def create(
+    uow: UnitOfWork, rules: UploadRules, tenant_id: TenantId, size: int | None, sha256: str | None, now: datetime
+) -> tuple[Upload, str]:
+    """A place for bytes to come, and the signature for its URL. Raises ``TooLarge`` or ``QuotaExceeded``."""
+    if size is not None and size > rules.max_bytes:
+        raise TooLarge(f"The upload is too large: at most {rules.max_bytes} bytes are taken.")
+    live = [upload for upload in uow.uploads.of_tenant(tenant_id) if upload.expires_at > now]
+    promised = sum(upload.size or rules.max_bytes for upload in live) + (size or rules.max_bytes)
+    if len(live) >= rules.max_count or promised > rules.max_tenant_bytes:
+        raise QuotaExceeded(
+            f"There are {len(live)} uploads: at most {rules.max_count}, of {rules.max_tenant_bytes} bytes together, "
+            "are kept. Delete those that you have deployed, and say the size of new ones beforehand.",
+            retry_after=max(int((min(upload.expires_at for upload in live) - now).total_seconds()), 1)
+            if live
+            else None,
+        )
+    secret = new_secret("bdu")
+    upload = Upload(UploadId(new_id()), tenant_id, secret_hash(secret), now, now + LIFETIME, size, sha256)
+    uow.uploads.add(upload)
+    return upload, secret
+
+
+async def signed(application: Application, upload_id: str, signature: str) -> Upload:
+    """The upload that this URL is signed for. Raises ``NotFound``, whatever is wrong with it."""
+    upload = await _live(application, upload_id)
+    if upload is None or not hmac.compare_digest(secret_hash(signature), upload.secret_hash):
+        raise NotFound("There is no such upload, or its URL has expired: ask for a new one with POST /api/v1/uploads.")
+    return upload
+
+
+async def owned(application: Application, tenant_id: TenantId, upload_id: str) -> Upload:
+    """One of the tenant's. Raises ``NotFound``."""
+    upload = await _live(application, upload_id)
+    if upload is None or upload.tenant_id != tenant_id:
+        raise NotFound("There is no such upload, or it has expired: send it again with POST /api/v1/uploads.")
+    return upload
+
+
+async def _live(application: Application, upload_id: str) -> Upload | None:
+    if not is_id(upload_id):
+        return None
+    now = application.clock.now()
+    upload = await application.store.read(lambda uow: uow.uploads.get(UploadId(upload_id)))
+    return upload if upload and now < upload.expires_at else None
+
+
+async def receive(
+    application: Application, upload: Upload, part: Part, content: AsyncIterator[bytes], sha256: str | None
+) -> tuple[Upload, int]:
+    """Take a part; the upload with its number of bytes then. It is complete when all of them are there and right.
+
+    Raises ``BadRequest``, ``TooLarge``, ``Conflict``, ``NoCapacity``, or ``ValidationFailed`` when the check sum is
+    another one: nothing is kept then.
+    """
+    total = _total(application, upload, part)
+    limit = application.upload_rules.max_bytes if total is None else total
+    if upload.complete:
+        # Whoever was not told that it has arrived sends it again.
+        upload = await _save(application, replace(upload, complete=False))
+    received = await application.uploads.write(upload.id, part.start, content, limit)
+    if total is not None and received < total:
+        return upload, received
+    await _check(application, upload, sha256)
+    return await _save(application, replace(upload, size=received, complete=True)), received
+
+
+def _total(application: Application, upload: Upload, part: Part) -> int | None:
+    """How many bytes there are to be in the end."""
+    if upload.size is not None and part.total is not None and part.total != upload.size:
+        raise BadRequest(f"{upload.size} bytes were announced for this upload, not {part.total}.")
+    total = part.total if part.total is not None else upload.size
+    if total is not None and total > application.upload_rules.max_bytes:
+        raise TooLarge(f"The upload is too large: at most {application.upload_rules.max_bytes} bytes are taken.")
+    return total
+
+
+async def _check(application: Application, upload: Upload, sha256: str | None) -> None:
+    wanted = {one.lower() for one in (sha256, upload.sha256) if one is not None}
+    if not wanted:
+        return
+    found = await application.uploads.sha256(upload.id)
+    if wanted != {found}:
+        await application.uploads.delete(upload.id)
+        raise ValidationFailed({"sha256": [f"is {found} of what has arrived: send it again"]})
+
+
+async def _save(application: Application, upload: Upload) -> Upload:
+    await application.store.write(lambda uow: uow.uploads.save(upload))
+    return upload
+
+
+async def bundle(application: Application, tenant_id: TenantId, upload_id: str) -> Bundle:
+    """What is in the upload, stored as a bundle. Raises ``ValidationFailed`` or ``TooLarge``."""
+    try:
+        upload = await owned(application, tenant_id, upload_id)
+    except NotFound as error:
+        raise ValidationFailed({"source.upload_id": [error.message]}) from None
+    if not upload.complete:
+        received = await application.uploads.size(upload.id)
+        raise ValidationFailed({"source.upload_id": [f"is not complete: {received} bytes have arrived"]})
+    try:
+        archive = application.uploads.open(upload.id)
+    except KeyError:
+        raise ValidationFailed({"source.upload_id": ["is gone: send it again"]}) from None
+    with archive:
+        return await application.bundles.unpack(archive, application.archive_limits)
+
+
+async def delete(application: Application, tenant_id: TenantId, upload_id: str) -> None:
+    """Raises ``NotFound``."""
+    upload = await owned(application, tenant_id, upload_id)
+    await _remove(application, upload.id)
+
+
+async def expire(application: Application) -> None:
+    """Remove what is over, and bytes that no record knows."""
+    now = application.clock.now()
+    for upload_id in await application.store.read(lambda uow: uow.uploads.expired(now)):
+        await _remove(application, upload_id)
+    for upload_id in await application.uploads.ids():
+        if await _live(application, upload_id) is None:
+            await application.uploads.delete(upload_id)
+
+
+async def _remove(application: Application, upload_id: UploadId) -> None:
+    """The record goes last: until then the bytes are known to be there."""
+    await application.uploads.delete(upload_id)
+    await application.store.write(lambda uow: uow.uploads.delete(upload_id))

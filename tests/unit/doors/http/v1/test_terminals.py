@@ -1,0 +1,131 @@
+"""A terminal over a WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+import httpx
+import pytest
+from tests.service import MINIMAL, Service, listening
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
+
+from builderd.adapters.fakes.processes import Answer
+from builderd.domain.ids import secret_hash
+from builderd.domain.processes import LOGIN_SHELL, Window
+from builderd.doors.http.v1 import terminals
+from builderd.ports.store import UnitOfWork
+
+PATIENCE = 20
+BUILDERS = "/api/v1/builders"
+
+
+@pytest.fixture
+async def url(client: httpx.AsyncClient, service: Service) -> AsyncIterator[str]:
+    service.engine.answer("/bin/bash --login", Answer(echoes=True, exit_code=3))
+    uuid = (await client.post(BUILDERS, json=MINIMAL)).json()["data"]["uuid"]
+    async with listening(service.app) as base:
+        yield f"{base.replace('http', 'ws')}{BUILDERS}/{uuid}/terminal"
+
+
+def opened(url: str, secret: str | None) -> connect:
+    headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+    return connect(url, additional_headers=headers, proxy=None)
+
+
+async def end(socket: ClientConnection) -> int:
+    """The code that it was closed with, after all that is to come."""
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                await socket.recv()
+    assert closed.value.rcvd
+    return closed.value.rcvd.code
+
+
+async def test_what_is_typed_goes_in_and_what_is_printed_comes_out(service: Service, url: str) -> None:
+    async with asyncio.timeout(PATIENCE), opened(f"{url}?columns=100&rows=30", service.write) as socket:
+        await socket.send(b"echo \xff\r")
+        assert await socket.recv() == b"echo \xff\r"
+        await socket.send(json.dumps({"type": "resize", "columns": 120, "rows": 40}))
+        await socket.send(b"more")
+        assert await socket.recv() == b"more"
+    (spec,) = service.engine.processes
+    assert (spec.argv, spec.window) == (LOGIN_SHELL, Window(100, 30))
+
+
+async def test_the_exit_code_is_told_and_the_connection_closed(service: Service, url: str) -> None:
+    service.engine.answer("make", Answer(7, "done\n"))
+    async with asyncio.timeout(PATIENCE), opened(f"{url}?command=make", service.write) as socket:
+        assert await socket.recv() == b"done\n"
+        assert json.loads(await socket.recv()) == {"type": "exit", "exit_code": 7}
+        assert await end(socket) == terminals.NORMAL
+
+
+async def test_a_browser_names_its_token_as_a_protocol(service: Service, url: str) -> None:
+    names = [Subprotocol(terminals.PROTOCOL), Subprotocol(f"bearer.{service.write}")]
+    async with connect(url, subprotocols=names, proxy=None) as socket:
+        assert socket.subprotocol == terminals.PROTOCOL
+    with pytest.raises(InvalidStatus):
+        async with connect(url, subprotocols=[names[0], Subprotocol("bearer.bd_wrong")], proxy=None):
+            pass
+
+
+async def refusal(url: str, secret: str | None) -> tuple[int, str]:
+    with pytest.raises(InvalidStatus) as refused:
+        async with opened(url, secret):
+            pass
+    return refused.value.response.status_code, json.loads(refused.value.response.body or b"{}")["code"]
+
+
+async def test_who_may_not_write_gets_no_terminal(service: Service, url: str) -> None:
+    assert await refusal(url, None) == (401, "unauthenticated")
+    assert await refusal(url, "bd_wrong") == (401, "unauthenticated")
+    assert await refusal(url, service.read) == (403, "forbidden")
+    assert await refusal(url, service.other) == (404, "not_found")
+    assert service.engine.processes == []
+
+
+@pytest.mark.parametrize("query", ["columns=0", "rows=65536", "columns=x", "rows=-1", "columns=٣", "command=%20"])
+async def test_a_wrong_query_is_refused(service: Service, url: str, query: str) -> None:
+    assert await refusal(f"{url}?{query}", service.write) == (422, "validation_error")
+
+
+async def test_a_stopped_builder_has_no_terminal(service: Service, url: str, client: httpx.AsyncClient) -> None:
+    await client.post(f"{BUILDERS}/{url.split('/')[-2]}/stop")
+    assert await refusal(url, service.write) == (409, "invalid_state")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "hello", "[]", '{"type": "x"}', '{"type": "resize"}', '{"type":"resize","columns":0,"rows":1}']
+)
+async def test_a_message_that_makes_no_sense_ends_it(service: Service, url: str, text: str) -> None:
+    async with opened(url, service.write) as socket:
+        await socket.send(text)
+        assert await end(socket) == terminals.POLICY
+
+
+async def test_a_token_that_ends_takes_its_terminal_along(
+    service: Service, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminals, "GUARD_SECONDS", 0.05)
+    async with opened(url, service.write) as socket:
+        now = service.application.clock.now()
+        await service.application.store.write(lambda uow: _revoke(uow, service.write, now))
+        assert await end(socket) == terminals.POLICY
+
+
+async def test_a_message_too_large_is_not_taken(service: Service, url: str) -> None:
+    async with opened(url, service.write) as socket:
+        await socket.send(b"x" * 1_100_000)
+        assert await end(socket) == 1009
+
+
+def _revoke(uow: UnitOfWork, secret: str, now: datetime) -> None:
+    token = uow.tokens.by_secret_hash(secret_hash(secret))
+    assert token
+    uow.tokens.revoke(token.id, now)

@@ -24,6 +24,8 @@ HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 65_536
 MAX_CONNECTIONS = 4_000
 KEEP_ALIVE_SECONDS = 30
+#: The ends of paths at which a WebSocket is spoken.
+WEBSOCKETS = (b"/terminal",)
 #: Of one message over a WebSocket.
 MAX_MESSAGE_BYTES = 1 << 20
 #: How long, and how much, a client that was answered early may go on sending, so that it comes to read the answer.
@@ -94,7 +96,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
-        if self.cycle.response_complete:
+        if self.cycle is not None and self.cycle.response_complete:
             self._left -= len(body)
             if self._left < 0:
                 self.transport.close()
@@ -112,6 +114,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequest("This is not an HTTP/1.1 request."))
+
+    def _should_upgrade_to_ws(self) -> bool:
+        """Where a WebSocket is spoken, and asked for as RFC 6455 has it; elsewhere the offer is passed over."""
+        path = self.url.partition(b"?")[0]
+        return path.endswith(WEBSOCKETS) and any(name == b"sec-websocket-key" for name, _ in self.headers)
 
     def _unsupported_upgrade_warning(self) -> None:
         """Offers of another protocol are passed over, as HTTP allows (RFC 9110, 7.8), and are no news."""

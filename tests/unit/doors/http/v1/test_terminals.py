@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import datetime
 
 import httpx
@@ -40,11 +41,11 @@ def opened(url: str, secret: str | None) -> connect:
 async def end(socket: ClientConnection) -> int:
     """The code that it was closed with, after all that is to come."""
     async with asyncio.timeout(PATIENCE):
-        with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                await socket.recv()
-    assert closed.value.rcvd
-    return closed.value.rcvd.code
+        with suppress(ConnectionClosed):
+            async for _ in socket:
+                pass
+    assert socket.close_code is not None
+    return socket.close_code
 
 
 async def test_what_is_typed_goes_in_and_what_is_printed_comes_out(service: Service, url: str) -> None:
@@ -117,6 +118,12 @@ async def test_a_token_that_ends_takes_its_terminal_along(
         now = service.application.clock.now()
         await service.application.store.write(lambda uow: _revoke(uow, service.write, now))
         assert await end(socket) == terminals.POLICY
+
+
+async def test_a_terminal_asked_for_otherwise_is_no_call(service: Service, url: str) -> None:
+    async with service.client(service.write, url.replace("ws", "http", 1)) as plain:
+        for headers in ({}, {"Connection": "Upgrade", "Upgrade": "websocket"}):
+            assert (await plain.get("", headers=headers)).status_code == 404
 
 
 async def test_a_message_too_large_is_not_taken(service: Service, url: str) -> None:

@@ -7,7 +7,7 @@ import logging
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from builderd.adapters.archives.restic.archive import ResticArchive
 from builderd.adapters.archives.restic.command import Place
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.clocks.system import SystemClock
+from builderd.adapters.engines.oci import holdings
 from builderd.adapters.engines.oci import probe as engine_probe
 from builderd.adapters.engines.oci.allocations import sandbox_networks
 from builderd.adapters.engines.oci.base import ensure_base, find_host_base
@@ -49,6 +50,7 @@ from builderd.domain.builders import Desired
 from builderd.domain.bundles import Bundle
 from builderd.domain.equipment import Equipment
 from builderd.domain.errors import EngineUnavailable, NoCapacity, ValidationFailed
+from builderd.domain.holdings import Inventory
 from builderd.domain.ids import TokenId
 from builderd.domain.previews import Route
 from builderd.domain.resources import GB
@@ -74,7 +76,7 @@ from builderd.reconciler.housekeeping import Housekeeping
 from builderd.reconciler.idle import Idleness
 from builderd.reconciler.reconciler import Reconciler
 from builderd.reconciler.sampling import sample
-from builderd.services import reviews, tokens, vault
+from builderd.services import inventory, reviews, tokens, vault
 from builderd.services.application import Application
 from builderd.settings import Settings
 
@@ -408,6 +410,26 @@ async def review_code(settings: Settings, bundle: Bundle, entrypoint: str) -> Re
 def examine(settings: Settings) -> Sequence[Equipment]:
     """What this machine has of what the service needs."""
     return [*engine_probe.examine(settings.data_dir), previews_probe.examine()]
+
+
+async def take_stock(settings: Settings) -> Inventory | None:
+    """Who uses what, also while a service runs; None where there is no database yet. Changes nothing.
+
+    Raises ``StoreUnavailable``.
+    """
+    path = settings.data_dir.absolute() / "builderd.db"
+    if settings.database_url is None and not path.exists():
+        return None
+    opened = SqlStore(settings.database)
+    try:
+        sizes = await LocalBundles(settings.data_dir / "bundles").sizes()
+        users, used = await opened.read(lambda uow: (inventory.users(uow), inventory.used_bundles(uow, sizes)))
+    finally:
+        await opened.close()
+    held = None
+    with suppress(OSError):
+        held = await asyncio.to_thread(holdings.look, settings.data_dir.absolute())
+    return Inventory(users, sizes, used, held)
 
 
 def build_base(settings: Settings, say: Callable[[str], None]) -> str:

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -61,6 +61,10 @@ class LocalBundles:
 
     async def hashes(self) -> Collection[str]:
         return await asyncio.to_thread(self._hashes)
+
+    async def sizes(self) -> Mapping[str, int]:
+        """Of all that are stored, in bytes on the disk."""
+        return await asyncio.to_thread(lambda: {one: self._path(one).stat().st_size for one in self._hashes()})
 
     async def delete(self, bundle_hash: str) -> None:
         if _HASH.fullmatch(bundle_hash):

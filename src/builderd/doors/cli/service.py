@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from builderd import bootstrap
-from builderd.doors.cli import options
-from builderd.settings import load
+from builderd.doors.cli import options, usage
+from builderd.settings import Settings, load
 
 NEEDS_ROOT = (
     "builderd must run as root: it mounts file systems, makes network links and firewall rules, and starts "
@@ -48,7 +48,7 @@ def down(data_dir: Path | None, config: Path | None) -> None:
 @options.data_dir
 @options.config
 def doctor(data_dir: Path | None, config: Path | None) -> None:
-    """Say what this machine has and lacks, and what that costs. Exits with 1 when the service cannot run."""
+    """Say what this machine has and lacks, what that costs, and who uses what. Exits with 1 when it cannot run here."""
     settings = load(config, data_dir=data_dir)
     equipment = bootstrap.examine(settings)
     for one in equipment:
@@ -56,8 +56,22 @@ def doctor(data_dir: Path | None, config: Path | None) -> None:
         click.echo(f"{mark}  {one.name:<24} {one.detail}")
         if not one.found:
             click.echo(f"      {'':<24} {one.cost}")
+    _say_usage(settings)
     if any(one.vital and not one.found for one in equipment):
         raise SystemExit(1)
+
+
+def _say_usage(settings: Settings) -> None:
+    """What lies in the data directory, as far as it can be told: a broken database is no reason to say nothing."""
+    try:
+        inventory = asyncio.run(bootstrap.take_stock(settings))
+    except Exception as error:
+        click.echo(f"\nWho uses what cannot be told: {error}")
+        return
+    if inventory is not None:
+        click.echo("")
+        for line in usage.lines(inventory):
+            click.echo(line)
 
 
 @click.group()

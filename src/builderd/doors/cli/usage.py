@@ -1,0 +1,72 @@
+"""What ``builderd doctor`` says about who uses what, as lines. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from builderd.domain.holdings import Holdings, Inventory, User
+from builderd.domain.resources import GB
+
+SHOWN_KEY = 12
+
+
+def lines(inventory: Inventory) -> Iterator[str]:
+    """By tenant and builder; then layers, bases, bundles and the rest."""
+    for tenant, users in groupby(inventory.users, key=lambda user: user.tenant):
+        yield from _tenant(tenant, list(users), inventory)
+    if not inventory.users:
+        yield "No builders."
+    yield from _bundles(inventory)
+    if inventory.held is None:
+        yield "The store is not mounted, or cannot be looked at: start the service, and ask as root, to see sizes."
+        return
+    yield from _layers(inventory, inventory.held)
+    yield from _rest(inventory, inventory.held)
+
+
+def _tenant(tenant: str, users: list[User], inventory: Inventory) -> Iterator[str]:
+    disks = {disk.id: disk for disk in (inventory.held.disks if inventory.held else ())}
+    own = [disks[disk] for user in users for disk in user.disks if disk in disks]
+    sizes = f", disks {_gb(sum(disk.bytes for disk in own))} of {_gb(sum(disk.limit_bytes for disk in own))}"
+    yield f"tenant {tenant}: {len(users)} builders{sizes if own else ''}"
+    for user in users:
+        held = [disks[disk] for disk in user.disks if disk in disks]
+        size = "+".join(f"{_gb(disk.bytes)} of {_gb(disk.limit_bytes)}" for disk in held) or "-"
+        layer = user.layer[:SHOWN_KEY] if user.layer else "none"
+        versions = f"v{user.version} ({user.versions} kept)"
+        yield f"  {user.name:<24} {user.status:<9} {versions:<12} disk {size:<22} layer {layer:<12} {user.id}"
+
+
+def _layers(inventory: Inventory, held: Holdings) -> Iterator[str]:
+    yield f"layers: {len(held.layers)}, {_gb(sum(layer.bytes for layer in held.layers))}"
+    for layer in sorted(held.layers, key=lambda one: -one.bytes):
+        users = _names(f"{user.tenant}/{user.name}" for user in inventory.users_of_layer(layer.key))
+        seen = ", a sandbox runs on it" if layer.seen else ""
+        asked = f"asked for {layer.asked_at:%Y-%m-%d %H:%M}"
+        yield f"  {layer.key[:SHOWN_KEY]}  {_gb(layer.bytes):>9}  {users or 'used by nobody'}{seen}, {asked}"
+
+
+def _bundles(inventory: Inventory) -> Iterator[str]:
+    unused = inventory.unused_bundles()
+    size, idle = sum(inventory.bundles.values()), sum(unused.values())
+    yield f"bundles: {len(inventory.bundles)}, {_gb(size)}; of no use any more: {len(unused)}, {_gb(idle)}"
+
+
+def _rest(inventory: Inventory, held: Holdings) -> Iterator[str]:
+    for base in held.bases:
+        use = ", ".join(word for word, holds in (("ours", base.own), ("sandboxes run on it", base.seen)) if holds)
+        asked = f"asked for {base.asked_at:%Y-%m-%d %H:%M}"
+        yield f"base {base.name}: {_gb(base.bytes)}, {use or 'used by nobody'}, {asked}"
+    for disk in inventory.unclaimed_disks():
+        yield f"disk {disk.id}: {_gb(disk.bytes)}, of no builder: a copy for a backup, a restore, a report, or a rest"
+    yield f"download cache: {_gb(held.cache_bytes)}; scratch of {held.scratch} sandboxes: {_gb(held.scratch_bytes)}"
+    yield f"store: {_gb(held.free_bytes)} free of {_gb(held.total_bytes)}"
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(set(names)))
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.2f} GB"

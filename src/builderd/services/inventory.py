@@ -1,0 +1,45 @@
+"""Inventory: which builder of which tenant uses what."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from builderd.domain.builders import Builder
+from builderd.domain.holdings import User
+from builderd.domain.versions import NO_LAYER, Version, VersionStatus
+from builderd.ports.store import UnitOfWork
+
+
+def users(uow: UnitOfWork) -> Sequence[User]:
+    """All builders that are not deleted, by tenant and name."""
+    found = (uow.builders.get(builder_id) for builder_id in uow.builders.ids())
+    shown = [_user(uow, builder) for builder in found if builder is not None]
+    return sorted(shown, key=lambda user: (user.tenant, user.name))
+
+
+def used_bundles(uow: UnitOfWork, bundles: Collection[str]) -> frozenset[str]:
+    """Those of these that something refers to."""
+    return frozenset(one for one in bundles if uow.versions.uses_bundle(one))
+
+
+def _user(uow: UnitOfWork, builder: Builder) -> User:
+    tenant = uow.tenants.get(builder.tenant_id)
+    kept = [one for one in uow.versions.list(builder.id) if one.status is not VersionStatus.DROPPED]
+    current = next((one for one in kept if one.number == builder.version), None)
+    disks = (builder.disk, builder.candidate_disk, *builder.spare_disks)
+    return User(
+        tenant=tenant.name if tenant else builder.tenant_id,
+        id=builder.id,
+        name=builder.name,
+        status=builder.status.value,
+        version=builder.version,
+        versions=len(kept),
+        disks=tuple(disk for disk in disks if disk is not None),
+        layer=_layer(current) if current else None,
+        layers=frozenset(key for one in kept if (key := _layer(one)) is not None),
+        bundles=frozenset(one.bundle_hash for one in kept),
+    )
+
+
+def _layer(version: Version) -> str | None:
+    return None if version.layer_key in (None, NO_LAYER) else version.layer_key

@@ -1,0 +1,49 @@
+"""What a store holds can be looked at from beside, while a service uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import pytest
+from tests.contract.engine import apps
+from tests.engines import make_spec
+
+from builderd.adapters.engines.oci import holdings
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
+
+pytestmark = pytest.mark.root
+
+
+async def test_layers_disks_and_bases_are_seen_with_their_sizes_and_uses(
+    engine: OciEngine, settings: OciSettings
+) -> None:
+    key = secrets.token_hex(32)
+    script = f"mkdir -p {LAYER}/venv && head -c 3000000 /dev/urandom >{LAYER}/venv/bulk"
+    step = BuildStep("Filling", ("/bin/sh", "-ec", script), network=False, cache=Cache.NONE)
+    await engine.build_layer(LayerPlan(key, {}, (step,), runs_foreign_code=False), lambda _: None)
+    spec = await make_spec(engine, apps.SILENT, layer_key=key)
+    await engine.start(spec)
+    # The kernel counts what it has written out.
+    await asyncio.to_thread(engine._here.store.settling.settle)
+    held = holdings.look(settings.data_dir)
+    assert held is not None
+    (layer,) = [one for one in held.layers if one.key == key]
+    assert layer.seen
+    assert layer.bytes >= 3_000_000
+    (disk,) = [one for one in held.disks if one.id == spec.disk]
+    assert 0 < disk.bytes < disk.limit_bytes
+    assert [base.seen for base in held.bases if base.own] == [True]
+    assert held.scratch >= 1
+    assert 0 < held.free_bytes <= held.total_bytes
+    await engine.stop(spec.id, 0)
+    await engine.remove(spec.id)
+    after = holdings.look(settings.data_dir)
+    assert after is not None
+    assert [one.seen for one in after.layers if one.key == key] == [False]
+
+
+def test_a_directory_that_no_service_ran_in_holds_nothing(settings: OciSettings) -> None:
+    assert holdings.look(settings.data_dir / "elsewhere") is None

@@ -1,0 +1,36 @@
+"""Which builder uses what."""
+
+from __future__ import annotations
+
+from tests.application import MAIN, REQUIREMENTS, World
+
+from builderd.domain.bundles import BundleFile
+from builderd.domain.holdings import HeldDisk, Holdings, Inventory
+from builderd.domain.ids import DiskId
+from builderd.services import builders, inventory
+
+
+async def test_builders_of_all_tenants_are_told_with_what_they_use(world: World) -> None:
+    async with world.reconciling():
+        first = await world.create(MAIN, REQUIREMENTS, name="zebra")
+        gone = await world.create(name="gone")
+        await world.reached(builders.delete, gone)
+        other = await world.create(BundleFile("x.py", b""), name="ant")
+        world.caller = await world.tenant("zeta")
+        foreign = await world.create(MAIN, REQUIREMENTS, name="api")
+    found = await world.read(inventory.users)
+    assert [(user.tenant, user.name, user.id) for user in found] == [
+        ("acme", "ant", other.id),
+        ("acme", "zebra", first.id),
+        ("zeta", "api", foreign.id),
+    ]
+    (key,) = world.engine.layers
+    assert [user.layer for user in found] == [None, key, key]
+    assert [user.disks for user in found] == [(other.disk,), (first.disk,), (foreign.disk,)]
+    stored = set(world.bundles.stored)
+    assert await world.read(lambda uow: inventory.used_bundles(uow, [*stored, "9" * 64])) == stored
+    held = Holdings([], [HeldDisk(first.disk, 1, 2), HeldDisk(DiskId("stray"), 1, 2)], [], 0, 0, 0, 0, 0)
+    stock = Inventory(found, {**dict.fromkeys(stored, 1), "9" * 64: 5}, frozenset(stored), held)
+    assert [user.name for user in stock.users_of_layer(key)] == ["zebra", "api"]
+    assert [disk.id for disk in stock.unclaimed_disks()] == ["stray"]
+    assert stock.unused_bundles() == {"9" * 64: 5}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -15,6 +15,7 @@ from httpx_sse import EventSource, ServerSentEvent
 from pydantic import BaseModel, ValidationError
 
 from builderd.client.errors import ApiError, NoAnswer
+from builderd.client.watching import Watching
 from builderd.domain.builders import JobType, Status
 from builderd.domain.logs import LogStream
 from builderd.domain.ssh import DEFAULT_MINUTES
@@ -76,6 +77,11 @@ class Client:
     def close(self) -> None:
         """Give the connections back."""
         self._http.close()
+
+    @property
+    def watch(self) -> Watching:
+        """What happens and what is used: events, webhooks, metrics."""
+        return Watching(_Calls(self._call, self._events))
 
     # Builders
 
@@ -266,6 +272,14 @@ class Client:
                 yield Events(response)
         except httpx.TransportError as error:
             raise NoAnswer(f"{method} {path}: {error or type(error).__name__}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """How nouns with a file of their own call."""
+
+    call: Callable[..., Any]
+    stream: Callable[..., AbstractContextManager[Iterable[ServerSentEvent]]]
 
 
 def _cap_path(uuid: str | None) -> str:

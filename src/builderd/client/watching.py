@@ -1,0 +1,129 @@
+"""What happens and what is used: events, webhooks and metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypeVar
+
+from httpx_sse import ServerSentEvent
+from pydantic import BaseModel
+
+from builderd.client.errors import NoAnswer
+from builderd.wire.v1.events import Event, EventPage
+from builderd.wire.v1.metrics import Metrics, MetricsAnswer
+from builderd.wire.v1.webhooks import (
+    DeliveryPage,
+    NewWebhookAnswer,
+    Webhook,
+    WebhookAnswer,
+    WebhookListAnswer,
+    WebhookWithSecret,
+)
+
+V = TypeVar("V", bound=BaseModel)
+
+API = "/api/v1"
+#: Until a stream that broke off is opened again, in seconds.
+RECONNECT_SECONDS = 1.0
+
+
+class Caller(Protocol):
+    """How the client calls."""
+
+    def call(self, answer: type[V], method: str, path: str, **options: Any) -> V: ...
+    def stream(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> AbstractContextManager[Iterable[ServerSentEvent]]: ...
+
+
+class Watching:
+    """``Client.watch``: of one builder where its ``uuid`` is given, else of all."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def events(
+        self,
+        uuid: str | None = None,
+        *,
+        types: Sequence[str] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        page: int = 1,
+        per_page: int = 25,
+    ) -> EventPage:
+        """A page of events, the newest first. ``types`` such as ``builder.status`` or ``stage.*``."""
+        query = {**_filters(types, since), **_time("until", until), "page": page, "per_page": per_page}
+        return self._caller.call(EventPage, "GET", _events_of(uuid), params=query)
+
+    def follow_events(
+        self,
+        uuid: str | None = None,
+        *,
+        types: Sequence[str] = (),
+        since: datetime | None = None,
+        after: int | None = None,
+    ) -> Iterator[Event]:
+        """Each event as it happens, from now on, from ``since``, or after the one with the id ``after``.
+
+        A connection that breaks off is made again, and goes on after the last event: none is lost, none comes twice.
+        Ends when the builder is deleted; of all builders, never.
+        """
+        query = {**_filters(types, since), "follow": True}
+        while True:
+            try:
+                headers = {} if after is None else {"Last-Event-ID": str(after)}
+                with self._caller.stream("GET", _events_of(uuid), headers=headers, params=query) as told:
+                    for one in told:
+                        event = Event.model_validate(one.json())
+                        after = event.id
+                        yield event
+            except NoAnswer:
+                # Without a place to go on from, what happened meanwhile would be lost without a word.
+                if after is None:
+                    raise
+                time.sleep(RECONNECT_SECONDS)
+            else:
+                return
+
+    def metrics(self, uuid: str, *, hours: int = 24, step: Literal["5m", "15m", "1h"] = "5m") -> Metrics:
+        """What the builder uses now, and what it used in the last hours."""
+        query = {"hours": hours, "step": step}
+        return self._caller.call(MetricsAnswer, "GET", f"{API}/builders/{uuid}/metrics", params=query).data
+
+    # Webhooks
+
+    def create_webhook(
+        self, url: str, *, events: Sequence[str] = ("*",), secret: str | None = None
+    ) -> WebhookWithSecret:
+        """Have events sent to the URL; its secret is answered this once."""
+        body = {"url": url, "events": list(events), **({"secret": secret} if secret else {})}
+        return self._caller.call(NewWebhookAnswer, "POST", f"{API}/webhooks", json=body).data
+
+    def webhooks(self) -> list[Webhook]:
+        """All of them, the oldest first."""
+        return self._caller.call(WebhookListAnswer, "GET", f"{API}/webhooks").data
+
+    def delete_webhook(self, webhook: str) -> Webhook:
+        """Send it nothing any more."""
+        return self._caller.call(WebhookAnswer, "DELETE", f"{API}/webhooks/{webhook}").data
+
+    def deliveries(self, webhook: str, *, page: int = 1, per_page: int = 25) -> DeliveryPage:
+        """What was sent to it, the newest event first."""
+        query = {"page": page, "per_page": per_page}
+        return self._caller.call(DeliveryPage, "GET", f"{API}/webhooks/{webhook}/deliveries", params=query)
+
+
+def _events_of(uuid: str | None) -> str:
+    return f"{API}/events" if uuid is None else f"{API}/builders/{uuid}/events"
+
+
+def _filters(types: Sequence[str], since: datetime | None) -> dict[str, Any]:
+    return {**({"type": ",".join(types)} if types else {}), **_time("since", since)}
+
+
+def _time(name: str, time: datetime | None) -> dict[str, str]:
+    return {} if time is None else {name: time.isoformat()}

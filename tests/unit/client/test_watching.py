@@ -1,0 +1,116 @@
+"""Events, webhooks and metrics, as programs use them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from tests.service import MINIMAL, Service, listening, running_service
+
+from builderd.client import Client, watching
+from builderd.domain.webhooks import key_of
+from builderd.wire.v1.builders import NewBuilder
+
+NEW = NewBuilder.model_validate(MINIMAL, context={})
+
+
+@dataclass(frozen=True)
+class Running:
+    service: Service
+    url: str
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    """In a thread of its own: the client is synchronous."""
+    started: list[Running] = []
+    ready, over = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        async with running_service() as service, listening(service.app) as url:
+            started.append(Running(service, url))
+            ready.set()
+            await asyncio.to_thread(over.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert ready.wait(20)
+    yield started[0]
+    over.set()
+    thread.join()
+
+
+@pytest.fixture
+def client(running: Running) -> Iterator[Client]:
+    with Client(running.url, running.service.write) as opened:
+        yield opened
+
+
+def test_events_are_listed_and_filtered(client: Client) -> None:
+    builder = client.create(NEW)
+    page = client.watch.events(types=["builder.*"])
+    assert [event.type for event in page.data] == ["builder.status", "builder.created"]
+    assert client.watch.events(builder.uuid, types=["builder.*"]).data == page.data
+    assert client.watch.events(until=page.data[-1].time).data == []
+
+
+def test_a_follower_whose_connection_breaks_off_goes_on_where_it_was(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "RECONNECT_SECONDS", 0.01)
+    with Client(running.url, running.service.write) as other:
+        builder = other.create(NEW)
+        all_of_them = other.watch.events(per_page=100).data[::-1]
+        with Client(running.url, running.service.write, transport=Breaking()) as client:
+            told = client.watch.follow_events(builder.uuid, after=0)
+            assert [next(told) for _ in all_of_them] == all_of_them
+
+
+class Breaking(httpx.HTTPTransport):
+    """Lets through so many bytes of each answer more than of the one before, and breaks off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes = 300
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        self._bytes += 150
+        return httpx.Response(response.status_code, headers=response.headers, stream=_Cut(response.stream, self._bytes))
+
+
+class _Cut(httpx.SyncByteStream):
+    def __init__(self, stream: Any, left: int) -> None:
+        self._stream = stream
+        self._left = left
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._stream:
+            yield piece[: self._left]
+            self._left -= len(piece)
+            if self._left <= 0:
+                raise httpx.ReadError("the connection broke off")
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def test_webhooks_are_made_listed_and_deleted(client: Client) -> None:
+    made = client.watch.create_webhook("https://example.com/hook", events=["builder.*"])
+    assert len(key_of(made.secret)) == 32
+    assert [hook.id for hook in client.watch.webhooks()] == [made.id]
+    assert client.watch.deliveries(made.id).data == []
+    assert client.watch.delete_webhook(made.id).id == made.id
+    assert client.watch.webhooks() == []
+
+
+def test_metrics_are_read(client: Client) -> None:
+    builder = client.create(NEW)
+    metrics = client.watch.metrics(builder.uuid, hours=1, step="15m")
+    assert (metrics.step_seconds, len(metrics.steps)) == (900, 4)
+    assert metrics.steps[0].answers.ok == 0

@@ -28,6 +28,7 @@ if os.fork() == 0:
 os.wait()
 time.sleep(%s)
 END"""
+COUNT_BOMBS = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'b|[b]&'"
 COUNT_DAEMONS = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'sleep [3]1337'"
 
 
@@ -59,6 +60,12 @@ async def test_a_daemon_does_not_outlive_the_time_of_its_command(engine: OciEngi
     assert result.exit_code == 124
     assert (await run(engine, sandbox, COUNT_DAEMONS)).output == "0\n"
     assert (await engine.report(sandbox)).state is SandboxState.RUNNING
+
+
+async def test_a_fork_bomb_does_not_outlive_the_time_of_its_command(engine: OciEngine, sandbox: SandboxId) -> None:
+    result = await run(engine, sandbox, "bash -c 'b(){ b|b& };b; sleep 1000'", 1)
+    assert result.exit_code == 124
+    assert (await run(engine, sandbox, COUNT_BOMBS)).output == "0\n"
 
 
 async def test_a_daemon_of_a_command_that_ended_in_time_goes_on(engine: OciEngine, sandbox: SandboxId) -> None:

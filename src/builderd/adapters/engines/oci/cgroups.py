@@ -167,12 +167,16 @@ class Cgroups:
     def kill(self, name: str) -> None:
         """Kill every process in the group and below it, also those that it makes meanwhile; returns when none is left.
 
-        On version 1 a frozen process does not even die: they are thawed.
+        On version 1 a frozen process does not even die, so they are thawed; and what forks faster than it is killed would go on
+        for ever, so nothing in the group may fork any more.
 
         Raises ``TimeoutError`` when one does not die (it waits for a device).
         """
         deadline = time.monotonic() + _KILL_SECONDS
         directory = self._directory("pids", name)
+        if self.version == 1:
+            with contextlib.suppress(FileNotFoundError):
+                _set(directory / "pids.max", "0")
         while processes := _processes(directory):
             if self.version == 2:
                 with contextlib.suppress(FileNotFoundError):

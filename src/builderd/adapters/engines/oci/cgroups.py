@@ -167,8 +167,8 @@ class Cgroups:
     def kill(self, name: str) -> None:
         """Kill every process in the group and below it, also those that it makes meanwhile; returns when none is left.
 
-        On version 1 a frozen process does not even die, so they are thawed; and what forks faster than it is killed would go on
-        for ever, so nothing in the group may fork any more.
+        On version 1 a frozen process does not even die, so they are thawed; and what forks faster than it is killed
+        would go on for ever, so nothing in the group may fork any more.
 
         Raises ``TimeoutError`` when one does not die (it waits for a device).
         """

@@ -238,7 +238,7 @@ CALLERS = [
         ("timeout",),
         path=EXEC,
     ),
-    Hostile("2 MB of command", 413, "too_large", {"command": "x" * 2_000_000}, path=EXEC),
+    Hostile("2 MB of command", 422, "validation_error", {"command": "x" * 2_000_000}, ("command",), path=EXEC),
     Hostile(
         "page without an end",
         422,
@@ -285,7 +285,7 @@ async def test_it_gets_its_documented_answer_and_leaves_nothing_behind(target: T
     body = response.json()
     assert (response.status_code, body["code"]) == (hostile.status, hostile.code)
     assert body["success"] is False
-    assert tuple(body.get("errors", ())) == hostile.errors
+    assert sorted(body.get("errors", ())) == sorted(hostile.errors)
     assert body["message"]
     assert len(response.content) < 100_000
     assert await target.service.kept() == before

@@ -153,12 +153,11 @@ async def test_a_follower_may_begin_with_everything_since_a_time(world: World) -
 async def test_a_follower_may_follow_one_stream(world: World) -> None:
     async with world.reconciling():
         builder = await two_runs(world)
-        reader = Reader(follow(world, builder, tail=0, stream=LogStream.STDERR))
-        await asyncio.sleep(0.01)
+        reader = Reader(follow(world, builder, tail=None, stream=LogStream.STDERR))
         world.engine.print(newest(world), "not this")
         world.engine.print(newest(world), "this", stream=LogStream.STDERR)
-        await world.until(lambda: reader.told)
-        assert reader.told == ["this"]
+        await world.until(lambda: "this" in reader.told)
+        assert reader.told == ["first 1", "second 1", "this"]
         reader.task.cancel()
 
 

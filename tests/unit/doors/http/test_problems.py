@@ -41,7 +41,7 @@ async def test_an_unknown_call_is_404(client: httpx.AsyncClient, path: str) -> N
     [
         ("PUT", "/api/v1/builders", "GET, POST"),
         ("OPTIONS", "/api/v1/builders", "GET, POST"),
-        ("PATCH", "/api/v1/builders/x", "DELETE, GET"),
+        ("POST", "/api/v1/builders/x", "DELETE, GET, PATCH, PUT"),
         ("POST", "/api/v1/builders/spending", "GET"),
         ("GET", "/api/v1/builders/x/start", "POST"),
         ("POST", "/healthz", "GET"),

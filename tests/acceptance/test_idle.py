@@ -8,11 +8,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService, live_service
+from tests.acceptance.ssh_box import Box
 
 pytestmark = pytest.mark.root
 
@@ -160,6 +162,17 @@ def test_a_lease_from_inside_keeps_it_awake(idle: LiveService, napper: dict[str,
     assert events(idle, napper, "sandbox.frozen") == []
     (lease,) = idle.call("GET", f"/builders/{napper['uuid']}/leases").json()["data"]
     assert lease["created_by"] == "app"
+
+
+def test_a_session_keeps_it_awake(idle: LiveService, napper: dict[str, Any], tmp_path: Path) -> None:
+    box = Box(idle, napper, tmp_path)
+    before = len(events(idle, napper, "sandbox.frozen"))
+    assert box.run("sleep 6; echo done").stdout == b"done\n"
+    assert len(events(idle, napper, "sandbox.frozen")) <= before + 1  # it may have slept before the login
+    times = {kind: events(idle, napper, kind)[0]["time"] for kind in ("ssh.opened", "ssh.closed")}
+    slept = [event["time"] for event in events(idle, napper, "sandbox.frozen")]
+    assert not [time for time in slept if times["ssh.opened"] < time < times["ssh.closed"]]
+    eventually(lambda: len(events(idle, napper, "sandbox.frozen")) > len(slept))
 
 
 def test_no_sandbox_sees_the_socket_that_wakes(idle: LiveService, napper: dict[str, Any]) -> None:

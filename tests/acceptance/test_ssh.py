@@ -12,55 +12,19 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.acceptance.live_service import TINY_APP, LiveService, free_port
+from tests.acceptance.live_service import LiveService
 from tests.acceptance.scenarios import run
+from tests.acceptance.ssh_box import Box, box_of
 
 pytestmark = pytest.mark.root
-
-APP = {"main.py": TINY_APP}
-
-
-class Box:
-    """A builder, a token for it, and what a client needs to know."""
-
-    def __init__(self, service: LiveService, data: dict[str, Any], folder: Path) -> None:
-        self.service, self.data, self.uuid = service, data, data["uuid"]
-        answer = service.call("POST", f"/builders/{self.uuid}/ssh", json={})
-        assert answer.status_code == 201, answer.text
-        self.grant = answer.json()["data"]
-        self.known_hosts = folder / "known_hosts"
-        self.known_hosts.write_text(self.grant["known_hosts"] + "\n")
-
-    @property
-    def options(self) -> list[str]:
-        return [
-            *("-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=20"),
-            *("-o", f"UserKnownHostsFile={self.known_hosts}", "-F", "/dev/null"),
-        ]
-
-    @property
-    def target(self) -> str:
-        return f"{self.grant['token']}@127.0.0.1"
-
-    @property
-    def port(self) -> str:
-        return str(self.grant["port"])
-
-    def ssh(self, *words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        command = ["ssh", *self.options, "-p", self.port, *words]
-        return subprocess.run(command, capture_output=True, check=False, timeout=60, **options)
-
-    def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        return self.ssh(self.target, *words, **options)
 
 
 @pytest.fixture
 def box(service: LiveService, tmp_path: Path) -> Iterator[Box]:
-    with service.deployed("ssh-box", APP, "python3 main.py", env={"GREETING": "hi"}) as data:
-        yield Box(service, data, tmp_path)
+    with box_of(service, tmp_path) as box:
+        yield box
 
 
 def test_commands_have_their_streams_and_exit_status(box: Box) -> None:
@@ -121,33 +85,16 @@ def test_files_go_in_and_out_by_scp_sftp_and_rsync(box: Box, tmp_path: Path) -> 
 
 
 def test_the_apps_own_ports_are_forwarded_and_no_others(box: Box) -> None:
-    with _forwarding(box, "localhost:8000") as port:
+    with box.listening("-L", "localhost:8000") as port:
         with socket.create_connection(("127.0.0.1", port), 20) as visitor:
             visitor.sendall(b"GET / HTTP/1.0\r\n\r\n")
             text = b"".join(iter(lambda: visitor.recv(65536), b""))
         assert text.endswith(b"hi")
     for place in (f"127.0.0.2:{box.service.port}", "169.254.169.254:80", "deb.debian.org:80"):
-        with _forwarding(box, place) as port, socket.create_connection(("127.0.0.1", port), 20) as visitor:
+        with box.listening("-L", place) as port, socket.create_connection(("127.0.0.1", port), 20) as visitor:
             visitor.sendall(b"GET / HTTP/1.0\r\n\r\n")
             with contextlib.suppress(ConnectionError):
                 assert visitor.recv(100) == b""
-
-
-@contextlib.contextmanager
-def _forwarding(box: Box, to: str) -> Iterator[int]:
-    port = free_port()
-    command = ["ssh", *box.options, "-N", "-p", box.port, "-L", f"127.0.0.1:{port}:{to}", box.target]
-    client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.05)
-        yield port
-    finally:
-        client.terminate()
-        client.communicate()
 
 
 def test_remote_forwarding_agent_and_x11_are_refused(box: Box) -> None:

@@ -7,10 +7,10 @@ sends, and whoever only looks at its record or its logs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, SandboxId
@@ -19,6 +19,11 @@ from builderd.services.application import Application
 
 #: How often a use that goes on is written down, in seconds; more often where things are frozen sooner.
 INTERVAL = 15.0
+#: Uses of its files that follow each other faster are written down once.
+NOTICED = timedelta(seconds=1)
+
+#: Finds out which builder it is about; None when it is gone.
+Whose = Callable[[UnitOfWork], BuilderId | None]
 
 
 def touch(uow: UnitOfWork, builder_id: BuilderId, at: datetime) -> Builder | None:
@@ -42,7 +47,28 @@ def used(uow: UnitOfWork, builder: Builder, at: datetime) -> Builder:
 @asynccontextmanager
 async def going_on(application: Application, sandbox: SandboxId) -> AsyncIterator[None]:
     """The sandbox's builder is used for as long as the block lasts: by a command, a session."""
-    task = asyncio.create_task(_keep_touching(application, sandbox))
+
+    def whose(uow: UnitOfWork) -> BuilderId | None:
+        record = uow.sandboxes.get(sandbox)
+        return None if record is None else record.builder_id
+
+    async with _touching(application, whose):
+        yield
+
+
+@asynccontextmanager
+async def reached(application: Application, builder: Builder) -> AsyncIterator[None]:
+    """Its files are used, from now on and for as long as the block lasts. Whether it runs or sleeps, it goes on so."""
+    now = application.clock.now()
+    if builder.last_active_at is None or now - builder.last_active_at >= NOTICED:
+        await application.store.write(lambda uow: touch(uow, builder.id, now))
+    async with _touching(application, lambda _: builder.id):
+        yield
+
+
+@asynccontextmanager
+async def _touching(application: Application, whose: Whose) -> AsyncIterator[None]:
+    task = asyncio.create_task(_keep_touching(application, whose))
     try:
         yield
     finally:
@@ -50,14 +76,13 @@ async def going_on(application: Application, sandbox: SandboxId) -> AsyncIterato
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _keep_touching(application: Application, sandbox: SandboxId) -> None:
+async def _keep_touching(application: Application, whose: Whose) -> None:
     freeze_after = application.limits.freeze_after
     interval = min(INTERVAL, freeze_after / 3) if freeze_after else INTERVAL
 
     def write(uow: UnitOfWork) -> None:
-        record = uow.sandboxes.get(sandbox)
-        if record is not None:
-            touch(uow, record.builder_id, application.clock.now())
+        if (builder_id := whose(uow)) is not None:
+            touch(uow, builder_id, application.clock.now())
 
     while True:
         await asyncio.sleep(interval)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
 import zstandard
 
+from builderd.domain.builders import Builder
 from builderd.domain.bundles import path_fault
 from builderd.domain.errors import InvalidState
 from builderd.domain.files import Condition, FileEntry, FilePage, bad_path
 from builderd.domain.ids import DiskId, TenantId
 from builderd.ports.disk_files import OpenFile
-from builderd.services import builders
+from builderd.services import activity, builders
 from builderd.services.application import Application
 
 #: Fast, and three quarters of what the highest level would gain.
@@ -24,15 +25,17 @@ async def list_page(
     application: Application, tenant_id: TenantId, builder_id: str, path: str, skip: int, count: int
 ) -> FilePage:
     """Entries of a folder; "" is ``/app``. Raises ``NotFound`` or ``ValidationFailed``, as all of these do."""
-    disk = await _disk(application, tenant_id, builder_id)
-    return await application.engine.list_files(disk, _checked(path) if path else "", skip, count)
+    async with _disk(application, tenant_id, builder_id) as disk:
+        return await application.engine.list_files(disk, _checked(path) if path else "", skip, count)
 
 
 @asynccontextmanager
 async def opened(application: Application, tenant_id: TenantId, builder_id: str, path: str) -> AsyncIterator[OpenFile]:
     """A file, to be read as long as the context lasts."""
-    disk = await _disk(application, tenant_id, builder_id)
-    async with application.engine.open_file(disk, _checked(path)) as file:
+    async with (
+        _disk(application, tenant_id, builder_id) as disk,
+        application.engine.open_file(disk, _checked(path)) as file,
+    ):
         yield file
 
 
@@ -48,10 +51,10 @@ async def write(
     executable: bool | None,
 ) -> tuple[FileEntry, bool]:
     """Put a file there; with it, whether it is new. Raises ``TooLarge`` or ``PreconditionFailed`` too."""
-    disk = await _disk(application, tenant_id, builder_id)
-    return await application.engine.write_file(
-        disk, _checked(path), content, condition=condition, size=size, executable=executable
-    )
+    async with _disk(application, tenant_id, builder_id) as disk:
+        return await application.engine.write_file(
+            disk, _checked(path), content, condition=condition, size=size, executable=executable
+        )
 
 
 async def delete(
@@ -64,32 +67,40 @@ async def delete(
     recursive: bool,
 ) -> None:
     """Delete a file or folder. Raises ``PreconditionFailed`` too."""
-    disk = await _disk(application, tenant_id, builder_id)
-    await application.engine.delete_file(disk, _checked(path), condition, recursive=recursive)
+    async with _disk(application, tenant_id, builder_id) as disk:
+        await application.engine.delete_file(disk, _checked(path), condition, recursive=recursive)
 
 
 async def archive(application: Application, tenant_id: TenantId, builder_id: str) -> AsyncGenerator[bytes]:
     """All of ``/app`` as ``tar.zst`` (RFC 8878), made while it is taken. Raises ``NotFound`` before it begins."""
-    disk = await _disk(application, tenant_id, builder_id)
-    return _compressed(application.engine.archive(disk))
+    builder, disk = await _look(application, tenant_id, builder_id)
+    return _compressed(application.engine.archive(disk), activity.reached(application, builder))
 
 
-async def _compressed(packed: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+async def _compressed(packed: AsyncGenerator[bytes], use: AbstractAsyncContextManager[None]) -> AsyncGenerator[bytes]:
     compressor = zstandard.ZstdCompressor(COMPRESSION_LEVEL).compressobj()
-    async with aclosing(packed):
+    async with use, aclosing(packed):
         async for piece in packed:
             if made := await asyncio.to_thread(compressor.compress, piece):
                 yield made
         yield compressor.flush()
 
 
-async def _disk(application: Application, tenant_id: TenantId, builder_id: str) -> DiskId:
+@asynccontextmanager
+async def _disk(application: Application, tenant_id: TenantId, builder_id: str) -> AsyncIterator[DiskId]:
+    """The builder's disk; for as long as the context lasts, the builder is in use."""
+    builder, disk = await _look(application, tenant_id, builder_id)
+    async with activity.reached(application, builder):
+        yield disk
+
+
+async def _look(application: Application, tenant_id: TenantId, builder_id: str) -> tuple[Builder, DiskId]:
     """The disk that the builder's sandbox has, or had when it ran last."""
     builder = await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
     _, disk = builder.to_run
     if await application.engine.disk(disk) is None:
         raise InvalidState(f"The builder is {builder.status} and has no files yet: wait until it runs.")
-    return disk
+    return builder, disk
 
 
 def _checked(path: str) -> str:

@@ -18,7 +18,7 @@ from builderd.domain.errors import BuilderdError, Unauthenticated
 from builderd.domain.processes import LOGIN_SHELL, ProcessSpec, Window
 from builderd.domain.ssh import Grant
 from builderd.doors.ssh import bridge
-from builderd.doors.ssh.relay import LOCAL, relay
+from builderd.doors.ssh.relay import LOCAL, relay_to_port, relay_to_socket
 from builderd.doors.ssh.session import Session
 from builderd.doors.ssh.throttle import Throttle
 from builderd.services import activity, ssh
@@ -206,21 +206,31 @@ class Login(asyncssh.SSHServer):
         if dest_host.lower() not in LOCAL:
             reason = "Only the app's own ports are reached: forward to localhost."
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, reason)
+        return self._led(relay_to_port(dest_port))
+
+    def unix_connection_requested(self, dest_path: str) -> asyncssh.SSHSocketSessionFactory:
+        """The same to a Unix socket of the sandbox: none of the host's is ever looked for."""
+        if "\0" in dest_path:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "That is no path.")
+        return self._led(relay_to_socket(dest_path))
+
+    def _led(self, program: tuple[str, ...]) -> asyncssh.SSHSocketSessionFactory:
         self._take_channel()
 
         async def lead(reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
             try:
-                await self._forward(dest_port, reader, writer)
+                await self._forward(ProcessSpec(program), reader, writer)
             finally:
                 self._channels -= 1
 
         return lead
 
-    async def _forward(self, port: int, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
+    async def _forward(
+        self, spec: ProcessSpec, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]
+    ) -> None:
         assert self.grant is not None, "only a grant forwards"
         try:
             sandbox = (await ssh.sandbox_of(self._app, self.grant)).id
-            spec = ProcessSpec(relay(port))
             async with activity.going_on(self._app, sandbox), self._app.engine.open_process(sandbox, spec) as process:
                 await bridge.forward(reader, writer, process)
         except BuilderdError as error:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Awaitable
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 import zstandard
 from tests.service import MINIMAL, Service
+
+from builderd.domain.ids import BuilderId
+from builderd.ports.store import UnitOfWork
 
 BUILDERS = "/api/v1/builders"
 
@@ -129,3 +135,29 @@ async def test_files_are_their_tenants_alone_and_readers_write_none(service: Ser
 async def test_a_query_that_breaks_a_rule_is_refused(client: httpx.AsyncClient, path: str) -> None:
     for query in ({"page": 0}, {"page": 101}, {"per_page": 1001}, {"pth": "a"}):
         assert (await client.get(path, params=query)).status_code == 422
+
+
+async def test_who_reads_and_writes_files_uses_the_builder(
+    service: Service, client: httpx.AsyncClient, path: str
+) -> None:
+    uuid = path.split("/")[-2]
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+
+    def forget(uow: UnitOfWork) -> None:
+        builder = uow.builders.get(BuilderId(uuid), lock=True)
+        assert builder
+        uow.builders.save(replace(builder, last_active_at=long_ago))
+
+    async def is_used_by(call: Awaitable[httpx.Response]) -> bool:
+        await service.store.write(forget)
+        assert (await call).is_success
+        builder = await service.store.read(lambda uow: uow.builders.get(BuilderId(uuid)))
+        assert builder
+        return builder.last_active_at != long_ago
+
+    assert await is_used_by(client.put(f"{path}/x", content=b"x"))
+    assert await is_used_by(client.get(path))
+    assert await is_used_by(client.get(f"{path}/x"))
+    assert await is_used_by(client.delete(f"{path}/x"))
+    assert await is_used_by(client.get(path.replace("files", "archive")))
+    assert not await is_used_by(client.get(path.replace("files", "logs")))

@@ -8,22 +8,24 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 from pydantic import BaseModel, ValidationError
 
 from builderd.client.errors import ApiError, NoAnswer
+from builderd.client.files import Files
 from builderd.client.watching import Watching
 from builderd.domain.builders import JobType, Status
 from builderd.domain.logs import LogStream
+from builderd.domain.processes import HOME
 from builderd.domain.ssh import DEFAULT_MINUTES
 from builderd.wire.v1.builders import Builder, BuilderAnswer, BuilderPage, NewBuilder
 from builderd.wire.v1.caps import SpendingCap, SpendingCapAnswer
 from builderd.wire.v1.credentials import Credential, CredentialAnswer, CredentialListAnswer
 from builderd.wire.v1.envelope import Failure
-from builderd.wire.v1.executions import Execution, ExecutionAnswer, NewExecution
+from builderd.wire.v1.executions import Execution, ExecutionAnswer
 from builderd.wire.v1.health import Readiness, ReadinessAnswer
 from builderd.wire.v1.leases import Lease, LeaseAnswer, LeaseListAnswer
 from builderd.wire.v1.logs import LogAnswer, LogLine
@@ -81,7 +83,16 @@ class Client:
     @property
     def watch(self) -> Watching:
         """What happens and what is used: events, webhooks, metrics."""
-        return Watching(_Calls(self._call, self._events))
+        return Watching(self._calls)
+
+    @property
+    def files(self) -> Files:
+        """The files on builders' disks, and uploads."""
+        return Files(self._calls)
+
+    @property
+    def _calls(self) -> _Calls:
+        return _Calls(self._call, self._events, self._request, self._receive)
 
     # Builders
 
@@ -163,10 +174,33 @@ class Client:
             for event in events:
                 yield _read(LogLine, event.json())
 
-    def execute(self, uuid: str, command: str, *, timeout: int = 60) -> Execution:
-        """Run a command beside the app and wait for it, at most ``timeout`` seconds."""
-        body = NewExecution(command=command, timeout=timeout).model_dump(mode="json")
-        return self._call(ExecutionAnswer, "POST", f"{BASE}/builders/{uuid}/exec", json=body, timeout=OUTCOME).data
+    def execute(
+        self,
+        uuid: str,
+        command: str,
+        *,
+        timeout: int = 60,
+        stdin: str = "",
+        cwd: str = HOME,
+        env: Mapping[str, str] | None = None,
+        on_output: Callable[[str], None] | None = None,
+    ) -> Execution:
+        """Run a command beside the app and wait for it, at most ``timeout`` seconds.
+
+        ``on_output`` is told each piece of its output as it comes; the answer's ``output`` is empty then.
+        """
+        body = {"command": command, "timeout": timeout, "stdin": stdin, "cwd": cwd, "env": dict(env or {})}
+        path = f"{BASE}/builders/{uuid}/exec"
+        if on_output is None:
+            return self._call(ExecutionAnswer, "POST", path, json=body, timeout=OUTCOME).data
+        with self._events("POST", path, json={**body, "stream": True}) as events:
+            for event in events:
+                if event.event == "exit":
+                    return _read(Execution, {**event.json(), "output": ""})
+                if event.event == "failed":
+                    raise ApiError(_read(Failure, event.json()), None, events.request_id)
+                on_output(event.json()["text"])
+        raise NoAnswer("The stream ended before the command did.")
 
     def spending(self, *, since: datetime | None = None, until: datetime | None = None) -> Spending:
         """What all builders cost."""
@@ -259,6 +293,17 @@ class Client:
             return response
         raise _refusal(response)
 
+    def _receive(self, path: str, out: BinaryIO, **options: Any) -> int:
+        """Write an answer's body to ``out`` as it comes; how many bytes it had."""
+        try:
+            with self._http.stream("GET", path, timeout=STREAM, **options) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _refusal(response)
+                return sum(out.write(piece) for piece in response.iter_raw())
+        except httpx.TransportError as error:
+            raise NoAnswer(f"GET {path}: {error or type(error).__name__}") from error
+
     @contextmanager
     def _events(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
@@ -280,6 +325,8 @@ class _Calls:
 
     call: Callable[..., Any]
     stream: Callable[..., AbstractContextManager[Iterable[ServerSentEvent]]]
+    request: Callable[..., httpx.Response]
+    receive: Callable[..., int]
 
 
 def _cap_path(uuid: str | None) -> str:

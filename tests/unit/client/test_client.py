@@ -64,7 +64,7 @@ def new(**fields: Any) -> NewBuilder:
 def test_a_builder_lives(client: Client) -> None:
     builder = client.create(new(env={"A": 1}, files={"main.py": {"content": "aGk=", "encoding": "base64"}}))
     assert (builder.status, builder.env) == (Status.RUNNING, {"A": "1"})
-    assert client.get(builder.uuid) == builder
+    assert client.get(builder.uuid).model_copy(update={"cost": builder.cost}) == builder  # it costs by the second
     assert [one.uuid for one in client.list_page(name="my-api").data] == [builder.uuid]
     assert client.list_page(status=Status.STOPPED).meta.total == 0
     assert client.stop(builder.uuid).status is Status.STOPPED
@@ -117,6 +117,21 @@ def test_a_command_is_run(client: Client, running: Running) -> None:
     uuid = client.create(new()).uuid
     running.service.engine.answer("ls", Answer(0, "main.py\n"))
     assert client.execute(uuid, "ls").output == "main.py\n"
+    told: list[str] = []
+    ended = client.execute(uuid, "ls", on_output=told.append)
+    assert ("".join(told), ended.exit_code, ended.output) == ("main.py\n", 0, "")
+
+
+def test_a_command_reads_what_it_is_given(client: Client, running: Running) -> None:
+    uuid = client.create(new()).uuid
+    running.service.engine.answer("cat", Answer(echoes=True))
+    assert client.execute(uuid, "cat", stdin="hello").output == "hello"
+    told: list[str] = []
+    client.execute(uuid, "cat", stdin="hello", on_output=told.append)
+    assert "".join(told) == "hello"
+    client.stop(uuid)
+    with pytest.raises(ApiError, match="stopped"):
+        client.execute(uuid, "cat", on_output=told.append)
 
 
 def test_spending_and_readiness_are_told(client: Client) -> None:

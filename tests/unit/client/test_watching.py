@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
-from tests.service import MINIMAL, Service, listening, running_service
+from tests.service import MINIMAL
+from tests.unit.client.conftest import Running
 
 from builderd.client import Client, watching
 from builderd.domain.webhooks import key_of
 from builderd.wire.v1.builders import NewBuilder
 
 NEW = NewBuilder.model_validate(MINIMAL, context={})
-
-
-@dataclass(frozen=True)
-class Running:
-    service: Service
-    url: str
-
-
-@pytest.fixture
-def running() -> Iterator[Running]:
-    """In a thread of its own: the client is synchronous."""
-    started: list[Running] = []
-    ready, over = threading.Event(), threading.Event()
-
-    async def serve() -> None:
-        async with running_service() as service, listening(service.app) as url:
-            started.append(Running(service, url))
-            ready.set()
-            await asyncio.to_thread(over.wait)
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    assert ready.wait(20)
-    yield started[0]
-    over.set()
-    thread.join()
-
-
-@pytest.fixture
-def client(running: Running) -> Iterator[Client]:
-    with Client(running.url, running.service.write) as opened:
-        yield opened
 
 
 def test_events_are_listed_and_filtered(client: Client) -> None:

@@ -195,15 +195,10 @@ PASSED = {
     ),
     "an Express session secret of the tutorial": ({"server.js": EXPRESS}, "node server.js"),
     "a program with plain arguments and JSON that is fetched": (
-        {
-            "app.py": "import subprocess, requests\nsubprocess.run(['git', '--version'])\nrequests.get('https://example.com').json()\n"
-        },
+        {"app.py": CALLS},
         "python3 app.py",
     ),
-    "f-strings as of Python 3.12": (
-        {"app.py": "names = ['a']\nprint(f\"{', '.join(names)} {\"b\"}\")\n"},
-        "python3 app.py",
-    ),
+    "f-strings as of Python 3.12": ({"app.py": NEWER}, "python3 app.py"),
     "install hooks of the usual tools": (
         {"server.js": "1", "package.json": package(postinstall="prisma generate", prepare="husky")},
         "node server.js",
@@ -217,6 +212,10 @@ PASSED = {
         "node server.js",
     ),
     "SQL from a request": ({"app.py": QUERY}, "python3 app.py"),
+    "a skeleton that is read and is no code yet": (
+        {"app.py": "text = open('skeleton.py').read()\n", "skeleton.py": "class {{ name }}:\n"},
+        "python3 app.py",
+    ),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from builderd.domain.entrypoints import module_files
 
@@ -24,6 +24,11 @@ class References:
     paths: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     anything: bool = False
+
+    @property
+    def imports(self) -> References:
+        """Without what it only names, which it may read and never run."""
+        return replace(self, paths=(), anything=False)
 
 
 def reached(roots: Iterable[str], references: Mapping[str, References], paths: Collection[str]) -> frozenset[str]:

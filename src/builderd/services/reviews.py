@@ -53,13 +53,16 @@ def assess(bundle: Bundle, entrypoint: str, scan: Scan, policy: Policy) -> Itera
     entry = entry_of(entrypoint, paths)
     hits = [*_own_hits(bundle, entry, policy), *_failures(scan), *scan.hits]
     roots = set(entry.roots) if entry.known else {path for path in paths if not policy.weighs_less(path)}
-    runs = reached({*roots, *scan.hooks}, scan.references, paths)
+    starts = {*roots, *scan.hooks}
+    runs = reached(starts, scan.references, paths)
+    imported = reached(starts, {path: refers.imports for path, refers in scan.references.items()}, paths)
     for hit, fingerprint in zip(hits, fingerprints(hits), strict=True):
         severity = policy.severity(hit.rule)
         if severity is None:
             continue
         finding = Finding(fingerprint, hit.rule, severity, hit.path, hit.line, hit.text, hit.message, hit.advice)
-        yield demote(finding) if _weighs_less(hit, entry, runs, policy) else finding
+        reaches = imported if hit.rule == "SAN-syntax" else runs
+        yield demote(finding) if _weighs_less(hit, entry, reaches, policy) else finding
 
 
 def _weighs_less(hit: Hit, entry: Entry, runs: Collection[str], policy: Policy) -> bool:

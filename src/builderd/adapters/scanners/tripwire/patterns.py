@@ -39,7 +39,7 @@ _FETCH = r"\b(?:curl|wget|Invoke-WebRequest|iwr)\b"
 _SHELL = r"(?:sudo\s+(?:-\w+\s+)*)?(?:/\S*/)?(?:ba|z|da|k)?sh\b"
 _DECODE = r"(?:atob|unescape|Buffer\s*\.\s*from)"
 _REQUEST_JS = r"\b(?:req|request|ctx\.request|ctx)\s*\.\s*(?:query|body|params|headers|cookies)\b"
-_GET_JS = r"(?:fetch|axios(?:\s*\.\s*\w+)?|got|https?\s*\.\s*get|request)\s*\("
+_GET_JS = r"(?:fetch|axios(?:\s*\.\s*\w+)?|got|https?(?:['\"`]\s*\))?\s*\.\s*get|request)\s*\("
 
 PATTERNS = (
     # Shapes of reverse shells in the common interpreters.
@@ -61,12 +61,14 @@ PATTERNS = (
     _pattern("MAL-reverse-shell", r"TCPSocket\.(?:new|open)\([^\n]{0,200}(?:exec|spawn|popen)", Kind.SCRIPT),
     _pattern("MAL-reverse-shell", r"\bfsockopen\s*\([^\n]{0,200}(?:exec|shell_exec|passthru|proc_open|popen|system|`)"),
     _pattern("MAL-reverse-shell", r"\bpython[\d.]*\b[^\n]{0,20}-c[^\n]{0,60}socket[^\n]{0,400}(?:dup2|pty|subprocess)"),
+    _pattern("MAL-reverse-shell", r"\bzmodload\s+zsh/net/tcp\b[^\n]{0,160}\bztcp\b"),
+    _pattern("MAL-reverse-shell", r"\bcurl\b[^\n]{0,80}\btelnet://[^\n]{0,160}\|\s*(?:\S*/)?(?:ba|z|da)?sh\b"),
     _pattern("MAL-reverse-shell", r"\b(?:awk|gawk)\b[^\n]{0,40}/inet/tcp/"),
     _pattern(
         "MAL-reverse-shell",
         r"(?i)New-Object\s+(?:System\.)?Net\.Sockets\.TCPClient[\s\S]{0,600}(?:iex|Invoke-Expression)",
     ),
-    _pattern("MAL-reverse-shell", r"\blua\b[^\n]{0,20}-e[^\n]{0,80}socket[^\n]{0,200}(?:execute|popen)"),
+    _pattern("MAL-reverse-shell", r"\blua[\d.]*\b[^\n]{0,20}-e[^\n]{0,80}socket[^\n]{0,200}(?:execute|popen)"),
     _pattern(
         "MAL-reverse-shell",
         r"(?:spawn|exec|execFile)(?:Sync)?\s*\(\s*['\"`](?:/bin/)?(?:ba|z)?sh['\"`][\s\S]{0,600}?(?:\.connect\s*\(|net\.Socket)[\s\S]{0,400}?\.pipe\s*\(",
@@ -74,7 +76,12 @@ PATTERNS = (
     ),
     _pattern(
         "MAL-reverse-shell",
-        r"(?:net\.(?:connect|createConnection)|new\s+net\.Socket|\.connect\s*\()[\s\S]{0,600}?(?:spawn|exec|execFile)\s*\(\s*['\"`](?:/bin/)?(?:ba|z)?sh['\"`]",
+        r"(?:net['\"`]?\)?\s*\.(?:connect|createConnection|createServer)|new\s+net\.Socket|\.connect\s*\()[\s\S]{0,600}?(?:spawn|exec|execFile)\s*\(\s*['\"`](?:/bin/)?(?:ba|z)?sh['\"`]",
+        *_SCRIPTS,
+    ),
+    _pattern(
+        "MAL-remote-commands",
+        r"\.on\s*\(\s*['\"`](?:data|message)['\"`][^;]{0,160}?(?:[^.\w]|\bcp\.|child_process['\"`]?\)?\s*\.)exec(?:Sync)?\s*\(\s*(?:String\s*\(\s*)?\w+(?:\s*\.\s*\w+\([^()]*\))*\s*[,)]",
         *_SCRIPTS,
     ),
     _pattern(
@@ -92,12 +99,17 @@ PATTERNS = (
     # Hidden or fetched code that is run, in JavaScript.
     _pattern(
         "MAL-decoded-executed",
-        rf"(?:\beval|\bnew\s+Function|\bFunction|\bvm\s*\.\s*runIn\w+|\bexec(?:Sync)?)\s*\(\s*(?:\w+\s*\(\s*)?{_DECODE}\s*\(",
+        rf"(?:\beval|\bnew\s+Function|\bFunction|\bvm\s*\.\s*runIn\w+|\bexec(?:Sync)?)\s*\(\s*(?:['\"`][\w\s,]{{0,80}}['\"`]\s*,\s*)?(?:\w+\s*\(\s*)?{_DECODE}\s*\(",
         *_SCRIPTS,
     ),
     _pattern(
         "MAL-decoded-executed",
-        rf"\beval\s*\(\s*(?:function|String\.fromCharCode|decodeURIComponent\s*\(\s*{_DECODE})",
+        rf"\beval\s*\(\s*(?:function|String\.fromCharCode|decodeURIComponent\s*\(\s*{_DECODE}|[^;\n]{{0,160}}\bString\.fromC(?:harCode|odePoint)\b)",
+        Kind.JAVASCRIPT,
+    ),
+    _pattern(
+        "MAL-decoded-executed",
+        r"\bcreateDecipher(?:iv)?\s*\([\s\S]{0,800}?(?:\._compile\s*\(|\beval\s*\(|\bnew\s+Function\b|\brunIn\w+\s*\()",
         Kind.JAVASCRIPT,
     ),
     _pattern(
@@ -113,7 +125,14 @@ PATTERNS = (
     ),
     _pattern("MAL-fetched-executed", rf"\beval\s*\(\s*\(?\s*(?:await\s+)?\(?\s*(?:await\s+)?{_GET_JS}", *_SCRIPTS),
     _pattern(
-        "MAL-fetched-executed", rf"{_GET_JS}[^;]{{0,200}}\.then\s*\([^;]{{0,120}}\b(?:eval|new\s+Function)\b", *_SCRIPTS
+        "MAL-fetched-executed",
+        rf"{_GET_JS}[^;]{{0,200}}\.then\s*\([^;]{{0,120}}\b(?:eval|new\s+Function|runIn\w+)\b",
+        *_SCRIPTS,
+    ),
+    _pattern(
+        "MAL-fetched-executed",
+        rf"{_GET_JS}[\s\S]{{0,300}}?\.on\s*\(\s*['\"`](?:data|end)['\"`][^;]{{0,160}}?\b(?:eval|new\s+Function)\s*\(",
+        *_SCRIPTS,
     ),
     _pattern(
         "MAL-fetched-executed", r"(?i)\b(?:iex|Invoke-Expression)\b[^\n]{0,60}(?:DownloadString|Invoke-WebRequest|iwr)"
@@ -147,6 +166,7 @@ PATTERNS = (
     _pattern("RSK-request-in-shell", rf"\bexec(?:Sync)?\s*\([^;\n]{{0,160}}{_REQUEST_JS}", *_SCRIPTS),
 )
 
+GETS = re2.compile(rf"{_GET_JS}|['\"`](?:node:)?https?['\"`]\s*\)[\s\S]*\.\s*get\s*\(", _OPTIONS)
 #: A name that holds decoded or fetched text, and what runs such a name.
 ASSIGNED = re2.compile(rf"\b([A-Za-z_$][\w$]*)\s*=\s*[^;\n=]{{0,120}}{_DECODE}\s*\(", _OPTIONS)
 RUN_NAME = re2.compile(
@@ -159,6 +179,14 @@ ENVIRONMENT = re2.compile(
 )
 SEND_NAME = re2.compile(
     rf"(?:{_GET_JS}|\.(?:write|send|end|post)\s*\()[^;]{{0,300}}?\b([A-Za-z_$][\w$]*)\b\s*\}}?\s*\)", _OPTIONS
+)
+
+#: What a file is saved as, and what is started.
+SAVED = re2.compile(
+    r"\b(?:createWriteStream|writeFile(?:Sync)?)\s*\(\s*(['\"`][^'\"`\s]{3,}|[A-Za-z_$][\w$]{2,})", _OPTIONS
+)
+STARTED = re2.compile(
+    r"\b(?:execFile|exec|spawn|fork)(?:Sync)?\s*\(\s*(['\"`][^'\"`\s]{3,}|[A-Za-z_$][\w$]{2,})", _OPTIONS
 )
 
 #: U+202A to U+202E and U+2066 to U+2069, which reorder what is shown (CVE-2021-42574).
@@ -203,13 +231,13 @@ def in_strings(strings: Iterable[tuple[int, str]]) -> Iterator[Match]:
 
 
 def named_values(text: str) -> Iterator[Match]:
-    """Names of JavaScript that are given something to hide, or everything, and then run or sent."""
+    """Names of JavaScript that are given something to hide, to fetch, or everything, and then run or sent."""
     if any(len(line) > MINIFIED for line in text.split("\n")):
         return
-    for given, used, rule in (
-        (ASSIGNED, RUN_NAME, "MAL-decoded-executed"),
-        (ENVIRONMENT, SEND_NAME, "MAL-environment-sent"),
-    ):
+    pairs = [(ASSIGNED, RUN_NAME, "MAL-decoded-executed"), (ENVIRONMENT, SEND_NAME, "MAL-environment-sent")]
+    if GETS.search(text):
+        pairs.append((SAVED, STARTED, "MAL-fetched-executed"))
+    for given, used, rule in pairs:
         names = {found.group(1) for found in given.finditer(text)}
         for found in used.finditer(text) if names else ():
             if found.group(1) in names:

@@ -59,9 +59,14 @@ TEMPLATES = frozenset(
 CLEANERS = frozenset({"int", "float", "len", "bool", "isinstance", "hash", "id", "type", "shlex.quote", "sum", "ord"})
 #: What hands an environment on whole.
 CARRIERS = frozenset(
-    {"dict", "str", "repr", "bytes", "list", "tuple", "json.dumps", "urllib.parse.urlencode", "sorted"}
+    {
+        *("dict", "str", "repr", "bytes", "list", "tuple", "json.dumps", "urllib.parse.urlencode", "sorted"),
+        *("urllib.parse.quote", "urllib.parse.quote_plus", "base64.b64encode", "binascii.hexlify", "zlib.compress"),
+    }
 )
-CARRYING_METHODS = frozenset({"copy", "items", "values", "encode", "format", "join", "dumps", "b64encode", "hexlify"})
+CARRYING_METHODS = frozenset(
+    {"copy", "items", "values", "encode", "decode", "format", "join", "dumps", "b64encode", "hexlify", "hex"}
+)
 REQUEST_PARTS = frozenset(
     {
         *("args", "form", "values", "json", "data", "headers", "cookies", "files", "get_json", "query", "params"),
@@ -183,6 +188,7 @@ class Module:
             case ast.Assign():
                 self._assignments += [(scope, target, node.value) for target in node.targets]
                 self._note_alias(node)
+                self._note_lambda(node, scope)
             case ast.AnnAssign() | ast.AugAssign() | ast.NamedExpr() if node.value is not None:
                 self._assignments.append((scope, node.target, node.value))
             case ast.For() | ast.AsyncFor() | ast.comprehension():
@@ -231,6 +237,12 @@ class Module:
                 for target in node.targets:
                     if isinstance(target, ast.Name):
                         self._aliases.setdefault(target.id, name)
+
+    def _note_lambda(self, node: ast.Assign, scope: Scope) -> None:
+        """``f = lambda x: …`` is a function by that name."""
+        if isinstance(node.value, ast.Lambda):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            self._returns += [(name, scope, node.value.body) for name in names]
 
     def _note_function(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, inner: Scope) -> str:
         arguments = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
@@ -392,7 +404,8 @@ class Module:
             case ast.Subscript(value=owner, slice=ast.Constant(value=str() as attribute)):
                 name = self._name(owner)
                 # __builtins__["exec"], __builtins__.__dict__["exec"], globals()["exec"], vars(builtins)["exec"]
-                return attribute if "builtins" in name or _is_namespace(owner) else f"{name}.{attribute}"
+                builtins = "builtins" in name or name == "__dict__"
+                return attribute if builtins or _is_namespace(owner) else f"{name}.{attribute}"
             case ast.Await():
                 return self._name(node.value)
         return ""

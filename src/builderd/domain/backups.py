@@ -90,6 +90,8 @@ class RestoreKind(StrEnum):
     NEW = "new"
     #: Into a scratch sandbox, to see whether it could be restored.
     DRILL = "drill"
+    #: Onto a new disk of its builder, whose own is gone.
+    RECOVERY = "recovery"
 
 
 class RestoreStatus(StrEnum):

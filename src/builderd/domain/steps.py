@@ -43,7 +43,8 @@ class Observed:
     ``version`` is the one that is to run (``Builder.to_run``), ``candidate`` the one that is prepared beside it,
     if any, and ``trial`` the record of its trial that has not ended. ``disk_ready``: there is a disk of the version's
     size, and the ledger counts it. ``disk_bundle`` is the hash of what was last put on it, None without a disk or
-    before the first. ``sandbox`` is the builder's record that has not ended yet, ``report`` what the engine says of
+    before the first. ``lost``: there is no disk, but a backup of it; ``recovering``: that is being brought back.
+    ``sandbox`` is the builder's record that has not ended yet, ``report`` what the engine says of
     it. ``ends`` are the ended sandboxes of the present run, newest last. ``paid_frozen``: the ledger counts it as
     frozen.
     """
@@ -59,6 +60,8 @@ class Observed:
     ends: tuple[Sandbox, ...]
     route: Route | None
     paid_frozen: bool = False
+    lost: bool = False
+    recovering: bool = False
 
 
 # The steps
@@ -74,6 +77,11 @@ class Install:
 @dataclass(frozen=True, slots=True)
 class CreateDisk:
     """Make the disk, and count it from now on: a candidate's is a copy of the builder's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverDisk:
+    """The disk is gone: have its newest backup brought back, rather than begin anew with an empty one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +202,7 @@ class Wait:
 Step = (
     Install
     | CreateDisk
+    | RecoverDisk
     | PutBundle
     | PlanSandbox
     | StartSandbox
@@ -362,6 +371,10 @@ def _towards_started(builder: Builder, seen: Observed) -> Step:
         return closing
     if (preparing := prepare(seen.version)) is not None:
         return preparing
+    if seen.recovering:
+        return Wait()
+    if seen.lost:
+        return RecoverDisk()
     if not seen.disk_ready:
         return CreateDisk()
     if seen.disk_bundle != seen.version.bundle_hash:

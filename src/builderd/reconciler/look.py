@@ -12,6 +12,7 @@ from builderd.domain.sandboxes import Sandbox
 from builderd.domain.steps import Observed, VersionSeen
 from builderd.domain.versions import NO_LAYER, Version
 from builderd.ports.store import UnitOfWork
+from builderd.services import backups
 from builderd.services.application import Application
 
 
@@ -75,6 +76,7 @@ async def look(application: Application, known: Known) -> Observed:
     """What the engine and the preview show now, beside what is recorded."""
     subject, sandbox = known.subject, known.sandbox
     disk, wanted = await application.engine.disk(subject.disk), subject.version.settings.resources
+    loss = await _loss(application, subject) if disk is None else backups.Loss()
     return Observed(
         now=application.clock.now(),
         version=await _version(application, subject.version),
@@ -87,7 +89,18 @@ async def look(application: Application, known: Known) -> Observed:
         ends=known.ends,
         route=await application.previews.get(subject.builder.host),
         paid_frozen=known.billing is Billing.FROZEN,
+        lost=loss.backup is not None,
+        recovering=loss.recovering,
     )
+
+
+async def _loss(application: Application, subject: Subject) -> backups.Loss:
+    """What there is to bring back; a candidate's disk that is yet to be copied from the builder's is no loss."""
+    builder = subject.builder
+    if subject.disk != builder.disk and await application.engine.disk(builder.disk) is not None:
+        return backups.Loss()
+    now = application.clock.now()
+    return await application.store.read(lambda uow: backups.loss(uow, builder.id, now))
 
 
 async def _version(application: Application, version: Version) -> VersionSeen:

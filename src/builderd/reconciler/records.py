@@ -21,7 +21,7 @@ from builderd.domain.versions import NO_LAYER, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.install import Installed
 from builderd.reconciler.look import Known, Subject, read
-from builderd.services import candidates, credentials, ledger, qa, statuses
+from builderd.services import candidates, credentials, deployments, ledger, qa, statuses
 from builderd.services.application import Application
 
 REUSED = "The requirements are as they were before: their layer is reused."
@@ -93,8 +93,12 @@ def stage_finished(
     _event(uow, builder, "stage.finished", now, reason=note or stage, details=details)
 
 
-def disk_made(uow: UnitOfWork, subject: Subject, prices: Prices, now: datetime) -> None:
-    """From now on the disk is paid."""
+def disk_made(uow: UnitOfWork, subject: Subject, prices: Prices, now: datetime, *, anew: bool) -> None:
+    """From now on the disk is paid. ``anew``: the builder had none; if it was up before, all that was on it is gone."""
+    was_up = any(one.status in deployments.WAS_UP for one in uow.versions.list(subject.builder.id))
+    if anew and was_up:
+        reason = "its disk is gone, and there is no backup of it: it begins anew with the files of its version"
+        _event(uow, subject.builder, "disk.lost", now, reason=reason, details={"disk": subject.builder.disk})
     if uow.ledger.current(subject.builder.id) is None:
         _bill(uow, subject, prices, Billing.STOPPED, now)
 

@@ -55,6 +55,8 @@ class Steps:
                 return await self._install(subject.of(number))
             case domain.CreateDisk():
                 return await self._create_disk(subject)
+            case domain.RecoverDisk():
+                return self._recover_disk()
             case domain.PutBundle():
                 return await self._put_bundle(subject)
             case domain.PlanSandbox(attempt):
@@ -113,9 +115,15 @@ class Steps:
         return Result(record)
 
     async def _create_disk(self, subject: Subject) -> Result:
+        anew = await self._app.engine.disk(subject.builder.disk) is None
         await self._make_disk(subject)
         now, prices = self._now(), self._app.prices
-        return Result(lambda uow, builder: records.disk_made(uow, subject, prices, now), quiet=True)
+        return Result(lambda uow, builder: records.disk_made(uow, subject, prices, now, anew=anew), quiet=True)
+
+    def _recover_disk(self) -> Result:
+        """The backups' schedule does it, and says so: this only has it done."""
+        now = self._now()
+        return Result(lambda uow, builder: backups.recover(uow, self._app, builder, now))
 
     async def _make_disk(self, subject: Subject) -> None:
         """A candidate takes over the data on a copy, so that it can be given up without a trace."""
@@ -325,6 +333,8 @@ class Steps:
             if not records.same_wish(builder, subject.builder):
                 return
             if status is Status.STOPPED:
+                if builder.stop_kind is StopKind.IDLE:
+                    backups.keep_idle(uow, self._app, builder, now)
                 records.rested(uow, builder, status, builder.desired_reason, now)
                 return
             sandbox = seen.sandbox or seen.ends[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -20,7 +20,7 @@ from builderd.domain.backups import (
 )
 from builderd.domain.builders import Builder, name_fault
 from builderd.domain.errors import BackupFailed, Conflict, InvalidState, NameTaken, NotFound, ValidationFailed
-from builderd.domain.events import Event
+from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId, is_id, new_id
 from builderd.ports.archive import Repository
 from builderd.ports.store import UnitOfWork
@@ -90,6 +90,14 @@ def keep_last(uow: UnitOfWork, application: Application, builder: Builder, now: 
     backup = plan(uow, application, builder, BackupKind.DELETED, builder.desired_by, now)
     expires = now + application.backup_rules.keep_deleted
     uow.backups.save(replace(backup, status=BackupStatus.HELD, copy=builder.disk, expires_at=expires))
+
+
+def keep_idle(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
+    """One of what a builder has that was stopped because nobody used it, unless one is about to be taken anyway."""
+    if not builder.backup_interval_hours:
+        return
+    if not any(one.status is BackupStatus.PLANNED for one in uow.backups.of_builder(builder.id)):
+        plan(uow, application, builder, BackupKind.IDLE, SYSTEM, now)
 
 
 # Look
@@ -196,6 +204,39 @@ def drill(uow: UnitOfWork, application: Application, backup: Backup, actor: str,
     wanted = _restore(application, backup, RestoreKind.DRILL, actor, now)
     uow.restores.add(wanted)
     return wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Of a disk that is gone: the newest backup of it, and whether that is being brought back."""
+
+    backup: Backup | None = None
+    recovering: bool = False
+
+
+def loss(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> Loss:
+    """What can be brought back of a builder's disk."""
+    recovering = any(one.kind is RestoreKind.RECOVERY for one in uow.restores.open_of(builder_id))
+    found = uow.backups.of_builder(builder_id)
+    done = (one for one in found if one.status is BackupStatus.DONE and _is_there(one, now))
+    return Loss(next(done, None), recovering)
+
+
+def when(backup: Backup) -> str:
+    """The moment that it holds, in words."""
+    return f"{backup.created_at:%Y-%m-%d %H:%M} UTC"
+
+
+def recover(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
+    """Have the newest backup put in place of the disk that is gone; does nothing where that is on its way."""
+    lost = loss(uow, builder.id, now)
+    if lost.backup is None or lost.recovering:
+        return
+    wanted = _restore(application, lost.backup, RestoreKind.RECOVERY, SYSTEM, now)
+    uow.restores.add(wanted)
+    reason = f"its disk is gone: the backup of {when(lost.backup)} is being brought back"
+    uow.builders.save(replace(builder, status_reason=reason, updated_at=now))
+    tell(uow, wanted, "disk.lost", now, reason=reason, details={"disk": builder.disk, "backup": lost.backup.id})
 
 
 def _refuse_unfinished(backup: Backup) -> None:

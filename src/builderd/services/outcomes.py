@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import (
+    BackupFailed,
     BuilderdError,
     EngineUnavailable,
     InstallFailed,
@@ -27,7 +28,8 @@ from builderd.services.application import Application
 LOOK_INTERVAL = 0.5
 
 FAILURES: dict[str, type[BuilderdError]] = {
-    error.code: error for error in (InstallFailed, StartFailed, QaFailed, NoCapacity, EngineUnavailable, InvalidState)
+    error.code: error
+    for error in (InstallFailed, StartFailed, QaFailed, NoCapacity, EngineUnavailable, InvalidState, BackupFailed)
 }
 
 

@@ -13,6 +13,7 @@ from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk, reason_of
 from builderd.reconciler.backups.drilling import try_out
+from builderd.reconciler.backups.recovering import give_back, give_up, is_lost
 from builderd.services import backups, builders, deployments
 from builderd.services.builders import Caller, NewBuilder
 
@@ -35,7 +36,7 @@ async def carry_out(desk: Desk, restore: Restore) -> None:
         known = await desk.app.store.read(lambda uow: _known(uow, restore))
         if known.safety is not None and known.safety.is_open:
             return
-        _refuse_unsafe(known)
+        await _refuse_unsafe(desk, known)
         if restore.status is RestoreStatus.PLANNED:
             restore = await _fill(desk, restore, known)
         await _hand_over(desk, restore, known)
@@ -47,8 +48,11 @@ async def carry_out(desk: Desk, restore: Restore) -> None:
         await _fail(desk, restore, reason_of(error))
 
 
-def _refuse_unsafe(known: Known) -> None:
-    if known.safety is not None and known.safety.status is BackupStatus.FAILED:
+async def _refuse_unsafe(desk: Desk, known: Known) -> None:
+    if known.safety is None or known.safety.status is not BackupStatus.FAILED:
+        return
+    # Where its disk is gone, there is nothing that could be replaced.
+    if await desk.app.engine.disk(known.builder.disk) is not None:
         raise BackupFailed(f"What the builder has now could not be backed up, so it stays: {known.safety.error}")
 
 
@@ -99,6 +103,8 @@ async def _hand_over(desk: Desk, restore: Restore, known: Known) -> None:
             await _drill(desk, restore, known)
         case RestoreKind.SAME:
             await _switch(desk, restore, known)
+        case RestoreKind.RECOVERY:
+            await give_back(desk, restore, known.backup, known.builder)
     desk.fault("HandOver.recorded")
 
 
@@ -172,6 +178,7 @@ def _details(known: Known) -> dict[str, object]:
 
 async def _fail(desk: Desk, restore: Restore, reason: str) -> None:
     now = desk.app.clock.now()
+    lost = restore.kind is RestoreKind.RECOVERY and await is_lost(desk, restore)
 
     def record(uow: UnitOfWork) -> None:
         uow.restores.save(replace(restore, status=RestoreStatus.FAILED, finished_at=now, error=reason))
@@ -180,7 +187,11 @@ async def _fail(desk: Desk, restore: Restore, reason: str) -> None:
         backup = uow.backups.get(restore.backup_id)
         if restore.kind is RestoreKind.DRILL and backup is not None:
             uow.backups.save(replace(backup, drilled_at=now, fault=reason))
+        if lost:
+            give_up(uow, restore, reason, now)
 
     # In this order: a restore that is recorded as over must leave no disk.
     await desk.app.engine.delete_disk(restore.disk)
     await desk.write(restore, record)
+    if lost:
+        desk.app.signals.wish(restore.builder_id)

@@ -131,7 +131,7 @@ class BackupSchedule:
 
 
 def _due(builder: Builder, found: Sequence[Backup], now: datetime) -> BackupKind | None:
-    """The kind of backup that is due. A disk that nobody wrote to since its last backup needs no further one."""
+    """The kind of backup that is due, if one is."""
     tried = [one for one in found if one.kind is not BackupKind.BEFORE_RESTORE]
     failures = next((i for i, one in enumerate(tried) if one.status is not BackupStatus.FAILED), len(tried))
     newest = tried[0] if tried else None

@@ -36,7 +36,7 @@ async def _hold(desk: Desk, backup: Backup) -> Backup:
     desk.fault("HoldCopy.begun")
     await desk.app.engine.delete_disk(copy)
     if await desk.app.engine.disk(builder.disk) is None:
-        raise BackupFailed("The builder has no files yet: it was never started.")
+        raise BackupFailed("The builder has no files: it was never started, or its disk is gone.")
     now = desk.app.clock.now()
     await desk.app.engine.clone_disk(builder.disk, copy, version.settings.resources.disk_bytes)
     desk.fault("HoldCopy.done")

@@ -8,9 +8,9 @@ import pytest
 from tests.unit.reconciler.backups.conftest import Scene
 
 from builderd.domain.backups import BackupStatus, RestoreStatus
-from builderd.domain.builders import Status
+from builderd.domain.builders import Builder, Status
 from builderd.reconciler.backups import upkeep
-from builderd.services import backups, outcomes
+from builderd.services import backups, builders, outcomes
 
 TAKING = [f"{step}.{moment}" for step in ("HoldCopy", "SaveCopy") for moment in ("begun", "done", "recorded")]
 RESTORING = ["FillDisk.begun", "FillDisk.done", "FillDisk.recorded", "HandOver.begun", "HandOver.recorded"]
@@ -98,3 +98,29 @@ async def test_a_drill_survives(scene: Scene, point: str) -> None:
     await scene.settle()
     assert (await scene.backup(backup)).verified_at
     assert set(scene.world.engine.disks) == {builder.disk}
+
+
+@pytest.mark.parametrize("point", RESTORING)
+async def test_a_recovery_survives(scene: Scene, point: str) -> None:
+    builder = await scene.world.create()
+    await scene.write(builder, "note", b"hello")
+    await scene.take(builder)
+    await scene.world.reached(builders.stop, builder)
+    scene.world.engine.disks.clear()
+    wanted = await scene.world.want(builders.start, builder)
+    await scene.world.until(lambda: _recovers(scene, builder))
+    await _die_at(scene, point)
+    await scene.settle()
+    await scene.world.until(lambda: _settled(scene, wanted))
+    back = await scene.world.builder(builder)
+    assert back.status is Status.RUNNING
+    assert scene.files(back.disk)["note"] == b"hello"
+    assert set(scene.world.engine.disks) == {back.disk}
+
+
+async def _recovers(scene: Scene, builder: Builder) -> bool:
+    return bool(await scene.world.read(lambda uow: uow.restores.open_of(builder.id)))
+
+
+async def _settled(scene: Scene, wanted: Builder) -> bool:
+    return (await scene.world.builder(wanted)).settled_run >= wanted.run

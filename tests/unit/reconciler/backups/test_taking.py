@@ -69,7 +69,7 @@ async def test_a_builder_without_a_disk_has_nothing_to_back_up(scene: Scene) -> 
     builder = await scene.world.create()
     await scene.world.reached(builders.stop, builder)
     del scene.world.engine.disks[builder.disk]
-    assert "no files yet" in (await scene.take(builder)).error
+    assert "no files" in (await scene.take(builder)).error
 
 
 async def test_a_deleted_builder_leaves_a_last_backup_for_some_days(scene: Scene) -> None:

@@ -1,0 +1,57 @@
+"""Recovery: a builder whose disk is gone gets the newest backup of it, or fails and says why; never an empty disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from builderd.domain.backups import Backup, Restore, RestoreStatus
+from builderd.domain.builders import Builder, Desired
+from builderd.domain.errors import BackupFailed
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler import records
+from builderd.reconciler.backups.desk import Desk
+from builderd.services import backups
+
+
+async def give_back(desk: Desk, restore: Restore, backup: Backup, known: Builder) -> None:
+    """The filled disk takes the place of the one that is gone; the reconciler goes on from there."""
+    app, now = desk.app, desk.app.clock.now()
+    if await app.engine.disk(known.disk) is not None:
+        raise BackupFailed("The builder has a disk again.")
+
+    def record(uow: UnitOfWork) -> Builder:
+        builder = uow.builders.get(restore.builder_id, lock=True)
+        if builder is None or builder.desired is Desired.DELETED or builder.disk != known.disk:
+            raise BackupFailed("The builder was deleted, or has another disk by now.")
+        reason = f"its disk was gone: the backup of {backups.when(backup)} is back"
+        saved = replace(builder, disk=restore.disk, desired_reason=reason, status_reason=reason, updated_at=now)
+        uow.builders.save(saved)
+        uow.builders.make_due(builder.id, now)
+        uow.restores.save(replace(restore, status=RestoreStatus.DONE, finished_at=now))
+        details = {"backup": backup.id, "version": backup.version}
+        backups.tell(uow, restore, "restore.finished", now, reason=reason, details=details)
+        return saved
+
+    await app.commit(record)
+
+
+async def is_lost(desk: Desk, restore: Restore) -> bool:
+    """Whether its builder has no disk still."""
+    builder = await desk.app.store.read(lambda uow: uow.builders.get(restore.builder_id))
+    return builder is not None and await desk.app.engine.disk(builder.disk) is None
+
+
+def give_up(uow: UnitOfWork, restore: Restore, reason: str, now: datetime) -> None:
+    """Who waits for the builder to run is told; one that was stopped or deleted meanwhile stays so."""
+    builder = uow.builders.get(restore.builder_id, lock=True)
+    if builder is None or builder.desired is not Desired.RUNNING:
+        return
+    version = uow.versions.get(builder.id, builder.to_run[0])
+    assert version is not None, "a builder's versions are always stored"
+    words = (
+        f"Its disk is gone, and the newest backup of it could not be brought back: {reason} "
+        "Start it to try again, restore another backup, or remove its backups to begin with an empty disk."
+    )
+    records.failed(uow, builder, version, code=BackupFailed.code, reason=words, now=now)
+    uow.builders.make_due(builder.id, now)

@@ -1,0 +1,134 @@
+"""A disk that is gone: the newest backup of it comes back by itself, or the builder fails and says why."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.reconciler.backups.conftest import Scene
+
+from builderd.domain.backups import BackupStatus, RestoreStatus
+from builderd.domain.builders import Builder, Status
+from builderd.domain.bundles import BundleFile
+from builderd.domain.errors import BackupFailed
+from builderd.services import backups, builders, outcomes
+
+SECOND = BundleFile("main.py", b"print('second')\n")
+
+
+async def _stopped_without_disk(scene: Scene, builder: Builder) -> None:
+    await scene.world.reached(builders.stop, builder)
+    del scene.world.engine.disks[(await scene.world.builder(builder)).disk]
+
+
+async def _start(scene: Scene, builder: Builder) -> Builder:
+    """Ask for it, and see to the backups until it has an outcome."""
+    app, now = scene.world.application, scene.world.clock.now()
+    wanted = await app.commit(lambda uow: builders.start(uow, app, scene.world.caller, builder.id, now))
+    await scene.world.until(lambda: _is_over(scene, wanted))
+    return await outcomes.wait(app, builder.id, wanted.run)
+
+
+async def _is_over(scene: Scene, wanted: Builder) -> bool:
+    await scene.settle()
+    return (await scene.world.builder(wanted)).settled_run >= wanted.run
+
+
+async def test_the_newest_backup_comes_back_by_itself(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.write(builder, "note", b"old")
+    await scene.take(builder)
+    await scene.write(builder, "note", b"new")
+    newest = await scene.take(builder)
+    await _stopped_without_disk(scene, builder)
+    back = await _start(scene, builder)
+    assert back.status is Status.RUNNING
+    assert scene.files(back.disk)["note"] == b"new"
+    assert back.status_reason == f"its disk was gone: the backup of {backups.when(newest)} is back"
+    told = [one.type for one in await scene.world.events(builder) if one.type in ("disk.lost", "restore.finished")]
+    assert told == ["disk.lost", "restore.finished"]
+    assert set(scene.world.engine.disks) == {back.disk}
+    await scene.world.reached(builders.stop, builder)
+    await scene.world.reached(builders.start, builder)
+    assert scene.files(back.disk)["note"] == b"new"
+
+
+async def test_a_version_deployed_since_the_backup_gets_its_own_code_on_it(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.write(builder, "note", b"kept")
+    await scene.take(builder)
+    changed = await scene.world.deploy(builder, SECOND)
+    await _stopped_without_disk(scene, changed)
+    back = await _start(scene, builder)
+    assert back.version == 2
+    assert (scene.files(back.disk)["note"], scene.files(back.disk)["main.py"]) == (b"kept", b"print('second')\n")
+
+
+async def test_a_backup_that_cannot_be_brought_back_fails_the_builder_and_never_starts_it_empty(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.take(builder)
+    await _stopped_without_disk(scene, builder)
+    scene.archive.fail_next("restore", BackupFailed("The back end does not answer."))
+    with pytest.raises(BackupFailed, match="The back end does not answer"):
+        await _start(scene, builder)
+    failed = await scene.world.builder(builder)
+    assert (failed.status, failed.failure_code) == (Status.FAILED, "backup_failed")
+    assert scene.world.engine.disks == {}
+    assert (await _start(scene, builder)).status is Status.RUNNING, "the second attempt"
+
+
+async def test_an_older_backup_is_restored_by_hand_though_there_is_nothing_to_back_up_first(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.write(builder, "note", b"old")
+    older = await scene.take(builder)
+    await scene.write(builder, "note", b"new")
+    await scene.take(builder)
+    await _stopped_without_disk(scene, builder)
+    app, now = scene.world.application, scene.world.clock.now()
+    wanted = await app.store.write(lambda uow: backups.restore(uow, app, scene.world.caller, older, now))
+    await scene.settle()
+    done = await scene.restore(wanted)
+    assert done.status is RestoreStatus.DONE
+    serving = await outcomes.deployed(app, builder.id, done.number or 0)
+    assert scene.files(serving.disk)["note"] == b"old"
+
+
+async def test_a_new_version_of_a_builder_without_its_disk_begins_with_the_backup(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.write(builder, "note", b"kept")
+    await scene.take(builder)
+    await _stopped_without_disk(scene, builder)
+    number = await scene.world.put(builder, SECOND)
+    await scene.world.until(lambda: _has_version(scene, builder, number))
+    serving = await outcomes.deployed(scene.world.application, builder.id, number)
+    assert scene.files(serving.disk)["note"] == b"kept"
+
+
+async def _has_version(scene: Scene, builder: Builder, number: int) -> bool:
+    await scene.settle()
+    return (await scene.world.builder(builder)).version == number
+
+
+async def test_without_a_backup_it_begins_anew_and_says_so(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await _stopped_without_disk(scene, builder)
+    back = await _start(scene, builder)
+    assert back.status is Status.RUNNING
+    lost = [one for one in await scene.world.events(builder) if one.type == "disk.lost"]
+    assert ["there is no backup of it" in one.reason for one in lost] == [True]
+
+
+async def test_a_builder_that_is_deleted_meanwhile_leaves_no_disk(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.take(builder)
+    await _stopped_without_disk(scene, builder)
+    app, now = scene.world.application, scene.world.clock.now()
+    await app.commit(lambda uow: builders.start(uow, app, scene.world.caller, builder.id, now))
+    await scene.world.until(lambda: _recovers(scene, builder))
+    await app.commit(lambda uow: builders.delete(uow, app, scene.world.caller, builder.id, now))
+    await scene.world.until_status(builder, Status.DELETED)
+    await scene.settle()
+    assert scene.world.engine.disks == {}
+    assert (await scene.of(builder))[0].status is BackupStatus.DONE
+
+
+async def _recovers(scene: Scene, builder: Builder) -> bool:
+    return bool(await scene.world.read(lambda uow: uow.restores.open_of(builder.id)))

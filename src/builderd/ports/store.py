@@ -361,8 +361,10 @@ class Backups(Protocol):
     def open(self, owner: str) -> Sequence[Backup]:
         """Those that this service has still to take or to save, or whose copy it has to remove, oldest first."""
 
-    def newest_of(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Backup]:
-        """The last that was tried, by builder; those without one are left out."""
+    def newest_of(
+        self, builders: Sequence[BuilderId], status: BackupStatus | None = None
+    ) -> Mapping[BuilderId, Backup]:
+        """The last that was tried, or the last of this status, by builder; those without one are left out."""
 
     def expired(self, now: datetime) -> Sequence[Backup]:
         """Those whose time is over."""
@@ -371,6 +373,8 @@ class Backups(Protocol):
         """All that have backups."""
 
     def count_by_status(self) -> Mapping[BackupStatus, int]: ...
+    def count_faults(self) -> int:
+        """Backups whose last drill found something wrong with them."""
 
 
 class Restores(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from builderd.domain.backups import Backup
+from builderd.domain.backups import Backup, BackupStatus
 from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
@@ -46,7 +46,8 @@ class NewBuilder:
 class BuilderView:
     """A builder as it is shown: with its current version, its preview's URL and what it cost so far.
 
-    ``needs_restart``: it runs with credentials that were changed since. ``last_backup`` is the last that was tried.
+    ``needs_restart``: it runs with credentials that were changed since. ``last_backup`` is the last that was tried,
+    ``last_good_backup`` the last that was done.
     """
 
     builder: Builder
@@ -55,6 +56,7 @@ class BuilderView:
     cost: Cost
     needs_restart: bool
     last_backup: Backup | None = None
+    last_good_backup: Backup | None = None
 
 
 def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBuilder, now: datetime) -> Builder:
@@ -149,6 +151,7 @@ def views(
 ) -> Sequence[BuilderView]:
     """The same for many."""
     tried = uow.backups.newest_of([builder.id for builder in builders])
+    done = uow.backups.newest_of([builder.id for builder in builders], BackupStatus.DONE) if tried else {}
     sums = uow.ledger.totals([builder.id for builder in builders], now)
     shown = []
     for builder in builders:
@@ -159,7 +162,7 @@ def views(
         cost = Cost(application.prices.currency, rate_digits(rate), rate_digits(spent.hours), cents(spent.money))
         url = application.preview_domain.url(builder.host)
         stale = credentials.is_stale(uow, builder, version)
-        shown.append(BuilderView(builder, version, url, cost, stale, tried.get(builder.id)))
+        shown.append(BuilderView(builder, version, url, cost, stale, tried.get(builder.id), done.get(builder.id)))
     return shown
 
 

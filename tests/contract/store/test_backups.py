@@ -97,6 +97,13 @@ async def test_they_are_listed_newest_first_and_never_for_another_tenant(store: 
     assert await store.read(lambda uow: uow.backups.of_tenant(TENANT.id)) == [third, second, first]
     newest = await store.read(lambda uow: uow.backups.newest_of([builder.id, other.id, BuilderId(new_id())]))
     assert newest == {builder.id: second, other.id: third}
+    failed = _backup(builder, created_at=NOW + 9 * SECOND, status=BackupStatus.FAILED, fault="it did not come up")
+    await _add(store, failed)
+    ids = [builder.id, other.id]
+    assert (await store.read(lambda uow: uow.backups.newest_of(ids)))[builder.id] == failed
+    assert await store.read(lambda uow: uow.backups.newest_of(ids, BackupStatus.DONE)) == newest
+    assert await store.read(lambda uow: uow.backups.count_faults()) == 1
+    await store.write(lambda uow: uow.backups.delete(failed.id))
     assert len(await store.read(lambda uow: uow.backups.builders())) == 3
     assert await store.read(lambda uow: uow.backups.count_by_status()) == {BackupStatus.DONE: 4}
 

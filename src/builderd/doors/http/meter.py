@@ -10,10 +10,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
 from builderd.domain.metrics import Reading
 from builderd.domain.previews import PreviewActivity
 from builderd.services.application import Application
+from builderd.services.backup_health import BackupHealth, health
 
 #: In seconds: from a look-up to the cold installation of large dependencies.
 BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -57,7 +59,10 @@ async def _look(application: Application) -> _Snapshot:
     builders = await application.store.read(lambda uow: uow.builders.count_by_status())
     activity = await application.previews.activity() if await application.previews.ready() else {}
     readings = list(application.readings.values())
-    return _Snapshot(builders, _busiest(activity), readings[:MAX_SERIES], application.engine.readiness().ready)
+    now = application.clock.now()
+    backups = await application.store.read(lambda uow: health(uow, now))
+    ready = application.engine.readiness().ready
+    return _Snapshot(builders, _busiest(activity), readings[:MAX_SERIES], ready, backups)
 
 
 def _busiest(activity: Mapping[str, PreviewActivity]) -> Mapping[str, PreviewActivity]:
@@ -72,6 +77,7 @@ class _Snapshot(Collector):
     activity: Mapping[str, PreviewActivity]
     readings: Sequence[Reading]
     engine_ready: bool
+    backups: BackupHealth
 
     def collect(self) -> Iterator[Metric]:
         builders = GaugeMetricFamily("builderd_builders", "Builders that are not deleted.", labels=["status"])
@@ -82,8 +88,24 @@ class _Snapshot(Collector):
         yield GaugeMetricFamily(
             "builderd_engine_ready", "1 when sandboxes can be started.", value=float(self.engine_ready)
         )
+        yield from self._kept()
         yield from self._previews()
         yield from self._used()
+
+    def _kept(self) -> Iterator[Metric]:
+        backups = GaugeMetricFamily(
+            "builderd_backups", "Backups that are kept; those that failed in the last week.", labels=["status"]
+        )
+        for status in BackupStatus:
+            backups.add_metric([status.value], self.backups.by_status.get(status, 0))
+        yield backups
+        for name, text, value in (
+            ("failing_builders", "Builders that want backups and whose last one failed.", self.backups.failing),
+            ("behind_seconds", "Age of the oldest of the last good backups.", self.backups.behind_seconds),
+            ("unproven", "Backups whose last drill found a fault.", self.backups.unproven),
+            ("damaged_repositories", "Repositories whose last check found a fault.", self.backups.damaged),
+        ):
+            yield GaugeMetricFamily(f"builderd_backup_{name}", text, value=float(value))
 
     def _previews(self) -> Iterator[Metric]:
         counters = {

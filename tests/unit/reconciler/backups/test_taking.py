@@ -9,6 +9,8 @@ from tests.unit.reconciler.backups.conftest import HOUR, Scene
 from builderd.domain.backups import BackupKind, BackupStatus
 from builderd.domain.builders import Desired, Status
 from builderd.domain.errors import BackupFailed, NoCapacity
+from builderd.domain.events import SYSTEM
+from builderd.reconciler.idle import Idleness
 from builderd.services import backups, builders
 
 
@@ -103,6 +105,31 @@ async def test_what_a_deleted_builder_left_is_tried_until_it_is_saved(scene: Sce
     await scene.pass_time(timedelta(minutes=30))
     assert (await scene.of(builder))[0].status is BackupStatus.DONE
     assert scene.world.engine.disks == {}
+
+
+async def test_what_is_stopped_because_nobody_used_it_is_backed_up(scene: Scene) -> None:
+    builder = await scene.world.create(backup_interval_hours=6, auto_stop_interval=15)
+    other = await scene.world.create(name="without", auto_stop_interval=15)
+    await scene.write(builder, "note", b"hello")
+    idleness = Idleness(scene.world.application)
+    await idleness.look()
+    scene.world.clock.move(16 * 60)
+    await idleness.look()
+    for one in (builder, other):
+        await scene.world.until_status(one, Status.STOPPED)
+    await scene.settle()
+    (backup,) = await scene.of(builder)
+    assert (backup.kind, backup.status, backup.actor) == (BackupKind.IDLE, BackupStatus.DONE, SYSTEM)
+    assert await scene.of(other) == []
+    kept = scene.archive.repositories[builder.tenant_id].snapshots
+    assert kept[backup.snapshot or ""].files["note"] == b"hello"
+
+
+async def test_what_a_person_stops_waits_for_its_interval(scene: Scene) -> None:
+    builder = await scene.world.create(backup_interval_hours=6)
+    await scene.world.reached(builders.stop, builder)
+    await scene.settle()
+    assert await scene.of(builder) == []
 
 
 async def test_purging_leaves_nothing(scene: Scene) -> None:

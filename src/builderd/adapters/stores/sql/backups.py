@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, true, update
 
 from builderd.adapters.stores.sql.rows import row_of, without
 from builderd.adapters.stores.sql.tables import backup_keys, backups, restores
@@ -31,6 +31,7 @@ _OPEN_OF = (
 )
 _EXPIRED = select(backups).where(backups.c.expires_at <= bindparam("now")).order_by(backups.c.expires_at)
 _BUILDERS = select(backups.c.builder_id).distinct().order_by(backups.c.builder_id)
+_COUNT_FAULTS = select(func.count()).where(backups.c.fault != "")
 _COUNTS = select(backups.c.status, func.count().label("number")).group_by(backups.c.status)
 
 
@@ -62,14 +63,17 @@ class Backups:
     def open(self, owner: str) -> Sequence[Backup]:
         return [Backup(**row) for row in self._connection.execute(_OPEN_OF, {"owner": owner}).mappings()]
 
-    def newest_of(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Backup]:
+    def newest_of(
+        self, builders: Sequence[BuilderId], status: BackupStatus | None = None
+    ) -> Mapping[BuilderId, Backup]:
+        wanted = backups.c.builder_id.in_(builders) & (backups.c.status == status if status else true())
         newest = (
             select(backups.c.builder_id, func.max(backups.c.created_at).label("at"))
-            .where(backups.c.builder_id.in_(builders))
+            .where(wanted)
             .group_by(backups.c.builder_id)
             .subquery()
         )
-        same = (backups.c.builder_id == newest.c.builder_id) & (backups.c.created_at == newest.c.at)
+        same = wanted & (backups.c.builder_id == newest.c.builder_id) & (backups.c.created_at == newest.c.at)
         rows = self._connection.execute(select(backups).join(newest, same)).mappings()
         return {row["builder_id"]: Backup(**row) for row in rows}
 
@@ -78,6 +82,10 @@ class Backups:
 
     def builders(self) -> Sequence[BuilderId]:
         return self._connection.execute(_BUILDERS).scalars().all()
+
+    def count_faults(self) -> int:
+        number: int = self._connection.execute(_COUNT_FAULTS).scalar_one()
+        return number
 
     def count_by_status(self) -> Mapping[BackupStatus, int]:
         return {row.status: row.number for row in self._connection.execute(_COUNTS)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from builderd.domain.backups import Backup, BackupStatus
 from builderd.domain.builders import Builder
 from builderd.domain.prices import Cost
@@ -46,13 +44,9 @@ def shown(view: builders.BuilderView, *, with_token: bool) -> wire.Builder:
         created_at=builder.created_at,
         updated_at=builder.updated_at,
         last_active_at=builder.last_active_at,
-        last_backup_at=_done_at(view.last_backup),
+        last_backup_at=view.last_good_backup.created_at if view.last_good_backup else None,
         last_backup_error=_error(view.last_backup),
     )
-
-
-def _done_at(backup: Backup | None) -> datetime | None:
-    return backup.created_at if backup is not None and backup.status is BackupStatus.DONE else None
 
 
 def _error(backup: Backup | None) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.service import MINIMAL, Service
+from tests.service import METRICS_TOKEN, MINIMAL, Service
 
 from builderd.adapters.fakes.archive import FakeArchive
 from builderd.domain.errors import BackupFailed
@@ -60,6 +60,27 @@ async def test_a_failure_is_answered_and_stays_visible(client: httpx.AsyncClient
     assert "locked" in answer.json()["message"]
     builder = (await client.get(f"/api/v1/builders/{uuid}")).json()["data"]
     assert builder["last_backup_error"] == "The repository is locked."
+    assert builder["last_backup_at"] is None
+
+
+async def test_a_failure_after_a_good_one_hides_neither(client: httpx.AsyncClient, service: Service) -> None:
+    uuid = await _create(client, backup_interval_hours=6)
+    good = (await client.post(f"/api/v1/builders/{uuid}/backups")).json()["data"]
+    assert isinstance(service.application.archive, FakeArchive)
+    service.application.archive.fail_next("save", BackupFailed("The repository is locked."))
+    await client.post(f"/api/v1/builders/{uuid}/backups")
+    builder = (await client.get(f"/api/v1/builders/{uuid}")).json()["data"]
+    assert (builder["last_backup_at"], builder["last_backup_error"]) == (
+        good["created_at"],
+        "The repository is locked.",
+    )
+    lines = (await service.client(METRICS_TOKEN).get("/metrics")).text.splitlines()
+    assert 'builderd_backups{status="failed"} 1.0' in lines
+    assert 'builderd_backups{status="done"} 1.0' in lines
+    assert "builderd_backup_failing_builders 1.0" in lines
+    await client.post(f"/api/v1/builders/{uuid}/backups")
+    lines = (await service.client(METRICS_TOKEN).get("/metrics")).text.splitlines()
+    assert "builderd_backup_failing_builders 0.0" in lines
 
 
 async def test_a_backup_comes_back_in_place(client: httpx.AsyncClient, service: Service) -> None:

@@ -1,0 +1,40 @@
+"""How the backups are, in numbers that an operator can be woken by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from builderd.domain.backups import BackupStatus
+from builderd.ports.store import UnitOfWork
+
+
+@dataclass(frozen=True, slots=True)
+class BackupHealth:
+    """``by_status`` counts what is kept; of those that failed, the last seven days.
+
+    ``failing`` are builders that want backups and whose last one failed, ``behind_seconds`` is the age of the oldest
+    last good backup among builders that want some and have one, ``unproven`` are backups whose last drill found a
+    fault, ``damaged`` repositories whose last check did.
+    """
+
+    by_status: Mapping[BackupStatus, int] = field(default_factory=dict)
+    failing: int = 0
+    behind_seconds: float = 0
+    unproven: int = 0
+    damaged: int = 0
+
+
+def health(uow: UnitOfWork, now: datetime) -> BackupHealth:
+    """As it is now."""
+    wanting = [builder.id for builder in uow.builders.backed_up()]
+    tried, done = uow.backups.newest_of(wanting), uow.backups.newest_of(wanting, BackupStatus.DONE)
+    oldest = min((one.created_at for one in done.values()), default=now)
+    return BackupHealth(
+        by_status=uow.backups.count_by_status(),
+        failing=sum(one.status is BackupStatus.FAILED or bool(one.error) for one in tried.values()),
+        behind_seconds=max((now - oldest).total_seconds(), 0),
+        unproven=uow.backups.count_faults(),
+        damaged=sum(bool(key.fault) for key in uow.backup_keys.all()),
+    )

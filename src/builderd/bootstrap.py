@@ -44,7 +44,7 @@ from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
 from builderd.adapters.vaults.sodium import SodiumVault
 from builderd.adapters.webhooks.http import HttpWebhookSender
-from builderd.data_directory import hold, identity, make
+from builderd.data_directory import hold, identity, make, refuse_half_restored
 from builderd.domain import ssh
 from builderd.domain.builders import Desired
 from builderd.domain.bundles import Bundle
@@ -138,6 +138,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
 async def store(settings: Settings) -> AsyncIterator[SqlStore]:
     """The store at its present revision."""
     make(settings.data_dir)
+    refuse_half_restored(settings.data_dir)
     opened = SqlStore(settings.database)
     try:
         await opened.migrate()
@@ -176,15 +177,23 @@ def make_vault(settings: Settings) -> SodiumVault:
 
 def make_archive(settings: Settings, engine: Engine) -> ResticArchive:
     """Raises ``ValidationFailed`` when a file that it needs cannot be read."""
-    backup, root = settings.backup, settings.data_dir.absolute() / "backups"
-    place = Place(
-        location=backup.repository or str(root / "repositories"),
+    root, floor = _backups(settings), int(settings.store.floor * GB)
+    return ResticArchive(engine, make_place(settings), root, name=identity(settings.data_dir)[:13], floor_bytes=floor)
+
+
+def make_place(settings: Settings) -> Place:
+    """Where the repositories of the apps' backups are."""
+    backup = settings.backup
+    return Place(
+        location=backup.repository or str(_backups(settings) / "repositories"),
         environment={name: value.get_secret_value() for name, value in backup.environment.items()},
         ssh_key=_text("backup.ssh_key", backup.ssh_key),
         ssh_hosts=_text("backup.ssh_hosts", backup.ssh_hosts),
     )
-    floor = int(settings.store.floor * GB)
-    return ResticArchive(engine, place, root, name=identity(settings.data_dir)[:13], floor_bytes=floor)
+
+
+def _backups(settings: Settings) -> Path:
+    return settings.data_dir.absolute() / "backups"
 
 
 def _text(setting: str, file: Path | None) -> str:

@@ -13,12 +13,22 @@ from builderd.domain.ids import new_id
 
 LOCK_FILE = "service.lock"
 IDENTITY_FILE = "identity"
+#: What a restore of the state puts together; it is there for as long as that goes on.
+RESTORING = ".restoring"
 
 
 def make(data_dir: Path) -> None:
     """Make it, readable for its owner alone. Idempotent."""
     data_dir.mkdir(parents=True, exist_ok=True)
     data_dir.chmod(0o700)
+
+
+def refuse_half_restored(data_dir: Path) -> None:
+    """Raises ``EngineUnavailable`` when a restore of the state was broken off: a new database would be in its way."""
+    if (data_dir / RESTORING).exists():
+        raise EngineUnavailable(
+            f"A restore into {data_dir} was broken off: run it again, or remove {data_dir / RESTORING}."
+        )
 
 
 def identity(data_dir: Path) -> str:

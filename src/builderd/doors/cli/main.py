@@ -11,6 +11,7 @@ from builderd.domain.errors import BuilderdError, ValidationFailed
 from builderd.doors.cli import service
 from builderd.doors.cli.review import review
 from builderd.doors.cli.service_unit import install_service
+from builderd.doors.cli.state import backup, restore
 from builderd.doors.cli.tokens import token
 from builderd.doors.cli.vault import vault
 
@@ -37,5 +38,8 @@ def main() -> None:
     """
 
 
-for command in (service.serve, token, vault, review, service.down, service.doctor, service.base, install_service):
+for command in (
+    *(service.serve, token, vault, review, backup, restore),
+    *(service.down, service.doctor, service.base, install_service),
+):
     main.add_command(command)

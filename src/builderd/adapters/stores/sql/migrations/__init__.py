@@ -6,16 +6,30 @@ A new one: change ``tables.py``, add the file, and let the tests compare both.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
+
+
+def revisions() -> Sequence[str]:
+    """All that this program knows, the first one first."""
+    found = ScriptDirectory.from_config(_config()).walk_revisions()
+    return [one.revision for one in found][::-1]
+
+
+def _config(**attributes: Any) -> Config:
+    config = Config(attributes=attributes)
+    config.set_main_option("script_location", "builderd.adapters.stores.sql:migrations")
+    return config
 
 
 def upgrade(connection: Connection) -> None:
     """Bring the schema to the present revision, within the transaction that the connection is in."""
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", "builderd.adapters.stores.sql:migrations")
+    config = _config(connection=connection)
     with warnings.catch_warnings():
         # Of the index on an expression, which SQLite keeps by itself while a table is built anew.
         warnings.filterwarnings("ignore", message=".*expression-based index")

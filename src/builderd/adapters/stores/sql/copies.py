@@ -54,6 +54,8 @@ def save(url: str, target: Path) -> str:
         _save_postgresql(url, target)
     else:
         _save_sqlite(source, target)
+    with closing(sqlite3.connect(target)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
     _sync(target)
     return revision(target)
 
@@ -112,7 +114,6 @@ def _save_sqlite(source: Path, target: Path) -> None:
     try:
         with closing(sqlite3.connect(source, timeout=30)) as old, closing(sqlite3.connect(target)) as new:
             old.backup(new)
-            new.execute("PRAGMA journal_mode = DELETE")
     except sqlite3.OperationalError as error:
         raise StoreUnavailable(f"The database {source} cannot be copied now: {error}.") from None
 
@@ -141,8 +142,6 @@ def _save_postgresql(url: str, target: Path) -> None:
             _migrate(copy)
             with copy.writing.begin() as filled:
                 _pour(source, filled)
-        with copy.writing.connect() as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
     except DBAPIError as error:
         if database.is_down(error):
             raise StoreUnavailable("The database does not answer now: try again shortly.") from error

@@ -1,0 +1,410 @@
+"""The service's own state goes into a folder and comes back from it, whole or not at all; its secrets are sealed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from tests.contract.store.samples import NOW, TENANT, make_builder, make_event, make_token, make_version
+from tests.stores import open_store
+
+from builderd import state
+from builderd.adapters.stores.sql.migrations import revisions
+from builderd.adapters.vaults.keys import KeyFile
+from builderd.bootstrap import make_vault, store
+from builderd.data_directory import RESTORING, hold
+from builderd.domain.builders import Builder
+from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, ValidationFailed
+from builderd.ports.store import UnitOfWork
+from builderd.services import credentials
+from builderd.settings import Settings, VaultSettings
+
+CANARY = "canary-5b1e88d0"
+PASSPHRASE = "correct horse battery"
+BUNDLE = "a" * 64
+BUILDER = make_builder()
+
+
+def settings_of(folder: Path, **given: Any) -> Settings:
+    return Settings(data_dir=folder, **given)
+
+
+async def _fill(settings: Settings) -> None:
+    """What a service keeps: rows, a sealed credential, a bundle, keys, and settings with a secret in them."""
+    safe = make_vault(settings)
+
+    def rows(uow: UnitOfWork) -> None:
+        uow.tenants.add(TENANT)
+        uow.tokens.add(make_token())
+        uow.builders.add(BUILDER)
+        uow.versions.add(make_version(BUILDER.id, bundle_hash=BUNDLE))
+        uow.events.add(make_event(BUILDER.id))
+        credentials.put(uow, safe, TENANT.id, "zoho", {"API_KEY": CANARY}, NOW)
+
+    async with store(settings) as opened:
+        await opened.write(rows)
+    (settings.data_dir / "bundles").mkdir()
+    (settings.data_dir / f"bundles/{BUNDLE}.tar").write_bytes(b"the files of a version")
+    (settings.data_dir / "ssh_host_key").write_text(f"private {CANARY}")
+    (settings.data_dir / "builderd.toml").write_text(f'metrics_token = "{CANARY}"\n')
+    (settings.data_dir / "identity").write_text("me")
+
+
+async def _read(settings: Settings) -> tuple[Builder | None, dict[str, str], int]:
+    """A builder, a credential opened, and the number of events."""
+    safe = make_vault(settings)
+
+    def look(uow: UnitOfWork) -> tuple[Builder | None, dict[str, str], int]:
+        opened = credentials.open_all(uow, safe, TENANT.id, ["zoho"])
+        found = uow.events.of_builder(BUILDER.id)
+        return uow.builders.get(BUILDER.id), dict(credentials.as_env(opened)), len(found)
+
+    async with store(settings) as opened:
+        return await opened.read(look)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Settings:
+    settings = settings_of(tmp_path / "data")
+    settings.data_dir.mkdir()
+    asyncio.run(_fill(settings))
+    return settings
+
+
+@pytest.fixture
+def kept(home: Settings, tmp_path: Path) -> Path:
+    """A backup of it; then everything is deleted."""
+    state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
+    shutil.rmtree(home.data_dir)
+    return tmp_path / "kept"
+
+
+def test_everything_is_deleted_and_comes_back(home: Settings, kept: Path) -> None:
+    state.restore(home, kept, PASSPHRASE, print)
+    assert asyncio.run(_read(home)) == (BUILDER, {"API_KEY": CANARY}, 1)
+    data = home.data_dir
+    assert (data / f"bundles/{BUNDLE}.tar").read_bytes() == b"the files of a version"
+    assert (data / "ssh_host_key").read_text() == f"private {CANARY}"
+    assert CANARY in (data / "builderd.toml").read_text()
+    assert (data / "identity").read_text() == "me"
+    assert not (data / RESTORING).exists()
+    for path in ("vault.key", "ssh_host_key", "builderd.toml", "builderd.db"):
+        assert (data / path).stat().st_mode & 0o777 == 0o600, path
+
+
+def test_no_secret_is_in_it_in_clear_text(home: Settings, tmp_path: Path) -> None:
+    state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
+    (key,) = KeyFile(home.vault_key_file).load()
+    secrets = (CANARY.encode(), key.text.encode(), key.material, PASSPHRASE.encode())
+    files = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"manifest.json", "database.sqlite", "keys.sealed", f"{BUNDLE}.tar"}
+    for path in files:
+        assert [one for one in secrets if one in path.read_bytes()] == [], path
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o700
+
+
+def test_without_a_passphrase_the_keys_are_left_out_and_the_ones_put_back_by_hand_open_it(
+    home: Settings, tmp_path: Path
+) -> None:
+    key = home.vault_key_file.read_bytes()
+    state.back_up(home, tmp_path / "kept", None, print)
+    assert not (tmp_path / "kept/keys.sealed").exists()
+    shutil.rmtree(home.data_dir)
+    with pytest.raises(ValidationFailed, match="without keys"):
+        state.restore(home, tmp_path / "kept", PASSPHRASE, print)
+    state.restore(home, tmp_path / "kept", None, print)
+    with pytest.raises(EngineUnavailable, match="is not here"):
+        asyncio.run(_read(home))
+    home.vault_key_file.write_bytes(key)
+    home.vault_key_file.chmod(0o600)
+    assert asyncio.run(_read(home))[1] == {"API_KEY": CANARY}
+
+
+# What is refused leaves nothing
+
+
+def _break(kept: Path, what: str) -> None:
+    match what:
+        case "a byte of a bundle":
+            (kept / f"bundles/{BUNDLE}.tar").write_bytes(b"the files of a Version")
+        case "a byte of the database":
+            with (kept / "database.sqlite").open("r+b") as file:
+                file.seek(5000)
+                file.write(b"damage")
+        case "a missing file":
+            (kept / f"bundles/{BUNDLE}.tar").unlink()
+        case "a link out of it":
+            (kept / f"bundles/{BUNDLE}.tar").unlink()
+            (kept / f"bundles/{BUNDLE}.tar").symlink_to("/etc/passwd")
+        case "a path out of it":
+            manifest = json.loads((kept / "manifest.json").read_text())
+            manifest["files"]["../../etc/passwd"] = manifest["files"].pop("database.sqlite")
+            (kept / "manifest.json").write_text(json.dumps(manifest))
+        case "no manifest":
+            (kept / "manifest.json").unlink()
+        case "a newer format":
+            manifest = json.loads((kept / "manifest.json").read_text())
+            (kept / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("a byte of a bundle", "a byte of the database", "a missing file", "a link out of it", "a path out of it"),
+        *("no manifest", "a newer format"),
+    ],
+)
+def test_a_damaged_backup_is_refused_and_leaves_nothing(home: Settings, kept: Path, what: str) -> None:
+    _break(kept, what)
+    with pytest.raises(InvalidState):
+        state.restore(home, kept, PASSPHRASE, print)
+    assert [path.name for path in home.data_dir.iterdir()] == ["service.lock"]
+
+
+def test_a_schema_of_a_newer_program_is_refused(home: Settings, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(home.data_dir / "builderd.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(InvalidState, match="newer builderd"):
+        state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
+    assert list(tmp_path.iterdir()) == [home.data_dir]
+
+
+def test_an_older_schema_comes_back_and_is_brought_up_to_date(home: Settings, tmp_path: Path) -> None:
+    """Of the schema before the last, as an older program left it."""
+    with closing(sqlite3.connect(home.data_dir / "builderd.db")) as connection, connection:
+        connection.execute("DROP TABLE upload_parts") if _has(connection, "upload_parts") else None
+        connection.execute("DROP TABLE uploads")
+        connection.execute("UPDATE alembic_version SET version_num = ?", (revisions()[revisions().index("0013") - 1],))
+    manifest = state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
+    assert manifest.revision == "0012"
+    shutil.rmtree(home.data_dir)
+    state.restore(home, tmp_path / "kept", PASSPHRASE, print)
+    assert asyncio.run(_read(home))[0] == BUILDER
+
+
+def _has(connection: sqlite3.Connection, table: str) -> bool:
+    return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchall())
+
+
+@pytest.mark.parametrize("passphrase", ["wrong horse battery", "short"])
+def test_another_passphrase_opens_nothing_and_leaves_nothing(home: Settings, kept: Path, passphrase: str) -> None:
+    with pytest.raises(ValidationFailed, match="passphrase"):
+        state.restore(home, kept, passphrase, print)
+    assert [path.name for path in home.data_dir.iterdir()] == ["service.lock"]
+
+
+def test_a_short_passphrase_seals_nothing(home: Settings, tmp_path: Path) -> None:
+    with pytest.raises(ValidationFailed, match="at least 12"):
+        state.back_up(home, tmp_path / "kept", "short", print)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_database_that_is_there_is_never_replaced(home: Settings, tmp_path: Path) -> None:
+    state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
+    before = (home.data_dir / "builderd.db").read_bytes()
+    with pytest.raises(InvalidState, match="database already"):
+        state.restore(home, tmp_path / "kept", PASSPHRASE, print)
+    assert (home.data_dir / "builderd.db").read_bytes() == before
+
+
+def test_a_directory_that_a_service_holds_is_left_alone(home: Settings, kept: Path) -> None:
+    home.data_dir.mkdir()
+    with hold(home.data_dir), pytest.raises(EngineUnavailable, match="already running"):
+        state.restore(home, kept, PASSPHRASE, print)
+
+
+def test_a_folder_that_holds_something_is_not_written_to(home: Settings, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/mine").write_text("mine")
+    with pytest.raises(InvalidState, match="not empty"):
+        state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
+
+
+def test_a_bundle_that_the_database_refers_to_must_be_there(home: Settings, tmp_path: Path) -> None:
+    (home.data_dir / f"bundles/{BUNDLE}.tar").unlink()
+    with pytest.raises(InvalidState, match=BUNDLE):
+        state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
+    assert not (tmp_path / "kept").exists()
+
+
+# Keys
+
+
+def test_what_is_there_already_stays_and_the_keys_are_added_to_those_that_are(home: Settings, kept: Path) -> None:
+    """Only the database was lost, or another key was made meanwhile."""
+    home.data_dir.mkdir()
+    (other,) = KeyFile(home.vault_key_file).load()
+    (home.data_dir / "builderd.toml").write_text("# mine\n")
+    (home.data_dir / "builderd.db-wal").write_bytes(b"of the database that is gone")
+    state.restore(home, kept, PASSPHRASE, print)
+    assert len(KeyFile(home.vault_key_file).load()) == 2
+    assert KeyFile(home.vault_key_file).load()[1] == other
+    assert (home.data_dir / "builderd.toml").read_text() == "# mine\n"
+    assert asyncio.run(_read(home)) == (BUILDER, {"API_KEY": CANARY}, 1)
+
+
+def test_a_key_that_the_settings_give_must_be_the_one_of_the_backup(home: Settings, kept: Path, tmp_path: Path) -> None:
+    (wrong,) = KeyFile(tmp_path / "other.key").load()
+    given = settings_of(home.data_dir, vault=VaultSettings(key=SecretStr(wrong.text)))
+    with pytest.raises(ValidationFailed, match=r"vault\.key"):
+        state.restore(given, kept, PASSPHRASE, print)
+
+
+def test_a_database_elsewhere_that_the_settings_of_the_backup_name_must_be_given(
+    home: Settings, tmp_path: Path
+) -> None:
+    (home.data_dir / "builderd.toml").write_text('database_url = "postgresql://db/builderd"\n')
+    state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
+    shutil.rmtree(home.data_dir)
+    with pytest.raises(ValidationFailed, match="BUILDERD_DATABASE_URL"):
+        state.restore(home, tmp_path / "kept", PASSPHRASE, print)
+
+
+# Killed
+
+KILLED_RESTORE = """
+import os, signal, sys
+from pathlib import Path
+from builderd import state
+from builderd.adapters.states import folder
+from builderd.adapters.stores.sql import copies
+from builderd.settings import Settings
+
+data, kept, passphrase, where = sys.argv[1:]
+def killed(*_): os.kill(os.getpid(), signal.SIGKILL)
+def after(module, name):
+    found = getattr(module, name)
+    def run(*args):
+        found(*args)
+        killed()
+    setattr(module, name, run)
+module, name, moment = where.split()
+module = {"folder": folder, "copies": copies, "state": state}[module]
+after(module, name) if moment == "after" else setattr(module, name, killed)
+state.restore(Settings(data_dir=Path(data)), Path(kept), passphrase, print)
+"""
+KILLS = [
+    *("folder stage before", "folder copy_file after", "folder stage after", "state _put_keys after"),
+    *("state _put_bundles after", "copies bring_back before", "copies bring_back after"),
+]
+
+
+def _killed(script: str, *words: str) -> None:
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("where", KILLS)
+def test_a_restore_that_is_killed_leaves_no_half_of_it_and_can_be_run_again(
+    home: Settings, kept: Path, where: str
+) -> None:
+    _killed(KILLED_RESTORE, str(home.data_dir), str(kept), PASSPHRASE, where)
+    if where != "folder stage before":
+        assert (home.data_dir / "builderd.db").exists() == (where == "copies bring_back after")
+        with pytest.raises(EngineUnavailable, match="broken off"):
+            asyncio.run(_read(home))
+    state.restore(home, kept, PASSPHRASE, print)
+    assert asyncio.run(_read(home)) == (BUILDER, {"API_KEY": CANARY}, 1)
+    assert not (home.data_dir / RESTORING).exists()
+
+
+KILLED_BACKUP = """
+import os, signal, sys
+from pathlib import Path
+from builderd import state
+from builderd.adapters.states import folder
+from builderd.settings import Settings
+folder.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+state.back_up(Settings(data_dir=Path(sys.argv[1])), Path(sys.argv[2]), None, print)
+"""
+
+
+def test_a_backup_that_is_killed_has_no_name_and_the_next_one_takes_its_place(home: Settings, tmp_path: Path) -> None:
+    _killed(KILLED_BACKUP, str(home.data_dir), str(tmp_path / "kept"))
+    assert not (tmp_path / "kept").exists()
+    state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "kept"}
+
+
+# While the service runs
+
+
+@contextmanager
+def _writing(settings: Settings) -> Iterator[None]:
+    """Builders with their version and bundle, and deleted ones, as fast as it can."""
+    over = threading.Event()
+
+    async def write() -> None:
+        async with store(settings) as opened:
+            while not over.is_set():
+                builder = make_builder()
+                bundle = builder.id.replace("-", "") * 2
+                (settings.data_dir / f"bundles/{bundle}.tar").write_bytes(b"x")
+                await opened.write(lambda uow, one=builder: uow.builders.add(one))  # type: ignore[misc]
+                version = make_version(builder.id, bundle_hash=bundle)
+                await opened.write(lambda uow, one=version: uow.versions.add(one))  # type: ignore[misc]
+
+    thread = threading.Thread(target=lambda: asyncio.run(write()))
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_it_is_of_one_moment_while_the_service_writes(home: Settings, tmp_path: Path) -> None:
+    with _writing(home):
+        for number in range(5):
+            kept = tmp_path / f"kept-{number}"
+            state.back_up(home, kept, None, print)
+            held = {path.stem for path in (kept / "bundles").iterdir()}
+            with closing(sqlite3.connect(kept / "database.sqlite")) as copy:
+                assert copy.execute("PRAGMA foreign_key_check").fetchall() == []
+                bundles = {one for (one,) in copy.execute("SELECT bundle_hash FROM versions")}
+            assert bundles <= held
+    assert len(held) > 1
+
+
+# PostgreSQL
+
+
+@pytest.mark.postgres
+async def test_postgresql_goes_into_the_same_file_and_comes_back_to_either_kind(
+    postgres_url: str, postgres_server: Any, tmp_path: Path
+) -> None:
+    settings = settings_of(tmp_path / "data", database_url=postgres_url)
+    settings.data_dir.mkdir()
+    await _fill(settings)
+    before = await _read(settings)
+    await asyncio.to_thread(state.back_up, settings, tmp_path / "kept", PASSPHRASE, print)
+    with pytest.raises(InvalidState, match="database already"):
+        await asyncio.to_thread(state.restore, settings, tmp_path / "kept", PASSPHRASE, print)
+    with postgres_server.database() as other:
+        elsewhere = settings_of(tmp_path / "elsewhere", database_url=other)
+        await asyncio.to_thread(state.restore, elsewhere, tmp_path / "kept", PASSPHRASE, print)
+        assert await _read(elsewhere) == before
+        async with open_store(other) as opened:
+            await opened.write(lambda uow: uow.events.add(make_event(BUILDER.id)))
+            assert len(await opened.read(lambda uow: uow.events.of_builder(BUILDER.id))) == 2
+    as_file = settings_of(tmp_path / "as-file")
+    await asyncio.to_thread(state.restore, as_file, tmp_path / "kept", PASSPHRASE, print)
+    assert await _read(as_file) == before
+
+
+def test_what_is_refused_is_a_coded_error(home: Settings, tmp_path: Path) -> None:
+    with pytest.raises(BuilderdError):
+        state.restore(settings_of(tmp_path / "new"), home.data_dir, None, print)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.backends import rest_server, sftp_server
 from tests.engines import prepared, settings_in
 
 from builderd.adapters.archives.restic.archive import ResticArchive
@@ -56,15 +58,32 @@ class Scene:
         return self.engine._here.disks.app(disk)
 
 
-@pytest.fixture(params=["fake", pytest.param("restic", marks=pytest.mark.root)])
+REAL = [pytest.param(place, marks=pytest.mark.root) for place in ("folder", "rest", "sftp")]
+
+
+@pytest.fixture(params=["fake", *REAL])
 async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Scene]:
     if request.param == "fake":
         fake = FakeEngine()
         yield Scene(FakeArchive(fake), fake)
         return
-    async with prepared(request.getfixturevalue("archive_settings")) as engine:
-        place = Place(str(tmp_path / "repositories"))
-        yield Scene(ResticArchive(engine, place, tmp_path / "archive", "contract"), engine)
+    with _place(request.param, tmp_path) as place:
+        async with prepared(request.getfixturevalue("archive_settings")) as engine:
+            yield Scene(ResticArchive(engine, place, tmp_path / "archive", "contract"), engine)
+
+
+@contextmanager
+def _place(kind: str, folder: Path) -> Iterator[Place]:
+    """A folder, and real servers."""
+    match kind:
+        case "folder":
+            yield Place(str(folder / "repositories"))
+        case "rest":
+            with rest_server(folder / "rest") as server:
+                yield Place(server.url)
+        case _:
+            with sftp_server(folder / "sftp") as server:
+                yield Place(server.url, ssh_key=server.key.read_text().strip(), ssh_hosts=server.hosts.read_text())
 
 
 @pytest.fixture(scope="session")

@@ -11,14 +11,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
 import pytest
 
-USER, PASSWORD = "backup", "canary-rest-77aa"  # noqa: S105 -- of a server that lives as long as a test
+USER, PASSWORD = "backup", "canary-rest-77aa"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def rest_server(folder: Path) -> Iterator[RestServer]:
     if program is None:
         pytest.skip("no restic-rest-server: apt-get install restic-rest-server")
     folder.mkdir(parents=True, exist_ok=True)
-    digest = base64.b64encode(hashlib.sha1(PASSWORD.encode()).digest()).decode()  # noqa: S324 -- htpasswd's own
+    digest = base64.b64encode(hashlib.sha1(PASSWORD.encode()).digest()).decode()
     (folder / ".htpasswd").write_text(f"{USER}:{{SHA}}{digest}\n")
     port = _free_port()
     words = [program, "--path", str(folder), "--listen", f"127.0.0.1:{port}"]
@@ -73,7 +73,7 @@ def sftp_server(folder: Path) -> Iterator[SftpServer]:
             *("127.0.0.1", port),
             server_host_keys=[host],
             authorized_client_keys=str(folder / "authorized"),
-            sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=str(folder / "root")),
+            sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=str(folder / "root").encode()),
         )
         ready.set()
         while not over.is_set():
@@ -86,7 +86,9 @@ def sftp_server(folder: Path) -> Iterator[SftpServer]:
     known = f"[127.0.0.1]:{port} {host.export_public_key().decode()}"
     (folder / "hosts").write_text(known)
     try:
-        yield SftpServer(f"sftp://backup@127.0.0.1:{port}//repositories", folder / "root", folder / "key", folder / "hosts")
+        yield SftpServer(
+            f"sftp://backup@127.0.0.1:{port}//repositories", folder / "root", folder / "key", folder / "hosts"
+        )
     finally:
         over.set()
         thread.join(30)
@@ -101,11 +103,8 @@ def _free_port() -> int:
 
 def _await(port: int) -> None:
     deadline = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing listens on port {port}")

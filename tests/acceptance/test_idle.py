@@ -112,7 +112,7 @@ def until_idled(service: LiveService, data: Mapping[str, Any]) -> dict[str, Any]
 def test_what_nobody_uses_stands_still_and_answers_whoever_comes(idle: LiveService, napper: dict[str, Any]) -> None:
     assert idle.visit(napper).text == "1"
     until_frozen(idle, napper)
-    assert events(idle, napper, "sandbox.frozen")[0]["reason"] == "idle for 1 seconds"
+    assert events(idle, napper, "sandbox.frozen")[0]["reason"] == "idle for 1 second"
     assert idle.builder(napper["uuid"])["status"] == "running"
     assert idle.visit(napper).text == "1"
     thawed = events(idle, napper, "sandbox.thawed")[0]

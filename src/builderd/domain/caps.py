@@ -79,9 +79,14 @@ def lower(*amounts: Decimal | None) -> Decimal | None:
     return min((amount for amount in amounts if amount is not None), default=None)
 
 
+def name(cap: Cap, currency: str) -> str:
+    """``spending cap of 5.00 EUR``"""
+    return f"spending cap of {cents(cap.monthly)} {currency}"
+
+
 def reached(cap: Cap, currency: str) -> str:
     """Why a builder was stopped."""
-    return f"spending cap of {cents(cap.monthly)} {currency} reached"
+    return f"{name(cap, currency)} reached"
 
 
 def tightest(accounts: Iterable[Account]) -> Account | None:

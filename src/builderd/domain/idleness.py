@@ -46,10 +46,13 @@ def idle_since(builder: Builder, leases: Sequence[Lease]) -> datetime:
 
 def stop_reason(builder: Builder) -> str:
     """``idle for 15 minutes``"""
-    minutes = builder.auto_stop_interval
-    return f"idle for {minutes} minute{'' if minutes == 1 else 's'}"
+    return f"idle for {_counted(builder.auto_stop_interval, 'minute')}"
 
 
 def freeze_reason(freeze_after: timedelta) -> str:
     """``idle for 60 seconds``"""
-    return f"idle for {freeze_after.total_seconds():g} seconds"
+    return f"idle for {_counted(freeze_after.total_seconds(), 'second')}"
+
+
+def _counted(number: float, unit: str) -> str:
+    return f"{number:g} {unit}{'' if number == 1 else 's'}"

@@ -180,12 +180,16 @@ def risen(uow: UnitOfWork, builder: Builder) -> Builder:
 
 
 def crash_noted(uow: UnitOfWork, builder: Builder, subject: Subject, sandbox: Sandbox, now: datetime) -> None:
-    """An app that was up and is being restarted says so in its reason; its status stays."""
+    """An app that was up and is being brought back says so in its reason and in an event; its status stays."""
     is_up = builder.desired is Desired.RUNNING and builder.status is Status.RUNNING
     if not is_up or builder.job_type is JobType.ONE_TIME or sandbox.end is None:
         return
     exits = len(recent_crashes(uow.sandboxes.of_run(builder.id, builder.run), now))
+    if exits >= MAX_EXITS:
+        return  # it is given up
     note = restart_note(sandbox.end, subject.version.settings.resources, exits, MAX_EXITS)
+    details = {"sandbox": sandbox.id, "version": sandbox.version, "cause": sandbox.end.cause.value}
+    _event(uow, builder, "builder.restarting", now, reason=note, details=details)
     uow.builders.save(replace(builder, status_reason=note, updated_at=now))
 
 

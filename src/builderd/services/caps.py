@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from builderd.domain.builders import Builder, Desired, StopKind
-from builderd.domain.caps import Account, Cap, Spent, lower, reached, tightest
+from builderd.domain.caps import Account, Cap, Spent, lower, name, reached, tightest
 from builderd.domain.errors import QuotaExceeded, ValidationFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, TenantId
@@ -78,7 +78,7 @@ def check(
     currency = application.prices.currency
     call = "PUT /api/v1/spending-cap" if over.cap.of_tenant else f"PUT /api/v1/builders/{_id(builder)}/spending-cap"
     raise QuotaExceeded(
-        f"The {reached(over.cap, currency)}: {cents(over.spent.money)} {currency} are spent this month. "
+        f"The {name(over.cap, currency)} is reached: {cents(over.spent.money)} {currency} are spent this month. "
         f"Raise it with {call} as far as the operator allows, or wait until {ends:%Y-%m-%d} (UTC).",
         retry_after=_seconds_until(ends, now),
     )

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from builderd.domain.events import SYSTEM
-from builderd.domain.ids import SandboxId, TenantId
+from builderd.domain.ids import SandboxId
 from builderd.domain.processes import HOME, TIMEOUT_EXIT_CODE, ProcessSpec, shell
 from builderd.domain.sandboxes import ExecResult
 from builderd.ports.engine import Engine
 from builderd.ports.processes import Process
 from builderd.services import activity, builders, wake
 from builderd.services.application import Application
+from builderd.services.builders import Caller
 from builderd.services.wake import User
 
 #: Past its limit an output is only taken away, and no faster than the service can bear, so that the command goes on.
@@ -43,9 +43,9 @@ class Command:
         return ProcessSpec(shell(self.text), self.cwd, self.env, joined=True)
 
 
-async def run(application: Application, tenant_id: TenantId, builder_id: str, command: Command) -> ExecResult:
+async def run(application: Application, caller: Caller, builder_id: str, command: Command) -> ExecResult:
     """Run it and wait. Raises ``NotFound``, ``InvalidState`` when no sandbox runs, or ``ValidationFailed``."""
-    sandbox = await running(application, tenant_id, builder_id)
+    sandbox = await running(application, caller, builder_id)
     async with activity.going_on(application, sandbox):
         return await capture(application.engine, sandbox, command, application.limits.exec_output)
 
@@ -83,18 +83,19 @@ async def _until_done(pieces: asyncio.Queue[bytes], task: asyncio.Future[ExecRes
 
 @asynccontextmanager
 async def session(
-    application: Application, tenant_id: TenantId, builder_id: str, spec: ProcessSpec
+    application: Application, caller: Caller, builder_id: str, spec: ProcessSpec
 ) -> AsyncIterator[Process]:
     """A process that somebody talks to. Raises as ``run`` does."""
-    sandbox = await running(application, tenant_id, builder_id)
+    sandbox = await running(application, caller, builder_id)
     async with activity.going_on(application, sandbox), application.engine.open_process(sandbox, spec) as process:
         yield process
 
 
-async def running(application: Application, tenant_id: TenantId, builder_id: str) -> SandboxId:
+async def running(application: Application, caller: Caller, builder_id: str) -> SandboxId:
     """The builder's sandbox, awake; this counts as a use of it. Raises ``NotFound`` or ``InvalidState``."""
-    builder = await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
-    return (await wake.awake(application, builder.id, User(SYSTEM, "woken for a command"))).id
+    builder = await application.store.read(lambda uow: builders.get(uow, caller.tenant_id, builder_id))
+    user = User(caller.actor, f"woken for a command by {caller.actor}")
+    return (await wake.awake(application, builder.id, user)).id
 
 
 async def capture(

@@ -40,6 +40,8 @@ async def test_an_app_that_exits_is_restarted_after_growing_delays_and_at_last_g
     assert "ended 5 times within 10 minutes" in given_up.status_reason
     assert given_up.status_reason.endswith("the last words")
     assert given_up.exit_code == 1
+    notes = [event.reason for event in await world.events(builder) if event.type == "builder.restarting"]
+    assert notes == [f"exited with code 1, restart {exits} of 5" for exits in (1, 2, 3, 4)]
     await check_ledger(world, builder)
 
 
@@ -79,6 +81,8 @@ async def test_after_a_restart_of_the_machine_apps_come_up_again(world: World) -
         assert route.destination is not None
         assert route.destination.ip != old
     assert (await world.builder(builder)).status is Status.RUNNING
+    notes = [event.reason for event in await world.events(builder) if event.type == "builder.restarting"]
+    assert notes == ["host restarted"]
     await check_ledger(world, builder)
 
 

@@ -123,7 +123,7 @@ async def test_over_the_cap_nothing_is_created_or_started_until_it_is_raised(wor
             world.want(builders.start, builder),
             world.want(builders.restart, builder),
         ):
-            with pytest.raises(QuotaExceeded, match=r"spending cap of 0\.00 EUR reached"):
+            with pytest.raises(QuotaExceeded, match=r"spending cap of 0\.00 EUR is reached"):
                 await ask
         await cap(world, None)
         assert (await world.reached(builders.start, builder)).status is Status.RUNNING

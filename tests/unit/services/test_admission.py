@@ -140,7 +140,7 @@ async def test_a_stopped_builder_may_be_given_more_than_could_run_now(world: Wor
 async def test_a_cap_that_is_reached_admits_no_run(world: World) -> None:
     capped = Allowances(Allowance(monthly=Decimal(0)))
     world = replace(world, application=replace(world.application, allowances=capped))
-    with pytest.raises(QuotaExceeded, match=r"spending cap of 0\.00 EUR reached") as refused:
+    with pytest.raises(QuotaExceeded, match=r"spending cap of 0\.00 EUR is reached") as refused:
         await world.ask()
     # The clock of the tests stands at the beginning of January.
     assert refused.value.retry_after == 31 * 86400 + 1

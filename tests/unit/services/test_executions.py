@@ -14,7 +14,7 @@ from builderd.services import builders, executions
 
 async def run(world: World, builder: Builder, command: str = "ls", timeout: float = 60) -> ExecResult:
     wanted = executions.Command(command, timeout)
-    return await executions.run(world.application, world.caller.tenant_id, builder.id, wanted)
+    return await executions.run(world.application, world.caller, builder.id, wanted)
 
 
 async def test_a_command_is_answered(world: World) -> None:

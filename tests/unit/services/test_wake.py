@@ -60,8 +60,8 @@ async def test_one_that_idled_is_started(world: World) -> None:
 async def test_a_command_wakes_and_says_so(world: World) -> None:
     async with world.reconciling():
         builder = await idled(world)
-        await executions.run(world.application, world.caller.tenant_id, builder.id, Command("ls"))
-        assert (await world.builder(builder)).status_reason == "woken for a command"
+        await executions.run(world.application, world.caller, builder.id, Command("ls"))
+        assert (await world.builder(builder)).status_reason == "woken for a command by token acme"
 
 
 async def test_one_that_a_person_stopped_says_by_whom(world: World) -> None:

@@ -49,12 +49,12 @@ async def run_command(application: TheApplication, identity: Writer, uuid: Uuid,
 
     Of its output, both streams as they come, 10 MB are kept. A stream that its reader leaves ends the command.
     """
-    new, tenant_id, uuid = body.value, identity.token.tenant_id, uuid.lower()
+    new, caller, uuid = body.value, identity.caller, uuid.lower()
     command = executions.Command(new.command, new.timeout, new.stdin.encode(), new.cwd, new.env)
     if new.stream:
-        sandbox = await executions.running(application, tenant_id, uuid)
+        sandbox = await executions.running(application, caller, uuid)
         return stream(_events(executions.follow(application, sandbox, command)))
-    result = await executions.run(application, tenant_id, uuid, command)
+    result = await executions.run(application, caller, uuid, command)
     data = Execution(exit_code=result.exit_code, output=result.output, truncated=result.truncated)
     message = f"The command ended with exit code {result.exit_code}."
     return success(ExecutionAnswer(message=message, data=data)).response()

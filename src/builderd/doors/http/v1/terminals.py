@@ -47,7 +47,7 @@ async def open_terminal(websocket: WebSocket, uuid: str) -> None:
         identity = await identity_of(websocket, _secret(websocket))
         identity.require(Scope.WRITE)
         spec = _spec(websocket.query_params)
-        async with executions.session(application, identity.token.tenant_id, uuid.lower(), spec) as process:
+        async with executions.session(application, identity.caller, uuid.lower(), spec) as process:
             offered = websocket.scope["subprotocols"]
             await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
             logger.info("terminal in %s opened by token %s", uuid.lower(), identity.token.id)

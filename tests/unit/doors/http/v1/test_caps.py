@@ -92,7 +92,7 @@ async def test_at_the_cap_it_is_stopped_and_creating_and_starting_are_429_until_
     for call in (client.post(BUILDERS, json={**MINIMAL, "name": "more"}), client.post(f"{BUILDERS}/{uuid}/start")):
         refused = await call
         assert (refused.status_code, refused.json()["code"]) == (429, "quota_exceeded")
-        assert "spending cap of 5.00 EUR reached: 6.0" in refused.json()["message"]
+        assert "spending cap of 5.00 EUR is reached: 6.0" in refused.json()["message"]
         assert 0 < int(refused.headers["Retry-After"]) <= 31 * 86400 + 1
 
 

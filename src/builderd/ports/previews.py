@@ -41,6 +41,9 @@ class Previews(Protocol):
         Once for all who wait; again only when the wait has not ended for a while, or the service began anew.
         """
 
+    async def turn_away(self, host: str) -> None:
+        """Whoever waits for the host now is told that there is no room for it; who comes later waits anew."""
+
     async def open_requests(self, host: str) -> int:
         """How many requests the host's app works on now, streams of events and WebSockets left out."""
 

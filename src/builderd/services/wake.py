@@ -55,7 +55,10 @@ def _want_run(builder: Builder) -> Builder:
 
 
 async def visited(application: Application, host: str) -> None:
-    """Visitors of this host wait for it to wake. A host that is nobody's is none of ours."""
+    """Visitors of this host wait for it to wake; where there is no room to start it, they are told so.
+
+    A host that is nobody's is none of ours.
+    """
     now = application.clock.now()
 
     def work(uow: UnitOfWork) -> BuilderId | None:
@@ -71,6 +74,7 @@ async def visited(application: Application, host: str) -> None:
         changed = await application.store.write(work)
     except (NoCapacity, QuotaExceeded) as error:
         log.warning("%s is not woken: %s", host, error.message)
+        await application.previews.turn_away(host)
         return
     if changed is not None:
         _tell(application, changed)

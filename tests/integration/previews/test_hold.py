@@ -109,6 +109,22 @@ async def test_a_request_to_what_sleeps_waits_until_it_is_awake(service: Service
     assert service.knocks == [host]
 
 
+@pytest.mark.parametrize("accept", ["application/json", BROWSER], ids=["client", "browser"])
+async def test_who_waits_is_turned_away_where_there_is_no_room(service: Service, app: App, accept: str) -> None:
+    host = await service.asleep()
+    waiting = [asyncio.create_task(visit(service.visitor.get, host, "/", f"Accept: {accept}")) for _ in range(5)]
+    await service.knocked(host)
+    await asyncio.sleep(0.1)
+    await service.previews.turn_away(host)
+    for answer in [await one for one in waiting]:
+        assert (answer.status, answer.header("retry-after")) == (503, "10")
+        assert "there is no room to start it now" in answer.text
+    again = asyncio.create_task(visit(service.visitor.get, host))
+    await asyncio.sleep(0.1)
+    await service.wake(host, app)
+    assert (await again).status == 200, "who comes later waits anew"
+
+
 async def test_what_is_held_waits_too(service: Service, app: App) -> None:
     host = await service.asleep(state=RouteState.HELD)
     waiting = asyncio.create_task(visit(service.visitor.get, host))

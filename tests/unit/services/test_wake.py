@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
@@ -12,7 +13,9 @@ from tests.application import PATIENCE, World
 from builderd.domain.builders import Builder, Desired, Status, StopKind
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.ids import BuilderId, new_id
+from builderd.domain.quotas import Limit
 from builderd.services import activity, builders, executions, wake
+from builderd.services.allowances import Allowance
 from builderd.services.executions import Command
 from builderd.services.wake import User
 
@@ -83,6 +86,18 @@ async def test_one_that_is_about_to_be_stopped_for_idleness_goes_on(world: World
     async with world.reconciling():
         await world.until(lambda: settled_anew(world, builder))
     assert world.called("stop") == 0
+
+
+async def test_visitors_are_told_where_there_is_no_room_to_start_it(world: World) -> None:
+    async with world.reconciling():
+        builder = await idled(world)
+    allowed = replace(world.application.allowances, default=Allowance(quota=Limit(running_builders=0)))
+    await wake.visited(replace(world.application, allowances=allowed), builder.host)
+    assert world.previews.turned_away == [builder.host]
+    assert (await world.builder(builder)).desired is Desired.STOPPED
+    await wake.visited(world.application, builder.host)
+    assert (await world.builder(builder)).desired is Desired.RUNNING, "there is room again"
+    assert world.previews.turned_away == [builder.host]
 
 
 async def settled_anew(world: World, builder: Builder) -> bool:

@@ -20,6 +20,8 @@ class FakePreviews:
         self._activity: dict[str, PreviewActivity] = {}
         #: Requests that the app of a host works on.
         self.open: Counter[str] = Counter()
+        #: Hosts whose visitors were told that there is no room.
+        self.turned_away: list[str] = []
 
     async def start(self, expected: Iterable[Route] = ()) -> None:
         self._running = True
@@ -49,6 +51,9 @@ class FakePreviews:
     async def activity(self) -> Mapping[str, PreviewActivity]:
         self._need_running()
         return dict(self._activity)
+
+    async def turn_away(self, host: str) -> None:
+        self.turned_away.append(host)
 
     async def open_requests(self, host: str) -> int:
         self._need_running()

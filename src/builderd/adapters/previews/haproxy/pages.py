@@ -77,6 +77,18 @@ UNHEARD = Page(
     retry_after=5,
     refresh=True,
 )
+FULL = Page(
+    "full",
+    503,
+    "no_capacity",
+    "No room right now",
+    "Nobody used the app for a while, so it was stopped, and there is no room to start it now: the machine is full, or "
+    "its owner may not run more at once. This page looks again every ten seconds; an API client may retry after that "
+    "time.",
+    "bad",
+    retry_after=10,
+    refresh=True,
+)
 STOPPED = Page(
     "stopped",
     503,
@@ -150,7 +162,7 @@ PRIVATE = Page(
 )
 
 #: By the state of the route, or by what ``hold.lua`` made of it.
-CLOSED = (STARTING, HELD, ASLEEP, UNHEARD, STOPPED, CAPPED, FAILED, JOB)
+CLOSED = (STARTING, HELD, ASLEEP, UNHEARD, FULL, STOPPED, CAPPED, FAILED, JOB)
 ALL = (*CLOSED, CRASHED, TIMED_OUT, UNKNOWN, PRIVATE)
 
 

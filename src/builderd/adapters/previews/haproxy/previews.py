@@ -79,6 +79,9 @@ class HaproxyPreviews:
     def visitors(self) -> AsyncIterator[str]:
         return self._waiting.hosts()
 
+    async def turn_away(self, host: str) -> None:
+        self._waiting.tell(host, f"{pages.FULL.name}|")
+
     async def open_requests(self, host: str) -> int:
         async with self._lock:
             if host not in self._map.routes:

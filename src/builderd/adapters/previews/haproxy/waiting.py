@@ -1,7 +1,7 @@
 """Visitors who wait: the proxy's side (``hold.lua``) tells of a host over a Unix socket, and is told when it may go on.
 
 One connection a host, however many wait: the proxy writes the host and a line feed, and reads the route, as the map has
-it, once that holds nobody any more. A connection that breaks is opened again for as long as somebody waits, so neither
+it, once that holds nobody any more, or the name of a page for those who wait now. A connection that breaks is opened again for as long as somebody waits, so neither
 side need remember anything over the other's restart.
 """
 
@@ -61,7 +61,7 @@ class Waiting:
             yield await self._hosts.get()
 
     def tell(self, host: str, route: str) -> None:
-        """Those who wait for the host go on, by this route."""
+        """Those who wait for the host go on, by this route, or to the page of this name."""
         for writer in self._waiting.pop(host, ()):
             writer.write(f"{route}\n".encode())
             writer.close()

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService, live_service
+from tests.acceptance.idling import COUNTING_APP, events, eventually, make_idle, until_frozen, until_idled
+from tests.acceptance.live_service import PATIENCE, LiveService, live_service
 from tests.acceptance.ssh_box import Box
 
 pytestmark = pytest.mark.root
 
 #: In seconds.
 FREEZE_AFTER = "1"
-
-#: Says how often it was started, and counts while it waits.
-COUNTING_APP = f"""\
-import pathlib
-starts = pathlib.Path("starts.txt")
-starts.write_text(str(int(starts.read_text()) + 1 if starts.exists() else 1))
-{TINY_APP.replace('os.environ.get("GREETING", "hello")', "starts.read_text()")}"""
 
 #: Serves many at once, as an app that is put before visitors does.
 BUSY_APP = """\
@@ -70,43 +63,6 @@ def napper(idle: LiveService) -> Iterator[dict[str, Any]]:
     if not idle.is_up:
         idle.start()
     idle.call("DELETE", f"/builders/{data['uuid']}")
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def events(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    """The newest first."""
-    answer = service.call("GET", f"/builders/{data['uuid']}/events?per_page=100")
-    return [event for event in answer.json()["data"] if event["type"] == kind]
-
-
-def until_frozen(service: LiveService, data: Mapping[str, Any]) -> None:
-    def is_frozen() -> bool:
-        return len(events(service, data, "sandbox.frozen")) > len(events(service, data, "sandbox.thawed"))
-
-    eventually(is_frozen)
-
-
-def make_idle(service: LiveService, data: Mapping[str, Any], minutes: int = 60) -> None:
-    """As if nobody had used it for so long."""
-    # A visit of the last moments would be noted again.
-    time.sleep(2)
-    with contextlib.closing(sqlite3.connect(service.data_dir / "builderd.db", timeout=10)) as database, database:
-        ago = f"-{minutes} minutes"
-        database.execute(
-            "UPDATE builders SET last_active_at = datetime('now', ?) WHERE id = ?",
-            (ago, data["uuid"]),
-        )
-
-
-def until_idled(service: LiveService, data: Mapping[str, Any]) -> dict[str, Any]:
-    make_idle(service, data)
-    return service.wait_status(data["uuid"], "stopped")
 
 
 def test_what_nobody_uses_stands_still_and_answers_whoever_comes(idle: LiveService, napper: dict[str, Any]) -> None:

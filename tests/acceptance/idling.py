@@ -1,0 +1,55 @@
+"""Builders that nobody uses, in a live service."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService
+
+#: Says how often it was started, and counts while it waits.
+COUNTING_APP = f"""\
+import pathlib
+starts = pathlib.Path("starts.txt")
+starts.write_text(str(int(starts.read_text()) + 1 if starts.exists() else 1))
+{TINY_APP.replace('os.environ.get("GREETING", "hello")', "starts.read_text()")}"""
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def events(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The newest first."""
+    answer = service.call("GET", f"/builders/{data['uuid']}/events?per_page=100")
+    return [event for event in answer.json()["data"] if event["type"] == kind]
+
+
+def until_frozen(service: LiveService, data: Mapping[str, Any]) -> None:
+    def is_frozen() -> bool:
+        return len(events(service, data, "sandbox.frozen")) > len(events(service, data, "sandbox.thawed"))
+
+    eventually(is_frozen)
+
+
+def make_idle(service: LiveService, data: Mapping[str, Any], minutes: int = 60) -> None:
+    """As if nobody had used it for so long."""
+    # A visit of the last moments would be noted again.
+    time.sleep(2)
+    with contextlib.closing(sqlite3.connect(service.data_dir / "builderd.db", timeout=10)) as database, database:
+        ago = f"-{minutes} minutes"
+        database.execute(
+            "UPDATE builders SET last_active_at = datetime('now', ?) WHERE id = ?",
+            (ago, data["uuid"]),
+        )
+
+
+def until_idled(service: LiveService, data: Mapping[str, Any]) -> dict[str, Any]:
+    make_idle(service, data)
+    return service.wait_status(data["uuid"], "stopped")

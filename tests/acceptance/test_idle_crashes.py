@@ -1,0 +1,132 @@
+"""Kill -9 of the service at every step of falling asleep, waking and idling out: the next one goes on from there.
+
+Whoever visits meanwhile is answered, the app is started as often as it must and not more, and the ledger tells the same
+as the events, to the microsecond.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from tests.acceptance.host_traces import assert_traces, traces_at_rest
+from tests.acceptance.idling import COUNTING_APP, eventually, make_idle, until_frozen
+from tests.acceptance.live_service import PATIENCE, LiveService
+
+pytestmark = pytest.mark.root
+
+FREEZE_AFTER = "BUILDERD_IDLE__FREEZE_AFTER"
+#: What the service does next to a builder that is …
+STEPS = {
+    "freeze": ("SetRoute", "Freeze"),
+    "thaw": ("Thaw",),
+    "wake": ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening", "Settle"),
+    "idle stop": ("SetRoute", "StopSandbox", "Settle"),
+}
+MOMENTS = ("begun", "done", "recorded")
+CASES = [
+    pytest.param(operation, f"{step}.{moment}", id=f"{operation}-{step}.{moment}")
+    for operation, steps in STEPS.items()
+    for step in steps
+    for moment in MOMENTS
+]
+
+
+@pytest.fixture(scope="module")
+def crashing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    service = LiveService(tmp_path_factory.mktemp("idle-crash") / "data", {FREEZE_AFTER: "0"})
+    service.start()
+    service.call("DELETE", f"/builders/{service.create('first')['uuid']}")  # what is made once and kept
+    yield service
+    service.down()
+
+
+@pytest.fixture(autouse=True)
+def fresh_start(crashing: LiveService) -> None:
+    """The service is up, and whatever a failed case left over is no concern of the next one."""
+    live(crashing, freezes=False)
+    for builder in crashing.call("GET", "/builders").json()["data"]:
+        crashing.call("DELETE", f"/builders/{builder['uuid']}")
+
+
+def live(service: LiveService, *, freezes: bool, fault: str | None = None) -> None:
+    """Its next life; in some of them nothing falls asleep, so that the kill hits what it is meant for."""
+    if service.is_up:
+        service.terminate()
+    service.settings = {**service.settings, FREEZE_AFTER: "1" if freezes else "0"}
+    service.start(fault)
+
+
+@pytest.mark.parametrize(("operation", "fault"), CASES)
+def test_a_service_killed_there_goes_on_in_its_next_life(crashing: LiveService, operation: str, fault: str) -> None:
+    before = traces_at_rest(crashing.data_dir)
+    data = prepare(crashing, operation)
+    with ThreadPoolExecutor(1) as pool:
+        live(crashing, freezes=operation in ("freeze", "thaw"), fault=fault)
+        visit = pool.submit(visited, crashing, data) if operation in ("thaw", "wake") else None
+        crashing.wait_dead()
+        assert crashing.process is not None
+        assert crashing.process.returncode == -9, crashing.log_tail()
+
+        live(crashing, freezes=operation == "freeze")
+        starts = "1" if operation in ("freeze", "thaw") else "2"
+        assert visit is None or visit.result(PATIENCE) == (200, starts)
+    assert_outcome(crashing, operation, data)
+    assert visited(crashing, data) == (200, starts)
+    eventually(lambda: crashing.builder(data["uuid"])["status"] == "running")
+    eventually(lambda: ledger(crashing, data) == told(crashing, data))
+    crashing.call("DELETE", f"/builders/{data['uuid']}")
+    assert_traces(crashing.data_dir, before)
+
+
+def prepare(service: LiveService, operation: str) -> dict[str, Any]:
+    """The builder as the operation finds it; the service may be down then."""
+    data = service.create("napper", COUNTING_APP, auto_stop_interval=10)
+    if operation == "thaw":
+        live(service, freezes=True)
+        until_frozen(service, data)
+    if operation in ("wake", "idle stop"):
+        make_idle(service, data)
+    if operation == "wake":
+        service.wait_status(data["uuid"], "stopped")
+    return data
+
+
+def visited(service: LiveService, data: Mapping[str, Any]) -> tuple[int, str]:
+    answer = service.visit(data)
+    return answer.status_code, answer.text
+
+
+def assert_outcome(service: LiveService, operation: str, data: Mapping[str, Any]) -> None:
+    if operation == "freeze":
+        until_frozen(service, data)
+    elif operation == "idle stop":
+        stopped = service.wait_status(data["uuid"], "stopped")
+        assert stopped["status_reason"] == "idle for 10 minutes"
+
+
+Turn = tuple[str, str]
+
+
+def ledger(service: LiveService, data: Mapping[str, Any]) -> list[Turn]:
+    """When it was paid in which way from then on, and a check that this leaves no time out and takes none twice."""
+    with contextlib.closing(sqlite3.connect(service.data_dir / "builderd.db", timeout=10)) as database:
+        query = "SELECT billing, started_at, ended_at FROM ledger WHERE builder_id = ? ORDER BY id"
+        rows = database.execute(query, (data["uuid"],)).fetchall()
+    for (_, _, end), (_, start, _) in pairwise(rows):
+        assert end == start
+    assert rows[-1][2] is None
+    return [(billing, start.replace(" ", "T")) for billing, start, _ in rows[1:]]  # the first is of the disk alone
+
+
+def told(service: LiveService, data: Mapping[str, Any]) -> list[Turn]:
+    """The same by the events."""
+    billing = {"started": "running", "thawed": "running", "frozen": "frozen", "ended": "stopped"}
+    answer = service.call("GET", f"/builders/{data['uuid']}/events?per_page=100&type=sandbox.*")
+    happened = [(event["type"].removeprefix("sandbox."), event["time"]) for event in reversed(answer.json()["data"])]
+    return [(billing[what], time.removesuffix("Z")) for what, time in happened]

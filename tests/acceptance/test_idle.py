@@ -177,6 +177,20 @@ def test_after_it_was_all_taken_down_nobody_is_told_that_there_is_nothing(idle: 
 
 
 @pytest.mark.parametrize("visitors", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_visitors_at_once_are_one_thaw(idle: LiveService, visitors: int) -> None:
+    data = idle.create("crowded", BUSY_APP, auto_stop_interval=10)
+    try:
+        until_frozen(idle, data)
+        host = data["preview_url"].split("/")[2]
+        answers = asyncio.run(visit_at_once(idle.preview_port, host, visitors))
+        assert answers == [(200, b"1")] * visitors
+        assert len(events(idle, data, "sandbox.thawed")) == 1
+        assert len(events(idle, data, "sandbox.started")) == 1
+    finally:
+        idle.call("DELETE", f"/builders/{data['uuid']}")
+
+
+@pytest.mark.parametrize("visitors", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_many_visitors_at_once_are_one_start(idle: LiveService, visitors: int) -> None:
     data = idle.create("crowded", BUSY_APP, auto_stop_interval=10)
     try:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from builderd.adapters.engines.oci.reclaiming import swaps_to_zram
 from builderd.adapters.engines.oci.seccomp import PROFILE
 from builderd.domain.equipment import Equipment
 from builderd.domain.resources import GB
@@ -59,14 +60,21 @@ def _kernel() -> Sequence[Equipment]:
     quotas = (major, minor) >= SIMPLE_QUOTAS
     unified = Path("/sys/fs/cgroup/cgroup.controllers").is_file()
     hybrid = Path("/sys/fs/cgroup/memory").is_dir()
-    zram = Path("/sys/class/zram-control").is_dir() or Path("/sys/block/zram0").is_dir()
     btrfs = "btrfs" in Path("/proc/filesystems").read_text() or _module("btrfs", release)
     return [
         Equipment("control groups", unified or hybrid, "version 2" if unified else "version 1", "no limits", True),
         Equipment("btrfs in the kernel", btrfs, f"kernel {release}", "there is nowhere to keep disks", True),
         Equipment("simple quotas", quotas, f"kernel {release}", "disks are counted by slower quota groups", False),
-        Equipment("zram", zram, "the kernel has it" if zram else "none", "idle apps stay in plain memory", False),
+        _zram(),
     ]
+
+
+def _zram() -> Equipment:
+    """Of use only where the machine swaps to it."""
+    found = swaps_to_zram()
+    there = Path("/sys/class/zram-control").is_dir() or Path("/sys/block/zram0").is_dir()
+    detail = "the machine swaps to it" if found else "the kernel has it, unused" if there else "none"
+    return Equipment("zram", found, detail, "frozen apps stay in plain memory: see docs/idle.md", False)
 
 
 def _module(name: str, release: str) -> bool:

@@ -24,7 +24,7 @@ class Reclaiming:
 
     def begin(self, name: str) -> None:
         """Move its memory out, where there is zram; returns at once."""
-        if has_zram(_SWAPS.read_text()):
+        if swaps_to_zram():
             task = self._tasks[name] = asyncio.get_running_loop().create_task(self._reclaim(name))
             task.add_done_callback(lambda done: self._forget(name, done))
 
@@ -45,6 +45,11 @@ class Reclaiming:
     def _forget(self, name: str, done: asyncio.Task[None]) -> None:
         if self._tasks.get(name) is done:
             del self._tasks[name]
+
+
+def swaps_to_zram() -> bool:
+    """Whether this machine does now. A kernel may know no swap at all."""
+    return _SWAPS.exists() and has_zram(_SWAPS.read_text())
 
 
 def has_zram(swaps: str) -> bool:

@@ -1,8 +1,8 @@
 """Visitors who wait: the proxy's side (``hold.lua``) tells of a host over a Unix socket, and is told when it may go on.
 
 One connection a host, however many wait: the proxy writes the host and a line feed, and reads the route, as the map has
-it, once that holds nobody any more, or the name of a page for those who wait now. A connection that breaks is opened again for as long as somebody waits, so neither
-side need remember anything over the other's restart.
+it, once that holds nobody any more, or the name of a page for those who wait now. A connection that breaks is opened
+again for as long as somebody waits, so neither side need remember anything over the other's restart.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -105,7 +106,10 @@ def prepare(service: LiveService, operation: str) -> dict[str, Any]:
 
 
 def visited(service: LiveService, data: Mapping[str, Any]) -> tuple[int, str]:
-    answer = service.visit(data)
+    """Who is told to come again does so: on a busy machine the next life may take longer than anybody is held."""
+    deadline = time.monotonic() + PATIENCE
+    while "retry-after" in (answer := service.visit(data)).headers and time.monotonic() < deadline:
+        time.sleep(0.1)
     return answer.status_code, answer.text
 
 

@@ -24,6 +24,7 @@ class Event:
     """``id`` counts up over the whole store (0 until stored); ``actor`` is ``token <name>`` or ``system``.
 
     Types: ``builder.created``, ``builder.status`` (details: from, to), ``builder.deleted``,
+    ``version.created``, ``version.deployed`` and ``version.failed`` (details: version, of the last also code),
     ``stage.started`` and ``stage.finished`` (details: stage, seconds, ok), ``sandbox.started``,
     ``sandbox.ended`` (details: exit_code, cause). ``builder_id`` is None for what concerns the tenant as a whole.
     """

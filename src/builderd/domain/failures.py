@@ -98,7 +98,7 @@ def _where(listening: Listening, port: int, seconds: float) -> str:
             f"The app listens on port {ports}, not on 0.0.0.0:{port}: let it listen on the port in $PORT, "
             f'or set "port" to {elsewhere[0]}.'
         )
-    return f"The app runs, but did not listen on 0.0.0.0:{port} within {seconds:g} seconds."
+    return f"The app runs, but did not listen on 0.0.0.0:{port} within {seconds:.0f} seconds."
 
 
 def quoted(lines: Sequence[str]) -> str:

@@ -33,11 +33,11 @@ class Isolation(StrEnum):
 
 
 class VersionStatus(StrEnum):
-    #: Being reviewed, installed or started.
+    #: Being reviewed, installed or started, or due to be with the next start.
     PENDING = "pending"
     #: It has been up at least once (or, for a job, its command has started).
     DEPLOYED = "deployed"
-    #: A stage failed before it was ever up, or it was given up.
+    #: A stage failed before it was ever up, or it was given up, or another came before it was ever started.
     FAILED = "failed"
     #: Older than those that are kept: its files are gone, and it is in no list.
     DROPPED = "dropped"

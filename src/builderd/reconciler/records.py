@@ -215,19 +215,21 @@ def never_up(uow: UnitOfWork, version: Version, reason: str, now: datetime) -> N
 
 def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
     """The run is up. What a restart after a crash wrote into the reason stays there."""
-    builder = taken_over(builder)
+    builder = taken_over(uow, builder, now)
     if builder.status is not Status.RUNNING:
         builder = statuses.change(uow, builder, Status.RUNNING, builder.desired_reason, now)
     elif builder.settled_run != builder.run:
         builder = replace(builder, status_reason=builder.desired_reason)
-    deployed(uow, version)
+    deployed(uow, builder, version, now)
     uow.builders.save(replace(builder, settled_run=builder.run, last_active_at=now, updated_at=now, stop_kind=None))
 
 
-def deployed(uow: UnitOfWork, version: Version) -> None:
+def deployed(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
     """The version has been up."""
-    if version.status is VersionStatus.PENDING:
-        uow.versions.save(replace(version, status=VersionStatus.DEPLOYED))
+    if version.status is not VersionStatus.PENDING:
+        return
+    uow.versions.save(replace(version, status=VersionStatus.DEPLOYED))
+    _event(uow, builder, "version.deployed", now, reason=deployed_reason(version), details={"version": version.number})
 
 
 def rested(
@@ -250,8 +252,8 @@ def job_over(
     """A job has completed or failed: from its end on, nothing is paid. Its exit code is all that its QA judges."""
     assert job.end is not None, "only an ended job is over"
     reason = describe_end(job.end, subject.version.settings.resources)
-    builder = taken_over(builder)
-    deployed(uow, subject.version)
+    builder = taken_over(uow, builder, now)
+    deployed(uow, builder, subject.version, now)
     rested(uow, builder, status, reason, now, exit_code=job.end.exit_code)
     uow.ledger.close(builder.id, job.end.at or now)
     if not subject.version.settings.skip_qa:
@@ -270,8 +272,7 @@ def failed(
     exit_code: int | None = None,
 ) -> None:
     """A stage failed: the builder is kept in ``failed``, to be looked at and tried again; or its candidate fails."""
-    if version.status is VersionStatus.PENDING:
-        uow.versions.save(replace(version, status=VersionStatus.FAILED, status_reason=reason, failure_code=code))
+    candidates.fail(uow, builder, version, code, reason, now)
     if version.number == builder.candidate:
         turned_down(uow, builder, now)
         return
@@ -302,7 +303,7 @@ def handed_over(uow: UnitOfWork, builder: Builder, candidate: Version, now: date
             builder,
             desired=Desired.RUNNING,
             desired_by=candidate.created_by,
-            desired_reason=_deployed_reason(candidate),
+            desired_reason=deployed_reason(candidate),
             run=builder.run + 1,
             handover=Handover.FORWARD,
             candidate_disk=builder.candidate_disk or DiskId(new_id()),
@@ -312,15 +313,17 @@ def handed_over(uow: UnitOfWork, builder: Builder, candidate: Version, now: date
     )
 
 
-def _deployed_reason(version: Version) -> str:
+def deployed_reason(version: Version) -> str:
+    """In words, what brought the version about."""
     what = f"rolled back to version {version.rolled_back_to}" if version.rolled_back_to else "deployed"
     return f"version {version.number} {what} by {version.created_by}"
 
 
-def taken_over(builder: Builder) -> Builder:
+def taken_over(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
     """What it is once its candidate is up; one without a handover stays as it is. The caller saves it."""
     if builder.handover is Handover.FORWARD:
         version, disk = builder.to_run
+        candidates.superseded(uow, builder, version, now)
         spare = (*builder.spare_disks, builder.disk)
         builder = replace(builder, version=version, disk=disk, candidate=None, candidate_disk=None, spare_disks=spare)
         builder = replace(builder, exit_code=None, failure_code=None)

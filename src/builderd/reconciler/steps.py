@@ -230,8 +230,8 @@ class Steps:
         limits = self._app.limits
         if subject.builder.handover is not Handover.FORWARD or subject.builder.status is not Status.RUNNING:
             return limits.start_timeout
-        trial = await self._app.store.read(lambda uow: handover.last_trial(uow, subject))
-        return handover.patience(trial, limits.handover_timeout, limits.start_timeout)
+        trial, old = await self._app.store.read(lambda uow: handover.last_starts(uow, subject))
+        return handover.patience(trial, old, limits.handover_timeout, limits.start_timeout)
 
     async def _freeze(self, subject: Subject, sandbox: Sandbox) -> Result:
         if await self._visited(subject):
@@ -271,8 +271,7 @@ class Steps:
         if builder.stop_kind is StopKind.IDLE and builder.desired is Desired.STOPPED and await self._visited(subject):
             return self._disturbed(subject)
         if drain:
-            await handover.drained(self._app, builder.host)
-            grace = min(grace, handover.GRACE)
+            grace = handover.grace(grace, await handover.drained(self._app, builder.host))
         report = await self._app.engine.stop(sandbox.id, grace)
         end = report.end or SandboxEnd(EndCause.STOPPED, None, None)
         ended = self._ended(subject, sandbox, end)

@@ -125,7 +125,7 @@ def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: 
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     if builder.desired is Desired.STOPPED and builder.stop_kind is not StopKind.IDLE and builder.candidate is None:
         return builder
-    builder = candidates.withdraw(uow, builder, f"the builder was stopped by {caller.actor}")
+    builder = candidates.withdraw(uow, builder, f"the builder was stopped by {caller.actor}", now)
     wished = replace(_wish(builder, Desired.STOPPED, "stopped", caller), stop_kind=StopKind.PERSON)
     if builder.status is Status.STOPPED and builder.settled:
         wished = replace(wished, status_reason=wished.desired_reason)
@@ -135,7 +135,7 @@ def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: 
 def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
     """Want it gone. From here on it is in no list and its name is free."""
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
-    builder = candidates.withdraw(uow, builder, f"the builder was deleted by {caller.actor}")
+    builder = candidates.withdraw(uow, builder, f"the builder was deleted by {caller.actor}", now)
     wanted = _want(uow, _wish(builder, Desired.DELETED, "deleted", caller), now)
     uow.events.add(_event(wanted, "builder.deleted", now, {}))
     return wanted

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState
-from builderd.domain.versions import VersionStatus
+from builderd.domain.events import SYSTEM, Event
+from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.store import UnitOfWork
+
+
+class TakesOver(InvalidState):
+    """A version takes over at this moment; whoever waits for that (``outcomes.when_free``) may try again."""
 
 
 def without(builder: Builder) -> Builder:
@@ -17,7 +23,7 @@ def without(builder: Builder) -> Builder:
     return replace(builder, candidate=None, candidate_disk=None, handover=None, spare_disks=spare)
 
 
-def withdraw(uow: UnitOfWork, builder: Builder, why: str) -> Builder:
+def withdraw(uow: UnitOfWork, builder: Builder, why: str, now: datetime) -> Builder:
     """The same, and its version has failed for this reason, because something else is wanted by now.
 
     For whoever wants a builder stopped or deleted, whatever it is at. The caller saves it.
@@ -26,7 +32,23 @@ def withdraw(uow: UnitOfWork, builder: Builder, why: str) -> Builder:
         return replace(builder, handover=None)
     version = uow.versions.get(builder.id, builder.candidate)
     assert version is not None, "a builder's versions are always stored"
-    if version.status is VersionStatus.PENDING:
-        failed = replace(version, status=VersionStatus.FAILED, failure_code=InvalidState.code)
-        uow.versions.save(replace(failed, status_reason=f"Version {version.number} was given up: {why}."))
+    fail(uow, builder, version, InvalidState.code, f"Version {version.number} was given up: {why}.", now)
     return without(builder)
+
+
+def superseded(uow: UnitOfWork, builder: Builder, successor: int, now: datetime) -> None:
+    """The current version makes way for its successor; should it never have been started, it never will be."""
+    version = uow.versions.get(builder.id, builder.version)
+    assert version is not None, "a builder's versions are always stored"
+    reason = f"Version {version.number} was never started: version {successor} came after it."
+    fail(uow, builder, version, InvalidState.code, reason, now)
+
+
+def fail(uow: UnitOfWork, builder: Builder, version: Version, code: str, reason: str, now: datetime) -> None:
+    """The version has failed, unless it has its outcome already. The reason's first line goes into the event."""
+    if version.status is not VersionStatus.PENDING:
+        return
+    uow.versions.save(replace(version, status=VersionStatus.FAILED, status_reason=reason, failure_code=code))
+    details = {"version": version.number, "code": code}
+    what = reason.partition("\n")[0]
+    uow.events.add(Event(builder.tenant_id, builder.id, now, "version.failed", SYSTEM, what, details))

@@ -197,7 +197,7 @@ def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: 
         return None
     reason = reached(over.cap, application.prices.currency)
     wished = replace(
-        candidates.withdraw(uow, builder, reason),
+        candidates.withdraw(uow, builder, reason, now),
         desired=Desired.STOPPED,
         desired_by=SYSTEM,
         desired_reason=reason,

@@ -103,18 +103,21 @@ def configure(
 ) -> Deployed:
     """Other settings for the same code: at once where the app need not know of them, else by a new version.
 
-    A builder that rests goes on resting, and has them from its next start on. Raises as ``deploy`` does.
+    A builder that rests goes on resting, and has them from its next start on. What takes effect at once does so in
+    any state; for the rest this raises as ``deploy`` does.
     """
-    builder, base = _changeable(uow, application, caller, builder_id)
-    builder = replace(builder, updated_at=now, **_given(change, AT_ONCE))
+    builder = get(uow, caller.tenant_id, builder_id, lock=True)
+    base = _base(uow, builder)
     settings = _settings(base.settings, change)
     if settings == base.settings:
-        return Deployed(_save(uow, builder, now), None)
+        return Deployed(_save(uow, replace(builder, **_given(change, AT_ONCE)), now), None)
+    _check_changeable(application, builder)
+    builder = replace(builder, **_given(change, AT_ONCE))
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
     version = _next(uow, base, settings, caller, now)
     if builder.desired is Desired.STOPPED and builder.candidate is None:
-        return _adopt(uow, application, builder, version, now)
+        return _adopt(uow, application, caller, builder, version, now)
     return _launch(uow, application, caller, builder, version, now)
 
 
@@ -186,13 +189,17 @@ def base(uow: UnitOfWork, caller: Caller, builder_id: str) -> Version:
 
 def changeable(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str) -> Builder:
     """The builder, locked, once it can be given another version. Raises as ``deploy`` does."""
-    check_engine(application)
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
+    _check_changeable(application, builder)
+    return builder
+
+
+def _check_changeable(application: Application, builder: Builder) -> None:
+    check_engine(application)
     if builder.status is Status.CREATING and not builder.settled:
         raise InvalidState("The builder is still being created: wait until it runs, or delete it.")
     if builder.handover is not None:
-        raise InvalidState("Another version takes over at this moment: try again.", retry_after=RETRY_AFTER)
-    return builder
+        raise candidates.TakesOver("Another version takes over at this moment: try again.", retry_after=RETRY_AFTER)
 
 
 def _changeable(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str) -> tuple[Builder, Version]:
@@ -271,13 +278,14 @@ def _launch(
     uow.events.add(_created(builder, caller, version, now))
     gates.note_skipped(uow, builder, version, now)
     if not was_up and disk is None:
+        candidates.superseded(uow, builder, version.number, now)
         replaced = replace(builder, version=version.number)
         return Deployed(
             want_run(uow, application, replaced, caller, f"version {version.number} deployed", now), version.number
         )
     admission.admit_resources(uow, application, builder, version.settings.resources, now, starts=True)
     if builder.candidate is not None:
-        builder = candidates.withdraw(uow, builder, f"version {version.number} came after it")
+        builder = candidates.withdraw(uow, builder, f"version {version.number} came after it", now)
     return Deployed(_save(uow, replace(builder, candidate=version.number, candidate_disk=disk), now), version.number)
 
 
@@ -288,13 +296,17 @@ def _drop_old(uow: UnitOfWork, application: Application, builder: Builder) -> No
             uow.versions.save(replace(old, status=VersionStatus.DROPPED))
 
 
-def _adopt(uow: UnitOfWork, application: Application, builder: Builder, version: Version, now: datetime) -> Deployed:
+def _adopt(
+    uow: UnitOfWork, application: Application, caller: Caller, builder: Builder, version: Version, now: datetime
+) -> Deployed:
     """What rests has it from its next start on, and pays for its disk at once."""
     resources = version.settings.resources
     admission.admit_resources(uow, application, builder, resources, now)
     if uow.ledger.current(builder.id) is not None:
         ledger.bill(uow, application.prices, builder, resources, Billing.STOPPED, now)
+    candidates.superseded(uow, builder, version.number, now)
     uow.versions.add(version)
+    uow.events.add(_created(builder, caller, version, now))
     _drop_old(uow, application, builder)
     return Deployed(_save(uow, replace(builder, version=version.number), now), None)
 

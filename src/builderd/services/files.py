@@ -12,10 +12,12 @@ from builderd.domain.builders import Builder
 from builderd.domain.bundles import path_fault
 from builderd.domain.errors import InvalidState
 from builderd.domain.files import Condition, FileEntry, FilePage, bad_path
-from builderd.domain.ids import DiskId, TenantId
+from builderd.domain.ids import BuilderId, DiskId, TenantId
 from builderd.ports.disk_files import OpenFile
-from builderd.services import activity, builders
+from builderd.ports.store import UnitOfWork
+from builderd.services import activity, builders, outcomes
 from builderd.services.application import Application
+from builderd.services.candidates import TakesOver
 
 #: Fast, and three quarters of what the highest level would gain.
 COMPRESSION_LEVEL = 3
@@ -51,7 +53,7 @@ async def write(
     executable: bool | None,
 ) -> tuple[FileEntry, bool]:
     """Put a file there; with it, whether it is new. Raises ``TooLarge`` or ``PreconditionFailed`` too."""
-    async with _disk(application, tenant_id, builder_id) as disk:
+    async with _lasting(application, tenant_id, builder_id) as disk:
         return await application.engine.write_file(
             disk, _checked(path), content, condition=condition, size=size, executable=executable
         )
@@ -67,7 +69,7 @@ async def delete(
     recursive: bool,
 ) -> None:
     """Delete a file or folder. Raises ``PreconditionFailed`` too."""
-    async with _disk(application, tenant_id, builder_id) as disk:
+    async with _lasting(application, tenant_id, builder_id) as disk:
         await application.engine.delete_file(disk, _checked(path), condition, recursive=recursive)
 
 
@@ -101,6 +103,30 @@ async def _look(application: Application, tenant_id: TenantId, builder_id: str) 
     if await application.engine.disk(disk) is None:
         raise InvalidState(f"The builder is {builder.status} and has no files yet: wait until it runs.")
     return builder, disk
+
+
+@asynccontextmanager
+async def _lasting(application: Application, tenant_id: TenantId, builder_id: str) -> AsyncIterator[DiskId]:
+    """The disk, to be changed: what is done to it lasts, or ``InvalidState`` is raised.
+
+    A version that takes over does so on a copy of the disk, and the one or the other is thrown away. So a change waits
+    while that goes on, and one that it came in between is not promised.
+    """
+
+    def look(uow: UnitOfWork) -> DiskId:
+        builder = builders.get(uow, tenant_id, builder_id)
+        if builder.handover is not None:
+            raise TakesOver("A version takes over at this moment: try again.", retry_after=1)
+        return builder.disk
+
+    async def free() -> DiskId:
+        return await application.store.read(look)
+
+    disk = await outcomes.when_free(application, BuilderId(builder_id), free)
+    async with _disk(application, tenant_id, builder_id):
+        yield disk
+    if await outcomes.when_free(application, BuilderId(builder_id), free) != disk:
+        raise InvalidState("Another version took over meanwhile, perhaps without this change: make it again.")
 
 
 def _checked(path: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from builderd.domain.builders import Builder, Desired, Status
+from builderd.domain.builders import Builder, Desired, Status, Visibility
 from builderd.domain.errors import (
     BackupFailed,
     BuilderdError,
@@ -23,9 +25,16 @@ from builderd.domain.ids import BuilderId
 from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
+from builderd.services.candidates import TakesOver
 
+T = TypeVar("T")
+
+#: How long a change waits for a version that takes over before it, in seconds: as long as a preview holds requests.
+PATIENCE = 30.0
 #: How long to trust that a change of this process is signalled before looking again, in seconds.
 LOOK_INTERVAL = 0.5
+#: How often to look for what takes moments, in seconds.
+SHORT_INTERVAL = 0.01
 
 FAILURES: dict[str, type[BuilderdError]] = {
     error.code: error
@@ -65,7 +74,7 @@ def failure_of(builder: Builder) -> BuilderdError | None:
 async def deployed(application: Application, builder_id: BuilderId, number: int) -> Builder:
     """The builder once this version has taken over. Raises the error of the stage at which it failed.
 
-    Also when another version had to be brought back, that has happened by then.
+    Also when another version had to be brought back, that has happened by then. One that was deleted is answered too.
     """
     while True:
         seen = application.signals.count(builder_id)
@@ -73,10 +82,43 @@ async def deployed(application: Application, builder_id: BuilderId, number: int)
         if _is_deployed(builder, version):
             break
         await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
-    if version.status is VersionStatus.FAILED:
+    if version.status is VersionStatus.FAILED and builder.desired is not Desired.DELETED:
         data = {"uuid": builder.id, "version": number}
         raise FAILURES[version.failure_code or InvalidState.code](version.status_reason, data=data)
     return builder
+
+
+async def when_free(application: Application, builder_id: BuilderId, change: Callable[[], Awaitable[T]]) -> T:
+    """Make the change; while a version takes over, wait for that first. Raises what ``change`` raises."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while True:
+        seen = application.signals.count(builder_id)
+        try:
+            return await change()
+        except TakesOver:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise
+        while await application.store.read(lambda uow: _is_taking_over(uow, builder_id)):
+            if asyncio.get_running_loop().time() >= deadline:
+                break
+            await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
+            seen = application.signals.count(builder_id)
+
+
+def _is_taking_over(uow: UnitOfWork, builder_id: BuilderId) -> bool:
+    builder = uow.builders.get(builder_id)
+    return builder is not None and builder.handover is not None
+
+
+async def shown(application: Application, builder: Builder) -> None:
+    """Wait until the preview tells strangers from others as the builder's visibility has it; not for ever."""
+    private = builder.visibility is Visibility.PRIVATE
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            while (route := await application.previews.get(builder.host)) is not None:
+                if (route.token_hash is not None) is private:
+                    return
+                await asyncio.sleep(SHORT_INTERVAL)
 
 
 async def deployment_stages(application: Application, builder_id: BuilderId, number: int) -> AsyncIterator[Event]:

@@ -89,6 +89,7 @@ async def test_what_happened_is_told_in_events(world: World) -> None:
         ("stage.finished", SYSTEM),
         ("stage.finished", SYSTEM),
         ("builder.status", "token acme"),
+        ("version.deployed", SYSTEM),
         ("sandbox.ended", SYSTEM),
         ("builder.status", "token acme"),
         ("builder.deleted", "token acme"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +12,16 @@ from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.adapters.fakes.engine import Behaviour
-from builderd.domain.builders import Builder, Desired, Status
+from builderd.domain.builders import Builder, Desired, Status, Visibility
 from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import BuilderdError, InstallFailed, InvalidState, NoCapacity, StartFailed
+from builderd.domain.errors import BuilderdError, InstallFailed, InvalidState, NoCapacity, NotFound, StartFailed
+from builderd.domain.files import Condition
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.previews import RouteState
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import VersionStatus
-from builderd.services import builders, deployments
+from builderd.services import builders, deployments, files, outcomes
 
 NEW = BundleFile("main.py", b"print('new')\n")
 OTHER = "python3 other.py"
@@ -396,6 +398,150 @@ async def test_a_disk_that_was_made_elsewhere_is_switched_to_as_it_is(world: Wor
     assert now.disk == disk
     assert world.engine.disks[disk].files["data.db"] == b"of long ago"
     assert world.called("start") == 2
+
+
+async def test_settings_that_were_never_started_with_are_told_apart_from_those_that_are_still_to_be(
+    world: World,
+) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await world.reached(builders.stop, builder)
+        for value in ("2", "3"):
+            builder = await world.configure(builder, env={"A": value})
+        number = await world.put(builder, NEW)
+        await world.deployed(builder, number)
+        await serves(world, builder, 4)
+    made = await world.read(lambda uow: uow.versions.list(builder.id))
+    assert [(one.number, one.status) for one in made] == [
+        (4, VersionStatus.DEPLOYED),
+        (3, VersionStatus.FAILED),
+        (2, VersionStatus.FAILED),
+        (1, VersionStatus.DEPLOYED),
+    ]
+    assert made[1].status_reason == "Version 3 was never started: version 4 came after it."
+
+
+async def test_what_becomes_of_a_version_is_an_event(world: World) -> None:
+    world.engine.behave(OTHER, replace(HASTY, lines=("secret of the app",)))
+    async with world.reconciling():
+        builder = await world.create()
+        with pytest.raises(StartFailed):
+            await world.deploy(builder, NEW, entrypoint=OTHER)
+        await world.roll_back(builder, 1)
+    told = [event for event in await world.events(builder) if event.type.startswith("version.")]
+    assert [(event.type, event.details["version"]) for event in told] == [
+        ("version.deployed", 1),
+        ("version.created", 2),
+        ("version.failed", 2),
+        ("version.created", 3),
+        ("version.deployed", 3),
+    ]
+    assert told[2].details["code"] == "start_failed"
+    assert told[2].reason == "The app ended before it listened on 0.0.0.0:8000: exited with code 3."
+    assert told[4].reason == "version 3 rolled back to version 1 by token acme"
+
+
+async def held_up(world: World, builder: Builder) -> asyncio.Event:
+    """A version takes over from here on, until the event is set."""
+    go_on, asked = asyncio.Event(), asyncio.Event()
+
+    async def open_requests(host: str) -> int:
+        asked.set()
+        await go_on.wait()
+        return 0
+
+    world.previews.open_requests = open_requests  # type: ignore[method-assign]
+    await world.put(builder, NEW)
+    await asked.wait()
+    return go_on
+
+
+async def test_a_change_waits_for_the_version_that_takes_over(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        go_on = await held_up(world, builder)
+        with pytest.raises(InvalidState, match="takes over at this moment"):
+            await world.put(builder, MAIN)
+        later = asyncio.create_task(
+            outcomes.when_free(world.application, builder.id, lambda: world.put(builder, MAIN, env={"A": "3"}))
+        )
+        await asyncio.sleep(0.05)
+        assert not later.done()
+        go_on.set()
+        await world.deployed(builder, await later)
+        await serves(world, builder, 3)
+
+
+async def test_but_not_for_longer_than_visitors_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "PATIENCE", 0.05)
+    async with world.reconciling():
+        builder = await world.create()
+        go_on = await held_up(world, builder)
+        with pytest.raises(InvalidState, match="try again") as refused:
+            await outcomes.when_free(world.application, builder.id, lambda: world.put(builder, MAIN))
+        assert refused.value.retry_after
+        go_on.set()
+        await serves(world, builder, 2)
+
+
+async def test_what_the_app_need_not_know_is_set_also_while_a_version_takes_over(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        go_on = await held_up(world, builder)
+        changed = await world.configure(builder, auto_stop_interval=7, visibility=Visibility.PRIVATE)
+        assert changed.auto_stop_interval == 7
+        go_on.set()
+        now = await serves(world, builder, 2)
+    assert (now.auto_stop_interval, now.visibility) == (7, Visibility.PRIVATE)
+
+
+async def test_a_file_that_is_put_there_while_a_version_takes_over_lasts(world: World) -> None:
+    async def content() -> AsyncIterator[bytes]:
+        yield b"put"
+
+    async def write(path: str) -> None:
+        await files.write(
+            world.application,
+            builder.tenant_id,
+            builder.id,
+            path,
+            content(),
+            condition=Condition(),
+            size=None,
+            executable=None,
+        )
+
+    async with world.reconciling():
+        builder = await world.create()
+        go_on = await held_up(world, builder)
+        writing = asyncio.create_task(write("during.txt"))
+        await asyncio.sleep(0.05)
+        assert not writing.done()
+        go_on.set()
+        await writing
+        now = await serves(world, builder, 2)
+        assert world.engine.disks[now.disk].files["during.txt"] == b"put"
+
+
+async def test_of_a_file_that_is_written_while_the_disk_is_copied_nobody_is_told_that_it_is_there(world: World) -> None:
+    async def content() -> AsyncIterator[bytes]:
+        yield b"begun on the old disk"
+        await world.deploy(builder, NEW)
+
+    async with world.reconciling():
+        builder = await world.create()
+        with pytest.raises((InvalidState, NotFound)):
+            await files.write(
+                world.application,
+                builder.tenant_id,
+                builder.id,
+                "late.txt",
+                content(),
+                condition=Condition(),
+                size=None,
+                executable=None,
+            )
+        await serves(world, builder, 2)
 
 
 async def test_a_new_service_token_reaches_the_app(world: World) -> None:

@@ -76,13 +76,15 @@ class NewRollback(Shape):
 class Version(View):
     """One version with its settings.
 
-    ``status``: ``pending`` while it is reviewed, installed and started, ``deployed`` once it was up, ``failed`` with
-    its ``status_reason``. ``current`` is the one that serves, or would. ``bundle`` is the sha256 of its files.
+    ``status``: ``pending`` while it is reviewed, installed and started or waits for the next start, ``deployed`` once
+    it was up, ``failed`` with its ``status_reason`` and the ``failure_code`` that its call was answered with.
+    ``current`` is the one that serves, or would. ``bundle`` is the sha256 of its files.
     """
 
     version: int
     status: VersionStatus
     status_reason: str
+    failure_code: str | None
     current: bool
     rolled_back_to: int | None
     bundle: str

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
+from builderd.domain.ids import BuilderId
 from builderd.domain.procfile import web_command
 from builderd.domain.versions import Version, entrypoint_fault
 from builderd.doors.http import openapi
@@ -128,14 +129,13 @@ async def put_auto_stop(request: Request, identity: Writer, uuid: Uuid, body: Au
 async def roll_back(request: Request, identity: Writer, uuid: Uuid, body: RollbackBody) -> Response:
     """Deploy the code and the settings of an old version again, as a new version. What the app wrote stays."""
     application: Application = request.app.state.application
-    now, number = application.clock.now(), body.value.version
+    caller, number = identity.caller, body.value.version
+
+    def record(uow: UnitOfWork) -> Deployed:
+        return deployments.roll_back(uow, application, caller, uuid.lower(), number, application.clock.now())
 
     async def deploy(begin: Callable[[Record], Record]) -> Deployed:
-        caller = identity.caller
-        return await _commit(
-            application,
-            begin(lambda uow: deployments.roll_back(uow, application, caller, uuid.lower(), number, now)),
-        )
+        return await _commit(application, uuid, begin(record))
 
     return await _answered(request, identity, body.sha256, deploy)
 
@@ -167,10 +167,11 @@ async def list_versions(application: TheApplication, identity: Reader, uuid: Uui
 )
 async def renew_service_token(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Make a new service token; the old one ends. A running app is started again with it, while requests wait."""
-    now = application.clock.now()
-    builder = await application.commit(
-        lambda uow: deployments.renew_service_token(uow, application, identity.caller, uuid.lower(), now)
-    )
+
+    def renew(uow: UnitOfWork) -> Builder:
+        return deployments.renew_service_token(uow, application, identity.caller, uuid.lower(), application.clock.now())
+
+    builder = await outcomes.when_free(application, BuilderId(uuid.lower()), lambda: application.commit(renew))
     if wants_async(request):
         return (await door.begun(application, builder, "given a new token")).response()
     if builder.desired is Desired.RUNNING:
@@ -234,7 +235,8 @@ async def _begun(
 async def _outcome(application: Application, deployed: Deployed, *, at_once: bool) -> Answer:
     builder = deployed.builder
     if deployed.version is None:
-        return await door.ended(application, builder) if not at_once else await door.begun(application, builder, "set")
+        await outcomes.shown(application, builder)
+        return await door.shown_as(application, builder)
     if at_once:
         return await door.begun(application, builder, "deployed")
     try:
@@ -250,26 +252,29 @@ def _plainly(
     request: Request, identity: Identity, uuid: str, change: Change
 ) -> Callable[[Callable[[Record], Record]], Awaitable[Deployed]]:
     application: Application = request.app.state.application
-    now = application.clock.now()
+    caller = identity.caller
+
+    def record(uow: UnitOfWork) -> Deployed:
+        return deployments.configure(uow, application, caller, uuid.lower(), change, application.clock.now())
 
     async def deploy(begin: Callable[[Record], Record]) -> Deployed:
-        caller = identity.caller
-        return await _commit(
-            application,
-            begin(lambda uow: deployments.configure(uow, application, caller, uuid.lower(), change, now)),
-        )
+        return await _commit(application, uuid, begin(record))
 
     return deploy
 
 
-async def _commit(application: Application, record: Record, bundle: Bundle | None = None) -> Deployed:
+async def _commit(application: Application, uuid: str, record: Record, bundle: Bundle | None = None) -> Deployed:
+    """Write it down, once no version takes over."""
     made: list[Deployed] = []
 
     def write(uow: UnitOfWork) -> Builder:
         made.append(record(uow))
         return made[-1].builder
 
-    await (application.commit(write) if bundle is None else bundles.keep(application, bundle, write))
+    def commit() -> Awaitable[Builder]:
+        return application.commit(write) if bundle is None else bundles.keep(application, bundle, write)
+
+    await outcomes.when_free(application, BuilderId(uuid.lower()), commit)
     return made[-1]
 
 
@@ -287,9 +292,12 @@ async def _deploy(
     given = _given(new, bundle)
     if bundle is not None and "entrypoint" not in given:
         given["entrypoint"] = await _entrypoint(application, identity, uuid, bundle)
-    change, now = Change(**given, fresh=fresh), application.clock.now()
-    record = begin(lambda uow: deployments.deploy(uow, application, identity.caller, uuid, change, now))
-    return await _commit(application, record, bundle)
+    change = Change(**given, fresh=fresh)
+
+    def record(uow: UnitOfWork) -> Deployed:
+        return deployments.deploy(uow, application, identity.caller, uuid, change, application.clock.now())
+
+    return await _commit(application, uuid, begin(record), bundle)
 
 
 async def _entrypoint(application: Application, identity: Identity, uuid: str, bundle: Bundle) -> str | None:
@@ -331,6 +339,7 @@ def _shown(builder: Builder, version: Version) -> wire.Version:
         version=version.number,
         status=version.status,
         status_reason=version.status_reason,
+        failure_code=version.failure_code,
         current=version.number == builder.version,
         rolled_back_to=version.rolled_back_to,
         bundle=version.bundle_hash,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -83,6 +84,7 @@ async def test_a_failed_stage_is_told_and_the_builder_still_runs(
         (1, "deployed", True),
     ]
     assert "oh no" in listed[0]["status_reason"]
+    assert [one["failure_code"] for one in listed] == ["start_failed", None]
 
 
 async def test_a_retry_is_answered_as_the_first_call_was(client: httpx.AsyncClient, url: str) -> None:
@@ -126,6 +128,30 @@ async def test_settings_that_the_app_must_know_are_a_new_version(client: httpx.A
     assert (data["version"], data["env"], data["resources"]["disk"]) == (2, {"B": "2"}, 4)
     refused = await client.patch(url, json={"resources": {"disk": 3}})
     assert (refused.status_code, refused.json()["code"]) == (409, "invalid_state")
+
+
+async def test_who_may_see_it_is_in_force_when_that_is_answered(
+    client: httpx.AsyncClient, url: str, service: Service
+) -> None:
+    for visibility in ("private", "public"):
+        data = (await client.patch(url, json={"visibility": visibility})).json()["data"]
+        route = await service.previews.get(data["preview_url"].split("/")[2].split(":")[0])
+        assert route is not None
+        assert data["visibility"] == visibility
+        assert (route.token_hash is not None) is (visibility == "private")
+
+
+async def test_a_version_of_a_builder_that_is_deleted_meanwhile_is_not_found(
+    client: httpx.AsyncClient, url: str, service: Service
+) -> None:
+    service.engine.behave(OTHER, Behaviour(listens_at=None))
+    deploying = asyncio.create_task(client.put(url, json={**NEW, "entrypoint": OTHER}))
+    while len(await versions(client, url)) < 2:
+        await asyncio.sleep(0.01)
+    assert (await client.delete(url)).status_code == 200
+    response = await deploying
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+    assert response.json()["data"] == {"uuid": url.rpartition("/")[2]}
 
 
 async def test_an_old_version_comes_back(client: httpx.AsyncClient, url: str) -> None:

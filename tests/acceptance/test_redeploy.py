@@ -10,68 +10,10 @@ from typing import Any
 import pytest
 from tests.acceptance.live_service import PATIENCE, LiveService, body
 from tests.acceptance.load import load
+from tests.acceptance.redeploy_app import APP, FILES, put
 
 pytestmark = pytest.mark.root
 
-#: Answers the greeting to GET and POST, keeps what it is told under /note, and streams under /events.
-APP = """\
-import os, sys, time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-class App(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        if self.path == "/events":
-            return self.stream()
-        if self.path == "/note":
-            return self.say(open("note").read())
-        if self.path == "/settings":
-            return self.say(open("settings.ini").read())
-        self.say(os.environ.get("GREETING", "hello"))
-
-    def do_POST(self):
-        length = int(self.headers.get("Content-Length") or 0)
-        text = self.rfile.read(length).decode()
-        if self.path == "/note":
-            open("note", "w").write(text)
-        if self.path == "/settings":
-            open("settings.ini", "w").write(text)
-        self.say(os.environ.get("GREETING", "hello"))
-
-    def say(self, text, status=int(os.environ.get("STATUS", "200"))):
-        body = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def stream(self):
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        while True:
-            self.wfile.write(b"data: tick\\n\\n")
-            self.wfile.flush()
-            time.sleep(0.05)
-
-    def log_message(self, *_):
-        pass
-
-ThreadingHTTPServer((os.environ.get("HOST", "0.0.0.0"), int(os.environ["PORT"])), App).serve_forever()
-"""
-#: Starts on trial, where it reaches nobody, and ends where it takes over.
-SHY = f"""\
-import os, sys, urllib.error, urllib.request
-try:
-    urllib.request.urlopen(os.environ["BUILDERD_URL"], timeout=2)
-except urllib.error.HTTPError:
-    sys.exit("somebody is there")
-except OSError:
-    pass
-{APP}"""
-FILES = {"main.py": APP, "settings.ini": "a", "kept.txt": "x", "old.txt": "x"}
 RATE = 50
 
 log = logging.getLogger(__name__)
@@ -81,13 +23,6 @@ log = logging.getLogger(__name__)
 def builder(service: LiveService) -> Iterator[dict[str, Any]]:
     with service.deployed("redeployed", FILES, "python3 main.py", env={"GREETING": "v1"}) as data:
         yield data
-
-
-def put(service: LiveService, data: dict[str, Any], **change: Any) -> dict[str, Any]:
-    response = service.call("PUT", f"/builders/{data['uuid']}", json=change)
-    assert response.status_code == 200, response.text
-    shown: dict[str, Any] = response.json()["data"]
-    return shown
 
 
 def test_no_request_fails_during_redeploys_settings_changes_and_rollbacks(
@@ -121,36 +56,6 @@ def exercise(service: LiveService, builder: dict[str, Any], *, redeploys: int, p
     assert posts.failed == []
     assert set(visits.seen) == wanted
     assert visits.longest < 30
-
-
-BROKEN: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "install": ("install_failed", "", {"files": {**FILES, "requirements.txt": "no-such-package-x1y2z3==1\n"}}),
-    "exit": ("start_failed", "no such", {"files": {**FILES, "main.py": "raise SystemExit('no such luck')\n"}}),
-    "127.0.0.1": ("start_failed", "bind it to 0.0.0.0:8000", {"env": {"HOST": "127.0.0.1"}}),
-    "exit when it takes over": ("start_failed", "somebody is there", {"files": {**FILES, "main.py": SHY}}),
-    "qa": ("qa_failed", "500", {"env": {"STATUS": "500"}, "require_qa": True}),
-}
-
-
-@pytest.mark.parametrize("stage", BROKEN)
-def test_the_old_version_answers_all_along_while_a_broken_one_is_deployed(
-    service: LiveService, builder: dict[str, Any], stage: str
-) -> None:
-    code, words, change = BROKEN[stage]
-    assert service.visit(builder, "note", "POST", content="of the old one").status_code == 200
-    with load(service, builder, RATE / 2) as visits:
-        response = service.call("PUT", f"/builders/{builder['uuid']}", json=change)
-    answer = response.json()
-    assert (response.status_code, answer["code"]) == (422, code), response.text
-    assert words in answer["message"]
-    assert visits.failed == []
-    assert set(visits.seen) == {"v1"}
-    data = service.builder(builder["uuid"])
-    assert (data["status"], data["version"]) == ("running", 1)
-    newest = service.call("GET", f"/builders/{builder['uuid']}/versions").json()["data"][0]
-    assert (newest["version"], newest["status"], newest["current"]) == (2, "failed", False)
-    assert words in newest["status_reason"]
-    assert service.visit(builder, "note").text == "of the old one"
 
 
 def test_what_the_app_wrote_survives_by_the_rule_of_three(service: LiveService, builder: dict[str, Any]) -> None:

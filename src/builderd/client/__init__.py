@@ -1,6 +1,7 @@
 """The client of the HTTP API: one method a call, in the shapes of the wire."""
 
-from builderd.client.client import Client, Stage
+from builderd.client.client import Client
 from builderd.client.errors import ApiError, NoAnswer
+from builderd.client.versions import Stage
 
 __all__ = ["ApiError", "Client", "NoAnswer", "Stage"]

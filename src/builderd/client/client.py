@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from builderd.client.errors import ApiError, NoAnswer
 from builderd.client.files import Files
+from builderd.client.versions import OnStage, Stage, Versions, no_stages
 from builderd.client.watching import Watching
 from builderd.domain.builders import JobType, Status
 from builderd.domain.logs import LogStream
@@ -42,15 +43,6 @@ STREAM_SECONDS = 60
 #: What waits for an outcome has no limit here: the service has limits of its own, and tells which was reached.
 OUTCOME = httpx.Timeout(CONNECT_SECONDS, read=None)
 STREAM = httpx.Timeout(CONNECT_SECONDS, read=STREAM_SECONDS)
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A stage of a creation that has ended: ``install`` or ``start``."""
-
-    name: str
-    seconds: float
-    ok: bool
 
 
 class Client:
@@ -91,22 +83,28 @@ class Client:
         return Files(self._calls)
 
     @property
+    def versions(self) -> Versions:
+        """What changes a builder: new code, other settings, older versions again."""
+        return Versions(self._calls)
+
+    @property
     def _calls(self) -> _Calls:
-        return _Calls(self._call, self._events, self._request, self._receive)
+        return _Calls(self._call, self._events, self._request, self._receive, self._deploy)
 
     # Builders
 
-    def create(
-        self,
-        new: NewBuilder,
-        *,
-        idempotency_key: str | None = None,
-        on_stage: Callable[[Stage], None] = lambda _: None,
-    ) -> Builder:
+    def create(self, new: NewBuilder, *, idempotency_key: str | None = None, on_stage: OnStage = no_stages) -> Builder:
         """Create it and wait until it is up; ``on_stage`` is told of each stage as it ends."""
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         body = new.model_dump(mode="json", exclude_unset=True)
-        with self._events("POST", f"{BASE}/builders", json=body, headers=headers) as events:
+        return self._deploy("POST", f"{BASE}/builders", body=body, query={}, key=idempotency_key, on_stage=on_stage)
+
+    def _deploy(
+        self, method: str, path: str, *, body: Any, query: Mapping[str, Any], key: str | None, on_stage: OnStage
+    ) -> Builder:
+        headers = {"Idempotency-Key": key} if key else {}
+        with self._events(method, path, json=body, headers=headers, params=query) as events:
+            if events.answer is not None:  # nothing had to be deployed
+                return _read(BuilderAnswer, events.answer).data
             for event in events:
                 if event.event == "done":
                     return _read(Builder, event.json())
@@ -150,6 +148,10 @@ class Client:
     def restart(self, uuid: str) -> Builder:
         """Stop it if it runs, start it and wait until it is up."""
         return self._change("POST", uuid, "/restart")
+
+    def renew_service_token(self, uuid: str) -> Builder:
+        """End its service token; it has another one, also in the app, which is started again with it."""
+        return self._change("POST", uuid, "/service-token")
 
     def delete(self, uuid: str) -> Builder:
         """Remove it with its files and wait until it is gone."""
@@ -327,6 +329,7 @@ class _Calls:
     stream: Callable[..., AbstractContextManager[Iterable[ServerSentEvent]]]
     request: Callable[..., httpx.Response]
     receive: Callable[..., int]
+    deploy: Callable[..., Builder]
 
 
 def _cap_path(uuid: str | None) -> str:
@@ -339,6 +342,11 @@ class Events:
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
         self.request_id: str = response.headers.get("x-request-id", "")
+        #: What was answered in place of a stream, there being nothing to follow.
+        self.answer: Any = None
+        if response.headers.get("content-type", "").startswith("application/json"):
+            response.read()
+            self.answer = _json(response)
 
     def __iter__(self) -> Iterator[ServerSentEvent]:
         return EventSource(self._response).iter_sse()

@@ -1,0 +1,97 @@
+"""Versions that fail, each at another stage: the old one answers all along, and the list of versions says why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from tests.acceptance.live_service import LiveService
+from tests.acceptance.load import load
+from tests.acceptance.redeploy_app import APP, FILES, SHY
+
+pytestmark = pytest.mark.root
+
+RATE = 25
+#: Longer than this no visitor waits, even where the new version has to be given up after the old one has ended.
+LONGEST = 29.0
+MB = 1_000_000
+
+log = logging.getLogger(__name__)
+
+
+class Broken(NamedTuple):
+    """The change, the code of its failure, and words of the reason."""
+
+    code: str
+    words: str
+    change: dict[str, Any]
+
+
+def main(text: str) -> dict[str, Any]:
+    return {"files": {**FILES, "main.py": text}}
+
+
+#: Not to listen is no verdict on a trial, so this one is found out where visitors wait.
+DEAF = SHY.replace('sys.exit("somebody is there")', "import time; time.sleep(3600)")
+
+CASES = {
+    "no such package": Broken(
+        "install_failed", "no-such-package-x1y2z3", {"files": {**FILES, "requirements.txt": "no-such-package-x1y2z3\n"}}
+    ),
+    "requirements that exclude each other": Broken(
+        "install_failed", "flask", {"files": {**FILES, "requirements.txt": "flask==3.0.0\nflask==2.0.0\n"}}
+    ),
+    "no such command": Broken("start_failed", "exited with code 127", {"entrypoint": "no-such-command"}),
+    "an exception": Broken("start_failed", "no such luck", main("raise SystemExit('no such luck')\n")),
+    "an exception after a second": Broken(
+        "start_failed", "too late", main("import sys, time; time.sleep(1); sys.exit('too late')\n")
+    ),
+    "it ends without a fault": Broken("start_failed", '"job_type": "one_time"', main("print('done')\n")),
+    "out of memory": Broken(
+        "start_failed",
+        "out of memory, limit 0.125 GB",
+        {**main(f"x = b'x' * {500 * MB}"), "resources": {"memory": 0.125}},
+    ),
+    "it listens on 127.0.0.1": Broken("start_failed", "bind it to 0.0.0.0:8000", {"env": {"HOST": "127.0.0.1"}}),
+    "it listens on another port": Broken(
+        "start_failed", "listens on port 5000", main(APP.replace('int(os.environ["PORT"])', "5000"))
+    ),
+    "it ends where it takes over": Broken("start_failed", "somebody is there", main(SHY)),
+    "it is deaf where it takes over": Broken("start_failed", "did not listen on 0.0.0.0:8000", main(DEAF)),
+    "the required gate finds fault": Broken("qa_failed", "500", {"env": {"STATUS": "500"}, "require_qa": True}),
+}
+
+
+@pytest.fixture
+def builder(service: LiveService) -> Iterator[dict[str, Any]]:
+    with service.deployed("broken", FILES, "python3 main.py", env={"GREETING": "v1"}) as data:
+        yield data
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_old_version_answers_all_along(service: LiveService, builder: dict[str, Any], case: str) -> None:
+    code, words, change = CASES[case]
+    path = f"/builders/{builder['uuid']}"
+    assert service.visit(builder, "note", "POST", content="of the old one").status_code == 200
+    with load(service, builder, RATE) as visits, load(service, builder, RATE / 5, "POST") as posts:
+        response = service.call("PUT", path, json=change)
+    answer = response.json()
+    log.info("%s: the longest of %d visits took %.2f s", case, len(visits.seconds), visits.longest)
+
+    assert (response.status_code, answer["code"]) == (422, code), response.text
+    assert words in answer["message"]
+    assert answer["data"] == {"uuid": builder["uuid"], "version": 2}
+    assert visits.failed + posts.failed == []
+    assert set(visits.seen) | set(posts.seen) == {"v1"}
+    assert visits.longest < LONGEST
+    data = service.builder(builder["uuid"])
+    assert (data["status"], data["version"], data["env"]) == ("running", 1, builder["env"])
+    newest, old = service.call("GET", f"{path}/versions").json()["data"]
+    assert (newest["version"], newest["status"], newest["failure_code"]) == (2, "failed", code)
+    assert words in newest["status_reason"]
+    assert (old["version"], old["status"], old["current"]) == (1, "deployed", True)
+    (event,) = service.call("GET", f"{path}/events?type=version.failed").json()["data"]
+    assert event["details"] == {"version": 2, "code": code}
+    assert service.visit(builder, "note").text == "of the old one"

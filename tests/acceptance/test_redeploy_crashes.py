@@ -1,0 +1,208 @@
+"""Kill -9 of the service at every step of a new version's way: one version serves afterwards, and nothing is amiss.
+
+The service kills itself before it touches the world, after that but before it is recorded, and after it was recorded
+(the ``fault`` setting). The next one on the same data directory brings the version up, or the old one back.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from typing import Any
+
+import httpx
+import pytest
+from tests.acceptance.host_traces import assert_traces, traces, traces_at_rest
+from tests.acceptance.live_service import PATIENCE, LiveService, body
+from tests.acceptance.redeploy_app import APP, FILES, SHY
+
+pytestmark = pytest.mark.root
+
+TAKE_OVER = (
+    "TryCandidate",
+    "SetRoute",
+    "StopSandbox",
+    "CreateDisk",
+    "PutBundle",
+    "PlanSandbox",
+    "StartSandbox",
+)
+STEPS = {
+    "redeploy": ("Install", "PlanTrial", *TAKE_OVER, "AwaitListening", "Settle", "DropDisks"),
+    "change": ("Install", "PlanTrial", *TAKE_OVER, "AwaitListening", "Settle", "DropDisks"),
+    "rollback": ("Install", "PlanTrial", *TAKE_OVER, "AwaitListening", "Settle", "DropDisks"),
+    # It starts on trial and ends where it takes over: the old version is brought back on the disk that it had.
+    "broken": ("StartSandbox", "RecordEnd", "GiveUp", "DropDisks"),
+    "token": ("SetRoute", "StopSandbox", "PlanSandbox", "StartSandbox", "AwaitListening", "Settle"),
+}
+MOMENTS = ("begun", "done", "recorded")
+#: The others are for the soak; on fakes it is each of them every time.
+OFTEN = {
+    ("redeploy", "TryCandidate.done"),
+    ("redeploy", "StopSandbox.done"),
+    ("redeploy", "PutBundle.done"),
+    ("redeploy", "StartSandbox.done"),
+    ("redeploy", "Settle.done"),
+    ("redeploy", "DropDisks.done"),
+    ("rollback", "CreateDisk.done"),
+    ("rollback", "AwaitListening.done"),
+    ("broken", "RecordEnd.done"),
+    ("broken", "GiveUp.recorded"),
+    ("token", "StopSandbox.recorded"),
+}
+CASES = [
+    pytest.param(
+        operation,
+        f"{step}.{moment}",
+        id=f"{operation}-{step}.{moment}",
+        marks=[] if (operation, f"{step}.{moment}") in OFTEN else [pytest.mark.slow],
+    )
+    for operation, steps in STEPS.items()
+    for step in steps
+    for moment in MOMENTS
+]
+CALLS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+    "redeploy": ("PUT", "", {"files": {**FILES, "new.txt": "new"}, "env": {"GREETING": "new"}}),
+    "change": ("PATCH", "", {"env": {"GREETING": "new"}}),
+    "rollback": ("POST", "/rollback", {"version": 1}),
+    "broken": ("PUT", "", {"files": {**FILES, "main.py": SHY}}),
+    "token": ("POST", "/service-token", None),
+}
+#: What answers afterwards, from which version; the builder has had two by then.
+OUTCOMES = {
+    "redeploy": ("new", 3),
+    "change": ("new", 3),
+    "rollback": ("first", 3),
+    "broken": ("second", 2),
+    "token": ("second", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def crashing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    service = LiveService(tmp_path_factory.mktemp("crash") / "data")
+    service.start()
+    service.call("DELETE", f"/builders/{service.create('first')['uuid']}")  # what is made once and kept
+    yield service
+    service.down()
+
+
+@pytest.fixture(autouse=True)
+def fresh_start(crashing: LiveService) -> None:
+    """The service is up, and whatever a failed case left over is no concern of the next one."""
+    if not crashing.is_up:
+        crashing.start()
+    for builder in crashing.call("GET", "/builders").json()["data"]:
+        crashing.call("DELETE", f"/builders/{builder['uuid']}")
+
+
+@pytest.mark.parametrize(("operation", "fault"), CASES)
+def test_one_version_serves_whatever_the_moment(crashing: LiveService, operation: str, fault: str) -> None:
+    before = traces_at_rest(crashing.data_dir)
+    data = two_versions(crashing)
+    with_one = traces(crashing.data_dir)
+    crashing.terminate()
+
+    crashing.start(fault)
+    ask(crashing, data, operation)
+    crashing.wait_dead()
+    assert crashing.process is not None
+    assert crashing.process.returncode == -9, crashing.log_tail()
+
+    crashing.start()
+    wait_for_outcome(crashing, data, operation)
+    assert crashing.visit(data, "note").text == "kept"
+    assert crashing.visit(data, "settings").text == "changed by the app"
+    assert_counts(crashing, with_one)
+    assert_versions(crashing, data, operation)
+    crashing.call("DELETE", f"/builders/{data['uuid']}")
+    assert_traces(crashing.data_dir, before)
+    assert_ledger(crashing, data)
+
+
+def two_versions(service: LiveService) -> dict[str, Any]:
+    """A builder whose second version serves, with what the app wrote and what it changed of its files."""
+    first = body("crash-test", files=FILES, env={"GREETING": "first"})
+    data: dict[str, Any] = service.call("POST", "/builders", json=first).json()["data"]
+    change = {"files": {**FILES, "main.py": APP + "\n"}, "env": {"GREETING": "second"}}
+    response = service.call("PUT", f"/builders/{data['uuid']}", json=change)
+    assert response.status_code == 200, response.text
+    assert service.visit(data, "note", "POST", content="kept").status_code == 200
+    assert service.visit(data, "settings", "POST", content="changed by the app").status_code == 200
+    return data
+
+
+def ask(service: LiveService, data: dict[str, Any], operation: str) -> None:
+    """The service dies while it is at it, so the answer may never come."""
+    method, path, change = CALLS[operation]
+    options: dict[str, Any] = {} if change is None else {"json": change}
+    with suppress(httpx.TransportError):
+        service.call(method, f"/builders/{data['uuid']}{path}", headers={"Prefer": "respond-async"}, **options)
+
+
+def wait_for_outcome(service: LiveService, data: dict[str, Any], operation: str) -> None:
+    """The version that is to serve does, and nothing goes on any more."""
+    wanted = OUTCOMES[operation]
+    deadline = time.monotonic() + PATIENCE
+    while not (is_at_rest(service, data["uuid"], operation) and served(service, data) == wanted):
+        assert time.monotonic() < deadline, f"{served(service, data)}: {service.log_tail()}"
+        time.sleep(0.05)
+
+
+def served(service: LiveService, data: dict[str, Any]) -> tuple[str, int]:
+    return service.visit(data).text, service.builder(data["uuid"])["version"]
+
+
+def is_at_rest(service: LiveService, uuid: str, operation: str) -> bool:
+    """No version waits for its outcome, and what was asked for was recorded."""
+    with closing(database(service)) as opened:
+        query = "SELECT candidate, handover, spare_disks, run = settled_run FROM builders WHERE id = ?"
+        candidate, handover, spare, settled = opened.execute(query, (uuid,)).fetchone()
+        statuses = [row[0] for row in opened.execute("SELECT status FROM versions WHERE builder_id = ?", (uuid,))]
+    asked = operation == "token" or len(statuses) == 3
+    return candidate is None and handover is None and spare == "[]" and settled and "pending" not in statuses and asked
+
+
+def database(service: LiveService) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{service.data_dir}/builderd.db?mode=ro", uri=True, timeout=10)
+
+
+def assert_counts(service: LiveService, with_one: dict[str, list[str]]) -> None:
+    """As many mounts, links, groups, processes and disks as one version has."""
+
+    def counts(found: dict[str, list[str]]) -> dict[str, int]:
+        return {name: len(found[name]) for name in ("mounts", "links", "cgroups", "processes")}
+
+    deadline = time.monotonic() + 10
+    while counts(traces(service.data_dir)) != counts(with_one) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert counts(traces(service.data_dir)) == counts(with_one)
+    disks = {path.split("/")[0] for path in traces(service.data_dir)["disks"]}
+    assert len(disks) == 1
+
+
+def assert_versions(service: LiveService, data: dict[str, Any], operation: str) -> None:
+    found = service.call("GET", f"/builders/{data['uuid']}/versions").json()["data"]
+    _, current = OUTCOMES[operation]
+    assert [one["version"] for one in found if one["current"]] == [current]
+    if operation == "broken":
+        assert found[0]["status"] == "failed"
+        assert "somebody is there" in found[0]["status_reason"]
+
+
+def assert_ledger(service: LiveService, data: dict[str, Any]) -> None:
+    """No second is paid twice or left out, and running time is that of the sandboxes that served."""
+    with closing(database(service)) as opened:
+        paid = opened.execute(
+            "SELECT billing, started_at, ended_at FROM ledger WHERE builder_id = ? ORDER BY id", (data["uuid"],)
+        ).fetchall()
+        ran = opened.execute(
+            "SELECT started_at, end_at FROM sandboxes WHERE builder_id = ? AND NOT trial AND started_at IS NOT NULL"
+            " ORDER BY started_at",
+            (data["uuid"],),
+        ).fetchall()
+    assert [later[1] for later in paid[1:]] == [earlier[2] for earlier in paid[:-1]]
+    assert paid[-1][2] is not None, "a deleted one is not paid for"
+    assert [(start, end) for billing, start, end in paid if billing == "running"] == ran

@@ -216,11 +216,11 @@ def never_up(uow: UnitOfWork, version: Version, reason: str, now: datetime) -> N
 def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
     """The run is up. What a restart after a crash wrote into the reason stays there."""
     builder = taken_over(uow, builder, now)
+    deployed(uow, builder, version, now)
     if builder.status is not Status.RUNNING:
         builder = statuses.change(uow, builder, Status.RUNNING, builder.desired_reason, now)
     elif builder.settled_run != builder.run:
         builder = replace(builder, status_reason=builder.desired_reason)
-    deployed(uow, builder, version, now)
     uow.builders.save(replace(builder, settled_run=builder.run, last_active_at=now, updated_at=now, stop_kind=None))
 
 

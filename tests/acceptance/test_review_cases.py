@@ -212,6 +212,10 @@ PASSED = {
         "node server.js",
     ),
     "SQL from a request": ({"app.py": QUERY}, "python3 app.py"),
+    "a method that is called eval": (
+        {"app.js": "const f = (functionThis, node) => new Url(node).eval(functionThis.context);\n"},
+        "node app.js",
+    ),
     "a skeleton that is read and is no code yet": (
         {"app.py": "text = open('skeleton.py').read()\n", "skeleton.py": "class {{ name }}:\n"},
         "python3 app.py",

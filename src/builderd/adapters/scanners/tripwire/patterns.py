@@ -38,6 +38,8 @@ _SCRIPTS = (Kind.JAVASCRIPT, Kind.SCRIPT)
 _FETCH = r"\b(?:curl|wget|Invoke-WebRequest|iwr)\b"
 _SHELL = r"(?:sudo\s+(?:-\w+\s+)*)?(?:/\S*/)?(?:ba|z|da|k)?sh\b"
 _DECODE = r"(?:atob|unescape|Buffer\s*\.\s*from)"
+#: The function, and no method of that name but the global object's.
+_EVAL = r"(?:(?:^|[^.\w$])|\b(?:window|globalThis|global|self|this)\s*\.\s*)eval"
 _REQUEST_JS = r"\b(?:req|request|ctx\.request|ctx)\s*\.\s*(?:query|body|params|headers|cookies)\b"
 _GET_JS = r"(?:fetch|axios(?:\s*\.\s*\w+)?|got|https?(?:['\"`]\s*\))?\s*\.\s*get|request)\s*\("
 
@@ -99,12 +101,12 @@ PATTERNS = (
     # Hidden or fetched code that is run, in JavaScript.
     _pattern(
         "MAL-decoded-executed",
-        rf"(?:\beval|\bnew\s+Function|\bFunction|\bvm\s*\.\s*runIn\w+|\bexec(?:Sync)?)\s*\(\s*(?:['\"`][\w\s,]{{0,80}}['\"`]\s*,\s*)?(?:\w+\s*\(\s*)?{_DECODE}\s*\(",
+        rf"(?:{_EVAL}|\bnew\s+Function|\bFunction|\bvm\s*\.\s*runIn\w+|\bexec(?:Sync)?)\s*\(\s*(?:['\"`][\w\s,]{{0,80}}['\"`]\s*,\s*)?(?:\w+\s*\(\s*)?{_DECODE}\s*\(",
         *_SCRIPTS,
     ),
     _pattern(
         "MAL-decoded-executed",
-        rf"\beval\s*\(\s*(?:function|String\.fromCharCode|decodeURIComponent\s*\(\s*{_DECODE}|[^;\n]{{0,160}}\bString\.fromC(?:harCode|odePoint)\b)",
+        rf"{_EVAL}\s*\(\s*(?:function\b|String\.fromCharCode|decodeURIComponent\s*\(\s*{_DECODE}|[^;\n]{{0,160}}\bString\.fromC(?:harCode|odePoint)\b)",
         Kind.JAVASCRIPT,
     ),
     _pattern(
@@ -123,7 +125,7 @@ PATTERNS = (
         "MAL-decoded-executed",
         r"(?i)\bpowershell(?:\.exe)?\b[^\n]{0,80}\s-e(?:nc|ncodedcommand)?\s+[A-Za-z0-9+/=]{20,}",
     ),
-    _pattern("MAL-fetched-executed", rf"\beval\s*\(\s*\(?\s*(?:await\s+)?\(?\s*(?:await\s+)?{_GET_JS}", *_SCRIPTS),
+    _pattern("MAL-fetched-executed", rf"{_EVAL}\s*\(\s*\(?\s*(?:await\s+)?\(?\s*(?:await\s+)?{_GET_JS}", *_SCRIPTS),
     _pattern(
         "MAL-fetched-executed",
         rf"{_GET_JS}[^;]{{0,200}}\.then\s*\([^;]{{0,120}}\b(?:eval|new\s+Function|runIn\w+)\b",
@@ -160,7 +162,7 @@ PATTERNS = (
     ),
     _pattern(
         "RSK-request-evaluated",
-        rf"(?:\beval|\bnew\s+Function|\bvm\s*\.\s*runIn\w+)\s*\([^;\n]{{0,120}}{_REQUEST_JS}",
+        rf"(?:{_EVAL}|\bnew\s+Function|\bvm\s*\.\s*runIn\w+)\s*\([^;\n]{{0,120}}{_REQUEST_JS}",
         *_SCRIPTS,
     ),
     _pattern("RSK-request-in-shell", rf"\bexec(?:Sync)?\s*\([^;\n]{{0,160}}{_REQUEST_JS}", *_SCRIPTS),
@@ -170,7 +172,7 @@ GETS = re2.compile(rf"{_GET_JS}|['\"`](?:node:)?https?['\"`]\s*\)[\s\S]*\.\s*get
 #: A name that holds decoded or fetched text, and what runs such a name.
 ASSIGNED = re2.compile(rf"\b([A-Za-z_$][\w$]*)\s*=\s*[^;\n=]{{0,120}}{_DECODE}\s*\(", _OPTIONS)
 RUN_NAME = re2.compile(
-    r"(?:\beval|\bnew\s+Function|\bvm\s*\.\s*runIn\w+)\s*\(\s*([A-Za-z_$][\w$]*)(?:\s*\.\s*toString\s*\([^)]*\))?\s*[,)]",
+    rf"(?:{_EVAL}|\bnew\s+Function|\bvm\s*\.\s*runIn\w+)\s*\(\s*([A-Za-z_$][\w$]*)(?:\s*\.\s*toString\s*\([^)]*\))?\s*[,)]",
     _OPTIONS,
 )
 ENVIRONMENT = re2.compile(
@@ -215,7 +217,7 @@ def matches(kind: Kind, text: str) -> Iterator[Match]:
         if pattern.kinds is not None and kind not in pattern.kinds:
             continue
         for found in pattern.regex.finditer(text):
-            line = text.count("\n", 0, found.start()) + 1
+            line = _line_of(text, found)
             if not COMMENTS[kind].match(lines[line - 1]) and len(lines[line - 1]) <= MINIFIED:
                 yield Match(pattern.rule, line)
 
@@ -241,7 +243,13 @@ def named_values(text: str) -> Iterator[Match]:
         names = {found.group(1) for found in given.finditer(text)}
         for found in used.finditer(text) if names else ():
             if found.group(1) in names:
-                yield Match(rule, text.count("\n", 0, found.start()) + 1)
+                yield Match(rule, _line_of(text, found))
+
+
+def _line_of(text: str, found: re.Match[str]) -> int:
+    """Where it begins; RE2 cannot look behind, so a line's end may stand before it."""
+    before = len(found.group()) - len(found.group().lstrip())
+    return text.count("\n", 0, found.start() + before) + 1
 
 
 def reordered(text: str) -> Iterator[int]:

@@ -1,0 +1,1 @@
+"""What the review finds and misses, and what both gates cost: ``script/bench gates``."""

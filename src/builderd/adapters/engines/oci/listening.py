@@ -7,9 +7,9 @@ import struct
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 
 from builderd.adapters.engines.oci.execute import execution, read_all
+from builderd.adapters.engines.oci.processes import read_proc
 from builderd.adapters.engines.oci.records import Record
 from builderd.adapters.engines.oci.runs import Runs
 from builderd.domain.errors import InvalidState
@@ -36,7 +36,7 @@ class Listeners:
         if self._runs.runtime(record).is_gvisor:
             return await self._of_gvisor(record)
         assert record.process
-        return frozenset().union(*(_read(Path(f"/proc/{record.process.pid}", file)) for file in _FILES))
+        return parse_listening("".join(read_proc(f"{record.process.pid}/{file}") for file in _FILES))
 
     async def _of_gvisor(self, record: Record) -> Sockets:
         """Its sockets are none of the host's: dial the port first, and only then look inside."""
@@ -65,20 +65,14 @@ async def _answers(ip: str, port: int) -> bool:
     return True
 
 
-def _read(file: Path) -> Sockets:
-    try:
-        return parse_listening(file.read_text())
-    except OSError:
-        return frozenset()
-
-
 def parse_listening(text: str) -> Sockets:
     """(IP, port) of each socket in the LISTEN state; an IPv4 address within IPv6 stands as ``::ffff:a.b.c.d``."""
-    return frozenset(_sockets(text))
+    # Asked a thousand times a second while an app starts, mostly when nothing listens yet.
+    return frozenset(_sockets(text)) if f" {_LISTEN} " in text else frozenset()
 
 
 def _sockets(text: str) -> Iterator[tuple[str, int]]:
-    for line in text.splitlines()[1:]:
+    for line in text.splitlines():
         fields = line.split()
         if len(fields) > 3 and fields[3] == _LISTEN:
             address, _, port = fields[1].partition(":")

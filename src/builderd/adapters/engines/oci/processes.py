@@ -57,12 +57,10 @@ class Process:
     @property
     def _name(self) -> str:
         """Of its program, cut to 15 characters; empty when it is gone."""
-        return _read(f"/proc/{self.pid}/comm").strip()
+        return read_proc(f"{self.pid}/comm").strip()
 
     def _ignores(self, number: int) -> bool:
-        masks = [
-            line.split()[1] for line in _read(f"/proc/{self.pid}/status").splitlines() if line.startswith("SigIgn:")
-        ]
+        masks = [line.split()[1] for line in read_proc(f"{self.pid}/status").splitlines() if line.startswith("SigIgn:")]
         return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
     async def wait(self, seconds: float | None = None) -> bool:
@@ -105,13 +103,20 @@ def open_files() -> int:
 
 def _status(pid: int) -> tuple[str, int] | None:
     """State letter and start time (proc(5)); the name before them may hold anything, so it is cut off first."""
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    fields = read_proc(f"{pid}/stat").rpartition(")")[2].split()
     return (fields[0], int(fields[19])) if fields else None
 
 
-def _read(file: str) -> str:
-    """Of a process; empty when it is gone."""
+def read_proc(name: str) -> str:
+    """A file below ``/proc``, such as ``17/stat``; empty when its process is gone."""
     try:
-        return Path(file).read_text()
+        descriptor = os.open(f"/proc/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         return ""
+    # Read so plainly because it is done often: pathlib takes four times as long.
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b"")).decode(errors="replace")
+        return ""
+    finally:
+        os.close(descriptor)

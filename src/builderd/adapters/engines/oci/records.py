@@ -97,7 +97,9 @@ class Records:
         """What the shim wrote at the end, or None."""
         file = self.exits / name
         try:
-            return Exit(int(file.read_text()), self._at(file.stat().st_mtime))
+            # Asked first, since it costs least where there is none, and most have none.
+            ended_at = file.stat().st_mtime
+            return Exit(int(file.read_text()), self._at(ended_at))
         except (FileNotFoundError, ValueError):
             return None
 

@@ -13,7 +13,7 @@ ELSEWHERE_GRACE = 5.0
 #: The engine is asked for the sandbox's state at every so many-th look.
 REPORT_EVERY = 10
 #: (seconds since the start of the sandbox, pause between looks): often at first, since most apps are quick.
-PAUSES = ((1.0, 0.001), (5.0, 0.005), (15.0, 0.02))
+PAUSES = ((1.0, 0.002), (5.0, 0.005), (15.0, 0.02))
 LAST_PAUSE = 0.1
 
 

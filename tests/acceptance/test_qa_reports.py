@@ -1,0 +1,163 @@
+"""QA as its user meets it: the route that waits for no gate, the verdict of jobs, and the report of a copy."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.acceptance.live_service import LiveService, body, live_service
+
+pytestmark = pytest.mark.root
+
+#: Answers `/` after three seconds, everything else at once.
+SLOW_HOME = """\
+import os, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class App(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/":
+            time.sleep(3)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), App).serve_forever()
+"""
+#: Writes down how it was started and asked, and tells it at /told.
+TELLS = """\
+import json, os, socket
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+try:
+    socket.create_connection(("192.0.2.1", 80), 1).close()
+    reached = "reached"
+except OSError as error:
+    reached = type(error).__name__
+with open("starts.txt", "a") as file:
+    file.write(json.dumps([os.environ.get("API_KEY"), reached]) + "\\n")
+
+class App(BaseHTTPRequestHandler):
+    def do_GET(self):
+        with open("asked.txt", "a") as file:
+            file.write(self.path + "\\n")
+        text = "<!doctype html><html lang=en><title>Tells</title><main><h1>Tells</h1><a href=/more>x</a></main></html>"
+        if self.path == "/told":
+            text = json.dumps([open("starts.txt").read(), open("asked.txt").read()])
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(text.encode())
+        print("key", os.environ.get("API_KEY"), reached, flush=True)
+
+ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), App).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def reporting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    with live_service(tmp_path_factory.mktemp("reporting") / "data", BUILDERD_QA__REPORT="true") as service:
+        yield service
+
+
+def reported(service: LiveService, uuid: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        qa: dict[str, Any] = service.call("GET", f"/builders/{uuid}/qa").json()["data"]
+        if qa["status"] in ("done", "dropped"):
+            return qa
+        time.sleep(0.2)
+    raise AssertionError(f"no report: {qa}")
+
+
+def test_visitors_are_served_while_the_call_still_waits_for_the_gate(service: LiveService) -> None:
+    request = {**body("qa-slow-home", SLOW_HOME)}
+    answered = service.call("POST", "/builders", json=request, headers={"Prefer": "respond-async"}).json()["data"]
+    while service.visit(answered, "other").status_code != 200:
+        time.sleep(0.02)
+    now = service.builder(answered["uuid"])
+    assert (now["status"], now["qa_passed"]) == ("creating", None)
+    assert service.wait_status(answered["uuid"], "running")["qa_passed"] is True
+    service.call("DELETE", f"/builders/{answered['uuid']}")
+
+
+@pytest.mark.parametrize(("code", "passed"), [(0, True), (3, False)])
+def test_a_job_has_no_verdict_until_it_has_ended(service: LiveService, code: int, passed: bool) -> None:
+    main = f"import time, sys\nprint('at work', flush=True)\ntime.sleep(2)\nsys.exit({code})\n"
+    data = service.create(f"qa-job-{code}", main, job_type="one_time")
+    assert data["qa_passed"] is None
+    ended = service.wait_status(data["uuid"], "completed" if passed else "failed")
+    assert ended["qa_passed"] is passed
+    (check,) = service.call("GET", f"/builders/{data['uuid']}/qa").json()["data"]["gate"]
+    assert (check["name"], check["outcome"]) == ("exit", "passed" if passed else "failed")
+    if not passed:
+        assert "code 3" in check["message"]
+        assert "at work" in check["message"]
+    service.call("DELETE", f"/builders/{data['uuid']}")
+
+
+def test_a_report_is_made_of_a_copy_that_cannot_act(reporting: LiveService) -> None:
+    reporting.call("PUT", "/credentials/shop", json={"values": {"API_KEY": "the-real-one"}})
+    data = reporting.create("qa-tells", TELLS, credentials=["shop"])
+    qa = reported(reporting, data["uuid"])
+    assert qa["status"] == "done", qa
+    checks = {check["name"]: check for check in qa["checks"]}
+    assert {"crawl", "links", "openapi", "browser", "console", "log", "sigterm", "files", "restart"} <= set(checks)
+    assert "failed" not in {check["outcome"] for check in qa["checks"]}, qa["checks"]
+    starts, asked = json.loads(reporting.visit(data, "told").text)
+    assert starts.count("the-real-one") == 1, "the app itself was started once"
+    assert "dummy" not in starts
+    assert asked.split() == ["/", "/told"], "the gate asks once, and the report asks the copy"
+
+    _formats(reporting, data["uuid"], qa)
+    _pictures(reporting, data["uuid"], qa)
+    again = reporting.call("POST", f"/builders/{data['uuid']}/qa")
+    assert (again.status_code, again.json()["data"]["qa_passed"]) == (202, True)
+    assert reported(reporting, data["uuid"])["finished_at"] >= qa["finished_at"]
+    reporting.call("DELETE", f"/builders/{data['uuid']}")
+
+
+def _formats(service: LiveService, uuid: str, qa: dict[str, Any]) -> None:
+    junit = service.call("GET", f"/builders/{uuid}/qa?format=junit")
+    assert junit.headers["content-type"].startswith("application/xml")
+    cases = ET.fromstring(junit.text).iter("testcase")
+    assert {case.attrib["name"] for case in cases} == {check["name"] for check in [*qa["gate"], *qa["checks"]]}
+    ctrf = service.call("GET", f"/builders/{uuid}/qa?format=ctrf").json()
+    assert ctrf["results"]["summary"]["tests"] == len(qa["gate"]) + len(qa["checks"])
+    assert ctrf["results"]["summary"]["failed"] == 0
+
+
+def _pictures(service: LiveService, uuid: str, qa: dict[str, Any]) -> None:
+    sizes = {}
+    for picture in qa["screenshots"]:
+        answer = service.call("GET", picture["url"].removeprefix("/api/v1"))
+        assert answer.headers["content-type"] == "image/png"
+        assert answer.content.startswith(b"\x89PNG\r\n\x1a\n")
+        sizes[picture["name"]] = struct.unpack(">II", answer.content[16:24])
+    assert set(sizes) == {"desktop", "phone"}
+    assert sizes["desktop"][0] > sizes["phone"][0]
+    assert service.call("GET", f"/builders/{uuid}/qa/screenshots/other.png").status_code == 404
+
+
+def test_a_new_version_begins_with_the_verdict_open(reporting: LiveService) -> None:
+    data = reporting.create("qa-open")
+    new = {"files": {"main.py": SLOW_HOME}}
+    seen: list[dict[str, Any]] = []
+    call = threading.Thread(
+        target=lambda: seen.append(reporting.call("PUT", f"/builders/{data['uuid']}", json=new).json())
+    )
+    call.start()
+    deadline = time.monotonic() + 60
+    while (two := reporting.call("GET", f"/builders/{data['uuid']}/qa?version=2")).status_code != 200:
+        assert time.monotonic() < deadline, two.text
+        time.sleep(0.02)
+    assert (two.json()["data"]["qa_passed"], two.json()["data"]["gate"]) == (None, [])
+    call.join()
+    assert seen[0]["data"]["qa_passed"] is True
+    reporting.call("DELETE", f"/builders/{data['uuid']}")

@@ -305,6 +305,43 @@ async def test_a_bomb_does_not_go_off(tmp_path: Path, make: Callable[[], bytes])
     assert Peak.of_children() < 1 << 30
 
 
+def million_in_a_tar() -> bytes:
+    """A million empty files, each with a name and a check sum of its own."""
+    header = bytearray(tarfile.TarInfo("0000000").tobuf(tarfile.USTAR_FORMAT))
+    first = int(header[148:154], 8)
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=1) as out:
+        for number in range(1_000_000):
+            name = b"%07d" % number
+            header[0:7] = name
+            header[148:154] = b"%06o" % (first + sum(name) - 7 * ord("0"))
+            out.write(header)
+        out.write(bytes(1024))
+    return packed.getvalue()
+
+
+def million_in_a_zip() -> bytes:
+    """The same, whose directory says at its end that it has ten."""
+    files, directory = bytearray(), bytearray()
+    for number in range(1_000_000):
+        at, name = len(files), b"%07d" % number
+        files += struct.pack("<4sHHHHHIIIHH", LOCAL, 20, 0, 0, 0, 0, 0, 0, 0, 7, 0) + name
+        directory += (
+            struct.pack("<4sHHHHHHIIIHHHHHII", CENTRAL, 20, 20, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, at) + name
+        )
+    end = struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, 10, 10, len(directory), len(files), 0)
+    return bytes(files + directory) + end
+
+
+@pytest.mark.parametrize("make", [million_in_a_tar, million_in_a_zip])
+async def test_a_million_entries_are_refused_by_the_limits_that_a_service_has(
+    tmp_path: Path, make: Callable[[], bytes]
+) -> None:
+    error = await refused_at_once(tmp_path, make(), ArchiveLimits())
+    assert '"0100000" is one too many' in error.message
+    assert Peak.of_children() < 1 << 30
+
+
 def test_a_file_too_many_is_named() -> None:
     error = refused(tar(*((f"f{n}", b"") for n in range(1001))))
     assert error.too_large

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from decimal import Decimal
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.previews import PreviewDomain
@@ -206,3 +208,28 @@ def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
 def test_where_users_reach_the_api(host: str, url: str) -> None:
     assert Settings(host=host).api_url == url
     assert Settings(host=host, public_url="https://api.example.org/").api_url == "https://api.example.org"
+
+
+def _documented() -> set[str]:
+    """The names in the table of the settings; one that begins with a dot has the section of the one before it."""
+    rows = [line for line in (Path(__file__).parents[2] / "docs/settings.md").read_text().splitlines() if line.startswith("| `")]
+    names, section = set(), ""
+    for name in (name for row in rows for name in re.findall(r"`([a-z_.<>…]+)`", row.split("|")[1])):
+        section = section if name.startswith(".") else name.partition(".")[0]
+        names.add(f"{section}{name}" if name.startswith(".") else name)
+    return names
+
+
+def _all_settings() -> set[str]:
+    names = set()
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            names |= {f"{name}.{inner}" for inner in section.model_fields}
+        elif name not in {"fault", "credentials_directory", "tenants"}:
+            names.add(name)
+    return names
+
+
+def test_each_setting_is_described_and_none_that_there_is_not() -> None:
+    assert _documented() - {"tenants.<name>.…"} == _all_settings()

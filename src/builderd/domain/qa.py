@@ -193,6 +193,11 @@ def _short(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 page``, ``2 pages``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 # The gate's checks
 
 
@@ -320,13 +325,17 @@ def check_log(lines: Sequence[str]) -> Check:
     """Tracebacks and errors that nobody caught; those of a network that a copy cannot reach are not judged."""
     errors = errors_in(lines)
     if not errors:
-        return Check(CheckName.LOG, Outcome.PASSED, f"No traceback in the {len(lines)} lines that the copy wrote.")
+        return Check(
+            CheckName.LOG, Outcome.PASSED, f"No traceback in the {counted(len(lines), 'line')} that the copy wrote."
+        )
     blameless = [error for error in errors if is_out_of_reach(error)]
     told = tuple(f"{error} ({count} times)" if count > 1 else error for error, count in errors.items())
     if len(blameless) == len(errors):
         message = "The tracebacks in the copy's log are of a network that it may not reach."
         return Check(CheckName.LOG, Outcome.NOT_JUDGED, message, findings=told)
-    return Check(CheckName.LOG, Outcome.FAILED, f"{sum(errors.values())} tracebacks in the copy's log.", findings=told)
+    return Check(
+        CheckName.LOG, Outcome.FAILED, f"{counted(sum(errors.values()), 'traceback')} in the copy's log.", findings=told
+    )
 
 
 def errors_in(lines: Sequence[str]) -> Mapping[str, int]:
@@ -382,11 +391,11 @@ def check_files(before: Mapping[str, FileState], after: Mapping[str, FileState])
         elif now != state:
             changed.append(f"{path} was changed")
     if lost := (*gone, *shrunk):
-        message = f"{len(lost)} files lost data over a restart: the app removes or overwrites them when it starts."
+        message = (
+            f"{counted(len(lost), 'file')} lost data over a restart: the app removes or overwrites what it starts with."
+        )
         return Check(CheckName.FILES, Outcome.FAILED, message, findings=lost)
-    message = f"{len(before)} files were kept over a restart" + (
-        f", {len(changed)} of them changed." if changed else "."
-    )
+    message = f"{counted(len(before), 'file')} kept over a restart" + (f", {len(changed)} changed." if changed else ".")
     return Check(CheckName.FILES, Outcome.PASSED, message, findings=tuple(changed))
 
 

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from builderd.domain.qa import Check, CheckName, Outcome, Screenshot
+from builderd.domain.qa import Check, CheckName, Outcome, Screenshot, counted
 from builderd.ports.testers import Browsing
 
 MAX_TEXT = 400
@@ -32,10 +32,10 @@ def judge_crawl(seen: Mapping[str, Any], seconds: float) -> Sequence[Check]:
     broken += [f"GET {path} got no answer: {fault}" for path, status, fault in pages if status is None]
     left_out = f"; {int(seen['left_out'])} more were left out" if seen["left_out"] else ""
     if broken:
-        message = f"{len(broken)} of {len(pages)} pages failed (`/` and what it links to){left_out}."
+        message = f"{len(broken)} of {counted(len(pages), 'page')} failed (`/` and what it links to){left_out}."
         crawl = Check(CheckName.CRAWL, _FAILED, message, seconds, tuple(broken))
     else:
-        message = f"{len(pages)} pages (`/` and what it links to) were answered below 500{left_out}."
+        message = f"{counted(len(pages), 'page')} (`/` and what it links to) answered below 500{left_out}."
         crawl = Check(CheckName.CRAWL, _PASSED, message, seconds)
     return [crawl, _links(pages[1:], int(seen["elsewhere"])), _robots(seen["robots"])]
 
@@ -44,9 +44,12 @@ def _links(pages: Sequence[tuple[str, Any, str]], elsewhere: int) -> Check:
     dead = tuple(f"{path} was answered {status}" for path, status, _ in pages if status in (404, 410))
     untried = f" Links to {elsewhere} other hosts were not tried." if elsewhere else ""
     if dead:
-        message = f"{len(dead)} of {len(pages)} links on `/` lead nowhere.{untried}"
+        message = f"{len(dead)} of {counted(len(pages), 'link')} on `/` lead nowhere.{untried}"
         return Check(CheckName.LINKS, _FAILED, message, findings=dead)
-    return Check(CheckName.LINKS, _PASSED, f"None of {len(pages)} links on `/` is broken.{untried}")
+    message = (
+        f"None of {counted(len(pages), 'link')} on `/` is broken.{untried}" if pages else f"`/` has no links.{untried}"
+    )
+    return Check(CheckName.LINKS, _PASSED, message)
 
 
 def _robots(status: Any) -> Check:
@@ -71,7 +74,7 @@ def _probe(seen: Mapping[str, Any], seconds: float) -> Check:
     failures = tuple(f"{text(operation)}: {text(title)}" for title, operation in seen["failures"])
     errors = tuple(f"could not be tried: {text(error)}" for error in seen["errors"])
     if failures:
-        message = f"{tried}: {len(failures)} operations were answered with 500 or above."
+        message = f"{tried}: 500 or above came of {counted(len(failures), 'operation')}."
         return Check(name, _FAILED, message, seconds, failures + errors)
     outcome = _PASSED if not errors else _WARNING
     return Check(name, outcome, f"{tried}: none was answered with 500 or above.", seconds, errors)
@@ -112,7 +115,9 @@ def _console(views: Sequence[Mapping[str, Any]]) -> Check:
         message = "Errors on the console, which may come of what could not be loaded without a network."
         return Check(CheckName.CONSOLE, _NOT_JUDGED, message, findings=(*own, *missing))
     if own:
-        return Check(CheckName.CONSOLE, _FAILED, f"{len(own)} errors on the browser's console.", findings=tuple(own))
+        return Check(
+            CheckName.CONSOLE, _FAILED, f"{counted(len(own), 'error')} on the browser's console.", findings=tuple(own)
+        )
     if missing:
         message = f"No errors of its own; {len(missing)} things of other hosts could not be loaded without a network."
         return Check(CheckName.CONSOLE, _PASSED, message, findings=tuple(missing))

@@ -8,6 +8,7 @@ from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.errors import BuilderdError, NotFound
 from builderd.doors.http.answers import Answer, failure, success
 from builderd.doors.http.preferences import APPLIED
+from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.shown import look
 from builderd.services import outcomes
 from builderd.services.application import Application
@@ -49,15 +50,18 @@ async def shown_as(
 ) -> Answer:
     """Success, with the builder as it is now."""
     data = await look(application, builder, with_token=True)
-    return success(BuilderAnswer(message=_message(builder, data.preview_url), data=data), status, headers)
+    return success(
+        BuilderAnswer(message=_message(builder, data.preview_url, data.qa_passed), data=data), status, headers
+    )
 
 
-def _message(builder: Builder, url: str) -> str:
+def _message(builder: Builder, url: str, qa_passed: bool | None) -> str:
     match builder.status:
         case Status.RUNNING if builder.job_type is JobType.ONE_TIME:
             return f"The job {builder.name} has started."
         case Status.RUNNING:
-            return f"{builder.name} is running at {url}"
+            failed = f" but failed QA: GET {PREFIX}/builders/{builder.id}/qa says why" if qa_passed is False else ""
+            return f"{builder.name} is running at {url}{failed}"
         case Status.COMPLETED:
             return f"The job {builder.name} has completed."
         case Status.FAILED:

@@ -137,7 +137,7 @@ def _accessibility(views: Sequence[Mapping[str, Any]]) -> Check:
     if found is None:
         return Check(name, _NOT_JUDGED, "There is no HTML page at `/` that axe could look at.")
     told = [
-        (text(impact) or "unknown", f"{text(id_)} ({text(impact)}): {text(help_)}, {int(n)} times")
+        (text(impact) or "unknown", f"{text(id_)} ({text(impact)}): {text(help_)}, in {counted(int(n), 'place')}")
         for id_, impact, help_, n in found
     ]
     grave = [line for impact, line in told if impact in _GRAVE]

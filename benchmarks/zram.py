@@ -16,6 +16,12 @@ def is_there() -> bool:
     return DEVICE.exists() and (BLOCK / "disksize").read_text().strip() == "0"
 
 
+def used() -> int:
+    """Bytes of real memory that it takes now."""
+    statistics = BLOCK / "mm_stat"
+    return int(statistics.read_text().split()[2]) if statistics.exists() else 0
+
+
 @contextlib.contextmanager
 def swapped_on() -> Iterator[None]:
     """The machine swaps to it. Afterwards it is as before."""

@@ -258,8 +258,9 @@ class OciEngine:
         return await self.report(sandbox)
 
     async def thaw(self, sandbox: SandboxId) -> SandboxReport:
+        # Visitors wait: it is looked at once.
         if record := self._running(sandbox):
-            self._here.runs.thaw(record)
+            return self._report(self._here.runs.thaw(record))
         return await self.report(sandbox)
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:

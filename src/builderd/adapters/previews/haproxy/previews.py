@@ -49,9 +49,10 @@ class HaproxyPreviews:
         async with self._lock:
             change = runtime_api.set_entry if route.host in self._map.routes else runtime_api.add_entry
             self._map.put(route)
-            await self._steer(lambda: change(files.admin_socket, files.routes, route.host, encode(route)))
+            # Who waits is given the route itself, and need not wait for the map.
             if route.state not in HOLDING:
                 self._waiting.tell(route.host, encode(route))
+            await self._steer(lambda: change(files.admin_socket, files.routes, route.host, encode(route)))
 
     async def get(self, host: str) -> Route | None:
         return self._map.routes.get(host)

@@ -27,7 +27,7 @@ TIMEOUT = httpx.Timeout(30, read=None)
 @click.option("--env", "pairs", multiple=True, metavar="KEY=VALUE")
 @click.option("--api", default="http://127.0.0.1:8080", show_default=True, help="Where builderd is.")
 @click.option("--token", required=True, envvar="BUILDERD_TOKEN", help="Better given as BUILDERD_TOKEN.")
-@click.option("--replace", is_flag=True, help="Delete the builder of this name first, if there is one.")
+@click.option("--replace", is_flag=True, help="Where there is a builder of this name, give it this code.")
 def deploy(
     folder: Path, name: str, entrypoint: str, port: int, pairs: tuple[str, ...], api: str, token: str, replace: bool
 ) -> None:
@@ -44,9 +44,8 @@ def deploy(
     }
     headers = {"Authorization": f"Bearer {token}"}
     with httpx.Client(base_url=f"{api}/api/v1", headers=headers, timeout=TIMEOUT, trust_env=False) as client:
-        if replace:
-            delete(client, name)
-        builder = create(client, body)
+        known = find(client, name) if replace else None
+        builder = create(client, body) if known is None else deploy_version(client, known, body)
     click.echo(builder["preview_url"])
 
 
@@ -70,17 +69,24 @@ def _content(path: Path) -> str | dict[str, Any]:
     return {"content": text, "executable": True} if executable else text
 
 
-def delete(client: httpx.Client, name: str) -> None:
-    """Delete the builder of that name, if there is one."""
-    for builder in _data(client.get("/builders", params={"name": name})):
-        if builder["name"] == name:
-            click.echo(f"deleting the earlier {name} ({builder['uuid']})", err=True)
-            _data(client.delete(f"/builders/{builder['uuid']}"))
+def find(client: httpx.Client, name: str) -> str | None:
+    """The uuid of the builder of that name, if there is one."""
+    listed = _data(client.get("/builders", params={"name": name}))
+    return next((builder["uuid"] for builder in listed if builder["name"] == name), None)
 
 
 def create(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
     """The builder, running; its stages go to standard error as they end."""
-    with client.stream("POST", "/builders", json=body, headers={"Accept": "text/event-stream"}) as response:
+    return _followed(client, "POST", "/builders", body)
+
+
+def deploy_version(client: httpx.Client, uuid: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The builder with this code. What was there serves until then, and goes on serving when a stage fails."""
+    return _followed(client, "PUT", f"/builders/{uuid}", body)
+
+
+def _followed(client: httpx.Client, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    with client.stream(method, path, json=body, headers={"Accept": "text/event-stream"}) as response:
         if response.is_error:
             response.read()
             _data(response)

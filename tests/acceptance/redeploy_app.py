@@ -73,3 +73,39 @@ def put(service: LiveService, data: dict[str, Any], **change: Any) -> dict[str, 
     assert response.status_code == 200, response.text
     shown: dict[str, Any] = response.json()["data"]
     return shown
+
+
+#: Greets over a WebSocket, and says goodbye when it is told to end (RFC 6455, 7.4: service restart).
+SOCKETS = """\
+import asyncio, base64, hashlib, os, signal, struct
+
+GREETING = os.environ.get("GREETING", "hello").encode()
+open_ones = set()
+
+async def answer(reader, writer):
+    head = (await reader.readuntil(b"\\r\\n\\r\\n")).decode()
+    fields = dict(line.split(": ", 1) for line in head.split("\\r\\n")[1:] if line)
+    key = {name.lower(): value for name, value in fields.items()}.get("sec-websocket-key")
+    if key is None:
+        writer.write(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\n\\r\\n" + GREETING)
+        await writer.drain()
+        return writer.close()
+    digest = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
+    writer.write(b"HTTP/1.1 101 OK\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\n")
+    writer.write(b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\\r\\n\\r\\n")
+    writer.write(bytes([0x81, len(GREETING)]) + GREETING)
+    open_ones.add(writer)
+    await reader.read()
+
+async def main():
+    over = asyncio.Event()
+    if "ABRUPT" not in os.environ:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+    server = await asyncio.start_server(answer, "0.0.0.0", int(os.environ["PORT"]))
+    await over.wait()
+    for writer in open_ones:
+        writer.write(bytes([0x88, 2]) + struct.pack(">H", 1012))
+        await writer.drain()
+
+asyncio.run(main())
+"""

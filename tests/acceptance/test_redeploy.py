@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from tests.acceptance.live_service import PATIENCE, LiveService, body
 from tests.acceptance.load import load
-from tests.acceptance.redeploy_app import APP, FILES, put
+from tests.acceptance.redeploy_app import APP, FILES, SOCKETS, put
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 pytestmark = pytest.mark.root
 
@@ -86,6 +88,26 @@ def test_streams_are_closed_in_order_and_hold_nobody_up(service: LiveService, bu
         assert visits.failed == []
         while stream.recv(4096):  # raises where it is cut off with a reset
             pass
+
+
+@pytest.mark.parametrize(("env", "code"), [({}, 1012), ({"ABRUPT": "1"}, None)])
+def test_websockets_are_closed_as_their_app_has_it_and_the_next_go_to_the_new_version(
+    service: LiveService, env: dict[str, str], code: int | None
+) -> None:
+    with service.deployed("sockets", {"main.py": SOCKETS}, "python3 main.py", env={"GREETING": "v1", **env}) as data:
+        with websocket(service, data) as old:
+            assert old.recv() == "v1"
+            put(service, data, env={"GREETING": "v2", **env})
+            with pytest.raises(ConnectionClosed) as closed:
+                old.recv(timeout=PATIENCE)
+        assert (closed.value.rcvd.code if closed.value.rcvd else None) == code
+        assert not isinstance(closed.value.__cause__, ConnectionResetError), "it ends, and is not cut off"
+        with websocket(service, data) as new:
+            assert new.recv() == "v2"
+
+
+def websocket(service: LiveService, data: dict[str, Any]) -> ClientConnection:
+    return connect(f"ws://{data['preview_url'].split('/')[2]}/", sock=service.dial_preview(), open_timeout=PATIENCE)
 
 
 def test_a_request_that_takes_its_time_is_answered_by_the_old_version(service: LiveService) -> None:

@@ -61,17 +61,11 @@ def test_a_refused_request_shows_the_answer(example: ModuleType) -> None:
         example.create(answering('{"code":"name_taken"}', 409), {})
 
 
-def test_only_the_builder_of_exactly_that_name_is_deleted(example: ModuleType) -> None:
-    deleted: list[str] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        listed: list[dict[str, Any]] = [{"name": "my-api-2", "uuid": "b"}, {"name": "my-api", "uuid": "a"}]
-        if request.method == "DELETE":
-            deleted.append(request.url.path)
-        return httpx.Response(200, json={"data": listed})
-
-    example.delete(httpx.Client(base_url="http://builderd", transport=httpx.MockTransport(answer)), "my-api")
-    assert deleted == ["/builders/a"]
+def test_only_the_builder_of_exactly_that_name_is_found(example: ModuleType) -> None:
+    listed: list[dict[str, Any]] = [{"name": "my-api-2", "uuid": "b"}, {"name": "my-api", "uuid": "a"}]
+    client = answering(json.dumps({"data": listed}))
+    assert example.find(client, "my-api") == "a"
+    assert example.find(client, "my") is None
 
 
 def test_files_are_sent_as_text_where_they_are_text(example: ModuleType, tmp_path: Path) -> None:
@@ -120,4 +114,4 @@ async def test_the_service_takes_what_the_example_sends(example: ModuleType) -> 
 
         replaced = await run(example, url, service.write, "--replace")
         assert replaced.exit_code == 0, replaced.output
-        assert "deleting the earlier my-api" in replaced.stderr
+        assert replaced.stdout == first.stdout, "it has the URL that it had"

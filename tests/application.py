@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 from tests.stores import memory_store
 
+from builderd import bootstrap
 from builderd.adapters.fakes.archive import FakeArchive
 from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.adapters.fakes.clock import FakeClock
 from builderd.adapters.fakes.engine import FakeEngine, FakeSandbox
 from builderd.adapters.fakes.installer import FakeInstaller
 from builderd.adapters.fakes.previews import FakePreviews
+from builderd.adapters.fakes.scanners import FakeScanner
 from builderd.adapters.fakes.testers import FakeTesters
 from builderd.adapters.fakes.uploads import FakeUploads
 from builderd.adapters.fakes.webhooks import FakeWebhookSender
@@ -42,12 +44,15 @@ from builderd.services import builders, bundles, deployments, outcomes
 from builderd.services.application import Application, Limits
 from builderd.services.builders import Caller, Command, NewBuilder
 from builderd.services.deployments import Change
+from builderd.services.reviews import Gate
+from builderd.settings import Settings
 
 T = TypeVar("T")
 
 MAIN = BundleFile("main.py", b"print('hello')\n")
 REQUIREMENTS = BundleFile("requirements.txt", b"flask\n")
 ENTRYPOINT = "python3 main.py"
+POLICY = bootstrap.make_review_policy(Settings())
 #: Against hanging only.
 PATIENCE = 30.0
 
@@ -62,6 +67,7 @@ class World:
     bundles: FakeBundles
     installer: FakeInstaller
     testers: FakeTesters
+    scanner: FakeScanner
     clock: FakeClock
     caller: Caller
     #: What the reconcilers that were ended in a test must not use any more.
@@ -296,15 +302,23 @@ async def fake_world(**limits: Any) -> AsyncIterator[World]:
     """Ready for builders; nothing reconciles yet."""
     clock = FakeClock()
     engine, previews, stored, installer = FakeEngine(clock.now), FakePreviews(), FakeBundles(), FakeInstaller()
-    testers = FakeTesters()
+    testers, scanner = FakeTesters(), FakeScanner()
     async with memory_store() as store:
         application = make_application(
-            store, engine, previews, stored, installer, testers, clock, Limits(**{"qa_report": False, **limits})
+            store,
+            engine,
+            previews,
+            stored,
+            installer,
+            testers,
+            scanner,
+            clock,
+            Limits(**{"qa_report": False, **limits}),
         )
         await engine.prepare(lambda _: None)
         await previews.start()
         nobody = Caller(TenantId(""), "")
-        world = World(application, engine, previews, stored, installer, testers, clock, nobody)
+        world = World(application, engine, previews, stored, installer, testers, scanner, clock, nobody)
         world.caller = await world.tenant("acme")
         yield world
 
@@ -316,6 +330,7 @@ def make_application(
     stored: FakeBundles,
     installer: FakeInstaller,
     testers: FakeTesters,
+    scanner: FakeScanner,
     clock: Clock,
     limits: Limits,
 ) -> Application:
@@ -328,6 +343,7 @@ def make_application(
         installer=installer,
         uploads=FakeUploads(),
         testers=testers,
+        review=Gate(scanner, POLICY),
         signals=LocalSignals(),
         clock=clock,
         vault=in_memory(),

@@ -15,7 +15,7 @@ from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 from builderd.domain.review_policies import Policy
 from builderd.domain.reviews import Acceptance, Finding, Report, Severity, Verdict, judge
-from builderd.services.reviews import review
+from builderd.services import reviews
 from builderd.settings import Settings
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -43,7 +43,8 @@ class Gate:
     policy: Policy
 
     def review(self, files: Files, entrypoint: str = "python3 app.py", accepted: Iterable[Acceptance] = ()) -> Reviewed:
-        report = asyncio.run(review(self.scanner, self.policy, bundle_of(files), entrypoint, NOW))
+        gate = reviews.Gate(self.scanner, self.policy)
+        report = asyncio.run(gate.review(bundle_of(files), entrypoint, NOW))
         return Reviewed(report, judge(report, accepted, NOW))
 
 

@@ -21,6 +21,7 @@ from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.adapters.fakes.installer import FakeInstaller
 from builderd.adapters.fakes.previews import FakePreviews
+from builderd.adapters.fakes.scanners import FakeScanner
 from builderd.adapters.fakes.testers import FakeTesters
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.stores.sql.tables import metadata
@@ -131,7 +132,10 @@ class HurriedClock(SystemClock):
 
 async def _make(store: SqlStore, limits: Limits) -> Service:
     engine, previews, bundles, installer = FakeEngine(), FakePreviews(), FakeBundles(), FakeInstaller()
-    application = make_application(store, engine, previews, bundles, installer, FakeTesters(), HurriedClock(), limits)
+    testers, scanner = FakeTesters(), FakeScanner()
+    application = make_application(
+        store, engine, previews, bundles, installer, testers, scanner, HurriedClock(), limits
+    )
     return Service(
         application=application,
         engine=engine,

@@ -98,6 +98,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
     async with store(settings) as opened:
         clock = SystemClock(settings.data_dir / "clock.json")
         engine, testers = make_engine(settings, clock), LocalTesters(settings.qa.chromium)
+        review = make_review_gate(settings)
         keeping = asyncio.create_task(clock.keeping())
         try:
             yield Application(
@@ -113,6 +114,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
                     UvInstaller(version("uv"), settings.package_index), NpmInstaller(settings.npm_registry)
                 ),
                 testers=testers,
+                review=review,
                 signals=LocalSignals(),
                 clock=clock,
                 vault=make_vault(settings),
@@ -130,6 +132,7 @@ async def application(settings: Settings) -> AsyncIterator[Application]:
         finally:
             keeping.cancel()
             await testers.close()
+            await review.close()
             await engine.close()
             clock.keep()
 
@@ -245,6 +248,11 @@ def make_scanner() -> TripwireScanner:
     return TripwireScanner(find)
 
 
+def make_review_gate(settings: Settings) -> reviews.Gate:
+    """Raises ``ValidationFailed`` when the operator's policy is none."""
+    return reviews.Gate(make_scanner(), make_review_policy(settings))
+
+
 def make_review_policy(settings: Settings) -> Policy:
     """The operator's, or the default. Raises ``ValidationFailed`` that says what is wrong with it."""
     file = settings.review.policy or DEFAULT_POLICY
@@ -317,6 +325,7 @@ async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> No
 async def _work(app: Application, settings: Settings, servers: Servers) -> None:
     """Prepare the engine, then keep builders as they are wanted."""
     await _prepare(app)
+    await app.review.prepare()
     await servers.add(create_inside_app(app), app.engine.gateway, settings.inside_port)
     fault = kill_at(settings.fault) if settings.fault else no_fault
     async with asyncio.TaskGroup() as group:
@@ -409,11 +418,11 @@ async def rotate_vault(settings: Settings, say: Callable[[str], None]) -> int:
 
 async def review_code(settings: Settings, bundle: Bundle, entrypoint: str) -> Report:
     """What the review says of this code, before anything of it is deployed."""
-    scanner = make_scanner()
+    gate = make_review_gate(settings)
     try:
-        return await reviews.review(scanner, make_review_policy(settings), bundle, entrypoint, SystemClock().now())
+        return await gate.review(bundle, entrypoint, SystemClock().now())
     finally:
-        await scanner.close()
+        await gate.close()
 
 
 def examine(settings: Settings) -> Sequence[Equipment]:

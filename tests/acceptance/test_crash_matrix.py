@@ -19,6 +19,7 @@ pytestmark = pytest.mark.root
 STEPS = {
     "create": (
         "SetRoute",
+        "Review",
         "Install",
         "CreateDisk",
         "PutBundle",

@@ -7,7 +7,10 @@ The codes are those of the HTTP contract.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from builderd.domain.reviews import Report, Verdict
 
 
 class BuilderdError(Exception):
@@ -98,6 +101,13 @@ class ValidationFailed(BuilderdError):
 
 class StageFailed(BuilderdError):
     """Base of a failed stage: the builder is kept in ``failed``; ``data.uuid`` names it."""
+
+
+class ReviewFailed(StageFailed):
+    """The review found what must not run, and nothing was run. ``found`` says what, where and why."""
+
+    code = "review_failed"
+    found: tuple[Report, Verdict] | None = None
 
 
 class InstallFailed(StageFailed):

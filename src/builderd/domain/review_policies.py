@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from builderd.domain.errors import ValidationFailed
-from builderd.domain.reviews import SANITY, Severity
+from builderd.domain.reviews import ADVICE, BLIND, SANITY, Severity
 
 OFF = "off"
 
@@ -49,10 +49,13 @@ class Policy:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def severity(self, rule: str) -> Severity | None:
-        """What the rule weighs; None: it is left out. A rule that no pattern names warns."""
+        """What the rule weighs; None: it is left out. A rule that no pattern names warns.
+
+        No policy lets through what could not be judged, or lets a language model do more than hold.
+        """
         if rule not in self._weights:
             found = [severity for pattern, severity in self._patterns if pattern.match(rule)]
-            self._weights[rule] = found[-1] if found else Severity.WARN
+            self._weights[rule] = _within_bounds(rule, found[-1] if found else Severity.WARN)
         return self._weights[rule]
 
     def weighs_less(self, path: str) -> bool:
@@ -70,6 +73,14 @@ class Policy:
     @cached_property
     def _places(self) -> tuple[re.Pattern[str], ...]:
         return tuple(re.compile(translate(pattern), re.IGNORECASE) for pattern in self.demoted)
+
+
+def _within_bounds(rule: str, severity: Severity | None) -> Severity | None:
+    if rule.startswith(SANITY):
+        return Severity.BLOCK
+    if rule.startswith(ADVICE) and (severity is Severity.BLOCK or rule in BLIND):
+        return Severity.HOLD
+    return severity
 
 
 def make_policy(document: Any) -> Policy:
@@ -116,3 +127,5 @@ def _rule_faults(rules: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"rules.{name}", "must be block, hold, warn or off"
         elif str(name).startswith(SANITY) and word != Severity.BLOCK.value:
             yield f"rules.{name}", "must be block: what cannot be judged is not let through"
+        elif str(name).startswith(ADVICE) and word == Severity.BLOCK.value:
+            yield f"rules.{name}", "must be hold, warn or off: a language model may do no more than hold"

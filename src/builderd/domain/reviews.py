@@ -6,17 +6,25 @@ The gate is a tripwire: it catches what is plainly meant ill or plainly broken. 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from builderd.domain.ids import BuilderId
 
 #: Rules of this family say that the code could not be judged or cannot run; nobody can accept them.
 SANITY = "SAN-"
-#: So many findings of one rule are told, and so many in all; the number left out is told too.
+#: Rules of this family are what the optional language model says; they hold at most.
+ADVICE = "LLM-"
+#: Rules that say that something could not look: the next review looks again.
+BLIND = frozenset({"SAN-scanner", "LLM-failed"})
+#: So many warnings of one rule are told, and so many findings in all; the number left out is told too.
 MAX_OF_RULE, MAX_FINDINGS = 25, 300
+#: So many of those that stand in the way are in a summary.
+SHOWN = 5
 
 
 class Severity(StrEnum):
@@ -93,7 +101,8 @@ class Report:
     """What a review of one content under one policy found; the same for both, whenever it is made.
 
     ``content_hash`` covers the files and the entrypoint. ``scanners`` name the tools with their versions.
-    ``left_out`` counts findings that are not told, by rule. ``seconds`` is what it took when it was made.
+    ``left_out`` counts findings that are not told, by rule; ``untold`` those of them that block or hold, which nobody
+    can accept. ``seconds`` is what it took when it was made.
     """
 
     content_hash: str
@@ -104,18 +113,38 @@ class Report:
     seconds: float
     reviewed_at: datetime
     left_out: Mapping[str, int]
+    untold: int = 0
+
+    @property
+    def key(self) -> str:
+        """Names the report among all of a tenant."""
+        return report_key(self.content_hash, self.policy_hash)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all scanners have looked: then the same content need not be looked at again."""
+        return not any(finding.rule in BLIND for finding in self.findings)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``open`` are the findings that keep the version from running, the gravest first."""
+    """``open`` are the findings that keep the version from running, the gravest first; ``untold`` counts more of them.
+
+    ``accepted`` are by fingerprint.
+    """
 
     open: tuple[Finding, ...]
     accepted: Mapping[str, Acceptance]
+    untold: int = 0
 
     @property
     def passed(self) -> bool:
-        return not self.open
+        return not self.open and not self.untold
+
+    @property
+    def until(self) -> datetime | None:
+        """When the first of what was accepted is not any more; None: never."""
+        return min((one.expires_at for one in self.accepted.values() if one.expires_at), default=None)
 
 
 def judge(report: Report, acceptances: Iterable[Acceptance], now: datetime) -> Verdict:
@@ -124,12 +153,17 @@ def judge(report: Report, acceptances: Iterable[Acceptance], now: datetime) -> V
     stays = [f for f in report.findings if f.severity is not Severity.WARN]
     still_open = tuple(f for f in stays if not f.acceptable or f.fingerprint not in accepted)
     counted = {f.fingerprint: accepted[f.fingerprint] for f in stays if f not in still_open}
-    return Verdict(still_open, counted)
+    return Verdict(still_open, counted, report.untold)
 
 
 def content_hash(bundle_hash: str, entrypoint: str) -> str:
     """Names what a review judges: the files, and the command that decides which of them run."""
     return hashlib.sha256(f"review 1\n{bundle_hash}\n{entrypoint}".encode()).hexdigest()
+
+
+def report_key(content: str, policy: str) -> str:
+    """Of the report on this content under this policy. 64 hex characters."""
+    return hashlib.sha256(f"report\n{content}\n{policy}".encode()).hexdigest()
 
 
 def fingerprints(hits: Sequence[Hit]) -> Sequence[str]:
@@ -148,33 +182,49 @@ def ordered(findings: Iterable[Finding]) -> Sequence[Finding]:
     return sorted(findings, key=lambda f: (ORDER[f.severity], f.path, f.line, f.rule))
 
 
-def cut(findings: Sequence[Finding]) -> tuple[tuple[Finding, ...], Mapping[str, int]]:
-    """As many as a person reads, and how many of each rule were left out.
+class Cut(NamedTuple):
+    """``left_out`` counts what is not told, by rule; ``untold`` those of it that block or hold."""
 
-    Never a block or a hold for the sake of a warning, since the gravest come first.
-    """
+    kept: tuple[Finding, ...]
+    left_out: Mapping[str, int]
+    untold: int
+
+
+def cut(findings: Sequence[Finding]) -> Cut:
+    """As many as a person reads. Never a block or a hold for the sake of a warning, since the gravest come first."""
     kept: list[Finding] = []
-    of_rule: dict[tuple[str, Severity], int] = {}
-    left_out: dict[str, int] = {}
+    warnings: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    untold = 0
     for finding in ordered(findings):
-        key = (finding.rule, finding.severity)
-        of_rule[key] = of_rule.get(key, 0) + 1
-        if of_rule[key] > MAX_OF_RULE or len(kept) >= MAX_FINDINGS:
-            left_out[finding.rule] = left_out.get(finding.rule, 0) + 1
-        else:
+        is_warning = finding.severity is Severity.WARN
+        warnings[finding.rule] += is_warning
+        if len(kept) < MAX_FINDINGS and not (is_warning and warnings[finding.rule] > MAX_OF_RULE):
             kept.append(finding)
-    return tuple(kept), left_out
+            continue
+        left_out[finding.rule] += 1
+        untold += not is_warning
+    return Cut(tuple(kept), dict(left_out), untold)
 
 
 def summary(verdict: Verdict) -> str:
     """One paragraph for whoever deployed it: what stands in the way, and what to do."""
-    blocks = [f for f in verdict.open if f.severity is Severity.BLOCK]
-    holds = len(verdict.open) - len(blocks)
-    counts = [f"{len(blocks)} block it" if blocks else "", f"{holds} hold it until accepted" if holds else ""]
+    blocks = len([f for f in verdict.open if f.severity is Severity.BLOCK])
+    holds = len(verdict.open) - blocks
+    counts = [
+        f"{blocks} {'blocks' if blocks == 1 else 'block'} it" if blocks else "",
+        f"{holds} {'holds' if holds == 1 else 'hold'} it until accepted" if holds else "",
+        f"{verdict.untold} more are not told" if verdict.untold else "",
+    ]
     told = " and ".join(count for count in counts if count)
-    lines = [f"{place(f)}: {f.message} ({f.rule}). {f.advice}" for f in verdict.open[:5]]
-    more = f"\n… and {len(verdict.open) - 5} more." if len(verdict.open) > 5 else ""
-    return f"The review found what must not run; nothing was run: {told}.\n" + "\n".join(lines) + more
+    lines = [_told(finding) for finding in verdict.open[:SHOWN]]
+    more = f"\n… and {len(verdict.open) - SHOWN} more." if len(verdict.open) > SHOWN else ""
+    return f"The review found what must not run, so nothing was run: {told}.\n" + "\n".join(lines) + more
+
+
+def _told(finding: Finding) -> str:
+    line = f"\n    {finding.text}" if finding.text else ""
+    return f"{place(finding)}: {finding.message} ({finding.rule}). {finding.advice}.{line}"
 
 
 def place(finding: Finding) -> str:

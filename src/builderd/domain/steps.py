@@ -34,6 +34,8 @@ class VersionSeen:
     qa_due: bool = False
     #: What fails the QA gate does not stay up.
     qa_required: bool = False
+    #: The review is to let it pass still: nothing of it runs before that.
+    review_due: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,13 @@ class Observed:
 
 
 # The steps
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """Have this version's code reviewed, and beside that what it needs installed as far as that runs no code of it."""
+
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +209,8 @@ class Wait:
 
 
 Step = (
-    Install
+    Review
+    | Install
     | CreateDisk
     | RecoverDisk
     | PutBundle
@@ -386,9 +396,9 @@ def _towards_started(builder: Builder, seen: Observed) -> Step:
 
 def prepare(version: VersionSeen) -> Step | None:
     """What a version needs before anything of it is started, a builder's first one as well as a candidate."""
-    if not version.layer_ready:
-        return Install(version.number)
-    return None
+    if version.review_due:
+        return Review(version.number)
+    return None if version.layer_ready else Install(version.number)
 
 
 def _after_ends(builder: Builder, seen: Observed) -> Step | None:

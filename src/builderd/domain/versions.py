@@ -65,10 +65,11 @@ class Version:
 
     ``layer_key`` is None until it was planned, and ``NO_LAYER`` where none is needed.
 
-    ``review_passed`` and ``qa_passed`` are None until their gate has judged this version. ``failure_code`` is the
-    stage's error that a failed one met. ``rolled_back_to`` is the number of the version whose code and settings it
-    has again. ``fresh_since`` is the number of the builder's version that was last to be installed afresh: from
-    that one on its layers are not those that were made before.
+    ``review_passed`` and ``qa_passed`` are None until their gate has judged this version. ``review_key`` names the
+    report that the first stands on, and ``review_until`` is when a finding that was accepted for it is not accepted
+    any more. ``failure_code`` is the stage's error that a failed one met. ``rolled_back_to`` is the number of the
+    version whose code and settings it has again. ``fresh_since`` is the number of the builder's version that was last
+    to be installed afresh: from that one on its layers are not those that were made before.
     """
 
     builder_id: BuilderId
@@ -85,6 +86,18 @@ class Version:
     failure_code: str | None = None
     rolled_back_to: int | None = None
     fresh_since: int | None = None
+    review_key: str | None = None
+    review_until: datetime | None = None
+
+    def reviewed(self, now: datetime) -> bool | None:
+        """What the review says of it by now; None: it was not reviewed, or the review was left out."""
+        if self.review_passed and self.review_until is not None and self.review_until <= now:
+            return False
+        return self.review_passed
+
+    def review_due(self, now: datetime) -> bool:
+        """Whether it must be reviewed before it is started."""
+        return not self.settings.skip_review and not self.reviewed(now)
 
 
 def env_fault(name: str, value: str) -> str | None:

@@ -24,6 +24,7 @@ from builderd.domain.metrics import Step, Watched
 from builderd.domain.prices import Segment, Sum
 from builderd.domain.qa import QaReport, Screenshot
 from builderd.domain.quotas import Demand
+from builderd.domain.reviews import Acceptance, Report
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.ssh import Grant
 from builderd.domain.tenants import Tenant
@@ -465,6 +466,28 @@ class QaReports(Protocol):
         """Those of the builder, with their screenshots, but none whose copy may still be there."""
 
 
+class Reviews(Protocol):
+    def get(self, tenant: TenantId, key: str) -> Report | None:
+        """By ``Report.key``."""
+
+    def put(self, tenant: TenantId, report: Report) -> None:
+        """In the place of one with the same key. A character that cannot be stored becomes U+FFFD."""
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Remove at most so many that were made before this and that no version of a live builder has; how many."""
+
+
+class Acceptances(Protocol):
+    def save(self, acceptance: Acceptance) -> None:
+        """In the place of an earlier one of the same finding. The builder must be locked."""
+
+    def of_builder(self, builder: BuilderId) -> Sequence[Acceptance]:
+        """Oldest first, those that are over included."""
+
+    def delete(self, builder: BuilderId) -> None:
+        """All of the builder."""
+
+
 class UnitOfWork(Protocol):
     @property
     def tenants(self) -> Tenants: ...
@@ -506,6 +529,10 @@ class UnitOfWork(Protocol):
     def idempotency(self) -> Idempotency: ...
     @property
     def qa_reports(self) -> QaReports: ...
+    @property
+    def reviews(self) -> Reviews: ...
+    @property
+    def acceptances(self) -> Acceptances: ...
 
 
 class Store(Protocol):

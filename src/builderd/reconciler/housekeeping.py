@@ -25,6 +25,8 @@ UNUSED_WHEN_TIGHT = timedelta(hours=1)
 BATCH, PAUSE = 500, 0.05
 #: A retry key is good for so long (the contract says so), and no longer.
 RETRY_KEYS = timedelta(hours=24)
+#: A review that no version has is kept so long, in case the same code comes again.
+REVIEWS = timedelta(days=1)
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class Housekeeping:
         await self._all(lambda uow: uow.events.expire(old, BATCH))
         await self._all(lambda uow: uow.sandboxes.expire(old, BATCH))
         await self._all(lambda uow: uow.build_logs.expire(old, BATCH))
+        await self._all(lambda uow: uow.reviews.expire(now - REVIEWS, BATCH))
         await self._all(lambda uow: uow.deliveries.expire(sent, BATCH))
         await self._app.store.write(lambda uow: uow.ssh_grants.expire(old))
         await self._app.store.write(lambda uow: uow.idempotency.expire(now - RETRY_KEYS))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from builderd.domain.errors import InstallFailed
-from builderd.domain.ids import TenantId
+from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.layers import BuildOutcome, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.versions import NO_LAYER
@@ -35,32 +35,75 @@ class Installed:
     reused: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Early:
+    """An install that goes on beside the review, and stops before anything foreign until that has passed."""
+
+    version: int
+    passed: asyncio.Event
+    task: asyncio.Task[Installed]
+
+
 class Installs:
     """Makes layers, a few at once; one tenant's do not keep the others' waiting."""
 
     def __init__(self, application: Application) -> None:
         self._app = application
+        self._early: dict[BuilderId, _Early] = {}
         self._turns = asyncio.Semaphore(MAX_BUILDS)
         self._turns_of: defaultdict[TenantId, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_OF_TENANT))
 
+    async def begin(self, subject: Subject) -> None:
+        """Make as much of the layer as runs no code of anybody's, until ``install`` asks for all of it."""
+        await self.leave(subject.builder.id)
+        passed = asyncio.Event()
+        task = asyncio.create_task(self._make(subject, passed))
+        task.add_done_callback(_looked_at)
+        self._early[subject.builder.id] = _Early(subject.version.number, passed, task)
+
+    async def leave(self, builder_id: BuilderId) -> None:
+        """Nobody will ask for what was begun; it has ended then."""
+        early = self._early.pop(builder_id, None)
+        if early is not None:
+            early.task.cancel()
+            await asyncio.wait({early.task})
+
     async def install(self, subject: Subject) -> Installed:
-        """Make the layer, or find it made. Raises ``InstallFailed`` with the resolver's own message."""
+        """Make the layer, or find it made: the review has passed. Raises ``InstallFailed`` with the installer's words.
+
+        What was begun is gone on with.
+        """
+        early = self._early.get(subject.builder.id)
+        if early is not None and early.version == subject.version.number:
+            early.passed.set()
+            try:
+                return await asyncio.shield(early.task)
+            finally:
+                await self.leave(subject.builder.id)
+        passed = asyncio.Event()
+        passed.set()
+        return await self._make(subject, passed)
+
+    async def _make(self, subject: Subject, passed: asyncio.Event) -> Installed:
         plan, tenant = await _plan(self._app, subject), subject.builder.tenant_id
         if plan is None:
             return Installed(NO_LAYER, 0.0, reused=True)
         for known in (plan, self._app.installer.from_source(plan, tenant)):
             if known is not None and await self._app.engine.has_layer(key := _own(known, subject).key):
                 return Installed(key, 0.0, reused=True)
+        if plan.runs_foreign_code:
+            await passed.wait()
         async with self._turns_of[tenant], self._turns, BuildLog(self._app, subject) as log:
-            return await self._build(plan, subject, log)
+            return await self._build(plan, subject, log, passed)
 
-    async def _build(self, plan: LayerPlan, subject: Subject, log: BuildLog) -> Installed:
+    async def _build(self, plan: LayerPlan, subject: Subject, log: BuildLog, passed: asyncio.Event) -> Installed:
         engine, installer = self._app.engine, self._app.installer
         made = _own(plan, subject)
         outcome = await engine.build_layer(made, log.line)
         seconds = outcome.seconds
         fallback = None if outcome.ok else installer.fallback(plan, outcome.output, subject.builder.tenant_id)
         if fallback is not None:
+            await passed.wait()
             log.line("No wheels for everything: building from source in a sandbox of its own.")
             made = _own(fallback, subject)
             outcome = await engine.build_layer(made, log.line)
@@ -68,6 +111,12 @@ class Installs:
         if not outcome.ok:
             raise InstallFailed(_explain(self._app, outcome))
         return Installed(made.key, seconds, outcome.reused)
+
+
+def _looked_at(task: asyncio.Task[Installed]) -> None:
+    """A failure that nobody asks for is none: who asks for the layer later meets it again."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _own(plan: LayerPlan, subject: Subject) -> LayerPlan:

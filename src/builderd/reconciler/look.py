@@ -111,6 +111,7 @@ async def _version(application: Application, version: Version) -> VersionSeen:
         layer_ready=await _layer_ready(application, version),
         qa_required=version.settings.require_qa,
         qa_due=version.qa_passed is None and not version.settings.skip_qa,
+        review_due=version.review_due(application.clock.now()),
     )
 
 

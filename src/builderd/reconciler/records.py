@@ -8,20 +8,21 @@ from datetime import datetime
 from typing import Any
 
 from builderd.domain.builders import Builder, Desired, Handover, JobType, Status
-from builderd.domain.errors import QaFailed
+from builderd.domain.errors import QaFailed, ReviewFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.failures import describe_end, restart_note
 from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.prices import Billing, Prices
 from builderd.domain.qa import Check, check_exit, gate_failure, gate_of_failure, gate_passed
+from builderd.domain.reviews import Report, summary
 from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport
 from builderd.domain.steps import MAX_EXITS, recent_crashes
 from builderd.domain.versions import NO_LAYER, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.install import Installed
 from builderd.reconciler.look import Known, Subject, read
-from builderd.services import candidates, credentials, deployments, ledger, qa, statuses
+from builderd.services import candidates, credentials, deployments, ledger, qa, statuses, verdicts
 from builderd.services.application import Application
 
 REUSED = "The requirements are as they were before: their layer is reused."
@@ -64,6 +65,13 @@ def still_wanted(builder: Builder, looked_at: Builder, version: Version) -> bool
     return same_candidate(builder, looked_at)
 
 
+def as_stored(uow: UnitOfWork, version: Version) -> Version:
+    """The version as it is now: a gate may have judged it since it was read."""
+    found = uow.versions.get(version.builder_id, version.number)
+    assert found is not None, "a builder's versions are always stored"
+    return found
+
+
 def stage_started(uow: UnitOfWork, builder: Builder, stage: str, now: datetime) -> None:
     _event(uow, builder, "stage.started", now, reason=stage, details={"stage": stage})
 
@@ -91,6 +99,24 @@ def stage_finished(
 ) -> None:
     details = {"stage": stage, "seconds": round(seconds, 3), "ok": ok, **more}
     _event(uow, builder, "stage.finished", now, reason=note or stage, details=details)
+
+
+def reviewed(
+    uow: UnitOfWork,
+    builder: Builder,
+    version: Version,
+    report: Report,
+    now: datetime,
+    *,
+    seconds: float,
+    reused: bool,
+) -> None:
+    """The review has judged the version; what does not pass fails with it."""
+    verdict = verdicts.record(uow, builder, version.number, report, SYSTEM, now)
+    note = "passed" if verdict.passed else summary(verdict)
+    stage_finished(uow, builder, "review", now, seconds=seconds, ok=verdict.passed, note=note, reused=reused)
+    if not verdict.passed:
+        failed(uow, builder, version, code=ReviewFailed.code, reason=note, now=now)
 
 
 def disk_made(uow: UnitOfWork, subject: Subject, prices: Prices, now: datetime, *, anew: bool) -> None:
@@ -226,9 +252,10 @@ def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) 
 
 def deployed(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
     """The version has been up."""
-    if version.status is not VersionStatus.PENDING:
+    stored = as_stored(uow, version)
+    if stored.status not in (VersionStatus.PENDING, VersionStatus.FAILED):
         return
-    uow.versions.save(replace(version, status=VersionStatus.DEPLOYED))
+    uow.versions.save(replace(stored, status=VersionStatus.DEPLOYED, status_reason="", failure_code=None))
     _event(uow, builder, "version.deployed", now, reason=deployed_reason(version), details={"version": version.number})
 
 
@@ -272,7 +299,10 @@ def failed(
     exit_code: int | None = None,
 ) -> None:
     """A stage failed: the builder is kept in ``failed``, to be looked at and tried again; or its candidate fails."""
-    candidates.fail(uow, builder, version, code, reason, now)
+    stored = as_stored(uow, version)
+    if stored.status is VersionStatus.FAILED:  # it was tried again
+        uow.versions.save(replace(stored, status_reason=reason, failure_code=code))
+    candidates.fail(uow, builder, stored, code, reason, now)
     if version.number == builder.candidate:
         turned_down(uow, builder, now)
         return
@@ -355,6 +385,7 @@ def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
     uow.ledger.close(builder.id, now)
     uow.build_logs.delete(builder.id)
     uow.qa_reports.delete(builder.id)
+    uow.acceptances.delete(builder.id)
     changed = statuses.change(uow, builder, Status.DELETED, builder.desired_reason, now)
     uow.builders.save(replace(changed, deleted_at=now))
 

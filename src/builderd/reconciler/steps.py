@@ -31,7 +31,7 @@ from builderd.reconciler.look import Subject
 from builderd.reconciler.result import Result
 from builderd.reconciler.starting import last_lines, make_spec, new_sandbox, put_bundle
 from builderd.reconciler.trials import Trials
-from builderd.services import backups, bundles, qa
+from builderd.services import backups, bundles, qa, verdicts
 from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class Steps:
     ) -> Result:
         """Do one step. Raises what the ports raise."""
         match step:
+            case domain.Review(number):
+                return await self._review(subject.of(number))
             case domain.Install(number):
                 return await self._install(subject.of(number))
             case domain.CreateDisk():
@@ -100,6 +102,25 @@ class Steps:
             case domain.Wait():
                 return Result()
 
+    async def leave(self, builder_id: BuilderId) -> None:
+        """Nobody works on this builder any more: end what goes on beside its steps."""
+        await self._installs.leave(builder_id)
+
+    async def _review(self, subject: Subject) -> Result:
+        begun = self._now()
+        if subject.version.layer_key is None:
+            await self._installs.begin(subject)
+        tenant_id = subject.builder.tenant_id
+        report, reused = await verdicts.report_of(self._app, tenant_id, subject.version)
+        now = self._now()
+        seconds = (now - begun).total_seconds()
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            if records.still_wanted(builder, subject.builder, subject.version):
+                records.reviewed(uow, builder, subject.version, report, now, seconds=seconds, reused=reused)
+
+        return Result(record)
+
     async def _install(self, subject: Subject) -> Result:
         try:
             installed = await self._installs.install(subject)
@@ -109,7 +130,8 @@ class Steps:
         now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            uow.versions.save(replace(subject.version, layer_key=installed.layer_key))
+            version = records.as_stored(uow, subject.version)
+            uow.versions.save(replace(version, layer_key=installed.layer_key))
             records.installed(uow, builder, subject.version, installed, now)
 
         return Result(record)

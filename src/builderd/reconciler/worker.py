@@ -19,6 +19,7 @@ from builderd.domain.steps import (
     CheckApp,
     Install,
     Observed,
+    Review,
     Step,
     StopSandbox,
     TryCandidate,
@@ -46,7 +47,7 @@ MAX_TROUBLES = 4
 #: A step that is chosen so many times in a row does not change anything.
 MAX_REPEATS = 20
 #: Steps that may take long, and give way to what is more urgent.
-LONG = Install | AwaitListening | CheckApp | TryCandidate
+LONG = Review | Install | AwaitListening | CheckApp | TryCandidate
 #: Steps that are carried out at the same time, but for those that mostly wait.
 MAX_TURNS = 32
 
@@ -99,6 +100,7 @@ class Worker:
         except ClaimLost:
             log.info("the claim on builder %s was lost", self._id)
         finally:
+            await self._crew.steps.leave(self._id)
             await claim.release(due)
 
     async def _work(self, known: Known | None) -> datetime | None:

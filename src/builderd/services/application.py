@@ -31,6 +31,7 @@ from builderd.ports.uploads import Uploads
 from builderd.ports.vault import Vault
 from builderd.ports.webhooks import WebhookSender
 from builderd.services.allowances import Allowances
+from builderd.services.reviews import Gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Application:
     bundles: Bundles
     installer: Installer
     testers: Testers
+    review: Gate
     signals: Signals
     clock: Clock
     vault: Vault

@@ -55,6 +55,7 @@ class BuilderView:
     preview_url: str
     cost: Cost
     needs_restart: bool
+    review_passed: bool | None
     last_backup: Backup | None = None
     last_good_backup: Backup | None = None
 
@@ -162,7 +163,8 @@ def views(
         cost = Cost(application.prices.currency, rate_digits(rate), rate_digits(spent.hours), cents(spent.money))
         url = application.preview_domain.url(builder.host)
         stale = credentials.is_stale(uow, builder, version)
-        shown.append(BuilderView(builder, version, url, cost, stale, tried.get(builder.id), done.get(builder.id)))
+        judged, last = version.reviewed(now), tried.get(builder.id)
+        shown.append(BuilderView(builder, version, url, cost, stale, judged, last, done.get(builder.id)))
     return shown
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -18,10 +19,12 @@ from builderd.domain.errors import (
     NoCapacity,
     NotFound,
     QaFailed,
+    ReviewFailed,
     StartFailed,
 )
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
+from builderd.domain.reviews import Report, Verdict, judge
 from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
@@ -38,7 +41,16 @@ SHORT_INTERVAL = 0.01
 
 FAILURES: dict[str, type[BuilderdError]] = {
     error.code: error
-    for error in (InstallFailed, StartFailed, QaFailed, NoCapacity, EngineUnavailable, InvalidState, BackupFailed)
+    for error in (
+        ReviewFailed,
+        InstallFailed,
+        StartFailed,
+        QaFailed,
+        NoCapacity,
+        EngineUnavailable,
+        InvalidState,
+        BackupFailed,
+    )
 }
 
 
@@ -50,7 +62,7 @@ async def wait(application: Application, builder_id: BuilderId, run: int) -> Bui
     builder = await reached(application, builder_id, run)
     failure = failure_of(builder)
     if failure is not None and builder.settled_run >= run:
-        raise failure
+        raise await _with_findings(application, failure, builder, builder.version)
     return builder
 
 
@@ -71,6 +83,23 @@ def failure_of(builder: Builder) -> BuilderdError | None:
     return FAILURES[builder.failure_code](builder.status_reason, data={"uuid": builder.id})
 
 
+async def _with_findings(
+    application: Application, failure: BuilderdError, builder: Builder, number: int
+) -> BuilderdError:
+    """A failed review carries what it found."""
+    if isinstance(failure, ReviewFailed):
+        now = application.clock.now()
+        failure.data["version"] = number
+        failure.found = await application.store.read(lambda uow: _found(uow, builder, number, now))
+    return failure
+
+
+def _found(uow: UnitOfWork, builder: Builder, number: int, now: datetime) -> tuple[Report, Verdict] | None:
+    version = uow.versions.get(builder.id, number)
+    report = uow.reviews.get(builder.tenant_id, version.review_key) if version and version.review_key else None
+    return (report, judge(report, uow.acceptances.of_builder(builder.id), now)) if report else None
+
+
 async def deployed(application: Application, builder_id: BuilderId, number: int) -> Builder:
     """The builder once this version has taken over. Raises the error of the stage at which it failed.
 
@@ -84,7 +113,8 @@ async def deployed(application: Application, builder_id: BuilderId, number: int)
         await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
     if version.status is VersionStatus.FAILED and builder.desired is not Desired.DELETED:
         data = {"uuid": builder.id, "version": number}
-        raise FAILURES[version.failure_code or InvalidState.code](version.status_reason, data=data)
+        failure = FAILURES[version.failure_code or InvalidState.code](version.status_reason, data=data)
+        raise await _with_findings(application, failure, builder, number)
     return builder
 
 

@@ -1,16 +1,22 @@
-"""Reviews: have a version's files scanned, judge what was seen by the policy, and keep what people accept."""
+"""Reviews: have a version's files scanned, and judge what was seen by the policy."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from builderd.domain.bundles import Bundle, BundleFile, path_fault
+from builderd.domain.bundles import Bundle, path_fault
 from builderd.domain.entrypoints import Entry, entry_of
+from builderd.domain.ids import TenantId
 from builderd.domain.reach import reached
 from builderd.domain.review_policies import Policy
 from builderd.domain.reviews import (
+    ADVICE,
+    BLIND,
     SANITY,
     Finding,
     Hit,
@@ -24,34 +30,70 @@ from builderd.domain.reviews import (
 from builderd.domain.sources import CODE, Kind, kind_of
 from builderd.ports.scanners import Scan, Scanner
 
-
-async def review(scanner: Scanner, policy: Policy, bundle: Bundle, entrypoint: str, now: datetime) -> Report:
-    """Scan the files and judge them. Never raises for what is in them: what cannot be judged is a finding."""
-    begun = time.monotonic()
-    scan = await scanner.scan(bundle, policy.limits)
-    findings, left_out = cut(list(assess(bundle, entrypoint, scan, policy)))
-    return Report(
-        content_hash=content_hash(bundle.hash, entrypoint),
-        policy_hash=policy_key(policy, scanner),
-        findings=findings,
-        scanners=dict(scan.scanners),
-        files=len(bundle.files),
-        seconds=round(time.monotonic() - begun, 3),
-        reviewed_at=now,
-        left_out=left_out,
-    )
+#: Reviews of one tenant at the same time: they do not keep the others' waiting.
+MAX_OF_TENANT = 2
 
 
-def policy_key(policy: Policy, scanner: Scanner) -> str:
-    """Names all that decides a report besides the content: the policy, and the scanners with their rules."""
-    return content_hash(policy.hash, scanner.name)
+def _turns() -> defaultdict[TenantId, asyncio.Semaphore]:
+    return defaultdict(lambda: asyncio.Semaphore(MAX_OF_TENANT))
 
 
-def assess(bundle: Bundle, entrypoint: str, scan: Scan, policy: Policy) -> Iterator[Finding]:
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What reviews code: the scanner, the policy, and an ``adviser`` that can only add holds, where there is one.
+
+    ``turns`` are held during a review of code of that tenant.
+    """
+
+    scanner: Scanner
+    policy: Policy
+    adviser: Scanner | None = None
+    turns: defaultdict[TenantId, asyncio.Semaphore] = field(default_factory=_turns)
+
+    @property
+    def key(self) -> str:
+        """Names all that decides a report besides the content: the policy, and the scanners with their rules."""
+        advised = f"\n{self.adviser.name}" if self.adviser else ""
+        return content_hash(self.policy.hash, self.scanner.name + advised)
+
+    async def prepare(self) -> None:
+        """Have the scanner warm; harmless when repeated."""
+        await self.scanner.prepare()
+
+    async def close(self) -> None:
+        """End what was kept warm."""
+        await self.scanner.close()
+        if self.adviser is not None:
+            await self.adviser.close()
+
+    async def review(self, bundle: Bundle, entrypoint: str, now: datetime) -> Report:
+        """Scan the files and judge them. Never raises for what is in them: what cannot be judged is a finding."""
+        begun = time.monotonic()
+        scan, advice = await asyncio.gather(self.scanner.scan(bundle, self.policy.limits), self._advice(bundle))
+        told = await asyncio.to_thread(lambda: cut(list(assess(bundle, entrypoint, scan, self.policy, advice))))
+        return Report(
+            content_hash=content_hash(bundle.hash, entrypoint),
+            policy_hash=self.key,
+            findings=told.kept,
+            scanners={**scan.scanners, **(advice.scanners if advice else {})},
+            files=len(bundle.files),
+            seconds=round(time.monotonic() - begun, 3),
+            reviewed_at=now,
+            left_out=told.left_out,
+            untold=told.untold,
+        )
+
+    async def _advice(self, bundle: Bundle) -> Scan | None:
+        return await self.adviser.scan(bundle, self.policy.limits) if self.adviser else None
+
+
+def assess(
+    bundle: Bundle, entrypoint: str, scan: Scan, policy: Policy, advice: Scan | None = None
+) -> Iterator[Finding]:
     """What the policy makes of what was seen. What the policy leaves out is left out."""
     paths = {file.path for file in bundle.files}
     entry = entry_of(entrypoint, paths)
-    hits = [*_own_hits(bundle, entry, policy), *_failures(scan), *scan.hits]
+    hits = [*_own_hits(bundle, entry, policy), *_failures(scan), *scan.hits, *_advised(bundle, advice)]
     roots = set(entry.roots) if entry.known else {path for path in paths if not policy.weighs_less(path)}
     starts = {*roots, *scan.hooks}
     runs = reached(starts, scan.references, paths)
@@ -86,21 +128,25 @@ def _own_hits(bundle: Bundle, entry: Entry, policy: Policy) -> Iterator[Hit]:
             yield _hit("SAN-path", "", f"a path {fault}", "Rename the file")
         elif kind_of(file) is Kind.BINARY:
             advice = "Install it as a dependency. If it is meant, accept the finding with a reason"
-            yield _hit("RSK-binary", file.path, "this is a program in machine code, which nobody can review", advice)
-    yield from _size_hits([file for file in bundle.files if kind_of(file) in CODE], policy)
+            message = "this is a program in machine code, which nobody can review"
+            yield _hit("RSK-binary", file.path, message, advice, file.sha256.hex())
+    yield from _size_hits(bundle, policy)
 
 
-def _size_hits(code: Sequence[BundleFile], policy: Policy) -> Iterator[Hit]:
+def _size_hits(bundle: Bundle, policy: Policy) -> Iterator[Hit]:
+    code = [file for file in bundle.files if kind_of(file) in CODE]
     limits, total = policy.limits, sum(file.size for file in code)
     advice = "Leave out what does not belong to the app. If it is meant, accept the finding with a reason"
     if len(code) > limits.files:
-        yield _hit("RSK-size", "", f"{len(code)} files of code, of which {limits.files} are reviewed at most", advice)
+        message = f"{len(code)} files of code, of which {limits.files} are reviewed at most"
+        yield _hit("RSK-size", "", message, advice, bundle.hash)
     if total > limits.total_bytes:
-        yield _hit("RSK-size", "", f"{total} bytes of code, of which {limits.total_bytes} are reviewed at most", advice)
+        message = f"{total} bytes of code, of which {limits.total_bytes} are reviewed at most"
+        yield _hit("RSK-size", "", message, advice, bundle.hash)
     for file in code:
         if file.size > limits.file_bytes:
             message = f"{file.size} bytes of code, over the limit of {limits.file_bytes} for a file, so not reviewed"
-            yield _hit("RSK-size", file.path, message, advice)
+            yield _hit("RSK-size", file.path, message, advice, file.sha256.hex())
 
 
 def _failures(scan: Scan) -> Iterator[Hit]:
@@ -109,5 +155,15 @@ def _failures(scan: Scan) -> Iterator[Hit]:
         yield _hit("SAN-scanner", "", scan.failure, advice)
 
 
-def _hit(rule: str, path: str, message: str, advice: str) -> Hit:
-    return Hit(rule, path, 0, "", "", message, advice)
+def _advised(bundle: Bundle, advice: Scan | None) -> Iterator[Hit]:
+    """Of an adviser's answer nothing counts but what it adds. Its failure is a hold, on this very content."""
+    if advice is None:
+        return
+    if advice.failure is not None:
+        how = "Deploy again later, or accept the finding with a reason"
+        yield _hit("LLM-failed", "", f"the language model was asked and {advice.failure}", how, bundle.hash)
+    yield from (hit for hit in advice.hits if hit.rule.startswith(ADVICE) and hit.rule not in BLIND)
+
+
+def _hit(rule: str, path: str, message: str, advice: str, mark: str = "") -> Hit:
+    return Hit(rule, path, 0, "", mark, message, advice)

@@ -69,18 +69,41 @@ def test_a_fingerprint_outlives_other_lines_and_tells_like_lines_apart() -> None
 
 def test_no_warning_crowds_out_what_blocks() -> None:
     many = [replace(WARNED, rule=f"R{n // MAX_OF_RULE}", line=n) for n in range(MAX_FINDINGS * 2)]
-    kept, left_out = cut([*many, BLOCKED])
+    kept, left_out, untold = cut([*many, BLOCKED])
     assert kept[0] == BLOCKED
-    assert len(kept) == MAX_FINDINGS
+    assert (len(kept), untold) == (MAX_FINDINGS, 0)
     assert sum(left_out.values()) == len(many) + 1 - MAX_FINDINGS
 
 
-def test_many_of_one_rule_are_counted() -> None:
-    kept, left_out = cut([replace(HELD, line=n) for n in range(MAX_OF_RULE + 2)])
-    assert (len(kept), left_out) == (MAX_OF_RULE, {"RSK-x": 2})
+def test_many_warnings_of_one_rule_are_counted() -> None:
+    kept, left_out, untold = cut([replace(WARNED, line=n) for n in range(MAX_OF_RULE + 2)])
+    assert (len(kept), left_out, untold) == (MAX_OF_RULE, {"RUF-x": 2}, 0)
+
+
+def test_nothing_passes_by_what_is_not_told() -> None:
+    """Who accepts all that they are shown has not accepted the rest."""
+    many = [replace(HELD, line=n, fingerprint=str(n)) for n in range(MAX_FINDINGS + 2)]
+    kept, left_out, untold = cut(many)
+    assert (len(kept), left_out, untold) == (MAX_FINDINGS, {"RSK-x": 2}, 2)
+    verdict = judge(replace(report(*kept), untold=untold), [accept(one) for one in many], NOW)
+    assert not verdict.passed
+    assert "2 more are not told" in summary(verdict)
+
+
+def test_a_verdict_holds_until_the_first_acceptance_ends() -> None:
+    soon, later = NOW + timedelta(1), NOW + timedelta(2)
+    accepted = [accept(HELD, later), accept(BLOCKED, soon)]
+    assert judge(report(HELD, BLOCKED), accepted, NOW).until == soon
+    assert judge(report(HELD), [accept(HELD)], NOW).until is None
+
+
+def test_a_report_is_whole_unless_something_could_not_look() -> None:
+    assert report(HELD, INSANE).whole
+    for rule in ("SAN-scanner", "LLM-failed"):
+        assert not report(replace(HELD, rule=rule)).whole
 
 
 def test_the_summary_says_where_why_and_what_to_do() -> None:
     text = summary(judge(report(BLOCKED, HELD), (), NOW))
-    assert "1 block it and 1 hold it until accepted" in text
-    assert "app.py:3: it does (MAL-x). Do not" in text
+    assert "1 blocks it and 1 holds it until accepted" in text
+    assert "app.py:3: it does (MAL-x). Do not.\n    line" in text

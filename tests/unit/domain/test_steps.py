@@ -26,6 +26,7 @@ from builderd.domain.steps import (
     RecordEnd,
     RecoverDisk,
     RemoveRoute,
+    Review,
     SetRoute,
     Settle,
     StartSandbox,
@@ -102,6 +103,21 @@ CASES: dict[str, tuple[Builder, Observed, Step]] = {
     # towards running
     "at first the preview says that it starts": (ALWAYS_ON, seen(route=None), SetRoute(STARTING)),
     "a job's preview says that it is one": (JOB, seen(route=None), SetRoute(FOR_JOB)),
+    "then the review, before anything is installed": (
+        ALWAYS_ON,
+        seen(version=replace(NO_LAYER, review_due=True), disk_ready=False, disk_bundle=None),
+        Review(1),
+    ),
+    "and before anything is started": (
+        ALWAYS_ON,
+        seen(sandbox=PLANNED, report=ABSENT, version=replace(READY, review_due=True)),
+        Review(1),
+    ),
+    "what runs is not stopped for it": (
+        UP,
+        seen(sandbox=LISTENING, report=REPORT, route=OPEN, version=replace(READY, review_due=True)),
+        Wait(),
+    ),
     "then the layer": (ALWAYS_ON, seen(version=NO_LAYER, disk_ready=False, disk_bundle=None), Install(1)),
     "then the disk": (ALWAYS_ON, seen(disk_ready=False, disk_bundle=None), CreateDisk()),
     "a disk that no ledger counts is made again": (ALWAYS_ON, seen(disk_ready=False), CreateDisk()),

@@ -33,6 +33,7 @@ from builderd.domain.steps import (
     PutBundle,
     RecordEnd,
     RemoveRoute,
+    Review,
     SetRoute,
     Settle,
     StartSandbox,
@@ -77,6 +78,7 @@ class World:
 
     builder: Builder
     now: datetime = NOW
+    reviewed: bool = False
     layer: bool = False
     disk: bool = False
     on_disk: str | None = None
@@ -91,7 +93,7 @@ class World:
         open_record = next((record for record in self.records if record.end is None), None)
         return Observed(
             now=self.now,
-            version=VersionSeen(1, 8000, BUNDLE, self.layer),
+            version=VersionSeen(1, 8000, BUNDLE, self.layer, review_due=not self.reviewed),
             candidate=None,
             trial=None,
             disk_ready=self.disk and self.billed,
@@ -123,7 +125,10 @@ class World:
                 self.settle(Status.FAILED)
 
         match step:
+            case Review():
+                return lambda: setattr(self, "reviewed", True)
             case Install():
+                assert self.reviewed, "what was not reviewed may run while it is installed"
                 self.layer = True
             case CreateDisk():
                 self.disk = True
@@ -175,6 +180,7 @@ class World:
         box = self.boxes.get(record.id)
         if box is None or box.half_made:
             assert self.disk
+            assert self.reviewed
             assert self.layer
             assert self.on_disk == BUNDLE
             assert all(other is box for other in self.running), "two sandboxes at once"

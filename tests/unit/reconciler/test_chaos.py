@@ -23,7 +23,17 @@ from builderd.reconciler.claim import LEASE
 from builderd.services import builders
 
 COMMANDS = (builders.start, builders.stop, builders.restart, builders.delete)
-STEPS = ("SetRoute", "Install", "CreateDisk", "PutBundle", "PlanSandbox", "StartSandbox", "AwaitListening", "Settle")
+STEPS = (
+    "SetRoute",
+    "Review",
+    "Install",
+    "CreateDisk",
+    "PutBundle",
+    "PlanSandbox",
+    "StartSandbox",
+    "AwaitListening",
+    "Settle",
+)
 LATER_STEPS = ("StopSandbox", "RecordEnd", "RemoveRoute", "Forget", "GiveUp")
 BEHAVIOURS = (Behaviour(),) * 6 + (Behaviour(exits_at=0, exit_code=1), Behaviour(exits_at=4), Behaviour(listens_at=20))
 METHODS = ("start", "stop", "remove", "create_disk", "put_bundle", "delete_disk", "report")

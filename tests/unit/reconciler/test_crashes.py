@@ -157,7 +157,7 @@ async def renew_token(world: World, builder: Builder | None) -> Builder:
 
 
 START = ("SetRoute", "PlanSandbox", "StartSandbox", "AwaitListening", "SetRoute", "Settle")
-PREPARE = ("SetRoute", "Install", "CreateDisk", "PutBundle")
+PREPARE = ("SetRoute", "Review", "Install", "CreateDisk", "PutBundle")
 TAKE_OVER = ("SetRoute", "StopSandbox", "CreateDisk", "PutBundle", *START[1:], "DropDisks")
 OPERATIONS = {
     "create": Operation((*PREPARE, *START[1:]), None, create, Status.RUNNING),
@@ -189,7 +189,7 @@ OPERATIONS = {
     "delete a frozen one": Operation(
         ("RemoveRoute", "StopSandbox", "Forget"), asleep, wish(builders.delete), Status.DELETED
     ),
-    "redeploy": Operation(("Install", "PlanTrial", "TryCandidate", *TAKE_OVER), up, redeploy, Status.RUNNING),
+    "redeploy": Operation(("Review", "Install", "PlanTrial", "TryCandidate", *TAKE_OVER), up, redeploy, Status.RUNNING),
     "redeploy what does not start": Operation(("PlanTrial", "TryCandidate"), up, redeploy, Status.RUNNING, HASTY),
     "redeploy what starts on trial only": Operation(
         ("StartSandbox", "RecordEnd", "GiveUp", "PlanSandbox", "PlanSandbox", "DropDisks"),

@@ -83,6 +83,8 @@ async def test_what_happened_is_told_in_events(world: World) -> None:
     events = await world.events(builder)
     assert [(event.type, event.actor) for event in events] == [
         ("builder.created", "token acme"),
+        ("review.passed", SYSTEM),
+        ("stage.finished", SYSTEM),
         ("stage.finished", SYSTEM),
         ("stage.started", SYSTEM),
         ("sandbox.started", SYSTEM),
@@ -219,7 +221,7 @@ async def test_a_failed_installation_tells_why_and_starts_nothing(
     assert version.status is VersionStatus.FAILED
     assert message in version.status_reason
     finished = [event.details for event in await world.events(builder) if event.type == "stage.finished"]
-    assert [(one["stage"], one["ok"]) for one in finished] == [("install", False)]
+    assert [(one["stage"], one["ok"]) for one in finished] == [("review", True), ("install", False)]
 
 
 async def test_a_request_that_the_installer_refuses_fails_the_installation(world: World) -> None:

@@ -24,7 +24,7 @@ from builderd.domain.versions import VersionStatus
 from builderd.services import builders, deployments, files, outcomes
 
 NEW = BundleFile("main.py", b"print('new')\n")
-OTHER = "python3 other.py"
+OTHER = "python3 -X dev main.py"
 HASTY = Behaviour(exits_at=0, exit_code=3, lines=("no such module",))
 DEAF = Behaviour(listens_at=None)
 

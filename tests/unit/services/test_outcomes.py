@@ -112,6 +112,7 @@ async def test_stages_are_told_as_they_happen_until_the_outcome(world: World) ->
     async with world.reconciling():
         told = [event async for event in outcomes.stages(world.application, builder.id, builder.run)]
     assert [(event.type, event.details["stage"]) for event in told] == [
+        ("stage.finished", "review"),
         ("stage.finished", "install"),
         ("stage.started", "start"),
         ("stage.finished", "start"),
@@ -137,4 +138,4 @@ async def test_a_start_that_is_called_off_is_no_stage_that_went_well(world: Worl
         await world.until(lambda: world.running)
         await world.reached(builders.stop, builder)
         finished = [event for event in await world.events(builder) if event.type == "stage.finished"]
-        assert [event.details["stage"] for event in finished] == ["install"]
+        assert [event.details["stage"] for event in finished] == ["review", "install"]

@@ -10,8 +10,9 @@ from typing import Any
 from fastapi import Response
 from pydantic import BaseModel
 
-from builderd.domain.errors import BuilderdError, ValidationFailed
+from builderd.domain.errors import BuilderdError, ReviewFailed, ValidationFailed
 from builderd.wire.v1.envelope import Failure
+from builderd.wire.v1.reviews import review_of
 
 #: The status of each code of the contract.
 STATUS = {
@@ -27,6 +28,7 @@ STATUS = {
     "too_large": 413,
     "range_not_satisfiable": 416,
     "validation_error": 422,
+    "review_failed": 422,
     "install_failed": 422,
     "start_failed": 422,
     "qa_failed": 422,
@@ -52,10 +54,10 @@ class Answer:
     def ok(self) -> bool:
         return self.status < 400
 
-    def response(self) -> Response:
-        """The same, ready to be sent."""
+    def response(self, media_type: str = "application/json") -> Response:
+        """The same, ready to be sent; ``media_type`` is some JSON."""
         text = json.dumps(self.body, ensure_ascii=False, separators=(",", ":"))
-        return Response(text, self.status, dict(self.headers), media_type="application/json")
+        return Response(text, self.status, dict(self.headers), media_type=media_type)
 
 
 def success(envelope: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
@@ -66,7 +68,10 @@ def success(envelope: BaseModel, status: int = 200, headers: Mapping[str, str] |
 def failure(error: BuilderdError) -> Answer:
     """How the contract tells this error."""
     errors = error.errors if isinstance(error, ValidationFailed) else None
-    body = Failure(code=error.code, message=error.message, errors=errors, data=error.data or None)
+    data = dict(error.data)
+    if isinstance(error, ReviewFailed) and error.found is not None:
+        data["review"] = review_of(*error.found, version=data["version"]).model_dump(mode="json")
+    body = Failure(code=error.code, message=error.message, errors=errors, data=data or None)
     return Answer(STATUS[error.code], body.model_dump(mode="json"), _headers(error))
 
 

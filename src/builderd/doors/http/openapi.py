@@ -19,6 +19,7 @@ from builderd.wire.v1.credentials import NewCredential
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.executions import NewExecution
 from builderd.wire.v1.leases import NewLease, RenewedLease
+from builderd.wire.v1.reviews import NewAcceptance
 from builderd.wire.v1.ssh import NewSshGrant
 from builderd.wire.v1.uploads import NewUpload
 from builderd.wire.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion
@@ -27,6 +28,7 @@ from builderd.wire.v1.webhooks import NewWebhook
 SCHEMAS = "#/components/schemas/"
 #: Shapes of requests. The framework does not see them, since the bodies are read and limited by the door itself.
 REQUESTS: Sequence[type[BaseModel]] = (
+    NewAcceptance,
     NewAutoStop,
     NewBuilder,
     NewBuilderOfBackup,
@@ -59,8 +61,8 @@ FAILURES = {
     503: "`engine_unavailable`, `store_unavailable`, `no_capacity` or `backup_failed`: the machine cannot do it now.",
 }
 STAGES = (
-    " `install_failed`, `start_failed` or (with `require_qa`) `qa_failed`: "
-    "the builder is kept in `failed`, `data.uuid` names it."
+    " `review_failed` (`data.review` has the findings), `install_failed`, `start_failed` or (with `require_qa`)"
+    " `qa_failed`: the builder is kept in `failed`, `data.uuid` names it."
 )
 
 #: The groups of calls, in the order in which they are shown.

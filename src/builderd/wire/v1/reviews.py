@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -12,6 +11,7 @@ from builderd.domain import reviews as domain
 from builderd.domain.reviews import Severity
 from builderd.wire.v1.envelope import Success, Time
 from builderd.wire.v1.shape import Shape, View, obeys
+from builderd.wire.v1.times import UtcTime
 
 MAX_REASON = 1_000
 FINGERPRINT = "^[0-9a-f]{32}$"
@@ -49,7 +49,8 @@ class Finding(View):
 class Review(View):
     """``passed``: no block and no hold that nobody accepted. ``outdated``: the builder runs other code by now.
 
-    ``left_out`` counts findings of a rule that are not told.
+    ``left_out`` counts findings of a rule that are not told; ``untold`` those of them that block or hold.
+    ``seconds`` is what the review took when it was made, at ``reviewed_at``.
     """
 
     version: int
@@ -63,6 +64,7 @@ class Review(View):
     scanners: dict[str, str]
     findings: list[Finding]
     left_out: dict[str, int]
+    untold: int
 
 
 class ReviewAnswer(Success[Review]):
@@ -78,8 +80,8 @@ class NewAcceptance(Shape):
 
     fingerprint: Annotated[str, Field(pattern=FINGERPRINT)]
     reason: Annotated[str, obeys(_reason_fault), Field(min_length=1, max_length=MAX_REASON, pattern=r"\S")]
-    expires: Annotated[datetime | None, Field(strict=False)] = Field(
-        default=None, description="RFC 3339; needed for a finding that blocks."
+    expires: UtcTime | None = Field(
+        default=None, strict=False, description="RFC 3339; needed for a finding that blocks."
     )
 
 
@@ -97,6 +99,7 @@ def review_of(report: domain.Report, verdict: domain.Verdict, version: int = 0, 
         scanners=dict(report.scanners),
         findings=[_finding(finding, verdict) for finding in report.findings],
         left_out=dict(report.left_out),
+        untold=report.untold,
     )
 
 

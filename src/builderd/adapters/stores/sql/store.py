@@ -26,6 +26,7 @@ from builderd.adapters.stores.sql.metrics import Metrics
 from builderd.adapters.stores.sql.migrations import upgrade
 from builderd.adapters.stores.sql.postgresql import open_postgresql
 from builderd.adapters.stores.sql.qa_reports import QaReports
+from builderd.adapters.stores.sql.reviews import Acceptances, Reviews
 from builderd.adapters.stores.sql.sandboxes import Sandboxes
 from builderd.adapters.stores.sql.sqlite import open_sqlite
 from builderd.adapters.stores.sql.ssh_grants import SshGrants
@@ -72,6 +73,8 @@ class UnitOfWork:
         self.ssh_grants: port.SshGrants = SshGrants(connection)
         self.idempotency: port.Idempotency = Idempotency(connection)
         self.qa_reports: port.QaReports = QaReports(connection)
+        self.reviews: port.Reviews = Reviews(connection)
+        self.acceptances: port.Acceptances = Acceptances(connection)
 
 
 class SqlStore:

@@ -177,6 +177,8 @@ versions = Table(
     Column("rolled_back_to", Integer),
     Column("fresh_since", Integer),
     Column("install_scripts", Boolean, nullable=False, server_default=false()),
+    Column("review_key", Text, index=True),
+    Column("review_until", UtcDateTime),
     CheckConstraint("number >= 1", name="number"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
     CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),
@@ -496,4 +498,25 @@ qa_screenshots = Table(
     Column("height", Integer, nullable=False),
     Column("png", LargeBinary, nullable=False),
     _of_version("qa_screenshots"),
+)
+
+reviews = Table(
+    "reviews",
+    metadata,
+    # Of one tenant: that another one has the same code is nobody's business.
+    Column("tenant_id", Text, ForeignKey("tenants.id"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("reviewed_at", UtcDateTime, nullable=False, index=True),
+    Column("report", _document(), nullable=False),
+)
+
+acceptances = Table(
+    "acceptances",
+    metadata,
+    Column("builder_id", Text, ForeignKey("builders.id"), primary_key=True),
+    Column("fingerprint", Text, primary_key=True),
+    Column("reason", ForeignText, nullable=False),
+    Column("accepted_by", ForeignText, nullable=False),
+    Column("accepted_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
 )

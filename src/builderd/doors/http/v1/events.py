@@ -20,7 +20,6 @@ from builderd.doors.http.auth import Identity, Reader, TheApplication
 from builderd.doors.http.streams import event, stream
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.builders import MAX_PER_PAGE, Uuid
-from builderd.doors.http.v1.times import UtcTime
 from builderd.ports.store import EventQuery
 from builderd.services import builders, events
 from builderd.services.application import Application
@@ -28,6 +27,7 @@ from builderd.wire.v1 import events as wire
 from builderd.wire.v1.builders import MAX_INTEGER
 from builderd.wire.v1.envelope import PageMeta
 from builderd.wire.v1.shape import Parameters, obeys
+from builderd.wire.v1.times import UtcTime
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 

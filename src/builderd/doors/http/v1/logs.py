@@ -19,11 +19,11 @@ from builderd.doors.http.auth import Reader, TheApplication
 from builderd.doors.http.streams import event, stream
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.builders import Uuid
-from builderd.doors.http.v1.times import UtcTime
 from builderd.services import builders, logs
 from builderd.services.application import Application
 from builderd.wire.v1.logs import LogAnswer, LogLine
 from builderd.wire.v1.shape import Parameters
+from builderd.wire.v1.times import UtcTime
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 

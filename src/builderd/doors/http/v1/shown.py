@@ -35,7 +35,7 @@ def shown(view: builders.BuilderView, *, with_token: bool) -> wire.Builder:
         credentials=list(settings.credentials),
         needs_restart=view.needs_restart,
         isolation=settings.isolation,
-        review_passed=view.version.review_passed,
+        review_passed=view.review_passed,
         qa_passed=view.version.qa_passed,
         status_reason=builder.status_reason,
         version=builder.version,

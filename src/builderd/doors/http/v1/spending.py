@@ -12,10 +12,10 @@ from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
 from builderd.doors.http.auth import Reader, TheApplication
 from builderd.doors.http.v1 import PREFIX
-from builderd.doors.http.v1.times import UtcTime
 from builderd.services import spending
 from builderd.wire.v1.shape import Parameters
 from builderd.wire.v1.spending import Deployment, Spending, SpendingAnswer
+from builderd.wire.v1.times import UtcTime
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.SPENDING])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -147,10 +148,11 @@ async def roll_back(request: Request, identity: Writer, uuid: Uuid, body: Rollba
 )
 async def list_versions(application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
     """The versions that are kept, the newest first: deployed, failed, and the one that is being deployed."""
+    now = application.clock.now()
 
     def look(uow: UnitOfWork) -> list[wire.Version]:
         builder = builders.get(uow, identity.token.tenant_id, uuid.lower())
-        return [_shown(builder, one) for one in deployments.list_of(uow, identity.caller, builder.id)]
+        return [_shown(builder, one, now) for one in deployments.list_of(uow, identity.caller, builder.id)]
 
     data = await application.store.read(look)
     return success(VersionListAnswer(message=f"{len(data)} versions.", data=data)).response()
@@ -333,7 +335,7 @@ def _taken(given: dict[str, Any], new: NewVersion | NewSettings) -> dict[str, An
     return given
 
 
-def _shown(builder: Builder, version: Version) -> wire.Version:
+def _shown(builder: Builder, version: Version, now: datetime) -> wire.Version:
     settings = version.settings
     return wire.Version(
         version=version.number,
@@ -351,7 +353,7 @@ def _shown(builder: Builder, version: Version) -> wire.Version:
         ),
         isolation=settings.isolation,
         credentials=list(settings.credentials),
-        review_passed=version.review_passed,
+        review_passed=version.reviewed(now),
         qa_passed=version.qa_passed,
         created_by=version.created_by,
         created_at=version.created_at,

@@ -143,7 +143,12 @@ async def test_a_failed_installation_shows_the_installers_words(client: httpx.As
 async def test_a_stream_ends_with_the_failure(client: httpx.AsyncClient, service: Service) -> None:
     service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=None, exits_at=1))
     events = sse((await client.post(BUILDERS, json=MINIMAL, headers={"Accept": "text/event-stream"})).text)
-    assert [(name, data.get("ok")) for name, data in events] == [("install", True), ("start", False), ("failed", None)]
+    assert [(name, data.get("ok")) for name, data in events] == [
+        ("review", True),
+        ("install", True),
+        ("start", False),
+        ("failed", None),
+    ]
     failure = events[-1][1]
     assert (failure["success"], failure["code"]) == (False, "start_failed")
     assert "uuid" in failure["data"]

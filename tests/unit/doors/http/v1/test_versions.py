@@ -13,7 +13,7 @@ from tests.unit.doors.http.v1.test_creations import BUILDERS, KEYS, sse
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.tokens import Scope
 
-OTHER = "python3 other.py"
+OTHER = "python3 -X dev main.py"
 NEW = {"files": {"main.py": "print('new')"}}
 
 
@@ -237,6 +237,6 @@ async def test_a_new_procfile_tells_the_command_where_the_old_one_did(client: ht
     url = created.headers["location"]
     response = await client.put(url, json={"files": {"main.py": "", "Procfile": f"web: {OTHER}"}})
     assert response.json()["data"]["entrypoint"] == OTHER
-    await client.put(url, json={"entrypoint": "python3 mine.py"})
+    await client.put(url, json={"entrypoint": "python3 -O main.py"})
     response = await client.put(url, json={"files": files})
-    assert response.json()["data"]["entrypoint"] == "python3 mine.py"
+    assert response.json()["data"]["entrypoint"] == "python3 -O main.py"

@@ -1,4 +1,4 @@
-"""Times as callers give them in a query."""
+"""Times as callers give them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,47 @@
+"""A scanner in memory: it sees what a test says that it sees."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+
+from builderd.domain.bundles import Bundle
+from builderd.domain.review_policies import ReviewLimits
+from builderd.domain.reviews import Hit
+from builderd.ports.scanners import Scan
+
+
+class FakeScanner:
+    """Implements ``ports.scanners.Scanner``. ``dislikes`` map a text to the rule that a line with it breaks.
+
+    ``failure`` is what each scan ends with. A scan waits until ``open``, which it is unless a test closes it.
+    """
+
+    def __init__(self, name: str = "fake") -> None:
+        self.name = name
+        self.dislikes: dict[str, str] = {}
+        self.failure: str | None = None
+        self.open = asyncio.Event()
+        self.open.set()
+        self.scanned: list[str] = []
+        self.is_warm = False
+
+    async def prepare(self) -> None:
+        self.is_warm = True
+
+    async def scan(self, bundle: Bundle, limits: ReviewLimits) -> Scan:
+        self.scanned.append(bundle.hash)
+        await self.open.wait()
+        return Scan(tuple(self._hits(bundle)), {}, (), {self.name: "1"}, failure=self.failure)
+
+    async def close(self) -> None:
+        self.is_warm = False
+
+    def _hits(self, bundle: Bundle) -> Iterator[Hit]:
+        for file in bundle.files:
+            for number, line in enumerate(file.content.decode(errors="replace").split("\n"), 1):
+                for text, rule in self.dislikes.items():
+                    if text in line:
+                        mark = hashlib.sha256(line.encode()).hexdigest()
+                        yield Hit(rule, file.path, number, line.strip(), mark, f"there is {text} in it", "Mend it")

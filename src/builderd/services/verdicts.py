@@ -1,0 +1,230 @@
+"""Verdicts: what a review means for a version, and what people accept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from builderd.domain.builders import Builder
+from builderd.domain.errors import Forbidden, InvalidState, NotFound, ValidationFailed
+from builderd.domain.events import Event
+from builderd.domain.ids import TenantId
+from builderd.domain.reviews import (
+    ORDER,
+    Acceptance,
+    Finding,
+    Report,
+    Severity,
+    Verdict,
+    content_hash,
+    judge,
+    place,
+    report_key,
+)
+from builderd.domain.versions import Version
+from builderd.ports.store import UnitOfWork
+from builderd.services import builders, bundles
+from builderd.services.application import Application
+from builderd.services.builders import Caller
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewView:
+    """The review of a version. ``outdated``: the builder has other code by now."""
+
+    version: Version
+    report: Report
+    verdict: Verdict
+    outdated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewAcceptance:
+    """``expires_at`` None: for good. ``as_admin``: the caller may also accept what blocks."""
+
+    fingerprint: str
+    reason: str
+    expires_at: datetime | None
+    as_admin: bool
+
+
+async def report_of(
+    application: Application, tenant_id: TenantId, version: Version, *, afresh: bool = False
+) -> tuple[Report, bool]:
+    """The report on the version's code, and whether one that was made before is used again.
+
+    One that is not whole is made anew, and so is each of them ``afresh``. Raises ``BundleLost``.
+    """
+    key = report_key(_content_of(version), application.review.key)
+    kept = None if afresh else await application.store.read(lambda uow: uow.reviews.get(tenant_id, key))
+    if kept is not None and kept.whole:
+        return kept, True
+    gate, entrypoint = application.review, version.settings.entrypoint
+    async with gate.turns[tenant_id]:
+        bundle = await bundles.fetch(application, version)
+        return await gate.review(bundle, entrypoint, application.clock.now()), False
+
+
+def record(uow: UnitOfWork, builder: Builder, number: int, report: Report, by: str, now: datetime) -> Verdict:
+    """From now on the report is the version's, and so is the verdict, unless its review was left out."""
+    uow.reviews.put(builder.tenant_id, report)
+    version = uow.versions.get(builder.id, number)
+    assert version is not None, "a version that was reviewed is stored"
+    verdict = _judge(uow, builder, replace(version, review_key=report.key), report, now)
+    kind = "review.passed" if verdict.passed else "review.failed"
+    reason = f"the review of version {number} {'passed' if verdict.passed else 'found what must not run'}"
+    uow.events.add(
+        Event(builder.tenant_id, builder.id, now, kind, by, reason, {"version": number, **_counts(report, verdict)})
+    )
+    return verdict
+
+
+def _judge(uow: UnitOfWork, builder: Builder, version: Version, report: Report, now: datetime) -> Verdict:
+    verdict = judge(report, uow.acceptances.of_builder(builder.id), now)
+    if not version.settings.skip_review:
+        version = replace(version, review_passed=verdict.passed, review_until=verdict.until)
+    uow.versions.save(version)
+    return verdict
+
+
+def _counts(report: Report, verdict: Verdict) -> dict[str, object]:
+    told = {f"{severity.value}s": sum(f.severity is severity for f in report.findings) for severity in Severity}
+    return {**told, "open": len(verdict.open) + verdict.untold, "content_hash": report.content_hash}
+
+
+def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, now: datetime, number: int | None = None) -> ReviewView:
+    """The review of a version, by default of the current one, or of the last before it that has one.
+
+    Raises ``NotFound``.
+    """
+    builder = builders.get(uow, tenant_id, builder_id)
+    for version in _wanted(uow, builder, number):
+        report = _report(uow, builder, version)
+        if report is not None:
+            return _view(uow, builder, version, report, now)
+    raise NotFound(_no_review(uow, builder, number))
+
+
+def _wanted(uow: UnitOfWork, builder: Builder, number: int | None) -> Sequence[Version]:
+    newest_first = uow.versions.list(builder.id)
+    if number is not None:
+        return [one for one in newest_first if one.number == number]
+    return [one for one in newest_first if one.number <= builder.version]
+
+
+def _report(uow: UnitOfWork, builder: Builder, version: Version) -> Report | None:
+    return uow.reviews.get(builder.tenant_id, version.review_key) if version.review_key else None
+
+
+def _view(uow: UnitOfWork, builder: Builder, version: Version, report: Report, now: datetime) -> ReviewView:
+    current = uow.versions.get(builder.id, builder.version)
+    assert current is not None, "a builder's current version is always stored"
+    verdict = judge(report, uow.acceptances.of_builder(builder.id), now)
+    # What failed was never the builder's code, so nothing has taken its place.
+    outdated = version.number <= current.number and report.content_hash != _content_of(current)
+    return ReviewView(version, report, verdict, outdated)
+
+
+def _no_review(uow: UnitOfWork, builder: Builder, number: int | None) -> str:
+    wanted = builder.version if number is None else number
+    version = uow.versions.get(builder.id, wanted)
+    if version is None:
+        return f"The builder has no version {wanted}: its current one is {builder.version}."
+    if version.settings.skip_review:
+        return f"The review was left out for version {wanted}: POST /api/v1/builders/{builder.id}/review makes one."
+    return f"Version {wanted} is not reviewed yet: look again in a moment."
+
+
+async def again(application: Application, caller: Caller, builder_id: str) -> ReviewView:
+    """Review the current version's code anew. What runs goes on, whatever comes of it. Raises ``NotFound``."""
+
+    def look(uow: UnitOfWork) -> Version:
+        builder = builders.get(uow, caller.tenant_id, builder_id)
+        version = uow.versions.get(builder.id, builder.version)
+        assert version is not None, "a builder's current version is always stored"
+        return version
+
+    version = await application.store.read(look)
+    report, _ = await report_of(application, caller.tenant_id, version, afresh=True)
+    now = application.clock.now()
+
+    def write(uow: UnitOfWork) -> Builder:
+        builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
+        record(uow, builder, version.number, report, caller.actor, now)
+        return builder
+
+    await application.commit(write)
+    return await application.store.read(lambda uow: get(uow, caller.tenant_id, builder_id, now, version.number))
+
+
+async def accept(application: Application, caller: Caller, builder_id: str, new: NewAcceptance, now: datetime) -> int:
+    """Accept a finding of one of the builder's versions, also in those to come; the newest version that has it.
+
+    Raises ``NotFound``, ``InvalidState`` for what nobody can accept, ``Forbidden`` for what only an admin can, and
+    ``ValidationFailed`` where it lacks a date, or has one that is over.
+    """
+    numbers: list[int] = []
+
+    def write(uow: UnitOfWork) -> Builder:
+        builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
+        numbers.append(_accept(uow, builder, caller, new, now))
+        return builder
+
+    await application.commit(write)
+    return numbers[-1]
+
+
+def _accept(uow: UnitOfWork, builder: Builder, caller: Caller, new: NewAcceptance, now: datetime) -> int:
+    reviewed = [(one, report) for one in uow.versions.list(builder.id) if (report := _report(uow, builder, one))]
+    having = [
+        (version, report, finding)
+        for version, report in reviewed
+        for finding in report.findings
+        if finding.fingerprint == new.fingerprint
+    ]
+    if not having:
+        raise NotFound(
+            f"No review of this builder has a finding of this fingerprint: GET /api/v1/builders/{builder.id}/review "
+            "lists them (?version= for another version than the current one)."
+        )
+    gravest = min((finding for _, _, finding in having), key=lambda one: ORDER[one.severity])
+    _check(gravest, new, now)
+    uow.acceptances.save(Acceptance(builder.id, new.fingerprint, new.reason, caller.actor, now, new.expires_at))
+    for version, report, _ in having:
+        _judge(uow, builder, version, report, now)
+    uow.events.add(_accepted(builder, caller, gravest, new, now))
+    return having[0][0].number
+
+
+def _check(finding: Finding, new: NewAcceptance, now: datetime) -> None:
+    if finding.severity is Severity.WARN:
+        raise InvalidState(f"{finding.rule} only warns: there is nothing to accept.")
+    if not finding.acceptable:
+        raise InvalidState(f"Nobody can accept {finding.rule}, since such code cannot run or be judged: mend it.")
+    if new.expires_at is not None and new.expires_at <= now:
+        raise ValidationFailed({"expires": ["must be in the future"]})
+    if finding.severity is Severity.HOLD:
+        return
+    if not new.as_admin:
+        raise Forbidden(f"{finding.rule} blocks: only a token with the scope admin can accept it.")
+    if new.expires_at is None:
+        raise ValidationFailed({"expires": ["is required for a finding that blocks: say until when it is accepted"]})
+
+
+def _accepted(builder: Builder, caller: Caller, finding: Finding, new: NewAcceptance, now: datetime) -> Event:
+    details = {
+        "fingerprint": finding.fingerprint,
+        "rule": finding.rule,
+        "severity": finding.severity.value,
+        "path": finding.path,
+        "line": finding.line,
+        "reason": new.reason,
+        "expires_at": new.expires_at.isoformat() if new.expires_at else None,
+    }
+    reason = f"{finding.rule} at {place(finding)} accepted by {caller.actor}: {new.reason}"
+    return Event(builder.tenant_id, builder.id, now, "review.accepted", caller.actor, reason, details)
+
+
+def _content_of(version: Version) -> str:
+    return content_hash(version.bundle_hash, version.settings.entrypoint)

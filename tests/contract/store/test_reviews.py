@@ -1,0 +1,104 @@
+"""Reviews as every store keeps them, and what people accept of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_version
+
+from builderd.domain.builders import Builder, Status
+from builderd.domain.reviews import Acceptance, Finding, Report, Severity
+from builderd.ports.store import Store, UnitOfWork
+
+HELD = Finding("f" * 32, "RSK-x", Severity.HOLD, "app.py", 3, "the line", "it does", "Do not", demoted=True)
+REPORT = Report("c" * 64, "p" * 64, (HELD,), {"ruff": "1"}, 2, 0.125, NOW, {"RUF-S101": 3}, untold=1)
+
+
+async def put(store: Store, report: Report, builder: Builder) -> None:
+    await store.write(lambda uow: uow.reviews.put(builder.tenant_id, report))
+
+
+async def test_a_report_comes_back_as_it_was_put_last(store: Store) -> None:
+    builder = await add_builder(store)
+    await put(store, REPORT, builder)
+    later = replace(REPORT, reviewed_at=NOW + SECOND, seconds=1.5, findings=(), left_out={})
+    assert await store.read(lambda uow: uow.reviews.get(TENANT.id, REPORT.key)) == REPORT
+    await put(store, later, builder)
+    assert await store.read(lambda uow: uow.reviews.get(TENANT.id, REPORT.key)) == later
+
+
+async def test_another_policy_or_content_is_another_report(store: Store) -> None:
+    builder = await add_builder(store)
+    others = [replace(REPORT, policy_hash="q" * 64), replace(REPORT, content_hash="d" * 64)]
+    for report in (REPORT, *others):
+        await put(store, report, builder)
+    for report in (REPORT, *others):
+        assert await store.read(lambda uow, key=report.key: uow.reviews.get(TENANT.id, key)) == report  # type: ignore[misc]
+
+
+async def test_no_tenant_learns_that_another_one_has_the_same_code(store: Store) -> None:
+    builder = await add_builder(store)
+    await put(store, REPORT, builder)
+    assert await store.read(lambda uow: uow.reviews.get(OTHER_TENANT.id, REPORT.key)) is None
+
+
+async def test_hostile_code_cannot_fail_its_report(store: Store) -> None:
+    builder = await add_builder(store)
+    finding = replace(HELD, text="nul \0", path="half \ud83d a pair")
+    await put(store, replace(REPORT, findings=(finding,)), builder)
+    found = await store.read(lambda uow: uow.reviews.get(TENANT.id, REPORT.key))
+    assert found is not None
+    assert (found.findings[0].text, found.findings[0].path) == ("nul \ufffd", "half \ufffd a pair")
+
+
+async def test_a_version_keeps_its_verdict(store: Store) -> None:
+    builder = await add_builder(store)
+    judged = make_version(builder.id, number=2, review_passed=True, review_key=REPORT.key, review_until=NOW + SECOND)
+    await add(store, judged)
+    assert await store.read(lambda uow: uow.versions.get(builder.id, 2)) == judged
+
+
+async def test_reports_go_once_no_live_builder_has_them(store: Store) -> None:
+    await add(store, OTHER_TENANT)
+    builder = await add_builder(store)
+    other = await add_builder(store, tenant_id=OTHER_TENANT.id)
+    gone = await add_builder(store)
+    used, foreign, deleted, unused = (replace(REPORT, content_hash=letter * 64) for letter in "abcd")
+    young = replace(REPORT, content_hash="e" * 64, reviewed_at=NOW + SECOND)
+    await add(store, make_version(builder.id, number=2, review_key=used.key))
+    await add(store, make_version(other.id, number=2, review_key=foreign.key))
+    await add(store, make_version(gone.id, number=2, review_key=deleted.key))
+    for report in (used, foreign, deleted, unused, young):
+        await put(store, report, builder)
+
+    def forget(uow: UnitOfWork) -> None:
+        found = uow.builders.get(gone.id, lock=True)
+        assert found is not None
+        uow.builders.save(replace(found, status=Status.DELETED))
+
+    await store.write(forget)
+    assert await store.write(lambda uow: uow.reviews.expire(NOW + SECOND, 2)) == 2
+    assert await store.write(lambda uow: uow.reviews.expire(NOW + SECOND, 2)) == 1
+
+    def left(uow: UnitOfWork) -> list[Report | None]:
+        return [uow.reviews.get(TENANT.id, one.key) for one in (used, foreign, deleted, unused, young)]
+
+    assert await store.read(left) == [used, None, None, None, young]
+
+
+async def test_what_is_accepted_is_of_one_builder_and_can_be_accepted_anew(store: Store) -> None:
+    builder, other = await add_builder(store), await add_builder(store)
+    first = Acceptance(builder.id, "f" * 32, "it is meant", "token ci", NOW)
+    second = Acceptance(builder.id, "e" * 32, "for now", "token root", NOW + SECOND, NOW + SECOND * 9)
+    foreign = replace(first, builder_id=other.id)
+    again = replace(first, reason="it is still meant", accepted_at=NOW + SECOND * 2, expires_at=NOW + SECOND * 3)
+
+    async def save(acceptance: Acceptance) -> None:
+        await store.write(lambda uow: uow.acceptances.save(acceptance))
+
+    for acceptance in (first, second, foreign, again):
+        await save(acceptance)
+    assert await store.read(lambda uow: uow.acceptances.of_builder(builder.id)) == [second, again]
+    await store.write(lambda uow: uow.acceptances.delete(builder.id))
+    assert await store.read(lambda uow: uow.acceptances.of_builder(builder.id)) == []
+    assert await store.read(lambda uow: uow.acceptances.of_builder(other.id)) == [foreign]

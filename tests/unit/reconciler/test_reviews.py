@@ -1,0 +1,293 @@
+"""The review in a builder's life: before anything of its code runs, bound to that code, and on the record."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+
+import pytest
+from tests.application import MAIN, REQUIREMENTS, World
+
+from builderd.domain.builders import Builder, Status
+from builderd.domain.bundles import BundleFile
+from builderd.domain.errors import Forbidden, InstallFailed, InvalidState, NotFound, ReviewFailed, ValidationFailed
+from builderd.domain.layers import BuildOutcome
+from builderd.domain.previews import RouteState
+from builderd.domain.versions import VersionStatus
+from builderd.services import builders, verdicts
+from builderd.services.verdicts import NewAcceptance, ReviewView
+
+EVIL = BundleFile("main.py", b"x = 1\nopen_shell()\n")
+RISKY = BundleFile("main.py", b"take_risk()\n")
+RISKY_TOO = BundleFile("main.py", b"take_risk()  # and more\n")
+NEW = BundleFile("main.py", b"print('new')\n")
+
+
+@pytest.fixture(autouse=True)
+def dislikes(world: World) -> None:
+    world.scanner.dislikes = {"open_shell": "MAL-reverse-shell", "take_risk": "RSK-metadata", "missing": "SAN-syntax"}
+
+
+async def report(world: World, builder: Builder, number: int | None = None) -> ReviewView:
+    tenant, now = builder.tenant_id, world.clock.now()
+    return await world.read(lambda uow: verdicts.get(uow, tenant, builder.id, now, number))
+
+
+async def accept(
+    world: World, builder: Builder, number: int = 1, *, until: datetime | None = None, as_admin: bool = False
+) -> ReviewView:
+    """The first finding of that version."""
+    finding = (await report(world, builder, number)).report.findings[0]
+    new = NewAcceptance(finding.fingerprint, "it is meant", until, as_admin)
+    await verdicts.accept(world.application, world.caller, builder.id, new, world.clock.now())
+    return await report(world, builder, number)
+
+
+async def held(world: World, *files: BundleFile) -> Builder:
+    builder = await world.ask(*(files or (RISKY,)))
+    with pytest.raises(ReviewFailed):
+        await world.outcome(builder)
+    return builder
+
+
+async def test_what_passes_runs_and_its_report_is_kept(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN)
+    assert (await world.version(builder)).review_passed is True
+    view = await report(world, builder)
+    assert (view.verdict.passed, view.outdated, view.version.number) == (True, False, 1)
+
+
+async def test_nothing_of_what_blocks_is_installed_or_started(world: World) -> None:
+    world.installer.needs_build = True
+    async with world.reconciling():
+        builder = await world.ask(EVIL, REQUIREMENTS)
+        with pytest.raises(ReviewFailed, match=r"main.py:2: .*MAL-reverse-shell.*\n    open_shell\(\)") as failure:
+            await world.outcome(builder)
+        await world.until_route(builder, RouteState.FAILED)
+    assert world.engine.calls == [] or not {"build_layer", "start", "create_disk"} & {c for c, _ in world.engine.calls}
+    assert failure.value.data == {"uuid": builder.id, "version": 1}
+    assert failure.value.found is not None
+    assert [finding.line for finding in failure.value.found[0].findings] == [2]
+    version = await world.version(builder)
+    assert (version.review_passed, version.status, version.failure_code) == (
+        False,
+        VersionStatus.FAILED,
+        "review_failed",
+    )
+    kinds = [event.type for event in await world.events(builder)]
+    assert kinds == ["builder.created", "review.failed", "stage.finished", "builder.status"]
+
+
+async def test_wheels_are_installed_beside_the_review(world: World) -> None:
+    world.scanner.open.clear()
+    async with world.reconciling():
+        builder = await world.ask(MAIN, REQUIREMENTS)
+        await world.until(lambda: world.called("build_layer") == 1)
+        assert world.called("start") == world.called("create_disk") == 0
+        world.scanner.open.set()
+        await world.outcome(builder)
+    assert world.called("build_layer") == 1
+    stages = [e.details["stage"] for e in await world.events(builder) if e.type == "stage.finished"]
+    assert stages == ["review", "install", "start", "qa"]
+
+
+async def test_what_must_run_code_to_be_installed_waits_for_the_verdict(world: World) -> None:
+    world.installer.needs_build = True
+    world.scanner.open.clear()
+    async with world.reconciling():
+        builder = await world.ask(MAIN, REQUIREMENTS)
+        await world.until(lambda: world.scanner.scanned)
+        await asyncio.sleep(0.02)
+        assert world.called("build_layer") == 0
+        world.scanner.open.set()
+        await world.outcome(builder)
+    assert world.called("build_layer") == 1
+
+
+async def test_a_build_from_source_after_wheels_failed_waits_for_the_verdict(world: World) -> None:
+    world.installer.has_fallback = True
+    world.engine.build_outcomes.append(BuildOutcome(1, ("no wheels",), 1))
+    world.scanner.open.clear()
+    async with world.reconciling():
+        builder = await world.ask(EVIL, REQUIREMENTS)
+        await world.until(lambda: world.called("build_layer") == 1)
+        await asyncio.sleep(0.02)
+        world.scanner.open.set()
+        with pytest.raises(ReviewFailed):
+            await world.outcome(builder)
+        await world.until_route(builder, RouteState.FAILED)
+    assert world.called("build_layer") == 1
+
+
+async def test_a_failed_installation_is_told_after_the_verdict(world: World) -> None:
+    world.engine.build_outcomes.append(BuildOutcome(1, ("no such package",), 1))
+    async with world.reconciling():
+        builder = await world.ask(MAIN, REQUIREMENTS)
+        with pytest.raises(InstallFailed, match="no such package"):
+            await world.outcome(builder)
+    assert (await world.version(builder)).review_passed is True
+
+
+async def test_a_scanner_that_fails_lets_nothing_pass_and_is_asked_again(world: World) -> None:
+    world.scanner.failure = "the scanner needed more than 1000 MB of memory"
+    async with world.reconciling():
+        builder = await world.ask(MAIN)
+        with pytest.raises(ReviewFailed, match="1000 MB of memory"):
+            await world.outcome(builder)
+        world.scanner.failure = None
+        assert (await world.reached(builders.start, builder)).status is Status.RUNNING
+    assert len(world.scanner.scanned) == 2
+
+
+async def test_a_hold_passes_once_it_is_accepted(world: World) -> None:
+    async with world.reconciling():
+        builder = await held(world)
+        view = await accept(world, builder)
+        assert view.verdict.passed
+        started = await world.reached(builders.start, builder)
+        assert started.status is Status.RUNNING
+    assert len(world.scanner.scanned) == 1
+    version = await world.version(builder)
+    assert (version.review_passed, version.status, version.status_reason) == (True, VersionStatus.DEPLOYED, "")
+    event = next(event for event in await world.events(builder) if event.type == "review.accepted")
+    assert (event.actor, event.details["rule"], event.details["reason"]) == (
+        "token acme",
+        "RSK-metadata",
+        "it is meant",
+    )
+
+
+async def test_what_is_accepted_is_accepted_of_this_builder_and_this_line_alone(world: World) -> None:
+    async with world.reconciling():
+        builder = await held(world)
+        await accept(world, builder)
+        await world.reached(builders.start, builder)
+        with pytest.raises(ReviewFailed):
+            await world.deploy(builder, RISKY_TOO)
+        with pytest.raises(ReviewFailed):
+            await world.create(RISKY, name="another")
+
+
+async def test_only_an_admin_accepts_a_block_and_only_until_a_date(world: World) -> None:
+    soon = world.clock.now() + timedelta(minutes=5)
+    async with world.reconciling():
+        builder = await held(world, EVIL)
+        with pytest.raises(Forbidden):
+            await accept(world, builder, until=soon)
+        for date in (None, world.clock.now()):
+            with pytest.raises(ValidationFailed):
+                await accept(world, builder, until=date, as_admin=True)
+        await accept(world, builder, until=soon, as_admin=True)
+        assert (await world.reached(builders.start, builder)).status is Status.RUNNING
+        world.clock.move(301)
+        await asyncio.sleep(0.05)
+        assert (await world.builder(builder)).status is Status.RUNNING
+        assert not (await report(world, builder)).verdict.passed
+        await world.reached(builders.stop, builder)
+        with pytest.raises(ReviewFailed):
+            await world.outcome(await world.want(builders.start, builder))
+    assert (await world.version(builder)).review_passed is False
+
+
+async def test_nobody_accepts_what_cannot_run_or_what_only_warns(world: World) -> None:
+    world.scanner.dislikes["print"] = "RUF-S101"
+    world.clock.now()
+    later = world.clock.now() + timedelta(1)
+    async with world.reconciling():
+        insane = await held(world, BundleFile("main.py", b"missing\n"))
+        with pytest.raises(InvalidState, match="mend it"):
+            await accept(world, insane, until=later, as_admin=True)
+        warned = await world.create(MAIN, name="warned")
+        with pytest.raises(InvalidState, match="only warns"):
+            await accept(world, warned, as_admin=True)
+        with pytest.raises(NotFound, match="fingerprint"):
+            new = NewAcceptance("0" * 32, "why", None, as_admin=True)
+            await verdicts.accept(world.application, world.caller, warned.id, new, world.clock.now())
+
+
+async def test_a_redeploy_that_blocks_leaves_the_old_version_serving(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN)
+        number = await world.put(builder, EVIL)
+        with pytest.raises(ReviewFailed, match="MAL-reverse-shell"):
+            await world.deployed(builder, number)
+        now = await world.builder(builder)
+    assert (now.status, now.version, now.candidate) == (Status.RUNNING, 1, None)
+    assert world.called("start") == 1
+    failed = await world.read(lambda uow: uow.versions.get(builder.id, number))
+    assert failed is not None
+    assert (failed.status, failed.review_passed) == (VersionStatus.FAILED, False)
+    assert "main.py:2" in failed.status_reason
+    assert (await report(world, builder)).version.number == 1
+    assert not (await report(world, builder, number)).verdict.passed
+
+
+async def test_other_settings_for_the_same_code_need_no_other_review(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN)
+        changed = await world.configure(builder, env={"A": "1"})
+        back = await world.roll_back(builder, 1)
+    assert (changed.version, back.version) == (2, 3)
+    assert len(world.scanner.scanned) == 1
+    assert (await world.version(back)).review_passed is True
+
+
+async def test_another_command_is_another_content(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN)
+        with pytest.raises(ReviewFailed, match=r"starts gone\.py"):
+            await world.deploy(builder, MAIN, entrypoint="python3 gone.py")
+    assert len(world.scanner.scanned) == 2
+
+
+async def test_a_review_that_is_left_out_says_nothing_and_another_ones_is_outdated(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(EVIL, skip_review=True)
+        assert world.scanner.scanned == []
+        assert (await world.version(builder)).review_passed is None
+        with pytest.raises(NotFound, match="left out"):
+            await report(world, builder)
+        await world.deploy(builder, MAIN)
+        builder = await world.deploy(builder, NEW, skip_review=True)
+        old = await report(world, builder)
+        assert (old.version.number, old.outdated, old.verdict.passed) == (2, True, True)
+        view = await verdicts.again(world.application, world.caller, builder.id)
+    assert (view.version.number, view.outdated) == (3, False)
+    assert (await world.version(builder)).review_passed is None
+    skipped = [e.details for e in await world.events(builder) if e.type == "gate.skipped"]
+    assert skipped == [{"gate": "review", "version": 1}, {"gate": "review", "version": 3}]
+
+
+async def test_what_is_found_later_does_not_stop_what_runs_but_its_next_start(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(MAIN)
+        world.scanner.dislikes["print"] = "MAL-miner"
+        view = await verdicts.again(world.application, world.caller, builder.id)
+        assert not view.verdict.passed
+        assert (await world.builder(builder)).status is Status.RUNNING
+        with pytest.raises(ReviewFailed):
+            await world.outcome(await world.want(builders.restart, builder))
+        await world.until_nothing_runs()
+
+
+async def test_a_builder_that_is_deleted_during_its_review_leaves_nothing(world: World) -> None:
+    world.scanner.open.clear()
+    async with world.reconciling():
+        builder = await world.ask(MAIN, REQUIREMENTS)
+        await world.until(lambda: world.scanner.scanned)
+        await world.reached(builders.delete, builder)
+        await world.until_nothing_is_left()
+
+
+async def test_one_tenant_does_not_keep_the_others_waiting(world: World) -> None:
+    world.scanner.open.clear()
+    async with world.reconciling():
+        for number in range(4):
+            await world.ask(BundleFile("main.py", str(number).encode()), name=f"many-{number}")
+        await world.until(lambda: len(world.scanner.scanned) == 2)
+        world.caller = await world.tenant("zeta")
+        await world.ask(NEW)
+        await world.until(lambda: len(world.scanner.scanned) == 3)
+        world.scanner.open.set()
+        await world.until(lambda: len(world.scanner.scanned) == 5)

@@ -48,6 +48,7 @@ class Service:
     previews: FakePreviews
     bundles: FakeBundles
     installer: FakeInstaller
+    scanner: FakeScanner
     store: SqlStore
     app: FastAPI
     write: str
@@ -142,6 +143,7 @@ async def _make(store: SqlStore, limits: Limits) -> Service:
         previews=previews,
         bundles=bundles,
         installer=installer,
+        scanner=scanner,
         store=store,
         app=create_app(application, metrics_token=METRICS_TOKEN),
         write=await _token(application, "acme", [Scope.WRITE]),

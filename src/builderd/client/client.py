@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from builderd.client.errors import ApiError, NoAnswer
 from builderd.client.files import Files
+from builderd.client.reviews import Reviews
 from builderd.client.versions import OnStage, Stage, Versions, no_stages
 from builderd.client.watching import Watching
 from builderd.domain.builders import JobType, Status
@@ -86,6 +87,11 @@ class Client:
     def versions(self) -> Versions:
         """What changes a builder: new code, other settings, older versions again."""
         return Versions(self._calls)
+
+    @property
+    def reviews(self) -> Reviews:
+        """What the review found in the code, and what is accepted of it."""
+        return Reviews(self._call, self._request)
 
     @property
     def _calls(self) -> _Calls:

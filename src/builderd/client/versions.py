@@ -18,7 +18,7 @@ API = "/api/v1/builders"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage of a deployment that has ended: ``install``, ``start`` or ``qa``."""
+    """A stage of a deployment that has ended: ``review``, ``install``, ``start`` or ``qa``."""
 
     name: str
     seconds: float

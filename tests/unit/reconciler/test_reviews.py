@@ -192,7 +192,6 @@ async def test_only_an_admin_accepts_a_block_and_only_until_a_date(world: World)
 
 async def test_nobody_accepts_what_cannot_run_or_what_only_warns(world: World) -> None:
     world.scanner.dislikes["print"] = "RUF-S101"
-    world.clock.now()
     later = world.clock.now() + timedelta(1)
     async with world.reconciling():
         insane = await held(world, BundleFile("main.py", b"missing\n"))
@@ -201,8 +200,8 @@ async def test_nobody_accepts_what_cannot_run_or_what_only_warns(world: World) -
         warned = await world.create(MAIN, name="warned")
         with pytest.raises(InvalidState, match="only warns"):
             await accept(world, warned, as_admin=True)
+        new = NewAcceptance("0" * 32, "why", None, as_admin=True)
         with pytest.raises(NotFound, match="fingerprint"):
-            new = NewAcceptance("0" * 32, "why", None, as_admin=True)
             await verdicts.accept(world.application, world.caller, warned.id, new, world.clock.now())
 
 

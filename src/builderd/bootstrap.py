@@ -325,10 +325,10 @@ async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> No
 async def _work(app: Application, settings: Settings, servers: Servers) -> None:
     """Prepare the engine, then keep builders as they are wanted."""
     await _prepare(app)
-    await app.review.prepare()
     await servers.add(create_inside_app(app), app.engine.gateway, settings.inside_port)
     fault = kill_at(settings.fault) if settings.fault else no_fault
     async with asyncio.TaskGroup() as group:
+        group.create_task(_warm_up(app))
         group.create_task(Reconciler(app, fault).run())
         group.create_task(Idleness(app).watch())
         group.create_task(waking.watch(app))
@@ -338,6 +338,14 @@ async def _work(app: Application, settings: Settings, servers: Servers) -> None:
         group.create_task(sample(app))
         group.create_task(BackupSchedule(app, fault).run())
         group.create_task(Housekeeping(app).run())
+
+
+async def _warm_up(app: Application) -> None:
+    """The first review need not wait for the scanner. One that cannot be had fails each review, and says why."""
+    try:
+        await app.review.prepare()
+    except Exception:
+        log.warning("The scanner of reviews cannot be started: nothing will pass.", exc_info=True)
 
 
 async def _prepare(app: Application) -> None:

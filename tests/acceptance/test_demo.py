@@ -48,7 +48,7 @@ def test_the_demo_is_live_until_it_is_stopped_as_it_says(data_dir: Path) -> None
     said = shell(command)
     stop = said[said.index("To stop it") :].splitlines()[1:]
     try:
-        for stage in ("install", "start"):
+        for stage in ("review", "install", "start"):
             assert re.search(rf"^  {stage} +\d+\.\d+ s$", said, re.MULTILINE), said
         url = re.search(r"^==> live: (\S+)$", said, re.MULTILINE)
         assert url, said

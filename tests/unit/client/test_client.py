@@ -76,7 +76,8 @@ def test_a_builder_lives(client: Client) -> None:
 def test_the_stages_are_told_as_they_end(client: Client) -> None:
     stages: list[Stage] = []
     client.create(new(files={"main.py": "", "requirements.txt": "flask"}), on_stage=stages.append)
-    assert [(stage.name, stage.ok) for stage in stages] == [("install", True), ("start", True), ("qa", True)]
+    told = [("review", True), ("install", True), ("start", True), ("qa", True)]
+    assert [(stage.name, stage.ok) for stage in stages] == told
 
 
 def test_a_failed_stage_is_an_error_with_the_builders_uuid(client: Client, running: Running) -> None:

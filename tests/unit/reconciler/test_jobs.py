@@ -58,7 +58,7 @@ async def test_a_job_that_ends_at_once_is_answered_with_its_end(world: World) ->
         builder = await world.outcome(await world.ask_job())
     assert (builder.status, builder.exit_code) == (Status.COMPLETED, 0)
     finished = [event.details for event in await world.events(builder) if event.type == "stage.finished"]
-    assert [(one["stage"], one["ok"]) for one in finished] == [("install", True), ("start", True)]
+    assert [(one["stage"], one["ok"]) for one in finished] == [("review", True), ("install", True), ("start", True)]
 
 
 async def test_a_job_can_be_run_again_and_is_paid_again(world: World) -> None:

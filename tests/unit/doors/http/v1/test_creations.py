@@ -65,11 +65,12 @@ async def test_every_field_is_kept_and_shown(client: httpx.AsyncClient) -> None:
     expected = {key: value for key, value in FULL.items() if key not in ("files", "credentials", "require_qa")}
     assert {key: data[key] for key in expected} == {**expected, "env": {"MY_FLAG": "1"}}
     assert data["cost"] == {"currency": "EUR", "hourly_rate": 0.2075, "runtime_hours": 0.0, "cost": 0.0}
-    assert (data["review_passed"], data["qa_passed"], data["exit_code"], data["version"]) == (None, True, None, 1)
+    assert (data["review_passed"], data["qa_passed"], data["exit_code"], data["version"]) == (True, True, None, 1)
 
 
 async def test_the_files_are_what_the_engine_is_given(client: httpx.AsyncClient, service: Service) -> None:
-    await client.post(BUILDERS, json={**MINIMAL, "files": {"a/b.txt": {"content": "aGk=", "encoding": "base64"}}})
+    files = {"a/b.txt": {"content": "aGk=", "encoding": "base64"}}
+    await client.post(BUILDERS, json={**MINIMAL, "entrypoint": "serve", "files": files})
     (disk,) = service.engine.disks.values()
     assert disk.files == {"a/b.txt": b"hi"}
 
@@ -115,7 +116,7 @@ async def test_the_stages_are_streamed_with_their_seconds(client: httpx.AsyncCli
     )
     events = sse(response.text)
     assert (response.status_code, response.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
-    assert [name for name, _ in events] == ["install", "start", "qa", "done"]
+    assert [name for name, _ in events] == ["review", "install", "start", "qa", "done"]
     assert all(data["seconds"] >= 0 and data["ok"] for _, data in events[:-1])
     assert set(events[-1][1]) >= KEYS
     assert response.headers["location"] == f"{BUILDERS}/{events[-1][1]['uuid']}"

@@ -62,7 +62,7 @@ async def test_its_stages_are_streamed(client: httpx.AsyncClient, url: str) -> N
     response = await client.put(url, json={"files": files}, headers={"Accept": "text/event-stream"})
     names = [name for name, _ in sse(response.text)]
     assert names[-1] == "done"
-    assert names[:2] == ["install", "start"]
+    assert names[:3] == ["review", "install", "start"]
     assert sse(response.text)[-1][1]["version"] == 2
 
 

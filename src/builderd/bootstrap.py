@@ -35,6 +35,7 @@ from builderd.adapters.installers.uv import UvInstaller
 from builderd.adapters.previews.haproxy import probe as previews_probe
 from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
+from builderd.adapters.scanners.language_model.adviser import Endpoint, LanguageModelAdviser
 from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
 from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
 from builderd.adapters.signals.local import LocalSignals
@@ -250,7 +251,16 @@ def make_scanner() -> TripwireScanner:
 
 def make_review_gate(settings: Settings) -> reviews.Gate:
     """Raises ``ValidationFailed`` when the operator's policy is none."""
-    return reviews.Gate(make_scanner(), make_review_policy(settings))
+    return reviews.Gate(make_scanner(), make_review_policy(settings), make_adviser(settings))
+
+
+def make_adviser(settings: Settings) -> LanguageModelAdviser | None:
+    """The language model that reads along, where the operator has named one."""
+    review = settings.review
+    if review.model_url is None or review.model is None:
+        return None
+    key = review.model_key.get_secret_value() if review.model_key else None
+    return LanguageModelAdviser(Endpoint(review.model_url, review.model, key, review.model_timeout))
 
 
 def make_review_policy(settings: Settings) -> Policy:

@@ -239,6 +239,12 @@ class ReviewSettings(Section):
     model_key: SecretStr | None = None
     model_timeout: float = Field(default=30, gt=0)
 
+    @model_validator(mode="after")
+    def _whole_endpoint(self) -> Self:
+        if (self.model_url is None) is not (self.model is None):
+            raise ValueError("model_url and model go together: set both, or none for no language model")
+        return self
+
 
 class QaSettings(Section):
     """``report``: test each new version on a copy once its gate has judged it. ``chromium``: the browser for that."""

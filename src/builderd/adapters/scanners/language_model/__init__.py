@@ -1,0 +1,1 @@
+"""A language model that reads code and may ask a person to look at it."""

@@ -212,7 +212,11 @@ def test_where_users_reach_the_api(host: str, url: str) -> None:
 
 def _documented() -> set[str]:
     """The names in the table of the settings; one that begins with a dot has the section of the one before it."""
-    rows = [line for line in (Path(__file__).parents[2] / "docs/settings.md").read_text().splitlines() if line.startswith("| `")]
+    rows = [
+        line
+        for line in (Path(__file__).parents[2] / "docs/settings.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
     names, section = set(), ""
     for name in (name for row in rows for name in re.findall(r"`([a-z_.<>…]+)`", row.split("|")[1])):
         section = section if name.startswith(".") else name.partition(".")[0]

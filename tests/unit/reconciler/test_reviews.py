@@ -76,7 +76,7 @@ async def test_nothing_of_what_blocks_is_installed_or_started(world: World) -> N
         "review_failed",
     )
     kinds = [event.type for event in await world.events(builder)]
-    assert kinds == ["builder.created", "review.failed", "stage.finished", "builder.status"]
+    assert kinds == ["builder.created", "review.failed", "stage.finished", "version.failed", "builder.status"]
 
 
 async def test_wheels_are_installed_beside_the_review(world: World) -> None:

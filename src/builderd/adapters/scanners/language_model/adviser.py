@@ -66,7 +66,7 @@ class LanguageModelAdviser:
 
     async def _ask(self, bundle: Bundle) -> list[Hit]:
         asked = await asyncio.to_thread(questions, bundle)
-        found = []
+        found: list[Hit] = []
         for message in asked.messages:
             async with self._turns:
                 answer = await self._post(message)

@@ -21,6 +21,7 @@ from builderd import bootstrap
 from builderd.adapters.scanners.tripwire.answers import Unbelievable, read_answer
 from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
 from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
+from builderd.domain.bundles import Bundle
 from builderd.domain.review_policies import ReviewLimits
 from builderd.domain.reviews import Severity
 from builderd.ports.scanners import Scan
@@ -82,7 +83,7 @@ def test_it_can_start_the_programs_that_scan(outcomes: dict[str, Any]) -> None:
 # Scanners that fail
 
 
-def scanned(ruff: Path | None = None, limits: ReviewLimits = LIMITS) -> Scan:
+def scanned(ruff: Path | None = None, limits: ReviewLimits = LIMITS, bundle: Bundle = BUNDLE) -> Scan:
     """By a scanner whose ruff is another program."""
 
     def find() -> Toolbox:
@@ -91,7 +92,7 @@ def scanned(ruff: Path | None = None, limits: ReviewLimits = LIMITS) -> Scan:
     async def scan() -> Scan:
         scanner = TripwireScanner(find)
         try:
-            return await scanner.scan(BUNDLE, limits)
+            return await scanner.scan(bundle, limits)
         finally:
             await scanner.close()
 
@@ -144,6 +145,13 @@ def test_a_review_that_passes_its_limits_has_no_result(limits: ReviewLimits, why
     assert scan.failure is not None
     assert why in scan.failure
     assert scan.hits == ()
+
+
+def test_a_review_that_needs_too_much_cpu_time_says_so() -> None:
+    lines = "".join(f"def f{n}(x):\n    return [x, {n}, str(x)]\n" for n in range(10_000))
+    large = bundle_of({f"m{n}.py": lines for n in range(6)})
+    scan = scanned(limits=replace(LIMITS, cpu_seconds=1, wall_seconds=60, memory_bytes=2_000_000_000), bundle=large)
+    assert scan.failure == "the scanner needed more than 1 s of CPU time"
 
 
 def test_a_worker_that_was_killed_is_replaced() -> None:

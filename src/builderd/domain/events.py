@@ -25,6 +25,7 @@ class Event:
 
     Types: ``builder.created``, ``builder.status`` (details: from, to), ``builder.deleted``,
     ``version.created``, ``version.deployed`` and ``version.failed`` (details: version, of the last also code),
+    ``review.passed``, ``review.failed`` and ``review.accepted`` (details: version, or the finding with its reason),
     ``stage.started`` and ``stage.finished`` (details: stage, seconds, ok), ``sandbox.started``,
     ``sandbox.ended`` (details: exit_code, cause). ``builder_id`` is None for what concerns the tenant as a whole.
     """

@@ -52,6 +52,14 @@ def test_the_last_pattern_counts() -> None:
     assert [policy.severity(rule) for rule in ("A-a", "A-b", "A-bc")] == [Severity.BLOCK, None, Severity.HOLD]
 
 
+def test_no_pattern_lets_through_what_could_not_be_judged_or_has_a_model_do_more_than_hold() -> None:
+    for word, model in (("off", None), ("warn", Severity.WARN), ("block", Severity.HOLD)):
+        policy = make_policy({"rules": {"*": word}})
+        assert policy.severity("SAN-syntax") is Severity.BLOCK
+        assert policy.severity("LLM-failed") is Severity.HOLD
+        assert policy.severity("LLM-risk") is model
+
+
 def test_another_policy_has_another_hash() -> None:
     changed = {**DEFAULT, "limits": {**DEFAULT["limits"], "files": 7}}
     reordered = {"rules": dict(reversed(list(DEFAULT["rules"].items())))}
@@ -68,6 +76,7 @@ def test_another_policy_has_another_hash() -> None:
         ({"rules": {"A": "stop"}}, "review policy: rules.A"),
         ({"rules": {"SAN-syntax": "warn"}}, "review policy: rules.SAN-syntax"),
         ({"rules": {"SAN-*": "off"}}, "review policy: rules.SAN-*"),
+        ({"rules": {"LLM-*": "block"}}, "review policy: rules.LLM-*"),
         ({"limits": {"files": 0}}, "review policy: limits.files"),
         ({"limits": {"files": True}}, "review policy: limits.files"),
         ({"limits": {"fils": 1}}, "review policy: limits.fils"),

@@ -1,0 +1,23 @@
+"""The scanners that are held to the contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from builderd import bootstrap
+from builderd.adapters.fakes.scanners import FakeScanner
+from builderd.ports.scanners import Scanner
+
+SUSPICIOUS = b"import os\nos.system('rm -rf /')\n"
+
+
+@pytest.fixture(params=["fake", "tripwire"])
+async def scanner(request: pytest.FixtureRequest) -> AsyncIterator[Scanner]:
+    made: Scanner = bootstrap.make_scanner()
+    if request.param == "fake":
+        made = fake = FakeScanner()
+        fake.dislikes = {"rm -rf /": "MAL-destroys"}
+    yield made
+    await made.close()

@@ -1,0 +1,43 @@
+"""What the gate relies on, of each scanner."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.contract.scanners.conftest import SUSPICIOUS
+from tests.gate import bundle_of
+
+from builderd.domain.review_policies import ReviewLimits
+from builderd.ports.scanners import Scanner
+
+LIMITS = ReviewLimits()
+
+
+async def test_a_hit_names_the_file_the_line_and_what_to_do(scanner: Scanner) -> None:
+    scan = await scanner.scan(bundle_of({"app.py": "x = 1\n", "b.py": SUSPICIOUS}), LIMITS)
+    assert scan.failure is None
+    (hit,) = [hit for hit in scan.hits if hit.rule.startswith("MAL-")]
+    assert (hit.path, hit.line, hit.text) == ("b.py", 2, "os.system('rm -rf /')")
+    assert hit.message
+    assert hit.advice
+    assert hit.mark
+
+
+async def test_the_same_is_seen_again_and_named_the_same(scanner: Scanner) -> None:
+    await scanner.prepare()
+    await scanner.prepare()
+    bundle, name = bundle_of({"b.py": SUSPICIOUS}), scanner.name
+    scans = await asyncio.gather(*(scanner.scan(bundle, LIMITS) for _ in range(3)))
+    assert len({(tuple(sorted(hit.mark for hit in scan.hits)), scan.failure) for scan in scans}) == 1
+    assert scanner.name == name
+
+
+async def test_nothing_is_said_of_what_is_harmless(scanner: Scanner) -> None:
+    scan = await scanner.scan(bundle_of({"app.py": "print('hello')\n"}), LIMITS)
+    assert (scan.hits, scan.failure) == ((), None)
+    assert scan.scanners
+
+
+async def test_it_can_be_closed_more_than_once_and_without_use(scanner: Scanner) -> None:
+    await scanner.close()
+    await scanner.close()

@@ -20,7 +20,7 @@ from typing import Any
 
 from builderd.adapters.scanners.tripwire.answers import Unbelievable, read_answer
 from builderd.adapters.scanners.tripwire.toolbox import Toolbox
-from builderd.adapters.scanners.tripwire.worker import OUT_OF_MEMORY
+from builderd.adapters.scanners.tripwire.worker import OUT_OF_CPU, OUT_OF_MEMORY
 from builderd.domain.bundles import Bundle
 from builderd.domain.review_policies import ReviewLimits
 from builderd.domain.sources import CODE, Kind, kind_of
@@ -224,10 +224,13 @@ def _check_end(end: Mapping[str, Any], limits: ReviewLimits) -> None:
     status = end["status"]
     if end["late"]:
         raise Broken(_late(limits))
-    if status == OUT_OF_MEMORY or status == 128 + _SIGKILL:
-        raise Broken(f"the scanner needed more than {limits.memory_bytes // 1_000_000} MB of memory")
-    if status == 128 + _SIGXCPU:
-        raise Broken(f"the scanner needed more than {limits.cpu_seconds} s of CPU time")
+    memory, cpu = f"{limits.memory_bytes // 1_000_000} MB of memory", f"{limits.cpu_seconds} s of CPU time"
+    if status == OUT_OF_MEMORY:
+        raise Broken(f"the scanner needed more than {memory}")
+    if status in (OUT_OF_CPU, 128 + _SIGXCPU):
+        raise Broken(f"the scanner needed more than {cpu}")
+    if status == 128 + _SIGKILL:
+        raise Broken(f"the scanner was killed: it needed more than {memory} or {cpu}")
     if status > 128:
         raise Broken(f"the scanner crashed with signal {status - 128}")
     if status:

@@ -24,8 +24,8 @@ from builderd.adapters.scanners.tripwire.analysis import Analyser, Source, Tools
 from builderd.adapters.scanners.tripwire.confinement import Bind
 
 MAX_PACKET = 4_096
-#: Exit status of a child that Python's own memory limit or an unforeseen error ended.
-OUT_OF_MEMORY, FAILED = 87, 88
+#: Exit status of a child that Python's own memory limit, an unforeseen error or its limit of CPU time ended.
+OUT_OF_MEMORY, FAILED, OUT_OF_CPU = 87, 88, 89
 
 
 class Server:
@@ -118,6 +118,8 @@ class Server:
         """Never returns."""
         code = FAILED
         try:
+            # The first process of a namespace is spared a signal that it does not handle.
+            signal.signal(signal.SIGXCPU, lambda *_: os._exit(OUT_OF_CPU))
             confinement.lock_down(int(limits["memory_bytes"]), int(limits["cpu_seconds"]))
             seen = self._analyser.analyse(*read_sources(files), limits["wall_seconds"])
             _write_all(told, json.dumps(seen).encode())

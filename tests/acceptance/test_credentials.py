@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -52,8 +55,72 @@ def test_strong_isolation_hands_them_over_as_well(service: LiveService) -> None:
     assert service.call("DELETE", "/credentials/strong").status_code == 200
 
 
+#: Exits with what it was given, as careless apps do not, and says nothing.
+BROKEN = {"main.py": "import os, sys; assert os.environ['API_KEY']; sys.exit(3)"}
+
+
+@pytest.mark.timeout(900)
+def test_no_answer_report_or_backup_tells_a_secret(service: LiveService, tmp_path: Path) -> None:
+    canary = f"canary-{secrets.token_hex(8)}"
+    told = [service.call("PUT", "/credentials/told", json={"values": {"API_KEY": canary}})]
+    for values in (
+        {"BAD NAME": canary},
+        {"API_KEY": [canary]},
+        {"API_KEY": f"{canary}\0"},
+        {"API_KEY": canary, "B": 1},
+    ):
+        refused = service.call("PUT", "/credentials/told", json={"values": values})
+        assert refused.status_code == 422, refused.text
+        told.append(refused)
+    failing = {"name": "failing", "entrypoint": "python3 main.py", "files": BROKEN, "credentials": ["told"]}
+    failed = service.call("POST", "/builders", json=failing)
+    assert failed.json()["code"] == "start_failed", failed.text
+    told.append(failed)
+    with service.deployed("telling", APP, "python3 main.py", credentials=["told"]) as data:
+        path = f"/builders/{data['uuid']}"
+        assert service.call("POST", f"{path}/qa").status_code == 202
+        _wait_for_report(service, path)
+        told.append(service.call("POST", f"{path}/backups"))
+        assert told[-1].status_code == 201, told[-1].text
+        told.append(service.call("POST", f"{path}/stop"))
+        told += [service.call("GET", f"{path}/qa{form}") for form in ("", "?format=junit", "?format=ctrf")]
+        told += [
+            service.call("GET", f"{path}/{noun}") for noun in ("events", "versions", "backups", "metrics", "files")
+        ]
+        told += [
+            service.call("GET", f"/{noun}") for noun in ("events?per_page=100", "builders", "credentials", "backups")
+        ]
+        told.append(service.call("DELETE", "/credentials/told"))
+        assert told[-1].status_code == 409
+        kept = tmp_path / "state"
+        done = subprocess.run(
+            service.command("backup", "--without-keys", str(kept)),
+            env=service.environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        instance = json.loads((service.data_dir / "instance.json").read_text())["id"]
+        disks = Path("/run/builderd", instance, "store", "disks")
+        assert any(disks.iterdir())
+        for folder in (service.data_dir, kept, disks):
+            assert _files_with(canary, folder) == []
+    assert not [answer.url for answer in told if canary in answer.text]
+    assert canary not in service.log_file.read_text() + done.stdout + done.stderr
+    service.call("DELETE", f"/builders/{failed.json()['data']['uuid']}")
+    assert service.call("DELETE", "/credentials/told").status_code == 200
+
+
+def _wait_for_report(service: LiveService, path: str) -> None:
+    """Until QA has tested a copy, for which secrets are dummies, or has said why not."""
+    deadline = time.monotonic() + 400
+    while service.call("GET", f"{path}/qa").json()["data"]["status"] not in {"done", "dropped"}:
+        assert time.monotonic() < deadline, "there is no report"
+        time.sleep(0.5)
+
+
 def _files_with(text: str, folder: Path) -> list[str]:
-    """All below it, databases with their journals, disks and logs; what lies in the image by its mount."""
+    """All below it, databases with their journals and logs; what lies in the image is looked at by its mount."""
     found = subprocess.run(
         ["grep", "-rlaF", "--exclude=*.img", "--devices=skip", text, str(folder)],
         capture_output=True,

@@ -118,7 +118,11 @@ def restart(uow: UnitOfWork, application: Application, caller: Caller, builder_i
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     if builder.status is Status.CREATING:
         raise InvalidState("The builder is still being created: wait until it runs, or delete it.")
-    return want_run(uow, application, builder, caller, "restarted", now)
+    wanted = want_run(uow, application, builder, caller, "restarted", now)
+    if builder.status is Status.RUNNING:
+        # Its status does not change, so nothing else would say who it was.
+        uow.events.add(_event(wanted, "builder.restarting", now, {}))
+    return wanted
 
 
 def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:

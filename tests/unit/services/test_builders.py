@@ -155,6 +155,9 @@ async def test_restarting_is_a_new_run_in_any_case(world: World) -> None:
     assert (await world.want(builders.restart, builder)).run == 2
     again = await world.want(builders.restart, builder)
     assert (again.run, again.status, again.desired) == (3, Status.RUNNING, Desired.RUNNING)
+    event = (await world.events(builder))[-1]
+    assert (event.type, event.actor) == ("builder.restarting", again.desired_by)
+    assert event.reason.startswith("restarted by ")
 
 
 async def test_what_is_being_created_cannot_be_restarted(world: World) -> None:

@@ -45,12 +45,12 @@ from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
 from builderd.adapters.vaults.sodium import SodiumVault
 from builderd.adapters.webhooks.http import HttpWebhookSender
-from builderd.data_directory import hold, identity, make, refuse_half_restored
+from builderd.data_directory import RESTORED, hold, identity, make, refuse_half_restored
 from builderd.domain import ssh
 from builderd.domain.builders import Desired
 from builderd.domain.bundles import Bundle
 from builderd.domain.equipment import Equipment
-from builderd.domain.errors import EngineUnavailable, NoCapacity, ValidationFailed
+from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity, ValidationFailed
 from builderd.domain.holdings import Inventory
 from builderd.domain.ids import TokenId
 from builderd.domain.previews import Route
@@ -70,6 +70,8 @@ from builderd.doors.ssh.gateway import Gateway as SshGateway
 from builderd.ports.engine import Engine
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler import waking
+from builderd.reconciler.backups.adopting import adopt
+from builderd.reconciler.backups.desk import Desk
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.deliveries import Deliveries
 from builderd.reconciler.faults import kill_at, no_fault
@@ -337,6 +339,7 @@ async def _work(app: Application, settings: Settings, servers: Servers) -> None:
     await _prepare(app)
     await servers.add(create_inside_app(app), app.engine.gateway, settings.inside_port)
     fault = kill_at(settings.fault) if settings.fault else no_fault
+    await _adopt_backups(app, settings.data_dir / RESTORED)
     async with asyncio.TaskGroup() as group:
         group.create_task(_warm_up(app))
         group.create_task(Reconciler(app, fault).run())
@@ -356,6 +359,20 @@ async def _warm_up(app: Application) -> None:
         await app.review.prepare()
     except Exception:
         log.warning("The scanner of reviews cannot be started: nothing will pass.", exc_info=True)
+
+
+async def _adopt_backups(app: Application, mark: Path) -> None:
+    """After a restore of the state, and before any app gets its disk from a backup: there may be newer ones."""
+    while await asyncio.to_thread(mark.exists):
+        try:
+            await adopt(Desk(app))
+            await asyncio.to_thread(mark.unlink)
+        except BuilderdError as error:
+            log.warning(
+                *("The backups cannot be looked at: %s Trying again in %g s; remove %s to go on without.",),
+                *(error.message, PREPARE_RETRY, mark),
+            )
+            await asyncio.sleep(PREPARE_RETRY)
 
 
 async def _prepare(app: Application) -> None:

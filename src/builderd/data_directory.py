@@ -15,6 +15,8 @@ LOCK_FILE = "service.lock"
 IDENTITY_FILE = "identity"
 #: What a restore of the state puts together; it is there for as long as that goes on.
 RESTORING = ".restoring"
+#: Left by a restore of the state, until what the archive keeps was compared with it.
+RESTORED = "restored"
 
 
 def make(data_dir: Path) -> None:

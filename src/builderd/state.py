@@ -20,7 +20,7 @@ from builderd.adapters.states.folder import BUNDLES, DATABASE, KEYS, Manifest
 from builderd.adapters.stores.sql import copies
 from builderd.adapters.vaults import passphrases
 from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
-from builderd.data_directory import IDENTITY_FILE, RESTORING, hold, make
+from builderd.data_directory import IDENTITY_FILE, RESTORED, RESTORING, hold, make
 from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.settings import FILE_NAME, Settings
 
@@ -143,6 +143,7 @@ def _restore(settings: Settings, source: Path, staging: Path, passphrase: str | 
         _put_bundles(settings, staging / BUNDLES)
         if manifest.identity and not (settings.data_dir / IDENTITY_FILE).exists():
             (settings.data_dir / IDENTITY_FILE).write_text(manifest.identity)
+        folder.write(settings.data_dir / RESTORED, manifest.created_at.encode())
         folder.sync(settings.data_dir)
         folder.write(staging / _SWITCHING, b"")
         copies.bring_back(staging / DATABASE, settings.database)

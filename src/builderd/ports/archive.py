@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId
@@ -37,6 +38,17 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A snapshot as the archive itself remembers it: made ``at`` this time, of this ``version`` (0: not known)."""
+
+    backup: BackupId
+    builder: BuilderId
+    at: datetime
+    version: int
+    saved: Saved
+
+
+@dataclass(frozen=True, slots=True)
 class Restored:
     """What was put on the disk, after every file was read back and compared with the list saved with it.
 
@@ -51,7 +63,14 @@ class Restored:
 
 class Archive(Protocol):
     async def save(
-        self, repository: Repository, backup: BackupId, builder: BuilderId, disk: DiskId, limit_bytes: int, told: Share
+        self,
+        repository: Repository,
+        backup: BackupId,
+        builder: BuilderId,
+        disk: DiskId,
+        limit_bytes: int,
+        told: Share,
+        version: int = 0,
     ) -> Saved:
         """Keep what is on the disk, which must not change meanwhile. Doing it again makes another snapshot.
 
@@ -67,8 +86,8 @@ class Archive(Protocol):
     async def prune(self, repository: Repository) -> None:
         """Give back the space that no snapshot needs."""
 
-    async def saved(self, repository: Repository, builder: BuilderId) -> Mapping[str, BackupId]:
-        """The snapshots that are kept of a builder, each with the backup it was saved for."""
+    async def saved(self, repository: Repository, builder: BuilderId | None = None) -> Mapping[str, Kept]:
+        """The snapshots that are kept, of a builder or of all; none where nothing was ever saved."""
 
     async def check(self, repository: Repository, percent: float) -> None:
         """Look at the whole structure, and read this part of the data, another one each time."""

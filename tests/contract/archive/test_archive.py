@@ -64,7 +64,14 @@ async def test_it_knows_what_it_keeps_and_for_whom(scene: Scene) -> None:
     assert await scene.archive.saved(repository, builder) == {}
     backup, saved = await _save(scene, repository, builder, note=b"1")
     await _save(scene, repository, BuilderId(new_id()), note=b"2")
-    assert await scene.archive.saved(repository, builder) == {saved.snapshot: backup}
+    found = await scene.archive.saved(repository, builder)
+    assert {name: one.backup for name, one in found.items()} == {saved.snapshot: backup}
+    (kept,) = found.values()
+    assert (kept.builder, kept.version) == (builder, 0)
+    assert (kept.saved.snapshot, kept.saved.digest, kept.saved.files, kept.saved.size_bytes) == (
+        *(saved.snapshot, saved.digest, saved.files, saved.size_bytes),
+    )
+    assert len(await scene.archive.saved(repository)) == 2
 
 
 async def test_what_is_forgotten_is_gone_and_forgetting_it_again_does_no_harm(scene: Scene) -> None:
@@ -75,7 +82,8 @@ async def test_what_is_forgotten_is_gone_and_forgetting_it_again_does_no_harm(sc
         await scene.archive.forget(repository, [first.snapshot])
     await scene.archive.prune(repository)
     await scene.archive.check(repository, 100)
-    assert await scene.archive.saved(repository, builder) == {second.snapshot: kept}
+    found = await scene.archive.saved(repository, builder)
+    assert {name: one.backup for name, one in found.items()} == {second.snapshot: kept}
     with pytest.raises(BackupFailed):
         await scene.archive.restore(repository, first.snapshot, await scene.disk(), _ignore)
 

@@ -10,11 +10,12 @@ import secrets
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.errors import BackupFailed, BuilderdError
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId
-from builderd.ports.archive import Repository, Restored, Saved, Share
+from builderd.ports.archive import Kept, Repository, Restored, Saved, Share
 
 
 @dataclass(slots=True)
@@ -23,6 +24,7 @@ class FakeSnapshot:
     builder: BuilderId
     files: dict[str, bytes]
     digest: str
+    kept: Kept
 
 
 @dataclass(slots=True)
@@ -54,7 +56,14 @@ class FakeArchive:
     # The port
 
     async def save(
-        self, repository: Repository, backup: BackupId, builder: BuilderId, disk: DiskId, limit_bytes: int, told: Share
+        self,
+        repository: Repository,
+        backup: BackupId,
+        builder: BuilderId,
+        disk: DiskId,
+        limit_bytes: int,
+        told: Share,
+        version: int = 0,
     ) -> Saved:
         self._called("save")
         files = dict(self._engine.disks[disk].files)
@@ -66,9 +75,11 @@ class FakeArchive:
         known = {content for one in kept.snapshots.values() for content in one.files.values()}
         added = sum(len(content) for content in set(files.values()) - known)
         snapshot, digest = secrets.token_hex(32), _digest(files)
-        kept.snapshots[snapshot] = FakeSnapshot(backup, builder, files, digest)
+        saved = Saved(snapshot, digest, len(files), size, added)
+        known_as = Kept(backup, builder, datetime.now(UTC), version, saved)
+        kept.snapshots[snapshot] = FakeSnapshot(backup, builder, files, digest, known_as)
         told(1.0)
-        return Saved(snapshot, digest, len(files), size, added)
+        return saved
 
     async def restore(self, repository: Repository, snapshot: str, disk: DiskId, told: Share) -> Restored:
         self._called("restore")
@@ -90,12 +101,12 @@ class FakeArchive:
         self._called("prune")
         self._open(repository)
 
-    async def saved(self, repository: Repository, builder: BuilderId) -> Mapping[str, BackupId]:
+    async def saved(self, repository: Repository, builder: BuilderId | None = None) -> Mapping[str, Kept]:
         self._called("saved")
         if repository.tenant_id not in self.repositories:
             return {}
         snapshots = self._open(repository).snapshots
-        return {name: one.backup for name, one in snapshots.items() if one.builder == builder}
+        return {name: one.kept for name, one in snapshots.items() if builder in (None, one.builder)}
 
     async def check(self, repository: Repository, percent: float) -> None:
         self._called("check")

@@ -72,7 +72,7 @@ async def _save(desk: Desk, backup: Backup) -> None:
     limit, copy = SPARSE_FACTOR * version.settings.resources.disk_bytes, _copy_of(backup)
     desk.fault("SaveCopy.begun")
     async with desk.repository(backup.tenant_id) as repository, desk.progress(backup, "backup") as told:
-        saved = await desk.app.archive.save(repository, backup.id, backup.builder_id, copy, limit, told)
+        saved = await desk.app.archive.save(repository, backup.id, backup.builder_id, copy, limit, told, backup.version)
     desk.fault("SaveCopy.done")
     await _done(desk, backup, saved)
     desk.fault("SaveCopy.recorded")

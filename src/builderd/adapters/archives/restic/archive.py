@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from builderd.adapters.archives.restic.command import Place
 from builderd.adapters.archives.restic.runs import KEPT_LINES, LONG, QUICK, NoRepository, Run, Shop
 from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, is_id
-from builderd.ports.archive import Repository, Restored, Saved, Share
+from builderd.ports.archive import Kept, Repository, Restored, Saved, Share
 from builderd.ports.engine import Engine, Tool
 
 #: Snapshots that one command forgets.
@@ -37,13 +38,21 @@ class ResticArchive:
         self._floor = floor_bytes
 
     async def save(
-        self, repository: Repository, backup: BackupId, builder: BuilderId, disk: DiskId, limit_bytes: int, told: Share
+        self,
+        repository: Repository,
+        backup: BackupId,
+        builder: BuilderId,
+        disk: DiskId,
+        limit_bytes: int,
+        told: Share,
+        version: int = 0,
     ) -> Saved:
         listed = await self._list(repository.tenant_id, builder, disk, ("record", str(limit_bytes)))
         self._refuse_without_room(int(listed["bytes"]))
         work = self._work(repository.tenant_id, builder)
         run = Run(self._shop, repository, disk=disk, work=work, reads_all=True, told=told)
-        messages = await run(*command.backup(backup, builder), timeout=LONG, makes_repository=True)
+        facts = {"version": version, **{name: listed[name] for name in ("digest", "files", "bytes")}}
+        messages = await run(*command.backup(backup, builder, facts), timeout=LONG, makes_repository=True)
         summary = words.find(messages, "summary")
         if summary is None:
             raise BackupFailed(f"restic told of no snapshot: {words.explain(messages)}.")
@@ -70,13 +79,14 @@ class ResticArchive:
     async def prune(self, repository: Repository) -> None:
         await Run(self._shop, repository)(*command.prune(), timeout=LONG)
 
-    async def saved(self, repository: Repository, builder: BuilderId) -> Mapping[str, BackupId]:
+    async def saved(self, repository: Repository, builder: BuilderId | None = None) -> Mapping[str, Kept]:
         try:
             messages = await Run(self._shop, repository)(*command.snapshots(builder), timeout=QUICK)
         except NoRepository:
             return {}
         found = words.parse_list("".join(str(one.get("text", "")) for one in messages))
-        return {str(one["id"]): BackupId(tag) for one in found for tag in one.get("tags") or () if is_id(tag)}
+        kept = (_kept(one) for one in found)
+        return {one.saved.snapshot: one for one in kept if one is not None}
 
     async def check(self, repository: Repository, percent: float) -> None:
         await Run(self._shop, repository)(*command.check(percent), timeout=LONG)
@@ -118,6 +128,19 @@ class ResticArchive:
 
     def _work(self, tenant: TenantId, builder: BuilderId) -> Path:
         return self._work_root / tenant / builder
+
+
+def _kept(found: Mapping[str, Any]) -> Kept | None:
+    """None for what was not saved by us."""
+    tags = [str(tag) for tag in found.get("tags") or ()]
+    backup = next((tag for tag in tags if is_id(tag)), None)
+    facts = dict(tag.split("=", 1) for tag in tags if "=" in tag)
+    if backup is None or not facts.keys() >= {"version", "digest", "files", "bytes"}:
+        return None
+    added = int((found.get("summary") or {}).get("data_added_packed") or 0)
+    saved = Saved(str(found["id"]), facts["digest"], int(facts["files"]), int(facts["bytes"]), added)
+    at = datetime.fromisoformat(str(found["time"])).astimezone(UTC)
+    return Kept(BackupId(backup), BuilderId(str(found["hostname"])), at, int(facts["version"]), saved)
 
 
 @cache

@@ -84,9 +84,13 @@ def init() -> tuple[str, ...]:
     return ("init",)
 
 
-def backup(backup_id: BackupId, builder: BuilderId) -> tuple[str, ...]:
-    """The list of files goes along. The builder stands for the host, so its last backup is what is built on."""
-    return ("backup", "--host", builder, "--group-by", "host", "--tag", backup_id, DISK, MANIFEST)
+def backup(backup_id: BackupId, builder: BuilderId, facts: Mapping[str, object]) -> tuple[str, ...]:
+    """The list of files goes along. The builder stands for the host, so its last backup is what is built on.
+
+    ``facts`` are kept with it, for a service that does not remember it.
+    """
+    tags = [backup_id, *(f"{name}={value}" for name, value in facts.items())]
+    return ("backup", "--host", builder, "--group-by", "host", "--tag", ",".join(tags), DISK, MANIFEST)
 
 
 def restore(snapshot: str) -> tuple[str, ...]:
@@ -98,8 +102,8 @@ def restore_manifest(snapshot: str) -> tuple[str, ...]:
     return ("restore", f"{snapshot}:{WORK}", "--target", WORK, "--include", "/manifest", "--overwrite", "always")
 
 
-def snapshots(builder: BuilderId) -> tuple[str, ...]:
-    return ("snapshots", "--no-lock", "--host", builder)
+def snapshots(builder: BuilderId | None) -> tuple[str, ...]:
+    return ("snapshots", "--no-lock", *(("--host", builder) if builder else ()))
 
 
 def forget(ids: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,88 @@
+"""Adopting: after an earlier state of the service was brought back, the archive knows better than it what is kept.
+
+Backups that were taken since are recorded again; those that were let go of since are known no longer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from builderd.domain.backups import Backup, BackupKey, BackupKind, BackupStatus
+from builderd.domain.builders import Builder
+from builderd.domain.events import SYSTEM, Event
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.ports.archive import Kept
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.backups.desk import Desk
+
+log = logging.getLogger(__name__)
+
+
+async def adopt(desk: Desk) -> None:
+    """Of all tenants. Raises what the archive raises: nothing is to be started on an older backup than there is."""
+    for key in await desk.app.store.read(lambda uow: uow.backup_keys.all()):
+        await _adopt(desk, key)
+
+
+async def _adopt(desk: Desk, key: BackupKey) -> None:
+    async with desk.repository(key.tenant_id) as repository:
+        kept = await desk.app.archive.saved(repository)
+    now = desk.app.clock.now()
+
+    def record(uow: UnitOfWork) -> None:
+        taken, gone = _take_up(uow, desk, key.tenant_id, kept), _let_go(uow, key.tenant_id, kept)
+        if taken or gone:
+            reason = f"{taken} backups that were taken since are known again, {gone} that went since no longer"
+            uow.events.add(Event(key.tenant_id, None, now, "backups.adopted", SYSTEM, reason, {}))
+            log.info("tenant %s: %s", key.tenant_id, reason)
+
+    await desk.app.store.write(record)
+
+
+def _take_up(uow: UnitOfWork, desk: Desk, tenant: TenantId, kept: Mapping[str, Kept]) -> int:
+    known = uow.backups.of_tenant(tenant)
+    snapshots, ids = {one.snapshot for one in known}, {one.id for one in known}
+    builders: dict[BuilderId, Builder] = {one.id: one for one in uow.builders.of_tenant(tenant, deleted=True)}
+    new = [
+        one
+        for snapshot, one in kept.items()
+        if snapshot not in snapshots and one.backup not in ids and one.builder in builders
+    ]
+    for one in {one.backup: one for one in new}.values():
+        uow.backups.add(_backup(uow, desk, builders[one.builder], one))
+    return len(new)
+
+
+def _backup(uow: UnitOfWork, desk: Desk, builder: Builder, kept: Kept) -> Backup:
+    """Its version may have been deployed since as well, and then is not known: the present one stands in for it."""
+    version = kept.version if uow.versions.get(builder.id, kept.version) else builder.version
+    return Backup(
+        id=kept.backup,
+        tenant_id=builder.tenant_id,
+        builder_id=builder.id,
+        builder_name=builder.name,
+        version=version,
+        kind=BackupKind.SCHEDULED,
+        status=BackupStatus.DONE,
+        actor=SYSTEM,
+        owner=desk.app.instance,
+        created_at=kept.at,
+        finished_at=kept.at,
+        snapshot=kept.saved.snapshot,
+        digest=kept.saved.digest,
+        files=kept.saved.files,
+        size_bytes=kept.saved.size_bytes,
+        added_bytes=kept.saved.added_bytes,
+    )
+
+
+def _let_go(uow: UnitOfWork, tenant: TenantId, kept: Mapping[str, Kept]) -> int:
+    gone = [
+        one
+        for one in uow.backups.of_tenant(tenant)
+        if one.status is BackupStatus.DONE and one.snapshot not in kept and not uow.restores.open_of(one.builder_id)
+    ]
+    for one in gone:
+        uow.backups.delete(one.id)
+    return len(gone)

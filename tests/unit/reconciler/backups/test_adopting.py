@@ -1,0 +1,65 @@
+"""After an earlier state was brought back: what the archive keeps is known again, and what it lost no longer."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.reconciler.backups.conftest import Scene
+
+from builderd.domain.backups import Backup, BackupStatus
+from builderd.domain.errors import BackupFailed
+from builderd.domain.ids import BackupId, BuilderId
+from builderd.reconciler.backups.adopting import adopt
+from builderd.services import backups
+
+
+async def _forgotten(scene: Scene, backup: Backup) -> None:
+    """As in a state from before it was taken."""
+    await scene.world.application.store.write(lambda uow: uow.backups.delete(backup.id))
+
+
+async def test_a_backup_of_after_the_state_is_known_again_and_can_be_restored(scene: Scene) -> None:
+    builder = await scene.world.create()
+    older = await scene.take(builder)
+    await scene.write(builder, "note", b"new")
+    newer = await scene.take(builder)
+    await _forgotten(scene, newer)
+    await adopt(scene.schedule.desk)
+    found = await scene.of(builder)
+    assert {one.id for one in found} == {newer.id, older.id}
+    again = next(one for one in found if one.id == newer.id)
+    assert (again.snapshot, again.digest, again.status, again.version) == (
+        *(newer.snapshot, newer.digest, BackupStatus.DONE, newer.version),
+    )
+    app, now = scene.world.application, scene.world.clock.now()
+    wanted = await app.store.write(lambda uow: backups.restore_as(uow, app, scene.world.caller, again, "second", now))
+    await scene.settle()
+    assert scene.files((await scene.restore(wanted)).disk)["note"] == b"new"
+
+
+async def test_one_that_went_since_is_known_no_longer(scene: Scene) -> None:
+    builder = await scene.world.create()
+    first, second = await scene.take(builder), await scene.take(builder)
+    repository = await backups.repository(scene.world.application, builder.tenant_id)
+    await scene.archive.forget(repository, [first.snapshot or ""])
+    await adopt(scene.schedule.desk)
+    assert [one.id for one in await scene.of(builder)] == [second.id]
+
+
+async def test_what_is_known_and_what_is_of_strangers_stays_as_it_is(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.take(builder)
+    before = await scene.of(builder)
+    stranger = BackupId("5a0e6d0e-0000-4000-8000-000000000000")
+    repository = await backups.repository(scene.world.application, builder.tenant_id)
+    await scene.archive.save(repository, stranger, BuilderId(stranger), builder.disk, 1 << 30, lambda _: None)
+    await adopt(scene.schedule.desk)
+    assert await scene.of(builder) == before
+
+
+async def test_nothing_is_decided_while_the_archive_does_not_answer(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.take(builder)
+    scene.archive.fail_next("saved", BackupFailed("no answer"))
+    with pytest.raises(BackupFailed):
+        await adopt(scene.schedule.desk)
+    assert len(await scene.of(builder)) == 1

@@ -97,6 +97,11 @@ class Network:
         """The host's end of a slot's link."""
         return f"{self.bridge}-{slot}"
 
+    def is_connected(self, slot: int) -> bool:
+        """Whether the slot's link is there, and leads to the bridge as it is now."""
+        master = Path("/sys/class/net", self.link_name(slot), "master")
+        return master.exists() and master.resolve().name == self.bridge
+
     def traffic(self, slot: int) -> tuple[int, int]:
         """Bytes into and out of the sandbox in this slot."""
         counters = Path("/sys/class/net", self.link_name(slot), "statistics")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -34,6 +35,8 @@ from builderd.adapters.engines.oci.records import Record, Records
 from builderd.adapters.engines.oci.root import HIDE_NETWORK_PARAMETERS, Root, make_mounts, mount_points, overlay_paths
 from builderd.adapters.engines.oci.slots import Slots
 from builderd.domain.errors import EngineUnavailable
+
+log = logging.getLogger(__name__)
 
 _CREATE_SECONDS = 30.0
 #: How long a shim may live on after its sandbox's end.
@@ -143,9 +146,22 @@ class Runs:
             record = self._save(replace(record, started_at=self.records.now()))
         if record.started_at is not None:
             self.exits.watch(record.id, process)
+        await self._connect_again(record)
         if not _counts_as_frozen(record):
             # A service that died while it copied the disk left it standing still.
             self.cgroups.thaw(record.id)
+
+    async def _connect_again(self, record: Record) -> None:
+        """Whoever tidied up the host's network took the link away, or the bridge at its other end."""
+        if record.is_build or self.network.is_connected(record.slot):
+            return
+        log.warning("sandbox %s lost its link to the network and gets another", record.id)
+        if self.runtime(record).is_gvisor:
+            await self.stop(record, 0)  # its own network stack took over the link that it began with
+            return
+        egress = self.network.addresses.of(record.slot, egress=True) == record.ip
+        assert record.process, "it lives"
+        await self.launcher.attach(record.process.pid, self.network.link(record.slot, egress))
 
     async def _runs(self, record: Record) -> bool:
         """Whether the runtime was told to start it before the last service ended."""

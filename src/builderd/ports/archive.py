@@ -20,10 +20,15 @@ Share = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A tenant's own, which nothing but its key opens."""
+    """A tenant's own, which nothing but its key opens.
+
+    ``is_new``: nothing is known to be in it, so it may be made. Otherwise one that is not there was lost, or lies on a
+    disk that is not mounted, and another in its place would hide that.
+    """
 
     tenant_id: TenantId
     key: bytes
+    is_new: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -396,6 +396,9 @@ class BackupKeys(Protocol):
         """Raises ``Conflict`` when the tenant has one."""
 
     def get(self, tenant: TenantId) -> BackupKey | None: ...
+    def lacking(self) -> Sequence[TenantId]:
+        """The tenants that have none."""
+
     def all(self) -> Sequence[BackupKey]: ...
     def save(self, key: BackupKey) -> None: ...
 

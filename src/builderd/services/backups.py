@@ -264,10 +264,20 @@ def _restore(application: Application, backup: Backup, kind: RestoreKind, actor:
 
 async def repository(application: Application, tenant_id: TenantId) -> Repository:
     """With its key, which is made at the first backup. Raises what the vault raises when its key is not here."""
-    key = await application.store.read(lambda uow: uow.backup_keys.get(tenant_id))
+    key, is_new = await application.store.read(lambda uow: (uow.backup_keys.get(tenant_id), _is_new(uow, tenant_id)))
     if key is None:
         key = await _make_key(application, tenant_id)
-    return Repository(tenant_id, application.vault.open(key.sealed, key.place))
+    return Repository(tenant_id, application.vault.open(key.sealed, key.place), is_new)
+
+
+def _is_new(uow: UnitOfWork, tenant_id: TenantId) -> bool:
+    return not any(one.status is BackupStatus.DONE for one in uow.backups.of_tenant(tenant_id))
+
+
+async def make_keys(application: Application) -> None:
+    """For tenants without one, before their first backup: a copy of the database then opens all that come after it."""
+    for tenant_id in await application.store.read(lambda uow: uow.backup_keys.lacking()):
+        await _make_key(application, tenant_id)
 
 
 async def _make_key(application: Application, tenant_id: TenantId) -> BackupKey:

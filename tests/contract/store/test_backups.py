@@ -171,6 +171,7 @@ async def test_every_field_of_a_restore_is_kept_and_the_open_ones_are_found(stor
 
 
 async def test_a_tenant_has_one_key(store: Store) -> None:
+    assert await store.read(lambda uow: uow.backup_keys.lacking()) == [TENANT.id]
     key = BackupKey(TENANT.id, bytes(range(256)), NOW, NOW, NOW)
     await store.write(lambda uow: uow.backup_keys.add(key))
     with pytest.raises(Conflict):

@@ -70,8 +70,9 @@ class FakeArchive:
         size = sum(map(len, files.values()))
         if size > limit_bytes:
             raise BackupFailed("The files claim to hold far more than the disk's size.")
-        kept = self.repositories.setdefault(repository.tenant_id, FakeRepository(repository.key))
-        self._open(repository)
+        if repository.is_new:
+            self.repositories.setdefault(repository.tenant_id, FakeRepository(repository.key))
+        kept = self._open(repository)
         known = {content for one in kept.snapshots.values() for content in one.files.values()}
         added = sum(len(content) for content in set(files.values()) - known)
         snapshot, digest = secrets.token_hex(32), _digest(files)

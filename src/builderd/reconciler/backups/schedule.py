@@ -73,6 +73,7 @@ class BackupSchedule:
 
     async def plan(self) -> None:
         """Plan the backups and drills whose time has come."""
+        await backups.make_keys(self._app)
         now = self._app.clock.now()
         await self._app.store.write(lambda uow: self._plan(uow, now))
 

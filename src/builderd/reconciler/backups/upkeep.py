@@ -110,8 +110,14 @@ async def check(desk: Desk) -> None:
     """Look through the repositories that are due. What is wrong is told to the tenant, and kept with the key."""
     now = desk.app.clock.now()
     for key in await desk.app.store.read(lambda uow: uow.backup_keys.all()):
-        if now - key.checked_at >= desk.app.backup_rules.check_every:
+        if now - key.checked_at >= desk.app.backup_rules.check_every and await _is_used(desk, key):
             await check_one(desk, key)
+
+
+async def _is_used(desk: Desk, key: BackupKey) -> bool:
+    """Without a backup there is no repository either."""
+    found = await desk.app.store.read(lambda uow: uow.backups.of_tenant(key.tenant_id))
+    return any(one.status is BackupStatus.DONE for one in found)
 
 
 async def check_one(desk: Desk, key: BackupKey) -> str:

@@ -93,3 +93,25 @@ async def test_a_key_that_the_vault_does_not_open_fails_the_backup_loudly(scene:
     failed = await scene.take(builder)
     assert failed.error
     assert (await scene.kinds(builder))[-1] == "backup.failed"
+
+
+async def test_every_tenant_has_a_key_before_its_first_backup_and_nothing_is_checked_until_then(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.schedule.plan()
+    (key,) = await scene.world.read(lambda uow: uow.backup_keys.all())
+    assert key.tenant_id == builder.tenant_id
+    scene.world.clock.move(8 * 24 * 3600)
+    await upkeep.check(scene.schedule.desk)
+    assert "check" not in scene.archive.calls
+    await scene.take(builder)
+    await upkeep.check(scene.schedule.desk)
+    assert "check" in scene.archive.calls
+
+
+async def test_a_repository_that_is_gone_is_not_made_anew_in_silence(scene: Scene) -> None:
+    builder = await scene.world.create()
+    good = await scene.take(builder)
+    scene.archive.repositories.clear()
+    assert "no repository" in (await scene.take(builder)).error
+    await scene.world.application.store.write(lambda uow: uow.backups.delete(good.id))
+    assert (await scene.take(builder)).error == ""

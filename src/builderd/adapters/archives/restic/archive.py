@@ -52,7 +52,7 @@ class ResticArchive:
         work = self._work(repository.tenant_id, builder)
         run = Run(self._shop, repository, disk=disk, work=work, reads_all=True, told=told)
         facts = {"version": version, **{name: listed[name] for name in ("digest", "files", "bytes")}}
-        messages = await run(*command.backup(backup, builder, facts), timeout=LONG, makes_repository=True)
+        messages = await run(*command.backup(backup, builder, facts), timeout=LONG, makes_repository=repository.is_new)
         summary = words.find(messages, "summary")
         if summary is None:
             raise BackupFailed(f"restic told of no snapshot: {words.explain(messages)}.")

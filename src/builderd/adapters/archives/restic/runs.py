@@ -125,7 +125,10 @@ def _raise_unless_well(code: int, messages: Sequence[Mapping[str, Any]]) -> None
     why = words.explain(messages)
     match code:
         case command.NO_REPOSITORY:
-            raise NoRepository(f"There is no repository of backups: {why}.")
+            raise NoRepository(
+                f"There is no repository of backups: {why}. If it was there before, put it back (is its disk mounted?)"
+                ", or remove the backups that were in it to begin a new one."
+            )
         case command.LOCKED:
             raise BackupFailed(f"The repository is locked by another service: {why}. Try again when that has ended.")
         case command.WRONG_KEY:

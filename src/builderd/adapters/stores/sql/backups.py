@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, true, update
 
 from builderd.adapters.stores.sql.rows import row_of, without
-from builderd.adapters.stores.sql.tables import backup_keys, backups, restores
+from builderd.adapters.stores.sql.tables import backup_keys, backups, restores, tenants
 from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore, RestoreStatus
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import BackupId, BuilderId, RestoreId, TenantId
@@ -130,6 +130,7 @@ class Restores:
 _INSERT_KEY = insert(backup_keys)
 _KEYS = select(backup_keys).order_by(backup_keys.c.tenant_id)
 _KEY = _KEYS.where(backup_keys.c.tenant_id == bindparam("tenant"))
+_LACKING = select(tenants.c.id).where(tenants.c.id.not_in(select(backup_keys.c.tenant_id)))
 _UPDATE_KEY = update(backup_keys).where(backup_keys.c.tenant_id == bindparam("of_tenant"))
 
 
@@ -145,6 +146,9 @@ class BackupKeys:
     def get(self, tenant: TenantId) -> BackupKey | None:
         row = self._connection.execute(_KEY, {"tenant": tenant}).mappings().first()
         return BackupKey(**{**row, "sealed": bytes(row["sealed"])}) if row else None
+
+    def lacking(self) -> Sequence[TenantId]:
+        return self._connection.execute(_LACKING).scalars().all()
 
     def all(self) -> Sequence[BackupKey]:
         rows = self._connection.execute(_KEYS).mappings()

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.root
 CANARY = "canary-c03f77e1"
 PASSPHRASE = "correct horse battery"
 
-#: Writes to SQLite all the time. ``/`` answers with the number of rows, ``/check`` with what SQLite says of the file.
+#: Writes to SQLite all the time. ``/`` answers with the number of rows, ``/check`` with what SQLite says of the file as
+#: well, ``/began`` with the number that there were when it was started.
 WRITER = """\
 import os, sqlite3, threading, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -29,6 +30,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 base = sqlite3.connect("data.db", check_same_thread=False, isolation_level=None)
 base.execute("PRAGMA journal_mode = WAL")
 base.execute("CREATE TABLE IF NOT EXISTS rows (number INTEGER PRIMARY KEY, payload BLOB)")
+began = base.execute("SELECT count(*) FROM rows").fetchone()[0]
 lock = threading.Lock()
 
 def write():
@@ -41,6 +43,8 @@ class App(BaseHTTPRequestHandler):
     def do_GET(self):
         with lock:
             words = [base.execute("SELECT count(*) FROM rows").fetchone()[0]]
+            if self.path == "/began":
+                words = [began]
             if self.path == "/check":
                 words = [base.execute("PRAGMA integrity_check").fetchone()[0], *words]
         body = " ".join(map(str, words)).encode()

@@ -14,6 +14,7 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent
 from pydantic import BaseModel, ValidationError
 
+from builderd.client.backups import Backups
 from builderd.client.errors import ApiError, NoAnswer
 from builderd.client.files import Files
 from builderd.client.reviews import Reviews
@@ -92,6 +93,11 @@ class Client:
     def reviews(self) -> Reviews:
         """What the review found in the code, and what is accepted of it."""
         return Reviews(self._call, self._request)
+
+    @property
+    def backups(self) -> Backups:
+        """Copies of builders' files, and what brings them back."""
+        return Backups(self._calls)
 
     @property
     def _calls(self) -> _Calls:

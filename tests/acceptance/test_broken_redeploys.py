@@ -64,13 +64,25 @@ CASES = {
 }
 
 
+#: One for each stage; the others are for the soak.
+OFTEN = (
+    "no such package",
+    "an exception",
+    "it listens on 127.0.0.1",
+    "it ends where it takes over",
+    "the required gate finds fault",
+)
+
+
 @pytest.fixture
 def builder(service: LiveService) -> Iterator[dict[str, Any]]:
     with service.deployed("broken", FILES, "python3 main.py", env={"GREETING": "v1"}) as data:
         yield data
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in OFTEN else [pytest.mark.slow]) for case in CASES]
+)
 def test_the_old_version_answers_all_along(service: LiveService, builder: dict[str, Any], case: str) -> None:
     code, words, change = CASES[case]
     path = f"/builders/{builder['uuid']}"

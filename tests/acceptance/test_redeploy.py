@@ -90,7 +90,7 @@ def test_streams_are_closed_in_order_and_hold_nobody_up(service: LiveService, bu
             pass
 
 
-@pytest.mark.parametrize(("env", "code"), [({}, 1012), ({"ABRUPT": "1"}, None)])
+@pytest.mark.parametrize(("env", "code"), [({}, 1012), pytest.param({"ABRUPT": "1"}, None, marks=pytest.mark.slow)])
 def test_websockets_are_closed_as_their_app_has_it_and_the_next_go_to_the_new_version(
     service: LiveService, env: dict[str, str], code: int | None
 ) -> None:

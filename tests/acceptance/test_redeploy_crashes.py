@@ -42,15 +42,10 @@ MOMENTS = ("begun", "done", "recorded")
 OFTEN = {
     ("redeploy", "TryCandidate.done"),
     ("redeploy", "StopSandbox.done"),
-    ("redeploy", "PutBundle.done"),
     ("redeploy", "StartSandbox.done"),
     ("redeploy", "Settle.done"),
-    ("redeploy", "DropDisks.done"),
     ("rollback", "CreateDisk.done"),
-    ("rollback", "AwaitListening.done"),
-    ("broken", "RecordEnd.done"),
     ("broken", "GiveUp.recorded"),
-    ("token", "StopSandbox.recorded"),
 }
 CASES = [
     pytest.param(

@@ -38,7 +38,8 @@ class Previews(Protocol):
     def visitors(self) -> AsyncIterator[str]:
         """Yields a host as soon as a visitor waits for its ``asleep`` route, for as long as it is iterated.
 
-        Once for all who wait; again only when the wait has not ended for a while, or the service began anew.
+        Once for all who wait; again only when the wait has not ended for a while, the service began anew, or the
+        host is put to sleep (again) while they wait.
         """
 
     async def turn_away(self, host: str) -> None:

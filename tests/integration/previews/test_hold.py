@@ -134,6 +134,22 @@ async def test_what_is_held_waits_too(service: Service, app: App) -> None:
     assert (await waiting).status == 200
 
 
+async def test_who_waits_when_it_goes_back_to_sleep_is_told_of_once_more(service: Service, app: App) -> None:
+    host = await service.asleep(state=RouteState.HELD)
+    waiting = asyncio.create_task(visit(service.visitor.get, host))
+    await service.knocked(host)
+    owner = secret_hash(TOKEN)
+    for state in (RouteState.HELD, RouteState.ASLEEP):
+        await service.previews.put(Route(host, state, None, owner_hash=owner))
+        await asyncio.sleep(0.1)
+    assert service.knocks == [host, host]
+    await service.wake(host, app)
+    assert (await waiting).status == 200
+    await service.previews.put(Route(host, RouteState.ASLEEP, None, owner_hash=owner))
+    await asyncio.sleep(0.1)
+    assert service.knocks == [host, host], "nobody waits any more"
+
+
 async def test_many_wait_for_one_word(service: Service, app: App) -> None:
     host = await service.asleep()
     many = [asyncio.create_task(fetch(service.options.port, host)) for _ in range(200)]

@@ -12,7 +12,7 @@ from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.adapters.fakes.engine import Behaviour
-from builderd.domain.builders import Builder, Desired, Status, Visibility
+from builderd.domain.builders import Builder, Desired, Status, StopKind, Visibility
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import BuilderdError, InstallFailed, InvalidState, NoCapacity, NotFound, StartFailed
 from builderd.domain.files import Condition
@@ -21,6 +21,7 @@ from builderd.domain.previews import RouteState
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import VersionStatus
+from builderd.reconciler import waking
 from builderd.services import builders, deployments, files, outcomes
 
 NEW = BundleFile("main.py", b"print('new')\n")
@@ -295,6 +296,28 @@ async def test_a_stopped_builder_whose_new_version_fails_stays_stopped_on_its_ol
         assert list(world.engine.disks) == [builder.disk]
         await world.until_route(builder, RouteState.STOPPED)
         await check_ledger(world, builder)
+
+
+async def test_who_visits_while_a_version_of_a_sleeping_builder_fails_wakes_the_old_one(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await world.reached(builders.stop, builder)
+        idled = await world.change(builder, stop_kind=StopKind.IDLE)
+        world.application.signals.wish(idled.id)
+        await world.until_route(builder, RouteState.ASLEEP)
+        world.engine.behave(OTHER, Behaviour(listens_at=None, exits_at=5, exit_code=3))
+        number = await world.put(builder, NEW, entrypoint=OTHER)
+        await world.until(lambda: world.running)
+        await world.until_route(builder, RouteState.HELD)
+        hearing = asyncio.create_task(waking.watch(world.application))
+        world.previews.knock(builder.host)
+        await asyncio.sleep(0.02)
+        world.clock.move(5)
+        with pytest.raises(StartFailed):
+            await world.deployed(builder, number)
+        await world.until_route(builder, RouteState.OPEN)
+        await serves(world, builder, 1)
+        hearing.cancel()
 
 
 async def test_a_builder_that_never_was_up_is_put_right_by_a_new_version(world: World) -> None:

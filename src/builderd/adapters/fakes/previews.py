@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.previews import PreviewActivity, Route
+from builderd.domain.previews import PreviewActivity, Route, RouteState
 
 
 class FakePreviews:
@@ -17,6 +17,7 @@ class FakePreviews:
         self._running = False
         self._routes: dict[str, Route] = {}
         self._knocks: asyncio.Queue[str] = asyncio.Queue()
+        self._waiting: set[str] = set()
         self._activity: dict[str, PreviewActivity] = {}
         #: Requests that the app of a host works on.
         self.open: Counter[str] = Counter()
@@ -34,6 +35,10 @@ class FakePreviews:
     async def put(self, route: Route) -> None:
         self._need_running()
         self._routes[route.host] = route
+        if route.state is RouteState.ASLEEP and route.host in self._waiting:
+            self._knocks.put_nowait(route.host)
+        elif route.state not in (RouteState.ASLEEP, RouteState.HELD):
+            self._waiting.discard(route.host)
 
     async def get(self, host: str) -> Route | None:
         self._need_running()
@@ -70,7 +75,8 @@ class FakePreviews:
             yield await self._knocks.get()
 
     def knock(self, host: str) -> None:
-        """A visitor waits for the host."""
+        """A visitor waits for the host, until that leads somewhere."""
+        self._waiting.add(host)
         self._knocks.put_nowait(host)
 
     def visit(self, host: str, activity: PreviewActivity) -> None:

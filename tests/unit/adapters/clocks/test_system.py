@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from builderd.adapters.clocks.system import GRAIN, Reading, SystemClock
+from builderd.adapters.clocks import system
+from builderd.adapters.clocks.system import GRAIN, Reading, SystemClock, read_machine
 from builderd.ports.clock import Clock, Skip
 
 SECOND = timedelta(seconds=1)
@@ -160,3 +161,18 @@ def test_what_is_shown_is_what_has_passed_and_what_was_skipped(
         last = now
         lived = timedelta(microseconds=machine.lived / 1000)
         assert abs(now - START - lived - skipped(clock)) < timedelta(milliseconds=1)
+
+
+def test_a_pause_between_the_two_clocks_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine()
+    pauses = iter([0.2, 0.0, 0.3])
+
+    def time_ns() -> int:
+        seen = machine.wall
+        machine.live(next(pauses))  # others have the processor
+        return seen
+
+    monkeypatch.setattr(system.time, "clock_gettime_ns", lambda _: machine.since_boot)
+    monkeypatch.setattr(system.time, "time_ns", time_ns)
+    read = read_machine()
+    assert read.wall - read.since_boot == machine.wall - machine.since_boot

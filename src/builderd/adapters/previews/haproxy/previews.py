@@ -16,7 +16,7 @@ from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
 from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
 from builderd.adapters.previews.haproxy.waiting import HOLDING, Waiting
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.previews import PreviewActivity, Route
+from builderd.domain.previews import PreviewActivity, Route, RouteState
 
 
 class HaproxyPreviews:
@@ -52,6 +52,8 @@ class HaproxyPreviews:
             # Who waits is given the route itself, and need not wait for the map.
             if route.state not in HOLDING:
                 self._waiting.tell(route.host, encode(route))
+            elif route.state is RouteState.ASLEEP:
+                self._waiting.tell_again(route.host)
             await self._steer(lambda: change(files.admin_socket, files.routes, route.host, encode(route)))
 
     async def get(self, host: str) -> Route | None:

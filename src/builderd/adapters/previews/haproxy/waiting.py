@@ -60,6 +60,11 @@ class Waiting:
         while True:
             yield await self._hosts.get()
 
+    def tell_again(self, host: str) -> None:
+        """Should anybody wait for it, the host is told of once more: it has gone back to sleep meanwhile."""
+        if self._waiting.get(host):
+            self._hosts.put_nowait(host)
+
     def tell(self, host: str, route: str) -> None:
         """Those who wait for the host go on, by this route, or to the page of this name."""
         for writer in self._waiting.pop(host, ()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from builderd.adapters.clocks import system
 from builderd.adapters.clocks.system import GRAIN, Reading, SystemClock, read_machine
 from builderd.ports.clock import Clock, Skip
 
@@ -172,7 +172,7 @@ def test_a_pause_between_the_two_clocks_is_no_step(monkeypatch: pytest.MonkeyPat
         machine.live(next(pauses))  # others have the processor
         return seen
 
-    monkeypatch.setattr(system.time, "clock_gettime_ns", lambda _: machine.since_boot)
-    monkeypatch.setattr(system.time, "time_ns", time_ns)
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda _: machine.since_boot)
+    monkeypatch.setattr(time, "time_ns", time_ns)
     read = read_machine()
     assert read.wall - read.since_boot == machine.wall - machine.since_boot

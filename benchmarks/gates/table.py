@@ -15,7 +15,7 @@ from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
 from builderd.domain.bundles import Bundle
 from builderd.domain.review_policies import Policy
 from builderd.domain.reviews import Finding, Severity
-from builderd.services.reviews import review
+from builderd.services.reviews import Gate
 
 REASONS = Path(__file__).with_name("reasons.txt")
 BLOCKED, HELD, PASSED = "blocked", "held", "passed"
@@ -49,7 +49,7 @@ class Reviewer:
     policy: Policy
 
     async def judge(self, title: str, package: str, bundle: Bundle, entrypoint: str) -> Row:
-        report = await review(self.scanner, self.policy, bundle, entrypoint, datetime.now(UTC))
+        report = await Gate(self.scanner, self.policy).review(bundle, entrypoint, datetime.now(UTC))
         stopping = tuple(finding for finding in report.findings if finding.severity is not Severity.WARN)
         blocks = any(finding.severity is Severity.BLOCK for finding in stopping)
         outcome = BLOCKED if blocks else HELD if stopping else PASSED

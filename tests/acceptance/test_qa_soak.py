@@ -14,7 +14,7 @@ from tests.acceptance.qa_apps import BROKEN, SOUND, App, Twin
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 #: A report may have to wait for an app of 40 seconds to start twice.
-PATIENCE = 240.0
+PATIENCE = 480.0
 
 
 @pytest.fixture(scope="module")

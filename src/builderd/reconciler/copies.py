@@ -25,6 +25,8 @@ DUMMY = "dummy-credential-of-a-qa-copy"
 #: A copy gets no more of the processors than this, in vCPU: the apps that people visit go first.
 MAX_CPU = 1.0
 LOG_LINES = 2_000
+#: Times what an app has to listen: a copy has less of the processors, and goes last on a busy machine.
+PATIENCE = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class Copy:
         self._ip = report.ip
         self._sandbox = replace(sandbox, started_at=report.started_at or now)
         return await wait_until_listening(
-            self._app, self._sandbox, self.version.settings.port, self._app.limits.start_timeout
+            self._app, self._sandbox, self.version.settings.port, PATIENCE * self._app.limits.start_timeout
         )
 
     async def report(self) -> SandboxReport:

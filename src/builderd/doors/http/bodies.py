@@ -148,6 +148,8 @@ class Written(float):
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object of this body. Raises ``BadRequest``, which says where the fault is."""
+    if not body:
+        raise BadRequest("The body is empty: send a JSON object, {…}.")
     _check_structure(body)
     try:
         text = body.decode()

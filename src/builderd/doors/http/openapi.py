@@ -129,10 +129,13 @@ def answer(status: int, model: type[BaseModel], description: str, **more: Any) -
     return {status: {"model": model, "description": description, **more}}
 
 
-def body_of(shape: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
-    """The documentation of a body that ``bodies.json_body`` reads. The example is one that works as it stands."""
+def body_of(shape: type[BaseModel], example: Mapping[str, Any], *, required: bool = True) -> dict[str, Any]:
+    """The documentation of a body that ``bodies.json_body`` reads, or ``optional_json_body`` where it is not required.
+
+    The example is one that works as it stands.
+    """
     media = {"schema": {"$ref": f"{SCHEMAS}{shape.__name__}"}, "example": example}
-    return {"requestBody": {"required": True, "content": {"application/json": media}}}
+    return {"requestBody": {"required": required, "content": {"application/json": media}}}
 
 
 def events(description: str) -> dict[str, Any]:

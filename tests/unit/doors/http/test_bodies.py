@@ -23,7 +23,8 @@ def refused(body: bytes) -> str:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (b"", "line 1, column 1"),
+        (b"", "is empty: send a JSON object"),
+        (b" ", "line 1, column 2"),
         (b"{", "line 1, column 2"),
         (b"{'a': 1}", "property name"),
         (b'{"a": 1,}', "line 1"),

@@ -104,7 +104,7 @@ async def take_backup(request: Request, application: TheApplication, identity: W
     responses=RESTORED,
     openapi_extra={
         "parameters": [openapi.PREFER],
-        "requestBody": {**openapi.body_of(NewRestore, {})["requestBody"], "required": False},
+        "requestBody": {**openapi.body_of(NewRestore, {}, required=False)["requestBody"]},
     },
 )
 async def restore_backup(

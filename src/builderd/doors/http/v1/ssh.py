@@ -13,7 +13,7 @@ from builderd.domain.ssh import Grant
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
 from builderd.doors.http.auth import Identity, TheApplication, Writer
-from builderd.doors.http.bodies import Received, json_body
+from builderd.doors.http.bodies import Received, optional_json_body
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.builders import Uuid
 from builderd.services import ssh
@@ -24,7 +24,7 @@ router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 
 MAX_BODY_BYTES = 10_000
 
-Body = Annotated[Received[NewSshGrant], Depends(json_body(NewSshGrant, MAX_BODY_BYTES))]
+Body = Annotated[Received[NewSshGrant], Depends(optional_json_body(NewSshGrant, MAX_BODY_BYTES))]
 Granting = Callable[..., tuple[Builder, Grant, str]]
 
 
@@ -35,7 +35,7 @@ Granting = Callable[..., tuple[Builder, Grant, str]]
         **openapi.answer(201, SshGrantAnswer, "A way in."),
         **openapi.failures(400, 401, 403, 404, 409, 413, 422),
     },
-    openapi_extra=openapi.body_of(NewSshGrant, {"expires_minutes": 60}),
+    openapi_extra=openapi.body_of(NewSshGrant, {"expires_minutes": 60}, required=False),
 )
 async def grant_ssh(application: TheApplication, identity: Writer, uuid: Uuid, body: Body) -> Response:
     """A token with which to log in to the builder by SSH, besides those that there are.
@@ -52,7 +52,7 @@ async def grant_ssh(application: TheApplication, identity: Writer, uuid: Uuid, b
         **openapi.answer(201, SshGrantAnswer, "A way in, the only one."),
         **openapi.failures(400, 401, 403, 404, 409, 413, 422),
     },
-    openapi_extra=openapi.body_of(NewSshGrant, {"expires_minutes": 60}),
+    openapi_extra=openapi.body_of(NewSshGrant, {"expires_minutes": 60}, required=False),
 )
 async def recreate_ssh(application: TheApplication, identity: Writer, uuid: Uuid, body: Body) -> Response:
     """A new token; all others end, and their sessions are cut."""

@@ -13,7 +13,7 @@ from builderd.domain.uploads import SHA256, Upload
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
 from builderd.doors.http.auth import TheApplication, Writer
-from builderd.doors.http.bodies import Received, announced_length, json_body, pieces
+from builderd.doors.http.bodies import Received, announced_length, optional_json_body, pieces
 from builderd.doors.http.v1 import PREFIX
 from builderd.services import uploads
 from builderd.services.uploads import Part
@@ -26,7 +26,7 @@ MAX_BODY_BYTES = 10_000
 UPLOAD_SECONDS = 6 * 3600.0
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
 
-Body = Annotated[Received[NewUpload], Depends(json_body(NewUpload, MAX_BODY_BYTES))]
+Body = Annotated[Received[NewUpload], Depends(optional_json_body(NewUpload, MAX_BODY_BYTES))]
 UploadUuid = Annotated[str, Path(description="The upload's id.", json_schema_extra={"format": "uuid"})]
 Signature = Annotated[str, Query(description="As the upload's URL has it.")]
 
@@ -52,7 +52,7 @@ CHECK_SUM: openapi.Parameter = {
         **openapi.answer(201, UploadPlaceAnswer, "Send the bytes to its URL."),
         **openapi.failures(400, 401, 403, 413, 422, 429),
     },
-    openapi_extra=openapi.body_of(NewUpload, {"size": 3_000_000}),
+    openapi_extra=openapi.body_of(NewUpload, {"size": 3_000_000}, required=False),
 )
 async def create_upload(request: Request, application: TheApplication, identity: Writer, body: Body) -> Response:
     """Ask for a place to send an archive to: a zip, a tar, a tar.gz or a tar.zst.

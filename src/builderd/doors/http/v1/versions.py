@@ -155,7 +155,9 @@ async def list_versions(application: TheApplication, identity: Reader, uuid: Uui
         return [_shown(builder, one, now) for one in deployments.list_of(uow, identity.caller, builder.id)]
 
     data = await application.store.read(look)
-    return success(VersionListAnswer(message=f"{len(data)} versions.", data=data)).response()
+    return success(
+        VersionListAnswer(message=f"{len(data)} version{'' if len(data) == 1 else 's'}.", data=data)
+    ).response()
 
 
 @router.post(

@@ -136,6 +136,10 @@ async def test_a_tenant_keeps_so_many_and_no_more(client: httpx.AsyncClient, ser
     assert (refused.status_code, refused.json()["code"]) == (429, "quota_exceeded")
 
 
+async def test_nothing_need_be_said_beforehand(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/api/v1/uploads")).status_code == 201
+
+
 async def test_promised_bytes_are_counted(client: httpx.AsyncClient) -> None:
     answers = [(await client.post(UPLOADS, json={})).status_code for _ in range(6)]
     assert answers == [201] * 5 + [429]

@@ -8,7 +8,7 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,23 @@ async def test_who_waits_is_turned_away_where_there_is_no_room(service: Service,
     await asyncio.sleep(0.1)
     await service.wake(host, app)
     assert (await again).status == 200, "who comes later waits anew"
+
+
+async def test_who_comes_while_the_map_is_changed_goes_on_too(
+    service: Service, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, steer = await service.asleep(), service.previews._steer
+
+    async def slowly(command: Callable[[], Awaitable[None]]) -> None:
+        await service.knocked(host)
+        await steer(command)
+
+    monkeypatch.setattr(service.previews, "_steer", slowly)
+    waking = asyncio.create_task(service.wake(host, app))
+    await asyncio.sleep(0.05)
+    assert (await visit(service.visitor.get, host)).status == 200
+    await waking
+    assert host not in service.previews._waiting._waiting, "it would be woken again as soon as it sleeps"
 
 
 async def test_what_is_held_waits_too(service: Service, app: App) -> None:

@@ -55,6 +55,9 @@ class HaproxyPreviews:
             elif route.state is RouteState.ASLEEP:
                 self._waiting.tell_again(route.host)
             await self._steer(lambda: change(files.admin_socket, files.routes, route.host, encode(route)))
+            # Who came meanwhile waits as well.
+            if route.state not in HOLDING:
+                self._waiting.tell(route.host, encode(route))
 
     async def get(self, host: str) -> Route | None:
         return self._map.routes.get(host)

@@ -10,6 +10,7 @@ the longest in the same time without a backup.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -109,7 +110,7 @@ def bare_repository(folder: Path) -> Iterator[Callable[[Path], float]]:
 
 def measure(service: LiveService, scratch: Path, rounds: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
-    data = service.create("backup-bench", APP, resources={"disk": 6}, skip_qa=True)
+    data = service.create("backup-bench", APP, resources={"disk": 6})
     app = _app_folder(service)
     change(app, range(FILES))
     path = f"/builders/{data['uuid']}/backups"
@@ -156,10 +157,9 @@ def measure(service: LiveService, scratch: Path, rounds: int) -> dict[str, list[
 
 
 def _app_folder(service: LiveService) -> Path:
-    (record,) = (service.data_dir / "sandboxes").glob("*/record.json")
-    instance = (service.data_dir / "instance.json").read_text().split('"id": "')[1][:8]
-    disk = record.read_text().split('"disk": "')[1].split('"')[0]
-    return Path(f"/run/builderd/{instance}/store/disks/{disk}/app")
+    instance = json.loads((service.data_dir / "instance.json").read_text())["id"]
+    (disk,) = Path(f"/run/builderd/{instance}/store/disks").iterdir()
+    return disk / "app"
 
 
 def _drill(service: LiveService, uuid: str) -> float:

@@ -195,16 +195,17 @@ async def test_what_was_done_under_a_lost_claim_is_not_recorded(world: World, mo
 
 async def test_a_long_step_keeps_its_claim(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claiming, "RENEW_INTERVAL", 0.001)
-    go_on = asyncio.Event()
+    begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def build_slowly(*_: object) -> BuildOutcome:
+        begun.set()
         await go_on.wait()
         return BuildOutcome(1, ("that is enough",), 1)
 
     monkeypatch.setattr(world.engine, "build_layer", build_slowly)
     async with world.reconciling():
         builder = await world.ask(MAIN, REQUIREMENTS)
-        await asyncio.sleep(0.02)
+        await begun.wait()
         for _ in range(5):
             world.clock.move(LEASE.total_seconds() / 2)
             await asyncio.sleep(0.03)

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from tests.stores import memory_store
 
-from builderd import bootstrap
 from builderd.adapters.fakes.archive import FakeArchive
 from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.adapters.fakes.clock import FakeClock
@@ -24,6 +23,7 @@ from builderd.adapters.fakes.uploads import FakeUploads
 from builderd.adapters.fakes.webhooks import FakeWebhookSender
 from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.vaults.sodium import in_memory
+from builderd.bootstrap.review import make_review_policy
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.events import Event
@@ -52,7 +52,7 @@ T = TypeVar("T")
 MAIN = BundleFile("main.py", b"print('hello')\n")
 REQUIREMENTS = BundleFile("requirements.txt", b"flask\n")
 ENTRYPOINT = "python3 main.py"
-POLICY = bootstrap.make_review_policy(Settings())
+POLICY = make_review_policy(Settings())
 #: Against hanging only.
 PATIENCE = 30.0
 

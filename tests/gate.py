@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from builderd import bootstrap
 from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
+from builderd.bootstrap.review import make_review_policy, make_scanner
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 from builderd.domain.review_policies import Policy
 from builderd.domain.reviews import Acceptance, Finding, Report, Severity, Verdict, judge
@@ -51,9 +51,9 @@ class Gate:
 @contextmanager
 def real_gate() -> Iterator[Gate]:
     """With the default policy; its worker ends with the block."""
-    scanner = bootstrap.make_scanner()
+    scanner = make_scanner()
     try:
-        yield Gate(scanner, bootstrap.make_review_policy(Settings()))
+        yield Gate(scanner, make_review_policy(Settings()))
     finally:
         asyncio.run(scanner.close())
 

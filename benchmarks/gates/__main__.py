@@ -21,7 +21,7 @@ from tests.gate import bundle_of
 from tests.malware_shapes import SHAPES
 from tests.reverse_shells import REVERSE_SHELLS
 
-from builderd import bootstrap
+from builderd.bootstrap.review import make_review_policy, make_scanner
 from builderd.settings import Settings
 
 PARTS = ("packages", "shapes", "verdicts", "creations")
@@ -36,8 +36,8 @@ GOALS = {"a small app": 0.05, "200 files": 4.0}
 
 async def judge(parts: list[str], options: argparse.Namespace) -> list[str]:
     """What is printed; complaints go to standard error."""
-    scanner = bootstrap.make_scanner()
-    policy = bootstrap.make_review_policy(Settings())
+    scanner = make_scanner()
+    policy = make_review_policy(Settings())
     limits = replace(policy.limits, wall_seconds=policy.limits.wall_seconds * options.patience)
     reviewer = table.Reviewer(scanner, replace(policy, limits=limits))
     told: list[str] = []

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from tests.gate import bundle_of
 
-from builderd import bootstrap
 from builderd.adapters.scanners.tripwire.answers import Unbelievable, read_answer
 from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
 from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
+from builderd.bootstrap.review import make_review_policy
 from builderd.domain.bundles import Bundle
 from builderd.domain.review_policies import ReviewLimits
 from builderd.domain.reviews import Severity
@@ -127,7 +127,7 @@ def test_a_scanner_that_fails_blocks_and_says_so(tmp_path: Path, text: str, why:
     assert scan.failure is not None
     # A program that eats all there is takes the whole review with it.
     assert why in scan.failure or "memory" in scan.failure or "did not finish" in scan.failure
-    policy = bootstrap.make_review_policy(Settings())
+    policy = make_review_policy(Settings())
     blocks = [f for f in assess(BUNDLE, "python3 app.py", scan, policy) if f.severity is Severity.BLOCK]
     assert [(f.rule, f.acceptable) for f in blocks] == [("SAN-scanner", False)]
     assert scan.failure in blocks[0].message
@@ -257,6 +257,6 @@ def test_an_answer_is_cut_to_what_is_believable() -> None:
 def test_no_failure_is_forgotten() -> None:
     seen, _ = read_answer(changed(failures=["a", "b"]), BUNDLE)
     assert seen.failure == "a; b"
-    policy = bootstrap.make_review_policy(Settings())
+    policy = make_review_policy(Settings())
     found = assess(BUNDLE, "", Scan((), {}, (), {}, failure=seen.failure), policy)
     assert [finding.rule for finding in found] == ["SAN-scanner"]

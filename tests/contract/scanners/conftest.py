@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from builderd import bootstrap
 from builderd.adapters.fakes.scanners import FakeScanner
+from builderd.bootstrap.review import make_scanner
 from builderd.ports.scanners import Scanner
 
 SUSPICIOUS = b"import os\nos.system('rm -rf /')\n"
@@ -15,7 +15,7 @@ SUSPICIOUS = b"import os\nos.system('rm -rf /')\n"
 
 @pytest.fixture(params=["fake", "tripwire"])
 async def scanner(request: pytest.FixtureRequest) -> AsyncIterator[Scanner]:
-    made: Scanner = bootstrap.make_scanner()
+    made: Scanner = make_scanner()
     if request.param == "fake":
         made = fake = FakeScanner()
         fake.dislikes = {"rm -rf /": "MAL-destroys"}

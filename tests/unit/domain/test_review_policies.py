@@ -3,12 +3,12 @@ from typing import Any
 import pytest
 import yaml
 
-from builderd import bootstrap
+from builderd.bootstrap.review import DEFAULT_POLICY
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.review_policies import make_policy
 from builderd.domain.reviews import Severity
 
-DEFAULT = yaml.safe_load(bootstrap.DEFAULT_POLICY.read_text())
+DEFAULT = yaml.safe_load(DEFAULT_POLICY.read_text())
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_another_policy_has_another_hash() -> None:
     reordered = {"rules": dict(reversed(list(DEFAULT["rules"].items())))}
     hashes = {make_policy(one).hash for one in (DEFAULT, changed, {}, reordered)}
     assert len(hashes) == 4
-    assert make_policy(DEFAULT).hash == make_policy(yaml.safe_load(bootstrap.DEFAULT_POLICY.read_text())).hash
+    assert make_policy(DEFAULT).hash == make_policy(yaml.safe_load(DEFAULT_POLICY.read_text())).hash
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from builderd import __version__, bootstrap
+from builderd import __version__
+from builderd.bootstrap.review import review_code
 from builderd.domain.reviews import Severity, Verdict, judge, place
 from builderd.doors.cli import options
 from builderd.doors.cli.folders import read_folder
@@ -30,7 +31,7 @@ def review(path: Path, data_dir: Path | None, config: Path | None, entrypoint: s
     Nothing of the folder is run. It passes over .git, node_modules and virtual environments, which no deployment sends.
     """
     settings = load(config, data_dir=data_dir)
-    report = asyncio.run(bootstrap.review_code(settings, read_folder(path), entrypoint))
+    report = asyncio.run(review_code(settings, read_folder(path), entrypoint))
     verdict = judge(report, (), report.reviewed_at)
     shown = review_of(report, verdict)
     match form:

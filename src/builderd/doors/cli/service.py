@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from builderd import bootstrap
+from builderd.bootstrap import machine, service
 from builderd.doors.cli import options, usage
 from builderd.settings import Settings, load
 
@@ -30,7 +30,7 @@ def serve(
     """Run the service in the foreground. Apps and previews go on when it ends."""
     settings = load(config, data_dir=data_dir, host=host, port=port, preview_port=preview_port)
     _require_root("builderd serve")
-    bootstrap.serve(settings)
+    service.serve(settings)
 
 
 @click.command()
@@ -40,7 +40,7 @@ def down(data_dir: Path | None, config: Path | None) -> None:
     """Stop every sandbox and the previews, and give back to the host what it was given. Data is kept."""
     settings = load(config, data_dir=data_dir)
     _require_root("builderd down")
-    asyncio.run(bootstrap.take_down(settings, click.echo))
+    asyncio.run(service.take_down(settings, click.echo))
     click.echo("Everything is stopped. `builderd serve` with the same data directory brings it back.")
 
 
@@ -50,7 +50,7 @@ def down(data_dir: Path | None, config: Path | None) -> None:
 def doctor(data_dir: Path | None, config: Path | None) -> None:
     """Say what this machine has and lacks, what that costs, and who uses what. Exits with 1 when it cannot run here."""
     settings = load(config, data_dir=data_dir)
-    equipment = bootstrap.examine(settings)
+    equipment = machine.examine(settings)
     for one in equipment:
         mark = "ok  " if one.found else ("MISS" if one.vital else "lack")
         click.echo(f"{mark}  {one.name:<24} {one.detail}")
@@ -64,7 +64,7 @@ def doctor(data_dir: Path | None, config: Path | None) -> None:
 def _say_usage(settings: Settings) -> None:
     """What lies in the data directory, as far as it can be told: a broken database is no reason to say nothing."""
     try:
-        inventory = asyncio.run(bootstrap.take_stock(settings))
+        inventory = asyncio.run(machine.take_stock(settings))
     except Exception as error:
         click.echo(f"\nWho uses what cannot be told: {error}")
         return
@@ -86,7 +86,7 @@ def build(data_dir: Path | None, config: Path | None) -> None:
     """Make it now, if it is not there, rather than at the first start of the service."""
     settings = load(config, data_dir=data_dir)
     _require_root("builderd base build")
-    click.echo(bootstrap.build_base(settings, click.echo))
+    click.echo(machine.build_base(settings, click.echo))
 
 
 def _require_root(command: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from builderd import state
+from builderd.bootstrap import state
 from builderd.doors.cli import options
 from builderd.settings import load
 

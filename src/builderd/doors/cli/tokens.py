@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from builderd import bootstrap
+from builderd.bootstrap import tokens
 from builderd.domain.tokens import Scope
 from builderd.doors.cli import options
 from builderd.settings import load
@@ -67,8 +67,8 @@ def create(
 ) -> None:
     """Make a token. It stands alone on the last line, and is not shown again."""
     settings = load(config, data_dir=data_dir)
-    wanted = bootstrap.TokenRequest(tenant, name, frozenset(Scope(scope) for scope in scopes), expires)
-    made, secret = asyncio.run(bootstrap.make_token(settings, wanted))
+    wanted = tokens.TokenRequest(tenant, name, frozenset(Scope(scope) for scope in scopes), expires)
+    made, secret = asyncio.run(tokens.make_token(settings, wanted))
     until = f"until {made.expires_at:%Y-%m-%d %H:%M} UTC" if made.expires_at else "until it is revoked"
     click.echo(f"Token {name!r} of tenant {tenant!r} ({', '.join(sorted(made.scopes))}), good {until}:", err=True)
     click.echo(secret)
@@ -81,7 +81,7 @@ def create(
 def list_(data_dir: Path | None, config: Path | None, tenant: str) -> None:
     """List a tenant's tokens, without their secrets."""
     settings = load(config, data_dir=data_dir)
-    for one in asyncio.run(bootstrap.list_tokens(settings, tenant)):
+    for one in asyncio.run(tokens.list_tokens(settings, tenant)):
         state = "revoked" if one.revoked_at else f"expires {one.expires_at or 'never'}"
         used = f"last used {one.last_used_at:%Y-%m-%d %H:%M}" if one.last_used_at else "never used"
         click.echo(f"{one.id}  {one.name}  {','.join(sorted(one.scopes))}  {state}  {used}")
@@ -95,5 +95,5 @@ def list_(data_dir: Path | None, config: Path | None, tenant: str) -> None:
 def revoke(data_dir: Path | None, config: Path | None, tenant: str, token_id: str) -> None:
     """End a token at once, by its id in the list."""
     settings = load(config, data_dir=data_dir)
-    asyncio.run(bootstrap.revoke_token(settings, tenant, token_id))
+    asyncio.run(tokens.revoke_token(settings, tenant, token_id))
     click.echo(f"Token {token_id} is revoked.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from builderd import bootstrap
+from builderd.bootstrap.keys import rotate_vault
 from builderd.doors.cli import options
 from builderd.settings import load
 
@@ -26,5 +26,5 @@ def rotate(data_dir: Path | None, config: Path | None) -> None:
     Where the key is a setting (vault.key), set the new one there first and move the one before to
     vault.previous_keys: this then seals everything with the new one.
     """
-    count = asyncio.run(bootstrap.rotate_vault(load(config, data_dir=data_dir), click.echo))
+    count = asyncio.run(rotate_vault(load(config, data_dir=data_dir), click.echo))
     click.echo(f"{count} secrets are sealed with the new key. Keep a copy of it apart from your backups.")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from builderd import bootstrap
+from builderd.bootstrap.database import store as open_store
+from builderd.bootstrap.tokens import list_tokens
 from builderd.doors.cli.main import main
 from builderd.services import tokens
 from builderd.settings import load
@@ -28,7 +29,7 @@ def make_token(data_dir: Path, *words: str) -> str:
 
 def authenticate(data_dir: Path, secret: str) -> str:
     async def look() -> str:
-        async with bootstrap.store(load(data_dir=data_dir)) as store:
+        async with open_store(load(data_dir=data_dir)) as store:
             token = await store.read(lambda uow: tokens.authenticate(uow, secret, datetime.now(UTC)))
             return token.name
 
@@ -106,6 +107,6 @@ def test_doctor_names_what_is_missing_and_what_that_costs(monkeypatch: pytest.Mo
 
 def test_a_span_is_counted_from_now(tmp_path: Path) -> None:
     make_token(tmp_path, "--expires", "2h")
-    (token,) = asyncio.run(bootstrap.list_tokens(load(data_dir=tmp_path), "acme"))
+    (token,) = asyncio.run(list_tokens(load(data_dir=tmp_path), "acme"))
     assert token.expires_at is not None
     assert timedelta(hours=1) < token.expires_at - datetime.now(UTC) <= timedelta(hours=2)

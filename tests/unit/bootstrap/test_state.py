@@ -20,10 +20,11 @@ from pydantic import SecretStr
 from tests.contract.store.samples import NOW, TENANT, make_builder, make_event, make_token, make_version
 from tests.stores import open_store
 
-from builderd import state
 from builderd.adapters.stores.sql.migrations import revisions
 from builderd.adapters.vaults.keys import KeyFile
-from builderd.bootstrap import make_vault, store
+from builderd.bootstrap import state
+from builderd.bootstrap.database import store
+from builderd.bootstrap.keys import make_vault
 from builderd.data_directory import RESTORING, hold
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, ValidationFailed
@@ -278,7 +279,7 @@ def test_a_database_elsewhere_that_the_settings_of_the_backup_name_must_be_given
 KILLED_RESTORE = """
 import os, signal, sys
 from pathlib import Path
-from builderd import state
+from builderd.bootstrap import state
 from builderd.adapters.states import folder
 from builderd.adapters.stores.sql import copies
 from builderd.settings import Settings
@@ -324,7 +325,7 @@ def test_a_restore_that_is_killed_leaves_no_half_of_it_and_can_be_run_again(
 KILLED_BACKUP = """
 import os, signal, sys
 from pathlib import Path
-from builderd import state
+from builderd.bootstrap import state
 from builderd.adapters.states import folder
 from builderd.settings import Settings
 folder.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
-from builderd import __version__, bootstrap
+from builderd import __version__
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.states import folder
 from builderd.adapters.states.folder import BUNDLES, DATABASE, KEYS, Manifest
 from builderd.adapters.stores.sql import copies
 from builderd.adapters.vaults import passphrases
 from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
+from builderd.bootstrap.archive import make_place
 from builderd.data_directory import IDENTITY_FILE, RESTORED, RESTORING, hold, make
 from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.settings import FILE_NAME, Settings
@@ -212,4 +213,4 @@ def _put_bundles(settings: Settings, staged: Path) -> None:
 
 def is_local(settings: Settings) -> bool:
     """Whether the apps' backups would be lost with this machine."""
-    return bootstrap.make_place(settings).is_local
+    return make_place(settings).is_local

@@ -1,0 +1,131 @@
+"""The application on its real adapters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from socket import gethostname
+
+import asyncssh
+
+from builderd.adapters.bundles.local import LocalBundles
+from builderd.adapters.clocks.system import SystemClock
+from builderd.adapters.engines.oci.allocations import sandbox_networks
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.store import StoreOptions
+from builderd.adapters.installers.installers import Installers
+from builderd.adapters.installers.npm import NpmInstaller
+from builderd.adapters.installers.uv import UvInstaller
+from builderd.adapters.previews.haproxy.options import ProxyOptions
+from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
+from builderd.adapters.signals.local import LocalSignals
+from builderd.adapters.testers.local import LocalTesters
+from builderd.adapters.uploads.local import LocalUploads
+from builderd.adapters.webhooks.http import HttpWebhookSender
+from builderd.bootstrap.archive import make_archive
+from builderd.bootstrap.database import store
+from builderd.bootstrap.keys import make_vault
+from builderd.bootstrap.review import make_review_gate
+from builderd.data_directory import identity
+from builderd.domain import ssh
+from builderd.domain.resources import GB
+from builderd.doors.ssh import host_key
+from builderd.services.application import Application
+from builderd.settings import Settings
+
+
+@asynccontextmanager
+async def application(settings: Settings) -> AsyncIterator[Application]:
+    """The application on its real adapters; nothing is started yet but the store, which is brought up to date."""
+    async with store(settings) as opened:
+        clock = SystemClock(settings.data_dir / "clock.json")
+        engine, testers = make_engine(settings, clock), LocalTesters(settings.qa.chromium)
+        review = make_review_gate(settings)
+        keeping = asyncio.create_task(clock.keeping())
+        try:
+            yield Application(
+                store=opened,
+                engine=engine,
+                previews=make_previews(settings),
+                bundles=LocalBundles(settings.data_dir / "bundles"),
+                uploads=LocalUploads(settings.data_dir / "uploads", int(settings.store.floor * GB)),
+                public_url=settings.public_url,
+                upload_rules=settings.to_upload_rules(),
+                archive_limits=settings.to_archive_limits(),
+                installer=Installers(
+                    UvInstaller(version("uv"), settings.package_index), NpmInstaller(settings.npm_registry)
+                ),
+                testers=testers,
+                review=review,
+                signals=LocalSignals(),
+                clock=clock,
+                vault=make_vault(settings),
+                webhooks=HttpWebhookSender(settings.webhooks.allow, sandbox_networks),
+                limits=settings.to_limits(),
+                prices=settings.to_prices(),
+                allowances=settings.to_allowances(),
+                ssh=_ssh_gateway(settings),
+                preview_domain=settings.preview_domain,
+                instance=identity(settings.data_dir),
+                archive=make_archive(settings, engine),
+                backup_rules=settings.backup.to_rules(),
+                keeping=settings.to_keeping(),
+            )
+        finally:
+            keeping.cancel()
+            await testers.close()
+            await review.close()
+            await engine.close()
+            clock.keep()
+
+
+def _ssh_gateway(settings: Settings) -> ssh.Gateway | None:
+    """What callers are told of the gateway, or None where there is none."""
+    if not settings.ssh.port:
+        return None
+    host = settings.ssh.public_host or (gethostname() if is_wildcard(settings.host) else settings.host)
+    return host_key.gateway(load_host_key(settings), host, settings.ssh.public_port or settings.ssh.port)
+
+
+def load_host_key(settings: Settings) -> asyncssh.SSHKey:
+    return host_key.load(settings.data_dir / "ssh_host_key")
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether it stands for all addresses of the machine, and so is no address to call."""
+    return host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
+
+
+def make_engine(settings: Settings, clock: SystemClock) -> OciEngine:
+    store, egress = settings.store, settings.egress
+    return OciEngine(
+        OciSettings(
+            data_dir=settings.data_dir.absolute(),
+            inside_port=settings.inside_port,
+            allow=egress.allow,
+            deny=egress.deny,
+            log_limit=int(settings.limits.log * 1_000_000),
+            now=clock.seconds,
+            at=clock.at,
+            store=StoreOptions(
+                device=store.device,
+                size_bytes=int(store.size * GB) if store.size else None,
+                floor_bytes=int(store.floor * GB),
+                overcommit=store.overcommit,
+            ),
+        )
+    )
+
+
+def make_previews(settings: Settings) -> HaproxyPreviews:
+    options = ProxyOptions(
+        host=settings.host,
+        port=settings.preview_port,
+        certificate=settings.preview.certificate,
+        trusted_proxies=settings.preview.trusted_proxies,
+        api_url=settings.api_url,
+    )
+    return HaproxyPreviews(settings.data_dir / "previews", options)

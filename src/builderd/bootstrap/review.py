@@ -1,0 +1,66 @@
+"""The review gate: its scanner, its policy, and the language model that may read along."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import yaml
+
+from builderd.adapters.clocks.system import SystemClock
+from builderd.adapters.engines.oci.base import find_host_base
+from builderd.adapters.scanners.language_model.adviser import Endpoint, LanguageModelAdviser
+from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
+from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.review_policies import Policy, make_policy
+from builderd.domain.reviews import Report
+from builderd.services import reviews
+from builderd.settings import Settings
+
+#: The review's policy where the operator has none.
+DEFAULT_POLICY = Path(__file__).parent.with_name("review_policy.yaml")
+
+
+def make_review_gate(settings: Settings) -> reviews.Gate:
+    """Raises ``ValidationFailed`` when the operator's policy is none."""
+    return reviews.Gate(make_scanner(), make_review_policy(settings), make_adviser(settings))
+
+
+def make_scanner() -> TripwireScanner:
+    """Judges by the interpreters of the base that apps run on, where that has been made already."""
+
+    def find() -> Toolbox:
+        base, node = find_host_base(), shutil.which("node")
+        return find_toolbox(base.root if base else None, Path(node) if node else None)
+
+    return TripwireScanner(find)
+
+
+def make_adviser(settings: Settings) -> LanguageModelAdviser | None:
+    """The language model that reads along, where the operator has named one."""
+    review = settings.review
+    if review.model_url is None or review.model is None:
+        return None
+    key = review.model_key.get_secret_value() if review.model_key else None
+    return LanguageModelAdviser(Endpoint(review.model_url, review.model, key, review.model_timeout))
+
+
+def make_review_policy(settings: Settings) -> Policy:
+    """The operator's, or the default. Raises ``ValidationFailed`` that says what is wrong with it."""
+    file = settings.review.policy or DEFAULT_POLICY
+    try:
+        document = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValidationFailed({"review.policy": [f"{file} cannot be read as YAML: {error}"]}) from None
+    return make_policy(document)
+
+
+async def review_code(settings: Settings, bundle: Bundle, entrypoint: str) -> Report:
+    """What the review says of this code, before anything of it is deployed."""
+    gate = make_review_gate(settings)
+    try:
+        return await gate.review(bundle, entrypoint, SystemClock().now())
+    finally:
+        await gate.close()

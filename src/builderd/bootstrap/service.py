@@ -1,0 +1,159 @@
+"""The life of the service's process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from builderd.bootstrap.application import application, load_host_key
+from builderd.data_directory import RESTORED, hold, make
+from builderd.domain.builders import Desired
+from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
+from builderd.domain.previews import Route
+from builderd.domain.steps import closed_route
+from builderd.doors.http.app import create_app, metrics_app
+from builderd.doors.http.inside import create_inside_app
+from builderd.doors.http.meter import Meter
+from builderd.doors.http.rates import Rates
+from builderd.doors.http.request_log import RequestIdFilter
+from builderd.doors.http.servers import Servers
+from builderd.doors.ssh.gateway import Gateway as SshGateway
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler import waking
+from builderd.reconciler.backups.adopting import adopt
+from builderd.reconciler.backups.desk import Desk
+from builderd.reconciler.backups.schedule import BackupSchedule
+from builderd.reconciler.deliveries import Deliveries
+from builderd.reconciler.faults import kill_at, no_fault
+from builderd.reconciler.housekeeping import Housekeeping
+from builderd.reconciler.idle import Idleness
+from builderd.reconciler.reconciler import Reconciler
+from builderd.reconciler.sampling import sample
+from builderd.services.application import Application
+from builderd.settings import Settings
+
+log = logging.getLogger(__name__)
+#: After the engine could not be prepared, try again after so many seconds.
+PREPARE_RETRY = 15.0
+#: Calls that wait for an app get so many seconds to be answered once the service is asked to end.
+DRAIN = 5
+
+
+def serve(settings: Settings) -> None:
+    """Run the service until SIGTERM or SIGINT. Apps and previews go on when it ends."""
+    make(settings.data_dir)
+    _log_to_stderr(settings.log_level)
+    with hold(settings.data_dir):
+        asyncio.run(_serve(settings))
+
+
+async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
+    """Stop everything of this data directory and give back to the host what it was given."""
+    with hold(settings.data_dir):
+        async with application(settings) as app:
+            say("Stopping the previews …")
+            await app.previews.down()
+            say("Stopping the sandboxes …")
+            await app.engine.down()
+
+
+def _log_to_stderr(level: str) -> None:
+    """One line a record, with the id of the request that it belongs to. Callers' secrets are in none of them."""
+    handler = logging.StreamHandler()
+    handler.addFilter(RequestIdFilter())
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    # The door writes a line for each request itself, and those that the service makes are told by what they are for.
+    for talker in ("uvicorn", "alembic", "asyncssh", "httpx"):
+        logging.getLogger(talker).setLevel(logging.WARNING)
+
+
+async def _serve(settings: Settings) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with application(settings) as app, Servers() as servers:
+        meter = Meter()
+        api = create_app(
+            app, metrics_token=settings.metrics_token, meter=meter, rates=Rates(**settings.rates.model_dump())
+        )
+        await servers.add(api, settings.host, settings.port)
+        if settings.metrics_port:
+            await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port)
+        await app.previews.start(await app.store.read(_expected_routes))
+        log.info("The API listens on http://%s:%d", settings.host, settings.port)
+        await _until(stopping, _work(app, settings, servers))
+        log.info("The service ends; apps and previews go on.")
+
+
+def _expected_routes(uow: UnitOfWork) -> Sequence[Route]:
+    """Of every builder, for a preview that was taken down and knows none."""
+    builders = (uow.builders.get(builder_id) for builder_id in uow.builders.ids())
+    return [closed_route(one) for one in builders if one is not None and one.desired is not Desired.DELETED]
+
+
+async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Run the work until it is to stop; raises what the work raises."""
+    task, stop = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+    finally:
+        for one in (task, stop):
+            one.cancel()
+        await asyncio.gather(task, stop, return_exceptions=True)
+
+
+async def _work(app: Application, settings: Settings, servers: Servers) -> None:
+    """Prepare the engine, then keep builders as they are wanted."""
+    await _prepare(app)
+    await servers.add(create_inside_app(app), app.engine.gateway, settings.inside_port)
+    fault = kill_at(settings.fault) if settings.fault else no_fault
+    await _adopt_backups(app, settings.data_dir / RESTORED)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_warm_up(app))
+        group.create_task(Reconciler(app, fault).run())
+        group.create_task(Idleness(app).watch())
+        group.create_task(waking.watch(app))
+        group.create_task(Deliveries(app).run())
+        if settings.ssh.port:
+            group.create_task(SshGateway(app, load_host_key(settings)).serve(settings.host, settings.ssh.port))
+        group.create_task(sample(app))
+        group.create_task(BackupSchedule(app, fault).run())
+        group.create_task(Housekeeping(app).run())
+
+
+async def _warm_up(app: Application) -> None:
+    """The first review need not wait for the scanner. One that cannot be had fails each review, and says why."""
+    try:
+        await app.review.prepare()
+    except Exception:
+        log.warning("The scanner of reviews cannot be started: nothing will pass.", exc_info=True)
+
+
+async def _adopt_backups(app: Application, mark: Path) -> None:
+    """After a restore of the state, and before any app gets its disk from a backup: there may be newer ones."""
+    while await asyncio.to_thread(mark.exists):
+        try:
+            await adopt(Desk(app))
+            await asyncio.to_thread(mark.unlink)
+        except BuilderdError as error:
+            log.warning(
+                *("The backups cannot be looked at: %s Trying again in %g s; remove %s to go on without.",),
+                *(error.message, PREPARE_RETRY, mark),
+            )
+            await asyncio.sleep(PREPARE_RETRY)
+
+
+async def _prepare(app: Application) -> None:
+    while not app.engine.readiness().ready:
+        try:
+            await app.engine.prepare(log.info)
+        except (EngineUnavailable, NoCapacity) as error:
+            log.warning("The engine cannot be prepared: %s Trying again in %g s.", error.message, PREPARE_RETRY)
+            await asyncio.sleep(PREPARE_RETRY)

@@ -1,0 +1,49 @@
+"""Tokens from the command line, also while the service runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from builderd.adapters.clocks.system import SystemClock
+from builderd.bootstrap.database import store
+from builderd.domain.ids import TokenId
+from builderd.domain.tokens import Scope, Token
+from builderd.ports.store import UnitOfWork
+from builderd.services import tokens
+from builderd.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """``expires_at`` None: never."""
+
+    tenant: str
+    name: str
+    scopes: frozenset[Scope]
+    expires_at: datetime | None
+
+
+async def make_token(settings: Settings, wanted: TokenRequest) -> tuple[Token, str]:
+    """The token and its secret. The tenant is made if needed."""
+    now = SystemClock().now()
+
+    def create(uow: UnitOfWork) -> tuple[Token, str]:
+        return tokens.create(uow, wanted.tenant, wanted.name, now, scopes=wanted.scopes, expires_at=wanted.expires_at)
+
+    async with store(settings) as opened:
+        return await opened.write(create)
+
+
+async def list_tokens(settings: Settings, tenant: str) -> Sequence[Token]:
+    """The tenant's tokens, revoked ones included."""
+    async with store(settings) as opened:
+        return await opened.read(lambda uow: tokens.list_of(uow, tenant))
+
+
+async def revoke_token(settings: Settings, tenant: str, token_id: str) -> None:
+    """End a token at once."""
+    now = SystemClock().now()
+    async with store(settings) as opened:
+        await opened.write(lambda uow: tokens.revoke(uow, tenant, TokenId(token_id), now))

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import create_engine
 from tests.contract.store.samples import NOW, TENANT, make_builder, make_event, make_token, make_version
 from tests.stores import open_store
 
-from builderd.adapters.stores.sql.migrations import revisions
+from builderd.adapters.stores.sql.migrations import revisions, upgrade
 from builderd.adapters.vaults.keys import KeyFile
 from builderd.bootstrap import state
 from builderd.bootstrap.database import store
@@ -185,19 +186,37 @@ def test_a_schema_of_a_newer_program_is_refused(home: Settings, tmp_path: Path) 
 
 def test_an_older_schema_comes_back_and_is_brought_up_to_date(home: Settings, tmp_path: Path) -> None:
     """Of the schema before the last, as an older program left it."""
-    with closing(sqlite3.connect(home.data_dir / "builderd.db")) as connection, connection:
-        connection.execute("DROP TABLE upload_parts") if _has(connection, "upload_parts") else None
-        connection.execute("DROP TABLE uploads")
-        connection.execute("UPDATE alembic_version SET version_num = ?", (revisions()[revisions().index("0013") - 1],))
+    before = revisions()[-2]
+    _age(home.data_dir / "builderd.db", before)
     manifest = state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
-    assert manifest.revision == "0012"
+    assert manifest.revision == before
     shutil.rmtree(home.data_dir)
     state.restore(home, tmp_path / "kept", PASSPHRASE, print)
     assert asyncio.run(_read(home))[0] == BUILDER
 
 
-def _has(connection: sqlite3.Connection, table: str) -> bool:
-    return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchall())
+def _age(database: Path, revision: str) -> None:
+    """The same rows in an older schema."""
+    older = database.with_name("older.db")
+    engine = create_engine(f"sqlite:///{older}")
+    with engine.begin() as made:
+        upgrade(made, revision)
+    engine.dispose()
+    with closing(sqlite3.connect(older)) as connection:
+        connection.execute("ATTACH ? AS now", (str(database),))
+        kept = set(
+            connection.execute("SELECT m.name, c.name FROM now.sqlite_master m, pragma_table_info(m.name, 'now') c")
+        )
+        tables = connection.execute("SELECT name FROM main.sqlite_master WHERE type = 'table'").fetchall()
+        for (table,) in tables:
+            columns = [
+                row[1] for row in connection.execute(f"PRAGMA main.table_info({table})") if (table, row[1]) in kept
+            ]
+            if table != "alembic_version" and columns:
+                names = ", ".join(f'"{name}"' for name in columns)
+                connection.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM now.{table}")
+        connection.commit()
+    older.replace(database)
 
 
 @pytest.mark.parametrize("passphrase", ["wrong horse battery", "short"])

@@ -27,10 +27,10 @@ def _config(**attributes: Any) -> Config:
     return config
 
 
-def upgrade(connection: Connection) -> None:
-    """Bring the schema to the present revision, within the transaction that the connection is in."""
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Bring the schema to this revision, the present one, within the transaction that the connection is in."""
     config = _config(connection=connection)
     with warnings.catch_warnings():
         # Of the index on an expression, which SQLite keeps by itself while a table is built anew.
         warnings.filterwarnings("ignore", message=".*expression-based index")
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)

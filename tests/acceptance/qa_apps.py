@@ -117,7 +117,7 @@ uvicorn.run(Starlette(routes=[Route("/", home), Route("/about", about)]), host="
 DJANGO = """
 import sys
 from django.conf import settings
-settings.configure(ROOT_URLCONF="main", ALLOWED_HOSTS=["*"], SECRET_KEY="of-a-test", DEBUG=False)
+settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="of-a-test", DEBUG=False)
 from django.core.management import execute_from_command_line
 from django.http import HttpResponse
 from django.urls import path
@@ -360,7 +360,7 @@ BROKEN = (
             resources={"memory": 0.125},
         ),
         "qa_failed",
-        "alive",
+        "memory",
         "out of memory",
     ),
     Twin(tiny("exits-after-2-s", before=LATER), None, "stays_up", "exited with code 5"),

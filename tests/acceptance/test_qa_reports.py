@@ -87,6 +87,20 @@ def test_visitors_are_served_while_the_call_still_waits_for_the_gate(service: Li
     service.call("DELETE", f"/builders/{answered['uuid']}")
 
 
+def test_an_app_has_its_time_to_write_what_it_holds_when_it_is_stopped(service: LiveService) -> None:
+    """Also one that a shell has started, which does not wait for it by itself."""
+    late = (
+        "import os, signal, sys, time\n"
+        "def end(*_):\n    time.sleep(1)\n    open('kept.txt', 'w').write('kept')\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+    )
+    data = service.create("qa-late", late + SLOW_HOME.replace("time.sleep(3)", "pass"))
+    service.call("POST", f"/builders/{data['uuid']}/stop")
+    service.call("POST", f"/builders/{data['uuid']}/start")
+    assert service.call("GET", f"/builders/{data['uuid']}/files/kept.txt").text == "kept"
+    service.call("DELETE", f"/builders/{data['uuid']}")
+
+
 @pytest.mark.parametrize(("code", "passed"), [(0, True), (3, False)])
 def test_a_job_has_no_verdict_until_it_has_ended(service: LiveService, code: int, passed: bool) -> None:
     main = f"import time, sys\nprint('at work', flush=True)\ntime.sleep(2)\nsys.exit({code})\n"

@@ -19,6 +19,8 @@ PIDS = 512
 GVISOR_PIDS = 200
 #: The first process: hands on signals to all others and takes their zombies (as PID 1, most programs ignore SIGTERM).
 INIT = ("/usr/bin/tini", "-g", "--")
+#: The shell stays until what it started has ended: its own end would end the sandbox, and cut off who still writes.
+WAIT = "trap 'exit 143' TERM\n"
 _PATH = "/app/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -32,7 +34,7 @@ def make_run(spec: SandboxSpec, runtime: Runtime, root: Root, log: Path, log_lim
         root=root,
         hostname=spec.hostname,
         port=spec.port,
-        argv=[*INIT, "/bin/sh", "-c", spec.entrypoint],
+        argv=[*INIT, "/bin/sh", "-c", WAIT + spec.entrypoint],
         env=app_env(spec, builderd_url),
         cwd="/app",
         user=APP_UID,

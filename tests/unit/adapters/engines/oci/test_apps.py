@@ -32,7 +32,8 @@ ROOT = app_root((Path("/base"),), Path("/scratch"), Path("/disk/app"))
 
 def test_the_entrypoint_is_one_word_for_the_shell_under_an_init() -> None:
     run = make_run(SPEC, CRUN, ROOT, Path("/log"), 10, "http://gw:1")
-    assert run.argv == ["/usr/bin/tini", "-g", "--", "/bin/sh", "-c", "python3 main.py; echo 'done'"]
+    script = "trap 'exit 143' TERM\npython3 main.py; echo 'done'"
+    assert run.argv == ["/usr/bin/tini", "-g", "--", "/bin/sh", "-c", script]
     assert (run.user, run.cwd, run.cpu, run.memory_bytes) == (1000, "/app", 2, 1 << 29)
 
 

@@ -51,7 +51,7 @@ DEFAULT_DATA_DIR = Path("/var/lib/builderd")
 SYSTEMD_CREDENTIAL = "builderd.vault.key"
 #: Begins the names of variables; those of the client and of the project's own scripts are no settings.
 PREFIX = "BUILDERD_"
-OTHERS = frozenset({"url", "token", "venv"})
+OTHERS = frozenset({"url", "token", "venv", "require_root_tests"})
 #: How much alike a name and a setting must be (difflib) to be taken for a slip.
 CLOSE = 0.75
 

@@ -154,7 +154,8 @@ async def _make(store: SqlStore, limits: Limits) -> Service:
 
 def _rows(store: SqlStore) -> dict[str, int]:
     with store._database.reading.begin() as connection:
-        tables = metadata.sorted_tables
+        # But for the keys of backups: the service makes one for each tenant when it gets to it.
+        tables = [table for table in metadata.sorted_tables if table.name != "backup_keys"]
         return {t.name: connection.execute(select(func.count()).select_from(t)).scalar_one() for t in tables}
 
 

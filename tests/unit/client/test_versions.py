@@ -21,7 +21,7 @@ def test_new_code_is_followed_stage_by_stage(client: Client) -> None:
     files = {"main.py": "print()", "requirements.txt": "flask"}
     changed = client.versions.deploy(uuid, version(files=files), fresh=True, on_stage=stages.append)
     assert (changed.version, changed.status, changed.entrypoint) == (2, "running", new().entrypoint)
-    assert [stage.name for stage in stages][:2] == ["install", "start"]
+    assert [stage.name for stage in stages][:3] == ["review", "install", "start"]
     assert all(stage.ok for stage in stages)
 
 

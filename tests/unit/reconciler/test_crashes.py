@@ -341,7 +341,7 @@ async def test_a_service_that_ends_at_any_moment_lets_go_of_its_claims(world: Wo
 
 
 async def test_the_next_service_goes_on_at_once(world: World) -> None:
-    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=300))
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=30))
     async with living(world):
         builder = await world.ask()
         await world.until(lambda: world.called("listening") > 2)

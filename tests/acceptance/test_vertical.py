@@ -42,8 +42,8 @@ def test_the_request_of_the_documentation_answers(service: LiveService) -> None:
     data = response.json()["data"]
     assert data["status"] == "running"
     assert data["cost"]["hourly_rate"] == 0.1965
-    assert data["review_passed"] is None
-    assert data["qa_passed"] is None
+    assert data["review_passed"] is True
+    assert data["qa_passed"] is True
     assert service.visit(data).json() == {"flag": "1", "builder": "my-api"}
     service.call("DELETE", f"/builders/{data['uuid']}")
 

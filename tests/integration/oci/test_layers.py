@@ -253,7 +253,7 @@ def leave_a_link(seen: dict[str, Path]) -> int:
 
 @pytest.mark.parametrize(
     ("action", "why"),
-    [(leave_more, "left etc beside"), (leave_a_link, "no environment"), (lambda seen: 0, "no environment")],
+    [(leave_more, "left etc beside"), (leave_a_link, "made nothing"), (lambda seen: 0, "made nothing")],
 )
 async def test_a_layer_brings_an_environment_and_nothing_else(
     layers: Layers, runner: StandIn, action: Callable[[dict[str, Path]], int], why: str

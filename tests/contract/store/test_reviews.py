@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_version
 
-from builderd.domain.builders import Builder, Status
+from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.reviews import Acceptance, Finding, Report, Severity
 from builderd.ports.store import Store, UnitOfWork
 
@@ -74,7 +74,7 @@ async def test_reports_go_once_no_live_builder_has_them(store: Store) -> None:
     def forget(uow: UnitOfWork) -> None:
         found = uow.builders.get(gone.id, lock=True)
         assert found is not None
-        uow.builders.save(replace(found, status=Status.DELETED))
+        uow.builders.save(replace(found, desired=Desired.DELETED, status=Status.DELETED))
 
     await store.write(forget)
     assert await store.write(lambda uow: uow.reviews.expire(NOW + SECOND, 2)) == 2

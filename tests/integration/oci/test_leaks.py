@@ -73,7 +73,9 @@ def commands() -> list[str]:
 
 
 def files(folder: Path, besides: str) -> list[str]:
-    return [f"{at}/{name}" for at, _, names in os.walk(folder) for name in names if f"/{besides}" not in at]
+    """But for the heartbeat, which comes a moment after the rest and stays."""
+    found = [f"{at}/{name}" for at, _, names in os.walk(folder) for name in names if f"/{besides}" not in at]
+    return [path for path in found if not path.endswith("/heartbeat")]
 
 
 def names_in(folder: str) -> list[str]:

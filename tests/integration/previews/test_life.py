@@ -231,9 +231,16 @@ def test_every_route_is_in_force_when_its_put_returns_however_many_put_at_once(m
 
 
 def master_of(proxy: Proxy) -> int:
-    found = proxy.run(process.find(ProxyFiles(proxy.directory)))
-    assert found is not None
-    return found.master
+    """Not there for a moment while it reloads."""
+    found: list[int] = []
+
+    def look() -> bool:
+        running = proxy.run(process.find(ProxyFiles(proxy.directory)))
+        found.extend([running.master] if running else [])
+        return bool(found)
+
+    eventually(look)
+    return found[0]
 
 
 def worker_of(proxy: Proxy) -> int:

@@ -58,7 +58,7 @@ class Steps:
             case domain.CreateDisk():
                 return await self._create_disk(subject)
             case domain.RecoverDisk():
-                return self._recover_disk()
+                return self._recover_disk(subject)
             case domain.PutBundle():
                 return await self._put_bundle(subject)
             case domain.PlanSandbox(attempt):
@@ -142,10 +142,10 @@ class Steps:
         now, prices = self._now(), self._app.prices
         return Result(lambda uow, builder: records.disk_made(uow, subject, prices, now, anew=anew), quiet=True)
 
-    def _recover_disk(self) -> Result:
+    def _recover_disk(self, subject: Subject) -> Result:
         """The backups' schedule does it, and says so: this only has it done."""
         now = self._now()
-        return Result(lambda uow, builder: backups.recover(uow, self._app, builder, now))
+        return Result(lambda uow, builder: backups.recover(uow, self._app, builder, subject.builder.disk, now))
 
     async def _make_disk(self, subject: Subject) -> None:
         """A candidate takes over the data on a copy, so that it can be given up without a trace."""

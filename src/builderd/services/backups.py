@@ -227,10 +227,13 @@ def when(backup: Backup) -> str:
     return f"{backup.created_at:%Y-%m-%d %H:%M} UTC"
 
 
-def recover(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
-    """Have the newest backup put in place of the disk that is gone; does nothing where that is on its way."""
+def recover(uow: UnitOfWork, application: Application, builder: Builder, disk: DiskId, now: datetime) -> None:
+    """Have the newest backup put in place of ``disk``, which is gone.
+
+    Does nothing where that is on its way, or the builder has another disk by now.
+    """
     lost = loss(uow, builder.id, now)
-    if lost.backup is None or lost.recovering:
+    if lost.backup is None or lost.recovering or builder.disk != disk:
         return
     wanted = _restore(application, lost.backup, RestoreKind.RECOVERY, SYSTEM, now)
     uow.restores.add(wanted)

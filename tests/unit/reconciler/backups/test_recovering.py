@@ -9,6 +9,8 @@ from builderd.domain.backups import BackupStatus, RestoreStatus
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import BackupFailed
+from builderd.domain.ids import DiskId
+from builderd.ports.store import UnitOfWork
 from builderd.services import backups, builders, outcomes
 
 SECOND = BundleFile("main.py", b"print('second')\n")
@@ -49,6 +51,26 @@ async def test_the_newest_backup_comes_back_by_itself(scene: Scene) -> None:
     await scene.world.reached(builders.stop, builder)
     await scene.world.reached(builders.start, builder)
     assert scene.files(back.disk)["note"] == b"new"
+
+
+async def test_what_came_back_between_two_looks_is_not_brought_back_again(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.take(builder)
+    await _stopped_without_disk(scene, builder)
+    back = await _start(scene, builder)
+    app, now = scene.world.application, scene.world.clock.now()
+
+    async def wanted(disk: DiskId) -> int:
+        def recover(uow: UnitOfWork) -> None:
+            found = uow.builders.get(back.id, lock=True)
+            assert found is not None
+            backups.recover(uow, app, found, disk, now)
+
+        await app.store.write(recover)
+        return len(await app.store.read(lambda uow: uow.restores.open_of(back.id)))
+
+    assert await wanted(builder.disk) == 0
+    assert await wanted(back.disk) == 1, "the disk that it has now would be brought back"
 
 
 async def test_a_version_deployed_since_the_backup_gets_its_own_code_on_it(scene: Scene) -> None:

@@ -71,6 +71,11 @@ def _backups(service: LiveService, data: dict[str, Any]) -> list[dict[str, Any]]
     return found
 
 
+def _restore(service: LiveService, data: dict[str, Any], backup: dict[str, Any]) -> None:
+    answer = service.call("POST", f"/builders/{data['uuid']}/backups/{backup['id']}/restore")
+    assert answer.status_code == 200, answer.text
+
+
 def _until(holds: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not holds():
@@ -101,7 +106,7 @@ def test_a_backup_is_ended_by_the_next_service(crashing: LiveService, builder: d
     assert run(crashing, builder["uuid"], "cut -d' ' -f22 /proc/1/stat") == started
     (backup,) = _backups(crashing, builder)
     _write(crashing, builder, "after")
-    assert crashing.call("POST", f"{path}/{backup['id']}/restore").status_code == 200
+    _restore(crashing, builder, backup)
     assert _note(crashing, builder) == "before"
 
 
@@ -116,7 +121,7 @@ def test_a_restore_is_ended_by_the_next_service(crashing: LiveService, builder: 
     assert _note(crashing, builder) == "before"
     _until(lambda: len(list(_disks(crashing).iterdir())) == 1, "a disk is left over")
     (safety,) = (one for one in _backups(crashing, builder) if one["kind"] == "before_restore")
-    assert crashing.call("POST", f"{path}/{safety['id']}/restore").status_code == 200
+    _restore(crashing, builder, safety)
     assert _note(crashing, builder) == "after"
 
 

@@ -8,9 +8,10 @@ from collections.abc import Coroutine, Sequence
 from datetime import datetime
 from typing import Any
 
-from builderd.domain.backups import Backup, BackupKind, BackupStatus, Restore, due_at
+from builderd.domain.backups import Backup, BackupKind, BackupStatus, due_at
 from builderd.domain.builders import Builder, Status
 from builderd.domain.events import SYSTEM
+from builderd.domain.ids import BackupId, RestoreId
 from builderd.ports.signals import ANY
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups import upkeep
@@ -103,10 +104,10 @@ class BackupSchedule:
         owner, now = self._app.instance, self._app.clock.now()
         opened = await self._app.store.read(lambda uow: (uow.backups.open(owner), uow.restores.open(owner)))
         for backup in opened[0]:
-            if backup.retry_at is None or backup.retry_at <= now:
-                self._begin(backup.id, self._see_to(backup))
+            if not _is_put_off(backup, now):
+                self._begin(backup.id, self._see_to(backup.id))
         for restore in opened[1]:
-            self._begin(restore.id, self._carry_out(restore))
+            self._begin(restore.id, self._carry_out(restore.id))
 
     def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         if name in self._tasks:
@@ -115,20 +116,32 @@ class BackupSchedule:
         task = self._tasks[name] = asyncio.create_task(self._guarded(work))
         task.add_done_callback(lambda _: self._tasks.pop(name, None))
 
-    async def _see_to(self, backup: Backup) -> None:
+    # Since either was found to be open, an earlier task may have ended it: only what is recorded now counts.
+
+    async def _see_to(self, backup_id: BackupId) -> None:
+        backup = await self._app.store.read(lambda uow: uow.backups.get(backup_id))
+        if backup is None or _is_put_off(backup, self._app.clock.now()):
+            return
         if backup.is_open:
             await take(self.desk, backup)
         elif backup.copy is not None:
             await drop(self.desk, backup.id, backup.copy)
 
-    async def _carry_out(self, restore: Restore) -> None:
-        await carry_out(self.desk, restore)
+    async def _carry_out(self, restore_id: RestoreId) -> None:
+        restore = await self._app.store.read(lambda uow: uow.restores.get(restore_id))
+        if restore is not None and restore.is_open:
+            await carry_out(self.desk, restore)
 
     async def idle(self) -> bool:
         """Whether nothing is going on; waits for what is."""
         running = list(self._tasks.values())
         await asyncio.gather(*running, return_exceptions=True)
         return not running
+
+
+def _is_put_off(backup: Backup, now: datetime) -> bool:
+    """Whether it failed and is tried again later."""
+    return backup.retry_at is not None and backup.retry_at > now
 
 
 def _due(builder: Builder, found: Sequence[Backup], now: datetime) -> BackupKind | None:

@@ -38,6 +38,7 @@ async def test_a_backup_becomes_a_builder_of_its_own_and_keeps_what_its_app_wrot
 
 
 async def _restore(scene: Scene, backup: Backup) -> Restore:
+    scene.world.clock.move(1)
     app, now = scene.world.application, scene.world.clock.now()
     wanted = await app.store.write(lambda uow: backups.restore(uow, app, scene.world.caller, backup, now))
     await scene.settle()

@@ -1,0 +1,72 @@
+"""What is open is seen to once, however late the schedule comes back from looking for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.unit.reconciler.backups.conftest import Scene
+
+from builderd.domain.backups import BackupStatus, RestoreStatus
+from builderd.services import backups, outcomes
+
+
+async def _late(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """A look for what is open that has seen it, and does not come back before what this answers is awaited."""
+    store, goes_on = scene.world.application.store, asyncio.Event()
+    seen, read = asyncio.Event(), store.read
+
+    async def slow(work: Callable[[Any], Any]) -> Any:
+        monkeypatch.setattr(store, "read", read)
+        found = await read(work)
+        seen.set()
+        await goes_on.wait()
+        return found
+
+    monkeypatch.setattr(store, "read", slow)
+    look = asyncio.create_task(scene.schedule.begin_open())
+    await seen.wait()
+
+    async def come_back() -> None:
+        goes_on.set()
+        await look
+        await scene.schedule.idle()
+
+    return come_back
+
+
+async def test_a_backup_that_was_done_meanwhile_is_not_taken_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = await scene.world.create()
+    await scene.write(builder, "note", b"before")
+    app, now = scene.world.application, scene.world.clock.now()
+    planned = await app.store.write(lambda uow: backups.request(uow, app, scene.world.caller, builder.id, now))
+    come_back = await _late(scene, monkeypatch)
+    await scene.settle()
+    done = await scene.backup(planned)
+    await scene.write(builder, "note", b"after")
+    await come_back()
+    assert done.status is BackupStatus.DONE
+    assert await scene.backup(planned) == done
+    assert await scene.kinds(builder) == ["backup.started", "backup.finished"]
+    assert scene.archive.repositories[builder.tenant_id].snapshots[done.snapshot or ""].files["note"] == b"before"
+
+
+async def test_a_restore_that_was_done_meanwhile_keeps_its_disk(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = await scene.world.create()
+    backup = await scene.take(builder)
+    app, now = scene.world.application, scene.world.clock.now()
+    wanted = await app.store.write(lambda uow: backups.restore(uow, app, scene.world.caller, backup, now))
+    await scene.settle_backups()
+    come_back = await _late(scene, monkeypatch)
+    await scene.settle()
+    done = await scene.restore(wanted)
+    serving = await outcomes.deployed(app, builder.id, 2)
+    await scene.write(serving, "note", b"written since")
+    await come_back()
+    assert done.status is RestoreStatus.DONE
+    assert await scene.restore(wanted) == done
+    assert scene.files(serving.disk)["note"] == b"written since"

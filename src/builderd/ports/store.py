@@ -193,14 +193,14 @@ class Sandboxes(Protocol):
     def open_of(self, builder: BuilderId) -> Sandbox | None:
         """The one that has not ended, if any (there is at most one); a trial does not count."""
 
-    def trial_of(self, builder: BuilderId) -> Sandbox | None:
-        """The trial that has not ended, if any (there is at most one)."""
-
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
         """Oldest first."""
 
     def of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
         """Those of one run, oldest first."""
+
+    def open_or_of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
+        """The same, and those of other runs that have not ended, trials too."""
 
     def expire(self, before: datetime, limit: int) -> int:
         """Remove at most so many that ended before this, but for those of a builder's present run; how many."""

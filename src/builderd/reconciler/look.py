@@ -64,10 +64,13 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> Known | None:
     assert version is not None, "a builder's versions are always stored"
     beside = builder.candidate if builder.candidate != number else None
     candidate = uow.versions.get(builder_id, beside) if beside is not None else None
-    ends = tuple(one for one in uow.sandboxes.of_run(builder_id, builder.run) if one.end and not one.trial)
+    # In one query: this is read at every step of every builder.
+    sandboxes = uow.sandboxes.open_or_of_run(builder_id, builder.run)
+    ends = tuple(one for one in sandboxes if one.end and not one.trial)
     current = uow.versions.get(builder_id, builder.version) if builder.version != number else None
     subject = Subject(builder, version, candidate, current)
-    open_one, trial = uow.sandboxes.open_of(builder_id), uow.sandboxes.trial_of(builder_id)
+    going_on = [one for one in sandboxes if one.end is None]
+    open_one, trial = (next((one for one in going_on if one.trial is is_trial), None) for is_trial in (False, True))
     paid = uow.ledger.current(builder_id)
     return Known(subject, open_one, trial, ends, paid.billing if paid else None)
 

@@ -72,6 +72,15 @@ async def test_sandboxes_are_listed_oldest_first_of_all_runs_or_of_one(store: St
     assert await store.read(lambda uow: uow.sandboxes.of_run(builder.id, 3)) == []
 
 
+async def test_those_of_a_run_come_with_what_goes_on_of_others(store: Store) -> None:
+    builder, other = await add_builder(store), await add_builder(store)
+    gone, ended = make_sandbox(builder.id, end=END), make_sandbox(builder.id, run=2, end=END)
+    running, trial = make_sandbox(builder.id, run=3), make_sandbox(builder.id, run=2, attempt=2, trial=True)
+    await add(store, gone, running, ended, trial, make_sandbox(other.id))
+    assert await store.read(lambda uow: uow.sandboxes.open_or_of_run(builder.id, 2)) == [ended, trial, running]
+    assert await store.read(lambda uow: uow.sandboxes.open_of(builder.id)) == running
+
+
 async def test_saving_what_is_not_there_is_an_error(store: Store) -> None:
     builder = await add_builder(store)
     with pytest.raises(LookupError):

@@ -16,10 +16,11 @@ from builderd.domain.sandboxes import Sandbox, SandboxEnd
 _INSERT = insert(sandboxes)
 _BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))
 _OF_BUILDER = select(sandboxes).where(sandboxes.c.builder_id == bindparam("builder"))
-_OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None), sandboxes.c.trial == bindparam("trial"))
+_OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None), sandboxes.c.trial.is_(False))
 # Runs and attempts count up, so they order even what began in the same instant.
 _OLDEST_FIRST = _OF_BUILDER.order_by(sandboxes.c.run, sandboxes.c.attempt)
 _OF_RUN = _OLDEST_FIRST.where(sandboxes.c.run == bindparam("run"))
+_OPEN_OR_OF_RUN = _OLDEST_FIRST.where((sandboxes.c.run == bindparam("run")) | sandboxes.c.end_cause.is_(None))
 _UPDATE = update(sandboxes).where(sandboxes.c.id == bindparam("sandbox"))
 
 _OVER = (
@@ -48,13 +49,7 @@ class Sandboxes:
             raise LookupError(f"no sandbox {sandbox.id} to save")
 
     def open_of(self, builder: BuilderId) -> Sandbox | None:
-        return self._open(builder, trial=False)
-
-    def trial_of(self, builder: BuilderId) -> Sandbox | None:
-        return self._open(builder, trial=True)
-
-    def _open(self, builder: BuilderId, *, trial: bool) -> Sandbox | None:
-        row = self._connection.execute(_OPEN, {"builder": builder, "trial": trial}).mappings().first()
+        row = self._connection.execute(_OPEN, {"builder": builder}).mappings().first()
         return _sandbox(row) if row else None
 
     def list(self, builder: BuilderId) -> Sequence[Sandbox]:
@@ -62,6 +57,10 @@ class Sandboxes:
 
     def of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
         rows = self._connection.execute(_OF_RUN, {"builder": builder, "run": run}).mappings()
+        return [_sandbox(row) for row in rows]
+
+    def open_or_of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
+        rows = self._connection.execute(_OPEN_OR_OF_RUN, {"builder": builder, "run": run}).mappings()
         return [_sandbox(row) for row in rows]
 
     def expire(self, before: datetime, limit: int) -> int:

@@ -1,11 +1,15 @@
-"""Packages that others wrote: fetched by pip and npm as pinned in ``packages.txt``, and never installed or run here."""
+"""Packages that others wrote: fetched as pinned in ``packages.txt``, and never installed or run here.
+
+Those of Python come from the index itself: pip, asked to download the source of one, runs its build for its name.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
+import ssl
 import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -13,11 +17,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 LIST = Path(__file__).with_name("packages.txt")
 #: Larger files are data, and larger archives are no app.
 MAX_FILE, MAX_FILES = 5_000_000, 20_000
 FETCH_SECONDS = 300
+#: Of PEP 691.
+INDEX_TYPE = "application/vnd.pypi.simple.v1+json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,7 @@ def read_list(path: Path = LIST) -> Sequence[Package]:
 
 
 def fetch(packages: Sequence[Package], cache: Path) -> dict[Package, Path]:
-    """Their archives, by the ordinary clients. Raises where one is not what was pinned."""
+    """Their archives. Raises where one is not what was pinned."""
     cache.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
         archives = list(pool.map(lambda package: _archive(package, cache), packages))
@@ -73,15 +82,27 @@ def _archive(package: Package, cache: Path) -> Path:
 
 
 def _download(package: Package, folder: Path) -> None:
-    if package.source == "npm":
-        argv = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
-    else:
-        kind = "--no-binary" if package.source == "sdist" else "--only-binary"
-        words = ["download", "--quiet", "--no-deps", kind, ":all:", f"{package.name}=={package.version}"]
-        argv = [sys.executable, "-m", "pip", *words]
+    if package.source != "npm":
+        _from_index(package, folder)
+        return
+    argv = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
     done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
     if done.returncode:
         raise SystemExit(f"{shlex.join(argv)} failed: {done.stderr.strip()[-500:]}")
+
+
+def _from_index(package: Package, folder: Path) -> None:
+    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
+    # The machine's own certificate authorities, as pip's are.
+    client = httpx.Client(follow_redirects=True, timeout=FETCH_SECONDS, verify=ssl.create_default_context())
+    with client:
+        page = client.get(f"{index}/{package.name}/", headers={"Accept": INDEX_TYPE}).raise_for_status()
+        files: list[dict[str, Any]] = page.json()["files"]
+        file = next((one for one in files if one["hashes"].get("sha256") == package.sha256), None)
+        if file is None:
+            raise SystemExit(f"{index} has no file of {package.title} with the sha256 in packages.txt")
+        content = client.get(page.url.join(file["url"])).raise_for_status().content
+        (folder / Path(file["filename"]).name).write_bytes(content)
 
 
 def members(archive: Path) -> dict[str, Member]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,7 +11,7 @@ from datetime import timedelta
 from builderd.domain.archives import ArchiveLimits
 from builderd.domain.backups import BackupRules
 from builderd.domain.builders import Builder
-from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.ids import BuilderId, SandboxId, TenantId
 from builderd.domain.metrics import Reading
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
@@ -96,6 +97,8 @@ class Application:
     keeping: Keeping = field(default_factory=Keeping)
     #: The latest reading of each builder that runs here.
     readings: dict[BuilderId, Reading] = field(default_factory=dict)
+    #: How many archives each tenant is being sent.
+    archives: Counter[TenantId] = field(default_factory=Counter)
     #: Held while a bundle is stored and referred to, and while an unused one is removed.
     bundle_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -10,7 +10,7 @@ import zstandard
 
 from builderd.domain.builders import Builder
 from builderd.domain.bundles import path_fault
-from builderd.domain.errors import InvalidState
+from builderd.domain.errors import InvalidState, RateLimited
 from builderd.domain.files import Condition, FileEntry, FilePage, bad_path
 from builderd.domain.ids import BuilderId, DiskId, TenantId
 from builderd.ports.disk_files import OpenFile
@@ -21,6 +21,8 @@ from builderd.services.candidates import TakesOver
 
 #: Fast, and three quarters of what the highest level would gain.
 COMPRESSION_LEVEL = 3
+#: Archives that one tenant is sent at the same time.
+MAX_ARCHIVES = 2
 
 
 async def list_page(
@@ -73,10 +75,25 @@ async def delete(
         await application.engine.delete_file(disk, _checked(path), condition, recursive=recursive)
 
 
-async def archive(application: Application, tenant_id: TenantId, builder_id: str) -> AsyncGenerator[bytes]:
-    """All of ``/app`` as ``tar.zst`` (RFC 8878), made while it is taken. Raises ``NotFound`` before it begins."""
+@asynccontextmanager
+async def archive(
+    application: Application, tenant_id: TenantId, builder_id: str
+) -> AsyncIterator[AsyncGenerator[bytes]]:
+    """All of ``/app`` as ``tar.zst`` (RFC 8878), made while it is taken.
+
+    Raises ``NotFound``, and ``RateLimited`` where the tenant takes as many already as leaves some for others.
+    """
     builder, disk = await _look(application, tenant_id, builder_id)
-    return _compressed(application.engine.archive(disk), activity.reached(application, builder))
+    if application.archives[tenant_id] >= MAX_ARCHIVES:
+        words = f"{MAX_ARCHIVES} archives of yours are being sent already: ask again when one of them is complete."
+        raise RateLimited(words, retry_after=10)
+    application.archives[tenant_id] += 1
+    try:
+        packed = _compressed(application.engine.archive(disk), activity.reached(application, builder))
+        async with aclosing(packed):
+            yield packed
+    finally:
+        application.archives[tenant_id] -= 1
 
 
 async def _compressed(packed: AsyncGenerator[bytes], use: AbstractAsyncContextManager[None]) -> AsyncGenerator[bytes]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import pytest
 from tests.application import World
 
 from builderd.domain.builders import Builder
+from builderd.domain.errors import RateLimited
 from builderd.domain.files import Condition
 from builderd.services import files
 
@@ -45,8 +47,9 @@ async def delete_one(world: World, builder: Builder) -> None:
 
 
 async def pack_them(world: World, builder: Builder) -> None:
-    async for _ in await files.archive(world.application, builder.tenant_id, builder.id):
-        pass
+    async with files.archive(world.application, builder.tenant_id, builder.id) as packed:
+        async for _ in packed:
+            pass
 
 
 @pytest.mark.parametrize("use", [list_them, read_one, write_one, delete_one, pack_them])
@@ -77,3 +80,15 @@ async def test_uses_that_follow_one_another_are_written_down_once(world: World) 
     world.clock.move(0.5)
     await list_them(world, builder)
     assert (await world.builder(builder)).last_active_at == first
+
+
+async def test_a_tenant_takes_two_archives_at_a_time_and_leaves_the_rest_to_others(world: World) -> None:
+    async with world.reconciling(), AsyncExitStack() as stack:
+        builder = await world.create()
+        where = world.application, builder.tenant_id, builder.id
+        for _ in range(files.MAX_ARCHIVES):
+            await stack.enter_async_context(files.archive(*where))
+        with pytest.raises(RateLimited, match="2 archives of yours"):
+            await stack.enter_async_context(files.archive(*where))
+        await stack.aclose()
+        await pack_them(world, builder)

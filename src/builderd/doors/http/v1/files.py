@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import stat
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -11,7 +13,8 @@ from urllib.parse import quote
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 from builderd.domain import files as domain
 from builderd.doors.http import openapi
@@ -35,6 +38,10 @@ MAX_PER_PAGE = 1_000
 MAX_PAGE = 100
 #: How long a file may take to arrive.
 UPLOAD_SECONDS = 3600.0
+#: A download of which nothing more is taken for so long is broken off: it keeps its builder awake.
+STALL_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
 
 FilePath = Annotated[str, Path(description="The file, relative to `/app`.", json_schema_extra={"minLength": 1})]
 TAGGED = {"ETag": {"description": "Names this content.", "schema": {"type": "string"}}}
@@ -119,7 +126,7 @@ async def read_file(
 
 
 class Held(StreamingResponse):
-    """A stream from something that is let go of when it was sent, or will not be."""
+    """A stream from something that is let go of when it was sent, or will not be, or nobody takes more of it."""
 
     def __init__(
         self, stack: AsyncExitStack, content: AsyncIterator[bytes], status: int, headers: dict[str, str], kind: str
@@ -128,8 +135,15 @@ class Held(StreamingResponse):
         self._stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_soon(message: Message) -> None:
+            async with asyncio.timeout(STALL_SECONDS):
+                await send(message)
+
         async with self._stack:
-            await super().__call__(scope, receive, send)
+            try:
+                await super().__call__(scope, receive, send_soon)
+            except (TimeoutError, ClientDisconnect):
+                log.info("a download was not taken to its end")
 
 
 @router.put(
@@ -212,10 +226,10 @@ async def delete_file(
 )
 async def download_archive(application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
     """All files of `/app` as they are now, in one archive. It breaks off where one of them cannot be read."""
-    packed = await files.archive(application, identity.token.tenant_id, uuid.lower())
-    stack = AsyncExitStack()
-    stack.push_async_callback(packed.aclose)
-    return Held(stack, packed, 200, {"Content-Disposition": _attachment(f"{uuid.lower()}.tar.zst")}, ARCHIVE)
+    async with AsyncExitStack() as stack:
+        packed = await stack.enter_async_context(files.archive(application, identity.token.tenant_id, uuid.lower()))
+        headers = {"Content-Disposition": _attachment(f"{uuid.lower()}.tar.zst")}
+        return Held(stack.pop_all(), packed, 200, headers, ARCHIVE)
 
 
 def _attachment(name: str) -> str:

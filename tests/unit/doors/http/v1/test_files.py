@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import tarfile
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, MutableMapping
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +17,7 @@ import zstandard
 from tests.service import MINIMAL, Service
 
 from builderd.domain.ids import BuilderId
+from builderd.doors.http.v1 import files as door
 from builderd.ports.store import UnitOfWork
 
 BUILDERS = "/api/v1/builders"
@@ -161,3 +165,30 @@ async def test_who_reads_and_writes_files_uses_the_builder(
     assert await is_used_by(client.delete(f"{path}/x"))
     assert await is_used_by(client.get(path.replace("files", "archive")))
     assert not await is_used_by(client.get(path.replace("files", "logs")))
+
+
+@pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
+async def test_a_download_that_nobody_takes_is_broken_off_and_lets_go(
+    monkeypatch: pytest.MonkeyPatch, spec_version: str
+) -> None:
+    monkeypatch.setattr(door, "STALL_SECONDS", 0.05)
+    let_go, never = asyncio.Event(), asyncio.Event()
+
+    async def content() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x"
+
+    async def receive() -> MutableMapping[str, Any]:
+        await never.wait()
+        raise AssertionError("nothing ever comes")
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            await never.wait()
+
+    stack = AsyncExitStack()
+    stack.callback(let_go.set)
+    download = door.Held(stack, content(), 200, {}, door.BINARY)
+    scope = {"type": "http", "asgi": {"spec_version": spec_version}}
+    await asyncio.wait_for(download(scope, receive, send), 60)
+    assert let_go.is_set()

@@ -36,12 +36,18 @@ def touch(uow: UnitOfWork, builder_id: BuilderId, at: datetime) -> Builder | Non
 
 
 def used(uow: UnitOfWork, builder: Builder, at: datetime) -> Builder:
-    """The same for one that is locked already. Never earlier than it was used before."""
+    """The same for one that is locked already."""
+    later = touched(builder, at)
+    if later is not builder:
+        uow.builders.save(later)
+    return later
+
+
+def touched(builder: Builder, at: datetime) -> Builder:
+    """The builder as it is once it was used then, never earlier than before. The caller saves it."""
     if builder.last_active_at is not None and builder.last_active_at >= at:
         return builder
-    touched = replace(builder, last_active_at=at)
-    uow.builders.save(touched)
-    return touched
+    return replace(builder, last_active_at=at)
 
 
 @asynccontextmanager

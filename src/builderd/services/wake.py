@@ -33,14 +33,14 @@ def rouse(uow: UnitOfWork, application: Application, builder: Builder, user: Use
 
     Raises ``QuotaExceeded`` and ``NoCapacity`` for one that is to be started.
     """
-    builder = activity.used(uow, builder, now)
+    # Saved once: visitors may be waiting.
     if builder.asleep_since is not None:
-        wanted = replace(builder, asleep_since=None)
+        wanted = replace(activity.touched(builder, now), asleep_since=None)
     elif builder.wakes:
         admission.admit_run(uow, application, builder, now)
-        wanted = _want_run(builder)
+        wanted = _want_run(activity.touched(builder, now))
     else:
-        return builder
+        return activity.used(uow, builder, now)
     wanted = replace(wanted, desired_by=user.actor, desired_reason=user.reason, updated_at=now)
     uow.builders.save(wanted)
     uow.builders.make_due(wanted.id, now)

@@ -54,15 +54,16 @@ class App(BaseHTTPRequestHandler):
 
 ThreadingHTTPServer((os.environ.get("HOST", "0.0.0.0"), int(os.environ["PORT"])), App).serve_forever()
 """
-#: Starts on trial, where it reaches nobody, and ends where it takes over.
+#: Starts on trial, where it is let through to nobody, and ends where it takes over, be the service dead or alive.
 SHY = f"""\
 import os, sys, urllib.error, urllib.request
 try:
     urllib.request.urlopen(os.environ["BUILDERD_URL"], timeout=2)
 except urllib.error.HTTPError:
-    sys.exit("somebody is there")
-except OSError:
-    pass
+    sys.exit("this is no trial")
+except urllib.error.URLError as error:
+    if isinstance(error.reason, ConnectionRefusedError):
+        sys.exit("this is no trial")
 {APP}"""
 FILES = {"main.py": APP, "settings.ini": "a", "kept.txt": "x", "old.txt": "x"}
 

@@ -34,7 +34,7 @@ def main(text: str) -> dict[str, Any]:
 
 
 #: Not to listen is no verdict on a trial, so this one is found out where visitors wait.
-DEAF = SHY.replace('sys.exit("somebody is there")', "import time; time.sleep(3600)")
+DEAF = SHY.replace('sys.exit("this is no trial")', "import time; time.sleep(3600)")
 
 #: Nothing of it is ever run.
 SHELL = """
@@ -69,7 +69,7 @@ CASES = {
     "it listens on another port": Broken(
         "start_failed", "listens on port 5000", main(APP.replace('int(os.environ["PORT"])', "5000"))
     ),
-    "it ends where it takes over": Broken("start_failed", "somebody is there", main(SHY)),
+    "it ends where it takes over": Broken("start_failed", "this is no trial", main(SHY)),
     "it is deaf where it takes over": Broken("start_failed", "did not listen on 0.0.0.0:8000", main(DEAF)),
     "the required gate finds fault": Broken("qa_failed", "500", {"env": {"STATUS": "500"}, "require_qa": True}),
 }

@@ -42,13 +42,19 @@ class Servers:
         await asyncio.gather(*(task for _, task in self._servers), return_exceptions=True)
 
     async def add(self, app: ASGIApp, host: str, port: int) -> None:
-        """Serve on this address; returns once it listens. ``EngineUnavailable`` says when the port is taken."""
+        """Serve on this address; returns once it listens. ``EngineUnavailable`` says when the port is taken.
+
+        Raises whatever else keeps the server from starting.
+        """
         listener = bind(host, port)
         server = Server(server_config(app, host, port))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         self._servers.append((server, task))
         while not server.started and not task.done():  # noqa: ASYNC110 -- uvicorn has no event for it
             await asyncio.sleep(0.005)
+        if not server.started:
+            listener.close()
+            await task
 
 
 def bind(host: str, port: int) -> socket.socket:

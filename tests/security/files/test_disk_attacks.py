@@ -14,6 +14,7 @@ from tests.contract.engine.test_disk_files import names, read, write
 from tests.engines import PATIENCE, execute, make_spec
 
 from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.files import ARCHIVES
 from builderd.domain.errors import BuilderdError, InvalidState, NotFound, ValidationFailed
 from builderd.domain.files import UNCONDITIONAL, FileKind
 from builderd.domain.ids import DiskId
@@ -280,6 +281,19 @@ async def test_a_file_of_holes_costs_what_it_holds(engine: OciEngine, spec: Sand
     assert await read(engine, disk, "hole", 1 << 39, 10) == bytes(10)
     async with asyncio.timeout(PATIENCE):
         assert sum([len(piece) async for piece in engine.archive(disk)]) < 1_000_000
+
+
+async def test_archives_that_are_broken_off_keep_none_from_the_next(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId
+) -> None:
+    """Each is left with far more in its pipe than was taken of it."""
+    await do(engine, spec, "head -c 30000000 /dev/zero >file")
+    async with asyncio.timeout(PATIENCE):
+        for _ in range(2 * ARCHIVES):
+            pieces = engine.archive(disk)
+            await anext(pieces)
+            await asyncio.sleep(0.1)
+            await pieces.aclose()
 
 
 async def test_a_file_that_shrinks_meanwhile_ends_early(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:

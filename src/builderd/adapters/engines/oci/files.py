@@ -214,4 +214,7 @@ async def _archiver(app: Path) -> AsyncIterator[tuple[asyncio.StreamReader, Call
     finally:
         if program.returncode is None:
             program.kill()
+            # To asyncio a program goes on for as long as there is something in its pipe that nobody has read.
+            while await program.stdout.read(PIECE_BYTES):
+                pass
             await program.wait()

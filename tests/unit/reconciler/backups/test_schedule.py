@@ -10,7 +10,7 @@ import pytest
 from tests.unit.reconciler.backups.conftest import Scene
 
 from builderd.domain.backups import BackupStatus, RestoreStatus
-from builderd.services import backups, outcomes
+from builderd.services import backups, builders, outcomes
 
 
 async def _late(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
@@ -66,6 +66,7 @@ async def test_a_restore_that_was_done_meanwhile_keeps_its_disk(scene: Scene, mo
     done = await scene.restore(wanted)
     serving = await outcomes.deployed(app, builder.id, 2)
     await scene.write(serving, "note", b"written since")
+    await scene.world.reached(builders.stop, serving)
     await come_back()
     assert done.status is RestoreStatus.DONE
     assert await scene.restore(wanted) == done

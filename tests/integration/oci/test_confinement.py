@@ -84,7 +84,7 @@ async def test_the_base_and_the_layer_are_not_the_app_s_to_change(engine: OciEng
 
 
 async def test_the_limits_of_cpu_memory_and_processes_bite(engine: OciEngine) -> None:
-    spec = await make_spec(engine, apps.SILENT, resources=Resources(cpu=0.25, memory=0.125, disk=1))
+    spec = await make_spec(engine, apps.SILENT, resources=Resources(cpu=0.25, memory=0.25, disk=1))
     await engine.start(spec)
     burnt = await inside(
         engine, spec.id, "timeout 1 sh -c 'while :; do :; done'; cat /proc/self/stat >/dev/null; times | tail -1"

@@ -44,6 +44,8 @@ _SHIM_SECONDS = 2.0
 _KILL_SECONDS = 5.0
 _WARM_SECONDS = 0.2
 _INIT_SECONDS = 2.0
+#: A sandbox that was started so lately may not have heard that it is to end: it is asked again after so many seconds.
+_YOUNG_SECONDS, _AGAIN_SECONDS = 5.0, 1.0
 _SHIM_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "_OCI_SYNCPIPE": "3"}
 
 
@@ -365,12 +367,26 @@ class Runs:
         """TERM, then KILL. Returns when its end is written down and its mounts are gone."""
         record = self.thaw(record)
         record = self._save(replace(record, stopping_at=record.stopping_at or self.records.now()))
-        await self._terminate(record)
-        if not await self.exits.wait(record.id, grace_seconds):
+        if not await self._ends_when_asked(record, grace_seconds):
             await asyncio.to_thread(self.cgroups.kill, record.id)
             await self.exits.wait(record.id, _KILL_SECONDS)
         await self._settle(record)
         return record
+
+    async def _ends_when_asked(self, record: Record, grace_seconds: float) -> bool:
+        """TERM, and once more for one that was only just started: its init may not have passed on the first.
+
+        tini signals the group of its child, which is there only once the child has made it; what runs in gVisor cannot
+        be looked at.
+        """
+        await self._terminate(record)
+        age = self.records.now() - record.started_at if record.started_at else _YOUNG_SECONDS
+        if age >= _YOUNG_SECONDS or grace_seconds <= _AGAIN_SECONDS:
+            return await self.exits.wait(record.id, grace_seconds)
+        if await self.exits.wait(record.id, _AGAIN_SECONDS):
+            return True
+        await self._terminate(record)
+        return await self.exits.wait(record.id, grace_seconds - _AGAIN_SECONDS)
 
     async def _terminate(self, record: Record) -> None:
         runtime = self.runtime(record)

@@ -2,12 +2,13 @@
 
     python benchmarks/preview.py [--rounds 5] [--seconds 3] [--connections 1 8 64] [--json FILE]
 
-Needs haproxy, nginx and wrk. The three take turns, so that what else the machine does meets them alike; each figure is
-the median of the rounds, each ratio the median of the rounds' ratios. Everything stays on 127.0.0.1.
+Needs haproxy, nginx and wrk. They take turns, so that what else the machine does meets them alike; each figure is the
+median of the rounds, each ratio the median of the rounds' ratios. Everything stays on 127.0.0.1.
 
 The app is a few lines on uvloop, about as fast as Python gets: the faster the app, the more the proxy shows. The
 preview does all that it does in production (routes from a map of thousands, token check, counters, forwarded headers);
-the nginx has one app written into its configuration.
+the nginx has one app written into its configuration, and so has a HAProxy without a single rule, which tells how much
+of what the preview costs is its rules.
 """
 
 from __future__ import annotations
@@ -64,6 +65,23 @@ http {{
 }}
 """
 
+RULELESS = """
+global
+  maxconn 8000
+  noreuseport
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+frontend visitors
+  bind 127.0.0.1:{port}
+  default_backend app
+backend app
+  http-reuse always
+  server app 127.0.0.1:{app} pool-low-conn 10000
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -111,10 +129,11 @@ def _measure(
     appears[MANY_ROUTES] = runner.run(_appearance(previews, port, address))
     runner.run(previews.put(Route(HOST, RouteState.OPEN, address)))
     pid_file = place / "p" / "haproxy.pid"
-    with _nginx(place, app) as (nginx_port, nginx):
+    with _nginx(place, app) as (nginx_port, nginx), _ruleless(place, app) as (ruleless_port, ruleless):
         targets = (
             Target("direct", app, None),
             Target("nginx", nginx_port, lambda: _family(nginx)),
+            Target("haproxy", ruleless_port, lambda: [ruleless]),
             Target("preview", port, lambda: _family(int(pid_file.read_text()))),
         )
         throughput = {count: _compare(targets, count, rounds, seconds) for count in connections}
@@ -131,12 +150,13 @@ def _compare(targets: tuple[Target, ...], connections: int, rounds: int, seconds
         for target in (*targets[turn:], *targets[:turn]):
             readings[target.name].append(_load(target, connections, seconds))
     result: dict[str, Any] = {name: _median(of) for name, of in readings.items()}
-    pairs = list(zip(readings["preview"], readings["nginx"], strict=True))
-    result["preview_to_nginx"] = {
-        "throughput": _rounded(statistics.median(a.requests_per_second / b.requests_per_second for a, b in pairs)),
-        "p99": _rounded(statistics.median(a.p99_ms / b.p99_ms for a, b in pairs)),
-        "cpu": _rounded(statistics.median((a.cpu_us or 0) / (b.cpu_us or 1) for a, b in pairs)),
-    }
+    for name in ("haproxy", "preview"):
+        pairs = list(zip(readings[name], readings["nginx"], strict=True))
+        result[f"{name}_to_nginx"] = {
+            "throughput": _rounded(statistics.median(a.requests_per_second / b.requests_per_second for a, b in pairs)),
+            "p99": _rounded(statistics.median(a.p99_ms / b.p99_ms for a, b in pairs)),
+            "cpu": _rounded(statistics.median((a.cpu_us or 0) / (b.cpu_us or 1) for a, b in pairs)),
+        }
     return result
 
 
@@ -226,12 +246,21 @@ def _start_previews(runner: asyncio.Runner, directory: Path) -> tuple[HaproxyPre
     return previews, port
 
 
-@contextlib.contextmanager
-def _nginx(place: Path, app: int) -> Iterator[tuple[int, int]]:
-    """Its port and its master's process id."""
+def _nginx(place: Path, app: int) -> contextlib.AbstractContextManager[tuple[int, int]]:
     port = _free_port()
     (place / "nginx.conf").write_text(NGINX.format(app=app, port=port, host=HOST))
-    argv = (_which("nginx") or "nginx", "-p", str(place), "-c", "nginx.conf")
+    return _beside(port, _which("nginx") or "nginx", "-p", str(place), "-c", "nginx.conf")
+
+
+def _ruleless(place: Path, app: int) -> contextlib.AbstractContextManager[tuple[int, int]]:
+    port = _free_port()
+    (place / "ruleless.cfg").write_text(RULELESS.format(app=app, port=port))
+    return _beside(port, _which("haproxy") or "haproxy", "-db", "-f", str(place / "ruleless.cfg"))
+
+
+@contextlib.contextmanager
+def _beside(port: int, *argv: str) -> Iterator[tuple[int, int]]:
+    """Its port and its process id."""
     # A session of its own, as the preview has: the kernel shares out time by session.
     with subprocess.Popen(argv, start_new_session=True) as process:
         try:
@@ -298,12 +327,11 @@ def table(figures: dict[str, Any]) -> str:
         f"{'connections':>11}  {'':8}{'requests/s':>11}{'p99 ms':>9}{'CPU µs':>8}   beside nginx: throughput, p99, CPU"
     ]
     for connections, row in figures["throughput"].items():
-        for name in ("direct", "nginx", "preview"):
+        for name in ("direct", "nginx", "haproxy", "preview"):
             one = row[name]
             cpu = one["cpu_us_per_request"]
             line = f"{connections:>11}  {name:8}{one['requests_per_second']:>11,}{one['p99_ms']:>9}{cpu or '':>8}"
-            if name == "preview":
-                ratio = row["preview_to_nginx"]
+            if ratio := row.get(f"{name}_to_nginx"):
                 line += f"   {ratio['throughput']:.2f}, {ratio['p99']:.2f}, {ratio['cpu']:.2f}"
             lines.append(line)
     lines.append("")

@@ -21,7 +21,7 @@ from pathlib import Path
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.domain.builders import Builder, JobType, Visibility
 from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId, TenantId, new_id
+from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
 from builderd.domain.tenants import Tenant
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import UnitOfWork
@@ -55,6 +55,7 @@ def new_builder(tenant: Tenant) -> Builder:
         service_token=builder_id,
         host=builder_id,
         version=1,
+        disk=DiskId(new_id()),
         created_at=NOW,
         updated_at=NOW,
     )

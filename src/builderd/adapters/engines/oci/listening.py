@@ -1,4 +1,4 @@
-"""The sockets that listen inside a sandbox, from ``/proc/<pid>/net/tcp`` and ``tcp6`` (proc_pid_net(5))."""
+"""The sockets that listen inside a sandbox."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 
+from builderd.adapters.engines.oci import socket_diag
 from builderd.adapters.engines.oci.execute import execution, read_all
 from builderd.adapters.engines.oci.processes import read_proc
 from builderd.adapters.engines.oci.records import Record
 from builderd.adapters.engines.oci.runs import Runs
+from builderd.adapters.engines.oci.socket_diag import NoSocketDiag, Sockets
 from builderd.domain.errors import InvalidState
 from builderd.domain.processes import ProcessSpec
 
@@ -23,8 +25,6 @@ _LOOK_SECONDS = 1.0
 _LOOK_BYTES = 1 << 20
 _LOOK = ProcessSpec(("cat", "/proc/net/tcp", "/proc/net/tcp6"), joined=True)
 
-Sockets = frozenset[tuple[str, int]]
-
 
 class Listeners:
     def __init__(self, runs: Runs) -> None:
@@ -32,11 +32,11 @@ class Listeners:
         self._looks: dict[str, tuple[float, Sockets]] = {}
 
     async def of(self, record: Record) -> Sockets:
-        """The listening sockets of a running sandbox."""
+        """The listening sockets of a running sandbox, or the first dozens of a great many."""
         if self._runs.runtime(record).is_gvisor:
             return await self._of_gvisor(record)
         assert record.process
-        return parse_listening("".join(read_proc(f"{record.process.pid}/{file}") for file in _FILES))
+        return beside(record.process.pid, record.port)
 
     async def _of_gvisor(self, record: Record) -> Sockets:
         """Its sockets are none of the host's: dial the port first, and only then look inside."""
@@ -65,10 +65,20 @@ async def _answers(ip: str, port: int) -> bool:
     return True
 
 
+def beside(process: int, port: int) -> Sockets:
+    """What listens in the network of this process, this port before any other."""
+    try:
+        return socket_diag.listening(process, port)
+    except NoSocketDiag:
+        return parse_listening("".join(read_proc(f"{process}/{file}") for file in _FILES))
+
+
 def parse_listening(text: str) -> Sockets:
-    """(IP, port) of each socket in the LISTEN state; an IPv4 address within IPv6 stands as ``::ffff:a.b.c.d``."""
-    # Asked a thousand times a second while an app starts, mostly when nothing listens yet.
-    return frozenset(_sockets(text)) if f" {_LISTEN} " in text else frozenset()
+    """Of ``net/tcp`` and ``net/tcp6`` (proc_pid_net(5)), (IP, port) of each socket in the LISTEN state.
+
+    An IPv4 address within IPv6 stands as ``::ffff:a.b.c.d``.
+    """
+    return frozenset(_sockets(text))
 
 
 def _sockets(text: str) -> Iterator[tuple[str, int]]:

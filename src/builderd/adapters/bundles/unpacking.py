@@ -36,18 +36,27 @@ async def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits, places
             cwd="/",
             env={"PYTHONPATH": _SOURCE, "PYTHONDONTWRITEBYTECODE": "1"},
         )
+        assert program.stderr
         try:
             async with asyncio.timeout(limits.seconds * _PATIENCE):
-                assert program.stderr
-                report = await program.stderr.read(_REPORT_BYTES)
+                report = await _all(program.stderr)
                 await program.wait()
         except TimeoutError:
             report = b""
         finally:
             if program.returncode is None:
                 program.kill()
+                await _all(program.stderr)  # unread, it never counts as ended
                 await program.wait()
     return _judge(report, program.returncode)
+
+
+async def _all(stream: asyncio.StreamReader) -> bytes:
+    """To its end, of which so many bytes are kept: nothing may be left in a pipe, however much there is."""
+    kept = b""
+    while piece := await stream.read(_REPORT_BYTES):
+        kept += piece[: _REPORT_BYTES - len(kept)]
+    return kept
 
 
 def _judge(report: bytes, status: int | None) -> str:

@@ -1,0 +1,46 @@
+"""The program that unpacks is in a hostile archive's hands: whatever it says, the service gets on."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.bundles import unpacking
+from builderd.domain.archives import ArchiveLimits
+from builderd.domain.errors import ValidationFailed
+
+
+async def unpack_by(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int) -> str:
+    (tmp_path / "taken_over.py").write_text(program)
+    monkeypatch.setattr(unpacking, "_MODULE", "taken_over")
+    monkeypatch.setattr(unpacking, "_SOURCE", str(tmp_path))
+    places = asyncio.Semaphore(1)
+    with (tmp_path / "in").open("w+b") as archive, (tmp_path / "out").open("w+b") as out:
+        async with asyncio.timeout(60):
+            return await unpacking.unpack(archive, out, ArchiveLimits(seconds=seconds), places)
+
+
+async def test_a_report_in_pieces_is_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = """
+import sys, time
+for piece in ('{"ha', 'sh": "ab', 'c"}'):
+    sys.stderr.write(piece)
+    sys.stderr.flush()
+    time.sleep(0.1)
+"""
+    assert await unpack_by(program, tmp_path, monkeypatch, seconds=10) == "abc"
+
+
+async def test_a_program_that_says_too_much_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import sys\nsys.stderr.write('x' * 5_000_000)\n"
+    with pytest.raises(ValidationFailed, match="cannot be read"):
+        await unpack_by(program, tmp_path, monkeypatch, seconds=10)
+
+
+async def test_a_program_that_never_stops_talking_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "_PATIENCE", 1)
+    program = "import sys\nwhile True:\n    sys.stderr.write('x' * 100_000)\n"
+    with pytest.raises(ValidationFailed, match="takes too long"):
+        await unpack_by(program, tmp_path, monkeypatch, seconds=1)

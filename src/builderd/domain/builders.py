@@ -121,6 +121,11 @@ class Builder:
         return self.version, self.disk
 
     @property
+    def starts(self) -> bool:
+        """Whether an app of it is to be started now, or takes over just now."""
+        return self.desired is Desired.RUNNING and (not self.settled or self.handover is not None)
+
+    @property
     def wakes(self) -> bool:
         """Whether a visitor brings it back: it was stopped, or is being stopped, since nobody used it."""
         was_up = self.status in (Status.RUNNING, Status.STOPPED)

@@ -99,6 +99,9 @@ class Engine(DiskFiles, Protocol):
     def supports(self, isolation: Isolation) -> str | None:
         """None when sandboxes of this isolation can run here, else why not and what to do."""
 
+    def announce(self) -> None:
+        """Something is likely to be started within moments: an engine may get ready, and need not. Returns at once."""
+
     def capacity(self) -> Capacity:
         """What there is for builders, as far as it is known by now: nothing is waited for."""
 

@@ -111,6 +111,8 @@ class Worker:
                     known = await self._read()
                 if known is None:
                     return None
+                if known.subject.builder.starts:
+                    self._app.engine.announce()
                 seen = await look(self._app, known)
                 step = next_step(known.subject.builder, seen)
                 until = step.until if isinstance(step, Wait) else None

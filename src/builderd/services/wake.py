@@ -59,6 +59,7 @@ async def visited(application: Application, host: str) -> None:
 
     A host that is nobody's is none of ours.
     """
+    application.engine.announce()
     now = application.clock.now()
 
     def work(uow: UnitOfWork) -> BuilderId | None:

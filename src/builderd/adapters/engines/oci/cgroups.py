@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from builderd.adapters.engines.oci.moves import QuickMoves
+
 ROOT = Path("/sys/fs/cgroup")
 _CONTROLLERS = ("cpu", "memory", "pids")
 #: A fifth of one CPU for the copying of one log.
@@ -36,6 +38,7 @@ class Cgroups:
         self.parent = f"/builderd-{instance}"
         self._root = root
         self.version = 2 if (root / "cgroup.controllers").exists() else 1
+        self.moves = QuickMoves(root)
 
     def path(self, name: str) -> str:
         """As the OCI configuration names it."""

@@ -80,6 +80,10 @@ class OciEngine:
     def supports(self, isolation: Isolation) -> str | None:
         return None if isolation.value in self._here.runtimes else _MISSING[isolation]
 
+    def announce(self) -> None:
+        if self._machine:
+            self._machine.cgroups.moves.announce()
+
     def capacity(self) -> Capacity:
         return capacity(self._here.store.room.capacity())
 

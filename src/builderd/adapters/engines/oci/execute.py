@@ -96,8 +96,9 @@ class Execution:
         except FileNotFoundError:
             raise InvalidState("The sandbox does not run.") from None
         try:
-            await self._launch()
-            await self._pass_the_gate()
+            with self._runs.cgroups.moves.expected():
+                await self._launch()
+                await self._pass_the_gate()
         except BaseException:
             await asyncio.shield(self.end(0))
             raise

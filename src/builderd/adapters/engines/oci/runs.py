@@ -202,8 +202,9 @@ class Runs:
         ip = self.network.addresses.of(slot, run.egress)
         record = self._save(Record(run.id, run.owner, run.disk, run.runtime.name, slot, ip, run.port, boot_id()))
         try:
-            record = await self._create(run, record)
-            record = await self._start(run, record)
+            with self.cgroups.moves.expected():
+                record = await self._create(run, record)
+                record = await self._start(run, record)
         except BaseException:
             await asyncio.shield(self.remove(self._known[record.id]))
             raise

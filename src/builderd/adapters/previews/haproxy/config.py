@@ -117,6 +117,7 @@ def _defaults(options: ProxyOptions) -> str:
 
 def _frontend(options: ProxyOptions, files: ProxyFiles) -> str:
     """What is plain takes a short way: each rule on it is one that every request pays for."""
+    plain = "public repeatable path_only !odd_port !brought"
     return section(
         "frontend visitors from base",
         f"""
@@ -133,9 +134,8 @@ def _frontend(options: ProxyOptions, files: ProxyFiles) -> str:
         acl path_only req.ver 2.0
         acl odd_port {_ODD_PORT}
         {tokens.brought()}
-        http-request set-var(txn.plain) bool(true) if public repeatable path_only !odd_port !brought
-        use_backend plain_page if {{ var(txn.plain) -m bool }} {_READS_PAGES}
-        use_backend plain_envelope if {{ var(txn.plain) -m bool }}
+        use_backend plain_page if {_READS_PAGES} {plain}
+        use_backend plain_envelope if {plain}
         use_backend careful_page if {_READS_PAGES}
         default_backend careful_envelope
         """,

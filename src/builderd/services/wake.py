@@ -37,6 +37,7 @@ def rouse(uow: UnitOfWork, application: Application, builder: Builder, user: Use
     if builder.asleep_since is not None:
         wanted = replace(activity.touched(builder, now), asleep_since=None)
     elif builder.wakes:
+        application.engine.announce()
         admission.admit_run(uow, application, builder, now)
         wanted = _want_run(activity.touched(builder, now))
     else:
@@ -59,7 +60,6 @@ async def visited(application: Application, host: str) -> None:
 
     A host that is nobody's is none of ours.
     """
-    application.engine.announce()
     now = application.clock.now()
 
     def work(uow: UnitOfWork) -> BuilderId | None:

@@ -277,6 +277,8 @@ class Runs:
         """The number of the sandbox's first process, as the shim tells it."""
         kept = self.records.folder(run.id)
         argv = command.shim(run.runtime, run.id, bundle, kept, self.records.exits, run.log, run.log_limit)
+        # While a first mover waits, so does whoever makes a group: not the loop.
+        tasks = await asyncio.to_thread(self.cgroups.open_shim, run.id)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             ended = await self.launcher.run(
@@ -285,7 +287,7 @@ class Runs:
                 cwd=str(bundle),  # where the shim leaves a second "oom" file
                 descriptors={3: write},
                 mounts=[*make_mounts(_root(run, bundle), bundle, self.places.store), *around(run.runtime)],
-                cgroups=[self.cgroups.open_shim(run.id)],
+                cgroups=[tasks],
                 uid=self._slots.uid(record.slot),
             )
             return first_process(ended, await read_line(read, _CREATE_SECONDS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import os
 import signal
@@ -101,6 +102,27 @@ def test_a_proxy_that_dies_comes_back_while_no_service_runs(make_proxy: Callable
     # The guard's end is not that of the proxy which it has started.
     proxy.run(guarding.end(proxy.previews._files))
     assert proxy.visitor.get(host).status == 200
+    proxy.run(proxy.previews.down())
+    assert processes_of(proxy) == []
+
+
+def test_the_guard_and_a_service_take_turns_at_a_proxy_that_died(make_proxy: Callable[..., Proxy], app: App) -> None:
+    """Together they would take each other's port, and leave sockets behind on which nobody answers."""
+    from tests.integration.previews.test_life import kill
+
+    proxy = make_proxy().start()
+    host = proxy.open(app)
+    for _ in range(3):
+        with (proxy.directory / "turn.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            kill(proxy)
+            eventually(lambda: any(words.startswith("flock") for words in processes_of(proxy)))
+            starting = threading.Thread(target=proxy.start)
+            starting.start()
+            assert not answers(proxy, host), "nobody may have started one yet"
+        starting.join(60)
+        assert proxy.visitor.get(host).status == 200
+        assert proxy.activity().keys() == {host}
     proxy.run(proxy.previews.down())
     assert processes_of(proxy) == []
 

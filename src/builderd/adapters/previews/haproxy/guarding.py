@@ -2,32 +2,40 @@
 
 It sleeps on the master's process and ends when the pid file has gone, or when it is told to. The proxy is never its
 child, so nothing ends with it; the next service starts another one.
+
+A service may find the proxy dead in the same moment. Two that start at once would take each other's port and replace
+each other's sockets, so they take turns by a lock, and the second looks again whether there is anything to start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 
 #: Seconds that a process may take to end.
 PATIENCE = 10.0
-#: The file is empty for a moment while it is written. A master that another has replaced is none of its business.
+#: The pid file is empty for a moment while it is written. The proxy must not keep the lock: it is closed for it.
 _SCRIPT = """\
-echo $$ >"$1"; pid_file=$2; shift 2
+echo $$ >"$1"; pid_file=$2; turn=$3; start=$4; shift 4
 while [ -e "$pid_file" ]; do
   pid=; read -r pid <"$pid_file"
   [ -n "$pid" ] || { sleep 0.1; continue; }
   tail --pid="$pid" -s 0.2 -f /dev/null
-  now=; read -r now <"$pid_file" || continue
-  [ "$now" != "$pid" ] || "$@" || sleep 1
+  flock --close "$turn" sh -c "$start" start "$pid" "$pid_file" "$@" || sleep 1
 done
+"""
+#: A master that another has replaced is none of its business.
+_START = """\
+now=; read -r now <"$2"; [ "$now" = "$1" ] || exit 0
+shift 2; exec "$@"
 """
 
 
@@ -38,8 +46,9 @@ async def begin(files: ProxyFiles, proxy: Sequence[str]) -> None:
 
 
 def _begin(files: ProxyFiles, proxy: Sequence[str]) -> None:
+    places = (str(files.guard), str(files.pid), str(files.turn))
     subprocess.run(
-        ("setsid", "--fork", "sh", "-c", _SCRIPT, "guard", str(files.guard), str(files.pid), *proxy),
+        ("setsid", "--fork", "sh", "-c", _SCRIPT, "guard", *places, _START, *proxy),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -47,6 +56,17 @@ def _begin(files: ProxyFiles, proxy: Sequence[str]) -> None:
         cwd="/",
         check=True,
     )
+
+
+@contextlib.asynccontextmanager
+async def turn(files: ProxyFiles) -> AsyncIterator[None]:
+    """The guard starts nothing meanwhile."""
+    descriptor = os.open(files.turn, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        await asyncio.to_thread(fcntl.flock, descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 async def end(files: ProxyFiles) -> None:

@@ -85,6 +85,11 @@ class ProxyFiles:
         return self.directory / "guard.pid"
 
     @property
+    def turn(self) -> Path:
+        """Whoever starts a proxy has it locked."""
+        return self.directory / "turn.lock"
+
+    @property
     def jail(self) -> Path:
         """The directory that a worker started by root is locked into: there is nothing in it but one socket."""
         return self.directory / "empty"

@@ -129,7 +129,8 @@ class HaproxyPreviews:
         host = process.host(self._options)
         try:
             await self._waiting.open(host.user)
-            await self._bring_up(config.render(self._options, files, host))
+            async with guarding.turn(files):
+                await self._bring_up(config.render(self._options, files, host))
             await self._agree(routes)
             await guarding.begin(self._files, process.command(process.program(self._options), self._files))
             self._open_map = routes
@@ -152,12 +153,7 @@ class HaproxyPreviews:
             else:
                 return
         self._write(wanted)
-        try:
-            await process.start(self._options, self._files)
-        except EngineUnavailable:
-            # Its guard may have been quicker.
-            if await process.find(self._files) is None:
-                raise
+        await process.start(self._options, self._files)
 
     async def _reload(self, wanted: Configuration) -> None:
         before = self._files.config.read_text() if self._files.config.exists() else None

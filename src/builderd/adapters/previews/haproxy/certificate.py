@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy import runtime_api
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyBusy, ProxyGone
 
 #: Seconds between two looks at the file. Whoever renews a certificate does so weeks before the old one ends.
 INTERVAL = 15.0
@@ -37,8 +37,8 @@ class Certificate:
         try:
             await runtime_api.replace_certificate(self._socket, self._file, (content or b"").decode("ascii"))
             log.info("serving the certificate in %s", self._file)
-        except ProxyGone:
-            return
+        except (ProxyGone, ProxyBusy):
+            return  # the next look tries again
         except (UnicodeDecodeError, CommandRefused) as error:
             log.error(  # noqa: TRY400
                 "the certificate in %s cannot be served, the earlier one stays: %s", self._file, error

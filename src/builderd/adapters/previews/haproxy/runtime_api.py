@@ -11,6 +11,7 @@ PATIENCE = 10.0
 _CHUNK = 65_536
 _NO_KEY = "Key not found."
 _NO_ENTRY = "entry not found."
+_LOCKED = "certificates are currently locked"
 
 
 class ProxyGone(Exception):
@@ -19,6 +20,10 @@ class ProxyGone(Exception):
 
 class CommandRefused(Exception):
     """The proxy answered, and not as it does when it has done what was asked."""
+
+
+class ProxyBusy(Exception):
+    """It is at the same thing for somebody else, such as a service that was killed meanwhile: ask again later."""
 
 
 async def ask(socket: Path, command: str) -> str:
@@ -81,12 +86,19 @@ def _entries(lines: Iterable[str], table: Path) -> Iterable[tuple[str, str]]:
 
 
 async def replace_certificate(socket: Path, file: Path, pem: str) -> None:
-    """Have new connections served with this key and chain. Raises ``CommandRefused``: then the old stay."""
+    """Have new connections served with this key and chain.
+
+    Raises ``CommandRefused`` or ``ProxyBusy``: then the old stay.
+    """
     lines = "\n".join(line for line in pem.splitlines() if line.strip())
     answer = await ask(socket, f"set ssl cert {word(file)} <<\n{lines}\n")
+    if _LOCKED in answer:
+        raise ProxyBusy(answer)
     if not answer.startswith(("Transaction created", "Transaction updated")):
         raise CommandRefused(answer)
     answer = await ask(socket, f"commit ssl cert {word(file)}")
+    if _LOCKED in answer:
+        raise ProxyBusy(answer)
     if "Success!" not in answer:
         await ask(socket, f"abort ssl cert {word(file)}")
         raise CommandRefused(answer)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from builderd.adapters.previews.haproxy import runtime_api
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyBusy, ProxyGone
 
 TABLE = Path("/a b/routes.map")
 WORD = r"/a\ b/routes.map"
@@ -125,3 +125,16 @@ async def test_a_certificate_that_cannot_be_committed_is_let_go() -> None:
         with pytest.raises(CommandRefused, match="inconsistencies"):
             await runtime_api.replace_certificate(admin, Path("/c.pem"), "KEY")
     assert got[-1] == "abort ssl cert /c.pem\n"
+
+
+@pytest.mark.parametrize("locked", ["set ssl cert", "commit ssl cert"])
+async def test_a_proxy_that_is_at_another_certificate_is_busy_and_keeps_what_it_has(locked: str) -> None:
+    def answer(command: str) -> str:
+        if command.startswith(locked):
+            return "Can't update the certificate!\nOperations on certificates are currently locked!\n\n"
+        return "Transaction created for certificate c!\n\n"
+
+    async with proxy(answer) as (admin, got):
+        with pytest.raises(ProxyBusy):
+            await runtime_api.replace_certificate(admin, Path("/c.pem"), "x")
+    assert not [command for command in got if command.startswith("abort")]

@@ -115,8 +115,9 @@ async def test_many_commands_at_once(engine: OciEngine, sandbox: SandboxId) -> N
 
 
 async def test_a_command_ends_with_its_sandbox(engine: OciEngine, sandbox: SandboxId) -> None:
-    command = asyncio.ensure_future(run(engine, sandbox, "sleep 1000"))
-    await asyncio.sleep(0.3)
+    command = asyncio.ensure_future(run(engine, sandbox, "touch /tmp/runs; sleep 1000"))
+    while (await run(engine, sandbox, "test -e /tmp/runs")).exit_code:
+        await asyncio.sleep(0.01)
     await engine.stop(sandbox, PATIENCE)
     assert (await asyncio.wait_for(command, PATIENCE)).exit_code != 0
 

@@ -218,8 +218,8 @@ def want_run(
     uow: UnitOfWork, application: Application, builder: Builder, caller: Caller, verb: str, now: datetime
 ) -> Builder:
     """Save it with the wish for a new run; ``verb`` is what the caller did."""
-    application.engine.announce()
     admission.admit_run(uow, application, builder, now)
+    application.engine.announce()
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
     fresh = replace(builder, run=builder.run + 1, exit_code=None, failure_code=None, asleep_since=None, stop_kind=kind)
     wished = _wish(fresh, Desired.RUNNING, verb, caller)

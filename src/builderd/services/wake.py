@@ -37,8 +37,8 @@ def rouse(uow: UnitOfWork, application: Application, builder: Builder, user: Use
     if builder.asleep_since is not None:
         wanted = replace(activity.touched(builder, now), asleep_since=None)
     elif builder.wakes:
-        application.engine.announce()
         admission.admit_run(uow, application, builder, now)
+        application.engine.announce()
         wanted = _want_run(activity.touched(builder, now))
     else:
         return activity.used(uow, builder, now)

@@ -19,6 +19,7 @@ import pytest
 from tests.previews.proxy import App, Proxy, eventually
 
 from builderd.adapters.previews.haproxy import guarding
+from builderd.domain.errors import EngineUnavailable
 
 pytestmark = pytest.mark.haproxy
 
@@ -125,6 +126,19 @@ def test_the_guard_and_a_service_take_turns_at_a_proxy_that_died(make_proxy: Cal
         assert proxy.activity().keys() == {host}
     proxy.run(proxy.previews.down())
     assert processes_of(proxy) == []
+
+
+def test_a_start_of_the_guard_that_never_ends_is_told_of(
+    make_proxy: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarding, "TURN_SECONDS", 0.1)
+    proxy = make_proxy()
+    proxy.directory.mkdir(parents=True, exist_ok=True)
+    with (proxy.directory / "turn.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(EngineUnavailable, match="is being started"):
+            proxy.start()
+    assert proxy.start().run(proxy.previews.ready())
 
 
 def wait_for_another(proxy: Proxy, master: int) -> None:

@@ -19,9 +19,12 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from builderd.adapters.previews.haproxy.options import ProxyFiles
+from builderd.domain.errors import EngineUnavailable
 
 #: Seconds that a process may take to end.
 PATIENCE = 10.0
+#: Seconds that the guard may take to start a proxy.
+TURN_SECONDS = 30
 #: The pid file is empty for a moment while it is written. The proxy must not keep the lock: it is closed for it.
 _SCRIPT = """\
 echo $$ >"$1"; pid_file=$2; turn=$3; start=$4; shift 4
@@ -60,13 +63,21 @@ def _begin(files: ProxyFiles, proxy: Sequence[str]) -> None:
 
 @contextlib.asynccontextmanager
 async def turn(files: ProxyFiles) -> AsyncIterator[None]:
-    """The guard starts nothing meanwhile."""
-    descriptor = os.open(files.turn, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        await asyncio.to_thread(fcntl.flock, descriptor, fcntl.LOCK_EX)
+    """The guard starts nothing meanwhile. Raises ``EngineUnavailable`` when its own start does not end."""
+    deadline = asyncio.get_running_loop().time() + TURN_SECONDS
+    with open(files.turn, "ab") as lock:  # noqa: ASYNC230, PTH123
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise EngineUnavailable(
+                        f"the preview proxy is being started, and has been for {TURN_SECONDS} s"
+                    ) from None
+                await asyncio.sleep(0.01)
+            else:
+                break
         yield
-    finally:
-        os.close(descriptor)
 
 
 async def end(files: ProxyFiles) -> None:

@@ -7,6 +7,7 @@ sends, and whoever only looks at its record or its logs.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,6 +17,8 @@ from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
+
+log = logging.getLogger(__name__)
 
 #: How often a use that goes on is written down, in seconds; more often where things are frozen sooner.
 INTERVAL = 15.0
@@ -92,4 +95,8 @@ async def _keep_touching(application: Application, whose: Whose) -> None:
 
     while True:
         await asyncio.sleep(interval)
-        await application.store.write(write)
+        try:
+            await application.store.write(write)
+        except Exception:
+            # The use goes on, and so does its record once the database answers again.
+            log.exception("a use that goes on could not be recorded")

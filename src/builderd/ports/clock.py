@@ -20,6 +20,9 @@ class Clock(Protocol):
     def now(self) -> datetime:
         """The time in UTC, timezone-aware, with microseconds. Never earlier than it was."""
 
+    def passed(self) -> float:
+        """Seconds of a count that is never set, and stands still with a machine that sleeps: for limits of a wait."""
+
     async def sleep(self, seconds: float) -> None:
         """Let this much time pass."""
 

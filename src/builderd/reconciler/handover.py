@@ -31,12 +31,12 @@ async def drained(application: Application, host: str) -> float:
     How many seconds that took.
     """
     clock = application.clock
-    begun, seconds = clock.now(), 0.0
+    begun, seconds = clock.passed(), 0.0
     while await application.previews.open_requests(host):
         if seconds >= DRAIN_TIMEOUT:
             break
         await clock.sleep(DRAIN_INTERVAL)
-        seconds = (clock.now() - begun).total_seconds()
+        seconds = clock.passed() - begun
     return seconds
 
 

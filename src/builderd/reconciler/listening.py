@@ -32,12 +32,14 @@ async def wait_until_listening(application: Application, sandbox: Sandbox, port:
 
     Counted from the start of the sandbox, so that a wait that was broken off goes on where it was.
     """
-    begun = sandbox.started_at or application.clock.now()
+    clock = application.clock
+    before = (clock.now() - sandbox.started_at).total_seconds() if sandbox.started_at else 0.0
+    begun = clock.passed() - before
     elsewhere_since: float | None = None
     looks = 0
     while True:
         listening = await application.engine.listening(sandbox.id)
-        seconds = (application.clock.now() - begun).total_seconds()
+        seconds = clock.passed() - begun
         if listening.reachable(port):
             return Wait(True, listening, None, seconds)
         if looks % REPORT_EVERY == 0:
@@ -48,7 +50,7 @@ async def wait_until_listening(application: Application, sandbox: Sandbox, port:
         if _too_long(seconds, elsewhere_since, timeout):
             return Wait(False, listening, None, seconds)
         looks += 1
-        await application.clock.sleep(_pause(seconds))
+        await clock.sleep(_pause(seconds))
 
 
 def _since(known: float | None, listening: Listening, port: int, seconds: float) -> float | None:

@@ -89,6 +89,9 @@ class SystemClock:
     def now(self) -> datetime:
         return _time(self._now())
 
+    def passed(self) -> float:
+        return time.monotonic()
+
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 

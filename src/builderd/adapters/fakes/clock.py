@@ -15,9 +15,13 @@ class FakeClock:
     def __init__(self, start: datetime = datetime(2030, 1, 1, tzinfo=UTC)) -> None:
         self._now = start
         self._skips: list[Skip] = []
+        self._passed = 0.0
 
     def now(self) -> datetime:
         return self._now
+
+    def passed(self) -> float:
+        return self._passed
 
     async def sleep(self, seconds: float) -> None:
         self.move(seconds)
@@ -32,9 +36,10 @@ class FakeClock:
     def skip(self, seconds: float) -> None:
         """Set it forward: no time has passed."""
         since = self._now
-        self.move(seconds)
+        self._now += timedelta(seconds=seconds)
         self._skips.append(Skip(since, self._now))
 
     def move(self, seconds: float) -> None:
         """Let so much time have passed."""
+        self._passed += seconds
         self._now += timedelta(seconds=seconds)

@@ -337,9 +337,12 @@ class Credentials(Protocol):
         """By name."""
 
     def all(self) -> Sequence[Credential]:
-        """Of all tenants."""
+        """Of all tenants; in a unit of work that writes, nobody else changes one of them until it ends."""
 
     def save(self, credential: Credential) -> None: ...
+    def touch(self, tenant: TenantId, name: str, at: datetime, by: BuilderId) -> None:
+        """It was last used then, by this builder; nothing else of it is written. Does nothing when it is gone."""
+
     def delete(self, tenant: TenantId, name: str) -> None:
         """Idempotent."""
 

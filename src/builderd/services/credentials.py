@@ -105,8 +105,7 @@ def as_files(secrets: Opened) -> dict[str, str]:
 def used(uow: UnitOfWork, tenant_id: TenantId, names: Sequence[str], by: BuilderId, at: datetime) -> None:
     """Write down that a builder started with these."""
     for name in names:
-        if (credential := uow.credentials.get(tenant_id, name)) is not None:
-            uow.credentials.save(replace(credential, last_used_at=at, last_used_by=by))
+        uow.credentials.touch(tenant_id, name, at, by)
 
 
 def is_stale(uow: UnitOfWork, builder: Builder, version: Version) -> bool:

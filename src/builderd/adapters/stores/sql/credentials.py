@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select, update
 
 from builderd.adapters.stores.sql.rows import row_of, without
 from builderd.adapters.stores.sql.tables import credentials
 from builderd.domain.credentials import Credential
-from builderd.domain.ids import TenantId
+from builderd.domain.ids import BuilderId, TenantId
 
 _key = (credentials.c.tenant_id == bindparam("of_tenant"), credentials.c.name == bindparam("of_name"))
 
@@ -22,8 +23,9 @@ _DELETE = delete(credentials).where(*_key)
 
 
 class Credentials:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, locks: bool) -> None:
         self._connection = connection
+        self._all = _ALL.with_for_update() if locks else _ALL
 
     def add(self, credential: Credential) -> None:
         self._connection.execute(_INSERT, _row(credential))
@@ -36,13 +38,17 @@ class Credentials:
         return [_credential(row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()]
 
     def all(self) -> Sequence[Credential]:
-        return [_credential(row) for row in self._connection.execute(_ALL).mappings()]
+        return [_credential(row) for row in self._connection.execute(self._all).mappings()]
 
     def save(self, credential: Credential) -> None:
         """Raises ``LookupError`` when there is no such row."""
         key = {"of_tenant": credential.tenant_id, "of_name": credential.name}
         if self._connection.execute(_UPDATE, {**key, **without(_row(credential), "tenant_id", "name")}).rowcount != 1:
             raise LookupError(f"no credential {credential.name} to save")
+
+    def touch(self, tenant: TenantId, name: str, at: datetime, by: BuilderId) -> None:
+        values = {"of_tenant": tenant, "of_name": name, "last_used_at": at, "last_used_by": by}
+        self._connection.execute(_UPDATE, values)
 
     def delete(self, tenant: TenantId, name: str) -> None:
         self._connection.execute(_DELETE, {"of_tenant": tenant, "of_name": name})

@@ -64,7 +64,7 @@ class UnitOfWork:
         self.webhooks: port.Webhooks = Webhooks(connection, locks=writes)
         self.deliveries: port.Deliveries = Deliveries(connection)
         self.build_logs: port.BuildLogs = BuildLogs(connection)
-        self.credentials: port.Credentials = Credentials(connection)
+        self.credentials: port.Credentials = Credentials(connection, locks=writes)
         self.backups: port.Backups = Backups(connection)
         self.restores: port.Restores = Restores(connection)
         self.backup_keys: port.BackupKeys = BackupKeys(connection)

@@ -91,8 +91,8 @@ class Archive(Protocol):
     async def prune(self, repository: Repository) -> None:
         """Give back the space that no snapshot needs."""
 
-    async def saved(self, repository: Repository, builder: BuilderId | None = None) -> Mapping[str, Kept]:
-        """The snapshots that are kept, of a builder or of all; none where nothing was ever saved."""
+    async def saved(self, repository: Repository) -> Mapping[str, Kept]:
+        """The snapshots that are kept; none where nothing was ever saved."""
 
     async def check(self, repository: Repository, percent: float) -> None:
         """Look at the whole structure, and read this part of the data, another one each time."""

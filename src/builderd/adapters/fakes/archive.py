@@ -102,12 +102,12 @@ class FakeArchive:
         self._called("prune")
         self._open(repository)
 
-    async def saved(self, repository: Repository, builder: BuilderId | None = None) -> Mapping[str, Kept]:
+    async def saved(self, repository: Repository) -> Mapping[str, Kept]:
         self._called("saved")
         if repository.tenant_id not in self.repositories:
             return {}
         snapshots = self._open(repository).snapshots
-        return {name: one.kept for name, one in snapshots.items() if builder in (None, one.builder)}
+        return {name: one.kept for name, one in snapshots.items()}
 
     async def check(self, repository: Repository, percent: float) -> None:
         self._called("check")

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from builderd.domain.backups import Backup, Restore
 from builderd.domain.errors import BuilderdError
@@ -26,6 +26,8 @@ MAX_TURNS = 2
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Desk:
@@ -41,10 +43,11 @@ class Desk:
         async with self.locks[tenant_id], self.turns:
             yield await backups.repository(self.app, tenant_id)
 
-    async def write(self, about: Backup | Restore, work: Callable[[UnitOfWork], None]) -> None:
+    async def write(self, about: Backup | Restore, work: Callable[[UnitOfWork], T]) -> T:
         """In one transaction; whoever waits for it looks then."""
-        await self.app.store.write(work)
+        result = await self.app.store.write(work)
         self.app.signals.change(about.builder_id)
+        return result
 
     @asynccontextmanager
     async def progress(self, about: Backup | Restore, kind: str) -> AsyncIterator[Share]:

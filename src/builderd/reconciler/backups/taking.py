@@ -40,15 +40,24 @@ async def _hold(desk: Desk, backup: Backup) -> Backup:
     now = desk.app.clock.now()
     await desk.app.engine.clone_disk(builder.disk, copy, version.settings.resources.disk_bytes)
     desk.fault("HoldCopy.done")
-    held = replace(backup, status=BackupStatus.HELD, created_at=now, version=version.number)
 
-    def record(uow: UnitOfWork) -> None:
+    def hold(uow: UnitOfWork) -> Backup:
+        held = replace(_as_is(uow, backup), status=BackupStatus.HELD, created_at=now, version=version.number)
         uow.backups.save(held)
         backups.tell(uow, held, "backup.started", now, reason="backing up", details={"version": held.version})
+        return held
 
-    await desk.write(backup, record)
+    held = await desk.write(backup, hold)
     desk.fault("HoldCopy.recorded")
     return held
+
+
+def _as_is(uow: UnitOfWork, backup: Backup) -> Backup:
+    """As it is recorded by now: while it was copied or saved, whoever deleted the builder may have let it go."""
+    uow.builders.get(backup.builder_id, lock=True)
+    found = uow.backups.get(backup.id)
+    assert found is not None, "a backup that is open is kept"
+    return found
 
 
 def _subject(uow: UnitOfWork, backup: Backup) -> tuple[Builder, Version]:
@@ -73,26 +82,15 @@ async def _save(desk: Desk, backup: Backup) -> None:
     desk.fault("SaveCopy.begun")
     async with desk.repository(backup.tenant_id) as repository, desk.progress(backup, "backup") as told:
         saved = await desk.app.archive.save(repository, backup.id, backup.builder_id, copy, limit, told, backup.version)
-    desk.fault("SaveCopy.done")
-    await _done(desk, backup, saved)
+        desk.fault("SaveCopy.done")
+        # Before the repository is let go: whoever looks for snapshots that nobody knows would find this one.
+        await _done(desk, backup, saved)
     desk.fault("SaveCopy.recorded")
     await drop(desk, backup.id, copy)
 
 
 async def _done(desk: Desk, backup: Backup, saved: Saved) -> None:
     now = desk.app.clock.now()
-    done = replace(
-        backup,
-        status=BackupStatus.DONE,
-        finished_at=now,
-        snapshot=saved.snapshot,
-        digest=saved.digest,
-        files=saved.files,
-        size_bytes=saved.size_bytes,
-        added_bytes=saved.added_bytes,
-        error="",
-        retry_at=None,
-    )
     details = {
         "seconds": round((now - backup.created_at).total_seconds(), 3),
         "files": saved.files,
@@ -101,6 +99,18 @@ async def _done(desk: Desk, backup: Backup, saved: Saved) -> None:
     }
 
     def record(uow: UnitOfWork) -> None:
+        done = replace(
+            _as_is(uow, backup),
+            status=BackupStatus.DONE,
+            finished_at=now,
+            snapshot=saved.snapshot,
+            digest=saved.digest,
+            files=saved.files,
+            size_bytes=saved.size_bytes,
+            added_bytes=saved.added_bytes,
+            error="",
+            retry_at=None,
+        )
         uow.backups.save(done)
         backups.tell(uow, done, "backup.finished", now, reason="backed up", details=details)
 
@@ -122,15 +132,10 @@ async def drop(desk: Desk, backup_id: BackupId, copy: DiskId) -> None:
 async def _fail(desk: Desk, backup: Backup, reason: str) -> None:
     now = desk.app.clock.now()
     again = _again(backup, now)
-    failed = replace(
-        backup,
-        status=BackupStatus.FAILED if again is None else BackupStatus.HELD,
-        finished_at=now,
-        error=reason,
-        retry_at=again,
-    )
+    status = BackupStatus.FAILED if again is None else BackupStatus.HELD
 
     def record(uow: UnitOfWork) -> None:
+        failed = replace(_as_is(uow, backup), status=status, finished_at=now, error=reason, retry_at=again)
         uow.backups.save(failed)
         details = {"will_retry_at": again.isoformat() if again else None}
         backups.tell(uow, failed, "backup.failed", now, reason=reason, details=details)

@@ -53,7 +53,8 @@ async def _guarded(tenant_id: TenantId, work: Awaitable[None]) -> None:
 
 async def _let_go(desk: Desk, tenant_id: TenantId, backups: Sequence[Backup]) -> None:
     busy = await desk.app.store.read(lambda uow: _being_restored(uow, backups))
-    going = [one for one in backups if one.id not in busy]
+    # One that is being taken is let go of once it is done, with its snapshot.
+    going = [one for one in backups if one.id not in busy and not one.is_open]
     for one in going:
         if one.copy is not None:
             await drop(desk, one.id, one.copy)
@@ -94,16 +95,22 @@ async def _prune(desk: Desk, key: BackupKey) -> None:
 
 
 async def _forget_strays(desk: Desk, repository: Repository) -> None:
-    """Snapshots of which nobody knows: the service died after they were made and before that was recorded."""
+    """Snapshots of which nobody knows: the service died after they were made and before that was recorded.
+
+    Those of builders that are not recorded either stay: they were made after the state that this service was restored
+    from.
+    """
     tenant_id = repository.tenant_id
-    known = await desk.app.store.read(lambda uow: uow.backups.of_tenant(tenant_id))
-    builders: dict[BuilderId, None] = dict.fromkeys(one.builder_id for one in known)
-    for builder_id in builders:
-        saved = await desk.app.archive.saved(repository, builder_id)
-        wanted = {one.snapshot for one in known}
-        strays = [snapshot for snapshot in saved if snapshot not in wanted]
-        if strays:
-            await desk.app.archive.forget(repository, strays)
+
+    def look(uow: UnitOfWork) -> tuple[set[str | None], set[BuilderId]]:
+        known = {one.snapshot for one in uow.backups.of_tenant(tenant_id)}
+        return known, {one.id for one in uow.builders.of_tenant(tenant_id, deleted=True)}
+
+    known, builders = await desk.app.store.read(look)
+    saved = await desk.app.archive.saved(repository)
+    strays = [snapshot for snapshot, kept in saved.items() if snapshot not in known and kept.builder in builders]
+    if strays:
+        await desk.app.archive.forget(repository, strays)
 
 
 async def check(desk: Desk) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
+from typing import Any
 
+import pytest
 from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
 from builderd.domain.backups import BackupKind, BackupStatus
 from builderd.domain.builders import Desired, Status
 from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.events import SYSTEM
+from builderd.ports.archive import Saved
+from builderd.reconciler.backups import upkeep
 from builderd.reconciler.idle import Idleness
 from builderd.services import backups, builders
 
@@ -157,3 +162,38 @@ async def _delete(scene: Scene, builder_id: str, *, purge: bool) -> None:
         lambda uow: backups.delete_builder(uow, app, scene.world.caller, builder_id, now, purge=purge)
     )
     assert deleted.desired is Desired.DELETED
+
+
+@pytest.mark.parametrize("purge", [True, False])
+async def test_one_that_is_being_saved_when_its_builder_is_deleted_goes_when_it_should(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, purge: bool
+) -> None:
+    world, app = scene.world, scene.world.application
+    builder = await world.create()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    save = app.archive.save
+
+    async def slow(*args: Any, **more: Any) -> Saved:
+        begun.set()
+        await go_on.wait()
+        return await save(*args, **more)
+
+    monkeypatch.setattr(app.archive, "save", slow)
+    now = world.clock.now()
+    await app.store.write(lambda uow: backups.request(uow, app, world.caller, builder.id, now))
+    await scene.schedule.begin_open()
+    await begun.wait()
+    await app.commit(lambda uow: backups.delete_builder(uow, app, world.caller, builder.id, now, purge=purge))
+    await upkeep.tidy(scene.schedule.desk)
+    assert [one.copy is None for one in await scene.of(builder)] == [False], "what is being saved stays until it is"
+    go_on.set()
+    await scene.settle()
+    (done,) = await scene.of(builder)
+    assert (done.status, done.expires_at) == (
+        BackupStatus.DONE,
+        now if purge else now + app.backup_rules.keep_deleted,
+    )
+    world.clock.move((app.backup_rules.keep_deleted + HOUR).total_seconds())
+    await upkeep.tidy(scene.schedule.desk)
+    assert await scene.of(builder) == []
+    assert scene.archive.repositories[builder.tenant_id].snapshots == {}

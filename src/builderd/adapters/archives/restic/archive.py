@@ -79,9 +79,9 @@ class ResticArchive:
     async def prune(self, repository: Repository) -> None:
         await Run(self._shop, repository)(*command.prune(), timeout=LONG)
 
-    async def saved(self, repository: Repository, builder: BuilderId | None = None) -> Mapping[str, Kept]:
+    async def saved(self, repository: Repository) -> Mapping[str, Kept]:
         try:
-            messages = await Run(self._shop, repository)(*command.snapshots(builder), timeout=QUICK)
+            messages = await Run(self._shop, repository)(*command.snapshots(), timeout=QUICK)
         except NoRepository:
             return {}
         found = words.parse_list("".join(str(one.get("text", "")) for one in messages))

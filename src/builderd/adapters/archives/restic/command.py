@@ -102,8 +102,8 @@ def restore_manifest(snapshot: str) -> tuple[str, ...]:
     return ("restore", f"{snapshot}:{WORK}", "--target", WORK, "--include", "/manifest", "--overwrite", "always")
 
 
-def snapshots(builder: BuilderId | None) -> tuple[str, ...]:
-    return ("snapshots", "--no-lock", *(("--host", builder) if builder else ()))
+def snapshots() -> tuple[str, ...]:
+    return ("snapshots", "--no-lock")
 
 
 def forget(ids: Sequence[str]) -> tuple[str, ...]:

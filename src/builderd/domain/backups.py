@@ -108,7 +108,8 @@ class Restore:
     """``builder_id`` is the builder that gets (or, for a drill, lent) the backup; ``name`` that of a new one.
 
     ``disk`` is made for it. ``safety`` is the backup of what the builder had before, which comes first; ``made`` the
-    new builder, and ``number`` that of the version with which the builder has it.
+    new builder, and ``number`` that of the version with which the builder has it. ``error`` is why it failed, or why
+    one that is open is to be given up.
     """
 
     id: RestoreId

@@ -29,6 +29,11 @@ class Demand:
         return Demand(*(getattr(self, one.name) - getattr(other, one.name) for one in fields(Demand)))
 
 
+def greater(one: Demand, other: Demand) -> Demand:
+    """Of each thing, the more."""
+    return Demand(*(max(getattr(one, each.name), getattr(other, each.name)) for each in fields(Demand)))
+
+
 def demand_of(resources: Resources, *, running: bool) -> Demand:
     """Of one builder, wanted running or not."""
     if not running:

@@ -141,22 +141,34 @@ def sandbox_started(uow: UnitOfWork, subject: Subject, prices: Prices, sandbox: 
 
 
 def sandbox_ended(
-    uow: UnitOfWork, subject: Subject, prices: Prices, sandbox: Sandbox, *, end: SandboxEnd, now: datetime
+    uow: UnitOfWork,
+    builder: Builder,
+    version: Version,
+    prices: Prices,
+    sandbox: Sandbox,
+    *,
+    end: SandboxEnd,
+    now: datetime,
 ) -> None:
-    """From its end on, only the disk is paid."""
+    """From its end on, only the disk is paid: that of the version that is to run next, of which it may be told since.
+
+    ``version`` is the one that ran.
+    """
     at = end.at or now
     uow.sandboxes.save(replace(sandbox, end=replace(end, at=at)))
     if sandbox.started_at is None:
         return
-    _bill(uow, subject, prices, Billing.STOPPED, at)
-    reason = describe_end(end, subject.version.settings.resources)
+    following = uow.versions.get(builder.id, builder.to_run[0])
+    assert following is not None, "a builder's versions are always stored"
+    ledger.bill(uow, prices, builder, following.settings.resources, Billing.STOPPED, at)
+    reason = describe_end(end, version.settings.resources)
     details = {
         "sandbox": sandbox.id,
         "version": sandbox.version,
         "exit_code": end.exit_code,
         "cause": end.cause.value,
     }
-    _event(uow, subject.builder, "sandbox.ended", at, reason=reason, details=details)
+    _event(uow, builder, "sandbox.ended", at, reason=reason, details=details)
 
 
 def frozen(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:

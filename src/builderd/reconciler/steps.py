@@ -318,7 +318,7 @@ class Steps:
         now, prices = self._now(), self._app.prices
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            records.sandbox_ended(uow, subject, prices, sandbox, end=end, now=now)
+            records.sandbox_ended(uow, builder, subject.version, prices, sandbox, end=end, now=now)
             builder = records.risen(uow, builder)
             if end.cause is not EndCause.STOPPED and records.same_wish(builder, subject.builder):
                 records.crash_noted(uow, builder, subject, replace(sandbox, end=end), now)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.ids import TenantId
-from builderd.domain.quotas import Demand, Excess, demand_of
-from builderd.domain.resources import Resources
+from builderd.domain.quotas import Demand, Excess, demand_of, greater
+from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.services import caps
 from builderd.services.application import Application
@@ -38,34 +39,36 @@ def admit(
 
 def admit_run(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
     """The same for a locked builder that is to be wanted running: one that is already is promised nothing more."""
-    version = uow.versions.get(builder.id, builder.version)
-    assert version is not None, "a builder's current version is always stored"
     if builder.desired is Desired.RUNNING:
         caps.check(uow, application, builder.tenant_id, builder, now)
         return
-    resources = version.settings.resources
-    more = demand_of(resources, running=True) - demand_of(resources, running=False)
-    admit(uow, application, builder.tenant_id, more, now, builder=builder)
+    admit_change(uow, application, builder, replace(builder, desired=Desired.RUNNING), now)
 
 
-def admit_resources(
+def admit_change(
     uow: UnitOfWork,
     application: Application,
-    builder: Builder,
-    wanted: Resources,
+    before: Builder,
+    after: Builder,
     now: datetime,
     *,
-    starts: bool = False,
+    version: Version | None = None,
 ) -> None:
-    """The same for a locked builder that is to have other resources than its current version has.
+    """The same for a locked builder, as it is stored and as it is to be. ``version`` is one that it has only then."""
+    more = _promised(uow, after, version) - _promised(uow, before)
+    admit(uow, application, before.tenant_id, more, now, builder=before)
 
-    ``starts``: it is to run with them, whether or not it runs now.
-    """
-    version = uow.versions.get(builder.id, builder.version)
-    assert version is not None, "a builder's current version is always stored"
-    running = builder.desired is Desired.RUNNING
-    more = demand_of(wanted, running=running or starts) - demand_of(version.settings.resources, running=running)
-    admit(uow, application, builder.tenant_id, more, now, builder=builder)
+
+def _promised(uow: UnitOfWork, builder: Builder, new: Version | None = None) -> Demand:
+    """As the store counts it: what runs or is to run, and while a version is being deployed the greater of both."""
+
+    def of(number: int, *, running: bool) -> Demand:
+        version = new if new is not None and new.number == number else uow.versions.get(builder.id, number)
+        assert version is not None, "a builder's versions are always stored"
+        return demand_of(version.settings.resources, running=running)
+
+    serving = of(builder.version, running=builder.desired is Desired.RUNNING)
+    return serving if builder.candidate is None else greater(serving, of(builder.candidate, running=True))
 
 
 def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId, more: Demand) -> None:

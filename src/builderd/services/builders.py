@@ -128,6 +128,7 @@ def restart(uow: UnitOfWork, application: Application, caller: Caller, builder_i
 def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
     """Want it stopped; nothing changes when that is so already, but that no visitor wakes it any more."""
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
+    candidates.give_up_restore(uow, builder, f"the builder was stopped by {caller.actor}")
     if builder.desired is Desired.STOPPED and builder.stop_kind is not StopKind.IDLE and builder.candidate is None:
         return builder
     builder = candidates.withdraw(uow, builder, f"the builder was stopped by {caller.actor}", now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from builderd.domain.backups import RestoreKind
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState
 from builderd.domain.events import SYSTEM, Event
@@ -28,12 +29,23 @@ def withdraw(uow: UnitOfWork, builder: Builder, why: str, now: datetime) -> Buil
 
     For whoever wants a builder stopped or deleted, whatever it is at. The caller saves it.
     """
+    give_up_restore(uow, builder, why)
     if builder.candidate is None:
         return replace(builder, handover=None)
     version = uow.versions.get(builder.id, builder.candidate)
     assert version is not None, "a builder's versions are always stored"
     fail(uow, builder, version, InvalidState.code, f"Version {version.number} was given up: {why}.", now)
     return without(builder)
+
+
+def give_up_restore(uow: UnitOfWork, builder: Builder, why: str) -> None:
+    """A restore into this builder that is under way does not become a candidate any more. The builder must be locked.
+
+    Whoever carries it out removes what was made for it.
+    """
+    for restore in uow.restores.open_of(builder.id):
+        if restore.kind is RestoreKind.SAME and not restore.error:
+            uow.restores.save(replace(restore, error=f"The restore was given up: {why}."))
 
 
 def superseded(uow: UnitOfWork, builder: Builder, successor: int, now: datetime) -> None:

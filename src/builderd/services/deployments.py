@@ -83,18 +83,20 @@ def deploy(
 ) -> Deployed:
     """A new version, which runs once it has taken over: also of a builder that rests.
 
-    What leaves a gate out is not kept from one version to the next. Raises ``NotFound``, ``InvalidState`` while a
-    version takes over or the first one is being created, ``ValidationFailed``, ``EngineUnavailable``.
+    What leaves a gate out is not kept from one version to the next, here and below. Raises ``NotFound``,
+    ``InvalidState`` while a version takes over or the first one is being created, ``ValidationFailed``,
+    ``EngineUnavailable``, ``QuotaExceeded`` and ``NoCapacity``.
     """
     builder, base = _changeable(uow, application, caller, builder_id)
     _check_identity(builder, change)
-    settings = _settings(replace(base.settings, skip_review=False, skip_qa=False), change)
+    settings = _settings(base.settings, change)
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
+    _instead_of_a_restore(uow, builder, caller)
     version = _next(uow, base, settings, caller, now, bundle_hash=change.bundle_hash or base.bundle_hash)
     if change.fresh:
         version = replace(version, fresh_since=version.number)
-    builder = replace(builder, **_given(change, AT_ONCE))
+    builder = _at_once(builder, caller, change)
     return _launch(uow, application, caller, builder, version, now)
 
 
@@ -109,12 +111,13 @@ def configure(
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     base = _base(uow, builder)
     settings = _settings(base.settings, change)
-    if settings == base.settings:
-        return Deployed(_save(uow, replace(builder, **_given(change, AT_ONCE)), now), None)
+    if settings == base.settings.with_gates:
+        return Deployed(_save(uow, _at_once(builder, caller, change), now), None)
     _check_changeable(application, builder)
-    builder = replace(builder, **_given(change, AT_ONCE))
+    builder = _at_once(builder, caller, change)
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
+    _instead_of_a_restore(uow, builder, caller)
     version = _next(uow, base, settings, caller, now)
     if builder.desired is Desired.STOPPED and builder.candidate is None:
         return _adopt(uow, application, caller, builder, version, now)
@@ -135,8 +138,9 @@ def roll_back(
     if old.status is not VersionStatus.DEPLOYED:
         raise InvalidState(f"Version {number} never was up ({old.status}): choose one that is deployed.")
     disk = max(old.settings.resources.disk, base.settings.resources.disk)
-    settings = replace(old.settings, resources=replace(old.settings.resources, disk=disk))
+    settings = replace(old.settings.with_gates, resources=replace(old.settings.resources, disk=disk))
     check_settings(uow, application, caller.tenant_id, settings)
+    _instead_of_a_restore(uow, builder, caller)
     version = _next(uow, base, settings, caller, now, bundle_hash=old.bundle_hash)
     version = replace(version, rolled_back_to=number, fresh_since=old.fresh_since)
     return _launch(uow, application, caller, builder, version, now)
@@ -158,7 +162,7 @@ def switch(
     disk than the files of ``code`` stays.
     """
     base = _base(uow, builder)
-    version = _next(uow, base, code.settings, caller, now, bundle_hash=code.bundle_hash)
+    version = _next(uow, base, code.settings.with_gates, caller, now, bundle_hash=code.bundle_hash)
     return _launch(uow, application, caller, builder, replace(version, fresh_since=code.fresh_since), now, disk=disk)
 
 
@@ -231,13 +235,26 @@ def _check_disk(base: Version, settings: VersionSettings) -> None:
         )
 
 
+def _instead_of_a_restore(uow: UnitOfWork, builder: Builder, caller: Caller) -> None:
+    candidates.give_up_restore(uow, builder, f"{caller.actor} deployed another version in the meantime")
+
+
 def _settings(settings: VersionSettings, change: Change) -> VersionSettings:
     resources = replace(settings.resources, **(change.resources or {}))
-    return replace(settings, resources=resources, **_given(change, SETTINGS))
+    return replace(settings.with_gates, resources=resources, **_given(change, SETTINGS))
 
 
 def _given(change: Change, names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(change, name)) is not None}
+
+
+def _at_once(builder: Builder, caller: Caller, change: Change) -> Builder:
+    """With what takes effect at once. One that is to idle no more is woken: whoever wants it may never visit it."""
+    changed = replace(builder, **_given(change, AT_ONCE))
+    if changed.asleep_since is None or changed.auto_stop_interval > 0 or changed.desired is not Desired.RUNNING:
+        return changed
+    reason = f"woken by {caller.actor}: it is to idle no more"
+    return replace(changed, asleep_since=None, desired_by=caller.actor, desired_reason=reason)
 
 
 def _next(
@@ -273,17 +290,22 @@ def _launch(
 ) -> Deployed:
     """Deploy it beside what is there; one that is being deployed already makes way."""
     was_up = any(one.status in WAS_UP for one in uow.versions.list(builder.id))
+    at_once = not was_up and disk is None
+    if at_once:
+        wanted = replace(builder, version=version.number, desired=Desired.RUNNING)
+    else:
+        wanted = replace(builder, candidate=version.number, candidate_disk=disk)
+    admission.admit_change(uow, application, builder, wanted, now, version=version)
     uow.versions.add(version)
     _drop_old(uow, application, builder)
     uow.events.add(_created(builder, caller, version, now))
     gates.note_skipped(uow, builder, version, now)
-    if not was_up and disk is None:
+    if at_once:
         candidates.superseded(uow, builder, version.number, now)
         replaced = replace(builder, version=version.number)
         return Deployed(
             want_run(uow, application, replaced, caller, f"version {version.number} deployed", now), version.number
         )
-    admission.admit_resources(uow, application, builder, version.settings.resources, now, starts=True)
     if builder.candidate is not None:
         builder = candidates.withdraw(uow, builder, f"version {version.number} came after it", now)
     return Deployed(_save(uow, replace(builder, candidate=version.number, candidate_disk=disk), now), version.number)
@@ -299,16 +321,18 @@ def _drop_old(uow: UnitOfWork, application: Application, builder: Builder) -> No
 def _adopt(
     uow: UnitOfWork, application: Application, caller: Caller, builder: Builder, version: Version, now: datetime
 ) -> Deployed:
-    """What rests has it from its next start on, and pays for its disk at once."""
+    """What rests has it from its next start on, and pays for its disk at once; what is being stopped, from its end."""
     resources = version.settings.resources
-    admission.admit_resources(uow, application, builder, resources, now)
-    if uow.ledger.current(builder.id) is not None:
+    adopted = replace(builder, version=version.number)
+    admission.admit_change(uow, application, builder, adopted, now, version=version)
+    paid = uow.ledger.current(builder.id)
+    if paid is not None and paid.billing is Billing.STOPPED:
         ledger.bill(uow, application.prices, builder, resources, Billing.STOPPED, now)
     candidates.superseded(uow, builder, version.number, now)
     uow.versions.add(version)
     uow.events.add(_created(builder, caller, version, now))
     _drop_old(uow, application, builder)
-    return Deployed(_save(uow, replace(builder, version=version.number), now), None)
+    return Deployed(_save(uow, adopted, now), None)
 
 
 def _save(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from functools import partial
 
-from tests.contract.store.samples import OTHER_TENANT, TENANT, add, add_builder, make_builder, make_version, save
+from tests.contract.store.samples import OTHER_TENANT, TENANT, add, make_builder, make_version, save
 from tests.stores import open_store
 
 from builderd.domain.builders import Builder, Desired
@@ -46,12 +46,20 @@ async def test_a_tenant_is_promised_its_own_and_all_together_the_whole(store: St
     assert await store.read(lambda uow: uow.builders.demand()) == Demand(2, 2, 3, 3, 8)
 
 
-async def test_a_version_that_is_being_deployed_counts_in_place_of_the_one_that_serves(store: Store) -> None:
-    builder = await add_builder(store)
-    bigger = make_version(builder.id, number=2)
-    await add(store, replace(bigger, settings=replace(bigger.settings, resources=Resources(4, 4, 3))))
+async def test_of_what_serves_and_what_is_being_deployed_the_greater_counts(store: Store) -> None:
+    builder = await builder_of(store, Resources(1, 8, 5))
+    other = make_version(builder.id, number=2)
+    await add(store, replace(other, settings=replace(other.settings, resources=Resources(4, 4, 3))))
     await save(store, replace(builder, candidate=2))
-    assert (await store.read(lambda uow: uow.builders.demand())).cpu == 4
+    assert await store.read(lambda uow: uow.builders.demand()) == Demand(1, 1, 4, 8, 5)
+
+
+async def test_what_is_being_deployed_is_to_run_whether_or_not_the_builder_does(store: Store) -> None:
+    builder = await builder_of(store, Resources(8, 8, 5), desired=Desired.STOPPED)
+    other = make_version(builder.id, number=2)
+    await add(store, replace(other, settings=replace(other.settings, resources=Resources(4, 2, 10))))
+    await save(store, replace(builder, candidate=2))
+    assert await store.read(lambda uow: uow.builders.demand()) == Demand(1, 1, 4, 2, 10)
 
 
 def take(uow: UnitOfWork, number: int) -> bool:

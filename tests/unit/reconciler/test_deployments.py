@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from builderd.domain.errors import BuilderdError, InstallFailed, InvalidState, N
 from builderd.domain.files import Condition
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.previews import RouteState
+from builderd.domain.prices import Billing
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import VersionStatus
@@ -579,3 +581,29 @@ async def test_a_new_service_token_reaches_the_app(world: World) -> None:
         (sandbox,) = world.running
         assert sandbox.spec.env["SERVICE_TOKEN"] == now_served.service_token != builder.service_token
         assert now_served.disk == builder.disk
+
+
+async def test_a_disk_that_grows_while_the_app_is_being_stopped_is_paid_from_its_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, begun, go_on = world.engine.stop, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: Any) -> Any:
+        begun.set()
+        await go_on.wait()
+        return await stop(*args)
+
+    monkeypatch.setattr(world.engine, "stop", slow)
+    async with world.reconciling():
+        builder = await world.create(resources=Resources(1, 1, 3))
+        await world.want(builders.stop, builder)
+        await begun.wait()
+        await world.configure(builder, resources={"disk": 100})
+        world.clock.move(10)
+        go_on.set()
+        await world.until_status(builder, Status.STOPPED)
+    ran, rests = (await world.segments(builder))[-2:]
+    assert (ran.billing, rests.billing) == (Billing.RUNNING, Billing.STOPPED)
+    assert ran.end is not None
+    assert (ran.end - ran.start).total_seconds() >= 10
+    assert rests.hourly_rate == Decimal("0.55")

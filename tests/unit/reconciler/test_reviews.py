@@ -258,6 +258,17 @@ async def test_a_review_that_is_left_out_says_nothing_and_another_ones_is_outdat
     assert skipped == [{"gate": "review", "version": 1}, {"gate": "review", "version": 3}]
 
 
+async def test_who_only_writes_hands_on_no_gate_that_was_left_out(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(EVIL, skip_review=True, skip_qa=True)
+        assert (await world.configure(builder, auto_stop_interval=15)).version == 1
+        with pytest.raises(ReviewFailed):
+            await world.configure(builder, env={"A": "1"})
+        with pytest.raises(ReviewFailed):
+            await world.roll_back(builder, 1)
+        assert (await world.version(builder)).number == 1
+
+
 async def test_what_is_found_later_does_not_stop_what_runs_but_its_next_start(world: World) -> None:
     async with world.reconciling():
         builder = await world.create(MAIN)

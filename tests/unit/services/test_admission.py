@@ -9,9 +9,11 @@ import pytest
 from tests.application import World
 
 from builderd.domain.builders import Builder, Desired, Status
+from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.quotas import Capacity, Limit
 from builderd.domain.resources import Resources
+from builderd.ports.store import UnitOfWork
 from builderd.services import admission, builders
 from builderd.services.allowances import Allowance, Allowances
 
@@ -27,9 +29,15 @@ async def stopped(world: World, builder: Builder) -> Builder:
 
 async def resize(world: World, builder: Builder, wanted: Resources) -> None:
     now = world.clock.now()
-    await world.application.store.write(
-        lambda uow: admission.admit_resources(uow, world.application, builder, wanted, now)
-    )
+
+    def admit(uow: UnitOfWork) -> None:
+        version = uow.versions.get(builder.id, builder.version)
+        assert version is not None
+        wider = replace(version, number=2, settings=replace(version.settings, resources=wanted))
+        resized = replace(builder, version=2)
+        admission.admit_change(uow, world.application, builder, resized, now, version=wider)
+
+    await world.application.store.write(admit)
 
 
 @pytest.mark.parametrize(
@@ -144,3 +152,46 @@ async def test_a_cap_that_is_reached_admits_no_run(world: World) -> None:
         await world.ask()
     # The clock of the tests stands at the beginning of January.
     assert refused.value.retry_after == 31 * 86400 + 1
+
+
+async def test_a_version_of_one_that_never_was_up_is_admitted_like_any_other(world: World) -> None:
+    """Wanted stopped after its start failed, and wanted running while the next one is pending."""
+    world = allow(world, cpu=1, memory=1, disk=5)
+    builder = await world.change(await world.ask(), desired=Desired.STOPPED, status=Status.FAILED, settled_run=1)
+    with pytest.raises(QuotaExceeded, match="disk: 3 of 5 GB of disk are taken, and 97 more"):
+        await world.put(builder, resources={"disk": 100})
+    assert await world.put(builder, resources={"disk": 4}) == 2
+    with pytest.raises(QuotaExceeded, match=r"cpu: 1 of 1 vCPU .*; memory: 1 of 1 GB"):
+        await world.put(builder, resources={"cpu": 8, "memory": 16})
+
+
+async def test_versions_of_two_that_rest_cannot_both_have_the_last_place(world: World) -> None:
+    world = allow(world, running_builders=1)
+    async with world.reconciling():
+        both = []
+        for name in ("one", "two"):
+            both.append(await world.create(name=name))
+            await world.reached(builders.stop, both[-1])
+    await world.put(both[0], BundleFile("main.py", b"2\n"))
+    with pytest.raises(QuotaExceeded, match="running_builders: 1 of 1"):
+        await world.put(both[1], BundleFile("main.py", b"2\n"))
+
+
+async def test_what_serves_is_promised_until_it_makes_way(world: World) -> None:
+    world = allow(world, cpu=4)
+    async with world.reconciling():
+        builder = await world.create(name="one", resources=Resources(4, 1, 3))
+    await world.put(builder, BundleFile("main.py", b"2\n"), resources={"cpu": 0.25})
+    with pytest.raises(QuotaExceeded, match="cpu: 4 of 4"):
+        await world.ask(name="two", resources=Resources(3.75, 1, 3))
+    await world.put(builder, BundleFile("main.py", b"3\n"), resources={"cpu": 4})
+    async with world.reconciling():
+        await world.deployed(builder, 3)
+
+
+async def test_a_version_that_replaces_another_is_asked_for_the_difference(world: World) -> None:
+    world = allow(world, cpu=8)
+    async with world.reconciling():
+        builder = await world.create(resources=Resources(1, 1, 3))
+    await world.put(builder, resources={"cpu": 8})
+    assert await world.put(builder, resources={"cpu": 7}) == 3

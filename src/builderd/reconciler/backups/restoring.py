@@ -56,7 +56,15 @@ async def _refuse_unsafe(desk: Desk, known: Known) -> None:
         raise BackupFailed(f"What the builder has now could not be backed up, so it stays: {known.safety.error}")
 
 
+def _refuse_given_up(uow: UnitOfWork, restore: Restore) -> None:
+    """Raises what came in between: a stop, or another version. To be asked with the builder locked."""
+    found = uow.restores.get(restore.id)
+    if found is not None and found.error:
+        raise InvalidState(found.error)
+
+
 def _known(uow: UnitOfWork, restore: Restore) -> Known:
+    _refuse_given_up(uow, restore)
     backup, builder = uow.backups.get(restore.backup_id), uow.builders.get(restore.builder_id)
     assert backup is not None, "a restore refers to its backup"
     assert builder is not None, "a restore refers to its builder"
@@ -89,7 +97,13 @@ async def _fill(desk: Desk, restore: Restore, known: Known) -> Restore:
     await engine.mark_bundle(restore.disk, known.version.bundle_hash)
     desk.fault("FillDisk.done")
     filled = replace(restore, status=RestoreStatus.FILLED)
-    await desk.write(restore, lambda uow: uow.restores.save(filled))
+
+    def record(uow: UnitOfWork) -> None:
+        uow.builders.get(restore.builder_id, lock=True)
+        _refuse_given_up(uow, restore)
+        uow.restores.save(filled)
+
+    await desk.write(restore, record)
     desk.fault("FillDisk.recorded")
     return filled
 
@@ -114,7 +128,7 @@ async def _make_builder(desk: Desk, restore: Restore, known: Known) -> None:
     new = NewBuilder(
         name=restore.name,
         bundle_hash=known.version.bundle_hash,
-        settings=known.version.settings,
+        settings=known.version.settings.with_gates,
         job_type=old.job_type,
         visibility=old.visibility,
         auto_stop_interval=old.auto_stop_interval,
@@ -139,6 +153,7 @@ async def _switch(desk: Desk, restore: Restore, known: Known) -> None:
 
     def record(uow: UnitOfWork) -> Builder:
         builder = deployments.changeable(uow, app, caller, restore.builder_id)
+        _refuse_given_up(uow, restore)
         deployed = deployments.switch(uow, app, caller, builder, known.version, restore.disk, now)
         _done(uow, replace(restore, number=deployed.version), known, now)
         return deployed.builder

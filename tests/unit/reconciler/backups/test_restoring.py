@@ -10,6 +10,7 @@ from tests.unit.reconciler.backups.conftest import HOUR, Scene
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.backups import Backup, BackupKind, Restore, RestoreStatus
 from builderd.domain.builders import Status
+from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import BackupFailed, InvalidState, NameTaken, StartFailed, ValidationFailed
 from builderd.services import backups, builders, outcomes
 
@@ -85,6 +86,73 @@ async def test_nothing_is_replaced_that_could_not_be_backed_up(scene: Scene) -> 
     assert "the repository is full" in failed.error
     assert (await scene.world.builder(builder)).disk == builder.disk
     assert "restore" not in scene.archive.calls
+
+
+async def _begin(scene: Scene, backup: Backup) -> Restore:
+    """Asked for, and what is there now is backed up."""
+    scene.world.clock.move(1)
+    app, now = scene.world.application, scene.world.clock.now()
+    wanted = await app.store.write(lambda uow: backups.restore(uow, app, scene.world.caller, backup, now))
+    await scene.settle_backups()
+    return wanted
+
+
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize("at_rest", [False, True])
+async def test_a_stop_in_the_meantime_is_not_undone(scene: Scene, at_rest: bool, filled: bool) -> None:
+    world = scene.world
+    builder = await world.create()
+    backup = await scene.take(builder)
+    if at_rest:
+        await world.reached(builders.stop, builder)
+    wanted = await _begin(scene, backup)
+    if filled:
+        await _only_fill(scene, wanted)
+    await world.reached(builders.stop, builder)
+    await scene.settle()
+    failed = await scene.restore(wanted)
+    assert failed.status is RestoreStatus.FAILED
+    assert failed.error == "The restore was given up: the builder was stopped by token acme."
+    left = await world.builder(builder)
+    assert (left.status, left.version, left.status_reason) == (Status.STOPPED, 1, "stopped by token acme")
+    assert set(world.engine.disks) == {builder.disk}
+
+
+async def _only_fill(scene: Scene, wanted: Restore) -> None:
+    def killed(point: str) -> None:
+        if point == "HandOver.begun":
+            raise Killed
+
+    with pytest.raises(Killed):
+        await scene.with_fault(killed)._carry_out(wanted.id)
+    assert (await scene.restore(wanted)).status is RestoreStatus.FILLED
+
+
+class Killed(BaseException):
+    """As by kill -9."""
+
+
+async def test_a_deployment_in_the_meantime_is_what_serves(scene: Scene) -> None:
+    world = scene.world
+    builder = await world.create()
+    backup = await scene.take(builder)
+    wanted = await _begin(scene, backup)
+    await world.deploy(builder, BundleFile("main.py", b"newer\n"))
+    await scene.settle()
+    failed = await scene.restore(wanted)
+    assert failed.error == "The restore was given up: token acme deployed another version in the meantime."
+    serving = await world.builder(builder)
+    assert (serving.status, serving.version) == (Status.RUNNING, 2)
+    assert scene.files(serving.disk)["main.py"] == b"newer\n"
+
+
+async def test_a_builder_made_of_a_backup_leaves_no_gate_out(scene: Scene) -> None:
+    builder = await scene.world.create(skip_review=True, skip_qa=True)
+    made = (await _as(scene, await scene.take(builder), "second")).made
+    assert made is not None
+    version = await scene.world.read(lambda uow: uow.versions.get(made, 1))
+    assert version is not None
+    assert (version.settings.skip_review, version.settings.skip_qa) == (False, False)
 
 
 async def test_one_restore_at_a_time(scene: Scene) -> None:

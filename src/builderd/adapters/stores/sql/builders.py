@@ -17,6 +17,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     text,
     update,
@@ -54,17 +55,35 @@ _COUNT_BY_STATUS = select(builders.c.status, func.count().label("number")).where
 DEMAND_LOCK = 0x6264_6465_6D61_6E64
 _LOCK_DEMAND = select(func.pg_advisory_xact_lock(literal(DEMAND_LOCK, BigInteger)))
 _runs = builders.c.desired == Desired.RUNNING
-# What a version that is being deployed asks for is promised before it serves.
-_promised = func.coalesce(builders.c.candidate, builders.c.version)
+# What a version that is being deployed asks for is promised before it serves, and what serves is so until it makes way.
+_candidates = versions.alias()
+
+
+def _greater(serving: ColumnElement[float], candidate: ColumnElement[float]) -> ColumnElement[float]:
+    return case((candidate > serving, candidate), else_=serving)  # no candidate: NULL is not greater
+
+
+def _of_running(name: str) -> ColumnElement[float]:
+    return _greater(case((_runs, versions.c[name]), else_=0.0), _candidates.c[name])
+
+
 _DEMAND = (
     select(
         func.count().label("builders"),
-        func.coalesce(func.sum(case((_runs, 1), else_=0)), 0).label("running_builders"),
-        func.coalesce(func.sum(case((_runs, versions.c.cpu), else_=0.0)), 0.0).label("cpu"),
-        func.coalesce(func.sum(case((_runs, versions.c.memory), else_=0.0)), 0.0).label("memory"),
-        func.coalesce(func.sum(versions.c.disk), 0.0).label("disk"),
+        func.coalesce(func.sum(case((or_(_runs, builders.c.candidate.is_not(None)), 1), else_=0)), 0).label(
+            "running_builders"
+        ),
+        func.coalesce(func.sum(_of_running("cpu")), 0.0).label("cpu"),
+        func.coalesce(func.sum(_of_running("memory")), 0.0).label("memory"),
+        func.coalesce(func.sum(_greater(versions.c.disk, _candidates.c.disk)), 0.0).label("disk"),
     )
-    .select_from(builders.join(versions, and_(versions.c.builder_id == builders.c.id, versions.c.number == _promised)))
+    .select_from(
+        builders.join(
+            versions, and_(versions.c.builder_id == builders.c.id, versions.c.number == builders.c.version)
+        ).outerjoin(
+            _candidates, and_(_candidates.c.builder_id == builders.c.id, _candidates.c.number == builders.c.candidate)
+        )
+    )
     .where(text(LIVE))
 )
 # Who only points at the row by a foreign key need not wait for the lock.

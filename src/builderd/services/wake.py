@@ -34,12 +34,12 @@ def rouse(uow: UnitOfWork, application: Application, builder: Builder, user: Use
     Raises ``QuotaExceeded`` and ``NoCapacity`` for one that is to be started.
     """
     # Saved once: visitors may be waiting.
-    if builder.asleep_since is not None:
-        wanted = replace(activity.touched(builder, now), asleep_since=None)
-    elif builder.wakes:
+    if builder.wakes:
         admission.admit_run(uow, application, builder, now)
         application.engine.announce()
         wanted = _want_run(activity.touched(builder, now))
+    elif builder.asleep_since is not None and builder.desired is Desired.RUNNING:
+        wanted = replace(activity.touched(builder, now), asleep_since=None)
     else:
         return activity.used(uow, builder, now)
     wanted = replace(wanted, desired_by=user.actor, desired_reason=user.reason, updated_at=now)
@@ -50,9 +50,10 @@ def rouse(uow: UnitOfWork, application: Application, builder: Builder, user: Use
 
 def _want_run(builder: Builder) -> Builder:
     """A run that is only about to be stopped goes on; one that was is followed by the next."""
+    wanted = replace(builder, desired=Desired.RUNNING, asleep_since=None)
     if builder.status is Status.RUNNING:
-        return replace(builder, desired=Desired.RUNNING)
-    return replace(builder, desired=Desired.RUNNING, run=builder.run + 1, exit_code=None, failure_code=None)
+        return wanted
+    return replace(wanted, run=builder.run + 1, exit_code=None, failure_code=None)
 
 
 async def visited(application: Application, host: str) -> None:

@@ -13,6 +13,7 @@ from tests.application import PATIENCE, World
 from builderd.domain.builders import Builder, Desired, Status, StopKind
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.ids import BuilderId, new_id
+from builderd.domain.previews import RouteState
 from builderd.domain.quotas import Limit
 from builderd.services import activity, builders, executions, wake
 from builderd.services.allowances import Allowance
@@ -124,3 +125,40 @@ async def test_a_use_is_never_forgotten_for_an_earlier_one(world: World) -> None
 
 def now(world: World) -> datetime:
     return world.clock.now()
+
+
+async def test_one_that_is_being_stopped_as_it_stands_still_is_brought_back_by_a_visitor(world: World) -> None:
+    """The usual way to a stop for idleness is by way of a freeze."""
+    async with world.reconciling():
+        builder = await asleep(world)
+    await world.change(builder, desired=Desired.STOPPED, stop_kind=StopKind.IDLE, desired_reason="idle for 15 minutes")
+    await wake.visited(world.application, builder.host)
+    async with world.reconciling():
+        await world.until_route(builder, RouteState.OPEN)
+        await world.until(lambda: settled_anew(world, builder))
+    now = await world.builder(builder)
+    assert (now.desired, now.desired_reason, now.asleep_since) == (Desired.RUNNING, "woken by a visitor", None)
+    assert not world.running[0].frozen
+
+
+async def test_a_command_does_not_take_back_a_stop_nor_its_reason(world: World) -> None:
+    async with world.reconciling():
+        builder = await asleep(world)
+    await world.want(builders.stop, builder)
+    with pytest.raises(InvalidState, match="start it first"):
+        await wake.awake(world.application, builder.id, User("token ci", "woken for a command by token ci"))
+    async with world.reconciling():
+        stopped = await world.until_status(builder, Status.STOPPED)
+    assert (stopped.status_reason, stopped.desired_by) == ("stopped by token acme", "token acme")
+
+
+async def test_one_that_is_to_idle_no_more_is_woken(world: World) -> None:
+    """A bot has no visitor who would."""
+    async with world.reconciling():
+        builder = await asleep(world)
+        await world.configure(builder, auto_stop_interval=5)
+        assert world.running[0].frozen
+        await world.configure(builder, auto_stop_interval=0)
+        await world.until(lambda: not world.running[0].frozen)
+        reason = (await world.builder(builder)).desired_reason
+    assert reason == "woken by token acme: it is to idle no more"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import httpx
 from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService
 
 #: Says how often it was started, and counts while it waits.
@@ -16,6 +17,9 @@ import pathlib
 starts = pathlib.Path("starts.txt")
 starts.write_text(str(int(starts.read_text()) + 1 if starts.exists() else 1))
 {TINY_APP.replace('os.environ.get("GREETING", "hello")', "starts.read_text()")}"""
+
+#: For so many seconds at least a visitor waits for what is asleep, before there is a page.
+HELD = 20
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -29,6 +33,15 @@ def events(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dic
     """The newest first."""
     answer = service.call("GET", f"/builders/{data['uuid']}/events?per_page=100")
     return [event for event in answer.json()["data"] if event["type"] == kind]
+
+
+def patient_visit(service: LiveService, data: Mapping[str, Any]) -> httpx.Response:
+    """Of somebody who comes again when the service took longer to start than any visitor is held."""
+    while True:
+        begun = time.monotonic()
+        answer = service.visit(data)
+        if answer.status_code != 503 or time.monotonic() - begun < HELD:
+            return answer
 
 
 def until_frozen(service: LiveService, data: Mapping[str, Any]) -> None:

@@ -127,6 +127,24 @@ async def test_after_a_restart_of_the_machine_nothing_is_said_to_run(settings: O
             assert (await next_engine.start(spec)).state is SandboxState.RUNNING
 
 
+async def test_what_the_boot_before_left_frees_nobody_s_slot_when_it_is_removed(settings: OciSettings) -> None:
+    async with prepared(settings) as engine:
+        old = await make_spec(engine, apps.SILENT)
+        await engine.start(old)
+        await engine.stop(old.id, 0)
+        await engine.close()
+        record = json.loads(record_file(settings, old.id).read_text())
+        record_file(settings, old.id).write_text(json.dumps({**record, "boot": "another"}))
+        async with prepared(settings) as next_engine:
+            next_engine._here.runs._slots._last = record["slot"] - 1
+            first, second = await make_spec(next_engine, apps.SILENT), await make_spec(next_engine, apps.SILENT)
+            report = await next_engine.start(first)
+            assert report.ip == record["ip"]
+            await next_engine.remove(old.id)
+            next_engine._here.runs._slots._last = record["slot"] - 1  # all others were used since
+            assert (await next_engine.start(second)).ip != report.ip
+
+
 async def test_another_process_with_the_number_is_not_the_app(settings: OciSettings) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SILENT)

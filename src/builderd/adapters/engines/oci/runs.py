@@ -125,7 +125,7 @@ class Runs:
         for record in self.records.all():
             self._known[record.id] = record
             if record.boot == boot_id():
-                self._slots.occupy(record.slot)
+                self._slots.occupy(record.slot, record.id)
                 await self._adopt(record)
             self._note_last_beat(record)
             if record.is_build:
@@ -198,7 +198,7 @@ class Runs:
 
     async def start(self, run: Run) -> Record:
         """Make it and let it run. Raises ``EngineUnavailable`` and leaves nothing when that fails."""
-        slot = self._slots.take()
+        slot = self._slots.take(run.id)
         ip = self.network.addresses.of(slot, run.egress)
         record = self._save(Record(run.id, run.owner, run.disk, run.runtime.name, slot, ip, run.port, boot_id()))
         try:
@@ -424,7 +424,7 @@ class Runs:
     async def remove(self, record: Record) -> None:
         """Take away everything but its log. Idempotent."""
         await self.clean(record)
-        self._slots.give_back(record.slot)
+        self._slots.give_back(record.slot, record.id)
         self.records.remove(record.id)
         self._known.pop(record.id, None)
 

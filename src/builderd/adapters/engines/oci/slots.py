@@ -46,22 +46,23 @@ class Slots:
     def __init__(self, blocks: tuple[int, ...], grow: Callable[[], tuple[int, ...]]) -> None:
         self._blocks = blocks
         self._grow = grow
-        self._taken: set[int] = set()
+        #: By whom: what an earlier boot of the machine left has a number that is another's by now.
+        self._taken: dict[int, str] = {}
         self._last = -1
 
-    def occupy(self, slot: int) -> None:
+    def occupy(self, slot: int, name: str) -> None:
         """Mark what a running sandbox was found with."""
-        self._taken.add(slot)
+        self._taken[slot] = name
 
-    def take(self) -> int:
-        """A free slot, the longest unused first. Raises ``NoCapacity``."""
+    def take(self, name: str) -> int:
+        """A free slot for this sandbox, the longest unused first. Raises ``NoCapacity``."""
         slot = self.next()
         if slot is None:
             if len(self._blocks) * SLOTS_PER_BLOCK >= MAX_SLOTS:
                 raise NoCapacity(f"This engine runs {MAX_SLOTS} sandboxes at most: stop one first.")
             self._blocks = self._grow()
-            return self.take()
-        self._taken.add(slot)
+            return self.take(name)
+        self._taken[slot] = name
         self._last = slot
         return slot
 
@@ -71,9 +72,10 @@ class Slots:
         candidates = ((self._last + offset) % count for offset in range(1, count + 1))
         return next((slot for slot in candidates if slot not in self._taken), None)
 
-    def give_back(self, slot: int) -> None:
-        """Idempotent."""
-        self._taken.discard(slot)
+    def give_back(self, slot: int, name: str) -> None:
+        """Idempotent, and without effect when it is not this sandbox that has the slot."""
+        if self._taken.get(slot) == name:
+            del self._taken[slot]
 
     def uid(self, slot: int) -> int:
         """The host's id of the sandbox's 0; 65,536 ids from here on are its own."""

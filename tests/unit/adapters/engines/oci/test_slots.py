@@ -27,31 +27,38 @@ class Blocks:
 def test_slots_are_distinct_and_grow_block_by_block_to_the_bridge_s_limit() -> None:
     blocks = Blocks()
     slots = Slots(blocks.mine, blocks.grow)
-    taken = [slots.take() for _ in range(MAX_SLOTS)]
+    taken = [slots.take(f"{number:x}") for number in range(MAX_SLOTS)]
     assert len(set(taken)) == MAX_SLOTS
     assert blocks.mine == (3, 7, 11, 15)
     uids = {slots.uid(slot) for slot in taken}
     assert len(uids) == MAX_SLOTS
     assert all((uid - UID_BASE) % IDS == 0 for uid in uids)
     with pytest.raises(NoCapacity):
-        slots.take()
+        slots.take("one too many")
 
 
 def test_a_slot_given_back_is_taken_again_as_late_as_possible() -> None:
     slots = Slots((0,), tuple)
-    first, second = slots.take(), slots.take()
-    slots.give_back(first)
-    slots.give_back(first)
-    assert [slots.take() for _ in range(254)].count(first) == 0
-    assert slots.take() == first
+    first, second = slots.take("a"), slots.take("b")
+    slots.give_back(first, "a")
+    slots.give_back(first, "a")
+    assert [slots.take("c") for _ in range(254)].count(first) == 0
+    assert slots.take("d") == first
     assert second not in (first, slots.next())
+
+
+def test_a_slot_is_given_back_by_whom_it_belongs_to_only() -> None:
+    slots = Slots((0,), tuple)
+    slot = slots.take("of-this-boot")
+    slots.give_back(slot, "of-the-boot-before")
+    assert slot not in [slots.take("another") for _ in range(255)]
 
 
 def test_what_was_found_running_is_not_given_out() -> None:
     slots = Slots((0,), tuple)
-    slots.occupy(0)
-    slots.occupy(1)
-    assert slots.next() == slots.take() == 2
+    slots.occupy(0, "a")
+    slots.occupy(1, "b")
+    assert slots.next() == slots.take("c") == 2
 
 
 def test_sandboxes_without_a_way_out_have_addresses_of_their_own() -> None:

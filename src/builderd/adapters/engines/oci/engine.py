@@ -71,7 +71,11 @@ class OciEngine:
             progress(line)
 
         machine = await asyncio.to_thread(Machine, self._settings)
-        await machine.open(tell)
+        try:
+            await machine.open(tell)
+        except BaseException:
+            machine.close()  # or the next attempt would find the store in use
+            raise
         return machine
 
     def readiness(self) -> Readiness:
@@ -326,10 +330,7 @@ class OciEngine:
     async def close(self) -> None:
         """Let go of everything, and leave what runs as it is, for the next service to adopt."""
         if machine := self._machine:
-            machine.runs.close()
-            machine.launcher.close()
-            machine.files.close()
-            machine.store.release()
+            machine.close()
         self._machine = None
         self._readiness = Readiness(False, "closed")
 

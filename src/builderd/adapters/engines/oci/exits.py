@@ -37,11 +37,9 @@ class Exits:
         """Begin to look; needs a running event loop. Idempotent."""
         if self._inotify is not None:
             return
-        self._inotify = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._inotify = _checked(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
         mask = _IN_CLOSE_WRITE | _IN_MOVED_TO
-        if self._inotify < 0 or _libc.inotify_add_watch(self._inotify, bytes(self._folder), mask) < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), "inotify")
+        _checked(_libc.inotify_add_watch(self._inotify, bytes(self._folder), mask))
         asyncio.get_running_loop().add_reader(self._inotify, self._read_events)
 
     def close(self) -> None:
@@ -107,3 +105,10 @@ class Exits:
             task.cancel()
         for queue in self._subscribers:
             queue.put_nowait(name)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "inotify")
+    return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import platform
@@ -35,6 +34,7 @@ from builderd.adapters.engines.oci.runs import Places, Runs
 from builderd.adapters.engines.oci.seccomp import PROFILE, make_seccomp
 from builderd.adapters.engines.oci.slots import Addresses, Slots
 from builderd.adapters.engines.oci.store import Store, StoreOptions
+from builderd.adapters.engines.oci.threads import to_its_end
 from builderd.adapters.engines.oci.tools import Tools
 from builderd.domain.errors import EngineUnavailable
 from builderd.ports.engine import Progress
@@ -127,14 +127,17 @@ class Machine:
         return self.store.root / "host"
 
     async def open(self, progress: Progress) -> None:
-        """Make what is missing; may take a minute. Raises ``EngineUnavailable`` or ``NoCapacity``."""
-        await asyncio.to_thread(self._make, progress)
+        """Make what is missing; may take a minute. Raises ``EngineUnavailable`` or ``NoCapacity``.
+
+        When that fails or is cancelled, ``close`` lets go of what was opened by then.
+        """
+        await to_its_end(self._make, progress)
         await self.runs.open()
         runner = Runner(self.runs, self.runtimes["standard"], self.lowers())
         self._layers = Layers(self.store, runner, {"/usr/local/bin/uv": Path(find_uv_bin())})
-        await asyncio.to_thread(self._layers.open)
+        await to_its_end(self._layers.open)
         self._tools = Tools(runner, self.runtimes["standard"], self.lowers(), self.store.root / "tools", self.disks)
-        await asyncio.to_thread(self._tools.open)
+        await to_its_end(self._tools.open)
 
     def _make(self, progress: Progress) -> None:
         refuse_without_needs(self.runtimes)
@@ -148,6 +151,13 @@ class Machine:
         progress("opening the network")
         self.network.open()
         self.cgroups.open()
+
+    def close(self) -> None:
+        """Let go of everything, for another service to open it; what runs goes on. Idempotent."""
+        self.runs.close()
+        self.launcher.close()
+        self.files.close()
+        self.store.release()
 
     def give_back(self) -> None:
         """Take away what the host was given, once nothing runs any more. Blocks. Idempotent."""

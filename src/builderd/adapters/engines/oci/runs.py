@@ -172,6 +172,8 @@ class Runs:
         return '"running"' in state
 
     def close(self) -> None:
+        """What runs goes on, and is watched no more. Idempotent, also where opening it failed half-way."""
+        self.heartbeat.stop()
         self._stop_warming()
         self.reclaiming.close()
         self.exits.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.contract.engine import apps
 from tests.engines import PATIENCE, execute, make_spec, prepared, settings_in, until_listening
 
 from builderd.adapters.engines.oci.allocations import HOST_DIR, bridge_name, known_instance
+from builderd.adapters.engines.oci.cgroups import Cgroups
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import new_sandbox_id
@@ -159,6 +162,50 @@ async def test_nothing_is_left_of_sandboxes_that_came_and_went(tmp_path: Path) -
         assert not Path("/run/builderd", here.id).exists()
         assert here.id not in [one["id"] for one in json.loads((HOST_DIR / "allocations.json").read_text())]
     await OciEngine(settings).down()
+
+
+async def test_nothing_is_left_of_a_start_that_was_broken_off_at_any_moment(tmp_path: Path) -> None:
+    async with prepared(settings_in(tmp_path)) as engine:
+        spec = await make_spec(engine, apps.SILENT)
+        await engine.start(spec)
+        await engine.stop(spec.id, 0)
+        await engine.remove(spec.id)
+        here = known_instance(tmp_path)
+        assert here
+        now = traces(tmp_path, here.id)
+        before = await settled(tmp_path, here.id, replace(now, links=(bridge_name(here.id),)))
+        for step in range(40):
+            starting = asyncio.create_task(engine.start(replace(spec, id=new_sandbox_id())))
+            await asyncio.sleep(step * 0.002)
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                report = await starting
+                await engine.stop(report.id, 0)
+                await engine.remove(report.id)
+        assert await settled(tmp_path, here.id, before) == before
+
+
+async def test_no_group_is_made_for_a_start_that_was_broken_off_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Cgroups.open_shim
+
+    def make_slowly(groups: Cgroups, name: str) -> str:
+        time.sleep(0.2)
+        return made(groups, name)
+
+    monkeypatch.setattr(Cgroups, "open_shim", make_slowly)
+    async with prepared(settings_in(tmp_path)) as engine:
+        spec = await make_spec(engine, apps.SILENT)
+        starting = asyncio.create_task(engine.start(spec))
+        await asyncio.sleep(0.1)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        await asyncio.sleep(0.2)
+        here = known_instance(tmp_path)
+        assert here
+        assert traces(tmp_path, here.id).groups == ()
 
 
 async def test_down_also_ends_what_an_earlier_service_left(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ _CONTROLLERS = ("cpu", "memory", "pids")
 #: A fifth of one CPU for the copying of one log.
 _SHIM_QUOTA, _PERIOD = 20_000, 100_000
 _KILL_SECONDS = 5.0
+_REMOVE_SECONDS = 1.0
 #: A process that waits for a device stands still only when the device has answered.
 _FREEZE_SECONDS = 2.0
 
@@ -171,19 +172,19 @@ class Cgroups:
         """Kill every process in the group and below it, also those that it makes meanwhile; returns when none is left.
 
         On version 1 a frozen process does not even die, so they are thawed; and what forks faster than it is killed
-        would go on for ever, so nothing in the group may fork any more.
+        would go on for ever, so nothing in the group may fork any more. All hierarchies are looked into: a shim is in
+        one of them only, and what was on its way into a group when its runtime was killed in some.
 
         Raises ``TimeoutError`` when one does not die (it waits for a device).
         """
         deadline = time.monotonic() + _KILL_SECONDS
-        directory = self._directory("pids", name)
         if self.version == 1:
             with contextlib.suppress(FileNotFoundError):
-                _set(directory / "pids.max", "0")
-        while processes := _processes(directory):
+                _set(self._directory("pids", name) / "pids.max", "0")
+        while processes := {pid for directory in self._directories(name) for pid in _processes(directory)}:
             if self.version == 2:
                 with contextlib.suppress(FileNotFoundError):
-                    (directory / "cgroup.kill").write_text("1")
+                    (self._directory("pids", name) / "cgroup.kill").write_text("1")
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
@@ -197,15 +198,27 @@ class Cgroups:
             self.thaw(os.path.relpath(folder, self._directory("freezer", "")))
 
     def remove(self, name: str) -> None:
-        """Kill what is in the group and remove it from all hierarchies. Idempotent."""
-        self.kill(name)
-        for hierarchy in self._hierarchies():
-            _remove_tree(hierarchy / self.path(name).strip("/"))
+        """Kill what is in the group, or enters it meanwhile, and remove it from all hierarchies. Idempotent.
 
-    def _hierarchies(self) -> list[Path]:
+        Once this returns nothing enters it any more. The kernel may hold a group for a moment after its last process
+        has ended; one that it holds for longer stays.
+        """
+        deadline = time.monotonic() + _REMOVE_SECONDS
+        while True:
+            self.kill(name)
+            directories = self._directories(name)
+            for directory in directories:
+                _remove_tree(directory)
+            if not any(directory.exists() for directory in directories) or time.monotonic() > deadline:
+                return
+            time.sleep(0.002)
+
+    def _directories(self, name: str) -> list[Path]:
+        """The group in every hierarchy, whether or not it is there."""
+        path = self.path(name).strip("/")
         if self.version == 2:
-            return [self._root]
-        return [path for path in self._root.iterdir() if path.is_dir() and not path.is_symlink()]
+            return [self._root / path]
+        return [base / path for base in self._root.iterdir() if base.is_dir() and not base.is_symlink()]
 
     def _directory(self, controller: str, name: str) -> Path:
         base = self._root if self.version == 2 else self._root / controller
@@ -229,20 +242,8 @@ def _processes(directory: Path) -> list[int]:
 def _remove_tree(directory: Path) -> None:
     """Groups have no files to unlink: remove the folders, the innermost first."""
     for folder, _, _ in os.walk(directory, topdown=False):
-        _remove_folder(folder)
-
-
-def _remove_folder(folder: str) -> None:
-    """The kernel may hold a group for a moment after its last process has ended."""
-    for _ in range(100):
-        try:
+        with contextlib.suppress(OSError):
             Path(folder).rmdir()
-        except FileNotFoundError:
-            return
-        except OSError:
-            time.sleep(0.002)
-        else:
-            return
 
 
 def _counter(file: Path, name: str) -> int:

@@ -34,6 +34,7 @@ from builderd.adapters.engines.oci.reclaiming import Reclaiming
 from builderd.adapters.engines.oci.records import Record, Records
 from builderd.adapters.engines.oci.root import HIDE_NETWORK_PARAMETERS, Root, make_mounts, mount_points, overlay_paths
 from builderd.adapters.engines.oci.slots import Slots
+from builderd.adapters.engines.oci.threads import to_its_end
 from builderd.domain.errors import EngineUnavailable
 
 log = logging.getLogger(__name__)
@@ -280,7 +281,7 @@ class Runs:
         kept = self.records.folder(run.id)
         argv = command.shim(run.runtime, run.id, bundle, kept, self.records.exits, run.log, run.log_limit)
         # While a first mover waits, so does whoever makes a group: not the loop.
-        tasks = await asyncio.to_thread(self.cgroups.open_shim, run.id)
+        tasks = await to_its_end(self.cgroups.open_shim, run.id)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             ended = await self.launcher.run(
@@ -408,19 +409,23 @@ class Runs:
             await record.shim.wait(_SHIM_SECONDS)
 
     async def clean(self, record: Record) -> None:
-        """Kill what runs of it and take away all but its record, how it ended, and its slot. Idempotent."""
+        """Kill what runs of it and take away all but its record, how it ended, and its slot. Idempotent.
+
+        A shim that knows of no end yet gets the time to write it down. One that was broken off while it had the
+        sandbox made is in no record and may make more of it, so its group goes first, and then what it had made.
+        """
         if self.cgroups.oom_kills(record.id):
             self.records.note_oom(record.id)
         await asyncio.to_thread(self.cgroups.kill, record.id)
         if record.process and record.boot == boot_id():
             record.process.kill()
         await self._settle(record)
+        await asyncio.to_thread(self.cgroups.remove, f"{record.id}.shim")
         runtime = self._runtimes.get(record.runtime)
         if runtime and (runtime.root / record.id).exists():
             await self._ask(runtime, command.delete(runtime, record.id))
             shutil.rmtree(runtime.root / record.id, ignore_errors=True)
-        for group in (record.id, f"{record.id}.shim"):
-            await asyncio.to_thread(self.cgroups.remove, group)
+        await asyncio.to_thread(self.cgroups.remove, record.id)
         shutil.rmtree(self.places.bundle(record.id), ignore_errors=True)
 
     async def remove(self, record: Record) -> None:

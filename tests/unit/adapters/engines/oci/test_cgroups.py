@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,34 @@ def test_a_group_goes_from_every_hierarchy(v1: Path) -> None:
     Cgroups("x", v1).close()
     assert not list(v1.glob("*/builderd-x"))
     Cgroups("x", v1).close()
+
+
+def test_on_version_1_what_is_in_one_hierarchy_only_is_killed_as_well(
+    v1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = Cgroups("x", v1)
+    tasks = Path(groups.open_shim("ab"))
+    tasks.write_text("17\n")
+    killed: list[int] = []
+
+    def kill(process: int, _: int) -> None:
+        killed.append(process)
+        tasks.unlink()
+
+    monkeypatch.setattr(os, "kill", kill)
+    groups.remove("ab.shim")
+    assert killed == [17]
+    assert not tasks.parent.exists()
+
+
+def test_what_enters_a_group_while_it_is_removed_is_killed_as_well(v1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = v1 / "pids/builderd-x/ab/cgroup.procs"
+    tasks.touch()
+    rounds = iter([lambda: None, tasks.unlink])
+    groups = Cgroups("x", v1)
+    monkeypatch.setattr(groups, "kill", lambda name: next(rounds)())
+    groups.remove("ab")
+    assert not list(v1.glob("*/builderd-x/ab"))
 
 
 def test_on_version_1_a_group_is_frozen_by_its_state(v1: Path) -> None:

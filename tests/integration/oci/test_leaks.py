@@ -24,6 +24,7 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import new_sandbox_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
 from builderd.domain.sandboxes import SandboxState
+from builderd.domain.versions import Isolation
 
 pytestmark = pytest.mark.root
 
@@ -164,9 +165,12 @@ async def test_nothing_is_left_of_sandboxes_that_came_and_went(tmp_path: Path) -
     await OciEngine(settings).down()
 
 
-async def test_nothing_is_left_of_a_start_that_was_broken_off_at_any_moment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("isolation", [Isolation.STANDARD, Isolation.STRONG])
+async def test_nothing_is_left_of_a_start_that_was_broken_off_at_any_moment(
+    tmp_path: Path, isolation: Isolation
+) -> None:
     async with prepared(settings_in(tmp_path)) as engine:
-        spec = await make_spec(engine, apps.SILENT)
+        spec = await make_spec(engine, apps.SILENT, isolation=isolation)
         await engine.start(spec)
         await engine.stop(spec.id, 0)
         await engine.remove(spec.id)
@@ -206,6 +210,17 @@ async def test_no_group_is_made_for_a_start_that_was_broken_off_before(
         here = known_instance(tmp_path)
         assert here
         assert traces(tmp_path, here.id).groups == ()
+
+
+async def test_gvisor_keeps_nothing_of_a_sandbox_that_was_removed(tmp_path: Path) -> None:
+    async with prepared(settings_in(tmp_path)) as engine:
+        spec = await make_spec(engine, apps.SILENT, isolation=Isolation.STRONG)
+        await engine.start(spec)
+        state = engine._here.runtimes["runsc"].root
+        assert list(state.iterdir()) != []
+        await engine.stop(spec.id, 0)
+        await engine.remove(spec.id)
+        assert list(state.iterdir()) == []
 
 
 async def test_down_also_ends_what_an_earlier_service_left(tmp_path: Path) -> None:

@@ -421,12 +421,19 @@ class Runs:
             record.process.kill()
         await self._settle(record)
         await asyncio.to_thread(self.cgroups.remove, f"{record.id}.shim")
-        runtime = self._runtimes.get(record.runtime)
-        if runtime and (runtime.root / record.id).exists():
-            await self._ask(runtime, command.delete(runtime, record.id))
-            shutil.rmtree(runtime.root / record.id, ignore_errors=True)
+        if runtime := self._runtimes.get(record.runtime):
+            await self._forget(runtime, record.id)
         await asyncio.to_thread(self.cgroups.remove, record.id)
         shutil.rmtree(self.places.bundle(record.id), ignore_errors=True)
+
+    async def _forget(self, runtime: Runtime, name: str) -> None:
+        """Have the runtime keep nothing of it: crun and runc a folder, gVisor files with its name in theirs."""
+        if (runtime.root / name).exists():
+            await self._ask(runtime, command.delete(runtime, name))
+            shutil.rmtree(runtime.root / name, ignore_errors=True)
+        if runtime.is_gvisor:
+            for file in runtime.root.glob(f"*{name}*"):
+                file.unlink()
 
     async def remove(self, record: Record) -> None:
         """Take away everything but its log. Idempotent."""

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import pytest
 from tests.contract.engine import apps
@@ -14,6 +15,7 @@ from tests.engines import PATIENCE, execute, make_spec, prepared, until_listenin
 
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.nft import FLOWS
 from builderd.domain.ids import SandboxId
 
 pytestmark = pytest.mark.root
@@ -78,6 +80,8 @@ def world() -> Iterator[None]:
         for server in servers:
             server.kill()
             server.wait()
+        # With its namespace alone it would go a moment later, perhaps in the middle of the next test.
+        subprocess.run(["ip", "link", "delete", "bd-world"], check=False)
         sh("ip", "netns", "delete", "bd-world")
 
 
@@ -144,6 +148,52 @@ async def test_a_secluded_sandbox_answers_the_host_and_reaches_nothing(world: No
         finally:
             server.kill()
             server.wait()
+
+
+FLOOD = f"""python3 - <<'END'
+import socket
+flood = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for port in range(1024, 1024 + 4 * {FLOWS}):
+    flood.sendto(b"x", ("{INTERNET}", port))
+END"""
+
+
+def tracked(ip: str) -> int:
+    """How many flows that this address began the kernel tracks."""
+    flows = Path("/proc/net/nf_conntrack").read_text().splitlines()
+    return sum(next(word for word in flow.split() if word.startswith("src=")) == f"src={ip}" for flow in flows)
+
+
+async def test_a_sandbox_cannot_use_up_the_connections_of_all(world: None, policy: OciSettings) -> None:
+    async with prepared(policy) as engine:
+        attacker, neighbour = await make_spec(engine, apps.SERVER), await make_spec(engine, apps.SILENT)
+        for each in (attacker, neighbour):
+            await engine.start(each)
+        await until_listening(engine, attacker.id)
+        ip = (await engine.report(attacker.id)).ip
+        assert ip
+        assert await reached(engine, attacker.id, (INTERNET, 80)) == {INTERNET}
+        assert (await execute(engine, attacker.id, FLOOD, PATIENCE, 1000)).exit_code == 0
+        # What has ended counts no more, and is tracked for a while.
+        assert FLOWS / 2 < tracked(ip) < FLOWS * 1.1
+        assert await reached(engine, attacker.id, (INTERNET, 80)) == set()
+        assert await reached(engine, neighbour.id, (INTERNET, 80)) == {INTERNET}
+        # Its visitors begin the flows by which they come.
+        sh("curl", "--silent", "--fail", "--max-time", "10", f"http://{ip}:{PORT}/")
+
+
+async def test_what_a_sandbox_left_open_does_not_count_for_the_next_one_with_its_address(
+    world: None, policy: OciSettings
+) -> None:
+    async with prepared(policy) as engine:
+        attacker, heir = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
+        left = await engine.start(attacker)
+        assert (await execute(engine, attacker.id, FLOOD, PATIENCE, 1000)).exit_code == 0
+        await engine.stop(attacker.id, 0)
+        await engine.remove(attacker.id)
+        engine._here.runs._slots._last -= 1
+        assert (await engine.start(heir)).ip == left.ip
+        assert await reached(engine, heir.id, (INTERNET, 80)) == {INTERNET}
 
 
 async def test_names_are_resolved_by_the_host_s_own_servers(engine: OciEngine) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from builderd.adapters.engines.oci.nft import Policy, make_rules, table_name
 from builderd.adapters.engines.oci.resolvers import parse_nameservers
 from builderd.adapters.engines.oci.slots import Addresses
 from builderd.domain.errors import EngineUnavailable
+
+log = logging.getLogger(__name__)
 
 _DEFAULT_MTU = 1500
 #: Where systemd-resolved tells the servers behind its stub.
@@ -49,7 +52,14 @@ class Network:
             _write(Path(f"/proc/sys/net/ipv6/conf/{self.bridge}/disable_ipv6"), "1", optional=True)
         except OSError as error:
             raise EngineUnavailable(f"The sandboxes' network cannot be made: {error}.") from error
-        self._apply(make_rules(self._policy()))
+        self._open_firewall(self._policy())
+
+    def _open_firewall(self, policy: Policy) -> None:
+        try:
+            self._apply(make_rules(policy))
+        except EngineUnavailable as error:
+            self._apply(make_rules(replace(policy, counts_flows=False)))
+            log.warning("one sandbox can use up the connections of all, since this kernel cannot count: %s", error)
 
     def _open_bridge(self) -> None:
         gateway = self.addresses.gateway
@@ -101,6 +111,14 @@ class Network:
         """Whether the slot's link is there, and leads to the bridge as it is now."""
         master = Path("/sys/class/net", self.link_name(slot), "master")
         return master.exists() and master.resolve().name == self.bridge
+
+    def forget(self, ip: str) -> None:
+        """Count what a sandbox left behind no more, or the next one with its address would have to pay for it.
+
+        The kernel tracks what nobody ended for up to five days.
+        """
+        element = ["nft", "delete", "element", "inet", table_name(self._instance), "flows", f"{{ {ip} }}"]
+        subprocess.run(element, capture_output=True, check=False)
 
     def traffic(self, slot: int) -> tuple[int, int]:
         """Bytes into and out of the sandbox in this slot."""

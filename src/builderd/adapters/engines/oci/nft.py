@@ -1,7 +1,8 @@
 """The firewall of a service's sandboxes, as one nft table. Pure.
 
 Sandboxes reach the internet and nothing nearer: not the host, not each other, not the networks around. Replies to
-whoever reaches them pass.
+whoever reaches them pass. Flows that they begin are counted, since the host's kernel tracks them in one table for all:
+whoever fills it cuts everybody off.
 """
 
 from __future__ import annotations
@@ -19,10 +20,36 @@ NEAR = (
 #: Said rather than kept silent, so that a program without a way out goes on at once instead of waiting for a minute.
 _REFUSE = "reject with icmpx admin-prohibited"
 
+#: How many one sandbox may have at a time: many more than an app has, and so few that it takes dozens of sandboxes to
+#: fill the table (nf_conntrack_max is 262,144 on a host with more than 4 GB of memory).
+FLOWS = 4096
+#: How many it may begin in a second, once it has begun as many at once as it may have. A TCP connection that has ended
+#: counts no more and yet is tracked for two minutes.
+NEW_FLOWS = 200
+
+
+#: Only the first packet of a flow is counted: a stream that nobody answers stays new. What is refused is not tracked.
+_COUNTED = f"""\
+set flows {{ type ipv4_addr; size 2048; flags dynamic; }}
+  set new_flows {{ type ipv4_addr; size 2048; flags dynamic; }}
+  chain admit {{
+    ct state != new accept
+    ct status confirmed accept
+    add @new_flows {{ ip saddr limit rate over {NEW_FLOWS}/second burst {FLOWS} packets }} drop
+    add @flows {{ ip saddr ct count over {FLOWS} }} drop
+    accept
+  }}"""
+_UNCOUNTED = "chain admit { accept; }"
+#: To be checked only: whether the kernel can count flows.
+COUNTING = f"table inet builderd_probe {{\n  {_COUNTED}\n}}\n"
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """``secluded`` is where sandboxes without a way out are. ``resolvers`` are reached on port 53."""
+    """``secluded`` is where sandboxes without a way out are. ``resolvers`` are reached on port 53.
+
+    ``counts_flows`` needs a kernel that can (CONFIG_NFT_CONNLIMIT).
+    """
 
     instance: str
     bridge: str
@@ -33,6 +60,7 @@ class Policy:
     resolvers: Sequence[str] = ()
     allow: Sequence[IPv4Network] = ()
     deny: Sequence[IPv4Network] = ()
+    counts_flows: bool = True
 
 
 def table_name(instance: str) -> str:
@@ -42,7 +70,7 @@ def table_name(instance: str) -> str:
 def make_rules(policy: Policy) -> str:
     """Replaces the service's table in one transaction; input for ``nft -f -``."""
     name, bridge = table_name(policy.instance), policy.bridge
-    dns = f'iifname "{bridge}" ip daddr @resolvers meta l4proto {{ tcp, udp }} th dport 53 accept'
+    dns = f'iifname "{bridge}" ip daddr @resolvers meta l4proto {{ tcp, udp }} th dport 53 goto admit'
     return f"""\
 table inet {name}
 delete table inet {name}
@@ -51,6 +79,7 @@ table inet {name} {{
   {_set("resolvers", policy.resolvers)}
   {_set("allowed", policy.allow)}
   {_set("denied", policy.deny)}
+  {_COUNTED if policy.counts_flows else _UNCOUNTED}
   chain prerouting {{
     type filter hook prerouting priority raw; policy accept;
     iifname "{bridge}" meta nfproto ipv6 drop
@@ -60,7 +89,7 @@ table inet {name} {{
     type filter hook input priority filter; policy accept;
     iifname "{bridge}" ct state established,related accept
     iifname "{bridge}" ip saddr {policy.secluded} {_REFUSE}
-    iifname "{bridge}" ip daddr {policy.gateway} tcp dport {policy.inside_port} accept
+    iifname "{bridge}" ip daddr {policy.gateway} tcp dport {policy.inside_port} goto admit
     {dns}
     iifname "{bridge}" drop
   }}
@@ -71,9 +100,9 @@ table inet {name} {{
     iifname "{bridge}" ip saddr {policy.secluded} {_REFUSE}
     iifname "{bridge}" ip daddr @denied drop
     {dns}
-    iifname "{bridge}" ip daddr @allowed accept
+    iifname "{bridge}" ip daddr @allowed goto admit
     iifname "{bridge}" ip daddr @near drop
-    iifname "{bridge}" accept
+    iifname "{bridge}" goto admit
     oifname "{bridge}" ct state established,related accept
     oifname "{bridge}" drop
   }}

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from builderd.adapters.engines.oci.nft import COUNTING
 from builderd.adapters.engines.oci.reclaiming import swaps_to_zram
 from builderd.adapters.engines.oci.seccomp import PROFILE
 from builderd.domain.equipment import Equipment
@@ -66,7 +67,20 @@ def _kernel() -> Sequence[Equipment]:
         Equipment("btrfs in the kernel", btrfs, f"kernel {release}", "there is nowhere to keep disks", True),
         Equipment("simple quotas", quotas, f"kernel {release}", "disks are counted by slower quota groups", False),
         _zram(),
+        _counting(),
     ]
+
+
+def _counting() -> Equipment:
+    """Asked by a table that is checked and not made."""
+    cost = "one sandbox can use up the connections of all (CONFIG_NFT_CONNLIMIT)"
+    ask = ["nft", "--check", "-f", "-"]
+    try:
+        done = subprocess.run(ask, input=COUNTING, capture_output=True, text=True, check=False)
+    except OSError:
+        return Equipment("limit of connections", False, "nft does not run", cost, False)
+    detail = "the kernel counts them" if done.returncode == 0 else done.stderr.partition("\n")[0]
+    return Equipment("limit of connections", done.returncode == 0, detail, cost, False)
 
 
 def _zram() -> Equipment:

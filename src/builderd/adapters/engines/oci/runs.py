@@ -438,6 +438,8 @@ class Runs:
     async def remove(self, record: Record) -> None:
         """Take away everything but its log. Idempotent."""
         await self.clean(record)
+        if record.boot == boot_id():
+            await asyncio.to_thread(self.network.forget, record.ip)
         self._slots.give_back(record.slot, record.id)
         self.records.remove(record.id)
         self._known.pop(record.id, None)

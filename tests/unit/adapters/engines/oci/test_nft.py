@@ -8,7 +8,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from builderd.adapters.engines.oci.nft import Policy, make_rules
+from builderd.adapters.engines.oci.nft import FLOWS, Policy, make_rules
 
 POLICY = Policy(
     instance="0123abcd",
@@ -44,16 +44,29 @@ def test_denied_goes_before_resolvers_and_those_before_near_networks() -> None:
 
 
 def test_the_host_is_reached_at_the_gateway_only() -> None:
-    accepted = [line for line in chain(make_rules(POLICY), "input") if line.endswith("accept")]
+    accepted = [line for line in chain(make_rules(POLICY), "input") if line.endswith(("accept", "admit"))]
     assert accepted == [
         'iifname "bd-0123ab" ct state established,related accept',
-        'iifname "bd-0123ab" ip daddr 10.64.8.1 tcp dport 8080 accept',
-        'iifname "bd-0123ab" ip daddr @resolvers meta l4proto { tcp, udp } th dport 53 accept',
+        'iifname "bd-0123ab" ip daddr 10.64.8.1 tcp dport 8080 goto admit',
+        'iifname "bd-0123ab" ip daddr @resolvers meta l4proto { tcp, udp } th dport 53 goto admit',
     ]
 
 
+def test_whatever_a_sandbox_begins_is_counted() -> None:
+    rules = make_rules(POLICY)
+    begun = [line for name in ("input", "forward") for line in chain(rules, name) if line.startswith("iifname")]
+    assert [line for line in begun if line.endswith("accept")] == [
+        'iifname "bd-0123ab" ct state established,related accept'
+    ] * 2
+    assert chain(rules, "admit")[-2:] == [f"add @flows {{ ip saddr ct count over {FLOWS} }} drop", "accept"]
+
+
 @pytest.mark.root
-@pytest.mark.parametrize("policy", [POLICY, replace(POLICY, resolvers=(), allow=(), deny=())], ids=["full", "empty"])
+@pytest.mark.parametrize(
+    "policy",
+    [POLICY, replace(POLICY, resolvers=(), allow=(), deny=()), replace(POLICY, counts_flows=False)],
+    ids=["full", "empty", "uncounted"],
+)
 def test_nft_takes_the_text(policy: Policy) -> None:
     done = subprocess.run(
         ["nft", "--check", "-f", "-"], input=make_rules(policy), text=True, capture_output=True, check=False

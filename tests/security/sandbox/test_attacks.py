@@ -5,8 +5,11 @@ All of it runs as a user's code would, through the API of a live service.
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import threading
+from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -291,6 +294,31 @@ def test_a_flood_of_output_is_cut_and_said_so(attacker: Attacker, arena: LiveSer
     answer = arena.call("POST", f"/builders/{attacker.data['uuid']}/exec", json=request).json()["data"]
     assert answer["truncated"] is True
     assert len(answer["output"]) <= 10_000_000
+
+
+def flooding_library() -> bytes:
+    """The least that the loader of x86-64 takes for a shared library: as it is loaded, it writes for ever."""
+    code = "b801000000 bf01000000 488d35efffffff ba40000000 0f05 ebe6"  # for ever: write(1, itself, 64)
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 3, 62, 1, 0, 64, 0, 0, 64, 56, 3, 64, 0, 0)
+    load = struct.pack("<2I6Q", 1, 7, 0, 0, 0, 0x400, 0x400, 0x1000)
+    dynamic = struct.pack("<2I6Q", 2, 6, 0x180, 0x180, 0x180, 80, 80, 8)
+    stack = struct.pack("<2I6Q", 0x6474E551, 6, 0, 0, 0, 0, 0, 16)
+    entries = struct.pack("<10Q", 12, 0x100, 5, 0x200, 6, 0x200, 10, 1, 0, 0)  # its init, and empty tables
+    whole = (header + load + dynamic + stack).ljust(0x100, b"\0") + bytes.fromhex(code)
+    return (whole.ljust(0x180, b"\0") + entries).ljust(0x400, b"\0")
+
+
+def test_a_flood_before_a_command_begins_keeps_nobody_waiting(attacker: Attacker, arena: LiveService) -> None:
+    attacker.run(f"echo {b64encode(flooding_library()).decode()} | base64 -d > flood.so")
+    request = {"command": "true", "env": {"LD_PRELOAD": "/app/flood.so"}}
+    with ThreadPoolExecutor() as pool:
+        flood = pool.submit(arena.call, "POST", f"/builders/{attacker.data['uuid']}/exec", json=request)
+        while not flood.done():
+            assert arena.call("GET", "/builders").status_code == 200
+    answer = flood.result()
+    assert (answer.status_code, "floods its output" in answer.text) == (409, True)
+    _, left = attacker.run("cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c ^LD_PRELOAD=")
+    assert left == "0\n"
 
 
 def gateway_of(attacker: Attacker) -> str:

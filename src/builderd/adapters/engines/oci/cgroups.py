@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builderd.adapters.engines.oci.moves import QuickMoves
+from builderd.adapters.engines.oci.processes import read_proc
 
 ROOT = Path("/sys/fs/cgroup")
 _CONTROLLERS = ("cpu", "memory", "pids")
@@ -75,7 +76,12 @@ class Cgroups:
             (directory / "cpu.cfs_quota_us").write_text(str(_SHIM_QUOTA))
 
     def enter_inner(self, name: str, inner: str, pid: int) -> None:
-        """Put a process into a group within its sandbox's, so that what it starts can be told from the rest."""
+        """Put a process into a group within its sandbox's, so that what it starts can be told from the rest.
+
+        Raises ``ProcessLookupError`` when it is none of the sandbox's: the number of one that ended is given again.
+        """
+        if f"{self.path(name)}/" not in read_proc(f"{pid}/cgroup").replace("\n", "/\n"):
+            raise ProcessLookupError(pid)
         directory = self._directory("pids", f"{name}/{inner}")
         directory.mkdir(exist_ok=True)
         (directory / "cgroup.procs").write_text(str(pid))

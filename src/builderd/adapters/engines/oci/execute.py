@@ -39,6 +39,8 @@ from builderd.domain.processes import TERM, ProcessSpec, Window
 
 #: What the gate says when it is there, and again when it has the word; what comes before is no output.
 _READY = b"\x06"
+#: What comes before is not kept beyond this: a hostile process would write it without end.
+_HEARD_BYTES = 64 << 10
 #: What it says when there is no such folder.
 _NO_FOLDER = b"\x15"
 #: Its word is a line of input, which a terminal echoes: so it speaks a second time.
@@ -51,6 +53,8 @@ _JOIN = "exec 2>&1; "
 #: ^D
 _END_OF_INPUT = b"\x04"
 _START_SECONDS = 30.0
+#: How long a process that is to be killed may take to be known, and to be gone.
+_KILL_SECONDS = 2.0
 #: How long a process may live on after its streams were closed.
 _HANG_UP_SECONDS = 1.0
 #: Each is a process of the host's, too, which no limit of the sandbox counts.
@@ -86,6 +90,7 @@ class Execution:
         self._errors: Outlet | None = None
         self._terminal: int | None = None
         self._first = b""
+        self._in_group = False
 
     # Its life
 
@@ -168,6 +173,8 @@ class Execution:
         """Wait for the gate's sign. Raises ``InvalidState`` with the runtime's complaint when none comes."""
         heard = self._first
         while _READY not in heard:
+            if len(heard) > _HEARD_BYTES:
+                raise InvalidState("The command could not be started: something in the sandbox floods its output.")
             if heard.endswith(_NO_FOLDER):
                 raise ValidationFailed({"cwd": [f"there is no folder {self._spec.folder} in the sandbox"]})
             piece = await self._output.read() if self._output else b""
@@ -187,6 +194,7 @@ class Execution:
             self._runs.cgroups.enter_inner(self._record.id, self._name, pid)
         except (FileNotFoundError, ProcessLookupError):
             return False
+        self._in_group = True
         return True
 
     def _pid(self) -> int | None:
@@ -254,8 +262,15 @@ class Execution:
         if self._runtime.is_gvisor:
             await self._kill_marked()
         else:
-            await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
+            await self._kill_group()
         await asyncio.shield(self._ended)
+
+    async def _kill_group(self) -> None:
+        """One that never passed the gate is put into its group for this."""
+        if not self._in_group:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._enter_group(), _KILL_SECONDS)
+        await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
 
     async def _kill_marked(self) -> None:
         """Under gVisor the host sees no processes: they are found inside, by a variable of their environment."""

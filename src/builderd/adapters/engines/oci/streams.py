@@ -36,7 +36,8 @@ class Outlet:
         self._closed = False
 
     async def read(self) -> bytes:
-        """The next piece; empty at the end."""
+        """The next piece; empty at the end. Others have their turn first, so that a flood holds nobody up."""
+        await asyncio.sleep(0)
         while not self._closed:
             ended = self._ended.done()
             piece = self._take()

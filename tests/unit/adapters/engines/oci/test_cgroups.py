@@ -74,6 +74,13 @@ def test_usage_on_version_2(v2: Path) -> None:
     assert (used.cpu_seconds, used.memory_bytes, used.processes) == (1.5, 2000, 7)
 
 
+def test_a_process_of_nobody_s_sandbox_is_not_put_into_one(v1: Path) -> None:
+    """It was given the number of one that has ended."""
+    with pytest.raises(ProcessLookupError):
+        Cgroups("x", v1).enter_inner("ab", "exec-1", os.getpid())
+    assert not (v1 / "pids/builderd-x/ab/exec-1").exists()
+
+
 def test_kills_for_memory_are_counted(v1: Path, tmp_path: Path) -> None:
     groups = Cgroups("x", v1)
     (v1 / "memory/builderd-x/ab/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")

@@ -8,15 +8,23 @@ from pathlib import Path
 
 import pytest
 from tests.contract.engine import apps
-from tests.engines import PATIENCE, execute, make_spec
+from tests.engines import PATIENCE, RuncEngine, StrongEngine, execute, make_spec, prepared
 
+from builderd.adapters.engines.oci import execute as execute_module
+from builderd.adapters.engines.oci import listening
 from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.processes import read_proc
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
+from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import ExecResult, SandboxState
 from builderd.domain.versions import Isolation
+from builderd.services.executions import Command, capture
 
 pytestmark = pytest.mark.root
 
+KINDS = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
 #: A daemon as the books have it: two forks, a session of its own, no terminal, an empty environment.
 DAEMON = """python3 - <<'END'
 import os, time
@@ -82,6 +90,50 @@ async def test_under_gvisor_a_command_past_its_time_is_killed_with_its_children(
     assert result.exit_code == 124
     assert (await run(engine, strong_sandbox, COUNT_DAEMONS)).output == "0\n"
     assert (await engine.report(strong_sandbox)).state is SandboxState.RUNNING
+
+
+async def test_under_gvisor_a_command_past_its_time_is_answered_though_it_hides(
+    engine: OciEngine, strong_sandbox: SandboxId
+) -> None:
+    async with asyncio.timeout(PATIENCE):
+        result = await run(engine, strong_sandbox, "echo begun; exec env -i sleep 31337", 2)
+    assert (result.exit_code, result.output) == (124, "begun\n")
+    assert runtimes_of(strong_sandbox) == []
+    assert (await engine.report(strong_sandbox)).state is SandboxState.RUNNING
+
+
+async def test_under_gvisor_a_look_at_what_listens_ends_though_its_program_hides(
+    engine: OciEngine, strong_sandbox: SandboxId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "_LOOK", ProcessSpec(("env", "-i", "sleep", "31337"), joined=True))
+    async with asyncio.timeout(PATIENCE):
+        assert (await engine.listening(strong_sandbox)).sockets == frozenset()
+    assert runtimes_of(strong_sandbox) == []
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+async def test_a_command_that_never_begins_is_given_up_and_killed(
+    settings: OciSettings, kind: type[OciEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loader waits for a library that nobody writes."""
+    async with prepared(settings, kind) as engine:
+        spec = await make_spec(engine, apps.SILENT)
+        await engine.start(spec)
+        assert (await run(engine, spec.id, "mkfifo never.so")).exit_code == 0
+        monkeypatch.setattr(execute_module, "_START_SECONDS", 2)
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(EngineUnavailable, match="in time"):
+                await capture(engine, spec.id, Command("true", env={"LD_PRELOAD": "/app/never.so"}), 100)
+        monkeypatch.undo()
+        assert runtimes_of(spec.id) == []
+        waiting = "cat /proc/[0-9]*/environ | tr '\\0' '\\n' | grep -c ^LD_PRELOAD"
+        assert (await run(engine, spec.id, waiting)).output == "0\n"
+
+
+def runtimes_of(sandbox: SandboxId) -> list[str]:
+    """Commands of the host's that run something in there."""
+    found = [read_proc(f"{path.name}/cmdline").replace("\0", " ") for path in Path("/proc").glob("[0-9]*")]
+    return [command for command in found if " exec " in command and sandbox in command]
 
 
 async def test_a_flood_of_output_neither_blocks_the_command_nor_the_service(

@@ -55,6 +55,8 @@ _END_OF_INPUT = b"\x04"
 _START_SECONDS = 30.0
 #: How long a process that is to be killed may take to be known, and to be gone.
 _KILL_SECONDS = 2.0
+#: How long gVisor may take to start what kills a process in there, and that to find it.
+_KILLER_SECONDS = 10.0
 #: How long a process may live on after its streams were closed.
 _HANG_UP_SECONDS = 1.0
 #: Each is a process of the host's, too, which no limit of the sandbox counts.
@@ -143,7 +145,9 @@ class Execution:
         # Where the runtime copies between its terminal and another one, the kernel tells it of new sizes.
         terminal = self._spec.window is not None and console is None
         mounts = around(self._runtime)
-        running = self._runs.launcher.run(argv, env=_ENV, descriptors=descriptors, mounts=mounts, terminal=terminal)
+        running = self._runs.launcher.run(
+            argv, env=_ENV, descriptors=descriptors, mounts=mounts, terminal=terminal, name=self._name
+        )
         self._ended = asyncio.ensure_future(running)
 
     def _process(self, argv: tuple[str, ...]) -> dict[str, Any]:
@@ -256,31 +260,39 @@ class Execution:
         return status if status >= 0 else 128 - status
 
     async def kill(self) -> None:
-        if self._ended.done():
-            self._ended.result()
-            return
-        if self._runtime.is_gvisor:
-            await self._kill_marked()
-        else:
-            await self._kill_group()
-        await asyncio.shield(self._ended)
+        if not self._ended.done():
+            await (self._kill_marked() if self._runtime.is_gvisor else self._kill_group())
+            await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)
+        if not self._ended.done():
+            # What the kill did not find goes on in its sandbox; nobody waits for it, and nothing of it on the host.
+            await self._runs.launcher.kill(self._name)
+            await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)
+        if not self._ended.done():
+            raise EngineUnavailable("The command does not end: its runtime waits for a device.")
+        self._ended.result()
 
     async def _kill_group(self) -> None:
-        """One that never passed the gate is put into its group for this."""
-        if not self._in_group:
-            with contextlib.suppress(TimeoutError):
+        """One that never passed the gate is put into its group for this. What waits for a device dies later."""
+        with contextlib.suppress(TimeoutError):
+            if not self._in_group:
                 await asyncio.wait_for(self._enter_group(), _KILL_SECONDS)
-        await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
+            await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
 
     async def _kill_marked(self) -> None:
-        """Under gVisor the host sees no processes: they are found inside, by a variable of their environment."""
+        """Under gVisor the host sees no processes: they are found inside, by a variable of their environment.
+
+        A process that took it off is not found, and where no more processes may be started nothing is.
+        """
         document = self._folder / f"{self._name}.kill.json"
         argv = ["/bin/sh", "-c", _KILL_MARKED, f"{_MARK}={self._name}"]
         write_json(document, make_process(argv, _ENV, "/", self._process(())["user"]["uid"], open_files()))
         try:
             pid_file = document.with_suffix(".pid")
             killer = command.execute(self._runtime, self._record.id, document, pid_file)
-            await self._runs.launcher.run(killer, env=_ENV, mounts=around(self._runtime))
+            killing = self._runs.launcher.run(killer, env=_ENV, mounts=around(self._runtime), name=document.stem)
+            await asyncio.wait_for(killing, _KILLER_SECONDS)
+        except TimeoutError:
+            await self._runs.launcher.kill(document.stem)
         finally:
             document.unlink()
             pid_file.unlink(missing_ok=True)

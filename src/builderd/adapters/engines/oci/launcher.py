@@ -9,6 +9,7 @@ and answers one JSON request per packet:
 ``run``     fork; the child enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
             executes a program.
             Answers when that program has ended, with its exit status and what went wrong before it.
+``kill``    kill the program of this name and what it started in its session.
 
 It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
 hybrid host (crun refuses to work beside it). It ends with the service; nothing that it started ends with it.
@@ -16,6 +17,7 @@ hybrid host (crun refuses to work beside it). It ends with the service; nothing 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -56,6 +58,8 @@ class Server:
         self._control = control
         #: By the sandbox's first uid: namespaces by the id on disk that they show as that uid.
         self._maps: dict[int, dict[int, int]] = {}
+        #: Those that have a name, for as long as they run.
+        self._named: dict[str, int] = {}
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
 
@@ -95,6 +99,9 @@ class Server:
                 self._answer(request["id"])
             case "run":
                 self._run(request, descriptors)
+            case "kill":
+                self._kill(request["name"])
+                self._answer(request["id"])
 
     def _keep_maps(self, uid: int, owners: list[int]) -> dict[int, int]:
         maps = self._maps.setdefault(uid, {})
@@ -117,16 +124,26 @@ class Server:
             run_child(request, maps, descriptors, child_words)
         os.close(child_words)
         self._drop_maps(request["uid"])
-        self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (request["id"], pid, words))
+        if request["name"]:
+            self._named[request["name"]] = pid
+        self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (request, pid, words))
 
-    def _reap(self, pidfd: int, child: tuple[int, int, int]) -> None:
+    def _kill(self, name: str) -> None:
+        """What was not reaped has its number still. One that was only just forked leads no group yet."""
+        if pid := self._named.get(name):
+            for kill in (os.kill, os.killpg):
+                with contextlib.suppress(ProcessLookupError):
+                    kill(pid, signal.SIGKILL)
+
+    def _reap(self, pidfd: int, child: tuple[Message, int, int]) -> None:
         request, pid, words = child
+        self._named.pop(request["name"], None)
         self._selector.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
         os.set_blocking(words, False)
         error = _read_words(words)
-        self._answer(request, status=os.waitstatus_to_exitcode(status), error=error)
+        self._answer(request["id"], status=os.waitstatus_to_exitcode(status), error=error)
 
     def _answer(self, request: int, **answer: Any) -> None:
         self._control.send(json.dumps({"id": request, **answer}).encode())

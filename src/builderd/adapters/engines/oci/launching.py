@@ -62,12 +62,13 @@ class Launcher:
         cgroups: Sequence[str] = (),
         uid: int = -1,
         terminal: bool = False,
+        name: str = "",
     ) -> Ended:
         """Run a program to its end.
 
         ``descriptors`` maps the number that it sees to one of ours, which is given away: closed here in any case.
         ``cgroups`` are the ``cgroup.procs`` files that it enters first; ``uid`` is what idmapped mounts map to.
-        ``terminal`` makes its descriptor 0 the terminal that controls it.
+        ``terminal`` makes its descriptor 0 the terminal that controls it; ``name`` is for ``kill``.
         """
         given = descriptors or {}
         request = {
@@ -80,9 +81,14 @@ class Launcher:
             "cgroups": list(cgroups),
             "uid": uid,
             "terminal": terminal,
+            "name": name,
         }
         answer = await self._ask(request, list(given.values()))
         return Ended(answer["status"], answer["error"])
+
+    async def kill(self, name: str) -> None:
+        """Kill the program that runs under this name, and what it started in its session. Idempotent."""
+        await self._ask({"op": "kill", "name": name})
 
     def close(self) -> None:
         """End the launcher for good; nothing that it started ends with it."""

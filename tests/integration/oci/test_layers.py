@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -251,9 +252,19 @@ def leave_a_link(seen: dict[str, Path]) -> int:
     return 0
 
 
+def leave_a_name_that_is_no_text(seen: dict[str, Path]) -> int:
+    os.mkdir(os.fsencode(seen[LAYER]) + b"/\xff")  # noqa: PTH102
+    return install(seen)
+
+
 @pytest.mark.parametrize(
     ("action", "why"),
-    [(leave_more, "left etc beside"), (leave_a_link, "made nothing"), (lambda seen: 0, "made nothing")],
+    [
+        (leave_more, "left etc beside"),
+        (leave_a_name_that_is_no_text, "left \ufffd beside"),
+        (leave_a_link, "made nothing"),
+        (lambda seen: 0, "made nothing"),
+    ],
 )
 async def test_a_layer_brings_an_environment_and_nothing_else(
     layers: Layers, runner: StandIn, action: Callable[[dict[str, Path]], int], why: str
@@ -263,6 +274,31 @@ async def test_a_layer_brings_an_environment_and_nothing_else(
     assert outcome.exit_code == 1
     assert why in outcome.output[-1]
     assert not layers.has(KEY)
+
+
+async def test_of_a_great_many_names_in_a_layer_a_few_are_looked_at_and_beside_the_loop(
+    layers: Layers, runner: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave_many(seen: dict[str, Path]) -> int:
+        for number in range(200):
+            (seen[LAYER] / str(number)).touch()
+        return install(seen)
+
+    lookers: list[threading.Thread] = []
+    real = os.scandir
+
+    @contextmanager
+    def watched(folder: Path | int) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with real(folder) as entries:
+            yield (lookers.append(threading.current_thread()) or entry for entry in entries)  # type: ignore[func-returns-value]
+
+    runner.action = leave_many
+    monkeypatch.setattr(os, "scandir", watched)
+    monkeypatch.setattr(module.Layers, "_discard", lambda *_: None)
+    outcome = await layers.build(plan(), print)
+    assert outcome.output[-1].count(",") == module.NAMED - 1
+    assert 0 < len(lookers) < 20
+    assert threading.main_thread() not in lookers
 
 
 async def test_what_a_foreign_build_writes_to_its_cache_is_thrown_away(

@@ -8,14 +8,15 @@ that nothing in one can be linked to from another.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import shutil
-import stat
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -42,6 +43,8 @@ KEPT_LINES, TOLD_LINES, LINE_LENGTH = 500, 2_000, 1_000
 
 #: Where installers put what they install, as apps see it below their root.
 MADE = frozenset({"venv", "node_modules"})
+#: So many names of what does not belong there are told.
+NAMED = 5
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 
@@ -179,7 +182,7 @@ class Layers:
             end = await self._runner.run_build(self._run(build, step), transcript.add)
             if end.exit_code:
                 return _outcome(end, transcript, begun)
-        if fault := _layer_fault(build.layer):
+        if fault := await asyncio.to_thread(_layer_fault, build.layer):
             transcript.add(fault)
             return _outcome(BuildExit(1), transcript, begun)
         self._shelf.put(key, build.layer)
@@ -244,12 +247,19 @@ def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:
 
 
 def _layer_fault(layer: Path) -> str | None:
-    """A layer lies below the root of an app: it may bring what installers make, and nothing else."""
-    found = {path.name: path.lstat().st_mode for path in layer.iterdir()}
-    if not found or not all(stat.S_ISDIR(found[name]) for name in MADE & found.keys()):
+    """A layer lies below the root of an app: it may bring what installers make, and nothing else.
+
+    Of a great many names only the first few are looked at: to leave millions costs a build little.
+    """
+    with os.scandir(layer) as entries:
+        others = list(islice((entry.name for entry in entries if entry.name not in MADE), NAMED))
+    if others:
+        names = os.fsencode(", ".join(sorted(others))).decode(errors="replace")
+        return f"error: the build left {names} beside what was installed"
+    made = [layer / name for name in MADE if os.path.lexists(layer / name)]
+    if not made or any(path.is_symlink() or not path.is_dir() for path in made):
         return "error: the installer made nothing"
-    others = sorted(set(found) - MADE)
-    return f"error: the build left {', '.join(others[:5])} beside what was installed" if others else None
+    return None
 
 
 def _nobody(line: str) -> None:

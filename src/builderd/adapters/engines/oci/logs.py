@@ -197,6 +197,29 @@ def parse_log(content: Content, offset: int, skip: int, whole: bool) -> tuple[li
     return lines[skip:], resume, sum(1 for start in complete if start >= resume)
 
 
+class Lines:
+    """Puts lines together from the pieces of a log, as far as each has come."""
+
+    def __init__(self) -> None:
+        self._open: dict[LogStream, _Part] = {}
+
+    def add(self, content: bytes) -> tuple[list[str], int]:
+        """The lines that this completes, and how much of it was whole records: the next piece begins there."""
+        lines = []
+        for time, stream, flag, text, _ in _records(content, 0):
+            part = self._open.setdefault(stream, _Part(0, time))
+            part.text += text
+            if flag == b"F" or len(part.text) > MAX_LINE:
+                lines.append(_line(stream, self._open.pop(stream)).text)
+        return lines, content.rfind(b"\n") + 1
+
+    def end(self) -> list[str]:
+        """Those of which no more will come."""
+        lines = [_line(stream, part).text for stream, part in self._open.items()]
+        self._open.clear()
+        return lines
+
+
 def _records(content: Content, offset: int) -> Iterator[tuple[datetime, LogStream, bytes, bytes, int]]:
     """Whole records from an offset on, each with the offset after it; one that cannot be read is passed over."""
     while (end := content.find(b"\n", offset)) >= 0:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from builderd.adapters.engines.oci.apps import INIT
 from builderd.adapters.engines.oci.builds import BuildExit, BuildRun, Output
 from builderd.adapters.engines.oci.command import Runtime
 from builderd.adapters.engines.oci.host_files import CA_BUNDLE
-from builderd.adapters.engines.oci.logs import parse_log
+from builderd.adapters.engines.oci.logs import Lines
 from builderd.adapters.engines.oci.records import Record
 from builderd.adapters.engines.oci.root import Root
 from builderd.adapters.engines.oci.runs import Run, Runs
@@ -18,6 +20,10 @@ from builderd.adapters.engines.oci.runs import Run, Runs
 _LOG_LIMIT = 10_000_000
 _TMP_BYTES = 1 << 30
 _TAIL_SECONDS = 0.05
+#: So much of a log is told at once, a matter of milliseconds; far more than the longest record of conmon's.
+PIECE_BYTES = 64 << 10
+#: Told where a log began anew.
+LEFT_OUT = "… (what the log had no room for is left out here)"
 
 
 class Runner:
@@ -78,7 +84,7 @@ class Runner:
             telling.cancel()
         if not in_time:
             await self._runs.clean(record)
-        tail.tell(ended=True)
+        await tail.finish()
         ended = self._runs.records.exit(record.id)
         oom = self._runs.cgroups.oom_kills(record.id) > 0 or self._runs.records.saw_oom(record.id)
         return BuildExit(ended.code if ended else 1, out_of_memory=oom and in_time, timed_out=not in_time)
@@ -92,20 +98,37 @@ class Tail:
         self._output = output
         self._file = 0
         self._offset = 0
-        self._skip = 0
+        self._lines = Lines()
 
     async def follow(self) -> None:
         while True:
             await asyncio.sleep(_TAIL_SECONDS)
             self.tell()
 
-    def tell(self, *, ended: bool = False) -> None:
-        """Tell what is new. A log that went over its limit begins anew."""
+    async def finish(self) -> None:
+        """Tell all the rest, of a log to which nothing is added any more."""
+        while self.tell():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        self._tell_lines(self._lines.end())
+
+    def tell(self) -> bool:
+        """Tell a piece of what is new; whether there was any.
+
+        Who floods the log is told late, or not: a log that went over its limit begins anew.
+        """
         with contextlib.suppress(FileNotFoundError), self._log.open("rb") as log:
-            if self._file != (number := self._log.stat().st_ino):
-                self._file, self._offset, self._skip = number, 0, 0
+            number = os.fstat(log.fileno()).st_ino
+            if self._file not in (0, number):
+                self._offset = 0
+                self._tell_lines([*self._lines.end(), LEFT_OUT])
+            self._file = number
             log.seek(self._offset)
-            lines, resume, self._skip = parse_log(log.read(), 0, self._skip, ended)
-            self._offset += resume
-            for line in lines:
-                self._output(line.text)
+            lines, length = self._lines.add(log.read(PIECE_BYTES))
+            self._offset += length
+            self._tell_lines(lines)
+            return length > 0
+        return False
+
+    def _tell_lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self._output(line)

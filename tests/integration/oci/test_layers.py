@@ -15,14 +15,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.oci.stores import open_store
 
 from builderd.adapters.engines.oci import layers as module
 from builderd.adapters.engines.oci.builds import BuildExit, BuildRun, Output
+from builderd.adapters.engines.oci.layer_cache import LayerCache
 from builderd.adapters.engines.oci.layers import Layers
+from builderd.adapters.engines.oci.shelf import Shelf
 from builderd.adapters.engines.oci.store import Store
+from builderd.adapters.engines.oci.subvolumes import create_subvolume
 from builderd.domain.errors import NoCapacity, NotFound
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
 
@@ -195,6 +199,49 @@ async def test_a_build_that_is_cancelled_leaves_nothing_and_whoever_waits_makes_
     assert outcome.ok
     assert not outcome.reused
     assert is_tidy(store)
+
+
+async def test_a_build_that_is_cancelled_while_its_folder_is_made_leaves_nothing(
+    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def make_late(path: Path) -> None:
+        begun.set()
+        go_on.wait(10)
+        create_subvolume(path)
+
+    monkeypatch.setattr(module, "create_subvolume", make_late)
+    build = asyncio.create_task(layers.build(plan(), print))
+    await asyncio.to_thread(begun.wait, 10)
+    build.cancel()
+    asyncio.get_running_loop().call_later(0.1, go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await build
+    await asyncio.sleep(0.1)
+    assert is_tidy(store)
+
+
+async def test_the_store_is_changed_beside_the_loop(
+    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may write out first what others wrote."""
+    changers: list[threading.Thread] = []
+    changes = [(Shelf, "put"), (Layers, "_discard"), (LayerCache, "empty")]
+
+    def watched(real: Callable[..., None]) -> Callable[..., None]:
+        def change(*args: Any) -> None:
+            changers.append(threading.current_thread())
+            real(*args)
+
+        return change
+
+    for owner, name in changes:
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    monkeypatch.setattr("builderd.adapters.engines.oci.layer_cache.HIGH_WATER", -1)
+    assert (await layers.build(plan(), print)).ok
+    assert len(changers) == len(changes)
+    assert threading.main_thread() not in changers
 
 
 async def test_a_runner_that_breaks_leaves_nothing(layers: Layers, runner: StandIn, store: Store) -> None:

@@ -18,6 +18,8 @@ from builderd.adapters.engines.oci.machine import Machine, OciSettings
 from builderd.adapters.engines.oci.processes import boot_id
 from builderd.adapters.engines.oci.records import Record, is_name
 from builderd.adapters.engines.oci.reports import absent, make_report
+from builderd.adapters.engines.oci.root import Root
+from builderd.adapters.engines.oci.threads import to_its_end
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState
 from builderd.domain.files import Condition, FileEntry, FilePage
@@ -218,12 +220,16 @@ class OciEngine:
     async def _start(self, spec: SandboxSpec) -> Record:
         here, runtime = self._here, self._runtime(spec.isolation)
         self._refuse_while_used(spec.disk)
-        app = here.disks.app(spec.disk)
-        lowers = here.lowers(spec.layer_key)
-        root = app_root(lowers, here.disks.scratch(spec.disk), app)
+        root = await to_its_end(self._make_root, spec)
         log = here.logs.begin(spec.builder_id, spec.id)
         url = f"http://{here.addresses.gateway}:{self._settings.inside_port}"
         return await here.runs.start(make_run(spec, runtime, root, log, self._settings.log_limit, url))
+
+    def _make_root(self, spec: SandboxSpec) -> Root:
+        """Blocks, for as long as the store writes out or collects what others left."""
+        app = self._here.disks.app(spec.disk)
+        lowers = self._here.lowers(spec.layer_key)
+        return app_root(lowers, self._here.disks.scratch(spec.disk), app)
 
     def _runtime(self, isolation: Isolation) -> Runtime:
         if lack := self.supports(isolation):

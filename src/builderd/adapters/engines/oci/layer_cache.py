@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from builderd.adapters.engines.oci.store import Store
 from builderd.adapters.engines.oci.subvolumes import create_subvolume, snapshot
+from builderd.adapters.engines.oci.threads import to_its_end
 
 CLAIM = "cache"
 #: Emptied when it is fuller than this, so that one more build surely fits.
@@ -21,6 +23,8 @@ class LayerCache:
         self.path = store.root / "cache"
         self._store = store
         self._users = 0
+        #: Who comes while it is emptied waits.
+        self._emptying = asyncio.Lock()
         self._size = 0
 
     def open(self, size_bytes: int) -> None:
@@ -40,12 +44,13 @@ class LayerCache:
         group = self._store.quota.limit(self.path, self._size)
         self._store.room.settle(CLAIM, self._size, group)
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
         """Keeps it from being emptied under a build."""
-        if self._users == 0 and self._is_high():
-            self.empty()
-        self._users += 1
+        async with self._emptying:
+            if self._users == 0 and self._is_high():
+                await to_its_end(self.empty)
+            self._users += 1
         try:
             yield
         finally:

@@ -26,6 +26,7 @@ from builderd.adapters.engines.oci.layer_cache import LayerCache
 from builderd.adapters.engines.oci.shelf import Shelf
 from builderd.adapters.engines.oci.store import Store
 from builderd.adapters.engines.oci.subvolumes import create_subvolume, snapshot
+from builderd.adapters.engines.oci.threads import to_its_end
 from builderd.domain.errors import NotFound
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildOutcome, BuildStep, Cache, LayerPlan
 from builderd.domain.resources import GB
@@ -115,11 +116,9 @@ class Layers:
             if self.has(plan.key):
                 return BuildOutcome(0, (), 0.0, reused=True)
             scratch = any(step.cache is Cache.SCRATCH for step in plan.steps)
-            with self._cache.in_use():
-                async with self._making(plan.key, copies=2 if scratch else 1) as build:
-                    await asyncio.to_thread(self._fill, build, plan, scratch=scratch)
-                    outcome = await self._make(build, plan.key, plan.steps, progress)
-            return outcome
+            async with self._cache.in_use(), self._making(plan.key, copies=2 if scratch else 1) as build:
+                await to_its_end(self._fill, build, plan, scratch=scratch)
+                return await self._make(build, plan.key, plan.steps, progress)
 
     def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
         """The keys of those that were taken away: not to be kept, seen by nobody, asked for by nobody in so long."""
@@ -134,7 +133,7 @@ class Layers:
             if generation > 1:
                 return BuildOutcome(0, (), 0.0, reused=True)
             async with self._making(key, copies=1) as build:
-                await asyncio.to_thread(self._copy, build, self._shelf.path(key, generation))
+                await to_its_end(self._copy, build, self._shelf.path(key, generation))
                 return await self._make(build, key, (step,), _nobody)
 
     def _lock(self, key: str) -> asyncio.Lock:
@@ -148,11 +147,11 @@ class Layers:
         size = self._store.room.claim_some(claim, MIN_LAYER * copies, self._most() * copies) // copies
         build = Build(self._store.builds / name, size)
         try:
-            build.folder.mkdir(mode=0o711)
+            await to_its_end(build.folder.mkdir, mode=0o711)
             yield build
         finally:
             self._store.room.release(claim)
-            self._discard(build.folder)
+            await to_its_end(self._discard, build.folder)
 
     def _discard(self, folder: Path) -> None:
         for name in ("layer", "cache"):
@@ -185,7 +184,7 @@ class Layers:
         if fault := await asyncio.to_thread(_layer_fault, build.layer):
             transcript.add(fault)
             return _outcome(BuildExit(1), transcript, begun)
-        self._shelf.put(key, build.layer)
+        await to_its_end(self._shelf.put, key, build.layer)
         return _outcome(BuildExit(0), transcript, begun)
 
     def _run(self, build: Build, step: BuildStep) -> BuildRun:

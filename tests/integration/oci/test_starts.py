@@ -1,0 +1,29 @@
+"""A start waits for the store without keeping others waiting."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.contract.engine import apps
+from tests.engines import PATIENCE, execute, make_spec
+
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.domain.sandboxes import SandboxState
+
+pytestmark = pytest.mark.root
+
+
+async def test_a_start_that_waits_for_the_store_keeps_nobody_waiting_and_is_cancelled_whole(engine: OciEngine) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    with engine._here.disks._scratch_lock:
+        start = asyncio.create_task(engine.start(spec))
+        await asyncio.sleep(0.1)
+        start.cancel()
+        again = asyncio.create_task(engine.start(spec))
+        await asyncio.sleep(0.1)
+        assert not start.done(), "it would take away what the next start makes"
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert (await again).state is SandboxState.RUNNING
+    assert (await execute(engine, spec.id, "touch /var/tmp/x", PATIENCE, 100)).exit_code == 0

@@ -291,7 +291,7 @@ async def _deploy(
     begin: Callable[[Record], Record],
 ) -> Deployed:
     bundle = None
-    if new.model_fields_set & CODE:
+    if "files" in new.model_fields_set or new.source is not None:
         bundle = await bundle_of(application, identity, new)
     given = _given(new, bundle)
     if bundle is not None and "entrypoint" not in given:

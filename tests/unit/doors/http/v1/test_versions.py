@@ -215,6 +215,14 @@ async def test_leaving_a_gate_out_needs_its_scope_and_is_not_kept(
     assert (data["version"], data["qa_passed"]) == (3, True)
 
 
+async def test_a_null_keeps_what_there_is_as_leaving_it_out_does(client: httpx.AsyncClient, url: str) -> None:
+    response = await client.put(url, json={"source": None, "entrypoint": None, "isolation": None, "port": 8001})
+    assert response.status_code == 200, response.text
+    new, old = await versions(client, url)
+    assert (new["port"], new["bundle"], new["entrypoint"]) == (8001, old["bundle"], old["entrypoint"])
+    assert (await client.put(url, json={"files": None})).json()["errors"] == {"files": ["must be an object"]}
+
+
 async def test_a_stranger_finds_nothing(url: str, service: Service) -> None:
     stranger = service.client(await service.token("evil", Scope.WRITE))
     reader = service.client(await service.token("acme", Scope.READ))

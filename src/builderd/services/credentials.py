@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from builderd.domain.builders import Builder, Desired
-from builderd.domain.credentials import MAX_CREDENTIALS, Credential, pack, place_of, unpack
+from builderd.domain.credentials import MAX_CREDENTIALS, Credential, name_fault, pack, place_of, unpack
 from builderd.domain.errors import Conflict, NotFound, QuotaExceeded
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.versions import Version
@@ -52,8 +52,8 @@ def put(
 
 
 def get(uow: UnitOfWork, tenant_id: TenantId, name: str) -> CredentialView:
-    """Raises ``NotFound``."""
-    credential = uow.credentials.get(tenant_id, name)
+    """``NotFound`` for a foreign, unknown or malformed name, all alike."""
+    credential = None if name_fault(name) else uow.credentials.get(tenant_id, name)
     if credential is None:
         raise NotFound(f"There is no credential named {name!r}: list yours with GET /api/v1/credentials.")
     return CredentialView(credential, _uses(uow, credential))

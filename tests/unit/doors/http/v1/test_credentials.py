@@ -131,9 +131,12 @@ async def test_bad_values_are_refused_without_repeating_them(
     assert CANARY not in answer.text
 
 
-@pytest.mark.parametrize("name", ["Zoho", "-a", "a.b", "%00", "a" * 64, "a%20b"])
-async def test_bad_names_are_refused(client: httpx.AsyncClient, name: str) -> None:
-    assert (await client.put(f"/api/v1/credentials/{name}", json=VALUES)).status_code == 422
+@pytest.mark.parametrize("name", ["Zoho", "-a", "a.b", "%00", "a%00b", "%ff", "a" * 64, "a%20b"])
+async def test_bad_names_are_refused_and_not_found(client: httpx.AsyncClient, name: str) -> None:
+    path = f"/api/v1/credentials/{name}"
+    assert (await client.put(path, json=VALUES)).status_code == 422
+    for answer in (await client.get(path), await client.delete(path)):
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
 async def test_the_database_holds_no_value_in_clear(client: httpx.AsyncClient, service: Service) -> None:

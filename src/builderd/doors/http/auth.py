@@ -81,13 +81,12 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
 async def recognize(request: HTTPConnection, secret: str, look: Callable[[], Awaitable[T]]) -> T:
     """What ``look`` finds by this secret. Raises ``Unauthenticated``, and ``RateLimited`` when it comes too often."""
     rates: Rates = request.app.state.rates
-    address = request.client.host if request.client else ""
-    standing = rates.admit(address, secret)
+    standing = rates.admit(secret)
     _keep_within(request, standing)
     try:
         found = await look()
     except Unauthenticated:
-        rates.failed(address, secret)
+        rates.failed(request.client.host if request.client else "", secret)
         raise
     if standing is None:
         _keep_within(request, rates.count(secret))

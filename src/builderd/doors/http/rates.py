@@ -92,35 +92,31 @@ class Rates:
     def __init__(self, requests: int = 6000, failures: int = 60, now: Callable[[], float] = time.monotonic) -> None:
         self._requests = Buckets(requests, now) if requests else None
         self._failures = Buckets(failures, now) if failures else None
-        #: Which tokens were good lately: they are let through whatever comes from their address besides.
-        self._good = Buckets(1, now)
 
-    def admit(self, address: str, secret: str) -> Standing | None:
-        """Before a token is looked up: count it if it is known, None otherwise.
-
-        Raises ``RateLimited`` for an unknown token while too many wrong ones have come from its address.
-        """
-        if secret_hash(secret) in self._good:
-            return self.count(secret)
-        standing = self._failures.look(_place(address)) if self._failures else None
-        if standing is not None and standing.retry_after is not None:
-            raise RateLimited(
-                f"Too many wrong tokens came from your address: wait {standing.retry_after} s, and check yours.",
-                retry_after=standing.retry_after,
-            )
-        return None
+    def admit(self, secret: str) -> Standing | None:
+        """Before a token is looked up: count its call if it was good lately, so that one too many costs no look-up."""
+        is_known = self._requests is not None and secret_hash(secret) in self._requests
+        return self.count(secret) if is_known else None
 
     def failed(self, address: str, secret: str) -> None:
-        """The token was none."""
-        self._good.forget(secret_hash(secret))
-        if self._failures is not None:
-            self._failures.take(_place(address))
+        """The token was none. Raises ``RateLimited`` while too many of that kind come from its address.
+
+        Only once it was looked up: behind a proxy all share one address, and nobody's good token may be refused for
+        the wrong ones of others. Guesses gain nothing by being looked up, since tokens are long and random.
+        """
+        if self._requests is not None:
+            self._requests.forget(secret_hash(secret))
+        standing = self._failures.take(_place(address)) if self._failures is not None else None
+        if standing is not None and standing.retry_after is not None:
+            raise RateLimited(
+                "This token is unknown, expired or revoked, and too many such came from your address: "
+                f"check it, and wait {standing.retry_after} s.",
+                retry_after=standing.retry_after,
+            )
 
     def count(self, secret: str) -> Standing | None:
         """A call with a good token; None when calls are not counted."""
-        key = secret_hash(secret)
-        self._good.take(key)
-        return self._requests.take(key) if self._requests is not None else None
+        return self._requests.take(secret_hash(secret)) if self._requests is not None else None
 
 
 def too_many(standing: Standing) -> RateLimited:

@@ -25,9 +25,11 @@ from builderd.adapters.fakes.scanners import FakeScanner
 from builderd.adapters.fakes.testers import FakeTesters
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.stores.sql.tables import metadata
-from builderd.domain.tokens import Scope
+from builderd.domain.ids import secret_hash
+from builderd.domain.tokens import Scope, Token
 from builderd.doors.http.app import create_app
 from builderd.doors.http.listener import server_config
+from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.reconciler import Reconciler
 from builderd.services import tokens
@@ -69,6 +71,11 @@ class Service:
     async def token(self, tenant: str, *scopes: Scope) -> str:
         """The secret of a new token."""
         return await _token(self.application, tenant, scopes)
+
+    async def revoke(self, secret: str) -> None:
+        """End this token."""
+        now = self.application.clock.now()
+        await self.application.store.write(lambda uow: uow.tokens.revoke(_of_secret(uow, secret).id, now))
 
     async def kept(self) -> Mapping[str, int]:
         """How much of everything there is: what a refused request must leave as it was."""
@@ -157,6 +164,12 @@ def _rows(store: SqlStore) -> dict[str, int]:
         # But for the keys of backups: the service makes one for each tenant when it gets to it.
         tables = [table for table in metadata.sorted_tables if table.name != "backup_keys"]
         return {t.name: connection.execute(select(func.count()).select_from(t)).scalar_one() for t in tables}
+
+
+def _of_secret(uow: UnitOfWork, secret: str) -> Token:
+    token = uow.tokens.by_secret_hash(secret_hash(secret))
+    assert token
+    return token
 
 
 async def _token(application: Application, tenant: str, scopes: Collection[Scope]) -> str:

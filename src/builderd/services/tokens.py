@@ -52,6 +52,12 @@ def authenticate(uow: UnitOfWork, secret: str, now: datetime) -> Token:
     return token
 
 
+def is_good_still(uow: UnitOfWork, token: Token, now: datetime) -> bool:
+    """Whether a token that was valid has neither expired nor been revoked since."""
+    found = uow.tokens.by_secret_hash(token.secret_hash)
+    return found is not None and found.is_valid(now)
+
+
 def needs_touch(token: Token, now: datetime) -> bool:
     """Whether the token's last use should be written down again."""
     return token.last_used_at is None or now - token.last_used_at >= TOUCH_INTERVAL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from builderd.doors.http import docs_page, health, openapi, problems
 from builderd.doors.http.meter import Meter
 from builderd.doors.http.rates import Rates
 from builderd.doors.http.request_log import RequestLog
+from builderd.doors.http.streams import Listeners
 from builderd.doors.http.v1 import (
     PREFIX,
     backups,
@@ -58,7 +58,8 @@ def create_app(
     app.state.rates = rates or Rates()
     app.state.creations = started
     app.state.metrics_token = metrics_token
-    app.state.event_streams = Counter()
+    app.state.event_streams = Listeners("events")
+    app.state.log_streams = Listeners("logs")
     # Before the builders, among whose paths /builders/spending would be taken for one of their uuids.
     for noun in (
         health,

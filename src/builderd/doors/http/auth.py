@@ -78,6 +78,12 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
     return Identity(token)
 
 
+async def is_good_still(application: Application, identity: Identity) -> bool:
+    """Whether a token that was valid is so now, for answers that go on for long."""
+    now = application.clock.now()
+    return await application.store.read(lambda uow: tokens.is_good_still(uow, identity.token, now))
+
+
 async def recognize(request: HTTPConnection, secret: str, look: Callable[[], Awaitable[T]]) -> T:
     """What ``look`` finds by this secret. Raises ``Unauthenticated``, and ``RateLimited`` when it comes too often."""
     rates: Rates = request.app.state.rates

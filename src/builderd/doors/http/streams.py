@@ -4,16 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from builderd.domain.errors import RateLimited
+from builderd.domain.ids import TenantId
 from builderd.doors.http.preferences import EVENT_STREAM
 
 #: Proxies and load balancers close what has been silent for a minute or less.
 HEARTBEAT_SECONDS = 15.0
+#: Streams of one kind that a tenant may have open at the same time.
+MAX_STREAMS = 100
+
+#: Whether whoever listens still may.
+Permission = Callable[[], Awaitable[bool]]
+
+
+async def _always() -> bool:
+    return True
+
+
+class Listeners:
+    """The streams of one kind that go on now, by tenant. ``kind`` is what they are of."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._open: Counter[TenantId] = Counter()
+
+    def admit(self, tenant_id: TenantId) -> None:
+        """Raises ``RateLimited`` for one too many."""
+        if self._open[tenant_id] >= MAX_STREAMS:
+            raise RateLimited(f"{MAX_STREAMS} streams of {self._kind} are open already: close one.", retry_after=10)
+
+    @contextmanager
+    def one_more(self, tenant_id: TenantId) -> Iterator[None]:
+        """For as long as it goes on."""
+        self._open[tenant_id] += 1
+        try:
+            yield
+        finally:
+            self._open[tenant_id] -= 1
+
+    def total(self) -> int:
+        """Of all tenants."""
+        return self._open.total()
 
 
 def event(name: str, data: Mapping[str, Any] | str, event_id: str | None = None) -> bytes:
@@ -22,20 +62,31 @@ def event(name: str, data: Mapping[str, Any] | str, event_id: str | None = None)
     return format_sse_event(event=name, data_str=text, id=event_id)
 
 
-def stream(events: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None) -> StreamingResponse:
-    """The events as they come, with heartbeats between them. Ends with the generator, or when the client leaves."""
+def stream(
+    events: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None, permitted: Permission = _always
+) -> StreamingResponse:
+    """The events as they come, with heartbeats between them.
+
+    Ends with the generator, when the client leaves, or within ``HEARTBEAT_SECONDS`` of being ``permitted`` no more.
+    """
     # nginx, for one, would collect the events instead of passing them on.
     unbuffered = {"X-Accel-Buffering": "no", **(headers or {})}
-    return StreamingResponse(_with_heartbeats(events), media_type=EVENT_STREAM, headers=unbuffered)
+    return StreamingResponse(_with_heartbeats(events, permitted), media_type=EVENT_STREAM, headers=unbuffered)
 
 
-async def _with_heartbeats(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+async def _with_heartbeats(events: AsyncGenerator[bytes], permitted: Permission) -> AsyncGenerator[bytes]:
+    beat = time.monotonic() + HEARTBEAT_SECONDS
     pending = asyncio.ensure_future(_next(events))
     try:
         # The head of the answer is out at once, also when the first event takes a while.
         yield KEEPALIVE_COMMENT
         while True:
-            done, _ = await asyncio.wait({pending}, timeout=HEARTBEAT_SECONDS)
+            done, _ = await asyncio.wait({pending}, timeout=max(0, beat - time.monotonic()))
+            # By the clock, for a stream that is never silent.
+            if time.monotonic() >= beat:
+                if not await permitted():
+                    return
+                beat = time.monotonic() + HEARTBEAT_SECONDS
             if not done:
                 yield KEEPALIVE_COMMENT
                 continue

@@ -42,6 +42,25 @@ async def test_silence_is_filled_with_heartbeats(monkeypatch: pytest.MonkeyPatch
     assert received.count(b": ping\n\n") > 2
 
 
+@pytest.mark.parametrize("busy", [False, True])
+async def test_who_may_listen_no_more_is_told_no_more(monkeypatch: pytest.MonkeyPatch, busy: bool) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.05)
+    answers = iter([True, False])
+
+    async def events() -> AsyncGenerator[bytes]:
+        while True:
+            await asyncio.sleep(0.001 if busy else 60)
+            yield b"one"
+
+    async def permitted() -> bool:
+        return next(answers)
+
+    async with asyncio.timeout(30):
+        received = [piece async for piece in stream(events(), permitted=permitted).body_iterator]
+    assert (b"one" in received) is busy
+    assert next(answers, None) is None
+
+
 async def test_whoever_leaves_ends_the_source() -> None:
     ended = asyncio.Event()
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
-from builderd.domain.errors import RateLimited, ValidationFailed
+from builderd.domain.errors import ValidationFailed
 from builderd.domain.events import Event, is_pattern
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
-from builderd.doors.http.auth import Identity, Reader, TheApplication
-from builderd.doors.http.streams import event, stream
+from builderd.doors.http.auth import Identity, Reader, TheApplication, is_good_still
+from builderd.doors.http.streams import Listeners, event, stream
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.builders import MAX_PER_PAGE, Uuid
 from builderd.ports.store import EventQuery
@@ -31,8 +31,6 @@ from builderd.wire.v1.times import UtcTime
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 
-#: Streams of one tenant that go on at the same time.
-MAX_STREAMS = 100
 MAX_TYPES = 1_000
 EVENT_ID = re.compile(r"\d{1,18}", re.ASCII)
 PATTERN = r"[a-z][a-z_]*(\.[a-z_]+)*(\.\*)?"
@@ -116,7 +114,7 @@ async def _answer(
         raise ValidationFailed({"until": ["must be later than since"]})
     tenant_id, filters = identity.token.tenant_id, query.filters(builder)
     if query.follow:
-        return await _stream(request, application, tenant_id, filters)
+        return await _stream(request, application, identity, filters)
     found, total = await application.store.read(
         lambda uow: uow.events.page(tenant_id, filters, page=query.page, per_page=query.per_page)
     )
@@ -128,14 +126,15 @@ async def _answer(
 # Following
 
 
-async def _stream(request: Request, application: Application, tenant_id: TenantId, query: EventQuery) -> Response:
+async def _stream(request: Request, application: Application, identity: Identity, query: EventQuery) -> Response:
     if query.until is not None:
         raise ValidationFailed({"until": ["cannot be had with follow, which goes on as long as you listen"]})
-    streams: Counter[TenantId] = request.app.state.event_streams
-    if streams[tenant_id] >= MAX_STREAMS:
-        raise RateLimited(f"{MAX_STREAMS} streams of events are open already: close one first.", retry_after=10)
+    listeners: Listeners = request.app.state.event_streams
+    tenant_id = identity.token.tenant_id
+    listeners.admit(tenant_id)
     after = await events.place(application, tenant_id, query, _given(request))
-    return stream(_followed(streams, application, tenant_id, query, after))
+    followed = _followed(listeners, application, tenant_id, query, after)
+    return stream(followed, permitted=partial(is_good_still, application, identity))
 
 
 def _given(request: Request) -> int | None:
@@ -149,15 +148,12 @@ def _given(request: Request) -> int | None:
 
 
 async def _followed(
-    streams: Counter[TenantId], application: Application, tenant_id: TenantId, query: EventQuery, after: int
+    listeners: Listeners, application: Application, tenant_id: TenantId, query: EventQuery, after: int
 ) -> AsyncGenerator[bytes]:
-    streams[tenant_id] += 1
-    try:
+    with listeners.one_more(tenant_id):
         async with aclosing(events.follow(application, tenant_id, query, after)) as followed:
             async for one in followed:
                 yield event(one.type, shown(one).model_dump_json(), str(one.id))
-    finally:
-        streams[tenant_id] -= 1
 
 
 def shown(event: Event) -> wire.Event:

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,8 +16,8 @@ from builderd.domain.ids import TenantId
 from builderd.domain.logs import LogStream
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
-from builderd.doors.http.auth import Reader, TheApplication
-from builderd.doors.http.streams import event, stream
+from builderd.doors.http.auth import Identity, Reader, TheApplication, is_good_still
+from builderd.doors.http.streams import Listeners, event, stream
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.builders import Uuid
 from builderd.services import builders, logs
@@ -57,9 +58,7 @@ async def read_logs(
     """What the app and the installer wrote, joined over restarts and versions."""
     tenant_id, uuid = identity.token.tenant_id, uuid.lower()
     if query.follow:
-        await application.store.read(lambda uow: builders.get(uow, tenant_id, uuid))
-        place = _place(request.headers.get("last-event-id", ""))
-        return stream(_followed(application, tenant_id, uuid, query, place))
+        return await _stream(request, application, identity, uuid, query)
     lines = await logs.read(application, tenant_id, uuid, tail=query.tail, since=query.since, stream=query.stream)
     data = [_shown(line) for line in lines]
     return success(LogAnswer(message=f"{len(data)} lines.", data=data)).response()
@@ -86,18 +85,36 @@ def _place(event_id: str) -> Place | None:
         return None
 
 
+async def _stream(
+    request: Request, application: Application, identity: Identity, uuid: str, query: LogQuery
+) -> Response:
+    listeners: Listeners = request.app.state.log_streams
+    tenant_id = identity.token.tenant_id
+    await application.store.read(lambda uow: builders.get(uow, tenant_id, uuid))
+    listeners.admit(tenant_id)
+    place = _place(request.headers.get("last-event-id", ""))
+    followed = _followed(listeners, application, tenant_id, uuid, query, place)
+    return stream(followed, permitted=partial(is_good_still, application, identity))
+
+
 async def _followed(
-    application: Application, tenant_id: TenantId, uuid: str, query: LogQuery, after: Place | None
+    listeners: Listeners,
+    application: Application,
+    tenant_id: TenantId,
+    uuid: str,
+    query: LogQuery,
+    after: Place | None,
 ) -> AsyncGenerator[bytes]:
     since, tail = (after.time, None) if after else (query.since, query.tail)
     lines = logs.follow(application, tenant_id, uuid, tail=tail, since=since, stream=query.stream)
     place = Place(EPOCH, 0)
-    async with aclosing(lines):
-        async for line in lines:
-            time = line.line.time
-            place = Place(time, place.nth + 1 if time == place.time else 1)
-            if after is None or time != after.time or place.nth > after.nth:
-                yield event("line", _shown(line).model_dump_json(), str(place))
+    with listeners.one_more(tenant_id):
+        async with aclosing(lines):
+            async for line in lines:
+                time = line.line.time
+                place = Place(time, place.nth + 1 if time == place.time else 1)
+                if after is None or time != after.time or place.nth > after.nth:
+                    yield event("line", _shown(line).model_dump_json(), str(place))
 
 
 def _shown(line: logs.VersionedLine) -> LogLine:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service, listening
 
-from builderd.doors.http.v1 import events as door
+from builderd.doors.http import streams
 from builderd.services import events
 
 API = "/api/v1"
@@ -170,7 +170,7 @@ async def test_an_id_that_is_none_is_refused_rather_than_begun_elsewhere(
 async def test_a_tenant_has_so_many_streams_and_gets_them_back(
     real: httpx.AsyncClient, service: Service, uuid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "MAX_STREAMS", 1)
+    monkeypatch.setattr(streams, "MAX_STREAMS", 1)
     query: dict[str, Any] = {"follow": True, "since": "2020-01-01T00:00:00Z"}
     async with real.stream("GET", f"{API}/events", params=query) as response:
         follower = Follower(response)
@@ -181,3 +181,13 @@ async def test_a_tenant_has_so_many_streams_and_gets_them_back(
     async with asyncio.timeout(30):
         while service.app.state.event_streams.total():
             await asyncio.sleep(0.01)
+
+
+async def test_a_stream_ends_with_its_token(
+    real: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.05)
+    async with real.stream("GET", f"{API}/events", params={"follow": True}) as response:
+        await service.revoke(service.write)
+        with pytest.raises(EOFError):
+            await Follower(response).events(1)

@@ -15,6 +15,7 @@ from tests.service import MINIMAL, Service, listening
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.ids import SandboxId
 from builderd.domain.logs import LogStream
+from builderd.doors.http import streams
 
 BUILDERS = "/api/v1/builders"
 
@@ -147,3 +148,28 @@ async def test_a_stream_ends_with_its_builder(real: httpx.AsyncClient, path: str
         await real.delete(path.removesuffix("/logs"))
         with pytest.raises(EOFError):
             await Follower(response).texts(1)
+
+
+async def test_a_stream_ends_with_its_token(
+    real: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.05)
+    async with real.stream("GET", path, params={"follow": True, "tail": 0}) as response:
+        await service.revoke(service.write)
+        async with asyncio.timeout(30):
+            with pytest.raises(EOFError):
+                await Follower(response).texts(1)
+
+
+async def test_a_tenant_has_so_many_streams_and_gets_them_back(
+    real: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MAX_STREAMS", 1)
+    async with real.stream("GET", path, params={"follow": True}) as response:
+        follower = Follower(response)
+        await follower.texts(1)
+        refused = await real.get(path, params={"follow": True})
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    async with asyncio.timeout(30):
+        while service.app.state.log_streams.total():
+            await asyncio.sleep(0.01)

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import datetime
 
 import httpx
 import pytest
@@ -16,10 +15,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from builderd.adapters.fakes.processes import Answer
-from builderd.domain.ids import secret_hash
 from builderd.domain.processes import LOGIN_SHELL, Window
 from builderd.doors.http.v1 import terminals
-from builderd.ports.store import UnitOfWork
 
 PATIENCE = 20
 BUILDERS = "/api/v1/builders"
@@ -115,8 +112,7 @@ async def test_a_token_that_ends_takes_its_terminal_along(
 ) -> None:
     monkeypatch.setattr(terminals, "GUARD_SECONDS", 0.05)
     async with opened(url, service.write) as socket:
-        now = service.application.clock.now()
-        await service.application.store.write(lambda uow: _revoke(uow, service.write, now))
+        await service.revoke(service.write)
         assert await end(socket) == terminals.POLICY
 
 
@@ -130,9 +126,3 @@ async def test_a_message_too_large_is_not_taken(service: Service, url: str) -> N
     async with opened(url, service.write) as socket:
         await socket.send(b"x" * 1_100_000)
         assert await end(socket) == 1009
-
-
-def _revoke(uow: UnitOfWork, secret: str, now: datetime) -> None:
-    token = uow.tokens.by_secret_hash(secret_hash(secret))
-    assert token
-    uow.tokens.revoke(token.id, now)

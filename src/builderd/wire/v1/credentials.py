@@ -47,11 +47,15 @@ class NewCredential(Shape):
 
 
 class CredentialUse(View):
-    """A builder that asks for it. ``needs_restart``: it runs with the values before."""
+    """A builder that asks for it. ``needs_restart``: it runs with the values before.
+
+    ``not_restarted`` comes only where it was to be restarted and could not be: why.
+    """
 
     uuid: str
     name: str
     needs_restart: bool
+    not_restarted: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Credential(View):

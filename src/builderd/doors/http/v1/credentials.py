@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
 from builderd.domain.credentials import NAME, name_fault
-from builderd.domain.errors import ValidationFailed
+from builderd.domain.errors import BuilderdError, ValidationFailed
+from builderd.domain.ids import BuilderId
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
 from builderd.doors.http.auth import Identity, Reader, TheApplication, Writer
@@ -69,25 +72,38 @@ async def put_credential(
     )
     view = await application.store.read(lambda uow: credentials.get(uow, tenant, name))
     stale = [use for use in view.uses if use.needs_restart]
-    if query.restart:
-        for use in stale:
-            await _restart(application, identity, use)
-    answer = CredentialAnswer(message=_put_message(name, stale, restarted=query.restart), data=_shown(view))
+    faults = await _restart(application, identity, stale) if query.restart else {}
+    message = _put_message(name, stale, faults, restarted=query.restart)
+    answer = CredentialAnswer(message=message, data=_shown(view, faults))
     return success(answer, 201 if is_new else 200).response()
 
 
-async def _restart(application: Application, identity: Identity, use: Use) -> None:
+async def _restart(application: Application, identity: Identity, stale: list[Use]) -> dict[BuilderId, str]:
+    """As many as can be: the credential is stored whatever becomes of them. Why the others are not, by their ids."""
+    faults = {}
+    for use in stale:
+        try:
+            await _begin_restart(application, identity, use.builder.id)
+        except BuilderdError as error:
+            faults[use.builder.id] = error.message
+    return faults
+
+
+async def _begin_restart(application: Application, identity: Identity, builder_id: BuilderId) -> None:
     now = application.clock.now()
-    await application.commit(lambda uow: builders.restart(uow, application, identity.caller, use.builder.id, now))
+    await application.commit(lambda uow: builders.restart(uow, application, identity.caller, builder_id, now))
 
 
-def _put_message(name: str, stale: list[Use], *, restarted: bool) -> str:
-    names = ", ".join(use.builder.name for use in stale)
-    if not stale:
-        return f"The credential {name} is stored."
-    if restarted:
-        return f"The credential {name} is stored; {names} are being restarted with it."
-    return f"The credential {name} is stored; {names} have the values before until they are restarted (?restart=true)."
+def _put_message(name: str, stale: list[Use], faults: Mapping[BuilderId, str], *, restarted: bool) -> str:
+    names = ", ".join(use.builder.name for use in stale if use.builder.id not in faults)
+    stored = f"The credential {name} is stored"
+    if not restarted and names:
+        return f"{stored}; {names} have the values before until they are restarted (?restart=true)."
+    begun = f"; being restarted with it: {names}" if names else ""
+    left = [
+        f" {use.builder.name} is not restarted: {faults[use.builder.id]}" for use in stale if use.builder.id in faults
+    ]
+    return f"{stored}{begun}.{''.join(left)}"
 
 
 @router.get(
@@ -136,7 +152,7 @@ async def delete_credential(
     return success(CredentialAnswer(message=f"The credential {name} is gone.", data=_shown(view))).response()
 
 
-def _shown(view: CredentialView) -> wire.Credential:
+def _shown(view: CredentialView, faults: Mapping[BuilderId, str] = MappingProxyType({})) -> wire.Credential:
     one = view.credential
     return wire.Credential(
         name=one.name,
@@ -146,7 +162,12 @@ def _shown(view: CredentialView) -> wire.Credential:
         last_used_at=one.last_used_at,
         last_used_by=one.last_used_by,
         used_by=[
-            wire.CredentialUse(uuid=use.builder.id, name=use.builder.name, needs_restart=use.needs_restart)
+            wire.CredentialUse(
+                uuid=use.builder.id,
+                name=use.builder.name,
+                needs_restart=use.needs_restart,
+                not_restarted=faults.get(use.builder.id),
+            )
             for use in view.uses
         ],
     )

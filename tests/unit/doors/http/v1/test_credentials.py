@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
+from builderd.domain.builders import Builder
+from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import BuilderId
+from builderd.ports.store import UnitOfWork
+from builderd.services import builders
+from builderd.services.application import Application
+from builderd.services.builders import Caller
 
 ZOHO = "/api/v1/credentials/zoho"
 CANARY = "canary-7f3a"
@@ -68,6 +75,33 @@ async def test_a_change_restarts_them_where_that_is_wanted(client: httpx.AsyncCl
     await client.post(f"/api/v1/builders/{uuid}/start")
     running = [one for one in service.engine.sandboxes.values() if one.spec.env.get("API_KEY") == "new"]
     assert len(running) == 1
+
+
+async def test_one_builder_that_cannot_be_restarted_keeps_no_other_from_it(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.put(ZOHO, json=VALUES)
+    stuck = (await create(client, name="stuck", credentials=["zoho"]))["uuid"]
+    free = (await create(client, name="free", credentials=["zoho"]))["uuid"]
+    restart = builders.restart
+
+    def full(uow: UnitOfWork, application: Application, caller: Caller, uuid: str, now: datetime) -> Builder:
+        if uuid == stuck:
+            raise NoCapacity("The machine is full.")
+        return restart(uow, application, caller, uuid, now)
+
+    monkeypatch.setattr(builders, "restart", full)
+    changed = await client.put(f"{ZOHO}?restart=true", json={"values": {"API_KEY": "new"}})
+
+    assert changed.status_code == 200
+    assert changed.json()["message"] == (
+        "The credential zoho is stored; being restarted with it: free. stuck is not restarted: The machine is full."
+    )
+    why = {use["uuid"]: use.get("not_restarted") for use in changed.json()["data"]["used_by"]}
+    assert why == {stuck: "The machine is full.", free: None}
+    await client.post(f"/api/v1/builders/{free}/start")
+    stale = [(await client.get(f"/api/v1/builders/{uuid}")).json()["data"]["needs_restart"] for uuid in (stuck, free)]
+    assert stale == [True, False]
 
 
 async def test_one_that_is_used_goes_only_by_force_and_its_builder_then_says_what_it_lacks(

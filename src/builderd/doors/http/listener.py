@@ -8,24 +8,30 @@ away is told why in the envelope.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
 from builderd.domain.errors import BadRequest, BuilderdError, NoCapacity, TooLarge
 from builderd.doors.http.answers import failure
 from builderd.doors.http.request_log import HEADER
+from builderd.doors.http.v1 import PREFIX
 
 HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 65_536
 MAX_CONNECTIONS = 4_000
 KEEP_ALIVE_SECONDS = 30
-#: The ends of paths at which a WebSocket is spoken.
-WEBSOCKETS = (b"/terminal",)
+#: Where a WebSocket is spoken.
+WEBSOCKETS = re.compile(rf"{PREFIX}/builders/[\w-]+/terminal(\?.*)?".encode(), re.ASCII)
 #: Of one message over a WebSocket.
 MAX_MESSAGE_BYTES = 1 << 20
 #: How long, and how much, a client that was answered early may go on sending, so that it comes to read the answer.
@@ -44,7 +50,7 @@ def server_config(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
         host=host,
         port=port,
         http=LimitedProtocol,
-        ws="websockets-sansio",
+        ws=Socket,
         ws_max_size=MAX_MESSAGE_BYTES,
         lifespan="on",
         log_config=None,
@@ -117,8 +123,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _should_upgrade_to_ws(self) -> bool:
         """Where a WebSocket is spoken, and asked for as RFC 6455 has it; elsewhere the offer is passed over."""
-        path = self.url.partition(b"?")[0]
-        return path.endswith(WEBSOCKETS) and any(name == b"sec-websocket-key" for name, _ in self.headers)
+        return WEBSOCKETS.fullmatch(self.url) is not None and _is_handshake(
+            self.parser.get_method(), self.url, self.headers
+        )
 
     def _unsupported_upgrade_warning(self) -> None:
         """Offers of another protocol are passed over, as HTTP allows (RFC 9110, 7.8), and are no news."""
@@ -146,6 +153,25 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             self.transport.write(_whole(error))
         self.transport.close()
+
+
+class Socket(WebSocketsSansIOProtocol):
+    """One connection that has become a WebSocket, or was refused to."""
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        # A refusal ends the handshake too; uvicorn would call it an error that there was none.
+        self.handshake_complete = self.handshake_complete or self.close_sent
+
+
+def _is_handshake(method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether the library would take it: what it refuses it answers itself, without an id and the envelope."""
+    judge = ServerProtocol()
+    lines = (name + b": " + value for name, value in headers)
+    judge.receive_data(b"\r\n".join((method + b" " + url + b" HTTP/1.1", *lines, b"", b"")))
+    return any(
+        isinstance(event, Request) and judge.accept(event).status_code == 101 for event in judge.events_received()
+    )
 
 
 def _tune(connection: socket.socket) -> None:

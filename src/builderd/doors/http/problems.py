@@ -39,6 +39,11 @@ def stopping() -> Answer:
     return failure(EngineUnavailable(message, retry_after=5))
 
 
+def no_such_call() -> Answer:
+    """For a path where there is nothing."""
+    return failure(NotFound("There is no such call: GET /docs shows those that there are."))
+
+
 async def _coded(_: Request, error: Exception) -> Response:
     assert isinstance(error, BuilderdError)
     return failure(error).response()
@@ -54,7 +59,7 @@ async def _routing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         return _method_not_allowed(request)
-    return failure(NotFound("There is no such call: GET /docs shows those that there are.")).response()
+    return no_such_call().response()
 
 
 def _method_not_allowed(request: Request) -> Response:

@@ -12,9 +12,11 @@ from contextvars import ContextVar
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+from uvicorn.protocols.utils import ClientDisconnected
 
 from builderd.doors.http.meter import Meter
-from builderd.doors.http.problems import internal_error, stopping
+from builderd.doors.http.problems import internal_error, no_such_call, stopping
 
 #: The id of the request that is being answered; empty outside of one.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -24,6 +26,10 @@ logger = logging.getLogger(__name__)
 HEADER = "X-Request-Id"
 #: An id from outside stands in log lines and headers: nothing in it may break out of them.
 ACCEPTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+#: What begins an answer, whatever was asked for.
+STARTS = ("http.response.start", "websocket.http.response.start", "websocket.accept")
+#: The status of a WebSocket that was opened.
+SWITCHED = 101
 #: The status that is logged and counted when the client left before there was an answer.
 CLIENT_LEFT = 499
 MAX_LOGGED_PATH = 200
@@ -47,7 +53,7 @@ class RequestLog:
         self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         token = request_id.set(_id_of(scope))
@@ -62,14 +68,18 @@ class RequestLog:
 
         async def stamp(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            if message["type"] in STARTS:
+                status = message.get("status", SWITCHED)
                 _stamp(scope, message)
+            elif message["type"] == "websocket.close" and status == CLIENT_LEFT:
+                # No route took it: by itself the listener would answer 403 and say nothing.
+                await no_such_call().response()(scope, receive, stamp)
+                return
             await send(message)
 
         try:
             await self._app(scope, receive, stamp)
-        except ClientDisconnect:
+        except (ClientDisconnect, ClientDisconnected, WebSocketDisconnect):
             pass
         except asyncio.CancelledError:
             # The listener ends, and with it the calls that wait for an outcome.
@@ -85,8 +95,9 @@ class RequestLog:
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         # Percent-encoded, as it came: a line break in it cannot break the line. What follows the ? may be secret.
         path = scope["raw_path"].decode("ascii", "replace")[:MAX_LOGGED_PATH]
-        logger.info("%s %s %d %.1f ms", scope["method"], path, status, seconds * 1000)
-        self._meter.count(scope["method"], _route_of(scope), status, seconds)
+        method = scope.get("method", "GET")
+        logger.info("%s %s %d %.1f ms", method, path, status, seconds * 1000)
+        self._meter.count(method, _route_of(scope), status, seconds)
 
 
 def _id_of(scope: Scope) -> str:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import httpx
 import pytest
-from tests.service import MINIMAL, Service, listening
+from tests.service import METRICS_TOKEN, MINIMAL, Service, listening
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from builderd.adapters.fakes.processes import Answer
 from builderd.domain.processes import LOGIN_SHELL, Window
+from builderd.doors.http import request_log
+from builderd.doors.http.inside import create_inside_app
 from builderd.doors.http.v1 import terminals
 
 PATIENCE = 20
@@ -74,10 +79,51 @@ async def test_a_browser_names_its_token_as_a_protocol(service: Service, url: st
 
 
 async def refusal(url: str, secret: str | None) -> tuple[int, str]:
-    with pytest.raises(InvalidStatus) as refused:
+    response = await refused(url, secret)
+    return response.status_code, json.loads(response.body or b"{}")["code"]
+
+
+async def refused(url: str, secret: str | None) -> Response:
+    with pytest.raises(InvalidStatus) as told:
         async with opened(url, secret):
             pass
-    return refused.value.response.status_code, json.loads(refused.value.response.body or b"{}")["code"]
+    return told.value.response
+
+
+async def test_a_refusal_has_an_id_and_a_line_as_any_answer(
+    service: Service, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        response = await refused(url, "bd_wrong")
+        async with opened(url, service.write) as socket:
+            assert socket.response
+            assert socket.response.headers["X-Request-Id"]
+            await socket.close()
+        answered = ""
+        async with asyncio.timeout(PATIENCE):
+            while 'status="101"' not in answered:
+                answered = (await service.client(METRICS_TOKEN).get("/metrics")).text
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["X-Request-Id"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    for status in (401, 101):
+        assert f'method="GET",route="{BUILDERS}/{{uuid}}/terminal",status="{status}"' in answered
+    lines = [record.getMessage().split() for record in caplog.records if record.name == request_log.__name__]
+    assert [line[2] for line in lines if line[1].endswith("/terminal")] == ["401", "101"]
+
+
+@pytest.mark.parametrize("path", ["/terminal", f"{BUILDERS}/x/files/terminal", f"{BUILDERS}/a%2Fb/terminal"])
+async def test_elsewhere_the_offer_of_a_websocket_is_passed_over(service: Service, path: str) -> None:
+    async with listening(service.app) as base:
+        assert await refusal(f"{base.replace('http', 'ws')}{path}", service.write) == (404, "not_found")
+
+
+async def test_an_app_without_terminals_says_that_there_is_no_such_call(service: Service) -> None:
+    async with listening(create_inside_app(service.application)) as base:
+        url = f"{base.replace('http', 'ws')}{BUILDERS}/x/terminal"
+        response = await refused(url, service.write)
+    assert (response.status_code, json.loads(response.body or b"{}")["code"]) == (404, "not_found")
+    assert response.headers["X-Request-Id"]
 
 
 async def test_who_may_not_write_gets_no_terminal(service: Service, url: str) -> None:
@@ -117,9 +163,23 @@ async def test_a_token_that_ends_takes_its_terminal_along(
 
 
 async def test_a_terminal_asked_for_otherwise_is_no_call(service: Service, url: str) -> None:
-    async with service.client(service.write, url.replace("ws", "http", 1)) as plain:
-        for headers in ({}, {"Connection": "Upgrade", "Upgrade": "websocket"}):
-            assert (await plain.get("", headers=headers)).status_code == 404
+    place = url.replace("ws", "http", 1)
+    async with service.client(service.write, place) as plain:
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+        key = {"Sec-WebSocket-Key": base64.b64encode(bytes(16)).decode()}
+        for headers in (
+            {},
+            upgrade,
+            {**upgrade, **key},
+            {**upgrade, **key, "Sec-WebSocket-Version": "8"},
+            {**upgrade, "Sec-WebSocket-Key": "x", "Sec-WebSocket-Version": "13"},
+            {**upgrade, **key, "Sec-WebSocket-Version": "13", "X-Long": "x" * 10_000},
+        ):
+            answer = await plain.get(place, headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+            assert answer.headers["X-Request-Id"]
+        right = {**upgrade, **key, "Sec-WebSocket-Version": "13"}
+        assert (await plain.post(place, headers=right)).json()["code"] == "not_found"
 
 
 async def test_a_message_too_large_is_not_taken(service: Service, url: str) -> None:

@@ -7,13 +7,13 @@ from typing import Any, Protocol, TypeVar
 import httpx
 from pydantic import BaseModel
 
+from builderd.client.pages import all_of
 from builderd.wire.v1.backups import Backup, BackupAnswer, BackupPage
 from builderd.wire.v1.builders import Builder, BuilderAnswer
 
 V = TypeVar("V", bound=BaseModel)
 
 API = "/api/v1"
-MAX_PER_PAGE = 100
 #: A large disk takes its time.
 PATIENT = httpx.Timeout(10, read=None)
 
@@ -33,15 +33,7 @@ class Backups:
     def list(self, uuid: str | None = None) -> list[Backup]:
         """A builder's, or those of all builders, deleted ones too; the newest first, failed ones with their error."""
         path = f"{API}/builders/{uuid}/backups" if uuid else f"{API}/backups"
-        found: list[Backup] = []
-        number = 1
-        while True:
-            query = {"page": number, "per_page": MAX_PER_PAGE}
-            page = self._caller.call(BackupPage, "GET", path, params=query)
-            found += page.data
-            if not page.data or len(found) >= page.meta.total:
-                return found
-            number += 1
+        return all_of(self._caller.call, BackupPage, path)
 
     def take(self, uuid: str) -> Backup:
         """Take one now, and wait until it is taken. The app stands still for some milliseconds."""

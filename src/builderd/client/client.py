@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from builderd.client.backups import Backups
 from builderd.client.errors import ApiError, NoAnswer
 from builderd.client.files import Files
+from builderd.client.pages import all_of
 from builderd.client.reviews import Reviews
 from builderd.client.versions import OnStage, Stage, Versions, no_stages
 from builderd.client.watching import Watching
@@ -26,11 +27,11 @@ from builderd.domain.processes import HOME
 from builderd.domain.ssh import DEFAULT_MINUTES
 from builderd.wire.v1.builders import Builder, BuilderAnswer, BuilderPage, NewBuilder
 from builderd.wire.v1.caps import SpendingCap, SpendingCapAnswer
-from builderd.wire.v1.credentials import Credential, CredentialAnswer, CredentialListAnswer
+from builderd.wire.v1.credentials import Credential, CredentialAnswer, CredentialPage
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.executions import Execution, ExecutionAnswer
 from builderd.wire.v1.health import Readiness, ReadinessAnswer
-from builderd.wire.v1.leases import Lease, LeaseAnswer, LeaseListAnswer
+from builderd.wire.v1.leases import Lease, LeaseAnswer, LeasePage
 from builderd.wire.v1.logs import LogAnswer, LogLine
 from builderd.wire.v1.qa import Qa, QaAnswer
 from builderd.wire.v1.spending import Spending, SpendingAnswer
@@ -242,7 +243,7 @@ class Client:
 
     def leases(self, uuid: str) -> list[Lease]:
         """Those that last, the oldest first."""
-        return self._call(LeaseListAnswer, "GET", f"{BASE}/builders/{uuid}/leases").data
+        return all_of(self._call, LeasePage, f"{BASE}/builders/{uuid}/leases")
 
     def renew_lease(self, uuid: str, lease: str, seconds: int) -> Lease:
         """From now on it lasts for so many seconds."""
@@ -279,7 +280,7 @@ class Client:
 
     def credentials(self) -> list[Credential]:
         """All credentials, without their values."""
-        return self._call(CredentialListAnswer, "GET", f"{BASE}/credentials").data
+        return all_of(self._call, CredentialPage, f"{BASE}/credentials")
 
     def delete_credential(self, name: str, *, force: bool = False) -> Credential:
         """Remove it; with ``force`` also while builders use it."""

@@ -8,8 +8,9 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
+from builderd.client.pages import all_of
 from builderd.wire.v1.builders import Builder
-from builderd.wire.v1.versions import NewSettings, NewVersion, Version, VersionListAnswer
+from builderd.wire.v1.versions import NewSettings, NewVersion, Version, VersionPage
 
 V = TypeVar("V", bound=BaseModel)
 
@@ -53,7 +54,7 @@ class Versions:
 
     def list(self, uuid: str) -> list[Version]:
         """Those that are kept, the newest first, failed ones with their reason."""
-        return self._caller.call(VersionListAnswer, "GET", f"{API}/{uuid}/versions").data
+        return all_of(self._caller.call, VersionPage, f"{API}/{uuid}/versions")
 
     def deploy(
         self,

@@ -12,6 +12,7 @@ from httpx_sse import ServerSentEvent
 from pydantic import BaseModel
 
 from builderd.client.errors import NoAnswer
+from builderd.client.pages import all_of
 from builderd.wire.v1.events import Event, EventPage
 from builderd.wire.v1.metrics import Metrics, MetricsAnswer
 from builderd.wire.v1.webhooks import (
@@ -19,7 +20,7 @@ from builderd.wire.v1.webhooks import (
     NewWebhookAnswer,
     Webhook,
     WebhookAnswer,
-    WebhookListAnswer,
+    WebhookPage,
     WebhookWithSecret,
 )
 
@@ -105,7 +106,7 @@ class Watching:
 
     def webhooks(self) -> list[Webhook]:
         """All of them, the oldest first."""
-        return self._caller.call(WebhookListAnswer, "GET", f"{API}/webhooks").data
+        return all_of(self._caller.call, WebhookPage, f"{API}/webhooks")
 
     def delete_webhook(self, webhook: str) -> Webhook:
         """Send it nothing any more."""

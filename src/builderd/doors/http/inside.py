@@ -19,6 +19,7 @@ from builderd.doors.http.bodies import receive
 from builderd.doors.http.health import healthz
 from builderd.doors.http.meter import Meter
 from builderd.doors.http.v1 import PREFIX, leases
+from builderd.doors.http.v1.pages import ThePage
 from builderd.doors.http.v1.shown import look
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
@@ -71,9 +72,9 @@ async def get_own_builder(application: TheApplication, own: Own) -> Response:
     return success(BuilderAnswer(message=f"{data.name} is {data.status}.", data=data)).response()
 
 
-async def list_own_leases(application: TheApplication, own: Own) -> Response:
+async def list_own_leases(application: TheApplication, own: Own, query: ThePage) -> Response:
     """The leases that keep it busy."""
-    return await leases.lasting(application, lambda _: own)
+    return await leases.lasting(application, lambda _: own, query)
 
 
 async def take_own_lease(request: Request, application: TheApplication, own: Own) -> Response:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, SecretStr
 
 from builderd.domain.credentials import MAX_BYTES, MAX_VARIABLES
 from builderd.domain.versions import ENV_NAME, env_fault
-from builderd.wire.v1.envelope import Success, Time
+from builderd.wire.v1.envelope import Page, Success, Time
 from builderd.wire.v1.shape import Fault, Shape, View, with_faults
 
 
@@ -74,5 +74,5 @@ class CredentialAnswer(Success[Credential]):
     """One credential."""
 
 
-class CredentialListAnswer(Success[list[Credential]]):
+class CredentialPage(Page[Credential]):
     """All credentials, by name."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from builderd.domain.leases import MAX_REASON_BYTES, MAX_SECONDS
 from builderd.domain.versions import text_fault
-from builderd.wire.v1.envelope import Success, Time
+from builderd.wire.v1.envelope import Page, Success, Time
 from builderd.wire.v1.shape import Shape, View, Whole, obeys
 
 
@@ -48,5 +48,5 @@ class LeaseAnswer(Success[Lease]):
     """One lease."""
 
 
-class LeaseListAnswer(Success[list[Lease]]):
+class LeasePage(Page[Lease]):
     """All leases that last, the oldest first."""

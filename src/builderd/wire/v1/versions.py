@@ -18,7 +18,7 @@ from builderd.wire.v1.builders import (
     Resources,
     ShownResources,
 )
-from builderd.wire.v1.envelope import Success, Time
+from builderd.wire.v1.envelope import Page, Time
 from builderd.wire.v1.files import FileContent, Files
 from builderd.wire.v1.shape import Shape, View, Whole
 
@@ -100,5 +100,5 @@ class Version(View):
     created_at: Time
 
 
-class VersionListAnswer(Success[list[Version]]):
+class VersionPage(Page[Version]):
     """The versions that are kept, the newest first."""

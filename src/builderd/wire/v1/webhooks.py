@@ -70,7 +70,7 @@ class NewWebhookAnswer(Success[WebhookWithSecret]):
     """A new webhook, with its secret."""
 
 
-class WebhookListAnswer(Success[list[Webhook]]):
+class WebhookPage(Page[Webhook]):
     """All webhooks, the oldest first."""
 
 

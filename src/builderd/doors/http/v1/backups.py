@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import Field
+from fastapi import APIRouter, Depends, Path, Request, Response
 
 from builderd.domain.backups import Backup, BackupStatus, Restore
 from builderd.domain.builders import Builder
@@ -18,15 +17,14 @@ from builderd.doors.http.bodies import Received, json_body, optional_json_body
 from builderd.doors.http.preferences import APPLIED, wants_async
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
-from builderd.doors.http.v1.builders import MAX_PER_PAGE, Uuid
+from builderd.doors.http.v1.builders import Uuid
+from builderd.doors.http.v1.pages import PageQuery, ThePage
 from builderd.ports.store import UnitOfWork
 from builderd.services import backups, outcomes
 from builderd.services.application import Application
 from builderd.wire.v1 import backups as wire
 from builderd.wire.v1.backups import BackupAnswer, BackupPage, NewBuilderOfBackup, NewRestore
-from builderd.wire.v1.builders import MAX_INTEGER, BuilderAnswer
-from builderd.wire.v1.envelope import PageMeta
-from builderd.wire.v1.shape import Parameters
+from builderd.wire.v1.builders import BuilderAnswer
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BACKUPS])
 
@@ -36,12 +34,6 @@ RestoreBody = Annotated[Received[NewRestore], Depends(optional_json_body(NewRest
 NewBody = Annotated[Received[NewBuilderOfBackup], Depends(json_body(NewBuilderOfBackup, MAX_BODY_BYTES))]
 
 
-class ListQuery(Parameters):
-    page: int = Field(default=1, ge=1, le=MAX_INTEGER)
-    per_page: int = Field(default=25, ge=1, le=MAX_PER_PAGE)
-
-
-TheQuery = Annotated[ListQuery, Query()]
 LISTED = openapi.answer(200, BackupPage, "A page of them.")
 RESTORED: dict[int | str, dict[str, Any]] = {
     **openapi.answer(200, BuilderAnswer, "The builder serves what was restored."),
@@ -51,7 +43,7 @@ RESTORED: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/backups", response_model=None, responses={**LISTED, **openapi.failures(401, 403, 422)})
-async def list_all_backups(application: TheApplication, identity: Reader, query: TheQuery) -> Response:
+async def list_all_backups(application: TheApplication, identity: Reader, query: ThePage) -> Response:
     """The backups of all your builders, of deleted ones too for as long as they are kept."""
     tenant, now = identity.token.tenant_id, application.clock.now()
     return _page(await application.store.read(lambda uow: backups.of_tenant(uow, tenant, now)), query)
@@ -60,17 +52,16 @@ async def list_all_backups(application: TheApplication, identity: Reader, query:
 @router.get(
     "/builders/{uuid}/backups", response_model=None, responses={**LISTED, **openapi.failures(401, 403, 404, 422)}
 )
-async def list_backups(application: TheApplication, identity: Reader, uuid: Uuid, query: TheQuery) -> Response:
+async def list_backups(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
     """A builder's backups, the newest first, also those being taken and those that failed."""
     tenant, now = identity.token.tenant_id, application.clock.now()
     return _page(await application.store.read(lambda uow: backups.of_builder(uow, tenant, uuid.lower(), now)), query)
 
 
-def _page(found: Sequence[Backup], query: ListQuery) -> Response:
-    start = (query.page - 1) * query.per_page
-    data = [_shown(one) for one in found[start : start + query.per_page]]
-    meta = PageMeta(page=query.page, per_page=query.per_page, total=len(found))
-    return success(BackupPage(message=f"{len(data)} of {len(found)} backups.", data=data, meta=meta)).response()
+def _page(found: Sequence[Backup], query: PageQuery) -> Response:
+    data = [_shown(one) for one in query.cut(found)]
+    message = f"{len(data)} of {len(found)} backups."
+    return success(BackupPage(message=message, data=data, meta=query.of(len(found)))).response()
 
 
 @router.post(

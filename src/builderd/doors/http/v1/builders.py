@@ -15,6 +15,7 @@ from builderd.doors.http.auth import Identity, Reader, TheApplication, Writer
 from builderd.doors.http.preferences import wants_async
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
+from builderd.doors.http.v1.pages import MAX_PER_PAGE
 from builderd.doors.http.v1.shown import shown
 from builderd.ports.store import BuilderQuery, UnitOfWork
 from builderd.services import backups, builders
@@ -25,7 +26,6 @@ from builderd.wire.v1.shape import Parameters
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
 
-MAX_PER_PAGE = 100
 #: In any case of letters: RFC 9562 wants both to be taken.
 Uuid = Annotated[str, Path(description="The builder's uuid.", json_schema_extra={"format": "uuid"})]
 

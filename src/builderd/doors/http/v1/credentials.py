@@ -16,11 +16,12 @@ from builderd.doors.http.answers import success
 from builderd.doors.http.auth import Identity, Reader, TheApplication, Writer
 from builderd.doors.http.bodies import Received, json_body
 from builderd.doors.http.v1 import PREFIX
+from builderd.doors.http.v1.pages import ThePage
 from builderd.services import builders, credentials
 from builderd.services.application import Application
 from builderd.services.credentials import CredentialView, Use
 from builderd.wire.v1 import credentials as wire
-from builderd.wire.v1.credentials import CredentialAnswer, CredentialListAnswer, NewCredential
+from builderd.wire.v1.credentials import CredentialAnswer, CredentialPage, NewCredential
 from builderd.wire.v1.shape import Parameters
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.CREDENTIALS])
@@ -110,15 +111,16 @@ def _put_message(name: str, stale: list[Use], faults: Mapping[BuilderId, str], *
     "/credentials",
     response_model=None,
     responses={
-        **openapi.answer(200, CredentialListAnswer, "All credentials, by name."),
-        **openapi.failures(401, 403),
+        **openapi.answer(200, CredentialPage, "A page of them, by name."),
+        **openapi.failures(401, 403, 422),
     },
 )
-async def list_credentials(application: TheApplication, identity: Reader) -> Response:
+async def list_credentials(application: TheApplication, identity: Reader, query: ThePage) -> Response:
     """All credentials: their names, what they set, and who uses them."""
     views = await application.store.read(lambda uow: credentials.list_all(uow, identity.token.tenant_id))
-    data = [_shown(view) for view in views]
-    return success(CredentialListAnswer(message=f"There are {len(data)} credentials.", data=data)).response()
+    data = [_shown(view) for view in query.cut(views)]
+    message = f"There are {len(views)} credentials."
+    return success(CredentialPage(message=message, data=data, meta=query.of(len(views)))).response()
 
 
 @router.get(

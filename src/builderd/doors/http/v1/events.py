@@ -19,7 +19,8 @@ from builderd.doors.http.answers import success
 from builderd.doors.http.auth import Identity, Reader, TheApplication, is_good_still
 from builderd.doors.http.streams import Listeners, event, stream
 from builderd.doors.http.v1 import PREFIX
-from builderd.doors.http.v1.builders import MAX_PER_PAGE, Uuid
+from builderd.doors.http.v1.builders import Uuid
+from builderd.doors.http.v1.pages import MAX_PER_PAGE
 from builderd.ports.store import EventQuery
 from builderd.services import builders, events
 from builderd.services.application import Application

@@ -15,10 +15,11 @@ from builderd.doors.http.auth import Identity, Reader, TheApplication, Writer
 from builderd.doors.http.bodies import Received, json_body
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.builders import Uuid
+from builderd.doors.http.v1.pages import PageQuery, ThePage
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, leases
 from builderd.services.application import Application
-from builderd.wire.v1.leases import Lease, LeaseAnswer, LeaseListAnswer, NewLease, RenewedLease
+from builderd.wire.v1.leases import Lease, LeaseAnswer, LeasePage, NewLease, RenewedLease
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
 
@@ -49,11 +50,11 @@ async def take_lease(application: TheApplication, identity: Writer, uuid: Uuid, 
 @router.get(
     "/builders/{uuid}/leases",
     response_model=None,
-    responses={**openapi.answer(200, LeaseListAnswer, "Those that last."), **openapi.failures(401, 403, 404)},
+    responses={**openapi.answer(200, LeasePage, "A page of them."), **openapi.failures(401, 403, 404, 422)},
 )
-async def list_leases(application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
+async def list_leases(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
     """The leases that last, the oldest first."""
-    return await lasting(application, lambda uow: builders.get(uow, identity.token.tenant_id, uuid.lower()))
+    return await lasting(application, lambda uow: builders.get(uow, identity.token.tenant_id, uuid.lower()), query)
 
 
 @router.put(
@@ -102,12 +103,13 @@ async def take(application: Application, find: Find, actor: str, new: NewLease) 
     return success(_answer("It is busy", lease), 201).response()
 
 
-async def lasting(application: Application, find: Find) -> Response:
-    """200 with all of them."""
+async def lasting(application: Application, find: Find, query: PageQuery) -> Response:
+    """200 with a page of them."""
     now = application.clock.now()
     found = await application.store.read(lambda uow: leases.lasting(uow, find(uow), now))
-    data = [_shown(lease) for lease in found]
-    return success(LeaseListAnswer(message=f"{len(data)} leases keep it busy.", data=data)).response()
+    data = [_shown(lease) for lease in query.cut(found)]
+    message = f"{len(found)} leases keep it busy."
+    return success(LeasePage(message=message, data=data, meta=query.of(len(found)))).response()
 
 
 async def renew(application: Application, find: Find, lease_id: str, new: RenewedLease) -> Response:

@@ -26,6 +26,7 @@ from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
 from builderd.doors.http.v1.builders import CHANGE, Uuid
 from builderd.doors.http.v1.creations import CODE, MAX_BODY_BYTES, Creations, bundle_of, check_gates, replay, told
+from builderd.doors.http.v1.pages import ThePage
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles, deployments, outcomes
 from builderd.services.application import Application
@@ -33,7 +34,7 @@ from builderd.services.deployments import Change, Deployed
 from builderd.wire.v1 import versions as wire
 from builderd.wire.v1.builders import BuilderAnswer, ShownResources
 from builderd.wire.v1.shape import Parameters
-from builderd.wire.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion, VersionListAnswer
+from builderd.wire.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion, VersionPage
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
 
@@ -144,9 +145,9 @@ async def roll_back(request: Request, identity: Writer, uuid: Uuid, body: Rollba
 @router.get(
     "/builders/{uuid}/versions",
     response_model=None,
-    responses={**openapi.answer(200, VersionListAnswer, "The versions."), **openapi.failures(401, 403, 404)},
+    responses={**openapi.answer(200, VersionPage, "A page of them."), **openapi.failures(401, 403, 404, 422)},
 )
-async def list_versions(application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
+async def list_versions(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
     """The versions that are kept, the newest first: deployed, failed, and the one that is being deployed."""
     now = application.clock.now()
 
@@ -154,10 +155,9 @@ async def list_versions(application: TheApplication, identity: Reader, uuid: Uui
         builder = builders.get(uow, identity.token.tenant_id, uuid.lower())
         return [_shown(builder, one, now) for one in deployments.list_of(uow, identity.caller, builder.id)]
 
-    data = await application.store.read(look)
-    return success(
-        VersionListAnswer(message=f"{len(data)} version{'' if len(data) == 1 else 's'}.", data=data)
-    ).response()
+    found = await application.store.read(look)
+    message = f"{len(found)} version{'' if len(found) == 1 else 's'}."
+    return success(VersionPage(message=message, data=list(query.cut(found)), meta=query.of(len(found)))).response()
 
 
 @router.post(

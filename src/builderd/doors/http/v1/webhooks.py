@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Response
-from pydantic import Field
+from fastapi import APIRouter, Depends, Path, Response
 
 from builderd.domain.webhooks import Delivery, DeliveryStatus, Webhook
 from builderd.doors.http import openapi
@@ -13,12 +12,9 @@ from builderd.doors.http.answers import success
 from builderd.doors.http.auth import Reader, TheApplication, Writer
 from builderd.doors.http.bodies import Received, json_body
 from builderd.doors.http.v1 import PREFIX
-from builderd.doors.http.v1.builders import MAX_PER_PAGE
+from builderd.doors.http.v1.pages import ThePage
 from builderd.services import webhooks
 from builderd.wire.v1 import webhooks as wire
-from builderd.wire.v1.builders import MAX_INTEGER
-from builderd.wire.v1.envelope import PageMeta
-from builderd.wire.v1.shape import Parameters
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 
@@ -28,13 +24,6 @@ Body = Annotated[Received[wire.NewWebhook], Depends(json_body(wire.NewWebhook, M
 WebhookUuid = Annotated[str, Path(description="The webhook's id.", json_schema_extra={"format": "uuid"})]
 
 EXAMPLE = {"url": "https://example.com/hooks/builderd", "events": ["builder.status", "stage.*"]}
-
-
-class PageQuery(Parameters):
-    """Which part of the list."""
-
-    page: int = Field(default=1, ge=1, le=MAX_INTEGER)
-    per_page: int = Field(default=25, ge=1, le=MAX_PER_PAGE)
 
 
 @router.post(
@@ -65,13 +54,14 @@ async def create_webhook(application: TheApplication, identity: Writer, body: Bo
 @router.get(
     "/webhooks",
     response_model=None,
-    responses={**openapi.answer(200, wire.WebhookListAnswer, "All of them."), **openapi.failures(401, 403)},
+    responses={**openapi.answer(200, wire.WebhookPage, "A page of them."), **openapi.failures(401, 403, 422)},
 )
-async def list_webhooks(application: TheApplication, identity: Reader) -> Response:
+async def list_webhooks(application: TheApplication, identity: Reader, query: ThePage) -> Response:
     """Your webhooks, without their secrets, the oldest first."""
     found = await application.store.read(lambda uow: uow.webhooks.list(identity.token.tenant_id))
-    data = [_shown(webhook) for webhook in found]
-    return success(wire.WebhookListAnswer(message=f"{len(data)} webhooks.", data=data)).response()
+    data = [_shown(webhook) for webhook in query.cut(found)]
+    message = f"{len(found)} webhooks."
+    return success(wire.WebhookPage(message=message, data=data, meta=query.of(len(found)))).response()
 
 
 @router.delete(
@@ -97,7 +87,7 @@ async def list_deliveries(
     application: TheApplication,
     identity: Reader,
     webhook_id: Annotated[WebhookUuid, Path(alias="id")],
-    query: Annotated[PageQuery, Query()],
+    query: ThePage,
 ) -> Response:
     """What was sent to a webhook, what it answered, and what is still to come, the newest event first."""
     tenant_id = identity.token.tenant_id
@@ -105,8 +95,8 @@ async def list_deliveries(
         lambda uow: webhooks.deliveries(uow, tenant_id, webhook_id.lower(), page=query.page, per_page=query.per_page)
     )
     data = [_delivery(one) for one in found]
-    meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
-    return success(wire.DeliveryPage(message=f"{len(data)} of {total} deliveries.", data=data, meta=meta)).response()
+    message = f"{len(data)} of {total} deliveries."
+    return success(wire.DeliveryPage(message=message, data=data, meta=query.of(total))).response()
 
 
 def _shown(webhook: Webhook) -> wire.Webhook:

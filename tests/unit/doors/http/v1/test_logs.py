@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +17,9 @@ from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.ids import SandboxId
 from builderd.domain.logs import LogStream
 from builderd.doors.http import streams
+from builderd.doors.http.v1 import logs as door
+from builderd.services import logs
+from builderd.wire.v1.logs import LogLine
 
 BUILDERS = "/api/v1/builders"
 
@@ -46,6 +50,23 @@ async def test_a_line_has_its_time_stream_version_and_text(client: httpx.AsyncCl
         "text": "one",
     }
     assert datetime.fromisoformat(first["time"]).utcoffset() == timedelta(0)
+
+
+async def test_an_answer_is_made_beside_other_requests(
+    client: httpx.AsyncClient, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, shown = set(), door._shown
+
+    def watched(line: logs.VersionedLine) -> LogLine:
+        threads.add(threading.current_thread())
+        return shown(line)
+
+    monkeypatch.setattr(door, "_shown", watched)
+    response = await client.get(path)
+    assert response.json()["message"] == "2 lines."
+    assert response.headers["content-type"] == "application/json"
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_lines_are_filtered_by_number_time_and_stream(

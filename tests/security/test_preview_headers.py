@@ -21,7 +21,13 @@ FORGED = (
     "X-Forwarded-Prefix: 6.6.6.6",
     "X-Forwarded-Anything: 6.6.6.6",
     "Forwarded: for=6.6.6.6;proto=https;host=6.6.6.6",
+    "X-Forwarded: for=6.6.6.6",
+    "X-Original-Forwarded-For: 6.6.6.6",
+    "Forwarded-For: 6.6.6.6",
     "X-Real-IP: 6.6.6.6",
+    "Client-IP: 6.6.6.6",
+    "CF-Connecting-IP: 6.6.6.6",
+    "Fastly-Client-IP: 6.6.6.6",
     "X-Client-IP: 6.6.6.6",
     "X-Cluster-Client-IP: 6.6.6.6",
     "True-Client-IP: 6.6.6.6",
@@ -124,10 +130,15 @@ def test_without_a_usable_word_it_is_the_proxy_itself(behind: Proxy, app: App, l
     assert behind.visitor.get(behind.open(app), "/head", line).seen["x-forwarded-for"] == ["127.0.0.1"]
 
 
-@pytest.mark.parametrize("scheme", ["ftp", "javascript", "https, http", ""])
-def test_a_strange_scheme_is_not_believed(behind: Proxy, app: App, scheme: str) -> None:
-    seen = behind.visitor.get(behind.open(app), "/head", f"X-Forwarded-Proto: {scheme}").seen
-    assert seen["x-forwarded-proto"] == ["http"]
+@pytest.mark.parametrize("schemes", [("ftp",), ("javascript",), ("https, http",), ("",), ("https", "javascript")])
+def test_a_strange_scheme_is_not_believed(behind: Proxy, app: App, schemes: tuple[str, ...]) -> None:
+    lines = [f"X-Forwarded-Proto: {scheme}" for scheme in schemes]
+    assert behind.visitor.get(behind.open(app), "/head", *lines).seen["x-forwarded-proto"] == ["http"]
+
+
+def test_of_two_schemes_the_last_is_believed_and_no_other(behind: Proxy, app: App) -> None:
+    lines = ("X-Forwarded-Proto: javascript", "X-Forwarded-Proto: HTTPS")
+    assert behind.visitor.get(behind.open(app), "/head", *lines).seen["x-forwarded-proto"] == ["https"]
 
 
 def test_each_request_of_one_connection_is_its_own_visitors(behind: Proxy, app: App) -> None:

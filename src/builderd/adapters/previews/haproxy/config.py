@@ -25,12 +25,11 @@ TABLES = ("activity", "streams")
 
 #: Headers that no visitor may send to an app: the platform's own, and what proxies tell apps about the visitor.
 _OURS = (
-    "x-forwarded-.*",
-    "forwarded",
+    "x-(original-)?forwarded(-.*)?",
+    "forwarded(-for)?",
     "x-real-ip",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "true-client-ip",
+    "((x|x-cluster|true|fastly)-)?client-ip",
+    "cf-connecting-ip",
     "proxy",
     "http2-settings",
     tokens.HEADER.lower(),
@@ -162,10 +161,10 @@ def _sender(options: ProxyOptions) -> str:
     return f"""
         acl from_proxy fc_src {networks}
         acl says_who req.hdr_ip(x-forwarded-for,-1) -m found
-        acl says_scheme req.fhdr(x-forwarded-proto) -i http https
         http-request set-src req.hdr_ip(x-forwarded-for,-1) if from_proxy says_who
-        http-request set-var(txn.proto) str({_own_scheme(options)})
-        http-request set-var(txn.proto) req.fhdr(x-forwarded-proto),lower if from_proxy says_scheme
+        # Of several lines the last is taken, and just that one is judged.
+        http-request set-var(txn.proto) req.fhdr(x-forwarded-proto,-1),lower if from_proxy
+        http-request set-var(txn.proto) str({_own_scheme(options)}) if !{{ var(txn.proto) -m str http https }}
         """
 
 

@@ -16,6 +16,7 @@ import pytest
 from tests.previews.proxy import TOKEN, App, free_port, new_host, route_to
 from tests.previews.visitor import BROWSER, Answer, Visitor
 
+from builderd.adapters.previews.haproxy import hold
 from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.domain.ids import secret_hash
@@ -107,6 +108,28 @@ async def test_a_request_to_what_sleeps_waits_until_it_is_awake(service: Service
     assert (await waiting).json["name"] == "app"
     assert time.monotonic() - begun < PATIENCE / 2
     assert service.knocks == [host]
+
+
+async def test_so_many_wait_at_once_and_who_left_makes_room(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = hold.script().replace("CROWD = 2000", "CROWD = 2")
+    monkeypatch.setattr(hold, "script", lambda: small)
+    service = Service()
+    try:
+        await service.start()
+        host = await service.asleep()
+        first = asyncio.create_task(visit(service.visitor.get, host))
+        await service.knocked(host)
+        # One that reads pages waits but for a moment.
+        browser = asyncio.create_task(visit(service.visitor.get, host, "/", f"Accept: {BROWSER}"))
+        await asyncio.sleep(0.5)
+        assert (await visit(service.visitor.get, host)).status == 503
+        assert (await browser).status == 503
+        later = asyncio.create_task(visit(service.visitor.get, host))
+        await asyncio.sleep(0.5)
+        await service.wake(host, app)
+        assert [(await one).status for one in (first, later)] == [200, 200]
+    finally:
+        await service.close()
 
 
 @pytest.mark.parametrize("accept", ["application/json", BROWSER], ids=["client", "browser"])

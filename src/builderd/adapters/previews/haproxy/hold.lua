@@ -16,7 +16,7 @@ local BUSY = 4 -- so many are let in before the first of them were answered
 local PAUSE = 1 -- ms between two waves
 local LAST_WAVE = 2000 -- ms until the rest is let go, however slow the app is
 
--- host -> { crowd = who waits, size = how many came, over = whether that has ended, heard = whether the service answered }
+-- host -> { crowd = who waits, over = whether that has ended, heard = whether the service answered }
 local waiting = {}
 
 local function holds(route)
@@ -116,7 +116,7 @@ local function guarded(work, host, place)
 end
 
 local function gather(host)
-  local place = { crowd = {}, size = 0, over = false, heard = true }
+  local place = { crowd = {}, over = false, heard = true }
   waiting[host] = place
   core.register_task(guarded, tell, host, place)
   core.register_task(guarded, look, host, place)
@@ -130,11 +130,10 @@ end
 
 local function wait(host, patience)
   local place = waiting[host] or gather(host)
-  if place.size >= CROWD then
+  if #place.crowd >= CROWD then
     return ""
   end
   local one = { queue = core.queue(), deadline = milliseconds() + patience }
-  place.size = place.size + 1
   place.crowd[#place.crowd + 1] = one
   return one.queue:pop_wait()
 end

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 
 from builderd.doors.http import docs_page, health, openapi, problems
+from builderd.doors.http.heads import Heads
 from builderd.doors.http.meter import Meter
 from builderd.doors.http.rates import Rates
 from builderd.doors.http.request_log import RequestLog
@@ -109,6 +110,7 @@ def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
     app.state.application = application
     app.state.meter = meter
     app.state.rates = Rates()
+    app.add_middleware(Heads)
     app.add_middleware(RequestLog, meter=meter)
     problems.install(app)
     return app

@@ -74,4 +74,5 @@ def allowed_methods(request: Request) -> set[str]:
     matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     # /builders/spending is no builder, though it looks like one's path.
     exact = [route for route in matching if getattr(route, "path", "") == request.url.path]
-    return {method for route in exact or matching for method in getattr(route, "methods", None) or ()}
+    methods = {method for route in exact or matching for method in getattr(route, "methods", None) or ()}
+    return methods | {"HEAD"} if "GET" in methods else methods

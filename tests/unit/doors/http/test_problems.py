@@ -39,14 +39,14 @@ async def test_an_unknown_call_is_404(client: httpx.AsyncClient, path: str) -> N
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("PUT", "/api/v1/builders", "GET, POST"),
-        ("OPTIONS", "/api/v1/builders", "GET, POST"),
-        ("POST", "/api/v1/builders/x", "DELETE, GET, PATCH, PUT"),
-        ("POST", "/api/v1/builders/spending", "GET"),
+        ("PUT", "/api/v1/builders", "GET, HEAD, POST"),
+        ("OPTIONS", "/api/v1/builders", "GET, HEAD, POST"),
+        ("POST", "/api/v1/builders/x", "DELETE, GET, HEAD, PATCH, PUT"),
+        ("POST", "/api/v1/builders/spending", "GET, HEAD"),
         ("GET", "/api/v1/builders/x/start", "POST"),
-        ("POST", "/healthz", "GET"),
-        ("POST", "/api/v1/healthz", "GET"),
-        ("BREW", "/api/v1/builders", "GET, POST"),
+        ("POST", "/healthz", "GET, HEAD"),
+        ("POST", "/api/v1/healthz", "GET, HEAD"),
+        ("BREW", "/api/v1/builders", "GET, HEAD, POST"),
     ],
 )
 async def test_another_method_is_405_with_those_that_there_are(

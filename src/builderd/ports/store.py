@@ -175,6 +175,9 @@ class Versions(Protocol):
     def list(self, builder: BuilderId) -> Sequence[Version]:
         """Newest first."""
 
+    def current(self, tenant: TenantId) -> Mapping[BuilderId, Version]:
+        """That of each builder of the tenant, deleted ones included."""
+
     def save(self, version: Version) -> None: ...
     def uses_bundle(self, bundle_hash: str) -> bool:
         """Whether a version of a builder that is not deleted has this bundle, or one that there is a backup of.

@@ -13,11 +13,11 @@ from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, Va
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, DiskId, TenantId, is_id, new_id, new_secret
 from builderd.domain.previews import preview_host
-from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits
+from builderd.domain.prices import Cost, Sum
 from builderd.domain.quotas import demand_of
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import BuilderQuery, UnitOfWork
-from builderd.services import admission, candidates, credentials, gates, statuses, wake
+from builderd.services import admission, candidates, credentials, gates, spending, statuses, wake
 from builderd.services.application import Application
 
 
@@ -163,9 +163,7 @@ def views(
     for builder in builders:
         version = uow.versions.get(builder.id, builder.version)
         assert version is not None, "a builder's current version is always stored"
-        spent = sums.get(builder.id, Sum())
-        rate = application.prices.hourly_rate(version.settings.resources, Billing.RUNNING)
-        cost = Cost(application.prices.currency, rate_digits(rate), rate_digits(spent.hours), cents(spent.money))
+        cost = spending.shown(application, version, sums.get(builder.id, Sum()))
         url = application.preview_domain.url(builder.host)
         stale = credentials.is_stale(uow, builder, version)
         judged, last = version.reviewed(now), tried.get(builder.id)

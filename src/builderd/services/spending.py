@@ -10,6 +10,7 @@ from decimal import Decimal
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.prices import Billing, Cost, Sum, cents, rate_digits, total
+from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 
@@ -35,7 +36,8 @@ def report(
     """The costs inside [since, until), oldest builder first."""
     builders = uow.builders.of_tenant(tenant_id, deleted=True)
     sums = _sums(uow, [builder.id for builder in builders], now, since, until)
-    rows = [(builder, shown(uow, application, builder, sums.get(builder.id, Sum()))) for builder in builders]
+    versions = uow.versions.current(tenant_id)
+    rows = [(one, shown(application, versions[one.id], sums.get(one.id, Sum()))) for one in builders]
     spent = sum(sums.values(), Sum())
     return Spending(application.prices.currency, cents(spent.money), tuple(rows))
 
@@ -49,9 +51,7 @@ def _sums(
     return {builder: total(segments, now, since, until) for builder, segments in ledger.items()}
 
 
-def shown(uow: UnitOfWork, application: Application, builder: Builder, spent: Sum) -> Cost:
-    """What a builder cost, as it is shown: with the rate of its present resources."""
-    version = uow.versions.get(builder.id, builder.version)
-    assert version is not None, "a builder's current version is always stored"
+def shown(application: Application, version: Version, spent: Sum) -> Cost:
+    """What the builder of this version cost, as it is shown: with the rate of its present resources."""
     rate = application.prices.hourly_rate(version.settings.resources, Billing.RUNNING)
     return Cost(application.prices.currency, rate_digits(rate), rate_digits(spent.hours), cents(spent.money))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.contract.store.samples import NOW, add, add_builder, make_builder, make_version, save
+from tests.contract.store.samples import NOW, OTHER_TENANT, add, add_builder, make_builder, make_version, save
 
 from builderd.domain.builders import Desired, Status
 from builderd.domain.resources import Resources
@@ -50,6 +50,16 @@ async def test_a_layer_key_that_is_not_known_yet_differs_from_no_layer(store: St
     assert found is not None
     assert found.layer_key is None
     assert found.review_passed is None
+
+
+async def test_the_current_ones_of_a_tenant_are_found_at_once_those_of_deleted_builders_too(store: Store) -> None:
+    one, gone = await add_builder(store), await add_builder(store, desired=Desired.DELETED, status=Status.DELETED)
+    newer = make_version(one.id, number=2)
+    await add(store, newer, OTHER_TENANT)
+    await add_builder(store, tenant_id=OTHER_TENANT.id)
+    await save(store, replace(one, version=2))
+    found = await store.read(lambda uow: uow.versions.current(one.tenant_id))
+    assert {builder: version.number for builder, version in found.items()} == {one.id: 2, gone.id: 1}
 
 
 async def test_saving_replaces_every_field(store: Store) -> None:

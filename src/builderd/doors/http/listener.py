@@ -8,6 +8,7 @@ away is told why in the envelope.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import socket
 import uuid
@@ -30,6 +31,8 @@ HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 65_536
 MAX_CONNECTIONS = 4_000
 KEEP_ALIVE_SECONDS = 30
+_TROUBLE = logging.getLogger(f"{__name__}.websockets")
+_TROUBLE.setLevel(logging.WARNING)
 #: Where a WebSocket is spoken.
 WEBSOCKETS = re.compile(rf"{PREFIX}/builders/[\w-]+/terminal(\?.*)?".encode(), re.ASCII)
 #: Of one message over a WebSocket.
@@ -157,6 +160,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
 class Socket(WebSocketsSansIOProtocol):
     """One connection that has become a WebSocket, or was refused to."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        # The request log has a line for each; uvicorn's would have what follows the ? as well, and so the command.
+        self.logger = _TROUBLE
 
     async def send(self, message: Any) -> None:
         await super().send(message)

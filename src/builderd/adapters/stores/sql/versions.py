@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, exists, insert, select, update
@@ -11,7 +11,7 @@ from builderd.adapters.stores.sql.rows import row_of, without
 from builderd.adapters.stores.sql.tables import backups, builders, versions
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
-from builderd.domain.ids import BuilderId
+from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, Version, VersionSettings, VersionStatus
 
@@ -32,6 +32,11 @@ _INSERT = insert(versions)
 _OF_BUILDER = select(versions).where(versions.c.builder_id == bindparam("builder"))
 _ONE = _OF_BUILDER.where(versions.c.number == bindparam("number"))
 _NEWEST_FIRST = _OF_BUILDER.order_by(versions.c.number.desc())
+_CURRENT = select(versions).where(
+    builders.c.tenant_id == bindparam("tenant"),
+    builders.c.id == versions.c.builder_id,
+    builders.c.version == versions.c.number,
+)
 _UPDATE = update(versions).where(versions.c.builder_id == bindparam("builder"), versions.c.number == bindparam("which"))
 _has_bundle = versions.c.bundle_hash == bindparam("bundle")
 _USES_BUNDLE = select(
@@ -67,6 +72,10 @@ class Versions:
 
     def list(self, builder: BuilderId) -> Sequence[Version]:
         return [_version(row) for row in self._connection.execute(_NEWEST_FIRST, {"builder": builder}).mappings()]
+
+    def current(self, tenant: TenantId) -> Mapping[BuilderId, Version]:
+        rows = self._connection.execute(_CURRENT, {"tenant": tenant}).mappings()
+        return {version.builder_id: version for version in map(_version, rows)}
 
     def save(self, version: Version) -> None:
         """Raises ``LookupError`` when there is no such row."""

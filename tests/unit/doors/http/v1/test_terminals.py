@@ -95,7 +95,7 @@ async def test_a_refusal_has_an_id_and_a_line_as_any_answer(
 ) -> None:
     with caplog.at_level(logging.INFO):
         response = await refused(url, "bd_wrong")
-        async with opened(url, service.write) as socket:
+        async with opened(f"{url}?command=echo%20secret", service.write) as socket:
             assert socket.response
             assert socket.response.headers["X-Request-Id"]
             await socket.close()
@@ -106,6 +106,7 @@ async def test_a_refusal_has_an_id_and_a_line_as_any_answer(
     assert response.headers["Cache-Control"] == "no-store"
     assert response.headers["X-Request-Id"]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "secret" not in caplog.text
     for status in (401, 101):
         assert f'method="GET",route="{BUILDERS}/{{uuid}}/terminal",status="{status}"' in answered
     lines = [record.getMessage().split() for record in caplog.records if record.name == request_log.__name__]

@@ -117,6 +117,7 @@ class Runs:
         self._runtimes = runtimes
         self._known: dict[str, Record] = {}
         self._warming: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Adopt what runs, and remove what no service can use any more. Needs a running event loop."""
@@ -176,6 +177,8 @@ class Runs:
         """What runs goes on, and is watched no more. Idempotent, also where opening it failed half-way."""
         self.heartbeat.stop()
         self._stop_warming()
+        for task in self._leaving:
+            task.cancel()
         self.reclaiming.close()
         self.exits.close()
 
@@ -438,11 +441,17 @@ class Runs:
     async def remove(self, record: Record) -> None:
         """Take away everything but its log. Idempotent."""
         await self.clean(record)
+        self.records.remove(record.id)
+        self._known.pop(record.id, None)
+        task = asyncio.get_running_loop().create_task(self._vacate(record))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _vacate(self, record: Record) -> None:
+        """Its address is another's once its flows are forgotten: milliseconds that nobody waits for."""
         if record.boot == boot_id():
             await asyncio.to_thread(self.network.forget, record.ip)
         self._slots.give_back(record.slot, record.id)
-        self.records.remove(record.id)
-        self._known.pop(record.id, None)
 
     def _save(self, record: Record) -> Record:
         self.records.save(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -200,6 +201,24 @@ async def test_what_a_sandbox_left_open_does_not_count_for_the_next_one_with_its
                 await asyncio.sleep(0.01)
         assert (await engine.start(heir)).ip == left.ip
         assert await reached(engine, heir.id, (INTERNET, 80)) == {INTERNET}
+
+
+async def test_an_address_whose_flows_cannot_be_forgotten_is_free_all_the_same(
+    engine: OciEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forget(ip: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    runs = engine._here.runs
+    monkeypatch.setattr(runs.network, "forget", forget)
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    await engine.stop(spec.id, 0)
+    await engine.remove(spec.id)
+    async with asyncio.timeout(PATIENCE):
+        while spec.id in runs._slots._taken.values():
+            await asyncio.sleep(0.01)
+    assert "left open" in caplog.text
 
 
 async def test_names_are_resolved_by_the_host_s_own_servers(engine: OciEngine) -> None:

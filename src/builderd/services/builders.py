@@ -126,12 +126,16 @@ def restart(uow: UnitOfWork, application: Application, caller: Caller, builder_i
 
 
 def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
-    """Want it stopped; nothing changes when that is so already, but that no visitor wakes it any more."""
+    """Want it stopped, and no restore to start it later.
+
+    Nothing else changes when that is so already, but that no visitor wakes it any more.
+    """
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
-    candidates.give_up_restore(uow, builder, f"the builder was stopped by {caller.actor}")
+    why = f"the builder was stopped by {caller.actor}"
+    candidates.give_up_restore(uow, builder, why)
     if builder.desired is Desired.STOPPED and builder.stop_kind is not StopKind.IDLE and builder.candidate is None:
         return builder
-    builder = candidates.withdraw(uow, builder, f"the builder was stopped by {caller.actor}", now)
+    builder = candidates.withdraw(uow, builder, why, now)
     wished = replace(_wish(builder, Desired.STOPPED, "stopped", caller), stop_kind=StopKind.PERSON)
     if builder.status is Status.STOPPED and builder.settled:
         wished = replace(wished, status_reason=wished.desired_reason)
@@ -141,7 +145,9 @@ def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: 
 def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
     """Want it gone. From here on it is in no list and its name is free."""
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
-    builder = candidates.withdraw(uow, builder, f"the builder was deleted by {caller.actor}", now)
+    why = f"the builder was deleted by {caller.actor}"
+    candidates.give_up_restore(uow, builder, why)
+    builder = candidates.withdraw(uow, builder, why, now)
     wanted = _want(uow, _wish(builder, Desired.DELETED, "deleted", caller), now)
     uow.events.add(_event(wanted, "builder.deleted", now, {}))
     return wanted

@@ -29,7 +29,6 @@ def withdraw(uow: UnitOfWork, builder: Builder, why: str, now: datetime) -> Buil
 
     For whoever wants a builder stopped or deleted, whatever it is at. The caller saves it.
     """
-    give_up_restore(uow, builder, why)
     if builder.candidate is None:
         return replace(builder, handover=None)
     version = uow.versions.get(builder.id, builder.candidate)

@@ -196,6 +196,7 @@ def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: 
     if over is None:
         return None
     reason = reached(over.cap, application.prices.currency)
+    candidates.give_up_restore(uow, builder, reason)
     wished = replace(
         candidates.withdraw(uow, builder, reason, now),
         desired=Desired.STOPPED,

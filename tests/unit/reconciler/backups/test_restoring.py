@@ -146,6 +146,30 @@ async def test_a_deployment_in_the_meantime_is_what_serves(scene: Scene) -> None
     assert scene.files(serving.disk)["main.py"] == b"newer\n"
 
 
+async def test_who_deletes_the_builder_in_the_meantime_gives_it_up(scene: Scene) -> None:
+    world = scene.world
+    builder = await world.create()
+    wanted = await _begin(scene, await scene.take(builder))
+    await world.want(builders.delete, builder)
+    await scene.settle()
+    assert (await scene.restore(wanted)).error == "The restore was given up: the builder was deleted by token acme."
+    await world.until_status(builder, Status.DELETED)
+    assert world.engine.disks == {}
+
+
+async def test_a_version_that_is_being_deployed_when_it_is_asked_for_makes_way(scene: Scene) -> None:
+    world = scene.world
+    builder = await world.create()
+    backup = await scene.take(builder)
+    world.scanner.open.clear()
+    await world.put(builder, BundleFile("main.py", b"newer\n"))
+    done = await _restore(scene, backup)
+    world.scanner.open.set()
+    assert (done.status, done.error, done.number) == (RestoreStatus.DONE, "", 3)
+    serving = await outcomes.deployed(world.application, builder.id, 3)
+    assert (serving.version, serving.disk) == (3, done.disk)
+
+
 async def test_a_builder_made_of_a_backup_leaves_no_gate_out(scene: Scene) -> None:
     builder = await scene.world.create(skip_review=True, skip_qa=True)
     made = (await _as(scene, await scene.take(builder), "second")).made

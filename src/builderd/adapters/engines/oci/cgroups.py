@@ -7,9 +7,11 @@ shim copies what the app logs and would take as much of the machine as it is giv
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,8 +85,9 @@ class Cgroups:
         if f"{self.path(name)}/" not in read_proc(f"{pid}/cgroup").replace("\n", "/\n"):
             raise ProcessLookupError(pid)
         directory = self._directory("pids", f"{name}/{inner}")
-        directory.mkdir(exist_ok=True)
-        (directory / "cgroup.procs").write_text(str(pid))
+        with _there():
+            directory.mkdir(exist_ok=True)
+            (directory / "cgroup.procs").write_text(str(pid))
 
     def discard_inner(self, name: str, inner: str) -> None:
         """Remove such a group, unless background processes are in it still: then it goes with the sandbox's."""
@@ -99,19 +102,19 @@ class Cgroups:
             return None
 
     def _usage_v1(self, name: str) -> CgroupUsage:
-        cpu = int((self._directory("cpuacct", name) / "cpuacct.usage").read_text()) / 1e9
+        cpu = int(_read(self._directory("cpuacct", name) / "cpuacct.usage")) / 1e9
         memory = self._directory("memory", name)
-        used = int((memory / "memory.usage_in_bytes").read_text())
+        used = int(_read(memory / "memory.usage_in_bytes"))
         idle = _counter(memory / "memory.stat", "total_inactive_file")
-        processes = int((self._directory("pids", name) / "pids.current").read_text())
+        processes = int(_read(self._directory("pids", name) / "pids.current"))
         return CgroupUsage(cpu, max(used - idle, 0), processes)
 
     def _usage_v2(self, name: str) -> CgroupUsage:
         directory = self._directory("cpu", name)
         cpu = _counter(directory / "cpu.stat", "usage_usec") / 1e6
-        used = int((directory / "memory.current").read_text())
+        used = int(_read(directory / "memory.current"))
         idle = _counter(directory / "memory.stat", "inactive_file")
-        return CgroupUsage(cpu, max(used - idle, 0), int((directory / "pids.current").read_text()))
+        return CgroupUsage(cpu, max(used - idle, 0), int(_read(directory / "pids.current")))
 
     def oom_kills(self, name: str) -> int:
         """How many processes in there the kernel killed for memory; 0 when there is no such group."""
@@ -146,7 +149,7 @@ class Cgroups:
         try:
             if self.version == 2:
                 return _counter(directory / "cgroup.events", "frozen") == 1
-            return (directory / "freezer.state").read_text().strip() == "FROZEN"
+            return _read(directory / "freezer.state").strip() == "FROZEN"
         except FileNotFoundError:
             return False
 
@@ -189,7 +192,7 @@ class Cgroups:
                 _set(self._directory("pids", name) / "pids.max", "0")
         while processes := {pid for directory in self._directories(name) for pid in _processes(directory)}:
             if self.version == 2:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError), _there():
                     (self._directory("pids", name) / "cgroup.kill").write_text("1")
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
@@ -231,9 +234,25 @@ class Cgroups:
         return base / self.path(name).strip("/")
 
 
+@contextlib.contextmanager
+def _there() -> Iterator[None]:
+    """Raises ``FileNotFoundError`` also for a group that is just being removed: the kernel says ENODEV of it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+
+
+def _read(file: Path) -> str:
+    with _there():
+        return file.read_text()
+
+
 def _set(file: Path, value: str) -> None:
     """Never makes the file: where the group is gone, so is what was to be set."""
-    with file.open("r+") as opened:
+    with _there(), file.open("r+") as opened:
         opened.write(value)
 
 
@@ -254,7 +273,7 @@ def _remove_tree(directory: Path) -> None:
 
 def _counter(file: Path, name: str) -> int:
     """The number after a name in a flat keyed file."""
-    for line in file.read_text().splitlines():
+    for line in _read(file).splitlines():
         key, _, value = line.partition(" ")
         if key == name:
             return int(value)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from builderd.adapters.engines.oci import cgroups
 from builderd.adapters.engines.oci.cgroups import Cgroups
 
 
@@ -158,3 +160,27 @@ def test_on_version_2_memory_may_be_swapped_while_it_is_frozen_only(v2: Path) ->
     (group / "memory.swap.max").write_text("")
     groups.end_reclaim("ab")
     assert (group / "memory.swap.max").read_text() == "0"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_group_that_is_being_removed_is_as_one_that_is_gone(
+    v1: Path, v2: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """By the runtime, say, while it is killed: its files are there, and cannot be opened."""
+
+    def going(file: Path, *args: object, **more: object) -> None:
+        raise OSError(errno.ENODEV, "No such device", str(file))
+
+    if version == 1:
+        (v2 / "cgroup.controllers").unlink()
+    groups = Cgroups("x", v1 if version == 1 else v2)
+    found = iter([{12345678}, set()])
+    monkeypatch.setattr(cgroups, "_processes", lambda _: next(found, set()))
+    monkeypatch.setattr(cgroups, "read_proc", lambda _: "0::/builderd-x/ab\n")
+    monkeypatch.setattr(Path, "open", going)
+    assert (groups.version, groups.usage("ab"), groups.oom_kills("ab")) == (version, None, 0)
+    assert not groups.is_frozen("ab")
+    groups.thaw("ab")
+    groups.kill("ab")
+    with pytest.raises(FileNotFoundError):
+        groups.enter_inner("ab", "c", 12345678)

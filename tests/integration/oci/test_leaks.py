@@ -100,6 +100,13 @@ async def settled(data_dir: Path, instance: str, wanted: Traces) -> Traces:
     return seen
 
 
+async def warmed(engine: OciEngine) -> None:
+    """Until the launcher has ready what the next start will need."""
+    warming = engine._here.runs._warming
+    assert warming
+    await warming
+
+
 async def cycle(engine: OciEngine) -> None:
     """One of everything that a sandbox may meet in its life."""
     spec = await make_spec(engine, apps.SERVER)
@@ -143,6 +150,7 @@ async def test_nothing_is_left_of_sandboxes_that_came_and_went(tmp_path: Path) -
         before = await settled(tmp_path, here.id, replace(now, links=(bridge_name(here.id),)))
         launcher = engine._here.launcher._process
         assert launcher
+        await warmed(engine)
         gc.collect()
         open_before = descriptors("self"), descriptors(launcher.pid)
         for _ in range(10):
@@ -150,6 +158,7 @@ async def test_nothing_is_left_of_sandboxes_that_came_and_went(tmp_path: Path) -
             await failed_start(engine)
             await failed_build(engine)
         assert await settled(tmp_path, here.id, before) == before
+        await warmed(engine)
         gc.collect()
         open_after = descriptors("self"), descriptors(launcher.pid)
         assert open_after == open_before

@@ -9,6 +9,12 @@ import shutil
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+# On every machine as in CI: the same examples in each run, and no time limit that a busy machine would miss.
+# script/soak looks at others each time.
+settings.load_profile("ci")
+settings.register_profile("soak", settings.get_profile("ci"), derandomize=False)
 
 pytest_plugins = ["tests.postgres", "tests.previews.proxy"]
 

@@ -1,14 +1,11 @@
-"""Settings: read once from defaults, a TOML file, ``BUILDERD_*`` variables and the command line, in that order.
+"""Settings: what there is, what may be in each, and what they are to the rest of the house.
 
-Nothing else of the house reads the environment.
+``builderd.configuration`` reads them. Nothing else of the house reads the environment.
 """
 
 from __future__ import annotations
 
-import difflib
-import logging
-import os
-from collections.abc import Iterable
+import re
 from datetime import timedelta
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_address
@@ -16,13 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import (
@@ -30,17 +28,16 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
     TomlConfigSettingsSource,
 )
 
 from builderd.domain.archives import ArchiveLimits
 from builderd.domain.backups import BackupRules, Retention
-from builderd.domain.errors import ValidationFailed
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.quotas import Limit
 from builderd.domain.resources import Resources
+from builderd.domain.tenants import NAME
 from builderd.domain.uploads import UploadRules
 from builderd.domain.versions import Isolation
 from builderd.services.allowances import Allowance, Allowances
@@ -49,13 +46,8 @@ from builderd.services.application import Keeping, Limits
 DEFAULT_DATA_DIR = Path("/var/lib/builderd")
 #: Of a unit that hands over the vault's key: LoadCredential=builderd.vault.key:/path/to/it (systemd.exec(5)).
 SYSTEMD_CREDENTIAL = "builderd.vault.key"
-#: Begins the names of variables; those of the client and of the project's own scripts are no settings.
+#: Begins the names of variables.
 PREFIX = "BUILDERD_"
-OTHERS = frozenset({"url", "token", "venv", "require_root_tests"})
-#: How much alike a name and a setting must be (difflib) to be taken for a slip.
-CLOSE = 0.75
-
-log = logging.getLogger(__name__)
 #: Looked for in the data directory when no other file is named.
 FILE_NAME = "builderd.toml"
 
@@ -66,9 +58,32 @@ Share = Annotated[Decimal, Field(ge=0, le=1)]
 Domain = Annotated[str, Field(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=189)]
 
 
+def _not_empty(value: Any) -> Any:
+    """An empty path would be the folder that the command is run in."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty: name a folder, or unset it")
+    return value
+
+
 def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
+
+#: A host and what stands behind it: nothing that an installer might read as a user before it.
+SOURCE = re.compile(r"https?://[^\s/?#\\@]+(?:[/?#]\S*)?")
+
+
+def _no_secret(url: str) -> str:
+    if not SOURCE.fullmatch(url):
+        raise ValueError(
+            "must be http://host/… or https://host/… without a user and a password, which the code that tenants have "
+            "built could read: let a proxy beside the service add them, and name that here"
+        )
+    return url
+
+
+#: Known to every build.
+PackageSource = Annotated[str, AfterValidator(_no_secret)]
 
 #: A list in TOML; in a variable, with commas.
 Networks = Annotated[tuple[IPv4Network, ...], NoDecode, BeforeValidator(_split)]
@@ -159,19 +174,26 @@ class VaultSettings(Section):
     """Where the key of stored secrets comes from: ``key`` itself, or else ``key_file``.
 
     ``key_file`` is ``vault.key`` in the data directory unless set, and made when it is first needed.
-    ``previous_keys`` still open what was sealed with them; both are 32 bytes in base64.
+    ``previous_keys`` still open what was sealed with them, beside ``key`` alone: a file has its own previous keys.
+    All are 32 bytes in base64.
     """
 
     key: SecretStr | None = None
     previous_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = ()
     key_file: Path | None = None
 
+    @model_validator(mode="after")
+    def _key_of_its_own(self) -> Self:
+        if self.previous_keys and self.key is None:
+            raise ValueError("previous_keys go with key: set the present key too, or leave them out for a file of keys")
+        return self
+
 
 class BackupSettings(Section):
     """``repository``: a folder, or a back end of restic (``sftp:…``, ``rest:…``, ``s3:…``), where each tenant gets one.
 
     ``environment`` is what the back end wants to know; ``ssh_key`` and ``ssh_hosts`` are files for ``sftp:``. A count
-    is of the hours, days and weeks whose newest backup stays. 0 hours: never.
+    is of the hours, days and weeks whose newest backup stays. ``drill_hours`` 0: never.
     """
 
     repository: str | None = Field(default=None, pattern=r"^(/|[a-z][a-z0-9]*:).+$")
@@ -277,7 +299,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
-    data_dir: Path = DEFAULT_DATA_DIR
+    data_dir: Annotated[Path, BeforeValidator(_not_empty)] = DEFAULT_DATA_DIR
     host: str = "127.0.0.1"
     port: Port = 8080
     #: Where users reach the API, when something in front of it has another address, or ``host`` is every address.
@@ -285,12 +307,12 @@ class Settings(BaseSettings):
     preview_port: Port = 8081
     #: The port of a sandbox's gateway at which an app reaches its own record; nothing else may be found there.
     inside_port: Port = 8082
-    database_url: str | None = None
+    database_url: Annotated[str, Field(pattern=r"^(sqlite|postgres|postgresql)(\+[a-z0-9]+)?://")] | None = None
     #: Guards ``/metrics`` on the API's port; without it, ``/metrics`` is only on ``metrics_port``.
     metrics_token: str | None = None
     metrics_port: Port | None = None
-    package_index: str | None = None
-    npm_registry: str | None = None
+    package_index: PackageSource | None = None
+    npm_registry: PackageSource | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: For tests: kill the service at this point of the reconciler, once.
     fault: str | None = None
@@ -335,6 +357,15 @@ class Settings(BaseSettings):
         if len(set(ports)) != len(ports):
             raise ValueError("port, preview_port, inside_port, metrics_port and ssh.port must differ")
         return self
+
+    @field_validator("tenants")
+    @classmethod
+    def _names_of_tenants(cls, tenants: dict[str, TenantSettings]) -> dict[str, TenantSettings]:
+        wrong = [name for name in tenants if not NAME.fullmatch(name)]
+        if wrong:
+            names = ", ".join(map(repr, wrong))
+            raise ValueError(f"{names}: a tenant's name is 1 to 63 lower-case letters, digits and hyphens inside")
+        return tenants
 
     @property
     def database(self) -> str:
@@ -414,59 +445,3 @@ class Settings(BaseSettings):
 
 
 STANDARD_PORTS = {"http": 80, "https": 443}
-
-
-def load(file: Path | None = None, **given: Any) -> Settings:
-    """The settings; ``given`` are those of the command line (None: not given).
-
-    ``file`` must exist when named; otherwise ``builderd.toml`` in the data directory is read if it is there.
-    Raises ``ValidationFailed`` with the name of each wrong setting.
-    """
-    chosen = {name: value for name, value in given.items() if value is not None}
-    _check_variables(os.environ)
-    try:
-        if file is None:
-            file = Settings(**chosen).data_dir / FILE_NAME
-        elif not file.is_file():
-            raise ValidationFailed({"config": [f"there is no file {file}"]})
-        return _from_file(file)(**chosen)
-    except ValidationError as error:
-        raise ValidationFailed(_faults(error)) from None
-    except SettingsError as error:
-        raise ValidationFailed(
-            {"environment": [f"{error}: name one setting of it, as in BUILDERD_LIMITS__CPU"]}
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ValidationFailed({str(file): [f"cannot be read as TOML: {error}"]}) from None
-
-
-def _check_variables(environment: Iterable[str]) -> None:
-    """Raises ``ValidationFailed`` for what is a setting but for a slip of the pen; what names none at all is told.
-
-    Unlike those of the file, variables that name no setting are no error: the client has some of its own.
-    """
-    names = [name for name in environment if name.upper().startswith(PREFIX)]
-    tops = {name: name[len(PREFIX) :].lower().partition("__")[0] for name in names}
-    unknown = {name: top for name, top in tops.items() if top not in Settings.model_fields and top not in OTHERS}
-    near = {name: difflib.get_close_matches(top, Settings.model_fields, 1, CLOSE) for name, top in unknown.items()}
-    faults = {
-        name: [f"is no setting: did you mean {PREFIX}{match[0].upper()}?"] for name, match in near.items() if match
-    }
-    if faults:
-        raise ValidationFailed(faults)
-    for name in unknown:
-        log.warning("%s is no setting, and is passed over: docs/settings.md lists those that there are.", name)
-
-
-def _faults(error: ValidationError) -> dict[str, list[str]]:
-    return {
-        ".".join(str(part) for part in fault["loc"]) or "settings": [fault["msg"].removeprefix("Value error, ")]
-        for fault in error.errors()
-    }
-
-
-def _from_file(file: Path) -> type[Settings]:
-    class FileSettings(Settings):
-        model_config = SettingsConfigDict(toml_file=file)
-
-    return FileSettings

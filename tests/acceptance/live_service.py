@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ import httpx
 
 #: Against hanging only.
 PATIENCE = 120.0
+#: Every call has a client and a connection of its own; none needs the host's certificates: reading them takes long.
+PLAIN: dict[str, Any] = {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "trust_env": False}
 
 TINY_APP = """\
 import os
@@ -92,7 +95,7 @@ class LiveService:
             if self.process.poll() is not None:
                 raise AssertionError(f"the service ended with {self.process.returncode}: {self.log_tail()}")
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                if httpx.get(f"{self.url}/readyz", timeout=5, **PLAIN).status_code == 200:
                     return
             time.sleep(0.02)
         raise AssertionError(f"the service is not ready: {self.log_tail()}")
@@ -139,7 +142,7 @@ class LiveService:
     def call(self, method: str, path: str, *, token: str | None = None, **options: Any) -> httpx.Response:
         """One API call, ``path`` from ``/builders`` on."""
         headers = {"Authorization": f"Bearer {token or self.token}", **options.pop("headers", {})}
-        return httpx.request(method, f"{self.url}/api/v1{path}", headers=headers, timeout=PATIENCE, **options)
+        return httpx.request(method, f"{self.url}/api/v1{path}", headers=headers, timeout=PATIENCE, **PLAIN, **options)
 
     def create(self, name: str, main: str = TINY_APP, **fields: Any) -> dict[str, Any]:
         """Create a builder of one Python file and wait for it; its ``data``."""
@@ -203,7 +206,7 @@ class LiveService:
     def _visitor(self, data: Mapping[str, Any], path: str, options: dict[str, Any]) -> dict[str, Any]:
         headers = {"Host": data["preview_url"].split("/")[2], **options.pop("headers", {})}
         url = f"http://127.0.0.1:{self.preview_port}/{path}"
-        return {"url": url, "headers": headers, "timeout": PATIENCE, **options}
+        return {"url": url, "headers": headers, "timeout": PATIENCE, **PLAIN, **options}
 
     def dial_preview(self) -> socket.socket:
         """A connection to the proxy, for who brings a protocol of their own."""

@@ -167,7 +167,7 @@ def test_without_the_service_a_visitor_is_told_so(idle: LiveService, napper: dic
     idle.kill()
     page = idle.visit(napper, headers={"Accept": "text/html"})
     assert (page.status_code, page.headers["retry-after"]) == (503, "5")
-    assert "Cannot be woken now" in page.text
+    assert "Cannot be started now" in page.text
 
 
 def test_after_it_was_all_taken_down_nobody_is_told_that_there_is_nothing(idle: LiveService) -> None:

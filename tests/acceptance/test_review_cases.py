@@ -216,6 +216,10 @@ PASSED = {
         {"app.js": "const f = (functionThis, node) => new Url(node).eval(functionThis.context);\n"},
         "node app.js",
     ),
+    "a folder whose package names what is started": (
+        {"package.json": '{"main": "lib/main"}', "lib/main.js": "console.log(1)"},
+        "node .",
+    ),
     "a skeleton that is read and is no code yet": (
         {"app.py": "text = open('skeleton.py').read()\n", "skeleton.py": "class {{ name }}:\n"},
         "python3 app.py",

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from builderd.adapters.scanners.tripwire import confinement
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 SECRET = sys.argv[1]
+PR_SET_PDEATHSIG, PR_GET_PDEATHSIG, PR_SET_NAME = 1, 2, 15
+SYS_PRCTL = {"x86_64": 157, "aarch64": 167}[platform.machine()]
 MEMORY, CPU = 300_000_000, 5
 CLONE_NEWUSER, PTRACE_ATTACH, SYS_IO_URING_SETUP = 0x1000_0000, 16, 425
 
@@ -60,6 +63,12 @@ def capabilities() -> object:
     return sum(data)
 
 
+def signal_at_parents_end() -> int:
+    number = ctypes.c_int()
+    LIBC.prctl(PR_GET_PDEATHSIG, ctypes.byref(number), 0, 0, 0)
+    return number.value
+
+
 def environment_of_a_program() -> object:
     done = subprocess.run(["/usr/bin/env"], capture_output=True, text=True, env={}, check=True)
     return done.stdout
@@ -80,6 +89,12 @@ def attempts() -> dict[str, object]:
         "writing the root": outcome(lambda: Path("/x").write_text("")),
         "a namespace": call(LIBC.unshare(CLONE_NEWUSER)),
         "a mount": call(LIBC.mount(b"tmpfs", b"/work", b"tmpfs", 0, None)),
+        "outliving its parent": call(LIBC.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)),
+        "outliving its parent, by a number that is cut": call(
+            LIBC.syscall(SYS_PRCTL, ctypes.c_uint64(1 << 32 | PR_SET_PDEATHSIG), 0, 0, 0, 0)
+        ),
+        "the signal at its parent's end": signal_at_parents_end(),
+        "a name": call(LIBC.prctl(PR_SET_NAME, b"review", 0, 0, 0)),
         "tracing": call(LIBC.ptrace(PTRACE_ATTACH, 1, 0, 0)),
         "io_uring": call(LIBC.syscall(SYS_IO_URING_SETUP, 1, 0)),
         "killing the parent": outcome(lambda: os.kill(os.getppid() or 2, signal.SIGKILL)),

@@ -17,6 +17,10 @@ from builderd.domain.previews import Address, Route, RouteState
 pytestmark = pytest.mark.haproxy
 
 
+#: Longer than what a search goes back over; a header may have some 15 kB.
+LONG = ("; x=" + "y" * 4000, "; x=" * 1000, f"; x={'y' * 1000}" * 8, ";" * 4000)
+
+
 @pytest.mark.parametrize(
     ("cookie", "kept"),
     [
@@ -32,6 +36,9 @@ pytestmark = pytest.mark.haproxy
         ("domain=mine; Path=/", "domain=mine; Path=/"),
         ("a=Domain=localhost; Path=/", "a=Domain=localhost; Path=/"),
         ("a=b; Domain", "a=b; Domain"),
+        *((f"a=b; Domain=localhost{long}", f"a=b{long}") for long in LONG),
+        *((f"a=b{long}; Domain=localhost", f"a=b{long}") for long in LONG),
+        *((f"a=b{long}; Domain=x; Domain=localhost{long}", f"a=b{long}") for long in LONG[:2]),
     ],
 )
 def test_no_cookie_reaches_the_siblings(proxy: Proxy, app: App, cookie: str, kept: str) -> None:

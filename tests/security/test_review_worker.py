@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from tests.gate import bundle_of
 
-from builderd.adapters.scanners.tripwire.answers import Unbelievable, read_answer
+from builderd.adapters.scanners.tripwire.answers import MAX_HITS, Unbelievable, read_answer
 from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
 from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
 from builderd.bootstrap.review import make_review_policy
@@ -68,6 +68,12 @@ def test_it_changes_nothing_and_gets_no_privilege(outcomes: dict[str, Any]) -> N
     assert outcomes["a namespace"] == outcomes["a mount"] == outcomes["io_uring"] == "EPERM"
     assert outcomes["uid"] != 0
     assert outcomes["capabilities"] == 0
+
+
+def test_it_cannot_outlive_the_process_that_ends_it(outcomes: dict[str, Any]) -> None:
+    assert outcomes["outliving its parent"] == outcomes["outliving its parent, by a number that is cut"] == "EPERM"
+    assert outcomes["the signal at its parent's end"] == signal.SIGKILL
+    assert outcomes["a name"] == 0
 
 
 def test_it_cannot_exhaust_the_host(outcomes: dict[str, Any]) -> None:
@@ -252,6 +258,14 @@ def test_an_answer_is_cut_to_what_is_believable() -> None:
     assert len(seen.hits[0].text) == 1_000
     assert (seen.hooks, list(seen.references)) == ((), ["app.py"])
     assert not seen.references["app.py"].anything
+
+
+def test_more_hits_than_can_be_judged_are_a_failure() -> None:
+    seen, _ = read_answer(changed(hits=[HIT] * (MAX_HITS + 1)), BUNDLE)
+    assert seen.failure is not None
+    assert str(MAX_HITS) in seen.failure
+    seen, _ = read_answer(changed(hits=[HIT] * MAX_HITS), BUNDLE)
+    assert seen.failure is None
 
 
 def test_no_failure_is_forgotten() -> None:

@@ -7,17 +7,19 @@ import re
 from decimal import Decimal
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+from builderd.configuration import load
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation
 from builderd.services.application import Limits
-from builderd.settings import DEFAULT_DATA_DIR, Settings, load
+from builderd.settings import DEFAULT_DATA_DIR, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,25 @@ def test_the_file_in_the_data_directory_is_read_without_being_named(tmp_path: Pa
     assert load().port == 1001
     assert load(data_dir=tmp_path / "other").port == 8080
     assert load(write(tmp_path / "own.toml", "host = '::1'")).port == 8080
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("preview_port = 8090", {"port": 8081}),
+        ("[ssh]\nport = 0", {"preview_port": 8022}),
+    ],
+)
+def test_the_command_line_is_judged_together_with_the_file(tmp_path: Path, text: str, given: dict[str, Any]) -> None:
+    write(tmp_path / "data" / "builderd.toml", text)
+    assert load(**given).model_dump().items() >= given.items()
+
+
+def test_a_variable_is_judged_together_with_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = "[review]\nmodel_url = 'http://127.0.0.1:9/v1'\nmodel = 'one'"
+    write(tmp_path / "data" / "builderd.toml", text)
+    monkeypatch.setenv("BUILDERD_REVIEW__MODEL", "other")
+    assert load().review.model == "other"
 
 
 def test_every_section_is_taken_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -127,6 +148,14 @@ WRONG = {
     "two ports alike": ("port = 8081", "settings"),
     "the inner port among the outer": ("port = 8082", "settings"),
     "a log level that is none": ("log_level = 'loud'", "log_level"),
+    "previous keys without a key": ("[vault]\nprevious_keys = ['a2V5']", "vault"),
+    "previous keys beside a file": ("[vault]\nprevious_keys = ['a2V5']\nkey_file = '/k'", "vault"),
+    "a name that no tenant has": ("[tenants.Acme]\nbuilders = 1", "tenants"),
+    "a password for the index": ("package_index = 'https://me:secret@pypi.example.com/simple'", "package_index"),
+    "a token for the registry": ("npm_registry = 'https://token@npm.example.com/'", "npm_registry"),
+    "a user as Node reads it": ("npm_registry = 'https:\\\\me:secret@npm.example.com'", "npm_registry"),
+    "a user after a slash too many": ("npm_registry = 'https:///me:secret@npm.example.com'", "npm_registry"),
+    "a user without a scheme": ("package_index = 'me:secret@pypi.example.com/simple'", "package_index"),
 }
 
 
@@ -134,6 +163,18 @@ WRONG = {
 def test_a_wrong_setting_is_told_by_its_name(tmp_path: Path, case: str) -> None:
     text, name = WRONG[case]
     assert list(refused(write(tmp_path / "own.toml", text))) == [name]
+
+
+@pytest.mark.parametrize("url", ["https://pypi.example.com/simple/", "http://10.0.0.1:3141", "http://[::1]/a/@b"])
+def test_an_index_without_a_password_may_be_anywhere(tmp_path: Path, url: str) -> None:
+    settings = load(write(tmp_path / "own.toml", f"package_index = '{url}'\nnpm_registry = '{url}'"))
+    assert (settings.package_index, settings.npm_registry) == (url, url)
+
+
+def test_a_password_for_the_index_is_refused_with_what_to_do_and_is_not_repeated(tmp_path: Path) -> None:
+    (told,) = refused(write(tmp_path / "own.toml", WRONG["a password for the index"][0]))["package_index"]
+    assert "a proxy beside the service" in told
+    assert "secret" not in told
 
 
 def test_all_wrong_settings_are_told_at_once(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.bootstrap.archive import make_archive
-from builderd.bootstrap.database import store
+from builderd.bootstrap.database import open_store
 from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
 from builderd.data_directory import identity
@@ -40,7 +40,7 @@ from builderd.settings import Settings
 @asynccontextmanager
 async def application(settings: Settings) -> AsyncIterator[Application]:
     """The application on its real adapters; nothing is started yet but the store, which is brought up to date."""
-    async with store(settings) as opened:
+    async with open_store(settings) as opened:
         clock = SystemClock(settings.data_dir / "clock.json")
         engine, testers = make_engine(settings, clock), LocalTesters(settings.qa.chromium)
         review = make_review_gate(settings)
@@ -124,7 +124,8 @@ def make_previews(settings: Settings) -> HaproxyPreviews:
     options = ProxyOptions(
         host=settings.host,
         port=settings.preview_port,
-        certificate=settings.preview.certificate,
+        # The proxy works in another folder than the service.
+        certificate=settings.preview.certificate and settings.preview.certificate.absolute(),
         trusted_proxies=settings.preview.trusted_proxies,
         api_url=settings.api_url,
     )

@@ -12,7 +12,10 @@ from builderd.adapters.engines.oci import probe as engine_probe
 from builderd.adapters.engines.oci.base import ensure_base
 from builderd.adapters.previews.haproxy import probe as previews_probe
 from builderd.adapters.stores.sql.store import SqlStore
+from builderd.adapters.testers import equipment as testers
+from builderd.bootstrap.database import refuse_another_database
 from builderd.domain.equipment import Equipment
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.holdings import Inventory
 from builderd.services import inventory
 from builderd.settings import Settings
@@ -20,17 +23,19 @@ from builderd.settings import Settings
 
 def examine(settings: Settings) -> Sequence[Equipment]:
     """What this machine has of what the service needs."""
-    return [*engine_probe.examine(settings.data_dir), previews_probe.examine()]
+    engine, qa = engine_probe.examine(settings.data_dir), testers.examine(settings.qa.chromium)
+    return [*engine, previews_probe.examine(), *qa]
 
 
 async def take_stock(settings: Settings) -> Inventory | None:
     """Who uses what, also while a service runs; None where there is no database yet. Changes nothing.
 
-    Raises ``StoreUnavailable``.
+    Raises ``StoreUnavailable``, and ``InvalidState`` when the service works on another database.
     """
     path = settings.data_dir.absolute() / "builderd.db"
     if settings.database_url is None and not path.exists():
         return None
+    refuse_another_database(settings)
     opened = SqlStore(settings.database)
     try:
         sizes = await LocalBundles(settings.data_dir / "bundles").sizes()
@@ -38,7 +43,7 @@ async def take_stock(settings: Settings) -> Inventory | None:
     finally:
         await opened.close()
     held = None
-    with suppress(OSError):
+    with suppress(OSError, EngineUnavailable):
         held = await asyncio.to_thread(holdings.look, settings.data_dir.absolute())
     return Inventory(users, sizes, used, held)
 

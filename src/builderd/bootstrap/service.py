@@ -9,8 +9,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from builderd.bootstrap.application import application, load_host_key
-from builderd.data_directory import RESTORED, hold, make
+from builderd.adapters.clocks.system import SystemClock
+from builderd.bootstrap.application import application, load_host_key, make_engine, make_previews
+from builderd.bootstrap.database import note_database
+from builderd.data_directory import RESTORED, hold, is_ours, make
 from builderd.domain.builders import Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.previews import Route
@@ -39,8 +41,6 @@ from builderd.settings import Settings
 log = logging.getLogger(__name__)
 #: After the engine could not be prepared, try again after so many seconds.
 PREPARE_RETRY = 15.0
-#: Calls that wait for an app get so many seconds to be answered once the service is asked to end.
-DRAIN = 5
 
 
 def serve(settings: Settings) -> None:
@@ -52,13 +52,25 @@ def serve(settings: Settings) -> None:
 
 
 async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
-    """Stop everything of this data directory and give back to the host what it was given."""
+    """Stop everything of this data directory and give back to the host what it was given.
+
+    With nothing of the application but what that takes: a database that is away is no reason to leave apps running.
+    """
+    if not is_ours(settings.data_dir):
+        say(f"There is no builderd in {settings.data_dir}, so nothing of it runs.")
+        return
     with hold(settings.data_dir):
-        async with application(settings) as app:
+        clock = SystemClock(settings.data_dir / "clock.json")
+        engine = make_engine(settings, clock)
+        try:
             say("Stopping the previews …")
-            await app.previews.down()
+            await make_previews(settings).down()
             say("Stopping the sandboxes …")
-            await app.engine.down()
+            await engine.down()
+        finally:
+            await engine.close()
+            clock.keep()
+    say("Everything is stopped. `builderd serve` with the same data directory brings it back.")
 
 
 def _log_to_stderr(level: str) -> None:
@@ -77,6 +89,7 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with application(settings) as app, Servers() as servers:
+        note_database(settings)
         meter = Meter()
         api = create_app(
             app, metrics_token=settings.metrics_token, meter=meter, rates=Rates(**settings.rates.model_dump())

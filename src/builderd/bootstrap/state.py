@@ -9,7 +9,7 @@ import json
 import shutil
 import tomllib
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -19,8 +19,10 @@ from builderd.adapters.states import folder
 from builderd.adapters.states.folder import BUNDLES, DATABASE, KEYS, Manifest
 from builderd.adapters.stores.sql import copies
 from builderd.adapters.vaults import passphrases
-from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
+from builderd.adapters.vaults.keys import Key, KeyFile
 from builderd.bootstrap.archive import make_place
+from builderd.bootstrap.database import refuse_another_database
+from builderd.bootstrap.keys import make_keys, refuse_other_keys
 from builderd.data_directory import IDENTITY_FILE, RESTORED, RESTORING, hold, make
 from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.settings import FILE_NAME, Settings
@@ -49,15 +51,19 @@ class Secrets(TypedDict):
 def back_up(settings: Settings, target: Path, passphrase: str | None, say: Say) -> Manifest:
     """Make the folder ``target``, also while the service runs. Without a passphrase the keys are left out.
 
-    Raises ``InvalidState`` when the target is not empty or there is nothing to keep, ``ValidationFailed`` for a
-    passphrase that is too short.
+    Raises ``InvalidState`` when the target is not empty, there is nothing to keep, or database or keys are not those
+    of the service, ``ValidationFailed`` for a passphrase that is too short.
     """
+    if passphrase is not None:
+        passphrases.refuse_short(passphrase)
+    refuse_another_database(settings)
     with folder.making(target) as unfinished:
-        if passphrase is not None:
-            sealed = passphrases.seal(_secrets(settings), passphrase, PLACE)
-            folder.write(unfinished / KEYS, sealed)
+        before = make_keys(settings).present() if passphrase is not None else ()
         say("Copying the database and the bundles …")
         revision = _copy(settings, unfinished)
+        if passphrase is not None:
+            secrets = _secrets(settings, unfinished / DATABASE, before)
+            folder.write(unfinished / KEYS, passphrases.seal(secrets, passphrase, PLACE))
         identity = _text(settings.data_dir / IDENTITY_FILE)
         now = SystemClock().now().isoformat()
         return folder.finish(unfinished, now, __version__, revision, identity)
@@ -88,17 +94,13 @@ def _copy_bundles(settings: Settings, target: Path) -> None:
             copy.unlink(missing_ok=True)
 
 
-def _secrets(settings: Settings) -> bytes:
-    keys = KeyFile(settings.vault_key_file).load() if settings.vault.key is None else _given(settings).load()
+def _secrets(settings: Settings, database: Path, before: Sequence[Key]) -> bytes:
+    """Also with the keys from before the database was copied: a rotation may have ended meanwhile."""
+    keys = dict.fromkeys([*make_keys(settings).present(), *before])
+    refuse_other_keys(copies.sealed_in(database), list(keys), ", or leave the keys out (--without-keys)")
     files = {name: settings.data_dir / name for name in SECRET_FILES}
     kept = {name: b64encode(path.read_bytes()).decode() for name, path in files.items() if path.is_file()}
     return json.dumps(Secrets(vault_keys=[key.text for key in keys], files=kept)).encode()
-
-
-def _given(settings: Settings) -> GivenKeys:
-    assert settings.vault.key is not None, "asked before"
-    texts = [settings.vault.key, *settings.vault.previous_keys]
-    return GivenKeys(tuple(Key.from_text(text.get_secret_value()) for text in texts))
 
 
 def _text(file: Path) -> str:
@@ -117,6 +119,7 @@ def restore(settings: Settings, source: Path, passphrase: str | None, say: Say) 
     """
     make(settings.data_dir)
     with hold(settings.data_dir):
+        refuse_another_database(settings)
         staging = settings.data_dir / RESTORING
         if (staging / _SWITCHING).exists() and copies.holds_something(settings.database):
             say("An earlier restore had come to its end but for its traces.")
@@ -136,7 +139,7 @@ def _restore(settings: Settings, source: Path, staging: Path, passphrase: str | 
     copies.revision(source / DATABASE)
     secrets = _open(source / KEYS, passphrase)
     _refuse_other_keys(settings, secrets)
-    _refuse_other_database(settings, secrets)
+    _refuse_other_places(settings, secrets)
     try:
         folder.stage(source, manifest, staging)
         say("Putting it in its place …")
@@ -170,21 +173,26 @@ def _open(keys: Path, passphrase: str | None) -> Secrets:
 def _refuse_other_keys(settings: Settings, secrets: Secrets) -> None:
     if settings.vault.key is None:
         return
-    given = {key.text for key in _given(settings).load()}
+    given = {key.text for key in make_keys(settings).present()}
     if not given.issuperset(secrets["vault_keys"]):
         raise ValidationFailed(
             {"vault.key": ["is not the key of this backup: add the backup's to vault.previous_keys, or unset it"]}
         )
 
 
-def _refuse_other_database(settings: Settings, secrets: Secrets) -> None:
-    """The settings that come back would name another one than the one that is filled."""
+def _refuse_other_places(settings: Settings, secrets: Secrets) -> None:
+    """The settings that come back would name another database, or file of keys, than the one that is filled."""
     kept = secrets["files"].get(FILE_NAME)
     if kept is None or (settings.data_dir / FILE_NAME).exists():
         return
-    if tomllib.loads(b64decode(kept).decode()).get("database_url") and settings.database_url is None:
+    theirs, own = tomllib.loads(b64decode(kept).decode()), settings.vault
+    if theirs.get("database_url") and settings.database_url is None:
         raise ValidationFailed(
             {"database_url": ["is set in the backup's builderd.toml: give it with BUILDERD_DATABASE_URL to restore it"]}
+        )
+    if theirs.get("vault", {}).get("key_file") and own.key_file is None and own.key is None:
+        raise ValidationFailed(
+            {"vault.key_file": ["is set in the backup's builderd.toml: give it with BUILDERD_VAULT__KEY_FILE as well"]}
         )
 
 
@@ -194,7 +202,7 @@ def _put_keys(settings: Settings, secrets: Secrets) -> None:
     if kept and settings.vault.key is None:
         path = settings.vault_key_file
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        present = [key.text for key in KeyFile(path).load()] if path.exists() else []
+        present = [key.text for key in KeyFile(path).present()]
         texts = dict.fromkeys([*kept, *present])
         KeyFile(path).save([Key.from_text(text) for text in texts])
     for name, content in secrets["files"].items():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.bootstrap.database import store
+from builderd.bootstrap.database import existing_store, holds_something, store, whereabouts
 from builderd.domain.ids import TokenId
 from builderd.domain.tokens import Scope, Token
 from builderd.ports.store import UnitOfWork
@@ -25,25 +25,29 @@ class TokenRequest:
     expires_at: datetime | None
 
 
-async def make_token(settings: Settings, wanted: TokenRequest) -> tuple[Token, str]:
-    """The token and its secret. The tenant is made if needed."""
+async def make_token(settings: Settings, wanted: TokenRequest, say: Callable[[str], None]) -> tuple[Token, str]:
+    """The token and its secret. The tenant is made if needed, and so are data directory and database, which is said."""
     now = SystemClock().now()
 
     def create(uow: UnitOfWork) -> tuple[Token, str]:
         return tokens.create(uow, wanted.tenant, wanted.name, now, scopes=wanted.scopes, expires_at=wanted.expires_at)
 
+    was_there = await holds_something(settings)
     async with store(settings) as opened:
-        return await opened.write(create)
+        made = await opened.write(create)
+    if not was_there:
+        say(f"There was no builderd in {settings.data_dir} yet: its database is now begun ({whereabouts(settings)}).")
+    return made
 
 
 async def list_tokens(settings: Settings, tenant: str) -> Sequence[Token]:
     """The tenant's tokens, revoked ones included."""
-    async with store(settings) as opened:
+    async with existing_store(settings) as opened:
         return await opened.read(lambda uow: tokens.list_of(uow, tenant))
 
 
 async def revoke_token(settings: Settings, tenant: str, token_id: str) -> None:
     """End a token at once."""
     now = SystemClock().now()
-    async with store(settings) as opened:
+    async with existing_store(settings) as opened:
         await opened.write(lambda uow: tokens.revoke(uow, tenant, TokenId(token_id), now))

@@ -1,4 +1,4 @@
-"""The client of the HTTP API: one method a call, in the shapes of the wire."""
+"""The client of the HTTP API: methods for its calls, in the shapes of the wire."""
 
 from builderd.client.client import Client
 from builderd.client.errors import ApiError, NoAnswer

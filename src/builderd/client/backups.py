@@ -25,7 +25,7 @@ class Caller(Protocol):
 
 
 class Backups:
-    """``Client.backups``. One that fails is an ``ApiError`` with the code ``backup_failed``, and replaces nothing."""
+    """``Client.backups``. One that fails is an ``ApiError`` and replaces nothing; ``backup_failed`` is a fault."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
+from builderd.domain.errors import (
+    BackupFailed,
+    BuilderdError,
+    EngineUnavailable,
+    InvalidState,
+    NameTaken,
+    NoCapacity,
+    NotFound,
+    QuotaExceeded,
+    StoreUnavailable,
+    ValidationFailed,
+)
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId
 
 #: After a failed backup, the next scheduled one is tried after so long, doubled each time, at most the interval.
 RETRY = timedelta(minutes=10)
+#: A drill that said nothing of the backup, such as for want of room, is held again after so long.
+DRILL_RETRY = timedelta(hours=6)
 #: No interval is longer: the largest number that is taken would lead beyond the last day of the calendar.
 NEVER = timedelta(days=36_500)
 #: What a person asked for, and what was there before a restore, stays at least so long.
 KEEP_ASKED = timedelta(days=7)
 #: Of a disk that claims to hold more bytes than so many times its size (by sparse files) no backup is made.
 SPARSE_FACTOR = 8
+#: What may hinder a backup or a restore that is no fault of it: told as it is. All else is a ``BackupFailed``.
+HINDRANCES: dict[str, type[BuilderdError]] = {
+    error.code: error
+    for error in (
+        NotFound,
+        NameTaken,
+        InvalidState,
+        QuotaExceeded,
+        NoCapacity,
+        EngineUnavailable,
+        StoreUnavailable,
+    )
+}
 
 
 class BackupKind(StrEnum):
@@ -50,7 +78,8 @@ class Backup:
     ``expires_at`` is set when it is to go at a certain time, whatever the rules of retention say.
     ``owner`` is the service that works on it. Saving what a deleted builder left is tried again at ``retry_at``.
     ``drilled_at`` is when it was last restored to try it out, ``verified_at`` when it was found whole by that, and
-    ``fault`` what the last trial found wrong with it.
+    ``fault`` what the last trial found wrong with it. ``error`` is why it failed, ``hindrance`` the rest of that
+    (``hindrance_of``).
     """
 
     id: BackupId
@@ -76,6 +105,7 @@ class Backup:
     drilled_at: datetime | None = None
     verified_at: datetime | None = None
     fault: str = ""
+    hindrance: Mapping[str, Any] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -109,7 +139,7 @@ class Restore:
 
     ``disk`` is made for it. ``safety`` is the backup of what the builder had before, which comes first; ``made`` the
     new builder, and ``number`` that of the version with which the builder has it. ``error`` is why it failed, or why
-    one that is open is to be given up.
+    one that is open is to be given up, ``hindrance`` the rest of that (``hindrance_of``).
     """
 
     id: RestoreId
@@ -128,11 +158,31 @@ class Restore:
     number: int | None = None
     finished_at: datetime | None = None
     error: str = ""
+    hindrance: Mapping[str, Any] | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether there is still something to do for it."""
         return self.status in (RestoreStatus.PLANNED, RestoreStatus.FILLED)
+
+
+def hindrance_of(error: Exception) -> Mapping[str, Any] | None:
+    """What is kept of it beside its message, so that whoever waits is told the same; None for a fault of the backup."""
+    if isinstance(error, ValidationFailed):
+        return {"code": error.code, "errors": error.errors}
+    if not isinstance(error, BuilderdError) or error.code not in HINDRANCES:
+        return None
+    return {"code": error.code, "data": error.data, "retry_after": error.retry_after}
+
+
+def failure_of(failed: Backup | Restore) -> BuilderdError:
+    """The error that it failed with, or is to be given up for."""
+    kept = failed.hindrance
+    if kept is None:
+        return BackupFailed(failed.error)
+    if kept["code"] == ValidationFailed.code:
+        return ValidationFailed(kept["errors"], failed.error)
+    return HINDRANCES[kept["code"]](failed.error, data=kept["data"], retry_after=kept["retry_after"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,8 @@ class Builder:
 
     ``candidate`` is the number of the version that is being deployed while the current one goes on, None at rest;
     it will run on ``candidate_disk``: None for a copy of ``disk`` that is yet to be made. During a ``handover`` the
-    preview holds requests. ``spare_disks`` are used no more, and wait to be removed.
+    preview holds requests. ``spare_disks`` are used no more, and wait to be removed. ``opens_with`` is the number of
+    the candidate with which a private preview becomes public, since what serves until then was not meant to be.
 
     ``spending_cap`` is per calendar month, ``cap_warned_at`` when it was last told that most of it is spent.
     ``asleep_since`` is since when its sandbox is to stand still, None while it is to run; the builder is running all
@@ -108,6 +109,7 @@ class Builder:
     candidate_disk: DiskId | None = None
     handover: Handover | None = None
     spare_disks: tuple[DiskId, ...] = ()
+    opens_with: int | None = None
     spending_cap: Decimal | None = None
     cap_warned_at: datetime | None = None
     asleep_since: datetime | None = None

@@ -5,27 +5,44 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from builderd.domain.packages import Package
+
 #: What makes a command more than one program with its arguments; such commands are not judged.
-SHELL = re.compile(r"[;&|<>`\n(){}]|\$\(|(?:^|\s)(?:cd|source|\.|if|for|while|eval|set|trap|export)\s")
+SHELL = re.compile(r"[;&|<>`\n(){}]|\$\(|(?:^|\s)(?:cd|source|if|for|while|eval|set|trap|export)\s|^\s*\.\s")
 #: ``${PORT:-8000}``: a value, and no program.
 VALUE = re.compile(r"\$\{\w+(?::?[-=]\w*)?\}")
 VARIABLE = re.compile(r"[A-Za-z_]\w*=")
 PYTHON = re.compile(r"python[\d.]*")
+SHELLS = frozenset({"sh", "bash", "dash"})
+#: They find a script without its ending, and what a folder's package names.
+SCRIPTED = frozenset({"node", "nodejs", "deno", "bun", "tsx", "ts-node"})
 #: Interpreters whose first argument that is no option is a file.
-INTERPRETERS = frozenset(
-    {"node", "nodejs", "sh", "bash", "dash", "ruby", "perl", "php", "deno", "bun", "tsx", "ts-node"}
-)
+INTERPRETERS = SHELLS | SCRIPTED | {"ruby", "perl", "php"}
 #: Options that take the next word with them.
 WITH_VALUE = frozenset({"-X", "-W", "-r", "--require", "--import", "--loader", "--env-file", "-I"})
+WITH_VALUE_OF_PHP = WITH_VALUE | {"-S", "-t", "-d", "-z"}
+#: Letters of options that take code or a module in place of a file.
+PYTHON_CODE, SHELL_CODE, CODE = "cm", "c", "cep"
+#: What a shell's command comes after.
+COMMAND_OPTION = re.compile(r"-[a-z]*c")
+#: Words before a file, of those that have commands of their own.
+COMMANDS = frozenset({"run", "serve", "task", "install", "test", "eval"})
 #: Words before the program that change nothing of what it starts.
 WRAPPERS = frozenset({"exec", "nohup", "time", "tini", "--"})
 #: They run what the package file says.
 PACKAGE_TOOLS, PACKAGE = frozenset({"npm", "yarn", "pnpm", "npx"}), "package.json"
 MODULE = re.compile(r"([A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)*)(?::[\w.()]+)?")
 HOME = "/app/"
+#: Where one command ends and the next begins; what a shell takes out of a word.
+ENDS, QUOTES = re.compile(r"[;&|()<>`\n{}]+"), re.compile(r"['\"\\]")
+#: In the order in which they are tried.
+SCRIPT_ENDINGS = ("", ".js", ".mjs", ".cjs", ".ts", ".tsx", ".jsx", ".json", "/index.js", "/index.mjs", "/index.ts")
+
+#: The package of a folder (``""`` for the app's own), or None.
+PackageAt = Callable[[str], Package | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +58,11 @@ class Entry:
     known: bool = False
 
 
-def entry_of(command: str, paths: Collection[str]) -> Entry:
+def _no_package(_: str) -> None:
+    return None
+
+
+def entry_of(command: str, paths: Collection[str], package_at: PackageAt = _no_package) -> Entry:
     """What the command starts."""
     command = VALUE.sub("$VALUE", command)
     words = _words(command)
@@ -50,21 +71,92 @@ def entry_of(command: str, paths: Collection[str]) -> Entry:
     program = _program_of(words)
     if not program:
         return Entry(())
+    if PACKAGE in paths and _runs_package(program):
+        return Entry((PACKAGE,), known=True)
     target = _file_of(program)
     if target is None:
-        if program[0] in PACKAGE_TOOLS and PACKAGE in paths:
-            return Entry((PACKAGE,), known=True)
         roots = tuple(_named(program, paths))
         return Entry(roots, known=bool(roots))
-    return _entry_of_file(target, program, paths)
+    return _entry_of_file(target, program, paths, package_at)
 
 
-def _entry_of_file(target: str, program: Sequence[str], paths: Collection[str]) -> Entry:
+def _entry_of_file(target: str, program: Sequence[str], paths: Collection[str], package_at: PackageAt) -> Entry:
     path = _inside(target)
     if path is None:
         return Entry(tuple(_named(program, paths)))
-    found = [one for one in (path, f"{path}/__main__.py") if one in paths]
-    return Entry((found[0],), known=True) if found else Entry((), missing=path)
+    found = _found(path, posixpath.basename(program[0]), paths, package_at)
+    if found is not None:
+        # PHP's own web server runs any file that is asked for.
+        return Entry((found,), known="-S" not in program)
+    if path == "." or any(one.startswith(f"{path}/") for one in paths):
+        return Entry(tuple(_named(program, paths)))
+    return Entry((), missing=path)
+
+
+def _runs_package(program: Sequence[str]) -> bool:
+    name = posixpath.basename(program[0])
+    return name in PACKAGE_TOOLS or (name in SCRIPTED and any(w == "--run" or w[:6] == "--run=" for w in program))
+
+
+def _found(path: str, name: str, paths: Collection[str], package_at: PackageAt) -> str | None:
+    """The file that this interpreter takes for the path."""
+    return next((one for one in _candidates(path, name, package_at) if one in paths), None)
+
+
+def _candidates(path: str, name: str, package_at: PackageAt) -> Iterator[str]:
+    if PYTHON.fullmatch(name):
+        yield from (path, posixpath.normpath(f"{path}/__main__.py"))
+    elif name in SCRIPTED:
+        files = [ending for ending in SCRIPT_ENDINGS if not ending.startswith("/")]
+        yield from (path + ending for ending in files)
+        package = package_at("" if path == "." else path)
+        if package is not None and package.main:
+            yield from (posixpath.normpath(f"{path}/{package.main}") + ending for ending in SCRIPT_ENDINGS)
+        yield from (posixpath.normpath(path + ending) for ending in SCRIPT_ENDINGS if ending not in files)
+    else:
+        yield path
+
+
+def interpreted(command: str, paths: Collection[str], package_at: PackageAt = _no_package) -> Iterator[tuple[str, str]]:
+    """Files that the command hands to a program anywhere in it, each with the program's name; ``""``: run as it is.
+
+    Of a package tool, what any script of the package hands on. A word that only looks like a program is taken for one.
+    """
+    if PACKAGE in paths and _mentions_package(command):
+        package = package_at("")
+        for script in package.commands if package else ():
+            yield from interpreted(script, paths)
+    folder = ""
+    for part in ENDS.split(QUOTES.sub("", VALUE.sub("$VALUE", command))):
+        words = part.split()
+        if words[:1] == ["cd"]:
+            folder = posixpath.join(folder, _inside("".join(words[1:2])) or "")
+        for name, target in _handed(words):
+            path = _inside(target)
+            found = path and _found(posixpath.normpath(posixpath.join(folder, path)), name, paths, package_at)
+            if found:
+                yield found, name
+
+
+def _mentions_package(command: str) -> bool:
+    names = {posixpath.basename(word) for word in QUOTES.sub(" ", command).split()}
+    return bool(names & (PACKAGE_TOOLS | {"bun"})) or "--run" in command
+
+
+def _handed(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Of one command without quotes: each program in it with the file that it is given."""
+    start = len(words) - len(_program_of(words))
+    for place, word in enumerate(words):
+        name = posixpath.basename(word)
+        rest = [one for one in words[place + 1 :] if one not in COMMANDS]
+        if PYTHON.fullmatch(name) or name in INTERPRETERS:
+            target = _first_argument(name, rest)
+            if target is not None:
+                yield name, target
+        elif word in (".", "source") and rest:
+            yield "sh", rest[0]
+        elif "/" in word and (place == start or COMMAND_OPTION.fullmatch(words[place - 1])):
+            yield "", word
 
 
 def _words(command: str) -> list[str] | None:
@@ -85,22 +177,28 @@ def _file_of(program: Sequence[str]) -> str | None:
     """The file that an interpreter is told to run, or that is a program itself; None for any other command."""
     name = posixpath.basename(program[0])
     if PYTHON.fullmatch(name) or name in INTERPRETERS:
-        return _first_argument(program[1:])
+        target = _first_argument(name, program[1:])
+        return target if target not in COMMANDS else None
     if program[0].startswith(("./", HOME)):
         return program[0]
     return None
 
 
-def _first_argument(words: Sequence[str]) -> str | None:
+def _first_argument(name: str, words: Sequence[str]) -> str | None:
+    with_value = WITH_VALUE_OF_PHP if name == "php" else WITH_VALUE
+    code = SHELL_CODE if name in SHELLS else PYTHON_CODE if PYTHON.fullmatch(name) else CODE
     rest = iter(words)
     for word in rest:
-        if word in WITH_VALUE:
+        if word in with_value:
             next(rest, None)
+        elif word.startswith("--"):
+            if word in ("--eval", "--print", "--check", "--run"):
+                return None
         elif word.startswith("-"):
-            if word.lstrip("-")[:1] in ("c", "m", "e", "p") or word in ("--eval", "--print", "--check", "-"):
+            if word == "-" or (word[:2] not in with_value and any(letter in word for letter in code)):
                 return None
         else:
-            return word if word not in ("run", "serve", "task", "install", "test", "eval") else None
+            return word
     return None
 
 
@@ -108,8 +206,7 @@ def _inside(target: str) -> str | None:
     """The path within the bundle, or None when it leads elsewhere or depends on a variable."""
     if "$" in target or "*" in target or "?" in target:
         return None
-    if target.startswith(HOME):
-        target = target.removeprefix(HOME)
+    target = target.removeprefix(HOME)
     if target.startswith(("/", "~", "..")):
         return None
     return posixpath.normpath(target)

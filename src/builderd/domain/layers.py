@@ -45,6 +45,7 @@ class LayerPlan:
 
     ``key`` (64 hex characters) covers everything that decides the content, and the tenant where
     ``runs_foreign_code``. Such a plan runs a package's or a user's code and waits for the review's verdict.
+    One that ``may_run_code`` waits as well: it asks for no such code, but what it asks for may do so in turn.
     ``polish`` runs later, in the background, on a clone that then replaces the layer (byte-compiling).
     """
 
@@ -53,6 +54,12 @@ class LayerPlan:
     steps: tuple[BuildStep, ...]
     runs_foreign_code: bool
     polish: BuildStep | None = None
+    may_run_code: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing of it may be done before the review has passed."""
+        return self.runs_foreign_code or self.may_run_code
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,7 @@ import posixpath
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from builderd.domain.entrypoints import module_files
-
-SCRIPT_ENDINGS = ("", ".js", ".mjs", ".cjs", ".ts", ".tsx", ".jsx", ".json", "/index.js", "/index.mjs", "/index.ts")
+from builderd.domain.entrypoints import SCRIPT_ENDINGS, module_files
 
 
 @dataclass(frozen=True, slots=True)

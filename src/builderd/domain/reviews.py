@@ -44,7 +44,8 @@ ORDER = {Severity.BLOCK: 0, Severity.HOLD: 1, Severity.WARN: 2}
 class Hit:
     """What a scanner saw: the rule, where, and the line with its secrets masked.
 
-    ``line`` counts from 1, 0 for a whole file. ``mark`` names the line's content without showing it (hex).
+    ``line`` counts from 1, 0 for a whole file. ``mark`` names the content of the line, or of the
+    file, without showing it (hex).
     """
 
     rule: str

@@ -1,11 +1,18 @@
-"""Sources: what kind of file each of a bundle is, by its name and its first bytes. Nothing is parsed here."""
+"""Sources: what kind of file each of a bundle is, by its name and its first bytes, and which of them are read.
+
+Nothing is parsed here.
+"""
 
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 
 from builderd.domain.bundles import BundleFile
+from builderd.domain.entrypoints import PACKAGE, PYTHON, SCRIPTED
+from builderd.domain.review_policies import ReviewLimits
 
 
 class Kind(StrEnum):
@@ -15,7 +22,7 @@ class Kind(StrEnum):
     SCRIPT = "script"
     #: Configuration and documents: searched for secrets.
     TEXT = "text"
-    #: A program in machine code.
+    #: A program in machine code, or compiled for an interpreter, or in an archive that one runs.
     BINARY = "binary"
     #: Only counted.
     DATA = "data"
@@ -23,12 +30,14 @@ class Kind(StrEnum):
 
 CODE = frozenset({Kind.PYTHON, Kind.JAVASCRIPT, Kind.SCRIPT})
 
+_COMPILED = (".pyc", ".pyo")
 _ENDINGS = {
     **dict.fromkeys((".py", ".pyw", ".pyi", ".pth"), Kind.PYTHON),
     **dict.fromkeys((".js", ".mjs", ".cjs"), Kind.JAVASCRIPT),
     **dict.fromkeys((".ts", ".mts", ".cts", ".tsx", ".jsx", ".vue", ".svelte"), Kind.SCRIPT),
     **dict.fromkeys((".sh", ".bash", ".zsh", ".rb", ".php", ".pl", ".lua", ".ps1", ".go"), Kind.SCRIPT),
     **dict.fromkeys((".json", ".yml", ".yaml", ".toml", ".ini", ".cfg", ".conf", ".properties", ".env"), Kind.TEXT),
+    **dict.fromkeys((*_COMPILED, ".pyz", ".pyzw", ".jar", ".war", ".class", ".phar"), Kind.BINARY),
     **dict.fromkeys((".txt", ".md", ".rst", ".html", ".htm", ".xml", ".sql", ".pem", ".key", ".tf"), Kind.TEXT),
     **dict.fromkeys((".example", ".sample", ".template", ".dist", ".ipynb", ".service", ".gradle"), Kind.TEXT),
 }
@@ -40,6 +49,11 @@ _NAMES = {
 _MACHINE = (b"\x7fELF", b"MZ", b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe")
 
 
+_ZIP, _WASM = b"PK\x03\x04", b"\0asm"
+#: What a file becomes that several programs are handed: as the strictest of them reads it.
+_STRICTEST = (Kind.BINARY, Kind.PYTHON, Kind.JAVASCRIPT, Kind.SCRIPT, Kind.TEXT, Kind.DATA)
+
+
 def kind_of(file: BundleFile) -> Kind:
     """By the name first, then by a ``#!`` line; what holds a NUL byte near its beginning is no text."""
     head = file.head(1024)
@@ -48,13 +62,62 @@ def kind_of(file: BundleFile) -> Kind:
     name = posixpath.basename(file.path)
     ending = posixpath.splitext(name)[1].lower()
     named = _NAMES.get(name) or _ENDINGS.get(ending) or (Kind.TEXT if name.startswith(".env") else None)
+    if named is Kind.BINARY:
+        return Kind.DATA if _is_cache(file.path, head) else Kind.BINARY
     if named in CODE:
         return named or Kind.DATA
     if head.startswith(b"#!"):
-        return _of_interpreter(head.partition(b"\n")[0])
+        line, _, rest = head.partition(b"\n")
+        return Kind.BINARY if rest.startswith(_ZIP) else _of_interpreter(line)
     if b"\0" in head:
         return Kind.DATA
     return named or (Kind.SCRIPT if file.executable else Kind.DATA)
+
+
+def kinds_when_run(files: Iterable[BundleFile], programs: Iterable[tuple[str, str]]) -> Mapping[str, Kind]:
+    """Of each file that a program is handed, by its path: what the program takes it for, whatever it is called."""
+    by_path = {file.path: file for file in files}
+    kinds: dict[str, list[Kind]] = {}
+    for path, program in programs:
+        kinds.setdefault(path, []).append(_kind_for(by_path[path], program))
+    # Other code may import it as what its name says.
+    return {
+        path: min((*found, *({kind_of(by_path[path])} & CODE)), key=_STRICTEST.index) for path, found in kinds.items()
+    }
+
+
+def _kind_for(file: BundleFile, program: str) -> Kind:
+    own, head = kind_of(file), file.head(1024)
+    compiled = head.startswith((_ZIP, _WASM)) or (head[2:4] == b"\r\n" and b"\0" in head)
+    if own is Kind.BINARY or compiled or file.path.endswith(_COMPILED):
+        return Kind.BINARY
+    if not program:
+        return own
+    if PYTHON.fullmatch(program):
+        return Kind.PYTHON
+    if program not in SCRIPTED:
+        return Kind.SCRIPT
+    if own in (Kind.JAVASCRIPT, Kind.SCRIPT) or file.path.endswith(".json"):
+        return own
+    return Kind.JAVASCRIPT if program in ("node", "nodejs") else Kind.SCRIPT
+
+
+def is_opaque(file: BundleFile, kind: Kind) -> bool:
+    """Whether what is run as this kind cannot be read: shells leave NUL bytes out, and patterns do not."""
+    return kind is Kind.DATA or (kind is Kind.SCRIPT and any(b"\0" in chunk for chunk in file.chunks()))
+
+
+def is_compiled(file: BundleFile) -> bool:
+    """Whether it is a program to what loads it, though nothing runs it by itself."""
+    return file.head(4) == _WASM or file.path.endswith(_COMPILED)
+
+
+def _is_cache(path: str, head: bytes) -> bool:
+    """Python's own, good for a source of one very time: that of a file here is when it was deployed.
+
+    PEP 552: the flags are in bytes 4 to 8, 0 for a time.
+    """
+    return posixpath.basename(posixpath.dirname(path)) == "__pycache__" and head[4:8] == bytes(4)
 
 
 def _of_interpreter(line: bytes) -> Kind:
@@ -63,6 +126,44 @@ def _of_interpreter(line: bytes) -> Kind:
     return Kind.JAVASCRIPT if b"node" in line else Kind.SCRIPT
 
 
-def is_code(file: BundleFile) -> bool:
-    """Whether somebody may run it as it is."""
-    return kind_of(file) in CODE
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """``read`` are the files that scanners get, with their kinds. The others are code that they do not.
+
+    ``too_large`` are over the limit of one file, ``beyond`` are what the limits of all together leave out.
+    """
+
+    read: tuple[tuple[BundleFile, Kind], ...]
+    too_large: tuple[BundleFile, ...]
+    beyond: tuple[BundleFile, ...]
+
+
+def choose(files: Iterable[BundleFile], limits: ReviewLimits, run: Mapping[str, Kind]) -> Reading:
+    """What is read within the limits: code before everything else, so that no amount of text keeps code from it.
+
+    ``run`` as of ``kinds_when_run``.
+
+    Text is read as far as there is room. So many files of code as the limit says, and as many again, are read: what
+    is over the limit is held, and whoever accepts that should know of as much as possible.
+    """
+    kinds = [(file, run.get(file.path) or kind_of(file)) for file in files]
+    code = [(file, kind) for file, kind in kinds if counts_as_code(file, kind)]
+    text = [(file, kind) for file, kind in kinds if kind is Kind.TEXT and not counts_as_code(file, kind)]
+    read: list[tuple[BundleFile, Kind]] = []
+    beyond, total = [], 0
+    for file, kind in (*code, *text):
+        if file.size > limits.file_bytes:
+            continue
+        if len(read) < limits.files * 2 and total + file.size <= limits.total_bytes:
+            read.append((file, kind))
+            total += file.size
+        elif counts_as_code(file, kind):
+            beyond.append(file)
+    too_large = tuple(file for file, _ in code if file.size > limits.file_bytes)
+    return Reading(tuple(read), too_large, tuple(beyond))
+
+
+def counts_as_code(file: BundleFile, kind: Kind) -> bool:
+    """Whether it must be read: code, and what says which code is run."""
+    folder, name = posixpath.split(file.path)
+    return kind in CODE or (name == PACKAGE and "node_modules" not in folder)

@@ -7,12 +7,18 @@ One call at a time works on one repository.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId
+
+
+class Damaged(BackupFailed):
+    """The archive answers, and what was saved does not come back as it was."""
+
 
 #: Told how much is done, from 0 to 1; must not block.
 Share = Callable[[float], None]
@@ -22,8 +28,9 @@ Share = Callable[[float], None]
 class Repository:
     """A tenant's own, which nothing but its key opens.
 
-    ``is_new``: nothing is known to be in it, so it may be made. Otherwise one that is not there was lost, or lies on a
-    disk that is not mounted, and another in its place would hide that.
+    ``is_new``: nothing is known to be in it that is still wanted, so it may be made, and until then counts as empty.
+    Otherwise one that is not there was lost, or lies on a disk that is not mounted, and another in its place would hide
+    that: every method fails.
     """
 
     tenant_id: TenantId
@@ -83,7 +90,7 @@ class Archive(Protocol):
         """
 
     async def restore(self, repository: Repository, snapshot: str, disk: DiskId, told: Share) -> Restored:
-        """Put what was saved on an empty disk."""
+        """Put what was saved on an empty disk. Raises ``Damaged`` where the archive answers, and it is not whole."""
 
     async def forget(self, repository: Repository, snapshots: Sequence[str]) -> None:
         """These are kept no longer; their space comes back with ``prune``. Idempotent."""
@@ -93,6 +100,15 @@ class Archive(Protocol):
 
     async def saved(self, repository: Repository) -> Mapping[str, Kept]:
         """The snapshots that are kept; none where nothing was ever saved."""
+
+    async def lists(self) -> Mapping[TenantId, Collection[str]]:
+        """What it has lists of files of beside the repositories, by tenant: builders, and disks that are restored to.
+
+        A disk's is there until the restore ends, unless the service ends before that.
+        """
+
+    async def drop_list(self, tenant: TenantId, name: str) -> None:
+        """Remove one; the next backup of that builder reads all files again. Idempotent."""
 
     async def check(self, repository: Repository, percent: float) -> None:
         """Look at the whole structure, and read this part of the data, another one each time."""

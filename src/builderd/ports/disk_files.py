@@ -50,7 +50,10 @@ class DiskFiles(Protocol):
         """
 
     async def delete_file(self, disk: DiskId, path: str, condition: Condition, *, recursive: bool = False) -> None:
-        """Delete a file, a link itself, or an empty folder; a full one in one step, when ``recursive``."""
+        """Delete a file, a link itself, or an empty folder; a full one in one step, when ``recursive``.
+
+        Raises ``PreconditionFailed``, and ``TooLarge`` where the disk is too full even for that.
+        """
 
     def archive(self, disk: DiskId) -> AsyncGenerator[bytes]:
         """All of ``/app`` as a tar archive (POSIX 1003.1-2001, pax). Sockets are left out.

@@ -215,7 +215,7 @@ class Engine(DiskFiles, Protocol):
         """
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
-        """What it uses, or None when it does not run."""
+        """What it uses, or None when it does not run. 0 bytes of disk where the disk is gone."""
 
     async def read_log(
         self, sandbox: SandboxId, cursor: str = "", tail: int | None = None

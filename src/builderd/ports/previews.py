@@ -43,7 +43,10 @@ class Previews(Protocol):
         """
 
     async def turn_away(self, host: str) -> None:
-        """Whoever waits for the host now is told that there is no room for it; who comes later waits anew."""
+        """Whoever waits for the host is told that there is no room for it, and so is who comes in the next moments.
+
+        Who comes later waits anew.
+        """
 
     async def open_requests(self, host: str) -> int:
         """How many requests the host's app works on now, streams of events and WebSockets left out."""

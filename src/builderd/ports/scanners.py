@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from builderd.domain.bundles import Bundle
 from builderd.domain.reach import References
 from builderd.domain.review_policies import ReviewLimits
 from builderd.domain.reviews import Hit
+from builderd.domain.sources import Kind
+
+NOTHING_RUN: Mapping[str, Kind] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,11 @@ class Scanner(Protocol):
     async def prepare(self) -> None:
         """Have it warm; harmless when repeated. A scan without it takes longer."""
 
-    async def scan(self, bundle: Bundle, limits: ReviewLimits) -> Scan:
-        """Never raises for what is in the bundle, and never takes longer than the limits say."""
+    async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
+        """Never raises for what is in the bundle, and never takes longer than the limits say.
+
+        ``run`` are files, by path, that are started as another kind than their names say.
+        """
 
     async def close(self) -> None:
         """End what was kept warm."""

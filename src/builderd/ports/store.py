@@ -296,7 +296,10 @@ class Deliveries(Protocol):
         """Newest first: one page (from 1), and the total number."""
 
     def expire(self, before: datetime, limit: int) -> int:
-        """Remove at most so many that were made before this and are over; how many."""
+        """Remove at most so many that were made before this and are over; how many.
+
+        Those of a disabled webhook are, since nothing is told to it any more.
+        """
 
 
 class Metrics(Protocol):
@@ -396,6 +399,9 @@ class Restores(Protocol):
     def open_of(self, builder: BuilderId) -> Sequence[Restore]:
         """The same of one builder, whoever carries them out."""
 
+    def last_drill(self, builder: BuilderId) -> Restore | None:
+        """The one that was asked for last, open or not, of a backup that is still there."""
+
 
 class BackupKeys(Protocol):
     def add(self, key: BackupKey) -> None:
@@ -422,7 +428,9 @@ class Leases(Protocol):
 class Uploads(Protocol):
     def add(self, upload: Upload) -> None: ...
     def get(self, upload: UploadId) -> Upload | None: ...
-    def save(self, upload: Upload) -> None: ...
+    def save(self, upload: Upload) -> bool:
+        """Whether it is there still: one that was deleted does not come back."""
+
     def of_tenant(self, tenant: TenantId) -> Sequence[Upload]:
         """The oldest first, those that are over included until they are deleted."""
 

@@ -21,13 +21,13 @@ class Uploads(Protocol):
         """How many bytes are there; 0 when there is nothing."""
 
     async def sha256(self, upload: UploadId) -> str:
-        """Of all that is there, as 64 hex characters."""
+        """Of all that is there, as 64 hex characters. Raises ``KeyError`` when there is nothing."""
 
     def open(self, upload: UploadId) -> BinaryIO:
         """To be read. Raises ``KeyError`` when there is nothing."""
 
     async def delete(self, upload: UploadId) -> None:
-        """Idempotent."""
+        """Idempotent. Raises ``Conflict`` while somebody writes."""
 
     async def ids(self) -> Collection[UploadId]:
         """Of all that are there."""

@@ -83,12 +83,16 @@ class Idleness:
             return
         awake = [builder.id for builder in candidates if builder.asleep_since is None and may_idle(builder)]
         sandboxes = await self._app.store.read(lambda uow: [uow.sandboxes.open_of(one) for one in awake])
-        found = await asyncio.gather(*(self._read(one.id) for one in sandboxes if one is not None))
+        looks = (self._read(one.id) for one in sandboxes if one is not None)
+        found = await asyncio.gather(*looks, return_exceptions=True)
+        if faults := [one for one in found if isinstance(one, BaseException)]:
+            # They sleep later; the others as ever.
+            log.warning("of %d builders it is not known how idle they are", len(faults), exc_info=faults[0])
         before = self._readings
         readings = (
             (builder, _compare(before.get(builder), reading, self._app.limits.quiet_cpu))
             for builder, reading in zip((one.builder_id for one in sandboxes if one), found, strict=True)
-            if reading is not None
+            if isinstance(reading, Reading)
         )
         self._readings = dict(readings)
 

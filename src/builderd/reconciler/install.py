@@ -91,7 +91,7 @@ class Installs:
         for known in (plan, self._app.installer.from_source(plan, tenant)):
             if known is not None and await self._app.engine.has_layer(key := _own(known, subject).key):
                 return Installed(key, 0.0, reused=True)
-        if plan.runs_foreign_code:
+        if plan.waits:
             await passed.wait()
         async with self._turns_of[tenant], self._turns, BuildLog(self._app, subject) as log:
             return await self._build(plan, subject, log, passed)

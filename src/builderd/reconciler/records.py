@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from builderd.domain.builders import Builder, Desired, Handover, JobType, Status
+from builderd.domain.builders import Builder, Desired, Handover, JobType, Status, Visibility
 from builderd.domain.errors import QaFailed, ReviewFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.failures import describe_end, restart_note
@@ -105,6 +105,7 @@ def reviewed(
     uow: UnitOfWork,
     builder: Builder,
     version: Version,
+    prices: Prices,
     report: Report,
     now: datetime,
     *,
@@ -116,7 +117,7 @@ def reviewed(
     note = "passed" if verdict.passed else summary(verdict)
     stage_finished(uow, builder, "review", now, seconds=seconds, ok=verdict.passed, note=note, reused=reused)
     if not verdict.passed:
-        failed(uow, builder, version, code=ReviewFailed.code, reason=note, now=now)
+        failed(uow, builder, version, prices, code=ReviewFailed.code, reason=note, now=now)
 
 
 def disk_made(uow: UnitOfWork, subject: Subject, prices: Prices, now: datetime, *, anew: bool) -> None:
@@ -126,42 +127,49 @@ def disk_made(uow: UnitOfWork, subject: Subject, prices: Prices, now: datetime, 
         reason = "its disk is gone, and there is no backup of it: it begins anew with the files of its version"
         _event(uow, subject.builder, "disk.lost", now, reason=reason, details={"disk": subject.builder.disk})
     if uow.ledger.current(subject.builder.id) is None:
-        _bill(uow, subject, prices, Billing.STOPPED, now)
+        ledger.bill(uow, prices, subject.builder, subject.version.settings.resources, Billing.STOPPED, now)
 
 
-def sandbox_started(uow: UnitOfWork, subject: Subject, prices: Prices, sandbox: Sandbox, report: SandboxReport) -> None:
-    """From its start on, running time is paid."""
+def sandbox_started(
+    uow: UnitOfWork, builder: Builder, version: Version, prices: Prices, sandbox: Sandbox, report: SandboxReport
+) -> Sandbox:
+    """From its start on, running time is paid. ``version`` is the one that runs."""
     at = report.started_at or sandbox.created_at
-    uow.sandboxes.save(replace(sandbox, ip=report.ip, started_at=at))
-    _bill(uow, subject, prices, Billing.RUNNING, at)
-    names = subject.version.settings.credentials
-    credentials.used(uow, subject.builder.tenant_id, names, subject.builder.id, at)
+    started = replace(sandbox, ip=report.ip, started_at=at)
+    uow.sandboxes.save(started)
+    ledger.bill(uow, prices, builder, version.settings.resources, Billing.RUNNING, at)
+    credentials.used(uow, builder.tenant_id, version.settings.credentials, builder.id, at)
     details = {"sandbox": sandbox.id, "version": sandbox.version, "attempt": sandbox.attempt}
-    _event(uow, subject.builder, "sandbox.started", at, reason="started", details=details)
+    _event(uow, builder, "sandbox.started", at, reason="started", details=details)
+    return started
 
 
 def sandbox_ended(
     uow: UnitOfWork,
     builder: Builder,
-    version: Version,
     prices: Prices,
     sandbox: Sandbox,
     *,
     end: SandboxEnd,
+    report: SandboxReport | None,
     now: datetime,
 ) -> None:
     """From its end on, only the disk is paid: that of the version that is to run next, of which it may be told since.
 
-    ``version`` is the one that ran.
+    One whose start the engine reports and the record does not, since the service died between them, ran all the same.
     """
+    ran = uow.versions.get(builder.id, sandbox.version)
+    following = ran if builder.to_run[0] == sandbox.version else uow.versions.get(builder.id, builder.to_run[0])
+    assert ran is not None, "a builder's versions are always stored"
+    assert following is not None, "a builder's versions are always stored"
+    if sandbox.started_at is None and report is not None and report.started_at is not None:
+        sandbox = sandbox_started(uow, builder, ran, prices, sandbox, report)
     at = end.at or now
     uow.sandboxes.save(replace(sandbox, end=replace(end, at=at)))
     if sandbox.started_at is None:
         return
-    following = uow.versions.get(builder.id, builder.to_run[0])
-    assert following is not None, "a builder's versions are always stored"
     ledger.bill(uow, prices, builder, following.settings.resources, Billing.STOPPED, at)
-    reason = describe_end(end, version.settings.resources)
+    reason = describe_end(end, ran.settings.resources)
     details = {
         "sandbox": sandbox.id,
         "version": sandbox.version,
@@ -169,6 +177,24 @@ def sandbox_ended(
         "cause": end.cause.value,
     }
     _event(uow, builder, "sandbox.ended", at, reason=reason, details=details)
+
+
+def caught_up(
+    uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, report: SandboxReport | None
+) -> None:
+    """What the engine did with it and a service that was killed just then did not record: one freeze, one thaw.
+
+    ``report`` is of before whatever is recorded next.
+    """
+    if report is None or report.frozen_at is None:
+        return
+    by = replace(builder, desired_by=SYSTEM, desired_reason="recorded after an interruption")
+    thaw = report.thawed_at if report.thawed_at is not None and report.thawed_at >= report.frozen_at else None
+    paid = uow.ledger.current(builder.id)
+    if paid is not None and paid.billing is Billing.RUNNING and report.frozen_at > paid.start:
+        frozen(uow, by, prices, sandbox, report.frozen_at)
+    if thaw is not None:
+        thawed(uow, by, prices, sandbox, thaw)
 
 
 def frozen(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:
@@ -232,7 +258,14 @@ def crash_noted(uow: UnitOfWork, builder: Builder, subject: Subject, sandbox: Sa
 
 
 def qa_judged(
-    uow: UnitOfWork, builder: Builder, version: Version, gate: Sequence[Check], now: datetime, *, seconds: float
+    uow: UnitOfWork,
+    builder: Builder,
+    version: Version,
+    prices: Prices,
+    gate: Sequence[Check],
+    now: datetime,
+    *,
+    seconds: float,
 ) -> bool:
     """The gate has judged the version; whether the builder may go on with it."""
     passed = gate_passed(gate)
@@ -240,7 +273,7 @@ def qa_judged(
     stage_finished(uow, builder, "qa", now, seconds=seconds, ok=passed, note=note)
     goes_on = passed or not version.settings.require_qa
     if not goes_on:
-        failed(uow, builder, version, code=QaFailed.code, reason=note, now=now)
+        failed(uow, builder, version, prices, code=QaFailed.code, reason=note, now=now)
     qa.record_gate(uow, builder.id, version.number, gate, now)
     return goes_on
 
@@ -304,6 +337,7 @@ def failed(
     uow: UnitOfWork,
     builder: Builder,
     version: Version,
+    prices: Prices,
     *,
     code: str,
     reason: str,
@@ -316,7 +350,7 @@ def failed(
         uow.versions.save(replace(stored, status_reason=reason, failure_code=code))
     candidates.fail(uow, builder, stored, code, reason, now)
     if version.number == builder.candidate:
-        turned_down(uow, builder, now)
+        turned_down(uow, builder, prices, now)
         return
     changed = statuses.change(uow, builder, Status.FAILED, reason, now)
     uow.builders.save(
@@ -367,14 +401,15 @@ def taken_over(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
         version, disk = builder.to_run
         candidates.superseded(uow, builder, version, now)
         spare = (*builder.spare_disks, builder.disk)
+        visibility = Visibility.PUBLIC if builder.opens_with == version else builder.visibility
         builder = replace(builder, version=version, disk=disk, candidate=None, candidate_disk=None, spare_disks=spare)
-        builder = replace(builder, exit_code=None, failure_code=None)
+        builder = replace(builder, visibility=visibility, opens_with=None, exit_code=None, failure_code=None)
     return replace(builder, handover=None)
 
 
-def turned_down(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
+def turned_down(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) -> None:
     """The candidate does not take over: what was there before stays as it is, or comes back on the disk that it had."""
-    freed = candidates.without(builder)
+    freed = candidates.without(uow, builder, prices, now)
     if builder.handover is Handover.FORWARD:
         freed = _brought_back(uow, builder, freed, now)
     uow.builders.save(replace(freed, updated_at=now))
@@ -400,10 +435,6 @@ def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
     uow.acceptances.delete(builder.id)
     changed = statuses.change(uow, builder, Status.DELETED, builder.desired_reason, now)
     uow.builders.save(replace(changed, deleted_at=now))
-
-
-def _bill(uow: UnitOfWork, subject: Subject, prices: Prices, billing: Billing, at: datetime) -> None:
-    ledger.bill(uow, prices, subject.builder, subject.version.settings.resources, billing, at)
 
 
 def _event(

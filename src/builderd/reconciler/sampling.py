@@ -51,11 +51,20 @@ class Sampling:
         watched = await self._app.store.read(lambda uow: uow.metrics.watched())
         visited = await self._visits()
         found: dict[SandboxId, Reading] = {}
+        faults: dict[SandboxId, Exception] = {}
         for one in watched:
-            used = await self._app.engine.usage(one.sandbox_id)
+            try:
+                used = await self._app.engine.usage(one.sandbox_id)
+            except Exception as fault:
+                faults[one.sandbox_id] = fault
+                continue
             if used is not None:
                 found[one.sandbox_id] = self._reading(one, used, visited.get(one.host))
-        self._last, self._visited, self._at = found, visited, self._app.clock.now()
+        if faults:
+            log.warning("what %d builders use was not read", len(faults), exc_info=next(iter(faults.values())))
+        # The next reading of one that failed goes on from its last.
+        kept = {sandbox: last for sandbox, last in self._last.items() if sandbox in faults}
+        self._last, self._visited, self._at = kept | found, visited, self._app.clock.now()
         self._steps += [Step(one.watched.builder_id, start_of(one.at), one.lately) for one in found.values()]
         self._show(list(found.values()))
 

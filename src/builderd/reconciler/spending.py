@@ -53,7 +53,7 @@ async def _look_at(application: Application, tenant: TenantId, seen: datetime, f
     verdict = await application.store.read(lambda uow: caps.judge(uow, application, tenant, now))
     await _warn(application, tenant, verdict, now)
     for builder in verdict.stop:
-        await _stop(application, builder, now)
+        await _stop(application, builder)
         fault("Cap.done")
     # Its own answer need not be taken: where it changed meanwhile, the tenant is due as it is.
     await application.store.write(lambda uow: uow.tenants.postpone_spending(tenant, lease, verdict.next_look))
@@ -69,8 +69,9 @@ async def _warn(application: Application, tenant: TenantId, verdict: Verdict, no
         )
 
 
-async def _stop(application: Application, builder: BuilderId, now: datetime) -> None:
-    stopped = await application.store.write(lambda uow: caps.stop(uow, application, builder, now))
+async def _stop(application: Application, builder: BuilderId) -> None:
+    # By the time of the writing: the month may have ended since the look, and somebody started it in the new one.
+    stopped = await application.store.write(lambda uow: caps.stop(uow, application, builder, application.clock.now()))
     if stopped is not None:
         application.signals.wish(builder)
         application.signals.change(builder)

@@ -70,11 +70,11 @@ class Steps:
             case domain.CheckApp():
                 return await self._check_app(subject, _open(seen))
             case domain.StopSandbox():
-                return await self._stop_sandbox(subject, _open(seen), drain=step.drain)
+                return await self._stop_sandbox(subject, _open(seen), seen.report, drain=step.drain)
             case domain.Freeze():
-                return await self._freeze(subject, _open(seen))
+                return await self._freeze(subject, _open(seen), seen.report)
             case domain.Thaw(route):
-                return await self._thaw(_open(seen), route)
+                return await self._thaw(_open(seen), route, seen.report)
             case domain.RecordEnd():
                 return self._record_end(subject, _open(seen), seen.report)
             case domain.SetRoute(route):
@@ -112,12 +112,12 @@ class Steps:
             await self._installs.begin(subject)
         tenant_id = subject.builder.tenant_id
         report, reused = await verdicts.report_of(self._app, tenant_id, subject.version)
-        now = self._now()
+        now, prices = self._now(), self._app.prices
         seconds = (now - begun).total_seconds()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             if records.still_wanted(builder, subject.builder, subject.version):
-                records.reviewed(uow, builder, subject.version, report, now, seconds=seconds, reused=reused)
+                records.reviewed(uow, builder, subject.version, prices, report, now, seconds=seconds, reused=reused)
 
         return Result(record)
 
@@ -207,8 +207,12 @@ class Steps:
         except NotFound as lack:
             return self._failed(subject, "start", StartFailed.code, lack.message, since=sandbox.created_at)
         report = await self._app.engine.start(spec)
-        prices = self._app.prices
-        return Result(lambda uow, builder: records.sandbox_started(uow, subject, prices, sandbox, report), quiet=True)
+        version, prices = subject.version, self._app.prices
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            records.sandbox_started(uow, subject.builder, version, prices, sandbox, report)
+
+        return Result(record, quiet=True)
 
     async def _await_listening(self, subject: Subject, sandbox: Sandbox) -> Result:
         port = subject.version.settings.port
@@ -235,13 +239,13 @@ class Steps:
     async def _check_app(self, subject: Subject, sandbox: Sandbox) -> Result:
         begun = self._now()
         gate = await qa.judge(self._app, subject.builder, subject.version, sandbox)
-        now = self._now()
+        now, prices = self._now(), self._app.prices
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             if not records.still_wanted(builder, subject.builder, subject.version):
                 return
             seconds = (now - begun).total_seconds()
-            goes_on = records.qa_judged(uow, builder, subject.version, gate, now, seconds=seconds)
+            goes_on = records.qa_judged(uow, builder, subject.version, prices, gate, now, seconds=seconds)
             if goes_on and self._app.limits.qa_report:
                 qa.want_report(uow, builder.id, subject.version.number, SYSTEM, now)
 
@@ -255,22 +259,32 @@ class Steps:
         trial, old = await self._app.store.read(lambda uow: handover.last_starts(uow, subject))
         return handover.patience(trial, old, limits.handover_timeout, limits.start_timeout)
 
-    async def _freeze(self, subject: Subject, sandbox: Sandbox) -> Result:
+    async def _freeze(self, subject: Subject, sandbox: Sandbox, before: SandboxReport | None) -> Result:
         if await self._visited(subject):
             return self._disturbed(subject)
         report = await self._app.engine.freeze(sandbox.id)
         if report.state is not SandboxState.FROZEN:
             return Result()  # the next look says what became of it
         at, prices = report.frozen_at or self._now(), self._app.prices
-        return Result(lambda uow, builder: records.frozen(uow, builder, prices, sandbox, at))
 
-    async def _thaw(self, sandbox: Sandbox, route: Route) -> Result:
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            records.caught_up(uow, builder, prices, sandbox, before)
+            records.frozen(uow, builder, prices, sandbox, at)
+
+        return Result(record)
+
+    async def _thaw(self, sandbox: Sandbox, route: Route, before: SandboxReport | None) -> Result:
         report = await self._app.engine.thaw(sandbox.id)
         if not report.alive:
             return Result()  # the next look says what became of it
         await self._app.previews.put(route)
         at, prices = report.thawed_at or self._now(), self._app.prices
-        return Result(lambda uow, builder: records.thawed(uow, builder, prices, sandbox, at))
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            records.caught_up(uow, builder, prices, sandbox, before)
+            records.thawed(uow, builder, prices, sandbox, at)
+
+        return Result(record)
 
     async def _visited(self, subject: Subject) -> bool:
         """Whether a visitor was let in before visitors were held."""
@@ -288,7 +302,9 @@ class Steps:
 
         return Result(record)
 
-    async def _stop_sandbox(self, subject: Subject, sandbox: Sandbox, *, drain: bool) -> Result:
+    async def _stop_sandbox(
+        self, subject: Subject, sandbox: Sandbox, before: SandboxReport | None, *, drain: bool
+    ) -> Result:
         builder, grace = subject.builder, self._app.limits.stop_grace
         if builder.stop_kind is StopKind.IDLE and builder.desired is Desired.STOPPED and await self._visited(subject):
             return self._disturbed(subject)
@@ -296,7 +312,7 @@ class Steps:
             grace = handover.grace(grace, await handover.drained(self._app, builder.host))
         report = await self._app.engine.stop(sandbox.id, grace)
         end = report.end or SandboxEnd(EndCause.STOPPED, None, None)
-        ended = self._ended(subject, sandbox, end)
+        ended = self._ended(subject, sandbox, end, report, before)
         # Visitors wait for what comes next, and not for this.
         return replace(ended, afterwards=partial(self._remove_meanwhile, sandbox)) if drain else ended
 
@@ -312,13 +328,22 @@ class Steps:
 
     def _record_end(self, subject: Subject, sandbox: Sandbox, report: SandboxReport | None) -> Result:
         end = report.end if report and report.end else SandboxEnd(EndCause.UNKNOWN, None, None)
-        return self._ended(subject, sandbox, end)
+        return self._ended(subject, sandbox, end, report, report)
 
-    def _ended(self, subject: Subject, sandbox: Sandbox, end: SandboxEnd) -> Result:
+    def _ended(
+        self,
+        subject: Subject,
+        sandbox: Sandbox,
+        end: SandboxEnd,
+        report: SandboxReport | None,
+        before: SandboxReport | None,
+    ) -> Result:
+        """``before`` is what the engine said before it was stopped: that thaws it, which is no turn of its own."""
         now, prices = self._now(), self._app.prices
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            records.sandbox_ended(uow, builder, subject.version, prices, sandbox, end=end, now=now)
+            records.caught_up(uow, builder, prices, sandbox, before)
+            records.sandbox_ended(uow, builder, prices, sandbox, end=end, report=report, now=now)
             builder = records.risen(uow, builder)
             if end.cause is not EndCause.STOPPED and records.same_wish(builder, subject.builder):
                 records.crash_noted(uow, builder, subject, replace(sandbox, end=end), now)
@@ -393,14 +418,16 @@ class Steps:
         since: datetime | None = None,
         exit_code: int | None = None,
     ) -> Result:
-        now = self._now()
+        now, prices = self._now(), self._app.prices
         seconds = (now - since).total_seconds() if since else 0.0
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             if not records.still_wanted(builder, subject.builder, subject.version):
                 return
             records.stage_finished(uow, builder, stage, now, seconds=seconds, ok=False, note=reason)
-            records.failed(uow, builder, subject.version, code=code, reason=reason, now=now, exit_code=exit_code)
+            records.failed(
+                uow, builder, subject.version, prices, code=code, reason=reason, now=now, exit_code=exit_code
+            )
             if stage == "start" and builder.job_type is JobType.ALWAYS_ON:
                 records.never_up(uow, subject.version, reason, now)
 

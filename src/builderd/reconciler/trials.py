@@ -58,7 +58,9 @@ class Trials:
                 records.handed_over(uow, builder, candidate, now)
                 return
             records.stage_finished(uow, builder, "start", now, seconds=seconds, ok=False, note=verdict.refusal)
-            records.failed(uow, builder, candidate, code=StartFailed.code, reason=verdict.refusal, now=now)
+            records.failed(
+                uow, builder, candidate, self._app.prices, code=StartFailed.code, reason=verdict.refusal, now=now
+            )
 
         return Result(record)
 

@@ -223,13 +223,13 @@ class Worker:
         """The run has failed for a reason of the machine, not of the app."""
         code = error.code if isinstance(error, NoCapacity) else EngineUnavailable.code
         reason = error.message if isinstance(error, BuilderdError) else "The service failed at it; its log says why."
-        now = self._app.clock.now()
+        now, prices = self._app.clock.now(), self._app.prices
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             version = uow.versions.get(builder.id, number)
             assert version is not None, "a builder's versions are always stored"
             if records.still_wanted(builder, looked_at, version):
-                records.failed(uow, builder, version, code=code, reason=reason, now=now)
+                records.failed(uow, builder, version, prices, code=code, reason=reason, now=now)
 
         await records.apply(self._app, self._id, record)
         self._app.signals.change(self._id)

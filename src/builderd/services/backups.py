@@ -16,16 +16,19 @@ from builderd.domain.backups import (
     Restore,
     RestoreKind,
     RestoreStatus,
+    failure_of,
     key_place,
 )
 from builderd.domain.builders import Builder, name_fault
-from builderd.domain.errors import BackupFailed, Conflict, InvalidState, NameTaken, NotFound, ValidationFailed
+from builderd.domain.errors import Conflict, InvalidState, NameTaken, NotFound, ValidationFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId, is_id, new_id
+from builderd.domain.quotas import demand_of
+from builderd.domain.versions import Version
 from builderd.ports.archive import Repository
 from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
-from builderd.services import builders
+from builderd.services import admission, builders
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 
@@ -37,11 +40,22 @@ _NONE = "There is no backup of this id: list yours with GET /api/v1/backups."
 # Ask for one
 
 
+async def ask(application: Application, caller: Caller, builder_id: str) -> Backup:
+    """Have one taken now of what the builder has. Raises ``InvalidState`` as ``request`` does, and without a disk."""
+    builder = await application.store.read(lambda uow: builders.get(uow, caller.tenant_id, builder_id))
+    if await application.engine.disk(builder.disk) is None:
+        raise InvalidState(f"The builder is {builder.status} and has no files to back up: wait until it runs.")
+    now = application.clock.now()
+    planned = await application.store.write(lambda uow: request(uow, application, caller, builder_id, now))
+    application.signals.change(planned.builder_id)
+    return planned
+
+
 def request(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Backup:
-    """Have one taken now. Raises ``InvalidState`` while an earlier one is being taken."""
+    """Have one taken now. Raises ``InvalidState`` while another one waits or is being taken."""
     builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
-    if any(one.status is BackupStatus.PLANNED for one in uow.backups.of_builder(builder.id)):
-        raise InvalidState("A backup of this builder is being taken just now: ask again in a moment.")
+    if any(one.is_open and one.kind is not BackupKind.DELETED for one in uow.backups.of_builder(builder.id)):
+        raise InvalidState("A backup of this builder waits or is being taken: ask again when that is done.")
     return plan(uow, application, builder, BackupKind.REQUESTED, caller.actor, now)
 
 
@@ -129,28 +143,28 @@ def _is_there(backup: Backup, now: datetime) -> bool:
 
 
 async def taken(application: Application, backup: Backup) -> Backup:
-    """The backup once it is done. Raises ``BackupFailed`` with the reason."""
+    """The backup once it is done. Raises ``BackupFailed`` with the reason, or what hindered it."""
     while True:
         seen = application.signals.count(backup.builder_id)
         found = await application.store.read(lambda uow: uow.backups.get(backup.id))
         if found is None:
-            raise BackupFailed("The backup was removed before it was done.")
+            raise NotFound("The backup was removed before it was done.")
         if found.status is BackupStatus.FAILED:
-            raise BackupFailed(found.error)
+            raise failure_of(found)
         if found.status is BackupStatus.DONE:
             return found
         await application.signals.wait(backup.builder_id, seen, LOOK_INTERVAL)
 
 
 async def restored(application: Application, restore: Restore) -> Restore:
-    """The restore once it is done. Raises ``BackupFailed`` with the reason."""
+    """The restore once it is done. Raises ``BackupFailed`` with the reason, or what hindered it."""
     while True:
         seen = application.signals.count(restore.builder_id)
         found = await application.store.read(lambda uow: uow.restores.get(restore.id))
         if found is None:
-            raise BackupFailed("The backup was removed before it was restored.")
+            raise NotFound("The backup was removed before it was restored.")
         if found.status is RestoreStatus.FAILED:
-            raise BackupFailed(found.error)
+            raise failure_of(found)
         if found.status is RestoreStatus.DONE:
             return found
         await application.signals.wait(restore.builder_id, seen, LOOK_INTERVAL)
@@ -172,11 +186,19 @@ def remove(uow: UnitOfWork, backup: Backup, now: datetime) -> None:
 
 
 def restore(uow: UnitOfWork, application: Application, caller: Caller, backup: Backup, now: datetime) -> Restore:
-    """Have it put in place of what its builder has now, which is backed up first. Raises ``InvalidState``."""
+    """Have it put in place of what its builder has now, which is backed up first.
+
+    Raises ``InvalidState``, and at once what its version could not be deployed for: ``ValidationFailed``,
+    ``QuotaExceeded``, ``NoCapacity``.
+    """
     _refuse_unfinished(backup)
     builder = builders.get(uow, caller.tenant_id, backup.builder_id, lock=True)
     if any(one.kind is RestoreKind.SAME for one in uow.restores.open_of(builder.id)):
         raise InvalidState("A backup of this builder is being restored: wait until that is done.")
+    version = version_of(uow, backup)
+    builders.check_settings(uow, application, caller.tenant_id, version.settings)
+    switched = replace(builder, candidate=version.number)
+    admission.admit_change(uow, application, builder, switched, now, version=version)
     safety = plan(uow, application, builder, BackupKind.BEFORE_RESTORE, caller.actor, now)
     wanted = _restore(application, backup, RestoreKind.SAME, caller.actor, now)
     uow.restores.add(replace(wanted, safety=safety.id))
@@ -186,7 +208,11 @@ def restore(uow: UnitOfWork, application: Application, caller: Caller, backup: B
 def restore_as(
     uow: UnitOfWork, application: Application, caller: Caller, backup: Backup, name: str, now: datetime
 ) -> Restore:
-    """Have a new builder made of it. Raises ``ValidationFailed`` or ``NameTaken`` for the name."""
+    """Have a new builder made of it.
+
+    Raises ``ValidationFailed`` or ``NameTaken`` for the name, and at once what no builder could be made of it for:
+    ``ValidationFailed``, ``QuotaExceeded``, ``NoCapacity``.
+    """
     _refuse_unfinished(backup)
     if (fault := name_fault(name)) is not None:
         raise ValidationFailed({"as": [fault]})
@@ -194,6 +220,9 @@ def restore_as(
         raise NameTaken(
             f"The name {name!r} is taken by your builder {other.id}: choose another name.", data={"uuid": other.id}
         )
+    settings = version_of(uow, backup).settings
+    builders.check_settings(uow, application, caller.tenant_id, settings)
+    admission.admit(uow, application, caller.tenant_id, demand_of(settings.resources, running=True), now)
     wanted = replace(_restore(application, backup, RestoreKind.NEW, caller.actor, now), name=name)
     uow.restores.add(wanted)
     return wanted
@@ -242,6 +271,18 @@ def recover(uow: UnitOfWork, application: Application, builder: Builder, disk: D
     tell(uow, wanted, "disk.lost", now, reason=reason, details={"disk": builder.disk, "backup": lost.backup.id})
 
 
+def version_of(uow: UnitOfWork, backup: Backup) -> Version:
+    """The version that serves what is restored: the backup's, on a disk no smaller than the builder has now."""
+    builder = uow.builders.get(backup.builder_id)
+    assert builder is not None, "a backup refers to its builder"
+    version, current = (uow.versions.get(builder.id, number) for number in (backup.version, builder.version))
+    assert version is not None, "a backup refers to its version"
+    assert current is not None, "a builder's versions are always stored"
+    resources, disk = version.settings.resources, current.settings.resources.disk
+    settings = replace(version.settings, resources=replace(resources, disk=max(resources.disk, disk)))
+    return replace(version, settings=settings)
+
+
 def _refuse_unfinished(backup: Backup) -> None:
     if backup.status is not BackupStatus.DONE:
         raise InvalidState(f"The backup is {backup.status}: only one that is done can be restored.")
@@ -267,14 +308,22 @@ def _restore(application: Application, backup: Backup, kind: RestoreKind, actor:
 
 async def repository(application: Application, tenant_id: TenantId) -> Repository:
     """With its key, which is made at the first backup. Raises what the vault raises when its key is not here."""
-    key, is_new = await application.store.read(lambda uow: (uow.backup_keys.get(tenant_id), _is_new(uow, tenant_id)))
+    now = application.clock.now()
+    key, holds = await application.store.read(
+        lambda uow: (uow.backup_keys.get(tenant_id), holds_something(uow, tenant_id, now))
+    )
     if key is None:
         key = await _make_key(application, tenant_id)
-    return Repository(tenant_id, application.vault.open(key.sealed, key.place), is_new)
+    return Repository(tenant_id, application.vault.open(key.sealed, key.place), is_new=not holds)
 
 
-def _is_new(uow: UnitOfWork, tenant_id: TenantId) -> bool:
-    return not any(one.status is BackupStatus.DONE for one in uow.backups.of_tenant(tenant_id))
+def holds_something(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> bool:
+    """Whether the repository has backups that somebody may want.
+
+    Those that were removed do not count: whoever lost the repository removes them to begin a new one.
+    """
+    found = uow.backups.of_tenant(tenant_id)
+    return any(one.status is BackupStatus.DONE and _is_there(one, now) for one in found)
 
 
 async def make_keys(application: Application) -> None:

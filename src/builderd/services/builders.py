@@ -135,7 +135,7 @@ def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: 
     candidates.give_up_restore(uow, builder, why)
     if builder.desired is Desired.STOPPED and builder.stop_kind is not StopKind.IDLE and builder.candidate is None:
         return builder
-    builder = candidates.withdraw(uow, builder, why, now)
+    builder = candidates.withdraw(uow, builder, application.prices, why, now)
     wished = replace(_wish(builder, Desired.STOPPED, "stopped", caller), stop_kind=StopKind.PERSON)
     if builder.status is Status.STOPPED and builder.settled:
         wished = replace(wished, status_reason=wished.desired_reason)
@@ -146,8 +146,8 @@ def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id
     """Want it gone. From here on it is in no list and its name is free."""
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     why = f"the builder was deleted by {caller.actor}"
-    candidates.give_up_restore(uow, builder, why)
-    builder = candidates.withdraw(uow, builder, why, now)
+    candidates.give_up_restore(uow, builder, why, NotFound)
+    builder = candidates.withdraw(uow, builder, application.prices, why, now)
     wanted = _want(uow, _wish(builder, Desired.DELETED, "deleted", caller), now)
     uow.events.add(_event(wanted, "builder.deleted", now, {}))
     return wanted

@@ -5,26 +5,33 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from builderd.domain.backups import RestoreKind
-from builderd.domain.builders import Builder
-from builderd.domain.errors import InvalidState
+from builderd.domain.backups import RestoreKind, hindrance_of
+from builderd.domain.builders import Builder, Handover
+from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.events import SYSTEM, Event
+from builderd.domain.prices import Billing, Prices
 from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.store import UnitOfWork
+from builderd.services import ledger
 
 
 class TakesOver(InvalidState):
     """A version takes over at this moment; whoever waits for that (``outcomes.when_free``) may try again."""
 
 
-def without(builder: Builder) -> Builder:
-    """The builder without its candidate, whose disk is used no more. The caller saves it."""
+def without(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) -> Builder:
+    """The builder without its candidate, whose disk is used and paid no more. The caller saves it."""
+    paid = uow.ledger.current(builder.id)
+    if builder.handover is Handover.FORWARD and paid is not None and paid.billing is Billing.STOPPED:
+        current = uow.versions.get(builder.id, builder.version)
+        assert current is not None, "a builder's versions are always stored"
+        ledger.bill(uow, prices, builder, current.settings.resources, Billing.STOPPED, now)
     disks = (builder.candidate_disk,) if builder.candidate_disk is not None else ()
     spare = (*builder.spare_disks, *disks)
-    return replace(builder, candidate=None, candidate_disk=None, handover=None, spare_disks=spare)
+    return replace(builder, candidate=None, candidate_disk=None, handover=None, spare_disks=spare, opens_with=None)
 
 
-def withdraw(uow: UnitOfWork, builder: Builder, why: str, now: datetime) -> Builder:
+def withdraw(uow: UnitOfWork, builder: Builder, prices: Prices, why: str, now: datetime) -> Builder:
     """The same, and its version has failed for this reason, because something else is wanted by now.
 
     For whoever wants a builder stopped or deleted, whatever it is at. The caller saves it.
@@ -34,17 +41,21 @@ def withdraw(uow: UnitOfWork, builder: Builder, why: str, now: datetime) -> Buil
     version = uow.versions.get(builder.id, builder.candidate)
     assert version is not None, "a builder's versions are always stored"
     fail(uow, builder, version, InvalidState.code, f"Version {version.number} was given up: {why}.", now)
-    return without(builder)
+    return without(uow, builder, prices, now)
 
 
-def give_up_restore(uow: UnitOfWork, builder: Builder, why: str) -> None:
+def give_up_restore(
+    uow: UnitOfWork, builder: Builder, why: str, kind: type[InvalidState | NotFound] = InvalidState
+) -> None:
     """A restore into this builder that is under way does not become a candidate any more. The builder must be locked.
 
-    Whoever carries it out removes what was made for it.
+    Whoever carries it out removes what was made for it; whoever waits for it is told by an error of this ``kind``.
     """
+    data = {"uuid": builder.id}
     for restore in uow.restores.open_of(builder.id):
         if restore.kind is RestoreKind.SAME and not restore.error:
-            uow.restores.save(replace(restore, error=f"The restore was given up: {why}."))
+            error = kind(f"The restore was given up: {why}.", data=data)
+            uow.restores.save(replace(restore, error=error.message, hindrance=hindrance_of(error)))
 
 
 def superseded(uow: UnitOfWork, builder: Builder, successor: int, now: datetime) -> None:

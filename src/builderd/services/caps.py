@@ -198,7 +198,7 @@ def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: 
     reason = reached(over.cap, application.prices.currency)
     candidates.give_up_restore(uow, builder, reason)
     wished = replace(
-        candidates.withdraw(uow, builder, reason, now),
+        candidates.withdraw(uow, builder, application.prices, reason, now),
         desired=Desired.STOPPED,
         desired_by=SYSTEM,
         desired_reason=reason,

@@ -96,8 +96,7 @@ def deploy(
     version = _next(uow, base, settings, caller, now, bundle_hash=change.bundle_hash or base.bundle_hash)
     if change.fresh:
         version = replace(version, fresh_since=version.number)
-    builder = _at_once(builder, caller, change)
-    return _launch(uow, application, caller, builder, version, now)
+    return _launch(uow, application, caller, builder, version, now, change=change)
 
 
 def configure(
@@ -114,14 +113,13 @@ def configure(
     if settings == base.settings.with_gates:
         return Deployed(_save(uow, _at_once(builder, caller, change), now), None)
     _check_changeable(application, builder)
-    builder = _at_once(builder, caller, change)
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
     _instead_of_a_restore(uow, builder, caller)
     version = _next(uow, base, settings, caller, now)
     if builder.desired is Desired.STOPPED and builder.candidate is None:
-        return _adopt(uow, application, caller, builder, version, now)
-    return _launch(uow, application, caller, builder, version, now)
+        return _adopt(uow, application, caller, _at_once(builder, caller, change), version, now)
+    return _launch(uow, application, caller, builder, version, now, change=change)
 
 
 def roll_back(
@@ -251,6 +249,8 @@ def _given(change: Change, names: Sequence[str]) -> dict[str, Any]:
 def _at_once(builder: Builder, caller: Caller, change: Change) -> Builder:
     """With what takes effect at once. One that is to idle no more is woken: whoever wants it may never visit it."""
     changed = replace(builder, **_given(change, AT_ONCE))
+    if change.visibility is not None:
+        changed = replace(changed, opens_with=None)
     if changed.asleep_since is None or changed.auto_stop_interval > 0 or changed.desired is not Desired.RUNNING:
         return changed
     reason = f"woken by {caller.actor}: it is to idle no more"
@@ -286,11 +286,24 @@ def _launch(
     builder: Builder,
     version: Version,
     now: datetime,
+    *,
     disk: DiskId | None = None,
+    change: Change | None = None,
 ) -> Deployed:
-    """Deploy it beside what is there; one that is being deployed already makes way."""
+    """Deploy it beside what is there; one that is being deployed already makes way.
+
+    Of the ``change``, what the app need not know of is in force at once. But what serves, and goes on when the version
+    fails, is not shown to others for it: a private preview becomes public with the version, or with the one that comes
+    after it. None: it is older code, which nobody asked to show.
+    """
     was_up = any(one.status in WAS_UP for one in uow.versions.list(builder.id))
     at_once = not was_up and disk is None
+    before = builder.visibility
+    builder = replace(builder, opens_with=None) if change is None else _at_once(builder, caller, change)
+    opens = builder.visibility is Visibility.PUBLIC or builder.opens_with is not None
+    opens = opens and before is Visibility.PRIVATE and not at_once
+    if opens:
+        builder = replace(builder, visibility=before)
     if at_once:
         wanted = replace(builder, version=version.number, desired=Desired.RUNNING)
     else:
@@ -307,8 +320,11 @@ def _launch(
             want_run(uow, application, replaced, caller, f"version {version.number} deployed", now), version.number
         )
     if builder.candidate is not None:
-        builder = candidates.withdraw(uow, builder, f"version {version.number} came after it", now)
-    return Deployed(_save(uow, replace(builder, candidate=version.number, candidate_disk=disk), now), version.number)
+        why = f"version {version.number} came after it"
+        builder = candidates.withdraw(uow, builder, application.prices, why, now)
+    opens_with = version.number if opens else None
+    beside = replace(builder, candidate=version.number, candidate_disk=disk, opens_with=opens_with)
+    return Deployed(_save(uow, beside, now), version.number)
 
 
 def _drop_old(uow: UnitOfWork, application: Application, builder: Builder) -> None:

@@ -70,7 +70,7 @@ async def delete(
     condition: Condition,
     recursive: bool,
 ) -> None:
-    """Delete a file or folder. Raises ``PreconditionFailed`` too."""
+    """Delete a file or folder. Raises ``PreconditionFailed`` or ``TooLarge`` too."""
     async with _lasting(application, tenant_id, builder_id) as disk:
         await application.engine.delete_file(disk, _checked(path), condition, recursive=recursive)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from builderd.domain.builders import Builder, Desired, Status, Visibility
+from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import (
     BackupFailed,
     BuilderdError,
@@ -25,6 +24,7 @@ from builderd.domain.errors import (
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
 from builderd.domain.reviews import Report, Verdict, judge
+from builderd.domain.steps import closed_route
 from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
@@ -32,7 +32,8 @@ from builderd.services.candidates import TakesOver
 
 T = TypeVar("T")
 
-#: How long a change waits for a version that takes over before it, in seconds: as long as a preview holds requests.
+#: How long a change waits for a version that takes over before it, and a command for what is being started, in seconds:
+#: as long as a preview holds requests.
 PATIENCE = 30.0
 #: How long to trust that a change of this process is signalled before looking again, in seconds.
 LOOK_INTERVAL = 0.5
@@ -141,14 +142,25 @@ def _is_taking_over(uow: UnitOfWork, builder_id: BuilderId) -> bool:
 
 
 async def shown(application: Application, builder: Builder) -> None:
-    """Wait until the preview tells strangers from others as the builder's visibility has it; not for ever."""
-    private = builder.visibility is Visibility.PRIVATE
-    with suppress(TimeoutError):
+    """Wait until the preview lets in whom the builder's visibility and service token let in, and nobody else.
+
+    Raises ``EngineUnavailable`` when that takes too long; it comes about all the same, as soon as it can.
+    """
+    try:
         async with asyncio.timeout(PATIENCE):
-            while (route := await application.previews.get(builder.host)) is not None:
-                if (route.token_hash is not None) is private:
-                    return
+            while not await _is_shown(application, builder):
                 await asyncio.sleep(SHORT_INTERVAL)
+                builder = await application.store.read(partial(_get, builder_id=builder.id))
+    except TimeoutError:
+        raise EngineUnavailable(
+            "The change is stored, and the preview does not keep to it yet: look again in a moment.",
+            data={"uuid": builder.id},
+        ) from None
+
+
+async def _is_shown(application: Application, builder: Builder) -> bool:
+    wanted, route = closed_route(builder), await application.previews.get(builder.host)
+    return route is None or (route.token_hash, route.owner_hash) == (wanted.token_hash, wanted.owner_hash)
 
 
 async def deployment_stages(application: Application, builder_id: BuilderId, number: int) -> AsyncIterator[Event]:

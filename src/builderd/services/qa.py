@@ -77,10 +77,11 @@ async def _lines(application: Application, sandbox: SandboxId) -> Sequence[str]:
 
 
 def record_gate(uow: UnitOfWork, builder_id: BuilderId, number: int, gate: Sequence[Check], now: datetime) -> None:
-    """The gate's verdict stands with the version from now on."""
+    """From now on the checks stand with the version, and so does the verdict, unless its gate was left out."""
     version = uow.versions.get(builder_id, number)
     assert version is not None, "a version that was judged is stored"
-    uow.versions.save(replace(version, qa_passed=gate_passed(gate)))
+    if not version.settings.skip_qa:
+        uow.versions.save(replace(version, qa_passed=gate_passed(gate)))
     report = _report(uow, builder_id, number)
     uow.qa_reports.save(replace(report, gate=in_order(gate), gate_at=now))
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import posixpath
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from builderd.domain.bundles import Bundle, path_fault
-from builderd.domain.entrypoints import Entry, entry_of
+from builderd.domain.entrypoints import PACKAGE, Entry, PackageAt, entry_of, interpreted
 from builderd.domain.ids import TenantId
+from builderd.domain.packages import MAX_BYTES, Package, read_package
 from builderd.domain.reach import reached
 from builderd.domain.review_policies import Policy
 from builderd.domain.reviews import (
@@ -27,7 +29,7 @@ from builderd.domain.reviews import (
     demote,
     fingerprints,
 )
-from builderd.domain.sources import CODE, Kind, kind_of
+from builderd.domain.sources import CODE, Kind, choose, counts_as_code, is_compiled, is_opaque, kind_of, kinds_when_run
 from builderd.ports.scanners import Scan, Scanner
 
 #: Reviews of one tenant at the same time: they do not keep the others' waiting.
@@ -69,7 +71,9 @@ class Gate:
     async def review(self, bundle: Bundle, entrypoint: str, now: datetime) -> Report:
         """Scan the files and judge them. Never raises for what is in them: what cannot be judged is a finding."""
         begun = time.monotonic()
-        scan, advice = await asyncio.gather(self.scanner.scan(bundle, self.policy.limits), self._advice(bundle))
+        run = await asyncio.to_thread(_run, bundle, entrypoint)
+        scanned = self.scanner.scan(bundle, self.policy.limits, run)
+        scan, advice = await asyncio.gather(scanned, self._advice(bundle, run))
         told = await asyncio.to_thread(lambda: cut(list(assess(bundle, entrypoint, scan, self.policy, advice))))
         return Report(
             content_hash=content_hash(bundle.hash, entrypoint),
@@ -83,8 +87,8 @@ class Gate:
             untold=told.untold,
         )
 
-    async def _advice(self, bundle: Bundle) -> Scan | None:
-        return await self.adviser.scan(bundle, self.policy.limits) if self.adviser else None
+    async def _advice(self, bundle: Bundle, run: Mapping[str, Kind]) -> Scan | None:
+        return await self.adviser.scan(bundle, self.policy.limits, run) if self.adviser else None
 
 
 def assess(
@@ -92,12 +96,16 @@ def assess(
 ) -> Iterator[Finding]:
     """What the policy makes of what was seen. What the policy leaves out is left out."""
     paths = {file.path for file in bundle.files}
-    entry = entry_of(entrypoint, paths)
-    hits = [*_own_hits(bundle, entry, policy), *_failures(scan), *scan.hits, *_advised(bundle, advice)]
+    entry = entry_of(entrypoint, paths, _packages(bundle))
     roots = set(entry.roots) if entry.known else {path for path in paths if not policy.weighs_less(path)}
     starts = {*roots, *scan.hooks}
     runs = reached(starts, scan.references, paths)
     imported = reached(starts, {path: refers.imports for path, refers in scan.references.items()}, paths)
+    run = _run(bundle, entrypoint)
+    # Where a file may import anything, or all is started that may be, nothing is known of what in particular.
+    vague = not entry.known or any(refers.anything for refers in scan.references.values())
+    unread = [*_opaque_hits(bundle, run, run if vague else runs), *_size_hits(bundle, run, policy)]
+    hits = [*_own_hits(bundle, entry), *unread, *_failures(scan), *scan.hits, *_advised(bundle, advice)]
     for hit, fingerprint in zip(hits, fingerprints(hits), strict=True):
         severity = policy.severity(hit.rule)
         if severity is None:
@@ -105,6 +113,22 @@ def assess(
         finding = Finding(fingerprint, hit.rule, severity, hit.path, hit.line, hit.text, hit.message, hit.advice)
         reaches = imported if hit.rule == "SAN-syntax" else runs
         yield demote(finding) if _weighs_less(hit, entry, reaches, policy) else finding
+
+
+def _run(bundle: Bundle, entrypoint: str) -> Mapping[str, Kind]:
+    """What the entrypoint hands to a program, by path, as that program reads it."""
+    paths = {file.path for file in bundle.files}
+    return kinds_when_run(bundle.files, interpreted(entrypoint, paths, _packages(bundle)))
+
+
+def _packages(bundle: Bundle) -> PackageAt:
+    files = {file.path: file for file in bundle.files if file.path.endswith(PACKAGE) and file.size <= MAX_BYTES}
+
+    def package_at(folder: str) -> Package | None:
+        file = files.get(posixpath.join(folder, PACKAGE))
+        return read_package(file.content) if file is not None else None
+
+    return package_at
 
 
 def _weighs_less(hit: Hit, entry: Entry, runs: Collection[str], policy: Policy) -> bool:
@@ -117,8 +141,8 @@ def _weighs_less(hit: Hit, entry: Entry, runs: Collection[str], policy: Policy) 
     return not hit.rule.startswith(SANITY) and policy.weighs_less(hit.path) and hit.path not in runs
 
 
-def _own_hits(bundle: Bundle, entry: Entry, policy: Policy) -> Iterator[Hit]:
-    """Paths, sizes and the entrypoint: what can be told without reading a file."""
+def _own_hits(bundle: Bundle, entry: Entry) -> Iterator[Hit]:
+    """Paths and the entrypoint: what can be told without reading a file."""
     if entry.missing is not None:
         near = ", ".join(file.path for file in bundle.files if kind_of(file) in CODE)[:200]
         advice = f"Name a file that is there in the entrypoint{f': {near}' if near else ''}"
@@ -126,27 +150,33 @@ def _own_hits(bundle: Bundle, entry: Entry, policy: Policy) -> Iterator[Hit]:
     for file in bundle.files:
         if (fault := path_fault(file.path)) is not None:
             yield _hit("SAN-path", "", f"a path {fault}", "Rename the file")
-        elif kind_of(file) is Kind.BINARY:
+
+
+def _opaque_hits(bundle: Bundle, run: Mapping[str, Kind], loaded: Collection[str]) -> Iterator[Hit]:
+    """Programs that are no text, and whatever else is run that nobody can read."""
+    for file in bundle.files:
+        kind = run.get(file.path) or kind_of(file)
+        opaque = file.path in run and is_opaque(file, kind)
+        if kind is Kind.BINARY or opaque or (file.path in loaded and is_compiled(file)):
             advice = "Install it as a dependency. If it is meant, accept the finding with a reason"
-            message = "this is a program in machine code, which nobody can review"
+            message = "this is a program that is no text, which nobody can review"
             yield _hit("RSK-binary", file.path, message, advice, file.sha256.hex())
-    yield from _size_hits(bundle, policy)
 
 
-def _size_hits(bundle: Bundle, policy: Policy) -> Iterator[Hit]:
-    code = [file for file in bundle.files if kind_of(file) in CODE]
-    limits, total = policy.limits, sum(file.size for file in code)
+def _size_hits(bundle: Bundle, run: Mapping[str, Kind], policy: Policy) -> Iterator[Hit]:
+    code = [file for file in bundle.files if counts_as_code(file, run.get(file.path) or kind_of(file))]
+    limits, total, reading = policy.limits, sum(file.size for file in code), choose(bundle.files, policy.limits, run)
+    unread = f"; {len(reading.beyond)} were not read, {reading.beyond[0].path} among them" if reading.beyond else ""
     advice = "Leave out what does not belong to the app. If it is meant, accept the finding with a reason"
     if len(code) > limits.files:
-        message = f"{len(code)} files of code, of which {limits.files} are reviewed at most"
+        message = f"{len(code)} files of code, of which {limits.files} are reviewed at most{unread}"
         yield _hit("RSK-size", "", message, advice, bundle.hash)
     if total > limits.total_bytes:
-        message = f"{total} bytes of code, of which {limits.total_bytes} are reviewed at most"
+        message = f"{total} bytes of code, of which {limits.total_bytes} are reviewed at most{unread}"
         yield _hit("RSK-size", "", message, advice, bundle.hash)
-    for file in code:
-        if file.size > limits.file_bytes:
-            message = f"{file.size} bytes of code, over the limit of {limits.file_bytes} for a file, so not reviewed"
-            yield _hit("RSK-size", file.path, message, advice, file.sha256.hex())
+    for file in reading.too_large:
+        message = f"{file.size} bytes of code, over the limit of {limits.file_bytes} for a file, so not reviewed"
+        yield _hit("RSK-size", file.path, message, advice, file.sha256.hex())
 
 
 def _failures(scan: Scan) -> Iterator[Hit]:

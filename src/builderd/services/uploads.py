@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from builderd.domain.bundles import Bundle
-from builderd.domain.errors import BadRequest, NotFound, QuotaExceeded, TooLarge, ValidationFailed
+from builderd.domain.errors import BadRequest, Conflict, NotFound, QuotaExceeded, TooLarge, ValidationFailed
 from builderd.domain.ids import TenantId, UploadId, is_id, new_id, new_secret, secret_hash
 from builderd.domain.uploads import LIFETIME, Upload, UploadRules
 from builderd.ports.store import UnitOfWork
@@ -74,8 +75,8 @@ async def receive(
 ) -> tuple[Upload, int]:
     """Take a part; the upload with its number of bytes then. It is complete when all of them are there and right.
 
-    Raises ``BadRequest``, ``TooLarge``, ``Conflict``, ``NoCapacity``, or ``ValidationFailed`` when the check sum is
-    another one: nothing is kept then.
+    Raises ``BadRequest``, ``TooLarge``, ``Conflict``, ``NoCapacity``, ``NotFound`` when it was deleted meanwhile, or
+    ``ValidationFailed`` when the check sum is another one: nothing is kept then.
     """
     total = _total(application, upload, part)
     limit = application.upload_rules.max_bytes if total is None else total
@@ -84,6 +85,7 @@ async def receive(
         upload = await _save(application, replace(upload, complete=False))
     received = await application.uploads.write(upload.id, part.start, content, limit)
     if total is not None and received < total:
+        await _check_there(application, upload)
         return upload, received
     await _check(application, upload, sha256)
     return await _save(application, replace(upload, size=received, complete=True)), received
@@ -103,15 +105,32 @@ async def _check(application: Application, upload: Upload, sha256: str | None) -
     wanted = {one.lower() for one in (sha256, upload.sha256) if one is not None}
     if not wanted:
         return
-    found = await application.uploads.sha256(upload.id)
+    try:
+        found = await application.uploads.sha256(upload.id)
+    except KeyError:
+        await _check_there(application, upload)
+        raise Conflict("Another request has taken away what had arrived: send it again.") from None
     if wanted != {found}:
         await application.uploads.delete(upload.id)
         raise ValidationFailed({"sha256": [f"is {found} of what has arrived: send it again"]})
 
 
 async def _save(application: Application, upload: Upload) -> Upload:
-    await application.store.write(lambda uow: uow.uploads.save(upload))
+    if not await application.store.write(lambda uow: uow.uploads.save(upload)):
+        raise await _gone(application, upload)
     return upload
+
+
+async def _check_there(application: Application, upload: Upload) -> None:
+    if await application.store.read(lambda uow: uow.uploads.get(upload.id)) is None:
+        raise await _gone(application, upload)
+
+
+async def _gone(application: Application, upload: Upload) -> NotFound:
+    """It was deleted while bytes of it came: no record will ever know them."""
+    with suppress(Conflict):
+        await application.uploads.delete(upload.id)
+    return NotFound("The upload was deleted in the meantime: ask for a new one with POST /api/v1/uploads.")
 
 
 async def bundle(application: Application, tenant_id: TenantId, upload_id: str) -> Bundle:
@@ -132,19 +151,21 @@ async def bundle(application: Application, tenant_id: TenantId, upload_id: str) 
 
 
 async def delete(application: Application, tenant_id: TenantId, upload_id: str) -> None:
-    """Raises ``NotFound``."""
+    """Raises ``NotFound``, and ``Conflict`` while it is being sent."""
     upload = await owned(application, tenant_id, upload_id)
     await _remove(application, upload.id)
 
 
 async def expire(application: Application) -> None:
-    """Remove what is over, and bytes that no record knows."""
+    """Remove what is over, and bytes that no record knows; what is being sent even now, another time."""
     now = application.clock.now()
     for upload_id in await application.store.read(lambda uow: uow.uploads.expired(now)):
-        await _remove(application, upload_id)
+        with suppress(Conflict):
+            await _remove(application, upload_id)
     for upload_id in await application.uploads.ids():
         if await _live(application, upload_id) is None:
-            await application.uploads.delete(upload_id)
+            with suppress(Conflict):
+                await application.uploads.delete(upload_id)
 
 
 async def _remove(application: Application, upload_id: UploadId) -> None:

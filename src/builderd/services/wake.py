@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,6 +17,9 @@ from builderd.services.application import Application
 
 #: The actor of a wake by whoever asks for its preview.
 VISITOR = "visitor"
+
+#: Who came while it was being started tries again after so many seconds.
+RETRY_AFTER = 5
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +102,10 @@ def _differs(wanted: Builder, builder: Builder) -> bool:
 async def awake(application: Application, builder_id: BuilderId, user: User | None = None) -> Sandbox:
     """The sandbox of a builder that runs: one that is frozen is thawed, one that idled to a stop is started.
 
-    For commands, files and sessions; the use is recorded. Raises ``InvalidState`` when it does not run and is not to be
-    woken, ``NotFound`` when it is gone, and the error of the stage when it does not come up.
+    For commands and sessions; the use is recorded. One that somebody else is starting is waited for, as is one that
+    comes back after a crash, but not its first start. Raises ``InvalidState`` when it does not run and is not to be
+    woken or takes too long, ``NotFound`` when it is gone, and the error of the stage when it is woken and does not come
+    up.
     """
     now = application.clock.now()
 
@@ -112,22 +118,32 @@ async def awake(application: Application, builder_id: BuilderId, user: User | No
     if woken:
         _tell(application, builder_id)
         await outcomes.wait(application, builder_id, builder.run)
-    return await _thawed(application, builder_id, woken=woken)
+    return await _up(application, builder_id)
 
 
-async def _thawed(application: Application, builder_id: BuilderId, *, woken: bool) -> Sandbox:
-    """Its sandbox, once that does not stand still; one that is woken as it ends is waited for."""
+async def _up(application: Application, builder_id: BuilderId) -> Sandbox:
+    """Its sandbox, once that is there and does not stand still."""
+    deadline = asyncio.get_running_loop().time() + outcomes.PATIENCE
     while True:
         seen = application.signals.count(builder_id)
         builder, sandbox = await application.store.read(lambda uow: _look(uow, builder_id))
-        wanted = builder.desired is Desired.RUNNING
-        if wanted and sandbox is not None and sandbox.started_at is not None:
-            if (await application.engine.report(sandbox.id)).state is not SandboxState.FROZEN:
-                return sandbox
-        elif not (wanted and woken):
+        if builder.desired is not Desired.RUNNING:
             why = f" ({builder.status_reason})" if builder.status_reason else ""
             raise InvalidState(f"The builder is {builder.status}{why}: start it first.")
+        if sandbox is not None and await _is_up(application, builder, sandbox):
+            return sandbox
+        if builder.status is Status.CREATING:
+            raise InvalidState("The builder is still being created: wait until it runs.")
+        if asyncio.get_running_loop().time() >= deadline:
+            raise InvalidState("The builder is being started: try again in a moment.", retry_after=RETRY_AFTER)
         await application.signals.wait(builder_id, seen, outcomes.LOOK_INTERVAL)
+
+
+async def _is_up(application: Application, builder: Builder, sandbox: Sandbox) -> bool:
+    """Whether it may be used; one of an earlier run is on its way out."""
+    if sandbox.run != builder.run or sandbox.started_at is None:
+        return False
+    return (await application.engine.report(sandbox.id)).state is SandboxState.RUNNING
 
 
 def _look(uow: UnitOfWork, builder_id: BuilderId) -> tuple[Builder, Sandbox | None]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.contract.archive.conftest import Scene
 
 from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import BackupId, BuilderId, TenantId, new_id
-from builderd.ports.archive import Repository, Saved
+from builderd.ports.archive import Damaged, Repository, Saved
 
 LIMIT = 10_000_000
 
@@ -73,6 +75,25 @@ async def test_it_knows_what_it_keeps_and_for_whom(scene: Scene) -> None:
     )
 
 
+async def test_a_repository_that_is_not_where_it_was_does_not_count_as_an_empty_one(scene: Scene) -> None:
+    lost = replace(_repository(), is_new=False)
+    with pytest.raises(BackupFailed, match="no repository"):
+        await scene.archive.saved(lost)
+    with pytest.raises(BackupFailed, match="no repository"):
+        await scene.archive.forget(lost, ["0" * 64])
+    with pytest.raises(BackupFailed, match="no repository"):
+        await scene.archive.prune(lost)
+    with pytest.raises(BackupFailed, match="no repository"):
+        await scene.archive.save(lost, BackupId(new_id()), BuilderId(new_id()), await scene.disk(), LIMIT, _ignore)
+
+
+async def test_where_nothing_is_kept_any_more_a_missing_repository_is_an_empty_one(scene: Scene) -> None:
+    repository = _repository()
+    await scene.archive.forget(repository, ["0" * 64])
+    await scene.archive.prune(repository)
+    assert await scene.archive.saved(repository) == {}
+
+
 async def test_what_is_forgotten_is_gone_and_forgetting_it_again_does_no_harm(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
     _, first = await _save(scene, repository, builder, note=b"1")
@@ -83,16 +104,30 @@ async def test_what_is_forgotten_is_gone_and_forgetting_it_again_does_no_harm(sc
     await scene.archive.check(repository, 100)
     found = await scene.archive.saved(repository)
     assert {name: one.backup for name, one in found.items()} == {second.snapshot: kept}
-    with pytest.raises(BackupFailed):
+    with pytest.raises(Damaged):
         await scene.archive.restore(repository, first.snapshot, await scene.disk(), _ignore)
+
+
+async def test_lists_of_files_stay_until_they_are_dropped_but_not_those_of_restores(scene: Scene) -> None:
+    repository, builder = _repository(), BuilderId(new_id())
+    assert await scene.archive.lists() == {}
+    _, saved = await _save(scene, repository, builder, note=b"1")
+    await scene.archive.restore(repository, saved.snapshot, await scene.disk(), _ignore)
+    assert await scene.archive.lists() == {repository.tenant_id: {builder}}
+    for _ in range(2):
+        await scene.archive.drop_list(repository.tenant_id, builder)
+    assert not any((await scene.archive.lists()).values())
+    _, again = await _save(scene, repository, builder, note=b"1")
+    assert again.digest == saved.digest
 
 
 async def test_another_key_opens_nothing(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
     _, saved = await _save(scene, repository, builder, note=b"1")
     wrong = Repository(repository.tenant_id, b"w" * 32)
-    with pytest.raises(BackupFailed, match="key"):
+    with pytest.raises(BackupFailed, match="key") as refused:
         await scene.archive.restore(wrong, saved.snapshot, await scene.disk(), _ignore)
+    assert not isinstance(refused.value, Damaged)
     with pytest.raises(BackupFailed, match="key"):
         await scene.archive.check(wrong, 100)
 

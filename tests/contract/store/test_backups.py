@@ -24,6 +24,7 @@ from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, new_id
 from builderd.ports.store import Store, UnitOfWork
 
 OWNER = "me"
+HINDRANCE = {"code": "name_taken", "data": {"uuid": "\0"}, "retry_after": None}
 
 
 async def _builder(store: Store, **changes: Any) -> Builder:
@@ -81,6 +82,7 @@ async def test_every_field_of_a_backup_is_kept(store: Store) -> None:
         drilled_at=NOW,
         verified_at=NOW,
         fault="damaged",
+        hindrance=HINDRANCE,
     )
     await store.write(lambda uow: uow.backups.save(done))
     assert await store.read(lambda uow: uow.backups.get(backup.id)) == replace(done, error="no\ufffdthing")
@@ -164,6 +166,7 @@ async def test_every_field_of_a_restore_is_kept_and_the_open_ones_are_found(stor
         number=3,
         finished_at=NOW,
         error="none",
+        hindrance=HINDRANCE,
     )
     await store.write(lambda uow: uow.restores.save(done))
     assert await store.read(lambda uow: uow.restores.get(restore.id)) == done
@@ -194,3 +197,17 @@ async def test_builders_that_want_backups_are_found(store: Store) -> None:
     await _builder(store)
     await _builder(store, backup_interval_hours=6, desired=Desired.DELETED)
     assert await store.read(lambda uow: uow.builders.backed_up()) == [wants]
+
+
+async def test_the_last_drill_of_a_builder_is_found(store: Store) -> None:
+    builder, other = await _builder(store), await _builder(store)
+    backup, foreign = _backup(builder), _backup(other)
+    await _add(store, backup, foreign)
+    assert await store.read(lambda uow: uow.restores.last_drill(builder.id)) is None
+    last = _restore(backup, kind=RestoreKind.DRILL, status=RestoreStatus.FAILED, created_at=NOW + SECOND)
+    for one in (
+        *(_restore(backup, kind=RestoreKind.DRILL), last),
+        *(_restore(backup, created_at=NOW + 2 * SECOND), _restore(foreign, kind=RestoreKind.DRILL)),
+    ):
+        await store.write(lambda uow, one=one: uow.restores.add(one))  # type: ignore[misc]
+    assert await store.read(lambda uow: uow.restores.last_drill(builder.id)) == last

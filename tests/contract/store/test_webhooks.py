@@ -167,3 +167,13 @@ async def test_old_deliveries_expire_once_they_are_over(store: Store) -> None:
     assert [await expire(), await expire(), await expire()] == [2, 1, 0]
     left, _ = await store.read(lambda uow: uow.deliveries.page(webhook.id, page=1, per_page=9))
     assert left == [fresh, waiting]
+
+
+async def test_what_waits_for_a_disabled_webhook_expires_as_well(store: Store) -> None:
+    active, disabled = await added(store), await added(store, status=WebhookStatus.DISABLED)
+    waiting, _ = await delivery(store, active, 1), await delivery(store, disabled, 1)
+    fresh = await delivery(store, disabled, 2, created_at=LATER)
+    assert await store.write(lambda uow: uow.deliveries.expire(LATER, 9)) == 1
+    for webhook, kept in ((active, waiting), (disabled, fresh)):
+        left, _ = await store.read(lambda uow, of=webhook.id: uow.deliveries.page(of, page=1, per_page=9))  # type: ignore[misc]
+        assert left == [kept]

@@ -76,8 +76,11 @@ async def test_one_request_writes_at_a_time(uploads: Uploads) -> None:
     await begun.wait()
     with pytest.raises(Conflict):
         await uploads.write(ONE, 0, pieces(b"x"), LIMIT)
+    with pytest.raises(Conflict):
+        await uploads.delete(ONE)
     go_on.set()
     assert await first == 3
+    assert content(uploads) == b"abc"
 
 
 async def test_what_was_deleted_is_gone(uploads: Uploads) -> None:
@@ -87,3 +90,5 @@ async def test_what_was_deleted_is_gone(uploads: Uploads) -> None:
     assert list(await uploads.ids()) == []
     with pytest.raises(KeyError):
         uploads.open(ONE)
+    with pytest.raises(KeyError):
+        await uploads.sha256(ONE)

@@ -11,6 +11,7 @@ from builderd.adapters.engines.oci.loop import find_device
 from builderd.adapters.engines.oci.store import Store, StoreOptions
 from builderd.domain.resources import GB
 
+INSTANCE = "0123abcd"
 OPTIONS = StoreOptions(size_bytes=6 * GB, floor_bytes=GB)
 
 
@@ -18,8 +19,8 @@ def quiet(line: str) -> None:
     """Progress that nobody reads."""
 
 
-def new_store(folder: Path, options: StoreOptions = OPTIONS) -> Store:
-    return Store(folder / "data", folder / "run/store", options)
+def new_store(folder: Path, options: StoreOptions = OPTIONS, instance: str = INSTANCE) -> Store:
+    return Store(folder / "data", folder / "run/store", options, instance)
 
 
 @contextmanager

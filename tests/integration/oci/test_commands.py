@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.contract.engine import apps
@@ -109,6 +111,45 @@ async def test_under_gvisor_a_look_at_what_listens_ends_though_its_program_hides
     async with asyncio.timeout(PATIENCE):
         assert (await engine.listening(strong_sandbox)).sockets == frozenset()
     assert runtimes_of(strong_sandbox) == []
+
+
+def pipes() -> set[str]:
+    """That are open here."""
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(str(descriptor.readlink()))
+    return {one for one in found if one.startswith("pipe:")}
+
+
+async def test_under_gvisor_a_command_whose_sandbox_is_removed_leaves_nothing_open(
+    engine: OciEngine, strong_sandbox: SandboxId
+) -> None:
+    bundle = engine._here.runs.places.bundle(strong_sandbox)
+    before = pipes()
+    async with engine.open_process(strong_sandbox, ProcessSpec(("sleep", "1000"))):
+        away = bundle.rename(bundle.with_name(f"{strong_sandbox}-away"))
+    away.rename(bundle)
+    assert pipes() <= before
+
+
+async def test_under_gvisor_a_command_goes_with_its_sandbox_while_it_is_killed(
+    engine: OciEngine, strong_sandbox: SandboxId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher, bundle = engine._here.launcher, engine._here.runs.places.bundle(strong_sandbox)
+    begin = launcher.run
+
+    async def run_and_lose(*words: Any, **options: Any) -> Any:
+        ended = await begin(*words, **options)
+        for document in bundle.glob("*.kill.json"):
+            document.unlink()
+        return ended
+
+    monkeypatch.setattr(launcher, "run", run_and_lose)
+    before = pipes()
+    async with engine.open_process(strong_sandbox, ProcessSpec(("sleep", "1000"))):
+        pass
+    assert pipes() <= before
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

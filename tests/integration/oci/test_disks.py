@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.oci.stores import new_store, open_store, opened
 
+from builderd.adapters.engines.oci import tree
 from builderd.adapters.engines.oci.disks import APP_OWNER, DISK_UID, SCRATCH_BYTES, Disks
 from builderd.adapters.engines.oci.store import Store
 from builderd.adapters.engines.oci.subvolumes import create_subvolume, folder, is_subvolume
@@ -40,6 +44,7 @@ def disks(store: Store) -> Iterator[Disks]:
     disks = Disks(store)
     disks.open()
     yield disks
+    disks.close()
     for path in store.disks.iterdir():
         disks.delete(DiskId(path.name))
 
@@ -128,6 +133,27 @@ def test_scratch_is_new_each_time_and_has_a_limit_of_its_own(disks: Disks) -> No
     scratch = disks.scratch(ONE)
     assert sorted(path.name for path in scratch.iterdir()) == ["upper", "work"]
     assert list((scratch / "upper").iterdir()) == []
+
+
+def test_scratch_that_goes_with_its_disk_keeps_no_other_from_being_collected(
+    disks: Disks, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [DiskId(f"disk-{number}") for number in range(4)]
+    for name in names:
+        disks.create(name, 20 * MB)
+        disks.scratch(name)
+    delete, deleted = store.quota.delete, []
+
+    def delete_two(path: Path) -> None:
+        delete(path)
+        deleted.append(path)
+        if len(deleted) == 1:
+            other = next(name for name in names if (store.scratch / name).exists())
+            disks.delete(other)
+
+    monkeypatch.setattr(store.quota, "delete", delete_two)
+    assert disks.collect_scratch((), 0) == 3
+    assert list(store.scratch.iterdir()) == []
 
 
 def test_the_root_of_an_app_whose_disk_is_full_can_be_written_to(disks: Disks, tmp_path: Path) -> None:
@@ -225,6 +251,81 @@ def test_copying_again_keeps_the_first_copy(disks: Disks) -> None:
     (disks.app(TWO) / "kept").touch()
     disks.clone(ONE, TWO, GB)
     assert (disks.app(TWO) / "kept").exists()
+
+
+@contextmanager
+def taking_apart_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing full is taken apart meanwhile; who waits for it waits for a while, and then no longer."""
+    go_on, lift = threading.Event(), tree._lift
+
+    def wait(*arguments: Any) -> None:
+        go_on.wait(5)
+        lift(*arguments)
+
+    monkeypatch.setattr(tree, "_lift", wait)
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
+def throw_away(disks: Disks, disk: DiskId) -> Path:
+    """What an interrupted deletion of a full folder leaves."""
+    deleted = disks.trash(disk) / "deleted"
+    (deleted / "deeper").mkdir(parents=True)
+    (deleted / "deeper/file").touch()
+    return deleted
+
+
+def test_a_copy_waits_for_nothing_that_was_deleted(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+    disks.create(ONE, GB)
+    deleted = throw_away(disks, ONE)
+    (disks.incoming(ONE) / "on-its-way").touch()
+    with taking_apart_held(monkeypatch):
+        disks.clone(ONE, TWO, GB)
+        disks.create(DiskId("three"), GB)
+        assert (disks.trash(TWO) / "deleted/deeper/file").exists()
+        assert list(disks.incoming(TWO).iterdir()) == []
+    assert soon(lambda: not list(disks.trash(TWO).iterdir()))
+    assert deleted.exists(), "the original is none of the copy's business"
+
+
+def test_a_start_waits_for_nothing_that_was_deleted_and_it_goes(
+    disks: Disks, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks.create(ONE, GB)
+    deleted = throw_away(disks, ONE)
+    (disks.incoming(ONE) / "on-its-way").touch()
+    next_disks = Disks(store)
+    with taking_apart_held(monkeypatch):
+        next_disks.open()
+        assert (deleted / "deeper/file").exists()
+        assert list(disks.incoming(ONE).iterdir()) == []
+    assert soon(lambda: not list(disks.trash(ONE).iterdir()))
+    next_disks.close()
+
+
+def test_a_start_fails_on_no_disk_that_is_full(disks: Disks, store: Store) -> None:
+    disks.create(ONE, 10 * MB)
+    throw_away(disks, ONE)
+    (disks.incoming(ONE) / "on-its-way").touch()
+    fill(disks.app(ONE) / "data", 20 * MB)
+    next_disks = Disks(store)
+    next_disks.open()
+    next_disks.close()
+    assert list(disks.incoming(ONE).iterdir()) == []
+
+
+def test_a_disk_is_deleted_while_its_trash_is_emptied(
+    disks: Disks, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks.create(ONE, GB)
+    throw_away(disks, ONE)
+    with taking_apart_held(monkeypatch):
+        disks.clone(ONE, TWO, GB)
+        disks.delete(TWO)
+        disks.clone(ONE, TWO, GB)
+    assert soon(lambda: not list(disks.trash(TWO).iterdir()))
 
 
 def test_a_bundle_is_recorded_last(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT
-from tests.engines import PATIENCE, execute, make_spec, prepared, until_listening
+from tests.engines import PATIENCE, execute, log_text, make_spec, prepared, until_listening
 
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
@@ -193,14 +193,86 @@ async def test_what_a_sandbox_left_open_does_not_count_for_the_next_one_with_its
         assert (await execute(engine, attacker.id, FLOOD, PATIENCE, 1000)).exit_code == 0
         await engine.stop(attacker.id, 0)
         await engine.remove(attacker.id)
-        slots = engine._here.runs._slots
-        mine = slots._last
-        slots._last -= 1
-        async with asyncio.timeout(PATIENCE):
-            while slots.next() != mine:
-                await asyncio.sleep(0.01)
+        await until_next(engine, left.ip)
         assert (await engine.start(heir)).ip == left.ip
         assert await reached(engine, heir.id, (INTERNET, 80)) == {INTERNET}
+
+
+#: Whoever said hello is sent something for as long as this runs.
+STALKER = f"""
+import socket, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    server.bind(("{INTERNET}", 7000))
+    print("up", flush=True)
+    peer = server.recvfrom(100)[1]
+    while True:
+        server.sendto(b"still there?", peer)
+        time.sleep(0.05)
+"""
+#: The whole program of an app that says hello first, or only listens.
+HEARS = """python3 -u -c '
+import socket
+mine = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+mine.bind(("0.0.0.0", 7001))
+if %r: mine.sendto(b"hello", ("%s", 7000))
+print("begun")
+print(mine.recv(100).decode())
+while True: mine.recv(100)'"""
+
+
+async def test_who_talked_with_a_sandbox_does_not_reach_the_next_one_with_its_address(
+    world: None, policy: OciSettings
+) -> None:
+    words = ["ip", "netns", "exec", "bd-world", "python3", "-c", STALKER]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as stalker:
+        try:
+            assert stalker.stdout
+            stalker.stdout.readline()
+            async with prepared(policy) as engine:
+                caller, heir = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
+                left = await engine.start(replace(caller, entrypoint=HEARS % (True, INTERNET)))
+                await until_logged(engine, caller.id, "still there?")
+                await engine.stop(caller.id, 0)
+                await engine.remove(caller.id)
+                await until_next(engine, left.ip)
+                assert (await engine.start(replace(heir, entrypoint=HEARS % (False, INTERNET)))).ip == left.ip
+                await until_logged(engine, heir.id, "begun")
+                await asyncio.sleep(1)
+                assert await log_text(engine, heir.id) == ["begun"]
+        finally:
+            stalker.kill()
+
+
+async def test_what_a_killed_service_did_not_forget_the_next_one_does(world: None, policy: OciSettings) -> None:
+    hello = f"""python3 -c 'import socket; socket.socket(type=2).sendto(b"x", ("{INTERNET}", 7000))'"""
+    async with prepared(policy) as engine:
+        stays, goes = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
+        ips = [(await engine.start(spec)).ip or "" for spec in (stays, goes)]
+        for spec in (stays, goes):
+            assert (await execute(engine, spec.id, hello, PATIENCE, 1000)).exit_code == 0
+        engine._here.network.forget = lambda ip: None  # type: ignore[method-assign]
+        await engine.stop(goes.id, 0)
+        await engine.remove(goes.id)
+        await engine.close()
+        assert [tracked(ip) for ip in ips] == [1, 1]
+        async with prepared(policy):
+            assert [tracked(ip) for ip in ips] == [1, 0]
+
+
+async def until_logged(engine: OciEngine, sandbox: SandboxId, line: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while line not in await log_text(engine, sandbox):
+            await asyncio.sleep(0.05)
+
+
+async def until_next(engine: OciEngine, ip: str | None) -> None:
+    """Have the next sandbox get this address, once it is free."""
+    slots, addresses = engine._here.runs._slots, engine._here.addresses
+    mine = next(slot for slot in range(1000) if addresses.of(slot, egress=True) == ip)
+    slots._last = mine - 1
+    async with asyncio.timeout(PATIENCE):
+        while slots.next() != mine:
+            await asyncio.sleep(0.01)
 
 
 async def test_an_address_whose_flows_cannot_be_forgotten_is_free_all_the_same(

@@ -22,12 +22,14 @@ from tests.integration.oci.stores import open_store
 
 from builderd.adapters.engines.oci import layers as module
 from builderd.adapters.engines.oci.builds import BuildExit, BuildRun, Output
+from builderd.adapters.engines.oci.disks import Disks
 from builderd.adapters.engines.oci.layer_cache import LayerCache
 from builderd.adapters.engines.oci.layers import Layers
 from builderd.adapters.engines.oci.shelf import Shelf
 from builderd.adapters.engines.oci.store import Store
 from builderd.adapters.engines.oci.subvolumes import create_subvolume
 from builderd.domain.errors import NoCapacity, NotFound
+from builderd.domain.ids import DiskId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
 
 pytestmark = pytest.mark.root
@@ -388,6 +390,19 @@ async def test_a_build_takes_no_more_room_than_its_claim(
     runner.action = fill
     await layers.build(plan(KEY, step(Cache.SCRATCH)), print)
     assert failures == [errno.EDQUOT, errno.EDQUOT]
+    assert is_tidy(store)
+
+
+async def test_while_layers_are_made_there_is_room_for_a_disk(layers: Layers, runner: StandIn, store: Store) -> None:
+    runner.gate.clear()
+    builds = [asyncio.create_task(layers.build(plan(key, step(Cache.SCRATCH)), print)) for key in (KEY, OTHER)]
+    async with asyncio.timeout(30):
+        while len(runner.runs) < len(builds):
+            await asyncio.sleep(0.01)
+    disks = Disks(store)
+    await asyncio.to_thread(disks.create, DiskId("beside"), 512 * MB)
+    runner.gate.set()
+    assert all(outcome.ok for outcome in await asyncio.gather(*builds))
     assert is_tidy(store)
 
 

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import secrets
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -138,6 +139,16 @@ async def failed_build(engine: OciEngine) -> None:
     assert (await engine.build_layer(plan, lambda line: None)).exit_code == 3
 
 
+async def at_rest(engine: OciEngine) -> tuple[int, int]:
+    """How many descriptors are open here and in the launcher, once nothing goes on beside what was asked for."""
+    launcher = engine._here.launcher._process
+    assert launcher
+    await warmed(engine)
+    await asyncio.gather(*engine._here.runs._leaving)
+    gc.collect()
+    return descriptors("self"), descriptors(launcher.pid)
+
+
 async def test_nothing_is_left_of_sandboxes_that_came_and_went(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     async with prepared(settings) as engine:
@@ -148,20 +159,13 @@ async def test_nothing_is_left_of_sandboxes_that_came_and_went(tmp_path: Path) -
         assert here
         now = traces(tmp_path, here.id)
         before = await settled(tmp_path, here.id, replace(now, links=(bridge_name(here.id),)))
-        launcher = engine._here.launcher._process
-        assert launcher
-        await warmed(engine)
-        gc.collect()
-        open_before = descriptors("self"), descriptors(launcher.pid)
+        open_before = await at_rest(engine)
         for _ in range(10):
             await asyncio.gather(cycle(engine), cycle(engine))
             await failed_start(engine)
             await failed_build(engine)
         assert await settled(tmp_path, here.id, before) == before
-        await warmed(engine)
-        gc.collect()
-        open_after = descriptors("self"), descriptors(launcher.pid)
-        assert open_after == open_before
+        assert await at_rest(engine) == open_before
         assert before.links == (bridge_name(here.id),)
         await engine.down()
         nothing = await settled(
@@ -244,6 +248,21 @@ async def test_down_also_ends_what_an_earlier_service_left(tmp_path: Path) -> No
         left = traces(tmp_path, here.id)
         assert (left.mounts, left.loops, left.links, left.groups, left.processes) == ((), (), (), (), ())
     await OciEngine(settings).down()
+
+
+async def test_down_ends_what_runs_also_where_the_bridge_was_taken_away(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    async with prepared(settings) as engine:
+        spec = await make_spec(engine, apps.SERVER)
+        await engine.start(spec)
+        bridge = engine._here.network.bridge
+        await engine.close()
+        subprocess.run(["ip", "link", "delete", bridge], check=True)
+        await OciEngine(settings).down()
+        here = known_instance(tmp_path)
+        assert here
+        left = traces(tmp_path, here.id)
+        assert (left.mounts, left.loops, left.links, left.groups, left.processes) == ((), (), (), (), ())
 
 
 async def test_down_of_a_data_directory_that_was_never_used_makes_nothing(tmp_path: Path) -> None:

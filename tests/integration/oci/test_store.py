@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from tests.integration.oci.stores import is_let_go, new_store, open_store, opened, quiet
 
+from builderd.adapters.engines.oci.backing import is_mounted, total_bytes
 from builderd.adapters.engines.oci.loop import find_device, loop_device
-from builderd.adapters.engines.oci.store import StoreOptions
+from builderd.adapters.engines.oci.store import Store, StoreOptions
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.resources import GB
 
@@ -217,3 +219,142 @@ def test_a_data_directory_on_btrfs_is_used_as_it_is(tmp_path: Path) -> None:
                 assert mounts_at(again.root) == 1, "adopted, and not mounted on itself"
         assert (inner_folder / "data/store/kept").exists()
         assert mounts_at(inner.root) == 0
+
+
+# Which store is whose
+
+
+def assert_refused(store: Store, words: str) -> None:
+    with pytest.raises(EngineUnavailable, match=words):
+        store.open(quiet)
+    store.release()
+
+
+def test_another_store_than_the_one_with_the_disks_is_refused_and_theirs_stays_mounted(
+    tmp_path: Path, device: Path
+) -> None:
+    with open_store(tmp_path) as store:
+        (store.root / "kept").touch()
+        store.release()
+        assert_refused(new_store(tmp_path, StoreOptions(device=device)), r"store\.img \(btrfs .* is another store")
+        assert (store.root / "kept").exists()
+    with device.open("rb") as file:
+        assert file.read(1 << 20) == bytes(1 << 20), "it is not even formatted"
+    with open_store(tmp_path) as store:
+        assert (store.root / "kept").exists()
+
+
+def test_a_store_of_another_kind_is_found_also_where_none_was_written_down(tmp_path: Path, device: Path) -> None:
+    with open_store(tmp_path):
+        pass
+    (tmp_path / "data/store.json").unlink()
+    assert_refused(new_store(tmp_path, StoreOptions(device=device)), r"lie in .*store\.img\.")
+
+
+def test_another_device_is_refused_also_an_empty_one_and_none_at_all(tmp_path: Path, device: Path) -> None:
+    with open_store(tmp_path, StoreOptions(device=device)):
+        pass
+    with (tmp_path / "another").open("wb") as file:
+        file.truncate(2 * GB)
+    with loop_device(tmp_path / "another") as another:
+        for options in (StoreOptions(device=another), StoreOptions(size_bytes=2 * GB)):
+            assert_refused(new_store(tmp_path, options), str(device))
+    assert not (tmp_path / "data/store.img").exists()
+
+
+def test_a_data_directory_from_before_any_of_it_was_written_down_goes_on(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        (store.root / "kept").touch()
+        (store.root / "service.json").unlink()
+    (tmp_path / "data/store.json").unlink()
+    with open_store(tmp_path) as store:
+        assert (store.root / "kept").exists()
+        assert (store.root / "service.json").exists()
+    assert (tmp_path / "data/store.json").exists()
+
+
+def test_a_store_that_was_deleted_makes_way_for_any_other(tmp_path: Path, device: Path) -> None:
+    with open_store(tmp_path):
+        pass
+    (tmp_path / "data/store.img").unlink()
+    with open_store(tmp_path):
+        pass
+    (tmp_path / "data/store.img").unlink()
+    with open_store(tmp_path, StoreOptions(device=device)):
+        pass
+
+
+def test_a_store_that_was_copied_to_a_device_goes_on_there_and_takes_all_of_it(tmp_path: Path, device: Path) -> None:
+    with open_store(tmp_path, StoreOptions(size_bytes=GB, floor_bytes=GB)) as store:
+        (store.root / "kept").touch()
+    image = tmp_path / "data/store.img"
+    subprocess.run(["dd", f"if={image}", f"of={device}", "bs=16M", "conv=sparse"], check=True, capture_output=True)
+    image.unlink()
+    with open_store(tmp_path, StoreOptions(device=device)) as store:
+        assert (store.root / "kept").exists()
+        assert total_bytes(store.root) == 2 * GB
+
+
+def test_the_store_of_another_service_is_refused_and_left_as_it_is(tmp_path: Path, device: Path) -> None:
+    options = StoreOptions(device=device)
+    with open_store(tmp_path / "one", options) as store:
+        (store.builds / "running").mkdir()
+        second = new_store(tmp_path / "two", options, "99999999")
+        assert_refused(second, r"another service \(0123abcd; this one is 99999999\)")
+        assert not is_mounted(second.root)
+        assert (store.builds / "running").exists()
+
+
+def test_a_data_directory_that_came_to_btrfs_with_its_file_goes_on_with_that(tmp_path: Path) -> None:
+    with open_store(tmp_path / "outer", StoreOptions(size_bytes=8 * GB, floor_bytes=GB)) as outer:
+        inner = outer.root / "inner"
+        with open_store(tmp_path / "before", StoreOptions(size_bytes=GB, floor_bytes=0)) as store:
+            (store.root / "kept").touch()
+        shutil.copytree(tmp_path / "before/data", inner / "data", copy_function=copy_sparsely)
+        with open_store(inner, StoreOptions(floor_bytes=0)) as store:
+            assert (store.root / "kept").exists()
+        assert not (inner / "data/store").exists()
+
+
+def copy_sparsely(source: str, target: str) -> None:
+    subprocess.run(["cp", "--archive", "--sparse=always", source, target], check=True)
+
+
+def test_a_link_to_a_file_that_is_not_mounted_is_no_reason_to_make_another(tmp_path: Path) -> None:
+    with open_store(tmp_path):
+        pass
+    image = tmp_path / "data/store.img"
+    image.unlink()
+    image.symlink_to("/mnt/not-mounted/store.img")
+    assert_refused(new_store(tmp_path), "mount it")
+    assert image.is_symlink()
+
+
+def test_its_file_grows_to_a_larger_size_with_what_is_in_it_and_never_gets_smaller(tmp_path: Path) -> None:
+    image = tmp_path / "data/store.img"
+    with open_store(tmp_path, StoreOptions(size_bytes=GB, floor_bytes=GB)) as store:
+        (store.root / "kept").touch()
+        store.release()
+        lines: list[str] = []
+        again = new_store(tmp_path, StoreOptions(size_bytes=2 * GB, floor_bytes=GB))
+        again.open(lines.append)
+        assert lines == ["store: growing to 2 GB"]
+        assert total_bytes(store.root) == image.stat().st_size == 2 * GB
+        again.release()
+    lines.clear()
+    smaller = new_store(tmp_path, StoreOptions(size_bytes=GB, floor_bytes=GB))
+    smaller.open(lines.append)
+    try:
+        assert (smaller.root / "kept").exists()
+        assert total_bytes(smaller.root) == 2 * GB
+        assert lines == []
+    finally:
+        smaller.close()
+
+
+def test_a_growing_that_was_broken_off_is_finished(tmp_path: Path) -> None:
+    with open_store(tmp_path, StoreOptions(size_bytes=GB, floor_bytes=GB)):
+        pass
+    os.truncate(tmp_path / "data/store.img", 2 * GB)
+    with open_store(tmp_path, StoreOptions(size_bytes=2 * GB, floor_bytes=GB)) as store:
+        assert total_bytes(store.root) == 2 * GB

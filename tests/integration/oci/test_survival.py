@@ -88,6 +88,19 @@ async def test_an_end_while_no_service_runs_is_found(settings: OciSettings) -> N
             assert await log_text(next_engine, spec.id) == ["last words"]
 
 
+async def test_what_an_app_uses_is_known_also_where_its_disk_was_taken_away(engine: OciEngine) -> None:
+    spec = await make_spec(engine, apps.SERVER)
+    await engine.start(spec)
+    disk = engine._here.store.disks / spec.disk
+    away = disk.rename(disk.with_name(f"{spec.disk}-away"))
+    try:
+        used = await engine.usage(spec.id)
+    finally:
+        away.rename(disk)
+    assert used
+    assert (used.disk_bytes, used.processes > 0) == (0, True)
+
+
 async def test_the_death_of_an_app_without_its_shim_is_told_and_unknown(
     engine: OciEngine, settings: OciSettings
 ) -> None:

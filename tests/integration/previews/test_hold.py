@@ -8,7 +8,8 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.previews.visitor import BROWSER, Answer, Visitor
 from builderd.adapters.previews.haproxy import hold
 from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
+from builderd.adapters.previews.haproxy.waiting import AWAY
 from builderd.domain.ids import secret_hash
 from builderd.domain.previews import Route, RouteState
 
@@ -62,9 +64,11 @@ class Service:
         self.previews = self.another()
         await self.start()
 
-    async def asleep(self, *, private: bool = False, state: RouteState = RouteState.ASLEEP) -> str:
+    async def asleep(
+        self, *, private: bool = False, state: RouteState = RouteState.ASLEEP, host: str | None = None
+    ) -> str:
         owner: dict[str, Any] = {"token_hash" if private else "owner_hash": secret_hash(TOKEN)}
-        route = Route(new_host(), state, None, **owner)
+        route = Route(host or new_host(), state, None, **owner)
         await self.previews.put(route)
         return route.host
 
@@ -142,22 +146,53 @@ async def test_who_waits_is_turned_away_where_there_is_no_room(service: Service,
     for answer in [await one for one in waiting]:
         assert (answer.status, answer.header("retry-after")) == (503, "10")
         assert "there is no room to start it now" in answer.text
+    knocks = service.knocks.count(host)
+    for _ in range(20):
+        assert (await visit(service.visitor.get, host)).status == 503
+    assert service.knocks.count(host) == knocks, "who comes at once is turned away too, and nobody is told of it"
+    await asyncio.sleep(AWAY)
     again = asyncio.create_task(visit(service.visitor.get, host))
-    await asyncio.sleep(0.1)
+    await service.knocked(host)
     await service.wake(host, app)
     assert (await again).status == 200, "who comes later waits anew"
+
+
+async def test_a_crowd_that_is_being_let_in_goes_where_the_route_has_gone_meanwhile(
+    service: Service, make_app: Callable[[str], App]
+) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(24))
+    first, second = make_app("first"), make_app("second")
+    host = await service.asleep()
+    waiting = [asyncio.create_task(visit(service.visitor.get, host, "/slow?0.5")) for _ in range(24)]
+    await service.knocked(host)
+    # Until all are there: each opens a connection of its own.
+    await asyncio.sleep(0.5)
+    await service.wake(host, first)
+    await service.wake(host, second)
+    names = [answer.json["name"] for answer in [await one for one in waiting]]
+    assert names.count("second") >= 4, names
+
+
+async def test_nobody_is_turned_away_once_it_is_started_after_all(service: Service, app: App) -> None:
+    host = await service.asleep()
+    await service.previews.turn_away(host)
+    await service.asleep(host=host, state=RouteState.HELD)
+    waiting = asyncio.create_task(visit(service.visitor.get, host))
+    await service.knocked(host)
+    await service.wake(host, app)
+    assert (await waiting).status == 200
 
 
 async def test_who_comes_while_the_map_is_changed_goes_on_too(
     service: Service, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host, steer = await service.asleep(), service.previews._steer
+    host, tell = await service.asleep(), service.previews._tell
 
-    async def slowly(command: Callable[[], Awaitable[None]]) -> None:
+    async def slowly(told: str, *, new: bool) -> None:
         await service.knocked(host)
-        await steer(command)
+        await tell(told, new=new)
 
-    monkeypatch.setattr(service.previews, "_steer", slowly)
+    monkeypatch.setattr(service.previews, "_tell", slowly)
     waking = asyncio.create_task(service.wake(host, app))
     await asyncio.sleep(0.05)
     assert (await visit(service.visitor.get, host)).status == 200
@@ -291,7 +326,7 @@ async def test_without_a_service_a_browser_is_told_so_in_time(service: Service) 
     await service.die()
     page = await visit(service.visitor.browse, host)
     assert (page.status, page.header("retry-after")) == (503, "5")
-    assert "Cannot be woken now" in page.text
+    assert "Cannot be started now" in page.text
 
 
 async def test_a_second_sleep_wakes_like_the_first(service: Service, app: App) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -13,15 +15,29 @@ import pytest
 from tests.previews.proxy import App, Proxy, eventually, new_host, route_to
 from tests.previews.visitor import ask
 
-from builderd.adapters.previews.haproxy import process, runtime_api
+from builderd.adapters.previews.haproxy import hold, process, runtime_api
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.previews.haproxy.route_map import RouteMap
+from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import RouteState
 
 pytestmark = pytest.mark.haproxy
 
 Make = Callable[..., Proxy]
+
+
+def by_a_service(proxy: Proxy) -> None:
+    """The next service has another setting."""
+    proxy.previews = proxy.service(threads=1)
+    proxy.start()
+
+
+def by_hand(proxy: Proxy) -> None:
+    worker = worker_of(proxy)
+    os.kill(master_of(proxy), signal.SIGUSR2)
+    eventually(lambda: worker_of(proxy) != worker)
+    proxy.activity()
 
 
 def test_the_next_service_adopts_the_proxy_with_its_routes(make_proxy: Make, app: App) -> None:
@@ -130,13 +146,67 @@ def test_a_changed_setting_is_taken_over_by_a_reload(make_proxy: Make, app: App)
     assert proxy.visitor.get(host).status == 200
 
 
-def test_a_setting_that_does_not_work_leaves_the_old_one(make_proxy: Make, app: App) -> None:
+@pytest.mark.parametrize("reload", [by_a_service, by_hand], ids=["service", "hand"])
+def test_who_stays_connected_over_a_reload_is_led_by_every_later_route(
+    make_proxy: Make, app: App, neighbour: App, reload: Callable[[Proxy], None]
+) -> None:
     proxy = make_proxy().start()
-    host = proxy.open(app)
-    for _ in range(2):
-        with pytest.raises(EngineUnavailable, match=f"port {app.port}.*taken"):
-            proxy.run(proxy.service(port=app.port).start())
+    closed, moved, removed = (proxy.open(app) for _ in range(3))
+    made = new_host()
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(proxy.visitor.dial()) for _ in range(4)]
+        for connection in connections:
+            assert ask(connection, closed).status == 200
+        reload(proxy)
+        proxy.put(route_to(app, private=True, host=closed))
+        proxy.open(neighbour, host=moved)
+        proxy.run(proxy.previews.remove(removed))
+        proxy.open(neighbour, host=made)
+        answers = list(map(ask, connections, (closed, moved, removed, made)))
+    assert [answer.status for answer in answers] == [401, 200, 404, 200]
+    assert [answers[1].json["name"], answers[3].json["name"]] == ["neighbour", "neighbour"]
+    assert {proxy.visitor.get(host).status for host in (moved, made)} == {200}
+
+
+def test_a_change_that_was_broken_off_is_made_good_by_who_looks_at_it(
+    make_proxy: Make, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = make_proxy().start()
+    host, gone = proxy.open(app), proxy.open(app)
+
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.sleep(60)
+
+    async def break_off() -> None:
+        for change in (proxy.previews.put(route_to(app, private=True, host=host)), proxy.previews.remove(gone)):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await change
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Workers, "_tell", never)
+        proxy.run(break_off())
+    assert {proxy.visitor.get(one).status for one in (host, gone)} == {200}
+    route = proxy.run(proxy.previews.get(host))
+    assert route is not None
+    assert route.token_hash is not None
+    assert proxy.run(proxy.previews.get(gone)) is None
+    assert [proxy.visitor.get(one).status for one in (host, gone)] == [401, 404]
+
+
+def test_a_setting_that_does_not_work_leaves_the_old_one(
+    make_proxy: Make, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = make_proxy().start()
+    host, before = proxy.open(app), pieces_of(proxy)
+    with monkeypatch.context() as upgraded:
+        newer = hold.script() + "-- of a newer version\n"
+        upgraded.setattr(hold, "script", lambda: newer)
+        for _ in range(2):
+            with pytest.raises(EngineUnavailable, match=f"port {app.port}.*taken"):
+                proxy.run(proxy.service(port=app.port).start())
     assert proxy.visitor.get(host).status == 200
+    assert pieces_of(proxy) == before, "the guard would start the proxy with half of each"
     proxy.previews = proxy.service()
     proxy.start()
     assert proxy.visitor.get(host).status == 200
@@ -216,8 +286,6 @@ def test_a_directory_that_cannot_be_written_down_is_refused(make_proxy: Make, na
 
 
 def test_every_route_is_in_force_when_its_put_returns_however_many_put_at_once(make_proxy: Make, app: App) -> None:
-    import asyncio
-
     proxy = make_proxy().start()
     hosts = [new_host() for _ in range(100)]
 
@@ -225,9 +293,16 @@ def test_every_route_is_in_force_when_its_put_returns_however_many_put_at_once(m
         await asyncio.gather(*(proxy.previews.put(route_to(app, host=host)) for host in hosts))
 
     proxy.run(put_all())
+    files = ProxyFiles(proxy.directory)
     assert {proxy.visitor.get(host).status for host in hosts} == {200}
-    answer = proxy.run(runtime_api.entries(proxy.directory / "admin.sock", proxy.directory / "routes.map"))
+    answer = proxy.run(runtime_api.entries(runtime_api.Worker(files.admin_socket), files.routes))
     assert answer.keys() == set(hosts)
+
+
+def pieces_of(proxy: Proxy) -> dict[str, str]:
+    """What the proxy reads as it starts, but its routes."""
+    files = ProxyFiles(proxy.directory)
+    return {str(piece): piece.read_text() for piece in (files.config, files.hold, *sorted(files.pages.iterdir()))}
 
 
 def master_of(proxy: Proxy) -> int:

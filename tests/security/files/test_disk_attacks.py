@@ -6,6 +6,7 @@ import asyncio
 import io
 import tarfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.files import ARCHIVES
 from builderd.domain.errors import BuilderdError, InvalidState, NotFound, ValidationFailed
 from builderd.domain.files import UNCONDITIONAL, FileKind
-from builderd.domain.ids import DiskId
+from builderd.domain.ids import DiskId, new_id
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import SandboxSpec
 from builderd.ports.processes import Process
@@ -134,6 +135,31 @@ async def test_a_hard_link_is_a_file_of_its_own_after_it_was_replaced(
     assert await read(engine, disk, "two") == b"old\n"
     await do(engine, spec, "ln two three")
     assert {member.type for member in (await archived(engine, disk)).values() if member.isfile()} == {b"0"}
+
+
+async def test_files_of_impossible_times_are_files_still(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
+    await do(engine, spec, "echo x >late; touch -d @1000000000000 late; echo x >early; touch -d @-1000000000000 early")
+    assert await read(engine, disk, "late") == b"x\n"
+    shown = {entry.name: entry.modified_at.year for entry in (await engine.list_files(disk, "", 0, 9)).entries}
+    assert shown == {"late": 9999, "early": 1}
+    await write(engine, disk, "late", b"new")
+    await engine.delete_file(disk, "early", UNCONDITIONAL)
+    assert await names(engine, disk) == ["late"]
+
+
+async def test_a_full_disk_is_made_room_on(engine: OciEngine) -> None:
+    disk = DiskId(new_id())
+    await engine.create_disk(disk, 8 << 20)
+    spec = replace(await make_spec(engine, apps.SILENT), disk=disk)
+    await engine.start(spec)
+    await do(
+        engine,
+        spec,
+        "mkdir d; echo x >d/x; dd if=/dev/urandom of=big bs=64k; i=0; "
+        "while [ $i -lt 4000 ] && echo x >$i.txt; do i=$((i + 1)); done; true",
+    )
+    await engine.delete_file(disk, "big", UNCONDITIONAL)
+    await engine.delete_file(disk, "d", UNCONDITIONAL, recursive=True)
 
 
 # Races: the app puts a link where a folder or file was, as fast as it can

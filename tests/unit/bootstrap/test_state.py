@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ from tests.contract.store.samples import NOW, TENANT, make_builder, make_event, 
 from tests.stores import open_store
 
 from builderd.adapters.stores.sql.migrations import revisions, upgrade
-from builderd.adapters.vaults.keys import KeyFile
+from builderd.adapters.vaults.keys import Key, KeyFile
 from builderd.bootstrap import state
 from builderd.bootstrap.database import store
 from builderd.bootstrap.keys import make_vault
+from builderd.configuration import load
 from builderd.data_directory import RESTORING, hold
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, ValidationFailed
-from builderd.ports.store import UnitOfWork
+from builderd.ports.store import IdempotencyRecord, UnitOfWork
 from builderd.services import credentials
 from builderd.settings import Settings, VaultSettings
 
@@ -37,6 +39,18 @@ CANARY = "canary-5b1e88d0"
 PASSPHRASE = "correct horse battery"
 BUNDLE = "a" * 64
 BUILDER = make_builder()
+ANSWERED = IdempotencyRecord(
+    tenant_id=TENANT.id,
+    key="retry",
+    body_hash="b" * 64,
+    owner="me",
+    created_at=NOW,
+    builder_id=BUILDER.id,
+    version=1,
+    status=201,
+    headers={"Location": CANARY},
+    body={"data": {"service_token": CANARY, "long": [CANARY] * 1000}},
+)
 
 
 def settings_of(folder: Path, **given: Any) -> Settings:
@@ -54,6 +68,7 @@ async def _fill(settings: Settings) -> None:
         uow.versions.add(make_version(BUILDER.id, bundle_hash=BUNDLE))
         uow.events.add(make_event(BUILDER.id))
         credentials.put(uow, safe, TENANT.id, "zoho", {"API_KEY": CANARY}, NOW)
+        uow.idempotency.add(ANSWERED)
 
     async with store(settings) as opened:
         await opened.write(rows)
@@ -104,6 +119,16 @@ def test_everything_is_deleted_and_comes_back(home: Settings, kept: Path) -> Non
     assert not (data / RESTORING).exists()
     for path in ("vault.key", "ssh_host_key", "builderd.toml", "builderd.db"):
         assert (data / path).stat().st_mode & 0o777 == 0o600, path
+
+
+def test_a_retry_key_comes_back_without_its_answer(home: Settings, kept: Path) -> None:
+    state.restore(home, kept, PASSPHRASE, print)
+
+    async def read() -> IdempotencyRecord | None:
+        async with store(home) as opened:
+            return await opened.read(lambda uow: uow.idempotency.get(TENANT.id, ANSWERED.key))
+
+    assert asyncio.run(read()) == replace(ANSWERED, status=None, headers=None, body=None)
 
 
 def test_no_secret_is_in_it_in_clear_text(home: Settings, tmp_path: Path) -> None:
@@ -283,6 +308,53 @@ def test_a_key_that_the_settings_give_must_be_the_one_of_the_backup(home: Settin
         state.restore(given, kept, PASSPHRASE, print)
 
 
+@pytest.mark.parametrize("there", ["no key", "another key"])
+def test_a_backup_with_other_keys_than_the_secrets_are_sealed_with_is_refused_and_makes_none(
+    tmp_path: Path, there: str
+) -> None:
+    """As from a shell that does not see what the unit gives its service: it would seal a key that opens nothing."""
+    given = settings_of(tmp_path / "data", vault=VaultSettings(key=SecretStr(Key.new().text)))
+    given.data_dir.mkdir()
+    asyncio.run(_fill(given))
+    if there == "another key":
+        KeyFile(given.data_dir / "vault.key").load()
+    before = sorted(given.data_dir.iterdir())
+    with pytest.raises(InvalidState, match="BUILDERD_VAULT__KEY"):
+        state.back_up(settings_of(given.data_dir), tmp_path / "kept", PASSPHRASE, print)
+    assert sorted(given.data_dir.iterdir()) == before
+    assert not (tmp_path / "kept").exists()
+    state.back_up(given, tmp_path / "kept", PASSPHRASE, print)
+
+
+def test_a_backup_from_before_the_first_secret_makes_no_key(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "data")
+
+    async def open_once() -> None:
+        async with store(settings):
+            pass
+
+    asyncio.run(open_once())
+    state.back_up(settings, tmp_path / "kept", PASSPHRASE, print)
+    assert not settings.vault_key_file.exists()
+
+
+def test_a_rotation_that_ends_while_the_database_is_copied_leaves_no_secret_without_its_key(
+    home: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = state._copy
+
+    def and_rotate(settings: Settings, target: Path) -> str:
+        revision = copy(settings, target)
+        KeyFile(settings.vault_key_file).save([Key.new()])
+        return revision
+
+    monkeypatch.setattr(state, "_copy", and_rotate)
+    state.back_up(home, tmp_path / "kept", PASSPHRASE, print)
+    shutil.rmtree(home.data_dir)
+    state.restore(home, tmp_path / "kept", PASSPHRASE, print)
+    assert asyncio.run(_read(home))[1] == {"API_KEY": CANARY}
+
+
 def test_a_database_elsewhere_that_the_settings_of_the_backup_name_must_be_given(
     home: Settings, tmp_path: Path
 ) -> None:
@@ -291,6 +363,23 @@ def test_a_database_elsewhere_that_the_settings_of_the_backup_name_must_be_given
     shutil.rmtree(home.data_dir)
     with pytest.raises(ValidationFailed, match="BUILDERD_DATABASE_URL"):
         state.restore(home, tmp_path / "kept", PASSPHRASE, print)
+
+
+def test_a_file_of_keys_that_the_settings_of_the_backup_name_must_be_given_and_gets_them(
+    home: Settings, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "etc/vault.key"
+    elsewhere.parent.mkdir()
+    home.vault_key_file.rename(elsewhere)
+    (home.data_dir / "builderd.toml").write_text(f'[vault]\nkey_file = "{elsewhere}"\n')
+    state.back_up(load(data_dir=home.data_dir), tmp_path / "kept", PASSPHRASE, print)
+    shutil.rmtree(home.data_dir)
+    elsewhere.unlink()
+    with pytest.raises(ValidationFailed, match="BUILDERD_VAULT__KEY_FILE"):
+        state.restore(home, tmp_path / "kept", PASSPHRASE, print)
+    given = settings_of(home.data_dir, vault=VaultSettings(key_file=elsewhere))
+    state.restore(given, tmp_path / "kept", PASSPHRASE, print)
+    assert asyncio.run(_read(load(data_dir=home.data_dir)))[1] == {"API_KEY": CANARY}
 
 
 # Killed
@@ -364,7 +453,7 @@ def test_a_backup_that_is_killed_has_no_name_and_the_next_one_takes_its_place(ho
 
 @contextmanager
 def _writing(settings: Settings) -> Iterator[None]:
-    """Builders with their version and bundle, and deleted ones, as fast as it can."""
+    """Builders with their version and bundle, as many as a slow disk can take in the copy beside them."""
     over = threading.Event()
 
     async def write() -> None:
@@ -376,6 +465,7 @@ def _writing(settings: Settings) -> Iterator[None]:
                 await opened.write(lambda uow, one=builder: uow.builders.add(one))  # type: ignore[misc]
                 version = make_version(builder.id, bundle_hash=bundle)
                 await opened.write(lambda uow, one=version: uow.versions.add(one))  # type: ignore[misc]
+                await asyncio.sleep(0.01)
 
     thread = threading.Thread(target=lambda: asyncio.run(write()))
     thread.start()

@@ -1,6 +1,7 @@
 import pytest
 
-from builderd.domain.entrypoints import Entry, entry_of, module_files
+from builderd.domain.entrypoints import Entry, entry_of, interpreted, module_files
+from builderd.domain.packages import Package
 
 PATHS = {"main.py", "src/pkg/__init__.py", "src/pkg/web.py", "server.js", "bin/run", "tool/__main__.py", "package.json"}
 
@@ -22,6 +23,38 @@ PATHS = {"main.py", "src/pkg/__init__.py", "src/pkg/web.py", "server.js", "bin/r
 )
 def test_a_simple_command_starts_one_file(command: str, root: str) -> None:
     assert entry_of(command, PATHS) == Entry((root,), known=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "paths", "root"),
+    [
+        ("node .", {"index.js"}, "index.js"),
+        ("node . --port 8000", {"index.js", "lib/start.cjs"}, "lib/start.cjs"),
+        ("node ./", {"index.js", "lib/start.cjs"}, "lib/start.cjs"),
+        ("node server", {"server.js", "server/index.js"}, "server.js"),
+        ("node server", {"server/index.js"}, "server/index.js"),
+        ("node --enable-source-maps src", {"src/index.mjs"}, "src/index.mjs"),
+        ("tsx src/main", {"src/main.ts"}, "src/main.ts"),
+        ("node --run start", {"package.json", "server.js"}, "package.json"),
+        ("python3 .", {"__main__.py"}, "__main__.py"),
+        ("python3 ./src/", {"src/__main__.py"}, "src/__main__.py"),
+        ("bash -e run.sh", {"run.sh"}, "run.sh"),
+    ],
+)
+def test_a_file_is_found_as_its_interpreter_finds_it(command: str, paths: set[str], root: str) -> None:
+    packages = {"": Package("lib/start", ())}
+    assert entry_of(command, paths, packages.get) == Entry((root,), known=True)
+
+
+def test_phps_web_server_is_started_with_an_address_and_runs_any_file() -> None:
+    assert entry_of("php -S 0.0.0.0:8000 x.php", {"x.php", "y.php"}) == Entry(("x.php",), known=False)
+    assert entry_of("php -S 0.0.0.0:8000 -t public", {"public/y.php"}) == Entry(())
+    assert entry_of("php -S 0.0.0.0:8000 x.php", {"y.php"}).missing == "x.php"
+
+
+@pytest.mark.parametrize("command", ["node .", "node src", "python3 .", "python3 src", "bun src"])
+def test_a_folder_in_which_nothing_is_found_is_not_judged(command: str) -> None:
+    assert entry_of(command, {"src/app.txt"}) == Entry(())
 
 
 @pytest.mark.parametrize(
@@ -48,6 +81,8 @@ def test_a_file_that_is_not_there_is_told(command: str, missing: str) -> None:
         "python3 ../app.py",
         "python3 -m http.server $PORT",
         "python3 -c 'print(1)'",
+        "bash -lc 'python3 app.py'",
+        "node --run start",
         "node -e 'x()'",
         "node --eval 'x()'",
         "make run",
@@ -83,3 +118,27 @@ def test_of_a_command_with_more_than_one_program_not_all_is_known() -> None:
 
 def test_a_package_comes_before_its_module() -> None:
     assert list(module_files("pkg.web", PATHS)) == ["src/pkg/__init__.py", "src/pkg/web.py"]
+
+
+@pytest.mark.parametrize(
+    ("command", "handed"),
+    [
+        ("python3 app.dat", [("app.dat", "python3")]),
+        ("cd x && exec sh 'start' now", [("x/start", "sh")]),
+        ("sh -c 'python3 -u app.dat'", [("app.dat", "python3")]),
+        ("bash -lc './app.dat'", [("app.dat", "")]),
+        (". ./app.dat; ./x/start", [("app.dat", "sh"), ("x/start", "")]),
+        ("uv run python3 app\\.dat", [("app.dat", "python3")]),
+        ("deno run --allow-net app.dat", [("app.dat", "deno")]),
+        ("npm start", [("app.dat", "node")]),
+        ("node --run start", [("app.dat", "node")]),
+        ("datasette ./app.dat --port 8000", []),
+        ("tool --data ./app.dat", []),
+        ("uvicorn app:app --log-config x/start.json", []),
+        ("python3 -m http.server", []),
+    ],
+)
+def test_what_a_program_is_handed_is_found_anywhere_in_a_command(command: str, handed: list[tuple[str, str]]) -> None:
+    paths = {"app.dat", "x/start", "package.json"}
+    packages = {"": Package(None, ("node app.dat",))}
+    assert list(interpreted(command, paths, packages.get)) == handed

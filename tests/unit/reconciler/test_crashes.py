@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, PATIENCE, REQUIREMENTS, World, fake_world, hurry
 from tests.unit.reconciler.ledgers import check_ledger
 from tests.unit.reconciler.mortal import living
+from tests.unit.reconciler.witness import Witness, told
 
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Builder, Desired, JobType, Status
@@ -328,6 +330,68 @@ async def test_a_disk_that_was_made_before_the_kill_is_paid_from_the_next_servic
     async with living(world) as life:
         await comes_to(life.world, builder, Status.RUNNING)
     assert [segment.billing for segment in await world.segments(builder)] == [Billing.STOPPED, Billing.RUNNING]
+
+
+@pytest.mark.parametrize("command", [builders.stop, builders.delete])
+async def test_an_app_whose_start_the_killed_service_did_not_record_is_told_and_paid_for_what_it_ran(
+    world: World, command: builders.Command
+) -> None:
+    async with living(world, "StartSandbox.done") as life:
+        builder = await life.world.ask()
+        await world.until(lambda: life.is_over)
+    (sandbox,) = world.running
+    world.clock.move(LEASE.total_seconds())
+    await world.want(command, builder)
+    async with living(world) as life:
+        await comes_to(life.world, builder, OPERATIONS[command.__name__].outcome)
+    started, *_ = [one.time for one in await world.events(builder) if one.type == "sandbox.started"]
+    ended, *_ = [one.time for one in await world.events(builder) if one.type == "sandbox.ended"]
+    assert started == sandbox.started_at
+    assert ended - sandbox.started_at >= LEASE
+    paid = [(one.start, one.end) for one in await world.segments(builder) if one.billing is Billing.RUNNING]
+    assert paid[0] == (sandbox.started_at, ended)
+    await check_ledger(world, builder)
+
+
+async def exits(world: World, builder: Builder | None) -> Builder:
+    assert builder is not None
+    (sandbox,) = world.running
+    world.engine.end(sandbox.spec.id, EndCause.OUT_OF_MEMORY, 137)
+    return builder
+
+
+def lasting(spans: Iterable[tuple[datetime, datetime | None]]) -> timedelta:
+    return sum((end - start for start, end in spans if end is not None), timedelta())
+
+
+@pytest.mark.parametrize("then", [visit, wish(builders.stop), wish(builders.delete), exits])
+@pytest.mark.parametrize("name", ["freeze", "thaw"])
+async def test_a_freeze_or_thaw_that_the_killed_service_did_not_record_is_told_and_paid_as_it_was(
+    world: World, name: str, then: Callable[[World, Builder | None], Coroutine[None, None, Builder]]
+) -> None:
+    witness = Witness(world.engine)
+    async with living(world) as life:
+        builder = await (idles if name == "freeze" else asleep)(life.world)
+    async with living(world, f"{name.capitalize()}.done") as life:
+        await (sleeps if name == "freeze" else visit)(life.world, builder)
+        await world.until(lambda: life.is_over)
+    world.clock.move(600)
+    await then(world, builder)
+    async with living(world) as life, asyncio.timeout(PATIENCE):
+        while not (await life.world.builder(builder)).settled or life.works:
+            await asyncio.sleep(0.002)
+            world.clock.move(0.1)
+        world.clock.move(5)
+        if (await life.world.builder(builder)).desired is not Desired.DELETED:
+            await life.world.reached(builders.delete, builder)
+        await life.world.until_nothing_is_left()
+    really = sorted((one.state, one.start, one.end) for one in witness.spans(builder.id))
+    assert sorted((one.state, one.start, one.end) for one in told(await world.events(builder))) == really
+    for state, billing in (("running", Billing.RUNNING), ("frozen", Billing.FROZEN)):
+        paid = [one for one in await world.segments(builder) if one.billing is billing]
+        seen = [(start, end) for one, start, end in really if one == state]
+        assert lasting([(one.start, one.end) for one in paid]) == lasting(seen)
+    await check_ledger(world, builder)
 
 
 @pytest.mark.parametrize("turns", range(0, 60, 3))

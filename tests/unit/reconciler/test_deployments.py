@@ -17,14 +17,15 @@ from builderd.domain.builders import Builder, Desired, Status, StopKind, Visibil
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import BuilderdError, InstallFailed, InvalidState, NoCapacity, NotFound, StartFailed
 from builderd.domain.files import Condition
+from builderd.domain.ids import DiskId
 from builderd.domain.layers import BuildOutcome
-from builderd.domain.previews import RouteState
+from builderd.domain.previews import Route, RouteState
 from builderd.domain.prices import Billing
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import VersionStatus
 from builderd.reconciler import waking
-from builderd.services import builders, deployments, files, outcomes
+from builderd.services import builders, deployments, files, outcomes, wake
 
 NEW = BundleFile("main.py", b"print('new')\n")
 OTHER = "python3 -X dev main.py"
@@ -300,6 +301,47 @@ async def test_a_stopped_builder_whose_new_version_fails_stays_stopped_on_its_ol
         await check_ledger(world, builder)
 
 
+async def test_a_stopped_builder_whose_larger_version_fails_pays_for_the_disk_that_it_has(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await world.reached(builders.stop, builder)
+        before = (await world.segments(builder))[-1].hourly_rate
+        world.engine.behave(OTHER, Behaviour(exits_at=2, exit_code=3))
+        with pytest.raises(StartFailed):
+            await world.deploy(builder, NEW, entrypoint=OTHER, resources={"disk": 100})
+        await world.until(lambda: is_at_rest(world, builder))
+        assert (await world.segments(builder))[-1].hourly_rate == before
+
+
+async def test_a_builder_that_is_stopped_while_a_larger_version_takes_over_pays_for_the_disk_that_it_has(
+    world: World,
+) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        gate, taken = asyncio.Event(), asyncio.Event()
+        clone = world.engine.clone_disk
+        trials = [True]
+
+        async def held(source: DiskId, target: DiskId, size_bytes: int) -> None:
+            if trials:  # the first copy is the trial's
+                trials.pop()
+            else:
+                taken.set()
+                await gate.wait()
+            await clone(source, target, size_bytes)
+
+        world.engine.clone_disk = held  # type: ignore[method-assign]
+        await world.put(builder, NEW, resources={"disk": 100})
+        await world.until(taken.is_set)
+        await world.want(builders.stop, builder)
+        gate.set()
+        await world.until(lambda: is_at_rest(world, builder))
+        now, last = await world.builder(builder), (await world.segments(builder))[-1]
+        assert (now.status, now.version, last.billing) == (Status.STOPPED, 1, Billing.STOPPED)
+        has = (await world.version(now)).settings.resources
+        assert last.hourly_rate == world.application.prices.hourly_rate(has, Billing.STOPPED)
+
+
 async def test_who_visits_while_a_version_of_a_sleeping_builder_fails_wakes_the_old_one(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
@@ -520,6 +562,83 @@ async def test_what_the_app_need_not_know_is_set_also_while_a_version_takes_over
     assert (now.auto_stop_interval, now.visibility) == (7, Visibility.PRIVATE)
 
 
+async def is_private(world: World, builder: Builder) -> bool:
+    """What is wanted of the preview, and what it does."""
+    route, now = await world.route(builder), await world.builder(builder)
+    assert route is not None
+    assert (route.token_hash is not None) is (now.visibility is Visibility.PRIVATE)
+    return route.token_hash is not None
+
+
+@pytest.mark.parametrize("change", [{"entrypoint": OTHER}, {"env": {"SAFE": "1"}}])
+async def test_what_was_private_is_shown_with_the_version_that_was_deployed_for_it_and_not_before(
+    world: World, change: dict[str, Any]
+) -> None:
+    async with world.reconciling():
+        builder = await world.create(visibility=Visibility.PRIVATE)
+        (old,) = world.running
+        shown: list[str] = []
+        put = world.previews.put
+
+        async def watched(route: Route) -> None:
+            if route.token_hash is None and route.destination is not None:
+                shown.append(route.destination.ip)
+            await put(route)
+
+        world.previews.put = watched  # type: ignore[method-assign]
+        if "env" in change:
+            await world.configure(builder, visibility=Visibility.PUBLIC, **change)
+        else:
+            await world.deploy(builder, NEW, visibility=Visibility.PUBLIC, **change)
+        await serves(world, builder, 2)
+        await world.until(lambda: is_public(world, builder))
+    assert shown
+    assert old.ip not in shown
+
+
+async def is_public(world: World, builder: Builder) -> bool:
+    return not await is_private(world, builder)
+
+
+async def test_what_was_private_stays_so_when_the_version_that_was_to_be_shown_fails(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(visibility=Visibility.PRIVATE)
+        world.engine.behave(OTHER, HASTY)
+        with pytest.raises(StartFailed):
+            await world.deploy(builder, NEW, entrypoint=OTHER, visibility=Visibility.PUBLIC)
+        await serves(world, builder, 1)
+        assert await is_private(world, builder)
+        await world.deploy(builder, NEW, entrypoint=ENTRYPOINT)
+        await serves(world, builder, 3)
+        assert await is_private(world, builder)
+
+
+@pytest.mark.parametrize(("later", "stays_private"), [({}, False), ({"visibility": Visibility.PRIVATE}, True)])
+async def test_a_version_that_comes_after_the_one_that_was_to_be_shown_is_shown_unless_it_says_otherwise(
+    world: World, later: dict[str, Any], stays_private: bool
+) -> None:
+    async with world.reconciling():
+        builder = await world.create(visibility=Visibility.PRIVATE)
+        world.engine.behave(OTHER, DEAF)
+        await world.put(builder, NEW, entrypoint=OTHER, visibility=Visibility.PUBLIC)
+        await world.until(lambda: len(world.running) == 2)
+        assert await is_private(world, builder)
+        await world.deploy(builder, NEW, entrypoint=ENTRYPOINT, **later)
+        await serves(world, builder, 3)
+        await world.until(lambda: is_private(world, builder) if stays_private else is_public(world, builder))
+
+
+async def test_older_code_is_not_shown_in_place_of_the_version_that_was_to_be(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create(visibility=Visibility.PRIVATE)
+        world.engine.behave(OTHER, DEAF)
+        await world.put(builder, NEW, entrypoint=OTHER, visibility=Visibility.PUBLIC)
+        await world.until(lambda: len(world.running) == 2)
+        await world.roll_back(builder, 1)
+        await serves(world, builder, 3)
+        assert await is_private(world, builder)
+
+
 async def test_a_file_that_is_put_there_while_a_version_takes_over_lasts(world: World) -> None:
     async def content() -> AsyncIterator[bytes]:
         yield b"put"
@@ -546,6 +665,18 @@ async def test_a_file_that_is_put_there_while_a_version_takes_over_lasts(world: 
         await writing
         now = await serves(world, builder, 2)
         assert world.engine.disks[now.disk].files["during.txt"] == b"put"
+
+
+async def test_a_command_runs_beside_the_version_that_takes_over(world: World) -> None:
+    """And not beside the one that is on its way out, with which it would end."""
+    async with world.reconciling():
+        builder = await world.create()
+        go_on = await held_up(world, builder)
+        asking = asyncio.create_task(wake.awake(world.application, builder.id))
+        await asyncio.sleep(0.05)
+        assert not asking.done()
+        go_on.set()
+        assert (await asking).version == 2
 
 
 async def test_of_a_file_that_is_written_while_the_disk_is_copied_nobody_is_told_that_it_is_there(world: World) -> None:

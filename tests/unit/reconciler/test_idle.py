@@ -10,11 +10,13 @@ from tests.application import ENTRYPOINT, World
 
 from builderd.adapters.fakes.engine import Behaviour, FakeSandbox
 from builderd.domain.builders import Builder, Desired, Status, StopKind
+from builderd.domain.errors import NotFound
 from builderd.domain.events import SYSTEM
+from builderd.domain.ids import SandboxId
 from builderd.domain.leases import Lease, LeaseId
 from builderd.domain.previews import PreviewActivity, RouteState
 from builderd.domain.prices import Billing
-from builderd.domain.sandboxes import EndCause
+from builderd.domain.sandboxes import EndCause, SandboxUsage
 from builderd.reconciler.idle import Idleness
 from builderd.services import builders, wake
 
@@ -32,8 +34,8 @@ async def pass_time(world: World, idleness: Idleness, seconds: float) -> None:
     await idleness.look()
 
 
-def sandbox(world: World) -> FakeSandbox:
-    (only,) = world.running
+def sandbox(world: World, builder: Builder | None = None) -> FakeSandbox:
+    (only,) = (one for one in world.running if builder is None or one.spec.builder_id == builder.id)
     return only
 
 
@@ -70,6 +72,24 @@ async def test_what_uses_the_cpu_is_not_frozen(world: World) -> None:
             sandbox(world).cpu_seconds += 0.1
             await pass_time(world, idleness, 20)
         await world.until(frozen(world))
+
+
+async def test_one_that_cannot_be_read_keeps_no_other_awake(world: World) -> None:
+    async with world.reconciling():
+        one, idleness = await up(world)
+        other = await world.create(name="other", auto_stop_interval=15)
+        lost, usage = sandbox(world, one), world.engine.usage
+
+        async def failing(asked: SandboxId) -> SandboxUsage | None:
+            if asked == lost.spec.id:
+                raise NotFound("There is no disk one.")
+            return await usage(asked)
+
+        world.engine.usage = failing  # type: ignore[assignment,method-assign]
+        await idleness.look()
+        await pass_time(world, idleness, 61)
+        await world.until(lambda: sandbox(world, other).frozen)
+        assert not lost.frozen
 
 
 async def test_with_an_interval_of_0_nothing_is_ever_touched(world: World) -> None:

@@ -105,6 +105,20 @@ async def test_what_must_run_code_to_be_installed_waits_for_the_verdict(world: W
     assert world.called("build_layer") == 1
 
 
+async def test_what_may_run_code_unforeseen_waits_for_the_verdict(world: World) -> None:
+    world.installer.may_run_code = True
+    world.scanner.open.clear()
+    async with world.reconciling():
+        builder = await world.ask(EVIL, REQUIREMENTS)
+        await world.until(lambda: world.scanner.scanned)
+        await asyncio.sleep(0.02)
+        assert world.called("build_layer") == 0
+        world.scanner.open.set()
+        with pytest.raises(ReviewFailed):
+            await world.outcome(builder)
+    assert world.called("build_layer") == 0
+
+
 async def test_a_build_from_source_after_wheels_failed_waits_for_the_verdict(world: World) -> None:
     world.installer.has_fallback = True
     world.engine.build_outcomes.append(BuildOutcome(1, ("no wheels",), 1))

@@ -10,6 +10,8 @@ import pytest
 from tests.application import World, fake_world
 
 from builderd.domain.builders import Builder
+from builderd.domain.errors import NotFound
+from builderd.domain.ids import SandboxId
 from builderd.domain.metrics import SPAN, STEP, Step, start_of
 from builderd.domain.previews import PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
@@ -34,6 +36,18 @@ def using(world: World, used: SandboxUsage | None) -> None:
 
 def usage_of(cpu: float = 0, memory: int = 1_000, received: int = 0) -> SandboxUsage:
     return SandboxUsage(cpu, memory, 500, received, 0, 1)
+
+
+def losing(world: World, lost: SandboxId) -> None:
+    """Have the engine fail at this sandbox."""
+    usage = world.engine.usage
+
+    async def failing(sandbox: SandboxId) -> SandboxUsage | None:
+        if sandbox == lost:
+            raise NotFound("There is no disk one.")
+        return await usage(sandbox)
+
+    world.engine.usage = failing  # type: ignore[method-assign]
 
 
 async def steps(world: World, builder: Builder) -> list[Step]:
@@ -87,6 +101,24 @@ async def test_what_started_since_the_last_reading_is_counted_from_its_start(wor
     lately = world.application.readings[builder.id].lately
     assert (lately.cpu_seconds, lately.requests) == (2, 10)
     assert lately.seconds >= 4
+
+
+async def test_one_that_cannot_be_read_costs_the_others_no_reading(world: World) -> None:
+    async with world.reconciling():
+        one, other = await world.create(), await world.create(name="other")
+        (first,) = (running.spec.id for running in world.running if running.spec.builder_id == one.id)
+        sampling = Sampling(world.application)
+        using(world, usage_of(cpu=1))
+        await sampling.sample()
+        losing(world, first)
+        world.clock.move(10)
+        await sampling.sample()
+        assert set(world.application.readings) == {other.id}
+        using(world, usage_of(cpu=5))
+        world.clock.move(10)
+        await sampling.sample()
+    lately = world.application.readings[one.id].lately
+    assert (lately.cpu_seconds, lately.seconds) == (4, 20)
 
 
 async def test_what_does_not_run_here_is_not_shown(world: World) -> None:

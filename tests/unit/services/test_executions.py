@@ -9,7 +9,7 @@ from builderd.adapters.fakes.processes import Answer
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.sandboxes import EndCause, ExecResult
-from builderd.services import builders, executions
+from builderd.services import builders, executions, outcomes
 
 
 async def run(world: World, builder: Builder, command: str = "ls", timeout: float = 60) -> ExecResult:
@@ -42,7 +42,7 @@ async def test_running_one_is_activity(world: World) -> None:
 
 async def test_nothing_runs_in_a_builder_that_is_stopped_or_being_created(world: World) -> None:
     created = await world.ask()
-    with pytest.raises(InvalidState, match="creating"):
+    with pytest.raises(InvalidState, match="still being created"):
         await run(world, created)
     async with world.reconciling():
         await world.outcome(created)
@@ -51,12 +51,15 @@ async def test_nothing_runs_in_a_builder_that_is_stopped_or_being_created(world:
             await run(world, created)
 
 
-async def test_an_app_that_ended_unnoticed_is_no_place_for_a_command(world: World) -> None:
+async def test_an_app_that_ended_unnoticed_is_no_place_for_a_command(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcomes, "PATIENCE", 0.05)
     async with world.reconciling():
         builder = await world.create()
     (sandbox,) = world.engine.sandboxes
     world.engine.end(sandbox, EndCause.EXITED)
-    with pytest.raises(InvalidState):
+    with pytest.raises(InvalidState, match="being started"):
         await run(world, builder)
 
 

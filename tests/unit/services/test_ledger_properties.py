@@ -32,7 +32,7 @@ changes = st.lists(
 
 
 @given(changes, st.floats(0, 5_000_000), st.booleans())
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 def test_every_moment_is_paid_once_at_the_rate_that_held_then(
     happened: list[tuple[Billing, Resources, float]], rest: float, ended: bool
 ) -> None:

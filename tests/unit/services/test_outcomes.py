@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 
 from builderd.adapters.fakes.engine import Behaviour
-from builderd.domain.builders import Desired, Status
+from builderd.domain.builders import Builder, Desired, Status, Visibility
 from builderd.domain.errors import EngineUnavailable, InstallFailed, NoCapacity, NotFound, StartFailed
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.layers import BuildOutcome
+from builderd.ports.store import UnitOfWork
 from builderd.services import builders, outcomes
 
 
@@ -139,3 +142,21 @@ async def test_a_start_that_is_called_off_is_no_stage_that_went_well(world: Worl
         await world.reached(builders.stop, builder)
         finished = [event for event in await world.events(builder) if event.type == "stage.finished"]
         assert [event.details["stage"] for event in finished] == ["review", "install"]
+
+
+async def test_what_the_preview_does_not_keep_to_in_time_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+    monkeypatch.setattr(outcomes, "PATIENCE", 0.05)
+    await outcomes.shown(world.application, builder)
+    for change in ({"visibility": Visibility.PRIVATE}, {"service_token": "bds_another"}):
+        changed = replace(builder, **change)
+        await world.application.store.write(partial(_save, changed))
+        with pytest.raises(EngineUnavailable, match="does not keep to it yet") as told:
+            await outcomes.shown(world.application, changed)
+        assert told.value.data == {"uuid": builder.id}
+
+
+def _save(builder: Builder, uow: UnitOfWork) -> None:
+    uow.builders.get(builder.id, lock=True)
+    uow.builders.save(builder)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.application import World
 
-from builderd.domain.errors import NotFound
+from builderd.domain.errors import Conflict, NotFound
 from builderd.domain.ids import UploadId, new_id
 from builderd.domain.uploads import LIFETIME, Upload
 from builderd.reconciler.sweep import sweep
@@ -50,3 +53,67 @@ async def test_what_is_sent_again_is_checked_again(world: World) -> None:
     upload, _ = await sent(world)
     again, received = await uploads.receive(world.application, upload, uploads.Part(0, 3), content(), None)
     assert (again.complete, received) == (True, 3)
+
+
+@pytest.mark.parametrize(("total", "sha256"), [(3, None), (3, "0" * 64), (5, None)])
+async def test_what_is_deleted_as_soon_as_it_has_arrived_is_not_there(
+    world: World, monkeypatch: pytest.MonkeyPatch, total: int, sha256: str | None
+) -> None:
+    application, tenant_id, now = world.application, world.caller.tenant_id, world.clock.now()
+    upload, _ = await application.store.write(
+        lambda uow: uploads.create(uow, application.upload_rules, tenant_id, None, None, now)
+    )
+    write = application.uploads.write
+
+    async def write_and_lose(*arguments: Any) -> int:
+        received = await write(*arguments)
+        await uploads.delete(application, tenant_id, upload.id)
+        return received
+
+    monkeypatch.setattr(application.uploads, "write", write_and_lose)
+    with pytest.raises(NotFound, match="deleted"):
+        await uploads.receive(application, upload, uploads.Part(0, total), content(), sha256)
+
+
+async def test_what_is_sent_after_it_was_deleted_leaves_nothing(world: World) -> None:
+    upload, _ = await sent(world)
+    upload = replace(upload, complete=False)
+    await uploads.delete(world.application, world.caller.tenant_id, upload.id)
+    with pytest.raises(NotFound, match="deleted"):
+        await uploads.receive(world.application, upload, uploads.Part(0, 3), content(), None)
+    assert list(await world.application.uploads.ids()) == []
+
+
+async def test_what_another_request_took_away_is_a_conflict(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload, _ = await sent(world)
+    write = world.application.uploads.write
+
+    async def write_and_lose(*arguments: Any) -> int:
+        received = await write(*arguments)
+        await world.application.uploads.delete(upload.id)
+        return received
+
+    monkeypatch.setattr(world.application.uploads, "write", write_and_lose)
+    with pytest.raises(Conflict, match="send it again"):
+        await uploads.receive(world.application, upload, uploads.Part(0, 3), content(), "0" * 64)
+
+
+async def test_what_is_being_sent_when_it_is_over_goes_with_a_later_sweep(world: World) -> None:
+    upload, _ = await sent(world)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        begun.set()
+        await go_on.wait()
+        yield b"abc"
+
+    sending = asyncio.create_task(
+        uploads.receive(world.application, upload, uploads.Part(0, 3), slow(), None),
+    )
+    await begun.wait()
+    world.clock.move(LIFETIME.total_seconds())
+    await sweep(world.application, ())
+    go_on.set()
+    assert (await sending)[1] == 3
+    await sweep(world.application, ())
+    assert list(await world.application.uploads.ids()) == []

@@ -10,12 +10,14 @@ from functools import partial
 import pytest
 from tests.application import PATIENCE, World
 
+from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Builder, Desired, Status, StopKind
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.previews import RouteState
 from builderd.domain.quotas import Limit
-from builderd.services import activity, builders, executions, wake
+from builderd.domain.sandboxes import EndCause, Sandbox
+from builderd.services import activity, builders, executions, outcomes, wake
 from builderd.services.allowances import Allowance
 from builderd.services.executions import Command
 from builderd.services.wake import User
@@ -74,6 +76,61 @@ async def test_one_that_a_person_stopped_says_by_whom(world: World) -> None:
         await world.reached(builders.stop, builder)
         with pytest.raises(InvalidState, match="stopped by token acme"):
             await wake.awake(world.application, builder.id)
+
+
+async def waiting(world: World, builder: Builder) -> asyncio.Task[Sandbox]:
+    """Who uses it, and has seen that it is not up."""
+    task = asyncio.create_task(wake.awake(world.application, builder.id))
+    await asyncio.sleep(3 * outcomes.LOOK_INTERVAL)
+    assert not task.done()
+    return task
+
+
+async def test_one_that_somebody_else_restarts_is_waited_for(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+    await world.want(builders.restart, builder)
+    task = await waiting(world, builder)
+    async with world.reconciling():
+        assert (await task).run == 2
+
+
+async def test_one_that_somebody_else_starts_is_waited_for_until_it_has_failed(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await world.reached(builders.stop, builder)
+    await world.want(builders.start, builder)
+    task = await waiting(world, builder)
+    world.engine.behave("python3 main.py", Behaviour(listens_at=None, exits_at=0, exit_code=3))
+    async with world.reconciling():
+        with pytest.raises(InvalidState, match=r"(?s)is failed .*start it first"):
+            await task
+
+
+async def test_one_that_comes_back_after_a_crash_is_waited_for(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        world.engine.end(world.running[0].spec.id, EndCause.EXITED)
+        task = await waiting(world, builder)
+        world.clock.move(2)
+        assert (await task).attempt == 2
+
+
+async def test_nobody_waits_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+    await world.want(builders.restart, builder)
+    monkeypatch.setattr(outcomes, "PATIENCE", 0.05)
+    with pytest.raises(InvalidState, match="being started: try again") as told:
+        await wake.awake(world.application, builder.id)
+    assert told.value.retry_after
+
+
+async def test_the_first_start_is_not_waited_for(world: World) -> None:
+    builder = await world.ask()
+    with pytest.raises(InvalidState, match="still being created") as told:
+        await wake.awake(world.application, builder.id)
+    assert told.value.retry_after is None
 
 
 async def test_one_that_is_about_to_be_stopped_for_idleness_goes_on(world: World) -> None:

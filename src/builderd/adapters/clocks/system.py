@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from builderd.ports.clock import Skip
+
+log = logging.getLogger(__name__)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -81,6 +84,10 @@ class SystemClock:
         self._memory = memory
         self._read = read
         self._lock = threading.Lock()
+        #: Whether the file could not be written the last time.
+        self._fails = False
+        #: By how much this was ahead of the wall until that was set the last time, in nanoseconds.
+        self._ahead_before_set = 0
         first = read()
         self._state = self._begin(first)
         self.now()
@@ -109,21 +116,41 @@ class SystemClock:
         return self._now() / 1e9
 
     def at(self, wall: float) -> float:
-        """What this showed when the wall, and so a file's time, was so many seconds since 1970."""
+        """What this showed when the wall, and so a file's time, was so many seconds since 1970; never later than now.
+
+        What the wall has not reached yet was written before it was set back. Where it passed a time twice, the file is
+        taken to be of the second.
+        """
+        now = self._now()
         with self._lock:
-            state = self._state
-            is_of_this_boot = wall * 1e9 >= state.wall
-            return wall + (state.shown - state.wall if is_of_this_boot else state.ahead_before) / 1e9
+            state, then = self._state, int(wall * 1e9)
+            if then > now - state.shown + state.wall + GRAIN:
+                ahead = self._ahead_before_set
+            elif then >= state.wall:
+                ahead = state.shown - state.wall
+            else:
+                ahead = state.ahead_before
+        return min(wall + ahead / 1e9, now / 1e9)
 
     def keep(self) -> None:
-        """Write down what the next service needs."""
+        """Write down what the next service needs. Where that fails, as on a full disk, a later call makes up for it."""
         if self._memory is None:
             return
+        try:
+            self._write(self._memory)
+        except OSError:
+            if not self._fails:
+                log.warning("the time cannot be kept in %s; it is tried again", self._memory, exc_info=True)
+            self._fails = True
+        else:
+            self._fails = False
+
+    def _write(self, memory: Path) -> None:
         with self._lock:
             text = json.dumps(asdict(self._state))
-            unfinished = self._memory.with_suffix(".new")
+            unfinished = memory.with_suffix(".new")
             unfinished.write_text(text)
-            unfinished.rename(self._memory)
+            unfinished.rename(memory)
 
     async def keeping(self) -> None:
         """Do that from time to time, until cancelled."""
@@ -167,6 +194,7 @@ class SystemClock:
     def _follow(self, wall: int, since_boot: int) -> None:
         """The wall was set: stay where it fell behind, go along where it is ahead."""
         state = self._state
+        self._ahead_before_set = state.shown - state.wall
         state.wall = wall
         if wall > state.shown:
             state.skips.append((since_boot + state.shown, since_boot + wall))

@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.errors import BackupFailed, BuilderdError
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId
-from builderd.ports.archive import Kept, Repository, Restored, Saved, Share
+from builderd.ports.archive import Damaged, Kept, Repository, Restored, Saved, Share
 
 
 @dataclass(slots=True)
@@ -38,6 +38,7 @@ class FakeArchive:
 
     def __init__(self, engine: FakeEngine) -> None:
         self.repositories: dict[TenantId, FakeRepository] = {}
+        self.listed: defaultdict[TenantId, set[str]] = defaultdict(set)
         self.calls: list[str] = []
         self._engine = engine
         self._failures: defaultdict[str, deque[BuilderdError]] = defaultdict(deque)
@@ -66,6 +67,7 @@ class FakeArchive:
         version: int = 0,
     ) -> Saved:
         self._called("save")
+        self.listed[repository.tenant_id].add(builder)
         files = dict(self._engine.disks[disk].files)
         size = sum(map(len, files.values()))
         if size > limit_bytes:
@@ -86,7 +88,7 @@ class FakeArchive:
         self._called("restore")
         kept = self._open(repository).snapshots.get(snapshot)
         if kept is None:
-            raise BackupFailed("There is no such snapshot.")
+            raise Damaged("There is no such snapshot.")
         self._engine.disks[disk].files = dict(kept.files)
         told(1.0)
         faults = () if _digest(kept.files) == kept.digest else ("not in the backup: 'damaged'",)
@@ -94,25 +96,37 @@ class FakeArchive:
 
     async def forget(self, repository: Repository, snapshots: Sequence[str]) -> None:
         self._called("forget")
+        if self._has_none_yet(repository):
+            return
         kept = self._open(repository)
         for snapshot in snapshots:
             kept.snapshots.pop(snapshot, None)
 
     async def prune(self, repository: Repository) -> None:
         self._called("prune")
-        self._open(repository)
+        if not self._has_none_yet(repository):
+            self._open(repository)
 
     async def saved(self, repository: Repository) -> Mapping[str, Kept]:
         self._called("saved")
-        if repository.tenant_id not in self.repositories:
+        if self._has_none_yet(repository):
             return {}
         snapshots = self._open(repository).snapshots
         return {name: one.kept for name, one in snapshots.items()}
+
+    async def lists(self) -> Mapping[TenantId, Collection[str]]:
+        return {tenant: set(names) for tenant, names in self.listed.items()}
+
+    async def drop_list(self, tenant: TenantId, name: str) -> None:
+        self.listed[tenant].discard(name)
 
     async def check(self, repository: Repository, percent: float) -> None:
         self._called("check")
         if any(_digest(one.files) != one.digest for one in self._open(repository).snapshots.values()):
             raise BackupFailed("The repository is damaged.")
+
+    def _has_none_yet(self, repository: Repository) -> bool:
+        return repository.is_new and repository.tenant_id not in self.repositories
 
     def _open(self, repository: Repository) -> FakeRepository:
         kept = self.repositories.get(repository.tenant_id)

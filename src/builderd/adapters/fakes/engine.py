@@ -407,7 +407,8 @@ class FakeEngine(FakeDiskFiles):
         found = self._alive(sandbox)
         if found is None:
             return None
-        used = sum(len(content) for content in self.disks[found.spec.disk].files.values())
+        disk = self.disks.get(found.spec.disk)
+        used = sum(len(content) for content in disk.files.values()) if disk else 0
         return SandboxUsage(found.cpu_seconds, 20_000_000, used, 1_000, 2_000, 2)
 
     async def read_log(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import InstallFailed
@@ -19,13 +20,15 @@ COMPILE = BuildStep("Compiling", ("compile",), network=False, cache=Cache.NONE)
 class FakeInstaller:
     """``refusal`` makes every plan fail with it; ``has_fallback`` lets a failed wheels-only plan go on from source.
 
-    ``needs_build`` plans from source at once, as for a request that can only be met that way.
+    ``needs_build`` plans from source at once, as for a request that can only be met that way. ``may_run_code`` plans
+    as for packages of which nobody knows whether they do.
     """
 
     def __init__(self) -> None:
         self.refusal: str | None = None
         self.has_fallback = False
         self.needs_build = False
+        self.may_run_code = False
 
     def plan(
         self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False
@@ -37,7 +40,7 @@ class FakeInstaller:
             raise InstallFailed(self.refusal)
         if self.needs_build or install_scripts:
             return _plan(request.content, BUILD, base_id, tenant)
-        return _plan(request.content, FETCH, base_id)
+        return replace(_plan(request.content, FETCH, base_id), may_run_code=self.may_run_code)
 
     def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
         return self.from_source(plan, tenant) if self.has_fallback else None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from builderd.domain.bundles import Bundle
 from builderd.domain.review_policies import ReviewLimits
 from builderd.domain.reviews import Hit
-from builderd.ports.scanners import Scan
+from builderd.domain.sources import Kind
+from builderd.ports.scanners import NOTHING_RUN, Scan
 
 
 class FakeScanner:
@@ -30,7 +31,7 @@ class FakeScanner:
     async def prepare(self) -> None:
         self.is_warm = True
 
-    async def scan(self, bundle: Bundle, limits: ReviewLimits) -> Scan:
+    async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
         self.scanned.append(bundle.hash)
         await self.open.wait()
         return Scan(tuple(self._hits(bundle)), {}, (), {self.name: "1"}, failure=self.failure)

@@ -17,8 +17,7 @@ class FakeUploads:
         self._writing: set[UploadId] = set()
 
     async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
-        if upload in self._writing:
-            raise Conflict("Another request sends this upload: wait until it has ended.")
+        self._check_free(upload)
         self._writing.add(upload)
         try:
             there = self.stored.setdefault(upload, b"")
@@ -33,6 +32,10 @@ class FakeUploads:
         finally:
             self._writing.discard(upload)
 
+    def _check_free(self, upload: UploadId) -> None:
+        if upload in self._writing:
+            raise Conflict("Another request sends this upload: wait until it has ended.")
+
     async def size(self, upload: UploadId) -> int:
         return len(self.stored.get(upload, b""))
 
@@ -43,6 +46,7 @@ class FakeUploads:
         return io.BytesIO(self.stored[upload])
 
     async def delete(self, upload: UploadId) -> None:
+        self._check_free(upload)
         self.stored.pop(upload, None)
 
     async def ids(self) -> Collection[UploadId]:

@@ -47,11 +47,12 @@ class Installers:
 
 def _both(python: LayerPlan, node: LayerPlan) -> LayerPlan:
     """One layer of both. What runs no foreign code comes first, so that nothing foreign is there yet."""
-    plans = sorted((python, node), key=lambda plan: plan.runs_foreign_code)
+    plans = sorted((python, node), key=lambda plan: (plan.runs_foreign_code, plan.may_run_code))
     return LayerPlan(
         key=hashlib.sha256(f"{python.key} and {node.key}".encode()).hexdigest(),
         inputs={**python.inputs, **node.inputs},
         steps=tuple(step for plan in plans for step in plan.steps),
         runs_foreign_code=any(plan.runs_foreign_code for plan in plans),
         polish=python.polish,
+        may_run_code=any(plan.may_run_code for plan in plans),
     )

@@ -1,7 +1,11 @@
 """npm: plans the layer for a bundle's ``package.json``.
 
-Install scripts are off unless they were asked for. npm itself is no small program and a lock is hostile input, so it
-never writes to the cache that all tenants share: a snapshot of it is thrown away after each build.
+Install scripts are off unless they were asked for. But a package of the registry may depend on one from git, and such
+a one npm prepares with the package's own scripts, whatever ``--ignore-scripts`` says (``lib/git.js``, ``lib/dir.js`` of
+pacote). Nobody knows before npm has asked the registry, so every plan of npm's may run code and waits for the verdict.
+
+npm itself is no small program and a lock is hostile input, so it never writes to the cache that all tenants share: a
+snapshot of it is thrown away after each build.
 """
 
 from __future__ import annotations
@@ -56,7 +60,8 @@ class NpmInstaller:
         if packages.lock is not None:
             inputs[f"{FOLDER}/package-lock.json"] = packages.lock
         key = self._key(packages, base_id, f"tenant {tenant}" if foreign else "shared", install_scripts)
-        return LayerPlan(key, inputs, (self._step(packages, install_scripts),), runs_foreign_code=foreign)
+        step = self._step(packages, install_scripts)
+        return LayerPlan(key, inputs, (step,), runs_foreign_code=foreign, may_run_code=True)
 
     def explain(self, output: Sequence[str]) -> str:
         """npm's own message."""

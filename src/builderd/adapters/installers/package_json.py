@@ -22,15 +22,20 @@ MAX_PACKAGES = 20_000
 
 #: What of a ``package.json`` decides what is installed; ``npm ci`` holds the lock against all of it.
 DECISIVE = ("dependencies", "optionalDependencies", "devDependencies", "peerDependencies", "peerDependenciesMeta")
-TREES = ("overrides",)
+OVERRIDES = "overrides"
 
 #: Where a lock may put a package: nothing that leads out of the folder.
 NAME = r"(?:@[A-Za-z0-9_~-][\w.~-]*/)?[A-Za-z0-9_~-][\w.~-]*"
 PLACE = re.compile(rf"node_modules/{NAME}(?:/node_modules/{NAME})*")
 PACKAGE = re.compile(NAME)
-#: A version, range or tag of the registry, or another name for one.
-REGISTRY_SPEC = re.compile(r"(?:npm:(?:@?[\w.~/-]+)(?:@[^:/]*)?|[^:/]*)")
+#: A version, range or tag of the registry, or another name for one. What begins with a dot is a folder to npm.
+REGISTRY_SPEC = re.compile(r"(?:npm:(?:@?[\w.~/-]+)(?:@[^:/]*)?|(?!\.)[^:/]*)")
 REMOTE_SPEC = re.compile(r"(?:https|git\+https|github|gitlab|bitbucket):[^\s]+|[\w-][\w.-]*/[\w.-]+(?:#[^\s]*)?")
+#: Of an override: the version that the app itself asks for.
+REFERENCE = re.compile(rf"\$(?:{NAME})")
+#: What an override is of: a package, or those of its versions.
+OVERRIDDEN = re.compile(rf"(?:{NAME})(?:@(?!\.)[^:/]*)?")
+MAX_NESTED = 50
 PUBLIC_REGISTRY = "https://registry.npmjs.org/"
 
 
@@ -54,11 +59,15 @@ def read_packages(bundle: Bundle, registry: str | None) -> NodePackages | None:
     if document.get("workspaces"):
         raise InstallFailed(f"{FILE}: workspaces are not installed: deploy the folder of the one that is the app.")
     manifest = {name: _dependencies(document, name) for name in DECISIVE if document.get(name)}
-    manifest.update({name: document[name] for name in TREES if document.get(name)})
+    overrides = document.get(OVERRIDES)
+    if overrides:
+        manifest[OVERRIDES] = overrides
     if not any(manifest.get(name) for name in ("dependencies", "optionalDependencies")):
         return None
     lock = next(filter(None, (_document(bundle, name) for name in LOCKS)), None)
-    foreign = any(_is_remote(spec) for name in DECISIVE for spec in _specs(manifest.get(name)))
+    specs = [spec for name in DECISIVE for spec in _specs(manifest.get(name))]
+    specs += _overriding(overrides) if overrides else ()
+    foreign = any(_is_remote(spec) for spec in specs)
     foreign = foreign or (lock is not None and _check_lock(lock, registry))
     written = {"name": "app", "version": "0.0.0", "private": True, **manifest}
     return NodePackages(_json(written), _json(lock) if lock is not None else None, foreign)
@@ -73,12 +82,30 @@ def _dependencies(document: dict[str, Any], name: str) -> dict[str, Any]:
     for package, spec in table.items():
         if not PACKAGE.fullmatch(package):
             raise InstallFailed(f"{FILE}: {name}: {package!r} is no name of a package.")
-        if not isinstance(spec, str) or not (REGISTRY_SPEC.fullmatch(spec) or REMOTE_SPEC.fullmatch(spec)):
-            raise InstallFailed(
-                f"{FILE}: {name}.{package}: {spec!r} is refused: only versions of the registry, "
-                "https:// and git+https:// addresses can be installed."
-            )
+        _check_spec(f"{name}.{package}", spec)
     return table
+
+
+def _overriding(table: Any, depth: int = 0) -> Iterator[str]:
+    """The specs that stand in for others, of this table and all within it."""
+    if not isinstance(table, dict) or depth > MAX_NESTED:
+        raise InstallFailed(f"{FILE}: {OVERRIDES} must be an object, nested {MAX_NESTED} deep at most.")
+    for package, value in table.items():
+        if package != "." and not OVERRIDDEN.fullmatch(package):
+            raise InstallFailed(f"{FILE}: {OVERRIDES}: {package!r} is no name of a package.")
+        if isinstance(value, dict):
+            yield from _overriding(value, depth + 1)
+        elif not (isinstance(value, str) and REFERENCE.fullmatch(value)):
+            _check_spec(f"{OVERRIDES}.{package}", value)
+            yield value
+
+
+def _check_spec(place: str, spec: Any) -> None:
+    if not isinstance(spec, str) or not (REGISTRY_SPEC.fullmatch(spec) or REMOTE_SPEC.fullmatch(spec)):
+        raise InstallFailed(
+            f"{FILE}: {place}: {spec!r} is refused: only versions of the registry, "
+            "https:// and git+https:// addresses can be installed."
+        )
 
 
 def _specs(table: Any) -> Iterator[str]:
@@ -121,7 +148,7 @@ def _nested(table: Any, depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
     """Of ``lockfileVersion`` 1, where packages hold packages."""
     if table is None:
         return
-    if not isinstance(table, dict) or depth > 50:
+    if not isinstance(table, dict) or depth > MAX_NESTED:
         raise InstallFailed("The lock is damaged: run `npm install` again.")
     for name, package in table.items():
         if not PACKAGE.fullmatch(name) or not isinstance(package, dict):

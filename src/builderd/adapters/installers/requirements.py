@@ -126,11 +126,15 @@ def parse_requirement(line: str) -> tuple[str, bool]:
         raise ValueError(f"{text!r} is no requirement: {str(error).splitlines()[0]}") from None
     if requirement.url is not None and not _is_remote(requirement.url):
         raise ValueError("only https:// and git+https:// addresses can be fetched")
-    return " ".join([str(requirement), *hashes]), requirement.url is not None
+    written = " ".join([str(requirement), *hashes])
+    # A marker's text may have a line break written as an escape, which would be a real one by now.
+    if not written.isprintable():
+        raise ValueError(f"{text!r} has a line break or another character in it that cannot be seen")
+    return written, requirement.url is not None
 
 
 def _is_remote(url: str) -> bool:
-    return url.startswith(("https://", "http://", "git+https://")) and not re.search(r"[\s'\"$`\\]", url)
+    return url.startswith(("https://", "git+https://")) and not re.search(r"[\s'\"$`\\]", url)
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:

@@ -37,7 +37,13 @@ class Manifest:
 
 @contextmanager
 def making(target: Path) -> Iterator[Path]:
-    """Where to put it; at the end it gets its name. Raises ``InvalidState`` unless the target is empty or missing."""
+    """Where to put it; at the end it gets its name. Raises ``InvalidState`` unless the target is empty or missing.
+
+    It is made beside the target, which must not be where something is mounted: it would lie on another disk.
+    """
+    target = target.resolve()
+    if target.is_mount():
+        raise InvalidState(f"{target} is where a disk is mounted: name a folder on it, such as {target / 'builderd'}.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InvalidState(f"{target} is not empty: name a folder that is not there yet.")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +54,10 @@ def making(target: Path) -> Iterator[Path]:
         yield unfinished
         unfinished.rename(target)
         sync(target.parent)
+    except OSError as error:
+        if error.filename is None:  # a write does not tell: the disk is full
+            error.filename = str(target)
+        raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

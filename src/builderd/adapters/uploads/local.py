@@ -8,7 +8,8 @@ import fcntl
 import hashlib
 import os
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,8 @@ class LocalUploads:
         self._floor_bytes = floor_bytes
 
     async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
-        with self._writing(upload) as file:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locked(upload, os.O_CREAT) as file:
             there = os.fstat(file.fileno()).st_size
             if start > there:
                 raise Conflict(f"There are {there} bytes: go on from there.", data={"received": there})
@@ -39,16 +41,19 @@ class LocalUploads:
             return end
 
     @contextmanager
-    def _writing(self, upload: UploadId) -> Iterator[BinaryIO]:
+    def _locked(self, upload: UploadId, flags: int = 0) -> Iterator[BinaryIO]:
         """One at a time, also among processes."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._path(upload), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "r+b", buffering=0) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Conflict("Another request sends this upload: wait until it has ended.") from None
-            yield file
+        while True:
+            descriptor = os.open(self._path(upload), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+            with os.fdopen(descriptor, "r+b", buffering=0) as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise Conflict("Another request sends this upload: wait until it has ended.") from None
+                # Deleted between the two steps, it has no name any more: what is there now is another file.
+                if os.fstat(descriptor).st_nlink:
+                    yield file
+                    return
 
     def _append(self, file: BinaryIO, piece: bytes) -> None:
         space = os.statvfs(self._folder)
@@ -71,19 +76,23 @@ class LocalUploads:
 
     async def sha256(self, upload: UploadId) -> str:
         def work() -> str:
-            with self._path(upload).open("rb") as file:
+            with self.open(upload) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
 
         return await asyncio.to_thread(work)
 
-    def open(self, upload: UploadId) -> BinaryIO:
+    def open(self, upload: UploadId) -> BufferedReader:
         try:
             return self._path(upload).open("rb")
         except FileNotFoundError:
             raise KeyError(upload) from None
 
     async def delete(self, upload: UploadId) -> None:
-        await asyncio.to_thread(self._path(upload).unlink, missing_ok=True)
+        def work() -> None:
+            with suppress(FileNotFoundError), self._locked(upload):
+                self._path(upload).unlink()
+
+        await asyncio.to_thread(work)
 
     async def ids(self) -> Collection[UploadId]:
         if not self._folder.is_dir():

@@ -61,6 +61,9 @@ class Keys(Protocol):
     def load(self) -> Sequence[Key]:
         """At least one; the first seals, all open."""
 
+    def present(self) -> Sequence[Key]:
+        """The same, but none where there is none yet: makes nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class GivenKeys:
@@ -69,6 +72,9 @@ class GivenKeys:
     keys: tuple[Key, ...]
 
     def load(self) -> Sequence[Key]:
+        return self.keys
+
+    def present(self) -> Sequence[Key]:
         return self.keys
 
 
@@ -85,11 +91,17 @@ class KeyFile:
 
     def load(self) -> Sequence[Key]:
         """Raises ``ValidationFailed`` when others may read the file, or it holds no keys."""
+        if keys := self.present():
+            return keys
+        self._make([Key.new()], replacing=False)
+        return self.present()
+
+    def present(self) -> Sequence[Key]:
+        """Those of the file, none where there is no file. Raises as ``load`` does."""
         try:
             state = self._path.stat()
         except FileNotFoundError:
-            self._make([Key.new()], replacing=False)
-            state = self._path.stat()
+            return ()
         stamp = (state.st_ino, state.st_mtime_ns, state.st_size)
         if stamp != self._stamp:
             self._check(state)

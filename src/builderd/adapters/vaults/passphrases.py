@@ -21,13 +21,18 @@ _NONCE = bindings.crypto_aead_xchacha20poly1305_ietf_NPUBBYTES
 
 def seal(secret: bytes, passphrase: str, place: str) -> bytes:
     """``place`` must be named again to open it. Raises ``ValidationFailed`` for a short passphrase."""
-    if len(passphrase) < LEAST:
-        raise ValidationFailed({"passphrase": [f"must have at least {LEAST} characters"]})
+    refuse_short(passphrase)
     salt, nonce = random(_SALT), random(_NONCE)
     key = _key(passphrase, salt)
     return (
         _FORMAT + salt + nonce + bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(secret, place.encode(), nonce, key)
     )
+
+
+def refuse_short(passphrase: str) -> None:
+    """Raises ``ValidationFailed``: for who would rather know before there is something to seal."""
+    if len(passphrase) < LEAST:
+        raise ValidationFailed({"passphrase": [f"must have at least {LEAST} characters"]})
 
 
 def unseal(sealed: bytes, passphrase: str, place: str) -> bytes:

@@ -40,15 +40,20 @@ class SodiumVault:
         return sealed[len(_FORMAT) : _HEAD] == self._keys.load()[0].id
 
     def _key_of(self, sealed: bytes) -> Key:
-        if sealed[: len(_FORMAT)] != _FORMAT or len(sealed) < _LEAST:
+        name = key_id(sealed)
+        if name is None:
             raise EngineUnavailable("A stored secret is damaged: write it again.")
-        name = sealed[len(_FORMAT) : _HEAD]
         for key in self._keys.load():
             if key.id == name:
                 return key
         raise EngineUnavailable(
             f"A stored secret is sealed with the key {name.hex()}, which is not here: put its file back."
         )
+
+
+def key_id(sealed: bytes) -> bytes | None:
+    """Of the key that it is sealed with; None for what is damaged, which no key opens."""
+    return sealed[len(_FORMAT) : _HEAD] if sealed[: len(_FORMAT)] == _FORMAT and len(sealed) >= _LEAST else None
 
 
 def in_memory() -> SodiumVault:

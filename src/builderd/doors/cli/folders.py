@@ -1,4 +1,4 @@
-"""Folders: the files that a deployment of one would send."""
+"""Folders: the files of one, without what a checkout has beside its code."""
 
 from __future__ import annotations
 

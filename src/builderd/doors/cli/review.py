@@ -10,10 +10,10 @@ import click
 
 from builderd import __version__
 from builderd.bootstrap.review import review_code
+from builderd.configuration import load
 from builderd.domain.reviews import Severity, Verdict, judge, place
 from builderd.doors.cli import options
 from builderd.doors.cli.folders import read_folder
-from builderd.settings import load
 from builderd.wire.v1.reviews import Review, review_of, sarif_of
 
 COLOURS = {Severity.BLOCK: "red", Severity.HOLD: "yellow", Severity.WARN: "bright_black"}
@@ -28,7 +28,8 @@ COLOURS = {Severity.BLOCK: "red", Severity.HOLD: "yellow", Severity.WARN: "brigh
 def review(path: Path, data_dir: Path | None, config: Path | None, entrypoint: str, form: str) -> None:
     """Review the code in a folder. Exits with 1 when something blocks or holds it.
 
-    Nothing of the folder is run. It passes over .git, node_modules and virtual environments, which no deployment sends.
+    Nothing of the folder is run. It passes over .git, node_modules, virtual environments and
+    caches of tools: a deployment that sends them is reviewed with them.
     """
     settings = load(config, data_dir=data_dir)
     report = asyncio.run(review_code(settings, read_folder(path), entrypoint))

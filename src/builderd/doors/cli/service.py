@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 from builderd.bootstrap import machine, service
+from builderd.configuration import load
 from builderd.doors.cli import options, usage
-from builderd.settings import Settings, load
+from builderd.settings import Settings
 
 NEEDS_ROOT = (
     "builderd must run as root: it mounts file systems, makes network links and firewall rules, and starts "
@@ -41,7 +42,6 @@ def down(data_dir: Path | None, config: Path | None) -> None:
     settings = load(config, data_dir=data_dir)
     _require_root("builderd down")
     asyncio.run(service.take_down(settings, click.echo))
-    click.echo("Everything is stopped. `builderd serve` with the same data directory brings it back.")
 
 
 @click.command()

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import click
 
-from builderd.settings import DEFAULT_DATA_DIR
+from builderd.configuration import load
+from builderd.doors.cli import options
 
+#: Is there where systemd is the first process (sd_booted(3)).
+SYSTEMD_RUNS = Path("/run/systemd/system")
 SYSTEM_UNITS = Path("/etc/systemd/system")
 UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -47,6 +50,11 @@ LimitNOFILE=1048576
 [Install]
 WantedBy=multi-user.target
 """
+
+OWN_SETTINGS = """\
+Settings in {data_dir}/builderd.toml hold for the service and for commands. Those in /etc/default/{name} are the
+service's alone: before a command in a shell, such as builderd backup, give it the same:
+  set -a; . /etc/default/{name}; set +a"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +99,15 @@ def quote(word: str) -> str:
 
 @click.command("install-service")
 @click.option("--name", default="builderd", show_default=True, help="Name of the unit; one for each data directory.")
-@click.option("--data-dir", type=click.Path(path_type=Path), default=DEFAULT_DATA_DIR, show_default=True)
+@options.data_dir
 @click.option("--host", help="Passed on to builderd serve.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Passed on to builderd serve.")
 @click.option("--preview-port", type=click.IntRange(1, 65535), help="Passed on to builderd serve.")
-@click.option("--now", is_flag=True, help="Start it as well.")
+@click.option("--now", is_flag=True, help="Start it as well, or anew where it runs.")
 @click.option("--unit-dir", type=click.Path(path_type=Path), help="Only write the unit, into this folder.")
 def install_service(
     name: str,
-    data_dir: Path,
+    data_dir: Path | None,
     host: str | None,
     port: int | None,
     preview_port: int | None,
@@ -108,9 +116,12 @@ def install_service(
 ) -> None:
     """Write a systemd unit for the service and have it start at boot.
 
-    Restarting it leaves apps and previews running. Settings may stand as BUILDERD_… variables in /etc/default/NAME.
+    Restarting it leaves apps and previews running. Settings may stand as BUILDERD_… variables in /etc/default/NAME,
+    which commands in a shell do not see: what these must know too, such as database_url and vault.key_file, stands
+    better in builderd.toml in the data directory.
     """
-    unit = ServiceUnit(name, _executable(), data_dir.resolve(), _serve_options(host, port, preview_port))
+    folder = load(data_dir=data_dir).data_dir.resolve()
+    unit = ServiceUnit(name, _executable(), folder, _serve_options(host, port, preview_port))
     try:
         text = render(unit)
     except ValueError as error:
@@ -118,18 +129,22 @@ def install_service(
     path = (unit_dir or SYSTEM_UNITS) / unit.file_name
     _write(path, text)
     click.echo(f"wrote {path}")
+    click.echo(OWN_SETTINGS.format(name=name, data_dir=unit.data_dir))
     if unit_dir is None:
         _enable(unit, now)
 
 
 def _enable(unit: ServiceUnit, now: bool) -> None:
-    if not Path("/run/systemd/system").is_dir():
+    if not SYSTEMD_RUNS.is_dir():
         click.echo(f"systemd does not run here: where it does, run 'systemctl enable --now {unit.name}'")
         return
     _systemctl("daemon-reload")
-    _systemctl("enable", *(["--now"] if now else []), unit.file_name)
-    if not now:
-        click.echo(f"it starts at boot; to start it at once: systemctl start {unit.name}")
+    _systemctl("enable", unit.file_name)
+    if now:
+        # Starts it where it does not run. Where it does, it would go on with what it was started with before.
+        _systemctl("restart", unit.file_name)
+    else:
+        click.echo(f"it starts at boot; to start it at once, or anew where it runs: systemctl restart {unit.name}")
 
 
 def _executable() -> Path:

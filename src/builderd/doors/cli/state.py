@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from builderd.bootstrap import state
+from builderd.configuration import load
 from builderd.doors.cli import options
-from builderd.settings import load
 
 passphrase_file = click.option(
     "--passphrase-file",

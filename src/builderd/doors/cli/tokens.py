@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import click
 
 from builderd.bootstrap import tokens
+from builderd.configuration import load
 from builderd.domain.tokens import Scope
 from builderd.doors.cli import options
-from builderd.settings import load
 
 SPAN = re.compile(r"(\d+)([mhdw])")
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class Expiry(click.ParamType[datetime]):
-    """``30d``, ``12h``, ``45m``, ``2w``, or a time such as ``2026-01-31T12:00:00Z``."""
+    """``30d``, ``12h``, ``45m``, ``2w``, or a time such as ``2026-01-31T12:00:00Z``. Comes to a time of UTC."""
 
     name = "expiry"
 
@@ -32,9 +33,9 @@ class Expiry(click.ParamType[datetime]):
             if span is not None:
                 return datetime.now(UTC) + timedelta(**{UNITS[span[2]]: int(span[1])})
             moment = datetime.fromisoformat(text)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
         except (ValueError, OverflowError):
             self.fail(f"{text!r} is neither a span such as 30d nor a time such as 2026-01-31T12:00:00Z", param, ctx)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 @click.group()
@@ -65,10 +66,13 @@ def create(
     scopes: tuple[str, ...],
     expires: datetime | None,
 ) -> None:
-    """Make a token. It stands alone on the last line, and is not shown again."""
+    """Make a token. It stands alone on the last line, and is not shown again.
+
+    Where there is no service yet, its data directory and its database are made too.
+    """
     settings = load(config, data_dir=data_dir)
     wanted = tokens.TokenRequest(tenant, name, frozenset(Scope(scope) for scope in scopes), expires)
-    made, secret = asyncio.run(tokens.make_token(settings, wanted))
+    made, secret = asyncio.run(tokens.make_token(settings, wanted, partial(click.echo, err=True)))
     until = f"until {made.expires_at:%Y-%m-%d %H:%M} UTC" if made.expires_at else "until it is revoked"
     click.echo(f"Token {name!r} of tenant {tenant!r} ({', '.join(sorted(made.scopes))}), good {until}:", err=True)
     click.echo(secret)

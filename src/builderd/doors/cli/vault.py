@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from builderd.bootstrap.keys import rotate_vault
+from builderd.configuration import load
 from builderd.doors.cli import options
-from builderd.settings import load
 
 
 @click.group()

@@ -175,7 +175,10 @@ def _check_structure(body: bytes) -> None:
     plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
     quotes = plain.count(b'"')
     if quotes > 2 * MAX_STRINGS or sum(map(len, plain.split(b'"')[::2])) > MAX_STRUCTURE_BYTES:
-        raise TooLarge("The body has too many parts: what is large in it must be the contents of files.")
+        raise TooLarge(
+            f"The body has too many parts: at most {MAX_STRINGS} texts, names included, and {MAX_STRUCTURE_BYTES} "
+            "bytes outside of them are taken. What is large in it must be the contents of files."
+        )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -140,7 +140,8 @@ def body_of(shape: type[BaseModel], example: Mapping[str, Any], *, required: boo
 
 def events(description: str) -> dict[str, Any]:
     """The documentation of an event stream."""
-    return {"text/event-stream": {"schema": {"type": "string", "description": description}}}
+    # Without a type: what reads the document takes the stream for a text, or for the events in it.
+    return {"text/event-stream": {"schema": {"description": description}}}
 
 
 def install(app: FastAPI, maximum: Resources) -> None:
@@ -190,5 +191,5 @@ def _complete(operation: dict[str, Any]) -> None:
         del answers["422"]
     counted = RATE if "429" in answers else {}
     for status, documented in answers.items():
-        waits = RETRY_AFTER if status in ("429", "503") else {}
+        waits = RETRY_AFTER if status in ("409", "429", "503") else {}
         documented["headers"] = {**REQUEST_ID, **counted, **waits, **documented.get("headers", {})}

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import asyncssh
@@ -147,14 +148,20 @@ class Login(asyncssh.SSHServer):
         self._gateway.background(self._record_begin(self.grant))
 
     async def _watch(self, grant: Grant) -> None:
-        """Cut everything when the grant is revoked or expires, or the builder goes."""
+        """Cut everything when the grant is revoked or expires, or the builder goes.
+
+        Its end comes by the clock, whatever the store answers; a store that does not answer is asked again.
+        """
         signals, clock = self._app.signals, self._app.clock
-        while True:
-            seen, now = signals.count(grant.builder_id), clock.now()
-            if not await self._app.store.read(lambda uow, at=now: ssh.holds(uow, grant.id, at)):  # type: ignore[misc]
-                break
-            left = (grant.expires_at - now).total_seconds()
-            await signals.wait(grant.builder_id, seen, max(0.01, min(LOOK_SECONDS, left)))
+        while (left := (grant.expires_at - clock.now()).total_seconds()) > 0:
+            seen = signals.count(grant.builder_id)
+            try:
+                async with asyncio.timeout(left):
+                    if not await self._app.store.read(lambda uow: ssh.holds(uow, grant.id, clock.now())):
+                        break
+            except Exception:
+                log.warning("whether the SSH grant %s still holds is not known for a moment", grant.id, exc_info=True)
+            await signals.wait(grant.builder_id, seen, min(LOOK_SECONDS, left))
         if self._connection:
             self._connection.disconnect(asyncssh.DISC_BY_APPLICATION, "The SSH token was revoked or is over.")
 
@@ -170,34 +177,35 @@ class Login(asyncssh.SSHServer):
 
     def session_requested(self) -> Session:
         """A channel for a shell, a command or sftp."""
-        return Session(self.session)
+        self._take_channel()
+        return Session(self.session, self._give_channel)
 
     async def session(self, channel: asyncssh.SSHServerProcess[bytes]) -> None:
-        """A shell, a command or sftp, to its end."""
+        """A shell, a command or sftp, to its end. What fails ends this channel alone; raised, it would end all."""
         assert self.grant is not None, "only a grant has sessions"
         try:
-            spec = _spec(channel)
-            self._take_channel()
-            try:
-                sandbox = (await ssh.sandbox_of(self._app, self.grant)).id
-                async with (
-                    activity.going_on(self._app, sandbox),
-                    self._app.engine.open_process(sandbox, spec) as process,
-                ):
-                    code = await bridge.join(channel, process)
-            finally:
-                self._channels -= 1
+            code = await self._joined(self.grant, channel)
         except BuilderdError as error:
-            channel.stderr.write(f"{error.message}\r\n".encode())
-            channel.exit(1)
-            return
-        if code is not None:
-            channel.exit(code)
+            _end_with(channel, error.message)
+        except Exception:
+            log.exception("a session of the SSH grant %s failed", self.grant.id)
+            _end_with(channel, "The session failed: try again shortly.")
+        else:
+            channel.close() if code is None else channel.exit(code)
+
+    async def _joined(self, grant: Grant, channel: asyncssh.SSHServerProcess[bytes]) -> int | None:
+        spec = _spec(channel)
+        sandbox = (await ssh.sandbox_of(self._app, grant)).id
+        async with activity.going_on(self._app, sandbox), self._app.engine.open_process(sandbox, spec) as process:
+            return await bridge.join(channel, process)
 
     def _take_channel(self) -> None:
         if self._channels >= MAX_CHANNELS:
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, f"At most {MAX_CHANNELS} at a time.")
         self._channels += 1
+
+    def _give_channel(self) -> None:
+        self._channels -= 1
 
     def connection_requested(
         self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
@@ -221,7 +229,7 @@ class Login(asyncssh.SSHServer):
             try:
                 await self._forward(ProcessSpec(program), reader, writer)
             finally:
-                self._channels -= 1
+                self._give_channel()
 
         return lead
 
@@ -236,6 +244,16 @@ class Login(asyncssh.SSHServer):
         except BuilderdError as error:
             log.info("A forwarded connection of grant %s ended: %s", self.grant.id, error.message)
             writer.close()
+        except Exception:
+            log.exception("a forwarded connection of the SSH grant %s failed", self.grant.id)
+            writer.close()
+
+
+def _end_with(channel: asyncssh.SSHServerProcess[bytes], message: str) -> None:
+    """Tell the client why, if it is still there."""
+    with suppress(OSError):
+        channel.stderr.write(f"{message}\r\n".encode())
+    channel.exit(1)
 
 
 def _spec(channel: asyncssh.SSHServerProcess[bytes]) -> ProcessSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -14,10 +15,15 @@ Handler = Callable[[asyncssh.SSHServerProcess[bytes]], Coroutine[Any, Any, None]
 
 
 class Session(asyncssh.SSHServerProcess[bytes]):
-    """Hands sftp to the handler like any other program; asyncssh would serve it itself, from the host's files."""
+    """Hands sftp to the handler like any other program; asyncssh would serve it itself, from the host's files.
 
-    def __init__(self, handler: Handler) -> None:
+    ``over`` is called once: when the channel is closed and its handler, where it had one, has come to its end.
+    """
+
+    def __init__(self, handler: Handler, over: Callable[[], None]) -> None:
         super().__init__(handler, None, SFTP_VERSION, False)
+        self._over = over
+        self._handling: asyncio.Task[None] | None = None
 
     def subsystem_requested(self, subsystem: str) -> bool:
         return subsystem == "sftp"
@@ -32,4 +38,11 @@ class Session(asyncssh.SSHServerProcess[bytes]):
         )
         handling = self._start_process(reader, output, errors)
         assert handling is not None
-        connection.create_task(handling, reader.logger)
+        self._handling = connection.create_task(handling, reader.logger)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._handling is None:
+            self._over()
+        else:
+            self._handling.add_done_callback(lambda _: self._over())

@@ -21,7 +21,7 @@ from builderd.services.application import Application
 
 #: How often progress is written down, in seconds.
 PROGRESS_INTERVAL = 5.0
-#: So many repositories are worked on at the same time.
+#: So many repositories are worked on at the same time, and so many drills are held.
 MAX_TURNS = 2
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ class Desk:
     app: Application
     fault: FaultPoint = no_fault
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_TURNS))
+    #: The disk of a drill is there for longer than the repository is worked on: until its app was tried out.
+    drills: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_TURNS))
     #: One piece of work at a time on each repository.
     locks: defaultdict[TenantId, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from builderd.domain.backups import Backup, Restore, RestoreStatus
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import BackupFailed
+from builderd.domain.prices import Prices
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler import records
 from builderd.reconciler.backups.desk import Desk
@@ -42,7 +43,7 @@ async def is_lost(desk: Desk, restore: Restore) -> bool:
     return builder is not None and await desk.app.engine.disk(builder.disk) is None
 
 
-def give_up(uow: UnitOfWork, restore: Restore, reason: str, now: datetime) -> None:
+def give_up(uow: UnitOfWork, restore: Restore, prices: Prices, reason: str, now: datetime) -> None:
     """Who waits for the builder to run is told; one that was stopped or deleted meanwhile stays so."""
     builder = uow.builders.get(restore.builder_id, lock=True)
     if builder is None or builder.desired is not Desired.RUNNING:
@@ -53,5 +54,5 @@ def give_up(uow: UnitOfWork, restore: Restore, reason: str, now: datetime) -> No
         f"Its disk is gone, and the newest backup of it could not be brought back: {reason} "
         "Start it to try again, restore another backup, or remove its backups to begin with an empty disk."
     )
-    records.failed(uow, builder, version, code=BackupFailed.code, reason=words, now=now)
+    records.failed(uow, builder, version, prices, code=BackupFailed.code, reason=words, now=now)
     uow.builders.make_due(builder.id, now)

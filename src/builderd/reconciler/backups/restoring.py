@@ -6,10 +6,11 @@ from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
-from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreKind, RestoreStatus
+from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreKind, RestoreStatus, failure_of, hindrance_of
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BackupFailed, InvalidState
 from builderd.domain.versions import Version
+from builderd.ports.archive import Damaged
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk, reason_of
 from builderd.reconciler.backups.drilling import try_out
@@ -32,6 +33,14 @@ class Known(NamedTuple):
 
 async def carry_out(desk: Desk, restore: Restore) -> None:
     """Bring an open restore to its end, good or bad; does nothing while the backup before it is being taken."""
+    if restore.kind is not RestoreKind.DRILL:
+        await _carry_out(desk, restore)
+        return
+    async with desk.drills:
+        await _carry_out(desk, restore)
+
+
+async def _carry_out(desk: Desk, restore: Restore) -> None:
     try:
         known = await desk.app.store.read(lambda uow: _known(uow, restore))
         if known.safety is not None and known.safety.is_open:
@@ -43,9 +52,9 @@ async def carry_out(desk: Desk, restore: Restore) -> None:
     except InvalidState as error:
         # Another version takes over just now: the filled disk waits.
         if error.retry_after is None:
-            await _fail(desk, restore, reason_of(error))
+            await _fail(desk, restore, error)
     except Exception as error:
-        await _fail(desk, restore, reason_of(error))
+        await _fail(desk, restore, error)
 
 
 async def _refuse_unsafe(desk: Desk, known: Known) -> None:
@@ -57,10 +66,10 @@ async def _refuse_unsafe(desk: Desk, known: Known) -> None:
 
 
 def _refuse_given_up(uow: UnitOfWork, restore: Restore) -> None:
-    """Raises what came in between: a stop, or another version. To be asked with the builder locked."""
+    """Raises what came in between: a stop, a deletion, or another version. To be asked with the builder locked."""
     found = uow.restores.get(restore.id)
     if found is not None and found.error:
-        raise InvalidState(found.error)
+        raise failure_of(found)
 
 
 def _known(uow: UnitOfWork, restore: Restore) -> Known:
@@ -68,32 +77,24 @@ def _known(uow: UnitOfWork, restore: Restore) -> Known:
     backup, builder = uow.backups.get(restore.backup_id), uow.builders.get(restore.builder_id)
     assert backup is not None, "a restore refers to its backup"
     assert builder is not None, "a restore refers to its builder"
-    version, current = (uow.versions.get(builder.id, number) for number in (backup.version, builder.version))
-    assert version is not None, "a backup refers to its version"
-    assert current is not None, "a builder's versions are always stored"
     safety = uow.backups.get(restore.safety) if restore.safety else None
-    return Known(backup, builder, _on_no_less(version, current), safety)
-
-
-def _on_no_less(version: Version, current: Version) -> Version:
-    resources, disk = version.settings.resources, current.settings.resources.disk
-    settings = replace(version.settings, resources=replace(resources, disk=max(resources.disk, disk)))
-    return replace(version, settings=settings)
+    return Known(backup, builder, backups.version_of(uow, backup), safety)
 
 
 async def _fill(desk: Desk, restore: Restore, known: Known) -> Restore:
     engine, backup = desk.app.engine, known.backup
     desk.fault("FillDisk.begun")
-    await desk.tell(restore, "restore.started", "restoring", backup=backup.id, version=backup.version)
-    await engine.delete_disk(restore.disk)
-    await engine.create_disk(restore.disk, known.version.settings.resources.disk_bytes)
     assert backup.snapshot is not None, "a finished backup has a snapshot"
+    # The disk is made when it is its turn: each claims room in the store, so few may wait.
     async with desk.repository(restore.tenant_id) as repository, desk.progress(restore, "restore") as told:
+        await desk.tell(restore, "restore.started", "restoring", backup=backup.id, version=backup.version)
+        await engine.delete_disk(restore.disk)
+        await engine.create_disk(restore.disk, known.version.settings.resources.disk_bytes)
         found = await desk.app.archive.restore(repository, backup.snapshot, restore.disk, told)
     if found.faults:
-        raise BackupFailed("The restored files are not those of the backup: " + "; ".join(found.faults[:SHOWN]))
+        raise Damaged("The restored files are not those of the backup: " + "; ".join(found.faults[:SHOWN]))
     if found.digest != backup.digest:
-        raise BackupFailed("The backup's list of files is not the one that was recorded when it was taken.")
+        raise Damaged("The backup's list of files is not the one that was recorded when it was taken.")
     await engine.mark_bundle(restore.disk, known.version.bundle_hash)
     desk.fault("FillDisk.done")
     filled = replace(restore, status=RestoreStatus.FILLED)
@@ -154,6 +155,7 @@ async def _switch(desk: Desk, restore: Restore, known: Known) -> None:
     def record(uow: UnitOfWork) -> Builder:
         builder = deployments.changeable(uow, app, caller, restore.builder_id)
         _refuse_given_up(uow, restore)
+        builders.check_settings(uow, app, caller.tenant_id, known.version.settings)
         deployed = deployments.switch(uow, app, caller, builder, known.version, restore.disk, now)
         _done(uow, replace(restore, number=deployed.version), known, now)
         return deployed.builder
@@ -191,19 +193,21 @@ def _details(known: Known) -> dict[str, object]:
     return {"backup": known.backup.id, "version": known.backup.version}
 
 
-async def _fail(desk: Desk, restore: Restore, reason: str) -> None:
-    now = desk.app.clock.now()
+async def _fail(desk: Desk, restore: Restore, error: Exception) -> None:
+    now, reason = desk.app.clock.now(), reason_of(error)
     lost = restore.kind is RestoreKind.RECOVERY and await is_lost(desk, restore)
 
     def record(uow: UnitOfWork) -> None:
-        uow.restores.save(replace(restore, status=RestoreStatus.FAILED, finished_at=now, error=reason))
+        failed = replace(restore, status=RestoreStatus.FAILED, finished_at=now, error=reason)
+        uow.restores.save(replace(failed, hindrance=hindrance_of(error)))
         kind = "drill.failed" if restore.kind is RestoreKind.DRILL else "restore.failed"
         backups.tell(uow, restore, kind, now, reason=reason, details={"backup": restore.backup_id})
         backup = uow.backups.get(restore.backup_id)
-        if restore.kind is RestoreKind.DRILL and backup is not None:
+        # A machine without room, or an archive that does not answer, says nothing of the backup.
+        if restore.kind is RestoreKind.DRILL and isinstance(error, Damaged) and backup is not None:
             uow.backups.save(replace(backup, drilled_at=now, fault=reason))
         if lost:
-            give_up(uow, restore, reason, now)
+            give_up(uow, restore, desk.app.prices, reason, now)
 
     # In this order: a restore that is recorded as over must leave no disk.
     await desk.app.engine.delete_disk(restore.disk)

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from datetime import datetime
 from typing import Any
 
-from builderd.domain.backups import Backup, BackupKind, BackupStatus, due_at
+from builderd.domain.backups import DRILL_RETRY, Backup, BackupKind, BackupStatus, due_at
 from builderd.domain.builders import Builder, Status
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BackupId, RestoreId
@@ -94,7 +94,10 @@ class BackupSchedule:
         if not every or not done or uow.restores.open_of(done[0].builder_id):
             return
         tried = max((one.drilled_at for one in done if one.drilled_at), default=done[-1].created_at)
-        if now - tried >= every:
+        if now - tried < every:
+            return
+        last = uow.restores.last_drill(done[0].builder_id)
+        if last is None or now - last.created_at >= min(DRILL_RETRY, every):
             backups.drill(uow, self._app, done[0], SYSTEM, now)
 
     # What is planned

@@ -8,25 +8,31 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from builderd.domain.backups import RETRY, SPARSE_FACTOR, Backup, BackupKind, BackupStatus
+from builderd.domain.backups import RETRY, SPARSE_FACTOR, Backup, BackupKind, BackupStatus, hindrance_of
 from builderd.domain.builders import Builder
-from builderd.domain.errors import BackupFailed
+from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.ids import BackupId, DiskId
 from builderd.domain.versions import Version
-from builderd.ports.archive import Saved
+from builderd.ports.archive import Repository, Saved
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk, reason_of
 from builderd.services import backups
 
 
 async def take(desk: Desk, backup: Backup) -> None:
-    """Bring an open backup to its end, good or bad."""
+    """Bring an open backup to its end, good or bad.
+
+    The disk is copied when it is its turn: a copy claims as much of the store as the disk, so few may wait.
+    """
     try:
-        if backup.status is BackupStatus.PLANNED:
-            backup = await _hold(desk, backup)
-        await _save(desk, backup)
+        async with desk.repository(backup.tenant_id) as repository:
+            if backup.status is BackupStatus.PLANNED:
+                backup = await _hold(desk, backup)
+            await _save(desk, backup, repository)
     except Exception as error:
-        await _fail(desk, backup, reason_of(error))
+        await _fail(desk, backup, error)
+        return
+    await drop(desk, backup.id, _copy_of(backup))
 
 
 async def _hold(desk: Desk, backup: Backup) -> Backup:
@@ -36,7 +42,7 @@ async def _hold(desk: Desk, backup: Backup) -> Backup:
     desk.fault("HoldCopy.begun")
     await desk.app.engine.delete_disk(copy)
     if await desk.app.engine.disk(builder.disk) is None:
-        raise BackupFailed("The builder has no files: it was never started, or its disk is gone.")
+        raise InvalidState("The builder has no files: it was never started, or its disk is gone.")
     now = desk.app.clock.now()
     await desk.app.engine.clone_disk(builder.disk, copy, version.settings.resources.disk_bytes)
     desk.fault("HoldCopy.done")
@@ -64,7 +70,7 @@ def _subject(uow: UnitOfWork, backup: Backup) -> tuple[Builder, Version]:
     builder = uow.builders.get(backup.builder_id)
     assert builder is not None, "a backup refers to its builder"
     if builder.deleted_at is not None:
-        raise BackupFailed("The builder was deleted before the backup was taken.")
+        raise NotFound("The builder was deleted before the backup was taken.")
     version = uow.versions.get(builder.id, builder.version)
     assert version is not None, "a builder's current version is always stored"
     return builder, version
@@ -75,18 +81,17 @@ def _copy_of(backup: Backup) -> DiskId:
     return backup.copy
 
 
-async def _save(desk: Desk, backup: Backup) -> None:
+async def _save(desk: Desk, backup: Backup, repository: Repository) -> None:
     version = await desk.app.store.read(lambda uow: uow.versions.get(backup.builder_id, backup.version))
     assert version is not None, "a backup refers to its version"
     limit, copy = SPARSE_FACTOR * version.settings.resources.disk_bytes, _copy_of(backup)
     desk.fault("SaveCopy.begun")
-    async with desk.repository(backup.tenant_id) as repository, desk.progress(backup, "backup") as told:
+    async with desk.progress(backup, "backup") as told:
         saved = await desk.app.archive.save(repository, backup.id, backup.builder_id, copy, limit, told, backup.version)
-        desk.fault("SaveCopy.done")
-        # Before the repository is let go: whoever looks for snapshots that nobody knows would find this one.
-        await _done(desk, backup, saved)
+    desk.fault("SaveCopy.done")
+    # Before the repository is let go: whoever looks for snapshots that nobody knows would find this one.
+    await _done(desk, backup, saved)
     desk.fault("SaveCopy.recorded")
-    await drop(desk, backup.id, copy)
 
 
 async def _done(desk: Desk, backup: Backup, saved: Saved) -> None:
@@ -109,6 +114,7 @@ async def _done(desk: Desk, backup: Backup, saved: Saved) -> None:
             size_bytes=saved.size_bytes,
             added_bytes=saved.added_bytes,
             error="",
+            hindrance=None,
             retry_at=None,
         )
         uow.backups.save(done)
@@ -129,14 +135,14 @@ async def drop(desk: Desk, backup_id: BackupId, copy: DiskId) -> None:
     await desk.app.store.write(record)
 
 
-async def _fail(desk: Desk, backup: Backup, reason: str) -> None:
-    now = desk.app.clock.now()
+async def _fail(desk: Desk, backup: Backup, error: Exception) -> None:
+    now, reason = desk.app.clock.now(), reason_of(error)
     again = _again(backup, now)
     status = BackupStatus.FAILED if again is None else BackupStatus.HELD
 
     def record(uow: UnitOfWork) -> None:
         failed = replace(_as_is(uow, backup), status=status, finished_at=now, error=reason, retry_at=again)
-        uow.backups.save(failed)
+        uow.backups.save(replace(failed, hindrance=hindrance_of(error)))
         details = {"will_retry_at": again.isoformat() if again else None}
         backups.tell(uow, failed, "backup.failed", now, reason=reason, details=details)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -15,6 +15,7 @@ from builderd.ports.archive import Repository
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk, reason_of
 from builderd.reconciler.backups.taking import drop
+from builderd.services import backups
 
 #: How long it is told that a backup failed.
 KEEP_FAILED = timedelta(days=7)
@@ -29,18 +30,22 @@ async def tidy(desk: Desk) -> None:
     over: defaultdict[TenantId, list[Backup]] = defaultdict(list)
     for backup in await desk.app.store.read(lambda uow: uow.backups.expired(now)):
         over[backup.tenant_id].append(backup)
-    for tenant_id, backups in over.items():
-        await _guarded(tenant_id, _let_go(desk, tenant_id, backups))
+    for tenant_id, expired in over.items():
+        await _guarded(tenant_id, _let_go(desk, tenant_id, expired))
     for key in await desk.app.store.read(lambda uow: uow.backup_keys.all()):
         if _is_prune_due(desk, key, now):
             await _guarded(key.tenant_id, _prune(desk, key))
+    for tenant_id, names in (await desk.app.archive.lists()).items():
+        # The repository of one that is locked is worked on, with its lists: later.
+        if not desk.locks[tenant_id].locked():
+            await _guarded(tenant_id, _drop_lists(desk, tenant_id, names))
 
 
 def _expire(uow: UnitOfWork, desk: Desk, now: datetime) -> None:
     for builder_id in uow.backups.builders():
-        backups = uow.backups.of_builder(builder_id)
-        old = [b for b in backups if b.status is BackupStatus.FAILED and b.created_at < now - KEEP_FAILED]
-        for backup in (*surplus(backups, desk.app.backup_rules.retention, now), *old):
+        found = uow.backups.of_builder(builder_id)
+        old = [b for b in found if b.status is BackupStatus.FAILED and b.created_at < now - KEEP_FAILED]
+        for backup in (*surplus(found, desk.app.backup_rules.retention, now), *old):
             uow.backups.save(replace(backup, expires_at=backup.expires_at or now))
 
 
@@ -51,10 +56,10 @@ async def _guarded(tenant_id: TenantId, work: Awaitable[None]) -> None:
         log.warning("the backups of tenant %s could not be tidied; later again", tenant_id, exc_info=True)
 
 
-async def _let_go(desk: Desk, tenant_id: TenantId, backups: Sequence[Backup]) -> None:
-    busy = await desk.app.store.read(lambda uow: _being_restored(uow, backups))
+async def _let_go(desk: Desk, tenant_id: TenantId, expired: Sequence[Backup]) -> None:
+    busy = await desk.app.store.read(lambda uow: _being_restored(uow, expired))
     # One that is being taken is let go of once it is done, with its snapshot.
-    going = [one for one in backups if one.id not in busy and not one.is_open]
+    going = [one for one in expired if one.id not in busy and not one.is_open]
     for one in going:
         if one.copy is not None:
             await drop(desk, one.id, one.copy)
@@ -76,8 +81,16 @@ async def _let_go(desk: Desk, tenant_id: TenantId, backups: Sequence[Backup]) ->
     desk.fault("ForgetBackups.recorded")
 
 
-def _being_restored(uow: UnitOfWork, backups: Sequence[Backup]) -> set[BackupId]:
-    return {restore.backup_id for one in backups for restore in uow.restores.open_of(one.builder_id)}
+async def _drop_lists(desk: Desk, tenant_id: TenantId, names: Collection[str]) -> None:
+    """Those of builders without backups, and of restores that ended with an earlier service."""
+    async with desk.locks[tenant_id]:
+        found = await desk.app.store.read(lambda uow: uow.backups.of_tenant(tenant_id))
+        for name in set(names) - {one.builder_id for one in found}:
+            await desk.app.archive.drop_list(tenant_id, name)
+
+
+def _being_restored(uow: UnitOfWork, expired: Sequence[Backup]) -> set[BackupId]:
+    return {restore.backup_id for one in expired for restore in uow.restores.open_of(one.builder_id)}
 
 
 def _is_prune_due(desk: Desk, key: BackupKey, now: datetime) -> bool:
@@ -117,14 +130,13 @@ async def check(desk: Desk) -> None:
     """Look through the repositories that are due. What is wrong is told to the tenant, and kept with the key."""
     now = desk.app.clock.now()
     for key in await desk.app.store.read(lambda uow: uow.backup_keys.all()):
-        if now - key.checked_at >= desk.app.backup_rules.check_every and await _is_used(desk, key):
+        if now - key.checked_at >= desk.app.backup_rules.check_every and await _is_used(desk, key, now):
             await check_one(desk, key)
 
 
-async def _is_used(desk: Desk, key: BackupKey) -> bool:
+async def _is_used(desk: Desk, key: BackupKey, now: datetime) -> bool:
     """Without a backup there is no repository either."""
-    found = await desk.app.store.read(lambda uow: uow.backups.of_tenant(key.tenant_id))
-    return any(one.status is BackupStatus.DONE for one in found)
+    return await desk.app.store.read(lambda uow: backups.holds_something(uow, key.tenant_id, now))
 
 
 async def check_one(desk: Desk, key: BackupKey) -> str:

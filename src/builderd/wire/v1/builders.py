@@ -241,6 +241,8 @@ class Builder(View):
     credentials: list[str]
     needs_restart: bool
     isolation: Isolation
+    require_qa: bool
+    install_scripts: bool
     review_passed: bool | None
     qa_passed: bool | None
     status_reason: str

@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 
 def _rfc3339(time: datetime) -> str:
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # Not strftime, whose years before 1000 have fewer digits.
+    return f"{time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
 #: RFC 3339 in UTC, to the second: ``2026-01-31T12:00:00Z``.

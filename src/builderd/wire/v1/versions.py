@@ -64,7 +64,7 @@ class NewSettings(Shape):
 class NewAutoStop(Shape):
     """When it stops by itself."""
 
-    interval: Whole = Field(ge=0, le=MAX_INTEGER, description="Minutes without a visitor; 0: never.")
+    interval: Whole = Field(ge=0, le=MAX_INTEGER, description="Minutes without a use; 0: never.")
 
 
 class NewRollback(Shape):
@@ -94,6 +94,10 @@ class Version(View):
     resources: ShownResources
     isolation: Isolation
     credentials: list[str]
+    skip_review: bool
+    skip_qa: bool
+    require_qa: bool
+    install_scripts: bool
     review_passed: bool | None
     qa_passed: bool | None
     created_by: str

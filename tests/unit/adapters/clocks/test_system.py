@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -10,7 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.application import PATIENCE
 
+from builderd.adapters.clocks import system
 from builderd.adapters.clocks.system import GRAIN, Reading, SystemClock, read_machine
 from builderd.ports.clock import Clock, Skip
 
@@ -125,11 +129,61 @@ def test_a_files_time_is_told_as_it_was_shown_then(machine: Machine, tmp_path: P
     assert SystemClock(memory, machine).at(written) == pytest.approx(shown.timestamp(), abs=1e-3)
 
 
+@pytest.mark.parametrize("serves", [True, False], ids=["while it serves", "while no service runs"])
+def test_a_file_from_before_the_wall_was_set_back_is_not_told_from_the_future(
+    machine: Machine, tmp_path: Path, serves: bool
+) -> None:
+    memory = tmp_path / "clock.json"
+    clock = SystemClock(memory, machine)
+    machine.set(-100)
+    machine.live(60)
+    shown = clock.now()
+    clock.keep()
+    written = machine.wall / 1e9
+    machine.set(-3600)
+    machine.live(30)
+    if not serves:
+        clock = SystemClock(memory, machine)
+    assert clock.at(written) == pytest.approx(shown.timestamp(), abs=1e-3)
+    assert clock.at(machine.wall / 1e9) == pytest.approx(clock.seconds(), abs=1e-3)
+    assert clock.at(written + 100_000) == clock.seconds()
+
+
 def test_a_damaged_memory_is_as_none(machine: Machine, tmp_path: Path) -> None:
     memory = tmp_path / "clock.json"
     for text in ("", "{", "[]", '{"boot": 1}'):
         memory.write_text(text)
         assert SystemClock(memory, machine).now() == START
+
+
+async def test_on_a_full_disk_it_goes_on_says_so_once_and_keeps_the_time_when_there_is_room_again(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(system, "KEEP_INTERVAL", 0.001)
+    memory = tmp_path / "clock.json"
+    clock = SystemClock(memory, machine)
+    write, failures, tried = Path.write_text, 5, 0
+
+    def full(path: Path, text: str) -> int:
+        nonlocal tried
+        tried += 1
+        if tried <= failures:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    machine.live(100)
+    machine.set(3600)
+    assert clock.now() == START + 3700 * SECOND
+    keeping = asyncio.create_task(clock.keeping())
+    async with asyncio.timeout(PATIENCE):
+        while tried <= failures:
+            await asyncio.sleep(0.001)
+    keeping.cancel()
+    machine.restart(0)
+    machine.set(-1000)
+    assert SystemClock(memory, machine).now() == START + 3700 * SECOND
+    assert caplog.text.count("the time cannot be kept") == 1
 
 
 happenings = st.lists(
@@ -143,7 +197,7 @@ happenings = st.lists(
 
 
 @given(happenings)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_shown_is_what_has_passed_and_what_was_skipped(
     tmp_path: Path, happened: list[tuple[str, float]]
 ) -> None:

@@ -45,6 +45,16 @@ def test_install_scripts_make_it_the_tenants_own_and_run_last() -> None:
     assert "--ignore-scripts=true" in plan(NODE).steps[0].argv[-1]
 
 
+def test_whatever_npm_installs_waits_for_the_verdict_and_is_shared_all_the_same() -> None:
+    """A package of the registry may ask for one from git, which npm prepares with scripts of its own."""
+    for files in ((NODE,), (PYTHON, NODE)):
+        made = plan(*files)
+        assert made.waits
+        assert not made.runs_foreign_code
+        assert made.key == plan(*files, tenant=BOB).key
+    assert not plan(PYTHON).waits
+
+
 def test_npm_never_writes_the_shared_cache() -> None:
     plans = [plan(NODE), plan(PYTHON, NODE), plan(NODE, install_scripts=True)]
     assert all(step.cache is Cache.SCRATCH for one in plans for step in one.steps if "npm" in step.title)

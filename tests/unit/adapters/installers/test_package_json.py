@@ -66,6 +66,23 @@ def test_a_lock_that_fetches_from_elsewhere_is_the_tenants_own() -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "foreign"),
+    [
+        ({"ms": "2.1.3"}, False),
+        ({"ms@^2": {".": "2.1.3", "@a/b": "$a"}}, False),
+        ({"ms": "git+https://evil.example/ms.git"}, True),
+        ({"debug": {"x": {"ms": "evil/ms#0123456789012345678901234567890123456789"}}}, True),
+        ({"debug": {".": "https://evil.example/debug.tgz"}}, True),
+    ],
+)
+def test_what_overrides_put_in_a_packages_place_is_judged_alike(overrides: Any, foreign: bool) -> None:
+    found = read({"dependencies": {"a": "1"}, "overrides": overrides})
+    assert found is not None
+    assert found.foreign is foreign
+    assert json.loads(found.manifest)["overrides"] == overrides
+
+
+@pytest.mark.parametrize(
     ("package", "locked", "why"),
     [
         ([], None, "JSON object"),
@@ -78,6 +95,13 @@ def test_a_lock_that_fetches_from_elsewhere_is_the_tenants_own() -> None:
         ({"dependencies": {"a": "http://plain.example/a.tgz"}}, None, "is refused"),
         ({"dependencies": {"a": "git+ssh://x"}}, None, "is refused"),
         ({"dependencies": {"a": 1}}, None, "is refused"),
+        ({"dependencies": {"a": ".."}}, None, "is refused"),
+        ({"dependencies": {"a": "1"}, "overrides": ["b"]}, None, "must be an object"),
+        ({"dependencies": {"a": "1"}, "overrides": {"b": "file:../x"}}, None, "is refused"),
+        ({"dependencies": {"a": "1"}, "overrides": {"b": {"c": {".": "link:/etc"}}}}, None, "is refused"),
+        ({"dependencies": {"a": "1"}, "overrides": {"b": None}}, None, "is refused"),
+        ({"dependencies": {"a": "1"}, "overrides": {"../b": "1"}}, None, "no name of a package"),
+        ({"dependencies": {"a": "1"}, "overrides": {"b@file:../x": "1"}}, None, "no name of a package"),
         ({"dependencies": {"a": "1"}}, lock(**{"../cache/x": {}}), "outside of node_modules"),
         ({"dependencies": {"a": "1"}}, lock(**{"node_modules/../../cache": {}}), "outside of node_modules"),
         ({"dependencies": {"a": "1"}}, lock(**{"node_modules/a/../b": {}}), "outside of node_modules"),

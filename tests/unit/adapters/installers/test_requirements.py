@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from builderd.adapters.installers.project import read_project
 from builderd.adapters.installers.requirements import read_requirements
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InstallFailed
@@ -69,6 +72,7 @@ def test_an_address_is_foreign_code() -> None:
         ("git+https://example.org/x.git", "write it as"),
         ("x @ file:///etc/passwd", "only https://"),
         ("x @ git+ssh://example.org/x", "only https://"),
+        ("x @ http://example.org/x.tar.gz", "only https://"),
         ("x @ https://example.org/$(id)", "only https://"),
         ("flask; rm -rf /", "no requirement"),
         ("flask --config-settings=x=y", "no requirement"),
@@ -83,6 +87,39 @@ def test_what_is_refused_names_the_line_and_the_reason(text: str, why: str) -> N
         read(text)
     assert "requirements.txt, line 1:" in refused.value.message
     assert why in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        r"""six; python_version > '3"\n--index-url https://evil.example/simple'""",
+        r"""six; python_version > "3\n--index-url https://evil.example/simple" """,
+        r"""six; '3\r--index-url https://evil.example' < python_version""",
+        r"""six; os_name == "\x0a-r /etc/passwd" """,
+        r"""six; os_name == "\12--find-links /" """,
+        r"""six; os_name == "\u000a--pre" or os_name == "posix" """,
+        r"""six; os_name == "\U0000000a--pre" """,
+        r"""six; os_name == "\v--pre" """,
+        r"""six; os_name == "\f--pre" """,
+        r"""six; os_name == "\x85--pre" """,
+        r"""six; os_name == "\u2028--pre" """,
+        r"""six; os_name == "\N{PARAGRAPH SEPARATOR}--pre" """,
+        r"""six; os_name == "\x00" """,
+        r"""six; os_name == "\ud800" """,
+        "six @ https://example.org/six\x01.tar.gz",
+        "six @ https://example.org/six\x7f.tar.gz",
+        "six @ https://example.org/six\u202e.tar.gz",
+    ],
+)
+def test_no_line_is_written_anew_as_two(line: str) -> None:
+    with pytest.raises(InstallFailed, match="a line break or another character"):
+        read(line)
+    with pytest.raises(InstallFailed, match="a line break or another character"):
+        read_project(make_bundle([BundleFile("pyproject.toml", f"[project]\ndependencies = [{toml(line)}]".encode())]))
+
+
+def toml(text: str) -> str:
+    return json.dumps(text).replace("\x7f", "\\u007f")
 
 
 def test_text_that_is_not_utf8_is_refused() -> None:

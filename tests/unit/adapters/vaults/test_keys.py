@@ -25,6 +25,11 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
         KeyFile(tmp_path / "vault.key").load()
 
 
+def test_to_look_for_keys_makes_none(tmp_path: Path) -> None:
+    assert KeyFile(tmp_path / "vault.key").present() == ()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("text", ["", "\n", "c2hvcnQ=\n", "not base64!\n"])
 def test_a_file_without_a_key_is_refused_and_left_alone(tmp_path: Path, text: str) -> None:
     file = tmp_path / "vault.key"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from builderd.doors.cli import service_unit
 from builderd.doors.cli.service_unit import ServiceUnit, install_service, quote, render
 
 
@@ -110,6 +111,40 @@ def test_the_command_line_writes_the_unit(environment: Path, tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
     command = directives((tmp_path / "mine.service").read_text())["Service"]["ExecStart"]
     assert command == f"{environment} serve --data-dir {tmp_path}/d --preview-port 81"
+
+
+@pytest.mark.usefixtures("environment")
+def test_the_data_directory_may_be_a_variable_as_for_every_other_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUILDERD_DATA_DIR", str(tmp_path / "d"))
+    result = CliRunner().invoke(install_service, ["--unit-dir", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    command = directives((tmp_path / "builderd.service").read_text())["Service"]["ExecStart"]
+    assert command.endswith(f" serve --data-dir {tmp_path}/d")
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("now", [True, False])
+def test_a_service_that_runs_is_started_anew_with_what_is_written_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: bool
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(service_unit, "SYSTEMD_RUNS", tmp_path)
+    monkeypatch.setattr(service_unit, "SYSTEM_UNITS", tmp_path)
+    monkeypatch.setattr(service_unit, "_systemctl", lambda *words: asked.append(words))
+    result = CliRunner().invoke(install_service, ["--data-dir", str(tmp_path), *(["--now"] if now else [])])
+    assert result.exit_code == 0, result.output
+    restart = [("restart", "builderd.service")] if now else []
+    assert asked == [("daemon-reload",), ("enable", "builderd.service"), *restart]
+    assert ("systemctl restart builderd" in result.output) is not now
+
+
+@pytest.mark.usefixtures("environment")
+def test_it_says_that_commands_do_not_see_the_settings_of_the_unit(tmp_path: Path) -> None:
+    told = CliRunner().invoke(install_service, ["--unit-dir", str(tmp_path), "--name", "mine"]).output
+    assert "set -a; . /etc/default/mine; set +a" in told
+    assert "builderd.toml" in told
 
 
 @pytest.mark.usefixtures("environment")

@@ -25,7 +25,7 @@ from builderd.services.application import Application, Limits
 #: and DELETE /builders/spending names a builder that is not there, 404, where that check wants 405.
 LEFT_OUT = [positive_data_acceptance, unsupported_method]
 
-bounded = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+bounded = settings(max_examples=8, suppress_health_check=list(HealthCheck))
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,12 @@ def test_the_operators_bounds_are_told() -> None:
 def test_a_builder_is_documented_with_all_its_keys_as_required() -> None:
     builder = DOCUMENT["components"]["schemas"]["Builder"]
     assert builder["required"] == list(builder["properties"])
+
+
+def test_what_deploys_is_documented_with_its_stream() -> None:
+    for path, method in (("", "put"), ("", "patch"), ("/rollback", "post"), ("/auto-stop", "put")):
+        answer = DOCUMENT["paths"][f"/api/v1/builders/{{uuid}}{path}"][method]["responses"]["200"]
+        assert set(answer["content"]) == {"application/json", "text/event-stream"}
 
 
 def test_nothing_of_the_frameworks_own_errors_is_left() -> None:

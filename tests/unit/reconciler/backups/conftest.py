@@ -14,9 +14,12 @@ from builderd.adapters.fakes.archive import FakeArchive
 from builderd.domain.backups import Backup, Restore
 from builderd.domain.builders import Builder
 from builderd.domain.ids import DiskId
+from builderd.domain.quotas import Limit
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.faults import FaultPoint, no_fault
 from builderd.services import backups
+from builderd.services.allowances import Allowance, Allowances
+from builderd.services.application import Application
 
 HOUR = timedelta(hours=1)
 
@@ -82,9 +85,14 @@ class Scene:
 
     def with_rules(self, **rules: Any) -> Scene:
         app = self.world.application
-        changed = replace(app, backup_rules=replace(app.backup_rules, **rules))
-        world = replace(self.world, application=changed)
-        return Scene(world, BackupSchedule(changed, no_fault), self.archive)
+        return self._with(replace(app, backup_rules=replace(app.backup_rules, **rules)))
+
+    def with_quota(self, **limits: int) -> Scene:
+        app = self.world.application
+        return self._with(replace(app, allowances=Allowances(Allowance(quota=Limit(**limits)))))
+
+    def _with(self, changed: Application) -> Scene:
+        return Scene(replace(self.world, application=changed), BackupSchedule(changed, no_fault), self.archive)
 
 
 @pytest.fixture

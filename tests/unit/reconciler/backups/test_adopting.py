@@ -63,3 +63,16 @@ async def test_nothing_is_decided_while_the_archive_does_not_answer(scene: Scene
     with pytest.raises(BackupFailed):
         await adopt(scene.schedule.desk)
     assert len(await scene.of(builder)) == 1
+
+
+async def test_a_repository_that_is_not_there_takes_no_backup_off_the_list(scene: Scene) -> None:
+    builder = await scene.world.create()
+    backup = await scene.take(builder)
+    repositories = dict(scene.archive.repositories)
+    scene.archive.repositories.clear()
+    with pytest.raises(BackupFailed, match="no repository"):
+        await adopt(scene.schedule.desk)
+    assert await scene.of(builder) == [backup]
+    scene.archive.repositories.update(repositories)
+    await adopt(scene.schedule.desk)
+    assert await scene.of(builder) == [backup]

@@ -11,13 +11,27 @@ from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.backups import Backup, BackupKind, Restore, RestoreStatus
 from builderd.domain.builders import Status
 from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import BackupFailed, InvalidState, NameTaken, StartFailed, ValidationFailed
-from builderd.services import backups, builders, outcomes
+from builderd.domain.errors import (
+    BackupFailed,
+    InvalidState,
+    NameTaken,
+    NoCapacity,
+    NotFound,
+    QuotaExceeded,
+    StartFailed,
+    ValidationFailed,
+)
+from builderd.domain.ids import DiskId
+from builderd.services import backups, builders, credentials, outcomes
+
+
+async def _ask(scene: Scene, backup: Backup, name: str) -> Restore:
+    app, now = scene.world.application, scene.world.clock.now()
+    return await app.store.write(lambda uow: backups.restore_as(uow, app, scene.world.caller, backup, name, now))
 
 
 async def _as(scene: Scene, backup: Backup, name: str) -> Restore:
-    app, now = scene.world.application, scene.world.clock.now()
-    wanted = await app.store.write(lambda uow: backups.restore_as(uow, app, scene.world.caller, backup, name, now))
+    wanted = await _ask(scene, backup, name)
     await scene.settle()
     return await scene.restore(wanted)
 
@@ -113,6 +127,9 @@ async def test_a_stop_in_the_meantime_is_not_undone(scene: Scene, at_rest: bool,
     failed = await scene.restore(wanted)
     assert failed.status is RestoreStatus.FAILED
     assert failed.error == "The restore was given up: the builder was stopped by token acme."
+    with pytest.raises(InvalidState, match="given up") as told:
+        await backups.restored(world.application, wanted)
+    assert told.value.data == {"uuid": builder.id}
     left = await world.builder(builder)
     assert (left.status, left.version, left.status_reason) == (Status.STOPPED, 1, "stopped by token acme")
     assert set(world.engine.disks) == {builder.disk}
@@ -141,6 +158,8 @@ async def test_a_deployment_in_the_meantime_is_what_serves(scene: Scene) -> None
     await scene.settle()
     failed = await scene.restore(wanted)
     assert failed.error == "The restore was given up: token acme deployed another version in the meantime."
+    with pytest.raises(InvalidState, match="given up"):
+        await backups.restored(world.application, wanted)
     serving = await world.builder(builder)
     assert (serving.status, serving.version) == (Status.RUNNING, 2)
     assert scene.files(serving.disk)["main.py"] == b"newer\n"
@@ -153,6 +172,9 @@ async def test_who_deletes_the_builder_in_the_meantime_gives_it_up(scene: Scene)
     await world.want(builders.delete, builder)
     await scene.settle()
     assert (await scene.restore(wanted)).error == "The restore was given up: the builder was deleted by token acme."
+    with pytest.raises(NotFound, match="given up") as told:
+        await backups.restored(world.application, wanted)
+    assert told.value.data == {"uuid": builder.id}
     await world.until_status(builder, Status.DELETED)
     assert world.engine.disks == {}
 
@@ -212,15 +234,88 @@ async def test_a_name_is_refused_at_once_or_when_it_was_taken_meanwhile(scene: S
         await _as(scene, backup, builder.name)
     with pytest.raises(ValidationFailed):
         await _as(scene, backup, "No Such Name")
-    app, now = scene.world.application, scene.world.clock.now()
-    wanted = await app.store.write(lambda uow: backups.restore_as(uow, app, scene.world.caller, backup, "third", now))
-    await scene.world.create(name="third")
+    wanted = [await _ask(scene, backup, "third") for _ in range(2)]
     await scene.settle()
-    failed = await scene.restore(wanted)
-    assert failed.status is RestoreStatus.FAILED
+    done, failed = sorted([await scene.restore(one) for one in wanted], key=lambda one: one.status)
+    assert (done.status, failed.status) == (RestoreStatus.DONE, RestoreStatus.FAILED)
     assert failed.disk not in scene.world.engine.disks
-    with pytest.raises(BackupFailed, match="third"):
-        await backups.restored(app, failed)
+    with pytest.raises(NameTaken, match="third") as told:
+        await backups.restored(scene.world.application, failed)
+    assert told.value.data == {"uuid": done.made}
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_where_no_more_is_allowed_none_is_made_and_no_disk_filled_where_that_is_known(
+    scene: Scene, late: bool
+) -> None:
+    backup = await scene.take(await scene.world.create())
+    limited = scene.with_quota(builders=2)
+    wanted = await _ask(limited, backup, "third") if late else None
+    await scene.world.create(name="second")
+    if wanted is None:
+        with pytest.raises(QuotaExceeded):
+            await _ask(limited, backup, "third")
+        assert await scene.world.read(lambda uow: uow.restores.open_of(backup.builder_id)) == []
+        return
+    await limited.settle()
+    with pytest.raises(QuotaExceeded) as told:
+        await backups.restored(scene.world.application, wanted)
+    assert told.value.data == {"builders": {"limit": 2, "used": 2, "wanted": 1}}
+
+
+async def test_where_it_may_not_run_it_is_not_brought_back_in_place_either(scene: Scene) -> None:
+    builder = await scene.world.create()
+    backup = await scene.take(builder)
+    await scene.world.reached(builders.stop, builder)
+    limited = scene.with_quota(running_builders=0)
+    with pytest.raises(QuotaExceeded):
+        await _restore(limited, backup)
+    assert [one.kind for one in await scene.of(builder)] == [BackupKind.REQUESTED], "nothing was begun"
+
+
+async def test_what_the_machine_has_no_room_for_is_told_as_that(scene: Scene) -> None:
+    backup = await scene.take(await scene.world.create())
+    scene.world.engine.fail_next("create_disk", NoCapacity("The store is full.", data={"free": 1}, retry_after=60))
+    failed = await _as(scene, backup, "second")
+    with pytest.raises(NoCapacity, match="store is full") as told:
+        await backups.restored(scene.world.application, failed)
+    assert (told.value.data, told.value.retry_after) == ({"free": 1}, 60)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("name", ["", "second"])
+async def test_a_credential_that_was_deleted_since_is_named(scene: Scene, name: str, late: bool) -> None:
+    world, app, now = scene.world, scene.world.application, scene.world.clock.now()
+    tenant = world.caller.tenant_id
+    await app.store.write(lambda uow: credentials.put(uow, app.vault, tenant, "mail", {"MAIL_KEY": "x"}, now))
+    backup = await scene.take(await world.create(credentials=("mail",)))
+
+    async def forget() -> None:
+        await app.store.write(lambda uow: credentials.delete(uow, tenant, "mail", force=True))
+
+    async def ask() -> Restore:
+        return await (_ask(scene, backup, name) if name else _begin(scene, backup))
+
+    if not late:
+        await forget()
+        with pytest.raises(ValidationFailed):
+            await ask()
+        return
+    wanted = await ask()
+    await forget()
+    await scene.settle()
+    with pytest.raises(ValidationFailed) as told:
+        await backups.restored(app, wanted)
+    assert list(told.value.errors) == ["credentials.0"]
+
+
+async def test_what_is_wrong_with_the_backup_is_its_failure(scene: Scene) -> None:
+    backup = await scene.take(await scene.world.create())
+    for error in (BackupFailed("The back end does not answer."), RuntimeError("a fault of ours")):
+        scene.archive.fail_next("restore", error)  # type: ignore[arg-type]
+        failed = await _as(scene, backup, "second")
+        with pytest.raises(BackupFailed):
+            await backups.restored(scene.world.application, failed)
 
 
 async def test_files_that_are_not_those_of_the_backup_become_no_builder(scene: Scene) -> None:
@@ -280,6 +375,44 @@ async def test_an_app_that_does_not_come_up_fails_its_drill(scene: Scene) -> Non
     assert "oh no" in found.fault
     assert found.verified_at is None
     assert set(scene.world.engine.disks) == {builder.disk}
+
+
+@pytest.mark.parametrize("at", ["create_disk", "restore"])
+async def test_a_drill_for_which_there_is_no_room_or_no_answer_says_nothing_of_the_backup(
+    scene: Scene, at: str
+) -> None:
+    builder = await scene.world.create(backup_interval_hours=24 * 365)
+    backup = await scene.take(builder)
+    if at == "restore":
+        scene.archive.fail_next("restore", BackupFailed("The back end does not answer."))
+    else:
+        scene.world.engine.fail_next("create_disk", NoCapacity("The store is full."))
+    await scene.pass_time(timedelta(days=7, seconds=1))
+    found = await scene.backup(backup)
+    assert (await scene.kinds(builder))[-1] == "drill.failed"
+    assert (found.fault, found.drilled_at, found.verified_at) == ("", None, None)
+    await scene.pass_time(5 * HOUR)
+    assert (await scene.backup(backup)).drilled_at is None, "it is not tried all the time"
+    await scene.pass_time(1 * HOUR)
+    assert (await scene.backup(backup)).verified_at
+
+
+async def test_many_drills_that_are_due_at_once_have_few_disks(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [await scene.world.create(name=f"app-{number}") for number in range(5)]
+    app, now, engine = scene.world.application, scene.world.clock.now(), scene.world.engine
+    for backup in [await scene.take(one) for one in made]:
+        await app.store.write(lambda uow, backup=backup: backups.drill(uow, app, backup, "system", now))  # type: ignore[misc]
+    counts, create = list[int](), engine.create_disk
+
+    async def counted(disk: DiskId, size: int) -> None:
+        await create(disk, size)
+        counts.append(len(engine.disks) - len(made))
+
+    monkeypatch.setattr(engine, "create_disk", counted)
+    await scene.settle()
+    assert len(counts) == len(made)
+    assert max(counts) <= 2
+    assert [bool(one.verified_at) for builder in made for one in await scene.of(builder)] == [True] * len(made)
 
 
 async def _drilled(scene: Scene, backup: Backup) -> Backup:

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
-from builderd.domain.backups import BackupKind, BackupStatus
+from builderd.domain.backups import Backup, BackupKind, BackupStatus
 from builderd.domain.builders import Desired, Status
-from builderd.domain.errors import BackupFailed, NoCapacity
+from builderd.domain.errors import BackupFailed, InvalidState, NoCapacity, NotFound
 from builderd.domain.events import SYSTEM
+from builderd.domain.ids import DiskId
 from builderd.ports.archive import Saved
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.idle import Idleness
 from builderd.services import backups, builders
+from builderd.services.application import Application
 
 
 async def test_a_backup_holds_what_is_on_the_disk_and_leaves_no_copy(scene: Scene) -> None:
@@ -76,7 +78,25 @@ async def test_a_builder_without_a_disk_has_nothing_to_back_up(scene: Scene) -> 
     builder = await scene.world.create()
     await scene.world.reached(builders.stop, builder)
     del scene.world.engine.disks[builder.disk]
-    assert "no files" in (await scene.take(builder)).error
+    failed = await scene.take(builder)
+    assert "no files" in failed.error
+    app = scene.world.application
+    with pytest.raises(InvalidState, match="no files"):
+        await backups.taken(app, failed)
+    with pytest.raises(InvalidState, match="is stopped and has no files"):
+        await backups.ask(app, scene.world.caller, builder.id)
+    assert len(await scene.of(builder)) == 1, "it is refused at once"
+
+
+async def test_who_waits_for_one_of_a_builder_that_is_deleted_is_told_that_it_is_gone(scene: Scene) -> None:
+    builder = await scene.world.create()
+    app = scene.world.application
+    planned = await backups.ask(app, scene.world.caller, builder.id)
+    await _delete(scene, builder.id, purge=True)
+    await scene.world.until_status(builder, Status.DELETED)
+    await scene.settle()
+    with pytest.raises(NotFound, match="deleted"):
+        await backups.taken(app, planned)
 
 
 async def test_a_deleted_builder_leaves_a_last_backup_for_some_days(scene: Scene) -> None:
@@ -164,12 +184,8 @@ async def _delete(scene: Scene, builder_id: str, *, purge: bool) -> None:
     assert deleted.desired is Desired.DELETED
 
 
-@pytest.mark.parametrize("purge", [True, False])
-async def test_one_that_is_being_saved_when_its_builder_is_deleted_goes_when_it_should(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, purge: bool
-) -> None:
-    world, app = scene.world, scene.world.application
-    builder = await world.create()
+def _saving_slowly(app: Application, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Set once a backup is being saved; to be set for it to go on."""
     begun, go_on = asyncio.Event(), asyncio.Event()
     save = app.archive.save
 
@@ -179,6 +195,16 @@ async def test_one_that_is_being_saved_when_its_builder_is_deleted_goes_when_it_
         return await save(*args, **more)
 
     monkeypatch.setattr(app.archive, "save", slow)
+    return begun, go_on
+
+
+@pytest.mark.parametrize("purge", [True, False])
+async def test_one_that_is_being_saved_when_its_builder_is_deleted_goes_when_it_should(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, purge: bool
+) -> None:
+    world, app = scene.world, scene.world.application
+    builder = await world.create()
+    begun, go_on = _saving_slowly(app, monkeypatch)
     now = world.clock.now()
     await app.store.write(lambda uow: backups.request(uow, app, world.caller, builder.id, now))
     await scene.schedule.begin_open()
@@ -197,3 +223,41 @@ async def test_one_that_is_being_saved_when_its_builder_is_deleted_goes_when_it_
     await upkeep.tidy(scene.schedule.desk)
     assert await scene.of(builder) == []
     assert scene.archive.repositories[builder.tenant_id].snapshots == {}
+
+
+async def test_one_is_asked_for_at_a_time_also_while_its_copy_is_being_saved(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, app = scene.world, scene.world.application
+    builder = await world.create()
+    begun, go_on = _saving_slowly(app, monkeypatch)
+
+    async def ask() -> Backup:
+        now = world.clock.now()
+        return await app.store.write(lambda uow: backups.request(uow, app, world.caller, builder.id, now))
+
+    first = await ask()
+    await scene.schedule.begin_open()
+    await begun.wait()
+    assert (await scene.backup(first)).status is BackupStatus.HELD
+    with pytest.raises(InvalidState, match="being taken"):
+        await ask()
+    go_on.set()
+    await scene.settle()
+    await ask()
+
+
+async def test_many_that_are_due_at_once_hold_few_copies(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [await scene.world.create(name=f"app-{number}", backup_interval_hours=1) for number in range(5)]
+    engine = scene.world.engine
+    counts, clone = list[int](), engine.clone_disk
+
+    async def counted(source: DiskId, target: DiskId, size: int) -> None:
+        await clone(source, target, size)
+        counts.append(len(engine.disks) - len(made))
+
+    monkeypatch.setattr(engine, "clone_disk", counted)
+    await scene.pass_time(1.01 * HOUR)
+    assert len(counts) == len(made)
+    assert max(counts) <= 2
+    assert [one.status for builder in made for one in await scene.of(builder)] == [BackupStatus.DONE] * len(made)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
 from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
-from builderd.domain.backups import Retention
+from builderd.domain.backups import BackupStatus, Retention
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BackupFailed
-from builderd.domain.ids import BackupId, new_id
+from builderd.domain.ids import BackupId, DiskId, TenantId, new_id
 from builderd.ports.archive import Repository
 from builderd.reconciler.backups import upkeep
 from builderd.services import backups
@@ -113,5 +114,47 @@ async def test_a_repository_that_is_gone_is_not_made_anew_in_silence(scene: Scen
     good = await scene.take(builder)
     scene.archive.repositories.clear()
     assert "no repository" in (await scene.take(builder)).error
-    await scene.world.application.store.write(lambda uow: uow.backups.delete(good.id))
-    assert (await scene.take(builder)).error == ""
+    await upkeep.tidy(scene.schedule.desk)
+    assert good in await scene.of(builder)
+
+
+@pytest.mark.parametrize("tidied_first", [True, False])
+async def test_who_lost_a_repository_removes_what_was_in_it_and_begins_anew(scene: Scene, tidied_first: bool) -> None:
+    builder = await scene.world.create()
+    lost = await scene.take(builder)
+    scene.archive.repositories.clear()
+    app, now = scene.world.application, scene.world.clock.now()
+    await app.store.write(lambda uow: backups.remove(uow, lost, now))
+    if tidied_first:
+        await upkeep.tidy(scene.schedule.desk)
+    again = await scene.take(builder)
+    assert (again.status, again.error) == (BackupStatus.DONE, "")
+    scene.world.clock.move(25 * 3600)
+    await upkeep.tidy(scene.schedule.desk)
+    assert await scene.of(builder) == [again]
+    assert await _kept(scene, builder) == [again.snapshot]
+
+
+async def test_lists_go_with_the_last_backup_of_a_builder_and_after_a_restore_that_was_killed(scene: Scene) -> None:
+    builder, other = await scene.world.create(), await scene.world.create(name="other")
+    last = await scene.take(builder)
+    await scene.take(other)
+    disk, gone = DiskId(new_id()), TenantId(new_id())
+    scene.archive.listed[builder.tenant_id].add(disk)
+    scene.archive.listed[gone].add(disk)
+    app, now = scene.world.application, scene.world.clock.now()
+    await upkeep.tidy(scene.schedule.desk)
+    assert scene.archive.listed == {builder.tenant_id: {builder.id, other.id}, gone: set()}
+    await app.store.write(lambda uow: backups.remove(uow, last, now))
+    await upkeep.tidy(scene.schedule.desk)
+    assert scene.archive.listed[builder.tenant_id] == {other.id}
+
+
+async def test_lists_stay_while_their_repository_is_worked_on(scene: Scene) -> None:
+    builder, disk = await scene.world.create(), DiskId(new_id())
+    async with scene.schedule.desk.repository(builder.tenant_id):
+        scene.archive.listed[builder.tenant_id].add(disk)
+        await upkeep.tidy(scene.schedule.desk)
+        assert scene.archive.listed[builder.tenant_id] == {disk}
+    await upkeep.tidy(scene.schedule.desk)
+    assert scene.archive.listed[builder.tenant_id] == set()

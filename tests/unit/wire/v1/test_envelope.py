@@ -19,6 +19,10 @@ def test_times_are_in_utc_to_the_second() -> None:
     assert At(time=berlin).model_dump(mode="json") == {"time": "2026-01-31T12:00:00Z"}
 
 
+def test_years_have_four_digits() -> None:
+    assert At(time=datetime(1, 1, 1, tzinfo=UTC)).model_dump(mode="json") == {"time": "0001-01-01T00:00:00Z"}
+
+
 def test_times_of_log_lines_are_exact() -> None:
     line = LogLine(time=datetime(2026, 1, 31, tzinfo=UTC), stream=LogStream.STDOUT, version=1, text="")
     assert line.model_dump(mode="json")["time"] == "2026-01-31T00:00:00.000000Z"

@@ -6,9 +6,11 @@ repository, and has no network unless the repository is elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -16,10 +18,10 @@ from typing import Any
 
 from builderd.adapters.archives.restic import command, words
 from builderd.adapters.archives.restic.command import Place
-from builderd.adapters.archives.restic.runs import KEPT_LINES, LONG, QUICK, NoRepository, Run, Shop
+from builderd.adapters.archives.restic.runs import KEPT_LINES, LONG, QUICK, Broken, NoRepository, Run, Shop
 from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, is_id
-from builderd.ports.archive import Kept, Repository, Restored, Saved, Share
+from builderd.ports.archive import Damaged, Kept, Repository, Restored, Saved, Share
 from builderd.ports.engine import Engine, Tool
 
 #: Snapshots that one command forgets.
@@ -65,28 +67,47 @@ class ResticArchive:
         work = self._work(repository.tenant_id, BuilderId(disk))
         try:
             run = Run(self._shop, repository, disk=disk, work=work, writable=True, told=told)
-            await run(*command.restore_manifest(snapshot), timeout=QUICK)
-            await run(*command.restore(snapshot), timeout=LONG)
+            await self._fetch(run, repository, snapshot)
             found = await self._list(repository.tenant_id, BuilderId(disk), disk, ("compare",))
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return Restored(str(found["digest"]), int(found["files"]), int(found["bytes"]), tuple(found["faults"]))
 
+    async def _fetch(self, run: Run, repository: Repository, snapshot: str) -> None:
+        try:
+            await run(*command.restore_manifest(snapshot), timeout=QUICK)
+            await run(*command.restore(snapshot), timeout=LONG)
+        except Broken as error:
+            # It has one exit code for what is damaged and for what cannot be reached; the latter fails this as well.
+            await self.saved(repository)
+            raise Damaged(error.message) from error
+
     async def forget(self, repository: Repository, snapshots: Sequence[str]) -> None:
-        for start in range(0, len(snapshots), BATCH):
-            await Run(self._shop, repository)(*command.forget(snapshots[start : start + BATCH]), timeout=LONG)
+        with _missing_only_if_new(repository):
+            for start in range(0, len(snapshots), BATCH):
+                await Run(self._shop, repository)(*command.forget(snapshots[start : start + BATCH]), timeout=LONG)
 
     async def prune(self, repository: Repository) -> None:
-        await Run(self._shop, repository)(*command.prune(), timeout=LONG)
+        with _missing_only_if_new(repository):
+            await Run(self._shop, repository)(*command.prune(), timeout=LONG)
 
     async def saved(self, repository: Repository) -> Mapping[str, Kept]:
-        try:
+        messages: Sequence[Mapping[str, Any]] = ()
+        with _missing_only_if_new(repository):
             messages = await Run(self._shop, repository)(*command.snapshots(), timeout=QUICK)
-        except NoRepository:
-            return {}
-        found = words.parse_list("".join(str(one.get("text", "")) for one in messages))
+        found = words.parse_list("".join(str(one.get("text", "")) for one in messages) or "[]")
         kept = (_kept(one) for one in found)
         return {one.saved.snapshot: one for one in kept if one is not None}
+
+    async def lists(self) -> Mapping[TenantId, Collection[str]]:
+        return await asyncio.to_thread(self._lists)
+
+    def _lists(self) -> Mapping[TenantId, Collection[str]]:
+        folders = self._work_root.iterdir() if self._work_root.exists() else ()
+        return {TenantId(folder.name): {one.name for one in folder.iterdir()} for folder in folders}
+
+    async def drop_list(self, tenant: TenantId, name: str) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._work_root / tenant / name, ignore_errors=True)
 
     async def check(self, repository: Repository, percent: float) -> None:
         await Run(self._shop, repository)(*command.check(percent), timeout=LONG)
@@ -105,6 +126,11 @@ class ResticArchive:
             raise BackupFailed(
                 f"The files claim to hold far more than the disk's size, the last of them {answer['too_much']!r}: "
                 "remove large sparse files, or move them out of /app."
+            )
+        if "too_long" in answer:
+            raise BackupFailed(
+                "There are too many files, or their paths are too long, for a list of them, at "
+                f"{str(answer['too_long'])[:200]!r}: remove what is not needed, or pack small files together."
             )
         if "unreadable" in answer:
             raise BackupFailed(f"A file cannot be read: {answer['unreadable']}.")
@@ -128,6 +154,16 @@ class ResticArchive:
 
     def _work(self, tenant: TenantId, builder: BuilderId) -> Path:
         return self._work_root / tenant / builder
+
+
+@contextmanager
+def _missing_only_if_new(repository: Repository) -> Iterator[None]:
+    """An unmounted disk looks as empty as one that nothing was ever saved on."""
+    try:
+        yield
+    except NoRepository:
+        if not repository.is_new:
+            raise
 
 
 def _kept(found: Mapping[str, Any]) -> Kept | None:

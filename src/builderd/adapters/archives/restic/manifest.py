@@ -2,7 +2,8 @@
 
 This file is run as a program of its own beside the disk, by ``python3 -I -S -c``: standard library only.
 
-    record <limit>   list /disk in /work/manifest; files that are as in the list found there are not read again
+    record <limit>   list /disk in /work/manifest; files that are as in the list found there are not read again.
+                     They may claim so many bytes, and the list may have a 64th of that
     compare          read all of /disk and compare it with /work/manifest
 
 Answers with one line of JSON. A record is ``kind mode size hash inode ctime path`` and ends with NUL, since a path may
@@ -24,6 +25,9 @@ from typing import NamedTuple
 
 DISK, LIST = b"/disk", b"/work/manifest"
 SHOWN = 10
+#: The list lies outside of the disk's limit. Of 200 bytes a file, this is a file for each 1,600 bytes of disk, since
+#: the files may claim eight times the disk's size; a small disk may have some thousand files all the same.
+LIST_SHARE, LEAST_LIST = 64, 1 << 20
 
 
 class Entry(NamedTuple):
@@ -67,6 +71,10 @@ def read(path: bytes) -> Iterator[Entry]:
 
 class TooMuch(Exception):
     """The files claim to hold more than the limit."""
+
+
+class TooLong(Exception):
+    """The list of them is longer than it may be."""
 
 
 def walk(disk: bytes, known: Iterator[Entry], limit: int | None = None) -> Iterator[Entry]:
@@ -134,14 +142,33 @@ def _hash(path: bytes) -> str:
 
 def record(disk: bytes, listed: bytes, limit: int) -> dict[str, object]:
     """Write the list anew; its digest, and how many files of how many bytes are in it."""
-    digest, files, size = hashlib.sha256(), 0, 0
-    with open(listed + b".new", "wb") as file:  # noqa: PTH123
-        for entry in walk(disk, read(listed), limit):
-            file.write(entry.write())
+    new = listed + b".new"
+    try:
+        found = _write(new, walk(disk, read(listed), limit), list_limit(limit))
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)  # noqa: PTH108
+        raise
+    os.replace(new, listed)  # noqa: PTH105
+    return found
+
+
+def list_limit(limit: int) -> int:
+    return max(limit // LIST_SHARE, LEAST_LIST)
+
+
+def _write(listed: bytes, entries: Iterator[Entry], limit: int) -> dict[str, object]:
+    digest, files, size, length = hashlib.sha256(), 0, 0, 0
+    with open(listed, "wb") as file:  # noqa: PTH123
+        for entry in entries:
+            line = entry.write()
+            length += len(line)
+            if length > limit:
+                raise TooLong(os.fsdecode(entry.path))
+            file.write(line)
             digest.update(entry.lasting)
             files += entry.kind == "f"
             size += entry.size
-    os.replace(listed + b".new", listed)  # noqa: PTH105
     return {"digest": digest.hexdigest(), "files": files, "bytes": size}
 
 
@@ -181,6 +208,8 @@ def main(arguments: list[str]) -> int:
         answer = record(DISK, LIST, int(arguments[1])) if arguments[0] == "record" else compare(DISK, LIST)
     except TooMuch as error:
         answer = {"too_much": str(error)}
+    except TooLong as error:
+        answer = {"too_long": str(error)}
     except OSError as error:
         name = os.fsdecode(error.filename or b"")
         answer = {"unreadable": f"{name!r}: {error.strerror}"}

@@ -36,6 +36,10 @@ class NoRepository(BackupFailed):
     """Nothing was ever saved for this tenant, or the repository is gone."""
 
 
+class Broken(BackupFailed):
+    """It opened the repository or not, and did not do all that it should, for a reason that has no exit code."""
+
+
 class Run:
     """Runs restic on one repository: makes it where it is missing, and clears locks that a dead run of ours left."""
 
@@ -134,6 +138,6 @@ def _raise_unless_well(code: int, messages: Sequence[Mapping[str, Any]]) -> None
         case command.WRONG_KEY:
             raise BackupFailed("The repository does not open with its key: it was made anew, or another key is stored.")
         case command.INCOMPLETE:
-            raise BackupFailed(f"Not every file could be read: {why}.")
+            raise Broken(f"Not every file could be read: {why}.")
         case _:
-            raise BackupFailed(f"restic failed: {why}.")
+            raise Broken(f"restic failed: {why}.")

@@ -7,7 +7,6 @@ gives back what it had.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from builderd.domain.errors import NoCapacity
+from builderd.adapters.engines.oci.json_files import read_json, write_json
+from builderd.domain.errors import EngineUnavailable, NoCapacity
 
 HOST_DIR = Path("/var/lib/builderd-host")
 
@@ -59,9 +59,14 @@ class Allocations:
         self._file = host_dir / "allocations.json"
 
     def claim(self, data_dir: Path, routes: Iterable[IPv4Network]) -> Allocation:
-        """The allocation of this data directory, made on its first use. ``routes`` are those of the host."""
+        """The allocation of this data directory, made on its first use. ``routes`` are those of the host.
+
+        Raises ``EngineUnavailable`` for a copy of a data directory that is still there.
+        """
+        data_dir = data_dir.absolute()
         with self._locked() as known:
             mine = _remembered(data_dir)
+            _refuse_copy(data_dir, mine, known)
             others = [one for one in known if one.id != mine.id]
             mine = next((one for one in known if one.id == mine.id), mine)
             taken = [*(one.network for one in others), *_foreign(routes, mine)]
@@ -101,14 +106,13 @@ class Allocations:
             os.close(lock)
 
     def _read(self) -> list[Allocation]:
-        try:
-            entries = json.loads(self._file.read_text())
-        except FileNotFoundError:
-            return []
-        return [Allocation(e["id"], e["data_dir"], e["subnet"], tuple(e["blocks"])) for e in entries]
+        entries = read_json(
+            self._file, "Remove it and restart the machine: each service gets a share of the host anew."
+        )
+        return [Allocation(e["id"], e["data_dir"], e["subnet"], tuple(e["blocks"])) for e in entries or ()]
 
     def _write(self, allocations: Sequence[Allocation]) -> None:
-        write_json(self._file, [asdict(one) for one in allocations])
+        write_json(self._file, [asdict(one) for one in allocations], durable=True)
 
 
 def sandbox_networks(host_dir: Path = HOST_DIR) -> list[IPv4Network]:
@@ -117,12 +121,15 @@ def sandbox_networks(host_dir: Path = HOST_DIR) -> list[IPv4Network]:
 
 
 def known_instance(data_dir: Path) -> Allocation | None:
-    """What this data directory remembers, None before its first use."""
-    try:
-        memory = json.loads((data_dir / "instance.json").read_text())
-    except FileNotFoundError:
-        return None
-    return Allocation(memory["id"], str(data_dir), memory["subnet"])
+    """What this data directory remembers, None before its first use.
+
+    Raises ``EngineUnavailable`` where that is damaged.
+    """
+    memory = read_json(
+        data_dir / "instance.json",
+        f'Write {{"id": "…", "subnet": "…"}} into it, with what {HOST_DIR}/allocations.json has for {data_dir}.',
+    )
+    return memory and Allocation(memory["id"], str(data_dir), memory["subnet"])
 
 
 def _remembered(data_dir: Path) -> Allocation:
@@ -130,13 +137,40 @@ def _remembered(data_dir: Path) -> Allocation:
 
 
 def _remember(data_dir: Path, mine: Allocation) -> None:
-    write_json(data_dir / "instance.json", {"id": mine.id, "subnet": mine.subnet})
+    write_json(data_dir / "instance.json", {"id": mine.id, "subnet": mine.subnet}, durable=True)
 
 
 def _is_live(one: Allocation) -> bool:
     """Whether its data directory still knows it, or its network is still there."""
-    memory = known_instance(Path(one.data_dir))
-    return bool(memory and memory.id == one.id) or Path("/sys/class/net", bridge_name(one.id)).exists()
+    return _remembers(one) or Path("/sys/class/net", bridge_name(one.id)).exists()
+
+
+def _remembers(one: Allocation) -> bool:
+    """Whether its data directory is there and knows it. What cannot be read may be in use."""
+    try:
+        memory = known_instance(Path(one.data_dir))
+    except (EngineUnavailable, OSError):
+        return True
+    return memory is not None and memory.id == one.id
+
+
+def _refuse_copy(data_dir: Path, mine: Allocation, known: Iterable[Allocation]) -> None:
+    """It would take the other's store, network and sandboxes for its own. One that was moved left nothing behind."""
+    for one in known:
+        if one.id == mine.id and not _is_same(data_dir, Path(one.data_dir)) and _remembers(one):
+            raise EngineUnavailable(
+                f"{data_dir} is a copy of {one.data_dir}, or the other way round: both are the service {one.id}, with "
+                "the same sandboxes and store. Move a data directory instead of copying it. If the other one is not "
+                "to run any more, stop its service and rename or delete it. For a second service use 'builderd "
+                "backup' and 'builderd restore'."
+            )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # the other one is gone, or its disk is
+        return False
 
 
 def _foreign(routes: Iterable[IPv4Network], mine: Allocation) -> list[IPv4Network]:
@@ -173,12 +207,3 @@ def parse_routes(text: str) -> list[IPv4Network]:
         address, mask = (int.from_bytes(bytes.fromhex(fields[i]), "little") for i in (1, 7))
         routes.append(IPv4Network((address, mask.bit_count())))
     return routes
-
-
-def write_json(path: Path, value: object) -> None:
-    """Replace the file at once, readable by its owner only."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(value, file)
-    unfinished.rename(path)

@@ -6,10 +6,12 @@ import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from builderd.adapters.engines.oci.loop import find_device, loop_device
+from builderd.adapters.engines.oci.loop import find_device, fit_device, loop_device
+from builderd.adapters.engines.oci.subvolumes import file_system_uuid
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.resources import GB
 
@@ -22,7 +24,23 @@ MOUNT_OPTIONS = "noatime,nosuid,nodev"
 LABEL = "builderd"
 
 
+class Kind(StrEnum):
+    FOLDER = "folder"
+    DEVICE = "device"
+    IMAGE = "image"
+
+
 class Backing(Protocol):
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def place(self) -> Path:
+        """The folder, the device or the file."""
+
+    def file_system(self) -> str | None:
+        """The UUID of the file system that is there, None where there is none yet."""
+
     def prepare(self, progress: Progress) -> None:
         """Make the file system where there is none. Idempotent."""
 
@@ -32,13 +50,26 @@ class Backing(Protocol):
     def is_at(self, target: Path) -> bool:
         """Whether what is mounted there is this one, and not what an earlier service left."""
 
+    def grow(self, target: Path, progress: Progress) -> None:
+        """Have the mounted file system take what it may by now. Idempotent."""
+
 
 def choose_backing(data_dir: Path, device: Path | None, size_bytes: int | None, floor_bytes: int) -> Backing:
+    """What is there goes on being used, also where the data directory was moved to a btrfs file system."""
     if device:
         return DeviceBacking(device)
-    if _file_system(data_dir) == "btrfs":
-        return FolderBacking(data_dir / "store")
-    return ImageBacking(data_dir / "store.img", size_bytes, floor_bytes)
+    folder, image = folder_of(data_dir), image_of(data_dir)
+    if _file_system(data_dir) == "btrfs" and (folder.exists() or not os.path.lexists(image)):
+        return FolderBacking(folder)
+    return ImageBacking(image, size_bytes, floor_bytes)
+
+
+def folder_of(data_dir: Path) -> Path:
+    return data_dir / "store"
+
+
+def image_of(data_dir: Path) -> Path:
+    return data_dir / "store.img"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +77,17 @@ class FolderBacking:
     """A folder on a btrfs file system that was there before."""
 
     folder: Path
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.FOLDER
+
+    @property
+    def place(self) -> Path:
+        return self.folder
+
+    def file_system(self) -> str | None:
+        return file_system_uuid(self.folder.resolve()) if self.folder.exists() else None
 
     def prepare(self, progress: Progress) -> None:
         if not self.folder.exists():
@@ -59,6 +101,9 @@ class FolderBacking:
     def is_at(self, target: Path) -> bool:
         return self.folder.exists() and self.folder.samefile(target)
 
+    def grow(self, target: Path, progress: Progress) -> None:
+        """It is the operator's, and as large as that."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceBacking:
@@ -66,9 +111,24 @@ class DeviceBacking:
 
     device: Path
 
-    def prepare(self, progress: Progress) -> None:
+    @property
+    def kind(self) -> Kind:
+        return Kind.DEVICE
+
+    @property
+    def place(self) -> Path:
+        return self.device
+
+    def file_system(self) -> str | None:
+        self._refuse_others()
+        return _probe(self.device, "UUID") or None
+
+    def _refuse_others(self) -> None:
         if not self.device.is_block_device():
             raise EngineUnavailable(f"store.device is {self.device}, which is no block device.")
+
+    def prepare(self, progress: Progress) -> None:
+        self._refuse_others()
         kind, label = (_probe(self.device, tag) for tag in ("TYPE", "LABEL"))
         if not kind and not _probe(self.device, "PTTYPE"):
             progress(f"store: making a btrfs file system on {self.device}")
@@ -85,20 +145,42 @@ class DeviceBacking:
     def is_at(self, target: Path) -> bool:
         return _mounted_device(target) == self.device.resolve()
 
+    def grow(self, target: Path, progress: Progress) -> None:
+        with self.device.open("rb") as device:
+            size = device.seek(0, os.SEEK_END)
+        if _is_smaller(target, size):
+            _fill(target, size, progress)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageBacking:
     """A sparse file: it takes the host's space only as it fills, and gives back what is deleted.
 
-    ``size_bytes`` None takes what is free above the floor. A file that exists keeps its size.
+    ``size_bytes`` None takes what is free above the floor. A file that exists grows to a larger ``size_bytes``, and
+    never gets smaller.
     """
 
     image: Path
     size_bytes: int | None
     floor_bytes: int
 
-    def prepare(self, progress: Progress) -> None:
+    @property
+    def kind(self) -> Kind:
+        return Kind.IMAGE
+
+    @property
+    def place(self) -> Path:
+        return self.image
+
+    def file_system(self) -> str | None:
         if self.image.exists():
+            return _probe(self.image, "UUID")
+        if self.image.is_symlink():
+            raise EngineUnavailable(f"{self.image} is a link to {self.image.readlink()}, which is not there: mount it.")
+        return None
+
+    def prepare(self, progress: Progress) -> None:
+        if self.file_system() is not None:
             return
         size = self._size()
         progress(f"store: making a btrfs file system of {size / GB:.0f} GB in {self.image} (sparse)")
@@ -132,6 +214,16 @@ class ImageBacking:
     def is_at(self, target: Path) -> bool:
         return self.image.exists() and _mounted_device(target) == find_device(self.image)
 
+    def grow(self, target: Path, progress: Progress) -> None:
+        status = self.image.stat()
+        possible = status.st_blocks * 512 + free_bytes(self.image.parent) - self.floor_bytes
+        size = max(status.st_size, min(self.size_bytes or 0, possible) // 4096 * 4096)
+        # Compared with the file system, and not with the file: an earlier growing may have been broken off in between.
+        if _is_smaller(target, size):
+            os.truncate(self.image, size)
+            fit_device(self.image)
+            _fill(target, size, progress)
+
 
 def free_bytes(folder: Path) -> int:
     """What may still be written to the file system of this folder."""
@@ -143,6 +235,17 @@ def total_bytes(folder: Path) -> int:
     """The size of the file system of this folder."""
     status = os.statvfs(folder)
     return status.f_blocks * status.f_frsize
+
+
+def _is_smaller(target: Path, size: int) -> bool:
+    """Whether the file system that is mounted there is smaller than what it lies on, but for what rounding takes."""
+    return total_bytes(target) < size // 4096 * 4096
+
+
+def _fill(target: Path, size: int, progress: Progress) -> None:
+    """Have the file system take all of its device, while it is in use."""
+    progress(f"store: growing to {size / GB:.0f} GB")
+    _run("btrfs", "filesystem", "resize", "max", str(target))
 
 
 def _mount_device(device: Path, target: Path) -> None:

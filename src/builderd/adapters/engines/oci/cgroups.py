@@ -187,16 +187,18 @@ class Cgroups:
         Raises ``TimeoutError`` when one does not die (it waits for a device).
         """
         deadline = time.monotonic() + _KILL_SECONDS
-        if self.version == 1:
-            with contextlib.suppress(FileNotFoundError):
-                _set(self._directory("pids", name) / "pids.max", "0")
         while processes := {pid for directory in self._directories(name) for pid in _processes(directory)}:
             if self.version == 2:
                 with contextlib.suppress(FileNotFoundError), _there():
                     (self._directory("pids", name) / "cgroup.kill").write_text("1")
-            for process in processes:
+            # Parents first: a shell tells of the death of what it waits for.
+            for process in sorted(processes):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
+            if self.version == 1:
+                # Not before the first blow: a shell that may not fork ends by itself, and its exit code would be told.
+                with contextlib.suppress(FileNotFoundError):
+                    _set(self._directory("pids", name) / "pids.max", "0")
             self._thaw_below(name)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes {processes} do not die")

@@ -17,10 +17,11 @@ import re
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from builderd.adapters.engines.oci.base_recipe import APP_UID
+from builderd.adapters.engines.oci.emptying import Emptying
 from builderd.adapters.engines.oci.mounts import mounted_roots
 from builderd.adapters.engines.oci.placement import place
 from builderd.adapters.engines.oci.settling import MARK, is_damaged
@@ -54,6 +55,7 @@ class Disks:
         self._lock = threading.Lock()
         self._deleted = 0
         self._scratch_lock = threading.Lock()
+        self._emptying = Emptying()
 
     def open(self) -> None:
         """Take stock after a start: what was half-made is removed, what stands is counted."""
@@ -63,8 +65,17 @@ class Disks:
             elif is_subvolume(path):
                 self._count(path)
                 _tidy(path)
+                self._empty_trash(path)
                 self._store.settling.adopt(path)
         self._store.quota.drop_unused()
+
+    def close(self) -> None:
+        """Use none of them any more. Idempotent."""
+        self._emptying.close()
+
+    def _empty_trash(self, path: Path) -> None:
+        if (path / TRASH).exists():
+            self._emptying.add(path / TRASH)
 
     def _count(self, path: Path) -> None:
         quota = self._store.quota
@@ -95,6 +106,8 @@ class Disks:
             (unfinished / MARK).unlink(missing_ok=True)
             _tidy(unfinished)
             self._limit(target, unfinished, size_bytes)
+        # However much its owner had just deleted: nobody waits for it.
+        self._empty_trash(self._path(target))
 
     def write_out(self, disk: DiskId) -> None:
         """Have the kernel write what it still holds in memory; a copy made soon after has little left to wait for."""
@@ -183,6 +196,13 @@ class Disks:
             "ask for a larger disk."
         )
 
+    def too_full_to_delete(self, disk: DiskId) -> TooLarge:
+        """For a folder that cannot be moved away."""
+        return TooLarge(
+            f"The builder's disk of {self.limit(disk) / GB:.3g} GB is full, and deleting this needs a little room: "
+            "delete single files first, or ask for a larger disk."
+        )
+
     def limit(self, disk: DiskId) -> int:
         """How many bytes it may hold."""
         quota = self._store.quota
@@ -226,7 +246,8 @@ class Disks:
         """
         mounted, count = mounted_roots(), 0
         for scratch in self._store.scratch.iterdir():
-            with self._scratch_lock:
+            # One that is not there any more went with its disk.
+            with self._scratch_lock, suppress(FileNotFoundError):
                 recent = time.time() - scratch.stat().st_mtime < unused_seconds
                 seen = any(f"/scratch/{scratch.name}/" in f"{root}/" for root in mounted)
                 if recent or seen or scratch.name in used:
@@ -258,11 +279,10 @@ def _make_private(path: Path) -> Path:
 
 
 def _tidy(disk: Path) -> None:
-    """Remove what a crash, or the moment of a copy, left on its way."""
-    for name in (INCOMING, TRASH):
-        if (disk / name).exists():
-            with folder(disk / name) as left:
-                clear(left)
+    """Remove what a crash, or the moment of a copy, caught on its way to its name: one file for each that was."""
+    if (disk / INCOMING).exists():
+        with folder(disk / INCOMING) as left:
+            clear(left)
 
 
 def _write_record(record: Path, text: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.oci.allocations import known_instance
 from builderd.adapters.engines.oci.apps import app_root, make_run
@@ -21,7 +22,7 @@ from builderd.adapters.engines.oci.reports import absent, make_report
 from builderd.adapters.engines.oci.root import Root
 from builderd.adapters.engines.oci.threads import to_its_end
 from builderd.domain.bundles import Bundle
-from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState
+from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
 from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
@@ -51,7 +52,8 @@ class OciEngine:
         self._machine: Machine | None = None
         self._readiness = Readiness(False, "waiting to be prepared")
         self._preparing = asyncio.Lock()
-        self._starting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        #: By disk; gone when nobody holds it.
+        self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._executions = Executions()
 
     # What the machine has
@@ -121,7 +123,8 @@ class OciEngine:
     # Housekeeping
 
     async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
-        return await asyncio.to_thread(self._collect, frozenset(keep), unused_seconds)
+        await self._here.runs.sweep()
+        return await to_its_end(self._collect, frozenset(keep), unused_seconds)
 
     def _collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
         here = self._here
@@ -137,34 +140,31 @@ class OciEngine:
     # Disks
 
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
-        await asyncio.to_thread(self._here.disks.create, disk, size_bytes)
+        await to_its_end(self._here.disks.create, disk, size_bytes)
 
     async def disk(self, disk: DiskId) -> DiskReport | None:
         return self._here.disks.report(disk)
 
     async def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
         self._refuse_while_used(disk)
-        await asyncio.to_thread(self._here.disks.put_bundle, disk, bundle, replaced)
+        await to_its_end(self._here.disks.put_bundle, disk, bundle, replaced)
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
-        await asyncio.to_thread(self._here.disks.mark_bundle, disk, bundle_hash)
+        await to_its_end(self._here.disks.mark_bundle, disk, bundle_hash)
 
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
-        await asyncio.to_thread(self._clone, source, target, size_bytes)
-
-    def _clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
         here, user = self._here, self._user(source)
+        clone = partial(here.disks.clone, source, target, size_bytes)
         if user is None:
-            here.disks.clone(source, target, size_bytes)
+            await to_its_end(clone)
             return
         # What is written out before need not be while everything stands still.
-        here.disks.write_out(source)
-        with here.runs.standing_still(user):
-            here.disks.clone(source, target, size_bytes)
+        await to_its_end(here.disks.write_out, source)
+        await here.runs.while_still(user, clone)
 
     async def delete_disk(self, disk: DiskId) -> None:
         self._refuse_while_used(disk)
-        await asyncio.to_thread(self._here.disks.delete, disk)
+        await to_its_end(self._here.disks.delete, disk)
 
     def _refuse_while_used(self, disk: DiskId) -> None:
         if self._user(disk):
@@ -209,7 +209,7 @@ class OciEngine:
     # Sandboxes
 
     async def start(self, spec: SandboxSpec) -> SandboxReport:
-        async with self._starting[spec.disk]:
+        async with self._starting.setdefault(spec.disk, asyncio.Lock()):
             report = await self.report(spec.id)
             if report.alive or report.state is SandboxState.EXITED:
                 return report
@@ -274,7 +274,7 @@ class OciEngine:
     async def thaw(self, sandbox: SandboxId) -> SandboxReport:
         # Visitors wait: it is looked at once.
         if record := self._running(sandbox):
-            return self._report(self._here.runs.thaw(record))
+            return self._report(await self._here.runs.thaw(record))
         return await self.report(sandbox)
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
@@ -308,7 +308,7 @@ class OciEngine:
         record = self._running(sandbox)
         if record is None:
             raise InvalidState("The sandbox does not run.")
-        self._here.runs.thaw(record)
+        await self._here.runs.thaw(record)
         async with self._executions.open(self._here.runs, record, spec) as process:
             yield process
 
@@ -317,8 +317,15 @@ class OciEngine:
         if record is None or (used := here.cgroups.usage(record.id)) is None:
             return None
         bytes_in, bytes_out = here.network.traffic(record.slot)
-        disk = await asyncio.to_thread(here.disks.usage, DiskId(record.disk))
+        disk = await asyncio.to_thread(self._disk_usage, DiskId(record.disk))
         return SandboxUsage(used.cpu_seconds, used.memory_bytes, disk, bytes_in, bytes_out, used.processes)
+
+    def _disk_usage(self, disk: DiskId) -> int:
+        """Blocks. 0 where someone took the disk away under the app: what else it uses is known all the same."""
+        try:
+            return self._here.disks.usage(disk)
+        except (NotFound, FileNotFoundError):
+            return 0
 
     async def read_log(
         self, sandbox: SandboxId, cursor: str = "", tail: int | None = None
@@ -329,7 +336,7 @@ class OciEngine:
         return await asyncio.to_thread(self._here.logs.read, sandbox, cursor, ended, tail)
 
     async def delete_logs(self, builder: BuilderId) -> None:
-        await asyncio.to_thread(self._here.logs.delete, builder)
+        await to_its_end(self._here.logs.delete, builder)
 
     # The end
 
@@ -346,12 +353,13 @@ class OciEngine:
             if known_instance(self._settings.data_dir) is None:
                 return
             machine = self._machine = await asyncio.to_thread(Machine, self._settings)
-            await machine.runs.open()
+            await machine.runs.open(connecting=False)
         self._readiness = Readiness(False, "being taken down")
         await asyncio.gather(*(_end(machine, record) for record in machine.runs.all()))
         machine.runs.close()
         machine.launcher.close()
         machine.files.close()
+        machine.disks.close()
         await asyncio.to_thread(machine.give_back)
         self._readiness = Readiness(False, "taken down")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from builderd.adapters.engines.oci import command
-from builderd.adapters.engines.oci.allocations import write_json
 from builderd.adapters.engines.oci.bundle import make_process
+from builderd.adapters.engines.oci.json_files import write_json
 from builderd.adapters.engines.oci.launching import Ended
 from builderd.adapters.engines.oci.processes import open_files
 from builderd.adapters.engines.oci.records import Record
@@ -213,13 +213,12 @@ class Execution:
 
         Under gVisor only the runtime's own command would hear of it, and leave the process to itself.
         """
-        if self._runtime.is_gvisor and not self._ended.done():
-            await self._kill_marked()
-        for stream in (self._input, self._output, self._errors):
-            if stream:
-                stream.close()
-        self._terminal = None
-        self._input = self._output = self._errors = None
+        try:
+            if self._runtime.is_gvisor and not self._ended.done():
+                with contextlib.suppress(EngineUnavailable):
+                    await self._kill_marked()
+        finally:
+            self._close_streams()
         await asyncio.wait({self._ended}, timeout=patience)
         with contextlib.suppress(EngineUnavailable):
             await self.kill()
@@ -227,6 +226,13 @@ class Execution:
         self._pid_file.unlink(missing_ok=True)
         if not self._runtime.is_gvisor:
             self._runs.cgroups.discard_inner(self._record.id, self._name)
+
+    def _close_streams(self) -> None:
+        for stream in (self._input, self._output, self._errors):
+            if stream:
+                stream.close()
+        self._terminal = None
+        self._input = self._output = self._errors = None
 
     # The port
 
@@ -281,20 +287,24 @@ class Execution:
     async def _kill_marked(self) -> None:
         """Under gVisor the host sees no processes: they are found inside, by a variable of their environment.
 
-        A process that took it off is not found, and where no more processes may be started nothing is.
+        A process that took it off is not found, and where no more processes may be started nothing is. With the sandbox
+        all of them are gone.
         """
         document = self._folder / f"{self._name}.kill.json"
         argv = ["/bin/sh", "-c", _KILL_MARKED, f"{_MARK}={self._name}"]
-        write_json(document, make_process(argv, _ENV, "/", self._process(())["user"]["uid"], open_files()))
         try:
-            pid_file = document.with_suffix(".pid")
+            write_json(document, make_process(argv, _ENV, "/", self._process(())["user"]["uid"], open_files()))
+        except FileNotFoundError:
+            return
+        pid_file = document.with_suffix(".pid")
+        try:
             killer = command.execute(self._runtime, self._record.id, document, pid_file)
             killing = self._runs.launcher.run(killer, env=_ENV, mounts=around(self._runtime), name=document.stem)
             await asyncio.wait_for(killing, _KILLER_SECONDS)
         except TimeoutError:
             await self._runs.launcher.kill(document.stem)
         finally:
-            document.unlink()
+            document.unlink(missing_ok=True)
             pid_file.unlink(missing_ok=True)
 
 

@@ -83,9 +83,14 @@ class Exits:
             self._subscribers.discard(queue)
 
     async def _await_death(self, name: str, process: Process) -> None:
-        await process.wait()
-        if not await self.wait(name, _SHIM_SECONDS):
-            self._tell(name)
+        try:
+            await process.wait()
+            if not await self.wait(name, _SHIM_SECONDS):
+                self._tell(name)
+        finally:
+            # One that ended before it was watched is told of no more.
+            if self._watches.get(name) is asyncio.current_task():
+                del self._watches[name]
 
     def _read_events(self) -> None:
         assert self._inotify is not None

@@ -13,13 +13,14 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from builderd.adapters.engines.oci import tree
 from builderd.adapters.engines.oci.disks import APP_OWNER, Disks
 from builderd.adapters.engines.oci.subvolumes import folder
-from builderd.domain.errors import EngineUnavailable
+from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.files import Condition, FileEntry, FileKind, FilePage
 from builderd.domain.ids import DiskId
 
@@ -98,7 +99,7 @@ class Files:
         executable: bool | None,
     ) -> tuple[FileEntry, bool]:
         await self._run(self._check, disk, path, condition)
-        with self._full_disk_told(disk), folder(self._disks.incoming(disk)) as staging:
+        with self._full_disk_told(self._disks.too_full, disk), folder(self._disks.incoming(disk)) as staging:
             if size is not None and size > self._disks.limit(disk):
                 raise OSError(errno.EDQUOT, "larger than the disk")
             flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
@@ -124,22 +125,28 @@ class Files:
 
     async def delete(self, disk: DiskId, path: str, condition: Condition, recursive: bool) -> None:
         def work() -> None:
-            with self._root(disk) as root, folder(self._disks.trash(disk)) as trash:
+            with self._full_disk_told(self._disks.too_full_to_delete, disk), self._root(disk) as root:
                 with self._changing:
-                    tree.delete(root, path, condition, trash, recursive=recursive)
-                if recursive:
-                    tree.clear(trash)
+                    moved = tree.delete(root, path, condition, partial(self._trash, disk), recursive=recursive)
+                if moved:
+                    with self._trash(disk) as trash:
+                        tree.clear(trash)
 
         await self._run(work)
 
     @contextmanager
-    def _full_disk_told(self, disk: DiskId) -> Iterator[None]:
+    def _trash(self, disk: DiskId) -> Iterator[int]:
+        with folder(self._disks.trash(disk)) as trash:
+            yield trash
+
+    @contextmanager
+    def _full_disk_told(self, told: Callable[[DiskId], BuilderdError], disk: DiskId) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if error.errno not in (errno.EDQUOT, errno.ENOSPC, errno.EFBIG):
                 raise
-            raise self._disks.too_full(disk) from error
+            raise told(disk) from error
 
     async def archive(self, disk: DiskId) -> AsyncGenerator[bytes]:
         app = self._disks.app(disk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import NamedTuple
 INTERVAL = 1.0
 #: The file never changes its length, so that writing it again touches nothing else of the file system.
 LENGTH = 80
+
+log = logging.getLogger(__name__)
 
 
 class Beat(NamedTuple):
@@ -26,6 +29,8 @@ class Heartbeat:
         self._boot = boot
         self._now = now
         self._task: asyncio.Task[None] | None = None
+        #: Whether the last one could not be written.
+        self._fails = False
 
     def last(self) -> Beat | None:
         """The last one that is on disk."""
@@ -57,6 +62,17 @@ class Heartbeat:
 
     async def _go_on(self, is_busy: Callable[[], bool]) -> None:
         while True:
+            await self._try(is_busy)
+            await asyncio.sleep(INTERVAL)
+
+    async def _try(self, is_busy: Callable[[], bool]) -> None:
+        """Where it fails, as on a disk that is full or does not answer, the next one makes up for it."""
+        try:
             if is_busy():
                 await asyncio.to_thread(self.beat)
-            await asyncio.sleep(INTERVAL)
+        except OSError:
+            if not self._fails:
+                log.warning("the heartbeat cannot be kept in %s; it is tried again", self._file, exc_info=True)
+            self._fails = True
+        else:
+            self._fails = False

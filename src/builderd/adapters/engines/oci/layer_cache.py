@@ -63,4 +63,4 @@ class LayerCache:
     def copy_to(self, target: Path, size_bytes: int) -> None:
         """A copy to throw away: made in an instant, shares every block, takes this much of its own."""
         snapshot(self.path, target)
-        self._store.quota.limit(target, size_bytes)
+        self._store.quota.limit_copy(target, size_bytes)

@@ -36,7 +36,7 @@ Progress = Callable[[str], None]
 #: Root inside owns what is root's on the disk.
 LAYER_UID = 0
 MAX_LAYER, MIN_LAYER, MAX_CACHE = 10 * GB, GB // 4, 10 * GB
-#: Neither takes more than this part of a small store.
+#: Neither takes more than this part of a small store, and a layer being made no more than a part of what is left.
 SHARE = 0.25
 
 #: The last lines of a build, for whoever explains its failure; and how much of it is told as it goes.
@@ -170,7 +170,7 @@ class Layers:
 
     def _copy(self, build: Build, layer: Path) -> None:
         snapshot(layer, build.layer)
-        self._store.quota.limit(build.layer, build.size)
+        self._store.quota.limit_copy(build.layer, build.size)
         _write_inputs(build.input, {})
 
     async def _make(self, build: Build, key: str, steps: tuple[BuildStep, ...], progress: Progress) -> BuildOutcome:

@@ -29,6 +29,7 @@ _LOOK = ProcessSpec(("cat", "/proc/net/tcp", "/proc/net/tcp6"), joined=True)
 class Listeners:
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
+        #: What was seen inside gVisor, and when; what is older than a look may be is dropped.
         self._looks: dict[str, tuple[float, Sockets]] = {}
 
     async def of(self, record: Record) -> Sockets:
@@ -45,7 +46,9 @@ class Listeners:
         looked_at, sockets = self._looks.get(record.id, (0.0, frozenset()))
         if time.monotonic() - looked_at > _LOOK_SECONDS:
             sockets = await self._look(record)
-            self._looks[record.id] = (time.monotonic(), sockets)
+            now = time.monotonic()
+            self._looks = {name: look for name, look in self._looks.items() if now - look[0] <= _LOOK_SECONDS}
+            self._looks[record.id] = (now, sockets)
         return sockets
 
     async def _look(self, record: Record) -> Sockets:

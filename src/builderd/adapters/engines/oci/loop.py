@@ -16,6 +16,7 @@ from pathlib import Path
 
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_GET_STATUS64 = 0x4C05
+_LOOP_SET_CAPACITY = 0x4C07
 _LOOP_CTL_GET_FREE = 0x4C82
 _AUTOCLEAR, _DIRECT_IO = 4, 16
 _CONFIG_BYTES, _STATUS_BYTES = 304, 232
@@ -53,6 +54,13 @@ def find_device(image: Path) -> Path | None:
         if _backing_file(device) == (status.st_dev, status.st_ino):
             return device
     return None
+
+
+def fit_device(image: Path) -> None:
+    """Have the file's device be as large as the file by now, also while it is mounted."""
+    if path := find_device(image):
+        with path.open("rb") as device:
+            fcntl.ioctl(device, _LOOP_SET_CAPACITY)
 
 
 def _backing_file(device: Path) -> tuple[int, int] | None:

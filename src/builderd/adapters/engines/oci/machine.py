@@ -36,6 +36,7 @@ from builderd.adapters.engines.oci.slots import Addresses, Slots
 from builderd.adapters.engines.oci.store import Store, StoreOptions
 from builderd.adapters.engines.oci.threads import to_its_end
 from builderd.adapters.engines.oci.tools import Tools
+from builderd.domain.equipment import SEARCH_PATH
 from builderd.domain.errors import EngineUnavailable
 from builderd.ports.engine import Progress
 
@@ -70,7 +71,7 @@ class Machine:
         self.run_dir = RUN_DIR / self.allocation.id
         self.addresses = Addresses(self.allocation.network)
         self.runtimes = find_runtimes(self.run_dir / "state")
-        self.store = Store(settings.data_dir, self.run_dir / "store", settings.store)
+        self.store = Store(settings.data_dir, self.run_dir / "store", settings.store, self.allocation.id)
         self.disks = Disks(self.store)
         self.files = Files(self.disks)
         self.logs = Logs(settings.data_dir / "logs")
@@ -81,7 +82,7 @@ class Machine:
         places = Places(self.run_dir, self.store.root, seccomp())
         records, slots = (
             Records(settings.data_dir, settings.now, settings.at),
-            Slots(self.allocation.blocks, self._grow),
+            Slots(self.allocation.blocks, self._grow, self.run_dir / "slot"),
         )
         heartbeat = Heartbeat(settings.data_dir / "heartbeat", boot_id(), settings.now)
         self.runs = Runs(places, records, self.launcher, self.cgroups, self.network, slots, self.runtimes, heartbeat)
@@ -157,6 +158,7 @@ class Machine:
         self.runs.close()
         self.launcher.close()
         self.files.close()
+        self.disks.close()
         self.store.release()
 
     def give_back(self) -> None:
@@ -177,7 +179,7 @@ def find_runtimes(state: Path) -> Mapping[str, Runtime]:
 
 
 def _find(name: str) -> str | None:
-    return shutil.which(name, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    return shutil.which(name, path=SEARCH_PATH)
 
 
 def seccomp() -> Mapping[str, object]:
@@ -199,5 +201,5 @@ def refuse_without_needs(runtimes: Mapping[str, Runtime]) -> None:
     if "standard" not in runtimes:
         raise EngineUnavailable("Neither crun nor runc is installed: apt-get install crun.")
     for program, package in ((CONMON, "conmon"), ("nft", "nftables"), ("mkfs.btrfs", "btrfs-progs")):
-        if not shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin"):
+        if not shutil.which(program, path=SEARCH_PATH):
             raise EngineUnavailable(f"{program} is not installed: apt-get install {package}.")

@@ -1,6 +1,6 @@
 """The few rtnetlink requests that a sandbox's network needs, each answered by the kernel before it returns.
 
-Why not a library: see docs/adr/0041. Formats: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,veth}.h.
+Why not a library: see docs/adr/0041. Formats: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,neighbour,veth}.h.
 Standard library only, since the launcher uses it.
 """
 
@@ -13,7 +13,7 @@ import struct
 from types import TracebackType
 from typing import Self
 
-_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE = 16, 17, 20, 24
+_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE, _DELNEIGH = 16, 17, 20, 24, 29
 _REQUEST_ACK = 0x1 | 0x4
 _CREATE_EXCL = 0x400 | 0x200
 _ERROR = 2
@@ -24,6 +24,7 @@ _VETH_INFO_PEER = 1
 _IFLA_BRPORT_ISOLATED = 33
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_OIF, _RTA_GATEWAY = 4, 5
+_NDA_DST = 1
 _IFF_UP = 1
 _NESTED = 0x8000
 
@@ -49,16 +50,16 @@ class Netlink:
 
     def create_bridge(self, name: str, mac: bytes, mtu: int) -> None:
         """A bridge with an address of its own, since one that follows its ports changes under its users."""
-        info = _attribute(_IFLA_INFO_KIND, b"bridge")
-        body = _link() + _text(_IFLA_IFNAME, name) + _attribute(_IFLA_ADDRESS, mac) + _number(_IFLA_MTU, mtu)
-        self._request(_NEWLINK, _CREATE_EXCL, body + _attribute(_IFLA_LINKINFO, info))
+        info = attribute(_IFLA_INFO_KIND, b"bridge")
+        body = _link() + _text(_IFLA_IFNAME, name) + attribute(_IFLA_ADDRESS, mac) + _number(_IFLA_MTU, mtu)
+        self._request(_NEWLINK, _CREATE_EXCL, body + attribute(_IFLA_LINKINFO, info))
 
     def create_veth(self, name: str, bridge: int, peer: str, peer_mac: bytes, peer_namespace: int, mtu: int) -> None:
         """A link from the bridge into the namespace behind a descriptor, where its end is called ``peer``."""
         end = _link() + _text(_IFLA_IFNAME, peer) + _number(_IFLA_MTU, mtu) + _number(_IFLA_NET_NS_FD, peer_namespace)
-        end += _attribute(_IFLA_ADDRESS, peer_mac)
-        data = _attribute(_IFLA_INFO_DATA | _NESTED, _attribute(_VETH_INFO_PEER | _NESTED, end))
-        info = _attribute(_IFLA_LINKINFO, _attribute(_IFLA_INFO_KIND, b"veth") + data)
+        end += attribute(_IFLA_ADDRESS, peer_mac)
+        data = attribute(_IFLA_INFO_DATA | _NESTED, attribute(_VETH_INFO_PEER | _NESTED, end))
+        info = attribute(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, b"veth") + data)
         body = _link() + _text(_IFLA_IFNAME, name) + _number(_IFLA_MTU, mtu) + _number(_IFLA_MASTER, bridge)
         self._request(_NEWLINK, _CREATE_EXCL, body + info)
 
@@ -77,21 +78,31 @@ class Netlink:
 
     def isolate_port(self, index: int) -> None:
         """Let this bridge port exchange frames with the bridge itself only, never with another isolated port."""
-        data = _attribute(_IFLA_INFO_SLAVE_DATA | _NESTED, _attribute(_IFLA_BRPORT_ISOLATED, b"\1"))
-        info = _attribute(_IFLA_INFO_SLAVE_KIND, b"bridge") + data
-        self._request(_NEWLINK, 0, _link(index) + _attribute(_IFLA_LINKINFO, info))
+        data = attribute(_IFLA_INFO_SLAVE_DATA | _NESTED, attribute(_IFLA_BRPORT_ISOLATED, b"\1"))
+        info = attribute(_IFLA_INFO_SLAVE_KIND, b"bridge") + data
+        self._request(_NEWLINK, 0, _link(index) + attribute(_IFLA_LINKINFO, info))
 
     def add_address(self, index: int, ip: str, prefix: int) -> None:
         address = socket.inet_aton(ip)
         body = struct.pack("BBBBI", socket.AF_INET, prefix, 0, 0, index)
-        body += _attribute(_IFA_LOCAL, address) + _attribute(_IFA_ADDRESS, address)
+        body += attribute(_IFA_LOCAL, address) + attribute(_IFA_ADDRESS, address)
         self._request(_NEWADDR, _CREATE_EXCL, body)
 
     def add_default_route(self, gateway: str, index: int) -> None:
         main_table, static, universe, unicast = 254, 4, 0, 1
         body = struct.pack("BBBBBBBBI", socket.AF_INET, 0, 0, 0, main_table, static, universe, unicast, 0)
-        body += _attribute(_RTA_GATEWAY, socket.inet_aton(gateway)) + _number(_RTA_OIF, index)
+        body += attribute(_RTA_GATEWAY, socket.inet_aton(gateway)) + _number(_RTA_OIF, index)
         self._request(_NEWROUTE, _CREATE_EXCL, body)
+
+    def forget_neighbour(self, index: int, ip: str) -> None:
+        """Who has the address on this link, and what waits to be sent there. Nothing happens where none is known."""
+        state, flags, kind = 0, 0, 0
+        body = struct.pack("BxxxiHBB", socket.AF_INET, index, state, flags, kind)
+        try:
+            self._request(_DELNEIGH, 0, body + attribute(_NDA_DST, socket.inet_aton(ip)))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
 
     def _request(self, kind: int, flags: int, body: bytes) -> None:
         self._sequence += 1
@@ -108,14 +119,15 @@ def _link(index: int = 0, flags: int = 0) -> bytes:
     return struct.pack("BxHiII", socket.AF_UNSPEC, 0, index, flags, flags)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """struct nlattr, padded."""
     length = len(value) + 4
     return struct.pack("HH", length, kind) + value + bytes(-length % 4)
 
 
 def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("I", value))
+    return attribute(kind, struct.pack("I", value))
 
 
 def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+    return attribute(kind, value.encode() + b"\0")

@@ -7,16 +7,19 @@ import errno
 import logging
 import socket
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+from builderd.adapters.engines.oci import conntrack
 from builderd.adapters.engines.oci.allocations import PREFIX, bridge_name
+from builderd.adapters.engines.oci.conntrack import NoConntrack
 from builderd.adapters.engines.oci.netlink import Netlink
 from builderd.adapters.engines.oci.nft import Policy, make_rules, table_name
 from builderd.adapters.engines.oci.resolvers import parse_nameservers
-from builderd.adapters.engines.oci.slots import Addresses
+from builderd.adapters.engines.oci.slots import MAX_SLOTS, Addresses
 from builderd.domain.errors import EngineUnavailable
 
 log = logging.getLogger(__name__)
@@ -42,6 +45,8 @@ class Network:
         self.mtu = _DEFAULT_MTU
         self._instance = instance
         self._egress = egress
+        #: Whether the kernel was not yet found unable to forget flows.
+        self._can_forget = True
 
     def open(self) -> None:
         """Make what is missing and set the rules anew. Idempotent. Raises ``EngineUnavailable``."""
@@ -53,6 +58,7 @@ class Network:
         except OSError as error:
             raise EngineUnavailable(f"The sandboxes' network cannot be made: {error}.") from error
         self._open_firewall(self._policy())
+        self._forget_the_gone()
 
     def _open_firewall(self, policy: Policy) -> None:
         try:
@@ -113,12 +119,38 @@ class Network:
         return master.exists() and master.resolve().name == self.bridge
 
     def forget(self, ip: str) -> None:
-        """Count what a sandbox left behind no more, or the next one with its address would have to pay for it.
+        """Forget what a sandbox left open, or the next one with its address would pay for it and hear from its peers.
 
-        The kernel tracks what nobody ended for up to five days.
+        The kernel tracks what nobody ended for up to five days, and for as long as the other side goes on. Blocks.
         """
         element = ["nft", "delete", "element", "inet", table_name(self._instance), "flows", f"{{ {ip} }}"]
         subprocess.run(element, capture_output=True, check=False)
+        self._forget(lambda: conntrack.forget(ip))
+        try:
+            bridge = socket.if_nametoindex(self.bridge)
+        except OSError:
+            return  # with the bridge all its neighbours are gone
+        # What came for it after its link went waits in the kernel for somebody to have the address.
+        with Netlink() as netlink:
+            netlink.forget_neighbour(bridge, ip)
+
+    def _forget_the_gone(self) -> None:
+        """The same for all that have no link: with some that went, the service before did not get to it."""
+        try:
+            links = {link.name for link in Path("/sys/class/net", self.bridge, "brif").iterdir()}
+            slots = [slot for slot in range(MAX_SLOTS) if self.link_name(slot) in links]
+            known = [self.addresses.of(slot, egress) for slot in slots for egress in (True, False)]
+            self._forget(lambda: conntrack.forget_others(self.addresses.subnet, [self.addresses.gateway, *known]))
+        except OSError:
+            log.warning("what sandboxes left open that are gone is not forgotten", exc_info=True)
+
+    def _forget(self, call: Callable[[], int]) -> None:
+        try:
+            call()
+        except NoConntrack as error:
+            if self._can_forget:
+                log.warning("the peers of a sandbox reach the next one with its address, in this kernel: %s", error)
+            self._can_forget = False
 
     def traffic(self, slot: int) -> tuple[int, int]:
         """Bytes into and out of the sandbox in this slot."""

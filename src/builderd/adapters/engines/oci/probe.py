@@ -12,7 +12,7 @@ from pathlib import Path
 from builderd.adapters.engines.oci.nft import COUNTING
 from builderd.adapters.engines.oci.reclaiming import swaps_to_zram
 from builderd.adapters.engines.oci.seccomp import PROFILE
-from builderd.domain.equipment import Equipment
+from builderd.domain.equipment import SEARCH_PATH, Equipment
 from builderd.domain.resources import GB
 
 #: (program, Debian package, what its lack costs, whether nothing goes without it)
@@ -22,6 +22,7 @@ PROGRAMS = (
     ("mkfs.btrfs", "btrfs-progs", "there is nowhere to keep disks", True),
     ("mmdebstrap", "mmdebstrap", "the base root file system cannot be made", True),
     ("runc", "runc", "none where crun is there; it starts sandboxes some 30 ms slower", False),
+    ("restic", "restic", "apps have no backups", False),
     ("runsc", "runsc", '"isolation": "strong" is refused', False),
 )
 #: The kernel that first had simple quotas on btrfs.
@@ -34,25 +35,29 @@ def examine(data_dir: Path) -> Sequence[Equipment]:
 
 
 def _runtime() -> Equipment:
-    found = next((name for name in ("crun", "runc") if shutil.which(name)), None)
+    found = _find("crun") or _find("runc")
     cost = "no sandbox can be started: apt-get install crun"
     return Equipment("runtime", found is not None, _version(found) if found else "neither crun nor runc", cost, True)
 
 
 def _program(name: str, package: str, cost: str, vital: bool) -> Equipment:
-    path = shutil.which(name)
-    detail = _version(name) if path else "not installed"
+    path = _find(name)
+    detail = _version(path) if path else "not installed"
     return Equipment(name, path is not None, detail, f"{cost}: apt-get install {package}", vital)
+
+
+def _find(name: str) -> str | None:
+    return shutil.which(name, path=SEARCH_PATH)
 
 
 def _version(program: str) -> str:
     """The first line that says a number, or where the program lies."""
     try:
         done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return "it does not run"
     lines = (done.stdout + done.stderr).splitlines()
-    return next((line.strip() for line in lines if re.search(r"\d", line)), shutil.which(program) or program)
+    return next((line.strip() for line in lines if re.search(r"\d", line)), program)
 
 
 def _kernel() -> Sequence[Equipment]:
@@ -74,7 +79,7 @@ def _kernel() -> Sequence[Equipment]:
 def _counting() -> Equipment:
     """Asked by a table that is checked and not made."""
     cost = "one sandbox can use up the connections of all (CONFIG_NFT_CONNLIMIT)"
-    ask = ["nft", "--check", "-f", "-"]
+    ask = [_find("nft") or "nft", "--check", "-f", "-"]
     try:
         done = subprocess.run(ask, input=COUNTING, capture_output=True, text=True, check=False)
     except OSError:

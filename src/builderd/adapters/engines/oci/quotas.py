@@ -10,20 +10,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import struct
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
 from builderd.adapters.engines.oci.subvolumes import (
     ROOT_INODE,
     delete_subvolume,
+    file_system_uuid,
     folder,
     is_subvolume,
     subvolume_exists,
     subvolume_number,
 )
 
-_FS_INFO = 0x8400941F
 _QUOTA_CTL = 0xC0109428
 _QGROUP_ASSIGN = 0x40189429
 _QGROUP_CREATE = 0x4010942A
@@ -59,6 +58,10 @@ class Quota:
                 self._adopt(root, group)
             fcntl.ioctl(root, _QGROUP_LIMIT, struct.pack("=6Q", group, _LIMIT_REFERENCED, size_bytes, 0, 0, 0))
         return group
+
+    def limit_copy(self, subvolume: Path, size_bytes: int) -> int:
+        """Let so much be written to a copy that was just made: with the older accounting what it shares counts too."""
+        return self.limit(subvolume, self.used(self.group(subvolume)) + size_bytes)
 
     def delete(self, subvolume: Path) -> None:
         """Delete it and what is inside. Where the limit is reached, that would be refused, so it is lifted first."""
@@ -126,11 +129,7 @@ def _enable(root: int) -> None:
 
 
 def _groups_folder(root: Path) -> Path:
-    buffer = bytearray(1024)
-    with folder(root) as descriptor:
-        fcntl.ioctl(descriptor, _FS_INFO, buffer)
-    identity = uuid.UUID(bytes=bytes(buffer[16:32]))
-    return Path("/sys/fs/btrfs") / str(identity) / "qgroups"
+    return Path("/sys/fs/btrfs") / file_system_uuid(root) / "qgroups"
 
 
 def _mode(groups: Path) -> str:

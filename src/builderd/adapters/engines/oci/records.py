@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from builderd.adapters.engines.oci.allocations import write_json
+from builderd.adapters.engines.oci.json_files import write_json
 from builderd.adapters.engines.oci.processes import Process
 
 _NAME = re.compile(r"[0-9a-f]{1,64}")
@@ -78,7 +78,7 @@ class Records:
         return self._root / name
 
     def all(self) -> Iterator[Record]:
-        """Those that are whole."""
+        """Those that are whole; what a power cut left of others is removed."""
         for folder in sorted(self._root.iterdir()) if self._root.exists() else ():
             if record := self._load(folder):
                 yield record
@@ -112,11 +112,14 @@ class Records:
         """Whether the shim saw the kernel kill a process of it for memory."""
         return (self.folder(name) / "oom").exists()
 
-    @staticmethod
-    def _load(folder: Path) -> Record | None:
+    def _load(self, folder: Path) -> Record | None:
         try:
             fields = json.loads((folder / "record.json").read_text())
         except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            # A power cut came before it was on the disk, so nothing of that sandbox runs any more.
+            self.remove(folder.name)
             return None
         for name in ("process", "shim"):
             fields[name] = Process(**fields[name]) if fields[name] else None

@@ -30,12 +30,12 @@ def make_report(
     if record.started_at is None:
         return SandboxReport(sandbox, builder, SandboxState.PARTIAL)
     started = moment(record.started_at)
+    frozen_at, thawed_at = _moment(record.frozen_at), _moment(record.thawed_at)
     if running:
         state = SandboxState.FROZEN if frozen else SandboxState.RUNNING
-        frozen_at, thawed_at = _moment(record.frozen_at), _moment(record.thawed_at)
         return SandboxReport(sandbox, builder, state, record.ip, started, None, frozen_at, thawed_at, oom)
     end = make_end(record, exit_, oom, boot)
-    return SandboxReport(sandbox, builder, SandboxState.EXITED, None, started, end, out_of_memory=oom)
+    return SandboxReport(sandbox, builder, SandboxState.EXITED, None, started, end, frozen_at, thawed_at, oom)
 
 
 def _moment(seconds: float | None) -> datetime | None:

@@ -16,6 +16,8 @@ from builderd.adapters.engines.oci.quotas import Quota
 from builderd.domain.errors import NoCapacity
 from builderd.domain.resources import GB
 
+#: Who takes some takes no more than this part of what is left, so that others find room beside it.
+SOME = 0.25
 #: What btrfs needs for itself: near the end it can be too full to delete.
 RESERVE = GB // 2
 
@@ -79,10 +81,10 @@ class Room:
             self._claims[name] = Claim(size_bytes, known.group)
 
     def claim_some(self, name: str, least: int, most: int) -> int:
-        """Reserve as much as there is between the two; how many bytes. Raises ``NoCapacity`` below the least."""
+        """Reserve a part of what is left, between the two; how many bytes. Raises ``NoCapacity`` below the least."""
         with self._lock:
             available = int(self._ground.free() * self._overcommit) - self._unused()
-            size = max(least, min(most, available))
+            size = max(least, min(most, int(available * SOME)))
             self._check(size)
             self._claims[name] = Claim(size)
             return size
@@ -122,7 +124,7 @@ class Room:
         free = max(self._ground.free(), 0)
         return NoCapacity(
             f"The store has no room for {more / GB:.3g} GB more: {free / GB:.1f} GB are free, of which "
-            f"{promised / GB:.1f} GB are promised. Ask for a smaller disk, delete a builder, or give the store "
-            "more room (store.device, store.size).",
+            f"{promised / GB:.1f} GB are promised. Ask for a smaller disk, delete a builder, or enlarge the store "
+            "(a larger store.size, or its block device; then a restart).",
             data={"wanted": more, "free": free, "promised": promised},
         )

@@ -13,19 +13,20 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.oci import command, exec_fifo, secret_files
-from builderd.adapters.engines.oci.allocations import write_json
 from builderd.adapters.engines.oci.bundle import Container, make_config
 from builderd.adapters.engines.oci.cgroups import Cgroups
 from builderd.adapters.engines.oci.command import Runtime
 from builderd.adapters.engines.oci.exits import Exits
 from builderd.adapters.engines.oci.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.host_files import write_own_files
+from builderd.adapters.engines.oci.json_files import write_json
 from builderd.adapters.engines.oci.launching import Ended, Launcher
 from builderd.adapters.engines.oci.network import Network
 from builderd.adapters.engines.oci.pipes import read_line
@@ -116,11 +117,18 @@ class Runs:
         self._slots = slots
         self._runtimes = runtimes
         self._known: dict[str, Record] = {}
+        #: Builds and tools of an earlier service, for as long as they cannot be ended.
+        self._left_over: dict[str, Record] = {}
+        #: Held while one is told to stand still or to go on, and while others count on that it stands still.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._warming: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
-    async def open(self) -> None:
-        """Adopt what runs, and remove what no service can use any more. Needs a running event loop."""
+    async def open(self, *, connecting: bool = True) -> None:
+        """Adopt what runs, and remove what no service can use any more. Needs a running event loop.
+
+        ``connecting``: what lost its link gets another one, for which there must be a network.
+        """
         self.records.open()
         (self.places.run_dir / "sandboxes").mkdir(mode=0o711, parents=True, exist_ok=True)
         self.exits.open()
@@ -128,11 +136,22 @@ class Runs:
             self._known[record.id] = record
             if record.boot == boot_id():
                 self._slots.occupy(record.slot, record.id)
-                await self._adopt(record)
-            self._note_last_beat(record)
+                await self._adopt(record, connecting=connecting)
+            self._note_last_beat(self._known[record.id])
             if record.is_build:
-                await self.remove(record)
+                self._left_over[record.id] = record
+        await self.sweep()
         self.heartbeat.start(lambda: any(self.is_running(record) for record in self._known.values()))
+
+    async def sweep(self) -> None:
+        """End the builds and tools of the service before. What cannot be killed now is kept for the next sweep."""
+        for record in list(self._left_over.values()):
+            try:
+                await self.remove(record)
+            except TimeoutError as error:
+                log.warning("what is left of build %s keeps its slot: %s", record.id, error)
+            else:
+                self._left_over.pop(record.id, None)
 
     def _note_last_beat(self, record: Record) -> None:
         """Of one that ended unseen, while no service or no machine ran: before the heartbeat goes on."""
@@ -142,7 +161,7 @@ class Runs:
         if record.seen_at is None and last is not None and last.boot == record.boot:
             self._save(replace(record, seen_at=last.at))
 
-    async def _adopt(self, record: Record) -> None:
+    async def _adopt(self, record: Record, *, connecting: bool) -> None:
         process = record.process
         if process is None or not process.alive:
             return
@@ -150,10 +169,12 @@ class Runs:
             record = self._save(replace(record, started_at=self.records.now()))
         if record.started_at is not None:
             self.exits.watch(record.id, process)
-        await self._connect_again(record)
-        if not _counts_as_frozen(record):
-            # A service that died while it copied the disk left it standing still.
-            self.cgroups.thaw(record.id)
+        if connecting:
+            await self._connect_again(record)
+        record = self._newest(record)
+        if not self.is_frozen(record):
+            # A service that died while it copied the disk left it standing still, or on the way to being frozen.
+            self._go_on(record)
 
     async def _connect_again(self, record: Record) -> None:
         """Whoever tidied up the host's network took the link away, or the bridge at its other end."""
@@ -161,7 +182,11 @@ class Runs:
             return
         log.warning("sandbox %s lost its link to the network and gets another", record.id)
         if self.runtime(record).is_gvisor:
-            await self.stop(record, 0)  # its own network stack took over the link that it began with
+            # Its own network stack took over the link that it began with.
+            try:
+                await self.stop(record, 0)
+            except TimeoutError as error:
+                log.warning("sandbox %s cannot be ended: %s", record.id, error)
             return
         egress = self.network.addresses.of(record.slot, egress=True) == record.ip
         assert record.process, "it lives"
@@ -204,9 +229,7 @@ class Runs:
 
     async def start(self, run: Run) -> Record:
         """Make it and let it run. Raises ``EngineUnavailable`` and leaves nothing when that fails."""
-        slot = self._slots.take(run.id)
-        ip = self.network.addresses.of(slot, run.egress)
-        record = self._save(Record(run.id, run.owner, run.disk, run.runtime.name, slot, ip, run.port, boot_id()))
+        record = self._begin(run)
         try:
             with self.cgroups.moves.expected():
                 record = await self._create(run, record)
@@ -217,6 +240,17 @@ class Runs:
         self._stop_warming()
         self._warming = asyncio.get_running_loop().create_task(self._warm(run.root.owners))
         return record
+
+    def _begin(self, run: Run) -> Record:
+        """A slot, and the record that has it from now on."""
+        slot = self._slots.take(run.id)
+        try:
+            ip = self.network.addresses.of(slot, run.egress)
+            return self._save(Record(run.id, run.owner, run.disk, run.runtime.name, slot, ip, run.port, boot_id()))
+        except BaseException:
+            self._slots.give_back(slot, run.id)
+            self.records.remove(run.id)
+            raise
 
     def _stop_warming(self) -> None:
         if self._warming:
@@ -327,19 +361,23 @@ class Runs:
     def is_frozen(self, record: Record) -> bool:
         return _counts_as_frozen(record) and self.cgroups.is_frozen(record.id)
 
-    @contextlib.contextmanager
-    def standing_still(self, record: Record) -> Iterator[None]:
-        """Nothing in it goes on meanwhile, a matter of milliseconds. Blocks.
+    async def while_still(self, record: Record, work: Callable[[], None]) -> None:
+        """Do the work in a thread while nothing in the sandbox goes on, a matter of milliseconds.
 
-        Not written down: a service that starts has everything go on that was not frozen to stay so. Raises
-        ``EngineUnavailable`` when one of its processes does not stand still; then it goes on.
+        Whoever wants it frozen or thawed waits for that. Not written down: a service that starts has everything go on
+        that was not frozen to stay so. Raises ``EngineUnavailable`` when one of its processes does not stand still;
+        then it goes on.
         """
-        if self.is_frozen(record):
-            yield
+        async with self._turn(record):
+            await to_its_end(self._do_while_still, self._newest(record), work)
+
+    def _do_while_still(self, record: Record, work: Callable[[], None]) -> None:
+        if self.is_frozen(record) or not self.is_running(record):
+            work()
             return
         try:
             self._stand_still(record)
-            yield
+            work()
         finally:
             self.cgroups.thaw(record.id)
 
@@ -354,27 +392,45 @@ class Runs:
 
         Raises ``EngineUnavailable`` when one of its processes does not stand still; then it goes on.
         """
-        if self.is_frozen(record):
-            return
-        self._save(replace(record, frozen_at=self.records.now()))
-        try:
-            await asyncio.to_thread(self.cgroups.freeze, record.id)
-        except (TimeoutError, FileNotFoundError) as error:
-            raise EngineUnavailable(f"The sandbox could not be frozen: {error}.") from error
-        self.reclaiming.begin(record.id)
+        async with self._turn(record):
+            record = self._newest(record)
+            if self.is_frozen(record) or not self.is_running(record):
+                return
+            record = self._save(replace(record, frozen_at=self.records.now()))
+            try:
+                await to_its_end(self.cgroups.freeze, record.id)
+            except (TimeoutError, FileNotFoundError) as error:
+                if self.is_running(record):
+                    self._go_on(record)
+                raise EngineUnavailable(f"The sandbox could not be frozen: {error}.") from error
+            self.reclaiming.begin(record.id)
 
-    def thaw(self, record: Record) -> Record:
+    async def thaw(self, record: Record) -> Record:
         """Have it go on. Idempotent."""
-        if not self.is_frozen(record):
-            return record
-        self.reclaiming.end(record.id)
-        record = self._save(replace(record, thawed_at=self.records.now()))
+        async with self._turn(record):
+            record = self._newest(record)
+            if not self.is_frozen(record):
+                return record
+            self.reclaiming.end(record.id)
+            return self._go_on(record)
+
+    def _go_on(self, record: Record) -> Record:
+        """Also where it only counts as frozen."""
+        if _counts_as_frozen(record):
+            record = self._save(replace(record, thawed_at=self.records.now()))
         self.cgroups.thaw(record.id)
         return record
 
+    def _turn(self, record: Record) -> asyncio.Lock:
+        return self._turns.setdefault(record.id, asyncio.Lock())
+
+    def _newest(self, record: Record) -> Record:
+        """What is written down of it by now, such as after a wait."""
+        return self._known.get(record.id, record)
+
     async def stop(self, record: Record, grace_seconds: float) -> Record:
         """TERM, then KILL. Returns when its end is written down and its mounts are gone."""
-        record = self.thaw(record)
+        record = await self.thaw(record)
         record = self._save(replace(record, stopping_at=record.stopping_at or self.records.now()))
         if not await self._ends_when_asked(record, grace_seconds):
             await asyncio.to_thread(self.cgroups.kill, record.id)

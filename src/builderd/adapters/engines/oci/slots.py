@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from pathlib import Path
 
 from builderd.adapters.engines.oci.allocations import IDS, PREFIX, SLOTS_PER_BLOCK, UID_BASE
 from builderd.domain.errors import NoCapacity
@@ -41,14 +42,21 @@ class Addresses:
 
 
 class Slots:
-    """Which numbers are taken. ``grow`` gets one more block of uids for the service."""
+    """Which numbers are taken. ``grow`` gets one more block of uids for the service.
 
-    def __init__(self, blocks: tuple[int, ...], grow: Callable[[], tuple[int, ...]]) -> None:
+    ``memory`` is a file for the last one that was taken, where it lasts as long as the machine is up: the next service
+    goes on from there, and gives out no address that was given back a moment ago.
+    """
+
+    def __init__(
+        self, blocks: tuple[int, ...], grow: Callable[[], tuple[int, ...]], memory: Path | None = None
+    ) -> None:
         self._blocks = blocks
         self._grow = grow
         #: By whom: what an earlier boot of the machine left has a number that is another's by now.
         self._taken: dict[int, str] = {}
-        self._last = -1
+        self._memory = memory
+        self._last = _remembered(memory)
 
     def occupy(self, slot: int, name: str) -> None:
         """Mark what a running sandbox was found with."""
@@ -62,6 +70,8 @@ class Slots:
                 raise NoCapacity(f"This engine runs {MAX_SLOTS} sandboxes at most: stop one first.")
             self._blocks = self._grow()
             return self.take(name)
+        if self._memory:
+            self._memory.write_text(str(slot))
         self._taken[slot] = name
         self._last = slot
         return slot
@@ -81,3 +91,11 @@ class Slots:
         """The host's id of the sandbox's 0; 65,536 ids from here on are its own."""
         block = self._blocks[slot // SLOTS_PER_BLOCK]
         return UID_BASE + (block * SLOTS_PER_BLOCK + slot % SLOTS_PER_BLOCK) * IDS
+
+
+def _remembered(memory: Path | None) -> int:
+    """-1 where there is nothing to be found, such as after a restart of the machine."""
+    try:
+        return int(memory.read_text()) if memory else -1
+    except (FileNotFoundError, ValueError):
+        return -1

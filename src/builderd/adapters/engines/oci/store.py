@@ -17,6 +17,7 @@ from builderd.adapters.engines.oci.backing import Backing, ImageBacking, choose_
 from builderd.adapters.engines.oci.quotas import Quota, enable_quota
 from builderd.adapters.engines.oci.room import Ground, Room
 from builderd.adapters.engines.oci.settling import Settling
+from builderd.adapters.engines.oci.store_record import claim_for, refuse_another, remember
 from builderd.domain.errors import EngineUnavailable
 
 Progress = Callable[[str], None]
@@ -27,7 +28,7 @@ BUSY_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """``size_bytes`` of a new sparse file; ``floor_bytes`` stay free whatever happens."""
+    """``size_bytes`` of the sparse file; ``floor_bytes`` stay free whatever happens."""
 
     device: Path | None = None
     size_bytes: int | None = None
@@ -36,11 +37,14 @@ class StoreOptions:
 
 
 class Store:
-    def __init__(self, data_dir: Path, mount_point: Path, options: StoreOptions) -> None:
+    """Of the service ``instance``."""
+
+    def __init__(self, data_dir: Path, mount_point: Path, options: StoreOptions, instance: str) -> None:
         self.root = mount_point
         self.disks, self.scratch, self.layers, self.builds = (mount_point / name for name in FOLDERS)
         self._data_dir = data_dir
         self._options = options
+        self._instance = instance
         self._lock: int | None = None
         self.settling = Settling(mount_point)
         self._quota: Quota | None = None
@@ -59,7 +63,8 @@ class Store:
     def open(self, progress: Progress) -> None:
         """Make it where there is none, mount it or adopt the mount. Idempotent.
 
-        Raises ``EngineUnavailable`` when another service has it, ``NoCapacity`` when the host has no space for it.
+        Raises ``EngineUnavailable`` when another service has it or it is not the one in which the disks of this data
+        directory lie, ``NoCapacity`` when the host has no space for it.
         """
         if self._room:
             return
@@ -67,8 +72,11 @@ class Store:
         self._data_dir.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         backing = choose_backing(self._data_dir, options.device, options.size_bytes, options.floor_bytes)
+        refuse_another(self._data_dir, backing)
         backing.prepare(progress)
         self._mount(backing)
+        remember(self._data_dir, backing)
+        backing.grow(self.root, progress)
         for folder in (self.disks, self.scratch, self.layers, self.builds):
             folder.mkdir(mode=0o711, exist_ok=True)
         self._quota = enable_quota(self.root)
@@ -91,12 +99,14 @@ class Store:
         self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
         if is_mounted(self.root):
             if backing.is_at(self.root):
+                claim_for(self.root, self._instance, backing.place)
                 return
             # The data directory was replaced under a mount that an earlier service left.
             _unmount(self.root)
         try:
             _share(self.root)
             backing.mount(self.root)
+            claim_for(self.root, self._instance, backing.place)
         except BaseException:
             _unmount(self.root)
             raise

@@ -185,12 +185,9 @@ class Console:
 
     async def receive(self, window: Window, ended: asyncio.Future[Any]) -> int | None:
         """The terminal, in this size; None when the runtime ended without handing one over."""
-        accepting = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(self._listener))
-        await asyncio.wait({accepting, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not accepting.done():
-            accepting.cancel()
+        connection = await self._accept(ended)
+        if connection is None:
             return None
-        connection, _ = accepting.result()
         with connection:
             await _until(
                 lambda loop, call: loop.add_reader(connection, call), lambda loop: loop.remove_reader(connection), ended
@@ -200,6 +197,16 @@ class Console:
             os.set_inheritable(terminal, False)
             resize(terminal, window)
         return descriptors[0] if descriptors else None
+
+    async def _accept(self, ended: asyncio.Future[Any]) -> socket.socket | None:
+        """The listener is out of the loop's hands when this returns, and may be closed."""
+        accepting = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(self._listener))
+        try:
+            await asyncio.wait({accepting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            accepting.cancel()
+            await asyncio.wait({accepting})
+        return None if accepting.cancelled() else accepting.result()[0]
 
     def close(self) -> None:
         self._listener.close()

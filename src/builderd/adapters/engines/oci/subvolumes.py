@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 #: The inode of every subvolume's root (BTRFS_FIRST_FREE_OBJECTID).
 ROOT_INODE = 256
 
+_FS_INFO = 0x8400941F
 _SUBVOL_CREATE_V2 = 0x50009418
 _SNAP_CREATE_V2 = 0x50009417
 _SNAP_DESTROY_V2 = 0x5000943F
@@ -39,6 +41,14 @@ def folder(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def file_system_uuid(path: Path) -> str:
+    """Of the btrfs file system that this folder lies on."""
+    buffer = bytearray(1024)
+    with folder(path) as descriptor:
+        fcntl.ioctl(descriptor, _FS_INFO, buffer)
+    return str(uuid.UUID(bytes=bytes(buffer[16:32])))
 
 
 def is_subvolume(path: Path) -> bool:

@@ -11,8 +11,8 @@ import heapq
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -37,6 +37,8 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 #: A tree is deleted level by level; each of so many rounds takes all levels that it finds.
 _ROUNDS = 100_000
 _AT_ONCE = 1_000
+#: The years 1 to 9999, in seconds since 1970.
+_FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC).timestamp(), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 
 @contextmanager
@@ -96,11 +98,16 @@ def make_entry(name: str, status: os.stat_result, target: str | None = None) -> 
         kind=_kind(status.st_mode),
         size=status.st_size,
         mode=stat.S_IMODE(status.st_mode),
-        modified_at=datetime.fromtimestamp(status.st_mtime, UTC),
+        modified_at=_time(status.st_mtime),
         # An app can set the time of a file's content back, and never that of its record.
         tag=f"{status.st_ino:x}-{status.st_ctime_ns:x}-{status.st_size:x}",
         target=target,
     )
+
+
+def _time(seconds: float) -> datetime:
+    """An app can give a file any time of 64 bits: what lies outside of our calendar is shown as its end."""
+    return datetime.fromtimestamp(min(max(seconds, _FIRST), _LAST), UTC)
 
 
 def _kind(mode: int) -> FileKind:
@@ -186,8 +193,13 @@ def put(root: int, path: str, staged: int, staging: int, owner: int) -> FileEntr
     return make_entry(name, os.fstat(staged))
 
 
-def delete(root: int, path: str, condition: Condition, staging: int, *, recursive: bool) -> None:
-    """A full folder is moved away in one step, and then taken apart where its app does not reach it."""
+def delete(
+    root: int, path: str, condition: Condition, staging: Callable[[], AbstractContextManager[int]], *, recursive: bool
+) -> bool:
+    """A full folder is moved away in one step, to be taken apart where its app does not reach it: whether one was.
+
+    ``staging`` opens the folder for that. On a full disk there may be no room to make it, so nothing else needs it.
+    """
     with parent_of(root, path) as (folder, name):
         present = look(folder, name)
         condition.check(present.tag if present else None)
@@ -196,9 +208,12 @@ def delete(root: int, path: str, condition: Condition, staging: int, *, recursiv
         if present.kind is not FileKind.FOLDER:
             os.unlink(name, dir_fd=folder)
         elif recursive:
-            _move_away(folder, name, staging)
+            with staging() as away:
+                _move_away(folder, name, away)
+            return True
         else:
             _remove_empty(folder, name, path)
+    return False
 
 
 def _remove_empty(folder: int, name: str, path: str) -> None:
@@ -217,8 +232,15 @@ def _move_away(folder: int, name: str, staging: int) -> None:
         os.rename(name, secrets.token_hex(8), src_dir_fd=folder, dst_dir_fd=staging)
 
 
-def clear(folder: int) -> None:
-    """Delete all that is in a folder, however deep it is: what lies deeper is lifted up, level by level."""
+def _never() -> bool:
+    return False
+
+
+def clear(folder: int, is_over: Callable[[], bool] = _never) -> None:
+    """Delete all that is in a folder, however deep it is: what lies deeper is lifted up, level by level.
+
+    Returns early once it ``is_over``.
+    """
     for _ in range(_ROUNDS):
         # btrfs shows no entries that are newer than the last time that it was read from its beginning.
         os.lseek(folder, 0, os.SEEK_SET)
@@ -227,11 +249,13 @@ def clear(folder: int) -> None:
         if not names:
             return
         for name, is_folder in names:
+            if is_over():
+                return
             with suppress(FileNotFoundError):
-                _lift(folder, name) if is_folder else os.unlink(name, dir_fd=folder)
+                _lift(folder, name, is_over) if is_folder else os.unlink(name, dir_fd=folder)
 
 
-def _lift(folder: int, name: str) -> None:
+def _lift(folder: int, name: str, is_over: Callable[[], bool]) -> None:
     """Move the folders in a folder up beside it, delete the files in it, and then it itself."""
     if os.lstat(name, dir_fd=folder).st_ino == ROOT_INODE:
         delete_subvolume_in(folder, name)
@@ -242,6 +266,8 @@ def _lift(folder: int, name: str) -> None:
         os.fchmod(inside, 0o700)
         with os.scandir(inside) as entries:
             for entry in entries:
+                if is_over():
+                    return
                 if entry.is_dir(follow_symlinks=False):
                     _move_away(inside, entry.name, folder)
                 else:

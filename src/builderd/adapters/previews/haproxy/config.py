@@ -39,7 +39,9 @@ _READS_PAGES = "{ req.hdr(accept) -m sub -i text/html } !{ req.hdr(accept) -m su
 #: A host with something else than digits after its colon.
 _ODD_PORT = "req.hdr(host) -m reg :.*[^0-9]"
 _DOMAIN = r";[ \t]*domain[ \t]*="
-_WIDE_COOKIE = rf"(?i)^(.*?){_DOMAIN}[^;]*((?:(?!{_DOMAIN}).)*)(?:{_DOMAIN}.*)?$"
+#: The rest is taken without a way back: with one for each byte, a long rest would be more than the search can remember,
+#: and a search that gives up is to HAProxy one that has found nothing.
+_WIDE_COOKIE = rf"(?i)^(.*?){_DOMAIN}[^;]*((?:(?!{_DOMAIN}).)*+)(?:{_DOMAIN}.*)?$"
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,16 +33,22 @@ local function in_progress(host)
   return entry and entry.conn_cur or 0
 end
 
--- Let everybody go by this route, in waves where there is an app to meet them.
+-- Let everybody go by this route, in waves where there is an app to meet them; by the map's as soon as that holds nobody,
+-- since much can happen to an app under a crowd. At first the map may not have yet what the service has just told.
 local function let_go(host, crowd, route)
   local deadline = milliseconds() + LAST_WAVE
-  local open = route:find("^open|") ~= nil
+  local led = false
   for number, one in ipairs(crowd) do
     one.queue:push(route)
-    if open and number % WAVE == 0 then
+    if route:find("^open|") and number % WAVE == 0 then
       repeat
         core.msleep(PAUSE)
       until in_progress(host) < BUSY or milliseconds() > deadline
+      local now = routes:lookup(host)
+      led = led or not holds(now)
+      if led then
+        route = holds(now) and "starting|" or now or "gone|"
+      end
     end
   end
 end

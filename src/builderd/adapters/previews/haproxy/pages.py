@@ -49,8 +49,8 @@ HELD = Page(
     503,
     "starting",
     "Just a moment",
-    "The app is being replaced by its next version. This page looks again every two seconds; an API client may retry "
-    "after that time.",
+    "The app will be back in a moment: it is being started, or replaced by its next version. This page looks again "
+    "every two seconds; an API client may retry after that time.",
     "busy",
     retry_after=2,
     refresh=True,
@@ -70,9 +70,9 @@ UNHEARD = Page(
     "unheard",
     503,
     "engine_unavailable",
-    "Cannot be woken now",
-    "Nobody used the app for a while, so it was asleep, and the service that wakes it does not answer at the moment. "
-    "This page looks again every five seconds; an API client may retry after that time.",
+    "Cannot be started now",
+    "The app does not run at the moment, and the service that starts it does not answer. This page looks again every "
+    "five seconds; an API client may retry after that time.",
     "bad",
     retry_after=5,
     refresh=True,

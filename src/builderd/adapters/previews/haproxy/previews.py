@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy import activity, config, guarding, hold, pages, process, runtime_api
+from builderd.adapters.previews.haproxy import activity, config, guarding, hold, pages, process
 from builderd.adapters.previews.haproxy.certificate import Certificate
 from builderd.adapters.previews.haproxy.config import Configuration
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
 from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
 from builderd.adapters.previews.haproxy.waiting import HOLDING, Waiting
+from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import PreviewActivity, Route, RouteState
 
@@ -30,7 +30,10 @@ class HaproxyPreviews:
         self._options = options
         self._files = ProxyFiles(directory.absolute())
         self._lock = asyncio.Lock()
+        self._workers = Workers(self._files)
         self._open_map: RouteMap | None = None
+        #: Hosts whose route on disk the proxy may not have yet.
+        self._untold: set[str] = set()
         self._waiting = Waiting(self._files.wake_socket)
         self._certificate_watch: asyncio.Task[None] | None = None
 
@@ -45,29 +48,35 @@ class HaproxyPreviews:
             return False
 
     async def put(self, route: Route) -> None:
-        files = self._files
         async with self._lock:
-            change = runtime_api.set_entry if route.host in self._map.routes else runtime_api.add_entry
+            new = route.host not in self._map.routes
+            self._untold.add(route.host)
             self._map.put(route)
+            self._waiting.let_in(route.host)
             # Who waits is given the route itself, and need not wait for the map.
             if route.state not in HOLDING:
                 self._waiting.tell(route.host, encode(route))
             elif route.state is RouteState.ASLEEP:
                 self._waiting.tell_again(route.host)
-            await self._steer(lambda: change(files.admin_socket, files.routes, route.host, encode(route)))
+            await self._tell(route.host, new=new)
             # Who came meanwhile waits as well.
             if route.state not in HOLDING:
                 self._waiting.tell(route.host, encode(route))
 
     async def get(self, host: str) -> Route | None:
+        if host in self._untold:
+            # It is being told, or whoever put it was cancelled on the way.
+            async with self._lock:
+                if host in self._untold:
+                    await self._tell(host)
         return self._map.routes.get(host)
 
     async def remove(self, host: str) -> None:
-        files = self._files
         async with self._lock:
-            if host in self._map.routes:
+            if host in self._map.routes or host in self._untold:
+                self._untold.add(host)
                 self._map.remove(host)
-                await self._steer(lambda: runtime_api.delete_entry(files.admin_socket, files.routes, host))
+                await self._tell(host)
 
     async def routes(self) -> Mapping[str, Route]:
         return dict(self._map.routes)
@@ -86,14 +95,16 @@ class HaproxyPreviews:
         return self._waiting.hosts()
 
     async def turn_away(self, host: str) -> None:
-        self._waiting.tell(host, f"{pages.FULL.name}|")
+        self._waiting.turn_away(host, f"{pages.FULL.name}|")
 
     async def open_requests(self, host: str) -> int:
         async with self._lock:
             if host not in self._map.routes:
                 return 0
             try:
-                return await self._open_requests(host)
+                await self._look()
+                answers = await self._workers.ask(activity.open_of(host))
+                return sum(one.open_connections for answer in answers for one in activity.parse(answer).values())
             except ProxyGone:
                 await self._start()
                 return 0
@@ -108,6 +119,7 @@ class HaproxyPreviews:
             if self._open_map is not None:
                 self._open_map.close()
                 self._open_map = None
+            self._untold.clear()
             shutil.rmtree(self._files.directory, ignore_errors=True)
 
     @property
@@ -131,9 +143,11 @@ class HaproxyPreviews:
             await self._waiting.open(host.user)
             async with guarding.turn(files):
                 await self._bring_up(config.render(self._options, files, host))
-            await self._agree(routes)
+            await self._workers.look()
+            await self._workers.agree(routes.routes)
             await guarding.begin(self._files, process.command(process.program(self._options), self._files))
             self._open_map = routes
+            self._untold.clear()
         except (ProxyGone, CommandRefused) as error:
             raise EngineUnavailable(f"the preview proxy does not work: {error}") from error
         finally:
@@ -156,13 +170,16 @@ class HaproxyPreviews:
         await process.start(self._options, self._files)
 
     async def _reload(self, wanted: Configuration) -> None:
-        before = self._files.config.read_text() if self._files.config.exists() else None
+        """What does not work is taken back whole: the guard starts the proxy anew from these files."""
+        files = self._files
+        pieces = (files.config, files.hold, *(files.pages / name for name in pages.documents()))
+        before = {piece: piece.read_text() for piece in pieces if piece.exists()}
         self._write(wanted)
         try:
-            await process.reload(self._options, self._files)
+            await process.reload(self._options, files)
         except EngineUnavailable:
-            if before is not None:
-                _write(self._files.config, before)
+            for piece, text in before.items():
+                _write(piece, text)
             raise
 
     def _write(self, wanted: Configuration) -> None:
@@ -172,45 +189,27 @@ class HaproxyPreviews:
         _write(self._files.hold, hold.script())
         _write(self._files.config, wanted.text)
 
-    async def _agree(self, routes: RouteMap) -> None:
-        """Bring the running map to what the file says."""
-        socket, table = self._files.admin_socket, self._files.routes
-        have = await runtime_api.entries(socket, table)
-        for host in have.keys() - routes.routes.keys():
-            await runtime_api.delete_entry(socket, table, host)
-        for host, route in routes.routes.items():
-            if have.get(host) != encode(route):
-                await runtime_api.set_entry(socket, table, host, encode(route))
-
-    async def _steer(self, command: Callable[[], Awaitable[None]]) -> None:
-        """Carry out a change that the file has already; a proxy that has to be started reads it there."""
+    async def _tell(self, host: str, *, new: bool = False) -> None:
+        """Have the proxy follow the file; one that has to be started reads it there."""
+        route = self._map.routes.get(host)
         try:
-            await command()
+            await (self._workers.remove(host) if route is None else self._workers.put(route, new=new))
         except ProxyGone:
             await self._start()
         except CommandRefused as error:
             raise EngineUnavailable(f"the preview proxy refuses a route: {error}") from error
+        self._untold.discard(host)
+
+    async def _look(self) -> None:
+        """A reload by somebody else may have read the file just before a route was put, and missed it."""
+        if await self._workers.look():
+            await self._workers.agree(self._map.routes)
 
     async def _counters(self) -> dict[str, PreviewActivity]:
         """Of the worker, and of earlier ones that still serve what was open when a reload replaced them."""
-        files = self._files
-        found = await process.find(files)
-        answers = [await runtime_api.ask(files.admin_socket, command) for command in activity.COMMANDS]
-        for pid in found.old_workers if found else ():
-            for command in activity.COMMANDS:
-                with contextlib.suppress(ProxyGone):
-                    answers.append(await runtime_api.ask(files.master_socket, f"@!{pid} {command}"))
+        await self._look()
+        answers = [answer for command in activity.COMMANDS for answer in await self._workers.ask(command)]
         return activity.total(activity.parse(answer) for answer in answers)
-
-    async def _open_requests(self, host: str) -> int:
-        """Of the worker, and of earlier ones that finish what they were asked before a reload."""
-        files, command = self._files, activity.open_of(host)
-        found = await process.find(files)
-        answers = [await runtime_api.ask(files.admin_socket, command)]
-        for pid in found.old_workers if found else ():
-            with contextlib.suppress(ProxyGone):
-                answers.append(await runtime_api.ask(files.master_socket, f"@!{pid} {command}"))
-        return sum(one.open_connections for answer in answers for one in activity.parse(answer).values())
 
     def _watch_certificate(self) -> None:
         file = self._options.certificate

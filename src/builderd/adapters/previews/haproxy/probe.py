@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 
-from builderd.domain.equipment import Equipment
+from builderd.domain.equipment import SEARCH_PATH, Equipment
 
 
 def examine(program: str = "haproxy") -> Equipment:
     """Looks only; changes nothing."""
     cost = "there are no previews: apt-get install haproxy"
-    if shutil.which(program) is None:
+    path = shutil.which(program, path=SEARCH_PATH)
+    if path is None:
         return Equipment("haproxy", False, "not installed", cost, True)
-    done = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run([path, "-v"], capture_output=True, text=True, timeout=10, check=False)
     return Equipment("haproxy", done.returncode == 0, done.stdout.split("\n")[0], cost, True)

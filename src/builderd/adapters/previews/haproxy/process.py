@@ -24,6 +24,7 @@ from builderd.adapters.previews.haproxy import guarding, runtime_api
 from builderd.adapters.previews.haproxy.config import DESCRIPTION, Host
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.runtime_api import ProxyGone
+from builderd.domain.equipment import SEARCH_PATH
 from builderd.domain.errors import EngineUnavailable
 
 #: Seconds for a start, a reload, or the end of a process; each takes a few hundredths.
@@ -151,7 +152,7 @@ def _run(argv: Sequence[str]) -> str | None:
 
 def program(options: ProxyOptions) -> str:
     """Where HAProxy is. Raises ``EngineUnavailable`` when it is nowhere."""
-    found = shutil.which(options.program) or shutil.which(options.program, path="/usr/local/sbin:/usr/sbin:/sbin")
+    found = shutil.which(options.program) or shutil.which(options.program, path=SEARCH_PATH)
     if found is None:
         raise EngineUnavailable(
             f"the previews need HAProxy, and there is no program {options.program}: install Debian's package haproxy, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 #: Against a proxy that hangs; it answers in well under a millisecond.
@@ -49,28 +50,46 @@ async def _converse(socket: Path, command: str) -> str:
     return answer.decode(errors="replace").strip()
 
 
-async def add_entry(socket: Path, table: Path, key: str, value: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Who is told: the worker that answers on this socket, or on the master's the one of this process id."""
+
+    socket: Path
+    pid: int | None = None
+
+    async def ask(self, command: str) -> str:
+        """What it says to one command. Raises ``ProxyGone``."""
+        return await ask(self.socket, command if self.pid is None else f"@!{self.pid} {command}")
+
+
+async def add_entry(worker: Worker, table: Path, key: str, value: str) -> None:
     """Give the map a key that it is not thought to have; one that it has all the same is replaced."""
-    _expect(await ask(socket, f"del map {word(table)} {key}; add map {word(table)} {key} {value}"), _NO_KEY)
+    delete, add = f"del map {word(table)} {key}", f"add map {word(table)} {key} {value}"
+    if worker.pid is None:
+        _expect(await worker.ask(f"{delete}; {add}"), _NO_KEY)
+    else:
+        # The master passes on one command at a time.
+        _expect(await worker.ask(delete), _NO_KEY)
+        _expect(await worker.ask(add))
 
 
-async def set_entry(socket: Path, table: Path, key: str, value: str) -> None:
+async def set_entry(worker: Worker, table: Path, key: str, value: str) -> None:
     """Change the value of a key in one step: no request finds it missing."""
-    answer = await ask(socket, f"set map {word(table)} {key} {value}")
+    answer = await worker.ask(f"set map {word(table)} {key} {value}")
     if answer == _NO_ENTRY:
-        await add_entry(socket, table, key, value)
+        await add_entry(worker, table, key, value)
     else:
         _expect(answer)
 
 
-async def delete_entry(socket: Path, table: Path, key: str) -> None:
+async def delete_entry(worker: Worker, table: Path, key: str) -> None:
     """Remove the key, if it is there."""
-    _expect(await ask(socket, f"del map {word(table)} {key}"), _NO_KEY)
+    _expect(await worker.ask(f"del map {word(table)} {key}"), _NO_KEY)
 
 
-async def entries(socket: Path, table: Path) -> dict[str, str]:
+async def entries(worker: Worker, table: Path) -> dict[str, str]:
     """All keys and values that are in force."""
-    answer = await ask(socket, f"show map {word(table)}")
+    answer = await worker.ask(f"show map {word(table)}")
     return dict(_entries(answer.splitlines(), table))
 
 

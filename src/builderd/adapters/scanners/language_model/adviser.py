@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -11,7 +12,8 @@ from builderd.adapters.scanners.language_model.prompt import EDITION, Unusable, 
 from builderd.domain.bundles import Bundle
 from builderd.domain.review_policies import ReviewLimits
 from builderd.domain.reviews import Hit
-from builderd.ports.scanners import Scan
+from builderd.domain.sources import Kind
+from builderd.ports.scanners import NOTHING_RUN, Scan
 
 #: An answer longer than this is none.
 MAX_ANSWER = 1 << 20
@@ -48,11 +50,11 @@ class LanguageModelAdviser:
     async def prepare(self) -> None:
         """There is nothing to be made warm."""
 
-    async def scan(self, bundle: Bundle, limits: ReviewLimits) -> Scan:
+    async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
         scanners = {"language model": self._endpoint.model}
         try:
             async with asyncio.timeout(self._endpoint.timeout):
-                found = await self._ask(bundle)
+                found = await self._ask(bundle, run)
         except TimeoutError:
             return Scan((), {}, (), scanners, failure=f"did not answer within {self._endpoint.timeout:g} s")
         except Unusable as error:
@@ -64,8 +66,8 @@ class LanguageModelAdviser:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def _ask(self, bundle: Bundle) -> list[Hit]:
-        asked = await asyncio.to_thread(questions, bundle)
+    async def _ask(self, bundle: Bundle, run: Mapping[str, Kind]) -> list[Hit]:
+        asked = await asyncio.to_thread(questions, bundle, run)
         found: list[Hit] = []
         for message in asked.messages:
             async with self._turns:

@@ -14,7 +14,7 @@ from typing import Any
 
 from builderd.domain.bundles import Bundle, BundleFile
 from builderd.domain.reviews import Hit
-from builderd.domain.sources import CODE, kind_of
+from builderd.domain.sources import CODE, Kind, kind_of
 
 #: Counts up when the question changes, since reports are kept by it.
 EDITION = 1
@@ -50,13 +50,13 @@ class Questions:
     unread: tuple[str, ...]
 
 
-def questions(bundle: Bundle) -> Questions:
-    """The code, as JSON with numbered lines: there is no mark in it that a file could forge."""
+def questions(bundle: Bundle, run: Mapping[str, Kind]) -> Questions:
+    """What is code, or ``run`` as such, as JSON with numbered lines: there is no mark in it that a file could forge."""
     parts: list[list[dict[str, Any]]] = []
     unread: list[str] = []
     room = 0
     for file in bundle.files:
-        if kind_of(file) not in CODE:
+        if (run.get(file.path) or kind_of(file)) not in CODE:
             continue
         document = _document(file) if file.size <= MAX_CHARACTERS else None
         size = len(json.dumps(document)) if document else 0

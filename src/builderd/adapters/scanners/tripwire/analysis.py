@@ -62,6 +62,7 @@ class _Review:
     hooks: set[str] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    warned: Sequence[lint.Warned] = ()
 
     def add(self, rule: str, path: str, line: int, *words: str, hidden: bool = False) -> None:
         """``hidden``: nothing in quotes on that line is shown."""
@@ -100,6 +101,7 @@ class Analyser:
             self._read_packages(review)
             self._collect(review, scripts, "Node.js")
             self._collect(review, linted, "ruff")
+        self._warn(review)
         return {
             "hits": list(_told(review)),
             "references": {path: _listed(refers) for path, refers in review.references.items()},
@@ -158,7 +160,11 @@ class Analyser:
         folder = FOLDER / "lint"
         _write_out(folder, sources, ".py")
         names = {f"{number}.py": source.path for number, source in enumerate(sources)}
-        for found in lint.warnings_of(Path(self._tools.ruff), folder, names, review.left()):
+        review.warned = lint.warnings_of(Path(self._tools.ruff), folder, names, review.left())
+
+    def _warn(self, review: _Review) -> None:
+        """Only once all secrets are known: a password is told as a secret or as ruff's warning, not as both."""
+        for found in review.warned:
             told = any(secret.line == found.line for secret in review.secrets[found.path])
             if not (told and found.quotes):
                 review.add(found.rule, found.path, found.line, found.message, FOR_WARNINGS, hidden=found.quotes)
@@ -282,6 +288,7 @@ def _weight(secret: Secret) -> tuple[bool, bool]:
 
 
 def _told(review: _Review) -> Iterator[dict[str, Any]]:
+    contents = {source.path: source.content for source in review.sources}
     seen: set[tuple[str, str, int]] = set()
     for rule, path, line, message, advice, hidden in review.raw:
         if (rule, path, line) in seen:
@@ -289,7 +296,9 @@ def _told(review: _Review) -> Iterator[dict[str, Any]]:
         seen.add((rule, path, line))
         lines = review.lines.get(path, [])
         text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-        mark = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
+        # What is said of a whole file holds for that content alone.
+        marked = text.encode(errors="surrogatepass") if line else contents.get(path, b"")
+        mark = hashlib.sha256(marked).hexdigest()[:32]
         shown = masked(text, [secret.value for secret in review.secrets.get(path, ())])
         if hidden:
             shown = lint.QUOTED.sub("…", shown)

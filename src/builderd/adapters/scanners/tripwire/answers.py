@@ -10,6 +10,7 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.reach import References
 from builderd.domain.reviews import Hit
 
+#: More are not judged, and so nothing passes for them.
 MAX_HITS = 20_000
 MAX_TEXT = 1_000
 
@@ -30,10 +31,13 @@ def read_answer(content: bytes, bundle: Bundle) -> tuple[Seen, Sequence[str]]:
     paths = {file.path for file in bundle.files}
     try:
         answer = json.loads(content)
-        hits = tuple(_hit(entry, paths) for entry in answer["hits"][:MAX_HITS])
+        told = answer["hits"]
+        hits = tuple(_hit(entry, paths) for entry in told[:MAX_HITS])
         references = {path: _references(entry) for path, entry in answer["references"].items() if path in paths}
         hooks = tuple(path for path in answer["hooks"] if path in paths)
         failures = [_text(failure) for failure in answer["failures"]]
+        if len(told) > MAX_HITS:
+            failures.append(f"the scanner found {len(told)} things, of which {MAX_HITS} can be judged")
         skipped = [_text(name) for name in answer["skipped"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unbelievable("the scanner gave no answer that can be read") from error

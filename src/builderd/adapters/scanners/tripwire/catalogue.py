@@ -45,6 +45,10 @@ CATALOGUE = {
     "RSK-fetched-in-command": Words("fetched data goes into a shell", f"Pass a list of arguments. {_ACCEPT}"),
     "RSK-docker-socket": Words("it asks for the container engine's socket, which a sandbox has not", _ACCEPT),
     "RSK-metadata": Words("it asks for a cloud's metadata address, where machines keep secrets", _ACCEPT),
+    "RSK-minified": Words(
+        "in a line that a program wrote is what would be blocked in one of a person's",
+        f"Ship the code as it was written. {_ACCEPT}",
+    ),
     "RSK-curl-shell": Words("a script is fetched and piped into a shell", f"Ship the script with the app. {_ACCEPT}"),
     "HOOK-install": Words("a script runs when dependencies are installed", "Look whether it is needed"),
     "INJ-sql": Words("SQL is put together from strings", "Pass the values as parameters"),

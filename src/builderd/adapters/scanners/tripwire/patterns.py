@@ -10,8 +10,14 @@ import re2
 
 from builderd.domain.sources import Kind
 
-#: Lines this long were written by a program: what looks odd in them is mostly data.
+#: Lines of JavaScript this long were written by a program: what looks odd in them is mostly data. Since anybody can
+#: write such a line, what would block elsewhere is held there.
 MINIFIED = 1_000
+HELD = "RSK-minified"
+#: Shorter names in such a line are a minifier's, and stand for something else in each function.
+MIN_NAME = 3
+#: Strings are first looked through together, so many characters at a time.
+PORTION = 64_000
 #: A line that is nothing but a comment.
 COMMENTS = {
     Kind.JAVASCRIPT: re.compile(r"\s*(?://|\*(?!/)(?:\s|$)|/\*(?:(?!\*/).)*(?:\*/\s*)?$)"),
@@ -218,32 +224,63 @@ def matches(kind: Kind, text: str) -> Iterator[Match]:
             continue
         for found in pattern.regex.finditer(text):
             line = _line_of(text, found)
-            if not COMMENTS[kind].match(lines[line - 1]) and len(lines[line - 1]) <= MINIFIED:
-                yield Match(pattern.rule, line)
+            minified = kind is Kind.JAVASCRIPT and len(lines[line - 1]) > MINIFIED
+            rule = _in_minified(pattern.rule) if minified else pattern.rule
+            if rule and not COMMENTS[kind].match(lines[line - 1]):
+                yield Match(rule, line)
+
+
+def _in_minified(rule: str) -> str | None:
+    return HELD if rule.startswith("MAL-") else None
 
 
 def in_strings(strings: Iterable[tuple[int, str]]) -> Iterator[Match]:
     """The same for the strings of Python code, as they are when it runs."""
+    for portion in _portions(strings):
+        # What a pattern finds in one of them it finds in all of them together: their ends are no part of a word.
+        together = "\n".join(text for _, text in portion)
+        for pattern in PATTERNS:
+            if pattern.kinds is None and pattern.regex.search(together):
+                yield from (Match(pattern.rule, line) for line, text in portion if pattern.regex.search(text))
+
+
+def _portions(strings: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    portion: list[tuple[int, str]] = []
+    size = 0
     for line, text in strings:
         if len(text) < 8:
             continue
-        for pattern in PATTERNS:
-            if pattern.kinds is None and pattern.regex.search(text):
-                yield Match(pattern.rule, line)
+        # Half of a surrogate pair is no text to RE2, and common in Python's patterns.
+        portion.append((line, text.encode(errors="replace").decode()))
+        size += len(text)
+        if size > PORTION:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
 
 
 def named_values(text: str) -> Iterator[Match]:
     """Names of JavaScript that are given something to hide, to fetch, or everything, and then run or sent."""
-    if any(len(line) > MINIFIED for line in text.split("\n")):
-        return
+    lines = text.split("\n")
     pairs = [(ASSIGNED, RUN_NAME, "MAL-decoded-executed"), (ENVIRONMENT, SEND_NAME, "MAL-environment-sent")]
     if GETS.search(text):
         pairs.append((SAVED, STARTED, "MAL-fetched-executed"))
     for given, used, rule in pairs:
-        names = {found.group(1) for found in given.finditer(text)}
-        for found in used.finditer(text) if names else ():
-            if found.group(1) in names:
-                yield Match(rule, _line_of(text, found))
+        plain = {name for name, line in _names(given, text) if len(lines[line - 1]) <= MINIFIED}
+        names = plain | {name for name, _ in _names(given, text) if len(name) >= MIN_NAME}
+        for name, line in _names(used, text) if names else ():
+            minified = len(lines[line - 1]) > MINIFIED
+            if name in plain and not minified:
+                yield Match(rule, line)
+            elif name in names and len(name) >= MIN_NAME:
+                yield Match(HELD, line)
+
+
+def _names(regex: re2._Regexp, text: str) -> Iterator[tuple[str, int]]:
+    """Each with its line."""
+    for found in regex.finditer(text):
+        yield found.group(1), _line_of(text, found)
 
 
 def _line_of(text: str, found: re.Match[str]) -> int:

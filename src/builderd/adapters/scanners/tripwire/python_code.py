@@ -19,7 +19,6 @@ from typing import Any
 MAX_DEPTH = 20_000
 #: How often what is known of names is carried on.
 PASSES = 5
-MAX_STRINGS, MAX_STRING = 20_000, 20_000
 
 DECODED, FETCHED, RECEIVED, REQUEST, ENVIRON = "decoded", "fetched", "received", "request", "environ"
 ALL = frozenset({DECODED, FETCHED, RECEIVED, REQUEST})
@@ -163,7 +162,7 @@ class Module:
             if self._searches
             else [],
             "anything": self._anything,
-            "strings": self._strings[:MAX_STRINGS],
+            "strings": self._strings,
         }
 
     # Collecting
@@ -209,7 +208,7 @@ class Module:
                 self._docstrings |= {id(v) for v in node.values}
             case ast.Constant(value=str() as text) if id(node) not in self._docstrings:
                 self._note_string(node.lineno, text)
-            case ast.Constant(value=bytes() as content) if len(content) <= MAX_STRING:
+            case ast.Constant(value=bytes() as content):
                 self._note_string(node.lineno, content.decode("latin-1"))
             case ast.Attribute(attr="path", value=ast.Name(id="sys")):
                 self._searches = True
@@ -266,7 +265,7 @@ class Module:
     def _note_string(self, line: int, text: str) -> None:
         if len(text) < 2:
             return
-        self._strings.append((line, text[:MAX_STRING]))
+        self._strings.append((line, text))
         if len(text) < 300 and (
             text in self._basenames or text.removeprefix("./").removeprefix("/app/") in self._paths
         ):

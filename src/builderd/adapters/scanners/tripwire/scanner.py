@@ -23,13 +23,13 @@ from builderd.adapters.scanners.tripwire.toolbox import Toolbox
 from builderd.adapters.scanners.tripwire.worker import OUT_OF_CPU, OUT_OF_MEMORY
 from builderd.domain.bundles import Bundle
 from builderd.domain.review_policies import ReviewLimits
-from builderd.domain.sources import CODE, Kind, kind_of
-from builderd.ports.scanners import Scan
+from builderd.domain.sources import Kind, choose
+from builderd.ports.scanners import NOTHING_RUN, Scan
 
 _MODULE = "builderd.adapters.scanners.tripwire.worker"
 _SOURCE = str(Path(__file__).parents[4])
 #: Counts up when the own rules change, since reports are kept by it.
-RULES = 2
+RULES = 3
 #: Seconds for the worker to read its rules; and, past a review's limit, until the worker itself is given up.
 START_SECONDS, GRACE_SECONDS = 60.0, 3.0
 #: An answer longer than this is none.
@@ -66,9 +66,9 @@ class TripwireScanner:
     async def prepare(self) -> None:
         await asyncio.to_thread(self._warm)
 
-    async def scan(self, bundle: Bundle, limits: ReviewLimits) -> Scan:
+    async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
         async with self._turns:
-            return await asyncio.to_thread(self._scan, bundle, limits)
+            return await asyncio.to_thread(self._scan, bundle, limits, run)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._end)
@@ -78,9 +78,9 @@ class TripwireScanner:
             if self._control is None:
                 self._start()
 
-    def _scan(self, bundle: Bundle, limits: ReviewLimits) -> Scan:
+    def _scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> Scan:
         try:
-            answer, skipped = read_answer(self._ask(pack_sources(bundle, limits), limits), bundle)
+            answer, skipped = read_answer(self._ask(pack_sources(bundle, limits, run), limits), bundle)
         except (Broken, Unbelievable, OSError) as error:
             return Scan((), {}, (), self._toolbox.versions, failure=str(error))
         left_out = dict.fromkeys(skipped, "not on this machine, so left out")
@@ -167,23 +167,15 @@ class TripwireScanner:
                 worker.wait()
 
 
-def pack_sources(bundle: Bundle, limits: ReviewLimits) -> bytes:
+def pack_sources(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> bytes:
     """What a worker is to read: an 8-byte length, a header in JSON with paths and sizes, then the contents.
 
     Data is left out, and so is what is over a limit: the service has judged that itself.
     """
-    files: list[tuple[str, str, int]] = []
-    contents: list[bytes] = []
-    total = 0
-    for file in bundle.files:
-        kind = kind_of(file)
-        fits = file.size <= limits.file_bytes and total + file.size <= limits.total_bytes
-        if (kind in CODE or kind is Kind.TEXT) and fits and len(files) < limits.files * 2:
-            files.append((file.path, kind.value, file.size))
-            contents.append(file.content)
-            total += file.size
+    read = choose(bundle.files, limits, run).read
+    files = [(file.path, kind.value, file.size) for file, kind in read]
     header = json.dumps({"files": files, "paths": [file.path for file in bundle.files]}).encode()
-    return b"".join((len(header).to_bytes(8, "big"), header, *contents))
+    return b"".join((len(header).to_bytes(8, "big"), header, *(file.content for file, _ in read)))
 
 
 def _memory(content: bytes) -> int:

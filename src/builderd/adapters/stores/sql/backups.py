@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, true
 
 from builderd.adapters.stores.sql.rows import row_of, without
 from builderd.adapters.stores.sql.tables import backup_keys, backups, restores, tenants
-from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore, RestoreStatus
+from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore, RestoreKind, RestoreStatus
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import BackupId, BuilderId, RestoreId, TenantId
 
@@ -101,6 +101,12 @@ _OPEN_RESTORES = (
 )
 _OPEN_RESTORES_OF = _OPEN_RESTORES.where(restores.c.owner == bindparam("owner"))
 _OPEN_RESTORES_OF_BUILDER = _OPEN_RESTORES.where(restores.c.builder_id == bindparam("builder"))
+_LAST_DRILL = (
+    select(restores)
+    .where(restores.c.builder_id == bindparam("builder"), restores.c.kind == RestoreKind.DRILL)
+    .order_by(restores.c.created_at.desc(), restores.c.id)
+    .limit(1)
+)
 
 
 class Restores:
@@ -125,6 +131,10 @@ class Restores:
     def open_of(self, builder: BuilderId) -> Sequence[Restore]:
         rows = self._connection.execute(_OPEN_RESTORES_OF_BUILDER, {"builder": builder}).mappings()
         return [Restore(**row) for row in rows]
+
+    def last_drill(self, builder: BuilderId) -> Restore | None:
+        row = self._connection.execute(_LAST_DRILL, {"builder": builder}).mappings().first()
+        return Restore(**row) if row else None
 
 
 _INSERT_KEY = insert(backup_keys)

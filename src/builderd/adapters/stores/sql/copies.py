@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -33,6 +33,8 @@ _BUNDLES = f"""
     ON backups.builder_id = versions.builder_id AND backups.version = versions.number
     WHERE backups.status != '{BackupStatus.FAILED}'
 """  # noqa: S608 -- words of ours
+#: Where the vault's secrets lie: column by table.
+_SEALED = {"credentials": "sealed", "webhooks": "secret", "backup_keys": "sealed"}
 _BESIDE = ("-wal", "-shm", "-journal")
 
 
@@ -43,7 +45,9 @@ def file_of(url: str) -> Path | None:
 
 
 def save(url: str, target: Path) -> str:
-    """Copy what is there at one moment, also while a service works on it; the revision of its schema.
+    """Copy what is there at one moment but for the answers that retries get; the revision of its schema.
+
+    A service may work on it meanwhile.
 
     Raises ``InvalidState`` where there is no database, or it has another schema than this program
     (PostgreSQL only), ``StoreUnavailable`` when it does not answer.
@@ -56,8 +60,18 @@ def save(url: str, target: Path) -> str:
         _save_sqlite(source, target)
     with closing(sqlite3.connect(target)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
+    found = revision(target)
+    _forget_answers(target)
     _sync(target)
-    return revision(target)
+    return found
+
+
+def _forget_answers(copy: Path) -> None:
+    """They hold service tokens. A retry whose key is known gets its answer from the builder's row then."""
+    with closing(sqlite3.connect(copy)) as connection:
+        connection.execute("PRAGMA secure_delete = ON")  # leave nothing of them in the file
+        connection.execute("UPDATE idempotency SET status = NULL, headers = NULL, body = NULL")
+        connection.commit()
 
 
 def revision(file: Path) -> str:
@@ -78,6 +92,14 @@ def bundles_in(file: Path) -> frozenset[str]:
     """The bundles that a copy refers to: without them it is not whole."""
     with closing(sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True)) as connection:
         return frozenset(name for (name,) in connection.execute(_BUNDLES))
+
+
+def sealed_in(file: Path) -> Sequence[bytes]:
+    """Every secret that a copy holds, sealed. A schema from before there were such secrets holds none of them."""
+    with closing(sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        questions = [f"SELECT {column} FROM {table}" for table, column in _SEALED.items() if table in tables]  # noqa: S608
+        return [sealed for question in questions for (sealed,) in connection.execute(question)]
 
 
 def holds_something(url: str) -> bool:

@@ -158,8 +158,12 @@ class SqlStore:
             return False
 
     def _migrate(self) -> None:
-        with self._database.begin_migration() as connection:
-            upgrade(connection)
+        try:
+            with self._database.begin_migration() as connection:
+                upgrade(connection)
+        except DBAPIError as error:
+            self._check(error)
+            raise
 
     def _close(self) -> None:
         self._readers.shutdown()

@@ -133,6 +133,7 @@ builders = Table(
     Column("cap_warned_at", UtcDateTime),
     Column("asleep_since", UtcDateTime),
     Column("stop_kind", word(StopKind)),
+    Column("opens_with", Integer),
     CheckConstraint("version >= 1", name="version"),
     CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
     CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),
@@ -376,6 +377,7 @@ backups = Table(
     Column("drilled_at", UtcDateTime),
     Column("verified_at", UtcDateTime),
     Column("fault", ForeignText, nullable=False),
+    Column("hindrance", _document()),
     _of_version("backups"),
     Index("ix_backups_builder_id_created_at", "builder_id", "created_at"),
     Index("ix_backups_tenant_id_created_at", "tenant_id", "created_at"),
@@ -399,6 +401,7 @@ restores = Table(
     Column("number", Integer),
     Column("finished_at", UtcDateTime),
     Column("error", ForeignText, nullable=False),
+    Column("hindrance", _document()),
 )
 
 backup_keys = Table(

@@ -33,8 +33,8 @@ class Uploads:
         row = self._connection.execute(_SELECT, {"upload": upload}).mappings().first()
         return Upload(**row) if row else None
 
-    def save(self, upload: Upload) -> None:
-        self._connection.execute(_UPDATE, {"upload": upload.id, **without(row_of(upload), "id")})
+    def save(self, upload: Upload) -> bool:
+        return self._connection.execute(_UPDATE, {"upload": upload.id, **without(row_of(upload), "id")}).rowcount > 0
 
     def of_tenant(self, tenant: TenantId) -> Sequence[Upload]:
         return [Upload(**row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()]

@@ -49,9 +49,10 @@ _PENDING = select(func.count()).select_from(deliveries).where(_delivery.webhook_
 _COUNT = select(func.count()).select_from(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
 _PAGE = _OF_WEBHOOK.order_by(_delivery.event_id.desc()).limit(bindparam("limit")).offset(bindparam("offset"))
 _DELETE_DELIVERIES = delete(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
+_of_disabled = _delivery.webhook_id.in_(select(_hook.id).where(~_is_active))
 _OVER = (
     select(_delivery.id)
-    .where(~_waits, _delivery.created_at < bindparam("before", type_=_delivery.created_at.type))
+    .where(~_waits | _of_disabled, _delivery.created_at < bindparam("before", type_=_delivery.created_at.type))
     .limit(bindparam("limit"))
 )
 _EXPIRE = delete(deliveries).where(_delivery.id.in_(_OVER))

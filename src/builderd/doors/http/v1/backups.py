@@ -76,11 +76,7 @@ def _page(found: Sequence[Backup], query: PageQuery) -> Response:
 )
 async def take_backup(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Take a backup now, whether or not they are taken regularly. The app stands still for some milliseconds."""
-    now = application.clock.now()
-    planned = await application.store.write(
-        lambda uow: backups.request(uow, application, identity.caller, uuid.lower(), now)
-    )
-    application.signals.change(planned.builder_id)
+    planned = await backups.ask(application, identity.caller, uuid.lower())
     if wants_async(request):
         return success(
             BackupAnswer(message="The backup is being taken.", data=_shown(planned)), 202, APPLIED

@@ -46,7 +46,10 @@ EXAMPLE = {
     "env": {"MY_FLAG": "1"},
     "resources": {"cpu": 1, "memory": 1, "disk": 3},
 }
-STREAM = "An event per finished stage (`install`, `start`) with its seconds, then `done` (the builder) or `failed`."
+STREAM = (
+    "An event per finished stage (`review`, `install`, `start`, `qa`) with its seconds, "
+    "then `done` (the builder) or `failed`."
+)
 
 
 @router.post(
@@ -79,7 +82,7 @@ async def create_builder(request: Request, identity: Writer, body: Body) -> Resp
     retry = retry_of(request, identity.token.tenant_id, body.sha256)
     first = await creations.retries.first(retry) if retry else None
     if isinstance(first, Answer):
-        return replay(request, first)
+        return in_form(request, first)
     builder = await creations.builder(identity, body.value, retry, first)
     at_once = wants_async(request)
     answer = creations.answer(builder, retry, at_once=at_once)
@@ -209,11 +212,11 @@ def _web_command(bundle: Bundle) -> str:
     return command
 
 
-def replay(request: Request, first: Answer) -> Response:
-    """The first call's answer again, in the form that this one asks for."""
+def in_form(request: Request, answer: Answer) -> Response:
+    """An answer that is known already, in the form that the call asks for."""
     if wants_events(request) and not wants_async(request):
-        return stream(_last_event(first), first.headers)
-    return first.response()
+        return stream(_last_event(answer), answer.headers)
+    return answer.response()
 
 
 async def _last_event(answer: Answer) -> AsyncGenerator[bytes]:

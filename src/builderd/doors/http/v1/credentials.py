@@ -17,6 +17,7 @@ from builderd.doors.http.auth import Identity, Reader, TheApplication, Writer
 from builderd.doors.http.bodies import Received, json_body
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.pages import ThePage
+from builderd.ports.store import UnitOfWork
 from builderd.services import builders, credentials
 from builderd.services.application import Application
 from builderd.services.credentials import CredentialView, Use
@@ -68,10 +69,13 @@ async def put_credential(
         raise ValidationFailed({"name": [why]})
     tenant, now = identity.token.tenant_id, application.clock.now()
     values = {variable: secret.get_secret_value() for variable, secret in body.value.values.items()}
-    _, is_new = await application.store.write(
-        lambda uow: credentials.put(uow, application.vault, tenant, name, values, now)
-    )
-    view = await application.store.read(lambda uow: credentials.get(uow, tenant, name))
+
+    def put(uow: UnitOfWork) -> tuple[CredentialView, bool]:
+        _, is_new = credentials.put(uow, application.vault, tenant, name, values, now)
+        # Looked at here: a moment later it may be deleted.
+        return credentials.get(uow, tenant, name), is_new
+
+    view, is_new = await application.store.write(put)
     stale = [use for use in view.uses if use.needs_restart]
     faults = await _restart(application, identity, stale) if query.restart else {}
     message = _put_message(name, stale, faults, restarted=query.restart)

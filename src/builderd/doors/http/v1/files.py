@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from builderd.domain import files as domain
+from builderd.domain.errors import BadRequest
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import failure, success
 from builderd.doors.http.auth import Reader, TheApplication, Writer
@@ -72,6 +73,20 @@ class ListQuery(Parameters):
     path: str = Field(default="", description="The folder, relative to `/app`; left out: `/app` itself.")
     page: int = Field(default=1, ge=1, le=MAX_PAGE)
     per_page: int = Field(default=100, ge=1, le=MAX_PER_PAGE)
+
+
+class WriteQuery(Parameters):
+    """How the file is put."""
+
+    executable: bool | None = Field(
+        default=None, description="Left out: as the file that is replaced; a new one is not."
+    )
+
+
+class DeleteQuery(Parameters):
+    """How much is deleted."""
+
+    recursive: bool = Field(default=False, description="Delete a folder with all that is in it.")
 
 
 @router.get(
@@ -165,14 +180,15 @@ async def write_file(
     identity: Writer,
     uuid: Uuid,
     path: FilePath,
-    executable: Annotated[
-        bool | None, Query(description="Left out: as the file that is replaced; a new one is not.")
-    ] = None,
+    query: Annotated[WriteQuery, Query()],
 ) -> Response:
     """Put a file there, as it is sent, with the folders that are missing.
 
     An app sees the old content or the new one, and nothing between. When it does not fit, the old one stays.
     """
+    if "content-range" in request.headers:
+        # RFC 9110, 14.5: taken for the whole, a part would be all that is left.
+        raise BadRequest("A file is not put in parts: send all of it in one request, and leave Content-Range out.")
     entry, new = await files.write(
         application,
         identity.token.tenant_id,
@@ -181,7 +197,7 @@ async def write_file(
         pieces(request, UPLOAD_SECONDS),
         condition=condition_of(request.headers),
         size=announced_length(request),
-        executable=executable,
+        executable=query.executable,
     )
     message = f"{entry.name} has {entry.size} bytes now."
     answer = FileAnswer(message=message, data=_shown(entry))
@@ -193,7 +209,7 @@ async def write_file(
     response_model=None,
     responses={
         204: {"description": "It is gone."},
-        **openapi.failures(400, 401, 403, 404, 409, 412, 422),
+        **openapi.failures(400, 401, 403, 404, 409, 412, 413, 422),
     },
     status_code=204,
     openapi_extra={"parameters": [IF_MATCH]},
@@ -204,12 +220,15 @@ async def delete_file(
     identity: Writer,
     uuid: Uuid,
     path: FilePath,
-    recursive: Annotated[bool, Query(description="Delete a folder with all that is in it.")] = False,
+    query: Annotated[DeleteQuery, Query()],
 ) -> Response:
-    """Delete a file, a link itself, or an empty folder."""
+    """Delete a file, a link itself, or an empty folder.
+
+    On a full disk a folder may be too much (413): delete single files first.
+    """
     condition = condition_of(request.headers)
     tenant_id = identity.token.tenant_id
-    await files.delete(application, tenant_id, uuid.lower(), path, condition=condition, recursive=recursive)
+    await files.delete(application, tenant_id, uuid.lower(), path, condition=condition, recursive=query.recursive)
     return Response(status_code=204)
 
 

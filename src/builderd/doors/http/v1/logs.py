@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated, NamedTuple
@@ -13,6 +13,7 @@ from typing import Annotated, NamedTuple
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
+from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import TenantId
 from builderd.domain.logs import LogStream
 from builderd.doors.http import openapi
@@ -80,15 +81,16 @@ class Place(NamedTuple):
         return f"{(self.time - EPOCH) // timedelta(microseconds=1)}-{self.nth}"
 
 
-def _place(event_id: str) -> Place | None:
-    """Where an interrupted stream is to go on; None for what is no id of ours."""
-    match = EVENT_ID.fullmatch(event_id)
-    if match is None:
+def _given(request: Request) -> Place | None:
+    """Where an interrupted stream is to go on. To begin elsewhere instead would lose some."""
+    text = request.headers.get("last-event-id", "")
+    if not text:
         return None
-    try:
-        return Place(EPOCH + timedelta(microseconds=int(match[1])), int(match[2]))
-    except OverflowError:
-        return None
+    match = EVENT_ID.fullmatch(text)
+    if match is not None:
+        with suppress(OverflowError):
+            return Place(EPOCH + timedelta(microseconds=int(match[1])), int(match[2]))
+    raise ValidationFailed({"Last-Event-ID": ["must be the id of a line, or left out"]})
 
 
 async def _stream(
@@ -98,8 +100,7 @@ async def _stream(
     tenant_id = identity.token.tenant_id
     await application.store.read(lambda uow: builders.get(uow, tenant_id, uuid))
     listeners.admit(tenant_id)
-    place = _place(request.headers.get("last-event-id", ""))
-    followed = _followed(listeners, application, tenant_id, uuid, query, place)
+    followed = _followed(listeners, application, tenant_id, uuid, query, _given(request))
     return stream(followed, permitted=partial(is_good_still, application, identity))
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import Field
 
 from builderd.domain.errors import NotFound
-from builderd.domain.qa import Check, ReportStatus
+from builderd.domain.qa import Check, ReportStatus, gate_passed
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
 from builderd.doors.http.auth import Reader, TheApplication, Writer
@@ -159,9 +159,6 @@ def _checks(checks: Sequence[Check]) -> list[QaCheck]:
 
 
 def _message(view: qa.QaView) -> str:
-    if view.version.settings.skip_qa:
-        return f"QA was left out for version {view.version.number}."
-    verdict = {True: "passed", False: "failed", None: "is not judged yet"}[view.version.qa_passed]
     report = {
         ReportStatus.NONE: "there is no report",
         ReportStatus.WAITING: "its report is still to be made",
@@ -169,4 +166,15 @@ def _message(view: qa.QaView) -> str:
         ReportStatus.DONE: "its report is there",
         ReportStatus.DROPPED: "its report was not made",
     }[view.report.status]
-    return f"Version {view.version.number} {verdict}; {report}."
+    return f"{_verdict(view)}; {report}."
+
+
+def _verdict(view: qa.QaView) -> str:
+    number, gate = view.version.number, view.report.gate
+    if not view.version.settings.skip_qa:
+        said = {True: "passed", False: "failed", None: "is not judged yet"}[view.version.qa_passed]
+        return f"Version {number} {said}"
+    if not gate:
+        return f"The gate was left out for version {number}"
+    said = "passed" if gate_passed(gate) else "failed"
+    return f"The gate was left out for version {number}, which {said} it when it was judged later"

@@ -35,6 +35,8 @@ def shown(view: builders.BuilderView, *, with_token: bool) -> wire.Builder:
         credentials=list(settings.credentials),
         needs_restart=view.needs_restart,
         isolation=settings.isolation,
+        require_qa=settings.require_qa,
+        install_scripts=settings.install_scripts,
         review_passed=view.review_passed,
         qa_passed=view.version.qa_passed,
         status_reason=builder.status_reason,

@@ -118,10 +118,10 @@ async def get_upload(application: TheApplication, upload_id: UploadUuid, signatu
     "/uploads/{upload_id}",
     response_model=None,
     status_code=204,
-    responses={204: {"description": "It is gone."}, **openapi.failures(401, 403, 404)},
+    responses={204: {"description": "It is gone."}, **openapi.failures(401, 403, 404, 409)},
 )
 async def delete_upload(application: TheApplication, identity: Writer, upload_id: UploadUuid) -> Response:
-    """Delete an upload. What was deployed from it stays."""
+    """Delete an upload, once no request sends it any more. What was deployed from it stays."""
     await uploads.delete(application, identity.token.tenant_id, upload_id.lower())
     return Response(status_code=204)
 

@@ -25,7 +25,7 @@ from builderd.doors.http.streams import stream
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
 from builderd.doors.http.v1.builders import CHANGE, Uuid
-from builderd.doors.http.v1.creations import CODE, MAX_BODY_BYTES, Creations, bundle_of, check_gates, replay, told
+from builderd.doors.http.v1.creations import CODE, MAX_BODY_BYTES, Creations, bundle_of, check_gates, in_form, told
 from builderd.doors.http.v1.pages import ThePage
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles, deployments, outcomes
@@ -47,7 +47,8 @@ SettingsBody = Annotated[Received[NewSettings], Depends(json_body(NewSettings, M
 AutoStopBody = Annotated[Received[NewAutoStop], Depends(json_body(NewAutoStop, MAX_SMALL_BYTES))]
 RollbackBody = Annotated[Received[NewRollback], Depends(json_body(NewRollback, MAX_SMALL_BYTES))]
 
-STREAM = "An event per finished stage with its seconds, then `done` (the builder) or `failed`."
+STREAM = "An event per finished stage with its seconds, if there are any, then `done` (the builder) or `failed`."
+AT_ONCE_STREAM = "`done` (the builder) or `failed`: there are no stages."
 #: Records the change, in the unit of work of the call.
 Record = Callable[[UnitOfWork], Deployed]
 
@@ -59,9 +60,9 @@ class DeployQuery(Parameters):
 
 
 def _responses(served: str) -> dict[int | str, dict[str, Any]]:
-    on_200 = openapi.answer(200, BuilderAnswer, f"{served} With `Accept: text/event-stream`: {STREAM}")
+    on_200 = f"{served} With `Accept: text/event-stream`: {STREAM}"
     return {
-        **on_200,
+        **openapi.answer(200, BuilderAnswer, on_200, content=openapi.events(STREAM)),
         **openapi.answer(202, BuilderAnswer, "It is being deployed.", headers=openapi.LOCATION),
         **openapi.failures(400, 401, 403, 404, 409, 413, 422, 429, stages=True),
     }
@@ -111,13 +112,13 @@ async def patch_builder(request: Request, identity: Writer, uuid: Uuid, body: Se
     "/builders/{uuid}/auto-stop",
     response_model=None,
     responses={
-        **openapi.answer(200, BuilderAnswer, "It is set."),
+        **openapi.answer(200, BuilderAnswer, "It is set.", content=openapi.events(AT_ONCE_STREAM)),
         **openapi.failures(400, 401, 403, 404, 409, 413, 422),
     },
     openapi_extra=openapi.body_of(NewAutoStop, {"interval": 15}),
 )
 async def put_auto_stop(request: Request, identity: Writer, uuid: Uuid, body: AutoStopBody) -> Response:
-    """Say after how many minutes without a visitor it stops by itself."""
+    """Say after how many minutes without a use it stops by itself."""
     change = Change(auto_stop_interval=body.value.interval)
     return await _answered(request, identity, body.sha256, _plainly(request, identity, uuid, change))
 
@@ -176,6 +177,7 @@ async def renew_service_token(request: Request, application: TheApplication, ide
         return deployments.renew_service_token(uow, application, identity.caller, uuid.lower(), application.clock.now())
 
     builder = await outcomes.when_free(application, BuilderId(uuid.lower()), lambda: application.commit(renew))
+    await outcomes.shown(application, builder)
     if wants_async(request):
         return (await door.begun(application, builder, "given a new token")).response()
     if builder.desired is Desired.RUNNING:
@@ -197,7 +199,7 @@ async def _answered(
     retry = retry_of(request, identity.token.tenant_id, body_sha256)
     first = await creations.retries.first(retry) if retry else None
     if isinstance(first, Answer):
-        return replay(request, first)
+        return in_form(request, first)
     try:
         deployed = await _begun(creations, deploy, retry, first)
     except BaseException:
@@ -205,7 +207,9 @@ async def _answered(
         raise
     application, at_once = creations.application, wants_async(request)
     answer = creations.follow(_outcome(application, deployed, at_once=at_once), retry)
-    if wants_events(request) and not at_once and deployed.version is not None:
+    if deployed.version is None:
+        return in_form(request, await asyncio.shield(answer))
+    if wants_events(request) and not at_once:
         events = outcomes.deployment_stages(application, deployed.builder.id, deployed.version)
         return stream(told(events, answer), door.location(deployed.builder))
     return (await asyncio.shield(answer)).response()
@@ -239,12 +243,16 @@ async def _begun(
 async def _outcome(application: Application, deployed: Deployed, *, at_once: bool) -> Answer:
     builder = deployed.builder
     if deployed.version is None:
-        await outcomes.shown(application, builder)
+        try:
+            await outcomes.shown(application, builder)
+        except BuilderdError as error:
+            return failure(error)
         return await door.shown_as(application, builder)
     if at_once:
         return await door.begun(application, builder, "deployed")
     try:
         builder = await outcomes.deployed(application, builder.id, deployed.version)
+        await outcomes.shown(application, builder)
     except BuilderdError as error:
         return failure(error)
     if builder.desired is Desired.DELETED:
@@ -355,6 +363,10 @@ def _shown(builder: Builder, version: Version, now: datetime) -> wire.Version:
         ),
         isolation=settings.isolation,
         credentials=list(settings.credentials),
+        skip_review=settings.skip_review,
+        skip_qa=settings.skip_qa,
+        require_qa=settings.require_qa,
+        install_scripts=settings.install_scripts,
         review_passed=version.reviewed(now),
         qa_passed=version.qa_passed,
         created_by=version.created_by,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from builderd.adapters.engines.oci.allocations import (
     known_instance,
     parse_routes,
 )
-from builderd.domain.errors import NoCapacity
+from builderd.domain.errors import EngineUnavailable, NoCapacity
 
 ROUTES = """\
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
@@ -76,11 +77,65 @@ def test_a_service_that_is_gone_gives_back_what_it_had(tmp_path: Path, host: Pat
     assert Allocations(host).claim(late, []).blocks
 
 
-def test_an_id_with_a_copied_data_directory_is_not_the_other_s(tmp_path: Path, host: Path) -> None:
+def test_what_a_data_directory_remembers_is_its_owners_alone(tmp_path: Path, host: Path) -> None:
     folder = data_dir(tmp_path, "one")
     mine = Allocations(host).claim(folder, [])
     assert stat.S_IMODE((folder / "instance.json").stat().st_mode) == 0o600
     assert len(bridge_name(mine.id)) <= 15 - len("-1019")
+
+
+def test_a_copy_is_refused_for_as_long_as_the_other_one_is_there(tmp_path: Path, host: Path) -> None:
+    folder, copy = data_dir(tmp_path, "one"), tmp_path / "copy"
+    mine = Allocations(host).claim(folder, [])
+    shutil.copytree(folder, copy)
+    with pytest.raises(EngineUnavailable, match=f"{copy} is a copy of {folder}"):
+        Allocations(host).claim(copy, [])
+    assert Allocations(host).known() == [mine]
+    shutil.rmtree(folder)
+    assert Allocations(host).claim(copy, []) == replace(mine, data_dir=str(copy))
+
+
+def test_a_data_directory_that_was_moved_or_is_reached_by_another_name_is_no_copy(
+    tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, moved, link = data_dir(tmp_path, "one"), tmp_path / "moved", tmp_path / "link"
+    mine = Allocations(host).claim(folder, [])
+    folder.rename(moved)
+    link.symlink_to(moved)
+    monkeypatch.chdir(tmp_path)
+    for name in (moved, link, Path("moved"), moved):
+        assert replace(Allocations(host).claim(name, []), data_dir=mine.data_dir) == mine
+
+
+def test_a_copy_of_what_was_taken_down_is_a_way_to_move(tmp_path: Path, host: Path) -> None:
+    folder, copy = data_dir(tmp_path, "one"), tmp_path / "copy"
+    mine = Allocations(host).claim(folder, [])
+    Allocations(host).release(mine.id)
+    shutil.copytree(folder, copy)
+    assert Allocations(host).claim(copy, []).id == mine.id
+    with pytest.raises(EngineUnavailable, match="or the other way round"):
+        Allocations(host).claim(folder, [])
+
+
+def test_a_damaged_file_is_named_and_not_taken_for_none(tmp_path: Path, host: Path) -> None:
+    folder = data_dir(tmp_path, "one")
+    first = Allocations(host).claim(folder, [])
+    for file in (host / "allocations.json", folder / "instance.json"):
+        whole = file.read_text()
+        file.write_text("")
+        with pytest.raises(EngineUnavailable, match=f"{file} is damaged"):
+            Allocations(host).claim(folder, [])
+        file.write_text(whole)
+    assert Allocations(host).claim(folder, []) == first
+
+
+def test_a_damaged_memory_stops_no_other_service_and_keeps_what_it_has(tmp_path: Path, host: Path) -> None:
+    damaged, folder = data_dir(tmp_path, "damaged"), data_dir(tmp_path, "other")
+    theirs = Allocations(host).claim(damaged, [])
+    (damaged / "instance.json").write_text("")
+    mine = Allocations(host).claim(folder, [])
+    assert not set(mine.blocks) & set(theirs.blocks)
+    assert theirs in Allocations(host).known()
 
 
 def test_a_host_that_routes_all_private_networks_is_told_so() -> None:

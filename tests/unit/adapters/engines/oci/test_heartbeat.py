@@ -55,3 +55,33 @@ async def test_it_beats_while_something_runs_and_no_longer(tmp_path: Path, monke
     await asyncio.sleep(0.02)
     assert len(beats) == seen
     beating.stop()
+
+
+async def test_it_goes_on_after_one_that_could_not_be_written_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heartbeat, "INTERVAL", 0.001)
+    folder = tmp_path / "data"
+    beats = 0
+
+    def now() -> float:
+        nonlocal beats
+        beats += 1
+        return float(beats)
+
+    async def until(beaten: int) -> None:
+        async with asyncio.timeout(10):
+            while beats < beaten:
+                await asyncio.sleep(0.001)
+
+    beating = Heartbeat(folder / "heartbeat", "boot", now)
+    beating.start(lambda: True)
+    await until(5)
+    folder.mkdir()
+    await until(beats + 5)
+    assert beating.last()
+    assert caplog.text.count("cannot be kept") == 1
+    folder.rename(tmp_path / "away")
+    await until(beats + 5)
+    assert caplog.text.count("cannot be kept") == 2
+    beating.stop()

@@ -1,6 +1,17 @@
 """Listening sockets, from what the kernel prints."""
 
-from builderd.adapters.engines.oci.listening import parse_listening
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from builderd.adapters.engines.oci import listening
+from builderd.adapters.engines.oci.command import Runtime
+from builderd.adapters.engines.oci.listening import Listeners, parse_listening
+from builderd.adapters.engines.oci.records import Record
 
 TCP = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -27,3 +38,26 @@ def test_ipv6_and_ipv4_within_it() -> None:
 def test_both_files_one_after_the_other() -> None:
     assert len(parse_listening(TCP + TCP6)) == 5
     assert parse_listening("") == frozenset()
+
+
+async def test_a_look_into_gvisor_is_good_for_a_moment_and_kept_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+
+    async def answers(*_: object) -> bool:
+        return False
+
+    async def look(_: object, record: Record) -> frozenset[tuple[str, int]]:
+        looks.append(record.id)
+        return frozenset({("127.0.0.1", 3000)})
+
+    runs: Any = SimpleNamespace(runtime=lambda _: Runtime("runsc", "/usr/bin/runsc", Path("/run")))
+    listeners = Listeners(runs)
+    monkeypatch.setattr(listening, "_answers", answers)
+    monkeypatch.setattr(Listeners, "_look", look)
+    records = [Record(name, "owner", "disk", "runsc", 0, "10.64.8.2", 8000, "boot") for name in ("a", "b", "c")]
+    for record in (*records, *records):
+        assert await listeners.of(record) == {("127.0.0.1", 3000)}
+    assert looks == ["a", "b", "c"]
+    monkeypatch.setattr(listening, "_LOOK_SECONDS", 0)
+    await listeners.of(records[0])
+    assert list(listeners._looks) == ["a"]

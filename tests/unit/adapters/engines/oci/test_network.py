@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from ipaddress import IPv4Network
 
 import pytest
 
+from builderd.adapters.engines.oci import conntrack
+from builderd.adapters.engines.oci.conntrack import NoConntrack
 from builderd.adapters.engines.oci.network import Egress, Network
 from builderd.adapters.engines.oci.slots import Addresses
 from builderd.domain.errors import EngineUnavailable
@@ -35,3 +38,17 @@ def test_without_the_other_rules_there_is_no_network(monkeypatch: pytest.MonkeyP
     one = network(monkeypatch, "@near", [])
     with pytest.raises(EngineUnavailable):
         one._open_firewall(one._policy())
+
+
+def test_a_kernel_that_cannot_forget_flows_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lack(ip: str) -> int:
+        raise NoConntrack("Invalid argument")
+
+    monkeypatch.setattr(conntrack, "forget", lack)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
+    one = network(monkeypatch, "nothing", [])
+    for _ in range(2):
+        one.forget("10.64.8.2")
+    assert caplog.text.count("in this kernel: Invalid argument") == 1

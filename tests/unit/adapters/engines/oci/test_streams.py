@@ -6,10 +6,12 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.streams import Outlet
+from builderd.adapters.engines.oci.streams import Console, Outlet
+from builderd.domain.processes import Window
 
 
 @pytest.fixture
@@ -46,3 +48,27 @@ async def test_who_reads_a_flood_keeps_nobody_waiting(flood: int) -> None:
     assert turns >= 50
     other.cancel()
     outlet.close()
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["its runtime ended", "who waited left"])
+async def test_a_console_at_which_nobody_came_is_watched_no_more_when_it_is_closed(ends: bool, tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+    console = Console(tmp_path / "tty")
+    watched: list[bool] = []
+
+    async def wait() -> None:
+        try:
+            await console.receive(Window(), ended)
+        finally:
+            watched.append(loop.remove_reader(console._listener.fileno()))
+            console.close()
+
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0.01)
+    if ends:
+        ended.set_result(0)
+    else:
+        waiting.cancel()
+    await asyncio.wait({waiting})
+    assert watched == [False]

@@ -18,7 +18,8 @@ async def test_the_loop_goes_on_meanwhile() -> None:
     assert await working is True
 
 
-async def test_who_is_cancelled_goes_only_when_the_work_is_done() -> None:
+@pytest.mark.parametrize("times", [1, 2])
+async def test_who_is_cancelled_goes_only_when_the_work_is_done(times: int) -> None:
     go_on, made = threading.Event(), []
 
     def work() -> None:
@@ -26,8 +27,9 @@ async def test_who_is_cancelled_goes_only_when_the_work_is_done() -> None:
         made.append("it")
 
     working = asyncio.create_task(to_its_end(work))
-    await asyncio.sleep(0.01)
-    working.cancel()
+    for _ in range(times):
+        await asyncio.sleep(0.01)
+        working.cancel()
     await asyncio.sleep(0.01)
     assert not working.done()
     go_on.set()

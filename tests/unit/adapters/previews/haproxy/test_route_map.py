@@ -147,7 +147,7 @@ HOSTS = st.sampled_from([f"h{number}.localhost" for number in range(6)])
 CHANGES = st.lists(st.tuples(HOSTS, st.sampled_from([*RouteState, None])), max_size=40)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CHANGES)
 def test_after_any_changes_the_file_says_what_the_memory_says(
     tmp_path: Path, changes: list[tuple[str, RouteState | None]]

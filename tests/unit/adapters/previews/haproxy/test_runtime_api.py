@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from builderd.adapters.previews.haproxy import runtime_api
-from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyBusy, ProxyGone
+from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyBusy, ProxyGone, Worker
 
 TABLE = Path("/a b/routes.map")
 WORD = r"/a\ b/routes.map"
@@ -37,27 +37,38 @@ async def proxy(answer: Callable[[str], str]) -> AsyncIterator[tuple[Path, list[
 
 async def test_a_new_key_replaces_one_that_should_not_be_there() -> None:
     async with proxy(lambda command: "Key not found.\n\n\n") as (admin, got):
-        await runtime_api.add_entry(admin, TABLE, "a.localhost", "v")
+        await runtime_api.add_entry(Worker(admin), TABLE, "a.localhost", "v")
     assert got == [f"del map {WORD} a.localhost; add map {WORD} a.localhost v\n"]
 
 
 async def test_a_known_key_changes_in_one_step() -> None:
     async with proxy(lambda command: "\n") as (admin, got):
-        await runtime_api.set_entry(admin, TABLE, "a.localhost", "v")
+        await runtime_api.set_entry(Worker(admin), TABLE, "a.localhost", "v")
     assert got == [f"set map {WORD} a.localhost v\n"]
 
 
 async def test_a_key_that_is_missing_after_all_is_added() -> None:
     answers = {"set": "entry not found.\n\n", "del": "Key not found.\n\n\n"}
     async with proxy(lambda command: answers[command[:3]]) as (admin, got):
-        await runtime_api.set_entry(admin, TABLE, "a.localhost", "v")
+        await runtime_api.set_entry(Worker(admin), TABLE, "a.localhost", "v")
     assert [command[:3] for command in got] == ["set", "del"]
+
+
+async def test_a_worker_of_before_a_reload_is_told_through_the_master_one_command_at_a_time() -> None:
+    answers = {"set": "entry not found.\n\n", "del": "Key not found.\n\n\n", "add": "\n"}
+    async with proxy(lambda command: answers[command.split()[1]]) as (master, got):
+        await runtime_api.set_entry(Worker(master, 42), TABLE, "a.localhost", "v")
+    assert got == [
+        f"@!42 set map {WORD} a.localhost v\n",
+        f"@!42 del map {WORD} a.localhost\n",
+        f"@!42 add map {WORD} a.localhost v\n",
+    ]
 
 
 @pytest.mark.parametrize("answer", ["\n", "Key not found.\n\n"])
 async def test_a_deleted_key_is_gone_either_way(answer: str) -> None:
     async with proxy(lambda command: answer) as (admin, got):
-        await runtime_api.delete_entry(admin, TABLE, "a.localhost")
+        await runtime_api.delete_entry(Worker(admin), TABLE, "a.localhost")
     assert got == [f"del map {WORD} a.localhost\n"]
 
 
@@ -65,9 +76,9 @@ async def test_a_deleted_key_is_gone_either_way(answer: str) -> None:
 async def test_a_refused_change_is_raised_in_its_own_words(answer: str) -> None:
     async with proxy(lambda command: answer) as (admin, _):
         for change in (
-            runtime_api.add_entry(admin, TABLE, "a", "v"),
-            runtime_api.set_entry(admin, TABLE, "a", "v"),
-            runtime_api.delete_entry(admin, TABLE, "a"),
+            runtime_api.add_entry(Worker(admin), TABLE, "a", "v"),
+            runtime_api.set_entry(Worker(admin), TABLE, "a", "v"),
+            runtime_api.delete_entry(Worker(admin), TABLE, "a"),
         ):
             with pytest.raises(CommandRefused, match=answer[:10]):
                 await change
@@ -75,15 +86,15 @@ async def test_a_refused_change_is_raised_in_its_own_words(answer: str) -> None:
 
 async def test_entries_are_read() -> None:
     async with proxy(lambda command: "0x7f01 a.localhost v|1\n0x7f02 b.localhost v|2\n\n") as (admin, _):
-        assert await runtime_api.entries(admin, TABLE) == {"a.localhost": "v|1", "b.localhost": "v|2"}
+        assert await runtime_api.entries(Worker(admin), TABLE) == {"a.localhost": "v|1", "b.localhost": "v|2"}
     async with proxy(lambda command: "\n") as (admin, _):
-        assert await runtime_api.entries(admin, TABLE) == {}
+        assert await runtime_api.entries(Worker(admin), TABLE) == {}
 
 
 async def test_what_are_no_entries_is_raised() -> None:
     async with proxy(lambda command: "Unknown map identifier.\n") as (admin, _):
         with pytest.raises(CommandRefused, match="Unknown map"):
-            await runtime_api.entries(admin, TABLE)
+            await runtime_api.entries(Worker(admin), TABLE)
 
 
 async def test_nobody_there_is_told(tmp_path: Path) -> None:

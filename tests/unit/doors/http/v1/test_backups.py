@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from tests.service import METRICS_TOKEN, MINIMAL, Service
 from builderd.adapters.fakes.archive import FakeArchive
 from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import new_id
+from builderd.ports.archive import Restored
 
 SHOWN = {
     *("id", "builder", "builder_name", "kind", "status", "version", "created_at", "finished_at", "files"),
@@ -92,6 +94,45 @@ async def test_a_backup_comes_back_in_place(client: httpx.AsyncClient, service: 
     assert (data["uuid"], data["status"], data["version"]) == (uuid, "running", 2)
     kinds = [one["kind"] for one in (await client.get(f"/api/v1/builders/{uuid}/backups")).json()["data"]]
     assert kinds == ["before_restore", "requested"]
+
+
+async def test_what_was_never_started_has_nothing_to_back_up(client: httpx.AsyncClient, service: Service) -> None:
+    service.installer.refusal = "no such package"
+    files = {"main.py": "", "requirements.txt": "nowhere"}
+    failed = await client.post("/api/v1/builders", json={**MINIMAL, "files": files})
+    assert failed.status_code == 422, failed.text
+    uuid = failed.json()["data"]["uuid"]
+    answers = [
+        await client.post(f"/api/v1/builders/{uuid}/backups"),
+        await client.get(f"/api/v1/builders/{uuid}/files"),
+    ]
+    assert [(one.status_code, one.json()["code"]) for one in answers] == [(409, "invalid_state")] * 2
+
+
+async def test_who_waits_for_a_restore_that_is_overtaken_is_told_so(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, restore = asyncio.Semaphore(0), asyncio.Semaphore(0), service.application.archive.restore
+
+    async def held(*args: Any) -> Restored:
+        begun.release()
+        await go_on.acquire()
+        return await restore(*args)
+
+    monkeypatch.setattr(service.application.archive, "restore", held)
+    for name, method, call, status, code in (
+        ("a", "POST", "/stop", 409, "invalid_state"),
+        ("b", "DELETE", "?purge=true", 404, "not_found"),
+    ):
+        uuid = await _create(client, name=name)
+        taken = await _take(client, uuid)
+        waiting = asyncio.create_task(client.post(f"/api/v1/builders/{uuid}/backups/{taken['id']}/restore"))
+        await begun.acquire()
+        assert (await client.request(method, f"/api/v1/builders/{uuid}{call}")).status_code == 200
+        go_on.release()
+        answer = await waiting
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+        assert answer.json()["data"] == {"uuid": uuid}
 
 
 async def test_a_backup_becomes_a_builder(client: httpx.AsyncClient) -> None:

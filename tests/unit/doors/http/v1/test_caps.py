@@ -73,6 +73,7 @@ async def test_a_builder_has_a_cap_of_its_own(
     admin: httpx.AsyncClient, client: httpx.AsyncClient, service: Service
 ) -> None:
     uuid, other = await create(client), await create(client, "other")
+    await client.post(f"{BUILDERS}/{uuid}/stop")  # it would cost a cent more in a minute or two
     await spend(service, uuid, 2)
     answer = await admin.put(f"{BUILDERS}/{uuid}/spending-cap", json={"monthly": 5})
     assert (answer.json()["data"]["monthly"], answer.json()["data"]["spent"]) == (5.0, 2.0)

@@ -39,6 +39,7 @@ FULL: dict[str, Any] = {
     "credentials": [],
     "isolation": "strong",
     "require_qa": True,
+    "install_scripts": True,
 }
 
 
@@ -63,7 +64,7 @@ async def test_a_builder_is_answered_when_it_is_up(client: httpx.AsyncClient) ->
 
 async def test_every_field_is_kept_and_shown(client: httpx.AsyncClient) -> None:
     data = (await client.post(BUILDERS, json=FULL)).json()["data"]
-    expected = {key: value for key, value in FULL.items() if key not in ("files", "credentials", "require_qa")}
+    expected = {key: value for key, value in FULL.items() if key not in ("files", "credentials")}
     assert {key: data[key] for key in expected} == {**expected, "env": {"MY_FLAG": "1"}}
     cost = data["cost"]
     assert (cost["currency"], cost["hourly_rate"]) == ("EUR", 0.2075)

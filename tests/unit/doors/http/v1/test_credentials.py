@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -37,6 +38,25 @@ async def test_what_is_stored_is_listed_by_name_and_never_read_back(client: http
     assert one.json()["data"]["variables"] == ["API_KEY"]
     assert listed.json()["data"] == [one.json()["data"]]
     assert not any(CANARY in answer.text for answer in (first, again, listed, one))
+
+
+async def test_what_is_stored_is_told_also_where_it_is_deleted_at_once(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = service.store.write
+
+    def delete_all(uow: UnitOfWork) -> None:
+        for one in uow.credentials.all():
+            uow.credentials.delete(one.tenant_id, one.name)
+
+    async def write_and_delete(work: Callable[[UnitOfWork], Any]) -> Any:
+        result = await write(work)
+        await write(delete_all)
+        return result
+
+    monkeypatch.setattr(service.store, "write", write_and_delete)
+    answer = await client.put(ZOHO, json=VALUES)
+    assert (answer.status_code, answer.json()["data"]["variables"]) == (201, ["API_KEY"])
 
 
 async def test_a_builder_gets_them_at_its_start_and_the_use_is_on_the_record(

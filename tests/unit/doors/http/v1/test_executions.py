@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -10,6 +11,8 @@ from httpx_sse import aconnect_sse
 from tests.service import MINIMAL, Service
 
 from builderd.adapters.fakes.processes import Answer
+from builderd.domain.sandboxes import SandboxReport, SandboxSpec
+from builderd.services import outcomes
 
 BUILDERS = "/api/v1/builders"
 
@@ -25,6 +28,27 @@ async def test_its_exit_code_and_output_are_answered(client: httpx.AsyncClient, 
     response = await client.post(path, json={"command": "ls /nowhere"})
     assert response.status_code == 200
     assert response.json()["data"] == {"exit_code": 2, "output": "ls: no such file\n", "truncated": False}
+
+
+async def test_one_that_is_being_started_is_tried_again_later(
+    client: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, start = asyncio.Event(), service.engine.start
+
+    async def held(spec: SandboxSpec) -> SandboxReport:
+        await go_on.wait()
+        return await start(spec)
+
+    monkeypatch.setattr(service.engine, "start", held)
+    monkeypatch.setattr(outcomes, "PATIENCE", 0.05)
+    await client.post(path.replace("/exec", "/restart"), headers={"Prefer": "respond-async"})
+    for body in ({"command": "ls"}, {"command": "ls", "stream": True}):
+        response = await client.post(path, json=body)
+        assert (response.status_code, response.json()["code"]) == (409, "invalid_state")
+        assert int(response.headers["Retry-After"]) > 0
+    monkeypatch.setattr(outcomes, "PATIENCE", 30)
+    go_on.set()
+    assert (await client.post(path, json={"command": "ls"})).status_code == 200
 
 
 async def test_the_timeout_is_handed_on(client: httpx.AsyncClient, service: Service, path: str) -> None:

@@ -77,6 +77,25 @@ async def test_a_file_is_written_as_it_is_sent(client: httpx.AsyncClient, path: 
     assert replaced.headers["etag"] != created.headers["etag"]
 
 
+async def test_a_file_is_not_replaced_by_a_part_of_it(client: httpx.AsyncClient, path: str) -> None:
+    refused = await client.put(f"{path}/main.py", content=b"print", headers={"Content-Range": "bytes 0-4/14"})
+    assert (refused.status_code, refused.json()["code"]) == (400, "bad_request")
+    assert "in one request" in refused.json()["message"]
+    assert (await client.get(f"{path}/main.py")).content == b"print('hello')"
+
+
+async def test_a_misspelt_parameter_is_refused(client: httpx.AsyncClient, path: str) -> None:
+    written = await client.put(f"{path}/new", content=b"x", params={"executeable": "true"})
+    assert (written.status_code, written.json()["errors"]) == (
+        422,
+        {"executeable": ["is not known here: did you mean executable?"]},
+    )
+    assert (await client.get(f"{path}/new")).status_code == 404
+    deleted = await client.delete(f"{path}/main.py", params={"recursiv": "true"})
+    assert (deleted.status_code, list(deleted.json()["errors"])) == (422, ["recursiv"])
+    assert (await client.get(f"{path}/main.py")).status_code == 200
+
+
 async def test_nobody_overwrites_what_somebody_else_has_written(client: httpx.AsyncClient, path: str) -> None:
     tag = (await client.get(f"{path}/main.py")).headers["etag"]
     assert (await client.put(f"{path}/main.py", content=b"mine", headers={"If-Match": tag})).status_code == 200

@@ -78,7 +78,7 @@ async def test_what_does_not_run_cannot_be_busy(client: httpx.AsyncClient, own: 
 
 async def test_leases_do_not_pile_up(client: httpx.AsyncClient, path: str) -> None:
     for _ in range(100):
-        await take(client, path)
+        await take(client, path, 3600)
     assert (await client.post(path, json={"seconds": 60})).status_code == 409
 
 

@@ -87,6 +87,9 @@ async def test_a_block_needs_an_admin_and_a_date(client: httpx.AsyncClient, serv
         (admin, accepting(finding), 422, "validation_error"),
         (admin, accepting(finding, expires="2020-01-01T00:00:00Z"), 422, "validation_error"),
         (admin, accepting(finding, expires="tomorrow"), 422, "validation_error"),
+        (admin, accepting(finding, expires=1893456000), 422, "validation_error"),
+        (admin, accepting(finding, expires=1893456000.5), 422, "validation_error"),
+        (admin, accepting(finding, expires=True), 422, "validation_error"),
         (admin, accepting({"fingerprint": "0" * 32}), 404, "not_found"),
     ):
         response = await caller.post(path, json=body)

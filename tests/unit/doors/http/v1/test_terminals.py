@@ -23,7 +23,7 @@ from builderd.doors.http import request_log
 from builderd.doors.http.inside import create_inside_app
 from builderd.doors.http.v1 import terminals
 
-PATIENCE = 20
+PATIENCE = 60
 BUILDERS = "/api/v1/builders"
 
 
@@ -37,7 +37,7 @@ async def url(client: httpx.AsyncClient, service: Service) -> AsyncIterator[str]
 
 def opened(url: str, secret: str | None) -> connect:
     headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
-    return connect(url, additional_headers=headers, proxy=None)
+    return connect(url, additional_headers=headers, proxy=None, open_timeout=PATIENCE)
 
 
 async def end(socket: ClientConnection) -> int:
@@ -71,10 +71,12 @@ async def test_the_exit_code_is_told_and_the_connection_closed(service: Service,
 
 async def test_a_browser_names_its_token_as_a_protocol(service: Service, url: str) -> None:
     names = [Subprotocol(terminals.PROTOCOL), Subprotocol(f"bearer.{service.write}")]
-    async with connect(url, subprotocols=names, proxy=None) as socket:
+    async with connect(url, subprotocols=names, proxy=None, open_timeout=PATIENCE) as socket:
         assert socket.subprotocol == terminals.PROTOCOL
     with pytest.raises(InvalidStatus):
-        async with connect(url, subprotocols=[names[0], Subprotocol("bearer.bd_wrong")], proxy=None):
+        async with connect(
+            url, subprotocols=[names[0], Subprotocol("bearer.bd_wrong")], proxy=None, open_timeout=PATIENCE
+        ):
             pass
 
 

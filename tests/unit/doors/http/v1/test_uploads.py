@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import tarfile
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -91,6 +93,26 @@ async def test_another_check_sum_is_refused_and_nothing_kept(
     assert (await sender.put(announced["upload_url"], content=CODE)).status_code == 422
     right = (await client.post(UPLOADS, json={"sha256": SHA256, "size": len(CODE)})).json()["data"]
     assert (await sender.put(right["upload_url"], content=CODE)).json()["data"]["complete"]
+
+
+async def test_an_upload_is_not_deleted_while_it_is_sent(
+    client: httpx.AsyncClient, sender: httpx.AsyncClient, place: dict[str, Any]
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield CODE[:1000]
+        begun.set()
+        await go_on.wait()
+        yield CODE[1000:]
+
+    sending = asyncio.create_task(sender.put(place["upload_url"], content=slow(), headers={"X-Content-Sha256": SHA256}))
+    await begun.wait()
+    refused = await client.delete(f"{UPLOADS}/{place['upload_id']}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    go_on.set()
+    assert (await sending).json()["data"]["complete"]
+    assert (await client.delete(f"{UPLOADS}/{place['upload_id']}")).status_code == 204
 
 
 async def test_sizes_are_held_to(client: httpx.AsyncClient, sender: httpx.AsyncClient, service: Service) -> None:

@@ -66,6 +66,22 @@ async def test_its_stages_are_streamed(client: httpx.AsyncClient, url: str) -> N
     assert sse(response.text)[-1][1]["version"] == 2
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"), [("PATCH", "", {"auto_stop_interval": 5}), ("PUT", "/auto-stop", {"interval": 5})]
+)
+async def test_what_has_no_stages_is_streamed_too_and_so_is_its_retry(
+    client: httpx.AsyncClient, url: str, method: str, path: str, body: dict[str, Any]
+) -> None:
+    headers = {"Accept": "text/event-stream", "Idempotency-Key": "settings-1"}
+    first = await client.request(method, f"{url}{path}", json=body, headers=headers)
+    again = await client.request(method, f"{url}{path}", json=body, headers=headers)
+    for response in (first, again):
+        assert response.headers["content-type"].startswith("text/event-stream")
+        ((name, data),) = sse(response.text)
+        assert (name, data["auto_stop_interval"]) == ("done", 5)
+    assert (first.headers.get("idempotency-replayed"), again.headers["idempotency-replayed"]) == (None, "true")
+
+
 async def test_a_failed_stage_is_told_and_the_builder_still_runs(
     client: httpx.AsyncClient, url: str, service: Service
 ) -> None:
@@ -213,6 +229,16 @@ async def test_leaving_a_gate_out_needs_its_scope_and_is_not_kept(
     assert (data["version"], data["qa_passed"]) == (2, None)
     data = (await client.put(url, json={"files": {"main.py": "x"}})).json()["data"]
     assert (data["version"], data["qa_passed"]) == (3, True)
+
+
+async def test_what_a_version_was_made_with_is_shown(client: httpx.AsyncClient, url: str, service: Service) -> None:
+    entitled = service.client(await service.token("acme", Scope.WRITE, Scope.SKIP_GATES))
+    flags = {"skip_review": True, "skip_qa": True, "require_qa": True, "install_scripts": True}
+    builder = (await entitled.put(url, json={**NEW, **flags})).json()["data"]
+    assert (builder["require_qa"], builder["install_scripts"]) == (True, True)
+    new, old = await versions(client, url)
+    assert {name: new[name] for name in flags} == flags
+    assert not any(old[name] for name in flags)
 
 
 async def test_a_null_keeps_what_there_is_as_leaving_it_out_does(client: httpx.AsyncClient, url: str) -> None:

@@ -11,8 +11,11 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
+
+from builderd.domain.errors import InvalidState
 
 
 def revisions() -> Sequence[str]:
@@ -28,7 +31,15 @@ def _config(**attributes: Any) -> Config:
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Bring the schema to this revision, the present one, within the transaction that the connection is in."""
+    """Bring the schema to this revision, the present one, within the transaction that the connection is in.
+
+    Raises ``InvalidState`` for a schema that this program does not know.
+    """
+    unknown = set(MigrationContext.configure(connection).get_current_heads()) - set(revisions())
+    if unknown:
+        raise InvalidState(
+            f"The database has the schema {min(unknown)}, which a newer builderd made: use that one, or a later one."
+        )
     config = _config(connection=connection)
     with warnings.catch_warnings():
         # Of the index on an expression, which SQLite keeps by itself while a table is built anew.

@@ -1,0 +1,78 @@
+"""The files on disks that are full, or have times which no calendar has."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from builderd.adapters.engines.oci import tree
+from builderd.adapters.engines.oci.disks import Disks
+from builderd.adapters.engines.oci.files import Files
+from builderd.domain.errors import TooLarge
+from builderd.domain.files import UNCONDITIONAL
+from builderd.domain.ids import DiskId
+
+DISK = DiskId("disk")
+
+
+class FullDisks:
+    """One disk, on which nothing more can be made."""
+
+    def __init__(self, app: Path) -> None:
+        self._app = app
+
+    def app(self, disk: DiskId) -> Path:
+        return self._app
+
+    def trash(self, disk: DiskId) -> Path:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    def limit(self, disk: DiskId) -> int:
+        return 1 << 30
+
+    too_full_to_delete = Disks.too_full_to_delete
+
+
+@pytest.fixture
+async def files(tmp_path: Path) -> AsyncIterator[Files]:
+    made = Files(cast("Disks", FullDisks(tmp_path)))
+    yield made
+    made.close()
+
+
+async def test_single_files_and_empty_folders_are_deleted_from_a_full_disk(files: Files, tmp_path: Path) -> None:
+    for name in ("file", "other"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "empty").mkdir()
+    await files.delete(DISK, "file", UNCONDITIONAL, recursive=False)
+    await files.delete(DISK, "other", UNCONDITIONAL, recursive=True)
+    await files.delete(DISK, "empty", UNCONDITIONAL, recursive=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_folder_that_a_full_disk_has_no_room_to_delete_says_what_to_do(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_text("x")
+    with pytest.raises(TooLarge, match=r"disk of 1 GB is full.*single files first"):
+        await files.delete(DISK, "folder", UNCONDITIONAL, recursive=True)
+    assert (tmp_path / "folder/file").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (10**12, datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        (-(10**12), datetime(1, 1, 1, tzinfo=UTC)),
+        (-1, datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)),
+    ],
+)
+def test_a_time_outside_of_the_calendar_is_shown_as_its_end(tmp_path: Path, seconds: int, shown: datetime) -> None:
+    real = tmp_path.stat()
+    status = os.stat_result((*real[:8], seconds, real[9]), {"st_mtime": float(seconds), "st_ctime_ns": 0})
+    assert tree.make_entry("x", status).modified_at == shown

@@ -1,0 +1,64 @@
+"""A host is told of once for all who wait for it, and only while somebody does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from builderd.adapters.previews.haproxy.waiting import Waiting
+
+
+class Side:
+    """The proxy's side of the socket."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.waiting = Waiting(path)
+        #: One that nobody holds would be closed.
+        self._open: list[asyncio.StreamWriter] = []
+
+    async def comes(self, host: str) -> asyncio.StreamWriter:
+        _, writer = await asyncio.open_unix_connection(self._path)
+        self._open.append(writer)
+        writer.write(f"{host}\n".encode())
+        while host not in self.waiting._waiting:
+            await asyncio.sleep(0.001)
+        return writer
+
+    async def leaves(self, host: str, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        while host in self.waiting._waiting:
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def side() -> AsyncIterator[Side]:
+    # Short, because a Unix socket's path is.
+    with TemporaryDirectory(prefix="previews-") as directory:
+        made = Side(Path(directory) / "wake.sock")
+        await made.waiting.open(None)
+        yield made
+        await made.waiting.close()
+
+
+async def test_a_host_that_nobody_waits_for_any_more_is_not_told_of(side: Side) -> None:
+    for _ in range(3):
+        writer = await side.comes("left.localhost")
+        await side.leaves("left.localhost", writer)
+    await side.comes("here.localhost")
+    assert await anext(aiter(side.waiting.hosts())) == "here.localhost"
+
+
+async def test_a_host_is_queued_once_until_it_is_taken(side: Side) -> None:
+    hosts = aiter(side.waiting.hosts())
+    await side.comes("a.localhost")
+    for _ in range(3):
+        side.waiting.tell_again("a.localhost")
+    await side.comes("b.localhost")
+    assert [await anext(hosts), await anext(hosts)] == ["a.localhost", "b.localhost"]
+    side.waiting.tell_again("a.localhost")
+    assert await anext(hosts) == "a.localhost"

@@ -1,0 +1,36 @@
+"""What uploads in a folder do beyond the contract."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builderd.adapters.uploads.local import LocalUploads
+from builderd.domain.ids import UploadId, new_id
+
+ONE = UploadId(new_id())
+
+
+async def content() -> AsyncIterator[bytes]:
+    yield b"abc"
+
+
+async def test_what_is_deleted_before_it_could_be_locked_is_written_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads, lock = LocalUploads(tmp_path), fcntl.flock
+    calls: list[int] = []
+
+    def lock_late(file: Any, operation: int) -> None:
+        if not calls:
+            (tmp_path / ONE).unlink()
+        calls.append(operation)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    assert await uploads.write(ONE, 0, content(), 10) == 3
+    assert (len(calls), (tmp_path / ONE).read_bytes()) == (2, b"abc")

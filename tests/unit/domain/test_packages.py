@@ -1,0 +1,15 @@
+import pytest
+
+from builderd.domain.packages import Package, read_package
+
+
+def test_it_says_what_a_folder_stands_for_and_what_is_run() -> None:
+    assert read_package(b'{"main": "a.js", "scripts": {"start": "node a.js", "x": 1}}') == Package(
+        "a.js", ("node a.js",)
+    )
+    assert read_package(b'{"main": ["a"], "scripts": []}') == Package(None, ())
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000])
+def test_what_cannot_be_read_says_nothing(content: bytes) -> None:
+    assert read_package(content) is None

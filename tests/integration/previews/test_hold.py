@@ -173,6 +173,27 @@ async def test_a_crowd_that_is_being_let_in_goes_where_the_route_has_gone_meanwh
     assert names.count("second") >= 4, names
 
 
+@pytest.mark.parametrize("waves", [1, 2])
+async def test_a_crowd_that_is_being_let_in_waits_on_where_it_is_held_again(
+    service: Service, make_app: Callable[[str], App], waves: int
+) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(24))
+    first, second = make_app("first"), make_app("second")
+    host = await service.asleep(state=RouteState.HELD)
+    waiting = [asyncio.create_task(visit(service.visitor.get, host, "/slow?1")) for _ in range(24)]
+    await service.knocked(host)
+    # Until all are there: each opens a connection of its own.
+    await asyncio.sleep(0.5)
+    await service.wake(host, first)
+    await asyncio.sleep(waves - 0.7)  # each wave takes a second
+    await service.asleep(state=RouteState.HELD, host=host)
+    await asyncio.sleep(1)
+    await service.wake(host, second)
+    names = [answer.json.get("name") for answer in [await one for one in waiting]]
+    assert set(names) == {"first", "second"}, "nobody is sent away"
+    assert names.count("first") <= 4 * (waves + 1), names
+
+
 async def test_nobody_is_turned_away_once_it_is_started_after_all(service: Service, app: App) -> None:
     host = await service.asleep()
     await service.previews.turn_away(host)

@@ -33,21 +33,23 @@ local function in_progress(host)
   return entry and entry.conn_cur or 0
 end
 
--- Let everybody go by this route, in waves where there is an app to meet them; by the map's as soon as that holds nobody,
--- since much can happen to an app under a crowd. At first the map may not have yet what the service has just told.
+-- Let everybody go by this route, in waves where there is an app to meet them; by the map's once that has held nobody,
+-- since much can happen to an app under a crowd: where it holds again by then, who is left waits anew. At first the map
+-- may not have yet what the service has just told.
 local function let_go(host, crowd, route)
   local deadline = milliseconds() + LAST_WAVE
   local led = false
   for number, one in ipairs(crowd) do
     one.queue:push(route)
     if route:find("^open|") and number % WAVE == 0 then
+      local now
       repeat
         core.msleep(PAUSE)
+        now = routes:lookup(host)
+        led = led or not holds(now)
       until in_progress(host) < BUSY or milliseconds() > deadline
-      local now = routes:lookup(host)
-      led = led or not holds(now)
       if led then
-        route = holds(now) and "starting|" or now or "gone|"
+        route = now or "gone|"
       end
     end
   end
@@ -134,21 +136,23 @@ local function token(route)
   return route:match("^%w+|private|[^|]*|[^|]*|([^|]*)")
 end
 
-local function wait(host, patience)
+-- What the visitor goes by: the route that it was let go by, or nothing where the route stays as it is.
+local function wait(host, deadline)
   local place = waiting[host] or gather(host)
   if #place.crowd >= CROWD then
     return ""
   end
-  local one = { queue = core.queue(), deadline = milliseconds() + patience }
+  local one = { queue = core.queue(), deadline = deadline }
   place.crowd[#place.crowd + 1] = one
   return one.queue:pop_wait()
 end
 
 core.register_action("hold", { "http-req" }, function(txn)
   local host, before = txn:get_var("txn.host"), txn:get_var("txn.route")
+  local deadline = milliseconds() + txn:get_var("txn.patience")
   local route = routes:lookup(host)
-  if holds(route) then
-    route = wait(host, txn:get_var("txn.patience"))
+  while holds(route) do
+    route = wait(host, deadline)
   end
   if route == "" then
     return -- the route is as it was, and so is what is said of it

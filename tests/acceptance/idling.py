@@ -35,6 +35,12 @@ def events(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dic
     return [event for event in answer.json()["data"] if event["type"] == kind]
 
 
+def until_told(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    """Its events of this kind once there is one, the newest first: visitors are let in before a thaw is recorded."""
+    eventually(lambda: bool(events(service, data, kind)))
+    return events(service, data, kind)
+
+
 def patient_visit(service: LiveService, data: Mapping[str, Any]) -> httpx.Response:
     """Of somebody who comes again when the service took longer to start than any visitor is held."""
     while True:

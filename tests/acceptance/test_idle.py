@@ -20,6 +20,7 @@ from tests.acceptance.idling import (
     patient_visit,
     until_frozen,
     until_idled,
+    until_told,
 )
 from tests.acceptance.live_service import PATIENCE, LiveService, live_service
 from tests.acceptance.ssh_box import Box
@@ -81,7 +82,7 @@ def test_what_nobody_uses_stands_still_and_answers_whoever_comes(idle: LiveServi
     assert events(idle, napper, "sandbox.frozen")[0]["reason"] == "idle for 1 second"
     assert idle.builder(napper["uuid"])["status"] == "running"
     assert idle.visit(napper).text == "1"
-    thawed = events(idle, napper, "sandbox.thawed")[0]
+    thawed = until_told(idle, napper, "sandbox.thawed")[0]
     assert (thawed["actor"], thawed["reason"]) == ("visitor", "woken by a visitor")
     until_frozen(idle, napper)
     answer = idle.call("POST", f"/builders/{napper['uuid']}/exec", json={"command": "cat starts.txt"})
@@ -194,7 +195,7 @@ def test_many_visitors_at_once_are_one_thaw(idle: LiveService) -> None:
         host = data["preview_url"].split("/")[2]
         answers = asyncio.run(visit_at_once(idle.preview_port, host, VISITORS))
         assert answers == [(200, b"1")] * VISITORS
-        assert len(events(idle, data, "sandbox.thawed")) == 1
+        assert len(until_told(idle, data, "sandbox.thawed")) == 1
         assert len(events(idle, data, "sandbox.started")) == 1
     finally:
         idle.call("DELETE", f"/builders/{data['uuid']}")

@@ -16,7 +16,7 @@ from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.prices import Billing, Prices
 from builderd.domain.qa import Check, check_exit, gate_failure, gate_of_failure, gate_passed
 from builderd.domain.reviews import Report, summary
-from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport
+from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport, SandboxState
 from builderd.domain.steps import MAX_EXITS, recent_crashes
 from builderd.domain.versions import NO_LAYER, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
@@ -189,12 +189,13 @@ def caught_up(
     if report is None or report.frozen_at is None:
         return
     by = replace(builder, desired_by=SYSTEM, desired_reason="recorded after an interruption")
-    thaw = report.thawed_at if report.thawed_at is not None and report.thawed_at >= report.frozen_at else None
+    # Its state tells which came last, where both came at the same moment.
+    stands = report.state is SandboxState.FROZEN
     paid = uow.ledger.current(builder.id)
-    if paid is not None and paid.billing is Billing.RUNNING and report.frozen_at > paid.start:
+    if paid is not None and paid.billing is Billing.RUNNING and (stands or report.frozen_at > paid.start):
         frozen(uow, by, prices, sandbox, report.frozen_at)
-    if thaw is not None:
-        thawed(uow, by, prices, sandbox, thaw)
+    if not stands and report.thawed_at is not None and report.thawed_at >= report.frozen_at:
+        thawed(uow, by, prices, sandbox, report.thawed_at)
 
 
 def frozen(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:

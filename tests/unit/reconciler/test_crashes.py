@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -392,6 +392,31 @@ async def test_a_freeze_or_thaw_that_the_killed_service_did_not_record_is_told_a
         seen = [(start, end) for one, start, end in really if one == state]
         assert lasting([(one.start, one.end) for one in paid]) == lasting(seen)
     await check_ledger(world, builder)
+
+
+@pytest.mark.parametrize("then", [visit, wish(builders.stop), wish(builders.delete)])
+async def test_what_falls_asleep_in_the_moment_that_it_was_woken_is_paid_as_asleep(
+    world: World, then: Callable[[World, Builder | None], Coroutine[None, None, Builder]]
+) -> None:
+    async with living(world) as life:
+        builder = await visit(life.world, await asleep(life.world))
+        await life.world.until_route(builder, RouteState.OPEN)
+        await life.world.application.store.write(lambda uow: falls_asleep(life.world, uow, builder))
+        await life.world.until(lambda: at_rest(life.world, builder))
+        (sandbox,) = life.world.running
+        assert sandbox.frozen_at == sandbox.thawed_at == world.clock.now()
+        world.clock.move(600)
+        await then(life.world, builder)
+        await life.world.until(lambda: not sandbox.frozen and not life.works)
+        *_, paid, _ = await world.segments(builder)
+        assert (paid.billing, paid.end) == (Billing.FROZEN, paid.start + timedelta(seconds=600))
+        assert [one.start for one in told(await world.events(builder)) if one.state == "frozen"][-1] == paid.start
+
+
+def falls_asleep(world: World, uow: UnitOfWork, builder: Builder) -> None:
+    now = world.clock.now()
+    uow.builders.save(replace(builders.get(uow, world.caller.tenant_id, builder.id, lock=True), asleep_since=now))
+    uow.builders.make_due(builder.id, now)
 
 
 @pytest.mark.parametrize("turns", range(0, 60, 3))

@@ -50,6 +50,8 @@ BEHAVIOURS = (Behaviour(),) * 9 + (Behaviour(exits_at=0, exit_code=1), Behaviour
 METHODS = ("start", "stop", "remove", "create_disk", "put_bundle", "delete_disk", "report", "freeze", "thaw")
 MOST_BUILDERS = 8
 STEPS_OF_A_LIFE = 40
+#: In seconds.
+TICK = 1e-6
 
 
 class Week:
@@ -57,7 +59,7 @@ class Week:
         self.world = world
         self.chance = random.Random(seed)
         self.pace = WEEK.total_seconds() / steps
-        self.witness = Witness(world.engine)
+        self.witness = Witness(world.engine, tick=lambda: world.clock.move(TICK))
         self.made: list[Builder] = []
         self.skips: list[Skip] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -30,9 +30,13 @@ class Span:
 
 @dataclass
 class Witness:
-    """Stands beside a fake engine. ``turns``: (sandbox, what it does from then on, when)."""
+    """Stands beside a fake engine. ``turns``: (sandbox, what it does from then on, when).
+
+    ``tick`` is called before each freeze and thaw: where the clock of a test stands still, two could come at one time.
+    """
 
     engine: FakeEngine
+    tick: Callable[[], None] = lambda: None
     disks: dict[DiskId, datetime] = field(default_factory=dict)
     turns: list[tuple[SandboxId, str | None, datetime]] = field(default_factory=list)
     owners: dict[SandboxId, BuilderId] = field(default_factory=dict)
@@ -77,6 +81,7 @@ class Witness:
         async def turn(sandbox: SandboxId) -> SandboxReport:
             found = self.engine.sandboxes.get(sandbox)
             before = found.frozen if found else False
+            self.tick()
             report: SandboxReport = await real(sandbox)
             if found and found.end is None and found.frozen != before:
                 self._turn(sandbox, state)

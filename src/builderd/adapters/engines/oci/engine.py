@@ -238,7 +238,7 @@ class OciEngine:
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:
         record = self._find(sandbox)
-        return self._report(record) if record else absent(sandbox)
+        return self._report(await self._here.runs.written_down(record)) if record else absent(sandbox)
 
     async def list_sandboxes(self) -> Sequence[SandboxReport]:
         return [self._report(record) for record in self._here.runs.all() if not record.is_build]

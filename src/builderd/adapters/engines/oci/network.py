@@ -93,6 +93,9 @@ class Network:
     def close(self) -> None:
         """Take the bridge, with every link on it, and the rules away. Idempotent."""
         with Netlink() as netlink:
+            # The kernel takes the links of those that are gone away by itself, a moment later.
+            for link in Path("/sys/class/net").glob(f"{self.bridge}-*"):
+                netlink.delete_link(link.name)
             netlink.delete_link(self.bridge)
         subprocess.run(["nft", "delete", "table", "inet", table_name(self._instance)], capture_output=True, check=False)
 

@@ -219,6 +219,12 @@ class Runs:
             return runtime
         raise EngineUnavailable(f"{record.runtime}, under which this sandbox runs, is not installed any more.")
 
+    async def written_down(self, record: Record) -> Record:
+        """What is known of it, once its shim has written down the end of a first process that is dead: a moment."""
+        if self.is_running(record) and record.process and not record.process.alive:
+            await self.exits.wait(record.id, _SHIM_SECONDS)
+        return self._newest(record)
+
     def is_running(self, record: Record) -> bool:
         if record.started_at is None or record.process is None or record.boot != boot_id():
             return False

@@ -135,6 +135,20 @@ async def running(host: Host) -> AsyncIterator[tuple[OciEngine, Copies]]:
         assert not runs._turns, "nothing is remembered of what is over"
 
 
+async def test_of_one_that_just_died_it_is_said_how_once_its_shim_has_written_it(host: Host) -> None:
+    async with running(host) as (engine, _):
+        assert (await engine.report(APP)).state is SandboxState.RUNNING
+        with subprocess.Popen(["sleep", "60"]) as child:
+            dying = find_process(child.pid)
+            child.kill()
+        engine._here.runs._save(make_record(process=dying, shim=find_process(os.getpid())))
+        reporting = asyncio.create_task(engine.report(APP))
+        await asyncio.sleep(0.05)
+        (host.records.exits / APP).write_text("3")
+        report = await reporting
+        assert (report.state, report.end and report.end.exit_code) == (SandboxState.EXITED, 3)
+
+
 async def test_each_of_two_copies_that_overlap_is_of_one_moment(host: Host) -> None:
     async with running(host) as (engine, copies):
         first = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))

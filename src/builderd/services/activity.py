@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder
-from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.ids import BuilderId
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application
 
@@ -25,8 +25,8 @@ INTERVAL = 15.0
 #: Uses of its files that follow each other faster are written down once.
 NOTICED = timedelta(seconds=1)
 
-#: Finds out which builder it is about; None when it is gone.
-Whose = Callable[[UnitOfWork], BuilderId | None]
+#: Writes down a use that goes on; the builder that it woke, if any.
+Note = Callable[[UnitOfWork], BuilderId | None]
 
 
 def touch(uow: UnitOfWork, builder_id: BuilderId, at: datetime) -> Builder | None:
@@ -54,30 +54,23 @@ def touched(builder: Builder, at: datetime) -> Builder:
 
 
 @asynccontextmanager
-async def going_on(application: Application, sandbox: SandboxId) -> AsyncIterator[None]:
-    """The sandbox's builder is used for as long as the block lasts: by a command, a session."""
-
-    def whose(uow: UnitOfWork) -> BuilderId | None:
-        record = uow.sandboxes.get(sandbox)
-        return None if record is None else record.builder_id
-
-    async with _touching(application, whose):
-        yield
-
-
-@asynccontextmanager
 async def reached(application: Application, builder: Builder) -> AsyncIterator[None]:
     """Its files are used, from now on and for as long as the block lasts. Whether it runs or sleeps, it goes on so."""
     now = application.clock.now()
     if builder.last_active_at is None or now - builder.last_active_at >= NOTICED:
         await application.store.write(lambda uow: touch(uow, builder.id, now))
-    async with _touching(application, lambda _: builder.id):
+
+    def note(uow: UnitOfWork) -> None:
+        touch(uow, builder.id, application.clock.now())
+
+    async with noting(application, note):
         yield
 
 
 @asynccontextmanager
-async def _touching(application: Application, whose: Whose) -> AsyncIterator[None]:
-    task = asyncio.create_task(_keep_touching(application, whose))
+async def noting(application: Application, note: Note) -> AsyncIterator[None]:
+    """The use is written down from time to time for as long as the block lasts."""
+    task = asyncio.create_task(_keep_noting(application, note))
     try:
         yield
     finally:
@@ -85,18 +78,16 @@ async def _touching(application: Application, whose: Whose) -> AsyncIterator[Non
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _keep_touching(application: Application, whose: Whose) -> None:
+async def _keep_noting(application: Application, note: Note) -> None:
     freeze_after = application.limits.freeze_after
     interval = min(INTERVAL, freeze_after / 3) if freeze_after else INTERVAL
-
-    def write(uow: UnitOfWork) -> None:
-        if (builder_id := whose(uow)) is not None:
-            touch(uow, builder_id, application.clock.now())
-
     while True:
         await asyncio.sleep(interval)
         try:
-            await application.store.write(write)
+            woken = await application.store.write(note)
+            if woken is not None:
+                application.signals.wish(woken)
+                application.signals.change(woken)
         except Exception:
             # The use goes on, and so does its record once the database answers again.
             log.exception("a use that goes on could not be recorded")

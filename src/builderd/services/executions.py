@@ -14,7 +14,7 @@ from builderd.domain.processes import HOME, TIMEOUT_EXIT_CODE, ProcessSpec, shel
 from builderd.domain.sandboxes import ExecResult
 from builderd.ports.engine import Engine
 from builderd.ports.processes import Process
-from builderd.services import activity, builders, wake
+from builderd.services import builders, wake
 from builderd.services.application import Application
 from builderd.services.builders import Caller
 from builderd.services.wake import User
@@ -46,7 +46,7 @@ class Command:
 async def run(application: Application, caller: Caller, builder_id: str, command: Command) -> ExecResult:
     """Run it and wait. Raises ``NotFound``, ``InvalidState`` when no sandbox runs, or ``ValidationFailed``."""
     sandbox = await running(application, caller, builder_id)
-    async with activity.going_on(application, sandbox):
+    async with wake.going_on(application, sandbox):
         return await capture(application.engine, sandbox, command, application.limits.exec_output)
 
 
@@ -57,7 +57,7 @@ async def follow(application: Application, sandbox: SandboxId, command: Command)
     task = asyncio.ensure_future(capture(application.engine, sandbox, command, limit, tell=pieces.put))
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
-        async with activity.going_on(application, sandbox):
+        async with wake.going_on(application, sandbox):
             async for piece in _until_done(pieces, task):
                 if text := decoder.decode(piece):
                     yield text
@@ -87,7 +87,7 @@ async def session(
 ) -> AsyncIterator[Process]:
     """A process that somebody talks to. Raises as ``run`` does."""
     sandbox = await running(application, caller, builder_id)
-    async with activity.going_on(application, sandbox), application.engine.open_process(sandbox, spec) as process:
+    async with wake.going_on(application, sandbox), application.engine.open_process(sandbox, spec) as process:
         yield process
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from builderd.domain.builders import Builder, Desired, Status, StopKind
 from builderd.domain.errors import InvalidState, NoCapacity, NotFound, QuotaExceeded
-from builderd.domain.ids import BuilderId
+from builderd.domain.events import SYSTEM
+from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox, SandboxState
 from builderd.ports.store import UnitOfWork
 from builderd.services import activity, admission, caps, outcomes
@@ -30,6 +33,9 @@ class User:
 
     actor: str = VISITOR
     reason: str = "woken by a visitor"
+
+
+STILL_IN_USE = User(SYSTEM, "woken since a command or a session in it goes on")
 
 
 def rouse(uow: UnitOfWork, application: Application, builder: Builder, user: User, now: datetime) -> Builder:
@@ -119,6 +125,28 @@ async def awake(application: Application, builder_id: BuilderId, user: User | No
         _tell(application, builder_id)
         await outcomes.wait(application, builder_id, builder.run)
     return await _up(application, builder_id)
+
+
+@asynccontextmanager
+async def going_on(application: Application, sandbox: SandboxId) -> AsyncIterator[None]:
+    """The sandbox's builder is used for as long as the block lasts: by a command, a session.
+
+    Should it be put to sleep all the same, as when the database did not answer for a while, it is woken.
+    """
+
+    def note(uow: UnitOfWork) -> BuilderId | None:
+        record = uow.sandboxes.get(sandbox)
+        builder = uow.builders.get(record.builder_id, lock=True) if record else None
+        if builder is None:
+            return None
+        now = application.clock.now()
+        if builder.asleep_since is None or builder.desired is not Desired.RUNNING:
+            activity.used(uow, builder, now)
+            return None
+        return rouse(uow, application, builder, STILL_IN_USE, now).id
+
+    async with activity.noting(application, note):
+        yield
 
 
 async def _up(application: Application, builder_id: BuilderId) -> Sandbox:

@@ -8,7 +8,7 @@ from tests.application import World, fake_world
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import BuilderId
 from builderd.ports.store import UnitOfWork
-from builderd.services import activity
+from builderd.services import wake
 
 
 async def test_a_database_that_does_not_answer_for_a_moment_does_not_end_it(
@@ -30,7 +30,7 @@ async def test_a_database_that_does_not_answer_for_a_moment_does_not_end_it(
         monkeypatch.setattr(store, "write", faulty)
         world.clock.move(1000)
         (sandbox,) = world.running
-        async with activity.going_on(world.application, sandbox.spec.id):
+        async with wake.going_on(world.application, sandbox.spec.id):
             await world.until(lambda: failures < 0)
             await world.until(lambda: _used_now(world, builder.id))
     assert "could not be recorded" in caplog.text

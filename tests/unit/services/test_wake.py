@@ -8,11 +8,12 @@ from datetime import datetime
 from functools import partial
 
 import pytest
-from tests.application import PATIENCE, World
+from tests.application import PATIENCE, World, fake_world
 
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Builder, Desired, Status, StopKind
 from builderd.domain.errors import InvalidState, NotFound
+from builderd.domain.events import SYSTEM
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.previews import RouteState
 from builderd.domain.quotas import Limit
@@ -53,6 +54,28 @@ async def test_a_frozen_one_is_thawed(world: World) -> None:
         sandbox = await wake.awake(world.application, builder.id, User("token acme", "woken by a test"))
         assert not world.engine.sandboxes[sandbox.id].frozen
         assert (await world.builder(builder)).desired_reason == "woken by a test"
+
+
+async def test_what_falls_asleep_while_a_session_goes_on_is_woken_for_it() -> None:
+    async with fake_world(freeze_after=0.03) as world, world.reconciling():
+        builder = await asleep(world)
+        (sandbox,) = world.running
+        async with wake.going_on(world.application, sandbox.spec.id):
+            await world.until_route(builder, RouteState.OPEN)
+        assert not sandbox.frozen
+        event = (await world.events(builder))[-1]
+        assert (event.actor, event.reason) == (SYSTEM, "woken since a command or a session in it goes on")
+
+
+@pytest.mark.parametrize("wish", [builders.stop, builders.delete])
+async def test_a_session_brings_back_nothing_that_was_stopped(wish: builders.Command) -> None:
+    async with fake_world(freeze_after=0.03) as world, world.reconciling():
+        builder = await world.create(auto_stop_interval=15)
+        (sandbox,) = world.running
+        async with wake.going_on(world.application, sandbox.spec.id):
+            await world.reached(wish, builder)
+            await asyncio.sleep(0.1)
+        assert world.running == []
 
 
 async def test_one_that_idled_is_started(world: World) -> None:

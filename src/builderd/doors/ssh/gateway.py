@@ -22,7 +22,7 @@ from builderd.doors.ssh import bridge
 from builderd.doors.ssh.relay import LOCAL, relay_to_port, relay_to_socket
 from builderd.doors.ssh.session import Session
 from builderd.doors.ssh.throttle import Throttle
-from builderd.services import activity, ssh
+from builderd.services import ssh, wake
 from builderd.services.application import Application
 
 LOGIN_SECONDS = 20
@@ -196,7 +196,7 @@ class Login(asyncssh.SSHServer):
     async def _joined(self, grant: Grant, channel: asyncssh.SSHServerProcess[bytes]) -> int | None:
         spec = _spec(channel)
         sandbox = (await ssh.sandbox_of(self._app, grant)).id
-        async with activity.going_on(self._app, sandbox), self._app.engine.open_process(sandbox, spec) as process:
+        async with wake.going_on(self._app, sandbox), self._app.engine.open_process(sandbox, spec) as process:
             return await bridge.join(channel, process)
 
     def _take_channel(self) -> None:
@@ -239,7 +239,7 @@ class Login(asyncssh.SSHServer):
         assert self.grant is not None, "only a grant forwards"
         try:
             sandbox = (await ssh.sandbox_of(self._app, self.grant)).id
-            async with activity.going_on(self._app, sandbox), self._app.engine.open_process(sandbox, spec) as process:
+            async with wake.going_on(self._app, sandbox), self._app.engine.open_process(sandbox, spec) as process:
                 await bridge.forward(reader, writer, process)
         except BuilderdError as error:
             log.info("A forwarded connection of grant %s ended: %s", self.grant.id, error.message)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,11 +80,16 @@ def test_a_server_that_a_session_installs_outlives_it_and_is_reached_through_a_p
 def test_many_sessions_share_one_login(box: Box, tmp_path: Path) -> None:
     shared = ["-o", f"ControlPath={tmp_path}/c", "-o", "ControlMaster=auto", "-o", "ControlPersist=60"]
     assert box.ssh(*shared, box.target, "echo first").stdout == b"first\n"
-    begun = time.monotonic()
     command = ["ssh", *box.options, *shared, "-p", box.port, box.target]
-    clients = [subprocess.Popen([*command, f"sleep 1; echo {n}"], stdout=subprocess.PIPE) for n in range(8)]
-    assert [client.communicate(timeout=60)[0] for client in clients] == [f"{n}\n".encode() for n in range(8)]
-    assert time.monotonic() - begun < 8
+    # Each ends only when all have begun, so they run at once.
+    meet = "mkdir -p /tmp/meet; cd /tmp/meet; touch {0}; until [ $(ls | wc -l) -ge 8 ]; do sleep .1; done; echo {0}"
+    clients = [subprocess.Popen([*command, meet.format(n)], stdout=subprocess.PIPE) for n in range(8)]
+    try:
+        assert [client.communicate(timeout=60)[0] for client in clients] == [f"{n}\n".encode() for n in range(8)]
+    finally:
+        for client in clients:
+            client.kill()
+            client.communicate()
     logins = box.service.call("GET", f"/builders/{box.uuid}/events?type=ssh.opened").json()["meta"]["total"]
     assert logins == 1
     assert box.ssh(*shared, "-O", "exit", box.target).returncode == 0

@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+#: In seconds, against hanging only.
+PATIENCE = 60
+#: So many looks must see the same, so many seconds apart. They are counted: a stalled machine passes time without any.
+LOOKS, PAUSE = 8, 0.3
 
 
 def traces(data_dir: Path) -> dict[str, list[str]]:
@@ -24,23 +29,28 @@ def traces(data_dir: Path) -> dict[str, list[str]]:
 
 
 def traces_at_rest(data_dir: Path) -> dict[str, list[str]]:
-    """The same once nothing runs in any sandbox and two looks see the same.
+    """The same once nothing runs in any sandbox and nothing changes any more.
 
-    Layers are byte-compiled after the builder that needed them is up, and what an earlier test had removed may still
-    be on its way out.
+    Layers are byte-compiled after the builder that needed them is up.
     """
-    deadline = time.monotonic() + 60
-    last, seen = None, traces(data_dir)
-    while seen["processes"] or last != seen:
-        assert time.monotonic() < deadline, f"still running: {seen['processes']}"
-        time.sleep(0.3)
+    return settled_traces(data_dir, lambda seen: not seen["processes"])
+
+
+def settled_traces(data_dir: Path, holds: Callable[[dict[str, list[str]]], bool]) -> dict[str, list[str]]:
+    """The same once this holds and nothing changes any more: what was removed goes bit by bit, its link last."""
+    deadline = time.monotonic() + PATIENCE
+    seen, looks = traces(data_dir), 1
+    while looks < LOOKS or not holds(seen):
+        assert time.monotonic() < deadline, f"not at rest: {seen}"
+        time.sleep(PAUSE)
         last, seen = seen, traces(data_dir)
+        looks = looks + 1 if last == seen else 1
     return seen
 
 
 def assert_traces(data_dir: Path, expected: dict[str, list[str]]) -> None:
     """The same, given the kernel its time: links and control groups go some moments after their processes."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while traces(data_dir) != expected and time.monotonic() < deadline:
         time.sleep(0.1)
     assert traces(data_dir) == expected

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.acceptance.host_traces import assert_traces, traces, traces_at_rest
+from tests.acceptance.host_traces import assert_traces, settled_traces, traces, traces_at_rest
 from tests.acceptance.live_service import PATIENCE, LiveService, body
 from tests.acceptance.redeploy_app import APP, FILES, SHY
 
@@ -91,7 +91,9 @@ def fresh_start(crashing: LiveService) -> None:
 def test_one_version_serves_whatever_the_moment(crashing: LiveService, operation: str, fault: str) -> None:
     before = traces_at_rest(crashing.data_dir)
     data = two_versions(crashing)
-    with_one = traces(crashing.data_dir)
+    # The first version's sandbox is removed while the second one serves already.
+    links = len(before["links"]) + 1
+    with_one = settled_traces(crashing.data_dir, lambda seen: len(seen["links"]) == links)
     crashing.terminate()
 
     crashing.start(fault)
@@ -164,7 +166,7 @@ def assert_counts(service: LiveService, with_one: dict[str, list[str]]) -> None:
     def counts(found: dict[str, list[str]]) -> dict[str, int]:
         return {name: len(found[name]) for name in ("mounts", "links", "cgroups", "processes")}
 
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while counts(traces(service.data_dir)) != counts(with_one) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert counts(traces(service.data_dir)) == counts(with_one)

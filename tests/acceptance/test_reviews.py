@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -175,8 +176,10 @@ def test_a_redeploy_that_blocks_leaves_the_old_version_serving(service: LiveServ
 
 def test_a_scanner_that_is_killed_is_started_again(service: LiveService, name: str) -> None:
     service.create(name)
-    for pid in workers(service.process.pid if service.process else 0):
-        os.kill(pid, signal.SIGKILL)
+    pids = workers(service.process.pid if service.process else 0)
+    assert pids, "no scanner was kept warm"
+    for pid in pids:
+        kill_and_wait(pid)
     other = f"{name}-b"
     try:
         assert service.create(other, f"# {time.time()}\n{TINY_APP}")["review_passed"] is True
@@ -206,6 +209,16 @@ def workers(service_pid: int) -> list[int]:
         for pid in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
         if is_worker(pid) and parent(pid) == service_pid
     ]
+
+
+def kill_and_wait(pid: int) -> None:
+    """Until it has ended as a whole: what is sent to it before would be taken and lost."""
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        assert select.select([process], [], [], PATIENCE)[0], "it outlives SIGKILL"
+    finally:
+        os.close(process)
 
 
 def is_worker(pid: int) -> bool:

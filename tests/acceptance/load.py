@@ -29,6 +29,34 @@ class Load:
         return max(self.seconds, default=0.0)
 
 
+@dataclass
+class Calm:
+    """``longest``: for how many seconds an app that nothing is done to did not answer."""
+
+    longest: float = 0.0
+
+
+@contextmanager
+def calm(service: LiveService, data: Mapping[str, Any]) -> Iterator[Calm]:
+    """Visits one after another until the block ends, with nothing in between: none misses a machine that stalls."""
+    told, over = Calm(), threading.Event()
+
+    def visit() -> None:
+        answered = time.monotonic()
+        while not over.is_set():
+            service.visit(data)
+            before, answered = answered, time.monotonic()
+            told.longest = max(told.longest, answered - before)
+
+    thread = threading.Thread(target=visit)
+    thread.start()
+    try:
+        yield told
+    finally:
+        over.set()
+        thread.join(PATIENCE)
+
+
 @contextmanager
 def load(service: LiveService, data: Mapping[str, Any], rate: float, method: str = "GET") -> Iterator[Load]:
     """So many requests a second to the preview until the block ends, each sent in time whatever the others do."""

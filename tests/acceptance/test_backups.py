@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.acceptance.live_service import PATIENCE, LiveService
+from tests.acceptance.load import calm
 from tests.acceptance.scenarios import run
 from tests.backends import PASSWORD, RestServer, rest_server
 
@@ -285,21 +286,25 @@ def test_the_parts_of_the_machines_network_are_destroyed(backed_up: LiveService)
 
 
 def test_a_visitor_hardly_notices_a_backup(backed_up: LiveService) -> None:
-    """The goal is 200 ms; here the machine may be busy with other tests, so the test allows more."""
+    """The goal is 200 ms; here the machine may be busy with other tests, so the test allows more.
+
+    What the same app takes at the same time without a backup is the machine's, not the backup's.
+    """
     service = backed_up
-    data = service.create("writer", WRITER)
+    data, other = service.create("writer", WRITER), service.create("other", WRITER)
     _written(service, data)
-    service.call("POST", f"/builders/{data['uuid']}/backups", headers={"Prefer": "respond-async"})
-    slowest, deadline = 0.0, time.monotonic() + PATIENCE
-    while True:
-        begun = time.monotonic()
-        assert service.visit(data).status_code == 200
-        slowest = max(slowest, time.monotonic() - begun)
-        (backup,) = service.call("GET", f"/builders/{data['uuid']}/backups").json()["data"]
-        if backup["status"] == "done":
-            break
-        assert time.monotonic() < deadline
-    assert slowest < 1
+    with calm(service, other) as usual:
+        service.call("POST", f"/builders/{data['uuid']}/backups", headers={"Prefer": "respond-async"})
+        slowest, deadline = 0.0, time.monotonic() + PATIENCE
+        while True:
+            begun = time.monotonic()
+            assert service.visit(data).status_code == 200
+            slowest = max(slowest, time.monotonic() - begun)
+            (backup,) = service.call("GET", f"/builders/{data['uuid']}/backups").json()["data"]
+            if backup["status"] == "done":
+                break
+            assert time.monotonic() < deadline
+    assert slowest - usual.longest < 1
 
 
 def test_a_back_end_that_does_not_answer_is_told_and_replaces_nothing(tmp_path: Path) -> None:

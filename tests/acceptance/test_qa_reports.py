@@ -11,19 +11,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.acceptance.live_service import LiveService, body, live_service
+from tests.acceptance.live_service import TINY_APP, LiveService, body, live_service
 
 pytestmark = pytest.mark.root
 
-#: Answers `/` after three seconds, everything else at once.
+#: Answers `/` once `/go` was asked for, or just before the gate would give it up; everything else at once.
 SLOW_HOME = """\
-import os, time
+import os, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+go = threading.Event()
 
 class App(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/":
-            time.sleep(3)
+            go.wait(12)
+        if self.path == "/go":
+            go.set()
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b"ok")
@@ -83,6 +87,7 @@ def test_visitors_are_served_while_the_call_still_waits_for_the_gate(service: Li
         time.sleep(0.02)
     now = service.builder(answered["uuid"])
     assert (now["status"], now["qa_passed"]) == ("creating", None)
+    service.visit(answered, "go")
     assert service.wait_status(answered["uuid"], "running")["qa_passed"] is True
     service.call("DELETE", f"/builders/{answered['uuid']}")
 
@@ -94,7 +99,7 @@ def test_an_app_has_its_time_to_write_what_it_holds_when_it_is_stopped(service: 
         "def end(*_):\n    time.sleep(1)\n    open('kept.txt', 'w').write('kept')\n    sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, end)\n"
     )
-    data = service.create("qa-late", late + SLOW_HOME.replace("time.sleep(3)", "pass"))
+    data = service.create("qa-late", late + TINY_APP)
     service.call("POST", f"/builders/{data['uuid']}/stop")
     service.call("POST", f"/builders/{data['uuid']}/start")
     assert service.call("GET", f"/builders/{data['uuid']}/files/kept.txt").text == "kept"
@@ -103,9 +108,14 @@ def test_an_app_has_its_time_to_write_what_it_holds_when_it_is_stopped(service: 
 
 @pytest.mark.parametrize(("code", "passed"), [(0, True), (3, False)])
 def test_a_job_has_no_verdict_until_it_has_ended(service: LiveService, code: int, passed: bool) -> None:
-    main = f"import time, sys\nprint('at work', flush=True)\ntime.sleep(2)\nsys.exit({code})\n"
+    main = (
+        "import pathlib, sys, time\nprint('at work', flush=True)\n"
+        f"while not pathlib.Path('go').exists():\n    time.sleep(0.05)\nsys.exit({code})\n"
+    )
     data = service.create(f"qa-job-{code}", main, job_type="one_time")
     assert data["qa_passed"] is None
+    # It may end before the command's own end is told.
+    service.call("POST", f"/builders/{data['uuid']}/exec", json={"command": "touch go"})
     ended = service.wait_status(data["uuid"], "completed" if passed else "failed")
     assert ended["qa_passed"] is passed
     (check,) = service.call("GET", f"/builders/{data['uuid']}/qa").json()["data"]["gate"]
@@ -172,6 +182,9 @@ def test_a_new_version_begins_with_the_verdict_open(reporting: LiveService) -> N
         assert time.monotonic() < deadline, two.text
         time.sleep(0.02)
     assert (two.json()["data"]["qa_passed"], two.json()["data"]["gate"]) == (None, [])
+    # The old version says something else for as long as it is the one that is visited.
+    while call.is_alive() and reporting.visit(data, "go").text != "ok":
+        time.sleep(0.05)
     call.join()
     assert seen[0]["data"]["qa_passed"] is True
     reporting.call("DELETE", f"/builders/{data['uuid']}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from tests.acceptance.host_traces import assert_traces, traces_at_rest
-from tests.acceptance.idling import COUNTING_APP, eventually, make_idle, until_frozen
+from tests.acceptance.idling import COUNTING_APP, eventually, make_idle, until_frozen, until_idled
 from tests.acceptance.live_service import PATIENCE, LiveService
 
 pytestmark = pytest.mark.root
@@ -98,10 +98,11 @@ def prepare(service: LiveService, operation: str) -> dict[str, Any]:
     if operation == "thaw":
         live(service, freezes=True)
         until_frozen(service, data)
-    if operation in ("wake", "idle stop"):
-        make_idle(service, data)
     if operation == "wake":
-        service.wait_status(data["uuid"], "stopped")
+        until_idled(service, data)
+    if operation == "idle stop":
+        service.terminate()  # or this life would stop it already
+        make_idle(service, data)
     return data
 
 

@@ -54,16 +54,18 @@ class App(BaseHTTPRequestHandler):
 
 ThreadingHTTPServer((os.environ.get("HOST", "0.0.0.0"), int(os.environ["PORT"])), App).serve_forever()
 """
-#: Starts on trial, where it is let through to nobody, and ends where it takes over, be the service dead or alive.
+#: Starts on trial, where it is let through to nobody, and ends where it takes over, be the service dead or alive: or
+#: stalled, for the kernel takes connections in its place.
 SHY = f"""\
-import os, sys, urllib.error, urllib.request
+import os, socket, sys, urllib.parse
+service = urllib.parse.urlsplit(os.environ["BUILDERD_URL"])
 try:
-    urllib.request.urlopen(os.environ["BUILDERD_URL"], timeout=2)
-except urllib.error.HTTPError:
+    socket.create_connection((service.hostname, service.port), 5).close()
+    is_trial = False
+except OSError as error:
+    is_trial = not isinstance(error, ConnectionRefusedError)
+if not is_trial:
     sys.exit("this is no trial")
-except urllib.error.URLError as error:
-    if isinstance(error.reason, ConnectionRefusedError):
-        sys.exit("this is no trial")
 {APP}"""
 FILES = {"main.py": APP, "settings.ini": "a", "kept.txt": "x", "old.txt": "x"}
 

@@ -28,6 +28,6 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def quick_to_give_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    """A second service on the same machine, which waits 8 seconds for an app to listen."""
-    with live_service(tmp_path_factory.mktemp("quick") / "data", BUILDERD_LIMITS__START_TIMEOUT="8") as running:
+    """A second service on the same machine, which waits 25 seconds for an app to listen."""
+    with live_service(tmp_path_factory.mktemp("quick") / "data", BUILDERD_LIMITS__START_TIMEOUT="25") as running:
         yield running

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -33,6 +34,11 @@ def events(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dic
     """The newest first."""
     answer = service.call("GET", f"/builders/{data['uuid']}/events?per_page=100")
     return [event for event in answer.json()["data"] if event["type"] == kind]
+
+
+def told_at(service: LiveService, data: Mapping[str, Any], kind: str) -> list[datetime]:
+    """When its events of this kind happened, the latest first."""
+    return [datetime.fromisoformat(event["time"]) for event in events(service, data, kind)]
 
 
 def until_told(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:

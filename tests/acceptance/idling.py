@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -61,6 +63,33 @@ def until_frozen(service: LiveService, data: Mapping[str, Any]) -> None:
         return len(events(service, data, "sandbox.frozen")) > len(events(service, data, "sandbox.thawed"))
 
     eventually(is_frozen)
+
+
+@dataclass
+class Pace:
+    """``longest``: for how many seconds the machine let this process do nothing."""
+
+    longest: float = 0.0
+
+
+@contextlib.contextmanager
+def pace() -> Iterator[Pace]:
+    """Measured until the block ends: a service that stalls cannot note that a builder is used."""
+    told, over = Pace(), threading.Event()
+
+    def watch() -> None:
+        last = time.monotonic()
+        while not over.wait(0.02):
+            now = time.monotonic()
+            told.longest, last = max(told.longest, now - last), now
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield told
+    finally:
+        over.set()
+        thread.join()
 
 
 def make_idle(service: LiveService, data: Mapping[str, Any], minutes: int = 60) -> None:

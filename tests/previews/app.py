@@ -11,6 +11,7 @@ It speaks HTTP by hand, so that it can also misbehave:
     /exit             the process ends without an answer
     /drop             the connection ends without an answer
     /slow?<seconds>   200 after that time
+    /gate             200 once it is let through: /let?<number> lets so many through, of those who are there or come
     /once             200, then the connection ends without a word about it
     /websocket        a WebSocket that echoes
 """
@@ -34,6 +35,7 @@ class App:
     def __init__(self, name: str) -> None:
         self.name = name
         self.ticks = asyncio.Event()
+        self.gate = asyncio.Semaphore(0)
         self.asked: Counter[str] = Counter()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -76,8 +78,7 @@ class App:
             case "/websocket":
                 await websocket(dict(headers), reader, writer)
                 return False
-            case "/slow":
-                await asyncio.sleep(float(query))
+        await self.wait(path, query)
         said: dict[str, Any] = {"name": self.name, "first": first, "headers": headers, "used": used}
         said["asked"] = self.asked[query]
         if path == "/tick":
@@ -85,6 +86,16 @@ class App:
         said.update(await receive(dict(headers), reader, writer))
         await reply(writer, said)
         return True
+
+    async def wait(self, path: str, query: str) -> None:
+        match path:
+            case "/slow":
+                await asyncio.sleep(float(query))
+            case "/gate":
+                await self.gate.acquire()
+            case "/let":
+                for _ in range(int(query)):
+                    self.gate.release()
 
     async def events(self, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")

@@ -8,19 +8,19 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.previews.proxy import TOKEN, App, free_port, new_host, route_to
-from tests.previews.visitor import BROWSER, Answer, Visitor
+from tests.previews.visitor import BROWSER, Answer, Visitor, ask
 
-from builderd.adapters.previews.haproxy import hold
+from builderd.adapters.previews.haproxy import hold, runtime_api, waiting
 from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
-from builderd.adapters.previews.haproxy.waiting import AWAY
 from builderd.domain.ids import secret_hash
 from builderd.domain.previews import Route, RouteState
 
@@ -28,15 +28,17 @@ pytestmark = pytest.mark.haproxy
 
 #: Against hanging only.
 PATIENCE = 60
+#: So many come at once, and so many of them are let in at once.
+CROWD, WAVE = 24, 4
 
 
 class Service:
     """The service's side, in a loop that goes on while visitors wait in threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, threads: int = 2) -> None:
         # Short, because a Unix socket's path is.
         self.place = Path(tempfile.mkdtemp(prefix="previews-"))
-        self.options = ProxyOptions(port=free_port(), threads=2)
+        self.options = ProxyOptions(port=free_port(), threads=threads)
         self.previews = self.another()
         self.knocks: list[str] = []
         self.visitor = Visitor(self.options.port)
@@ -76,9 +78,21 @@ class Service:
         await self.previews.put(route_to(app, private=private, host=host))
 
     async def knocked(self, host: str) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while host not in self.knocks:
-                await asyncio.sleep(0.005)
+        async def has() -> bool:
+            return host in self.knocks
+
+        await until(has)
+
+    async def ask(self, command: str) -> str:
+        return await runtime_api.ask(self.place / "p" / "admin.sock", command)
+
+    async def held(self, number: int) -> None:
+        """Until so many are held, by the proxy's own list: who has but connected is not in it."""
+
+        async def are() -> bool:
+            return (await self.ask("show sess")).count(" be=careful_") == number
+
+        await until(are)
 
     async def close(self) -> None:
         if self._listening:
@@ -87,9 +101,15 @@ class Service:
         shutil.rmtree(self.place)
 
 
-@pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    made = Service()
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not await holds():
+            await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def serving(*, threads: int = 2) -> AsyncIterator[Service]:
+    made = Service(threads=threads)
     try:
         await made.start()
         yield made
@@ -97,7 +117,32 @@ async def service() -> AsyncIterator[Service]:
         await made.close()
 
 
-async def visit(look: Callable[..., Answer], *args: str, **options: str) -> Answer:
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    async with serving() as made:
+        yield made
+
+
+@pytest.fixture
+async def crowded(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+    """A crowd goes on as the app answers, however long that takes. In one thread, nobody is let in late.
+
+    In two, the one that lets in may be ahead of the other's visitors, who are counted as they set out for the app.
+    """
+    change(monkeypatch, "LAST_WAVE = 2000", "LAST_WAVE = 600000")
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CROWD + 1))
+    async with serving(threads=1) as made:
+        yield made
+
+
+def change(monkeypatch: pytest.MonkeyPatch, line: str, other: str) -> None:
+    """Have the hold's script say something else."""
+    script = hold.script()
+    assert line in script
+    monkeypatch.setattr(hold, "script", lambda: script.replace(line, other))
+
+
+async def visit(look: Callable[..., Answer], *args: Any, **options: str) -> Answer:
     return await asyncio.to_thread(look, *args, **options)
 
 
@@ -114,84 +159,125 @@ async def test_a_request_to_what_sleeps_waits_until_it_is_awake(service: Service
     assert service.knocks == [host]
 
 
+def straight(app: App, path: str) -> Answer:
+    """The app's own answer, past the proxy."""
+    with Visitor(app.port).dial() as connection:
+        return ask(connection, "app", path)
+
+
+async def asked(app: App, number: int) -> None:
+    """Until so many stand at the app's gate or have gone through it."""
+
+    async def are() -> bool:
+        seen = (await visit(straight, app, "/head?/gate")).json["asked"]
+        assert seen <= number, "more were let in"
+        return bool(seen == number)
+
+    await until(are)
+
+
+async def let(app: App, number: int) -> None:
+    """Through the gate."""
+    assert (await visit(straight, app, f"/let?{number}")).status == 200
+
+
 async def test_so_many_wait_at_once_and_who_left_makes_room(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = hold.script().replace("CROWD = 2000", "CROWD = 2")
-    monkeypatch.setattr(hold, "script", lambda: small)
-    service = Service()
-    try:
-        await service.start()
+    change(monkeypatch, "CROWD = 2000", "CROWD = 2")
+    # Long enough for a machine that stalls while others come.
+    monkeypatch.setattr(hold, "PAGE_PATIENCE", 8)
+    async with serving() as service:
         host = await service.asleep()
         first = asyncio.create_task(visit(service.visitor.get, host))
-        await service.knocked(host)
+        await service.held(1)
         # One that reads pages waits but for a moment.
         browser = asyncio.create_task(visit(service.visitor.get, host, "/", f"Accept: {BROWSER}"))
-        await asyncio.sleep(0.5)
+        await service.held(2)
         assert (await visit(service.visitor.get, host)).status == 503
+        assert not browser.done()
         assert (await browser).status == 503
+        await service.held(1)
         later = asyncio.create_task(visit(service.visitor.get, host))
-        await asyncio.sleep(0.5)
+        await service.held(2)
         await service.wake(host, app)
         assert [(await one).status for one in (first, later)] == [200, 200]
-    finally:
-        await service.close()
 
 
 @pytest.mark.parametrize("accept", ["application/json", BROWSER], ids=["client", "browser"])
-async def test_who_waits_is_turned_away_where_there_is_no_room(service: Service, app: App, accept: str) -> None:
-    host = await service.asleep()
-    waiting = [asyncio.create_task(visit(service.visitor.get, host, "/", f"Accept: {accept}")) for _ in range(5)]
-    await service.knocked(host)
-    await asyncio.sleep(0.1)
-    await service.previews.turn_away(host)
-    for answer in [await one for one in waiting]:
-        assert (answer.status, answer.header("retry-after")) == (503, "10")
-        assert "there is no room to start it now" in answer.text
-    knocks = service.knocks.count(host)
-    for _ in range(20):
-        assert (await visit(service.visitor.get, host)).status == 503
-    assert service.knocks.count(host) == knocks, "who comes at once is turned away too, and nobody is told of it"
-    await asyncio.sleep(AWAY)
-    again = asyncio.create_task(visit(service.visitor.get, host))
-    await service.knocked(host)
-    await service.wake(host, app)
-    assert (await again).status == 200, "who comes later waits anew"
+async def test_who_waits_is_turned_away_where_there_is_no_room(
+    app: App, monkeypatch: pytest.MonkeyPatch, accept: str
+) -> None:
+    # Nobody runs out of time but by what is done here.
+    monkeypatch.setattr(waiting, "AWAY", 600)
+    monkeypatch.setattr(hold, "PAGE_PATIENCE", 600)
+    async with serving() as service:
+        host = await service.asleep()
+        many = [asyncio.create_task(visit(service.visitor.get, host, "/", f"Accept: {accept}")) for _ in range(5)]
+        await service.knocked(host)
+        await service.held(5)
+        await service.previews.turn_away(host)
+        for answer in [await one for one in many]:
+            assert (answer.status, answer.header("retry-after")) == (503, "10")
+            assert "there is no room to start it now" in answer.text
+        knocks = service.knocks.count(host)
+        for _ in range(20):
+            assert (await visit(service.visitor.get, host)).status == 503
+        assert service.knocks.count(host) == knocks, "who comes at once is turned away too, and nobody is told of it"
+        away, now = service.previews._waiting._away, asyncio.get_running_loop().time()
+        page, end = away[host]
+        assert now < end <= now + 600
+        away[host] = page, now
+        service.knocks.clear()
+        again = asyncio.create_task(visit(service.visitor.get, host))
+        await service.knocked(host)
+        await service.wake(host, app)
+        assert (await again).status == 200, "who comes later waits anew"
 
 
 async def test_a_crowd_that_is_being_let_in_goes_where_the_route_has_gone_meanwhile(
-    service: Service, make_app: Callable[[str], App]
+    crowded: Service, make_app: Callable[[str], App]
 ) -> None:
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(24))
     first, second = make_app("first"), make_app("second")
-    host = await service.asleep()
-    waiting = [asyncio.create_task(visit(service.visitor.get, host, "/slow?0.5")) for _ in range(24)]
-    await service.knocked(host)
-    # Until all are there: each opens a connection of its own.
-    await asyncio.sleep(0.5)
-    await service.wake(host, first)
-    await service.wake(host, second)
-    names = [answer.json["name"] for answer in [await one for one in waiting]]
-    assert names.count("second") >= 4, names
+    host = await crowded.asleep()
+    many = [asyncio.create_task(visit(crowded.visitor.get, host, "/gate")) for _ in range(CROWD)]
+    await crowded.knocked(host)
+    await crowded.held(CROWD)
+    await crowded.wake(host, first)
+    await asked(first, WAVE)
+    await crowded.wake(host, second)
+    for app in (first, second):
+        await let(app, CROWD)
+    names = [answer.json["name"] for answer in [await one for one in many]]
+    assert Counter(names) == {"first": WAVE, "second": CROWD - WAVE}
 
 
 @pytest.mark.parametrize("waves", [1, 2])
 async def test_a_crowd_that_is_being_let_in_waits_on_where_it_is_held_again(
-    service: Service, make_app: Callable[[str], App], waves: int
+    crowded: Service, make_app: Callable[[str], App], waves: int
 ) -> None:
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(24))
     first, second = make_app("first"), make_app("second")
-    host = await service.asleep(state=RouteState.HELD)
-    waiting = [asyncio.create_task(visit(service.visitor.get, host, "/slow?1")) for _ in range(24)]
-    await service.knocked(host)
-    # Until all are there: each opens a connection of its own.
-    await asyncio.sleep(0.5)
-    await service.wake(host, first)
-    await asyncio.sleep(waves - 0.7)  # each wave takes a second
-    await service.asleep(state=RouteState.HELD, host=host)
-    await asyncio.sleep(1)
-    await service.wake(host, second)
-    names = [answer.json.get("name") for answer in [await one for one in waiting]]
-    assert set(names) == {"first", "second"}, "nobody is sent away"
-    assert names.count("first") <= 4 * (waves + 1), names
+    host = await crowded.asleep(state=RouteState.HELD)
+    many = [asyncio.create_task(visit(crowded.visitor.get, host, "/gate")) for _ in range(CROWD)]
+    await crowded.knocked(host)
+    await crowded.held(CROWD)
+    await crowded.wake(host, first)
+    await asked(first, WAVE)
+    for wave in range(1, waves):
+        await let(first, WAVE)
+        await asked(first, WAVE * (wave + 1))
+    # The map is looked at each millisecond, by the thread that answers: it has been by the second answer.
+    for _ in range(2):
+        await asyncio.sleep(0.01)
+        await crowded.ask("show info")
+    await crowded.asleep(state=RouteState.HELD, host=host)
+    crowded.knocks.clear()
+    await let(first, CROWD)
+    # Until they wait anew, or have gone elsewhere.
+    again = asyncio.create_task(crowded.knocked(host))
+    await asyncio.wait((again, asyncio.gather(*many)), return_when=asyncio.FIRST_COMPLETED)
+    await crowded.wake(host, second)
+    await let(second, CROWD)
+    names = [answer.json.get("name") for answer in [await one for one in many]]
+    assert Counter(names) == {"first": WAVE * waves, "second": CROWD - WAVE * waves}, "nobody is sent away"
 
 
 async def test_nobody_is_turned_away_once_it_is_started_after_all(service: Service, app: App) -> None:

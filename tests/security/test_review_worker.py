@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +141,7 @@ def test_a_scanner_that_fails_blocks_and_says_so(tmp_path: Path, text: str, why:
 @pytest.mark.parametrize(
     ("limits", "why"),
     [
-        (replace(LIMITS, memory_bytes=1), "of memory"),
+        (replace(LIMITS, memory_bytes=1, wall_seconds=60), "of memory"),
         (replace(LIMITS, wall_seconds=0.001), "did not finish within"),
     ],
 )
@@ -164,11 +163,11 @@ def test_a_worker_that_was_killed_is_replaced() -> None:
     async def use() -> list[Scan]:
         scanner = TripwireScanner(lambda: find_toolbox(None))
         try:
-            scans = [await scanner.scan(BUNDLE, LIMITS)]
+            scans = [await scanner.scan(BUNDLE, ReviewLimits())]
             assert scanner._worker is not None
             os.kill(scanner._worker.pid, signal.SIGKILL)
             scanner._worker.wait()
-            return [*scans, await scanner.scan(BUNDLE, LIMITS)]
+            return [*scans, await scanner.scan(BUNDLE, ReviewLimits())]
         finally:
             await scanner.close()
 
@@ -176,21 +175,28 @@ def test_a_worker_that_was_killed_is_replaced() -> None:
 
 
 def test_a_worker_that_is_killed_in_the_middle_blocks(tmp_path: Path) -> None:
-    scanner = TripwireScanner(lambda: find_toolbox(None, ruff=program(tmp_path, "#!/bin/sh\nexec sleep 60\n")))
-
-    def kill() -> None:
-        assert scanner._worker is not None
-        os.kill(scanner._worker.pid, signal.SIGKILL)
+    name = f"{os.getpid()}.25"
+    stand_in = program(tmp_path, f"#!/bin/sh\nexec sleep {name}\n")
+    scanner = TripwireScanner(lambda: find_toolbox(None, ruff=stand_in))
 
     async def use() -> Scan:
+        scanning = asyncio.create_task(scanner.scan(BUNDLE, replace(LIMITS, wall_seconds=60)))
         try:
-            await scanner.prepare()
-            threading.Timer(0.3, kill).start()
-            return await scanner.scan(BUNDLE, LIMITS)
+            while not scanning.done() and f"sleep {name}" not in await asyncio.to_thread(running):
+                await asyncio.sleep(0.01)
+            assert not scanning.done(), "it ended before it was in the middle"
+            assert scanner._worker is not None
+            os.kill(scanner._worker.pid, signal.SIGKILL)
+            return await scanning
         finally:
             await scanner.close()
 
     assert asyncio.run(use()).failure == "the scanner's process ended"
+
+
+def running() -> str:
+    """The command lines of all processes."""
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
 def test_no_review_outlives_its_worker(tmp_path: Path) -> None:
@@ -198,8 +204,7 @@ def test_no_review_outlives_its_worker(tmp_path: Path) -> None:
     name = f"{os.getpid()}.125"
     scan = scanned(program(tmp_path, f"#!/bin/sh\nsleep {name} &\nexec sleep {name}\n"))
     assert scan.failure is not None
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert f"sleep {name}" not in listed
+    assert f"sleep {name}" not in running()
 
 
 def test_many_at_once_are_judged_each_for_itself() -> None:

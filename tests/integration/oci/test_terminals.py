@@ -21,6 +21,7 @@ pytestmark = pytest.mark.root
 
 SH = ProcessSpec(("/bin/sh",), env={"PS1": "> "}, window=Window(100, 30))
 KINDS = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
+COUNT = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'sleep [3]133[7-9]'"
 
 
 @pytest.fixture(params=list(KINDS))
@@ -54,7 +55,8 @@ async def rest(process: Process) -> bytes:
 
 
 async def test_a_shell_has_a_terminal_of_the_window_s_size(each: OciEngine) -> None:
-    async with each.open_process(await silent(each), SH) as process:
+    sandbox = await silent(each)
+    async with each.open_process(sandbox, SH) as process:
         await process.write(b"echo $TERM; test -t 0 && stty size; echo one$((1+1))\n")
         seen = await until(process, b"one2")
         assert b"xterm-256color" in seen
@@ -63,13 +65,18 @@ async def test_a_shell_has_a_terminal_of_the_window_s_size(each: OciEngine) -> N
         await process.write(b"trap 'echo resi''zed' WINCH; echo two$((1+1))\n")
         await until(process, b"two2")
         process.resize(Window(132, 50))
-        await asyncio.sleep(0.1)
-        await process.write(b"stty size; echo three$((1+1))\n")
-        seen = await until(process, b"three2")
-        assert b"resized" in seen
-        assert b"50 132" in seen
+        seen = b""
+        async with asyncio.timeout(PATIENCE):
+            # The shell itself is told, as long as no program has the terminal.
+            while b"resized" not in seen:
+                await process.write(b"echo three$((1+1))\n")
+                seen += await until(process, b"three2")
+        await process.write(b"stty size; echo size$((1+1))\n")
+        assert b"50 132" in await until(process, b"size2")
         await process.write(b"sleep 31337\n")
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(PATIENCE):
+            while (await execute(each, sandbox, COUNT, PATIENCE, 100)).output == "0\n":
+                await asyncio.sleep(0.05)
         await process.write(b"\x03echo four$((1+1))\n")
         await until(process, b"four2")
         await process.write(b"exit 7\n")
@@ -81,9 +88,6 @@ async def test_the_end_of_a_long_output_is_not_lost(each: OciEngine) -> None:
     spec = ProcessSpec(shell("seq 100000"), window=Window())
     async with each.open_process(await silent(each), spec) as process:
         assert (await rest(process)).split() == [str(number).encode() for number in range(1, 100_001)]
-
-
-COUNT = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'sleep [3]133[7-9]'"
 
 
 async def test_who_leaves_ends_the_shell_and_what_runs_in_it(each: OciEngine) -> None:

@@ -16,6 +16,7 @@ from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
 from builderd.adapters.engines.oci.store import StoreOptions
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
+from builderd.domain.processes import TIMEOUT_EXIT_CODE
 from builderd.domain.resources import GB, Resources
 from builderd.domain.sandboxes import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxState
 from builderd.domain.versions import Isolation
@@ -101,3 +102,13 @@ async def log_text(engine: Engine, sandbox: SandboxId) -> list[str]:
 async def execute(engine: Engine, sandbox: SandboxId, command: str, seconds: float, limit: int) -> ExecResult:
     """Run a command line to its end."""
     return await executions.capture(engine, sandbox, executions.Command(command, seconds), limit)
+
+
+async def past_its_time(engine: Engine, sandbox: SandboxId, command: str) -> ExecResult:
+    """What comes of a command line that says something and never ends; its time grows until it had time to say it."""
+    for seconds in (0.5, 5, PATIENCE):
+        result = await execute(engine, sandbox, command, seconds, 1000)
+        assert result.exit_code == TIMEOUT_EXIT_CODE
+        if result.output:
+            break
+    return result

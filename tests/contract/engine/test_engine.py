@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT
-from tests.engines import PATIENCE, execute, log_text, make_spec, until_listening, until_state
+from tests.engines import PATIENCE, execute, log_text, make_spec, past_its_time, until_listening, until_state
 
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.bundles import BundleFile, make_bundle
@@ -211,7 +211,7 @@ async def test_a_long_output_is_cut_and_says_so(engine: Engine) -> None:
 async def test_a_command_past_its_time_is_killed(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
-    result = await execute(engine, spec.id, apps.SLOW.text, 0.5, 1000)
+    result = await past_its_time(engine, spec.id, apps.SLOW.text)
     assert (result.exit_code, result.output) == (124, "begun\n")
     assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 

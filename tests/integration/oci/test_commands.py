@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.contract.engine import apps
-from tests.engines import PATIENCE, RuncEngine, StrongEngine, execute, make_spec, prepared
+from tests.engines import PATIENCE, RuncEngine, StrongEngine, execute, make_spec, past_its_time, prepared
 
 from builderd.adapters.engines.oci import execute as execute_module
 from builderd.adapters.engines.oci import listening
@@ -97,8 +97,8 @@ async def test_under_gvisor_a_command_past_its_time_is_killed_with_its_children(
 async def test_under_gvisor_a_command_past_its_time_is_answered_though_it_hides(
     engine: OciEngine, strong_sandbox: SandboxId
 ) -> None:
-    async with asyncio.timeout(PATIENCE):
-        result = await run(engine, strong_sandbox, "echo begun; exec env -i sleep 31337", 2)
+    async with asyncio.timeout(3 * PATIENCE):
+        result = await past_its_time(engine, strong_sandbox, "echo begun; exec env -i sleep 31337")
     assert (result.exit_code, result.output) == (124, "begun\n")
     assert runtimes_of(strong_sandbox) == []
     assert (await engine.report(strong_sandbox)).state is SandboxState.RUNNING

@@ -93,12 +93,16 @@ def descriptors(pid: int | str) -> int:
 
 async def settled(data_dir: Path, instance: str, wanted: Traces) -> Traces:
     """The kernel takes links and namespaces away a moment after their last process."""
-    for _ in range(100):
-        seen = traces(data_dir, instance)
-        if seen == wanted:
-            break
+    deadline = time.monotonic() + 60
+    while (seen := traces(data_dir, instance)) != wanted and time.monotonic() < deadline:
         await asyncio.sleep(0.05)
     return seen
+
+
+async def ended(data_dir: Path, instance: str) -> Traces:
+    """After ``down``, once it has settled: files stay."""
+    now = traces(data_dir, instance)
+    return await settled(data_dir, instance, replace(now, mounts=(), loops=(), links=(), groups=(), processes=()))
 
 
 async def warmed(engine: OciEngine) -> None:
@@ -168,9 +172,7 @@ async def test_nothing_is_left_of_sandboxes_that_came_and_went(tmp_path: Path) -
         assert await at_rest(engine) == open_before
         assert before.links == (bridge_name(here.id),)
         await engine.down()
-        nothing = await settled(
-            tmp_path, here.id, replace(before, mounts=(), loops=(), links=(), groups=(), processes=())
-        )
+        nothing = await ended(tmp_path, here.id)
         assert (nothing.mounts, nothing.loops, nothing.links, nothing.groups) == ((), (), (), ())
         assert not any("conmon" in command or "launcher" in command for command in nothing.processes)
         assert not Path("/run/builderd", here.id).exists()
@@ -245,7 +247,7 @@ async def test_down_also_ends_what_an_earlier_service_left(tmp_path: Path) -> No
         await OciEngine(settings).down()
         here = known_instance(tmp_path)
         assert here
-        left = traces(tmp_path, here.id)
+        left = await ended(tmp_path, here.id)
         assert (left.mounts, left.loops, left.links, left.groups, left.processes) == ((), (), (), (), ())
     await OciEngine(settings).down()
 
@@ -261,7 +263,7 @@ async def test_down_ends_what_runs_also_where_the_bridge_was_taken_away(tmp_path
         await OciEngine(settings).down()
         here = known_instance(tmp_path)
         assert here
-        left = traces(tmp_path, here.id)
+        left = await ended(tmp_path, here.id)
         assert (left.mounts, left.loops, left.links, left.groups, left.processes) == ((), (), (), (), ())
 
 

@@ -56,9 +56,11 @@ def track(*flows: tuple[str, str, int], zone: int = 0) -> None:
 
 
 def tracked() -> list[str]:
-    """Who began each flow that is tracked."""
-    flows = Path("/proc/thread-self/net/nf_conntrack").read_text().splitlines()
-    return [next(word for word in flow.split() if word.startswith("src="))[4:] for flow in flows]
+    """Who began each flow that is tracked. The kernel lists some twice where it is read in pieces."""
+    ends = ("src=", "dst=", "sport=", "dport=")
+    lines = Path("/proc/thread-self/net/nf_conntrack").read_text().splitlines()
+    flows = dict.fromkeys(tuple(word for word in line.split() if word.startswith(ends)) for line in lines)
+    return [source.removeprefix("src=") for source, *_ in flows]
 
 
 def test_nothing_but_the_flows_of_the_address_is_forgotten() -> None:

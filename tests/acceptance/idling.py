@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 from tests.acceptance.live_service import PATIENCE, TINY_APP, LiveService
+from tests.acceptance.load import beside
 
 #: Says how often it was started, and counts while it waits.
 COUNTING_APP = f"""\
@@ -75,21 +76,16 @@ class Pace:
 @contextlib.contextmanager
 def pace() -> Iterator[Pace]:
     """Measured until the block ends: a service that stalls cannot note that a builder is used."""
-    told, over = Pace(), threading.Event()
+    told = Pace()
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         last = time.monotonic()
         while not over.wait(0.02):
             now = time.monotonic()
             told.longest, last = max(told.longest, now - last), now
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
+    with beside(watch):
         yield told
-    finally:
-        over.set()
-        thread.join()
 
 
 def make_idle(service: LiveService, data: Mapping[str, Any], minutes: int = 60) -> None:

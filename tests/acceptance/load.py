@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,39 +37,42 @@ class Calm:
 
 
 @contextmanager
-def calm(service: LiveService, data: Mapping[str, Any]) -> Iterator[Calm]:
-    """Visits one after another until the block ends, with nothing in between: none misses a machine that stalls."""
-    told, over = Calm(), threading.Event()
-
-    def visit() -> None:
-        answered = time.monotonic()
-        while not over.is_set():
-            service.visit(data)
-            before, answered = answered, time.monotonic()
-            told.longest = max(told.longest, answered - before)
-
-    thread = threading.Thread(target=visit)
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Done in a thread until the block ends, which the work is told by the event."""
+    over = threading.Event()
+    thread = threading.Thread(target=work, args=(over,))
     thread.start()
     try:
-        yield told
+        yield
     finally:
         over.set()
         thread.join(PATIENCE)
 
 
 @contextmanager
+def calm(service: LiveService, data: Mapping[str, Any]) -> Iterator[Calm]:
+    """Visits one after another until the block ends, with nothing in between: none misses a machine that stalls."""
+    told = Calm()
+
+    def visit(over: threading.Event) -> None:
+        answered = time.monotonic()
+        while not over.is_set():
+            service.visit(data)
+            before, answered = answered, time.monotonic()
+            told.longest = max(told.longest, answered - before)
+
+    with beside(visit):
+        yield told
+
+
+@contextmanager
 def load(service: LiveService, data: Mapping[str, Any], rate: float, method: str = "GET") -> Iterator[Load]:
     """So many requests a second to the preview until the block ends, each sent in time whatever the others do."""
-    told, over = Load(rate), threading.Event()
+    told = Load(rate)
     url = f"http://127.0.0.1:{service.preview_port}/"
     headers = {"Host": data["preview_url"].split("/")[2]}
-    thread = threading.Thread(target=lambda: asyncio.run(_visit(told, over, method, url, headers)))
-    thread.start()
-    try:
+    with beside(lambda over: asyncio.run(_visit(told, over, method, url, headers))):
         yield told
-    finally:
-        over.set()
-        thread.join(PATIENCE)
 
 
 async def _visit(told: Load, over: threading.Event, method: str, url: str, headers: Mapping[str, str]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.contract.engine import apps
+from tests.descriptors import held_by
 from tests.engines import PATIENCE, RuncEngine, StrongEngine, execute, make_spec, past_its_time, prepared
 
 from builderd.adapters.engines.oci import execute as execute_module
@@ -115,11 +115,7 @@ async def test_under_gvisor_a_look_at_what_listens_ends_though_its_program_hides
 
 def pipes() -> set[str]:
     """That are open here."""
-    found = set()
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.add(str(descriptor.readlink()))
-    return {one for one in found if one.startswith("pipe:")}
+    return {one for one in held_by("self") if one.startswith("pipe:")}
 
 
 async def test_under_gvisor_a_command_whose_sandbox_is_removed_leaves_nothing_open(

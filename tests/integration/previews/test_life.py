@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.descriptors import held_by
 from tests.previews.proxy import App, Proxy, eventually, new_host, route_to
 from tests.previews.visitor import ask
 
@@ -61,7 +62,8 @@ def test_it_runs_in_a_session_of_its_own_and_inherits_nothing(make_proxy: Make) 
         inode = os.fstat(listener.fileno()).st_ino
         assert os.getsid(master_of(proxy)) != os.getsid(0)
         for pid in (master_of(proxy), worker_of(proxy)):
-            held = {fd.readlink().name for fd in Path(f"/proc/{pid}/fd").iterdir()}
+            held = held_by(pid)
+            assert held
             assert f"socket:[{inode}]" not in held
 
 

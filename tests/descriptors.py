@@ -1,0 +1,15 @@
+"""What a process has open."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+
+def held_by(pid: int | str) -> set[str]:
+    """What its descriptors point to; one that is closed meanwhile is left out."""
+    held = set[str]()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            held.add(str(descriptor.readlink()))
+    return held

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from builderd import durable
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.domain.ids import new_id
 
@@ -70,9 +71,7 @@ def identity(data_dir: Path) -> str:
     file = data_dir / IDENTITY_FILE
     # A power cut may have left it empty, and no two services may have the same.
     if not file.exists() or not file.read_text():
-        fresh = file.with_suffix(".new")
-        fresh.write_text(new_id())
-        fresh.rename(file)
+        durable.replace(file, new_id().encode())
     return file.read_text()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, make_url
 
-from builderd.adapters.states import folder
+from builderd import durable
 from builderd.adapters.stores.sql import copies
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.data_directory import DATABASE_NOTE, make, refuse_half_restored
@@ -62,9 +62,7 @@ async def holds_something(settings: Settings) -> bool:
 
 def note_database(settings: Settings) -> None:
     """Leave word of which database the service works on. The data directory must be held."""
-    unfinished = settings.data_dir / f"{DATABASE_NOTE}.new"
-    folder.write(unfinished, whereabouts(settings).encode())
-    unfinished.rename(settings.data_dir / DATABASE_NOTE)
+    durable.replace(settings.data_dir / DATABASE_NOTE, whereabouts(settings).encode())
 
 
 def refuse_another_database(settings: Settings) -> None:

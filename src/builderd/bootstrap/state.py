@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from builderd import __version__
+from builderd import __version__, durable
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.states import folder
 from builderd.adapters.states.folder import BUNDLES, DATABASE, KEYS, Manifest
@@ -63,7 +63,7 @@ def back_up(settings: Settings, target: Path, passphrase: str | None, say: Say) 
         revision = _copy(settings, unfinished)
         if passphrase is not None:
             secrets = _secrets(settings, unfinished / DATABASE, before)
-            folder.write(unfinished / KEYS, passphrases.seal(secrets, passphrase, PLACE))
+            durable.write(unfinished / KEYS, passphrases.seal(secrets, passphrase, PLACE))
         identity = _text(settings.data_dir / IDENTITY_FILE)
         now = SystemClock().now().isoformat()
         return folder.finish(unfinished, now, __version__, revision, identity)
@@ -89,7 +89,7 @@ def _copy_bundles(settings: Settings, target: Path) -> None:
         if copy.exists():
             continue
         try:
-            folder.copy_file(path, copy)
+            durable.copy(path, copy)
         except FileNotFoundError:  # removed just now, since nothing refers to it any more
             copy.unlink(missing_ok=True)
 
@@ -146,10 +146,10 @@ def _restore(settings: Settings, source: Path, staging: Path, passphrase: str | 
         _put_keys(settings, secrets)
         _put_bundles(settings, staging / BUNDLES)
         if manifest.identity and not (settings.data_dir / IDENTITY_FILE).exists():
-            (settings.data_dir / IDENTITY_FILE).write_text(manifest.identity)
-        folder.write(settings.data_dir / RESTORED, manifest.created_at.encode())
-        folder.sync(settings.data_dir)
-        folder.write(staging / _SWITCHING, b"")
+            durable.write(settings.data_dir / IDENTITY_FILE, manifest.identity.encode())
+        durable.write(settings.data_dir / RESTORED, manifest.created_at.encode())
+        durable.sync(settings.data_dir)
+        durable.write(staging / _SWITCHING, b"")
         copies.bring_back(staging / DATABASE, settings.database)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -208,7 +208,7 @@ def _put_keys(settings: Settings, secrets: Secrets) -> None:
     for name, content in secrets["files"].items():
         target = settings.data_dir / name
         if name in SECRET_FILES and not target.exists():
-            folder.write(target, b64decode(content))
+            durable.write(target, b64decode(content))
 
 
 def _put_bundles(settings: Settings, staged: Path) -> None:
@@ -216,7 +216,7 @@ def _put_bundles(settings: Settings, staged: Path) -> None:
     target.mkdir(mode=0o700, exist_ok=True)
     for path in staged.iterdir():
         path.rename(target / path.name)
-    folder.sync(target)
+    durable.sync(target)
 
 
 def is_local(settings: Settings) -> bool:

@@ -387,6 +387,7 @@ def test_a_file_of_keys_that_the_settings_of_the_backup_name_must_be_given_and_g
 KILLED_RESTORE = """
 import os, signal, sys
 from pathlib import Path
+from builderd import durable
 from builderd.bootstrap import state
 from builderd.adapters.states import folder
 from builderd.adapters.stores.sql import copies
@@ -401,12 +402,12 @@ def after(module, name):
         killed()
     setattr(module, name, run)
 module, name, moment = where.split()
-module = {"folder": folder, "copies": copies, "state": state}[module]
+module = {"folder": folder, "durable": durable, "copies": copies, "state": state}[module]
 after(module, name) if moment == "after" else setattr(module, name, killed)
 state.restore(Settings(data_dir=Path(data)), Path(kept), passphrase, print)
 """
 KILLS = [
-    *("folder stage before", "folder copy_file after", "folder stage after", "state _put_keys after"),
+    *("folder stage before", "durable copy after", "folder stage after", "state _put_keys after"),
     *("state _put_bundles after", "copies bring_back before", "copies bring_back after"),
 ]
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from builderd import durable
 from builderd.domain.errors import InvalidState
 
 FORMAT = 1
@@ -53,7 +53,7 @@ def making(target: Path) -> Iterator[Path]:
     try:
         yield unfinished
         unfinished.rename(target)
-        sync(target.parent)
+        durable.sync(target.parent)
     except OSError as error:
         if error.filename is None:  # a write does not tell: the disk is full
             error.filename = str(target)
@@ -67,9 +67,9 @@ def finish(folder: Path, created_at: str, program: str, revision: str, identity:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {str(path.relative_to(folder)): _measure(path) for path in paths}
     manifest = Manifest(created_at, program, revision, identity, files)
-    write(folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+    durable.write(folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
     for inside in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
-        sync(inside)
+        durable.sync(inside)
     return manifest
 
 
@@ -103,39 +103,10 @@ def stage(folder: Path, manifest: Manifest, staging: Path) -> None:
     for name in (*manifest.files, MANIFEST):
         copy = staging / name
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        copy_file(folder / name, copy)
+        durable.copy(folder / name, copy)
     check(staging)
     for inside in (*(path for path in staging.rglob("*") if path.is_dir()), staging, staging.parent):
-        sync(inside)
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """For its owner alone, and on the disk when this returns."""
-    with source.open("rb") as old, os.fdopen(_create(target), "wb") as new:
-        shutil.copyfileobj(old, new, 1 << 20)
-        new.flush()
-        os.fsync(new.fileno())
-
-
-def write(path: Path, content: bytes) -> None:
-    """The same of content."""
-    with os.fdopen(_create(path), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """Have the names in it on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _create(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        durable.sync(inside)
 
 
 def _measure(path: Path) -> tuple[str, int]:

@@ -16,6 +16,7 @@ from nacl.encoding import RawEncoder
 from nacl.hash import blake2b
 from nacl.utils import random
 
+from builderd import durable
 from builderd.domain.errors import ValidationFailed
 
 ID_BYTES = 8
@@ -127,17 +128,14 @@ class KeyFile:
 
     def _make(self, keys: Sequence[Key], *, replacing: bool) -> None:
         fresh = self._path.with_name(f"{self._path.name}.{random(8).hex()}.new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with os.fdopen(descriptor, "w") as file:
-                file.writelines(f"{key.text}\n" for key in keys)
-                file.flush()
-                os.fsync(file.fileno())
+            durable.write(fresh, "".join(f"{key.text}\n" for key in keys).encode())
             if replacing:
                 fresh.replace(self._path)
             else:
                 _link(fresh, self._path)
-            _sync_folder(self._path.parent)
+            # What was sealed with a new key is worth nothing if the machine fails before its file is kept.
+            durable.sync(self._path.parent)
         finally:
             fresh.unlink(missing_ok=True)
 
@@ -151,12 +149,3 @@ def _link(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except FileExistsError:
         return
-
-
-def _sync_folder(folder: Path) -> None:
-    """What was sealed with a new key is worth nothing if the machine fails before its file is kept."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import asyncssh
 
+from builderd import durable
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ssh import Gateway
 
@@ -26,12 +26,7 @@ def load(path: Path) -> asyncssh.SSHKey:
 
 
 def _make(path: Path) -> None:
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(asyncssh.generate_private_key(KIND, comment="builderd").export_private_key())
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    durable.replace(path, asyncssh.generate_private_key(KIND, comment="builderd").export_private_key())
 
 
 def gateway(key: asyncssh.SSHKey, host: str, port: int) -> Gateway:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from builderd.domain.errors import EngineUnavailable
+from builderd.durable import sync
 
 
 def write_json(path: Path, value: object, *, durable: bool = False) -> None:
@@ -26,7 +27,7 @@ def write_json(path: Path, value: object, *, durable: bool = False) -> None:
             os.fsync(file.fileno())
     unfinished.rename(path)
     if durable:
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -40,12 +41,3 @@ def read_json(path: Path, remedy: str) -> Any:
         return None
     except ValueError as error:
         raise EngineUnavailable(f"{path} is damaged. {remedy}") from error
-
-
-def _sync(folder: Path) -> None:
-    """Have the names in it on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,6 @@ One format for both: what was taken of PostgreSQL can be brought back to SQLite,
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -23,6 +22,7 @@ from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
 from builderd.domain.errors import InvalidState, StoreUnavailable
 from builderd.domain.versions import VersionStatus
+from builderd.durable import sync
 
 #: Rows that are in memory at a time.
 BATCH = 1000
@@ -62,7 +62,7 @@ def save(url: str, target: Path) -> str:
         connection.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
     found = revision(target)
     _forget_answers(target)
-    _sync(target)
+    sync(target)
     return found
 
 
@@ -124,7 +124,7 @@ def bring_back(file: Path, url: str) -> None:
         target.with_name(target.name + ending).unlink(missing_ok=True)
     file.chmod(0o600)
     file.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 # SQLite
@@ -217,11 +217,3 @@ def _count_on(target: Connection) -> None:
             highest = target.execute(select(func.max(column))).scalar_one()
             if highest is not None:
                 target.execute(select(func.setval(name, highest)))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,13 +1,16 @@
 """The unit keeps apps running over a restart, and no path or option can smuggle a directive into it."""
 
 import configparser
+import os
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from builderd.data_directory import hold
 from builderd.doors.cli import service_unit
+from builderd.doors.cli.main import main
 from builderd.doors.cli.service_unit import ServiceUnit, install_service, quote, render
 
 
@@ -124,19 +127,77 @@ def test_the_data_directory_may_be_a_variable_as_for_every_other_command(
     assert command.endswith(f" serve --data-dir {tmp_path}/d")
 
 
+def systemd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, before: str = "active", later: tuple[str, str] = ("active", "3")
+) -> list[tuple[str, ...]]:
+    """What it is asked. A unit is in the state ``before`` until it was restarted, when its program has been started
+    three times by systemd, and then in the state and with the number of ``later``."""
+    asked: list[tuple[str, ...]] = []
+
+    def answer(*words: str) -> str:
+        asked.append(words)
+        match words:
+            case ("show", "--property=ActiveState", *_):
+                return f"{later[0] if ('restart', 'builderd.service') in asked else before}\n"
+            case ("show", "--property=NRestarts", *_):
+                return f"{'3' if asked.count(words) == 1 else later[1]}\n"
+        return ""
+
+    monkeypatch.setattr(service_unit, "SYSTEMD_RUNS", tmp_path)
+    monkeypatch.setattr(service_unit, "SYSTEM_UNITS", tmp_path)
+    monkeypatch.setattr(service_unit, "WATCH_SECONDS", 0.5)
+    monkeypatch.setattr(service_unit, "_systemctl", answer)
+    return asked
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("later", [("activating", "3"), ("active", "4")], ids=["it ended", "it was started again"])
+def test_a_service_that_does_not_stay_up_is_told_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: tuple[str, str]
+) -> None:
+    systemd(tmp_path, monkeypatch, before="inactive", later=later)
+    journal = tmp_path / "bin/journalctl"
+    journal.parent.mkdir()
+    journal.write_text("#!/bin/sh\necho Cannot listen on 127.0.0.1:8080\n")
+    journal.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{journal.parent}:{os.environ['PATH']}")
+    result = CliRunner().invoke(main, ["install-service", "--data-dir", str(tmp_path / "new"), "--now"])
+    assert result.exit_code == 1
+    assert "does not stay up" in result.output
+    assert "Cannot listen on 127.0.0.1:8080" in result.output
+
+
+@pytest.mark.usefixtures("environment")
+def test_it_is_not_started_beside_another_service_of_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = systemd(tmp_path, monkeypatch, before="inactive")
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    with hold(data_dir):
+        result = CliRunner().invoke(main, ["install-service", "--data-dir", str(data_dir), "--now"])
+    assert result.exit_code == 1
+    assert f"A service is already running on {data_dir}: stop it first." in result.output
+    assert ("restart", "builderd.service") not in asked
+    result = CliRunner().invoke(main, ["install-service", "--data-dir", str(data_dir), "--now"])
+    assert result.exit_code == 0, result.output
+    assert ("restart", "builderd.service") in asked
+
+
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("now", [True, False])
 def test_a_service_that_runs_is_started_anew_with_what_is_written_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: bool
 ) -> None:
-    asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(service_unit, "SYSTEMD_RUNS", tmp_path)
-    monkeypatch.setattr(service_unit, "SYSTEM_UNITS", tmp_path)
-    monkeypatch.setattr(service_unit, "_systemctl", lambda *words: asked.append(words))
+    asked = systemd(tmp_path, monkeypatch)
     result = CliRunner().invoke(install_service, ["--data-dir", str(tmp_path), *(["--now"] if now else [])])
     assert result.exit_code == 0, result.output
     restart = [("restart", "builderd.service")] if now else []
-    assert asked == [("daemon-reload",), ("enable", "builderd.service"), *restart]
+    assert [words for words in asked if words[0] != "show"] == [
+        ("daemon-reload",),
+        ("enable", "builderd.service"),
+        *restart,
+    ]
     assert ("systemctl restart builderd" in result.output) is not now
 
 

@@ -24,17 +24,21 @@ CLOSE = 0.75
 log = logging.getLogger(__name__)
 
 
-def load(file: Path | None = None, **given: Any) -> Settings:
+def load(file: Path | None = None, *, lenient: bool = False, **given: Any) -> Settings:
     """The settings; ``given`` are those of the command line (None: not given).
 
-    ``file`` must exist when named; otherwise ``builderd.toml`` in the data directory is read if it is there.
-    Raises ``ValidationFailed`` with the name of each wrong setting.
+    ``file`` must exist when named; otherwise ``builderd.toml`` in the data directory is read if it is there;
+    ``lenient`` does without it where whoever asks may not read it, and says so in the log.
+    Raises ``ValidationFailed`` with the name of each wrong setting, ``PermissionError``.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     _check_variables(os.environ)
     try:
         if file is None:
             file = _Place(**chosen).data_dir / FILE_NAME
+            if lenient and not _may_read(file):
+                log.warning("%s is not for you to read: what it sets does not count here.", file)
+                file = None
         elif not file.is_file():
             raise ValidationFailed({"config": [f"there is no file {file}"]})
         return _from_file(file)(**chosen)
@@ -44,6 +48,8 @@ def load(file: Path | None = None, **given: Any) -> Settings:
         raise ValidationFailed(
             {"environment": [f"{error}: name one setting of it, as in BUILDERD_LIMITS__CPU"]}
         ) from None
+    except PermissionError:
+        raise
     except (OSError, ValueError) as error:
         raise ValidationFailed({str(file): [f"cannot be read as TOML: {error}"]}) from None
 
@@ -55,6 +61,14 @@ def widen_search() -> None:
     """
     path = os.environ.get("PATH", "").split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join(dict.fromkeys([*filter(None, path), *SEARCH_PATH.split(os.pathsep)]))
+
+
+def _may_read(file: Path) -> bool:
+    """Also where there is none, as far as one may look."""
+    try:
+        return not file.is_file() or os.access(file, os.R_OK)
+    except PermissionError:
+        return False
 
 
 class _Place(BaseSettings):
@@ -90,7 +104,7 @@ def _faults(error: ValidationError) -> dict[str, list[str]]:
     }
 
 
-def _from_file(file: Path) -> type[Settings]:
+def _from_file(file: Path | None) -> type[Settings]:
     class FileSettings(Settings):
         model_config = SettingsConfigDict(toml_file=file)
 

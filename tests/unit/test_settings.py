@@ -36,7 +36,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def refused(file: Path | None = None, **given: object) -> dict[str, list[str]]:
+def refused(file: Path | None = None, **given: Any) -> dict[str, list[str]]:
     with pytest.raises(ValidationFailed) as error:
         load(file, **given)
     return error.value.errors

@@ -94,9 +94,9 @@ async def _serve(settings: Settings) -> None:
         api = create_app(
             app, metrics_token=settings.metrics_token, meter=meter, rates=Rates(**settings.rates.model_dump())
         )
-        await servers.add(api, settings.host, settings.port)
+        await servers.add(api, settings.host, settings.port, "--host and --port")
         if settings.metrics_port:
-            await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port)
+            await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
         await app.previews.start(await app.store.read(_expected_routes))
         log.info("The API listens on http://%s:%d", settings.host, settings.port)
         await _until(stopping, _work(app, settings, servers))
@@ -125,7 +125,7 @@ async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> No
 async def _work(app: Application, settings: Settings, servers: Servers) -> None:
     """Prepare the engine, then keep builders as they are wanted."""
     await _prepare(app)
-    await servers.add(create_inside_app(app), app.engine.gateway, settings.inside_port)
+    await servers.add(create_inside_app(app), app.engine.gateway, settings.inside_port, "inside_port")
     fault = kill_at(settings.fault) if settings.fault else no_fault
     await _adopt_backups(app, settings.data_dir / RESTORED)
     async with asyncio.TaskGroup() as group:

@@ -85,4 +85,6 @@ def main() -> None:
 
     Settings come from the command line, from BUILDERD_* variables, and from builderd.toml in the data directory.
     """
+    # Whatever the shell's mask says, sandboxes are made of folders that all may read inside; secrets say their mode.
+    os.umask(0o022)
     widen_search()

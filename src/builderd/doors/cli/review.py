@@ -31,7 +31,7 @@ def review(path: Path, data_dir: Path | None, config: Path | None, entrypoint: s
     Nothing of the folder is run. It passes over .git, node_modules, virtual environments and
     caches of tools: a deployment that sends them is reviewed with them.
     """
-    settings = load(config, data_dir=data_dir)
+    settings = load(config, data_dir=data_dir, lenient=True)
     report = asyncio.run(review_code(settings, read_folder(path), entrypoint))
     verdict = judge(report, (), report.reviewed_at)
     shown = review_of(report, verdict)

@@ -29,8 +29,8 @@ def serve(
     data_dir: Path | None, config: Path | None, host: str | None, port: int | None, preview_port: int | None
 ) -> None:
     """Run the service in the foreground. Apps and previews go on when it ends."""
-    settings = load(config, data_dir=data_dir, host=host, port=port, preview_port=preview_port)
     _require_root("builderd serve")
+    settings = load(config, data_dir=data_dir, host=host, port=port, preview_port=preview_port)
     service.serve(settings)
 
 
@@ -39,8 +39,8 @@ def serve(
 @options.config
 def down(data_dir: Path | None, config: Path | None) -> None:
     """Stop every sandbox and the previews, and give back to the host what it was given. Data is kept."""
-    settings = load(config, data_dir=data_dir)
     _require_root("builderd down")
+    settings = load(config, data_dir=data_dir)
     asyncio.run(service.take_down(settings, click.echo))
 
 
@@ -84,8 +84,8 @@ def base() -> None:
 @options.config
 def build(data_dir: Path | None, config: Path | None) -> None:
     """Make it now, if it is not there, rather than at the first start of the service."""
-    settings = load(config, data_dir=data_dir)
     _require_root("builderd base build")
+    settings = load(config, data_dir=data_dir)
     click.echo(machine.build_base(settings, click.echo))
 
 

@@ -41,12 +41,13 @@ class Servers:
             server.should_exit = True
         await asyncio.gather(*(task for _, task in self._servers), return_exceptions=True)
 
-    async def add(self, app: ASGIApp, host: str, port: int) -> None:
-        """Serve on this address; returns once it listens. ``EngineUnavailable`` says when the port is taken.
+    async def add(self, app: ASGIApp, host: str, port: int, setting: str) -> None:
+        """Serve on this address; returns once it listens. ``EngineUnavailable`` says when the port is taken, and by
+        which setting to choose another.
 
         Raises whatever else keeps the server from starting.
         """
-        listener = bind(host, port)
+        listener = bind(host, port, setting)
         server = Server(server_config(app, host, port))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         self._servers.append((server, task))
@@ -57,14 +58,14 @@ class Servers:
             await task
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, setting: str) -> socket.socket:
     """A socket that listens there."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise EngineUnavailable(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --host and --port."
+            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with {setting}."
         ) from None
     listener.setblocking(False)
     return listener

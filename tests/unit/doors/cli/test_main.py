@@ -204,15 +204,52 @@ def test_ordinary_failures_are_told_in_one_line(
     assert list(tmp_path.glob("kept*")) == list(tmp_path.glob(".kept*")) == []
 
 
-@pytest.mark.parametrize("command", ["serve", "down"])
-def test_without_root_the_service_says_what_it_needs_and_why(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+@pytest.mark.parametrize("words", [("serve",), ("down",), ("base", "build")])
+def test_without_root_the_service_says_what_it_needs_and_why_before_it_looks_into_the_directory_of_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    refused = run(command, data_dir=tmp_path)
+    hide(monkeypatch, tmp_path / "builderd.toml")
+    refused = run(*words, data_dir=tmp_path)
     assert refused.exit_code == 1
-    assert f"sudo builderd {command}" in refused.output
+    assert f"sudo builderd {' '.join(words)}" in refused.output
     assert "mounts file systems" in refused.output
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """As from whoever may not enter its folder: they do not learn whether it is there."""
+    look = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if path == file:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+
+
+def test_without_root_code_is_reviewed_also_where_a_service_has_settings_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/main.py").write_text("print('hello')\n")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    hide(monkeypatch, tmp_path / "data/builderd.toml")
+    reviewed = run("review", str(tmp_path / "app"), data_dir=tmp_path / "data")
+    assert reviewed.exit_code == 0, reviewed.output
+    assert f"{tmp_path}/data/builderd.toml is not for you to read" in caplog.text
+    refused = run("token", "list", "--tenant", "acme", data_dir=tmp_path / "data")
+    assert refused.output == f"Error: {tmp_path}/data/builderd.toml: Permission denied; run it as root\n"
+
+
+def test_what_sandboxes_are_made_of_is_readable_whatever_the_shell_s_mask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        run("doctor", data_dir=tmp_path)
+        (tmp_path / "upper").mkdir()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "upper").stat().st_mode & 0o777 == 0o755
 
 
 def test_doctor_names_what_is_missing_and_what_that_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

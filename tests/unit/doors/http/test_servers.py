@@ -32,13 +32,13 @@ async def test_a_server_that_cannot_start_is_an_error_and_gives_its_port_back(mo
     port = _port()
     with pytest.raises(ImportFromStringError, match="no_such_module"):
         async with Servers() as some:
-            await some.add(_app, "127.0.0.1", port)
-    bind("127.0.0.1", port).close()
+            await some.add(_app, "127.0.0.1", port, "--port")
+    bind("127.0.0.1", port, "--port").close()
 
 
 async def test_a_port_that_is_taken_says_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         async with Servers() as some:
-            with pytest.raises(EngineUnavailable, match=f"127.0.0.1:{port}"):
-                await some.add(_app, "127.0.0.1", port)
+            with pytest.raises(EngineUnavailable, match=f"127.0.0.1:{port}: .* another with metrics_port"):
+                await some.add(_app, "127.0.0.1", port, "metrics_port")

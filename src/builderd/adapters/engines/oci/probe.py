@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -85,6 +86,8 @@ def _counting() -> Equipment:
     except OSError:
         return Equipment("limit of connections", False, "nft does not run", cost, False)
     detail = "the kernel counts them" if done.returncode == 0 else done.stderr.partition("\n")[0]
+    if done.returncode and os.geteuid() != 0:
+        detail = "only root may ask the kernel"
     return Equipment("limit of connections", done.returncode == 0, detail, cost, False)
 
 

@@ -34,10 +34,13 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tls(pem: Path) -> Iterator[Proxy]:
     proxy = Proxy(certificate=pem)
-    try:
-        yield proxy.start()
-    finally:
-        proxy.close()
+    with pytest.MonkeyPatch.context() as patch:
+        # The service of all these tests looks at the file once; then they do.
+        patch.setattr(certificate, "INTERVAL", 3600)
+        try:
+            yield proxy.start()
+        finally:
+            proxy.close()
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])

@@ -21,7 +21,7 @@ class Folder(click.Path):
 
 data_dir = click.option(
     "--data-dir",
-    type=Folder(file_okay=False, path_type=Path),
+    type=Folder(file_okay=False, readable=False, path_type=Path),
     help="Where the service keeps everything.  [default: /var/lib/builderd]",
 )
 config = click.option(

@@ -108,6 +108,27 @@ async def test_work_under_a_claim_is_recorded_before_somebody_else_takes_it_over
     assert order == ["recorded", "taken over"]
 
 
+async def test_a_look_at_the_spending_waits_for_what_is_just_changing_it(one: Store, two: Store) -> None:
+    await one.write(lambda uow: uow.tenants.make_spending_due(TENANT.id, NOW))
+    pause, order = Pause(), []
+
+    def spend(uow: UnitOfWork) -> None:
+        uow.tenants.make_spending_due(TENANT.id, NOW + SECOND)
+        pause.here()
+        order.append("spent")
+
+    def look(uow: UnitOfWork) -> None:
+        assert uow.tenants.postpone_spending(TENANT.id, NOW, NOW + 5 * SECOND)
+        order.append("looked")
+
+    spending = asyncio.create_task(one.write(spend))
+    await pause.reached()
+    looking = asyncio.create_task(two.write(look))
+    await pause.let_go_after(looking)
+    await asyncio.gather(spending, looking)
+    assert order == ["spent", "looked"], "it is put off by who sees all that it was due for"
+
+
 async def test_of_two_builders_of_one_name_one_is_made_and_the_other_names_it(one: Store, two: Store) -> None:
     for round_ in range(ROUNDS):
         name = f"app-{round_}"

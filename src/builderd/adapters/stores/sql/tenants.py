@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
-from sqlalchemy import BindParameter, Connection, RowMapping, bindparam, insert, or_, select, update
+from sqlalchemy import BindParameter, Connection, RowMapping, Select, bindparam, insert, or_, select, update
 
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import tenants
@@ -19,6 +20,11 @@ _BY_ID = _SELECT.where(tenants.c.id == bindparam("id"))
 _BY_NAME = _SELECT.where(tenants.c.name == bindparam("name"))
 _at: BindParameter[datetime] = bindparam("at", type_=tenants.c.spending_due_at.type)
 _UPDATE = update(tenants).where(tenants.c.id == bindparam("tenant"))
+# Work that changes what is spent shares the row; whoever puts off a look waits until none such goes on. Otherwise what
+# was due already would be put off for a look that does not see yet what has just become due: with no row to change,
+# work would leave no trace of itself before its end. Shared, the row makes no work wait for other work.
+_ROW = select(tenants.c.id).where(tenants.c.id == bindparam("tenant"))
+_SHARED, _ALONE = _ROW.with_for_update(read=True, key_share=True), _ROW.with_for_update()
 _SOONER = or_(tenants.c.spending_due_at.is_(None), tenants.c.spending_due_at > _at)
 _MAKE_DUE = _UPDATE.where(_SOONER).values(spending_due_at=_at)
 _POSTPONE = _UPDATE.where(tenants.c.spending_due_at == bindparam("seen", type_=_at.type)).values(spending_due_at=_at)
@@ -50,13 +56,20 @@ class Tenants:
         self._connection.execute(_UPDATE, {"tenant": tenant, "cap_warned_at": at})
 
     def make_spending_due(self, tenant: TenantId, at: datetime) -> None:
+        self._lock(_SHARED, tenant)
         self._connection.execute(_MAKE_DUE, {"tenant": tenant, "at": at})
 
     def spending_due(self, now: datetime) -> Sequence[tuple[TenantId, datetime]]:
         return [(row.id, row.spending_due_at) for row in self._connection.execute(_DUE, {"at": now})]
 
     def postpone_spending(self, tenant: TenantId, seen: datetime, at: datetime | None) -> bool:
+        self._lock(_ALONE, tenant)
         return self._connection.execute(_POSTPONE, {"tenant": tenant, "seen": seen, "at": at}).rowcount == 1
+
+    def _lock(self, how: Select[Any], tenant: TenantId) -> None:
+        # SQLite has one writer as it is.
+        if self._connection.dialect.name == "postgresql":
+            self._connection.execute(how, {"tenant": tenant})
 
 
 def _tenant(row: RowMapping | None) -> Tenant | None:

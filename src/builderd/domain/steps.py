@@ -390,8 +390,13 @@ def _towards_started(builder: Builder, seen: Observed) -> Step:
     if seen.disk_bundle != seen.version.bundle_hash:
         return PutBundle()
     if seen.sandbox is None:
-        return PlanSandbox(attempt=len(seen.ends) + 1)
+        return PlanSandbox(attempt=next_attempt(seen.ends))
     return StartSandbox()
+
+
+def next_attempt(sandboxes: Sequence[Sandbox]) -> int:
+    """Of a run of which these are known: early ones of a long run may be forgotten."""
+    return max((one.attempt for one in sandboxes), default=0) + 1
 
 
 def prepare(version: VersionSeen) -> Step | None:

@@ -208,6 +208,10 @@ class Sandboxes(Protocol):
     def expire(self, before: datetime, limit: int) -> int:
         """Remove at most so many that ended before this, but for those of a builder's present run; how many."""
 
+    def thin(self, keep: int, limit: int) -> int:
+        """Remove at most so many that ended, of runs with more than ``keep``: all but the latest, and of those that
+        listened the last; how many."""
+
 
 class Ledger(Protocol):
     def open(self, segment: Segment) -> None:

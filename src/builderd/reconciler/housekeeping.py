@@ -23,6 +23,9 @@ INTERVAL, LOOK_INTERVAL = 3_600.0, 60.0
 UNUSED_WHEN_TIGHT = timedelta(hours=1)
 #: Records that are removed in one transaction, and the pause before the next.
 BATCH, PAUSE = 500, 0.05
+#: An app that ends now and then goes on in one run, of which so many sandboxes are kept: more than logs are kept of, or
+#: than may end before it is given up.
+OF_A_RUN = 50
 #: A retry key is good for so long (the contract says so), and no longer.
 RETRY_KEYS = timedelta(hours=24)
 #: A review that no version has is kept so long, in case the same code comes again.
@@ -82,6 +85,7 @@ class Housekeeping:
         old, sent = now - keeping.events, now - keeping.deliveries
         await self._all(lambda uow: uow.events.expire(old, BATCH))
         await self._all(lambda uow: uow.sandboxes.expire(old, BATCH))
+        await self._all(lambda uow: uow.sandboxes.thin(OF_A_RUN, BATCH))
         await self._all(lambda uow: uow.build_logs.expire(old, BATCH))
         await self._all(lambda uow: uow.reviews.expire(now - REVIEWS, BATCH))
         await self._all(lambda uow: uow.deliveries.expire(sent, BATCH))

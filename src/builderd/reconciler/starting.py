@@ -10,6 +10,7 @@ from builderd.domain.failures import SHOWN_LINES
 from builderd.domain.ids import DiskId, new_sandbox_id
 from builderd.domain.logs import LogStream
 from builderd.domain.sandboxes import Sandbox, SandboxSpec
+from builderd.domain.steps import next_attempt
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.look import Subject
@@ -25,7 +26,7 @@ def new_sandbox(uow: UnitOfWork, subject: Subject, disk: DiskId, now: datetime) 
         builder_id=builder.id,
         version=subject.version.number,
         run=builder.run,
-        attempt=len(uow.sandboxes.of_run(builder.id, builder.run)) + 1,
+        attempt=next_attempt(uow.sandboxes.of_run(builder.id, builder.run)),
         created_at=now,
         disk=disk,
     )

@@ -87,6 +87,25 @@ async def test_saving_what_is_not_there_is_an_error(store: Store) -> None:
         await store.write(lambda uow: uow.sandboxes.save(make_sandbox(builder.id)))
 
 
+async def test_of_a_long_run_the_latest_are_kept_and_the_last_that_listened(store: Store) -> None:
+    builder = await add_builder(store, run=2)
+    listened = {1, 3}
+    long = [
+        make_sandbox(builder.id, run=2, attempt=number, end=END, listening_at=NOW if number in listened else None)
+        for number in range(1, 8)
+    ]
+    short = [make_sandbox(builder.id, run=1, attempt=number, end=END) for number in (1, 2, 3)]
+    going_on = make_sandbox(builder.id, run=2, attempt=8)
+    await add(store, *long, *short, going_on)
+
+    async def thin() -> int:
+        return await store.write(lambda uow: uow.sandboxes.thin(3, 3))
+
+    assert [await thin(), await thin(), await thin()] == [3, 1, 0]
+    kept = await store.read(lambda uow: uow.sandboxes.list(builder.id))
+    assert [(one.run, one.attempt) for one in kept] == [(1, 1), (1, 2), (1, 3), (2, 3), (2, 6), (2, 7), (2, 8)]
+
+
 async def test_those_that_ended_long_ago_expire_but_not_of_the_present_run(store: Store) -> None:
     builder = await add_builder(store, run=3)
     old = [make_sandbox(builder.id, run=run, end=replace(END, at=NOW)) for run in (1, 2, 3)]

@@ -71,8 +71,8 @@ EXITED = replace(REPORT, state=SandboxState.EXITED, ip=None, end=SandboxEnd(EndC
 PARTIAL = replace(REPORT, state=SandboxState.PARTIAL, ip=None)
 
 
-def seen(**changes: Any) -> Observed:
-    """Everything is prepared, and nothing runs."""
+def seen(*, ends: tuple[Sandbox, ...] = (), **changes: Any) -> Observed:
+    """Everything is prepared, and nothing runs; what ended are the attempts from the first on."""
     at_rest = Observed(
         now=NOW,
         version=READY,
@@ -82,7 +82,7 @@ def seen(**changes: Any) -> Observed:
         disk_bundle=BUNDLE,
         sandbox=None,
         report=None,
-        ends=(),
+        ends=tuple(replace(one, attempt=number) for number, one in enumerate(ends, start=1)),
         route=STARTING,
     )
     return replace(at_rest, **changes)
@@ -310,6 +310,11 @@ CASES: dict[str, tuple[Builder, Observed, Step]] = {
         UP,
         seen(ends=tuple(ended(EndCause.HOST_RESTARTED) for _ in range(9))),
         PlanSandbox(10),
+    ),
+    "early attempts of a long run may be forgotten": (
+        UP,
+        replace(seen(), ends=(replace(ended(EndCause.EXITED, 900), attempt=70),)),
+        PlanSandbox(71),
     ),
     "nor before it listened": (ALWAYS_ON, seen(ends=(ended(EndCause.HOST_RESTARTED, listened=False),)), PlanSandbox(2)),
     # a new run

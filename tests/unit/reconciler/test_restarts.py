@@ -12,7 +12,9 @@ from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Status
 from builderd.domain.previews import RouteState
 from builderd.domain.sandboxes import EndCause
+from builderd.reconciler import housekeeping
 from builderd.reconciler import reconciler as reconciling
+from builderd.reconciler.housekeeping import Housekeeping
 
 
 async def test_an_app_that_exits_is_restarted_after_growing_delays_and_at_last_given_up(world: World) -> None:
@@ -57,6 +59,24 @@ async def test_the_ends_of_long_ago_are_forgotten(world: World) -> None:
             await world.until_route(builder, RouteState.OPEN)
         reason = (await world.builder(builder)).status_reason
     assert reason == "out of memory (limit 1 GB), restart 2 of 5"
+
+
+async def test_an_app_that_ends_now_and_then_for_months_leaves_few_records_and_is_started_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "OF_A_RUN", 3)
+    async with world.reconciling():
+        builder = await world.create()
+        for _ in range(8):
+            (sandbox,) = world.running
+            world.clock.move(300)
+            world.engine.end(sandbox.spec.id, EndCause.EXITED, 1)
+            await world.until_nothing_runs()
+            world.clock.move(2)
+            await world.until_route(builder, RouteState.OPEN)
+            await Housekeeping(world.application).tidy()
+    kept = await world.application.store.read(lambda uow: uow.sandboxes.list(builder.id))
+    assert [one.attempt for one in kept] == [7, 8, 9]
 
 
 async def test_an_app_that_does_not_listen_any_more_after_an_exit_is_given_up(world: World) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Integer, RowMapping, bindparam, case, delete, func, insert, select, update
 
 from builderd.adapters.stores.sql.rows import row_of, without
 from builderd.adapters.stores.sql.tables import builders, sandboxes
@@ -29,6 +29,25 @@ _OVER = (
     .where(sandboxes.c.end_at < bindparam("before", type_=sandboxes.c.end_at.type), sandboxes.c.run != builders.c.run)
     .limit(bindparam("limit"))
 )
+_LATEST = func.max(sandboxes.c.attempt)
+_LISTENED = func.max(case((sandboxes.c.listening_at.is_not(None), sandboxes.c.attempt), else_=0))
+_LONG = (
+    select(sandboxes.c.builder_id, sandboxes.c.run, _LATEST.label("latest"), _LISTENED.label("listened"))
+    .group_by(sandboxes.c.builder_id, sandboxes.c.run)
+    .having(func.count() > bindparam("keep", type_=Integer))
+    .subquery()
+)
+_EARLY = (
+    select(sandboxes.c.id)
+    .join(_LONG, (_LONG.c.builder_id == sandboxes.c.builder_id) & (_LONG.c.run == sandboxes.c.run))
+    .where(
+        sandboxes.c.end_cause.is_not(None),
+        sandboxes.c.attempt <= _LONG.c.latest - bindparam("keep", type_=Integer),
+        sandboxes.c.attempt != _LONG.c.listened,
+    )
+    .limit(bindparam("limit"))
+)
+_THIN = delete(sandboxes).where(sandboxes.c.id.in_(_EARLY))
 _EXPIRE = delete(sandboxes).where(sandboxes.c.id.in_(_OVER))
 
 
@@ -65,6 +84,9 @@ class Sandboxes:
 
     def expire(self, before: datetime, limit: int) -> int:
         return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
+
+    def thin(self, keep: int, limit: int) -> int:
+        return self._connection.execute(_THIN, {"keep": keep, "limit": limit}).rowcount
 
 
 def _row(sandbox: Sandbox) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreKind, RestoreStatus, failure_of, hindrance_of
 from builderd.domain.builders import Builder
-from builderd.domain.errors import BackupFailed, InvalidState
+from builderd.domain.errors import BackupFailed, InvalidState, StoreUnavailable
 from builderd.domain.versions import Version
 from builderd.ports.archive import Damaged
 from builderd.ports.store import UnitOfWork
@@ -32,7 +32,10 @@ class Known(NamedTuple):
 
 
 async def carry_out(desk: Desk, restore: Restore) -> None:
-    """Bring an open restore to its end, good or bad; does nothing while the backup before it is being taken."""
+    """Bring an open restore to its end, good or bad; does nothing while the backup before it is being taken.
+
+    Raises ``StoreUnavailable`` and leaves it open: that is no failure of the restore, and the schedule comes back.
+    """
     if restore.kind is not RestoreKind.DRILL:
         await _carry_out(desk, restore)
         return
@@ -46,13 +49,16 @@ async def _carry_out(desk: Desk, restore: Restore) -> None:
         if known.safety is not None and known.safety.is_open:
             return
         await _refuse_unsafe(desk, known)
-        if restore.status is RestoreStatus.PLANNED:
+        # Who failed at the filled disk and was killed has removed it, and did not come to say so.
+        if restore.status is RestoreStatus.PLANNED or await desk.app.engine.disk(restore.disk) is None:
             restore = await _fill(desk, restore, known)
         await _hand_over(desk, restore, known)
     except InvalidState as error:
         # Another version takes over just now: the filled disk waits.
         if error.retry_after is None:
             await _fail(desk, restore, error)
+    except StoreUnavailable:
+        raise
     except Exception as error:
         await _fail(desk, restore, error)
 
@@ -66,10 +72,19 @@ async def _refuse_unsafe(desk: Desk, known: Known) -> None:
 
 
 def _refuse_given_up(uow: UnitOfWork, restore: Restore) -> None:
-    """Raises what came in between: a stop, a deletion, or another version. To be asked with the builder locked."""
-    found = uow.restores.get(restore.id)
-    if found is not None and found.error:
+    """Raises what came in between: a stop, a deletion, another version, or an end of which nobody heard."""
+    found = _still_open(uow, restore)
+    if found is None:
+        raise InvalidState("The restore is over already.")
+    if found.error:
         raise failure_of(found)
+
+
+def _still_open(uow: UnitOfWork, restore: Restore) -> Restore | None:
+    """As it is recorded. A COMMIT that was not answered may be under way still: it is waited for by the lock."""
+    uow.builders.get(restore.builder_id, lock=True)
+    found = uow.restores.get(restore.id)
+    return found if found is not None and found.is_open else None
 
 
 def _known(uow: UnitOfWork, restore: Restore) -> Known:
@@ -87,7 +102,7 @@ async def _fill(desk: Desk, restore: Restore, known: Known) -> Restore:
     assert backup.snapshot is not None, "a finished backup has a snapshot"
     # The disk is made when it is its turn: each claims room in the store, so few may wait.
     async with desk.repository(restore.tenant_id) as repository, desk.progress(restore, "restore") as told:
-        await desk.tell(restore, "restore.started", "restoring", backup=backup.id, version=backup.version)
+        await _begin(desk, restore, known)
         await engine.delete_disk(restore.disk)
         await engine.create_disk(restore.disk, known.version.settings.resources.disk_bytes)
         found = await desk.app.archive.restore(repository, backup.snapshot, restore.disk, told)
@@ -100,13 +115,24 @@ async def _fill(desk: Desk, restore: Restore, known: Known) -> Restore:
     filled = replace(restore, status=RestoreStatus.FILLED)
 
     def record(uow: UnitOfWork) -> None:
-        uow.builders.get(restore.builder_id, lock=True)
         _refuse_given_up(uow, restore)
         uow.restores.save(filled)
 
     await desk.write(restore, record)
     desk.fault("FillDisk.recorded")
     return filled
+
+
+async def _begin(desk: Desk, restore: Restore, known: Known) -> None:
+    """Recorded before its disk is touched, so that half of one never passes for a filled one."""
+    now = desk.app.clock.now()
+
+    def record(uow: UnitOfWork) -> None:
+        _refuse_given_up(uow, restore)
+        uow.restores.save(replace(restore, status=RestoreStatus.PLANNED))
+        backups.tell(uow, restore, "restore.started", now, reason="restoring", details=_details(known))
+
+    await desk.write(restore, record)
 
 
 async def _hand_over(desk: Desk, restore: Restore, known: Known) -> None:
@@ -137,6 +163,7 @@ async def _make_builder(desk: Desk, restore: Restore, known: Known) -> None:
     )
 
     def record(uow: UnitOfWork) -> Builder:
+        _refuse_given_up(uow, restore)
         made = builders.create(uow, app, Caller(restore.tenant_id, restore.actor), new, now)
         uow.builders.save(replace(made, disk=restore.disk))
         _done(uow, replace(restore, made=made.id), known, app.clock.now())
@@ -168,6 +195,7 @@ async def _drill(desk: Desk, restore: Restore, known: Known) -> None:
     now = desk.app.clock.now()
 
     def record(uow: UnitOfWork) -> None:
+        _refuse_given_up(uow, restore)
         backup = uow.backups.get(restore.backup_id)
         assert backup is not None, "a restore refers to its backup"
         verified = now if fault is None else backup.verified_at
@@ -195,6 +223,9 @@ def _details(known: Known) -> dict[str, object]:
 
 async def _fail(desk: Desk, restore: Restore, error: Exception) -> None:
     now, reason = desk.app.clock.now(), reason_of(error)
+    # What was handed over after all keeps its disk.
+    if await desk.app.store.write(lambda uow: _still_open(uow, restore)) is None:
+        return
     lost = restore.kind is RestoreKind.RECOVERY and await is_lost(desk, restore)
 
     def record(uow: UnitOfWork) -> None:
@@ -209,7 +240,7 @@ async def _fail(desk: Desk, restore: Restore, error: Exception) -> None:
         if lost:
             give_up(uow, restore, desk.app.prices, reason, now)
 
-    # In this order: a restore that is recorded as over must leave no disk.
+    # In this order: a restore that is recorded as over must leave no disk, and one that is not is filled again.
     await desk.app.engine.delete_disk(restore.disk)
     await desk.write(restore, record)
     if lost:

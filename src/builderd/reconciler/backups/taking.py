@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from builderd.domain.backups import RETRY, SPARSE_FACTOR, Backup, BackupKind, BackupStatus, hindrance_of
 from builderd.domain.builders import Builder
-from builderd.domain.errors import InvalidState, NotFound
+from builderd.domain.errors import InvalidState, NotFound, StoreUnavailable
 from builderd.domain.ids import BackupId, DiskId
 from builderd.domain.versions import Version
 from builderd.ports.archive import Repository, Saved
@@ -22,13 +22,16 @@ from builderd.services import backups
 async def take(desk: Desk, backup: Backup) -> None:
     """Bring an open backup to its end, good or bad.
 
-    The disk is copied when it is its turn: a copy claims as much of the store as the disk, so few may wait.
+    The disk is copied when it is its turn: a copy claims as much of the store as the disk, so few may wait. Raises
+    ``StoreUnavailable`` and leaves it open: that is no failure of the backup, and the schedule comes back.
     """
     try:
         async with desk.repository(backup.tenant_id) as repository:
             if backup.status is BackupStatus.PLANNED:
                 backup = await _hold(desk, backup)
             await _save(desk, backup, repository)
+    except StoreUnavailable:
+        raise
     except Exception as error:
         await _fail(desk, backup, error)
         return
@@ -141,7 +144,10 @@ async def _fail(desk: Desk, backup: Backup, error: Exception) -> None:
     status = BackupStatus.FAILED if again is None else BackupStatus.HELD
 
     def record(uow: UnitOfWork) -> None:
-        failed = replace(_as_is(uow, backup), status=status, finished_at=now, error=reason, retry_at=again)
+        found = _as_is(uow, backup)
+        if not found.is_open:
+            return  # it was done, and nobody heard of it
+        failed = replace(found, status=status, finished_at=now, error=reason, retry_at=again)
         uow.backups.save(replace(failed, hindrance=hindrance_of(error)))
         details = {"will_retry_at": again.isoformat() if again else None}
         backups.tell(uow, failed, "backup.failed", now, reason=reason, details=details)

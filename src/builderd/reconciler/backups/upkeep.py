@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from builderd.domain.backups import Backup, BackupKey, BackupStatus, surplus
+from builderd.domain.errors import StoreUnavailable
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, TenantId
 from builderd.ports.archive import Repository
@@ -140,11 +141,13 @@ async def _is_used(desk: Desk, key: BackupKey, now: datetime) -> bool:
 
 
 async def check_one(desk: Desk, key: BackupKey) -> str:
-    """What is wrong with the repository; empty when nothing is."""
+    """What is wrong with the repository; empty when nothing is. ``StoreUnavailable`` says nothing of that: raised."""
     fault = ""
     try:
         async with desk.repository(key.tenant_id) as repository:
             await desk.app.archive.check(repository, desk.app.backup_rules.check_percent)
+    except StoreUnavailable:
+        raise
     except Exception as error:
         fault = reason_of(error)
     now = desk.app.clock.now()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from tests.application import World, fake_world, hurry
 from builderd.adapters.fakes.archive import FakeArchive
 from builderd.domain.backups import Backup, Restore
 from builderd.domain.builders import Builder
+from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import DiskId
 from builderd.domain.quotas import Limit
 from builderd.reconciler.backups.schedule import BackupSchedule
@@ -82,6 +84,18 @@ class Scene:
 
     def with_fault(self, fault: FaultPoint) -> BackupSchedule:
         return BackupSchedule(self.world.application, fault)
+
+    @contextmanager
+    def without_database(self, *methods: str) -> Iterator[None]:
+        """It does not answer who asks for this, of ``read`` and ``write``."""
+
+        async def away(_: Any) -> Any:
+            raise StoreUnavailable("The database does not answer.")
+
+        with pytest.MonkeyPatch.context() as patch:
+            for method in methods:
+                patch.setattr(self.world.application.store, method, away)
+            yield
 
     def with_rules(self, **rules: Any) -> Scene:
         app = self.world.application

@@ -10,7 +10,7 @@ from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
 from builderd.domain.backups import BackupStatus, Retention
 from builderd.domain.builders import Builder
-from builderd.domain.errors import BackupFailed
+from builderd.domain.errors import BackupFailed, StoreUnavailable
 from builderd.domain.ids import BackupId, DiskId, TenantId, new_id
 from builderd.ports.archive import Repository
 from builderd.reconciler.backups import upkeep
@@ -78,6 +78,16 @@ async def test_a_damaged_repository_is_told_to_its_tenant_and_so_is_its_recovery
     assert await upkeep.check_one(scene.schedule.desk, key)
     del scene.archive.repositories[builder.tenant_id].snapshots[backup.snapshot or ""].files["damaged"]
     assert await upkeep.check_one(scene.schedule.desk, key) == ""
+
+
+async def test_a_database_that_does_not_answer_says_nothing_of_a_repository(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.take(builder)
+    key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
+    assert key is not None
+    with scene.without_database("read"), pytest.raises(StoreUnavailable):
+        await upkeep.check_one(scene.schedule.desk, key)
+    assert await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id)) == key
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
     assert key.fault == ""

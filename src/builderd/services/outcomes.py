@@ -53,6 +53,8 @@ FAILURES: dict[str, type[BuilderdError]] = {
         BackupFailed,
     )
 }
+#: What an outcome can be but success. Whatever else a wait raises, such as ``StoreUnavailable``, is none, and passes.
+FAILED = tuple(FAILURES.values())
 
 
 async def wait(application: Application, builder_id: BuilderId, run: int) -> Builder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from builderd.domain.builders import Builder, Desired, JobType, Status
-from builderd.domain.errors import BuilderdError, NotFound
+from builderd.domain.errors import NotFound
 from builderd.doors.http.answers import Answer, failure, success
 from builderd.doors.http.preferences import APPLIED
 from builderd.doors.http.v1 import PREFIX
@@ -30,10 +30,13 @@ async def begun(application: Application, builder: Builder, doing: str) -> Answe
 async def started(
     application: Application, builder: Builder, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Answer:
-    """What came of the builder's present run, once it is known: the builder, or the failure of a stage."""
+    """What came of the builder's present run, once it is known: the builder, or the failure of a stage.
+
+    Raises what is no outcome and must not be kept as one, such as ``StoreUnavailable``.
+    """
     try:
         settled = await outcomes.wait(application, builder.id, builder.run)
-    except BuilderdError as error:
+    except outcomes.FAILED as error:
         return failure(error)
     if settled.desired is Desired.DELETED:
         return failure(NotFound("The builder was deleted in the meantime.", data={"uuid": builder.id}))

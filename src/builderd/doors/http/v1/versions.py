@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.bundles import Bundle
-from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
+from builderd.domain.errors import NotFound, ValidationFailed
 from builderd.domain.ids import BuilderId
 from builderd.domain.procfile import web_command
 from builderd.domain.versions import Version, entrypoint_fault
@@ -241,20 +241,16 @@ async def _begun(
 
 
 async def _outcome(application: Application, deployed: Deployed, *, at_once: bool) -> Answer:
+    """Raises what is no outcome and must not be kept as one, such as ``StoreUnavailable``."""
     builder = deployed.builder
-    if deployed.version is None:
+    if deployed.version is not None:
+        if at_once:
+            return await door.begun(application, builder, "deployed")
         try:
-            await outcomes.shown(application, builder)
-        except BuilderdError as error:
+            builder = await outcomes.deployed(application, builder.id, deployed.version)
+        except outcomes.FAILED as error:
             return failure(error)
-        return await door.shown_as(application, builder)
-    if at_once:
-        return await door.begun(application, builder, "deployed")
-    try:
-        builder = await outcomes.deployed(application, builder.id, deployed.version)
-        await outcomes.shown(application, builder)
-    except BuilderdError as error:
-        return failure(error)
+    await outcomes.shown(application, builder)
     if builder.desired is Desired.DELETED:
         return failure(NotFound("The builder was deleted in the meantime.", data={"uuid": builder.id}))
     return await door.shown_as(application, builder)

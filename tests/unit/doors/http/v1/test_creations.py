@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -12,10 +12,11 @@ import pytest
 from tests.service import MINIMAL, Service
 
 from builderd.adapters.fakes.engine import Behaviour
-from builderd.domain.errors import InstallFailed
+from builderd.domain.errors import BuilderdError, InstallFailed, StoreUnavailable
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import Isolation
+from builderd.services import outcomes
 
 BUILDERS = "/api/v1/builders"
 #: The keys of the contract, by these very names; a service may say more.
@@ -47,6 +48,18 @@ def sse(text: str) -> list[tuple[str, dict[str, Any]]]:
     """(event, data) of each event."""
     blocks = [dict(line.split(": ", 1) for line in block.split("\n")) for block in text.split("\n\n") if block]
     return [(block["event"], json.loads(block["data"])) for block in blocks if "event" in block]
+
+
+def failing_once(function: Callable[..., Any], error: BuilderdError) -> Callable[..., Any]:
+    """The same function, but that its first call raises this."""
+    errors = [error]
+
+    def call(*args: Any, **named: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return function(*args, **named)
+
+    return call
 
 
 async def test_a_builder_is_answered_when_it_is_up(client: httpx.AsyncClient) -> None:
@@ -289,6 +302,22 @@ async def test_a_retry_after_a_restart_waits_for_the_same_builder(client: httpx.
     assert (again.status_code, again.json()["data"]["uuid"]) == (201, uuid)
     assert (await service.kept())["builders"] == 1
     assert (await client.post(BUILDERS, json=MINIMAL, headers=KEY)).json() == again.json()
+
+
+async def test_what_passes_is_no_outcome_and_the_retry_waits_for_the_same_builder(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = StoreUnavailable("The database does not answer now.", retry_after=5)
+    monkeypatch.setattr(outcomes, "_get", failing_once(outcomes._get, broken))
+    first = await client.post(BUILDERS, json=MINIMAL, headers=KEY)
+    assert (first.status_code, first.json()["code"]) == (503, "store_unavailable")
+    uuid = await _first_uuid(service)
+    second = await client.post(BUILDERS, json=MINIMAL, headers=KEY)
+    assert (second.status_code, second.json()["data"]["uuid"]) == (201, uuid)
+    assert "idempotency-replayed" not in second.headers
+    third = await client.post(BUILDERS, json=MINIMAL, headers=KEY)
+    assert (third.json(), third.headers["idempotency-replayed"]) == (second.json(), "true")
+    assert (await service.kept())["builders"] == 1
 
 
 @pytest.mark.parametrize("key", ["", " ", "x" * 256, "ä", "a\tb"])

@@ -8,10 +8,12 @@ from typing import Any
 import httpx
 import pytest
 from tests.service import MINIMAL, Service
-from tests.unit.doors.http.v1.test_creations import BUILDERS, KEYS, sse
+from tests.unit.doors.http.v1.test_creations import BUILDERS, KEYS, failing_once, sse
 
 from builderd.adapters.fakes.engine import Behaviour
+from builderd.domain.errors import BuilderdError, EngineUnavailable, StoreUnavailable
 from builderd.domain.tokens import Scope
+from builderd.services import outcomes
 
 OTHER = "python3 -X dev main.py"
 NEW = {"files": {"main.py": "print('new')"}}
@@ -112,6 +114,38 @@ async def test_a_retry_is_answered_as_the_first_call_was(client: httpx.AsyncClie
     assert len(await versions(client, url)) == 2
     other = await client.put(f"{url}?fresh=true", json=NEW, headers=key)
     assert (other.status_code, other.json()["code"]) == (409, "conflict")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "broken", "error", "version"),
+    [
+        ("PUT", "", NEW, "_get_version", StoreUnavailable("It does not answer."), 2),
+        ("POST", "/rollback", {"version": 1}, "_get_version", StoreUnavailable("It does not answer."), 2),
+        ("PATCH", "", {"env": {"B": "2"}}, "shown", EngineUnavailable("Look again in a moment."), 2),
+        ("PATCH", "", {"visibility": "private"}, "shown", EngineUnavailable("Look again in a moment."), 1),
+    ],
+)
+async def test_what_passes_is_no_outcome_and_the_retry_waits_for_the_same_version(
+    client: httpx.AsyncClient,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: dict[str, Any],
+    broken: str,
+    error: BuilderdError,
+    version: int,
+) -> None:
+    async def call() -> httpx.Response:
+        return await client.request(method, f"{url}{path}", json=body, headers={"Idempotency-Key": "deploy-7"})
+
+    monkeypatch.setattr(outcomes, broken, failing_once(getattr(outcomes, broken), error))
+    first, second, third = [await call() for _ in range(3)]
+    assert (first.status_code, first.json()["code"]) == (503, error.code)
+    assert (second.status_code, second.json()["data"]["version"]) == (200, version), second.text
+    assert "idempotency-replayed" not in second.headers
+    assert (third.json(), third.headers["idempotency-replayed"]) == (second.json(), "true")
+    assert len(await versions(client, url)) == version
 
 
 async def test_afresh_means_without_the_layer_that_was_there(

@@ -59,8 +59,12 @@ def create_app(
     app.state.rates = rates or Rates()
     app.state.creations = started
     app.state.metrics_token = metrics_token
-    app.state.event_streams = Listeners("events")
-    app.state.log_streams = Listeners("logs")
+    app.state.event_streams = Listeners("streams of events are open already: close one.")
+    app.state.log_streams = Listeners("streams of logs are open already: close one.")
+    app.state.waiting_calls = Listeners(
+        "of your calls wait for an outcome already: wait until one of them is answered, or do not wait for this one: "
+        "send it with the header Prefer: respond-async."
+    )
     # Before the builders, among whose paths /builders/spending would be taken for one of their uuids.
     for noun in (
         health,

@@ -19,8 +19,8 @@ from builderd.doors.http.preferences import EVENT_STREAM
 
 #: Proxies and load balancers close what has been silent for a minute or less.
 HEARTBEAT_SECONDS = 15.0
-#: Streams of one kind that a tenant may have open at the same time.
-MAX_STREAMS = 100
+#: Listeners of one kind that a tenant may have at the same time.
+MAX_AT_ONCE = 100
 
 #: Whether whoever listens still may.
 Permission = Callable[[], Awaitable[bool]]
@@ -31,16 +31,16 @@ async def _always() -> bool:
 
 
 class Listeners:
-    """The streams of one kind that go on now, by tenant. ``kind`` is what they are of."""
+    """Those of one kind that listen now, by tenant. ``too_many`` follows their number: what they are, what to do."""
 
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
+    def __init__(self, too_many: str) -> None:
+        self._too_many = too_many
         self._open: Counter[TenantId] = Counter()
 
     def admit(self, tenant_id: TenantId) -> None:
         """Raises ``RateLimited`` for one too many."""
-        if self._open[tenant_id] >= MAX_STREAMS:
-            raise RateLimited(f"{MAX_STREAMS} streams of {self._kind} are open already: close one.", retry_after=10)
+        if self._open[tenant_id] >= MAX_AT_ONCE:
+            raise RateLimited(f"{MAX_AT_ONCE} {self._too_many}", retry_after=10)
 
     @contextmanager
     def one_more(self, tenant_id: TenantId) -> Iterator[None]:

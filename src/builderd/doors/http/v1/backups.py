@@ -11,7 +11,7 @@ from builderd.domain.backups import Backup, BackupStatus, Restore
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, NotFound
 from builderd.doors.http import openapi
-from builderd.doors.http.answers import failure, success
+from builderd.doors.http.answers import Answer, failure, success
 from builderd.doors.http.auth import Identity, Reader, TheApplication, Writer
 from builderd.doors.http.bodies import Received, json_body, optional_json_body
 from builderd.doors.http.preferences import APPLIED, wants_async
@@ -19,6 +19,7 @@ from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
 from builderd.doors.http.v1.builders import Uuid
 from builderd.doors.http.v1.pages import PageQuery, ThePage
+from builderd.doors.http.waits import heard, waiting
 from builderd.ports.store import UnitOfWork
 from builderd.services import backups, outcomes
 from builderd.services.application import Application
@@ -76,12 +77,12 @@ def _page(found: Sequence[Backup], query: PageQuery) -> Response:
 )
 async def take_backup(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Take a backup now, whether or not they are taken regularly. The app stands still for some milliseconds."""
-    planned = await backups.ask(application, identity.caller, uuid.lower())
-    if wants_async(request):
-        return success(
-            BackupAnswer(message="The backup is being taken.", data=_shown(planned)), 202, APPLIED
-        ).response()
-    taken = await backups.taken(application, planned)
+    with waiting(request, identity):
+        planned = await backups.ask(application, identity.caller, uuid.lower())
+        if wants_async(request):
+            message = "The backup is being taken."
+            return success(BackupAnswer(message=message, data=_shown(planned)), 202, APPLIED).response()
+        taken = await heard(request, backups.taken(application, planned))
     return success(BackupAnswer(message="The backup is taken.", data=_shown(taken)), 201).response()
 
 
@@ -128,19 +129,24 @@ async def _restore(
             return backup, backups.restore(uow, application, caller, backup, now)
         return backup, backups.restore_as(uow, application, caller, backup, name, now)
 
-    backup, wanted = await application.store.write(want)
-    application.signals.change(backup.builder_id)
-    if wants_async(request):
-        message = "The backup is being restored."
-        return success(BackupAnswer(message=message, data=_shown(backup)), 202, APPLIED).response()
+    with waiting(request, identity):
+        backup, wanted = await application.store.write(want)
+        application.signals.change(backup.builder_id)
+        if wants_async(request):
+            message = "The backup is being restored."
+            return success(BackupAnswer(message=message, data=_shown(backup)), 202, APPLIED).response()
+        return (await heard(request, _restored(application, wanted))).response()
+
+
+async def _restored(application: Application, wanted: Restore) -> Answer:
     done = await backups.restored(application, wanted)
     try:
         if done.number is not None:
             await outcomes.deployed(application, done.builder_id, done.number)
     except BuilderdError as error:
-        return failure(error).response()
+        return failure(error)
     builder = await application.store.read(lambda uow: _served(uow, done))
-    return (await door.started(application, builder)).response()
+    return await door.started(application, builder)
 
 
 def _served(uow: UnitOfWork, done: Restore) -> Builder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -10,13 +11,14 @@ from pydantic import Field
 
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.doors.http import openapi
-from builderd.doors.http.answers import success
+from builderd.doors.http.answers import Answer, success
 from builderd.doors.http.auth import Identity, Reader, TheApplication, Writer
 from builderd.doors.http.preferences import wants_async
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
 from builderd.doors.http.v1.pages import MAX_PER_PAGE
 from builderd.doors.http.v1.shown import shown
+from builderd.doors.http.waits import heard, waiting
 from builderd.ports.store import BuilderQuery, UnitOfWork
 from builderd.services import backups, builders
 from builderd.services.application import Application
@@ -101,10 +103,7 @@ CHANGE: dict[str, Any] = {"response_model": None, "openapi_extra": {"parameters"
 )
 async def start_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Start it. A builder that runs already stays as it is."""
-    builder = await _want(builders.start, application, identity, uuid)
-    if wants_async(request):
-        return (await door.begun(application, builder, "started")).response()
-    return (await door.started(application, builder)).response()
+    return await _answered(request, application, identity, uuid, builders.start, "started", door.started)
 
 
 @router.post(
@@ -118,10 +117,7 @@ async def start_builder(request: Request, application: TheApplication, identity:
 )
 async def restart_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Stop it if it runs, and start it."""
-    builder = await _want(builders.restart, application, identity, uuid)
-    if wants_async(request):
-        return (await door.begun(application, builder, "restarted")).response()
-    return (await door.started(application, builder)).response()
+    return await _answered(request, application, identity, uuid, builders.restart, "restarted", door.started)
 
 
 @router.post(
@@ -135,10 +131,7 @@ async def restart_builder(request: Request, application: TheApplication, identit
 )
 async def stop_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Stop it; its files and settings are kept. A builder that is stopped already stays as it is."""
-    builder = await _want(builders.stop, application, identity, uuid)
-    if wants_async(request):
-        return (await door.begun(application, builder, "stopped")).response()
-    return (await door.ended(application, builder)).response()
+    return await _answered(request, application, identity, uuid, builders.stop, "stopped", door.ended)
 
 
 @router.delete(
@@ -154,12 +147,22 @@ async def delete_builder(
     request: Request, application: TheApplication, identity: Writer, uuid: Uuid, query: Annotated[DeleteQuery, Query()]
 ) -> Response:
     """Stop it and remove it with its files, from any state. Its backups stay for some days unless they are purged."""
-    builder = await _want(partial(backups.delete_builder, purge=query.purge), application, identity, uuid)
-    if wants_async(request):
-        return (await door.begun(application, builder, "deleted")).response()
-    return (await door.ended(application, builder)).response()
+    delete = partial(backups.delete_builder, purge=query.purge)
+    return await _answered(request, application, identity, uuid, delete, "deleted", door.ended)
 
 
-async def _want(command: builders.Command, application: Application, identity: Identity, uuid: str) -> Builder:
+async def _answered(
+    request: Request,
+    application: Application,
+    identity: Identity,
+    uuid: str,
+    command: builders.Command,
+    doing: str,
+    outcome: Callable[[Application, Builder], Coroutine[Any, Any, Answer]],
+) -> Response:
     now = application.clock.now()
-    return await application.commit(lambda uow: command(uow, application, identity.caller, uuid.lower(), now))
+    with waiting(request, identity):
+        builder = await application.commit(lambda uow: command(uow, application, identity.caller, uuid.lower(), now))
+        if wants_async(request):
+            return (await door.begun(application, builder, doing)).response()
+        return (await heard(request, outcome(application, builder))).response()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -25,6 +26,7 @@ from builderd.doors.http.preferences import wants_async, wants_events
 from builderd.doors.http.streams import event, stream
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
+from builderd.doors.http.waits import waiting
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles, outcomes, uploads
 from builderd.services.application import Application
@@ -83,9 +85,10 @@ async def create_builder(request: Request, identity: Writer, body: Body) -> Resp
     first = await creations.retries.first(retry) if retry else None
     if isinstance(first, Answer):
         return in_form(request, first)
-    builder = await creations.builder(identity, body.value, retry, first)
     at_once = wants_async(request)
-    answer = creations.answer(builder, retry, at_once=at_once)
+    with creations.hold(request, identity, retry) as held:
+        builder = await creations.builder(identity, body.value, retry, first)
+        answer = creations.answer(builder, retry, held, at_once=at_once)
     if wants_events(request) and not at_once:
         events = outcomes.stages(creations.application, builder.id, builder.run)
         return stream(told(events, answer), door.location(builder))
@@ -106,37 +109,43 @@ class Creations:
         self.retries = Retries(application)
         self._tasks: set[asyncio.Task[Answer]] = set()
 
+    def hold(self, request: Request, identity: Identity, retry: Retry | None) -> ExitStack:
+        """What a call holds while it goes on: its retry key, and its place among those that wait.
+
+        Raises ``RateLimited`` where there is no place.
+        """
+        with ExitStack() as held:
+            held.callback(self.retries.release, retry)
+            held.enter_context(waiting(request, identity))
+            return held.pop_all()
+
     async def builder(self, identity: Identity, new: NewBuilder, retry: Retry | None, first: Begun | None) -> Builder:
         """The builder that is created now, or the one that an earlier call with the same key has created."""
-        try:
-            if first is None:
-                return await _record(self.application, self.retries, identity, new, retry)
-            return await self.application.store.read(lambda uow: _recorded(uow, first.builder_id))
-        except BaseException:
-            self.retries.release(retry)
-            raise
+        if first is None:
+            return await _record(self.application, self.retries, identity, new, retry)
+        return await self.application.store.read(lambda uow: _recorded(uow, first.builder_id))
 
-    def answer(self, builder: Builder, retry: Retry | None, *, at_once: bool) -> asyncio.Task[Answer]:
+    def answer(self, builder: Builder, retry: Retry | None, held: ExitStack, *, at_once: bool) -> asyncio.Task[Answer]:
         """The answer to come; a retry gets the same."""
         if at_once:
-            return self.follow(door.begun(self.application, builder, "created"), retry)
-        return self.follow(door.started(self.application, builder, 201, door.location(builder)), retry)
+            return self.follow(door.begun(self.application, builder, "created"), retry, held)
+        return self.follow(door.started(self.application, builder, 201, door.location(builder)), retry, held)
 
-    def follow(self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None) -> asyncio.Task[Answer]:
-        """The same for any call that begins what goes on by itself."""
-        task = asyncio.create_task(self._answer(outcome, retry))
+    def follow(
+        self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None, held: ExitStack
+    ) -> asyncio.Task[Answer]:
+        """The same for any call that begins what goes on by itself. What it has ``held`` is let go of at the end."""
+        task = asyncio.create_task(self._answer(outcome, retry, held.pop_all()))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _answer(self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None) -> Answer:
-        try:
+    async def _answer(self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None, held: ExitStack) -> Answer:
+        with held:
             answer = await outcome
             if retry is not None:
                 await self.retries.answered(retry, answer)
             return answer
-        finally:
-            self.retries.release(retry)
 
     async def close(self) -> None:
         """Follow none of them any more: they go on by themselves."""

@@ -27,6 +27,7 @@ from builderd.doors.http.v1 import outcomes as door
 from builderd.doors.http.v1.builders import CHANGE, Uuid
 from builderd.doors.http.v1.creations import CODE, MAX_BODY_BYTES, Creations, bundle_of, check_gates, in_form, told
 from builderd.doors.http.v1.pages import ThePage
+from builderd.doors.http.waits import heard, waiting
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles, deployments, outcomes
 from builderd.services.application import Application
@@ -176,13 +177,13 @@ async def renew_service_token(request: Request, application: TheApplication, ide
     def renew(uow: UnitOfWork) -> Builder:
         return deployments.renew_service_token(uow, application, identity.caller, uuid.lower(), application.clock.now())
 
-    builder = await outcomes.when_free(application, BuilderId(uuid.lower()), lambda: application.commit(renew))
-    await outcomes.shown(application, builder)
-    if wants_async(request):
-        return (await door.begun(application, builder, "given a new token")).response()
-    if builder.desired is Desired.RUNNING:
-        return (await door.started(application, builder)).response()
-    return (await door.ended(application, builder)).response()
+    with waiting(request, identity):
+        builder = await outcomes.when_free(application, BuilderId(uuid.lower()), lambda: application.commit(renew))
+        await outcomes.shown(application, builder)
+        if wants_async(request):
+            return (await door.begun(application, builder, "given a new token")).response()
+        outcome = door.started if builder.desired is Desired.RUNNING else door.ended
+        return (await heard(request, outcome(application, builder))).response()
 
 
 # What deploying calls have in common
@@ -200,13 +201,10 @@ async def _answered(
     first = await creations.retries.first(retry) if retry else None
     if isinstance(first, Answer):
         return in_form(request, first)
-    try:
-        deployed = await _begun(creations, deploy, retry, first)
-    except BaseException:
-        creations.retries.release(retry)
-        raise
     application, at_once = creations.application, wants_async(request)
-    answer = creations.follow(_outcome(application, deployed, at_once=at_once), retry)
+    with creations.hold(request, identity, retry) as held:
+        deployed = await _begun(creations, deploy, retry, first)
+        answer = creations.follow(_outcome(application, deployed, at_once=at_once), retry, held)
     if deployed.version is None:
         return in_form(request, await asyncio.shield(answer))
     if wants_events(request) and not at_once:

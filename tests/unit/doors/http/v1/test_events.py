@@ -170,7 +170,7 @@ async def test_an_id_that_is_none_is_refused_rather_than_begun_elsewhere(
 async def test_a_tenant_has_so_many_streams_and_gets_them_back(
     real: httpx.AsyncClient, service: Service, uuid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_STREAMS", 1)
+    monkeypatch.setattr(streams, "MAX_AT_ONCE", 1)
     query: dict[str, Any] = {"follow": True, "since": "2020-01-01T00:00:00Z"}
     async with real.stream("GET", f"{API}/events", params=query) as response:
         follower = Follower(response)

@@ -192,7 +192,7 @@ async def test_a_stream_ends_with_its_token(
 async def test_a_tenant_has_so_many_streams_and_gets_them_back(
     real: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_STREAMS", 1)
+    monkeypatch.setattr(streams, "MAX_AT_ONCE", 1)
     async with real.stream("GET", path, params={"follow": True}) as response:
         follower = Follower(response)
         await follower.texts(1)

@@ -95,8 +95,8 @@ async def until_listening(engine: Engine, sandbox: SandboxId) -> Listening:
 
 
 async def log_text(engine: Engine, sandbox: SandboxId) -> list[str]:
-    lines, _ = await engine.read_log(sandbox)
-    return [line.text for line in lines]
+    page = await engine.read_log(sandbox)
+    return [line.text for line in page.lines]
 
 
 async def execute(engine: Engine, sandbox: SandboxId, command: str, seconds: float, limit: int) -> ExecResult:

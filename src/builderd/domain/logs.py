@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class LogStream(StrEnum):
@@ -21,3 +23,11 @@ class LogLine:
     time: datetime
     stream: LogStream
     text: str
+
+
+class LogPage(NamedTuple):
+    """Lines of a log, oldest first. ``cursor`` is where to read on, ``more`` whether something stands there already."""
+
+    lines: Sequence[LogLine]
+    cursor: str
+    more: bool

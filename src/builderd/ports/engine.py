@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from builderd.domain.bundles import Bundle
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
-from builderd.domain.logs import LogLine
+from builderd.domain.logs import LogPage
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxUsage
@@ -218,11 +219,19 @@ class Engine(DiskFiles, Protocol):
         """What it uses, or None when it does not run. 0 bytes of disk where the disk is gone."""
 
     async def read_log(
-        self, sandbox: SandboxId, cursor: str = "", tail: int | None = None
-    ) -> tuple[Sequence[LogLine], str]:
-        """Complete lines after the cursor ("" is the beginning), oldest first, and the next cursor.
+        self,
+        sandbox: SandboxId,
+        cursor: str = "",
+        *,
+        tail: int | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> LogPage:
+        """Complete lines after the cursor ("" is the beginning), oldest first.
 
-        With ``tail`` only so many of the last ones, which costs no more than they do.
+        With ``tail`` only so many of the last ones, which costs no more than they do. With ``since`` those from before
+        are passed over, but for a few. With ``limit`` at most so many of the first of all these, fewer where they are
+        long: a page.
         """
 
     async def delete_logs(self, builder: BuilderId) -> None:

@@ -322,17 +322,14 @@ class Metrics(Protocol):
 
 class BuildLogs(Protocol):
     def add(self, builder: BuilderId, version: int, lines: Sequence[LogLine]) -> None: ...
-    def list(self, builder: BuilderId) -> Sequence[tuple[int, LogLine]]:
-        """(version, line), oldest first."""
-
     def last(self, builder: BuilderId, count: int, since: datetime | None = None) -> Sequence[tuple[int, LogLine]]:
-        """The same, but only so many of the last ones, none from before ``since``."""
+        """(version, line), oldest first: so many of the last ones, none from before ``since``."""
 
-    def following(self, builder: BuilderId, after: int) -> Sequence[tuple[int, int, LogLine]]:
-        """(id, version, line), oldest first, those with a greater id."""
+    def before_last(self, builder: BuilderId, count: int | None, since: datetime | None = None) -> tuple[int, int]:
+        """The id after which the same come, or with None all from ``since`` on, and how many they are."""
 
-    def last_id(self, builder: BuilderId) -> int:
-        """The greatest id among its lines, 0 when there is none."""
+    def following(self, builder: BuilderId, after: int, limit: int) -> Sequence[tuple[int, int, LogLine]]:
+        """(id, version, line), oldest first, at most so many of those with a greater id."""
 
     def expire(self, before: datetime, limit: int) -> int:
         """Remove at most so many of the oldest lines, as far as they are from before this; how many."""

@@ -84,8 +84,8 @@ class Copy:
 
     async def lines(self) -> list[str]:
         """The last that it wrote since its present start."""
-        lines, _ = await self._app.engine.read_log(self.id, tail=LOG_LINES)
-        return [line.text for line in lines if line.stream is not LogStream.BUILD]
+        page = await self._app.engine.read_log(self.id, tail=LOG_LINES)
+        return [line.text for line in page.lines if line.stream is not LogStream.BUILD]
 
     async def stop(self, grace_seconds: float) -> float:
         """Stop what runs; how many seconds that took."""

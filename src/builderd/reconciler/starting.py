@@ -88,5 +88,5 @@ async def _before(application: Application, subject: Subject, disk: DiskId) -> B
 
 async def last_lines(application: Application, sandbox: Sandbox) -> list[str]:
     """The last lines of its log, for a failure's message."""
-    lines, _ = await application.engine.read_log(sandbox.id, tail=SHOWN_LINES)
-    return [line.text for line in lines if line.stream is not LogStream.BUILD]
+    page = await application.engine.read_log(sandbox.id, tail=SHOWN_LINES)
+    return [line.text for line in page.lines if line.stream is not LogStream.BUILD]

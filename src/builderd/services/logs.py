@@ -1,15 +1,21 @@
-"""Logs: what a builder's sandboxes and installers wrote, joined over restarts and versions."""
+"""Logs: what a builder's sandboxes and installers wrote, joined over restarts and versions.
+
+However much there is, it is read in pages, and by a follower when the page before was taken: one that reads slowly
+holds a page.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
-from builderd.domain.builders import Desired
-from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.builders import Builder, Desired
+from builderd.domain.ids import BuilderId, SandboxId, TenantId
+from builderd.domain.logs import LogLine, LogPage, LogStream
 from builderd.domain.sandboxes import Sandbox
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders
@@ -17,8 +23,11 @@ from builderd.services.application import Application
 
 #: How often a follower looks for new lines, in seconds.
 FOLLOW_INTERVAL = 0.2
-#: Where lines are filtered: how many are looked at first, and how many times more if those were not enough.
-FIRST_LOOK, LOOK_FURTHER = 500, 8
+#: How many lines of a log are read at once.
+PAGE = 500
+#: How many more lines are looked at than are wanted, which counts those of one moment and may do where lines are
+#: filtered; and how many times as many if it takes more.
+LOOK_BACK, LOOK_FURTHER = 500, 8
 #: The last lines of a sandbox may be written down a little after its end.
 LATE = timedelta(seconds=5)
 
@@ -29,6 +38,13 @@ class VersionedLine:
 
     version: int
     line: LogLine
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedLine(VersionedLine):
+    """It is the ``nth`` of those with its very time."""
+
+    nth: int
 
 
 async def read(
@@ -54,7 +70,7 @@ async def read(
     for sandbox in reversed(sandboxes):
         if len(run) >= tail or wanted.is_older(sandbox):
             break
-        written, _ = await _last_lines(application, sandbox, replace(wanted, count=tail - len(run)))
+        written = await _last_lines(application, sandbox, replace(wanted, count=tail - len(run)))
         run[:0] = [VersionedLine(sandbox.version, line) for line in written]
     lines = sorted([*(VersionedLine(version, line) for version, line in built), *run], key=_time)
     return lines[max(len(lines) - tail, 0) :]
@@ -87,20 +103,48 @@ class Wanted:
         return (self.since is None or line.time >= self.since) and self.stream in (None, line.stream)
 
 
-async def _last_lines(application: Application, sandbox: Sandbox, wanted: Wanted) -> tuple[list[LogLine], str]:
-    """What is wanted of one sandbox's log, and the cursor after it: read from the end, as far back as it takes."""
-    unfiltered = wanted.since is None and wanted.stream is None
-    if unfiltered:
-        lines, cursor = await application.engine.read_log(sandbox.id, tail=wanted.count)
-        return list(lines), cursor
-    count = FIRST_LOOK
+async def _last_lines(application: Application, sandbox: Sandbox, wanted: Wanted) -> Sequence[LogLine]:
+    """What is wanted of one sandbox's log: read from the end, as far back as it takes."""
+    if wanted.since is None and wanted.stream is None:
+        return (await application.engine.read_log(sandbox.id, tail=wanted.count)).lines
+    end = await _look_back(application, sandbox, wanted)
+    found: deque[LogLine] = deque(maxlen=wanted.count)
+    async for lines in _pages(application, sandbox, end.start, end.lines):
+        found.extend(line for line in lines if wanted.passes(line))
+    return found
+
+
+class _End(NamedTuple):
+    """The end of a log: so many lines after its start, so many of which are wanted."""
+
+    start: LogPage
+    lines: int
+    wanted: int
+
+
+async def _look_back(application: Application, sandbox: Sandbox, wanted: Wanted) -> _End:
+    """An end with all that is wanted of this log. It has more than ``count`` of them, as far as there are more."""
+    assert wanted.count is not None, "all would be wanted"
+    count = wanted.count + LOOK_BACK
     while True:
-        lines, cursor = await application.engine.read_log(sandbox.id, tail=count)
-        found = [line for line in lines if wanted.passes(line)]
-        all_of_it = len(lines) < count or (wanted.since is not None and lines[0].time < wanted.since)
-        if all_of_it or (wanted.count is not None and len(found) >= wanted.count):
-            return found if wanted.count is None else found[max(len(found) - wanted.count, 0) :], cursor
+        start = await application.engine.read_log(sandbox.id, tail=count, since=wanted.since, limit=0)
+        seen = found = 0
+        async for lines in _pages(application, sandbox, start, count):
+            seen += len(lines)
+            found += sum(map(wanted.passes, lines))
+        if found >= wanted.count or seen < count:
+            return _End(start, seen, found)
         count *= LOOK_FURTHER
+
+
+async def _pages(
+    application: Application, sandbox: Sandbox, page: LogPage, count: int
+) -> AsyncIterator[Sequence[LogLine]]:
+    """The next lines after the page, at most so many: an app may write faster than its log is read."""
+    while page.more and count > 0:
+        page = await application.engine.read_log(sandbox.id, page.cursor, limit=min(PAGE, count))
+        yield page.lines
+        count -= len(page.lines)
 
 
 async def follow(
@@ -111,82 +155,155 @@ async def follow(
     tail: int | None = 0,
     since: datetime | None = None,
     stream: LogStream | None = None,
-) -> AsyncGenerator[VersionedLine]:
+) -> AsyncGenerator[FollowedLine]:
     """The last ``tail`` lines (None: all), then each line as it is written, until the builder is deleted.
 
     ``since`` and ``stream`` filter both. For a builder that is not there it ends at once.
     """
     follower = Follower(application, tenant_id, builder_id, Wanted(tail, since, stream))
-    written = await follower.next_lines()
-    for line in written if tail is None else written[max(len(written) - tail, 0) :]:
-        yield line
-    while not follower.ended:
-        await asyncio.sleep(FOLLOW_INTERVAL)
-        for line in await follower.next_lines():
-            yield line
+    too_many = await follower.begin()
+    time, nth = None, 0
+    while True:
+        await follower.look()
+        for line in follower.due():
+            nth = nth + 1 if line.line.time == time else 1
+            time = line.line.time
+            if too_many > 0:
+                too_many -= 1
+            else:
+                yield FollowedLine(line.version, line.line, nth)
+        if not follower.behind:
+            if follower.ended:
+                return
+            await asyncio.sleep(FOLLOW_INTERVAL)
 
 
 class Follower:
-    """Remembers how far each log was read: a look costs what is new. ``wanted.count`` is of the first look alone."""
+    """Reads all logs on side by side, each from where it was: a look costs what is new, and at most a page of each.
+
+    ``wanted.count`` is of what was written before it began.
+    """
 
     def __init__(self, application: Application, tenant_id: TenantId, builder_id: str, wanted: Wanted) -> None:
         self._application = application
         self._tenant_id = tenant_id
-        self._builder_id = builder_id
+        self._builder_id = BuilderId(builder_id)
         self._wanted = wanted
-        self._is_first = True
-        self._cursors: dict[str, str] = {}
-        self._over: set[str] = set()
+        self._builds = _Log()
         self._built = 0
+        #: Of runs: where to begin, those that are being read, and those of which no more will come.
+        self._starts: dict[SandboxId, str] = {}
+        self._runs: dict[SandboxId, _Log] = {}
+        self._over: set[SandboxId] = set()
+        self._one_waits = False
         #: Whether the builder is gone.
         self.ended = False
 
-    async def next_lines(self) -> Sequence[VersionedLine]:
-        """What was written since the last call and is wanted, in order of time."""
-        sandboxes, built = await self._application.store.read(self._find)
-        lines = [VersionedLine(version, line) for version, line in built if self._wanted.passes(line)]
+    @property
+    def behind(self) -> bool:
+        """Whether more may be there already than the last look found."""
+        return self._one_waits or any(log.more for log in self._logs())
+
+    async def begin(self) -> int:
+        """Find where the last lines begin. How many too many come from there on."""
+        sandboxes, found = await self._application.store.read(self._beginning)
+        missing = self._wanted.count
+        for sandbox in reversed(sandboxes):
+            if self._wanted.is_older(sandbox) or (missing == 0 and sandbox.end is not None):
+                self._over.add(sandbox.id)
+            elif missing is not None:
+                end = await _look_back(self._application, sandbox, replace(self._wanted, count=missing))
+                self._starts[sandbox.id] = end.start.cursor
+                found += end.wanted
+                missing = max(missing - end.wanted, 0)
+        return 0 if self._wanted.count is None else max(found - self._wanted.count, 0)
+
+    def _beginning(self, uow: UnitOfWork) -> tuple[Sequence[Sandbox], int]:
+        builder = self._find(uow)
+        if builder is None:
+            return (), 0
+        self._built, found = uow.build_logs.before_last(builder.id, self._wanted.count, self._wanted.since)
+        return self._sandboxes(uow, builder), found if self._wanted.build else 0
+
+    async def look(self) -> None:
+        """Read on where nothing is held any more. A run that began after what is held waits until that was taken."""
+        sandboxes = await self._application.store.read(self._news)
+        self._runs = {one.id: self._runs[one.id] for one in sandboxes if one.id in self._runs}
+        last, self._one_waits = self._builds.last, False
         for sandbox in sandboxes:
-            if sandbox.id not in self._over:
-                lines.extend(await self._read(sandbox))
-        self._is_first = False
-        return sorted(lines, key=_time)
+            if sandbox.id in self._over:
+                continue
+            if sandbox.id not in self._runs and last is not None and sandbox.created_at >= last:
+                self._one_waits = True
+                continue
+            log = self._runs.setdefault(sandbox.id, _Log(self._starts.pop(sandbox.id, "")))
+            await self._read_on(sandbox, log)
+            last = min((time for time in (last, log.last) if time), default=None)
 
-    async def _read(self, sandbox: Sandbox) -> list[VersionedLine]:
-        if self._is_first and self._wanted.is_older(sandbox):
+    def _news(self, uow: UnitOfWork) -> Sequence[Sandbox]:
+        builder = self._find(uow)
+        self._builds.more = builder is not None and self._wanted.build
+        while self._builds.more and not self._builds.held:
+            news = uow.build_logs.following(self._builder_id, self._built, PAGE)
+            self._built = news[-1][0] if news else self._built
+            self._hold(self._builds, [VersionedLine(version, line) for _, version, line in news], len(news) == PAGE)
+        return () if builder is None else self._sandboxes(uow, builder)
+
+    def _find(self, uow: UnitOfWork) -> Builder | None:
+        builder = uow.builders.get(self._builder_id)
+        mine = builder if builder and builder.tenant_id == self._tenant_id else None
+        self.ended = mine is None or mine.desired is Desired.DELETED
+        return mine
+
+    def _sandboxes(self, uow: UnitOfWork, builder: Builder) -> Sequence[Sandbox]:
+        return uow.sandboxes.list(builder.id) if self._wanted.run else ()
+
+    async def _read_on(self, sandbox: Sandbox, log: _Log) -> None:
+        log.more = True
+        while log.more and not log.held:
+            # Where it begins is found by the time once; then the cursor knows.
+            since = None if log.cursor else self._wanted.since
+            page = await self._application.engine.read_log(sandbox.id, log.cursor, since=since, limit=PAGE)
+            log.cursor = page.cursor
+            self._hold(log, [VersionedLine(sandbox.version, line) for line in page.lines], page.more)
+        if sandbox.end is not None and not log.held:
             self._over.add(sandbox.id)
-            return []
-        written = await self._new_lines(sandbox)
-        if sandbox.end is not None and not written:
-            self._over.add(sandbox.id)
-        return [VersionedLine(sandbox.version, line) for line in written if self._wanted.passes(line)]
+            del self._runs[sandbox.id]
 
-    async def _new_lines(self, sandbox: Sandbox) -> Sequence[LogLine]:
-        if self._is_first:
-            lines, self._cursors[sandbox.id] = await _last_lines(self._application, sandbox, self._wanted)
-            return lines
-        cursor = self._cursors.get(sandbox.id, "")
-        written, self._cursors[sandbox.id] = await self._application.engine.read_log(sandbox.id, cursor)
-        return written
+    def _hold(self, log: _Log, lines: Iterable[VersionedLine], more: bool) -> None:
+        log.held.extend(sorted((one for one in lines if self._wanted.passes(one.line)), key=_time))
+        log.more = more
 
-    def _find(self, uow: UnitOfWork) -> tuple[Sequence[Sandbox], Sequence[tuple[int, LogLine]]]:
-        builder = uow.builders.get(BuilderId(self._builder_id))
-        if builder is None or builder.tenant_id != self._tenant_id:
-            self.ended = True
-            return (), ()
-        self.ended = builder.desired is Desired.DELETED
-        return uow.sandboxes.list(builder.id), self._built_lines(uow, builder.id)
+    def due(self) -> Iterator[VersionedLine]:
+        """What was found, in order of time, until a log has to be read on to know what comes next."""
+        logs = self._logs()
+        while holding := [log for log in logs if log.held]:
+            log = min(holding, key=_next_time)
+            yield log.held.popleft()
+            if log.more and not log.held:
+                return
 
-    def _built_lines(self, uow: UnitOfWork, builder_id: BuilderId) -> Sequence[tuple[int, LogLine]]:
-        if self._is_first:
-            self._built = uow.build_logs.last_id(builder_id)
-            if self._wanted.count is not None:
-                return uow.build_logs.last(builder_id, self._wanted.count, self._wanted.since)
-            return uow.build_logs.list(builder_id)
-        news = uow.build_logs.following(builder_id, self._built)
-        if news:
-            self._built = news[-1][0]
-        return [(version, line) for _, version, line in news]
+    def _logs(self) -> Sequence[_Log]:
+        return [self._builds, *self._runs.values()]
+
+
+class _Log:
+    """A log that is read on: what is held of it, and whether more may stand after the cursor already."""
+
+    def __init__(self, cursor: str = "") -> None:
+        self.cursor = cursor
+        self.held: deque[VersionedLine] = deque()
+        self.more = False
+
+    @property
+    def last(self) -> datetime | None:
+        """The time of the last line that is held."""
+        return self.held[-1].line.time if self.held else None
 
 
 def _time(line: VersionedLine) -> datetime:
     return line.line.time
+
+
+def _next_time(log: _Log) -> datetime:
+    return log.held[0].line.time

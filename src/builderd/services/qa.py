@@ -72,8 +72,8 @@ async def judge(application: Application, builder: Builder, version: Version, sa
 
 
 async def _lines(application: Application, sandbox: SandboxId) -> Sequence[str]:
-    lines, _ = await application.engine.read_log(sandbox, tail=SHOWN_LINES)
-    return [line.text for line in lines if line.stream is not LogStream.BUILD]
+    page = await application.engine.read_log(sandbox, tail=SHOWN_LINES)
+    return [line.text for line in page.lines if line.stream is not LogStream.BUILD]
 
 
 def record_gate(uow: UnitOfWork, builder_id: BuilderId, number: int, gate: Sequence[Check], now: datetime) -> None:

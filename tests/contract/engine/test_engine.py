@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import replace
+from unittest.mock import ANY
 
 import pytest
 from tests.contract.engine import apps
@@ -16,6 +17,7 @@ from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.ids import DiskId, new_id, new_sandbox_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
+from builderd.domain.logs import LogLine, LogPage
 from builderd.domain.processes import ProcessSpec, Window, shell
 from builderd.domain.resources import GB
 from builderd.domain.sandboxes import EndCause, SandboxState
@@ -146,7 +148,7 @@ async def test_an_unknown_sandbox_is_absent(engine: Engine) -> None:
     assert (await engine.stop(sandbox, 1)).state is SandboxState.ABSENT
     assert (await engine.listening(sandbox)).sockets == frozenset()
     assert await engine.usage(sandbox) is None
-    assert await engine.read_log(sandbox) == ([], "")
+    assert await engine.read_log(sandbox) == ([], "", False)
     await engine.remove(sandbox)
     with pytest.raises(InvalidState):
         await execute(engine, sandbox, "true", 1, 100)
@@ -178,20 +180,42 @@ async def test_a_log_is_read_on_from_its_cursor(engine: Engine) -> None:
     spec = await make_spec(engine, apps.DONE)
     await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
-    lines, cursor = await engine.read_log(spec.id)
+    lines, cursor, _ = await engine.read_log(spec.id)
     assert [line.text for line in lines] == ["done"]
-    assert await engine.read_log(spec.id, cursor) == ([], cursor)
+    assert await engine.read_log(spec.id, cursor) == ([], cursor, False)
 
 
 async def test_the_last_lines_of_a_log_are_read_by_their_number(engine: Engine) -> None:
     spec = await make_spec(engine, apps.COUNTING)
     await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
-    whole, end = await engine.read_log(spec.id)
+    whole, end, _ = await engine.read_log(spec.id)
     assert [line.text for line in whole] == [str(number) for number in range(1, 101)]
-    assert await engine.read_log(spec.id, tail=3) == (whole[-3:], end)
-    assert await engine.read_log(spec.id, tail=0) == ([], end)
-    assert await engine.read_log(spec.id, tail=1000) == (whole, end)
+    assert await engine.read_log(spec.id, tail=3) == (whole[-3:], end, False)
+    assert await engine.read_log(spec.id, tail=0) == ([], end, False)
+    assert await engine.read_log(spec.id, tail=1000) == (whole, end, False)
+
+
+async def test_a_log_is_read_in_pages_from_where_one_likes(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.COUNTING)
+    await engine.start(spec)
+    await until_state(engine, spec.id, SandboxState.EXITED)
+    whole, end, _ = await engine.read_log(spec.id)
+    told: list[LogLine] = []
+    page = LogPage([], "", more=True)
+    while page.more:
+        page = await engine.read_log(spec.id, page.cursor, limit=30)
+        assert len(page.lines) <= 30
+        told += page.lines
+    assert (told, page.cursor) == (whole, end)
+    start = await engine.read_log(spec.id, tail=3, limit=0)
+    assert (start.lines, start.more) == ([], True)
+    assert await engine.read_log(spec.id, start.cursor, limit=2) == (whole[-3:-1], ANY, True)
+    assert await engine.read_log(spec.id, start.cursor) == (whole[-3:], end, False)
+    since = whole[50].time
+    lately = (await engine.read_log(spec.id, since=since)).lines
+    assert [line for line in lately if line.time >= since] == [line for line in whole if line.time >= since]
+    assert await engine.read_log(spec.id, end, since=since, limit=5) == ([], end, False)
 
 
 async def test_a_command_answers_with_both_streams_and_its_code(engine: Engine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from tests.contract.store.samples import NOW, SECOND, add, add_builder, make_version
 
 from builderd.domain.ids import BuilderId
@@ -24,7 +26,7 @@ async def test_lines_come_in_the_order_in_which_they_were_added(store: Store) ->
     await store.write(lambda uow: uow.build_logs.add(builder.id, 1, [line("one", 5), line("two")]))
     await add_lines(store, other.id, 1, "elsewhere")
     await add_lines(store, builder.id, 2, "three")
-    assert await store.read(lambda uow: uow.build_logs.list(builder.id)) == [
+    assert await store.read(lambda uow: uow.build_logs.last(builder.id, 10)) == [
         (1, line("one", 5)),
         (1, line("two")),
         (2, line("three")),
@@ -34,7 +36,7 @@ async def test_lines_come_in_the_order_in_which_they_were_added(store: Store) ->
 async def test_no_lines_add_nothing(store: Store) -> None:
     builder = await add_builder(store)
     await add_lines(store, builder.id, 1)
-    assert await store.read(lambda uow: uow.build_logs.list(builder.id)) == []
+    assert await store.read(lambda uow: uow.build_logs.last(builder.id, 10)) == []
 
 
 async def test_a_log_is_deleted_with_its_builder_alone(store: Store) -> None:
@@ -42,29 +44,56 @@ async def test_a_log_is_deleted_with_its_builder_alone(store: Store) -> None:
     await add_lines(store, builder.id, 1, "made")
     await add_lines(store, other.id, 1, "made")
     await store.write(lambda uow: uow.build_logs.delete(builder.id))
-    assert await store.read(lambda uow: uow.build_logs.list(builder.id)) == []
-    assert await store.read(lambda uow: uow.build_logs.list(other.id)) == [(1, line("made"))]
+    assert await store.read(lambda uow: uow.build_logs.last(builder.id, 10)) == []
+    assert await store.read(lambda uow: uow.build_logs.last(other.id, 10)) == [(1, line("made"))]
 
 
 async def test_what_a_hostile_build_prints_cannot_fail_the_log(store: Store) -> None:
     builder = await add_builder(store)
     hostile = ["nul \0 inside", "half \ud83d a pair", "", "x" * 1_000_000, "'; DROP TABLE builders; --", "\x1b[31mred"]
     await add_lines(store, builder.id, 1, *hostile)
-    stored = await store.read(lambda uow: uow.build_logs.list(builder.id))
+    stored = await store.read(lambda uow: uow.build_logs.last(builder.id, 10))
     kept = [text.replace("\0", "\ufffd").replace("\ud83d", "\ufffd") for text in hostile]
     assert [one.text for _, one in stored] == kept
 
 
-async def test_a_follower_gets_what_came_after_the_last_it_saw(store: Store) -> None:
+async def test_a_follower_gets_what_came_after_the_last_it_saw_a_page_at_a_time(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
-    assert await store.read(lambda uow: uow.build_logs.last_id(builder.id)) == 0
+
+    async def following(after: int) -> list[tuple[int, str]]:
+        found = await store.read(lambda uow: uow.build_logs.following(builder.id, after, 2))
+        return [(number, one.text) for number, _, one in found]
+
     await add_lines(store, builder.id, 1, "one")
     await add_lines(store, other.id, 1, "elsewhere")
-    seen = await store.read(lambda uow: uow.build_logs.last_id(builder.id))
-    await add_lines(store, builder.id, 1, "two", "three")
-    news = await store.read(lambda uow: uow.build_logs.following(builder.id, seen))
-    assert [(version, one.text) for _, version, one in news] == [(1, "two"), (1, "three")]
-    assert await store.read(lambda uow: uow.build_logs.following(builder.id, news[-1][0])) == []
+    ((seen, _),) = await following(0)
+    await add_lines(store, builder.id, 1, "two", "three", "four")
+    news = await following(seen)
+    assert [text for _, text in news] == ["two", "three"]
+    more = await following(news[-1][0])
+    assert [text for _, text in more] == ["four"]
+    assert await following(more[-1][0]) == []
+
+
+async def test_where_the_last_lines_begin_is_found_without_them(store: Store) -> None:
+    builder, other = await add_builder(store), await add_builder(store)
+    assert await store.read(lambda uow: uow.build_logs.before_last(builder.id, 2)) == (0, 0)
+    lines = [line(str(number), number) for number in range(5)]
+    await store.write(lambda uow: uow.build_logs.add(builder.id, 1, lines))
+    await add_lines(store, other.id, 1, "elsewhere")
+
+    async def begun(count: int | None, since: datetime | None = None) -> tuple[list[str], int]:
+        after, found = await store.read(lambda uow: uow.build_logs.before_last(builder.id, count, since))
+        following = await store.read(lambda uow: uow.build_logs.following(builder.id, after, 10))
+        return [one.text for _, _, one in following], found
+
+    assert await begun(0) == ([], 0)
+    assert await begun(2) == (["3", "4"], 2)
+    assert await begun(9) == (["0", "1", "2", "3", "4"], 5)
+    assert await begun(None) == (["0", "1", "2", "3", "4"], 5)
+    assert await begun(None, lines[2].time) == (["2", "3", "4"], 3)
+    assert await begun(2, lines[4].time) == (["4"], 1)
+    assert await begun(None, lines[4].time + SECOND) == ([], 0)
 
 
 async def test_the_last_lines_are_read_alone(store: Store) -> None:
@@ -88,4 +117,4 @@ async def test_the_oldest_lines_expire_a_few_at_a_time(store: Store) -> None:
         return await store.write(lambda uow: uow.build_logs.expire(lines[3].time, 2))
 
     assert [await expire(), await expire(), await expire()] == [2, 1, 0]
-    assert [one.text for _, one in await store.read(lambda uow: uow.build_logs.list(builder.id))] == ["3", "4"]
+    assert [one.text for _, one in await store.read(lambda uow: uow.build_logs.last(builder.id, 10))] == ["3", "4"]

@@ -137,7 +137,7 @@ async def test_an_app_that_ignores_the_request_to_end_is_killed(engine: OciEngin
     spec = await make_spec(engine, deaf)
     await engine.start(spec)
     async with asyncio.timeout(PATIENCE):
-        while not (await engine.read_log(spec.id))[0]:
+        while not (await engine.read_log(spec.id)).lines:
             await asyncio.sleep(0.01)
     report = await engine.stop(spec.id, 0.2)
     assert report.end
@@ -148,5 +148,5 @@ async def test_a_name_that_is_no_id_reaches_no_file(engine: OciEngine) -> None:
     for name in ("../../etc/passwd", "*", "", "a/b", "AB"):
         sandbox = SandboxId(name)
         assert (await engine.report(sandbox)).state is SandboxState.ABSENT
-        assert await engine.read_log(sandbox) == ([], "")
+        assert await engine.read_log(sandbox) == ([], "", False)
         await engine.remove(sandbox)

@@ -46,7 +46,7 @@ async def test_lines_are_whole_in_order_and_of_their_stream(engine: OciEngine) -
     spec = await make_spec(engine, app(TALKING))
     started = await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
-    lines, _ = await engine.read_log(spec.id)
+    lines = (await engine.read_log(spec.id)).lines
     out = [line.text for line in lines if line.stream is LogStream.STDOUT]
     assert out == ["out", "no end of the line", "x" * 30_000, "\ufffdbytes", "last words"]
     assert [line.text for line in lines if line.stream is LogStream.STDERR] == ["err"]
@@ -61,7 +61,7 @@ async def test_a_log_is_followed_line_by_line(engine: OciEngine) -> None:
     told: list[str] = []
     async with asyncio.timeout(PATIENCE):
         while len(told) < 5:
-            lines, cursor = await engine.read_log(spec.id, cursor)
+            lines, cursor, _ = await engine.read_log(spec.id, cursor)
             told += [line.text for line in lines]
             await asyncio.sleep(0.01)
     assert told == ["1", "2", "3", "4", "5"]
@@ -85,9 +85,9 @@ async def test_a_flood_is_held_back_and_its_beginning_and_end_are_kept(settings:
                 await asyncio.sleep(0.05)
         assert answers > 0
         assert LOG_LIMIT < largest < 3.2 * LOG_LIMIT, "the first file, the newest, and its successor being begun"
-        last, _ = await engine.read_log(spec.id, tail=1)
-        assert [line.text for line in last] == ["last"]
-        lines, _ = await engine.read_log(spec.id)
+        last = await engine.read_log(spec.id, tail=1)
+        assert [line.text for line in last.lines] == ["last"]
+        lines = (await engine.read_log(spec.id)).lines
         assert lines[0].text == "first"
 
 

@@ -46,7 +46,7 @@ async def test_a_job_ends_as_its_command_does_and_costs_nothing_afterwards(
     ended = await world.builder(builder)
     assert (ended.exit_code, ended.status_reason, ended.failure_code) == (exit_code, reason, None)
     assert builder.disk in world.engine.disks
-    assert [line.text for line in (await world.engine.read_log(sandbox))[0]] == ["a result"]
+    assert [line.text for line in (await world.engine.read_log(sandbox)).lines] == ["a result"]
     world.clock.move(3600)
     await check_ledger(world, builder)
     assert (await world.version(builder)).status is VersionStatus.DEPLOYED

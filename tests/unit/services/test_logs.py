@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
@@ -12,10 +13,10 @@ from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound
-from builderd.domain.ids import SandboxId
+from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.logs import LogLine, LogStream
 from builderd.services import builders, logs
-from builderd.services.logs import VersionedLine
+from builderd.services.logs import FollowedLine
 
 
 @pytest.fixture(autouse=True)
@@ -110,18 +111,18 @@ async def test_nobody_reads_another_tenants_log(world: World) -> None:
 # As they are written
 
 
-def follow(world: World, builder: Builder, **filters: object) -> AsyncIterator[VersionedLine]:
+def follow(world: World, builder: Builder, **filters: object) -> AsyncIterator[FollowedLine]:
     return logs.follow(world.application, world.caller.tenant_id, builder.id, **filters)  # type: ignore[arg-type]
 
 
 class Reader:
     """Collects what a follower is told."""
 
-    def __init__(self, lines: AsyncIterator[VersionedLine]) -> None:
+    def __init__(self, lines: AsyncIterator[FollowedLine]) -> None:
         self.told: list[str] = []
         self.task = asyncio.create_task(self._read(lines))
 
-    async def _read(self, lines: AsyncIterator[VersionedLine]) -> None:
+    async def _read(self, lines: AsyncIterator[FollowedLine]) -> None:
         async for line in lines:
             self.told.append(line.line.text)
 
@@ -183,7 +184,7 @@ async def test_an_ended_run_is_not_read_again_and_again(world: World) -> None:
 async def test_filtered_lines_are_the_same_however_far_back_one_looks_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch, look: int
 ) -> None:
-    monkeypatch.setattr(logs, "FIRST_LOOK", look)
+    monkeypatch.setattr(logs, "LOOK_BACK", look)
     async with world.reconciling():
         builder = await world.create()
         streams = [LogStream.STDERR if number % 13 == 5 else LogStream.STDOUT for number in range(100)]
@@ -200,20 +201,27 @@ async def test_filtered_lines_are_the_same_however_far_back_one_looks_at_once(
         assert await read(world, builder, since=times[60], stream=LogStream.STDERR) == ["70", "83", "96"]
 
 
-async def test_recent_lines_are_read_from_the_end(world: World) -> None:
+class Taken:
+    """How many lines were taken from the engine at a time, and of which runs."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pages: list[int] = []
+        self._real = world.engine.read_log
+        monkeypatch.setattr(world.engine, "read_log", self._read)
+
+    async def _read(self, sandbox: SandboxId, cursor: str = "", **options: Any) -> Sequence[Any]:
+        page = await self._real(sandbox, cursor, **options)
+        self.pages.append(len(page[0]))
+        return page
+
+
+async def test_recent_lines_are_read_from_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world.reconciling():
         builder = await world.create()
         world.engine.print(newest(world), *(str(number) for number in range(20_000)))
-        asked: list[int | None] = []
-        real = world.engine.read_log
-
-        async def counting(sandbox: SandboxId, cursor: str = "", tail: int | None = None) -> object:
-            asked.append(tail)
-            return await real(sandbox, cursor, tail)
-
-        world.engine.read_log = counting  # type: ignore[assignment,method-assign]
+        taken = Taken(world, monkeypatch)
         assert len(await read(world, builder, stream=LogStream.STDOUT)) == 200
-        assert asked == [logs.FIRST_LOOK]
+        assert sum(taken.pages) <= 2 * (200 + logs.LOOK_BACK)
 
 
 async def test_a_follower_reads_each_line_of_an_installer_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,9 +235,160 @@ async def test_a_follower_reads_each_line_of_an_installer_once(world: World, mon
         def never(*_: object) -> None:
             raise AssertionError("the whole log was read again")
 
-        monkeypatch.setattr(BuildLogs, "list", never)
+        monkeypatch.setattr(BuildLogs, "before_last", never)
         monkeypatch.setattr(BuildLogs, "last", never)
         line = LogLine(world.clock.now() + timedelta(seconds=1), LogStream.BUILD, "later")
         await world.application.store.write(lambda uow: uow.build_logs.add(builder.id, 1, [line]))
         await world.until(lambda: reader.told == [*ALL, "later"])
         reader.task.cancel()
+
+
+# In pages
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many lines are read at once."""
+    monkeypatch.setattr(logs, "PAGE", 5, raising=False)
+    return 5
+
+
+async def long_runs(world: World, count: int = 3) -> tuple[Builder, list[str]]:
+    """Runs of more lines than a page has, two in each moment; and what they wrote."""
+    builder, written = await world.create(), []
+    for run in range(count):
+        if run:
+            builder = await world.reached(builders.restart, builder)
+        for number in range(0, 12, 2):
+            world.clock.move(1)
+            lines = [f"{run}.{number}", f"{run}.{number + 1}"]
+            world.engine.print(newest(world), *lines)
+            written += lines
+    return builder, written
+
+
+async def test_a_follower_of_the_last_lines_reads_no_run_before_them(world: World) -> None:
+    async with world.reconciling():
+        builder = await two_runs(world)
+        (first, _) = await world.records(builder)
+        world.engine.calls.clear()
+        reader = Reader(follow(world, builder, tail=1))
+        await world.until(lambda: reader.told == ALL[-1:])
+        await world.until(lambda: world.called("read_log") > 5)
+        assert ("read_log", first.id) not in world.engine.calls
+        reader.task.cancel()
+
+
+@pytest.mark.parametrize("tail", [None, 36, 30, 13])
+async def test_a_follower_takes_a_page_when_the_one_before_was_taken(
+    world: World, monkeypatch: pytest.MonkeyPatch, page: int, tail: int | None
+) -> None:
+    monkeypatch.setattr(logs, "LOOK_BACK", 0, raising=False)
+    async with world.reconciling():
+        builder, written = await long_runs(world)
+        wanted = written if tail is None else written[-tail:]
+        taken, lines = Taken(world, monkeypatch), follow(world, builder, tail=tail)
+        told = [(await anext(lines)).line.text]
+        # To find where the last lines begin some were taken before, and let go of.
+        before = sum(taken.pages[:-1])
+        while len(told) < len(wanted):
+            assert sum(taken.pages) - before - len(told) < page
+            told.append((await anext(lines)).line.text)
+        assert told == wanted
+        assert max(taken.pages) <= page
+        world.engine.print(newest(world), "more")
+        assert (await anext(lines)).line.text == "more"
+
+
+async def test_a_follower_goes_on_from_anywhere_with_the_next_line(world: World, page: int) -> None:
+    async with world.reconciling():
+        builder, written = await long_runs(world, 2)
+        places = [(line.line.time, line.nth) for line in await first(follow(world, builder, tail=None), len(written))]
+        assert len(set(places)) == len(written)
+        for number, (since, nth) in enumerate(places):
+            again = await first(follow(world, builder, tail=None, since=since), len(written) - number + nth - 1)
+            assert [line.line.text for line in again[nth - 1 :]] == written[number:]
+        for tail in (1, 2, 7, 20):
+            last = await first(follow(world, builder, tail=tail), tail)
+            assert [(line.line.time, line.nth) for line in last] == places[-tail:]
+
+
+async def first(lines: AsyncIterator[FollowedLine], count: int) -> list[FollowedLine]:
+    return [await anext(lines) for _ in range(count)]
+
+
+async def test_runs_at_the_same_time_are_told_in_order_of_time(world: World, page: int) -> None:
+    async with world.reconciling():
+        builder, _ = await long_runs(world, 2)
+        begin = world.clock.now()
+        for parity, (_, lines) in enumerate(world.engine.logs.values()):
+            numbers = range(parity, 40, 2)
+            lines[:] = [LogLine(begin + timedelta(seconds=n), LogStream.STDOUT, str(n)) for n in numbers]
+        for tail, count in ((None, 40), (40, 40), (23, 23)):
+            told = await first(follow(world, builder, tail=tail), count)
+            assert [line.line.text for line in told] == [str(number) for number in range(40 - count, 40)]
+
+
+@pytest.mark.parametrize("stream", [None, *LogStream])
+@pytest.mark.parametrize("seconds", [None, 0, 2, 4])
+@pytest.mark.parametrize("tail", [1, 4, 100])
+async def test_a_follower_begins_with_what_is_read(
+    world: World, monkeypatch: pytest.MonkeyPatch, tail: int, seconds: int | None, stream: LogStream | None
+) -> None:
+    monkeypatch.setattr(logs, "PAGE", 2)
+    monkeypatch.setattr(logs, "LOOK_BACK", 1)
+    async with world.reconciling():
+        builder = await two_runs(world)
+        since = None if seconds is None else world.clock.now() - timedelta(seconds=seconds)
+        filters = {"tail": tail, "since": since, "stream": stream}
+        expected = await read(world, builder, **filters)
+        reader = Reader(follow(world, builder, **filters))
+        await world.until(lambda: len(reader.told) >= len(expected))
+        for kind in (LogStream.STDOUT, LogStream.STDERR):
+            world.engine.print(newest(world), f"more {kind}", stream=kind)
+        more = [f"more {kind}" for kind in (LogStream.STDOUT, LogStream.STDERR) if stream in (None, kind)]
+        await world.until(lambda: reader.told == expected + more)
+        reader.task.cancel()
+
+
+async def test_the_log_of_an_installer_is_read_in_pages_too(
+    world: World, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    from builderd.adapters.stores.sql.build_logs import BuildLogs
+
+    async with world.reconciling():
+        builder = await two_runs(world)
+        later = [LogLine(world.clock.now(), LogStream.BUILD, str(number)) for number in range(12)]
+        await world.application.store.write(lambda uow: uow.build_logs.add(builder.id, 1, later))
+        limits, real = [], BuildLogs.following
+
+        def following(self: BuildLogs, builder: BuilderId, after: int, limit: int) -> Sequence[Any]:
+            limits.append(limit)
+            return real(self, builder, after, limit)
+
+        monkeypatch.setattr(BuildLogs, "following", following)
+        reader = Reader(follow(world, builder, tail=None, stream=LogStream.BUILD))
+        await world.until(lambda: reader.told == ["Installing", *(str(number) for number in range(12))])
+        assert set(limits) == {page}
+        reader.task.cancel()
+
+
+async def test_a_follower_that_is_behind_ends_with_its_builder(world: World, page: int) -> None:
+    async with world.reconciling():
+        builder, written = await long_runs(world)
+        lines = follow(world, builder, tail=None)
+        told = [(await anext(lines)).line.text]
+        await world.reached(builders.delete, builder)
+        async with asyncio.timeout(30):
+            told += [line.line.text async for line in lines]
+        assert told == written[: len(told)]
+
+
+async def test_filtered_lines_are_read_in_pages(world: World, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+    monkeypatch.setattr(logs, "LOOK_BACK", 1, raising=False)
+    async with world.reconciling():
+        builder, written = await long_runs(world)
+        taken = Taken(world, monkeypatch)
+        assert await read(world, builder, stream=LogStream.STDOUT) == written
+        assert await read(world, builder, stream=LogStream.STDERR) == []
+        assert max(taken.pages) <= page

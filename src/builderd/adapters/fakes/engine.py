@@ -21,7 +21,7 @@ from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
-from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.logs import LogLine, LogPage, LogStream
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import (
@@ -412,14 +412,24 @@ class FakeEngine(FakeDiskFiles):
         return SandboxUsage(found.cpu_seconds, 20_000_000, used, 1_000, 2_000, 2)
 
     async def read_log(
-        self, sandbox: SandboxId, cursor: str = "", tail: int | None = None
-    ) -> tuple[Sequence[LogLine], str]:
+        self,
+        sandbox: SandboxId,
+        cursor: str = "",
+        *,
+        tail: int | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> LogPage:
         self._called("read_log", sandbox)
         lines = self.logs[sandbox][1] if sandbox in self.logs else []
-        unread = lines[int(cursor or 0) :]
+        start, end = int(cursor or 0), len(lines)
+        if since is not None:
+            start = max(start, next((number for number, line in enumerate(lines) if line.time >= since), end))
         if tail is not None:
-            unread = unread[max(len(unread) - tail, 0) :]
-        return unread, str(len(lines)) if lines else cursor
+            start = max(start, end - tail)
+        if limit is not None:
+            end = min(start + limit, end)
+        return LogPage(lines[start:end], str(end) if lines else cursor, end < len(lines))
 
     async def delete_logs(self, builder: BuilderId) -> None:
         self._called("delete_logs", builder)

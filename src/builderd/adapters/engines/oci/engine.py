@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -26,7 +27,7 @@ from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidStat
 from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
-from builderd.domain.logs import LogLine
+from builderd.domain.logs import LogPage
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
@@ -328,12 +329,18 @@ class OciEngine:
             return 0
 
     async def read_log(
-        self, sandbox: SandboxId, cursor: str = "", tail: int | None = None
-    ) -> tuple[Sequence[LogLine], str]:
+        self,
+        sandbox: SandboxId,
+        cursor: str = "",
+        *,
+        tail: int | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> LogPage:
         if not is_name(sandbox):
-            return [], cursor
+            return LogPage([], cursor, more=False)
         ended = self._running(sandbox) is None
-        return await asyncio.to_thread(self._here.logs.read, sandbox, cursor, ended, tail)
+        return await asyncio.to_thread(self._here.logs.read, sandbox, cursor, ended, tail, since, limit)
 
     async def delete_logs(self, builder: BuilderId) -> None:
         await to_its_end(self._here.logs.delete, builder)

@@ -10,14 +10,17 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from builderd.domain.ids import BuilderId, SandboxId
-from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.logs import LogLine, LogPage, LogStream
 
 #: Earlier logs that are kept of a builder, which may have been restarted many times.
 KEPT_LOGS = 10
@@ -25,7 +28,10 @@ KEPT_LOGS = 10
 MAX_LINE = 1 << 20
 #: So many records more are read than lines were asked for, since a line may have begun some records earlier.
 _MARGIN = 64
+#: A page ends with the line with which it has so many characters.
+PAGE_SIZE = 1 << 18
 Content = bytes | mmap.mmap
+_NEVER = datetime.max.replace(tzinfo=UTC)
 _STREAMS = {b"stdout": LogStream.STDOUT, b"stderr": LogStream.STDERR}
 
 
@@ -66,13 +72,19 @@ class Logs:
         return log
 
     def read(
-        self, sandbox: SandboxId, cursor: str, ended: bool, tail: int | None = None
-    ) -> tuple[Sequence[LogLine], str]:
-        """Complete lines after the cursor, and the next one; of an ended sandbox also a last line without its end."""
+        self,
+        sandbox: SandboxId,
+        cursor: str,
+        ended: bool,
+        tail: int | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> LogPage:
+        """Complete lines after the cursor, as ``Engine.read_log``; of an ended one also a last line without its end."""
         log = next(self._root.glob(f"*/{sandbox}.log"), None)
         if log is None:
-            return [], cursor
-        return read_generations(_generations(log), Cursor.parse(cursor), ended, tail)
+            return LogPage([], cursor, more=False)
+        return read_generations(_generations(log), Cursor.parse(cursor), ended, tail, since, limit)
 
     def delete(self, builder: BuilderId) -> None:
         """Idempotent."""
@@ -106,55 +118,111 @@ def _map(file: BinaryIO) -> Content:
     return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+class _Generation(NamedTuple):
+    """``whole``: no more will come."""
+
+    key: str
+    content: Content
+    whole: bool
+
+
+class _Place(NamedTuple):
+    """After ``skip`` complete lines from the offset on in the generation with this number."""
+
+    generation: int = 0
+    offset: int = 0
+    skip: int = 0
+
+
 def read_generations(
-    contents: Sequence[Content], cursor: Cursor, ended: bool, tail: int | None = None
-) -> tuple[Sequence[LogLine], str]:
-    """Lines from the cursor on over one or two generations, with ``tail`` only so many of the last ones.
+    contents: Sequence[Content],
+    cursor: Cursor,
+    ended: bool,
+    tail: int | None = None,
+    since: datetime | None = None,
+    limit: int | None = None,
+) -> LogPage:
+    """Lines from the cursor on over one or two generations, as ``Engine.read_log``.
 
     A generation that was lost is passed over.
     """
-    keys = [_key(content) for content in contents]
-    if cursor.generation in keys:
-        start = keys.index(cursor.generation)
-    else:
-        start = len(contents) - 1 if cursor.generation else 0
-        cursor = Cursor()
-    found: list[LogLine] = []
-    next_cursor = cursor
-    for index in reversed(range(start, len(contents))):
-        missing = None if tail is None else tail - len(found)
-        if missing is not None and missing <= 0 and index < len(contents) - 1:
-            break
-        newest, at = index == len(contents) - 1, cursor if index == start else Cursor()
-        lines, offset, skip = _read_last(contents[index], at, ended or not newest, missing)
-        found[:0] = lines
-        if newest:
-            next_cursor = Cursor(keys[index], offset, skip)
-    return found, str(next_cursor)
+    newest = len(contents) - 1
+    generations = [_Generation(_key(one), one, ended or number < newest) for number, one in enumerate(contents)]
+    place = _place(generations, cursor)
+    # One that has just taken the place of a full one has nothing yet that would name it.
+    generations = [one for one in generations if one.key]
+    if since is not None:
+        place = max(place, _since(generations, since))
+    if tail is not None:
+        place = _before_last(generations, place, tail)
+    return _read_on(generations, place, cursor, limit)
 
 
-def _read_last(content: Content, cursor: Cursor, whole: bool, count: int | None) -> tuple[list[LogLine], int, int]:
-    """As ``parse_log``, with only the last ``count`` lines: read from so near the end that they are whole."""
-    if count is None:
-        return parse_log(content, cursor.offset, cursor.skip, whole)
+def _place(generations: Sequence[_Generation], cursor: Cursor) -> _Place:
+    for number, generation in enumerate(generations):
+        if generation.key and generation.key == cursor.generation:
+            return _Place(number, cursor.offset, cursor.skip)
+    return _Place(len(generations) - 1) if cursor.generation else _Place()
+
+
+def _since(generations: Sequence[_Generation], since: datetime) -> _Place:
+    """Some records before the first one of this time or later, since a line may have begun there."""
+    for number, (_, content, _) in reversed(list(enumerate(generations))):
+        offset = bisect_left(range(len(content)), since, key=partial(_time_at, content))
+        if offset > 0:
+            return _Place(number, _back(content, offset, _MARGIN))
+    return _Place()
+
+
+def _before_last(generations: Sequence[_Generation], first: _Place, count: int) -> _Place:
+    """Where the last ``count`` lines begin, or the first place where there are fewer."""
+    for number in reversed(range(first.generation, len(generations))):
+        at = first if number == first.generation else _Place(number)
+        offset, found = _near_end(generations[number], at.offset, count)
+        skipped = at.skip if offset == at.offset else 0
+        if found - skipped >= count:
+            return _Place(number, offset, found - count)
+        count -= found - skipped
+    return first
+
+
+def _near_end(generation: _Generation, offset: int, count: int) -> tuple[int, int]:
+    """So near the end that ``count`` whole lines and some more follow, though not before the offset; and how many."""
     records = count + _MARGIN
     while True:
-        start = max(_start_of_last(content, records), cursor.offset)
-        skip = cursor.skip if start == cursor.offset else 0
-        lines, offset, skip = parse_log(content, start, skip, whole)
-        if len(lines) >= count + (start > cursor.offset) or start == cursor.offset:
-            return lines[max(len(lines) - count, 0) :], offset, skip
+        start = max(_back(generation.content, len(generation.content), records), offset)
+        found = parse_log(generation.content, start, sys.maxsize, generation.whole).complete
+        if found > count or start == offset:
+            return start, found
         records *= 4
 
 
-def _start_of_last(content: Content, records: int) -> int:
-    """Where the last so many records begin."""
-    position = len(content)
+def _read_on(generations: Sequence[_Generation], place: _Place, cursor: Cursor, limit: int | None) -> LogPage:
+    found: list[LogLine] = []
+    more = False
+    for key, content, whole in generations[place.generation :]:
+        missing = None if limit is None else limit - len(found)
+        read = parse_log(content, place.offset, place.skip, whole, missing)
+        found += read.lines
+        cursor, more, place = Cursor(key, read.offset, read.skip), read.more, _Place()
+        if more:
+            break
+    return LogPage(found, str(cursor), more)
+
+
+def _back(content: Content, position: int, records: int) -> int:
+    """Where so many records before this one begin."""
     for _ in range(records + 1):
         position = content.rfind(b"\n", 0, position)
         if position < 0:
             return 0
     return position + 1
+
+
+def _time_at(content: Content, position: int) -> datetime:
+    """Of the record that has this byte, or the next that can be read."""
+    record = next(_records(content, content.rfind(b"\n", 0, position) + 1), None)
+    return record[0] if record else _NEVER
 
 
 def _key(content: Content) -> str:
@@ -170,31 +238,89 @@ class _Part:
         self.text = bytearray()
 
 
-def parse_log(content: Content, offset: int, skip: int, whole: bool) -> tuple[list[LogLine], int, int]:
+class Parsed(NamedTuple):
+    """Lines, and where to go on.
+
+    ``complete`` counts those that were skipped too. ``more``: there are records that were not looked at.
+    """
+
+    lines: list[LogLine]
+    offset: int
+    skip: int
+    complete: int
+    more: bool
+
+
+def parse_log(content: Content, offset: int, skip: int, whole: bool, limit: int | None = None) -> Parsed:
     """The lines from an offset on without the first ``skip`` of them, and where to go on.
 
     Where a line is still open, one goes on from its beginning and skips those that were complete. ``whole``: no more
-    will come, so what is open is a line.
+    will come, so what is open is a line. With ``limit`` at most a page.
     """
-    parts: dict[LogStream, _Part] = {}
-    lines: list[LogLine] = []
-    complete: list[int] = []
-    position = offset
-    for time, stream, flag, text, end in _records(content, offset):
-        part = parts.setdefault(stream, _Part(position, time))
+    parsing = _Parsing(offset, skip)
+    for record in _records(content, offset):
+        if limit is not None and parsing.is_full(limit):
+            return parsing.page()
+        parsing.add(*record)
+    # What is open at the end makes a page of its own.
+    return parsing.page() if whole and limit is not None and parsing.has_rest(limit) else parsing.end(whole)
+
+
+class _Parsing:
+    """Puts lines together from records that follow each other."""
+
+    def __init__(self, offset: int, skip: int) -> None:
+        self._position = offset
+        self._skip = skip
+        self._lines: list[LogLine] = []
+        self._size = 0
+        self._complete = 0
+        self._parts: dict[LogStream, _Part] = {}
+        #: Where no line was open last and after how many, and where lines became complete since.
+        self._seam = (offset, 0)
+        self._ends: list[int] = []
+
+    def is_full(self, limit: int) -> bool:
+        return self._complete >= self._skip and (len(self._lines) >= limit or self._size >= PAGE_SIZE)
+
+    def has_rest(self, limit: int) -> bool:
+        """Whether lines are open at the end that this page is not for: it has others, or is to have none."""
+        rest = self._complete + len(self._parts) - max(self._complete, self._skip)
+        return rest > 0 and (limit == 0 or bool(self._lines))
+
+    def add(self, time: datetime, stream: LogStream, flag: bytes, text: bytes, end: int) -> None:
+        part = self._parts.setdefault(stream, _Part(self._position, time))
         part.text += text
         if flag == b"F" or len(part.text) > MAX_LINE:
-            lines.append(_line(stream, parts.pop(stream)))
-            complete.append(position)
-        position = end
-    if whole:
-        lines.extend(_line(stream, part) for stream, part in parts.items())
-        return lines[skip:], position, 0
-    for stream in [stream for stream, part in parts.items() if position - part.offset > MAX_LINE]:
-        lines.append(_line(stream, parts.pop(stream)))
-        complete.append(position)
-    resume = min((part.offset for part in parts.values()), default=position)
-    return lines[skip:], resume, sum(1 for start in complete if start >= resume)
+            self._close(stream)
+            self._ends.append(self._position)
+        self._position = end
+        if not self._parts:
+            self._ends.clear()
+            self._seam = (end, len(self._lines))
+
+    def page(self) -> Parsed:
+        """What there is so far. It ends where no line is open, if it can: what began first is told first."""
+        offset, count = self._seam
+        if self._parts and count:
+            return Parsed(self._lines[:count], offset, 0, self._complete, more=True)
+        return self.end(whole=False)._replace(more=True)
+
+    def end(self, whole: bool) -> Parsed:
+        for stream, part in list(self._parts.items()):
+            if whole or self._position - part.offset > MAX_LINE:
+                self._close(stream)
+        resume = min((part.offset for part in self._parts.values()), default=self._position)
+        skip = sum(1 for end in self._ends if end >= resume)
+        return Parsed(self._lines, resume, skip, self._complete, more=False)
+
+    def _close(self, stream: LogStream) -> None:
+        part = self._parts.pop(stream)
+        self._complete += 1
+        if self._complete > self._skip:
+            line = _line(stream, part)
+            self._lines.append(line)
+            self._size += len(line.text)
 
 
 class Lines:

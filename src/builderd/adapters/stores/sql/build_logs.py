@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select
 
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import build_logs
@@ -15,9 +16,13 @@ from builderd.domain.logs import LogLine
 _of_builder = build_logs.c.builder_id == bindparam("builder")
 
 _INSERT = insert(build_logs)
-_SELECT = select(build_logs).where(_of_builder).order_by(build_logs.c.id)
-_FOLLOWING = _SELECT.where(build_logs.c.id > bindparam("after"))
-_LAST = select(build_logs).where(_of_builder).order_by(build_logs.c.id.desc()).limit(bindparam("limit"))
+_FOLLOWING = (
+    select(build_logs)
+    .where(_of_builder, build_logs.c.id > bindparam("after"))
+    .order_by(build_logs.c.id)
+    .limit(bindparam("limit"))
+)
+_NEWEST_FIRST = select(build_logs).where(_of_builder).order_by(build_logs.c.id.desc())
 _LAST_ID = select(func.max(build_logs.c.id)).where(_of_builder)
 _OLDEST = select(build_logs.c.id, build_logs.c.time).order_by(build_logs.c.id).limit(bindparam("limit")).subquery()
 _EXPIRE = delete(build_logs).where(
@@ -35,24 +40,28 @@ class BuildLogs:
             rows = [{"builder_id": builder, "version": version, **row_of(line)} for line in lines]
             self._connection.execute(_INSERT, rows)
 
-    def list(self, builder: BuilderId) -> Sequence[tuple[int, LogLine]]:
-        rows = self._connection.execute(_SELECT, {"builder": builder})
-        return [(row.version, LogLine(row.time, row.stream, row.text)) for row in rows]
-
     def last(self, builder: BuilderId, count: int, since: datetime | None = None) -> Sequence[tuple[int, LogLine]]:
-        statement = _LAST if since is None else _LAST.where(build_logs.c.time >= since)
-        rows = self._connection.execute(statement, {"builder": builder, "limit": count}).all()
+        rows = self._connection.execute(_last(since).limit(count), {"builder": builder}).all()
         return [(row.version, LogLine(row.time, row.stream, row.text)) for row in reversed(rows)]
 
-    def following(self, builder: BuilderId, after: int) -> Sequence[tuple[int, int, LogLine]]:
-        rows = self._connection.execute(_FOLLOWING, {"builder": builder, "after": after})
-        return [(row.id, row.version, LogLine(row.time, row.stream, row.text)) for row in rows]
+    def before_last(self, builder: BuilderId, count: int | None, since: datetime | None = None) -> tuple[int, int]:
+        ids = _last(since).with_only_columns(build_logs.c.id).limit(count).subquery()
+        values = {"builder": builder}
+        first, found = self._connection.execute(select(func.min(ids.c.id), func.count()), values).one()
+        if found == 0:
+            return self._connection.execute(_LAST_ID, values).scalar_one() or 0, 0
+        return first - 1, found
 
-    def last_id(self, builder: BuilderId) -> int:
-        return self._connection.execute(_LAST_ID, {"builder": builder}).scalar_one() or 0
+    def following(self, builder: BuilderId, after: int, limit: int) -> Sequence[tuple[int, int, LogLine]]:
+        rows = self._connection.execute(_FOLLOWING, {"builder": builder, "after": after, "limit": limit})
+        return [(row.id, row.version, LogLine(row.time, row.stream, row.text)) for row in rows]
 
     def expire(self, before: datetime, limit: int) -> int:
         return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
 
     def delete(self, builder: BuilderId) -> None:
         self._connection.execute(_DELETE, {"builder": builder})
+
+
+def _last(since: datetime | None) -> Select[Any]:
+    return _NEWEST_FIRST if since is None else _NEWEST_FIRST.where(build_logs.c.time >= since)

@@ -114,13 +114,11 @@ async def _followed(
 ) -> AsyncGenerator[bytes]:
     since, tail = (after.time, None) if after else (query.since, query.tail)
     lines = logs.follow(application, tenant_id, uuid, tail=tail, since=since, stream=query.stream)
-    place = Place(EPOCH, 0)
     with listeners.one_more(tenant_id):
         async with aclosing(lines):
             async for line in lines:
-                time = line.line.time
-                place = Place(time, place.nth + 1 if time == place.time else 1)
-                if after is None or time != after.time or place.nth > after.nth:
+                place = Place(line.line.time, line.nth)
+                if after is None or place.time != after.time or place.nth > after.nth:
                     yield event("line", _shown(line).model_dump_json(), str(place))
 
 

@@ -15,11 +15,11 @@ from tests.service import MINIMAL, Service, listening
 
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.ids import SandboxId
-from builderd.domain.logs import LogStream
+from builderd.domain.logs import LogLine, LogStream
 from builderd.doors.http import streams
 from builderd.doors.http.v1 import logs as door
 from builderd.services import logs
-from builderd.wire.v1.logs import LogLine
+from builderd.wire.v1 import logs as wire
 
 BUILDERS = "/api/v1/builders"
 
@@ -57,7 +57,7 @@ async def test_an_answer_is_made_beside_other_requests(
 ) -> None:
     threads, shown = set(), door._shown
 
-    def watched(line: logs.VersionedLine) -> LogLine:
+    def watched(line: logs.VersionedLine) -> wire.LogLine:
         threads.add(threading.current_thread())
         return shown(line)
 
@@ -153,6 +153,19 @@ async def test_a_broken_stream_goes_on_where_it_was(real: httpx.AsyncClient, ser
     headers = {"Last-Event-ID": follower.last_id}
     async with real.stream("GET", path, params={"follow": True, "tail": 0}, headers=headers) as response:
         assert await Follower(response).texts(2) == ["two", "three"]
+
+
+async def test_a_stream_of_the_last_lines_goes_on_where_it_was_in_the_midst_of_a_moment(
+    real: httpx.AsyncClient, service: Service, path: str
+) -> None:
+    time = datetime.now(UTC)
+    service.engine.logs[sandbox(service)][1].extend(LogLine(time, LogStream.STDOUT, str(n)) for n in range(9))
+    async with real.stream("GET", path, params={"follow": True, "tail": 4}) as response:
+        follower = Follower(response)
+        assert await follower.texts(2) == ["5", "6"]
+    headers = {"Last-Event-ID": follower.last_id}
+    async with real.stream("GET", path, params={"follow": True}, headers=headers) as response:
+        assert await Follower(response).texts(2) == ["7", "8"]
 
 
 @pytest.mark.parametrize("event_id", ["", "0-0"])

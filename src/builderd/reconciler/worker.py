@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.candidates import side_step
-from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
+from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity, StoreUnavailable
 from builderd.domain.ids import BuilderId
 from builderd.domain.steps import (
     AwaitListening,
@@ -199,8 +199,11 @@ class Worker:
     # Troubles
 
     async def _trouble(self, error: Exception) -> datetime | None:
-        """When to try again; None to look again at once, after the run was given up."""
-        self._crew.troubles[self._id] += 1
+        """When to try again; None to look again at once, after the run was given up.
+
+        No run is given up for a database that is away: it says nothing of the run.
+        """
+        self._crew.troubles[self._id] += not isinstance(error, StoreUnavailable)
         troubles = self._crew.troubles[self._id]
         log.warning("builder %s: a step failed (%d since it was at rest)", self._id, troubles, exc_info=error)
         builder = await self._app.store.read(lambda uow: uow.builders.get(self._id))

@@ -13,7 +13,7 @@ from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Builder, Desired, Status
-from builderd.domain.errors import EngineUnavailable, NoCapacity
+from builderd.domain.errors import EngineUnavailable, NoCapacity, StoreUnavailable
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.previews import Route, RouteState
@@ -81,6 +81,15 @@ async def test_a_run_is_given_up_after_four_troubles_and_says_why(world: World) 
     assert world.called("start") == 4
     rests = await world.builder(builder)
     assert (rests.status, rests.desired, rests.failure_code) == (Status.FAILED, Desired.STOPPED, "engine_unavailable")
+
+
+async def test_no_run_is_given_up_for_a_database_that_is_away(world: World) -> None:
+    away = StoreUnavailable("The database does not answer.")
+    async with world.reconciling():
+        builder = await world.ask()
+        world.engine.fail_next("start", *[away] * 4, DOWN, away, DOWN, away, DOWN)
+        up = await pass_time(world, asyncio.create_task(world.outcome(builder)))
+    assert up.status is Status.RUNNING
 
 
 async def test_pauses_between_troubles_grow(world: World) -> None:

@@ -216,5 +216,23 @@ async def test_nothing_is_left_of_a_command(engine: OciEngine, sandbox: SandboxI
     await asyncio.gather(run(engine, sandbox, "true"), run(engine, sandbox, "sleep 0.1"))
     assert not list(engine._here.runs.places.bundle(sandbox).glob("exec-*"))
     assert (await run(engine, sandbox, COUNT_DAEMONS)).output == "0\n"
-    group = Path("/sys/fs/cgroup/pids", engine._here.cgroups.path(sandbox).lstrip("/"))
-    assert not list(group.glob("exec-*"))
+    assert not groups_of_commands(engine, sandbox)
+
+
+def groups_of_commands(engine: OciEngine, sandbox: SandboxId) -> list[Path]:
+    folder = engine._here.cgroups._directory("pids", sandbox)
+    assert folder.is_dir()
+    return list(folder.glob("exec-*"))
+
+
+async def test_commands_that_leave_something_behind_leave_their_group_only_while_it_goes_on(
+    engine: OciEngine, sandbox: SandboxId
+) -> None:
+    for _ in range(5):
+        await run(engine, sandbox, "sleep 0.5 >/dev/null 2>&1 &")
+    await run(engine, sandbox, "tail -f /dev/null >/dev/null 2>&1 &")
+    assert groups_of_commands(engine, sandbox)
+    async with asyncio.timeout(PATIENCE):
+        while len(groups_of_commands(engine, sandbox)) > 1:
+            await run(engine, sandbox, "true")
+    assert (await run(engine, sandbox, "pgrep -c tail")).output == "1\n", "what goes on keeps its own"

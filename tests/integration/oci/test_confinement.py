@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.contract.engine.apps import App
 from tests.engines import PATIENCE, execute, make_spec, until_state
 
 from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.exits import Exits
 from builderd.adapters.engines.oci.machine import OciSettings
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import SandboxId, new_sandbox_id
@@ -69,6 +71,40 @@ async def test_its_first_process_is_known_to_take_signals(engine: OciEngine) -> 
     assert record
     assert record.process
     assert await record.process.wait_until_hearing(PATIENCE)
+
+
+#: Takes what is counted for root of the host until no more is given, at most so much, and keeps it; tells how much.
+HOARD = """
+import ctypes, os, resource, signal, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+kind, most = sys.argv[1], int(sys.argv[2])
+taken = 0
+try:
+    while taken < most and (os.open("/dev/ptmx", 2) if kind == "terminals" else ctypes.CDLL(None).inotify_init()) >= 0:
+        taken += 1
+except OSError:
+    pass
+print(taken, flush=True)
+if most > 1:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("inotify", 128), ("terminals", 256)])
+async def test_what_the_kernel_counts_for_all_is_not_one_sandbox_s_to_take(
+    engine: OciEngine, kind: str, limit: int
+) -> None:
+    greedy, neighbour = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
+    for spec in (greedy, neighbour):
+        await engine.start(spec)
+    hoard = f"python3 -c {shlex.quote(HOARD)} {kind}"
+    until = "until [ -s /tmp/taken ]; do sleep 0.1; done; cat /tmp/taken"
+    taken = await inside(engine, greedy.id, f"{hoard} 5000 > /tmp/taken 2>&1 & {until}")
+    assert 0 < int(taken) <= limit
+    assert await inside(engine, neighbour.id, f"{hoard} 1") == "1\n"
+    exits = Exits(engine._here.runs.records.exits, lambda _: False)
+    exits.open()
+    exits.close()
 
 
 async def test_app_persists_and_the_rest_does_not_whatever_uids_it_gets(engine: OciEngine) -> None:

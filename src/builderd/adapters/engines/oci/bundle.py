@@ -28,7 +28,8 @@ _MOUNTS = (
         "destination": "/dev/pts",
         "type": "devpts",
         "source": "devpts",
-        "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+        # The kernel counts those of all sandboxes together.
+        "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "max=256"],
     },
 )
 _MASKED = (

@@ -19,6 +19,8 @@ from builderd.adapters.engines.oci.moves import QuickMoves
 from builderd.adapters.engines.oci.processes import read_proc
 
 ROOT = Path("/sys/fs/cgroup")
+#: How the names of groups within a sandbox's begin.
+INNER = "exec-"
 _CONTROLLERS = ("cpu", "memory", "pids")
 #: A fifth of one CPU for the copying of one log.
 _SHIM_QUOTA, _PERIOD = 20_000, 100_000
@@ -89,10 +91,13 @@ class Cgroups:
             directory.mkdir(exist_ok=True)
             (directory / "cgroup.procs").write_text(str(pid))
 
-    def discard_inner(self, name: str, inner: str) -> None:
-        """Remove such a group, unless background processes are in it still: then it goes with the sandbox's."""
-        with contextlib.suppress(OSError):
-            self._directory("pids", f"{name}/{inner}").rmdir()
+    def discard_inner(self, name: str) -> None:
+        """Remove such groups as far as nothing is in them any more. A background process keeps its own for as long as
+        it goes on; one that was left of an earlier one goes now, so that there are no more than processes."""
+        with contextlib.suppress(FileNotFoundError):
+            for group in self._directory("pids", name).glob(f"{INNER}*"):
+                with contextlib.suppress(OSError):
+                    group.rmdir()
 
     def usage(self, name: str) -> CgroupUsage | None:
         """None when there is no such group."""
@@ -165,9 +170,14 @@ class Cgroups:
         directory = self._directory("memory", name)
         with contextlib.suppress(OSError):
             if self.version == 2:
-                # A running sandbox may not swap: its limit is one of memory and swap together.
-                _set(directory / "memory.swap.max", "max")
-                _set(directory / "memory.reclaim", (directory / "memory.current").read_text().strip())
+                # A running sandbox may not swap: its limit is one of memory and swap together. What was moved out in an
+                # earlier sleep and not used since is there still.
+                limit, used, moved = (
+                    int(_read(directory / f"memory.{what}")) for what in ("max", "current", "swap.current")
+                )
+                _set(directory / "memory.swap.max", str(limit))
+                if (amount := min(used, limit - moved)) > 0:
+                    _set(directory / "memory.reclaim", str(amount))
             else:
                 _set(directory / "memory.force_empty", "0")
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from builderd.adapters.engines.oci import command
 from builderd.adapters.engines.oci.bundle import make_process
+from builderd.adapters.engines.oci.cgroups import INNER
 from builderd.adapters.engines.oci.json_files import write_json
 from builderd.adapters.engines.oci.launching import Ended
 from builderd.adapters.engines.oci.processes import open_files
@@ -80,7 +81,7 @@ class Execution:
         self._record = record
         self._spec = spec
         self._runtime = runs.runtime(record)
-        self._name = f"exec-{secrets.token_hex(4)}"
+        self._name = f"{INNER}{secrets.token_hex(4)}"
         self._folder = runs.places.bundle(record.id)
         self._pid_file = self._folder / f"{self._name}.pid"
         self._document = self._folder / f"{self._name}.json"
@@ -225,7 +226,7 @@ class Execution:
         self._document.unlink(missing_ok=True)
         self._pid_file.unlink(missing_ok=True)
         if not self._runtime.is_gvisor:
-            self._runs.cgroups.discard_inner(self._record.id, self._name)
+            self._runs.cgroups.discard_inner(self._record.id)
 
     def _close_streams(self) -> None:
         for stream in (self._input, self._output, self._errors):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from builderd.adapters.engines.oci.processes import Process
 from builderd.adapters.engines.oci.records import is_name
+from builderd.domain.errors import EngineUnavailable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _IN_CLOSE_WRITE = 0x8
@@ -34,12 +35,17 @@ class Exits:
         self._watches: dict[str, asyncio.Task[None]] = {}
 
     def open(self) -> None:
-        """Begin to look; needs a running event loop. Idempotent."""
+        """Begin to look; needs a running event loop. Idempotent. Raises ``EngineUnavailable``."""
         if self._inotify is not None:
             return
-        self._inotify = _checked(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
         mask = _IN_CLOSE_WRITE | _IN_MOVED_TO
-        _checked(_libc.inotify_add_watch(self._inotify, bytes(self._folder), mask))
+        try:
+            self._inotify = _checked(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
+            _checked(_libc.inotify_add_watch(self._inotify, bytes(self._folder), mask))
+        except OSError as error:
+            raise EngineUnavailable(
+                f"The ends of sandboxes cannot be seen: {error.strerror}. See fs.inotify.max_user_instances."
+            ) from error
         asyncio.get_running_loop().add_reader(self._inotify, self._read_events)
 
     def close(self) -> None:

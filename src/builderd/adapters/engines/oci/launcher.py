@@ -5,7 +5,7 @@ This server is started once (``python -m …launcher <descriptor of its socket>`
 and answers one JSON request per packet:
 
 ``maps``    have user namespaces for the idmapped mounts of one sandbox ready before they are needed.
-``attach``  connect the network namespace of a process to a bridge.
+``attach``  connect the network namespace of a process to a bridge, and limit what its user namespace takes of the host.
 ``run``     fork; the child enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
             executes a program.
             Answers when that program has ended, with its exit status and what went wrong before it.
@@ -46,6 +46,8 @@ from builderd.adapters.engines.oci.syscalls import (
 MAX_PACKET = 128 * 1024
 MAX_DESCRIPTORS = 8
 IDS = 65536
+#: What one user namespace may take of what the kernel counts for root of the host, all its descendants included.
+INOTIFY = {"max_inotify_instances": 128, "max_inotify_watches": 65536}
 UNIFIED = "/sys/fs/cgroup/unified"
 #: Exit status of a child that failed before it could execute its program; the answer says why.
 FAILED = 127
@@ -239,6 +241,7 @@ def user_namespace(inside: int, outside: int) -> int:
 
 def attach(pid: int, link: str, bridge: str, mac: str, ip: str, prefix: int, gateway: str, mtu: int) -> None:
     """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
+    limits = limit(pid)
     bridge_index = socket.if_nametoindex(bridge)
     home, inside = (os.open(f"/proc/{who}/ns/net", os.O_RDONLY | os.O_CLOEXEC) for who in ("self", pid))
     try:
@@ -256,6 +259,22 @@ def attach(pid: int, link: str, bridge: str, mac: str, ip: str, prefix: int, gat
     finally:
         os.close(home)
         os.close(inside)
+        _, status = os.waitpid(limits, 0)
+    if status:
+        raise OSError(0, "the user namespace cannot be limited (see /proc/sys/user)")
+
+
+def limit(pid: int) -> int:
+    """Limit the user namespace of a process. The number of the child that does it: who enters one never comes back."""
+    if (child := os.fork()) == 0:
+        try:
+            setns(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY), CLONE_NEWUSER)
+            for name, most in INOTIFY.items():
+                write(f"/proc/sys/user/{name}", str(most))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
 
 
 def configure_inside(ip: str, prefix: int, gateway: str) -> None:

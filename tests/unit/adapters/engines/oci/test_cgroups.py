@@ -150,13 +150,17 @@ def test_a_group_that_is_gone_is_not_frozen(v1: Path, v2: Path) -> None:
         assert not list(root.rglob("cd"))
 
 
-def test_on_version_2_memory_may_be_swapped_while_it_is_frozen_only(v2: Path) -> None:
+@pytest.mark.parametrize(("moved", "reclaimed"), [(0, "4096"), (6000, "4000"), (10_000, "")])
+def test_on_version_2_memory_may_be_swapped_while_it_is_frozen_only_and_not_beyond_its_limit(
+    v2: Path, moved: int, reclaimed: str
+) -> None:
     group = v2 / "builderd-x/ab"
-    for name, content in (("memory.swap.max", ""), ("memory.reclaim", ""), ("memory.current", "4096\n")):
-        (group / name).write_text(content)
+    files = {"max": "10000\n", "current": "4096\n", "swap.current": f"{moved}\n", "swap.max": "", "reclaim": ""}
+    for name, content in files.items():
+        (group / f"memory.{name}").write_text(content)
     groups = Cgroups("x", v2)
     groups.reclaim("ab")
-    assert ((group / "memory.swap.max").read_text(), (group / "memory.reclaim").read_text()) == ("max", "4096")
+    assert ((group / "memory.swap.max").read_text(), (group / "memory.reclaim").read_text()) == ("10000", reclaimed)
     (group / "memory.swap.max").write_text("")
     groups.end_reclaim("ab")
     assert (group / "memory.swap.max").read_text() == "0"

@@ -420,10 +420,19 @@ class Leases(Protocol):
     def add(self, lease: Lease) -> None: ...
     def save(self, lease: Lease) -> None: ...
     def of_builder(self, builder: BuilderId) -> Sequence[Lease]:
-        """The oldest first, those that are over included until they are deleted."""
+        """The oldest first, those that are over included until they are removed."""
+
+    def lasting(self, builder: BuilderId, now: datetime) -> Sequence[Lease]:
+        """The oldest first, but for those that are over."""
+
+    def expire(self, builder: BuilderId, now: datetime) -> None:
+        """Remove those of the builder that are over."""
 
     def delete(self, lease: LeaseId) -> None:
         """Idempotent."""
+
+    def delete_of(self, builder: BuilderId) -> None:
+        """All of the builder."""
 
 
 class Uploads(Protocol):

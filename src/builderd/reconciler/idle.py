@@ -117,10 +117,9 @@ class Idleness:
         if builder is None:
             return False
         leases = uow.leases.of_builder(builder_id)
-        for lease in leases:
-            if lease.expires_at <= now:
-                builder = used(uow, builder, lease.expires_at)
-                uow.leases.delete(lease.id)
+        if ended := [lease.expires_at for lease in leases if lease.expires_at <= now]:
+            builder = used(uow, builder, max(ended))
+            uow.leases.expire(builder_id, now)
         verdict = self._judge(builder, leases, now)
         if verdict is None:
             return False

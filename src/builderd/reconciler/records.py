@@ -434,6 +434,7 @@ def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
     uow.build_logs.delete(builder.id)
     uow.qa_reports.delete(builder.id)
     uow.acceptances.delete(builder.id)
+    uow.leases.delete_of(builder.id)
     changed = statuses.change(uow, builder, Status.DELETED, builder.desired_reason, now)
     uow.builders.save(replace(changed, deleted_at=now))
 

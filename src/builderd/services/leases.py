@@ -26,6 +26,8 @@ def take(
     """
     if builder.desired is not Desired.RUNNING:
         raise InvalidState(f"The builder is {builder.status}: start it before you keep it busy.")
+    # What is over is a use until its end; what is recorded below is a later one.
+    uow.leases.expire(builder.id, now)
     if len(lasting(uow, builder, now)) >= MAX_LEASES:
         raise InvalidState(f"The builder has {MAX_LEASES} leases: renew one of them, or end one.")
     wake.rouse(uow, application, builder, User(actor, f"woken for a lease by {actor}"), now)
@@ -37,7 +39,7 @@ def take(
 
 def lasting(uow: UnitOfWork, builder: Builder, now: datetime) -> Sequence[Lease]:
     """Those that are not over, the oldest first."""
-    return [lease for lease in uow.leases.of_builder(builder.id) if lease.expires_at > now]
+    return uow.leases.lasting(builder.id, now)
 
 
 def renew(uow: UnitOfWork, builder: Builder, lease_id: str, seconds: int, reason: str | None, now: datetime) -> Lease:

@@ -1,4 +1,4 @@
-"""Leases are kept until they are deleted."""
+"""Leases are kept until they are removed."""
 
 from __future__ import annotations
 
@@ -28,3 +28,23 @@ async def test_leases_are_listed_the_oldest_first_changed_and_deleted(store: Sto
     await store.write(lambda uow: uow.leases.delete(first.id))
     assert len(await store.read(lambda uow: uow.leases.of_builder(one.id))) == 1
     assert await store.read(lambda uow: uow.leases.of_builder(other.id)) == []
+
+
+async def test_those_of_a_builder_that_are_over_go_and_no_others(store: Store) -> None:
+    one, other = await add_builder(store), await add_builder(store)
+    over = Lease(LeaseId("a"), one.id, "an import", "token ci", NOW, NOW + SECOND)
+    lasts = replace(over, id=LeaseId("b"), expires_at=NOW + 2 * SECOND)
+    theirs = replace(over, id=LeaseId("c"), builder_id=other.id)
+
+    def write(uow: UnitOfWork) -> None:
+        for lease in (lasts, over, theirs):
+            uow.leases.add(lease)
+
+    await store.write(write)
+    assert await store.read(lambda uow: uow.leases.of_builder(one.id)) == [over, lasts]
+    assert await store.read(lambda uow: uow.leases.lasting(one.id, NOW + SECOND)) == [lasts]
+    await store.write(lambda uow: uow.leases.expire(one.id, NOW + SECOND))
+    assert await store.read(lambda uow: uow.leases.of_builder(one.id)) == [lasts]
+    await store.write(lambda uow: uow.leases.delete_of(one.id))
+    assert await store.read(lambda uow: uow.leases.of_builder(one.id)) == []
+    assert await store.read(lambda uow: uow.leases.of_builder(other.id)) == [theirs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
@@ -12,13 +13,15 @@ from builderd.domain.ids import BuilderId
 from builderd.domain.leases import Lease, LeaseId
 
 _by_id = leases.c.id == bindparam("lease")
+_of_builder = leases.c.builder_id == bindparam("builder")
 
 _INSERT = insert(leases)
 _UPDATE = update(leases).where(_by_id)
 _DELETE = delete(leases).where(_by_id)
-_OF_BUILDER = (
-    select(leases).where(leases.c.builder_id == bindparam("builder")).order_by(leases.c.created_at, leases.c.id)
-)
+_OF_BUILDER = select(leases).where(_of_builder).order_by(leases.c.created_at, leases.c.id)
+_LASTING = _OF_BUILDER.where(leases.c.expires_at > bindparam("now"))
+_DELETE_OF = delete(leases).where(_of_builder)
+_EXPIRE = _DELETE_OF.where(leases.c.expires_at <= bindparam("now"))
 
 
 class Leases:
@@ -34,5 +37,15 @@ class Leases:
     def of_builder(self, builder: BuilderId) -> Sequence[Lease]:
         return [Lease(**row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder}).mappings()]
 
+    def lasting(self, builder: BuilderId, now: datetime) -> Sequence[Lease]:
+        rows = self._connection.execute(_LASTING, {"builder": builder, "now": now}).mappings()
+        return [Lease(**row) for row in rows]
+
+    def expire(self, builder: BuilderId, now: datetime) -> None:
+        self._connection.execute(_EXPIRE, {"builder": builder, "now": now})
+
     def delete(self, lease: LeaseId) -> None:
         self._connection.execute(_DELETE, {"lease": lease})
+
+    def delete_of(self, builder: BuilderId) -> None:
+        self._connection.execute(_DELETE_OF, {"builder": builder})

@@ -1,0 +1,62 @@
+"""A builder is busy until its leases are over, and keeps none that are."""
+
+from __future__ import annotations
+
+import pytest
+from tests.application import World
+
+from builderd.domain.builders import Builder
+from builderd.domain.errors import InvalidState
+from builderd.domain.leases import MAX_LEASES
+from builderd.ports.store import UnitOfWork
+from builderd.services import builders, leases
+
+
+async def take(world: World, builder: Builder, count: int, seconds: int = 1) -> None:
+    now, caller = world.clock.now(), world.caller
+
+    def write(uow: UnitOfWork) -> None:
+        locked = builders.get(uow, caller.tenant_id, builder.id, lock=True)
+        for _ in range(count):
+            leases.take(uow, world.application, locked, caller.actor, seconds, "an import", now)
+
+    await world.application.store.write(write)
+
+
+async def kept(world: World, builder: Builder) -> int:
+    return len(await world.read(lambda uow: uow.leases.of_builder(builder.id)))
+
+
+async def test_those_that_are_over_do_not_pile_up(world: World) -> None:
+    builder = await world.ask(auto_stop_interval=0)
+    for _ in range(3):
+        await take(world, builder, MAX_LEASES)
+        world.clock.move(2)
+    assert await kept(world, builder) == MAX_LEASES
+    await take(world, builder, 1)
+    assert await kept(world, builder) == 1
+
+
+async def test_one_that_is_forgotten_was_a_use_all_the_same(world: World) -> None:
+    builder = await world.ask()
+    await take(world, builder, 1)
+    world.clock.move(2)
+    await take(world, builder, 1)
+    assert (await world.builder(builder)).last_active_at == world.clock.now()
+
+
+async def test_what_is_refused_forgets_nothing(world: World) -> None:
+    builder = await world.ask()
+    await take(world, builder, 1)
+    world.clock.move(2)
+    with pytest.raises(InvalidState, match="100 leases"):
+        await take(world, builder, MAX_LEASES + 1)
+    assert await kept(world, builder) == 1
+
+
+async def test_a_deleted_builder_has_none(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await take(world, builder, 2, seconds=3600)
+        await world.reached(builders.delete, builder)
+    assert await kept(world, builder) == 0

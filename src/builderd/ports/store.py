@@ -225,8 +225,10 @@ class Ledger(Protocol):
 
     def current(self, builder: BuilderId) -> Segment | None: ...
     def of_builder(self, builder: BuilderId) -> Sequence[Segment]: ...
-    def of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Segment]]:
-        """By builder; those without a segment are left out."""
+    def of_builders(
+        self, builders: Sequence[BuilderId], since: datetime | None = None, until: datetime | None = None
+    ) -> Mapping[BuilderId, Sequence[Segment]]:
+        """Whole segments that reach into [since, until), by builder; those without one are left out."""
 
     def totals(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:
         """Of all their time up to now; those without a segment are left out. Costs no more for a long history."""

@@ -47,7 +47,7 @@ def _sums(
 ) -> Mapping[BuilderId, Sum]:
     if since is None and until is None:
         return uow.ledger.totals(builders, now)
-    ledger = uow.ledger.of_builders(builders)
+    ledger = uow.ledger.of_builders(builders, since, until)
     return {builder: total(segments, now, since, until) for builder, segments in ledger.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -12,7 +12,7 @@ import pytest
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_segment
 
 from builderd.domain.ids import BuilderId, new_id
-from builderd.domain.prices import Billing, Sum, total
+from builderd.domain.prices import Billing, Segment, Sum, total
 from builderd.ports.store import Store, UnitOfWork
 
 HOUR = timedelta(hours=1)
@@ -82,6 +82,29 @@ async def test_segments_of_many_builders_come_by_builder_oldest_first(store: Sto
     asked = [one.id, two.id, BuilderId(new_id())]
     found = await store.read(lambda uow: uow.ledger.of_builders(asked))
     assert found == {one.id: [early, late], two.id: [other]}
+
+
+async def test_only_the_segments_that_reach_into_the_span_come(store: Store) -> None:
+    one, other, later = [await add_builder(store) for _ in range(3)]
+    hours = [
+        make_segment(one.id, start=MAY + hour * HOUR, end=MAY + (hour + 1) * HOUR if hour < 4 else None)
+        for hour in range(5)
+    ]
+    long, late = make_segment(other.id, start=MAY - HOUR, end=JUNE), make_segment(later.id, start=JUNE)
+    await add(store, *hours, long, late)
+
+    async def found(since: datetime | None, until: datetime | None) -> Mapping[BuilderId, Sequence[Segment]]:
+        return await store.read(lambda uow: uow.ledger.of_builders([one.id, other.id, later.id], since, until))
+
+    # One that ends as the span begins is not in it, nor is one that begins as the span ends.
+    assert await found(MAY + HOUR, MAY + 3 * HOUR) == {one.id: hours[1:3], other.id: [long]}
+    between = MAY + 1.5 * HOUR
+    assert await found(between, between + SECOND) == {one.id: [hours[1]], other.id: [long]}
+    assert await found(MAY + 4 * HOUR, None) == {one.id: [hours[4]], other.id: [long], later.id: [late]}
+    assert await found(None, MAY + HOUR) == {one.id: hours[:1], other.id: [long]}
+    assert await found(JUNE, JUNE + HOUR) == {one.id: [hours[4]], later.id: [late]}
+    ever = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+    assert await found(*ever) == await found(None, None) == {one.id: hours, other.id: [long], later.id: [late]}
 
 
 async def test_no_builders_have_no_segments(store: Store) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from decimal import Decimal
+from itertools import combinations
 
 from tests.application import World
 
 from builderd.domain.builders import Builder
-from builderd.domain.prices import Billing, Segment
+from builderd.domain.prices import Billing, Segment, Sum, cents, rate_digits, total
 from builderd.services import builders, spending
 from builderd.services.spending import Spending
 
@@ -61,6 +62,28 @@ async def test_only_the_time_asked_for_counts(world: World) -> None:
     await pay(world, builder, Billing.RUNNING, 10, RUNNING)
     shown = await report(world, since=begun + 4 * HOUR, until=begun + 6 * HOUR)
     assert (shown.total_cost, shown.deployments[0][1].runtime_hours) == (Decimal("0.39"), Decimal(2))
+
+
+async def test_over_any_span_it_is_what_the_whole_ledger_says(world: World) -> None:
+    first, second, third = [await world.ask(name=name) for name in ("first", "second", "third")]
+    begun = world.clock.now()
+    for hours, billing, rate in ((3, Billing.RUNNING, RUNNING), (5, Billing.STOPPED, STOPPED)) * 3:
+        await pay(world, first, billing, hours, rate)
+    await pay(world, second, Billing.RUNNING, None, RUNNING)
+    world.clock.move(2.5 * 3600)
+    await pay(world, third, Billing.RUNNING, None, RUNNING)
+    world.clock.move(3600)
+    now, ids = world.clock.now(), [first.id, second.id, third.id]
+    ledger = await world.read(lambda uow: uow.ledger.of_builders(ids))
+    assert sorted(len(segments) for segments in ledger.values()) == [1, 1, 6]
+    marks = [None, *(begun + hours * HOUR for hours in (-1, 0, 1.5, 3, 8, 11, 24, 25, 26.5, 27.5, 30))]
+    for since, until in combinations([*marks, None], 2):
+        shown = await report(world, since, until)
+        sums = {one: total(segments, now, since, until) for one, segments in ledger.items()}
+        assert {builder.id: (cost.runtime_hours, cost.cost) for builder, cost in shown.deployments} == {
+            one: (rate_digits(spent.hours), cents(spent.money)) for one, spent in sums.items()
+        }
+        assert shown.total_cost == cents(sum(sums.values(), Sum()).money)
 
 
 async def test_a_tenant_does_not_see_what_others_spend(world: World) -> None:

@@ -30,10 +30,9 @@ _MONTHS_OF_BUILDERS = select(ledger_months).where(ledger_months.c.builder_id.in_
 _MONTHS_OF_TENANT = select(ledger_months).where(
     ledger_months.c.tenant_id == bindparam("tenant"), ledger_months.c.month == bindparam("month")
 )
-_OVER = _SELECT.where(
-    ledger.c.started_at < bindparam("until", type_=_at.type),
-    or_(ledger.c.ended_at.is_(None), ledger.c.ended_at > bindparam("since", type_=_at.type)),
-)
+_begins_before = ledger.c.started_at < bindparam("until", type_=_at.type)
+_ends_after = or_(ledger.c.ended_at.is_(None), ledger.c.ended_at > bindparam("since", type_=_at.type))
+_OVER = _SELECT.where(_begins_before, _ends_after)
 _SET_SPAN = (
     update(ledger)
     .where(ledger.c.id == bindparam("segment"))
@@ -130,12 +129,15 @@ class Ledger:
     def of_builder(self, builder: BuilderId) -> Sequence[Segment]:
         return [_segment(row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder}).mappings()]
 
-    def of_builders(self, builders: Sequence[BuilderId]) -> Mapping[BuilderId, Sequence[Segment]]:
+    def of_builders(
+        self, builders: Sequence[BuilderId], since: datetime | None = None, until: datetime | None = None
+    ) -> Mapping[BuilderId, Sequence[Segment]]:
+        bounds = [bound for bound, at in ((_ends_after, since), (_begins_before, until)) if at is not None]
+        statement, span = _OF_BUILDERS.where(*bounds), {"since": since, "until": until}
         found: dict[BuilderId, list[Segment]] = {}
         for start in range(0, len(builders), BATCH):
-            batch = {"builders": builders[start : start + BATCH]}
-            for row in self._connection.execute(_OF_BUILDERS, batch).mappings():
-                found.setdefault(row["builder_id"], []).append(_segment(row))
+            for segment in self._segments(statement, {"builders": builders[start : start + BATCH], **span}):
+                found.setdefault(segment.builder_id, []).append(segment)
         return found
 
     def totals(self, builders: Sequence[BuilderId], now: datetime) -> Mapping[BuilderId, Sum]:

@@ -266,7 +266,12 @@ class Events(Protocol):
 
 class Webhooks(Protocol):
     def add(self, webhook: Webhook) -> None: ...
-    def get(self, webhook: WebhookId, *, lock: bool = False) -> Webhook | None: ...
+    def get(self, webhook: WebhookId, *, lock: bool = False) -> Webhook | None:
+        """``lock`` keeps other writers of this row waiting until the unit of work ends.
+
+        Take it before the deliveries of the webhook are written, and save only what was read with it.
+        """
+
     def list(self, tenant: TenantId) -> Sequence[Webhook]:
         """Oldest first."""
 
@@ -410,7 +415,9 @@ class BackupKeys(Protocol):
     def add(self, key: BackupKey) -> None:
         """Raises ``Conflict`` when the tenant has one."""
 
-    def get(self, tenant: TenantId) -> BackupKey | None: ...
+    def get(self, tenant: TenantId, *, lock: bool = False) -> BackupKey | None:
+        """``lock`` keeps other writers of this row waiting until the unit of work ends."""
+
     def lacking(self) -> Sequence[TenantId]:
         """The tenants that have none."""
 

@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from builderd.domain.errors import BuilderdError
+from builderd.domain.errors import BuilderdError, StoreUnavailable
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import WebhookId
 from builderd.domain.webhooks import (
@@ -78,7 +78,12 @@ class Deliveries:
         """Make deliveries of what happened, and have those served that have some due."""
         store = self._app.store
         for webhook_id in await store.read(lambda uow: uow.webhooks.behind()):
-            await self._fan_out(webhook_id)
+            try:
+                await self._fan_out(webhook_id)
+            except StoreUnavailable:
+                raise  # it says nothing of this webhook
+            except Exception:
+                log.warning("no deliveries were made for webhook %s", webhook_id, exc_info=True)
         now = self._app.clock.now()
         for webhook_id in await store.read(lambda uow: uow.webhooks.due(now)):
             if webhook_id not in self._served:

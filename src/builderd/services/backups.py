@@ -347,9 +347,12 @@ async def _make_key(application: Application, tenant_id: TenantId) -> BackupKey:
 
 def reseal(uow: UnitOfWork, vault: Vault) -> int:
     """Seal the keys that are sealed with an earlier key of the vault with the present one; how many those were."""
-    stale = [one for one in uow.backup_keys.all() if not vault.is_current(one.sealed)]
-    for one in stale:
-        uow.backup_keys.save(replace(one, sealed=vault.seal(vault.open(one.sealed, one.place), one.place)))
+    stale = [one.tenant_id for one in uow.backup_keys.all() if not vault.is_current(one.sealed)]
+    for tenant_id in stale:
+        # As it is by now: what a check found meanwhile stays.
+        key = uow.backup_keys.get(tenant_id, lock=True)
+        if key is not None:
+            uow.backup_keys.save(replace(key, sealed=vault.seal(vault.open(key.sealed, key.place), key.place)))
     return len(stale)
 
 

@@ -58,9 +58,9 @@ def create(
     return placed, secret
 
 
-def get(uow: UnitOfWork, tenant_id: TenantId, webhook_id: str) -> Webhook:
+def get(uow: UnitOfWork, tenant_id: TenantId, webhook_id: str, *, lock: bool = False) -> Webhook:
     """``NotFound`` for a foreign, unknown or malformed id, all alike."""
-    webhook = uow.webhooks.get(WebhookId(webhook_id)) if is_id(webhook_id) else None
+    webhook = uow.webhooks.get(WebhookId(webhook_id), lock=lock) if is_id(webhook_id) else None
     if webhook is None or webhook.tenant_id != tenant_id:
         raise NotFound("There is no webhook of this id: list yours with GET /api/v1/webhooks.")
     return webhook
@@ -68,7 +68,8 @@ def get(uow: UnitOfWork, tenant_id: TenantId, webhook_id: str) -> Webhook:
 
 def delete(uow: UnitOfWork, caller: Caller, webhook_id: str, now: datetime) -> Webhook:
     """Remove it with its deliveries, those that wait included. Raises ``NotFound``."""
-    webhook = get(uow, caller.tenant_id, webhook_id)
+    # Locked before its deliveries go, so that none is made or recorded meanwhile.
+    webhook = get(uow, caller.tenant_id, webhook_id, lock=True)
     uow.webhooks.delete(webhook.id)
     uow.events.add(_event(webhook, "webhook.deleted", caller.actor, f"deleted by {caller.actor}", now))
     return webhook
@@ -89,10 +90,13 @@ def disabled(uow: UnitOfWork, webhook: Webhook, actor: str, now: datetime) -> No
 
 def reseal(uow: UnitOfWork, vault: Vault) -> int:
     """Seal anew what is sealed with an earlier key; how many those were."""
-    stale = [one for one in uow.webhooks.all() if not vault.is_current(one.secret)]
-    for one in stale:
-        place = place_of(one)
-        uow.webhooks.save(replace(one, secret=vault.seal(vault.open(one.secret, place), place)))
+    stale = [one.id for one in uow.webhooks.all() if not vault.is_current(one.secret)]
+    for webhook_id in stale:
+        # As it is by now: its place may have moved on, and to move it back would tell it everything twice.
+        webhook = uow.webhooks.get(webhook_id, lock=True)
+        if webhook is not None:
+            place = place_of(webhook)
+            uow.webhooks.save(replace(webhook, secret=vault.seal(vault.open(webhook.secret, place), place)))
     return len(stale)
 
 

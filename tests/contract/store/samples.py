@@ -9,12 +9,13 @@ from typing import Any
 
 from builderd.domain.builders import Builder, JobType, Visibility
 from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId, DiskId, TenantId, TokenId, new_id, new_sandbox_id
+from builderd.domain.ids import BuilderId, DiskId, TenantId, TokenId, WebhookId, new_id, new_sandbox_id
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.tenants import Tenant
 from builderd.domain.tokens import Scope, Token
 from builderd.domain.versions import Version, VersionSettings
+from builderd.domain.webhooks import Webhook
 from builderd.ports.store import IdempotencyRecord, Store, UnitOfWork
 
 Value = Tenant | Token | Builder | Version | Sandbox | Segment | IdempotencyRecord
@@ -90,6 +91,20 @@ def make_event(builder: BuilderId, **changes: Any) -> Event:
 def make_record(**changes: Any) -> IdempotencyRecord:
     record = IdempotencyRecord(TENANT.id, "key-1", body_hash="c" * 64, owner="one", created_at=NOW)
     return replace(record, **changes)
+
+
+def make_webhook(**changes: Any) -> Webhook:
+    webhook = Webhook(
+        id=WebhookId(new_id()),
+        tenant_id=TENANT.id,
+        url="https://example.com/",
+        events=("builder.*", "stage.started"),
+        secret=b"\x00sealed\xff",
+        created_at=NOW,
+        created_by="token ci",
+        place=0,
+    )
+    return replace(webhook, **changes)
 
 
 async def add(store: Store, *values: Value) -> None:

@@ -6,7 +6,8 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.contract.store.calls import claim, due, event_ids, make_due, record
@@ -20,14 +21,21 @@ from tests.contract.store.samples import (
     make_event,
     make_record,
     make_sandbox,
+    make_webhook,
 )
 from tests.stores import open_store
 
+from builderd.domain.backups import BackupKey
 from builderd.domain.builders import Builder
 from builderd.domain.errors import Conflict, NameTaken
 from builderd.domain.ids import BuilderId, TenantId, new_id
 from builderd.domain.tenants import Tenant
+from builderd.domain.webhooks import Delivery, Webhook
 from builderd.ports.store import Store, UnitOfWork
+from builderd.reconciler.backups import upkeep
+from builderd.reconciler.backups.desk import Desk
+from builderd.services import backups, webhooks
+from builderd.services.builders import Caller
 
 ROUNDS = 20
 
@@ -285,3 +293,93 @@ async def test_due_builders_go_to_one_of_two_control_planes_each(one: Store, two
 
     taken = await asyncio.gather(work(one, "one"), work(two, "two"))
     assert sorted(taken[0] + taken[1]) == sorted(builders)
+
+
+class PausedVault:
+    """Finds everything sealed with an earlier key, and is held at one step of sealing it anew."""
+
+    def __init__(self, step: str, pause: Pause) -> None:
+        self._step = step
+        self._pause = pause
+
+    def seal(self, secret: bytes, place: str) -> bytes:
+        self._reach("seal")
+        return b"anew"
+
+    def open(self, sealed: bytes, place: str) -> bytes:
+        return sealed
+
+    def is_current(self, sealed: bytes) -> bool:
+        self._reach("is_current")
+        return False
+
+    def _reach(self, step: str) -> None:
+        if step == self._step:
+            self._pause.here()
+
+
+@pytest.mark.parametrize("step", ["is_current", "seal"])
+async def test_whoever_seals_a_webhook_anew_does_not_move_it_back(one: Store, two: Store, step: str) -> None:
+    webhook, pause = make_webhook(), Pause()
+    await one.write(lambda uow: uow.webhooks.add(webhook))
+
+    def move_on(uow: UnitOfWork) -> None:
+        found = uow.webhooks.get(webhook.id, lock=True)
+        assert found is not None
+        uow.webhooks.save(replace(found, place=5, failures=2, held_until=NOW))
+
+    sealing = asyncio.create_task(one.write(lambda uow: webhooks.reseal(uow, PausedVault(step, pause))))
+    await pause.reached()
+    moving = asyncio.create_task(two.write(move_on))
+    await pause.let_go_after(moving)
+    assert (await asyncio.gather(sealing, moving))[0] == 1
+    moved = replace(webhook, secret=b"anew", place=5, failures=2, held_until=NOW)
+    assert await one.read(lambda uow: uow.webhooks.get(webhook.id)) == moved
+
+
+@pytest.mark.parametrize("step", ["is_current", "seal"])
+async def test_whoever_seals_a_backup_key_anew_and_whoever_checks_undo_nothing(
+    one: Store, two: Store, step: str
+) -> None:
+    key, pause = BackupKey(TENANT.id, b"sealed", NOW, NOW, NOW), Pause()
+    await one.write(lambda uow: uow.backup_keys.add(key))
+    desk = Desk(cast("Any", SimpleNamespace(store=two)))
+
+    sealing = asyncio.create_task(one.write(lambda uow: backups.reseal(uow, PausedVault(step, pause))))
+    await pause.reached()
+    checking = asyncio.create_task(upkeep._save_key(desk, TENANT.id, checked_at=NOW + SECOND, fault="damaged"))
+    await pause.let_go_after(checking)
+    assert (await asyncio.gather(sealing, checking))[0] == 1
+    both = replace(key, sealed=b"anew", checked_at=NOW + SECOND, fault="damaged")
+    assert await one.read(lambda uow: uow.backup_keys.get(TENANT.id)) == both
+
+
+def make_delivery(webhook: Webhook, event: int) -> Delivery:
+    return Delivery(f"msg_{new_id()}", webhook.id, event, "builder.status", NOW, NOW)
+
+
+@pytest.mark.parametrize("work", ["a delivery is made", "an attempt is recorded"])
+async def test_a_webhook_is_deleted_while_something_is_written_of_it(one: Store, two: Store, work: str) -> None:
+    webhook, pause, runs = make_webhook(), Pause(), []
+    made, caller = make_delivery(webhook, 1), Caller(TENANT.id, "token ci")
+    await one.write(lambda uow: uow.webhooks.add(webhook))
+    await one.write(lambda uow: uow.deliveries.add(made))
+
+    def write(uow: UnitOfWork) -> None:
+        runs.append(work)
+        if uow.webhooks.get(webhook.id, lock=True) is None:
+            return
+        pause.here()
+        if work == "a delivery is made":
+            uow.deliveries.add(make_delivery(webhook, 2))
+        else:
+            uow.deliveries.save(replace(made, due_at=NOW + SECOND))
+
+    writing = asyncio.create_task(one.write(write))
+    await pause.reached()
+    deleting = asyncio.create_task(two.write(lambda uow: webhooks.delete(uow, caller, webhook.id, NOW)))
+    await pause.let_go_after(deleting)
+    await asyncio.gather(writing, deleting)
+    assert runs == [work], "the two met in one order, and none was taken back"
+    assert await one.read(lambda uow: uow.webhooks.get(webhook.id)) is None
+    assert await one.read(lambda uow: uow.deliveries.page(webhook.id, page=1, per_page=9)) == ([], 0)

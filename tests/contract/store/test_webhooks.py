@@ -5,27 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_event
+from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, make_event, make_webhook
 
 from builderd.domain.ids import BuilderId, TenantId, WebhookId, new_id
 from builderd.domain.webhooks import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
 from builderd.ports.store import Store
 
 LATER = NOW + 60 * SECOND
-
-
-def make_webhook(**changes: Any) -> Webhook:
-    webhook = Webhook(
-        id=WebhookId(new_id()),
-        tenant_id=TENANT.id,
-        url="https://example.com/",
-        events=("builder.*", "stage.started"),
-        secret=b"\x00sealed\xff",
-        created_at=NOW,
-        created_by="token ci",
-        place=0,
-    )
-    return replace(webhook, **changes)
 
 
 async def added(store: Store, **changes: Any) -> Webhook:

@@ -253,3 +253,15 @@ async def test_a_deleted_webhook_hears_nothing_and_what_is_under_way_does_no_har
     assert len(told(world)) == 1
     assert await world.read(lambda uow: uow.webhooks.get(WebhookId(webhook.id))) is None
     assert await log_of(world, webhook) == []
+
+
+async def test_a_webhook_of_which_no_deliveries_can_be_made_holds_up_nobody_else(world: World) -> None:
+    broken = await hook(world)
+    await happen(world)
+    await deliver(world)
+    # Its place went back: what it was told of already is in its way.
+    await world.application.store.write(lambda uow: uow.webhooks.save(broken))
+    await hook(world, OTHER)
+    event = await happen(world)
+    await deliver(world)
+    assert [(url, json.loads(body)["data"]["id"]) for url, _, body in sender(world).sent[1:]] == [(OTHER, event.id)]

@@ -74,7 +74,7 @@ async def _let_go(desk: Desk, tenant_id: TenantId, expired: Sequence[Backup]) ->
     def record(uow: UnitOfWork) -> None:
         for one in going:
             uow.backups.delete(one.id)
-        key = uow.backup_keys.get(tenant_id)
+        key = uow.backup_keys.get(tenant_id, lock=True)
         if key is not None and snapshots:
             uow.backup_keys.save(replace(key, forgotten_at=desk.app.clock.now()))
 
@@ -161,7 +161,7 @@ async def check_one(desk: Desk, key: BackupKey) -> str:
 
 async def _save_key(desk: Desk, tenant_id: TenantId, **changes: object) -> None:
     def record(uow: UnitOfWork) -> None:
-        key = uow.backup_keys.get(tenant_id)
+        key = uow.backup_keys.get(tenant_id, lock=True)
         if key is not None:
             uow.backup_keys.save(replace(key, **changes))  # type: ignore[arg-type]
 

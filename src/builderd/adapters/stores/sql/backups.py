@@ -140,21 +140,24 @@ class Restores:
 _INSERT_KEY = insert(backup_keys)
 _KEYS = select(backup_keys).order_by(backup_keys.c.tenant_id)
 _KEY = _KEYS.where(backup_keys.c.tenant_id == bindparam("tenant"))
+_KEY_LOCKED = _KEY.with_for_update(key_share=True)
 _LACKING = select(tenants.c.id).where(tenants.c.id.not_in(select(backup_keys.c.tenant_id)))
 _UPDATE_KEY = update(backup_keys).where(backup_keys.c.tenant_id == bindparam("of_tenant"))
 
 
 class BackupKeys:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, locks: bool) -> None:
         self._connection = connection
+        self._locks = locks
 
     def add(self, key: BackupKey) -> None:
         if self.get(key.tenant_id) is not None:
             raise Conflict("The tenant has a key for its backups already.")
         self._connection.execute(_INSERT_KEY, row_of(key))
 
-    def get(self, tenant: TenantId) -> BackupKey | None:
-        row = self._connection.execute(_KEY, {"tenant": tenant}).mappings().first()
+    def get(self, tenant: TenantId, *, lock: bool = False) -> BackupKey | None:
+        statement = _KEY_LOCKED if lock and self._locks else _KEY
+        row = self._connection.execute(statement, {"tenant": tenant}).mappings().first()
         return BackupKey(**{**row, "sealed": bytes(row["sealed"])}) if row else None
 
     def lacking(self) -> Sequence[TenantId]:

@@ -67,7 +67,7 @@ class UnitOfWork:
         self.credentials: port.Credentials = Credentials(connection, locks=writes)
         self.backups: port.Backups = Backups(connection)
         self.restores: port.Restores = Restores(connection)
-        self.backup_keys: port.BackupKeys = BackupKeys(connection)
+        self.backup_keys: port.BackupKeys = BackupKeys(connection, locks=writes)
         self.leases: port.Leases = Leases(connection)
         self.uploads: port.Uploads = Uploads(connection)
         self.ssh_grants: port.SshGrants = SshGrants(connection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from math import inf
 
 from builderd.domain.previews import PreviewActivity
@@ -18,14 +19,26 @@ async def note(application: Application, within: float = inf) -> None:
     recent = {host: one for host, one in activity.items() if one.open_connections or one.idle_seconds <= within}
     if recent:
         now = application.clock.now()
-        await application.store.write(lambda uow: _write(uow, recent, now))
+        news = await application.store.read(lambda uow: _news(uow, recent, now))
+        # Each by itself: a transaction that holds one of them may be about to take another.
+        for host, at in news.items():
+            await application.store.write(partial(_write, host=host, at=at))
 
 
-def _write(uow: UnitOfWork, recent: Mapping[str, PreviewActivity], now: datetime) -> None:
-    for host, activity in sorted(recent.items()):
-        builder = uow.builders.by_host(host, lock=True)
+def _news(uow: UnitOfWork, recent: Mapping[str, PreviewActivity], now: datetime) -> Mapping[str, datetime]:
+    """When hosts were visited, as far as that is not written down yet."""
+    news = {}
+    for host, activity in recent.items():
+        builder = uow.builders.by_host(host)
         if builder is None:
             continue
         at = now if activity.open_connections else now - timedelta(seconds=activity.idle_seconds)
         if builder.last_active_at is None or at - builder.last_active_at >= timedelta(seconds=1):
-            used(uow, builder, at)
+            news[host] = at
+    return news
+
+
+def _write(uow: UnitOfWork, host: str, at: datetime) -> None:
+    builder = uow.builders.by_host(host, lock=True)
+    if builder is not None:
+        used(uow, builder, at)

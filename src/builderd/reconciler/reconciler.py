@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import partial
 
 from builderd.domain.builders import Desired, Status
@@ -74,12 +75,9 @@ class Reconciler:
     async def _let_go(self) -> None:
         """Give back what an earlier life of this service had claimed when it was killed."""
         now, owner = self._app.clock.now(), self._app.instance
-
-        def release(uow: UnitOfWork) -> None:
-            for builder_id in uow.builders.ids():
-                uow.builders.release(builder_id, owner, now)
-
-        await self._app.store.write(release)
+        # Each by itself, as in the sweep.
+        for builder_id in await self._app.store.read(lambda uow: uow.builders.ids()):
+            await self._app.store.write(partial(_release, builder_id=builder_id, owner=owner, now=now))
 
     async def _due(self) -> Sequence[BuilderId]:
         try:
@@ -147,6 +145,10 @@ class Reconciler:
             except Exception:
                 log.warning("exits are not noticed for a moment", exc_info=True)
             await asyncio.sleep(RETRY_INTERVAL)
+
+
+def _release(uow: UnitOfWork, builder_id: BuilderId, owner: str, now: datetime) -> None:
+    uow.builders.release(builder_id, owner, now)
 
 
 def _sandbox(uow: UnitOfWork, sandbox_id: SandboxId) -> Sandbox | None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Container
 from datetime import datetime
+from functools import partial
 
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.ports.store import UnitOfWork
@@ -21,16 +22,17 @@ async def sweep(application: Application, busy: Container[BuilderId]) -> None:
     Sandboxes of ``busy`` builders are left to those who work on them.
     """
     now = application.clock.now()
-    await application.store.write(lambda uow: _make_all_due(uow, now))
+    # Each by itself: a transaction that holds one of them may be about to take another.
+    for builder_id in await application.store.read(lambda uow: uow.builders.ids()):
+        await application.store.write(partial(_make_due, builder_id=builder_id, now=now))
     await _sweep_sandboxes(application, busy)
     await _sweep_routes(application)
     await _sweep_bundles(application)
     await uploads.expire(application)
 
 
-def _make_all_due(uow: UnitOfWork, now: datetime) -> None:
-    for builder_id in uow.builders.ids():
-        uow.builders.make_due(builder_id, now)
+def _make_due(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> None:
+    uow.builders.make_due(builder_id, now)
 
 
 async def _sweep_sandboxes(application: Application, busy: Container[BuilderId]) -> None:

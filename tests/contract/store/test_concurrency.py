@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from tests.application import World, fake_world
 from tests.contract.store.calls import claim, due, event_ids, make_due, record
 from tests.contract.store.samples import (
     NOW,
@@ -29,11 +30,15 @@ from builderd.domain.backups import BackupKey
 from builderd.domain.builders import Builder
 from builderd.domain.errors import Conflict, NameTaken
 from builderd.domain.ids import BuilderId, TenantId, new_id
+from builderd.domain.previews import PreviewActivity
 from builderd.domain.tenants import Tenant
 from builderd.domain.webhooks import Delivery, Webhook
 from builderd.ports.store import Store, UnitOfWork
+from builderd.reconciler import activity
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.desk import Desk
+from builderd.reconciler.reconciler import Reconciler
+from builderd.reconciler.sweep import sweep
 from builderd.services import backups, webhooks
 from builderd.services.builders import Caller
 
@@ -383,3 +388,67 @@ async def test_a_webhook_is_deleted_while_something_is_written_of_it(one: Store,
     assert runs == [work], "the two met in one order, and none was taken back"
     assert await one.read(lambda uow: uow.webhooks.get(webhook.id)) is None
     assert await one.read(lambda uow: uow.deliveries.page(webhook.id, page=1, per_page=9)) == ([], 0)
+
+
+OPEN = PreviewActivity(1, 100, 200, 0, 0, 5, idle_seconds=0)
+
+
+@pytest.fixture
+async def world(two: Store) -> AsyncIterator[World]:
+    """A control plane on the second store."""
+    async with fake_world() as made:
+        yield made.another(two)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        pytest.param(lambda world: sweep(world.application, ()), id="sweep"),
+        pytest.param(lambda world: activity.note(world.application), id="visits"),
+        pytest.param(lambda world: Reconciler(world.application)._let_go(), id="start"),
+    ],
+)
+async def test_work_on_all_builders_is_in_nobodys_way(
+    one: Store, world: World, work: Callable[[World], Awaitable[None]]
+) -> None:
+    now = world.clock.now()
+    builders = [
+        await add_builder(one, host=f"{name}.localhost", created_at=now + n * SECOND) for n, name in enumerate("ab")
+    ]
+    for builder in builders:
+        world.previews.visit(builder.host, OPEN)
+        assert await claim(one, builder.id, world.application.instance, now)
+    pause, runs = Pause(), []
+
+    def take_both(uow: UnitOfWork) -> None:
+        """The other way round."""
+        runs.append(1)
+        uow.builders.get(builders[1].id, lock=True)
+        pause.here()
+        uow.builders.get(builders[0].id, lock=True)
+
+    taking = asyncio.create_task(one.write(take_both))
+    await pause.reached()
+    working = asyncio.ensure_future(work(world))
+    await pause.let_go_after(working)
+    await asyncio.gather(taking, working)
+    assert len(runs) == 1
+
+
+async def test_a_visit_that_is_known_already_waits_for_nobody(one: Store, world: World) -> None:
+    builder = await add_builder(one, last_active_at=world.clock.now())
+    world.previews.visit(builder.host, OPEN)
+    pause = Pause()
+
+    def hold(uow: UnitOfWork) -> None:
+        uow.builders.get(builder.id, lock=True)
+        pause.here()
+
+    holding = asyncio.create_task(one.write(hold))
+    await pause.reached()
+    try:
+        async with asyncio.timeout(10):
+            await activity.note(world.application)
+    finally:
+        await pause.let_go_after(asyncio.create_task(asyncio.sleep(0)))
+        await holding

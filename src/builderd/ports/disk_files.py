@@ -52,6 +52,7 @@ class DiskFiles(Protocol):
     async def delete_file(self, disk: DiskId, path: str, condition: Condition, *, recursive: bool = False) -> None:
         """Delete a file, a link itself, or an empty folder; a full one in one step, when ``recursive``.
 
+        What was in a large one goes in the background, and counts against the disk's limit until then.
         Raises ``PreconditionFailed``, and ``TooLarge`` where the disk is too full even for that.
         """
 

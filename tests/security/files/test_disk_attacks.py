@@ -14,6 +14,7 @@ from tests.contract.engine import apps
 from tests.contract.engine.test_disk_files import names, read, write
 from tests.engines import PATIENCE, execute, make_spec
 
+from builderd.adapters.engines.oci import files
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.files import ARCHIVES
 from builderd.domain.errors import BuilderdError, InvalidState, NotFound, ValidationFailed
@@ -387,3 +388,47 @@ async def test_who_stays_in_a_deleted_folder_brings_nothing_back(
         async with asyncio.timeout(PATIENCE):
             await engine.delete_file(disk, "gone", UNCONDITIONAL, recursive=True)
         assert await names(engine, disk) == []
+
+
+GROW = """
+import os
+tips = []
+for number in range(50):
+    os.makedirs(f"gone/{number}")
+    tips.append(os.open(f"gone/{number}", os.O_RDONLY))
+print("begun", flush=True)
+while True:
+    for number, tip in enumerate(tips):
+        try:
+            os.mkdir("d", dir_fd=tip)
+            tips[number] = os.open("d", os.O_RDONLY, dir_fd=tip)
+            os.close(tip)
+        except OSError:
+            pass
+"""
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the files of all disks."""
+    monkeypatch.setattr(files, "THREADS", 1)
+
+
+@pytest.mark.usefixtures("one_thread")
+async def test_who_feeds_a_deleted_folder_keeps_nobody_waiting(
+    engine: OciEngine, spec: SandboxSpec, disk: DiskId
+) -> None:
+    other = DiskId(new_id())
+    await engine.create_disk(other, 8 << 20)
+    async with engine.open_process(spec.id, ProcessSpec(("python3", "-c", GROW))) as process:
+        await begun(process)
+        async with asyncio.timeout(PATIENCE):
+            deleting = asyncio.create_task(engine.delete_file(disk, "gone", UNCONDITIONAL, recursive=True))
+            await asyncio.sleep(0.2)
+            assert await names(engine, other) == []
+            await deleting
+        assert await names(engine, disk) == []
+    trash = engine._here.disks.trash(disk)
+    async with asyncio.timeout(4 * PATIENCE):
+        while any(trash.iterdir()):
+            await asyncio.sleep(0.1)

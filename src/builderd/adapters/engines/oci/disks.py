@@ -224,6 +224,10 @@ class Disks:
         """The same for what has lost its name."""
         return _make_private(self._existing(disk) / TRASH)
 
+    def empty_trash(self, disk: DiskId) -> None:
+        """Delete what has lost its name, in the background. Until then it counts against the disk's limit."""
+        self._empty_trash(self._path(disk))
+
     def scratch(self, disk: DiskId) -> Path:
         """An empty folder with ``upper`` and ``work`` in it. What was there is gone, however much it was.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,30 +17,48 @@ from builderd.adapters.engines.oci.tree import clear
 
 log = logging.getLogger(__name__)
 
+#: A folder has the thread for so many seconds, then the next one: an app may feed its own without end.
+SLICE_SECONDS = 5.0
+
 
 class Emptying:
-    """One folder after the other. Thread-safe."""
+    """One folder after the other, in turns. Thread-safe."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "emptying")
         self._closed = threading.Event()
+        #: Held while a folder joins the queue or leaves it.
+        self._lock = threading.Lock()
+        #: Each is in the queue once, however often it is added: one turn for one disk.
+        self._queued: set[Path] = set()
 
     def add(self, path: Path) -> None:
         """Empty it soon, unless it is gone by then. Returns at once."""
-        with suppress(RuntimeError):  # closed: the next service finds it
-            self._thread.submit(self._empty, path)
+        with self._lock, suppress(RuntimeError):  # closed: the next service finds it
+            if path not in self._queued:
+                self._thread.submit(self._take_turn, path)
+                self._queued.add(path)
 
     def close(self) -> None:
         """Leave the rest to the next service. Returns when no folder is open any more. Idempotent."""
         self._closed.set()
         self._thread.shutdown(cancel_futures=True)
 
-    def _empty(self, path: Path) -> None:
+    def _take_turn(self, path: Path) -> None:
+        with self._lock:
+            self._queued.remove(path)
+        if not self._empty(path):
+            self.add(path)
+
+    def _empty(self, path: Path) -> bool:
+        """For one turn: whether there is nothing left to do."""
+        end = time.monotonic() + SLICE_SECONDS
         try:
             with folder(path) as inside:
                 # As long as it is open, the space of a disk that was deleted meanwhile does not come back.
-                clear(inside, lambda: self._closed.is_set() or not path.exists())
+                return clear(inside, lambda: self._closed.is_set() or time.monotonic() > end or not path.exists())
         except FileNotFoundError:
-            return
+            return True
         except OSError:
             log.warning("%s is not empty yet; the next service tries again", path, exc_info=True)
+            return True

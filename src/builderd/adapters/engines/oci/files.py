@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -30,6 +31,10 @@ T = TypeVar("T")
 PIECE_BYTES = 1 << 20
 #: Of its own, so that a folder of a million files keeps nobody waiting who does not look into it.
 THREADS = 8
+#: A deleted folder is taken apart for so many seconds at once, and what is left of it in the background.
+CLEAR_SECONDS = 2.0
+#: Threads that do so at the same time: some are left for what is asked of other disks.
+CLEARINGS = 4
 #: Archives that are made at once.
 ARCHIVES = 4
 #: An archive is made by a program with a narrow purpose: it may read what it could not, and nothing more.
@@ -51,6 +56,7 @@ class Files:
         self._archives = asyncio.Semaphore(ARCHIVES)
         #: Held while a condition is looked at and its change made.
         self._changing = threading.Lock()
+        self._clearings = threading.Semaphore(CLEARINGS)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -128,11 +134,21 @@ class Files:
             with self._full_disk_told(self._disks.too_full_to_delete, disk), self._root(disk) as root:
                 with self._changing:
                     moved = tree.delete(root, path, condition, partial(self._trash, disk), recursive=recursive)
-                if moved:
-                    with self._trash(disk) as trash:
-                        tree.clear(trash)
+                if moved and not self._clear(disk):
+                    self._disks.empty_trash(disk)
 
         await self._run(work)
+
+    def _clear(self, disk: DiskId) -> bool:
+        """Delete what has lost its name, as far as that goes in a moment: whether nothing is left."""
+        if not self._clearings.acquire(blocking=False):
+            return False
+        try:
+            end = time.monotonic() + CLEAR_SECONDS
+            with self._trash(disk) as trash:
+                return tree.clear(trash, lambda: time.monotonic() > end)
+        finally:
+            self._clearings.release()
 
     @contextmanager
     def _trash(self, disk: DiskId) -> Iterator[int]:

@@ -236,10 +236,10 @@ def _never() -> bool:
     return False
 
 
-def clear(folder: int, is_over: Callable[[], bool] = _never) -> None:
+def clear(folder: int, is_over: Callable[[], bool] = _never) -> bool:
     """Delete all that is in a folder, however deep it is: what lies deeper is lifted up, level by level.
 
-    Returns early once it ``is_over``.
+    Returns early once it ``is_over``: an app with its hands in there may feed it without end. Whether all is gone.
     """
     for _ in range(_ROUNDS):
         # btrfs shows no entries that are newer than the last time that it was read from its beginning.
@@ -247,12 +247,13 @@ def clear(folder: int, is_over: Callable[[], bool] = _never) -> None:
         with os.scandir(folder) as entries:
             names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(entries, _AT_ONCE)]
         if not names:
-            return
+            return True
         for name, is_folder in names:
             if is_over():
-                return
+                return False
             with suppress(FileNotFoundError):
                 _lift(folder, name, is_over) if is_folder else os.unlink(name, dir_fd=folder)
+    return False
 
 
 def _lift(folder: int, name: str, is_over: Callable[[], bool]) -> None:

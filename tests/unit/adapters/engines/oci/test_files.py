@@ -1,4 +1,4 @@
-"""The files on disks that are full, or have times which no calendar has."""
+"""The files on disks that are full, are fed while they are deleted, or have times which no calendar has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from builderd.adapters.engines.oci import tree
+from builderd.adapters.engines.oci import files, tree
 from builderd.adapters.engines.oci.disks import Disks
 from builderd.adapters.engines.oci.files import Files
 from builderd.domain.errors import TooLarge
@@ -40,27 +40,65 @@ class FullDisks:
 
 
 @pytest.fixture
-async def files(tmp_path: Path) -> AsyncIterator[Files]:
+async def full(tmp_path: Path) -> AsyncIterator[Files]:
     made = Files(cast("Disks", FullDisks(tmp_path)))
     yield made
     made.close()
 
 
-async def test_single_files_and_empty_folders_are_deleted_from_a_full_disk(files: Files, tmp_path: Path) -> None:
+class Disk(FullDisks):
+    """One with room, whose trash nobody empties in the background."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path / "app")
+        self._trash = path / "trash"
+        self.left: list[DiskId] = []
+        for folder in (self._app, self._trash):
+            folder.mkdir()
+
+    def trash(self, disk: DiskId) -> Path:
+        return self._trash
+
+    def empty_trash(self, disk: DiskId) -> None:
+        self.left.append(disk)
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"), [(None, 0), ("CLEAR_SECONDS", 3), ("CLEARINGS", 3)], ids=["all", "no time", "no thread"]
+)
+async def test_what_is_not_deleted_in_a_moment_is_left_to_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, left: int
+) -> None:
+    if limit:
+        monkeypatch.setattr(files, limit, 0)
+    disk = Disk(tmp_path)
+    made = Files(cast("Disks", disk))
+    folder = disk.app(DISK) / "folder"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}").touch()
+    await made.delete(DISK, "folder", UNCONDITIONAL, recursive=True)
+    made.close()
+    assert not folder.exists()
+    assert disk.left == ([DISK] if left else [])
+    assert len(list(disk.trash(DISK).glob("*/*"))) == left
+
+
+async def test_single_files_and_empty_folders_are_deleted_from_a_full_disk(full: Files, tmp_path: Path) -> None:
     for name in ("file", "other"):
         (tmp_path / name).write_text("x")
     (tmp_path / "empty").mkdir()
-    await files.delete(DISK, "file", UNCONDITIONAL, recursive=False)
-    await files.delete(DISK, "other", UNCONDITIONAL, recursive=True)
-    await files.delete(DISK, "empty", UNCONDITIONAL, recursive=False)
+    await full.delete(DISK, "file", UNCONDITIONAL, recursive=False)
+    await full.delete(DISK, "other", UNCONDITIONAL, recursive=True)
+    await full.delete(DISK, "empty", UNCONDITIONAL, recursive=False)
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_folder_that_a_full_disk_has_no_room_to_delete_says_what_to_do(files: Files, tmp_path: Path) -> None:
+async def test_a_folder_that_a_full_disk_has_no_room_to_delete_says_what_to_do(full: Files, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/file").write_text("x")
     with pytest.raises(TooLarge, match=r"disk of 1 GB is full.*single files first"):
-        await files.delete(DISK, "folder", UNCONDITIONAL, recursive=True)
+        await full.delete(DISK, "folder", UNCONDITIONAL, recursive=True)
     assert (tmp_path / "folder/file").exists()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncssh
 
-from builderd.domain.processes import Window
+from builderd.domain.processes import MAX_WINDOW, Window
 from builderd.ports.processes import Process
 
 PIECE = 64 * 1024
@@ -51,7 +51,7 @@ async def _feed(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> 
         try:
             piece = await channel.stdin.read(PIECE)
         except asyncssh.TerminalSizeChanged as change:
-            process.resize(Window(change.width, change.height))
+            process.resize(Window(min(change.width, MAX_WINDOW), min(change.height, MAX_WINDOW)))
             continue
         except asyncssh.BreakReceived:
             continue

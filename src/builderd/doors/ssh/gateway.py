@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
@@ -32,6 +33,8 @@ KEEPALIVE_SECONDS, KEEPALIVES = 30, 4
 LOOK_SECONDS = 5.0
 #: When the port is taken, try again after so many seconds.
 BIND_RETRY = 15.0
+#: Logins of one grant at the same time. An editor has one or two for a window, scp and rsync have one for each call.
+MAX_LOGINS = 20
 #: Sessions and forwarded connections of one login at the same time.
 MAX_CHANNELS = 64
 SFTP = ("/usr/lib/openssh/sftp-server",)
@@ -47,6 +50,8 @@ class Gateway:
         self.throttle = Throttle()
         self._key = host_key
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Logins now, by grant.
+        self._logins = Counter[str]()
 
     async def serve(self, host: str, port: int) -> None:
         """Listen until cancelled; where the port is taken, as soon as it is free."""
@@ -63,6 +68,19 @@ class Gateway:
             finally:
                 server.close()
                 await self.finish()
+
+    def is_full(self, grant: Grant) -> bool:
+        """Whether this grant has no login left."""
+        return self._logins[grant.id] >= MAX_LOGINS
+
+    def log_in(self, grant: Grant) -> None:
+        """Count a login; ``log_out`` must follow."""
+        self._logins[grant.id] += 1
+
+    def log_out(self, grant: Grant) -> None:
+        self._logins[grant.id] -= 1
+        if not self._logins[grant.id]:
+            del self._logins[grant.id]
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Something short that outlives its connection."""
@@ -119,9 +137,9 @@ class Login(asyncssh.SSHServer):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
-        if self._watching:
+        if self._watching and self.grant:
             self._watching.cancel()
-        if self.grant is not None:
+            self._gateway.log_out(self.grant)
             self._gateway.background(self._record_end(self.grant))
 
     def _leave(self) -> None:
@@ -130,7 +148,10 @@ class Login(asyncssh.SSHServer):
             self._gateway.throttle.leave(self._address)
 
     async def begin_auth(self, username: str) -> bool:
-        """Whether more than the token is wanted, which then fails: there is nothing more."""
+        """Whether more than the token is wanted, which then fails: there is nothing more.
+
+        Raises ``DisconnectError`` for one login too many.
+        """
         now = self._app.clock.now()
         try:
             self.grant = await self._app.store.write(lambda uow: ssh.admit(uow, username, now))
@@ -139,11 +160,16 @@ class Login(asyncssh.SSHServer):
             if self._connection:
                 self._connection.send_auth_banner(f"{refusal.message}\r\n")
             return True
+        # It logs in right after this, with nothing between that could log in another.
+        if self._gateway.is_full(self.grant):
+            reason = f"At most {MAX_LOGINS} logins with one SSH token at a time."
+            raise asyncssh.DisconnectError(asyncssh.DISC_TOO_MANY_CONNECTIONS, reason)
         return False
 
     def auth_completed(self) -> None:
         self._leave()
         assert self.grant is not None, "only a grant logs in"
+        self._gateway.log_in(self.grant)
         self._watching = asyncio.ensure_future(self._watch(self.grant))
         self._gateway.background(self._record_begin(self.grant))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,10 @@ import pytest
 from asyncssh.channel import SSHChannel
 from tests.application import PATIENCE, World, fake_world
 
-from builderd.adapters.fakes.processes import Answer
+from builderd.adapters.fakes.processes import Answer, FakeProcess
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, StoreUnavailable
+from builderd.domain.processes import Window
 from builderd.doors.ssh import gateway
 from builderd.doors.ssh.gateway import Gateway
 from builderd.services import ssh
@@ -46,6 +47,7 @@ class Logged:
     world: World
     builder: Builder
     client: asyncssh.SSHClientConnection
+    connect: Callable[[], Awaitable[asyncssh.SSHClientConnection]]
 
     async def echo(self) -> Echo:
         """A session that answers what it is sent."""
@@ -71,11 +73,19 @@ async def logged_in() -> AsyncIterator[Logged]:
         served = Gateway(world.application, asyncssh.generate_private_key("ssh-ed25519"))
         server = await served.listen("127.0.0.1", 0)
         options: dict[str, Any] = {"known_hosts": None, "client_keys": None, "config": None, "agent_path": None}
-        client = await asyncssh.connect("127.0.0.1", server.get_port(), username=token, **options)
+
+        clients: list[asyncssh.SSHClientConnection] = []
+
+        async def connect() -> asyncssh.SSHClientConnection:
+            clients.append(await asyncssh.connect("127.0.0.1", server.get_port(), username=token, **options))
+            return clients[-1]
+
+        client = await connect()
         try:
-            yield Logged(world, builder, client)
+            yield Logged(world, builder, client, connect)
         finally:
-            client.abort()
+            for client in clients:
+                client.abort()
             server.close()
             await server.wait_closed()
             await served.finish()
@@ -119,6 +129,37 @@ async def test_a_session_is_cut_when_its_time_is_over_even_if_the_database_does_
         assert not logged.client.is_closed()
         logged.world.clock.move(VALID * 60)
         await logged.is_cut()
+
+
+async def test_one_login_too_many_is_cut_with_the_reason_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway, "MAX_LOGINS", 2)
+    async with logged_in() as logged:
+        first, second = await logged.echo(), await logged.connect()
+        with pytest.raises(asyncssh.DisconnectError, match="At most 2 logins with one SSH token at a time") as cut:
+            await logged.connect()
+        assert cut.value.code == asyncssh.DISC_TOO_MANY_CONNECTIONS
+        assert await first.answers()
+        second.close()
+        await logged.world.until(lambda: _logs_in(logged))
+
+
+async def _logs_in(logged: Logged) -> bool:
+    try:
+        return bool(await logged.connect())
+    except asyncssh.DisconnectError:
+        return False
+
+
+async def test_a_window_is_never_larger_than_a_terminal_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows: list[Window] = []
+    monkeypatch.setattr(FakeProcess, "resize", lambda _, window: windows.append(window))
+    async with logged_in() as logged:
+        session = Echo(await logged.client.create_process("echo", encoding=None, term_type="xterm"))
+        session.process.change_terminal_size(1 << 31, 65_536)
+        assert await session.answers()
+    assert windows == [Window(65_535, 65_535)]
 
 
 async def test_one_channel_too_many_is_refused_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
 from builderd.adapters.engines.oci.nft import FLOWS
 from builderd.domain.ids import SandboxId
+from builderd.domain.versions import Isolation
 
 pytestmark = pytest.mark.root
 
@@ -103,9 +104,13 @@ async def reached(engine: OciEngine, sandbox: SandboxId, *addresses: tuple[str, 
     return {line.split()[1] for line in result.output.splitlines()}
 
 
-async def test_a_sandbox_reaches_the_internet_and_nothing_nearer(world: None, policy: OciSettings) -> None:
+@pytest.mark.parametrize("isolation", Isolation)
+async def test_a_sandbox_reaches_the_internet_and_nothing_nearer(
+    world: None, policy: OciSettings, isolation: Isolation
+) -> None:
     async with prepared(policy) as engine:
-        spec, sibling = await make_spec(engine, apps.SERVER), await make_spec(engine, apps.SERVER)
+        spec = await make_spec(engine, apps.SERVER, isolation=isolation)
+        sibling = await make_spec(engine, apps.SERVER)
         for each in (spec, sibling):
             await engine.start(each)
             await until_listening(engine, each.id)
@@ -196,6 +201,37 @@ async def test_what_a_sandbox_left_open_does_not_count_for_the_next_one_with_its
         await until_next(engine, left.ip)
         assert (await engine.start(heir)).ip == left.ip
         assert await reached(engine, heir.id, (INTERNET, 80)) == {INTERNET}
+
+
+#: Binds to the link and asks for no gateway, if told so.
+CALLS_ALL = """python3 - <<'END'
+import socket
+caller = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+if %r:
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
+for address in %r:
+    caller.sendto(b"x", (address, 9))
+END
+cat /proc/net/arp"""
+
+
+def neighbours() -> int:
+    """How many the kernel knows, in all network namespaces."""
+    return int(Path("/proc/net/stat/arp_cache").read_text().splitlines()[1].split()[0], 16)
+
+
+@pytest.mark.parametrize("around", [False, True], ids=["plainly", "around its gateway"])
+async def test_a_sandbox_has_no_neighbour_but_its_gateway(engine: OciEngine, around: bool) -> None:
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    siblings = [str(engine._here.addresses.subnet[number]) for number in range(1000, 1200)]
+    before = neighbours()
+    result = await execute(engine, spec.id, CALLS_ALL % (around, siblings), PATIENCE, 100_000)
+    assert result.exit_code == 0, result.output
+    own = {line.split()[0] for line in result.output.splitlines()[1:]}
+    assert own <= {engine.gateway}
+    assert neighbours() < before + len(siblings) / 2, "other tests have sandboxes too"
 
 
 #: Whoever said hello is sent something for as long as this runs.

@@ -239,7 +239,7 @@ def user_namespace(inside: int, outside: int) -> int:
         os.waitpid(pid, 0)
 
 
-def attach(pid: int, link: str, bridge: str, mac: str, ip: str, prefix: int, gateway: str, mtu: int) -> None:
+def attach(pid: int, link: str, bridge: str, mac: str, ip: str, gateway: str, mtu: int) -> None:
     """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
     limits = limit(pid)
     bridge_index = socket.if_nametoindex(bridge)
@@ -253,7 +253,7 @@ def attach(pid: int, link: str, bridge: str, mac: str, ip: str, prefix: int, gat
             outside.set_up(port)
         setns(inside, CLONE_NEWNET)
         try:
-            configure_inside(ip, prefix, gateway)
+            configure_inside(ip, gateway)
         finally:
             setns(home, CLONE_NEWNET)
     finally:
@@ -277,17 +277,21 @@ def limit(pid: int) -> int:
     return child
 
 
-def configure_inside(ip: str, prefix: int, gateway: str) -> None:
-    """Set up the network namespace that this process is in."""
+def configure_inside(ip: str, gateway: str) -> None:
+    """Set up the network namespace that this process is in, with the gateway as its only neighbour: docs/adr/0049."""
     write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
+    for link in ("all", "eth0"):
+        write(f"/proc/sys/net/ipv4/conf/{link}/accept_redirects", "0")
     if os.path.exists("/proc/sys/net/ipv6"):  # noqa: PTH110
         write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")
     with Netlink() as netlink:
         index = socket.if_nametoindex("eth0")
         netlink.set_up(LOOPBACK_INDEX)
-        netlink.add_address(index, ip, prefix)
+        netlink.add_address(index, ip, 32)
         netlink.set_up(index)
+        netlink.add_link_route(gateway, index)
         netlink.add_default_route(gateway, index)
+        netlink.keep_the_rest(index)
 
 
 def write(path: str, text: str) -> None:

@@ -23,7 +23,10 @@ _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA =
 _VETH_INFO_PEER = 1
 _IFLA_BRPORT_ISOLATED = 33
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_OIF, _RTA_GATEWAY = 4, 5
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
+_DEFAULT_TABLE, _MAIN_TABLE = 253, 254
+_UNIVERSE, _ON_LINK, _HOST = 0, 253, 254
+_UNICAST, _LOCAL = 1, 2
 _NDA_DST = 1
 _IFF_UP = 1
 _NESTED = 0x8000
@@ -88,11 +91,34 @@ class Netlink:
         body += attribute(_IFA_LOCAL, address) + attribute(_IFA_ADDRESS, address)
         self._request(_NEWADDR, _CREATE_EXCL, body)
 
+    def add_link_route(self, ip: str, index: int) -> None:
+        """The way to one address, which is on this link itself."""
+        self._add_route(index, attribute(_RTA_DST, socket.inet_aton(ip)), prefix=32, scope=_ON_LINK)
+
     def add_default_route(self, gateway: str, index: int) -> None:
-        main_table, static, universe, unicast = 254, 4, 0, 1
-        body = struct.pack("BBBBBBBBI", socket.AF_INET, 0, 0, 0, main_table, static, universe, unicast, 0)
-        body += attribute(_RTA_GATEWAY, socket.inet_aton(gateway)) + _number(_RTA_OIF, index)
-        self._request(_NEWROUTE, _CREATE_EXCL, body)
+        self._add_route(index, attribute(_RTA_GATEWAY, socket.inet_aton(gateway)))
+
+    def keep_the_rest(self, index: int) -> None:
+        """Let what is to go out by this link, and has no other route, end in its own namespace: see docs/adr/0049.
+
+        The table is looked at last.
+        """
+        self._add_route(index, table=_DEFAULT_TABLE, scope=_HOST, kind=_LOCAL)
+
+    def _add_route(
+        self,
+        index: int,
+        where: bytes = b"",
+        *,
+        prefix: int = 0,
+        table: int = _MAIN_TABLE,
+        scope: int = _UNIVERSE,
+        kind: int = _UNICAST,
+    ) -> None:
+        """struct rtmsg."""
+        static = 4
+        body = struct.pack("BBBBBBBBI", socket.AF_INET, prefix, 0, 0, table, static, scope, kind, 0)
+        self._request(_NEWROUTE, _CREATE_EXCL, body + where + _number(_RTA_OIF, index))
 
     def forget_neighbour(self, index: int, ip: str) -> None:
         """Who has the address on this link, and what waits to be sent there. Nothing happens where none is known."""

@@ -107,7 +107,6 @@ class Network:
             "bridge": self.bridge,
             "mac": mac_of(ip).hex(),
             "ip": ip,
-            "prefix": PREFIX,
             "gateway": self.addresses.gateway,
             "mtu": self.mtu,
         }

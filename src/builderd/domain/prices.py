@@ -85,6 +85,9 @@ class Sum:
     def __add__(self, other: Sum) -> Sum:
         return Sum(self.running + other.running, self.paid + other.paid)
 
+    def __neg__(self) -> Sum:
+        return Sum(-self.running, -self.paid)
+
     @property
     def hours(self) -> Decimal:
         """Of running time."""

@@ -220,8 +220,14 @@ class Ledger(Protocol):
     def close(self, builder: BuilderId, at: datetime) -> None:
         """End the open segment, if any, never before its start."""
 
-    def skip(self, since: datetime, until: datetime) -> None:
-        """No time has passed in between: what goes over it is cut in two. Done again, it changes nothing."""
+    def builders_over(self, since: datetime, until: datetime) -> Sequence[BuilderId]:
+        """Those that have a segment over some of this time, of all tenants, deleted ones too."""
+
+    def skip(self, builder: BuilderId, since: datetime, until: datetime) -> None:
+        """No time has passed in between: what goes over it is cut in two. Done again, it changes nothing.
+
+        The builder must be locked in this unit of work. Costs no more for a long history.
+        """
 
     def current(self, builder: BuilderId) -> Segment | None: ...
     def of_builder(self, builder: BuilderId) -> Sequence[Segment]: ...

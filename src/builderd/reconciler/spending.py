@@ -7,6 +7,7 @@ that was killed finds it there.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -25,15 +26,25 @@ LEASE = timedelta(seconds=5)
 
 
 async def leave_out_skips(application: Application) -> None:
-    """Where the clock was set forward, nobody pays for the time in between."""
+    """Where the clock was set forward, nobody pays for the time in between.
+
+    Builder by builder, so that nothing waits for all of them; who was killed half-way begins again.
+    """
     for skip in application.clock.skips():
         log.warning("the clock was set forward from %s to %s: nobody pays for that", skip.since, skip.until)
-        await application.store.write(partial(_leave_out, skip=skip))
+        for builder in await application.store.read(partial(_builders_over, skip=skip)):
+            await application.store.write(partial(_leave_out, builder=builder, skip=skip))
         application.clock.settle(skip)
 
 
-def _leave_out(uow: UnitOfWork, skip: Skip) -> None:
-    uow.ledger.skip(skip.since, skip.until)
+def _builders_over(uow: UnitOfWork, skip: Skip) -> Sequence[BuilderId]:
+    return uow.ledger.builders_over(skip.since, skip.until)
+
+
+def _leave_out(uow: UnitOfWork, builder: BuilderId, skip: Skip) -> None:
+    # What was read before may have ended since: only what is read under the lock is cut.
+    uow.builders.get(builder, lock=True)
+    uow.ledger.skip(builder, skip.since, skip.until)
 
 
 async def look(application: Application, fault: FaultPoint = no_fault) -> None:

@@ -1,14 +1,18 @@
-"""Calls of the store, each a unit of work of its own."""
+"""Calls of the store, each a unit of work of its own, or several as the reconciler has them."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from types import SimpleNamespace
+from typing import Any, cast
 
 from tests.contract.store.samples import SECOND
 
+from builderd.adapters.fakes.clock import FakeClock
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
 from builderd.ports.store import Store
+from builderd.reconciler import spending
 
 
 async def claim(store: Store, builder: BuilderId, owner: str, now: datetime, seconds: float = 30) -> bool:
@@ -40,3 +44,11 @@ async def record(store: Store, event: Event) -> Event:
 async def event_ids(store: Store, builder: BuilderId, **page: int) -> list[int]:
     events = await store.read(lambda uow: uow.events.of_builder(builder, **page))
     return [event.id for event in events]
+
+
+async def leave_out(store: Store, since: datetime, until: datetime) -> None:
+    """As the reconciler does where the clock was set forward."""
+    clock = FakeClock(since)
+    clock.skip((until - since).total_seconds())
+    await spending.leave_out_skips(cast("Any", SimpleNamespace(store=store, clock=clock)))
+    assert clock.skips() == []

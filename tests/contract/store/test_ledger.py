@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 
 import pytest
+from sqlalchemy import RowMapping
+from tests.contract.store.calls import leave_out
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_segment
 
+from builderd.adapters.stores.sql import ledger
 from builderd.domain.ids import BuilderId, new_id
+from builderd.domain.months import next_month
 from builderd.domain.prices import Billing, Segment, Sum, total
 from builderd.ports.store import Store, UnitOfWork
 
 HOUR = timedelta(hours=1)
-MAY, JUNE = datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 6, 1, tzinfo=UTC)
+APRIL, MAY, JUNE = (datetime(2026, month, 1, tzinfo=UTC) for month in (4, 5, 6))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +178,7 @@ async def test_nobody_pays_for_what_the_clock_skipped(store: Store) -> None:
     )
     ids, now = [one.id for one in (goes_on, over, inside, before, after)], MAY + 7 * HOUR
     for _ in range(2):  # the service was killed before it took note
-        await store.write(lambda uow: uow.ledger.skip(*skip))
+        await leave_out(store, *skip)
         found = await store.read(lambda uow: uow.ledger.totals(ids, now))
         assert [found[one].hours for one in ids] == [3, 2, 2, 1, 1]
         segments = await store.read(lambda uow: uow.ledger.of_builders(ids))
@@ -186,7 +190,69 @@ async def test_nobody_pays_for_what_the_clock_skipped(store: Store) -> None:
 async def test_a_skip_over_the_months_end_is_in_neither_month(store: Store) -> None:
     builder = await add_builder(store)
     await add(store, make_segment(builder.id, start=MAY - 2 * HOUR, end=MAY + 2 * HOUR))
-    await store.write(lambda uow: uow.ledger.skip(MAY - HOUR, MAY + HOUR))
+    await leave_out(store, MAY - HOUR, MAY + HOUR)
     for now in (MAY - HOUR, MAY + 2 * HOUR):
         found = await store.read(partial(of_month, now=now))
         assert found[builder.id].hours == 1
+
+
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [
+        (APRIL + HOUR, APRIL + 2 * HOUR),
+        (MAY, JUNE),
+        (APRIL + HOUR / 7, JUNE + HOUR / 7),
+        (APRIL - HOUR, MAY + 2 * HOUR),
+        (MAY + 3 * HOUR, JUNE + 5 * HOUR),
+    ],
+)
+async def test_after_a_skip_each_month_is_what_is_left_of_it_to_the_last_digit(
+    store: Store, since: datetime, until: datetime
+) -> None:
+    builder = await add_builder(store)
+    turns = [APRIL, MAY - HOUR / 3, MAY + HOUR, JUNE + HOUR / 7, JUNE + 4 * HOUR]
+    billings = [Billing.RUNNING, Billing.STOPPED, Billing.FROZEN, Billing.RUNNING]
+    segments = zip(turns, turns[1:], billings, strict=False)
+    for number, (start, end, billing) in enumerate(segments, 1):
+        rate = number * Decimal("0.123456789")
+        await add(store, make_segment(builder.id, start=start, end=end, billing=billing, hourly_rate=rate))
+    await leave_out(store, since, until)
+    left = await store.read(lambda uow: uow.ledger.of_builder(builder.id))
+    for month in (APRIL, MAY, JUNE):
+        found = await store.read(partial(of_month, now=month))
+        assert found.get(builder.id, Sum()) == total(left, month, month, next_month(month))
+
+
+async def test_a_skip_that_was_cut_short_is_done_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [(await add_builder(store)).id for _ in range(3)]
+    await add(store, *(make_segment(one, start=MAY, end=MAY + 6 * HOUR) for one in ids))
+    write, runs = store.write, iter(range(3))
+
+    async def killed(work: Callable[[UnitOfWork], None]) -> None:
+        if next(runs) == 1:
+            raise KeyboardInterrupt
+        await write(work)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            await leave_out(store, MAY + HOUR, MAY + 5 * HOUR)
+    for hours in ([2, 6, 6], [2, 2, 2]):
+        found = await store.read(lambda uow: uow.ledger.totals(ids, MAY))
+        assert sorted(sum_.hours for sum_ in found.values()) == hours
+        await leave_out(store, MAY + HOUR, MAY + 5 * HOUR)
+
+
+async def test_a_skip_reads_no_more_of_a_long_history(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, read = await add_builder(store), list[int]()
+    past = [make_segment(builder.id, start=MAY + n * SECOND, end=MAY + (n + 1) * SECOND) for n in range(100)]
+    await add(store, *past, make_segment(builder.id, start=MAY + 100 * SECOND))
+    segment = ledger._segment
+
+    def counted(row: RowMapping) -> Segment:
+        read.append(row["id"])
+        return segment(row)
+
+    monkeypatch.setattr(ledger, "_segment", counted)
+    await leave_out(store, MAY + 99 * SECOND, MAY + HOUR)
+    assert len(read) == 2, "one over its beginning, one that began in it"

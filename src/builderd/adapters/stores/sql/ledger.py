@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, bindparam, case, delete, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, bindparam, case, insert, or_, select, update
 
 from builderd.adapters.stores.sql.tables import ledger, ledger_months
 from builderd.domain.ids import BuilderId, TenantId
@@ -32,13 +32,13 @@ _MONTHS_OF_TENANT = select(ledger_months).where(
 )
 _begins_before = ledger.c.started_at < bindparam("until", type_=_at.type)
 _ends_after = or_(ledger.c.ended_at.is_(None), ledger.c.ended_at > bindparam("since", type_=_at.type))
-_OVER = _SELECT.where(_begins_before, _ends_after)
+_OVER = _OF_BUILDER.where(_begins_before, _ends_after)
+_BUILDERS_OVER = select(ledger.c.builder_id).where(_begins_before, _ends_after).distinct().order_by(ledger.c.builder_id)
 _SET_SPAN = (
     update(ledger)
     .where(ledger.c.id == bindparam("segment"))
     .values(started_at=bindparam("from", type_=_at.type), ended_at=bindparam("to", type_=_at.type))
 )
-_FORGET_MONTHS = delete(ledger_months).where(ledger_months.c.builder_id == bindparam("builder"))
 _ADD_MONTH = insert(ledger_months)
 _SET_MONTH = update(ledger_months).where(
     ledger_months.c.builder_id == bindparam("builder"), ledger_months.c.month == bindparam("of_month")
@@ -79,17 +79,22 @@ class Ledger:
             self._connection.execute(_CLOSE, {"builder": builder, "at": at})
             self._count(current, max(at, current.start))
 
-    def skip(self, since: datetime, until: datetime) -> None:
-        rows = self._connection.execute(_OVER, {"since": since, "until": until}).mappings().all()
-        for row in rows:
+    def builders_over(self, since: datetime, until: datetime) -> Sequence[BuilderId]:
+        return self._connection.execute(_BUILDERS_OVER, {"since": since, "until": until}).scalars().all()
+
+    def skip(self, builder: BuilderId, since: datetime, until: datetime) -> None:
+        values = {"builder": builder, "since": since, "until": until}
+        for row in self._connection.execute(_OVER, values).mappings().all():
             self._cut(row["id"], _segment(row), since, until)
-        for builder in {row["builder_id"] for row in rows}:
-            self._count_anew(builder)
 
     def _cut(self, segment_id: int, segment: Segment, since: datetime, until: datetime) -> None:
+        if segment.end is not None:
+            self._discount(segment, max(segment.start, since), min(segment.end, until))
         goes_on = segment.end is None or segment.end > until
         if segment.start < since:
             self._set_span(segment_id, segment.start, since)
+            if segment.end is None:
+                self._count(segment, since)
             if goes_on:
                 self._insert(replace(segment, start=until))
         elif goes_on:
@@ -100,16 +105,15 @@ class Ledger:
     def _set_span(self, segment_id: int, start: datetime, end: datetime | None) -> None:
         self._connection.execute(_SET_SPAN, {"segment": segment_id, "from": start, "to": end})
 
-    def _count_anew(self, builder: BuilderId) -> None:
-        self._connection.execute(_FORGET_MONTHS, {"builder": builder})
-        for segment in self.of_builder(builder):
-            if segment.end is not None:
-                self._count(segment, segment.end)
-
     def _count(self, segment: Segment, end: datetime) -> None:
         """Add what it came to the months that it touched. Its builder is locked, or the database has one writer."""
         for month, since, until in months_between(segment.start, end):
             self._add(segment, month, total([segment], end, since, until))
+
+    def _discount(self, segment: Segment, since: datetime, until: datetime) -> None:
+        """Take what this part of it came to from its months, which have it: exact, and no more of them is read."""
+        for month, start, end in months_between(since, until):
+            self._add(segment, month, -total([segment], until, start, end))
 
     def _add(self, segment: Segment, month: datetime, more: Sum) -> None:
         key = {"builder": segment.builder_id, "month": month}

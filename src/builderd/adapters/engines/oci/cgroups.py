@@ -263,9 +263,16 @@ def _read(file: Path) -> str:
 
 
 def _set(file: Path, value: str) -> None:
-    """Never makes the file: where the group is gone, so is what was to be set."""
-    with _there(), file.open("r+") as opened:
-        opened.write(value)
+    """Never makes the file: where the group is gone, so is what was to be set.
+
+    Nor looks whether it can be sought in, as Python's own files do: in a group that is just being removed it cannot.
+    """
+    with _there():
+        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, value.encode())
+        finally:
+            os.close(descriptor)
 
 
 def _processes(directory: Path) -> list[int]:

@@ -166,6 +166,15 @@ def test_on_version_2_memory_may_be_swapped_while_it_is_frozen_only_and_not_beyo
     assert (group / "memory.swap.max").read_text() == "0"
 
 
+def test_what_is_set_in_a_group_needs_no_seeking(v1: Path) -> None:
+    state = v1 / "freezer/builderd-x/ab/freezer.state"
+    os.mkfifo(state)
+    reader = os.open(state, os.O_RDONLY | os.O_NONBLOCK)
+    Cgroups("x", v1).thaw("ab")
+    assert os.read(reader, 16) == b"THAWED"
+    os.close(reader)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_group_that_is_being_removed_is_as_one_that_is_gone(
     v1: Path, v2: Path, monkeypatch: pytest.MonkeyPatch, version: int
@@ -182,6 +191,7 @@ def test_a_group_that_is_being_removed_is_as_one_that_is_gone(
     monkeypatch.setattr(cgroups, "_processes", lambda _: next(found, set()))
     monkeypatch.setattr(cgroups, "read_proc", lambda _: "0::/builderd-x/ab\n")
     monkeypatch.setattr(Path, "open", going)
+    monkeypatch.setattr(os, "open", going)
     assert (groups.version, groups.usage("ab"), groups.oom_kills("ab")) == (version, None, 0)
     assert not groups.is_frozen("ab")
     groups.thaw("ab")

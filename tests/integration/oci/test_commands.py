@@ -39,7 +39,7 @@ os.wait()
 time.sleep(%s)
 END"""
 COUNT_BOMBS = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'b|[b]&'"
-COUNT_DAEMONS = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'sleep [3]1337'"
+COUNT_DAEMONS = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep [3]1337'"
 
 
 async def run(engine: OciEngine, sandbox: SandboxId, command: str, seconds: float = PATIENCE) -> ExecResult:

@@ -38,7 +38,7 @@ if os.fork() == 0:
 os.wait()
 time.sleep(%s)
 END"""
-COUNT_BOMBS = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c 'b|[b]&'"
+COUNT_BOMBS = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'b|[b]&'"
 COUNT_DAEMONS = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep [3]1337'"
 
 

@@ -241,9 +241,9 @@ def user_namespace(inside: int, outside: int) -> int:
 
 def attach(pid: int, link: str, bridge: str, mac: str, ip: str, gateway: str, mtu: int) -> None:
     """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
-    limits = limit(pid)
     bridge_index = socket.if_nametoindex(bridge)
     home, inside = (os.open(f"/proc/{who}/ns/net", os.O_RDONLY | os.O_CLOEXEC) for who in ("self", pid))
+    limits = limit(pid)
     try:
         with Netlink() as outside:
             outside.delete_link(link)

@@ -9,7 +9,7 @@ from tests.application import ENTRYPOINT, World
 from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.adapters.fakes.engine import Behaviour
-from builderd.domain.builders import Status
+from builderd.domain.builders import Builder, Status
 from builderd.domain.previews import RouteState
 from builderd.domain.sandboxes import EndCause
 from builderd.reconciler import housekeeping
@@ -47,16 +47,21 @@ async def test_an_app_that_exits_is_restarted_after_growing_delays_and_at_last_g
     await check_ledger(world, builder)
 
 
+async def end_and_come_back(world: World, builder: Builder, cause: EndCause, code: int) -> None:
+    """So long after its last end that this is one of two that count."""
+    (sandbox,) = world.running
+    world.clock.move(300)
+    world.engine.end(sandbox.spec.id, cause, code)
+    await world.until_nothing_runs()
+    world.clock.move(2)  # the delay after the second end
+    await world.until_route(builder, RouteState.OPEN)
+
+
 async def test_the_ends_of_long_ago_are_forgotten(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         for _ in range(8):
-            (sandbox,) = world.running
-            world.clock.move(300)
-            world.engine.end(sandbox.spec.id, EndCause.OUT_OF_MEMORY, 137)
-            await world.until_nothing_runs()
-            world.clock.move(2)  # the delay after the second end
-            await world.until_route(builder, RouteState.OPEN)
+            await end_and_come_back(world, builder, EndCause.OUT_OF_MEMORY, 137)
         reason = (await world.builder(builder)).status_reason
     assert reason == "out of memory (limit 1 GB), restart 2 of 5"
 
@@ -68,12 +73,7 @@ async def test_an_app_that_ends_now_and_then_for_months_leaves_few_records_and_i
     async with world.reconciling():
         builder = await world.create()
         for _ in range(8):
-            (sandbox,) = world.running
-            world.clock.move(300)
-            world.engine.end(sandbox.spec.id, EndCause.EXITED, 1)
-            await world.until_nothing_runs()
-            world.clock.move(2)
-            await world.until_route(builder, RouteState.OPEN)
+            await end_and_come_back(world, builder, EndCause.EXITED, 1)
             await Housekeeping(world.application).tidy()
     kept = await world.application.store.read(lambda uow: uow.sandboxes.list(builder.id))
     assert [one.attempt for one in kept] == [7, 8, 9]

@@ -198,7 +198,7 @@ class World:
         return await self.read(lambda uow: uow.events.of_builder(builder.id))
 
     async def build_log(self, builder: Builder) -> Sequence[LogLine]:
-        return [line for _, line in await self.read(lambda uow: uow.build_logs.last(builder.id, 10_000))]
+        return [line for _, _, line in await self.read(lambda uow: uow.build_logs.following(builder.id, 0, 10_000))]
 
     async def route(self, builder: Builder) -> Route | None:
         return await self.previews.get(builder.host)

@@ -335,11 +335,8 @@ class Metrics(Protocol):
 
 class BuildLogs(Protocol):
     def add(self, builder: BuilderId, version: int, lines: Sequence[LogLine]) -> None: ...
-    def last(self, builder: BuilderId, count: int, since: datetime | None = None) -> Sequence[tuple[int, LogLine]]:
-        """(version, line), oldest first: so many of the last ones, none from before ``since``."""
-
     def before_last(self, builder: BuilderId, count: int | None, since: datetime | None = None) -> tuple[int, int]:
-        """The id after which the same come, or with None all from ``since`` on, and how many they are."""
+        """The id after which the last ``count`` lines (None: all) from ``since`` on come, and how many they are."""
 
     def following(self, builder: BuilderId, after: int, limit: int) -> Sequence[tuple[int, int, LogLine]]:
         """(id, version, line), oldest first, at most so many of those with a greater id."""

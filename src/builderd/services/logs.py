@@ -1,7 +1,6 @@
 """Logs: what a builder's sandboxes and installers wrote, joined over restarts and versions.
 
-However much there is, it is read in pages, and by a follower when the page before was taken: one that reads slowly
-holds a page.
+However much there is, it is read in pages, each when the one before was taken: who reads slowly holds a page.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from builderd.services.application import Application
 FOLLOW_INTERVAL = 0.2
 #: How many lines of a log are read at once.
 PAGE = 500
-#: How many more lines are looked at than are wanted, which counts those of one moment and may do where lines are
-#: filtered; and how many times as many if it takes more.
+#: How many more lines are looked at than are wanted, where that is of use, and how many times as many if it takes more.
 LOOK_BACK, LOOK_FURTHER = 500, 8
 #: The last lines of a sandbox may be written down a little after its end.
 LATE = timedelta(seconds=5)
@@ -55,34 +53,43 @@ async def read(
     tail: int = 200,
     since: datetime | None = None,
     stream: LogStream | None = None,
-) -> Sequence[VersionedLine]:
-    """The last ``tail`` lines that pass the filters, oldest first. Raises ``NotFound``."""
-    wanted = Wanted(tail, since, stream)
+) -> AsyncGenerator[VersionedLine]:
+    """The last ``tail`` lines that pass the filters and were written before the call, oldest first.
 
-    def find(uow: UnitOfWork) -> tuple[Sequence[Sandbox], Sequence[tuple[int, LogLine]]]:
-        builder = builders.get(uow, tenant_id, builder_id)
-        built = uow.build_logs.last(builder.id, tail, since) if wanted.build else ()
-        return uow.sandboxes.list(builder.id) if wanted.run else (), built
+    Raises ``NotFound``.
+    """
+    await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
+    spare = 0 if stream is None else LOOK_BACK
+    follower = Follower(application, tenant_id, builder_id, Wanted(tail, since, stream, spare))
+    return _written(follower, await follower.begin(), tail)
 
-    sandboxes, built = await application.store.read(find)
-    run: list[VersionedLine] = []
-    # One runs at a time: what an earlier one wrote is older than all that a later one wrote.
-    for sandbox in reversed(sandboxes):
-        if len(run) >= tail or wanted.is_older(sandbox):
-            break
-        written = await _last_lines(application, sandbox, replace(wanted, count=tail - len(run)))
-        run[:0] = [VersionedLine(sandbox.version, line) for line in written]
-    lines = sorted([*(VersionedLine(version, line) for version, line in built), *run], key=_time)
-    return lines[max(len(lines) - tail, 0) :]
+
+async def _written(follower: Follower, found: int, tail: int) -> AsyncGenerator[VersionedLine]:
+    """The last of those that were found when it began."""
+    number = 0
+    while number < found:
+        await follower.look()
+        for line in follower.due():
+            number += 1
+            if number > found - tail:
+                yield line
+            if number == found:
+                return
+        if not follower.behind:
+            return
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The last ``count`` lines (None: all) from ``since`` on, of one ``stream`` or of all."""
+    """The last ``count`` lines (None: all) from ``since`` on, of one ``stream`` or of all.
+
+    ``spare``: how many more are looked at, which counts those of one moment and may do where lines are filtered.
+    """
 
     count: int | None = None
     since: datetime | None = None
     stream: LogStream | None = None
+    spare: int = 0
 
     @property
     def build(self) -> bool:
@@ -103,17 +110,6 @@ class Wanted:
         return (self.since is None or line.time >= self.since) and self.stream in (None, line.stream)
 
 
-async def _last_lines(application: Application, sandbox: Sandbox, wanted: Wanted) -> Sequence[LogLine]:
-    """What is wanted of one sandbox's log: read from the end, as far back as it takes."""
-    if wanted.since is None and wanted.stream is None:
-        return (await application.engine.read_log(sandbox.id, tail=wanted.count)).lines
-    end = await _look_back(application, sandbox, wanted)
-    found: deque[LogLine] = deque(maxlen=wanted.count)
-    async for lines in _pages(application, sandbox, end.start, end.lines):
-        found.extend(line for line in lines if wanted.passes(line))
-    return found
-
-
 class _End(NamedTuple):
     """The end of a log: so many lines after its start, so many of which are wanted."""
 
@@ -125,7 +121,7 @@ class _End(NamedTuple):
 async def _look_back(application: Application, sandbox: Sandbox, wanted: Wanted) -> _End:
     """An end with all that is wanted of this log. It has more than ``count`` of them, as far as there are more."""
     assert wanted.count is not None, "all would be wanted"
-    count = wanted.count + LOOK_BACK
+    count = wanted.count + wanted.spare
     while True:
         start = await application.engine.read_log(sandbox.id, tail=count, since=wanted.since, limit=0)
         seen = found = 0
@@ -160,8 +156,9 @@ async def follow(
 
     ``since`` and ``stream`` filter both. For a builder that is not there it ends at once.
     """
-    follower = Follower(application, tenant_id, builder_id, Wanted(tail, since, stream))
-    too_many = await follower.begin()
+    follower = Follower(application, tenant_id, builder_id, Wanted(tail, since, stream, LOOK_BACK))
+    found = await follower.begin()
+    too_many = 0 if tail is None else found - tail
     time, nth = None, 0
     while True:
         await follower.look()
@@ -205,7 +202,7 @@ class Follower:
         return self._one_waits or any(log.more for log in self._logs())
 
     async def begin(self) -> int:
-        """Find where the last lines begin. How many too many come from there on."""
+        """Find where the last lines begin. How many are written from there on, where ``count`` is given."""
         sandboxes, found = await self._application.store.read(self._beginning)
         missing = self._wanted.count
         for sandbox in reversed(sandboxes):
@@ -216,7 +213,7 @@ class Follower:
                 self._starts[sandbox.id] = end.start.cursor
                 found += end.wanted
                 missing = max(missing - end.wanted, 0)
-        return 0 if self._wanted.count is None else max(found - self._wanted.count, 0)
+        return found
 
     def _beginning(self, uow: UnitOfWork) -> tuple[Sequence[Sandbox], int]:
         builder = self._find(uow)

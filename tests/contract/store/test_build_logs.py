@@ -20,13 +20,18 @@ async def add_lines(store: Store, builder: BuilderId, version: int, *texts: str)
     await store.write(lambda uow: uow.build_logs.add(builder, version, lines))
 
 
+async def lines_of(store: Store, builder: BuilderId) -> list[tuple[int, LogLine]]:
+    following = await store.read(lambda uow: uow.build_logs.following(builder, 0, 10))
+    return [(version, one) for _, version, one in following]
+
+
 async def test_lines_come_in_the_order_in_which_they_were_added(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
     await add(store, make_version(builder.id, number=2))
     await store.write(lambda uow: uow.build_logs.add(builder.id, 1, [line("one", 5), line("two")]))
     await add_lines(store, other.id, 1, "elsewhere")
     await add_lines(store, builder.id, 2, "three")
-    assert await store.read(lambda uow: uow.build_logs.last(builder.id, 10)) == [
+    assert await lines_of(store, builder.id) == [
         (1, line("one", 5)),
         (1, line("two")),
         (2, line("three")),
@@ -36,7 +41,7 @@ async def test_lines_come_in_the_order_in_which_they_were_added(store: Store) ->
 async def test_no_lines_add_nothing(store: Store) -> None:
     builder = await add_builder(store)
     await add_lines(store, builder.id, 1)
-    assert await store.read(lambda uow: uow.build_logs.last(builder.id, 10)) == []
+    assert await lines_of(store, builder.id) == []
 
 
 async def test_a_log_is_deleted_with_its_builder_alone(store: Store) -> None:
@@ -44,15 +49,15 @@ async def test_a_log_is_deleted_with_its_builder_alone(store: Store) -> None:
     await add_lines(store, builder.id, 1, "made")
     await add_lines(store, other.id, 1, "made")
     await store.write(lambda uow: uow.build_logs.delete(builder.id))
-    assert await store.read(lambda uow: uow.build_logs.last(builder.id, 10)) == []
-    assert await store.read(lambda uow: uow.build_logs.last(other.id, 10)) == [(1, line("made"))]
+    assert await lines_of(store, builder.id) == []
+    assert await lines_of(store, other.id) == [(1, line("made"))]
 
 
 async def test_what_a_hostile_build_prints_cannot_fail_the_log(store: Store) -> None:
     builder = await add_builder(store)
     hostile = ["nul \0 inside", "half \ud83d a pair", "", "x" * 1_000_000, "'; DROP TABLE builders; --", "\x1b[31mred"]
     await add_lines(store, builder.id, 1, *hostile)
-    stored = await store.read(lambda uow: uow.build_logs.last(builder.id, 10))
+    stored = await lines_of(store, builder.id)
     kept = [text.replace("\0", "\ufffd").replace("\ud83d", "\ufffd") for text in hostile]
     assert [one.text for _, one in stored] == kept
 
@@ -96,18 +101,6 @@ async def test_where_the_last_lines_begin_is_found_without_them(store: Store) ->
     assert await begun(None, lines[4].time + SECOND) == ([], 0)
 
 
-async def test_the_last_lines_are_read_alone(store: Store) -> None:
-    builder = await add_builder(store)
-    lines = [line(str(number), number) for number in range(5)]
-    await store.write(lambda uow: uow.build_logs.add(builder.id, 1, lines))
-    assert await store.read(lambda uow: uow.build_logs.last(builder.id, 2)) == [(1, lines[3]), (1, lines[4])]
-    assert await store.read(lambda uow: uow.build_logs.last(builder.id, 9, lines[3].time)) == [
-        (1, lines[3]),
-        (1, lines[4]),
-    ]
-    assert await store.read(lambda uow: uow.build_logs.last(builder.id, 0)) == []
-
-
 async def test_the_oldest_lines_expire_a_few_at_a_time(store: Store) -> None:
     builder = await add_builder(store)
     lines = [line(str(number), number) for number in range(5)]
@@ -117,4 +110,4 @@ async def test_the_oldest_lines_expire_a_few_at_a_time(store: Store) -> None:
         return await store.write(lambda uow: uow.build_logs.expire(lines[3].time, 2))
 
     assert [await expire(), await expire(), await expire()] == [2, 1, 0]
-    assert [one.text for _, one in await store.read(lambda uow: uow.build_logs.last(builder.id, 10))] == ["3", "4"]
+    assert [one.text for _, one in await lines_of(store, builder.id)] == ["3", "4"]

@@ -26,7 +26,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def read(world: World, builder: Builder, **filters: object) -> list[str]:
     lines = await logs.read(world.application, world.caller.tenant_id, builder.id, **filters)  # type: ignore[arg-type]
-    return [line.line.text for line in lines]
+    return [line.line.text async for line in lines]
 
 
 def newest(world: World) -> SandboxId:
@@ -64,9 +64,10 @@ async def test_the_tail_is_cut_across_runs(world: World, tail: int, count: int) 
 async def test_runs_that_are_too_old_for_the_tail_are_not_read(world: World) -> None:
     async with world.reconciling():
         builder = await two_runs(world)
+        (first, _) = await world.records(builder)
         world.engine.calls.clear()
-        await read(world, builder, tail=2)
-        assert world.called("read_log") == 1
+        assert await read(world, builder, tail=2) == ALL[-2:]
+        assert ("read_log", first.id) not in world.engine.calls
 
 
 async def test_one_stream_is_shown_alone(world: World) -> None:
@@ -96,7 +97,7 @@ async def test_lines_tell_their_version(world: World) -> None:
     async with world.reconciling():
         builder = await two_runs(world)
         lines = await logs.read(world.application, world.caller.tenant_id, builder.id)
-        assert {line.version for line in lines} == {1}
+        assert {line.version async for line in lines} == {1}
 
 
 async def test_nobody_reads_another_tenants_log(world: World) -> None:
@@ -236,7 +237,6 @@ async def test_a_follower_reads_each_line_of_an_installer_once(world: World, mon
             raise AssertionError("the whole log was read again")
 
         monkeypatch.setattr(BuildLogs, "before_last", never)
-        monkeypatch.setattr(BuildLogs, "last", never)
         line = LogLine(world.clock.now() + timedelta(seconds=1), LogStream.BUILD, "later")
         await world.application.store.write(lambda uow: uow.build_logs.add(builder.id, 1, [line]))
         await world.until(lambda: reader.told == [*ALL, "later"])
@@ -298,6 +298,34 @@ async def test_a_follower_takes_a_page_when_the_one_before_was_taken(
         assert max(taken.pages) <= page
         world.engine.print(newest(world), "more")
         assert (await anext(lines)).line.text == "more"
+
+
+@pytest.mark.parametrize("tail", [100, 36, 30, 13])
+async def test_a_reader_takes_a_page_when_the_one_before_was_taken(
+    world: World, monkeypatch: pytest.MonkeyPatch, page: int, tail: int
+) -> None:
+    async with world.reconciling():
+        builder, written = await long_runs(world)
+        taken = Taken(world, monkeypatch)
+        lines = await logs.read(world.application, world.caller.tenant_id, builder.id, tail=tail)
+        before, told = sum(taken.pages), []
+        async for line in lines:
+            told.append(line.line.text)
+            assert sum(taken.pages) - before - len(told) < page
+        assert told == written[-tail:]
+        assert max(taken.pages) <= page
+
+
+async def test_a_reader_is_told_what_there_was_when_it_asked(world: World, page: int) -> None:
+    """An app that writes faster than its log is read neither holds it for ever nor adds to what was asked for."""
+    async with world.reconciling():
+        builder, written = await long_runs(world)
+        told = []
+        async for line in await logs.read(world.application, world.caller.tenant_id, builder.id, tail=20):
+            told.append(line.line.text)
+            world.clock.move(1)
+            world.engine.print(newest(world), *["later"] * 10)
+        assert told == written[-20:]
 
 
 async def test_a_follower_goes_on_from_anywhere_with_the_next_line(world: World, page: int) -> None:

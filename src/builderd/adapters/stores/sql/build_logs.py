@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import build_logs
@@ -40,12 +39,9 @@ class BuildLogs:
             rows = [{"builder_id": builder, "version": version, **row_of(line)} for line in lines]
             self._connection.execute(_INSERT, rows)
 
-    def last(self, builder: BuilderId, count: int, since: datetime | None = None) -> Sequence[tuple[int, LogLine]]:
-        rows = self._connection.execute(_last(since).limit(count), {"builder": builder}).all()
-        return [(row.version, LogLine(row.time, row.stream, row.text)) for row in reversed(rows)]
-
     def before_last(self, builder: BuilderId, count: int | None, since: datetime | None = None) -> tuple[int, int]:
-        ids = _last(since).with_only_columns(build_logs.c.id).limit(count).subquery()
+        last = _NEWEST_FIRST if since is None else _NEWEST_FIRST.where(build_logs.c.time >= since)
+        ids = last.with_only_columns(build_logs.c.id).limit(count).subquery()
         values = {"builder": builder}
         first, found = self._connection.execute(select(func.min(ids.c.id), func.count()), values).one()
         if found == 0:
@@ -61,7 +57,3 @@ class BuildLogs:
 
     def delete(self, builder: BuilderId) -> None:
         self._connection.execute(_DELETE, {"builder": builder})
-
-
-def _last(since: datetime | None) -> Select[Any]:
-    return _NEWEST_FIRST if since is None else _NEWEST_FIRST.where(build_logs.c.time >= since)

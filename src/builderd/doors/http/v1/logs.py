@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from builderd.domain.errors import ValidationFailed
@@ -30,6 +30,8 @@ from builderd.wire.v1.times import UtcTime
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 
 MAX_TAIL = 100_000
+#: An answer goes out whenever it has so many characters.
+PIECE = 1 << 16
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EVENT_ID = re.compile(r"(\d{1,18})-(\d{1,9})")
 STREAM = "With `follow`: a `line` event per line, first the last ones."
@@ -61,14 +63,30 @@ async def read_logs(
     if query.follow:
         return await _stream(request, application, identity, uuid, query)
     lines = await logs.read(application, tenant_id, uuid, tail=query.tail, since=query.since, stream=query.stream)
-    # Half a second for all that may be asked for: other requests go on meanwhile.
-    return await asyncio.to_thread(_answer, lines)
+    pieces = _answer(lines)
+    # What fails until here has a status of its own.
+    first = await anext(pieces)
+    return StreamingResponse(_joined(first, pieces), media_type="application/json")
 
 
-def _answer(lines: Sequence[logs.VersionedLine]) -> Response:
-    answer = LogAnswer(message=f"{len(lines)} lines.", data=[_shown(line) for line in lines])
-    # Text at once: a detour by dictionaries would keep the interpreter to itself while they are encoded.
-    return Response(answer.model_dump_json(), media_type="application/json")
+async def _joined(first: str, others: AsyncGenerator[str]) -> AsyncGenerator[str]:
+    yield first
+    async with aclosing(others):
+        async for piece in others:
+            yield piece
+
+
+async def _answer(lines: AsyncGenerator[logs.VersionedLine]) -> AsyncGenerator[str]:
+    """A ``LogAnswer``, piece by piece: however much is asked for, little of it is held."""
+    pieces, size, count = ['{"success":true,"data":['], 0, 0
+    async with aclosing(lines):
+        async for line in lines:
+            pieces.append(("," if count else "") + _shown(line).model_dump_json())
+            size, count = size + len(pieces[-1]), count + 1
+            if size >= PIECE:
+                yield "".join(pieces)
+                pieces, size = [], 0
+    yield "".join([*pieces, f'],"message":"{count} lines."}}'])
 
 
 class Place(NamedTuple):

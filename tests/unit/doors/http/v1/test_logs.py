@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,8 +13,9 @@ import pytest
 from tests.service import MINIMAL, Service, listening
 
 from builderd.adapters.fakes.engine import Behaviour
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
-from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.logs import LogLine, LogPage, LogStream
 from builderd.doors.http import streams
 from builderd.doors.http.v1 import logs as door
 from builderd.services import logs
@@ -52,21 +52,47 @@ async def test_a_line_has_its_time_stream_version_and_text(client: httpx.AsyncCl
     assert datetime.fromisoformat(first["time"]).utcoffset() == timedelta(0)
 
 
-async def test_an_answer_is_made_beside_other_requests(
-    client: httpx.AsyncClient, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads, shown = set(), door._shown
-
-    def watched(line: logs.VersionedLine) -> wire.LogLine:
-        threads.add(threading.current_thread())
-        return shown(line)
-
-    monkeypatch.setattr(door, "_shown", watched)
+async def test_an_answer_says_how_many_lines_it_has(client: httpx.AsyncClient, path: str) -> None:
     response = await client.get(path)
+    assert list(response.json()) == ["success", "data", "message"]
     assert response.json()["message"] == "2 lines."
     assert response.headers["content-type"] == "application/json"
-    assert threads
-    assert threading.main_thread() not in threads
+    assert (await client.get(path, params={"tail": 0})).json() == {"success": True, "data": [], "message": "0 lines."}
+
+
+async def test_a_large_answer_is_made_while_it_is_taken(
+    real: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, count = door._shown, 0
+
+    def counted(line: logs.VersionedLine) -> wire.LogLine:
+        nonlocal count
+        count += 1
+        return shown(line)
+
+    monkeypatch.setattr(door, "_shown", counted)
+    # More than what the kernel takes for a client that does not read.
+    service.engine.print(sandbox(service), *["x" * 10_000] * 5_000)
+    async with real.stream("GET", path, params={"tail": 5_000}) as response:
+        await asyncio.sleep(0.5)
+        assert 0 < count < 5_000
+        text = "".join([piece async for piece in response.aiter_text()])
+    assert [line["text"] for line in json.loads(text)["data"]] == ["x" * 10_000] * 5_000
+
+
+async def test_what_fails_before_the_first_line_has_its_status(
+    client: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = service.engine.read_log
+
+    async def read_log(sandbox: SandboxId, cursor: str = "", **options: Any) -> LogPage:
+        if options["limit"] == 0:
+            return await real(sandbox, cursor, **options)
+        raise EngineUnavailable("The disk is gone.")
+
+    monkeypatch.setattr(service.engine, "read_log", read_log)
+    response = await client.get(path)
+    assert (response.status_code, response.json()["code"]) == (503, "engine_unavailable")
 
 
 async def test_lines_are_filtered_by_number_time_and_stream(

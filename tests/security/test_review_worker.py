@@ -31,20 +31,34 @@ BUNDLE = bundle_of({"app.py": "print(1)\n"})
 LIMITS = ReviewLimits(wall_seconds=1.5, cpu_seconds=2, memory_bytes=400_000_000)
 
 
+#: Shows anybody the checkout and the virtual environment, which may lie in a home that others cannot enter.
+SHOWN = """
+mount -t tmpfs -o mode=755 none /mnt
+mkdir /mnt/code /mnt/venv
+mount --bind "$1" /mnt/code
+mount --bind "$2" /mnt/venv
+cd /mnt/code
+shift 2
+exec setpriv --reuid 12345 --regid 12345 --clear-groups "$@"
+"""
+
+
 @pytest.fixture(scope="module", params=["as it is run", pytest.param("as somebody", marks=pytest.mark.root)])
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What attempts to get out came to, of a worker that root or that anybody has started."""
     secret = tmp_path_factory.mktemp("host") / "secret"
     secret.write_text("secret")
-    user = {"user": 12345, "group": 12345, "extra_groups": []} if request.param == "as somebody" else {}
+    code, python, start = str(Path.cwd()), sys.executable, []
+    if request.param == "as somebody":
+        start = ["unshare", "--mount", "sh", "-euc", SHOWN, "sh", code, sys.prefix]
+        code, python = "/mnt/code", "/mnt/venv/bin/python"
     done = subprocess.run(
-        [sys.executable, "-s", "-m", "tests.security.confined", str(secret)],
+        [*start, python, "-s", "-m", "tests.security.confined", str(secret)],
         capture_output=True,
         text=True,
-        env={"PYTHONPATH": f"src:{Path.cwd()}:{Path.cwd()}/src"},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"src:{code}:{code}/src"},
         timeout=60,
         check=False,
-        **user,  # type: ignore[call-overload]
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

@@ -205,15 +205,23 @@ def delete(
         condition.check(present.tag if present else None)
         if present is None:
             raise no_file(path)
-        if present.kind is not FileKind.FOLDER:
-            os.unlink(name, dir_fd=folder)
-        elif recursive:
-            with staging() as away:
-                _move_away(folder, name, away)
-            return True
-        else:
+        if present.kind is not FileKind.FOLDER and _unlink(folder, name):
+            return False
+        if not recursive:
             _remove_empty(folder, name, path)
-    return False
+            return False
+        with staging() as away:
+            _move_away(folder, name, away)
+        return True
+
+
+def _unlink(folder: int, name: str) -> bool:
+    """Whether it could be: its app may have put a folder there meanwhile."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except IsADirectoryError:
+        return False
+    return True
 
 
 def _remove_empty(folder: int, name: str, path: str) -> None:

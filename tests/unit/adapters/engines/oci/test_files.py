@@ -15,7 +15,7 @@ from builderd.adapters.engines.oci import files, tree
 from builderd.adapters.engines.oci.disks import Disks
 from builderd.adapters.engines.oci.files import Files
 from builderd.domain.errors import TooLarge
-from builderd.domain.files import UNCONDITIONAL
+from builderd.domain.files import UNCONDITIONAL, FileEntry
 from builderd.domain.ids import DiskId
 
 DISK = DiskId("disk")
@@ -61,6 +61,28 @@ class Disk(FullDisks):
 
     def empty_trash(self, disk: DiskId) -> None:
         self.left.append(disk)
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+async def test_a_file_that_becomes_a_folder_while_it_is_deleted_goes_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recursive: bool
+) -> None:
+    disk = Disk(tmp_path)
+    made = Files(cast("Disks", disk))
+    path = disk.app(DISK) / "it"
+    path.touch()
+    seen = tree.look
+
+    def look(folder: int, name: str) -> FileEntry | None:
+        entry = seen(folder, name)
+        path.unlink()
+        path.mkdir()
+        return entry
+
+    monkeypatch.setattr(tree, "look", look)
+    await made.delete(DISK, "it", UNCONDITIONAL, recursive=recursive)
+    made.close()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

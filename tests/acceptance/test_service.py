@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -81,3 +82,26 @@ def test_a_tenant_never_learns_of_anothers_builder(service: LiveService) -> None
         unknown = service.call(method, f"/builders/00000000-0000-4000-8000-000000000000{path}", token=stranger)
         assert (answer.status_code, answer.json()) == (404, unknown.json())
     service.call("DELETE", f"/builders/{uuid}")
+
+
+def test_who_started_it_hears_once_that_it_listens_and_nothing_of_its_apps(data_dir: Path, tmp_path: Path) -> None:
+    """A runtime that knew where would wait for its app to say so, and let it speak for the service."""
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hears:
+        hears.bind(address)
+        hears.setblocking(False)
+        with live_service(data_dir, NOTIFY_SOCKET=address) as service:
+            assert hears.recv(100) == b"READY=1"
+            service.create("unheard")
+            knowing = [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if address in _text(path)]
+            assert service.process
+            assert knowing == [str(service.process.pid)]
+            with pytest.raises(BlockingIOError):
+                hears.recv(100)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

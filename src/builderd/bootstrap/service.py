@@ -12,6 +12,7 @@ from typing import Any
 from builderd.adapters.clocks.system import SystemClock
 from builderd.bootstrap.application import application, load_host_key, make_engine, make_previews
 from builderd.bootstrap.database import note_database
+from builderd.bootstrap.readiness import Supervisor
 from builderd.data_directory import RESTORED, hold, is_ours, make
 from builderd.domain.builders import Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
@@ -45,10 +46,11 @@ PREPARE_RETRY = 15.0
 
 def serve(settings: Settings) -> None:
     """Run the service until SIGTERM or SIGINT. Apps and previews go on when it ends."""
+    supervisor = Supervisor()
     make(settings.data_dir)
     _log_to_stderr(settings.log_level)
     with hold(settings.data_dir):
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, supervisor))
 
 
 async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
@@ -84,7 +86,7 @@ def _log_to_stderr(level: str) -> None:
         logging.getLogger(talker).setLevel(logging.WARNING)
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, supervisor: Supervisor) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -99,6 +101,7 @@ async def _serve(settings: Settings) -> None:
             await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
         await app.previews.start(await app.store.read(_expected_routes))
         log.info("The API listens on http://%s:%d", settings.host, settings.port)
+        supervisor.ready()
         await _until(stopping, _work(app, settings, servers))
         log.info("The service ends; apps and previews go on.")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from builderd.doors.cli import options
 #: Is there where systemd is the first process (sd_booted(3)).
 SYSTEMD_RUNS = Path("/run/systemd/system")
 SYSTEM_UNITS = Path("/etc/systemd/system")
-#: So long a service that was started is watched, in seconds: what it finds wrong, it finds in the first of them.
-WATCH_SECONDS = 5.0
 UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 TEMPLATE = """\
@@ -35,7 +32,9 @@ RequiresMountsFor={data_dir_list}
 StartLimitIntervalSec=0
 
 [Service]
-Type=exec
+# It tells when it listens. Before that it may have a large database to bring up to date.
+Type=notify
+TimeoutStartSec=infinity
 EnvironmentFile=-/etc/default/{name}
 ExecStart={command}
 Restart=always
@@ -146,33 +145,25 @@ def _enable(unit: ServiceUnit, now: bool) -> None:
     _systemctl("enable", unit.file_name)
     if now:
         _refuse_another(unit)
-        # Starts it where it does not run. Where it does, it would go on with what it was started with before.
-        _systemctl("restart", unit.file_name)
-        _watch(unit)
+        _start(unit)
     else:
         click.echo(f"it starts at boot; to start it at once, or anew where it runs: systemctl restart {unit.name}")
 
 
 def _refuse_another(unit: ServiceUnit) -> None:
     """Raises ``EngineUnavailable`` where one that is not the unit's has the data directory, such as the demo's."""
-    if is_ours(unit.data_dir) and _property(unit, "ActiveState") == "inactive":
+    state = _systemctl("show", "--property=ActiveState", "--value", unit.file_name).strip()
+    if is_ours(unit.data_dir) and state == "inactive":
         with hold(unit.data_dir):
             pass
 
 
-def _watch(unit: ServiceUnit) -> None:
-    """To systemd it is started once its program runs, and a program that ends at once is started again for ever."""
-    restarts, deadline = _property(unit, "NRestarts"), time.monotonic() + WATCH_SECONDS
-    while time.monotonic() < deadline:
-        if _property(unit, "ActiveState") != "active" or _property(unit, "NRestarts") != restarts:
-            words = _run("journalctl", "--unit", unit.file_name, "--lines", "5", "--output", "cat").stdout.strip()
-            raise click.ClickException(f"{unit.name} does not stay up, and is tried again each second:\n{words}")
-        time.sleep(0.2)
+def _start(unit: ServiceUnit) -> None:
+    """Where it runs, it would go on with what it was started with before. Returns once it listens."""
+    if _run("systemctl", "restart", unit.file_name).returncode != 0:
+        words = _run("journalctl", "--unit", unit.file_name, "--lines", "5", "--output", "cat").stdout.strip()
+        raise click.ClickException(f"{unit.name} does not start, and is tried again each second:\n{words}")
     click.echo(f"it runs; its log: journalctl -u {unit.name}")
-
-
-def _property(unit: ServiceUnit, name: str) -> str:
-    return _systemctl("show", f"--property={name}", "--value", unit.file_name).strip()
 
 
 def _executable() -> Path:

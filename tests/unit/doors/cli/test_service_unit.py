@@ -3,6 +3,7 @@
 import configparser
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -127,44 +128,49 @@ def test_the_data_directory_may_be_a_variable_as_for_every_other_command(
     assert command.endswith(f" serve --data-dir {tmp_path}/d")
 
 
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >>{folder}/asked
+case $1 in
+show) echo {before} ;;
+restart) exit {restarted} ;;
+esac
+"""
+JOURNALCTL = "#!/bin/sh\necho Cannot listen on 127.0.0.1:8080\n"
+
+
 def systemd(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, before: str = "active", later: tuple[str, str] = ("active", "3")
-) -> list[tuple[str, ...]]:
-    """What it is asked. A unit is in the state ``before`` until it was restarted, when its program has been started
-    three times by systemd, and then in the state and with the number of ``later``."""
-    asked: list[tuple[str, ...]] = []
-
-    def answer(*words: str) -> str:
-        asked.append(words)
-        match words:
-            case ("show", "--property=ActiveState", *_):
-                return f"{later[0] if ('restart', 'builderd.service') in asked else before}\n"
-            case ("show", "--property=NRestarts", *_):
-                return f"{'3' if asked.count(words) == 1 else later[1]}\n"
-        return ""
-
-    monkeypatch.setattr(service_unit, "SYSTEMD_RUNS", tmp_path)
-    monkeypatch.setattr(service_unit, "SYSTEM_UNITS", tmp_path)
-    monkeypatch.setattr(service_unit, "WATCH_SECONDS", 0.5)
-    monkeypatch.setattr(service_unit, "_systemctl", answer)
-    return asked
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, before: str = "active", restarted: int = 0
+) -> Callable[[], list[str]]:
+    """One whose units are in the state ``before``, and start with that result. What it was asked to change."""
+    folder = tmp_path / "systemd"
+    folder.mkdir()
+    texts = {
+        "systemctl": SYSTEMCTL.format(folder=folder, before=before, restarted=restarted),
+        "journalctl": JOURNALCTL,
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(service_unit, "SYSTEMD_RUNS", folder)
+    monkeypatch.setattr(service_unit, "SYSTEM_UNITS", folder)
+    return lambda: [line for line in (folder / "asked").read_text().splitlines() if not line.startswith("show")]
 
 
 @pytest.mark.usefixtures("environment")
-@pytest.mark.parametrize("later", [("activating", "3"), ("active", "4")], ids=["it ended", "it was started again"])
-def test_a_service_that_does_not_stay_up_is_told_with_its_last_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: tuple[str, str]
+def test_a_service_that_does_not_start_is_told_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    systemd(tmp_path, monkeypatch, before="inactive", later=later)
-    journal = tmp_path / "bin/journalctl"
-    journal.parent.mkdir()
-    journal.write_text("#!/bin/sh\necho Cannot listen on 127.0.0.1:8080\n")
-    journal.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{journal.parent}:{os.environ['PATH']}")
+    systemd(tmp_path, monkeypatch, before="inactive", restarted=1)
     result = CliRunner().invoke(main, ["install-service", "--data-dir", str(tmp_path / "new"), "--now"])
     assert result.exit_code == 1
-    assert "does not stay up" in result.output
+    assert "builderd does not start" in result.output
     assert "Cannot listen on 127.0.0.1:8080" in result.output
+
+
+def test_it_counts_as_started_once_it_listens() -> None:
+    service = directives(render(unit()))["Service"]
+    assert (service["Type"], service["TimeoutStartSec"]) == ("notify", "infinity")
 
 
 @pytest.mark.usefixtures("environment")
@@ -178,10 +184,10 @@ def test_it_is_not_started_beside_another_service_of_the_directory(
         result = CliRunner().invoke(main, ["install-service", "--data-dir", str(data_dir), "--now"])
     assert result.exit_code == 1
     assert f"A service is already running on {data_dir}: stop it first." in result.output
-    assert ("restart", "builderd.service") not in asked
+    assert "restart builderd.service" not in asked()
     result = CliRunner().invoke(main, ["install-service", "--data-dir", str(data_dir), "--now"])
     assert result.exit_code == 0, result.output
-    assert ("restart", "builderd.service") in asked
+    assert "restart builderd.service" in asked()
 
 
 @pytest.mark.usefixtures("environment")
@@ -192,12 +198,8 @@ def test_a_service_that_runs_is_started_anew_with_what_is_written_now(
     asked = systemd(tmp_path, monkeypatch)
     result = CliRunner().invoke(install_service, ["--data-dir", str(tmp_path), *(["--now"] if now else [])])
     assert result.exit_code == 0, result.output
-    restart = [("restart", "builderd.service")] if now else []
-    assert [words for words in asked if words[0] != "show"] == [
-        ("daemon-reload",),
-        ("enable", "builderd.service"),
-        *restart,
-    ]
+    restart = ["restart builderd.service"] if now else []
+    assert asked() == ["daemon-reload", "enable builderd.service", *restart]
     assert ("systemctl restart builderd" in result.output) is not now
 
 

@@ -1,0 +1,37 @@
+"""A supervisor hears once that the service listens, and no child of the service can tell it anything."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from builderd.bootstrap.readiness import Supervisor
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_it_is_told_at_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hears:
+        hears.bind(f"\0{name}" if abstract else name)
+        hears.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}" if abstract else name)
+        supervisor = Supervisor()
+        assert "NOTIFY_SOCKET" not in os.environ
+        supervisor.ready()
+        assert hears.recv(100) == b"READY=1"
+
+
+def test_without_one_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    Supervisor().ready()
+
+
+def test_one_that_is_gone_does_not_end_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    Supervisor().ready()
+    assert "cannot be told" in caplog.text

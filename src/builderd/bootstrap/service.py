@@ -12,7 +12,7 @@ from typing import Any
 from builderd.adapters.clocks.system import SystemClock
 from builderd.bootstrap.application import application, load_host_key, make_engine, make_previews
 from builderd.bootstrap.database import note_database
-from builderd.bootstrap.readiness import Supervisor
+from builderd.bootstrap.supervisor import Supervisor
 from builderd.data_directory import RESTORED, hold, is_ours, make
 from builderd.domain.builders import Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity

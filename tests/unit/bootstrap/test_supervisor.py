@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.bootstrap.readiness import Supervisor
+from builderd.bootstrap.supervisor import Supervisor
 
 
 @pytest.mark.parametrize("abstract", [False, True])

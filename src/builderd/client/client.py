@@ -362,7 +362,12 @@ class Events:
             self.answer = _json(response)
 
     def __iter__(self) -> Iterator[ServerSentEvent]:
-        return EventSource(self._response).iter_sse()
+        """Iterate over the events that have data.
+
+        After an event with an id, the decoder yields each comment (a heartbeat) as an event without data. The
+        standard dispatches none: https://html.spec.whatwg.org/multipage/server-sent-events.html#dispatchMessage
+        """
+        return (event for event in EventSource(self._response).iter_sse() if event.data)
 
 
 def _stage(event: ServerSentEvent) -> Stage:

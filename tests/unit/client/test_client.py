@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from builderd.adapters.fakes.processes import Answer
 from builderd.client import ApiError, Client, NoAnswer, Stage
 from builderd.domain.builders import Status
 from builderd.domain.tokens import Scope
+from builderd.doors.http import streams
 from builderd.wire.v1.builders import NewBuilder
 
 
@@ -111,6 +113,20 @@ def test_logs_are_read_and_followed(client: Client, running: Running) -> None:
     assert client.logs(uuid, since=datetime.now(UTC) + timedelta(hours=1)) == []
     lines = client.follow_logs(uuid)
     assert [next(lines).text, next(lines).text] == ["one", "two"]
+    lines.close()  # type: ignore[attr-defined]
+
+
+def test_a_follower_of_logs_gets_over_heartbeats(
+    client: Client, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.02)
+    running.service.engine.behave("writes", Behaviour(lines=("one",)))
+    uuid = client.create(new(entrypoint="writes")).uuid
+    lines = client.follow_logs(uuid)
+    assert next(lines).text == "one"
+    time.sleep(0.2)
+    client.restart(uuid)
+    assert next(lines).text == "one"
     lines.close()  # type: ignore[attr-defined]
 
 

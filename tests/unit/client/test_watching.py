@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.unit.client.conftest import Running
 
 from builderd.client import Client, watching
 from builderd.domain.webhooks import key_of
+from builderd.doors.http import streams
 from builderd.wire.v1.builders import NewBuilder
 
 NEW = NewBuilder.model_validate(MINIMAL, context={})
@@ -35,6 +37,20 @@ def test_a_follower_whose_connection_breaks_off_goes_on_where_it_was(
         with Client(running.url, running.service.write, transport=Breaking()) as client:
             told = client.watch.follow_events(builder.uuid, after=0)
             assert [next(told) for _ in all_of_them] == all_of_them
+
+
+def test_a_follower_of_events_gets_over_heartbeats(
+    client: Client, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.02)
+    builder = client.create(NEW)
+    events = client.watch.follow_events(builder.uuid, types=["builder.*"], after=0)
+    assert [next(events).type for _ in range(2)] == ["builder.created", "builder.status"]
+    time.sleep(0.2)
+    with Client(running.url, running.service.write) as other:
+        other.stop(builder.uuid)
+    assert next(events).type == "builder.status"
+    events.close()  # type: ignore[attr-defined]
 
 
 class Breaking(httpx.HTTPTransport):

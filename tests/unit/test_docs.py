@@ -1,0 +1,66 @@
+"""The documentation is complete and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ADRS = sorted((ROOT / "docs/adr").glob("[0-9]*.md"))
+INDEX = ROOT / "docs/adr/README.md"
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "BENCHMARKS.md"]
+SECTIONS = ["Context", "Decision", "Consequences", "What else was tried"]
+
+_ENTRY = re.compile(r"^- (\d+)\. \[(.+)\]\((.+)\)$", re.MULTILINE)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+
+
+def _names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+@pytest.mark.parametrize("adr", ADRS, ids=_names(ADRS))
+def test_adr_has_number_title_and_sections(adr: Path) -> None:
+    text = adr.read_text()
+    number = int(adr.name.split("-")[0])
+
+    assert text.startswith(f"# {number}. "), f"{adr.name}: the first line must be `# {number}. <the decision>`"
+    found = re.findall(r"^\*\*([^*]+?)[.:]?\*\*", text, re.MULTILINE)
+    sections = [name for name in found if name in SECTIONS]
+    assert sections == SECTIONS, f"{adr.name}: needs {SECTIONS} in this order, each as `**Context.**`; has {sections}"
+
+
+def test_adr_numbers_are_unique() -> None:
+    numbers = [adr.name.split("-")[0] for adr in ADRS]
+
+    assert sorted(set(numbers)) == sorted(numbers)
+
+
+def test_index_lists_each_adr_once_with_its_title() -> None:
+    listed = sorted((int(number), title, name) for number, title, name in _ENTRY.findall(INDEX.read_text()))
+    expected = sorted(_entry(adr) for adr in ADRS)
+
+    missing = [
+        f"- {number}. [{title}]({name})" for number, title, name in expected if (number, title, name) not in listed
+    ]
+    assert not missing, "add it to docs/adr/README.md under its subject:\n" + "\n".join(missing)
+    surplus = [entry for entry in listed if entry not in expected]
+    assert not surplus, f"docs/adr/README.md lists ADRs that do not exist, or by another title: {surplus}"
+    assert listed == expected, "docs/adr/README.md lists an ADR twice"
+
+
+def _entry(adr: Path) -> tuple[int, str, str]:
+    number, _, title = adr.read_text().split("\n", 1)[0].removeprefix("# ").partition(". ")
+    return int(number), title, adr.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_names(PAGES))
+def test_relative_links_lead_to_files(page: Path) -> None:
+    links = _LINK.findall(_CODE.sub("", page.read_text()))
+    paths = [link.split("#")[0] for link in links if "://" not in link and not link.startswith("#")]
+
+    broken = [path for path in paths if not (page.parent / path).exists()]
+    assert not broken, f"{page.relative_to(ROOT)} links to files that do not exist: {broken}"

@@ -13,6 +13,8 @@ INDEX = ROOT / "docs/adr/README.md"
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "BENCHMARKS.md"]
 SECTIONS = ["Context", "Decision", "Consequences", "What else was tried"]
 
+GLOSSARY = ROOT / "docs/glossary.md"
+
 _ENTRY = re.compile(r"^- (\d+)\. \[(.+)\]\((.+)\)$", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
@@ -64,3 +66,24 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 
     broken = [path for path in paths if not (page.parent / path).exists()]
     assert not broken, f"{page.relative_to(ROOT)} links to files that do not exist: {broken}"
+
+
+def test_glossary_defines_each_word_once() -> None:
+    words = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", GLOSSARY.read_text(), re.MULTILINE)
+    words = [word for word in words if word != "word"]
+
+    assert len(words) > 100
+    assert sorted(set(words)) == sorted(words)
+
+
+def test_functions_named_in_the_glossary_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py):(\w+)`", GLOSSARY.read_text())
+    sources = {path: ROOT / "src/builderd" / path for path, _ in named}
+
+    missing = [
+        f"{path}:{name}"
+        for path, name in named
+        if not sources[path].exists() or not re.search(rf"\bdef {name}\(", sources[path].read_text())
+    ]
+    assert named
+    assert not missing, f"docs/glossary.md names functions that moved: {missing}"

@@ -1,5 +1,7 @@
 """Addresses: which of them are somewhere on the internet, and which are something near that nobody may be led to.
 
+One list for webhooks, which dial by it, and for sandboxes, whose firewall is made from it.
+
 From the registries of special-purpose addresses of the IANA (RFC 6890 and what came after it). An IPv6 address that
 carries an IPv4 address leads to that one: it is judged as that.
 """
@@ -7,13 +9,14 @@ carries an IPv4 address leads to that one: it is judged as that.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-_NEAR = tuple(
-    ip_network(network)
+#: IPv4 networks that are not on the internet.
+NEAR = tuple(
+    IPv4Network(network)
     for network in (
         "0.0.0.0/8",
         "10.0.0.0/8",
@@ -54,7 +57,7 @@ def is_public(address: Address) -> bool:
     if inner is not None:
         return is_public(inner)
     if isinstance(address, IPv4Address):
-        return not lies_in(address, _NEAR)
+        return not lies_in(address, NEAR)
     return address in _GLOBAL and not lies_in(address, _NEAR_6)
 
 

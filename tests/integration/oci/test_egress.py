@@ -23,8 +23,18 @@ from builderd.domain.versions import Isolation
 
 pytestmark = pytest.mark.root
 
-INTERNET, ALLOWED, DENIED = "203.0.113.10", "10.77.0.1", "203.0.113.99"
-NEAR = ["169.254.169.254", "10.77.0.2", "172.16.5.5", "192.168.77.7", "100.64.1.1", "198.18.0.9"]
+#: Each is an address of the world that a test makes, and routed there.
+INTERNET, ALLOWED, DENIED = "192.0.3.10", "10.77.0.1", "192.0.3.99"
+NEAR = [
+    "169.254.169.254",
+    "10.77.0.2",
+    "172.16.5.5",
+    "192.168.77.7",
+    "100.64.1.1",
+    "198.18.0.9",
+    "168.63.129.16",
+    "192.0.0.8",
+]
 HOST_PORT, INSIDE_PORT = 18999, 18998
 SERVER = """
 import socket, sys, threading
@@ -38,12 +48,18 @@ for address, port in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
 """
 PROBE = """python3 - <<'END'
 import socket
-for address in %r:
+from concurrent.futures import ThreadPoolExecutor
+def reach(address):
     try:
         socket.create_connection(address, timeout=1).close()
-        print("reached", *address)
+        return True
     except OSError:
-        pass
+        return False
+addresses = %r
+with ThreadPoolExecutor(20) as pool:
+    for address, reached in zip(addresses, pool.map(reach, addresses)):
+        if reached:
+            print("reached", *address)
 END"""
 
 

@@ -32,17 +32,20 @@ _MOUNTS = (
         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "max=256"],
     },
 )
-_MASKED = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/scsi",
-    "/proc/timer_list",
+#: Files that describe the host: its boot parameters, devices, disks, memory map, symbols, and other tenants' locks.
+#: Not masked are those that free, top, nproc, node and the JVM read: cpuinfo, loadavg, meminfo, stat, uptime, vmstat.
+MASKED = tuple(
+    f"/proc/{name}"
+    for name in (
+        *("acpi", "asound", "buddyinfo", "bus", "cmdline", "config.gz", "consoles", "devices", "diskstats", "driver"),
+        *("dma", "fs", "interrupts", "iomem", "ioports", "irq", "kallsyms", "kcore", "key-users", "keys"),
+        *("latency_stats", "locks", "misc", "modules", "mtrr", "partitions", "sched_debug", "schedstat", "scsi"),
+        *("slabinfo", "softirqs", "swaps", "timer_list", "timer_stats", "tty", "vmallocinfo", "zoneinfo"),
+    )
 )
-_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
+#: Limit of socket buffers on control groups of version 1, beside the memory: this part of it, and at least 16 MiB.
+_SOCKET_SHARE, _SOCKET_LEAST = 4, 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,10 @@ class Container:
     """What runs, in what, and within which limits.
 
     ``uid`` is the host's id for the sandbox's 0, ``user`` the id inside under which the program runs.
-    ``memory_bytes`` limits memory and swap together, ``cpu`` is in vCPU. ``open_files`` may not be above the
-    service's own hard limit. ``tmpfs`` maps a path inside to the size in bytes of what is mounted there.
+    ``memory_bytes`` limits memory and swap together. ``limits_sockets`` limits the buffers of sockets as well: control
+    groups of version 1 do not count them as memory. ``cpu`` is in vCPU. ``open_files`` may not be above the service's
+    own hard limit. ``tmpfs`` maps a path inside to the size in bytes of what is mounted there.
+    ``shared`` are folders of the root that the host changes while the sandbox runs: gVisor caches the root itself.
     ``capabilities`` hold within its own user namespace only; ``host_network`` is for trusted tools, never for apps.
     """
 
@@ -70,8 +75,10 @@ class Container:
     open_files: int
     read_only: bool = False
     tmpfs: Mapping[str, int] = field(default_factory=dict)
+    shared: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
     host_network: bool = False
+    limits_sockets: bool = False
 
 
 def make_config(container: Container) -> dict[str, Any]:
@@ -89,7 +96,11 @@ def make_config(container: Container) -> dict[str, Any]:
         "process": process,
         "root": {"path": container.root, "readonly": container.read_only},
         "hostname": container.hostname,
-        "mounts": [*_MOUNTS, *(_tmpfs(path, size) for path, size in container.tmpfs.items())],
+        "mounts": [
+            *_MOUNTS,
+            *(_tmpfs(path, size) for path, size in container.tmpfs.items()),
+            *(_shared(container.root, path) for path in container.shared),
+        ],
         "linux": _linux(container),
     }
 
@@ -128,6 +139,11 @@ def _tmpfs(path: str, size: int) -> dict[str, Any]:
     return {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": options}
 
 
+def _shared(root: str, path: str) -> dict[str, Any]:
+    """A mount of its own for a folder of the root: gVisor revalidates the files of such a mount at each access."""
+    return {"destination": path, "type": "bind", "source": root + path, "options": ["rbind", "rw", "nosuid", "nodev"]}
+
+
 def _linux(container: Container) -> dict[str, Any]:
     ids = [{"containerID": 0, "hostID": container.uid, "size": IDS}]
     own = ("pid", "ipc", "uts", "mount", "user", *(() if container.host_network else ("network",)))
@@ -138,16 +154,22 @@ def _linux(container: Container) -> dict[str, Any]:
         "cgroupsPath": container.cgroup,
         "resources": _resources(container),
         "seccomp": dict(container.seccomp),
-        "maskedPaths": list(_MASKED),
+        "maskedPaths": list(MASKED),
         "readonlyPaths": list(_READ_ONLY),
     }
 
 
 def _resources(container: Container) -> dict[str, Any]:
     memory = container.memory_bytes
+    sockets = {"kernelTCP": socket_bytes(memory)} if container.limits_sockets else {}
     return {
         "devices": [{"allow": False, "access": "rwm"}],
         "cpu": {"quota": int(container.cpu * CPU_PERIOD), "period": CPU_PERIOD, "shares": int(container.cpu * 1024)},
-        "memory": {"limit": memory, "swap": memory},
+        "memory": {"limit": memory, "swap": memory, **sockets},
         "pids": {"limit": container.pids},
     }
+
+
+def socket_bytes(memory_bytes: int) -> int:
+    """Limit of the TCP and UDP buffers of a sandbox on control groups of version 1."""
+    return max(memory_bytes // _SOCKET_SHARE, _SOCKET_LEAST)

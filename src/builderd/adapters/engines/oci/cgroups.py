@@ -21,6 +21,8 @@ from builderd.adapters.engines.oci.processes import read_proc
 ROOT = Path("/sys/fs/cgroup")
 #: How the names of groups within a sandbox's begin.
 INNER = "exec-"
+#: Limit of socket buffers in a group of version 1. Some kernels lack it (CONFIG_MEMCG_V1).
+SOCKET_LIMIT = "memory/memory.kmem.tcp.limit_in_bytes"
 _CONTROLLERS = ("cpu", "memory", "pids")
 #: A fifth of one CPU for the copying of one log.
 _SHIM_QUOTA, _PERIOD = 20_000, 100_000
@@ -44,7 +46,14 @@ class Cgroups:
         self.parent = f"/builderd-{instance}"
         self._root = root
         self.version = 2 if (root / "cgroup.controllers").exists() else 1
+        #: Whether socket buffers have a limit of their own (version 1). Version 2 counts them as memory.
+        self.limits_sockets = (root / SOCKET_LIMIT).exists()
         self.moves = QuickMoves(root)
+
+    @property
+    def counts_sockets(self) -> bool:
+        """Whether a sandbox's socket buffers have any limit but that of the machine."""
+        return self.version == 2 or self.limits_sockets
 
     def path(self, name: str) -> str:
         """As the OCI configuration names it."""

@@ -22,7 +22,7 @@ from builderd.adapters.engines.oci.disks import Disks
 from builderd.adapters.engines.oci.files import Files
 from builderd.adapters.engines.oci.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.host_files import write_host_files
-from builderd.adapters.engines.oci.host_limits import raise_host_limits
+from builderd.adapters.engines.oci.host_limits import raise_host_limits, raise_socket_pools, total_memory
 from builderd.adapters.engines.oci.launching import Launcher
 from builderd.adapters.engines.oci.layers import Layers
 from builderd.adapters.engines.oci.listening import Listeners
@@ -151,6 +151,8 @@ class Machine:
         self._base = ensure_base(progress)
         write_host_files(self._host_files)
         raise_host_limits()
+        if self.cgroups.counts_sockets:
+            raise_socket_pools(total_memory())
         progress("opening the network")
         self.network.open()
         self.cgroups.open()

@@ -55,6 +55,9 @@ class Network:
             self._open_bridge()
             _write(Path("/proc/sys/net/ipv4/ip_forward"), "1")
             _write(Path(f"/proc/sys/net/ipv6/conf/{self.bridge}/disable_ipv6"), "1", optional=True)
+            # Groups that sandboxes join would fill the one table of the bridge; no multicast leaves it anyway.
+            for what in ("multicast_snooping", "multicast_router"):
+                _write(Path(f"/sys/class/net/{self.bridge}/bridge/{what}"), "0", optional=True)
         except OSError as error:
             raise EngineUnavailable(f"The sandboxes' network cannot be made: {error}.") from error
         self._open_firewall(self._policy())

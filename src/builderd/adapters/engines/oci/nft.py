@@ -1,21 +1,17 @@
 """The firewall of a service's sandboxes, as one nft table. Pure.
 
-Sandboxes reach the internet and nothing nearer: not the host, not each other, not the networks around. Replies to
-whoever reaches them pass. Flows that they begin are counted, since the host's kernel tracks them in one table for all:
-whoever fills it cuts everybody off.
+Sandboxes reach the internet and nothing nearer: not the host, not each other, not the networks that
+``domain/addresses`` lists, and nothing by IPv6. Replies to whoever reaches them pass. Flows that they begin are
+counted, since the host's kernel tracks them in one table for all: whoever fills it cuts everybody off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, collapse_addresses
 
-#: Private, shared, link-local and benchmark networks (RFC 6890), multicast and what is reserved above it.
-NEAR = (
-    "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16, 198.18.0.0/15,"
-    " 224.0.0.0/3"
-)
+from builderd.domain.addresses import NEAR
 
 #: Said rather than kept silent, so that a program without a way out goes on at once instead of waiting for a minute.
 _REFUSE = "reject with icmpx admin-prohibited"
@@ -75,7 +71,7 @@ def make_rules(policy: Policy) -> str:
 table inet {name}
 delete table inet {name}
 table inet {name} {{
-  set near {{ type ipv4_addr; flags interval; elements = {{ {NEAR} }} }}
+  {_set("near", list(collapse_addresses(NEAR)))}
   {_set("resolvers", policy.resolvers)}
   {_set("allowed", policy.allow)}
   {_set("denied", policy.deny)}

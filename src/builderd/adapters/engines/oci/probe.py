@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from builderd.adapters.engines.oci.cgroups import Cgroups
+from builderd.adapters.engines.oci.host_limits import SOCKET_POOLS, least_socket_pool, socket_pool, total_memory
 from builderd.adapters.engines.oci.nft import COUNTING
 from builderd.adapters.engines.oci.reclaiming import swaps_to_zram
 from builderd.adapters.engines.oci.seccomp import PROFILE
@@ -74,6 +76,7 @@ def _kernel() -> Sequence[Equipment]:
         Equipment("simple quotas", quotas, f"kernel {release}", "disks are counted by slower quota groups", False),
         _zram(),
         _counting(),
+        _socket_buffers(),
     ]
 
 
@@ -89,6 +92,18 @@ def _counting() -> Equipment:
     if done.returncode and os.geteuid() != 0:
         detail = "only root may ask the kernel"
     return Equipment("limit of connections", done.returncode == 0, detail, cost, False)
+
+
+def _socket_buffers() -> Equipment:
+    """Each sandbox has a limit of its own, and all together cannot use up what the machine has for everybody."""
+    if not Cgroups("probe").counts_sockets:
+        detail = "not limited by control groups: use version 2, or a kernel with memory.kmem.tcp"
+        return Equipment("socket buffers", False, detail, "one sandbox can use up those of all", False)
+    pools = {name: socket_pool(name) for name in SOCKET_POOLS}
+    least = least_socket_pool(total_memory())
+    detail = ", ".join(f"{name.rpartition('/')[2]} {size / GB:.1f} GB" for name, size in pools.items())
+    cost = f"sandboxes together can use up those of all: serve raises them to {least / GB:.1f} GB"
+    return Equipment("socket buffers", min(pools.values()) >= least, detail, cost, False)
 
 
 def _zram() -> Equipment:

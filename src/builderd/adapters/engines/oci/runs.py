@@ -315,8 +315,10 @@ class Runs:
             open_files=open_files(),
             read_only=run.root.scratch is None,
             tmpfs=run.tmpfs,
+            shared=tuple(b.target for b in run.root.binds if not b.read_only) if run.runtime.is_gvisor else (),
             capabilities=run.capabilities,
             host_network=run.host_network,
+            limits_sockets=self.cgroups.limits_sockets,
         )
 
     async def _launch_shim(self, run: Run, record: Record, bundle: Path) -> int:

@@ -15,6 +15,7 @@ Rule = dict[str, Any]
 
 _EPERM = 1
 _ENOSYS = 38
+_EPROTONOSUPPORT = 93
 
 #: Namespaces and mounts, other processes' memory, keys, and kernel parts with a history of holes.
 REFUSED = frozenset(
@@ -32,14 +33,21 @@ REFUSED = frozenset(
 )
 
 #: Allowed with some arguments only; their rules are made below.
-_JUDGED = frozenset({"clone", "clone3", "ioctl", "socket", "socketcall"})
+_JUDGED = frozenset({"clone", "clone3", "ioctl", "socket", "socketcall", "socketpair"})
 
 #: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET of sched.h.
 _NAMESPACE_FLAGS = 0x7E02_0000
 
-#: AF_UNIX, AF_INET and AF_INET6: no vsock to a hypervisor, no kernel crypto, no raw packets.
-_FAMILIES = (1, 2, 10)
-_AF_NETLINK, _NETLINK_ROUTE = 16, 0
+#: Families of sockets that are open, of socket.h; no vsock to a hypervisor, no kernel crypto, no packets.
+_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
+_NETLINK_ROUTE = 0
+#: The type of a socket without its flags (SOCK_TYPE_MASK of linux/net.h).
+_TYPE_BITS = 0xF
+_STREAM, _DATAGRAM, _RAW = 1, 2, 3
+#: Types and protocols of internet sockets that are open: TCP, UDP and ping. Protocol 0 is the default of the type.
+_INTERNET = ((_STREAM, 0), (_STREAM, 6), (_DATAGRAM, 0), (_DATAGRAM, 17), (_DATAGRAM, 1), (_DATAGRAM, 58))
+#: DCCP, L2TP, SCTP, UDP-Lite and MPTCP: refused as by a kernel that lacks them, so that programs fall back to TCP.
+_RARE = (33, 115, 132, 136, 262)
 
 #: The type byte of btrfs' own ioctls, by which a disk could leave its quota (a subvolume of one's own).
 _BTRFS = 0x94
@@ -90,10 +98,27 @@ def _added() -> list[Rule]:
         _rule(["clone"], args=[no_namespaces]),
         # Its flags are behind a pointer, which a filter cannot follow: libc then falls back to clone.
         _rule(["clone3"], "SCMP_ACT_ERRNO", _ENOSYS),
-        *(_rule(["socket"], args=[_equal(0, family)]) for family in _FAMILIES),
-        _rule(["socket"], args=[_equal(0, _AF_NETLINK), _equal(2, _NETLINK_ROUTE)]),
+        *_sockets(),
         *_ioctls(),
     ]
+
+
+def _sockets() -> list[Rule]:
+    """Rules that allow; the default refuses the rest, also numbers whose upper 32 bits the kernel would ignore."""
+    rules = [_rule([call], args=[_equal(0, _AF_UNIX)]) for call in ("socket", "socketpair")]
+    rules.append(_rule(["socket"], args=[_equal(0, _AF_NETLINK), _equal(2, _NETLINK_ROUTE)]))
+    for family in (_AF_INET, _AF_INET6):
+        internet = _equal(0, family)
+        rules += [_rule(["socket"], args=[internet, _type(kind), _equal(2, number)]) for kind, number in _INTERNET]
+        rules += [
+            _rule(["socket"], "SCMP_ACT_ERRNO", _EPROTONOSUPPORT, [internet, _equal(2, number)]) for number in _RARE
+        ]
+        rules.append(_rule(["socket"], "SCMP_ACT_ERRNO", _EPERM, [internet, _type(_RAW)]))
+    return rules
+
+
+def _type(kind: int) -> dict[str, Any]:
+    return {"index": 1, "value": _TYPE_BITS, "valueTwo": kind, "op": "SCMP_CMP_MASKED_EQ"}
 
 
 def _ioctls() -> list[Rule]:

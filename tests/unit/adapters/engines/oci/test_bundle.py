@@ -55,7 +55,27 @@ def test_the_kernel_is_not_shown() -> None:
     destinations = [mount["destination"] for mount in CONFIG["mounts"]]
     assert destinations == ["/proc", "/dev", "/dev/pts", "/dev/shm"]
     assert "/proc/sys" in CONFIG["linux"]["readonlyPaths"]
-    assert {"/proc/kcore", "/proc/keys", "/proc/timer_list"} <= set(CONFIG["linux"]["maskedPaths"])
+    masked = set(CONFIG["linux"]["maskedPaths"])
+    assert {"/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/cmdline", "/proc/partitions", "/proc/fs"} <= masked
+    assert not masked & {f"/proc/{name}" for name in ("cpuinfo", "loadavg", "meminfo", "stat", "uptime", "vmstat")}
+
+
+def test_sockets_have_a_limit_where_memory_does_not_count_them() -> None:
+    assert "kernelTCP" not in CONFIG["linux"]["resources"]["memory"]
+    limited = make_config(replace(CONTAINER, limits_sockets=True))
+    assert limited["linux"]["resources"]["memory"]["kernelTCP"] == 1 << 26
+    tiny = make_config(replace(CONTAINER, limits_sockets=True, memory_bytes=1 << 25))
+    assert tiny["linux"]["resources"]["memory"]["kernelTCP"] == 1 << 24
+
+
+def test_a_folder_that_others_change_is_a_mount_of_its_own() -> None:
+    config = make_config(replace(CONTAINER, shared=("/app",)))
+    assert config["mounts"][-1] == {
+        "destination": "/app",
+        "type": "bind",
+        "source": "/bundle/root/app",
+        "options": ["rbind", "rw", "nosuid", "nodev"],
+    }
 
 
 def test_a_read_only_root_is_said_to_be_so() -> None:

@@ -8,7 +8,13 @@ import pytest
 
 from builderd.adapters.engines.oci import exits
 from builderd.adapters.engines.oci.exits import Exits
-from builderd.adapters.engines.oci.host_limits import LEAST, raise_host_limits
+from builderd.adapters.engines.oci.host_limits import (
+    LEAST,
+    SOCKET_POOLS,
+    raise_host_limits,
+    raise_socket_pools,
+    socket_pool,
+)
 from builderd.adapters.engines.oci.launcher import INOTIFY
 from builderd.adapters.engines.oci.slots import MAX_SLOTS
 from builderd.domain.errors import EngineUnavailable
@@ -32,6 +38,19 @@ def test_what_is_less_is_raised_and_what_somebody_raised_further_stays(tmp_path:
 def test_where_the_host_forbids_it_the_service_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     raise_host_limits(tmp_path)
     assert caplog.text.count("may run short of") == len(LEAST)
+
+
+def test_the_pools_of_socket_buffers_are_raised_to_half_of_the_memory(tmp_path: Path) -> None:
+    tcp, udp = (tmp_path / name for name in SOCKET_POOLS)
+    tcp.parent.mkdir(parents=True)
+    tcp.write_text("287901\t383868\t575802\n")
+    udp.write_text("1\t2\t9000000\n")
+    for _ in range(2):
+        raise_socket_pools(24 << 30, tmp_path)
+    assert socket_pool(SOCKET_POOLS[0], tmp_path) == 12 << 30
+    low, pressure, most = (int(number) for number in tcp.read_text().split())
+    assert low < pressure < most
+    assert udp.read_text() == "1\t2\t9000000\n"
 
 
 async def test_where_no_inotify_is_left_the_engine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from dataclasses import replace
 from ipaddress import IPv4Network
@@ -9,6 +10,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from builderd.adapters.engines.oci.nft import FLOWS, Policy, make_rules
+from builderd.domain.addresses import NEAR, is_public
 
 POLICY = Policy(
     instance="0123abcd",
@@ -41,6 +43,25 @@ def test_denied_goes_before_resolvers_and_those_before_near_networks() -> None:
     ]
     assert order == sorted(order)
     assert any("10.64.12.0/22 reject" in line for line in forward[: order[0]])
+
+
+def test_what_is_near_is_what_the_domain_says_it_is() -> None:
+    listed = re.search(r"set near \{.* elements = \{ (.*?) \}", make_rules(POLICY))
+    assert listed
+    networks = [IPv4Network(element) for element in listed[1].split(", ")]
+    edges = [
+        address + by
+        for near in NEAR
+        for address in (near[0], near[-1])
+        for by in (-1, 0, 1)
+        if 0 <= int(address) + by < 1 << 32
+    ]
+    for address in edges:
+        assert any(address in network for network in networks) is not is_public(address)
+
+
+def test_nothing_goes_out_by_ipv6() -> None:
+    assert chain(make_rules(POLICY), "prerouting")[1] == 'iifname "bd-0123ab" meta nfproto ipv6 drop'
 
 
 def test_the_host_is_reached_at_the_gateway_only() -> None:

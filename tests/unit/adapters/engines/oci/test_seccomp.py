@@ -15,7 +15,7 @@ PROFILE = {
     "defaultErrnoRet": 38,
     "syscalls": [
         {"names": ["read", "clone", "clone3", "unshare", "mount", "ioctl", "ptrace"], "action": "SCMP_ACT_ALLOW"},
-        {"names": ["socketcall", "keyctl", "memfd_create"], "action": "SCMP_ACT_ALLOW"},
+        {"names": ["socketcall", "socketpair", "keyctl", "memfd_create"], "action": "SCMP_ACT_ALLOW"},
         {"names": ["bpf"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}},
         {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "excludes": {"caps": ["CAP_AUDIT_WRITE"]}},
         {"names": ["arch_prctl"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["amd64"]}},
@@ -79,6 +79,24 @@ def test_a_new_namespace_is_refused_and_a_thread_is_not() -> None:
 )
 def test_only_everyday_families_of_sockets_are_open(family: int, protocol: int, action: str) -> None:
     assert judge("socket", family, 1, protocol)[0] == action
+
+
+@pytest.mark.parametrize("family", [2, 10])
+@pytest.mark.parametrize("flags", [0, 0o2004000], ids=["plain", "closed on exec and not blocking"])
+def test_of_the_internet_s_protocols_tcp_and_udp_are_open(family: int, flags: int) -> None:
+    for kind, protocol in ((1, 0), (1, 6), (2, 0), (2, 17)):
+        assert judge("socket", family, kind | flags, protocol)[0] == ALLOW
+    for kind, protocol in ((1, 262), (2, 136), (1, 132), (5, 132), (6, 33), (2, 115)):
+        assert judge("socket", family, kind | flags, protocol) == (ERRNO, 93), "as where the kernel has none"
+    for kind, protocol in ((5, 0), (6, 0), (1, 1 << 32 | 262), (2, 1 << 32 | 136)):
+        assert judge("socket", family, kind | flags, protocol)[0] == ERRNO
+    assert judge("socket", family, 3 | flags, 1) == (ERRNO, 1)
+
+
+def test_pairs_of_sockets_are_of_the_unix_family() -> None:
+    assert judge("socketpair", 1, 1, 0)[0] == ALLOW
+    for family in (2, 10, 16, 30, 40):
+        assert judge("socketpair", family, 1, 0)[0] == ERRNO
 
 
 @pytest.mark.parametrize(

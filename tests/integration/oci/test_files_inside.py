@@ -1,0 +1,39 @@
+"""What callers change of a disk beside a running app, as the app sees it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.contract.engine import apps
+from tests.engines import PATIENCE, execute, make_spec
+
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.files import UNCONDITIONAL
+from builderd.domain.versions import Isolation
+
+pytestmark = pytest.mark.root
+
+
+async def one(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+@pytest.mark.parametrize("isolation", Isolation)
+async def test_an_app_sees_files_that_are_put_and_deleted_beside_it(engine: OciEngine, isolation: Isolation) -> None:
+    spec = await make_spec(engine, apps.SILENT, isolation=isolation)
+    await engine.put_bundle(spec.disk, make_bundle([BundleFile("old.txt", b"old")]))
+    await engine.start(spec)
+
+    async def inside(command: str) -> str:
+        return (await execute(engine, spec.id, command, PATIENCE, 1000)).output
+
+    assert await inside("cat old.txt; ls deep new.txt 2>/dev/null") == "old", "what was looked for may be remembered"
+    for path, content in (("new.txt", b"new"), ("deep/er/new.txt", b"deep"), ("old.txt", b"changed")):
+        await engine.write_file(spec.disk, path, one(content), condition=UNCONDITIONAL)
+    assert await inside("cat new.txt deep/er/new.txt old.txt") == "newdeepchanged"
+    await engine.delete_file(spec.disk, "new.txt", UNCONDITIONAL)
+    assert await inside("ls; echo own > own.txt") == "deep\nold.txt\n"
+    async with engine.open_file(spec.disk, "own.txt") as file:
+        assert b"".join([piece async for piece in file.read(0, 100)]) == b"own\n"

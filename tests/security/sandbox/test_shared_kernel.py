@@ -1,0 +1,190 @@
+"""What all sandboxes of a machine share, its kernel and its network, is not one sandbox's to use up or to look at.
+
+Each is tried with both kinds of isolation.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+from tests.acceptance.live_service import LiveService
+from tests.security.sandbox.conftest import Attacker
+
+from builderd.adapters.engines.oci.allocations import bridge_name, known_instance
+from builderd.adapters.engines.oci.bundle import MASKED
+from builderd.adapters.engines.oci.nft import table_name
+from builderd.domain.addresses import NEAR
+
+pytestmark = pytest.mark.root
+
+PAGE = 4096
+MEMORY = 0.25
+GB = 1 << 30
+
+
+@pytest.fixture(scope="module", params=["standard", "strong"])
+def attacker(request: pytest.FixtureRequest, arena: LiveService) -> Iterator[Attacker]:
+    data = arena.create(
+        f"shared-{request.param}", isolation=request.param, resources={"cpu": 1, "memory": MEMORY, "disk": 1}
+    )
+    yield Attacker(arena, data)
+    arena.call("DELETE", f"/builders/{data['uuid']}")
+
+
+#: Tries each and tells which are open.
+OPEN_SOCKETS = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+inet = [(family, kind, number) for family in (2, 10) for kind, number in
+        ((1, 262), (2, 136), (1, 132), (5, 132), (5, 0), (6, 33), (6, 0), (2, 115), (1, 1 << 32 | 262))]
+for call in (libc.socket, libc.socketpair):
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_void_p]
+pair = ctypes.create_string_buffer(8)
+for family, kind, number in [*inet, (16, 3, 9), (16, 3, 12), (30, 5, 0), (38, 5, 0), (40, 1, 0)]:
+    if libc.socket(family, kind, number, None) >= 0:
+        print("socket", family, kind, number)
+for family in range(2, 46):
+    if any(libc.socketpair(family, kind, 0, pair) == 0 for kind in (1, 2, 4, 5)):
+        print("socketpair", family)
+"""
+
+
+def test_sockets_of_unusual_kinds_are_refused(attacker: Attacker) -> None:
+    assert attacker.python(OPEN_SOCKETS) == (0, "")
+
+
+#: What programs open every day.
+EVERYDAY_SOCKETS = """
+import socket
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_STREAM | socket.SOCK_NONBLOCK):
+    socket.socket(socket.AF_INET, kind).close()
+    socket.socketpair(socket.AF_UNIX, kind)
+socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP).close()
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDP).close()
+socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
+print(sorted(name for _, name in socket.if_nameindex()))
+"""
+
+
+def test_everyday_sockets_are_open(attacker: Attacker) -> None:
+    assert attacker.python(EVERYDAY_SOCKETS) == (0, "['eth0', 'lo']\n")
+
+
+def test_the_host_s_description_is_hidden(attacker: Attacker) -> None:
+    code, output = attacker.run(f"cat {' '.join(MASKED)} 2>/dev/null; ls -A {' '.join(MASKED)} 2>/dev/null; true")
+    shown = [line for line in output.splitlines() if line and not line.startswith("/proc/")]
+    own = ["BOOT_IMAGE=/vmlinuz-4.4.0-gvisor quiet"] if attacker.data["isolation"] == "strong" else []
+    assert (code, shown) == (0, own)
+
+
+ORDINARY = (
+    "free | grep -q Mem",
+    "test $(nproc) -ge 1",
+    "python3 -c 'import os, platform; os.getloadavg(); os.sysconf(\"SC_PHYS_PAGES\"); platform.uname()'",
+    "node -e 'const os = require(\"os\"); process.exit(os.cpus().length && os.networkInterfaces().lo ? 0 : 1)'",
+    "ps aux | grep -q tini",
+    "uptime",
+    "df /app",
+)
+
+
+def test_ordinary_programs_find_what_they_need(attacker: Attacker) -> None:
+    for command in ORDINARY:
+        code, output = attacker.run(command)
+        assert code == 0, (command, output)
+
+
+#: Joins as many groups as it may, on as many sockets, and waits for the reports to be sent.
+JOINS = """
+import socket, struct, time
+sockets = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(200)]
+joined = 0
+for number, each in enumerate(sockets):
+    for other in range(10):
+        group = struct.pack("4B", 239, 1, number, other)
+        try:
+            each.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group + bytes(4))
+            joined += 1
+        except OSError:
+            pass
+time.sleep(1)
+print(joined)
+"""
+
+
+def test_groups_that_it_joins_take_no_place_on_the_bridge(attacker: Attacker, arena: LiveService) -> None:
+    instance = known_instance(arena.data_dir)
+    assert instance
+    code, output = attacker.python(JOINS)
+    assert (code, int(output) > 0) == (0, True), output
+    bridge = bridge_name(instance.id)
+    words = ["bridge", "mdb", "show", "dev", bridge]
+    groups = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    assert groups.count("grp 239.1.") == 0
+    folder = Path("/sys/class/net", bridge, "bridge")
+    assert [(folder / name).read_text() for name in ("multicast_snooping", "multicast_router")] == ["0\n", "0\n"]
+
+
+#: Fills sockets on loopback that nobody reads, and stays.
+HOARDS = """
+import resource, signal, socket
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+piece, kept = bytes(65536), []
+with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+    for _ in range(90):
+        near = socket.create_connection(server.getsockname())
+        far = server.accept()[0]
+        for end in (near, far):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+            end.setblocking(False)
+            kept.append(end)
+            try:
+                while end.send(piece):
+                    pass
+            except OSError:
+                pass
+for _ in range(90):
+    taker = socket.socket(type=socket.SOCK_DGRAM)
+    taker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    taker.bind(("127.0.0.1", 0))
+    kept.append(taker)
+    giver = socket.socket(type=socket.SOCK_DGRAM)
+    giver.connect(taker.getsockname())
+    for _ in range(400):
+        giver.send(piece[:20000])
+print("full", flush=True)
+signal.pause()
+"""
+
+
+def socket_memory() -> int:
+    """What TCP and UDP hold in all network namespaces, in bytes (proc_net(5))."""
+    lines = Path("/proc/net/sockstat").read_text()
+    return PAGE * sum(int(pages) for pages in re.findall(r"(?:TCP|UDP): .*mem (\d+)", lines))
+
+
+def test_what_its_sockets_hold_is_part_of_its_memory(attacker: Attacker, arena: LiveService) -> None:
+    before = socket_memory()
+    begin = f"echo '{HOARDS}' > /tmp/hoards.py; (python3 /tmp/hoards.py > /tmp/full 2>&1; echo killed >> /tmp/full) &"
+    code, output = attacker.run(f"{begin} until [ -s /tmp/full ]; do sleep 0.1; done; cat /tmp/full")
+    assert socket_memory() - before < MEMORY * GB
+    # gVisor holds them in the sandbox's own memory, for which it is killed.
+    assert code == 0 or attacker.data["isolation"] == "strong", output
+    arena.call("POST", f"/builders/{attacker.data['uuid']}/stop")
+
+
+def test_the_firewall_refuses_what_webhooks_are_refused(arena: LiveService) -> None:
+    instance = known_instance(arena.data_dir)
+    assert instance
+    rules = subprocess.run(
+        ["nft", "list", "set", "inet", table_name(instance.id), "near"], check=True, capture_output=True, text=True
+    ).stdout
+    elements = re.findall(r"\d+\.\d+\.\d+\.\d+(?:/\d+)?", rules)
+    refused = [IPv4Network(element) for element in elements]
+    assert all(any(network.subnet_of(wider) for wider in refused) for network in NEAR)
+    assert all(any(network.subnet_of(wider) for wider in NEAR) for network in refused)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import pytest
 from tests.gate import bundle_of
 
 from builderd.adapters.scanners.tripwire.answers import MAX_HITS, Unbelievable, read_answer
-from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
+from builderd.adapters.scanners.tripwire.scanner import RETRIES, TripwireScanner
 from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
 from builderd.bootstrap.review import make_review_policy
 from builderd.domain.bundles import Bundle
+from builderd.domain.errors import MachineFault
 from builderd.domain.review_policies import ReviewLimits
 from builderd.domain.reviews import Severity
 from builderd.ports.scanners import Scan
@@ -28,6 +30,7 @@ from builderd.services.reviews import assess
 from builderd.settings import Settings
 
 BUNDLE = bundle_of({"app.py": "print(1)\n"})
+PATIENT = ReviewLimits(wall_seconds=60, cpu_seconds=2, memory_bytes=400_000_000)
 LIMITS = ReviewLimits(wall_seconds=1.5, cpu_seconds=2, memory_bytes=400_000_000)
 
 
@@ -188,24 +191,82 @@ def test_a_worker_that_was_killed_is_replaced() -> None:
     assert [scan.failure for scan in asyncio.run(use())] == [None, None]
 
 
-def test_a_worker_that_is_killed_in_the_middle_blocks(tmp_path: Path) -> None:
-    name = f"{os.getpid()}.25"
-    stand_in = program(tmp_path, f"#!/bin/sh\nexec sleep {name}\n")
-    scanner = TripwireScanner(lambda: find_toolbox(None, ruff=stand_in))
+@pytest.mark.parametrize("killed", ["worker", "review", "tool"])
+def test_a_scan_whose_process_is_killed_is_begun_anew(tmp_path: Path, killed: str) -> None:
+    scanner, kill = interruptible(tmp_path, killed)
 
     async def use() -> Scan:
-        scanning = asyncio.create_task(scanner.scan(BUNDLE, replace(LIMITS, wall_seconds=60)))
+        scanning = asyncio.create_task(scanner.scan(BUNDLE, PATIENT))
         try:
-            while not scanning.done() and f"sleep {name}" not in await asyncio.to_thread(running):
-                await asyncio.sleep(0.01)
-            assert not scanning.done(), "it ended before it was in the middle"
-            assert scanner._worker is not None
-            os.kill(scanner._worker.pid, signal.SIGKILL)
+            await kill(scanning, and_then="#!/bin/sh\necho '[]'\n")
             return await scanning
         finally:
             await scanner.close()
 
-    assert asyncio.run(use()).failure == "the scanner's process ended"
+    assert asyncio.run(use()).failure is None
+
+
+@pytest.mark.parametrize("killed", ["worker", "review", "tool"])
+def test_a_scan_whose_process_is_killed_again_is_a_fault_of_the_machine(tmp_path: Path, killed: str) -> None:
+    scanner, kill = interruptible(tmp_path, killed)
+
+    async def use() -> None:
+        scanning = asyncio.create_task(scanner.scan(BUNDLE, PATIENT))
+        try:
+            for _ in range(1 + RETRIES):
+                await kill(scanning)
+            await scanning
+        finally:
+            await scanner.close()
+
+    with pytest.raises(MachineFault, match="the review's scanner was killed") as fault:
+        asyncio.run(use())
+    assert fault.value.retry_after
+
+
+def test_a_scanner_that_cannot_be_started_is_a_fault_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(MachineFault, match="the review's scanner did not start"):
+        scanned()
+
+
+Kill = Callable[..., Awaitable[None]]
+
+
+def interruptible(folder: Path, killed: str) -> tuple[TripwireScanner, Kill]:
+    """A scanner in whose scans a tool hangs, and what kills a part of it in the middle of one.
+
+    ``and_then`` is the tool's text from then on.
+    """
+    name = f"{os.getpid()}.25"
+    tool = program(folder, f"#!/bin/sh\nexec sleep {name}\n")
+    scanner = TripwireScanner(lambda: find_toolbox(None, ruff=tool))
+    gone: set[int] = set()
+
+    async def kill(scanning: asyncio.Task[Scan], and_then: str | None = None) -> None:
+        pid = None
+        while pid in (None, *gone):
+            assert not scanning.done(), "it ended before it was in the middle"
+            await asyncio.sleep(0.01)
+            pid = await asyncio.to_thread(process_of, f"sleep {name}")
+        assert pid is not None
+        gone.add(pid)
+        if and_then is not None:
+            tool.write_text(and_then)
+        assert scanner._worker is not None
+        victims = {"worker": scanner._worker.pid, "review": parent_of(pid), "tool": pid}
+        os.kill(victims[killed], signal.SIGKILL)
+
+    return scanner, kill
+
+
+def process_of(command: str) -> int | None:
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return next((int(line.split()[0]) for line in listed.splitlines() if line.endswith(command)), None)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def running() -> str:

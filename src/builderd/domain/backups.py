@@ -13,6 +13,7 @@ from builderd.domain.errors import (
     BuilderdError,
     EngineUnavailable,
     InvalidState,
+    MachineFault,
     NameTaken,
     NoCapacity,
     NotFound,
@@ -21,6 +22,7 @@ from builderd.domain.errors import (
     ValidationFailed,
 )
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId
+from builderd.domain.machine_faults import machine_fault
 
 #: After a failed backup, the next scheduled one is tried after so long, doubled each time, at most the interval.
 RETRY = timedelta(minutes=10)
@@ -42,6 +44,7 @@ HINDRANCES: dict[str, type[BuilderdError]] = {
         QuotaExceeded,
         NoCapacity,
         EngineUnavailable,
+        MachineFault,
         StoreUnavailable,
     )
 }
@@ -168,6 +171,7 @@ class Restore:
 
 def hindrance_of(error: Exception) -> Mapping[str, Any] | None:
     """What is kept of it beside its message, so that whoever waits is told the same; None for a fault of the backup."""
+    error = machine_fault(error) or error
     if isinstance(error, ValidationFailed):
         return {"code": error.code, "errors": error.errors}
     if not isinstance(error, BuilderdError) or error.code not in HINDRANCES:

@@ -164,6 +164,12 @@ class EngineUnavailable(BuilderdError):
     code = "engine_unavailable"
 
 
+class MachineFault(BuilderdError):
+    """A fault of the machine, such as a full disk or a killed helper; the message names it and its cure."""
+
+    code = "machine_fault"
+
+
 def _summary(errors: Mapping[str, Sequence[str]]) -> str:
     field, reasons = next(iter(errors.items()))
     first = f"{field}: {reasons[0]}"

@@ -42,6 +42,8 @@ class Scanner(Protocol):
     async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
         """Never raises for what is in the bundle, and never takes longer than the limits say.
 
+        Raises ``MachineFault`` where the scanner was killed or cannot be started, again after a retry.
+
         ``run`` are files, by path, that are started as another kind than their names say.
         """
 

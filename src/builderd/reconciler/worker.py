@@ -12,8 +12,9 @@ from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.candidates import side_step
-from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity, StoreUnavailable
+from builderd.domain.errors import BuilderdError, EngineUnavailable, MachineFault, NoCapacity, StoreUnavailable
 from builderd.domain.ids import BuilderId
+from builderd.domain.machine_faults import machine_fault
 from builderd.domain.steps import (
     AwaitListening,
     CheckApp,
@@ -224,8 +225,9 @@ class Worker:
 
     async def _give_up(self, looked_at: Builder, number: int, error: Exception) -> None:
         """The run has failed for a reason of the machine, not of the app."""
-        code = error.code if isinstance(error, NoCapacity) else EngineUnavailable.code
-        reason = error.message if isinstance(error, BuilderdError) else "The service failed at it; its log says why."
+        told = machine_fault(error) or error
+        code = told.code if isinstance(told, NoCapacity | MachineFault) else EngineUnavailable.code
+        reason = told.message if isinstance(told, BuilderdError) else "The service failed at it; its log says why."
         now, prices = self._app.clock.now(), self._app.prices
 
         def record(uow: UnitOfWork, builder: Builder) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import (
@@ -15,6 +15,7 @@ from builderd.domain.errors import (
     EngineUnavailable,
     InstallFailed,
     InvalidState,
+    MachineFault,
     NoCapacity,
     NotFound,
     QaFailed,
@@ -23,6 +24,7 @@ from builderd.domain.errors import (
 )
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
+from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.domain.reviews import Report, Verdict, judge
 from builderd.domain.steps import closed_route
 from builderd.domain.versions import Version, VersionStatus
@@ -49,10 +51,13 @@ FAILURES: dict[str, type[BuilderdError]] = {
         QaFailed,
         NoCapacity,
         EngineUnavailable,
+        MachineFault,
         InvalidState,
         BackupFailed,
     )
 }
+#: Of the failures, those in which the machine is at fault: the same call may succeed later.
+OF_MACHINE = (EngineUnavailable, MachineFault, NoCapacity)
 #: What an outcome can be but success. Whatever else a wait raises, such as ``StoreUnavailable``, is none, and passes.
 FAILED = tuple(FAILURES.values())
 
@@ -83,7 +88,12 @@ def failure_of(builder: Builder) -> BuilderdError | None:
     """The stage error that put the builder into ``failed``, if one did."""
     if builder.status is not Status.FAILED or builder.failure_code is None:
         return None
-    return FAILURES[builder.failure_code](builder.status_reason, data={"uuid": builder.id})
+    return _failure(builder.failure_code, builder.status_reason, {"uuid": builder.id})
+
+
+def _failure(code: str, reason: str, data: Mapping[str, Any]) -> BuilderdError:
+    error = FAILURES[code]
+    return error(reason, data=data, retry_after=RETRY_AFTER if issubclass(error, OF_MACHINE) else None)
 
 
 async def _with_findings(
@@ -116,7 +126,7 @@ async def deployed(application: Application, builder_id: BuilderId, number: int)
         await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
     if version.status is VersionStatus.FAILED and builder.desired is not Desired.DELETED:
         data = {"uuid": builder.id, "version": number}
-        failure = FAILURES[version.failure_code or InvalidState.code](version.status_reason, data=data)
+        failure = _failure(version.failure_code or InvalidState.code, version.status_reason, data)
         raise await _with_findings(application, failure, builder, number)
     return builder
 

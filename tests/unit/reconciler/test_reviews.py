@@ -7,13 +7,24 @@ from datetime import datetime, timedelta
 
 import pytest
 from tests.application import MAIN, REQUIREMENTS, World
+from tests.unit.reconciler.test_worker import pass_time
 
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
-from builderd.domain.errors import Forbidden, InstallFailed, InvalidState, NotFound, ReviewFailed, ValidationFailed
+from builderd.domain.errors import (
+    Forbidden,
+    InstallFailed,
+    InvalidState,
+    MachineFault,
+    NotFound,
+    ReviewFailed,
+    ValidationFailed,
+)
 from builderd.domain.layers import BuildOutcome
+from builderd.domain.machine_faults import helper_died
 from builderd.domain.previews import RouteState
 from builderd.domain.versions import VersionStatus
+from builderd.reconciler.worker import MAX_TROUBLES
 from builderd.services import builders, verdicts
 from builderd.services.verdicts import NewAcceptance, ReviewView
 
@@ -152,6 +163,18 @@ async def test_a_scanner_that_fails_lets_nothing_pass_and_is_asked_again(world: 
         world.scanner.failure = None
         assert (await world.reached(builders.start, builder)).status is Status.RUNNING
     assert len(world.scanner.scanned) == 2
+
+
+async def test_a_scanner_that_is_killed_is_asked_again_and_never_the_codes_fault(world: World) -> None:
+    killed = helper_died("the review's scanner", "was killed")
+    world.scanner.faults = [killed] * (1 + MAX_TROUBLES)
+    async with world.reconciling():
+        builder = await world.ask(MAIN)
+        with pytest.raises(MachineFault, match="was killed"):
+            await pass_time(world, asyncio.create_task(world.outcome(builder)))
+        up = asyncio.create_task(world.reached(builders.start, builder))
+        assert (await pass_time(world, up)).status is Status.RUNNING
+    assert len(world.scanner.scanned) == 2 + MAX_TROUBLES
 
 
 async def test_a_hold_passes_once_it_is_accepted(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -13,9 +14,10 @@ from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Builder, Desired, Status
-from builderd.domain.errors import EngineUnavailable, NoCapacity, StoreUnavailable
+from builderd.domain.errors import EngineUnavailable, MachineFault, NoCapacity, StoreUnavailable
 from builderd.domain.ids import BuilderId, new_id
 from builderd.domain.layers import BuildOutcome
+from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.domain.previews import Route, RouteState
 from builderd.domain.sandboxes import EndCause
 from builderd.ports.store import UnitOfWork
@@ -81,6 +83,16 @@ async def test_a_run_is_given_up_after_four_troubles_and_says_why(world: World) 
     assert world.called("start") == 4
     rests = await world.builder(builder)
     assert (rests.status, rests.desired, rests.failure_code) == (Status.FAILED, Desired.STOPPED, "engine_unavailable")
+
+
+async def test_a_run_that_a_full_disk_stops_is_given_up_as_a_fault_of_the_machine(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.ask()
+        world.engine.fail_next("start", *[OSError(errno.ENOSPC, "No space left on device")] * 4)
+        with pytest.raises(MachineFault, match=r"ENOSPC.*free space") as failed:
+            await pass_time(world, asyncio.create_task(world.outcome(builder)))
+        assert (failed.value.data, failed.value.retry_after) == ({"uuid": builder.id}, RETRY_AFTER)
+    assert world.called("start") == 4
 
 
 async def test_no_run_is_given_up_for_a_database_that_is_away(world: World) -> None:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from builderd.adapters.fakes.disk_files import FakeDisk, FakeDiskFiles
 from builderd.adapters.fakes.processes import Answer, FakeProcess
 from builderd.domain.bundles import Bundle, changes
-from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound, ValidationFailed
+from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
 from builderd.domain.logs import LogLine, LogPage, LogStream
@@ -96,7 +96,7 @@ class FakeEngine(FakeDiskFiles):
         self._now = now
         self._behaviours: dict[str, deque[Behaviour]] = {}
         self._answers: dict[str, Answer] = {}
-        self._failures: defaultdict[str, deque[BuilderdError]] = defaultdict(deque)
+        self._failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
         self._watchers: set[asyncio.Queue[SandboxId]] = set()
         self._builds: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._addresses = 0
@@ -111,7 +111,7 @@ class FakeEngine(FakeDiskFiles):
         """Script a command line; one that is not scripted answers 0 and nothing."""
         self._answers[command] = answer
 
-    def fail_next(self, method: str, *errors: BuilderdError) -> None:
+    def fail_next(self, method: str, *errors: Exception) -> None:
         """Make the next calls of a method raise these in turn."""
         self._failures[method].extend(errors)
 

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 
 from builderd.domain.bundles import Bundle
+from builderd.domain.errors import MachineFault
 from builderd.domain.review_policies import ReviewLimits
 from builderd.domain.reviews import Hit
 from builderd.domain.sources import Kind
@@ -16,13 +17,15 @@ from builderd.ports.scanners import NOTHING_RUN, Scan
 class FakeScanner:
     """Implements ``ports.scanners.Scanner``. ``dislikes`` map a text to the rule that a line with it breaks.
 
-    ``failure`` is what each scan ends with. A scan waits until ``open``, which it is unless a test closes it.
+    ``failure`` is what each scan ends with; one raises each of ``faults`` in turn first. A scan waits until ``open``,
+    which it is unless a test closes it.
     """
 
     def __init__(self, name: str = "fake") -> None:
         self.name = name
         self.dislikes: dict[str, str] = {}
         self.failure: str | None = None
+        self.faults: list[MachineFault] = []
         self.open = asyncio.Event()
         self.open.set()
         self.scanned: list[str] = []
@@ -34,6 +37,8 @@ class FakeScanner:
     async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
         self.scanned.append(bundle.hash)
         await self.open.wait()
+        if self.faults:
+            raise self.faults.pop(0)
         return Scan(tuple(self._hits(bundle)), {}, (), {self.name: "1"}, failure=self.failure)
 
     async def close(self) -> None:

@@ -38,6 +38,7 @@ STATUS = {
     "no_capacity": 503,
     "engine_unavailable": 503,
     "store_unavailable": 503,
+    "machine_fault": 503,
     "backup_failed": 503,
 }
 
@@ -65,13 +66,14 @@ def success(envelope: BaseModel, status: int = 200, headers: Mapping[str, str] |
     return Answer(status, envelope.model_dump(mode="json"), headers or {})
 
 
-def failure(error: BuilderdError) -> Answer:
-    """How the contract tells this error."""
+def failure(error: BuilderdError, request_id: str | None = None) -> Answer:
+    """Return the contract's answer for this error. A ``request_id`` goes into the message: the log knows more."""
     errors = error.errors if isinstance(error, ValidationFailed) else None
     data = dict(error.data)
     if isinstance(error, ReviewFailed) and error.found is not None:
         data["review"] = review_of(*error.found, version=data["version"]).model_dump(mode="json")
-    body = Failure(code=error.code, message=error.message, errors=errors, data=data or None)
+    message = error.message if request_id is None else f"{error.message} (request id {request_id})"
+    body = Failure(code=error.code, message=message, errors=errors, data=data or None)
     return Answer(STATUS[error.code], body.model_dump(mode="json"), _headers(error))
 
 

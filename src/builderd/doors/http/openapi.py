@@ -58,7 +58,8 @@ FAILURES = {
     422: "`validation_error`: `errors` says which fields, and why; nothing was stored.",
     429: "`quota_exceeded` or `rate_limited`: the message says which limit.",
     500: "`internal_error`: a fault of the service, which its log tells of.",
-    503: "`engine_unavailable`, `store_unavailable`, `no_capacity` or `backup_failed`: the machine cannot do it now.",
+    503: "`engine_unavailable`, `store_unavailable`, `machine_fault`, `no_capacity` or `backup_failed`: "
+    "the machine cannot do it now; the message says why.",
 }
 STAGES = (
     " `review_failed` (`data.review` has the findings), `install_failed`, `start_failed` or (with `require_qa`)"

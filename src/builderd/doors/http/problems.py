@@ -7,7 +7,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from builderd.domain.errors import BuilderdError, EngineUnavailable, NotFound, ValidationFailed
+from builderd.domain.errors import (
+    BuilderdError,
+    EngineUnavailable,
+    MachineFault,
+    NotFound,
+    StoreUnavailable,
+    ValidationFailed,
+)
+from builderd.domain.machine_faults import machine_fault
 from builderd.doors.http.answers import Answer, failure
 from builderd.wire.v1.envelope import Failure
 from builderd.wire.v1.shape import faults_in
@@ -26,8 +34,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _routing)
 
 
-def internal_error(request_id: str) -> Answer:
-    """For what nobody foresaw; the log has it under the same id."""
+def unexpected(error: Exception, request_id: str) -> Answer:
+    """Answer 503 for a fault of the machine, else 500; the log has the exception under the same request id."""
+    fault = machine_fault(error)
+    return failure(fault, request_id) if fault is not None else _internal_error(request_id)
+
+
+def _internal_error(request_id: str) -> Answer:
     message = f"Something went wrong in the service. Its log tells more under the request id {request_id}."
     body = Failure(code=BuilderdError.code, message=message)
     return Answer(500, body.model_dump(mode="json"))
@@ -44,9 +57,10 @@ def no_such_call() -> Answer:
     return failure(NotFound("There is no such call: GET /docs shows those that there are."))
 
 
-async def _coded(_: Request, error: Exception) -> Response:
+async def _coded(request: Request, error: Exception) -> Response:
     assert isinstance(error, BuilderdError)
-    return failure(error).response()
+    in_log = isinstance(error, MachineFault | StoreUnavailable)
+    return failure(error, request.state.request_id if in_log else None).response()
 
 
 async def _parameters(_: Request, error: Exception) -> Response:

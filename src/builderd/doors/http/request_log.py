@@ -16,7 +16,7 @@ from starlette.websockets import WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
 from builderd.doors.http.meter import Meter
-from builderd.doors.http.problems import internal_error, no_such_call, stopping
+from builderd.doors.http.problems import no_such_call, stopping, unexpected
 
 #: The id of the request that is being answered; empty outside of one.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -57,6 +57,8 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         token = request_id.set(_id_of(scope))
+        # For handlers further in, which must not import this file.
+        scope.setdefault("state", {})["request_id"] = request_id.get()
         try:
             await self._answer(scope, receive, send)
         finally:
@@ -85,10 +87,10 @@ class RequestLog:
             # The listener ends, and with it the calls that wait for an outcome.
             if status == CLIENT_LEFT:
                 await stopping().response()(scope, receive, stamp)
-        except Exception:
-            logger.exception("unforeseen error")
+        except Exception as error:
+            logger.exception("request failed: unexpected error")
             if status == CLIENT_LEFT:
-                await internal_error(request_id.get()).response()(scope, receive, stamp)
+                await unexpected(error, request_id.get()).response()(scope, receive, stamp)
         finally:
             self._record(scope, status, time.perf_counter() - start)
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from builderd.domain.backups import Backup, Restore
 from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import TenantId
+from builderd.domain.machine_faults import machine_fault
 from builderd.ports.archive import Repository, Share
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.faults import FaultPoint, no_fault
@@ -81,8 +82,11 @@ class Desk:
 
 
 def reason_of(error: BaseException) -> str:
-    """In words for whoever waits; what nobody foresaw is in the log."""
+    """Return the reason for whoever waits; an unexpected exception goes to the log."""
     if isinstance(error, BuilderdError):
         return error.message
-    log.error("a piece of work on backups failed", exc_info=error)
+    log.error("backup job failed", exc_info=error)
+    fault = machine_fault(error)
+    if fault is not None:
+        return fault.message
     return "The service failed at it; its log says why."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import httpx
 import pytest
-from tests.service import Service
+from tests.service import MINIMAL, Service
 
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.domain import errors
@@ -71,6 +72,34 @@ async def test_what_nobody_foresaw_is_500_and_tells_nothing_of_the_inside(
     assert "a secret of the inside" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "free space"),
+        (OSError(errno.EIO, "Input/output error"), "dmesg"),
+        (OSError(errno.EMFILE, "Too many open files"), "LimitNOFILE"),
+        (MemoryError(), "memory"),
+    ],
+)
+async def test_a_fault_of_the_machine_is_503_with_its_cure(
+    client: httpx.AsyncClient,
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    cure: str,
+) -> None:
+    async def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(service.application.bundles), "put", broken)
+    response = await client.post("/api/v1/builders", json=MINIMAL)
+    assert (response.status_code, response.json()["code"]) == (503, "machine_fault")
+    assert response.headers["Retry-After"] == "30"
+    assert cure in response.json()["message"]
+    assert response.headers["x-request-id"] in response.json()["message"]
+    assert (await client.get("/api/v1/builders")).json()["data"] == []
+
+
 def test_method_not_allowed_is_known_to_the_table() -> None:
     assert STATUS[problems.MethodNotAllowed.code] == 405
 
@@ -83,4 +112,5 @@ async def test_a_database_that_does_not_answer_is_a_503_on_every_call(service: S
         response = await client.request(method, path, json={})
         assert (response.status_code, response.json()["code"]) == (503, "store_unavailable")
         assert response.headers["Retry-After"]
+        assert response.headers["x-request-id"] in response.json()["message"]
     await service.application.store.close()

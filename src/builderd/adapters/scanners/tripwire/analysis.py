@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,10 @@ FOR_WARNINGS = "Look at it: it is harmless in many places"
 HOOKS = ("preinstall", "install", "postinstall", "prepare", "prepublish", "preprepare", "postprepare")
 #: What a tool may take of the review's time.
 SHARE = 0.8
+
+
+class ToolKilled(Exception):
+    """A program that scans was killed by somebody else, which says nothing of what it read."""
 
 
 class Source(NamedTuple):
@@ -250,6 +255,9 @@ class Analyser:
         except subprocess.TimeoutExpired:
             review.failures.append(f"{name} did not finish in time")
         except subprocess.CalledProcessError as error:
+            if error.returncode == -signal.SIGKILL:
+                # No limit of a review ends a program so: SIGXCPU or a failed allocation does.
+                raise ToolKilled(name) from error
             how = (
                 f"was ended by signal {-error.returncode}"
                 if error.returncode < 0

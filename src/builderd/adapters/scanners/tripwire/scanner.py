@@ -20,8 +20,9 @@ from typing import Any
 
 from builderd.adapters.scanners.tripwire.answers import Unbelievable, read_answer
 from builderd.adapters.scanners.tripwire.toolbox import Toolbox
-from builderd.adapters.scanners.tripwire.worker import OUT_OF_CPU, OUT_OF_MEMORY
+from builderd.adapters.scanners.tripwire.worker import OUT_OF_CPU, OUT_OF_MEMORY, TOOL_KILLED, UNCONFINED
 from builderd.domain.bundles import Bundle
+from builderd.domain.machine_faults import helper_died, machine_fault
 from builderd.domain.review_policies import ReviewLimits
 from builderd.domain.sources import Kind, choose
 from builderd.ports.scanners import NOTHING_RUN, Scan
@@ -35,13 +36,19 @@ START_SECONDS, GRACE_SECONDS = 60.0, 3.0
 #: An answer longer than this is none.
 MAX_ANSWER = 16 << 20
 MAX_SCANS = 4
-_SIGXCPU, _SIGKILL, _SIGABRT = 24, 9, 6
+_SIGXCPU, _SIGKILL = 24, 9
+#: A scan whose process is killed is begun anew so many times.
+RETRIES = 1
 
 log = logging.getLogger(__name__)
 
 
 class Broken(Exception):
-    """The scan has no result; the message says why."""
+    """The scan has no result because of what was scanned; the message says why."""
+
+
+class Died(Exception):
+    """The scan has no result because of the machine: the worker was killed, or cannot be started."""
 
 
 class TripwireScanner:
@@ -64,7 +71,10 @@ class TripwireScanner:
         return f"tripwire {RULES} {json.dumps(dict(self._toolbox.versions), sort_keys=True)}"
 
     async def prepare(self) -> None:
-        await asyncio.to_thread(self._warm)
+        try:
+            await asyncio.to_thread(self._warm)
+        except (Died, OSError) as error:
+            raise machine_fault(error) or helper_died("the review's scanner", str(error)) from error
 
     async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
         async with self._turns:
@@ -73,57 +83,71 @@ class TripwireScanner:
     async def close(self) -> None:
         await asyncio.to_thread(self._end)
 
-    def _warm(self) -> None:
+    def _warm(self) -> socket.socket:
         with self._starting:
             if self._control is None:
-                self._start()
+                self._control = self._start()
+            return self._control
 
     def _scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> Scan:
         try:
-            answer, skipped = read_answer(self._ask(pack_sources(bundle, limits, run), limits), bundle)
-        except (Broken, Unbelievable, OSError) as error:
+            answer, skipped = read_answer(self._ask_patiently(pack_sources(bundle, limits, run), limits), bundle)
+        except (Broken, Unbelievable) as error:
             return Scan((), {}, (), self._toolbox.versions, failure=str(error))
+        except (Died, OSError) as error:
+            log.warning("review scanner failed error=%s", error)
+            raise machine_fault(error) or helper_died("the review's scanner", str(error)) from error
         left_out = dict.fromkeys(skipped, "not on this machine, so left out")
         return Scan(
             answer.hits, answer.references, answer.hooks, {**self._toolbox.versions, **left_out}, answer.failure
         )
 
+    def _ask_patiently(self, packed: bytes, limits: ReviewLimits) -> bytes:
+        """The worker's answer, of another worker where one was killed. Raises ``Broken``, ``Died`` or ``OSError``."""
+        for _ in range(RETRIES):
+            try:
+                return self._ask(packed, limits)
+            except Died as error:
+                log.warning("review scanner died, retrying error=%s", error)
+        return self._ask(packed, limits)
+
     def _ask(self, packed: bytes, limits: ReviewLimits) -> bytes:
-        """The worker's answer. Raises ``Broken``."""
+        """The worker's answer. Raises ``Broken``, ``Died`` or ``OSError``."""
         files = _memory(packed)
         told, child_told = os.pipe2(os.O_CLOEXEC)
         ended, child_ended = os.pipe2(os.O_CLOEXEC)
         try:
             try:
-                self._send(json.dumps(asdict(limits)).encode(), [files, child_told, child_ended])
+                control = self._send(json.dumps(asdict(limits)).encode(), [files, child_told, child_ended])
             finally:
                 for descriptor in (files, child_told, child_ended):
                     os.close(descriptor)
             answer, end = _read_both(told, ended, limits.wall_seconds + GRACE_SECONDS)
         except TimeoutError:
-            self._end()
-            raise Broken(_late(limits)) from None
+            # It is the worker who ends what is late, and says so: this one hangs.
+            self._end(control)
+            raise Died("did not answer in time") from None
         finally:
             os.close(told)
             os.close(ended)
         _check_end(end, limits)
         return answer
 
-    def _send(self, packet: bytes, descriptors: list[int]) -> None:
+    def _send(self, packet: bytes, descriptors: list[int]) -> socket.socket:
+        """The worker's socket, over which it was sent. One that was killed is replaced."""
         for attempt in (1, 2):
-            self._warm()
-            control = self._control
+            control = self._warm()
             try:
-                assert control is not None
                 socket.send_fds(control, [packet], descriptors)
-            except (OSError, AssertionError) as error:
-                self._end()
+            except OSError as error:
+                self._end(control)
                 if attempt == 2:
-                    raise Broken("the scanner's process does not answer") from error
+                    raise Died("does not answer") from error
             else:
-                return
+                return control
+        raise AssertionError("unreachable")
 
-    def _start(self) -> None:
+    def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._worker = subprocess.Popen(
@@ -152,13 +176,16 @@ class TripwireScanner:
             ours.close()
             self._worker.kill()
             self._worker.wait()
-            raise Broken(word.decode(errors="replace") or "the scanner's process did not start")
-        ours.settimeout(START_SECONDS)
-        self._control = ours
+            self._worker = None
+            raise Died(word.decode(errors="replace") or "did not start")
+        return ours
 
-    def _end(self) -> None:
+    def _end(self, failed: socket.socket | None = None) -> None:
+        """End the worker; with ``failed`` only while that is its socket, since another scan may have replaced it."""
         with self._starting:
             control, worker = self._control, self._worker
+            if failed is not None and control is not failed:
+                return
             self._control = self._worker = None
             if control is not None:
                 control.close()
@@ -190,7 +217,7 @@ def _memory(content: bytes) -> int:
 
 
 def _read_both(told: int, ended: int, seconds: float) -> tuple[bytes, Any]:
-    """The answer, and how the child ended; raises ``TimeoutError`` or ``Broken``."""
+    """The answer, and how the child ended; raises ``TimeoutError``, ``Broken`` or ``Died``."""
     deadline = time.monotonic() + seconds
     read: dict[int, bytearray] = {told: bytearray(), ended: bytearray()}
     with selectors.DefaultSelector() as selector:
@@ -208,7 +235,7 @@ def _read_both(told: int, ended: int, seconds: float) -> tuple[bytes, Any]:
                 if len(read[key.fd]) > MAX_ANSWER:
                     raise Broken("the scanner's answer is too long to be believed")
     if not read[ended]:
-        raise Broken("the scanner's process ended")
+        raise Died("was killed")
     return bytes(read[told]), json.loads(read[ended])
 
 
@@ -221,8 +248,10 @@ def _check_end(end: Mapping[str, Any], limits: ReviewLimits) -> None:
         raise Broken(f"the scanner needed more than {memory}")
     if status in (OUT_OF_CPU, 128 + _SIGXCPU):
         raise Broken(f"the scanner needed more than {cpu}")
-    if status == 128 + _SIGKILL:
-        raise Broken(f"the scanner was killed: it needed more than {memory} or {cpu}")
+    if status in (-_SIGKILL, 128 + _SIGKILL, TOOL_KILLED):
+        raise Died("was killed")
+    if status == UNCONFINED:
+        raise Died("could not be confined")
     if status > 128:
         raise Broken(f"the scanner crashed with signal {status - 128}")
     if status:

@@ -20,12 +20,14 @@ import time
 from typing import Any
 
 from builderd.adapters.scanners.tripwire import confinement
-from builderd.adapters.scanners.tripwire.analysis import Analyser, Source, Tools
+from builderd.adapters.scanners.tripwire.analysis import Analyser, Source, ToolKilled, Tools
 from builderd.adapters.scanners.tripwire.confinement import Bind
 
 MAX_PACKET = 4_096
 #: Exit status of a child that Python's own memory limit, an unforeseen error or its limit of CPU time ended.
 OUT_OF_MEMORY, FAILED, OUT_OF_CPU = 87, 88, 89
+#: Exit status of a child that the machine did not let work: it could not be confined, or a tool of it was killed.
+UNCONFINED, TOOL_KILLED = 90, 91
 
 
 class Server:
@@ -98,13 +100,16 @@ class Server:
             confinement.die_with_parent()
             os.close(files)
             os.close(told)
-            _, status = os.waitpid(pid, 0)
+            _, status, usage = os.wait4(pid, 0)
             code = os.waitstatus_to_exitcode(status)
+            # At the hard limit of CPU time the kernel kills who did not get as far as to heed SIGXCPU.
+            if code == -signal.SIGKILL and usage.ru_utime + usage.ru_stime >= limits["cpu_seconds"]:
+                os._exit(OUT_OF_CPU)
             os._exit(code if code >= 0 else 128 - code)
         except BaseException as error:
             _tell(f"a review could not be confined: {error}")
         finally:
-            os._exit(FAILED)
+            os._exit(UNCONFINED)
 
     def _close_all_but(self, *kept: int) -> None:
         for descriptor in range(3, confinement.MAX_DESCRIPTORS):
@@ -116,18 +121,22 @@ class Server:
 
     def _review(self, files: int, told: int, limits: dict[str, Any]) -> None:
         """Never returns."""
-        code = FAILED
+        code = UNCONFINED
         try:
             # The first process of a namespace is spared a signal that it does not handle.
             signal.signal(signal.SIGXCPU, lambda *_: os._exit(OUT_OF_CPU))
             confinement.lock_down(int(limits["memory_bytes"]), int(limits["cpu_seconds"]))
+            code = FAILED
             seen = self._analyser.analyse(*read_sources(files), limits["wall_seconds"])
             _write_all(told, json.dumps(seen).encode())
             code = 0
         except BaseException as error:
             # A thread that gets no stack is a RuntimeError.
             no_memory = isinstance(error, MemoryError) or "start new thread" in str(error)
-            code = OUT_OF_MEMORY if no_memory else FAILED
+            if no_memory:
+                code = OUT_OF_MEMORY
+            elif isinstance(error, ToolKilled):
+                code = TOOL_KILLED
             _tell(f"a review failed: {type(error).__name__}: {error}")
         finally:
             os._exit(code)
@@ -165,7 +174,7 @@ def main() -> None:
     try:
         proc = confinement.confine([Bind(source, target) for source, target in tools.binds])
     except OSError as error:
-        control.send(f"the scanner cannot be confined: {error.strerror or error}".encode())
+        control.send(f"cannot be confined: {error.strerror or error}".encode())
         return
     gc.collect()
     gc.freeze()

@@ -14,6 +14,7 @@ from builderd.domain.bundles import Bundle, make_bundle
 from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
+from builderd.domain.machine_faults import machine_fault
 from builderd.domain.procfile import web_command
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import VersionSettings, entrypoint_fault
@@ -143,7 +144,8 @@ class Creations:
     async def _answer(self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None, held: ExitStack) -> Answer:
         with held:
             answer = await outcome
-            if retry is not None:
+            # What the machine could not do is no answer for good: a retry looks at the builder anew.
+            if retry is not None and answer.status != 503:
                 await self.retries.answered(retry, answer)
             return answer
 
@@ -239,8 +241,11 @@ async def told(events: AsyncIterator[Event], answer: asyncio.Task[Answer]) -> As
             if happened.type == "stage.finished":
                 yield _stage(happened)
         last = await asyncio.shield(answer)
-    except BuilderdError as error:
-        last = failure(error)
+    except Exception as error:
+        fault = error if isinstance(error, BuilderdError) else machine_fault(error)
+        if fault is None:
+            raise
+        last = failure(fault)
     yield _final(last)
 
 

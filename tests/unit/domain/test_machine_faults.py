@@ -1,0 +1,46 @@
+"""Exceptions of the machine are told from those of the program."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from builderd.domain.errors import MachineFault
+from builderd.domain.machine_faults import helper_died, machine_fault
+
+
+@pytest.mark.parametrize(
+    "number",
+    [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN],
+)
+def test_an_errno_of_the_machine_is_named_with_a_cure(number: int) -> None:
+    fault = machine_fault(OSError(number, "its text", "/secret/path"))
+    assert fault is not None
+    assert errno.errorcode[number] in fault.message
+    assert "Its operator can mend it: " in fault.message
+    assert "secret" not in fault.message
+    assert fault.retry_after
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(errno.ENOENT, "x"), PermissionError(errno.EACCES, "x"), OSError("no errno"), KeyError("x")],
+)
+def test_an_error_of_the_program_is_none(error: Exception) -> None:
+    assert machine_fault(error) is None
+
+
+def test_the_cause_counts() -> None:
+    wrapped = RuntimeError("could not store it")
+    wrapped.__cause__ = OSError(errno.ENOSPC, "full")
+    assert machine_fault(wrapped) is not None
+
+
+def test_memory_threads_and_helpers_are_of_the_machine() -> None:
+    # CPython's words: Modules/_threadmodule.c
+    assert machine_fault(RuntimeError("can't start new thread")) is not None
+    assert machine_fault(MemoryError()) is not None
+    died = helper_died("the scanner", "was killed")
+    assert machine_fault(died) is died
+    assert isinstance(died, MachineFault)

@@ -1,5 +1,6 @@
 """The arrows in .importlinter hold, and each of them catches an import against it."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -31,12 +32,11 @@ VIOLATIONS = [
 ]
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Path:
-    """A copy of the package and its contracts."""
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / ".importlinter", tmp_path)
-    return tmp_path
+def copy_house(folder: Path) -> Path:
+    """Copy the package and its contracts."""
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / ".importlinter", folder)
+    return folder
 
 
 def lint(house: Path) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,7 @@ def lint(house: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program, "--no-cache"],
         cwd=house,
-        env={"PYTHONPATH": str(house / "src"), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(house / "src"), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
@@ -52,25 +52,43 @@ def lint(house: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_house_keeps_its_contracts(house: Path) -> None:
+def planted_name(room: str, imported: str) -> str:
+    """Name the module that imports against the grain: one for each violation, so that the report tells them apart."""
+    return f"builderd.{room.replace('/', '.')}.planted_{imported.replace('.', '_')}"
+
+
+@pytest.fixture(scope="module")
+def broken_contracts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The report on a copy with every violation planted at once, as text by contract."""
+    house = copy_house(tmp_path_factory.mktemp("house"))
+    for violation in VIOLATIONS:
+        room, imported, _ = map(str, violation.values)
+        name = planted_name(room, imported)
+        (house / "src" / name.replace(".", "/")).with_suffix(".py").write_text(f"import {imported}\n")
+    services = house / "src/builderd/services"
+    (services / "one.py").write_text("import builderd.services.two\n")
+    (services / "two.py").write_text("import builderd.services.one\n")
     result = lint(house)
+    assert result.returncode == 1, result.stdout + result.stderr
+    _, _, details = result.stdout.partition("Broken contracts")
+    parts = re.split(r"\n([^\n]+)\n-{3,}\n", details)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_the_house_keeps_its_contracts(tmp_path: Path) -> None:
+    result = lint(copy_house(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 broken" in result.stdout
 
 
 @pytest.mark.parametrize(("room", "imported", "contract"), VIOLATIONS)
-def test_an_import_against_the_grain_is_caught(house: Path, room: str, imported: str, contract: str) -> None:
-    (house / "src/builderd" / room / "planted.py").write_text(f"import {imported}\n")
-    result = lint(house)
-    assert result.returncode == 1, result.stdout + result.stderr
-    broken = [line for line in result.stdout.splitlines() if line.endswith("BROKEN")]
-    assert any(line.startswith(contract) for line in broken), result.stdout
+def test_an_import_against_the_grain_is_caught(
+    broken_contracts: dict[str, str], room: str, imported: str, contract: str
+) -> None:
+    (report,) = (text for name, text in broken_contracts.items() if name.startswith(contract))
+    assert planted_name(room, imported) in report
 
 
-def test_a_circle_inside_a_room_is_caught(house: Path) -> None:
-    room = house / "src/builderd/services"
-    (room / "one.py").write_text("import builderd.services.two\n")
-    (room / "two.py").write_text("import builderd.services.one\n")
-    result = lint(house)
-    assert result.returncode == 1
-    assert "No circles inside a room BROKEN" in result.stdout
+def test_an_import_cycle_inside_a_room_is_caught(broken_contracts: dict[str, str]) -> None:
+    _, _, report = broken_contracts["No circles inside a room"].partition("builderd.services.")
+    assert ".two -> .one" in report

@@ -17,7 +17,11 @@ from builderd.ports.engine import Engine
 REAL = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
 
 
-@pytest.fixture(params=["fake", *(pytest.param(name, marks=pytest.mark.root) for name in REAL)])
+#: gVisor takes most of the time: script/soak runs its contract. Every run has tests/acceptance/test_isolation.
+MARKS = {"crun": [pytest.mark.root], "runc": [pytest.mark.root], "gvisor": [pytest.mark.root, pytest.mark.slow]}
+
+
+@pytest.fixture(params=["fake", *(pytest.param(name, marks=marks) for name, marks in MARKS.items())])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
     if request.param == "fake":
         yield await make_fake()

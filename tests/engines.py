@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,6 +17,7 @@ from builderd.adapters.engines.oci.command import Runtime
 from builderd.adapters.engines.oci.engine import OciEngine
 from builderd.adapters.engines.oci.machine import OciSettings
 from builderd.adapters.engines.oci.store import StoreOptions
+from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
 from builderd.domain.processes import TIMEOUT_EXIT_CODE
 from builderd.domain.resources import GB, Resources
@@ -112,3 +115,15 @@ async def past_its_time(engine: Engine, sandbox: SandboxId, command: str) -> Exe
         if result.output:
             break
     return result
+
+
+async def kill_monitor(engine: Engine, sandbox: SandboxId) -> None:
+    """Kill what keeps the sandbox's log and writes down its end, as the host's out-of-memory killer would."""
+    if isinstance(engine, FakeEngine):
+        engine.kill_monitor(sandbox)
+        return
+    assert isinstance(engine, OciEngine)
+    record = engine._here.runs.find(sandbox)
+    assert record
+    assert record.shim
+    os.kill(record.shim.pid, signal.SIGKILL)

@@ -33,7 +33,9 @@ def describe_end(end: SandboxEnd, resources: Resources) -> str:
         case EndCause.STOPPED:
             return "stopped"
         case EndCause.UNKNOWN:
-            return "ended with an exit code that nothing tells"
+            return "ended, exit code unknown: the engine has no record of it"
+        case EndCause.MONITOR_LOST:
+            return "ended, exit code unknown: its log monitor (conmon) was killed"
         case EndCause.EXITED:
             return f"exited with code {end.exit_code}" if end.exit_code is not None else "exited"
 
@@ -78,6 +80,8 @@ def restart_note(end: SandboxEnd, resources: Resources, exits: int, limit: int) 
     """The reason of an app that is brought back: ``out of memory (limit 1 GB), restart 3 of 5``, ``host restarted``."""
     if end.cause is EndCause.HOST_RESTARTED:
         return describe_end(end, resources)
+    if end.cause is EndCause.MONITOR_LOST:
+        return "its log monitor (conmon) was killed; restarted"
     what = describe_end(end, resources)
     if end.cause is EndCause.OUT_OF_MEMORY:
         what = f"out of memory (limit {resources.memory:g} GB)"

@@ -33,7 +33,9 @@ class EndCause(StrEnum):
     STOPPED = "stopped"
     #: The machine restarted under it.
     HOST_RESTARTED = "host_restarted"
-    #: It is gone and nothing tells how.
+    #: Its log monitor (conmon) was killed: the engine ended what was left, and the exit code is unknown.
+    MONITOR_LOST = "monitor_lost"
+    #: The engine knows nothing of it any more.
     UNKNOWN = "unknown"
 
 

@@ -415,13 +415,23 @@ def _after_ends(builder: Builder, seen: Observed) -> Step | None:
         return _job_verdict(last)
     if not any(end.listening_at for end in seen.ends) and any(is_crash(end) for end in seen.ends):
         return GiveUp(too_often=False)
-    crashes = len(recent_crashes(seen.ends, seen.now))
-    if crashes >= MAX_EXITS:
+    if len(recent_crashes(seen.ends, seen.now)) >= MAX_EXITS:
         return GiveUp(too_often=True)
-    if not crashes or not is_crash(last):
-        return None
-    due = _end_time(last) + restart_delay(crashes)
+    due = _end_time(last) + _restart_delay_after(seen.ends, seen.now)
     return Wait(due) if due > seen.now else None
+
+
+def _restart_delay_after(ends: Sequence[Sandbox], now: datetime) -> timedelta:
+    """How long after its last end it is started again.
+
+    The first lost monitor is the machine's fault and delays nothing; one after the other delay like crashes, and are
+    never given up.
+    """
+    if is_crash(ends[-1]):
+        return restart_delay(len(recent_crashes(ends, now)))
+    if _lost_its_monitor(ends[-1]):
+        return restart_delay(len([end for end in ends if _lost_its_monitor(end) and _is_recent(end, now)]) - 1)
+    return timedelta(0)
 
 
 def _job_verdict(last: Sandbox) -> Step | None:
@@ -443,12 +453,20 @@ def is_crash(sandbox: Sandbox) -> bool:
 
 def recent_crashes(sandboxes: Sequence[Sandbox], now: datetime) -> Sequence[Sandbox]:
     """Those that count towards ``MAX_EXITS``."""
-    return [one for one in sandboxes if is_crash(one) and _end_time(one) > now - EXIT_WINDOW]
+    return [one for one in sandboxes if is_crash(one) and _is_recent(one, now)]
+
+
+def _lost_its_monitor(sandbox: Sandbox) -> bool:
+    return sandbox.end is not None and sandbox.end.cause is EndCause.MONITOR_LOST
+
+
+def _is_recent(sandbox: Sandbox, now: datetime) -> bool:
+    return _end_time(sandbox) > now - EXIT_WINDOW
 
 
 def restart_delay(exits: int) -> timedelta:
-    """1, 2, 4, … seconds after the first, second, third exit, at most a minute."""
-    return min(FIRST_RESTART_DELAY * (1 << max(exits - 1, 0)), MAX_RESTART_DELAY)
+    """0, 1, 2, 4, … seconds after none, one, two, three exits, at most a minute."""
+    return min(FIRST_RESTART_DELAY * (1 << exits - 1), MAX_RESTART_DELAY) if exits > 0 else timedelta(0)
 
 
 def _end_time(sandbox: Sandbox) -> datetime:

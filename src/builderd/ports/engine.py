@@ -205,7 +205,11 @@ class Engine(DiskFiles, Protocol):
         """Take away what is left of an ended sandbox but its log. Idempotent."""
 
     def exits(self) -> AsyncIterator[SandboxId]:
-        """Yields a sandbox's id soon after its main process ended, for as long as it is iterated."""
+        """Yields a sandbox's id soon after its main process ended, for as long as it is iterated.
+
+        A sandbox whose monitor was killed (what keeps its log and writes down its end) is ended as a whole, also where
+        that happened while no service ran, and ends by ``MONITOR_LOST``.
+        """
 
     def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AbstractAsyncContextManager[Process]:
         """Run a program beside the app for as long as the context lasts.

@@ -10,7 +10,16 @@ from unittest.mock import ANY
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT
-from tests.engines import PATIENCE, execute, log_text, make_spec, past_its_time, until_listening, until_state
+from tests.engines import (
+    PATIENCE,
+    execute,
+    kill_monitor,
+    log_text,
+    make_spec,
+    past_its_time,
+    until_listening,
+    until_state,
+)
 
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.bundles import BundleFile, make_bundle
@@ -122,6 +131,27 @@ async def test_exits_tells_of_an_end(engine: Engine) -> None:
     await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
     assert await asyncio.wait_for(next_exit, PATIENCE) == spec.id
+
+
+async def test_an_app_whose_monitor_is_killed_is_ended_and_told(engine: Engine) -> None:
+    spec = await make_spec(engine, apps.SERVER)
+    await engine.start(spec)
+    exits = engine.exits()
+    next_exit = asyncio.ensure_future(anext(exits))
+    await asyncio.sleep(0)
+    await kill_monitor(engine, spec.id)
+    assert await asyncio.wait_for(next_exit, PATIENCE) == spec.id
+    report = await engine.report(spec.id)
+    assert report.end
+    assert (report.state, report.end.cause, report.end.exit_code) == (
+        SandboxState.EXITED,
+        EndCause.MONITOR_LOST,
+        None,
+    )
+    assert report.end.at
+    assert await engine.stop(spec.id, 10) == report
+    await engine.remove(spec.id)
+    assert (await engine.start(replace(spec, id=new_sandbox_id()))).state is SandboxState.RUNNING
 
 
 async def test_a_stopped_app_is_reported_as_stopped(engine: Engine) -> None:

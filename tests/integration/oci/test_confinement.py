@@ -7,6 +7,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 from tests.contract.engine import apps
@@ -102,7 +103,7 @@ async def test_what_the_kernel_counts_for_all_is_not_one_sandbox_s_to_take(
     taken = await inside(engine, greedy.id, f"{hoard} 5000 > /tmp/taken 2>&1 & {until}")
     assert 0 < int(taken) <= limit
     assert await inside(engine, neighbour.id, f"{hoard} 1") == "1\n"
-    exits = Exits(engine._here.runs.records.exits, lambda _: False)
+    exits = Exits(engine._here.runs.records.exits, lambda _: False, AsyncMock())
     exits.open()
     exits.close()
 

@@ -101,9 +101,7 @@ async def test_what_an_app_uses_is_known_also_where_its_disk_was_taken_away(engi
     assert (used.disk_bytes, used.processes > 0) == (0, True)
 
 
-async def test_the_death_of_an_app_without_its_shim_is_told_and_unknown(
-    engine: OciEngine, settings: OciSettings
-) -> None:
+async def test_the_death_of_an_app_together_with_its_shim_is_told(engine: OciEngine, settings: OciSettings) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     exits = engine.exits()
@@ -115,7 +113,7 @@ async def test_the_death_of_an_app_without_its_shim_is_told_and_unknown(
     assert await asyncio.wait_for(told, PATIENCE) == spec.id
     report = await until_state(engine, spec.id, SandboxState.EXITED)
     assert report.end
-    assert (report.end.cause, report.end.exit_code, report.end.at) == (EndCause.UNKNOWN, None, None)
+    assert (report.end.cause, report.end.exit_code) == (EndCause.MONITOR_LOST, None)
 
 
 async def test_after_a_restart_of_the_machine_nothing_is_said_to_run(settings: OciSettings) -> None:

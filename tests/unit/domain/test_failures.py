@@ -28,7 +28,11 @@ EXITED = SandboxEnd(EndCause.EXITED, 1, None)
         (SandboxEnd(EndCause.OUT_OF_MEMORY, 137, None), "killed: out of memory, limit 0.5 GB"),
         (SandboxEnd(EndCause.HOST_RESTARTED, None, None), "host restarted"),
         (SandboxEnd(EndCause.STOPPED, 143, None), "stopped"),
-        (SandboxEnd(EndCause.UNKNOWN, None, None), "ended with an exit code that nothing tells"),
+        (SandboxEnd(EndCause.UNKNOWN, None, None), "ended, exit code unknown: the engine has no record of it"),
+        (
+            SandboxEnd(EndCause.MONITOR_LOST, None, None),
+            "ended, exit code unknown: its log monitor (conmon) was killed",
+        ),
     ],
 )
 def test_every_end_is_told(end: SandboxEnd, text: str) -> None:
@@ -74,6 +78,8 @@ def test_a_restart_is_noted() -> None:
     oom = SandboxEnd(EndCause.OUT_OF_MEMORY, 137, None)
     assert restart_note(oom, SMALL, 3, 5) == "out of memory (limit 0.5 GB), restart 3 of 5"
     assert restart_note(SandboxEnd(EndCause.HOST_RESTARTED, None, None), SMALL, 0, 5) == "host restarted"
+    lost = SandboxEnd(EndCause.MONITOR_LOST, None, None)
+    assert restart_note(lost, SMALL, 0, 5) == "its log monitor (conmon) was killed; restarted"
 
 
 def listening(*sockets: tuple[str, int]) -> Listening:

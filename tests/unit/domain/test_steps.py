@@ -249,6 +249,11 @@ CASES: dict[str, tuple[Builder, Observed, Step]] = {
         Settle(Status.FAILED),
     ),
     "and one that vanished": (JOB, seen(ends=(ended(EndCause.UNKNOWN, exit_code=None),)), Settle(Status.FAILED)),
+    "and one whose exit code nobody wrote down, since it may have done its work": (
+        JOB,
+        seen(ends=(ended(EndCause.MONITOR_LOST, exit_code=None),)),
+        Settle(Status.FAILED),
+    ),
     "a job that the machine cut off runs again": (
         JOB,
         seen(ends=(ended(EndCause.HOST_RESTARTED, exit_code=None),), route=FOR_JOB),
@@ -310,6 +315,32 @@ CASES: dict[str, tuple[Builder, Observed, Step]] = {
         UP,
         seen(ends=tuple(ended(EndCause.HOST_RESTARTED) for _ in range(9))),
         PlanSandbox(10),
+    ),
+    "a killed monitor delays nothing": (UP, seen(ends=(ended(EndCause.MONITOR_LOST, exit_code=None),)), PlanSandbox(2)),
+    "nor before the app listened": (
+        ALWAYS_ON,
+        seen(ends=(ended(EndCause.MONITOR_LOST, listened=False, exit_code=None),)),
+        PlanSandbox(2),
+    ),
+    "nor does it count as a crash": (
+        UP,
+        seen(ends=(*(ended(EndCause.EXITED, ago) for ago in (400, 300, 200, 100)), ended(EndCause.MONITOR_LOST))),
+        PlanSandbox(6),
+    ),
+    "monitors that are killed again and again delay the restart": (
+        UP,
+        seen(ends=tuple(ended(EndCause.MONITOR_LOST, ago) for ago in (30, 20, 0))),
+        Wait(NOW + 2 * SECOND),
+    ),
+    "at most a minute, and never give it up": (
+        UP,
+        seen(ends=tuple(ended(EndCause.MONITOR_LOST, ago) for ago in range(500, 40, -20))),
+        PlanSandbox(24),
+    ),
+    "those killed long ago do not count": (
+        UP,
+        seen(ends=(ended(EndCause.MONITOR_LOST, 601), ended(EndCause.MONITOR_LOST))),
+        PlanSandbox(3),
     ),
     "early attempts of a long run may be forgotten": (
         UP,
@@ -398,4 +429,4 @@ def test_a_sandbox_never_goes_while_visitors_are_led_to_it(desired: Desired, sta
 
 def test_delays_double_up_to_a_minute() -> None:
     delays = [restart_delay(exits).total_seconds() for exits in range(12)]
-    assert delays == [1, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
+    assert delays == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]

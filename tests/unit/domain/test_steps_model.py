@@ -293,7 +293,7 @@ class Life(RuleBasedStateMachine):
         self.world.wish(wish)
 
     @precondition(lambda self: self.world.running)
-    @rule(cause=st.sampled_from([EndCause.EXITED, EndCause.OUT_OF_MEMORY]))
+    @rule(cause=st.sampled_from([EndCause.EXITED, EndCause.OUT_OF_MEMORY, EndCause.MONITOR_LOST]))
     def app_ends(self, cause: EndCause) -> None:
         for sandbox in list(self.world.boxes):
             self.world.end(sandbox, cause)

@@ -29,10 +29,16 @@ async def test_a_job_is_created_once_its_command_has_started(world: World) -> No
         (EndCause.EXITED, 0, Status.COMPLETED, "exited with code 0"),
         (EndCause.EXITED, 3, Status.FAILED, "exited with code 3"),
         (EndCause.OUT_OF_MEMORY, 137, Status.FAILED, "killed: out of memory, limit 1 GB"),
+        (
+            EndCause.MONITOR_LOST,
+            None,
+            Status.FAILED,
+            "ended, exit code unknown: its log monitor (conmon) was killed",
+        ),
     ],
 )
 async def test_a_job_ends_as_its_command_does_and_costs_nothing_afterwards(
-    world: World, cause: EndCause, exit_code: int, status: Status, reason: str
+    world: World, cause: EndCause, exit_code: int | None, status: Status, reason: str
 ) -> None:
     async with world.reconciling():
         builder = await world.outcome(await world.ask_job())

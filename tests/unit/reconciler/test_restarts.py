@@ -8,7 +8,7 @@ import pytest
 from tests.application import ENTRYPOINT, World
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.engine import Behaviour, FakeSandbox
 from builderd.domain.builders import Builder, Status
 from builderd.domain.previews import RouteState
 from builderd.domain.sandboxes import EndCause
@@ -106,13 +106,61 @@ async def test_after_a_restart_of_the_machine_apps_come_up_again(world: World) -
     await check_ledger(world, builder)
 
 
+async def test_an_app_whose_monitor_is_killed_comes_back_at_once_and_this_is_no_crash(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        for _ in range(4):
+            await end_and_come_back(world, builder, EndCause.EXITED, 1)
+        (sandbox,) = world.running
+        world.engine.kill_monitor(sandbox.spec.id)
+        await world.until_reason(builder, "conmon")
+        await world.until_route(builder, RouteState.OPEN)
+    assert (await world.builder(builder)).status is Status.RUNNING
+    note = "its log monitor (conmon) was killed; restarted"
+    assert note in [one.reason for one in await world.events(builder) if one.type == "builder.restarting"]
+    ended = [one for one in await world.events(builder) if one.type == "sandbox.ended"][-1]
+    assert (ended.details["cause"], ended.details["exit_code"]) == ("monitor_lost", None)
+    await check_ledger(world, builder)
+
+
+async def test_monitors_that_are_killed_again_and_again_delay_the_restart_and_never_fail_the_app(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        for delay in (0, 1, 2, 4, 8, 16, 32, 60, 60):
+            (killed,) = world.running
+            world.engine.kill_monitor(killed.spec.id)
+            if delay:
+                await world.until_nothing_runs()
+                world.clock.move(delay - 0.1)
+                await asyncio.sleep(0.03)
+                assert not world.running
+                world.clock.move(0.1)
+            await until_replaced(world, killed)
+            await world.until_route(builder, RouteState.OPEN)
+        assert (await world.builder(builder)).status is Status.RUNNING
+
+
+async def until_replaced(world: World, ended: FakeSandbox) -> None:
+    await world.until(lambda: world.running and ended not in world.running)
+
+
+async def test_an_app_whose_monitor_was_killed_while_no_service_ran_is_started_again(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+    (sandbox,) = world.running
+    world.engine.kill_monitor(sandbox.spec.id, seen=False)
+    async with world.reconciling():
+        await world.until_reason(builder, "conmon")
+        await world.until_route(builder, RouteState.OPEN)
+
+
 async def test_an_app_that_vanished_is_started_again(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         (sandbox,) = world.engine.sandboxes
         world.engine.lose(sandbox)
         world.application.signals.wish(builder.id)
-        await world.until_reason(builder, "nothing tells")
+        await world.until_reason(builder, "exit code unknown")
         world.clock.move(1)
         await world.until_route(builder, RouteState.OPEN)
     assert len(world.running) == 1
@@ -129,4 +177,4 @@ async def test_what_nobody_noticed_is_found_by_looking_at_everything(
         await world.previews.remove(builder.host)
         await world.until_route(builder, RouteState.OPEN)
         world.engine.lose(sandbox)
-        await world.until_reason(builder, "nothing tells")
+        await world.until_reason(builder, "exit code unknown")

@@ -128,6 +128,13 @@ class FakeEngine(FakeDiskFiles):
         for watcher in self._watchers:
             watcher.put_nowait(sandbox)
 
+    def kill_monitor(self, sandbox: SandboxId, *, seen: bool = True) -> None:
+        """Let the sandbox's monitor die, which ends the sandbox. Not ``seen``: while no service watched its exit."""
+        if seen:
+            self.end(sandbox, EndCause.MONITOR_LOST, None)
+        elif (found := self.sandboxes[sandbox]).end is None:
+            found.end = SandboxEnd(EndCause.MONITOR_LOST, None, self._now())
+
     def lose(self, sandbox: SandboxId) -> None:
         """Let everything of the sandbox vanish without a trace."""
         del self.sandboxes[sandbox]

@@ -1,4 +1,4 @@
-"""The ends of sandboxes, told as they happen: the shim's exit file, or the death of a process whose shim is lost."""
+"""The ends of sandboxes, told as they happen: the shim's exit file, or the death of a shim that wrote none."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import ctypes
 import os
 import struct
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from builderd.adapters.engines.oci.processes import Process
 from builderd.adapters.engines.oci.records import is_name
@@ -19,16 +20,23 @@ _IN_CLOSE_WRITE = 0x8
 _IN_MOVED_TO = 0x80
 #: struct inotify_event: watch, mask, cookie, length of the name that follows.
 _EVENT = struct.Struct("iIII")
-#: How long a shim may take to write down the end of its sandbox.
-_SHIM_SECONDS = 2.0
+#: How long a shim may take to write down the end of its sandbox before it counts as lost.
+_SHIM_SECONDS = 30.0
 
 
 class Exits:
-    """``ended`` tells whether an exit file is there."""
+    """``ended`` tells whether a sandbox has ended.
 
-    def __init__(self, folder: Path, ended: Callable[[str], bool]) -> None:
+    ``end_unmonitored`` is awaited where a shim has ended, or does not write down the end of its sandbox: it ends what
+    the shim left, and returns False where the shim wrote an exit file after all.
+    """
+
+    def __init__(
+        self, folder: Path, ended: Callable[[str], bool], end_unmonitored: Callable[[str], Awaitable[bool]]
+    ) -> None:
         self._folder = folder
         self._ended = ended
+        self._end_unmonitored = end_unmonitored
         self._inotify: int | None = None
         self._subscribers: set[asyncio.Queue[str]] = set()
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
@@ -57,12 +65,12 @@ class Exits:
             os.close(self._inotify)
             self._inotify = None
 
-    def watch(self, name: str, process: Process) -> None:
-        """Tell of the end of this sandbox also when its shim does not."""
-        self._watches[name] = asyncio.get_running_loop().create_task(self._await_death(name, process))
+    def watch(self, name: str, process: Process, shim: Process | None) -> None:
+        """Tell of the end of this sandbox also when its shim does not. A shim of None is one that is gone."""
+        self._watches[name] = asyncio.get_running_loop().create_task(self._await_death(name, process, shim))
 
     async def wait(self, name: str, seconds: float) -> bool:
-        """Wait for the exit file of a sandbox; False when there is none by then."""
+        """Wait for the end of a sandbox; False when it has not ended by then."""
         event = asyncio.Event()
         self._waiting[name].add(event)
         try:
@@ -88,10 +96,12 @@ class Exits:
         finally:
             self._subscribers.discard(queue)
 
-    async def _await_death(self, name: str, process: Process) -> None:
+    async def _await_death(self, name: str, process: Process, shim: Process | None) -> None:
         try:
-            await process.wait()
-            if not await self.wait(name, _SHIM_SECONDS):
+            if shim is not None:
+                await _first(process.wait(), shim.wait())
+                await _first(self.wait(name, _SHIM_SECONDS), shim.wait())
+            if await self._end_unmonitored(name):
                 self._tell(name)
         finally:
             # One that ended before it was watched is told of no more.
@@ -116,6 +126,16 @@ class Exits:
             task.cancel()
         for queue in self._subscribers:
             queue.put_nowait(name)
+
+
+async def _first(*waits: Coroutine[Any, Any, bool]) -> None:
+    """Return when one of them does; the others are cancelled."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _checked(result: int) -> int:

@@ -43,9 +43,9 @@ def _moment(seconds: float | None) -> datetime | None:
 
 
 def make_end(record: Record, exit_: Exit | None, oom: bool, boot: str) -> SandboxEnd:
-    """Why it ended. The code alone tells nothing: 137 is anybody's SIGKILL."""
+    """Why it ended. The code alone tells nothing: 137 is anybody's SIGKILL. A shim without an exit file was killed."""
     if exit_ is None:
-        cause = EndCause.HOST_RESTARTED if record.boot != boot else EndCause.UNKNOWN
+        cause = EndCause.HOST_RESTARTED if record.boot != boot else EndCause.MONITOR_LOST
         return SandboxEnd(EndCause.STOPPED if record.stopping_at else cause, None, _last_moment(record))
     at = moment(max(exit_.at, record.started_at or 0))
     if record.stopping_at is not None and exit_.at >= record.stopping_at - _CLOCK_GRAIN:

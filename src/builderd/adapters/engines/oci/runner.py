@@ -16,6 +16,7 @@ from builderd.adapters.engines.oci.logs import Lines
 from builderd.adapters.engines.oci.records import Record
 from builderd.adapters.engines.oci.root import Root
 from builderd.adapters.engines.oci.runs import Run, Runs
+from builderd.domain.errors import EngineUnavailable
 
 _LOG_LIMIT = 10_000_000
 _TMP_BYTES = 1 << 30
@@ -37,7 +38,7 @@ class Runner:
     async def run_build(self, run: BuildRun, output: Output) -> BuildExit:
         """Run it to its end. When this returns, raises or is cancelled, no process of it is left.
 
-        Raises ``EngineUnavailable`` when it cannot be started.
+        Raises ``EngineUnavailable`` when it cannot be started, and where its monitor (conmon) was killed under it.
         """
         return await self.run(self._make_run(run), run.timeout_seconds, output)
 
@@ -86,6 +87,8 @@ class Runner:
             await self._runs.clean(record)
         await tail.finish()
         ended = self._runs.records.exit(record.id)
+        if ended is None and in_time:
+            raise EngineUnavailable("The command was cut off: its log monitor (conmon) was killed. Try again.")
         oom = self._runs.cgroups.oom_kills(record.id) > 0 or self._runs.records.saw_oom(record.id)
         return BuildExit(ended.code if ended else 1, out_of_memory=oom and in_time, timed_out=not in_time)
 

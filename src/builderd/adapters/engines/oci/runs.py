@@ -30,7 +30,7 @@ from builderd.adapters.engines.oci.json_files import write_json
 from builderd.adapters.engines.oci.launching import Ended, Launcher
 from builderd.adapters.engines.oci.network import Network
 from builderd.adapters.engines.oci.pipes import read_line
-from builderd.adapters.engines.oci.processes import boot_id, find_process, open_files
+from builderd.adapters.engines.oci.processes import Process, boot_id, find_process, open_files
 from builderd.adapters.engines.oci.reclaiming import Reclaiming
 from builderd.adapters.engines.oci.records import Record, Records
 from builderd.adapters.engines.oci.root import HIDE_NETWORK_PARAMETERS, Root, make_mounts, mount_points, overlay_paths
@@ -106,7 +106,7 @@ class Runs:
         runtimes: Mapping[str, Runtime],
         heartbeat: Heartbeat,
     ) -> None:
-        self.exits = Exits(records.exits, lambda name: records.exit(name) is not None)
+        self.exits = Exits(records.exits, self._has_ended, self._end_unmonitored)
         self.records = records
         self.places = places
         self.launcher = launcher
@@ -168,7 +168,9 @@ class Runs:
         if record.started_at is None and await self._runs(record):
             record = self._save(replace(record, started_at=self.records.now()))
         if record.started_at is not None:
-            self.exits.watch(record.id, process)
+            self.exits.watch(record.id, process, record.shim)
+            if not is_alive(record.shim) and await self.exits.wait(record.id, _KILL_SECONDS):
+                return
         if connecting:
             await self._connect_again(record)
         record = self._newest(record)
@@ -352,7 +354,7 @@ class Runs:
                 raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {words.strip() or status}")
         record = self._save(replace(record, started_at=started_at))
         assert record.process
-        self.exits.watch(run.id, record.process)
+        self.exits.watch(run.id, record.process, record.shim)
         return record
 
     async def _ask(self, runtime: Runtime, argv: Sequence[str], stream: int = 2) -> tuple[int, str]:
@@ -469,6 +471,41 @@ class Runs:
             await record.process.wait_until_hearing(_INIT_SECONDS)
             record.process.kill(signal.SIGTERM)
 
+    def _has_ended(self, name: str) -> bool:
+        record = self._known.get(name)
+        if record is None or record.started_at is None:
+            return self.records.exit(name) is not None
+        return not self.is_running(record)
+
+    async def _end_unmonitored(self, name: str) -> bool:
+        """End a sandbox as a whole whose shim is gone; False where the shim is there, or wrote down how it ended.
+
+        Nobody reads what such a sandbox prints: writing fails or blocks, and its end would never be written down.
+        """
+        record = self._known.get(name)
+        if record is None or self.records.exit(name) or (is_alive(record.shim) and is_alive(record.process)):
+            return False
+        log.warning("sandbox monitor (conmon) died, ending the sandbox sandbox=%s builder=%s", name, record.owner)
+        async with self._turn(record):
+            self.reclaiming.end(name)
+            if is_alive(record.process):
+                record = self._save(replace(self._newest(record), seen_at=self.records.now()))
+            await self._kill_all(record)
+        return True
+
+    async def _kill_all(self, record: Record) -> None:
+        """Kill its processes and its shim, however long one of them waits for a device."""
+        while True:
+            if record.shim:
+                record.shim.kill()
+            try:
+                await asyncio.to_thread(self.cgroups.kill, record.id)
+                await asyncio.to_thread(self.cgroups.kill, f"{record.id}.shim")
+            except TimeoutError as error:
+                log.warning("sandbox could not be killed, retrying sandbox=%s error=%s", record.id, error)
+            else:
+                return
+
     async def _settle(self, record: Record) -> None:
         """Wait until the shim of an ended sandbox has ended too: until then the disk is in use."""
         if record.shim and not await record.shim.wait(_SHIM_SECONDS):
@@ -531,6 +568,10 @@ def _root(run: Run, bundle: Path) -> Root:
     if not run.secret_files:
         return run.root
     return replace(run.root, binds=(*run.root.binds, secret_files.bind(bundle)))
+
+
+def is_alive(process: Process | None) -> bool:
+    return process is not None and process.alive
 
 
 def _counts_as_frozen(record: Record) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -59,4 +60,4 @@ async def test_where_no_inotify_is_left_the_engine_says_so(tmp_path: Path, monke
 
     monkeypatch.setattr(exits, "_checked", none_left)
     with pytest.raises(EngineUnavailable, match=r"Too many open files\. See fs\.inotify\.max_user_instances"):
-        Exits(tmp_path, lambda _: False).open()
+        Exits(tmp_path, lambda _: False, AsyncMock()).open()

@@ -78,8 +78,8 @@ def test_a_frozen_one_has_its_address_still() -> None:
             7,
             id="before it was stopped",
         ),
-        pytest.param(RECORD, None, False, "now", EndCause.UNKNOWN, None, id="nobody saw it"),
-        pytest.param(RECORD, None, True, "now", EndCause.UNKNOWN, None, id="nobody saw it, memory or not"),
+        pytest.param(RECORD, None, False, "now", EndCause.MONITOR_LOST, None, id="its shim was killed"),
+        pytest.param(RECORD, None, True, "now", EndCause.MONITOR_LOST, None, id="memory or not"),
         pytest.param(RECORD, None, False, "later", EndCause.HOST_RESTARTED, None, id="machine restarted"),
         pytest.param(
             RECORD, Exit(7, 2000), False, "later", EndCause.EXITED, 7, id="ended before the machine restarted"

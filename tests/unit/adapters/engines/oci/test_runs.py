@@ -39,9 +39,10 @@ DISK, ONE, TWO = DiskId("disk"), DiskId("one"), DiskId("two")
 
 
 def make_record(name: str = APP, **changes: Any) -> Record:
-    """Of an app that runs: for its first process stands this one."""
+    """Of an app that runs: for its first process stands this one, and for its shim its first process."""
     record = Record(name, "builder", DISK, "crun", slot=0, ip="10.64.8.2", port=80, boot=boot_id())
-    return replace(record, **{"process": find_process(os.getpid()), "started_at": 1.0, **changes})
+    process = changes.pop("process", find_process(os.getpid()))
+    return replace(record, **{"process": process, "shim": process, "started_at": 1.0, **changes})
 
 
 def make_run() -> Run:

@@ -1,0 +1,168 @@
+"""A sandbox whose monitor (conmon) was killed is noticed and ended as a whole, whatever goes on in it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tests.contract.engine import apps
+from tests.contract.engine.apps import App
+from tests.engines import PATIENCE, kill_monitor, make_spec, prepared, until_state
+
+from builderd.adapters.engines.oci.builds import BuildRun
+from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.ids import DiskId, SandboxId
+from builderd.domain.processes import ProcessSpec, shell
+from builderd.domain.resources import GB
+from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxState
+from builderd.domain.versions import Isolation
+
+pytestmark = pytest.mark.root
+
+#: A process of the app's that has left its session prints as well.
+PRINTING = App("setsid sh -c 'while :; do echo line; sleep 0.01; done' & exec sleep 1000", apps.SILENT.behaviour)
+BOTH = pytest.mark.parametrize("isolation", list(Isolation))
+
+
+async def until_lost(engine: OciEngine, sandbox: SandboxId) -> SandboxReport:
+    """Its end, with which nothing of it is left on the host."""
+    report = await until_state(engine, sandbox, SandboxState.EXITED)
+    assert report.end
+    assert (report.end.cause, report.end.exit_code) == (EndCause.MONITOR_LOST, None)
+    async with asyncio.timeout(PATIENCE):
+        while processes_of(sandbox):
+            await asyncio.sleep(0.01)
+    return report
+
+
+def processes_of(sandbox: SandboxId) -> list[str]:
+    """Command lines of the host's processes in its control groups."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (
+                sandbox in (folder / "cgroup").read_text()
+                and "Z" not in (folder / "stat").read_text().split(")")[1][:3]
+            ):
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+@BOTH
+async def test_nothing_of_a_sandbox_outlives_its_monitor(engine: OciEngine, isolation: Isolation) -> None:
+    spec = await make_spec(engine, PRINTING, isolation=isolation)
+    await engine.start(spec)
+    assert processes_of(spec.id)
+    await kill_monitor(engine, spec.id)
+    report = await until_lost(engine, spec.id)
+    assert report.end
+    assert report.end.at
+    await engine.remove(spec.id)
+
+
+@BOTH
+async def test_a_monitor_that_died_while_no_service_ran_is_noticed_at_the_start(
+    settings: OciSettings, isolation: Isolation
+) -> None:
+    async with prepared(settings) as engine:
+        silent = await make_spec(engine, apps.SILENT, isolation=isolation)
+        printing = await make_spec(engine, PRINTING, isolation=isolation)
+        for spec in (silent, printing):
+            await engine.start(spec)
+        frozen = await make_spec(engine, apps.SILENT, isolation=isolation)
+        await engine.start(frozen)
+        await engine.freeze(frozen.id)
+        shims = [engine._here.runs.find(spec.id).shim for spec in (silent, printing, frozen)]  # type: ignore[union-attr]
+        await engine.close()
+        for shim in shims:
+            assert shim
+            shim.kill()
+        await engine.prepare(lambda line: None)
+        for spec in (silent, printing, frozen):
+            assert (await engine.report(spec.id)).state is SandboxState.EXITED, (
+                "at once, before anybody is told it runs"
+            )
+            await until_lost(engine, spec.id)
+
+
+@BOTH
+async def test_a_command_beside_an_app_whose_monitor_dies_ends_with_it(engine: OciEngine, isolation: Isolation) -> None:
+    spec = await make_spec(engine, apps.SILENT, isolation=isolation)
+    await engine.start(spec)
+    async with engine.open_process(spec.id, ProcessSpec(shell("echo begun; sleep 1000"))) as process:
+        assert await process.read() == b"begun\n"
+        await kill_monitor(engine, spec.id)
+        assert await asyncio.wait_for(process.wait(), PATIENCE) != 0
+    await until_lost(engine, spec.id)
+
+
+@BOTH
+async def test_a_frozen_sandbox_whose_monitor_dies_ends(engine: OciEngine, isolation: Isolation) -> None:
+    spec = await make_spec(engine, apps.SERVER, isolation=isolation)
+    await engine.start(spec)
+    await engine.freeze(spec.id)
+    await kill_monitor(engine, spec.id)
+    report = await until_lost(engine, spec.id)
+    assert report.frozen_at
+    assert (await engine.thaw(spec.id)).state is SandboxState.EXITED
+
+
+async def test_a_monitor_that_dies_while_the_disk_is_copied_or_frozen_is_noticed(engine: OciEngine) -> None:
+    for number, work in enumerate(("copy", "freeze")):
+        spec = await make_spec(engine, PRINTING)
+        await engine.start(spec)
+        await asyncio.sleep(0.05)
+        target = DiskId(f"copy-without-monitor-{number}")
+        working = engine.clone_disk(spec.disk, target, GB) if work == "copy" else engine.freeze(spec.id)
+        task = asyncio.ensure_future(working)
+        await asyncio.sleep(0)
+        await kill_monitor(engine, spec.id)
+        await asyncio.wait({task}, timeout=PATIENCE)
+        assert not isinstance(task.exception(), TimeoutError)
+        await until_lost(engine, spec.id)
+        await engine.delete_disk(target)
+
+
+async def test_a_monitor_that_dies_while_the_app_is_stopped_changes_nothing(engine: OciEngine) -> None:
+    deaf = App("trap '' TERM; while :; do sleep 0.1; done", apps.SILENT.behaviour)
+    spec = await make_spec(engine, deaf)
+    await engine.start(spec)
+    stopping = asyncio.ensure_future(engine.stop(spec.id, PATIENCE * 10))
+    await asyncio.sleep(0.1)
+    await kill_monitor(engine, spec.id)
+    report = await asyncio.wait_for(stopping, PATIENCE)
+    assert report.end
+    assert (report.state, report.end.cause) == (SandboxState.EXITED, EndCause.STOPPED)
+
+
+async def test_a_build_whose_monitor_dies_is_the_machine_s_fault(engine: OciEngine) -> None:
+    runs, lines = engine._here.runs, list[str]()
+    run = BuildRun(
+        id="b00d",
+        argv=("/bin/sh", "-c", "while :; do echo line; sleep 0.01; done"),
+        env={},
+        cwd="/",
+        binds=(),
+        network=False,
+        cpu=1,
+        memory=64 << 20,
+        processes=64,
+        timeout_seconds=1000,
+    )
+    building = asyncio.ensure_future(engine._here.layers._runner.run_build(run, lines.append))
+    async with asyncio.timeout(PATIENCE):
+        while not lines:
+            await asyncio.sleep(0.01)
+    record = runs.find("b00d")
+    assert record
+    assert record.shim
+    record.shim.kill()
+    with pytest.raises(EngineUnavailable, match="conmon"):
+        await asyncio.wait_for(building, PATIENCE)
+    assert not processes_of(SandboxId("b00d"))
+    assert runs.find("b00d") is None

@@ -1,0 +1,59 @@
+"""script/language.py finds what it forbids, and passes what is plain."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "script" / "language.py"
+
+
+@pytest.fixture(scope="module")
+def language() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("language", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def faults(language: ModuleType, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    source = tmp_path / "src" / "builderd"
+    source.mkdir(parents=True)
+    (source / "planted.py").write_text(text)
+    monkeypatch.setattr(language, "SOURCE", source)
+    return list(language.faults_of(source / "planted.py"))
+
+
+@pytest.mark.parametrize(
+    "opening", ["The same for a disk.", "What it costs.", "Whether it runs.", "Of a sandbox.", "Who calls."]
+)
+def test_a_docstring_that_does_not_stand_alone_is_found(
+    language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opening: str
+) -> None:
+    (fault,) = faults(language, tmp_path, f'def f() -> None:\n    """{opening}"""\n', monkeypatch)
+    assert "src/builderd/planted.py:2" in fault
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        'log.warning("of %d builders it is not known", 3)',
+        'log.warning(f"builder {3} failed")',
+        'logger.info("%s ended", 3)',
+    ],
+)
+def test_a_log_line_without_an_event_or_keys_is_found(
+    language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    (fault,) = faults(language, tmp_path, f"{call}\n", monkeypatch)
+    assert "log line" in fault
+
+
+def test_plain_lines_pass(language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '"""Return the size."""\nlog.warning("idle check failed, retrying in 5 s builder=%s error=%s", 1, 2)\n'
+    assert faults(language, tmp_path, text, monkeypatch) == []

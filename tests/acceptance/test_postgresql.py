@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import signal
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 from tests.acceptance import scenarios
 from tests.acceptance.live_service import LiveService, body, live_service
 from tests.postgres import PostgresServer
+
+from builderd.bootstrap.database_lease import owned_store
+from builderd.bootstrap.supervisor import Supervisor
+from builderd.settings import Settings
 
 pytestmark = [pytest.mark.root, pytest.mark.postgres]
 
@@ -54,3 +64,49 @@ def test_the_records_are_there_and_nowhere_else(service: LiveService, database: 
         assert connection.execute("SELECT name FROM builders WHERE id = %s", [uuid]).fetchall() == [("recorded",)]
     assert not list(service.data_dir.glob("*.db*"))
     service.call("DELETE", f"/builders/{uuid}")
+
+
+def test_a_second_service_is_refused_and_the_first_goes_on(service: LiveService, database: str, tmp_path: Path) -> None:
+    second = LiveService(tmp_path / "second", {"BUILDERD_DATABASE_URL": database})
+    done = subprocess.run(
+        [*second.command("serve"), "--port", str(second.port)],
+        env=second.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 4, done.stderr
+    assert str(service.data_dir) in done.stderr
+    assert "--take-over" in done.stderr
+    assert service.call("GET", "/builders").status_code == 200
+
+
+def test_a_service_that_was_taken_over_while_it_stood_still_writes_nothing_and_ends(
+    service: LiveService, database: str, tmp_path: Path
+) -> None:
+    assert service.process is not None
+    (tmp_path / "second").mkdir()
+    second = Settings(data_dir=tmp_path / "second", database_url=database)
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        with psycopg.connect(database) as connection:
+            connection.execute("UPDATE database_lease SET renewed_at = renewed_at - interval '2 minutes'")
+        asyncio.run(_take_over(second))
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+    with contextlib.suppress(httpx.TransportError):  # it may have ended already
+        assert service.call("POST", "/builders", json=body("late")).status_code == 503
+    service.wait_dead()
+    assert service.process.returncode == 4
+    assert str(second.data_dir) in service.log_tail()
+    with psycopg.connect(database) as connection:
+        assert connection.execute("SELECT 1 FROM builders WHERE name = 'late'").fetchall() == []
+        connection.execute("DELETE FROM database_lease")
+    service.start()
+    assert service.call("GET", "/builders").status_code == 200
+
+
+async def _take_over(settings: Settings) -> None:
+    async with owned_store(settings, Supervisor(), take_over=True):
+        pass

@@ -26,10 +26,9 @@ from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.bootstrap.archive import make_archive
-from builderd.bootstrap.database import open_store
+from builderd.bootstrap.database_lease import OwnedStore
 from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
-from builderd.data_directory import identity
 from builderd.domain import ssh
 from builderd.domain.resources import GB
 from builderd.doors.ssh import host_key
@@ -38,48 +37,48 @@ from builderd.settings import Settings
 
 
 @asynccontextmanager
-async def application(settings: Settings) -> AsyncIterator[Application]:
-    """The application on its real adapters; nothing is started yet but the store, which is brought up to date."""
-    async with open_store(settings) as opened:
-        clock = SystemClock(settings.data_dir / "clock.json")
-        engine, testers = make_engine(settings, clock), LocalTesters(settings.qa.chromium)
-        review = make_review_gate(settings)
-        keeping = asyncio.create_task(clock.keeping())
-        try:
-            yield Application(
-                store=opened,
-                engine=engine,
-                previews=make_previews(settings),
-                bundles=LocalBundles(settings.data_dir / "bundles"),
-                uploads=LocalUploads(settings.data_dir / "uploads", int(settings.store.floor * GB)),
-                public_url=settings.public_url,
-                upload_rules=settings.to_upload_rules(),
-                archive_limits=settings.to_archive_limits(),
-                installer=Installers(
-                    UvInstaller(version("uv"), settings.package_index), NpmInstaller(settings.npm_registry)
-                ),
-                testers=testers,
-                review=review,
-                signals=LocalSignals(),
-                clock=clock,
-                vault=make_vault(settings),
-                webhooks=HttpWebhookSender(settings.webhooks.allow, sandbox_networks),
-                limits=settings.to_limits(),
-                prices=settings.to_prices(),
-                allowances=settings.to_allowances(),
-                ssh=_ssh_gateway(settings),
-                preview_domain=settings.preview_domain,
-                instance=identity(settings.data_dir),
-                archive=make_archive(settings, engine),
-                backup_rules=settings.backup.to_rules(),
-                keeping=settings.to_keeping(),
-            )
-        finally:
-            keeping.cancel()
-            await testers.close()
-            await review.close()
-            await engine.close()
-            clock.keep()
+async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Application]:
+    """The application on its real adapters; nothing is started yet but the store."""
+    clock = SystemClock(settings.data_dir / "clock.json")
+    engine, testers = make_engine(settings, clock), LocalTesters(settings.qa.chromium)
+    review = make_review_gate(settings)
+    keeping = asyncio.create_task(clock.keeping())
+    try:
+        yield Application(
+            store=owned.store,
+            engine=engine,
+            previews=make_previews(settings),
+            bundles=LocalBundles(settings.data_dir / "bundles"),
+            uploads=LocalUploads(settings.data_dir / "uploads", int(settings.store.floor * GB)),
+            public_url=settings.public_url,
+            upload_rules=settings.to_upload_rules(),
+            archive_limits=settings.to_archive_limits(),
+            installer=Installers(
+                UvInstaller(version("uv"), settings.package_index), NpmInstaller(settings.npm_registry)
+            ),
+            testers=testers,
+            review=review,
+            signals=LocalSignals(),
+            clock=clock,
+            vault=make_vault(settings),
+            webhooks=HttpWebhookSender(settings.webhooks.allow, sandbox_networks),
+            limits=settings.to_limits(),
+            prices=settings.to_prices(),
+            allowances=settings.to_allowances(),
+            ssh=_ssh_gateway(settings),
+            preview_domain=settings.preview_domain,
+            instance=owned.instance.identity,
+            member=owned.instance.member,
+            archive=make_archive(settings, engine),
+            backup_rules=settings.backup.to_rules(),
+            keeping=settings.to_keeping(),
+        )
+    finally:
+        keeping.cancel()
+        await testers.close()
+        await review.close()
+        await engine.close()
+        clock.keep()
 
 
 def _ssh_gateway(settings: Settings) -> ssh.Gateway | None:

@@ -12,6 +12,7 @@ from typing import Any
 from builderd.adapters.clocks.system import SystemClock
 from builderd.bootstrap.application import application, load_host_key, make_engine, make_previews
 from builderd.bootstrap.database import note_database
+from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.data_directory import RESTORED, hold, is_ours, make
 from builderd.domain.builders import Desired
@@ -34,6 +35,7 @@ from builderd.reconciler.deliveries import Deliveries
 from builderd.reconciler.faults import kill_at, no_fault
 from builderd.reconciler.housekeeping import Housekeeping
 from builderd.reconciler.idle import Idleness
+from builderd.reconciler.race import race
 from builderd.reconciler.reconciler import Reconciler
 from builderd.reconciler.sampling import sample
 from builderd.services.application import Application
@@ -44,13 +46,17 @@ log = logging.getLogger(__name__)
 PREPARE_RETRY = 15.0
 
 
-def serve(settings: Settings) -> None:
-    """Run the service until SIGTERM or SIGINT. Apps and previews go on when it ends."""
+def serve(settings: Settings, *, take_over: bool = False) -> None:
+    """Run the service until SIGTERM or SIGINT. Apps and previews go on when it ends.
+
+    Raises ``DatabaseOwned`` when its database is another service's, unless it is to ``take_over`` and the other is
+    silent, and ``LeaseLost`` when another service took it over.
+    """
     supervisor = Supervisor()
     make(settings.data_dir)
     _log_to_stderr(settings.log_level)
     with hold(settings.data_dir):
-        asyncio.run(_serve(settings, supervisor))
+        asyncio.run(_serve(settings, supervisor, take_over=take_over))
 
 
 async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
@@ -86,11 +92,27 @@ def _log_to_stderr(level: str) -> None:
         logging.getLogger(talker).setLevel(logging.WARNING)
 
 
-async def _serve(settings: Settings, supervisor: Supervisor) -> None:
+async def _serve(settings: Settings, supervisor: Supervisor, *, take_over: bool) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    async with application(settings) as app, Servers() as servers:
+    await _until(stopping, _own_and_run(settings, supervisor, take_over=take_over))
+    log.info("The service ends; apps and previews go on.")
+
+
+async def _own_and_run(settings: Settings, supervisor: Supervisor, *, take_over: bool) -> None:
+    """Run for as long as the database is this service's."""
+    async with owned_store(settings, supervisor, take_over=take_over) as owned:
+        try:
+            await race(_run(settings, supervisor, owned), owned.keep())
+        except BaseException as error:
+            if not is_loss(error):
+                raise
+            raise await owned.loss() from None
+
+
+async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) -> None:
+    async with application(settings, owned) as app, Servers() as servers:
         note_database(settings)
         meter = Meter()
         api = create_app(
@@ -102,8 +124,7 @@ async def _serve(settings: Settings, supervisor: Supervisor) -> None:
         await app.previews.start(await app.store.read(_expected_routes))
         log.info("The API listens on http://%s:%d", settings.host, settings.port)
         supervisor.ready()
-        await _until(stopping, _work(app, settings, servers))
-        log.info("The service ends; apps and previews go on.")
+        await _work(app, settings, servers)
 
 
 def _expected_routes(uow: UnitOfWork) -> Sequence[Route]:

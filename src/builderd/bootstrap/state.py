@@ -22,6 +22,7 @@ from builderd.adapters.vaults import passphrases
 from builderd.adapters.vaults.keys import Key, KeyFile
 from builderd.bootstrap.archive import make_place
 from builderd.bootstrap.database import refuse_another_database
+from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.keys import make_keys, refuse_other_keys
 from builderd.data_directory import IDENTITY_FILE, RESTORED, RESTORING, hold, make
 from builderd.domain.errors import InvalidState, ValidationFailed
@@ -150,7 +151,7 @@ def _restore(settings: Settings, source: Path, staging: Path, passphrase: str | 
         durable.write(settings.data_dir / RESTORED, manifest.created_at.encode())
         durable.sync(settings.data_dir)
         durable.write(staging / _SWITCHING, b"")
-        copies.bring_back(staging / DATABASE, settings.database)
+        copies.bring_back(staging / DATABASE, settings.database, this_instance(settings))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
@@ -214,7 +215,7 @@ def _put_keys(settings: Settings, secrets: Secrets) -> None:
 def _put_bundles(settings: Settings, staged: Path) -> None:
     target = settings.data_dir / BUNDLES
     target.mkdir(mode=0o700, exist_ok=True)
-    for path in staged.iterdir():
+    for path in staged.glob("*"):  # a service without builders has no bundles, and no folder of them
         path.rename(target / path.name)
     durable.sync(target)
 

@@ -1,4 +1,4 @@
-"""What a supervisor is told: the protocol of sd_notify(3)."""
+"""Messages to the supervisor that started the service: the protocol of sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ class Supervisor:
 
     def ready(self) -> None:
         """The service listens."""
+        self._send("READY=1")
+
+    def status(self, text: str) -> None:
+        """Show one line of text in ``systemctl status``."""
+        self._send(f"STATUS={text}")
+
+    def _send(self, message: str) -> None:
         if not self._address:
             return
         # An abstract address is written with an @ in the place of its first byte.
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as told:
-                told.sendto(b"READY=1", address)
+                told.sendto(message.encode(), address)
         except OSError as error:
             log.warning("Whoever started the service cannot be told that it listens: %s", error)

@@ -78,7 +78,8 @@ class Builder:
 
     ``spending_cap`` is per calendar month, ``cap_warned_at`` when it was last told that most of it is spent.
     ``asleep_since`` is since when its sandbox is to stand still, None while it is to run; the builder is running all
-    the same. ``stop_kind`` is set with the wish to stop it, and kept until it is up again.
+    the same. ``stop_kind`` is set with the wish to stop it, and kept until it is up again. ``member`` is the instance
+    (``Instance.member``) that keeps its disk and runs its sandboxes.
     """
 
     id: BuilderId
@@ -114,6 +115,7 @@ class Builder:
     cap_warned_at: datetime | None = None
     asleep_since: datetime | None = None
     stop_kind: StopKind | None = None
+    member: str = ""
 
     @property
     def to_run(self) -> tuple[int, DiskId]:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.credentials import Credential
+from builderd.domain.database_lease import DatabaseLease, Instance
 from builderd.domain.events import Event
 from builderd.domain.ids import BackupId, BuilderId, RestoreId, SandboxId, TenantId, TokenId, UploadId, WebhookId
 from builderd.domain.leases import Lease, LeaseId
@@ -527,7 +528,34 @@ class Acceptances(Protocol):
         """All of the builder."""
 
 
+class DatabaseLeases(Protocol):
+    """The one lease on the database. Times are by the database's clock."""
+
+    def has_table(self) -> bool:
+        """Whether the schema has leases at all: revision 0017 and later."""
+
+    def get(self) -> DatabaseLease | None:
+        """The lease, or None when the database was never owned. Works before a migration too."""
+
+    def take(self, instance: Instance, seen: DatabaseLease | None) -> DatabaseLease | None:
+        """Make the instance the owner, with the next term; None when the lease is not as it was seen any more.
+
+        Waits for the units of work that the owner before has open.
+        """
+
+    def renew(self, term: int) -> bool:
+        """Record that the owner lives; False when the lease has another term by now."""
+
+    def release(self, term: int) -> None:
+        """Record that the owner ended in order."""
+
+    def adopt(self, instance: Instance) -> None:
+        """Move all live builders to the instance, and what other services had claimed or begun."""
+
+
 class UnitOfWork(Protocol):
+    @property
+    def database_lease(self) -> DatabaseLeases: ...
     @property
     def tenants(self) -> Tenants: ...
     @property

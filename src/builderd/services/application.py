@@ -65,7 +65,10 @@ class Keeping:
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """``instance`` names this service, over its restarts, towards other control planes on the same database."""
+    """``instance`` names this service, over its restarts, in claims and in the work that it has begun.
+
+    ``member`` is the id under which it owns the database (``Instance.member``); new builders carry it.
+    """
 
     store: Store
     engine: Engine
@@ -84,6 +87,7 @@ class Application:
     instance: str
     archive: Archive
     uploads: Uploads
+    member: str = ""
     #: Where callers reach the API, where that is another address than the one that they use.
     public_url: str | None = None
     upload_rules: UploadRules = field(default_factory=UploadRules)

@@ -216,6 +216,7 @@ def _new_builder(application: Application, caller: Caller, new: NewBuilder, now:
         backup_interval_hours=new.backup_interval_hours,
         desired_by=caller.actor,
         desired_reason=f"created by {caller.actor}",
+        member=application.member,
     )
 
 

@@ -13,6 +13,7 @@ import click
 
 from builderd import __version__
 from builderd.configuration import widen_search
+from builderd.domain.database_lease import DatabaseOwned, LeaseLost
 from builderd.domain.errors import BuilderdError, ValidationFailed
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,12 @@ COMMANDS = {
 }
 
 
+class Owned(click.ClickException):
+    """The database is another service's. The unit of ``install-service`` is not started again after this status."""
+
+    exit_code = 4
+
+
 class Commands(click.Group):
     """Coded errors, and those of files, end the command with their message, not with a traceback."""
 
@@ -51,6 +58,8 @@ class Commands(click.Group):
         except ValidationFailed as error:
             lines = [f"{field}: {reason}" for field, reasons in error.errors.items() for reason in reasons]
             raise click.ClickException("\n".join(lines)) from error
+        except (DatabaseOwned, LeaseLost) as error:
+            raise Owned(error.message) from error
         except BuilderdError as error:
             raise click.ClickException(error.message) from error
         except BrokenPipeError:

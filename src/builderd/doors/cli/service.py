@@ -25,13 +25,23 @@ NEEDS_ROOT = (
 @click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(1, 65535), help="The API's port.  [default: 8080]")
 @click.option("--preview-port", type=click.IntRange(1, 65535), help="The port of the previews.  [default: 8081]")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take the database from another service that was stopped, or was not seen for 60 seconds.",
+)
 def serve(
-    data_dir: Path | None, config: Path | None, host: str | None, port: int | None, preview_port: int | None
+    data_dir: Path | None,
+    config: Path | None,
+    host: str | None,
+    port: int | None,
+    preview_port: int | None,
+    take_over: bool,
 ) -> None:
     """Run the service in the foreground. Apps and previews go on when it ends."""
     _require_root("builderd serve")
     settings = load(config, data_dir=data_dir, host=host, port=port, preview_port=preview_port)
-    service.serve(settings)
+    service.serve(settings, take_over=take_over)
 
 
 @click.command()

@@ -39,6 +39,8 @@ EnvironmentFile=-/etc/default/{name}
 ExecStart={command}
 Restart=always
 RestartSec=1
+# Its database belongs to another service: a person decides.
+RestartPreventExitStatus=4
 TimeoutStopSec=60
 # Stopping or restarting the service ends the service alone: sandboxes and the preview process go on and are adopted.
 KillMode=process

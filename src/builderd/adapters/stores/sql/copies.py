@@ -14,12 +14,14 @@ from sqlalchemy import BigInteger, Connection, Engine, func, insert, make_url, s
 from sqlalchemy.exc import DBAPIError
 
 from builderd.adapters.stores.sql.database import Database
+from builderd.adapters.stores.sql.database_lease import DatabaseLeases
 from builderd.adapters.stores.sql.migrations import revisions, upgrade
 from builderd.adapters.stores.sql.postgresql import open_postgresql
 from builderd.adapters.stores.sql.sqlite import open_sqlite
-from builderd.adapters.stores.sql.tables import metadata
+from builderd.adapters.stores.sql.tables import database_lease, metadata
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
+from builderd.domain.database_lease import DatabaseOwned, Instance, describe_owner, needed_silence
 from builderd.domain.errors import InvalidState, StoreUnavailable
 from builderd.domain.versions import VersionStatus
 from builderd.durable import sync
@@ -45,9 +47,9 @@ def file_of(url: str) -> Path | None:
 
 
 def save(url: str, target: Path) -> str:
-    """Copy what is there at one moment but for the answers that retries get; the revision of its schema.
+    """Copy what is there at one moment; the revision of its schema. A service may work on it meanwhile.
 
-    A service may work on it meanwhile.
+    The answers that retries get are left out, and so is the lease: a copy belongs to nobody.
 
     Raises ``InvalidState`` where there is no database, or it has another schema than this program
     (PostgreSQL only), ``StoreUnavailable`` when it does not answer.
@@ -62,6 +64,7 @@ def save(url: str, target: Path) -> str:
         connection.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
     found = revision(target)
     _forget_answers(target)
+    _forget_lease(target)
     sync(target)
     return found
 
@@ -72,6 +75,13 @@ def _forget_answers(copy: Path) -> None:
         connection.execute("PRAGMA secure_delete = ON")  # leave nothing of them in the file
         connection.execute("UPDATE idempotency SET status = NULL, headers = NULL, body = NULL")
         connection.commit()
+
+
+def _forget_lease(copy: Path) -> None:
+    with closing(sqlite3.connect(copy)) as connection:
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'database_lease'").fetchone():
+            connection.execute("DELETE FROM database_lease")
+            connection.commit()
 
 
 def revision(file: Path) -> str:
@@ -113,11 +123,14 @@ def holds_something(url: str) -> bool:
         return connection.execute(text("SELECT EXISTS (SELECT FROM tenants)")).scalar_one() is True
 
 
-def bring_back(file: Path, url: str) -> None:
-    """Make it the database. ``file`` is used up; a database that holds nothing becomes this one all at once."""
+def bring_back(file: Path, url: str, instance: Instance) -> None:
+    """Make it the database, owned by this instance. ``file`` is used up; it happens all at once.
+
+    The database must hold nothing. Raises ``DatabaseOwned`` when another service works on it all the same.
+    """
     target = file_of(url)
     if target is None:
-        _fill_postgresql(file, url)
+        _fill_postgresql(file, url, instance)
         return
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for ending in _BESIDE:  # of a database that is gone: they would be taken for this one's
@@ -180,18 +193,31 @@ def _refuse_other_schema(source: Connection) -> None:
         raise InvalidState(f"The database has the schema {found}, not that of this program: run builderd serve first.")
 
 
-def _fill_postgresql(file: Path, url: str) -> None:
+def _fill_postgresql(file: Path, url: str, instance: Instance) -> None:
     """In one transaction, so that it holds all of it or nothing."""
     database, copy = open_postgresql(make_url(url)), open_sqlite(make_url(f"sqlite+pysqlite:///{file}"))
     try:
         _migrate(copy)
         _migrate(database)
         with copy.reading.begin() as source, database.writing.begin() as filled:
+            _own(filled, instance)
             _pour(source, filled)
             _count_on(filled)
     finally:
         for engine in (database.writing, copy.writing, copy.reading):
             engine.dispose()
+
+
+def _own(filled: Connection, instance: Instance) -> None:
+    """Take the lease on the empty database, so that no other service begins to work on it."""
+    leases = DatabaseLeases(filled)
+    lease = leases.get()
+    silence = needed_silence(lease, instance, take_over=True) if lease else 0.0
+    if lease is not None and (silence is None or lease.age < silence):
+        raise DatabaseOwned(f"The database belongs to {describe_owner(lease)}: stop it, or name another database.")
+    taken = leases.take(instance, lease)
+    assert taken is not None, "nobody has changed it in this transaction"
+    leases.release(taken.term)
 
 
 def _migrate(database: Database) -> None:
@@ -200,8 +226,10 @@ def _migrate(database: Database) -> None:
 
 
 def _pour(source: Connection, target: Connection) -> None:
-    """Every row of every table; those that others point to come first."""
+    """Every row of every table but the lease; those that others point to come first."""
     for table in metadata.sorted_tables:
+        if table is database_lease:
+            continue
         rows = source.execution_options(yield_per=BATCH).execute(select(table)).mappings()
         for batch in rows.partitions(BATCH):
             target.execute(insert(table), [dict(row) for row in batch])

@@ -18,6 +18,7 @@ from builderd.adapters.stores.sql.build_logs import BuildLogs
 from builderd.adapters.stores.sql.builders import Builders
 from builderd.adapters.stores.sql.credentials import Credentials
 from builderd.adapters.stores.sql.database import Database
+from builderd.adapters.stores.sql.database_lease import DatabaseLeases
 from builderd.adapters.stores.sql.events import Events
 from builderd.adapters.stores.sql.idempotency import Idempotency
 from builderd.adapters.stores.sql.leases import Leases
@@ -35,6 +36,7 @@ from builderd.adapters.stores.sql.tokens import Tokens
 from builderd.adapters.stores.sql.uploads import Uploads
 from builderd.adapters.stores.sql.versions import Versions
 from builderd.adapters.stores.sql.webhooks import Deliveries, Webhooks
+from builderd.domain.database_lease import LeaseLost
 from builderd.domain.errors import StoreUnavailable
 from builderd.ports import store as port
 
@@ -53,6 +55,7 @@ class UnitOfWork:
     """One transaction; ``writes`` tells whether it may write, and so lock rows."""
 
     def __init__(self, connection: Connection, *, writes: bool) -> None:
+        self.database_lease: port.DatabaseLeases = DatabaseLeases(connection)
         self.tenants: port.Tenants = Tenants(connection)
         self.tokens: port.Tokens = Tokens(connection)
         self.builders: port.Builders = Builders(connection, locks=writes)
@@ -87,6 +90,8 @@ class SqlStore:
     def __init__(self, url: str) -> None:
         database = _open(url)
         self._database = database
+        #: The term of the database's lease that this store writes under; None: it needs none.
+        self._term: int | None = None
         self._writers = ThreadPoolExecutor(database.writers, "store-write")
         self._readers = ThreadPoolExecutor(database.readers, "store-read") if database.readers else self._writers
 
@@ -104,6 +109,10 @@ class SqlStore:
 
     async def read(self, work: Callable[[port.UnitOfWork], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+
+    def fence(self, term: int) -> None:
+        """From now on, write only while the database's lease has this term; else raise ``LeaseLost``."""
+        self._term = term
 
     async def ready(self) -> bool:
         """Answers within ``READY_TIMEOUT``, whatever the database does."""
@@ -134,6 +143,7 @@ class SqlStore:
 
     def _write_once(self, work: Callable[[port.UnitOfWork], T]) -> T:
         with self._database.writing.begin() as connection:
+            self._check_lease(connection)
             return work(UnitOfWork(connection, writes=True))
 
     def _read(self, work: Callable[[port.UnitOfWork], T]) -> T:
@@ -143,6 +153,11 @@ class SqlStore:
         except DBAPIError as error:
             self._check(error)
             raise
+
+    def _check_lease(self, connection: Connection) -> None:
+        """Raises ``LeaseLost``; otherwise nobody takes the lease before this transaction ends."""
+        if self._term is not None and not DatabaseLeases(connection).holds(self._term):
+            raise LeaseLost("Another service has taken the database over: this one writes nothing any more.")
 
     def _check(self, error: DBAPIError) -> None:
         """Raises ``StoreUnavailable`` for a database that does not answer. What it says is for the log alone."""
@@ -160,6 +175,7 @@ class SqlStore:
     def _migrate(self) -> None:
         try:
             with self._database.begin_migration() as connection:
+                self._check_lease(connection)
                 upgrade(connection)
         except DBAPIError as error:
             self._check(error)

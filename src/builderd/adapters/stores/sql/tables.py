@@ -63,6 +63,23 @@ def _unique_where(name: str, column: str, condition: str, *more: str) -> Index:
     return Index(name, column, *more, unique=True, sqlite_where=text(condition), postgresql_where=text(condition))
 
 
+# One row. It is read before a migration: a later revision may add columns that can be NULL, and change nothing else.
+database_lease = Table(
+    "database_lease",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("term", BigInteger, nullable=False),
+    Column("host_id", Text, nullable=False),
+    Column("host_name", ForeignText, nullable=False),
+    Column("data_dir", ForeignText, nullable=False),
+    Column("identity", Text, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    # By the database's clock.
+    Column("renewed_at", UtcDateTime, nullable=False),
+    Column("released", Boolean, nullable=False),
+    CheckConstraint("id = 1", name="only"),
+)
+
 tenants = Table(
     "tenants",
     metadata,
@@ -134,6 +151,7 @@ builders = Table(
     Column("asleep_since", UtcDateTime),
     Column("stop_kind", word(StopKind)),
     Column("opens_with", Integer),
+    Column("member", Text, nullable=False, server_default=text("''")),
     CheckConstraint("version >= 1", name="version"),
     CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
     CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),

@@ -1,0 +1,124 @@
+"""The lease on the database, in SQL: one row, changed by compare-and-set on its term.
+
+Each unit of work of the owner reads the row with the least lock there is (``FOR KEY SHARE``), which a renewal does
+not wait for. An acquisition locks the row ``FOR UPDATE``: it comes after all that the owner before has open, and
+before all that it tries later. On SQLite there is one writer as it is.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Select,
+    bindparam,
+    insert,
+    inspect,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from builderd.adapters.stores.sql.rows import row_of
+from builderd.adapters.stores.sql.tables import backups, builders, database_lease, qa_reports, restores
+from builderd.adapters.stores.sql.types import UtcDateTime
+from builderd.domain.builders import Status
+from builderd.domain.database_lease import DatabaseLease, Instance
+
+_row = database_lease.c
+_instance = ("host_id", "host_name", "data_dir", "identity", "boot_id")
+
+
+class _now(FunctionElement[datetime]):  # noqa: N801 -- reads as a function
+    """The database's clock at the statement, not at the beginning of its transaction."""
+
+    inherit_cache = True
+    type = UtcDateTime()
+
+
+@compiles(_now, "postgresql")
+def _now_postgresql(element: _now, compiler: SQLCompiler, **_: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(_now, "sqlite")
+def _now_sqlite(element: _now, compiler: SQLCompiler, **_: Any) -> str:
+    # As SQLAlchemy writes times: six digits of a second, of which SQLite knows three.
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+
+
+_GET = select(database_lease, _now().label("now"))
+_LOCK = _GET.with_for_update()
+_INSERT = insert(database_lease).values(renewed_at=_now())
+_UPDATE = update(database_lease).values(renewed_at=_now())
+_of_term = _row.term == bindparam("held")
+_RENEW = update(database_lease).where(_of_term).values(renewed_at=_now())
+_RELEASE = update(database_lease).where(_of_term).values(released=True)
+_HOLDS = select(literal(1)).where(_of_term).with_for_update(read=True, key_share=True)
+
+_member: BindParameter[str] = bindparam("new_member", type_=builders.c.member.type)
+_identity: BindParameter[str] = bindparam("new_owner", type_=builders.c.claimed_by.type)
+_builder = builders.c
+_MOVE_BUILDERS = (
+    update(builders).where(_builder.member != _member, _builder.status != Status.DELETED).values(member=_member)
+)
+_DROP_CLAIMS = update(builders).where(_builder.claimed_by != _identity).values(claimed_by=None, claimed_until=None)
+# One without an owner was not begun.
+_TAKE_OVER_WORK = [
+    update(table).where(table.c.owner.not_in([_identity, ""])).values(owner=_identity)
+    for table in (backups, restores, qa_reports)
+]
+
+
+class DatabaseLeases:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def has_table(self) -> bool:
+        return inspect(self._connection).has_table(database_lease.name)
+
+    def get(self) -> DatabaseLease | None:
+        return self._one(_GET) if self.has_table() else None
+
+    def take(self, instance: Instance, seen: DatabaseLease | None) -> DatabaseLease | None:
+        found = self._one(_LOCK)
+        if (found is None) != (seen is None) or (found and seen and found.was_renewed(seen)):
+            return None
+        term = found.term + 1 if found else 1
+        values = {**row_of(instance), "term": term, "released": False}
+        if found is None:
+            self._connection.execute(_INSERT, {**values, "id": 1})
+        else:
+            self._connection.execute(_UPDATE, values)
+        return self._one(_GET)
+
+    def renew(self, term: int) -> bool:
+        return self._connection.execute(_RENEW, {"held": term}).rowcount == 1
+
+    def release(self, term: int) -> None:
+        self._connection.execute(_RELEASE, {"held": term})
+
+    def adopt(self, instance: Instance) -> None:
+        owner = {"new_owner": instance.identity}
+        self._connection.execute(_MOVE_BUILDERS, {"new_member": instance.member})
+        self._connection.execute(_DROP_CLAIMS, owner)
+        for statement in _TAKE_OVER_WORK:
+            self._connection.execute(statement, owner)
+
+    def holds(self, term: int) -> bool:
+        """Whether the lease has this term, until this transaction ends."""
+        return self._connection.execute(_HOLDS, {"held": term}).first() is not None
+
+    def _one(self, statement: Select[Any]) -> DatabaseLease | None:
+        row = self._connection.execute(statement).mappings().first()
+        if row is None:
+            return None
+        age = (row["now"] - row["renewed_at"]).total_seconds()
+        instance = Instance(**{name: row[name] for name in _instance})
+        return DatabaseLease(instance, row["term"], row["renewed_at"], age, row["released"])

@@ -1,0 +1,59 @@
+"""This instance: which service on which host."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from pathlib import Path
+from socket import gethostname
+
+from builderd import durable
+from builderd.adapters.clocks.system import boot_id
+from builderd.adapters.engines.oci.allocations import HOST_DIR
+from builderd.data_directory import IDENTITY_FILE, identity
+from builderd.domain.database_lease import Instance
+from builderd.domain.ids import new_id
+from builderd.settings import Settings
+
+MACHINE_ID = Path("/etc/machine-id")
+#: What the machine id is hashed with, since it is not to be shown to others (machine-id(5)).
+_APPLICATION = b"builderd database lease"
+
+
+def this_instance(settings: Settings) -> Instance:
+    """The service of this data directory, which must be held."""
+    return Instance(
+        host_id=host_id(),
+        host_name=gethostname(),
+        data_dir=str(settings.data_dir.resolve()),
+        identity=identity(settings.data_dir),
+        boot_id=boot_id(),
+    )
+
+
+def host_id(machine_id: Path = MACHINE_ID, host_dir: Path = HOST_DIR) -> str:
+    """32 hex characters, the same over restarts of the host. Without a machine id, one that is made and kept."""
+    try:
+        key = bytes.fromhex(machine_id.read_text().strip())
+    except (OSError, ValueError):  # a container may have none, or the word "uninitialized"
+        key = b""
+    return hmac.new(key or _made(host_dir), _APPLICATION, hashlib.sha256).hexdigest()[:32]
+
+
+def _made(host_dir: Path) -> bytes:
+    file = host_dir / "host-id"
+    if not file.exists() or not file.read_bytes():
+        host_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        durable.replace(file, new_id().encode())
+    return file.read_bytes()
+
+
+def is_copy(instance: Instance, owner: Instance) -> bool:
+    """Whether the owner's data directory is still on this host, and ours was copied from it or the other way round."""
+    if instance.host_id != owner.host_id or instance.data_dir == owner.data_dir:
+        return False
+    try:
+        there = (Path(owner.data_dir) / IDENTITY_FILE).read_text()
+    except OSError:
+        return False  # it was moved
+    return there == instance.identity

@@ -1,0 +1,160 @@
+"""The database has one owner at a time, and one that lost it writes nothing any more."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import update
+from tests.contract.store.calls import claim
+from tests.contract.store.samples import NOW, OTHER_TENANT, TENANT, add, add_builder
+from tests.stores import open_store
+
+from builderd.adapters.stores.sql.store import SqlStore
+from builderd.adapters.stores.sql.tables import database_lease
+from builderd.domain.database_lease import DatabaseLease, Instance, LeaseLost
+from builderd.domain.ids import TenantId
+from builderd.domain.tenants import Tenant
+from builderd.ports.store import UnitOfWork
+
+ONE = Instance("host-1", "one.example", "/srv/one", "first", "boot-1")
+TWO = Instance("host-2", "two.example", "/srv/two", "second", "boot-2")
+
+
+async def take(store: SqlStore, instance: Instance, seen: DatabaseLease | None = None) -> DatabaseLease | None:
+    return await store.write(lambda uow: uow.database_lease.take(instance, seen))
+
+
+async def taken(store: SqlStore, instance: Instance, seen: DatabaseLease | None = None) -> DatabaseLease:
+    lease = await take(store, instance, seen)
+    assert lease is not None
+    return lease
+
+
+async def get(store: SqlStore) -> DatabaseLease | None:
+    return await store.read(lambda uow: uow.database_lease.get())
+
+
+async def test_a_database_that_was_never_owned_is_taken_and_shows_its_owner(store: SqlStore) -> None:
+    assert await get(store) is None
+    lease = await taken(store, ONE)
+    assert (lease.instance, lease.term, lease.released) == (ONE, 1, False)
+    found = await get(store)
+    assert found is not None
+    assert replace(found, age=0) == replace(lease, age=0)
+    assert 0 <= found.age < 60
+
+
+async def test_it_is_taken_only_as_it_was_seen(store: SqlStore) -> None:
+    first = await taken(store, ONE)
+    assert await take(store, TWO) is None, "somebody has it"
+    await asyncio.sleep(0.002)  # SQLite's clock has milliseconds
+    assert await store.write(lambda uow: uow.database_lease.renew(first.term))
+    assert await take(store, TWO, first) is None, "it was renewed since"
+    second = await taken(store, TWO, await get(store))
+    assert (second.instance, second.term) == (TWO, 2)
+    assert not await store.write(lambda uow: uow.database_lease.renew(first.term))
+    assert await take(store, ONE, first) is None
+
+
+async def test_a_released_lease_keeps_its_owner(store: SqlStore) -> None:
+    first = await taken(store, ONE)
+    await store.write(lambda uow: uow.database_lease.release(first.term))
+    lease = await get(store)
+    assert lease is not None
+    assert (lease.instance, lease.released) == (ONE, True)
+    assert not (await taken(store, ONE, lease)).released
+
+
+async def test_its_age_is_by_the_clock_of_the_database(store: SqlStore) -> None:
+    await taken(store, ONE)
+    ago = database_lease.c.renewed_at
+
+    def set_back() -> None:
+        with store._database.writing.begin() as connection:
+            renewed_at = connection.execute(database_lease.select()).mappings().one()["renewed_at"]
+            connection.execute(update(database_lease).values({ago: renewed_at - timedelta(minutes=3)}))
+
+    await asyncio.get_running_loop().run_in_executor(store._writers, set_back)
+    lease = await get(store)
+    assert lease is not None
+    assert 180 <= lease.age < 240
+
+
+async def test_who_lost_the_lease_writes_nothing_and_still_reads(store: SqlStore) -> None:
+    first = await taken(store, ONE)
+    store.fence(first.term)
+    await add(store, OTHER_TENANT)
+    second = await taken(store, TWO, await get(store))
+    ran = False
+
+    def work(uow: UnitOfWork) -> None:
+        nonlocal ran
+        ran = True
+        uow.tenants.add(Tenant(TenantId("never"), "never", NOW))
+
+    with pytest.raises(LeaseLost):
+        await store.write(work)
+    with pytest.raises(LeaseLost):
+        await store.migrate()
+    assert not ran
+    assert await store.read(lambda uow: uow.tenants.get(TENANT.id)) == TENANT
+    store.fence(second.term)
+    await store.write(work)
+
+
+async def test_a_take_over_comes_after_what_the_owner_before_has_open(shared_url: str) -> None:
+    begun, let_go, tenant = threading.Event(), threading.Event(), Tenant(TenantId("late"), "late", NOW)
+
+    def tarry(uow: UnitOfWork) -> None:
+        begun.set()
+        let_go.wait(30)
+        uow.tenants.add(tenant)
+
+    async with open_store(shared_url) as one, open_store(shared_url) as two:
+        first = await taken(one, ONE)
+        one.fence(first.term)
+        writing = asyncio.create_task(one.write(tarry))
+        await asyncio.to_thread(begun.wait)
+        taking = asyncio.create_task(taken(two, TWO, first))
+        await asyncio.sleep(0.1)
+        assert not taking.done()
+        let_go.set()
+        await writing
+        await taking
+        assert await two.read(lambda uow: uow.tenants.get(tenant.id)) == tenant
+        with pytest.raises(LeaseLost):
+            await one.write(lambda uow: uow.tenants.add(OTHER_TENANT))
+
+
+async def test_a_renewal_does_not_wait_for_work_that_is_open(shared_url: str) -> None:
+    if shared_url.startswith("sqlite"):
+        pytest.skip("SQLite has one writer as it is")
+    begun, let_go = threading.Event(), threading.Event()
+
+    def tarry(_: UnitOfWork) -> None:
+        begun.set()
+        let_go.wait(30)
+
+    async with open_store(shared_url) as store:
+        first = await taken(store, ONE)
+        store.fence(first.term)
+        writing = asyncio.create_task(store.write(tarry))
+        await asyncio.to_thread(begun.wait)
+        assert await store.write(lambda uow: uow.database_lease.renew(first.term))
+        assert not writing.done()
+        let_go.set()
+        await writing
+
+
+async def test_the_new_owner_has_all_live_builders_and_what_others_had_claimed(store: SqlStore) -> None:
+    builder = await add_builder(store, member="elsewhere")
+    await claim(store, builder.id, "elsewhere", NOW)
+    await store.write(lambda uow: uow.database_lease.adopt(TWO))
+    assert await store.read(lambda uow: uow.builders.get(builder.id)) == replace(builder, member=TWO.member)
+    assert await claim(store, builder.id, TWO.identity, NOW)
+    await store.write(lambda uow: uow.database_lease.adopt(TWO))
+    assert await store.read(lambda uow: uow.builders.holds(builder.id, TWO.identity, NOW)), "its own claims stay"

@@ -68,6 +68,16 @@ class PostgresServer:
             return False
         return True
 
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Have it take connections, and say nothing to any."""
+        pid = int((self._folder / "data" / "postmaster.pid").read_text().split("\n", 1)[0])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
     def _execute(self, statement: sql.SQL | sql.Composed) -> None:
         with psycopg.connect(f"user={USER} dbname=postgres host={self._folder}", autocommit=True) as connection:
             connection.execute(statement)

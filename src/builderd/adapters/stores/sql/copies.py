@@ -162,8 +162,8 @@ def _postgresql(url: str) -> Iterator[Engine]:
     try:
         yield database.writing
     except DBAPIError as error:
-        if database.is_down(error):
-            raise StoreUnavailable("The database does not answer now: try again shortly.") from error
+        if fault := database.why_down(error):
+            raise StoreUnavailable(f"The database cannot be copied now: {fault}.") from error
         raise
     finally:
         database.writing.dispose()
@@ -178,8 +178,8 @@ def _save_postgresql(url: str, target: Path) -> None:
             with copy.writing.begin() as filled:
                 _pour(source, filled)
     except DBAPIError as error:
-        if database.is_down(error):
-            raise StoreUnavailable("The database does not answer now: try again shortly.") from error
+        if fault := database.why_down(error):
+            raise StoreUnavailable(f"The database cannot be copied now: {fault}.") from error
         raise
     finally:
         for engine in (database.writing, copy.writing, copy.reading):

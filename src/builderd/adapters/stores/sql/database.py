@@ -26,7 +26,8 @@ class Database:
 
     ``writers`` and ``readers`` are how many of each kind may go on at once; with 0 readers, reads take turns with
     writes. ``is_passing`` tells an error after which the whole transaction may be run again from one that would come
-    again. ``is_down`` tells the errors of a database that does not answer, or cannot write.
+    again. ``why_down`` says what is wrong, and its cure, where the database is at fault: it does not answer, or cannot
+    read or write. None for an error of the work.
     """
 
     writing: Engine
@@ -35,4 +36,4 @@ class Database:
     readers: int
     begin_migration: Callable[[], AbstractContextManager[Connection]]
     is_passing: Callable[[DBAPIError], bool]
-    is_down: Callable[[DBAPIError], bool]
+    why_down: Callable[[Exception], str | None]

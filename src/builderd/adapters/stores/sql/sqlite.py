@@ -33,14 +33,31 @@ def open_sqlite(url: URL) -> Database:
         readers=0 if path is None else READERS,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
-        is_down=is_down,
+        why_down=why_down,
     )
 
 
-def is_down(error: DBAPIError) -> bool:
-    """Somebody holds the file for too long, or it cannot be read or written (https://www.sqlite.org/rescode.html)."""
-    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN)
+#: By result code (https://www.sqlite.org/rescode.html): what is wrong with the file, and its cure.
+_FAULTS = {
+    sqlite3.SQLITE_BUSY: f"is locked: another process has been writing to it for {BUSY_TIMEOUT} s (fuser names it)",
+    sqlite3.SQLITE_FULL: "cannot grow: its disk is full, so free space there (df -h)",
+    sqlite3.SQLITE_IOERR: "cannot be read or written: look at its disk (dmesg, df -h)",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened: look at its folder, its disk (df -h) and the limit of open files",
+    sqlite3.SQLITE_NOMEM: "cannot be used: the machine is out of memory",
+    sqlite3.SQLITE_CORRUPT: "is damaged: bring back a backup of the service's state (builderd restore)",
+    sqlite3.SQLITE_NOTADB: "is damaged: bring back a backup of the service's state (builderd restore)",
+}
+
+
+def why_down(error: Exception) -> str | None:
+    """Say what is wrong with the file, None for an error of the work.
+
+    What begins a transaction or opens the file comes from the driver itself, without SQLAlchemy around it.
+    """
+    original = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(original, OSError):
+        return f"cannot be opened: {original.strerror or original}"
+    return _FAULTS.get(getattr(original, "sqlite_errorcode", 0) & 0xFF)
 
 
 def _memory_engine(url: URL) -> Engine:

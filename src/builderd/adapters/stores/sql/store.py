@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sqlalchemy import Connection, literal, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from builderd.adapters.stores.sql.backups import BackupKeys, Backups, Restores
 from builderd.adapters.stores.sql.build_logs import BuildLogs
@@ -46,9 +46,13 @@ log = logging.getLogger(__name__)
 
 #: A database that does not answer within so many seconds is not ready.
 READY_TIMEOUT = 3.0
+#: When a caller may try again, in seconds.
+RETRY_AFTER = 5
 #: A transaction that met another one is run so many times in all, with a growing pause of at most so many seconds.
 MAX_RUNS = 6
 FIRST_PAUSE, LAST_PAUSE = 0.002, 0.25
+#: A call that has not begun after so many seconds never does, since those before it hang; a read is given up then too.
+DEADLINE = 30.0
 
 
 class UnitOfWork:
@@ -84,7 +88,7 @@ class SqlStore:
     """On ``sqlite:////path/to/file``, ``sqlite://`` (in memory) or ``postgresql://user@host/name``.
 
     Opens nothing until it is first used. Raises ``ValueError`` for any other URL. Writing goes on to its end
-    when its caller is cancelled.
+    when its caller is cancelled. Every call has an answer within a bounded time, ``StoreUnavailable`` if need be.
     """
 
     def __init__(self, url: str) -> None:
@@ -100,15 +104,24 @@ class SqlStore:
 
         A caller who is cancelled is held until the work has ended: what they do next comes after it.
         """
-        written = asyncio.get_running_loop().run_in_executor(self._writers, self._write, work)
+        queued = self._writers.submit(self._write, work)
+        written = asyncio.wrap_future(queued)
         try:
+            await asyncio.wait({written}, timeout=DEADLINE)
+            if not written.done() and queued.cancel():
+                raise _unavailable(f"calls before this one have kept it busy for {DEADLINE:g} s")
+            # What has begun may be under way to the disk: only its end says whether it was done.
             return await asyncio.shield(written)
         except asyncio.CancelledError:
             await asyncio.wait({written})
             raise
 
     async def read(self, work: Callable[[port.UnitOfWork], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        except TimeoutError:
+            raise _unavailable(f"a read had no answer within {DEADLINE:g} s") from None
 
     def fence(self, term: int) -> None:
         """From now on, write only while the database's lease has this term; else raise ``LeaseLost``."""
@@ -134,9 +147,9 @@ class SqlStore:
         while True:
             try:
                 return self._write_once(work)
-            except DBAPIError as error:
+            except Exception as error:
                 self._check(error)
-                if run == MAX_RUNS or not self._database.is_passing(error):
+                if run == MAX_RUNS or not (isinstance(error, DBAPIError) and self._database.is_passing(error)):
                     raise
             time.sleep(random.uniform(0, min(FIRST_PAUSE * 2**run, LAST_PAUSE)))  # noqa: S311
             run += 1
@@ -150,7 +163,7 @@ class SqlStore:
         try:
             with self._database.reading.begin() as connection:
                 return work(UnitOfWork(connection, writes=False))
-        except DBAPIError as error:
+        except Exception as error:
             self._check(error)
             raise
 
@@ -159,17 +172,19 @@ class SqlStore:
         if self._term is not None and not DatabaseLeases(connection).holds(self._term):
             raise LeaseLost("Another service has taken the database over: this one writes nothing any more.")
 
-    def _check(self, error: DBAPIError) -> None:
-        """Raises ``StoreUnavailable`` for a database that does not answer. What it says is for the log alone."""
-        if self._database.is_down(error):
-            log.warning("the database does not answer: %s", error.orig)
-            raise StoreUnavailable("The database does not answer now: try again shortly.", retry_after=5) from error
+    def _check(self, error: Exception) -> None:
+        """Raise ``StoreUnavailable`` for a fault of the database. Its own words are for the log alone."""
+        fault = self._database.why_down(error)
+        if fault is not None:
+            log.warning("database unavailable error=%s", error.orig if isinstance(error, DBAPIError) else error)
+            raise _unavailable(fault) from error
 
     def _answers(self) -> bool:
         try:
             with self._database.reading.begin() as connection:
                 return connection.execute(select(literal(1))).scalar_one() == 1
-        except (SQLAlchemyError, OSError):
+        except Exception as error:
+            log.debug("database not ready error=%s", error)
             return False
 
     def _migrate(self) -> None:
@@ -177,7 +192,7 @@ class SqlStore:
             with self._database.begin_migration() as connection:
                 self._check_lease(connection)
                 upgrade(connection)
-        except DBAPIError as error:
+        except Exception as error:
             self._check(error)
             raise
 
@@ -186,6 +201,13 @@ class SqlStore:
         self._writers.shutdown()
         self._database.writing.dispose()
         self._database.reading.dispose()
+
+
+def _unavailable(fault: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"The database cannot be used now, which is no fault of the request: {fault}. Try again shortly.",
+        retry_after=RETRY_AFTER,
+    )
 
 
 def _open(text: str) -> Database:

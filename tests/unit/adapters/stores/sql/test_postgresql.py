@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 
 import psycopg
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from tests.contract.store.samples import TENANT, add, add_builder, make_sandbox
 from tests.postgres import PostgresServer
 from tests.stores import open_store
 
-from builderd.adapters.stores.sql.postgresql import connect_arguments, is_down, is_passing
+from builderd.adapters.stores.sql import store as store_module
+from builderd.adapters.stores.sql.postgresql import Link, connect_arguments, is_passing, why_down
 from builderd.adapters.stores.sql.store import MAX_RUNS, SqlStore
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import BuilderId
@@ -35,7 +39,7 @@ def test_connections_say_who_they_are_and_give_up_stuck_transactions() -> None:
         "connect_timeout": 10,
         "keepalives_idle": 30,
         "keepalives_interval": 10,
-        "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=60000",
+        "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=60000 -c statement_timeout=20000",
     }
 
 
@@ -161,12 +165,14 @@ async def test_a_database_that_is_gone_makes_the_store_unready(postgres_server: 
         (psycopg.errors.ConnectionFailure(), True),
         (psycopg.errors.TooManyConnections(), True),
         (psycopg.errors.DeadlockDetected(), False),
-        (psycopg.errors.DiskFull(), False),
+        (psycopg.errors.DiskFull(), True),
+        (psycopg.errors.QueryCanceled(), True),
+        (psycopg.errors.NotNullViolation(), False),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_server_that_is_not_there_is_told_from_one_that_refuses(error: psycopg.Error, expected: bool) -> None:
-    assert is_down(OperationalError("", {}, error)) is expected
+    assert bool(why_down(OperationalError("", {}, error))) is expected
 
 
 async def test_a_server_that_is_not_there_is_a_coded_error_and_its_words_stay_in_the_log(
@@ -195,3 +201,68 @@ async def test_a_connection_that_is_cut_off_in_the_middle_is_one_too(store: SqlS
     with pytest.raises(StoreUnavailable):
         await store.write(cut)
     assert await store.read(lambda uow: uow.tenants.get(TENANT.id)) == TENANT, "and the next one goes well"
+
+
+@pytest.mark.postgres
+async def test_a_backend_that_hangs_is_given_up_and_the_next_call_goes_well(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Link, "silence", 0.5)
+    stopped: list[int] = []
+
+    def hang(uow: UnitOfWork) -> None:
+        pid = backend_of(uow)
+        stopped.append(pid)
+        os.kill(pid, signal.SIGSTOP)
+        uow.builders.ids()
+
+    try:
+        for call in (store.read, store.write):
+            with pytest.raises(StoreUnavailable):
+                await call(hang)
+            assert await call(lambda uow: uow.tenants.get(TENANT.id)) == TENANT
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.postgres
+async def test_a_server_that_hangs_answers_every_call_in_time(
+    postgres_server: PostgresServer, migrated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that wait behind the ones that hang."""
+    monkeypatch.setattr(store_module, "DEADLINE", 1.0)
+    with postgres_server.database(migrated_database) as url, postgres_server.hanging():
+        store = SqlStore(f"{url}&connect_timeout=2")
+        calls = [store.read(lambda uow: uow.builders.ids()) for _ in range(30)]
+        calls += [store.write(lambda uow: uow.builders.ids()) for _ in range(30)]
+        begun = time.monotonic()
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(end) for end in ends} == {StoreUnavailable}
+        # By itself, 30 writes by 8 threads at 2 s each would take 8 s.
+        assert time.monotonic() - begun < 7
+        assert not await store.ready()
+        await store.close()
+
+
+@pytest.mark.postgres
+async def test_a_statement_that_takes_too_long_is_ended(store: SqlStore, postgres_url: str) -> None:
+    with psycopg.connect(postgres_url) as other:
+        other.execute("LOCK TABLE builders IN ACCESS EXCLUSIVE MODE")
+
+        def work(uow: UnitOfWork) -> None:
+            connection(uow).execute(text("SET LOCAL statement_timeout = 100"))
+            uow.builders.ids()
+
+        with pytest.raises(StoreUnavailable, match="a statement was ended"):
+            await store.write(work)
+
+
+def connection(uow: UnitOfWork) -> Connection:
+    found: Connection = uow.builders._connection  # type: ignore[attr-defined]
+    return found
+
+
+def backend_of(uow: UnitOfWork) -> int:
+    pid: int = connection(uow).execute(text("SELECT pg_backend_pid()")).scalar_one()
+    return pid

@@ -6,7 +6,9 @@ import asyncio
 import os
 import re
 import sqlite3
+import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,13 @@ from sqlalchemy import event, insert, make_url, select, text
 from tests.contract.store.samples import TENANT, add, add_builder, make_token, make_version
 from tests.stores import memory_store, open_store
 
-from builderd.adapters.stores.sql import claims, events
+from builderd.adapters.stores.sql import claims, events, sqlite
 from builderd.adapters.stores.sql.migrations import upgrade
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.sqlite import open_sqlite
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.stores.sql.tables import tokens
+from builderd.domain.errors import StoreUnavailable
 from builderd.ports.store import UnitOfWork
 
 
@@ -99,6 +102,55 @@ async def test_a_writer_of_another_process_is_waited_for(store: SqlStore, path: 
     other.execute("ROLLBACK")
     await writing
     other.close()
+
+
+@pytest.mark.parametrize("call", ["write", "migrate"])
+async def test_a_writer_of_another_process_is_not_waited_for_without_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.1)
+    async with open_store(f"sqlite:///{path}") as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match="is locked: another process") as caught:
+            await (add(store, TENANT) if call == "write" else store.migrate())
+        assert caught.value.retry_after
+        assert await store.ready(), "readers go on"
+        other.close()
+        await add(store, TENANT)
+
+
+@pytest.mark.root
+async def test_a_full_disk_is_a_fault_of_the_machine(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], check=True)
+    try:
+        async with open_store(f"sqlite:///{tmp_path}/builderd.db") as store:
+            await add(store, TENANT)
+            with suppress(OSError), (tmp_path / "filler").open("wb", buffering=0) as filler:
+                while filler.write(bytes(4096)):
+                    pass
+            with pytest.raises(StoreUnavailable, match="disk is full"):
+                await _fill(store)
+            assert await store.read(lambda uow: uow.tenants.get(TENANT.id)) == TENANT
+            (tmp_path / "filler").unlink()
+            await add_builder(store)
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+async def _fill(store: SqlStore) -> None:
+    for _ in range(2_000):
+        await add_builder(store)
+
+
+async def test_a_damaged_file_is_a_fault_of_the_machine(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"no database" * 1_000)
+    store = SqlStore(f"sqlite:///{path}")
+    with pytest.raises(StoreUnavailable, match="damaged: bring back a backup"):
+        await store.migrate()
+    assert not await store.ready()
+    await store.close()
 
 
 async def test_the_switch_to_wal_waits_for_a_writer_too(path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.stores import memory_store
 
 from builderd.adapters.stores.sql import store as store_module
 from builderd.adapters.stores.sql.store import SqlStore
+from builderd.domain.errors import StoreUnavailable
 from builderd.ports.store import UnitOfWork
 
 
@@ -49,6 +50,27 @@ async def test_a_store_that_does_not_answer_in_time_is_not_ready(monkeypatch: py
         let_go.set()
         await working
         assert await store.ready()
+
+
+async def test_what_waits_too_long_for_its_turn_is_never_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "DEADLINE", 0.05)
+    let_go, began = threading.Event(), threading.Event()
+
+    def busy(_: UnitOfWork) -> str:
+        began.set()
+        let_go.wait(30)
+        return "done"
+
+    async with memory_store() as store:
+        working = asyncio.create_task(store.write(busy))
+        await asyncio.to_thread(began.wait)
+        for call in (store.write(lambda uow: uow.tenants.add(TENANT)), store.read(lambda uow: uow.builders.ids())):
+            with pytest.raises(StoreUnavailable) as caught:
+                await call
+            assert caught.value.retry_after
+        let_go.set()
+        assert await working == "done", "what has begun is waited for"
+        assert await store.read(lambda uow: uow.tenants.get(TENANT.id)) is None
 
 
 async def test_the_text_of_an_error_shows_nothing_that_is_stored() -> None:

@@ -188,9 +188,11 @@ async def _adopt_backups(app: Application, mark: Path) -> None:
 
 
 async def _prepare(app: Application) -> None:
-    while not app.engine.readiness().ready:
+    while True:
         try:
             await app.engine.prepare(log.info)
         except (EngineUnavailable, NoCapacity) as error:
             log.warning("The engine cannot be prepared: %s Trying again in %g s.", error.message, PREPARE_RETRY)
             await asyncio.sleep(PREPARE_RETRY)
+        else:
+            return

@@ -181,7 +181,9 @@ def check_engine(application: Application) -> None:
     """Raises ``EngineUnavailable`` until sandboxes can be started."""
     readiness = application.engine.readiness()
     if not readiness.ready:
-        raise EngineUnavailable(f"The engine is not ready yet: {readiness.message}. Try again shortly.", retry_after=5)
+        raise EngineUnavailable(
+            f"The engine is not ready yet: {readiness.message.rstrip('.')}. Try again shortly.", retry_after=5
+        )
 
 
 def check_settings(uow: UnitOfWork, application: Application, tenant_id: TenantId, settings: VersionSettings) -> None:

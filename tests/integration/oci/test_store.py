@@ -55,6 +55,22 @@ def test_its_file_is_sparse_and_the_services_own(tmp_path: Path) -> None:
         assert status.st_mode & 0o077 == 0
 
 
+def test_nobody_else_on_the_host_reads_what_tenants_keep(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        (store.disks / "id/app").mkdir(parents=True)
+        (store.disks / "id/app/secret").write_text("kept")
+        for folder in (tmp_path, *tmp_path.parents):
+            if folder.stat().st_uid == 0 and folder.is_relative_to(tmp_path.parents[1]):
+                folder.chmod(0o711)
+        path = store.disks / "id/app/secret"
+        read = subprocess.run(
+            ["setpriv", "--reuid=65534", "--clear-groups", "cat", path], capture_output=True, text=True, check=False
+        )
+        assert read.stdout == ""
+        assert f"{path}: Permission denied" in read.stderr
+        assert store.root.stat().st_mode & 0o077 == 0
+
+
 def test_what_was_in_it_is_there_the_next_time(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         (store.root / "kept").write_text("yes")

@@ -19,9 +19,14 @@ Progress = Callable[[str], None]
 
 #: Below this, no store is made.
 SMALLEST = 1 * GB
+#: A full store gets so much more to convert its metadata with: a chunk of metadata, which is 256 MB or 1 GB.
+CONVERT_BYTES = GB + (64 << 20)
 #: User data is never a program with rights, nor a device, to the host.
 MOUNT_OPTIONS = "noatime,nosuid,nodev"
 LABEL = "builderd"
+#: Quotas count a byte of metadata once, so the disk must hold it once: with two copies (mkfs' default on one device) an
+#: app fills a store with twice its limit.
+MKFS = ("mkfs.btrfs", "--quiet", "--label", LABEL, "--metadata", "single")
 
 
 class Kind(StrEnum):
@@ -52,6 +57,9 @@ class Backing(Protocol):
 
     def grow(self, target: Path, progress: Progress) -> None:
         """Have the mounted file system take what it may by now. Idempotent."""
+
+    def grow_to_convert(self, target: Path, progress: Progress) -> bool:
+        """Enlarge the mounted file system a little, where there was no room to convert its metadata; whether it was."""
 
 
 def choose_backing(data_dir: Path, device: Path | None, size_bytes: int | None, floor_bytes: int) -> Backing:
@@ -104,6 +112,9 @@ class FolderBacking:
     def grow(self, target: Path, progress: Progress) -> None:
         """It is the operator's, and as large as that."""
 
+    def grow_to_convert(self, target: Path, progress: Progress) -> bool:
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceBacking:
@@ -132,7 +143,7 @@ class DeviceBacking:
         kind, label = (_probe(self.device, tag) for tag in ("TYPE", "LABEL"))
         if not kind and not _probe(self.device, "PTTYPE"):
             progress(f"store: making a btrfs file system on {self.device}")
-            _run("mkfs.btrfs", "--quiet", "--label", LABEL, str(self.device))
+            _run(*MKFS, str(self.device))
         elif (kind, label) != ("btrfs", LABEL):
             raise EngineUnavailable(
                 f"store.device {self.device} holds something else ({kind or 'a partition table'}). "
@@ -150,6 +161,9 @@ class DeviceBacking:
             size = device.seek(0, os.SEEK_END)
         if _is_smaller(target, size):
             _fill(target, size, progress)
+
+    def grow_to_convert(self, target: Path, progress: Progress) -> bool:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +203,7 @@ class ImageBacking:
         with unfinished.open("xb") as file:
             os.fchmod(file.fileno(), 0o600)
             file.truncate(size)
-        _run("mkfs.btrfs", "--quiet", "--label", LABEL, str(unfinished))
+        _run(*MKFS, str(unfinished))
         unfinished.rename(self.image)
 
     def _size(self) -> int:
@@ -220,9 +234,19 @@ class ImageBacking:
         size = max(status.st_size, min(self.size_bytes or 0, possible) // 4096 * 4096)
         # Compared with the file system, and not with the file: an earlier growing may have been broken off in between.
         if _is_smaller(target, size):
-            os.truncate(self.image, size)
-            fit_device(self.image)
-            _fill(target, size, progress)
+            self._grow_to(target, size, progress)
+
+    def grow_to_convert(self, target: Path, progress: Progress) -> bool:
+        """Once converted, what it has too much stays free, and is used by what comes."""
+        if free_bytes(self.image.parent) - self.floor_bytes < CONVERT_BYTES:
+            return False
+        self._grow_to(target, self.image.stat().st_size + CONVERT_BYTES, progress)
+        return True
+
+    def _grow_to(self, target: Path, size: int, progress: Progress) -> None:
+        os.truncate(self.image, size)
+        fit_device(self.image)
+        _fill(target, size, progress)
 
 
 def free_bytes(folder: Path) -> int:

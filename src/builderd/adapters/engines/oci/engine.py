@@ -68,6 +68,10 @@ class OciEngine:
             except BuilderdError as error:
                 self._readiness = Readiness(False, error.message)
                 raise
+            except OSError as error:
+                # A machine's fault, such as a disk that is full: what needs no engine goes on, and it is tried again.
+                self._readiness = Readiness(False, f"The engine could not be opened: {error}.")
+                raise EngineUnavailable(self._readiness.message) from error
             self._readiness = Readiness(True, "ready")
 
     async def _prepare(self, progress: Progress) -> Machine:
@@ -84,7 +88,8 @@ class OciEngine:
         return machine
 
     def readiness(self) -> Readiness:
-        return self._readiness
+        trouble = self._machine.store.trouble() if self._machine and self._readiness.ready else None
+        return Readiness(False, trouble) if trouble else self._readiness
 
     def supports(self, isolation: Isolation) -> str | None:
         return None if isolation.value in self._here.runtimes else _MISSING[isolation]

@@ -5,28 +5,54 @@ The files that are alike for all sandboxes lie in one folder, the topmost of the
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 from builderd.adapters.engines.oci.network import resolv_conf
 from builderd.adapters.engines.oci.resolvers import make_resolv_conf, parse_nameservers
+
+log = logging.getLogger(__name__)
 
 #: Seen inside at the same path, over the base's own, since a host may trust authorities that the base does not know.
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def write_host_files(folder: Path) -> None:
-    """Make or renew the folder."""
+    """Make or renew the folder. Files with the right content are not written, which a full store would refuse."""
     etc = folder / "etc"
     (etc / "ssl/certs").mkdir(parents=True, exist_ok=True)
     text = resolv_conf()
-    (etc / "resolv.conf").write_text(make_resolv_conf(parse_nameservers(text), text))
-    (etc / "hosts").write_text(make_hosts("127.0.0.1", "build"))
+    _replace(etc / "resolv.conf", make_resolv_conf(parse_nameservers(text), text).encode())
+    _replace(etc / "hosts", make_hosts("127.0.0.1", "build").encode())
     if CA_BUNDLE.exists():
-        shutil.copyfile(CA_BUNDLE, folder / str(CA_BUNDLE).lstrip("/"))
+        _replace(folder / str(CA_BUNDLE).lstrip("/"), CA_BUNDLE.read_bytes())
     for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        set_mode(path, 0o755 if path.is_dir() else 0o644)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Give the file this content in one step. Where that fails, sandboxes go on with the file of the last start."""
+    if file.exists() and file.read_bytes() == content:
+        return
+    unfinished = file.with_suffix(".unfinished")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.rename(file)
+    except OSError as error:
+        if not file.exists():
+            raise
+        log.warning("host file not renewed, keeping the old one file=%s error=%s", file, error)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Change the permissions where they differ."""
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
 
 
 def write_own_files(upper: Path, hostname: str, ip: str, uid: int) -> None:

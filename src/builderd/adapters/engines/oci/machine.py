@@ -140,6 +140,7 @@ class Machine:
         await to_its_end(self._layers.open)
         self._tools = Tools(runner, self.runtimes["standard"], self.lowers(), self.store.root / "tools", self.disks)
         await to_its_end(self._tools.open)
+        self.store.start_watch()
 
     def _make(self, progress: Progress) -> None:
         refuse_without_needs(self.runtimes)

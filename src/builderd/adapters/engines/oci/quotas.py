@@ -2,14 +2,19 @@
 
 A limit is set on a group above the subvolume's own: a subvolume made inside of it, which any process may do that can
 write there, joins that group and so falls under the same limit. That needs simple quotas (Linux 6.7); with the older
-accounting the limit lies on the subvolume alone. Numbers and layouts are those of linux/btrfs.h.
+accounting the limit lies on the subvolume alone.
+
+One more group lies above all limits of a service. It usually has no limit; where space is about to run out, its limit
+stops all sandboxes at once, before a write fails (``store_watch``). Numbers and layouts are those of linux/btrfs.h.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import struct
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +27,9 @@ from builderd.adapters.engines.oci.subvolumes import (
     subvolume_exists,
     subvolume_number,
 )
+from builderd.adapters.engines.oci.tree import clear
+
+log = logging.getLogger(__name__)
 
 _QUOTA_CTL = 0xC0109428
 _QGROUP_ASSIGN = 0x40189429
@@ -34,15 +42,21 @@ _NO_LIMIT = (1 << 64) - 1
 _LEVEL = 1 << 48
 #: Where the groups of this house are; those that an operator made on the same file system lie lower, as a rule.
 _OURS = 100 * _LEVEL
+#: Where the groups are that hold all limits of one service each.
+_TOTALS = 101 * _LEVEL
 
 
 class Quota:
-    """The limits of one file system, which ``root`` lies on. Made by ``enable_quota``."""
+    """The limits of one service on the file system of ``root``. Made by ``enable_quota``.
 
-    def __init__(self, root: Path) -> None:
+    ``service`` tells its groups from those of another service on the same file system, below 2^32.
+    """
+
+    def __init__(self, root: Path, service: int = 0) -> None:
         self._root = root
         self._groups = _groups_folder(root)
         self.simple = _mode(self._groups) == "squota"
+        self._total = _TOTALS | service
 
     def group(self, subvolume: Path) -> int:
         """The group that limits this subvolume and all inside of it."""
@@ -51,12 +65,16 @@ class Quota:
         return number | _OURS if self.simple else number
 
     def limit(self, subvolume: Path, size_bytes: int) -> int:
-        """Set or change the limit of a subvolume in which nothing was written before the first call; its group."""
+        """Set or change the limit of a subvolume in which nothing was written before the first call; its group.
+
+        Nothing is written where the limit is right already: a full store would refuse it.
+        """
         group = self.group(subvolume)
-        with folder(self._root) as root:
-            if self.simple:
-                self._adopt(root, group)
-            fcntl.ioctl(root, _QGROUP_LIMIT, struct.pack("=6Q", group, _LIMIT_REFERENCED, size_bytes, 0, 0, 0))
+        if self.limit_of(group) != size_bytes:
+            with folder(self._root) as root:
+                if self.simple:
+                    self._adopt(root, group)
+                _set_limit(root, group, size_bytes)
         return group
 
     def limit_copy(self, subvolume: Path, size_bytes: int) -> int:
@@ -64,16 +82,74 @@ class Quota:
         return self.limit(subvolume, self.used(self.group(subvolume)) + size_bytes)
 
     def delete(self, subvolume: Path) -> None:
-        """Delete it and what is inside. Where the limit is reached, that would be refused, so it is lifted first."""
-        if is_subvolume(subvolume):
-            self.limit(subvolume, _NO_LIMIT)
+        """Delete it and what is inside, also where its limit is reached or the store is full.
+
+        Nothing is made for it, since a full store refuses that. Subvolumes inside of one at its limit go once the limit
+        is lifted. Files go in a store without a single free block, by the kernel's own reserve.
+        """
+        if not is_subvolume(subvolume):
+            return
+        try:
             delete_subvolume(subvolume)
+        except OSError as error:
+            if error.errno not in (errno.EDQUOT, errno.ENOSPC):
+                raise
+            log.warning("subvolume not deleted at once, making room path=%s error=%s", subvolume, error)
+            self._make_deletable(subvolume, error.errno)
+            delete_subvolume(subvolume)
+
+    def _make_deletable(self, subvolume: Path, error: int) -> None:
+        if error == errno.EDQUOT:
+            self._lift(self.group(subvolume))
+            return
+        with folder(subvolume) as inside:
+            clear(inside)
+
+    def _lift(self, group: int) -> None:
+        with folder(self._root) as root:
+            if self.simple:
+                with suppress(FileNotFoundError):
+                    fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 0, group, self._total))
+            _set_limit(root, group, _NO_LIMIT)
 
     def _adopt(self, root: int, group: int) -> None:
         with suppress(FileExistsError):
             fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 1, group))
-        with suppress(FileExistsError):
-            fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 1, group % _LEVEL, group))
+        for member, above in ((group % _LEVEL, group), (group, self._total)):
+            with suppress(FileExistsError):
+                fcntl.ioctl(root, _QGROUP_ASSIGN, struct.pack("=3Q", 1, member, above))
+
+    def open_total(self, subvolumes: Iterable[Path]) -> None:
+        """Make the group above all limits; ``subvolumes`` with a limit from before there was one join it.
+
+        A store that is too full for that goes on without, until the next start.
+        """
+        if not self.simple:
+            return
+        with folder(self._root) as root:
+            try:
+                with suppress(FileExistsError):
+                    fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 1, self._total))
+                for subvolume in subvolumes:
+                    group = self.group(subvolume)
+                    if self.limit_of(group):
+                        self._adopt(root, group)
+            except OSError as error:
+                log.warning("limit on all disks not available error=%s", error)
+
+    def limit_total(self, size_bytes: int | None) -> None:
+        """Limit what all sandboxes of the service may hold together; None lifts that."""
+        if self.simple and self.limit_of(self._total) != (size_bytes or 0):
+            with folder(self._root) as root:
+                _set_limit(root, self._total, _NO_LIMIT if size_bytes is None else size_bytes)
+
+    def total_limit(self) -> int:
+        """What they may hold together, 0 for no limit."""
+        return self.limit_of(self._total)
+
+    def used_total(self) -> int:
+        """Bytes that all sandboxes of the service hold together."""
+        return self.used(self._total)
 
     def used(self, group: int) -> int:
         """Bytes that count against the limit now."""
@@ -81,7 +157,8 @@ class Quota:
 
     def limit_of(self, group: int) -> int:
         """The limit in bytes, 0 for none."""
-        return int(self._attribute(group, "max_referenced") or 0)
+        limit = int(self._attribute(group, "max_referenced") or 0)
+        return 0 if limit == _NO_LIMIT else limit
 
     def _attribute(self, group: int, name: str) -> str | None:
         level, number = divmod(group, _LEVEL)
@@ -109,12 +186,16 @@ class Quota:
                 raise
 
 
-def enable_quota(root: Path) -> Quota:
+def _set_limit(root: int, group: int, size_bytes: int) -> None:
+    fcntl.ioctl(root, _QGROUP_LIMIT, struct.pack("=6Q", group, _LIMIT_REFERENCED, size_bytes, 0, 0, 0))
+
+
+def enable_quota(root: Path, service: int) -> Quota:
     """Turn accounting on where it is off: simple where the kernel has it. What was on before stays as it is."""
     if not _groups_folder(root).exists():
         with folder(root) as descriptor:
             _enable(descriptor)
-    return Quota(root)
+    return Quota(root, service)
 
 
 def _enable(root: int) -> None:

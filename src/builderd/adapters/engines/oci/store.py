@@ -9,15 +9,19 @@ import fcntl
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from builderd.adapters.engines.oci.backing import Backing, ImageBacking, choose_backing, is_mounted
+from builderd.adapters.engines.oci.backing import Backing, ImageBacking, Kind, choose_backing, is_mounted
+from builderd.adapters.engines.oci.balancing import Balancing, cancel_balance
+from builderd.adapters.engines.oci.host_files import set_mode
 from builderd.adapters.engines.oci.quotas import Quota, enable_quota
 from builderd.adapters.engines.oci.room import Ground, Room
 from builderd.adapters.engines.oci.settling import Settling
 from builderd.adapters.engines.oci.store_record import claim_for, refuse_another, remember
+from builderd.adapters.engines.oci.store_watch import READ_ONLY, StoreWatch
+from builderd.adapters.engines.oci.subvolumes import is_subvolume
 from builderd.domain.errors import EngineUnavailable
 
 Progress = Callable[[str], None]
@@ -49,6 +53,8 @@ class Store:
         self.settling = Settling(mount_point)
         self._quota: Quota | None = None
         self._room: Room | None = None
+        self._watch: StoreWatch | None = None
+        self._balancing: Balancing | None = None
 
     @property
     def quota(self) -> Quota:
@@ -76,12 +82,41 @@ class Store:
         backing.prepare(progress)
         self._mount(backing)
         remember(self._data_dir, backing)
+        # Of an earlier service that was killed: the store could not grow meanwhile.
+        cancel_balance(self.root)
         backing.grow(self.root, progress)
+        # Mounts are made by root. Nobody else on the host has business in what tenants keep.
+        set_mode(self.root, 0o700)
         for folder in (self.disks, self.scratch, self.layers, self.builds):
             folder.mkdir(mode=0o711, exist_ok=True)
-        self._quota = enable_quota(self.root)
+        self._quota = enable_quota(self.root, int(self._instance, 16))
+        self._quota.open_total(self._subvolumes())
         image = backing.image if isinstance(backing, ImageBacking) else None
-        self._room = Room(Ground(self.root, image, options.floor_bytes), self._quota, options.overcommit)
+        ground = Ground(self.root, image, options.floor_bytes)
+        self._room = Room(ground, self._quota, options.overcommit)
+        self._watch = StoreWatch(ground, self._quota, self._room)
+        self._balancing = Balancing(
+            self.root,
+            self._room.backed,
+            converts=backing.kind is not Kind.FOLDER,
+            make_room=lambda: backing.grow_to_convert(self.root, progress),
+        )
+
+    def start_watch(self) -> None:
+        """Guard what was promised from here on. Call it once all claims that stand already are settled."""
+        assert self._watch, "the store is open"
+        assert self._balancing, "the store is open"
+        self._watch.start()
+        self._balancing.start()
+
+    def trouble(self) -> str | None:
+        """Why apps cannot write, and what to do; None when they can."""
+        return self._watch.trouble() if self._watch else None
+
+    def _subvolumes(self) -> Iterator[Path]:
+        """All that may have a limit."""
+        folders = [*self.disks.iterdir(), *self.scratch.iterdir(), self.root / "cache"]
+        yield from (path for path in folders if is_subvolume(path))
 
     def _take_lock(self) -> None:
         """Two services on one store would not know of each other's claims."""
@@ -98,7 +133,7 @@ class Store:
     def _mount(self, backing: Backing) -> None:
         self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
         if is_mounted(self.root):
-            if backing.is_at(self.root):
+            if backing.is_at(self.root) and self._is_sound():
                 claim_for(self.root, self._instance, backing.place)
                 return
             # The data directory was replaced under a mount that an earlier service left.
@@ -111,19 +146,39 @@ class Store:
             _unmount(self.root)
             raise
 
+    def _is_sound(self) -> bool:
+        """Whether the mount can be written to; one that cannot is taken away, to be mounted anew.
+
+        Raises ``EngineUnavailable`` where apps still run on it: the kernel writes to such a file system only once
+        everything has let go of it.
+        """
+        if not os.statvfs(self.root).f_flag & os.ST_RDONLY:
+            return True
+        if _umount(self.root):
+            raise EngineUnavailable(READ_ONLY.format(root=self.root))
+        return False
+
     def release(self) -> None:
         """Let another process open it; it stays mounted. Idempotent."""
+        self._stop_workers()
         self.settling.close()
-        self._quota = self._room = None
+        self._quota = self._room = self._watch = self._balancing = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def close(self) -> None:
         """Unmount it, also where a sandbox that is about to end still holds it for a moment. Idempotent."""
+        self._stop_workers()
         if is_mounted(self.root):
+            cancel_balance(self.root)
             _unmount(self.root)
         self.release()
+
+    def _stop_workers(self) -> None:
+        for worker in (self._balancing, self._watch):
+            if worker:
+                worker.close()
 
 
 def _share(target: Path) -> None:

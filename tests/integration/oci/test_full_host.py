@@ -1,0 +1,126 @@
+"""The host's disk fills up below the store: apps stop writing before a write fails, and everything else goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from tests.integration.oci.stores import is_let_go, new_store, quiet
+from tests.integration.oci.test_disks import MB, fill, soon
+
+from builderd.adapters.engines.oci import backing, room
+from builderd.adapters.engines.oci.backing import free_bytes
+from builderd.adapters.engines.oci.disks import Disks
+from builderd.adapters.engines.oci.store import Store, StoreOptions, _share, _unmount
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.ids import DiskId
+
+pytestmark = pytest.mark.root
+
+HOST, STORE = 1_500 * MB, 1_200 * MB
+OPTIONS = StoreOptions(size_bytes=STORE, floor_bytes=200 * MB)
+ONE, TWO = DiskId("one"), DiskId("two")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A small file system, which no sandbox of another service keeps a copy of."""
+    monkeypatch.setattr(backing, "SMALLEST", STORE // 2)
+    monkeypatch.setattr(room, "RESERVE", 100 * MB)
+    monkeypatch.setattr("builderd.adapters.engines.oci.disks.SCRATCH_BYTES", 16 * MB)
+    image, folder = tmp_path / "host.img", tmp_path / "host"
+    with image.open("wb") as file:
+        file.truncate(HOST)
+    folder.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    _share(folder)
+    subprocess.run(["mount", "-o", "loop", image, folder], check=True)
+    yield folder
+    _unmount(folder)
+
+
+@pytest.fixture
+def store(host: Path) -> Iterator[Store]:
+    store = new_store(host, OPTIONS)
+    store.open(quiet)
+    yield store
+    store.close()
+    assert is_let_go(host / "data/store.img")
+
+
+def fill_host(host: Path, left: int) -> None:
+    """Take the host's space but for so many bytes, as anybody on it may."""
+    filler = host / "filler"
+    with filler.open("ab") as file:
+        os.posix_fallocate(file.fileno(), filler.stat().st_size, max(4096, free_bytes(host) - left))
+    while not left:
+        try:
+            with filler.open("ab", buffering=0) as file:
+                file.write(bytes(4096))
+        except OSError:
+            return
+
+
+def test_apps_stop_writing_in_time_and_disks_can_be_emptied_deleted_and_made(host: Path, store: Store) -> None:
+    disks = Disks(store)
+    disks.open()
+    disks.create(ONE, 100 * MB)
+    disks.create(TWO, 100 * MB)
+    fill(disks.app(ONE) / "data", 50 * MB)
+    store.start_watch()
+    assert store.trouble() is None
+
+    fill_host(host, 100 * MB)
+    assert soon(lambda: "Free space on the host" in (store.trouble() or ""))
+    fill_host(host, 0)
+    assert fill(disks.app(TWO) / "data", 50 * MB) == 0
+    (disks.app(ONE) / "data").unlink()
+    for number in range(5):
+        (store.root / f"the service's own {number}").write_text("kept")
+        subprocess.run(["sync", "--file-system", store.root], check=True)
+    disks.delete(ONE)
+    subprocess.run(["sync", "--file-system", store.root], check=True)
+    assert not os.statvfs(store.root).f_flag & os.ST_RDONLY
+
+    (host / "filler").unlink()
+    assert soon(lambda: store.trouble() is None)
+    assert fill(disks.app(TWO) / "data", 50 * MB) == 50 * MB
+    disks.close()
+
+
+def test_a_store_that_became_read_only_is_mounted_anew_once_no_app_holds_it(host: Path, store: Store) -> None:
+    disks = Disks(store)
+    disks.open()
+    disks.create(ONE, 500 * MB)
+    disks.write_out(ONE)
+    fill_host(host, 0)
+    _fail_to_write(store, disks)
+    store.start_watch()
+    assert "is read-only" in (store.trouble() or "")
+    (host / "filler").unlink()
+
+    again = new_store(host, OPTIONS)
+    with (disks.app(ONE) / "held").open("rb"):
+        store.release()
+        with pytest.raises(EngineUnavailable, match=r"is read-only.*builderd down"):
+            again.open(quiet)
+    again.open(quiet)
+    assert fill(again.disks / "one/app/data", MB) == MB
+    again.close()
+
+
+def _fail_to_write(store: Store, disks: Disks) -> None:
+    """As it goes without a watch."""
+    (disks.app(ONE) / "held").touch()
+    for number in range(100_000):
+        with suppress(OSError):
+            (disks.app(ONE) / f"file{number}").write_bytes(os.urandom(20_000))
+        if number % 500 == 0:
+            subprocess.run(["sync", "--file-system", store.root], check=False, capture_output=True)
+            if os.statvfs(store.root).f_flag & os.ST_RDONLY:
+                return
+    raise AssertionError("it never became read-only")

@@ -28,6 +28,7 @@ from builderd.adapters.stores.sql.tables import metadata
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope, Token
 from builderd.doors.http.app import create_app
+from builderd.doors.http.connections import ConnectionLimits
 from builderd.doors.http.listener import server_config
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.schedule import BackupSchedule
@@ -116,11 +117,13 @@ async def running_service(database: str = MEMORY, **limits: Any) -> AsyncIterato
 
 
 @asynccontextmanager
-async def listening(app: FastAPI) -> AsyncIterator[str]:
+async def listening(
+    app: FastAPI, limits: ConnectionLimits | None = None, address: str = "127.0.0.1"
+) -> AsyncIterator[str]:
     """The app behind the door's own listener, on a free port of the loopback address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server((address, 0)) as listener:
         host, port = listener.getsockname()
-        server = uvicorn.Server(server_config(app, host, port))
+        server = uvicorn.Server(server_config(app, host, port, limits))
         serving = asyncio.create_task(server._serve([listener]))
         while not server.started:
             await asyncio.sleep(0.005)

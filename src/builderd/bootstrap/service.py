@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from builderd.domain.builders import Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.previews import Route
 from builderd.domain.steps import closed_route
+from builderd.doors.http import connections
 from builderd.doors.http.app import create_app, metrics_app
 from builderd.doors.http.inside import create_inside_app
 from builderd.doors.http.meter import Meter
@@ -44,6 +47,11 @@ from builderd.settings import Settings
 log = logging.getLogger(__name__)
 #: After the engine could not be prepared, try again after so many seconds.
 PREPARE_RETRY = 15.0
+#: Seconds after which a thread that computes gives way to the event loop. Python's default of 5 ms, several times in
+#: every request, would be felt by all callers while one lists a large folder or reads a long log.
+SWITCH_SECONDS = 0.001
+#: Open files: 4,000 connections on each of two listeners, and what the engine needs.
+DESCRIPTORS = 20_000
 
 
 def serve(settings: Settings, *, take_over: bool = False) -> None:
@@ -55,8 +63,18 @@ def serve(settings: Settings, *, take_over: bool = False) -> None:
     supervisor = Supervisor()
     make(settings.data_dir)
     _log_to_stderr(settings.log_level)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    _allow_descriptors()
     with hold(settings.data_dir):
         asyncio.run(_serve(settings, supervisor, take_over=take_over))
+
+
+def _allow_descriptors() -> None:
+    """Raise the soft limit of open files: shells give 1,024, and every connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
@@ -149,7 +167,8 @@ async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> No
 async def _work(app: Application, settings: Settings, servers: Servers) -> None:
     """Prepare the engine, then keep builders as they are wanted."""
     await _prepare(app)
-    await servers.add(create_inside_app(app), app.engine.gateway, settings.inside_port, "inside_port")
+    inside = create_inside_app(app)
+    await servers.add(inside, app.engine.gateway, settings.inside_port, "inside_port", connections.INSIDE)
     fault = kill_at(settings.fault) if settings.fault else no_fault
     await _adopt_backups(app, settings.data_dir / RESTORED)
     async with asyncio.TaskGroup() as group:

@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 
 from builderd.domain.errors import Forbidden, NotFound, Unauthenticated
 from builderd.domain.tokens import Scope, Token
+from builderd.doors.http.connections import recognise
 from builderd.doors.http.rates import Rates, Standing, too_many
 from builderd.services import tokens
 from builderd.services.application import Application
@@ -73,6 +74,7 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
     token = await recognize(
         request, secret, lambda: application.store.read(lambda uow: tokens.authenticate(uow, secret, now))
     )
+    recognise(request, token.tenant_id)
     if tokens.needs_touch(token, now):
         await application.store.write(lambda uow: uow.tokens.touch(token.id, now))
     return Identity(token)

@@ -1,7 +1,7 @@
 """The listener: uvicorn, with limits on what a slow or hostile client can hold of it.
 
 uvicorn alone reads a head of any size for any time. Here a head must come within ``HEAD_SECONDS`` and
-``MAX_HEAD_BYTES`` (and one piece from the network), and there are at most ``MAX_CONNECTIONS``. Who is turned
+``MAX_HEAD_BYTES`` (and one piece from the network), and ``connections`` limits how many there are. Who is turned
 away is told why in the envelope.
 """
 
@@ -13,7 +13,8 @@ import re
 import socket
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,14 +23,14 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from builderd.domain.errors import BadRequest, BuilderdError, NoCapacity, TooLarge
+from builderd.domain.errors import BadRequest, BuilderdError, TooLarge
 from builderd.doors.http.answers import failure
+from builderd.doors.http.connections import STATE, ConnectionLimits, Connections, CountedConnection
 from builderd.doors.http.request_log import HEADER
 from builderd.doors.http.v1 import PREFIX
 
 HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 65_536
-MAX_CONNECTIONS = 4_000
 KEEP_ALIVE_SECONDS = 30
 _TROUBLE = logging.getLogger(f"{__name__}.websockets")
 _TROUBLE.setLevel(logging.WARNING)
@@ -46,14 +47,15 @@ UNREAD_SECONDS = 120
 GRACE_SECONDS = 5
 
 
-def server_config(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
+def server_config(app: ASGIApp, host: str, port: int, limits: ConnectionLimits | None = None) -> uvicorn.Config:
     """How an app of this door is served. Logs go to the loggers that the caller has set up."""
+    connections = Connections(limits)
     return uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=LimitedProtocol,
-        ws=Socket,
+        http=_counted(LimitedProtocol, connections),
+        ws=_counted(Socket, connections),
         ws_max_size=MAX_MESSAGE_BYTES,
         lifespan="on",
         log_config=None,
@@ -67,11 +69,18 @@ def server_config(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
     )
 
 
+def _counted(protocol: Any, connections: Connections) -> type[asyncio.Protocol]:
+    """The protocol as uvicorn makes it for each connection, which then counts among these."""
+    made: Any = partial(protocol, connections)
+    return cast("type[asyncio.Protocol]", made)
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """One connection."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, counted: Connections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._counted = counted
         #: From the end of one request to the end of the next one's head.
         self._in_head = True
         self._head_bytes = 0
@@ -81,13 +90,23 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         _tune(transport.get_extra_info("socket"))
-        if len(self.connections) > MAX_CONNECTIONS:
-            self._refuse(NoCapacity("Too many connections are open: try again later.", retry_after=1))
+        try:
+            self._counted.admit(self, address_of(self.client))
+        except BuilderdError as error:
+            self._refuse(error)
         else:
             self._arm(HEAD_SECONDS)
 
+    @property
+    def is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def abort(self) -> None:
+        self.transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._counted.forget(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -98,9 +117,14 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(TooLarge(f"The head of the request is too large: at most {MAX_HEAD_BYTES} bytes are taken."))
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"][STATE] = CountedConnection(self, self._counted)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._disarm()
+        self._counted.touch(self)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -117,6 +141,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._counted.touch(self)
         if self.cycle.more_body:
             self._left = MAX_LINGER_BYTES
             self._arm(LINGER_SECONDS)
@@ -129,6 +154,11 @@ class LimitedProtocol(HttpToolsProtocol):
         return WEBSOCKETS.fullmatch(self.url) is not None and _is_handshake(
             self.parser.get_method(), self.url, self.headers
         )
+
+    def handle_websocket_upgrade(self) -> None:
+        # From here on the WebSocket counts.
+        self._counted.forget(self)
+        super().handle_websocket_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Offers of another protocol are passed over, as HTTP allows (RFC 9110, 7.8), and are no news."""
@@ -161,15 +191,44 @@ class LimitedProtocol(HttpToolsProtocol):
 class Socket(WebSocketsSansIOProtocol):
     """One connection that has become a WebSocket, or was refused to."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:
+    def __init__(self, counted: Connections, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
+        self._counted = counted
         # The request log has a line for each; uvicorn's would have what follows the ? as well, and so the command.
         self.logger = _TROUBLE
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        try:
+            self._counted.admit(self, address_of(self.client))
+        except BuilderdError:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._counted.forget(self)
+        super().connection_lost(exc)
+
+    @property
+    def is_idle(self) -> bool:
+        """A session goes on for as long as it is open."""
+        return False
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    async def run_asgi(self) -> None:
+        self.scope["state"][STATE] = CountedConnection(self, self._counted)
+        await super().run_asgi()
 
     async def send(self, message: Any) -> None:
         await super().send(message)
         # A refusal ends the handshake too; uvicorn would call it an error that there was none.
         self.handshake_complete = self.handshake_complete or self.close_sent
+
+
+def address_of(client: tuple[str, int] | None) -> str:
+    """The address of a peer; empty when it is gone already."""
+    return client[0] if client else ""
 
 
 def _is_handshake(method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:

@@ -13,10 +13,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from builderd.domain.errors import RateLimited
 from builderd.domain.ids import secret_hash
+from builderd.doors.http.connections import network_of
 
 WINDOW = 60
 #: Of each kind are remembered, the last ones used; who is forgotten begins with a full bucket.
@@ -106,7 +106,7 @@ class Rates:
         """
         if self._requests is not None:
             self._requests.forget(secret_hash(secret))
-        standing = self._failures.take(_place(address)) if self._failures is not None else None
+        standing = self._failures.take(network_of(address)) if self._failures is not None else None
         if standing is not None and standing.retry_after is not None:
             raise RateLimited(
                 "This token is unknown, expired or revoked, and too many such came from your address: "
@@ -125,14 +125,3 @@ def too_many(standing: Standing) -> RateLimited:
         f"This token may make {standing.limit} calls a minute: wait {standing.retry_after} s.",
         retry_after=standing.retry_after,
     )
-
-
-def _place(address: str) -> str:
-    """Who has an IPv6 address has 2^64 of them."""
-    try:
-        ip = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if not isinstance(ip, IPv6Address):
-        return str(ip)
-    return str(ip.ipv4_mapped or IPv6Network((ip, 64), strict=False))

@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from builderd.domain.errors import EngineUnavailable
+from builderd.doors.http.connections import ConnectionLimits
 from builderd.doors.http.listener import server_config
 
 BACKLOG = 2048
@@ -41,14 +42,16 @@ class Servers:
             server.should_exit = True
         await asyncio.gather(*(task for _, task in self._servers), return_exceptions=True)
 
-    async def add(self, app: ASGIApp, host: str, port: int, setting: str) -> None:
+    async def add(
+        self, app: ASGIApp, host: str, port: int, setting: str, limits: ConnectionLimits | None = None
+    ) -> None:
         """Serve on this address; returns once it listens. ``EngineUnavailable`` says when the port is taken, and by
         which setting to choose another.
 
         Raises whatever else keeps the server from starting.
         """
         listener = bind(host, port, setting)
-        server = Server(server_config(app, host, port))
+        server = Server(server_config(app, host, port, limits))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         self._servers.append((server, task))
         while not server.started and not task.done():  # noqa: ASYNC110 -- uvicorn has no event for it

@@ -12,6 +12,7 @@ from tests.service import MINIMAL, Service, listening
 
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.doors.http import listener
+from builderd.doors.http.connections import ConnectionLimits
 
 OK = b"GET /healthz HTTP/1.1\r\nHost: builderd\r\n\r\n"
 
@@ -184,16 +185,28 @@ async def test_a_client_reads_its_refusal_though_it_goes_on_sending(
     assert await connection.ended()
 
 
-async def test_there_are_only_so_many_connections(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "MAX_CONNECTIONS", 3)
-    kept = [await door.connect() for _ in range(3)]
-    for connection in kept:
-        await connection.send(OK)
-        assert (await connection.answer())[0] == 200
-    status, headers, body = await (await door.connect()).answer()
-    assert (status, body["code"], headers["retry-after"]) == (503, "no_capacity", "1")
-    await kept[0].send(OK)
-    assert (await kept[0].answer())[0] == 200
+async def test_there_are_only_so_many_connections(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, go_on = service.previews.ready, asyncio.Event()
+
+    async def slow() -> bool:
+        await go_on.wait()
+        return await real()
+
+    monkeypatch.setattr(service.previews, "ready", slow)
+    async with listening(service.app, ConnectionLimits(total=2)) as url:
+        door = Door(url)
+        idle, busy = await door.connect(), await door.connect()
+        await idle.send(OK)
+        assert (await idle.answer())[0] == 200
+        await busy.send(OK.replace(b"healthz", b"readyz"))
+        newest = await door.connect()
+        await newest.send(OK.replace(b"healthz", b"readyz"))
+        assert await idle.ended()
+        status, headers, body = await (await door.connect()).answer()
+        assert (status, body["code"], headers["retry-after"]) == (503, "no_capacity", "1")
+        go_on.set()
+        assert [(await one.answer())[0] for one in (busy, newest)] == [200, 200]
+        await door.close()
 
 
 async def test_whoever_waits_while_the_service_stops_is_told_so(

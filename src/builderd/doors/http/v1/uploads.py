@@ -14,6 +14,7 @@ from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
 from builderd.doors.http.auth import TheApplication, Writer
 from builderd.doors.http.bodies import Received, announced_length, optional_json_body, pieces
+from builderd.doors.http.connections import recognise
 from builderd.doors.http.v1 import PREFIX
 from builderd.services import uploads
 from builderd.services.uploads import Part
@@ -76,7 +77,7 @@ async def create_upload(request: Request, application: TheApplication, identity:
     response_model=None,
     responses={
         **openapi.answer(200, UploadAnswer, "The bytes are there; `complete` says whether all are."),
-        **openapi.failures(400, 404, 409, 413, 422),
+        **openapi.failures(400, 404, 409, 413, 422, 429),
     },
     openapi_extra={
         "security": [],
@@ -96,6 +97,7 @@ async def receive_upload(
     `Content-Range` goes on from there.
     """
     upload = await uploads.signed(application, upload_id.lower(), signature)
+    recognise(request, upload.tenant_id)
     part, check_sum = part_of(request), check_sum_of(request)
     body = pieces(request, UPLOAD_SECONDS)
     upload, received = await uploads.receive(application, upload, part, body, check_sum)

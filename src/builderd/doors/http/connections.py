@@ -1,0 +1,157 @@
+"""Connections of one listener: how many each address and tenant may have, and which are closed when it gets tight.
+
+A connection counts for its address until a request on it presents a valid token, and for the token's tenant from then
+on: behind a forwarder all clients share one address, and a limit by address alone would lock out valid tokens. A new
+connection takes the place of the least recently used idle one without a token, of the address that has most of them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import Protocol
+
+from starlette.requests import HTTPConnection
+
+from builderd.domain.errors import NoCapacity, RateLimited
+from builderd.domain.ids import TenantId
+
+#: Where a request finds its connection, in the state of its scope.
+STATE = "connection"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Connections at the same time: of all clients, of those without a valid token, of one address, of one tenant."""
+
+    total: int = 4_000
+    #: Connections without a valid token, of all addresses together: the others are kept for valid tokens.
+    strangers: int = 3_000
+    address: int = 500
+    tenant: int = 1_000
+
+
+#: Every sandbox has an address of its own, and needs few connections.
+INSIDE = ConnectionLimits(strangers=4_000, address=64)
+
+
+class Connection(Protocol):
+    """A connection that can be counted."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered on it."""
+
+    def abort(self) -> None:
+        """Close it now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    place: str
+
+
+_Owner = _Address | TenantId
+
+
+class Connections:
+    """Those of one listener, by owner; each owner's are in the order of their last use."""
+
+    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+        self._limits = limits or ConnectionLimits()
+        self._owners: dict[Connection, _Owner] = {}
+        self._owned: dict[_Owner, OrderedDict[Connection, None]] = {}
+        self._strangers = 0
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def admit(self, connection: Connection, address: str) -> None:
+        """Count a new connection. Raises ``RateLimited`` or ``NoCapacity`` where no other can be closed for it."""
+        owner = _Address(network_of(address))
+        if self._count(owner) >= self._limits.address and not self._close_one_of(owner):
+            raise RateLimited("Too many connections are open from your address: close some of them.", retry_after=1)
+        full = self._strangers >= self._limits.strangers or len(self) >= self._limits.total
+        if full and not (self._close_idle(_Address) or (self._spare_room and self._close_idle(str))):
+            raise NoCapacity("Too many connections are open: try again later.", retry_after=1)
+        self._add(connection, owner)
+
+    @property
+    def _spare_room(self) -> bool:
+        """Whether another connection without a token may take the place of one with a token."""
+        return self._strangers < self._limits.strangers
+
+    def recognise(self, connection: Connection, tenant_id: TenantId) -> None:
+        """Count it for this tenant, whose valid token it has presented. Raises ``RateLimited`` for one too many."""
+        if connection not in self._owners or self._owners[connection] == tenant_id:
+            return
+        if self._count(tenant_id) >= self._limits.tenant and not self._close_one_of(tenant_id):
+            raise RateLimited(
+                f"{self._limits.tenant} connections with your tokens are open already: close some of them.",
+                retry_after=1,
+            )
+        self.forget(connection)
+        self._add(connection, tenant_id)
+
+    def touch(self, connection: Connection) -> None:
+        """Note that it is in use."""
+        if connection in self._owners:
+            self._owned[self._owners[connection]].move_to_end(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """It is closed."""
+        owner = self._owners.pop(connection, None)
+        if owner is None:
+            return
+        del self._owned[owner][connection]
+        if not self._owned[owner]:
+            del self._owned[owner]
+        self._strangers -= isinstance(owner, _Address)
+
+    def _add(self, connection: Connection, owner: _Owner) -> None:
+        self._owners[connection] = owner
+        self._owned.setdefault(owner, OrderedDict())[connection] = None
+        self._strangers += isinstance(owner, _Address)
+
+    def _count(self, owner: _Owner) -> int:
+        return len(self._owned.get(owner, ()))
+
+    def _close_idle(self, kind: type) -> bool:
+        """Close an idle connection of the owner of this kind that has most; return whether there was one."""
+        owners = sorted((one for one in self._owned if isinstance(one, kind)), key=self._count, reverse=True)
+        return any(self._close_one_of(owner) for owner in owners)
+
+    def _close_one_of(self, owner: _Owner) -> bool:
+        idle = next((one for one in self._owned.get(owner, ()) if one.is_idle), None)
+        if idle is None:
+            return False
+        self.forget(idle)
+        idle.abort()
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class CountedConnection:
+    """The connection of a request, as the listener puts it into the state of the request's scope."""
+
+    connection: Connection
+    connections: Connections
+
+
+def recognise(request: HTTPConnection, tenant_id: TenantId) -> None:
+    """Count the connection of this request for the tenant whose token it has. Raises ``RateLimited``."""
+    counted: CountedConnection | None = getattr(request.state, STATE, None)
+    if counted is not None:
+        counted.connections.recognise(counted.connection, tenant_id)
+
+
+def network_of(address: str) -> str:
+    """Return an IPv4 address as it is, and the /64 of an IPv6 address: its user has 2^64 of them."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if not isinstance(ip, IPv6Address):
+        return str(ip)
+    return str(ip.ipv4_mapped or IPv6Network((ip, 64), strict=False))

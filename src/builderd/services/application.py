@@ -32,6 +32,7 @@ from builderd.ports.uploads import Uploads
 from builderd.ports.vault import Vault
 from builderd.ports.webhooks import WebhookSender
 from builderd.services.allowances import Allowances
+from builderd.services.held_bytes import HeldBytes
 from builderd.services.reviews import Gate
 
 
@@ -101,8 +102,11 @@ class Application:
     keeping: Keeping = field(default_factory=Keeping)
     #: The latest reading of each builder that runs here.
     readings: dict[BuilderId, Reading] = field(default_factory=dict)
-    #: How many archives each tenant is being sent.
+    #: How many archives, and how many files, each tenant is being sent.
     archives: Counter[TenantId] = field(default_factory=Counter)
+    reads: Counter[TenantId] = field(default_factory=Counter)
+    #: Memory that the calls of each tenant hold.
+    held_bytes: HeldBytes = field(default_factory=HeldBytes)
     #: Held while a bundle is stored and referred to, and while an unused one is removed.
     bundle_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

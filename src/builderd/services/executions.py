@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from builderd.domain.ids import SandboxId
@@ -17,6 +17,7 @@ from builderd.ports.processes import Process
 from builderd.services import builders, wake
 from builderd.services.application import Application
 from builderd.services.builders import Caller
+from builderd.services.held_bytes import Holding
 from builderd.services.wake import User
 
 #: Past its limit an output is only taken away, and no faster than the service can bear, so that the command goes on.
@@ -43,34 +44,54 @@ class Command:
         return ProcessSpec(shell(self.text), self.cwd, self.env, joined=True)
 
 
-async def run(application: Application, caller: Caller, builder_id: str, command: Command) -> ExecResult:
-    """Run it and wait. Raises ``NotFound``, ``InvalidState`` when no sandbox runs, or ``ValidationFailed``."""
+@asynccontextmanager
+async def run(application: Application, caller: Caller, builder_id: str, command: Command) -> AsyncIterator[Ended]:
+    """Run it and wait. Its output counts as held by the tenant for as long as the context lasts.
+
+    While the tenant holds too much, the command waits with its output in the pipe, and its time goes on. Raises
+    ``NotFound``, ``InvalidState`` when no sandbox runs, or ``ValidationFailed``.
+    """
     sandbox = await running(application, caller, builder_id)
-    async with wake.going_on(application, sandbox):
-        return await capture(application.engine, sandbox, command, application.limits.exec_output)
+    with application.held_bytes.holding(caller.tenant_id) as holding:
+        output = Output(application.limits.exec_output, holding=holding)
+        async with wake.going_on(application, sandbox):
+            code = await _capture(application.engine, sandbox, command, output)
+        yield Ended(code, output)
 
 
-async def follow(application: Application, sandbox: SandboxId, command: Command) -> AsyncGenerator[str | ExecResult]:
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A command that has ended. ``exit_code`` 124 when the timeout killed it."""
+
+    exit_code: int
+    output: Output
+
+
+async def follow(
+    application: Application, caller: Caller, sandbox: SandboxId, command: Command
+) -> AsyncGenerator[str | ExecResult]:
     """Its output as it comes, and at last how it ended, without an output. Left early, the command is ended too."""
     pieces: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
-    limit = application.limits.exec_output
-    task = asyncio.ensure_future(capture(application.engine, sandbox, command, limit, tell=pieces.put))
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    try:
-        async with wake.going_on(application, sandbox):
-            async for piece in _until_done(pieces, task):
-                if text := decoder.decode(piece):
-                    yield text
-            result = await task
-        if rest := decoder.decode(b"", final=not result.truncated):
-            yield rest
-        yield replace(result, output="")
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    with application.held_bytes.holding(caller.tenant_id) as holding:
+        output = Output(application.limits.exec_output, pieces.put, holding)
+        task = asyncio.ensure_future(_capture(application.engine, sandbox, command, output))
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            async with wake.going_on(application, sandbox):
+                async for piece in _until_done(pieces, task):
+                    holding.give_back(len(piece))
+                    if text := decoder.decode(piece):
+                        yield text
+                code = await task
+            if rest := decoder.decode(b"", final=not output.truncated):
+                yield rest
+            yield ExecResult(code, "", output.truncated)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
-async def _until_done(pieces: asyncio.Queue[bytes], task: asyncio.Future[ExecResult]) -> AsyncIterator[bytes]:
+async def _until_done(pieces: asyncio.Queue[bytes], task: asyncio.Future[int]) -> AsyncIterator[bytes]:
     while True:
         piece = asyncio.ensure_future(pieces.get())
         either: set[asyncio.Future[Any]] = {piece, task}
@@ -99,12 +120,16 @@ async def running(application: Application, caller: Caller, builder_id: str) -> 
     return (await wake.awake(application, builder.id, user)).id
 
 
-async def capture(
-    engine: Engine, sandbox: SandboxId, command: Command, limit_bytes: int, tell: Tell | None = None
-) -> ExecResult:
+async def capture(engine: Engine, sandbox: SandboxId, command: Command, limit_bytes: int) -> ExecResult:
     """Run it in this sandbox, to its end or its timeout's. Raises ``InvalidState`` when the sandbox does not run."""
+    output = Output(limit_bytes)
+    code = await _capture(engine, sandbox, command, output)
+    return ExecResult(code, output.text, output.truncated)
+
+
+async def _capture(engine: Engine, sandbox: SandboxId, command: Command, output: Output) -> int:
+    """Run it and return its exit code."""
     async with engine.open_process(sandbox, command.spec) as process:
-        output = Output(limit_bytes, tell)
         feeding = asyncio.ensure_future(_feed(process, command.stdin))
         try:
             async with asyncio.timeout(command.timeout_seconds):
@@ -112,12 +137,12 @@ async def capture(
                 code = await process.wait()
         except TimeoutError:
             await process.kill()
-            await output.take(process)
+            await output.take(process, wait=False)
             code = TIMEOUT_EXIT_CODE
         finally:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
-    return ExecResult(code, output.text, output.truncated)
+    return code
 
 
 async def _feed(process: Process, data: bytes) -> None:
@@ -126,29 +151,54 @@ async def _feed(process: Process, data: bytes) -> None:
 
 
 class Output:
-    """What a command printed, up to a limit in bytes."""
+    """What a command printed, up to a limit in bytes; ``holding`` counts it in the budget of the tenant."""
 
-    def __init__(self, limit: int, tell: Tell | None = None) -> None:
+    def __init__(self, limit: int, tell: Tell | None = None, holding: Holding | None = None) -> None:
         self.truncated = False
         self._left = limit
         self._kept = bytearray()
         self._tell = tell or self._keep
+        self._holding = holding
 
-    async def take(self, process: Process) -> None:
-        """All that is to come."""
+    async def take(self, process: Process, *, wait: bool = True) -> None:
+        """All that is to come. Where the tenant's budget is used up, wait for it, or else cut the output there."""
         while piece := await process.read():
-            if kept := piece[: self._left]:
+            kept = piece[: self._left]
+            if kept and await self._reserve(len(kept), wait):
                 self._left -= len(kept)
                 await self._tell(kept)
-            if len(kept) < len(piece):
-                self.truncated = True
+            if len(kept) < len(piece) or self.truncated:
+                self._cut()
                 await asyncio.sleep(DRAIN_SECONDS)
+
+    async def _reserve(self, size: int, wait: bool) -> bool:
+        if self._holding is None or self._holding.try_take(size):
+            return True
+        try:
+            if wait:
+                await self._holding.take(size)
+                return True
+        except asyncio.CancelledError:
+            self._cut()
+            raise
+        self._cut()
+        return False
+
+    def _cut(self) -> None:
+        """Keep nothing from here on."""
+        self.truncated, self._left = True, 0
 
     async def _keep(self, piece: bytes) -> None:
         self._kept += piece
 
+    def pieces(self, size: int) -> Iterator[str]:
+        """The text, decoded ``size`` bytes at a time. A character that the limit cut in two is left out."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for start in range(0, len(self._kept), size):
+            yield decoder.decode(self._kept[start : start + size])
+        yield decoder.decode(b"", final=not self.truncated)
+
     @property
     def text(self) -> str:
-        """A character that the limit cut in two is left out."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        return decoder.decode(bytes(self._kept), final=not self.truncated)
+        """All of it at once."""
+        return "".join(self.pieces(len(self._kept) or 1))

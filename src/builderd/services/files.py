@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
@@ -23,6 +24,8 @@ from builderd.services.candidates import TakesOver
 COMPRESSION_LEVEL = 3
 #: Archives that one tenant is sent at the same time.
 MAX_ARCHIVES = 2
+#: Files that one tenant reads at the same time.
+MAX_READS = 100
 
 
 async def list_page(
@@ -35,8 +38,9 @@ async def list_page(
 
 @asynccontextmanager
 async def opened(application: Application, tenant_id: TenantId, builder_id: str, path: str) -> AsyncIterator[OpenFile]:
-    """A file, to be read as long as the context lasts."""
+    """A file, to be read as long as the context lasts. Raises ``RateLimited`` when the tenant reads too many."""
     async with (
+        _one_more(application.reads, tenant_id, MAX_READS, "files"),
         _disk(application, tenant_id, builder_id) as disk,
         application.engine.open_file(disk, _checked(path)) as file,
     ):
@@ -84,16 +88,23 @@ async def archive(
     Raises ``NotFound``, and ``RateLimited`` where the tenant takes as many already as leaves some for others.
     """
     builder, disk = await _look(application, tenant_id, builder_id)
-    if application.archives[tenant_id] >= MAX_ARCHIVES:
-        words = f"{MAX_ARCHIVES} archives of yours are being sent already: ask again when one of them is complete."
-        raise RateLimited(words, retry_after=10)
-    application.archives[tenant_id] += 1
-    try:
+    async with _one_more(application.archives, tenant_id, MAX_ARCHIVES, "archives"):
         packed = _compressed(application.engine.archive(disk), activity.reached(application, builder))
         async with aclosing(packed):
             yield packed
+
+
+@asynccontextmanager
+async def _one_more(sent: Counter[TenantId], tenant_id: TenantId, limit: int, what: str) -> AsyncIterator[None]:
+    """Count one of those that a tenant is sent. Raises ``RateLimited`` for one too many."""
+    if sent[tenant_id] >= limit:
+        words = f"{limit} {what} of yours are being sent already: ask again when one of them is complete."
+        raise RateLimited(words, retry_after=10)
+    sent[tenant_id] += 1
+    try:
+        yield
     finally:
-        application.archives[tenant_id] -= 1
+        sent[tenant_id] -= 1
 
 
 async def _compressed(packed: AsyncGenerator[bytes], use: AbstractAsyncContextManager[None]) -> AsyncGenerator[bytes]:

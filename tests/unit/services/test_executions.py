@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from tests.application import World
 
@@ -14,7 +16,8 @@ from builderd.services import builders, executions, outcomes
 
 async def run(world: World, builder: Builder, command: str = "ls", timeout: float = 60) -> ExecResult:
     wanted = executions.Command(command, timeout)
-    return await executions.run(world.application, world.caller, builder.id, wanted)
+    async with executions.run(world.application, world.caller, builder.id, wanted) as ended:
+        return ExecResult(ended.exit_code, ended.output.text, ended.output.truncated)
 
 
 async def test_a_command_is_answered(world: World) -> None:
@@ -30,6 +33,34 @@ async def test_a_long_output_is_cut_and_a_slow_command_killed(world: World) -> N
         result = await run(world, await world.create(), "yes", timeout=0.2)
         assert (result.exit_code, result.truncated) == (124, True)
         assert len(result.output) == world.application.limits.exec_output
+
+
+async def test_output_is_held_until_it_was_taken_and_makes_the_next_command_wait(world: World) -> None:
+    world.application.held_bytes._limit = 15
+    world.engine.answer("ten", Answer(0, "x" * 10))
+    async with world.reconciling():
+        builder = await world.create()
+        ten = executions.Command("ten")
+        async with (
+            executions.run(world.application, world.caller, builder.id, ten) as first,
+            executions.run(world.application, world.caller, builder.id, ten) as second,
+        ):
+            assert (first.output.text, second.output.text) == ("x" * 10, "x" * 10)
+            assert world.application.held_bytes.held(world.caller.tenant_id) == 20
+            third = asyncio.create_task(run(world, builder, "ten"))
+            done, _ = await asyncio.wait({third}, timeout=0.1)
+            assert not done
+        assert (await third).output == "x" * 10
+        assert world.application.held_bytes.held(world.caller.tenant_id) == 0
+
+
+async def test_a_command_whose_time_ends_while_it_waits_for_the_budget_is_cut(world: World) -> None:
+    world.application.held_bytes._limit = 5
+    world.engine.answer("ten", Answer(0, "x" * 10))
+    async with world.reconciling():
+        builder = await world.create()
+        async with executions.run(world.application, world.caller, builder.id, executions.Command("ten")):
+            assert await run(world, builder, "ten", timeout=0.1) == ExecResult(124, "", truncated=True)
 
 
 async def test_running_one_is_activity(world: World) -> None:

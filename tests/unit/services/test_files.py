@@ -92,3 +92,16 @@ async def test_a_tenant_takes_two_archives_at_a_time_and_leaves_the_rest_to_othe
             await stack.enter_async_context(files.archive(*where))
         await stack.aclose()
         await pack_them(world, builder)
+
+
+async def test_a_tenant_reads_so_many_files_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_READS", 2)
+    async with world.reconciling():
+        builder = await world.create()
+        where = world.application, builder.tenant_id, builder.id, "main.py"
+        async with files.opened(*where), files.opened(*where):
+            with pytest.raises(RateLimited, match="2 files of yours") as refused:
+                async with files.opened(*where):
+                    pass
+            assert refused.value.retry_after
+        await read_one(world, builder)

@@ -89,7 +89,8 @@ async def test_one_that_idled_is_started(world: World) -> None:
 async def test_a_command_wakes_and_says_so(world: World) -> None:
     async with world.reconciling():
         builder = await idled(world)
-        await executions.run(world.application, world.caller, builder.id, Command("ls"))
+        async with executions.run(world.application, world.caller, builder.id, Command("ls")):
+            pass
         assert (await world.builder(builder)).status_reason == "woken for a command by token acme"
 
 

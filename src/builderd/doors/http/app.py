@@ -14,6 +14,7 @@ from builderd.doors.http.meter import Meter
 from builderd.doors.http.rates import Rates
 from builderd.doors.http.request_log import RequestLog
 from builderd.doors.http.streams import Listeners
+from builderd.doors.http.turns import Turns
 from builderd.doors.http.v1 import (
     PREFIX,
     backups,
@@ -59,6 +60,7 @@ def create_app(
     app.state.rates = rates or Rates()
     app.state.creations = started
     app.state.metrics_token = metrics_token
+    app.state.turns = Turns()
     app.state.event_streams = Listeners("streams of events are open already: close one.")
     app.state.log_streams = Listeners("streams of logs are open already: close one.")
     app.state.waiting_calls = Listeners(

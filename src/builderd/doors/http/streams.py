@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 from builderd.domain.errors import RateLimited
 from builderd.domain.ids import TenantId
@@ -21,6 +24,10 @@ from builderd.doors.http.preferences import EVENT_STREAM
 HEARTBEAT_SECONDS = 15.0
 #: Listeners of one kind that a tenant may have at the same time.
 MAX_AT_ONCE = 100
+#: An answer of which nothing more is read for so long is broken off: it holds memory, or keeps its builder awake.
+STALL_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
 
 #: Whether whoever listens still may.
 Permission = Callable[[], Awaitable[bool]]
@@ -54,6 +61,32 @@ class Listeners:
     def total(self) -> int:
         """Of all tenants."""
         return self._open.total()
+
+
+class Held(StreamingResponse):
+    """An answer in pieces, from resources that are released when it was sent, or the client left or stopped reading."""
+
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        content: AsyncIterator[bytes | str],
+        status: int,
+        headers: dict[str, str],
+        kind: str,
+    ) -> None:
+        super().__init__(content, status, headers, kind)
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_soon(message: Message) -> None:
+            async with asyncio.timeout(STALL_SECONDS):
+                await send(message)
+
+        async with self._stack:
+            try:
+                await super().__call__(scope, receive, send_soon)
+            except (TimeoutError, ClientDisconnect):
+                log.info("answer broken off: the client stopped reading")
 
 
 def event(name: str, data: Mapping[str, Any] | str, event_id: str | None = None) -> bytes:

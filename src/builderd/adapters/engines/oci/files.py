@@ -29,6 +29,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PIECE_BYTES = 1 << 20
+#: A download is read in smaller ones: what its client does not read is held, and there may be many of them.
+READ_BYTES = 1 << 17
 #: Of its own, so that a folder of a million files keeps nobody waiting who does not look into it.
 THREADS = 8
 #: A deleted folder is taken apart for so many seconds at once, and what is left of it in the background.
@@ -183,7 +185,7 @@ class Reading:
     async def read(self, start: int, length: int) -> AsyncIterator[bytes]:
         end = start + length
         while start < end:
-            piece = await self._run(os.pread, self._descriptor, min(PIECE_BYTES, end - start), start)
+            piece = await self._run(os.pread, self._descriptor, min(READ_BYTES, end - start), start)
             if not piece:
                 return
             start += len(piece)

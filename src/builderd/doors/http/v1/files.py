@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import stat
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import Field
-from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope, Send
 
 from builderd.domain import files as domain
 from builderd.domain.errors import BadRequest
@@ -23,6 +17,7 @@ from builderd.doors.http.answers import failure, success
 from builderd.doors.http.auth import Reader, TheApplication, Writer
 from builderd.doors.http.bodies import announced_length, pieces
 from builderd.doors.http.ranges import RangeNotSatisfiable, condition_of, is_known, part_of, quoted
+from builderd.doors.http.streams import Held
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1.builders import Uuid
 from builderd.services import files
@@ -39,10 +34,6 @@ MAX_PER_PAGE = 1_000
 MAX_PAGE = 100
 #: How long a file may take to arrive.
 UPLOAD_SECONDS = 3600.0
-#: A download of which nothing more is taken for so long is broken off: it keeps its builder awake.
-STALL_SECONDS = 60.0
-
-log = logging.getLogger(__name__)
 
 FilePath = Annotated[str, Path(description="The file, relative to `/app`.", json_schema_extra={"minLength": 1})]
 TAGGED = {"ETag": {"description": "Names this content.", "schema": {"type": "string"}}}
@@ -138,27 +129,6 @@ async def read_file(
             headers["Content-Range"] = part.content_range
         status = 200 if part.whole else 206
         return Held(stack.pop_all(), file.read(part.start, part.length), status, headers, BINARY)
-
-
-class Held(StreamingResponse):
-    """A stream from something that is let go of when it was sent, or will not be, or nobody takes more of it."""
-
-    def __init__(
-        self, stack: AsyncExitStack, content: AsyncIterator[bytes], status: int, headers: dict[str, str], kind: str
-    ) -> None:
-        super().__init__(content, status, headers, kind)
-        self._stack = stack
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_soon(message: Message) -> None:
-            async with asyncio.timeout(STALL_SECONDS):
-                await send(message)
-
-        async with self._stack:
-            try:
-                await super().__call__(scope, receive, send_soon)
-            except (TimeoutError, ClientDisconnect):
-                log.info("a download was not taken to its end")
 
 
 @router.put(

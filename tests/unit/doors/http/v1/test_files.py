@@ -17,6 +17,7 @@ import zstandard
 from tests.service import MINIMAL, Service
 
 from builderd.domain.ids import BuilderId
+from builderd.doors.http import streams
 from builderd.doors.http.v1 import files as door
 from builderd.ports.store import UnitOfWork
 
@@ -190,7 +191,7 @@ async def test_who_reads_and_writes_files_uses_the_builder(
 async def test_a_download_that_nobody_takes_is_broken_off_and_lets_go(
     monkeypatch: pytest.MonkeyPatch, spec_version: str
 ) -> None:
-    monkeypatch.setattr(door, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(streams, "STALL_SECONDS", 0.05)
     let_go, never = asyncio.Event(), asyncio.Event()
 
     async def content() -> AsyncIterator[bytes]:
@@ -207,7 +208,7 @@ async def test_a_download_that_nobody_takes_is_broken_off_and_lets_go(
 
     stack = AsyncExitStack()
     stack.callback(let_go.set)
-    download = door.Held(stack, content(), 200, {}, door.BINARY)
+    download = streams.Held(stack, content(), 200, {}, door.BINARY)
     scope = {"type": "http", "asgi": {"spec_version": spec_version}}
     await asyncio.wait_for(download(scope, receive, send), 60)
     assert let_go.is_set()

@@ -616,6 +616,12 @@ class Store(Protocol):
     async def ready(self) -> bool:
         """Whether the database answers."""
 
+    async def schema_faults(self) -> Sequence[str]:
+        """What differs from the schema that this program needs: revision, missing tables and columns; empty: nothing.
+
+        Answers within seconds, whatever the database does.
+        """
+
     async def migrate(self) -> None:
         """Bring the schema to the present revision."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -37,6 +37,9 @@ class MortalStore:
 
     async def ready(self) -> bool:
         return not self.dead.is_set()
+
+    async def schema_faults(self) -> Sequence[str]:
+        return await self._store.schema_faults()
 
     async def migrate(self) -> None:
         await self._store.migrate()

@@ -11,6 +11,7 @@ from builderd.doors.http import openapi
 from builderd.doors.http.answers import failure, success
 from builderd.doors.http.auth import Credentials, TheApplication, check_metrics_token
 from builderd.doors.http.meter import Meter
+from builderd.ports.store import Store
 from builderd.services.application import Application
 from builderd.wire.v1.health import Health, HealthAnswer, Part, Readiness, ReadinessAnswer
 
@@ -44,13 +45,19 @@ async def readyz(application: TheApplication) -> Response:
 
 async def _readiness(application: Application) -> Readiness:
     engine = application.engine.readiness()
-    database = await application.store.ready()
     previews = await application.previews.ready()
     return Readiness(
-        database=Part(ready=database, message="it answers" if database else "it does not answer"),
+        database=await _database(application.store),
         engine=Part(ready=engine.ready, message=engine.message),
         previews=Part(ready=previews, message="the proxy answers" if previews else "the proxy does not answer"),
     )
+
+
+async def _database(store: Store) -> Part:
+    if not await store.ready():
+        return Part(ready=False, message="it does not answer")
+    faults = await store.schema_faults()
+    return Part(ready=not faults, message="; ".join(faults) or "it answers")
 
 
 @router.get(

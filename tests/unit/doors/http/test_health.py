@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
 from tests.service import METRICS_TOKEN, MINIMAL, Service
 
 from builderd.domain.previews import PreviewActivity
@@ -41,6 +43,22 @@ async def test_until_then_it_says_what_is_still_being_made(anybody: httpx.AsyncC
     assert "engine: " in body["message"]
     assert "previews: the proxy does not answer" in body["message"]
     assert (body["data"]["engine"]["ready"], body["data"]["database"]["ready"]) == (False, True)
+
+
+async def test_a_database_with_another_schema_is_not_ready_and_says_what_is_missing(
+    anybody: httpx.AsyncClient, service: Service
+) -> None:
+    def damage() -> None:
+        with service.store._database.writing.begin() as connection:
+            connection.execute(text("ALTER TABLE builders DROP COLUMN member"))
+            connection.execute(text("UPDATE alembic_version SET version_num = '0016'"))
+
+    await asyncio.get_running_loop().run_in_executor(service.store._writers, damage)
+    response = await anybody.get("/readyz")
+    body = response.json()
+    assert (response.status_code, body["data"]["database"]["ready"]) == (503, False)
+    assert "revision 0016" in body["message"]
+    assert "builders.member is missing" in body["message"]
 
 
 # Metrics

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sqlalchemy import Connection, literal, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from builderd.adapters.stores.sql import schema
 from builderd.adapters.stores.sql.backups import BackupKeys, Backups, Restores
 from builderd.adapters.stores.sql.build_logs import BuildLogs
 from builderd.adapters.stores.sql.builders import Builders
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 READY_TIMEOUT = 3.0
 #: When a caller may try again, in seconds.
 RETRY_AFTER = 5
+#: A schema without faults is compared again after so many seconds: anybody may ask for ``/readyz``, without a token.
+SCHEMA_CHECK_INTERVAL = 5.0
 #: A transaction that met another one is run so many times in all, with a growing pause of at most so many seconds.
 MAX_RUNS = 6
 FIRST_PAUSE, LAST_PAUSE = 0.002, 0.25
@@ -96,6 +99,7 @@ class SqlStore:
         self._database = database
         #: The term of the database's lease that this store writes under; None: it needs none.
         self._term: int | None = None
+        self._schema_checked_until = 0.0
         self._writers = ThreadPoolExecutor(database.writers, "store-write")
         self._readers = ThreadPoolExecutor(database.readers, "store-read") if database.readers else self._writers
 
@@ -135,6 +139,13 @@ class SqlStore:
         except TimeoutError:
             return False
 
+    async def schema_faults(self) -> Sequence[str]:
+        try:
+            async with asyncio.timeout(READY_TIMEOUT):
+                return await asyncio.get_running_loop().run_in_executor(self._readers, self._schema_faults)
+        except TimeoutError:
+            return ["it did not answer in time"]
+
     async def migrate(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._writers, self._migrate)
 
@@ -170,7 +181,9 @@ class SqlStore:
     def _check_lease(self, connection: Connection) -> None:
         """Raises ``LeaseLost``; otherwise nobody takes the lease before this transaction ends."""
         if self._term is not None and not DatabaseLeases(connection).holds(self._term):
-            raise LeaseLost("Another service has taken the database over: this one writes nothing any more.")
+            raise LeaseLost(
+                "Another service has taken the database over: this one writes nothing any more.", retry_after=5
+            )
 
     def _check(self, error: Exception) -> None:
         """Raise ``StoreUnavailable`` for a fault of the database. Its own words are for the log alone."""
@@ -186,6 +199,19 @@ class SqlStore:
         except Exception as error:
             log.debug("database not ready error=%s", error)
             return False
+
+    def _schema_faults(self) -> Sequence[str]:
+        if time.monotonic() < self._schema_checked_until:
+            return []
+        try:
+            with self._database.reading.begin() as connection:
+                found = schema.faults(connection)
+        except Exception as error:
+            log.warning("schema check failed: error=%s", error)
+            return ["its schema cannot be read: see the service's log"]
+        if not found:
+            self._schema_checked_until = time.monotonic() + SCHEMA_CHECK_INTERVAL
+        return found
 
     def _migrate(self) -> None:
         try:

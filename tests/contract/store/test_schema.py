@@ -1,0 +1,64 @@
+"""The store says how the schema of its database differs from the one that the code works on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from sqlalchemy import text
+from tests.stores import MEMORY
+
+from builderd.adapters.stores.sql.migrations import revisions
+from builderd.adapters.stores.sql.store import SqlStore
+from builderd.adapters.stores.sql.tables import metadata
+
+HEAD = revisions()[-1]
+
+
+async def change(store: SqlStore, *statements: str) -> None:
+    def execute() -> None:
+        with store._database.writing.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+    await asyncio.get_running_loop().run_in_executor(store._writers, execute)
+
+
+async def test_the_present_schema_has_no_fault(store: SqlStore) -> None:
+    assert await store.schema_faults() == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "fault"),
+    [
+        ("DROP TABLE qa_screenshots", "the table qa_screenshots is missing"),
+        ("ALTER TABLE builders DROP COLUMN member", "the column builders.member is missing"),
+        ("UPDATE alembic_version SET version_num = '0001'", f"revision 0001, this program needs {HEAD} (restart"),
+        ("UPDATE alembic_version SET version_num = '9999'", "revision 9999, this program needs"),
+        ("DROP TABLE alembic_version", "revision none, this program needs"),
+    ],
+)
+async def test_what_is_missing_is_named(store: SqlStore, statement: str, fault: str) -> None:
+    await change(store, statement)
+    (only,) = await store.schema_faults()
+    assert fault in only
+
+
+async def test_what_others_have_added_is_no_fault(store: SqlStore) -> None:
+    await change(store, "ALTER TABLE tenants ADD COLUMN colour TEXT", "CREATE TABLE notes (id INTEGER)")
+    assert await store.schema_faults() == []
+
+
+async def test_an_empty_database_names_few_of_many() -> None:
+    store = SqlStore(MEMORY)
+    found = await store.schema_faults()
+    await store.close()
+    assert "revision none" in found[0]
+    assert len(found) == 11
+    assert found[-1] == f"and {len(metadata.tables) + 1 - 10} more"
+
+
+async def test_a_database_that_is_not_there_is_said_to_be_unreadable() -> None:
+    store = SqlStore("postgresql://me@127.0.0.1:1/builderd")
+    assert await store.schema_faults() == ["its schema cannot be read: see the service's log"]
+    await store.close()

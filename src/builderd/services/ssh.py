@@ -56,11 +56,17 @@ def revoke(uow: UnitOfWork, caller: Caller, builder_id: str, now: datetime) -> B
 
 
 def admit(uow: UnitOfWork, token: str, now: datetime) -> Grant:
-    """The valid grant of this token, whose use is recorded. Raises ``Unauthenticated``."""
+    """Return the valid grant of this token and record its use. Raises ``Unauthenticated``."""
+    found = valid_grant(uow, token, now)
+    uow.ssh_grants.touch(found.id, now)
+    return found
+
+
+def valid_grant(uow: UnitOfWork, token: str, now: datetime) -> Grant:
+    """Return the valid grant of this token. Raises ``Unauthenticated``."""
     found = uow.ssh_grants.by_secret_hash(secret_hash(token))
     if found is None or not found.is_valid(now) or not _is_live(uow, found):
         raise Unauthenticated("The SSH token is unknown, expired or revoked: get one with POST /builders/{uuid}/ssh.")
-    uow.ssh_grants.touch(found.id, now)
     return found
 
 

@@ -22,7 +22,7 @@ from builderd.domain.ssh import Grant
 from builderd.doors.ssh import bridge
 from builderd.doors.ssh.relay import LOCAL, relay_to_port, relay_to_socket
 from builderd.doors.ssh.session import Session
-from builderd.doors.ssh.throttle import Throttle
+from builderd.doors.ssh.throttle import Attempt, Throttle
 from builderd.services import ssh, wake
 from builderd.services.application import Application
 
@@ -120,7 +120,7 @@ class Login(asyncssh.SSHServer):
         self._app = gateway.application
         self._connection: asyncssh.SSHServerConnection | None = None
         self._address = ""
-        self._entered = False
+        self._attempt: Attempt | None = None
         self._begun = time.monotonic()
         self._watching: asyncio.Task[None] | None = None
         self._channels = 0
@@ -131,9 +131,10 @@ class Login(asyncssh.SSHServer):
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
         self._address = str(conn.get_extra_info("peername")[0])
-        self._entered = self._gateway.throttle.enter(self._address, time.monotonic())
-        if not self._entered:
-            conn.abort()
+        # A cipher is chosen by key exchange, which costs a client something too.
+        self._attempt = self._gateway.throttle.enter(
+            self._address, conn.abort, lambda: bool(conn.get_extra_info("send_cipher"))
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
@@ -143,28 +144,39 @@ class Login(asyncssh.SSHServer):
             self._gateway.background(self._record_end(self.grant))
 
     def _leave(self) -> None:
-        if self._entered:
-            self._entered = False
-            self._gateway.throttle.leave(self._address)
+        if self._attempt:
+            self._gateway.throttle.leave(self._attempt)
 
     async def begin_auth(self, username: str) -> bool:
         """Whether more than the token is wanted, which then fails: there is nothing more.
 
-        Raises ``DisconnectError`` for one login too many.
+        The token is looked up first: whoever has a right one never waits for the wrong ones of the same address.
+        Raises ``DisconnectError`` for one login too many, and for one wrong token too many at the same time.
         """
         now = self._app.clock.now()
         try:
+            # Reads do not wait for each other: a flood of wrong tokens keeps nobody from writing.
+            await self._app.store.read(lambda uow: ssh.valid_grant(uow, username, now))
             self.grant = await self._app.store.write(lambda uow: ssh.admit(uow, username, now))
         except Unauthenticated as refusal:
-            await asyncio.sleep(self._gateway.throttle.failed(self._address, time.monotonic()))
-            if self._connection:
-                self._connection.send_auth_banner(f"{refusal.message}\r\n")
+            await self._refuse(refusal)
             return True
         # It logs in right after this, with nothing between that could log in another.
         if self._gateway.is_full(self.grant):
             reason = f"At most {MAX_LOGINS} logins with one SSH token at a time."
             raise asyncssh.DisconnectError(asyncssh.DISC_TOO_MANY_CONNECTIONS, reason)
         return False
+
+    async def _refuse(self, refusal: Unauthenticated) -> None:
+        """Say so after a while that grows with the wrong tokens of this address."""
+        assert self._attempt is not None, "it was counted when it connected"
+        delay = self._gateway.throttle.failed(self._attempt, time.monotonic())
+        if delay is None:
+            reason = "Too many wrong SSH tokens from this address at the same time: try again in some seconds."
+            raise asyncssh.DisconnectError(asyncssh.DISC_TOO_MANY_CONNECTIONS, reason)
+        await asyncio.sleep(delay)
+        if self._connection and not self._connection.is_closed():
+            self._connection.send_auth_banner(f"{refusal.message}\r\n")
 
     def auth_completed(self) -> None:
         self._leave()

@@ -47,7 +47,9 @@ class Logged:
     world: World
     builder: Builder
     client: asyncssh.SSHClientConnection
-    connect: Callable[[], Awaitable[asyncssh.SSHClientConnection]]
+    connect: Callable[..., Awaitable[asyncssh.SSHClientConnection]]
+    gateway: Gateway
+    port: int
 
     async def echo(self) -> Echo:
         """A session that answers what it is sent."""
@@ -76,13 +78,13 @@ async def logged_in() -> AsyncIterator[Logged]:
 
         clients: list[asyncssh.SSHClientConnection] = []
 
-        async def connect() -> asyncssh.SSHClientConnection:
-            clients.append(await asyncssh.connect("127.0.0.1", server.get_port(), username=token, **options))
+        async def connect(username: str = token) -> asyncssh.SSHClientConnection:
+            clients.append(await asyncssh.connect("127.0.0.1", server.get_port(), username=username, **options))
             return clients[-1]
 
         client = await connect()
         try:
-            yield Logged(world, builder, client, connect)
+            yield Logged(world, builder, client, connect, served, server.get_port())
         finally:
             for client in clients:
                 client.abort()

@@ -1,0 +1,50 @@
+"""Guessing SSH tokens: it must not keep out who has a right one and comes from the same address."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import asyncssh
+from tests.application import PATIENCE
+from tests.unit.doors.ssh.test_gateway import Logged, logged_in
+
+from builderd.doors.ssh import throttle
+
+
+async def guess(logged: Logged) -> None:
+    with suppress(OSError, asyncssh.Error):
+        await logged.connect("bdssh_wrong")
+
+
+async def test_wrong_tokens_in_a_row_keep_no_right_one_out() -> None:
+    """Eleven locked out the address for ten minutes."""
+    async with logged_in() as logged:
+        address = logged.gateway.throttle._failures
+        for _ in range(11):
+            attempt = logged.gateway.throttle.enter("127.0.0.1", lambda: None, lambda: True)
+            logged.gateway.throttle.failed(attempt, asyncio.get_running_loop().time())
+            logged.gateway.throttle.leave(attempt)
+        assert address["127.0.0.1"][0] == 11
+        async with asyncio.timeout(PATIENCE):
+            assert not (await logged.connect()).is_closed()
+
+
+async def test_a_flood_of_wrong_tokens_and_silent_connections_keeps_no_right_one_out() -> None:
+    async with logged_in() as logged:
+        silent = [
+            (await asyncio.open_connection("127.0.0.1", logged.port))[1] for _ in range(throttle.MAX_PENDING + 20)
+        ]
+        guesses = [asyncio.create_task(guess(logged)) for _ in range(2 * throttle.MAX_DELAYED)]
+        try:
+            await logged.world.until(lambda: "127.0.0.1" in logged.gateway.throttle._failures)
+            for _ in range(3):
+                async with asyncio.timeout(PATIENCE):
+                    assert not (await logged.connect()).is_closed()
+            assert logged.gateway.throttle._total <= throttle.MAX_PENDING
+        finally:
+            for task in guesses:
+                task.cancel()
+            await asyncio.gather(*guesses, return_exceptions=True)
+            for writer in silent:
+                writer.close()

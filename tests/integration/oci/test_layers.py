@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from builderd.adapters.engines.oci.layers import Layers
 from builderd.adapters.engines.oci.shelf import Shelf
 from builderd.adapters.engines.oci.store import Store
 from builderd.adapters.engines.oci.subvolumes import create_subvolume
-from builderd.domain.errors import NoCapacity, NotFound
+from builderd.domain.errors import MachineFault, NoCapacity, NotFound
 from builderd.domain.ids import DiskId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
 
@@ -182,6 +182,45 @@ async def test_a_failed_step_leaves_no_layer_and_the_next_try_begins_anew(
     assert is_tidy(store)
     runner.action = install
     assert (await layers.build(plan(), print)).ok
+
+
+async def test_an_installer_that_is_killed_is_a_fault_of_the_machine(
+    layers: Layers, runner: StandIn, store: Store
+) -> None:
+    runner.action = lambda _: module.KILLED
+    with pytest.raises(MachineFault, match="the installer was killed"):
+        await layers.build(plan(), print)
+    assert is_tidy(store)
+
+
+async def test_a_step_that_fails_on_a_full_store_is_a_fault_of_the_machine(
+    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(store.room), "writable", lambda _: 1 * MB)
+    runner.action = lambda _: 1
+    with pytest.raises(NoCapacity, match="store for apps and layers is full"):
+        await layers.build(plan(), print)
+    assert is_tidy(store)
+
+
+@pytest.mark.parametrize("target", [LAYER, CACHE])
+async def test_a_step_that_has_no_room_for_want_of_the_machines_is_a_fault_of_the_machine(
+    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    def fill(seen: dict[str, Path]) -> int:
+        with suppress(OSError), (seen[target] / "file").open("wb", buffering=0) as file:
+            for _ in range(40):
+                file.write(os.urandom(MB))
+                os.fsync(file.fileno())
+        return 1
+
+    claim_some = store.room.claim_some
+    monkeypatch.setattr(store.room, "claim_some", lambda name, *_: claim_some(name, 20 * MB, 20 * MB))
+    store.quota.limit(layers._cache.path, 20 * MB)
+    runner.action = fill
+    with pytest.raises((NoCapacity, MachineFault), match=r"only 0\.0 GB left|cache of downloads is full"):
+        await layers.build(plan(), print)
+    assert is_tidy(store)
 
 
 async def test_a_build_that_is_cancelled_leaves_nothing_and_whoever_waits_makes_it(

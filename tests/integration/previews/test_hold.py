@@ -434,6 +434,7 @@ async def test_without_a_service_a_browser_is_told_so_in_time(service: Service) 
     page = await visit(service.visitor.browse, host)
     assert (page.status, page.header("retry-after")) == (503, "5")
     assert "Cannot be started now" in page.text
+    assert '<meta http-equiv="refresh" content="5">' in page.text, "it asks again by itself"
 
 
 async def test_a_second_sleep_wakes_like_the_first(service: Service, app: App) -> None:

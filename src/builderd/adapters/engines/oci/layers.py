@@ -27,8 +27,9 @@ from builderd.adapters.engines.oci.shelf import Shelf
 from builderd.adapters.engines.oci.store import Store
 from builderd.adapters.engines.oci.subvolumes import create_subvolume, snapshot
 from builderd.adapters.engines.oci.threads import to_its_end
-from builderd.domain.errors import NotFound
+from builderd.domain.errors import MachineFault, NoCapacity, NotFound
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildOutcome, BuildStep, Cache, LayerPlan
+from builderd.domain.machine_faults import helper_died
 from builderd.domain.resources import GB
 
 Progress = Callable[[str], None]
@@ -46,6 +47,10 @@ KEPT_LINES, TOLD_LINES, LINE_LENGTH = 500, 2_000, 1_000
 MADE = frozenset({"venv", "node_modules"})
 #: So many names of what does not belong there are told.
 NAMED = 5
+#: Exit status of a program that was ended by SIGKILL, as tini has it.
+KILLED = 137
+#: What has less room left than this is full.
+FULL = 32 << 20
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 
@@ -180,12 +185,38 @@ class Layers:
             progress(step.title)
             end = await self._runner.run_build(self._run(build, step), transcript.add)
             if end.exit_code:
+                await asyncio.to_thread(self._refuse_fault_of_machine, build, end)
                 return _outcome(end, transcript, begun)
         if fault := await asyncio.to_thread(_layer_fault, build.layer):
             transcript.add(fault)
             return _outcome(BuildExit(1), transcript, begun)
         await to_its_end(self._shelf.put, key, build.layer)
         return _outcome(BuildExit(0), transcript, begun)
+
+    def _refuse_fault_of_machine(self, build: Build, end: BuildExit) -> None:
+        """Raise ``MachineFault`` or ``NoCapacity`` for a failure that says nothing of what was to be installed."""
+        if end.out_of_memory or end.timed_out:
+            return
+        if end.exit_code == KILLED:
+            raise helper_died("the installer", "was killed")
+        if self._store.room.writable() < FULL:
+            raise NoCapacity(
+                "The machine's store for apps and layers is full: its operator must free space (builderd doctor). "
+                "Deploy again then."
+            )
+        if self._is_full(self._cache.path):
+            raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
+        if build.size < self._most() and self._is_full(build.layer):
+            raise NoCapacity(
+                f"The machine has only {build.size / GB:.1f} GB left for these dependencies, which need more (a layer "
+                f"may have {self._most() / GB:.1f} GB): its operator must free space (builderd doctor)."
+            )
+
+    def _is_full(self, subvolume: Path) -> bool:
+        quota = self._store.quota
+        group = quota.group(subvolume)
+        limit = quota.limit_of(group)
+        return limit > 0 and limit - quota.used(group) < min(FULL, limit // 4)
 
     def _run(self, build: Build, step: BuildStep) -> BuildRun:
         return BuildRun(

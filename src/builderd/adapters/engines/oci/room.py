@@ -139,6 +139,10 @@ class Room:
         with self._lock:
             self._claims.pop(name, None)
 
+    def writable(self) -> int:
+        """Bytes that can be written now, promised or not."""
+        return self._ground.writable()
+
     def shortage(self) -> str | None:
         """What is wrong when the space that was promised is no longer there, such as after the host filled up."""
         free, promised = self._ground.free(), self.promised()

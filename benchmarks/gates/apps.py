@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from benchmarks.gates.packages import Member, Package
 
-from builderd.domain.bundles import Bundle, BundleFile, make_bundle, path_fault
+from builderd.domain.bundles import Bundle, BundleFile, make_bundle, path_error
 
 #: Folders in which packages keep what shows how they are used.
 SHOWN = re.compile(r"(?:^|/)(?:[\w-]*examples?|[\w-]*demos?|samples?|tutorials?|docs_src|cookbook|recipes)(?:/|$)")
@@ -87,5 +87,5 @@ def _speaks_of(text: str, path: str) -> bool:
 
 def _bundle(files: Mapping[str, Member], folder: str, paths: Iterable[str]) -> Bundle:
     start = len(folder) + 1 if folder else 0
-    taken = [path for path in paths if path_fault(path[start:]) is None][:MAX_FILES]
+    taken = [path for path in paths if path_error(path[start:]) is None][:MAX_FILES]
     return make_bundle(BundleFile(path[start:], files[path].content, files[path].executable) for path in taken)

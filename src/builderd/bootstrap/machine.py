@@ -14,14 +14,14 @@ from builderd.adapters.previews.haproxy import probe as previews_probe
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.testers import equipment as testers
 from builderd.bootstrap.database import refuse_another_database
-from builderd.domain.equipment import Equipment
+from builderd.domain.equipment import PreflightCheck
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.holdings import Inventory
 from builderd.services import inventory
 from builderd.settings import Settings
 
 
-def examine(settings: Settings) -> Sequence[Equipment]:
+def examine(settings: Settings) -> Sequence[PreflightCheck]:
     """What this machine has of what the service needs."""
     engine, qa = engine_probe.examine(settings.data_dir), testers.examine(settings.qa.chromium)
     return [*engine, previews_probe.examine(), *qa]

@@ -15,7 +15,7 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 #: IPv4 networks that are not on the internet.
-NEAR = tuple(
+NON_PUBLIC = tuple(
     IPv4Network(network)
     for network in (
         "0.0.0.0/8",
@@ -53,15 +53,15 @@ _6TO4 = IPv6Network("2002::/16")
 
 def is_public(address: Address) -> bool:
     """Whether it is somewhere on the internet. Of IPv6 only what is known to be: the rest may lead anywhere."""
-    inner = carried(address)
+    inner = embedded_ipv4(address)
     if inner is not None:
         return is_public(inner)
     if isinstance(address, IPv4Address):
-        return not lies_in(address, NEAR)
-    return address in _GLOBAL and not lies_in(address, _NEAR_6)
+        return not in_any_network(address, NON_PUBLIC)
+    return address in _GLOBAL and not in_any_network(address, _NEAR_6)
 
 
-def carried(address: Address) -> IPv4Address | None:
+def embedded_ipv4(address: Address) -> IPv4Address | None:
     """The IPv4 address that a mapped (RFC 4291), NAT64 (RFC 6052) or 6to4 (RFC 3056) address leads to."""
     if not isinstance(address, IPv6Address):
         return None
@@ -72,7 +72,7 @@ def carried(address: Address) -> IPv4Address | None:
     return None
 
 
-def lies_in(address: Address, networks: Iterable[Network]) -> bool:
+def in_any_network(address: Address, networks: Iterable[Network]) -> bool:
     """Whether one of the networks, of either version, holds it."""
     return any(address.version == network.version and address in network for network in networks)
 

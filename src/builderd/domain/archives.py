@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from builderd.domain.bundles import path_fault
+from builderd.domain.bundles import path_error
 
 MAX_DEPTH = 64
 #: The names of all files together: so much is held in memory while an archive is read.
@@ -43,23 +43,23 @@ class ArchiveLimits:
     memory_bytes: int = 1 << 30
 
 
-class Refused(Exception):
+class ArchiveRejected(Exception):
     """An archive is not taken. ``entry`` is the one at fault, or empty; ``too_large`` when a limit is the reason."""
 
     def __init__(self, entry: str, why: str, *, too_large: bool = False) -> None:
         self.too_large = too_large
-        self.message = f"The archive's entry {shown(entry)} {why}." if entry else f"The archive {why}."
+        self.message = f"The archive's entry {quote_entry(entry)} {why}." if entry else f"The archive {why}."
         super().__init__(self.message)
 
 
-def shown(entry: str) -> str:
+def quote_entry(entry: str) -> str:
     """A name as it can stand in a message, whatever is in it."""
     cut = entry if len(entry) <= _SHOWN else f"{entry[:_SHOWN]}…"
     return json.dumps(cut, ensure_ascii=True)
 
 
 @dataclass(slots=True)
-class Survey:
+class ArchiveIndex:
     """Goes through the entries of an archive, and knows then where each of its files goes."""
 
     limits: ArchiveLimits
@@ -76,7 +76,7 @@ class Survey:
             return
         self._check_name(entry, path)
         if kind not in (EntryKind.FILE, EntryKind.FOLDER):
-            raise Refused(entry, f"is {kind.value}")
+            raise ArchiveRejected(entry, f"is {kind.value}")
         is_file = kind is EntryKind.FILE
         self._claim(entry, path, is_file)
         if is_file:
@@ -84,12 +84,14 @@ class Survey:
             self.files[entry] = path
 
     def _check_name(self, entry: str, path: str) -> None:
-        fault = name_fault(path)
+        fault = name_error(path)
         if fault:
-            raise Refused(entry, f"is refused: its name {fault}")
+            raise ArchiveRejected(entry, f"is refused: its name {fault}")
         self._names += len(path)
         if self._names > MAX_NAMES_BYTES:
-            raise Refused(entry, f"is one too many: all names have over {MAX_NAMES_BYTES} bytes", too_large=True)
+            raise ArchiveRejected(
+                entry, f"is one too many: all names have over {MAX_NAMES_BYTES} bytes", too_large=True
+            )
 
     def _claim(self, entry: str, path: str, is_file: bool) -> None:
         """Two names that some file system takes for one, and a file that is a folder too, are refused."""
@@ -97,7 +99,7 @@ class Survey:
         for depth in range(1, len(parts)):
             self._note(entry, "/".join(parts[:depth]), is_file=False)
         if self._note(entry, path, is_file) and is_file:
-            raise Refused(entry, "is there twice")
+            raise ArchiveRejected(entry, "is there twice")
 
     def _note(self, entry: str, written: str, is_file: bool) -> bool:
         """Whether it was known already."""
@@ -107,23 +109,27 @@ class Survey:
             self._seen[folded] = (written, is_file)
             return False
         if known[0] != written:
-            raise Refused(entry, f"differs from {shown(known[0])} only in the case or the coding of its letters")
+            raise ArchiveRejected(
+                entry, f"differs from {quote_entry(known[0])} only in the case or the coding of its letters"
+            )
         if known[1] != is_file:
-            raise Refused(entry, f"makes {shown(written)} both a file and a folder")
+            raise ArchiveRejected(entry, f"makes {quote_entry(written)} both a file and a folder")
         return True
 
     def _count(self, entry: str, size: int) -> None:
         self._size += size
         if len(self.files) >= self.limits.max_files:
-            raise Refused(entry, f"is one too many: at most {self.limits.max_files} files are taken", too_large=True)
+            raise ArchiveRejected(
+                entry, f"is one too many: at most {self.limits.max_files} files are taken", too_large=True
+            )
         if size < 0 or self._size > self.limits.max_bytes:
             why = f"is too large: at most {self.limits.max_bytes} bytes are taken, of all files together"
-            raise Refused(entry, why, too_large=True)
+            raise ArchiveRejected(entry, why, too_large=True)
 
     def paths(self) -> dict[str, str]:
         """Where each file's entry goes; a folder that has all the others in it is left out. Raises ``Refused``."""
         if not self.files:
-            raise Refused("", "has no files")
+            raise ArchiveRejected("", "has no files")
         tops = {path.partition("/")[0] if "/" in path else "" for path in self.files.values()}
         if len(tops) > 1 or "" in tops:
             return self.files
@@ -140,7 +146,7 @@ def _relative(entry: str) -> str | None:
     return None if path in ("", ".") or f"{path}/".startswith(_MACOS) else path
 
 
-def name_fault(path: str) -> str | None:
+def name_error(path: str) -> str | None:
     """Why a name in an archive is refused, or None."""
     if "\\" in path:
         return "must not contain a backslash: a folder's name ends with / in an archive"
@@ -148,7 +154,7 @@ def name_fault(path: str) -> str | None:
         return "must be relative: leave out the drive's letter"
     if path.count("/") >= MAX_DEPTH:
         return f"must not lie over {MAX_DEPTH} folders deep"
-    return path_fault(path)
+    return path_error(path)
 
 
 def _folded(path: str) -> str:

@@ -35,7 +35,7 @@ KEEP_ASKED = timedelta(days=7)
 #: Of a disk that claims to hold more bytes than so many times its size (by sparse files) no backup is made.
 SPARSE_FACTOR = 8
 #: What may hinder a backup or a restore that is no fault of it: told as it is. All else is a ``BackupFailed``.
-HINDRANCES: dict[str, type[BuilderdError]] = {
+EXTERNAL_CAUSES: dict[str, type[BuilderdError]] = {
     error.code: error
     for error in (
         NotFound,
@@ -82,7 +82,7 @@ class Backup:
     ``owner`` is the service that works on it. Saving what a deleted builder left is tried again at ``retry_at``.
     ``drilled_at`` is when it was last restored to try it out, ``verified_at`` when it was found whole by that, and
     ``fault`` what the last trial found wrong with it. ``error`` is why it failed, ``hindrance`` the rest of that
-    (``hindrance_of``).
+    (``external_cause_of``).
     """
 
     id: BackupId
@@ -142,7 +142,7 @@ class Restore:
 
     ``disk`` is made for it. ``safety`` is the backup of what the builder had before, which comes first; ``made`` the
     new builder, and ``number`` that of the version with which the builder has it. ``error`` is why it failed, or why
-    one that is open is to be given up, ``hindrance`` the rest of that (``hindrance_of``).
+    one that is open is to be given up, ``hindrance`` the rest of that (``external_cause_of``).
     """
 
     id: RestoreId
@@ -169,12 +169,12 @@ class Restore:
         return self.status in (RestoreStatus.PLANNED, RestoreStatus.FILLED)
 
 
-def hindrance_of(error: Exception) -> Mapping[str, Any] | None:
+def external_cause_of(error: Exception) -> Mapping[str, Any] | None:
     """What is kept of it beside its message, so that whoever waits is told the same; None for a fault of the backup."""
     error = machine_fault(error) or error
     if isinstance(error, ValidationFailed):
         return {"code": error.code, "errors": error.errors}
-    if not isinstance(error, BuilderdError) or error.code not in HINDRANCES:
+    if not isinstance(error, BuilderdError) or error.code not in EXTERNAL_CAUSES:
         return None
     return {"code": error.code, "data": error.data, "retry_after": error.retry_after}
 
@@ -186,7 +186,7 @@ def failure_of(failed: Backup | Restore) -> BuilderdError:
         return BackupFailed(failed.error)
     if kept["code"] == ValidationFailed.code:
         return ValidationFailed(kept["errors"], failed.error)
-    return HINDRANCES[kept["code"]](failed.error, data=kept["data"], retry_after=kept["retry_after"])
+    return EXTERNAL_CAUSES[kept["code"]](failed.error, data=kept["data"], retry_after=kept["retry_after"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +207,10 @@ class BackupKey:
     @property
     def place(self) -> str:
         """What it is sealed for."""
-        return key_place(self.tenant_id)
+        return key_associated_data(self.tenant_id)
 
 
-def key_place(tenant_id: TenantId) -> str:
+def key_associated_data(tenant_id: TenantId) -> str:
     """The place of a tenant's key, towards the vault."""
     return f"backups/{tenant_id}"
 

@@ -148,7 +148,7 @@ class Builder:
                 return self.settled_run == self.run
 
 
-def name_fault(name: str) -> str | None:
+def name_error(name: str) -> str | None:
     """Why a name is refused, or None."""
     if not NAME.fullmatch(name):
         return "must be 1 to 63 lower-case letters, digits and hyphens, and begin and end with a letter or digit"

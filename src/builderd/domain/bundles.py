@@ -103,7 +103,7 @@ class Bundle:
 
 
 def make_bundle(files: Iterable[BundleFile]) -> Bundle:
-    """Order the files and name them by their hash. The paths must have passed ``path_fault``."""
+    """Order the files and name them by their hash. The paths must have passed ``path_error``."""
     ordered = tuple(sorted(files, key=lambda file: file.path))
     return Bundle(hash=bundle_hash(ordered), files=ordered)
 
@@ -134,7 +134,7 @@ def changes(before: Bundle, after: Bundle) -> tuple[tuple[BundleFile, ...], tupl
     return written, tuple(path for path in known if path not in kept)
 
 
-def path_fault(path: str) -> str | None:
+def path_error(path: str) -> str | None:
     """Why a path is refused, or None when it is a plain relative path inside the app's folder."""
     if "\0" in path:
         return "must not contain a NUL character"
@@ -162,8 +162,8 @@ def _segment_fault(segments: list[str]) -> str | None:
     return None
 
 
-def tree_faults(paths: Iterable[str]) -> Mapping[str, str]:
-    """Paths that are used both as a file and as a folder, each with the reason. They must have passed ``path_fault``.
+def tree_errors(paths: Iterable[str]) -> Mapping[str, str]:
+    """Paths that are used both as a file and as a folder, each with the reason. They must have passed ``path_error``.
 
     With the lowest character as separator, what lies below a path comes right after it in order: one comparison
     a path is enough, however deep hostile ones are.

@@ -1,6 +1,6 @@
 """Candidates: how a version is brought up to the point where it takes over from the one that serves.
 
-The reconciler asks ``side_step`` whenever ``steps.next_step`` has nothing to do, so the version that serves always
+The reconciler asks ``candidate_step`` whenever ``steps.next_step`` has nothing to do, so the version that serves always
 comes first. When the candidate takes over it becomes the version that is to run, and ``next_step`` does the rest.
 """
 
@@ -19,7 +19,7 @@ from builderd.domain.steps import (
 )
 
 
-def side_step(builder: Builder, seen: Observed) -> Step | None:
+def candidate_step(builder: Builder, seen: Observed) -> Step | None:
     """The one step to be done beside what is wanted of the builder, or None."""
     if builder.desired is Desired.DELETED:
         return None

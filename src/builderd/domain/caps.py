@@ -62,10 +62,10 @@ class Account:
         return self.spent.money >= self.cap.monthly
 
     @property
-    def is_to_be_warned_of(self) -> bool:
+    def warning_due(self) -> bool:
         return not self.warned and self.spent.money >= self.cap.warning
 
-    def next_look(self, now: datetime) -> datetime:
+    def next_check(self, now: datetime) -> datetime:
         """When its warning or its end is reached at this rate, else the beginning of the next month."""
         amounts = [] if self.is_reached else [self.cap.monthly]
         if not self.warned:
@@ -74,7 +74,7 @@ class Account:
         return min(due, default=next_month(now))
 
 
-def lower(*amounts: Decimal | None) -> Decimal | None:
+def lowest(*amounts: Decimal | None) -> Decimal | None:
     """The lowest of those that there are."""
     return min((amount for amount in amounts if amount is not None), default=None)
 
@@ -84,7 +84,7 @@ def name(cap: Cap, currency: str) -> str:
     return f"spending cap of {cents(cap.monthly)} {currency}"
 
 
-def reached(cap: Cap, currency: str) -> str:
+def cap_message(cap: Cap, currency: str) -> str:
     """Why a builder was stopped."""
     return f"{name(cap, currency)} reached"
 

@@ -34,10 +34,10 @@ class Credential:
     @property
     def place(self) -> str:
         """Where it is stored, to which the vault binds it."""
-        return place_of(self.tenant_id, self.name)
+        return associated_data_of(self.tenant_id, self.name)
 
 
-def place_of(tenant_id: TenantId, name: str) -> str:
+def associated_data_of(tenant_id: TenantId, name: str) -> str:
     """What the vault is told of a credential's place."""
     return f"credential/{tenant_id}/{name}"
 
@@ -53,7 +53,7 @@ def unpack(packed: bytes) -> dict[str, str]:
     return values
 
 
-def name_fault(name: str) -> str | None:
+def name_error(name: str) -> str | None:
     """Why a name is refused, or None."""
     if NAME.fullmatch(name):
         return None

@@ -9,7 +9,7 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
-class Equipment:
+class PreflightCheck:
     """``detail`` says what was found, ``cost`` what its lack means and how to mend it.
 
     Without what is ``vital`` the service cannot run.

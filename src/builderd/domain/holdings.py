@@ -10,7 +10,7 @@ from builderd.domain.ids import BuilderId, DiskId
 
 
 @dataclass(frozen=True, slots=True)
-class HeldLayer:
+class StoredLayer:
     """``asked_at``: when somebody last asked for it. ``seen``: a sandbox runs on it."""
 
     key: str
@@ -20,7 +20,7 @@ class HeldLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldDisk:
+class StoredDisk:
     """How much of the disk is used, and how much may be."""
 
     id: DiskId
@@ -29,7 +29,7 @@ class HeldDisk:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldBase:
+class StoredBase:
     """``own``: what this service starts sandboxes on; bases are shared by all services of the host."""
 
     name: str
@@ -40,12 +40,12 @@ class HeldBase:
 
 
 @dataclass(frozen=True, slots=True)
-class Holdings:
+class EngineInventory:
     """What the engine holds; sizes in bytes. ``scratch`` is what sandboxes wrote outside of their disks."""
 
-    layers: Sequence[HeldLayer]
-    disks: Sequence[HeldDisk]
-    bases: Sequence[HeldBase]
+    layers: Sequence[StoredLayer]
+    disks: Sequence[StoredDisk]
+    bases: Sequence[StoredBase]
     cache_bytes: int
     scratch_bytes: int
     scratch: int
@@ -54,7 +54,7 @@ class Holdings:
 
 
 @dataclass(frozen=True, slots=True)
-class User:
+class BuilderStorage:
     """A builder and what it uses: its disks, the layers of the versions that it may run, its bundles."""
 
     tenant: str
@@ -73,15 +73,15 @@ class User:
 class Inventory:
     """``held`` is None while the engine's store is not mounted, or cannot be looked at. ``bundles``: hash → bytes."""
 
-    users: Sequence[User]
+    users: Sequence[BuilderStorage]
     bundles: Mapping[str, int] = field(default_factory=dict)
     used_bundles: frozenset[str] = frozenset()
-    held: Holdings | None = None
+    held: EngineInventory | None = None
 
-    def users_of_layer(self, key: str) -> Sequence[User]:
+    def users_of_layer(self, key: str) -> Sequence[BuilderStorage]:
         return [user for user in self.users if key in user.layers]
 
-    def unclaimed_disks(self) -> Sequence[HeldDisk]:
+    def unclaimed_disks(self) -> Sequence[StoredDisk]:
         """Disks of no builder: copies for a backup, a restore or a report, or what a crash left."""
         claimed = {disk for user in self.users for disk in user.disks}
         return [disk for disk in (self.held.disks if self.held else ()) if disk.id not in claimed]

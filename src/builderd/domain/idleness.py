@@ -10,33 +10,33 @@ from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.leases import Lease
 
 
-class Verdict(Enum):
+class IdleAction(Enum):
     FREEZE = "have it stand still"
     STOP = "stop it"
 
 
-def may_idle(builder: Builder) -> bool:
+def can_idle(builder: Builder) -> bool:
     """Whether it is one that may be put to sleep at all: bots and schedulers live where the interval is 0."""
     at_rest = builder.candidate is None and builder.handover is None and builder.settled
     runs = builder.desired is Desired.RUNNING and builder.status is Status.RUNNING
     return runs and at_rest and builder.job_type is JobType.ALWAYS_ON and builder.auto_stop_interval > 0
 
 
-def judge(
-    builder: Builder, leases: Sequence[Lease], now: datetime, freeze_after: timedelta | None, quiet_for: timedelta
-) -> Verdict | None:
+def idle_action(
+    builder: Builder, leases: Sequence[Lease], now: datetime, freeze_after: timedelta | None, cpu_idle_for: timedelta
+) -> IdleAction | None:
     """What its idleness comes to now; None while it is used, or busy by a lease.
 
     ``quiet_for``: how long it has used no CPU. ``freeze_after`` None: nothing is ever frozen.
     """
-    if not may_idle(builder) or any(lease.expires_at > now for lease in leases):
+    if not can_idle(builder) or any(lease.expires_at > now for lease in leases):
         return None
     idle_for = now - idle_since(builder, leases)
     if idle_for >= timedelta(minutes=builder.auto_stop_interval):
-        return Verdict.STOP
-    if freeze_after is None or builder.asleep_since is not None or min(idle_for, quiet_for) < freeze_after:
+        return IdleAction.STOP
+    if freeze_after is None or builder.asleep_since is not None or min(idle_for, cpu_idle_for) < freeze_after:
         return None
-    return Verdict.FREEZE
+    return IdleAction.FREEZE
 
 
 def idle_since(builder: Builder, leases: Sequence[Lease]) -> datetime:

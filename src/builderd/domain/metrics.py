@@ -14,7 +14,7 @@ from builderd.domain.ids import BuilderId, SandboxId, TenantId
 from builderd.domain.previews import PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
 
-STEP = timedelta(minutes=5)
+BUCKET = timedelta(minutes=5)
 #: How far back metrics go.
 SPAN = timedelta(hours=24)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -51,11 +51,11 @@ class Usage:
 
 
 #: The fields that do not add up: of several the greatest counts.
-MOST = ("memory_most_bytes", "disk_most_bytes")
+MAXIMA = ("memory_most_bytes", "disk_most_bytes")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class UsageBucket:
     """``start`` is a multiple of ``STEP``."""
 
     builder_id: BuilderId
@@ -64,7 +64,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class SampleTarget:
     """A sandbox to be read, and whose it is."""
 
     tenant_id: TenantId
@@ -77,17 +77,17 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class UsageSample:
     """The latest of a builder: what its sandbox used since its start, and ``lately``, since the reading before."""
 
-    watched: Watched
+    watched: SampleTarget
     at: datetime
     used: SandboxUsage
     visited: PreviewActivity | None
-    lately: Usage
+    since_previous: Usage
 
 
-def start_of(time: datetime, step: timedelta = STEP) -> datetime:
+def start_of(time: datetime, step: timedelta = BUCKET) -> datetime:
     """The beginning of the step in which the time lies."""
     return _EPOCH + (time - _EPOCH) // step * step
 
@@ -96,13 +96,13 @@ def add(one: Usage, other: Usage) -> Usage:
     """Both together."""
     return Usage(
         **{
-            name: (max if name in MOST else sum)((getattr(one, name), getattr(other, name)))
+            name: (max if name in MAXIMA else sum)((getattr(one, name), getattr(other, name)))
             for name in (field.name for field in fields(Usage))
         }
     )
 
 
-def between(
+def usage_between(
     used: SandboxUsage,
     before: SandboxUsage | None,
     visited: PreviewActivity | None,
@@ -132,7 +132,9 @@ def _more(now: int, before: int) -> int:
     return now - before if now >= before else now
 
 
-def resample(steps: Iterable[Step], begin: datetime, step: timedelta, count: int) -> Sequence[tuple[datetime, Usage]]:
+def resample(
+    steps: Iterable[UsageBucket], begin: datetime, step: timedelta, count: int
+) -> Sequence[tuple[datetime, Usage]]:
     """So many steps from the beginning on, those in which nothing was watched too."""
     sums = [Usage()] * count
     for one in steps:
@@ -142,9 +144,9 @@ def resample(steps: Iterable[Step], begin: datetime, step: timedelta, count: int
     return [(begin + number * step, usage) for number, usage in enumerate(sums)]
 
 
-def merged(steps: Iterable[Step]) -> list[Step]:
+def merged(steps: Iterable[UsageBucket]) -> list[UsageBucket]:
     """One for each builder and time, in that order."""
-    found: dict[tuple[BuilderId, datetime], Step] = {}
+    found: dict[tuple[BuilderId, datetime], UsageBucket] = {}
     for one in steps:
         key = (one.builder_id, one.start)
         found[key] = replace(one, usage=add(found[key].usage, one.usage)) if key in found else one

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from builderd.domain.versions import text_fault
+from builderd.domain.versions import text_error
 
 HOME = "/app"
 #: The exit code of what was killed since its time was over, as timeout(1) has it.
@@ -57,12 +57,12 @@ def shell(command: str) -> tuple[str, ...]:
 LOGIN_SHELL = ("/bin/bash", "--login")
 
 
-def folder_fault(folder: str) -> str | None:
+def folder_error(folder: str) -> str | None:
     """Why this cannot be the folder of a process, or None."""
-    return text_fault(folder, MAX_FOLDER_BYTES) if folder else "must not be empty"
+    return text_error(folder, MAX_FOLDER_BYTES) if folder else "must not be empty"
 
 
-def stdin_fault(text: str) -> str | None:
+def stdin_error(text: str) -> str | None:
     """Why this cannot be the input of a command, or None."""
     size = len(text.encode(errors="surrogatepass"))
     return f"must be at most {MAX_STDIN_BYTES} bytes long" if size > MAX_STDIN_BYTES else None

@@ -371,7 +371,7 @@ _PASSING_FOLDERS = frozenset(
 _PASSING_SUFFIXES = ("-wal", "-shm", "-journal", ".pid", ".sock", ".lock", ".pyc", ".log", ".tmp", ".swp")
 
 
-def is_passing(path: str) -> bool:
+def is_temporary(path: str) -> bool:
     """A cache, a lock, a log, and the like."""
     folders = PurePosixPath(path).parts[:-1]
     return any(folder in _PASSING_FOLDERS for folder in folders) or path.endswith(_PASSING_SUFFIXES)
@@ -381,7 +381,7 @@ def check_files(before: Mapping[str, FileState], after: Mapping[str, FileState])
     """What was on the disk when the app stopped is there after its next start, and has not shrunk."""
     gone, shrunk, changed = [], [], []
     for path, state in sorted(before.items()):
-        if is_passing(path):
+        if is_temporary(path):
             continue
         now = after.get(path)
         if now is None:
@@ -400,13 +400,13 @@ def check_files(before: Mapping[str, FileState], after: Mapping[str, FileState])
 
 
 #: Where the app is asked for something, and so may need what a copy does not have.
-OF_ANSWERS = frozenset(
+NEEDS_NETWORK = frozenset(
     {CheckName.CRAWL, CheckName.OPENAPI, CheckName.BROWSER, CheckName.RESTART, CheckName.COPY, CheckName.STAYS_UP}
 )
 
 
-def excused(check: Check, why: str) -> Check:
+def excuse_failure(check: Check, why: str) -> Check:
     """A failure that may come of what the copy lacks is not judged."""
-    if check.outcome is not Outcome.FAILED or check.name not in OF_ANSWERS:
+    if check.outcome is not Outcome.FAILED or check.name not in NEEDS_NETWORK:
         return check
     return replace(check, outcome=Outcome.NOT_JUDGED, message=f"{check.message} Not judged: {why}")

@@ -11,7 +11,7 @@ UNITS = {"builders": "", "running_builders": "", "cpu": " vCPU", "memory": " GB 
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class Allocation:
     """How much is promised. ``cpu`` in vCPU and ``memory`` in GB, of builders that are wanted running; ``disk`` in
     GB, of all that there are.
     """
@@ -22,23 +22,23 @@ class Demand:
     memory: float = 0
     disk: float = 0
 
-    def __add__(self, other: Demand) -> Demand:
-        return Demand(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Demand)))
+    def __add__(self, other: Allocation) -> Allocation:
+        return Allocation(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Allocation)))
 
-    def __sub__(self, other: Demand) -> Demand:
-        return Demand(*(getattr(self, one.name) - getattr(other, one.name) for one in fields(Demand)))
+    def __sub__(self, other: Allocation) -> Allocation:
+        return Allocation(*(getattr(self, one.name) - getattr(other, one.name) for one in fields(Allocation)))
 
 
-def greater(one: Demand, other: Demand) -> Demand:
+def larger_of(one: Allocation, other: Allocation) -> Allocation:
     """Of each thing, the more."""
-    return Demand(*(max(getattr(one, each.name), getattr(other, each.name)) for each in fields(Demand)))
+    return Allocation(*(max(getattr(one, each.name), getattr(other, each.name)) for each in fields(Allocation)))
 
 
-def demand_of(resources: Resources, *, running: bool) -> Demand:
+def allocation_of(resources: Resources, *, running: bool) -> Allocation:
     """Of one builder, wanted running or not."""
     if not running:
-        return Demand(builders=1, disk=resources.disk)
-    return Demand(1, 1, resources.cpu, resources.memory, resources.disk)
+        return Allocation(builders=1, disk=resources.disk)
+    return Allocation(1, 1, resources.cpu, resources.memory, resources.disk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Limit:
     memory: float | None = None
     disk: float | None = None
 
-    def exceeded(self, promised: Demand, more: Demand) -> Iterator[Excess]:
+    def exceeded(self, promised: Allocation, more: Allocation) -> Iterator[Excess]:
         """What of ``more`` would go beyond it. What does not grow is not held against anybody."""
         for one in fields(Limit):
             limit, wanted = getattr(self, one.name), getattr(more, one.name)

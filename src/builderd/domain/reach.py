@@ -29,7 +29,9 @@ class References:
         return replace(self, paths=(), anything=False)
 
 
-def reached(roots: Iterable[str], references: Mapping[str, References], paths: Collection[str]) -> frozenset[str]:
+def reachable_files(
+    roots: Iterable[str], references: Mapping[str, References], paths: Collection[str]
+) -> frozenset[str]:
     """The roots and all that they lead to. A file that may import anything leads to every other."""
     known, waiting = set(roots), list(roots)
     folders = _folders(waiting, references)

@@ -29,7 +29,7 @@ class Resources:
 MINIMUM = Resources(cpu=0.25, memory=0.125, disk=1)
 
 
-def resource_faults(resources: Resources, maximum: Resources) -> Mapping[str, str]:
+def resource_errors(resources: Resources, maximum: Resources) -> Mapping[str, str]:
     """``{"cpu": why, …}`` for each amount that is no number or outside the bounds."""
     faults: dict[str, str] = {}
     for name, unit in (("cpu", "vCPU"), ("memory", "GB"), ("disk", "GB")):

@@ -183,7 +183,7 @@ def ordered(findings: Iterable[Finding]) -> Sequence[Finding]:
     return sorted(findings, key=lambda f: (ORDER[f.severity], f.path, f.line, f.rule))
 
 
-class Cut(NamedTuple):
+class LimitedFindings(NamedTuple):
     """``left_out`` counts what is not told, by rule; ``untold`` those of it that block or hold."""
 
     kept: tuple[Finding, ...]
@@ -191,7 +191,7 @@ class Cut(NamedTuple):
     untold: int
 
 
-def cut(findings: Sequence[Finding]) -> Cut:
+def limit_findings(findings: Sequence[Finding]) -> LimitedFindings:
     """As many as a person reads. Never a block or a hold for the sake of a warning, since the gravest come first."""
     kept: list[Finding] = []
     warnings: Counter[str] = Counter()
@@ -205,7 +205,7 @@ def cut(findings: Sequence[Finding]) -> Cut:
             continue
         left_out[finding.rule] += 1
         untold += not is_warning
-    return Cut(tuple(kept), dict(left_out), untold)
+    return LimitedFindings(tuple(kept), dict(left_out), untold)
 
 
 def summary(verdict: Verdict) -> str:
@@ -225,10 +225,10 @@ def summary(verdict: Verdict) -> str:
 
 def _told(finding: Finding) -> str:
     line = f"\n    {finding.text}" if finding.text else ""
-    return f"{place(finding)}: {finding.message} ({finding.rule}). {finding.advice}.{line}"
+    return f"{location(finding)}: {finding.message} ({finding.rule}). {finding.advice}.{line}"
 
 
-def place(finding: Finding) -> str:
+def location(finding: Finding) -> str:
     """Where it is: ``app.py:12``, or the file alone."""
     return f"{finding.path}:{finding.line}" if finding.line else finding.path or "the whole"
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import Resources
-from builderd.domain.versions import Isolation, text_fault
+from builderd.domain.versions import Isolation, text_error
 
 
 class SandboxState(StrEnum):
@@ -135,11 +135,11 @@ class ExecResult:
 MAX_COMMAND_BYTES = 100_000
 
 
-def command_fault(command: str) -> str | None:
+def command_error(command: str) -> str | None:
     """Why this command cannot be run beside an app, or None."""
     if not command.strip():
         return "must not be blank: give a command for /bin/sh"
-    return text_fault(command, MAX_COMMAND_BYTES)
+    return text_error(command, MAX_COMMAND_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

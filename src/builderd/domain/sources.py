@@ -127,7 +127,7 @@ def _of_interpreter(line: bytes) -> Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ReviewScope:
     """``read`` are the files that scanners get, with their kinds. The others are code that they do not.
 
     ``too_large`` are over the limit of one file, ``beyond`` are what the limits of all together leave out.
@@ -138,7 +138,7 @@ class Reading:
     beyond: tuple[BundleFile, ...]
 
 
-def choose(files: Iterable[BundleFile], limits: ReviewLimits, run: Mapping[str, Kind]) -> Reading:
+def select_files(files: Iterable[BundleFile], limits: ReviewLimits, run: Mapping[str, Kind]) -> ReviewScope:
     """What is read within the limits: code before everything else, so that no amount of text keeps code from it.
 
     ``run`` as of ``kinds_when_run``.
@@ -160,7 +160,7 @@ def choose(files: Iterable[BundleFile], limits: ReviewLimits, run: Mapping[str, 
         elif counts_as_code(file, kind):
             beyond.append(file)
     too_large = tuple(file for file, _ in code if file.size > limits.file_bytes)
-    return Reading(tuple(read), too_large, tuple(beyond))
+    return ReviewScope(tuple(read), too_large, tuple(beyond))
 
 
 def counts_as_code(file: BundleFile, kind: Kind) -> bool:

@@ -23,7 +23,7 @@ MAX_RESTART_DELAY = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
-class VersionSeen:
+class VersionState:
     """How far one version is on the way to being started. ``layer_ready`` is True also when it needs none."""
 
     number: int
@@ -52,8 +52,8 @@ class Observed:
     """
 
     now: datetime
-    version: VersionSeen
-    candidate: VersionSeen | None
+    version: VersionState
+    candidate: VersionState | None
     trial: Sandbox | None
     disk_ready: bool
     disk_bundle: str | None
@@ -399,7 +399,7 @@ def next_attempt(sandboxes: Sequence[Sandbox]) -> int:
     return max((one.attempt for one in sandboxes), default=0) + 1
 
 
-def prepare(version: VersionSeen) -> Step | None:
+def prepare(version: VersionState) -> Step | None:
     """What a version needs before anything of it is started, a builder's first one as well as a candidate."""
     if version.review_due:
         return Review(version.number)

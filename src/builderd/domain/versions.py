@@ -105,7 +105,7 @@ class Version:
         return not self.settings.skip_review and not self.reviewed(now)
 
 
-def env_fault(name: str, value: str) -> str | None:
+def env_error(name: str, value: str) -> str | None:
     """Why this variable is refused, or None."""
     if not ENV_NAME.fullmatch(name):
         return "a name has letters, digits and _ only, and does not start with a digit"
@@ -113,23 +113,23 @@ def env_fault(name: str, value: str) -> str | None:
         return f"a name must be at most {MAX_ENV_NAME_BYTES} bytes long"
     if name in PLATFORM_ENV:
         return "is set by the platform itself: choose another name"
-    return text_fault(value, MAX_ENV_VALUE_BYTES)
+    return text_error(value, MAX_ENV_VALUE_BYTES)
 
 
-def env_size_fault(env: Mapping[str, str]) -> str | None:
+def env_size_error(env: Mapping[str, str]) -> str | None:
     """Why these variables cannot be handed to a process together, or None."""
     size = sum(len(name) + len(value.encode(errors="surrogatepass")) + 2 for name, value in env.items())
     return f"must be at most {MAX_ENV_BYTES} bytes long in all" if size > MAX_ENV_BYTES else None
 
 
-def entrypoint_fault(entrypoint: str) -> str | None:
+def entrypoint_error(entrypoint: str) -> str | None:
     """Why this command is refused, or None."""
     if not entrypoint.strip():
         return "must not be blank: give the command that starts the app"
-    return text_fault(entrypoint, MAX_ENTRYPOINT_BYTES)
+    return text_error(entrypoint, MAX_ENTRYPOINT_BYTES)
 
 
-def text_fault(text: str, limit: int) -> str | None:
+def text_error(text: str, limit: int) -> str | None:
     """Why this cannot be handed to a process as one string of at most ``limit`` bytes, or None."""
     if "\0" in text:
         return "must not contain a NUL character"

@@ -185,7 +185,7 @@ def key_of(secret: str) -> bytes:
     return secret.encode()
 
 
-def place_of(webhook: Webhook | WebhookId) -> str:
+def associated_data_of(webhook: Webhook | WebhookId) -> str:
     """Where its secret lies, for the vault."""
     return f"webhook/{webhook.id if isinstance(webhook, Webhook) else webhook}"
 
@@ -193,7 +193,7 @@ def place_of(webhook: Webhook | WebhookId) -> str:
 # What is taken
 
 
-def secret_fault(secret: str) -> str | None:
+def secret_error(secret: str) -> str | None:
     """Why this cannot be a secret."""
     if not secret.startswith(SECRET_PREFIX):
         plain = secret.isascii() and secret.isprintable() and MIN_SECRET <= len(secret) <= MAX_SECRET
@@ -205,7 +205,7 @@ def secret_fault(secret: str) -> str | None:
     return None if MIN_KEY <= len(key) <= MAX_KEY else f"must have {MIN_KEY} to {MAX_KEY} bytes after {SECRET_PREFIX}"
 
 
-def url_fault(url: str) -> str | None:
+def url_error(url: str) -> str | None:
     """Why nothing could be sent there. Where its host leads is looked at each time that something is sent."""
     if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or " " in url:
         return f"must be a URL of at most {MAX_URL} printable ASCII characters, without spaces"

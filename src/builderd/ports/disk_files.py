@@ -1,6 +1,6 @@
 """The files on a disk: read, written and deleted one by one, whether or not a sandbox runs on it.
 
-Paths are relative to ``/app``, and have passed ``path_fault``. No link is followed, wherever it leads, and nothing but
+Paths are relative to ``/app``, and have passed ``path_error``. No link is followed, wherever it leads, and nothing but
 a plain file is opened. All methods raise ``NotFound`` where there is nothing, and ``ValidationFailed`` where a path
 leads through a link, or to something of another kind.
 """

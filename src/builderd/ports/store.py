@@ -21,10 +21,10 @@ from builderd.domain.events import Event
 from builderd.domain.ids import BackupId, BuilderId, RestoreId, SandboxId, TenantId, TokenId, UploadId, WebhookId
 from builderd.domain.leases import Lease, LeaseId
 from builderd.domain.logs import LogLine
-from builderd.domain.metrics import Step, Watched
+from builderd.domain.metrics import SampleTarget, UsageBucket
 from builderd.domain.prices import Segment, Sum
 from builderd.domain.qa import QaReport, Screenshot
-from builderd.domain.quotas import Demand
+from builderd.domain.quotas import Allocation
 from builderd.domain.reviews import Acceptance, Report
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.ssh import Grant
@@ -143,7 +143,7 @@ class Builders(Protocol):
     def lock_demand(self) -> None:
         """Keep others who promise something waiting until this unit of work ends."""
 
-    def demand(self, tenant: TenantId | None = None) -> Demand:
+    def allocated(self, tenant: TenantId | None = None) -> Allocation:
         """What is promised to the live builders of a tenant, or of all."""
 
     def that_may_idle(self) -> Sequence[Builder]:
@@ -321,13 +321,13 @@ class Deliveries(Protocol):
 
 
 class Metrics(Protocol):
-    def watched(self) -> Sequence[Watched]:
+    def watched(self) -> Sequence[SampleTarget]:
         """The sandboxes of all tenants that were started and have not ended; trials do not count."""
 
-    def add(self, steps: Sequence[Step]) -> None:
+    def add(self, steps: Sequence[UsageBucket]) -> None:
         """Add these to what is recorded of the same builders and times."""
 
-    def of_builder(self, builder: BuilderId, since: datetime) -> Sequence[Step]:
+    def of_builder(self, builder: BuilderId, since: datetime) -> Sequence[UsageBucket]:
         """Those that begin at or after this, oldest first."""
 
     def expire(self, before: datetime) -> int:

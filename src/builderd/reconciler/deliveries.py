@@ -24,11 +24,11 @@ from builderd.domain.webhooks import (
     DeliveryStatus,
     Webhook,
     WebhookStatus,
+    associated_data_of,
     attempted,
     headers,
     new_delivery,
     payload,
-    place_of,
 )
 from builderd.ports.signals import ANY
 from builderd.ports.store import EventQuery, UnitOfWork
@@ -143,7 +143,7 @@ class Deliveries:
         if event is None:
             return Reply(None, "the event is no longer kept")
         try:
-            secret = self._app.vault.open(webhook.secret, place_of(webhook)).decode()
+            secret = self._app.vault.open(webhook.secret, associated_data_of(webhook)).decode()
         except BuilderdError as error:
             return Reply(None, f"not sent: {error.message}")
         body = payload(event)

@@ -12,7 +12,7 @@ from math import inf
 
 from builderd.domain.builders import Builder, Desired, StopKind
 from builderd.domain.events import SYSTEM
-from builderd.domain.idleness import Verdict, freeze_reason, judge, may_idle, stop_reason
+from builderd.domain.idleness import IdleAction, can_idle, freeze_reason, idle_action, stop_reason
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.leases import Lease
 from builderd.ports.store import UnitOfWork
@@ -81,7 +81,7 @@ class Idleness:
     async def _take_readings(self, candidates: Sequence[Builder]) -> None:
         if not self._app.limits.freeze_after:
             return
-        awake = [builder.id for builder in candidates if builder.asleep_since is None and may_idle(builder)]
+        awake = [builder.id for builder in candidates if builder.asleep_since is None and can_idle(builder)]
         sandboxes = await self._app.store.read(lambda uow: [uow.sandboxes.open_of(one) for one in awake])
         looks = (self._read(one.id) for one in sandboxes if one is not None)
         found = await asyncio.gather(*looks, return_exceptions=True)
@@ -101,10 +101,10 @@ class Idleness:
         now = self._app.clock.now()
         return None if usage is None else Reading(sandbox, now, usage.cpu_seconds, now)
 
-    def _judge(self, builder: Builder, leases: Sequence[Lease], now: datetime) -> Verdict | None:
+    def _judge(self, builder: Builder, leases: Sequence[Lease], now: datetime) -> IdleAction | None:
         reading = self._readings.get(builder.id)
-        quiet_for = now - reading.quiet_since if reading else timedelta()
-        return judge(builder, leases, now, self._freeze_after, quiet_for)
+        cpu_idle_for = now - reading.quiet_since if reading else timedelta()
+        return idle_action(builder, leases, now, self._freeze_after, cpu_idle_for)
 
     @property
     def _freeze_after(self) -> timedelta | None:
@@ -127,8 +127,8 @@ class Idleness:
         uow.builders.make_due(builder_id, now)
         return True
 
-    def _wanted(self, builder: Builder, verdict: Verdict, now: datetime) -> Builder:
-        if verdict is Verdict.STOP:
+    def _wanted(self, builder: Builder, verdict: IdleAction, now: datetime) -> Builder:
+        if verdict is IdleAction.STOP:
             reason = stop_reason(builder)
             wanted = replace(builder, desired=Desired.STOPPED, stop_kind=StopKind.IDLE)
         else:

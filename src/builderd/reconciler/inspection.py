@@ -22,7 +22,7 @@ from builderd.domain.qa import (
     check_log,
     check_memory_use,
     check_term,
-    excused,
+    excuse_failure,
     in_order,
     is_out_of_reach,
 )
@@ -189,9 +189,9 @@ class Inspection:
         if not self._gate_passed:
             return check
         if self._reached_out:
-            return excused(check, "the app tried to reach a network, which a copy may not.")
+            return excuse_failure(check, "the app tried to reach a network, which a copy may not.")
         if self._copy.version.settings.credentials:
-            return excused(check, "the app asks for credentials, of which a copy has dummies only.")
+            return excuse_failure(check, "the app asks for credentials, of which a copy has dummies only.")
         return check
 
 

@@ -9,7 +9,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import Sandbox
-from builderd.domain.steps import Observed, VersionSeen
+from builderd.domain.steps import Observed, VersionState
 from builderd.domain.versions import NO_LAYER, Version
 from builderd.ports.store import UnitOfWork
 from builderd.services import backups
@@ -106,8 +106,8 @@ async def _loss(application: Application, subject: Subject) -> backups.Loss:
     return await application.store.read(lambda uow: backups.loss(uow, builder.id, now))
 
 
-async def _version(application: Application, version: Version) -> VersionSeen:
-    return VersionSeen(
+async def _version(application: Application, version: Version) -> VersionState:
+    return VersionState(
         number=version.number,
         port=version.settings.port,
         bundle_hash=version.bundle_hash,

@@ -13,7 +13,16 @@ from datetime import datetime
 
 from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import SandboxId
-from builderd.domain.metrics import SPAN, STEP, Reading, Step, Watched, between, merged, start_of
+from builderd.domain.metrics import (
+    BUCKET,
+    SPAN,
+    SampleTarget,
+    UsageBucket,
+    UsageSample,
+    merged,
+    start_of,
+    usage_between,
+)
 from builderd.domain.previews import PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
 from builderd.services.application import Application
@@ -29,10 +38,10 @@ class Sampling:
 
     def __init__(self, application: Application) -> None:
         self._app = application
-        self._last: dict[SandboxId, Reading] = {}
+        self._last: dict[SandboxId, UsageSample] = {}
         self._visited: Mapping[str, PreviewActivity] | None = None
         self._at: datetime | None = None
-        self._steps: list[Step] = []
+        self._steps: list[UsageBucket] = []
         self._flushed_at = application.clock.now()
 
     async def run(self) -> None:
@@ -50,7 +59,7 @@ class Sampling:
         """One reading of everything that runs here."""
         watched = await self._app.store.read(lambda uow: uow.metrics.watched())
         visited = await self._visits()
-        found: dict[SandboxId, Reading] = {}
+        found: dict[SandboxId, UsageSample] = {}
         faults: dict[SandboxId, Exception] = {}
         for one in watched:
             try:
@@ -65,7 +74,9 @@ class Sampling:
         # The next reading of one that failed goes on from its last.
         kept = {sandbox: last for sandbox, last in self._last.items() if sandbox in faults}
         self._last, self._visited, self._at = kept | found, visited, self._app.clock.now()
-        self._steps += [Step(one.watched.builder_id, start_of(one.at), one.lately) for one in found.values()]
+        self._steps += [
+            UsageBucket(one.watched.builder_id, start_of(one.at), one.since_previous) for one in found.values()
+        ]
         self._show(list(found.values()))
 
     async def _visits(self) -> Mapping[str, PreviewActivity]:
@@ -75,7 +86,7 @@ class Sampling:
             # A proxy that does not answer counted nothing that could be known.
             return self._visited or {}
 
-    def _reading(self, watched: Watched, used: SandboxUsage, visited: PreviewActivity | None) -> Reading:
+    def _reading(self, watched: SampleTarget, used: SandboxUsage, visited: PreviewActivity | None) -> UsageSample:
         now, last = self._app.clock.now(), self._last.get(watched.sandbox_id)
         is_new = self._at is not None and watched.started_at >= self._at
         since = last.at if last else watched.started_at if is_new else now
@@ -83,9 +94,9 @@ class Sampling:
         # What was counted before the first look is nobody's news; a host that is new then was counted from nothing.
         seen = visited if self._visited is None else self._visited.get(watched.host)
         seconds = max((now - since).total_seconds(), 0)
-        return Reading(watched, now, used, visited, between(used, before, visited, seen, seconds))
+        return UsageSample(watched, now, used, visited, usage_between(used, before, visited, seen, seconds))
 
-    def _show(self, readings: Sequence[Reading]) -> None:
+    def _show(self, readings: Sequence[UsageSample]) -> None:
         shown = self._app.readings
         shown.clear()
         shown.update((one.watched.builder_id, one) for one in readings)
@@ -97,7 +108,7 @@ class Sampling:
         # Only now: what could not be written is not lost.
         self._steps.clear()
         self._flushed_at = now
-        await self._app.store.write(lambda uow: uow.metrics.expire(start_of(now) - SPAN - STEP))
+        await self._app.store.write(lambda uow: uow.metrics.expire(start_of(now) - SPAN - BUCKET))
 
 
 async def sample(application: Application) -> None:

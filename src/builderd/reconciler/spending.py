@@ -17,7 +17,7 @@ from builderd.ports.store import UnitOfWork
 from builderd.reconciler.faults import FaultPoint, no_fault
 from builderd.services import caps
 from builderd.services.application import Application
-from builderd.services.caps import Verdict
+from builderd.services.caps import CapDecision
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +67,11 @@ async def _look_at(application: Application, tenant: TenantId, seen: datetime, f
         await _stop(application, builder)
         fault("Cap.done")
     # Its own answer need not be taken: where it changed meanwhile, the tenant is due as it is.
-    await application.store.write(lambda uow: uow.tenants.postpone_spending(tenant, lease, verdict.next_look))
+    await application.store.write(lambda uow: uow.tenants.postpone_spending(tenant, lease, verdict.next_check))
     fault("Cap.recorded")
 
 
-async def _warn(application: Application, tenant: TenantId, verdict: Verdict, now: datetime) -> None:
+async def _warn(application: Application, tenant: TenantId, verdict: CapDecision, now: datetime) -> None:
     if verdict.warn_tenant:
         await application.store.write(lambda uow: caps.warn_of_tenant(uow, application, tenant, now))
     for builder in verdict.warn_builders:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder, Desired
-from builderd.domain.candidates import side_step
+from builderd.domain.candidates import candidate_step
 from builderd.domain.errors import BuilderdError, EngineUnavailable, MachineFault, NoCapacity, StoreUnavailable
 from builderd.domain.ids import BuilderId
 from builderd.domain.machine_faults import machine_fault
@@ -119,7 +119,7 @@ class Worker:
                 until = step.until if isinstance(step, Wait) else None
                 self._is_beside = isinstance(step, Wait)
                 if isinstance(step, Wait):
-                    beside = side_step(known.subject.builder, seen)
+                    beside = candidate_step(known.subject.builder, seen)
                     if beside is None:
                         self._crew.troubles.pop(self._id, None)
                         self._crew.settled(known.subject)

@@ -9,7 +9,7 @@ from datetime import datetime
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import NoCapacity, QuotaExceeded
 from builderd.domain.ids import TenantId
-from builderd.domain.quotas import Demand, Excess, demand_of, greater
+from builderd.domain.quotas import Allocation, Excess, allocation_of, larger_of
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.services import caps
@@ -20,7 +20,7 @@ def admit(
     uow: UnitOfWork,
     application: Application,
     tenant_id: TenantId,
-    more: Demand,
+    more: Allocation,
     now: datetime,
     *,
     builder: Builder | None = None,
@@ -59,31 +59,31 @@ def admit_change(
     admit(uow, application, before.tenant_id, more, now, builder=before)
 
 
-def _promised(uow: UnitOfWork, builder: Builder, new: Version | None = None) -> Demand:
+def _promised(uow: UnitOfWork, builder: Builder, new: Version | None = None) -> Allocation:
     """As the store counts it: what runs or is to run, and while a version is being deployed the greater of both."""
 
-    def of(number: int, *, running: bool) -> Demand:
+    def of(number: int, *, running: bool) -> Allocation:
         version = new if new is not None and new.number == number else uow.versions.get(builder.id, number)
         assert version is not None, "a builder's versions are always stored"
-        return demand_of(version.settings.resources, running=running)
+        return allocation_of(version.settings.resources, running=running)
 
     serving = of(builder.version, running=builder.desired is Desired.RUNNING)
-    return serving if builder.candidate is None else greater(serving, of(builder.candidate, running=True))
+    return serving if builder.candidate is None else larger_of(serving, of(builder.candidate, running=True))
 
 
-def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId, more: Demand) -> None:
+def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId, more: Allocation) -> None:
     tenant = uow.tenants.get(tenant_id)
     assert tenant is not None, "whoever has a token is stored"
     quota = application.allowances.of(tenant).quota
-    found = list(quota.exceeded(uow.builders.demand(tenant_id), more))
+    found = list(quota.exceeded(uow.builders.allocated(tenant_id), more))
     if found:
         raise QuotaExceeded(f"Your quota is reached: {_listed(found)}. {_advice(found)}", data=_data(found))
 
 
-def _check_capacity(uow: UnitOfWork, application: Application, more: Demand) -> None:
+def _check_capacity(uow: UnitOfWork, application: Application, more: Allocation) -> None:
     allowances = application.allowances
     limit = application.engine.capacity().times(allowances.cpu_factor, allowances.memory_factor)
-    found = list(limit.exceeded(uow.builders.demand(), more))
+    found = list(limit.exceeded(uow.builders.allocated(), more))
     if found:
         raise NoCapacity(
             f"The machine has no room for it: {_listed(found)}. Ask for less, or try again when others have stopped.",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from builderd.domain.caps import Cap, lower
+from builderd.domain.caps import Cap, lowest
 from builderd.domain.quotas import Limit
 from builderd.domain.tenants import Tenant
 
@@ -21,12 +21,12 @@ class Allowance:
 
     def cap_of(self, tenant: Tenant) -> Cap | None:
         """The lower of the operator's and the tenant's own: a tenant cannot lift what the operator set."""
-        amount = lower(self.monthly, tenant.spending_cap)
+        amount = lowest(self.monthly, tenant.spending_cap)
         return None if amount is None else Cap(amount, of_tenant=True)
 
     def cap_of_builder(self, own: Decimal | None) -> Cap | None:
         """The same for one builder, with the cap that the tenant set for it."""
-        amount = lower(self.builder_monthly, own)
+        amount = lowest(self.builder_monthly, own)
         return None if amount is None else Cap(amount, of_tenant=False)
 
 

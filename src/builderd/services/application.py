@@ -12,7 +12,7 @@ from builderd.domain.archives import ArchiveLimits
 from builderd.domain.backups import BackupRules
 from builderd.domain.builders import Builder
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
-from builderd.domain.metrics import Reading
+from builderd.domain.metrics import UsageSample
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
@@ -101,7 +101,7 @@ class Application:
     allowances: Allowances = field(default_factory=Allowances)
     keeping: Keeping = field(default_factory=Keeping)
     #: The latest reading of each builder that runs here.
-    readings: dict[BuilderId, Reading] = field(default_factory=dict)
+    readings: dict[BuilderId, UsageSample] = field(default_factory=dict)
     #: How many archives, and how many files, each tenant is being sent.
     archives: Counter[TenantId] = field(default_factory=Counter)
     reads: Counter[TenantId] = field(default_factory=Counter)

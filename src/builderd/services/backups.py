@@ -17,13 +17,13 @@ from builderd.domain.backups import (
     RestoreKind,
     RestoreStatus,
     failure_of,
-    key_place,
+    key_associated_data,
 )
-from builderd.domain.builders import Builder, name_fault
+from builderd.domain.builders import Builder, name_error
 from builderd.domain.errors import Conflict, InvalidState, NameTaken, NotFound, ValidationFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId, is_id, new_id
-from builderd.domain.quotas import demand_of
+from builderd.domain.quotas import allocation_of
 from builderd.domain.versions import Version
 from builderd.ports.archive import Repository
 from builderd.ports.store import UnitOfWork
@@ -214,7 +214,7 @@ def restore_as(
     ``ValidationFailed``, ``QuotaExceeded``, ``NoCapacity``.
     """
     _refuse_unfinished(backup)
-    if (fault := name_fault(name)) is not None:
+    if (fault := name_error(name)) is not None:
         raise ValidationFailed({"as": [fault]})
     if (other := uow.builders.by_name(caller.tenant_id, name)) is not None:
         raise NameTaken(
@@ -222,7 +222,7 @@ def restore_as(
         )
     settings = version_of(uow, backup).settings
     builders.check_settings(uow, application, caller.tenant_id, settings)
-    admission.admit(uow, application, caller.tenant_id, demand_of(settings.resources, running=True), now)
+    admission.admit(uow, application, caller.tenant_id, allocation_of(settings.resources, running=True), now)
     wanted = replace(_restore(application, backup, RestoreKind.NEW, caller.actor, now), name=name)
     uow.restores.add(wanted)
     return wanted
@@ -333,7 +333,7 @@ async def make_keys(application: Application) -> None:
 
 
 async def _make_key(application: Application, tenant_id: TenantId) -> BackupKey:
-    sealed = application.vault.seal(secrets.token_bytes(32), key_place(tenant_id))
+    sealed = application.vault.seal(secrets.token_bytes(32), key_associated_data(tenant_id))
     now = application.clock.now()
     made = BackupKey(tenant_id, sealed, created_at=now, checked_at=now, pruned_at=now)
     try:

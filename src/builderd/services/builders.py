@@ -14,7 +14,7 @@ from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, DiskId, TenantId, is_id, new_id, new_secret
 from builderd.domain.previews import preview_host
 from builderd.domain.prices import Cost, Sum
-from builderd.domain.quotas import demand_of
+from builderd.domain.quotas import allocation_of
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.store import BuilderQuery, UnitOfWork
 from builderd.services import admission, candidates, credentials, gates, spending, statuses, wake
@@ -68,7 +68,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     """
     check_engine(application)
     check_settings(uow, application, caller.tenant_id, new.settings)
-    admission.admit(uow, application, caller.tenant_id, demand_of(new.settings.resources, running=True), now)
+    admission.admit(uow, application, caller.tenant_id, allocation_of(new.settings.resources, running=True), now)
     builder = _new_builder(application, caller, new, now)
     uow.builders.add(builder)
     version = Version(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from builderd.domain.backups import RestoreKind, hindrance_of
+from builderd.domain.backups import RestoreKind, external_cause_of
 from builderd.domain.builders import Builder, Handover
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.events import SYSTEM, Event
@@ -55,7 +55,7 @@ def give_up_restore(
     for restore in uow.restores.open_of(builder.id):
         if restore.kind is RestoreKind.SAME and not restore.error:
             error = kind(f"The restore was given up: {why}.", data=data)
-            uow.restores.save(replace(restore, error=error.message, hindrance=hindrance_of(error)))
+            uow.restores.save(replace(restore, error=error.message, hindrance=external_cause_of(error)))
 
 
 def superseded(uow: UnitOfWork, builder: Builder, successor: int, now: datetime) -> None:

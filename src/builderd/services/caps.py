@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from builderd.domain.builders import Builder, Desired, StopKind
-from builderd.domain.caps import Account, Cap, Spent, lower, name, reached, tightest
+from builderd.domain.caps import Account, Cap, Spent, cap_message, lowest, name, tightest
 from builderd.domain.errors import QuotaExceeded, ValidationFailed
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, TenantId
@@ -121,7 +121,7 @@ def view_of_builder(uow: UnitOfWork, application: Application, builder: Builder,
 
 def _view(application: Application, own: Decimal | None, limit: Decimal | None, spent: Sum, now: datetime) -> CapView:
     currency = application.prices.currency
-    return CapView(currency, own, limit, lower(own, limit), cents(spent.money), next_month(now))
+    return CapView(currency, own, limit, lowest(own, limit), cents(spent.money), next_month(now))
 
 
 # What the tenant sets
@@ -162,29 +162,29 @@ def _check_amount(monthly: Decimal | None, limit: Decimal | None, currency: str)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CapDecision:
     """What is to be done about a tenant's spending now. ``next_look`` None: nothing is capped."""
 
     stop: Sequence[BuilderId]
     warn_tenant: Account | None
     warn_builders: Sequence[BuilderId]
-    next_look: datetime | None
+    next_check: datetime | None
 
 
-def judge(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> Verdict:
+def judge(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> CapDecision:
     """Only looks."""
     found = books(uow, tenant_id, now)
     of_tenant = next(iter(accounts(application, found, None, now)), None)
-    stop, warn, looks = [], [], [of_tenant.next_look(now)] if of_tenant else []
+    stop, warn, looks = [], [], [of_tenant.next_check(now)] if of_tenant else []
     for builder in uow.builders.of_tenant(tenant_id, deleted=False):
         held = accounts(application, found, builder, now)
         if builder.desired is Desired.RUNNING and tightest(held):
             stop.append(builder.id)
         own = [one for one in held if not one.cap.of_tenant]
-        warn += [builder.id for one in own if one.is_to_be_warned_of]
-        looks += [one.next_look(now) for one in own]
-    warned = of_tenant if of_tenant and of_tenant.is_to_be_warned_of else None
-    return Verdict(stop, warned, warn, min(looks, default=None))
+        warn += [builder.id for one in own if one.warning_due]
+        looks += [one.next_check(now) for one in own]
+    warned = of_tenant if of_tenant and of_tenant.warning_due else None
+    return CapDecision(stop, warned, warn, min(looks, default=None))
 
 
 def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: datetime) -> Builder | None:
@@ -195,7 +195,7 @@ def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: 
     over = tightest(accounts(application, books(uow, builder.tenant_id, now), builder, now))
     if over is None:
         return None
-    reason = reached(over.cap, application.prices.currency)
+    reason = cap_message(over.cap, application.prices.currency)
     candidates.give_up_restore(uow, builder, reason)
     wished = replace(
         candidates.withdraw(uow, builder, application.prices, reason, now),
@@ -216,7 +216,7 @@ def warn_of_builder(uow: UnitOfWork, application: Application, builder_id: Build
     if builder is None:
         return
     for account in accounts(application, books(uow, builder.tenant_id, now), builder, now):
-        if not account.cap.of_tenant and account.is_to_be_warned_of:
+        if not account.cap.of_tenant and account.warning_due:
             uow.events.add(_warning(application, builder.tenant_id, builder.id, account, now))
             uow.builders.save(replace(builder, cap_warned_at=now))
 
@@ -225,7 +225,7 @@ def warn_of_tenant(uow: UnitOfWork, application: Application, tenant_id: TenantI
     """The same of the tenant's cap."""
     found = books(uow, tenant_id, now)
     account = next(iter(accounts(application, found, None, now)), None)
-    if account is None or not account.is_to_be_warned_of:
+    if account is None or not account.warning_due:
         return
     uow.events.add(_warning(application, tenant_id, None, account, now))
     uow.tenants.warned(tenant_id, now)

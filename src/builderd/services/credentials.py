@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from builderd.domain.builders import Builder, Desired
-from builderd.domain.credentials import MAX_CREDENTIALS, Credential, name_fault, pack, place_of, unpack
+from builderd.domain.credentials import MAX_CREDENTIALS, Credential, associated_data_of, name_error, pack, unpack
 from builderd.domain.errors import Conflict, NotFound, QuotaExceeded
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.versions import Version
@@ -38,7 +38,7 @@ def put(
     uow: UnitOfWork, vault: Vault, tenant_id: TenantId, name: str, values: Mapping[str, str], now: datetime
 ) -> tuple[Credential, bool]:
     """Store the values in place of all that were there; whether the credential is new. Raises ``QuotaExceeded``."""
-    sealed = vault.seal(pack(values), place_of(tenant_id, name))
+    sealed = vault.seal(pack(values), associated_data_of(tenant_id, name))
     stored = uow.credentials.get(tenant_id, name)
     if stored is not None:
         changed = replace(stored, variables=tuple(values), sealed=sealed, updated_at=now)
@@ -53,7 +53,7 @@ def put(
 
 def get(uow: UnitOfWork, tenant_id: TenantId, name: str) -> CredentialView:
     """``NotFound`` for a foreign, unknown or malformed name, all alike."""
-    credential = None if name_fault(name) else uow.credentials.get(tenant_id, name)
+    credential = None if name_error(name) else uow.credentials.get(tenant_id, name)
     if credential is None:
         raise NotFound(f"There is no credential named {name!r}: list yours with GET /api/v1/credentials.")
     return CredentialView(credential, _uses(uow, credential))

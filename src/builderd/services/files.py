@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 import zstandard
 
 from builderd.domain.builders import Builder
-from builderd.domain.bundles import path_fault
+from builderd.domain.bundles import path_error
 from builderd.domain.errors import InvalidState, RateLimited
 from builderd.domain.files import Condition, FileEntry, FilePage, bad_path
 from builderd.domain.ids import BuilderId, DiskId, TenantId
@@ -158,6 +158,6 @@ async def _lasting(application: Application, tenant_id: TenantId, builder_id: st
 
 
 def _checked(path: str) -> str:
-    if fault := path_fault(path):
+    if fault := path_error(path):
         raise bad_path(fault)
     return path

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from builderd.domain.builders import Builder
-from builderd.domain.holdings import User
+from builderd.domain.holdings import BuilderStorage
 from builderd.domain.versions import NO_LAYER, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 
 
-def users(uow: UnitOfWork) -> Sequence[User]:
+def users(uow: UnitOfWork) -> Sequence[BuilderStorage]:
     """All builders that are not deleted, by tenant and name."""
     found = (uow.builders.get(builder_id) for builder_id in uow.builders.ids())
     shown = [_user(uow, builder) for builder in found if builder is not None]
@@ -22,12 +22,12 @@ def used_bundles(uow: UnitOfWork, bundles: Collection[str]) -> frozenset[str]:
     return frozenset(one for one in bundles if uow.versions.uses_bundle(one))
 
 
-def _user(uow: UnitOfWork, builder: Builder) -> User:
+def _user(uow: UnitOfWork, builder: Builder) -> BuilderStorage:
     tenant = uow.tenants.get(builder.tenant_id)
     kept = [one for one in uow.versions.list(builder.id) if one.status is not VersionStatus.DROPPED]
     current = next((one for one in kept if one.number == builder.version), None)
     disks = (builder.disk, builder.candidate_disk, *builder.spare_disks)
-    return User(
+    return BuilderStorage(
         tenant=tenant.name if tenant else builder.tenant_id,
         id=builder.id,
         name=builder.name,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from builderd.domain.ids import TenantId
-from builderd.domain.metrics import Reading, Usage, resample, start_of
+from builderd.domain.metrics import Usage, UsageSample, resample, start_of
 from builderd.domain.resources import Resources
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders
@@ -18,7 +18,7 @@ from builderd.services.application import Application
 class Report:
     """``now`` is None for what does not run here. ``steps``: (start, usage), the oldest first; the last goes on."""
 
-    now: Reading | None
+    now: UsageSample | None
     limits: Resources
     step: timedelta
     steps: Sequence[tuple[datetime, Usage]]

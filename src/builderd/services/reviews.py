@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from builderd.domain.bundles import Bundle, path_fault
+from builderd.domain.bundles import Bundle, path_error
 from builderd.domain.entrypoints import PACKAGE, Entry, PackageAt, entry_of, interpreted
 from builderd.domain.ids import TenantId
 from builderd.domain.packages import MAX_BYTES, Package, read_package
-from builderd.domain.reach import reached
+from builderd.domain.reach import reachable_files
 from builderd.domain.review_policies import Policy
 from builderd.domain.reviews import (
     ADVICE,
@@ -25,11 +25,20 @@ from builderd.domain.reviews import (
     Report,
     Severity,
     content_hash,
-    cut,
     demote,
     fingerprints,
+    limit_findings,
 )
-from builderd.domain.sources import CODE, Kind, choose, counts_as_code, is_compiled, is_opaque, kind_of, kinds_when_run
+from builderd.domain.sources import (
+    CODE,
+    Kind,
+    counts_as_code,
+    is_compiled,
+    is_opaque,
+    kind_of,
+    kinds_when_run,
+    select_files,
+)
 from builderd.ports.scanners import Scan, Scanner
 
 #: Reviews of one tenant at the same time: they do not keep the others' waiting.
@@ -74,7 +83,9 @@ class Gate:
         run = await asyncio.to_thread(_run, bundle, entrypoint)
         scanned = self.scanner.scan(bundle, self.policy.limits, run)
         scan, advice = await asyncio.gather(scanned, self._advice(bundle, run))
-        told = await asyncio.to_thread(lambda: cut(list(assess(bundle, entrypoint, scan, self.policy, advice))))
+        told = await asyncio.to_thread(
+            lambda: limit_findings(list(assess(bundle, entrypoint, scan, self.policy, advice)))
+        )
         return Report(
             content_hash=content_hash(bundle.hash, entrypoint),
             policy_hash=self.key,
@@ -99,8 +110,8 @@ def assess(
     entry = entry_of(entrypoint, paths, _packages(bundle))
     roots = set(entry.roots) if entry.known else {path for path in paths if not policy.weighs_less(path)}
     starts = {*roots, *scan.hooks}
-    runs = reached(starts, scan.references, paths)
-    imported = reached(starts, {path: refers.imports for path, refers in scan.references.items()}, paths)
+    runs = reachable_files(starts, scan.references, paths)
+    imported = reachable_files(starts, {path: refers.imports for path, refers in scan.references.items()}, paths)
     run = _run(bundle, entrypoint)
     # Where a file may import anything, or all is started that may be, nothing is known of what in particular.
     vague = not entry.known or any(refers.anything for refers in scan.references.values())
@@ -148,7 +159,7 @@ def _own_hits(bundle: Bundle, entry: Entry) -> Iterator[Hit]:
         advice = f"Name a file that is there in the entrypoint{f': {near}' if near else ''}"
         yield _hit("SAN-entrypoint", "", f"the entrypoint starts {entry.missing}, which is not among the files", advice)
     for file in bundle.files:
-        if (fault := path_fault(file.path)) is not None:
+        if (fault := path_error(file.path)) is not None:
             yield _hit("SAN-path", "", f"a path {fault}", "Rename the file")
 
 
@@ -165,7 +176,11 @@ def _opaque_hits(bundle: Bundle, run: Mapping[str, Kind], loaded: Collection[str
 
 def _size_hits(bundle: Bundle, run: Mapping[str, Kind], policy: Policy) -> Iterator[Hit]:
     code = [file for file in bundle.files if counts_as_code(file, run.get(file.path) or kind_of(file))]
-    limits, total, reading = policy.limits, sum(file.size for file in code), choose(bundle.files, policy.limits, run)
+    limits, total, reading = (
+        policy.limits,
+        sum(file.size for file in code),
+        select_files(bundle.files, policy.limits, run),
+    )
     unread = f"; {len(reading.beyond)} were not read, {reading.beyond[0].path} among them" if reading.beyond else ""
     advice = "Leave out what does not belong to the app. If it is meant, accept the finding with a reason"
     if len(code) > limits.files:

@@ -19,7 +19,7 @@ from builderd.domain.reviews import (
     Verdict,
     content_hash,
     judge,
-    place,
+    location,
     report_key,
 )
 from builderd.domain.versions import Version
@@ -222,7 +222,7 @@ def _accepted(builder: Builder, caller: Caller, finding: Finding, new: NewAccept
         "reason": new.reason,
         "expires_at": new.expires_at.isoformat() if new.expires_at else None,
     }
-    reason = f"{finding.rule} at {place(finding)} accepted by {caller.actor}: {new.reason}"
+    reason = f"{finding.rule} at {location(finding)} accepted by {caller.actor}: {new.reason}"
     return Event(builder.tenant_id, builder.id, now, "review.accepted", caller.actor, reason, details)
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from builderd.domain.errors import NotFound, QuotaExceeded, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import TenantId, WebhookId, is_id, new_id
-from builderd.domain.webhooks import MAX_WEBHOOKS, SECRET_PREFIX, Delivery, Webhook, place_of
+from builderd.domain.webhooks import MAX_WEBHOOKS, SECRET_PREFIX, Delivery, Webhook, associated_data_of
 from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
 from builderd.services.application import Application
@@ -46,7 +46,7 @@ def create(
         tenant_id=caller.tenant_id,
         url=new.url,
         events=new.events,
-        secret=application.vault.seal(secret.encode(), place_of(webhook_id)),
+        secret=application.vault.seal(secret.encode(), associated_data_of(webhook_id)),
         created_at=now,
         created_by=caller.actor,
         place=0,
@@ -95,7 +95,7 @@ def reseal(uow: UnitOfWork, vault: Vault) -> int:
         # As it is by now: its place may have moved on, and to move it back would tell it everything twice.
         webhook = uow.webhooks.get(webhook_id, lock=True)
         if webhook is not None:
-            place = place_of(webhook)
+            place = associated_data_of(webhook)
             uow.webhooks.save(replace(webhook, secret=vault.seal(vault.open(webhook.secret, place), place)))
     return len(stale)
 

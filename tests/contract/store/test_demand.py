@@ -10,7 +10,7 @@ from tests.contract.store.samples import OTHER_TENANT, TENANT, add, make_builder
 from tests.stores import open_store
 
 from builderd.domain.builders import Builder, Desired
-from builderd.domain.quotas import Demand
+from builderd.domain.quotas import Allocation
 from builderd.domain.resources import Resources
 from builderd.ports.store import Store, UnitOfWork
 
@@ -27,23 +27,23 @@ async def builder_of(store: Store, resources: Resources, **changes: object) -> B
 
 
 async def test_nothing_is_promised_to_nobody(store: Store) -> None:
-    assert await store.read(lambda uow: uow.builders.demand()) == Demand()
-    assert await store.read(lambda uow: uow.builders.demand(TENANT.id)) == Demand()
+    assert await store.read(lambda uow: uow.builders.allocated()) == Allocation()
+    assert await store.read(lambda uow: uow.builders.allocated(TENANT.id)) == Allocation()
 
 
 async def test_who_runs_counts_in_full_and_who_is_stopped_with_the_disk_alone(store: Store) -> None:
     await builder_of(store, Resources(0.25, 0.5, 3))
     await builder_of(store, Resources(2, 4, 10), desired=Desired.STOPPED)
     await builder_of(store, Resources(8, 16, 100), desired=Desired.DELETED)
-    assert await store.read(lambda uow: uow.builders.demand(TENANT.id)) == Demand(2, 1, 0.25, 0.5, 13)
+    assert await store.read(lambda uow: uow.builders.allocated(TENANT.id)) == Allocation(2, 1, 0.25, 0.5, 13)
 
 
 async def test_a_tenant_is_promised_its_own_and_all_together_the_whole(store: Store) -> None:
     await add(store, OTHER_TENANT)
     await builder_of(store, Resources(1, 1, 3))
     await builder_of(store, Resources(2, 2, 5), tenant_id=OTHER_TENANT.id)
-    assert await store.read(lambda uow: uow.builders.demand(OTHER_TENANT.id)) == Demand(1, 1, 2, 2, 5)
-    assert await store.read(lambda uow: uow.builders.demand()) == Demand(2, 2, 3, 3, 8)
+    assert await store.read(lambda uow: uow.builders.allocated(OTHER_TENANT.id)) == Allocation(1, 1, 2, 2, 5)
+    assert await store.read(lambda uow: uow.builders.allocated()) == Allocation(2, 2, 3, 3, 8)
 
 
 async def test_of_what_serves_and_what_is_being_deployed_the_greater_counts(store: Store) -> None:
@@ -51,7 +51,7 @@ async def test_of_what_serves_and_what_is_being_deployed_the_greater_counts(stor
     other = make_version(builder.id, number=2)
     await add(store, replace(other, settings=replace(other.settings, resources=Resources(4, 4, 3))))
     await save(store, replace(builder, candidate=2))
-    assert await store.read(lambda uow: uow.builders.demand()) == Demand(1, 1, 4, 8, 5)
+    assert await store.read(lambda uow: uow.builders.allocated()) == Allocation(1, 1, 4, 8, 5)
 
 
 async def test_what_is_being_deployed_is_to_run_whether_or_not_the_builder_does(store: Store) -> None:
@@ -59,13 +59,13 @@ async def test_what_is_being_deployed_is_to_run_whether_or_not_the_builder_does(
     other = make_version(builder.id, number=2)
     await add(store, replace(other, settings=replace(other.settings, resources=Resources(4, 2, 10))))
     await save(store, replace(builder, candidate=2))
-    assert await store.read(lambda uow: uow.builders.demand()) == Demand(1, 1, 4, 2, 10)
+    assert await store.read(lambda uow: uow.builders.allocated()) == Allocation(1, 1, 4, 2, 10)
 
 
 def take(uow: UnitOfWork, number: int) -> bool:
     """One vCPU, if there is one left."""
     uow.builders.lock_demand()
-    if uow.builders.demand().cpu + 1 > ROOM:
+    if uow.builders.allocated().cpu + 1 > ROOM:
         return False
     builder = make_builder(name=f"app-{number}")
     uow.builders.add(builder)
@@ -79,4 +79,4 @@ async def test_of_many_who_ask_at_once_no_more_get_it_than_there_is(shared_url: 
         stores = [one, other] * (ASKING // 2)
         taken = await asyncio.gather(*(s.write(partial(take, number=n)) for n, s in enumerate(stores)))
         assert sum(taken) == ROOM
-        assert (await one.read(lambda uow: uow.builders.demand())).running_builders == ROOM
+        assert (await one.read(lambda uow: uow.builders.allocated())).running_builders == ROOM

@@ -7,7 +7,7 @@ import asyncio
 from tests.contract.store.samples import NOW, SECOND, TENANT, add, add_builder, make_sandbox
 
 from builderd.domain.ids import BuilderId, DiskId
-from builderd.domain.metrics import STEP, Step, Usage, Watched, start_of
+from builderd.domain.metrics import BUCKET, SampleTarget, Usage, UsageBucket, start_of
 from builderd.domain.sandboxes import EndCause, SandboxEnd
 from builderd.ports.store import Store
 
@@ -15,19 +15,23 @@ START = start_of(NOW)
 USAGE = Usage(60, 1.5, 6e10, 2_000_000_000, 10**12, 3, 4, 5, 6, 7, 8, 9)
 
 
-async def of_builder(store: Store, builder: BuilderId) -> list[Step]:
-    return list(await store.read(lambda uow: uow.metrics.of_builder(builder, START - STEP)))
+async def of_builder(store: Store, builder: BuilderId) -> list[UsageBucket]:
+    return list(await store.read(lambda uow: uow.metrics.of_builder(builder, START - BUCKET)))
 
 
 async def test_readings_add_up_in_their_step(store: Store) -> None:
     builder = BuilderId("b")
-    steps = [Step(builder, START + STEP, USAGE), Step(builder, START, USAGE), Step(BuilderId("a"), START, USAGE)]
+    steps = [
+        UsageBucket(builder, START + BUCKET, USAGE),
+        UsageBucket(builder, START, USAGE),
+        UsageBucket(BuilderId("a"), START, USAGE),
+    ]
     await store.write(lambda uow: uow.metrics.add(steps))
-    more = Step(builder, START, Usage(40, 0.5, 1e10, 3_000_000_000, 1, 1, 1, 1, 1, 1, 1, 1))
+    more = UsageBucket(builder, START, Usage(40, 0.5, 1e10, 3_000_000_000, 1, 1, 1, 1, 1, 1, 1, 1))
     await store.write(lambda uow: uow.metrics.add([more]))
     assert await of_builder(store, builder) == [
-        Step(builder, START, Usage(100, 2, 7e10, 3_000_000_000, 10**12, 4, 5, 6, 7, 8, 9, 10)),
-        Step(builder, START + STEP, USAGE),
+        UsageBucket(builder, START, Usage(100, 2, 7e10, 3_000_000_000, 10**12, 4, 5, 6, 7, 8, 9, 10)),
+        UsageBucket(builder, START + BUCKET, USAGE),
     ]
 
 
@@ -37,9 +41,9 @@ async def test_nothing_to_add_is_fine(store: Store) -> None:
 
 async def test_old_steps_expire(store: Store) -> None:
     builder = BuilderId("b")
-    await store.write(lambda uow: uow.metrics.add([Step(builder, START + n * STEP, USAGE) for n in range(3)]))
-    assert await store.write(lambda uow: uow.metrics.expire(START + STEP)) == 1
-    assert [step.start for step in await of_builder(store, builder)] == [START + STEP, START + 2 * STEP]
+    await store.write(lambda uow: uow.metrics.add([UsageBucket(builder, START + n * BUCKET, USAGE) for n in range(3)]))
+    assert await store.write(lambda uow: uow.metrics.expire(START + BUCKET)) == 1
+    assert [step.start for step in await of_builder(store, builder)] == [START + BUCKET, START + 2 * BUCKET]
 
 
 async def test_two_services_that_write_at_once_lose_nothing(store: Store) -> None:
@@ -47,7 +51,9 @@ async def test_two_services_that_write_at_once_lose_nothing(store: Store) -> Non
 
     async def write(order: list[BuilderId]) -> None:
         for _ in range(5):
-            await store.write(lambda uow: uow.metrics.add([Step(one, START, Usage(requests=1)) for one in order]))
+            await store.write(
+                lambda uow: uow.metrics.add([UsageBucket(one, START, Usage(requests=1)) for one in order])
+            )
 
     await asyncio.gather(write(builders), write(builders[::-1]))
     for builder in builders:
@@ -61,5 +67,5 @@ async def test_what_runs_is_watched(store: Store) -> None:
     ended = make_sandbox(stopped.id, started_at=NOW, end=SandboxEnd(EndCause.EXITED, 0, NOW + SECOND))
     await add(store, running, trial, ended, make_sandbox(starting.id))
     assert await store.read(lambda uow: uow.metrics.watched()) == [
-        Watched(TENANT.id, "acme", builder.id, builder.name, builder.host, running.id, NOW)
+        SampleTarget(TENANT.id, "acme", builder.id, builder.name, builder.host, running.id, NOW)
     ]

@@ -19,7 +19,7 @@ import zstandard
 
 from builderd.adapters.bundles import unpack as unpack_program
 from builderd.adapters.bundles.local import LocalBundles
-from builderd.domain.archives import ArchiveLimits, Refused
+from builderd.domain.archives import ArchiveLimits, ArchiveRejected
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import BuilderdError, TooLarge, ValidationFailed
 
@@ -32,9 +32,9 @@ async def unpack(folder: Path, archive: bytes, limits: ArchiveLimits = LIMITS) -
         return await LocalBundles(folder / "bundles").unpack(file, limits)
 
 
-def refused(archive: bytes, limits: ArchiveLimits = LIMITS) -> Refused:
+def refused(archive: bytes, limits: ArchiveLimits = LIMITS) -> ArchiveRejected:
     """By the program that reads archives, here without its process."""
-    with pytest.raises(Refused) as raised:
+    with pytest.raises(ArchiveRejected) as raised:
         unpack_program.unpack(io.BytesIO(archive), io.BytesIO(), limits)
     return raised.value
 

@@ -18,7 +18,7 @@ from tests.security.sandbox.conftest import Attacker
 from builderd.adapters.engines.oci.allocations import bridge_name, known_instance
 from builderd.adapters.engines.oci.bundle import MASKED
 from builderd.adapters.engines.oci.nft import table_name
-from builderd.domain.addresses import NEAR
+from builderd.domain.addresses import NON_PUBLIC
 
 pytestmark = pytest.mark.root
 
@@ -186,5 +186,5 @@ def test_the_firewall_refuses_what_webhooks_are_refused(arena: LiveService) -> N
     ).stdout
     elements = re.findall(r"\d+\.\d+\.\d+\.\d+(?:/\d+)?", rules)
     refused = [IPv4Network(element) for element in elements]
-    assert all(any(network.subnet_of(wider) for wider in refused) for network in NEAR)
-    assert all(any(network.subnet_of(wider) for wider in NEAR) for network in refused)
+    assert all(any(network.subnet_of(wider) for wider in refused) for network in NON_PUBLIC)
+    assert all(any(network.subnet_of(wider) for wider in NON_PUBLIC) for network in refused)

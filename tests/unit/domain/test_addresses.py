@@ -6,9 +6,9 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from builderd.domain.addresses import carried, is_public, lies_in, parse
+from builderd.domain.addresses import embedded_ipv4, in_any_network, is_public, parse
 
-NEAR = """
+NON_PUBLIC = """
 0.0.0.0 0.1.2.3 10.0.0.1 10.255.255.255 100.64.0.1 100.127.255.255 127.0.0.1 127.255.255.254 169.254.169.254
 169.254.170.2 172.16.0.1 172.31.255.255 192.0.0.1 192.0.2.1 192.88.99.1 192.168.1.1 198.18.0.1 198.19.255.255
 198.51.100.1 203.0.113.1 224.0.0.1 239.1.1.1 240.0.0.1 255.255.255.255 168.63.129.16 100.100.100.200 :: ::1
@@ -25,7 +25,7 @@ PUBLIC = """
 """
 
 
-@pytest.mark.parametrize("address", NEAR.split())
+@pytest.mark.parametrize("address", NON_PUBLIC.split())
 def test_what_is_near_is_not_public_however_it_is_wrapped(address: str) -> None:
     assert not is_public(ip_address(address))
 
@@ -36,17 +36,17 @@ def test_the_internet_is_public(address: str) -> None:
 
 
 def test_an_address_that_carries_another_leads_to_that() -> None:
-    assert str(carried(ip_address("64:ff9b::10.1.2.3"))) == "10.1.2.3"
-    assert str(carried(ip_address("2002:a01:203::9"))) == "10.1.2.3"
-    assert carried(ip_address("2606:4700::1")) is None
-    assert carried(ip_address("10.1.2.3")) is None
+    assert str(embedded_ipv4(ip_address("64:ff9b::10.1.2.3"))) == "10.1.2.3"
+    assert str(embedded_ipv4(ip_address("2002:a01:203::9"))) == "10.1.2.3"
+    assert embedded_ipv4(ip_address("2606:4700::1")) is None
+    assert embedded_ipv4(ip_address("10.1.2.3")) is None
 
 
 def test_networks_of_the_other_version_hold_nothing() -> None:
     networks = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
-    assert lies_in(ip_address("10.1.1.1"), networks)
-    assert lies_in(ip_address("fd00::1"), networks)
-    assert not lies_in(ip_address("::ffff:0:1"), networks)
+    assert in_any_network(ip_address("10.1.1.1"), networks)
+    assert in_any_network(ip_address("fd00::1"), networks)
+    assert not in_any_network(ip_address("::ffff:0:1"), networks)
 
 
 def test_what_a_resolver_writes_is_read() -> None:

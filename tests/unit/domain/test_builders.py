@@ -9,12 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.unit.domain.samples import make_builder
 
-from builderd.domain.builders import NAME, Desired, Status, name_fault
+from builderd.domain.builders import NAME, Desired, Status, name_error
 
 
 @pytest.mark.parametrize("name", ["a", "0", "my-api", "a--b", "x" * 63, "a" * 31 + "-" + "b" * 31, "xn", "xn-a"])
 def test_a_dns_label_is_a_name(name: str) -> None:
-    assert name_fault(name) is None
+    assert name_error(name) is None
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,12 @@ def test_a_dns_label_is_a_name(name: str) -> None:
     ],
 )
 def test_what_is_no_dns_label_is_no_name(name: str) -> None:
-    assert name_fault(name) is not None
+    assert name_error(name) is not None
 
 
 @pytest.mark.parametrize("name", ["xn--", "xn--a", "xn--80ak6aa92e"])
 def test_names_do_not_imitate_international_ones(name: str) -> None:
-    fault = name_fault(name)
+    fault = name_error(name)
     assert fault is not None
     assert "xn--" in fault or "hyphens" in fault
 
@@ -38,7 +38,7 @@ def test_names_do_not_imitate_international_ones(name: str) -> None:
 @given(st.text(max_size=70))
 @example("a\n")
 def test_every_accepted_name_is_ascii_and_a_label(name: str) -> None:
-    if name_fault(name) is None:
+    if name_error(name) is None:
         assert re.fullmatch(r"[a-z0-9-]{1,63}", name, re.ASCII)
         assert not name.startswith(("-", "xn--"))
         assert not name.endswith("-")
@@ -46,7 +46,7 @@ def test_every_accepted_name_is_ascii_and_a_label(name: str) -> None:
 
 @given(st.from_regex(NAME, fullmatch=True))
 def test_only_international_names_are_refused_of_what_has_the_form(name: str) -> None:
-    assert (name_fault(name) is None) is not name.startswith("xn--")
+    assert (name_error(name) is None) is not name.startswith("xn--")
 
 
 @pytest.mark.parametrize(

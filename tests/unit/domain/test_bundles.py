@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builderd.domain.bundles import BundleFile, bundle_hash, make_bundle, path_fault, tree_faults
+from builderd.domain.bundles import BundleFile, bundle_hash, make_bundle, path_error, tree_errors
 
 PLAIN = ["a", "main.py", "a/b/c.txt", ".env", "..a", "a..", "...", "a b", "Grüße.txt", "-rf", "a\\b", "a:b", "x" * 255]
 HOSTILE = {
@@ -43,43 +43,43 @@ bundles = st.lists(files, max_size=5, unique_by=lambda file: file.path)
 
 @pytest.mark.parametrize("path", [*PLAIN, "/".join(["x" * 200] * 5)])
 def test_a_plain_relative_path_is_taken(path: str) -> None:
-    assert path_fault(path) is None
+    assert path_error(path) is None
 
 
 @pytest.mark.parametrize(("path", "why"), HOSTILE.items(), ids=[ascii(path)[:20] for path in HOSTILE])
 def test_a_path_that_leads_elsewhere_or_nowhere_is_refused_and_told_why(path: str, why: str) -> None:
-    fault = path_fault(path)
+    fault = path_error(path)
     assert fault is not None
     assert re.search(why, fault)
 
 
 @given(st.text(st.sampled_from("ab./\\\0\n~"), max_size=12))
 def test_an_accepted_path_stays_below_its_folder_and_is_the_only_name_of_its_file(path: str) -> None:
-    if path_fault(path) is None:
+    if path_error(path) is None:
         assert posixpath.normpath(path) == path
         assert posixpath.normpath(posixpath.join("/app", path)).startswith("/app/")
         os.fsencode(path)
 
 
 def test_no_path_is_a_file_and_a_folder() -> None:
-    faults = tree_faults(["a", "a/b", "a/b/c", "ab", "a-b", "x/y"])
+    faults = tree_errors(["a", "a/b", "a/b/c", "ab", "a-b", "x/y"])
     assert faults == {
         "a": "is both a file and the folder of 'a/b'",
         "a/b": "is both a file and the folder of 'a/b/c'",
     }
-    assert tree_faults([]) == {}
-    assert tree_faults(["a", "a.b", "a0", "a b", "b/a"]) == {}
+    assert tree_errors([]) == {}
+    assert tree_errors(["a", "a.b", "a0", "a b", "b/a"]) == {}
 
 
 @given(st.lists(paths, max_size=8))
 def test_tree_faults_are_exactly_the_paths_below_which_others_lie(tree: list[str]) -> None:
-    assert set(tree_faults(tree)) == {path for path in tree if any(other.startswith(f"{path}/") for other in tree)}
+    assert set(tree_errors(tree)) == {path for path in tree if any(other.startswith(f"{path}/") for other in tree)}
 
 
 def test_deep_hostile_trees_are_judged_in_reasonable_time() -> None:
     # 2,000 paths of 512 segments each: to write down every folder of each would take a gigabyte
     deep = ["/".join([f"{number:x}", *"a" * 500]) for number in range(2000)]
-    assert tree_faults(deep) == {}
+    assert tree_errors(deep) == {}
 
 
 @given(bundles, bundles)

@@ -8,7 +8,7 @@ from decimal import Decimal
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from builderd.domain.caps import Account, Cap, Spent, lower, reached, tightest
+from builderd.domain.caps import Account, Cap, Spent, cap_message, lowest, tightest
 from builderd.domain.months import next_month
 from builderd.domain.prices import SECONDS_PER_HOUR
 
@@ -50,16 +50,16 @@ def test_what_would_be_reached_next_month_is_not_in_this_one() -> None:
 
 def test_first_the_warning_is_due_then_the_end_then_the_next_month() -> None:
     hourly = account("0", rate="1")
-    assert hourly.next_look(NOW) == NOW + timedelta(hours=4)
-    assert account("4", rate="1", warned=True).next_look(NOW) == NOW + timedelta(hours=1)
-    assert account("5", rate="1", warned=True).next_look(NOW) == next_month(NOW)
-    assert account("1", rate="0").next_look(NOW) == next_month(NOW)
+    assert hourly.next_check(NOW) == NOW + timedelta(hours=4)
+    assert account("4", rate="1", warned=True).next_check(NOW) == NOW + timedelta(hours=1)
+    assert account("5", rate="1", warned=True).next_check(NOW) == next_month(NOW)
+    assert account("1", rate="0").next_check(NOW) == next_month(NOW)
 
 
 def test_it_is_warned_of_once_and_reached_at_the_full_amount() -> None:
-    assert not account("3.9999").is_to_be_warned_of
-    assert account("4").is_to_be_warned_of
-    assert not account("4", warned=True).is_to_be_warned_of
+    assert not account("3.9999").warning_due
+    assert account("4").warning_due
+    assert not account("4", warned=True).warning_due
     assert not account("4.999999").is_reached
     assert account("5").is_reached
 
@@ -72,9 +72,9 @@ def test_of_several_the_lowest_that_is_reached_is_named() -> None:
 
 
 def test_the_reason_names_the_amount_with_its_cents() -> None:
-    assert reached(CAP, "EUR") == "spending cap of 5.00 EUR reached"
+    assert cap_message(CAP, "EUR") == "spending cap of 5.00 EUR reached"
 
 
 def test_the_lower_of_two_limits_holds() -> None:
-    assert lower(None, Decimal(3), Decimal(2)) == 2
-    assert lower(None, None) is None
+    assert lowest(None, Decimal(3), Decimal(2)) == 2
+    assert lowest(None, None) is None

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.domain.samples import BUILDER, NOW, make_builder
 
 from builderd.domain.builders import Desired, JobType, Status
-from builderd.domain.idleness import Verdict, freeze_reason, judge, may_idle, stop_reason
+from builderd.domain.idleness import IdleAction, can_idle, freeze_reason, idle_action, stop_reason
 from builderd.domain.leases import Lease, LeaseId
 
 UP = make_builder(status=Status.RUNNING, settled_run=1, auto_stop_interval=15, last_active_at=NOW)
@@ -18,38 +18,38 @@ MINUTE = timedelta(minutes=1)
 LEASE = Lease(LeaseId("a"), BUILDER, "an import", "token ci", NOW, NOW + 20 * MINUTE)
 
 
-def verdict(after: timedelta, **changes: Any) -> Verdict | None:
+def verdict(after: timedelta, **changes: Any) -> IdleAction | None:
     options = {"leases": (), "freeze_after": MINUTE, "quiet_for": after, **changes}
-    return judge(options.pop("builder", UP), options.pop("leases"), NOW + after, **options)
+    return idle_action(options.pop("builder", UP), options.pop("leases"), NOW + after, **options)
 
 
 def test_what_is_idle_is_first_frozen_and_then_stopped() -> None:
     assert verdict(MINUTE - timedelta(seconds=1)) is None
-    assert verdict(MINUTE) is Verdict.FREEZE
-    assert verdict(15 * MINUTE) is Verdict.STOP
+    assert verdict(MINUTE) is IdleAction.FREEZE
+    assert verdict(15 * MINUTE) is IdleAction.STOP
 
 
 def test_an_app_that_works_is_not_frozen_and_stopped_all_the_same() -> None:
-    assert verdict(10 * MINUTE, quiet_for=MINUTE / 2) is None
-    assert verdict(15 * MINUTE, quiet_for=timedelta()) is Verdict.STOP
+    assert verdict(10 * MINUTE, cpu_idle_for=MINUTE / 2) is None
+    assert verdict(15 * MINUTE, cpu_idle_for=timedelta()) is IdleAction.STOP
 
 
 def test_where_freezing_is_off_it_is_only_stopped() -> None:
     assert verdict(10 * MINUTE, freeze_after=None) is None
-    assert verdict(15 * MINUTE, freeze_after=None) is Verdict.STOP
+    assert verdict(15 * MINUTE, freeze_after=None) is IdleAction.STOP
 
 
 def test_what_sleeps_is_only_stopped() -> None:
     asleep = replace(UP, asleep_since=NOW)
     assert verdict(10 * MINUTE, builder=asleep) is None
-    assert verdict(15 * MINUTE, builder=asleep) is Verdict.STOP
+    assert verdict(15 * MINUTE, builder=asleep) is IdleAction.STOP
 
 
 def test_a_lease_keeps_it_busy_and_its_end_counts_as_a_use() -> None:
     assert verdict(19 * MINUTE, leases=[LEASE]) is None
     assert verdict(20 * MINUTE, leases=[LEASE]) is None
-    assert verdict(21 * MINUTE, leases=[LEASE]) is Verdict.FREEZE
-    assert verdict(35 * MINUTE, leases=[LEASE]) is Verdict.STOP
+    assert verdict(21 * MINUTE, leases=[LEASE]) is IdleAction.FREEZE
+    assert verdict(35 * MINUTE, leases=[LEASE]) is IdleAction.STOP
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_lease_keeps_it_busy_and_its_end_counts_as_a_use() -> None:
 )
 def test_these_are_never_touched(changes: dict[str, Any]) -> None:
     builder = replace(UP, **changes)
-    assert not may_idle(builder)
+    assert not can_idle(builder)
     assert verdict(timedelta(days=30), builder=builder) is None
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from builderd.domain.ids import BuilderId
-from builderd.domain.metrics import Step, Usage, add, between, merged, resample, start_of
+from builderd.domain.metrics import Usage, UsageBucket, add, merged, resample, start_of, usage_between
 from builderd.domain.previews import PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
 
@@ -25,19 +25,19 @@ def test_a_step_begins_at_a_multiple_of_five_minutes() -> None:
 def test_what_came_to_pass_between_two_readings() -> None:
     used = SandboxUsage(12.5, 3_000, 600, 150, 1_200, 5)
     seen = replace(SEEN, requests=14, answers_2xx=9, answers_5xx=2)
-    usage = between(used, USED, seen, SEEN, 10)
+    usage = usage_between(used, USED, seen, SEEN, 10)
     assert usage == Usage(10, 2.5, 30_000, 3_000, 600, 50, 1_000, 4, 3, 0, 0, 1)
     assert usage.cpu == 0.25
     assert usage.memory_bytes == 3_000
 
 
 def test_a_counter_that_went_down_began_anew() -> None:
-    usage = between(replace(USED, network_in_bytes=7), USED, replace(SEEN, requests=3), SEEN, 10)
+    usage = usage_between(replace(USED, network_in_bytes=7), USED, replace(SEEN, requests=3), SEEN, 10)
     assert (usage.network_in_bytes, usage.requests) == (7, 3)
 
 
 def test_without_a_reading_before_everything_is_new_and_without_visitors_nothing() -> None:
-    usage = between(USED, None, None, None, 5)
+    usage = usage_between(USED, None, None, None, 5)
     assert (usage.cpu_seconds, usage.network_in_bytes, usage.requests) == (10, 100, 0)
 
 
@@ -53,8 +53,8 @@ def test_nothing_watched_is_no_figure() -> None:
     assert Usage().memory_bytes is None
 
 
-def step(minutes: int, requests: int, builder: str = "b") -> Step:
-    return Step(BuilderId(builder), NOON + minutes * MINUTE, Usage(seconds=60, requests=requests))
+def step(minutes: int, requests: int, builder: str = "b") -> UsageBucket:
+    return UsageBucket(BuilderId(builder), NOON + minutes * MINUTE, Usage(seconds=60, requests=requests))
 
 
 def test_steps_become_longer_ones_and_those_outside_are_left_out() -> None:

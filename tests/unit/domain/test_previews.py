@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from builderd.domain.builders import NAME, name_fault
+from builderd.domain.builders import NAME, name_error
 from builderd.domain.ids import BuilderId, new_id, secret_hash
 from builderd.domain.previews import Address, PreviewDomain, Route, RouteState, preview_host
 
@@ -93,7 +93,7 @@ def test_every_builder_gets_a_host_that_a_route_takes(name: str) -> None:
     assert len(host.split(".")[0]) <= 63
 
 
-@given(st.from_regex(NAME, fullmatch=True).filter(lambda name: name_fault(name) is None), st.uuids(version=4))
+@given(st.from_regex(NAME, fullmatch=True).filter(lambda name: name_error(name) is None), st.uuids(version=4))
 @example("a" * 53 + "-" * 9 + "b", uuid.UUID("1a2b3c4d-0000-4000-8000-000000000000"))
 def test_every_name_makes_one_valid_dns_label(name: str, builder: uuid.UUID) -> None:
     label, _, domain = preview_host(name, BuilderId(str(builder)), "localhost").partition(".")

@@ -27,7 +27,7 @@ from builderd.domain.qa import (
     check_port,
     check_term,
     errors_in,
-    excused,
+    excuse_failure,
     gate_passed,
     in_order,
     wanted,
@@ -129,9 +129,9 @@ def test_measures_warn_from_their_limits_on() -> None:
 def test_only_failures_of_answers_are_excused() -> None:
     crawl = Check(CheckName.CRAWL, Outcome.FAILED, "a page failed.")
     term = Check(CheckName.SIGTERM, Outcome.FAILED, "it stayed.")
-    assert excused(crawl, "no network.").outcome is Outcome.NOT_JUDGED
-    assert excused(term, "no network.") == term
-    assert excused(replace(crawl, outcome=Outcome.PASSED), "no network.").outcome is Outcome.PASSED
+    assert excuse_failure(crawl, "no network.").outcome is Outcome.NOT_JUDGED
+    assert excuse_failure(term, "no network.") == term
+    assert excuse_failure(replace(crawl, outcome=Outcome.PASSED), "no network.").outcome is Outcome.PASSED
 
 
 def test_checks_are_shown_in_one_order_and_bounded() -> None:

@@ -2,7 +2,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from builderd.domain.reach import References, reached
+from builderd.domain.reach import References, reachable_files
 
 PATHS = {"app.py", "a/__init__.py", "a/b.py", "a/c.py", "tests/p.py", "lib/x.js", "lib/y/index.js", "index.js", "t.py"}
 
@@ -30,14 +30,14 @@ PATHS = {"app.py", "a/__init__.py", "a/b.py", "a/c.py", "tests/p.py", "lib/x.js"
     ],
 )
 def test_python_leads_to(references: Mapping[str, References], more: set[str]) -> None:
-    assert reached(["app.py"], references, PATHS) == {"app.py"} | more
+    assert reachable_files(["app.py"], references, PATHS) == {"app.py"} | more
 
 
 def test_scripts_lead_to_scripts() -> None:
     references = {"index.js": References(scripts=("./lib/x",)), "lib/x.js": References(scripts=("./y", "../../out"))}
-    assert reached(["index.js"], references, PATHS) == {"index.js", "lib/x.js", "lib/y/index.js"}
+    assert reachable_files(["index.js"], references, PATHS) == {"index.js", "lib/x.js", "lib/y/index.js"}
 
 
 def test_circles_come_to_an_end() -> None:
     references = {"app.py": References(modules=("t",)), "t.py": References(modules=("app",))}
-    assert reached(["app.py"], references, PATHS) == {"app.py", "t.py"}
+    assert reachable_files(["app.py"], references, PATHS) == {"app.py", "t.py"}

@@ -6,27 +6,27 @@ import math
 
 import pytest
 
-from builderd.domain.resources import GB, MINIMUM, Resources, resource_faults
+from builderd.domain.resources import GB, MINIMUM, Resources, resource_errors
 
 MAXIMUM = Resources(cpu=8, memory=16, disk=100)
 
 
 def test_the_bounds_themselves_are_taken() -> None:
-    assert resource_faults(MINIMUM, MAXIMUM) == {}
-    assert resource_faults(MAXIMUM, MAXIMUM) == {}
-    assert resource_faults(Resources(), MAXIMUM) == {}
+    assert resource_errors(MINIMUM, MAXIMUM) == {}
+    assert resource_errors(MAXIMUM, MAXIMUM) == {}
+    assert resource_errors(Resources(), MAXIMUM) == {}
 
 
 @pytest.mark.parametrize("amount", [0, -0.0, -1, 0.1, math.nan, math.inf, -math.inf, 1e9, 10**400, 100.0001])
 @pytest.mark.parametrize("name", ["cpu", "memory", "disk"])
 def test_what_is_out_of_bounds_is_refused_by_name(name: str, amount: float) -> None:
-    faults = resource_faults(Resources(**{name: amount}), MAXIMUM)
+    faults = resource_errors(Resources(**{name: amount}), MAXIMUM)
     assert list(faults) == [name]
     assert "must be from" in faults[name]
 
 
 def test_the_message_tells_the_bounds_and_the_unit() -> None:
-    faults = resource_faults(Resources(cpu=9, memory=0, disk=0), MAXIMUM)
+    faults = resource_errors(Resources(cpu=9, memory=0, disk=0), MAXIMUM)
     assert faults == {
         "cpu": "must be from 0.25 to 8 vCPU",
         "memory": "must be from 0.125 to 16 GB",

@@ -13,9 +13,9 @@ from builderd.domain.reviews import (
     Report,
     Severity,
     content_hash,
-    cut,
     fingerprints,
     judge,
+    limit_findings,
     summary,
 )
 
@@ -69,21 +69,21 @@ def test_a_fingerprint_outlives_other_lines_and_tells_like_lines_apart() -> None
 
 def test_no_warning_crowds_out_what_blocks() -> None:
     many = [replace(WARNED, rule=f"R{n // MAX_OF_RULE}", line=n) for n in range(MAX_FINDINGS * 2)]
-    kept, left_out, untold = cut([*many, BLOCKED])
+    kept, left_out, untold = limit_findings([*many, BLOCKED])
     assert kept[0] == BLOCKED
     assert (len(kept), untold) == (MAX_FINDINGS, 0)
     assert sum(left_out.values()) == len(many) + 1 - MAX_FINDINGS
 
 
 def test_many_warnings_of_one_rule_are_counted() -> None:
-    kept, left_out, untold = cut([replace(WARNED, line=n) for n in range(MAX_OF_RULE + 2)])
+    kept, left_out, untold = limit_findings([replace(WARNED, line=n) for n in range(MAX_OF_RULE + 2)])
     assert (len(kept), left_out, untold) == (MAX_OF_RULE, {"RUF-x": 2}, 0)
 
 
 def test_nothing_passes_by_what_is_not_told() -> None:
     """Who accepts all that they are shown has not accepted the rest."""
     many = [replace(HELD, line=n, fingerprint=str(n)) for n in range(MAX_FINDINGS + 2)]
-    kept, left_out, untold = cut(many)
+    kept, left_out, untold = limit_findings(many)
     assert (len(kept), left_out, untold) == (MAX_FINDINGS, {"RSK-x": 2}, 2)
     verdict = judge(replace(report(*kept), untold=untold), [accept(one) for one in many], NOW)
     assert not verdict.passed

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_fault
+from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_error
 
 
 @pytest.mark.parametrize("command", ["ls", "ls -l | wc\n", "é", "x" * MAX_COMMAND_BYTES])
 def test_what_a_shell_can_run_is_taken(command: str) -> None:
-    assert command_fault(command) is None
+    assert command_error(command) is None
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ def test_what_a_shell_can_run_is_taken(command: str) -> None:
     ],
 )
 def test_what_it_cannot_is_refused_and_told_why(command: str, why: str) -> None:
-    assert why in (command_fault(command) or "")
+    assert why in (command_error(command) or "")

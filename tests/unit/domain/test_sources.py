@@ -6,7 +6,7 @@ import pytest
 
 from builderd.domain.bundles import BundleFile
 from builderd.domain.review_policies import ReviewLimits
-from builderd.domain.sources import Kind, choose, is_compiled, is_opaque, kind_of, kinds_when_run
+from builderd.domain.sources import Kind, is_compiled, is_opaque, kind_of, kinds_when_run, select_files
 
 
 def file(path: str, content: bytes = b"x\n") -> BundleFile:
@@ -16,7 +16,7 @@ def file(path: str, content: bytes = b"x\n") -> BundleFile:
 def test_text_never_takes_the_place_of_code() -> None:
     texts = [file(f"a/{number}.txt") for number in range(50)]
     for limits in (ReviewLimits(files=2), ReviewLimits(total_bytes=10)):
-        reading = choose([*texts, file("web/package.json"), file("z.py")], limits, {})
+        reading = select_files([*texts, file("web/package.json"), file("z.py")], limits, {})
         assert [one.path for one, _ in reading.read[:2]] == ["web/package.json", "z.py"]
         assert len(reading.read) < 50
         assert (reading.too_large, reading.beyond) == ((), ())
@@ -24,14 +24,16 @@ def test_text_never_takes_the_place_of_code() -> None:
 
 def test_code_that_is_not_read_is_named() -> None:
     large, more = file("large.py", b"x" * 30), [file(f"{number}.js") for number in range(3)]
-    reading = choose([large, *more], ReviewLimits(files=1, file_bytes=20), {})
+    reading = select_files([large, *more], ReviewLimits(files=1, file_bytes=20), {})
     assert [one.path for one, _ in reading.read] == ["0.js", "1.js"]
     assert [one.path for one in reading.too_large] == ["large.py"]
     assert [one.path for one in reading.beyond] == ["2.js"]
 
 
 def test_packages_that_are_shipped_along_do_not_count_as_code() -> None:
-    reading = choose([file("node_modules/a/package.json"), file("a.py")], ReviewLimits(files=1, total_bytes=3), {})
+    reading = select_files(
+        [file("node_modules/a/package.json"), file("a.py")], ReviewLimits(files=1, total_bytes=3), {}
+    )
     assert [one.path for one, _ in reading.read] == ["a.py"]
     assert reading.beyond == ()
 

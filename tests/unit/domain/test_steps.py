@@ -33,14 +33,14 @@ from builderd.domain.steps import (
     Step,
     StopSandbox,
     Thaw,
-    VersionSeen,
+    VersionState,
     Wait,
     next_step,
     restart_delay,
 )
 
 BUNDLE = "b" * 64
-READY = VersionSeen(1, 8000, BUNDLE, layer_ready=True)
+READY = VersionState(1, 8000, BUNDLE, layer_ready=True)
 NO_LAYER = replace(READY, layer_ready=False)
 ALWAYS_ON = make_builder()
 JOB = make_builder(job_type=JobType.ONE_TIME)

@@ -39,7 +39,7 @@ from builderd.domain.steps import (
     StartSandbox,
     Step,
     StopSandbox,
-    VersionSeen,
+    VersionState,
     Wait,
     next_step,
     recent_crashes,
@@ -93,7 +93,7 @@ class World:
         open_record = next((record for record in self.records if record.end is None), None)
         return Observed(
             now=self.now,
-            version=VersionSeen(1, 8000, BUNDLE, self.layer, review_due=not self.reviewed),
+            version=VersionState(1, 8000, BUNDLE, self.layer, review_due=not self.reviewed),
             candidate=None,
             trial=None,
             disk_ready=self.disk and self.billed,

@@ -22,9 +22,9 @@ from builderd.domain.webhooks import (
     attempted,
     headers,
     payload,
-    secret_fault,
+    secret_error,
     sign,
-    url_fault,
+    url_error,
 )
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -105,7 +105,7 @@ def test_who_says_gone_is_told_nothing_any_more() -> None:
     "secret", ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "x" * 24, "a long one, with spaces in it"]
 )
 def test_secrets_are_taken(secret: str) -> None:
-    assert secret_fault(secret) is None
+    assert secret_error(secret) is None
     assert sign("msg_1", "1", b"", secret).startswith("v1,")
 
 
@@ -114,12 +114,12 @@ def test_secrets_are_taken(secret: str) -> None:
     ["", "short", "x" * 256, "ü" * 24, "whsec_", "whsec_!!!!", "whsec_" + "A" * 8, "whsec_" + "A" * 200, "a\n" * 20],
 )
 def test_what_cannot_be_a_secret_is_refused(secret: str) -> None:
-    assert secret_fault(secret) is not None
+    assert secret_error(secret) is not None
 
 
 @pytest.mark.parametrize("url", ["https://example.com", "http://example.com:8080/a?b=c", "https://[2606:4700::1]/x"])
 def test_urls_are_taken(url: str) -> None:
-    assert url_fault(url) is None
+    assert url_error(url) is None
 
 
 @pytest.mark.parametrize(
@@ -150,4 +150,4 @@ def test_urls_are_taken(url: str) -> None:
     ],
 )
 def test_what_is_no_url_of_a_host_is_refused(url: str) -> None:
-    assert url_fault(url) is not None
+    assert url_error(url) is not None

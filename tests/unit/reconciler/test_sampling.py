@@ -12,7 +12,7 @@ from tests.application import World, fake_world
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound
 from builderd.domain.ids import SandboxId
-from builderd.domain.metrics import SPAN, STEP, Step, start_of
+from builderd.domain.metrics import BUCKET, SPAN, UsageBucket, start_of
 from builderd.domain.previews import PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
 from builderd.reconciler.sampling import Sampling, sample
@@ -50,7 +50,7 @@ def losing(world: World, lost: SandboxId) -> None:
     world.engine.usage = failing  # type: ignore[method-assign]
 
 
-async def steps(world: World, builder: Builder) -> list[Step]:
+async def steps(world: World, builder: Builder) -> list[UsageBucket]:
     since = world.clock.now() - 2 * SPAN
     return list(await world.read(lambda uow: uow.metrics.of_builder(builder.id, since)))
 
@@ -98,9 +98,9 @@ async def test_what_started_since_the_last_reading_is_counted_from_its_start(wor
         world.previews.visit(builder.host, VISITS)
         world.clock.move(4)
         await sampling.sample()
-    lately = world.application.readings[builder.id].lately
-    assert (lately.cpu_seconds, lately.requests) == (2, 10)
-    assert lately.seconds >= 4
+    since_previous = world.application.readings[builder.id].since_previous
+    assert (since_previous.cpu_seconds, since_previous.requests) == (2, 10)
+    assert since_previous.seconds >= 4
 
 
 async def test_one_that_cannot_be_read_costs_the_others_no_reading(world: World) -> None:
@@ -117,8 +117,8 @@ async def test_one_that_cannot_be_read_costs_the_others_no_reading(world: World)
         using(world, usage_of(cpu=5))
         world.clock.move(10)
         await sampling.sample()
-    lately = world.application.readings[one.id].lately
-    assert (lately.cpu_seconds, lately.seconds) == (4, 20)
+    since_previous = world.application.readings[one.id].since_previous
+    assert (since_previous.cpu_seconds, since_previous.seconds) == (4, 20)
 
 
 async def test_what_does_not_run_here_is_not_shown(world: World) -> None:
@@ -151,7 +151,7 @@ async def test_rows_are_bounded_by_time(world: World) -> None:
             await sampling.sample()
             await sampling.flush()
             world.clock.move(3_600)
-        assert len(await steps(world, builder)) <= SPAN // STEP // 12 + 2
+        assert len(await steps(world, builder)) <= SPAN // BUCKET // 12 + 2
 
 
 async def test_a_service_that_ends_writes_down_what_it_read(world: World) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.application import MAIN, REQUIREMENTS, World
 
 from builderd.domain.bundles import BundleFile
-from builderd.domain.holdings import HeldDisk, Holdings, Inventory
+from builderd.domain.holdings import EngineInventory, Inventory, StoredDisk
 from builderd.domain.ids import DiskId
 from builderd.services import builders, inventory
 
@@ -29,7 +29,7 @@ async def test_builders_of_all_tenants_are_told_with_what_they_use(world: World)
     assert [user.disks for user in found] == [(other.disk,), (first.disk,), (foreign.disk,)]
     stored = set(world.bundles.stored)
     assert await world.read(lambda uow: inventory.used_bundles(uow, [*stored, "9" * 64])) == stored
-    held = Holdings([], [HeldDisk(first.disk, 1, 2), HeldDisk(DiskId("stray"), 1, 2)], [], 0, 0, 0, 0, 0)
+    held = EngineInventory([], [StoredDisk(first.disk, 1, 2), StoredDisk(DiskId("stray"), 1, 2)], [], 0, 0, 0, 0, 0)
     stock = Inventory(found, {**dict.fromkeys(stored, 1), "9" * 64: 5}, frozenset(stored), held)
     assert [user.name for user in stock.users_of_layer(key)] == ["zebra", "api"]
     assert [disk.id for disk in stock.unclaimed_disks()] == ["stray"]

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from builderd.domain.archives import ArchiveLimits, EntryKind, Refused
+from builderd.domain.archives import ArchiveLimits, ArchiveRejected, EntryKind
 
 CHUNK = 1 << 18
 #: The largest window that zstd's own tools use unless told otherwise (``--ultra``, ``--long=27``).
@@ -65,7 +65,7 @@ def entries(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
     elif _is_tar(head):
         yield from _tar_entries(archive, limits)
     else:
-        raise Refused("", "is none: send a zip, a tar, a tar.gz or a tar.zst")
+        raise ArchiveRejected("", "is none: send a zip, a tar, a tar.gz or a tar.zst")
 
 
 def _is_tar(head: bytes) -> bool:
@@ -94,7 +94,7 @@ class _Counted(io.RawIOBase):
         self._left -= len(piece)
         if self._left < 0:
             why = f"is too large: at most {self._limits.max_bytes} bytes are taken, of all files together"
-            raise Refused(self.entry, why, too_large=True)
+            raise ArchiveRejected(self.entry, why, too_large=True)
         return piece
 
 
@@ -129,7 +129,7 @@ def _tar_entry(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
         while left:
             piece = content.read(min(CHUNK, left))
             if not piece:
-                raise Refused(member.name, "is cut off")
+                raise ArchiveRejected(member.name, "is cut off")
             left -= len(piece)
             yield piece
 
@@ -155,7 +155,7 @@ def _damage_told(counted: _Counted) -> Iterator[None]:
         yield
     except (tarfile.TarError, EOFError, OSError, zlib.error, zstandard.ZstdError, ValueError, OverflowError) as error:
         where = counted.entry
-        raise Refused(where, f"{'or what follows it ' if where else ''}cannot be read: {error}") from None
+        raise ArchiveRejected(where, f"{'or what follows it ' if where else ''}cannot be read: {error}") from None
 
 
 # zip
@@ -166,7 +166,7 @@ def _zip_entries(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
     try:
         infos = zipfile.ZipFile(archive).infolist()
     except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError, EOFError) as error:
-        raise Refused("", f"cannot be read as a zip: {error}") from None
+        raise ArchiveRejected("", f"cannot be read as a zip: {error}") from None
     _check_overlap(archive, infos)
     for info in infos:
         yield _zip_entry(archive, info)
@@ -182,7 +182,7 @@ def _check_count(archive: BinaryIO, limits: ArchiveLimits) -> None:
     if count == 0xFFFF and 0 <= end64 <= len(tail) - _END64.size:
         count = _END64.unpack_from(tail, end64)[7]
     if count > 2 * limits.max_files:
-        raise Refused("", f"has {count} entries: at most {limits.max_files} files are taken", too_large=True)
+        raise ArchiveRejected("", f"has {count} entries: at most {limits.max_files} files are taken", too_large=True)
 
 
 def _check_overlap(archive: BinaryIO, infos: list[zipfile.ZipInfo]) -> None:
@@ -190,7 +190,7 @@ def _check_overlap(archive: BinaryIO, infos: list[zipfile.ZipInfo]) -> None:
     placed = sorted((info.header_offset, _end_of(archive, info), info.orig_filename) for info in infos)
     for (_, end, _), (start, _, name) in pairwise(placed):
         if start < end:
-            raise Refused(name, "overlaps another one")
+            raise ArchiveRejected(name, "overlaps another one")
 
 
 def _local(archive: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, bytes]:
@@ -198,7 +198,7 @@ def _local(archive: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, bytes]:
     archive.seek(info.header_offset)
     header = archive.read(_LOCAL.size)
     if len(header) < _LOCAL.size or not header.startswith(_LOCAL_MAGIC):
-        raise Refused(info.orig_filename, "is not where the archive says")
+        raise ArchiveRejected(info.orig_filename, "is not where the archive says")
     *_, name_length, extra_length = _LOCAL.unpack(header)
     return info.header_offset + _LOCAL.size + name_length + extra_length, archive.read(name_length)
 
@@ -230,7 +230,7 @@ def _zip_chunks(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
     """The content, which must have the size and the check sum that the directory says."""
     start, name = _local(archive, info)
     if name.decode("utf-8" if info.flag_bits & _UTF8 else "cp437", "replace") != info.orig_filename:
-        raise Refused(info.orig_filename, "has another name in its own header")
+        raise ArchiveRejected(info.orig_filename, "has another name in its own header")
     archive.seek(start)
     size = crc = 0
     for piece in _unpacked(archive, info):
@@ -240,7 +240,7 @@ def _zip_chunks(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
         crc = zlib.crc32(piece, crc)
         yield piece
     if (size, crc) != (info.file_size, info.CRC):
-        raise Refused(info.orig_filename, "is not what the archive says: its size or its check sum is another one")
+        raise ArchiveRejected(info.orig_filename, "differs from its header: another size or check sum")
 
 
 def _unpacked(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -249,7 +249,7 @@ def _unpacked(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
     elif info.compress_type == zipfile.ZIP_DEFLATED:
         yield from _inflated(archive, info)
     else:
-        raise Refused(info.orig_filename, "is compressed in another way than deflate: pack the zip in the usual one")
+        raise ArchiveRejected(info.orig_filename, "is not compressed by deflate: pack the zip with deflate")
 
 
 def _packed(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -257,7 +257,7 @@ def _packed(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
     while left:
         piece = archive.read(min(CHUNK, left))
         if not piece:
-            raise Refused(info.orig_filename, "is cut off")
+            raise ArchiveRejected(info.orig_filename, "is cut off")
         left -= len(piece)
         yield piece
 
@@ -271,10 +271,10 @@ def _inflated(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
                 yield inflater.decompress(rest, CHUNK)
                 rest = inflater.unconsumed_tail
             if inflater.eof and (inflater.unused_data or rest):
-                raise Refused(info.orig_filename, "goes on after its end")
+                raise ArchiveRejected(info.orig_filename, "goes on after its end")
         while not inflater.eof and (last := inflater.decompress(b"", CHUNK)):
             yield last
     except zlib.error as error:
-        raise Refused(info.orig_filename, f"cannot be read: {error}") from None
+        raise ArchiveRejected(info.orig_filename, f"cannot be read: {error}") from None
     if not inflater.eof:
-        raise Refused(info.orig_filename, "is cut off")
+        raise ArchiveRejected(info.orig_filename, "is cut off")

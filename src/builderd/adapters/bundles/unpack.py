@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from builderd.adapters.bundles.formats import OVERHEAD_BYTES, Entry, entries
-from builderd.domain.archives import ArchiveLimits, Refused, Survey
+from builderd.domain.archives import ArchiveIndex, ArchiveLimits, ArchiveRejected
 from builderd.domain.bundles import hash_of_digests
 
 NOBODY = 65534
@@ -55,7 +55,7 @@ def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits) -> str:
 
     The first time through, everything is judged; only then the contents are read and written.
     """
-    survey = Survey(limits)
+    survey = ArchiveIndex(limits)
     for entry in entries(archive, limits):
         survey.add(entry.name, entry.kind, entry.size)
     paths, digests = survey.paths(), []
@@ -96,7 +96,7 @@ class _Content(io.RawIOBase):
     def end(self) -> bytes:
         """Its sha256. What else there is of it is looked at, too: it may not be as it should."""
         if self._rest or any(self._chunks):
-            raise Refused(self._entry.name, "is larger than the archive says")
+            raise ArchiveRejected(self._entry.name, "is larger than the archive says")
         return self._digest.digest()
 
 
@@ -107,7 +107,7 @@ def main() -> None:
     try:
         report = {"hash": unpack(archive, out, limits)}
         out.flush()
-    except Refused as refused:
+    except ArchiveRejected as refused:
         report = {"refused": refused.message, "too_large": str(refused.too_large)}
     except MemoryError:
         report = {"refused": "The archive takes too much memory: it has too many entries, or too long ones."}

@@ -6,15 +6,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from builderd.domain.equipment import SEARCH_PATH, Equipment
+from builderd.domain.equipment import SEARCH_PATH, PreflightCheck
 
 
-def examine(chromium: Path) -> Sequence[Equipment]:
+def examine(chromium: Path) -> Sequence[PreflightCheck]:
     """Looks only; changes nothing."""
     jail = shutil.which("bwrap", path=SEARCH_PATH)
     without_jail = "QA reports judge neither pages nor the API: apt-get install bubblewrap"
     without_browser = "QA reports load no page in a browser: apt-get install chromium, or set qa.chromium"
     return [
-        Equipment("bubblewrap", jail is not None, jail or "not installed", without_jail, False),
-        Equipment("Chromium", chromium.exists(), str(chromium), without_browser, False),
+        PreflightCheck("bubblewrap", jail is not None, jail or "not installed", without_jail, False),
+        PreflightCheck("Chromium", chromium.exists(), str(chromium), without_browser, False),
     ]

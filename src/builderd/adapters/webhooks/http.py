@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpcore
 
-from builderd.domain.addresses import Address, Network, carried, is_public, lies_in, parse
+from builderd.domain.addresses import Address, Network, embedded_ipv4, in_any_network, is_public, parse
 from builderd.domain.webhooks import MAX_NOTE
 from builderd.ports.webhooks import Reply
 
@@ -81,11 +81,11 @@ class Guard:
 
     def allows(self, address: Address) -> bool:
         """Public and not this host's own, or allowed; of what carries another address, that is judged as well."""
-        meant = carried(address) or address
+        meant = embedded_ipv4(address) or address
         never = tuple(self._never())
-        if lies_in(meant, never) or lies_in(address, never):
+        if in_any_network(meant, never) or in_any_network(address, never):
             return False
-        if lies_in(meant, self._allow):
+        if in_any_network(meant, self._allow):
             return True
         return is_public(meant) and not _is_own(meant)
 

@@ -11,7 +11,7 @@ import click
 from builderd import __version__
 from builderd.bootstrap.review import review_code
 from builderd.configuration import load
-from builderd.domain.reviews import Severity, Verdict, judge, place
+from builderd.domain.reviews import Severity, Verdict, judge, location
 from builderd.doors.cli import options
 from builderd.doors.cli.folders import read_folder
 from builderd.wire.v1.reviews import Review, review_of, sarif_of
@@ -66,7 +66,7 @@ def _last_line(shown: Review, verdict: Verdict) -> str:
     if verdict.passed:
         return f"passed: {took}, {_count(len(shown.findings), 'warning')}"
     stopping = _count(len(verdict.open), "finding")
-    return f"not passed: {took}, stopped by {stopping}, the first at {place(verdict.open[0])}"
+    return f"not passed: {took}, stopped by {stopping}, the first at {location(verdict.open[0])}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from builderd.domain.holdings import Holdings, Inventory, User
+from builderd.domain.holdings import BuilderStorage, EngineInventory, Inventory
 from builderd.domain.resources import GB
 
 SHOWN_KEY = 12
@@ -25,7 +25,7 @@ def lines(inventory: Inventory) -> Iterator[str]:
     yield from _rest(inventory, inventory.held)
 
 
-def _tenant(tenant: str, users: list[User], inventory: Inventory) -> Iterator[str]:
+def _tenant(tenant: str, users: list[BuilderStorage], inventory: Inventory) -> Iterator[str]:
     disks = {disk.id: disk for disk in (inventory.held.disks if inventory.held else ())}
     own = [disks[disk] for user in users for disk in user.disks if disk in disks]
     sizes = f", disks {_gb(sum(disk.bytes for disk in own))} of {_gb(sum(disk.limit_bytes for disk in own))}"
@@ -38,7 +38,7 @@ def _tenant(tenant: str, users: list[User], inventory: Inventory) -> Iterator[st
         yield f"  {user.name:<24} {user.status:<9} {versions:<12} disk {size:<22} layer {layer:<12} {user.id}"
 
 
-def _layers(inventory: Inventory, held: Holdings) -> Iterator[str]:
+def _layers(inventory: Inventory, held: EngineInventory) -> Iterator[str]:
     yield f"layers: {len(held.layers)}, {_gb(sum(layer.bytes for layer in held.layers))}"
     for layer in sorted(held.layers, key=lambda one: -one.bytes):
         users = _names(f"{user.tenant}/{user.name}" for user in inventory.users_of_layer(layer.key))
@@ -53,7 +53,7 @@ def _bundles(inventory: Inventory) -> Iterator[str]:
     yield f"bundles: {len(inventory.bundles)}, {_gb(size)}; of no use any more: {len(unused)}, {_gb(idle)}"
 
 
-def _rest(inventory: Inventory, held: Holdings) -> Iterator[str]:
+def _rest(inventory: Inventory, held: EngineInventory) -> Iterator[str]:
     for base in held.bases:
         use = ", ".join(word for word, holds in (("ours", base.own), ("sandboxes run on it", base.seen)) if holds)
         asked = f"asked for {base.asked_at:%Y-%m-%d %H:%M}"

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from builderd.domain.errors import BadRequest, TooLarge, ValidationFailed
 from builderd.doors.http.auth import TheApplication, Writer
 from builderd.services.application import Application
-from builderd.wire.v1.shape import Shape, faults_of
+from builderd.wire.v1.shape import Shape, field_errors
 
 S = TypeVar("S", bound=Shape)
 
@@ -132,7 +132,7 @@ def _take(shape: type[S], body: bytes, context: dict[str, Any]) -> Received[S]:
     try:
         value = shape.model_validate(parse_object(body), context=context)
     except ValidationError as error:
-        raise ValidationFailed(faults_of(error)) from None
+        raise ValidationFailed(field_errors(error)) from None
     return Received(value, hashlib.sha256(body).hexdigest())
 
 

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
-from builderd.domain.metrics import Reading
+from builderd.domain.metrics import UsageSample
 from builderd.domain.previews import PreviewActivity
 from builderd.services.application import Application
 from builderd.services.backup_health import BackupHealth, health
@@ -75,7 +75,7 @@ def _busiest(activity: Mapping[str, PreviewActivity]) -> Mapping[str, PreviewAct
 class _Snapshot(Collector):
     builders: Mapping[Status, int]
     activity: Mapping[str, PreviewActivity]
-    readings: Sequence[Reading]
+    readings: Sequence[UsageSample]
     engine_ready: bool
     backups: BackupHealth
 

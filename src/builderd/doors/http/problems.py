@@ -18,7 +18,7 @@ from builderd.domain.errors import (
 from builderd.domain.machine_faults import machine_fault
 from builderd.doors.http.answers import Answer, failure
 from builderd.wire.v1.envelope import Failure
-from builderd.wire.v1.shape import faults_in
+from builderd.wire.v1.shape import field_errors_in
 
 
 class MethodNotAllowed(BuilderdError):
@@ -66,7 +66,7 @@ async def _coded(request: Request, error: Exception) -> Response:
 async def _parameters(_: Request, error: Exception) -> Response:
     """Query parameters that break a rule; their paths are their names alone, without ``query.``"""
     assert isinstance(error, RequestValidationError)
-    return failure(ValidationFailed(faults_in(error.errors(), skip=1))).response()
+    return failure(ValidationFailed(field_errors_in(error.errors(), skip=1))).response()
 
 
 async def _routing(request: Request, error: Exception) -> Response:

@@ -6,7 +6,15 @@ from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
-from builderd.domain.backups import Backup, BackupStatus, Restore, RestoreKind, RestoreStatus, failure_of, hindrance_of
+from builderd.domain.backups import (
+    Backup,
+    BackupStatus,
+    Restore,
+    RestoreKind,
+    RestoreStatus,
+    external_cause_of,
+    failure_of,
+)
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BackupFailed, InvalidState, StoreUnavailable
 from builderd.domain.versions import Version
@@ -230,7 +238,7 @@ async def _fail(desk: Desk, restore: Restore, error: Exception) -> None:
 
     def record(uow: UnitOfWork) -> None:
         failed = replace(restore, status=RestoreStatus.FAILED, finished_at=now, error=reason)
-        uow.restores.save(replace(failed, hindrance=hindrance_of(error)))
+        uow.restores.save(replace(failed, hindrance=external_cause_of(error)))
         kind = "drill.failed" if restore.kind is RestoreKind.DRILL else "restore.failed"
         backups.tell(uow, restore, kind, now, reason=reason, details={"backup": restore.backup_id})
         backup = uow.backups.get(restore.backup_id)

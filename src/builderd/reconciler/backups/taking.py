@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from builderd.domain.backups import RETRY, SPARSE_FACTOR, Backup, BackupKind, BackupStatus, hindrance_of
+from builderd.domain.backups import RETRY, SPARSE_FACTOR, Backup, BackupKind, BackupStatus, external_cause_of
 from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound, StoreUnavailable
 from builderd.domain.ids import BackupId, DiskId
@@ -148,7 +148,7 @@ async def _fail(desk: Desk, backup: Backup, error: Exception) -> None:
         if not found.is_open:
             return  # it was done, and nobody heard of it
         failed = replace(found, status=status, finished_at=now, error=reason, retry_at=again)
-        uow.backups.save(replace(failed, hindrance=hindrance_of(error)))
+        uow.backups.save(replace(failed, hindrance=external_cause_of(error)))
         details = {"will_retry_at": again.isoformat() if again else None}
         backups.tell(uow, failed, "backup.failed", now, reason=reason, details=details)
 

@@ -19,22 +19,22 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from builderd.domain import resources as domain
-from builderd.domain.builders import NAME, JobType, Status, Visibility, name_fault
+from builderd.domain.builders import NAME, JobType, Status, Visibility, name_error
 from builderd.domain.credentials import NAME as CREDENTIAL_NAME
-from builderd.domain.credentials import name_fault as credential_fault
+from builderd.domain.credentials import name_error as credential_error
 from builderd.domain.procfile import FILE as PROCFILE
 from builderd.domain.versions import (
     DEFAULT_PORT,
     ENV_NAME,
     MAX_ENTRYPOINT_BYTES,
     Isolation,
-    entrypoint_fault,
-    env_fault,
-    env_size_fault,
+    entrypoint_error,
+    env_error,
+    env_size_error,
 )
 from builderd.wire.v1.envelope import Page, Success, Time
 from builderd.wire.v1.files import FileContent, Files
-from builderd.wire.v1.shape import Fault, Shape, View, Whole, obeys, refusal, with_faults
+from builderd.wire.v1.shape import FieldError, JsonInt, Shape, View, must_pass, refusal, with_field_errors
 
 #: The largest whole number that every database keeps in a plain integer column.
 MAX_INTEGER = 2**31 - 1
@@ -55,7 +55,7 @@ class Resources(Shape):
     def _in_bounds(cls, value: float, info: ValidationInfo) -> float:
         assert info.field_name
         maximum = (info.context or {}).get("maximum", UNBOUNDED)
-        faults = domain.resource_faults(replace(domain.MINIMUM, **{info.field_name: value}), maximum)
+        faults = domain.resource_errors(replace(domain.MINIMUM, **{info.field_name: value}), maximum)
         if info.field_name in faults:
             raise refusal(faults[info.field_name])
         return value
@@ -70,7 +70,7 @@ def _env(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     env = {name: _env_text(content) for name, content in value.items()}
-    return with_faults(_env_faults(env), lambda: env)
+    return with_field_errors(_env_faults(env), lambda: env)
 
 
 def _env_text(value: Any) -> str | None:
@@ -80,12 +80,12 @@ def _env_text(value: Any) -> str | None:
     return str(value) if isinstance(value, str | int | float) else None
 
 
-def _env_faults(env: Mapping[str, str | None]) -> Iterator[Fault]:
+def _env_faults(env: Mapping[str, str | None]) -> Iterator[FieldError]:
     for name, value in env.items():
-        why = "must be text, a number or a boolean" if value is None else env_fault(name, value)
+        why = "must be text, a number or a boolean" if value is None else env_error(name, value)
         if why is not None:
             yield (name,), why
-    why = env_size_fault({name: value or "" for name, value in env.items()})
+    why = env_size_error({name: value or "" for name, value in env.items()})
     if why is not None:
         yield (), why
 
@@ -101,16 +101,16 @@ Env = Annotated[
     ),
 ]
 
-Name = Annotated[str, obeys(name_fault), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+Name = Annotated[str, must_pass(name_error), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
 
 Entrypoint = Annotated[
     str,
-    obeys(entrypoint_fault),
+    must_pass(entrypoint_error),
     Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ENTRYPOINT_BYTES, "pattern": r"\S"}),
 ]
 
 Credential = Annotated[
-    str, obeys(credential_fault), Field(json_schema_extra={"pattern": f"^{CREDENTIAL_NAME.pattern}$"})
+    str, must_pass(credential_error), Field(json_schema_extra={"pattern": f"^{CREDENTIAL_NAME.pattern}$"})
 ]
 
 
@@ -122,7 +122,7 @@ def _may_tell(value: dict[Any, Any]) -> bool:
     return "source" in value or (isinstance(files, dict) and PROCFILE in files)
 
 
-def _code_faults(value: Any, required: bool) -> Iterator[Fault]:
+def _code_faults(value: Any, required: bool) -> Iterator[FieldError]:
     if not isinstance(value, dict):
         return
     has_source = value.get("source") is not None
@@ -169,12 +169,12 @@ class NewBuilder(Shape):
         default_factory=dict[str, FileContent], description="Relative path → text, or an object with base64 content."
     )
     source: OptionalSource = Field(default=None, description="An upload, in place of `files`.")
-    port: Whole = Field(default=DEFAULT_PORT, ge=1, le=65535, description="Given to the app as PORT.")
+    port: JsonInt = Field(default=DEFAULT_PORT, ge=1, le=65535, description="Given to the app as PORT.")
     env: Env = Field(default_factory=dict, description="Environment variables; not a place for secrets.")
     resources: Resources = Field(default_factory=Resources)
     job_type: JobType = Field(default=JobType.ALWAYS_ON, strict=False)
-    backup_interval_hours: Whole = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
-    auto_stop_interval: Whole = Field(default=0, ge=0, le=MAX_INTEGER, description="Minutes; 0: never.")
+    backup_interval_hours: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
+    auto_stop_interval: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="Minutes; 0: never.")
     visibility: Visibility = Field(default=Visibility.PUBLIC, strict=False)
     credentials: list[Credential] = Field(default_factory=list, max_length=MAX_CREDENTIALS)
     isolation: Isolation | None = Field(default=None, strict=False, description="Left out: the service's default.")
@@ -189,14 +189,14 @@ class NewBuilder(Shape):
     @classmethod
     def _has_code(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """As files or as a source, and never both."""
-        return with_faults(_code_faults(value, cls.code_is_required), lambda: handler(value))
+        return with_field_errors(_code_faults(value, cls.code_is_required), lambda: handler(value))
 
     @model_validator(mode="wrap")
     @classmethod
     def _needs_entrypoint(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Left out only where a Procfile may tell it."""
         lacks = isinstance(value, dict) and "entrypoint" not in value and not _may_tell(value)
-        return with_faults([(("entrypoint",), NO_ENTRYPOINT)] if lacks else [], lambda: handler(value))
+        return with_field_errors([(("entrypoint",), NO_ENTRYPOINT)] if lacks else [], lambda: handler(value))
 
 
 class Cost(View):

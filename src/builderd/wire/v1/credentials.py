@@ -8,20 +8,20 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SecretStr
 
 from builderd.domain.credentials import MAX_BYTES, MAX_VARIABLES
-from builderd.domain.versions import ENV_NAME, env_fault
+from builderd.domain.versions import ENV_NAME, env_error
 from builderd.wire.v1.envelope import Page, Success, Time
-from builderd.wire.v1.shape import Fault, Shape, View, with_faults
+from builderd.wire.v1.shape import FieldError, Shape, View, with_field_errors
 
 
 def _values(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return with_faults(_faults(value), lambda: value)
+    return with_field_errors(_faults(value), lambda: value)
 
 
-def _faults(values: dict[str, Any]) -> Iterator[Fault]:
+def _faults(values: dict[str, Any]) -> Iterator[FieldError]:
     for name, content in values.items():
-        why = env_fault(name, content) if isinstance(content, str) else "must be text"
+        why = env_error(name, content) if isinstance(content, str) else "must be text"
         if why is not None:
             yield (name,), why
     size = sum(len(name) + len(str(content).encode(errors="surrogatepass")) for name, content in values.items())

@@ -6,28 +6,28 @@ from typing import Annotated
 
 from pydantic import Field
 
-from builderd.domain.processes import HOME, MAX_STDIN_BYTES, folder_fault, stdin_fault
-from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_fault
+from builderd.domain.processes import HOME, MAX_STDIN_BYTES, folder_error, stdin_error
+from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_error
 from builderd.wire.v1.builders import Env
 from builderd.wire.v1.envelope import Success
-from builderd.wire.v1.shape import Shape, View, Whole, obeys
+from builderd.wire.v1.shape import JsonInt, Shape, View, must_pass
 
 MAX_TIMEOUT = 600
 
 Command = Annotated[
     str,
-    obeys(command_fault),
+    must_pass(command_error),
     Field(json_schema_extra={"minLength": 1, "maxLength": MAX_COMMAND_BYTES, "pattern": r"\S"}),
 ]
-Folder = Annotated[str, obeys(folder_fault), Field(json_schema_extra={"minLength": 1})]
-Stdin = Annotated[str, obeys(stdin_fault), Field(json_schema_extra={"maxLength": MAX_STDIN_BYTES})]
+Folder = Annotated[str, must_pass(folder_error), Field(json_schema_extra={"minLength": 1})]
+Stdin = Annotated[str, must_pass(stdin_error), Field(json_schema_extra={"maxLength": MAX_STDIN_BYTES})]
 
 
 class NewExecution(Shape):
     """``timeout`` is in seconds; past it every process that the command started is killed."""
 
     command: Command = Field(description="Run by /bin/sh in the app's folder, with the app's environment.")
-    timeout: Whole = Field(default=60, ge=1, le=MAX_TIMEOUT)
+    timeout: JsonInt = Field(default=60, ge=1, le=MAX_TIMEOUT)
     stdin: Stdin = Field(default="", description="What the command reads, as UTF-8.")
     cwd: Folder = Field(default=HOME, description="Where it begins: absolute, or below /app.")
     env: Env = Field(default_factory=dict, description="Added to the app's environment.")

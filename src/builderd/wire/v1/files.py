@@ -19,11 +19,11 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from builderd.domain.bundles import MAX_CONTENT_BYTES, MAX_FILES, MAX_PATH_BYTES, BundleFile, path_fault, tree_faults
+from builderd.domain.bundles import MAX_CONTENT_BYTES, MAX_FILES, MAX_PATH_BYTES, BundleFile, path_error, tree_errors
 from builderd.domain.errors import TooLarge
-from builderd.wire.v1.shape import Fault, Shape, refusal, with_faults
+from builderd.wire.v1.shape import FieldError, Shape, refusal, with_field_errors
 
-#: What ``path_fault`` says, as far as JSON Schema can: segments that are neither empty, nor ``.``, nor ``..``.
+#: What ``path_error`` says, as far as JSON Schema can: segments that are neither empty, nor ``.``, nor ``..``.
 PATH_SCHEMA = {
     "maxLength": MAX_PATH_BYTES,
     "pattern": r"^(?!\.{1,2}(/|$))[^/\u0000]+(/(?!\.{1,2}(/|$))[^/\u0000]+)*$",
@@ -46,14 +46,14 @@ class FileContent(Shape):
 
     @model_validator(mode="after")
     def _decode(self) -> FileContent:
-        return with_faults(self._content_faults(), lambda: self)
+        return with_field_errors(self._content_faults(), lambda: self)
 
     @property
     def data(self) -> bytes:
         """The bytes of the file."""
         return self._data
 
-    def _content_faults(self) -> Iterator[Fault]:
+    def _content_faults(self) -> Iterator[FieldError]:
         try:
             self._data = _decoded(self.content, self.encoding)
         except UnicodeEncodeError:
@@ -83,21 +83,21 @@ def _tree(value: Any, handler: ValidatorFunctionWrapHandler) -> dict[str, FileCo
         return files
     if len(value) > MAX_FILES:
         raise TooLarge(f"There are {len(value)} files: at most {MAX_FILES} are taken.")
-    files = with_faults(_tree_faults(value), lambda: handler(value))
+    files = with_field_errors(_tree_faults(value), lambda: handler(value))
     size = sum(len(file.data) for file in files.values())
     if size > MAX_CONTENT_BYTES:
         raise TooLarge(f"The files have {size} bytes together: at most {MAX_CONTENT_BYTES} are taken.")
     return files
 
 
-def _tree_faults(files: Mapping[str, Any]) -> Iterator[Fault]:
+def _tree_faults(files: Mapping[str, Any]) -> Iterator[FieldError]:
     if not files:
         yield (), "must have at least one file"
     for path in files:
-        why = path_fault(path)
+        why = path_error(path)
         if why is not None:
             yield (path,), why
-    yield from (((path,), why) for path, why in tree_faults(files).items())
+    yield from (((path,), why) for path, why in tree_errors(files).items())
 
 
 class _OrText:

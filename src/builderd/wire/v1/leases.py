@@ -7,17 +7,17 @@ from typing import Annotated
 from pydantic import Field
 
 from builderd.domain.leases import MAX_REASON_BYTES, MAX_SECONDS
-from builderd.domain.versions import text_fault
+from builderd.domain.versions import text_error
 from builderd.wire.v1.envelope import Page, Success, Time
-from builderd.wire.v1.shape import Shape, View, Whole, obeys
+from builderd.wire.v1.shape import JsonInt, Shape, View, must_pass
 
 
 def _reason_fault(reason: str) -> str | None:
-    return text_fault(reason, MAX_REASON_BYTES)
+    return text_error(reason, MAX_REASON_BYTES)
 
 
-Seconds = Annotated[Whole, Field(ge=1, le=MAX_SECONDS)]
-Reason = Annotated[str, obeys(_reason_fault), Field(json_schema_extra={"maxLength": MAX_REASON_BYTES})]
+Seconds = Annotated[JsonInt, Field(ge=1, le=MAX_SECONDS)]
+Reason = Annotated[str, must_pass(_reason_fault), Field(json_schema_extra={"maxLength": MAX_REASON_BYTES})]
 
 
 class NewLease(Shape):

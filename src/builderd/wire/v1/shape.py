@@ -21,17 +21,17 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 T = TypeVar("T")
 
 #: A request may be wrong in as many places as it has parts; no more of them are told than a person reads.
-MAX_FAULTS = 100
+MAX_FIELD_ERRORS = 100
 #: The longest path of a file that is taken, and its field around it.
 MAX_PATH_CHARACTERS = 1100
 #: Names longer than this are compared with nothing: closeness costs the square of the length.
 MAX_COMPARED = 64
 
 #: Where something is wrong, and why.
-Fault = tuple[tuple[str, ...], str]
+FieldError = tuple[tuple[str, ...], str]
 
 
-class Known(BaseModel):
+class StrictModel(BaseModel):
     """What a client sends: no field that the contract does not know, and for a misspelt one the nearest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,16 +47,16 @@ class Known(BaseModel):
             return handler(value)
         known = {name: value[name] for name in names if name in value}
         faults = (((name,), _unknown(name, names)) for name in unknown)
-        return with_faults(faults, lambda: handler(known))
+        return with_field_errors(faults, lambda: handler(known))
 
 
-class Shape(Known):
+class Shape(StrictModel):
     """A body: exact types."""
 
     model_config = ConfigDict(strict=True)
 
 
-class Parameters(Known):
+class Parameters(StrictModel):
     """A query: everything in it is text, of which types are made."""
 
 
@@ -71,19 +71,19 @@ def _unknown(name: str, known: Iterable[str]) -> str:
     return f"is not known here: did you mean {near[0]}?" if near else "is not known here: leave it out"
 
 
-def with_faults(faults: Iterable[Fault], validate: Callable[[], T]) -> T:
+def with_field_errors(faults: Iterable[FieldError], validate: Callable[[], T]) -> T:
     """What ``validate`` makes, or one ``ValidationError`` of its own faults and these together."""
-    lines = [_line(path, why) for path, why in islice(faults, MAX_FAULTS)]
+    lines = [_line(path, why) for path, why in islice(faults, MAX_FIELD_ERRORS)]
     try:
         result = validate()
     except ValidationError as error:
-        lines += [_line(_path(detail), _why(detail)) for detail in _details(error)[:MAX_FAULTS]]
+        lines += [_line(_path(detail), _why(detail)) for detail in _details(error)[:MAX_FIELD_ERRORS]]
     if lines:
         raise ValidationError.from_exception_data("request", lines)
     return result
 
 
-def obeys(fault: Callable[[str], str | None]) -> AfterValidator:
+def must_pass(fault: Callable[[str], str | None]) -> AfterValidator:
     """A text that the domain's rule finds no fault with."""
 
     def check(value: str) -> str:
@@ -100,7 +100,7 @@ def _whole(value: Any) -> Any:
 
 
 #: A whole number, which JSON may also write as 8000.0 (JSON Schema 2020-12, "integer"); never true or "8000".
-Whole = Annotated[int, BeforeValidator(_whole)]
+JsonInt = Annotated[int, BeforeValidator(_whole)]
 
 
 def refusal(why: str) -> PydanticCustomError:
@@ -108,15 +108,15 @@ def refusal(why: str) -> PydanticCustomError:
     return PydanticCustomError("rule", "{why}", {"why": why})
 
 
-def faults_of(error: ValidationError) -> dict[str, list[str]]:
+def field_errors(error: ValidationError) -> dict[str, list[str]]:
     """``{"resources.cpu": ["must be from 0.25 to 8 vCPU"], …}``: every reason under its dotted path."""
-    return faults_in(_details(error))
+    return field_errors_in(_details(error))
 
 
-def faults_in(details: Sequence[ErrorDetails], skip: int = 0) -> dict[str, list[str]]:
+def field_errors_in(details: Sequence[ErrorDetails], skip: int = 0) -> dict[str, list[str]]:
     """The same for pydantic's own details, without the first ``skip`` parts of each path."""
     faults: dict[str, list[str]] = {}
-    for detail in details[:MAX_FAULTS]:
+    for detail in details[:MAX_FIELD_ERRORS]:
         path = ".".join(_path(detail)[skip:])[:MAX_PATH_CHARACTERS]
         faults.setdefault(path, []).append(_why(detail))
     return faults

@@ -6,13 +6,13 @@ from pydantic import Field
 
 from builderd.domain.ssh import DEFAULT_MINUTES, MAX_MINUTES, MIN_MINUTES
 from builderd.wire.v1.envelope import Success, Time
-from builderd.wire.v1.shape import Shape, View, Whole
+from builderd.wire.v1.shape import JsonInt, Shape, View
 
 
 class NewSshGrant(Shape):
     """How long the token opens the builder."""
 
-    expires_minutes: Whole = Field(default=DEFAULT_MINUTES, ge=MIN_MINUTES, le=MAX_MINUTES)
+    expires_minutes: JsonInt = Field(default=DEFAULT_MINUTES, ge=MIN_MINUTES, le=MAX_MINUTES)
 
 
 class SshGrant(View):

@@ -20,7 +20,7 @@ from builderd.wire.v1.builders import (
 )
 from builderd.wire.v1.envelope import Page, Time
 from builderd.wire.v1.files import FileContent, Files
-from builderd.wire.v1.shape import Shape, View, Whole
+from builderd.wire.v1.shape import JsonInt, Shape, View
 
 
 def _without_defaults(schema: dict[str, Any]) -> None:
@@ -55,8 +55,8 @@ class NewSettings(Shape):
 
     env: Env = Field(default_factory=dict[str, str], description="Replaced as a whole.")
     resources: Resources = Field(default_factory=Resources, description="The disk can only grow.")
-    auto_stop_interval: Whole = Field(default=0, ge=0, le=MAX_INTEGER, description="Minutes; 0: never.")
-    backup_interval_hours: Whole = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
+    auto_stop_interval: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="Minutes; 0: never.")
+    backup_interval_hours: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
     visibility: Visibility = Field(default=Visibility.PUBLIC, strict=False)
     credentials: list[Credential] = Field(default_factory=list[str], max_length=MAX_CREDENTIALS)
 
@@ -64,13 +64,13 @@ class NewSettings(Shape):
 class NewAutoStop(Shape):
     """When it stops by itself."""
 
-    interval: Whole = Field(ge=0, le=MAX_INTEGER, description="Minutes without a use; 0: never.")
+    interval: JsonInt = Field(ge=0, le=MAX_INTEGER, description="Minutes without a use; 0: never.")
 
 
 class NewRollback(Shape):
     """Which version to have again."""
 
-    version: Whole = Field(ge=1, le=MAX_INTEGER, description="The number of a version that was up.")
+    version: JsonInt = Field(ge=1, le=MAX_INTEGER, description="The number of a version that was up.")
 
 
 class Version(View):

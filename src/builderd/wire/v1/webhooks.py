@@ -7,10 +7,10 @@ from typing import Annotated
 from pydantic import Field
 
 from builderd.domain.events import MAX_PATTERN, is_pattern
-from builderd.domain.webhooks import MAX_SECRET, MAX_URL, DeliveryStatus, WebhookStatus, secret_fault, url_fault
+from builderd.domain.webhooks import MAX_SECRET, MAX_URL, DeliveryStatus, WebhookStatus, secret_error, url_error
 from builderd.wire.v1.envelope import Page, Success, Time
 from builderd.wire.v1.logs import ExactTime
-from builderd.wire.v1.shape import Shape, View, obeys
+from builderd.wire.v1.shape import Shape, View, must_pass
 
 MAX_PATTERNS = 50
 
@@ -21,7 +21,7 @@ def _pattern_fault(text: str) -> str | None:
 
 Pattern = Annotated[
     str,
-    obeys(_pattern_fault),
+    must_pass(_pattern_fault),
     Field(json_schema_extra={"maxLength": MAX_PATTERN, "pattern": r"^(\*|[a-z][a-z_]*(\.[a-z_]+)*(\.\*)?)$"}),
 ]
 
@@ -29,14 +29,14 @@ Pattern = Annotated[
 class NewWebhook(Shape):
     """Where events are to be told, and which."""
 
-    url: Annotated[str, obeys(url_fault)] = Field(
+    url: Annotated[str, must_pass(url_error)] = Field(
         description="Must lead to a public address.",
         json_schema_extra={"format": "uri", "pattern": "^https?://", "maxLength": MAX_URL},
     )
     events: list[Pattern] = Field(
         default_factory=lambda: ["*"], min_length=1, max_length=MAX_PATTERNS, description="Types; `*` for all."
     )
-    secret: Annotated[str, obeys(secret_fault)] | None = Field(
+    secret: Annotated[str, must_pass(secret_error)] | None = Field(
         default=None,
         description="`whsec_` and 24 to 64 bytes in base64, or 24 and more characters; one is made if left out.",
         json_schema_extra={"maxLength": MAX_SECRET},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from builderd.domain.holdings import HeldBase, HeldDisk, HeldLayer, Holdings, Inventory, User
+from builderd.domain.holdings import BuilderStorage, EngineInventory, Inventory, StoredBase, StoredDisk, StoredLayer
 from builderd.domain.ids import BuilderId, DiskId
 from builderd.domain.resources import GB
 from builderd.doors.cli.usage import lines
@@ -13,14 +13,18 @@ from builderd.doors.cli.usage import lines
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 KEY, OTHER = "a" * 64, "b" * 64
 USERS = (
-    User("acme", BuilderId("1"), "api", "running", 3, 2, (DiskId("d1"),), KEY, frozenset({KEY}), frozenset({"x"})),
-    User("acme", BuilderId("2"), "job", "stopped", 1, 1, (DiskId("d2"),), None, frozenset(), frozenset({"y"})),
-    User("zeta", BuilderId("3"), "web", "running", 1, 1, (DiskId("d3"),), KEY, frozenset({KEY}), frozenset()),
+    BuilderStorage(
+        "acme", BuilderId("1"), "api", "running", 3, 2, (DiskId("d1"),), KEY, frozenset({KEY}), frozenset({"x"})
+    ),
+    BuilderStorage(
+        "acme", BuilderId("2"), "job", "stopped", 1, 1, (DiskId("d2"),), None, frozenset(), frozenset({"y"})
+    ),
+    BuilderStorage("zeta", BuilderId("3"), "web", "running", 1, 1, (DiskId("d3"),), KEY, frozenset({KEY}), frozenset()),
 )
-HELD = Holdings(
-    layers=[HeldLayer(KEY, GB // 2, NOW, seen=True), HeldLayer(OTHER, GB, NOW, seen=False)],
-    disks=[HeldDisk(DiskId(name), GB, 3 * GB) for name in ("d1", "d2", "d3", "stray")],
-    bases=[HeldBase("5c1b", GB, NOW, seen=True, own=True), HeldBase("0old", GB, NOW, seen=False, own=False)],
+HELD = EngineInventory(
+    layers=[StoredLayer(KEY, GB // 2, NOW, seen=True), StoredLayer(OTHER, GB, NOW, seen=False)],
+    disks=[StoredDisk(DiskId(name), GB, 3 * GB) for name in ("d1", "d2", "d3", "stray")],
+    bases=[StoredBase("5c1b", GB, NOW, seen=True, own=True), StoredBase("0old", GB, NOW, seen=False, own=False)],
     cache_bytes=2 * GB,
     scratch_bytes=0,
     scratch=3,

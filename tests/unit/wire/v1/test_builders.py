@@ -11,7 +11,7 @@ from builderd.domain.builders import JobType, Visibility
 from builderd.domain.resources import Resources
 from builderd.domain.versions import MAX_ENV_BYTES, PLATFORM_ENV, Isolation
 from builderd.wire.v1.builders import NewBuilder
-from builderd.wire.v1.shape import faults_of
+from builderd.wire.v1.shape import field_errors
 
 MINIMAL = {"name": "my-api", "entrypoint": "python3 main.py", "files": {"main.py": ""}}
 CONTEXT = {"maximum": Resources(cpu=8, memory=16, disk=100)}
@@ -24,7 +24,7 @@ def read(**fields: Any) -> NewBuilder:
 def faults(**fields: Any) -> dict[str, list[str]]:
     with pytest.raises(ValidationError) as caught:
         read(**fields)
-    return faults_of(caught.value)
+    return field_errors(caught.value)
 
 
 def test_what_is_left_out_has_the_contracts_defaults() -> None:
@@ -38,7 +38,7 @@ def test_what_is_left_out_has_the_contracts_defaults() -> None:
 def test_the_three_required_fields_are_told() -> None:
     with pytest.raises(ValidationError) as caught:
         NewBuilder.model_validate({})
-    faults = faults_of(caught.value)
+    faults = field_errors(caught.value)
     told = {name: why[0].partition(":")[0] for name, why in faults.items()}
     assert told == dict.fromkeys(("name", "entrypoint", "files"), "is required")
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from builderd.domain.bundles import MAX_CONTENT_BYTES, MAX_FILES, BundleFile
 from builderd.domain.errors import TooLarge
 from builderd.wire.v1.files import Files, bundle_files
-from builderd.wire.v1.shape import Shape, faults_of
+from builderd.wire.v1.shape import Shape, field_errors
 
 
 class Request(Shape):
@@ -25,7 +25,7 @@ def read(files: Any) -> list[BundleFile]:
 def faults(files: Any) -> dict[str, list[str]]:
     with pytest.raises(ValidationError) as caught:
         read(files)
-    return faults_of(caught.value)
+    return field_errors(caught.value)
 
 
 def test_text_is_taken_as_utf_8() -> None:

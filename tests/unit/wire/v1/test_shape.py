@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import Field, ValidationError
 
-from builderd.wire.v1.shape import MAX_FAULTS, MAX_PATH_CHARACTERS, Parameters, Shape, View, Whole, faults_of
+from builderd.wire.v1.shape import MAX_FIELD_ERRORS, MAX_PATH_CHARACTERS, JsonInt, Parameters, Shape, View, field_errors
 
 
 class Inner(Shape):
@@ -14,7 +14,7 @@ class Inner(Shape):
 
 class Outer(Shape):
     name: str
-    port: Whole = Field(default=1, ge=1)
+    port: JsonInt = Field(default=1, ge=1)
     flag: bool = False
     inner: Inner = Field(default_factory=Inner)
     listed: list[str] = Field(default_factory=list)
@@ -28,7 +28,7 @@ class Query(Parameters):
 def faults(shape: type[Shape] | type[Parameters], value: object) -> dict[str, list[str]]:
     with pytest.raises(ValidationError) as caught:
         shape.model_validate(value)
-    return faults_of(caught.value)
+    return field_errors(caught.value)
 
 
 def test_every_fault_is_told_at_once_under_its_dotted_path() -> None:
@@ -75,8 +75,8 @@ def test_a_query_is_text_of_which_types_are_made() -> None:
 
 
 def test_no_more_faults_are_told_than_a_person_reads() -> None:
-    assert len(faults(Outer, {"name": "a", "listed": [1] * 5000})) == MAX_FAULTS
-    assert len(faults(Outer, {"name": "a", **{f"x{n}": 1 for n in range(5000)}})) == MAX_FAULTS
+    assert len(faults(Outer, {"name": "a", "listed": [1] * 5000})) == MAX_FIELD_ERRORS
+    assert len(faults(Outer, {"name": "a", **{f"x{n}": 1 for n in range(5000)}})) == MAX_FIELD_ERRORS
 
 
 def test_a_long_unknown_name_is_cut() -> None:

@@ -15,11 +15,11 @@ from builderd.adapters.engines.oci.machine import RUN_DIR
 from builderd.adapters.engines.oci.mounts import mounted_roots
 from builderd.adapters.engines.oci.quotas import Quota
 from builderd.adapters.engines.oci.subvolumes import is_subvolume
-from builderd.domain.holdings import HeldBase, HeldDisk, HeldLayer, Holdings
+from builderd.domain.holdings import EngineInventory, StoredBase, StoredDisk, StoredLayer
 from builderd.domain.ids import DiskId
 
 
-def look(data_dir: Path) -> Holdings | None:
+def look(data_dir: Path) -> EngineInventory | None:
     """None where the store is not mounted, since no service ran here since the machine started. Needs root."""
     instance = known_instance(data_dir)
     root = RUN_DIR / instance.id / "store" if instance else None
@@ -28,11 +28,11 @@ def look(data_dir: Path) -> Holdings | None:
     return look_at(root, HOST_HOME)
 
 
-def look_at(root: Path, host_home: Path) -> Holdings:
+def look_at(root: Path, host_home: Path) -> EngineInventory:
     """Of the store that is mounted there, and of the host's bases."""
     quota, mounted = Quota(root), mounted_roots()
     scratch = [_used(quota, path) for path in _subvolumes(root / "scratch")]
-    return Holdings(
+    return EngineInventory(
         layers=[_layer(quota, path, mounted) for path in _folders(root / "layers") if not path.name.startswith(".")],
         disks=[_disk(quota, path) for path in _subvolumes(root / "disks") if not path.name.startswith(".")],
         bases=list(_bases(host_home / "bases", mounted)),
@@ -44,23 +44,25 @@ def look_at(root: Path, host_home: Path) -> Holdings:
     )
 
 
-def _layer(quota: Quota, path: Path, mounted: frozenset[str]) -> HeldLayer:
+def _layer(quota: Quota, path: Path, mounted: frozenset[str]) -> StoredLayer:
     seen = any(f"/layers/{path.name}/" in root for root in mounted)
     used = sum(_used(quota, generation) for generation in _subvolumes(path))
-    return HeldLayer(path.name, used, _asked_at(path), seen)
+    return StoredLayer(path.name, used, _asked_at(path), seen)
 
 
-def _disk(quota: Quota, path: Path) -> HeldDisk:
+def _disk(quota: Quota, path: Path) -> StoredDisk:
     group = quota.group(path)
-    return HeldDisk(DiskId(path.name), quota.used(group), quota.limit_of(group))
+    return StoredDisk(DiskId(path.name), quota.used(group), quota.limit_of(group))
 
 
-def _bases(bases: Path, mounted: frozenset[str]) -> Iterator[HeldBase]:
+def _bases(bases: Path, mounted: frozenset[str]) -> Iterator[StoredBase]:
     own = find_host_base()
     for path in _folders(bases):
         if not path.name.startswith("."):
             seen = any(f"/{path.name}/root" in root for root in mounted)
-            yield HeldBase(path.name, _size(path), _asked_at(path), seen, own is not None and own.root == path / "root")
+            yield StoredBase(
+                path.name, _size(path), _asked_at(path), seen, own is not None and own.root == path / "root"
+            )
 
 
 def _used(quota: Quota, path: Path) -> int:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from builderd.adapters.engines.oci.subvolumes import folder
-from builderd.domain.bundles import BundleFile, path_fault
+from builderd.domain.bundles import BundleFile, path_error
 
 UNFINISHED = ".builderd-unfinished"
 
@@ -31,7 +31,7 @@ def place(files: Sequence[BundleFile], removed: Sequence[str], target: Path, own
     aside to ``<name>.~1~``: it may hold what the app wrote. Other files stay as they are.
     """
     for path in (*removed, *(file.path for file in files)):
-        if fault := path_fault(path):
+        if fault := path_error(path):
             raise ValueError(f"{path!r} {fault}")
     with folder(target) as root:
         for path in removed:

@@ -15,7 +15,7 @@ from builderd.adapters.engines.oci.host_limits import SOCKET_POOLS, least_socket
 from builderd.adapters.engines.oci.nft import COUNTING
 from builderd.adapters.engines.oci.reclaiming import swaps_to_zram
 from builderd.adapters.engines.oci.seccomp import PROFILE
-from builderd.domain.equipment import SEARCH_PATH, Equipment
+from builderd.domain.equipment import SEARCH_PATH, PreflightCheck
 from builderd.domain.resources import GB
 
 #: (program, Debian package, what its lack costs, whether nothing goes without it)
@@ -32,21 +32,23 @@ PROGRAMS = (
 SIMPLE_QUOTAS = (6, 7)
 
 
-def examine(data_dir: Path) -> Sequence[Equipment]:
+def examine(data_dir: Path) -> Sequence[PreflightCheck]:
     """Everything, the vital first in its group. ``data_dir`` need not exist yet."""
     return [_runtime(), *(_program(*row) for row in PROGRAMS), *_kernel(), _profile(), _base(), *_room(data_dir)]
 
 
-def _runtime() -> Equipment:
+def _runtime() -> PreflightCheck:
     found = _find("crun") or _find("runc")
     cost = "no sandbox can be started: apt-get install crun"
-    return Equipment("runtime", found is not None, _version(found) if found else "neither crun nor runc", cost, True)
+    return PreflightCheck(
+        "runtime", found is not None, _version(found) if found else "neither crun nor runc", cost, True
+    )
 
 
-def _program(name: str, package: str, cost: str, vital: bool) -> Equipment:
+def _program(name: str, package: str, cost: str, vital: bool) -> PreflightCheck:
     path = _find(name)
     detail = _version(path) if path else "not installed"
-    return Equipment(name, path is not None, detail, f"{cost}: apt-get install {package}", vital)
+    return PreflightCheck(name, path is not None, detail, f"{cost}: apt-get install {package}", vital)
 
 
 def _find(name: str) -> str | None:
@@ -63,7 +65,7 @@ def _version(program: str) -> str:
     return next((line.strip() for line in lines if re.search(r"\d", line)), program)
 
 
-def _kernel() -> Sequence[Equipment]:
+def _kernel() -> Sequence[PreflightCheck]:
     release = platform.release()
     major, minor = (int(part) for part in re.findall(r"\d+", release)[:2])
     quotas = (major, minor) >= SIMPLE_QUOTAS
@@ -71,47 +73,47 @@ def _kernel() -> Sequence[Equipment]:
     hybrid = Path("/sys/fs/cgroup/memory").is_dir()
     btrfs = "btrfs" in Path("/proc/filesystems").read_text() or _module("btrfs", release)
     return [
-        Equipment("control groups", unified or hybrid, "version 2" if unified else "version 1", "no limits", True),
-        Equipment("btrfs in the kernel", btrfs, f"kernel {release}", "there is nowhere to keep disks", True),
-        Equipment("simple quotas", quotas, f"kernel {release}", "disks are counted by slower quota groups", False),
+        PreflightCheck("control groups", unified or hybrid, "version 2" if unified else "version 1", "no limits", True),
+        PreflightCheck("btrfs in the kernel", btrfs, f"kernel {release}", "there is nowhere to keep disks", True),
+        PreflightCheck("simple quotas", quotas, f"kernel {release}", "disks are counted by slower quota groups", False),
         _zram(),
         _counting(),
         _socket_buffers(),
     ]
 
 
-def _counting() -> Equipment:
+def _counting() -> PreflightCheck:
     """Asked by a table that is checked and not made."""
     cost = "one sandbox can use up the connections of all (CONFIG_NFT_CONNLIMIT)"
     ask = [_find("nft") or "nft", "--check", "-f", "-"]
     try:
         done = subprocess.run(ask, input=COUNTING, capture_output=True, text=True, check=False)
     except OSError:
-        return Equipment("limit of connections", False, "nft does not run", cost, False)
+        return PreflightCheck("limit of connections", False, "nft does not run", cost, False)
     detail = "the kernel counts them" if done.returncode == 0 else done.stderr.partition("\n")[0]
     if done.returncode and os.geteuid() != 0:
         detail = "only root may ask the kernel"
-    return Equipment("limit of connections", done.returncode == 0, detail, cost, False)
+    return PreflightCheck("limit of connections", done.returncode == 0, detail, cost, False)
 
 
-def _socket_buffers() -> Equipment:
+def _socket_buffers() -> PreflightCheck:
     """Each sandbox has a limit of its own, and all together cannot use up what the machine has for everybody."""
     if not Cgroups("probe").counts_sockets:
         detail = "not limited by control groups: use version 2, or a kernel with memory.kmem.tcp"
-        return Equipment("socket buffers", False, detail, "one sandbox can use up those of all", False)
+        return PreflightCheck("socket buffers", False, detail, "one sandbox can use up those of all", False)
     pools = {name: socket_pool(name) for name in SOCKET_POOLS}
     least = least_socket_pool(total_memory())
     detail = ", ".join(f"{name.rpartition('/')[2]} {size / GB:.1f} GB" for name, size in pools.items())
     cost = f"sandboxes together can use up those of all: serve raises them to {least / GB:.1f} GB"
-    return Equipment("socket buffers", min(pools.values()) >= least, detail, cost, False)
+    return PreflightCheck("socket buffers", min(pools.values()) >= least, detail, cost, False)
 
 
-def _zram() -> Equipment:
+def _zram() -> PreflightCheck:
     """Of use only where the machine swaps to it."""
     found = swaps_to_zram()
     there = Path("/sys/class/zram-control").is_dir() or Path("/sys/block/zram0").is_dir()
     detail = "the machine swaps to it" if found else "the kernel has it, unused" if there else "none"
-    return Equipment("zram", found, detail, "frozen apps stay in plain memory: see docs/idle.md", False)
+    return PreflightCheck("zram", found, detail, "frozen apps stay in plain memory: see docs/idle.md", False)
 
 
 def _module(name: str, release: str) -> bool:
@@ -120,26 +122,30 @@ def _module(name: str, release: str) -> bool:
     return index.is_file() and f"/{name}.ko" in index.read_text()
 
 
-def _profile() -> Equipment:
+def _profile() -> PreflightCheck:
     cost = "no sandbox can be started: apt-get install golang-github-containers-common"
     found = Path(PROFILE).is_file()
-    return Equipment("seccomp profile", found, str(PROFILE) if found else "missing", cost, True)
+    return PreflightCheck("seccomp profile", found, str(PROFILE) if found else "missing", cost, True)
 
 
-def _base() -> Equipment:
+def _base() -> PreflightCheck:
     roots = list(Path("/var/lib/builderd-host/bases").glob("[!.]*/root"))
     detail = str(roots[0]) if roots else "not made yet"
-    return Equipment(
+    return PreflightCheck(
         "base root file system", bool(roots), detail, "it is made at the first start (half a minute)", False
     )
 
 
-def _room(data_dir: Path) -> Sequence[Equipment]:
+def _room(data_dir: Path) -> Sequence[PreflightCheck]:
     place = next(folder for folder in (data_dir, *data_dir.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
     available = int(memory.split()[1]) * 1024
     return [
-        Equipment("disk", free > 5 * GB, f"{free / GB:.1f} GB free at {place}", "room for very few builders", False),
-        Equipment("memory", available > GB, f"{available / GB:.1f} GB available", "room for very few builders", False),
+        PreflightCheck(
+            "disk", free > 5 * GB, f"{free / GB:.1f} GB free at {place}", "room for very few builders", False
+        ),
+        PreflightCheck(
+            "memory", available > GB, f"{available / GB:.1f} GB available", "room for very few builders", False
+        ),
     ]

@@ -24,7 +24,7 @@ from builderd.adapters.scanners.tripwire.worker import OUT_OF_CPU, OUT_OF_MEMORY
 from builderd.domain.bundles import Bundle
 from builderd.domain.machine_faults import helper_died, machine_fault
 from builderd.domain.review_policies import ReviewLimits
-from builderd.domain.sources import Kind, choose
+from builderd.domain.sources import Kind, select_files
 from builderd.ports.scanners import NOTHING_RUN, Scan
 
 _MODULE = "builderd.adapters.scanners.tripwire.worker"
@@ -199,7 +199,7 @@ def pack_sources(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) 
 
     Data is left out, and so is what is over a limit: the service has judged that itself.
     """
-    read = choose(bundle.files, limits, run).read
+    read = select_files(bundle.files, limits, run).read
     files = [(file.path, kind.value, file.size) for file, kind in read]
     header = json.dumps({"files": files, "paths": [file.path for file in bundle.files]}).encode()
     return b"".join((len(header).to_bytes(8, "big"), header, *(file.content for file, _ in read)))

@@ -29,7 +29,7 @@ from builderd.adapters.stores.sql.tables import CLAIM, LIVE, builders, versions
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.domain.quotas import Demand
+from builderd.domain.quotas import Allocation
 from builderd.ports.store import BuilderQuery
 
 _kept = builders.c.status != Status.DELETED
@@ -151,9 +151,9 @@ class Builders(Claims):
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(_LOCK_DEMAND)
 
-    def demand(self, tenant: TenantId | None = None) -> Demand:
+    def allocated(self, tenant: TenantId | None = None) -> Allocation:
         statement = _DEMAND if tenant is None else _DEMAND.where(builders.c.tenant_id == tenant)
-        return Demand(**self._connection.execute(statement).mappings().one())
+        return Allocation(**self._connection.execute(statement).mappings().one())
 
     def that_may_idle(self) -> Sequence[Builder]:
         return [_builder(row) for row in self._connection.execute(_MAY_IDLE).mappings()]

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import builders, metrics, sandboxes, tenants
 from builderd.domain.ids import BuilderId
-from builderd.domain.metrics import MOST, Step, Usage, Watched
+from builderd.domain.metrics import MAXIMA, SampleTarget, Usage, UsageBucket
 
 _KEY = ("builder_id", "start")
 _WATCHED = (
@@ -45,16 +45,16 @@ class Metrics:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def watched(self) -> Sequence[Watched]:
-        return [Watched(**row) for row in self._connection.execute(_WATCHED).mappings()]
+    def watched(self) -> Sequence[SampleTarget]:
+        return [SampleTarget(**row) for row in self._connection.execute(_WATCHED).mappings()]
 
-    def add(self, steps: Sequence[Step]) -> None:
+    def add(self, steps: Sequence[UsageBucket]) -> None:
         if steps:
             upsert = _UPSERTS[self._connection.dialect.name]
             # In the same order for everybody, so that no two wait for each other.
             self._connection.execute(upsert, sorted((_row(step) for step in steps), key=lambda row: row["builder_id"]))
 
-    def of_builder(self, builder: BuilderId, since: datetime) -> Sequence[Step]:
+    def of_builder(self, builder: BuilderId, since: datetime) -> Sequence[UsageBucket]:
         rows = self._connection.execute(_OF_BUILDER, {"builder": builder, "since": since}).mappings()
         return [_step(row) for row in rows]
 
@@ -65,19 +65,19 @@ class Metrics:
 def _upsert(insert: Any) -> Any:
     statement = insert(metrics)
     new, old = statement.excluded, metrics.c
-    added = {name: old[name] + new[name] for name in old.keys() if name not in (*_KEY, *MOST)}  # noqa: SIM118
-    most = {name: case((old[name] > new[name], old[name]), else_=new[name]) for name in MOST}
+    added = {name: old[name] + new[name] for name in old.keys() if name not in (*_KEY, *MAXIMA)}  # noqa: SIM118
+    most = {name: case((old[name] > new[name], old[name]), else_=new[name]) for name in MAXIMA}
     return statement.on_conflict_do_update(index_elements=_KEY, set_={**added, **most})
 
 
 _UPSERTS = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgresql.insert)}
 
 
-def _row(step: Step) -> dict[str, Any]:
+def _row(step: UsageBucket) -> dict[str, Any]:
     return {"builder_id": step.builder_id, "start": step.start, **row_of(step.usage)}
 
 
-def _step(row: RowMapping) -> Step:
+def _step(row: RowMapping) -> UsageBucket:
     values = dict(row)
     builder_id, start = (values.pop(name) for name in _KEY)
-    return Step(builder_id, start, Usage(**values))
+    return UsageBucket(builder_id, start, Usage(**values))

@@ -17,7 +17,7 @@ from builderd.domain.ids import BuilderId
 from builderd.domain.machine_faults import machine_fault
 from builderd.domain.procfile import web_command
 from builderd.domain.tokens import Scope
-from builderd.domain.versions import VersionSettings, entrypoint_fault
+from builderd.domain.versions import VersionSettings, entrypoint_error
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import Answer, failure
 from builderd.doors.http.auth import Identity, Writer
@@ -217,7 +217,7 @@ def _command(application: Application, new: NewBuilder, bundle: Bundle) -> build
 def _web_command(bundle: Bundle) -> str:
     """Raises ``ValidationFailed`` where the bundle has none, or one that cannot be run."""
     command = web_command(bundle)
-    why = NO_ENTRYPOINT if command is None else entrypoint_fault(command)
+    why = NO_ENTRYPOINT if command is None else entrypoint_error(command)
     if command is None or why is not None:
         raise ValidationFailed({"entrypoint": [why or NO_ENTRYPOINT]})
     return command

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from builderd.domain.credentials import NAME, name_fault
+from builderd.domain.credentials import NAME, name_error
 from builderd.domain.errors import BuilderdError, ValidationFailed
 from builderd.domain.ids import BuilderId
 from builderd.doors.http import openapi
@@ -64,7 +64,7 @@ async def put_credential(
     Builders that name it in `credentials` get them as environment variables, and as files
     `/run/credentials/<name>/<variable>`, when they start.
     """
-    why = name_fault(name)
+    why = name_error(name)
     if why is not None:
         raise ValidationFailed({"name": [why]})
     tenant, now = identity.token.tenant_id, application.clock.now()

@@ -27,7 +27,7 @@ from builderd.services.application import Application
 from builderd.wire.v1 import events as wire
 from builderd.wire.v1.builders import MAX_INTEGER
 from builderd.wire.v1.envelope import PageMeta
-from builderd.wire.v1.shape import Parameters, obeys
+from builderd.wire.v1.shape import Parameters, must_pass
 from builderd.wire.v1.times import UtcTime
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
@@ -48,7 +48,7 @@ class EventsQuery(Parameters):
 
     page: int = Field(default=1, ge=1, le=MAX_INTEGER)
     per_page: int = Field(default=25, ge=1, le=MAX_PER_PAGE)
-    type: Annotated[str, obeys(_patterns)] | None = Field(
+    type: Annotated[str, must_pass(_patterns)] | None = Field(
         default=None,
         max_length=MAX_TYPES,
         description="Types, with commas; `builder.*` for all below a word.",

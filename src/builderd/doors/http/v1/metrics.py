@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
-from builderd.domain.metrics import Reading, Usage
+from builderd.domain.metrics import Usage, UsageSample
 from builderd.domain.resources import Resources
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import success
@@ -57,23 +57,23 @@ async def read_metrics(
     return success(wire.MetricsAnswer(message=message, data=data)).response()
 
 
-def _present(reading: Reading, limits: Resources) -> wire.Present:
-    lately, used = reading.lately, reading.used
+def _present(reading: UsageSample, limits: Resources) -> wire.Present:
+    since_previous, used = reading.since_previous, reading.used
     return wire.Present(
         time=reading.at,
-        seconds=round(lately.seconds, 3),
-        cpu=_rounded(lately.cpu),
+        seconds=round(since_previous.seconds, 3),
+        cpu=_rounded(since_previous.cpu),
         cpu_limit=limits.cpu,
         memory_bytes=used.memory_bytes,
         memory_limit_bytes=limits.memory_bytes,
         disk_bytes=used.disk_bytes,
         disk_limit_bytes=limits.disk_bytes,
         processes=used.processes,
-        network_in_bytes_per_second=_rate(lately.network_in_bytes, lately),
-        network_out_bytes_per_second=_rate(lately.network_out_bytes, lately),
-        requests_per_second=_rate(lately.requests, lately),
+        network_in_bytes_per_second=_rate(since_previous.network_in_bytes, since_previous),
+        network_out_bytes_per_second=_rate(since_previous.network_out_bytes, since_previous),
+        requests_per_second=_rate(since_previous.requests, since_previous),
         open_connections=reading.visited.open_connections if reading.visited else 0,
-        answers=_answers(lately, lately.seconds) if lately.seconds else None,
+        answers=_answers(since_previous, since_previous.seconds) if since_previous.seconds else None,
     )
 
 

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketState
 
 from builderd.domain.errors import BadRequest, BuilderdError, ValidationFailed
 from builderd.domain.processes import LOGIN_SHELL, MAX_WINDOW, ProcessSpec, Window, shell
-from builderd.domain.sandboxes import command_fault
+from builderd.domain.sandboxes import command_error
 from builderd.domain.tokens import Scope
 from builderd.doors.http.answers import failure
 from builderd.doors.http.auth import identity_of
@@ -66,7 +66,7 @@ def _secret(websocket: WebSocket) -> str:
 
 def _spec(query: QueryParams) -> ProcessSpec:
     command = query.get("command")
-    if command is not None and (why := command_fault(command)):
+    if command is not None and (why := command_error(command)):
         raise ValidationFailed({"command": [why]})
     window = Window(_size("columns", query.get("columns", "80")), _size("rows", query.get("rows", "24")))
     return ProcessSpec(LOGIN_SHELL if command is None else shell(command), window=window)

@@ -14,7 +14,7 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.errors import NotFound, ValidationFailed
 from builderd.domain.ids import BuilderId
 from builderd.domain.procfile import web_command
-from builderd.domain.versions import Version, entrypoint_fault
+from builderd.domain.versions import Version, entrypoint_error
 from builderd.doors.http import openapi
 from builderd.doors.http.answers import Answer, failure, success
 from builderd.doors.http.auth import Identity, Reader, TheApplication, Writer
@@ -314,7 +314,7 @@ async def _entrypoint(application: Application, identity: Identity, uuid: str, b
     base = await application.store.read(lambda uow: deployments.base(uow, identity.caller, uuid))
     if web_command(await application.bundles.get(base.bundle_hash)) != base.settings.entrypoint:
         return None
-    if why := entrypoint_fault(command):
+    if why := entrypoint_error(command):
         raise ValidationFailed({"entrypoint": [why]})
     return command
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from tests.service import METRICS_TOKEN, MINIMAL, Service
 
-from builderd.domain.metrics import Step, Usage, start_of
+from builderd.domain.metrics import Usage, UsageBucket, start_of
 from builderd.domain.previews import PreviewActivity
 from builderd.reconciler.sampling import Sampling
 
@@ -32,7 +32,7 @@ async def test_now_and_the_last_day_are_told(client: httpx.AsyncClient, service:
     (builder,) = await application.store.read(lambda uow: uow.builders.ids())
     usage = Usage(300, 75, 300e6, 2_000_000, 4_000, 10, 20, 30, 20, 5, 4, 1)
     start = start_of(application.clock.now())
-    await application.store.write(lambda uow: uow.metrics.add([Step(builder, start, usage)]))
+    await application.store.write(lambda uow: uow.metrics.add([UsageBucket(builder, start, usage)]))
     await Sampling(application).sample()
     data = await read(client, uuid)
     now, last = data["now"], data["steps"][-1]

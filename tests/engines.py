@@ -127,3 +127,18 @@ async def kill_monitor(engine: Engine, sandbox: SandboxId) -> None:
     assert record
     assert record.shim
     os.kill(record.shim.pid, signal.SIGKILL)
+
+
+def processes_of(sandbox: SandboxId) -> list[str]:
+    """Command lines of the host's processes in its control groups."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (
+                sandbox in (folder / "cgroup").read_text()
+                and "Z" not in (folder / "stat").read_text().split(")")[1][:3]
+            ):
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import App
-from tests.engines import PATIENCE, kill_monitor, make_spec, prepared, until_state
+from tests.engines import PATIENCE, kill_monitor, make_spec, prepared, processes_of, until_state
 
 from builderd.adapters.engines.oci.builds import BuildRun
 from builderd.adapters.engines.oci.engine import OciEngine
@@ -36,21 +35,6 @@ async def until_lost(engine: OciEngine, sandbox: SandboxId) -> SandboxReport:
         while processes_of(sandbox):
             await asyncio.sleep(0.01)
     return report
-
-
-def processes_of(sandbox: SandboxId) -> list[str]:
-    """Command lines of the host's processes in its control groups."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if (
-                sandbox in (folder / "cgroup").read_text()
-                and "Z" not in (folder / "stat").read_text().split(")")[1][:3]
-            ):
-                found.append((folder / "cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue
-    return found
 
 
 @BOTH

@@ -94,6 +94,8 @@ class Execution:
         self._terminal: int | None = None
         self._first = b""
         self._in_group = False
+        #: Whether the runtime's own command was killed because nothing else ended it.
+        self._abandoned = False
 
     # Its life
 
@@ -263,15 +265,32 @@ class Execution:
             resize(self._terminal, window)
 
     async def wait(self) -> int:
-        status = (await asyncio.shield(self._ended)).status
+        """Raises ``EngineUnavailable`` where the process that ran the program on the host was killed."""
+        await asyncio.wait({self._ended})
+        if self._is_cut_off:
+            raise EngineUnavailable(
+                "The command was cut off: the process that ran it on the host was killed. Try again."
+            )
+        status = self._ended.result().status
         return status if status >= 0 else 128 - status
 
+    @property
+    def _is_cut_off(self) -> bool:
+        """Whether somebody else killed the runtime's command or the launcher, and the program goes on without them.
+
+        The runtime tells of a program that was killed by a status above 128, never by a signal of its own.
+        """
+        if self._abandoned or not self._ended.done():
+            return False
+        return self._ended.exception() is not None or self._ended.result().status < 0
+
     async def kill(self) -> None:
-        if not self._ended.done():
+        if not self._ended.done() or self._is_cut_off:
             await (self._kill_marked() if self._runtime.is_gvisor else self._kill_group())
             await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)
         if not self._ended.done():
             # What the kill did not find goes on in its sandbox; nobody waits for it, and nothing of it on the host.
+            self._abandoned = True
             await self._runs.launcher.kill(self._name)
             await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)
         if not self._ended.done():

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import re
 import shutil
 import time
@@ -17,6 +19,10 @@ from pathlib import Path
 from builderd.adapters.engines.oci.json_files import write_json
 from builderd.adapters.engines.oci.processes import Process
 
+log = logging.getLogger(__name__)
+
+#: So long a shim may take from making an exit file to its rename; it takes microseconds.
+_SHIM_WRITES_SECONDS = 60.0
 _NAME = re.compile(r"[0-9a-f]{1,64}")
 
 
@@ -82,6 +88,26 @@ class Records:
         for folder in sorted(self._root.iterdir()) if self._root.exists() else ():
             if record := self._load(folder):
                 yield record
+
+    def sweep(self) -> None:
+        """Remove what a service or a shim that was killed in the middle of writing left: no record knows of it.
+
+        Only for a service that starts: nobody else writes records then. A shim may write an exit file at any time, in
+        a file of another name that it renames, so only old ones go.
+        """
+        for folder in self._root.iterdir():
+            if not (folder / "record.json").exists():
+                log.info("removing what is left of a sandbox without a record sandbox=%s", folder.name)
+                shutil.rmtree(folder, ignore_errors=True)
+            for unfinished in folder.glob(".record.json.*"):
+                unfinished.unlink(missing_ok=True)
+        known = {folder.name for folder in self._root.iterdir()}
+        latest = time.time() - _SHIM_WRITES_SECONDS
+        for file in self.exits.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a shim renamed it meanwhile
+                if file.name not in known and file.stat().st_mtime < latest:
+                    log.info("removing an exit file that no sandbox has file=%s", file.name)
+                    file.unlink()
 
     def save(self, record: Record) -> None:
         folder = self.folder(record.id)

@@ -130,6 +130,7 @@ class Runs:
         ``connecting``: what lost its link gets another one, for which there must be a network.
         """
         self.records.open()
+        self.records.sweep()
         (self.places.run_dir / "sandboxes").mkdir(mode=0o711, parents=True, exist_ok=True)
         self.exits.open()
         for record in self.records.all():

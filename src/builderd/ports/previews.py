@@ -17,6 +17,9 @@ class Previews(Protocol):
         Raises ``EngineUnavailable`` with the reason (port taken, program missing) when it cannot.
         """
 
+    async def keep_up(self) -> None:
+        """Start the proxy again as soon as it dies, until cancelled. ``start`` comes first."""
+
     async def ready(self) -> bool:
         """Whether the proxy answers on its control socket."""
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+
 import pytest
 
+from builderd.adapters.fakes.previews import FakePreviews
+from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, new_id, secret_hash
 from builderd.domain.previews import Address, Route, RouteState
 from builderd.ports.previews import Previews
+
+#: Against hanging only.
+PATIENCE = 30
 
 OPEN = Route("app-1a2b3c4d.localhost", RouteState.OPEN, Address("127.0.0.1", 8000))
 PRIVATE = Route(
@@ -101,3 +110,32 @@ async def test_what_was_taken_down_takes_no_routes(previews: Previews) -> None:
         await previews.put(OPEN)
     with pytest.raises(EngineUnavailable):
         await previews.activity()
+
+
+async def test_a_proxy_that_is_killed_is_started_again_with_its_routes(previews: Previews) -> None:
+    route = OWNED
+    await previews.put(route)
+    keeping = asyncio.create_task(previews.keep_up())
+    await asyncio.sleep(0.05)
+    try:
+        for _ in range(2):
+            kill_proxy(previews)
+            async with asyncio.timeout(PATIENCE):
+                while not await previews.ready():
+                    await asyncio.sleep(0.01)
+            assert await previews.get(route.host) == route
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+def kill_proxy(previews: Previews) -> None:
+    """Kill it with what watches over it, as one who cleans the host of processes would."""
+    if isinstance(previews, FakePreviews):
+        previews.break_down()
+        return
+    assert isinstance(previews, HaproxyPreviews)
+    files = previews._files
+    master, guard = int(files.pid.read_text()), int(files.guard.read_text())
+    for pid in (guard, master):
+        os.kill(pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import http.client
 import os
@@ -105,6 +106,41 @@ def test_a_proxy_that_dies_comes_back_while_no_service_runs(make_proxy: Callable
     assert proxy.visitor.get(host).status == 200
     proxy.run(proxy.previews.down())
     assert processes_of(proxy) == []
+
+
+@pytest.mark.parametrize("killed", ["guard", "waiting", "everything"])
+def test_a_service_that_runs_brings_back_whatever_was_killed(
+    make_proxy: Callable[..., Proxy], app: App, killed: str
+) -> None:
+    proxy = make_proxy().start()
+    host = proxy.open(app)
+    master, guard = (int((proxy.directory / name).read_text()) for name in ("haproxy.pid", "guard.pid"))
+    eventually(lambda: bool(children(guard)))
+    victims = {"guard": [guard], "waiting": children(guard), "everything": [guard, *children(master), master]}[killed]
+
+    async def keep_up() -> None:
+        keeping = asyncio.create_task(proxy.previews.keep_up())
+        await asyncio.sleep(0.05)
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while not (await proxy.previews.ready() and guarding.running(proxy.previews._files.guard, files)):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+    files = proxy.previews._files
+    proxy.run(keep_up())
+    assert answers(proxy, host)
+    assert (guarding.running(files.pid, files) == master) == (killed != "everything")
+    eventually(lambda: bool(children(int(files.guard.read_text()))))
+    proxy.run(proxy.previews.down())
+    assert processes_of(proxy) == []
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_the_guard_and_a_service_take_turns_at_a_proxy_that_died(make_proxy: Callable[..., Proxy], app: App) -> None:

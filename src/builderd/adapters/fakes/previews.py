@@ -15,6 +15,7 @@ class FakePreviews:
 
     def __init__(self) -> None:
         self._running = False
+        self._died = asyncio.Event()
         self._routes: dict[str, Route] = {}
         self._knocks: asyncio.Queue[str] = asyncio.Queue()
         self._waiting: set[str] = set()
@@ -26,8 +27,14 @@ class FakePreviews:
 
     async def start(self, expected: Iterable[Route] = ()) -> None:
         self._running = True
+        self._died.clear()
         for route in expected:
             self._routes.setdefault(route.host, route)
+
+    async def keep_up(self) -> None:
+        while True:
+            await self._died.wait()
+            await self.start()
 
     async def ready(self) -> bool:
         return self._running
@@ -86,6 +93,7 @@ class FakePreviews:
     def break_down(self) -> None:
         """The proxy dies, and with it its counters."""
         self._running = False
+        self._died.set()
         self._activity.clear()
 
     def _need_running(self) -> None:

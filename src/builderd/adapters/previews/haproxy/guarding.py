@@ -26,26 +26,33 @@ PATIENCE = 10.0
 #: Seconds that the guard may take to start a proxy.
 TURN_SECONDS = 30
 #: The pid file is empty for a moment while it is written. The proxy must not keep the lock: it is closed for it.
+#: waitpid (util-linux-extra) wakes up at once; where it is missing or was killed, tail looks five times a second.
 _SCRIPT = """\
 echo $$ >"$1"; pid_file=$2; turn=$3; start=$4; shift 4
 while [ -e "$pid_file" ]; do
   pid=; read -r pid <"$pid_file"
   [ -n "$pid" ] || { sleep 0.1; continue; }
-  tail --pid="$pid" -s 0.2 -f /dev/null
+  waitpid "$pid" || tail --pid="$pid" -s 0.2 -f /dev/null
   flock --close "$turn" sh -c "$start" start "$pid" "$pid_file" "$@" || sleep 1
 done
 """
-#: A master that another has replaced is none of its business.
+#: A master that another has replaced is none of its business, nor is one that lives: only the wait for it was killed.
 _START = """\
 now=; read -r now <"$2"; [ "$now" = "$1" ] || exit 0
+grep -qsF -e "$2" "/proc/$1/cmdline" && exit 0
 shift 2; exec "$@"
 """
 
 
 async def begin(files: ProxyFiles, proxy: Sequence[str]) -> None:
     """See that a guard is there, which starts the proxy by this command. Idempotent."""
-    if running(files.guard, files) is None:
-        await asyncio.to_thread(_begin, files, proxy)
+    if running(files.guard, files) is not None:
+        return
+    await asyncio.to_thread(_begin, files, proxy)
+    # Until it has written its file, whoever looks for a guard would begin a second one.
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while running(files.guard, files) is None and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.002)
 
 
 def _begin(files: ProxyFiles, proxy: Sequence[str]) -> None:
@@ -98,6 +105,23 @@ def running(pid_file: Path, files: ProxyFiles) -> int | None:
     except (OSError, ValueError):
         return None
     return pid if os.fsencode(files.config) in words else None
+
+
+async def until_one_ends(*pids: int) -> None:
+    """Return as soon as one of these processes has ended."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    descriptors: list[int] = []
+    try:
+        for pid in pids:
+            descriptors.append(os.pidfd_open(pid))
+            loop.add_reader(descriptors[-1], ended.set)
+        await ended.wait()
+    except ProcessLookupError:
+        return
+    finally:
+        for descriptor in descriptors:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
 
 
 async def gone(pid: int) -> bool:

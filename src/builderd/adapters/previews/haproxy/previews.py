@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,11 @@ from builderd.adapters.previews.haproxy.waiting import HOLDING, Waiting
 from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import PreviewActivity, Route, RouteState
+
+log = logging.getLogger(__name__)
+
+#: Between two tries to start the proxy again: the worker of a master that was killed holds the port for moments.
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.05, 2.0
 
 
 class HaproxyPreviews:
@@ -40,6 +46,27 @@ class HaproxyPreviews:
     async def start(self, expected: Iterable[Route] = ()) -> None:
         async with self._lock:
             await self._start(expected)
+
+    async def keep_up(self) -> None:
+        delay = FIRST_RETRY_SECONDS
+        while True:
+            await self._until_one_is_dead()
+            try:
+                await self.start()
+            except EngineUnavailable as error:
+                log.warning("preview proxy start failed, retrying in %g s error=%s", delay, error.message)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LAST_RETRY_SECONDS)
+            else:
+                delay = FIRST_RETRY_SECONDS
+                await asyncio.sleep(FIRST_RETRY_SECONDS)
+
+    async def _until_one_is_dead(self) -> None:
+        """The master, with which its workers end, or the guard."""
+        master, guard = (guarding.running(file, self._files) for file in (self._files.pid, self._files.guard))
+        if master is not None and guard is not None:
+            await guarding.until_one_ends(master, guard)
+            log.warning("preview proxy or its guard died, starting it again master=%d guard=%d", master, guard)
 
     async def ready(self) -> bool:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping
 
-from builderd.domain.errors import MachineFault
+from builderd.domain.errors import BuilderdError, MachineFault
 
 #: By errno: what is wrong with the machine, and what its operator can do. See errno(3).
 _CURES: Mapping[int, tuple[str, str]] = {
@@ -29,10 +29,13 @@ RETRY_AFTER = 30
 
 
 def machine_fault(error: BaseException) -> MachineFault | None:
-    """Return the fault of the machine that caused this exception, None for an error of the program or its input."""
+    """Return the fault of the machine that caused this exception, None for an error of the program or its input.
+
+    An error with a code says itself what it is, whatever it came of: a builder's full disk is its owner's affair.
+    """
     for cause in _causes(error):
-        if isinstance(cause, MachineFault):
-            return cause
+        if isinstance(cause, BuilderdError):
+            return cause if isinstance(cause, MachineFault) else None
         number = _errno_of(cause)
         if number in _CURES:
             what, cure = _CURES[number]
@@ -57,7 +60,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     cause: BaseException | None = error
     while cause is not None:
         yield cause
-        cause = cause.__cause__
+        # Libraries such as httpcore hide what they wrap (``from None``), which is still there.
+        cause = cause.__cause__ or cause.__context__
 
 
 def _errno_of(error: BaseException) -> int:

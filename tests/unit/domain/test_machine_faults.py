@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from builderd.domain.errors import MachineFault
+from builderd.domain.errors import MachineFault, NoCapacity
 from builderd.domain.machine_faults import helper_died, machine_fault
 
 
@@ -34,6 +34,20 @@ def test_an_error_of_the_program_is_none(error: Exception) -> None:
 def test_the_cause_counts() -> None:
     wrapped = RuntimeError("could not store it")
     wrapped.__cause__ = OSError(errno.ENOSPC, "full")
+    assert machine_fault(wrapped) is not None
+
+
+def test_an_error_with_a_code_says_itself_what_it_is() -> None:
+    full = NoCapacity("The builder's disk is full.")
+    full.__cause__ = OSError(errno.EDQUOT, "quota")
+    assert machine_fault(full) is None
+
+
+def test_what_was_being_handled_counts_also_where_it_is_hidden() -> None:
+    wrapped = RuntimeError("could not connect")
+    wrapped.__context__ = OSError(errno.EMFILE, "too many")
+    assert machine_fault(wrapped) is not None
+    wrapped.__suppress_context__ = True
     assert machine_fault(wrapped) is not None
 
 

@@ -34,13 +34,14 @@ def confine(limits: ArchiveLimits) -> None:
         "".encode(codec)
     for what, most in (
         (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_CPU, limits.seconds),
         (resource.RLIMIT_FSIZE, limits.max_bytes + limits.max_files * OVERHEAD_BYTES),
         (resource.RLIMIT_CORE, 0),
         # Three are open; another one would be the fourth.
         (resource.RLIMIT_NOFILE, 3),
     ):
         resource.setrlimit(what, (most, most))
+    # SIGXCPU at the first says what it was; SIGKILL at the second could be anybody's.
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 1))
     libc = ctypes.CDLL(None)
     if os.geteuid() == 0:
         libc.unshare(_CLONE_NEWNET)
@@ -112,7 +113,7 @@ def main() -> None:
     except MemoryError:
         report = {"refused": "The archive takes too much memory: it has too many entries, or too long ones."}
     except OSError as error:
-        report = {"failed": f"{error.strerror or error}"}
+        report = {"failed": f"{error.strerror or error}", "errno": str(error.errno or 0)}
     with contextlib.suppress(OSError):
         os.write(2, json.dumps(report).encode())
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from builderd.domain.archives import ArchiveLimits
 from builderd.domain.errors import NoCapacity, TooLarge, ValidationFailed
+from builderd.domain.machine_faults import RETRY_AFTER, helper_died, machine_fault
 
 _MODULE = "builderd.adapters.bundles.unpack"
 _SOURCE = str(Path(__file__).parents[3])
@@ -25,8 +26,9 @@ AT_ONCE = 2
 async def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits, places: asyncio.Semaphore) -> str:
     """Write the archive's files as a bundle's tar; the bundle's hash, which is not to be trusted either.
 
-    Raises ``ValidationFailed``, ``TooLarge`` or ``NoCapacity``.
+    Raises ``ValidationFailed``, ``TooLarge``, ``NoCapacity`` or ``MachineFault``.
     """
+    in_time = True
     async with places:
         program = await asyncio.create_subprocess_exec(
             *(sys.executable, "-s", "-P", "-m", _MODULE, json.dumps(asdict(limits))),
@@ -42,12 +44,14 @@ async def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits, places
                 report = await _all(program.stderr)
                 await program.wait()
         except TimeoutError:
-            report = b""
+            report, in_time = b"", False
         finally:
             if program.returncode is None:
                 program.kill()
                 await _all(program.stderr)  # unread, it never counts as ended
                 await program.wait()
+    if in_time and program.returncode == -signal.SIGKILL:
+        raise helper_died("the process that unpacks archives", "was killed")
     return _judge(report, program.returncode)
 
 
@@ -68,7 +72,9 @@ def _judge(report: bytes, status: int | None) -> str:
     if "hash" in told:
         return str(told["hash"])
     if "failed" in told:
-        raise NoCapacity(f"There is no room to unpack the archive: {told['failed']}.")
+        number = str(told.get("errno", ""))
+        fault = machine_fault(OSError(int(number), told["failed"])) if number.isdecimal() else None
+        raise fault or NoCapacity(f"There is no room to unpack the archive: {told['failed']}.", retry_after=RETRY_AFTER)
     if told.get("too_large") == "True":
         raise TooLarge(told["refused"])
     raise refusal(told["refused"])

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from builderd.domain.machine_faults import machine_fault
 from builderd.domain.qa import Visit
 from builderd.ports.testers import Target
 
@@ -26,7 +27,7 @@ class Visitor:
         self._client = httpx.AsyncClient(trust_env=False, verify=False, limits=limits)  # noqa: S501 -- plain HTTP only
 
     async def visit(self, target: Target, path: str, timeout_seconds: float) -> Visit:
-        """Never raises for what comes back, or does not."""
+        """Never raises for what comes back, or does not. Raises ``MachineFault`` where nothing could be sent."""
         begun = time.monotonic()
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -34,6 +35,9 @@ class Visitor:
         except (TimeoutError, httpx.TimeoutException):
             return Visit(None, time.monotonic() - begun, f"nothing came within {timeout_seconds:g} seconds")
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            # Out of descriptors, say, which is no answer of the app's.
+            if (fault := machine_fault(error)) is not None:
+                raise fault from error
             return Visit(None, time.monotonic() - begun, _fault(error))
 
     async def _get(self, target: Target, path: str, timeout_seconds: float, begun: float) -> Visit:

@@ -12,6 +12,7 @@ from builderd.domain.backups import Backup, BackupKey, BackupStatus, surplus
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, TenantId
+from builderd.domain.machine_faults import machine_fault
 from builderd.ports.archive import Repository
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk, reason_of
@@ -20,6 +21,8 @@ from builderd.services import backups
 
 #: How long it is told that a backup failed.
 KEEP_FAILED = timedelta(days=7)
+#: A check that a fault of the machine ended is made again after so long.
+CHECK_RETRY = timedelta(hours=6)
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +153,14 @@ async def check_one(desk: Desk, key: BackupKey) -> str:
         raise
     except Exception as error:
         fault = reason_of(error)
+        if machine_fault(error) is not None:
+            # It says nothing of the repository, of which is known what was known before.
+            log.warning(
+                "repository check failed, retrying in %s: tenant=%s error=%s", CHECK_RETRY, key.tenant_id, fault
+            )
+            at = desk.app.clock.now() - desk.app.backup_rules.check_every + CHECK_RETRY
+            await _save_key(desk, key.tenant_id, checked_at=at)
+            return key.fault
     now = desk.app.clock.now()
     await _save_key(desk, key.tenant_id, checked_at=now, fault=fault)
     if fault or key.fault:

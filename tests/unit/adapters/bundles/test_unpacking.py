@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
 import pytest
 
 from builderd.adapters.bundles import unpacking
 from builderd.domain.archives import ArchiveLimits
-from builderd.domain.errors import ValidationFailed
+from builderd.domain.errors import BuilderdError, MachineFault, NoCapacity, ValidationFailed
 
 
 async def unpack_by(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int) -> str:
@@ -44,3 +45,24 @@ async def test_a_program_that_never_stops_talking_is_ended(tmp_path: Path, monke
     program = "import sys\nwhile True:\n    sys.stderr.write('x' * 100_000)\n"
     with pytest.raises(ValidationFailed, match="takes too long"):
         await unpack_by(program, tmp_path, monkeypatch, seconds=1)
+
+
+async def test_a_program_that_somebody_kills_is_a_fault_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    with pytest.raises(MachineFault, match="unpacks archives was killed") as caught:
+        await unpack_by(program, tmp_path, monkeypatch, seconds=10)
+    assert caught.value.retry_after
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.ENOSPC, MachineFault), (errno.EIO, MachineFault), (0, NoCapacity), ('"x"', NoCapacity)],
+)
+async def test_a_disk_that_cannot_be_written_is_no_fault_of_the_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: object, expected: type[BuilderdError]
+) -> None:
+    program = f"""import sys\nsys.stderr.write('{{"failed": "its words", "errno": {number}}}')\n"""
+    with pytest.raises(expected):
+        await unpack_by(program, tmp_path, monkeypatch, seconds=10)

@@ -8,10 +8,11 @@ from datetime import timedelta
 import pytest
 from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
-from builderd.domain.backups import BackupStatus, Retention
+from builderd.domain.backups import BackupStatus, Retention, failure_of
 from builderd.domain.builders import Builder
-from builderd.domain.errors import BackupFailed, StoreUnavailable
+from builderd.domain.errors import BackupFailed, MachineFault, StoreUnavailable
 from builderd.domain.ids import BackupId, DiskId, TenantId, new_id
+from builderd.domain.machine_faults import RETRY_AFTER, helper_died
 from builderd.ports.archive import Repository
 from builderd.reconciler.backups import upkeep
 from builderd.services import backups
@@ -91,6 +92,31 @@ async def test_a_database_that_does_not_answer_says_nothing_of_a_repository(scen
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
     assert key.fault == ""
+
+
+async def test_a_check_that_is_killed_says_nothing_of_a_repository_and_is_made_again(scene: Scene) -> None:
+    builder = await scene.world.create()
+    await scene.take(builder)
+    key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
+    assert key is not None
+    scene.archive.fail_next("check", helper_died("restic", "was killed"))
+    assert await upkeep.check_one(scene.schedule.desk, key) == ""
+    assert "backups.damaged" not in await scene.kinds(builder)
+    scene.archive.calls.clear()
+    await upkeep.check(scene.schedule.desk)
+    assert "check" not in scene.archive.calls
+    scene.world.clock.move(upkeep.CHECK_RETRY.total_seconds())
+    await upkeep.check(scene.schedule.desk)
+    assert "check" in scene.archive.calls
+
+
+async def test_a_backup_that_is_killed_is_told_as_a_fault_of_the_machine(scene: Scene) -> None:
+    builder = await scene.world.create()
+    scene.archive.fail_next("save", helper_died("restic", "was killed"))
+    failed = await scene.take(builder)
+    assert "restic was killed" in failed.error
+    told = failure_of(failed)
+    assert (type(told), told.retry_after) == (MachineFault, RETRY_AFTER)
 
 
 async def test_a_key_that_the_vault_does_not_open_fails_the_backup_loudly(scene: Scene) -> None:

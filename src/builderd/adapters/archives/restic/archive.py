@@ -57,7 +57,7 @@ class ResticArchive:
         messages = await run(*command.backup(backup, builder, facts), timeout=LONG, makes_repository=repository.is_new)
         summary = words.find(messages, "summary")
         if summary is None:
-            raise BackupFailed(f"restic told of no snapshot: {words.explain(messages)}.")
+            raise BackupFailed(f"restic told of no snapshot: {run.explain(messages)}.")
         added = int(summary.get("data_added_packed") or summary.get("data_added") or 0)
         return Saved(
             str(summary["snapshot_id"]), str(listed["digest"]), int(listed["files"]), int(listed["bytes"]), added

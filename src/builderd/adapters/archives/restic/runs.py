@@ -12,12 +12,15 @@ from builderd.adapters.archives.restic import command, words
 from builderd.adapters.archives.restic.command import Place
 from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import DiskId
+from builderd.domain.machine_faults import helper_died
 from builderd.ports.archive import Repository, Share
 from builderd.ports.engine import Engine, Tool
 
 #: A backup or a restore may take so long, in seconds.
 LONG = 12 * 3600.0
 QUICK = 600.0
+#: Exit status of a program that was ended by SIGKILL, as tini has it.
+KILLED = 137
 #: The last lines that a command wrote are enough to explain how it ended.
 KEPT_LINES = 200
 
@@ -70,11 +73,11 @@ class Run:
         """What it said. Raises ``BackupFailed`` unless all was well."""
         code, messages = await self._run(argv, timeout)
         if code == command.NO_REPOSITORY and makes_repository:
-            _raise_unless_well(*await self._run(command.init(), QUICK))
+            self._raise_unless_well(*await self._run(command.init(), QUICK))
             code, messages = await self._run(argv, timeout)
         if code == command.LOCKED and await self._clear_own_locks():
             code, messages = await self._run(argv, timeout)
-        _raise_unless_well(code, messages)
+        self._raise_unless_well(code, messages)
         return messages
 
     async def _run(self, argv: tuple[str, ...], timeout: float) -> tuple[int, Sequence[Mapping[str, Any]]]:
@@ -102,6 +105,8 @@ class Run:
         ended = await self._shop.engine.run_tool(tool, hear)
         if ended.timed_out or ended.out_of_memory:
             raise BackupFailed(f"restic ran out of {'time' if ended.timed_out else 'memory'}.")
+        if ended.exit_code == KILLED:
+            raise helper_died("restic", "was killed")
         return ended.exit_code, messages
 
     async def _clear_own_locks(self) -> bool:
@@ -118,15 +123,24 @@ class Run:
         code, _ = await self._run(command.remove_locks(), QUICK)
         return code == 0
 
+    def _raise_unless_well(self, code: int, messages: Sequence[Mapping[str, Any]]) -> None:
+        _raise_unless_well(code, self.explain(messages))
+
+    def explain(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """What restic printed, without the values that it was given to keep."""
+        place = self._shop.place
+        lines = (*place.ssh_key.splitlines(), *place.ssh_hosts.splitlines())
+        return words.explain(messages, (self._repository.key.hex(), *place.environment.values(), *lines))
+
 
 def _is_text(messages: Sequence[Mapping[str, Any]]) -> bool:
     return bool(messages) and all("text" in one for one in messages)
 
 
-def _raise_unless_well(code: int, messages: Sequence[Mapping[str, Any]]) -> None:
+def _raise_unless_well(code: int, why: str) -> None:
+    """``why`` is what restic printed. Raises ``BackupFailed`` for any exit status but 0."""
     if code == 0:
         return
-    why = words.explain(messages)
     match code:
         case command.NO_REPOSITORY:
             raise NoRepository(
@@ -140,4 +154,4 @@ def _raise_unless_well(code: int, messages: Sequence[Mapping[str, Any]]) -> None
         case command.INCOMPLETE:
             raise Broken(f"Not every file could be read: {why}.")
         case _:
-            raise Broken(f"restic failed: {why}.")
+            raise Broken(f"restic failed with exit code {code}: {why}.")

@@ -11,6 +11,8 @@ from typing import Any
 _USERINFO = re.compile(r"(?<=://)[^/@\s\"']+@")
 _SHOWN = 3
 _LINE_LENGTH = 300
+#: Shorter values are no secrets, and would blank out words of every message.
+_SECRET_LENGTH = 6
 
 
 def parse(line: str) -> Mapping[str, Any]:
@@ -27,11 +29,25 @@ def find(messages: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any] 
     return next((one for one in reversed(list(messages)) if one.get("message_type") == kind), None)
 
 
-def explain(messages: Iterable[Mapping[str, Any]]) -> str:
-    """What went wrong, in restic's own last words, without secrets."""
-    told = [text for one in messages if (text := _complaint(one))]
-    shown = "; ".join(dict.fromkeys(told[-_SHOWN:])) or "restic gave no reason"
-    return _USERINFO.sub("", shown)
+def explain(messages: Iterable[Mapping[str, Any]], secrets: Iterable[str] = ()) -> str:
+    """Quote the last lines that restic printed about a failure, without secrets.
+
+    Where none of them is an error, the last lines of any kind: better than nothing to look for.
+    """
+    printed, secrets = list(messages), list(secrets)
+    told = [text for one in printed if (text := _complaint(one))]
+    told = told or [json.dumps(one, ensure_ascii=False) for one in printed]
+    # Cut last, or a part of a secret could stand at the end.
+    shown = "; ".join(dict.fromkeys(_masked(text, secrets)[:_LINE_LENGTH] for text in told[-_SHOWN:]))
+    return f'restic printed: "{shown}"' if shown else "restic printed nothing"
+
+
+def _masked(text: str, secrets: Iterable[str]) -> str:
+    """The text without secrets, and without what could disturb a terminal."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SECRET_LENGTH:
+            text = text.replace(secret, "…")
+    return "".join(char if char.isprintable() else "?" for char in _USERINFO.sub("", text))
 
 
 def _complaint(message: Mapping[str, Any]) -> str:
@@ -47,7 +63,7 @@ def _complaint(message: Mapping[str, Any]) -> str:
             text = str(message.get("text", ""))
         case _:
             return ""
-    return " ".join(text.split())[:_LINE_LENGTH]
+    return " ".join(text.split())
 
 
 def parse_list(text: str) -> list[Mapping[str, Any]]:

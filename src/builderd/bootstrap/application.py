@@ -42,7 +42,7 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
     clock = SystemClock(settings.data_dir / "clock.json")
     engine, testers = make_engine(settings, clock), LocalTesters(settings.qa.chromium)
     review = make_review_gate(settings)
-    keeping = asyncio.create_task(clock.keeping())
+    keeping = asyncio.create_task(clock.save_periodically())
     try:
         yield Application(
             store=owned.store,
@@ -78,7 +78,7 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
         await testers.close()
         await review.close()
         await engine.close()
-        clock.keep()
+        clock.save()
 
 
 def _ssh_gateway(settings: Settings) -> ssh.Gateway | None:

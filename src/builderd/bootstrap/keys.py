@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from builderd.adapters.vaults.keys import GivenKeys, Key, KeyFile
+from builderd.adapters.vaults.keys import ConfiguredKeys, Key, KeyFile
 from builderd.adapters.vaults.sodium import SodiumVault, key_id
 from builderd.bootstrap.database import existing_store
 from builderd.domain.errors import InvalidState, ValidationFailed
@@ -21,13 +21,13 @@ def make_vault(settings: Settings) -> SodiumVault:
     return SodiumVault(make_keys(settings))
 
 
-def make_keys(settings: Settings) -> GivenKeys | KeyFile:
+def make_keys(settings: Settings) -> ConfiguredKeys | KeyFile:
     """Where the vault's keys come from. Raises ``ValidationFailed`` when a key that was given is none."""
     if settings.vault.key is None:
         return KeyFile(settings.vault_key_file)
     texts = [settings.vault.key, *settings.vault.previous_keys]
     try:
-        return GivenKeys(tuple(Key.from_text(text.get_secret_value()) for text in texts))
+        return ConfiguredKeys(tuple(Key.from_text(text.get_secret_value()) for text in texts))
     except ValueError as error:
         raise ValidationFailed({"vault.key": [str(error)]}) from None
 
@@ -56,16 +56,16 @@ async def rotate_vault(settings: Settings, say: Callable[[str], None]) -> int:
     file = keys if isinstance(keys, KeyFile) else None
     async with existing_store(settings) as opened:
         sealed = await opened.read(lambda uow: list(vault.sealed(uow)))
-        refuse_other_keys(sealed, keys.present())
+        refuse_other_keys(sealed, keys.existing())
         if file is not None:
-            if not file.present():
+            if not file.existing():
                 raise InvalidState("There is no key yet: it is made when the service stores its first secret.")
-            file.save([Key.new(), *file.present()])
+            file.save([Key.new(), *file.existing()])
         safe = SodiumVault(keys)
         say("Sealing …")
         count = await opened.write(lambda uow: vault.reseal(uow, safe))
         await asyncio.sleep(SEAL_PAUSE)
         count += await opened.write(lambda uow: vault.reseal(uow, safe))
     if file is not None:
-        file.save(file.present()[:1])
+        file.save(file.existing()[:1])
     return count

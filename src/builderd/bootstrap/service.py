@@ -95,7 +95,7 @@ async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
             await engine.down()
         finally:
             await engine.close()
-            clock.keep()
+            clock.save()
     say("Everything is stopped. `builderd serve` with the same data directory brings it back.")
 
 

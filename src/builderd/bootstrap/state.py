@@ -56,10 +56,10 @@ def back_up(settings: Settings, target: Path, passphrase: str | None, say: Say) 
     of the service, ``ValidationFailed`` for a passphrase that is too short.
     """
     if passphrase is not None:
-        passphrases.refuse_short(passphrase)
+        passphrases.check_length(passphrase)
     refuse_another_database(settings)
-    with folder.making(target) as unfinished:
-        before = make_keys(settings).present() if passphrase is not None else ()
+    with folder.create(target) as unfinished:
+        before = make_keys(settings).existing() if passphrase is not None else ()
         say("Copying the database and the bundles …")
         revision = _copy(settings, unfinished)
         if passphrase is not None:
@@ -67,7 +67,7 @@ def back_up(settings: Settings, target: Path, passphrase: str | None, say: Say) 
             durable.write(unfinished / KEYS, passphrases.seal(secrets, passphrase, PLACE))
         identity = _text(settings.data_dir / IDENTITY_FILE)
         now = SystemClock().now().isoformat()
-        return folder.finish(unfinished, now, __version__, revision, identity)
+        return folder.write_manifest(unfinished, now, __version__, revision, identity)
 
 
 def _copy(settings: Settings, target: Path) -> str:
@@ -97,7 +97,7 @@ def _copy_bundles(settings: Settings, target: Path) -> None:
 
 def _secrets(settings: Settings, database: Path, before: Sequence[Key]) -> bytes:
     """Also with the keys from before the database was copied: a rotation may have ended meanwhile."""
-    keys = dict.fromkeys([*make_keys(settings).present(), *before])
+    keys = dict.fromkeys([*make_keys(settings).existing(), *before])
     refuse_other_keys(copies.sealed_in(database), list(keys), ", or leave the keys out (--without-keys)")
     files = {name: settings.data_dir / name for name in SECRET_FILES}
     kept = {name: b64encode(path.read_bytes()).decode() for name, path in files.items() if path.is_file()}
@@ -142,7 +142,7 @@ def _restore(settings: Settings, source: Path, staging: Path, passphrase: str | 
     _refuse_other_keys(settings, secrets)
     _refuse_other_places(settings, secrets)
     try:
-        folder.stage(source, manifest, staging)
+        folder.copy_to(source, manifest, staging)
         say("Putting it in its place …")
         _put_keys(settings, secrets)
         _put_bundles(settings, staging / BUNDLES)
@@ -174,7 +174,7 @@ def _open(keys: Path, passphrase: str | None) -> Secrets:
 def _refuse_other_keys(settings: Settings, secrets: Secrets) -> None:
     if settings.vault.key is None:
         return
-    given = {key.text for key in make_keys(settings).present()}
+    given = {key.text for key in make_keys(settings).existing()}
     if not given.issuperset(secrets["vault_keys"]):
         raise ValidationFailed(
             {"vault.key": ["is not the key of this backup: add the backup's to vault.previous_keys, or unset it"]}
@@ -203,7 +203,7 @@ def _put_keys(settings: Settings, secrets: Secrets) -> None:
     if kept and settings.vault.key is None:
         path = settings.vault_key_file
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        present = [key.text for key in KeyFile(path).present()]
+        present = [key.text for key in KeyFile(path).existing()]
         texts = dict.fromkeys([*kept, *present])
         KeyFile(path).save([Key.from_text(text) for text in texts])
     for name, content in secrets["files"].items():

@@ -1,7 +1,6 @@
-"""Signals: hints inside one process, so that who waits looks again at once.
+"""Signals: hints inside one process that a builder changed, so that waiters read it again at once.
 
-Hints only. Whoever waits also looks by itself from time to time, since another control plane on the same
-database sends none here.
+A hint may be missing: another control plane on the same database sends none here. So every waiter also polls.
 """
 
 from __future__ import annotations
@@ -17,17 +16,20 @@ ANY = BuilderId("")
 class Signals(Protocol):
     """All methods but the waiting ones are thread-safe and never block."""
 
-    def wish(self, builder: BuilderId) -> None:
-        """What is wanted of it, or what it does, changed: the reconciler should look."""
+    def desired_changed(self, builder: BuilderId) -> None:
+        """Have the reconciler observe the builder: its desired state, or what it does, changed."""
 
-    async def wishes(self, timeout_seconds: float) -> frozenset[BuilderId]:
-        """Those wished since the last call, as soon as there is one; empty at the timeout. One consumer only."""
+    async def desired_changes(self, timeout_seconds: float) -> frozenset[BuilderId]:
+        """Return the builders of ``desired_changed`` since the last call, as soon as there is one.
+
+        Empty at the timeout. One consumer only: the reconciler.
+        """
 
     def change(self, builder: BuilderId) -> None:
-        """Its record changed: wake everybody who waits for it."""
+        """Wake everybody who waits for the builder: its record changed."""
 
     def count(self, builder: BuilderId) -> int:
-        """How many changes were told so far, of this builder or of ``ANY``; hand it to ``wait``."""
+        """Return the number of changes so far, of this builder or of ``ANY``; pass it to ``wait``."""
 
     async def wait(self, builder: BuilderId, seen: int, timeout_seconds: float) -> None:
         """Return when the count differs from ``seen``, or at the timeout."""

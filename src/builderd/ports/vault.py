@@ -1,4 +1,4 @@
-"""The vault: what is kept secret is sealed before it is stored, and opened only where it is used."""
+"""The vault: secrets are sealed before they are stored, and opened only where they are used."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Protocol
 
 
 class Vault(Protocol):
-    """Both calls are quick and do not wait; what is sealed is longer than the secret by some 50 bytes."""
+    """Authenticated encryption. All calls are quick and do not block; sealing adds some 50 bytes."""
 
-    def seal(self, secret: bytes, place: str) -> bytes:
-        """The secret, encrypted and bound to ``place``: it cannot be opened for another one.
+    def seal(self, secret: bytes, associated_data: str) -> bytes:
+        """Encrypt the secret and bind it to the associated data: it opens only with the same.
 
-        A place is where it is stored, such as ``credential/<tenant>/<name>``.
+        Associated data names where the secret is stored, such as ``credential/<tenant>/<name>``.
         """
 
-    def open(self, sealed: bytes, place: str) -> bytes:
-        """The secret. Raises ``EngineUnavailable`` when its key is not here, or it was damaged or moved."""
+    def open(self, sealed: bytes, associated_data: str) -> bytes:
+        """Return the secret. Raises ``EngineUnavailable``: its key is missing, or it was damaged or moved."""
 
     def is_current(self, sealed: bytes) -> bool:
-        """Whether it is sealed with the key that ``seal`` uses now; after a rotation it is not, until sealed anew."""
+        """Return True if it is sealed with the key that ``seal`` uses now: False after a rotation, until resealed."""

@@ -75,7 +75,7 @@ class Idleness:
                 continue
             changed = await self._app.store.write(partial(self._decide, builder_id=builder.id, now=now))
             if changed:
-                self._app.signals.wish(builder.id)
+                self._app.signals.desired_changed(builder.id)
                 self._app.signals.change(builder.id)
 
     async def _take_readings(self, candidates: Sequence[Builder]) -> None:

@@ -63,7 +63,7 @@ class Reconciler:
         try:
             next_poll = 0.0
             while True:
-                self._wake(await self._app.signals.wishes(POLL_INTERVAL))
+                self._wake(await self._app.signals.desired_changes(POLL_INTERVAL))
                 if time.monotonic() >= next_poll:
                     self._wake(await self._due())
                     next_poll = time.monotonic() + POLL_INTERVAL
@@ -108,7 +108,7 @@ class Reconciler:
         finally:
             del self._workers[builder_id]
             if worker.poked:
-                self._app.signals.wish(builder_id)
+                self._app.signals.desired_changed(builder_id)
 
     def _settled(self, subject: Subject) -> None:
         self._reporting.poke()
@@ -141,7 +141,7 @@ class Reconciler:
                 async for sandbox_id in self._app.engine.exits():
                     sandbox = await self._app.store.read(partial(_sandbox, sandbox_id=sandbox_id))
                     if sandbox is not None:
-                        self._app.signals.wish(sandbox.builder_id)
+                        self._app.signals.desired_changed(sandbox.builder_id)
             except Exception:
                 log.warning("exits are not noticed for a moment", exc_info=True)
             await asyncio.sleep(RETRY_INTERVAL)

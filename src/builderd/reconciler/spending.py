@@ -84,5 +84,5 @@ async def _stop(application: Application, builder: BuilderId) -> None:
     # By the time of the writing: the month may have ended since the look, and somebody started it in the new one.
     stopped = await application.store.write(lambda uow: caps.stop(uow, application, builder, application.clock.now()))
     if stopped is not None:
-        application.signals.wish(builder)
+        application.signals.desired_changed(builder)
         application.signals.change(builder)

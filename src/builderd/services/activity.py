@@ -86,7 +86,7 @@ async def _keep_noting(application: Application, note: Note) -> None:
         try:
             woken = await application.store.write(note)
             if woken is not None:
-                application.signals.wish(woken)
+                application.signals.desired_changed(woken)
                 application.signals.change(woken)
         except Exception:
             # The use goes on, and so does its record once the database answers again.

@@ -113,6 +113,6 @@ class Application:
     async def commit(self, work: Callable[[UnitOfWork], Builder]) -> Builder:
         """Write in one transaction, then tell the reconciler and whoever waits for this builder."""
         builder = await self.store.write(work)
-        self.signals.wish(builder.id)
+        self.signals.desired_changed(builder.id)
         self.signals.change(builder.id)
         return builder

@@ -186,5 +186,5 @@ def _get(uow: UnitOfWork, builder_id: BuilderId, *, lock: bool = True) -> Builde
 
 
 def _tell(application: Application, builder_id: BuilderId) -> None:
-    application.signals.wish(builder_id)
+    application.signals.desired_changed(builder_id)
     application.signals.change(builder_id)

@@ -1,4 +1,4 @@
-"""The places for uploads that are held to the contract."""
+"""The upload stores under the contract tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every place for uploads promises."""
+"""Contract of the uploads port."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ONE = UploadId(new_id())
 LIMIT = 1000
 
 
-async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
     for part in parts:
         yield part
 
 
-async def broken(*parts: bytes) -> AsyncIterator[bytes]:
+async def interrupted(*parts: bytes) -> AsyncIterator[bytes]:
     for part in parts:
         yield part
     raise ConnectionError
@@ -32,39 +32,39 @@ def content(uploads: Uploads) -> bytes:
         return file.read()
 
 
-async def test_what_is_sent_in_parts_is_there_as_one(uploads: Uploads) -> None:
+async def test_an_upload_in_parts_is_stored_as_one(uploads: Uploads) -> None:
     assert await uploads.size(ONE) == 0
-    assert await uploads.write(ONE, 0, pieces(b"ab", b"cd"), LIMIT) == 4
-    assert await uploads.write(ONE, 4, pieces(b"ef"), LIMIT) == 6
+    assert await uploads.write(ONE, 0, chunks(b"ab", b"cd"), LIMIT) == 4
+    assert await uploads.write(ONE, 4, chunks(b"ef"), LIMIT) == 6
     assert content(uploads) == b"abcdef"
     assert await uploads.size(ONE) == 6
     assert await uploads.sha256(ONE) == hashlib.sha256(b"abcdef").hexdigest()
     assert list(await uploads.ids()) == [ONE]
 
 
-async def test_what_broke_off_is_kept_and_goes_on(uploads: Uploads) -> None:
+async def test_an_interrupted_upload_is_kept_and_resumed(uploads: Uploads) -> None:
     with pytest.raises(ConnectionError):
-        await uploads.write(ONE, 0, broken(b"abc"), LIMIT)
+        await uploads.write(ONE, 0, interrupted(b"abc"), LIMIT)
     assert await uploads.size(ONE) == 3
-    assert await uploads.write(ONE, 2, pieces(b"CD"), LIMIT) == 4
+    assert await uploads.write(ONE, 2, chunks(b"CD"), LIMIT) == 4
     assert content(uploads) == b"abCD"
 
 
-async def test_nothing_is_left_out(uploads: Uploads) -> None:
-    await uploads.write(ONE, 0, pieces(b"abc"), LIMIT)
+async def test_a_gap_is_refused(uploads: Uploads) -> None:
+    await uploads.write(ONE, 0, chunks(b"abc"), LIMIT)
     with pytest.raises(Conflict) as raised:
-        await uploads.write(ONE, 4, pieces(b"e"), LIMIT)
+        await uploads.write(ONE, 4, chunks(b"e"), LIMIT)
     assert raised.value.data == {"received": 3}
     assert content(uploads) == b"abc"
 
 
-async def test_no_more_is_kept_than_the_limit(uploads: Uploads) -> None:
+async def test_an_upload_over_the_limit_is_refused(uploads: Uploads) -> None:
     with pytest.raises(TooLarge, match="1000"):
-        await uploads.write(ONE, 0, pieces(b"x" * 600, b"x" * 600), LIMIT)
+        await uploads.write(ONE, 0, chunks(b"x" * 600, b"x" * 600), LIMIT)
     assert await uploads.size(ONE) <= LIMIT
 
 
-async def test_one_request_writes_at_a_time(uploads: Uploads) -> None:
+async def test_a_second_writer_is_refused(uploads: Uploads) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -75,7 +75,7 @@ async def test_one_request_writes_at_a_time(uploads: Uploads) -> None:
     first = asyncio.create_task(uploads.write(ONE, 0, slow(), LIMIT))
     await begun.wait()
     with pytest.raises(Conflict):
-        await uploads.write(ONE, 0, pieces(b"x"), LIMIT)
+        await uploads.write(ONE, 0, chunks(b"x"), LIMIT)
     with pytest.raises(Conflict):
         await uploads.delete(ONE)
     go_on.set()
@@ -83,8 +83,8 @@ async def test_one_request_writes_at_a_time(uploads: Uploads) -> None:
     assert content(uploads) == b"abc"
 
 
-async def test_what_was_deleted_is_gone(uploads: Uploads) -> None:
-    await uploads.write(ONE, 0, pieces(b"abc"), LIMIT)
+async def test_a_deleted_upload_is_gone(uploads: Uploads) -> None:
+    await uploads.write(ONE, 0, chunks(b"abc"), LIMIT)
     await uploads.delete(ONE)
     await uploads.delete(ONE)
     assert list(await uploads.ids()) == []

@@ -1,4 +1,4 @@
-"""The vaults that are held to the contract."""
+"""The vaults under the contract tests."""
 
 from __future__ import annotations
 

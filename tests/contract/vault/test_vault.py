@@ -1,4 +1,4 @@
-"""What every vault keeps."""
+"""Contract of the vault port."""
 
 import pytest
 
@@ -8,28 +8,28 @@ from builderd.ports.vault import Vault
 SECRET = b"hunter2-\x00\xff"
 
 
-def test_what_was_sealed_opens_again(vault: Vault) -> None:
+def test_a_sealed_secret_opens_again(vault: Vault) -> None:
     sealed = vault.seal(SECRET, "credential/t/a")
 
     assert vault.open(sealed, "credential/t/a") == SECRET
     assert vault.is_current(sealed)
 
 
-def test_the_secret_is_not_in_what_is_stored_and_no_two_are_alike(vault: Vault) -> None:
+def test_the_sealed_form_hides_the_secret_and_differs_each_time(vault: Vault) -> None:
     first, second = vault.seal(SECRET, "a"), vault.seal(SECRET, "a")
 
     assert SECRET not in first
     assert first != second
 
 
-def test_a_row_that_was_moved_to_another_place_does_not_open(vault: Vault) -> None:
+def test_other_associated_data_does_not_open_it(vault: Vault) -> None:
     sealed = vault.seal(SECRET, "credential/victim/a")
 
     with pytest.raises(EngineUnavailable, match="credential/thief/a"):
         vault.open(sealed, "credential/thief/a")
 
 
-def test_every_changed_byte_is_found(vault: Vault) -> None:
+def test_every_changed_byte_is_detected(vault: Vault) -> None:
     sealed = vault.seal(SECRET, "a")
 
     for index in range(len(sealed)):
@@ -39,6 +39,6 @@ def test_every_changed_byte_is_found(vault: Vault) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 9, 40])
-def test_what_was_cut_off_is_told_as_damaged(vault: Vault, length: int) -> None:
+def test_a_truncated_secret_is_reported_as_damaged(vault: Vault, length: int) -> None:
     with pytest.raises(EngineUnavailable, match="damaged"):
         vault.open(vault.seal(SECRET, "a")[:length], "a")

@@ -61,10 +61,10 @@ def test_a_rotation_without_the_key_of_the_service_is_refused_and_leaves_the_fil
     file = KeyFile(tmp_path / "vault.key")
     if there == "another key":
         file.load()
-    before = file.present()
+    before = file.existing()
     with pytest.raises(InvalidState, match="BUILDERD_VAULT__KEY"):
         asyncio.run(rotate_vault(Settings(data_dir=tmp_path), print))
-    assert file.present() == before
+    assert file.existing() == before
     assert asyncio.run(_opened(given)) == {"API_KEY": "secret"}
 
 

@@ -153,7 +153,7 @@ def test_without_a_passphrase_the_keys_are_left_out_and_the_ones_put_back_by_han
     with pytest.raises(ValidationFailed, match="without keys"):
         state.restore(home, tmp_path / "kept", PASSPHRASE, print)
     state.restore(home, tmp_path / "kept", None, print)
-    with pytest.raises(EngineUnavailable, match="is not here"):
+    with pytest.raises(EngineUnavailable, match="this service lacks"):
         asyncio.run(_read(home))
     home.vault_key_file.write_bytes(key)
     home.vault_key_file.chmod(0o600)
@@ -407,7 +407,7 @@ after(module, name) if moment == "after" else setattr(module, name, killed)
 state.restore(Settings(data_dir=Path(data)), Path(kept), passphrase, print)
 """
 KILLS = [
-    *("folder stage before", "durable copy after", "folder stage after", "state _put_keys after"),
+    *("folder copy_to before", "durable copy after", "folder copy_to after", "state _put_keys after"),
     *("state _put_bundles after", "copies bring_back before", "copies bring_back after"),
 ]
 
@@ -422,7 +422,7 @@ def test_a_restore_that_is_killed_leaves_no_half_of_it_and_can_be_run_again(
     home: Settings, kept: Path, where: str
 ) -> None:
     _killed(KILLED_RESTORE, str(home.data_dir), str(kept), PASSPHRASE, where)
-    if where != "folder stage before":
+    if where != "folder copy_to before":
         assert (home.data_dir / "builderd.db").exists() == (where == "copies bring_back after")
         with pytest.raises(EngineUnavailable, match="broken off"):
             asyncio.run(_read(home))
@@ -437,7 +437,7 @@ from pathlib import Path
 from builderd.bootstrap import state
 from builderd.adapters.states import folder
 from builderd.settings import Settings
-folder.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+folder.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 state.back_up(Settings(data_dir=Path(sys.argv[1])), Path(sys.argv[2]), None, print)
 """
 

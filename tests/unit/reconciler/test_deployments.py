@@ -347,7 +347,7 @@ async def test_who_visits_while_a_version_of_a_sleeping_builder_fails_wakes_the_
         builder = await world.create()
         await world.reached(builders.stop, builder)
         idled = await world.change(builder, stop_kind=StopKind.IDLE)
-        world.application.signals.wish(idled.id)
+        world.application.signals.desired_changed(idled.id)
         await world.until_route(builder, RouteState.ASLEEP)
         world.engine.behave(OTHER, Behaviour(listens_at=None, exits_at=5, exit_code=3))
         number = await world.put(builder, NEW, entrypoint=OTHER)

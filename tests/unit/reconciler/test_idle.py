@@ -148,7 +148,7 @@ async def test_a_visitor_in_the_last_moment_saves_it_from_the_stop(world: World)
         await world.until_route(builder, RouteState.OPEN)
         world.previews.visit(builder.host, VISITOR)
         await world.change(builder, desired=Desired.STOPPED, stop_kind=StopKind.IDLE)
-        world.application.signals.wish(builder.id)
+        world.application.signals.desired_changed(builder.id)
         await world.until(lambda: is_awake(world, builder))
         assert world.called("stop") == 0
 

@@ -159,7 +159,7 @@ async def test_an_app_that_vanished_is_started_again(world: World) -> None:
         builder = await world.create()
         (sandbox,) = world.engine.sandboxes
         world.engine.lose(sandbox)
-        world.application.signals.wish(builder.id)
+        world.application.signals.desired_changed(builder.id)
         await world.until_reason(builder, "exit code unknown")
         world.clock.move(1)
         await world.until_route(builder, RouteState.OPEN)

@@ -347,7 +347,7 @@ async def test_an_exit_while_a_worker_is_at_it_is_not_overlooked(world: World) -
         builder = await world.create()
         for _ in range(4):
             (sandbox,) = world.running
-            world.application.signals.wish(builder.id)  # a worker begins to look
+            world.application.signals.desired_changed(builder.id)  # a worker begins to look
             world.engine.end(sandbox.spec.id, EndCause.HOST_RESTARTED, None)
             await world.until(lambda ended=sandbox: ended not in world.engine.sandboxes.values())  # type: ignore[misc]
             await world.until(lambda: world.running)
@@ -399,7 +399,7 @@ async def test_the_engine_hears_of_what_is_about_to_start_and_of_nothing_else(wo
         assert world.engine.announced > 0
         await world.until(lambda: not reconciler._workers)
         at_rest = world.engine.announced
-        world.application.signals.wish(builder.id)
+        world.application.signals.desired_changed(builder.id)
         await world.until(lambda: not reconciler._workers)
         await world.reached(builders.stop, builder)
         assert world.engine.announced == at_rest
@@ -409,7 +409,7 @@ async def test_the_engine_hears_of_what_is_about_to_start_and_of_nothing_else(wo
 
 async def test_a_wish_for_a_builder_that_is_unknown_is_nothing(world: World) -> None:
     async with world.reconciling() as reconciler:
-        world.application.signals.wish(BuilderId(new_id()))
+        world.application.signals.desired_changed(BuilderId(new_id()))
         assert (await world.create()).status is Status.RUNNING
         await world.until(lambda: not reconciler._workers)
 

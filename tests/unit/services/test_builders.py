@@ -180,11 +180,11 @@ async def test_a_builder_can_be_deleted_from_every_state_once(world: World, stat
 async def test_a_wish_makes_the_builder_due_and_tells_who_waits(world: World) -> None:
     builder = await world.ask()
     signals, now = world.application.signals, world.clock.now()
-    await signals.wishes(0)
+    await signals.desired_changes(0)
     before = signals.count(builder.id)
     await world.application.store.write(lambda uow: uow.builders.claim(builder.id, "x", now, now))
     await world.want(builders.stop, builder)
-    assert await signals.wishes(0) == {builder.id}
+    assert await signals.desired_changes(0) == {builder.id}
     assert signals.count(builder.id) == before + 1
     assert await world.read(lambda uow: uow.builders.due(now, 10)) == [builder.id]
 
@@ -192,10 +192,10 @@ async def test_a_wish_makes_the_builder_due_and_tells_who_waits(world: World) ->
 async def test_a_refused_wish_tells_nobody(world: World) -> None:
     builder = await world.ask()
     signals = world.application.signals
-    await signals.wishes(0)
+    await signals.desired_changes(0)
     with pytest.raises(BuilderdError):
         await world.want(builders.restart, builder)
-    assert await signals.wishes(0) == frozenset()
+    assert await signals.desired_changes(0) == frozenset()
 
 
 # Shown

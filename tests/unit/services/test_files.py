@@ -65,7 +65,7 @@ async def test_one_that_stands_still_goes_on_standing(world: World) -> None:
     async with world.reconciling():
         builder = await world.create(auto_stop_interval=15)
         await world.change(builder, asleep_since=world.clock.now())
-        world.application.signals.wish(builder.id)
+        world.application.signals.desired_changed(builder.id)
         await world.until(lambda: world.running[0].frozen)
         await write_one(world, builder)
         assert (await world.builder(builder)).asleep_since is not None

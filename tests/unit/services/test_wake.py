@@ -27,7 +27,7 @@ from builderd.services.wake import User
 async def asleep(world: World) -> Builder:
     builder = await world.create(auto_stop_interval=15)
     await world.change(builder, asleep_since=world.clock.now())
-    world.application.signals.wish(builder.id)
+    world.application.signals.desired_changed(builder.id)
     await world.until(lambda: world.running[0].frozen)
     return builder
 
@@ -35,7 +35,7 @@ async def asleep(world: World) -> Builder:
 async def idled(world: World) -> Builder:
     builder = await world.create(auto_stop_interval=15)
     await world.change(builder, desired=Desired.STOPPED, stop_kind=StopKind.IDLE)
-    world.application.signals.wish(builder.id)
+    world.application.signals.desired_changed(builder.id)
     return await world.until_status(builder, Status.STOPPED)
 
 

@@ -1,1 +1,1 @@
-"""The machine's clock."""
+"""Clocks."""

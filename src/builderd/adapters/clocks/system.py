@@ -1,10 +1,9 @@
-"""The machine's clock, without its steps: time that was paid is never shown twice, and none is left out.
+"""A monotonic system clock: billed time is never counted twice, and none is left out.
 
-What is shown runs with ``CLOCK_BOOTTIME``, which no one can set and which counts on during a suspend. Where the
-machine's own time (the wall) is set back, this goes on as before and is ahead of it from then on, until the wall is
-set forward again or the machine restarts. Where the wall is set forward, this follows at once, and tells of it as
-a ``Skip``: no time has passed in it. What is needed for that is kept in a file, so that also what was set while
-no service ran is noticed by the next one.
+It advances with ``CLOCK_BOOTTIME``, which nobody can set and which counts during a suspend. When the wall clock is
+set back, this clock goes on as before and is ahead of it from then on, until the wall clock is set forward again or
+the machine restarts. When the wall clock is set forward, this clock follows at once and reports a ``Skip``: no time
+passed in it. The state is saved in a file, so that the next service also notices a change made while none ran.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ log = logging.getLogger(__name__)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-#: The two clocks are read one after the other: what differs by less was not set, in nanoseconds.
-GRAIN = 20_000_000
-#: So many times they are read; the quickest time counts.
-READINGS = 3
-#: How often the present time is kept, in seconds: after a restart of the machine it is never earlier.
-KEEP_INTERVAL = 10.0
+#: Nanoseconds. The two clocks are read one after the other: a smaller difference is no step of the wall clock.
+STEP_TOLERANCE = 20_000_000
+#: The clocks are read this many times; the quickest read counts.
+ATTEMPTS = 3
+#: Seconds between two saves: after a restart of the machine the time is never earlier than the last one.
+SAVE_INTERVAL = 10.0
 
 
-class Reading(NamedTuple):
-    """``boot`` names the boot of the machine; ``since_boot`` and ``wall`` in nanoseconds, the latter since 1970."""
+class ClockReading(NamedTuple):
+    """Both clocks at one moment: ``boot`` is the boot id; ``since_boot`` and ``wall`` (since 1970) in nanoseconds."""
 
     boot: str
     since_boot: int
@@ -45,53 +44,54 @@ class Reading(NamedTuple):
 
 @cache
 def boot_id() -> str:
-    """Names this boot of the machine: no process lives through two."""
+    """Return the id of this boot of the machine."""
     return BOOT_ID.read_text().strip()
 
 
-def read_machine() -> Reading:
-    """Both clocks now: on a busy machine one may stand still between two readings, which must not look like a step."""
-    return min((_read_once() for _ in range(READINGS)), key=lambda read: read[0])[1]
+def read_clocks() -> ClockReading:
+    """Read both clocks. On a busy machine the process may pause between the two, which must not look like a step."""
+    return min((_read_once() for _ in range(ATTEMPTS)), key=lambda timed: timed[0])[1]
 
 
-def _read_once() -> tuple[int, Reading]:
-    """With how long it took, in nanoseconds."""
+def _read_once() -> tuple[int, ClockReading]:
+    """Read both clocks; the first item is the duration in nanoseconds."""
     before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     wall = time.time_ns()
     took = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - before
-    return took, Reading(boot_id(), before + took // 2, wall)
+    return took, ClockReading(boot_id(), before + took // 2, wall)
 
 
 @dataclass(slots=True)
 class _State:
-    """In nanoseconds since 1970: ``wall`` and ``shown`` at the moment of the boot, as if each had run since.
-
-    ``last``: a time that was shown. ``ahead_before``: by how much it was ahead of the wall in the boot before.
-    """
+    """The saved state. All times in nanoseconds since 1970; the names are the keys of the file."""
 
     boot: str
+    #: The wall clock and this clock at the moment of the boot, extrapolated back.
     wall: int
     shown: int
+    #: The latest time that this clock returned.
     last: int
+    #: Nanoseconds by which this clock was ahead of the wall clock in the boot before.
     ahead_before: int
+    #: (since, until) of skips that are not settled.
     skips: list[tuple[int, int]]
 
 
 class SystemClock:
-    """``memory`` is the file; without one, this is good for as long as the process lives."""
+    """Implements ``ports.clock.Clock``. ``memory`` is the state file; without one, the state ends with the process."""
 
-    def __init__(self, memory: Path | None = None, read: Callable[[], Reading] = read_machine) -> None:
+    def __init__(self, memory: Path | None = None, read: Callable[[], ClockReading] = read_clocks) -> None:
         self._memory = memory
         self._read = read
         self._lock = threading.Lock()
-        #: Whether the file could not be written the last time.
-        self._fails = False
-        #: By how much this was ahead of the wall until that was set the last time, in nanoseconds.
+        #: True if the last save failed: the next failure is not logged again.
+        self._save_failed = False
+        #: Nanoseconds by which this clock was ahead of the wall clock before that was last set.
         self._ahead_before_set = 0
         first = read()
         self._state = self._begin(first)
         self.now()
-        self.keep()
+        self.save()
 
     def now(self) -> datetime:
         return _time(self._now())
@@ -109,22 +109,22 @@ class SystemClock:
     def settle(self, skip: Skip) -> None:
         with self._lock:
             self._state.skips = [one for one in self._state.skips if _time(one[0]) != skip.since]
-        self.keep()
+        self.save()
 
     def seconds(self) -> float:
-        """The same as ``now``, in seconds since 1970."""
+        """Return ``now`` in seconds since 1970."""
         return self._now() / 1e9
 
     def at(self, wall: float) -> float:
-        """What this showed when the wall, and so a file's time, was so many seconds since 1970; never later than now.
+        """Translate a wall clock time, such as a file's mtime, to this clock. In seconds since 1970, never after now.
 
-        What the wall has not reached yet was written before it was set back. Where it passed a time twice, the file is
-        taken to be of the second.
+        A wall time in the future was read before the wall clock was set back. Of a time that the wall clock passed
+        twice, the second is meant.
         """
         now = self._now()
         with self._lock:
             state, then = self._state, int(wall * 1e9)
-            if then > now - state.shown + state.wall + GRAIN:
+            if then > now - state.shown + state.wall + STEP_TOLERANCE:
                 ahead = self._ahead_before_set
             elif then >= state.wall:
                 ahead = state.shown - state.wall
@@ -132,18 +132,18 @@ class SystemClock:
                 ahead = state.ahead_before
         return min(wall + ahead / 1e9, now / 1e9)
 
-    def keep(self) -> None:
-        """Write down what the next service needs. Where that fails, as on a full disk, a later call makes up for it."""
+    def save(self) -> None:
+        """Write the state file. A failure, such as a full disk, is logged; a later call tries again."""
         if self._memory is None:
             return
         try:
             self._write(self._memory)
         except OSError:
-            if not self._fails:
-                log.warning("the time cannot be kept in %s; it is tried again", self._memory, exc_info=True)
-            self._fails = True
+            if not self._save_failed:
+                log.warning("clock state not saved, a later save tries again path=%s", self._memory, exc_info=True)
+            self._save_failed = True
         else:
-            self._fails = False
+            self._save_failed = False
 
     def _write(self, memory: Path) -> None:
         with self._lock:
@@ -152,47 +152,47 @@ class SystemClock:
             unfinished.write_text(text)
             unfinished.rename(memory)
 
-    async def keeping(self) -> None:
-        """Do that from time to time, until cancelled."""
+    async def save_periodically(self) -> None:
+        """Save the state every ``SAVE_INTERVAL`` seconds until cancelled."""
         while True:
-            await asyncio.sleep(KEEP_INTERVAL)
+            await asyncio.sleep(SAVE_INTERVAL)
             self._now()
-            self.keep()
+            self.save()
 
-    def _begin(self, reading: Reading) -> _State:
+    def _begin(self, reading: ClockReading) -> _State:
         wall = reading.wall - reading.since_boot
-        known = self._remembered()
-        if known is None:
+        saved = self._load()
+        if saved is None:
             return _State(reading.boot, wall, wall, reading.wall, 0, [])
-        if known.boot == reading.boot:
-            return known
-        # Never earlier than what was shown before, also where the machine came up with an older time.
-        shown = max(reading.wall, known.last) - reading.since_boot
-        return _State(reading.boot, wall, shown, known.last, known.shown - known.wall, known.skips)
+        if saved.boot == reading.boot:
+            return saved
+        # Never earlier than before the restart, even if the machine came up with an older time.
+        shown = max(reading.wall, saved.last) - reading.since_boot
+        return _State(reading.boot, wall, shown, saved.last, saved.shown - saved.wall, saved.skips)
 
-    def _remembered(self) -> _State | None:
+    def _load(self) -> _State | None:
         try:
-            known = _State(**json.loads(self._memory.read_text())) if self._memory else None
+            saved = _State(**json.loads(self._memory.read_text())) if self._memory else None
         except (FileNotFoundError, ValueError, TypeError):
             return None
-        if known is not None:
-            known.skips = [(since, until) for since, until in known.skips]
-        return known
+        if saved is not None:
+            saved.skips = [(since, until) for since, until in saved.skips]
+        return saved
 
     def _now(self) -> int:
         with self._lock:
             reading, state = self._read(), self._state
             wall = reading.wall - reading.since_boot
-            was_set = abs(wall - state.wall) > GRAIN
+            was_set = abs(wall - state.wall) > STEP_TOLERANCE
             if was_set:
                 self._follow(wall, reading.since_boot)
             state.last = reading.since_boot + state.shown
         if was_set:
-            self.keep()
+            self.save()
         return state.last
 
     def _follow(self, wall: int, since_boot: int) -> None:
-        """The wall was set: stay where it fell behind, go along where it is ahead."""
+        """React to a step of the wall clock: ignore a step back, follow a step past this clock with a skip."""
         state = self._state
         self._ahead_before_set = state.shown - state.wall
         state.wall = wall

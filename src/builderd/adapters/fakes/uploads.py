@@ -22,11 +22,11 @@ class FakeUploads:
         try:
             there = self.stored.setdefault(upload, b"")
             if start > len(there):
-                raise Conflict(f"There are {len(there)} bytes: go on from there.", data={"received": len(there)})
+                raise Conflict(f"{len(there)} bytes are received: continue from there.", data={"received": len(there)})
             self.stored[upload] = there[:start]
             async for piece in content:
                 if len(self.stored[upload]) + len(piece) > limit:
-                    raise TooLarge(f"The upload is too large: at most {limit} bytes are taken.")
+                    raise TooLarge(f"The upload is too large: the limit is {limit} bytes.")
                 self.stored[upload] += piece
             return len(self.stored[upload])
         finally:

@@ -1,1 +1,1 @@
-"""Signals inside one process."""
+"""Signals within one process."""

@@ -18,21 +18,22 @@ class LocalSignals:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._wished: set[BuilderId] = set()
-        self._wishing = asyncio.Event()
+        #: Builders of ``desired_changed`` that the reconciler has not taken yet.
+        self._pending: set[BuilderId] = set()
+        self._has_pending = asyncio.Event()
         self._counts: Counter[BuilderId] = Counter()
         self._waiters: defaultdict[BuilderId, set[asyncio.Future[None]]] = defaultdict(set)
 
-    def wish(self, builder: BuilderId) -> None:
-        self._call(self._wish, builder)
+    def desired_changed(self, builder: BuilderId) -> None:
+        self._call(self._desired_changed, builder)
 
-    async def wishes(self, timeout_seconds: float) -> frozenset[BuilderId]:
-        if not self._wishing.is_set():
+    async def desired_changes(self, timeout_seconds: float) -> frozenset[BuilderId]:
+        if not self._has_pending.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wishing.wait(), timeout_seconds)
-        self._wishing.clear()
-        wished, self._wished = frozenset(self._wished), set()
-        return wished
+                await asyncio.wait_for(self._has_pending.wait(), timeout_seconds)
+        self._has_pending.clear()
+        pending, self._pending = frozenset(self._pending), set()
+        return pending
 
     def change(self, builder: BuilderId) -> None:
         self._call(self._change, builder)
@@ -57,14 +58,14 @@ class LocalSignals:
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, builder)
 
-    def _wish(self, builder: BuilderId) -> None:
-        self._wished.add(builder)
-        self._wishing.set()
+    def _desired_changed(self, builder: BuilderId) -> None:
+        self._pending.add(builder)
+        self._has_pending.set()
 
     def _change(self, builder: BuilderId) -> None:
-        for told in (builder, ANY):
-            self._counts[told] += 1
-            for future in self._waiters.pop(told, set()):
+        for subject in (builder, ANY):
+            self._counts[subject] += 1
+            for future in self._waiters.pop(subject, set()):
                 if not future.done():
                     future.set_result(None)
 

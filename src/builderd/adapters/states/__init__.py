@@ -1,1 +1,1 @@
-"""The service's own state outside of it: a folder that can be carried away."""
+"""Backups of the service's own state."""

@@ -1,1 +1,1 @@
-"""Uploads on the way to a bundle."""
+"""Stores of uploads that are not deployed yet."""

@@ -1,4 +1,4 @@
-"""Uploads in a folder, one file each, named by their id."""
+"""Uploads in a local folder: one file each, named by its id."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from typing import BinaryIO
 from builderd.domain.errors import Conflict, NoCapacity, TooLarge
 from builderd.domain.ids import UploadId, is_id
 
+NO_SPACE = "This machine has no disk space for uploads now: try again later."
+
 
 class LocalUploads:
-    """``floor_bytes`` stay free on the file system whatever is sent."""
+    """Implements ``ports.uploads.Uploads``. ``floor_bytes`` of the file system stay free."""
 
     def __init__(self, folder: Path, floor_bytes: int = 0) -> None:
         self._folder = folder
@@ -27,46 +29,46 @@ class LocalUploads:
     async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._locked(upload, os.O_CREAT) as file:
-            there = os.fstat(file.fileno()).st_size
-            if start > there:
-                raise Conflict(f"There are {there} bytes: go on from there.", data={"received": there})
+            received = os.fstat(file.fileno()).st_size
+            if start > received:
+                raise Conflict(f"{received} bytes are received: continue from there.", data={"received": received})
             os.ftruncate(file.fileno(), start)
             file.seek(start)
             end = start
-            async for piece in content:
-                end += len(piece)
+            async for chunk in content:
+                end += len(chunk)
                 if end > limit:
-                    raise TooLarge(f"The upload is too large: at most {limit} bytes are taken.")
-                await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(self._append, file, piece)))
+                    raise TooLarge(f"The upload is too large: the limit is {limit} bytes.")
+                await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(self._append, file, chunk)))
             return end
 
     @contextmanager
     def _locked(self, upload: UploadId, flags: int = 0) -> Iterator[BinaryIO]:
-        """One at a time, also among processes."""
+        """Open and lock the file. Raises ``Conflict`` while another request, of any process, holds it."""
         while True:
             descriptor = os.open(self._path(upload), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise Conflict("Another request sends this upload: wait until it has ended.") from None
-                # Deleted between the two steps, it has no name any more: what is there now is another file.
+                    raise Conflict("Another request is sending this upload: wait until it ends.") from None
+                # Deleted between open and lock, the file has no name any more: another one may have it.
                 if os.fstat(descriptor).st_nlink:
                     yield file
                     return
 
-    def _append(self, file: BinaryIO, piece: bytes) -> None:
+    def _append(self, file: BinaryIO, chunk: bytes) -> None:
         space = os.statvfs(self._folder)
-        if space.f_bavail * space.f_frsize - len(piece) < self._floor_bytes:
-            raise NoCapacity("There is no room for uploads on this machine now: try again later.")
+        if space.f_bavail * space.f_frsize - len(chunk) < self._floor_bytes:
+            raise NoCapacity(NO_SPACE)
         try:
-            rest = memoryview(piece)
+            rest = memoryview(chunk)
             while rest:
                 rest = rest[file.write(rest) :]
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise NoCapacity("There is no room for uploads on this machine now: try again later.") from error
+            raise NoCapacity(NO_SPACE) from error
 
     async def size(self, upload: UploadId) -> int:
         try:

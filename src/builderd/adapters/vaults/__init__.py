@@ -1,1 +1,1 @@
-"""Where secrets are sealed before they are stored."""
+"""Vaults and their keys."""

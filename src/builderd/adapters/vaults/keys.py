@@ -1,4 +1,4 @@
-"""The vault's keys: where they come from, and the one that seals now."""
+"""The vault's keys, from a file or from settings; the first seals, all open."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ID_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """32 random bytes. Their repr shows the id alone."""
+    """32 random bytes. The repr shows only the id."""
 
     material: bytes
 
@@ -34,7 +34,7 @@ class Key:
 
     @classmethod
     def from_text(cls, text: str) -> Key:
-        """From base64, as ``text`` writes it. Raises ``ValueError``."""
+        """Parse base64, as ``text`` writes it. Raises ``ValueError``."""
         try:
             material = b64decode(text.strip(), validate=True)
         except binascii.Error:
@@ -51,7 +51,7 @@ class Key:
 
     @property
     def id(self) -> bytes:
-        """Names the key without telling it: a hash of it, under a name of its own (BLAKE2b, "person")."""
+        """A hash that names the key without revealing it (BLAKE2b, with a "person" string of its own)."""
         return blake2b(self.material, digest_size=ID_BYTES, person=b"builderd-vault", encoder=RawEncoder)
 
     def __repr__(self) -> str:
@@ -60,29 +60,29 @@ class Key:
 
 class Keys(Protocol):
     def load(self) -> Sequence[Key]:
-        """At least one; the first seals, all open."""
+        """Return at least one key, made if there is none: the first seals, all open."""
 
-    def present(self) -> Sequence[Key]:
-        """The same, but none where there is none yet: makes nothing."""
+    def existing(self) -> Sequence[Key]:
+        """Return the keys that exist, and create none."""
 
 
 @dataclass(frozen=True, slots=True)
-class GivenKeys:
-    """Keys that the operator hands over and keeps elsewhere."""
+class ConfiguredKeys:
+    """Keys from the settings, which the operator keeps elsewhere."""
 
     keys: tuple[Key, ...]
 
     def load(self) -> Sequence[Key]:
         return self.keys
 
-    def present(self) -> Sequence[Key]:
+    def existing(self) -> Sequence[Key]:
         return self.keys
 
 
 class KeyFile:
-    """A key a line, in base64; the first seals. The file is its owner's alone and made when it is first needed.
+    """A file with one base64 key a line; the first seals. Mode 600, created at the first need.
 
-    Read again when it was changed, so that a rotation reaches a service that runs.
+    It is read again when it changed, so that a running service follows a key rotation.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,14 +91,14 @@ class KeyFile:
         self._stamp: tuple[int, int, int] | None = None
 
     def load(self) -> Sequence[Key]:
-        """Raises ``ValidationFailed`` when others may read the file, or it holds no keys."""
-        if keys := self.present():
+        """Return the keys. Raises ``ValidationFailed`` if others may read the file, or it holds no keys."""
+        if keys := self.existing():
             return keys
         self._make([Key.new()], replacing=False)
-        return self.present()
+        return self.existing()
 
-    def present(self) -> Sequence[Key]:
-        """Those of the file, none where there is no file. Raises as ``load`` does."""
+    def existing(self) -> Sequence[Key]:
+        """Return the keys of the file, none if there is no file. Raises like ``load``."""
         try:
             state = self._path.stat()
         except FileNotFoundError:
@@ -110,20 +110,20 @@ class KeyFile:
         return self._keys
 
     def save(self, keys: Sequence[Key]) -> None:
-        """Replace all keys at once; after a crash the file has the old or the new ones."""
+        """Replace all keys at once; after a crash the file holds the old or the new ones."""
         self._make(keys, replacing=True)
 
     def _check(self, state: os.stat_result) -> None:
         if state.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise self._fault(f"others may read it: `chmod 600 {self._path}`")
+            raise self._invalid(f"others may read it: `chmod 600 {self._path}`")
 
     def _read(self) -> Sequence[Key]:
         try:
             keys = [Key.from_text(line) for line in self._path.read_text().splitlines() if line.strip()]
         except ValueError as error:
-            raise self._fault(str(error)) from None
+            raise self._invalid(str(error)) from None
         if not keys:
-            raise self._fault("it is empty: put back the one from your backup")
+            raise self._invalid("it is empty: put back the one from your backup")
         return keys
 
     def _make(self, keys: Sequence[Key], *, replacing: bool) -> None:
@@ -134,17 +134,17 @@ class KeyFile:
                 fresh.replace(self._path)
             else:
                 _link(fresh, self._path)
-            # What was sealed with a new key is worth nothing if the machine fails before its file is kept.
+            # Secrets sealed with a new key would be lost if the machine failed before the file is on the disk.
             durable.sync(self._path.parent)
         finally:
             fresh.unlink(missing_ok=True)
 
-    def _fault(self, why: str) -> ValidationFailed:
+    def _invalid(self, why: str) -> ValidationFailed:
         return ValidationFailed({"vault.key_file": [f"{self._path}: {why}"]})
 
 
 def _link(source: Path, target: Path) -> None:
-    """Put it there unless somebody was faster: two that begin at once then use one key."""
+    """Link the file unless another process was faster: two that start at once then use one key."""
     try:
         target.hardlink_to(source)
     except FileExistsError:

@@ -1,6 +1,6 @@
-"""What leaves the machine sealed with a passphrase: Argon2id makes the key, XChaCha20-Poly1305 seals.
+"""Encryption with a passphrase, for secrets that leave the machine: Argon2id key, XChaCha20-Poly1305 cipher.
 
-Format: one byte ``1``, 16 of the salt, 24 of the nonce, then the ciphertext with its tag. Argon2id with libsodium's
+Format: one byte ``1``, 16 bytes of salt, 24 of nonce, then the ciphertext with its tag. Argon2id with libsodium's
 "moderate" limits: 256 MiB and about a second for each guess (https://doc.libsodium.org/password_hashing/default_phf).
 """
 
@@ -12,38 +12,37 @@ from nacl.utils import random
 
 from builderd.domain.errors import ValidationFailed
 
-#: Fewer characters would be guessed.
-LEAST = 12
+#: Characters of a passphrase: a shorter one could be guessed.
+MIN_LENGTH = 12
 _FORMAT = b"\x01"
 _SALT = pwhash.argon2id.SALTBYTES
 _NONCE = bindings.crypto_aead_xchacha20poly1305_ietf_NPUBBYTES
 
 
-def seal(secret: bytes, passphrase: str, place: str) -> bytes:
-    """``place`` must be named again to open it. Raises ``ValidationFailed`` for a short passphrase."""
-    refuse_short(passphrase)
+def seal(secret: bytes, passphrase: str, associated_data: str) -> bytes:
+    """Encrypt the secret; ``unseal`` needs the same associated data. Raises ``ValidationFailed`` if too short."""
+    check_length(passphrase)
     salt, nonce = random(_SALT), random(_NONCE)
     key = _key(passphrase, salt)
-    return (
-        _FORMAT + salt + nonce + bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(secret, place.encode(), nonce, key)
-    )
+    text = bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(secret, associated_data.encode(), nonce, key)
+    return _FORMAT + salt + nonce + text
 
 
-def refuse_short(passphrase: str) -> None:
-    """Raises ``ValidationFailed``: for who would rather know before there is something to seal."""
-    if len(passphrase) < LEAST:
-        raise ValidationFailed({"passphrase": [f"must have at least {LEAST} characters"]})
+def check_length(passphrase: str) -> None:
+    """Raise ``ValidationFailed`` for a short passphrase; also called before there is something to seal."""
+    if len(passphrase) < MIN_LENGTH:
+        raise ValidationFailed({"passphrase": [f"must have at least {MIN_LENGTH} characters"]})
 
 
-def unseal(sealed: bytes, passphrase: str, place: str) -> bytes:
-    """Raises ``ValidationFailed`` when it is another passphrase, or the bytes were changed."""
+def unseal(sealed: bytes, passphrase: str, associated_data: str) -> bytes:
+    """Return the secret. Raises ``ValidationFailed`` for another passphrase or changed bytes."""
     if sealed[:1] != _FORMAT:
-        raise ValidationFailed({"passphrase": ["what it seals is damaged, or of a newer builderd"]})
+        raise ValidationFailed({"passphrase": ["the sealed data is damaged, or a newer builderd wrote it"]})
     salt, nonce = sealed[1 : 1 + _SALT], sealed[1 + _SALT : 1 + _SALT + _NONCE]
     text = sealed[1 + _SALT + _NONCE :]
     try:
         key = _key(passphrase, salt)
-        return bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(text, place.encode(), nonce, key)
+        return bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(text, associated_data.encode(), nonce, key)
     except (CryptoError, ValueError):
         raise ValidationFailed({"passphrase": ["is not the one of this backup, or its keys are damaged"]}) from None
 

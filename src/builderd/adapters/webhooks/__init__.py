@@ -1,1 +1,1 @@
-"""Senders of webhooks."""
+"""Webhook senders."""

@@ -1,7 +1,7 @@
-"""Webhooks over HTTP, to nobody near.
+"""Webhooks over HTTP, to public addresses only (protection against SSRF and DNS rebinding).
 
-Where the name of a host leads is looked up, judged and connected to in one place, ``Dial.connect_tcp``: between the
-look and the connection nobody can change what the name means. TLS goes on naming and checking the host of the URL.
+``GuardedBackend.connect_tcp`` resolves a host name, checks its addresses and connects to a checked one, so the name
+cannot change in between. TLS still sends and verifies the host name of the URL.
 """
 
 from __future__ import annotations
@@ -21,23 +21,27 @@ from builderd.domain.addresses import Address, Network, embedded_ipv4, in_any_ne
 from builderd.domain.webhooks import MAX_NOTE
 from builderd.ports.webhooks import Reply
 
-#: All of one request, from the look-up of the name to the end of the answer, in seconds.
+#: Seconds for one request, from the name lookup to the end of the response.
 TIMEOUT = 15.0
-#: More of an answer is not read.
-MAX_ANSWER = 16_384
-#: Look-ups at the same time. They cannot be broken off, and must not hold up the service's other threads.
+#: Bytes of a response that are read.
+MAX_RESPONSE = 16_384
+#: Name lookups at the same time. They cannot be cancelled, so they have threads of their own.
 RESOLVERS = 8
 UNREACHABLE = "no connection: the host has no public address, or does not answer there"
 
 
 class HttpWebhookSender:
-    """``allow``: networks that may be reached although near. ``never``: asked each time, those that may not."""
+    """Implements ``ports.webhooks.WebhookSender``.
+
+    ``allow``: private networks that may be reached. ``never``: called for each request, networks that may not.
+    ``timeout`` in seconds.
+    """
 
     def __init__(
         self, allow: Sequence[Network] = (), never: Callable[[], Iterable[Network]] = tuple, timeout: float = TIMEOUT
     ) -> None:
-        self._guard = Guard(allow, never)
-        self._resolvers = ThreadPoolExecutor(RESOLVERS, "webhook-names")
+        self._filter = AddressFilter(allow, never)
+        self._resolvers = ThreadPoolExecutor(RESOLVERS, "webhook-dns")
         self._timeout = timeout
         self._tls = ssl.create_default_context()
 
@@ -53,57 +57,60 @@ class HttpWebhookSender:
             return Reply(None, f"no answer: {type(error).__name__} {error}"[:MAX_NOTE])
 
     async def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        # A connection of its own for each message: none is kept to an address that was judged long ago.
+        # A new connection for each message: a kept one may lead to an address that is no longer allowed.
         async with (
-            Dial(self._guard, self._resolvers) as dial,
-            httpcore.AsyncConnectionPool(ssl_context=self._tls, max_connections=1, network_backend=dial) as pool,
+            GuardedBackend(self._filter, self._resolvers) as backend,
+            httpcore.AsyncConnectionPool(ssl_context=self._tls, max_connections=1, network_backend=backend) as pool,
         ):
             sent = {**headers, "Host": urlsplit(url).netloc, "Content-Length": str(len(body)), "Accept": "*/*"}
             async with pool.stream("POST", url, headers=list(sent.items()), content=body) as response:
                 read = bytearray()
-                async for piece in response.aiter_stream():
-                    read += piece
-                    if len(read) > MAX_ANSWER:
+                async for chunk in response.aiter_stream():
+                    read += chunk
+                    if len(read) > MAX_RESPONSE:
                         break
                 return Reply(response.status, read[:MAX_NOTE].decode(errors="replace"))
 
     def refuses(self, url: str) -> bool:
         address = parse(urlsplit(url).hostname or "")
-        return address is not None and not self._guard.allows(address)
+        return address is not None and not self._filter.allows(address)
 
 
-class Guard:
-    """Which addresses may be reached."""
+class AddressFilter:
+    """Decides if a webhook may connect to an address."""
 
     def __init__(self, allow: Sequence[Network], never: Callable[[], Iterable[Network]]) -> None:
         self._allow = tuple(allow)
         self._never = never
 
     def allows(self, address: Address) -> bool:
-        """Public and not this host's own, or allowed; of what carries another address, that is judged as well."""
-        meant = embedded_ipv4(address) or address
+        """Return True for an allowed address, and for a public one that is not this host's.
+
+        An IPv6 address that carries an IPv4 address is judged by that one too.
+        """
+        embedded = embedded_ipv4(address) or address
         never = tuple(self._never())
-        if in_any_network(meant, never) or in_any_network(address, never):
+        if in_any_network(embedded, never) or in_any_network(address, never):
             return False
-        if in_any_network(meant, self._allow):
+        if in_any_network(embedded, self._allow):
             return True
-        return is_public(meant) and not _is_own(meant)
+        return is_public(embedded) and not _is_own(embedded)
 
 
-class Dial(httpcore.AsyncNetworkBackend):
-    """Connects to hosts all of whose addresses the guard allows."""
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Connects only to hosts all of whose addresses the filter allows."""
 
-    def __init__(self, guard: Guard, resolvers: Executor) -> None:
-        self._guard = guard
+    def __init__(self, address_filter: AddressFilter, resolvers: Executor) -> None:
+        self._filter = address_filter
         self._resolvers = resolvers
-        self._plain = httpcore.AnyIOBackend()
+        self._backend = httpcore.AnyIOBackend()
         self._opened: list[httpcore.AsyncNetworkStream] = []
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        # Who runs out of time in the middle of a TLS handshake would leave the connection open.
+        # A timeout in the middle of a TLS handshake leaves the connection open.
         for stream in self._opened:
             with suppress(Exception):
                 await stream.aclose()
@@ -117,11 +124,11 @@ class Dial(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         addresses = await self._resolve(host, port)
-        if not addresses or not all(map(self._guard.allows, addresses)):
+        if not addresses or not all(map(self._filter.allows, addresses)):
             raise httpcore.ConnectError(UNREACHABLE)
         for address in addresses:
             try:
-                stream = await self._plain.connect_tcp(str(address), port, timeout, local_address, socket_options)
+                stream = await self._backend.connect_tcp(str(address), port, timeout, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
             self._opened.append(stream)
@@ -137,7 +144,10 @@ class Dial(httpcore.AsyncNetworkBackend):
         raise httpcore.ConnectError(UNREACHABLE)
 
     async def _resolve(self, host: str, port: int) -> list[Address]:
-        """All addresses of the name. What the resolver takes for an address in an odd form, it writes out here."""
+        """Resolve the host to all its addresses; none if it fails or one cannot be parsed.
+
+        The resolver also normalises odd spellings of an address, such as ``0x7f.1``.
+        """
         loop = asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(
@@ -145,12 +155,12 @@ class Dial(httpcore.AsyncNetworkBackend):
             )
         except (OSError, UnicodeError):
             return []
-        addresses = [parse(str(place[0])) for *_, place in found]
-        return [] if None in addresses else list(dict.fromkeys(one for one in addresses if one is not None))
+        addresses = [parse(str(sockaddr[0])) for *_, sockaddr in found]
+        return [] if None in addresses else list(dict.fromkeys(item for item in addresses if item is not None))
 
 
 def _is_own(address: Address) -> bool:
-    """Whether this host itself answers there: a packet to it would leave from that very address. None is sent."""
+    """Return True for an address of this host: the kernel would send from that same address. Sends no packet."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

@@ -179,7 +179,7 @@ async def _make_builder(desk: Desk, restore: Restore, known: Known) -> None:
 
     made = await app.commit(record)
     app.signals.change(restore.builder_id)
-    app.signals.wish(made.id)
+    app.signals.desired_changed(made.id)
 
 
 async def _switch(desk: Desk, restore: Restore, known: Known) -> None:
@@ -252,4 +252,4 @@ async def _fail(desk: Desk, restore: Restore, error: Exception) -> None:
     await desk.app.engine.delete_disk(restore.disk)
     await desk.write(restore, record)
     if lost:
-        desk.app.signals.wish(restore.builder_id)
+        desk.app.signals.desired_changed(restore.builder_id)

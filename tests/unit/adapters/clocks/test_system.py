@@ -1,4 +1,4 @@
-"""Whatever is done to the machine's clock, time goes on at its own pace: none is counted twice, none left out."""
+"""The system clock under steps of the wall clock and reboots: no time is counted twice or left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.application import PATIENCE
 
 from builderd.adapters.clocks import system
-from builderd.adapters.clocks.system import GRAIN, Reading, SystemClock, read_machine
+from builderd.adapters.clocks.system import STEP_TOLERANCE, ClockReading, SystemClock, read_clocks
 from builderd.ports.clock import Clock, Skip
 
 SECOND = timedelta(seconds=1)
@@ -24,7 +24,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Machine:
-    """Both clocks of a machine, in nanoseconds; ``lived``: how much time has really passed."""
+    """Both clocks of a machine, in nanoseconds; ``lived``: the time that really passed."""
 
     wall: int = int(START.timestamp()) * 10**9
     since_boot: int = 5 * 10**9
@@ -32,8 +32,8 @@ class Machine:
     lived: int = 0
     boots: int = field(default=1)
 
-    def __call__(self) -> Reading:
-        return Reading(self.boot, self.since_boot, self.wall)
+    def __call__(self) -> ClockReading:
+        return ClockReading(self.boot, self.since_boot, self.wall)
 
     def live(self, seconds: float) -> None:
         self.wall += int(seconds * 1e9)
@@ -41,7 +41,7 @@ class Machine:
         self.lived += int(seconds * 1e9)
 
     def set(self, seconds: float) -> None:
-        """Somebody sets the wall, forward or back."""
+        """Set the wall clock forward or back."""
         self.wall += int(seconds * 1e9)
 
     def restart(self, seconds: float) -> None:
@@ -59,11 +59,11 @@ def machine() -> Machine:
     return Machine()
 
 
-def test_it_shows_the_machines_time() -> None:
+def test_the_clock_shows_the_wall_time() -> None:
     assert abs(SystemClock().now() - datetime.now(UTC)) < SECOND
 
 
-def test_where_the_wall_is_set_back_it_goes_on(machine: Machine) -> None:
+def test_the_clock_goes_on_when_the_wall_clock_is_set_back(machine: Machine) -> None:
     clock = SystemClock(read=machine)
     machine.live(10)
     machine.set(-3600)
@@ -74,7 +74,7 @@ def test_where_the_wall_is_set_back_it_goes_on(machine: Machine) -> None:
     assert (clock.now(), clock.skips()) == (START + 30 * SECOND, [])
 
 
-def test_where_the_wall_is_set_forward_it_follows_and_says_what_was_skipped(machine: Machine) -> None:
+def test_the_clock_follows_a_step_forward_and_reports_a_skip(machine: Machine) -> None:
     clock = SystemClock(read=machine)
     machine.live(10)
     machine.set(3600)
@@ -86,7 +86,7 @@ def test_where_the_wall_is_set_forward_it_follows_and_says_what_was_skipped(mach
     assert clock.skips() == []
 
 
-def test_what_was_set_while_no_service_ran_is_noticed_by_the_next(machine: Machine, tmp_path: Path) -> None:
+def test_a_step_while_no_service_ran_is_noticed_at_the_next_start(machine: Machine, tmp_path: Path) -> None:
     memory = tmp_path / "clock.json"
     SystemClock(memory, machine)
     machine.live(100)
@@ -97,19 +97,19 @@ def test_what_was_set_while_no_service_ran_is_noticed_by_the_next(machine: Machi
     clock = SystemClock(memory, machine)
     assert clock.now() == START + 300 * SECOND
     assert skipped(clock) == 100 * SECOND
-    # It is told again until somebody has settled it.
+    # A skip is reported until it is settled.
     assert skipped(SystemClock(memory, machine)) == 100 * SECOND
     clock.settle(clock.skips()[0])
     assert SystemClock(memory, machine).skips() == []
 
 
-def test_after_a_restart_of_the_machine_it_is_never_earlier_than_it_was(machine: Machine, tmp_path: Path) -> None:
+def test_the_clock_is_never_earlier_after_a_reboot(machine: Machine, tmp_path: Path) -> None:
     memory = tmp_path / "clock.json"
     clock = SystemClock(memory, machine)
     machine.set(-3600)
     machine.live(60)
     clock.now()
-    clock.keep()
+    clock.save()
     machine.restart(30)
     after = SystemClock(memory, machine)
     assert after.now() == START + 60 * SECOND
@@ -117,20 +117,20 @@ def test_after_a_restart_of_the_machine_it_is_never_earlier_than_it_was(machine:
     assert after.now() == START + 70 * SECOND
 
 
-def test_a_files_time_is_told_as_it_was_shown_then(machine: Machine, tmp_path: Path) -> None:
+def test_at_translates_a_file_time_also_after_a_reboot(machine: Machine, tmp_path: Path) -> None:
     memory = tmp_path / "clock.json"
     clock = SystemClock(memory, machine)
     machine.set(-3600)
     machine.live(60)
     written, shown = machine.wall / 1e9, clock.now()
     assert clock.at(written) == pytest.approx(shown.timestamp(), abs=1e-3)
-    clock.keep()
+    clock.save()
     machine.restart(7200)
     assert SystemClock(memory, machine).at(written) == pytest.approx(shown.timestamp(), abs=1e-3)
 
 
 @pytest.mark.parametrize("serves", [True, False], ids=["while it serves", "while no service runs"])
-def test_a_file_from_before_the_wall_was_set_back_is_not_told_from_the_future(
+def test_at_is_never_in_the_future_for_files_from_before_a_step_back(
     machine: Machine, tmp_path: Path, serves: bool
 ) -> None:
     memory = tmp_path / "clock.json"
@@ -138,7 +138,7 @@ def test_a_file_from_before_the_wall_was_set_back_is_not_told_from_the_future(
     machine.set(-100)
     machine.live(60)
     shown = clock.now()
-    clock.keep()
+    clock.save()
     written = machine.wall / 1e9
     machine.set(-3600)
     machine.live(30)
@@ -149,33 +149,33 @@ def test_a_file_from_before_the_wall_was_set_back_is_not_told_from_the_future(
     assert clock.at(written + 100_000) == clock.seconds()
 
 
-def test_a_damaged_memory_is_as_none(machine: Machine, tmp_path: Path) -> None:
+def test_a_damaged_state_file_is_ignored(machine: Machine, tmp_path: Path) -> None:
     memory = tmp_path / "clock.json"
     for text in ("", "{", "[]", '{"boot": 1}'):
         memory.write_text(text)
         assert SystemClock(memory, machine).now() == START
 
 
-async def test_on_a_full_disk_it_goes_on_says_so_once_and_keeps_the_time_when_there_is_room_again(
+async def test_a_full_disk_is_logged_once_and_the_state_is_saved_when_there_is_space(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(system, "KEEP_INTERVAL", 0.001)
+    monkeypatch.setattr(system, "SAVE_INTERVAL", 0.001)
     memory = tmp_path / "clock.json"
     clock = SystemClock(memory, machine)
     write, failures, tried = Path.write_text, 5, 0
 
-    def full(path: Path, text: str) -> int:
+    def fail(path: Path, text: str) -> int:
         nonlocal tried
         tried += 1
         if tried <= failures:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, text)
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_text", fail)
     machine.live(100)
     machine.set(3600)
     assert clock.now() == START + 3700 * SECOND
-    keeping = asyncio.create_task(clock.keeping())
+    keeping = asyncio.create_task(clock.save_periodically())
     async with asyncio.timeout(PATIENCE):
         while tried <= failures:
             await asyncio.sleep(0.001)
@@ -183,30 +183,30 @@ async def test_on_a_full_disk_it_goes_on_says_so_once_and_keeps_the_time_when_th
     machine.restart(0)
     machine.set(-1000)
     assert SystemClock(memory, machine).now() == START + 3700 * SECOND
-    assert caplog.text.count("the time cannot be kept") == 1
+    assert caplog.text.count("clock state not saved") == 1
 
 
-happenings = st.lists(
+events = st.lists(
     st.one_of(
         st.tuples(st.just("live"), st.floats(0, 10_000)),
-        st.tuples(st.just("set"), st.floats(-100_000, 100_000).filter(lambda s: s == 0 or abs(s) * 1e9 > GRAIN)),
-        st.tuples(st.just("begin anew"), st.just(0.0)),
+        st.tuples(
+            st.just("set"), st.floats(-100_000, 100_000).filter(lambda s: s == 0 or abs(s) * 1e9 > STEP_TOLERANCE)
+        ),
+        st.tuples(st.just("restart service"), st.just(0.0)),
     ),
     max_size=30,
 )
 
 
-@given(happenings)
+@given(events)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_shown_is_what_has_passed_and_what_was_skipped(
-    tmp_path: Path, happened: list[tuple[str, float]]
-) -> None:
+def test_shown_time_equals_elapsed_time_plus_skips(tmp_path: Path, happened: list[tuple[str, float]]) -> None:
     machine, memory = Machine(), tmp_path / "clock.json"
     memory.unlink(missing_ok=True)
     clock = SystemClock(memory, machine)
     last = clock.now()
     for what, seconds in happened:
-        if what == "begin anew":
+        if what == "restart service":
             clock = SystemClock(memory, machine)
         else:
             getattr(machine, what)(seconds)
@@ -217,7 +217,7 @@ def test_what_is_shown_is_what_has_passed_and_what_was_skipped(
         assert abs(now - START - lived - skipped(clock)) < timedelta(milliseconds=1)
 
 
-def test_a_pause_between_the_two_clocks_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pause_between_the_two_reads_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine()
     pauses = iter([0.2, 0.0, 0.3])
 
@@ -228,5 +228,5 @@ def test_a_pause_between_the_two_clocks_is_no_step(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(time, "clock_gettime_ns", lambda _: machine.since_boot)
     monkeypatch.setattr(time, "time_ns", time_ns)
-    read = read_machine()
+    read = read_clocks()
     assert read.wall - read.since_boot == machine.wall - machine.since_boot

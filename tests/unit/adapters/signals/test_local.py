@@ -1,4 +1,4 @@
-"""Signals wake who waits, from any thread, and forget nothing that was told."""
+"""Signals wake waiters, from any thread, and none is lost."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from builderd.adapters.signals.local import LocalSignals
 from builderd.domain.ids import BuilderId
 
 ONE, OTHER = BuilderId("one"), BuilderId("other")
-#: Against hanging only.
-PATIENCE = 10
+#: Seconds; only against hanging.
+TIMEOUT = 10
 
 
-async def test_wishes_are_told_once_and_together() -> None:
+async def test_desired_changes_are_returned_once_and_together() -> None:
     signals = LocalSignals()
     for builder in (ONE, OTHER, ONE):
-        signals.wish(builder)
-    assert await signals.wishes(PATIENCE) == {ONE, OTHER}
-    assert await signals.wishes(0) == frozenset()
+        signals.desired_changed(builder)
+    assert await signals.desired_changes(TIMEOUT) == {ONE, OTHER}
+    assert await signals.desired_changes(0) == frozenset()
 
 
-async def test_wishes_that_were_told_before_are_not_waited_for() -> None:
+async def test_earlier_desired_changes_return_at_once() -> None:
     signals = LocalSignals()
-    signals.wish(ONE)
-    assert await signals.wishes(0) == {ONE}
+    signals.desired_changed(ONE)
+    assert await signals.desired_changes(0) == {ONE}
 
 
-async def test_who_waits_for_wishes_is_woken() -> None:
+async def test_a_waiter_for_desired_changes_is_woken() -> None:
     signals = LocalSignals()
-    waiting = asyncio.create_task(signals.wishes(PATIENCE))
+    waiting = asyncio.create_task(signals.desired_changes(TIMEOUT))
     await asyncio.sleep(0.001)
-    signals.wish(ONE)
+    signals.desired_changed(ONE)
     assert await waiting == {ONE}
 
 
-async def test_without_a_wish_the_time_runs_out() -> None:
-    assert await LocalSignals().wishes(0.001) == frozenset()
+async def test_desired_changes_is_empty_at_the_timeout() -> None:
+    assert await LocalSignals().desired_changes(0.001) == frozenset()
 
 
-async def test_a_wish_is_not_lost_when_who_waits_for_it_is_cancelled() -> None:
+async def test_a_desired_change_survives_a_cancelled_waiter() -> None:
     signals = LocalSignals()
-    waiting = asyncio.create_task(signals.wishes(PATIENCE))
+    waiting = asyncio.create_task(signals.desired_changes(TIMEOUT))
     await asyncio.sleep(0.001)
-    signals.wish(ONE)
+    signals.desired_changed(ONE)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    assert await signals.wishes(0) == ({ONE} if waiting.cancelled() else frozenset())
+    assert await signals.desired_changes(0) == ({ONE} if waiting.cancelled() else frozenset())
 
 
-async def test_a_change_wakes_everybody_who_waits_for_that_builder_and_nobody_else() -> None:
+async def test_a_change_wakes_only_the_waiters_of_that_builder() -> None:
     signals = LocalSignals()
-    waiting = [asyncio.create_task(signals.wait(ONE, 0, PATIENCE)) for _ in range(3)]
-    other = asyncio.create_task(signals.wait(OTHER, 0, PATIENCE))
+    waiting = [asyncio.create_task(signals.wait(ONE, 0, TIMEOUT)) for _ in range(3)]
+    other = asyncio.create_task(signals.wait(OTHER, 0, TIMEOUT))
     await asyncio.sleep(0.001)
     signals.change(ONE)
     await asyncio.gather(*waiting)
@@ -61,44 +61,44 @@ async def test_a_change_wakes_everybody_who_waits_for_that_builder_and_nobody_el
     other.cancel()
 
 
-async def test_a_change_between_looking_and_waiting_is_not_overlooked() -> None:
+async def test_a_change_between_count_and_wait_returns_at_once() -> None:
     signals = LocalSignals()
     seen = signals.count(ONE)
     signals.change(ONE)
-    await signals.wait(ONE, seen, PATIENCE)
+    await signals.wait(ONE, seen, TIMEOUT)
 
 
-async def test_without_a_change_the_wait_runs_out_and_leaves_nothing() -> None:
+async def test_a_wait_that_times_out_or_is_cancelled_leaves_no_waiter() -> None:
     signals = LocalSignals()
     await signals.wait(ONE, 0, 0.001)
-    cancelled = asyncio.create_task(signals.wait(ONE, 0, PATIENCE))
+    cancelled = asyncio.create_task(signals.wait(ONE, 0, TIMEOUT))
     await asyncio.sleep(0.001)
     cancelled.cancel()
     await asyncio.gather(cancelled, return_exceptions=True)
     assert not signals._waiters
 
 
-async def test_other_threads_may_tell() -> None:
+async def test_signals_may_be_sent_from_other_threads() -> None:
     signals = LocalSignals()
-    waiting = asyncio.create_task(signals.wait(ONE, 0, PATIENCE))
+    waiting = asyncio.create_task(signals.wait(ONE, 0, TIMEOUT))
     await asyncio.sleep(0.001)
 
-    def tell() -> None:
-        signals.wish(ONE)
+    def send() -> None:
+        signals.desired_changed(ONE)
         signals.change(ONE)
 
-    thread = threading.Thread(target=tell)
+    thread = threading.Thread(target=send)
     thread.start()
     await waiting
-    assert await signals.wishes(PATIENCE) == {ONE}
+    assert await signals.desired_changes(TIMEOUT) == {ONE}
     thread.join()
 
 
-def test_telling_after_the_loop_is_closed_is_no_error() -> None:
+def test_a_signal_after_the_loop_is_closed_is_ignored() -> None:
     async def make() -> LocalSignals:
         return LocalSignals()
 
     signals = asyncio.run(make())
-    thread = threading.Thread(target=signals.wish, args=(ONE,))
+    thread = threading.Thread(target=signals.desired_changed, args=(ONE,))
     thread.start()
     thread.join()

@@ -1,4 +1,4 @@
-"""What uploads in a folder do beyond the contract."""
+"""The local upload store, beyond the contract."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def content() -> AsyncIterator[bytes]:
     yield b"abc"
 
 
-async def test_what_is_deleted_before_it_could_be_locked_is_written_under_its_name(
+async def test_an_upload_deleted_between_open_and_lock_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploads, lock = LocalUploads(tmp_path), fcntl.flock

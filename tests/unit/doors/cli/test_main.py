@@ -174,7 +174,7 @@ CREATE = ("token", "create", "--tenant", "acme")
         ("no data", ("backup", "{tmp}/kept", "--without-keys"), "There is no database"),
         ("no data", ("vault", "rotate"), "There is no builderd in"),
         ("full disk", ("backup", "{tmp}/kept", "--without-keys"), "/kept: No space left on device"),
-        ("mounted", ("backup", "/proc", "--without-keys"), "/proc is where a disk is mounted"),
+        ("mounted", ("backup", "/proc", "--without-keys"), "/proc is a mount point"),
     ],
 )
 def test_ordinary_failures_are_told_in_one_line(
@@ -192,7 +192,7 @@ def test_ordinary_failures_are_told_in_one_line(
             data_dir = Path("/dev/null/data")
         case "full disk":
             make_token(data_dir)
-            monkeypatch.setattr(folder, "finish", _full_disk)
+            monkeypatch.setattr(folder, "write_manifest", _full_disk)
         case "mounted":
             make_token(data_dir)
     failed = run(*(word.format(tmp=tmp_path) for word in words), data_dir=data_dir)

@@ -99,7 +99,7 @@ async def take(application: Application, find: Find, actor: str, new: NewLease) 
 
     lease = await application.store.write(write)
     # It may have been asleep.
-    application.signals.wish(lease.builder_id)
+    application.signals.desired_changed(lease.builder_id)
     return success(_answer("It is busy", lease), 201).response()
 
 

@@ -101,7 +101,7 @@ async def running_service(database: str = MEMORY, **limits: Any) -> AsyncIterato
         service = await _make(store, Limits(**{"qa_report": False, **limits}))
         await service.engine.prepare(lambda _: None)
         await service.previews.start()
-        creations = service.app.state.creations
+        creations, parser = service.app.state.creations, service.app.state.body_parser
         working = [
             asyncio.create_task(work)
             for work in (Reconciler(service.application).run(), BackupSchedule(service.application).run())
@@ -111,6 +111,7 @@ async def running_service(database: str = MEMORY, **limits: Any) -> AsyncIterato
         finally:
             await service.close()
             await creations.close()
+            parser.close()
             for task in working:
                 task.cancel()
             await asyncio.gather(*working, return_exceptions=True)

@@ -18,6 +18,7 @@ from builderd.adapters.fakes.processes import Answer
 from builderd.doors.http import connections
 from builderd.doors.http.connections import ConnectionLimits
 from builderd.doors.http.inside import create_inside_app
+from builderd.services.held_bytes import LIMIT
 
 BUILDERS = "/api/v1/builders"
 #: Against hanging.
@@ -26,10 +27,14 @@ FEW = ConnectionLimits(total=60, strangers=40, address=20, tenant=30)
 #: A client without a library, and in a process of its own: what it reads costs the service nothing but the sending.
 READER = """
 import json, socket, sys
-host, port, head, count = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]).encode(), int(sys.argv[4])
+host, port, head, body = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]).encode(), sys.argv[4].encode()
+count, times = int(sys.argv[5]), int(sys.argv[6])
 open_ = [socket.create_connection((host, port)) for _ in range(count)]
 for one in open_:
     one.sendall(head)
+    for _ in range(times):
+        one.sendall(body)
+    one.sendall(sys.argv[7].encode())
 seen = 0
 for one in open_:
     while piece := one.recv(1 << 20):
@@ -67,13 +72,36 @@ async def test_large_outputs_leave_the_event_loop_to_others(service: Service, st
     assert not service.application.held_bytes._accounts
 
 
-async def _read_all(url: str, head: str, count: int) -> int:
-    """Send this request over so many connections at once; return how many bytes were answered."""
+async def _read_all(url: str, head: str, count: int, body: str = "", times: int = 0, end: str = "") -> int:
+    """Send this request, with ``body`` so many times and ``end``, over ``count`` connections; return the bytes read."""
     place = urlsplit(url)
-    words = ["-I", "-S", "-c", READER, str(place.hostname), str(place.port), json.dumps(head), str(count)]
+    words = ["-I", "-S", "-c", READER, str(place.hostname), str(place.port), json.dumps(head), body]
+    words += [str(count), str(times), end]
     reader = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=asyncio.subprocess.PIPE)
     out, _ = await reader.communicate()
     return int(out)
+
+
+async def test_large_bodies_are_parsed_apart_and_within_a_budget(service: Service) -> None:
+    """The CPU time of the service's own process: what parses in it keeps everybody from the interpreter."""
+    piece, times = "\\u0041" * 20_000, 240
+    start, end = '{"name": "a", "entrypoint": "x", "port": "none", "files": {"a": "', '"}}'
+    length = len(start) + len(piece) * times + len(end)
+    head = (
+        f"POST {BUILDERS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.write}\r\n"
+        f"Content-Type: application/json\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{start}"
+    )
+    async with listening(service.app) as url, asyncio.timeout(DEADLINE):
+        before, most = time.process_time(), 0
+        sending = asyncio.create_task(_read_all(url, head, 3, piece, times, end))
+        while not sending.done():
+            await asyncio.sleep(0.01)
+            most = max(most, *(one.held for one in service.application.held_bytes._accounts.values()), 0)
+        assert sending.result() > 0
+        # Parsed in this process it is 1.2 s.
+        assert time.process_time() - before < 0.9
+    assert length <= most <= LIMIT + length
+    assert not service.application.held_bytes._accounts
 
 
 async def _busiest_turn(flood: asyncio.Task[int], neighbour: httpx.AsyncClient) -> tuple[float, int]:

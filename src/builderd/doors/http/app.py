@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Response
 
 from builderd.doors.http import docs_page, health, openapi, problems
+from builderd.doors.http.body_parser import BodyParser
 from builderd.doors.http.heads import Heads
 from builderd.doors.http.meter import Meter
 from builderd.doors.http.rates import Rates
@@ -55,6 +56,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await started.close()
+        app.state.body_parser.close()
 
     app = bare_app(application, meter, lifespan=lifespan, openapi_url="/openapi.json")
     app.state.rates = rates or Rates()
@@ -116,6 +118,7 @@ def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
     app.state.application = application
     app.state.meter = meter
     app.state.rates = Rates()
+    app.state.body_parser = BodyParser()
     app.add_middleware(Heads)
     app.add_middleware(RequestLog, meter=meter)
     problems.install(app)

@@ -1,76 +1,91 @@
-"""Request bodies: read up to a limit, and taken as JSON without any of the doors that JSON leaves open.
-
-What is accepted is I-JSON (RFC 7493): UTF-8, no name twice in an object, no lone surrogates; and no NaN or
-Infinity, which are not JSON at all (RFC 8259).
-"""
+"""Request bodies: read up to a limit within the tenant's memory budget, and parsed apart from the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-import math
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
 
-from builderd.domain.errors import BadRequest, TooLarge, ValidationFailed
+from builderd.domain.errors import BadRequest, RateLimited, TooLarge
 from builderd.doors.http.auth import TheApplication, Writer
+from builderd.doors.http.body_parser import BodyParser
+from builderd.doors.http.json_parsing import take
 from builderd.services.application import Application
-from builderd.wire.v1.shape import Shape, field_errors
+from builderd.services.held_bytes import LIMIT, Holding
+from builderd.wire.v1.shape import Shape
 
 S = TypeVar("S", bound=Shape)
 
 #: How long the next piece of a body may take, and the whole of it, in seconds.
 PIECE_SECONDS = 20.0
 BODY_SECONDS = 300.0
-#: Outside of its strings a body is small; parsed, each of these bytes can become an object of 64.
-MAX_STRUCTURE_BYTES = 500_000
-MAX_STRINGS = 100_000
-MAX_SHOWN = 80
-
-SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+#: A body up to here is parsed in a thread, and is not counted among the bytes that its tenant holds.
+SMALL_BYTES = 1 << 17
+#: How long a body may wait until other calls of its tenant need less memory, in seconds.
+ROOM_SECONDS = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Received(Generic[S]):
     """A valid body; ``sha256`` is of its bytes as they came."""
 
     value: S
     sha256: str
+    holding: Holding | None = None
+
+    def release(self) -> None:
+        """Give back the memory of the value, which nobody reads any more, before the call goes on to wait."""
+        del self.value
+        if self.holding:
+            self.holding.close()
 
 
-def json_body(shape: type[S], limit: int) -> Callable[..., Coroutine[Any, Any, Received[S]]]:
+def json_body(shape: type[S], limit: int) -> Callable[..., AsyncGenerator[Received[S]]]:
     """A dependency that reads this shape from a body of at most ``limit`` bytes, once the caller may write at all."""
 
-    async def receive_written(request: Request, application: TheApplication, _: Writer) -> Received[S]:
-        return await receive(request, application, shape, limit)
+    async def receive_written(
+        request: Request, application: TheApplication, identity: Writer
+    ) -> AsyncGenerator[Received[S]]:
+        with application.held_bytes.holding(identity.token.tenant_id) as holding:
+            yield await receive(request, application, shape, limit, holding)
 
     return receive_written
 
 
-async def receive(request: Request, application: Application, shape: type[S], limit: int) -> Received[S]:
-    """The body as this shape, for a caller who is known to be allowed to send one."""
+async def receive(
+    request: Request, application: Application, shape: type[S], limit: int, holding: Holding | None = None
+) -> Received[S]:
+    """The body as this shape, for a caller who is known to be allowed to send one.
+
+    Raises ``RateLimited`` when the tenant's calls hold too much memory for too long.
+    """
     check_media_type(request)
-    body = await read_body(request, limit)
+    body = await read_body(request, limit, holding)
     context = {"maximum": application.limits.maximum}
-    # A large body takes a while to be parsed: other requests go on meanwhile.
-    return await asyncio.to_thread(_take, shape, body, context)
+    if len(body) <= SMALL_BYTES:
+        value = await asyncio.to_thread(take, shape, body, context)
+    else:
+        parser: BodyParser = request.app.state.body_parser
+        value = await parser.take(shape, body, context)
+    sha256 = await asyncio.to_thread(hashlib.sha256, body)
+    return Received(value, sha256.hexdigest(), holding)
 
 
 def optional_json_body(shape: type[S], limit: int) -> Callable[..., Coroutine[Any, Any, Received[S]]]:
-    """The same where no body at all is as good as an empty object."""
+    """A dependency like ``json_body``, for small bodies: no body at all is as good as an empty object."""
 
     async def receive(request: Request, application: TheApplication, _: Writer) -> Received[S]:
         body = await read_body(request, limit)
         if body:
             check_media_type(request)
-        return _take(shape, body or b"{}", {"maximum": application.limits.maximum})
+        value = take(shape, body or b"{}", {"maximum": application.limits.maximum})
+        return Received(value, hashlib.sha256(body or b"{}").hexdigest())
 
     return receive
 
@@ -87,7 +102,7 @@ def check_media_type(request: Request) -> None:
         raise BadRequest("The body must not be compressed: leave Content-Encoding out.")
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int, holding: Holding | None = None) -> bytes:
     """The body, of which never more than the limit and one piece are held.
 
     Raises ``TooLarge``, at once where Content-Length tells, and ``BadRequest`` when it comes too slowly.
@@ -95,12 +110,27 @@ async def read_body(request: Request, limit: int) -> bytes:
     announced = announced_length(request)
     if announced is not None and announced > limit:
         raise _too_large(limit)
-    body = bytearray()
+    body, counted = bytearray(), 0
     async for piece in pieces(request, BODY_SECONDS):
         body += piece
         if len(body) > limit:
             raise _too_large(limit)
+        if holding and len(body) > SMALL_BYTES:
+            await _count(holding, len(body) - counted)
+            counted = len(body)
     return bytes(body)
+
+
+async def _count(holding: Holding, size: int) -> None:
+    try:
+        async with asyncio.timeout(ROOM_SECONDS):
+            await holding.take(size)
+    except TimeoutError:
+        raise RateLimited(
+            f"Your calls hold {LIMIT} bytes of memory already, in bodies and in answers that are not read: "
+            "wait until some of them are done.",
+            retry_after=5,
+        ) from None
 
 
 def announced_length(request: Request) -> int | None:
@@ -126,89 +156,3 @@ async def pieces(request: Request, seconds: float) -> AsyncGenerator[bytes]:
 
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"The body is too large: at most {limit} bytes are taken.")
-
-
-def _take(shape: type[S], body: bytes, context: dict[str, Any]) -> Received[S]:
-    try:
-        value = shape.model_validate(parse_object(body), context=context)
-    except ValidationError as error:
-        raise ValidationFailed(field_errors(error)) from None
-    return Received(value, hashlib.sha256(body).hexdigest())
-
-
-class Written(float):
-    """A number that remembers how it was written, so that ``3.10`` as an environment variable is not ``3.1``."""
-
-    __slots__ = ("text",)
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object of this body. Raises ``BadRequest``, which says where the fault is."""
-    if not body:
-        raise BadRequest("The body is empty: send a JSON object, {…}.")
-    _check_structure(body)
-    try:
-        text = body.decode()
-        value = json.loads(text, object_pairs_hook=_object, parse_float=_float, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"The body is not JSON: byte {error.start} is not UTF-8.") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise BadRequest(f"The body is not JSON: {error.msg[:1].lower()}{error.msg[1:]} at {where}.") from None
-    except RecursionError:
-        raise BadRequest("The body is nested too deeply.") from None
-    except ValueError:
-        raise BadRequest("The body has a number with too many digits.") from None
-    if not isinstance(value, dict):
-        raise BadRequest("The body must be a JSON object: {…}.")
-    if SURROGATE_ESCAPE.search(body):
-        _check_surrogates(value)
-    return value
-
-
-def _check_structure(body: bytes) -> None:
-    # Without the escaped ones every quote begins or ends a string, and each second piece lies outside.
-    plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    quotes = plain.count(b'"')
-    if quotes > 2 * MAX_STRINGS or sum(map(len, plain.split(b'"')[::2])) > MAX_STRUCTURE_BYTES:
-        raise TooLarge(
-            f"The body has too many parts: at most {MAX_STRINGS} texts, names included, and {MAX_STRUCTURE_BYTES} "
-            "bytes outside of them are taken. What is large in it must be the contents of files."
-        )
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise BadRequest(f"The body has {_shown(twice)} twice in one object: leave one of them out.")
-    return value
-
-
-def _float(text: str) -> Written:
-    value = Written(text)
-    if not math.isfinite(value):
-        raise BadRequest(f"The body has a number that is too large: {_shown(text)}.")
-    value.text = text
-    return value
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise BadRequest(f"The body is not JSON: {text} is not a JSON number.")
-
-
-def _check_surrogates(value: dict[str, Any]) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise BadRequest(r"The body has half of a surrogate pair (\ud800 to \udfff alone), which is no text.") from None
-
-
-def _shown(text: str) -> str:
-    cut = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
-    return json.dumps(cut)

@@ -11,7 +11,8 @@ from fastapi import Request
 
 from builderd.domain.errors import BadRequest, TooLarge
 from builderd.doors.http import bodies
-from builderd.doors.http.bodies import check_media_type, parse_object, read_body
+from builderd.doors.http.bodies import check_media_type, read_body
+from builderd.doors.http.json_parsing import parse_object
 
 
 def refused(body: bytes) -> str:

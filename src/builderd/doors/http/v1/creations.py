@@ -89,6 +89,7 @@ async def create_builder(request: Request, identity: Writer, body: Body) -> Resp
     at_once = wants_async(request)
     with creations.hold(request, identity, retry) as held:
         builder = await creations.builder(identity, body.value, retry, first)
+        body.release()
         answer = creations.answer(builder, retry, held, at_once=at_once)
     if wants_events(request) and not at_once:
         events = outcomes.stages(creations.application, builder.id, builder.run)

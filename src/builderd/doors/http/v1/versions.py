@@ -92,7 +92,9 @@ async def put_builder(
     creations: Creations = request.app.state.creations
 
     async def deploy(begin: Callable[[Record], Record]) -> Deployed:
-        return await _deploy(creations.application, identity, uuid.lower(), body.value, query.fresh, begin)
+        deployed = await _deploy(creations.application, identity, uuid.lower(), body.value, query.fresh, begin)
+        body.release()
+        return deployed
 
     return await _answered(request, identity, body.sha256, deploy)
 

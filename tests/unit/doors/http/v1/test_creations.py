@@ -354,3 +354,14 @@ async def _settled(service: Service, uuid: str) -> str:
         if status != "creating":
             return status
         await asyncio.sleep(0.002)
+
+
+async def test_a_creation_that_waits_holds_no_memory_for_its_files(client: httpx.AsyncClient, service: Service) -> None:
+    service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=None))
+    large = {**MINIMAL, "files": {"main.py": "#" * 1_000_000}}
+    waiting = asyncio.create_task(client.post(BUILDERS, json=large))
+    while not service.engine.sandboxes:
+        await asyncio.sleep(0.005)
+    assert all(account.held == 0 for account in service.application.held_bytes._accounts.values())
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
+from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.domain import errors
 from builderd.domain.errors import BuilderdError
@@ -98,6 +101,30 @@ async def test_a_fault_of_the_machine_is_503_with_its_cure(
     assert cure in response.json()["message"]
     assert response.headers["x-request-id"] in response.json()["message"]
     assert (await client.get("/api/v1/builders")).json()["data"] == []
+
+
+@pytest.mark.root
+async def test_code_that_a_full_disk_has_no_room_for_is_503_until_there_is_room(
+    service: Service, tmp_path: Path
+) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], check=True)
+    try:
+        service.application = replace(service.application, bundles=LocalBundles(tmp_path / "bundles"))
+        service.app.state.application = service.application
+        service.app.state.creations.application = service.application
+        filler = tmp_path / "filler"
+        filler.write_bytes(bytes(900_000))
+        client = service.client(service.write)
+        new = {**MINIMAL, "files": {**MINIMAL["files"], "data.txt": "x" * 500_000}}
+        refused = await client.post("/api/v1/builders", json=new, headers={"Idempotency-Key": "k"})
+        assert (refused.status_code, refused.json()["code"]) == (503, "machine_fault")
+        assert "ENOSPC" in refused.json()["message"]
+        assert (await client.get("/api/v1/builders")).json()["data"] == []
+        filler.unlink()
+        headers = {"Idempotency-Key": "k", "Prefer": "respond-async"}
+        assert (await client.post("/api/v1/builders", json=new, headers=headers)).status_code == 202
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
 def test_method_not_allowed_is_known_to_the_table() -> None:

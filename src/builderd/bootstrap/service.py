@@ -20,7 +20,7 @@ from builderd.data_directory import RESTORED, hold, is_ours, make
 from builderd.domain.builders import Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.previews import Route
-from builderd.domain.steps import closed_route
+from builderd.domain.routes import closed_route
 from builderd.doors.http import connections
 from builderd.doors.http.app import create_app, metrics_app
 from builderd.doors.http.inside import create_inside_app

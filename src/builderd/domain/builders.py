@@ -1,4 +1,4 @@
-"""A builder: what the user creates. Its states, and what is wanted of it; ``domain.steps`` says how to get there."""
+"""Builders: the resource that a user creates, with its status and its desired state. See ``domain.next_step``."""
 
 from __future__ import annotations
 

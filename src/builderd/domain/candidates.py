@@ -1,22 +1,14 @@
 """Candidates: how a version is brought up to the point where it takes over from the one that serves.
 
-The reconciler asks ``candidate_step`` whenever ``steps.next_step`` has nothing to do, so the version that serves always
+The reconciler asks ``candidate_step`` whenever ``next_step`` has nothing to do, so the version that serves always
 comes first. When the candidate takes over it becomes the version that is to run, and ``next_step`` does the rest.
 """
 
 from __future__ import annotations
 
 from builderd.domain.builders import Builder, Desired, JobType
-from builderd.domain.steps import (
-    DropDisks,
-    EndTrial,
-    HandOver,
-    Observed,
-    PlanTrial,
-    Step,
-    TryCandidate,
-    prepare,
-)
+from builderd.domain.next_step import prepare
+from builderd.domain.steps import DropDisks, EndTrial, HandOver, Observed, PlanTrial, Step, TryCandidate
 
 
 def candidate_step(builder: Builder, seen: Observed) -> Step | None:

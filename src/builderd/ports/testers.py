@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from builderd.domain.previews import Address
-from builderd.domain.qa import Check, Screenshot, Visit
+from builderd.domain.qa import Check, Screenshot
+from builderd.domain.qa_gate import Visit
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ from builderd.domain.failures import describe_end, restart_note
 from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.prices import Billing, Prices
-from builderd.domain.qa import Check, check_exit, gate_failure, gate_of_failure, gate_passed
+from builderd.domain.qa import Check, gate_failure, gate_passed
+from builderd.domain.qa_gate import check_exit, gate_of_failure
+from builderd.domain.restarts import MAX_EXITS, recent_crashes
 from builderd.domain.reviews import Report, summary
 from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport, SandboxState
-from builderd.domain.steps import MAX_EXITS, recent_crashes
 from builderd.domain.versions import NO_LAYER, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.install import Installed

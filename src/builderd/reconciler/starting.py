@@ -9,8 +9,8 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.failures import SHOWN_LINES
 from builderd.domain.ids import DiskId, new_sandbox_id
 from builderd.domain.logs import LogStream
+from builderd.domain.restarts import next_attempt
 from builderd.domain.sandboxes import Sandbox, SandboxSpec
-from builderd.domain.steps import next_attempt
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.look import Subject

@@ -15,6 +15,7 @@ from builderd.domain.events import SYSTEM
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.previews import Route
+from builderd.domain.restarts import recent_crashes
 from builderd.domain.sandboxes import (
     EndCause,
     Sandbox,
@@ -400,7 +401,7 @@ class Steps:
         settings = subject.version.settings
         lines = await last_lines(self._app, last)
         if too_often:
-            exits = domain.recent_crashes(seen.ends, seen.now)
+            exits = recent_crashes(seen.ends, seen.now)
             reason = exited_too_often(last.end, settings.resources, len(exits), lines)
         else:
             reason = exited_early(last.end, settings.resources, settings.port, lines)

@@ -15,6 +15,7 @@ from builderd.domain.candidates import candidate_step
 from builderd.domain.errors import BuilderdError, EngineUnavailable, MachineFault, NoCapacity, StoreUnavailable
 from builderd.domain.ids import BuilderId
 from builderd.domain.machine_faults import machine_fault
+from builderd.domain.next_step import next_step
 from builderd.domain.steps import (
     AwaitListening,
     CheckApp,
@@ -25,7 +26,6 @@ from builderd.domain.steps import (
     StopSandbox,
     TryCandidate,
     Wait,
-    next_step,
 )
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler import records

@@ -26,7 +26,7 @@ from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
 from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.domain.reviews import Report, Verdict, judge
-from builderd.domain.steps import closed_route
+from builderd.domain.routes import closed_route
 from builderd.domain.versions import Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application

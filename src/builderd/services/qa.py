@@ -12,20 +12,15 @@ from builderd.domain.failures import SHOWN_LINES
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
 from builderd.domain.logs import LogStream
 from builderd.domain.previews import Address
-from builderd.domain.qa import (
+from builderd.domain.qa import Check, QaReport, Screenshot, gate_passed, in_order, wanted
+from builderd.domain.qa_gate import (
     ALIVE_SECONDS,
     GATE_PATH,
     GATE_TIMEOUT,
-    Check,
-    QaReport,
-    Screenshot,
     check_alive,
     check_answer,
     check_memory,
     check_port,
-    gate_passed,
-    in_order,
-    wanted,
 )
 from builderd.domain.sandboxes import Sandbox, SandboxState
 from builderd.domain.versions import Version, VersionStatus

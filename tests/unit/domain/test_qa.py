@@ -12,26 +12,24 @@ from builderd.domain.qa import (
     MAX_FINDINGS,
     Check,
     CheckName,
-    FileState,
     Outcome,
     QaReport,
     ReportStatus,
-    Visit,
-    check_alive,
-    check_answer,
-    check_files,
-    check_idle,
-    check_log,
-    check_memory,
-    check_memory_use,
-    check_port,
-    check_term,
-    errors_in,
-    excuse_failure,
     gate_passed,
     in_order,
     wanted,
 )
+from builderd.domain.qa_copy import (
+    FileState,
+    check_files,
+    check_idle,
+    check_log,
+    check_memory_use,
+    check_term,
+    errors_in,
+    excuse_failure,
+)
+from builderd.domain.qa_gate import Visit, check_alive, check_answer, check_memory, check_port
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
 

@@ -11,7 +11,9 @@ from tests.unit.domain.samples import BUILDER, NOW, SECOND, make_builder, make_s
 
 from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.ids import secret_hash
+from builderd.domain.next_step import next_step
 from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.restarts import restart_delay
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 from builderd.domain.steps import (
     AwaitListening,
@@ -35,8 +37,6 @@ from builderd.domain.steps import (
     Thaw,
     VersionState,
     Wait,
-    next_step,
-    restart_delay,
 )
 
 BUNDLE = "b" * 64

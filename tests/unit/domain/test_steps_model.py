@@ -18,11 +18,11 @@ from tests.unit.domain.samples import BUILDER, DISK, NOW, make_builder
 
 from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.ids import SandboxId
+from builderd.domain.next_step import next_step
 from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.restarts import EXIT_WINDOW, MAX_EXITS, recent_crashes
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 from builderd.domain.steps import (
-    EXIT_WINDOW,
-    MAX_EXITS,
     AwaitListening,
     CreateDisk,
     Forget,
@@ -41,8 +41,6 @@ from builderd.domain.steps import (
     StopSandbox,
     VersionState,
     Wait,
-    next_step,
-    recent_crashes,
 )
 
 BUNDLE = "b" * 64

@@ -9,7 +9,8 @@ from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Builder, Status
 from builderd.domain.errors import QaFailed
 from builderd.domain.previews import RouteState
-from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus, Visit
+from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
+from builderd.domain.qa_gate import Visit
 from builderd.domain.versions import Version, VersionStatus
 from builderd.services import builders
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from builderd.domain.qa import Check, CheckName, Outcome, Screenshot, Visit
+from builderd.domain.qa import Check, CheckName, Outcome, Screenshot
+from builderd.domain.qa_gate import Visit
 from builderd.ports.testers import Browsing, Target
 
 #: The smallest picture: one transparent pixel.

@@ -13,7 +13,8 @@ from builderd.adapters.testers import jail
 from builderd.adapters.testers.jail import VENV, JailFailed, Job
 from builderd.adapters.testers.judging import judge_browser, judge_crawl, judge_probe
 from builderd.adapters.testers.visits import Visitor
-from builderd.domain.qa import Check, CheckName, Outcome, Visit
+from builderd.domain.qa import Check, CheckName, Outcome
+from builderd.domain.qa_gate import Visit
 from builderd.ports.testers import Browsing, Target
 
 T = TypeVar("T")

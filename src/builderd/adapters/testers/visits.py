@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from builderd.domain.machine_faults import machine_fault
-from builderd.domain.qa import Visit
+from builderd.domain.qa_gate import Visit
 from builderd.ports.testers import Target
 
 #: So much of a body is read, and so long it is waited for once the head has come.

@@ -9,7 +9,7 @@ import pytest
 from tests.service import MINIMAL, Service
 
 from builderd.adapters.fakes.testers import FakeTesters
-from builderd.domain.qa import Visit
+from builderd.domain.qa_gate import Visit
 from builderd.domain.tokens import Scope
 
 BUILDERS = "/api/v1/builders"

@@ -1,0 +1,187 @@
+"""The decision of the reconciler: one step that brings a builder nearer to its desired state.
+
+``next_step`` is pure: it compares the desired state with an observation and names one idempotent step. A step that is
+repeated after a crash does no harm.
+"""
+
+from __future__ import annotations
+
+from builderd.domain.builders import Builder, Desired, Handover, JobType, Status
+from builderd.domain.previews import Address, Route, RouteState
+from builderd.domain.restarts import MAX_EXITS, delay_before_restart, end_time, is_crash, next_attempt, recent_crashes
+from builderd.domain.routes import closed_route, make_route
+from builderd.domain.sandboxes import EndCause, Sandbox, SandboxState
+from builderd.domain.steps import (
+    AwaitListening,
+    CheckApp,
+    CreateDisk,
+    EndTrial,
+    Forget,
+    Freeze,
+    GiveUp,
+    Install,
+    Observed,
+    PlanSandbox,
+    PutBundle,
+    RecordEnd,
+    RecoverDisk,
+    RemoveRoute,
+    Review,
+    SetRoute,
+    Settle,
+    StartSandbox,
+    Step,
+    StopSandbox,
+    Thaw,
+    VersionState,
+    Wait,
+)
+
+
+def next_step(builder: Builder, seen: Observed) -> Step:
+    """The one step that brings the world nearer to what is wanted of the builder."""
+    if _ended_by_itself(seen):
+        return _close_route(builder, seen) or RecordEnd()
+    match builder.desired:
+        case Desired.DELETED:
+            return _towards_deleted(builder, seen)
+        case Desired.STOPPED:
+            return _towards_stopped(builder, seen)
+        case Desired.RUNNING:
+            return _towards_running(builder, seen)
+
+
+def _ended_by_itself(seen: Observed) -> bool:
+    """The record says it runs, the engine says it does not (any more)."""
+    if seen.sandbox is None or seen.sandbox.started_at is None:
+        return False
+    return seen.report is None or not seen.report.alive
+
+
+def _close_route(builder: Builder, seen: Observed) -> Step | None:
+    """Keep visitors from the sandbox, or None when they are kept from it already.
+
+    This comes before a sandbox goes, since another builder's may have its address from then on.
+    """
+    if builder.desired is Desired.DELETED:
+        return RemoveRoute() if seen.route is not None else None
+    closed = closed_route(builder)
+    return SetRoute(closed) if seen.route != closed else None
+
+
+def _towards_deleted(builder: Builder, seen: Observed) -> Step:
+    if builder.settled:
+        return Wait()
+    if (closing := _close_route(builder, seen)) is not None:
+        return closing
+    if seen.trial is not None:
+        return EndTrial()
+    return StopSandbox() if seen.sandbox is not None else Forget()
+
+
+def _towards_stopped(builder: Builder, seen: Observed) -> Step:
+    if (closing := _close_route(builder, seen)) is not None:
+        return closing
+    if seen.sandbox is not None:
+        return StopSandbox()
+    return Wait() if builder.settled else Settle(Status.STOPPED)
+
+
+def _towards_running(builder: Builder, seen: Observed) -> Step:
+    if seen.sandbox is not None and seen.sandbox.run != builder.run:
+        return _close_route(builder, seen) or StopSandbox(drain=builder.handover is not None)
+    if seen.sandbox is None or seen.sandbox.started_at is None:
+        return _towards_started(builder, seen)
+    if builder.job_type is JobType.ALWAYS_ON:
+        if seen.sandbox.listening_at is None:
+            return AwaitListening()
+        if builder.asleep_since is not None and _is_up(builder):
+            return _towards_frozen(builder, seen)
+        if seen.paid_frozen or _is_frozen(seen):
+            return Thaw(_opened(builder, seen))
+        if builder.handover is Handover.FORWARD and seen.version.qa_due and seen.version.qa_required:
+            return CheckApp()  # visitors wait: should it fail, they never see it
+        if (opening := _open_route(builder, seen)) is not None:
+            return opening
+        if seen.version.qa_due and not builder.settled:
+            return CheckApp()
+    return Wait() if _is_up(builder) else Settle(Status.RUNNING)
+
+
+def _is_up(builder: Builder) -> bool:
+    """Whether that it runs is known already."""
+    return builder.settled and builder.status is Status.RUNNING and builder.stop_kind is None
+
+
+def _towards_frozen(builder: Builder, seen: Observed) -> Step:
+    """Visitors are held before anything stands still, so that none is caught in the middle."""
+    asleep = make_route(builder, RouteState.ASLEEP)
+    if seen.route != asleep:
+        return SetRoute(asleep)
+    return Wait() if seen.paid_frozen and _is_frozen(seen) else Freeze()
+
+
+def _is_frozen(seen: Observed) -> bool:
+    return seen.report is not None and seen.report.state is SandboxState.FROZEN
+
+
+def _open_route(builder: Builder, seen: Observed) -> Step | None:
+    """Lead visitors to the app, or None when they come to it already."""
+    opened = _opened(builder, seen)
+    return SetRoute(opened) if seen.route != opened else None
+
+
+def _opened(builder: Builder, seen: Observed) -> Route:
+    assert seen.report is not None, "it runs"
+    assert seen.report.ip is not None, "what runs has an address"
+    return make_route(builder, RouteState.OPEN, Address(seen.report.ip, seen.version.port))
+
+
+def _towards_started(builder: Builder, seen: Observed) -> Step:
+    if seen.sandbox is None and (verdict := _after_ends(builder, seen)) is not None:
+        return verdict
+    if (closing := _close_route(builder, seen)) is not None:
+        return closing
+    if (preparing := prepare(seen.version)) is not None:
+        return preparing
+    if seen.recovering:
+        return Wait()
+    if seen.lost:
+        return RecoverDisk()
+    if not seen.disk_ready:
+        return CreateDisk()
+    if seen.disk_bundle != seen.version.bundle_hash:
+        return PutBundle()
+    if seen.sandbox is None:
+        return PlanSandbox(attempt=next_attempt(seen.ends))
+    return StartSandbox()
+
+
+def prepare(version: VersionState) -> Step | None:
+    """What a version needs before anything of it is started, a builder's first one as well as a candidate."""
+    if version.review_due:
+        return Review(version.number)
+    return None if version.layer_ready else Install(version.number)
+
+
+def _after_ends(builder: Builder, seen: Observed) -> Step | None:
+    """What the ends of earlier attempts of this run demand before another one is made."""
+    if not seen.ends:
+        return None
+    last = seen.ends[-1]
+    if builder.job_type is JobType.ONE_TIME:
+        return _job_verdict(last)
+    if not any(end.listening_at for end in seen.ends) and any(is_crash(end) for end in seen.ends):
+        return GiveUp(too_often=False)
+    if len(recent_crashes(seen.ends, seen.now)) >= MAX_EXITS:
+        return GiveUp(too_often=True)
+    due = end_time(last) + delay_before_restart(seen.ends, seen.now)
+    return Wait(due) if due > seen.now else None
+
+
+def _job_verdict(last: Sandbox) -> Step | None:
+    """A job that was cut off from outside runs again; any other end is its outcome."""
+    assert last.end is not None
+    if last.end.cause in (EndCause.HOST_RESTARTED, EndCause.STOPPED):
+        return None
+    return Settle(Status.COMPLETED if last.end.exit_code == 0 else Status.FAILED)

@@ -1,0 +1,46 @@
+"""Routes of a builder's preview: where its host name leads in each state."""
+
+from __future__ import annotations
+
+from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
+from builderd.domain.ids import secret_hash
+from builderd.domain.previews import Address, Route, RouteState
+
+
+def closed_route(builder: Builder) -> Route:
+    """What the preview shows while there is no app to lead visitors to."""
+    return make_route(builder, _closed_state(builder))
+
+
+def _closed_state(builder: Builder) -> RouteState:
+    if builder.job_type is JobType.ONE_TIME:
+        return RouteState.JOB
+    if builder.desired is Desired.RUNNING:
+        waits = builder.stop_kind is StopKind.IDLE or _is_handing_over(builder)
+        return RouteState.HELD if waits else RouteState.STARTING
+    if builder.status is Status.FAILED:
+        return RouteState.FAILED
+    match builder.stop_kind:
+        case StopKind.IDLE:
+            return RouteState.ASLEEP
+        case StopKind.CAP:
+            return RouteState.CAPPED
+    return RouteState.STOPPED
+
+
+def _is_handing_over(builder: Builder) -> bool:
+    """One that serves makes way for another, which will serve in moments."""
+    return builder.handover is not None and builder.status is Status.RUNNING
+
+
+def make_route(builder: Builder, state: RouteState, destination: Address | None = None) -> Route:
+    token = secret_hash(builder.service_token)
+    private = builder.visibility is Visibility.PRIVATE
+    return Route(
+        host=builder.host,
+        state=state,
+        destination=destination,
+        token_hash=token if private else None,
+        builder_id=builder.id,
+        owner_hash=None if private else token,
+    )

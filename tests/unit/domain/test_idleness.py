@@ -19,7 +19,7 @@ LEASE = Lease(LeaseId("a"), BUILDER, "an import", "token ci", NOW, NOW + 20 * MI
 
 
 def verdict(after: timedelta, **changes: Any) -> IdleAction | None:
-    options = {"leases": (), "freeze_after": MINUTE, "quiet_for": after, **changes}
+    options = {"leases": (), "freeze_after": MINUTE, "cpu_idle_for": after, **changes}
     return idle_action(options.pop("builder", UP), options.pop("leases"), NOW + after, **options)
 
 

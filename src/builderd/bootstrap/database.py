@@ -62,7 +62,10 @@ async def holds_something(settings: Settings) -> bool:
 
 def note_database(settings: Settings) -> None:
     """Leave word of which database the service works on. The data directory must be held."""
-    durable.replace(settings.data_dir / DATABASE_NOTE, whereabouts(settings).encode())
+    note, known = settings.data_dir / DATABASE_NOTE, whereabouts(settings)
+    # Written only where it changes: a full disk must not keep the service from starting.
+    if not note.is_file() or note.read_text() != known:
+        durable.replace(note, known.encode())
 
 
 def refuse_another_database(settings: Settings) -> None:

@@ -121,9 +121,7 @@ class Acquisition:
         seen = await self.store.read(lambda uow: uow.database_lease.get())
         if seen is not None:
             seen = await self._watch(seen)
-        lease = await self.store.write(lambda uow: uow.database_lease.take(self.instance, seen))
-        if lease is None:
-            raise self._refusal(await self._now())
+        lease = await self._take(seen)
         self.store.fence(lease.term)
         # Only its owner changes the schema of a database.
         await self.store.migrate()
@@ -131,6 +129,19 @@ class Acquisition:
         if seen is not None and seen.instance.member != self.instance.member:
             log.warning("database lease taken over: from=%s term=%d", describe_owner(seen), lease.term)
         return lease.term
+
+    async def _take(self, seen: DatabaseLease | None) -> DatabaseLease:
+        try:
+            lease = await self.store.write(lambda uow: uow.database_lease.take(self.instance, seen))
+        except StoreUnavailable as error:
+            if seen is None or seen.instance.member != self.instance.member:
+                raise
+            # Such as on a full disk, from which the service can delete things. Nobody has taken the lease since.
+            log.warning("database lease not written, starting with the old term: error=%s", _reason(error))
+            return seen
+        if lease is None:
+            raise self._refusal(await self._now())
+        return lease
 
     async def _watch(self, seen: DatabaseLease) -> DatabaseLease:
         """Wait until the lease may be taken; raises ``DatabaseOwned`` when it may not, or its owner lives."""

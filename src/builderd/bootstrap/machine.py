@@ -13,7 +13,8 @@ from builderd.adapters.engines.oci.base import ensure_base
 from builderd.adapters.previews.haproxy import probe as previews_probe
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.testers import equipment as testers
-from builderd.bootstrap.database import refuse_another_database
+from builderd.bootstrap.database import refuse_another_database, whereabouts
+from builderd.domain.database_lease import describe_owner
 from builderd.domain.equipment import PreflightCheck
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.holdings import Inventory
@@ -27,13 +28,34 @@ def examine(settings: Settings) -> Sequence[PreflightCheck]:
     return [*engine, previews_probe.examine(), *qa]
 
 
+async def describe_database(settings: Settings) -> Sequence[str]:
+    """Lines about the database: its owner, and how its schema differs; none where there is no database yet.
+
+    Changes nothing. Raises what ``take_stock`` raises.
+    """
+    if not _is_begun(settings):
+        return []
+    refuse_another_database(settings)
+    opened = SqlStore(settings.database)
+    try:
+        lease = await opened.read(lambda uow: uow.database_lease.get())
+        faults = await opened.schema_faults()
+    finally:
+        await opened.close()
+    owner = f"belongs to {describe_owner(lease)}" if lease else "belongs to no service yet"
+    return [f"database {whereabouts(settings)}: {owner}", *(f"database: {fault}" for fault in faults)]
+
+
+def _is_begun(settings: Settings) -> bool:
+    return settings.database_url is not None or (settings.data_dir.absolute() / "builderd.db").exists()
+
+
 async def take_stock(settings: Settings) -> Inventory | None:
     """Who uses what, also while a service runs; None where there is no database yet. Changes nothing.
 
     Raises ``StoreUnavailable``, and ``InvalidState`` when the service works on another database.
     """
-    path = settings.data_dir.absolute() / "builderd.db"
-    if settings.database_url is None and not path.exists():
+    if not _is_begun(settings):
         return None
     refuse_another_database(settings)
     opened = SqlStore(settings.database)

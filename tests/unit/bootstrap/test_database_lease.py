@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from tests.contract.store.samples import TENANT
 
+from builderd.adapters.stores.sql.database_lease import DatabaseLeases
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import state
 from builderd.bootstrap.database_lease import is_loss, owned_store
 from builderd.bootstrap.keys import rotate_vault
-from builderd.bootstrap.machine import take_stock
+from builderd.bootstrap.machine import describe_database, take_stock
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
 from builderd.data_directory import LOCK_FILE
@@ -184,6 +185,21 @@ async def test_a_service_that_was_silent_and_lost_nothing_goes_on(one: Settings)
         assert await owned.store.write(lambda uow: uow.database_lease.renew(owned.term))
 
 
+async def test_the_owner_starts_where_nothing_can_be_written(
+    one: Settings, two: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, from which builders are to be deleted."""
+    await own(one)
+
+    def full(*_: object) -> None:
+        raise StoreUnavailable("The database cannot be written now: its disk is full.")
+
+    monkeypatch.setattr(DatabaseLeases, "take", full)
+    assert (await own(one)).term == 1
+    with pytest.raises(TimeoutError):  # it waits
+        await asyncio.wait_for(own(two, take_over=True), 0.5)
+
+
 async def test_no_renewal_is_no_loss(one: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     tries = 0
 
@@ -205,6 +221,8 @@ async def test_commands_work_beside_the_service(one: Settings, tmp_path: Path) -
         await make_token(one, WANTED, print)
         assert len(await list_tokens(one, "acme")) == 1
         assert await take_stock(one) is not None
+        (line,) = await describe_database(one)
+        assert f"belongs to the service on host {owned.instance.host_name}" in line
         with pytest.raises(InvalidState, match="no key yet"):
             await rotate_vault(one, print)
         await asyncio.to_thread(state.back_up, one, tmp_path / "kept", None, print)

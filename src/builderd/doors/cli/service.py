@@ -66,9 +66,20 @@ def doctor(data_dir: Path | None, config: Path | None) -> None:
         click.echo(f"{mark}  {one.name:<24} {one.detail}")
         if not one.found:
             click.echo(f"      {'':<24} {one.cost}")
+    _say_database(settings)
     _say_usage(settings)
     if any(one.vital and not one.found for one in equipment):
         raise SystemExit(1)
+
+
+def _say_database(settings: Settings) -> None:
+    """Which service owns the database, and what its schema lacks."""
+    try:
+        lines = asyncio.run(machine.describe_database(settings))
+    except Exception as error:
+        lines = [f"database: cannot be read: {error}"]
+    for line in lines:
+        click.echo(f"\n{line}")
 
 
 def _say_usage(settings: Settings) -> None:

@@ -18,13 +18,17 @@ from builderd.domain.database_lease import describe_owner
 from builderd.domain.equipment import PreflightCheck
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.holdings import Inventory
+from builderd.domain.resources import GB
 from builderd.services import inventory
 from builderd.settings import Settings
 
 
 def examine(settings: Settings) -> Sequence[PreflightCheck]:
     """What this machine has of what the service needs."""
-    engine, qa = engine_probe.examine(settings.data_dir), testers.examine(settings.qa.chromium)
+    engine, qa = (
+        engine_probe.examine(settings.data_dir, int(settings.store.floor * GB)),
+        testers.examine(settings.qa.chromium),
+    )
     return [*engine, previews_probe.examine(), *qa]
 
 

@@ -27,7 +27,8 @@ class Event:
     ``version.created``, ``version.deployed`` and ``version.failed`` (details: version, of the last also code),
     ``review.passed``, ``review.failed`` and ``review.accepted`` (details: version, or the finding with its reason),
     ``stage.started`` and ``stage.finished`` (details: stage, seconds, ok), ``sandbox.started``,
-    ``sandbox.ended`` (details: exit_code, cause). ``builder_id`` is None for what concerns the tenant as a whole.
+    ``sandbox.ended`` (details: exit_code, cause), ``storage.unavailable`` and ``storage.available``.
+    ``builder_id`` is None for what concerns the tenant as a whole.
     """
 
     tenant_id: TenantId

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 
 from builderd.domain.errors import BuilderdError
 from builderd.ports.store import UnitOfWork
+from builderd.reconciler.storage_events import StorageEvents
 from builderd.services.application import Application
 
 #: Between two rounds, and between two looks whether space runs out, in seconds.
@@ -39,12 +40,14 @@ class Housekeeping:
 
     def __init__(self, application: Application) -> None:
         self._app = application
+        self._storage = StorageEvents(application)
 
     async def run(self) -> None:
         """A round at once, and then one an hour; space is looked at in between."""
         next_round = 0.0
         while True:
             try:
+                await self._storage.check()
                 if time.monotonic() >= next_round:
                     next_round = time.monotonic() + INTERVAL
                     await self.tidy()

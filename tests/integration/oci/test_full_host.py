@@ -15,6 +15,8 @@ from tests.integration.oci.test_disks import MB, fill, soon
 from builderd.adapters.engines.oci import backing, room
 from builderd.adapters.engines.oci.backing import free_bytes
 from builderd.adapters.engines.oci.disks import Disks
+from builderd.adapters.engines.oci.probe import examine_store
+from builderd.adapters.engines.oci.room import Ground
 from builderd.adapters.engines.oci.store import Store, StoreOptions, _share, _unmount
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId
@@ -76,6 +78,8 @@ def test_apps_stop_writing_in_time_and_disks_can_be_emptied_deleted_and_made(hos
 
     fill_host(host, 100 * MB)
     assert soon(lambda: "Free space on the host" in (store.trouble() or ""))
+    checked = examine_store(Ground(store.root, host / "data/store.img", OPTIONS.floor_bytes))
+    assert [check.found for check in checked] == [False, True], "doctor says so"
     fill_host(host, 0)
     assert fill(disks.app(TWO) / "data", 50 * MB) == 0
     (disks.app(ONE) / "data").unlink()

@@ -30,7 +30,7 @@ from builderd.adapters.engines.oci.subvolumes import create_subvolume, folder, i
 from builderd.adapters.engines.oci.syscalls import sync_file_system
 from builderd.adapters.engines.oci.tree import clear
 from builderd.domain.bundles import Bundle, changes
-from builderd.domain.errors import NoCapacity, NotFound, TooLarge
+from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity, NotFound, TooLarge
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
 from builderd.ports.engine import DiskReport
@@ -183,7 +183,9 @@ class Disks:
         self.write_out(disk)
         _write_record(self._existing(disk) / "bundle", bundle_hash)
 
-    def _full(self, path: Path) -> NoCapacity:
+    def _full(self, path: Path) -> BuilderdError:
+        if trouble := self._store.trouble():
+            return EngineUnavailable(trouble, retry_after=60)
         size = self._store.quota.limit_of(self._store.quota.group(path)) / GB
         return NoCapacity(
             f"The builder's disk of {size:.3g} GB is full: delete files in /app, or ask for a larger disk."

@@ -140,8 +140,8 @@ class OciEngine:
         return Collected(layers, bases, here.disks.collect_scratch(used, min(unused_seconds, SCRATCH_SECONDS)))
 
     def is_tight(self) -> bool:
-        root = self._here.store.root
-        return free_bytes(root) < total_bytes(root) * TIGHT
+        store = self._here.store
+        return store.is_short() or free_bytes(store.root) < total_bytes(store.root) * TIGHT
 
     # Disks
 

@@ -80,7 +80,7 @@ class Machine:
         self.cgroups = Cgroups(self.allocation.id)
         egress = Egress(settings.inside_port, settings.allow, settings.deny)
         self.network = Network(self.allocation.id, self.addresses, egress)
-        places = Places(self.run_dir, self.store.root, seccomp())
+        places = Places(self.run_dir, self.store.root, seccomp(), seccomp(clones=True))
         records, slots = (
             Records(settings.data_dir, settings.now, settings.at),
             Slots(self.allocation.blocks, self._grow, self.run_dir / "slot"),
@@ -187,10 +187,10 @@ def _find(name: str) -> str | None:
     return shutil.which(name, path=SEARCH_PATH)
 
 
-def seccomp() -> Mapping[str, object]:
+def seccomp(*, clones: bool = False) -> Mapping[str, object]:
     """Raises ``EngineUnavailable`` where the common profile is missing."""
     try:
-        return make_seccomp(json.loads(Path(PROFILE).read_text()), platform.machine())
+        return make_seccomp(json.loads(Path(PROFILE).read_text()), platform.machine(), clones=clones)
     except FileNotFoundError as error:
         raise EngineUnavailable(f"{PROFILE} is missing: install golang-github-containers-common.") from error
 

@@ -10,11 +10,16 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from builderd.adapters.engines.oci.allocations import known_instance
+from builderd.adapters.engines.oci.backing import image_of, is_mounted
 from builderd.adapters.engines.oci.cgroups import Cgroups
 from builderd.adapters.engines.oci.host_limits import SOCKET_POOLS, least_socket_pool, socket_pool, total_memory
+from builderd.adapters.engines.oci.machine import RUN_DIR
 from builderd.adapters.engines.oci.nft import COUNTING
 from builderd.adapters.engines.oci.reclaiming import swaps_to_zram
+from builderd.adapters.engines.oci.room import Ground
 from builderd.adapters.engines.oci.seccomp import PROFILE
+from builderd.adapters.engines.oci.store_watch import find_trouble
 from builderd.domain.equipment import SEARCH_PATH, PreflightCheck
 from builderd.domain.resources import GB
 
@@ -32,9 +37,11 @@ PROGRAMS = (
 SIMPLE_QUOTAS = (6, 7)
 
 
-def examine(data_dir: Path) -> Sequence[PreflightCheck]:
-    """Everything, the vital first in its group. ``data_dir`` need not exist yet."""
-    return [_runtime(), *(_program(*row) for row in PROGRAMS), *_kernel(), _profile(), _base(), *_room(data_dir)]
+def examine(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
+    """Everything, the vital first in its group. ``data_dir`` need not exist yet; ``floor_bytes`` is its store's."""
+    programs = [_program(*row) for row in PROGRAMS]
+    store = _store(data_dir.absolute(), floor_bytes)
+    return [_runtime(), *programs, *_kernel(), _profile(), _base(), *_room(data_dir), *store]
 
 
 def _runtime() -> PreflightCheck:
@@ -148,4 +155,31 @@ def _room(data_dir: Path) -> Sequence[PreflightCheck]:
         PreflightCheck(
             "memory", available > GB, f"{available / GB:.1f} GB available", "room for very few builders", False
         ),
+    ]
+
+
+def _store(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
+    """Nothing where it is not mounted, or only root may look at it."""
+    instance = known_instance(data_dir)
+    root = RUN_DIR / instance.id / "store" if instance else None
+    if root is None or not is_mounted(root):
+        return []
+    image = image_of(data_dir)
+    try:
+        return examine_store(Ground(root, image if image.exists() else None, floor_bytes))
+    except PermissionError:
+        return []
+
+
+def examine_store(ground: Ground) -> Sequence[PreflightCheck]:
+    """A mounted store: whether apps can write to it, and what a byte of metadata takes."""
+    trouble, copies = find_trouble(ground), ground.space_info().metadata_ratio
+    detail = f"{ground.writable() / GB:.1f} GB can be written at {ground.root}"
+    cost = (
+        "a byte of disk is promised only once for each copy, since apps may write nothing but metadata. The service "
+        f"converts a store of its own. Yours: btrfs balance start -f -mconvert=single {ground.root}"
+    )
+    return [
+        PreflightCheck("store", trouble is None, detail, trouble or "", False),
+        PreflightCheck("metadata of the store", copies <= 1, f"takes {copies:g} times as much as data", cost, False),
     ]

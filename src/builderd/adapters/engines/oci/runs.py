@@ -84,11 +84,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """``run_dir`` holds run-time files, searchable by all; ``store`` is mounted; ``seccomp`` goes into each bundle."""
+    """``run_dir`` holds run-time files, searchable by all; ``store`` is mounted.
+
+    ``seccomp`` goes into the bundles of apps, ``build_seccomp`` into those of builds and tools.
+    """
 
     run_dir: Path
     store: Path
     seccomp: Mapping[str, Any]
+    build_seccomp: Mapping[str, Any]
 
     def bundle(self, name: str) -> Path:
         return self.run_dir / "sandboxes" / name
@@ -314,7 +318,7 @@ class Runs:
             cpu=run.cpu,
             memory_bytes=run.memory_bytes,
             pids=run.pids,
-            seccomp=self.places.seccomp,
+            seccomp=self.places.seccomp if run.owner else self.places.build_seccomp,
             open_files=open_files(),
             read_only=run.root.scratch is None,
             tmpfs=run.tmpfs,

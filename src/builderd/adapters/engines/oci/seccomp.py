@@ -16,6 +16,7 @@ Rule = dict[str, Any]
 _EPERM = 1
 _ENOSYS = 38
 _EPROTONOSUPPORT = 93
+_EOPNOTSUPP = 95
 
 #: Namespaces and mounts, other processes' memory, keys, and kernel parts with a history of holes.
 REFUSED = frozenset(
@@ -33,7 +34,7 @@ REFUSED = frozenset(
 )
 
 #: Allowed with some arguments only; their rules are made below.
-_JUDGED = frozenset({"clone", "clone3", "ioctl", "socket", "socketcall", "socketpair"})
+_JUDGED = frozenset({"clone", "clone3", "copy_file_range", "ioctl", "socket", "socketcall", "socketpair"})
 
 #: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET of sched.h.
 _NAMESPACE_FLAGS = 0x7E02_0000
@@ -51,14 +52,18 @@ _RARE = (33, 115, 132, 136, 262)
 
 #: The type byte of btrfs' own ioctls, by which a disk could leave its quota (a subvolume of one's own).
 _BTRFS = 0x94
-#: FICLONE, FICLONERANGE and FIDEDUPERANGE: harmless, used by cp, of the same type byte.
+#: FICLONE, FICLONERANGE and FIDEDUPERANGE, of the same type byte: files that share their blocks. What btrfs notes of
+#: each share counts for no disk.
 _CLONE_IOCTLS = (0x4004_9409, 0x4020_940D, 0xC018_9436)
 
 _ARCHITECTURES = {"x86_64": ("SCMP_ARCH_X86_64", "amd64"), "aarch64": ("SCMP_ARCH_AARCH64", "arm64")}
 
 
-def make_seccomp(profile: Mapping[str, Any], machine: str) -> dict[str, Any]:
+def make_seccomp(profile: Mapping[str, Any], machine: str, *, clones: bool = False) -> dict[str, Any]:
     """The ``linux.seccomp`` of an OCI bundle for a process without capabilities.
+
+    ``clones`` lets it make files that share their blocks with others. That is for builds, which last some minutes; in
+    an app, programs that copy read and write instead.
 
     ``profile`` is the parsed common profile, ``machine`` what uname calls the hardware (``x86_64``, ``aarch64``).
     Only the machine's native calls are allowed: the 32-bit ones reach the same kernel by less-tested ways.
@@ -68,7 +73,7 @@ def make_seccomp(profile: Mapping[str, Any], machine: str) -> dict[str, Any]:
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": profile.get("defaultErrnoRet", _ENOSYS),
         "architectures": [architecture],
-        "syscalls": [*_kept(profile["syscalls"], name), *_added()],
+        "syscalls": [*_kept(profile["syscalls"], name), *_added(), *_copies(clones=clones)],
     }
 
 
@@ -125,10 +130,16 @@ def _ioctls() -> list[Rule]:
     """All ioctls but those of btrfs: a type byte is another one when any of its bits differs."""
     bits = [1 << (8 + bit) for bit in range(8)]
     others = [{"index": 1, "value": bit, "valueTwo": bit & ~(_BTRFS << 8), "op": "SCMP_CMP_MASKED_EQ"} for bit in bits]
-    return [
-        *(_rule(["ioctl"], args=[other]) for other in others),
-        *(_rule(["ioctl"], args=[_equal(1, request)]) for request in _CLONE_IOCTLS),
-    ]
+    return [_rule(["ioctl"], args=[other]) for other in others]
+
+
+def _copies(*, clones: bool) -> list[Rule]:
+    """``copy_file_range`` shares blocks too."""
+    if clones:
+        allowed = [_rule(["ioctl"], args=[_equal(1, request)]) for request in _CLONE_IOCTLS]
+        return [*allowed, _rule(["copy_file_range"])]
+    refused = [_rule(["ioctl"], "SCMP_ACT_ERRNO", _EOPNOTSUPP, [_equal(1, request)]) for request in _CLONE_IOCTLS]
+    return [*refused, _rule(["copy_file_range"], "SCMP_ACT_ERRNO", _ENOSYS)]
 
 
 def _equal(index: int, value: int) -> dict[str, Any]:

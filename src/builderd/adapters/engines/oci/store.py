@@ -113,6 +113,10 @@ class Store:
         """Why apps cannot write, and what to do; None when they can."""
         return self._watch.trouble() if self._watch else None
 
+    def is_short(self) -> bool:
+        """Whether the host's file system below the store may soon be full."""
+        return self._watch.is_short() if self._watch else False
+
     def _subvolumes(self) -> Iterator[Path]:
         """All that may have a limit."""
         folders = [*self.disks.iterdir(), *self.scratch.iterdir(), self.root / "cache"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from pathlib import Path
 
 from builderd.adapters.engines.oci.backing import free_bytes
 from builderd.adapters.engines.oci.host_blocks import allocate_metadata
@@ -81,18 +80,14 @@ class StoreWatch:
     def look(self) -> None:
         """Look at the store and its host, and adapt the limit."""
         writable = self._ground.writable()
-        self._note(self._find_trouble(writable))
+        self._note(find_trouble(self._ground))
         if not self._ground.is_read_only():
             self._limit(writable)
             self._allocate()
 
-    def _find_trouble(self, writable: int) -> str | None:
-        ground = self._ground
-        if ground.is_read_only():
-            return READ_ONLY.format(root=ground.root)
-        if writable:
-            return None
-        return full_message(ground.root, ground.image, ground.floor_bytes, ground.is_host_full())
+    def is_short(self) -> bool:
+        """Whether the host may soon be full."""
+        return self._ground.is_host_short()
 
     def _note(self, trouble: str | None) -> None:
         if trouble != self._trouble:
@@ -124,7 +119,13 @@ class StoreWatch:
             self._allocated = total
 
 
-def full_message(root: Path, image: Path | None, floor_bytes: int, host_full: bool) -> str:
-    if image is None or not host_full:
-        return FULL_STORE.format(root=root)
-    return FULL_HOST.format(free=free_bytes(image.parent) / GB, image=image, floor=floor_bytes / GB)
+def find_trouble(ground: Ground) -> str | None:
+    """Why apps cannot write, and what to do; None when they can."""
+    if ground.is_read_only():
+        return READ_ONLY.format(root=ground.root)
+    if ground.writable():
+        return None
+    if ground.image is None or not ground.is_host_full():
+        return FULL_STORE.format(root=ground.root)
+    free = free_bytes(ground.image.parent) / GB
+    return FULL_HOST.format(free=free, image=ground.image, floor=ground.floor_bytes / GB)

@@ -82,7 +82,7 @@ class Host:
         return record
 
     def begin(self) -> Runs:
-        places = Places(self.run, self.run / "store", {})
+        places = Places(self.run, self.run / "store", {}, {})
         network, launcher = cast("Any", self.network), cast("Any", self.launcher)
         return Runs(places, self.records, launcher, self.cgroups, network, self.slots, self.runtimes, self.heartbeat)
 

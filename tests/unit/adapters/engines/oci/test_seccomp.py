@@ -14,7 +14,10 @@ from builderd.adapters.engines.oci.seccomp import REFUSED, make_seccomp
 PROFILE = {
     "defaultErrnoRet": 38,
     "syscalls": [
-        {"names": ["read", "clone", "clone3", "unshare", "mount", "ioctl", "ptrace"], "action": "SCMP_ACT_ALLOW"},
+        {
+            "names": ["read", "copy_file_range", "clone", "clone3", "unshare", "mount", "ioctl", "ptrace"],
+            "action": "SCMP_ACT_ALLOW",
+        },
         {"names": ["socketcall", "socketpair", "keyctl", "memfd_create"], "action": "SCMP_ACT_ALLOW"},
         {"names": ["bpf"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}},
         {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "excludes": {"caps": ["CAP_AUDIT_WRITE"]}},
@@ -36,9 +39,9 @@ def matches(condition: dict[str, Any], arguments: tuple[int, ...]) -> bool:
     raise AssertionError(condition["op"])
 
 
-def judge(call: str, *arguments: int, machine: str = "x86_64") -> tuple[str, int | None]:
+def judge(call: str, *arguments: int, machine: str = "x86_64", clones: bool = False) -> tuple[str, int | None]:
     """What the filter answers: its action, and the error number of a refusal."""
-    seccomp = make_seccomp(PROFILE, machine)
+    seccomp = make_seccomp(PROFILE, machine, clones=clones)
     for rule in seccomp["syscalls"]:
         if call in rule["names"] and all(matches(condition, arguments) for condition in rule.get("args", ())):
             return rule["action"], rule.get("errnoRet")
@@ -99,11 +102,17 @@ def test_pairs_of_sockets_are_of_the_unix_family() -> None:
         assert judge("socketpair", family, 1, 0)[0] == ERRNO
 
 
-@pytest.mark.parametrize(
-    "request_", [0x5401, 0x5413, 0x541B, 0x80086601, 0x8004_9408 ^ 0x100, 0x4004_9409, 0x4020_940D, 0xC018_9436]
-)
-def test_ioctls_of_terminals_files_and_copies_pass(request_: int) -> None:
+@pytest.mark.parametrize("request_", [0x5401, 0x5413, 0x541B, 0x80086601, 0x8004_9408 ^ 0x100])
+def test_ioctls_of_terminals_and_files_pass(request_: int) -> None:
     assert judge("ioctl", 3, request_)[0] == ALLOW
+
+
+@pytest.mark.parametrize("request_", [0x4004_9409, 0x4020_940D, 0xC018_9436])
+def test_only_builds_make_files_that_share_blocks_and_apps_copy_as_on_any_file_system(request_: int) -> None:
+    assert judge("ioctl", 3, request_) == (ERRNO, 95)
+    assert judge("copy_file_range", 3) == (ERRNO, 38)
+    assert judge("ioctl", 3, request_, clones=True)[0] == ALLOW
+    assert judge("copy_file_range", 3, clones=True)[0] == ALLOW
 
 
 @pytest.mark.parametrize("request_", [0x5000_940E, 0x5000_9418, 0x5000_940F, 0x4010_9429, 0xFFFF_FFFF_5000_940E])

@@ -1,0 +1,44 @@
+"""Events about the machine's storage: tenants hear when their apps cannot write any more, and when they can again.
+
+The operator finds the cause and the cure in the service's log, in ``/readyz`` and in ``builderd doctor``.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from builderd.domain.events import SYSTEM, Event
+from builderd.ports.store import UnitOfWork
+from builderd.services.application import Application
+
+log = logging.getLogger(__name__)
+
+UNAVAILABLE, AVAILABLE = "storage.unavailable", "storage.available"
+_REASONS = {
+    UNAVAILABLE: "The machine's storage is full or read-only: apps cannot write until its operator makes room.",
+    AVAILABLE: "Apps can write to the machine's storage again.",
+}
+
+
+class StorageEvents:
+    """Remembers what was reported last; after a restart of the service a fault that goes on is reported again."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._reported = AVAILABLE
+
+    async def check(self) -> None:
+        """Write an event for each tenant with builders, where the state has changed."""
+        readiness = self._app.engine.readiness()
+        state = AVAILABLE if readiness.ready else UNAVAILABLE
+        if state == self._reported:
+            return
+        log.log(logging.INFO if readiness.ready else logging.ERROR, "%s: %s", state, readiness.message)
+        await self._app.store.write(lambda uow: self._add(uow, state))
+        self._reported = state
+
+    def _add(self, uow: UnitOfWork, state: str) -> None:
+        now = self._app.clock.now()
+        builders = (uow.builders.get(builder) for builder in uow.builders.ids())
+        for tenant in sorted({builder.tenant_id for builder in builders if builder}):
+            uow.events.add(Event(tenant, None, now, state, SYSTEM, _REASONS[state]))

@@ -98,4 +98,4 @@ class FakePreviews:
 
     def _need_running(self) -> None:
         if not self._running:
-            raise EngineUnavailable("the preview proxy does not run")
+            raise EngineUnavailable("the preview proxy does not run", retry_after=5)

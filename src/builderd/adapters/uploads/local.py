@@ -60,7 +60,7 @@ class LocalUploads:
     def _append(self, file: BinaryIO, chunk: bytes) -> None:
         space = os.statvfs(self._folder)
         if space.f_bavail * space.f_frsize - len(chunk) < self._floor_bytes:
-            raise NoCapacity(NO_SPACE)
+            raise NoCapacity(NO_SPACE, retry_after=60)
         try:
             rest = memoryview(chunk)
             while rest:
@@ -68,7 +68,7 @@ class LocalUploads:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise NoCapacity(NO_SPACE) from error
+            raise NoCapacity(NO_SPACE, retry_after=60) from error
 
     async def size(self, upload: UploadId) -> int:
         try:

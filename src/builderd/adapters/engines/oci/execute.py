@@ -174,7 +174,9 @@ class Execution:
                 await self.write(b"\n")
                 await self._hear()
         except TimeoutError as error:
-            raise EngineUnavailable("The command could not be started in time: the machine is overloaded.") from error
+            raise EngineUnavailable(
+                "The command could not be started in time: the machine is overloaded.", retry_after=10
+            ) from error
 
     async def _hear(self) -> None:
         """Wait for the gate's sign. Raises ``InvalidState`` with the runtime's complaint when none comes."""
@@ -294,7 +296,7 @@ class Execution:
             await self._runs.launcher.kill(self._name)
             await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)
         if not self._ended.done():
-            raise EngineUnavailable("The command does not end: its runtime waits for a device.")
+            raise EngineUnavailable("The command does not end: its runtime waits for a device.", retry_after=30)
         self._ended.result()
 
     async def _kill_group(self) -> None:

@@ -163,7 +163,9 @@ class Launcher:
     def _fail_waiting(self) -> None:
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(EngineUnavailable("The launcher ended in the middle of a request."))
+                future.set_exception(
+                    EngineUnavailable("The launcher was killed during the request: try again.", retry_after=1)
+                )
 
 
 async def _send(control: socket.socket, packet: bytes, descriptors: Sequence[int]) -> None:

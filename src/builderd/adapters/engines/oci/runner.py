@@ -88,7 +88,9 @@ class Runner:
         await tail.finish()
         ended = self._runs.records.exit(record.id)
         if ended is None and in_time:
-            raise EngineUnavailable("The command was cut off: its log monitor (conmon) was killed. Try again.")
+            raise EngineUnavailable(
+                "The command was cut off: its log monitor (conmon) was killed. Try again.", retry_after=1
+            )
         oom = self._runs.cgroups.oom_kills(record.id) > 0 or self._runs.records.saw_oom(record.id)
         return BuildExit(ended.code if ended else 1, out_of_memory=oom and in_time, timed_out=not in_time)
 

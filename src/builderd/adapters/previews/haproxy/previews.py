@@ -152,7 +152,9 @@ class HaproxyPreviews:
     @property
     def _map(self) -> RouteMap:
         if self._open_map is None:
-            raise EngineUnavailable("the preview proxy does not run: it was not started, or was taken down")
+            raise EngineUnavailable(
+                "the preview proxy does not run: it was not started, or was taken down", retry_after=5
+            )
         return self._open_map
 
     async def _start(self, expected: Iterable[Route] = ()) -> None:
@@ -176,7 +178,7 @@ class HaproxyPreviews:
             self._open_map = routes
             self._untold.clear()
         except (ProxyGone, CommandRefused) as error:
-            raise EngineUnavailable(f"the preview proxy does not work: {error}") from error
+            raise EngineUnavailable(f"the preview proxy does not work: {error}", retry_after=5) from error
         finally:
             if routes is not self._open_map:
                 routes.close()
@@ -224,7 +226,7 @@ class HaproxyPreviews:
         except ProxyGone:
             await self._start()
         except CommandRefused as error:
-            raise EngineUnavailable(f"the preview proxy refuses a route: {error}") from error
+            raise EngineUnavailable(f"the preview proxy refuses a route: {error}", retry_after=5) from error
         self._untold.discard(host)
 
     async def _look(self) -> None:

@@ -404,7 +404,7 @@ def test_what_goes_on_after_its_end_is_refused() -> None:
         packed = patched(packed, magic, method, struct.pack("<H", 8))
         packed = patched(packed, magic, crc, struct.pack("<I", zlib.crc32(b"x")))
         packed = patched(packed, magic, sizes, struct.pack("<I", 1))
-    assert "goes on after its end" in refused(packed).message
+    assert "has data after its end" in refused(packed).message
 
 
 # The process that reads them

@@ -1,1 +1,1 @@
-"""Archives: where backups are kept."""
+"""Backup repositories."""

@@ -1,1 +1,1 @@
-"""Where the files of a version are kept, under their hash."""
+"""Bundle stores: the files of versions, by hash."""

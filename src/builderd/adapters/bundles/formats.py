@@ -1,7 +1,7 @@
-"""The formats of archives: zip, tar, tar.gz and tar.zst, read entry by entry, whatever is in them.
+"""Readers of uploaded archives (zip, tar, tar.gz, tar.zst), entry by entry, hardened against hostile content.
 
-A zip's directory is read by the standard library, its contents here: a file must be, to the byte, what the directory
-says. Formats: APPNOTE.TXT 6.3.10 (zip), RFC 1952 (gzip), RFC 8878 (zstd); tar as tarfile knows it.
+The standard library reads a zip's central directory, this module the contents: each file must have exactly the size
+and CRC of the directory. Formats: APPNOTE.TXT 6.3.10 (zip), RFC 1952 (gzip), RFC 8878 (zstd); tar as tarfile reads it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import zstandard
 from builderd.domain.archives import ArchiveLimits, ArchiveRejected, EntryKind
 
 CHUNK = 1 << 18
-#: The largest window that zstd's own tools use unless told otherwise (``--ultra``, ``--long=27``).
+#: The largest window that zstd's tools use by default, in bytes (``--ultra``, ``--long=27``).
 MAX_WINDOW = 1 << 27
-#: What a tar archive has besides the contents: a header, padding and long names for each file.
+#: Bytes of tar headers, padding and long names for each file.
 OVERHEAD_BYTES = 4096
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
@@ -39,7 +39,7 @@ _UNIX = 3
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """``chunks`` reads its content, which must happen before the next entry is asked for."""
+    """One archive entry. Call ``chunks`` to read its content before asking for the next entry."""
 
     name: str
     kind: EntryKind
@@ -49,7 +49,7 @@ class Entry:
 
 
 def entries(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
-    """All entries, from the first on. Raises ``Refused`` for what is none of these formats, or damaged."""
+    """Yield all entries from the start. Raises ``Refused`` for another format or a damaged archive."""
     archive.seek(0)
     head = archive.read(512)
     archive.seek(0)
@@ -65,11 +65,11 @@ def entries(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
     elif _is_tar(head):
         yield from _tar_entries(archive, limits)
     else:
-        raise ArchiveRejected("", "is none: send a zip, a tar, a tar.gz or a tar.zst")
+        raise ArchiveRejected("", "has an unknown format: send a zip, tar, tar.gz or tar.zst")
 
 
 def _is_tar(head: bytes) -> bool:
-    """By its check sum: old ones have no magic word."""
+    """Detect tar by its header checksum: the old format has no magic bytes."""
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -81,7 +81,7 @@ def _is_tar(head: bytes) -> bool:
 
 
 class _Counted(io.RawIOBase):
-    """Reads no more than an archive within its limits can hold: compressed, a terabyte takes a megabyte."""
+    """Limits the bytes read from a stream: a terabyte may compress to a megabyte."""
 
     def __init__(self, stream: BinaryIO, limits: ArchiveLimits) -> None:
         self._stream = stream
@@ -90,24 +90,24 @@ class _Counted(io.RawIOBase):
         self.entry = ""
 
     def read(self, size: int | None = -1) -> bytes:
-        piece = self._stream.read(CHUNK if size is None or size < 0 else min(size, CHUNK))
-        self._left -= len(piece)
+        chunk = self._stream.read(CHUNK if size is None or size < 0 else min(size, CHUNK))
+        self._left -= len(chunk)
         if self._left < 0:
-            why = f"is too large: at most {self._limits.max_bytes} bytes are taken, of all files together"
+            why = f"is too large: the limit of all files together is {self._limits.max_bytes} bytes"
             raise ArchiveRejected(self.entry, why, too_large=True)
-        return piece
+        return chunk
 
 
 def _tar_entries(stream: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
     counted = _Counted(stream, limits)
     opened = {"encoding": "utf-8", "errors": "surrogateescape", "tarinfo": _Member}
-    with _damage_told(counted), tarfile.open(fileobj=counted, mode="r|", **opened) as tar:  # type: ignore[call-overload]
+    with _reporting_damage(counted), tarfile.open(fileobj=counted, mode="r|", **opened) as tar:  # type: ignore[call-overload]
         while (member := tar.next()) is not None:
-            # Otherwise it would keep all of them.
+            # tarfile keeps a list of all members otherwise.
             tar.members.clear()
             counted.entry = member.name
             yield _tar_entry(tar, member)
-        # The check sum of what it was packed with comes last.
+        # The checksum of gzip and zstd comes last.
         while counted.read():
             pass
 
@@ -115,7 +115,7 @@ def _tar_entries(stream: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
 class _Member(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
-        """A header that makes no sense is no end: what comes after it would be lost in silence."""
+        """Raise for an invalid header; tarfile would take it for the end and ignore the rest."""
         try:
             return super().fromtarfile(tarfile_)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
@@ -127,11 +127,11 @@ def _tar_entry(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
         content, left = tar.extractfile(member), member.size
         assert content is not None
         while left:
-            piece = content.read(min(CHUNK, left))
-            if not piece:
-                raise ArchiveRejected(member.name, "is cut off")
-            left -= len(piece)
-            yield piece
+            chunk = content.read(min(CHUNK, left))
+            if not chunk:
+                raise ArchiveRejected(member.name, "is truncated")
+            left -= len(chunk)
+            yield chunk
 
     name = f"{member.name}/" if member.isdir() else member.name
     return Entry(name, _tar_kind(member), member.size, bool(member.mode & 0o111), chunks)
@@ -150,7 +150,7 @@ def _tar_kind(member: tarfile.TarInfo) -> EntryKind:
 
 
 @contextmanager
-def _damage_told(counted: _Counted) -> Iterator[None]:
+def _reporting_damage(counted: _Counted) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, EOFError, OSError, zlib.error, zstandard.ZstdError, ValueError, OverflowError) as error:
@@ -173,7 +173,7 @@ def _zip_entries(archive: BinaryIO, limits: ArchiveLimits) -> Iterator[Entry]:
 
 
 def _check_count(archive: BinaryIO, limits: ArchiveLimits) -> None:
-    """An honest directory says at its end how many entries it has; a lying one meets the limit of memory."""
+    """Refuse too many entries by the count in the end record; a false count runs into the memory limit."""
     archive.seek(0, io.SEEK_END)
     archive.seek(max(archive.tell() - 65_557 - _END64.size - 20, 0))
     tail = archive.read()
@@ -182,23 +182,23 @@ def _check_count(archive: BinaryIO, limits: ArchiveLimits) -> None:
     if count == 0xFFFF and 0 <= end64 <= len(tail) - _END64.size:
         count = _END64.unpack_from(tail, end64)[7]
     if count > 2 * limits.max_files:
-        raise ArchiveRejected("", f"has {count} entries: at most {limits.max_files} files are taken", too_large=True)
+        raise ArchiveRejected("", f"has {count} entries: the limit is {limits.max_files} files", too_large=True)
 
 
 def _check_overlap(archive: BinaryIO, infos: list[zipfile.ZipInfo]) -> None:
-    """Entries that share their bytes unpack to far more than they seem to (a "zip bomb without recursion")."""
+    """Refuse overlapping entries, which make a zip bomb (https://www.bamsoftware.com/hacks/zipbomb)."""
     placed = sorted((info.header_offset, _end_of(archive, info), info.orig_filename) for info in infos)
     for (_, end, _), (start, _, name) in pairwise(placed):
         if start < end:
-            raise ArchiveRejected(name, "overlaps another one")
+            raise ArchiveRejected(name, "overlaps another entry")
 
 
 def _local(archive: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, bytes]:
-    """Where an entry's content begins, and what it is called there."""
+    """Return the offset of an entry's content and the name in its local header."""
     archive.seek(info.header_offset)
     header = archive.read(_LOCAL.size)
     if len(header) < _LOCAL.size or not header.startswith(_LOCAL_MAGIC):
-        raise ArchiveRejected(info.orig_filename, "is not where the archive says")
+        raise ArchiveRejected(info.orig_filename, "has no local header where the directory says")
     *_, name_length, extra_length = _LOCAL.unpack(header)
     return info.header_offset + _LOCAL.size + name_length + extra_length, archive.read(name_length)
 
@@ -227,20 +227,20 @@ def _zip_kind(info: zipfile.ZipInfo, mode: int) -> EntryKind:
 
 
 def _zip_chunks(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    """The content, which must have the size and the check sum that the directory says."""
+    """Yield the content. Raises ``Refused`` unless size and CRC match the directory."""
     start, name = _local(archive, info)
     if name.decode("utf-8" if info.flag_bits & _UTF8 else "cp437", "replace") != info.orig_filename:
-        raise ArchiveRejected(info.orig_filename, "has another name in its own header")
+        raise ArchiveRejected(info.orig_filename, "has another name in its local header")
     archive.seek(start)
     size = crc = 0
-    for piece in _unpacked(archive, info):
-        size += len(piece)
+    for chunk in _unpacked(archive, info):
+        size += len(chunk)
         if size > info.file_size:
             break
-        crc = zlib.crc32(piece, crc)
-        yield piece
+        crc = zlib.crc32(chunk, crc)
+        yield chunk
     if (size, crc) != (info.file_size, info.CRC):
-        raise ArchiveRejected(info.orig_filename, "differs from its header: another size or check sum")
+        raise ArchiveRejected(info.orig_filename, "differs from its header: another size or checksum")
 
 
 def _unpacked(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -255,26 +255,26 @@ def _unpacked(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
 def _packed(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
     left = info.compress_size
     while left:
-        piece = archive.read(min(CHUNK, left))
-        if not piece:
-            raise ArchiveRejected(info.orig_filename, "is cut off")
-        left -= len(piece)
-        yield piece
+        chunk = archive.read(min(CHUNK, left))
+        if not chunk:
+            raise ArchiveRejected(info.orig_filename, "is truncated")
+        left -= len(chunk)
+        yield chunk
 
 
 def _inflated(archive: BinaryIO, info: zipfile.ZipInfo) -> Iterator[bytes]:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        for piece in _packed(archive, info):
-            rest = piece
+        for chunk in _packed(archive, info):
+            rest = chunk
             while rest and not inflater.eof:
                 yield inflater.decompress(rest, CHUNK)
                 rest = inflater.unconsumed_tail
             if inflater.eof and (inflater.unused_data or rest):
-                raise ArchiveRejected(info.orig_filename, "goes on after its end")
+                raise ArchiveRejected(info.orig_filename, "has data after its end")
         while not inflater.eof and (last := inflater.decompress(b"", CHUNK)):
             yield last
     except zlib.error as error:
         raise ArchiveRejected(info.orig_filename, f"cannot be read: {error}") from None
     if not inflater.eof:
-        raise ArchiveRejected(info.orig_filename, "is cut off")
+        raise ArchiveRejected(info.orig_filename, "is truncated")

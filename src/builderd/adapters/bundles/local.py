@@ -1,8 +1,8 @@
-"""Bundles in a folder, one tar file each, named by their hash.
+"""Bundles in a local folder: one tar file each, named by its hash.
 
-A file gets its name only once it is on the disk in full, so that a crash leaves either all of it or nothing.
-What is read is hashed again: a damaged file counts as missing, and putting the bundle again mends it. Of a large one
-the contents stay where they are; it is hashed when it is first read.
+A file gets its name only once it is synced to the disk, so a crash leaves all of it or nothing. Every read checks the
+hash: a damaged file counts as missing, and storing the bundle again repairs it. A large bundle is not loaded into
+memory, and its hash is checked once for each state of the file.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from builderd.adapters.bundles.unpacking import AT_ONCE, unpack
+from builderd.adapters.bundles.unpacking import CONCURRENCY, unpack
 from builderd.domain.archives import ArchiveLimits
 from builderd.domain.bundles import Bundle, BundleFile, bundle_hash
 
 log = logging.getLogger(__name__)
 
-#: Larger ones are not held in memory.
+#: Larger bundles are not held in memory.
 LARGE_BYTES = 32_000_000
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -32,8 +32,8 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 class LocalBundles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._unpacking = asyncio.Semaphore(AT_ONCE)
-        #: Large files that were found whole, as ``_state`` tells them.
+        self._unpacking = asyncio.Semaphore(CONCURRENCY)
+        #: Large files whose hash was checked: ``_Tar.state`` by hash.
         self._whole: dict[str, tuple[int, int, int]] = {}
 
     async def put(self, bundle: Bundle) -> None:
@@ -46,11 +46,11 @@ class LocalBundles:
             return await asyncio.to_thread(self._adopt, name, out.fileno(), folder)
 
     def _adopt(self, name: str, descriptor: int, folder: int) -> Bundle:
-        """Take what was unpacked, once it is certain to be what it is said to be."""
+        """Store the unpacked tar under its name, after checking that its hash is the reported one."""
         content = _Tar(os.dup(descriptor))
         files = _unpack_large(content)
         if files is None or bundle_hash(files) != name:
-            raise RuntimeError("an unpacked archive is not what it was said to be")
+            raise RuntimeError("the unpacked archive does not have the reported hash")
         os.fsync(descriptor)
         _link(descriptor, self._path(name).name, folder)
         os.fsync(folder)
@@ -63,7 +63,7 @@ class LocalBundles:
         return await asyncio.to_thread(self._hashes)
 
     async def sizes(self) -> Mapping[str, int]:
-        """Of all that are stored, in bytes on the disk."""
+        """Return the bytes on the disk of each stored bundle, by hash."""
         return await asyncio.to_thread(lambda: {one: self._path(one).stat().st_size for one in self._hashes()})
 
     async def delete(self, bundle_hash: str) -> None:
@@ -79,7 +79,7 @@ class LocalBundles:
             _write_whole(self._path(bundle.hash), lambda out: _pack(bundle, out))
 
     def _has(self, name: str) -> bool:
-        """Whether it is there and whole; a damaged one is taken away to make room."""
+        """Return True if the bundle is stored and undamaged; a damaged file is removed."""
         try:
             self._get(name)
         except KeyError:
@@ -96,7 +96,7 @@ class LocalBundles:
             raise KeyError(name) from None
         files = self._large(name, content) if content.size > LARGE_BYTES else _whole_files(name, content)
         if files is None:
-            log.error("bundle %s is damaged on the disk: deploy its version again", name)
+            log.error("bundle damaged on disk, deploy its version again bundle=%s", name)
             raise KeyError(name)
         return Bundle(name, files)
 
@@ -112,13 +112,13 @@ class LocalBundles:
 
 
 class _Tar:
-    """An open file, for as long as anybody needs something of it."""
+    """An open tar file, closed with its last reference."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         status = os.fstat(descriptor)
         self.size = status.st_size
-        #: Another one when the file is another, or was written to.
+        #: Changes when the file is replaced or written to.
         self.state = (status.st_ino, status.st_mtime_ns, status.st_size)
 
     def __del__(self) -> None:
@@ -126,7 +126,7 @@ class _Tar:
 
 
 class _Stored:
-    """A file's bytes in a tar. Implements ``domain.bundles.Content``."""
+    """The bytes of one file within a tar. Implements ``domain.bundles.Content``."""
 
     __slots__ = ("_start", "_tar", "size")
 
@@ -139,7 +139,7 @@ class _Stored:
         wanted = min(length, self.size - start)
         read = b"" if wanted <= 0 else os.pread(self._tar.descriptor, wanted, self._start + start)
         if len(read) < wanted:
-            raise OSError("a bundle was cut off while it was read")
+            raise OSError("a bundle was truncated while it was read")
         return read
 
 
@@ -153,7 +153,7 @@ def _pack(bundle: Bundle, out: BinaryIO) -> None:
 
 
 class _Reader(io.RawIOBase):
-    """A file's bytes, for who reads them like a file."""
+    """File-like reader of a bundle file, for ``tarfile``."""
 
     def __init__(self, file: BundleFile) -> None:
         self._chunks = file.chunks()
@@ -193,12 +193,12 @@ def _files(tar: tarfile.TarFile, source: Callable[[int, int], bytes | _Stored]) 
         if not member.isreg():
             raise ValueError(member.name)
         yield BundleFile(member.name, source(member.offset_data, member.size), executable=bool(member.mode & 0o100))
-        # Otherwise it would keep all of them.
+        # tarfile keeps a list of all members otherwise.
         tar.members.clear()  # type: ignore[attr-defined]
 
 
 def _write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """A nameless file is filled and only then linked: a crash before that leaves nothing to clean up."""
+    """Fill an unnamed file (O_TMPFILE), then link it: a crash before that leaves nothing to clean up."""
     with _open_folder(path.parent) as folder, _nameless(path.parent) as file:
         write(file)
         file.flush()
@@ -221,7 +221,7 @@ def _nameless(folder: Path) -> BinaryIO:
 
 
 def _link(nameless: int, name: str, folder: int) -> None:
-    # Somebody else may have put the same bundle meanwhile.
+    # Another request may have stored the same bundle meanwhile.
     with suppress(FileExistsError):
         # Python calls linkat(2), which follows the link in /proc, only where a folder is given.
         os.link(f"/proc/self/fd/{nameless}", name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)

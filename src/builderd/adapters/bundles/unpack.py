@@ -1,7 +1,7 @@
-"""The program that unpacks a hostile archive: its input is the archive, its output a bundle's tar, a report its errors.
+"""The program that unpacks a hostile archive: stdin is the archive, stdout the bundle's tar, stderr a JSON report.
 
-``python -m builderd.adapters.bundles.unpack <limits as JSON>``, in a process of its own that may use so much time and
-memory, has no network, is nobody, and opens no file.
+``python -m builderd.adapters.bundles.unpack <limits as JSON>`` runs with limits of time and memory, without network,
+as uid 65534 (nobody), and cannot open files.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 def confine(limits: ArchiveLimits) -> None:
-    """From here on only what is open already can be read and written."""
-    # What a codec is made of is read from the disk when it is first used.
+    """Drop privileges: afterwards only the open descriptors can be read and written."""
+    # A codec is loaded from the disk at its first use.
     for codec in ("cp437", "utf-8", "ascii", "latin-1"):
         "".encode(codec)
     for what, most in (
         (resource.RLIMIT_AS, limits.memory_bytes),
         (resource.RLIMIT_FSIZE, limits.max_bytes + limits.max_files * OVERHEAD_BYTES),
         (resource.RLIMIT_CORE, 0),
-        # Three are open; another one would be the fourth.
+        # stdin, stdout and stderr: no further file can be opened.
         (resource.RLIMIT_NOFILE, 3),
     ):
         resource.setrlimit(what, (most, most))
@@ -52,9 +52,9 @@ def confine(limits: ArchiveLimits) -> None:
 
 
 def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits) -> str:
-    """Write the files as a tar and name the bundle by its hash. Raises ``Refused``.
+    """Write the files as a tar and return the hash of the bundle. Raises ``Refused``.
 
-    The first time through, everything is judged; only then the contents are read and written.
+    A first pass checks all entries; only the second reads and writes contents.
     """
     survey = ArchiveIndex(limits)
     for entry in entries(archive, limits):
@@ -78,7 +78,7 @@ def _member(path: str, entry: Entry) -> tarfile.TarInfo:
 
 
 class _Content(io.RawIOBase):
-    """An entry's content, for who reads it like a file."""
+    """File-like reader of an entry's content, for ``tarfile``; hashes what it reads."""
 
     def __init__(self, entry: Entry) -> None:
         self._entry = entry
@@ -95,7 +95,7 @@ class _Content(io.RawIOBase):
         return piece
 
     def end(self) -> bytes:
-        """Its sha256. What else there is of it is looked at, too: it may not be as it should."""
+        """Return the sha256. Raises ``Refused`` if content is left."""
         if self._rest or any(self._chunks):
             raise ArchiveRejected(self._entry.name, "is larger than the archive says")
         return self._digest.digest()
@@ -111,7 +111,7 @@ def main() -> None:
     except ArchiveRejected as refused:
         report = {"refused": refused.message, "too_large": str(refused.too_large)}
     except MemoryError:
-        report = {"refused": "The archive takes too much memory: it has too many entries, or too long ones."}
+        report = {"refused": "The archive needs too much memory: it has too many entries, or too long names."}
     except OSError as error:
         report = {"failed": f"{error.strerror or error}", "errno": str(error.errno or 0)}
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The service's side of unpacking: a process of its own, which is nobody and may do little, reads a hostile archive."""
+"""The service's side of unpacking: runs ``unpack`` as a confined process, since an archive may be hostile."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from builderd.domain.machine_faults import RETRY_AFTER, helper_died, machine_fau
 _MODULE = "builderd.adapters.bundles.unpack"
 _SOURCE = str(Path(__file__).parents[3])
 _REPORT_BYTES = 65_536
-#: The time by the clock, as a multiple of the time on a CPU: a machine may be busy.
-_PATIENCE = 5
-#: Of archives at once: each may take the memory that its limits say.
-AT_ONCE = 2
+#: Limit of wall time, as a multiple of the limit of CPU time: the machine may be busy.
+_WALL_TIME_FACTOR = 5
+#: Archives unpacked at the same time: each may use the memory of its limits.
+CONCURRENCY = 2
 
 
-async def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits, places: asyncio.Semaphore) -> str:
-    """Write the archive's files as a bundle's tar; the bundle's hash, which is not to be trusted either.
+async def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits, concurrency: asyncio.Semaphore) -> str:
+    """Write the archive's files as a bundle's tar, and return the bundle's hash, which the caller must check.
 
     Raises ``ValidationFailed``, ``TooLarge``, ``NoCapacity`` or ``MachineFault``.
     """
     in_time = True
-    async with places:
+    async with concurrency:
         program = await asyncio.create_subprocess_exec(
             *(sys.executable, "-s", "-P", "-m", _MODULE, json.dumps(asdict(limits))),
             stdin=archive,
@@ -40,7 +40,7 @@ async def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits, places
         )
         assert program.stderr
         try:
-            async with asyncio.timeout(limits.seconds * _PATIENCE):
+            async with asyncio.timeout(limits.seconds * _WALL_TIME_FACTOR):
                 report = await _all(program.stderr)
                 await program.wait()
         except TimeoutError:
@@ -56,7 +56,7 @@ async def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits, places
 
 
 async def _all(stream: asyncio.StreamReader) -> bytes:
-    """To its end, of which so many bytes are kept: nothing may be left in a pipe, however much there is."""
+    """Read to the end, and keep the first ``_REPORT_BYTES``: the process blocks while its pipe is full."""
     kept = b""
     while piece := await stream.read(_REPORT_BYTES):
         kept += piece[: _REPORT_BYTES - len(kept)]
@@ -65,21 +65,23 @@ async def _all(stream: asyncio.StreamReader) -> bytes:
 
 def _judge(report: bytes, status: int | None) -> str:
     try:
-        told = json.loads(report)
+        answer = json.loads(report)
     except ValueError:
         slow = status in (None, -signal.SIGXCPU, -signal.SIGKILL)
         raise refusal(f"The archive {'takes too long to be unpacked' if slow else 'cannot be read'}.") from None
-    if "hash" in told:
-        return str(told["hash"])
-    if "failed" in told:
-        number = str(told.get("errno", ""))
-        fault = machine_fault(OSError(int(number), told["failed"])) if number.isdecimal() else None
-        raise fault or NoCapacity(f"There is no room to unpack the archive: {told['failed']}.", retry_after=RETRY_AFTER)
-    if told.get("too_large") == "True":
-        raise TooLarge(told["refused"])
-    raise refusal(told["refused"])
+    if "hash" in answer:
+        return str(answer["hash"])
+    if "failed" in answer:
+        number = str(answer.get("errno", ""))
+        fault = machine_fault(OSError(int(number), answer["failed"])) if number.isdecimal() else None
+        raise fault or NoCapacity(
+            f"There is no room to unpack the archive: {answer['failed']}.", retry_after=RETRY_AFTER
+        )
+    if answer.get("too_large") == "True":
+        raise TooLarge(answer["refused"])
+    raise refusal(answer["refused"])
 
 
 def refusal(why: str) -> ValidationFailed:
-    """For an archive that is not taken."""
+    """Return the error for an archive that is refused."""
     return ValidationFailed({"source": [why]}, why)

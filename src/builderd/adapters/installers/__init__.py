@@ -1,1 +1,1 @@
-"""What turns a list of requirements into a layer."""
+"""Installers: plan the layer for a bundle's dependencies."""

@@ -1,4 +1,4 @@
-"""All installers together: a bundle may ask for Python packages, for Node's, or for both in one layer."""
+"""All installers as one: a bundle may need Python packages, Node.js packages, or both in one layer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import LayerPlan
 
-NPM_SPEAKS = re.compile(r"npm (?:ERR!|error)")
+NPM_LINE = re.compile(r"npm (?:ERR!|error)")
 
 
 @dataclass(frozen=True, slots=True)
 class Installers:
+    """Implements ``ports.installer.Installer``."""
+
     uv: UvInstaller
     npm: NpmInstaller
 
@@ -36,17 +38,17 @@ class Installers:
             return None
         wheels = self.uv.wheels(plan.key, plan.inputs).steps
         source = self.uv.from_source(plan, tenant)
-        assert source is not None, "wheels alone run no foreign code"
-        # Node's packages first: what a build of Python's left in the layer is then seen by nothing that runs later.
+        assert source is not None, "a plan of wheels runs no foreign code"
+        # npm first: nothing that runs later sees files that a Python source build left in the layer.
         return replace(source, steps=(*(step for step in plan.steps if step not in wheels), *source.steps))
 
     def explain(self, output: Sequence[str]) -> str:
-        npm_failed = any(NPM_SPEAKS.match(line) for line in output)
+        npm_failed = any(NPM_LINE.match(line) for line in output)
         return self.npm.explain(output) if npm_failed else self.uv.explain(output)
 
 
 def _both(python: LayerPlan, node: LayerPlan) -> LayerPlan:
-    """One layer of both. What runs no foreign code comes first, so that nothing foreign is there yet."""
+    """Merge two plans. Steps without foreign code come first, so that none finds foreign files in the layer."""
     plans = sorted((python, node), key=lambda plan: (plan.runs_foreign_code, plan.may_run_code))
     return LayerPlan(
         key=hashlib.sha256(f"{python.key} and {node.key}".encode()).hexdigest(),

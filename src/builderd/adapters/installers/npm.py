@@ -1,11 +1,11 @@
 """npm: plans the layer for a bundle's ``package.json``.
 
-Install scripts are off unless they were asked for. But a package of the registry may depend on one from git, and such
-a one npm prepares with the package's own scripts, whatever ``--ignore-scripts`` says (``lib/git.js``, ``lib/dir.js`` of
-pacote). Nobody knows before npm has asked the registry, so every plan of npm's may run code and waits for the verdict.
+Install scripts are off unless the builder asks for them. But a registry package may depend on one from git, which npm
+prepares with the package's own scripts despite ``--ignore-scripts`` (``lib/git.js``, ``lib/dir.js`` of pacote). This
+is known only once npm has asked the registry, so every npm plan may run code and waits for the review.
 
-npm itself is no small program and a lock is hostile input, so it never writes to the cache that all tenants share: a
-snapshot of it is thrown away after each build.
+npm is a large program and a lock is hostile input, so npm never writes to the cache that all tenants share: it gets a
+snapshot that is discarded after each build.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
 
-#: Part of every key: counts up when the steps change what is in a layer.
+#: Part of every key: increment it when the steps change the content of a layer.
 RECIPE = 1
 FOLDER = "npm"
 MAX_EXPLAINED_LINES = 30
 
-SAYS = re.compile(r"npm (?:ERR!|error|WARN|warn)\s?")
-#: Lines of npm that tell the user nothing of what went wrong.
+PREFIX = re.compile(r"npm (?:ERR!|error|WARN|warn)\s?")
+#: Lines of npm's output that do not explain a failure.
 NOISE = re.compile(r"npm (?:WARN|warn)|A complete log of this run|^\s*/tmp/|^(?:code|errno|syscall) \S+$")
 
 ENVIRONMENT = {
@@ -44,14 +44,14 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class NpmInstaller:
-    """``registry`` is where packages come from, None for npm's own. npm is the base's, which is part of every key."""
+    """``registry``: URL of the package registry, None for npm's default. npm is part of the base image."""
 
     registry: str | None = None
 
     def plan(
         self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False
     ) -> LayerPlan | None:
-        """The plan, or None where nothing is asked for. Raises ``InstallFailed``."""
+        """Return the plan, or None without dependencies. Raises ``InstallFailed``."""
         packages = read_packages(bundle, self.registry)
         if packages is None:
             return None
@@ -64,10 +64,10 @@ class NpmInstaller:
         return LayerPlan(key, inputs, (step,), runs_foreign_code=foreign, may_run_code=True)
 
     def explain(self, output: Sequence[str]) -> str:
-        """npm's own message."""
-        lines = [line.rstrip() for line in output if not NOISE.search(SAYS.sub("", line)) and not NOISE.match(line)]
-        told = [SAYS.sub("", line) for line in lines if SAYS.match(line)] or lines
-        return "\n".join(line for line in told[-MAX_EXPLAINED_LINES:] if line) or "npm failed without a word."
+        """Extract npm's error message from its output."""
+        lines = [line.rstrip() for line in output if not NOISE.search(PREFIX.sub("", line)) and not NOISE.match(line)]
+        messages = [PREFIX.sub("", line) for line in lines if PREFIX.match(line)] or lines
+        return "\n".join(line for line in messages[-MAX_EXPLAINED_LINES:] if line) or "npm failed without output."
 
     def _step(self, packages: NodePackages, install_scripts: bool) -> BuildStep:
         command = "ci" if packages.lock is not None else "install --no-package-lock"

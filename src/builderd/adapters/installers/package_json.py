@@ -1,7 +1,7 @@
-"""Node projects: ``package.json`` and its lock, read with suspicion.
+"""Strict parser of ``package.json`` and its lock, which are hostile input.
 
-What is understood of them is written anew for the installer, without scripts, configuration or anything else that
-npm might act on. Formats: https://docs.npmjs.com/cli/configuring-npm/package-json and …/package-lock-json.
+The installer gets files rewritten from the parsed dependencies only, without scripts, configuration or anything else
+that npm acts on. Formats: https://docs.npmjs.com/cli/configuring-npm/package-json and …/package-lock-json.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ LOCKS = ("npm-shrinkwrap.json", "package-lock.json")
 MAX_BYTES = 10_000_000
 MAX_PACKAGES = 20_000
 
-#: What of a ``package.json`` decides what is installed; ``npm ci`` holds the lock against all of it.
+#: Keys of ``package.json`` that decide what is installed; ``npm ci`` compares the lock with all of them.
 DECISIVE = ("dependencies", "optionalDependencies", "devDependencies", "peerDependencies", "peerDependenciesMeta")
 OVERRIDES = "overrides"
 
-#: Where a lock may put a package: nothing that leads out of the folder.
+#: Paths where a lock may put a package: none outside of the folder.
 NAME = r"(?:@[A-Za-z0-9_~-][\w.~-]*/)?[A-Za-z0-9_~-][\w.~-]*"
-PLACE = re.compile(rf"node_modules/{NAME}(?:/node_modules/{NAME})*")
+LOCK_PATH = re.compile(rf"node_modules/{NAME}(?:/node_modules/{NAME})*")
 PACKAGE = re.compile(NAME)
-#: A version, range or tag of the registry, or another name for one. What begins with a dot is a folder to npm.
+#: A version, range or tag of the registry, or an alias. A spec that begins with a dot is a folder to npm.
 REGISTRY_SPEC = re.compile(r"(?:npm:(?:@?[\w.~/-]+)(?:@[^:/]*)?|(?!\.)[^:/]*)")
 REMOTE_SPEC = re.compile(r"(?:https|git\+https|github|gitlab|bitbucket):[^\s]+|[\w-][\w.-]*/[\w.-]+(?:#[^\s]*)?")
-#: Of an override: the version that the app itself asks for.
+#: The value of an override that means the version in the app's own dependencies.
 REFERENCE = re.compile(rf"\$(?:{NAME})")
-#: What an override is of: a package, or those of its versions.
+#: The key of an override: a package, or a range of its versions.
 OVERRIDDEN = re.compile(rf"(?:{NAME})(?:@(?!\.)[^:/]*)?")
 MAX_NESTED = 50
 PUBLIC_REGISTRY = "https://registry.npmjs.org/"
@@ -41,7 +41,7 @@ PUBLIC_REGISTRY = "https://registry.npmjs.org/"
 
 @dataclass(frozen=True, slots=True)
 class NodePackages:
-    """``manifest`` and ``lock`` as the installer gets them. ``foreign``: some code comes from outside the registry."""
+    """Rewritten ``manifest`` and ``lock`` for npm. ``foreign``: some code comes from outside the registry."""
 
     manifest: bytes
     lock: bytes | None
@@ -49,15 +49,15 @@ class NodePackages:
 
 
 def read_packages(bundle: Bundle, registry: str | None) -> NodePackages | None:
-    """What ``package.json`` asks for, or None where there is none, or it asks for nothing that an app needs.
+    """Parse ``package.json`` and its lock; None without the file or without runtime dependencies.
 
-    ``registry`` is the operator's, None for npm's own. Raises ``InstallFailed`` with the file and the reason.
+    ``registry``: the operator's registry URL, None for npm's default. Raises ``InstallFailed`` with file and reason.
     """
     document = _document(bundle, FILE)
     if document is None:
         return None
     if document.get("workspaces"):
-        raise InstallFailed(f"{FILE}: workspaces are not installed: deploy the folder of the one that is the app.")
+        raise InstallFailed(f"{FILE}: workspaces are not supported: deploy the folder of the app's workspace.")
     manifest = {name: _dependencies(document, name) for name in DECISIVE if document.get(name)}
     overrides = document.get(OVERRIDES)
     if overrides:
@@ -87,7 +87,7 @@ def _dependencies(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _overriding(table: Any, depth: int = 0) -> Iterator[str]:
-    """The specs that stand in for others, of this table and all within it."""
+    """Yield the specs of an overrides table and of all nested ones."""
     if not isinstance(table, dict) or depth > MAX_NESTED:
         raise InstallFailed(f"{FILE}: {OVERRIDES} must be an object, nested {MAX_NESTED} deep at most.")
     for package, value in table.items():
@@ -100,11 +100,11 @@ def _overriding(table: Any, depth: int = 0) -> Iterator[str]:
             yield value
 
 
-def _check_spec(place: str, spec: Any) -> None:
+def _check_spec(key: str, spec: Any) -> None:
     if not isinstance(spec, str) or not (REGISTRY_SPEC.fullmatch(spec) or REMOTE_SPEC.fullmatch(spec)):
         raise InstallFailed(
-            f"{FILE}: {place}: {spec!r} is refused: only versions of the registry, "
-            "https:// and git+https:// addresses can be installed."
+            f"{FILE}: {key}: {spec!r} is refused: use a version of the registry, "
+            "or an https:// or git+https:// address."
         )
 
 
@@ -117,15 +117,15 @@ def _is_remote(spec: str) -> bool:
 
 
 def _check_lock(lock: dict[str, Any], registry: str | None) -> bool:
-    """Whether something of it comes from elsewhere than the registry."""
+    """Return True if a package of the lock comes from outside the registry. Raises ``InstallFailed``."""
     known = tuple(filter(None, (PUBLIC_REGISTRY, registry and registry.rstrip("/") + "/")))
     packages = [*_packages(lock), *_nested(lock.get("dependencies"))]
     if len(packages) > MAX_PACKAGES:
         raise InstallFailed(f"The lock names more than {MAX_PACKAGES} packages.")
     foreign = False
-    for place, package in packages:
+    for location, package in packages:
         if package.get("link") or any(str(package.get(key, "")).startswith("file:") for key in ("resolved", "version")):
-            raise InstallFailed(f"The lock takes {place!r} from a folder: only packages of the registry are installed.")
+            raise InstallFailed(f"The lock takes {location!r} from a folder: only registry packages are supported.")
         resolved = package.get("resolved")
         foreign = foreign or (isinstance(resolved, str) and not resolved.startswith(known))
         foreign = foreign or _is_remote(str(package.get("version", "")))
@@ -133,19 +133,19 @@ def _check_lock(lock: dict[str, Any], registry: str | None) -> bool:
 
 
 def _packages(lock: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of ``lockfileVersion`` 2 and 3."""
+    """Yield path and entry of each package of ``lockfileVersion`` 2 and 3."""
     packages = lock.get("packages", {})
     if not isinstance(packages, dict):
         raise InstallFailed("The lock is damaged: run `npm install` again.")
-    for place, package in packages.items():
-        if not isinstance(package, dict) or (place and not PLACE.fullmatch(place)):
-            raise InstallFailed(f"The lock puts a package at {place!r}, outside of node_modules.")
-        if place:
-            yield place, package
+    for location, package in packages.items():
+        if not isinstance(package, dict) or (location and not LOCK_PATH.fullmatch(location)):
+            raise InstallFailed(f"The lock puts a package at {location!r}, outside of node_modules.")
+        if location:
+            yield location, package
 
 
 def _nested(table: Any, depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of ``lockfileVersion`` 1, where packages hold packages."""
+    """Yield name and entry of each package of ``lockfileVersion`` 1, where packages nest."""
     if table is None:
         return
     if not isinstance(table, dict) or depth > MAX_NESTED:

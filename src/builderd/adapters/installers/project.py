@@ -1,8 +1,7 @@
-"""Python projects: ``pyproject.toml`` and ``uv.lock``, read with suspicion.
+"""Strict parser of ``pyproject.toml`` and ``uv.lock``, which are hostile input.
 
-Only what the project depends on is taken from them and written anew as requirements; the versions of a lock become
-constraints. A lock also says from which address each file comes. That is not followed, since whoever writes the lock
-could have another package stored under a known one's name in the cache that all tenants share.
+Only the dependencies are read, and rewritten as requirements; the versions of a lock become constraints. The URLs in a
+lock are ignored: its author could put another package under a known name into the cache that all tenants share.
 
 Formats: https://packaging.python.org/en/latest/specifications/pyproject-toml/ and
 https://docs.astral.sh/uv/concepts/projects/layout/ ("The lockfile").
@@ -25,14 +24,14 @@ from builderd.domain.bundles import MAX_CONTENT_BYTES, Bundle
 from builderd.domain.errors import InstallFailed
 
 FILE, LOCK = "pyproject.toml", "uv.lock"
-#: How a lock names the project itself, which is not installed: its files are the app's.
+#: Source keys by which a lock marks the project itself, which is not installed: its files are the app's.
 OWN_SOURCES = frozenset({"editable", "virtual", "directory"})
 
 
 def read_project(bundle: Bundle) -> Requirements | None:
-    """What ``pyproject.toml`` says the project depends on, or None where there is none, or it depends on nothing.
+    """Parse the dependencies of ``pyproject.toml`` and ``uv.lock``; None without the file or without dependencies.
 
-    Raises ``InstallFailed`` with the file, the place and the reason.
+    Raises ``InstallFailed`` with the file, the key and the reason.
     """
     document = _toml(bundle, FILE)
     project = document.get("project")
@@ -73,7 +72,7 @@ def _dependencies(document: dict[str, Any], project: dict[str, Any]) -> tuple[se
 
 
 def _locked(lock: dict[str, Any]) -> Iterator[str]:
-    """``name==version`` of each package of the lock; one that is there in several versions is left to the resolver."""
+    """Yield ``name==version`` of each locked package; one with several versions is left to the resolver."""
     versions: defaultdict[str, set[str]] = defaultdict(set)
     packages = lock.get("package", [])
     if not isinstance(packages, list):
@@ -84,11 +83,11 @@ def _locked(lock: dict[str, Any]) -> Iterator[str]:
             continue
         if "registry" not in source:
             kind = next(iter(source), "no source")
-            raise InstallFailed(f"{LOCK}: {name} comes from {kind}: only packages of the index are taken from a lock.")
+            raise InstallFailed(f"{LOCK}: {name} comes from {kind}: only packages of the index can be locked.")
         versions[name].add(version)
-    for name, known in versions.items():
-        if len(known) == 1:
-            yield f"{name}=={known.pop()}"
+    for name, locked in versions.items():
+        if len(locked) == 1:
+            yield f"{name}=={locked.pop()}"
 
 
 def _package(package: Any) -> tuple[str, str, dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Requirement files, read with suspicion.
+"""Strict parser of requirements files, which are hostile input.
 
-A file is read line by line into what is understood of it, and the installer is handed only that, written anew: a line
-that two programs read in two ways cannot slip an option past this one. The format is pip's
-(https://pip.pypa.io/en/stable/reference/requirements-file-format/), the lines are PEP 508's.
+Each line is parsed and rewritten, and the installer gets only the rewritten lines: a line that two programs parse
+differently cannot smuggle an option past this parser. The format is pip's
+(https://pip.pypa.io/en/stable/reference/requirements-file-format/), its lines follow PEP 508.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONSTRAINTS = re.compile(r"(?:-c|--constraint)(?:\s+|=)?(?P<path>\S+)")
 LOCAL = re.compile(r"(?:\.{1,2}(?:/|$)|[\w.-]+/)")
 REPOSITORY = re.compile(r"(?:git|hg|svn|bzr)\+")
 
-#: What an option would do, for the message that refuses it.
+#: Reasons why pip options are refused, for the error message.
 REFUSED = {
     "-i": "the package index is set by the operator of this service",
     "--index-url": "the package index is set by the operator of this service",
@@ -45,7 +45,7 @@ REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """``lines`` are sorted and written anew. ``foreign`` tells whether one names code outside the package index."""
+    """Rewritten, sorted lines. ``foreign``: one names code outside the package index."""
 
     lines: tuple[str, ...]
     constraints: tuple[str, ...]
@@ -53,7 +53,9 @@ class Requirements:
 
 
 @dataclass(slots=True)
-class _Reading:
+class _Parser:
+    """State while a file and its includes are parsed."""
+
     bundle: Bundle
     lines: set[str] = field(default_factory=set)
     constraints: set[str] = field(default_factory=set)
@@ -62,47 +64,47 @@ class _Reading:
 
 
 def read_requirements(bundle: Bundle) -> Requirements | None:
-    """What ``requirements.txt`` of the bundle asks for, or None where there is none, or it asks for nothing.
+    """Parse ``requirements.txt`` of the bundle; None without the file or without requirements.
 
     Raises ``InstallFailed`` with the file, the line and the reason.
     """
     if bundle.file(FILE) is None:
         return None
-    reading = _Reading(bundle)
-    _read(reading, FILE, reading.lines, 0)
-    if not reading.lines:
+    parser = _Parser(bundle)
+    _read(parser, FILE, parser.lines, 0)
+    if not parser.lines:
         return None
-    return Requirements(tuple(sorted(reading.lines)), tuple(sorted(reading.constraints)), reading.foreign)
+    return Requirements(tuple(sorted(parser.lines)), tuple(sorted(parser.constraints)), parser.foreign)
 
 
-def _read(reading: _Reading, path: str, into: set[str], depth: int) -> None:
-    for number, line in _logical_lines(_text(reading.bundle, path)):
-        reading.read += 1
-        if reading.read > MAX_LINES:
+def _read(parser: _Parser, path: str, into: set[str], depth: int) -> None:
+    for number, line in _logical_lines(_text(parser.bundle, path)):
+        parser.read += 1
+        if parser.read > MAX_LINES:
             raise _refusal(path, number, f"at most {MAX_LINES} lines are read")
-        _take(reading, path, number, line, into, depth)
+        _take(parser, path, number, line, into, depth)
 
 
-def _take(reading: _Reading, path: str, number: int, line: str, into: set[str], depth: int) -> None:
-    for pattern, target in ((INCLUDE, into), (CONSTRAINTS, reading.constraints)):
+def _take(parser: _Parser, path: str, number: int, line: str, into: set[str], depth: int) -> None:
+    for pattern, target in ((INCLUDE, into), (CONSTRAINTS, parser.constraints)):
         if match := pattern.fullmatch(line):
-            _include(reading, path, number, match["path"], target, depth)
+            _include(parser, path, number, match["path"], target, depth)
             return
     if line.startswith("-"):
         option = re.split(r"[\s=]", line, maxsplit=1)[0]
         raise _refusal(path, number, f"{option} is refused: {REFUSED.get(option, 'options have no effect here')}")
     written, foreign = _requirement(path, number, line)
-    reading.foreign = reading.foreign or foreign
+    parser.foreign = parser.foreign or foreign
     into.add(written)
 
 
-def _include(reading: _Reading, path: str, number: int, target: str, into: set[str], depth: int) -> None:
+def _include(parser: _Parser, path: str, number: int, target: str, into: set[str], depth: int) -> None:
     included = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
     if depth >= MAX_DEPTH:
         raise _refusal(path, number, f"files include each other more than {MAX_DEPTH} deep")
-    if reading.bundle.file(included) is None:
+    if parser.bundle.file(included) is None:
         raise _refusal(path, number, f"there is no file {target!r} among the builder's files")
-    _read(reading, included, into, depth + 1)
+    _read(parser, included, into, depth + 1)
 
 
 def _requirement(path: str, number: int, line: str) -> tuple[str, bool]:
@@ -113,7 +115,7 @@ def _requirement(path: str, number: int, line: str) -> tuple[str, bool]:
 
 
 def parse_requirement(line: str) -> tuple[str, bool]:
-    """The line written anew, and whether it names code outside the index. Raises ``ValueError`` with the reason."""
+    """Return (rewritten line, True if its code is outside the index). Raises ``ValueError`` with the reason."""
     if LOCAL.match(line) and "@" not in line:
         raise ValueError("a path is refused: the files of /app are on the import path already")
     if REPOSITORY.match(line):
@@ -127,9 +129,9 @@ def parse_requirement(line: str) -> tuple[str, bool]:
     if requirement.url is not None and not _is_remote(requirement.url):
         raise ValueError("only https:// and git+https:// addresses can be fetched")
     written = " ".join([str(requirement), *hashes])
-    # A marker's text may have a line break written as an escape, which would be a real one by now.
+    # An escaped line break in a marker has become a real one by now.
     if not written.isprintable():
-        raise ValueError(f"{text!r} has a line break or another character in it that cannot be seen")
+        raise ValueError(f"{text!r} contains a line break or another unprintable character")
     return written, requirement.url is not None
 
 
@@ -138,7 +140,7 @@ def _is_remote(url: str) -> bool:
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """(number of its first line, line) without comments, blanks and line continuations."""
+    """Yield (number of its first line, line) without comments, blank lines and continuations."""
     pending, begun = "", 0
     for number, raw in enumerate(text.split("\n"), start=1):
         line = COMMENT.sub("", raw.rstrip("\r")) if not raw.rstrip("\r").endswith("\\") else raw.rstrip("\r")

@@ -1,7 +1,7 @@
 """uv: plans the layer for a bundle's ``requirements.txt``, else for its ``pyproject.toml``.
 
-Wheels are only unpacked, so that no code of a package runs while the cache that all tenants share can be written.
-What must be built from source gets a plan of its own tenant, in which code runs but the shared cache is out of reach.
+Wheels are only unpacked: no package code runs while the cache that all tenants share is writable. A package that must
+be built from source gets a plan per tenant, in which code runs but the shared cache is out of reach.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from builderd.domain.ids import TenantId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
 
 PYTHON = "/usr/bin/python3"
-#: Part of every key: counts up when the steps change what is in a layer.
+#: Part of every key: increment it when the steps change the content of a layer.
 RECIPE = 1
 
-#: uv's words when only a source distribution would do.
+#: uv's messages when only a source distribution exists.
 NO_WHEELS = re.compile(r"no usable wheels|Wheels are required for")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-#: Lines of uv that tell the user nothing of what went wrong.
+#: Lines of uv's output that do not explain a failure.
 NOISE = re.compile(r"^(?:Using (?:Python|CPython) |Creating virtual environment |Resolved |Prepared |hint: Wheels are)")
 MAX_EXPLAINED_LINES = 30
 
@@ -42,8 +42,8 @@ INSTALL = f"uv pip install --no-compile-bytecode --python {LAYER}/venv/bin/pytho
 
 POLISH = BuildStep(
     title="Byte-compiling",
-    # The base's interpreter and not the layer's: that one would run what a wheel left in a .pth file. A package with
-    # a file that this Python cannot compile (a template, an older syntax) is no reason to leave the others uncompiled.
+    # The interpreter of the base, not of the layer, which would run .pth files of a wheel. Files that this Python
+    # cannot compile (templates, older syntax) are ignored.
     argv=(
         "/bin/sh",
         "-c",
@@ -56,7 +56,7 @@ POLISH = BuildStep(
 
 @dataclass(frozen=True, slots=True)
 class UvInstaller:
-    """``version`` is uv's own, part of every key; ``index`` the package index, None for uv's default."""
+    """``version``: uv's version, part of every key. ``index``: URL of the package index, None for uv's default."""
 
     version: str
     index: str | None = None
@@ -75,7 +75,7 @@ class UvInstaller:
 
     @staticmethod
     def lacks_wheels(output: Sequence[str]) -> bool:
-        """Whether it failed only since something is there as source alone."""
+        """Return True if the installation failed only because a package has no wheel."""
         return NO_WHEELS.search("\n".join(output)) is not None
 
     def from_source(self, plan: LayerPlan, tenant: TenantId) -> LayerPlan | None:
@@ -86,23 +86,23 @@ class UvInstaller:
 
     def explain(self, output: Sequence[str]) -> str:
         lines = [ANSI.sub("", line).rstrip() for line in output]
-        told = [line for line in lines if line and not NOISE.match(line)]
-        return "\n".join(told[-MAX_EXPLAINED_LINES:]) or "The installer failed without a word."
+        messages = [line for line in lines if line and not NOISE.match(line)]
+        return "\n".join(messages[-MAX_EXPLAINED_LINES:]) or "uv failed without output."
 
     def wheels(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
-        """The plan that takes wheels only, from what a plan's inputs say."""
+        """Return the plan that installs only wheels, from the inputs of a plan."""
         install = f"{INSTALL} --no-build --link-mode clone"
         step = self._step("Installing wheels", install, inputs, Cache.SHARED)
         return LayerPlan(key, inputs, (step,), runs_foreign_code=False, polish=POLISH)
 
     def _foreign(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
-        # A clone does not reach across the overlay that keeps the shared cache unwritten.
+        # Files cannot be cloned (reflink) across the overlay that protects the shared cache.
         install = f"{INSTALL} --link-mode copy"
         step = self._step("Building and installing", install, inputs, Cache.SCRATCH)
         return LayerPlan(key, inputs, (step,), runs_foreign_code=True, polish=POLISH)
 
     def _step(self, title: str, install: str, inputs: Mapping[str, bytes], cache: Cache) -> BuildStep:
-        """One sandbox for both commands: the environment is fresh, so nothing foreign runs when uv looks at it."""
+        """Run both commands in one sandbox: the environment is new, so uv runs nothing foreign when it inspects it."""
         constraints = f" -c {INPUT}/constraints.txt" if "constraints.txt" in inputs else ""
         script = f"{VENV} && {install} -r {INPUT}/requirements.txt{constraints}"
         index = {"UV_DEFAULT_INDEX": self.index} if self.index else {}

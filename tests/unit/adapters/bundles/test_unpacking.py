@@ -17,10 +17,10 @@ async def unpack_by(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "taken_over.py").write_text(program)
     monkeypatch.setattr(unpacking, "_MODULE", "taken_over")
     monkeypatch.setattr(unpacking, "_SOURCE", str(tmp_path))
-    places = asyncio.Semaphore(1)
+    concurrency = asyncio.Semaphore(1)
     with (tmp_path / "in").open("w+b") as archive, (tmp_path / "out").open("w+b") as out:
         async with asyncio.timeout(60):
-            return await unpacking.unpack(archive, out, ArchiveLimits(seconds=seconds), places)
+            return await unpacking.unpack(archive, out, ArchiveLimits(seconds=seconds), concurrency)
 
 
 async def test_a_report_in_pieces_is_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ async def test_a_program_that_says_too_much_is_not_heard(tmp_path: Path, monkeyp
 
 
 async def test_a_program_that_never_stops_talking_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "_PATIENCE", 1)
+    monkeypatch.setattr(unpacking, "_WALL_TIME_FACTOR", 1)
     program = "import sys\nwhile True:\n    sys.stderr.write('x' * 100_000)\n"
     with pytest.raises(ValidationFailed, match="takes too long"):
         await unpack_by(program, tmp_path, monkeypatch, seconds=1)

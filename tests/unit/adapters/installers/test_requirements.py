@@ -112,9 +112,9 @@ def test_what_is_refused_names_the_line_and_the_reason(text: str, why: str) -> N
     ],
 )
 def test_no_line_is_written_anew_as_two(line: str) -> None:
-    with pytest.raises(InstallFailed, match="a line break or another character"):
+    with pytest.raises(InstallFailed, match="a line break or another unprintable"):
         read(line)
-    with pytest.raises(InstallFailed, match="a line break or another character"):
+    with pytest.raises(InstallFailed, match="a line break or another unprintable"):
         read_project(make_bundle([BundleFile("pyproject.toml", f"[project]\ndependencies = [{toml(line)}]".encode())]))
 
 

@@ -83,7 +83,7 @@ def test_byte_compiling_neither_starts_the_layers_interpreter_nor_reaches_anythi
 def test_the_resolvers_own_words_are_told_without_noise() -> None:
     output = ("Using Python 3.13.5 environment at: /build/x", "\x1b[1merror\x1b[0m: No solution found", "  cause: why")
     assert INSTALLER.explain(output) == "error: No solution found\n  cause: why"
-    assert INSTALLER.explain(()) == "The installer failed without a word."
+    assert INSTALLER.explain(()) == "uv failed without output."
 
 
 def test_the_index_is_handed_over_by_environment() -> None:

@@ -1,7 +1,7 @@
-"""The archive in repositories of restic, one a tenant. Implements ``ports.archive.Archive``.
+"""Backups in restic repositories, one a tenant. Implements ``ports.archive.Archive``.
 
-restic runs where the disk is, as a tool of the engine: it never sees more of a machine than one disk and one
-repository, and has no network unless the repository is elsewhere.
+restic runs in a sandbox as a tool of the engine: it sees only one disk and one repository, and has no network unless
+the repository is remote.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, is_id
 from builderd.ports.archive import Damaged, Kept, Repository, Restored, Saved, Share
 from builderd.ports.engine import Engine, Tool
 
-#: Snapshots that one command forgets.
+#: Snapshots in one ``forget`` command.
 BATCH = 100
 
 
 class ResticArchive:
-    """``root`` holds caches and lists of files; ``name`` stands in locks, and differs from those of other services.
+    """``root`` holds caches and manifests; ``name`` is the host name in locks, unique to this service.
 
-    At a place on this machine, ``floor_bytes`` of its file system stay free.
+    If the repositories are local, ``floor_bytes`` of their file system stay free.
     """
 
     def __init__(self, engine: Engine, place: Place, root: Path, name: str, floor_bytes: int = 0) -> None:
@@ -57,7 +57,7 @@ class ResticArchive:
         messages = await run(*command.backup(backup, builder, facts), timeout=LONG, makes_repository=repository.is_new)
         summary = words.find(messages, "summary")
         if summary is None:
-            raise BackupFailed(f"restic told of no snapshot: {run.explain(messages)}.")
+            raise BackupFailed(f"restic reported no snapshot: {run.explain(messages)}.")
         added = int(summary.get("data_added_packed") or summary.get("data_added") or 0)
         return Saved(
             str(summary["snapshot_id"]), str(listed["digest"]), int(listed["files"]), int(listed["bytes"]), added
@@ -78,7 +78,7 @@ class ResticArchive:
             await run(*command.restore_manifest(snapshot), timeout=QUICK)
             await run(*command.restore(snapshot), timeout=LONG)
         except Broken as error:
-            # It has one exit code for what is damaged and for what cannot be reached; the latter fails this as well.
+            # restic has one exit code for damage and for an unreachable repository; the latter fails this call too.
             await self.saved(repository)
             raise Damaged(error.message) from error
 
@@ -115,7 +115,7 @@ class ResticArchive:
     async def _list(
         self, tenant: TenantId, builder: BuilderId, disk: DiskId, words_of_it: tuple[str, ...]
     ) -> Mapping[str, Any]:
-        """Run the maker of lists beside the disk."""
+        """Run the manifest program in a sandbox with the disk."""
         argv = ("/usr/bin/python3", "-I", "-S", "-c", _manifest_source(), *words_of_it)
         lines: deque[str] = deque(maxlen=KEPT_LINES)
         folders = {"work": self._work(tenant, builder)}
@@ -140,7 +140,7 @@ class ResticArchive:
         return answer
 
     def _refuse_without_room(self, needed: int) -> None:
-        """A full file system would hurt everybody on it."""
+        """Raise ``NoCapacity`` if the backup would fill the file system of the repositories."""
         if not self._shop.place.is_local:
             return
         folder = Path(self._shop.place.location)
@@ -158,7 +158,7 @@ class ResticArchive:
 
 @contextmanager
 def _missing_only_if_new(repository: Repository) -> Iterator[None]:
-    """An unmounted disk looks as empty as one that nothing was ever saved on."""
+    """Ignore a missing repository only if it is new: an unmounted disk looks empty too."""
     try:
         yield
     except NoRepository:
@@ -167,7 +167,7 @@ def _missing_only_if_new(repository: Repository) -> Iterator[None]:
 
 
 def _kept(found: Mapping[str, Any]) -> Kept | None:
-    """None for what was not saved by us."""
+    """Parse a snapshot; None if another program made it."""
     tags = [str(tag) for tag in found.get("tags") or ()]
     backup = next((tag for tag in tags if is_id(tag)), None)
     facts = dict(tag.split("=", 1) for tag in tags if "=" in tag)

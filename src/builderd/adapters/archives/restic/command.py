@@ -16,7 +16,7 @@ NO_REPOSITORY, LOCKED, WRONG_KEY, INCOMPLETE = 10, 11, 12, 3
 DISK, REPOSITORY, CACHE, WORK = "/disk", "/repository", "/cache", "/work"
 MANIFEST = f"{WORK}/manifest"
 
-#: Has ssh find its key and the hosts that it trusts, which come in the environment.
+#: Writes ssh's key and known hosts, which come in the environment, to files.
 _WITH_SSH = (
     "umask 077; mkdir -p /tmp/.ssh; "
     'printf "%s\\n" "$BUILDERD_SSH_KEY" >/tmp/.ssh/id; printf "%s\\n" "$BUILDERD_SSH_HOSTS" >/tmp/.ssh/hosts; '
@@ -30,10 +30,10 @@ _SSH_ARGUMENTS = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where repositories are, one a tenant: below a folder of this machine, or at a back end that restic knows.
+    """The location of the repositories, one a tenant: a folder of this machine, or a back end of restic.
 
-    ``environment`` holds what the back end wants to know, such as ``AWS_ACCESS_KEY_ID``; ``ssh_key`` and
-    ``ssh_hosts`` are the texts of a private key and of a known_hosts file.
+    ``environment`` holds settings of the back end, such as ``AWS_ACCESS_KEY_ID``; ``ssh_key`` and ``ssh_hosts`` are
+    the contents of a private key and of a known_hosts file.
     """
 
     location: str
@@ -50,16 +50,16 @@ class Place:
         return self.location.startswith("sftp:")
 
     def folder(self, tenant: TenantId) -> Path:
-        """The repository of a local place."""
+        """Return the folder of a tenant's local repository."""
         return Path(self.location) / tenant
 
     def url(self, tenant: TenantId) -> str:
-        """The repository as restic sees it."""
+        """Return the repository's URL, or its path in the sandbox of restic."""
         return REPOSITORY if self.is_local else f"{self.location.rstrip('/')}/{tenant}"
 
 
 def environment(place: Place, tenant: TenantId, key: bytes) -> dict[str, str]:
-    """What restic needs, secrets among it."""
+    """Return restic's environment, which contains secrets."""
     ssh = {"BUILDERD_SSH_KEY": place.ssh_key, "BUILDERD_SSH_HOSTS": place.ssh_hosts} if place.is_sftp else {}
     return {
         **place.environment,
@@ -73,7 +73,7 @@ def environment(place: Place, tenant: TenantId, key: bytes) -> dict[str, str]:
 
 
 def restic(place: Place, *words: str) -> tuple[str, ...]:
-    """One command; a repository on this machine needs no cache."""
+    """Return the command line; a local repository needs no cache."""
     options = ("--no-cache",) if place.is_local else ()
     if not place.is_sftp:
         return ("restic", "--json", *options, *words)
@@ -85,16 +85,16 @@ def init() -> tuple[str, ...]:
 
 
 def backup(backup_id: BackupId, builder: BuilderId, facts: Mapping[str, object]) -> tuple[str, ...]:
-    """The list of files goes along. The builder stands for the host, so its last backup is what is built on.
+    """Back up the disk and its manifest. The builder is the host, so its latest snapshot is the parent.
 
-    ``facts`` are kept with it, for a service that does not remember it.
+    ``facts`` become tags of the snapshot, for a service whose database lost the backup.
     """
     tags = [backup_id, *(f"{name}={value}" for name, value in facts.items())]
     return ("backup", "--host", builder, "--group-by", "host", "--tag", ",".join(tags), DISK, MANIFEST)
 
 
 def restore(snapshot: str) -> tuple[str, ...]:
-    """All of the disk onto an empty one; long runs of zeros become holes again."""
+    """Restore a snapshot to an empty disk; long runs of zeros become holes again."""
     return ("restore", f"{snapshot}:{DISK}", "--target", DISK, "--sparse")
 
 
@@ -115,7 +115,7 @@ def prune() -> tuple[str, ...]:
 
 
 def check(percent: float) -> tuple[str, ...]:
-    """The part is chosen by chance, another one each time."""
+    """Check the repository's structure and a random part of its data."""
     return ("check", "--read-data-subset", f"{percent:g}%")
 
 

@@ -1,15 +1,15 @@
-"""The list of what is on a disk, with a hash of each file: made before a backup, compared after a restore.
+"""The manifest of a disk, with a hash of each file: written before a backup, compared after a restore.
 
-This file is run as a program of its own beside the disk, by ``python3 -I -S -c``: standard library only.
+This file is run as a program in a sandbox with the disk, by ``python3 -I -S -c``: standard library only.
 
-    record <limit>   list /disk in /work/manifest; files that are as in the list found there are not read again.
-                     They may claim so many bytes, and the list may have a 64th of that
+    record <limit>   write the manifest of /disk to /work/manifest; files unchanged since the manifest found there are
+                     not read again. ``limit`` is bytes of all files; the manifest may have a 64th of that
     compare          read all of /disk and compare it with /work/manifest
 
-Answers with one line of JSON. A record is ``kind mode size hash inode ctime path`` and ends with NUL, since a path may
-hold anything else. The digest leaves out inode and change time, which a restore does not bring back. Entries come in
-the order of their paths, so two lists are compared as they are read, however long they are. Sockets are left out:
-nobody listens on them after a restore.
+It prints one line of JSON. A record is ``kind mode size hash inode ctime path`` and ends with NUL, since a path may
+contain any other byte. The digest leaves out inode and change time, which a restore does not bring back. Records are
+sorted by path, so two manifests are compared as streams. Sockets are left out: no process listens on them after a
+restore.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import NamedTuple
 
 DISK, LIST = b"/disk", b"/work/manifest"
 SHOWN = 10
-#: The list lies outside of the disk's limit. Of 200 bytes a file, this is a file for each 1,600 bytes of disk, since
-#: the files may claim eight times the disk's size; a small disk may have some thousand files all the same.
+#: The manifest is not on the disk. At 200 bytes a file, this share allows a file for each 1,600 bytes of disk, since
+#: the files may claim eight times the disk's size; the minimum allows some thousand files on a small disk.
 LIST_SHARE, LEAST_LIST = 64, 1 << 20
 
 
 class Entry(NamedTuple):
-    """``path`` is relative to the disk; ``hash`` is of the content, or of where a link leads."""
+    """``path`` is relative to the disk; ``hash`` is the sha256 of the content, or of a link's target."""
 
     path: bytes
     kind: str
@@ -47,7 +47,7 @@ class Entry(NamedTuple):
 
     @property
     def lasting(self) -> bytes:
-        """What a restore must bring back."""
+        """The part of the record that a restore must reproduce."""
         return f"{self.kind} {self.mode:o} {self.size} {self.hash} ".encode() + self.path + b"\0"
 
     def write(self) -> bytes:
@@ -61,7 +61,7 @@ def parse(record: bytes) -> Entry:
 
 
 def read(path: bytes) -> Iterator[Entry]:
-    """The entries of a list; none where there is no list."""
+    """Yield the entries of a manifest; none if the file is missing."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:  # noqa: PTH123
         rest = b""
         while piece := file.read(1 << 20):
@@ -70,15 +70,15 @@ def read(path: bytes) -> Iterator[Entry]:
 
 
 class TooMuch(Exception):
-    """The files claim to hold more than the limit."""
+    """The sum of the file sizes is over the limit."""
 
 
 class TooLong(Exception):
-    """The list of them is longer than it may be."""
+    """The manifest is longer than its limit."""
 
 
 def walk(disk: bytes, known: Iterator[Entry], limit: int | None = None) -> Iterator[Entry]:
-    """Everything on the disk, in the order of paths; what ``known`` has unchanged is not read. Follows no link."""
+    """Yield all entries of the disk, sorted by path; files unchanged since ``known`` are not read. Follows no link."""
     claimed = 0
     candidate = next(known, None)
     for path, status in _paths(disk):
@@ -109,7 +109,7 @@ def _paths(disk: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
 
 
 def _names(folder: bytes) -> list[bytes]:
-    """The last first."""
+    """Return the paths in a folder, sorted in reverse."""
     return sorted((os.path.join(folder, name) for name in os.listdir(folder)), reverse=True)  # noqa: PTH118, PTH208
 
 
@@ -141,7 +141,7 @@ def _hash(path: bytes) -> str:
 
 
 def record(disk: bytes, listed: bytes, limit: int) -> dict[str, object]:
-    """Write the list anew; its digest, and how many files of how many bytes are in it."""
+    """Write the manifest anew; return its digest and the count and bytes of its files."""
     new = listed + b".new"
     try:
         found = _write(new, walk(disk, read(listed), limit), list_limit(limit))
@@ -173,7 +173,7 @@ def _write(listed: bytes, entries: Iterator[Entry], limit: int) -> dict[str, obj
 
 
 def compare(disk: bytes, listed: bytes) -> dict[str, object]:
-    """How the disk differs from the list."""
+    """Compare the disk with the manifest; return the manifest's totals and the first differences."""
     digest, files, size = hashlib.sha256(), 0, 0
     faults: list[str] = []
     found, wanted = walk(disk, iter(())), read(listed)

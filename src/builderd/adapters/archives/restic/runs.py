@@ -1,4 +1,4 @@
-"""One command of restic at a time: run beside a disk, understood, and told in clear words when it fails."""
+"""Runs of one restic command: in a sandbox with a disk, with its output parsed and its failures explained."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from builderd.domain.machine_faults import helper_died
 from builderd.ports.archive import Repository, Share
 from builderd.ports.engine import Engine, Tool
 
-#: A backup or a restore may take so long, in seconds.
+#: Seconds that a backup or a restore may take.
 LONG = 12 * 3600.0
 QUICK = 600.0
-#: Exit status of a program that was ended by SIGKILL, as tini has it.
+#: Exit status of a program that SIGKILL ended, as tini reports it.
 KILLED = 137
-#: The last lines that a command wrote are enough to explain how it ended.
+#: The last lines of output, which explain how the command ended.
 KEPT_LINES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Shop:
-    """What every run needs. ``name`` is the machine's name in locks; ``cache`` is for repositories elsewhere."""
+    """Shared context of all runs. ``name``: host name in restic's locks; ``cache``: folder for remote repositories."""
 
     engine: Engine
     place: Place
@@ -36,15 +36,15 @@ class Shop:
 
 
 class NoRepository(BackupFailed):
-    """Nothing was ever saved for this tenant, or the repository is gone."""
+    """The repository does not exist: nothing was saved for this tenant yet, or it is gone."""
 
 
 class Broken(BackupFailed):
-    """It opened the repository or not, and did not do all that it should, for a reason that has no exit code."""
+    """restic failed for a reason that has no exit code of its own, such as damage or a lost connection."""
 
 
 class Run:
-    """Runs restic on one repository: makes it where it is missing, and clears locks that a dead run of ours left."""
+    """Runs restic on one repository: creates a missing one, and removes locks left by a dead run of this service."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Run:
             self._folders["cache"] = shop.cache / repository.tenant_id
 
     async def __call__(self, *argv: str, timeout: float, makes_repository: bool = False) -> Sequence[Mapping[str, Any]]:
-        """What it said. Raises ``BackupFailed`` unless all was well."""
+        """Run a command and return its JSON messages. Raises ``BackupFailed`` for any failure."""
         code, messages = await self._run(argv, timeout)
         if code == command.NO_REPOSITORY and makes_repository:
             self._raise_unless_well(*await self._run(command.init(), QUICK))
@@ -110,7 +110,7 @@ class Run:
         return ended.exit_code, messages
 
     async def _clear_own_locks(self) -> bool:
-        """Whether all locks were left by runs of this service, of which none goes on: then they are removed."""
+        """Remove the locks if runs of this service, which have all ended, left them. Return True if removed."""
         code, listed = await self._run(command.list_locks(), QUICK)
         if code:
             return False
@@ -127,7 +127,7 @@ class Run:
         _raise_unless_well(code, self.explain(messages))
 
     def explain(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """What restic printed, without the values that it was given to keep."""
+        """Quote what restic printed, without the secrets of this run."""
         place = self._shop.place
         lines = (*place.ssh_key.splitlines(), *place.ssh_hosts.splitlines())
         return words.explain(messages, (self._repository.key.hex(), *place.environment.values(), *lines))

@@ -1,4 +1,4 @@
-"""What restic prints, understood: one JSON object a line, and plain lines where it has no JSON for. Pure."""
+"""Parser of restic's output: one JSON object a line, and plain lines for messages without JSON. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECRET_LENGTH = 6
 
 
 def parse(line: str) -> Mapping[str, Any]:
-    """The object of a line; a line that is none becomes ``{"text": line}``."""
+    """Parse the JSON object of a line; any other line becomes ``{"text": line}``."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -25,7 +25,7 @@ def parse(line: str) -> Mapping[str, Any]:
 
 
 def find(messages: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any] | None:
-    """The last message of a kind."""
+    """Return the last message of a kind, None if there is none."""
     return next((one for one in reversed(list(messages)) if one.get("message_type") == kind), None)
 
 
@@ -43,7 +43,7 @@ def explain(messages: Iterable[Mapping[str, Any]], secrets: Iterable[str] = ()) 
 
 
 def _masked(text: str, secrets: Iterable[str]) -> str:
-    """The text without secrets, and without what could disturb a terminal."""
+    """Return the text without secrets and unprintable characters."""
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SECRET_LENGTH:
             text = text.replace(secret, "…")
@@ -67,7 +67,7 @@ def _complaint(message: Mapping[str, Any]) -> str:
 
 
 def parse_list(text: str) -> list[Mapping[str, Any]]:
-    """The objects of an array. Raises ``ValueError`` for anything else."""
+    """Parse an array and return its objects. Raises ``ValueError`` for anything else."""
     found = json.loads(text)
     if not isinstance(found, list):
         raise ValueError("not an array")  # noqa: TRY004

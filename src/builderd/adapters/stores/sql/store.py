@@ -51,6 +51,8 @@ READY_TIMEOUT = 3.0
 RETRY_AFTER = 5
 #: A schema without faults is compared again after so many seconds: anybody may ask for ``/readyz``, without a token.
 SCHEMA_CHECK_INTERVAL = 5.0
+#: While the database is unavailable, the log says so every so many seconds.
+FAULT_LOG_INTERVAL = 30.0
 #: A transaction that met another one is run so many times in all, with a growing pause of at most so many seconds.
 MAX_RUNS = 6
 FIRST_PAUSE, LAST_PAUSE = 0.002, 0.25
@@ -100,6 +102,7 @@ class SqlStore:
         #: The term of the database's lease that this store writes under; None: it needs none.
         self._term: int | None = None
         self._schema_checked_until = 0.0
+        self._said_until = 0.0
         self._writers = ThreadPoolExecutor(database.writers, "store-write")
         self._readers = ThreadPoolExecutor(database.readers, "store-read") if database.readers else self._writers
 
@@ -189,8 +192,16 @@ class SqlStore:
         """Raise ``StoreUnavailable`` for a fault of the database. Its own words are for the log alone."""
         fault = self._database.why_down(error)
         if fault is not None:
-            log.warning("database unavailable error=%s", error.orig if isinstance(error, DBAPIError) else error)
+            self._say_unavailable(str(error.orig if isinstance(error, DBAPIError) else error))
             raise _unavailable(fault) from error
+
+    def _say_unavailable(self, reason: str) -> None:
+        """Log it once in a while: every call meets the same fault."""
+        now = time.monotonic()
+        level = logging.WARNING if now >= self._said_until else logging.DEBUG
+        if level == logging.WARNING:
+            self._said_until = now + FAULT_LOG_INTERVAL
+        log.log(level, "database unavailable error=%s", " ".join(reason.split()))
 
     def _answers(self) -> bool:
         try:

@@ -186,6 +186,8 @@ async def test_a_server_that_is_not_there_is_a_coded_error_and_its_words_stay_in
         assert caught.value.retry_after
     await store.close()
     assert "secret" not in caplog.text
+    said = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1, "every call meets the same fault"
 
 
 @pytest.mark.postgres

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
@@ -70,7 +71,10 @@ class OciEngine:
                 raise
             except OSError as error:
                 # A machine's fault, such as a disk that is full: what needs no engine goes on, and it is tried again.
-                self._readiness = Readiness(False, f"The engine could not be opened: {error}.")
+                cure = (
+                    f" Free space on the host: df -h {self._settings.data_dir}." if error.errno == errno.ENOSPC else ""
+                )
+                self._readiness = Readiness(False, f"The engine could not be opened: {error}.{cure}")
                 raise EngineUnavailable(self._readiness.message) from error
             self._readiness = Readiness(True, "ready")
 

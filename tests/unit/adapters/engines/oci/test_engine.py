@@ -19,6 +19,7 @@ from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import GB, Resources
 from builderd.domain.sandboxes import SandboxSpec
 from builderd.domain.versions import Isolation
+from builderd.ports.engine import Readiness
 
 ONE, TWO = DiskId("one"), DiskId("two")
 
@@ -87,3 +88,26 @@ async def test_nothing_is_kept_of_disks_on_which_something_was_started(tmp_path:
         with pytest.raises(EngineUnavailable):
             await engine.start(spec(number))
     assert len(engine._starting) == 0
+
+
+async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machine_and_it_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(settings: OciSettings) -> Machine:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builderd.adapters.engines.oci.engine.Machine", full)
+    engine = OciEngine(OciSettings(tmp_path, inside_port=8080))
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable, match="No space left on device"):
+            await engine.prepare(lambda line: None)
+        assert f"df -h {tmp_path}" in engine.readiness().message
+
+
+def test_an_engine_whose_apps_cannot_write_is_not_ready_and_says_why(tmp_path: Path) -> None:
+    troubles = ["The store is full.", None]
+    engine = OciEngine(OciSettings(tmp_path, inside_port=8080))
+    engine._machine = cast("Machine", SimpleNamespace(store=SimpleNamespace(trouble=lambda: troubles.pop(0))))
+    engine._readiness = Readiness(True, "ready")
+    assert engine.readiness() == Readiness(False, "The store is full.")
+    assert engine.readiness().ready

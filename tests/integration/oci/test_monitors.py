@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import App
-from tests.engines import PATIENCE, kill_monitor, make_spec, prepared, processes_of, until_state
+from tests.engines import PATIENCE, kill_monitor, make_spec, prepared, processes_of, until_listening, until_state
 
 from builderd.adapters.engines.oci.builds import BuildRun
 from builderd.adapters.engines.oci.engine import OciEngine
@@ -47,6 +48,20 @@ async def test_nothing_of_a_sandbox_outlives_its_monitor(engine: OciEngine, isol
     assert report.end
     assert report.end.at
     await engine.remove(spec.id)
+
+
+@BOTH
+async def test_a_visitor_of_an_app_that_was_ended_does_not_wait(engine: OciEngine, isolation: Isolation) -> None:
+    spec = await make_spec(engine, apps.SERVER, isolation=isolation)
+    report = await engine.start(spec)
+    await until_listening(engine, spec.id)
+    reader, writer = await asyncio.open_connection(report.ip, apps.PORT)
+    await kill_monitor(engine, spec.id)
+    await until_lost(engine, spec.id)
+    await engine.remove(spec.id)
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+    writer.close()
 
 
 @BOTH

@@ -131,6 +131,7 @@ class Network:
         element = ["nft", "delete", "element", "inet", table_name(self._instance), "flows", f"{{ {ip} }}"]
         subprocess.run(element, capture_output=True, check=False)
         self._forget(lambda: conntrack.forget(ip))
+        _abort_connections(ip)
         try:
             bridge = socket.if_nametoindex(self.bridge)
         except OSError:
@@ -205,3 +206,14 @@ def _write(path: Path, text: str, *, optional: bool = False) -> None:
         return
     if path.read_text().strip() != text:
         path.write_text(text)
+
+
+def _abort_connections(ip: str) -> None:
+    """Abort the host's connections to a sandbox that is gone, such as the proxy's: its visitors would wait for an hour.
+
+    The kernel closes those of a process that it runs. gVisor's own network stack dies without a word to its peers.
+    A connection that was closed may hold an answer that is to be read, so only open ones go. Blocks. A kernel without
+    INET_DIAG_DESTROY aborts none.
+    """
+    words = ["ss", "--kill", "--tcp", "--no-header", "state", "established", "dst", ip]
+    subprocess.run(words, capture_output=True, check=False)

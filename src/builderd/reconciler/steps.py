@@ -15,6 +15,7 @@ from builderd.domain.events import SYSTEM
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.previews import Route
+from builderd.domain.qa import gate_passed
 from builderd.domain.restarts import recent_crashes
 from builderd.domain.sandboxes import (
     EndCause,
@@ -240,6 +241,8 @@ class Steps:
     async def _check_app(self, subject: Subject, sandbox: Sandbox) -> Result:
         begun = self._now()
         gate = await qa.judge(self._app, subject.builder, subject.version, sandbox)
+        if not gate_passed(gate) and await self._lost_its_monitor(sandbox):
+            return Result()  # the machine's fault: the next look restarts the app, and it is judged then
         now, prices = self._now(), self._app.prices
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
@@ -251,6 +254,10 @@ class Steps:
                 qa.want_report(uow, builder.id, subject.version.number, SYSTEM, now)
 
         return Result(record)
+
+    async def _lost_its_monitor(self, sandbox: Sandbox) -> bool:
+        end = (await self._app.engine.report(sandbox.id)).end
+        return end is not None and end.cause is EndCause.MONITOR_LOST
 
     async def _patience(self, subject: Subject) -> float:
         """How long the app may take to listen, in seconds."""

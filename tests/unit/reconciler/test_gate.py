@@ -92,6 +92,25 @@ async def test_with_require_qa_it_is_the_failure_of_the_call(world: World) -> No
     assert (await report_of(world, kept)).status is ReportStatus.NONE
 
 
+async def test_an_app_whose_monitor_is_killed_meanwhile_is_judged_anew(world: World) -> None:
+    visit, killed = world.testers.visit, list[str]()
+
+    async def kill_once(*arguments: object, **named: object) -> Visit:
+        if killed:
+            return await visit(*arguments, **named)  # type: ignore[arg-type]
+        (sandbox,) = world.engine.sandboxes
+        killed.append(sandbox)
+        world.engine.kill_monitor(sandbox)
+        return BROKEN
+
+    world.testers.visit = kill_once  # type: ignore[method-assign]
+    async with world.reconciling():
+        builder = await world.create(require_qa=True)
+    assert builder.status is Status.RUNNING
+    assert killed
+    assert (await version_of(world, builder)).qa_passed is True
+
+
 async def test_an_app_that_ends_after_the_first_request_has_failed(world: World) -> None:
     world.engine.behave("python3 main.py", Behaviour(), Behaviour())
     visit = world.testers.visit

@@ -16,7 +16,7 @@ from builderd.doors.http.auth import Identity, Reader, TheApplication, Writer
 from builderd.doors.http.preferences import wants_async
 from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
-from builderd.doors.http.v1.pages import MAX_PER_PAGE
+from builderd.doors.http.v1.pages import MAX_PER_PAGE, in_pieces
 from builderd.doors.http.v1.shown import shown
 from builderd.doors.http.waits import heard, waiting
 from builderd.ports.store import BuilderQuery, UnitOfWork
@@ -49,7 +49,7 @@ class ListQuery(Parameters):
     responses={**openapi.answer(200, BuilderPage, "A page of them."), **openapi.failures(401, 403, 422)},
 )
 async def list_builders(
-    application: TheApplication, identity: Reader, query: Annotated[ListQuery, Query()]
+    request: Request, application: TheApplication, identity: Reader, query: Annotated[ListQuery, Query()]
 ) -> Response:
     """Your builders, the newest first unless sorted otherwise."""
     now = application.clock.now()
@@ -62,7 +62,8 @@ async def list_builders(
     views, total = await application.store.read(look)
     data = [shown(view, with_token=identity.may_write) for view in views]
     meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
-    return success(BuilderPage(message=f"{len(data)} of {total} builders.", data=data, meta=meta)).response()
+    found = BuilderPage(message=f"{len(data)} of {total} builders.", data=data, meta=meta)
+    return await in_pieces(request, identity.token.tenant_id, found)
 
 
 @router.get(

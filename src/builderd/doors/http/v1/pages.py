@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, TypeVar
+import json
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Query
+from fastapi import Query, Request, Response
 from pydantic import Field
 
+from builderd.domain.ids import TenantId
+from builderd.doors.http.streams import Held
+from builderd.doors.http.turns import Turns
 from builderd.wire.v1.builders import MAX_INTEGER
-from builderd.wire.v1.envelope import PageMeta
+from builderd.wire.v1.envelope import Page, PageMeta
 from builderd.wire.v1.shape import Parameters
 
 T = TypeVar("T")
 
 MAX_PER_PAGE = 100
+#: An answer goes out whenever it has so many characters.
+PIECE = 1 << 16
 
 
 class PageQuery(Parameters):
@@ -34,3 +41,44 @@ class PageQuery(Parameters):
 
 
 ThePage = Annotated[PageQuery, Query()]
+
+
+async def in_pieces(request: Request, tenant_id: TenantId, page: Page[Any]) -> Response:
+    """A page whose entries may be large, as those with an environment are: encoded while it is sent, unless short."""
+    pieces, start = _encoded(page, request.app.state.turns, tenant_id), ""
+    async for piece in pieces:
+        start += piece
+        if len(start) >= PIECE:
+            return Held(AsyncExitStack(), _joined(start, pieces), 200, {}, "application/json")
+    return Response(start, media_type="application/json")
+
+
+async def _joined(start: str, pieces: AsyncGenerator[str]) -> AsyncGenerator[str]:
+    yield start
+    async with aclosing(pieces):
+        async for piece in pieces:
+            yield piece
+
+
+async def _encoded(page: Page[Any], turns: Turns, tenant_id: TenantId) -> AsyncGenerator[str]:
+    meta = page.meta.model_dump_json()
+    yield f'{{"success":true,"message":{json.dumps(page.message)},"meta":{meta},"data":['
+    entries, between = iter(page.data), ""
+    while True:
+        # The turn is over before the piece is sent: its reader may be slow.
+        async with turns.turn(tenant_id):
+            piece = ",".join(_until_large(entries))
+        if not piece:
+            break
+        yield between + piece
+        between = ","
+    yield "]}"
+
+
+def _until_large(entries: Iterator[Any]) -> Iterator[str]:
+    """Entries as JSON, until they are a piece together."""
+    size = 0
+    while size < PIECE and (entry := next(entries, None)) is not None:
+        encoded = entry.model_dump_json()
+        size += len(encoded)
+        yield encoded

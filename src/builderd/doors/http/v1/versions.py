@@ -16,7 +16,7 @@ from builderd.domain.ids import BuilderId
 from builderd.domain.procfile import web_command
 from builderd.domain.versions import Version, entrypoint_error
 from builderd.doors.http import openapi
-from builderd.doors.http.answers import Answer, failure, success
+from builderd.doors.http.answers import Answer, failure
 from builderd.doors.http.auth import Identity, Reader, TheApplication, Writer
 from builderd.doors.http.bodies import Received, json_body
 from builderd.doors.http.idempotency import Begun, Retry, retry_of
@@ -26,7 +26,7 @@ from builderd.doors.http.v1 import PREFIX
 from builderd.doors.http.v1 import outcomes as door
 from builderd.doors.http.v1.builders import CHANGE, Uuid
 from builderd.doors.http.v1.creations import CODE, MAX_BODY_BYTES, Creations, bundle_of, check_gates, in_form, told
-from builderd.doors.http.v1.pages import ThePage
+from builderd.doors.http.v1.pages import ThePage, in_pieces
 from builderd.doors.http.waits import heard, waiting
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles, deployments, outcomes
@@ -151,7 +151,9 @@ async def roll_back(request: Request, identity: Writer, uuid: Uuid, body: Rollba
     response_model=None,
     responses={**openapi.answer(200, VersionPage, "A page of them."), **openapi.failures(401, 403, 404, 422)},
 )
-async def list_versions(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
+async def list_versions(
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage
+) -> Response:
     """The versions that are kept, the newest first: deployed, failed, and the one that is being deployed."""
     now = application.clock.now()
 
@@ -161,7 +163,8 @@ async def list_versions(application: TheApplication, identity: Reader, uuid: Uui
 
     found = await application.store.read(look)
     message = f"{len(found)} version{'' if len(found) == 1 else 's'}."
-    return success(VersionPage(message=message, data=list(query.cut(found)), meta=query.of(len(found)))).response()
+    page = VersionPage(message=message, data=list(query.cut(found)), meta=query.of(len(found)))
+    return await in_pieces(request, identity.token.tenant_id, page)
 
 
 @router.post(

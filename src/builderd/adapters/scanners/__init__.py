@@ -1,1 +1,1 @@
-"""Scanners: what reads code with suspicion."""
+"""Scanners: review code before it runs."""

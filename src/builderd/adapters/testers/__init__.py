@@ -1,1 +1,1 @@
-"""Testers that work on this machine: single requests from the service itself, everything else from within a jail."""
+"""QA testers of this machine: the service itself sends single requests, everything else runs in a jail."""

@@ -1,4 +1,4 @@
-"""Whether this machine has what the QA report is made with."""
+"""Preflight checks of the programs that QA needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from builderd.domain.equipment import SEARCH_PATH, PreflightCheck
 
 
 def examine(chromium: Path) -> Sequence[PreflightCheck]:
-    """Looks only; changes nothing."""
+    """Check for bubblewrap and Chromium; changes nothing."""
     jail = shutil.which("bwrap", path=SEARCH_PATH)
     without_jail = "QA reports judge neither pages nor the API: apt-get install bubblewrap"
     without_browser = "QA reports load no page in a browser: apt-get install chromium, or set qa.chromium"

@@ -1,8 +1,8 @@
-"""The jail: programs that interpret what a hostile app answers run in it, and reach that one app only.
+"""The QA jail: runs programs that parse the responses of a hostile app, and can reach only that app.
 
-bubblewrap gives them a network with nothing but loopback, their own processes, and a root of the host's ``/usr`` and
-the virtual environment, read-only; they run as a uid that owns nothing, with a memory that is watched. A socket that
-listens inside is handed out to the relay.
+bubblewrap gives them a network namespace with only loopback, a pid namespace, and a read-only root of the host's
+``/usr`` and the virtual environment. They run as a uid that owns no files, with a memory limit. A socket that listens
+inside is passed out to the relay.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from builderd.adapters.testers.relay import Relay
 from builderd.domain.previews import Address
 
 WORKERS = Path(__file__).parent / "workers"
-#: Owns no file, and is nobody else: above Debian's own ids, below those of the sandboxes.
+#: A uid that owns no file: above Debian's own ids, below those of the sandboxes.
 UID = 899_999
-#: How long the jail may take to be ready, in seconds.
+#: Seconds for the jail to become ready.
 READY_SECONDS = 10.0
-#: How often the memory is looked at.
+#: Seconds between two checks of the memory.
 WATCH_SECONDS = 0.25
 MAX_PROCESSES, MAX_FILES = 512, 4096
 #: Bytes of the jail's own temporary files.
 TMP_BYTES = 256_000_000
 MAX_ERRORS = 4_000
-#: Found by the jail's own Python; the virtual environment is bound there.
+#: The virtual environment inside the jail.
 VENV = Path("/venv")
-#: A folder that every Debian has, and that is covered in the jail's own mount namespace alone.
+#: A folder of every Debian, which is mounted over only in the jail's mount namespace.
 STAGE = Path("/mnt")
 
 
 class JailFailed(Exception):
-    """The program did not come to an end, or to none that can be read; the message says why."""
+    """The program failed, or its output cannot be parsed; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """``worker`` is a file of ``workers/``. Limits in seconds and bytes; ``address_space`` None: not limited."""
+    """A program to run. ``worker``: file in ``workers/``. Limits in seconds and bytes; None: no limit."""
 
     worker: str
     request: Mapping[str, Any]
@@ -57,7 +57,7 @@ class Job:
 
 
 def missing() -> str | None:
-    """None when jails can be made here, else why not."""
+    """Return the reason why this machine cannot run jails, or None."""
     for program in ("bwrap", "setpriv", "prlimit", "unshare", "choom"):
         if shutil.which(program) is None:
             return f"{program} is not installed on this machine: run script/setup"
@@ -65,7 +65,7 @@ def missing() -> str | None:
 
 
 def make_argv(job: Job, folders: Mapping[str, Path], channel: int) -> list[str]:
-    """The command. ``folders`` are those of the host that are seen inside, by the name of their place on the stage."""
+    """Return the command line. ``folders``: folders of the host that are bound inside, by name below ``STAGE``."""
     limits = [f"--nproc={MAX_PROCESSES}", f"--nofile={MAX_FILES}", "--core=0", f"--cpu={int(job.seconds * 4) + 1}"]
     if job.address_space is not None:
         limits.append(f"--as={job.address_space}")
@@ -87,9 +87,9 @@ def make_argv(job: Job, folders: Mapping[str, Path], channel: int) -> list[str]:
 
 
 def make_stage(folders: Mapping[str, Path]) -> str:
-    """A script for the shell that puts folders where a program without any privilege finds them, and goes on.
+    """Return a shell script that binds the folders below ``STAGE`` and runs its arguments.
 
-    They may lie below others that only root can walk through. All of it is in a mount namespace of its own.
+    An unprivileged program could not reach them if a parent folder is open to root only. Runs in a mount namespace.
     """
     made = [f"mount -t tmpfs -o mode=755,size=64k tmpfs {STAGE}"]
     for name, path in folders.items():
@@ -98,7 +98,7 @@ def make_stage(folders: Mapping[str, Path]) -> str:
 
 
 async def run(job: Job, address: Address) -> Any:
-    """What the program wrote, as JSON. Raises ``JailFailed``."""
+    """Run the program and parse its JSON output. Raises ``JailFailed``."""
     inner, outer = socket.socketpair()
     try:
         with inner:
@@ -120,7 +120,7 @@ async def run(job: Job, address: Address) -> Any:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill it with all that it started. What it had still to say is taken away: unread, it never counts as ended."""
+    """Kill the jail and drain its pipes: asyncio does not report an exit while a pipe is unread."""
     with suppress(ProcessLookupError):
         process.kill()
     for stream in (process.stdout, process.stderr):
@@ -171,7 +171,7 @@ async def _converse(process: asyncio.subprocess.Process, job: Job, channel: sock
 
 
 def _receive(channel: socket.socket) -> socket.socket:
-    """The socket that listens inside. Raises ``ConnectionError`` when none comes."""
+    """Receive the socket that listens inside. Raises ``ConnectionError`` if none comes."""
     channel.settimeout(READY_SECONDS)
     try:
         _, fds, _, _ = socket.recv_fds(channel, 1, 1)
@@ -194,7 +194,7 @@ async def _read(stream: asyncio.StreamReader, limit: int) -> bytes:
 
 
 async def _last(stream: asyncio.StreamReader) -> str:
-    """The end of what it wrote."""
+    """Read to the end and return the last ``MAX_ERRORS`` bytes as text."""
     kept = b""
     while chunk := await stream.read(65_536):
         kept = (kept + chunk)[-MAX_ERRORS:]
@@ -202,7 +202,7 @@ async def _last(stream: asyncio.StreamReader) -> str:
 
 
 async def _watch(pid: int, limit: int) -> None:
-    """Returns never. Raises ``JailFailed`` when all of the jail's processes together hold more."""
+    """Check the memory of all processes of the jail until cancelled. Raises ``JailFailed`` over the limit."""
     while True:
         await asyncio.sleep(WATCH_SECONDS)
         held = await asyncio.to_thread(memory_of, pid)
@@ -211,7 +211,7 @@ async def _watch(pid: int, limit: int) -> None:
 
 
 def memory_of(pid: int) -> int:
-    """Resident bytes of a process and of all below it; what several share counts for each."""
+    """Return the resident bytes of a process and its descendants; shared pages count for each."""
     children: dict[int, list[int]] = {}
     resident: dict[int, int] = {}
     for entry in os.scandir("/proc"):

@@ -1,4 +1,4 @@
-"""What the jail's programs saw, as checks. Pure; what they wrote is hostile, and anything odd in it raises."""
+"""Translate the results of the jail's programs to checks. Pure; malformed input, which is hostile, raises."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ MAX_TEXT = 400
 MAX_PNG = 4_000_000
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FAILED, _PASSED, _WARNING, _NOT_JUDGED = Outcome.FAILED, Outcome.PASSED, Outcome.WARNING, Outcome.NOT_JUDGED
-#: axe-core's own words for how bad a violation is (https://github.com/dequelabs/axe-core/blob/develop/doc/API.md).
+#: axe-core's impact levels of a violation (https://github.com/dequelabs/axe-core/blob/develop/doc/API.md).
 _GRAVE = ("critical", "serious")
 #: Kinds of requests (playwright.dev/python/docs/api/class-request) without which a page's own code may fail.
 _OF_CODE = ("script", "xhr", "fetch", "websocket", "eventsource")
 
 
 def text(value: Any) -> str:
-    """Anything as a short text without line breaks."""
+    """Return any value as a short text without line breaks."""
     return " ".join(str(value).split())[:MAX_TEXT]
 
 
 def judge_crawl(seen: Mapping[str, Any], seconds: float) -> Sequence[Check]:
-    """``crawl.py``'s answer."""
+    """Translate the result of ``crawl.py``."""
     pages = [(text(path), status, text(fault)) for path, status, fault, _ in seen["pages"]]
     broken = [f"GET {path} was answered {status}" for path, status, _ in pages if status is not None and status >= 500]
     broken += [f"GET {path} got no answer: {fault}" for path, status, fault in pages if status is None]
@@ -59,7 +59,7 @@ def _robots(status: Any) -> Check:
 
 
 def judge_probe(seen: Mapping[str, Any], seconds: float) -> Sequence[Check]:
-    """``probe.py``'s answer."""
+    """Translate the result of ``probe.py``."""
     return [_probe(seen, seconds)]
 
 
@@ -81,7 +81,7 @@ def _probe(seen: Mapping[str, Any], seconds: float) -> Check:
 
 
 def judge_browser(seen: Mapping[str, Any], seconds: float) -> Browsing:
-    """``browser.py``'s answer."""
+    """Translate the result of ``browser.py``."""
     views = [view for view in seen["views"] if view["name"] in ("desktop", "phone")]
     pictures = [picture for view in views if (picture := _picture(view)) is not None]
     checks = [_loads(views, seconds), _console(views), _accessibility(views)]
@@ -102,7 +102,7 @@ def _loads(views: Sequence[Mapping[str, Any]], seconds: float) -> Check:
 
 
 def _console(views: Sequence[Mapping[str, Any]]) -> Check:
-    """Errors of what a copy cannot load, and what follows from them, are not the app's."""
+    """Check the console errors; errors caused by resources that need a network are not the app's."""
     missing = sorted({text(url) for view in views for url, _ in view["missing"]})
     is_crippled = any(kind in _OF_CODE for view in views for _, kind in view["missing"])
     errors: dict[str, None] = {}
@@ -125,7 +125,7 @@ def _console(views: Sequence[Mapping[str, Any]]) -> Check:
 
 
 def _is_of_page_itself(view: Mapping[str, Any], said: str, url: str) -> bool:
-    """The browser's own line about a page that was answered with an error, or about the icon that it asks for."""
+    """Return True for the browser's own message about an error status of the page, or about favicon.ico."""
     if url.endswith("/favicon.ico"):
         return True
     return (view["status"] or 500) >= 400 and said.startswith("Failed to load resource") and url.count("/") == 3

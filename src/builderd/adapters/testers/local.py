@@ -1,4 +1,4 @@
-"""The testers of one machine. Implements ``ports.testers.Testers``."""
+"""The QA testers of one machine. Implements ``ports.testers.Testers``."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from builderd.ports.testers import Browsing, Target
 
 T = TypeVar("T")
 
-#: The port inside the jail behind which the app is (``workers/start.py``).
+#: The port inside the jail that leads to the app (``workers/start.py``).
 PORT = 7000
 PAGES, CRAWL_SECONDS = 50, 3.0
-#: Examples bound it: the time is against hanging only, since these programs go last on a busy machine.
+#: The number of examples bounds the probe: the time is only against hanging, since jails run at low priority.
 EXAMPLES, PROBE_SECONDS = 10, 60
 BROWSER_SECONDS = 45.0
 MB = 1_000_000
-#: Chromium's processes share much, which counts for each of them here.
+#: Bytes. Chromium's processes share pages, which count for each of them.
 BROWSER_MEMORY = 3_000 * MB
 WORKER_MEMORY = 600 * MB
 
@@ -72,7 +72,7 @@ _OF_BROWSER = (CheckName.BROWSER, CheckName.CONSOLE, CheckName.ACCESSIBILITY)
 
 
 def _axe() -> Path:
-    """Where the jail finds axe-core, which the package of this name carries."""
+    """Return the path inside the jail of axe-core, which the package axe-playwright-python contains."""
     package = importlib.util.find_spec("axe_playwright_python")
     assert package is not None, "it is among the service's requirements"
     assert package.origin is not None
@@ -92,7 +92,7 @@ async def _work(
     except JailFailed as failure:
         return instead(str(failure))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        return instead(f"what was seen cannot be read ({type(error).__name__})")
+        return instead(f"the result cannot be parsed ({type(error).__name__})")
 
 
 def _not_judged(*names: CheckName) -> Callable[[str], Sequence[Check]]:

@@ -1,4 +1,4 @@
-"""The relay: the only way out of a jail, which leads to one address and nowhere else."""
+"""The relay: forwards connections from inside a jail to the app's address, its only way out."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _CHUNK = 65_536
 
 
 class Relay:
-    """Accepts on a socket that listens inside the jail's network, and dials the app from out here."""
+    """Accepts on a socket that listens in the jail's network namespace, and connects to the app from the host's."""
 
     def __init__(self, listener: socket.socket, address: Address) -> None:
         self._listener = listener
         self._address = address
-        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._limit = asyncio.Semaphore(MAX_CONNECTIONS)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Relay:
@@ -41,20 +41,20 @@ class Relay:
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with self._turns:
+            async with self._limit:
                 there, onward = await asyncio.open_connection(self._address.ip, self._address.port)
                 try:
                     await _both(_copy(reader, onward), _copy(there, writer))
                 finally:
                     onward.close()
         except OSError:
-            pass  # the app is gone, or lets nobody in: whoever asked sees its connection end
+            pass  # the app is unreachable: the client sees its connection end
         finally:
             writer.close()
 
 
 async def _both(*ways: Coroutine[Any, Any, None]) -> None:
-    """Until both directions have ended; then nothing of them is left."""
+    """Run both directions until they end, and cancel what is left."""
     tasks = [asyncio.create_task(way) for way in ways]
     try:
         await asyncio.wait(tasks)

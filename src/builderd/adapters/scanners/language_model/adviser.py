@@ -1,4 +1,4 @@
-"""The adviser: asks any OpenAI-compatible endpoint. It may only add holds; that it fails is one as well."""
+"""The adviser: asks any OpenAI-compatible endpoint. It can only add holds; its failure is a hold too."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Endpoint:
 
 
 class LanguageModelAdviser:
-    """Implements ``ports.scanners.Scanner``; of its scans, hits and failures alone are worth anything."""
+    """Implements ``ports.scanners.Scanner``; only hits and failures of its scans are used."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._turns = asyncio.Semaphore(MAX_CALLS)
+        self._limit = asyncio.Semaphore(MAX_CALLS)
         headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
         self._http = httpx.AsyncClient(headers=headers, timeout=endpoint.timeout, trust_env=False)
 
@@ -70,7 +70,7 @@ class LanguageModelAdviser:
         asked = await asyncio.to_thread(questions, bundle, run)
         found: list[Hit] = []
         for message in asked.messages:
-            async with self._turns:
+            async with self._limit:
                 answer = await self._post(message)
             found += await asyncio.to_thread(hits, answer, bundle)
         if asked.unread:

@@ -1,6 +1,6 @@
-"""What the model is asked, and what is made of its answer: both are pure, and neither trusts the other side.
+"""The prompt for the model, and the parser of its answer. Pure.
 
-The code is hostile until proven otherwise, and so is what a model says that has read it.
+The code is untrusted, and so is the answer of a model that has read it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Questions:
 
 
 def questions(bundle: Bundle, run: Mapping[str, Kind]) -> Questions:
-    """What is code, or ``run`` as such, as JSON with numbered lines: there is no mark in it that a file could forge."""
+    """Put the code files, and those in ``run``, into JSON with numbered lines: no file can forge a delimiter."""
     parts: list[list[dict[str, Any]]] = []
     unread: list[str] = []
     room = 0
@@ -87,7 +87,7 @@ def request(model: str, message: str) -> dict[str, Any]:
 
 
 def hits(answer: bytes, bundle: Bundle) -> Sequence[Hit]:
-    """What the model points at. Raises ``Unusable``: an answer that cannot be read says nothing good of the code."""
+    """Parse the model's findings. Raises ``Unusable`` for any other answer, which must not pass as harmless."""
     try:
         content = json.loads(answer)["choices"][0]["message"]["content"]
         findings = json.loads(_object_in(content))["findings"]

@@ -33,7 +33,7 @@ SHARE = 0.8
 
 
 class ToolKilled(Exception):
-    """A program that scans was killed by somebody else, which says nothing of what it read."""
+    """A scanning program was killed from outside: no verdict on the files that it read."""
 
 
 class Source(NamedTuple):
@@ -54,7 +54,7 @@ class Tools:
 
 @dataclass(slots=True)
 class _Review:
-    """What one review has come to so far."""
+    """State of one review."""
 
     sources: Sequence[Source]
     paths: Sequence[str]
@@ -168,7 +168,7 @@ class Analyser:
         review.warned = lint.warnings_of(Path(self._tools.ruff), folder, names, review.left())
 
     def _warn(self, review: _Review) -> None:
-        """Only once all secrets are known: a password is told as a secret or as ruff's warning, not as both."""
+        """Add ruff's warnings, once all secrets are known: a password is reported only once."""
         for found in review.warned:
             told = any(secret.line == found.line for secret in review.secrets[found.path])
             if not (told and found.quotes):
@@ -275,14 +275,14 @@ with suppress(OSError):
 
 
 def _write_out(folder: Path, sources: Sequence[Source], ending: str) -> None:
-    """Under numbers: no name of the user's can be taken for a configuration or an option."""
+    """Write the files under numbers: no name of the user's can be taken for a configuration or an option."""
     folder.mkdir()
     for number, source in enumerate(sources):
         (folder / f"{number}{ending}").write_bytes(source.content)
 
 
 def _gravest(secrets: Iterator[Secret]) -> Iterator[Secret]:
-    """One a line and value: what has a shape of its own before what looks like any secret."""
+    """Keep one secret a line: a specific rule wins over a generic one."""
     best: dict[int, Secret] = {}
     for secret in secrets:
         known = best.get(secret.line)
@@ -322,7 +322,7 @@ def _told(review: _Review) -> Iterator[dict[str, Any]]:
 
 
 def visible(text: str) -> str:
-    """What cannot be seen, or would reorder what is, is written as its number."""
+    """Replace unprintable and bidirectional control characters by their code point."""
     return "".join(char if char.isprintable() or char == "\t" else f"<U+{ord(char):04X}>" for char in text)
 
 

@@ -1,4 +1,4 @@
-"""Answers of the worker, which may have been taken over by what it read: taken for data, checked, and cut."""
+"""Parser of the worker's answers, which are untrusted: a scanned file may have taken the worker over."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_TEXT = 1_000
 
 
 class Unbelievable(Exception):
-    """It is not an answer as a sound worker gives it."""
+    """The answer is malformed."""
 
 
 class Seen(NamedTuple):
@@ -27,7 +27,7 @@ class Seen(NamedTuple):
 
 
 def read_answer(content: bytes, bundle: Bundle) -> tuple[Seen, Sequence[str]]:
-    """What it saw, and the tools that it did not have. Raises ``Unbelievable``."""
+    """Parse the findings and the names of missing tools. Raises ``Unbelievable``."""
     paths = {file.path for file in bundle.files}
     try:
         answer = json.loads(content)

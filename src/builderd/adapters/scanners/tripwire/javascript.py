@@ -1,4 +1,4 @@
-"""JavaScript: whether it parses, asked of Node.js without running any of it, and which files it leads to."""
+"""JavaScript: syntax check by Node.js without running any code, and references to other files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Fault(NamedTuple):
 
 
 def faults(node: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], seconds: float) -> Sequence[Fault]:
-    """Files that do not parse.
+    """Return the files that do not parse.
 
     Raises ``OSError``, ``subprocess.SubprocessError`` or ``ValueError`` if Node.js fails.
     """
@@ -60,7 +60,7 @@ def faults(node: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], 
 
 
 def references(text: str, basenames: Mapping[str, Sequence[str]]) -> References:
-    """What a script leads to: what it imports by path, and files of the bundle whose names stand in it."""
+    """Return the relative imports of a script, and the files of the bundle whose names it contains."""
     mentioned = {path for found in STRINGS.finditer(text) for path in _named(found[1], basenames)}
     return References(
         scripts=tuple(sorted({found[1] for found in IMPORTS.finditer(text)})),

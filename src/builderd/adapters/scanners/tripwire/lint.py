@@ -1,4 +1,4 @@
-"""ruff's security rules (``S``), as warnings. Neither a configuration nor a comment of the user's counts."""
+"""ruff's security rules (``S``), as warnings. The user's configuration and noqa comments are ignored."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Warned(NamedTuple):
 
 
 def warnings_of(ruff: Path, folder: Path, names: Mapping[str, str], seconds: float) -> Sequence[Warned]:
-    """Of the files in the folder; ``names`` gives their paths by file name.
+    """Run ruff on the folder; ``names`` maps file names to paths of the bundle.
 
     Raises ``OSError``, ``subprocess.SubprocessError`` or ``ValueError`` if ruff fails.
     """

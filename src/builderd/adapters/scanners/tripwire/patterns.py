@@ -217,7 +217,7 @@ class Match(NamedTuple):
 
 
 def matches(kind: Kind, text: str) -> Iterator[Match]:
-    """What the patterns find in a text; a comment says nothing of what runs."""
+    """Yield the matches of all patterns in a text, except in comments."""
     lines = text.split("\n")
     for pattern in PATTERNS:
         if pattern.kinds is not None and kind not in pattern.kinds:
@@ -235,7 +235,7 @@ def _in_minified(rule: str) -> str | None:
 
 
 def in_strings(strings: Iterable[tuple[int, str]]) -> Iterator[Match]:
-    """The same for the strings of Python code, as they are when it runs."""
+    """Yield the matches in strings of Python code, as (line, text) with escapes resolved."""
     for portion in _portions(strings):
         # What a pattern finds in one of them it finds in all of them together: their ends are no part of a word.
         together = "\n".join(text for _, text in portion)
@@ -261,7 +261,7 @@ def _portions(strings: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, st
 
 
 def named_values(text: str) -> Iterator[Match]:
-    """Names of JavaScript that are given something to hide, to fetch, or everything, and then run or sent."""
+    """Yield JavaScript names assigned decoded code, a download or the environment, and later run or sent."""
     lines = text.split("\n")
     pairs = [(ASSIGNED, RUN_NAME, "MAL-decoded-executed"), (ENVIRONMENT, SEND_NAME, "MAL-environment-sent")]
     if GETS.search(text):
@@ -278,19 +278,19 @@ def named_values(text: str) -> Iterator[Match]:
 
 
 def _names(regex: re2._Regexp, text: str) -> Iterator[tuple[str, int]]:
-    """Each with its line."""
+    """Yield (name, line)."""
     for found in regex.finditer(text):
         yield found.group(1), _line_of(text, found)
 
 
 def _line_of(text: str, found: re.Match[str]) -> int:
-    """Where it begins; RE2 cannot look behind, so a line's end may stand before it."""
+    """Return the line of a match; RE2 cannot look behind, so the match may begin with a line break."""
     before = len(found.group()) - len(found.group().lstrip())
     return text.count("\n", 0, found.start() + before) + 1
 
 
 def reordered(text: str) -> Iterator[int]:
-    """Lines that read in another order than they run; in what a program wrote, such characters are data."""
+    """Yield the lines with bidirectional control characters, except in minified code, where they are data."""
     if not BIDI.search(text):
         return
     for number, line in enumerate(text.split("\n"), 1):

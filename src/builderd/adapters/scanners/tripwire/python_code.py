@@ -101,7 +101,7 @@ def analyse(source: bytes, path: str, paths: Collection[str]) -> Seen:
 
 
 class Scope:
-    """What is known of names in one function; what it does not know is asked of the module."""
+    """Taint kinds of names in one function; unknown names are looked up in the outer scope."""
 
     def __init__(self, outer: Scope | None = None) -> None:
         self.outer = outer
@@ -112,7 +112,7 @@ class Scope:
         return found | self.outer.get(name) if self.outer else found
 
     def add(self, name: str, kinds: Kinds) -> bool:
-        """Whether that was news."""
+        """Add kinds to a name. Return True if any is new."""
         known = self.names.get(name, NONE)
         if kinds <= known:
             return False
@@ -467,7 +467,7 @@ class Module:
         return bool(self._called & {"socket.socket", "socket.create_connection"})
 
     def _judge_shape(self) -> None:
-        """What several calls of one file together come to."""
+        """Match rules that need several calls of one file."""
         connects = "connect" in self._methods or "socket.create_connection" in self._called
         runs = self._called & (SHELLS | PROCESSES)
         if self._opens_socket and (connects or "accept" in self._methods) and "os.dup2" in self._called and runs:
@@ -506,7 +506,7 @@ class Module:
                 self._hit_if(any(part in saved for part in parts), "MAL-fetched-executed", call)
 
     def _file_names(self, function: ast.Attribute) -> set[str]:
-        """What the file that is written to was opened as."""
+        """Return the names (as AST dumps) under which the written file was opened."""
         if not isinstance(function.value, ast.Name):
             return {
                 ast.dump(part) for part in ast.walk(function.value) if isinstance(part, ast.Constant) and part.value

@@ -1,4 +1,4 @@
-"""The service's side of the built-in scanner: keeps the worker warm, hands it files, and believes nothing it says."""
+"""The service's side of the built-in scanner: keeps the worker warm, sends it files, and validates its answers."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class TripwireScanner:
         self._worker: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._starting = threading.Lock()
-        self._turns = asyncio.Semaphore(MAX_SCANS)
+        self._limit = asyncio.Semaphore(MAX_SCANS)
 
     @cached_property
     def _toolbox(self) -> Toolbox:
-        """Looked for at the first need: what apps run on may be made while the service starts."""
+        """Found at the first use: the base image may be built while the service starts."""
         return self._find()
 
     @property
@@ -77,7 +77,7 @@ class TripwireScanner:
             raise machine_fault(error) or helper_died("the review's scanner", str(error)) from error
 
     async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
-        async with self._turns:
+        async with self._limit:
             return await asyncio.to_thread(self._scan, bundle, limits, run)
 
     async def close(self) -> None:
@@ -195,9 +195,9 @@ class TripwireScanner:
 
 
 def pack_sources(bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> bytes:
-    """What a worker is to read: an 8-byte length, a header in JSON with paths and sizes, then the contents.
+    """Pack files for a worker: an 8-byte length, a JSON header with paths and sizes, then the contents.
 
-    Data is left out, and so is what is over a limit: the service has judged that itself.
+    Data files and files over a limit are left out: the service judges those itself.
     """
     read = select_files(bundle.files, limits, run).read
     files = [(file.path, kind.value, file.size) for file, kind in read]

@@ -28,7 +28,7 @@ class Signatures:
         self._rules = yara.compile(filepaths=files)
 
     def find(self, path: str, content: bytes) -> Iterator[Signature]:
-        """What the file looks like, once a rule, at its first place."""
+        """Yield one match for each rule, at its first position."""
         for match in self._rules.match(data=content, timeout=TIMEOUT):
             wanted = str(match.meta.get("path_include", "*")).split(",")
             if not any(fnmatch(path, one) or fnmatch(f"x/{path}", one) for one in wanted):

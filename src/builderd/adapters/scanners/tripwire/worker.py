@@ -1,9 +1,9 @@
 """The worker: a confined process that is kept warm and forks anew for each review.
 
 ``python -m …worker <descriptor of its socket> <tools as JSON>``. It reads the rules once, leaves the host behind, and
-says ``ready``. Each packet is then one request: limits as JSON, with three descriptors: the files, where the child
-writes what it saw, and where this process writes how the child ended. A child that one tenant's file took over judges
-nobody else's: it is gone with its review.
+sends ``ready``. Each packet is then one request: limits as JSON, with three descriptors: the files, a pipe for the
+child's answer, and a pipe for its exit status. A child that a tenant's file took over cannot affect other tenants: it
+ends with its review.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Server:
 
 
 def read_sources(descriptor: int) -> tuple[list[Source], list[str]]:
-    """What ``pack_sources`` wrote, as this process is to read it, and the paths of the whole bundle."""
+    """Unpack the files of ``pack_sources``, and the paths of the whole bundle."""
     with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as whole:
         length = int.from_bytes(whole[:8], "big")
         header = json.loads(whole[8 : 8 + length])

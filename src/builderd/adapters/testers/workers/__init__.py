@@ -1,1 +1,1 @@
-"""What runs inside the jail: each file a program of its own, which imports nothing of the house."""
+"""Programs that run inside the jail; none imports builderd."""

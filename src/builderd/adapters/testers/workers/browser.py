@@ -1,4 +1,4 @@
-"""Loads a page in the system's Chromium, on a desktop and on a phone, and tells what happened.
+"""Loads a page in the system's Chromium, in a desktop and a phone viewport, and reports the result.
 
 Request: ``{"url", "port", "chromium", "axe", "seconds"}``; answer: ``{"views": [{"name", "status", "html", "fault",
 "seconds", "console": [[text, url]], "missing": [[url, kind]], "png": base64,
@@ -22,7 +22,7 @@ VIEWS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("desktop", {"viewport": {"width": 1280, "height": 800}}),
     ("phone", {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}),
 )
-#: What a page may go on to load once its load event has fired, before its picture is taken.
+#: Time for further loading between the page's load event and its screenshot.
 IDLE_MILLISECONDS = 2500
 SETTLE_MILLISECONDS = 200
 MAX_LIST = 100

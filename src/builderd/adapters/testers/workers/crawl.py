@@ -1,4 +1,4 @@
-"""Asks for ``/`` and for what it links to, within limits. Reads its request as JSON, and writes what it saw.
+"""Requests ``/`` and the pages that it links to, within limits. Reads its request as JSON and prints the result.
 
 Request: ``{"url", "port", "pages", "seconds"}``; answer: ``{"pages": [[path, status, fault, seconds]], "elsewhere": n,
 "robots": status | null, "left_out": n}``.
@@ -19,9 +19,9 @@ MAX_BODY = 2_000_000
 REQUEST_SECONDS = 2.0
 MAX_REDIRECTS = 4
 LINKS = {"a": "href", "area": "href", "link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src"}
-#: Everything that a request line may hold as it is; the rest is encoded.
+#: Characters that a request line may contain; all others are percent-encoded.
 PLAIN = "".join(chr(code) for code in range(ord("!"), ord("~") + 1))
-#: Of a ``link``: hints that fetch nothing.
+#: ``rel`` values of a ``link`` that fetch nothing.
 HINTS = {"preconnect", "dns-prefetch", "canonical", "alternate"}
 
 
@@ -57,7 +57,7 @@ class Crawl:
         return self.end - time.monotonic()
 
     def get(self, path: str) -> tuple[int, str, str, bytes]:
-        """Status, location, content type, body."""
+        """Return (status, location, content type, body)."""
         seconds = max(min(REQUEST_SECONDS, self.left()), 0.05)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
         try:
@@ -89,7 +89,7 @@ class Crawl:
         return body
 
     def page(self, path: str) -> list[str]:
-        """Ask for it, and follow it where it leads within the app. Its links."""
+        """Request a page, follow redirects within the app, and return its links."""
         begun, asked, fault = time.monotonic(), path, ""
         status: int | None = None
         kind, body = "", b""
@@ -125,7 +125,7 @@ class Crawl:
         return found
 
     def inside(self, url: str) -> str | None:
-        """The path to ask for, or None for what leads elsewhere."""
+        """Return the path to request, or None if the URL leads to another host."""
         parts = urlsplit(urldefrag(url).url)
         if parts.scheme not in ("http", "https"):
             return None

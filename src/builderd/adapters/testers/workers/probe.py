@@ -1,4 +1,4 @@
-"""Looks for an OpenAPI document where frameworks publish one, and has schemathesis try what it describes.
+"""Looks for an OpenAPI document at the usual paths, and tests its operations with schemathesis.
 
 Request: ``{"url", "port", "examples", "seconds"}``; answer: ``{"document": path | null, "operations": n, "tested": n,
 "cases": n, "failures": [[title, operation]], "errors": [text], "complete": bool, "fault": text}``.

@@ -1,4 +1,4 @@
-"""Runs first in every jail: opens the one way out, hands its socket to the outside, then becomes the worker."""
+"""Runs first in every jail: passes a listening socket to the relay outside, then executes the worker."""
 
 import os
 import socket

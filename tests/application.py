@@ -30,7 +30,7 @@ from builderd.domain.events import Event
 from builderd.domain.ids import TenantId, new_id
 from builderd.domain.logs import LogLine
 from builderd.domain.previews import PreviewDomain, Route, RouteState
-from builderd.domain.prices import Prices, Segment
+from builderd.domain.prices import Billing, Prices, Segment
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.ssh import Gateway
 from builderd.domain.tenants import Tenant
@@ -192,6 +192,14 @@ class World:
         return await self.read(lambda uow: uow.sandboxes.list(builder.id))
 
     async def segments(self, builder: Builder) -> Sequence[Segment]:
+        """Its segments of the ledger, which follow one another."""
+        return [one for one in await self._ledger(builder) if one.billing is not Billing.TRIAL]
+
+    async def trials(self, builder: Builder) -> Sequence[Segment]:
+        """The segments of its trials, which lie beside the others."""
+        return [one for one in await self._ledger(builder) if one.billing is Billing.TRIAL]
+
+    async def _ledger(self, builder: Builder) -> Sequence[Segment]:
         return await self.read(lambda uow: uow.ledger.of_builder(builder.id))
 
     async def events(self, builder: Builder) -> Sequence[Event]:

@@ -21,6 +21,8 @@ class Billing(StrEnum):
     FROZEN = "frozen"
     #: No sandbox runs, the disk is kept: disk only.
     STOPPED = "stopped"
+    #: A version is tried beside the one that serves: its vCPU and memory are paid on top. Its copy of the disk is free.
+    TRIAL = "trial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Prices:
                 return cpu * self.frozen_cpu + memory * self.frozen_memory + disk
             case Billing.STOPPED:
                 return disk
+            case Billing.TRIAL:
+                return cpu + memory
 
 
 @dataclass(frozen=True, slots=True)

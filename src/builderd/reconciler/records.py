@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from builderd.domain.builders import Builder, Desired, Handover, JobType, Status, Visibility
@@ -369,9 +369,23 @@ def failed(
         uow.ledger.close(builder.id, now)
 
 
-def trial_ended(uow: UnitOfWork, trial: Sandbox, end: SandboxEnd, now: datetime) -> None:
-    """Nobody pays for a trial."""
-    uow.sandboxes.save(replace(trial, end=replace(end, at=end.at or now)))
+def trial_ended(
+    uow: UnitOfWork,
+    builder: Builder,
+    prices: Prices,
+    trial: Sandbox,
+    end: SandboxEnd,
+    now: datetime,
+    *,
+    longest: timedelta,
+) -> None:
+    """Record the end of a trial, and charge the time that it ran, ``longest`` at most."""
+    at = end.at or now
+    uow.sandboxes.save(replace(trial, end=replace(end, at=at)))
+    version = uow.versions.get(builder.id, trial.version)
+    if trial.started_at is not None and version is not None:
+        resources = version.settings.resources
+        ledger.bill_trial(uow, prices, builder, resources, trial.started_at, at, longest=longest)
 
 
 def handed_over(uow: UnitOfWork, builder: Builder, candidate: Version, now: datetime) -> None:

@@ -7,7 +7,7 @@ start for want of the network is no verdict: then the candidate takes over, and 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound, StartFailed
@@ -50,7 +50,7 @@ class Trials:
         seconds = (now - begun).total_seconds()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            records.trial_ended(uow, verdict.trial, verdict.end, now)
+            self._ended(uow, builder, verdict.trial, verdict.end, now)
             if not records.same_candidate(builder, subject.builder):
                 return
             candidate = subject.beside.version
@@ -66,9 +66,16 @@ class Trials:
 
     async def end(self, trial: Sandbox) -> Result:
         """Nobody waits for it any more."""
+        report = await self._app.engine.report(trial.id)
+        ended = replace(trial, started_at=report.started_at or trial.started_at)
         await self._take_away(trial)
         now = self._app.clock.now()
-        return Result(lambda uow, builder: records.trial_ended(uow, trial, _STOPPED, now), quiet=True)
+        end = report.end or _STOPPED
+        return Result(lambda uow, builder: self._ended(uow, builder, ended, end, now), quiet=True)
+
+    def _ended(self, uow: UnitOfWork, builder: Builder, trial: Sandbox, end: SandboxEnd, now: datetime) -> None:
+        longest = timedelta(seconds=self._app.limits.start_timeout)
+        records.trial_ended(uow, builder, self._app.prices, trial, end, now, longest=longest)
 
     async def _verdict(self, subject: Subject, trial: Sandbox) -> _Verdict:
         try:

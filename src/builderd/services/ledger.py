@@ -1,8 +1,11 @@
-"""The ledger: what a builder pays for, from when on. Segments follow one another without a gap or an overlap."""
+"""The ledger: what a builder pays for, from when on. Segments follow one another without a gap or an overlap.
+
+Trials have segments of their own beside them.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder
 from builderd.domain.prices import Billing, Prices, Segment
@@ -36,6 +39,26 @@ def freeze(uow: UnitOfWork, prices: Prices, builder: Builder, at: datetime) -> N
 def thaw(uow: UnitOfWork, prices: Prices, builder: Builder, at: datetime) -> None:
     """From ``at`` on it is paid as running again; nothing changes unless it is paid as frozen."""
     _turn(uow, prices, builder, Billing.FROZEN, Billing.RUNNING, at)
+
+
+def bill_trial(
+    uow: UnitOfWork,
+    prices: Prices,
+    builder: Builder,
+    resources: Resources,
+    start: datetime,
+    end: datetime,
+    *,
+    longest: timedelta,
+) -> None:
+    """Charge a trial of a version with these resources, which has ended. To be called once for each trial.
+
+    At most ``longest`` is charged: the clock may have been set forward meanwhile, and nobody pays for that.
+    """
+    rate = prices.hourly_rate(resources, Billing.TRIAL)
+    end = min(max(end, start), start + longest)
+    uow.ledger.open(Segment(builder.tenant_id, builder.id, Billing.TRIAL, start, end, rate))
+    uow.tenants.make_spending_due(builder.tenant_id, end)
 
 
 def _turn(uow: UnitOfWork, prices: Prices, builder: Builder, before: Billing, after: Billing, at: datetime) -> None:

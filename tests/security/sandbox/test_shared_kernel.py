@@ -6,10 +6,13 @@ Each is tried with both kinds of isolation.
 from __future__ import annotations
 
 import re
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from datetime import datetime
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.acceptance.live_service import LiveService
@@ -188,3 +191,17 @@ def test_the_firewall_refuses_what_webhooks_are_refused(arena: LiveService) -> N
     refused = [IPv4Network(element) for element in elements]
     assert all(any(network.subnet_of(wider) for wider in refused) for network in NON_PUBLIC)
     assert all(any(network.subnet_of(wider) for wider in NON_PUBLIC) for network in refused)
+
+
+BURNS = "import time; end = time.time() + 3\nwhile time.time() < end: pass\nraise SystemExit(1)"
+
+
+def test_the_cpu_of_redeploys_that_fail_is_paid(arena: LiveService, neighbour: dict[str, Any]) -> None:
+    token = neighbour["token"]
+    answer = arena.call("PUT", f"/builders/{neighbour['uuid']}", token=token, json={"files": {"main.py": BURNS}})
+    assert answer.status_code == 422, answer.text
+    with sqlite3.connect(arena.data_dir / "builderd.db") as database:
+        query = "SELECT started_at, ended_at FROM ledger WHERE billing = 'trial' AND builder_id = ?"
+        ((start, end),) = database.execute(query, (neighbour["uuid"],)).fetchall()
+    assert 3 <= (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds() < 60
+    assert arena.visit(neighbour).text == "still here"

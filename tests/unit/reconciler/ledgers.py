@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 from tests.application import World
@@ -22,6 +22,7 @@ async def check_ledger(world: World, builder: Builder) -> None:
     spans = [(record.started_at, record.end.at if record.end else None) for record in records]
     assert _merged(segments) == spans
     assert [(one.start, one.end) for one in segments if one.billing is Billing.FROZEN] == await _frozen(world, builder)
+    assert [(one.start, one.end) for one in await world.trials(builder)] == await _trials(world, builder)
     is_over = builder.status in (Status.DELETED, Status.COMPLETED) or (
         builder.job_type is JobType.ONE_TIME and builder.status is Status.FAILED
     )
@@ -49,6 +50,13 @@ def _merged(segments: Sequence[Segment]) -> list[Span]:
             spans.append((segment.start, segment.end))
         before = segment.billing
     return spans
+
+
+async def _trials(world: World, builder: Builder) -> list[Span]:
+    """The spans of ended trials, as far as they are charged."""
+    longest = timedelta(seconds=world.application.limits.start_timeout)
+    ended = [(one.started_at, one.end.at) for one in await world.records(builder) if one.trial and one.end]
+    return [(start, min(end, start + longest)) for start, end in ended if start and end]
 
 
 async def _frozen(world: World, builder: Builder) -> list[Span]:

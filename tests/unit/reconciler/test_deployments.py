@@ -15,17 +15,18 @@ from tests.unit.reconciler.ledgers import check_ledger
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Builder, Desired, Status, StopKind, Visibility
 from builderd.domain.bundles import BundleFile
+from builderd.domain.caps import Cap
 from builderd.domain.errors import BuilderdError, InstallFailed, InvalidState, NoCapacity, NotFound, StartFailed
 from builderd.domain.files import Condition
 from builderd.domain.ids import DiskId
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.previews import Route, RouteState
-from builderd.domain.prices import Billing
+from builderd.domain.prices import Billing, total
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import VersionStatus
 from builderd.reconciler import waking
-from builderd.services import builders, deployments, files, outcomes, wake
+from builderd.services import builders, caps, deployments, files, outcomes, wake
 
 NEW = BundleFile("main.py", b"print('new')\n")
 OTHER = "python3 -X dev main.py"
@@ -186,6 +187,36 @@ async def test_where_a_stage_fails_the_old_version_serves_on_with_its_data(world
         world.engine.behave(OTHER, Behaviour())
         await world.deploy(builder, NEW, entrypoint=OTHER)
         await serves(world, builder, 3)
+
+
+async def has_run(world: World, count: int) -> bool:
+    return len(world.running) == count
+
+
+async def test_trials_that_fail_are_paid_and_reach_the_cap(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        world.engine.behave(OTHER, DEAF)
+        number = await world.put(builder, NEW, entrypoint=OTHER)
+        await world.until(lambda: has_run(world, 2))
+        world.clock.move(12)
+        world.engine.end(next(one.spec.id for one in world.running if one.spec.disk != builder.disk), exit_code=1)
+        await until_over(world, builder, number)
+        await serves(world, builder, 1)
+    (trial,) = await world.trials(builder)
+    version = await world.read(lambda uow: uow.versions.get(builder.id, 2))
+    assert version is not None
+    resources = version.settings.resources
+    prices = world.application.prices
+    assert (
+        trial.hourly_rate == Decimal(str(resources.cpu)) * prices.cpu + Decimal(str(resources.memory)) * prices.memory
+    )
+    assert 12 <= trial.seconds(world.clock.now()) < 14
+    now, tenant = world.clock.now(), world.caller.tenant_id
+    runs = total(await world.segments(builder), now).money
+    cap = Cap(runs + total([trial], now).money, of_tenant=True)
+    books = await world.read(lambda uow: caps.books(uow, tenant, now))
+    assert books.of_tenant(cap, now).is_reached
 
 
 async def until_over(world: World, builder: Builder, number: int) -> None:

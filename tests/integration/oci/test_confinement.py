@@ -108,6 +108,32 @@ async def test_what_the_kernel_counts_for_all_is_not_one_sandbox_s_to_take(
     exits.close()
 
 
+#: Asks for the description of a link again and again, and reads no answer.
+HOARDS_ANSWERS = """
+import signal, socket, struct
+request = struct.pack("IHHIIBxHiII", 32, 18, 1, 1, 0, 0, 0, 1, 0, 0)
+kept = []
+for _ in range(60):
+    kept.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0))
+    kept[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    for _ in range(2000):
+        kept[-1].send(request)
+signal.pause()
+"""
+
+
+async def test_answers_of_netlink_that_nobody_reads_are_a_matter_of_memory(engine: OciEngine) -> None:
+    greedy, neighbour = [await make_spec(engine, apps.SILENT) for _ in range(2)]
+    for spec in (greedy, neighbour):
+        await engine.start(spec)
+    assert await inside(engine, neighbour.id, "python3 -c 'import socket; print(len(socket.if_nameindex()))'") == "2\n"
+    await inside(engine, greedy.id, f"python3 -c {shlex.quote(HOARDS_ANSWERS)} > /dev/null 2>&1 &")
+    report = await until_state(engine, greedy.id, SandboxState.EXITED)
+    assert report.end
+    assert report.end.cause is EndCause.OUT_OF_MEMORY
+    assert (await engine.report(neighbour.id)).state is SandboxState.RUNNING
+
+
 async def test_app_persists_and_the_rest_does_not_whatever_uids_it_gets(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.put_bundle(spec.disk, make_bundle([BundleFile("run.sh", b"#!/bin/sh\necho ran\n", executable=True)]))

@@ -28,6 +28,7 @@ from builderd.adapters.engines.oci.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.host_files import write_own_files
 from builderd.adapters.engines.oci.json_files import write_json
 from builderd.adapters.engines.oci.launching import Ended, Launcher
+from builderd.adapters.engines.oci.netlink_watch import NetlinkWatch
 from builderd.adapters.engines.oci.network import Network
 from builderd.adapters.engines.oci.pipes import read_line
 from builderd.adapters.engines.oci.processes import Process, boot_id, find_process, open_files
@@ -118,6 +119,7 @@ class Runs:
         self.network = network
         self.reclaiming = Reclaiming(cgroups)
         self.heartbeat = heartbeat
+        self._netlink = NetlinkWatch(self._processes, self._kill_for_memory)
         self._slots = slots
         self._runtimes = runtimes
         self._known: dict[str, Record] = {}
@@ -147,6 +149,16 @@ class Runs:
                 self._left_over[record.id] = record
         await self.sweep()
         self.heartbeat.start(lambda: any(self.is_running(record) for record in self._known.values()))
+        self._netlink.start()
+
+    def _processes(self) -> list[tuple[str, Process]]:
+        """The ids of all sandboxes that have a first process, with that process."""
+        boot = boot_id()
+        return [(one.id, one.process) for one in self._known.values() if one.process and one.boot == boot]
+
+    def _kill_for_memory(self, name: str) -> None:
+        self.records.note_oom(name)
+        self.cgroups.kill(name)
 
     async def sweep(self) -> None:
         """End the builds and tools of the service before. What cannot be killed now is kept for the next sweep."""
@@ -208,6 +220,7 @@ class Runs:
     def close(self) -> None:
         """What runs goes on, and is watched no more. Idempotent, also where opening it failed half-way."""
         self.heartbeat.stop()
+        self._netlink.close()
         self._stop_warming()
         for task in self._leaving:
             task.cancel()

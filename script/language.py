@@ -25,7 +25,6 @@ PENDING = (
     "client",
     "configuration.py",
     "data_directory.py",
-    "domain",
     "doors",
     "durable.py",
     "ports",

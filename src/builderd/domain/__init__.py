@@ -1,1 +1,1 @@
-"""What builderd knows: pure values and rules, no I/O and no clock of its own."""
+"""Values and rules of builderd: pure, without I/O and without a clock."""

@@ -1,9 +1,9 @@
-"""Addresses: which of them are somewhere on the internet, and which are something near that nobody may be led to.
+"""Public and non-public IP addresses.
 
-One list for webhooks, which dial by it, and for sandboxes, whose firewall is made from it.
+Webhooks are sent to public addresses only, and the firewall of sandboxes is made from the same list.
 
-From the registries of special-purpose addresses of the IANA (RFC 6890 and what came after it). An IPv6 address that
-carries an IPv4 address leads to that one: it is judged as that.
+Source: the IANA registries of special-purpose addresses (RFC 6890 and its successors). An IPv6 address that embeds an
+IPv4 address is classified by the embedded one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NON_PUBLIC = tuple(
         "100.100.100.200/32",
     )
 )
-#: Global unicast (RFC 4291): all other IPv6 addresses are something else, or nothing yet.
+#: Global unicast (RFC 4291); all other IPv6 addresses are non-public or unassigned.
 _GLOBAL = IPv6Network("2000::/3")
 _NEAR_6 = tuple(
     IPv6Network(network)
@@ -52,7 +52,7 @@ _6TO4 = IPv6Network("2002::/16")
 
 
 def is_public(address: Address) -> bool:
-    """Whether it is somewhere on the internet. Of IPv6 only what is known to be: the rest may lead anywhere."""
+    """Return True for an address on the internet; of IPv6 only for known global unicast."""
     inner = embedded_ipv4(address)
     if inner is not None:
         return is_public(inner)
@@ -62,7 +62,7 @@ def is_public(address: Address) -> bool:
 
 
 def embedded_ipv4(address: Address) -> IPv4Address | None:
-    """The IPv4 address that a mapped (RFC 4291), NAT64 (RFC 6052) or 6to4 (RFC 3056) address leads to."""
+    """Return the IPv4 address inside a mapped (RFC 4291), NAT64 (RFC 6052) or 6to4 (RFC 3056) address, else None."""
     if not isinstance(address, IPv6Address):
         return None
     if address in _MAPPED or address in _NAT64:
@@ -73,12 +73,12 @@ def embedded_ipv4(address: Address) -> IPv4Address | None:
 
 
 def in_any_network(address: Address, networks: Iterable[Network]) -> bool:
-    """Whether one of the networks, of either version, holds it."""
+    """Return True if one of the networks, IPv4 or IPv6, contains the address."""
     return any(address.version == network.version and address in network for network in networks)
 
 
 def parse(text: str) -> Address | None:
-    """The address as the resolver writes it, without the zone of a link; None for what is none."""
+    """Parse an address as the resolver writes it, without its zone (``%eth0``); None for any other text."""
     try:
         return ip_address(text.partition("%")[0])
     except ValueError:

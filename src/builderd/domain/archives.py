@@ -1,7 +1,7 @@
-"""What an archive of code may hold, and what becomes of the names in it. Pure: formats are an adapter's business.
+"""Rules for uploaded archives of code, and the mapping from their entries to paths. Formats are parsed by an adapter.
 
-Every entry is judged by its name, kind and size before anything of it is kept. Refused is what means something else on
-another system than on this one, or to another program than to this one.
+Every entry is checked by name, kind and size before its content is stored. An entry that another operating system or
+program would read differently is rejected.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from enum import StrEnum
 from builderd.domain.bundles import path_error
 
 MAX_DEPTH = 64
-#: The names of all files together: so much is held in memory while an archive is read.
+#: Limit of all names together: they are held in memory while an archive is read.
 MAX_NAMES_BYTES = 32_000_000
 _SHOWN = 200
 _DRIVE = re.compile(r"[A-Za-z]:")
-#: What macOS puts beside the files of a zip: their icons and attributes.
+#: Folder of icons and attributes that macOS adds to a zip; ignored.
 _MACOS = "__MACOSX/"
 
 
@@ -44,7 +44,7 @@ class ArchiveLimits:
 
 
 class ArchiveRejected(Exception):
-    """An archive is not taken. ``entry`` is the one at fault, or empty; ``too_large`` when a limit is the reason."""
+    """Rejection of an archive. ``entry`` names the bad entry or is empty; ``too_large`` if a limit was exceeded."""
 
     def __init__(self, entry: str, why: str, *, too_large: bool = False) -> None:
         self.too_large = too_large
@@ -53,24 +53,24 @@ class ArchiveRejected(Exception):
 
 
 def quote_entry(entry: str) -> str:
-    """A name as it can stand in a message, whatever is in it."""
+    """Quote a name as ASCII for a message, cut to 200 characters."""
     cut = entry if len(entry) <= _SHOWN else f"{entry[:_SHOWN]}…"
     return json.dumps(cut, ensure_ascii=True)
 
 
 @dataclass(slots=True)
 class ArchiveIndex:
-    """Goes through the entries of an archive, and knows then where each of its files goes."""
+    """Index of an archive's entries: checks each one and maps its files to paths in the bundle."""
 
     limits: ArchiveLimits
     files: dict[str, str] = field(default_factory=dict)
     _size: int = 0
     _names: int = 0
-    #: By their folded form: how a path is written, and whether it is a file.
+    #: Case-folded path → the path as written, and True for a file.
     _seen: dict[str, tuple[str, bool]] = field(default_factory=dict)
 
     def add(self, entry: str, kind: EntryKind, size: int) -> None:
-        """Raises ``Refused``."""
+        """Add one entry; ``size`` in bytes. Raises ``ArchiveRejected``."""
         path = _relative(entry)
         if path is None:
             return
@@ -84,9 +84,9 @@ class ArchiveIndex:
             self.files[entry] = path
 
     def _check_name(self, entry: str, path: str) -> None:
-        fault = name_error(path)
-        if fault:
-            raise ArchiveRejected(entry, f"is refused: its name {fault}")
+        reason = name_error(path)
+        if reason:
+            raise ArchiveRejected(entry, f"is refused: its name {reason}")
         self._names += len(path)
         if self._names > MAX_NAMES_BYTES:
             raise ArchiveRejected(
@@ -94,7 +94,7 @@ class ArchiveIndex:
             )
 
     def _claim(self, entry: str, path: str, is_file: bool) -> None:
-        """Two names that some file system takes for one, and a file that is a folder too, are refused."""
+        """Reject names that some file system treats as equal, and a file that is also a folder."""
         parts = path.split("/")
         for depth in range(1, len(parts)):
             self._note(entry, "/".join(parts[:depth]), is_file=False)
@@ -102,7 +102,7 @@ class ArchiveIndex:
             raise ArchiveRejected(entry, "is there twice")
 
     def _note(self, entry: str, written: str, is_file: bool) -> bool:
-        """Whether it was known already."""
+        """Record a path; return True if it was there already."""
         folded = _folded(written)
         known = self._seen.get(folded)
         if known is None:
@@ -127,7 +127,7 @@ class ArchiveIndex:
             raise ArchiveRejected(entry, why, too_large=True)
 
     def paths(self) -> dict[str, str]:
-        """Where each file's entry goes; a folder that has all the others in it is left out. Raises ``Refused``."""
+        """Return entry → path, without a top folder that contains everything. Raises ``ArchiveRejected``."""
         if not self.files:
             raise ArchiveRejected("", "has no files")
         tops = {path.partition("/")[0] if "/" in path else "" for path in self.files.values()}
@@ -138,7 +138,7 @@ class ArchiveIndex:
 
 
 def _relative(entry: str) -> str | None:
-    """Without what says no more than that it is a path; None for what is passed over."""
+    """Strip ``./`` and a trailing ``/``; None for an entry that is ignored."""
     path = entry
     while path.startswith("./"):
         path = path.removeprefix("./")
@@ -147,7 +147,7 @@ def _relative(entry: str) -> str | None:
 
 
 def name_error(path: str) -> str | None:
-    """Why a name in an archive is refused, or None."""
+    """Return the reason to reject an entry's name, or None."""
     if "\\" in path:
         return "must not contain a backslash: a folder's name ends with / in an archive"
     if _DRIVE.match(path):

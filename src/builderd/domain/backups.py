@@ -1,4 +1,4 @@
-"""Backups: copies of a builder's disk at one moment, kept apart from it. What is kept for how long is decided here."""
+"""Backups: copies of a builder's disk at one moment, and the rules of their retention."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from builderd.domain.errors import (
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId
 from builderd.domain.machine_faults import machine_fault
 
-#: After a failed backup, the next scheduled one is tried after so long, doubled each time, at most the interval.
+#: Delay before the retry of a failed scheduled backup; doubled each time, at most the interval.
 RETRY = timedelta(minutes=10)
-#: A drill that said nothing of the backup, such as for want of room, is held again after so long.
+#: Delay before the retry of a drill without a result, for example for want of disk space.
 DRILL_RETRY = timedelta(hours=6)
-#: No interval is longer: the largest number that is taken would lead beyond the last day of the calendar.
+#: Longest interval; a larger one would exceed ``datetime.max``.
 NEVER = timedelta(days=36_500)
-#: What a person asked for, and what was there before a restore, stays at least so long.
+#: Minimum retention of requested backups and of those taken before a restore.
 KEEP_ASKED = timedelta(days=7)
-#: Of a disk that claims to hold more bytes than so many times its size (by sparse files) no backup is made.
+#: A disk whose (sparse) files add up to more than this many times its size is not backed up.
 SPARSE_FACTOR = 8
-#: What may hinder a backup or a restore that is no fault of it: told as it is. All else is a ``BackupFailed``.
+#: External causes: errors that are reported unchanged. All others become ``BackupFailed``.
 EXTERNAL_CAUSES: dict[str, type[BuilderdError]] = {
     error.code: error
     for error in (
@@ -74,15 +74,14 @@ class BackupStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """``created_at`` is the moment whose state it holds; ``copy`` the copied disk while that exists.
+    """Backup of a disk. ``created_at`` is the moment of its content; ``copy`` the copied disk while that exists.
 
-    ``snapshot`` names it in the archive and ``digest`` is the sha256 of its list of files with their hashes, both
-    None until it is done. ``size_bytes`` is what the files hold, ``added_bytes`` what the archive grew by.
-    ``expires_at`` is set when it is to go at a certain time, whatever the rules of retention say.
-    ``owner`` is the service that works on it. Saving what a deleted builder left is tried again at ``retry_at``.
-    ``drilled_at`` is when it was last restored to try it out, ``verified_at`` when it was found whole by that, and
-    ``fault`` what the last trial found wrong with it. ``error`` is why it failed, ``hindrance`` the rest of that
-    (``external_cause_of``).
+    ``snapshot`` is its id in the repository and ``digest`` is the sha256 of its list of files with their hashes, both
+    None until it is done. ``size_bytes`` is the size of the files, ``added_bytes`` the growth of the repository.
+    ``expires_at`` overrides the retention rules. ``owner`` is the service that works on it; ``retry_at`` the next
+    attempt to back up a deleted builder's disk. ``drilled_at`` is the last restore drill, ``verified_at`` the last
+    successful one, ``fault`` the damage that the last one found. ``error`` is the reason of a failure, ``hindrance``
+    its external cause (``external_cause_of``).
     """
 
     id: BackupId
@@ -112,7 +111,7 @@ class Backup:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is still something to do for it."""
+        """True until it is done or failed."""
         return self.status in (BackupStatus.PLANNED, BackupStatus.HELD)
 
 
@@ -138,11 +137,11 @@ class RestoreStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """``builder_id`` is the builder that gets (or, for a drill, lent) the backup; ``name`` that of a new one.
+    """Restore of a backup. ``builder_id`` is the builder to restore or whose backup is drilled; ``name`` a new one's.
 
-    ``disk`` is made for it. ``safety`` is the backup of what the builder had before, which comes first; ``made`` the
-    new builder, and ``number`` that of the version with which the builder has it. ``error`` is why it failed, or why
-    one that is open is to be given up, ``hindrance`` the rest of that (``external_cause_of``).
+    ``disk`` is made for it. ``safety`` is the backup of the builder's present files, taken first; ``made`` the new
+    builder, ``number`` the version that runs on the restored disk. ``error`` is the reason of a failure or of giving
+    up, ``hindrance`` its external cause (``external_cause_of``).
     """
 
     id: RestoreId
@@ -165,12 +164,12 @@ class Restore:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is still something to do for it."""
+        """True until it is done or failed."""
         return self.status in (RestoreStatus.PLANNED, RestoreStatus.FILLED)
 
 
 def external_cause_of(error: Exception) -> Mapping[str, Any] | None:
-    """What is kept of it beside its message, so that whoever waits is told the same; None for a fault of the backup."""
+    """Return code, data and retry_after of an external cause, to be stored; None for any other error."""
     error = machine_fault(error) or error
     if isinstance(error, ValidationFailed):
         return {"code": error.code, "errors": error.errors}
@@ -180,7 +179,7 @@ def external_cause_of(error: Exception) -> Mapping[str, Any] | None:
 
 
 def failure_of(failed: Backup | Restore) -> BuilderdError:
-    """The error that it failed with, or is to be given up for."""
+    """Rebuild the error that a backup or a restore failed with."""
     kept = failed.hindrance
     if kept is None:
         return BackupFailed(failed.error)
@@ -191,9 +190,9 @@ def failure_of(failed: Backup | Restore) -> BuilderdError:
 
 @dataclass(frozen=True, slots=True)
 class BackupKey:
-    """A tenant's key of its repository, sealed, and when the repository was last looked after.
+    """Sealed key of a tenant's backup repository, and times of its maintenance.
 
-    ``forgotten_at`` is when something in it was last let go of; ``fault`` what the last check found.
+    ``forgotten_at`` is when a snapshot was last removed; ``fault`` the damage that the last check found, or empty.
     """
 
     tenant_id: TenantId
@@ -205,19 +204,19 @@ class BackupKey:
     fault: str = ""
 
     @property
-    def place(self) -> str:
-        """What it is sealed for."""
+    def associated_data(self) -> str:
+        """Associated data of the sealed key."""
         return key_associated_data(self.tenant_id)
 
 
 def key_associated_data(tenant_id: TenantId) -> str:
-    """The place of a tenant's key, towards the vault."""
+    """Return the associated data that the vault binds a tenant's repository key to."""
     return f"backups/{tenant_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """So many of the newest hours, days and weeks in which there was a backup keep their newest one."""
+    """Retention: the number of hours, days and weeks with a backup whose newest backup is kept."""
 
     hourly: int = 24
     daily: int = 7
@@ -225,7 +224,7 @@ class Retention:
 
 
 def surplus(backups: Iterable[Backup], retention: Retention, now: datetime) -> Sequence[Backup]:
-    """The finished backups of one builder that no rule keeps; the newest one is always kept."""
+    """Return the finished backups of one builder that no rule keeps; the newest one is always kept."""
     done = sorted((b for b in backups if b.status is BackupStatus.DONE), key=lambda b: b.created_at, reverse=True)
     kept = {b.id for b in done[:1]}
     kept |= {b.id for b in done if _was_asked(b) and b.created_at > now - KEEP_ASKED}
@@ -262,9 +261,9 @@ def _week(at: datetime) -> object:
 
 
 def due_at(interval_hours: int, newest: Backup | None, failures: int, since: datetime) -> datetime:
-    """When the next scheduled backup is due.
+    """Return the time of the next scheduled backup.
 
-    ``newest`` is the last that was tried, ``failures`` how many failed in a row, ``since`` when the builder was made.
+    ``newest`` is the last attempt, ``failures`` the number of failures in a row, ``since`` when the builder was made.
     """
     interval = min(timedelta(hours=interval_hours), NEVER)
     if newest is None:
@@ -277,7 +276,7 @@ def due_at(interval_hours: int, newest: Backup | None, failures: int, since: dat
 
 @dataclass(frozen=True, slots=True)
 class BackupRules:
-    """What the operator wants. A share of ``check_percent`` of the data is read at each check."""
+    """Operator's settings for backups. Each check reads ``check_percent`` % of the data."""
 
     retention: Retention = Retention()
     keep_deleted: timedelta = timedelta(days=7)

@@ -40,7 +40,7 @@ class Status(StrEnum):
 
 
 class StopKind(StrEnum):
-    """Who or what wanted a builder stopped, which decides what wakes it."""
+    """Origin of a stop, which decides what starts the builder again."""
 
     #: A call: it stays stopped until one starts it.
     PERSON = "person"
@@ -65,20 +65,20 @@ class Handover(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """``run`` counts the times that somebody wanted it started; a sandbox belongs to one run.
+    """A builder's row. ``run`` is the generation: it grows with each requested start, and a sandbox belongs to one run.
 
     ``version`` is the current version's number, ``disk`` where it keeps its files. ``desired_reason`` and
-    ``desired_by`` say why and by whom the present wish was made. ``settled_run`` is the last run whose outcome
-    (up, failed, ended) is known.
+    ``desired_by`` say why and by whom the desired state was set. ``settled_run`` is the observed generation: the last
+    run whose outcome (up, failed, ended) is known.
 
-    ``candidate`` is the number of the version that is being deployed while the current one goes on, None at rest;
-    it will run on ``candidate_disk``: None for a copy of ``disk`` that is yet to be made. During a ``handover`` the
-    preview holds requests. ``spare_disks`` are used no more, and wait to be removed. ``opens_with`` is the number of
-    the candidate with which a private preview becomes public, since what serves until then was not meant to be.
+    ``candidate`` is the version that is being deployed while the current one serves, None at rest; it will run on
+    ``candidate_disk`` (None: a copy of ``disk`` that is still to be made). During a ``handover`` the preview pauses
+    requests. ``spare_disks`` are unused and will be removed. ``opens_with`` is the candidate with which a private
+    preview becomes public: the version that serves until then stays private.
 
-    ``spending_cap`` is per calendar month, ``cap_warned_at`` when it was last told that most of it is spent.
-    ``asleep_since`` is since when its sandbox is to stand still, None while it is to run; the builder is running all
-    the same. ``stop_kind`` is set with the wish to stop it, and kept until it is up again. ``member`` is the instance
+    ``spending_cap`` is per calendar month, ``cap_warned_at`` the time of the last warning that most of it is
+    spent. ``asleep_since`` is when its sandbox was to be frozen, None while it is to run; the builder's status is
+    ``running`` in both. ``stop_kind`` is set with a stop and kept until it is up again. ``member`` is the instance
     (``Instance.member``) that keeps its disk and runs its sandboxes.
     """
 
@@ -126,18 +126,18 @@ class Builder:
 
     @property
     def starts(self) -> bool:
-        """Whether an app of it is to be started now, or takes over just now."""
+        """True while an app of the builder is being started or takes over."""
         return self.desired is Desired.RUNNING and (not self.settled or self.handover is not None)
 
     @property
     def wakes(self) -> bool:
-        """Whether a visitor brings it back: it was stopped, or is being stopped, since nobody used it."""
+        """True if a visitor starts it again: it was, or is being, stopped for idleness."""
         was_up = self.status in (Status.RUNNING, Status.STOPPED)
         return self.desired is Desired.STOPPED and self.stop_kind is StopKind.IDLE and was_up
 
     @property
     def settled(self) -> bool:
-        """Whether what was last wanted has come to its outcome, good or bad."""
+        """True once the desired state has an outcome, good or bad."""
         match self.desired:
             case Desired.DELETED:
                 return self.status is Status.DELETED
@@ -149,7 +149,7 @@ class Builder:
 
 
 def name_error(name: str) -> str | None:
-    """Why a name is refused, or None."""
+    """Return the reason to reject a name, or None."""
     if not NAME.fullmatch(name):
         return "must be 1 to 63 lower-case letters, digits and hyphens, and begin and end with a letter or digit"
     if name.startswith("xn--"):

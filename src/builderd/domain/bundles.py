@@ -20,20 +20,20 @@ _CHUNK_BYTES = 1 << 20
 
 
 class Content(Protocol):
-    """Bytes that lie somewhere else than in memory."""
+    """Bytes that are stored outside of memory."""
 
     @property
     def size(self) -> int: ...
 
     def read(self, start: int, length: int) -> bytes:
-        """So many bytes from there; fewer at the end."""
+        """Return at most ``length`` bytes from ``start``; fewer at the end."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BundleFile:
-    """One file: a relative path with ``/`` between its segments, its bytes, and whether it may be executed.
+    """One file: a relative path with ``/`` between its segments, its bytes, and its executable bit.
 
-    A large one's bytes are not in memory: ask for its ``head`` or ``chunks`` where it may be one.
+    The bytes of a large file are not in memory: read its ``head`` or ``chunks``.
     """
 
     path: str
@@ -42,20 +42,20 @@ class BundleFile:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return len(self.source) if isinstance(self.source, bytes) else self.source.size
 
     @property
     def content(self) -> bytes:
-        """All of it at once."""
+        """All bytes at once."""
         return self.source if isinstance(self.source, bytes) else self.source.read(0, self.source.size)
 
     def head(self, length: int) -> bytes:
-        """Its first bytes."""
+        """Return its first ``length`` bytes."""
         return self.source[:length] if isinstance(self.source, bytes) else self.source.read(0, length)
 
     def chunks(self) -> Iterator[bytes]:
-        """All of it, piece by piece."""
+        """Yield its bytes in chunks of at most 1 MiB."""
         if isinstance(self.source, bytes):
             yield self.source
             return
@@ -79,7 +79,7 @@ class BundleFile:
 
     @property
     def sha256(self) -> bytes:
-        """Of its bytes."""
+        """SHA-256 of its bytes, 32 bytes."""
         digest = hashlib.sha256()
         for chunk in self.chunks():
             digest.update(chunk)
@@ -88,7 +88,7 @@ class BundleFile:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What is stored: ``hash`` is 64 hex characters, ``size`` the sum of the contents in bytes."""
+    """Files with the hash that names them: ``hash`` is 64 hex characters, ``size`` the sum of the contents in bytes."""
 
     hash: str
     files: tuple[BundleFile, ...]
@@ -114,7 +114,7 @@ def bundle_hash(files: Sequence[BundleFile]) -> str:
 
 
 def hash_of_digests(files: Iterable[tuple[str, bool, bytes]]) -> str:
-    """The same from each file's path, whether it is executable, and its sha256."""
+    """Return the bundle hash from (path, executable, sha256) of each file."""
     digest = hashlib.sha256(b"builderd bundle 1\n")
     for path, executable, sha256 in sorted(files):
         name = path.encode()
@@ -124,9 +124,9 @@ def hash_of_digests(files: Iterable[tuple[str, bool, bytes]]) -> str:
 
 
 def changes(before: Bundle, after: Bundle) -> tuple[tuple[BundleFile, ...], tuple[str, ...]]:
-    """What to write and which paths to remove where ``after`` takes the place of ``before``.
+    """Return the files to write and the paths to remove when ``after`` replaces ``before``.
 
-    A file that is the same in both is neither: an app may have changed or removed it meanwhile, and that stays.
+    A file that is equal in both is left alone: the app may have changed or removed it since.
     """
     known = {file.path: file for file in before.files}
     kept = {file.path for file in after.files}
@@ -135,7 +135,7 @@ def changes(before: Bundle, after: Bundle) -> tuple[tuple[BundleFile, ...], tupl
 
 
 def path_error(path: str) -> str | None:
-    """Why a path is refused, or None when it is a plain relative path inside the app's folder."""
+    """Return the reason to reject a path, or None for a plain relative path inside the app's folder."""
     if "\0" in path:
         return "must not contain a NUL character"
     try:
@@ -163,10 +163,10 @@ def _segment_fault(segments: list[str]) -> str | None:
 
 
 def tree_errors(paths: Iterable[str]) -> Mapping[str, str]:
-    """Paths that are used both as a file and as a folder, each with the reason. They must have passed ``path_error``.
+    """Return path → reason for paths used both as a file and as a folder. They must have passed ``path_error``.
 
-    With the lowest character as separator, what lies below a path comes right after it in order: one comparison
-    a path is enough, however deep hostile ones are.
+    Sorted with the lowest character as separator, children follow their parent directly: one comparison per path is
+    enough, however deep hostile paths are.
     """
     ordered = sorted(set(paths), key=lambda path: path.replace("/", "\0"))
     return {

@@ -1,7 +1,7 @@
-"""Candidates: how a version is brought up to the point where it takes over from the one that serves.
+"""Candidate versions: the steps that prepare a new version while the current one serves.
 
-The reconciler asks ``candidate_step`` whenever ``next_step`` has nothing to do, so the version that serves always
-comes first. When the candidate takes over it becomes the version that is to run, and ``next_step`` does the rest.
+The reconciler calls ``candidate_step`` when ``next_step`` has nothing to do, so the serving version comes first. After
+the handover the candidate is the version to run, and ``next_step`` does the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from builderd.domain.steps import DropDisks, EndTrial, HandOver, Observed, PlanT
 
 
 def candidate_step(builder: Builder, seen: Observed) -> Step | None:
-    """The one step to be done beside what is wanted of the builder, or None."""
+    """Return the next step for the candidate version, or None."""
     if builder.desired is Desired.DELETED:
         return None
     if seen.trial is not None and seen.trial.version != builder.candidate:
@@ -25,10 +25,9 @@ def candidate_step(builder: Builder, seen: Observed) -> Step | None:
 
 
 def _try(builder: Builder, seen: Observed) -> Step | None:
-    """A trial spares an app that serves the interruption by a version that does not even start.
+    """Return the trial's next step: it keeps a version that cannot start from interrupting the app that serves.
 
-    A job has none, since it would do its work twice; nor has a version for a disk that was made elsewhere, whose data
-    ran under it before.
+    Jobs have no trial, since they would do their work twice; nor has a restored disk, whose version ran on it before.
     """
     if builder.job_type is JobType.ONE_TIME or seen.sandbox is None or builder.candidate_disk is not None:
         return EndTrial() if seen.trial is not None else None

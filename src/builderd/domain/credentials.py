@@ -12,15 +12,18 @@ from builderd.domain.ids import BuilderId, TenantId
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?")
 MAX_VARIABLES = 100
-#: Of all variables of one credential, names and values.
+#: Limit of all names and values of one credential together.
 MAX_BYTES = 64_000
-#: Of one tenant.
+#: Limit per tenant.
 MAX_CREDENTIALS = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """``variables`` names what is sealed, in order. ``last_used_by`` is the builder that last started with it."""
+    """Stored credential. ``variables`` are the names of the sealed values, in order.
+
+    ``last_used_by`` is the builder that last started with it.
+    """
 
     tenant_id: TenantId
     name: str
@@ -32,18 +35,18 @@ class Credential:
     last_used_by: BuilderId | None = None
 
     @property
-    def place(self) -> str:
-        """Where it is stored, to which the vault binds it."""
+    def associated_data(self) -> str:
+        """Associated data that the vault binds the values to."""
         return associated_data_of(self.tenant_id, self.name)
 
 
 def associated_data_of(tenant_id: TenantId, name: str) -> str:
-    """What the vault is told of a credential's place."""
+    """Return the associated data of a credential: ``credential/<tenant>/<name>``."""
     return f"credential/{tenant_id}/{name}"
 
 
 def pack(values: Mapping[str, str]) -> bytes:
-    """The values as they are sealed."""
+    """Serialize the values to the bytes that are sealed."""
     return json.dumps(dict(values), ensure_ascii=True).encode()
 
 
@@ -54,7 +57,7 @@ def unpack(packed: bytes) -> dict[str, str]:
 
 
 def name_error(name: str) -> str | None:
-    """Why a name is refused, or None."""
+    """Return the reason to reject a name, or None."""
     if NAME.fullmatch(name):
         return None
     return "must be 1 to 63 lower-case letters, digits, - and _, and begin and end with a letter or digit"

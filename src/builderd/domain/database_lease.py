@@ -39,7 +39,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseLease:
-    """Who owns the database. ``term`` grows with each acquisition and fences off the owner before.
+    """Ownership of the database. ``term`` grows with each acquisition and fences off the owner before.
 
     ``renewed_at`` and ``age`` (seconds since then) are by the database's clock. ``released``: the owner has ended in
     order. It stays the owner, since its builders' disks are where it is.
@@ -52,7 +52,7 @@ class DatabaseLease:
     released: bool = False
 
     def was_renewed(self, since: DatabaseLease) -> bool:
-        """Whether its owner has shown a sign of life since that was read."""
+        """Return True if its owner renewed or took it after ``since`` was read."""
         return (self.term, self.renewed_at) != (since.term, since.renewed_at)
 
 

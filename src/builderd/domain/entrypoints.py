@@ -1,4 +1,4 @@
-"""Entrypoints: which of a bundle's files a command starts, as far as that can be told without running it."""
+"""Static analysis of an app's command: the files of the bundle that it runs, found without running it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from builderd.domain.packages import Package
 
-#: What makes a command more than one program with its arguments; such commands are not judged.
+#: Shell syntax beyond one program with its arguments; such commands are not analyzed.
 SHELL = re.compile(r"[;&|<>`\n(){}]|\$\(|(?:^|\s)(?:cd|source|if|for|while|eval|set|trap|export)\s|^\s*\.\s")
-#: ``${PORT:-8000}``: a value, and no program.
+#: ``${PORT:-8000}``: a value, not a program.
 VALUE = re.compile(r"\$\{\w+(?::?[-=]\w*)?\}")
 VARIABLE = re.compile(r"[A-Za-z_]\w*=")
 PYTHON = re.compile(r"python[\d.]*")
 SHELLS = frozenset({"sh", "bash", "dash"})
-#: They find a script without its ending, and what a folder's package names.
+#: Runtimes that find a script without its ending, and the ``main`` file of a folder's package.
 SCRIPTED = frozenset({"node", "nodejs", "deno", "bun", "tsx", "ts-node"})
 #: Interpreters whose first argument that is no option is a file.
 INTERPRETERS = SHELLS | SCRIPTED | {"ruby", "perl", "php"}
@@ -26,13 +26,13 @@ WITH_VALUE = frozenset({"-X", "-W", "-r", "--require", "--import", "--loader", "
 WITH_VALUE_OF_PHP = WITH_VALUE | {"-S", "-t", "-d", "-z"}
 #: Letters of options that take code or a module in place of a file.
 PYTHON_CODE, SHELL_CODE, CODE = "cm", "c", "cep"
-#: What a shell's command comes after.
+#: Option of a shell that is followed by a command line.
 COMMAND_OPTION = re.compile(r"-[a-z]*c")
 #: Words before a file, of those that have commands of their own.
 COMMANDS = frozenset({"run", "serve", "task", "install", "test", "eval"})
 #: Words before the program that change nothing of what it starts.
 WRAPPERS = frozenset({"exec", "nohup", "time", "tini", "--"})
-#: They run what the package file says.
+#: Tools that run the scripts of the package file.
 PACKAGE_TOOLS, PACKAGE = frozenset({"npm", "yarn", "pnpm", "npx"}), "package.json"
 MODULE = re.compile(r"([A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)*)(?::[\w.()]+)?")
 HOME = "/app/"
@@ -49,13 +49,13 @@ PackageAt = Callable[[str], Package | None]
 class Entry:
     """``roots`` are the files of the bundle that the command names or imports.
 
-    ``missing`` is the file that a simple command would run and that is not there. ``known`` tells whether the roots
-    are all that it starts.
+    ``missing`` is the file that a simple command would run and that is not there. ``complete`` is True if the roots
+    are everything that it runs.
     """
 
     roots: tuple[str, ...]
     missing: str | None = None
-    known: bool = False
+    complete: bool = False
 
 
 def _no_package(_: str) -> None:
@@ -63,7 +63,7 @@ def _no_package(_: str) -> None:
 
 
 def entry_of(command: str, paths: Collection[str], package_at: PackageAt = _no_package) -> Entry:
-    """What the command starts."""
+    """Return the files of the bundle that the command runs."""
     command = VALUE.sub("$VALUE", command)
     words = _words(command)
     if SHELL.search(command) or words is None:
@@ -72,11 +72,11 @@ def entry_of(command: str, paths: Collection[str], package_at: PackageAt = _no_p
     if not program:
         return Entry(())
     if PACKAGE in paths and _runs_package(program):
-        return Entry((PACKAGE,), known=True)
+        return Entry((PACKAGE,), complete=True)
     target = _file_of(program)
     if target is None:
         roots = tuple(_named(program, paths))
-        return Entry(roots, known=bool(roots))
+        return Entry(roots, complete=bool(roots))
     return _entry_of_file(target, program, paths, package_at)
 
 
@@ -87,7 +87,7 @@ def _entry_of_file(target: str, program: Sequence[str], paths: Collection[str], 
     found = _found(path, posixpath.basename(program[0]), paths, package_at)
     if found is not None:
         # PHP's own web server runs any file that is asked for.
-        return Entry((found,), known="-S" not in program)
+        return Entry((found,), complete="-S" not in program)
     if path == "." or any(one.startswith(f"{path}/") for one in paths):
         return Entry(tuple(_named(program, paths)))
     return Entry((), missing=path)
@@ -99,7 +99,7 @@ def _runs_package(program: Sequence[str]) -> bool:
 
 
 def _found(path: str, name: str, paths: Collection[str], package_at: PackageAt) -> str | None:
-    """The file that this interpreter takes for the path."""
+    """Return the file that this interpreter runs for the path, or None."""
     return next((one for one in _candidates(path, name, package_at) if one in paths), None)
 
 
@@ -118,9 +118,9 @@ def _candidates(path: str, name: str, package_at: PackageAt) -> Iterator[str]:
 
 
 def interpreted(command: str, paths: Collection[str], package_at: PackageAt = _no_package) -> Iterator[tuple[str, str]]:
-    """Files that the command hands to a program anywhere in it, each with the program's name; ``""``: run as it is.
+    """Yield (file, program) for each file that the command passes to a program; program ``""``: run directly.
 
-    Of a package tool, what any script of the package hands on. A word that only looks like a program is taken for one.
+    For a package tool, follows every script of the package. A word that only looks like a program counts as one.
     """
     if PACKAGE in paths and _mentions_package(command):
         package = package_at("")
@@ -144,7 +144,7 @@ def _mentions_package(command: str) -> bool:
 
 
 def _handed(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Of one command without quotes: each program in it with the file that it is given."""
+    """Yield (program, file) for each program in one command without quotes."""
     start = len(words) - len(_program_of(words))
     for place, word in enumerate(words):
         name = posixpath.basename(word)
@@ -174,7 +174,7 @@ def _program_of(words: Sequence[str]) -> list[str]:
 
 
 def _file_of(program: Sequence[str]) -> str | None:
-    """The file that an interpreter is told to run, or that is a program itself; None for any other command."""
+    """Return the file that the interpreter runs, or that is the program itself; None for any other command."""
     name = posixpath.basename(program[0])
     if PYTHON.fullmatch(name) or name in INTERPRETERS:
         target = _first_argument(name, program[1:])
@@ -203,7 +203,7 @@ def _first_argument(name: str, words: Sequence[str]) -> str | None:
 
 
 def _inside(target: str) -> str | None:
-    """The path within the bundle, or None when it leads elsewhere or depends on a variable."""
+    """Return the path within the bundle, or None if it leads outside or contains a variable."""
     if "$" in target or "*" in target or "?" in target:
         return None
     target = target.removeprefix(HOME)
@@ -213,7 +213,7 @@ def _inside(target: str) -> str | None:
 
 
 def _named(words: Sequence[str], paths: Collection[str]) -> Iterator[str]:
-    """Files that any word names, as a path or as a module (``main:app``, ``pkg.main``)."""
+    """Yield the files that any word names, as a path or as a module (``main:app``, ``pkg.main``)."""
     for word in words:
         for part in re.split(r"[=,;&|()\s]+", word):
             path = _inside(part) if part else None
@@ -225,7 +225,7 @@ def _named(words: Sequence[str], paths: Collection[str]) -> Iterator[str]:
 
 
 def module_files(module: str, paths: Collection[str], folders: Sequence[str] = ("", "src/")) -> Iterator[str]:
-    """The files that importing this module by its dotted name would run, packages first."""
+    """Yield the files that an import of this dotted name runs, packages first."""
     parts = module.split(".")
     for folder in folders:
         for count in range(1, len(parts) + 1):

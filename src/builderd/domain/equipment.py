@@ -1,18 +1,18 @@
-"""What a machine has of what builderd needs, as ``builderd doctor`` tells it."""
+"""Preflight checks: the programs and kernel features that builderd needs, as ``builderd doctor`` reports them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Where programs are looked for, whatever the shell of the operator looks in: that of a plain ``su`` lacks the sbin.
+#: Search path for programs, independent of the operator's shell: the one of a plain ``su`` lacks the sbin folders.
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
 class PreflightCheck:
-    """``detail`` says what was found, ``cost`` what its lack means and how to mend it.
+    """Result of one check. ``detail`` says what was found, ``cost`` the consequence of a miss and its cure.
 
-    Without what is ``vital`` the service cannot run.
+    The service cannot run while a ``vital`` check fails.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Every error that a user can meet, as one class with a machine word each.
+"""Errors that a user can meet: one class per error code.
 
 Services and the reconciler raise these; only the HTTP door turns them into status numbers.
 The codes are those of the HTTP contract.
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class BuilderdError(Exception):
     """Base of all coded errors.
 
-    ``message`` says what is wrong and what to do. ``data`` is what there is to look at, such as the
-    builder's uuid. ``retry_after`` is in whole seconds, where waiting helps.
+    ``message`` says what is wrong and what to do. ``data`` has details for programs, such as the builder's uuid.
+    ``retry_after`` is in whole seconds, where waiting helps.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -54,7 +54,7 @@ class Forbidden(BuilderdError):
 
 
 class NotFound(BuilderdError):
-    """No such thing in this tenant."""
+    """The tenant has no such resource."""
 
     code = "not_found"
 
@@ -78,7 +78,7 @@ class InvalidState(BuilderdError):
 
 
 class PreconditionFailed(BuilderdError):
-    """What the caller made its change depend on is not so."""
+    """A condition of the request (If-Match, If-None-Match) does not hold."""
 
     code = "precondition_failed"
 
@@ -104,7 +104,7 @@ class StageFailed(BuilderdError):
 
 
 class ReviewFailed(StageFailed):
-    """The review found what must not run, and nothing was run. ``found`` says what, where and why."""
+    """The review rejected the code, and nothing was run. ``found`` has the findings."""
 
     code = "review_failed"
     found: tuple[Report, Verdict] | None = None
@@ -117,13 +117,13 @@ class InstallFailed(StageFailed):
 
 
 class StartFailed(StageFailed):
-    """The app exited or did not listen where it should; the message says which and shows the last lines."""
+    """The app exited or did not listen on its port; the message says which and shows its last log lines."""
 
     code = "start_failed"
 
 
 class QaFailed(StageFailed):
-    """The request wants QA to pass, and it did not; the message says what was asked and what came back."""
+    """QA was required and failed; the message has the request and the answer."""
 
     code = "qa_failed"
 

@@ -1,4 +1,4 @@
-"""Events: what happened to a builder, when, by whom and why. Kept, listed, streamed, and sent to webhooks."""
+"""Events of builders and tenants: stored, listed, streamed, and sent to webhooks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from builderd.domain.ids import BuilderId, TenantId
 
-#: The actor of what the service does by itself.
+#: Actor of changes that the service makes by itself.
 SYSTEM = "system"
 
 #: A type, all types below a word, or everything.
@@ -21,14 +21,14 @@ ALL = "*"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``id`` counts up over the whole store (0 until stored); ``actor`` is ``token <name>`` or ``system``.
+    """An event. ``id`` counts up over the whole store (0 until stored); ``actor`` is ``token <name>`` or ``system``.
 
     Types: ``builder.created``, ``builder.status`` (details: from, to), ``builder.deleted``,
     ``version.created``, ``version.deployed`` and ``version.failed`` (details: version, of the last also code),
     ``review.passed``, ``review.failed`` and ``review.accepted`` (details: version, or the finding with its reason),
     ``stage.started`` and ``stage.finished`` (details: stage, seconds, ok), ``sandbox.started``,
     ``sandbox.ended`` (details: exit_code, cause), ``storage.unavailable`` and ``storage.available``.
-    ``builder_id`` is None for what concerns the tenant as a whole.
+    ``builder_id`` is None for an event of the whole tenant.
     """
 
     tenant_id: TenantId
@@ -42,15 +42,15 @@ class Event:
 
 
 def is_pattern(text: str) -> bool:
-    """Whether the text names types of events: ``builder.status``, ``builder.*`` or ``*``."""
+    """Return True for a pattern of event types: ``builder.status``, ``builder.*`` or ``*``."""
     return len(text) <= MAX_PATTERN and _PATTERN.fullmatch(text) is not None
 
 
 def matches(patterns: Iterable[str], kind: str) -> bool:
-    """Whether one of the patterns names this type. ``builder.*`` also names ``builder.disk.grown``."""
+    """Return True if one of the patterns matches this type. ``builder.*`` also matches ``builder.disk.grown``."""
     return any(pattern in (ALL, kind) or kind.startswith(prefix_of(pattern) or "\0") for pattern in patterns)
 
 
 def prefix_of(pattern: str) -> str | None:
-    """``builder.`` for ``builder.*``; None for a pattern that names one type, or all."""
+    """Return ``builder.`` for ``builder.*``; None for a pattern of one type or of all."""
     return pattern[:-1] if pattern.endswith(".*") else None

@@ -1,4 +1,4 @@
-"""Why an app did not start, in words that say what to do about it."""
+"""Messages for apps that did not start or exited, each with a way to fix it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from builderd.domain.previews import Address
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, Listening, SandboxEnd, is_loopback
 
-#: So many of the last log lines stand in a failure's message.
+#: Number of the last log lines in a failure's message.
 SHOWN_LINES = 20
-#: So many characters of each.
+#: Characters of each of them.
 SHOWN_CHARACTERS = 500
 
-#: The words of libc, Node.js, Go and Java for a network that is not there, and for a name that nobody resolves.
+#: Messages of libc, Node.js, Go and Java for an unreachable network and for a name that does not resolve.
 _NO_NETWORK = re.compile(
     r"network is unreachable|no route to host|temporary failure in name resolution|name or service not known"
     r"|no address associated with hostname|could not resolve host|no such host|unknownhostexception"
@@ -24,7 +24,7 @@ _NO_NETWORK = re.compile(
 
 
 def describe_end(end: SandboxEnd, resources: Resources) -> str:
-    """How a run ended: ``exited with code 1``, ``killed: out of memory, limit 1 GB``, …"""
+    """Describe how a sandbox ended: ``exited with code 1``, ``killed: out of memory, limit 1 GB``, …"""
     match end.cause:
         case EndCause.OUT_OF_MEMORY:
             return f"killed: out of memory, limit {resources.memory:g} GB"
@@ -41,7 +41,7 @@ def describe_end(end: SandboxEnd, resources: Resources) -> str:
 
 
 def exited_early(end: SandboxEnd, resources: Resources, port: int, lines: Sequence[str]) -> str:
-    """The app ended before it listened."""
+    """Message for an app that ended before it listened."""
     what = f"The app ended before it listened on 0.0.0.0:{port}: {describe_end(end, resources)}."
     advice = ""
     if end.cause is EndCause.OUT_OF_MEMORY:
@@ -56,28 +56,28 @@ def exited_early(end: SandboxEnd, resources: Resources, port: int, lines: Sequen
 
 
 def exited_too_often(end: SandboxEnd, resources: Resources, exits: int, lines: Sequence[str]) -> str:
-    """The app was given up after so many exits in a short time."""
+    """Message for an app that is not restarted any more after ``exits`` exits in 10 minutes."""
     what = f"The app ended {exits} times within 10 minutes, at last so: {describe_end(end, resources)}."
     return what + quoted(lines)
 
 
 def not_listening(listening: Listening, port: int, seconds: float, lines: Sequence[str]) -> str:
-    """The app runs, but its port stayed closed, or is open where nobody can reach it."""
+    """Message for an app that runs but whose port is closed, or open on an unreachable address."""
     return _where(listening, port, seconds) + quoted(lines)
 
 
 def listens_elsewhere(listening: Listening, port: int) -> bool:
-    """Whether the app has opened sockets, but none that the preview can reach."""
+    """Return True if the app listens, but on no socket that the preview can reach."""
     return bool(listening.sockets) and not listening.reachable(port)
 
 
 def wants_network(lines: Sequence[str]) -> bool:
-    """Whether an app without a way out says, in its last lines, that it is for want of that."""
+    """Return True if the last lines of an app without egress report an unreachable network."""
     return any(_NO_NETWORK.search(line) for line in lines)
 
 
 def restart_note(end: SandboxEnd, resources: Resources, exits: int, limit: int) -> str:
-    """The reason of an app that is brought back: ``out of memory (limit 1 GB), restart 3 of 5``, ``host restarted``."""
+    """Status reason of a restarted app: ``out of memory (limit 1 GB), restart 3 of 5``, ``host restarted``."""
     if end.cause is EndCause.HOST_RESTARTED:
         return describe_end(end, resources)
     if end.cause is EndCause.MONITOR_LOST:
@@ -106,7 +106,7 @@ def _where(listening: Listening, port: int, seconds: float) -> str:
 
 
 def quoted(lines: Sequence[str]) -> str:
-    """The app's last lines, to follow a message."""
+    """Format the app's last lines as the end of a message."""
     shown = [_cut(line) for line in lines[-SHOWN_LINES:]]
     return "\nIts last lines:\n" + "\n".join(shown) if shown else "\nIt wrote nothing."
 

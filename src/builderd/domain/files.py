@@ -1,4 +1,4 @@
-"""The files in a builder's ``/app``, as they are seen from outside."""
+"""Files in a builder's ``/app``: entries, pages and conditions of changes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class FileKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One of them. ``size`` in bytes, ``mode`` the twelve permission bits, ``target`` what a link points to.
+    """Entry of a folder. ``size`` in bytes, ``mode`` the twelve permission bits, ``target`` of a symbolic link.
 
-    ``tag`` is another one whenever the content may be another.
+    ``tag`` (the ETag) changes whenever the content may have changed.
     """
 
     name: str
@@ -43,19 +43,19 @@ class FilePage:
     total: int
 
 
-#: Stands for whatever tag there is.
+#: Matches every tag.
 ANY_TAG = "*"
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What must be so for a change to happen (RFC 9110, 13.1): the file has one of ``matches``, none of ``differs``."""
+    """Precondition of a change (RFC 9110, 13.1): the file's tag is one of ``matches`` and none of ``differs``."""
 
     matches: frozenset[str] | None = None
     differs: frozenset[str] | None = None
 
     def check(self, tag: str | None) -> None:
-        """``tag`` is the present one, None where there is no file. Raises ``PreconditionFailed``."""
+        """Check the present tag (None: no file). Raises ``PreconditionFailed``."""
         if self.matches is not None and not _among(tag, self.matches):
             raise PreconditionFailed("The file is not the one that you looked at: look again, and repeat the change.")
         if self.differs is not None and _among(tag, self.differs):
@@ -70,12 +70,12 @@ UNCONDITIONAL = Condition()
 
 
 def no_file(path: str) -> NotFound:
-    """For a path at which there is nothing."""
+    """Return the error for a path at which there is nothing."""
     return NotFound(f"There is nothing at {path} in the builder's /app.")
 
 
 def bad_path(why: str) -> ValidationFailed:
-    """For a path that is not what the call is for."""
+    """Return the error for a path that the call cannot work on."""
     return ValidationFailed({"path": [why]})
 
 

@@ -1,4 +1,4 @@
-"""Holdings: what lies on this machine, and who uses it. For the operator, who wonders where the space went."""
+"""Inventory of this machine's storage: layers, disks, bases and bundles, and the builders that use them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from builderd.domain.ids import BuilderId, DiskId
 
 @dataclass(frozen=True, slots=True)
 class StoredLayer:
-    """``asked_at``: when somebody last asked for it. ``seen``: a sandbox runs on it."""
+    """Stored layer. ``asked_at`` is its last use, ``seen`` is True while a sandbox is mounted on it."""
 
     key: str
     bytes: int
@@ -21,7 +21,7 @@ class StoredLayer:
 
 @dataclass(frozen=True, slots=True)
 class StoredDisk:
-    """How much of the disk is used, and how much may be."""
+    """Stored disk: used bytes and its limit."""
 
     id: DiskId
     bytes: int
@@ -30,7 +30,7 @@ class StoredDisk:
 
 @dataclass(frozen=True, slots=True)
 class StoredBase:
-    """``own``: what this service starts sandboxes on; bases are shared by all services of the host."""
+    """Stored base root file system. ``own``: the one of this service; all services of the host share bases."""
 
     name: str
     bytes: int
@@ -41,7 +41,7 @@ class StoredBase:
 
 @dataclass(frozen=True, slots=True)
 class EngineInventory:
-    """What the engine holds; sizes in bytes. ``scratch`` is what sandboxes wrote outside of their disks."""
+    """Contents of the engine's store; sizes in bytes. ``scratch`` counts files outside of the sandboxes' disks."""
 
     layers: Sequence[StoredLayer]
     disks: Sequence[StoredDisk]
@@ -55,7 +55,7 @@ class EngineInventory:
 
 @dataclass(frozen=True, slots=True)
 class BuilderStorage:
-    """A builder and what it uses: its disks, the layers of the versions that it may run, its bundles."""
+    """Storage of one builder: its disks, the layers of the versions that it may run, its bundles."""
 
     tenant: str
     id: BuilderId
@@ -71,7 +71,7 @@ class BuilderStorage:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """``held`` is None while the engine's store is not mounted, or cannot be looked at. ``bundles``: hash → bytes."""
+    """Everything stored. ``held`` is None while the engine's store cannot be read. ``bundles``: hash → bytes."""
 
     users: Sequence[BuilderStorage]
     bundles: Mapping[str, int] = field(default_factory=dict)
@@ -82,10 +82,10 @@ class Inventory:
         return [user for user in self.users if key in user.layers]
 
     def unclaimed_disks(self) -> Sequence[StoredDisk]:
-        """Disks of no builder: copies for a backup, a restore or a report, or what a crash left."""
+        """Return disks of no builder: copies for a backup, a restore or a report, or left by a crash."""
         claimed = {disk for user in self.users for disk in user.disks}
         return [disk for disk in (self.held.disks if self.held else ()) if disk.id not in claimed]
 
     def unused_bundles(self) -> Mapping[str, int]:
-        """Those of no version that a builder may run, and of no backup."""
+        """Return hash → bytes of bundles that neither a version nor a backup uses."""
         return {name: size for name, size in self.bundles.items() if name not in self.used_bundles}

@@ -1,4 +1,4 @@
-"""Idleness: when a builder that nobody uses is put to sleep, and when it is stopped."""
+"""Auto-stop: when an idle builder is frozen, and when it is stopped."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from builderd.domain.leases import Lease
 
 
 class IdleAction(Enum):
-    FREEZE = "have it stand still"
-    STOP = "stop it"
+    FREEZE = "freeze"
+    STOP = "stop"
 
 
 def can_idle(builder: Builder) -> bool:
-    """Whether it is one that may be put to sleep at all: bots and schedulers live where the interval is 0."""
+    """Return True if it may be frozen or stopped for idleness; an ``auto_stop_interval`` of 0 forbids both."""
     at_rest = builder.candidate is None and builder.handover is None and builder.settled
     runs = builder.desired is Desired.RUNNING and builder.status is Status.RUNNING
     return runs and at_rest and builder.job_type is JobType.ALWAYS_ON and builder.auto_stop_interval > 0
@@ -25,9 +25,9 @@ def can_idle(builder: Builder) -> bool:
 def idle_action(
     builder: Builder, leases: Sequence[Lease], now: datetime, freeze_after: timedelta | None, cpu_idle_for: timedelta
 ) -> IdleAction | None:
-    """What its idleness comes to now; None while it is used, or busy by a lease.
+    """Return the action for an idle builder; None while it is used or has a lease.
 
-    ``quiet_for``: how long it has used no CPU. ``freeze_after`` None: nothing is ever frozen.
+    ``cpu_idle_for`` is the time since it last used CPU. ``freeze_after`` None: never freeze.
     """
     if not can_idle(builder) or any(lease.expires_at > now for lease in leases):
         return None
@@ -40,17 +40,17 @@ def idle_action(
 
 
 def idle_since(builder: Builder, leases: Sequence[Lease]) -> datetime:
-    """Since it was last used; a lease is a use until its end."""
+    """Return the time of its last use; a lease counts as use until its end."""
     return max([builder.last_active_at or builder.updated_at, *(lease.expires_at for lease in leases)])
 
 
 def stop_reason(builder: Builder) -> str:
-    """``idle for 15 minutes``"""
+    """Reason of a stop: ``idle for 15 minutes``."""
     return f"idle for {_counted(builder.auto_stop_interval, 'minute')}"
 
 
 def freeze_reason(freeze_after: timedelta) -> str:
-    """``idle for 60 seconds``"""
+    """Reason of a freeze: ``idle for 60 seconds``."""
     return f"idle for {_counted(freeze_after.total_seconds(), 'second')}"
 
 

@@ -16,14 +16,14 @@ WebhookId = NewType("WebhookId", str)
 UploadId = NewType("UploadId", str)
 BackupId = NewType("BackupId", str)
 RestoreId = NewType("RestoreId", str)
-#: Names a disk towards the engine. A builder's data moves to a new one with each version that takes over.
+#: Engine's name of a disk. A builder's data moves to a new disk with each new version.
 DiskId = NewType("DiskId", str)
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def new_id() -> str:
-    """A random UUID (RFC 9562, version 4) as 36 lower-case characters."""
+    """Return a random UUID (RFC 9562, version 4) as 36 lower-case characters."""
     return str(uuid.uuid4())
 
 
@@ -38,10 +38,10 @@ def new_secret(prefix: str) -> str:
 
 
 def secret_hash(secret: str) -> str:
-    """The sha256 of a secret as 64 hex characters: all that is stored of an API token."""
+    """Return the SHA-256 of a secret as 64 hex characters; only this hash of an API token is stored."""
     return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
 
 
 def is_id(text: str) -> bool:
-    """Whether the text has the form of an id; anything else can name nothing."""
+    """Return True for a text in the form of an id."""
     return _UUID.fullmatch(text) is not None

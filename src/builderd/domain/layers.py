@@ -1,6 +1,6 @@
-"""A layer is a set of installed dependencies, stored under the hash of what was asked for.
+"""Layers: installed dependencies, stored under the hash of the requirements.
 
-A plan says how to make one without saying where: an engine runs its steps in a build sandbox in which
+A plan says how to make a layer, independent of the engine: an engine runs its steps in a build sandbox in which
 ``INPUT`` holds the plan's files (read-only), ``LAYER`` is the layer being made and ``CACHE`` the
 installer's download cache. At run time the layer lies under the app's root file system, so that
 ``LAYER/venv`` is seen as ``/venv`` and ``LAYER/node_modules`` as ``/node_modules``, where Node looks for what
@@ -41,12 +41,12 @@ class BuildStep:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """How to make one layer.
+    """Plan of one layer: inputs, build steps, and the key that it is stored under.
 
     ``key`` (64 hex characters) covers everything that decides the content, and the tenant where
-    ``runs_foreign_code``. Such a plan runs a package's or a user's code and waits for the review's verdict.
-    One that ``may_run_code`` waits as well: it asks for no such code, but what it asks for may do so in turn.
-    ``polish`` runs later, in the background, on a clone that then replaces the layer (byte-compiling).
+    ``runs_foreign_code``. Such a plan runs a package's or a user's code and starts after the review.
+    One that ``may_run_code`` waits too: it runs no such code itself, but a dependency may.
+    ``polish`` byte-compiles later, in the background, on a clone that then replaces the layer.
     """
 
     key: str
@@ -58,13 +58,13 @@ class LayerPlan:
 
     @property
     def waits(self) -> bool:
-        """Whether nothing of it may be done before the review has passed."""
+        """True if it must not start before the review has passed."""
         return self.runs_foreign_code or self.may_run_code
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOutcome:
-    """``exit_code`` is of the step that failed, 0 when all went well; ``output`` holds its last lines."""
+    """Result of a build. ``exit_code`` is of the failed step, 0 on success; ``output`` has its last lines."""
 
     exit_code: int
     output: tuple[str, ...]

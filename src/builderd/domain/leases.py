@@ -1,4 +1,4 @@
-"""Leases: somebody says that a builder is busy, for work that no request shows."""
+"""Leases: keep a builder awake during work that no request shows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ LeaseId = NewType("LeaseId", str)
 
 MAX_SECONDS = 3600
 MAX_REASON_BYTES = 1000
-#: So many at once for one builder.
+#: Limit per builder.
 MAX_LEASES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Until ``expires_at`` the builder is neither frozen nor stopped for idleness. ``created_by`` as events name it."""
+    """Lease: its builder is not frozen or stopped for idleness until ``expires_at``. ``created_by`` is an actor."""
 
     id: LeaseId
     builder_id: BuilderId

@@ -1,4 +1,4 @@
-"""What an app or an installer wrote, line by line."""
+"""Log lines of apps and installers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 class LogStream(StrEnum):
     STDOUT = "stdout"
     STDERR = "stderr"
-    #: What the installer wrote while the version's layer was made.
+    #: Output of the installer that made the version's layer.
     BUILD = "build"
 
 
@@ -26,7 +26,7 @@ class LogLine:
 
 
 class LogPage(NamedTuple):
-    """Lines of a log, oldest first. ``cursor`` is where to read on, ``more`` whether something stands there already."""
+    """Lines of a log, oldest first. ``cursor`` is the position to read on from, ``more`` True if lines follow."""
 
     lines: Sequence[LogLine]
     cursor: str

@@ -1,7 +1,7 @@
-"""Metrics: what a builder used and how it was visited, in steps of five minutes.
+"""Metrics: resource usage and requests of builders, in buckets of five minutes.
 
-A step adds up: two readings of the same step become one, and several steps a longer one. So their number is bounded
-by the time that they are kept, whatever happens in it.
+Buckets add up: two samples of the same bucket are merged, and several buckets make a longer one. So the number of
+rows is bounded by the retention time.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from builderd.domain.previews import PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
 
 BUCKET = timedelta(minutes=5)
-#: How far back metrics go.
+#: Retention of metrics.
 SPAN = timedelta(hours=24)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was used within some time, that adds up. ``seconds`` is how long it was watched.
+    """Usage within some time; sums of several are exact. ``seconds`` is how long it was sampled.
 
-    ``memory_byte_seconds`` divided by ``seconds`` is the average; ``answers_2xx`` and so on are what visitors got.
+    ``memory_byte_seconds`` divided by ``seconds`` is the average; ``answers_2xx`` and so on count HTTP responses.
     """
 
     seconds: float = 0
@@ -42,7 +42,7 @@ class Usage:
 
     @property
     def cpu(self) -> float | None:
-        """vCPU in use, on average; None where nothing was watched."""
+        """Average vCPU in use; None without samples."""
         return self.cpu_seconds / self.seconds if self.seconds else None
 
     @property
@@ -50,13 +50,13 @@ class Usage:
         return int(self.memory_byte_seconds / self.seconds) if self.seconds else None
 
 
-#: The fields that do not add up: of several the greatest counts.
+#: Fields that are merged by their maximum; all others are added.
 MAXIMA = ("memory_most_bytes", "disk_most_bytes")
 
 
 @dataclass(frozen=True, slots=True)
 class UsageBucket:
-    """``start`` is a multiple of ``STEP``."""
+    """Usage of one builder in one bucket; ``start`` is a multiple of ``BUCKET``."""
 
     builder_id: BuilderId
     start: datetime
@@ -65,7 +65,7 @@ class UsageBucket:
 
 @dataclass(frozen=True, slots=True)
 class SampleTarget:
-    """A sandbox to be read, and whose it is."""
+    """Sandbox to sample, with its builder and tenant."""
 
     tenant_id: TenantId
     tenant: str
@@ -78,7 +78,7 @@ class SampleTarget:
 
 @dataclass(frozen=True, slots=True)
 class UsageSample:
-    """The latest of a builder: what its sandbox used since its start, and ``lately``, since the reading before."""
+    """Latest sample of a builder: usage since its sandbox started, and ``since_previous`` sample."""
 
     watched: SampleTarget
     at: datetime
@@ -88,12 +88,12 @@ class UsageSample:
 
 
 def start_of(time: datetime, step: timedelta = BUCKET) -> datetime:
-    """The beginning of the step in which the time lies."""
+    """Return the start of the bucket that contains the time."""
     return _EPOCH + (time - _EPOCH) // step * step
 
 
 def add(one: Usage, other: Usage) -> Usage:
-    """Both together."""
+    """Merge two usages."""
     return Usage(
         **{
             name: (max if name in MAXIMA else sum)((getattr(one, name), getattr(other, name)))
@@ -109,7 +109,7 @@ def usage_between(
     seen: PreviewActivity | None,
     seconds: float,
 ) -> Usage:
-    """What came to pass between two readings. A counter that went down began anew."""
+    """Return the usage between two samples. A counter that went down was reset: its value counts from 0."""
     since = before or SandboxUsage(0, 0, 0, 0, 0, 0)
     visits = {
         field: _more(getattr(visited, field), getattr(seen, field) if seen else 0)
@@ -135,7 +135,7 @@ def _more(now: int, before: int) -> int:
 def resample(
     steps: Iterable[UsageBucket], begin: datetime, step: timedelta, count: int
 ) -> Sequence[tuple[datetime, Usage]]:
-    """So many steps from the beginning on, those in which nothing was watched too."""
+    """Return ``count`` (start, usage) pairs from ``begin`` on, empty ones included."""
     sums = [Usage()] * count
     for one in steps:
         index = (one.start - begin) // step
@@ -145,7 +145,7 @@ def resample(
 
 
 def merged(steps: Iterable[UsageBucket]) -> list[UsageBucket]:
-    """One for each builder and time, in that order."""
+    """Merge buckets of the same builder and start; sorted by both."""
     found: dict[tuple[BuilderId, datetime], UsageBucket] = {}
     for one in steps:
         key = (one.builder_id, one.start)

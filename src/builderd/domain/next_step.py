@@ -39,7 +39,7 @@ from builderd.domain.steps import (
 
 
 def next_step(builder: Builder, seen: Observed) -> Step:
-    """The one step that brings the world nearer to what is wanted of the builder."""
+    """Return the next step from the observed towards the desired state."""
     if _ended_by_itself(seen):
         return _close_route(builder, seen) or RecordEnd()
     match builder.desired:
@@ -52,16 +52,16 @@ def next_step(builder: Builder, seen: Observed) -> Step:
 
 
 def _ended_by_itself(seen: Observed) -> bool:
-    """The record says it runs, the engine says it does not (any more)."""
+    """Return True if a sandbox recorded as started no longer runs."""
     if seen.sandbox is None or seen.sandbox.started_at is None:
         return False
     return seen.report is None or not seen.report.alive
 
 
 def _close_route(builder: Builder, seen: Observed) -> Step | None:
-    """Keep visitors from the sandbox, or None when they are kept from it already.
+    """Close the route to the sandbox; None if it is closed already.
 
-    This comes before a sandbox goes, since another builder's may have its address from then on.
+    The route closes before the sandbox is removed, since another builder's sandbox may get its address.
     """
     if builder.desired is Desired.DELETED:
         return RemoveRoute() if seen.route is not None else None
@@ -100,7 +100,7 @@ def _towards_running(builder: Builder, seen: Observed) -> Step:
         if seen.paid_frozen or _is_frozen(seen):
             return Thaw(_opened(builder, seen))
         if builder.handover is Handover.FORWARD and seen.version.qa_due and seen.version.qa_required:
-            return CheckApp()  # visitors wait: should it fail, they never see it
+            return CheckApp()  # before the route opens: requests never reach a version that fails
         if (opening := _open_route(builder, seen)) is not None:
             return opening
         if seen.version.qa_due and not builder.settled:
@@ -109,12 +109,12 @@ def _towards_running(builder: Builder, seen: Observed) -> Step:
 
 
 def _is_up(builder: Builder) -> bool:
-    """Whether that it runs is known already."""
+    """Return True if it is recorded as running."""
     return builder.settled and builder.status is Status.RUNNING and builder.stop_kind is None
 
 
 def _towards_frozen(builder: Builder, seen: Observed) -> Step:
-    """Visitors are held before anything stands still, so that none is caught in the middle."""
+    """Close the route before the freeze, so that no request hangs in a frozen app."""
     asleep = make_route(builder, RouteState.ASLEEP)
     if seen.route != asleep:
         return SetRoute(asleep)
@@ -126,20 +126,20 @@ def _is_frozen(seen: Observed) -> bool:
 
 
 def _open_route(builder: Builder, seen: Observed) -> Step | None:
-    """Lead visitors to the app, or None when they come to it already."""
+    """Open the route to the app; None if it is open already."""
     opened = _opened(builder, seen)
     return SetRoute(opened) if seen.route != opened else None
 
 
 def _opened(builder: Builder, seen: Observed) -> Route:
-    assert seen.report is not None, "it runs"
-    assert seen.report.ip is not None, "what runs has an address"
+    assert seen.report is not None, "a running sandbox has a report"
+    assert seen.report.ip is not None, "a running sandbox has an address"
     return make_route(builder, RouteState.OPEN, Address(seen.report.ip, seen.version.port))
 
 
 def _towards_started(builder: Builder, seen: Observed) -> Step:
-    if seen.sandbox is None and (verdict := _after_ends(builder, seen)) is not None:
-        return verdict
+    if seen.sandbox is None and (decision := _after_ends(builder, seen)) is not None:
+        return decision
     if (closing := _close_route(builder, seen)) is not None:
         return closing
     if (preparing := prepare(seen.version)) is not None:
@@ -158,19 +158,19 @@ def _towards_started(builder: Builder, seen: Observed) -> Step:
 
 
 def prepare(version: VersionState) -> Step | None:
-    """What a version needs before anything of it is started, a builder's first one as well as a candidate."""
+    """Return the review or installation that a version needs before its start, or None."""
     if version.review_due:
         return Review(version.number)
     return None if version.layer_ready else Install(version.number)
 
 
 def _after_ends(builder: Builder, seen: Observed) -> Step | None:
-    """What the ends of earlier attempts of this run demand before another one is made."""
+    """Return the step that the ends of earlier attempts require before a new one, or None."""
     if not seen.ends:
         return None
     last = seen.ends[-1]
     if builder.job_type is JobType.ONE_TIME:
-        return _job_verdict(last)
+        return _job_outcome(last)
     if not any(end.listening_at for end in seen.ends) and any(is_crash(end) for end in seen.ends):
         return GiveUp(too_often=False)
     if len(recent_crashes(seen.ends, seen.now)) >= MAX_EXITS:
@@ -179,8 +179,8 @@ def _after_ends(builder: Builder, seen: Observed) -> Step | None:
     return Wait(due) if due > seen.now else None
 
 
-def _job_verdict(last: Sandbox) -> Step | None:
-    """A job that was cut off from outside runs again; any other end is its outcome."""
+def _job_outcome(last: Sandbox) -> Step | None:
+    """Return the outcome of a job; None to run it again after an external stop."""
     assert last.end is not None
     if last.end.cause in (EndCause.HOST_RESTARTED, EndCause.STOPPED):
         return None

@@ -1,4 +1,4 @@
-"""Packages: what a Node project's ``package.json`` says of what is run. Taken for data: it may say anything.
+"""Node's ``package.json``: the main file and the scripts. Untrusted data.
 
 Format: https://docs.npmjs.com/cli/configuring-npm/package-json
 """
@@ -8,20 +8,20 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-#: A larger one says nothing.
+#: A larger file is ignored.
 MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """``main`` is the file that the folder stands for; ``commands`` are its scripts."""
+    """``main`` is the file that an import of the folder runs; ``commands`` are the scripts' command lines."""
 
     main: str | None
     commands: tuple[str, ...]
 
 
 def read_package(content: bytes) -> Package | None:
-    """What it says, or None where it cannot be read."""
+    """Parse a ``package.json``; None if it is invalid."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):

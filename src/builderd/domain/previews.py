@@ -1,4 +1,4 @@
-"""The way in from the web: a builder's host name, and what its route says."""
+"""Preview routes: a builder's host name and the answer to its requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from builderd.domain.ids import BuilderId, is_id
 NAME_PART = 54
 ID_PART = 8
 
-#: What a proxy's configuration, its maps and its pages may hold without escaping: nothing but a lower-case host name.
+#: Lower-case host names: the only text that may go unescaped into the proxy's configuration, maps and pages.
 _LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -24,9 +24,9 @@ class RouteState(StrEnum):
     OPEN = "open"
     #: The app is being created, started or restarted: 503 with a page that says so.
     STARTING = "starting"
-    #: Another sandbox is about to take over: requests wait for it.
+    #: Paused: another sandbox is about to take over, and requests wait for it.
     HELD = "held"
-    #: Nobody used it, so it stands still or was stopped: requests bring it back, and wait for it.
+    #: Frozen or stopped for idleness: a request wakes it, and waits for it.
     ASLEEP = "asleep"
     #: Somebody stopped it: 503 with a page that says so.
     STOPPED = "stopped"
@@ -40,7 +40,7 @@ class RouteState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an app listens, as the preview can dial it: an IP address and a port."""
+    """IP address and port of an app, as the preview dials it."""
 
     ip: str
     port: int
@@ -51,11 +51,13 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """``token_hash`` is the sha256 (64 hex) of the service token for a private preview, None for a public one.
+    """Route of one host name.
 
-    ``destination`` is set exactly when ``state`` is ``open``. ``builder_id`` lets the page of a crashed app say where
-    its logs are; only to who brings the service token, whose sha256 is ``token_hash`` or, for a public preview,
-    ``owner_hash``. Raises ``ValueError`` for anything else than that: a route ends up in a proxy's configuration.
+    ``token_hash`` is the sha256 (64 hex) of the service token for a private preview, None for a public one.
+
+    ``destination`` is set exactly when ``state`` is ``open``. ``builder_id`` lets the page of a crashed app link
+    its logs, for requests with the service token only: its sha256 is ``token_hash`` or, for a public preview,
+    ``owner_hash``. Raises ``ValueError`` for invalid values: a route becomes part of a proxy's configuration.
     """
 
     host: str
@@ -82,7 +84,7 @@ class Route:
 
 
 def _check_address(address: Address) -> None:
-    """Raises ``ValueError`` for what cannot be dialled."""
+    """Raise ``ValueError`` for an address that cannot be dialled."""
     ipaddress.ip_address(address.ip)
     if not 1 <= address.port <= 65535:
         raise ValueError(f"not a port: {address.port}")
@@ -90,9 +92,9 @@ def _check_address(address: Address) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PreviewActivity:
-    """Counters of one host since the preview process knows it; ``idle_seconds`` since its last request.
+    """Counters of one host since the preview process started serving it; ``idle_seconds`` since its last request.
 
-    ``answers_2xx`` and so on count what visitors were answered, by the class of the status.
+    ``answers_2xx`` and so on count responses by the class of the status.
     """
 
     requests: int
@@ -110,18 +112,18 @@ class PreviewActivity:
 
 @dataclass(frozen=True, slots=True)
 class PreviewDomain:
-    """Where previews live, as a visitor types it: ``port`` None means the scheme's own."""
+    """Public URL parts of previews; ``port`` None: the scheme's default."""
 
     scheme: str
     domain: str
     port: int | None
 
     def url(self, host: str) -> str:
-        """``<scheme>://<host>[:port]/``"""
+        """Return ``<scheme>://<host>[:port]/``."""
         return f"{self.scheme}://{host}{f':{self.port}' if self.port else ''}/"
 
 
 def preview_host(name: str, builder_id: BuilderId, domain: str) -> str:
-    """``<name, cut to 54>-<first 8 hex of the id>.<domain>``, a valid host name for every valid builder name."""
+    """Return ``<name, cut to 54>-<first 8 hex of the id>.<domain>``, valid for every valid builder name."""
     label = name[:NAME_PART].rstrip("-")
     return f"{label}-{builder_id[:ID_PART]}.{domain}"

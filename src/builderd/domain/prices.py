@@ -40,7 +40,7 @@ class Prices:
     frozen_memory: Decimal = Decimal(1)
 
     def hourly_rate(self, resources: Resources, billing: Billing) -> Decimal:
-        """What an hour in this billing state costs, exact."""
+        """Return the exact price of an hour in this billing state."""
         cpu = Decimal(str(resources.cpu)) * self.cpu
         memory = Decimal(str(resources.memory)) * self.memory
         disk = Decimal(str(resources.disk)) * self.disk
@@ -67,7 +67,7 @@ class Segment:
     hourly_rate: Decimal
 
     def seconds(self, now: datetime, since: datetime | None = None, until: datetime | None = None) -> Decimal:
-        """The seconds of this segment inside [since, until), never negative."""
+        """Return the seconds of this segment inside [since, until), never negative."""
         start = max(self.start, since) if since else self.start
         end = self.end or now
         end = min(end, until) if until else end
@@ -80,7 +80,7 @@ class Segment:
 class Sum:
     """Exact sums over segments: ``running`` in seconds, ``paid`` in seconds times the hourly rate of each.
 
-    Divided by an hour only when they are asked for, so that adding up loses no digit.
+    Division by an hour happens in the properties, so that sums lose no digit.
     """
 
     running: Decimal = Decimal(0)
@@ -94,7 +94,7 @@ class Sum:
 
     @property
     def hours(self) -> Decimal:
-        """Of running time."""
+        """Hours of running time."""
         return self.running / SECONDS_PER_HOUR
 
     @property
@@ -104,7 +104,7 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What is shown: the current rate with 4 digits, hours of running time and money with 2."""
+    """Cost as shown: the current rate with 4 digits, hours of running time and money with 2."""
 
     currency: str
     hourly_rate: Decimal
@@ -115,7 +115,7 @@ class Cost:
 def total(
     segments: Iterable[Segment], now: datetime, since: datetime | None = None, until: datetime | None = None
 ) -> Sum:
-    """The sum of the segments inside [since, until)."""
+    """Return the sums of the segments inside [since, until)."""
     found = Sum()
     for segment in segments:
         seconds = segment.seconds(now, since, until)
@@ -125,10 +125,10 @@ def total(
 
 
 def cents(amount: Decimal) -> Decimal:
-    """Rounded half up to 2 digits, as money is shown."""
+    """Round half up to 2 digits, as money is shown."""
     return amount.quantize(Decimal("0.01"), ROUND_HALF_UP)
 
 
 def rate_digits(amount: Decimal) -> Decimal:
-    """Rounded half up to 4 digits, as rates are shown."""
+    """Round half up to 4 digits, as rates are shown."""
     return amount.quantize(Decimal("0.0001"), ROUND_HALF_UP)

@@ -1,4 +1,4 @@
-"""A process that is run beside an app: a command, a terminal, a session of SSH."""
+"""Processes in an app's sandbox next to the app: commands, terminals, SSH sessions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from builderd.domain.versions import text_error
 
 HOME = "/app"
-#: The exit code of what was killed since its time was over, as timeout(1) has it.
+#: Exit code of a process that was killed by its timeout, as of timeout(1).
 TIMEOUT_EXIT_CODE = 124
 #: The largest window that a terminal can have (struct winsize, ioctl_tty(2)).
 MAX_WINDOW = 65_535
-#: What a program is told about its terminal unless the one who looks at it says something else.
+#: Default of the variable TERM.
 TERM = "xterm-256color"
 #: As a path of Linux (PATH_MAX).
 MAX_FOLDER_BYTES = 4096
@@ -30,10 +30,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """A program to run beside the app, as the app's user, with its environment and what ``env`` adds to that.
+    """Program to run as the app's user, with the app's environment plus ``env``.
 
     ``cwd`` is absolute or below ``/app``. With a ``window`` it runs on a terminal of that size, without one on pipes,
-    where ``joined`` sends its errors where its output goes.
+    where ``joined`` sends its stderr to its stdout.
     """
 
     argv: tuple[str, ...]
@@ -44,12 +44,12 @@ class ProcessSpec:
 
     @property
     def folder(self) -> str:
-        """Where it begins, as an absolute path."""
+        """Working directory as an absolute path."""
         return posixpath.join(HOME, self.cwd)
 
 
 def shell(command: str) -> tuple[str, ...]:
-    """The program that runs a command line."""
+    """Return the argv that runs a command line."""
     return ("/bin/sh", "-c", command)
 
 
@@ -58,11 +58,11 @@ LOGIN_SHELL = ("/bin/bash", "--login")
 
 
 def folder_error(folder: str) -> str | None:
-    """Why this cannot be the folder of a process, or None."""
+    """Return the reason to reject a working directory, or None."""
     return text_error(folder, MAX_FOLDER_BYTES) if folder else "must not be empty"
 
 
 def stdin_error(text: str) -> str | None:
-    """Why this cannot be the input of a command, or None."""
+    """Return the reason to reject a command's input, or None."""
     size = len(text.encode(errors="surrogatepass"))
     return f"must be at most {MAX_STDIN_BYTES} bytes long" if size > MAX_STDIN_BYTES else None

@@ -1,4 +1,4 @@
-"""A ``Procfile`` names the commands of an app, one a line: ``web: gunicorn app:app``.
+"""Parser of ``Procfile``, which names the commands of an app, one a line: ``web: gunicorn app:app``.
 
 Format: https://devcenter.heroku.com/articles/procfile
 """
@@ -10,13 +10,13 @@ import re
 from builderd.domain.bundles import Bundle
 
 FILE = "Procfile"
-#: What lies further on is not read.
+#: Only this many bytes of it are read.
 MAX_BYTES = 1_000_000
 LINE = re.compile(r"(?P<process>[A-Za-z0-9_-]+)\s*:\s*(?P<command>\S.*?)\s*")
 
 
 def web_command(bundle: Bundle) -> str | None:
-    """The command of the process ``web``, or None where no ``Procfile`` names one."""
+    """Return the command of the process ``web``, or None without one."""
     file = bundle.file(FILE)
     if file is None:
         return None

@@ -13,30 +13,30 @@ from enum import StrEnum
 
 from builderd.domain.ids import BuilderId, DiskId
 
-#: So many findings are kept of one check, and so many characters of each.
+#: Findings kept per check, and characters of each.
 MAX_FINDINGS, MAX_FINDING = 50, 500
-#: So often a report is begun anew that the service's own end has cut off.
+#: Attempts at a report that a stop of the service interrupted.
 MAX_ATTEMPTS = 2
 
 
 class Outcome(StrEnum):
     PASSED = "passed"
-    #: Worth a look, and no fault.
+    #: Worth a look, not an error.
     WARNING = "warning"
     FAILED = "failed"
-    #: Could not be found out, and the message says why.
+    #: Not determined; the message says why.
     NOT_JUDGED = "not_judged"
 
 
 class CheckName(StrEnum):
-    """In the order in which they are shown."""
+    """Names of checks, in display order."""
 
     # The gate
     PORT = "port"
     ANSWER = "answer"
     ALIVE = "alive"
     MEMORY = "memory"
-    #: Of a job: it ended with exit code 0.
+    #: A job ended with exit code 0.
     EXIT = "exit"
     # The report, on a copy
     COPY = "copy"
@@ -61,7 +61,7 @@ ORDER = {name: index for index, name in enumerate(CheckName)}
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """``message`` says what was asked and what came back; ``findings`` are single places, such as pages or lines."""
+    """Result of one check. ``message`` has the request and the response; ``findings`` name pages or log lines."""
 
     name: CheckName
     outcome: Outcome
@@ -72,7 +72,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Screenshot:
-    """``name`` is ``desktop`` or ``phone``; ``png`` the picture of so many pixels."""
+    """Screenshot in PNG; ``name`` is ``desktop`` or ``phone``, ``width`` and ``height`` in pixels."""
 
     name: str
     width: int
@@ -86,16 +86,16 @@ class ReportStatus(StrEnum):
     WAITING = "waiting"
     RUNNING = "running"
     DONE = "done"
-    #: It could not be made, or was cut off; ``note`` says why.
+    #: It could not be made or was interrupted; ``note`` says why.
     DROPPED = "dropped"
 
 
 @dataclass(frozen=True, slots=True)
 class QaReport:
-    """What is known of one version. ``gate`` is empty until the gate has judged it.
+    """QA results of one version. ``gate`` is empty until the gate has run.
 
-    ``copy_disk`` names the disk of the disposable copy, from before it is made until after it is gone; ``owner`` the
-    service that works on it. ``screenshots`` are the names of those that are kept.
+    ``copy_disk`` is the disposable copy's disk, set before it is created and cleared after its removal; ``owner`` the
+    service that works on it. ``screenshots`` are the names of the stored ones.
     """
 
     builder_id: BuilderId
@@ -116,12 +116,12 @@ class QaReport:
 
     @property
     def is_open(self) -> bool:
-        """Whether the report is still to come."""
+        """True while the report is not finished."""
         return self.status in (ReportStatus.WAITING, ReportStatus.RUNNING)
 
 
 def wanted(report: QaReport, by: str, now: datetime) -> QaReport:
-    """The same with a report to be made; one that is under way stays as it is."""
+    """Return the results with a report requested; unchanged while one is open."""
     if report.is_open:
         return report
     return replace(
@@ -137,17 +137,17 @@ def wanted(report: QaReport, by: str, now: datetime) -> QaReport:
 
 
 def gate_passed(gate: Sequence[Check]) -> bool:
-    """Whether all of the gate's checks hold."""
+    """Return True if no check of the gate failed."""
     return all(check.outcome is not Outcome.FAILED for check in gate)
 
 
 def gate_failure(gate: Sequence[Check]) -> str:
-    """What is wrong, for people: the messages of the checks that failed."""
+    """Return the messages of the failed checks."""
     return "\n".join(check.message for check in gate if check.outcome is Outcome.FAILED)
 
 
 def in_order(checks: Sequence[Check]) -> tuple[Check, ...]:
-    """As they are shown, each cut to what is kept."""
+    """Return the checks in display order, each cut to the stored size."""
     return tuple(sorted((_cut(check) for check in checks), key=lambda check: ORDER[check.name]))
 
 
@@ -164,5 +164,5 @@ def shorten(text: str, limit: int) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 page``, ``2 pages``."""
+    """Return ``1 page``, ``2 pages``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

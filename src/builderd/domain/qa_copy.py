@@ -9,11 +9,11 @@ from pathlib import PurePosixPath
 
 from builderd.domain.qa import MAX_FINDING, Check, CheckName, Outcome, counted, shorten
 
-#: An app has so many seconds to end after SIGTERM.
+#: Seconds that an app has to end after SIGTERM.
 TERM_SECONDS = 5.0
-#: From so much of its limit on, an app's memory is told of.
+#: Share of the memory limit from which on the check warns.
 MEMORY_SHARE = 0.8
-#: From so much of a vCPU on, what an idle app uses is told of.
+#: Share of a vCPU from which on the idle check warns.
 IDLE_SHARE = 0.2
 
 
@@ -21,22 +21,22 @@ IDLE_SHARE = 0.2
 
 
 def check_idle(cpu_seconds: float, seconds: float) -> Check:
-    """What the app uses of a vCPU when nobody asks anything of it."""
+    """Check the CPU usage of the app without requests."""
     share = cpu_seconds / seconds if seconds > 0 else 0.0
-    message = f"With nobody asking, the app used {share:.0%} of a vCPU for {seconds:.1f} s."
+    message = f"Without requests, the app used {share:.0%} of a vCPU for {seconds:.1f} s."
     outcome = Outcome.WARNING if share > IDLE_SHARE else Outcome.PASSED
     return Check(CheckName.IDLE_CPU, outcome, message, seconds)
 
 
 def check_memory_use(used: int, limit: int) -> Check:
-    """Bytes, after the other checks."""
+    """Check the memory usage after the other checks; both in bytes."""
     share = used / limit if limit else 0.0
     message = f"After the checks the app held {used / 1e6:.0f} MB, {share:.0%} of its limit."
     return Check(CheckName.MEMORY_USE, Outcome.WARNING if share > MEMORY_SHARE else Outcome.PASSED, message)
 
 
 def check_term(seconds: float) -> Check:
-    """Ended by itself within ``TERM_SECONDS`` after SIGTERM."""
+    """Check that the app ends within ``TERM_SECONDS`` after SIGTERM."""
     if seconds < TERM_SECONDS:
         message = f"The app ended {seconds:.2f} s after SIGTERM."
         return Check(CheckName.SIGTERM, Outcome.PASSED, message, seconds)
@@ -47,7 +47,7 @@ def check_term(seconds: float) -> Check:
     return Check(CheckName.SIGTERM, Outcome.FAILED, message, seconds)
 
 
-#: The exception that ends a traceback of Python, and what Node writes of an error that nobody caught.
+#: Last line of a Python traceback, and Node's report of an uncaught error.
 _TRACEBACK = "Traceback (most recent call last):"
 _PYTHON_ERROR = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning|[A-Z]\w*)(?::.*|$)")
 
@@ -58,7 +58,7 @@ _NODE_ERROR = re.compile(
 _NODE_FRAME = re.compile(r"^\s+at .+[:(]\S*\d+")
 
 
-#: What programs say when a network is out of reach.
+#: Messages of programs about an unreachable network.
 _OUT_OF_REACH = re.compile(
     r"Network is unreachable|No route to host|Host is unreachable|Temporary failure in name resolution|EAI_AGAIN"
     r"|ENETUNREACH|EHOSTUNREACH|ENOTFOUND|getaddrinfo|Name or service not known|NameResolutionError"
@@ -69,29 +69,32 @@ _OUT_OF_REACH = re.compile(
 
 
 def is_out_of_reach(text: str) -> bool:
-    """Whether this is what programs say when a network cannot be reached, as none can from a copy."""
+    """Return True for a message about an unreachable network: a copy has none."""
     return _OUT_OF_REACH.search(text) is not None
 
 
 def check_log(lines: Sequence[str]) -> Check:
-    """Tracebacks and errors that nobody caught; those of a network that a copy cannot reach are not judged."""
+    """Check the log for tracebacks and uncaught errors; those about the network, which a copy lacks, do not count."""
     errors = errors_in(lines)
     if not errors:
         return Check(
             CheckName.LOG, Outcome.PASSED, f"No traceback in the {counted(len(lines), 'line')} that the copy wrote."
         )
-    blameless = [error for error in errors if is_out_of_reach(error)]
-    told = tuple(f"{error} ({count} times)" if count > 1 else error for error, count in errors.items())
-    if len(blameless) == len(errors):
+    of_network = [error for error in errors if is_out_of_reach(error)]
+    findings = tuple(f"{error} ({count} times)" if count > 1 else error for error, count in errors.items())
+    if len(of_network) == len(errors):
         message = "The tracebacks in the copy's log are of a network that it may not reach."
-        return Check(CheckName.LOG, Outcome.NOT_JUDGED, message, findings=told)
+        return Check(CheckName.LOG, Outcome.NOT_JUDGED, message, findings=findings)
     return Check(
-        CheckName.LOG, Outcome.FAILED, f"{counted(sum(errors.values()), 'traceback')} in the copy's log.", findings=told
+        CheckName.LOG,
+        Outcome.FAILED,
+        f"{counted(sum(errors.values()), 'traceback')} in the copy's log.",
+        findings=findings,
     )
 
 
 def errors_in(lines: Sequence[str]) -> Mapping[str, int]:
-    """How often each error ends a traceback in these lines."""
+    """Return error → number of tracebacks that end with it."""
     found: dict[str, int] = {}
     inside = False
     for index, line in enumerate(lines):
@@ -110,13 +113,13 @@ def errors_in(lines: Sequence[str]) -> Mapping[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """One file of an app: its size in bytes and the sha256 of its content."""
+    """Size in bytes and SHA-256 of a file's content."""
 
     size: int
     sha256: str
 
 
-#: Files that come and go without anybody's loss.
+#: Temporary files, whose removal loses nothing.
 _PASSING_FOLDERS = frozenset(
     {"__pycache__", ".cache", "node_modules", ".git", "tmp", ".tmp", ".config", ".npm", ".local"}
 )
@@ -124,13 +127,13 @@ _PASSING_SUFFIXES = ("-wal", "-shm", "-journal", ".pid", ".sock", ".lock", ".pyc
 
 
 def is_temporary(path: str) -> bool:
-    """A cache, a lock, a log, and the like."""
+    """Return True for caches, locks, logs and the like."""
     folders = PurePosixPath(path).parts[:-1]
     return any(folder in _PASSING_FOLDERS for folder in folders) or path.endswith(_PASSING_SUFFIXES)
 
 
 def check_files(before: Mapping[str, FileState], after: Mapping[str, FileState]) -> Check:
-    """What was on the disk when the app stopped is there after its next start, and has not shrunk."""
+    """Check that the files at the app's stop exist after its next start and have not shrunk."""
     gone, shrunk, changed = [], [], []
     for path, state in sorted(before.items()):
         if is_temporary(path):
@@ -151,14 +154,14 @@ def check_files(before: Mapping[str, FileState], after: Mapping[str, FileState])
     return Check(CheckName.FILES, Outcome.PASSED, message, findings=tuple(changed))
 
 
-#: Where the app is asked for something, and so may need what a copy does not have.
+#: Checks with requests to the app, which may need the network that a copy lacks.
 NEEDS_NETWORK = frozenset(
     {CheckName.CRAWL, CheckName.OPENAPI, CheckName.BROWSER, CheckName.RESTART, CheckName.COPY, CheckName.STAYS_UP}
 )
 
 
 def excuse_failure(check: Check, why: str) -> Check:
-    """A failure that may come of what the copy lacks is not judged."""
+    """Turn a failure that the missing network may have caused into ``not_judged``."""
     if check.outcome is not Outcome.FAILED or check.name not in NEEDS_NETWORK:
         return check
     return replace(check, outcome=Outcome.NOT_JUDGED, message=f"{check.message} Not judged: {why}")

@@ -11,18 +11,18 @@ from builderd.domain.qa import Check, CheckName, Outcome
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import SandboxReport
 
-#: The app must still be up so many seconds after it was asked.
+#: The app must still run this many seconds after the gate's request.
 ALIVE_SECONDS = 0.5
-#: What the gate asks for, and how long it waits for the answer.
+#: Path of the gate's request, and seconds to wait for the response.
 GATE_PATH = "/"
 GATE_TIMEOUT = 15.0
-#: A visitor who wakes an app is held for so long at most: one that starts slower is told of.
+#: Longest time that the preview pauses a request for a waking app; a slower start gives a warning.
 SLOW_START = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One GET. ``status`` is None when no answer came, and ``fault`` then says why; ``excerpt`` begins the body."""
+    """One GET request. Without a response ``status`` is None and ``fault`` says why; ``excerpt`` starts the body."""
 
     status: int | None
     seconds: float
@@ -35,16 +35,16 @@ class Visit:
 
 
 def check_port(port: int, seconds: float) -> Check:
-    """The app listens, so many seconds after its start."""
+    """Check that the app listens; ``seconds`` since its start."""
     message = f"The app listened on 0.0.0.0:{port} {seconds:.2f} s after its start."
     if seconds <= SLOW_START:
         return Check(CheckName.PORT, Outcome.PASSED, message, seconds)
-    message += f" Whoever wakes it from idleness is held for {SLOW_START:g} s only, and then told to come again."
+    message += f" A request that wakes it from sleep waits for at most {SLOW_START:g} s, and then gets a page to retry."
     return Check(CheckName.PORT, Outcome.WARNING, message, seconds)
 
 
 def check_answer(visit: Visit, path: str, lines: Sequence[str]) -> Check:
-    """Anything below 500 will do: many healthy apps have nothing at ``/``."""
+    """Check the response: any status below 500 passes, since many healthy apps have nothing at ``/``."""
     asked = f"GET {path}"
     if visit.status is None:
         message = f"{asked} got no answer: {visit.fault} (after {visit.seconds:.2f} s)." + quoted(lines)
@@ -67,7 +67,7 @@ def _status(status: int) -> str:
 def check_alive(
     report: SandboxReport, reachable: bool, port: int, path: str, resources: Resources, lines: Sequence[str]
 ) -> Check:
-    """Still up, and still listening, ``ALIVE_SECONDS`` after it was asked."""
+    """Check that the app still runs and listens ``ALIVE_SECONDS`` after the request."""
     after = f"{ALIVE_SECONDS:g} s after GET {path}"
     if not report.alive:
         how = describe_end(report.end, resources) if report.end else "it is gone"
@@ -80,7 +80,7 @@ def check_alive(
 
 
 def check_memory(report: SandboxReport, resources: Resources) -> Check:
-    """The kernel killed nothing in the sandbox for want of memory."""
+    """Check that the kernel killed no process of the sandbox for memory."""
     if report.out_of_memory:
         message = (
             f"The kernel killed a process of the app: out of memory, limit {resources.memory:g} GB. "
@@ -91,12 +91,12 @@ def check_memory(report: SandboxReport, resources: Resources) -> Check:
 
 
 def check_exit(exit_code: int | None, how: str, lines: Sequence[str]) -> Check:
-    """A job is to end with 0."""
+    """Check that a job ended with exit code 0."""
     if exit_code == 0:
         return Check(CheckName.EXIT, Outcome.PASSED, "The job exited with code 0.")
     return Check(CheckName.EXIT, Outcome.FAILED, f"The job was to exit with code 0, but {how}." + quoted(lines))
 
 
 def gate_of_failure(reason: str) -> tuple[Check, ...]:
-    """The gate of a version that did not get as far as to listen."""
+    """Return the gate's checks of a version that never listened."""
     return (Check(CheckName.PORT, Outcome.FAILED, reason),)

@@ -1,4 +1,4 @@
-"""What may be promised: to a tenant by its quota, and to all of them together by what the machine has."""
+"""Quotas of tenants and the capacity of the machine: limits of allocated resources."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ UNITS = {"builders": "", "running_builders": "", "cpu": " vCPU", "memory": " GB 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """How much is promised. ``cpu`` in vCPU and ``memory`` in GB, of builders that are wanted running; ``disk`` in
-    GB, of all that there are.
-    """
+    """Allocated resources: ``cpu`` in vCPU and ``memory`` in GB of running builders, ``disk`` in GB of all builders."""
 
     builders: int = 0
     running_builders: int = 0
@@ -30,12 +28,12 @@ class Allocation:
 
 
 def larger_of(one: Allocation, other: Allocation) -> Allocation:
-    """Of each thing, the more."""
+    """Return the larger amount of each resource."""
     return Allocation(*(max(getattr(one, each.name), getattr(other, each.name)) for each in fields(Allocation)))
 
 
 def allocation_of(resources: Resources, *, running: bool) -> Allocation:
-    """Of one builder, wanted running or not."""
+    """Return the allocation of one builder; CPU and memory only if it is to run."""
     if not running:
         return Allocation(builders=1, disk=resources.disk)
     return Allocation(1, 1, resources.cpu, resources.memory, resources.disk)
@@ -43,7 +41,7 @@ def allocation_of(resources: Resources, *, running: bool) -> Allocation:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The most of each that may be promised; None: as much as is wanted."""
+    """Limits of an allocation; None: unlimited."""
 
     builders: int | None = None
     running_builders: int | None = None
@@ -51,11 +49,11 @@ class Limit:
     memory: float | None = None
     disk: float | None = None
 
-    def exceeded(self, promised: Allocation, more: Allocation) -> Iterator[Excess]:
-        """What of ``more`` would go beyond it. What does not grow is not held against anybody."""
+    def exceeded(self, allocated: Allocation, more: Allocation) -> Iterator[Excess]:
+        """Yield each resource of ``more`` that would exceed its limit. Resources that do not grow are not checked."""
         for one in fields(Limit):
             limit, wanted = getattr(self, one.name), getattr(more, one.name)
-            used = getattr(promised, one.name)
+            used = getattr(allocated, one.name)
             if limit is not None and wanted > 0 and used + wanted > limit + TOLERANCE:
                 yield Excess(one.name, limit, used, wanted)
 
@@ -66,7 +64,7 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """One thing of which ``limit`` may be promised, ``used`` is, and ``wanted`` is asked for on top."""
+    """One exceeded limit: ``used`` is allocated, and ``wanted`` is requested on top."""
 
     name: str
     limit: float
@@ -78,17 +76,17 @@ class Excess:
         return UNITS[self.name] or f" {self.name.replace('_', ' ')}"
 
     def __str__(self) -> str:
-        return f"{self.used:g} of {self.limit:g}{self.unit} are taken, and {self.wanted:g} more are asked for"
+        return f"{self.used:g} of {self.limit:g}{self.unit} are allocated, and {self.wanted:g} more are requested"
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What an engine has: vCPU, GB of memory, GB of disk."""
+    """Capacity of an engine: vCPU, GB of memory, GB of disk."""
 
     cpu: float
     memory: float
     disk: float
 
     def times(self, cpu: float, memory: float) -> Limit:
-        """What may be promised of it. The engine says itself how much of its disk it promises."""
+        """Return the limits with overcommit factors for CPU and memory; the engine's disk already has its own."""
         return Limit(cpu=self.cpu * cpu, memory=self.memory * memory, disk=self.disk)

@@ -1,4 +1,4 @@
-"""Reach: which files of a bundle run when its entrypoint and its hooks do, as far as references tell."""
+"""Reachability: files of a bundle that the entrypoint or a hook runs, by static references."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from builderd.domain.entrypoints import SCRIPT_ENDINGS, module_files
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What one file refers to: dotted modules (with leading dots for relative ones), scripts, and other paths.
+    """References of one file: dotted modules (with leading dots for relative ones), scripts, and other paths.
 
-    ``folders`` are those that it has modules looked for in. ``anything`` tells that it imports what only running it
-    would show.
+    ``folders`` are its additions to the module search path. ``anything`` marks dynamic imports.
     """
 
     modules: tuple[str, ...] = ()
@@ -25,14 +24,14 @@ class References:
 
     @property
     def imports(self) -> References:
-        """Without what it only names, which it may read and never run."""
+        """References without plain paths, which it may read but not run."""
         return replace(self, paths=(), anything=False)
 
 
 def reachable_files(
     roots: Iterable[str], references: Mapping[str, References], paths: Collection[str]
 ) -> frozenset[str]:
-    """The roots and all that they lead to. A file that may import anything leads to every other."""
+    """Return the roots and all files reachable from them; a file with dynamic imports reaches every file."""
     known, waiting = set(roots), list(roots)
     folders = _folders(waiting, references)
     while waiting:
@@ -49,7 +48,7 @@ def reachable_files(
 
 
 def _folders(roots: Sequence[str], references: Mapping[str, References]) -> Sequence[str]:
-    """Where modules are looked for: the app's folder, ``src``, those of what is started, and what any file adds."""
+    """Return the module search path: the app's folder, ``src``, the roots' folders, and what any file adds."""
     own = [folder for root in roots if (folder := posixpath.dirname(root))]
     added = [folder for refers in references.values() for folder in refers.folders]
     return tuple(dict.fromkeys(("", "src/", *(f"{folder}/" for folder in (*own, *added)))))

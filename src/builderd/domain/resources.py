@@ -1,4 +1,4 @@
-"""What a builder may use of the machine."""
+"""Resources of a builder: vCPU, memory and disk."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ MINIMUM = Resources(cpu=0.25, memory=0.125, disk=1)
 
 
 def resource_errors(resources: Resources, maximum: Resources) -> Mapping[str, str]:
-    """``{"cpu": why, …}`` for each amount that is no number or outside the bounds."""
-    faults: dict[str, str] = {}
+    """Return ``{"cpu": reason, …}`` for each amount that is NaN or out of bounds."""
+    errors: dict[str, str] = {}
     for name, unit in (("cpu", "vCPU"), ("memory", "GB"), ("disk", "GB")):
         value, low, high = (getattr(r, name) for r in (resources, MINIMUM, maximum))
         if not low <= value <= high:  # neither for a NaN
-            faults[name] = f"must be from {low:g} to {high:g} {unit}"
-    return faults
+            errors[name] = f"must be from {low:g} to {high:g} {unit}"
+    return errors

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from builderd.domain.sandboxes import EndCause, Sandbox
 
-#: So many exits within this time, and an always_on app is given up.
+#: An always_on app with this many crashes within the window is given up.
 MAX_EXITS = 5
 EXIT_WINDOW = timedelta(minutes=10)
 FIRST_RESTART_DELAY = timedelta(seconds=1)
@@ -15,15 +15,15 @@ MAX_RESTART_DELAY = timedelta(seconds=60)
 
 
 def next_attempt(sandboxes: Sequence[Sandbox]) -> int:
-    """Of a run of which these are known: early ones of a long run may be forgotten."""
+    """Return the number of the next attempt; the sandboxes of early attempts may be missing."""
     return max((one.attempt for one in sandboxes), default=0) + 1
 
 
 def delay_before_restart(ends: Sequence[Sandbox], now: datetime) -> timedelta:
-    """How long after its last end it is started again.
+    """Return the delay between the last end and the next start.
 
-    The first lost monitor is the machine's fault and delays nothing; one after the other delay like crashes, and are
-    never given up.
+    The first lost monitor is the machine's fault and delays nothing; repeated ones delay like crashes, but are never
+    given up.
     """
     if is_crash(ends[-1]):
         return restart_delay(len(recent_crashes(ends, now)))
@@ -33,7 +33,7 @@ def delay_before_restart(ends: Sequence[Sandbox], now: datetime) -> timedelta:
 
 
 def is_crash(sandbox: Sandbox) -> bool:
-    """Whether the app's own doing ended it (an unknown end counts, so that nothing restarts for ever)."""
+    """Return True if the app ended by itself. An unknown end counts, so that no app restarts for ever."""
     return sandbox.end is not None and sandbox.end.cause in (
         EndCause.EXITED,
         EndCause.OUT_OF_MEMORY,
@@ -42,7 +42,7 @@ def is_crash(sandbox: Sandbox) -> bool:
 
 
 def recent_crashes(sandboxes: Sequence[Sandbox], now: datetime) -> Sequence[Sandbox]:
-    """Those that count towards ``MAX_EXITS``."""
+    """Return the crashes that count towards ``MAX_EXITS``."""
     return [one for one in sandboxes if is_crash(one) and _is_recent(one, now)]
 
 
@@ -55,7 +55,7 @@ def _is_recent(sandbox: Sandbox, now: datetime) -> bool:
 
 
 def restart_delay(exits: int) -> timedelta:
-    """0, 1, 2, 4, … seconds after none, one, two, three exits, at most a minute."""
+    """Return 0, 1, 2, 4, … seconds after none, one, two, three exits, at most a minute."""
     return min(FIRST_RESTART_DELAY * (1 << exits - 1), MAX_RESTART_DELAY) if exits > 0 else timedelta(0)
 
 

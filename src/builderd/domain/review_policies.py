@@ -1,4 +1,4 @@
-"""The review's policy: limits, what each rule weighs, and which files weigh less. Its hash stands in each report."""
+"""Review policy: limits, the severity of each rule, and files with reduced severity. Reports contain its hash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OFF = "off"
 
 @dataclass(frozen=True, slots=True)
 class ReviewLimits:
-    """Of the code of one version; sizes in bytes. Over one of the first three: a hold. Past the others: a block."""
+    """Limits of the review of one version; sizes in bytes. Exceeding one of the first three holds, any other blocks."""
 
     files: int = 2_000
     file_bytes: int = 1_000_000
@@ -31,7 +31,9 @@ class ReviewLimits:
 
 @dataclass(frozen=True)
 class Policy:
-    """``rules`` map patterns of rule names to a severity, None leaves the rule out; the last that matches counts.
+    """Review policy.
+
+    ``rules`` map patterns of rule names to a severity, None leaves the rule out; the last that matches counts.
 
     ``demoted`` are patterns of paths (``*`` also goes across ``/``) whose findings only warn, unless the entrypoint
     or a hook reaches the file.
@@ -43,15 +45,15 @@ class Policy:
 
     @cached_property
     def hash(self) -> str:
-        """64 hex characters."""
+        """SHA-256 of the policy, 64 hex characters."""
         rules = [(pattern, severity and severity.value) for pattern, severity in self.rules]
         text = json.dumps({"limits": asdict(self.limits), "rules": rules, "demoted": self.demoted}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def severity(self, rule: str) -> Severity | None:
-        """What the rule weighs; None: it is left out. A rule that no pattern names warns.
+        """Return the severity of a rule; None: off. A rule that no pattern matches warns.
 
-        No policy lets through what could not be judged, or lets a language model do more than hold.
+        No policy can lower the ``SAN-`` rules, or let the language model's rules do more than hold.
         """
         if rule not in self._weights:
             found = [severity for pattern, severity in self._patterns if pattern.match(rule)]
@@ -59,7 +61,7 @@ class Policy:
         return self._weights[rule]
 
     def weighs_less(self, path: str) -> bool:
-        """Whether the file is a test, a document or the like."""
+        """Return True for a file with reduced severity: a test, a document or the like."""
         return any(pattern.match(path) for pattern in self._places)
 
     @cached_property
@@ -84,7 +86,7 @@ def _within_bounds(rule: str, severity: Severity | None) -> Severity | None:
 
 
 def make_policy(document: Any) -> Policy:
-    """The policy of a parsed file. Raises ``ValidationFailed`` that names each wrong part of it."""
+    """Make the policy of a parsed file. Raises ``ValidationFailed`` with every error."""
     if not isinstance(document, Mapping):
         raise ValidationFailed({"review policy": ["must be a mapping with limits, rules and demoted"]})
     faults = dict(_faults(document))
@@ -126,6 +128,6 @@ def _rule_faults(rules: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if word not in words:
             yield f"rules.{name}", "must be block, hold, warn or off"
         elif str(name).startswith(SANITY) and word != Severity.BLOCK.value:
-            yield f"rules.{name}", "must be block: what cannot be judged is not let through"
+            yield f"rules.{name}", "must be block: code that cannot be checked must not run"
         elif str(name).startswith(ADVICE) and word == Severity.BLOCK.value:
             yield f"rules.{name}", "must be hold, warn or off: a language model may do no more than hold"

@@ -1,6 +1,6 @@
-"""Reviews: what the gate found in a version's code before any of it ran, and what a person accepted of it.
+"""Reviews: findings in a version's code before it runs, and their acceptances.
 
-The gate is a tripwire: it catches what is plainly meant ill or plainly broken. The sandbox is the boundary.
+The review is a tripwire for obviously malicious or broken code. The security boundary is the sandbox.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import NamedTuple
 
 from builderd.domain.ids import BuilderId
 
-#: Rules of this family say that the code could not be judged or cannot run; nobody can accept them.
+#: Rules of this family report code that cannot be checked or cannot run; their findings cannot be accepted.
 SANITY = "SAN-"
-#: Rules of this family are what the optional language model says; they hold at most.
+#: Rules of the optional language model; they hold at most.
 ADVICE = "LLM-"
-#: Rules that say that something could not look: the next review looks again.
+#: Rules that report a scanner that failed: the next review runs it again.
 BLIND = frozenset({"SAN-scanner", "LLM-failed"})
-#: So many warnings of one rule are told, and so many findings in all; the number left out is told too.
+#: Most warnings of one rule and most findings in a report; the report counts the omitted ones.
 MAX_OF_RULE, MAX_FINDINGS = 25, 300
-#: So many of those that stand in the way are in a summary.
+#: Most open findings in a summary.
 SHOWN = 5
 
 
@@ -36,13 +36,13 @@ class Severity(StrEnum):
     WARN = "warn"
 
 
-#: The gravest first.
+#: Highest severity first.
 ORDER = {Severity.BLOCK: 0, Severity.HOLD: 1, Severity.WARN: 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """What a scanner saw: the rule, where, and the line with its secrets masked.
+    """Hit of a scanner: the rule, the location, and the line with its secrets masked.
 
     ``line`` counts from 1, 0 for a whole file. ``mark`` names the content of the line, or of the
     file, without showing it (hex).
@@ -59,10 +59,10 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A hit as the policy judges it.
+    """Hit with the severity that the policy gives it.
 
-    ``fingerprint`` stays the same when other lines change. ``demoted`` tells that it would weigh more in code that
-    the entrypoint reaches.
+    ``fingerprint`` stays the same when other lines change. ``demoted``: its severity would be higher
+    in code that the entrypoint reaches.
     """
 
     fingerprint: str
@@ -77,13 +77,13 @@ class Finding:
 
     @property
     def acceptable(self) -> bool:
-        """Whether anybody may accept it."""
+        """True if it can be accepted."""
         return self.severity is not Severity.WARN and not self.rule.startswith(SANITY)
 
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """A person took a finding of this builder on themselves; ``expires_at`` None: for good."""
+    """Acceptance of a finding of this builder by a person; ``expires_at`` None: without end."""
 
     builder_id: BuilderId
     fingerprint: str
@@ -93,17 +93,17 @@ class Acceptance:
     expires_at: datetime | None = None
 
     def holds(self, now: datetime) -> bool:
-        """Whether it still counts."""
+        """Return True until it expires."""
         return self.expires_at is None or self.expires_at > now
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a review of one content under one policy found; the same for both, whenever it is made.
+    """Report on one content under one policy; both determine it.
 
     ``content_hash`` covers the files and the entrypoint. ``scanners`` name the tools with their versions.
-    ``left_out`` counts findings that are not told, by rule; ``untold`` those of them that block or hold, which nobody
-    can accept. ``seconds`` is what it took when it was made.
+    ``left_out`` counts omitted findings by rule; ``untold`` the omitted ones that block or hold, which cannot be
+    accepted. ``seconds`` is the duration of the review.
     """
 
     content_hash: str
@@ -118,18 +118,19 @@ class Report:
 
     @property
     def key(self) -> str:
-        """Names the report among all of a tenant."""
+        """Key of the report within its tenant."""
         return report_key(self.content_hash, self.policy_hash)
 
     @property
     def whole(self) -> bool:
-        """Whether all scanners have looked: then the same content need not be looked at again."""
+        """True if every scanner ran: the same content then needs no new review."""
         return not any(finding.rule in BLIND for finding in self.findings)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``open`` are the findings that keep the version from running, the gravest first; ``untold`` counts more of them.
+    """Verdict of a report. ``open`` findings keep the version from running, highest severity first; ``untold`` counts
+    omitted ones.
 
     ``accepted`` are by fingerprint.
     """
@@ -144,12 +145,12 @@ class Verdict:
 
     @property
     def until(self) -> datetime | None:
-        """When the first of what was accepted is not any more; None: never."""
+        """Earliest expiry of an acceptance that counts; None: never."""
         return min((one.expires_at for one in self.accepted.values() if one.expires_at), default=None)
 
 
 def judge(report: Report, acceptances: Iterable[Acceptance], now: datetime) -> Verdict:
-    """Passed is what has no unaccepted block or hold."""
+    """Return the verdict: passed without unaccepted blocks and holds."""
     accepted = {one.fingerprint: one for one in acceptances if one.holds(now)}
     stays = [f for f in report.findings if f.severity is not Severity.WARN]
     still_open = tuple(f for f in stays if not f.acceptable or f.fingerprint not in accepted)
@@ -158,17 +159,17 @@ def judge(report: Report, acceptances: Iterable[Acceptance], now: datetime) -> V
 
 
 def content_hash(bundle_hash: str, entrypoint: str) -> str:
-    """Names what a review judges: the files, and the command that decides which of them run."""
+    """Return the hash of a review's subject: the files and the entrypoint, which decides which of them run."""
     return hashlib.sha256(f"review 1\n{bundle_hash}\n{entrypoint}".encode()).hexdigest()
 
 
 def report_key(content: str, policy: str) -> str:
-    """Of the report on this content under this policy. 64 hex characters."""
+    """Return the key of the report on this content under this policy, 64 hex characters."""
     return hashlib.sha256(f"report\n{content}\n{policy}".encode()).hexdigest()
 
 
 def fingerprints(hits: Sequence[Hit]) -> Sequence[str]:
-    """For each hit: rule, path, the line's content, and which of its like it is. 32 hex characters."""
+    """Return a fingerprint for each hit, 32 hex characters: of rule, path, line content, and number among equals."""
     seen: dict[tuple[str, str, str], int] = {}
     named = []
     for hit in hits:
@@ -179,12 +180,12 @@ def fingerprints(hits: Sequence[Hit]) -> Sequence[str]:
 
 
 def ordered(findings: Iterable[Finding]) -> Sequence[Finding]:
-    """The gravest first, then by place."""
+    """Sort by severity, highest first, then by location."""
     return sorted(findings, key=lambda f: (ORDER[f.severity], f.path, f.line, f.rule))
 
 
 class LimitedFindings(NamedTuple):
-    """``left_out`` counts what is not told, by rule; ``untold`` those of it that block or hold."""
+    """Findings of a report. ``left_out`` counts omitted ones by rule; ``untold`` those that block or hold."""
 
     kept: tuple[Finding, ...]
     left_out: Mapping[str, int]
@@ -192,7 +193,7 @@ class LimitedFindings(NamedTuple):
 
 
 def limit_findings(findings: Sequence[Finding]) -> LimitedFindings:
-    """As many as a person reads. Never a block or a hold for the sake of a warning, since the gravest come first."""
+    """Limit findings to a readable number. Blocks and holds come first and so are never dropped for warnings."""
     kept: list[Finding] = []
     warnings: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
@@ -209,30 +210,30 @@ def limit_findings(findings: Sequence[Finding]) -> LimitedFindings:
 
 
 def summary(verdict: Verdict) -> str:
-    """One paragraph for whoever deployed it: what stands in the way, and what to do."""
+    """Summarize the open findings for the deployer: what blocks the version and how to fix it."""
     blocks = len([f for f in verdict.open if f.severity is Severity.BLOCK])
     holds = len(verdict.open) - blocks
     counts = [
         f"{blocks} {'blocks' if blocks == 1 else 'block'} it" if blocks else "",
         f"{holds} {'holds' if holds == 1 else 'hold'} it until accepted" if holds else "",
-        f"{verdict.untold} more are not told" if verdict.untold else "",
+        f"{verdict.untold} more are not shown" if verdict.untold else "",
     ]
-    told = " and ".join(count for count in counts if count)
-    lines = [_told(finding) for finding in verdict.open[:SHOWN]]
+    counted = " and ".join(count for count in counts if count)
+    lines = [_describe(finding) for finding in verdict.open[:SHOWN]]
     more = f"\n… and {len(verdict.open) - SHOWN} more." if len(verdict.open) > SHOWN else ""
-    return f"The review found what must not run, so nothing was run: {told}.\n" + "\n".join(lines) + more
+    return f"The review rejected the code, so nothing was run: {counted}.\n" + "\n".join(lines) + more
 
 
-def _told(finding: Finding) -> str:
+def _describe(finding: Finding) -> str:
     line = f"\n    {finding.text}" if finding.text else ""
     return f"{location(finding)}: {finding.message} ({finding.rule}). {finding.advice}.{line}"
 
 
 def location(finding: Finding) -> str:
-    """Where it is: ``app.py:12``, or the file alone."""
+    """Return the location: ``app.py:12``, or the file alone."""
     return f"{finding.path}:{finding.line}" if finding.line else finding.path or "the whole"
 
 
 def demote(finding: Finding) -> Finding:
-    """The same as a warning."""
+    """Return the finding as a demoted warning."""
     return replace(finding, severity=Severity.WARN, demoted=True)

@@ -8,7 +8,7 @@ from builderd.domain.previews import Address, Route, RouteState
 
 
 def closed_route(builder: Builder) -> Route:
-    """What the preview shows while there is no app to lead visitors to."""
+    """Return the route of a builder without a reachable app."""
     return make_route(builder, _closed_state(builder))
 
 
@@ -29,7 +29,7 @@ def _closed_state(builder: Builder) -> RouteState:
 
 
 def _is_handing_over(builder: Builder) -> bool:
-    """One that serves makes way for another, which will serve in moments."""
+    """Return True while a version that serves is being replaced."""
     return builder.handover is not None and builder.status is Status.RUNNING
 
 

@@ -1,4 +1,4 @@
-"""A sandbox is one run of a version, isolated. An engine runs it; these are the values both sides share."""
+"""Sandboxes: isolated runs of a version. Values shared by the engine and the reconciler."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from builderd.domain.versions import Isolation, text_error
 
 
 class SandboxState(StrEnum):
-    #: The engine knows nothing of it: never made, or removed.
+    #: Unknown to the engine: never made, or removed.
     ABSENT = "absent"
-    #: Half-made by a start that did not finish; starting it again mends it.
+    #: Left by an interrupted start; starting it again repairs it.
     PARTIAL = "partial"
     RUNNING = "running"
-    #: It lives and uses no CPU: its processes stand still until it is thawed.
+    #: Its processes are frozen and use no CPU until it is thawed.
     FROZEN = "frozen"
     #: Its main process has ended; what remains can be removed.
     EXITED = "exited"
@@ -35,13 +35,13 @@ class EndCause(StrEnum):
     HOST_RESTARTED = "host_restarted"
     #: Its log monitor (conmon) was killed: the engine ended what was left, and the exit code is unknown.
     MONITOR_LOST = "monitor_lost"
-    #: The engine knows nothing of it any more.
+    #: The engine has no record of it.
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """What an engine needs to start one run.
+    """Specification of one sandbox for the engine.
 
     The engine runs ``/bin/sh -c entrypoint`` as an unprivileged user in ``/app``, which is the persistent
     content of ``disk``; the layer and the base lie below, read-only. ``env`` is complete but for
@@ -66,7 +66,7 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True)
 class SandboxEnd:
-    """How a run ended. ``at`` is when its process ended (not when that was noticed), None if unknown."""
+    """End of a sandbox. ``at`` is when its process ended (not when that was noticed), None if unknown."""
 
     cause: EndCause
     exit_code: int | None
@@ -75,7 +75,7 @@ class SandboxEnd:
 
 @dataclass(frozen=True, slots=True)
 class SandboxReport:
-    """What an engine sees of one sandbox now. ``ip`` is how the host reaches it.
+    """Engine's report on one sandbox. ``ip`` is its address on the host.
 
     ``frozen_at`` and ``thawed_at`` are when it was last frozen and thawed, also by a service that was killed before it
     could write that down; None when it never was.
@@ -95,7 +95,7 @@ class SandboxReport:
 
     @property
     def alive(self) -> bool:
-        """Whether it has been started and has not ended."""
+        """True if it was started and has not ended."""
         return self.state in (SandboxState.RUNNING, SandboxState.FROZEN)
 
 
@@ -106,13 +106,13 @@ class Listening:
     sockets: frozenset[tuple[str, int]]
 
     def reachable(self, port: int) -> bool:
-        """Whether the port is open on an address that the preview can dial."""
+        """Return True if the port is open on an address that the preview can dial."""
         return any(p == port and not is_loopback(ip) for ip, p in self.sockets)
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxUsage:
-    """Counted since the sandbox started: CPU seconds, network bytes; now: memory and disk in bytes, processes."""
+    """Usage of a sandbox: CPU seconds and network bytes since its start; present memory, disk (bytes) and processes."""
 
     cpu_seconds: float
     memory_bytes: int
@@ -124,7 +124,7 @@ class SandboxUsage:
 
 @dataclass(frozen=True, slots=True)
 class ExecResult:
-    """``exit_code`` 124 when the timeout killed it. ``output``: both streams, interleaved as they came."""
+    """Result of a command; ``exit_code`` 124: killed by the timeout. ``output`` has both streams interleaved."""
 
     exit_code: int
     output: str
@@ -136,7 +136,7 @@ MAX_COMMAND_BYTES = 100_000
 
 
 def command_error(command: str) -> str | None:
-    """Why this command cannot be run beside an app, or None."""
+    """Return the reason to reject a command, or None."""
     if not command.strip():
         return "must not be blank: give a command for /bin/sh"
     return text_error(command, MAX_COMMAND_BYTES)
@@ -147,8 +147,8 @@ class Sandbox:
     """The record of one run. ``run`` is the builder's run it belongs to, ``attempt`` counts from 1 within it.
 
     ``disk`` is the one it writes. ``started_at`` is None until the engine has started it, ``listening_at`` until the
-    app was reachable, ``end`` until it ended. A ``trial`` shows whether a version starts at all, on a copy of the
-    disk and beside the sandbox that serves; it is never served and never paid.
+    app was reachable, ``end`` until it ended. A ``trial`` tests whether a version starts, on a copy of the disk,
+    while another sandbox serves; it gets no requests and is never paid.
     """
 
     id: SandboxId
@@ -166,5 +166,5 @@ class Sandbox:
 
 
 def is_loopback(ip: str) -> bool:
-    """127.0.0.0/8, ::1, and the first of them written as an IPv6 address."""
+    """Return True for 127.0.0.0/8, ::1, and 127.0.0.0/8 mapped into IPv6."""
     return ip == "::1" or ip.startswith(("127.", "::ffff:127."))

@@ -1,4 +1,4 @@
-"""Sources: what kind of file each of a bundle is, by its name and its first bytes, and which of them are read.
+"""Source files: the kind of each file by its name and first bytes, and the selection that scanners read.
 
 Nothing is parsed here.
 """
@@ -50,12 +50,12 @@ _MACHINE = (b"\x7fELF", b"MZ", b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf", b"\xce\
 
 
 _ZIP, _WASM = b"PK\x03\x04", b"\0asm"
-#: What a file becomes that several programs are handed: as the strictest of them reads it.
+#: Kind of a file that several programs run: the strictest one, in this order.
 _STRICTEST = (Kind.BINARY, Kind.PYTHON, Kind.JAVASCRIPT, Kind.SCRIPT, Kind.TEXT, Kind.DATA)
 
 
 def kind_of(file: BundleFile) -> Kind:
-    """By the name first, then by a ``#!`` line; what holds a NUL byte near its beginning is no text."""
+    """Return a file's kind: by its name, then by a ``#!`` line; a NUL byte in its first KiB makes it data."""
     head = file.head(1024)
     if head.startswith(_MACHINE):
         return Kind.BINARY
@@ -75,7 +75,7 @@ def kind_of(file: BundleFile) -> Kind:
 
 
 def kinds_when_run(files: Iterable[BundleFile], programs: Iterable[tuple[str, str]]) -> Mapping[str, Kind]:
-    """Of each file that a program is handed, by its path: what the program takes it for, whatever it is called."""
+    """Return path → kind for files that a program runs: the kind that the program reads it as, whatever its name."""
     by_path = {file.path: file for file in files}
     kinds: dict[str, list[Kind]] = {}
     for path, program in programs:
@@ -103,17 +103,17 @@ def _kind_for(file: BundleFile, program: str) -> Kind:
 
 
 def is_opaque(file: BundleFile, kind: Kind) -> bool:
-    """Whether what is run as this kind cannot be read: shells leave NUL bytes out, and patterns do not."""
+    """Return True if code of this kind cannot be scanned: shells skip NUL bytes, patterns do not."""
     return kind is Kind.DATA or (kind is Kind.SCRIPT and any(b"\0" in chunk for chunk in file.chunks()))
 
 
 def is_compiled(file: BundleFile) -> bool:
-    """Whether it is a program to what loads it, though nothing runs it by itself."""
+    """Return True for compiled code that a program loads (WebAssembly, Python bytecode)."""
     return file.head(4) == _WASM or file.path.endswith(_COMPILED)
 
 
 def _is_cache(path: str, head: bytes) -> bool:
-    """Python's own, good for a source of one very time: that of a file here is when it was deployed.
+    """Return True for bytecode in ``__pycache__`` that is checked by its source's time: a deployment changes that time.
 
     PEP 552: the flags are in bytes 4 to 8, 0 for a time.
     """
@@ -128,9 +128,9 @@ def _of_interpreter(line: bytes) -> Kind:
 
 @dataclass(frozen=True, slots=True)
 class ReviewScope:
-    """``read`` are the files that scanners get, with their kinds. The others are code that they do not.
+    """Scope of a review. ``read`` are the files that scanners get, with their kinds; the others are code left out.
 
-    ``too_large`` are over the limit of one file, ``beyond`` are what the limits of all together leave out.
+    ``too_large`` exceed the limit of one file, ``beyond`` the limits of all files together.
     """
 
     read: tuple[tuple[BundleFile, Kind], ...]
@@ -139,12 +139,10 @@ class ReviewScope:
 
 
 def select_files(files: Iterable[BundleFile], limits: ReviewLimits, run: Mapping[str, Kind]) -> ReviewScope:
-    """What is read within the limits: code before everything else, so that no amount of text keeps code from it.
+    """Select the files to scan within the limits: code before text, so that text cannot displace code.
 
-    ``run`` as of ``kinds_when_run``.
-
-    Text is read as far as there is room. So many files of code as the limit says, and as many again, are read: what
-    is over the limit is held, and whoever accepts that should know of as much as possible.
+    ``run`` is the result of ``kinds_when_run``. Twice as many files as the limit are read: the excess is a hold, and
+    its acceptance should rest on as many findings as possible.
     """
     kinds = [(file, run.get(file.path) or kind_of(file)) for file in files]
     code = [(file, kind) for file, kind in kinds if counts_as_code(file, kind)]
@@ -164,6 +162,6 @@ def select_files(files: Iterable[BundleFile], limits: ReviewLimits, run: Mapping
 
 
 def counts_as_code(file: BundleFile, kind: Kind) -> bool:
-    """Whether it must be read: code, and what says which code is run."""
+    """Return True for files that must be scanned: code and ``package.json``."""
     folder, name = posixpath.split(file.path)
     return kind in CODE or (name == PACKAGE and "node_modules" not in folder)

@@ -1,4 +1,4 @@
-"""SSH: grants to log in to a builder. The token is the user name, and enough."""
+"""SSH grants: tokens to log in to a builder. The token is the user name; no other secret is needed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from datetime import datetime
 from builderd.domain.ids import BuilderId, TenantId
 
 MIN_MINUTES, DEFAULT_MINUTES, MAX_MINUTES = 5, 60, 7 * 24 * 60
-#: That are valid at the same time, of one builder.
+#: Most grants of one builder that are valid at the same time.
 MAX_GRANTS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """``secret_hash`` is the sha256 of the token, which is not stored; ``created_by`` the actor who asked for it."""
+    """Grant to log in. ``secret_hash`` is the sha256 of the token, which is not stored; ``created_by`` the actor."""
 
     id: str
     tenant_id: TenantId
@@ -27,13 +27,13 @@ class Grant:
     last_used_at: datetime | None = None
 
     def is_valid(self, now: datetime) -> bool:
-        """Whether it is neither revoked nor expired."""
+        """Return True if it is neither revoked nor expired."""
         return self.revoked_at is None and now < self.expires_at
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Where logins go. ``host_key`` as a line of ``known_hosts`` has it, ``fingerprint`` as ssh shows it (SHA256:…)."""
+    """Address of the SSH gateway. ``host_key`` as in ``known_hosts``, ``fingerprint`` as ssh shows it (SHA256:…)."""
 
     host: str
     port: int
@@ -41,10 +41,10 @@ class Gateway:
     fingerprint: str
 
     def command(self, token: str) -> str:
-        """What to type."""
+        """Return the shell command of a login."""
         return f"ssh -p {self.port} {token}@{self.host}"
 
     @property
     def known_hosts(self) -> str:
-        """The line of ``known_hosts`` that trusts this gateway."""
+        """Line of ``known_hosts`` that trusts this gateway."""
         return f"[{self.host}]:{self.port} {self.host_key}"

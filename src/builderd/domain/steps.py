@@ -12,28 +12,28 @@ from builderd.domain.sandboxes import Sandbox, SandboxReport
 
 @dataclass(frozen=True, slots=True)
 class VersionState:
-    """How far one version is on the way to being started. ``layer_ready`` is True also when it needs none."""
+    """Progress of one version towards its start. ``layer_ready`` is True also when it needs none."""
 
     number: int
     port: int
     bundle_hash: str
     layer_ready: bool
-    #: The QA gate is to judge it still.
+    #: The QA gate has not run yet.
     qa_due: bool = False
-    #: What fails the QA gate does not stay up.
+    #: A version that fails the QA gate is stopped.
     qa_required: bool = False
-    #: The review is to let it pass still: nothing of it runs before that.
+    #: The review has not passed yet: nothing of it may run.
     review_due: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the reconciler saw in one look.
+    """Observed state of one builder.
 
-    ``version`` is the one that is to run (``Builder.to_run``), ``candidate`` the one that is prepared beside it,
-    if any, and ``trial`` the record of its trial that has not ended. ``disk_ready``: there is a disk of the version's
+    ``version`` is the one to run (``Builder.to_run``), ``candidate`` the one that is being prepared, if any, and
+    ``trial`` the record of its trial that has not ended. ``disk_ready``: there is a disk of the version's
     size, and the ledger counts it. ``disk_bundle`` is the hash of what was last put on it, None without a disk or
-    before the first. ``lost``: there is no disk, but a backup of it; ``recovering``: that is being brought back.
+    before the first. ``lost``: the disk is missing and has a backup; ``recovering``: it is being restored.
     ``sandbox`` is the builder's record that has not ended yet, ``report`` what the engine says of
     it. ``ends`` are the ended sandboxes of the present run, newest last. ``paid_frozen``: the ledger counts it as
     frozen.
@@ -59,26 +59,26 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """Have this version's code reviewed, and beside that what it needs installed as far as that runs no code of it."""
+    """Review this version's code, and meanwhile install the dependencies that run no code of it."""
 
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """Make the layer of this version, the one that is to run or the candidate."""
+    """Build the layer of this version, the current one or the candidate."""
 
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class CreateDisk:
-    """Make the disk, and count it from now on: a candidate's is a copy of the builder's."""
+    """Create the disk and bill it from now on; a candidate's disk is a copy of the builder's."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecoverDisk:
-    """The disk is gone: have its newest backup brought back, rather than begin anew with an empty one."""
+    """Restore the newest backup of a missing disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,110 +88,110 @@ class PutBundle:
 
 @dataclass(frozen=True, slots=True)
 class PlanSandbox:
-    """Record a new sandbox, before anything of it exists in the world."""
+    """Record a new sandbox before the engine creates it."""
 
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class StartSandbox:
-    """Have the engine start the recorded sandbox."""
+    """Start the recorded sandbox."""
 
 
 @dataclass(frozen=True, slots=True)
 class AwaitListening:
-    """Wait until the app can be reached, ends, or runs out of time."""
+    """Wait until the app listens, ends, or exceeds the start timeout."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckApp:
-    """Let the QA gate judge the app that listens."""
+    """Run the QA gate on the app."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopSandbox:
     """Stop the sandbox and record how it ended."""
 
-    #: The requests that it works on may finish first.
+    #: Let requests in flight finish first.
     drain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """Have the sandbox stand still, unless a visitor is there."""
+    """Freeze the sandbox, unless a request has arrived."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thaw:
-    """Have the sandbox go on, and let those in who wait for it: as one step, since they do wait."""
+    """Thaw the sandbox and open its route: one step, since requests wait for both."""
 
     route: Route
 
 
 @dataclass(frozen=True, slots=True)
 class RecordEnd:
-    """The sandbox has ended by itself: record how, and remove what is left of it."""
+    """Record how the sandbox ended by itself, and remove its remains."""
 
 
 @dataclass(frozen=True, slots=True)
 class SetRoute:
-    """Let the preview show this."""
+    """Set the preview's route."""
 
     route: Route
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveRoute:
-    """The preview forgets the host."""
+    """Remove the preview's route."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Remove the disk and the logs: the builder is then deleted."""
+    """Remove the disk and the logs, and mark the builder deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """What was wanted has come to this outcome."""
+    """Record the outcome of the desired state."""
 
     status: Status
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """The app exited before it ever listened in this run, or too often: the outcome is ``failed``."""
+    """Give up an app that exited before it ever listened in this run, or too often: its status is ``failed``."""
 
     too_often: bool
 
 
 @dataclass(frozen=True, slots=True)
 class PlanTrial:
-    """Record a trial of the candidate, before anything of it exists in the world."""
+    """Record a trial of the candidate before the engine creates it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TryCandidate:
-    """Start the candidate on a copy of the disk, without egress: one that exits early does not take over."""
+    """Start the candidate on a copy of the disk, without egress; one that exits early is rejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndTrial:
-    """Take away a trial that nobody waits for any more."""
+    """Remove a trial that is no longer needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """From now on the candidate is what runs."""
+    """Hand over to the candidate: it is the version to run from now on."""
 
 
 @dataclass(frozen=True, slots=True)
 class DropDisks:
-    """Remove the disks that are used no more."""
+    """Remove unused disks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to do before this time (None: until something changes)."""
+    """Wait until this time (None: until something changes)."""
 
     until: datetime | None = None
 

@@ -1,4 +1,4 @@
-"""A tenant owns builders and tokens, and never learns of another tenant's."""
+"""Tenants: owners of builders and tokens, isolated from each other."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """``name`` is unique on the service and matches ``NAME``.
+    """Tenant. ``name`` is unique on the service and matches ``NAME``.
 
-    ``spending_cap`` is what the tenant set itself, per calendar month; ``cap_warned_at`` when it was last told
-    that most of it is spent.
+    ``spending_cap`` is what the tenant set itself, per calendar month; ``cap_warned_at`` the time of the last
+    warning that most of it is spent.
     """
 
     id: TenantId

@@ -1,4 +1,4 @@
-"""API tokens: who calls, for which tenant, and what for."""
+"""API tokens: a tenant's credentials for the API, with scopes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from builderd.domain.ids import TenantId, TokenId
 
 
 class Scope(StrEnum):
-    #: Look at everything of the tenant, but not at service tokens.
+    #: Read everything of the tenant except service tokens.
     READ = "read"
     #: Create and change builders; includes ``read``.
     WRITE = "write"
@@ -43,9 +43,9 @@ class Token:
     last_used_at: datetime | None = None
 
     def allows(self, scope: Scope) -> bool:
-        """Whether one of the token's scopes is, or includes, this one."""
+        """Return True if one of the token's scopes is, or includes, this one."""
         return any(scope in IMPLIED[held] for held in self.scopes)
 
     def is_valid(self, now: datetime) -> bool:
-        """Whether the token is neither revoked nor expired."""
+        """Return True if the token is neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)

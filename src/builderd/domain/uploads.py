@@ -1,4 +1,4 @@
-"""Uploads: code too large for JSON, sent to a URL that is signed for it and good for a while."""
+"""Uploads: archives of code too large for JSON, sent to a signed URL that expires."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """``size`` in bytes and ``sha256`` (64 hex characters) as they were announced, None where they were not.
+    """Upload. ``size`` in bytes and ``sha256`` (64 hex characters) as announced, or None.
 
-    ``complete`` once all of it is there and was found to be what was announced. ``secret_hash`` is that of the
-    signature in its URL.
+    ``complete`` once all bytes arrived and match the announcement. ``secret_hash`` is that of the signature in its URL.
     """
 
     id: UploadId
@@ -32,7 +31,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class UploadRules:
-    """``max_bytes`` of one upload, and of all of a tenant's that are not over; ``max_count`` of those."""
+    """Limits of uploads: bytes of one, bytes and number of a tenant's unexpired ones."""
 
     max_bytes: int = 1_000_000_000
     max_tenant_bytes: int = 5_000_000_000

@@ -1,4 +1,4 @@
-"""A version is one deployed code with its settings; a builder runs one version at a time."""
+"""Versions: deployed code with its settings; a builder runs one version at a time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class VersionStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VersionSettings:
-    """Everything besides the files that a sandbox of the version is made from."""
+    """Settings of a version: all inputs of its sandbox except the files."""
 
     entrypoint: str
     port: int = DEFAULT_PORT
@@ -60,13 +60,13 @@ class VersionSettings:
 
     @property
     def with_gates(self) -> VersionSettings:
-        """The same, with no gate left out: that is nobody's to hand on but who may leave one out."""
+        """Settings without skipped gates: skipping needs a scope, so it is not inherited by the next version."""
         return replace(self, skip_review=False, skip_qa=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """``number`` counts from 1 within its builder.
+    """Version of a builder; ``number`` counts from 1.
 
     ``layer_key`` is None until it was planned, and ``NO_LAYER`` where none is needed.
 
@@ -95,18 +95,18 @@ class Version:
     review_until: datetime | None = None
 
     def reviewed(self, now: datetime) -> bool | None:
-        """What the review says of it by now; None: it was not reviewed, or the review was left out."""
+        """Return the review's verdict at ``now``; None: not reviewed, or the review was skipped."""
         if self.review_passed and self.review_until is not None and self.review_until <= now:
             return False
         return self.review_passed
 
     def review_due(self, now: datetime) -> bool:
-        """Whether it must be reviewed before it is started."""
+        """Return True if it must be reviewed before its start."""
         return not self.settings.skip_review and not self.reviewed(now)
 
 
 def env_error(name: str, value: str) -> str | None:
-    """Why this variable is refused, or None."""
+    """Return the reason to reject a variable, or None."""
     if not ENV_NAME.fullmatch(name):
         return "a name has letters, digits and _ only, and does not start with a digit"
     if len(name) > MAX_ENV_NAME_BYTES:
@@ -117,20 +117,20 @@ def env_error(name: str, value: str) -> str | None:
 
 
 def env_size_error(env: Mapping[str, str]) -> str | None:
-    """Why these variables cannot be handed to a process together, or None."""
+    """Return the reason to reject the variables as a whole, or None."""
     size = sum(len(name) + len(value.encode(errors="surrogatepass")) + 2 for name, value in env.items())
     return f"must be at most {MAX_ENV_BYTES} bytes long in all" if size > MAX_ENV_BYTES else None
 
 
 def entrypoint_error(entrypoint: str) -> str | None:
-    """Why this command is refused, or None."""
+    """Return the reason to reject an entrypoint, or None."""
     if not entrypoint.strip():
         return "must not be blank: give the command that starts the app"
     return text_error(entrypoint, MAX_ENTRYPOINT_BYTES)
 
 
 def text_error(text: str, limit: int) -> str | None:
-    """Why this cannot be handed to a process as one string of at most ``limit`` bytes, or None."""
+    """Return the reason that a text cannot be one string of a process of at most ``limit`` bytes, or None."""
     if "\0" in text:
         return "must not contain a NUL character"
     try:

@@ -1,7 +1,7 @@
-"""Webhooks: events, told to a URL of the tenant's choice.
+"""Webhooks: delivery of events to a tenant's URL.
 
-The messages follow Standard Webhooks (https://github.com/standard-webhooks/standard-webhooks): the headers, what is
-signed, the form of secrets and of the payload.
+The messages follow Standard Webhooks (https://github.com/standard-webhooks/standard-webhooks): the headers, the
+signed content, the form of secrets and of the payload.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from builderd.domain.events import Event
 from builderd.domain.ids import TenantId, WebhookId, new_id
 
 MAX_URL = 2_000
-#: Of one tenant.
+#: Limit per tenant.
 MAX_WEBHOOKS = 10
 SECRET_PREFIX = "whsec_"  # noqa: S105
-#: Of a secret that is used as it stands, in characters; of one behind the prefix, in bytes.
+#: Length of a plain secret in characters, and of a key behind the prefix in bytes.
 MIN_SECRET, MAX_SECRET = 24, 255
 MIN_KEY, MAX_KEY = 24, 64
 
-#: How long after each failed attempt the next one is made; after the last of them it is given up, some two days later.
+#: Delay after each failed attempt; after the last one, some two days later, the delivery is given up.
 DELAYS = tuple(
     timedelta(seconds=seconds) for seconds in (5, 30, 300, 1_800, 2 * 3_600, 5 * 3_600, 14 * 3_600, 24 * 3_600)
 )
 MAX_ATTEMPTS = len(DELAYS) + 1
-#: While a webhook fails, all that is to be told to it waits: this long after the first failure, doubled each time.
+#: Pause of a failing webhook's deliveries: after the first failure, and at most; doubled each time.
 FIRST_HOLD, LAST_HOLD = timedelta(seconds=5), timedelta(minutes=5)
-#: What is kept of an answer or an error, in characters.
+#: Characters that are stored of a response or an error.
 MAX_NOTE = 500
-#: An endpoint that says so wants nothing any more (RFC 9110, 15.5.11).
+#: Status with which an endpoint ends its webhook (RFC 9110, 15.5.11).
 GONE = 410
 
 
 class WebhookStatus(StrEnum):
     ACTIVE = "active"
-    #: Nothing is told to it any more; the reason says why.
+    #: No deliveries any more; the reason says why.
     DISABLED = "disabled"
 
 
@@ -56,7 +56,7 @@ class DeliveryStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """``place`` is the id of the last event that deliveries were made of. ``events`` are patterns.
+    """Webhook. ``place`` is its cursor: the id of the last event that became a delivery. ``events`` are patterns.
 
     ``secret`` is sealed. ``failures`` counts the failed attempts since the last success; nothing is tried before
     ``held_until``.
@@ -79,7 +79,7 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """``status`` is of the answer, None where there was none. ``note`` is the beginning of the answer, or the error."""
+    """Attempt at a delivery. ``status`` of the response or None; ``note`` is its beginning, or the error."""
 
     at: datetime
     status: int | None
@@ -93,7 +93,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event for one webhook. ``id`` stays the same over all attempts: by it a receiver knows what it had before."""
+    """Delivery of one event to one webhook. ``id`` is equal in all attempts, so that receivers drop repetitions."""
 
     id: str
     webhook_id: WebhookId
@@ -110,7 +110,7 @@ def new_delivery(webhook: Webhook, event: Event, now: datetime) -> Delivery:
 
 
 def attempted(webhook: Webhook, delivery: Delivery, attempt: Attempt) -> tuple[Webhook, Delivery]:
-    """Both after this attempt. A webhook that nothing got through to since a delivery was made is disabled with it."""
+    """Return both after this attempt. A given-up delivery disables a webhook without any success since it was made."""
     attempts = (*delivery.attempts, attempt)
     tried = replace(delivery, attempts=attempts)
     if attempt.ok:
@@ -136,7 +136,7 @@ def _disabled(webhook: Webhook, reason: str) -> Webhook:
 
 
 def payload(event: Event) -> bytes:
-    """The body: the same for each attempt. ``data`` is the event as the API shows it."""
+    """Return the body, equal in all attempts. ``data`` is the event as the API shows it."""
     return json.dumps(
         {
             "type": event.type,
@@ -161,7 +161,7 @@ def _exact(time: datetime) -> str:
 
 
 def headers(message_id: str, now: datetime, body: bytes, secret: str) -> Mapping[str, str]:
-    """Of one attempt. The time is signed too, so that an old message cannot be sent again by somebody else."""
+    """Return the headers of one attempt. The signature covers the time, which prevents replays."""
     stamp = str(int(now.timestamp()))
     return {
         "Content-Type": "application/json",
@@ -173,28 +173,28 @@ def headers(message_id: str, now: datetime, body: bytes, secret: str) -> Mapping
 
 
 def sign(message_id: str, stamp: str, body: bytes, secret: str) -> str:
-    """``v1,`` and the HMAC-SHA256 of ``<id>.<seconds>.<body>`` in base64."""
+    """Return ``v1,`` and the HMAC-SHA256 of ``<id>.<seconds>.<body>`` in base64."""
     signed = f"{message_id}.{stamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.digest(key_of(secret), signed, hashlib.sha256)).decode()
 
 
 def key_of(secret: str) -> bytes:
-    """``whsec_`` is followed by the key in base64; any other secret is the key itself."""
+    """Return the key: base64 after ``whsec_``, or the secret itself."""
     if secret.startswith(SECRET_PREFIX):
         return base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     return secret.encode()
 
 
 def associated_data_of(webhook: Webhook | WebhookId) -> str:
-    """Where its secret lies, for the vault."""
+    """Return the associated data of a webhook's secret: ``webhook/<id>``."""
     return f"webhook/{webhook.id if isinstance(webhook, Webhook) else webhook}"
 
 
-# What is taken
+# Validation
 
 
 def secret_error(secret: str) -> str | None:
-    """Why this cannot be a secret."""
+    """Return the reason to reject a secret, or None."""
     if not secret.startswith(SECRET_PREFIX):
         plain = secret.isascii() and secret.isprintable() and MIN_SECRET <= len(secret) <= MAX_SECRET
         return None if plain else f"must be {MIN_SECRET} to {MAX_SECRET} printable ASCII characters, or left out"
@@ -206,7 +206,7 @@ def secret_error(secret: str) -> str | None:
 
 
 def url_error(url: str) -> str | None:
-    """Why nothing could be sent there. Where its host leads is looked at each time that something is sent."""
+    """Return the reason to reject a URL, or None. The host's address is checked at each delivery instead."""
     if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or " " in url:
         return f"must be a URL of at most {MAX_URL} printable ASCII characters, without spaces"
     try:

@@ -314,7 +314,7 @@ async def repository(application: Application, tenant_id: TenantId) -> Repositor
     )
     if key is None:
         key = await _make_key(application, tenant_id)
-    return Repository(tenant_id, application.vault.open(key.sealed, key.place), is_new=not holds)
+    return Repository(tenant_id, application.vault.open(key.sealed, key.associated_data), is_new=not holds)
 
 
 def holds_something(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> bool:
@@ -352,7 +352,9 @@ def reseal(uow: UnitOfWork, vault: Vault) -> int:
         # As it is by now: what a check found meanwhile stays.
         key = uow.backup_keys.get(tenant_id, lock=True)
         if key is not None:
-            uow.backup_keys.save(replace(key, sealed=vault.seal(vault.open(key.sealed, key.place), key.place)))
+            uow.backup_keys.save(
+                replace(key, sealed=vault.seal(vault.open(key.sealed, key.associated_data), key.associated_data))
+            )
     return len(stale)
 
 

@@ -86,7 +86,7 @@ def missing(uow: UnitOfWork, tenant_id: TenantId, names: Sequence[str]) -> dict[
 def open_all(uow: UnitOfWork, vault: Vault, tenant_id: TenantId, names: Sequence[str]) -> Opened:
     """The values of these. Raises ``NotFound`` for one that was deleted, and what the vault raises."""
     return {
-        name: unpack(vault.open(view.credential.sealed, view.credential.place))
+        name: unpack(vault.open(view.credential.sealed, view.credential.associated_data))
         for name in names
         for view in [get(uow, tenant_id, name)]
     }
@@ -122,7 +122,9 @@ def reseal(uow: UnitOfWork, vault: Vault) -> int:
     """Seal all that is sealed with an earlier key with the present one; how many those were."""
     stale = [one for one in uow.credentials.all() if not vault.is_current(one.sealed)]
     for one in stale:
-        uow.credentials.save(replace(one, sealed=vault.seal(vault.open(one.sealed, one.place), one.place)))
+        uow.credentials.save(
+            replace(one, sealed=vault.seal(vault.open(one.sealed, one.associated_data), one.associated_data))
+        )
     return len(stale)
 
 

@@ -108,13 +108,13 @@ def assess(
     """What the policy makes of what was seen. What the policy leaves out is left out."""
     paths = {file.path for file in bundle.files}
     entry = entry_of(entrypoint, paths, _packages(bundle))
-    roots = set(entry.roots) if entry.known else {path for path in paths if not policy.weighs_less(path)}
+    roots = set(entry.roots) if entry.complete else {path for path in paths if not policy.weighs_less(path)}
     starts = {*roots, *scan.hooks}
     runs = reachable_files(starts, scan.references, paths)
     imported = reachable_files(starts, {path: refers.imports for path, refers in scan.references.items()}, paths)
     run = _run(bundle, entrypoint)
     # Where a file may import anything, or all is started that may be, nothing is known of what in particular.
-    vague = not entry.known or any(refers.anything for refers in scan.references.values())
+    vague = not entry.complete or any(refers.anything for refers in scan.references.values())
     unread = [*_opaque_hits(bundle, run, run if vague else runs), *_size_hits(bundle, run, policy)]
     hits = [*_own_hits(bundle, entry), *unread, *_failures(scan), *scan.hits, *_advised(bundle, advice)]
     for hit, fingerprint in zip(hits, fingerprints(hits), strict=True):
@@ -147,7 +147,7 @@ def _weighs_less(hit: Hit, entry: Entry, runs: Collection[str], policy: Policy) 
         return False
     if hit.rule == "SAN-syntax":
         # Where it is not known what is started, a script may be for a browser or for a compiler.
-        scripted = not entry.known and not hit.path.endswith(".py")
+        scripted = not entry.complete and not hit.path.endswith(".py")
         return hit.path not in runs or scripted
     return not hit.rule.startswith(SANITY) and policy.weighs_less(hit.path) and hit.path not in runs
 

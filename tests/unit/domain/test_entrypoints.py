@@ -22,7 +22,7 @@ PATHS = {"main.py", "src/pkg/__init__.py", "src/pkg/web.py", "server.js", "bin/r
     ],
 )
 def test_a_simple_command_starts_one_file(command: str, root: str) -> None:
-    assert entry_of(command, PATHS) == Entry((root,), known=True)
+    assert entry_of(command, PATHS) == Entry((root,), complete=True)
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def test_a_simple_command_starts_one_file(command: str, root: str) -> None:
 )
 def test_a_file_is_found_as_its_interpreter_finds_it(command: str, paths: set[str], root: str) -> None:
     packages = {"": Package("lib/start", ())}
-    assert entry_of(command, paths, packages.get) == Entry((root,), known=True)
+    assert entry_of(command, paths, packages.get) == Entry((root,), complete=True)
 
 
 def test_phps_web_server_is_started_with_an_address_and_runs_any_file() -> None:
-    assert entry_of("php -S 0.0.0.0:8000 x.php", {"x.php", "y.php"}) == Entry(("x.php",), known=False)
+    assert entry_of("php -S 0.0.0.0:8000 x.php", {"x.php", "y.php"}) == Entry(("x.php",), complete=False)
     assert entry_of("php -S 0.0.0.0:8000 -t public", {"public/y.php"}) == Entry(())
     assert entry_of("php -S 0.0.0.0:8000 x.php", {"y.php"}).missing == "x.php"
 
@@ -109,11 +109,11 @@ def test_what_is_no_simple_command_is_not_judged(command: str) -> None:
     ],
 )
 def test_modules_and_arguments_are_looked_up(command: str, roots: tuple[str, ...]) -> None:
-    assert entry_of(command, PATHS) == Entry(roots, known=True)
+    assert entry_of(command, PATHS) == Entry(roots, complete=True)
 
 
 def test_of_a_command_with_more_than_one_program_not_all_is_known() -> None:
-    assert entry_of("cd src && python3 main.py", PATHS) == Entry(("main.py",), known=False)
+    assert entry_of("cd src && python3 main.py", PATHS) == Entry(("main.py",), complete=False)
 
 
 def test_a_package_comes_before_its_module() -> None:

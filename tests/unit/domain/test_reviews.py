@@ -87,7 +87,7 @@ def test_nothing_passes_by_what_is_not_told() -> None:
     assert (len(kept), left_out, untold) == (MAX_FINDINGS, {"RSK-x": 2}, 2)
     verdict = judge(replace(report(*kept), untold=untold), [accept(one) for one in many], NOW)
     assert not verdict.passed
-    assert "2 more are not told" in summary(verdict)
+    assert "2 more are not shown" in summary(verdict)
 
 
 def test_a_verdict_holds_until_the_first_acceptance_ends() -> None:

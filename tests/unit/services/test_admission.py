@@ -43,11 +43,11 @@ async def resize(world: World, builder: Builder, wanted: Resources) -> None:
 @pytest.mark.parametrize(
     ("quota", "message"),
     [
-        ({"builders": 1}, "builders: 1 of 1 builders are taken, and 1 more are asked for"),
+        ({"builders": 1}, "builders: 1 of 1 builders are allocated, and 1 more are requested"),
         ({"running_builders": 1}, "running_builders: 1 of 1 running builders are taken"),
-        ({"cpu": 1.5}, "cpu: 1 of 1.5 vCPU are taken, and 1 more are asked for"),
+        ({"cpu": 1.5}, "cpu: 1 of 1.5 vCPU are allocated, and 1 more are requested"),
         ({"memory": 1.5}, "memory: 1 of 1.5 GB of memory are taken"),
-        ({"disk": 5}, "disk: 3 of 5 GB of disk are taken, and 3 more are asked for"),
+        ({"disk": 5}, "disk: 3 of 5 GB of disk are allocated, and 3 more are requested"),
     ],
 )
 async def test_each_quota_is_named_with_its_numbers(world: World, quota: dict[str, float], message: str) -> None:
@@ -115,7 +115,7 @@ async def test_the_machine_is_promised_so_many_times_and_no_more(world: World) -
     for name in ("one", "two", "three"):
         await world.ask(name=name)
     with pytest.raises(
-        NoCapacity, match="no room for it: cpu: 3 of 3 vCPU are taken, and 1 more are asked for"
+        NoCapacity, match="no room for it: cpu: 3 of 3 vCPU are allocated, and 1 more are requested"
     ) as full:
         await replace(world, caller=await world.tenant("zeta")).ask()
     assert full.value.retry_after
@@ -133,7 +133,7 @@ async def test_growing_is_held_against_the_quota_and_shrinking_never_is(world: W
     world = allow(world, cpu=2, memory=1)
     builder = await world.ask()
     await resize(world, builder, Resources(2, 1, 3))
-    with pytest.raises(QuotaExceeded, match=r"cpu: 1 of 2 vCPU are taken, and 1\.5 more"):
+    with pytest.raises(QuotaExceeded, match=r"cpu: 1 of 2 vCPU are allocated, and 1\.5 more"):
         await resize(world, builder, Resources(2.5, 1, 3))
     tight = allow(world, cpu=0.5, memory=0.5, disk=1)
     await resize(tight, builder, Resources(0.5, 0.5, 3))
@@ -158,7 +158,7 @@ async def test_a_version_of_one_that_never_was_up_is_admitted_like_any_other(wor
     """Wanted stopped after its start failed, and wanted running while the next one is pending."""
     world = allow(world, cpu=1, memory=1, disk=5)
     builder = await world.change(await world.ask(), desired=Desired.STOPPED, status=Status.FAILED, settled_run=1)
-    with pytest.raises(QuotaExceeded, match="disk: 3 of 5 GB of disk are taken, and 97 more"):
+    with pytest.raises(QuotaExceeded, match="disk: 3 of 5 GB of disk are allocated, and 97 more"):
         await world.put(builder, resources={"disk": 100})
     assert await world.put(builder, resources={"disk": 4}) == 2
     with pytest.raises(QuotaExceeded, match=r"cpu: 1 of 1 vCPU .*; memory: 1 of 1 GB"):

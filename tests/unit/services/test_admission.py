@@ -44,9 +44,9 @@ async def resize(world: World, builder: Builder, wanted: Resources) -> None:
     ("quota", "message"),
     [
         ({"builders": 1}, "builders: 1 of 1 builders are allocated, and 1 more are requested"),
-        ({"running_builders": 1}, "running_builders: 1 of 1 running builders are taken"),
+        ({"running_builders": 1}, "running_builders: 1 of 1 running builders are allocated"),
         ({"cpu": 1.5}, "cpu: 1 of 1.5 vCPU are allocated, and 1 more are requested"),
-        ({"memory": 1.5}, "memory: 1 of 1.5 GB of memory are taken"),
+        ({"memory": 1.5}, "memory: 1 of 1.5 GB of memory are allocated"),
         ({"disk": 5}, "disk: 3 of 5 GB of disk are allocated, and 3 more are requested"),
     ],
 )

@@ -145,12 +145,13 @@ class Analyser:
         _write_out(folder, sources, "")
         numbers = [[source.path, number] for number, source in enumerate(sources)]
         (FOLDER / "names.json").write_text(json.dumps({"files": numbers, "paths": list(review.paths)}))
-        (FOLDER / "python_code.py").write_text(Path(python_code.__file__).read_text() if _SCRIPT is None else _SCRIPT)
+        (FOLDER / "python_code").mkdir()
+        for name, text in _PYTHON_CODE.items():
+            (FOLDER / "python_code" / name).write_text(text)
         argv = [
             *self._tools.python,
-            "-I",
-            "-S",
-            str(FOLDER / "python_code.py"),
+            *("-I", "-S", "-B", "-c"),
+            f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import python_code; python_code.main()",
             str(folder),
             str(FOLDER / "names.json"),
         ]
@@ -268,10 +269,10 @@ class Analyser:
             review.failures.append(f"{name} could not be used: {type(error).__name__}")
 
 
-#: Read while the host can be seen.
-_SCRIPT: str | None = None
+#: Files of the package ``python_code`` by name, read while the host is visible.
+_PYTHON_CODE: dict[str, str] = {}
 with suppress(OSError):
-    _SCRIPT = Path(python_code.__file__).read_text()
+    _PYTHON_CODE = {path.name: path.read_text() for path in Path(python_code.__file__).parent.glob("*.py")}
 
 
 def _write_out(folder: Path, sources: Sequence[Source], ending: str) -> None:

@@ -71,6 +71,7 @@ def test_metadata_in_two_copies_counts_twice_until_it_is_converted(old_store: St
     assert (old_store.root / "kept").read_text() == "yes"
 
 
+@pytest.mark.slow
 def test_a_full_store_of_two_copies_is_converted_and_its_disks_can_be_deleted(old_store: Store) -> None:
     subprocess.run(["mount", "-o", "remount,commit=1", old_store.root], check=True)
     disks = Disks(old_store)

@@ -22,7 +22,6 @@ PENDING = (
     "adapters/previews",
     "adapters/stores",
     "bootstrap",
-    "client",
     "configuration.py",
     "data_directory.py",
     "doors",
@@ -31,7 +30,6 @@ PENDING = (
     "reconciler",
     "services",
     "settings.py",
-    "wire",
 )
 FORBIDDEN = re.compile(
     r"(the same|what|whatever|whether|of|who|whoever|whose|whom|which|how|where|wherever|when|why)\b", re.IGNORECASE

@@ -1,4 +1,4 @@
-"""The client of the HTTP API: methods for its calls, in the shapes of the wire."""
+"""Client of the HTTP API: one method per call, with the schemas of the API as arguments and results."""
 
 from builderd.client.client import Client
 from builderd.client.errors import ApiError, NoAnswer

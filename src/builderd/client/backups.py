@@ -14,41 +14,41 @@ from builderd.wire.v1.builders import Builder, BuilderAnswer
 V = TypeVar("V", bound=BaseModel)
 
 API = "/api/v1"
-#: A large disk takes its time.
+#: No read timeout: the backup of a large disk takes long.
 PATIENT = httpx.Timeout(10, read=None)
 
 
 class Caller(Protocol):
-    """How the client calls."""
+    """Calls of the client that this class uses."""
 
     def call(self, answer: type[V], method: str, path: str, **options: Any) -> V: ...
 
 
 class Backups:
-    """``Client.backups``. One that fails is an ``ApiError`` and replaces nothing; ``backup_failed`` is a fault."""
+    """Backup calls (``Client.backups``). A failure raises ``ApiError`` and replaces nothing."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     def list(self, uuid: str | None = None) -> list[Backup]:
-        """A builder's, or those of all builders, deleted ones too; the newest first, failed ones with their error."""
+        """List the backups of one builder or of all, deleted ones included; newest first."""
         path = f"{API}/builders/{uuid}/backups" if uuid else f"{API}/backups"
         return all_of(self._caller.call, BackupPage, path)
 
     def take(self, uuid: str) -> Backup:
-        """Take one now, and wait until it is taken. The app stands still for some milliseconds."""
+        """Take a backup now and wait for it. The app is frozen for some milliseconds."""
         return self._caller.call(BackupAnswer, "POST", f"{API}/builders/{uuid}/backups", timeout=PATIENT).data
 
     def restore(self, uuid: str, backup: str) -> Builder:
-        """Bring it back in place of what the builder has now, which is backed up first; wait until it serves."""
+        """Replace the builder's files by the backup, after a backup of the present ones; wait until it serves."""
         path = f"{API}/builders/{uuid}/backups/{backup}/restore"
         return self._caller.call(BuilderAnswer, "POST", path, timeout=PATIENT).data
 
     def restore_as(self, backup: str, name: str) -> Builder:
-        """Make a new builder of it, also of one whose builder was deleted; wait until it serves."""
+        """Make a new builder of the backup, also of a deleted builder's; wait until it serves."""
         path, body = f"{API}/backups/{backup}/restore", {"as": name}
         return self._caller.call(BuilderAnswer, "POST", path, json=body, timeout=PATIENT).data
 
     def remove(self, backup: str) -> Backup:
-        """It is in no list from now on; its space comes back with the next tidying."""
+        """Remove a backup from all lists; the next pruning frees its space."""
         return self._caller.call(BackupAnswer, "DELETE", f"{API}/backups/{backup}").data

@@ -1,4 +1,4 @@
-"""The synchronous client, on one connection pool."""
+"""Synchronous client on one connection pool."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ BASE = "/api/v1"
 CONNECT_SECONDS = 10
 #: An event stream is never silent for longer than its heartbeats' 15 seconds.
 STREAM_SECONDS = 60
-#: What waits for an outcome has no limit here: the service has limits of its own, and tells which was reached.
+#: No read timeout for calls that wait for an outcome: the service has its own limits, and its error names them.
 OUTCOME = httpx.Timeout(CONNECT_SECONDS, read=None)
 STREAM = httpx.Timeout(CONNECT_SECONDS, read=STREAM_SECONDS)
 
 
 class Client:
-    """Speaks to the service at ``url`` with an API token. Use it in a ``with`` block, or ``close`` it.
+    """Client of the service at ``url`` with an API token. Use it in a ``with`` block, or ``close`` it.
 
-    Every method raises ``ApiError`` when the service refuses, and ``NoAnswer`` when there is none to be had.
+    Every method raises ``ApiError`` for an error response, and ``NoAnswer`` without a valid response.
     """
 
     def __init__(self, url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
@@ -72,32 +72,32 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._http.close()
 
     @property
     def watch(self) -> Watching:
-        """What happens and what is used: events, webhooks, metrics."""
+        """Calls for events, webhooks and metrics."""
         return Watching(self._calls)
 
     @property
     def files(self) -> Files:
-        """The files on builders' disks, and uploads."""
+        """Calls for the files on builders' disks, and for uploads."""
         return Files(self._calls)
 
     @property
     def versions(self) -> Versions:
-        """What changes a builder: new code, other settings, older versions again."""
+        """Calls that deploy versions, change settings and roll back."""
         return Versions(self._calls)
 
     @property
     def reviews(self) -> Reviews:
-        """What the review found in the code, and what is accepted of it."""
+        """Calls for reviews and acceptances of findings."""
         return Reviews(self._call, self._request)
 
     @property
     def backups(self) -> Backups:
-        """Copies of builders' files, and what brings them back."""
+        """Calls for backups and restores."""
         return Backups(self._calls)
 
     @property
@@ -107,7 +107,7 @@ class Client:
     # Builders
 
     def create(self, new: NewBuilder, *, idempotency_key: str | None = None, on_stage: OnStage = no_stages) -> Builder:
-        """Create it and wait until it is up; ``on_stage`` is told of each stage as it ends."""
+        """Create a builder and wait until it is up; calls ``on_stage`` at the end of each stage."""
         body = new.model_dump(mode="json", exclude_unset=True)
         return self._deploy("POST", f"{BASE}/builders", body=body, query={}, key=idempotency_key, on_stage=on_stage)
 
@@ -124,16 +124,16 @@ class Client:
                 if event.event == "failed":
                     raise ApiError(_read(Failure, event.json()), None, events.request_id)
                 on_stage(_stage(event))
-        raise NoAnswer("The stream ended before the outcome was told.")
+        raise NoAnswer("The stream ended before the outcome of the call.")
 
     def create_async(self, new: NewBuilder, *, idempotency_key: str | None = None) -> Builder:
-        """Create it and do not wait: it is answered in ``creating``."""
+        """Create a builder without waiting; its status is ``creating``."""
         headers = {"Prefer": "respond-async", **({"Idempotency-Key": idempotency_key} if idempotency_key else {})}
         body = new.model_dump(mode="json", exclude_unset=True)
         return self._call(BuilderAnswer, "POST", f"{BASE}/builders", json=body, headers=headers).data
 
     def get(self, uuid: str) -> Builder:
-        """One builder."""
+        """Return one builder."""
         return self._call(BuilderAnswer, "GET", f"{BASE}/builders/{uuid}").data
 
     def list_page(
@@ -146,44 +146,44 @@ class Client:
         job_type: JobType | None = None,
         sort: str = "-created_at",
     ) -> BuilderPage:
-        """A page of builders, with ``meta.total``."""
+        """Return a page of builders, with ``meta.total``."""
         query = {"page": page, "per_page": per_page, "name": name, "status": status, "job_type": job_type, "sort": sort}
         return self._call(BuilderPage, "GET", f"{BASE}/builders", params=_given(query))
 
     def start(self, uuid: str) -> Builder:
-        """Start it and wait until it is up."""
+        """Start a builder and wait until it is up."""
         return self._change("POST", uuid, "/start")
 
     def stop(self, uuid: str) -> Builder:
-        """Stop it and wait until it is."""
+        """Stop a builder and wait until it is stopped."""
         return self._change("POST", uuid, "/stop")
 
     def restart(self, uuid: str) -> Builder:
-        """Stop it if it runs, start it and wait until it is up."""
+        """Restart a builder, running or not, and wait until it is up."""
         return self._change("POST", uuid, "/restart")
 
     def renew_service_token(self, uuid: str) -> Builder:
-        """End its service token; it has another one, also in the app, which is started again with it."""
+        """Replace a builder's service token and restart its app with the new one."""
         return self._change("POST", uuid, "/service-token")
 
     def delete(self, uuid: str) -> Builder:
-        """Remove it with its files and wait until it is gone."""
+        """Delete a builder with its files and wait until it is gone."""
         return self._change("DELETE", uuid, "")
 
     def _change(self, method: str, uuid: str, call: str) -> Builder:
         return self._call(BuilderAnswer, method, f"{BASE}/builders/{uuid}{call}", timeout=OUTCOME).data
 
-    # What they write, do and cost
+    # Logs, commands and costs
 
     def logs(
         self, uuid: str, *, tail: int = 200, since: datetime | None = None, stream: LogStream | None = None
     ) -> list[LogLine]:
-        """The last lines, the oldest first."""
+        """Return the last lines, oldest first."""
         query = _given({"tail": tail, "since": since, "stream": stream})
         return self._call(LogAnswer, "GET", f"{BASE}/builders/{uuid}/logs", params=query).data
 
     def follow_logs(self, uuid: str, *, tail: int = 200, stream: LogStream | None = None) -> Iterator[LogLine]:
-        """The last lines, then each as it is written, until the builder is deleted."""
+        """Yield the last lines, then each new one, until the builder is deleted."""
         query = _given({"tail": tail, "stream": stream, "follow": True})
         with self._events("GET", f"{BASE}/builders/{uuid}/logs", params=query) as events:
             for event in events:
@@ -200,9 +200,9 @@ class Client:
         env: Mapping[str, str] | None = None,
         on_output: Callable[[str], None] | None = None,
     ) -> Execution:
-        """Run a command beside the app and wait for it, at most ``timeout`` seconds.
+        """Run a command in the app's sandbox and wait for it, at most ``timeout`` seconds.
 
-        ``on_output`` is told each piece of its output as it comes; the answer's ``output`` is empty then.
+        With ``on_output``, which gets each piece of the output as it comes, the result's ``output`` is empty.
         """
         body = {"command": command, "timeout": timeout, "stdin": stdin, "cwd": cwd, "env": dict(env or {})}
         path = f"{BASE}/builders/{uuid}/exec"
@@ -218,82 +218,82 @@ class Client:
         raise NoAnswer("The stream ended before the command did.")
 
     def spending(self, *, since: datetime | None = None, until: datetime | None = None) -> Spending:
-        """What all builders cost."""
+        """Return the costs of all builders."""
         query = _given({"from": since, "to": until})
         return self._call(SpendingAnswer, "GET", f"{BASE}/builders/spending", params=query).data
 
     def spending_cap(self, uuid: str | None = None) -> SpendingCap:
-        """What may be spent in a month and what was: by all builders together, or by one."""
+        """Return the monthly spending cap of all builders together or of one, and the amount spent."""
         return self._call(SpendingCapAnswer, "GET", _cap_path(uuid)).data
 
     def set_spending_cap(self, monthly: float | None, uuid: str | None = None) -> SpendingCap:
-        """Cap it, for all builders together or for one; None lifts the cap, but not the operator's."""
+        """Set the monthly cap of all builders together or of one; None removes it, but not the operator's."""
         return self._call(SpendingCapAnswer, "PUT", _cap_path(uuid), json={"monthly": monthly}).data
 
     def readiness(self) -> Readiness:
-        """What the service is made of, when it is ready; until then an ``ApiError`` that says what is being made."""
+        """Return the parts of a ready service. Raises ``ApiError`` while it is not, with the reason."""
         return self._call(ReadinessAnswer, "GET", "/readyz").data
 
     # Leases
 
     def take_lease(self, uuid: str, seconds: int, reason: str = "") -> Lease:
-        """Keep it from sleeping and from stopping for idleness for so long, at most 3600 seconds."""
+        """Keep a builder from being frozen or stopped for idleness, for at most 3600 seconds."""
         body = {"seconds": seconds, "reason": reason}
         return self._call(LeaseAnswer, "POST", f"{BASE}/builders/{uuid}/leases", json=body).data
 
     def leases(self, uuid: str) -> list[Lease]:
-        """Those that last, the oldest first."""
+        """List the unexpired leases, oldest first."""
         return all_of(self._call, LeasePage, f"{BASE}/builders/{uuid}/leases")
 
     def renew_lease(self, uuid: str, lease: str, seconds: int) -> Lease:
-        """From now on it lasts for so many seconds."""
+        """Renew a lease for so many seconds from now."""
         path = f"{BASE}/builders/{uuid}/leases/{lease}"
         return self._call(LeaseAnswer, "PUT", path, json={"seconds": seconds}).data
 
     def end_lease(self, uuid: str, lease: str) -> Lease:
-        """End it before its time."""
+        """End a lease early."""
         return self._call(LeaseAnswer, "DELETE", f"{BASE}/builders/{uuid}/leases/{lease}").data
 
     # Gates
 
     def qa(self, uuid: str, *, version: int | None = None) -> Qa:
-        """What QA knows of a version, the current one unless another is named."""
+        """Return the QA results of a version, by default the current one."""
         return self._call(QaAnswer, "GET", f"{BASE}/builders/{uuid}/qa", params=_given({"version": version})).data
 
     def run_qa(self, uuid: str) -> Qa:
-        """Judge the running app anew; the report is made in the background, and ``qa`` shows it."""
+        """Run the QA gate again; the report follows in the background, see ``qa``."""
         return self._call(QaAnswer, "POST", f"{BASE}/builders/{uuid}/qa", timeout=OUTCOME).data
 
     def screenshot(self, uuid: str, name: str, *, version: int | None = None) -> bytes:
-        """A PNG: ``desktop`` or ``phone``."""
+        """Return a screenshot as PNG; ``name`` is ``desktop`` or ``phone``."""
         path = f"{BASE}/builders/{uuid}/qa/screenshots/{name}"
         return self._request("GET", path, params=_given({"version": version})).content
 
     # Secrets
 
     def put_credential(self, name: str, values: Mapping[str, str], *, restart: bool = False) -> Credential:
-        """Store secrets under a name; with ``restart`` the builders that run with the values before start anew."""
+        """Store secrets under a name; with ``restart`` the builders that run with the old values restart."""
         path = f"{BASE}/credentials/{name}"
         return self._call(
             CredentialAnswer, "PUT", path, json={"values": dict(values)}, params=_given({"restart": restart})
         ).data
 
     def credentials(self) -> list[Credential]:
-        """All credentials, without their values."""
+        """List all credentials, without their values."""
         return all_of(self._call, CredentialPage, f"{BASE}/credentials")
 
     def delete_credential(self, name: str, *, force: bool = False) -> Credential:
-        """Remove it; with ``force`` also while builders use it."""
+        """Delete a credential; with ``force`` also while builders use it."""
         path = f"{BASE}/credentials/{name}"
         return self._call(CredentialAnswer, "DELETE", path, params=_given({"force": force})).data
 
     def grant_ssh(self, uuid: str, *, expires_minutes: int = DEFAULT_MINUTES, alone: bool = False) -> SshGrant:
-        """A token to log in by SSH; ``alone`` ends all others."""
+        """Create a token for SSH logins; ``alone`` revokes all others."""
         path = f"{BASE}/builders/{uuid}/ssh{'/recreate' if alone else ''}"
         return self._call(SshGrantAnswer, "POST", path, json={"expires_minutes": expires_minutes}).data
 
     def end_ssh(self, uuid: str) -> None:
-        """End all SSH tokens of the builder."""
+        """Revoke all SSH tokens of the builder."""
         self._call(SshEndedAnswer, "DELETE", f"{BASE}/builders/{uuid}/ssh")
 
     def _call(self, answer: type[V], method: str, path: str, **options: Any) -> V:
@@ -309,7 +309,7 @@ class Client:
         raise _refusal(response)
 
     def _receive(self, path: str, out: BinaryIO, **options: Any) -> int:
-        """Write an answer's body to ``out`` as it comes; how many bytes it had."""
+        """Write a response's body to ``out`` as it comes; return the number of bytes."""
         try:
             with self._http.stream("GET", path, timeout=STREAM, **options) as response:
                 if not response.is_success:
@@ -336,7 +336,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class _Calls:
-    """How nouns with a file of their own call."""
+    """Calls of the client that the classes per noun use."""
 
     call: Callable[..., Any]
     stream: Callable[..., AbstractContextManager[Iterable[ServerSentEvent]]]
@@ -350,12 +350,12 @@ def _cap_path(uuid: str | None) -> str:
 
 
 class Events:
-    """The events of one answer."""
+    """Server-sent events of one response."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
         self.request_id: str = response.headers.get("x-request-id", "")
-        #: What was answered in place of a stream, there being nothing to follow.
+        #: JSON response in place of a stream, where there was nothing to wait for.
         self.answer: Any = None
         if response.headers.get("content-type", "").startswith("application/json"):
             response.read()
@@ -376,7 +376,7 @@ def _stage(event: ServerSentEvent) -> Stage:
 
 
 def _given(query: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is None; times with their offset."""
+    """Drop parameters that are None; format times with their offset."""
     given = {name: value for name, value in query.items() if value is not None}
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
 
@@ -385,7 +385,9 @@ def _refusal(response: httpx.Response) -> Exception:
     try:
         failure = Failure.model_validate(_json(response))
     except (NoAnswer, ValidationError):
-        return NoAnswer(f"{response.request.method} {response.request.url}: {response.status_code}, and no envelope")
+        return NoAnswer(
+            f"{response.request.method} {response.request.url}: {response.status_code}, not an error of builderd"
+        )
     return ApiError(failure, response.status_code, response.headers.get("x-request-id", ""))
 
 
@@ -393,7 +395,7 @@ def _read(shape: type[V], value: Any) -> V:
     try:
         return shape.model_validate(value)
     except ValidationError as error:
-        raise NoAnswer(f"The answer is not as the contract has it: {error}") from error
+        raise NoAnswer(f"The response does not match the API's schema: {error}") from error
 
 
 def _json(response: httpx.Response) -> Any:

@@ -1,4 +1,4 @@
-"""What a client's call can end in besides its answer."""
+"""Exceptions of client calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from builderd.wire.v1.envelope import Failure
 
 
 class ApiError(Exception):
-    """The service refused or failed. ``status`` is None where a stream, already answered 200, told of the failure."""
+    """Error response of the service. ``status`` is None for a failure inside a stream, whose status was 200."""
 
     def __init__(self, failure: Failure, status: int | None, request_id: str) -> None:
         super().__init__(f"{failure.code}: {failure.message}")
@@ -22,4 +22,4 @@ class ApiError(Exception):
 
 
 class NoAnswer(Exception):
-    """What answered is no builderd, or the connection ended before the outcome was told."""
+    """No valid response: not a builderd, or the connection ended early."""

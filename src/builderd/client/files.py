@@ -1,4 +1,4 @@
-"""The files of builders, and uploads: code too large for JSON."""
+"""Calls for builders' files, and for uploads: code too large for JSON."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ V = TypeVar("V", bound=BaseModel)
 
 API = "/api/v1"
 PIECE_BYTES = 1 << 20
-#: Until what broke off is sent again, in seconds; and how many times it is sent in all.
+#: Seconds before an interrupted upload is resumed, and attempts in all.
 RETRY_SECONDS, ATTEMPTS = 1.0, 5
-#: A piece has so long to go out; how long it takes to be written to the disk has no limit here.
+#: Seconds to send one piece; no limit for the service to write it to the disk.
 SENDING = httpx.Timeout(10, read=None, write=60)
 
 
 class Caller(Protocol):
-    """How the client calls."""
+    """Calls of the client that this class uses."""
 
     def call(self, answer: type[V], method: str, path: str, **options: Any) -> V: ...
     def request(self, method: str, path: str, **options: Any) -> httpx.Response: ...
@@ -35,13 +35,13 @@ class Caller(Protocol):
 
 
 class Files:
-    """``Client.files``. Paths are relative to ``/app``; whether the builder runs does not matter."""
+    """File calls (``Client.files``). Paths are relative to ``/app``; whether the builder runs does not matter."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     def list_page(self, uuid: str, path: str = "", *, page: int = 1, per_page: int = 100) -> FilePage:
-        """Entries of a folder, by their names."""
+        """Return a page of a folder's entries, by name."""
         query = {"path": path, "page": page, "per_page": per_page}
         return self._caller.call(FilePage, "GET", f"{API}/builders/{uuid}/files", params=query)
 
@@ -50,14 +50,14 @@ class Files:
         return self._caller.request("GET", _path(uuid, path), timeout=SENDING).content
 
     def download(self, uuid: str, path: str, out: BinaryIO, *, start: int = 0) -> int:
-        """Write a file to ``out``, from its byte ``start`` on, piece by piece; how many bytes came."""
+        """Write a file from byte ``start`` on to ``out``; return the number of bytes."""
         headers = {"Range": f"bytes={start}-"} if start else {}
         return self._caller.receive(_path(uuid, path), out, headers=headers)
 
     def write(self, uuid: str, path: str, content: bytes | BinaryIO, *, executable: bool | None = None) -> FileEntry:
-        """Put a file there, over what has its name, with the folders that are missing.
+        """Write a file, replacing one of the same name; creates missing folders.
 
-        ``executable`` None: as the file that is replaced. A file that is given is sent from where it stands.
+        ``executable`` None: as the replaced file. A file object is sent from its present position.
         """
         params = {} if executable is None else {"executable": executable}
         sent = content if isinstance(content, bytes) else _pieces(content)
@@ -69,13 +69,13 @@ class Files:
         self._caller.request("DELETE", _path(uuid, path), params={"recursive": recursive}, timeout=SENDING)
 
     def archive(self, uuid: str, out: BinaryIO) -> int:
-        """Write all files as one ``tar.zst`` to ``out``; how many bytes came."""
+        """Write all files as one ``tar.zst`` to ``out``; return the number of bytes."""
         return self._caller.receive(f"{API}/builders/{uuid}/archive", out)
 
     def upload(self, archive: BinaryIO) -> str:
-        """Send a zip, tar, tar.gz or tar.zst; the id for ``NewBuilder(source={"upload_id": …})``.
+        """Upload a zip, tar, tar.gz or tar.zst; return the id for ``NewBuilder(source={"upload_id": …})``.
 
-        A connection that breaks off is made again, and goes on where it was.
+        An interrupted upload is resumed.
         """
         size, digest = _measure(archive)
         body = {"size": size, "sha256": digest}
@@ -99,14 +99,14 @@ class Files:
         state = self._caller.call(UploadAnswer, "GET", path).data
         if state.complete:
             return
-        # The last byte is sent again where all have arrived and nobody was told.
+        # All bytes arrived without confirmation: send the last one again to complete the upload.
         start = min(state.received, size - 1)
         archive.seek(start)
         headers = {"Content-Length": str(size - start), "Content-Range": f"bytes {start}-{size - 1}/{size}"}
         self._caller.call(UploadAnswer, "PUT", path, content=_pieces(archive), headers=headers, timeout=SENDING)
 
     def delete_upload(self, upload: str) -> None:
-        """Make room: what was deployed from it stays."""
+        """Delete an upload; versions deployed from it stay."""
         self._caller.request("DELETE", f"{API}/uploads/{upload}")
 
 
@@ -120,7 +120,7 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _measure(file: BinaryIO) -> tuple[int, str]:
-    """Its bytes from the beginning, and their sha256."""
+    """Return the size of a file and its SHA-256 in hex."""
     file.seek(0)
     digest = hashlib.sha256()
     for piece in _pieces(file):

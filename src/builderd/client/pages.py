@@ -1,4 +1,4 @@
-"""Pages: a list that comes in parts, as a whole."""
+"""Pagination: fetches all pages of a list."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_PER_PAGE = 100
 
 
 class Call(Protocol):
-    """A call that is answered with this."""
+    """Call of the client that returns one page."""
 
     def __call__(self, answer: type[V], method: str, path: str, **options: Any) -> V: ...
 
 
 def all_of(call: Call, answer: type[Page[T]], path: str) -> list[T]:
-    """The whole list at this path."""
+    """Fetch all pages at this path."""
     found: list[T] = []
     number = 1
     while True:

@@ -1,4 +1,4 @@
-"""Reviews, as the client asks for them."""
+"""Calls for reviews of code."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import httpx
 
 from builderd.wire.v1.reviews import NewAcceptance, Review, ReviewAnswer
 
-#: A review takes some seconds at most; the service itself gives it up then.
+#: Read timeout; the service ends a review earlier.
 REVIEW_SECONDS = 90
 
 
 @dataclass(frozen=True, slots=True)
 class Reviews:
-    """``call`` and ``request`` are the client's own. Methods raise ``ApiError`` and ``NoAnswer``, as its others do."""
+    """Review calls (``Client.reviews``). Methods raise ``ApiError`` and ``NoAnswer``."""
 
     call: Callable[..., Any]
     request: Callable[..., httpx.Response]
 
     def get(self, uuid: str, *, version: int | None = None) -> Review:
-        """The review of a version, the current one unless another is named."""
+        """Return the review of a version, by default the current one."""
         answer: ReviewAnswer = self.call(ReviewAnswer, "GET", _path(uuid), params=_of(version))
         return answer.data
 
     def sarif(self, uuid: str, *, version: int | None = None) -> bytes:
-        """The same as SARIF 2.1.0."""
+        """Return the review as SARIF 2.1.0."""
         return self.request("GET", _path(uuid), params={"format": "sarif", **_of(version)}).content
 
     def run(self, uuid: str) -> Review:
-        """Review the current version's code anew."""
+        """Review the current version's code again."""
         answer: ReviewAnswer = self.call(ReviewAnswer, "POST", _path(uuid), timeout=REVIEW_SECONDS)
         return answer.data
 

@@ -1,4 +1,4 @@
-"""What changes a builder that is there: new code, other settings, older versions again."""
+"""Calls that change an existing builder: new code, settings, rollback."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Stage:
     ok: bool
 
 
-#: Told of each stage as it ends.
+#: Called at the end of each stage.
 OnStage = Callable[[Stage], None]
 
 
 def no_stages(_: Stage) -> None:
-    """For who does not want to know."""
+    """Ignore the stages."""
 
 
 class Caller(Protocol):
-    """How the client calls. ``deploy`` follows the stages to the builder that came of them."""
+    """Calls of the client that this class uses. ``deploy`` follows the stages and returns the builder."""
 
     def call(self, answer: type[V], method: str, path: str, **options: Any) -> V: ...
     def deploy(
@@ -44,16 +44,16 @@ class Caller(Protocol):
 
 
 class Versions:
-    """``Client.versions``. What was there before serves until the new version does, and goes on when that fails.
+    """Version calls (``Client.versions``). The old one serves until the new one is up.
 
-    A failed version is an ``ApiError`` with the code of its stage, such as ``start_failed``.
+    A failed version raises ``ApiError`` with the code of its stage, such as ``start_failed``.
     """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     def list(self, uuid: str) -> list[Version]:
-        """Those that are kept, the newest first, failed ones with their reason."""
+        """List the kept versions, newest first, failed ones with their reason."""
         return all_of(self._caller.call, VersionPage, f"{API}/{uuid}/versions")
 
     def deploy(
@@ -65,9 +65,9 @@ class Versions:
         idempotency_key: str | None = None,
         on_stage: OnStage = no_stages,
     ) -> Builder:
-        """Deploy new code, and wait until it serves. What is left out stays; ``files`` are replaced as a whole.
+        """Deploy new code and wait until it serves. Omitted fields keep their values; ``files`` replace all files.
 
-        ``fresh``: the dependencies are installed anew.
+        ``fresh``: install the dependencies again.
         """
         return self._caller.deploy(
             "PUT",
@@ -81,7 +81,7 @@ class Versions:
     def change(
         self, uuid: str, settings: NewSettings, *, idempotency_key: str | None = None, on_stage: OnStage = no_stages
     ) -> Builder:
-        """Change settings, and wait until they are in force: at once, or as a new version of the same code."""
+        """Change settings and wait until they apply: at once, or as a new version of the same code."""
         return self._caller.deploy(
             "PATCH", f"{API}/{uuid}", body=_body(settings), query={}, key=idempotency_key, on_stage=on_stage
         )
@@ -89,7 +89,7 @@ class Versions:
     def roll_back(
         self, uuid: str, version: int, *, idempotency_key: str | None = None, on_stage: OnStage = no_stages
     ) -> Builder:
-        """Deploy the code and the settings of an old version as a new one. What the app wrote stays."""
+        """Deploy the code and the settings of an old version as a new one. The app's data stays."""
         return self._caller.deploy(
             "POST",
             f"{API}/{uuid}/rollback",

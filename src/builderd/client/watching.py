@@ -1,4 +1,4 @@
-"""What happens and what is used: events, webhooks and metrics."""
+"""Calls for events, webhooks and metrics."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from builderd.wire.v1.webhooks import (
 V = TypeVar("V", bound=BaseModel)
 
 API = "/api/v1"
-#: Until a stream that broke off is opened again, in seconds.
+#: Seconds before an interrupted stream is opened again.
 RECONNECT_SECONDS = 1.0
 
 
 class Caller(Protocol):
-    """How the client calls."""
+    """Calls of the client that this class uses."""
 
     def call(self, answer: type[V], method: str, path: str, **options: Any) -> V: ...
     def stream(
@@ -41,7 +41,7 @@ class Caller(Protocol):
 
 
 class Watching:
-    """``Client.watch``: of one builder where its ``uuid`` is given, else of all."""
+    """Event, metric and webhook calls (``Client.watch``): of one builder with its ``uuid``, else of all."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -56,7 +56,7 @@ class Watching:
         page: int = 1,
         per_page: int = 25,
     ) -> EventPage:
-        """A page of events, the newest first. ``types`` such as ``builder.status`` or ``stage.*``."""
+        """Return a page of events, newest first. ``types`` such as ``builder.status`` or ``stage.*``."""
         query = {**_filters(types, since), **_time("until", until), "page": page, "per_page": per_page}
         return self._caller.call(EventPage, "GET", _events_of(uuid), params=query)
 
@@ -68,22 +68,22 @@ class Watching:
         since: datetime | None = None,
         after: int | None = None,
     ) -> Iterator[Event]:
-        """Each event as it happens, from now on, from ``since``, or after the one with the id ``after``.
+        """Yield each event as it happens, from now on, from ``since``, or after the event with the id ``after``.
 
-        A connection that breaks off is made again, and goes on after the last event: none is lost, none comes twice.
-        Ends when the builder is deleted; of all builders, never.
+        An interrupted connection is resumed after the last event: none is lost or repeated. Ends when the builder is
+        deleted; without ``uuid`` it never ends.
         """
         query = {**_filters(types, since), "follow": True}
         while True:
             try:
                 headers = {} if after is None else {"Last-Event-ID": str(after)}
-                with self._caller.stream("GET", _events_of(uuid), headers=headers, params=query) as told:
-                    for one in told:
+                with self._caller.stream("GET", _events_of(uuid), headers=headers, params=query) as stream:
+                    for one in stream:
                         event = Event.model_validate(one.json())
                         after = event.id
                         yield event
             except NoAnswer:
-                # Without a place to go on from, what happened meanwhile would be lost without a word.
+                # Without a last event id, events during the interruption would be lost silently.
                 if after is None:
                     raise
                 time.sleep(RECONNECT_SECONDS)
@@ -91,7 +91,7 @@ class Watching:
                 return
 
     def metrics(self, uuid: str, *, hours: int = 24, step: Literal["5m", "15m", "1h"] = "5m") -> Metrics:
-        """What the builder uses now, and what it used in the last hours."""
+        """Return the builder's present usage and its usage in the last hours."""
         query = {"hours": hours, "step": step}
         return self._caller.call(MetricsAnswer, "GET", f"{API}/builders/{uuid}/metrics", params=query).data
 
@@ -100,20 +100,20 @@ class Watching:
     def create_webhook(
         self, url: str, *, events: Sequence[str] = ("*",), secret: str | None = None
     ) -> WebhookWithSecret:
-        """Have events sent to the URL; its secret is answered this once."""
+        """Create a webhook for the URL; only this response contains its secret."""
         body = {"url": url, "events": list(events), **({"secret": secret} if secret else {})}
         return self._caller.call(NewWebhookAnswer, "POST", f"{API}/webhooks", json=body).data
 
     def webhooks(self) -> list[Webhook]:
-        """All of them, the oldest first."""
+        """List all webhooks, oldest first."""
         return all_of(self._caller.call, WebhookPage, f"{API}/webhooks")
 
     def delete_webhook(self, webhook: str) -> Webhook:
-        """Send it nothing any more."""
+        """Delete a webhook."""
         return self._caller.call(WebhookAnswer, "DELETE", f"{API}/webhooks/{webhook}").data
 
     def deliveries(self, webhook: str, *, page: int = 1, per_page: int = 25) -> DeliveryPage:
-        """What was sent to it, the newest event first."""
+        """Return a page of its deliveries, newest event first."""
         query = {"page": page, "per_page": per_page}
         return self._caller.call(DeliveryPage, "GET", f"{API}/webhooks/{webhook}/deliveries", params=query)
 

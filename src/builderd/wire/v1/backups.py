@@ -11,10 +11,10 @@ from builderd.wire.v1.shape import Shape, View
 
 
 class Backup(View):
-    """``created_at`` is the moment whose files it holds, ``version`` the builder's version of then.
+    """Backup of a builder's files at ``created_at``, when it had ``version``.
 
-    ``size_bytes`` is what the files hold, ``added_bytes`` what the archive grew by; both are 0 until it is ``done``.
-    ``error`` says why it failed, ``fault`` what the last drill found wrong with it.
+    ``size_bytes`` is the size of the files, ``added_bytes`` the growth of the repository; both 0 until it is ``done``.
+    ``error`` says why it failed, ``fault`` is the damage that the last drill found.
     """
 
     id: str
@@ -39,11 +39,11 @@ class BackupAnswer(Success[Backup]):
 
 
 class BackupPage(Page[Backup]):
-    """Backups, a page of them, the newest first."""
+    """Page of backups, newest first."""
 
 
 class NewRestore(Shape):
-    """How a backup is restored."""
+    """Options of a restore."""
 
     as_: Name | None = Field(
         default=None, alias="as", description="The name of a new builder to make of it; the present one stays as it is."
@@ -51,6 +51,6 @@ class NewRestore(Shape):
 
 
 class NewBuilderOfBackup(Shape):
-    """What a backup becomes."""
+    """New builder to make of a backup."""
 
     as_: Name = Field(alias="as", description="The name of the new builder to make of it.")

@@ -1,4 +1,4 @@
-"""Builders: what creates one, and how one is shown."""
+"""Builders: the request that creates one, and the response that shows one."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class Resources(Shape):
     def _in_bounds(cls, value: float, info: ValidationInfo) -> float:
         assert info.field_name
         maximum = (info.context or {}).get("maximum", UNBOUNDED)
-        faults = domain.resource_errors(replace(domain.MINIMUM, **{info.field_name: value}), maximum)
-        if info.field_name in faults:
-            raise refusal(faults[info.field_name])
+        errors = domain.resource_errors(replace(domain.MINIMUM, **{info.field_name: value}), maximum)
+        if info.field_name in errors:
+            raise refusal(errors[info.field_name])
         return value
 
     @property
     def value(self) -> domain.Resources:
-        """The same as the domain knows it."""
+        """Convert to the domain's resources."""
         return domain.Resources(self.cpu, self.memory, self.disk)
 
 
@@ -70,17 +70,17 @@ def _env(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     env = {name: _env_text(content) for name, content in value.items()}
-    return with_field_errors(_env_faults(env), lambda: env)
+    return with_field_errors(_env_errors(env), lambda: env)
 
 
 def _env_text(value: Any) -> str | None:
-    """Numbers as they were written, booleans as JSON writes them, None for what is no text."""
+    """Return the text of a string, number or boolean (as JSON writes it); None for any other value."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, str | int | float) else None
 
 
-def _env_faults(env: Mapping[str, str | None]) -> Iterator[FieldError]:
+def _env_errors(env: Mapping[str, str | None]) -> Iterator[FieldError]:
     for name, value in env.items():
         why = "must be text, a number or a boolean" if value is None else env_error(name, value)
         if why is not None:
@@ -122,7 +122,7 @@ def _may_tell(value: dict[Any, Any]) -> bool:
     return "source" in value or (isinstance(files, dict) and PROCFILE in files)
 
 
-def _code_faults(value: Any, required: bool) -> Iterator[FieldError]:
+def _code_errors(value: Any, required: bool) -> Iterator[FieldError]:
     if not isinstance(value, dict):
         return
     has_source = value.get("source") is not None
@@ -133,7 +133,7 @@ def _code_faults(value: Any, required: bool) -> Iterator[FieldError]:
 
 
 class Source(Shape):
-    """An upload that is complete."""
+    """Complete upload to take the code from."""
 
     upload_id: str = Field(json_schema_extra={"format": "uuid"})
 
@@ -154,7 +154,7 @@ CODE_RULE: JsonDict = {
 
 
 class NewBuilder(Shape):
-    """The code and its settings. All of ``files`` together have at most 20,000,000 bytes."""
+    """New builder: code and settings. All of ``files`` together have at most 20,000,000 bytes."""
 
     code_is_required: ClassVar[bool] = True
     model_config = ConfigDict(json_schema_extra=CODE_RULE)
@@ -188,19 +188,19 @@ class NewBuilder(Shape):
     @model_validator(mode="wrap")
     @classmethod
     def _has_code(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """As files or as a source, and never both."""
-        return with_field_errors(_code_faults(value, cls.code_is_required), lambda: handler(value))
+        """Require either files or a source."""
+        return with_field_errors(_code_errors(value, cls.code_is_required), lambda: handler(value))
 
     @model_validator(mode="wrap")
     @classmethod
     def _needs_entrypoint(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Left out only where a Procfile may tell it."""
+        """Require an entrypoint, unless a Procfile may name it."""
         lacks = isinstance(value, dict) and "entrypoint" not in value and not _may_tell(value)
         return with_field_errors([(("entrypoint",), NO_ENTRYPOINT)] if lacks else [], lambda: handler(value))
 
 
 class Cost(View):
-    """``hourly_rate`` of running it, with 4 digits; ``runtime_hours`` it ran so far; ``cost`` so far, with 2 digits."""
+    """Costs so far. ``hourly_rate`` while it runs, with 4 digits; ``runtime_hours``; ``cost`` with 2 digits."""
 
     currency: str
     hourly_rate: float
@@ -209,7 +209,7 @@ class Cost(View):
 
 
 class ShownResources(View):
-    """vCPU, and GB (2^30 bytes) of memory and disk."""
+    """Resources: vCPU, and GB (2^30 bytes) of memory and disk."""
 
     cpu: float
     memory: float
@@ -261,4 +261,4 @@ class BuilderAnswer(Success[Builder]):
 
 
 class BuilderPage(Page[Builder]):
-    """Builders, a page of them."""
+    """Page of builders."""

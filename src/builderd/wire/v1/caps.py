@@ -23,7 +23,7 @@ Amount = Annotated[float, Field(ge=0, le=HIGHEST, allow_inf_nan=False), AfterVal
 
 
 class NewSpendingCap(Shape):
-    """``monthly``: the most that may be spent in a calendar month (UTC); null lifts it."""
+    """New cap. ``monthly`` is the most that may be spent in a calendar month (UTC); null removes it."""
 
     monthly: Amount | None = Field(
         description="The most that may be spent in a calendar month (UTC); null lifts it.", examples=[20.0]
@@ -31,9 +31,9 @@ class NewSpendingCap(Shape):
 
 
 class SpendingCap(View):
-    """``monthly`` is what you set, ``operator_limit`` what the operator did; the lower of both ``applies``.
+    """Spending cap: the lower of ``monthly`` (yours) and ``operator_limit`` ``applies``.
 
-    ``spent``: in the present month, up to now. At ``resets_at`` the next one begins.
+    ``spent`` is the amount in the present month, which ends at ``resets_at``.
     """
 
     currency: str
@@ -45,4 +45,4 @@ class SpendingCap(View):
 
 
 class SpendingCapAnswer(Success[SpendingCap]):
-    """A cap, and what was spent under it."""
+    """Response with a cap and the amount spent."""

@@ -1,4 +1,4 @@
-"""Credentials: a tenant's named secrets. Values go in and are never answered."""
+"""Credentials: a tenant's named secrets, whose values are write-only."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from builderd.wire.v1.shape import FieldError, Shape, View, with_field_errors
 def _values(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return with_field_errors(_faults(value), lambda: value)
+    return with_field_errors(_errors(value), lambda: value)
 
 
-def _faults(values: dict[str, Any]) -> Iterator[FieldError]:
+def _errors(values: dict[str, Any]) -> Iterator[FieldError]:
     for name, content in values.items():
         why = env_error(name, content) if isinstance(content, str) else "must be text"
         if why is not None:
@@ -41,15 +41,15 @@ Values = Annotated[
 
 
 class NewCredential(Shape):
-    """What is stored in place of all that was there."""
+    """Values of a credential, which replace all previous ones."""
 
     values: Values = Field(description="Environment variables of the builders that ask for this credential.")
 
 
 class CredentialUse(View):
-    """A builder that asks for it. ``needs_restart``: it runs with the values before.
+    """Builder that uses a credential. ``needs_restart``: it runs with old values.
 
-    ``not_restarted`` comes only where it was to be restarted and could not be: why.
+    ``not_restarted`` is the reason of a failed restart, else absent.
     """
 
     uuid: str
@@ -59,7 +59,10 @@ class CredentialUse(View):
 
 
 class Credential(View):
-    """``variables`` are the names alone. ``last_used_by`` is the uuid of the builder that last started with it."""
+    """Credential without its values. ``variables`` are their names.
+
+    ``last_used_by`` is the uuid of the builder that last started with it.
+    """
 
     name: str
     variables: list[str]

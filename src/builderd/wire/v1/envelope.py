@@ -1,4 +1,4 @@
-"""What every answer is wrapped in."""
+"""Envelope of every response: success, page or failure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def _rfc3339(time: datetime) -> str:
-    # Not strftime, whose years before 1000 have fewer digits.
+    # strftime writes years before 1000 with fewer digits.
     return f"{time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
@@ -22,7 +22,7 @@ Time = Annotated[datetime, PlainSerializer(_rfc3339, when_used="json")]
 
 
 class Success(View, Generic[T]):
-    """``message`` is one sentence for people; ``data`` is what was asked for."""
+    """Successful response. ``message`` is one sentence for people; ``data`` is the result."""
 
     success: Literal[True] = True
     message: str
@@ -30,7 +30,7 @@ class Success(View, Generic[T]):
 
 
 class PageMeta(View):
-    """Which part of a list this is: ``page`` counts from 1, ``total`` is the length of the whole list."""
+    """Position in a list: ``page`` counts from 1, ``total`` is the length of the whole list."""
 
     page: int
     per_page: int
@@ -44,10 +44,10 @@ class Page(Success[list[T]], Generic[T]):
 
 
 class Failure(View):
-    """``code`` is for machines; ``message`` says what is wrong and what to do.
+    """Error response. ``code`` is for programs; ``message`` says what is wrong and what to do.
 
     ``errors`` comes with ``validation_error`` alone and maps dotted paths (``files.main.py``) to the reasons;
-    ``data`` comes where there is something to look at, such as the builder's ``uuid``.
+    ``data`` comes with details of some errors, such as the builder's ``uuid``.
     """
 
     success: Literal[False] = False

@@ -1,4 +1,4 @@
-"""Events: what happened, when, by whom and why."""
+"""Events of builders and tenants."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from builderd.wire.v1.shape import View
 
 
 class Event(View):
-    """``id`` counts up: of two events of yours the later one has the greater. ``builder`` is null for the tenant's own.
+    """Event. ``id`` grows with time within a tenant. ``builder`` is null for the tenant's own.
 
     ``actor`` is ``token <name>`` or ``system``; ``reason`` is for people, ``details`` for machines.
     """

@@ -1,4 +1,4 @@
-"""Executions: a command run beside the app."""
+"""Executions: commands in an app's sandbox."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Stdin = Annotated[str, must_pass(stdin_error), Field(json_schema_extra={"maxLeng
 
 
 class NewExecution(Shape):
-    """``timeout`` is in seconds; past it every process that the command started is killed."""
+    """Command to run. After ``timeout`` seconds, every process that it started is killed."""
 
     command: Command = Field(description="Run by /bin/sh in the app's folder, with the app's environment.")
     timeout: JsonInt = Field(default=60, ge=1, le=MAX_TIMEOUT)
@@ -35,7 +35,7 @@ class NewExecution(Shape):
 
 
 class Execution(View):
-    """``exit_code`` is 124 when the timeout ended it; ``output`` is both streams as they came, cut if ``truncated``."""
+    """Result of a command. ``exit_code`` 124: timeout; ``output`` has both streams, cut if ``truncated``."""
 
     exit_code: int
     output: str
@@ -43,4 +43,4 @@ class Execution(View):
 
 
 class ExecutionAnswer(Success[Execution]):
-    """What the command came to."""
+    """Response with a command's result."""

@@ -1,4 +1,4 @@
-"""The files of a builder as they travel in JSON: text as it is, anything else in base64."""
+"""Files of a builder in JSON: text, or base64 for other content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from builderd.domain.bundles import MAX_CONTENT_BYTES, MAX_FILES, MAX_PATH_BYTES
 from builderd.domain.errors import TooLarge
 from builderd.wire.v1.shape import FieldError, Shape, refusal, with_field_errors
 
-#: What ``path_error`` says, as far as JSON Schema can: segments that are neither empty, nor ``.``, nor ``..``.
+#: Rules of ``path_error`` in JSON Schema: segments that are neither empty, nor ``.``, nor ``..``.
 PATH_SCHEMA = {
     "maxLength": MAX_PATH_BYTES,
     "pattern": r"^(?!\.{1,2}(/|$))[^/\u0000]+(/(?!\.{1,2}(/|$))[^/\u0000]+)*$",
@@ -46,14 +46,14 @@ class FileContent(Shape):
 
     @model_validator(mode="after")
     def _decode(self) -> FileContent:
-        return with_field_errors(self._content_faults(), lambda: self)
+        return with_field_errors(self._content_errors(), lambda: self)
 
     @property
     def data(self) -> bytes:
-        """The bytes of the file."""
+        """Bytes of the file."""
         return self._data
 
-    def _content_faults(self) -> Iterator[FieldError]:
+    def _content_errors(self) -> Iterator[FieldError]:
         try:
             self._data = _decoded(self.content, self.encoding)
         except UnicodeEncodeError:
@@ -65,7 +65,7 @@ class FileContent(Shape):
 def _decoded(content: str, encoding: Encoding) -> bytes:
     if encoding is Encoding.UTF_8:
         return content.encode()
-    # Tools that write base64 break its lines.
+    # Common base64 tools insert line breaks.
     return base64.b64decode(content.replace("\n", "").replace("\r", ""), validate=True)
 
 
@@ -83,14 +83,14 @@ def _tree(value: Any, handler: ValidatorFunctionWrapHandler) -> dict[str, FileCo
         return files
     if len(value) > MAX_FILES:
         raise TooLarge(f"There are {len(value)} files: at most {MAX_FILES} are taken.")
-    files = with_field_errors(_tree_faults(value), lambda: handler(value))
+    files = with_field_errors(_tree_errors(value), lambda: handler(value))
     size = sum(len(file.data) for file in files.values())
     if size > MAX_CONTENT_BYTES:
         raise TooLarge(f"The files have {size} bytes together: at most {MAX_CONTENT_BYTES} are taken.")
     return files
 
 
-def _tree_faults(files: Mapping[str, Any]) -> Iterator[FieldError]:
+def _tree_errors(files: Mapping[str, Any]) -> Iterator[FieldError]:
     if not files:
         yield (), "must have at least one file"
     for path in files:
@@ -101,7 +101,7 @@ def _tree_faults(files: Mapping[str, Any]) -> Iterator[FieldError]:
 
 
 class _OrText:
-    """For the OpenAPI document: a plain text will do as well."""
+    """OpenAPI schema that also allows a plain text."""
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {"anyOf": [{"type": "string"}, handler(schema)]}
@@ -117,5 +117,5 @@ Files = Annotated[
 
 
 def bundle_files(files: Mapping[str, FileContent]) -> list[BundleFile]:
-    """The files as a bundle takes them."""
+    """Convert the files to bundle files."""
     return [BundleFile(path, file.data, file.executable) for path, file in files.items()]

@@ -1,4 +1,4 @@
-"""Whether the service is alive, and whether it can take work."""
+"""Health and readiness of the service."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from builderd.wire.v1.shape import View
 
 
 class Health(View):
-    """The version of builderd that answers."""
+    """Version of builderd that responds."""
 
     version: str
 
 
 class Part(View):
-    """``message`` says what is still being made, or what is wrong."""
+    """Readiness of one part; ``message`` says what it waits for or what is wrong."""
 
     ready: bool
     message: str
 
 
 class Readiness(View):
-    """What must be ready before builders can be created."""
+    """Readiness of every part that builders need."""
 
     database: Part
     engine: Part
@@ -28,8 +28,8 @@ class Readiness(View):
 
 
 class HealthAnswer(Success[Health]):
-    """It is alive."""
+    """Response of a live service."""
 
 
 class ReadinessAnswer(Success[Readiness]):
-    """It can take work."""
+    """Response of a ready service."""

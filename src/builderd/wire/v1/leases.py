@@ -1,4 +1,4 @@
-"""Leases: a builder is busy, for work that no request shows."""
+"""Leases: keep a builder awake during work that no request shows."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ Reason = Annotated[str, must_pass(_reason_fault), Field(json_schema_extra={"maxL
 
 
 class NewLease(Shape):
-    """For so long the builder neither sleeps nor stops for idleness."""
+    """Lease of `seconds` in which the builder is not frozen or stopped for idleness."""
 
     seconds: Seconds
     reason: Reason = Field(default="", description="What it is busy with, for people.")
 
 
 class RenewedLease(Shape):
-    """From now on it lasts for so long. Without a `reason`, that stays as it was."""
+    """Lease renewed for `seconds` from now. Without a `reason`, the present one stays."""
 
     seconds: Seconds
     reason: Reason | None = None
 
 
 class Lease(View):
-    """``created_by`` is the token's name, or `app` for a lease that was taken from inside."""
+    """Lease of a builder. ``created_by`` is the token's name, or `app` for a lease that was taken from inside."""
 
     id: str
     reason: str
@@ -49,4 +49,4 @@ class LeaseAnswer(Success[Lease]):
 
 
 class LeasePage(Page[Lease]):
-    """All leases that last, the oldest first."""
+    """Unexpired leases, oldest first."""

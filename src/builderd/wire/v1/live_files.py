@@ -1,4 +1,4 @@
-"""The files on a builder's disk, as they are shown."""
+"""Files on a builder's disk."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from builderd.wire.v1.shape import View
 
 
 class FileEntry(View):
-    """``size`` in bytes, ``mode`` the permissions in octal, ``target`` what a link points to (links are not followed).
+    """Entry of a folder.
 
-    What is not UTF-8 in a name is shown as U+FFFD; such a file cannot be named in a path.
+    ``size`` in bytes, ``mode`` the permissions in octal, ``target`` what a link points to (links are not followed).
+
+    Bytes of a name that are not UTF-8 are shown as U+FFFD; such a file cannot be named in a path.
     """
 
     name: str
@@ -28,4 +30,4 @@ class FileAnswer(Success[FileEntry]):
 
 
 class FilePage(Page[FileEntry]):
-    """Entries of a folder, by their names."""
+    """Page of a folder's entries, by name."""

@@ -1,4 +1,4 @@
-"""Logs: what the app and the installer wrote."""
+"""Log lines of apps and installers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ExactTime = Annotated[datetime, PlainSerializer(_exact, when_used="json")]
 
 
 class LogLine(View):
-    """One line, of the version that wrote it."""
+    """Log line with the version that wrote it."""
 
     time: ExactTime
     stream: LogStream
@@ -30,4 +30,4 @@ class LogLine(View):
 
 
 class LogAnswer(Success[list[LogLine]]):
-    """Lines, the oldest first."""
+    """Log lines, oldest first."""

@@ -1,4 +1,4 @@
-"""Metrics: cpu in vCPU, memory and disk in bytes, what came and went, and how visitors were answered."""
+"""Metrics: CPU in vCPU, memory and disk in bytes, network traffic and responses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from builderd.wire.v1.shape import View
 
 
 class Answers(View):
-    """Visitors' answers by the class of their status."""
+    """Responses to visitors by the class of their status."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -20,7 +20,7 @@ class Answers(View):
 
 
 class Present(View):
-    """Measured ``seconds`` apart; the limits are those of the builder's ``resources``. Answers are per second."""
+    """Present usage, measured over ``seconds``; the limits are the builder's ``resources``. Answers are per second."""
 
     time: Time
     seconds: float
@@ -39,7 +39,7 @@ class Present(View):
 
 
 class Step(View):
-    """From ``time`` on. ``seconds`` of it were watched; where that is 0 the builder did not run.
+    """Usage in one step from ``time`` on. ``seconds`` of it were sampled; 0: the builder did not run.
 
     ``cpu`` and ``memory_bytes`` are averages, ``…_most_bytes`` the highest, all others add up.
     """
@@ -58,7 +58,7 @@ class Step(View):
 
 
 class Metrics(View):
-    """``now`` is null while the builder does not run. The last of the steps still goes on."""
+    """Metrics of a builder. ``now`` is null while it does not run. The last step is incomplete."""
 
     now: Present | None
     step_seconds: int
@@ -66,4 +66,4 @@ class Metrics(View):
 
 
 class MetricsAnswer(Success[Metrics]):
-    """What a builder uses."""
+    """Response with a builder's metrics."""

@@ -1,4 +1,4 @@
-"""QA: what was checked of a version, and what came of it."""
+"""QA results of a version."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from builderd.wire.v1.shape import View
 
 
 class QaCheck(View):
-    """``message`` says what was asked and what came back; ``findings`` are single places, such as pages or log lines.
+    """Result of one check. ``message`` has request and response; ``findings`` name pages or log lines.
 
-    ``outcome``: ``passed``, ``warning`` (worth a look, and no fault), ``failed``, or ``not_judged`` with the reason.
+    ``outcome``: ``passed``, ``warning`` (worth a look, not an error), ``failed``, or ``not_judged`` with the reason.
     """
 
     name: CheckName
@@ -21,14 +21,14 @@ class QaCheck(View):
 
 
 class QaScreenshot(View):
-    """``url`` is a path of this API that gives the PNG."""
+    """Screenshot; ``url`` is the path of its PNG in this API."""
 
     name: str
     url: str
 
 
 class Qa(View):
-    """What is known of one version.
+    """QA results of one version.
 
     ``gate`` judged the live app before the call that deployed it was answered, and is all that ``qa_passed`` stands on;
     ``checks`` were made afterwards on a disposable copy without a network. ``status`` is that of the report:
@@ -51,4 +51,4 @@ class Qa(View):
 
 
 class QaAnswer(Success[Qa]):
-    """The QA of a version."""
+    """Response with the QA results of a version."""

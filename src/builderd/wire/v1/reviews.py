@@ -1,4 +1,4 @@
-"""Reviews: reports, what is accepted of them, and the same as SARIF."""
+"""Reviews: reports, acceptances of findings, and SARIF."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FINGERPRINT = "^[0-9a-f]{32}$"
 
 
 class Acceptance(View):
-    """Who took a finding on themselves, why, and until when (null: for good)."""
+    """Acceptance of a finding: by whom, why, and until when (null: without end)."""
 
     reason: str
     accepted_by: str
@@ -27,10 +27,12 @@ class Acceptance(View):
 
 
 class Finding(View):
-    """``line`` counts from 1, 0 for a whole file; ``path`` is empty for all files. Secrets in ``text`` are masked.
+    """Finding of a review.
 
-    ``acceptable`` by the deployer (a hold) or by an admin (a block). ``demoted``: it would weigh more in code that
-    the entrypoint reaches.
+    ``line`` counts from 1, 0 for a whole file; ``path`` is empty for all files. Secrets in ``text`` are masked.
+
+    ``acceptable`` by the deployer (a hold) or by an admin (a block). ``demoted``: its severity would be higher in
+    code that the entrypoint reaches.
     """
 
     fingerprint: str
@@ -47,10 +49,10 @@ class Finding(View):
 
 
 class Review(View):
-    """``passed``: no block and no hold that nobody accepted. ``outdated``: the builder runs other code by now.
+    """Review of a version. ``passed``: no unaccepted block or hold. ``outdated``: the builder runs other code now.
 
-    ``left_out`` counts findings of a rule that are not told; ``untold`` those of them that block or hold.
-    ``seconds`` is what the review took when it was made, at ``reviewed_at``.
+    ``left_out`` counts omitted findings by rule; ``untold`` the omitted ones that block or hold.
+    ``seconds`` is the duration of the review at ``reviewed_at``.
     """
 
     version: int
@@ -68,10 +70,10 @@ class Review(View):
 
 
 class ReviewAnswer(Success[Review]):
-    """A report."""
+    """Response with a review."""
 
 
-def _reason_fault(reason: str) -> str | None:
+def _reason_error(reason: str) -> str | None:
     return None if reason.strip() else "must not be blank: say why the finding is right as it is"
 
 
@@ -79,14 +81,14 @@ class NewAcceptance(Shape):
     """Accept one finding of this builder, from now on and in later versions, for as long as its line stays the same."""
 
     fingerprint: Annotated[str, Field(pattern=FINGERPRINT)]
-    reason: Annotated[str, must_pass(_reason_fault), Field(min_length=1, max_length=MAX_REASON, pattern=r"\S")]
+    reason: Annotated[str, must_pass(_reason_error), Field(min_length=1, max_length=MAX_REASON, pattern=r"\S")]
     expires: UtcTime | None = Field(
         default=None, strict=False, description="RFC 3339; needed for a finding that blocks."
     )
 
 
 def review_of(report: domain.Report, verdict: domain.Verdict, version: int = 0, *, outdated: bool = False) -> Review:
-    """The report as it is told."""
+    """Convert a report and its verdict to the response."""
     return Review(
         version=version,
         passed=verdict.passed,
@@ -134,12 +136,12 @@ def _acceptance(accepted: domain.Acceptance) -> Acceptance:
 SARIF = "application/sarif+json"
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {Severity.BLOCK: "error", Severity.HOLD: "error", Severity.WARN: "warning"}
-#: Names the way in which fingerprints are made.
+#: Name of the fingerprint algorithm.
 FINGERPRINTS = "builderd/v1"
 
 
 def sarif_of(review: Review, program: str) -> dict[str, Any]:
-    """One run, with a result a finding; ``program`` is the version of this service."""
+    """Convert a review to SARIF: one run, one result per finding; ``program`` is the service's version."""
     rules = sorted({finding.rule for finding in review.findings})
     driver = {"name": "builderd review", "version": program, "rules": [_rule(name, review) for name in rules]}
     run = {
@@ -184,7 +186,7 @@ def _result(finding: Finding, index: int) -> dict[str, Any]:
 
 
 def _location(finding: Finding) -> dict[str, Any]:
-    place: dict[str, Any] = {"artifactLocation": {"uri": quote(finding.path), "uriBaseId": "%SRCROOT%"}}
+    location: dict[str, Any] = {"artifactLocation": {"uri": quote(finding.path), "uriBaseId": "%SRCROOT%"}}
     if finding.line:
-        place["region"] = {"startLine": finding.line, "snippet": {"text": finding.text}}
-    return place
+        location["region"] = {"startLine": finding.line, "snippet": {"text": finding.text}}
+    return location

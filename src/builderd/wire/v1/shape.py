@@ -1,4 +1,4 @@
-"""What all shapes have in common: how strictly a request is read, and how everything wrong with it is told at once."""
+"""Base classes of request and response schemas: strict types, and one error with every wrong field."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 T = TypeVar("T")
 
-#: A request may be wrong in as many places as it has parts; no more of them are told than a person reads.
+#: Limit of reported errors per request.
 MAX_FIELD_ERRORS = 100
-#: The longest path of a file that is taken, and its field around it.
+#: Longest reported field path: the longest path of a file within ``files``.
 MAX_PATH_CHARACTERS = 1100
-#: Names longer than this are compared with nothing: closeness costs the square of the length.
+#: Longer names get no suggestion: the comparison takes quadratic time.
 MAX_COMPARED = 64
 
-#: Where something is wrong, and why.
+#: Path of a wrong field, and the reason.
 FieldError = tuple[tuple[str, ...], str]
 
 
 class StrictModel(BaseModel):
-    """What a client sends: no field that the contract does not know, and for a misspelt one the nearest."""
+    """Request schema that rejects unknown fields and suggests the nearest known name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,22 +46,22 @@ class StrictModel(BaseModel):
         if not unknown:
             return handler(value)
         known = {name: value[name] for name in names if name in value}
-        faults = (((name,), _unknown(name, names)) for name in unknown)
-        return with_field_errors(faults, lambda: handler(known))
+        errors = (((name,), _unknown(name, names)) for name in unknown)
+        return with_field_errors(errors, lambda: handler(known))
 
 
 class Shape(StrictModel):
-    """A body: exact types."""
+    """Request body: exact types, without coercion."""
 
     model_config = ConfigDict(strict=True)
 
 
 class Parameters(StrictModel):
-    """A query: everything in it is text, of which types are made."""
+    """Query parameters: text that is converted to the fields' types."""
 
 
 class View(BaseModel):
-    """What the service answers. A client passes over what it does not know, so that a service may say more."""
+    """Response schema. Clients ignore unknown fields, so that the service may add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -71,9 +71,9 @@ def _unknown(name: str, known: Iterable[str]) -> str:
     return f"is not known here: did you mean {near[0]}?" if near else "is not known here: leave it out"
 
 
-def with_field_errors(faults: Iterable[FieldError], validate: Callable[[], T]) -> T:
-    """What ``validate`` makes, or one ``ValidationError`` of its own faults and these together."""
-    lines = [_line(path, why) for path, why in islice(faults, MAX_FIELD_ERRORS)]
+def with_field_errors(errors: Iterable[FieldError], validate: Callable[[], T]) -> T:
+    """Return the result of ``validate``, or raise one ``ValidationError`` with its errors and these together."""
+    lines = [_line(path, why) for path, why in islice(errors, MAX_FIELD_ERRORS)]
     try:
         result = validate()
     except ValidationError as error:
@@ -83,11 +83,11 @@ def with_field_errors(faults: Iterable[FieldError], validate: Callable[[], T]) -
     return result
 
 
-def must_pass(fault: Callable[[str], str | None]) -> AfterValidator:
-    """A text that the domain's rule finds no fault with."""
+def must_pass(rule: Callable[[str], str | None]) -> AfterValidator:
+    """Make a validator of a domain rule that returns the reason to reject a text, or None."""
 
     def check(value: str) -> str:
-        why = fault(value)
+        why = rule(value)
         if why is not None:
             raise refusal(why)
         return value
@@ -99,27 +99,27 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-#: A whole number, which JSON may also write as 8000.0 (JSON Schema 2020-12, "integer"); never true or "8000".
+#: An integer, which JSON may also write as 8000.0 (JSON Schema 2020-12, "integer"); never true or "8000".
 JsonInt = Annotated[int, BeforeValidator(_whole)]
 
 
 def refusal(why: str) -> PydanticCustomError:
-    """To be raised by a validator."""
+    """Make the error that a validator raises."""
     return PydanticCustomError("rule", "{why}", {"why": why})
 
 
 def field_errors(error: ValidationError) -> dict[str, list[str]]:
-    """``{"resources.cpu": ["must be from 0.25 to 8 vCPU"], …}``: every reason under its dotted path."""
+    """Return ``{"resources.cpu": ["must be from 0.25 to 8 vCPU"], …}``: every reason under its dotted path."""
     return field_errors_in(_details(error))
 
 
 def field_errors_in(details: Sequence[ErrorDetails], skip: int = 0) -> dict[str, list[str]]:
-    """The same for pydantic's own details, without the first ``skip`` parts of each path."""
-    faults: dict[str, list[str]] = {}
+    """Return the reasons in pydantic's error details, without the first ``skip`` parts of each path."""
+    errors: dict[str, list[str]] = {}
     for detail in details[:MAX_FIELD_ERRORS]:
         path = ".".join(_path(detail)[skip:])[:MAX_PATH_CHARACTERS]
-        faults.setdefault(path, []).append(_why(detail))
-    return faults
+        errors.setdefault(path, []).append(_why(detail))
+    return errors
 
 
 def _details(error: ValidationError) -> list[ErrorDetails]:
@@ -139,7 +139,7 @@ def _why(detail: ErrorDetails) -> str:
     return known.format(**detail.get("ctx", {})) if known else detail["msg"]
 
 
-#: pydantic's error types in the words of the contract (the types are listed at https://errors.pydantic.dev).
+#: Messages of the API for pydantic's error types (the types are listed at https://errors.pydantic.dev).
 WHY = {
     "missing": "is required",
     "string_type": "must be text",

@@ -1,4 +1,4 @@
-"""Spending: what all builders cost, deleted ones included."""
+"""Spending: costs of all builders, deleted ones included."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from builderd.wire.v1.shape import View
 
 
 class Deployment(View):
-    """One builder's share; amounts as in a builder's ``cost``."""
+    """Costs of one builder; amounts as in its ``cost``."""
 
     uuid: str
     name: str
@@ -17,7 +17,9 @@ class Deployment(View):
 
 
 class Spending(View):
-    """``total_cost`` is rounded once, so it can differ by a cent from the sum of the rounded shares.
+    """Costs of all builders.
+
+    ``total_cost`` is rounded once, so it can differ by a cent from the sum of the rounded shares.
 
     ``vm_count`` is the number of builders in ``deployments``.
     """
@@ -29,4 +31,4 @@ class Spending(View):
 
 
 class SpendingAnswer(Success[Spending]):
-    """What was spent."""
+    """Response with the spending."""

@@ -10,13 +10,16 @@ from builderd.wire.v1.shape import JsonInt, Shape, View
 
 
 class NewSshGrant(Shape):
-    """How long the token opens the builder."""
+    """Options of a new SSH token."""
 
     expires_minutes: JsonInt = Field(default=DEFAULT_MINUTES, ge=MIN_MINUTES, le=MAX_MINUTES)
 
 
 class SshGrant(View):
-    """``token`` is the user name and shown this once. ``known_hosts`` is a line that trusts the gateway."""
+    """SSH token with its command.
+
+    ``token`` is the user name and shown only once. ``known_hosts`` is a line that trusts the gateway.
+    """
 
     ssh_command: str
     token: str
@@ -28,14 +31,14 @@ class SshGrant(View):
 
 
 class SshGrantAnswer(Success[SshGrant]):
-    """A way in."""
+    """Response with a new SSH token."""
 
 
 class SshEnded(View):
-    """The builder that nobody can log in to any more."""
+    """Builder whose SSH tokens were all revoked."""
 
     uuid: str
 
 
 class SshEndedAnswer(Success[SshEnded]):
-    """All grants are over."""
+    """Response to the end of all SSH tokens."""

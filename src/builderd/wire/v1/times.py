@@ -1,4 +1,4 @@
-"""Times as callers give them."""
+"""Times in requests: RFC 3339 with a time zone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\
 
 
 def _rfc3339(value: Any) -> Any:
-    if isinstance(value, datetime):  # of a client, never of JSON
+    if isinstance(value, datetime):  # from Python callers, never from JSON
         return value
     if not isinstance(value, str) or not RFC3339.fullmatch(value):
         raise refusal("must be a time such as 2026-01-31T12:00:00Z (in a URL, the + of +01:00 is written %2B)")

@@ -11,22 +11,22 @@ from builderd.wire.v1.envelope import Success, Time
 from builderd.wire.v1.shape import JsonInt, Shape, View, must_pass
 
 
-def _sha256_fault(text: str) -> str | None:
+def _sha256_error(text: str) -> str | None:
     return None if SHA256.fullmatch(text.lower()) else "must be a sha256: 64 hex characters"
 
 
-Sha256 = Annotated[str, must_pass(_sha256_fault), Field(json_schema_extra={"pattern": "^[0-9A-Fa-f]{64}$"})]
+Sha256 = Annotated[str, must_pass(_sha256_error), Field(json_schema_extra={"pattern": "^[0-9A-Fa-f]{64}$"})]
 
 
 class NewUpload(Shape):
-    """Both may be left out; with them, it is found out early when something goes wrong."""
+    """Size and hash of a new upload; both are optional and detect a broken transfer early."""
 
     size: JsonInt | None = Field(default=None, ge=1, le=2**53, description="How many bytes it has.")
     sha256: Sha256 | None = Field(default=None, description="Of its bytes; checked when all of them have arrived.")
 
 
 class UploadPlace(View):
-    """Where to send the bytes: the URL needs no token, and holds a secret."""
+    """Upload URL: it needs no token, since it contains a secret."""
 
     upload_id: str
     upload_url: str
@@ -34,11 +34,11 @@ class UploadPlace(View):
 
 
 class UploadPlaceAnswer(Success[UploadPlace]):
-    """A place for an upload."""
+    """Response with an upload's URL."""
 
 
 class UploadState(View):
-    """``received`` bytes are there; ``complete`` once it can be deployed."""
+    """State of an upload: ``received`` bytes; ``complete`` once it can be deployed."""
 
     upload_id: str
     received: int

@@ -1,4 +1,4 @@
-"""Versions: what changes a builder, and how its versions are shown."""
+"""Versions: requests that change a builder, and responses with its versions."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from builderd.wire.v1.shape import JsonInt, Shape, View
 
 
 def _without_defaults(schema: dict[str, Any]) -> None:
-    """What is left out keeps its value, so no field has a default."""
+    """Remove all defaults: an omitted field keeps its value."""
     for field in schema["properties"].values():
         field.pop("default", None)
 
 
 class NewVersion(NewBuilder):
-    """As for a new builder, but what is left out keeps its value; ``files`` are replaced as a whole, as by ``source``.
+    """New version of a builder. Omitted fields keep their values; ``files`` or a ``source`` replace all files.
 
     ``name`` and ``job_type`` cannot change. ``skip_review`` and ``skip_qa`` are false where they are left out.
     """
@@ -44,12 +44,12 @@ class NewVersion(NewBuilder):
     @model_validator(mode="wrap")
     @classmethod
     def _needs_entrypoint(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """There is one already."""
+        """Skip the check: the builder has an entrypoint."""
         return handler(value)
 
 
 class NewSettings(Shape):
-    """Settings for the same code. What is left out keeps its value."""
+    """Settings for the same code. Omitted fields keep their values."""
 
     model_config = ConfigDict(json_schema_extra=_without_defaults)
 
@@ -62,23 +62,23 @@ class NewSettings(Shape):
 
 
 class NewAutoStop(Shape):
-    """When it stops by itself."""
+    """Setting of auto-stop."""
 
     interval: JsonInt = Field(ge=0, le=MAX_INTEGER, description="Minutes without a use; 0: never.")
 
 
 class NewRollback(Shape):
-    """Which version to have again."""
+    """Version to roll back to."""
 
     version: JsonInt = Field(ge=1, le=MAX_INTEGER, description="The number of a version that was up.")
 
 
 class Version(View):
-    """One version with its settings.
+    """Version of a builder with its settings.
 
     ``status``: ``pending`` while it is reviewed, installed and started or waits for the next start, ``deployed`` once
     it was up, ``failed`` with its ``status_reason`` and the ``failure_code`` that its call was answered with.
-    ``current`` is the one that serves, or would. ``bundle`` is the sha256 of its files.
+    ``current`` is the one that serves or starts next. ``bundle`` is the sha256 of its files.
     """
 
     version: int
@@ -105,4 +105,4 @@ class Version(View):
 
 
 class VersionPage(Page[Version]):
-    """The versions that are kept, the newest first."""
+    """Page of kept versions, newest first."""

@@ -1,4 +1,4 @@
-"""Webhooks: events, told to a URL."""
+"""Webhooks: delivery of events to a URL."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from builderd.wire.v1.shape import Shape, View, must_pass
 MAX_PATTERNS = 50
 
 
-def _pattern_fault(text: str) -> str | None:
+def _pattern_error(text: str) -> str | None:
     return None if is_pattern(text) else "must be a type such as builder.status, or builder.*, or *"
 
 
 Pattern = Annotated[
     str,
-    must_pass(_pattern_fault),
+    must_pass(_pattern_error),
     Field(json_schema_extra={"maxLength": MAX_PATTERN, "pattern": r"^(\*|[a-z][a-z_]*(\.[a-z_]+)*(\.\*)?)$"}),
 ]
 
 
 class NewWebhook(Shape):
-    """Where events are to be told, and which."""
+    """URL of a new webhook and its event types."""
 
     url: Annotated[str, must_pass(url_error)] = Field(
         description="Must lead to a public address.",
@@ -44,7 +44,7 @@ class NewWebhook(Shape):
 
 
 class Webhook(View):
-    """``status_reason`` says why it is disabled. ``failures`` since the last success."""
+    """Webhook. ``status_reason`` says why it is disabled; ``failures`` counts since the last success."""
 
     id: str
     url: str
@@ -57,7 +57,7 @@ class Webhook(View):
 
 
 class WebhookWithSecret(Webhook):
-    """``secret`` is shown this once."""
+    """New webhook; only this response contains its ``secret``."""
 
     secret: str
 
@@ -75,7 +75,7 @@ class WebhookPage(Page[Webhook]):
 
 
 class Attempt(View):
-    """``status`` is of the answer, null where there was none; ``note`` the answer's beginning, or the error."""
+    """Attempt at a delivery. ``status`` of the response or null; ``note`` its beginning, or the error."""
 
     at: ExactTime
     status: int | None

@@ -25,7 +25,11 @@ from builderd.services import ledger
 SIZES = (Resources(1, 1, 3), Resources(0.3, 0.7, 1.1), Resources(8, 16, 100))
 #: (state, size, seconds since the change before: those of other clocks may lie before it)
 changes = st.lists(
-    st.tuples(st.sampled_from(Billing), st.sampled_from(SIZES), st.floats(-100_000, 3_000_000, allow_subnormal=False)),
+    st.tuples(
+        st.sampled_from([Billing.RUNNING, Billing.FROZEN, Billing.STOPPED]),
+        st.sampled_from(SIZES),
+        st.floats(-100_000, 3_000_000, allow_subnormal=False),
+    ),
     min_size=1,
     max_size=12,
 )

@@ -1,6 +1,7 @@
 """Public and non-public IP addresses.
 
-Webhooks are sent to public addresses only, and the firewall of sandboxes is made from the same list.
+Webhooks are sent to public addresses only, and the firewall of sandboxes is made from the same list: all of it but the
+networks for documentation.
 
 Source: the IANA registries of special-purpose addresses (RFC 6890 and its successors). An IPv6 address that embeds an
 IPv4 address is classified by the embedded one.
@@ -36,6 +37,11 @@ NON_PUBLIC = tuple(
         "100.100.100.200/32",
     )
 )
+#: Networks for documentation (RFC 5737): nothing on the internet or nearby has these addresses. Webhooks refuse them as
+#: mistakes. Sandboxes may use them, since the gateways of some sites map mirrors of package registries there.
+DOCUMENTATION = tuple(IPv4Network(network) for network in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24"))
+#: IPv4 networks that the firewall keeps sandboxes from.
+NOT_FOR_SANDBOXES = tuple(network for network in NON_PUBLIC if network not in DOCUMENTATION)
 #: Global unicast (RFC 4291); all other IPv6 addresses are non-public or unassigned.
 _GLOBAL = IPv6Network("2000::/3")
 _NEAR_6 = tuple(

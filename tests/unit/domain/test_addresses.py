@@ -6,6 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from builderd.domain import addresses
 from builderd.domain.addresses import embedded_ipv4, in_any_network, is_public, parse
 
 NON_PUBLIC = """
@@ -52,3 +53,7 @@ def test_networks_of_the_other_version_hold_nothing() -> None:
 def test_what_a_resolver_writes_is_read() -> None:
     assert str(parse("fe80::1%eth0")) == "fe80::1"
     assert parse("example.com") is None
+
+
+def test_sandboxes_are_kept_from_all_non_public_networks_but_those_for_documentation() -> None:
+    assert set(addresses.NON_PUBLIC) - set(addresses.NOT_FOR_SANDBOXES) == set(addresses.DOCUMENTATION)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, collapse_addresses
 
-from builderd.domain.addresses import NON_PUBLIC
+from builderd.domain.addresses import NOT_FOR_SANDBOXES
 
 #: Said rather than kept silent, so that a program without a way out goes on at once instead of waiting for a minute.
 _REFUSE = "reject with icmpx admin-prohibited"
@@ -71,7 +71,7 @@ def make_rules(policy: Policy) -> str:
 table inet {name}
 delete table inet {name}
 table inet {name} {{
-  {_set("near", list(collapse_addresses(NON_PUBLIC)))}
+  {_set("near", list(collapse_addresses(NOT_FOR_SANDBOXES)))}
   {_set("resolvers", policy.resolvers)}
   {_set("allowed", policy.allow)}
   {_set("denied", policy.deny)}

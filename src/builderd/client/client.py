@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
 
 import httpx
-from httpx_sse import EventSource, ServerSentEvent
+from httpx_sse import ServerSentEvent
 from pydantic import BaseModel, ValidationError
 
 from builderd.client.backups import Backups
@@ -19,6 +18,7 @@ from builderd.client.errors import ApiError, NoAnswer
 from builderd.client.files import Files
 from builderd.client.pages import all_of
 from builderd.client.reviews import Reviews
+from builderd.client.streams import Events, read_json
 from builderd.client.versions import OnStage, Stage, Versions, no_stages
 from builderd.client.watching import Watching
 from builderd.domain.builders import JobType, Status
@@ -297,7 +297,7 @@ class Client:
         self._call(SshEndedAnswer, "DELETE", f"{BASE}/builders/{uuid}/ssh")
 
     def _call(self, answer: type[V], method: str, path: str, **options: Any) -> V:
-        return _read(answer, _json(self._request(method, path, **options)))
+        return _read(answer, read_json(self._request(method, path, **options)))
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
@@ -349,27 +349,6 @@ def _cap_path(uuid: str | None) -> str:
     return f"{BASE}/spending-cap" if uuid is None else f"{BASE}/builders/{uuid}/spending-cap"
 
 
-class Events:
-    """Server-sent events of one response."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self.request_id: str = response.headers.get("x-request-id", "")
-        #: JSON response in place of a stream, where there was nothing to wait for.
-        self.answer: Any = None
-        if response.headers.get("content-type", "").startswith("application/json"):
-            response.read()
-            self.answer = _json(response)
-
-    def __iter__(self) -> Iterator[ServerSentEvent]:
-        """Iterate over the events that have data.
-
-        After an event with an id, the decoder yields each comment (a heartbeat) as an event without data. The
-        standard dispatches none: https://html.spec.whatwg.org/multipage/server-sent-events.html#dispatchMessage
-        """
-        return (event for event in EventSource(self._response).iter_sse() if event.data)
-
-
 def _stage(event: ServerSentEvent) -> Stage:
     data = event.json()
     return Stage(event.event, data["seconds"], data["ok"])
@@ -383,7 +362,7 @@ def _given(query: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refusal(response: httpx.Response) -> Exception:
     try:
-        failure = Failure.model_validate(_json(response))
+        failure = Failure.model_validate(read_json(response))
     except (NoAnswer, ValidationError):
         return NoAnswer(
             f"{response.request.method} {response.request.url}: {response.status_code}, not an error of builderd"
@@ -396,10 +375,3 @@ def _read(shape: type[V], value: Any) -> V:
         return shape.model_validate(value)
     except ValidationError as error:
         raise NoAnswer(f"The response does not match the API's schema: {error}") from error
-
-
-def _json(response: httpx.Response) -> Any:
-    try:
-        return response.json()
-    except json.JSONDecodeError as error:
-        raise NoAnswer(f"{response.request.url} answered {response.status_code} without JSON") from error

@@ -148,10 +148,10 @@ def path_error(path: str) -> str | None:
         return "must be relative: leave out the leading /"
     if len(encoded) > MAX_PATH_BYTES:
         return f"must be at most {MAX_PATH_BYTES} bytes long"
-    return _segment_fault(path.split("/"))
+    return _segment_error(path.split("/"))
 
 
-def _segment_fault(segments: list[str]) -> str | None:
+def _segment_error(segments: list[str]) -> str | None:
     for segment in segments:
         if segment == "..":
             return "must not contain .."

@@ -89,15 +89,15 @@ def make_policy(document: Any) -> Policy:
     """Make the policy of a parsed file. Raises ``ValidationFailed`` with every error."""
     if not isinstance(document, Mapping):
         raise ValidationFailed({"review policy": ["must be a mapping with limits, rules and demoted"]})
-    faults = dict(_faults(document))
-    if faults:
-        raise ValidationFailed({f"review policy: {where}": [why] for where, why in faults.items()})
+    errors = dict(_errors(document))
+    if errors:
+        raise ValidationFailed({f"review policy: {where}": [why] for where, why in errors.items()})
     weights: dict[Any, Severity | None] = {OFF: None, False: None, **{s.value: s for s in Severity}}
     rules = tuple((str(name), weights[word]) for name, word in document.get("rules", {}).items())
     return Policy(ReviewLimits(**document.get("limits", {})), rules, tuple(document.get("demoted", ())))
 
 
-def _faults(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _errors(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     known = {"limits": Mapping, "rules": Mapping, "demoted": list}
     for name, value in document.items():
         if name not in known:
@@ -105,14 +105,14 @@ def _faults(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         elif not isinstance(value, known[name]):
             yield name, "must be a list" if known[name] is list else "must be a mapping"
     if isinstance(limits := document.get("limits"), Mapping):
-        yield from _limit_faults(limits)
+        yield from _limit_errors(limits)
     if isinstance(rules := document.get("rules"), Mapping):
-        yield from _rule_faults(rules)
+        yield from _rule_errors(rules)
     if isinstance(places := document.get("demoted"), list) and not all(isinstance(one, str) for one in places):
         yield "demoted", "must be a list of patterns of paths"
 
 
-def _limit_faults(limits: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _limit_errors(limits: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     names = {field.name for field in fields(ReviewLimits)}
     for name, value in limits.items():
         if name not in names:
@@ -121,7 +121,7 @@ def _limit_faults(limits: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"limits.{name}", "must be a number greater than 0"
 
 
-def _rule_faults(rules: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _rule_errors(rules: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     # YAML reads an unquoted off as false.
     words = (*(severity.value for severity in Severity), OFF, False)
     for name, word in rules.items():

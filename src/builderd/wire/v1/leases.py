@@ -12,12 +12,12 @@ from builderd.wire.v1.envelope import Page, Success, Time
 from builderd.wire.v1.shape import JsonInt, Shape, View, must_pass
 
 
-def _reason_fault(reason: str) -> str | None:
+def _reason_error(reason: str) -> str | None:
     return text_error(reason, MAX_REASON_BYTES)
 
 
 Seconds = Annotated[JsonInt, Field(ge=1, le=MAX_SECONDS)]
-Reason = Annotated[str, must_pass(_reason_fault), Field(json_schema_extra={"maxLength": MAX_REASON_BYTES})]
+Reason = Annotated[str, must_pass(_reason_error), Field(json_schema_extra={"maxLength": MAX_REASON_BYTES})]
 
 
 class NewLease(Shape):

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from uv import find_uv_bin
 
-from builderd.adapters.engines.oci.disks import Disks
-from builderd.adapters.engines.oci.machine import Machine, OciSettings
-from builderd.adapters.engines.oci.store import StoreOptions
+from builderd.adapters.engines.oci.engine.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.storage.disks import Disks
+from builderd.adapters.engines.oci.storage.store import StoreOptions
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import DiskId, TenantId

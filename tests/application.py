@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tests.stores import memory_store
 
-from builderd.adapters.fakes.archive import FakeArchive
+from builderd.adapters.fakes.backup_repository import FakeArchive
 from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.adapters.fakes.clock import FakeClock
 from builderd.adapters.fakes.engine import FakeEngine, FakeSandbox
@@ -37,9 +37,9 @@ from builderd.domain.tenants import Tenant
 from builderd.domain.versions import Version, VersionSettings
 from builderd.ports.clock import Clock
 from builderd.ports.store import Store, UnitOfWork
-from builderd.reconciler import reconciler as reconciling
-from builderd.reconciler.faults import FaultPoint, no_fault
-from builderd.reconciler.reconciler import Reconciler
+from builderd.reconciler.core.faults import FaultPoint, no_fault
+from builderd.reconciler.loop import reconciler as reconciling
+from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.services import builders, bundles, deployments, outcomes
 from builderd.services.application import Application, Limits
 from builderd.services.builders import Caller, Command, NewBuilder

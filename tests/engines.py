@@ -13,10 +13,10 @@ from typing import Any
 
 from tests.contract.engine.apps import PORT, App
 
-from builderd.adapters.engines.oci.command import Runtime
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.machine import OciSettings
-from builderd.adapters.engines.oci.store import StoreOptions
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
+from builderd.adapters.engines.oci.runtime.command import Runtime
+from builderd.adapters.engines.oci.storage.store import StoreOptions
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
 from builderd.domain.processes import TIMEOUT_EXIT_CODE

@@ -25,14 +25,14 @@ from builderd.adapters.fakes.scanners import FakeScanner
 from builderd.adapters.fakes.testers import FakeTesters
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.stores.sql.tables import metadata
+from builderd.api.app import create_app
+from builderd.api.server.connections import ConnectionLimits
+from builderd.api.server.listener import server_config
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope, Token
-from builderd.doors.http.app import create_app
-from builderd.doors.http.connections import ConnectionLimits
-from builderd.doors.http.listener import server_config
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.reconciler.reconciler import Reconciler
+from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.services import tokens
 from builderd.services.application import Application, Limits
 

@@ -1,5 +1,5 @@
 """``python -m builderd`` is the command line."""
 
-from builderd.doors.cli.main import main
+from builderd.cli.main import main
 
 main()

@@ -1,6 +1,6 @@
 """Settings: what there is, what may be in each, and what they are to the rest of the house.
 
-``builderd.configuration`` reads them. Nothing else of the house reads the environment.
+``builderd.bootstrap.configuration`` reads them. Nothing else of the house reads the environment.
 """
 
 from __future__ import annotations

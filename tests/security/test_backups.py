@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.contract.archive.conftest import Scene
+from tests.contract.backup_repository.conftest import Scene
 from tests.engines import prepared, settings_in
 
-from builderd.adapters.archives.restic.archive import ResticArchive
-from builderd.adapters.archives.restic.command import Place
-from builderd.adapters.engines.oci.disks import APP_OWNER
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.backup_repositories.restic.archive import ResticArchive
+from builderd.adapters.backup_repositories.restic.command import Place
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
+from builderd.adapters.engines.oci.storage.disks import APP_OWNER
 from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, new_id
-from builderd.ports.archive import Repository, Saved
+from builderd.ports.backup_repository import Repository, Saved
 from builderd.ports.engine import Tool
 
 pytestmark = pytest.mark.root

@@ -15,9 +15,9 @@ import pytest
 from tests.service import MINIMAL, Service, listening, running_service
 
 from builderd.adapters.fakes.processes import Answer
-from builderd.doors.http import connections
-from builderd.doors.http.connections import ConnectionLimits
-from builderd.doors.http.inside import create_inside_app
+from builderd.api.sandbox_api import create_inside_app
+from builderd.api.server import connections
+from builderd.api.server.connections import ConnectionLimits
 from builderd.services.held_bytes import LIMIT
 
 BUILDERS = "/api/v1/builders"

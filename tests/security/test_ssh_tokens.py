@@ -7,9 +7,9 @@ from contextlib import suppress
 
 import asyncssh
 from tests.application import PATIENCE
-from tests.unit.doors.ssh.test_gateway import Logged, logged_in
+from tests.unit.ssh.test_gateway import Logged, logged_in
 
-from builderd.doors.ssh import throttle
+from builderd.ssh import throttle
 
 
 async def guess(logged: Logged) -> None:

@@ -14,13 +14,15 @@ VIOLATIONS = [
     pytest.param("domain", "builderd.ports", "Arrows point down", id="domain-knows-ports"),
     pytest.param("ports", "builderd.services", "Arrows point down", id="ports-know-services"),
     pytest.param("services", "builderd.reconciler", "Arrows point down", id="services-know-reconciler"),
-    pytest.param("services", "builderd.doors.http", "Arrows point down", id="services-know-a-door"),
+    pytest.param("services", "builderd.api", "Arrows point down", id="services-know-a-door"),
     pytest.param("adapters/bundles", "builderd.services", "Arrows point down", id="adapters-know-services"),
-    pytest.param("doors/http", "builderd.doors.cli", "Arrows point down", id="http-knows-cli"),
-    pytest.param("doors/cli", "builderd.doors.http", "Doors are independent", id="cli-knows-http"),
-    pytest.param("doors/http", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="door-knows-adapter"),
+    pytest.param("api", "builderd.cli", "Arrows point down", id="http-knows-cli"),
+    pytest.param("cli", "builderd.api", "Interfaces are independent", id="cli-knows-http"),
+    pytest.param("api", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="door-knows-adapter"),
     pytest.param("reconciler", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="reconciler-adapter"),
-    pytest.param("reconciler", "builderd.wire.v1", "Only doors and client import wire", id="reconciler-knows-wire"),
+    pytest.param(
+        "reconciler", "builderd.schemas.v1", "Only interfaces and the client import schemas", id="reconciler-knows-wire"
+    ),
     pytest.param("client", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="client-knows-adapter"),
     pytest.param("adapters/engines/oci", "builderd.adapters.previews.haproxy", "Adapter families", id="engine-preview"),
     pytest.param("adapters/fakes", "builderd.adapters.stores.sql", "Adapter families", id="fake-knows-store"),
@@ -90,5 +92,5 @@ def test_an_import_against_the_grain_is_caught(
 
 
 def test_an_import_cycle_inside_a_room_is_caught(broken_contracts: dict[str, str]) -> None:
-    _, _, report = broken_contracts["No circles inside a room"].partition("builderd.services.")
+    _, _, report = broken_contracts["No import cycles inside a package"].partition("builderd.services.")
     assert ".two -> .one" in report

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from builderd.configuration import load
+from builderd.bootstrap.configuration import load
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices

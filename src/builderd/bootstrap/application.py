@@ -12,10 +12,10 @@ import asyncssh
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.engines.oci.allocations import sandbox_networks
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.machine import OciSettings
-from builderd.adapters.engines.oci.store import StoreOptions
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
+from builderd.adapters.engines.oci.network.allocations import sandbox_networks
+from builderd.adapters.engines.oci.storage.store import StoreOptions
 from builderd.adapters.installers.installers import Installers
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
@@ -25,15 +25,15 @@ from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.webhooks.http import HttpWebhookSender
-from builderd.bootstrap.archive import make_archive
+from builderd.bootstrap.backup_repository import make_archive
 from builderd.bootstrap.database_lease import OwnedStore
 from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
 from builderd.domain import ssh
 from builderd.domain.resources import GB
-from builderd.doors.ssh import host_key
 from builderd.services.application import Application
 from builderd.settings import Settings
+from builderd.ssh import host_key
 
 
 @asynccontextmanager

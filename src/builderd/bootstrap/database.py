@@ -9,11 +9,11 @@ from pathlib import Path
 
 from sqlalchemy import URL, make_url
 
-from builderd import durable
 from builderd.adapters.stores.sql import copies
 from builderd.adapters.stores.sql.store import SqlStore
-from builderd.data_directory import DATABASE_NOTE, make, refuse_half_restored
+from builderd.bootstrap.data_directory import DATABASE_NOTE, make, refuse_half_restored
 from builderd.domain.errors import InvalidState
+from builderd.linux import durable
 from builderd.settings import Settings
 
 #: Parameters of a URL that say where a database is (PostgreSQL, "Parameter Key Words"); others may be secret.

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from builderd.adapters.stores.sql.store import SqlStore
+from builderd.bootstrap.data_directory import refuse_half_restored
 from builderd.bootstrap.database import whereabouts
 from builderd.bootstrap.instance import is_copy, this_instance
 from builderd.bootstrap.supervisor import Supervisor
-from builderd.data_directory import refuse_half_restored
 from builderd.domain.database_lease import (
     RENEW_INTERVAL,
     DatabaseLease,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from builderd.adapters.bundles.local import LocalBundles
-from builderd.adapters.engines.oci import holdings
-from builderd.adapters.engines.oci import probe as engine_probe
-from builderd.adapters.engines.oci.base import ensure_base
+from builderd.adapters.engines.oci.engine import holdings
+from builderd.adapters.engines.oci.engine import probe as engine_probe
+from builderd.adapters.engines.oci.storage.base import ensure_base
 from builderd.adapters.previews.haproxy import probe as previews_probe
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.testers import equipment as testers

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.engines.oci.base import find_host_base
+from builderd.adapters.engines.oci.storage.base import find_host_base
 from builderd.adapters.scanners.language_model.adviser import Endpoint, LanguageModelAdviser
 from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
 from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox

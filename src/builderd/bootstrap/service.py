@@ -12,37 +12,37 @@ from pathlib import Path
 from typing import Any
 
 from builderd.adapters.clocks.system import SystemClock
+from builderd.api.app import create_app, metrics_app
+from builderd.api.sandbox_api import create_inside_app
+from builderd.api.server import connections
+from builderd.api.server.meter import Meter
+from builderd.api.server.rates import Rates
+from builderd.api.server.request_log import RequestIdFilter
+from builderd.api.server.servers import Servers
 from builderd.bootstrap.application import application, load_host_key, make_engine, make_previews
+from builderd.bootstrap.data_directory import RESTORED, hold, is_ours, make
 from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.supervisor import Supervisor
-from builderd.data_directory import RESTORED, hold, is_ours, make
 from builderd.domain.builders import Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.previews import Route
 from builderd.domain.routes import closed_route
-from builderd.doors.http import connections
-from builderd.doors.http.app import create_app, metrics_app
-from builderd.doors.http.inside import create_inside_app
-from builderd.doors.http.meter import Meter
-from builderd.doors.http.rates import Rates
-from builderd.doors.http.request_log import RequestIdFilter
-from builderd.doors.http.servers import Servers
-from builderd.doors.ssh.gateway import Gateway as SshGateway
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler import waking
 from builderd.reconciler.backups.adopting import adopt
 from builderd.reconciler.backups.desk import Desk
 from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.reconciler.deliveries import Deliveries
-from builderd.reconciler.faults import kill_at, no_fault
-from builderd.reconciler.housekeeping import Housekeeping
-from builderd.reconciler.idle import Idleness
-from builderd.reconciler.race import race
-from builderd.reconciler.reconciler import Reconciler
-from builderd.reconciler.sampling import sample
+from builderd.reconciler.core.faults import kill_at, no_fault
+from builderd.reconciler.core.race import race
+from builderd.reconciler.jobs import waking
+from builderd.reconciler.jobs.deliveries import Deliveries
+from builderd.reconciler.jobs.housekeeping import Housekeeping
+from builderd.reconciler.jobs.idle import Idleness
+from builderd.reconciler.jobs.sampling import sample
+from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.services.application import Application
 from builderd.settings import Settings
+from builderd.ssh.gateway import Gateway as SshGateway
 
 log = logging.getLogger(__name__)
 #: After the engine could not be prepared, try again after so many seconds.

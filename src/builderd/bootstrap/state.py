@@ -13,19 +13,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from builderd import __version__, durable
+from builderd import __version__
 from builderd.adapters.clocks.system import SystemClock
 from builderd.adapters.states import folder
 from builderd.adapters.states.folder import BUNDLES, DATABASE, KEYS, Manifest
 from builderd.adapters.stores.sql import copies
 from builderd.adapters.vaults import passphrases
 from builderd.adapters.vaults.keys import Key, KeyFile
-from builderd.bootstrap.archive import make_place
+from builderd.bootstrap.backup_repository import make_place
+from builderd.bootstrap.data_directory import IDENTITY_FILE, RESTORED, RESTORING, hold, make
 from builderd.bootstrap.database import refuse_another_database
 from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.keys import make_keys, refuse_other_keys
-from builderd.data_directory import IDENTITY_FILE, RESTORED, RESTORING, hold, make
 from builderd.domain.errors import InvalidState, ValidationFailed
+from builderd.linux import durable
 from builderd.settings import FILE_NAME, Settings
 
 #: Associated with the sealed keys, so that nothing else is taken for them.

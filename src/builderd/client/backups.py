@@ -8,8 +8,8 @@ import httpx
 from pydantic import BaseModel
 
 from builderd.client.pages import all_of
-from builderd.wire.v1.backups import Backup, BackupAnswer, BackupPage
-from builderd.wire.v1.builders import Builder, BuilderAnswer
+from builderd.schemas.v1.backups import Backup, BackupAnswer, BackupPage
+from builderd.schemas.v1.builders import Builder, BuilderAnswer
 
 V = TypeVar("V", bound=BaseModel)
 

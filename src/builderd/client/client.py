@@ -25,17 +25,17 @@ from builderd.domain.builders import JobType, Status
 from builderd.domain.logs import LogStream
 from builderd.domain.processes import HOME
 from builderd.domain.ssh import DEFAULT_MINUTES
-from builderd.wire.v1.builders import Builder, BuilderAnswer, BuilderPage, NewBuilder
-from builderd.wire.v1.caps import SpendingCap, SpendingCapAnswer
-from builderd.wire.v1.credentials import Credential, CredentialAnswer, CredentialPage
-from builderd.wire.v1.envelope import Failure
-from builderd.wire.v1.executions import Execution, ExecutionAnswer
-from builderd.wire.v1.health import Readiness, ReadinessAnswer
-from builderd.wire.v1.leases import Lease, LeaseAnswer, LeasePage
-from builderd.wire.v1.logs import LogAnswer, LogLine
-from builderd.wire.v1.qa import Qa, QaAnswer
-from builderd.wire.v1.spending import Spending, SpendingAnswer
-from builderd.wire.v1.ssh import SshEndedAnswer, SshGrant, SshGrantAnswer
+from builderd.schemas.v1.builders import Builder, BuilderAnswer, BuilderPage, NewBuilder
+from builderd.schemas.v1.caps import SpendingCap, SpendingCapAnswer
+from builderd.schemas.v1.credentials import Credential, CredentialAnswer, CredentialPage
+from builderd.schemas.v1.envelope import Failure
+from builderd.schemas.v1.executions import Execution, ExecutionAnswer
+from builderd.schemas.v1.health import Readiness, ReadinessAnswer
+from builderd.schemas.v1.leases import Lease, LeaseAnswer, LeasePage
+from builderd.schemas.v1.logs import LogAnswer, LogLine
+from builderd.schemas.v1.qa import Qa, QaAnswer
+from builderd.schemas.v1.spending import Spending, SpendingAnswer
+from builderd.schemas.v1.ssh import SshEndedAnswer, SshGrant, SshGrantAnswer
 
 V = TypeVar("V", bound=BaseModel)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from builderd.wire.v1.envelope import Failure
+from builderd.schemas.v1.envelope import Failure
 
 
 class ApiError(Exception):

@@ -13,8 +13,8 @@ import httpx
 from pydantic import BaseModel
 
 from builderd.client.errors import ApiError, NoAnswer
-from builderd.wire.v1.live_files import FileAnswer, FileEntry, FilePage
-from builderd.wire.v1.uploads import UploadAnswer, UploadPlaceAnswer
+from builderd.schemas.v1.live_files import FileAnswer, FileEntry, FilePage
+from builderd.schemas.v1.uploads import UploadAnswer, UploadPlaceAnswer
 
 V = TypeVar("V", bound=BaseModel)
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from builderd.wire.v1.envelope import Page
+from builderd.schemas.v1.envelope import Page
 
 T = TypeVar("T")
 V = TypeVar("V", bound=BaseModel)

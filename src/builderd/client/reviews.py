@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from builderd.wire.v1.reviews import NewAcceptance, Review, ReviewAnswer
+from builderd.schemas.v1.reviews import NewAcceptance, Review, ReviewAnswer
 
 #: Read timeout; the service ends a review earlier.
 REVIEW_SECONDS = 90

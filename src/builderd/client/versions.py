@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel
 
 from builderd.client.pages import all_of
-from builderd.wire.v1.builders import Builder
-from builderd.wire.v1.versions import NewSettings, NewVersion, Version, VersionPage
+from builderd.schemas.v1.builders import Builder
+from builderd.schemas.v1.versions import NewSettings, NewVersion, Version, VersionPage
 
 V = TypeVar("V", bound=BaseModel)
 

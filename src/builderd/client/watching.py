@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 from builderd.client.errors import NoAnswer
 from builderd.client.pages import all_of
-from builderd.wire.v1.events import Event, EventPage
-from builderd.wire.v1.metrics import Metrics, MetricsAnswer
-from builderd.wire.v1.webhooks import (
+from builderd.schemas.v1.events import Event, EventPage
+from builderd.schemas.v1.metrics import Metrics, MetricsAnswer
+from builderd.schemas.v1.webhooks import (
     DeliveryPage,
     NewWebhookAnswer,
     Webhook,

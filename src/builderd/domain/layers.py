@@ -76,3 +76,12 @@ class BuildOutcome:
     @property
     def ok(self) -> bool:
         return self.exit_code == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """``layer_key`` as a version keeps it. ``reused`` when nothing had to be made."""
+
+    layer_key: str
+    seconds: float
+    reused: bool

@@ -19,7 +19,7 @@ from builderd.domain.resources import Resources
 from builderd.domain.ssh import Gateway
 from builderd.domain.uploads import UploadRules
 from builderd.domain.versions import Isolation
-from builderd.ports.archive import Archive
+from builderd.ports.backup_repository import Archive
 from builderd.ports.bundles import Bundles
 from builderd.ports.clock import Clock
 from builderd.ports.engine import Engine

@@ -25,7 +25,7 @@ from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId, is_id, new_id
 from builderd.domain.quotas import allocation_of
 from builderd.domain.versions import Version
-from builderd.ports.archive import Repository
+from builderd.ports.backup_repository import Repository
 from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
 from builderd.services import admission, builders

@@ -9,8 +9,8 @@ import pytest
 from tests.contract.engine.apps import APPS, COMMANDS
 from tests.engines import RuncEngine, StrongEngine, prepared, settings_in
 
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.ports.engine import Engine
 

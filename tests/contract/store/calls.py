@@ -12,7 +12,7 @@ from builderd.adapters.fakes.clock import FakeClock
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
 from builderd.ports.store import Store
-from builderd.reconciler import spending
+from builderd.reconciler.jobs import spending
 
 
 async def claim(store: Store, builder: BuilderId, owner: str, now: datetime, seconds: float = 30) -> bool:

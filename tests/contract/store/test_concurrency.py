@@ -39,11 +39,11 @@ from builderd.domain.prices import total
 from builderd.domain.tenants import Tenant
 from builderd.domain.webhooks import Delivery, Webhook
 from builderd.ports.store import Store, UnitOfWork
-from builderd.reconciler import activity
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.desk import Desk
-from builderd.reconciler.reconciler import Reconciler
-from builderd.reconciler.sweep import sweep
+from builderd.reconciler.jobs import activity
+from builderd.reconciler.loop.reconciler import Reconciler
+from builderd.reconciler.loop.sweep import sweep
 from builderd.services import backups, webhooks
 from builderd.services.builders import Caller
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from builderd.adapters.engines.oci.loop import find_device
-from builderd.adapters.engines.oci.store import Store, StoreOptions
+from builderd.adapters.engines.oci.storage.loop import find_device
+from builderd.adapters.engines.oci.storage.store import Store, StoreOptions
 from builderd.domain.resources import GB
 
 INSTANCE = "0123abcd"

@@ -13,10 +13,10 @@ import pytest
 from tests.integration.oci.stores import new_store, opened
 from tests.integration.oci.test_disks import MB, fill, soon
 
-from builderd.adapters.engines.oci import backing, room
-from builderd.adapters.engines.oci.disks import Disks
-from builderd.adapters.engines.oci.space_info import read_space_info
-from builderd.adapters.engines.oci.store import Store, StoreOptions
+from builderd.adapters.engines.oci.storage import backing, room
+from builderd.adapters.engines.oci.storage.disks import Disks
+from builderd.adapters.engines.oci.storage.space_info import read_space_info
+from builderd.adapters.engines.oci.storage.store import Store, StoreOptions
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
 
@@ -32,7 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backing, "SMALLEST", STORE)
     monkeypatch.setattr(backing, "CONVERT_BYTES", 200 * MB)
     monkeypatch.setattr(room, "RESERVE", 60 * MB)
-    monkeypatch.setattr("builderd.adapters.engines.oci.disks.SCRATCH_BYTES", 16 * MB)
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.disks.SCRATCH_BYTES", 16 * MB)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import subprocess
 import pytest
 from tests.integration.oci.stores import quiet
 
-from builderd.adapters.engines.oci.base import Base, ensure_base
-from builderd.adapters.engines.oci.base_recipe import APP_UID, MOUNT_FILES, MOUNT_FOLDERS
+from builderd.adapters.engines.oci.storage.base import Base, ensure_base
+from builderd.adapters.engines.oci.storage.base_recipe import APP_UID, MOUNT_FILES, MOUNT_FOLDERS
 
 pytestmark = pytest.mark.root
 

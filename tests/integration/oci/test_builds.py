@@ -15,10 +15,10 @@ import pytest
 from tests.integration.oci.package_index import Distribution, serve, source, wheel
 from tests.integration.oci.stores import OPTIONS, quiet
 
-from builderd.adapters.engines.oci.builds import Bind, BuildRun
-from builderd.adapters.engines.oci.layers import LAYER_UID
-from builderd.adapters.engines.oci.machine import Machine, OciSettings
-from builderd.adapters.engines.oci.runner import Runner
+from builderd.adapters.engines.oci.engine.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.runtime.runner import Runner
+from builderd.adapters.engines.oci.storage.builds import Bind, BuildRun
+from builderd.adapters.engines.oci.storage.layers import LAYER_UID
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import TenantId

@@ -12,16 +12,16 @@ from tests.contract.engine import apps
 from tests.descriptors import held_by
 from tests.engines import PATIENCE, RuncEngine, StrongEngine, execute, make_spec, past_its_time, prepared
 
-from builderd.adapters.engines.oci import execute as execute_module
-from builderd.adapters.engines.oci import listening
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.machine import OciSettings
-from builderd.adapters.engines.oci.processes import read_proc
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
+from builderd.adapters.engines.oci.runtime import execute as execute_module
+from builderd.adapters.engines.oci.runtime import listening
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import SandboxId
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import ExecResult, SandboxState
 from builderd.domain.versions import Isolation
+from builderd.linux.processes import read_proc
 from builderd.services.executions import Command, capture
 
 pytestmark = pytest.mark.root

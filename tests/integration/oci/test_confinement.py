@@ -14,9 +14,9 @@ from tests.contract.engine import apps
 from tests.contract.engine.apps import App
 from tests.engines import PATIENCE, execute, make_spec, until_state
 
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.exits import Exits
-from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
+from builderd.adapters.engines.oci.runtime.exits import Exits
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import SandboxId, new_sandbox_id
 from builderd.domain.resources import Resources

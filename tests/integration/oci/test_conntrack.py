@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci import conntrack, socket_diag
-from builderd.adapters.engines.oci.conntrack import NoConntrack, forget, forget_others
-from builderd.adapters.engines.oci.netlink import attribute
+from builderd.adapters.engines.oci.network import conntrack, socket_diag
+from builderd.adapters.engines.oci.network.conntrack import NoConntrack, forget, forget_others
+from builderd.adapters.engines.oci.network.netlink import attribute
 
 pytestmark = pytest.mark.root
 

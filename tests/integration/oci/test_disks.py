@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from tests.integration.oci.stores import new_store, open_store, opened
 
-from builderd.adapters.engines.oci import tree
-from builderd.adapters.engines.oci.disks import APP_OWNER, DISK_UID, SCRATCH_BYTES, Disks
-from builderd.adapters.engines.oci.store import Store
-from builderd.adapters.engines.oci.subvolumes import create_subvolume, folder, is_subvolume
+from builderd.adapters.engines.oci.storage import tree
+from builderd.adapters.engines.oci.storage.disks import APP_OWNER, DISK_UID, SCRATCH_BYTES, Disks
+from builderd.adapters.engines.oci.storage.store import Store
+from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import NoCapacity, NotFound
 from builderd.domain.ids import DiskId
@@ -338,7 +338,7 @@ def test_a_bundle_is_recorded_last(disks: Disks, monkeypatch: pytest.MonkeyPatch
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("builderd.adapters.engines.oci.disks.place", crash)
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.disks.place", crash)
     with pytest.raises(KeyboardInterrupt):
         disks.put_bundle(ONE, make_bundle([BundleFile("other", b"")]))
     report = disks.report(ONE)
@@ -355,7 +355,7 @@ def test_after_a_crash_of_the_machine_only_a_bundle_that_was_safe_by_then_counts
     store.settling.settle()
     disks.put_bundle(TWO, BUNDLE)
     (tmp_path / "boot").write_text("another boot of the machine")
-    monkeypatch.setattr("builderd.adapters.engines.oci.settling.BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.settling.BOOT_ID", tmp_path / "boot")
     reports = {disk: disks.report(disk) for disk in (ONE, TWO)}
     assert [report and report.bundle_hash for report in reports.values()] == [BUNDLE.hash, None]
     disks.put_bundle(TWO, BUNDLE)
@@ -369,7 +369,7 @@ def test_a_copy_of_a_disk_is_safe_at_once(disks: Disks, monkeypatch: pytest.Monk
     disks.put_bundle(ONE, BUNDLE)
     disks.clone(ONE, TWO, GB)
     (tmp_path / "boot").write_text("another boot of the machine")
-    monkeypatch.setattr("builderd.adapters.engines.oci.settling.BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.settling.BOOT_ID", tmp_path / "boot")
     report = disks.report(TWO)
     assert report
     assert report.bundle_hash == BUNDLE.hash

@@ -15,9 +15,9 @@ from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT
 from tests.engines import PATIENCE, execute, log_text, make_spec, prepared, until_listening
 
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.machine import OciSettings
-from builderd.adapters.engines.oci.nft import FLOWS
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
+from builderd.adapters.engines.oci.network.nft import FLOWS
 from builderd.domain.ids import SandboxId
 from builderd.domain.versions import Isolation
 

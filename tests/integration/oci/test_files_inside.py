@@ -8,7 +8,7 @@ import pytest
 from tests.contract.engine import apps
 from tests.engines import PATIENCE, execute, make_spec
 
-from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.files import UNCONDITIONAL
 from builderd.domain.versions import Isolation

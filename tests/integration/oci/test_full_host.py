@@ -12,12 +12,12 @@ import pytest
 from tests.integration.oci.stores import is_let_go, new_store, quiet
 from tests.integration.oci.test_disks import MB, fill, soon
 
-from builderd.adapters.engines.oci import backing, room
-from builderd.adapters.engines.oci.backing import free_bytes
-from builderd.adapters.engines.oci.disks import Disks
-from builderd.adapters.engines.oci.probe import examine_store
-from builderd.adapters.engines.oci.room import Ground
-from builderd.adapters.engines.oci.store import Store, StoreOptions, _share, _unmount
+from builderd.adapters.engines.oci.engine.probe import examine_store
+from builderd.adapters.engines.oci.storage import backing, room
+from builderd.adapters.engines.oci.storage.backing import free_bytes
+from builderd.adapters.engines.oci.storage.disks import Disks
+from builderd.adapters.engines.oci.storage.room import Ground
+from builderd.adapters.engines.oci.storage.store import Store, StoreOptions, _share, _unmount
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId
 
@@ -33,7 +33,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A small file system, which no sandbox of another service keeps a copy of."""
     monkeypatch.setattr(backing, "SMALLEST", STORE // 2)
     monkeypatch.setattr(room, "RESERVE", 100 * MB)
-    monkeypatch.setattr("builderd.adapters.engines.oci.disks.SCRATCH_BYTES", 16 * MB)
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.disks.SCRATCH_BYTES", 16 * MB)
     image, folder = tmp_path / "host.img", tmp_path / "host"
     with image.open("wb") as file:
         file.truncate(HOST)

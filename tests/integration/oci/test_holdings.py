@@ -9,9 +9,9 @@ import pytest
 from tests.contract.engine import apps
 from tests.engines import make_spec
 
-from builderd.adapters.engines.oci import holdings
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.engine import holdings
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
 
 pytestmark = pytest.mark.root

@@ -11,7 +11,7 @@ import pytest
 from tests.contract.engine import apps
 from tests.engines import PATIENCE, execute, make_spec
 
-from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.processes import ProcessSpec, shell
 from builderd.domain.sandboxes import SandboxState

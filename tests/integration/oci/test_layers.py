@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 from tests.integration.oci.stores import open_store
 
-from builderd.adapters.engines.oci import layers as module
-from builderd.adapters.engines.oci.builds import BuildExit, BuildRun, Output
-from builderd.adapters.engines.oci.disks import Disks
-from builderd.adapters.engines.oci.layer_cache import LayerCache
-from builderd.adapters.engines.oci.layers import Layers
-from builderd.adapters.engines.oci.shelf import Shelf
-from builderd.adapters.engines.oci.store import Store
-from builderd.adapters.engines.oci.subvolumes import create_subvolume
+from builderd.adapters.engines.oci.storage import layers as module
+from builderd.adapters.engines.oci.storage.builds import BuildExit, BuildRun, Output
+from builderd.adapters.engines.oci.storage.disks import Disks
+from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
+from builderd.adapters.engines.oci.storage.layers import Layers
+from builderd.adapters.engines.oci.storage.shelf import Shelf
+from builderd.adapters.engines.oci.storage.store import Store
+from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume
 from builderd.domain.errors import MachineFault, NoCapacity, NotFound
 from builderd.domain.ids import DiskId
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildStep, Cache, LayerPlan
@@ -279,7 +279,7 @@ async def test_the_store_is_changed_beside_the_loop(
 
     for owner, name in changes:
         monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
-    monkeypatch.setattr("builderd.adapters.engines.oci.layer_cache.HIGH_WATER", -1)
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.layer_cache.HIGH_WATER", -1)
     assert (await layers.build(plan(), print)).ok
     assert len(changers) == len(changes)
     assert threading.main_thread() not in changers
@@ -468,7 +468,7 @@ async def test_the_cache_is_emptied_when_it_has_grown_and_layers_keep_what_they_
     runner.action = clone
     await layers.build(plan(), print)
     content = (layers.lower(KEY) / "venv/wheel").read_bytes()
-    monkeypatch.setattr("builderd.adapters.engines.oci.layer_cache.HIGH_WATER", 1e-9)
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.layer_cache.HIGH_WATER", 1e-9)
     runner.action = install
     await layers.build(plan(OTHER), print)
     assert list((store.root / "cache").iterdir()) == []
@@ -587,7 +587,7 @@ async def test_a_layer_that_a_crash_of_the_machine_may_have_damaged_is_made_agai
     store.settling.settle()
     await layers.build(plan(OTHER), print)
     (tmp_path / "boot").write_text("another boot of the machine")
-    monkeypatch.setattr("builderd.adapters.engines.oci.settling.BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.settling.BOOT_ID", tmp_path / "boot")
     layers.open()
     assert layers.has(KEY), "it was safe on the disk"
     assert not layers.has(OTHER)

@@ -18,9 +18,9 @@ import pytest
 from tests.contract.engine import apps
 from tests.engines import PATIENCE, execute, make_spec, prepared, settings_in, until_listening
 
-from builderd.adapters.engines.oci.allocations import HOST_DIR, bridge_name, known_instance
-from builderd.adapters.engines.oci.cgroups import Cgroups
-from builderd.adapters.engines.oci.engine import OciEngine
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.network.allocations import HOST_DIR, bridge_name, known_instance
+from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import new_sandbox_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan

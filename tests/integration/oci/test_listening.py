@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci import listening, socket_diag
-from builderd.adapters.engines.oci.socket_diag import NoSocketDiag
+from builderd.adapters.engines.oci.network import socket_diag
+from builderd.adapters.engines.oci.network.socket_diag import NoSocketDiag
+from builderd.adapters.engines.oci.runtime import listening
 
 pytestmark = pytest.mark.root
 

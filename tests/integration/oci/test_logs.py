@@ -12,8 +12,8 @@ from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT, App
 from tests.engines import PATIENCE, make_spec, prepared, until_listening, until_state
 
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.domain.logs import LogStream
 from builderd.domain.sandboxes import SandboxState
 

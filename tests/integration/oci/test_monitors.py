@@ -10,9 +10,9 @@ from tests.contract.engine import apps
 from tests.contract.engine.apps import App
 from tests.engines import PATIENCE, kill_monitor, make_spec, prepared, processes_of, until_listening, until_state
 
-from builderd.adapters.engines.oci.builds import BuildRun
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
+from builderd.adapters.engines.oci.storage.builds import BuildRun
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.processes import ProcessSpec, shell

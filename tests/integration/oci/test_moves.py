@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.cgroups import ROOT
-from builderd.adapters.engines.oci.moves import QuickMoves
+from builderd.adapters.engines.oci.runtime.cgroups import ROOT
+from builderd.adapters.engines.oci.runtime.moves import QuickMoves
 
 pytestmark = pytest.mark.root
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.integration.oci.stores import OPTIONS, quiet
 
-from builderd.adapters.engines.oci.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.engine.machine import Machine, OciSettings
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import TenantId

@@ -10,10 +10,10 @@ import pytest
 from tests.integration.oci.stores import open_store
 from tests.integration.oci.test_disks import MB, ONE, TWO, fill, soon
 
-from builderd.adapters.engines.oci.disks import SCRATCH_BYTES, Disks
-from builderd.adapters.engines.oci.layer_cache import LayerCache
-from builderd.adapters.engines.oci.store import Store
-from builderd.adapters.engines.oci.subvolumes import create_subvolume
+from builderd.adapters.engines.oci.storage.disks import SCRATCH_BYTES, Disks
+from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
+from builderd.adapters.engines.oci.storage.store import Store
+from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume
 from builderd.domain.resources import GB
 
 pytestmark = pytest.mark.root
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr("builderd.adapters.engines.oci.quotas._QUOTA_ENABLE_SIMPLE", 1)
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.quotas._QUOTA_ENABLE_SIMPLE", 1)
     with open_store(tmp_path) as store:
         subprocess.run(["mount", "-o", "remount,commit=1", store.root], check=True)
         assert not store.quota.simple

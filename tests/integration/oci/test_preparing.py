@@ -12,10 +12,10 @@ import pytest
 from tests.contract.engine import apps
 from tests.engines import PATIENCE, make_spec, prepared
 
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.layers import Layers
-from builderd.adapters.engines.oci.machine import OciSettings
-from builderd.adapters.engines.oci.network import Network
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
+from builderd.adapters.engines.oci.network.network import Network
+from builderd.adapters.engines.oci.storage.layers import Layers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.sandboxes import SandboxState
 

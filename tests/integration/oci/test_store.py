@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tests.integration.oci.stores import is_let_go, new_store, open_store, opened, quiet
 
-from builderd.adapters.engines.oci.backing import is_mounted, total_bytes
-from builderd.adapters.engines.oci.loop import find_device, loop_device
-from builderd.adapters.engines.oci.store import Store, StoreOptions
+from builderd.adapters.engines.oci.storage.backing import is_mounted, total_bytes
+from builderd.adapters.engines.oci.storage.loop import find_device, loop_device
+from builderd.adapters.engines.oci.storage.store import Store, StoreOptions
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.resources import GB
 

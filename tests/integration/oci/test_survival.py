@@ -17,8 +17,8 @@ from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT, App
 from tests.engines import PATIENCE, execute, log_text, make_spec, prepared, settings_in, until_listening, until_state
 
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import GB
 from builderd.domain.sandboxes import EndCause, SandboxState

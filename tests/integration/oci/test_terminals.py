@@ -9,9 +9,9 @@ import pytest
 from tests.contract.engine import apps
 from tests.engines import PATIENCE, RuncEngine, StrongEngine, execute, make_spec, prepared
 
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.execute import MAX_OPEN
-from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
+from builderd.adapters.engines.oci.runtime.execute import MAX_OPEN
 from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.domain.ids import SandboxId
 from builderd.domain.processes import ProcessSpec, Window, shell
@@ -131,7 +131,7 @@ async def test_where_there_is_no_folder_nothing_begins(engine: OciEngine) -> Non
 
 
 async def test_so_many_processes_and_no_more(engine: OciEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builderd.adapters.engines.oci.execute.MAX_OPEN", 1)
+    monkeypatch.setattr("builderd.adapters.engines.oci.runtime.execute.MAX_OPEN", 1)
     assert MAX_OPEN > 1
     sandbox = await silent(engine)
     async with engine.open_process(sandbox, ProcessSpec(("sleep", "1000"))):

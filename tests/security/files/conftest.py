@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tests.engines import prepared, settings_in
 
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.machine import OciSettings
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
 
 
 @pytest.fixture(scope="session")

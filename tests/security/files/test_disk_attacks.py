@@ -14,9 +14,9 @@ from tests.contract.engine import apps
 from tests.contract.engine.test_disk_files import names, read, write
 from tests.engines import PATIENCE, execute, make_spec
 
-from builderd.adapters.engines.oci import files
-from builderd.adapters.engines.oci.engine import OciEngine
-from builderd.adapters.engines.oci.files import ARCHIVES
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.storage import files
+from builderd.adapters.engines.oci.storage.files import ARCHIVES
 from builderd.domain.errors import BuilderdError, InvalidState, NotFound, ValidationFailed
 from builderd.domain.files import UNCONDITIONAL, FileKind
 from builderd.domain.ids import DiskId, new_id

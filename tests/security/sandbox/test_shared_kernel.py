@@ -18,9 +18,9 @@ import pytest
 from tests.acceptance.live_service import LiveService
 from tests.security.sandbox.conftest import Attacker
 
-from builderd.adapters.engines.oci.allocations import bridge_name, known_instance
-from builderd.adapters.engines.oci.bundle import MASKED
-from builderd.adapters.engines.oci.nft import table_name
+from builderd.adapters.engines.oci.network.allocations import bridge_name, known_instance
+from builderd.adapters.engines.oci.network.nft import table_name
+from builderd.adapters.engines.oci.runtime.bundle import MASKED
 from builderd.domain.addresses import NOT_FOR_SANDBOXES
 
 pytestmark = pytest.mark.root

@@ -16,11 +16,11 @@ import pytest
 from tests.integration.oci.stores import open_store
 from tests.integration.oci.test_disks import MB, fill, soon
 
-from builderd.adapters.engines.oci import backing, room
-from builderd.adapters.engines.oci.backing import free_bytes
-from builderd.adapters.engines.oci.disks import Disks
-from builderd.adapters.engines.oci.space_info import read_space_info
-from builderd.adapters.engines.oci.store import Store, StoreOptions
+from builderd.adapters.engines.oci.storage import backing, room
+from builderd.adapters.engines.oci.storage.backing import free_bytes
+from builderd.adapters.engines.oci.storage.disks import Disks
+from builderd.adapters.engines.oci.storage.space_info import read_space_info
+from builderd.adapters.engines.oci.storage.store import Store, StoreOptions
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
 
@@ -36,7 +36,7 @@ OPTIONS = StoreOptions(size_bytes=STORE, floor_bytes=GB)
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(backing, "SMALLEST", STORE)
     monkeypatch.setattr(room, "RESERVE", RESERVE)
-    monkeypatch.setattr("builderd.adapters.engines.oci.disks.SCRATCH_BYTES", SCRATCH)
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.disks.SCRATCH_BYTES", SCRATCH)
     with open_store(tmp_path, OPTIONS) as store:
         # The kernel gives space back at each commit: every second instead of every 30.
         subprocess.run(["mount", "-o", "remount,commit=1", store.root], check=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from builderd.bootstrap import machine, state
+from builderd.bootstrap.data_directory import DATABASE_NOTE, RESTORING
 from builderd.bootstrap.database import note_database, store
 from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
-from builderd.data_directory import DATABASE_NOTE, RESTORING
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.domain.tokens import Scope
 from builderd.settings import Settings

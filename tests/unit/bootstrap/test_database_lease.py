@@ -15,12 +15,12 @@ from builderd.adapters.stores.sql.database_lease import DatabaseLeases
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap import database_lease as leasing
 from builderd.bootstrap import state
+from builderd.bootstrap.data_directory import LOCK_FILE
 from builderd.bootstrap.database_lease import is_loss, owned_store
 from builderd.bootstrap.keys import rotate_vault
 from builderd.bootstrap.machine import describe_database, take_stock
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
-from builderd.data_directory import LOCK_FILE
 from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, LeaseLost
 from builderd.domain.errors import InvalidState, StoreUnavailable
 from builderd.domain.tokens import Scope

@@ -25,10 +25,10 @@ from tests.stores import open_store
 from builderd.adapters.stores.sql.migrations import revisions, upgrade
 from builderd.adapters.vaults.keys import Key, KeyFile
 from builderd.bootstrap import state
+from builderd.bootstrap.configuration import load
+from builderd.bootstrap.data_directory import RESTORING, hold
 from builderd.bootstrap.database import store
 from builderd.bootstrap.keys import make_vault
-from builderd.configuration import load
-from builderd.data_directory import RESTORING, hold
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, ValidationFailed
 from builderd.ports.store import IdempotencyRecord, UnitOfWork

@@ -6,7 +6,7 @@ import pytest
 from tests.unit.client.conftest import Running
 from tests.unit.client.test_client import new
 
-from builderd.adapters.fakes.archive import FakeArchive
+from builderd.adapters.fakes.backup_repository import FakeArchive
 from builderd.client import ApiError, Client
 from builderd.domain.errors import BackupFailed
 

@@ -16,11 +16,11 @@ from tests.service import MINIMAL, Service, listening, running_service
 
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.adapters.fakes.processes import Answer
+from builderd.api.server import streams
 from builderd.client import ApiError, Client, NoAnswer, Stage
 from builderd.domain.builders import Status
 from builderd.domain.tokens import Scope
-from builderd.doors.http import streams
-from builderd.wire.v1.builders import NewBuilder
+from builderd.schemas.v1.builders import NewBuilder
 
 
 @dataclass(frozen=True)

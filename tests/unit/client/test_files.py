@@ -15,7 +15,7 @@ from tests.service import MINIMAL
 from tests.unit.client.conftest import Running
 
 from builderd.client import ApiError, Client, NoAnswer, files
-from builderd.wire.v1.builders import Builder, NewBuilder
+from builderd.schemas.v1.builders import Builder, NewBuilder
 
 NEW = NewBuilder.model_validate(MINIMAL, context={})
 

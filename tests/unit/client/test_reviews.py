@@ -12,7 +12,7 @@ from tests.unit.client.conftest import Running
 
 from builderd.client import ApiError, Client
 from builderd.domain.reviews import Severity
-from builderd.wire.v1.builders import NewBuilder
+from builderd.schemas.v1.builders import NewBuilder
 
 RISKY = NewBuilder.model_validate({**MINIMAL, "files": {"main.py": "take_risk()\n"}}, context={})
 

@@ -8,7 +8,7 @@ from tests.unit.client.test_client import new
 
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.client import ApiError, Client, Stage
-from builderd.wire.v1.versions import NewSettings, NewVersion
+from builderd.schemas.v1.versions import NewSettings, NewVersion
 
 
 def version(**fields: object) -> NewVersion:

@@ -11,10 +11,10 @@ import pytest
 from tests.service import MINIMAL
 from tests.unit.client.conftest import Running
 
+from builderd.api.server import streams
 from builderd.client import Client, watching
 from builderd.domain.webhooks import key_of
-from builderd.doors.http import streams
-from builderd.wire.v1.builders import NewBuilder
+from builderd.schemas.v1.builders import NewBuilder
 
 NEW = NewBuilder.model_validate(MINIMAL, context={})
 

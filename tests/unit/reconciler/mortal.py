@@ -10,8 +10,8 @@ from typing import TypeVar
 from tests.application import World
 
 from builderd.ports.store import Store, UnitOfWork
-from builderd.reconciler.faults import no_fault
-from builderd.reconciler.reconciler import Reconciler
+from builderd.reconciler.core.faults import no_fault
+from builderd.reconciler.loop.reconciler import Reconciler
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.previews import RouteState
 from builderd.domain.sandboxes import EndCause
-from builderd.reconciler.claim import LEASE
+from builderd.reconciler.core.claim import LEASE
 from builderd.services import builders
 
 COMMANDS = (builders.start, builders.stop, builders.restart, builders.delete)

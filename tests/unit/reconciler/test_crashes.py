@@ -21,8 +21,8 @@ from builderd.domain.previews import RouteState
 from builderd.domain.prices import Billing
 from builderd.domain.sandboxes import EndCause
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.claim import LEASE
-from builderd.reconciler.idle import Idleness
+from builderd.reconciler.core.claim import LEASE
+from builderd.reconciler.jobs.idle import Idleness
 from builderd.services import builders, deployments, wake
 
 GOOD, HASTY, DEAF = Behaviour(), Behaviour(exits_at=0, exit_code=1), Behaviour(listens_at=None)

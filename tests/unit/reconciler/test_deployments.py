@@ -25,7 +25,7 @@ from builderd.domain.prices import Billing, total
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import VersionStatus
-from builderd.reconciler import waking
+from builderd.reconciler.jobs import waking
 from builderd.services import builders, caps, deployments, files, outcomes, wake
 
 NEW = BundleFile("main.py", b"print('new')\n")

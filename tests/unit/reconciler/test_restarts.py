@@ -12,9 +12,9 @@ from builderd.adapters.fakes.engine import Behaviour, FakeSandbox
 from builderd.domain.builders import Builder, Status
 from builderd.domain.previews import RouteState
 from builderd.domain.sandboxes import EndCause
-from builderd.reconciler import housekeeping
-from builderd.reconciler import reconciler as reconciling
-from builderd.reconciler.housekeeping import Housekeeping
+from builderd.reconciler.jobs import housekeeping
+from builderd.reconciler.jobs.housekeeping import Housekeeping
+from builderd.reconciler.loop import reconciler as reconciling
 
 
 async def test_an_app_that_exits_is_restarted_after_growing_delays_and_at_last_given_up(world: World) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from tests.application import MAIN, REQUIREMENTS, World
-from tests.unit.reconciler.test_worker import pass_time
+from tests.unit.reconciler.loop.test_worker import pass_time
 
 from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
@@ -24,7 +24,7 @@ from builderd.domain.layers import BuildOutcome
 from builderd.domain.machine_faults import helper_died
 from builderd.domain.previews import RouteState
 from builderd.domain.versions import VersionStatus
-from builderd.reconciler.worker import MAX_TROUBLES
+from builderd.reconciler.loop.worker import MAX_TROUBLES
 from builderd.services import builders, verdicts
 from builderd.services.verdicts import NewAcceptance, ReviewView
 

@@ -32,9 +32,9 @@ from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import Version
 from builderd.ports.clock import Skip
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler import reconciler as reconciling
-from builderd.reconciler.claim import LEASE
-from builderd.reconciler.idle import Idleness
+from builderd.reconciler.core.claim import LEASE
+from builderd.reconciler.jobs.idle import Idleness
+from builderd.reconciler.loop import reconciler as reconciling
 from builderd.services import builders, caps, deployments, wake
 from builderd.services.deployments import Change
 

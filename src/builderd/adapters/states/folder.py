@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from builderd import durable
 from builderd.domain.errors import InvalidState
+from builderd.linux import durable
 
 FORMAT = 1
 MANIFEST, DATABASE, BUNDLES, KEYS = "manifest.json", "database.sqlite", "bundles", "keys.sealed"

@@ -16,8 +16,8 @@ from nacl.encoding import RawEncoder
 from nacl.hash import blake2b
 from nacl.utils import random
 
-from builderd import durable
 from builderd.domain.errors import ValidationFailed
+from builderd.linux import durable
 
 ID_BYTES = 8
 

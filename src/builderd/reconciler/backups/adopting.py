@@ -12,7 +12,7 @@ from builderd.domain.backups import Backup, BackupKey, BackupKind, BackupStatus
 from builderd.domain.builders import Builder
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.ports.archive import Kept
+from builderd.ports.backup_repository import Kept
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk
 

@@ -14,9 +14,9 @@ from builderd.domain.backups import Backup, Restore
 from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import TenantId
 from builderd.domain.machine_faults import machine_fault
-from builderd.ports.archive import Repository, Share
+from builderd.ports.backup_repository import Repository, Share
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.faults import FaultPoint, no_fault
+from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backups
 from builderd.services.application import Application
 

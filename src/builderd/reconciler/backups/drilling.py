@@ -12,10 +12,10 @@ from builderd.domain.qa import gate_failure, gate_passed
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.versions import Version
 from builderd.reconciler.backups.desk import Desk
-from builderd.reconciler.install import Installs
-from builderd.reconciler.listening import wait_until_listening
-from builderd.reconciler.look import Subject
-from builderd.reconciler.starting import last_lines, make_spec
+from builderd.reconciler.core.look import Subject
+from builderd.reconciler.stages.install import Installs
+from builderd.reconciler.stages.listening import wait_until_listening
+from builderd.reconciler.stages.starting import last_lines, make_spec
 from builderd.services import qa
 
 

@@ -10,8 +10,8 @@ from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import BackupFailed
 from builderd.domain.prices import Prices
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler import records
 from builderd.reconciler.backups.desk import Desk
+from builderd.reconciler.core import records
 from builderd.services import backups
 
 

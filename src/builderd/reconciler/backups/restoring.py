@@ -18,7 +18,7 @@ from builderd.domain.backups import (
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BackupFailed, InvalidState, StoreUnavailable
 from builderd.domain.versions import Version
-from builderd.ports.archive import Damaged
+from builderd.ports.backup_repository import Damaged
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk, reason_of
 from builderd.reconciler.backups.drilling import try_out

@@ -18,7 +18,7 @@ from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.desk import Desk
 from builderd.reconciler.backups.restoring import carry_out
 from builderd.reconciler.backups.taking import drop, take
-from builderd.reconciler.faults import FaultPoint, no_fault
+from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backups
 from builderd.services.application import Application
 

@@ -13,7 +13,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound, StoreUnavailable
 from builderd.domain.ids import BackupId, DiskId
 from builderd.domain.versions import Version
-from builderd.ports.archive import Repository, Saved
+from builderd.ports.backup_repository import Repository, Saved
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk, reason_of
 from builderd.services import backups

@@ -13,7 +13,7 @@ from builderd.domain.errors import StoreUnavailable
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, TenantId
 from builderd.domain.machine_faults import machine_fault
-from builderd.ports.archive import Repository
+from builderd.ports.backup_repository import Repository
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk, reason_of
 from builderd.reconciler.backups.taking import drop

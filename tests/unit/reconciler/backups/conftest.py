@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from tests.application import World, fake_world, hurry
 
-from builderd.adapters.fakes.archive import FakeArchive
+from builderd.adapters.fakes.backup_repository import FakeArchive
 from builderd.domain.backups import Backup, Restore
 from builderd.domain.builders import Builder
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import DiskId
 from builderd.domain.quotas import Limit
 from builderd.reconciler.backups.schedule import BackupSchedule
-from builderd.reconciler.faults import FaultPoint, no_fault
+from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backups
 from builderd.services.allowances import Allowance, Allowances
 from builderd.services.application import Application

@@ -14,9 +14,9 @@ from builderd.domain.builders import Desired, Status
 from builderd.domain.errors import BackupFailed, InvalidState, NoCapacity, NotFound
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import DiskId
-from builderd.ports.archive import Saved
+from builderd.ports.backup_repository import Saved
 from builderd.reconciler.backups import upkeep
-from builderd.reconciler.idle import Idleness
+from builderd.reconciler.jobs.idle import Idleness
 from builderd.services import backups, builders
 from builderd.services.application import Application
 

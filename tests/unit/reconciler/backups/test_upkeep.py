@@ -13,7 +13,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import BackupFailed, MachineFault, StoreUnavailable
 from builderd.domain.ids import BackupId, DiskId, TenantId, new_id
 from builderd.domain.machine_faults import RETRY_AFTER, helper_died
-from builderd.ports.archive import Repository
+from builderd.ports.backup_repository import Repository
 from builderd.reconciler.backups import upkeep
 from builderd.services import backups
 

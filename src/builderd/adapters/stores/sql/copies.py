@@ -24,7 +24,7 @@ from builderd.domain.builders import Status
 from builderd.domain.database_lease import DatabaseOwned, Instance, describe_owner, needed_silence
 from builderd.domain.errors import InvalidState, StoreUnavailable
 from builderd.domain.versions import VersionStatus
-from builderd.durable import sync
+from builderd.linux.durable import sync
 
 #: Rows that are in memory at a time.
 BATCH = 1000

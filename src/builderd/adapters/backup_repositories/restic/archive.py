@@ -1,0 +1,184 @@
+"""Backups in restic repositories, one a tenant. Implements ``ports.archive.Archive``.
+
+restic runs in a sandbox as a tool of the engine: it sees only one disk and one repository, and has no network unless
+the repository is remote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from builderd.adapters.backup_repositories.restic import command, words
+from builderd.adapters.backup_repositories.restic.command import Place
+from builderd.adapters.backup_repositories.restic.runs import KEPT_LINES, LONG, QUICK, Broken, NoRepository, Run, Shop
+from builderd.domain.errors import BackupFailed, NoCapacity
+from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, is_id
+from builderd.ports.backup_repository import Damaged, Kept, Repository, Restored, Saved, Share
+from builderd.ports.engine import Engine, Tool
+
+#: Snapshots in one ``forget`` command.
+BATCH = 100
+
+
+class ResticArchive:
+    """``root`` holds caches and manifests; ``name`` is the host name in locks, unique to this service.
+
+    If the repositories are local, ``floor_bytes`` of their file system stay free.
+    """
+
+    def __init__(self, engine: Engine, place: Place, root: Path, name: str, floor_bytes: int = 0) -> None:
+        self._shop = Shop(engine, place, root / "cache", name)
+        self._work_root = root / "work"
+        self._floor = floor_bytes
+
+    async def save(
+        self,
+        repository: Repository,
+        backup: BackupId,
+        builder: BuilderId,
+        disk: DiskId,
+        limit_bytes: int,
+        told: Share,
+        version: int = 0,
+    ) -> Saved:
+        listed = await self._list(repository.tenant_id, builder, disk, ("record", str(limit_bytes)))
+        self._refuse_without_room(int(listed["bytes"]))
+        work = self._work(repository.tenant_id, builder)
+        run = Run(self._shop, repository, disk=disk, work=work, reads_all=True, told=told)
+        facts = {"version": version, **{name: listed[name] for name in ("digest", "files", "bytes")}}
+        messages = await run(*command.backup(backup, builder, facts), timeout=LONG, makes_repository=repository.is_new)
+        summary = words.find(messages, "summary")
+        if summary is None:
+            raise BackupFailed(f"restic reported no snapshot: {run.explain(messages)}.")
+        added = int(summary.get("data_added_packed") or summary.get("data_added") or 0)
+        return Saved(
+            str(summary["snapshot_id"]), str(listed["digest"]), int(listed["files"]), int(listed["bytes"]), added
+        )
+
+    async def restore(self, repository: Repository, snapshot: str, disk: DiskId, told: Share) -> Restored:
+        work = self._work(repository.tenant_id, BuilderId(disk))
+        try:
+            run = Run(self._shop, repository, disk=disk, work=work, writable=True, told=told)
+            await self._fetch(run, repository, snapshot)
+            found = await self._list(repository.tenant_id, BuilderId(disk), disk, ("compare",))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return Restored(str(found["digest"]), int(found["files"]), int(found["bytes"]), tuple(found["faults"]))
+
+    async def _fetch(self, run: Run, repository: Repository, snapshot: str) -> None:
+        try:
+            await run(*command.restore_manifest(snapshot), timeout=QUICK)
+            await run(*command.restore(snapshot), timeout=LONG)
+        except Broken as error:
+            # restic has one exit code for damage and for an unreachable repository; the latter fails this call too.
+            await self.saved(repository)
+            raise Damaged(error.message) from error
+
+    async def forget(self, repository: Repository, snapshots: Sequence[str]) -> None:
+        with _missing_only_if_new(repository):
+            for start in range(0, len(snapshots), BATCH):
+                await Run(self._shop, repository)(*command.forget(snapshots[start : start + BATCH]), timeout=LONG)
+
+    async def prune(self, repository: Repository) -> None:
+        with _missing_only_if_new(repository):
+            await Run(self._shop, repository)(*command.prune(), timeout=LONG)
+
+    async def saved(self, repository: Repository) -> Mapping[str, Kept]:
+        messages: Sequence[Mapping[str, Any]] = ()
+        with _missing_only_if_new(repository):
+            messages = await Run(self._shop, repository)(*command.snapshots(), timeout=QUICK)
+        found = words.parse_list("".join(str(one.get("text", "")) for one in messages) or "[]")
+        kept = (_kept(one) for one in found)
+        return {one.saved.snapshot: one for one in kept if one is not None}
+
+    async def lists(self) -> Mapping[TenantId, Collection[str]]:
+        return await asyncio.to_thread(self._lists)
+
+    def _lists(self) -> Mapping[TenantId, Collection[str]]:
+        folders = self._work_root.iterdir() if self._work_root.exists() else ()
+        return {TenantId(folder.name): {one.name for one in folder.iterdir()} for folder in folders}
+
+    async def drop_list(self, tenant: TenantId, name: str) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._work_root / tenant / name, ignore_errors=True)
+
+    async def check(self, repository: Repository, percent: float) -> None:
+        await Run(self._shop, repository)(*command.check(percent), timeout=LONG)
+
+    async def _list(
+        self, tenant: TenantId, builder: BuilderId, disk: DiskId, words_of_it: tuple[str, ...]
+    ) -> Mapping[str, Any]:
+        """Run the manifest program in a sandbox with the disk."""
+        argv = ("/usr/bin/python3", "-I", "-S", "-c", _manifest_source(), *words_of_it)
+        lines: deque[str] = deque(maxlen=KEPT_LINES)
+        folders = {"work": self._work(tenant, builder)}
+        tool = Tool(argv, disk=disk, reads_all=True, folders=folders, timeout_seconds=LONG)
+        ended = await self._shop.engine.run_tool(tool, lines.append)
+        answer = words.parse(lines[-1]) if lines else {}
+        if "too_much" in answer:
+            raise BackupFailed(
+                f"The files claim to hold far more than the disk's size, the last of them {answer['too_much']!r}: "
+                "remove large sparse files, or move them out of /app."
+            )
+        if "too_long" in answer:
+            raise BackupFailed(
+                "There are too many files, or their paths are too long, for a list of them, at "
+                f"{str(answer['too_long'])[:200]!r}: remove what is not needed, or pack small files together."
+            )
+        if "unreadable" in answer:
+            raise BackupFailed(f"A file cannot be read: {answer['unreadable']}.")
+        if ended.exit_code or "digest" not in answer:
+            why = "out of memory" if ended.out_of_memory else "out of time" if ended.timed_out else " ".join(lines)
+            raise BackupFailed(f"The files could not be listed: {why[-500:]}.")
+        return answer
+
+    def _refuse_without_room(self, needed: int) -> None:
+        """Raise ``NoCapacity`` if the backup would fill the file system of the repositories."""
+        if not self._shop.place.is_local:
+            return
+        folder = Path(self._shop.place.location)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free - needed < self._floor:
+            raise NoCapacity(
+                f"The backups' file system has {free / 1e9:.1f} GB free, and {self._floor / 1e9:.1f} GB stay free: "
+                "too little for this backup. Make room, or keep fewer backups."
+            )
+
+    def _work(self, tenant: TenantId, builder: BuilderId) -> Path:
+        return self._work_root / tenant / builder
+
+
+@contextmanager
+def _missing_only_if_new(repository: Repository) -> Iterator[None]:
+    """Ignore a missing repository only if it is new: an unmounted disk looks empty too."""
+    try:
+        yield
+    except NoRepository:
+        if not repository.is_new:
+            raise
+
+
+def _kept(found: Mapping[str, Any]) -> Kept | None:
+    """Parse a snapshot; None if another program made it."""
+    tags = [str(tag) for tag in found.get("tags") or ()]
+    backup = next((tag for tag in tags if is_id(tag)), None)
+    facts = dict(tag.split("=", 1) for tag in tags if "=" in tag)
+    if backup is None or not facts.keys() >= {"version", "digest", "files", "bytes"}:
+        return None
+    added = int((found.get("summary") or {}).get("data_added_packed") or 0)
+    saved = Saved(str(found["id"]), facts["digest"], int(facts["files"]), int(facts["bytes"]), added)
+    at = datetime.fromisoformat(str(found["time"])).astimezone(UTC)
+    return Kept(BackupId(backup), BuilderId(str(found["hostname"])), at, int(facts["version"]), saved)
+
+
+@cache
+def _manifest_source() -> str:
+    return (Path(__file__).parent / "manifest.py").read_text()

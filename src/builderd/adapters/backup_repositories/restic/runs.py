@@ -1,0 +1,157 @@
+"""Runs of one restic command: in a sandbox with a disk, with its output parsed and its failures explained."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builderd.adapters.backup_repositories.restic import command, words
+from builderd.adapters.backup_repositories.restic.command import Place
+from builderd.domain.errors import BackupFailed
+from builderd.domain.ids import DiskId
+from builderd.domain.machine_faults import helper_died
+from builderd.ports.backup_repository import Repository, Share
+from builderd.ports.engine import Engine, Tool
+
+#: Seconds that a backup or a restore may take.
+LONG = 12 * 3600.0
+QUICK = 600.0
+#: Exit status of a program that SIGKILL ended, as tini reports it.
+KILLED = 137
+#: The last lines of output, which explain how the command ended.
+KEPT_LINES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """Shared context of all runs. ``name``: host name in restic's locks; ``cache``: folder for remote repositories."""
+
+    engine: Engine
+    place: Place
+    cache: Path
+    name: str
+
+
+class NoRepository(BackupFailed):
+    """The repository does not exist: nothing was saved for this tenant yet, or it is gone."""
+
+
+class Broken(BackupFailed):
+    """restic failed for a reason that has no exit code of its own, such as damage or a lost connection."""
+
+
+class Run:
+    """Runs restic on one repository: creates a missing one, and removes locks left by a dead run of this service."""
+
+    def __init__(
+        self,
+        shop: Shop,
+        repository: Repository,
+        *,
+        disk: DiskId | None = None,
+        work: Path | None = None,
+        writable: bool = False,
+        reads_all: bool = False,
+        told: Share | None = None,
+    ) -> None:
+        self._shop = shop
+        self._repository = repository
+        self._disk = disk
+        self._writable = writable
+        self._reads_all = reads_all
+        self._told = told
+        self._folders = {} if work is None else {"work": work}
+        if self._shop.place.is_local:
+            self._folders["repository"] = self._shop.place.folder(repository.tenant_id)
+        else:
+            self._folders["cache"] = shop.cache / repository.tenant_id
+
+    async def __call__(self, *argv: str, timeout: float, makes_repository: bool = False) -> Sequence[Mapping[str, Any]]:
+        """Run a command and return its JSON messages. Raises ``BackupFailed`` for any failure."""
+        code, messages = await self._run(argv, timeout)
+        if code == command.NO_REPOSITORY and makes_repository:
+            self._raise_unless_well(*await self._run(command.init(), QUICK))
+            code, messages = await self._run(argv, timeout)
+        if code == command.LOCKED and await self._clear_own_locks():
+            code, messages = await self._run(argv, timeout)
+        self._raise_unless_well(code, messages)
+        return messages
+
+    async def _run(self, argv: tuple[str, ...], timeout: float) -> tuple[int, Sequence[Mapping[str, Any]]]:
+        messages: deque[Mapping[str, Any]] = deque(maxlen=KEPT_LINES)
+
+        def hear(line: str) -> None:
+            message = words.parse(line)
+            if message.get("message_type") == "status":
+                if self._told is not None:
+                    self._told(min(float(message.get("percent_done", 0)), 1.0))
+                return
+            messages.append(message)
+
+        tool = Tool(
+            argv=command.restic(self._shop.place, *argv),
+            env=command.environment(self._shop.place, self._repository.tenant_id, self._repository.key),
+            disk=self._disk,
+            writable=self._writable,
+            reads_all=self._reads_all,
+            folders=self._folders,
+            network=not self._shop.place.is_local,
+            hostname=self._shop.name,
+            timeout_seconds=timeout,
+        )
+        ended = await self._shop.engine.run_tool(tool, hear)
+        if ended.timed_out or ended.out_of_memory:
+            raise BackupFailed(f"restic ran out of {'time' if ended.timed_out else 'memory'}.")
+        if ended.exit_code == KILLED:
+            raise helper_died("restic", "was killed")
+        return ended.exit_code, messages
+
+    async def _clear_own_locks(self) -> bool:
+        """Remove the locks if runs of this service, which have all ended, left them. Return True if removed."""
+        code, listed = await self._run(command.list_locks(), QUICK)
+        if code:
+            return False
+        names = [str(one["text"]).strip() for one in listed if "text" in one]
+        for name in names:
+            failed, shown = await self._run(command.show_lock(name), QUICK)
+            lock = words.parse("".join(str(one.get("text", "")) for one in shown)) if _is_text(shown) else shown[-1]
+            if failed or lock.get("hostname") != self._shop.name:
+                return False
+        code, _ = await self._run(command.remove_locks(), QUICK)
+        return code == 0
+
+    def _raise_unless_well(self, code: int, messages: Sequence[Mapping[str, Any]]) -> None:
+        _raise_unless_well(code, self.explain(messages))
+
+    def explain(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Quote what restic printed, without the secrets of this run."""
+        place = self._shop.place
+        lines = (*place.ssh_key.splitlines(), *place.ssh_hosts.splitlines())
+        return words.explain(messages, (self._repository.key.hex(), *place.environment.values(), *lines))
+
+
+def _is_text(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(messages) and all("text" in one for one in messages)
+
+
+def _raise_unless_well(code: int, why: str) -> None:
+    """``why`` is what restic printed. Raises ``BackupFailed`` for any exit status but 0."""
+    if code == 0:
+        return
+    match code:
+        case command.NO_REPOSITORY:
+            raise NoRepository(
+                f"There is no repository of backups: {why}. If it was there before, put it back (is its disk mounted?)"
+                ", or remove the backups that were in it to begin a new one."
+            )
+        case command.LOCKED:
+            raise BackupFailed(f"The repository is locked by another service: {why}. Try again when that has ended.")
+        case command.WRONG_KEY:
+            raise BackupFailed("The repository does not open with its key: it was made anew, or another key is stored.")
+        case command.INCOMPLETE:
+            raise Broken(f"Not every file could be read: {why}.")
+        case _:
+            raise Broken(f"restic failed with exit code {code}: {why}.")

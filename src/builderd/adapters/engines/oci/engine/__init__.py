@@ -1,0 +1,1 @@
+"""The engine port's implementation, and what one service has on this machine."""

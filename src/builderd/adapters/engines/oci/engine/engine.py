@@ -1,0 +1,387 @@
+"""The engine for one machine: OCI runtimes under conmon, on a btrfs store. Implements ``ports.engine.Engine``."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from functools import partial
+from weakref import WeakValueDictionary
+
+from builderd.adapters.engines.oci.engine.capacity import capacity
+from builderd.adapters.engines.oci.engine.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.network.allocations import known_instance
+from builderd.adapters.engines.oci.runtime.apps import app_root, make_run
+from builderd.adapters.engines.oci.runtime.command import Runtime
+from builderd.adapters.engines.oci.runtime.execute import Executions
+from builderd.adapters.engines.oci.runtime.records import Record, is_name
+from builderd.adapters.engines.oci.runtime.reports import absent, make_report
+from builderd.adapters.engines.oci.runtime.root import Root
+from builderd.adapters.engines.oci.storage.backing import free_bytes, total_bytes
+from builderd.adapters.engines.oci.storage.base import UNUSED_SECONDS, collect_bases
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
+from builderd.domain.files import Condition, FileEntry, FilePage
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
+from builderd.domain.logs import LogPage
+from builderd.domain.processes import ProcessSpec
+from builderd.domain.quotas import Capacity
+from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
+from builderd.domain.versions import Isolation
+from builderd.linux.processes import boot_id
+from builderd.linux.threads import to_its_end
+from builderd.ports.disk_files import OpenFile
+from builderd.ports.engine import Collected, DiskReport, Progress, Readiness, Tool, ToolExit
+from builderd.ports.processes import Process
+
+_DOWN_GRACE_SECONDS = 5.0
+#: Less than this part of the store is free: it runs out.
+TIGHT = 0.2
+#: What a sandbox left is of no use any more; so long it may take from making the next one's to its start.
+SCRATCH_SECONDS = 3_600.0
+_MISSING = {
+    Isolation.STANDARD: "Neither crun nor runc is installed on this machine: apt-get install crun.",
+    Isolation.STRONG: "Strong isolation needs gVisor, which is not installed on this machine: apt-get install runsc.",
+}
+
+
+class OciEngine:
+    def __init__(self, settings: OciSettings) -> None:
+        self._settings = settings
+        self._machine: Machine | None = None
+        self._readiness = Readiness(False, "waiting to be prepared")
+        self._preparing = asyncio.Lock()
+        #: By disk; gone when nobody holds it.
+        self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._executions = Executions()
+
+    # What the machine has
+
+    async def prepare(self, progress: Progress) -> None:
+        async with self._preparing:
+            if self._readiness.ready:
+                return
+            try:
+                self._machine = await self._prepare(progress)
+            except BuilderdError as error:
+                self._readiness = Readiness(False, error.message)
+                raise
+            except OSError as error:
+                # A machine's fault, such as a disk that is full: what needs no engine goes on, and it is tried again.
+                cure = (
+                    f" Free space on the host: df -h {self._settings.data_dir}." if error.errno == errno.ENOSPC else ""
+                )
+                self._readiness = Readiness(False, f"The engine could not be opened: {error}.{cure}")
+                raise EngineUnavailable(self._readiness.message) from error
+            self._readiness = Readiness(True, "ready")
+
+    async def _prepare(self, progress: Progress) -> Machine:
+        def tell(line: str) -> None:
+            self._readiness = Readiness(False, line)
+            progress(line)
+
+        machine = await asyncio.to_thread(Machine, self._settings)
+        try:
+            await machine.open(tell)
+        except BaseException:
+            machine.close()  # or the next attempt would find the store in use
+            raise
+        return machine
+
+    def readiness(self) -> Readiness:
+        trouble = self._machine.store.trouble() if self._machine and self._readiness.ready else None
+        return Readiness(False, trouble) if trouble else self._readiness
+
+    def supports(self, isolation: Isolation) -> str | None:
+        return None if isolation.value in self._here.runtimes else _MISSING[isolation]
+
+    def announce(self) -> None:
+        if self._machine:
+            self._machine.cgroups.moves.announce()
+
+    def capacity(self) -> Capacity:
+        return capacity(self._here.store.room.capacity())
+
+    @property
+    def base_id(self) -> str:
+        return self._here.base.id
+
+    @property
+    def gateway(self) -> str:
+        return self._here.addresses.gateway
+
+    @property
+    def _here(self) -> Machine:
+        if self._machine is None:
+            raise EngineUnavailable(f"The engine is not ready: {self._readiness.message}.", retry_after=5)
+        return self._machine
+
+    # Layers
+
+    async def has_layer(self, key: str) -> bool:
+        return self._here.layers.has(key)
+
+    async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        return await self._here.layers.build(plan, progress)
+
+    async def polish_layer(self, key: str, step: BuildStep) -> BuildOutcome:
+        return await self._here.layers.polish(key, step)
+
+    # Housekeeping
+
+    async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
+        await self._here.runs.sweep()
+        return await to_its_end(self._collect, frozenset(keep), unused_seconds)
+
+    def _collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
+        here = self._here
+        layers = here.layers.collect(keep, unused_seconds)
+        bases = collect_bases(here.base, max(unused_seconds, UNUSED_SECONDS))
+        used = {record.disk for record in here.runs.all() if here.runs.is_running(record)}
+        return Collected(layers, bases, here.disks.collect_scratch(used, min(unused_seconds, SCRATCH_SECONDS)))
+
+    def is_tight(self) -> bool:
+        store = self._here.store
+        return store.is_short() or free_bytes(store.root) < total_bytes(store.root) * TIGHT
+
+    # Disks
+
+    async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
+        await to_its_end(self._here.disks.create, disk, size_bytes)
+
+    async def disk(self, disk: DiskId) -> DiskReport | None:
+        return self._here.disks.report(disk)
+
+    async def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
+        self._refuse_while_used(disk)
+        await to_its_end(self._here.disks.put_bundle, disk, bundle, replaced)
+
+    async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
+        await to_its_end(self._here.disks.mark_bundle, disk, bundle_hash)
+
+    async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+        here, user = self._here, self._user(source)
+        clone = partial(here.disks.clone, source, target, size_bytes)
+        if user is None:
+            await to_its_end(clone)
+            return
+        # What is written out before need not be while everything stands still.
+        await to_its_end(here.disks.write_out, source)
+        await here.runs.while_still(user, clone)
+
+    async def delete_disk(self, disk: DiskId) -> None:
+        self._refuse_while_used(disk)
+        await to_its_end(self._here.disks.delete, disk)
+
+    def _refuse_while_used(self, disk: DiskId) -> None:
+        if self._user(disk):
+            raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
+
+    def _user(self, disk: DiskId) -> Record | None:
+        """The sandbox that runs on it."""
+        runs = self._here.runs
+        return next((record for record in runs.all() if record.disk == disk and runs.is_running(record)), None)
+
+    async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
+        if tool.disk is not None and tool.writable:
+            self._refuse_while_used(tool.disk)
+        return await self._here.tools.run(tool, output)
+
+    # Files
+
+    async def list_files(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
+        return await self._here.files.list(disk, path, skip, count)
+
+    def open_file(self, disk: DiskId, path: str) -> AbstractAsyncContextManager[OpenFile]:
+        return self._here.files.open(disk, path)
+
+    async def write_file(
+        self,
+        disk: DiskId,
+        path: str,
+        content: AsyncIterator[bytes],
+        *,
+        condition: Condition,
+        size: int | None = None,
+        executable: bool | None = None,
+    ) -> tuple[FileEntry, bool]:
+        return await self._here.files.write(disk, path, content, condition, size, executable)
+
+    async def delete_file(self, disk: DiskId, path: str, condition: Condition, *, recursive: bool = False) -> None:
+        await self._here.files.delete(disk, path, condition, recursive)
+
+    def archive(self, disk: DiskId) -> AsyncGenerator[bytes]:
+        return self._here.files.archive(disk)
+
+    # Sandboxes
+
+    async def start(self, spec: SandboxSpec) -> SandboxReport:
+        async with self._starting.setdefault(spec.disk, asyncio.Lock()):
+            report = await self.report(spec.id)
+            if report.alive or report.state is SandboxState.EXITED:
+                return report
+            if half_made := self._here.runs.find(spec.id):
+                await self._here.runs.remove(half_made)
+            return self._report(await self._start(spec))
+
+    async def _start(self, spec: SandboxSpec) -> Record:
+        here, runtime = self._here, self._runtime(spec.isolation)
+        self._refuse_while_used(spec.disk)
+        root = await to_its_end(self._make_root, spec)
+        log = here.logs.begin(spec.builder_id, spec.id)
+        url = f"http://{here.addresses.gateway}:{self._settings.inside_port}"
+        return await here.runs.start(make_run(spec, runtime, root, log, self._settings.log_limit, url))
+
+    def _make_root(self, spec: SandboxSpec) -> Root:
+        """Blocks, for as long as the store writes out or collects what others left."""
+        app = self._here.disks.app(spec.disk)
+        lowers = self._here.lowers(spec.layer_key)
+        return app_root(lowers, self._here.disks.scratch(spec.disk), app)
+
+    def _runtime(self, isolation: Isolation) -> Runtime:
+        if lack := self.supports(isolation):
+            raise EngineUnavailable(lack)
+        return self._here.runtimes[isolation.value]
+
+    async def report(self, sandbox: SandboxId) -> SandboxReport:
+        record = self._find(sandbox)
+        return self._report(await self._here.runs.written_down(record)) if record else absent(sandbox)
+
+    async def list_sandboxes(self) -> Sequence[SandboxReport]:
+        return [self._report(record) for record in self._here.runs.all() if not record.is_build]
+
+    def _find(self, sandbox: SandboxId) -> Record | None:
+        record = self._here.runs.find(sandbox)
+        return None if record is None or record.is_build else record
+
+    def _report(self, record: Record) -> SandboxReport:
+        runs = self._here.runs
+        return make_report(
+            record,
+            running=runs.is_running(record),
+            frozen=runs.is_frozen(record),
+            exit_=runs.records.exit(record.id),
+            oom=runs.records.saw_oom(record.id) or runs.cgroups.oom_kills(record.id) > 0,
+            boot=boot_id(),
+        )
+
+    def _running(self, sandbox: SandboxId) -> Record | None:
+        record = self._find(sandbox)
+        return record if record and self._here.runs.is_running(record) else None
+
+    async def listening(self, sandbox: SandboxId) -> Listening:
+        record = self._running(sandbox)
+        return Listening(await self._here.listeners.of(record) if record else frozenset())
+
+    async def freeze(self, sandbox: SandboxId) -> SandboxReport:
+        if record := self._running(sandbox):
+            await self._here.runs.freeze(record)
+        return await self.report(sandbox)
+
+    async def thaw(self, sandbox: SandboxId) -> SandboxReport:
+        # Visitors wait: it is looked at once.
+        if record := self._running(sandbox):
+            return self._report(await self._here.runs.thaw(record))
+        return await self.report(sandbox)
+
+    async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
+        record = self._find(sandbox)
+        if record is None:
+            return absent(sandbox)
+        report = self._report(record)
+        match report.state:
+            case SandboxState.PARTIAL:
+                await self._here.runs.remove(record)
+                return absent(sandbox)
+            case SandboxState.RUNNING | SandboxState.FROZEN:
+                return self._report(await self._here.runs.stop(record, grace_seconds))
+        return report
+
+    async def remove(self, sandbox: SandboxId) -> None:
+        record = self._find(sandbox)
+        if record is None:
+            return
+        if self._here.runs.is_running(record):
+            raise InvalidState(f"The sandbox {sandbox} runs: stop it first.")
+        await self._here.runs.remove(record)
+
+    async def exits(self) -> AsyncIterator[SandboxId]:
+        async for name in self._here.runs.exits.subscribe():
+            if self._find(SandboxId(name)):
+                yield SandboxId(name)
+
+    @asynccontextmanager
+    async def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AsyncIterator[Process]:
+        record = self._running(sandbox)
+        if record is None:
+            raise InvalidState("The sandbox does not run.")
+        await self._here.runs.thaw(record)
+        async with self._executions.open(self._here.runs, record, spec) as process:
+            yield process
+
+    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
+        record, here = self._running(sandbox), self._here
+        if record is None or (used := here.cgroups.usage(record.id)) is None:
+            return None
+        bytes_in, bytes_out = here.network.traffic(record.slot)
+        disk = await asyncio.to_thread(self._disk_usage, DiskId(record.disk))
+        return SandboxUsage(used.cpu_seconds, used.memory_bytes, disk, bytes_in, bytes_out, used.processes)
+
+    def _disk_usage(self, disk: DiskId) -> int:
+        """Blocks. 0 where someone took the disk away under the app: what else it uses is known all the same."""
+        try:
+            return self._here.disks.usage(disk)
+        except (NotFound, FileNotFoundError):
+            return 0
+
+    async def read_log(
+        self,
+        sandbox: SandboxId,
+        cursor: str = "",
+        *,
+        tail: int | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> LogPage:
+        if not is_name(sandbox):
+            return LogPage([], cursor, more=False)
+        ended = self._running(sandbox) is None
+        return await asyncio.to_thread(self._here.logs.read, sandbox, cursor, ended, tail, since, limit)
+
+    async def delete_logs(self, builder: BuilderId) -> None:
+        await to_its_end(self._here.logs.delete, builder)
+
+    # The end
+
+    async def close(self) -> None:
+        """Let go of everything, and leave what runs as it is, for the next service to adopt."""
+        if machine := self._machine:
+            machine.close()
+        self._machine = None
+        self._readiness = Readiness(False, "closed")
+
+    async def down(self) -> None:
+        machine = self._machine
+        if machine is None:
+            if known_instance(self._settings.data_dir) is None:
+                return
+            machine = self._machine = await asyncio.to_thread(Machine, self._settings)
+            await machine.runs.open(connecting=False)
+        self._readiness = Readiness(False, "being taken down")
+        await asyncio.gather(*(_end(machine, record) for record in machine.runs.all()))
+        machine.runs.close()
+        machine.launcher.close()
+        machine.files.close()
+        machine.disks.close()
+        await asyncio.to_thread(machine.give_back)
+        self._readiness = Readiness(False, "taken down")
+
+
+async def _end(machine: Machine, record: Record) -> None:
+    """End one sandbox; how it ended stays written down."""
+    if machine.runs.is_running(record):
+        record = await machine.runs.stop(record, _DOWN_GRACE_SECONDS)
+    await machine.runs.clean(record)

@@ -1,0 +1,94 @@
+"""What the engine's store holds, looked at from beside: also while a service runs on it, and changing nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from builderd.adapters.engines.oci.engine.machine import RUN_DIR
+from builderd.adapters.engines.oci.network.allocations import known_instance
+from builderd.adapters.engines.oci.storage.backing import free_bytes, is_mounted, total_bytes
+from builderd.adapters.engines.oci.storage.base import HOST_HOME, find_host_base
+from builderd.adapters.engines.oci.storage.mounts import mounted_roots
+from builderd.adapters.engines.oci.storage.quotas import Quota
+from builderd.adapters.engines.oci.storage.subvolumes import is_subvolume
+from builderd.domain.holdings import EngineInventory, StoredBase, StoredDisk, StoredLayer
+from builderd.domain.ids import DiskId
+
+
+def look(data_dir: Path) -> EngineInventory | None:
+    """None where the store is not mounted, since no service ran here since the machine started. Needs root."""
+    instance = known_instance(data_dir)
+    root = RUN_DIR / instance.id / "store" if instance else None
+    if root is None or not is_mounted(root):
+        return None
+    return look_at(root, HOST_HOME)
+
+
+def look_at(root: Path, host_home: Path) -> EngineInventory:
+    """Of the store that is mounted there, and of the host's bases."""
+    quota, mounted = Quota(root), mounted_roots()
+    scratch = [_used(quota, path) for path in _subvolumes(root / "scratch")]
+    return EngineInventory(
+        layers=[_layer(quota, path, mounted) for path in _folders(root / "layers") if not path.name.startswith(".")],
+        disks=[_disk(quota, path) for path in _subvolumes(root / "disks") if not path.name.startswith(".")],
+        bases=list(_bases(host_home / "bases", mounted)),
+        cache_bytes=_used(quota, root / "cache") if (root / "cache").exists() else 0,
+        scratch_bytes=sum(scratch),
+        scratch=len(scratch),
+        free_bytes=free_bytes(root),
+        total_bytes=total_bytes(root),
+    )
+
+
+def _layer(quota: Quota, path: Path, mounted: frozenset[str]) -> StoredLayer:
+    seen = any(f"/layers/{path.name}/" in root for root in mounted)
+    used = sum(_used(quota, generation) for generation in _subvolumes(path))
+    return StoredLayer(path.name, used, _asked_at(path), seen)
+
+
+def _disk(quota: Quota, path: Path) -> StoredDisk:
+    group = quota.group(path)
+    return StoredDisk(DiskId(path.name), quota.used(group), quota.limit_of(group))
+
+
+def _bases(bases: Path, mounted: frozenset[str]) -> Iterator[StoredBase]:
+    own = find_host_base()
+    for path in _folders(bases):
+        if not path.name.startswith("."):
+            seen = any(f"/{path.name}/root" in root for root in mounted)
+            yield StoredBase(
+                path.name, _size(path), _asked_at(path), seen, own is not None and own.root == path / "root"
+            )
+
+
+def _used(quota: Quota, path: Path) -> int:
+    return quota.used(quota.group(path))
+
+
+def _asked_at(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _subvolumes(folder: Path) -> list[Path]:
+    return [path for path in _folders(folder) if is_subvolume(path)]
+
+
+def _size(folder: Path) -> int:
+    """What its files take on the disk, whatever is linked twice counted once."""
+    seen: set[int] = set()
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                status = (Path(where) / name).lstat()
+                total += 0 if status.st_ino in seen else status.st_blocks * 512
+                seen.add(status.st_ino)
+    return total

@@ -1,0 +1,210 @@
+"""Everything that one service has on this machine, put together: its share of the host, its store, its sandboxes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from uv import find_uv_bin
+
+from builderd.adapters.engines.oci.network.allocations import Allocation, Allocations, parse_routes
+from builderd.adapters.engines.oci.network.host_files import write_host_files
+from builderd.adapters.engines.oci.network.network import Egress, Network
+from builderd.adapters.engines.oci.network.slots import Addresses, Slots
+from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
+from builderd.adapters.engines.oci.runtime.command import CONMON, Runtime
+from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
+from builderd.adapters.engines.oci.runtime.host_limits import raise_host_limits, raise_socket_pools, total_memory
+from builderd.adapters.engines.oci.runtime.launching import Launcher
+from builderd.adapters.engines.oci.runtime.listening import Listeners
+from builderd.adapters.engines.oci.runtime.logs import Logs
+from builderd.adapters.engines.oci.runtime.records import Records
+from builderd.adapters.engines.oci.runtime.runner import Runner
+from builderd.adapters.engines.oci.runtime.runs import Places, Runs
+from builderd.adapters.engines.oci.runtime.seccomp import PROFILE, make_seccomp
+from builderd.adapters.engines.oci.runtime.tools import Tools
+from builderd.adapters.engines.oci.storage.base import Base, ensure_base
+from builderd.adapters.engines.oci.storage.disks import Disks
+from builderd.adapters.engines.oci.storage.files import Files
+from builderd.adapters.engines.oci.storage.layers import Layers
+from builderd.adapters.engines.oci.storage.store import Store, StoreOptions
+from builderd.domain.equipment import SEARCH_PATH
+from builderd.domain.errors import EngineUnavailable
+from builderd.linux.processes import boot_id
+from builderd.linux.threads import to_its_end
+from builderd.ports.engine import Progress
+
+RUN_DIR = Path("/run/builderd")
+
+
+@dataclass(frozen=True, slots=True)
+class OciSettings:
+    """``log_limit`` in bytes is of one file of a sandbox's log, of which there are two at most.
+
+    ``now`` is the service's time in seconds since 1970; ``at`` turns the time of a file into what it was then.
+    """
+
+    data_dir: Path
+    inside_port: int
+    allow: tuple[IPv4Network, ...] = ()
+    deny: tuple[IPv4Network, ...] = ()
+    log_limit: int = 10_000_000
+    store: StoreOptions = field(default_factory=StoreOptions)
+    now: Callable[[], float] = time.time
+    at: Callable[[float], float] = float
+
+
+class Machine:
+    """``base`` and ``layers`` are there once it is open. Needs root."""
+
+    def __init__(self, settings: OciSettings) -> None:
+        refuse_without_root()
+        self.settings = settings
+        self.allocations = Allocations()
+        self.allocation = self._claim()
+        self.run_dir = RUN_DIR / self.allocation.id
+        self.addresses = Addresses(self.allocation.network)
+        self.runtimes = find_runtimes(self.run_dir / "state")
+        self.store = Store(settings.data_dir, self.run_dir / "store", settings.store, self.allocation.id)
+        self.disks = Disks(self.store)
+        self.files = Files(self.disks)
+        self.logs = Logs(settings.data_dir / "logs")
+        self.launcher = Launcher(self.run_dir)
+        self.cgroups = Cgroups(self.allocation.id)
+        egress = Egress(settings.inside_port, settings.allow, settings.deny)
+        self.network = Network(self.allocation.id, self.addresses, egress)
+        places = Places(self.run_dir, self.store.root, seccomp(), seccomp(clones=True))
+        records, slots = (
+            Records(settings.data_dir, settings.now, settings.at),
+            Slots(self.allocation.blocks, self._grow, self.run_dir / "slot"),
+        )
+        heartbeat = Heartbeat(settings.data_dir / "heartbeat", boot_id(), settings.now)
+        self.runs = Runs(places, records, self.launcher, self.cgroups, self.network, slots, self.runtimes, heartbeat)
+        self.listeners = Listeners(self.runs)
+        self._base: Base | None = None
+        self._layers: Layers | None = None
+        self._tools: Tools | None = None
+
+    def _claim(self) -> Allocation:
+        self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        routes = parse_routes(Path("/proc/net/route").read_text())
+        return self.allocations.claim(self.settings.data_dir, routes)
+
+    def _grow(self) -> tuple[int, ...]:
+        self.allocation = self.allocations.grow(self.allocation)
+        return self.allocation.blocks
+
+    @property
+    def base(self) -> Base:
+        assert self._base, "the machine is open"
+        return self._base
+
+    @property
+    def layers(self) -> Layers:
+        assert self._layers, "the machine is open"
+        return self._layers
+
+    @property
+    def tools(self) -> Tools:
+        assert self._tools, "the machine is open"
+        return self._tools
+
+    def lowers(self, layer_key: str | None = None) -> tuple[Path, ...]:
+        """What lies below a sandbox's own files, the topmost first: what is the host's, the layer, the base.
+
+        Raises ``NotFound`` when there is no such layer.
+        """
+        layer = () if layer_key is None else (self.layers.lower(layer_key),)
+        return (self._host_files, *layer, self.base.root)
+
+    @property
+    def _host_files(self) -> Path:
+        return self.store.root / "host"
+
+    async def open(self, progress: Progress) -> None:
+        """Make what is missing; may take a minute. Raises ``EngineUnavailable`` or ``NoCapacity``.
+
+        When that fails or is cancelled, ``close`` lets go of what was opened by then.
+        """
+        await to_its_end(self._make, progress)
+        await self.runs.open()
+        runner = Runner(self.runs, self.runtimes["standard"], self.lowers())
+        self._layers = Layers(self.store, runner, {"/usr/local/bin/uv": Path(find_uv_bin())})
+        await to_its_end(self._layers.open)
+        self._tools = Tools(runner, self.runtimes["standard"], self.lowers(), self.store.root / "tools", self.disks)
+        await to_its_end(self._tools.open)
+        self.store.start_watch()
+
+    def _make(self, progress: Progress) -> None:
+        refuse_without_needs(self.runtimes)
+        for folder in (RUN_DIR, self.run_dir, self.run_dir / "state"):
+            folder.mkdir(mode=0o711, exist_ok=True)
+        progress("opening the store")
+        self.store.open(progress)
+        self.disks.open()
+        self._base = ensure_base(progress)
+        write_host_files(self._host_files)
+        raise_host_limits()
+        if self.cgroups.counts_sockets:
+            raise_socket_pools(total_memory())
+        progress("opening the network")
+        self.network.open()
+        self.cgroups.open()
+
+    def close(self) -> None:
+        """Let go of everything, for another service to open it; what runs goes on. Idempotent."""
+        self.runs.close()
+        self.launcher.close()
+        self.files.close()
+        self.disks.close()
+        self.store.release()
+
+    def give_back(self) -> None:
+        """Take away what the host was given, once nothing runs any more. Blocks. Idempotent."""
+        self.cgroups.close()
+        self.network.close()
+        self.store.close()
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self.allocations.release(self.allocation.id)
+
+
+def find_runtimes(state: Path) -> Mapping[str, Runtime]:
+    """Installed runtimes by name; ``standard`` and ``strong`` are those that sandboxes of that isolation use."""
+    found = {name: Runtime(name, path, state / name) for name in ("crun", "runc", "runsc") if (path := _find(name))}
+    standard, strong = found.get("crun") or found.get("runc"), found.get("runsc")
+    uses = {"standard": standard, "strong": strong}
+    return found | {isolation: runtime for isolation, runtime in uses.items() if runtime}
+
+
+def _find(name: str) -> str | None:
+    return shutil.which(name, path=SEARCH_PATH)
+
+
+def seccomp(*, clones: bool = False) -> Mapping[str, object]:
+    """Raises ``EngineUnavailable`` where the common profile is missing."""
+    try:
+        return make_seccomp(json.loads(Path(PROFILE).read_text()), platform.machine(), clones=clones)
+    except FileNotFoundError as error:
+        raise EngineUnavailable(f"{PROFILE} is missing: install golang-github-containers-common.") from error
+
+
+def refuse_without_root() -> None:
+    """Raises ``EngineUnavailable``."""
+    if os.geteuid():
+        raise EngineUnavailable("Sandboxes need root, for namespaces, mounts and the firewall: run builderd as root.")
+
+
+def refuse_without_needs(runtimes: Mapping[str, Runtime]) -> None:
+    """Raises ``EngineUnavailable`` and says what to do."""
+    if "standard" not in runtimes:
+        raise EngineUnavailable("Neither crun nor runc is installed: apt-get install crun.")
+    for program, package in ((CONMON, "conmon"), ("nft", "nftables"), ("mkfs.btrfs", "btrfs-progs")):
+        if not shutil.which(program, path=SEARCH_PATH):
+            raise EngineUnavailable(f"{program} is not installed: apt-get install {package}.")

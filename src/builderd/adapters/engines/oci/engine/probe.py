@@ -1,0 +1,185 @@
+"""What this machine has of what the engine needs. Looks only; changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from builderd.adapters.engines.oci.engine.machine import RUN_DIR
+from builderd.adapters.engines.oci.network.allocations import known_instance
+from builderd.adapters.engines.oci.network.nft import COUNTING
+from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
+from builderd.adapters.engines.oci.runtime.host_limits import SOCKET_POOLS, least_socket_pool, socket_pool, total_memory
+from builderd.adapters.engines.oci.runtime.reclaiming import swaps_to_zram
+from builderd.adapters.engines.oci.runtime.seccomp import PROFILE
+from builderd.adapters.engines.oci.storage.backing import image_of, is_mounted
+from builderd.adapters.engines.oci.storage.room import Ground
+from builderd.adapters.engines.oci.storage.store_watch import find_trouble
+from builderd.domain.equipment import SEARCH_PATH, PreflightCheck
+from builderd.domain.resources import GB
+
+#: (program, Debian package, what its lack costs, whether nothing goes without it)
+PROGRAMS = (
+    ("conmon", "conmon", "no sandbox can be started", True),
+    ("nft", "nftables", "sandboxes could reach this machine's own network, so none is started", True),
+    ("mkfs.btrfs", "btrfs-progs", "there is nowhere to keep disks", True),
+    ("mmdebstrap", "mmdebstrap", "the base root file system cannot be made", True),
+    ("runc", "runc", "none where crun is there; it starts sandboxes some 30 ms slower", False),
+    ("restic", "restic", "apps have no backups", False),
+    ("runsc", "runsc", '"isolation": "strong" is refused', False),
+)
+#: The kernel that first had simple quotas on btrfs.
+SIMPLE_QUOTAS = (6, 7)
+
+
+def examine(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
+    """Everything, the vital first in its group. ``data_dir`` need not exist yet; ``floor_bytes`` is its store's."""
+    programs = [_program(*row) for row in PROGRAMS]
+    store = _store(data_dir.absolute(), floor_bytes)
+    return [_runtime(), *programs, *_kernel(), _profile(), _base(), *_room(data_dir), *store]
+
+
+def _runtime() -> PreflightCheck:
+    found = _find("crun") or _find("runc")
+    cost = "no sandbox can be started: apt-get install crun"
+    return PreflightCheck(
+        "runtime", found is not None, _version(found) if found else "neither crun nor runc", cost, True
+    )
+
+
+def _program(name: str, package: str, cost: str, vital: bool) -> PreflightCheck:
+    path = _find(name)
+    detail = _version(path) if path else "not installed"
+    return PreflightCheck(name, path is not None, detail, f"{cost}: apt-get install {package}", vital)
+
+
+def _find(name: str) -> str | None:
+    return shutil.which(name, path=SEARCH_PATH)
+
+
+def _version(program: str) -> str:
+    """The first line that says a number, or where the program lies."""
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "it does not run"
+    lines = (done.stdout + done.stderr).splitlines()
+    return next((line.strip() for line in lines if re.search(r"\d", line)), program)
+
+
+def _kernel() -> Sequence[PreflightCheck]:
+    release = platform.release()
+    major, minor = (int(part) for part in re.findall(r"\d+", release)[:2])
+    quotas = (major, minor) >= SIMPLE_QUOTAS
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").is_file()
+    hybrid = Path("/sys/fs/cgroup/memory").is_dir()
+    btrfs = "btrfs" in Path("/proc/filesystems").read_text() or _module("btrfs", release)
+    return [
+        PreflightCheck("control groups", unified or hybrid, "version 2" if unified else "version 1", "no limits", True),
+        PreflightCheck("btrfs in the kernel", btrfs, f"kernel {release}", "there is nowhere to keep disks", True),
+        PreflightCheck("simple quotas", quotas, f"kernel {release}", "disks are counted by slower quota groups", False),
+        _zram(),
+        _counting(),
+        _socket_buffers(),
+    ]
+
+
+def _counting() -> PreflightCheck:
+    """Asked by a table that is checked and not made."""
+    cost = "one sandbox can use up the connections of all (CONFIG_NFT_CONNLIMIT)"
+    ask = [_find("nft") or "nft", "--check", "-f", "-"]
+    try:
+        done = subprocess.run(ask, input=COUNTING, capture_output=True, text=True, check=False)
+    except OSError:
+        return PreflightCheck("limit of connections", False, "nft does not run", cost, False)
+    detail = "the kernel counts them" if done.returncode == 0 else done.stderr.partition("\n")[0]
+    if done.returncode and os.geteuid() != 0:
+        detail = "only root may ask the kernel"
+    return PreflightCheck("limit of connections", done.returncode == 0, detail, cost, False)
+
+
+def _socket_buffers() -> PreflightCheck:
+    """Each sandbox has a limit of its own, and all together cannot use up what the machine has for everybody."""
+    if not Cgroups("probe").counts_sockets:
+        detail = "not limited by control groups: use version 2, or a kernel with memory.kmem.tcp"
+        return PreflightCheck("socket buffers", False, detail, "one sandbox can use up those of all", False)
+    pools = {name: socket_pool(name) for name in SOCKET_POOLS}
+    least = least_socket_pool(total_memory())
+    detail = ", ".join(f"{name.rpartition('/')[2]} {size / GB:.1f} GB" for name, size in pools.items())
+    cost = f"sandboxes together can use up those of all: serve raises them to {least / GB:.1f} GB"
+    return PreflightCheck("socket buffers", min(pools.values()) >= least, detail, cost, False)
+
+
+def _zram() -> PreflightCheck:
+    """Of use only where the machine swaps to it."""
+    found = swaps_to_zram()
+    there = Path("/sys/class/zram-control").is_dir() or Path("/sys/block/zram0").is_dir()
+    detail = "the machine swaps to it" if found else "the kernel has it, unused" if there else "none"
+    return PreflightCheck("zram", found, detail, "frozen apps stay in plain memory: see docs/idle.md", False)
+
+
+def _module(name: str, release: str) -> bool:
+    """Whether the kernel could load it."""
+    index = Path("/lib/modules") / release / "modules.dep"
+    return index.is_file() and f"/{name}.ko" in index.read_text()
+
+
+def _profile() -> PreflightCheck:
+    cost = "no sandbox can be started: apt-get install golang-github-containers-common"
+    found = Path(PROFILE).is_file()
+    return PreflightCheck("seccomp profile", found, str(PROFILE) if found else "missing", cost, True)
+
+
+def _base() -> PreflightCheck:
+    roots = list(Path("/var/lib/builderd-host/bases").glob("[!.]*/root"))
+    detail = str(roots[0]) if roots else "not made yet"
+    return PreflightCheck(
+        "base root file system", bool(roots), detail, "it is made at the first start (half a minute)", False
+    )
+
+
+def _room(data_dir: Path) -> Sequence[PreflightCheck]:
+    place = next(folder for folder in (data_dir, *data_dir.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    available = int(memory.split()[1]) * 1024
+    return [
+        PreflightCheck(
+            "disk", free > 5 * GB, f"{free / GB:.1f} GB free at {place}", "room for very few builders", False
+        ),
+        PreflightCheck(
+            "memory", available > GB, f"{available / GB:.1f} GB available", "room for very few builders", False
+        ),
+    ]
+
+
+def _store(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
+    """Nothing where it is not mounted, or only root may look at it."""
+    instance = known_instance(data_dir)
+    root = RUN_DIR / instance.id / "store" if instance else None
+    if root is None or not is_mounted(root):
+        return []
+    image = image_of(data_dir)
+    try:
+        return examine_store(Ground(root, image if image.exists() else None, floor_bytes))
+    except PermissionError:
+        return []
+
+
+def examine_store(ground: Ground) -> Sequence[PreflightCheck]:
+    """A mounted store: whether apps can write to it, and what a byte of metadata takes."""
+    trouble, copies = find_trouble(ground), ground.space_info().metadata_ratio
+    detail = f"{ground.writable() / GB:.1f} GB can be written at {ground.root}"
+    cost = (
+        "a byte of disk is promised only once for each copy, since apps may write nothing but metadata. The service "
+        f"converts a store of its own. Yours: btrfs balance start -f -mconvert=single {ground.root}"
+    )
+    return [
+        PreflightCheck("store", trouble is None, detail, trouble or "", False),
+        PreflightCheck("metadata of the store", copies <= 1, f"takes {copies:g} times as much as data", cost, False),
+    ]

@@ -1,0 +1,1 @@
+"""The bridge, the firewall, addresses, sockets."""

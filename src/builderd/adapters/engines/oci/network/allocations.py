@@ -1,0 +1,209 @@
+"""What services on one host must not share: each gets a subnet and blocks of uids of its own.
+
+Kept for the whole host in one file under a lock. A service that is gone, with its data directory and its bridge,
+gives back what it had.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from builderd.domain.errors import EngineUnavailable, NoCapacity
+from builderd.linux.json_files import read_json, write_json
+
+HOST_DIR = Path("/var/lib/builderd-host")
+
+#: Uids of sandboxes: above what systemd and shadow-utils hand out by default, below 2^31, which not all programs take.
+UID_BASE = 0x6000_0000
+IDS = 65536
+SLOTS_PER_BLOCK = 256
+BLOCKS = 31
+
+#: 2,048 addresses, of which sandboxes with a way out take the lower half and those without one the upper half.
+PREFIX = 21
+#: Searched in this order for a subnet that nothing on the host leads to.
+_GROUNDS = tuple(IPv4Network(n) for n in ("10.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15"))
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """``id``: 8 hex characters. ``blocks`` number ranges of 256 · 65,536 uids each."""
+
+    id: str
+    data_dir: str
+    subnet: str
+    blocks: tuple[int, ...] = ()
+
+    @property
+    def network(self) -> IPv4Network:
+        return IPv4Network(self.subnet)
+
+
+def bridge_name(instance: str) -> str:
+    """At most 15 characters, as all names of links."""
+    return f"bd-{instance[:6]}"
+
+
+class Allocations:
+    """The file of all allocations of the host."""
+
+    def __init__(self, host_dir: Path = HOST_DIR) -> None:
+        self._dir = host_dir
+        self._file = host_dir / "allocations.json"
+
+    def claim(self, data_dir: Path, routes: Iterable[IPv4Network]) -> Allocation:
+        """The allocation of this data directory, made on its first use. ``routes`` are those of the host.
+
+        Raises ``EngineUnavailable`` for a copy of a data directory that is still there.
+        """
+        data_dir = data_dir.absolute()
+        with self._locked() as known:
+            mine = _remembered(data_dir)
+            _refuse_copy(data_dir, mine, known)
+            others = [one for one in known if one.id != mine.id]
+            mine = next((one for one in known if one.id == mine.id), mine)
+            taken = [*(one.network for one in others), *_foreign(routes, mine)]
+            if not mine.subnet or any(mine.network.overlaps(network) for network in taken):
+                mine = replace(mine, subnet=str(free_subnet(mine.id, taken)))
+            if not mine.blocks:
+                mine = replace(mine, blocks=(_free_block(known),))
+            mine = replace(mine, data_dir=str(data_dir))
+            self._write([*others, mine])
+        _remember(data_dir, mine)
+        return mine
+
+    def grow(self, mine: Allocation) -> Allocation:
+        """One block more. Raises ``NoCapacity`` when the host has none left."""
+        with self._locked() as known:
+            grown = replace(mine, blocks=(*mine.blocks, _free_block(known)))
+            self._write([*(one for one in known if one.id != mine.id), grown])
+        return grown
+
+    def release(self, instance: str) -> None:
+        """Give everything back. Idempotent; the data directory remembers the subnet for the next time."""
+        with self._locked() as known:
+            self._write([one for one in known if one.id != instance])
+
+    def known(self) -> list[Allocation]:
+        """All as they are now; the file is replaced at once, so no lock is needed to read it."""
+        return [one for one in self._read() if one.subnet]
+
+    @contextmanager
+    def _locked(self) -> Iterator[list[Allocation]]:
+        self._dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = os.open(self._dir / "allocations.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield [one for one in self._read() if _is_live(one)]
+        finally:
+            os.close(lock)
+
+    def _read(self) -> list[Allocation]:
+        entries = read_json(
+            self._file, "Remove it and restart the machine: each service gets a share of the host anew."
+        )
+        return [Allocation(e["id"], e["data_dir"], e["subnet"], tuple(e["blocks"])) for e in entries or ()]
+
+    def _write(self, allocations: Sequence[Allocation]) -> None:
+        write_json(self._file, [asdict(one) for one in allocations], durable=True)
+
+
+def sandbox_networks(host_dir: Path = HOST_DIR) -> list[IPv4Network]:
+    """The subnets of all services of this host."""
+    return [one.network for one in Allocations(host_dir).known()]
+
+
+def known_instance(data_dir: Path) -> Allocation | None:
+    """What this data directory remembers, None before its first use.
+
+    Raises ``EngineUnavailable`` where that is damaged.
+    """
+    memory = read_json(
+        data_dir / "instance.json",
+        f'Write {{"id": "…", "subnet": "…"}} into it, with what {HOST_DIR}/allocations.json has for {data_dir}.',
+    )
+    return memory and Allocation(memory["id"], str(data_dir), memory["subnet"])
+
+
+def _remembered(data_dir: Path) -> Allocation:
+    return known_instance(data_dir) or Allocation(secrets.token_hex(4), str(data_dir), "")
+
+
+def _remember(data_dir: Path, mine: Allocation) -> None:
+    write_json(data_dir / "instance.json", {"id": mine.id, "subnet": mine.subnet}, durable=True)
+
+
+def _is_live(one: Allocation) -> bool:
+    """Whether its data directory still knows it, or its network is still there."""
+    return _remembers(one) or Path("/sys/class/net", bridge_name(one.id)).exists()
+
+
+def _remembers(one: Allocation) -> bool:
+    """Whether its data directory is there and knows it. What cannot be read may be in use."""
+    try:
+        memory = known_instance(Path(one.data_dir))
+    except (EngineUnavailable, OSError):
+        return True
+    return memory is not None and memory.id == one.id
+
+
+def _refuse_copy(data_dir: Path, mine: Allocation, known: Iterable[Allocation]) -> None:
+    """It would take the other's store, network and sandboxes for its own. One that was moved left nothing behind."""
+    for one in known:
+        if one.id == mine.id and not _is_same(data_dir, Path(one.data_dir)) and _remembers(one):
+            raise EngineUnavailable(
+                f"{data_dir} is a copy of {one.data_dir}, or the other way round: both are the service {one.id}, with "
+                "the same sandboxes and store. Move a data directory instead of copying it. If the other one is not "
+                "to run any more, stop its service and rename or delete it. For a second service use 'builderd "
+                "backup' and 'builderd restore'."
+            )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # the other one is gone, or its disk is
+        return False
+
+
+def _foreign(routes: Iterable[IPv4Network], mine: Allocation) -> list[IPv4Network]:
+    """The host's routes but the default one and our own."""
+    return [route for route in routes if route.prefixlen and str(route) != mine.subnet]
+
+
+def free_subnet(instance: str, taken: Sequence[IPv4Network]) -> IPv4Network:
+    """A subnet that overlaps nothing taken; where to begin is drawn from the instance, so that services differ."""
+    for ground in _GROUNDS:
+        count = 1 << (PREFIX - ground.prefixlen)
+        first = int(instance, 16) % count
+        for offset in range(count):
+            base = int(ground.network_address) + ((first + offset) % count << (32 - PREFIX))
+            subnet = IPv4Network((base, PREFIX))
+            if not any(subnet.overlaps(network) for network in taken):
+                return subnet
+    raise NoCapacity("Every private network is routed somewhere on this host: no subnet is left for sandboxes.")
+
+
+def _free_block(known: Iterable[Allocation]) -> int:
+    used = {block for one in known for block in one.blocks}
+    for block in range(BLOCKS):
+        if block not in used:
+            return block
+    raise NoCapacity("All uids for sandboxes on this host are taken by other services: run 'builderd down' on one.")
+
+
+def parse_routes(text: str) -> list[IPv4Network]:
+    """The IPv4 destinations in the text of ``/proc/net/route``."""
+    routes = []
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        address, mask = (int.from_bytes(bytes.fromhex(fields[i]), "little") for i in (1, 7))
+        routes.append(IPv4Network((address, mask.bit_count())))
+    return routes

@@ -1,0 +1,159 @@
+"""Flows that the kernel tracks, forgotten by address: what belongs to a flow is let in to whoever has the address.
+
+Asked of the kernel by ctnetlink. Formats: include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h; the flags
+of a filter: net/netfilter/nf_internals.h. A kernel before 5.8 knows no filter and tells of all flows, of which others
+are passed over here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Collection, Iterator, Sequence
+from ipaddress import IPv4Network
+
+from builderd.adapters.engines.oci.network.netlink import attribute
+
+_NETLINK_NETFILTER = 12
+_GET, _DELETE = 0x101, 0x102
+_REQUEST_ACK, _REQUEST_DUMP = 0x1 | 0x4, 0x1 | 0x300
+_ERROR, _DONE = 2, 3
+_HEADER = struct.Struct("=IHHII")
+#: struct nfgenmsg: family, version, and no resource.
+_ABOUT = struct.pack("=BBH", socket.AF_INET, 0, 0)
+_ATTRIBUTE = struct.Struct("=HH")
+_NESTED, _KIND = 0x8000, 0x3FFF
+
+_CTA_TUPLE_ORIG, _CTA_ID, _CTA_ZONE, _CTA_FILTER = 1, 12, 18, 25
+_CTA_TUPLE_IP = 1
+_CTA_IP_V4_SRC, _CTA_IP_V4_DST = 1, 2
+_CTA_FILTER_ORIG_FLAGS = 1
+#: By which end of its first packet flows are asked for, and the flag that says so.
+_ENDS = {_CTA_IP_V4_SRC: 1 << 0, _CTA_IP_V4_DST: 1 << 1}
+
+_READ_BYTES = 1 << 16
+#: So many are deleted by one call. Their answers fit into what the kernel holds for us.
+_BATCH = 64
+#: Against hanging only.
+_SECONDS = 10.0
+#: What a kernel without nf_conntrack_netlink, or without nfnetlink, says.
+_LACKING = (errno.EINVAL, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP)
+
+
+class NoConntrack(Exception):
+    """This kernel does not answer such questions."""
+
+
+def forget(ip: str) -> int:
+    """Forget the flows that this address began, and those that others began with it; how many. Blocks.
+
+    Errors: NoConntrack, OSError.
+    """
+    address = socket.inet_aton(ip)
+    questions = [make_question(address, end) for end in _ENDS]
+    return _forget(questions, address, lambda one: one == address)
+
+
+def forget_others(subnet: IPv4Network, known: Collection[str]) -> int:
+    """The same for every address of the subnet, which has 16 bits or more in common, but for those that are known."""
+    first, last = subnet.network_address.packed, subnet.broadcast_address.packed
+    spared = {socket.inet_aton(ip) for ip in known}
+    return _forget(
+        [_message(_GET, _REQUEST_DUMP, b"")], first[:2], lambda one: first <= one <= last and one not in spared
+    )
+
+
+def _forget(questions: Sequence[bytes], sign: bytes, is_meant: Callable[[bytes], bool]) -> int:
+    """``sign`` is part of each address that is meant."""
+    with _connect() as kernel:
+        told = (flow for question in questions for flow in _ask(kernel, question, sign))
+        deletions = list({deletion for flow in told if (deletion := make_deletion(flow, is_meant))})
+        for begin in range(0, len(deletions), _BATCH):
+            _delete(kernel, deletions[begin : begin + _BATCH])
+    return len(deletions)
+
+
+def _connect() -> socket.socket:
+    try:
+        kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    except OSError as error:
+        raise _fault(error.errno or 0) from error
+    kernel.settimeout(_SECONDS)
+    return kernel
+
+
+def _ask(kernel: socket.socket, question: bytes, sign: bytes) -> Iterator[bytes]:
+    """What is told of flows with the sign in them. Of hundreds of thousands, the others are not taken apart."""
+    kernel.send(question)
+    while True:
+        for kind, body in _messages(kernel.recv(_READ_BYTES)):
+            if kind == _DONE:
+                return
+            if kind == _ERROR:
+                raise _fault(_code(body))
+            if sign in body:
+                yield body
+
+
+def _delete(kernel: socket.socket, deletions: Sequence[bytes]) -> None:
+    kernel.send(b"".join(deletions))
+    for _ in deletions:
+        ((kind, body),) = _messages(kernel.recv(_READ_BYTES))
+        code = _code(body) if kind == _ERROR else 0
+        if code not in (0, errno.ENOENT):
+            raise OSError(code, os.strerror(code), "ctnetlink")
+
+
+def make_question(address: bytes, end: int) -> bytes:
+    """A message that asks for the flows with the address at one end of their first packet. Pure."""
+    addresses = attribute(_CTA_TUPLE_IP | _NESTED, attribute(end, address))
+    flags = attribute(_CTA_FILTER_ORIG_FLAGS, struct.pack("=I", _ENDS[end]))
+    body = attribute(_CTA_TUPLE_ORIG | _NESTED, addresses) + attribute(_CTA_FILTER | _NESTED, flags)
+    return _message(_GET, _REQUEST_DUMP, body)
+
+
+def make_deletion(told: bytes, is_meant: Callable[[bytes], bool]) -> bytes | None:
+    """A message that deletes the flow that was told of, or None where no address at its ends is meant. Pure.
+
+    It names the flow by its first packet and its number. One that named nothing would delete all there are.
+    """
+    flow = _attributes(told[len(_ABOUT) :])
+    first = flow[_CTA_TUPLE_ORIG]
+    addresses = _attributes(_attributes(first).get(_CTA_TUPLE_IP, b""))
+    if not any(is_meant(addresses[end]) for end in _ENDS if end in addresses):
+        return None
+    body = attribute(_CTA_TUPLE_ORIG | _NESTED, first)
+    body += b"".join(attribute(kind, flow[kind]) for kind in (_CTA_ID, _CTA_ZONE) if kind in flow)
+    return _message(_DELETE, _REQUEST_ACK, body)
+
+
+def _message(kind: int, flags: int, body: bytes) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(_ABOUT) + len(body), kind, flags, 0, 0) + _ABOUT + body
+
+
+def _messages(answer: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(answer):
+        length, kind, *_ = _HEADER.unpack_from(answer, at)
+        yield kind, answer[at + _HEADER.size : at + length]
+        at += length + 3 & ~3
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found, at = {}, 0
+    while at < len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        found[kind & _KIND] = data[at + _ATTRIBUTE.size : at + length]
+        at += length + 3 & ~3
+    return found
+
+
+def _code(body: bytes) -> int:
+    return -int(struct.unpack_from("=i", body)[0])
+
+
+def _fault(code: int) -> Exception:
+    text = os.strerror(code)
+    return NoConntrack(text) if code in _LACKING else OSError(code, text, "ctnetlink")

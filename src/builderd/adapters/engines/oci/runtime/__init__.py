@@ -1,0 +1,1 @@
+"""Sandboxes as processes: runtimes, the shim, limits, commands, logs."""

@@ -1,0 +1,308 @@
+"""Control groups, version 1 and 2: where a sandbox's processes are counted, limited, frozen and killed.
+
+A sandbox's group is ``/builderd-<instance>/<name>``; crun and runc make it. The shim's own group beside it is ours: a
+shim copies what the app logs and would take as much of the machine as it is given to copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from builderd.adapters.engines.oci.runtime.moves import QuickMoves
+from builderd.linux.processes import read_proc
+
+ROOT = Path("/sys/fs/cgroup")
+#: How the names of groups within a sandbox's begin.
+INNER = "exec-"
+#: Limit of socket buffers in a group of version 1. Some kernels lack it (CONFIG_MEMCG_V1).
+SOCKET_LIMIT = "memory/memory.kmem.tcp.limit_in_bytes"
+_CONTROLLERS = ("cpu", "memory", "pids")
+#: A fifth of one CPU for the copying of one log.
+_SHIM_QUOTA, _PERIOD = 20_000, 100_000
+_KILL_SECONDS = 5.0
+_REMOVE_SECONDS = 1.0
+#: A process that waits for a device stands still only when the device has answered.
+_FREEZE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupUsage:
+    cpu_seconds: float
+    memory_bytes: int
+    processes: int
+
+
+class Cgroups:
+    """The groups of one service."""
+
+    def __init__(self, instance: str, root: Path = ROOT) -> None:
+        self.parent = f"/builderd-{instance}"
+        self._root = root
+        self.version = 2 if (root / "cgroup.controllers").exists() else 1
+        #: Whether socket buffers have a limit of their own (version 1). Version 2 counts them as memory.
+        self.limits_sockets = (root / SOCKET_LIMIT).exists()
+        self.moves = QuickMoves(root)
+
+    @property
+    def counts_sockets(self) -> bool:
+        """Whether a sandbox's socket buffers have any limit but that of the machine."""
+        return self.version == 2 or self.limits_sockets
+
+    def path(self, name: str) -> str:
+        """As the OCI configuration names it."""
+        return f"{self.parent}/{name}"
+
+    def open(self) -> None:
+        """Make the service's own group, outside of any unit's, so that what is in there outlives the service."""
+        if self.version == 1:
+            return
+        wanted = " ".join(f"+{controller}" for controller in _CONTROLLERS)
+        (self._root / "cgroup.subtree_control").write_text(wanted)
+        parent = self._directory("cpu", "")
+        parent.mkdir(exist_ok=True)
+        (parent / "cgroup.subtree_control").write_text(wanted)
+
+    def close(self) -> None:
+        """Kill what is left in the service's groups and remove them. Idempotent."""
+        self.remove("")
+
+    def open_shim(self, name: str) -> str:
+        """Make the group of a sandbox's shim; answers with the file by which a process enters it."""
+        directory = self._directory("cpu", f"{name}.shim")
+        directory.mkdir(parents=True, exist_ok=True)
+        return str(directory / "cgroup.procs")
+
+    def limit_shim(self, name: str) -> None:
+        """From now on it gets only what copying a log may take: what makes the sandbox runs in its group as well."""
+        directory = self._directory("cpu", f"{name}.shim")
+        if self.version == 2:
+            (directory / "cpu.max").write_text(f"{_SHIM_QUOTA} {_PERIOD}")
+        else:
+            (directory / "cpu.cfs_period_us").write_text(str(_PERIOD))
+            (directory / "cpu.cfs_quota_us").write_text(str(_SHIM_QUOTA))
+
+    def enter_inner(self, name: str, inner: str, pid: int) -> None:
+        """Put a process into a group within its sandbox's, so that what it starts can be told from the rest.
+
+        Raises ``ProcessLookupError`` when it is none of the sandbox's: the number of one that ended is given again.
+        """
+        if f"{self.path(name)}/" not in read_proc(f"{pid}/cgroup").replace("\n", "/\n"):
+            raise ProcessLookupError(pid)
+        directory = self._directory("pids", f"{name}/{inner}")
+        with _there():
+            directory.mkdir(exist_ok=True)
+            (directory / "cgroup.procs").write_text(str(pid))
+
+    def discard_inner(self, name: str) -> None:
+        """Remove such groups as far as nothing is in them any more. A background process keeps its own for as long as
+        it goes on; one that was left of an earlier one goes now, so that there are no more than processes."""
+        with contextlib.suppress(FileNotFoundError):
+            for group in self._directory("pids", name).glob(f"{INNER}*"):
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+
+    def usage(self, name: str) -> CgroupUsage | None:
+        """None when there is no such group."""
+        try:
+            return self._usage_v2(name) if self.version == 2 else self._usage_v1(name)
+        except FileNotFoundError:
+            return None
+
+    def _usage_v1(self, name: str) -> CgroupUsage:
+        cpu = int(_read(self._directory("cpuacct", name) / "cpuacct.usage")) / 1e9
+        memory = self._directory("memory", name)
+        used = int(_read(memory / "memory.usage_in_bytes"))
+        idle = _counter(memory / "memory.stat", "total_inactive_file")
+        processes = int(_read(self._directory("pids", name) / "pids.current"))
+        return CgroupUsage(cpu, max(used - idle, 0), processes)
+
+    def _usage_v2(self, name: str) -> CgroupUsage:
+        directory = self._directory("cpu", name)
+        cpu = _counter(directory / "cpu.stat", "usage_usec") / 1e6
+        used = int(_read(directory / "memory.current"))
+        idle = _counter(directory / "memory.stat", "inactive_file")
+        return CgroupUsage(cpu, max(used - idle, 0), int(_read(directory / "pids.current")))
+
+    def oom_kills(self, name: str) -> int:
+        """How many processes in there the kernel killed for memory; 0 when there is no such group."""
+        file = "memory.events" if self.version == 2 else "memory.oom_control"
+        try:
+            return _counter(self._directory("memory", name) / file, "oom_kill")
+        except FileNotFoundError:
+            return 0
+
+    def freeze(self, name: str) -> None:
+        """Have every process in the group stand still; returns when they do.
+
+        Raises ``TimeoutError`` when one does not, and then lets them all go on.
+        """
+        deadline = time.monotonic() + _FREEZE_SECONDS
+        while not self.is_frozen(name):
+            if time.monotonic() > deadline:
+                self.thaw(name)
+                raise TimeoutError("a process does not stand still: it waits for a device")
+            # Version 1 may need to be told again, when a process was made meanwhile.
+            self._set_freezer(name, frozen=True)
+            time.sleep(0.0005)
+
+    def thaw(self, name: str) -> None:
+        """Let them go on. Idempotent, also where there is no such group."""
+        with contextlib.suppress(FileNotFoundError):
+            self._set_freezer(name, frozen=False)
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether every process in the group stands still."""
+        directory = self._directory("freezer", name)
+        try:
+            if self.version == 2:
+                return _counter(directory / "cgroup.events", "frozen") == 1
+            return _read(directory / "freezer.state").strip() == "FROZEN"
+        except FileNotFoundError:
+            return False
+
+    def _set_freezer(self, name: str, *, frozen: bool) -> None:
+        directory = self._directory("freezer", name)
+        if self.version == 2:
+            _set(directory / "cgroup.freeze", "1" if frozen else "0")
+        else:
+            _set(directory / "freezer.state", "FROZEN" if frozen else "THAWED")
+
+    def reclaim(self, name: str) -> None:
+        """Have the kernel move what is in the group's memory out into swap, as far as it can. Takes a while."""
+        directory = self._directory("memory", name)
+        with contextlib.suppress(OSError):
+            if self.version == 2:
+                # A running sandbox may not swap: its limit is one of memory and swap together. What was moved out in an
+                # earlier sleep and not used since is there still.
+                limit, used, moved = (
+                    int(_read(directory / f"memory.{what}")) for what in ("max", "current", "swap.current")
+                )
+                _set(directory / "memory.swap.max", str(limit))
+                if (amount := min(used, limit - moved)) > 0:
+                    _set(directory / "memory.reclaim", str(amount))
+            else:
+                _set(directory / "memory.force_empty", "0")
+
+    def end_reclaim(self, name: str) -> None:
+        """What was moved out comes back as it is used; nothing more is moved out."""
+        if self.version == 2:
+            with contextlib.suppress(OSError):
+                _set(self._directory("memory", name) / "memory.swap.max", "0")
+
+    def kill(self, name: str) -> None:
+        """Kill every process in the group and below it, also those that it makes meanwhile; returns when none is left.
+
+        On version 1 a frozen process does not even die, so they are thawed; and what forks faster than it is killed
+        would go on for ever, so nothing in the group may fork any more. All hierarchies are looked into: a shim is in
+        one of them only, and what was on its way into a group when its runtime was killed in some.
+
+        Raises ``TimeoutError`` when one does not die (it waits for a device).
+        """
+        deadline = time.monotonic() + _KILL_SECONDS
+        while processes := {pid for directory in self._directories(name) for pid in _processes(directory)}:
+            if self.version == 2:
+                with contextlib.suppress(FileNotFoundError), _there():
+                    (self._directory("pids", name) / "cgroup.kill").write_text("1")
+            # Parents first: a shell tells of the death of what it waits for.
+            for process in sorted(processes):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            if self.version == 1:
+                # Not before the first blow: a shell that may not fork ends by itself, and its exit code would be told.
+                with contextlib.suppress(FileNotFoundError):
+                    _set(self._directory("pids", name) / "pids.max", "0")
+            self._thaw_below(name)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"processes {processes} do not die")
+            time.sleep(0.001)
+
+    def _thaw_below(self, name: str) -> None:
+        for folder, _, _ in os.walk(self._directory("freezer", name)):
+            self.thaw(os.path.relpath(folder, self._directory("freezer", "")))
+
+    def remove(self, name: str) -> None:
+        """Kill what is in the group, or enters it meanwhile, and remove it from all hierarchies. Idempotent.
+
+        Once this returns nothing enters it any more. The kernel may hold a group for a moment after its last process
+        has ended; one that it holds for longer stays.
+        """
+        deadline = time.monotonic() + _REMOVE_SECONDS
+        while True:
+            self.kill(name)
+            directories = self._directories(name)
+            for directory in directories:
+                _remove_tree(directory)
+            if not any(directory.exists() for directory in directories) or time.monotonic() > deadline:
+                return
+            time.sleep(0.002)
+
+    def _directories(self, name: str) -> list[Path]:
+        """The group in every hierarchy, whether or not it is there."""
+        path = self.path(name).strip("/")
+        if self.version == 2:
+            return [self._root / path]
+        return [base / path for base in self._root.iterdir() if base.is_dir() and not base.is_symlink()]
+
+    def _directory(self, controller: str, name: str) -> Path:
+        base = self._root if self.version == 2 else self._root / controller
+        return base / self.path(name).strip("/")
+
+
+@contextlib.contextmanager
+def _there() -> Iterator[None]:
+    """Raises ``FileNotFoundError`` also for a group that is just being removed: the kernel says ENODEV of it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+
+
+def _read(file: Path) -> str:
+    with _there():
+        return file.read_text()
+
+
+def _set(file: Path, value: str) -> None:
+    """Never makes the file: where the group is gone, so is what was to be set.
+
+    Nor looks whether it can be sought in, as Python's own files do: in a group that is just being removed it cannot.
+    """
+    with _there():
+        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, value.encode())
+        finally:
+            os.close(descriptor)
+
+
+def _processes(directory: Path) -> list[int]:
+    found: list[int] = []
+    for folder, _, _ in os.walk(directory):
+        with contextlib.suppress(OSError):
+            found.extend(int(line) for line in Path(folder, "cgroup.procs").read_text().split())
+    return found
+
+
+def _remove_tree(directory: Path) -> None:
+    """Groups have no files to unlink: remove the folders, the innermost first."""
+    for folder, _, _ in os.walk(directory, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()
+
+
+def _counter(file: Path, name: str) -> int:
+    """The number after a name in a flat keyed file."""
+    for line in _read(file).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0

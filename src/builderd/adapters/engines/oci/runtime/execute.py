@@ -1,0 +1,368 @@
+"""Processes beside a running app.
+
+Each begins at a gate that waits until the process is in a group of its own, so that every process it ever
+starts, daemons among them, can be found and killed when its time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from builderd.adapters.engines.oci.runtime import command
+from builderd.adapters.engines.oci.runtime.bundle import make_process
+from builderd.adapters.engines.oci.runtime.cgroups import INNER
+from builderd.adapters.engines.oci.runtime.launching import Ended
+from builderd.adapters.engines.oci.runtime.records import Record
+from builderd.adapters.engines.oci.runtime.runs import Runs, around
+from builderd.adapters.engines.oci.runtime.streams import (
+    Console,
+    Ends,
+    Inlet,
+    Outlet,
+    duplicate,
+    open_complaints,
+    open_pipes,
+    open_terminal,
+    resize,
+)
+from builderd.domain.errors import EngineUnavailable, InvalidState, ValidationFailed
+from builderd.domain.processes import TERM, ProcessSpec, Window
+from builderd.linux.json_files import write_json
+from builderd.linux.processes import open_files
+
+#: What the gate says when it is there, and again when it has the word; what comes before is no output.
+_READY = b"\x06"
+#: What comes before is not kept beyond this: a hostile process would write it without end.
+_HEARD_BYTES = 64 << 10
+#: What it says when there is no such folder.
+_NO_FOLDER = b"\x15"
+#: Its word is a line of input, which a terminal echoes: so it speaks a second time.
+_GATE = (
+    r"""cd -- "$0" 2>/dev/null || { printf '\025'; exit 1; }; """
+    r"""printf '\006'; read -r _ && printf '\006' && exec "$@" """
+)
+#: Done inside: runc copies each stream by itself, and would mix up their order.
+_JOIN = "exec 2>&1; "
+#: ^D
+_END_OF_INPUT = b"\x04"
+_START_SECONDS = 30.0
+#: How long a process that is to be killed may take to be known, and to be gone.
+_KILL_SECONDS = 2.0
+#: How long gVisor may take to start what kills a process in there, and that to find it.
+_KILLER_SECONDS = 10.0
+#: How long a process may live on after its streams were closed.
+_HANG_UP_SECONDS = 1.0
+#: Each is a process of the host's, too, which no limit of the sandbox counts.
+MAX_OPEN = 64
+_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+_MARK = "BUILDERD_EXEC"
+#: Twice, for what a process started while the first round went by it.
+_KILL_MARKED = r"""
+for round in 1 2; do
+  for process in /proc/[0-9]*; do
+    if tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -qxF "$0"; then kill -KILL "${process#/proc/}"; fi
+  done
+done"""
+
+
+class Execution:
+    """One process in one sandbox. Implements ``ports.processes.Process``."""
+
+    def __init__(self, runs: Runs, record: Record, spec: ProcessSpec) -> None:
+        self._runs = runs
+        self._record = record
+        self._spec = spec
+        self._runtime = runs.runtime(record)
+        self._name = f"{INNER}{secrets.token_hex(4)}"
+        self._folder = runs.places.bundle(record.id)
+        self._pid_file = self._folder / f"{self._name}.pid"
+        self._document = self._folder / f"{self._name}.json"
+        #: Until it is launched, it counts as ended.
+        self._ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._ended.set_result(Ended(0))
+        self._input: Inlet | None = None
+        self._output: Outlet | None = None
+        self._errors: Outlet | None = None
+        self._terminal: int | None = None
+        self._first = b""
+        self._in_group = False
+        #: Whether the runtime's own command was killed because nothing else ended it.
+        self._abandoned = False
+
+    # Its life
+
+    async def begin(self) -> None:
+        """Returns when the program is about to run. Raises as ``Engine.open_process`` says, and leaves nothing then."""
+        try:
+            write_json(self._document, self._process(self._spec.argv))
+        except FileNotFoundError:
+            raise InvalidState("The sandbox does not run.") from None
+        try:
+            with self._runs.cgroups.moves.expected():
+                await self._launch()
+                await self._pass_the_gate()
+        except BaseException:
+            await asyncio.shield(self.end(0))
+            raise
+
+    async def _launch(self) -> None:
+        window = self._spec.window
+        if window is None:
+            self._use(open_pipes(joined=self._spec.joined))
+        elif self._runtime.name == "crun":
+            await self._receive_terminal(window)
+        else:
+            ends = open_terminal(window)
+            self._terminal = ends.read
+            self._use(ends)
+
+    async def _receive_terminal(self, window: Window) -> None:
+        """crun's own copying between two terminals would lose the end of a long output."""
+        console = Console(self._folder / f"{self._name}.tty")
+        try:
+            complaints, given = open_complaints()
+            self._run(given, console.path)
+            self._errors = Outlet(complaints, self._ended)
+            self._terminal = await console.receive(window, self._ended)
+        finally:
+            console.close()
+        if self._terminal is not None:
+            self._output = Outlet(self._terminal, self._ended)
+            self._input = Inlet(duplicate(self._terminal), self._ended)
+
+    def _use(self, ends: Ends) -> None:
+        self._run(ends.given)
+        self._input, self._output = Inlet(ends.write, self._ended), Outlet(ends.read, self._ended)
+        self._errors = None if ends.errors is None else Outlet(ends.errors, self._ended)
+
+    def _run(self, descriptors: dict[int, int], console: Path | None = None) -> None:
+        argv = command.execute(self._runtime, self._record.id, self._document, self._pid_file, console)
+        # Where the runtime copies between its terminal and another one, the kernel tells it of new sizes.
+        terminal = self._spec.window is not None and console is None
+        mounts = around(self._runtime)
+        running = self._runs.launcher.run(
+            argv, env=_ENV, descriptors=descriptors, mounts=mounts, terminal=terminal, name=self._name
+        )
+        self._ended = asyncio.ensure_future(running)
+
+    def _process(self, argv: tuple[str, ...]) -> dict[str, Any]:
+        """The app's own environment and user, for another program."""
+        app = json.loads((self._folder / "config.json").read_text())["process"]
+        env = dict(entry.split("=", 1) for entry in app["env"])
+        if self._spec.window:
+            env["TERM"] = TERM
+        env |= self._spec.env
+        if self._runtime.is_gvisor:
+            env[_MARK] = self._name
+        gate = ["/bin/sh", "-c", _JOIN * self._spec.joined + _GATE, self._spec.folder, *argv]
+        return make_process(gate, env, "/", app["user"]["uid"], open_files(), terminal=self._spec.window is not None)
+
+    async def _pass_the_gate(self) -> None:
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._hear()
+                if not await self._enter_group():
+                    raise InvalidState("The sandbox has ended.")
+                await self.write(b"\n")
+                await self._hear()
+        except TimeoutError as error:
+            raise EngineUnavailable(
+                "The command could not be started in time: the machine is overloaded.", retry_after=10
+            ) from error
+
+    async def _hear(self) -> None:
+        """Wait for the gate's sign. Raises ``InvalidState`` with the runtime's complaint when none comes."""
+        heard = self._first
+        while _READY not in heard:
+            if len(heard) > _HEARD_BYTES:
+                raise InvalidState("The command could not be started: something in the sandbox floods its output.")
+            if heard.endswith(_NO_FOLDER):
+                raise ValidationFailed({"cwd": [f"there is no folder {self._spec.folder} in the sandbox"]})
+            piece = await self._output.read() if self._output else b""
+            if not piece:
+                complaint = heard + (await self._errors.read() if self._errors else b"")
+                raise InvalidState(f"The command could not be started: {complaint.decode(errors='replace').strip()}")
+            heard += piece
+        self._first = heard.partition(_READY)[2]
+
+    async def _enter_group(self) -> bool:
+        """Put the gate into a group of its own; False when the sandbox has ended meanwhile."""
+        if self._runtime.is_gvisor:
+            return True
+        while not (pid := self._pid()):  # noqa: ASYNC110
+            await asyncio.sleep(0.0005)
+        try:
+            self._runs.cgroups.enter_inner(self._record.id, self._name, pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        self._in_group = True
+        return True
+
+    def _pid(self) -> int | None:
+        """As the runtime writes it down, at about the time the gate speaks."""
+        try:
+            return int(self._pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    async def end(self, patience: float = _HANG_UP_SECONDS) -> None:
+        """Hang up, and kill what does not end of that.
+
+        Under gVisor only the runtime's own command would hear of it, and leave the process to itself.
+        """
+        try:
+            if self._runtime.is_gvisor and not self._ended.done():
+                with contextlib.suppress(EngineUnavailable):
+                    await self._kill_marked()
+        finally:
+            self._close_streams()
+        await asyncio.wait({self._ended}, timeout=patience)
+        with contextlib.suppress(EngineUnavailable):
+            await self.kill()
+        self._document.unlink(missing_ok=True)
+        self._pid_file.unlink(missing_ok=True)
+        if not self._runtime.is_gvisor:
+            self._runs.cgroups.discard_inner(self._record.id)
+
+    def _close_streams(self) -> None:
+        for stream in (self._input, self._output, self._errors):
+            if stream:
+                stream.close()
+        self._terminal = None
+        self._input = self._output = self._errors = None
+
+    # The port
+
+    async def read(self) -> bytes:
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        return await self._output.read() if self._output else b""
+
+    async def read_errors(self) -> bytes:
+        return await self._errors.read() if self._errors and not self._spec.window else b""
+
+    async def write(self, data: bytes) -> None:
+        if self._input:
+            await self._input.write(data)
+
+    def close_input(self) -> None:
+        if self._terminal is None:
+            if self._input:
+                self._input.close()
+        else:
+            with contextlib.suppress(OSError):
+                os.write(self._terminal, _END_OF_INPUT)
+
+    def resize(self, window: Window) -> None:
+        if self._terminal is not None:
+            resize(self._terminal, window)
+
+    async def wait(self) -> int:
+        """Raises ``EngineUnavailable`` where the process that ran the program on the host was killed."""
+        await asyncio.wait({self._ended})
+        if self._is_cut_off:
+            raise EngineUnavailable(
+                "The command was cut off: the process that ran it on the host was killed. Try again."
+            )
+        status = self._ended.result().status
+        return status if status >= 0 else 128 - status
+
+    @property
+    def _is_cut_off(self) -> bool:
+        """Whether somebody else killed the runtime's command or the launcher, and the program goes on without them.
+
+        The runtime tells of a program that was killed by a status above 128, never by a signal of its own.
+        """
+        if self._abandoned or not self._ended.done():
+            return False
+        return self._ended.exception() is not None or self._ended.result().status < 0
+
+    async def kill(self) -> None:
+        if not self._ended.done() or self._is_cut_off:
+            await (self._kill_marked() if self._runtime.is_gvisor else self._kill_group())
+            await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)
+        if not self._ended.done():
+            # What the kill did not find goes on in its sandbox; nobody waits for it, and nothing of it on the host.
+            self._abandoned = True
+            await self._runs.launcher.kill(self._name)
+            await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)
+        if not self._ended.done():
+            raise EngineUnavailable("The command does not end: its runtime waits for a device.", retry_after=30)
+        self._ended.result()
+
+    async def _kill_group(self) -> None:
+        """One that never passed the gate is put into its group for this. What waits for a device dies later."""
+        with contextlib.suppress(TimeoutError):
+            if not self._in_group:
+                await asyncio.wait_for(self._enter_group(), _KILL_SECONDS)
+            await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
+
+    async def _kill_marked(self) -> None:
+        """Under gVisor the host sees no processes: they are found inside, by a variable of their environment.
+
+        A process that took it off is not found, and where no more processes may be started nothing is. With the sandbox
+        all of them are gone.
+        """
+        document = self._folder / f"{self._name}.kill.json"
+        argv = ["/bin/sh", "-c", _KILL_MARKED, f"{_MARK}={self._name}"]
+        try:
+            write_json(document, make_process(argv, _ENV, "/", self._process(())["user"]["uid"], open_files()))
+        except FileNotFoundError:
+            return
+        pid_file = document.with_suffix(".pid")
+        try:
+            killer = command.execute(self._runtime, self._record.id, document, pid_file)
+            killing = self._runs.launcher.run(killer, env=_ENV, mounts=around(self._runtime), name=document.stem)
+            await asyncio.wait_for(killing, _KILLER_SECONDS)
+        except TimeoutError:
+            await self._runs.launcher.kill(document.stem)
+        finally:
+            document.unlink(missing_ok=True)
+            pid_file.unlink(missing_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def execution(runs: Runs, record: Record, spec: ProcessSpec) -> AsyncIterator[Execution]:
+    """One, for as long as the context lasts."""
+    begun = Execution(runs, record, spec)
+    await begun.begin()
+    try:
+        yield begun
+    finally:
+        await asyncio.shield(begun.end())
+
+
+async def read_all(begun: Execution, limit_bytes: int) -> bytes:
+    """What it prints, up to a limit."""
+    output = b""
+    while len(output) < limit_bytes and (piece := await begun.read()):
+        output += piece
+    return output
+
+
+class Executions:
+    """Those that callers have open now, of which one sandbox may have so many."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def open(self, runs: Runs, record: Record, spec: ProcessSpec) -> AsyncIterator[Execution]:
+        if self._open[record.id] >= MAX_OPEN:
+            raise InvalidState(f"{MAX_OPEN} commands run in the builder already: wait until one of them has ended.")
+        self._open[record.id] += 1
+        try:
+            async with execution(runs, record, spec) as begun:
+                yield begun
+        finally:
+            self._open[record.id] -= 1
+            self._open += Counter()

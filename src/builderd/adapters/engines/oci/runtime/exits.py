@@ -1,0 +1,145 @@
+"""The ends of sandboxes, told as they happen: the shim's exit file, or the death of a shim that wrote none."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import struct
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from builderd.adapters.engines.oci.runtime.records import is_name
+from builderd.domain.errors import EngineUnavailable
+from builderd.linux.processes import Process
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_IN_CLOSE_WRITE = 0x8
+_IN_MOVED_TO = 0x80
+#: struct inotify_event: watch, mask, cookie, length of the name that follows.
+_EVENT = struct.Struct("iIII")
+#: How long a shim may take to write down the end of its sandbox before it counts as lost.
+_SHIM_SECONDS = 30.0
+
+
+class Exits:
+    """``ended`` tells whether a sandbox has ended.
+
+    ``end_unmonitored`` is awaited where a shim has ended, or does not write down the end of its sandbox: it ends what
+    the shim left, and returns False where the shim wrote an exit file after all.
+    """
+
+    def __init__(
+        self, folder: Path, ended: Callable[[str], bool], end_unmonitored: Callable[[str], Awaitable[bool]]
+    ) -> None:
+        self._folder = folder
+        self._ended = ended
+        self._end_unmonitored = end_unmonitored
+        self._inotify: int | None = None
+        self._subscribers: set[asyncio.Queue[str]] = set()
+        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._watches: dict[str, asyncio.Task[None]] = {}
+
+    def open(self) -> None:
+        """Begin to look; needs a running event loop. Idempotent. Raises ``EngineUnavailable``."""
+        if self._inotify is not None:
+            return
+        mask = _IN_CLOSE_WRITE | _IN_MOVED_TO
+        try:
+            self._inotify = _checked(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
+            _checked(_libc.inotify_add_watch(self._inotify, bytes(self._folder), mask))
+        except OSError as error:
+            raise EngineUnavailable(
+                f"The ends of sandboxes cannot be seen: {error.strerror}. See fs.inotify.max_user_instances."
+            ) from error
+        asyncio.get_running_loop().add_reader(self._inotify, self._read_events)
+
+    def close(self) -> None:
+        for task in self._watches.values():
+            task.cancel()
+        self._watches.clear()
+        if self._inotify is not None:
+            asyncio.get_running_loop().remove_reader(self._inotify)
+            os.close(self._inotify)
+            self._inotify = None
+
+    def watch(self, name: str, process: Process, shim: Process | None) -> None:
+        """Tell of the end of this sandbox also when its shim does not. A shim of None is one that is gone."""
+        self._watches[name] = asyncio.get_running_loop().create_task(self._await_death(name, process, shim))
+
+    async def wait(self, name: str, seconds: float) -> bool:
+        """Wait for the end of a sandbox; False when it has not ended by then."""
+        event = asyncio.Event()
+        self._waiting[name].add(event)
+        try:
+            if self._ended(name):
+                return True
+            await asyncio.wait_for(event.wait(), seconds)
+        except TimeoutError:
+            return self._ended(name)
+        else:
+            return True
+        finally:
+            self._waiting[name].discard(event)
+            if not self._waiting[name]:
+                del self._waiting[name]
+
+    async def subscribe(self) -> AsyncIterator[str]:
+        """The names of sandboxes that end from now on."""
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        self._subscribers.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._subscribers.discard(queue)
+
+    async def _await_death(self, name: str, process: Process, shim: Process | None) -> None:
+        try:
+            if shim is not None:
+                await _first(process.wait(), shim.wait())
+                await _first(self.wait(name, _SHIM_SECONDS), shim.wait())
+            if await self._end_unmonitored(name):
+                self._tell(name)
+        finally:
+            # One that ended before it was watched is told of no more.
+            if self._watches.get(name) is asyncio.current_task():
+                del self._watches[name]
+
+    def _read_events(self) -> None:
+        assert self._inotify is not None
+        buffer = os.read(self._inotify, 65536)
+        while buffer:
+            _, _, _, length = _EVENT.unpack_from(buffer)
+            name = buffer[_EVENT.size : _EVENT.size + length].rstrip(b"\0").decode(errors="replace")
+            buffer = buffer[_EVENT.size + length :]
+            if is_name(name) and self._ended(name):
+                self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        for event in self._waiting.get(name, ()):
+            event.set()
+        task = self._watches.pop(name, None)
+        if task and task is not asyncio.current_task():
+            task.cancel()
+        for queue in self._subscribers:
+            queue.put_nowait(name)
+
+
+async def _first(*waits: Coroutine[Any, Any, bool]) -> None:
+    """Return when one of them does; the others are cancelled."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "inotify")
+    return result

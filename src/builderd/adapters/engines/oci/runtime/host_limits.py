@@ -1,0 +1,71 @@
+"""What the kernel keeps for all sandboxes together, and one of them must not take all of: there has to be enough.
+
+What a user namespace takes of inotify is counted for the user who made it as well, and by default root has 128
+instances (under control groups of version 2 each shim needs one of them). All network namespaces share one table of
+neighbours, and two pools of memory for the buffers of TCP and of UDP. Those pools may be as large as half of the memory
+where each sandbox has a limit of its own: then none of them can take all that its neighbours need.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from builderd.adapters.engines.oci.network.slots import MAX_SLOTS
+from builderd.adapters.engines.oci.runtime.launcher import INOTIFY
+
+#: Least values by the file below ``/proc/sys``. Of inotify there is some for shims and for the host beside what
+#: sandboxes may take. A sandbox costs two neighbours, its own and the bridge's; the limit that cannot be exceeded comes
+#: first.
+LEAST = {
+    "fs/inotify/max_user_instances": MAX_SLOTS * (INOTIFY["max_inotify_instances"] + 2),
+    "fs/inotify/max_user_watches": MAX_SLOTS * INOTIFY["max_inotify_watches"] + (1 << 20),
+    "net/ipv4/neigh/default/gc_thresh3": 8192,
+    "net/ipv4/neigh/default/gc_thresh2": 4096,
+}
+
+#: Pools of socket buffers: each file holds three numbers of pages, from which on buffers are small and at which no more
+#: are given (``tcp_mem`` of tcp(7), ``udp_mem`` of udp(7)).
+SOCKET_POOLS = ("net/ipv4/tcp_mem", "net/ipv4/udp_mem")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+log = logging.getLogger(__name__)
+
+
+def raise_host_limits(root: Path = Path("/proc/sys"), least: Mapping[str, int] = LEAST) -> None:
+    """Idempotent; what is higher already stays. Where the host forbids it, its sandboxes share what there is."""
+    for name, wanted in least.items():
+        file = root / name
+        try:
+            if int(file.read_text()) < wanted:
+                file.write_text(str(wanted))
+        except OSError as error:
+            log.warning("sandboxes may run short of %s, and keep it from each other: %s", name, error)
+
+
+def raise_socket_pools(memory_bytes: int, root: Path = Path("/proc/sys")) -> None:
+    """Raise the pools of socket buffers to half of the memory. Idempotent; what is higher already stays."""
+    most = least_socket_pool(memory_bytes) // _PAGE
+    for name in SOCKET_POOLS:
+        try:
+            if socket_pool(name, root) < most * _PAGE:
+                (root / name).write_text(f"{most // 2} {most * 2 // 3} {most}")
+        except OSError as error:
+            log.warning("sandboxes may use up the socket buffers of the host limit=%s error=%s", name, error)
+
+
+def least_socket_pool(memory_bytes: int) -> int:
+    """How many bytes each pool should have at least on a machine with so much memory."""
+    return memory_bytes // 2 // _PAGE * _PAGE
+
+
+def socket_pool(name: str, root: Path = Path("/proc/sys")) -> int:
+    """How many bytes the buffers of all sockets of this kind may take."""
+    return int((root / name).read_text().split()[2]) * _PAGE
+
+
+def total_memory() -> int:
+    """The memory of the machine in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * _PAGE

@@ -1,0 +1,320 @@
+"""The launcher: a small single-threaded process that forks where the service cannot.
+
+The service has threads, so it must not fork and go on in Python; a fresh interpreter per step would cost 20 ms.
+This server is started once (``python -m …launcher <descriptor of its socket>``), imports the standard library only,
+and answers one JSON request per packet:
+
+``maps``    have user namespaces for the idmapped mounts of one sandbox ready before they are needed.
+``attach``  connect the network namespace of a process to a bridge, and limit what its user namespace takes of the host.
+``run``     fork; the child enters cgroups, makes mounts in a mount namespace of its own, takes its terminal, and
+            executes a program.
+            Answers when that program has ended, with its exit status and what went wrong before it.
+``kill``    kill the program of this name and what it started in its session.
+
+It lives in a mount namespace that receives mounts of the host and gives none, without the unified cgroup tree on a
+hybrid host (crun refuses to work beside it). It ends with the service; nothing that it started ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import termios
+from typing import Any
+
+from builderd.adapters.engines.oci.network.netlink import LOOPBACK_INDEX, Netlink
+from builderd.linux.syscalls import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWUSER,
+    MS_REC,
+    MS_SLAVE,
+    bind,
+    mount,
+    setns,
+    unmount,
+    unshare,
+)
+
+#: Longest request: a packet of a SOCK_SEQPACKET socket, well below the default send buffer of 208 KiB.
+MAX_PACKET = 128 * 1024
+MAX_DESCRIPTORS = 8
+IDS = 65536
+#: What one user namespace may take of what the kernel counts for root of the host, all its descendants included.
+INOTIFY = {"max_inotify_instances": 128, "max_inotify_watches": 65536}
+UNIFIED = "/sys/fs/cgroup/unified"
+#: Exit status of a child that failed before it could execute its program; the answer says why.
+FAILED = 127
+
+Message = dict[str, Any]
+
+
+class Server:
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        #: By the sandbox's first uid: namespaces by the id on disk that they show as that uid.
+        self._maps: dict[int, dict[int, int]] = {}
+        #: Those that have a name, for as long as they run.
+        self._named: dict[str, int] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+
+    def serve(self) -> None:
+        """Answer until the service closes its end."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is not self._control:
+                    self._reap(key.fd, key.data)
+                elif not self._receive():
+                    return
+
+    def _receive(self) -> bool:
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, MAX_DESCRIPTORS)
+        except ConnectionResetError:  # the service was killed before it had read all answers
+            return False
+        if not packet:
+            return False
+        request = json.loads(packet)
+        try:
+            self._handle(request, descriptors)
+        except OSError as error:
+            self._answer(request["id"], error=describe(error))
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return True
+
+    def _handle(self, request: Message, descriptors: list[int]) -> None:
+        match request["op"]:
+            case "maps":
+                self._keep_maps(request["uid"], request["owners"])
+                self._answer(request["id"])
+            case "attach":
+                attach(request["pid"], **request["network"])
+                self._answer(request["id"])
+            case "run":
+                self._run(request, descriptors)
+            case "kill":
+                self._kill(request["name"])
+                self._answer(request["id"])
+
+    def _keep_maps(self, uid: int, owners: list[int]) -> dict[int, int]:
+        maps = self._maps.setdefault(uid, {})
+        for owner in owners:
+            if owner not in maps:
+                maps[owner] = user_namespace(owner, uid)
+        return maps
+
+    def _drop_maps(self, uid: int) -> None:
+        """The mounts that were made with them keep them alive."""
+        for descriptor in self._maps.pop(uid, {}).values():
+            os.close(descriptor)
+
+    def _run(self, request: Message, descriptors: list[int]) -> None:
+        owners = [mount["owner"] for mount in request["mounts"] if mount.get("owner") is not None]
+        maps = self._keep_maps(request["uid"], owners) if owners else {}
+        words, child_words = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            run_child(request, maps, descriptors, child_words)
+        os.close(child_words)
+        self._drop_maps(request["uid"])
+        if request["name"]:
+            self._named[request["name"]] = pid
+        self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (request, pid, words))
+
+    def _kill(self, name: str) -> None:
+        """What was not reaped has its number still. One that was only just forked leads no group yet."""
+        if pid := self._named.get(name):
+            for kill in (os.kill, os.killpg):
+                with contextlib.suppress(ProcessLookupError):
+                    kill(pid, signal.SIGKILL)
+
+    def _reap(self, pidfd: int, child: tuple[Message, int, int]) -> None:
+        request, pid, words = child
+        self._named.pop(request["name"], None)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        os.set_blocking(words, False)
+        error = _read_words(words)
+        self._answer(request["id"], status=os.waitstatus_to_exitcode(status), error=error)
+
+    def _answer(self, request: int, **answer: Any) -> None:
+        self._control.send(json.dumps({"id": request, **answer}).encode())
+
+
+def _read_words(descriptor: int) -> str:
+    """What a child wrote before it failed; nothing when it executed its program."""
+    try:
+        return os.read(descriptor, 4096).decode(errors="replace")
+    except BlockingIOError:
+        return ""
+    finally:
+        os.close(descriptor)
+
+
+def run_child(request: Message, maps: dict[int, int], descriptors: list[int], words: int) -> None:
+    """Become the program of a ``run`` request. Never returns."""
+    try:
+        os.setsid()
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        for tasks in request["cgroups"]:
+            write(tasks, "0")
+        prepare_mounts(request["mounts"], maps)
+        os.chdir(request["cwd"])
+        place_descriptors(request["fds"], descriptors)
+        if request["terminal"]:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        os.execve(request["argv"][0], request["argv"], request["env"])  # noqa: S606
+    except BaseException as error:
+        os.write(words, describe(error).encode()[:4096])
+    finally:
+        os._exit(FAILED)
+
+
+def prepare_mounts(mounts: list[Message], maps: dict[int, int]) -> None:
+    """Make mounts where nobody else sees them; they vanish with the last process in there."""
+    if mounts:
+        unshare(CLONE_NEWNS)
+    for wanted in mounts:
+        make_mount(wanted, maps)
+
+
+def make_mount(wanted: Message, maps: dict[int, int]) -> None:
+    match wanted["kind"]:
+        case "bind":
+            owner = wanted["owner"]
+            namespace = None if owner is None else maps[owner]
+            bind(wanted["source"], wanted["target"], wanted["attributes"], namespace)
+        case "detach":
+            unmount(wanted["target"])
+        case kind:
+            mount(kind, wanted["target"], kind, wanted.get("flags", 0), wanted.get("data", ""))
+
+
+def place_descriptors(numbers: list[int], descriptors: list[int]) -> None:
+    """Let the program see each descriptor under its number, and /dev/null for standard streams that are not among them.
+
+    All go out of the way first and then into place, so that none overwrites another.
+    """
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    wanted = {0: null, 1: null, 2: null} | dict(zip(numbers, descriptors, strict=True))
+    aside = {number: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64) for number, descriptor in wanted.items()}
+    for number, descriptor in aside.items():
+        os.dup2(descriptor, number)
+
+
+def user_namespace(inside: int, outside: int) -> int:
+    """The descriptor of a user namespace that maps 65,536 ids from ``inside`` to ``outside``; nothing runs in it."""
+    ready, child_ready = os.pipe2(os.O_CLOEXEC)
+    child_done, done = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            unshare(CLONE_NEWUSER)
+            os.write(child_ready, b"r")
+            os.close(done)
+            os.read(child_done, 1)
+        finally:
+            os._exit(0)
+    try:
+        os.close(child_ready)
+        os.close(child_done)
+        if not os.read(ready, 1):
+            raise OSError(0, "the kernel gives no user namespace (see user.max_user_namespaces)")
+        for kind in ("uid_map", "gid_map"):
+            write(f"/proc/{pid}/{kind}", f"{inside} {outside} {IDS}")
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(ready)
+        os.close(done)
+        os.waitpid(pid, 0)
+
+
+def attach(pid: int, link: str, bridge: str, mac: str, ip: str, gateway: str, mtu: int) -> None:
+    """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
+    bridge_index = socket.if_nametoindex(bridge)
+    home, inside = (os.open(f"/proc/{who}/ns/net", os.O_RDONLY | os.O_CLOEXEC) for who in ("self", pid))
+    limits = limit(pid)
+    try:
+        with Netlink() as outside:
+            outside.delete_link(link)
+            outside.create_veth(link, bridge_index, "eth0", bytes.fromhex(mac), inside, mtu)
+            port = socket.if_nametoindex(link)
+            outside.isolate_port(port)
+            outside.set_up(port)
+        setns(inside, CLONE_NEWNET)
+        try:
+            configure_inside(ip, gateway)
+        finally:
+            setns(home, CLONE_NEWNET)
+    finally:
+        os.close(home)
+        os.close(inside)
+        _, status = os.waitpid(limits, 0)
+    if status:
+        raise OSError(0, "the user namespace cannot be limited (see /proc/sys/user)")
+
+
+def limit(pid: int) -> int:
+    """Limit the user namespace of a process. The number of the child that does it: who enters one never comes back."""
+    if (child := os.fork()) == 0:
+        try:
+            setns(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY), CLONE_NEWUSER)
+            for name, most in INOTIFY.items():
+                write(f"/proc/sys/user/{name}", str(most))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def configure_inside(ip: str, gateway: str) -> None:
+    """Set up the network namespace that this process is in, with the gateway as its only neighbour: docs/adr/0049."""
+    write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
+    for link in ("all", "eth0"):
+        write(f"/proc/sys/net/ipv4/conf/{link}/accept_redirects", "0")
+    if os.path.exists("/proc/sys/net/ipv6"):  # noqa: PTH110
+        write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")
+    with Netlink() as netlink:
+        index = socket.if_nametoindex("eth0")
+        netlink.set_up(LOOPBACK_INDEX)
+        netlink.add_address(index, ip, 32)
+        netlink.set_up(index)
+        netlink.add_link_route(gateway, index)
+        netlink.add_default_route(gateway, index)
+        netlink.keep_the_rest(index)
+
+
+def write(path: str, text: str) -> None:
+    with open(path, "w") as file:  # noqa: PTH123
+        file.write(text)
+
+
+def describe(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or error.strerror}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"
+
+
+def main() -> None:
+    """Serve on the descriptor named by the first argument."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    unshare(CLONE_NEWNS)
+    mount("none", "/", None, MS_REC | MS_SLAVE)
+    if os.path.ismount(UNIFIED):
+        unmount(UNIFIED)
+    Server(control).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The service's side of the launcher: starts it, asks it, and starts another one should it die."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builderd.domain.errors import EngineUnavailable
+
+_MODULE = "builderd.adapters.engines.oci.runtime.launcher"
+_SOURCE = str(Path(__file__).parents[5])
+_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended: its exit status, negative for a signal; ``error`` says why it could not be executed."""
+
+    status: int
+    error: str = ""
+
+
+class Launcher:
+    """One launcher process, for one event loop. ``run_dir`` must hold its mounts before the first request."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._last = 0
+        self._closed = False
+
+    async def keep_maps(self, uid: int, owners: Sequence[int]) -> None:
+        """Have ready what the mounts of a sandbox with this first uid will need: it takes milliseconds.
+
+        ``owners`` are the ids on disk that its mounts will show as its 0.
+        """
+        await self._ask({"op": "maps", "uid": uid, "owners": list(owners)})
+
+    async def attach(self, pid: int, network: Mapping[str, Any]) -> None:
+        """Connect the network namespace of a process; ``network`` as ``Network.link`` makes it."""
+        await self._ask({"op": "attach", "pid": pid, "network": network})
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        descriptors: Mapping[int, int] | None = None,
+        mounts: Sequence[Mapping[str, Any]] = (),
+        cgroups: Sequence[str] = (),
+        uid: int = -1,
+        terminal: bool = False,
+        name: str = "",
+    ) -> Ended:
+        """Run a program to its end.
+
+        ``descriptors`` maps the number that it sees to one of ours, which is given away: closed here in any case.
+        ``cgroups`` are the ``cgroup.procs`` files that it enters first; ``uid`` is what idmapped mounts map to.
+        ``terminal`` makes its descriptor 0 the terminal that controls it; ``name`` is for ``kill``.
+        """
+        given = descriptors or {}
+        request = {
+            "op": "run",
+            "argv": list(argv),
+            "env": dict(env or {}),
+            "cwd": cwd,
+            "fds": list(given),
+            "mounts": list(mounts),
+            "cgroups": list(cgroups),
+            "uid": uid,
+            "terminal": terminal,
+            "name": name,
+        }
+        answer = await self._ask(request, list(given.values()))
+        return Ended(answer["status"], answer["error"])
+
+    async def kill(self, name: str) -> None:
+        """Kill the program that runs under this name, and what it started in its session. Idempotent."""
+        await self._ask({"op": "kill", "name": name})
+
+    def close(self) -> None:
+        """End the launcher for good; nothing that it started ends with it."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
+        control, process = self._control, self._process
+        self._control = self._process = None
+        if control:
+            asyncio.get_running_loop().remove_reader(control.fileno())
+            control.close()
+        if process:
+            process.wait(10)
+        self._fail_waiting()
+
+    async def _ask(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
+        self._last += 1
+        number, future = self._last, asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            try:
+                packet = json.dumps({"id": number, **request}).encode()
+                await _send(self._control or self._start(), packet, descriptors)
+            finally:
+                for descriptor in set(descriptors):
+                    os.close(descriptor)
+            answer: dict[str, Any] = await future
+        finally:
+            self._waiting.pop(number, None)
+        if "status" not in answer and answer.get("error"):
+            raise EngineUnavailable(f"The launcher failed: {answer['error']}.")
+        return answer
+
+    def _start(self) -> socket.socket:
+        if self._closed:
+            raise EngineUnavailable("The engine has been closed.")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        ours.setblocking(False)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-s", "-S", "-m", _MODULE, str(theirs.fileno()), str(self._run_dir)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+                env={"PYTHONPATH": _SOURCE},
+            )
+        self._control = ours
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._receive, ours)
+        return ours
+
+    def _receive(self, control: socket.socket) -> None:
+        packet = b""
+        with contextlib.suppress(OSError):
+            packet = control.recv(_BUFFER)
+        if not packet:
+            self._lost(control)
+            return
+        answer = json.loads(packet)
+        future = self._waiting.get(answer["id"])
+        if future and not future.done():
+            future.set_result(answer)
+
+    def _lost(self, control: socket.socket) -> None:
+        """The launcher is gone: fail who waits; the next request starts another one."""
+        if self._control is control:
+            self._end()
+
+    def _fail_waiting(self) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(
+                    EngineUnavailable("The launcher was killed during the request: try again.", retry_after=1)
+                )
+
+
+async def _send(control: socket.socket, packet: bytes, descriptors: Sequence[int]) -> None:
+    while True:
+        try:
+            socket.send_fds(control, [packet], descriptors)
+        except BlockingIOError:
+            await asyncio.sleep(0.001)
+        else:
+            return

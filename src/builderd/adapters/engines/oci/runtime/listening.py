@@ -1,0 +1,101 @@
+"""The sockets that listen inside a sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+from builderd.adapters.engines.oci.network import socket_diag
+from builderd.adapters.engines.oci.network.socket_diag import NoSocketDiag, Sockets
+from builderd.adapters.engines.oci.runtime.execute import execution, read_all
+from builderd.adapters.engines.oci.runtime.records import Record
+from builderd.adapters.engines.oci.runtime.runs import Runs
+from builderd.domain.errors import InvalidState
+from builderd.domain.processes import ProcessSpec
+from builderd.linux.processes import read_proc
+
+_LISTEN = "0A"
+_FILES = ("net/tcp", "net/tcp6")
+_DIAL_SECONDS = 0.2
+#: To look inside gVisor costs a command in there: not more often than this.
+_LOOK_SECONDS = 1.0
+_LOOK_BYTES = 1 << 20
+_LOOK = ProcessSpec(("cat", "/proc/net/tcp", "/proc/net/tcp6"), joined=True)
+
+
+class Listeners:
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+        #: What was seen inside gVisor, and when; what is older than a look may be is dropped.
+        self._looks: dict[str, tuple[float, Sockets]] = {}
+
+    async def of(self, record: Record) -> Sockets:
+        """The listening sockets of a running sandbox, or the first dozens of a great many."""
+        if self._runs.runtime(record).is_gvisor:
+            return await self._of_gvisor(record)
+        assert record.process
+        return beside(record.process.pid, record.port)
+
+    async def _of_gvisor(self, record: Record) -> Sockets:
+        """Its sockets are none of the host's: dial the port first, and only then look inside."""
+        if await _answers(record.ip, record.port):
+            return frozenset({("0.0.0.0", record.port)})  # noqa: S104
+        looked_at, sockets = self._looks.get(record.id, (0.0, frozenset()))
+        if time.monotonic() - looked_at > _LOOK_SECONDS:
+            sockets = await self._look(record)
+            now = time.monotonic()
+            self._looks = {name: look for name, look in self._looks.items() if now - look[0] <= _LOOK_SECONDS}
+            self._looks[record.id] = (now, sockets)
+        return sockets
+
+    async def _look(self, record: Record) -> Sockets:
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS * 5), execution(self._runs, record, _LOOK) as look:
+                return parse_listening((await read_all(look, _LOOK_BYTES)).decode(errors="replace"))
+        except (InvalidState, TimeoutError):
+            return frozenset()
+
+
+async def _answers(ip: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(ip, port), _DIAL_SECONDS)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+def beside(process: int, port: int) -> Sockets:
+    """What listens in the network of this process, this port before any other."""
+    try:
+        return socket_diag.listening(process, port)
+    except NoSocketDiag:
+        return parse_listening("".join(read_proc(f"{process}/{file}") for file in _FILES))
+
+
+def parse_listening(text: str) -> Sockets:
+    """Of ``net/tcp`` and ``net/tcp6`` (proc_pid_net(5)), (IP, port) of each socket in the LISTEN state.
+
+    An IPv4 address within IPv6 stands as ``::ffff:a.b.c.d``.
+    """
+    return frozenset(_sockets(text))
+
+
+def _sockets(text: str) -> Iterator[tuple[str, int]]:
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) > 3 and fields[3] == _LISTEN:
+            address, _, port = fields[1].partition(":")
+            yield _ip(bytes.fromhex(address)), int(port, 16)
+
+
+def _ip(words: bytes) -> str:
+    """The kernel prints an address as 32-bit words in the machine's own byte order."""
+    packed = b"".join(struct.pack(">I", word) for (word,) in struct.iter_unpack("=I", words))
+    if len(packed) == 4:
+        return str(IPv4Address(packed))
+    address = IPv6Address(packed)
+    return f"::ffff:{address.ipv4_mapped}" if address.ipv4_mapped else str(address)

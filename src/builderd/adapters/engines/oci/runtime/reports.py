@@ -1,0 +1,63 @@
+"""What a sandbox's record, its process and its exit file together say of it. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from builderd.adapters.engines.oci.runtime.records import Exit, Record, moment
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
+
+#: File times are those of the kernel's last tick, in seconds behind.
+_CLOCK_GRAIN = 0.02
+
+
+#: In a shutdown of the machine all get TERM, and then KILL.
+SHUTDOWN_CODES = (143, 137)
+#: The heartbeat of a service ends with it, in seconds before all else does.
+_BEAT = 2.0
+
+
+def absent(sandbox: SandboxId) -> SandboxReport:
+    return SandboxReport(id=sandbox, builder_id=None, state=SandboxState.ABSENT)
+
+
+def make_report(
+    record: Record, *, running: bool, exit_: Exit | None, oom: bool, boot: str, frozen: bool = False
+) -> SandboxReport:
+    """``exit_`` is what the shim wrote, ``oom`` whether the kernel killed any of it for memory."""
+    sandbox, builder = SandboxId(record.id), BuilderId(record.owner)
+    if record.started_at is None:
+        return SandboxReport(sandbox, builder, SandboxState.PARTIAL)
+    started = moment(record.started_at)
+    frozen_at, thawed_at = _moment(record.frozen_at), _moment(record.thawed_at)
+    if running:
+        state = SandboxState.FROZEN if frozen else SandboxState.RUNNING
+        return SandboxReport(sandbox, builder, state, record.ip, started, None, frozen_at, thawed_at, oom)
+    end = make_end(record, exit_, oom, boot)
+    return SandboxReport(sandbox, builder, SandboxState.EXITED, None, started, end, frozen_at, thawed_at, oom)
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else moment(seconds)
+
+
+def make_end(record: Record, exit_: Exit | None, oom: bool, boot: str) -> SandboxEnd:
+    """Why it ended. The code alone tells nothing: 137 is anybody's SIGKILL. A shim without an exit file was killed."""
+    if exit_ is None:
+        cause = EndCause.HOST_RESTARTED if record.boot != boot else EndCause.MONITOR_LOST
+        return SandboxEnd(EndCause.STOPPED if record.stopping_at else cause, None, _last_moment(record))
+    at = moment(max(exit_.at, record.started_at or 0))
+    if record.stopping_at is not None and exit_.at >= record.stopping_at - _CLOCK_GRAIN:
+        return SandboxEnd(EndCause.STOPPED, exit_.code, at)
+    if record.boot != boot and exit_.code in SHUTDOWN_CODES and exit_.at >= (record.seen_at or exit_.at) - _BEAT:
+        return SandboxEnd(EndCause.HOST_RESTARTED, None, at)
+    # An app may outlive the death of one of its processes, and end well later.
+    if oom and exit_.code:
+        return SandboxEnd(EndCause.OUT_OF_MEMORY, exit_.code, at)
+    return SandboxEnd(EndCause.EXITED, exit_.code, at)
+
+
+def _last_moment(record: Record) -> datetime | None:
+    """When it was last known to run, if it ended unseen."""
+    return None if record.seen_at is None else moment(max(record.seen_at, record.started_at or 0))

@@ -1,0 +1,75 @@
+"""A sandbox's root file system: layers, one above the other, with folders of the disk bound into it. Pure.
+
+The mounts are made in a mount namespace that only the shim and the sandbox share, and vanish with the last of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builderd.adapters.engines.oci.storage.builds import Bind
+from builderd.linux.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MS_NODEV, MS_NOSUID
+
+#: Who owns the files of a layer on the host.
+LAYER_OWNER = 0
+#: gVisor takes every network namespace for the host's own, and refuses to use it, unless this is hidden from it.
+HIDE_NETWORK_PARAMETERS = {"kind": "tmpfs", "target": "/proc/sys/net"}
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """``lowers``: the topmost first. ``scratch`` holds ``upper`` and ``work``; without one the root is read-only."""
+
+    lowers: tuple[Path, ...]
+    binds: tuple[Bind, ...] = ()
+    scratch: Path | None = None
+
+    @property
+    def owners(self) -> list[int]:
+        """The ids on disk that are seen as 0 inside, each by some mount."""
+        return sorted({LAYER_OWNER, *(bind.owner for bind in self.binds if bind.owner is not None)})
+
+
+def mount_points(root: Root, bundle: Path) -> list[Path]:
+    """Folders of the bundle that must exist before the mounts are made."""
+    return [bundle / "root", *(_lower(bundle, index) for index in range(len(root.lowers)))]
+
+
+def make_mounts(root: Root, bundle: Path, store: Path) -> list[dict[str, Any]]:
+    """The launcher's mounts, in order; the whole root is then at ``<bundle>/root``.
+
+    The store itself is let go of, since a sandbox that is about to end would keep it from being unmounted.
+    """
+    lowers = [_bind(path, _lower(bundle, index), True, LAYER_OWNER) for index, path in enumerate(root.lowers)]
+    binds = [_bind(b.source, bundle / "root" / b.target.lstrip("/"), b.read_only, b.owner) for b in root.binds]
+    return [*lowers, _overlay(root, bundle), *binds, {"kind": "detach", "target": str(store)}]
+
+
+def _lower(bundle: Path, index: int) -> Path:
+    return bundle / f"lower{index}"
+
+
+def _overlay(root: Root, bundle: Path) -> dict[str, Any]:
+    options = ["lowerdir=" + ":".join(str(_lower(bundle, index)) for index in range(len(root.lowers)))]
+    if root.scratch:
+        # Volatile: what is thrown away at the next start need not be written out at the end of this one.
+        options += [f"upperdir={root.scratch}/upper", f"workdir={root.scratch}/work", "volatile"]
+    return {
+        "kind": "overlay",
+        "target": str(bundle / "root"),
+        "flags": MS_NOSUID | MS_NODEV,
+        "data": ",".join(options),
+    }
+
+
+def _bind(source: Path, target: Path, read_only: bool, owner: int | None) -> dict[str, Any]:
+    attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0)
+    return {"kind": "bind", "source": str(source), "target": str(target), "attributes": attributes, "owner": owner}
+
+
+def overlay_paths(root: Root) -> Sequence[Path]:
+    """The folders of the overlay that belong to the sandbox's 0 on the host itself."""
+    return (root.scratch / "upper", root.scratch / "work") if root.scratch else ()

@@ -1,0 +1,139 @@
+"""Builds: sandboxes with a read-only root that run one command, tell what it prints, and leave nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
+from builderd.adapters.engines.oci.runtime.apps import INIT
+from builderd.adapters.engines.oci.runtime.command import Runtime
+from builderd.adapters.engines.oci.runtime.logs import Lines
+from builderd.adapters.engines.oci.runtime.records import Record
+from builderd.adapters.engines.oci.runtime.root import Root
+from builderd.adapters.engines.oci.runtime.runs import Run, Runs
+from builderd.adapters.engines.oci.storage.builds import BuildExit, BuildRun, Output
+from builderd.domain.errors import EngineUnavailable
+
+_LOG_LIMIT = 10_000_000
+_TMP_BYTES = 1 << 30
+_TAIL_SECONDS = 0.05
+#: So much of a log is told at once, a matter of milliseconds; far more than the longest record of conmon's.
+PIECE_BYTES = 64 << 10
+#: Told where a log began anew.
+LEFT_OUT = "… (what the log had no room for is left out here)"
+
+
+class Runner:
+    """``lowers`` are the layers of a build's root, the topmost first."""
+
+    def __init__(self, runs: Runs, runtime: Runtime, lowers: tuple[Path, ...]) -> None:
+        self._runs = runs
+        self._runtime = runtime
+        self._lowers = lowers
+
+    async def run_build(self, run: BuildRun, output: Output) -> BuildExit:
+        """Run it to its end. When this returns, raises or is cancelled, no process of it is left.
+
+        Raises ``EngineUnavailable`` when it cannot be started, and where its monitor (conmon) was killed under it.
+        """
+        return await self.run(self._make_run(run), run.timeout_seconds, output)
+
+    async def run(self, run: Run, timeout_seconds: float, output: Output) -> BuildExit:
+        """The same for any run that is nobody's app and logs to ``log_of`` its id."""
+        record = await self._runs.start(run)
+        try:
+            return await self._follow(record, timeout_seconds, output)
+        finally:
+            await asyncio.shield(self._runs.remove(record))
+
+    def _make_run(self, run: BuildRun) -> Run:
+        return Run(
+            id=run.id,
+            owner="",
+            disk="",
+            runtime=self._runtime,
+            root=Root(self._lowers, run.binds),
+            hostname="build",
+            port=0,
+            argv=[*INIT, *run.argv],
+            env={"SSL_CERT_FILE": str(CA_BUNDLE), **run.env},
+            cwd=run.cwd,
+            user=0,
+            cpu=run.cpu,
+            memory_bytes=run.memory,
+            pids=run.processes,
+            egress=run.network,
+            log=self.log_of(run.id),
+            log_limit=_LOG_LIMIT,
+            tmpfs={"/tmp": min(_TMP_BYTES, run.memory), "/dev/shm": run.memory // 4},  # noqa: S108
+        )
+
+    def log_of(self, name: str) -> Path:
+        """Where it logs to; it goes with the rest of it."""
+        return self._runs.records.folder(name) / "log"
+
+    async def _follow(self, record: Record, timeout_seconds: float, output: Output) -> BuildExit:
+        tail = Tail(self.log_of(record.id), output)
+        telling = asyncio.ensure_future(tail.follow())
+        try:
+            in_time = await self._runs.exits.wait(record.id, timeout_seconds)
+        finally:
+            telling.cancel()
+        if not in_time:
+            await self._runs.clean(record)
+        await tail.finish()
+        ended = self._runs.records.exit(record.id)
+        if ended is None and in_time:
+            raise EngineUnavailable(
+                "The command was cut off: its log monitor (conmon) was killed. Try again.", retry_after=1
+            )
+        oom = self._runs.cgroups.oom_kills(record.id) > 0 or self._runs.records.saw_oom(record.id)
+        return BuildExit(ended.code if ended else 1, out_of_memory=oom and in_time, timed_out=not in_time)
+
+
+class Tail:
+    """Tells the lines of a shim's log as they are written."""
+
+    def __init__(self, log: Path, output: Output) -> None:
+        self._log = log
+        self._output = output
+        self._file = 0
+        self._offset = 0
+        self._lines = Lines()
+
+    async def follow(self) -> None:
+        while True:
+            await asyncio.sleep(_TAIL_SECONDS)
+            self.tell()
+
+    async def finish(self) -> None:
+        """Tell all the rest, of a log to which nothing is added any more."""
+        while self.tell():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        self._tell_lines(self._lines.end())
+
+    def tell(self) -> bool:
+        """Tell a piece of what is new; whether there was any.
+
+        Who floods the log is told late, or not: a log that went over its limit begins anew.
+        """
+        with contextlib.suppress(FileNotFoundError), self._log.open("rb") as log:
+            number = os.fstat(log.fileno()).st_ino
+            if self._file not in (0, number):
+                self._offset = 0
+                self._tell_lines([*self._lines.end(), LEFT_OUT])
+            self._file = number
+            log.seek(self._offset)
+            lines, length = self._lines.add(log.read(PIECE_BYTES))
+            self._offset += length
+            self._tell_lines(lines)
+            return length > 0
+        return False
+
+    def _tell_lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self._output(line)

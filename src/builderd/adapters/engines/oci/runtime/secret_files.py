@@ -1,0 +1,48 @@
+"""Secrets that an app reads as files: below ``/run/credentials``, in memory on the host, readable for the app alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from builderd.adapters.engines.oci.storage.builds import Bind
+
+TARGET = "/run/credentials"
+_FOLDER = "credentials"
+
+
+def write(bundle: Path, files: Mapping[str, str], owner: int) -> None:
+    """Write them into the bundle, which lies among the run-time files. ``owner`` is the host's id of the app's user.
+
+    Raises ``ValueError`` for a path that leads elsewhere.
+    """
+    top = bundle / _FOLDER
+    top.mkdir(mode=0o700)
+    for name, text in files.items():
+        file = top / _relative(name)
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "w") as opened:
+            opened.write(text)
+    for path in (top, *top.rglob("*")):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+        os.chown(path, owner, owner)
+
+
+def make_target(upper: Path, uid: int) -> None:
+    """The folder on which they are mounted, in the upper layer of the sandbox's root."""
+    for folder in (upper / "run", upper / TARGET.lstrip("/")):
+        folder.mkdir(mode=0o755)
+        os.chown(folder, uid, uid)
+
+
+def bind(bundle: Path) -> Bind:
+    """Read-only, and with the owner that they have already."""
+    return Bind(bundle / _FOLDER, TARGET, read_only=True, owner=None)
+
+
+def _relative(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or len(path.parts) != 2:
+        raise ValueError(f"{name!r} is no <credential>/<variable>")
+    return path

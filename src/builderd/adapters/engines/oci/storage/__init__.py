@@ -1,0 +1,1 @@
+"""The store: base, disks, layers, quotas."""

@@ -1,0 +1,182 @@
+"""The base root file system on this host: made once, shared by all data directories, never changed.
+
+``<home>/bases/<hash of the recipe>/`` holds ``root/`` and ``base.json``. It is made beside and renamed into
+place, under a lock that the program which makes it inherits: whoever comes next waits for both.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from builderd.adapters.engines.oci.storage.base_recipe import (
+    TARGET_FORMAT,
+    Recipe,
+    base_id,
+    build_argv,
+    sources,
+    way_out,
+)
+from builderd.adapters.engines.oci.storage.mounts import mounted_roots
+from builderd.domain.errors import EngineUnavailable
+
+#: What all services on this host share.
+HOST_HOME = Path("/var/lib/builderd-host")
+
+UNUSED_SECONDS = 30 * 86_400.0
+
+VERSION_FORMAT = "${Package}=${Version}\\n"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """``id`` names the content, ``root`` is its folder: owned by root, and only ever mounted read-only."""
+
+    id: str
+    root: Path
+
+
+def ensure_base(progress: Progress, home: Path = HOST_HOME) -> Base:
+    """The host's base, made first where there is none (half a minute, mostly the mirror's).
+
+    Blocks, also while another process makes it. Raises ``EngineUnavailable`` with the tool's last words.
+    """
+    recipe = Recipe(_output("dpkg", "--print-architecture").strip())
+    return find_base(recipe, home) or _make_base(recipe, home, progress)
+
+
+def find_base(recipe: Recipe, home: Path = HOST_HOME) -> Base | None:
+    """The finished base of this recipe, if there is one."""
+    folder = home / "bases" / recipe.hash
+    try:
+        record = json.loads((folder / "base.json").read_text())
+    except FileNotFoundError:
+        return None
+    os.utime(folder)
+    return Base(id=record["id"], root=folder / "root")
+
+
+def find_host_base() -> Base | None:
+    """The base of this host if it was made already; None too on a machine that could not make one."""
+    try:
+        return find_base(Recipe(_output("dpkg", "--print-architecture").strip()))
+    except (EngineUnavailable, OSError):
+        return None
+
+
+def _make_base(recipe: Recipe, home: Path, progress: Progress) -> Base:
+    bases = home / "bases"
+    bases.mkdir(parents=True, exist_ok=True)
+    unfinished = bases / f".{recipe.hash}.unfinished"
+    with _lock(home / "base.lock", progress) as lock:
+        base = find_base(recipe, home)
+        if base:
+            return base
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(mode=0o755)
+        try:
+            _fill(recipe, unfinished, lock, progress)
+            unfinished.rename(bases / recipe.hash)
+            _collect(bases)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    base = find_base(recipe, home)
+    assert base is not None, "it was just made"
+    return base
+
+
+def collect_bases(own: Base, unused_seconds: float, home: Path = HOST_HOME) -> list[str]:
+    """Take away bases that no sandbox of this host sees and no service asked for in so long; their names.
+
+    The own one counts as asked for. Nothing happens while somebody makes one.
+    """
+    os.utime(own.root.parent)
+    lock = os.open(home / "base.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _collect(home / "bases", unused_seconds)
+    except BlockingIOError:
+        return []
+    finally:
+        os.close(lock)
+
+
+def _collect(bases: Path, unused_seconds: float = UNUSED_SECONDS) -> list[str]:
+    mounted, gone = mounted_roots(), []
+    for base in bases.iterdir():
+        recent = time.time() - base.stat().st_mtime < unused_seconds
+        if not recent and not any(f"/{base.name}/root" in root for root in mounted):
+            shutil.rmtree(base)
+            gone.append(base.name)
+    return gone
+
+
+@contextmanager
+def _lock(path: Path, progress: Progress) -> Iterator[int]:
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("base: waiting for another process that makes it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _fill(recipe: Recipe, folder: Path, lock: int, progress: Progress) -> None:
+    root = folder / "root"
+    apt_sources = sources(_output("apt-get", "indextargets", "--format", TARGET_FORMAT))
+    apt_options = way_out(_output("apt-config", "dump"))
+    progress(f"base: making a Debian {recipe.suite} root file system (once per host)")
+    _run(build_argv(recipe, str(root), apt_sources, apt_options), lock, progress)
+    versions = _output("dpkg-query", f"--root={root}", "--show", "--showformat", VERSION_FORMAT).splitlines()
+    record = {"id": base_id(recipe, versions), "suite": recipe.suite, "packages": sorted(versions)}
+    (folder / "base.json").write_text(json.dumps(record, indent=1) + "\n")
+    # A crash of the machine after the rename must not find empty files under the final name.
+    _output("sync", "--file-system", str(folder))
+    progress(f"base: ready, {len(versions)} packages")
+
+
+def _run(argv: list[str], lock: int, progress: Progress) -> None:
+    """The child keeps the lock open: it still counts as being made after its parent was killed."""
+    lines: list[str] = []
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            pass_fds=(lock,),
+        )
+    except FileNotFoundError as error:
+        raise EngineUnavailable(f"The base root file system needs {error.filename}: run script/setup.") from error
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if line.startswith("I: ") and "hook" not in line:
+                progress("base: " + line[3:].rstrip(" .\n"))
+    if process.returncode:
+        raise EngineUnavailable("The base root file system could not be made:\n" + "\n".join(lines[-15:]))
+
+
+def _output(*argv: str) -> str:
+    try:
+        return subprocess.run(argv, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
+    except FileNotFoundError as error:
+        raise EngineUnavailable(f"The base root file system needs {error.filename}, a Debian tool.") from error
+    except subprocess.CalledProcessError as error:
+        raise EngineUnavailable(f"{argv[0]} failed: {error.stderr.strip()}") from error

@@ -1,0 +1,298 @@
+"""Disks: what a builder keeps. Each is a subvolume with a limit, so that a copy of it takes no time.
+
+``disks/<disk>/app`` is the persistent content of ``/app``; ``disks/<disk>/bundle`` names the bundle that was last put
+there completely, ``disks/<disk>/replaced`` the one before it while it is not. ``scratch/<disk>`` is what a sandbox
+writes outside of ``/app``, thrown away at each start. It has a small limit of its own, so that an app whose disk is
+full can still be started.
+
+Inside a sandbox users are numbered from 0, on the disk from ``DISK_UID``: the same for all disks, and nobody's on the
+host. Mounts map the one to the other, so that a copy needs no change of owners.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
+from builderd.adapters.engines.oci.storage.emptying import Emptying
+from builderd.adapters.engines.oci.storage.mounts import mounted_roots
+from builderd.adapters.engines.oci.storage.placement import place
+from builderd.adapters.engines.oci.storage.settling import MARK, is_damaged
+from builderd.adapters.engines.oci.storage.store import Store
+from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume, snapshot
+from builderd.adapters.engines.oci.storage.tree import clear
+from builderd.domain.bundles import Bundle, changes
+from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity, NotFound, TooLarge
+from builderd.domain.ids import DiskId
+from builderd.domain.resources import GB
+from builderd.linux.syscalls import sync_file_system
+from builderd.ports.engine import DiskReport
+
+#: The owner on the disk of what root inside a sandbox owns; 65536 ids from here on.
+DISK_UID = 0x10000000
+#: Limits of disks that are gone are cleared away after so many deletions: their space takes a moment to come back.
+SWEEP_EVERY = 50
+#: No more than this can an app write outside of /app and /tmp.
+SCRATCH_BYTES = 256 << 20
+APP_OWNER = DISK_UID + APP_UID
+INCOMING, TRASH = "incoming", "trash"
+
+_NAME = re.compile(r"[0-9a-z][0-9a-z-]{0,63}")
+_UNFINISHED = "."
+
+
+class Disks:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        #: Held while the set of disks changes, a matter of milliseconds.
+        self._lock = threading.Lock()
+        self._deleted = 0
+        self._scratch_lock = threading.Lock()
+        self._emptying = Emptying()
+
+    def open(self) -> None:
+        """Take stock after a start: what was half-made is removed, what stands is counted."""
+        for path in self._store.disks.iterdir():
+            if path.name.startswith(_UNFINISHED):
+                self._store.quota.delete(path)
+            elif is_subvolume(path):
+                self._count(path)
+                _tidy(path)
+                self._empty_trash(path)
+                self._store.settling.adopt(path)
+        self._store.quota.drop_unused()
+
+    def close(self) -> None:
+        """Use none of them any more. Idempotent."""
+        self._emptying.close()
+
+    def _empty_trash(self, path: Path) -> None:
+        if (path / TRASH).exists():
+            self._emptying.add(path / TRASH)
+
+    def _count(self, path: Path) -> None:
+        quota = self._store.quota
+        group = quota.group(path)
+        self._store.room.settle(path.name, quota.limit_of(group) + SCRATCH_BYTES, group)
+
+    def create(self, disk: DiskId, size_bytes: int) -> None:
+        """An empty disk with a hard limit; one that exists gets the new limit. Raises ``NoCapacity``."""
+        with self._lock, self._making(disk, size_bytes) as unfinished:
+            if unfinished is None:
+                return
+            create_subvolume(unfinished)
+            self._limit(disk, unfinished, size_bytes)
+            app = unfinished / "app"
+            app.mkdir(mode=0o755)
+            os.chown(app, APP_OWNER, APP_OWNER)
+
+    def clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+        """A copy with a limit of its own, on which only what is written from now on counts. Raises ``NoCapacity``."""
+        origin = self._existing(source)
+        with self._lock, self._making(target, size_bytes) as unfinished:
+            if unfinished is None:
+                return
+            snapshot(origin, unfinished)
+            if is_damaged(origin):
+                (unfinished / "bundle").unlink(missing_ok=True)
+            # The kernel has written everything out to take the snapshot.
+            (unfinished / MARK).unlink(missing_ok=True)
+            _tidy(unfinished)
+            self._limit(target, unfinished, size_bytes)
+        # However much its owner had just deleted: nobody waits for it.
+        self._empty_trash(self._path(target))
+
+    def write_out(self, disk: DiskId) -> None:
+        """Have the kernel write what it still holds in memory; a copy made soon after has little left to wait for."""
+        with folder(self._existing(disk)) as inside:
+            sync_file_system(inside)
+
+    @contextmanager
+    def _making(self, disk: DiskId, size_bytes: int) -> Iterator[Path | None]:
+        """Where to make a disk that gets its name at the end; None when it is there already, with the new limit."""
+        path = self._path(disk)
+        self._store.room.claim(disk, size_bytes + SCRATCH_BYTES)
+        if path.exists():
+            self._limit(disk, path, size_bytes)
+            yield None
+            return
+        unfinished = path.with_name(_UNFINISHED + disk)
+        try:
+            yield unfinished
+            unfinished.rename(path)
+        except BaseException:
+            self._store.quota.delete(unfinished)
+            self._store.room.release(disk)
+            raise
+
+    def _limit(self, disk: DiskId, path: Path, size_bytes: int) -> None:
+        group = self._store.quota.limit(path, size_bytes)
+        self._store.room.settle(disk, size_bytes + SCRATCH_BYTES, group)
+
+    def delete(self, disk: DiskId) -> None:
+        """Idempotent. Space comes back within seconds."""
+        path = self._path(disk)
+        with self._lock:
+            self._store.quota.delete(path)
+            self._store.quota.delete(self._store.scratch / disk)
+            self._store.room.release(disk)
+            self._deleted += 1
+            if self._deleted % SWEEP_EVERY == 0:
+                self._store.quota.drop_unused()
+
+    def report(self, disk: DiskId) -> DiskReport | None:
+        path = self._path(disk)
+        if not path.exists():
+            return None
+        record = path / "bundle"
+        known = record.exists() and not is_damaged(path)
+        size = self._store.quota.limit_of(self._store.quota.group(path))
+        return DiskReport(disk, record.read_text().strip() if known else None, size)
+
+    def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
+        """Write the files into ``app``, then record the bundle. Raises ``NoCapacity`` when they do not fit.
+
+        A record that a crash of the machine came too close to does not count: the bundle is put there again, whole.
+        So it is where another bundle than ``replaced`` is on the disk.
+        """
+        path = self._existing(disk)
+        record, unfinished = path / "bundle", path / "replaced"
+        before = replaced if replaced and replaced.hash in _recorded(path, record, unfinished) else Bundle("", ())
+        try:
+            if before.hash:
+                _write_record(unfinished, before.hash)
+            record.unlink(missing_ok=True)
+            place(*changes(before, bundle), path / "app", APP_OWNER)
+            self._store.settling.mark(path)
+            _write_record(record, bundle.hash)
+            unfinished.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno not in (errno.EDQUOT, errno.ENOSPC):
+                raise
+            raise self._full(path) from error
+
+    def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
+        """Record that it is there, once all that was written is safe: it could not be made again from the bundle."""
+        self.write_out(disk)
+        _write_record(self._existing(disk) / "bundle", bundle_hash)
+
+    def _full(self, path: Path) -> BuilderdError:
+        if trouble := self._store.trouble():
+            return EngineUnavailable(trouble, retry_after=60)
+        size = self._store.quota.limit_of(self._store.quota.group(path)) / GB
+        return NoCapacity(
+            f"The builder's disk of {size:.3g} GB is full: delete files in /app, or ask for a larger disk."
+        )
+
+    def too_full(self, disk: DiskId) -> TooLarge:
+        """For a file that does not fit."""
+        return TooLarge(
+            f"The file does not fit on the builder's disk of {self.limit(disk) / GB:.3g} GB: delete files in /app, or "
+            "ask for a larger disk."
+        )
+
+    def too_full_to_delete(self, disk: DiskId) -> TooLarge:
+        """For a folder that cannot be moved away."""
+        return TooLarge(
+            f"The builder's disk of {self.limit(disk) / GB:.3g} GB is full, and deleting this needs a little room: "
+            "delete single files first, or ask for a larger disk."
+        )
+
+    def limit(self, disk: DiskId) -> int:
+        """How many bytes it may hold."""
+        quota = self._store.quota
+        return quota.limit_of(quota.group(self._existing(disk)))
+
+    def usage(self, disk: DiskId) -> int:
+        """Bytes that count against its limit."""
+        quota = self._store.quota
+        return quota.used(quota.group(self._existing(disk)))
+
+    def app(self, disk: DiskId) -> Path:
+        return self._existing(disk) / "app"
+
+    def incoming(self, disk: DiskId) -> Path:
+        """A folder of the disk that its app does not see, for what is to get a name in ``app``."""
+        return _make_private(self._existing(disk) / INCOMING)
+
+    def trash(self, disk: DiskId) -> Path:
+        """The same for what has lost its name."""
+        return _make_private(self._existing(disk) / TRASH)
+
+    def empty_trash(self, disk: DiskId) -> None:
+        """Delete what has lost its name, in the background. Until then it counts against the disk's limit."""
+        self._empty_trash(self._path(disk))
+
+    def scratch(self, disk: DiskId) -> Path:
+        """An empty folder with ``upper`` and ``work`` in it. What was there is gone, however much it was.
+
+        A subvolume, so that it goes in one step.
+        """
+        self._existing(disk)
+        scratch = self._store.scratch / disk
+        with self._scratch_lock:
+            self._store.quota.delete(scratch)
+            create_subvolume(scratch)
+            self._store.quota.limit(scratch, SCRATCH_BYTES)
+            for name in ("upper", "work"):
+                (scratch / name).mkdir()
+        return scratch
+
+    def collect_scratch(self, used: Collection[str], unused_seconds: float) -> int:
+        """Take away what ended sandboxes left, but for those of the ``used`` disks and of the last so many seconds.
+
+        How many. Who starts a sandbox now makes a new one, under the same lock.
+        """
+        mounted, count = mounted_roots(), 0
+        for scratch in self._store.scratch.iterdir():
+            # One that is not there any more went with its disk.
+            with self._scratch_lock, suppress(FileNotFoundError):
+                recent = time.time() - scratch.stat().st_mtime < unused_seconds
+                seen = any(f"/scratch/{scratch.name}/" in f"{root}/" for root in mounted)
+                if recent or seen or scratch.name in used:
+                    continue
+                self._store.quota.delete(scratch)
+                count += 1
+        return count
+
+    def _existing(self, disk: DiskId) -> Path:
+        path = self._path(disk)
+        if not path.exists():
+            raise NotFound(f"There is no disk {disk}.")
+        return path
+
+    def _path(self, disk: DiskId) -> Path:
+        if not _NAME.fullmatch(disk):
+            raise NotFound(f"{disk!r} is no name of a disk.")
+        return self._store.disks / disk
+
+
+def _recorded(path: Path, *records: Path) -> set[str]:
+    """What the records say, unless a crash of the machine came too close to them."""
+    return set() if is_damaged(path) else {record.read_text().strip() for record in records if record.exists()}
+
+
+def _make_private(path: Path) -> Path:
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def _tidy(disk: Path) -> None:
+    """Remove what a crash, or the moment of a copy, caught on its way to its name: one file for each that was."""
+    if (disk / INCOMING).exists():
+        with folder(disk / INCOMING) as left:
+            clear(left)
+
+
+def _write_record(record: Path, text: str) -> None:
+    """The record is whole or not there."""
+    unfinished = record.with_suffix(".unfinished")
+    unfinished.write_text(text + "\n")
+    unfinished.rename(record)

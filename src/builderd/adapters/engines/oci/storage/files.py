@@ -1,0 +1,245 @@
+"""The files on disks, for callers of the engine. Implements ``ports.disk_files.DiskFiles``.
+
+What is being written is a nameless file beside ``app``: it counts against the disk's limit, its app cannot see it, and
+a crash leaves nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from builderd.adapters.engines.oci.storage import tree
+from builderd.adapters.engines.oci.storage.disks import APP_OWNER, Disks
+from builderd.adapters.engines.oci.storage.subvolumes import folder
+from builderd.domain.errors import BuilderdError, EngineUnavailable
+from builderd.domain.files import Condition, FileEntry, FileKind, FilePage
+from builderd.domain.ids import DiskId
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PIECE_BYTES = 1 << 20
+#: A download is read in smaller ones: what its client does not read is held, and there may be many of them.
+READ_BYTES = 1 << 17
+#: Of its own, so that a folder of a million files keeps nobody waiting who does not look into it.
+THREADS = 8
+#: A deleted folder is taken apart for so many seconds at once, and what is left of it in the background.
+CLEAR_SECONDS = 2.0
+#: Threads that do so at the same time: some are left for what is asked of other disks.
+CLEARINGS = 4
+#: Archives that are made at once.
+ARCHIVES = 4
+#: An archive is made by a program with a narrow purpose: it may read what it could not, and nothing more.
+ARCHIVER = (
+    *("/usr/bin/prlimit", "--as=1073741824", "--nofile=4096", "--core=0"),
+    *("/usr/bin/setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all,+dac_read_search"),
+    *("/usr/bin/tar", "--create", "--file=-", "--format=pax", "--sparse", "--hard-dereference", "--numeric-owner"),
+    *("--owner=app:1000", "--group=app:1000", "--warning=none"),
+)
+#: Exit status of tar(1) for files that changed or went while they were read.
+CHANGED = 1
+_COMPLAINT_BYTES = 1000
+
+
+class Files:
+    def __init__(self, disks: Disks) -> None:
+        self._disks = disks
+        self._threads = ThreadPoolExecutor(THREADS, "files")
+        self._archives = asyncio.Semaphore(ARCHIVES)
+        #: Held while a condition is looked at and its change made.
+        self._changing = threading.Lock()
+        self._clearings = threading.Semaphore(CLEARINGS)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """In a thread. Returns only when that is done, also when cancelled: its descriptors are in use until then."""
+        running = asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait({running})
+            raise
+
+    async def list(self, disk: DiskId, path: str, skip: int, count: int) -> FilePage:
+        def work() -> FilePage:
+            with self._root(disk) as root:
+                return tree.list_folder(root, path, skip, count)
+
+        return await self._run(work)
+
+    @contextmanager
+    def _root(self, disk: DiskId) -> Iterator[int]:
+        with folder(self._disks.app(disk)) as root:
+            yield root
+
+    @asynccontextmanager
+    async def open(self, disk: DiskId, path: str) -> AsyncIterator[Reading]:
+        def work() -> int:
+            with self._root(disk) as root:
+                return tree.open_file(root, path)
+
+        descriptor = await self._run(work)
+        try:
+            entry = tree.make_entry(path.rpartition("/")[2], os.fstat(descriptor))
+            yield Reading(entry, descriptor, self._run)
+        finally:
+            os.close(descriptor)
+
+    async def write(
+        self,
+        disk: DiskId,
+        path: str,
+        content: AsyncIterator[bytes],
+        condition: Condition,
+        size: int | None,
+        executable: bool | None,
+    ) -> tuple[FileEntry, bool]:
+        await self._run(self._check, disk, path, condition)
+        with self._full_disk_told(self._disks.too_full, disk), folder(self._disks.incoming(disk)) as staging:
+            if size is not None and size > self._disks.limit(disk):
+                raise OSError(errno.EDQUOT, "larger than the disk")
+            flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+            with tree.closing(os.open(".", flags, 0o600, dir_fd=staging)) as staged:
+                async for piece in in_pieces(content, PIECE_BYTES):
+                    await self._run(_write_all, staged, piece)
+                return await self._run(self._put, disk, path, condition, staged, staging, executable)
+
+    def _check(self, disk: DiskId, path: str, condition: Condition) -> None:
+        """What can be refused is refused before anything is read."""
+        with self._root(disk) as root:
+            tree.check(root, path, condition)
+
+    def _put(
+        self, disk: DiskId, path: str, condition: Condition, staged: int, staging: int, executable: bool | None
+    ) -> tuple[FileEntry, bool]:
+        os.fsync(staged)
+        with self._root(disk) as root, self._changing:
+            present = tree.check(root, path, condition)
+            os.fchown(staged, APP_OWNER, APP_OWNER)
+            os.fchmod(staged, _mode(present, executable))
+            return tree.put(root, path, staged, staging, APP_OWNER), present is None
+
+    async def delete(self, disk: DiskId, path: str, condition: Condition, recursive: bool) -> None:
+        def work() -> None:
+            with self._full_disk_told(self._disks.too_full_to_delete, disk), self._root(disk) as root:
+                with self._changing:
+                    moved = tree.delete(root, path, condition, partial(self._trash, disk), recursive=recursive)
+                if moved and not self._clear(disk):
+                    self._disks.empty_trash(disk)
+
+        await self._run(work)
+
+    def _clear(self, disk: DiskId) -> bool:
+        """Delete what has lost its name, as far as that goes in a moment: whether nothing is left."""
+        if not self._clearings.acquire(blocking=False):
+            return False
+        try:
+            end = time.monotonic() + CLEAR_SECONDS
+            with self._trash(disk) as trash:
+                return tree.clear(trash, lambda: time.monotonic() > end)
+        finally:
+            self._clearings.release()
+
+    @contextmanager
+    def _trash(self, disk: DiskId) -> Iterator[int]:
+        with folder(self._disks.trash(disk)) as trash:
+            yield trash
+
+    @contextmanager
+    def _full_disk_told(self, told: Callable[[DiskId], BuilderdError], disk: DiskId) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EDQUOT, errno.ENOSPC, errno.EFBIG):
+                raise
+            raise told(disk) from error
+
+    async def archive(self, disk: DiskId) -> AsyncGenerator[bytes]:
+        app = self._disks.app(disk)
+        async with self._archives, _archiver(app) as (output, ended):
+            while piece := await output.read(PIECE_BYTES):
+                yield piece
+            await ended()
+
+
+class Reading:
+    """Implements ``ports.disk_files.OpenFile``."""
+
+    def __init__(self, entry: FileEntry, descriptor: int, run: Callable[..., Coroutine[Any, Any, bytes]]) -> None:
+        self.entry = entry
+        self._descriptor = descriptor
+        self._run = run
+
+    async def read(self, start: int, length: int) -> AsyncIterator[bytes]:
+        end = start + length
+        while start < end:
+            piece = await self._run(os.pread, self._descriptor, min(READ_BYTES, end - start), start)
+            if not piece:
+                return
+            start += len(piece)
+            yield piece
+
+
+def _mode(present: FileEntry | None, executable: bool | None) -> int:
+    if executable is None and present and present.kind is FileKind.FILE:
+        return present.mode & 0o777
+    return 0o755 if executable else 0o644
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+async def in_pieces(content: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+    """The same bytes in pieces of at least this size, but for the last."""
+    piece = bytearray()
+    async for part in content:
+        piece += part
+        if len(piece) >= size:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)
+
+
+@asynccontextmanager
+async def _archiver(app: Path) -> AsyncIterator[tuple[asyncio.StreamReader, Callable[[], Coroutine[Any, Any, None]]]]:
+    program = await asyncio.create_subprocess_exec(
+        *ARCHIVER,
+        f"--directory={app}",
+        ".",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={"LC_ALL": "C.UTF-8"},
+        limit=PIECE_BYTES,
+    )
+
+    async def ended() -> None:
+        if await program.wait() not in (0, CHANGED):
+            raise EngineUnavailable("The archive could not be made: some of the files cannot be read.")
+
+    assert program.stdout
+    try:
+        yield program.stdout, ended
+    finally:
+        if program.returncode is None:
+            program.kill()
+            # To asyncio a program goes on for as long as there is something in its pipe that nobody has read.
+            while await program.stdout.read(PIECE_BYTES):
+                pass
+            await program.wait()

@@ -1,0 +1,296 @@
+"""Layers: installed dependencies, made once for each key, in sandboxes that reach the layer being made and little else.
+
+A build has a folder of its own: ``layer``, the subvolume that becomes the layer; ``input``, the plan's files; and
+``cache``, a copy of the shared cache, for steps that run foreign code. Each is a mount of its own in the sandbox, so
+that nothing in one can be linked to from another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from builderd.adapters.engines.oci.storage.backing import total_bytes
+from builderd.adapters.engines.oci.storage.builds import Bind, BuildExit, BuildRun, BuildRunner
+from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
+from builderd.adapters.engines.oci.storage.shelf import Shelf
+from builderd.adapters.engines.oci.storage.store import Store
+from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, snapshot
+from builderd.domain.errors import MachineFault, NoCapacity, NotFound
+from builderd.domain.layers import CACHE, INPUT, LAYER, BuildOutcome, BuildStep, Cache, LayerPlan
+from builderd.domain.machine_faults import helper_died
+from builderd.domain.resources import GB
+from builderd.linux.threads import to_its_end
+
+Progress = Callable[[str], None]
+
+#: Root inside owns what is root's on the disk.
+LAYER_UID = 0
+MAX_LAYER, MIN_LAYER, MAX_CACHE = 10 * GB, GB // 4, 10 * GB
+#: Neither takes more than this part of a small store, and a layer being made no more than a part of what is left.
+SHARE = 0.25
+
+#: The last lines of a build, for whoever explains its failure; and how much of it is told as it goes.
+KEPT_LINES, TOLD_LINES, LINE_LENGTH = 500, 2_000, 1_000
+
+#: Where installers put what they install, as apps see it below their root.
+MADE = frozenset({"venv", "node_modules"})
+#: So many names of what does not belong there are told.
+NAMED = 5
+#: Exit status of a program that was ended by SIGKILL, as tini has it.
+KILLED = 137
+#: What has less room left than this is full.
+FULL = 32 << 20
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildLimits:
+    """Of one build sandbox: vCPU, bytes of memory, processes."""
+
+    cpu: float = 2
+    memory: int = 2 * GB
+    processes: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """The folder of a build, and how much may be written to each of its subvolumes."""
+
+    folder: Path
+    size: int
+
+    @property
+    def layer(self) -> Path:
+        return self.folder / "layer"
+
+    @property
+    def input(self) -> Path:
+        return self.folder / "input"
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+
+class Layers:
+    """``tools`` are programs of the host that builds need, by the path at which they find them."""
+
+    def __init__(
+        self, store: Store, runner: BuildRunner, tools: Mapping[str, Path], limits: BuildLimits | None = None
+    ) -> None:
+        self._store = store
+        self._runner = runner
+        self._tools = tuple(Bind(source, target, read_only=True, owner=None) for target, source in tools.items())
+        self._limits = limits or BuildLimits()
+        self._shelf = Shelf(store)
+        self._cache = LayerCache(store)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def open(self) -> None:
+        """Take stock after a start, when no build runs: what an earlier service left half-made is removed."""
+        for folder in self._store.builds.iterdir():
+            self._discard(folder)
+        self._shelf.open()
+        self._cache.open(min(MAX_CACHE, int(total_bytes(self._store.root) * SHARE)))
+
+    def has(self, key: str) -> bool:
+        """Whether it is there; who asks is about to use it."""
+        return self._shelf.take(key) > 0
+
+    def lower(self, key: str) -> Path:
+        """The folder that a sandbox started now gets to see below its root. It stays as long as the layer."""
+        generation = self._shelf.take(key)
+        if not generation:
+            raise NotFound(f"There is no layer {key}.")
+        return self._shelf.path(key, generation)
+
+    async def build(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        """Make the layer, or wait for whoever makes it. Raises ``NoCapacity`` when the store has no room for one."""
+        async with self._lock(plan.key):
+            if self.has(plan.key):
+                return BuildOutcome(0, (), 0.0, reused=True)
+            scratch = any(step.cache is Cache.SCRATCH for step in plan.steps)
+            async with self._cache.in_use(), self._making(plan.key, copies=2 if scratch else 1) as build:
+                await to_its_end(self._fill, build, plan, scratch=scratch)
+                return await self._make(build, plan.key, plan.steps, progress)
+
+    def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
+        """The keys of those that were taken away: not to be kept, seen by nobody, asked for by nobody in so long."""
+        return self._shelf.collect(keep, unused_seconds)
+
+    async def polish(self, key: str, step: BuildStep) -> BuildOutcome:
+        """Run the step on a copy of the layer, which becomes its next generation. Once polished, it stays so."""
+        async with self._lock(key):
+            generation = self._shelf.take(key)
+            if not generation:
+                raise NotFound(f"There is no layer {key}.")
+            if generation > 1:
+                return BuildOutcome(0, (), 0.0, reused=True)
+            async with self._making(key, copies=1) as build:
+                await to_its_end(self._copy, build, self._shelf.path(key, generation))
+                return await self._make(build, key, (step,), _nobody)
+
+    def _lock(self, key: str) -> asyncio.Lock:
+        return self._locks.setdefault(key, asyncio.Lock())
+
+    @asynccontextmanager
+    async def _making(self, key: str, copies: int) -> AsyncIterator[Build]:
+        """A build's folder and claim, both gone at the end, however it comes."""
+        name = f"{key[:16]}-{secrets.token_hex(4)}"
+        claim = f"build {name}"
+        size = self._store.room.claim_some(claim, MIN_LAYER * copies, self._most() * copies) // copies
+        build = Build(self._store.builds / name, size)
+        try:
+            await to_its_end(build.folder.mkdir, mode=0o711)
+            yield build
+        finally:
+            self._store.room.release(claim)
+            await to_its_end(self._discard, build.folder)
+
+    def _discard(self, folder: Path) -> None:
+        for name in ("layer", "cache"):
+            self._store.quota.delete(folder / name)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _most(self) -> int:
+        return min(MAX_LAYER, int(total_bytes(self._store.root) * SHARE))
+
+    def _fill(self, build: Build, plan: LayerPlan, *, scratch: bool) -> None:
+        create_subvolume(build.layer)
+        self._store.quota.limit(build.layer, build.size)
+        _write_inputs(build.input, plan.inputs)
+        if scratch:
+            self._cache.copy_to(build.cache, build.size)
+
+    def _copy(self, build: Build, layer: Path) -> None:
+        snapshot(layer, build.layer)
+        self._store.quota.limit_copy(build.layer, build.size)
+        _write_inputs(build.input, {})
+
+    async def _make(self, build: Build, key: str, steps: tuple[BuildStep, ...], progress: Progress) -> BuildOutcome:
+        begun = time.monotonic()
+        transcript = Transcript(progress)
+        for step in steps:
+            progress(step.title)
+            end = await self._runner.run_build(self._run(build, step), transcript.add)
+            if end.exit_code:
+                await asyncio.to_thread(self._refuse_fault_of_machine, build, end)
+                return _outcome(end, transcript, begun)
+        if fault := await asyncio.to_thread(_layer_fault, build.layer):
+            transcript.add(fault)
+            return _outcome(BuildExit(1), transcript, begun)
+        await to_its_end(self._shelf.put, key, build.layer)
+        return _outcome(BuildExit(0), transcript, begun)
+
+    def _refuse_fault_of_machine(self, build: Build, end: BuildExit) -> None:
+        """Raise ``MachineFault`` or ``NoCapacity`` for a failure that says nothing of what was to be installed."""
+        if end.out_of_memory or end.timed_out:
+            return
+        if end.exit_code == KILLED:
+            raise helper_died("the installer", "was killed")
+        if self._store.room.writable() < FULL:
+            raise NoCapacity(
+                "The machine's store for apps and layers is full: its operator must free space (builderd doctor). "
+                "Deploy again then."
+            )
+        if self._is_full(self._cache.path):
+            raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
+        if build.size < self._most() and self._is_full(build.layer):
+            raise NoCapacity(
+                f"The machine has only {build.size / GB:.1f} GB left for these dependencies, which need more (a layer "
+                f"may have {self._most() / GB:.1f} GB): its operator must free space (builderd doctor)."
+            )
+
+    def _is_full(self, subvolume: Path) -> bool:
+        quota = self._store.quota
+        group = quota.group(subvolume)
+        limit = quota.limit_of(group)
+        return limit > 0 and limit - quota.used(group) < min(FULL, limit // 4)
+
+    def _run(self, build: Build, step: BuildStep) -> BuildRun:
+        return BuildRun(
+            id=secrets.token_hex(8),
+            argv=step.argv,
+            env={**ENVIRONMENT, **step.env},
+            cwd=INPUT,
+            binds=(*self._binds(build, step.cache), *self._tools),
+            network=step.network,
+            cpu=self._limits.cpu,
+            memory=self._limits.memory,
+            processes=self._limits.processes,
+            timeout_seconds=step.timeout_seconds,
+        )
+
+    def _binds(self, build: Build, cache: Cache) -> Iterator[Bind]:
+        yield Bind(build.input, INPUT, read_only=True, owner=LAYER_UID)
+        yield Bind(build.layer, LAYER, read_only=False, owner=LAYER_UID)
+        if cache is not Cache.NONE:
+            source = self._cache.path if cache is Cache.SHARED else build.cache
+            yield Bind(source, CACHE, read_only=False, owner=LAYER_UID)
+
+
+class Transcript:
+    """What a build says: told as it goes and kept for the end, both only as far as somebody may want to read it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._count = 0
+        self.last: deque[str] = deque(maxlen=KEPT_LINES)
+
+    def add(self, line: str) -> None:
+        shown = line if len(line) <= LINE_LENGTH else line[:LINE_LENGTH] + "…"
+        self.last.append(shown)
+        self._count += 1
+        if self._count <= TOLD_LINES:
+            self._progress(shown)
+        elif self._count == TOLD_LINES + 1:
+            self._progress("… (what follows is left out here)")
+
+
+def _outcome(end: BuildExit, transcript: Transcript, begun: float) -> BuildOutcome:
+    return BuildOutcome(
+        exit_code=end.exit_code,
+        output=tuple(transcript.last),
+        seconds=time.monotonic() - begun,
+        out_of_memory=end.out_of_memory,
+        timed_out=end.timed_out,
+    )
+
+
+def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:
+    target.mkdir(mode=0o755)
+    for path, content in inputs.items():
+        file = target / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+def _layer_fault(layer: Path) -> str | None:
+    """A layer lies below the root of an app: it may bring what installers make, and nothing else.
+
+    Of a great many names only the first few are looked at: to leave millions costs a build little.
+    """
+    with os.scandir(layer) as entries:
+        others = list(islice((entry.name for entry in entries if entry.name not in MADE), NAMED))
+    if others:
+        names = os.fsencode(", ".join(sorted(others))).decode(errors="replace")
+        return f"error: the build left {names} beside what was installed"
+    made = [layer / name for name in MADE if os.path.lexists(layer / name)]
+    if not made or any(path.is_symlink() or not path.is_dir() for path in made):
+        return "error: the installer made nothing"
+    return None
+
+
+def _nobody(line: str) -> None:
+    """Progress of background work, which nobody waits for."""

@@ -1,0 +1,135 @@
+"""Placement: a bundle's files are written into a folder that an app has had its hands on, and others removed from it.
+
+The app may have left links to anywhere in it. No link is followed: every folder is opened from its parent as a
+folder that is no link, and every file is written beside and renamed into place, over whatever is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from builderd.adapters.engines.oci.storage.subvolumes import folder
+from builderd.domain.bundles import BundleFile, path_error
+
+UNFINISHED = ".builderd-unfinished"
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def place(files: Sequence[BundleFile], removed: Sequence[str], target: Path, owner: int) -> None:
+    """Remove the paths ``removed`` below ``target`` and write the files, ordered by their paths and owned by ``owner``.
+
+    A folder that a removal leaves empty is removed too. What an app made of a path to be removed stays where that is
+    a folder, or lies behind a link.
+
+    A link or file where a folder must be is replaced. A folder with something in it where a file must be is moved
+    aside to ``<name>.~1~``: it may hold what the app wrote. Other files stay as they are.
+    """
+    for path in (*removed, *(file.path for file in files)):
+        if fault := path_error(path):
+            raise ValueError(f"{path!r} {fault}")
+    with folder(target) as root:
+        for path in removed:
+            _remove(root, path)
+        for parent, siblings in itertools.groupby(files, key=lambda file: file.path.rpartition("/")[0]):
+            with _enter(root, parent, owner) as inside:
+                for file in siblings:
+                    _write(inside, file, owner)
+
+
+def _remove(root: int, path: str) -> None:
+    """The file or link of this name, and the folders above it that are then empty, deepest first."""
+    *parents, name = path.split("/")
+    with ExitStack() as opened, suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, _Linked):
+        folders = [root]
+        for parent in parents:
+            folders.append(_open_real(folders[-1], parent))
+            opened.callback(os.close, folders[-1])
+        os.unlink(name, dir_fd=folders[-1])
+        for above, emptied in zip(reversed(folders[:-1]), reversed(parents), strict=True):
+            try:
+                os.rmdir(emptied, dir_fd=above)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+                    raise
+                break
+
+
+class _Linked(Exception):
+    """A link is where a folder should be."""
+
+
+def _open_real(parent: int, name: str) -> int:
+    try:
+        return os.open(name, _FOLDER, dir_fd=parent)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _Linked from error
+        raise
+
+
+@contextmanager
+def _enter(root: int, path: str, owner: int) -> Iterator[int]:
+    """The folder at a path below root, made where it is missing."""
+    inside = os.dup(root)
+    try:
+        for name in filter(None, path.split("/")):
+            deeper = _open_folder(inside, name, owner)
+            os.close(inside)
+            inside = deeper
+        yield inside
+    finally:
+        os.close(inside)
+
+
+def _open_folder(parent: int, name: str, owner: int) -> int:
+    try:
+        return os.open(name, _FOLDER, dir_fd=parent)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        os.unlink(name, dir_fd=parent)
+    os.mkdir(name, 0o755, dir_fd=parent)
+    made = os.open(name, _FOLDER, dir_fd=parent)
+    os.fchown(made, owner, owner)
+    return made
+
+
+def _write(parent: int, file: BundleFile, owner: int) -> None:
+    name = file.path.rpartition("/")[2]
+    _make_way(parent, UNFINISHED)
+    with suppress(FileNotFoundError):
+        os.unlink(UNFINISHED, dir_fd=parent)
+    descriptor = os.open(UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
+    with os.fdopen(descriptor, "wb") as out:
+        out.writelines(file.chunks())
+        out.flush()
+        os.fchown(descriptor, owner, owner)
+        os.fchmod(descriptor, 0o755 if file.executable else 0o644)
+    _make_way(parent, name)
+    os.rename(UNFINISHED, name, src_dir_fd=parent, dst_dir_fd=parent)
+
+
+def _make_way(parent: int, name: str) -> None:
+    """A rename replaces anything but a folder."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        os.rename(name, _free_name(parent, name), src_dir_fd=parent, dst_dir_fd=parent)
+
+
+def _free_name(parent: int, name: str) -> str:
+    kept = name.encode()[:240].decode(errors="ignore")
+    taken = set(os.listdir(parent))
+    return next(free for n in itertools.count(1) if (free := f"{kept}.~{n}~") not in taken)

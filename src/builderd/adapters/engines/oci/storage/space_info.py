@@ -1,0 +1,73 @@
+"""How a btrfs file system divides its devices between data and metadata, as the kernel tells it in /sys.
+
+Device space is handed out in chunks, each for data or for metadata. A byte that is free in a chunk of one kind is of
+no use to the other, though ``df`` counts it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from builderd.adapters.engines.oci.storage.subvolumes import file_system_uuid
+
+#: How many bytes of device a byte takes, by profile. Parity is less, and is counted as if it were a second copy.
+_COPIES = {"single": 1, "raid0": 1, "raid1c3": 3, "raid1c4": 4}
+_OTHER_COPIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Chunks of one kind, in bytes of content. ``profiles`` are those of which there is any."""
+
+    total: int
+    used: int
+    profiles: frozenset[str]
+
+    @property
+    def free(self) -> int:
+        return self.total - self.used
+
+    @property
+    def copies(self) -> int:
+        return max((_COPIES.get(profile, _OTHER_COPIES) for profile in self.profiles), default=1)
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceInfo:
+    """``unallocated``: bytes of the devices that are in no chunk yet."""
+
+    data: Chunks
+    metadata: Chunks
+    unallocated: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the devices, but for the little that is kept for chunks themselves."""
+        return self.data.total * self.data.copies + self.metadata.total * self.metadata.copies + self.unallocated
+
+    @property
+    def metadata_ratio(self) -> float:
+        """How much more of the devices a byte of metadata takes than a byte of data: 2 with mkfs.btrfs' defaults."""
+        return max(1.0, self.metadata.copies / self.data.copies)
+
+
+def read_space_info(root: Path) -> SpaceInfo:
+    """Of the file system that ``root`` lies on."""
+    folder = Path("/sys/fs/btrfs") / file_system_uuid(root) / "allocation"
+    status = os.statvfs(root)
+    allocated = sum(_number(folder / kind / "disk_total") for kind in ("data", "metadata", "system"))
+    unallocated = max(0, status.f_blocks * status.f_frsize - allocated)
+    return SpaceInfo(_chunks(folder / "data"), _chunks(folder / "metadata"), unallocated)
+
+
+def _chunks(folder: Path) -> Chunks:
+    profiles = frozenset(
+        path.parent.name for path in folder.glob("*/total_bytes") if path.parent.is_dir() and _number(path) > 0
+    )
+    return Chunks(_number(folder / "total_bytes"), _number(folder / "bytes_used"), profiles)
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text())

@@ -1,0 +1,210 @@
+"""The store: the one btrfs file system on which disks, layers and builds lie, mounted for this service.
+
+It stays mounted when the service ends, since sandboxes go on running on it, and is adopted by the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from builderd.adapters.engines.oci.network.host_files import set_mode
+from builderd.adapters.engines.oci.storage.backing import Backing, ImageBacking, Kind, choose_backing, is_mounted
+from builderd.adapters.engines.oci.storage.balancing import Balancing, cancel_balance
+from builderd.adapters.engines.oci.storage.quotas import Quota, enable_quota
+from builderd.adapters.engines.oci.storage.room import Ground, Room
+from builderd.adapters.engines.oci.storage.settling import Settling
+from builderd.adapters.engines.oci.storage.store_record import claim_for, refuse_another, remember
+from builderd.adapters.engines.oci.storage.store_watch import READ_ONLY, StoreWatch
+from builderd.adapters.engines.oci.storage.subvolumes import is_subvolume
+from builderd.domain.errors import EngineUnavailable
+
+Progress = Callable[[str], None]
+
+FOLDERS = ("disks", "scratch", "layers", "builds")
+BUSY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """``size_bytes`` of the sparse file; ``floor_bytes`` stay free whatever happens."""
+
+    device: Path | None = None
+    size_bytes: int | None = None
+    floor_bytes: int = 2 << 30
+    overcommit: float = 1.0
+
+
+class Store:
+    """Of the service ``instance``."""
+
+    def __init__(self, data_dir: Path, mount_point: Path, options: StoreOptions, instance: str) -> None:
+        self.root = mount_point
+        self.disks, self.scratch, self.layers, self.builds = (mount_point / name for name in FOLDERS)
+        self._data_dir = data_dir
+        self._options = options
+        self._instance = instance
+        self._lock: int | None = None
+        self.settling = Settling(mount_point)
+        self._quota: Quota | None = None
+        self._room: Room | None = None
+        self._watch: StoreWatch | None = None
+        self._balancing: Balancing | None = None
+
+    @property
+    def quota(self) -> Quota:
+        assert self._quota, "the store is open"
+        return self._quota
+
+    @property
+    def room(self) -> Room:
+        assert self._room, "the store is open"
+        return self._room
+
+    def open(self, progress: Progress) -> None:
+        """Make it where there is none, mount it or adopt the mount. Idempotent.
+
+        Raises ``EngineUnavailable`` when another service has it or it is not the one in which the disks of this data
+        directory lie, ``NoCapacity`` when the host has no space for it.
+        """
+        if self._room:
+            return
+        options = self._options
+        self._data_dir.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        backing = choose_backing(self._data_dir, options.device, options.size_bytes, options.floor_bytes)
+        refuse_another(self._data_dir, backing)
+        backing.prepare(progress)
+        self._mount(backing)
+        remember(self._data_dir, backing)
+        # Of an earlier service that was killed: the store could not grow meanwhile.
+        cancel_balance(self.root)
+        backing.grow(self.root, progress)
+        # Mounts are made by root. Nobody else on the host has business in what tenants keep.
+        set_mode(self.root, 0o700)
+        for folder in (self.disks, self.scratch, self.layers, self.builds):
+            folder.mkdir(mode=0o711, exist_ok=True)
+        self._quota = enable_quota(self.root, int(self._instance, 16))
+        self._quota.open_total(self._subvolumes())
+        image = backing.image if isinstance(backing, ImageBacking) else None
+        ground = Ground(self.root, image, options.floor_bytes)
+        self._room = Room(ground, self._quota, options.overcommit)
+        self._watch = StoreWatch(ground, self._quota, self._room)
+        self._balancing = Balancing(
+            self.root,
+            self._room.backed,
+            converts=backing.kind is not Kind.FOLDER,
+            make_room=lambda: backing.grow_to_convert(self.root, progress),
+        )
+
+    def start_watch(self) -> None:
+        """Guard what was promised from here on. Call it once all claims that stand already are settled."""
+        assert self._watch, "the store is open"
+        assert self._balancing, "the store is open"
+        self._watch.start()
+        self._balancing.start()
+
+    def trouble(self) -> str | None:
+        """Why apps cannot write, and what to do; None when they can."""
+        return self._watch.trouble() if self._watch else None
+
+    def is_short(self) -> bool:
+        """Whether the host's file system below the store may soon be full."""
+        return self._watch.is_short() if self._watch else False
+
+    def _subvolumes(self) -> Iterator[Path]:
+        """All that may have a limit."""
+        folders = [*self.disks.iterdir(), *self.scratch.iterdir(), self.root / "cache"]
+        yield from (path for path in folders if is_subvolume(path))
+
+    def _take_lock(self) -> None:
+        """Two services on one store would not know of each other's claims."""
+        if self._lock is not None:
+            return
+        lock = os.open(self._data_dir / "store.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise EngineUnavailable(f"Another service uses the store in {self._data_dir}.") from error
+        self._lock = lock
+
+    def _mount(self, backing: Backing) -> None:
+        self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if is_mounted(self.root):
+            if backing.is_at(self.root) and self._is_sound():
+                claim_for(self.root, self._instance, backing.place)
+                return
+            # The data directory was replaced under a mount that an earlier service left.
+            _unmount(self.root)
+        try:
+            _share(self.root)
+            backing.mount(self.root)
+            claim_for(self.root, self._instance, backing.place)
+        except BaseException:
+            _unmount(self.root)
+            raise
+
+    def _is_sound(self) -> bool:
+        """Whether the mount can be written to; one that cannot is taken away, to be mounted anew.
+
+        Raises ``EngineUnavailable`` where apps still run on it: the kernel writes to such a file system only once
+        everything has let go of it.
+        """
+        if not os.statvfs(self.root).f_flag & os.ST_RDONLY:
+            return True
+        if _umount(self.root):
+            raise EngineUnavailable(READ_ONLY.format(root=self.root))
+        return False
+
+    def release(self) -> None:
+        """Let another process open it; it stays mounted. Idempotent."""
+        self._stop_workers()
+        self.settling.close()
+        self._quota = self._room = self._watch = self._balancing = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def close(self) -> None:
+        """Unmount it, also where a sandbox that is about to end still holds it for a moment. Idempotent."""
+        self._stop_workers()
+        if is_mounted(self.root):
+            cancel_balance(self.root)
+            _unmount(self.root)
+        self.release()
+
+    def _stop_workers(self) -> None:
+        for worker in (self._balancing, self._watch):
+            if worker:
+                worker.close()
+
+
+def _share(target: Path) -> None:
+    """Bind the folder to itself, so that what is mounted on it is unmounted everywhere at once.
+
+    Sandboxes, also those of other services, start with a copy of all mounts of the host. A copy follows the original
+    only where the mount below is shared; otherwise it would keep the file system in use for as long as it lives. Made
+    private in between, it shares with its own copies and not with the mount that it was taken from.
+    """
+    for options in (["--bind", str(target)], ["--make-private"], ["--make-shared"]):
+        subprocess.run(["mount", *options, target], check=True, capture_output=True)
+
+
+def _unmount(target: Path) -> None:
+    """All that is mounted there, one above the other."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while is_mounted(target):
+        if _umount(target):
+            if time.monotonic() > deadline:
+                _umount(target, "--lazy")
+            time.sleep(0.05)
+
+
+def _umount(target: Path, *options: str) -> int:
+    return subprocess.run(["umount", *options, target], capture_output=True, check=False).returncode

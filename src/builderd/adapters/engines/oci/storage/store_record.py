@@ -1,0 +1,97 @@
+"""Which store is whose, written down on both sides: another one in its place would leave every disk behind.
+
+``store.json`` in the data directory names the store's kind and its file system; ``service.json`` in the store's root
+names the service. Stores that were made before either was written are taken as they are, and get both.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from builderd.adapters.engines.oci.storage.backing import Backing, Kind, folder_of, image_of
+from builderd.domain.errors import EngineUnavailable
+from builderd.linux.json_files import read_json, write_json
+
+RECORD, MARK = "store.json", "service.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecord:
+    """``uuid`` is that of the btrfs file system, ``place`` where it was when this was written."""
+
+    kind: Kind
+    uuid: str
+    place: str
+
+
+def refuse_another(data_dir: Path, backing: Backing) -> None:
+    """Raises ``EngineUnavailable`` where the disks of this data directory lie in another store than this one.
+
+    A store in the data directory that is gone is forgotten: whoever deleted it wants another.
+    """
+    known = _known(data_dir)
+    if known is None:
+        _refuse_beside(data_dir, backing)
+    elif known.kind is not Kind.DEVICE and not os.path.lexists(known.place):
+        (data_dir / RECORD).unlink()
+    elif (known.kind, known.uuid) != (backing.kind, backing.file_system()):
+        raise _another(data_dir, known, backing)
+
+
+def remember(data_dir: Path, backing: Backing) -> None:
+    """Write it down, once it is mounted."""
+    record = StoreRecord(backing.kind, backing.file_system() or "", str(backing.place))
+    if record != _known(data_dir):
+        write_json(data_dir / RECORD, asdict(record), durable=True)
+
+
+def claim_for(root: Path, instance: str, place: Path) -> None:
+    """Write the service's id into the store. Raises ``EngineUnavailable`` where it is another service's."""
+    found = read_json(root / MARK, f"It is in {place}: mount that, and remove the file.")
+    if found is None:
+        write_json(root / MARK, {"id": instance}, durable=True)
+    elif found["id"] != instance:
+        raise EngineUnavailable(
+            f"{place} is the store of another service ({found['id']}; this one is {instance}). Name another one. If "
+            f"that service is gone for good and this one is to have it, mount it and remove {MARK} from its root."
+        )
+
+
+def _known(data_dir: Path) -> StoreRecord | None:
+    file = data_dir / RECORD
+    found = read_json(file, "Remove it, once the settings name the store in which the disks lie.")
+    if found is None:
+        return None
+    # What lies in the data directory moves with it.
+    places = {Kind.FOLDER: folder_of(data_dir), Kind.IMAGE: image_of(data_dir), Kind.DEVICE: Path(found["place"])}
+    kind = Kind(found["kind"])
+    return StoreRecord(kind, found["uuid"], str(places[kind]))
+
+
+def _refuse_beside(data_dir: Path, backing: Backing) -> None:
+    for place in (folder_of(data_dir), image_of(data_dir)):
+        if place != backing.place and os.path.lexists(place):
+            raise EngineUnavailable(f"The disks of this service lie in {place}. {_others(place, backing, place)}")
+
+
+def _another(data_dir: Path, known: StoreRecord, backing: Backing) -> EngineUnavailable:
+    record, place = data_dir / RECORD, Path(known.place)
+    words = f"The disks of this service lie in {place} (btrfs {known.uuid})."
+    if place == backing.place:
+        return EngineUnavailable(
+            f"{words} What is there now is another file system: bring back the right one, or remove {record} to go on "
+            "with this one, without those disks."
+        )
+    mark = record if known.kind is Kind.DEVICE else place
+    return EngineUnavailable(f"{words} {_others(place, backing, mark)}")
+
+
+def _others(place: Path, backing: Backing, mark: Path) -> str:
+    """Without what is at ``mark``, the service takes another store than the one at ``place``."""
+    return (
+        f"{backing.place} is another store, without them: set store.device back to what it was. To enlarge a store or "
+        f"to move it, see docs/storage.md. To begin with an empty one, in which apps come back from their backups or "
+        f"begin anew, run 'builderd down' and remove {mark}."
+    )

@@ -1,0 +1,131 @@
+"""The watch over a store: stops apps from writing before a write fails, and says what is wrong with the store.
+
+Promises are checked when they are made. Later the host may fill up from elsewhere, or metadata may take more than was
+counted. A file system that fails to write its metadata is read-only until every app on it was stopped, so apps get
+"disk quota exceeded" instead while there is still some space left: by the limit above all limits (``quotas``).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from builderd.adapters.engines.oci.storage.backing import free_bytes
+from builderd.adapters.engines.oci.storage.host_blocks import allocate_metadata
+from builderd.adapters.engines.oci.storage.quotas import Quota
+from builderd.adapters.engines.oci.storage.room import Ground, Room
+from builderd.adapters.engines.oci.storage.subvolumes import folder
+from builderd.domain.resources import GB
+from builderd.linux.syscalls import sync_file_system
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 1.0
+#: A limit is set anew when it is off by more than this: each time is a write.
+STEP = 16 << 20
+
+READ_ONLY = (
+    "The store at {root} is read-only: the kernel stopped writing to it after a write of its own had failed, as when "
+    "the host's disk is full (see dmesg). Free space on the host, then run 'builderd down' and 'builderd serve': apps "
+    "are started again."
+)
+FULL_HOST = (
+    "Apps cannot write: only {free:.1f} GB are free on the host's file system of {image}, of which {floor:g} GB are to "
+    "stay free (store.floor). Free space on the host; apps go on by themselves."
+)
+FULL_STORE = "Apps cannot write: the store at {root} is full. Delete builders, or enlarge it (docs/storage.md)."
+
+
+class StoreWatch:
+    def __init__(self, ground: Ground, quota: Quota, room: Room) -> None:
+        self._ground = ground
+        self._quota = quota
+        self._room = room
+        self._closed = threading.Event()
+        self._trouble: str | None = None
+        #: The last error, so that one that stays is logged once.
+        self._failure = ""
+        #: Bytes of metadata chunks for which the host's space was allocated.
+        self._allocated = 0
+        self._thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
+
+    def start(self) -> None:
+        """Look once, then every second."""
+        self._try()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def trouble(self) -> str | None:
+        """Why apps cannot write, and what to do; None when they can."""
+        return self._trouble
+
+    def _run(self) -> None:
+        while not self._closed.wait(INTERVAL):
+            self._try()
+
+    def _try(self) -> None:
+        try:
+            self.look()
+            self._failure = ""
+        except OSError as error:
+            if str(error) != self._failure:
+                log.warning("store watch failed, retrying in 1 s root=%s error=%s", self._ground.root, error)
+            self._failure = str(error)
+
+    def look(self) -> None:
+        """Look at the store and its host, and adapt the limit."""
+        writable = self._ground.writable()
+        self._note(find_trouble(self._ground))
+        if not self._ground.is_read_only():
+            self._limit(writable)
+            self._allocate()
+
+    def is_short(self) -> bool:
+        """Whether the host may soon be full."""
+        return self._ground.is_host_short()
+
+    def _note(self, trouble: str | None) -> None:
+        if trouble != self._trouble:
+            log.log(logging.ERROR if trouble else logging.INFO, "store: %s", trouble or "apps can write again")
+        self._trouble = trouble
+
+    def _limit(self, writable: int) -> None:
+        """No more than can be written, where that is less than what is promised."""
+        before = self._quota.total_limit()
+        if writable >= self._room.promised():
+            self._quota.limit_total(None)
+            return
+        limit = max(1, self._quota.used_total() + writable)
+        if not before or abs(limit - before) > STEP or (limit < before and not writable):
+            self._quota.limit_total(limit)
+        if not writable and (not before or before > limit):
+            # What apps have in memory still fits now.
+            with folder(self._ground.root) as root:
+                sync_file_system(root)
+
+    def _allocate(self) -> None:
+        """Keep the host's space for the metadata. What was trimmed since is allocated again while the host is short."""
+        ground = self._ground
+        if ground.image is None:
+            return
+        total = ground.space_info().metadata.total
+        if total != self._allocated or ground.is_host_short():
+            allocate_metadata(ground.root, ground.image)
+            self._allocated = total
+
+
+def find_trouble(ground: Ground) -> str | None:
+    """Why apps cannot write, and what to do; None when they can."""
+    if ground.is_read_only():
+        return READ_ONLY.format(root=ground.root)
+    if ground.writable():
+        return None
+    if ground.image is None or not ground.is_host_full():
+        return FULL_STORE.format(root=ground.root)
+    free = free_bytes(ground.image.parent) / GB
+    return FULL_HOST.format(free=free, image=ground.image, floor=ground.floor_bytes / GB)

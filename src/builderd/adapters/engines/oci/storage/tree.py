@@ -1,0 +1,286 @@
+"""A tree of files that an app has its hands on, while it has: every step is safe against what it does meanwhile.
+
+What lies at a path is reached by the kernel without following any link, and only then looked at; files are opened once
+they are known to be plain ones. Everything goes on from descriptors, never from a path a second time.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
+from itertools import islice
+
+from builderd.adapters.engines.oci.storage.subvolumes import ROOT_INODE, delete_subvolume_in
+from builderd.domain.errors import InvalidState
+from builderd.domain.files import (
+    IS_FILE,
+    IS_FOLDER,
+    IS_LINK,
+    IS_OTHER,
+    NOT_EMPTY,
+    Condition,
+    FileEntry,
+    FileKind,
+    FilePage,
+    bad_path,
+    no_file,
+)
+from builderd.linux.syscalls import open_beneath
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+#: A tree is deleted level by level; each of so many rounds takes all levels that it finds.
+_ROUNDS = 100_000
+_AT_ONCE = 1_000
+#: The years 1 to 9999, in seconds since 1970.
+_FIRST, _LAST = datetime(1, 1, 1, tzinfo=UTC).timestamp(), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
+
+
+@contextmanager
+def closing(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _telling(path: str) -> Iterator[None]:
+    """The kernel's words for a path that is not what it should be, in ours."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise no_file(path) from None
+    except NotADirectoryError:
+        raise bad_path(f"{path} {IS_FILE}, or lies below what is none") from None
+    except BlockingIOError:
+        raise InvalidState(f"{path} is leased by a program of the builder: try again when that has ended.") from None
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EXDEV):
+            raise
+        raise bad_path(f"{path} {IS_LINK}") from None
+
+
+def list_folder(root: int, path: str, skip: int, count: int) -> FilePage:
+    """Entries of a folder in the order of their names."""
+    with _telling(path or "/app"), closing(open_beneath(root, path or ".", _FOLDER)) as folder:
+        total = 0
+
+        def names() -> Iterator[str]:
+            nonlocal total
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    total += 1
+                    yield entry.name
+
+        chosen = heapq.nsmallest(skip + count, names(), key=os.fsencode)[skip:]
+        return FilePage([entry for name in chosen if (entry := look(folder, name))], total)
+
+
+def look(folder: int, name: str) -> FileEntry | None:
+    """What a folder has under a name; None when it is nothing (any more)."""
+    try:
+        status = os.lstat(name, dir_fd=folder)
+        target = os.readlink(name, dir_fd=folder) if stat.S_ISLNK(status.st_mode) else None
+    except OSError:
+        return None
+    return make_entry(name, status, target)
+
+
+def make_entry(name: str, status: os.stat_result, target: str | None = None) -> FileEntry:
+    return FileEntry(
+        name=name,
+        kind=_kind(status.st_mode),
+        size=status.st_size,
+        mode=stat.S_IMODE(status.st_mode),
+        modified_at=_time(status.st_mtime),
+        # An app can set the time of a file's content back, and never that of its record.
+        tag=f"{status.st_ino:x}-{status.st_ctime_ns:x}-{status.st_size:x}",
+        target=target,
+    )
+
+
+def _time(seconds: float) -> datetime:
+    """An app can give a file any time of 64 bits: what lies outside of our calendar is shown as its end."""
+    return datetime.fromtimestamp(min(max(seconds, _FIRST), _LAST), UTC)
+
+
+def _kind(mode: int) -> FileKind:
+    if stat.S_ISREG(mode):
+        return FileKind.FILE
+    if stat.S_ISDIR(mode):
+        return FileKind.FOLDER
+    return FileKind.LINK if stat.S_ISLNK(mode) else FileKind.OTHER
+
+
+def open_file(root: int, path: str) -> int:
+    """A descriptor to read a plain file with. Nothing else is opened: a pipe would block, a device act."""
+    with _telling(path), closing(open_beneath(root, path, os.O_PATH)) as found:
+        kind = _kind(os.fstat(found).st_mode)
+        if kind is not FileKind.FILE:
+            raise bad_path(f"{path} {IS_FOLDER if kind is FileKind.FOLDER else IS_OTHER}")
+        # Not blocking: who holds a lease on it would have us wait.
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+@contextmanager
+def parent_of(root: int, path: str, owner: int | None = None) -> Iterator[tuple[int, str]]:
+    """The folder of a path and the name in it. With an owner, folders that are missing are made."""
+    above, _, name = path.rpartition("/")
+    with _telling(path):
+        try:
+            folder = open_beneath(root, above or ".", _FOLDER)
+        except FileNotFoundError:
+            if owner is None:
+                raise
+            folder = _make_folders(root, above, owner)
+        with closing(folder):
+            yield folder, name
+
+
+def _make_folders(root: int, path: str, owner: int) -> int:
+    inside = os.dup(root)
+    try:
+        for name in path.split("/"):
+            deeper = _make_folder(inside, name, owner)
+            os.close(inside)
+            inside = deeper
+    except BaseException:
+        os.close(inside)
+        raise
+    return inside
+
+
+def _make_folder(parent: int, name: str, owner: int) -> int:
+    with suppress(FileNotFoundError):
+        return open_beneath(parent, name, _FOLDER)
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o755, dir_fd=parent)
+    made = open_beneath(parent, name, _FOLDER)
+    os.fchown(made, owner, owner)
+    return made
+
+
+def check(root: int, path: str, condition: Condition) -> FileEntry | None:
+    """What is there now. Raises ``PreconditionFailed``, and ``ValidationFailed`` where no file can be put."""
+    above, _, name = path.rpartition("/")
+    present = None
+    with _telling(path), suppress(FileNotFoundError), closing(open_beneath(root, above or ".", _FOLDER)) as folder:
+        present = look(folder, name)
+    condition.check(present.tag if present else None)
+    if present and present.kind is FileKind.FOLDER:
+        raise bad_path(f"{path} {IS_FOLDER}")
+    return present
+
+
+def put(root: int, path: str, staged: int, staging: int, owner: int) -> FileEntry:
+    """Give a nameless file its name, over what has it now. ``staging`` is a folder of the same file system."""
+    token = secrets.token_hex(8)
+    with parent_of(root, path, owner) as (folder, name):
+        os.link(f"/proc/self/fd/{staged}", token, dst_dir_fd=staging, src_dir_fd=staging, follow_symlinks=True)
+        try:
+            os.rename(token, name, src_dir_fd=staging, dst_dir_fd=folder)
+        except IsADirectoryError:
+            raise bad_path(f"{path} {IS_FOLDER}") from None
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(token, dir_fd=staging)
+    return make_entry(name, os.fstat(staged))
+
+
+def delete(
+    root: int, path: str, condition: Condition, staging: Callable[[], AbstractContextManager[int]], *, recursive: bool
+) -> bool:
+    """A full folder is moved away in one step, to be taken apart where its app does not reach it: whether one was.
+
+    ``staging`` opens the folder for that. On a full disk there may be no room to make it, so nothing else needs it.
+    """
+    with parent_of(root, path) as (folder, name):
+        present = look(folder, name)
+        condition.check(present.tag if present else None)
+        if present is None:
+            raise no_file(path)
+        if present.kind is not FileKind.FOLDER and _unlink(folder, name):
+            return False
+        if not recursive:
+            _remove_empty(folder, name, path)
+            return False
+        with staging() as away:
+            _move_away(folder, name, away)
+        return True
+
+
+def _unlink(folder: int, name: str) -> bool:
+    """Whether it could be: its app may have put a folder there meanwhile."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except IsADirectoryError:
+        return False
+    return True
+
+
+def _remove_empty(folder: int, name: str, path: str) -> None:
+    try:
+        os.rmdir(name, dir_fd=folder)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise bad_path(f"{path} {NOT_EMPTY}") from None
+
+
+def _move_away(folder: int, name: str, staging: int) -> None:
+    if os.lstat(name, dir_fd=folder).st_ino == ROOT_INODE:
+        delete_subvolume_in(folder, name)
+    else:
+        os.rename(name, secrets.token_hex(8), src_dir_fd=folder, dst_dir_fd=staging)
+
+
+def _never() -> bool:
+    return False
+
+
+def clear(folder: int, is_over: Callable[[], bool] = _never) -> bool:
+    """Delete all that is in a folder, however deep it is: what lies deeper is lifted up, level by level.
+
+    Returns early once it ``is_over``: an app with its hands in there may feed it without end. Whether all is gone.
+    """
+    for _ in range(_ROUNDS):
+        # btrfs shows no entries that are newer than the last time that it was read from its beginning.
+        os.lseek(folder, 0, os.SEEK_SET)
+        with os.scandir(folder) as entries:
+            names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(entries, _AT_ONCE)]
+        if not names:
+            return True
+        for name, is_folder in names:
+            if is_over():
+                return False
+            with suppress(FileNotFoundError):
+                _lift(folder, name, is_over) if is_folder else os.unlink(name, dir_fd=folder)
+    return False
+
+
+def _lift(folder: int, name: str, is_over: Callable[[], bool]) -> None:
+    """Move the folders in a folder up beside it, delete the files in it, and then it itself."""
+    if os.lstat(name, dir_fd=folder).st_ino == ROOT_INODE:
+        delete_subvolume_in(folder, name)
+        return
+    with closing(open_beneath(folder, name, _FOLDER)) as inside:
+        # An app that is in there still would fill it as fast as it is emptied.
+        os.fchown(inside, 0, 0)
+        os.fchmod(inside, 0o700)
+        with os.scandir(inside) as entries:
+            for entry in entries:
+                if is_over():
+                    return
+                if entry.is_dir(follow_symlinks=False):
+                    _move_away(inside, entry.name, folder)
+                else:
+                    os.unlink(entry.name, dir_fd=inside)
+    # What was put into it just before that, the next round finds.
+    with suppress(OSError):
+        os.rmdir(name, dir_fd=folder)

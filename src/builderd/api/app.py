@@ -1,0 +1,126 @@
+"""The HTTP app: the contract's calls on one application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Response
+
+from builderd.api import docs_page, health, openapi
+from builderd.api.server import problems
+from builderd.api.server.body_parser import BodyParser
+from builderd.api.server.heads import Heads
+from builderd.api.server.meter import Meter
+from builderd.api.server.paths import PREFIX
+from builderd.api.server.rates import Rates
+from builderd.api.server.request_log import RequestLog
+from builderd.api.server.streams import Listeners
+from builderd.api.server.turns import Turns
+from builderd.api.v1 import (
+    backups,
+    builders,
+    caps,
+    creations,
+    credentials,
+    events,
+    executions,
+    files,
+    leases,
+    logs,
+    metrics,
+    qa,
+    reviews,
+    spending,
+    ssh,
+    terminals,
+    uploads,
+    versions,
+    webhooks,
+)
+from builderd.services.application import Application
+
+
+def create_app(
+    application: Application,
+    *,
+    metrics_token: str | None = None,
+    meter: Meter | None = None,
+    rates: Rates | None = None,
+) -> FastAPI:
+    """The API. ``metrics_token`` None shows no metrics here; ``meter`` is shared with ``metrics_app``."""
+    meter = meter or Meter()
+    started = creations.Creations(application)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await started.close()
+        app.state.body_parser.close()
+
+    app = bare_app(application, meter, lifespan=lifespan, openapi_url="/openapi.json")
+    app.state.rates = rates or Rates()
+    app.state.creations = started
+    app.state.metrics_token = metrics_token
+    app.state.turns = Turns()
+    app.state.event_streams = Listeners("streams of events are open already: close one.")
+    app.state.log_streams = Listeners("streams of logs are open already: close one.")
+    app.state.waiting_calls = Listeners(
+        "of your calls wait for an outcome already: wait until one of them is answered, or do not wait for this one: "
+        "send it with the header Prefer: respond-async."
+    )
+    # Before the builders, among whose paths /builders/spending would be taken for one of their uuids.
+    for noun in (
+        health,
+        spending,
+        creations,
+        builders,
+        versions,
+        logs,
+        metrics,
+        events,
+        executions,
+        terminals,
+        leases,
+        qa,
+        reviews,
+        files,
+        credentials,
+        caps,
+        webhooks,
+        uploads,
+        ssh,
+        backups,
+    ):
+        app.router.routes.extend(noun.router.routes)
+    # For clients that put the base path before everything.
+    app.include_router(health.router, prefix=PREFIX, include_in_schema=False)
+    docs_page.install(app)
+    openapi.install(app, application.limits.maximum)
+    return app
+
+
+def metrics_app(application: Application, meter: Meter) -> FastAPI:
+    """Metrics without a token, for a listener of their own that only the operator reaches."""
+    app = bare_app(application, meter)
+
+    async def metrics() -> Response:
+        return await health.render(meter, application)
+
+    app.add_api_route("/metrics", metrics, include_in_schema=False)
+    return app
+
+
+def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
+    """An app without calls, that answers every error in the envelope and logs every request."""
+    options = {"docs_url": None, "redoc_url": None, "openapi_url": None, "redirect_slashes": False, **options}
+    app = FastAPI(title="builderd", **options)
+    app.state.application = application
+    app.state.meter = meter
+    app.state.rates = Rates()
+    app.state.body_parser = BodyParser()
+    app.add_middleware(Heads)
+    app.add_middleware(RequestLog, meter=meter)
+    problems.install(app)
+    return app

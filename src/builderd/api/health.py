@@ -1,0 +1,82 @@
+"""Health: alive, ready, and what there is to count. Without an API token."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+from builderd import __version__
+from builderd.api import openapi
+from builderd.api.server.answers import failure, success
+from builderd.api.server.auth import Credentials, TheApplication, check_metrics_token
+from builderd.api.server.meter import Meter
+from builderd.domain.errors import EngineUnavailable
+from builderd.ports.store import Store
+from builderd.schemas.v1.health import Health, HealthAnswer, Part, Readiness, ReadinessAnswer
+from builderd.services.application import Application
+
+router = APIRouter(tags=[openapi.SERVICE])
+
+
+@router.get(
+    "/healthz",
+    response_model=None,
+    responses={**openapi.answer(200, HealthAnswer, "It is alive."), **openapi.failures()},
+)
+async def healthz() -> Response:
+    """Whether the service is alive."""
+    return success(HealthAnswer(message="builderd is alive.", data=Health(version=__version__))).response()
+
+
+@router.get(
+    "/readyz",
+    response_model=None,
+    responses={**openapi.answer(200, ReadinessAnswer, "It can take work."), **openapi.failures()},
+)
+async def readyz(application: TheApplication) -> Response:
+    """Whether the service can take work; 503 says what is still being made, or what is wrong."""
+    state = await _readiness(application)
+    waiting = [f"{name}: {part.message}" for name, part in state if not part.ready]
+    if not waiting:
+        return success(ReadinessAnswer(message="builderd is ready.", data=state)).response()
+    message = f"builderd is not ready yet. {'; '.join(waiting)}"
+    return failure(EngineUnavailable(message, data=state.model_dump(mode="json"), retry_after=1)).response()
+
+
+async def _readiness(application: Application) -> Readiness:
+    engine = application.engine.readiness()
+    previews = await application.previews.ready()
+    return Readiness(
+        database=await _database(application.store),
+        engine=Part(ready=engine.ready, message=engine.message),
+        previews=Part(ready=previews, message="the proxy answers" if previews else "the proxy does not answer"),
+    )
+
+
+async def _database(store: Store) -> Part:
+    if not await store.ready():
+        return Part(ready=False, message="it does not answer")
+    faults = await store.schema_faults()
+    return Part(ready=not faults, message="; ".join(faults) or "it answers")
+
+
+@router.get(
+    "/metrics",
+    response_model=None,
+    responses={
+        200: {
+            "description": "The text format of Prometheus.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        **openapi.failures(401, 404),
+    },
+)
+async def metrics(request: Request, application: TheApplication, credentials: Credentials) -> Response:
+    """Counters for Prometheus, for whoever has the metrics token."""
+    await check_metrics_token(request, request.app.state.metrics_token, credentials)
+    return await render(request.app.state.meter, application)
+
+
+async def render(meter: Meter, application: Application) -> Response:
+    """Everything that is counted."""
+    return Response(await meter.render(application), media_type=CONTENT_TYPE_PLAIN_0_0_4)

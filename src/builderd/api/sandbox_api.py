@@ -1,0 +1,104 @@
+"""The API as seen from inside a sandbox: its own builder, and nothing else.
+
+An app is handed its service token and this address (``BUILDERD_URL``). Nothing else of the service is served
+on it, so that no fault of another call can be reached from there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request, Response
+
+from builderd.api.app import bare_app
+from builderd.api.health import healthz
+from builderd.api.server.answers import success
+from builderd.api.server.auth import Credentials, TheApplication, recognize, secret_of
+from builderd.api.server.bodies import receive
+from builderd.api.server.meter import Meter
+from builderd.api.server.paths import PREFIX
+from builderd.api.v1 import leases
+from builderd.api.v1.pages import ThePage
+from builderd.api.v1.shown import look
+from builderd.domain.builders import Builder
+from builderd.domain.errors import NotFound, Unauthenticated
+from builderd.ports.store import UnitOfWork
+from builderd.schemas.v1.builders import BuilderAnswer
+from builderd.schemas.v1.leases import NewLease, RenewedLease
+from builderd.services.application import Application
+
+#: How events name an app that acts on its own builder.
+ACTOR = "app"
+
+
+def create_inside_app(application: Application, meter: Meter | None = None) -> FastAPI:
+    """Served on the sandboxes' gateway."""
+    app = bare_app(application, meter or Meter())
+    app.add_api_route(f"{PREFIX}/builders/{{uuid}}", get_own_builder, include_in_schema=False)
+    of_own = f"{PREFIX}/builders/{{uuid}}/leases"
+    app.add_api_route(of_own, list_own_leases, include_in_schema=False)
+    app.add_api_route(of_own, take_own_lease, methods=["POST"], include_in_schema=False)
+    app.add_api_route(f"{of_own}/{{lease}}", renew_own_lease, methods=["PUT"], include_in_schema=False)
+    app.add_api_route(f"{of_own}/{{lease}}", end_own_lease, methods=["DELETE"], include_in_schema=False)
+    app.add_api_route("/healthz", healthz, include_in_schema=False)
+    return app
+
+
+async def own_builder(request: Request, application: TheApplication, credentials: Credentials) -> Builder:
+    """The builder whose service token this is. Raises ``Unauthenticated`` and ``RateLimited``."""
+    secret = secret_of(credentials)
+
+    async def look() -> Builder:
+        builder = await application.store.read(lambda uow: uow.builders.by_service_token(secret))
+        if builder is None:
+            raise Unauthenticated("This is not the service token of a builder.")
+        return builder
+
+    return await recognize(request, secret, look)
+
+
+async def named(uuid: str, own: Annotated[Builder, Depends(own_builder)]) -> Builder:
+    """The builder itself; any other uuid is as unknown as one that does not exist."""
+    if uuid.lower() != own.id:
+        raise NotFound("A service token opens its own builder alone.")
+    return own
+
+
+Own = Annotated[Builder, Depends(named)]
+
+
+async def get_own_builder(application: TheApplication, own: Own) -> Response:
+    """The builder itself."""
+    data = await look(application, own, with_token=True)
+    return success(BuilderAnswer(message=f"{data.name} is {data.status}.", data=data)).response()
+
+
+async def list_own_leases(application: TheApplication, own: Own, query: ThePage) -> Response:
+    """The leases that keep it busy."""
+    return await leases.lasting(application, lambda _: own, query)
+
+
+async def take_own_lease(request: Request, application: TheApplication, own: Own) -> Response:
+    """It is busy, as only the app itself knows."""
+    body = await receive(request, application, NewLease, leases.MAX_BODY_BYTES)
+    return await leases.take(application, _locked(own), ACTOR, body.value)
+
+
+async def renew_own_lease(request: Request, application: TheApplication, own: Own, lease: str) -> Response:
+    """It is busy for longer."""
+    body = await receive(request, application, RenewedLease, leases.MAX_BODY_BYTES)
+    return await leases.renew(application, _locked(own), lease, body.value)
+
+
+async def end_own_lease(application: TheApplication, own: Own, lease: str) -> Response:
+    """It is busy no more."""
+    return await leases.end(application, _locked(own), ACTOR, lease)
+
+
+def _locked(own: Builder) -> leases.Find:
+    def find(uow: UnitOfWork) -> Builder:
+        builder = uow.builders.get(own.id, lock=True)
+        assert builder is not None, "a builder's row stays"
+        return builder
+
+    return find

@@ -1,0 +1,1 @@
+"""The HTTP server below the API: listener, bodies, answers, streams, request log."""

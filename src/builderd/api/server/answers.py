@@ -1,0 +1,86 @@
+"""Answers: status, headers and the envelope, as values that can be sent now or kept for a retry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Response
+from pydantic import BaseModel
+
+from builderd.domain.errors import BuilderdError, ReviewFailed, ValidationFailed
+from builderd.schemas.v1.envelope import Failure
+from builderd.schemas.v1.reviews import review_of
+
+#: The status of each code of the contract.
+STATUS = {
+    "bad_request": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "name_taken": 409,
+    "conflict": 409,
+    "invalid_state": 409,
+    "precondition_failed": 412,
+    "too_large": 413,
+    "range_not_satisfiable": 416,
+    "validation_error": 422,
+    "review_failed": 422,
+    "install_failed": 422,
+    "start_failed": 422,
+    "qa_failed": 422,
+    "rate_limited": 429,
+    "quota_exceeded": 429,
+    "internal_error": 500,
+    "no_capacity": 503,
+    "engine_unavailable": 503,
+    "store_unavailable": 503,
+    "machine_fault": 503,
+    "backup_failed": 503,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``body`` is the whole envelope."""
+
+    status: int
+    body: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.status < 400
+
+    def response(self, media_type: str = "application/json") -> Response:
+        """The same, ready to be sent; ``media_type`` is some JSON."""
+        text = json.dumps(self.body, ensure_ascii=False, separators=(",", ":"))
+        return Response(text, self.status, dict(self.headers), media_type=media_type)
+
+
+def success(envelope: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    """An answer of one of the wire's envelopes."""
+    return Answer(status, envelope.model_dump(mode="json"), headers or {})
+
+
+def failure(error: BuilderdError, request_id: str | None = None) -> Answer:
+    """Return the contract's answer for this error. A ``request_id`` goes into the message: the log knows more."""
+    errors = error.errors if isinstance(error, ValidationFailed) else None
+    data = dict(error.data)
+    if isinstance(error, ReviewFailed) and error.found is not None:
+        data["review"] = review_of(*error.found, version=data["version"]).model_dump(mode="json")
+    message = error.message if request_id is None else f"{error.message} (request id {request_id})"
+    body = Failure(code=error.code, message=message, errors=errors, data=data or None)
+    return Answer(STATUS[error.code], body.model_dump(mode="json"), _headers(error))
+
+
+def _headers(error: BuilderdError) -> dict[str, str]:
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if error.code == "unauthenticated":
+        headers["WWW-Authenticate"] = 'Bearer realm="builderd"'
+    return headers

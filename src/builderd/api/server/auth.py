@@ -1,0 +1,147 @@
+"""Who calls, and what the caller may do."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+from fastapi.security.http import HTTPAuthorizationCredentials
+from starlette.requests import HTTPConnection
+
+from builderd.api.server.connections import recognise
+from builderd.api.server.rates import Rates, Standing, too_many
+from builderd.domain.errors import Forbidden, NotFound, Unauthenticated
+from builderd.domain.tokens import Scope, Token
+from builderd.services import tokens
+from builderd.services.application import Application
+from builderd.services.builders import Caller
+
+T = TypeVar("T")
+
+_bearer = HTTPBearer(auto_error=False, scheme_name="token", description="An API token: Authorization: Bearer bd_…")
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+def application_of(request: Request) -> Application:
+    """The application that this app was made for."""
+    application: Application = request.app.state.application
+    return application
+
+
+TheApplication = Annotated[Application, Depends(application_of)]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A valid token, and the caller that services know."""
+
+    token: Token
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(self.token.tenant_id, f"token {self.token.name}")
+
+    @property
+    def may_write(self) -> bool:
+        return self.token.allows(Scope.WRITE)
+
+    def require(self, scope: Scope, what: str = "This call") -> None:
+        """Raises ``Forbidden`` when the token lacks the scope."""
+        if not self.token.allows(scope):
+            raise Forbidden(f"{what} needs a token with the scope {scope}: ask whoever runs this service for one.")
+
+
+def secret_of(credentials: HTTPAuthorizationCredentials | None) -> str:
+    """The bearer's secret. Raises ``Unauthenticated``."""
+    if credentials is None or not credentials.credentials:
+        raise Unauthenticated("Send your API token with the header Authorization: Bearer <token>.")
+    return credentials.credentials
+
+
+async def identify(request: Request, credentials: Credentials) -> Identity:
+    """The caller of a valid token, within its rate; its last use is written down now and then."""
+    return await identity_of(request, secret_of(credentials))
+
+
+async def identity_of(request: HTTPConnection, secret: str) -> Identity:
+    """The same by the token's secret."""
+    application: Application = request.app.state.application
+    now = application.clock.now()
+    token = await recognize(
+        request, secret, lambda: application.store.read(lambda uow: tokens.authenticate(uow, secret, now))
+    )
+    recognise(request, token.tenant_id)
+    if tokens.needs_touch(token, now):
+        await application.store.write(lambda uow: uow.tokens.touch(token.id, now))
+    return Identity(token)
+
+
+async def is_good_still(application: Application, identity: Identity) -> bool:
+    """Whether a token that was valid is so now, for answers that go on for long."""
+    now = application.clock.now()
+    return await application.store.read(lambda uow: tokens.is_good_still(uow, identity.token, now))
+
+
+async def recognize(request: HTTPConnection, secret: str, look: Callable[[], Awaitable[T]]) -> T:
+    """What ``look`` finds by this secret. Raises ``Unauthenticated``, and ``RateLimited`` when it comes too often."""
+    rates: Rates = request.app.state.rates
+    standing = rates.admit(secret)
+    _keep_within(request, standing)
+    try:
+        found = await look()
+    except Unauthenticated:
+        rates.failed(request.client.host if request.client else "", secret)
+        raise
+    if standing is None:
+        _keep_within(request, rates.count(secret))
+    return found
+
+
+def _keep_within(request: HTTPConnection, standing: Standing | None) -> None:
+    if standing is None:
+        return
+    request.state.standing = standing.headers()
+    if standing.retry_after is not None:
+        raise too_many(standing)
+
+
+async def reader(identity: Annotated[Identity, Depends(identify)]) -> Identity:
+    """A caller that may look at things."""
+    identity.require(Scope.READ)
+    return identity
+
+
+async def writer(identity: Annotated[Identity, Depends(identify)]) -> Identity:
+    """A caller that may change things."""
+    identity.require(Scope.WRITE)
+    return identity
+
+
+async def administrator(identity: Annotated[Identity, Depends(identify)]) -> Identity:
+    """A caller that may set limits for its tenant."""
+    identity.require(Scope.ADMIN)
+    return identity
+
+
+Reader = Annotated[Identity, Depends(reader)]
+Writer = Annotated[Identity, Depends(writer)]
+Administrator = Annotated[Identity, Depends(administrator)]
+
+
+async def check_metrics_token(
+    request: Request, expected: str | None, credentials: HTTPAuthorizationCredentials | None
+) -> None:
+    """Raises ``NotFound`` where no metrics token is set up, ``Unauthenticated`` for another one."""
+    if expected is None:
+        raise NotFound("Metrics are not shown here: set a metrics token, or give them a listener of their own.")
+    secret = secret_of(credentials)
+
+    async def look() -> None:
+        if not hmac.compare_digest(secret.encode(), expected.encode()):
+            raise Unauthenticated("This is not the metrics token.")
+
+    await recognize(request, secret, look)

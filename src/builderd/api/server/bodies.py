@@ -1,0 +1,158 @@
+"""Request bodies: read up to a limit within the tenant's memory budget, and parsed apart from the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from fastapi import Request
+
+from builderd.api.server.auth import TheApplication, Writer
+from builderd.api.server.body_parser import BodyParser
+from builderd.api.server.json_parsing import take
+from builderd.domain.errors import BadRequest, RateLimited, TooLarge
+from builderd.schemas.v1.shape import Shape
+from builderd.services.application import Application
+from builderd.services.held_bytes import LIMIT, Holding
+
+S = TypeVar("S", bound=Shape)
+
+#: How long the next piece of a body may take, and the whole of it, in seconds.
+PIECE_SECONDS = 20.0
+BODY_SECONDS = 300.0
+#: A body up to here is parsed in a thread, and is not counted among the bytes that its tenant holds.
+SMALL_BYTES = 1 << 17
+#: How long a body may wait until other calls of its tenant need less memory, in seconds.
+ROOM_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class Received(Generic[S]):
+    """A valid body; ``sha256`` is of its bytes as they came."""
+
+    value: S
+    sha256: str
+    holding: Holding | None = None
+
+    def release(self) -> None:
+        """Give back the memory of the value, which nobody reads any more, before the call goes on to wait."""
+        del self.value
+        if self.holding:
+            self.holding.close()
+
+
+def json_body(shape: type[S], limit: int) -> Callable[..., AsyncGenerator[Received[S]]]:
+    """A dependency that reads this shape from a body of at most ``limit`` bytes, once the caller may write at all."""
+
+    async def receive_written(
+        request: Request, application: TheApplication, identity: Writer
+    ) -> AsyncGenerator[Received[S]]:
+        with application.held_bytes.holding(identity.token.tenant_id) as holding:
+            yield await receive(request, application, shape, limit, holding)
+
+    return receive_written
+
+
+async def receive(
+    request: Request, application: Application, shape: type[S], limit: int, holding: Holding | None = None
+) -> Received[S]:
+    """The body as this shape, for a caller who is known to be allowed to send one.
+
+    Raises ``RateLimited`` when the tenant's calls hold too much memory for too long.
+    """
+    check_media_type(request)
+    body = await read_body(request, limit, holding)
+    context = {"maximum": application.limits.maximum}
+    if len(body) <= SMALL_BYTES:
+        value = await asyncio.to_thread(take, shape, body, context)
+    else:
+        parser: BodyParser = request.app.state.body_parser
+        value = await parser.take(shape, body, context)
+    sha256 = await asyncio.to_thread(hashlib.sha256, body)
+    return Received(value, sha256.hexdigest(), holding)
+
+
+def optional_json_body(shape: type[S], limit: int) -> Callable[..., Coroutine[Any, Any, Received[S]]]:
+    """A dependency like ``json_body``, for small bodies: no body at all is as good as an empty object."""
+
+    async def receive(request: Request, application: TheApplication, _: Writer) -> Received[S]:
+        body = await read_body(request, limit)
+        if body:
+            check_media_type(request)
+        value = take(shape, body or b"{}", {"maximum": application.limits.maximum})
+        return Received(value, hashlib.sha256(body or b"{}").hexdigest())
+
+    return receive
+
+
+def check_media_type(request: Request) -> None:
+    """Raises ``BadRequest`` for anything but plain JSON in UTF-8; a request may leave the header out."""
+    media_type, _, parameters = request.headers.get("content-type", "application/json").partition(";")
+    if not re.fullmatch(r"\s*application/(?:json|[\w.!#$&^-]+\+json)\s*", media_type, re.IGNORECASE | re.ASCII):
+        raise BadRequest("The body must be JSON: send it with the header Content-Type: application/json.")
+    charset = re.search(r"charset\s*=\s*\"?([^\s;\"]+)", parameters, re.IGNORECASE)
+    if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise BadRequest("JSON is always in UTF-8: send it so, and leave the charset out.")
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise BadRequest("The body must not be compressed: leave Content-Encoding out.")
+
+
+async def read_body(request: Request, limit: int, holding: Holding | None = None) -> bytes:
+    """The body, of which never more than the limit and one piece are held.
+
+    Raises ``TooLarge``, at once where Content-Length tells, and ``BadRequest`` when it comes too slowly.
+    """
+    announced = announced_length(request)
+    if announced is not None and announced > limit:
+        raise _too_large(limit)
+    body, counted = bytearray(), 0
+    async for piece in pieces(request, BODY_SECONDS):
+        body += piece
+        if len(body) > limit:
+            raise _too_large(limit)
+        if holding and len(body) > SMALL_BYTES:
+            await _count(holding, len(body) - counted)
+            counted = len(body)
+    return bytes(body)
+
+
+async def _count(holding: Holding, size: int) -> None:
+    try:
+        async with asyncio.timeout(ROOM_SECONDS):
+            await holding.take(size)
+    except TimeoutError:
+        raise RateLimited(
+            f"Your calls hold {LIMIT} bytes of memory already, in bodies and in answers that are not read: "
+            "wait until some of them are done.",
+            retry_after=5,
+        ) from None
+
+
+def announced_length(request: Request) -> int | None:
+    """Of the body in bytes, as its head has it."""
+    announced = request.headers.get("content-length", "")
+    return int(announced[:20]) if announced.isdecimal() else None
+
+
+async def pieces(request: Request, seconds: float) -> AsyncGenerator[bytes]:
+    """The body as it comes. Raises ``BadRequest`` when it stalls, or takes longer than that in all."""
+    stream, deadline = request.stream(), time.monotonic() + seconds
+    while True:
+        try:
+            async with asyncio.timeout(min(PIECE_SECONDS, deadline - time.monotonic())):
+                piece = await anext(stream, None)
+        except TimeoutError:
+            late = seconds if time.monotonic() > deadline else PIECE_SECONDS
+            raise BadRequest(f"The body did not arrive in time: it stalled, or took over {late:g} seconds.") from None
+        if piece is None:
+            return
+        yield piece
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body is too large: at most {limit} bytes are taken.")

@@ -1,0 +1,257 @@
+"""The listener: uvicorn, with limits on what a slow or hostile client can hold of it.
+
+uvicorn alone reads a head of any size for any time. Here a head must come within ``HEAD_SECONDS`` and
+``MAX_HEAD_BYTES`` (and one piece from the network), and ``connections`` limits how many there are. Who is turned
+away is told why in the envelope.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+import uuid
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+
+from builderd.api.server.answers import failure
+from builderd.api.server.connections import STATE, ConnectionLimits, Connections, CountedConnection
+from builderd.api.server.paths import PREFIX
+from builderd.api.server.request_log import HEADER
+from builderd.domain.errors import BadRequest, BuilderdError, TooLarge
+
+HEAD_SECONDS = 10.0
+MAX_HEAD_BYTES = 65_536
+KEEP_ALIVE_SECONDS = 30
+_TROUBLE = logging.getLogger(f"{__name__}.websockets")
+_TROUBLE.setLevel(logging.WARNING)
+#: Where a WebSocket is spoken.
+WEBSOCKETS = re.compile(rf"{PREFIX}/builders/[\w-]+/terminal(\?.*)?".encode(), re.ASCII)
+#: Of one message over a WebSocket.
+MAX_MESSAGE_BYTES = 1 << 20
+#: How long, and how much, a client that was answered early may go on sending, so that it comes to read the answer.
+LINGER_SECONDS = 30.0
+MAX_LINGER_BYTES = 64_000_000
+#: A client that takes in nothing of what is sent to it is gone after this.
+UNREAD_SECONDS = 120
+#: How long calls that wait for an outcome may go on after SIGTERM, before they are cut off.
+GRACE_SECONDS = 5
+
+
+def server_config(app: ASGIApp, host: str, port: int, limits: ConnectionLimits | None = None) -> uvicorn.Config:
+    """How an app of this door is served. Logs go to the loggers that the caller has set up."""
+    connections = Connections(limits)
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=_counted(LimitedProtocol, connections),
+        ws=_counted(Socket, connections),
+        ws_max_size=MAX_MESSAGE_BYTES,
+        lifespan="on",
+        log_config=None,
+        # The door writes a line for each request itself, with its id.
+        access_log=False,
+        server_header=False,
+        # Nothing in the service depends on where a request came from: no header may claim it.
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+
+
+def _counted(protocol: Any, connections: Connections) -> type[asyncio.Protocol]:
+    """The protocol as uvicorn makes it for each connection, which then counts among these."""
+    made: Any = partial(protocol, connections)
+    return cast("type[asyncio.Protocol]", made)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, counted: Connections, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._counted = counted
+        #: From the end of one request to the end of the next one's head.
+        self._in_head = True
+        self._head_bytes = 0
+        self._left = MAX_LINGER_BYTES
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        _tune(transport.get_extra_info("socket"))
+        try:
+            self._counted.admit(self, address_of(self.client))
+        except BuilderdError as error:
+            self._refuse(error)
+        else:
+            self._arm(HEAD_SECONDS)
+
+    @property
+    def is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        self._counted.forget(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+            self._arm(HEAD_SECONDS)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(TooLarge(f"The head of the request is too large: at most {MAX_HEAD_BYTES} bytes are taken."))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"][STATE] = CountedConnection(self, self._counted)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._disarm()
+        self._counted.touch(self)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.cycle is not None and self.cycle.response_complete:
+            self._left -= len(body)
+            if self._left < 0:
+                self.transport.close()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._counted.touch(self)
+        if self.cycle.more_body:
+            self._left = MAX_LINGER_BYTES
+            self._arm(LINGER_SECONDS)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(BadRequest("This is not an HTTP/1.1 request."))
+
+    def _should_upgrade_to_ws(self) -> bool:
+        """Where a WebSocket is spoken, and asked for as RFC 6455 has it; elsewhere the offer is passed over."""
+        return WEBSOCKETS.fullmatch(self.url) is not None and _is_handshake(
+            self.parser.get_method(), self.url, self.headers
+        )
+
+    def handle_websocket_upgrade(self) -> None:
+        # From here on the WebSocket counts.
+        self._counted.forget(self)
+        super().handle_websocket_upgrade()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Offers of another protocol are passed over, as HTTP allows (RFC 9110, 7.8), and are no news."""
+
+    def _arm(self, seconds: float) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(seconds, self._too_late)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_late(self) -> None:
+        self._timer = None
+        if self._in_head and self._head_bytes:
+            self._refuse(BadRequest(f"The head of the request did not arrive within {HEAD_SECONDS:g} seconds."))
+        else:
+            self.transport.close()
+
+    def _refuse(self, error: BuilderdError) -> None:
+        """Say why and hang up; only hang up where an answer is under way already."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_whole(error))
+        self.transport.close()
+
+
+class Socket(WebSocketsSansIOProtocol):
+    """One connection that has become a WebSocket, or was refused to."""
+
+    def __init__(self, counted: Connections, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._counted = counted
+        # The request log has a line for each; uvicorn's would have what follows the ? as well, and so the command.
+        self.logger = _TROUBLE
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        try:
+            self._counted.admit(self, address_of(self.client))
+        except BuilderdError:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._counted.forget(self)
+        super().connection_lost(exc)
+
+    @property
+    def is_idle(self) -> bool:
+        """A session goes on for as long as it is open."""
+        return False
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    async def run_asgi(self) -> None:
+        self.scope["state"][STATE] = CountedConnection(self, self._counted)
+        await super().run_asgi()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        # A refusal ends the handshake too; uvicorn would call it an error that there was none.
+        self.handshake_complete = self.handshake_complete or self.close_sent
+
+
+def address_of(client: tuple[str, int] | None) -> str:
+    """The address of a peer; empty when it is gone already."""
+    return client[0] if client else ""
+
+
+def _is_handshake(method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether the library would take it: what it refuses it answers itself, without an id and the envelope."""
+    judge = ServerProtocol()
+    lines = (name + b": " + value for name, value in headers)
+    judge.receive_data(b"\r\n".join((method + b" " + url + b" HTTP/1.1", *lines, b"", b"")))
+    return any(
+        isinstance(event, Request) and judge.accept(event).status_code == 101 for event in judge.events_received()
+    )
+
+
+def _tune(connection: socket.socket) -> None:
+    # Without this the second piece of every answer waits 40 ms for the client's delayed ACK. asyncio sets it by
+    # itself only for sockets that were made with their protocol's number.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
+
+
+def _whole(error: BuilderdError) -> bytes:
+    """The complete answer, as bytes."""
+    response = failure(error).response()
+    response.headers["Connection"] = "close"
+    response.headers[HEADER] = str(uuid.uuid4())
+    head = b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
+    return STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body)

@@ -1,0 +1,74 @@
+"""Several HTTP servers in one event loop, which end together and in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from types import TracebackType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from builderd.api.server.connections import ConnectionLimits
+from builderd.api.server.listener import server_config
+from builderd.domain.errors import EngineUnavailable
+
+BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """Leaves the signals to the process, which has more to end than one server."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Servers:
+    """``async with``: servers are added while it lasts, and drained at its end."""
+
+    def __init__(self) -> None:
+        self._servers: list[tuple[Server, asyncio.Task[None]]] = []
+
+    async def __aenter__(self) -> Servers:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for server, _ in self._servers:
+            server.should_exit = True
+        await asyncio.gather(*(task for _, task in self._servers), return_exceptions=True)
+
+    async def add(
+        self, app: ASGIApp, host: str, port: int, setting: str, limits: ConnectionLimits | None = None
+    ) -> None:
+        """Serve on this address; returns once it listens. ``EngineUnavailable`` says when the port is taken, and by
+        which setting to choose another.
+
+        Raises whatever else keeps the server from starting.
+        """
+        listener = bind(host, port, setting)
+        server = Server(server_config(app, host, port, limits))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        self._servers.append((server, task))
+        while not server.started and not task.done():  # noqa: ASYNC110 -- uvicorn has no event for it
+            await asyncio.sleep(0.005)
+        if not server.started:
+            listener.close()
+            await task
+
+
+def bind(host: str, port: int, setting: str) -> socket.socket:
+    """A socket that listens there."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise EngineUnavailable(
+            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with {setting}."
+        ) from None
+    listener.setblocking(False)
+    return listener

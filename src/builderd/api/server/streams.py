@@ -1,0 +1,138 @@
+"""Server-sent events: https://html.spec.whatwg.org/multipage/server-sent-events.html."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from builderd.api.server.preferences import EVENT_STREAM
+from builderd.domain.errors import RateLimited
+from builderd.domain.ids import TenantId
+
+#: Proxies and load balancers close what has been silent for a minute or less.
+HEARTBEAT_SECONDS = 15.0
+#: Listeners of one kind that a tenant may have at the same time.
+MAX_AT_ONCE = 100
+#: An answer of which nothing more is read for so long is broken off: it holds memory, or keeps its builder awake.
+STALL_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+#: Whether whoever listens still may.
+Permission = Callable[[], Awaitable[bool]]
+
+
+async def _always() -> bool:
+    return True
+
+
+class Listeners:
+    """Those of one kind that listen now, by tenant. ``too_many`` follows their number: what they are, what to do."""
+
+    def __init__(self, too_many: str) -> None:
+        self._too_many = too_many
+        self._open: Counter[TenantId] = Counter()
+
+    def admit(self, tenant_id: TenantId) -> None:
+        """Raises ``RateLimited`` for one too many."""
+        if self._open[tenant_id] >= MAX_AT_ONCE:
+            raise RateLimited(f"{MAX_AT_ONCE} {self._too_many}", retry_after=10)
+
+    @contextmanager
+    def one_more(self, tenant_id: TenantId) -> Iterator[None]:
+        """For as long as it goes on."""
+        self._open[tenant_id] += 1
+        try:
+            yield
+        finally:
+            self._open[tenant_id] -= 1
+
+    def total(self) -> int:
+        """Of all tenants."""
+        return self._open.total()
+
+
+class Held(StreamingResponse):
+    """An answer in pieces, from resources that are released when it was sent, or the client left or stopped reading."""
+
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        content: AsyncIterator[bytes | str],
+        status: int,
+        headers: dict[str, str],
+        kind: str,
+    ) -> None:
+        super().__init__(content, status, headers, kind)
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_soon(message: Message) -> None:
+            async with asyncio.timeout(STALL_SECONDS):
+                await send(message)
+
+        async with self._stack:
+            try:
+                await super().__call__(scope, receive, send_soon)
+            except (TimeoutError, ClientDisconnect):
+                log.info("answer broken off: the client stopped reading")
+
+
+def event(name: str, data: Mapping[str, Any] | str, event_id: str | None = None) -> bytes:
+    """One event; ``data`` is an object or JSON text."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return format_sse_event(event=name, data_str=text, id=event_id)
+
+
+def stream(
+    events: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None, permitted: Permission = _always
+) -> StreamingResponse:
+    """The events as they come, with heartbeats between them.
+
+    Ends with the generator, when the client leaves, or within ``HEARTBEAT_SECONDS`` of being ``permitted`` no more.
+    """
+    # nginx, for one, would collect the events instead of passing them on.
+    unbuffered = {"X-Accel-Buffering": "no", **(headers or {})}
+    return StreamingResponse(_with_heartbeats(events, permitted), media_type=EVENT_STREAM, headers=unbuffered)
+
+
+async def _with_heartbeats(events: AsyncGenerator[bytes], permitted: Permission) -> AsyncGenerator[bytes]:
+    beat = time.monotonic() + HEARTBEAT_SECONDS
+    pending = asyncio.ensure_future(_next(events))
+    try:
+        # The head of the answer is out at once, also when the first event takes a while.
+        yield KEEPALIVE_COMMENT
+        while True:
+            done, _ = await asyncio.wait({pending}, timeout=max(0, beat - time.monotonic()))
+            # By the clock, for a stream that is never silent.
+            if time.monotonic() >= beat:
+                if not await permitted():
+                    return
+                beat = time.monotonic() + HEARTBEAT_SECONDS
+            if not done:
+                yield KEEPALIVE_COMMENT
+                continue
+            piece = pending.result()
+            if piece is None:
+                return
+            yield piece
+            pending = asyncio.ensure_future(_next(events))
+    finally:
+        pending.cancel()
+        await asyncio.gather(pending, return_exceptions=True)
+        await events.aclose()
+
+
+async def _next(events: AsyncGenerator[bytes]) -> bytes | None:
+    return await anext(events, None)

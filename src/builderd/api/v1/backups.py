@@ -1,0 +1,209 @@
+"""Backups: list, take, restore, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Request, Response
+
+from builderd.api import openapi
+from builderd.api.server.answers import Answer, failure, success
+from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
+from builderd.api.server.bodies import Received, json_body, optional_json_body
+from builderd.api.server.paths import PREFIX
+from builderd.api.server.preferences import APPLIED, wants_async
+from builderd.api.v1 import outcomes as door
+from builderd.api.v1.builders import Uuid
+from builderd.api.v1.pages import PageQuery, ThePage
+from builderd.api.waits import heard, waiting
+from builderd.domain.backups import Backup, BackupStatus, Restore
+from builderd.domain.builders import Builder
+from builderd.domain.errors import BuilderdError, NotFound
+from builderd.ports.store import UnitOfWork
+from builderd.schemas.v1 import backups as wire
+from builderd.schemas.v1.backups import BackupAnswer, BackupPage, NewBuilderOfBackup, NewRestore
+from builderd.schemas.v1.builders import BuilderAnswer
+from builderd.services import backups, outcomes
+from builderd.services.application import Application
+
+router = APIRouter(prefix=PREFIX, tags=[openapi.BACKUPS])
+
+MAX_BODY_BYTES = 4096
+Id = Annotated[str, Path(description="The backup's id.", json_schema_extra={"format": "uuid"})]
+RestoreBody = Annotated[Received[NewRestore], Depends(optional_json_body(NewRestore, MAX_BODY_BYTES))]
+NewBody = Annotated[Received[NewBuilderOfBackup], Depends(json_body(NewBuilderOfBackup, MAX_BODY_BYTES))]
+
+
+LISTED = openapi.answer(200, BackupPage, "A page of them.")
+RESTORED: dict[int | str, dict[str, Any]] = {
+    **openapi.answer(200, BuilderAnswer, "The builder serves what was restored."),
+    **openapi.answer(202, BackupAnswer, "It is being restored; events tell how far it is."),
+    **openapi.failures(400, 401, 403, 404, 409, 413, 422, 429, stages=True),
+}
+
+
+@router.get("/backups", response_model=None, responses={**LISTED, **openapi.failures(401, 403, 422)})
+async def list_all_backups(application: TheApplication, identity: Reader, query: ThePage) -> Response:
+    """The backups of all your builders, of deleted ones too for as long as they are kept."""
+    tenant, now = identity.token.tenant_id, application.clock.now()
+    return _page(await application.store.read(lambda uow: backups.of_tenant(uow, tenant, now)), query)
+
+
+@router.get(
+    "/builders/{uuid}/backups", response_model=None, responses={**LISTED, **openapi.failures(401, 403, 404, 422)}
+)
+async def list_backups(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
+    """A builder's backups, the newest first, also those being taken and those that failed."""
+    tenant, now = identity.token.tenant_id, application.clock.now()
+    return _page(await application.store.read(lambda uow: backups.of_builder(uow, tenant, uuid.lower(), now)), query)
+
+
+def _page(found: Sequence[Backup], query: PageQuery) -> Response:
+    data = [_shown(one) for one in query.cut(found)]
+    message = f"{len(data)} of {len(found)} backups."
+    return success(BackupPage(message=message, data=data, meta=query.of(len(found)))).response()
+
+
+@router.post(
+    "/builders/{uuid}/backups",
+    response_model=None,
+    openapi_extra={"parameters": [openapi.PREFER]},
+    responses={
+        **openapi.answer(201, BackupAnswer, "It is taken."),
+        **openapi.answer(202, BackupAnswer, "It is being taken."),
+        **openapi.failures(401, 403, 404, 409),
+    },
+)
+async def take_backup(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
+    """Take a backup now, whether or not they are taken regularly. The app stands still for some milliseconds."""
+    with waiting(request, identity):
+        planned = await backups.ask(application, identity.caller, uuid.lower())
+        if wants_async(request):
+            message = "The backup is being taken."
+            return success(BackupAnswer(message=message, data=_shown(planned)), 202, APPLIED).response()
+        taken = await heard(request, backups.taken(application, planned))
+    return success(BackupAnswer(message="The backup is taken.", data=_shown(taken)), 201).response()
+
+
+@router.post(
+    "/builders/{uuid}/backups/{backup_id}/restore",
+    response_model=None,
+    responses=RESTORED,
+    openapi_extra={
+        "parameters": [openapi.PREFER],
+        "requestBody": {**openapi.body_of(NewRestore, {}, required=False)["requestBody"]},
+    },
+)
+async def restore_backup(
+    request: Request, application: TheApplication, identity: Writer, uuid: Uuid, backup_id: Id, body: RestoreBody
+) -> Response:
+    """Bring a backup back: in place of what the builder has now, which is backed up first, or as a new builder.
+
+    The builder goes on serving until the restored files are complete and compared, and serves on when that fails.
+    """
+    return await _restore(request, application, identity, backup_id, uuid.lower(), body.value.as_)
+
+
+@router.post(
+    "/backups/{backup_id}/restore",
+    response_model=None,
+    responses=RESTORED,
+    openapi_extra={"parameters": [openapi.PREFER], **openapi.body_of(NewBuilderOfBackup, {"as": "my-api-again"})},
+)
+async def restore_as_builder(
+    request: Request, application: TheApplication, identity: Writer, backup_id: Id, body: NewBody
+) -> Response:
+    """Make a new builder of a backup, also of one whose builder was deleted."""
+    return await _restore(request, application, identity, backup_id, None, body.value.as_)
+
+
+async def _restore(
+    request: Request, application: Application, identity: Identity, backup_id: str, uuid: str | None, name: str | None
+) -> Response:
+    now, caller = application.clock.now(), identity.caller
+
+    def want(uow: UnitOfWork) -> tuple[Backup, Restore]:
+        backup = backups.find(uow, caller.tenant_id, backup_id.lower(), now, uuid)
+        if name is None:
+            return backup, backups.restore(uow, application, caller, backup, now)
+        return backup, backups.restore_as(uow, application, caller, backup, name, now)
+
+    with waiting(request, identity):
+        backup, wanted = await application.store.write(want)
+        application.signals.change(backup.builder_id)
+        if wants_async(request):
+            message = "The backup is being restored."
+            return success(BackupAnswer(message=message, data=_shown(backup)), 202, APPLIED).response()
+        return (await heard(request, _restored(application, wanted))).response()
+
+
+async def _restored(application: Application, wanted: Restore) -> Answer:
+    done = await backups.restored(application, wanted)
+    try:
+        if done.number is not None:
+            await outcomes.deployed(application, done.builder_id, done.number)
+    except BuilderdError as error:
+        return failure(error)
+    builder = await application.store.read(lambda uow: _served(uow, done))
+    return await door.started(application, builder)
+
+
+def _served(uow: UnitOfWork, done: Restore) -> Builder:
+    builder = uow.builders.get(done.made or done.builder_id)
+    if builder is None:
+        raise NotFound("The builder is gone.")
+    return builder
+
+
+@router.delete(
+    "/builders/{uuid}/backups/{backup_id}",
+    response_model=None,
+    responses={**openapi.answer(200, BackupAnswer, "It is removed."), **openapi.failures(401, 403, 404, 409)},
+)
+async def remove_backup(application: TheApplication, identity: Writer, uuid: Uuid, backup_id: Id) -> Response:
+    """Remove a backup. It is in no list from now on; its space comes back with the next tidying."""
+    return await _remove(application, identity, backup_id, uuid.lower())
+
+
+@router.delete(
+    "/backups/{backup_id}",
+    response_model=None,
+    responses={**openapi.answer(200, BackupAnswer, "It is removed."), **openapi.failures(401, 403, 404, 409)},
+)
+async def remove_any_backup(application: TheApplication, identity: Writer, backup_id: Id) -> Response:
+    """Remove a backup, also one whose builder was deleted."""
+    return await _remove(application, identity, backup_id, None)
+
+
+async def _remove(application: Application, identity: Identity, backup_id: str, uuid: str | None) -> Response:
+    now = application.clock.now()
+
+    def remove(uow: UnitOfWork) -> Backup:
+        backup = backups.find(uow, identity.token.tenant_id, backup_id.lower(), now, uuid)
+        backups.remove(uow, backup, now)
+        return backup
+
+    removed = await application.store.write(remove)
+    return success(BackupAnswer(message="The backup is removed.", data=_shown(removed))).response()
+
+
+def _shown(backup: Backup) -> wire.Backup:
+    done = backup.status is BackupStatus.DONE
+    return wire.Backup(
+        id=backup.id,
+        builder=backup.builder_id,
+        builder_name=backup.builder_name,
+        kind=backup.kind,
+        status=backup.status,
+        version=backup.version,
+        created_at=backup.created_at,
+        finished_at=backup.finished_at if done or backup.status is BackupStatus.FAILED else None,
+        files=backup.files,
+        size_bytes=backup.size_bytes,
+        added_bytes=backup.added_bytes,
+        error=backup.error,
+        last_verified_at=backup.verified_at,
+        fault=backup.fault,
+        expires_at=backup.expires_at,
+    )

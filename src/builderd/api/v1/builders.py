@@ -1,0 +1,169 @@
+"""Builders: list, look, start, stop, restart, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import Field
+
+from builderd.api import openapi
+from builderd.api.server.answers import Answer, success
+from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
+from builderd.api.server.paths import PREFIX
+from builderd.api.server.preferences import wants_async
+from builderd.api.v1 import outcomes as door
+from builderd.api.v1.pages import MAX_PER_PAGE, in_pieces
+from builderd.api.v1.shown import shown
+from builderd.api.waits import heard, waiting
+from builderd.domain.builders import Builder, JobType, Status
+from builderd.ports.store import BuilderQuery, UnitOfWork
+from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage, Name
+from builderd.schemas.v1.envelope import PageMeta
+from builderd.schemas.v1.shape import Parameters
+from builderd.services import backups, builders
+from builderd.services.application import Application
+
+router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
+
+#: In any case of letters: RFC 9562 wants both to be taken.
+Uuid = Annotated[str, Path(description="The builder's uuid.", json_schema_extra={"format": "uuid"})]
+
+
+class ListQuery(Parameters):
+    """A filter that is misspelt would let everything through, so nothing unknown is taken."""
+
+    page: int = Field(default=1, ge=1, le=MAX_INTEGER)
+    per_page: int = Field(default=25, ge=1, le=MAX_PER_PAGE)
+    name: Name | None = None
+    status: Status | None = None
+    job_type: JobType | None = None
+    sort: Literal["created_at", "-created_at", "name"] = "-created_at"
+
+
+@router.get(
+    "/builders",
+    response_model=None,
+    responses={**openapi.answer(200, BuilderPage, "A page of them."), **openapi.failures(401, 403, 422)},
+)
+async def list_builders(
+    request: Request, application: TheApplication, identity: Reader, query: Annotated[ListQuery, Query()]
+) -> Response:
+    """Your builders, the newest first unless sorted otherwise."""
+    now = application.clock.now()
+    asked = BuilderQuery(**query.model_dump())
+
+    def look(uow: UnitOfWork) -> tuple[list[Any], int]:
+        page, total = builders.list_page(uow, identity.token.tenant_id, asked)
+        return list(builders.views(uow, application, page, now)), total
+
+    views, total = await application.store.read(look)
+    data = [shown(view, with_token=identity.may_write) for view in views]
+    meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
+    found = BuilderPage(message=f"{len(data)} of {total} builders.", data=data, meta=meta)
+    return await in_pieces(request, identity.token.tenant_id, found)
+
+
+@router.get(
+    "/builders/{uuid}",
+    response_model=None,
+    responses={**openapi.answer(200, BuilderAnswer, "The builder."), **openapi.failures(401, 403, 404)},
+)
+async def get_builder(application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
+    """One builder."""
+    now = application.clock.now()
+
+    def look(uow: UnitOfWork) -> builders.BuilderView:
+        builder = builders.get(uow, identity.token.tenant_id, uuid.lower())
+        return builders.view(uow, application, builder, now)
+
+    data = shown(await application.store.read(look), with_token=identity.may_write)
+    return success(BuilderAnswer(message=f"{data.name} is {data.status}.", data=data)).response()
+
+
+class DeleteQuery(Parameters):
+    """``purge``: its backups go with it, and no last one is taken."""
+
+    purge: bool = False
+
+
+#: What the calls that change what is wanted have in common.
+CHANGE: dict[str, Any] = {"response_model": None, "openapi_extra": {"parameters": [openapi.PREFER]}}
+
+
+@router.post(
+    "/builders/{uuid}/start",
+    **CHANGE,
+    responses={
+        **openapi.answer(200, BuilderAnswer, "It runs."),
+        **openapi.answer(202, BuilderAnswer, "It is being started.", headers=openapi.LOCATION),
+        **openapi.failures(401, 403, 404, 409, 422, stages=True),
+    },
+)
+async def start_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
+    """Start it. A builder that runs already stays as it is."""
+    return await _answered(request, application, identity, uuid, builders.start, "started", door.started)
+
+
+@router.post(
+    "/builders/{uuid}/restart",
+    **CHANGE,
+    responses={
+        **openapi.answer(200, BuilderAnswer, "It runs anew."),
+        **openapi.answer(202, BuilderAnswer, "It is being restarted.", headers=openapi.LOCATION),
+        **openapi.failures(401, 403, 404, 409, 422, stages=True),
+    },
+)
+async def restart_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
+    """Stop it if it runs, and start it."""
+    return await _answered(request, application, identity, uuid, builders.restart, "restarted", door.started)
+
+
+@router.post(
+    "/builders/{uuid}/stop",
+    **CHANGE,
+    responses={
+        **openapi.answer(200, BuilderAnswer, "It is stopped."),
+        **openapi.answer(202, BuilderAnswer, "It is being stopped.", headers=openapi.LOCATION),
+        **openapi.failures(401, 403, 404),
+    },
+)
+async def stop_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
+    """Stop it; its files and settings are kept. A builder that is stopped already stays as it is."""
+    return await _answered(request, application, identity, uuid, builders.stop, "stopped", door.ended)
+
+
+@router.delete(
+    "/builders/{uuid}",
+    **CHANGE,
+    responses={
+        **openapi.answer(200, BuilderAnswer, "It is gone."),
+        **openapi.answer(202, BuilderAnswer, "It is being deleted.", headers=openapi.LOCATION),
+        **openapi.failures(401, 403, 404, 422),
+    },
+)
+async def delete_builder(
+    request: Request, application: TheApplication, identity: Writer, uuid: Uuid, query: Annotated[DeleteQuery, Query()]
+) -> Response:
+    """Stop it and remove it with its files, from any state. Its backups stay for some days unless they are purged."""
+    delete = partial(backups.delete_builder, purge=query.purge)
+    return await _answered(request, application, identity, uuid, delete, "deleted", door.ended)
+
+
+async def _answered(
+    request: Request,
+    application: Application,
+    identity: Identity,
+    uuid: str,
+    command: builders.Command,
+    doing: str,
+    outcome: Callable[[Application, Builder], Coroutine[Any, Any, Answer]],
+) -> Response:
+    now = application.clock.now()
+    with waiting(request, identity):
+        builder = await application.commit(lambda uow: command(uow, application, identity.caller, uuid.lower(), now))
+        if wants_async(request):
+            return (await door.begun(application, builder, doing)).response()
+        return (await heard(request, outcome(application, builder))).response()

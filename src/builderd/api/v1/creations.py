@@ -1,0 +1,258 @@
+"""Creating a builder: answered when it is up, at once, or stage by stage, and safe to be retried."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from builderd.api import openapi
+from builderd.api.idempotency import Begun, Retries, Retry, retry_of
+from builderd.api.server.answers import Answer, failure
+from builderd.api.server.auth import Identity, Writer
+from builderd.api.server.bodies import Received, json_body
+from builderd.api.server.paths import PREFIX
+from builderd.api.server.preferences import wants_async, wants_events
+from builderd.api.server.streams import event, stream
+from builderd.api.v1 import outcomes as door
+from builderd.api.waits import waiting
+from builderd.domain.builders import Builder
+from builderd.domain.bundles import Bundle, make_bundle
+from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
+from builderd.domain.events import Event
+from builderd.domain.ids import BuilderId
+from builderd.domain.machine_faults import machine_fault
+from builderd.domain.procfile import web_command
+from builderd.domain.tokens import Scope
+from builderd.domain.versions import VersionSettings, entrypoint_error
+from builderd.ports.store import UnitOfWork
+from builderd.schemas.v1.builders import NO_ENTRYPOINT, BuilderAnswer, NewBuilder
+from builderd.schemas.v1.files import bundle_files
+from builderd.services import builders, bundles, outcomes, uploads
+from builderd.services.application import Application
+
+router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
+
+#: Of the request as it is sent: room for 20 MB of files in base64, their 2,000 paths, and the settings.
+MAX_BODY_BYTES = 29_000_000
+
+Body = Annotated[Received[NewBuilder], Depends(json_body(NewBuilder, MAX_BODY_BYTES))]
+
+EXAMPLE = {
+    "name": "hello",
+    "entrypoint": "python3 -m http.server $PORT",
+    "files": {"index.html": "<h1>Hello</h1>"},
+    "port": 8000,
+    "env": {"MY_FLAG": "1"},
+    "resources": {"cpu": 1, "memory": 1, "disk": 3},
+}
+STREAM = (
+    "An event per finished stage (`review`, `install`, `start`, `qa`) with its seconds, "
+    "then `done` (the builder) or `failed`."
+)
+
+
+@router.post(
+    "/builders",
+    status_code=201,
+    response_model=None,
+    responses={
+        200: {
+            "description": f"With `Accept: text/event-stream`. {STREAM}",
+            "content": openapi.events(STREAM),
+            "headers": openapi.LOCATION,
+        },
+        **openapi.answer(201, BuilderAnswer, "It is up.", headers=openapi.LOCATION),
+        **openapi.answer(202, BuilderAnswer, "It is being created.", headers=openapi.LOCATION),
+        **openapi.failures(400, 401, 403, 404, 409, 413, 422, stages=True),
+    },
+    openapi_extra={
+        "parameters": [openapi.PREFER, openapi.IDEMPOTENCY_KEY],
+        **openapi.body_of(NewBuilder, EXAMPLE),
+    },
+)
+async def create_builder(request: Request, identity: Writer, body: Body) -> Response:
+    """Turn code into a running, isolated app with a live URL.
+
+    The answer comes when the app is up, or when a stage has failed: the builder is then kept in `failed`.
+    A failed call can be answered 404 only where its builder was deleted meanwhile.
+    """
+    check_gates(identity, body.value)
+    creations: Creations = request.app.state.creations
+    retry = retry_of(request, identity.token.tenant_id, body.sha256)
+    first = await creations.retries.first(retry) if retry else None
+    if isinstance(first, Answer):
+        return in_form(request, first)
+    at_once = wants_async(request)
+    with creations.hold(request, identity, retry) as held:
+        builder = await creations.builder(identity, body.value, retry, first)
+        body.release()
+        answer = creations.answer(builder, retry, held, at_once=at_once)
+    if wants_events(request) and not at_once:
+        events = outcomes.stages(creations.application, builder.id, builder.run)
+        return stream(told(events, answer), door.location(builder))
+    return (await asyncio.shield(answer)).response()
+
+
+def check_gates(identity: Identity, new: NewBuilder) -> None:
+    """Who may leave a gate out."""
+    if new.skip_review or new.skip_qa:
+        identity.require(Scope.SKIP_GATES, "Leaving a gate out (skip_review, skip_qa)")
+
+
+class Creations:
+    """Those that go on now. Each is followed to its end, whether or not its caller still waits."""
+
+    def __init__(self, application: Application) -> None:
+        self.application = application
+        self.retries = Retries(application)
+        self._tasks: set[asyncio.Task[Answer]] = set()
+
+    def hold(self, request: Request, identity: Identity, retry: Retry | None) -> ExitStack:
+        """What a call holds while it goes on: its retry key, and its place among those that wait.
+
+        Raises ``RateLimited`` where there is no place.
+        """
+        with ExitStack() as held:
+            held.callback(self.retries.release, retry)
+            held.enter_context(waiting(request, identity))
+            return held.pop_all()
+
+    async def builder(self, identity: Identity, new: NewBuilder, retry: Retry | None, first: Begun | None) -> Builder:
+        """The builder that is created now, or the one that an earlier call with the same key has created."""
+        if first is None:
+            return await _record(self.application, self.retries, identity, new, retry)
+        return await self.application.store.read(lambda uow: _recorded(uow, first.builder_id))
+
+    def answer(self, builder: Builder, retry: Retry | None, held: ExitStack, *, at_once: bool) -> asyncio.Task[Answer]:
+        """The answer to come; a retry gets the same."""
+        if at_once:
+            return self.follow(door.begun(self.application, builder, "created"), retry, held)
+        return self.follow(door.started(self.application, builder, 201, door.location(builder)), retry, held)
+
+    def follow(
+        self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None, held: ExitStack
+    ) -> asyncio.Task[Answer]:
+        """The same for any call that begins what goes on by itself. What it has ``held`` is let go of at the end."""
+        task = asyncio.create_task(self._answer(outcome, retry, held.pop_all()))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _answer(self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None, held: ExitStack) -> Answer:
+        with held:
+            answer = await outcome
+            # What the machine could not do is no answer for good: a retry looks at the builder anew.
+            if retry is not None and answer.status != 503:
+                await self.retries.answered(retry, answer)
+            return answer
+
+    async def close(self) -> None:
+        """Follow none of them any more: they go on by themselves."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _record(
+    application: Application, retries: Retries, identity: Identity, new: NewBuilder, retry: Retry | None
+) -> Builder:
+    bundle = await bundle_of(application, identity, new)
+    command = _command(application, new, bundle)
+    now = application.clock.now()
+
+    def create(uow: UnitOfWork) -> Builder:
+        builder = builders.create(uow, application, identity.caller, command, now)
+        if retry is not None:
+            retries.record(uow, retry, builder.id, now)
+        return builder
+
+    return await bundles.keep(application, bundle, create)
+
+
+#: The fields that hold the code.
+CODE = frozenset({"files", "source"})
+
+
+async def bundle_of(application: Application, identity: Identity, new: NewBuilder) -> Bundle:
+    """The code of a request. Raises ``ValidationFailed`` or ``TooLarge`` for an upload that is not taken."""
+    if new.source is None:
+        return await asyncio.to_thread(lambda: make_bundle(bundle_files(new.files)))
+    return await uploads.bundle(application, identity.token.tenant_id, new.source.upload_id.lower())
+
+
+def _recorded(uow: UnitOfWork, builder_id: BuilderId) -> Builder:
+    builder = uow.builders.get(builder_id)
+    if builder is None:
+        raise NotFound("The builder of the first call with this Idempotency-Key is gone.")
+    return builder
+
+
+def _command(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:
+    settings = VersionSettings(
+        entrypoint=new.entrypoint or _web_command(bundle),
+        port=new.port,
+        env=new.env,
+        resources=new.resources.value,
+        isolation=new.isolation or application.limits.default_isolation,
+        credentials=tuple(new.credentials),
+        skip_review=new.skip_review,
+        skip_qa=new.skip_qa,
+        require_qa=new.require_qa,
+        install_scripts=new.install_scripts,
+    )
+    return builders.NewBuilder(
+        name=new.name,
+        bundle_hash=bundle.hash,
+        settings=settings,
+        job_type=new.job_type,
+        visibility=new.visibility,
+        auto_stop_interval=new.auto_stop_interval,
+        backup_interval_hours=new.backup_interval_hours,
+    )
+
+
+def _web_command(bundle: Bundle) -> str:
+    """Raises ``ValidationFailed`` where the bundle has none, or one that cannot be run."""
+    command = web_command(bundle)
+    why = NO_ENTRYPOINT if command is None else entrypoint_error(command)
+    if command is None or why is not None:
+        raise ValidationFailed({"entrypoint": [why or NO_ENTRYPOINT]})
+    return command
+
+
+def in_form(request: Request, answer: Answer) -> Response:
+    """An answer that is known already, in the form that the call asks for."""
+    if wants_events(request) and not wants_async(request):
+        return stream(_last_event(answer), answer.headers)
+    return answer.response()
+
+
+async def _last_event(answer: Answer) -> AsyncGenerator[bytes]:
+    yield _final(answer)
+
+
+async def told(events: AsyncIterator[Event], answer: asyncio.Task[Answer]) -> AsyncGenerator[bytes]:
+    """The stages as they end, then the answer."""
+    try:
+        async for happened in events:
+            if happened.type == "stage.finished":
+                yield _stage(happened)
+        last = await asyncio.shield(answer)
+    except Exception as error:
+        fault = error if isinstance(error, BuilderdError) else machine_fault(error)
+        if fault is None:
+            raise
+        last = failure(fault)
+    yield _final(last)
+
+
+def _stage(happened: Event) -> bytes:
+    return event(happened.details["stage"], dict(happened.details), str(happened.id))
+
+
+def _final(answer: Answer) -> bytes:
+    return event("done", answer.body["data"]) if answer.ok else event("failed", answer.body)

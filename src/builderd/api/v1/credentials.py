@@ -1,0 +1,179 @@
+"""Credentials: write, list, delete. What was written is never answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Response
+
+from builderd.api import openapi
+from builderd.api.server.answers import success
+from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
+from builderd.api.server.bodies import Received, json_body
+from builderd.api.server.paths import PREFIX
+from builderd.api.v1.pages import ThePage
+from builderd.domain.credentials import NAME, name_error
+from builderd.domain.errors import BuilderdError, ValidationFailed
+from builderd.domain.ids import BuilderId
+from builderd.ports.store import UnitOfWork
+from builderd.schemas.v1 import credentials as wire
+from builderd.schemas.v1.credentials import CredentialAnswer, CredentialPage, NewCredential
+from builderd.schemas.v1.shape import Parameters
+from builderd.services import builders, credentials
+from builderd.services.application import Application
+from builderd.services.credentials import CredentialView, Use
+
+router = APIRouter(prefix=PREFIX, tags=[openapi.CREDENTIALS])
+
+#: 64,000 bytes of values, of which JSON can make six each.
+MAX_BODY_BYTES = 500_000
+
+Body = Annotated[Received[NewCredential], Depends(json_body(NewCredential, MAX_BODY_BYTES))]
+Name = Annotated[str, Path(description="The credential's name.", json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+
+
+class PutQuery(Parameters):
+    """``restart``: the builders that run with the values before are started anew."""
+
+    restart: bool = False
+
+
+class DeleteQuery(Parameters):
+    """``force``: also while builders use it."""
+
+    force: bool = False
+
+
+@router.put(
+    "/credentials/{name}",
+    response_model=None,
+    responses={
+        **openapi.answer(200, CredentialAnswer, "It has new values."),
+        **openapi.answer(201, CredentialAnswer, "It is stored."),
+        **openapi.failures(400, 401, 403, 413, 422, 429),
+    },
+    openapi_extra=openapi.body_of(NewCredential, {"values": {"API_KEY": "a secret"}}),
+)
+async def put_credential(
+    application: TheApplication, identity: Writer, name: Name, query: Annotated[PutQuery, Query()], body: Body
+) -> Response:
+    """Store secrets under a name, in place of all that were there.
+
+    Builders that name it in `credentials` get them as environment variables, and as files
+    `/run/credentials/<name>/<variable>`, when they start.
+    """
+    why = name_error(name)
+    if why is not None:
+        raise ValidationFailed({"name": [why]})
+    tenant, now = identity.token.tenant_id, application.clock.now()
+    values = {variable: secret.get_secret_value() for variable, secret in body.value.values.items()}
+
+    def put(uow: UnitOfWork) -> tuple[CredentialView, bool]:
+        _, is_new = credentials.put(uow, application.vault, tenant, name, values, now)
+        # Looked at here: a moment later it may be deleted.
+        return credentials.get(uow, tenant, name), is_new
+
+    view, is_new = await application.store.write(put)
+    stale = [use for use in view.uses if use.needs_restart]
+    faults = await _restart(application, identity, stale) if query.restart else {}
+    message = _put_message(name, stale, faults, restarted=query.restart)
+    answer = CredentialAnswer(message=message, data=_shown(view, faults))
+    return success(answer, 201 if is_new else 200).response()
+
+
+async def _restart(application: Application, identity: Identity, stale: list[Use]) -> dict[BuilderId, str]:
+    """As many as can be: the credential is stored whatever becomes of them. Why the others are not, by their ids."""
+    faults = {}
+    for use in stale:
+        try:
+            await _begin_restart(application, identity, use.builder.id)
+        except BuilderdError as error:
+            faults[use.builder.id] = error.message
+    return faults
+
+
+async def _begin_restart(application: Application, identity: Identity, builder_id: BuilderId) -> None:
+    now = application.clock.now()
+    await application.commit(lambda uow: builders.restart(uow, application, identity.caller, builder_id, now))
+
+
+def _put_message(name: str, stale: list[Use], faults: Mapping[BuilderId, str], *, restarted: bool) -> str:
+    names = ", ".join(use.builder.name for use in stale if use.builder.id not in faults)
+    stored = f"The credential {name} is stored"
+    if not restarted and names:
+        return f"{stored}; {names} have the values before until they are restarted (?restart=true)."
+    begun = f"; being restarted with it: {names}" if names else ""
+    left = [
+        f" {use.builder.name} is not restarted: {faults[use.builder.id]}" for use in stale if use.builder.id in faults
+    ]
+    return f"{stored}{begun}.{''.join(left)}"
+
+
+@router.get(
+    "/credentials",
+    response_model=None,
+    responses={
+        **openapi.answer(200, CredentialPage, "A page of them, by name."),
+        **openapi.failures(401, 403, 422),
+    },
+)
+async def list_credentials(application: TheApplication, identity: Reader, query: ThePage) -> Response:
+    """All credentials: their names, what they set, and who uses them."""
+    views = await application.store.read(lambda uow: credentials.list_all(uow, identity.token.tenant_id))
+    data = [_shown(view) for view in query.cut(views)]
+    message = f"There are {len(views)} credentials."
+    return success(CredentialPage(message=message, data=data, meta=query.of(len(views)))).response()
+
+
+@router.get(
+    "/credentials/{name}",
+    response_model=None,
+    responses={
+        **openapi.answer(200, CredentialAnswer, "The credential, without its values."),
+        **openapi.failures(401, 403, 404),
+    },
+)
+async def read_credential(application: TheApplication, identity: Reader, name: Name) -> Response:
+    """One credential, without its values."""
+    view = await application.store.read(lambda uow: credentials.get(uow, identity.token.tenant_id, name))
+    return success(CredentialAnswer(message=f"The credential {name}.", data=_shown(view))).response()
+
+
+@router.delete(
+    "/credentials/{name}",
+    response_model=None,
+    responses={
+        **openapi.answer(200, CredentialAnswer, "It is gone."),
+        **openapi.failures(401, 403, 404, 409, 422),
+    },
+)
+async def delete_credential(
+    application: TheApplication, identity: Writer, name: Name, query: Annotated[DeleteQuery, Query()]
+) -> Response:
+    """Remove a credential. While builders use it, only with `force`: they could not start again without it."""
+    tenant = identity.token.tenant_id
+    view = await application.store.write(lambda uow: credentials.delete(uow, tenant, name, force=query.force))
+    return success(CredentialAnswer(message=f"The credential {name} is gone.", data=_shown(view))).response()
+
+
+def _shown(view: CredentialView, faults: Mapping[BuilderId, str] = MappingProxyType({})) -> wire.Credential:
+    one = view.credential
+    return wire.Credential(
+        name=one.name,
+        variables=list(one.variables),
+        created_at=one.created_at,
+        updated_at=one.updated_at,
+        last_used_at=one.last_used_at,
+        last_used_by=one.last_used_by,
+        used_by=[
+            wire.CredentialUse(
+                uuid=use.builder.id,
+                name=use.builder.name,
+                needs_restart=use.needs_restart,
+                not_restarted=faults.get(use.builder.id),
+            )
+            for use in view.uses
+        ],
+    )

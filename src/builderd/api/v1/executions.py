@@ -1,0 +1,94 @@
+"""Executions: a command run beside the app."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from builderd.api import openapi
+from builderd.api.server.answers import failure
+from builderd.api.server.auth import TheApplication, Writer
+from builderd.api.server.bodies import Received, json_body
+from builderd.api.server.paths import PREFIX
+from builderd.api.server.streams import Held, event, stream
+from builderd.api.server.turns import Turns
+from builderd.api.v1.builders import Uuid
+from builderd.domain.errors import BuilderdError
+from builderd.domain.ids import TenantId
+from builderd.domain.sandboxes import ExecResult
+from builderd.schemas.v1.executions import ExecutionAnswer, NewExecution
+from builderd.services import executions
+
+router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
+
+#: A command has at most 100,000 bytes and its input 1,000,000, of which JSON can make six each.
+MAX_BODY_BYTES = 8_000_000
+#: So much of an output is made JSON at once.
+PIECE = 1 << 14
+
+Body = Annotated[Received[NewExecution], Depends(json_body(NewExecution, MAX_BODY_BYTES))]
+
+STREAM = (
+    "With `stream`: an `output` event (`text`) per piece of output, then `exit` (`exit_code`, `truncated`), "
+    "or `failed` when it could not begin."
+)
+
+
+@router.post(
+    "/builders/{uuid}/exec",
+    response_model=None,
+    responses={
+        **openapi.answer(
+            200, ExecutionAnswer, "The command ended, or its timeout ended it.", content=openapi.events(STREAM)
+        ),
+        **openapi.failures(400, 401, 403, 404, 409, 413, 422),
+    },
+    openapi_extra=openapi.body_of(NewExecution, {"command": "ls -l", "timeout": 60}),
+)
+async def run_command(
+    request: Request, application: TheApplication, identity: Writer, uuid: Uuid, body: Body
+) -> Response:
+    """Run a command beside the app, with its environment and in its folder, and wait for it.
+
+    Of its output, both streams as they come, 10 MB are kept. A stream that its reader leaves ends the command.
+    """
+    new, caller, uuid = body.value, identity.caller, uuid.lower()
+    turns: Turns = request.app.state.turns
+    command = executions.Command(new.command, new.timeout, new.stdin.encode(), new.cwd, new.env)
+    if new.stream:
+        sandbox = await executions.running(application, caller, uuid)
+        pieces = executions.follow(application, caller, sandbox, command)
+        return stream(_events(pieces, turns, caller.tenant_id))
+    async with AsyncExitStack() as stack:
+        ended = await stack.enter_async_context(executions.run(application, caller, uuid, command))
+        return Held(stack.pop_all(), _answer(ended, turns, caller.tenant_id), 200, {}, "application/json")
+
+
+async def _answer(ended: executions.Ended, turns: Turns, tenant_id: TenantId) -> AsyncGenerator[str]:
+    """An ``ExecutionAnswer`` in pieces: as JSON the output may be six times as long."""
+    message = json.dumps(f"The command ended with exit code {ended.exit_code}.")
+    yield f'{{"success":true,"message":{message},"data":{{"exit_code":{ended.exit_code},"output":"'
+    for piece in ended.output.pieces(PIECE):
+        async with turns.turn(tenant_id):
+            encoded = json.dumps(piece, ensure_ascii=False)[1:-1]
+        yield encoded
+    yield f'","truncated":{json.dumps(ended.output.truncated)}}}}}'
+
+
+async def _events(pieces: AsyncGenerator[str | ExecResult], turns: Turns, tenant_id: TenantId) -> AsyncGenerator[bytes]:
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if isinstance(piece, ExecResult):
+                    yield event("exit", {"exit_code": piece.exit_code, "truncated": piece.truncated})
+                    return
+                for start in range(0, len(piece), PIECE):
+                    async with turns.turn(tenant_id):
+                        encoded = event("output", {"text": piece[start : start + PIECE]})
+                    yield encoded
+    except BuilderdError as error:
+        yield event("failed", failure(error).body)

@@ -1,0 +1,241 @@
+"""The files of a builder: listed, read, written and deleted one by one, or taken all together."""
+
+from __future__ import annotations
+
+import stat
+from contextlib import AsyncExitStack
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import Field
+
+from builderd.api import openapi
+from builderd.api.server.answers import failure, success
+from builderd.api.server.auth import Reader, TheApplication, Writer
+from builderd.api.server.bodies import announced_length, pieces
+from builderd.api.server.paths import PREFIX
+from builderd.api.server.ranges import RangeNotSatisfiable, condition_of, is_known, part_of, quoted
+from builderd.api.server.streams import Held
+from builderd.api.v1.builders import Uuid
+from builderd.domain import files as domain
+from builderd.domain.errors import BadRequest
+from builderd.schemas.v1.envelope import PageMeta
+from builderd.schemas.v1.live_files import FileAnswer, FileEntry, FilePage
+from builderd.schemas.v1.shape import Parameters
+from builderd.services import files
+
+router = APIRouter(prefix=PREFIX, tags=[openapi.FILES])
+
+BINARY = "application/octet-stream"
+ARCHIVE = "application/zstd"
+MAX_PER_PAGE = 1_000
+#: Entries are put in order up to here: what lies further on is found in a folder of its own.
+MAX_PAGE = 100
+#: How long a file may take to arrive.
+UPLOAD_SECONDS = 3600.0
+
+FilePath = Annotated[str, Path(description="The file, relative to `/app`.", json_schema_extra={"minLength": 1})]
+TAGGED = {"ETag": {"description": "Names this content.", "schema": {"type": "string"}}}
+IF_MATCH: openapi.Parameter = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "Only if the file still has one of these tags (`*`: only if it is there); else 412.",
+    "schema": {"type": "string"},
+}
+IF_NONE_MATCH: openapi.Parameter = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "`*`: only if there is no such file; else 412. On reading: 304 for a tag that is known.",
+    "schema": {"type": "string"},
+}
+RANGE: openapi.Parameter = {
+    "name": "Range",
+    "in": "header",
+    "description": "`bytes=0-99`, `bytes=100-` or `bytes=-100`: this part alone, with 206.",
+    "schema": {"type": "string"},
+}
+BYTES = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
+
+
+class ListQuery(Parameters):
+    """Which folder, and which of its entries."""
+
+    path: str = Field(default="", description="The folder, relative to `/app`; left out: `/app` itself.")
+    page: int = Field(default=1, ge=1, le=MAX_PAGE)
+    per_page: int = Field(default=100, ge=1, le=MAX_PER_PAGE)
+
+
+class WriteQuery(Parameters):
+    """How the file is put."""
+
+    executable: bool | None = Field(
+        default=None, description="Left out: as the file that is replaced; a new one is not."
+    )
+
+
+class DeleteQuery(Parameters):
+    """How much is deleted."""
+
+    recursive: bool = Field(default=False, description="Delete a folder with all that is in it.")
+
+
+@router.get(
+    "/builders/{uuid}/files",
+    response_model=None,
+    responses={**openapi.answer(200, FilePage, "A page of them."), **openapi.failures(401, 403, 404, 409, 422)},
+)
+async def list_files(
+    application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[ListQuery, Query()]
+) -> Response:
+    """What is in a folder of the builder's `/app` now, by name, whether or not it runs."""
+    skip = (query.page - 1) * query.per_page
+    tenant_id = identity.token.tenant_id
+    page = await files.list_page(application, tenant_id, uuid.lower(), query.path.strip("/"), skip, query.per_page)
+    data = [_shown(entry) for entry in page.entries]
+    meta = PageMeta(page=query.page, per_page=query.per_page, total=page.total)
+    return success(FilePage(message=f"{len(data)} of {page.total} entries.", data=data, meta=meta)).response()
+
+
+@router.get(
+    "/builders/{uuid}/files/{path:path}",
+    response_model=None,
+    responses={
+        200: {"description": "The file.", "content": BYTES, "headers": TAGGED},
+        206: {"description": "The part that was asked for.", "content": BYTES, "headers": TAGGED},
+        304: {"description": "It is the one that the caller knows."},
+        **openapi.failures(400, 401, 403, 404, 409, 416, 422),
+    },
+    openapi_extra={"parameters": [RANGE, IF_NONE_MATCH]},
+)
+async def read_file(
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, path: FilePath
+) -> Response:
+    """A file as it is now, whole or in part. Links are not followed."""
+    async with AsyncExitStack() as stack:
+        context = files.opened(application, identity.token.tenant_id, uuid.lower(), path)
+        file = await stack.enter_async_context(context)
+        tagged = {"ETag": quoted(file.entry.tag), "Accept-Ranges": "bytes"}
+        if is_known(request.headers, file.entry.tag):
+            return Response(status_code=304, headers=tagged)
+        try:
+            part = part_of(request.headers, file.entry.size, file.entry.tag)
+        except RangeNotSatisfiable as error:
+            answer = failure(error).response()
+            answer.headers["Content-Range"] = f"bytes */{file.entry.size}"
+            return answer
+        headers = {**tagged, "Content-Length": str(part.length), "Content-Disposition": _attachment(file.entry.name)}
+        if not part.whole:
+            headers["Content-Range"] = part.content_range
+        status = 200 if part.whole else 206
+        return Held(stack.pop_all(), file.read(part.start, part.length), status, headers, BINARY)
+
+
+@router.put(
+    "/builders/{uuid}/files/{path:path}",
+    response_model=None,
+    responses={
+        **openapi.answer(200, FileAnswer, "It has replaced another one.", headers=TAGGED),
+        **openapi.answer(201, FileAnswer, "It is new.", headers=TAGGED),
+        **openapi.failures(400, 401, 403, 404, 409, 412, 413, 422),
+    },
+    openapi_extra={
+        "parameters": [IF_MATCH, IF_NONE_MATCH],
+        "requestBody": {"required": True, "content": BYTES},
+    },
+)
+async def write_file(
+    request: Request,
+    application: TheApplication,
+    identity: Writer,
+    uuid: Uuid,
+    path: FilePath,
+    query: Annotated[WriteQuery, Query()],
+) -> Response:
+    """Put a file there, as it is sent, with the folders that are missing.
+
+    An app sees the old content or the new one, and nothing between. When it does not fit, the old one stays.
+    """
+    if "content-range" in request.headers:
+        # RFC 9110, 14.5: taken for the whole, a part would be all that is left.
+        raise BadRequest("A file is not put in parts: send all of it in one request, and leave Content-Range out.")
+    entry, new = await files.write(
+        application,
+        identity.token.tenant_id,
+        uuid.lower(),
+        path,
+        pieces(request, UPLOAD_SECONDS),
+        condition=condition_of(request.headers),
+        size=announced_length(request),
+        executable=query.executable,
+    )
+    message = f"{entry.name} has {entry.size} bytes now."
+    answer = FileAnswer(message=message, data=_shown(entry))
+    return success(answer, 201 if new else 200, {"ETag": quoted(entry.tag)}).response()
+
+
+@router.delete(
+    "/builders/{uuid}/files/{path:path}",
+    response_model=None,
+    responses={
+        204: {"description": "It is gone."},
+        **openapi.failures(400, 401, 403, 404, 409, 412, 413, 422),
+    },
+    status_code=204,
+    openapi_extra={"parameters": [IF_MATCH]},
+)
+async def delete_file(
+    request: Request,
+    application: TheApplication,
+    identity: Writer,
+    uuid: Uuid,
+    path: FilePath,
+    query: Annotated[DeleteQuery, Query()],
+) -> Response:
+    """Delete a file, a link itself, or an empty folder.
+
+    On a full disk a folder may be too much (413): delete single files first.
+    """
+    condition = condition_of(request.headers)
+    tenant_id = identity.token.tenant_id
+    await files.delete(application, tenant_id, uuid.lower(), path, condition=condition, recursive=query.recursive)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/builders/{uuid}/archive",
+    response_model=None,
+    responses={
+        200: {
+            "description": "A `tar.zst` (RFC 8878). Links are in it as links; sockets are left out.",
+            "content": {ARCHIVE: {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **openapi.failures(401, 403, 404, 409),
+    },
+)
+async def download_archive(application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
+    """All files of `/app` as they are now, in one archive. It breaks off where one of them cannot be read."""
+    async with AsyncExitStack() as stack:
+        packed = await stack.enter_async_context(files.archive(application, identity.token.tenant_id, uuid.lower()))
+        headers = {"Content-Disposition": _attachment(f"{uuid.lower()}.tar.zst")}
+        return Held(stack.pop_all(), packed, 200, headers, ARCHIVE)
+
+
+def _attachment(name: str) -> str:
+    """A browser is to save it, never to show it: it may be anything (RFC 6266)."""
+    return f"attachment; filename*=UTF-8''{quote(_readable(name), safe='')}"
+
+
+def _readable(name: str) -> str:
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _shown(entry: domain.FileEntry) -> FileEntry:
+    return FileEntry(
+        name=_readable(entry.name),
+        type=entry.kind,
+        size=entry.size,
+        mode=f"{stat.S_IMODE(entry.mode):04o}",
+        mtime=entry.modified_at,
+        target=None if entry.target is None else _readable(entry.target),
+    )

@@ -1,0 +1,144 @@
+"""Logs: the last lines, or each line as it is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Annotated, NamedTuple
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import Field
+
+from builderd.api import openapi
+from builderd.api.server.auth import Identity, Reader, TheApplication, is_good_still
+from builderd.api.server.paths import PREFIX
+from builderd.api.server.streams import Listeners, event, stream
+from builderd.api.v1.builders import Uuid
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.ids import TenantId
+from builderd.domain.logs import LogStream
+from builderd.schemas.v1.logs import LogAnswer, LogLine
+from builderd.schemas.v1.shape import Parameters
+from builderd.schemas.v1.times import UtcTime
+from builderd.services import builders, logs
+from builderd.services.application import Application
+
+router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
+
+MAX_TAIL = 100_000
+#: An answer goes out whenever it has so many characters.
+PIECE = 1 << 16
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EVENT_ID = re.compile(r"(\d{1,18})-(\d{1,9})")
+STREAM = "With `follow`: a `line` event per line, first the last ones."
+
+
+class LogQuery(Parameters):
+    """Which lines."""
+
+    tail: int = Field(default=200, ge=0, le=MAX_TAIL, description="At most so many lines, the last ones.")
+    since: UtcTime | None = Field(default=None, description="None from before this time.")
+    stream: LogStream | None = None
+    follow: bool = Field(default=False, description="Go on with each line as it is written, as an event stream.")
+
+
+@router.get(
+    "/builders/{uuid}/logs",
+    response_model=None,
+    responses={
+        **openapi.answer(200, LogAnswer, "The lines, the oldest first.", content=openapi.events(STREAM)),
+        **openapi.failures(401, 403, 404, 422),
+    },
+    openapi_extra={"parameters": [openapi.LAST_EVENT_ID]},
+)
+async def read_logs(
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[LogQuery, Query()]
+) -> Response:
+    """What the app and the installer wrote, joined over restarts and versions."""
+    tenant_id, uuid = identity.token.tenant_id, uuid.lower()
+    if query.follow:
+        return await _stream(request, application, identity, uuid, query)
+    lines = await logs.read(application, tenant_id, uuid, tail=query.tail, since=query.since, stream=query.stream)
+    pieces = _answer(lines)
+    # What fails until here has a status of its own.
+    first = await anext(pieces)
+    return StreamingResponse(_joined(first, pieces), media_type="application/json")
+
+
+async def _joined(first: str, others: AsyncGenerator[str]) -> AsyncGenerator[str]:
+    yield first
+    async with aclosing(others):
+        async for piece in others:
+            yield piece
+
+
+async def _answer(lines: AsyncGenerator[logs.VersionedLine]) -> AsyncGenerator[str]:
+    """A ``LogAnswer``, piece by piece: however much is asked for, little of it is held."""
+    pieces, size, count = ['{"success":true,"data":['], 0, 0
+    async with aclosing(lines):
+        async for line in lines:
+            pieces.append(("," if count else "") + _shown(line).model_dump_json())
+            size, count = size + len(pieces[-1]), count + 1
+            if size >= PIECE:
+                yield "".join(pieces)
+                pieces, size = [], 0
+    yield "".join([*pieces, f'],"message":"{count} lines."}}'])
+
+
+class Place(NamedTuple):
+    """A place in a log, which an event's id names: the ``nth`` line of this very time."""
+
+    time: datetime
+    nth: int
+
+    def __str__(self) -> str:
+        return f"{(self.time - EPOCH) // timedelta(microseconds=1)}-{self.nth}"
+
+
+def _given(request: Request) -> Place | None:
+    """Where an interrupted stream is to go on. To begin elsewhere instead would lose some."""
+    text = request.headers.get("last-event-id", "")
+    if not text:
+        return None
+    match = EVENT_ID.fullmatch(text)
+    if match is not None:
+        with suppress(OverflowError):
+            return Place(EPOCH + timedelta(microseconds=int(match[1])), int(match[2]))
+    raise ValidationFailed({"Last-Event-ID": ["must be the id of a line, or left out"]})
+
+
+async def _stream(
+    request: Request, application: Application, identity: Identity, uuid: str, query: LogQuery
+) -> Response:
+    listeners: Listeners = request.app.state.log_streams
+    tenant_id = identity.token.tenant_id
+    await application.store.read(lambda uow: builders.get(uow, tenant_id, uuid))
+    listeners.admit(tenant_id)
+    followed = _followed(listeners, application, tenant_id, uuid, query, _given(request))
+    return stream(followed, permitted=partial(is_good_still, application, identity))
+
+
+async def _followed(
+    listeners: Listeners,
+    application: Application,
+    tenant_id: TenantId,
+    uuid: str,
+    query: LogQuery,
+    after: Place | None,
+) -> AsyncGenerator[bytes]:
+    since, tail = (after.time, None) if after else (query.since, query.tail)
+    lines = logs.follow(application, tenant_id, uuid, tail=tail, since=since, stream=query.stream)
+    with listeners.one_more(tenant_id):
+        async with aclosing(lines):
+            async for line in lines:
+                place = Place(line.line.time, line.nth)
+                if after is None or place.time != after.time or place.nth > after.nth:
+                    yield event("line", _shown(line).model_dump_json(), str(place))
+
+
+def _shown(line: logs.VersionedLine) -> LogLine:
+    return LogLine(time=line.line.time, stream=line.line.stream, version=line.version, text=line.line.text)

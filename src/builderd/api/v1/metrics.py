@@ -1,0 +1,108 @@
+"""Metrics of a builder."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Response
+from pydantic import Field
+
+from builderd.api import openapi
+from builderd.api.server.answers import success
+from builderd.api.server.auth import Reader, TheApplication
+from builderd.api.server.paths import PREFIX
+from builderd.api.v1.builders import Uuid
+from builderd.domain.metrics import Usage, UsageSample
+from builderd.domain.resources import Resources
+from builderd.schemas.v1 import metrics as wire
+from builderd.schemas.v1.shape import Parameters
+from builderd.services import metrics
+
+router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
+
+STEPS = {"5m": timedelta(minutes=5), "15m": timedelta(minutes=15), "1h": timedelta(hours=1)}
+
+
+class MetricsQuery(Parameters):
+    """How far back, and how finely."""
+
+    hours: int = Field(default=24, ge=1, le=24)
+    step: Literal["5m", "15m", "1h"] = "5m"
+
+
+@router.get(
+    "/builders/{uuid}/metrics",
+    response_model=None,
+    responses={
+        **openapi.answer(200, wire.MetricsAnswer, "Now, and in steps."),
+        **openapi.failures(401, 403, 404, 422),
+    },
+)
+async def read_metrics(
+    application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[MetricsQuery, Query()]
+) -> Response:
+    """Cpu, memory, disk, network, requests and how they were answered: now, and over the last hours."""
+    now, tenant_id = application.clock.now(), identity.token.tenant_id
+    span, step = timedelta(hours=query.hours), STEPS[query.step]
+    report = await application.store.read(
+        lambda uow: metrics.report(uow, application, tenant_id, uuid.lower(), now, span=span, step=step)
+    )
+    data = wire.Metrics(
+        now=_present(report.now, report.limits) if report.now else None,
+        step_seconds=int(step.total_seconds()),
+        steps=[_step(time, usage) for time, usage in report.steps],
+    )
+    message = "It does not run now." if report.now is None else f"{len(data.steps)} steps of {query.step}."
+    return success(wire.MetricsAnswer(message=message, data=data)).response()
+
+
+def _present(reading: UsageSample, limits: Resources) -> wire.Present:
+    since_previous, used = reading.since_previous, reading.used
+    return wire.Present(
+        time=reading.at,
+        seconds=round(since_previous.seconds, 3),
+        cpu=_rounded(since_previous.cpu),
+        cpu_limit=limits.cpu,
+        memory_bytes=used.memory_bytes,
+        memory_limit_bytes=limits.memory_bytes,
+        disk_bytes=used.disk_bytes,
+        disk_limit_bytes=limits.disk_bytes,
+        processes=used.processes,
+        network_in_bytes_per_second=_rate(since_previous.network_in_bytes, since_previous),
+        network_out_bytes_per_second=_rate(since_previous.network_out_bytes, since_previous),
+        requests_per_second=_rate(since_previous.requests, since_previous),
+        open_connections=reading.visited.open_connections if reading.visited else 0,
+        answers=_answers(since_previous, since_previous.seconds) if since_previous.seconds else None,
+    )
+
+
+def _step(time: datetime, usage: Usage) -> wire.Step:
+    watched = usage.seconds > 0
+    return wire.Step(
+        time=time,
+        seconds=round(usage.seconds, 3),
+        cpu=_rounded(usage.cpu),
+        memory_bytes=usage.memory_bytes,
+        memory_most_bytes=usage.memory_most_bytes if watched else None,
+        disk_most_bytes=usage.disk_most_bytes if watched else None,
+        network_in_bytes=usage.network_in_bytes,
+        network_out_bytes=usage.network_out_bytes,
+        requests=usage.requests,
+        requests_per_second=_rate(usage.requests, usage),
+        answers=_answers(usage, 1),
+    )
+
+
+def _answers(usage: Usage, seconds: float) -> wire.Answers:
+    counts = (usage.answers_2xx, usage.answers_3xx, usage.answers_4xx, usage.answers_5xx)
+    shares = (round(count / seconds, 4) for count in counts)
+    return wire.Answers(**dict(zip(("2xx", "3xx", "4xx", "5xx"), shares, strict=True)))
+
+
+def _rate(count: float, usage: Usage) -> float | None:
+    return round(count / usage.seconds, 4) if usage.seconds else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,73 @@
+"""What comes of a call that changes what is wanted of a builder, told as an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from builderd.api.server.answers import Answer, failure, success
+from builderd.api.server.paths import PREFIX
+from builderd.api.server.preferences import APPLIED
+from builderd.api.v1.shown import look
+from builderd.domain.builders import Builder, Desired, JobType, Status
+from builderd.domain.errors import NotFound
+from builderd.schemas.v1.builders import BuilderAnswer
+from builderd.services import outcomes
+from builderd.services.application import Application
+
+
+def location(builder: Builder) -> dict[str, str]:
+    """Where the builder is found from now on."""
+    return {"Location": f"/api/v1/builders/{builder.id}"}
+
+
+async def begun(application: Application, builder: Builder, doing: str) -> Answer:
+    """202, at once: it goes on by itself, and the builder tells how far it is."""
+    data = await look(application, builder, with_token=True)
+    message = f"{builder.name} is being {doing}: GET {location(builder)['Location']} tells how far it is."
+    return success(BuilderAnswer(message=message, data=data), 202, {**location(builder), **APPLIED})
+
+
+async def started(
+    application: Application, builder: Builder, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """What came of the builder's present run, once it is known: the builder, or the failure of a stage.
+
+    Raises what is no outcome and must not be kept as one, such as ``StoreUnavailable``.
+    """
+    try:
+        settled = await outcomes.wait(application, builder.id, builder.run)
+    except outcomes.FAILED as error:
+        return failure(error)
+    if settled.desired is Desired.DELETED:
+        return failure(NotFound("The builder was deleted in the meantime.", data={"uuid": builder.id}))
+    return await shown_as(application, settled, status, headers)
+
+
+async def ended(application: Application, builder: Builder) -> Answer:
+    """The builder once it is stopped or deleted, however its last run went."""
+    return await shown_as(application, await outcomes.reached(application, builder.id, builder.run))
+
+
+async def shown_as(
+    application: Application, builder: Builder, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """Success, with the builder as it is now."""
+    data = await look(application, builder, with_token=True)
+    return success(
+        BuilderAnswer(message=_message(builder, data.preview_url, data.qa_passed), data=data), status, headers
+    )
+
+
+def _message(builder: Builder, url: str, qa_passed: bool | None) -> str:
+    match builder.status:
+        case Status.RUNNING if builder.job_type is JobType.ONE_TIME:
+            return f"The job {builder.name} has started."
+        case Status.RUNNING:
+            failed = f" but failed QA: GET {PREFIX}/builders/{builder.id}/qa says why" if qa_passed is False else ""
+            return f"{builder.name} is running at {url}{failed}"
+        case Status.COMPLETED:
+            return f"The job {builder.name} has completed."
+        case Status.FAILED:
+            return f"{builder.name} has failed: {builder.status_reason}"
+        case _:
+            return f"{builder.name} is {builder.status}."

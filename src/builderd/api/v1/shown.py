@@ -1,0 +1,72 @@
+"""How a builder is shown."""
+
+from __future__ import annotations
+
+from builderd.domain.backups import Backup, BackupStatus
+from builderd.domain.builders import Builder
+from builderd.domain.prices import Cost
+from builderd.schemas.v1 import builders as wire
+from builderd.services import builders
+from builderd.services.application import Application
+
+#: Enough of a service token to tell it from another, too little to use it.
+SHOWN_END = 4
+
+
+def shown(view: builders.BuilderView, *, with_token: bool) -> wire.Builder:
+    """The builder in the contract's shape; its service token in full only ``with_token``."""
+    builder, settings = view.builder, view.version.settings
+    return wire.Builder(
+        uuid=builder.id,
+        name=builder.name,
+        status=builder.status,
+        preview_url=view.preview_url,
+        service_token=builder.service_token if with_token else f"…{builder.service_token[-SHOWN_END:]}",
+        entrypoint=settings.entrypoint,
+        port=settings.port,
+        job_type=builder.job_type,
+        env=dict(settings.env),
+        resources=wire.ShownResources(
+            cpu=settings.resources.cpu, memory=settings.resources.memory, disk=settings.resources.disk
+        ),
+        visibility=builder.visibility,
+        auto_stop_interval=builder.auto_stop_interval,
+        backup_interval_hours=builder.backup_interval_hours,
+        credentials=list(settings.credentials),
+        needs_restart=view.needs_restart,
+        isolation=settings.isolation,
+        require_qa=settings.require_qa,
+        install_scripts=settings.install_scripts,
+        review_passed=view.review_passed,
+        qa_passed=view.version.qa_passed,
+        status_reason=builder.status_reason,
+        version=builder.version,
+        exit_code=builder.exit_code,
+        cost=shown_cost(view.cost),
+        created_at=builder.created_at,
+        updated_at=builder.updated_at,
+        last_active_at=builder.last_active_at,
+        last_backup_at=view.last_good_backup.created_at if view.last_good_backup else None,
+        last_backup_error=_error(view.last_backup),
+    )
+
+
+def _error(backup: Backup | None) -> str | None:
+    return backup.error if backup is not None and backup.status is BackupStatus.FAILED else None
+
+
+def shown_cost(cost: Cost) -> wire.Cost:
+    """Amounts as JSON numbers."""
+    return wire.Cost(
+        currency=cost.currency,
+        hourly_rate=float(cost.hourly_rate),
+        runtime_hours=float(cost.runtime_hours),
+        cost=float(cost.cost),
+    )
+
+
+async def look(application: Application, builder: Builder, *, with_token: bool) -> wire.Builder:
+    """The builder as it is now."""
+    now = application.clock.now()
+    view = await application.store.read(lambda uow: builders.view(uow, application, builder, now))
+    return shown(view, with_token=with_token)

@@ -1,0 +1,373 @@
+"""Versions: deploy one, change settings, go back to an old one, list them; the old serves until the new does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from builderd.api import openapi
+from builderd.api.idempotency import Begun, Retry, retry_of
+from builderd.api.server.answers import Answer, failure
+from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
+from builderd.api.server.bodies import Received, json_body
+from builderd.api.server.paths import PREFIX
+from builderd.api.server.preferences import wants_async, wants_events
+from builderd.api.server.streams import stream
+from builderd.api.v1 import outcomes as door
+from builderd.api.v1.builders import CHANGE, Uuid
+from builderd.api.v1.creations import CODE, MAX_BODY_BYTES, Creations, bundle_of, check_gates, in_form, told
+from builderd.api.v1.pages import ThePage, in_pieces
+from builderd.api.waits import heard, waiting
+from builderd.domain.builders import Builder, Desired
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import NotFound, ValidationFailed
+from builderd.domain.ids import BuilderId
+from builderd.domain.procfile import web_command
+from builderd.domain.versions import Version, entrypoint_error
+from builderd.ports.store import UnitOfWork
+from builderd.schemas.v1 import versions as wire
+from builderd.schemas.v1.builders import BuilderAnswer, ShownResources
+from builderd.schemas.v1.shape import Parameters
+from builderd.schemas.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion, VersionPage
+from builderd.services import builders, bundles, deployments, outcomes
+from builderd.services.application import Application
+from builderd.services.deployments import Change, Deployed
+
+router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
+
+#: Room for the environment and the rest of the settings.
+MAX_SETTINGS_BYTES = 2_500_000
+MAX_SMALL_BYTES = 100_000
+
+VersionBody = Annotated[Received[NewVersion], Depends(json_body(NewVersion, MAX_BODY_BYTES))]
+SettingsBody = Annotated[Received[NewSettings], Depends(json_body(NewSettings, MAX_SETTINGS_BYTES))]
+AutoStopBody = Annotated[Received[NewAutoStop], Depends(json_body(NewAutoStop, MAX_SMALL_BYTES))]
+RollbackBody = Annotated[Received[NewRollback], Depends(json_body(NewRollback, MAX_SMALL_BYTES))]
+
+STREAM = "An event per finished stage with its seconds, if there are any, then `done` (the builder) or `failed`."
+AT_ONCE_STREAM = "`done` (the builder) or `failed`: there are no stages."
+#: Records the change, in the unit of work of the call.
+Record = Callable[[UnitOfWork], Deployed]
+
+
+class DeployQuery(Parameters):
+    """``fresh``: its dependencies are installed anew, without the layer that was made before."""
+
+    fresh: bool = False
+
+
+def _responses(served: str) -> dict[int | str, dict[str, Any]]:
+    on_200 = f"{served} With `Accept: text/event-stream`: {STREAM}"
+    return {
+        **openapi.answer(200, BuilderAnswer, on_200, content=openapi.events(STREAM)),
+        **openapi.answer(202, BuilderAnswer, "It is being deployed.", headers=openapi.LOCATION),
+        **openapi.failures(400, 401, 403, 404, 409, 413, 422, 429, stages=True),
+    }
+
+
+def _extra(shape: type[Any], example: dict[str, Any]) -> dict[str, Any]:
+    return {"parameters": [openapi.PREFER, openapi.IDEMPOTENCY_KEY], **openapi.body_of(shape, example)}
+
+
+@router.put(
+    "/builders/{uuid}",
+    response_model=None,
+    responses=_responses("The new version serves."),
+    openapi_extra=_extra(
+        NewVersion, {"entrypoint": "python3 -m http.server $PORT", "files": {"index.html": "<h1>New</h1>"}}
+    ),
+)
+async def put_builder(
+    request: Request, identity: Writer, uuid: Uuid, body: VersionBody, query: Annotated[DeployQuery, Query()]
+) -> Response:
+    """Deploy a new version: the old one serves until the new one does, and goes on serving when that fails.
+
+    A builder that is stopped is started with it.
+    """
+    check_gates(identity, body.value)
+    creations: Creations = request.app.state.creations
+
+    async def deploy(begin: Callable[[Record], Record]) -> Deployed:
+        deployed = await _deploy(creations.application, identity, uuid.lower(), body.value, query.fresh, begin)
+        body.release()
+        return deployed
+
+    return await _answered(request, identity, body.sha256, deploy)
+
+
+@router.patch(
+    "/builders/{uuid}",
+    response_model=None,
+    responses=_responses("The settings are in force."),
+    openapi_extra=_extra(NewSettings, {"env": {"MY_FLAG": "2"}}),
+)
+async def patch_builder(request: Request, identity: Writer, uuid: Uuid, body: SettingsBody) -> Response:
+    """Change settings: at once where the app need not know of them, else as a new version of the same code."""
+    change = _change(body.value)
+    return await _answered(request, identity, body.sha256, _plainly(request, identity, uuid, change))
+
+
+@router.put(
+    "/builders/{uuid}/auto-stop",
+    response_model=None,
+    responses={
+        **openapi.answer(200, BuilderAnswer, "It is set.", content=openapi.events(AT_ONCE_STREAM)),
+        **openapi.failures(400, 401, 403, 404, 409, 413, 422),
+    },
+    openapi_extra=openapi.body_of(NewAutoStop, {"interval": 15}),
+)
+async def put_auto_stop(request: Request, identity: Writer, uuid: Uuid, body: AutoStopBody) -> Response:
+    """Say after how many minutes without a use it stops by itself."""
+    change = Change(auto_stop_interval=body.value.interval)
+    return await _answered(request, identity, body.sha256, _plainly(request, identity, uuid, change))
+
+
+@router.post(
+    "/builders/{uuid}/rollback",
+    response_model=None,
+    responses=_responses("The old code serves again, as a new version."),
+    openapi_extra=_extra(NewRollback, {"version": 1}),
+)
+async def roll_back(request: Request, identity: Writer, uuid: Uuid, body: RollbackBody) -> Response:
+    """Deploy the code and the settings of an old version again, as a new version. What the app wrote stays."""
+    application: Application = request.app.state.application
+    caller, number = identity.caller, body.value.version
+
+    def record(uow: UnitOfWork) -> Deployed:
+        return deployments.roll_back(uow, application, caller, uuid.lower(), number, application.clock.now())
+
+    async def deploy(begin: Callable[[Record], Record]) -> Deployed:
+        return await _commit(application, uuid, begin(record))
+
+    return await _answered(request, identity, body.sha256, deploy)
+
+
+@router.get(
+    "/builders/{uuid}/versions",
+    response_model=None,
+    responses={**openapi.answer(200, VersionPage, "A page of them."), **openapi.failures(401, 403, 404, 422)},
+)
+async def list_versions(
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage
+) -> Response:
+    """The versions that are kept, the newest first: deployed, failed, and the one that is being deployed."""
+    now = application.clock.now()
+
+    def look(uow: UnitOfWork) -> list[wire.Version]:
+        builder = builders.get(uow, identity.token.tenant_id, uuid.lower())
+        return [_shown(builder, one, now) for one in deployments.list_of(uow, identity.caller, builder.id)]
+
+    found = await application.store.read(look)
+    message = f"{len(found)} version{'' if len(found) == 1 else 's'}."
+    page = VersionPage(message=message, data=list(query.cut(found)), meta=query.of(len(found)))
+    return await in_pieces(request, identity.token.tenant_id, page)
+
+
+@router.post(
+    "/builders/{uuid}/service-token",
+    **CHANGE,
+    responses={
+        **openapi.answer(200, BuilderAnswer, "The new token is in force, also in the app."),
+        **openapi.answer(202, BuilderAnswer, "The new token is in force; the app is about to have it."),
+        **openapi.failures(401, 403, 404, 409, 422, stages=True),
+    },
+)
+async def renew_service_token(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
+    """Make a new service token; the old one ends. A running app is started again with it, while requests wait."""
+
+    def renew(uow: UnitOfWork) -> Builder:
+        return deployments.renew_service_token(uow, application, identity.caller, uuid.lower(), application.clock.now())
+
+    with waiting(request, identity):
+        builder = await outcomes.when_free(application, BuilderId(uuid.lower()), lambda: application.commit(renew))
+        await outcomes.shown(application, builder)
+        if wants_async(request):
+            return (await door.begun(application, builder, "given a new token")).response()
+        outcome = door.started if builder.desired is Desired.RUNNING else door.ended
+        return (await heard(request, outcome(application, builder))).response()
+
+
+# What deploying calls have in common
+
+
+async def _answered(
+    request: Request,
+    identity: Identity,
+    body_sha256: str,
+    deploy: Callable[[Callable[[Record], Record]], Awaitable[Deployed]],
+) -> Response:
+    """Deploy, unless it is the retry of a call that has; and answer at once, at the end, or stage by stage."""
+    creations: Creations = request.app.state.creations
+    retry = retry_of(request, identity.token.tenant_id, body_sha256)
+    first = await creations.retries.first(retry) if retry else None
+    if isinstance(first, Answer):
+        return in_form(request, first)
+    application, at_once = creations.application, wants_async(request)
+    with creations.hold(request, identity, retry) as held:
+        deployed = await _begun(creations, deploy, retry, first)
+        answer = creations.follow(_outcome(application, deployed, at_once=at_once), retry, held)
+    if deployed.version is None:
+        return in_form(request, await asyncio.shield(answer))
+    if wants_events(request) and not at_once:
+        events = outcomes.deployment_stages(application, deployed.builder.id, deployed.version)
+        return stream(told(events, answer), door.location(deployed.builder))
+    return (await asyncio.shield(answer)).response()
+
+
+async def _begun(
+    creations: Creations,
+    deploy: Callable[[Callable[[Record], Record]], Awaitable[Deployed]],
+    retry: Retry | None,
+    first: Begun | None,
+) -> Deployed:
+    now = creations.application.clock.now()
+
+    def keyed(record: Record) -> Record:
+        def write(uow: UnitOfWork) -> Deployed:
+            deployed = record(uow)
+            if retry is not None:
+                creations.retries.record(uow, retry, deployed.builder.id, now, deployed.version)
+            return deployed
+
+        return write
+
+    if first is None:
+        return await deploy(keyed)
+    builder = await creations.application.store.read(lambda uow: uow.builders.get(first.builder_id))
+    if builder is None:
+        raise NotFound("The builder of the first call with this Idempotency-Key is gone.")
+    return Deployed(builder, first.version)
+
+
+async def _outcome(application: Application, deployed: Deployed, *, at_once: bool) -> Answer:
+    """Raises what is no outcome and must not be kept as one, such as ``StoreUnavailable``."""
+    builder = deployed.builder
+    if deployed.version is not None:
+        if at_once:
+            return await door.begun(application, builder, "deployed")
+        try:
+            builder = await outcomes.deployed(application, builder.id, deployed.version)
+        except outcomes.FAILED as error:
+            return failure(error)
+    await outcomes.shown(application, builder)
+    if builder.desired is Desired.DELETED:
+        return failure(NotFound("The builder was deleted in the meantime.", data={"uuid": builder.id}))
+    return await door.shown_as(application, builder)
+
+
+def _plainly(
+    request: Request, identity: Identity, uuid: str, change: Change
+) -> Callable[[Callable[[Record], Record]], Awaitable[Deployed]]:
+    application: Application = request.app.state.application
+    caller = identity.caller
+
+    def record(uow: UnitOfWork) -> Deployed:
+        return deployments.configure(uow, application, caller, uuid.lower(), change, application.clock.now())
+
+    async def deploy(begin: Callable[[Record], Record]) -> Deployed:
+        return await _commit(application, uuid, begin(record))
+
+    return deploy
+
+
+async def _commit(application: Application, uuid: str, record: Record, bundle: Bundle | None = None) -> Deployed:
+    """Write it down, once no version takes over."""
+    made: list[Deployed] = []
+
+    def write(uow: UnitOfWork) -> Builder:
+        made.append(record(uow))
+        return made[-1].builder
+
+    def commit() -> Awaitable[Builder]:
+        return application.commit(write) if bundle is None else bundles.keep(application, bundle, write)
+
+    await outcomes.when_free(application, BuilderId(uuid.lower()), commit)
+    return made[-1]
+
+
+async def _deploy(
+    application: Application,
+    identity: Identity,
+    uuid: str,
+    new: NewVersion,
+    fresh: bool,
+    begin: Callable[[Record], Record],
+) -> Deployed:
+    bundle = None
+    if "files" in new.model_fields_set or new.source is not None:
+        bundle = await bundle_of(application, identity, new)
+    given = _given(new, bundle)
+    if bundle is not None and "entrypoint" not in given:
+        given["entrypoint"] = await _entrypoint(application, identity, uuid, bundle)
+    change = Change(**given, fresh=fresh)
+
+    def record(uow: UnitOfWork) -> Deployed:
+        return deployments.deploy(uow, application, identity.caller, uuid, change, application.clock.now())
+
+    return await _commit(application, uuid, begin(record), bundle)
+
+
+async def _entrypoint(application: Application, identity: Identity, uuid: str, bundle: Bundle) -> str | None:
+    """What a new ``Procfile`` says, where the old command came from the old one; None: it stays as it is."""
+    command = web_command(bundle)
+    if command is None:
+        return None
+    base = await application.store.read(lambda uow: deployments.base(uow, identity.caller, uuid))
+    if web_command(await application.bundles.get(base.bundle_hash)) != base.settings.entrypoint:
+        return None
+    if why := entrypoint_error(command):
+        raise ValidationFailed({"entrypoint": [why]})
+    return command
+
+
+def _given(new: NewVersion, bundle: Bundle | None) -> dict[str, Any]:
+    """What the body has, as the service takes it."""
+    given = {name: getattr(new, name) for name in new.model_fields_set - CODE}
+    if bundle is not None:
+        given["bundle_hash"] = bundle.hash
+    return _taken(given, new)
+
+
+def _change(new: NewSettings) -> Change:
+    return Change(**_taken({name: getattr(new, name) for name in new.model_fields_set}, new))
+
+
+def _taken(given: dict[str, Any], new: NewVersion | NewSettings) -> dict[str, Any]:
+    if "resources" in given:
+        given["resources"] = {name: getattr(new.resources, name) for name in new.resources.model_fields_set}
+    if "credentials" in given:
+        given["credentials"] = tuple(new.credentials)
+    return given
+
+
+def _shown(builder: Builder, version: Version, now: datetime) -> wire.Version:
+    settings = version.settings
+    return wire.Version(
+        version=version.number,
+        status=version.status,
+        status_reason=version.status_reason,
+        failure_code=version.failure_code,
+        current=version.number == builder.version,
+        rolled_back_to=version.rolled_back_to,
+        bundle=version.bundle_hash,
+        entrypoint=settings.entrypoint,
+        port=settings.port,
+        env=dict(settings.env),
+        resources=ShownResources(
+            cpu=settings.resources.cpu, memory=settings.resources.memory, disk=settings.resources.disk
+        ),
+        isolation=settings.isolation,
+        credentials=list(settings.credentials),
+        skip_review=settings.skip_review,
+        skip_qa=settings.skip_qa,
+        require_qa=settings.require_qa,
+        install_scripts=settings.install_scripts,
+        review_passed=version.reviewed(now),
+        qa_passed=version.qa_passed,
+        created_by=version.created_by,
+        created_at=version.created_at,
+    )

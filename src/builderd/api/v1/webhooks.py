@@ -1,0 +1,126 @@
+"""Webhooks: make, list, delete, and see what was delivered."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Response
+
+from builderd.api import openapi
+from builderd.api.server.answers import success
+from builderd.api.server.auth import Reader, TheApplication, Writer
+from builderd.api.server.bodies import Received, json_body
+from builderd.api.server.paths import PREFIX
+from builderd.api.v1.pages import ThePage
+from builderd.domain.webhooks import Delivery, DeliveryStatus, Webhook
+from builderd.schemas.v1 import webhooks as wire
+from builderd.services import webhooks
+
+router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
+
+MAX_BODY_BYTES = 100_000
+
+Body = Annotated[Received[wire.NewWebhook], Depends(json_body(wire.NewWebhook, MAX_BODY_BYTES))]
+WebhookUuid = Annotated[str, Path(description="The webhook's id.", json_schema_extra={"format": "uuid"})]
+
+EXAMPLE = {"url": "https://example.com/hooks/builderd", "events": ["builder.status", "stage.*"]}
+
+
+@router.post(
+    "/webhooks",
+    status_code=201,
+    response_model=None,
+    responses={
+        **openapi.answer(201, wire.NewWebhookAnswer, "It is told what happens from now on."),
+        **openapi.failures(400, 401, 403, 413, 422, 429),
+    },
+    openapi_extra=openapi.body_of(wire.NewWebhook, EXAMPLE),
+)
+async def create_webhook(application: TheApplication, identity: Writer, body: Body) -> Response:
+    """Have events sent to a URL of yours, signed as Standard Webhooks has it.
+
+    The secret is shown this once.
+    """
+    now = application.clock.now()
+    new = webhooks.NewWebhook(body.value.url, tuple(body.value.events), body.value.secret)
+    webhook, secret = await application.store.write(
+        lambda uow: webhooks.create(uow, application, identity.caller, new, now)
+    )
+    data = wire.WebhookWithSecret(**_shown(webhook).model_dump(), secret=secret)
+    message = "The webhook is made; keep its secret, which is not shown again."
+    return success(wire.NewWebhookAnswer(message=message, data=data), 201).response()
+
+
+@router.get(
+    "/webhooks",
+    response_model=None,
+    responses={**openapi.answer(200, wire.WebhookPage, "A page of them."), **openapi.failures(401, 403, 422)},
+)
+async def list_webhooks(application: TheApplication, identity: Reader, query: ThePage) -> Response:
+    """Your webhooks, without their secrets, the oldest first."""
+    found = await application.store.read(lambda uow: uow.webhooks.list(identity.token.tenant_id))
+    data = [_shown(webhook) for webhook in query.cut(found)]
+    message = f"{len(found)} webhooks."
+    return success(wire.WebhookPage(message=message, data=data, meta=query.of(len(found)))).response()
+
+
+@router.delete(
+    "/webhooks/{id}",
+    response_model=None,
+    responses={**openapi.answer(200, wire.WebhookAnswer, "It is gone."), **openapi.failures(401, 403, 404)},
+)
+async def delete_webhook(
+    application: TheApplication, identity: Writer, webhook_id: Annotated[WebhookUuid, Path(alias="id")]
+) -> Response:
+    """Remove a webhook. What was not delivered yet is not delivered any more."""
+    now = application.clock.now()
+    webhook = await application.store.write(lambda uow: webhooks.delete(uow, identity.caller, webhook_id.lower(), now))
+    return success(wire.WebhookAnswer(message="The webhook is gone.", data=_shown(webhook))).response()
+
+
+@router.get(
+    "/webhooks/{id}/deliveries",
+    response_model=None,
+    responses={**openapi.answer(200, wire.DeliveryPage, "A page of them."), **openapi.failures(401, 403, 404, 422)},
+)
+async def list_deliveries(
+    application: TheApplication,
+    identity: Reader,
+    webhook_id: Annotated[WebhookUuid, Path(alias="id")],
+    query: ThePage,
+) -> Response:
+    """What was sent to a webhook, what it answered, and what is still to come, the newest event first."""
+    tenant_id = identity.token.tenant_id
+    found, total = await application.store.read(
+        lambda uow: webhooks.deliveries(uow, tenant_id, webhook_id.lower(), page=query.page, per_page=query.per_page)
+    )
+    data = [_delivery(one) for one in found]
+    message = f"{len(data)} of {total} deliveries."
+    return success(wire.DeliveryPage(message=message, data=data, meta=query.of(total))).response()
+
+
+def _shown(webhook: Webhook) -> wire.Webhook:
+    return wire.Webhook(
+        id=webhook.id,
+        url=webhook.url,
+        events=list(webhook.events),
+        status=webhook.status,
+        status_reason=webhook.status_reason,
+        failures=webhook.failures,
+        last_success_at=webhook.last_success_at,
+        created_at=webhook.created_at,
+    )
+
+
+def _delivery(delivery: Delivery) -> wire.Delivery:
+    return wire.Delivery(
+        id=delivery.id,
+        event=delivery.event_id,
+        type=delivery.event_type,
+        status=delivery.status,
+        created_at=delivery.created_at,
+        next_attempt_at=delivery.due_at if delivery.status is DeliveryStatus.PENDING else None,
+        attempts=[
+            wire.Attempt(at=one.at, status=one.status, seconds=one.seconds, note=one.note) for one in delivery.attempts
+        ],
+    )

@@ -1,0 +1,56 @@
+"""Waits: calls that are answered once something has come about. A tenant has so many of them at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
+
+from builderd.api.server.auth import Identity
+from builderd.api.server.preferences import wants_async
+from builderd.api.server.streams import Listeners
+
+T = TypeVar("T")
+
+
+def waiting(request: Request, identity: Identity) -> AbstractContextManager[None]:
+    """The place of a call among those of its tenant that wait; one that is answered at once needs none.
+
+    To be taken before anything is written: the call is refused (``RateLimited``) where there is none left. Each of them
+    reads the store whenever its builder changes, and goes on when its caller has hung up.
+    """
+    if wants_async(request):
+        return nullcontext()
+    calls: Listeners = request.app.state.waiting_calls
+    calls.admit(identity.token.tenant_id)
+    return calls.one_more(identity.token.tenant_id)
+
+
+async def heard(request: Request, coming: Coroutine[Any, Any, T]) -> T:
+    """What comes, unless the caller leaves before (``ClientDisconnect``): for a wait that changes nothing by itself.
+
+    A body that the call takes must have been read.
+    """
+    answer, left = asyncio.create_task(coming), asyncio.create_task(_has_left(request))
+    try:
+        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done() and left.result():
+            raise ClientDisconnect
+        return await answer
+    finally:
+        answer.cancel()
+        left.cancel()
+        await asyncio.gather(answer, left, return_exceptions=True)
+
+
+async def _has_left(request: Request) -> bool:
+    """Whether it has, once that can be told: not of one that is sending still, which nobody is to take in."""
+    message: Message = {"type": "http.request"}
+    while message["type"] == "http.request" and not message.get("more_body"):
+        message = await request.receive()
+    return bool(message["type"] == "http.disconnect")

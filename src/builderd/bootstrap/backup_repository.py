@@ -1,0 +1,41 @@
+"""The archive: where backups go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from builderd.adapters.backup_repositories.restic.archive import ResticArchive
+from builderd.adapters.backup_repositories.restic.command import Place
+from builderd.bootstrap.data_directory import identity
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.resources import GB
+from builderd.ports.engine import Engine
+from builderd.settings import Settings
+
+
+def make_archive(settings: Settings, engine: Engine) -> ResticArchive:
+    """Raises ``ValidationFailed`` when a file that it needs cannot be read."""
+    root, floor = _backups(settings), int(settings.store.floor * GB)
+    return ResticArchive(engine, make_place(settings), root, name=identity(settings.data_dir)[:13], floor_bytes=floor)
+
+
+def make_place(settings: Settings) -> Place:
+    """Where the repositories of the apps' backups are."""
+    backup = settings.backup
+    return Place(
+        location=backup.repository or str(_backups(settings) / "repositories"),
+        environment={name: value.get_secret_value() for name, value in backup.environment.items()},
+        ssh_key=_text("backup.ssh_key", backup.ssh_key),
+        ssh_hosts=_text("backup.ssh_hosts", backup.ssh_hosts),
+    )
+
+
+def _backups(settings: Settings) -> Path:
+    return settings.data_dir.absolute() / "backups"
+
+
+def _text(setting: str, file: Path | None) -> str:
+    try:
+        return file.read_text().strip() if file else ""
+    except OSError as error:
+        raise ValidationFailed({setting: [f"{file} cannot be read: {error.strerror}"]}) from None

@@ -1,0 +1,115 @@
+"""``builderd serve``, ``down``, ``doctor`` and ``base``: the service and its machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import click
+
+from builderd.bootstrap import machine, service
+from builderd.bootstrap.configuration import load
+from builderd.cli import options, usage
+from builderd.settings import Settings
+
+NEEDS_ROOT = (
+    "builderd must run as root: it mounts file systems, makes network links and firewall rules, and starts "
+    "sandboxes under user ids of their own, in which nothing is root of this machine. Try: sudo {command}"
+)
+
+
+@click.command()
+@options.data_dir
+@options.config
+@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65535), help="The API's port.  [default: 8080]")
+@click.option("--preview-port", type=click.IntRange(1, 65535), help="The port of the previews.  [default: 8081]")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take the database from another service that was stopped, or was not seen for 60 seconds.",
+)
+def serve(
+    data_dir: Path | None,
+    config: Path | None,
+    host: str | None,
+    port: int | None,
+    preview_port: int | None,
+    take_over: bool,
+) -> None:
+    """Run the service in the foreground. Apps and previews go on when it ends."""
+    _require_root("builderd serve")
+    settings = load(config, data_dir=data_dir, host=host, port=port, preview_port=preview_port)
+    service.serve(settings, take_over=take_over)
+
+
+@click.command()
+@options.data_dir
+@options.config
+def down(data_dir: Path | None, config: Path | None) -> None:
+    """Stop every sandbox and the previews, and give back to the host what it was given. Data is kept."""
+    _require_root("builderd down")
+    settings = load(config, data_dir=data_dir)
+    asyncio.run(service.take_down(settings, click.echo))
+
+
+@click.command()
+@options.data_dir
+@options.config
+def doctor(data_dir: Path | None, config: Path | None) -> None:
+    """Say what this machine has and lacks, what that costs, and who uses what. Exits with 1 when it cannot run here."""
+    settings = load(config, data_dir=data_dir)
+    equipment = machine.examine(settings)
+    for one in equipment:
+        mark = "ok  " if one.found else ("MISS" if one.vital else "lack")
+        click.echo(f"{mark}  {one.name:<24} {one.detail}")
+        if not one.found:
+            click.echo(f"      {'':<24} {one.cost}")
+    _say_database(settings)
+    _say_usage(settings)
+    if any(one.vital and not one.found for one in equipment):
+        raise SystemExit(1)
+
+
+def _say_database(settings: Settings) -> None:
+    """Which service owns the database, and what its schema lacks."""
+    try:
+        lines = asyncio.run(machine.describe_database(settings))
+    except Exception as error:
+        lines = [f"database: cannot be read: {error}"]
+    for line in lines:
+        click.echo(f"\n{line}")
+
+
+def _say_usage(settings: Settings) -> None:
+    """What lies in the data directory, as far as it can be told: a broken database is no reason to say nothing."""
+    try:
+        inventory = asyncio.run(machine.take_stock(settings))
+    except Exception as error:
+        click.echo(f"\nWho uses what cannot be told: {error}")
+        return
+    if inventory is not None:
+        click.echo("")
+        for line in usage.lines(inventory):
+            click.echo(line)
+
+
+@click.group()
+def base() -> None:
+    """The base root file system that all sandboxes of this machine share."""
+
+
+@base.command()
+@options.data_dir
+@options.config
+def build(data_dir: Path | None, config: Path | None) -> None:
+    """Make it now, if it is not there, rather than at the first start of the service."""
+    _require_root("builderd base build")
+    settings = load(config, data_dir=data_dir)
+    click.echo(machine.build_base(settings, click.echo))
+
+
+def _require_root(command: str) -> None:
+    if os.geteuid() != 0:
+        raise click.ClickException(NEEDS_ROOT.format(command=command))

@@ -1,0 +1,201 @@
+"""``builderd install-service``: a systemd unit under which apps and previews outlive the service.
+
+The directives are those of systemd.service(5), systemd.unit(5) and systemd.kill(5).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from builderd.bootstrap.configuration import load
+from builderd.bootstrap.data_directory import hold, is_ours
+from builderd.cli import options
+
+#: Is there where systemd is the first process (sd_booted(3)).
+SYSTEMD_RUNS = Path("/run/systemd/system")
+SYSTEM_UNITS = Path("/etc/systemd/system")
+UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+TEMPLATE = """\
+[Unit]
+Description=builderd: turns code into running apps ({data_dir})
+Wants=network-online.target
+After=network-online.target
+RequiresMountsFor={data_dir_list}
+# However often it ends, it is started again.
+StartLimitIntervalSec=0
+
+[Service]
+# It tells when it listens. Before that it may have a large database to bring up to date.
+Type=notify
+TimeoutStartSec=infinity
+EnvironmentFile=-/etc/default/{name}
+ExecStart={command}
+Restart=always
+RestartSec=1
+# Its database belongs to another service: a person decides.
+RestartPreventExitStatus=4
+TimeoutStopSec=60
+# Stopping or restarting the service ends the service alone: sandboxes and the preview process go on and are adopted.
+KillMode=process
+# Their cgroups are the service's own affair, and an app that runs out of memory is no reason to stop the service.
+Delegate=yes
+OOMPolicy=continue
+TasksMax=infinity
+LimitNOFILE=1048576
+# No ProtectSystem=, PrivateTmp= and the like: each gives the service a mount namespace of its own, and what is mounted
+# there would be out of reach after a restart.
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+OWN_SETTINGS = """\
+Settings in {data_dir}/builderd.toml hold for the service and for commands. Those in /etc/default/{name} are the
+service's alone: before a command in a shell, such as builderd backup, give it the same:
+  set -a; . /etc/default/{name}; set +a"""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceUnit:
+    """A unit to write: ``name`` without ``.service``, absolute paths, further words for ``builderd serve``."""
+
+    name: str
+    executable: Path
+    data_dir: Path
+    serve_options: tuple[str, ...] = ()
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}.service"
+
+
+def render(unit: ServiceUnit) -> str:
+    """The text of the unit file. ``ValueError`` for what a unit file cannot say: see ``quote``."""
+    if not UNIT_NAME.fullmatch(unit.name):
+        raise ValueError(f"{unit.name!r} is no unit name: use letters, digits, '_', '.' and '-'")
+    for path in (unit.executable, unit.data_dir):
+        if not path.is_absolute():
+            raise ValueError(f"{path} is not absolute: systemd starts the service in another folder")
+    arguments = ("serve", "--data-dir", str(unit.data_dir), *unit.serve_options)
+    # The program's own path is not searched for variables, so a dollar in it is not doubled.
+    command = " ".join([quote(str(unit.executable)), *(quote(word).replace("$", "$$") for word in arguments)])
+    return TEMPLATE.format(
+        name=unit.name,
+        command=command,
+        data_dir=str(unit.data_dir).replace("%", "%%"),
+        data_dir_list=quote(str(unit.data_dir)),
+    )
+
+
+def quote(word: str) -> str:
+    """One word of a command or a list, as systemd.syntax(7) reads it back. ``ValueError`` on control characters."""
+    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in word):
+        raise ValueError(f"{word!r} has a control character, which a unit file cannot hold")
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return escaped if re.fullmatch(r"[\w@%+=:,./$-]+", word, re.ASCII) else f'"{escaped}"'
+
+
+@click.command("install-service")
+@click.option("--name", default="builderd", show_default=True, help="Name of the unit; one for each data directory.")
+@options.data_dir
+@click.option("--host", help="Passed on to builderd serve.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Passed on to builderd serve.")
+@click.option("--preview-port", type=click.IntRange(1, 65535), help="Passed on to builderd serve.")
+@click.option("--now", is_flag=True, help="Start it as well, or anew where it runs.")
+@click.option("--unit-dir", type=click.Path(path_type=Path), help="Only write the unit, into this folder.")
+def install_service(
+    name: str,
+    data_dir: Path | None,
+    host: str | None,
+    port: int | None,
+    preview_port: int | None,
+    now: bool,
+    unit_dir: Path | None,
+) -> None:
+    """Write a systemd unit for the service and have it start at boot.
+
+    Restarting it leaves apps and previews running. Settings may stand as BUILDERD_… variables in /etc/default/NAME,
+    which commands in a shell do not see: what these must know too, such as database_url and vault.key_file, stands
+    better in builderd.toml in the data directory.
+    """
+    folder = load(data_dir=data_dir).data_dir.resolve()
+    unit = ServiceUnit(name, _executable(), folder, _serve_options(host, port, preview_port))
+    try:
+        text = render(unit)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    path = (unit_dir or SYSTEM_UNITS) / unit.file_name
+    _write(path, text)
+    click.echo(f"wrote {path}")
+    click.echo(OWN_SETTINGS.format(name=name, data_dir=unit.data_dir))
+    if unit_dir is None:
+        _enable(unit, now)
+
+
+def _enable(unit: ServiceUnit, now: bool) -> None:
+    if not SYSTEMD_RUNS.is_dir():
+        click.echo(f"systemd does not run here: where it does, run 'systemctl enable --now {unit.name}'")
+        return
+    _systemctl("daemon-reload")
+    _systemctl("enable", unit.file_name)
+    if now:
+        _refuse_another(unit)
+        _start(unit)
+    else:
+        click.echo(f"it starts at boot; to start it at once, or anew where it runs: systemctl restart {unit.name}")
+
+
+def _refuse_another(unit: ServiceUnit) -> None:
+    """Raises ``EngineUnavailable`` where one that is not the unit's has the data directory, such as the demo's."""
+    state = _systemctl("show", "--property=ActiveState", "--value", unit.file_name).strip()
+    if is_ours(unit.data_dir) and state == "inactive":
+        with hold(unit.data_dir):
+            pass
+
+
+def _start(unit: ServiceUnit) -> None:
+    """Where it runs, it would go on with what it was started with before. Returns once it listens."""
+    if _run("systemctl", "restart", unit.file_name).returncode != 0:
+        words = _run("journalctl", "--unit", unit.file_name, "--lines", "5", "--output", "cat").stdout.strip()
+        raise click.ClickException(f"{unit.name} does not start, and is tried again each second:\n{words}")
+    click.echo(f"it runs; its log: journalctl -u {unit.name}")
+
+
+def _executable() -> Path:
+    executable = Path(sys.executable).with_name("builderd")
+    if not executable.is_file():
+        raise click.ClickException(f"{executable} does not exist: install the package into its environment first")
+    return executable
+
+
+def _serve_options(host: str | None, port: int | None, preview_port: int | None) -> tuple[str, ...]:
+    given = {"--host": host, "--port": port, "--preview-port": preview_port}
+    return tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"cannot write {path}: {error.strerror}; run it as root") from error
+
+
+def _systemctl(*arguments: str) -> str:
+    done = _run("systemctl", *arguments)
+    if done.returncode != 0:
+        raise click.ClickException(f"{' '.join(done.args)} failed: {done.stderr.strip() or done.returncode}")
+    return done.stdout
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    except subprocess.TimeoutExpired:
+        raise click.ClickException(f"{' '.join(command)} did not end within two minutes") from None

@@ -1,1 +1,0 @@
-"""The ways in, independent of each other."""

@@ -1,3 +1,0 @@
-"""The calls under ``/api/v1``, one file a noun."""
-
-PREFIX = "/api/v1"

@@ -1,0 +1,1 @@
+"""Linux system calls, processes, threads and atomic files, without any other part of the project."""

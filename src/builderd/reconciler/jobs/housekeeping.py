@@ -1,0 +1,102 @@
+"""Housekeeping: what is of no use any more is taken away, from time to time, and sooner when space runs out.
+
+Nothing that is in use goes: layers of versions that a builder may still run are kept, and the engine keeps what a
+sandbox sees or somebody just asked for. Bundles go by ``services/bundles``, whose lock is held between storing one and
+referring to it. Records go a few at a time, so that nobody waits long for the store's one writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from builderd.domain.errors import BuilderdError
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.jobs.storage_events import StorageEvents
+from builderd.services.application import Application
+
+#: Between two rounds, and between two looks whether space runs out, in seconds.
+INTERVAL, LOOK_INTERVAL = 3_600.0, 60.0
+#: When space runs out, layers that nobody asked for in so long go at once. A create takes less from asking to using.
+UNUSED_WHEN_TIGHT = timedelta(hours=1)
+#: Records that are removed in one transaction, and the pause before the next.
+BATCH, PAUSE = 500, 0.05
+#: An app that ends now and then goes on in one run, of which so many sandboxes are kept: more than logs are kept of, or
+#: than may end before it is given up.
+OF_A_RUN = 50
+#: A retry key is good for so long (the contract says so), and no longer.
+RETRY_KEYS = timedelta(hours=24)
+#: A review that no version has is kept so long, in case the same code comes again.
+REVIEWS = timedelta(days=1)
+
+log = logging.getLogger(__name__)
+
+
+class Housekeeping:
+    """``run`` goes on until it is cancelled. Several control planes on one database do no harm to each other."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._storage = StorageEvents(application)
+
+    async def run(self) -> None:
+        """A round at once, and then one an hour; space is looked at in between."""
+        next_round = 0.0
+        while True:
+            try:
+                await self._storage.check()
+                if time.monotonic() >= next_round:
+                    next_round = time.monotonic() + INTERVAL
+                    await self.tidy()
+                elif self._app.engine.is_tight():
+                    await self.make_room()
+            except Exception:
+                log.warning("not everything was tidied up", exc_info=True)
+            await asyncio.sleep(LOOK_INTERVAL)
+
+    async def tidy(self) -> None:
+        """One round: the engine's store, then the records."""
+        try:
+            await self._collect(self._app.keeping.layers)
+            if self._app.engine.is_tight():
+                await self.make_room()
+        except BuilderdError as error:
+            log.warning("the engine's store was not tidied up: %s", error.message)
+        await self._expire_records(self._app.clock.now())
+
+    async def make_room(self) -> None:
+        """Take away at once what is only kept in case somebody needs it again."""
+        await self._collect(min(UNUSED_WHEN_TIGHT, self._app.keeping.layers))
+
+    async def _collect(self, unused: timedelta) -> None:
+        # What a version comes to use from here on was asked for just before, and is kept for that.
+        keep = await self._app.store.read(lambda uow: uow.versions.layers())
+        gone = await self._app.engine.collect(keep, unused.total_seconds())
+        if gone.layers or gone.bases or gone.scratch:
+            log.info(
+                "taken away: %d layers, %d bases, the scratch of %d sandboxes",
+                len(gone.layers),
+                len(gone.bases),
+                gone.scratch,
+            )
+
+    async def _expire_records(self, now: datetime) -> None:
+        keeping = self._app.keeping
+        old, sent = now - keeping.events, now - keeping.deliveries
+        await self._all(lambda uow: uow.events.expire(old, BATCH))
+        await self._all(lambda uow: uow.sandboxes.expire(old, BATCH))
+        await self._all(lambda uow: uow.sandboxes.thin(OF_A_RUN, BATCH))
+        await self._all(lambda uow: uow.build_logs.expire(old, BATCH))
+        await self._all(lambda uow: uow.reviews.expire(now - REVIEWS, BATCH))
+        await self._all(lambda uow: uow.deliveries.expire(sent, BATCH))
+        await self._app.store.write(lambda uow: uow.ssh_grants.expire(old))
+        await self._app.store.write(lambda uow: uow.idempotency.expire(now - RETRY_KEYS))
+
+    async def _all(self, expire: Callable[[UnitOfWork], int]) -> None:
+        removed = BATCH
+        while removed >= BATCH:
+            removed = await self._app.store.write(expire)
+            await asyncio.sleep(PAUSE)

@@ -1,0 +1,146 @@
+"""Idleness, watched: who used what is written down, and what nobody uses is wanted asleep or stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from math import inf
+
+from builderd.domain.builders import Builder, Desired, StopKind
+from builderd.domain.events import SYSTEM
+from builderd.domain.idleness import IdleAction, can_idle, freeze_reason, idle_action, stop_reason
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.leases import Lease
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.jobs import activity
+from builderd.services.activity import used
+from builderd.services.application import Application
+
+#: How often it is looked at what is used, in seconds; more often where things are frozen sooner.
+INTERVAL = 5.0
+LOOKS_PER_FREEZE = 4
+#: Seconds by which two readings of visits overlap.
+MARGIN = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """CPU seconds of a sandbox at a time, and since when it has used next to none."""
+
+    sandbox: SandboxId
+    at: datetime
+    cpu_seconds: float
+    quiet_since: datetime
+
+
+class Idleness:
+    """Readings are kept in memory alone: after a restart of the service, what is idle sleeps a little later."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._readings: dict[BuilderId, Reading] = {}
+        self._noted_at: datetime | None = None
+
+    async def watch(self) -> None:
+        """Look from time to time, until cancelled."""
+        while True:
+            await self._app.clock.sleep(self.interval)
+            try:
+                await self.look()
+            except Exception:
+                log.warning("what is idle is not noticed for a moment", exc_info=True)
+
+    @property
+    def interval(self) -> float:
+        freeze_after = self._app.limits.freeze_after
+        return min(INTERVAL, freeze_after / LOOKS_PER_FREEZE) if freeze_after else INTERVAL
+
+    async def look(self) -> None:
+        """One look: visits first, so that what was visited is idle no more."""
+        begun = self._app.clock.now()
+        within = (begun - self._noted_at).total_seconds() + MARGIN if self._noted_at else inf
+        await activity.note(self._app, within)
+        self._noted_at = begun
+        candidates = await self._app.store.read(lambda uow: uow.builders.that_may_idle())
+        await self._take_readings(candidates)
+        now = self._app.clock.now()
+        for builder in candidates:
+            if self._judge(builder, (), now) is None:
+                continue
+            changed = await self._app.store.write(partial(self._decide, builder_id=builder.id, now=now))
+            if changed:
+                self._app.signals.desired_changed(builder.id)
+                self._app.signals.change(builder.id)
+
+    async def _take_readings(self, candidates: Sequence[Builder]) -> None:
+        if not self._app.limits.freeze_after:
+            return
+        awake = [builder.id for builder in candidates if builder.asleep_since is None and can_idle(builder)]
+        sandboxes = await self._app.store.read(lambda uow: [uow.sandboxes.open_of(one) for one in awake])
+        looks = (self._read(one.id) for one in sandboxes if one is not None)
+        found = await asyncio.gather(*looks, return_exceptions=True)
+        if faults := [one for one in found if isinstance(one, BaseException)]:
+            # They sleep later; the others as ever.
+            log.warning("of %d builders it is not known how idle they are", len(faults), exc_info=faults[0])
+        before = self._readings
+        readings = (
+            (builder, _compare(before.get(builder), reading, self._app.limits.quiet_cpu))
+            for builder, reading in zip((one.builder_id for one in sandboxes if one), found, strict=True)
+            if isinstance(reading, Reading)
+        )
+        self._readings = dict(readings)
+
+    async def _read(self, sandbox: SandboxId) -> Reading | None:
+        usage = await self._app.engine.usage(sandbox)
+        now = self._app.clock.now()
+        return None if usage is None else Reading(sandbox, now, usage.cpu_seconds, now)
+
+    def _judge(self, builder: Builder, leases: Sequence[Lease], now: datetime) -> IdleAction | None:
+        reading = self._readings.get(builder.id)
+        cpu_idle_for = now - reading.quiet_since if reading else timedelta()
+        return idle_action(builder, leases, now, self._freeze_after, cpu_idle_for)
+
+    @property
+    def _freeze_after(self) -> timedelta | None:
+        seconds = self._app.limits.freeze_after
+        return timedelta(seconds=seconds) if seconds else None
+
+    def _decide(self, uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> bool:
+        """Judge it as it is now, and record what is wanted of it; whether anything is."""
+        builder = uow.builders.get(builder_id, lock=True)
+        if builder is None:
+            return False
+        leases = uow.leases.of_builder(builder_id)
+        if ended := [lease.expires_at for lease in leases if lease.expires_at <= now]:
+            builder = used(uow, builder, max(ended))
+            uow.leases.expire(builder_id, now)
+        verdict = self._judge(builder, leases, now)
+        if verdict is None:
+            return False
+        uow.builders.save(self._wanted(builder, verdict, now))
+        uow.builders.make_due(builder_id, now)
+        return True
+
+    def _wanted(self, builder: Builder, verdict: IdleAction, now: datetime) -> Builder:
+        if verdict is IdleAction.STOP:
+            reason = stop_reason(builder)
+            wanted = replace(builder, desired=Desired.STOPPED, stop_kind=StopKind.IDLE)
+        else:
+            reason = freeze_reason(self._freeze_after or timedelta())
+            wanted = replace(builder, asleep_since=now)
+        return replace(wanted, desired_by=SYSTEM, desired_reason=reason, updated_at=now)
+
+
+def _compare(before: Reading | None, reading: Reading, quiet_cpu: float) -> Reading:
+    """``quiet_cpu``: so much of one CPU is next to none."""
+    if before is None or before.sandbox != reading.sandbox:
+        return reading
+    seconds = (reading.at - before.at).total_seconds()
+    is_quiet = reading.cpu_seconds - before.cpu_seconds <= quiet_cpu * seconds
+    return replace(reading, quiet_since=before.quiet_since) if is_quiet else reading

@@ -1,0 +1,205 @@
+"""The inspection of a copy: everything that a report tells, in the order in which it disturbs least."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from builderd.domain.errors import InvalidState
+from builderd.domain.failures import SHOWN_LINES, describe_end, not_listening, quoted
+from builderd.domain.qa import Check, CheckName, Outcome, Screenshot, in_order
+from builderd.domain.qa_copy import (
+    TERM_SECONDS,
+    FileState,
+    check_files,
+    check_idle,
+    check_log,
+    check_memory_use,
+    check_term,
+    excuse_failure,
+    is_out_of_reach,
+)
+from builderd.domain.qa_gate import GATE_PATH, GATE_TIMEOUT
+from builderd.reconciler.jobs.copies import Copy
+from builderd.reconciler.stages.listening import Wait
+from builderd.services import executions
+from builderd.services.application import Application
+from builderd.services.executions import Command
+
+#: How long an app is watched with nobody asking, after so long a pause.
+IDLE_SECONDS, CALM_SECONDS = 1.0, 0.5
+#: How long the files may take to be read, and how long a list of them may be in bytes.
+FILES_SECONDS, FILES_BYTES = 15.0, 4_000_000
+#: Every file in /app but large ones, as JSON: path → [size, sha256]. Links are not followed.
+FILES = """/usr/bin/python3 -I -S - <<'END'
+import hashlib, json, os
+seen, total = {}, 0
+for folder, folders, names in os.walk("/app"):
+    folders[:] = [f for f in folders if f not in ("node_modules", "__pycache__", ".git", ".cache")]
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            if os.path.islink(path) or not os.path.isfile(path):
+                continue
+            size = os.stat(path).st_size
+            if size > 20_000_000 or total + size > 300_000_000 or len(seen) >= 5000:
+                continue
+            total += size
+            with open(path, "rb") as file:
+                seen[os.path.relpath(path, "/app")] = [size, hashlib.sha256(file.read()).hexdigest()]
+        except OSError:
+            pass
+print(json.dumps(seen))
+END"""
+#: Counts, of this sandbox's own network, answers that say that something cannot be reached.
+NETWORK = "/bin/cat /proc/net/snmp"
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a report is made of."""
+
+    checks: tuple[Check, ...]
+    screenshots: tuple[Screenshot, ...] = ()
+
+
+class Inspection:
+    """Of a copy whose disk is made. ``gate_passed``: the app itself answers well where it has what it needs."""
+
+    def __init__(self, application: Application, copy: Copy, *, gate_passed: bool) -> None:
+        self._app = application
+        self._copy = copy
+        self._gate_passed = gate_passed
+        self._checks: list[Check] = []
+        self._screenshots: tuple[Screenshot, ...] = ()
+        self._reached_out = False
+
+    async def run(self) -> Findings:
+        """Everything. Raises what the engine raises."""
+        wait = await self._copy.start()
+        self._checks.append(await self._started(wait, CheckName.COPY, "The copy"))
+        if wait.reachable:
+            await self._ask()
+            await self._look()
+        elif wait.ended is None:
+            await self._look_for_network()
+        await self._restart(was_up=wait.reachable)
+        return Findings(in_order([self._excused(check) for check in self._checks]), self._screenshots)
+
+    async def _started(self, wait: Wait, name: CheckName, who: str) -> Check:
+        settings = self._copy.version.settings
+        if wait.reachable:
+            return Check(name, Outcome.PASSED, f"{who} listened after {wait.seconds:.2f} s.", wait.seconds)
+        lines = (await self._copy.lines())[-SHOWN_LINES:]
+        self._reached_out |= any(is_out_of_reach(line) for line in lines)
+        if wait.ended is not None and wait.ended.end is not None:
+            how = describe_end(wait.ended.end, settings.resources)
+            message = f"{who} ended before it listened: {how}." + quoted(lines)
+        else:
+            message = f"{who}: {not_listening(wait.listening, settings.port, wait.seconds, lines)}"
+        return Check(name, Outcome.FAILED, message, wait.seconds)
+
+    async def _ask(self) -> None:
+        target, testers = self._copy.target, self._app.testers
+        # Some servers listen before their workers can answer; what is measured in the following is not that.
+        await testers.visit(target, GATE_PATH, GATE_TIMEOUT)
+        self._checks += await testers.crawl(target)
+        browsing = await testers.browse(target)
+        self._checks += browsing.checks
+        self._screenshots = tuple(browsing.screenshots)
+        self._checks += await testers.probe(target)
+
+    async def _look(self) -> None:
+        """At the app, now that it was asked so much."""
+        lines = await self._copy.lines()
+        self._reached_out |= any(is_out_of_reach(line) for line in lines)
+        self._checks.append(check_log(lines))
+        await self._look_for_network()
+        await self._look_at_usage()
+        self._checks.append(await self._stays_up(lines))
+
+    async def _look_for_network(self) -> None:
+        """Whether it tried to reach what a copy may not."""
+        said = await self._execute(NETWORK, 20_000)
+        self._reached_out |= _unreachable(said) > 0
+
+    async def _look_at_usage(self) -> None:
+        await self._app.clock.sleep(CALM_SECONDS)
+        before = await self._copy.usage()
+        begun = self._app.clock.now()
+        await self._app.clock.sleep(IDLE_SECONDS)
+        after = await self._copy.usage()
+        if before is None or after is None:
+            return
+        seconds = (self._app.clock.now() - begun).total_seconds()
+        self._checks.append(check_idle(after.cpu_seconds - before.cpu_seconds, seconds))
+        limit = self._copy.version.settings.resources.memory_bytes
+        self._checks.append(check_memory_use(after.memory_bytes, limit))
+
+    async def _stays_up(self, lines: Sequence[str]) -> Check:
+        report, resources = await self._copy.report(), self._copy.version.settings.resources
+        if not report.alive:
+            how = describe_end(report.end, resources) if report.end else "it is gone"
+            message = f"The app ended while it was looked at: {how}." + quoted(lines)
+            return Check(CheckName.STAYS_UP, Outcome.FAILED, message)
+        if report.out_of_memory:
+            message = f"The kernel killed a process of the app: out of memory, limit {resources.memory:g} GB."
+            return Check(CheckName.STAYS_UP, Outcome.FAILED, message + quoted(lines))
+        return Check(CheckName.STAYS_UP, Outcome.PASSED, "The app was up at the end, and nothing of it was killed.")
+
+    async def _restart(self, *, was_up: bool) -> None:
+        """Stop it as every stop does, and start it again on the same disk."""
+        before = await self._files()
+        runs = (await self._copy.report()).alive
+        seconds = await self._copy.stop(TERM_SECONDS)
+        if not was_up:
+            return  # it would not come up this time either
+        if runs:
+            self._checks.append(check_term(seconds))
+        else:
+            message = "The app had ended by itself before it could be asked to."
+            self._checks.append(Check(CheckName.SIGTERM, Outcome.NOT_JUDGED, message))
+        wait = await self._copy.start()
+        self._checks.append(await self._started(wait, CheckName.RESTART, "Started again, the app"))
+        self._checks.append(_files_check(before, await self._files()))
+
+    async def _files(self) -> Mapping[str, FileState] | None:
+        """None where the app does not run, so that nobody can look from within."""
+        try:
+            listed = json.loads(await self._execute(FILES, FILES_BYTES, FILES_SECONDS))
+            return {str(path): FileState(int(size), str(digest)) for path, (size, digest) in listed.items()}
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return None
+
+    async def _execute(self, command: str, limit_bytes: int, seconds: float = 5.0) -> str:
+        try:
+            done = await executions.capture(self._app.engine, self._copy.id, Command(command, seconds), limit_bytes)
+        except InvalidState:
+            return ""
+        return done.output
+
+    def _excused(self, check: Check) -> Check:
+        """What may come of what a copy lacks, and goes well in the app itself."""
+        if not self._gate_passed:
+            return check
+        if self._reached_out:
+            return excuse_failure(check, "the app tried to reach a network, which a copy may not.")
+        if self._copy.version.settings.credentials:
+            return excuse_failure(check, "the app asks for credentials, of which a copy has dummies only.")
+        return check
+
+
+def _files_check(before: Mapping[str, FileState] | None, after: Mapping[str, FileState] | None) -> Check:
+    if before is None or after is None:
+        return Check(CheckName.FILES, Outcome.NOT_JUDGED, "The app did not run when its files were to be looked at.")
+    return check_files(before, after)
+
+
+def _unreachable(snmp: str) -> int:
+    """``Icmp: InDestUnreachs`` (RFC 4293) of the kernel's table: a line of names, and one of numbers."""
+    lines = [line.split() for line in snmp.splitlines() if line.startswith("Icmp:")]
+    if len(lines) < 2:
+        return 0
+    numbers = dict(zip(lines[0], lines[1], strict=False))
+    return int(numbers["InDestUnreachs"]) if numbers.get("InDestUnreachs", "").isdigit() else 0

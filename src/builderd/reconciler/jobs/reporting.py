@@ -1,0 +1,186 @@
+"""Reporting: QA reports are made in the background, one at a time, once the call that deployed was answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+
+from builderd.domain.builders import Builder, Desired
+from builderd.domain.errors import BuilderdError
+from builderd.domain.ids import BuilderId, DiskId, new_id
+from builderd.domain.qa import MAX_ATTEMPTS, QaReport, ReportStatus
+from builderd.domain.versions import Version
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core.faults import FaultPoint
+from builderd.reconciler.core.race import race
+from builderd.reconciler.jobs.copies import Copy, remove_disk
+from builderd.reconciler.jobs.inspection import Findings, Inspection
+from builderd.services.application import Application
+
+#: How long until the store is looked at again when nothing pokes, and after something went wrong, in seconds.
+INTERVAL = 5.0
+#: How often it is looked whether the report is still worth its while.
+OVERTAKEN_INTERVAL = 0.5
+#: No report takes longer; what it had found by then is lost.
+REPORT_SECONDS = 420.0
+CUT_OFF = "The service ended while the report was made, more than once."
+OVERTAKEN = "The builder was deleted, or another version took its place, before the report was made."
+
+log = logging.getLogger(__name__)
+
+#: What becomes of a report as it is stored now.
+_Change = Callable[[UnitOfWork, QaReport], QaReport]
+
+
+class Reporting:
+    """``poke`` tells that one may be wanted."""
+
+    def __init__(self, application: Application, fault: FaultPoint) -> None:
+        self._app = application
+        self._fault = fault
+        self._again = asyncio.Event()
+
+    def poke(self) -> None:
+        """A report may be wanted."""
+        self._again.set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            self._again.clear()
+            try:
+                await self._tidy()
+                while await self._one():
+                    pass
+            except Exception:
+                log.warning("a QA report could not be made", exc_info=True)
+                await asyncio.sleep(INTERVAL)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._again.wait(), INTERVAL)
+
+    async def _tidy(self) -> None:
+        """Remove the copies of reports that an earlier life of this service was at when it ended."""
+        for report in await self._app.store.read(lambda uow: uow.qa_reports.unfinished()):
+            if report.owner == self._app.instance and report.copy_disk is not None:
+                await remove_disk(self._app, report.copy_disk)
+                await self._copy_removed(report.builder_id, report.version)
+
+    async def _one(self) -> bool:
+        """Make the report that is wanted the longest; False when none is."""
+        taken = await self._app.store.write(self._take)
+        if taken is None:
+            return False
+        report, builder, version = taken
+        self._fault("Report.recorded")
+        assert report.copy_disk is not None, "a report that is made has a copy"
+        copy = Copy(self._app, builder, version, report.copy_disk)
+        try:
+            await self._make(report, copy)
+        finally:
+            await copy.remove()
+            await self._copy_removed(builder.id, version.number)
+        return True
+
+    def _take(self, uow: UnitOfWork) -> tuple[QaReport, Builder, Version] | None:
+        for report in uow.qa_reports.unfinished():
+            others = report.status is ReportStatus.RUNNING and report.owner != self._app.instance
+            if others or not report.is_open:
+                continue
+            builder = uow.builders.get(report.builder_id, lock=True)
+            version = uow.versions.get(report.builder_id, report.version)
+            assert builder is not None
+            assert version is not None, "a report is of a version that is stored"
+            taken = self._decide(builder, report)
+            if taken is None:
+                continue
+            uow.qa_reports.save(taken)
+            if taken.status is ReportStatus.RUNNING:
+                return taken, builder, version
+        return None
+
+    def _decide(self, builder: Builder, report: QaReport) -> QaReport | None:
+        """What becomes of a report that is still to come; None: nothing yet."""
+        now = self._app.clock.now()
+        if not _is_worth(builder, report.version):
+            return _dropped(report, OVERTAKEN, now)
+        if report.attempts >= MAX_ATTEMPTS:
+            return _dropped(report, CUT_OFF, now)
+        if not builder.settled or builder.version != report.version:
+            return None  # the call that waits for it goes first
+        return replace(
+            report,
+            status=ReportStatus.RUNNING,
+            owner=self._app.instance,
+            attempts=report.attempts + 1,
+            started_at=now,
+            copy_disk=DiskId(new_id()),
+        )
+
+    async def _make(self, report: QaReport, copy: Copy) -> None:
+        try:
+            async with asyncio.timeout(REPORT_SECONDS):
+                found = await race(self._inspect(report, copy), self._overtaken(report))
+        except TimeoutError:
+            await self._drop(report, f"It was not made within {REPORT_SECONDS:g} seconds.")
+        except BuilderdError as error:
+            await self._drop(report, error.message)
+        else:
+            await (self._drop(report, OVERTAKEN) if found is None else self._keep(report, found))
+
+    async def _inspect(self, report: QaReport, copy: Copy) -> Findings:
+        await copy.make()
+        self._fault("Report.begun")
+        found = await Inspection(self._app, copy, gate_passed=copy.version.qa_passed is True).run()
+        self._fault("Report.done")
+        return found
+
+    async def _overtaken(self, report: QaReport) -> None:
+        """Returns when nobody needs the report any more."""
+        worth = True
+        while worth:
+            await asyncio.sleep(OVERTAKEN_INTERVAL)
+            builder = await self._app.store.read(lambda uow: uow.builders.get(report.builder_id))
+            worth = builder is not None and _is_worth(builder, report.version)
+
+    async def _keep(self, report: QaReport, found: Findings) -> None:
+        def record(uow: UnitOfWork, now: QaReport) -> QaReport:
+            uow.qa_reports.put_screenshots(now.builder_id, now.version, found.screenshots)
+            names = tuple(picture.name for picture in found.screenshots)
+            done = replace(now, status=ReportStatus.DONE, checks=found.checks, screenshots=names, note="")
+            return replace(done, finished_at=self._app.clock.now())
+
+        await self._change(report.builder_id, report.version, record)
+
+    async def _drop(self, report: QaReport, why: str) -> None:
+        at = self._app.clock.now()
+        await self._change(report.builder_id, report.version, lambda _, now: _dropped(now, why, at))
+
+    async def _copy_removed(self, builder_id: BuilderId, version: int) -> None:
+        await self._change(builder_id, version, lambda _, now: replace(now, copy_disk=None))
+
+    async def _change(self, builder_id: BuilderId, version: int, change: _Change) -> None:
+        """What is kept of a deleted builder ends with its copy."""
+
+        def record(uow: UnitOfWork) -> None:
+            builder = uow.builders.get(builder_id, lock=True)
+            report = uow.qa_reports.get(builder_id, version)
+            if builder is None or report is None:
+                return
+            uow.qa_reports.save(change(uow, report))
+            if builder.deleted_at is not None:
+                uow.qa_reports.delete(builder_id)
+
+        await self._app.store.write(record)
+        self._app.signals.change(builder_id)
+
+
+def _is_worth(builder: Builder, version: int) -> bool:
+    return builder.desired is not Desired.DELETED and version in (builder.version, builder.candidate)
+
+
+def _dropped(report: QaReport, why: str, now: datetime) -> QaReport:
+    return replace(report, status=ReportStatus.DROPPED, note=why, finished_at=now)

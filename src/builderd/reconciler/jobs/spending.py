@@ -1,0 +1,88 @@
+"""Spending: tenants are looked at when one of their caps, or the warning of it, will be reached; never in between.
+
+When that will be is written down with the tenant, and made now by every change of the ledger and of a cap: a service
+that was killed finds it there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from functools import partial
+
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.ports.clock import Skip
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core.faults import FaultPoint, no_fault
+from builderd.services import caps
+from builderd.services.application import Application
+from builderd.services.caps import CapDecision
+
+log = logging.getLogger(__name__)
+
+#: So long a look may take before another one is taken, by whoever comes then.
+LEASE = timedelta(seconds=5)
+
+
+async def leave_out_skips(application: Application) -> None:
+    """Where the clock was set forward, nobody pays for the time in between.
+
+    Builder by builder, so that nothing waits for all of them; who was killed half-way begins again.
+    """
+    for skip in application.clock.skips():
+        log.warning("the clock was set forward from %s to %s: nobody pays for that", skip.since, skip.until)
+        for builder in await application.store.read(partial(_builders_over, skip=skip)):
+            await application.store.write(partial(_leave_out, builder=builder, skip=skip))
+        application.clock.settle(skip)
+
+
+def _builders_over(uow: UnitOfWork, skip: Skip) -> Sequence[BuilderId]:
+    return uow.ledger.builders_over(skip.since, skip.until)
+
+
+def _leave_out(uow: UnitOfWork, builder: BuilderId, skip: Skip) -> None:
+    # What was read before may have ended since: only what is read under the lock is cut.
+    uow.builders.get(builder, lock=True)
+    uow.ledger.skip(builder, skip.since, skip.until)
+
+
+async def look(application: Application, fault: FaultPoint = no_fault) -> None:
+    """Look at all tenants whose time has come."""
+    now = application.clock.now()
+    for tenant, seen in await application.store.read(lambda uow: uow.tenants.spending_due(now)):
+        await _look_at(application, tenant, seen, fault)
+
+
+async def _look_at(application: Application, tenant: TenantId, seen: datetime, fault: FaultPoint) -> None:
+    now = application.clock.now()
+    lease = now + LEASE
+    # Taken first: what changes from here on makes it due again, and is looked at after this.
+    if not await application.store.write(lambda uow: uow.tenants.postpone_spending(tenant, seen, lease)):
+        return
+    fault("Cap.begun")
+    verdict = await application.store.read(lambda uow: caps.judge(uow, application, tenant, now))
+    await _warn(application, tenant, verdict, now)
+    for builder in verdict.stop:
+        await _stop(application, builder)
+        fault("Cap.done")
+    # Its own answer need not be taken: where it changed meanwhile, the tenant is due as it is.
+    await application.store.write(lambda uow: uow.tenants.postpone_spending(tenant, lease, verdict.next_check))
+    fault("Cap.recorded")
+
+
+async def _warn(application: Application, tenant: TenantId, verdict: CapDecision, now: datetime) -> None:
+    if verdict.warn_tenant:
+        await application.store.write(lambda uow: caps.warn_of_tenant(uow, application, tenant, now))
+    for builder in verdict.warn_builders:
+        await application.store.write(
+            partial(caps.warn_of_builder, application=application, builder_id=builder, now=now)
+        )
+
+
+async def _stop(application: Application, builder: BuilderId) -> None:
+    # By the time of the writing: the month may have ended since the look, and somebody started it in the new one.
+    stopped = await application.store.write(lambda uow: caps.stop(uow, application, builder, application.clock.now()))
+    if stopped is not None:
+        application.signals.desired_changed(builder)
+        application.signals.change(builder)

@@ -1,0 +1,155 @@
+"""The reconciler: one worker for each builder that something is wanted of, now or at its due time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from functools import partial
+
+from builderd.domain.builders import Desired, Status
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.sandboxes import Sandbox
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core.faults import FaultPoint, no_fault
+from builderd.reconciler.core.look import Subject
+from builderd.reconciler.jobs import spending
+from builderd.reconciler.jobs.polishing import Polishing
+from builderd.reconciler.jobs.reporting import Reporting
+from builderd.reconciler.loop.steps import Steps
+from builderd.reconciler.loop.sweep import sweep
+from builderd.reconciler.loop.worker import Crew, Worker
+from builderd.services.application import Application
+
+#: How long a builder may be due before it is looked at, in seconds.
+POLL_INTERVAL = 0.5
+#: How many builders one poll takes up at most.
+BATCH = 100
+#: How often everything is looked at, whether or not anything is known to have changed, in seconds.
+SWEEP_INTERVAL = 300.0
+#: After the exits could not be watched: how long until the next try, in seconds.
+RETRY_INTERVAL = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """``run`` goes on until it is cancelled; then the workers let go of their claims."""
+
+    def __init__(self, application: Application, fault: FaultPoint = no_fault) -> None:
+        self._app = application
+        self._crew = Crew(Steps(application), fault, self._settled)
+        self._workers: dict[BuilderId, Worker] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._polishing = Polishing(application)
+        self._reporting = Reporting(application, fault)
+
+    async def run(self) -> None:
+        """Look at everything, then at what is wished or due, and at everything from time to time."""
+        await self._let_go()
+        await self._sweep()
+        helpers = [
+            asyncio.create_task(work)
+            for work in (
+                self._watch_exits(),
+                self._sweep_often(),
+                self._polishing.run(),
+                self._reporting.run(),
+                self._watch_spending(),
+            )
+        ]
+        try:
+            next_poll = 0.0
+            while True:
+                self._wake(await self._app.signals.desired_changes(POLL_INTERVAL))
+                if time.monotonic() >= next_poll:
+                    self._wake(await self._due())
+                    next_poll = time.monotonic() + POLL_INTERVAL
+        finally:
+            for task in (*helpers, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*helpers, *self._tasks, return_exceptions=True)
+
+    async def _let_go(self) -> None:
+        """Give back what an earlier life of this service had claimed when it was killed."""
+        now, owner = self._app.clock.now(), self._app.instance
+        # Each by itself, as in the sweep.
+        for builder_id in await self._app.store.read(lambda uow: uow.builders.ids()):
+            await self._app.store.write(partial(_release, builder_id=builder_id, owner=owner, now=now))
+
+    async def _due(self) -> Sequence[BuilderId]:
+        try:
+            return await self._app.store.read(lambda uow: uow.builders.due(self._app.clock.now(), BATCH))
+        except Exception:
+            log.warning("the store does not say which builders are due", exc_info=True)
+            return ()
+
+    def _wake(self, builders: Iterable[BuilderId]) -> None:
+        for builder_id in builders:
+            worker = self._workers.get(builder_id)
+            if worker is not None:
+                worker.poke()
+            else:
+                self._employ(builder_id)
+
+    def _employ(self, builder_id: BuilderId) -> None:
+        worker = self._workers[builder_id] = Worker(self._app, builder_id, self._crew)
+        task = asyncio.create_task(self._work(builder_id, worker))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, builder_id: BuilderId, worker: Worker) -> None:
+        try:
+            await worker.run()
+        except Exception:
+            log.exception("the worker of builder %s failed", builder_id)
+        finally:
+            del self._workers[builder_id]
+            if worker.poked:
+                self._app.signals.desired_changed(builder_id)
+
+    def _settled(self, subject: Subject) -> None:
+        self._reporting.poke()
+        if subject.builder.desired is Desired.RUNNING and subject.builder.status is Status.RUNNING:
+            self._polishing.add(subject)
+
+    async def _sweep_often(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL)
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        try:
+            await sweep(self._app, self._workers)
+        except Exception:
+            log.warning("the sweep failed", exc_info=True)
+
+    async def _watch_spending(self) -> None:
+        while True:
+            try:
+                await spending.leave_out_skips(self._app)
+                await spending.look(self._app, self._crew.fault)
+            except Exception:
+                log.warning("the spending is not looked at for a moment", exc_info=True)
+            await asyncio.sleep(POLL_INTERVAL)
+
+    async def _watch_exits(self) -> None:
+        while True:
+            try:
+                async for sandbox_id in self._app.engine.exits():
+                    sandbox = await self._app.store.read(partial(_sandbox, sandbox_id=sandbox_id))
+                    if sandbox is not None:
+                        self._app.signals.desired_changed(sandbox.builder_id)
+            except Exception:
+                log.warning("exits are not noticed for a moment", exc_info=True)
+            await asyncio.sleep(RETRY_INTERVAL)
+
+
+def _release(uow: UnitOfWork, builder_id: BuilderId, owner: str, now: datetime) -> None:
+    uow.builders.release(builder_id, owner, now)
+
+
+def _sandbox(uow: UnitOfWork, sandbox_id: SandboxId) -> Sandbox | None:
+    return uow.sandboxes.get(sandbox_id)

@@ -1,0 +1,1 @@
+"""Stages of a deployment: install, start, listen, trial, cutover."""

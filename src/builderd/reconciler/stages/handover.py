@@ -1,0 +1,74 @@
+"""The moments in which one version makes way for another, and visitors wait.
+
+A visitor waits 30 seconds at most. In these the old version finishes what it was asked and ends, the new one starts,
+and should it not come up, the old one starts again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from builderd.domain.sandboxes import Sandbox
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core.look import Subject
+from builderd.services.application import Application
+
+#: So long may requests that the old version works on take to finish, in seconds; then so long the old version itself.
+DRAIN_TIMEOUT, GRACE = 10.0, 5.0
+#: It has this long in any case, however long its requests took.
+LEAST_GRACE = 1.0
+#: How often they are counted, in seconds.
+DRAIN_INTERVAL = 0.005
+#: What is left of a visitor's time once the old version has ended, with some to spare, in seconds.
+LEFT = 18.0
+#: A new version has this long to listen in any case.
+LEAST_PATIENCE = 5.0
+
+
+async def drained(application: Application, host: str) -> float:
+    """Wait until the app has answered what it was asked before new requests were held; not for ever.
+
+    How many seconds that took.
+    """
+    clock = application.clock
+    begun, seconds = clock.passed(), 0.0
+    while await application.previews.open_requests(host):
+        if seconds >= DRAIN_TIMEOUT:
+            break
+        await clock.sleep(DRAIN_INTERVAL)
+        seconds = clock.passed() - begun
+    return seconds
+
+
+def grace(usual: float, drained_for: float) -> float:
+    """How long the old version may take to end, in seconds: what its requests took is taken off that."""
+    return min(usual, max(GRACE - drained_for, LEAST_GRACE))
+
+
+def last_starts(uow: UnitOfWork, subject: Subject) -> tuple[Sandbox | None, Sandbox | None]:
+    """The latest trial of the version that takes over, and the latest run of the current one that listened."""
+    sandboxes, current = uow.sandboxes.list(subject.builder.id), subject.builder.version
+    trials = [one for one in sandboxes if one.trial and one.version == subject.version.number]
+    runs = [one for one in sandboxes if not one.trial and one.version == current and one.listening_at]
+    return _last(trials), _last(runs)
+
+
+def _last(sandboxes: Sequence[Sandbox]) -> Sandbox | None:
+    return sandboxes[-1] if sandboxes else None
+
+
+def patience(trial: Sandbox | None, old: Sandbox | None, usual: float, longest: float) -> float:
+    """How long a version that takes over may take to listen, in seconds.
+
+    As long as visitors can wait for it, and for the old one to start again after it; one that was slower than that on
+    trial gets all the time that a start may take, and visitors read that it starts.
+    """
+    allowed = min(usual, max(LEFT - (_took(old) or 0.0), LEAST_PATIENCE), longest)
+    took = _took(trial)
+    return longest if took is not None and took > allowed / 2 else allowed
+
+
+def _took(sandbox: Sandbox | None) -> float | None:
+    if sandbox is None or sandbox.listening_at is None or sandbox.started_at is None:
+        return None
+    return (sandbox.listening_at - sandbox.started_at).total_seconds()

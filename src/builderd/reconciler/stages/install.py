@@ -1,0 +1,185 @@
+"""The install stage: plan the version's layer, make it, and keep what the installer wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from builderd.domain.errors import InstallFailed
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.layers import BuildOutcome, Installed, LayerPlan
+from builderd.domain.logs import LogLine, LogStream
+from builderd.domain.versions import NO_LAYER
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core.look import Subject
+from builderd.services import bundles
+from builderd.services.application import Application
+
+#: How often the lines of a build are written down while it goes on, in seconds.
+FLUSH_INTERVAL = 0.3
+#: What is kept of one build's lines, and of one line: what a build prints is the user's own, and could be endless.
+MAX_LINES, MAX_CHARACTERS = 5_000, 1_000
+#: Layers that are made at the same time, and those of one tenant among them.
+MAX_BUILDS, MAX_OF_TENANT = 8, 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Early:
+    """An install that goes on beside the review, and stops before anything foreign until that has passed."""
+
+    version: int
+    passed: asyncio.Event
+    task: asyncio.Task[Installed]
+
+
+class Installs:
+    """Makes layers, a few at once; one tenant's do not keep the others' waiting."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._early: dict[BuilderId, _Early] = {}
+        self._turns = asyncio.Semaphore(MAX_BUILDS)
+        self._turns_of: defaultdict[TenantId, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_OF_TENANT))
+
+    async def begin(self, subject: Subject) -> None:
+        """Make as much of the layer as runs no code of anybody's, until ``install`` asks for all of it."""
+        await self.leave(subject.builder.id)
+        passed = asyncio.Event()
+        task = asyncio.create_task(self._make(subject, passed))
+        task.add_done_callback(_looked_at)
+        self._early[subject.builder.id] = _Early(subject.version.number, passed, task)
+
+    async def leave(self, builder_id: BuilderId) -> None:
+        """Nobody will ask for what was begun; it has ended then."""
+        early = self._early.pop(builder_id, None)
+        if early is not None:
+            early.task.cancel()
+            await asyncio.wait({early.task})
+
+    async def install(self, subject: Subject) -> Installed:
+        """Make the layer, or find it made: the review has passed. Raises ``InstallFailed`` with the installer's words.
+
+        What was begun is gone on with.
+        """
+        early = self._early.get(subject.builder.id)
+        if early is not None and early.version == subject.version.number:
+            early.passed.set()
+            try:
+                return await asyncio.shield(early.task)
+            finally:
+                await self.leave(subject.builder.id)
+        passed = asyncio.Event()
+        passed.set()
+        return await self._make(subject, passed)
+
+    async def _make(self, subject: Subject, passed: asyncio.Event) -> Installed:
+        plan, tenant = await _plan(self._app, subject), subject.builder.tenant_id
+        if plan is None:
+            return Installed(NO_LAYER, 0.0, reused=True)
+        for known in (plan, self._app.installer.from_source(plan, tenant)):
+            if known is not None and await self._app.engine.has_layer(key := _own(known, subject).key):
+                return Installed(key, 0.0, reused=True)
+        if plan.waits:
+            await passed.wait()
+        async with self._turns_of[tenant], self._turns, BuildLog(self._app, subject) as log:
+            return await self._build(plan, subject, log, passed)
+
+    async def _build(self, plan: LayerPlan, subject: Subject, log: BuildLog, passed: asyncio.Event) -> Installed:
+        engine, installer = self._app.engine, self._app.installer
+        made = _own(plan, subject)
+        outcome = await engine.build_layer(made, log.line)
+        seconds = outcome.seconds
+        fallback = None if outcome.ok else installer.fallback(plan, outcome.output, subject.builder.tenant_id)
+        if fallback is not None:
+            await passed.wait()
+            log.line("No wheels for everything: building from source in a sandbox of its own.")
+            made = _own(fallback, subject)
+            outcome = await engine.build_layer(made, log.line)
+            seconds += outcome.seconds
+        if not outcome.ok:
+            raise InstallFailed(_explain(self._app, outcome))
+        return Installed(made.key, seconds, outcome.reused)
+
+
+def _looked_at(task: asyncio.Task[Installed]) -> None:
+    """A failure that nobody asks for is none: who asks for the layer later meets it again."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _own(plan: LayerPlan, subject: Subject) -> LayerPlan:
+    """A builder that was once installed afresh has layers of its own from then on."""
+    since = subject.version.fresh_since
+    if since is None:
+        return plan
+    key = hashlib.sha256(f"{plan.key}\n{subject.builder.id}\n{since}".encode()).hexdigest()
+    return replace(plan, key=key)
+
+
+async def polish(application: Application, subject: Subject) -> None:
+    """Run the plan's later step, for sandboxes started from then on. Harmless when repeated."""
+    plan, key = await _plan(application, subject), subject.version.layer_key
+    if plan is not None and plan.polish is not None and key:
+        # A fallback has another key than the first plan, and the same later step.
+        await application.engine.polish_layer(key, plan.polish)
+
+
+async def _plan(application: Application, subject: Subject) -> LayerPlan | None:
+    bundle = await bundles.fetch(application, subject.version)
+    scripts = subject.version.settings.install_scripts
+    base, tenant = application.engine.base_id, subject.builder.tenant_id
+    return application.installer.plan(bundle, base, tenant, install_scripts=scripts)
+
+
+def _explain(application: Application, outcome: BuildOutcome) -> str:
+    if outcome.out_of_memory:
+        return "The installer was killed for want of memory: ask for less, or for packages that come as wheels."
+    if outcome.timed_out:
+        return "The installer did not finish in time."
+    return application.installer.explain(outcome.output)
+
+
+class BuildLog:
+    """Collects lines and writes them to the store from time to time, so that a follower sees progress."""
+
+    def __init__(self, application: Application, subject: Subject) -> None:
+        self._application = application
+        self._subject = subject
+        self._lines: list[LogLine] = []
+        self._taken = 0
+
+    async def __aenter__(self) -> BuildLog:
+        self._flusher = asyncio.create_task(self._flush_often())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._flusher.cancel()
+        await asyncio.gather(self._flusher, return_exceptions=True)
+        await self._flush()
+
+    def line(self, text: str) -> None:
+        """Take one line; its time is now. What is too much is left out, and that is told."""
+        self._taken += 1
+        if self._taken > MAX_LINES:
+            return
+        if self._taken == MAX_LINES:
+            text = "… what else it wrote is left out."
+        shown = text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
+        self._lines.append(LogLine(self._application.clock.now(), LogStream.BUILD, shown))
+
+    async def _flush_often(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_INTERVAL)
+            await self._flush()
+
+    async def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            await self._application.store.write(lambda uow: self._write(uow, lines))
+            self._application.signals.change(self._subject.builder.id)
+
+    def _write(self, uow: UnitOfWork, lines: Sequence[LogLine]) -> None:
+        uow.build_logs.add(self._subject.builder.id, self._subject.version.number, lines)

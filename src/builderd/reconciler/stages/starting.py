@@ -1,0 +1,92 @@
+"""What starting a sandbox takes, for one that is to serve and for a trial alike."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import datetime
+
+from builderd.domain.bundles import Bundle
+from builderd.domain.failures import SHOWN_LINES
+from builderd.domain.ids import DiskId, new_sandbox_id
+from builderd.domain.logs import LogStream
+from builderd.domain.restarts import next_attempt
+from builderd.domain.sandboxes import Sandbox, SandboxSpec
+from builderd.domain.versions import NO_LAYER
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core.look import Subject
+from builderd.services import bundles, credentials
+from builderd.services.application import Application
+
+
+def new_sandbox(uow: UnitOfWork, subject: Subject, disk: DiskId, now: datetime) -> Sandbox:
+    """The next of the builder's present run."""
+    builder = subject.builder
+    return Sandbox(
+        id=new_sandbox_id(),
+        builder_id=builder.id,
+        version=subject.version.number,
+        run=builder.run,
+        attempt=next_attempt(uow.sandboxes.of_run(builder.id, builder.run)),
+        created_at=now,
+        disk=disk,
+    )
+
+
+async def make_spec(application: Application, subject: Subject, sandbox: Sandbox) -> SandboxSpec:
+    """A trial reaches no network. Raises ``NotFound`` when a credential is gone."""
+    builder, settings = subject.builder, subject.version.settings
+    secrets = await _open_credentials(application, subject)
+    layer_key = subject.version.layer_key
+    platform = {
+        "SERVICE_TOKEN": builder.service_token,
+        "BUILDER_UUID": builder.id,
+        "BUILDER_NAME": builder.name,
+        "PREVIEW_URL": application.preview_domain.url(builder.host),
+        "PORT": str(settings.port),
+    }
+    return SandboxSpec(
+        id=sandbox.id,
+        builder_id=builder.id,
+        disk=sandbox.disk,
+        hostname=builder.name,
+        entrypoint=settings.entrypoint,
+        port=settings.port,
+        env={**settings.env, **credentials.as_env(secrets), **platform},
+        resources=settings.resources,
+        isolation=settings.isolation,
+        layer_key=None if layer_key == NO_LAYER else layer_key,
+        egress=not sandbox.trial,
+        secret_files=credentials.as_files(secrets),
+    )
+
+
+async def _open_credentials(application: Application, subject: Subject) -> credentials.Opened:
+    names, tenant = subject.version.settings.credentials, subject.builder.tenant_id
+    if not names:
+        return {}
+    return await application.store.read(lambda uow: credentials.open_all(uow, application.vault, tenant, names))
+
+
+async def put_bundle(application: Application, subject: Subject, disk: DiskId) -> None:
+    """Bring the version's files onto a disk that may hold another version's, and what the app made of them."""
+    bundle = await bundles.fetch(application, subject.version)
+    await application.engine.put_bundle(disk, bundle, await _before(application, subject, disk))
+
+
+async def _before(application: Application, subject: Subject, disk: DiskId) -> Bundle | None:
+    """The bundle that is on the disk: what it says itself, else what its builder's current version has."""
+    report = await application.engine.disk(disk)
+    known = report.bundle_hash if report else None
+    if known is None and subject.current is not None:
+        known = subject.current.bundle_hash
+    if known is None:
+        return None
+    with suppress(KeyError):
+        return await application.bundles.get(known)
+    return None
+
+
+async def last_lines(application: Application, sandbox: Sandbox) -> list[str]:
+    """The last lines of its log, for a failure's message."""
+    page = await application.engine.read_log(sandbox.id, tail=SHOWN_LINES)
+    return [line.text for line in page.lines if line.stream is not LogStream.BUILD]

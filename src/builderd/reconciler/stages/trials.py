@@ -1,0 +1,122 @@
+"""Trials: a candidate is started on a copy of the disk and without egress, to see whether it starts at all.
+
+What exits early, or listens only where nobody can reach it, is turned down while the old version serves on. Not to
+start for want of the network is no verdict: then the candidate takes over, and shows it there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from builderd.domain.builders import Builder
+from builderd.domain.errors import NotFound, StartFailed
+from builderd.domain.failures import exited_early, listens_elsewhere, not_listening, wants_network
+from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core import records
+from builderd.reconciler.core.look import Subject
+from builderd.reconciler.core.result import Result
+from builderd.reconciler.stages.listening import Wait, wait_until_listening
+from builderd.reconciler.stages.starting import last_lines, make_spec, put_bundle
+from builderd.services.application import Application
+
+#: Ends that are the app's own doing.
+_OWN_ENDS = (EndCause.EXITED, EndCause.OUT_OF_MEMORY)
+_STOPPED = SandboxEnd(EndCause.STOPPED, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """``refusal`` says why the candidate does not take over, None when nothing speaks against it."""
+
+    trial: Sandbox
+    end: SandboxEnd
+    refusal: str | None
+
+
+class Trials:
+    """``subject`` is the builder; its candidate is the one that is tried."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+
+    async def run(self, subject: Subject, trial: Sandbox) -> Result:
+        """Start it or find it started, wait for what comes of it, and take it away again."""
+        begun = self._app.clock.now()
+        verdict = await self._verdict(subject.beside, trial)
+        await self._take_away(trial)
+        now = self._app.clock.now()
+        seconds = (now - begun).total_seconds()
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            self._ended(uow, builder, verdict.trial, verdict.end, now)
+            if not records.same_candidate(builder, subject.builder):
+                return
+            candidate = subject.beside.version
+            if verdict.refusal is None:
+                records.handed_over(uow, builder, candidate, now)
+                return
+            records.stage_finished(uow, builder, "start", now, seconds=seconds, ok=False, note=verdict.refusal)
+            records.failed(
+                uow, builder, candidate, self._app.prices, code=StartFailed.code, reason=verdict.refusal, now=now
+            )
+
+        return Result(record)
+
+    async def end(self, trial: Sandbox) -> Result:
+        """Nobody waits for it any more."""
+        report = await self._app.engine.report(trial.id)
+        ended = replace(trial, started_at=report.started_at or trial.started_at)
+        await self._take_away(trial)
+        now = self._app.clock.now()
+        end = report.end or _STOPPED
+        return Result(lambda uow, builder: self._ended(uow, builder, ended, end, now), quiet=True)
+
+    def _ended(self, uow: UnitOfWork, builder: Builder, trial: Sandbox, end: SandboxEnd, now: datetime) -> None:
+        longest = timedelta(seconds=self._app.limits.start_timeout)
+        records.trial_ended(uow, builder, self._app.prices, trial, end, now, longest=longest)
+
+    async def _verdict(self, subject: Subject, trial: Sandbox) -> _Verdict:
+        try:
+            started = replace(trial, started_at=await self._started(subject, trial))
+        except NotFound as lack:
+            return _Verdict(trial, _STOPPED, lack.message)
+        port = subject.version.settings.port
+        wait = await wait_until_listening(self._app, started, port, self._app.limits.start_timeout)
+        return await self._judge(subject, started, wait)
+
+    async def _started(self, subject: Subject, trial: Sandbox) -> datetime:
+        report = await self._app.engine.report(trial.id)
+        if not _goes_on(report):
+            await self._take_away(trial)
+            size = subject.version.settings.resources.disk_bytes
+            await self._app.engine.clone_disk(subject.builder.disk, trial.disk, size)
+            await put_bundle(self._app, subject, trial.disk)
+            report = await self._app.engine.start(await make_spec(self._app, subject, trial))
+        return report.started_at or trial.created_at
+
+    async def _judge(self, subject: Subject, trial: Sandbox, wait: Wait) -> _Verdict:
+        settings = subject.version.settings
+        if wait.reachable:
+            return _Verdict(replace(trial, listening_at=self._app.clock.now()), _STOPPED, None)
+        lines = await last_lines(self._app, trial)
+        if wait.ended is None:
+            is_elsewhere = listens_elsewhere(wait.listening, settings.port)
+            reason = not_listening(wait.listening, settings.port, wait.seconds, lines) if is_elsewhere else None
+            return _Verdict(trial, _STOPPED, reason)
+        end = wait.ended.end or SandboxEnd(EndCause.UNKNOWN, None, None)
+        is_own = end.cause in _OWN_ENDS and not wants_network(lines)
+        return _Verdict(trial, end, exited_early(end, settings.resources, settings.port, lines) if is_own else None)
+
+    async def _take_away(self, trial: Sandbox) -> None:
+        await self._app.engine.stop(trial.id, 0)
+        await self._app.engine.remove(trial.id)
+        await self._app.engine.delete_disk(trial.disk)
+
+
+def _goes_on(report: SandboxReport) -> bool:
+    """Whether a start before a crash of the service still tells something; else it is made anew."""
+    if report.state is SandboxState.EXITED:
+        return report.end is not None and report.end.cause in _OWN_ENDS
+    return report.state is SandboxState.RUNNING

@@ -1,0 +1,121 @@
+"""Files of a builder in JSON: text, or base64 for other content."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from builderd.domain.bundles import MAX_CONTENT_BYTES, MAX_FILES, MAX_PATH_BYTES, BundleFile, path_error, tree_errors
+from builderd.domain.errors import TooLarge
+from builderd.schemas.v1.shape import FieldError, Shape, refusal, with_field_errors
+
+#: Rules of ``path_error`` in JSON Schema: segments that are neither empty, nor ``.``, nor ``..``.
+PATH_SCHEMA = {
+    "maxLength": MAX_PATH_BYTES,
+    "pattern": r"^(?!\.{1,2}(/|$))[^/\u0000]+(/(?!\.{1,2}(/|$))[^/\u0000]+)*$",
+}
+
+
+class Encoding(StrEnum):
+    UTF_8 = "utf-8"
+    BASE64 = "base64"
+
+
+class FileContent(Shape):
+    """One file: ``content`` is text, or base64 (RFC 4648) when ``encoding`` says so."""
+
+    content: str
+    encoding: Encoding = Field(default=Encoding.UTF_8, strict=False)
+    executable: bool = False
+
+    _data: bytes = PrivateAttr(default=b"")
+
+    @model_validator(mode="after")
+    def _decode(self) -> FileContent:
+        return with_field_errors(self._content_errors(), lambda: self)
+
+    @property
+    def data(self) -> bytes:
+        """Bytes of the file."""
+        return self._data
+
+    def _content_errors(self) -> Iterator[FieldError]:
+        try:
+            self._data = _decoded(self.content, self.encoding)
+        except UnicodeEncodeError:
+            yield ("content",), "must be valid Unicode text; send anything else as base64"
+        except ValueError:
+            yield ("content",), "is not valid base64 (the standard alphabet, with its = at the end)"
+
+
+def _decoded(content: str, encoding: Encoding) -> bytes:
+    if encoding is Encoding.UTF_8:
+        return content.encode()
+    # Common base64 tools insert line breaks.
+    return base64.b64decode(content.replace("\n", "").replace("\r", ""), validate=True)
+
+
+def _file(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"content": value}
+    if isinstance(value, dict | FileContent):
+        return value
+    raise refusal("must be text, or an object with content and encoding")
+
+
+def _tree(value: Any, handler: ValidatorFunctionWrapHandler) -> dict[str, FileContent]:
+    if not isinstance(value, dict):
+        files: dict[str, FileContent] = handler(value)
+        return files
+    if len(value) > MAX_FILES:
+        raise TooLarge(f"There are {len(value)} files: at most {MAX_FILES} are taken.")
+    files = with_field_errors(_tree_errors(value), lambda: handler(value))
+    size = sum(len(file.data) for file in files.values())
+    if size > MAX_CONTENT_BYTES:
+        raise TooLarge(f"The files have {size} bytes together: at most {MAX_CONTENT_BYTES} are taken.")
+    return files
+
+
+def _tree_errors(files: Mapping[str, Any]) -> Iterator[FieldError]:
+    if not files:
+        yield (), "must have at least one file"
+    for path in files:
+        why = path_error(path)
+        if why is not None:
+            yield (path,), why
+    yield from (((path,), why) for path, why in tree_errors(files).items())
+
+
+class _OrText:
+    """OpenAPI schema that also allows a plain text."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
+
+
+File = Annotated[FileContent, BeforeValidator(_file), _OrText()]
+
+Files = Annotated[
+    dict[str, File],
+    WrapValidator(_tree),
+    Field(json_schema_extra={"minProperties": 1, "maxProperties": MAX_FILES, "propertyNames": PATH_SCHEMA}),
+]
+
+
+def bundle_files(files: Mapping[str, FileContent]) -> list[BundleFile]:
+    """Convert the files to bundle files."""
+    return [BundleFile(path, file.data, file.executable) for path, file in files.items()]

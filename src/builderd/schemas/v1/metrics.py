@@ -1,0 +1,69 @@
+"""Metrics: CPU in vCPU, memory and disk in bytes, network traffic and responses."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field
+
+from builderd.schemas.v1.envelope import Success, Time
+from builderd.schemas.v1.shape import View
+
+
+class Answers(View):
+    """Responses to visitors by the class of their status."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    ok: float = Field(alias="2xx")
+    redirected: float = Field(alias="3xx")
+    refused: float = Field(alias="4xx")
+    failed: float = Field(alias="5xx")
+
+
+class Present(View):
+    """Present usage, measured over ``seconds``; the limits are the builder's ``resources``. Answers are per second."""
+
+    time: Time
+    seconds: float
+    cpu: float | None
+    cpu_limit: float
+    memory_bytes: int
+    memory_limit_bytes: int
+    disk_bytes: int
+    disk_limit_bytes: int
+    processes: int
+    network_in_bytes_per_second: float | None
+    network_out_bytes_per_second: float | None
+    requests_per_second: float | None
+    open_connections: int
+    answers: Answers | None
+
+
+class Step(View):
+    """Usage in one step from ``time`` on. ``seconds`` of it were sampled; 0: the builder did not run.
+
+    ``cpu`` and ``memory_bytes`` are averages, ``…_most_bytes`` the highest, all others add up.
+    """
+
+    time: Time
+    seconds: float
+    cpu: float | None
+    memory_bytes: int | None
+    memory_most_bytes: int | None
+    disk_most_bytes: int | None
+    network_in_bytes: int
+    network_out_bytes: int
+    requests: int
+    requests_per_second: float | None
+    answers: Answers
+
+
+class Metrics(View):
+    """Metrics of a builder. ``now`` is null while it does not run. The last step is incomplete."""
+
+    now: Present | None
+    step_seconds: int
+    steps: list[Step]
+
+
+class MetricsAnswer(Success[Metrics]):
+    """Response with a builder's metrics."""

@@ -1,0 +1,192 @@
+"""Reviews: reports, acceptances of findings, and SARIF."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from pydantic import Field
+
+from builderd.domain import reviews as domain
+from builderd.domain.reviews import Severity
+from builderd.schemas.v1.envelope import Success, Time
+from builderd.schemas.v1.shape import Shape, View, must_pass
+from builderd.schemas.v1.times import UtcTime
+
+MAX_REASON = 1_000
+FINGERPRINT = "^[0-9a-f]{32}$"
+
+
+class Acceptance(View):
+    """Acceptance of a finding: by whom, why, and until when (null: without end)."""
+
+    reason: str
+    accepted_by: str
+    accepted_at: Time
+    expires_at: Time | None
+
+
+class Finding(View):
+    """Finding of a review.
+
+    ``line`` counts from 1, 0 for a whole file; ``path`` is empty for all files. Secrets in ``text`` are masked.
+
+    ``acceptable`` by the deployer (a hold) or by an admin (a block). ``demoted``: its severity would be higher in
+    code that the entrypoint reaches.
+    """
+
+    fingerprint: str
+    rule: str
+    severity: Severity
+    path: str
+    line: int
+    text: str
+    message: str
+    advice: str
+    demoted: bool
+    acceptable: bool
+    accepted: Acceptance | None
+
+
+class Review(View):
+    """Review of a version. ``passed``: no unaccepted block or hold. ``outdated``: the builder runs other code now.
+
+    ``left_out`` counts omitted findings by rule; ``untold`` the omitted ones that block or hold.
+    ``seconds`` is the duration of the review at ``reviewed_at``.
+    """
+
+    version: int
+    passed: bool
+    outdated: bool
+    content_hash: str
+    policy_hash: str
+    reviewed_at: Time
+    seconds: float
+    files: int
+    scanners: dict[str, str]
+    findings: list[Finding]
+    left_out: dict[str, int]
+    untold: int
+
+
+class ReviewAnswer(Success[Review]):
+    """Response with a review."""
+
+
+def _reason_error(reason: str) -> str | None:
+    return None if reason.strip() else "must not be blank: say why the finding is right as it is"
+
+
+class NewAcceptance(Shape):
+    """Accept one finding of this builder, from now on and in later versions, for as long as its line stays the same."""
+
+    fingerprint: Annotated[str, Field(pattern=FINGERPRINT)]
+    reason: Annotated[str, must_pass(_reason_error), Field(min_length=1, max_length=MAX_REASON, pattern=r"\S")]
+    expires: UtcTime | None = Field(
+        default=None, strict=False, description="RFC 3339; needed for a finding that blocks."
+    )
+
+
+def review_of(report: domain.Report, verdict: domain.Verdict, version: int = 0, *, outdated: bool = False) -> Review:
+    """Convert a report and its verdict to the response."""
+    return Review(
+        version=version,
+        passed=verdict.passed,
+        outdated=outdated,
+        content_hash=report.content_hash,
+        policy_hash=report.policy_hash,
+        reviewed_at=report.reviewed_at,
+        seconds=report.seconds,
+        files=report.files,
+        scanners=dict(report.scanners),
+        findings=[_finding(finding, verdict) for finding in report.findings],
+        left_out=dict(report.left_out),
+        untold=report.untold,
+    )
+
+
+def _finding(finding: domain.Finding, verdict: domain.Verdict) -> Finding:
+    accepted = verdict.accepted.get(finding.fingerprint)
+    return Finding(
+        fingerprint=finding.fingerprint,
+        rule=finding.rule,
+        severity=finding.severity,
+        path=finding.path,
+        line=finding.line,
+        text=finding.text,
+        message=finding.message,
+        advice=finding.advice,
+        demoted=finding.demoted,
+        acceptable=finding.acceptable,
+        accepted=_acceptance(accepted) if accepted else None,
+    )
+
+
+def _acceptance(accepted: domain.Acceptance) -> Acceptance:
+    return Acceptance(
+        reason=accepted.reason,
+        accepted_by=accepted.accepted_by,
+        accepted_at=accepted.accepted_at,
+        expires_at=accepted.expires_at,
+    )
+
+
+# SARIF 2.1.0 (https://docs.oasis-open.org/sarif/sarif/v2.1.0/)
+
+SARIF = "application/sarif+json"
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+LEVELS = {Severity.BLOCK: "error", Severity.HOLD: "error", Severity.WARN: "warning"}
+#: Name of the fingerprint algorithm.
+FINGERPRINTS = "builderd/v1"
+
+
+def sarif_of(review: Review, program: str) -> dict[str, Any]:
+    """Convert a review to SARIF: one run, one result per finding; ``program`` is the service's version."""
+    rules = sorted({finding.rule for finding in review.findings})
+    driver = {"name": "builderd review", "version": program, "rules": [_rule(name, review) for name in rules]}
+    run = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "results": [_result(finding, rules.index(finding.rule)) for finding in review.findings],
+        "properties": {
+            "passed": review.passed,
+            "contentHash": review.content_hash,
+            "policyHash": review.policy_hash,
+            "scanners": review.scanners,
+            "leftOut": review.left_out,
+        },
+    }
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _rule(name: str, review: Review) -> dict[str, Any]:
+    finding = next(one for one in review.findings if one.rule == name)
+    return {
+        "id": name,
+        "shortDescription": {"text": finding.message or name},
+        "help": {"text": finding.advice or finding.message or name},
+        "defaultConfiguration": {"level": LEVELS[finding.severity]},
+    }
+
+
+def _result(finding: Finding, index: int) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "ruleId": finding.rule,
+        "ruleIndex": index,
+        "level": LEVELS[finding.severity],
+        "message": {"text": f"{finding.message}. {finding.advice}"},
+        "partialFingerprints": {FINGERPRINTS: finding.fingerprint},
+        "properties": {"severity": finding.severity.value, "demoted": finding.demoted},
+    }
+    if finding.path:
+        result["locations"] = [{"physicalLocation": _location(finding)}]
+    if finding.accepted is not None:
+        result["suppressions"] = [{"kind": "external", "status": "accepted", "justification": finding.accepted.reason}]
+    return result
+
+
+def _location(finding: Finding) -> dict[str, Any]:
+    location: dict[str, Any] = {"artifactLocation": {"uri": quote(finding.path), "uriBaseId": "%SRCROOT%"}}
+    if finding.line:
+        location["region"] = {"startLine": finding.line, "snippet": {"text": finding.text}}
+    return location

@@ -1,0 +1,108 @@
+"""Versions: requests that change a builder, and responses with its versions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, model_validator
+
+from builderd.domain.builders import Visibility
+from builderd.domain.versions import Isolation, VersionStatus
+from builderd.schemas.v1.builders import (
+    MAX_CREDENTIALS,
+    MAX_INTEGER,
+    Credential,
+    Env,
+    Name,
+    NewBuilder,
+    Resources,
+    ShownResources,
+)
+from builderd.schemas.v1.envelope import Page, Time
+from builderd.schemas.v1.files import FileContent, Files
+from builderd.schemas.v1.shape import JsonInt, Shape, View
+
+
+def _without_defaults(schema: dict[str, Any]) -> None:
+    """Remove all defaults: an omitted field keeps its value."""
+    for field in schema["properties"].values():
+        field.pop("default", None)
+
+
+class NewVersion(NewBuilder):
+    """New version of a builder. Omitted fields keep their values; ``files`` or a ``source`` replace all files.
+
+    ``name`` and ``job_type`` cannot change. ``skip_review`` and ``skip_qa`` are false where they are left out.
+    """
+
+    code_is_required: ClassVar[bool] = False
+    model_config = ConfigDict(json_schema_extra=_without_defaults)
+
+    name: Name = Field(default="", validate_default=False, description="Cannot be changed.")
+    files: Files = Field(default_factory=dict[str, FileContent], description="Left out: the files stay as they are.")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _needs_entrypoint(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Skip the check: the builder has an entrypoint."""
+        return handler(value)
+
+
+class NewSettings(Shape):
+    """Settings for the same code. Omitted fields keep their values."""
+
+    model_config = ConfigDict(json_schema_extra=_without_defaults)
+
+    env: Env = Field(default_factory=dict[str, str], description="Replaced as a whole.")
+    resources: Resources = Field(default_factory=Resources, description="The disk can only grow.")
+    auto_stop_interval: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="Minutes; 0: never.")
+    backup_interval_hours: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
+    visibility: Visibility = Field(default=Visibility.PUBLIC, strict=False)
+    credentials: list[Credential] = Field(default_factory=list[str], max_length=MAX_CREDENTIALS)
+
+
+class NewAutoStop(Shape):
+    """Setting of auto-stop."""
+
+    interval: JsonInt = Field(ge=0, le=MAX_INTEGER, description="Minutes without a use; 0: never.")
+
+
+class NewRollback(Shape):
+    """Version to roll back to."""
+
+    version: JsonInt = Field(ge=1, le=MAX_INTEGER, description="The number of a version that was up.")
+
+
+class Version(View):
+    """Version of a builder with its settings.
+
+    ``status``: ``pending`` while it is reviewed, installed and started or waits for the next start, ``deployed`` once
+    it was up, ``failed`` with its ``status_reason`` and the ``failure_code`` that its call was answered with.
+    ``current`` is the one that serves or starts next. ``bundle`` is the sha256 of its files.
+    """
+
+    version: int
+    status: VersionStatus
+    status_reason: str
+    failure_code: str | None
+    current: bool
+    rolled_back_to: int | None
+    bundle: str
+    entrypoint: str
+    port: int
+    env: dict[str, str]
+    resources: ShownResources
+    isolation: Isolation
+    credentials: list[str]
+    skip_review: bool
+    skip_qa: bool
+    require_qa: bool
+    install_scripts: bool
+    review_passed: bool | None
+    qa_passed: bool | None
+    created_by: str
+    created_at: Time
+
+
+class VersionPage(Page[Version]):
+    """Page of kept versions, newest first."""

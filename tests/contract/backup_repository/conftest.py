@@ -1,0 +1,93 @@
+"""The archives that are held to the contract, each with the engine whose disks it saves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.backends import rest_server, sftp_server
+from tests.engines import prepared, settings_in
+
+from builderd.adapters.backup_repositories.restic.archive import ResticArchive
+from builderd.adapters.backup_repositories.restic.command import Place
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import OciSettings
+from builderd.adapters.engines.oci.storage.disks import APP_OWNER
+from builderd.adapters.fakes.backup_repository import FakeArchive
+from builderd.adapters.fakes.engine import FakeEngine
+from builderd.domain.ids import DiskId, new_id
+from builderd.domain.resources import GB
+from builderd.ports.backup_repository import Archive
+from builderd.ports.engine import Engine
+
+
+@dataclass
+class Scene:
+    """An archive, and what a test does with a disk."""
+
+    archive: Archive
+    engine: Engine
+
+    async def disk(self, **files: bytes) -> DiskId:
+        disk = DiskId(new_id())
+        await self.engine.create_disk(disk, GB)
+        for name, content in files.items():
+            self.write(disk, name, content)
+        return disk
+
+    def write(self, disk: DiskId, name: str, content: bytes) -> None:
+        if isinstance(self.engine, FakeEngine):
+            self.engine.disks[disk].files[name] = content
+            return
+        path = self.app(disk) / name
+        path.write_bytes(content)
+        os.chown(path, APP_OWNER, APP_OWNER)
+
+    def read(self, disk: DiskId) -> dict[str, bytes]:
+        if isinstance(self.engine, FakeEngine):
+            return self.engine.disks[disk].files
+        return {path.name: path.read_bytes() for path in self.app(disk).iterdir()}
+
+    def app(self, disk: DiskId) -> Path:
+        assert isinstance(self.engine, OciEngine)
+        return self.engine._here.disks.app(disk)
+
+
+REAL = [pytest.param(place, marks=pytest.mark.root) for place in ("folder", "rest", "sftp")]
+
+
+@pytest.fixture(params=["fake", *REAL])
+async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Scene]:
+    if request.param == "fake":
+        fake = FakeEngine()
+        yield Scene(FakeArchive(fake), fake)
+        return
+    with _place(request.param, tmp_path) as place:
+        async with prepared(request.getfixturevalue("archive_settings")) as engine:
+            yield Scene(ResticArchive(engine, place, tmp_path / "archive", "contract"), engine)
+
+
+@contextmanager
+def _place(kind: str, folder: Path) -> Iterator[Place]:
+    """A folder, and real servers."""
+    match kind:
+        case "folder":
+            yield Place(str(folder / "repositories"))
+        case "rest":
+            with rest_server(folder / "rest") as server:
+                yield Place(server.url)
+        case _:
+            with sftp_server(folder / "sftp") as server:
+                yield Place(server.url, ssh_key=server.key.read_text().strip(), ssh_hosts=server.hosts.read_text())
+
+
+@pytest.fixture(scope="session")
+def archive_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciSettings]:
+    settings = settings_in(tmp_path_factory.mktemp("archive"))
+    yield settings
+    asyncio.run(OciEngine(settings).down())

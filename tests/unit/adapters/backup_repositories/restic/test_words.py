@@ -1,0 +1,39 @@
+"""What restic prints about a failure is passed on: bounded, and without what it must not tell."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from builderd.adapters.backup_repositories.restic.words import explain, parse
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], "restic printed nothing"),
+        (["Fatal: unable to open repository"], 'restic printed: "Fatal: unable to open repository"'),
+        (['{"message_type":"exit_error","code":1,"message":"Fatal: no space"}'], 'restic printed: "Fatal: no space"'),
+        # Of no kind that is known: better than no reason.
+        (['{"message_type":"new_kind","reason":"disk"}'], '{"message_type": "new_kind", "reason": "disk"}'),
+        (['{"message_type":"summary"}', '{"message_type":"error","error":{"message":"bad"}}'], 'restic printed: "bad"'),
+        (["a\x1b[31mb\u202ec"], 'restic printed: "a?[31mb?c"'),
+    ],
+)
+def test_the_last_words_are_quoted(lines: list[str], expected: str) -> None:
+    assert expected in explain(parse(line) for line in lines)
+
+
+def test_secrets_are_left_out_also_where_a_line_is_cut() -> None:
+    for padding in range(270, 300):
+        lines = [f"{'x' * padding} hunter2hunter2 https://me:pw@host/"]
+        told = explain([parse(line) for line in lines], ["hunter2hunter2", "x"])
+        assert "hunter" not in told
+        assert "pw@" not in told
+
+
+def test_it_is_bounded() -> None:
+    messages: list[dict[str, Any]] = [json.loads(json.dumps({"text": f"{n} {'y' * 5_000}"})) for n in range(100)]
+    assert len(explain(messages)) < 1_000

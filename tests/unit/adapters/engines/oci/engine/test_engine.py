@@ -1,0 +1,113 @@
+"""What was begun on the machine is over when its caller goes on, and nothing is kept of what is done with."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import Machine, OciSettings
+from builderd.domain.bundles import make_bundle
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.resources import GB, Resources
+from builderd.domain.sandboxes import SandboxSpec
+from builderd.domain.versions import Isolation
+from builderd.ports.engine import Readiness
+
+ONE, TWO = DiskId("one"), DiskId("two")
+
+
+class SlowPart:
+    """Stands for disks and logs: what is told to do something does it when it may go on."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.done: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def work(*_: object) -> None:
+            self.go_on.wait(10)
+            self.done.append(name)
+
+        return work
+
+
+CALLS: list[tuple[str, Callable[[OciEngine], Coroutine[Any, Any, None]]]] = [
+    ("create", lambda engine: engine.create_disk(ONE, GB)),
+    ("put_bundle", lambda engine: engine.put_bundle(ONE, make_bundle([]))),
+    ("mark_bundle", lambda engine: engine.mark_bundle(ONE, "hash")),
+    ("clone", lambda engine: engine.clone_disk(ONE, TWO, GB)),
+    ("delete", lambda engine: engine.delete_disk(ONE)),
+    ("delete", lambda engine: engine.delete_logs(BuilderId("one"))),
+]
+
+
+@pytest.mark.parametrize(("work", "call"), CALLS)
+async def test_a_call_that_is_cancelled_leaves_nothing_to_be_made_after_it(
+    tmp_path: Path, work: str, call: Callable[[OciEngine], Coroutine[Any, Any, None]]
+) -> None:
+    part = SlowPart()
+    engine = OciEngine(OciSettings(tmp_path, inside_port=8080))
+    nothing_runs = SimpleNamespace(all=list)
+    engine._machine = cast("Machine", SimpleNamespace(disks=part, logs=part, runs=nothing_runs))
+    calling = asyncio.ensure_future(call(engine))
+    await asyncio.sleep(0.01)
+    calling.cancel()
+    await asyncio.sleep(0.01)
+    assert not calling.done()
+    part.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert part.done == [work]
+
+
+def spec(number: int) -> SandboxSpec:
+    return SandboxSpec(
+        id=SandboxId(f"{number:016x}"),
+        builder_id=BuilderId("one"),
+        disk=DiskId(f"disk-{number}"),
+        hostname="one",
+        entrypoint="true",
+        port=8000,
+        env={},
+        resources=Resources(cpu=1, memory=0.125, disk=1),
+        isolation=Isolation.STANDARD,
+    )
+
+
+async def test_nothing_is_kept_of_disks_on_which_something_was_started(tmp_path: Path) -> None:
+    engine = OciEngine(OciSettings(tmp_path, inside_port=8080))
+    for number in range(3):
+        with pytest.raises(EngineUnavailable):
+            await engine.start(spec(number))
+    assert len(engine._starting) == 0
+
+
+async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machine_and_it_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(settings: OciSettings) -> Machine:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builderd.adapters.engines.oci.engine.engine.Machine", full)
+    engine = OciEngine(OciSettings(tmp_path, inside_port=8080))
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable, match="No space left on device"):
+            await engine.prepare(lambda line: None)
+        assert f"df -h {tmp_path}" in engine.readiness().message
+
+
+def test_an_engine_whose_apps_cannot_write_is_not_ready_and_says_why(tmp_path: Path) -> None:
+    troubles = ["The store is full.", None]
+    engine = OciEngine(OciSettings(tmp_path, inside_port=8080))
+    engine._machine = cast("Machine", SimpleNamespace(store=SimpleNamespace(trouble=lambda: troubles.pop(0))))
+    engine._readiness = Readiness(True, "ready")
+    assert engine.readiness() == Readiness(False, "The store is full.")
+    assert engine.readiness().ready

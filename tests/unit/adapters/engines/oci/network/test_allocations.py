@@ -1,0 +1,149 @@
+"""Services on one host share neither a subnet nor a uid."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from dataclasses import replace
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.engines.oci.network.allocations import (
+    BLOCKS,
+    Allocations,
+    bridge_name,
+    free_subnet,
+    known_instance,
+    parse_routes,
+)
+from builderd.domain.errors import EngineUnavailable, NoCapacity
+
+ROUTES = """\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    return tmp_path / "host"
+
+
+def data_dir(tmp_path: Path, name: str) -> Path:
+    folder = tmp_path / name
+    folder.mkdir()
+    return folder
+
+
+def test_two_services_share_nothing(tmp_path: Path, host: Path) -> None:
+    one, two = (Allocations(host).claim(data_dir(tmp_path, name), []) for name in ("one", "two"))
+    assert one.id != two.id
+    assert not one.network.overlaps(two.network)
+    assert not set(one.blocks) & set(two.blocks)
+    grown = Allocations(host).grow(one)
+    assert not set(grown.blocks) & set(two.blocks)
+    assert len(grown.blocks) == 2
+
+
+def test_a_service_keeps_what_it_has(tmp_path: Path, host: Path) -> None:
+    folder = data_dir(tmp_path, "one")
+    first = Allocations(host).claim(folder, [])
+    assert Allocations(host).claim(folder, [IPv4Network(first.subnet)]) == first, "its own route is no obstacle"
+    Allocations(host).release(first.id)
+    assert Allocations(host).claim(folder, []).subnet == first.subnet
+    assert known_instance(folder) is not None
+
+
+def test_a_subnet_that_came_into_use_is_left(tmp_path: Path, host: Path) -> None:
+    folder = data_dir(tmp_path, "one")
+    first = Allocations(host).claim(folder, [])
+    wider = first.network.supernet(4)
+    moved = Allocations(host).claim(folder, [wider])
+    assert moved.id == first.id
+    assert not moved.network.overlaps(wider)
+
+
+def test_a_service_that_is_gone_gives_back_what_it_had(tmp_path: Path, host: Path) -> None:
+    folders = [data_dir(tmp_path, str(number)) for number in range(BLOCKS)]
+    for folder in folders:
+        Allocations(host).claim(folder, [])
+    late = data_dir(tmp_path, "late")
+    with pytest.raises(NoCapacity, match="builderd down"):
+        Allocations(host).claim(late, [])
+    shutil.rmtree(folders[7])
+    assert Allocations(host).claim(late, []).blocks
+
+
+def test_what_a_data_directory_remembers_is_its_owners_alone(tmp_path: Path, host: Path) -> None:
+    folder = data_dir(tmp_path, "one")
+    mine = Allocations(host).claim(folder, [])
+    assert stat.S_IMODE((folder / "instance.json").stat().st_mode) == 0o600
+    assert len(bridge_name(mine.id)) <= 15 - len("-1019")
+
+
+def test_a_copy_is_refused_for_as_long_as_the_other_one_is_there(tmp_path: Path, host: Path) -> None:
+    folder, copy = data_dir(tmp_path, "one"), tmp_path / "copy"
+    mine = Allocations(host).claim(folder, [])
+    shutil.copytree(folder, copy)
+    with pytest.raises(EngineUnavailable, match=f"{copy} is a copy of {folder}"):
+        Allocations(host).claim(copy, [])
+    assert Allocations(host).known() == [mine]
+    shutil.rmtree(folder)
+    assert Allocations(host).claim(copy, []) == replace(mine, data_dir=str(copy))
+
+
+def test_a_data_directory_that_was_moved_or_is_reached_by_another_name_is_no_copy(
+    tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, moved, link = data_dir(tmp_path, "one"), tmp_path / "moved", tmp_path / "link"
+    mine = Allocations(host).claim(folder, [])
+    folder.rename(moved)
+    link.symlink_to(moved)
+    monkeypatch.chdir(tmp_path)
+    for name in (moved, link, Path("moved"), moved):
+        assert replace(Allocations(host).claim(name, []), data_dir=mine.data_dir) == mine
+
+
+def test_a_copy_of_what_was_taken_down_is_a_way_to_move(tmp_path: Path, host: Path) -> None:
+    folder, copy = data_dir(tmp_path, "one"), tmp_path / "copy"
+    mine = Allocations(host).claim(folder, [])
+    Allocations(host).release(mine.id)
+    shutil.copytree(folder, copy)
+    assert Allocations(host).claim(copy, []).id == mine.id
+    with pytest.raises(EngineUnavailable, match="or the other way round"):
+        Allocations(host).claim(folder, [])
+
+
+def test_a_damaged_file_is_named_and_not_taken_for_none(tmp_path: Path, host: Path) -> None:
+    folder = data_dir(tmp_path, "one")
+    first = Allocations(host).claim(folder, [])
+    for file in (host / "allocations.json", folder / "instance.json"):
+        whole = file.read_text()
+        file.write_text("")
+        with pytest.raises(EngineUnavailable, match=f"{file} is damaged"):
+            Allocations(host).claim(folder, [])
+        file.write_text(whole)
+    assert Allocations(host).claim(folder, []) == first
+
+
+def test_a_damaged_memory_stops_no_other_service_and_keeps_what_it_has(tmp_path: Path, host: Path) -> None:
+    damaged, folder = data_dir(tmp_path, "damaged"), data_dir(tmp_path, "other")
+    theirs = Allocations(host).claim(damaged, [])
+    (damaged / "instance.json").write_text("")
+    mine = Allocations(host).claim(folder, [])
+    assert not set(mine.blocks) & set(theirs.blocks)
+    assert theirs in Allocations(host).known()
+
+
+def test_a_host_that_routes_all_private_networks_is_told_so() -> None:
+    everything = [IPv4Network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
+    assert free_subnet("0123abcd", everything).subnet_of(IPv4Network("198.18.0.0/15"))
+    with pytest.raises(NoCapacity):
+        free_subnet("0123abcd", [*everything, IPv4Network("198.18.0.0/15")])
+
+
+def test_routes_are_read_as_the_kernel_prints_them() -> None:
+    assert parse_routes(ROUTES) == [IPv4Network("0.0.0.0/0"), IPv4Network("192.0.2.0/24")]

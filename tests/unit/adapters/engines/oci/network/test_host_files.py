@@ -1,0 +1,50 @@
+"""What sandboxes take from the host is written where it changed, and only there: the store may be full."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.engines.oci.network import host_files
+from builderd.adapters.engines.oci.network.host_files import write_host_files
+
+
+@pytest.fixture
+def no_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, content: bytes) -> int:
+        raise OSError(28, os.strerror(28), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+
+
+def test_files_are_made_for_all_to_read(tmp_path: Path) -> None:
+    write_host_files(tmp_path / "host")
+    file = tmp_path / "host/etc/hosts"
+    assert "localhost" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert file.parent.stat().st_mode & 0o777 == 0o755
+
+
+def test_what_is_right_already_is_not_written(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    write_host_files(tmp_path)
+    request.getfixturevalue("no_writes")
+    write_host_files(tmp_path)
+
+
+def test_in_a_full_store_sandboxes_go_on_with_the_old_ones(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_host_files(tmp_path)
+    before = (tmp_path / "etc/resolv.conf").read_text()
+    monkeypatch.setattr(host_files, "resolv_conf", lambda: "nameserver 192.0.2.77\n")
+    request.getfixturevalue("no_writes")
+    write_host_files(tmp_path)
+    assert (tmp_path / "etc/resolv.conf").read_text() == before
+
+
+@pytest.mark.usefixtures("no_writes")
+def test_where_there_are_no_old_ones_it_fails(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space"):
+        write_host_files(tmp_path)

@@ -1,0 +1,54 @@
+"""The network where the kernel cannot do all that is asked of it. The rest is proved on real ones."""
+
+from __future__ import annotations
+
+import subprocess
+from ipaddress import IPv4Network
+
+import pytest
+
+from builderd.adapters.engines.oci.network import conntrack
+from builderd.adapters.engines.oci.network.conntrack import NoConntrack
+from builderd.adapters.engines.oci.network.network import Egress, Network
+from builderd.adapters.engines.oci.network.slots import Addresses
+from builderd.domain.errors import EngineUnavailable
+
+
+def network(monkeypatch: pytest.MonkeyPatch, refused: str, applied: list[str]) -> Network:
+    def apply(rules: str) -> None:
+        if refused in rules:
+            raise EngineUnavailable("nft refused it")
+        applied.append(rules)
+
+    monkeypatch.setattr(Network, "_apply", staticmethod(apply))
+    return Network("0123abcd", Addresses(IPv4Network("10.64.8.0/21")), Egress(8080))
+
+
+def test_a_kernel_that_cannot_count_flows_gets_the_other_rules(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    applied: list[str] = []
+    one = network(monkeypatch, "ct count", applied)
+    one._open_firewall(one._policy())
+    assert "@near drop" in applied[0]
+    assert "cannot count" in caplog.text
+
+
+def test_without_the_other_rules_there_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = network(monkeypatch, "@near", [])
+    with pytest.raises(EngineUnavailable):
+        one._open_firewall(one._policy())
+
+
+def test_a_kernel_that_cannot_forget_flows_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lack(ip: str) -> int:
+        raise NoConntrack("Invalid argument")
+
+    monkeypatch.setattr(conntrack, "forget", lack)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
+    one = network(monkeypatch, "nothing", [])
+    for _ in range(2):
+        one.forget("10.64.8.2")
+    assert caplog.text.count("in this kernel: Invalid argument") == 1

@@ -1,0 +1,96 @@
+"""The firewall's text. What it does to packets is proved in tests/integration/oci/test_egress.py."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import replace
+from ipaddress import IPv4Network
+
+import pytest
+
+from builderd.adapters.engines.oci.network.nft import FLOWS, Policy, make_rules
+from builderd.domain.addresses import DOCUMENTATION, NOT_FOR_SANDBOXES, in_any_network, is_public
+
+POLICY = Policy(
+    instance="0123abcd",
+    bridge="bd-0123ab",
+    subnet=IPv4Network("10.64.8.0/21"),
+    secluded=IPv4Network("10.64.12.0/22"),
+    gateway="10.64.8.1",
+    inside_port=8080,
+    resolvers=("10.255.255.53",),
+    allow=(IPv4Network("10.1.0.0/16"),),
+    deny=(IPv4Network("203.0.113.0/24"), IPv4Network("203.0.113.7/32")),
+)
+
+
+def chain(rules: str, name: str) -> list[str]:
+    body = rules.split(f"chain {name} {{")[1].split("}\n")[0:]
+    return [line.strip() for line in "}\n".join(body).split("\n  }")[0].splitlines() if line.strip()]
+
+
+def test_the_table_is_replaced_as_a_whole() -> None:
+    assert make_rules(POLICY).startswith("table inet builderd_0123abcd\ndelete table inet builderd_0123abcd\n")
+
+
+def test_denied_goes_before_resolvers_and_those_before_near_networks() -> None:
+    forward = chain(make_rules(POLICY), "forward")
+    order = [
+        next(i for i, line in enumerate(forward) if word in line)
+        for word in ("secluded", "@denied", "@resolvers", "@allowed", "@near")
+        if word != "secluded"
+    ]
+    assert order == sorted(order)
+    assert any("10.64.12.0/22 reject" in line for line in forward[: order[0]])
+
+
+def test_what_is_near_is_what_the_domain_says_it_is() -> None:
+    listed = re.search(r"set near \{.* elements = \{ (.*?) \}", make_rules(POLICY))
+    assert listed
+    networks = [IPv4Network(element) for element in listed[1].split(", ")]
+    edges = [
+        address + by
+        for near in NOT_FOR_SANDBOXES
+        for address in (near[0], near[-1])
+        for by in (-1, 0, 1)
+        if 0 <= int(address) + by < 1 << 32
+    ]
+    for address in edges:
+        refused = not is_public(address) and not in_any_network(address, DOCUMENTATION)
+        assert any(address in network for network in networks) is refused
+
+
+def test_nothing_goes_out_by_ipv6() -> None:
+    assert chain(make_rules(POLICY), "prerouting")[1] == 'iifname "bd-0123ab" meta nfproto ipv6 drop'
+
+
+def test_the_host_is_reached_at_the_gateway_only() -> None:
+    accepted = [line for line in chain(make_rules(POLICY), "input") if line.endswith(("accept", "admit"))]
+    assert accepted == [
+        'iifname "bd-0123ab" ct state established,related accept',
+        'iifname "bd-0123ab" ip daddr 10.64.8.1 tcp dport 8080 goto admit',
+        'iifname "bd-0123ab" ip daddr @resolvers meta l4proto { tcp, udp } th dport 53 goto admit',
+    ]
+
+
+def test_whatever_a_sandbox_begins_is_counted() -> None:
+    rules = make_rules(POLICY)
+    begun = [line for name in ("input", "forward") for line in chain(rules, name) if line.startswith("iifname")]
+    assert [line for line in begun if line.endswith("accept")] == [
+        'iifname "bd-0123ab" ct state established,related accept'
+    ] * 2
+    assert chain(rules, "admit")[-2:] == [f"add @flows {{ ip saddr ct count over {FLOWS} }} drop", "accept"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "policy",
+    [POLICY, replace(POLICY, resolvers=(), allow=(), deny=()), replace(POLICY, counts_flows=False)],
+    ids=["full", "empty", "uncounted"],
+)
+def test_nft_takes_the_text(policy: Policy) -> None:
+    done = subprocess.run(
+        ["nft", "--check", "-f", "-"], input=make_rules(policy), text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

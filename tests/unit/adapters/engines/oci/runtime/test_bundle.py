@@ -1,0 +1,87 @@
+"""The OCI configuration: what confines a sandbox is in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from builderd.adapters.engines.oci.runtime.bundle import Container, make_config, make_process
+
+CONTAINER = Container(
+    root="/bundle/root",
+    argv=["/usr/bin/tini", "--", "/bin/sh", "-c", "run"],
+    env={"HOME": "/app", "GREETING": "a=b"},
+    cwd="/app",
+    hostname="shop",
+    uid=0x6001_0000,
+    user=1000,
+    cgroup="/builderd-x/1",
+    cpu=0.5,
+    memory_bytes=1 << 28,
+    pids=512,
+    seccomp={"defaultAction": "SCMP_ACT_ERRNO"},
+    open_files=1024,
+    tmpfs={"/dev/shm": 4096},
+)
+CONFIG = make_config(CONTAINER)
+
+
+def test_the_program_has_no_capability_and_no_way_to_one() -> None:
+    process = CONFIG["process"]
+    assert process["noNewPrivileges"] is True
+    assert set(process["capabilities"]) == {"bounding", "effective", "permitted", "inheritable", "ambient"}
+    assert not any(process["capabilities"].values())
+    assert process["user"] == {"uid": 1000, "gid": 1000}
+    assert CONFIG["linux"]["seccomp"] == CONTAINER.seccomp
+
+
+def test_it_has_namespaces_of_its_own_and_a_range_of_ids() -> None:
+    kinds = {namespace["type"] for namespace in CONFIG["linux"]["namespaces"]}
+    assert kinds == {"pid", "ipc", "uts", "mount", "user", "network"}
+    assert not any("path" in namespace for namespace in CONFIG["linux"]["namespaces"])
+    ids = [{"containerID": 0, "hostID": 0x6001_0000, "size": 65536}]
+    assert CONFIG["linux"]["uidMappings"] == CONFIG["linux"]["gidMappings"] == ids
+
+
+def test_it_is_limited() -> None:
+    resources = CONFIG["linux"]["resources"]
+    assert resources["cpu"] == {"quota": 50_000, "period": 100_000, "shares": 512}
+    assert resources["memory"] == {"limit": 1 << 28, "swap": 1 << 28}
+    assert resources["pids"] == {"limit": 512}
+    assert resources["devices"] == [{"allow": False, "access": "rwm"}]
+    assert {"type": "RLIMIT_CORE", "hard": 0, "soft": 0} in CONFIG["process"]["rlimits"]
+
+
+def test_the_kernel_is_not_shown() -> None:
+    destinations = [mount["destination"] for mount in CONFIG["mounts"]]
+    assert destinations == ["/proc", "/dev", "/dev/pts", "/dev/shm"]
+    assert "/proc/sys" in CONFIG["linux"]["readonlyPaths"]
+    masked = set(CONFIG["linux"]["maskedPaths"])
+    assert {"/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/cmdline", "/proc/partitions", "/proc/fs"} <= masked
+    assert not masked & {f"/proc/{name}" for name in ("cpuinfo", "loadavg", "meminfo", "stat", "uptime", "vmstat")}
+
+
+def test_sockets_have_a_limit_where_memory_does_not_count_them() -> None:
+    assert "kernelTCP" not in CONFIG["linux"]["resources"]["memory"]
+    limited = make_config(replace(CONTAINER, limits_sockets=True))
+    assert limited["linux"]["resources"]["memory"]["kernelTCP"] == 1 << 26
+    tiny = make_config(replace(CONTAINER, limits_sockets=True, memory_bytes=1 << 25))
+    assert tiny["linux"]["resources"]["memory"]["kernelTCP"] == 1 << 24
+
+
+def test_a_folder_that_others_change_is_a_mount_of_its_own() -> None:
+    config = make_config(replace(CONTAINER, shared=("/app",)))
+    assert config["mounts"][-1] == {
+        "destination": "/app",
+        "type": "bind",
+        "source": "/bundle/root/app",
+        "options": ["rbind", "rw", "nosuid", "nodev"],
+    }
+
+
+def test_a_read_only_root_is_said_to_be_so() -> None:
+    assert CONFIG["root"] == {"path": "/bundle/root", "readonly": False}
+    assert make_config(replace(CONTAINER, read_only=True))["root"]["readonly"] is True
+
+
+def test_the_environment_keeps_its_values_whole() -> None:
+    assert make_process(["true"], CONTAINER.env, "/", 0, 10)["env"] == ["HOME=/app", "GREETING=a=b"]

@@ -1,0 +1,200 @@
+"""Control groups of both versions, on folders that look like theirs."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.engines.oci.runtime import cgroups
+from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> Path:
+    for controller in ("cpu", "cpuacct", "memory", "pids", "freezer"):
+        (tmp_path / controller / "builderd-x" / "ab").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def v2(tmp_path: Path) -> Path:
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids")
+    (tmp_path / "cgroup.subtree_control").write_text("")
+    (tmp_path / "builderd-x" / "ab").mkdir(parents=True)
+    return tmp_path
+
+
+def test_the_version_is_seen(v1: Path) -> None:
+    assert Cgroups("x", v1).version == 1
+
+
+def test_on_version_2_the_controllers_are_handed_down_outside_of_any_unit(v2: Path) -> None:
+    groups = Cgroups("x", v2)
+    assert groups.version == 2
+    groups.open()
+    assert (v2 / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+    assert (v2 / "builderd-x/cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+
+
+def test_the_shim_is_held_back(v1: Path) -> None:
+    groups = Cgroups("x", v1)
+    tasks = Path(groups.open_shim("ab"))
+    groups.limit_shim("ab")
+    assert tasks == v1 / "cpu/builderd-x/ab.shim/cgroup.procs"
+    assert (tasks.parent / "cpu.cfs_quota_us").read_text() == "20000"
+
+
+def test_the_shim_is_held_back_on_version_2(v2: Path) -> None:
+    groups = Cgroups("x", v2)
+    tasks = Path(groups.open_shim("ab"))
+    groups.limit_shim("ab")
+    assert tasks == v2 / "builderd-x/ab.shim/cgroup.procs"
+    assert (tasks.parent / "cpu.max").read_text() == "20000 100000"
+
+
+def test_usage_leaves_out_what_the_kernel_could_drop(v1: Path) -> None:
+    (v1 / "cpuacct/builderd-x/ab/cpuacct.usage").write_text("1500000000\n")
+    (v1 / "memory/builderd-x/ab/memory.usage_in_bytes").write_text("5000\n")
+    (v1 / "memory/builderd-x/ab/memory.stat").write_text("cache 4000\ninactive_file 1\ntotal_inactive_file 3000\n")
+    (v1 / "pids/builderd-x/ab/pids.current").write_text("7\n")
+    used = Cgroups("x", v1).usage("ab")
+    assert used
+    assert (used.cpu_seconds, used.memory_bytes, used.processes) == (1.5, 2000, 7)
+
+
+def test_usage_on_version_2(v2: Path) -> None:
+    group = v2 / "builderd-x/ab"
+    (group / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\n")
+    (group / "memory.current").write_text("5000\n")
+    (group / "memory.stat").write_text("anon 10\ninactive_file 3000\n")
+    (group / "pids.current").write_text("7\n")
+    used = Cgroups("x", v2).usage("ab")
+    assert used
+    assert (used.cpu_seconds, used.memory_bytes, used.processes) == (1.5, 2000, 7)
+
+
+def test_a_process_of_nobody_s_sandbox_is_not_put_into_one(v1: Path) -> None:
+    """It was given the number of one that has ended."""
+    with pytest.raises(ProcessLookupError):
+        Cgroups("x", v1).enter_inner("ab", "exec-1", os.getpid())
+    assert not (v1 / "pids/builderd-x/ab/exec-1").exists()
+
+
+def test_kills_for_memory_are_counted(v1: Path, tmp_path: Path) -> None:
+    groups = Cgroups("x", v1)
+    (v1 / "memory/builderd-x/ab/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert groups.oom_kills("ab") == 2
+    assert groups.oom_kills("gone") == 0
+    assert groups.usage("gone") is None
+
+
+def test_a_group_goes_from_every_hierarchy(v1: Path) -> None:
+    (v1 / "pids/builderd-x/ab/exec-1").mkdir()
+    Cgroups("x", v1).remove("ab")
+    assert not list(v1.glob("*/builderd-x/ab"))
+    Cgroups("x", v1).close()
+    assert not list(v1.glob("*/builderd-x"))
+    Cgroups("x", v1).close()
+
+
+def test_on_version_1_what_is_in_one_hierarchy_only_is_killed_as_well(
+    v1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = Cgroups("x", v1)
+    tasks = Path(groups.open_shim("ab"))
+    tasks.write_text("17\n")
+    killed: list[int] = []
+
+    def kill(process: int, _: int) -> None:
+        killed.append(process)
+        tasks.unlink()
+
+    monkeypatch.setattr(os, "kill", kill)
+    groups.remove("ab.shim")
+    assert killed == [17]
+    assert not tasks.parent.exists()
+
+
+def test_what_enters_a_group_while_it_is_removed_is_killed_as_well(v1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = v1 / "pids/builderd-x/ab/cgroup.procs"
+    tasks.touch()
+    rounds = iter([lambda: None, tasks.unlink])
+    groups = Cgroups("x", v1)
+    monkeypatch.setattr(groups, "kill", lambda name: next(rounds)())
+    groups.remove("ab")
+    assert not list(v1.glob("*/builderd-x/ab"))
+
+
+def test_on_version_1_a_group_is_frozen_by_its_state(v1: Path) -> None:
+    state = v1 / "freezer/builderd-x/ab/freezer.state"
+    state.write_text("THAWED\n")
+    groups = Cgroups("x", v1)
+    assert not groups.is_frozen("ab")
+    state.write_text("")
+    groups.freeze("ab")
+    assert groups.is_frozen("ab")
+    state.write_text("")
+    groups.thaw("ab")
+    assert state.read_text() == "THAWED"
+
+
+def test_a_group_that_is_gone_is_not_frozen(v1: Path, v2: Path) -> None:
+    for root in (v1, v2):
+        groups = Cgroups("x", root)
+        groups.thaw("cd")
+        groups.end_reclaim("cd")
+        assert not groups.is_frozen("cd")
+        assert not list(root.rglob("cd"))
+
+
+@pytest.mark.parametrize(("moved", "reclaimed"), [(0, "4096"), (6000, "4000"), (10_000, "")])
+def test_on_version_2_memory_may_be_swapped_while_it_is_frozen_only_and_not_beyond_its_limit(
+    v2: Path, moved: int, reclaimed: str
+) -> None:
+    group = v2 / "builderd-x/ab"
+    files = {"max": "10000\n", "current": "4096\n", "swap.current": f"{moved}\n", "swap.max": "", "reclaim": ""}
+    for name, content in files.items():
+        (group / f"memory.{name}").write_text(content)
+    groups = Cgroups("x", v2)
+    groups.reclaim("ab")
+    assert ((group / "memory.swap.max").read_text(), (group / "memory.reclaim").read_text()) == ("10000", reclaimed)
+    (group / "memory.swap.max").write_text("")
+    groups.end_reclaim("ab")
+    assert (group / "memory.swap.max").read_text() == "0"
+
+
+def test_what_is_set_in_a_group_needs_no_seeking(v1: Path) -> None:
+    state = v1 / "freezer/builderd-x/ab/freezer.state"
+    os.mkfifo(state)
+    reader = os.open(state, os.O_RDONLY | os.O_NONBLOCK)
+    Cgroups("x", v1).thaw("ab")
+    assert os.read(reader, 16) == b"THAWED"
+    os.close(reader)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_group_that_is_being_removed_is_as_one_that_is_gone(
+    v1: Path, v2: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """By the runtime, say, while it is killed: its files are there, and cannot be opened."""
+
+    def going(file: Path, *args: object, **more: object) -> None:
+        raise OSError(errno.ENODEV, "No such device", str(file))
+
+    if version == 1:
+        (v2 / "cgroup.controllers").unlink()
+    groups = Cgroups("x", v1 if version == 1 else v2)
+    found = iter([{12345678}, set()])
+    monkeypatch.setattr(cgroups, "_processes", lambda _: next(found, set()))
+    monkeypatch.setattr(cgroups, "read_proc", lambda _: "0::/builderd-x/ab\n")
+    monkeypatch.setattr(Path, "open", going)
+    monkeypatch.setattr(os, "open", going)
+    assert (groups.version, groups.usage("ab"), groups.oom_kills("ab")) == (version, None, 0)
+    assert not groups.is_frozen("ab")
+    groups.thaw("ab")
+    groups.kill("ab")
+    with pytest.raises(FileNotFoundError):
+        groups.enter_inner("ab", "c", 12345678)

@@ -1,0 +1,54 @@
+"""What is written down of a sandbox is found again; what a power cut left of it stops nobody."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.engines.oci.runtime.records import Record, Records
+
+
+def record(name: str) -> Record:
+    return Record(name, "builder", "disk", "crun", 0, "10.64.0.2", 8000, "boot")
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    records = Records(tmp_path)
+    records.open()
+    return records
+
+
+def test_a_record_is_found_again(records: Records) -> None:
+    records.save(record("a1"))
+    assert list(records.all()) == [record("a1")]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 80, b'{"id": "b'])
+def test_a_damaged_record_counts_as_none_and_goes(records: Records, content: bytes) -> None:
+    for name in ("a1", "b2"):
+        records.save(record(name))
+    (records.folder("b2") / "record.json").write_bytes(content)
+    assert list(records.all()) == [record("a1")]
+    assert not records.folder("b2").exists()
+
+
+def test_what_a_hard_kill_left_is_swept_and_what_is_being_written_stays(records: Records, tmp_path: Path) -> None:
+    records.save(record("a1"))
+    kept = {tmp_path / "sandboxes/a1", tmp_path / "sandboxes/a1/record.json", records.exits / "a1"}
+    (records.exits / "a1").write_text("0")
+    (records.exits / "a1.FRESH1").write_text("")
+    (records.exits / "b2").write_text("0")
+    left = (tmp_path / "sandboxes/a1/.record.json.0badcafe", records.exits / "a1.OLD123", records.exits / "c3")
+    for file in left:
+        file.write_text("")
+        os.utime(file, (0, 0))
+    records.folder("d4").mkdir()
+    (records.folder("e5")).mkdir()
+    (records.folder("e5") / "oom").touch()
+    records.sweep()
+    found = {path for folder in ("sandboxes", "exits") for path in (tmp_path / folder).rglob("*")}
+    assert found == {*kept, records.exits / "a1.FRESH1", records.exits / "b2"}
+    assert list(records.all()) == [record("a1")]

@@ -1,0 +1,119 @@
+"""What is said of a sandbox, from what is left of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from builderd.adapters.engines.oci.runtime.records import Exit, Record, moment
+from builderd.adapters.engines.oci.runtime.reports import make_end, make_report
+from builderd.domain.sandboxes import EndCause, SandboxState
+from builderd.linux.processes import Process
+
+RECORD = Record(
+    id="ab12",
+    owner="b",
+    disk="d",
+    runtime="crun",
+    slot=3,
+    ip="10.64.8.5",
+    port=8000,
+    boot="now",
+    process=Process(100, 1),
+    shim=Process(99, 1),
+    started_at=1000.0,
+)
+
+
+def test_before_it_was_told_to_start_it_is_half_made() -> None:
+    report = make_report(replace(RECORD, started_at=None), running=False, exit_=None, oom=False, boot="now")
+    assert (report.state, report.ip, report.started_at) == (SandboxState.PARTIAL, None, None)
+
+
+def test_a_running_one_has_an_address() -> None:
+    report = make_report(RECORD, running=True, exit_=None, oom=False, boot="now")
+    assert (report.state, report.ip, report.end) == (SandboxState.RUNNING, "10.64.8.5", None)
+
+
+def test_a_frozen_one_has_its_address_still() -> None:
+    record = replace(RECORD, frozen_at=1001.0, thawed_at=1000.5)
+    report = make_report(record, running=True, frozen=True, exit_=None, oom=False, boot="now")
+    assert (report.state, report.ip) == (SandboxState.FROZEN, "10.64.8.5")
+    assert (report.frozen_at, report.thawed_at) == (moment(1001.0), moment(1000.5))
+
+
+@pytest.mark.parametrize(
+    ("record", "exit_", "oom", "boot", "cause", "code"),
+    [
+        pytest.param(RECORD, Exit(7, 2000), False, "now", EndCause.EXITED, 7, id="by itself"),
+        pytest.param(
+            RECORD, Exit(137, 2000), False, "now", EndCause.EXITED, 137, id="a KILL from inside is no memory limit"
+        ),
+        pytest.param(RECORD, Exit(137, 2000), True, "now", EndCause.OUT_OF_MEMORY, 137, id="for memory"),
+        pytest.param(
+            RECORD, Exit(1, 2000), True, "now", EndCause.OUT_OF_MEMORY, 1, id="for memory, by its parent's word"
+        ),
+        pytest.param(
+            RECORD, Exit(0, 2000), True, "now", EndCause.EXITED, 0, id="well, though a worker was killed once"
+        ),
+        pytest.param(
+            replace(RECORD, stopping_at=1999.99), Exit(143, 2000), False, "now", EndCause.STOPPED, 143, id="stopped"
+        ),
+        pytest.param(
+            replace(RECORD, stopping_at=2000.01),
+            Exit(143, 2000),
+            False,
+            "now",
+            EndCause.STOPPED,
+            143,
+            id="file times lag",
+        ),
+        pytest.param(
+            replace(RECORD, stopping_at=2001),
+            Exit(7, 2000),
+            False,
+            "now",
+            EndCause.EXITED,
+            7,
+            id="before it was stopped",
+        ),
+        pytest.param(RECORD, None, False, "now", EndCause.MONITOR_LOST, None, id="its shim was killed"),
+        pytest.param(RECORD, None, True, "now", EndCause.MONITOR_LOST, None, id="memory or not"),
+        pytest.param(RECORD, None, False, "later", EndCause.HOST_RESTARTED, None, id="machine restarted"),
+        pytest.param(
+            RECORD, Exit(7, 2000), False, "later", EndCause.EXITED, 7, id="ended before the machine restarted"
+        ),
+        pytest.param(
+            replace(RECORD, stopping_at=1), None, False, "now", EndCause.STOPPED, None, id="killed with its shim"
+        ),
+    ],
+)
+def test_causes(record: Record, exit_: Exit | None, oom: bool, boot: str, cause: EndCause, code: int | None) -> None:
+    end = make_end(record, exit_, oom, boot)
+    assert (end.cause, end.exit_code) == (cause, code)
+    assert (end.at is None) == (exit_ is None)
+
+
+def test_after_a_crash_of_the_machine_the_end_is_when_it_was_last_seen() -> None:
+    end = make_end(replace(RECORD, seen_at=1500.5), None, False, "later")
+    assert (end.cause, end.at) == (EndCause.HOST_RESTARTED, moment(1500.5))
+
+
+def test_what_began_after_the_last_heartbeat_ended_no_earlier_than_it_began() -> None:
+    assert make_end(replace(RECORD, seen_at=999.5), None, False, "later").at == moment(1000.0)
+
+
+@pytest.mark.parametrize(
+    ("code", "at", "cause"),
+    [
+        (143, 1500.7, EndCause.HOST_RESTARTED),
+        (137, 1499.0, EndCause.HOST_RESTARTED),
+        (143, 1400.0, EndCause.EXITED),
+        (0, 1500.7, EndCause.EXITED),
+        (1, 1500.7, EndCause.EXITED),
+    ],
+)
+def test_who_was_ended_by_a_shutdown_of_the_machine_did_not_crash(code: int, at: float, cause: EndCause) -> None:
+    end = make_end(replace(RECORD, seen_at=1500.5), Exit(code, at), False, "later")
+    assert (end.cause, end.at) == (cause, moment(at))

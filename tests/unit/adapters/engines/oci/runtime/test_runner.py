@@ -1,0 +1,69 @@
+"""The log of a build is told as it grows: whole lines, a piece at a time, whatever the shim does to the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.engines.oci.runtime.runner import LEFT_OUT, PIECE_BYTES, Tail
+
+
+def record(text: str, flag: str = "F", stream: str = "stdout") -> bytes:
+    return f"2026-07-01T00:00:00.000000000+00:00 {stream} {flag} {text}\n".encode()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+def append(log: Path, content: bytes) -> None:
+    with log.open("ab") as file:
+        file.write(content)
+
+
+async def test_lines_are_told_whole_and_once(log: Path) -> None:
+    told: list[str] = []
+    tail = Tail(log, told.append)
+    assert not tail.tell()
+    whole = record("one ", "P") + record("error", stream="stderr") + record("line") + record("open", "P")
+    for place in range(0, len(whole), 7):
+        append(log, whole[place : place + 7])
+        tail.tell()
+    assert told == ["error", "one line"]
+    await tail.finish()
+    assert told == ["error", "one line", "open"]
+
+
+async def test_a_flood_is_told_a_piece_at_a_time_to_its_end(log: Path) -> None:
+    told: list[str] = []
+    numbers = [str(number) for number in range(20_000)]
+    append(log, b"".join(map(record, numbers)))
+    tail = Tail(log, told.append)
+    assert tail.tell()
+    assert 0 < len(told) <= PIECE_BYTES / len(record("0"))
+    await tail.finish()
+    assert told == numbers
+
+
+async def test_a_line_is_told_once_it_is_too_long(log: Path) -> None:
+    told: list[str] = []
+    append(log, record("x" * 8_000, "P") * 140 + record("end"))
+    await Tail(log, told.append).finish()
+    assert "".join(told) == "x" * 8_000 * 140 + "end"
+    assert len(told) == 2
+
+
+async def test_a_log_that_begins_anew_is_told_from_its_beginning(log: Path) -> None:
+    told: list[str] = []
+    append(log, record("a") + record("op", "P"))
+    tail = Tail(log, told.append)
+    tail.tell()
+    append(log, record("en") + record("nobody came to read this"))
+    append(log.with_name("new"), record("b"))
+    log.with_name("new").rename(log)
+    tail.tell()
+    append(log, record("c"))
+    await tail.finish()
+    assert told == ["a", "op", LEFT_OUT, "b", "c"]

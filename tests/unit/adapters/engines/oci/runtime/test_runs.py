@@ -1,0 +1,335 @@
+"""Sandboxes whose groups are files: what stands still and goes on when, and what of them outlives a fault."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.engine.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.network.slots import Addresses, Slots
+from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
+from builderd.adapters.engines.oci.runtime.command import Runtime
+from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
+from builderd.adapters.engines.oci.runtime.launching import Ended
+from builderd.adapters.engines.oci.runtime.records import Record, Records
+from builderd.adapters.engines.oci.runtime.root import Root
+from builderd.adapters.engines.oci.runtime.runs import Places, Run, Runs
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.ids import DiskId, SandboxId
+from builderd.domain.resources import GB
+from builderd.domain.sandboxes import SandboxState
+from builderd.linux.processes import boot_id, find_process
+
+APP = SandboxId("a1")
+DISK, ONE, TWO = DiskId("disk"), DiskId("one"), DiskId("two")
+
+
+def make_record(name: str = APP, **changes: Any) -> Record:
+    """Of an app that runs: for its first process stands this one, and for its shim its first process."""
+    record = Record(name, "builder", DISK, "crun", slot=0, ip="10.64.8.2", port=80, boot=boot_id())
+    process = changes.pop("process", find_process(os.getpid()))
+    return replace(record, **{"process": process, "shim": process, "started_at": 1.0, **changes})
+
+
+def make_run() -> Run:
+    runtime, nothing = Runtime("crun", "/usr/bin/crun", Path("/nowhere")), Path("/nowhere")
+    fields: dict[str, Any] = {
+        **dict.fromkeys(["cpu", "memory_bytes", "pids", "log_limit", "user", "port"], 1),
+        **dict.fromkeys(["owner", "disk", "hostname", "cwd"], "x"),
+    }
+    return Run(APP, runtime=runtime, root=Root((nothing,)), argv=(), env={}, egress=True, log=nothing, **fields)
+
+
+class Host:
+    """What a service finds; ``begin`` makes one of it. Control groups are folders, version 1."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = folder / "data"
+        self.run = folder / "run"
+        self.groups = folder / "cgroup"
+        self.data.mkdir()
+        self.run.mkdir()
+        self.records = Records(self.data)
+        self.records.open()
+        self.cgroups = Cgroups("test", self.groups)
+        self.heartbeat = Heartbeat(self.data / "heartbeat", boot_id(), self.records.now)
+        self.slots = Slots((0,), tuple, self.run / "slot")
+        self.network = SimpleNamespace(
+            addresses=Addresses(IPv4Network("10.64.8.0/21")), is_connected=lambda _: True, forget=lambda _: None
+        )
+        self.launcher = SimpleNamespace()
+        self.runtimes: dict[str, Runtime] = {}
+
+    def add(self, record: Record) -> Record:
+        self.records.save(record)
+        freezer = self.groups / f"freezer/builderd-test/{record.id}"
+        freezer.mkdir(parents=True)
+        (freezer / "freezer.state").write_text("THAWED")
+        return record
+
+    def begin(self) -> Runs:
+        places = Places(self.run, self.run / "store", {}, {})
+        network, launcher = cast("Any", self.network), cast("Any", self.launcher)
+        return Runs(places, self.records, launcher, self.cgroups, network, self.slots, self.runtimes, self.heartbeat)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Runs]:
+        runs = self.begin()
+        await runs.open()
+        try:
+            yield runs
+        finally:
+            runs.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+@dataclass
+class Copies:
+    """Stands for the disks. A copy takes until it may end; whether the app stood still until then."""
+
+    cgroups: Cgroups
+    may_end: dict[str, threading.Event] = field(
+        default_factory=lambda: {ONE: threading.Event(), TWO: threading.Event()}
+    )
+    begun: list[str] = field(default_factory=list)
+    stood_still: dict[str, bool] = field(default_factory=dict)
+
+    def write_out(self, disk: DiskId) -> None: ...
+
+    def clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
+        self.begun.append(target)
+        self.may_end[target].wait(5)
+        self.stood_still[target] = self.cgroups.is_frozen(APP)
+
+    async def until_begun(self, target: DiskId) -> None:
+        async with asyncio.timeout(5):
+            while target not in self.begun:
+                await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def running(host: Host) -> AsyncIterator[tuple[OciEngine, Copies]]:
+    """An engine with one app that runs."""
+    host.add(make_record())
+    async with host.opened() as runs:
+        engine, copies = OciEngine(OciSettings(host.data, inside_port=8080)), Copies(host.cgroups)
+        engine._machine = cast("Machine", SimpleNamespace(runs=runs, disks=copies))
+        yield engine, copies
+        assert not runs._turns, "nothing is remembered of what is over"
+
+
+async def test_of_one_that_just_died_it_is_said_how_once_its_shim_has_written_it(host: Host) -> None:
+    async with running(host) as (engine, _):
+        assert (await engine.report(APP)).state is SandboxState.RUNNING
+        with subprocess.Popen(["sleep", "60"]) as child:
+            dying = find_process(child.pid)
+            child.kill()
+        engine._here.runs._save(make_record(process=dying, shim=find_process(os.getpid())))
+        reporting = asyncio.create_task(engine.report(APP))
+        await asyncio.sleep(0.05)
+        (host.records.exits / APP).write_text("3")
+        report = await reporting
+        assert (report.state, report.end and report.end.exit_code) == (SandboxState.EXITED, 3)
+
+
+async def test_each_of_two_copies_that_overlap_is_of_one_moment(host: Host) -> None:
+    async with running(host) as (engine, copies):
+        first = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
+        await copies.until_begun(ONE)
+        second = asyncio.create_task(engine.clone_disk(DISK, TWO, GB))
+        await asyncio.sleep(0.05)
+        copies.may_end[ONE].set()
+        await first
+        await copies.until_begun(TWO)
+        copies.may_end[TWO].set()
+        await second
+        assert copies.stood_still == {ONE: True, TWO: True}
+        assert not host.cgroups.is_frozen(APP)
+
+
+async def test_what_is_frozen_while_it_is_copied_stays_so(host: Host) -> None:
+    async with running(host) as (engine, copies):
+        copying = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
+        await copies.until_begun(ONE)
+        freezing = asyncio.create_task(engine.freeze(APP))
+        await asyncio.sleep(0.05)
+        copies.may_end[ONE].set()
+        await copying
+        assert (await freezing).state is SandboxState.FROZEN
+        assert host.cgroups.is_frozen(APP)
+
+
+async def test_what_is_thawed_while_it_is_copied_goes_on_after_that(host: Host) -> None:
+    async with running(host) as (engine, copies):
+        await engine.freeze(APP)
+        copying = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
+        await copies.until_begun(ONE)
+        thawing = asyncio.create_task(engine.thaw(APP))
+        await asyncio.sleep(0.05)
+        copies.may_end[ONE].set()
+        await copying
+        assert (await thawing).state is SandboxState.RUNNING
+        assert copies.stood_still == {ONE: True}
+        assert not host.cgroups.is_frozen(APP)
+
+
+async def test_a_thaw_undoes_the_freeze_that_is_on_its_way(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_freeze, freeze = threading.Event(), host.cgroups.freeze
+
+    def freeze_slowly(name: str) -> None:
+        may_freeze.wait(5)
+        freeze(name)
+
+    monkeypatch.setattr(host.cgroups, "freeze", freeze_slowly)
+    async with running(host) as (engine, _):
+        freezing = asyncio.create_task(engine.freeze(APP))
+        await asyncio.sleep(0.05)
+        thawing = asyncio.create_task(engine.thaw(APP))
+        await asyncio.sleep(0.05)
+        may_freeze.set()
+        await freezing
+        assert (await thawing).state is SandboxState.RUNNING
+        assert not host.cgroups.is_frozen(APP)
+
+
+async def test_whose_copy_is_cancelled_goes_on_when_that_is_made(host: Host) -> None:
+    async with running(host) as (engine, copies):
+        copying = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
+        await copies.until_begun(ONE)
+        copying.cancel()
+        await asyncio.sleep(0.05)
+        assert host.cgroups.is_frozen(APP)
+        copies.may_end[ONE].set()
+        with pytest.raises(asyncio.CancelledError):
+            await copying
+        assert copies.stood_still == {ONE: True}
+        assert not host.cgroups.is_frozen(APP)
+
+
+async def test_what_could_not_be_frozen_does_not_count_as_frozen(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise TimeoutError(name)
+
+    async with running(host) as (engine, copies):
+        monkeypatch.setattr(host.cgroups, "freeze", fail)
+        with pytest.raises(EngineUnavailable):
+            await engine.freeze(APP)
+        monkeypatch.undo()
+        copying = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
+        await copies.until_begun(ONE)
+        assert (await engine.report(APP)).state is SandboxState.RUNNING
+        copies.may_end[ONE].set()
+        await copying
+
+
+async def test_what_was_only_about_to_be_frozen_goes_on_with_the_next_service(host: Host) -> None:
+    host.add(make_record(frozen_at=5.0))
+    async with host.opened() as runs:
+        record = runs.find(APP)
+        assert record is not None
+        assert record.thawed_at is not None
+
+
+@pytest.mark.parametrize("frozen_at", [None, 5.0], ids=["running", "frozen"])
+async def test_what_has_to_end_for_want_of_a_network_was_stopped_and_did_not_crash(
+    host: Host, frozen_at: float | None
+) -> None:
+    """What runs in gVisor cannot be given another link."""
+    process = subprocess.Popen(["sleep", "1000"])
+    host.runtimes["runsc"] = Runtime("runsc", "/usr/bin/runsc", host.run / "runsc")
+    host.network.is_connected = lambda _: False
+    host.heartbeat.beat()
+
+    async def pass_on(argv: Sequence[str], **_: object) -> Ended:
+        process.terminate()
+        process.wait()
+        (host.records.exits / APP).write_text("143")
+        return Ended(0)
+
+    host.launcher.run = pass_on
+    host.add(make_record(runtime="runsc", process=find_process(process.pid), frozen_at=frozen_at))
+    async with host.opened() as runs:
+        record = runs.find(APP)
+        assert record is not None
+        assert record.stopping_at is not None
+        assert record in host.records.all()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before-it-is-there", "when-it-is-there"])
+async def test_whose_record_cannot_be_written_has_no_slot(
+    host: Host, monkeypatch: pytest.MonkeyPatch, *, after: bool
+) -> None:
+    save = host.records.save
+
+    def fail(record: Record) -> None:
+        host.records.folder(record.id).mkdir()
+        if after:
+            save(record)
+        raise OSError(errno.ENOSPC, "full")
+
+    async with host.opened() as runs:
+        monkeypatch.setattr(host.records, "save", fail)
+        with pytest.raises(OSError, match="full"):
+            await runs.start(make_run())
+        assert not host.records.folder(APP).exists()
+        assert runs.find(APP) is None
+        assert len({host.slots.take(f"{number:x}") for number in range(256)}) == 256
+
+
+async def test_a_build_that_cannot_be_killed_keeps_no_service_from_starting(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> None:
+        if name == stuck.id:
+            raise TimeoutError("processes {1} do not die")
+
+    process = subprocess.Popen(["sleep", "1000"])
+    stuck = host.add(make_record("b1", owner="", disk="", slot=1, process=find_process(process.pid)))
+    ended = host.add(make_record("b2", owner="", disk="", slot=2, process=None))
+    app = host.add(make_record())
+    monkeypatch.setattr(host.cgroups, "kill", fail)
+    async with host.opened() as runs:
+        assert runs.all() == [app, stuck]
+        assert not host.records.folder(ended.id).exists()
+        assert stuck.slot not in [host.slots.take(f"{number:x}") for number in range(200)]
+        monkeypatch.undo()
+        await runs.sweep()
+        await runs.sweep()
+        assert runs.all() == [app] == list(host.records.all())
+    assert process.wait() == -signal.SIGKILL
+
+
+async def test_a_sandbox_that_cannot_be_ended_keeps_no_service_from_starting(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> None:
+        raise TimeoutError(name)
+
+    async def say_nothing(argv: Sequence[str], **_: object) -> Ended:
+        return Ended(0)
+
+    host.runtimes["runsc"] = Runtime("runsc", "/usr/bin/runsc", host.run / "runsc")
+    host.network.is_connected = lambda slot: slot != 1
+    host.launcher.run = say_nothing
+    monkeypatch.setattr(host.cgroups, "kill", fail)
+    stuck, app = host.add(make_record("a0", runtime="runsc", slot=1)), host.add(make_record())
+    async with host.opened() as runs:
+        assert [record.id for record in runs.all()] == [stuck.id, app.id]

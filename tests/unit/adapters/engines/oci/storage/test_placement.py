@@ -1,0 +1,164 @@
+"""Placing a bundle never reaches out of its folder, whatever an app has left in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.engines.oci.storage.placement import UNFINISHED, place
+from builderd.domain.bundles import Bundle, BundleFile, make_bundle
+
+NEW = b"new"
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    folder = tmp_path / "app"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """What must not change: a folder with a file."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "file").write_text("secret")
+    return folder
+
+
+def bundle(*paths: str, executable: bool = False) -> Bundle:
+    return make_bundle([BundleFile(path, NEW, executable) for path in paths])
+
+
+def put(bundle: Bundle, app: Path) -> None:
+    place(bundle.files, (), app, os.getuid())
+
+
+def untouched(outside: Path) -> bool:
+    return [path.name for path in outside.iterdir()] == ["file"] and (outside / "file").read_text() == "secret"
+
+
+def test_files_and_folders_are_made(app: Path) -> None:
+    put(bundle("main.py", "a/b/c.txt", "a/d.txt"), app)
+    assert (app / "a/b/c.txt").read_bytes() == NEW
+    assert (app / "main.py").stat().st_mode & 0o777 == 0o644
+    assert (app / "a").stat().st_mode & 0o777 == 0o755
+    assert sorted(path.name for path in app.rglob("*")) == ["a", "b", "c.txt", "d.txt", "main.py"]
+
+
+def test_an_executable_can_be_executed(app: Path) -> None:
+    put(bundle("run.sh", executable=True), app)
+    assert (app / "run.sh").stat().st_mode & 0o777 == 0o755
+
+
+def test_placing_again_replaces_files_and_leaves_others_alone(app: Path) -> None:
+    put(bundle("main.py"), app)
+    (app / "main.py").write_text("changed by the app")
+    (app / "data.db").write_text("the app's")
+    put(bundle("main.py"), app)
+    assert (app / "main.py").read_bytes() == NEW
+    assert (app / "data.db").read_text() == "the app's"
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(app: Path, outside: Path) -> None:
+    (app / "main.py").symlink_to(outside / "file")
+    put(bundle("main.py"), app)
+    assert not (app / "main.py").is_symlink()
+    assert (app / "main.py").read_bytes() == NEW
+    assert untouched(outside)
+
+
+def test_a_link_in_the_place_of_a_folder_is_replaced_and_not_followed(app: Path, outside: Path) -> None:
+    (app / "a").symlink_to(outside)
+    put(bundle("a/file", "a/new"), app)
+    assert (app / "a/file").read_bytes() == NEW
+    assert untouched(outside)
+
+
+@pytest.mark.parametrize("target", ["..", "../outside", "/", "nowhere", "a"])
+def test_no_kind_of_link_leads_anywhere(app: Path, outside: Path, target: str) -> None:
+    (app / "a").symlink_to(target)
+    put(bundle("a/b/file"), app)
+    assert (app / "a/b/file").read_bytes() == NEW
+    assert untouched(outside)
+
+
+def test_a_link_further_down_is_replaced_too(app: Path, outside: Path) -> None:
+    (app / "a").mkdir()
+    (app / "a/b").symlink_to(outside, target_is_directory=True)
+    put(bundle("a/b/file"), app)
+    assert untouched(outside)
+
+
+def test_the_folder_itself_must_not_be_a_link(app: Path, outside: Path) -> None:
+    app.rmdir()
+    app.symlink_to(outside)
+    with pytest.raises(OSError, match="Not a directory"):
+        put(bundle("file"), app)
+    assert untouched(outside)
+
+
+def test_a_hard_link_to_a_file_outside_is_cut(app: Path, outside: Path) -> None:
+    os.link(outside / "file", app / "main.py")
+    put(bundle("main.py"), app)
+    assert untouched(outside)
+
+
+def test_a_pipe_that_would_block_its_writer_is_replaced(app: Path) -> None:
+    os.mkfifo(app / "main.py")
+    put(bundle("main.py"), app)
+    assert (app / "main.py").read_bytes() == NEW
+
+
+def test_a_link_under_the_name_of_unfinished_files_is_not_written_through(app: Path, outside: Path) -> None:
+    (app / UNFINISHED).symlink_to(outside / "file")
+    put(bundle("main.py"), app)
+    assert untouched(outside)
+    assert [path.name for path in app.iterdir()] == ["main.py"]
+
+
+def test_a_full_folder_under_the_name_of_unfinished_files_is_moved_aside(app: Path) -> None:
+    (app / UNFINISHED / "x").mkdir(parents=True)
+    put(bundle("main.py"), app)
+    assert (app / "main.py").read_bytes() == NEW
+    assert (app / f"{UNFINISHED}.~1~/x").is_dir()
+
+
+def test_a_file_in_the_place_of_a_folder_gives_way(app: Path) -> None:
+    (app / "a").write_text("a file")
+    put(bundle("a/b"), app)
+    assert (app / "a/b").read_bytes() == NEW
+
+
+def test_an_empty_folder_in_the_place_of_a_file_gives_way(app: Path) -> None:
+    (app / "a").mkdir()
+    put(bundle("a"), app)
+    assert [path.name for path in app.iterdir()] == ["a"]
+
+
+def test_a_folder_with_data_in_the_place_of_a_file_is_moved_aside_each_time(app: Path) -> None:
+    for n in (1, 2):
+        (app / "a").unlink(missing_ok=True)
+        (app / "a").mkdir()
+        (app / "a/data").write_text(f"data {n}")
+        put(bundle("a"), app)
+    assert (app / "a").read_bytes() == NEW
+    assert [(app / f"a.~{n}~/data").read_text() for n in (1, 2)] == ["data 1", "data 2"]
+
+
+def test_a_folder_with_the_longest_name_can_be_moved_aside(app: Path) -> None:
+    name = "ü" * 127
+    (app / name / "x").mkdir(parents=True)
+    put(bundle(name), app)
+    assert (app / name).read_bytes() == NEW
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/x", "a//b", "."])
+def test_a_path_that_should_not_have_come_this_far_is_refused_before_anything_is_written(app: Path, path: str) -> None:
+    with pytest.raises(ValueError, match="must"):
+        put(bundle("a", path), app)
+    assert list(app.iterdir()) == []
+    assert not (app.parent / "x").exists()

@@ -1,0 +1,179 @@
+"""Bodies: JSON without the doors that it leaves open, and never more of one than the limit."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import AsyncIterator
+
+import pytest
+from fastapi import Request
+
+from builderd.api.server import bodies
+from builderd.api.server.bodies import check_media_type, read_body
+from builderd.api.server.json_parsing import parse_object
+from builderd.domain.errors import BadRequest, TooLarge
+
+
+def refused(body: bytes) -> str:
+    with pytest.raises(BadRequest) as caught:
+        parse_object(body)
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"", "is empty: send a JSON object"),
+        (b" ", "line 1, column 2"),
+        (b"{", "line 1, column 2"),
+        (b"{'a': 1}", "property name"),
+        (b'{"a": 1,}', "line 1"),
+        (b'{"a": 1} x', "extra data"),
+        (b"[]", "must be a JSON object"),
+        (b'"text"', "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
+        (b'{"a": 1e999}', "too large"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "too many digits"),
+        (b'{"a": "\xff"}', "byte 7 is not UTF-8"),
+        (b'\xef\xbb\xbf{"a": 1}', "line 1, column 1"),
+        ('{"a": 1}'.encode("utf-16"), "byte 0 is not UTF-8"),
+        (b'{"a": "\\ud800"}', "surrogate"),
+        (b'{"a": ["\\uDFFF"]}', "surrogate"),
+        (b'{"\\ud800": 1}', "surrogate"),
+        (b'{"a": "tab\there"}', "control character"),
+        (b'{"a": 1, "a": 2}', '"a" twice'),
+        (b'{"a": {"b": 1, "b": 1}}', '"b" twice'),
+        (b'{"a": 1, "\\u0061": 2}', '"a" twice'),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b'{"a":' + b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_is_no_plain_json_object_is_refused_with_its_place(body: bytes, why: str) -> None:
+    assert why.lower() in refused(body).lower()
+
+
+def test_a_name_that_is_shown_is_cut() -> None:
+    assert len(refused(b'{"%s": 1, "%s": 2}' % (b"x" * 100_000, b"x" * 100_000))) < 200
+
+
+def test_surrogate_pairs_and_escaped_backslashes_are_text() -> None:
+    assert parse_object(rb'{"a": "\ud83d\ude00", "b": "\\ud800"}') == {"a": "😀", "b": "\\ud800"}
+
+
+def test_a_number_is_remembered_as_it_was_written() -> None:
+    value = parse_object(b'{"a": 3.10, "b": 1E3}')
+    assert value == {"a": 3.1, "b": 1000.0}
+    assert (str(value["a"]), str(value["b"])) == ("3.10", "1E3")
+
+
+def test_large_contents_of_files_are_no_structure() -> None:
+    body = json.dumps({"files": {"a.js": '{"[,]":[{}],' * 500_000}}).encode()
+    assert len(parse_object(body)["files"]["a.js"]) == 6_000_000
+
+
+@pytest.mark.parametrize("body", [b'{"a":[' + b"[]," * 400_000 + b"1]}", b'{"a":[' + b'"",' * 200_000 + b"1]}"])
+def test_a_body_that_would_grow_when_parsed_is_refused_before(body: bytes) -> None:
+    tracemalloc.start()
+    with pytest.raises(TooLarge, match=r"too many parts: at most 100000 texts.* 500000 bytes"):
+        parse_object(body)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * len(body)
+
+
+def request(pieces: AsyncIterator[bytes] | list[bytes], headers: dict[str, str] | None = None) -> Request:
+    """A request whose body comes in these pieces."""
+    source = _listed(pieces) if isinstance(pieces, list) else pieces
+
+    async def receive() -> dict[str, object]:
+        piece = await anext(source, None)
+        return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
+
+    raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+    return Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": raw}, receive)
+
+
+async def _listed(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+async def test_a_body_up_to_the_limit_is_read() -> None:
+    assert await read_body(request([b"ab", b"", b"c"]), 3) == b"abc"
+
+
+async def test_an_announced_length_over_the_limit_is_refused_before_a_byte_is_read() -> None:
+    async def untouched() -> AsyncIterator[bytes]:
+        pytest.fail("the body was read")
+        yield b""
+
+    for length in ("4", "9" * 5000):
+        with pytest.raises(TooLarge, match="at most 3 bytes"):
+            await read_body(request(untouched(), {"Content-Length": length}), 3)
+
+
+async def test_an_endless_body_is_left_at_the_limit() -> None:
+    given = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal given
+        while True:
+            given += 1
+            yield b"x" * 1000
+
+    with pytest.raises(TooLarge):
+        await read_body(request(endless()), 10_000)
+    assert given == 11
+
+
+async def test_a_body_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    async def stalling() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(60)
+        yield b"}"
+
+    monkeypatch.setattr(bodies, "PIECE_SECONDS", 0.01)
+    with pytest.raises(BadRequest, match="did not arrive in time"):
+        await read_body(request(stalling()), 100)
+
+
+async def test_a_body_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    async def dripping() -> AsyncIterator[bytes]:
+        while True:
+            await asyncio.sleep(0.002)
+            yield b" "
+
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.05)
+    with pytest.raises(BadRequest, match="did not arrive in time"):
+        await read_body(request(dripping()), 1_000_000)
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf-8"', "application/ld+json"],
+)
+def test_json_is_taken(media_type: str) -> None:
+    check_media_type(request([], {"Content-Type": media_type}))
+    check_media_type(request([]))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": ""},
+        {"Content-Type": "application/json; charset=latin-1"},
+        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+    ],
+)
+def test_anything_else_is_refused(headers: dict[str, str]) -> None:
+    with pytest.raises(BadRequest):
+        check_media_type(request([], headers))

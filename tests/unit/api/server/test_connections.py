@@ -1,0 +1,108 @@
+"""Counting connections: whose place a new one takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from builderd.api.server.connections import ConnectionLimits, Connections, network_of
+from builderd.domain.errors import NoCapacity, RateLimited
+from builderd.domain.ids import TenantId
+
+ACME, OTHER = TenantId("acme"), TenantId("other")
+
+
+class Fake:
+    def __init__(self, *, idle: bool = True) -> None:
+        self.is_idle = idle
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def admitted(connections: Connections, count: int, address: str = "192.0.2.1", *, idle: bool = True) -> list[Fake]:
+    made = [Fake(idle=idle) for _ in range(count)]
+    for one in made:
+        connections.admit(one, address)
+    return made
+
+
+def test_one_too_many_of_an_address_closes_its_least_recently_used_idle_one() -> None:
+    connections = Connections(ConnectionLimits(address=3))
+    busy, idle, used = admitted(connections, 3)
+    busy.is_idle = False
+    connections.touch(used)
+    admitted(connections, 1)
+    assert [one.aborted for one in (busy, idle, used)] == [False, True, False]
+    assert len(connections) == 3
+
+
+def test_an_address_whose_connections_are_all_busy_is_refused_one_more() -> None:
+    connections = Connections(ConnectionLimits(address=2))
+    kept = admitted(connections, 2, idle=False)
+    with pytest.raises(RateLimited) as refused:
+        admitted(connections, 1)
+    assert refused.value.retry_after
+    assert not any(one.aborted for one in kept)
+    admitted(connections, 1, "192.0.2.2")
+
+
+def test_the_address_with_most_connections_makes_room() -> None:
+    connections = Connections(ConnectionLimits(total=4, strangers=4))
+    few, many = admitted(connections, 1, "192.0.2.1"), admitted(connections, 3, "192.0.2.2")
+    admitted(connections, 1, "192.0.2.3")
+    assert [one.aborted for one in (*few, *many)] == [False, True, False, False]
+
+
+def test_a_connection_with_a_token_is_kept_and_leaves_its_address_room() -> None:
+    connections = Connections(ConnectionLimits(total=4, strangers=2, address=2))
+    (known,) = admitted(connections, 1)
+    connections.recognise(known, ACME)
+    admitted(connections, 10)
+    assert not known.aborted
+    assert len(connections) == 3
+
+
+def test_without_a_token_only_a_part_of_all_connections_can_be_taken() -> None:
+    connections = Connections(ConnectionLimits(total=4, strangers=2))
+    admitted(connections, 2, idle=False)
+    with pytest.raises(NoCapacity):
+        admitted(connections, 1, "192.0.2.2")
+
+
+def test_where_all_have_a_token_the_tenant_with_most_connections_makes_room() -> None:
+    connections = Connections(ConnectionLimits(total=3))
+    known = admitted(connections, 3)
+    for one, tenant in zip(known, (OTHER, ACME, ACME), strict=True):
+        connections.recognise(one, tenant)
+    admitted(connections, 1)
+    assert [one.aborted for one in known] == [False, True, False]
+
+
+def test_a_tenant_has_only_so_many_and_its_idle_ones_make_room() -> None:
+    connections = Connections(ConnectionLimits(tenant=1))
+    first, second, third = admitted(connections, 3)
+    connections.recognise(first, ACME)
+    connections.recognise(second, ACME)
+    assert first.aborted
+    second.is_idle = False
+    with pytest.raises(RateLimited):
+        connections.recognise(third, ACME)
+    connections.recognise(third, OTHER)
+
+
+def test_what_is_closed_counts_no_more() -> None:
+    connections = Connections()
+    (one,) = admitted(connections, 1)
+    connections.recognise(one, ACME)
+    connections.forget(one)
+    connections.forget(one)
+    connections.touch(one)
+    connections.recognise(one, ACME)
+    assert len(connections) == 0
+
+
+def test_an_ipv6_network_counts_as_one_address() -> None:
+    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:1%eth0") == "2001:db8::/64"
+    assert network_of("::ffff:192.0.2.1") == network_of("192.0.2.1") == "192.0.2.1"
+    assert network_of("") == ""

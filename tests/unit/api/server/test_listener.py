@@ -1,0 +1,223 @@
+"""The listener against clients that are slow, large, or speak something else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+import pytest
+from tests.service import MINIMAL, Service, listening
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.api.server import listener
+from builderd.api.server.connections import ConnectionLimits
+
+OK = b"GET /healthz HTTP/1.1\r\nHost: builderd\r\n\r\n"
+
+
+class Connection:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    async def send(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def answer(self) -> tuple[int, dict[str, str], dict[str, object]]:
+        """Status, headers and body of the next answer."""
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        body = await self._reader.readexactly(int(headers["content-length"]))
+        return int(head[0].split()[1]), headers, json.loads(body)
+
+    async def ended(self) -> bool:
+        """Whether the service hangs up, having said nothing more."""
+        return await self._reader.read() == b""
+
+    async def close(self) -> None:
+        self._writer.close()
+        await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
+
+
+class Door:
+    def __init__(self, url: str) -> None:
+        self._place = urlsplit(url)
+        self._open: list[Connection] = []
+
+    async def connect(self) -> Connection:
+        connection = Connection(*await asyncio.open_connection(self._place.hostname, self._place.port))
+        self._open.append(connection)
+        return connection
+
+    async def close(self) -> None:
+        for connection in self._open:
+            await connection.close()
+
+
+@pytest.fixture
+async def door(service: Service) -> AsyncIterator[Door]:
+    async with listening(service.app) as url:
+        opened = Door(url)
+        yield opened
+        await opened.close()
+
+
+async def test_a_connection_is_kept_for_the_next_request(door: Door) -> None:
+    connection = await door.connect()
+    for _ in range(3):
+        await connection.send(OK)
+        assert (await connection.answer())[0] == 200
+
+
+async def test_a_head_that_does_not_end_is_hung_up_on(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD_SECONDS", 0.05)
+    connection = await door.connect()
+    await connection.send(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+    status, headers, body = await connection.answer()
+    assert (status, body["code"], headers["connection"]) == (400, "bad_request", "close")
+    assert await connection.ended()
+
+
+async def test_a_head_that_drips_is_hung_up_on(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD_SECONDS", 0.05)
+    connection = await door.connect()
+    dripping = asyncio.create_task(_drip(connection))
+    assert (await connection.answer())[0] == 400
+    dripping.cancel()
+
+
+async def _drip(connection: Connection) -> None:
+    await connection.send(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+    while True:
+        await connection.send(b"x")
+        await asyncio.sleep(0.005)
+
+
+async def test_a_connection_that_says_nothing_is_closed(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD_SECONDS", 0.05)
+    assert await (await door.connect()).ended()
+
+
+async def test_a_long_answer_is_not_cut_off_by_the_heads_deadline(
+    door: Door, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "HEAD_SECONDS", 0.3)
+    real = service.previews.ready
+
+    async def slow() -> bool:
+        await asyncio.sleep(0.5)
+        return await real()
+
+    monkeypatch.setattr(service.previews, "ready", slow)
+    connection = await door.connect()
+    await connection.send(OK.replace(b"healthz", b"readyz"))
+    assert (await connection.answer())[0] == 200
+
+
+@pytest.mark.parametrize("head", [b"X-Big: " + b"x" * 10_000_000, b"X: y\r\n" * 1_000_000], ids=["one", "many"])
+async def test_a_head_that_is_too_large_is_refused(door: Door, head: bytes) -> None:
+    connection = await door.connect()
+    sending = asyncio.create_task(connection.send(b"GET /healthz HTTP/1.1\r\n" + head))
+    status, _, body = await connection.answer()
+    assert (status, body["code"]) == (413, "too_large")
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+
+
+@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"SSH-2.0-x\r\n", b"\0\0\0\0"])
+async def test_another_protocol_is_told_so_in_the_envelope(door: Door, data: bytes) -> None:
+    connection = await door.connect()
+    await connection.send(data)
+    status, headers, body = await connection.answer()
+    assert (status, body["code"]) == (400, "bad_request")
+    assert headers["x-request-id"]
+    assert await connection.ended()
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+        b"Content-Length: 5\r\nContent-Length: 6",
+        b"Content-Length: -1",
+        b"Content-Length: 5 ",
+        b"Transfer-Encoding : chunked",
+    ],
+)
+async def test_two_readings_of_one_request_are_refused(door: Door, service: Service, framing: bytes) -> None:
+    """Request smuggling: what a proxy in front might read otherwise."""
+    token = f"Authorization: Bearer {service.write}\r\n".encode()
+    connection = await door.connect()
+    await connection.send(
+        b"POST /api/v1/builders HTTP/1.1\r\nHost: a\r\n" + token + framing + b"\r\n\r\n0\r\n\r\n" + OK
+    )
+    status, _, body = await connection.answer()
+    assert (status, body["code"]) == (400, "bad_request")
+
+
+async def test_a_body_of_unknown_length_ends_the_connection(door: Door) -> None:
+    connection = await door.connect()
+    await connection.send(b"GET /healthz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" + OK)
+    assert await connection.ended()
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+async def test_the_offer_of_another_protocol_is_passed_over(door: Door, protocol: bytes) -> None:
+    connection = await door.connect()
+    for _ in range(2):
+        await connection.send(OK.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: " + protocol + b"\r\n\r\n"))
+        assert (await connection.answer())[0] == 200
+
+
+async def test_a_client_reads_its_refusal_though_it_goes_on_sending(
+    door: Door, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "LINGER_SECONDS", 0.3)
+    token = f"Authorization: Bearer {service.write}\r\nContent-Type: application/json\r\n".encode()
+    connection = await door.connect()
+    head = b"POST /api/v1/builders HTTP/1.1\r\nHost: a\r\n" + token + b"Content-Length: 99000000\r\n\r\n"
+    await connection.send(head + bytes(5_000_000))
+    status, _, body = await connection.answer()
+    assert (status, body["code"]) == (413, "too_large")
+    await connection.send(bytes(5_000_000))
+    assert await connection.ended()
+
+
+async def test_there_are_only_so_many_connections(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, go_on = service.previews.ready, asyncio.Event()
+
+    async def slow() -> bool:
+        await go_on.wait()
+        return await real()
+
+    monkeypatch.setattr(service.previews, "ready", slow)
+    async with listening(service.app, ConnectionLimits(total=2)) as url:
+        door = Door(url)
+        idle, busy = await door.connect(), await door.connect()
+        await idle.send(OK)
+        assert (await idle.answer())[0] == 200
+        await busy.send(OK.replace(b"healthz", b"readyz"))
+        newest = await door.connect()
+        await newest.send(OK.replace(b"healthz", b"readyz"))
+        assert await idle.ended()
+        status, headers, body = await (await door.connect()).answer()
+        assert (status, body["code"], headers["retry-after"]) == (503, "no_capacity", "1")
+        go_on.set()
+        assert [(await one.answer())[0] for one in (busy, newest)] == [200, 200]
+        await door.close()
+
+
+async def test_whoever_waits_while_the_service_stops_is_told_so(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "GRACE_SECONDS", 0.1)
+    service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=None))
+    async with listening(service.app) as url:
+        waiting = asyncio.create_task(service.client(service.write, url).post("/api/v1/builders", json=MINIMAL))
+        while not service.engine.sandboxes:
+            await asyncio.sleep(0.005)
+    response = await waiting
+    assert (response.status_code, response.json()["code"]) == (503, "engine_unavailable")
+    assert "goes on" in response.json()["message"]

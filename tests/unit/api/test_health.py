@@ -1,0 +1,126 @@
+"""Alive, ready, and what there is to count."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
+from tests.service import METRICS_TOKEN, MINIMAL, Service
+
+from builderd.api.app import create_app, metrics_app
+from builderd.api.server.meter import Meter
+from builderd.domain.previews import PreviewActivity
+
+
+@pytest.fixture
+def anybody(service: Service) -> httpx.AsyncClient:
+    """Without a token."""
+    return service.client(None)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/api/v1/healthz"])
+async def test_it_is_alive_whoever_asks(anybody: httpx.AsyncClient, path: str) -> None:
+    response = await anybody.get(path)
+    assert (response.status_code, response.json()["success"]) == (200, True)
+
+
+async def test_it_is_ready_when_all_its_parts_are(anybody: httpx.AsyncClient) -> None:
+    response = await anybody.get("/readyz")
+    assert response.status_code == 200
+    assert all(part["ready"] for part in response.json()["data"].values())
+
+
+async def test_until_then_it_says_what_is_still_being_made(anybody: httpx.AsyncClient, service: Service) -> None:
+    service.engine.ready = False
+    service.previews.break_down()
+    response = await anybody.get("/readyz")
+    body = response.json()
+    assert (response.status_code, body["code"], response.headers["retry-after"]) == (503, "engine_unavailable", "1")
+    assert "engine: " in body["message"]
+    assert "previews: the proxy does not answer" in body["message"]
+    assert (body["data"]["engine"]["ready"], body["data"]["database"]["ready"]) == (False, True)
+
+
+async def test_a_database_with_another_schema_is_not_ready_and_says_what_is_missing(
+    anybody: httpx.AsyncClient, service: Service
+) -> None:
+    def damage() -> None:
+        with service.store._database.writing.begin() as connection:
+            connection.execute(text("ALTER TABLE builders DROP COLUMN member"))
+            connection.execute(text("UPDATE alembic_version SET version_num = '0016'"))
+
+    await asyncio.get_running_loop().run_in_executor(service.store._writers, damage)
+    response = await anybody.get("/readyz")
+    body = response.json()
+    assert (response.status_code, body["data"]["database"]["ready"]) == (503, False)
+    assert "revision 0016" in body["message"]
+    assert "builders.member is missing" in body["message"]
+
+
+# Metrics
+
+
+async def test_metrics_want_their_own_token(service: Service, anybody: httpx.AsyncClient) -> None:
+    assert (await anybody.get("/metrics")).status_code == 401
+    assert (await service.client(service.write).get("/metrics")).status_code == 401
+    umlaut = [(b"Authorization", "Bearer ü".encode("latin-1"))]
+    assert (await anybody.get("/metrics", headers=umlaut)).status_code == 401
+    response = await service.client(METRICS_TOKEN).get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+async def test_without_a_metrics_token_there_are_none_here(service: Service) -> None:
+    service.app = create_app(service.application)
+    response = await service.client(service.write).get("/metrics")
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+def samples(text: str) -> dict[str, float]:
+    """``{'name{label="value"}': value}``"""
+    return {
+        f"{sample.name}{{{','.join(f'{k}={v}' for k, v in sorted(sample.labels.items()))}}}": sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_requests_builders_previews_and_the_engine_are_counted(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    created = await client.post("/api/v1/builders", json=MINIMAL)
+    host = created.json()["data"]["preview_url"].split("/")[2].split(":")[0]
+    service.previews.visit(host, PreviewActivity(3, 10, 20, 1, 2, requests_per_minute=3, idle_seconds=0))
+    for _ in range(2):
+        await client.get(f"/api/v1/builders/{created.json()['data']['uuid']}")
+    await client.request("MADE-UP", "/nowhere")
+    found = samples((await service.client(METRICS_TOKEN).get("/metrics")).text)
+    assert found["builderd_builders{status=running}"] == 1
+    assert found["builderd_builders{status=stopped}"] == 0
+    assert found["builderd_engine_ready{}"] == 1
+    route = "/api/v1/builders/{uuid}"
+    assert found[f"builderd_http_requests_total{{method=GET,route={route},status=200}}"] == 2
+    assert found[f"builderd_http_request_duration_seconds_count{{method=GET,route={route}}}"] == 2
+    assert found["builderd_http_requests_total{method=other,route=,status=404}"] == 1
+    assert found[f"builderd_preview_requests_total{{host={host}}}"] == 3
+    assert found[f"builderd_preview_failures_total{{host={host}}}"] == 2
+    assert found[f"builderd_preview_connections{{host={host}}}"] == 1
+
+
+async def test_metrics_are_there_while_the_proxy_is_not(service: Service) -> None:
+    service.previews.break_down()
+    assert (await service.client(METRICS_TOKEN).get("/metrics")).status_code == 200
+
+
+async def test_a_listener_of_their_own_needs_no_token_and_shows_nothing_else(service: Service) -> None:
+    meter = Meter()
+    service.app = create_app(service.application, meter=meter)
+    await service.client(None).get("/healthz")
+    service.app = metrics_app(service.application, meter)
+    text = (await service.client(None).get("/metrics")).text
+    assert re.search(r'builderd_http_requests_total\{.*route="/healthz"', text)
+    assert (await service.client(service.write).get("/api/v1/builders")).status_code == 404

@@ -1,0 +1,242 @@
+"""The last lines, and each line as it is written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from tests.service import MINIMAL, Service, listening
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.api.server import streams
+from builderd.api.v1 import logs as door
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.ids import SandboxId
+from builderd.domain.logs import LogLine, LogPage, LogStream
+from builderd.schemas.v1 import logs as wire
+from builderd.services import logs
+
+BUILDERS = "/api/v1/builders"
+
+
+@pytest.fixture
+async def path(client: httpx.AsyncClient, service: Service) -> str:
+    service.engine.behave(MINIMAL["entrypoint"], Behaviour(lines=("one", "two")))
+    uuid = (await client.post(BUILDERS, json=MINIMAL)).json()["data"]["uuid"]
+    return f"{BUILDERS}/{uuid}/logs"
+
+
+def sandbox(service: Service) -> SandboxId:
+    (only,) = service.engine.sandboxes
+    return only
+
+
+async def texts(client: httpx.AsyncClient, path: str, **query: Any) -> list[str]:
+    response = await client.get(path, params=query)
+    assert response.status_code == 200, response.text
+    return [line["text"] for line in response.json()["data"]]
+
+
+async def test_a_line_has_its_time_stream_version_and_text(client: httpx.AsyncClient, path: str) -> None:
+    first = (await client.get(path)).json()["data"][0]
+    assert {key: first[key] for key in ("stream", "version", "text")} == {
+        "stream": "stdout",
+        "version": 1,
+        "text": "one",
+    }
+    assert datetime.fromisoformat(first["time"]).utcoffset() == timedelta(0)
+
+
+async def test_an_answer_says_how_many_lines_it_has(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path)
+    assert list(response.json()) == ["success", "data", "message"]
+    assert response.json()["message"] == "2 lines."
+    assert response.headers["content-type"] == "application/json"
+    assert (await client.get(path, params={"tail": 0})).json() == {"success": True, "data": [], "message": "0 lines."}
+
+
+async def test_a_large_answer_is_made_while_it_is_taken(
+    real: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, count = door._shown, 0
+
+    def counted(line: logs.VersionedLine) -> wire.LogLine:
+        nonlocal count
+        count += 1
+        return shown(line)
+
+    monkeypatch.setattr(door, "_shown", counted)
+    # More than what the kernel takes for a client that does not read.
+    service.engine.print(sandbox(service), *["x" * 10_000] * 5_000)
+    async with real.stream("GET", path, params={"tail": 5_000}) as response:
+        await asyncio.sleep(0.5)
+        assert 0 < count < 5_000
+        text = "".join([piece async for piece in response.aiter_text()])
+    assert [line["text"] for line in json.loads(text)["data"]] == ["x" * 10_000] * 5_000
+
+
+async def test_what_fails_before_the_first_line_has_its_status(
+    client: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = service.engine.read_log
+
+    async def read_log(sandbox: SandboxId, cursor: str = "", **options: Any) -> LogPage:
+        if options["limit"] == 0:
+            return await real(sandbox, cursor, **options)
+        raise EngineUnavailable("The disk is gone.")
+
+    monkeypatch.setattr(service.engine, "read_log", read_log)
+    response = await client.get(path)
+    assert (response.status_code, response.json()["code"]) == (503, "engine_unavailable")
+
+
+async def test_lines_are_filtered_by_number_time_and_stream(
+    client: httpx.AsyncClient, service: Service, path: str
+) -> None:
+    await asyncio.sleep(0.002)
+    since = datetime.now(UTC)
+    service.engine.print(sandbox(service), "three", stream=LogStream.STDERR)
+    assert await texts(client, path) == ["one", "two", "three"]
+    assert await texts(client, path, tail=2) == ["two", "three"]
+    assert await texts(client, path, tail=0) == []
+    assert await texts(client, path, since=since.isoformat()) == ["three"]
+    assert await texts(client, path, stream="stderr") == ["three"]
+    assert await texts(client, path, stream="build") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("tail=-1", "tail"),
+        ("tail=x", "tail"),
+        ("tail=100001", "tail"),
+        ("since=yesterday", "since"),
+        ("since=2026-01-31T12:00:00", "since"),
+        ("since=2026-01-31T12:00:00+01:00", "since"),
+        ("since=2026-13-31T12:00:00Z", "since"),
+        ("since=0001-01-01T00:00:00%2B14:00", "since"),
+        ("since=1700000000", "since"),
+        ("stream=stdin", "stream"),
+        ("follow=perhaps", "follow"),
+        ("tial=1", "tial"),
+    ],
+)
+async def test_a_hostile_query_is_refused(client: httpx.AsyncClient, path: str, query: str, field: str) -> None:
+    response = await client.get(f"{path}?{query}")
+    assert (response.status_code, list(response.json()["errors"])) == (422, [field])
+
+
+# Following
+
+
+class Follower:
+    """Reads the events of a stream as they come."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._lines = response.aiter_lines()
+        self.last_id = ""
+
+    async def texts(self, count: int) -> list[str]:
+        return [await self._text() for _ in range(count)]
+
+    async def _text(self) -> str:
+        async for line in self._lines:
+            if line.startswith("data: "):
+                text: str = json.loads(line[6:])["text"]
+                self.last_id = (await anext(self._lines)).removeprefix("id: ")
+                return text
+        raise EOFError
+
+
+@pytest.fixture
+async def real(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """Over a real connection: in memory a stream would have to end before it is read."""
+    async with listening(service.app) as url:
+        client = service.client(service.write, url)
+        yield client
+        await client.aclose()
+
+
+async def test_lines_are_followed_as_they_are_written(real: httpx.AsyncClient, service: Service, path: str) -> None:
+    async with real.stream("GET", path, params={"follow": True, "tail": 1}) as response:
+        assert response.headers["content-type"].partition(";")[0] == "text/event-stream"
+        follower = Follower(response)
+        assert await follower.texts(1) == ["two"]
+        service.engine.print(sandbox(service), "three", "four")
+        assert await follower.texts(2) == ["three", "four"]
+
+
+async def test_a_broken_stream_goes_on_where_it_was(real: httpx.AsyncClient, service: Service, path: str) -> None:
+    async with real.stream("GET", path, params={"follow": True}) as response:
+        follower = Follower(response)
+        assert await follower.texts(1) == ["one"]
+    service.engine.print(sandbox(service), "three")
+    headers = {"Last-Event-ID": follower.last_id}
+    async with real.stream("GET", path, params={"follow": True, "tail": 0}, headers=headers) as response:
+        assert await Follower(response).texts(2) == ["two", "three"]
+
+
+async def test_a_stream_of_the_last_lines_goes_on_where_it_was_in_the_midst_of_a_moment(
+    real: httpx.AsyncClient, service: Service, path: str
+) -> None:
+    time = datetime.now(UTC)
+    service.engine.logs[sandbox(service)][1].extend(LogLine(time, LogStream.STDOUT, str(n)) for n in range(9))
+    async with real.stream("GET", path, params={"follow": True, "tail": 4}) as response:
+        follower = Follower(response)
+        assert await follower.texts(2) == ["5", "6"]
+    headers = {"Last-Event-ID": follower.last_id}
+    async with real.stream("GET", path, params={"follow": True}, headers=headers) as response:
+        assert await Follower(response).texts(2) == ["7", "8"]
+
+
+@pytest.mark.parametrize("event_id", ["", "0-0"])
+async def test_a_stream_may_go_on_after_nothing(real: httpx.AsyncClient, path: str, event_id: str) -> None:
+    headers = {"Last-Event-ID": event_id}
+    async with real.stream("GET", path, params={"follow": True}, headers=headers) as response:
+        assert await Follower(response).texts(2) == ["one", "two"]
+
+
+@pytest.mark.parametrize("event_id", ["x", "9" * 18 + "-1", "1-", "-1-1", "7", "\u0661-\u0661"])
+async def test_an_event_id_that_is_none_is_refused(real: httpx.AsyncClient, path: str, event_id: str) -> None:
+    headers = [(b"Last-Event-ID", event_id.encode())]
+    async with real.stream("GET", path, params={"follow": True}, headers=headers) as response:
+        assert response.status_code == 422
+        await response.aread()
+    assert list(response.json()["errors"]) == ["Last-Event-ID"]
+
+
+async def test_a_stream_ends_with_its_builder(real: httpx.AsyncClient, path: str) -> None:
+    async with real.stream("GET", path, params={"follow": True, "tail": 0}) as response:
+        await real.delete(path.removesuffix("/logs"))
+        with pytest.raises(EOFError):
+            await Follower(response).texts(1)
+
+
+async def test_a_stream_ends_with_its_token(
+    real: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.05)
+    async with real.stream("GET", path, params={"follow": True, "tail": 0}) as response:
+        await service.revoke(service.write)
+        async with asyncio.timeout(30):
+            with pytest.raises(EOFError):
+                await Follower(response).texts(1)
+
+
+async def test_a_tenant_has_so_many_streams_and_gets_them_back(
+    real: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MAX_AT_ONCE", 1)
+    async with real.stream("GET", path, params={"follow": True}) as response:
+        follower = Follower(response)
+        await follower.texts(1)
+        refused = await real.get(path, params={"follow": True})
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    async with asyncio.timeout(30):
+        while service.app.state.log_streams.total():
+            await asyncio.sleep(0.01)

@@ -1,0 +1,93 @@
+"""Metrics over HTTP, and to Prometheus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from tests.service import METRICS_TOKEN, MINIMAL, Service
+
+from builderd.domain.metrics import Usage, UsageBucket, start_of
+from builderd.domain.previews import PreviewActivity
+from builderd.reconciler.jobs.sampling import Sampling
+
+BUILDERS = "/api/v1/builders"
+
+
+@pytest.fixture
+async def uuid(client: httpx.AsyncClient) -> str:
+    return str((await client.post(BUILDERS, json=MINIMAL)).json()["data"]["uuid"])
+
+
+async def read(client: httpx.AsyncClient, uuid: str, **query: Any) -> dict[str, Any]:
+    response = await client.get(f"{BUILDERS}/{uuid}/metrics", params=query)
+    assert response.status_code == 200, response.text
+    data: dict[str, Any] = response.json()["data"]
+    return data
+
+
+async def test_now_and_the_last_day_are_told(client: httpx.AsyncClient, service: Service, uuid: str) -> None:
+    application = service.application
+    (builder,) = await application.store.read(lambda uow: uow.builders.ids())
+    usage = Usage(300, 75, 300e6, 2_000_000, 4_000, 10, 20, 30, 20, 5, 4, 1)
+    start = start_of(application.clock.now())
+    await application.store.write(lambda uow: uow.metrics.add([UsageBucket(builder, start, usage)]))
+    await Sampling(application).sample()
+    data = await read(client, uuid)
+    now, last = data["now"], data["steps"][-1]
+    assert (now["cpu_limit"], now["memory_limit_bytes"], now["disk_limit_bytes"]) == (1, 1 << 30, 3 << 30)
+    assert (now["memory_bytes"], now["processes"]) == (20_000_000, 2)
+    assert (data["step_seconds"], len(data["steps"])) == (300, 288)
+    assert (last["cpu"], last["memory_bytes"], last["requests"], last["requests_per_second"]) == (0.25, 10**6, 30, 0.1)
+    assert last["answers"] == {"2xx": 20, "3xx": 5, "4xx": 4, "5xx": 1}
+    assert data["steps"][0]["cpu"] is None
+
+
+async def test_steps_may_be_longer_and_fewer(client: httpx.AsyncClient, uuid: str) -> None:
+    data = await read(client, uuid, hours=6, step="1h")
+    assert (data["step_seconds"], len(data["steps"])) == (3_600, 6)
+
+
+async def test_what_does_not_run_has_no_now(client: httpx.AsyncClient, service: Service, uuid: str) -> None:
+    await client.post(f"{BUILDERS}/{uuid}/stop")
+    await Sampling(service.application).sample()
+    assert (await read(client, uuid))["now"] is None
+
+
+async def test_another_tenant_reads_none(service: Service, uuid: str) -> None:
+    assert (await service.client(service.other).get(f"{BUILDERS}/{uuid}/metrics")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "field"), [("hours=0", "hours"), ("hours=25", "hours"), ("step=1s", "step"), ("x=1", "x")]
+)
+async def test_a_hostile_query_is_refused(client: httpx.AsyncClient, uuid: str, query: str, field: str) -> None:
+    response = await client.get(f"{BUILDERS}/{uuid}/metrics?{query}")
+    assert (response.status_code, list(response.json()["errors"])) == (422, [field])
+
+
+async def test_prometheus_has_the_same_by_builder(
+    client: httpx.AsyncClient, service: Service, uuid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (host,) = await service.previews.routes()
+    service.previews.visit(host, PreviewActivity(3, 0, 0, 0, 0, 0, 0.0, answers_2xx=2, answers_5xx=1))
+    await Sampling(service.application).sample()
+    text = (await service.client(METRICS_TOKEN).get("/metrics")).text
+    label = f'builder="{uuid}",name="my-api",tenant="acme"'
+    assert f"builderd_builder_memory_bytes{{{label}}} 2e+07" in text
+    assert f"builderd_builder_received_bytes_total{{{label}}} 1000.0" in text
+    assert f'builderd_preview_answers_total{{class="5xx",host="{host}"}} 1.0' in text
+
+
+async def test_prometheus_has_so_many_series_and_no_more(
+    service: Service, uuid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from builderd.api.server import meter
+
+    monkeypatch.setattr(meter, "MAX_SERIES", 2)
+    for number in range(5):
+        service.previews.visit(f"h{number}.localhost", PreviewActivity(number, 0, 0, 0, 0, 0, 0.0))
+    text = (await service.client(METRICS_TOKEN).get("/metrics")).text
+    hosts = {line.split('"')[1] for line in text.splitlines() if line.startswith("builderd_preview_requests_total")}
+    assert hosts == {"h4.localhost", "h3.localhost"}

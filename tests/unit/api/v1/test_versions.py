@@ -1,0 +1,310 @@
+"""Deploying over HTTP: new code, other settings, old versions again; answered, streamed, and safe to be retried."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from tests.service import MINIMAL, Service
+from tests.unit.api.v1.test_creations import BUILDERS, KEYS, failing_once, sse
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.domain.errors import BuilderdError, EngineUnavailable, StoreUnavailable
+from builderd.domain.tokens import Scope
+from builderd.services import outcomes
+
+OTHER = "python3 -X dev main.py"
+NEW = {"files": {"main.py": "print('new')"}}
+
+
+@pytest.fixture
+async def url(client: httpx.AsyncClient) -> str:
+    """Of a builder that runs."""
+    response = await client.post(BUILDERS, json={**MINIMAL, "env": {"A": "1"}, "resources": {"memory": 2}})
+    assert response.status_code == 201, response.text
+    return str(response.headers["location"])
+
+
+async def versions(client: httpx.AsyncClient, url: str) -> list[dict[str, Any]]:
+    response = await client.get(f"{url}/versions")
+    assert response.status_code == 200
+    found: list[dict[str, Any]] = response.json()["data"]
+    return found
+
+
+async def test_new_code_is_answered_when_it_serves_and_what_is_left_out_stays(
+    client: httpx.AsyncClient, url: str
+) -> None:
+    before = (await client.get(url)).json()["data"]
+    response = await client.put(url, json={**NEW, "resources": {"cpu": 2}})
+    assert response.status_code == 200, response.text
+    data = response.json()["data"]
+    assert set(data) >= KEYS
+    assert (data["version"], data["status"], data["status_reason"]) == (
+        2,
+        "running",
+        "version 2 deployed by token test",
+    )
+    assert data["resources"] == {**before["resources"], "cpu": 2}
+    for kept in ("name", "entrypoint", "port", "env", "visibility", "service_token", "preview_url"):
+        assert data[kept] == before[kept]
+
+
+async def test_it_may_be_answered_at_once(client: httpx.AsyncClient, url: str) -> None:
+    response = await client.put(url, json=NEW, headers={"Prefer": "respond-async"})
+    assert response.status_code == 202
+    assert response.headers["location"] == url
+    assert response.json()["data"]["status"] == "running"
+
+
+async def test_its_stages_are_streamed(client: httpx.AsyncClient, url: str) -> None:
+    files = {**NEW["files"], "requirements.txt": "flask"}
+    response = await client.put(url, json={"files": files}, headers={"Accept": "text/event-stream"})
+    names = [name for name, _ in sse(response.text)]
+    assert names[-1] == "done"
+    assert names[:3] == ["review", "install", "start"]
+    assert sse(response.text)[-1][1]["version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"), [("PATCH", "", {"auto_stop_interval": 5}), ("PUT", "/auto-stop", {"interval": 5})]
+)
+async def test_what_has_no_stages_is_streamed_too_and_so_is_its_retry(
+    client: httpx.AsyncClient, url: str, method: str, path: str, body: dict[str, Any]
+) -> None:
+    headers = {"Accept": "text/event-stream", "Idempotency-Key": "settings-1"}
+    first = await client.request(method, f"{url}{path}", json=body, headers=headers)
+    again = await client.request(method, f"{url}{path}", json=body, headers=headers)
+    for response in (first, again):
+        assert response.headers["content-type"].startswith("text/event-stream")
+        ((name, data),) = sse(response.text)
+        assert (name, data["auto_stop_interval"]) == ("done", 5)
+    assert (first.headers.get("idempotency-replayed"), again.headers["idempotency-replayed"]) == (None, "true")
+
+
+async def test_a_failed_stage_is_told_and_the_builder_still_runs(
+    client: httpx.AsyncClient, url: str, service: Service
+) -> None:
+    service.engine.behave(OTHER, Behaviour(exits_at=0, exit_code=3, lines=("oh no",)))
+    response = await client.put(url, json={**NEW, "entrypoint": OTHER})
+    body = response.json()
+    assert response.status_code == 422
+    assert body["code"] == "start_failed"
+    assert "oh no" in body["message"]
+    assert body["data"] == {"uuid": url.rpartition("/")[2], "version": 2}
+    data = (await client.get(url)).json()["data"]
+    assert (data["status"], data["version"], data["entrypoint"]) == ("running", 1, MINIMAL["entrypoint"])
+    listed = await versions(client, url)
+    assert [(one["version"], one["status"], one["current"]) for one in listed] == [
+        (2, "failed", False),
+        (1, "deployed", True),
+    ]
+    assert "oh no" in listed[0]["status_reason"]
+    assert [one["failure_code"] for one in listed] == ["start_failed", None]
+
+
+async def test_a_retry_is_answered_as_the_first_call_was(client: httpx.AsyncClient, url: str) -> None:
+    key = {"Idempotency-Key": "deploy-7"}
+    first = await client.put(url, json=NEW, headers=key)
+    again = await client.put(url, json=NEW, headers=key)
+    assert again.json() == first.json()
+    assert again.headers["idempotency-replayed"] == "true"
+    assert len(await versions(client, url)) == 2
+    other = await client.put(f"{url}?fresh=true", json=NEW, headers=key)
+    assert (other.status_code, other.json()["code"]) == (409, "conflict")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "broken", "error", "version"),
+    [
+        ("PUT", "", NEW, "_get_version", StoreUnavailable("It does not answer."), 2),
+        ("POST", "/rollback", {"version": 1}, "_get_version", StoreUnavailable("It does not answer."), 2),
+        ("PATCH", "", {"env": {"B": "2"}}, "shown", EngineUnavailable("Look again in a moment."), 2),
+        ("PATCH", "", {"visibility": "private"}, "shown", EngineUnavailable("Look again in a moment."), 1),
+    ],
+)
+async def test_what_passes_is_no_outcome_and_the_retry_waits_for_the_same_version(
+    client: httpx.AsyncClient,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: dict[str, Any],
+    broken: str,
+    error: BuilderdError,
+    version: int,
+) -> None:
+    async def call() -> httpx.Response:
+        return await client.request(method, f"{url}{path}", json=body, headers={"Idempotency-Key": "deploy-7"})
+
+    monkeypatch.setattr(outcomes, broken, failing_once(getattr(outcomes, broken), error))
+    first, second, third = [await call() for _ in range(3)]
+    assert (first.status_code, first.json()["code"]) == (503, error.code)
+    assert (second.status_code, second.json()["data"]["version"]) == (200, version), second.text
+    assert "idempotency-replayed" not in second.headers
+    assert (third.json(), third.headers["idempotency-replayed"]) == (second.json(), "true")
+    assert len(await versions(client, url)) == version
+
+
+async def test_afresh_means_without_the_layer_that_was_there(
+    client: httpx.AsyncClient, url: str, service: Service
+) -> None:
+    files = {"files": {**NEW["files"], "requirements.txt": "flask"}}
+    for call, builds in (("", 1), ("", 1), ("?fresh=true", 2), ("", 2), ("?fresh=true", 3)):
+        assert (await client.put(f"{url}{call}", json=files)).status_code == 200
+        assert sum(name == "build_layer" for name, _ in service.engine.calls) == builds
+
+
+async def test_settings_take_effect_at_once_where_the_app_need_not_know(
+    client: httpx.AsyncClient, url: str, service: Service
+) -> None:
+    changes = {"auto_stop_interval": 10, "visibility": "private", "backup_interval_hours": 6}
+    response = await client.patch(url, json=changes)
+    assert response.status_code == 200, response.text
+    data = response.json()["data"]
+    assert {name: data[name] for name in changes} == changes
+    assert data["version"] == 1
+    assert sum(name == "start" for name, _ in service.engine.calls) == 1
+    response = await client.put(f"{url}/auto-stop", json={"interval": 0})
+    assert response.json()["data"]["auto_stop_interval"] == 0
+
+
+async def test_settings_that_the_app_must_know_are_a_new_version(client: httpx.AsyncClient, url: str) -> None:
+    response = await client.patch(url, json={"env": {"B": 2}, "resources": {"disk": 4}})
+    assert response.status_code == 200, response.text
+    data = response.json()["data"]
+    assert (data["version"], data["env"], data["resources"]["disk"]) == (2, {"B": "2"}, 4)
+    refused = await client.patch(url, json={"resources": {"disk": 3}})
+    assert (refused.status_code, refused.json()["code"]) == (409, "invalid_state")
+
+
+async def test_who_may_see_it_is_in_force_when_that_is_answered(
+    client: httpx.AsyncClient, url: str, service: Service
+) -> None:
+    for visibility in ("private", "public"):
+        data = (await client.patch(url, json={"visibility": visibility})).json()["data"]
+        route = await service.previews.get(data["preview_url"].split("/")[2].split(":")[0])
+        assert route is not None
+        assert data["visibility"] == visibility
+        assert (route.token_hash is not None) is (visibility == "private")
+
+
+async def test_a_version_of_a_builder_that_is_deleted_meanwhile_is_not_found(
+    client: httpx.AsyncClient, url: str, service: Service
+) -> None:
+    service.engine.behave(OTHER, Behaviour(listens_at=None))
+    deploying = asyncio.create_task(client.put(url, json={**NEW, "entrypoint": OTHER}))
+    while len(await versions(client, url)) < 2:
+        await asyncio.sleep(0.01)
+    assert (await client.delete(url)).status_code == 200
+    response = await deploying
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+    assert response.json()["data"] == {"uuid": url.rpartition("/")[2]}
+
+
+async def test_an_old_version_comes_back(client: httpx.AsyncClient, url: str) -> None:
+    await client.put(url, json={**NEW, "entrypoint": OTHER})
+    response = await client.post(f"{url}/rollback", json={"version": 1})
+    assert response.status_code == 200, response.text
+    data = response.json()["data"]
+    assert (data["version"], data["entrypoint"]) == (3, MINIMAL["entrypoint"])
+    assert (await versions(client, url))[0]["rolled_back_to"] == 1
+    unknown = await client.post(f"{url}/rollback", json={"version": 9})
+    assert unknown.status_code == 404
+
+
+async def test_the_last_ten_versions_are_kept(client: httpx.AsyncClient, url: str, service: Service) -> None:
+    for number in range(2, 14):
+        assert (await client.put(url, json={"files": {"main.py": f"{number}"}})).status_code == 200
+    assert [one["version"] for one in await versions(client, url)] == list(range(13, 3, -1))
+    assert (await client.post(f"{url}/rollback", json={"version": 3})).status_code == 404
+
+
+async def test_the_service_token_is_renewed(client: httpx.AsyncClient, url: str) -> None:
+    before = (await client.get(url)).json()["data"]
+    response = await client.post(f"{url}/service-token")
+    assert response.status_code == 200, response.text
+    data = response.json()["data"]
+    assert data["service_token"] != before["service_token"]
+    assert (data["status"], data["version"]) == ("running", 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"name": "another"}, "name"),
+        ({"job_type": "one_time"}, "job_type"),
+        ({"port": "80"}, "port"),
+        ({"files": {}}, "files"),
+        ({"files": {"/etc/passwd": "x"}}, "files./etc/passwd"),
+        ({"entrypiont": "x"}, "entrypiont"),
+        ({"resources": {"memory": 10_000}}, "resources.memory"),
+        ({"env": {"PORT": "1"}}, "env.PORT"),
+    ],
+)
+async def test_what_breaks_a_rule_makes_no_version(
+    client: httpx.AsyncClient, url: str, body: dict[str, Any], field: str
+) -> None:
+    response = await client.put(url, json=body)
+    assert response.status_code == 422, response.text
+    assert response.json()["code"] == "validation_error"
+    assert field in response.json()["errors"]
+    assert len(await versions(client, url)) == 1
+
+
+async def test_leaving_a_gate_out_needs_its_scope_and_is_not_kept(
+    client: httpx.AsyncClient, url: str, service: Service
+) -> None:
+    assert (await client.put(url, json={**NEW, "skip_qa": True})).status_code == 403
+    entitled = service.client(await service.token("acme", Scope.WRITE, Scope.SKIP_GATES))
+    data = (await entitled.put(url, json={**NEW, "skip_qa": True})).json()["data"]
+    assert (data["version"], data["qa_passed"]) == (2, None)
+    data = (await client.put(url, json={"files": {"main.py": "x"}})).json()["data"]
+    assert (data["version"], data["qa_passed"]) == (3, True)
+
+
+async def test_what_a_version_was_made_with_is_shown(client: httpx.AsyncClient, url: str, service: Service) -> None:
+    entitled = service.client(await service.token("acme", Scope.WRITE, Scope.SKIP_GATES))
+    flags = {"skip_review": True, "skip_qa": True, "require_qa": True, "install_scripts": True}
+    builder = (await entitled.put(url, json={**NEW, **flags})).json()["data"]
+    assert (builder["require_qa"], builder["install_scripts"]) == (True, True)
+    new, old = await versions(client, url)
+    assert {name: new[name] for name in flags} == flags
+    assert not any(old[name] for name in flags)
+
+
+async def test_a_null_keeps_what_there_is_as_leaving_it_out_does(client: httpx.AsyncClient, url: str) -> None:
+    response = await client.put(url, json={"source": None, "entrypoint": None, "isolation": None, "port": 8001})
+    assert response.status_code == 200, response.text
+    new, old = await versions(client, url)
+    assert (new["port"], new["bundle"], new["entrypoint"]) == (8001, old["bundle"], old["entrypoint"])
+    assert (await client.put(url, json={"files": None})).json()["errors"] == {"files": ["must be an object"]}
+
+
+async def test_a_stranger_finds_nothing(url: str, service: Service) -> None:
+    stranger = service.client(await service.token("evil", Scope.WRITE))
+    reader = service.client(await service.token("acme", Scope.READ))
+    calls: tuple[tuple[str, str, Any], ...] = (
+        ("PUT", "", NEW),
+        ("PATCH", "", {"env": {}}),
+        ("POST", "/rollback", {"version": 1}),
+        ("PUT", "/auto-stop", {"interval": 1}),
+        ("POST", "/service-token", None),
+    )
+    for method, path, body in calls:
+        assert (await stranger.request(method, f"{url}{path}", json=body)).status_code == 404
+        assert (await reader.request(method, f"{url}{path}", json=body)).status_code == 403
+    assert (await stranger.get(f"{url}/versions")).status_code == 404
+
+
+async def test_a_new_procfile_tells_the_command_where_the_old_one_did(client: httpx.AsyncClient) -> None:
+    files = {"main.py": "", "Procfile": "web: python3 main.py"}
+    created = await client.post(BUILDERS, json={"name": "proc", "files": files})
+    url = created.headers["location"]
+    response = await client.put(url, json={"files": {"main.py": "", "Procfile": f"web: {OTHER}"}})
+    assert response.json()["data"]["entrypoint"] == OTHER
+    await client.put(url, json={"entrypoint": "python3 -O main.py"})
+    response = await client.put(url, json={"files": files})
+    assert response.json()["data"]["entrypoint"] == "python3 -O main.py"

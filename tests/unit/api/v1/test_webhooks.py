@@ -1,0 +1,139 @@
+"""Webhooks over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from tests.service import Service
+
+from builderd.adapters.fakes.webhooks import FakeWebhookSender
+from builderd.domain.webhooks import MAX_WEBHOOKS, key_of
+from builderd.ports.webhooks import Reply
+from builderd.reconciler.jobs.deliveries import Deliveries
+
+HOOKS = "/api/v1/webhooks"
+URL = "https://example.com/hook"
+
+
+async def made(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
+    response = await client.post(HOOKS, json={"url": URL, **body})
+    assert response.status_code == 201, response.text
+    data: dict[str, Any] = response.json()["data"]
+    return data
+
+
+async def listed(client: httpx.AsyncClient, path: str = HOOKS) -> list[dict[str, Any]]:
+    response = await client.get(path)
+    assert response.status_code == 200, response.text
+    data: list[dict[str, Any]] = response.json()["data"]
+    return data
+
+
+async def test_a_webhook_gets_a_secret_that_is_shown_once_and_kept_sealed(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    hook = await made(client)
+    assert len(key_of(hook["secret"])) == 32
+    (shown,) = await listed(client)
+    assert shown == {key: value for key, value in hook.items() if key != "secret"}
+    assert (shown["events"], shown["status"], shown["failures"]) == (["*"], "active", 0)
+    (stored,) = await service.application.store.read(lambda uow: uow.webhooks.all())
+    assert hook["secret"].encode() not in stored.secret
+
+
+async def test_ones_own_secret_and_events_are_taken(client: httpx.AsyncClient) -> None:
+    hook = await made(client, secret="x" * 24, events=["builder.status", "stage.*"])
+    assert (hook["secret"], hook["events"]) == ("x" * 24, ["builder.status", "stage.*"])
+
+
+async def test_what_was_delivered_is_listed_with_each_attempt(client: httpx.AsyncClient, service: Service) -> None:
+    sender = service.application.webhooks
+    assert isinstance(sender, FakeWebhookSender)
+    sender.replies[URL] = [Reply(503, "busy")]
+    hook = await made(client)
+    await made(client)
+    deliveries = Deliveries(service.application)
+    await deliveries.look()
+    await deliveries.rest()
+    (delivery,) = await listed(client, f"{HOOKS}/{hook['id']}/deliveries")
+    assert (delivery["type"], delivery["status"]) == ("webhook.created", "pending")
+    assert delivery["next_attempt_at"] > delivery["created_at"]
+    ((status, note),) = [(one["status"], one["note"]) for one in delivery["attempts"]]
+    assert (status, note) == (503, "busy")
+    assert sender.sent[0][1]["Webhook-Id"] == delivery["id"]
+
+
+async def test_a_webhook_is_deleted_and_both_are_events(client: httpx.AsyncClient) -> None:
+    hook = await made(client)
+    assert (await client.delete(f"{HOOKS}/{hook['id']}")).status_code == 200
+    assert await listed(client) == []
+    assert (await client.delete(f"{HOOKS}/{hook['id']}")).status_code == 404
+    events = await listed(client, "/api/v1/events")
+    assert [(event["type"], event["builder"]) for event in events] == [
+        ("webhook.deleted", None),
+        ("webhook.created", None),
+    ]
+    assert events[0]["details"] == {"webhook": hook["id"], "url": URL}
+
+
+async def test_another_tenant_sees_none_of_it(client: httpx.AsyncClient, service: Service) -> None:
+    hook = await made(client)
+    other = service.client(service.other)
+    assert await listed(other) == []
+    assert (await other.get(f"{HOOKS}/{hook['id']}/deliveries")).status_code == 404
+    assert (await other.delete(f"{HOOKS}/{hook['id']}")).status_code == 404
+    assert len(await listed(client)) == 1
+
+
+async def test_a_reader_makes_and_deletes_none(client: httpx.AsyncClient, service: Service) -> None:
+    hook, reader = await made(client), service.client(service.read)
+    assert (await reader.post(HOOKS, json={"url": URL})).status_code == 403
+    assert (await reader.delete(f"{HOOKS}/{hook['id']}")).status_code == 403
+    assert await listed(reader) == await listed(client)
+
+
+@pytest.mark.parametrize("webhook_id", ["2d8862c6-6af9-4bb0-bfa0-81ae5919df69", "x", "%00", "../builders"])
+async def test_an_id_that_names_none_is_not_found(client: httpx.AsyncClient, webhook_id: str) -> None:
+    assert (await client.get(f"{HOOKS}/{webhook_id}/deliveries")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "url"),
+        ({"url": "x"}, "url"),
+        ({"url": "file:///etc/passwd"}, "url"),
+        ({"url": 1}, "url"),
+        ({"url": URL, "events": []}, "events"),
+        ({"url": URL, "events": ["Builder"]}, "events.0"),
+        ({"url": URL, "events": ["*"] * 51}, "events"),
+        ({"url": URL, "events": "*"}, "events"),
+        ({"url": URL, "secret": "short"}, "secret"),
+        ({"url": URL, "secret": "whsec_*"}, "secret"),
+        ({"url": URL, "event": ["*"]}, "event"),
+    ],
+)
+async def test_what_breaks_a_rule_is_refused_and_stores_nothing(
+    client: httpx.AsyncClient, service: Service, body: dict[str, Any], field: str
+) -> None:
+    before = await service.kept()
+    response = await client.post(HOOKS, json=body)
+    assert (response.status_code, list(response.json()["errors"])) == (422, [field])
+    assert await service.kept() == before
+
+
+async def test_an_address_that_is_near_is_refused_at_once(client: httpx.AsyncClient, service: Service) -> None:
+    sender = service.application.webhooks
+    assert isinstance(sender, FakeWebhookSender)
+    sender.refused.add("http://10.0.0.1/")
+    response = await client.post(HOOKS, json={"url": "http://10.0.0.1/"})
+    assert (response.status_code, list(response.json()["errors"])) == (422, ["url"])
+
+
+async def test_a_tenant_has_so_many_and_no_more(client: httpx.AsyncClient) -> None:
+    for _ in range(MAX_WEBHOOKS):
+        await made(client)
+    refused = await client.post(HOOKS, json={"url": URL})
+    assert (refused.status_code, refused.json()["code"]) == (429, "quota_exceeded")

@@ -1,0 +1,38 @@
+"""Work in a thread belongs to whoever waits for it, to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from builderd.linux.threads import to_its_end
+
+
+async def test_the_loop_goes_on_meanwhile() -> None:
+    go_on = threading.Event()
+    working = asyncio.create_task(to_its_end(go_on.wait, timeout=10))
+    await asyncio.sleep(0.01)
+    go_on.set()
+    assert await working is True
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_who_is_cancelled_goes_only_when_the_work_is_done(times: int) -> None:
+    go_on, made = threading.Event(), []
+
+    def work() -> None:
+        go_on.wait(10)
+        made.append("it")
+
+    working = asyncio.create_task(to_its_end(work))
+    for _ in range(times):
+        await asyncio.sleep(0.01)
+        working.cancel()
+    await asyncio.sleep(0.01)
+    assert not working.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert made == ["it"]

@@ -1,0 +1,84 @@
+"""Visits are written down, as precisely as the preview knows them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+from tests.application import World
+
+from builderd.domain.builders import Builder
+from builderd.domain.previews import PreviewActivity
+from builderd.reconciler.jobs import activity
+from builderd.reconciler.jobs.idle import Idleness
+
+VISITED = PreviewActivity(10, 100, 200, 0, 0, 5, idle_seconds=3)
+OPEN = replace(VISITED, open_connections=1, idle_seconds=600)
+LONG_AGO = replace(VISITED, idle_seconds=600)
+
+
+async def up(world: World) -> Builder:
+    async with world.reconciling():
+        builder = await world.create()
+    world.clock.move(1000)
+    return builder
+
+
+@pytest.mark.parametrize(("visit", "ago"), [(VISITED, 3), (OPEN, 0), (LONG_AGO, 600), (None, 1000)])
+async def test_the_last_visit_is_written_down(world: World, visit: PreviewActivity | None, ago: float) -> None:
+    builder = await up(world)
+    if visit:
+        world.previews.visit(builder.host, visit)
+    await activity.note(world.application)
+    assert (await world.builder(builder)).last_active_at == world.clock.now() - timedelta(seconds=ago)
+
+
+async def test_a_visit_that_is_known_already_is_not_written_again(world: World) -> None:
+    builder = await up(world)
+    world.previews.visit(builder.host, VISITED)
+    await activity.note(world.application)
+    before = await world.builder(builder)
+    world.clock.move(0.5)
+    await activity.note(world.application)
+    assert await world.builder(builder) == before
+
+
+async def test_a_visit_from_before_the_last_reading_is_not_looked_up(world: World) -> None:
+    builder = await up(world)
+    world.previews.visit(builder.host, LONG_AGO)
+    before = await world.builder(builder)
+    await activity.note(world.application, within=599)
+    assert await world.builder(builder) == before
+
+
+async def test_an_older_visit_does_not_undo_a_later_one(world: World) -> None:
+    builder = await up(world)
+    now = world.clock.now()
+    await world.change(builder, last_active_at=now)
+    world.previews.visit(builder.host, VISITED)
+    await activity.note(world.application)
+    assert (await world.builder(builder)).last_active_at == now
+
+
+async def test_hosts_that_no_builder_has_are_passed_over(world: World) -> None:
+    world.previews.visit("gone-00000000.localhost", OPEN)
+    await activity.note(world.application)
+
+
+async def test_the_watch_goes_on_when_the_preview_is_down(world: World) -> None:
+    builder = await up(world)
+    world.previews.break_down()
+    watching = asyncio.create_task(Idleness(world.application).watch())
+    await asyncio.sleep(0.01)
+    await world.previews.start()
+    world.previews.visit(builder.host, OPEN)
+    before = world.clock.now()
+    await world.until(lambda: seen_since(world, builder, before))
+    watching.cancel()
+
+
+async def seen_since(world: World, builder: Builder, before: datetime) -> bool:
+    at = (await world.builder(builder)).last_active_at
+    return at is not None and at >= before

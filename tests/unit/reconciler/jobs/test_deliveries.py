@@ -1,0 +1,267 @@
+"""Webhooks are told everything at least once, over restarts, in order, and nobody waits for a slow one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from tests.application import World, fake_world
+from tests.contract.store.samples import make_event
+
+from builderd.adapters.fakes.webhooks import FakeWebhookSender
+from builderd.domain.events import Event
+from builderd.domain.ids import BuilderId, WebhookId
+from builderd.domain.webhooks import MAX_ATTEMPTS, Delivery, DeliveryStatus, Webhook, WebhookStatus, sign
+from builderd.ports.webhooks import Reply
+from builderd.reconciler.jobs import deliveries as delivering
+from builderd.reconciler.jobs.deliveries import CLAIM, Deliveries
+from builderd.services import webhooks
+from builderd.services.builders import Caller
+
+URL, OTHER = "https://example.com/one", "https://example.com/two"
+SECRET = "a secret of the right length"
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with fake_world() as world:
+        yield world
+
+
+def sender(world: World) -> FakeWebhookSender:
+    assert isinstance(world.application.webhooks, FakeWebhookSender)
+    return world.application.webhooks
+
+
+async def hook(world: World, url: str = URL, *events: str, caller: Caller | None = None) -> Webhook:
+    new = webhooks.NewWebhook(url, events or ("*",), SECRET)
+    made, _ = await world.application.store.write(
+        lambda uow: webhooks.create(uow, world.application, caller or world.caller, new, world.clock.now())
+    )
+    return made
+
+
+async def happen(world: World, kind: str = "builder.status", caller: Caller | None = None) -> Event:
+    tenant = (caller or world.caller).tenant_id
+    event = make_event(BuilderId(""), tenant_id=tenant, builder_id=None, type=kind, time=world.clock.now())
+    return await world.application.store.write(lambda uow: uow.events.add(event))
+
+
+async def deliver(world: World, deliveries: Deliveries | None = None) -> None:
+    """All that is due now."""
+    deliveries = deliveries or Deliveries(world.application)
+    await deliveries.look()
+    await deliveries.rest()
+
+
+async def log_of(world: World, webhook: Webhook) -> list[Delivery]:
+    found, _ = await world.read(lambda uow: uow.deliveries.page(webhook.id, page=1, per_page=1000))
+    return list(found)[::-1]
+
+
+async def now_of(world: World, webhook: Webhook) -> Webhook:
+    found = await world.read(lambda uow: uow.webhooks.get(webhook.id))
+    assert found is not None
+    return found
+
+
+def told(world: World) -> list[int]:
+    """The events, as they were sent."""
+    return [json.loads(body)["data"]["id"] for _, _, body in sender(world).sent]
+
+
+async def test_an_event_is_sent_once_and_signed_with_the_webhooks_secret(world: World) -> None:
+    webhook, event = await hook(world), await happen(world)
+    await deliver(world)
+    await deliver(world)
+    ((url, headers, body),) = sender(world).sent
+    assert (url, told(world)) == (URL, [event.id])
+    assert headers["Webhook-Signature"] == sign(headers["Webhook-Id"], headers["Webhook-Timestamp"], body, SECRET)
+    (delivery,) = await log_of(world, webhook)
+    assert (delivery.id, delivery.status) == (headers["Webhook-Id"], DeliveryStatus.DELIVERED)
+    assert [attempt.status for attempt in delivery.attempts] == [200]
+
+
+async def test_what_happened_before_or_is_not_wanted_or_anothers_is_not_sent(world: World) -> None:
+    other = await world.tenant("other")
+    await happen(world)
+    await hook(world, URL, "stage.*", "webhook.deleted")
+    await happen(world)
+    await happen(world, "stage.started", caller=other)
+    wanted = await happen(world, "stage.started")
+    await deliver(world)
+    assert told(world) == [wanted.id]
+
+
+async def test_events_come_in_their_order_however_many_there_are(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivering, "PAGE", 3)
+    monkeypatch.setattr(delivering, "BATCH", 2)
+    await hook(world)
+    events = [(await happen(world)).id for _ in range(10)]
+    for _ in range(10):
+        await deliver(world)
+    assert told(world) == events
+
+
+async def test_a_failed_message_is_sent_again_under_its_id_when_it_is_time(world: World) -> None:
+    webhook, event = await hook(world), await happen(world)
+    sender(world).replies[URL] = [Reply(500, "oops"), Reply(None, "no answer")]
+    await deliver(world)
+    await deliver(world)
+    assert told(world) == [event.id], "it is not time yet"
+    world.clock.move(5)
+    await deliver(world)
+    world.clock.move(30)
+    await deliver(world)
+    assert told(world) == [event.id] * 3
+    assert len({headers["Webhook-Id"] for _, headers, _ in sender(world).sent}) == 1
+    assert len({headers["Webhook-Signature"] for _, headers, _ in sender(world).sent}) == 3
+    (delivery,) = await log_of(world, webhook)
+    assert [(attempt.status, attempt.note) for attempt in delivery.attempts] == [
+        (500, "oops"),
+        (None, "no answer"),
+        (200, ""),
+    ]
+
+
+async def test_what_a_killed_service_had_begun_is_sent_again_by_the_next(world: World) -> None:
+    webhook, event = await hook(world), await happen(world)
+    stuck = asyncio.Event()
+
+    @dataclass
+    class Dying(FakeWebhookSender):
+        async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
+            stuck.set()
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+        sent: Any = None
+        replies: Any = None
+        refused: Any = None
+
+    dying = Deliveries(replace(world.application, webhooks=Dying()))
+    running = asyncio.create_task(dying.run())
+    await stuck.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await deliver(world)
+    assert told(world) == [], "somebody may still be sending it"
+    world.clock.move(CLAIM.total_seconds())
+    await deliver(world)
+    assert told(world) == [event.id]
+    (delivery,) = await log_of(world, webhook)
+    assert delivery.status is DeliveryStatus.DELIVERED
+
+
+async def test_of_two_control_planes_one_sends_a_message(world: World) -> None:
+    await hook(world)
+    events = [(await happen(world)).id for _ in range(30)]
+    one, two = Deliveries(world.application), Deliveries(world.another().application)
+    for _ in range(4):
+        await asyncio.gather(deliver(world, one), deliver(world, two))
+    assert sorted(told(world)) == events
+
+
+async def test_who_fails_for_days_is_given_up_disabled_and_the_others_hear_of_it(world: World) -> None:
+    dead, alive = await hook(world), await hook(world, OTHER, "webhook.disabled")
+    sender(world).replies[URL] = [Reply(500, "")] * 100
+    await happen(world)
+    for _ in range(200):
+        await deliver(world)
+        world.clock.move(1_800)
+    delivery = (await log_of(world, dead))[0]
+    assert (delivery.status, len(delivery.attempts)) == (DeliveryStatus.GIVEN_UP, MAX_ATTEMPTS)
+    assert (await now_of(world, dead)).status is WebhookStatus.DISABLED
+    await deliver(world)
+    ((_, _, body),) = [sent for sent in sender(world).sent if sent[0] == OTHER]
+    assert json.loads(body)["data"]["details"] == {"webhook": dead.id, "url": URL}
+    sent = len(sender(world).sent)
+    await happen(world)
+    world.clock.move(86_400)
+    await deliver(world)
+    assert len(sender(world).sent) == sent, "nothing is sent to who is disabled"
+    assert (await now_of(world, alive)).status is WebhookStatus.ACTIVE
+
+
+async def test_while_a_webhook_fails_its_other_messages_wait(world: World) -> None:
+    await hook(world)
+    events = [(await happen(world)).id for _ in range(5)]
+    sender(world).replies[URL] = [Reply(503, "")]
+    for _ in range(3):
+        await deliver(world)
+    assert told(world) == events[:1]
+    world.clock.move(5)
+    await deliver(world)
+    assert sorted(told(world)) == sorted([events[0], *events])
+
+
+async def test_who_never_answers_holds_up_nobody_else(world: World) -> None:
+    await hook(world)
+    await hook(world, OTHER)
+    forever, sent = asyncio.Event(), sender(world).post
+
+    async def post(url: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        if url == URL:
+            await forever.wait()
+        return await sent(url, headers, body)
+
+    sender(world).post = post  # type: ignore[method-assign]
+    running = asyncio.create_task(Deliveries(world.application).run())
+    for _ in range(3):
+        await happen(world)
+        world.application.signals.change(BuilderId("x"))
+    await world.until(lambda: len(told(world)) == 3)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_webhook_that_is_far_behind_gets_no_more_until_it_heard_some(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivering, "MAX_PENDING", 2)
+    monkeypatch.setattr(delivering, "PAGE", 2)
+    webhook = await hook(world)
+    events = [(await happen(world)).id for _ in range(7)]
+    sender(world).replies[URL] = [Reply(500, "")] * 3
+    for _ in range(5):
+        await deliver(world)
+    assert len(await log_of(world, webhook)) == 2
+    for _ in range(10):
+        world.clock.move(60)
+        await deliver(world)
+    assert sorted(set(told(world))) == events
+
+
+async def test_a_deleted_webhook_hears_nothing_and_what_is_under_way_does_no_harm(world: World) -> None:
+    webhook = await hook(world)
+    await happen(world)
+    sent = sender(world).post
+
+    async def post(url: str, headers: Mapping[str, str], body: bytes) -> Reply:
+        await world.application.store.write(
+            lambda uow: webhooks.delete(uow, world.caller, webhook.id, world.clock.now())
+        )
+        return await sent(url, headers, body)
+
+    sender(world).post = post  # type: ignore[method-assign]
+    await happen(world)
+    await deliver(world)
+    assert len(told(world)) == 1
+    assert await world.read(lambda uow: uow.webhooks.get(WebhookId(webhook.id))) is None
+    assert await log_of(world, webhook) == []
+
+
+async def test_a_webhook_of_which_no_deliveries_can_be_made_holds_up_nobody_else(world: World) -> None:
+    broken = await hook(world)
+    await happen(world)
+    await deliver(world)
+    # Its place went back: what it was told of already is in its way.
+    await world.application.store.write(lambda uow: uow.webhooks.save(broken))
+    await hook(world, OTHER)
+    event = await happen(world)
+    await deliver(world)
+    assert [(url, json.loads(body)["data"]["id"]) for url, _, body in sender(world).sent[1:]] == [(OTHER, event.id)]

@@ -1,0 +1,134 @@
+"""What is of no use goes, what is in use stays, also when somebody begins to use it just then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+from tests.application import MAIN, REQUIREMENTS, World, fake_world
+from tests.contract.store.samples import make_event, make_record
+
+from builderd.domain.builders import Builder, Status
+from builderd.domain.bundles import BundleFile
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.ids import BuilderId
+from builderd.ports.store import EventQuery
+from builderd.reconciler.jobs import housekeeping
+from builderd.reconciler.jobs.housekeeping import Housekeeping
+from builderd.services import builders
+
+DAY = 86_400.0
+MONTH = 31 * DAY
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with fake_world() as world:
+        yield world
+
+
+async def deployed(world: World, name: str = "my-api", requirement: str = "flask\n") -> Builder:
+    return await world.create(MAIN, BundleFile("requirements.txt", requirement.encode()), name=name)
+
+
+async def test_a_layer_goes_when_its_builder_is_gone_and_nobody_asked_for_it_in_a_month(world: World) -> None:
+    async with world.reconciling():
+        builder = await deployed(world)
+        await world.reached(builders.delete, builder)
+    keeping = Housekeeping(world.application)
+    world.clock.move(29 * DAY)
+    await keeping.tidy()
+    assert world.engine.layers
+    world.clock.move(2 * DAY)
+    await keeping.tidy()
+    assert not world.engine.layers
+
+
+async def test_the_layer_of_a_builder_that_was_stopped_long_ago_stays(world: World) -> None:
+    async with world.reconciling():
+        builder = await deployed(world)
+        await world.reached(builders.stop, builder)
+    world.engine.tight = True
+    world.clock.move(12 * MONTH)
+    await Housekeeping(world.application).tidy()
+    assert world.engine.layers
+
+
+async def test_when_space_runs_out_unused_layers_go_after_an_hour(world: World) -> None:
+    async with world.reconciling():
+        builder = await deployed(world)
+        await world.reached(builders.delete, builder)
+    keeping = Housekeeping(world.application)
+    world.clock.move(3_700)
+    await keeping.tidy()
+    assert world.engine.layers
+    world.engine.tight = True
+    await keeping.tidy()
+    assert not world.engine.layers
+
+
+async def test_a_create_of_another_tenant_finds_its_layer_whenever_it_is_collected(world: World) -> None:
+    """Collected between each two calls of the engine, when the layer is unused and old enough to go."""
+    async with world.reconciling():
+        await world.reached(builders.delete, await deployed(world))
+        keeping = Housekeeping(world.application)
+        other, owner = await world.tenant("other"), world.caller
+        collecting = asyncio.Event()
+
+        async def collect() -> None:
+            while not collecting.is_set():
+                await keeping.make_room()
+
+        for number in range(10):
+            world.clock.move(MONTH)
+            collecting.clear()
+            task = asyncio.create_task(collect())
+            world.caller = other
+            builder = await deployed(world, name=f"app-{number}")
+            collecting.set()
+            await task
+            assert builder.status is Status.RUNNING
+            world.caller = other
+            await world.reached(builders.delete, builder)
+        world.caller = owner
+
+
+async def test_old_records_go_and_the_present_ones_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "BATCH", 2)
+    monkeypatch.setattr(housekeeping, "PAUSE", 0)
+    tenant, store = world.caller.tenant_id, world.application.store
+    async with world.reconciling():
+        builder = await world.create(MAIN, REQUIREMENTS)
+        for _ in range(3):
+            builder = await world.reached(builders.restart, builder)
+        old = await world.read(lambda uow: uow.events.last_id(tenant))
+        world.clock.move(91 * DAY)
+        builder = await world.reached(builders.restart, builder)
+        now = world.clock.now()
+        retries = [
+            make_record(tenant_id=tenant, key="old", created_at=now - timedelta(hours=25)),
+            make_record(tenant_id=tenant, key="new", created_at=now),
+        ]
+        for retry in retries:
+            await store.write(lambda uow, retry=retry: uow.idempotency.add(retry))  # type: ignore[misc]
+        await Housekeeping(world.application).tidy()
+    events = await world.read(lambda uow: uow.events.following(tenant, EventQuery(), after=0, limit=1000))
+    assert events
+    assert all(event.id > old for event in events)
+    assert {sandbox.run for sandbox in await world.records(builder)} >= {builder.run}
+    assert min(sandbox.run for sandbox in await world.records(builder)) > 1
+    assert await world.build_log(builder) == []
+    keys = [await world.read(lambda uow, key=key: uow.idempotency.get(tenant, key)) for key in ("old", "new")]  # type: ignore[misc]
+    assert [key is not None for key in keys] == [False, True]
+
+
+async def test_an_engine_that_fails_keeps_no_record_from_going(world: World) -> None:
+    tenant = world.caller.tenant_id
+    event = make_event(BuilderId(""), tenant_id=tenant, builder_id=None, time=world.clock.now())
+    await world.application.store.write(lambda uow: uow.events.add(event))
+    world.clock.move(91 * DAY)
+    world.engine.fail_next("collect", EngineUnavailable("gone"))
+    await Housekeeping(world.application).tidy()
+    assert await world.read(lambda uow: uow.events.last_id(tenant)) == 0

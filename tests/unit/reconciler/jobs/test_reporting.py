@@ -1,0 +1,229 @@
+"""QA reports as they are made of disposable copies, in the background."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from tests.application import World, fake_world, hurry
+
+from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.processes import Answer
+from builderd.domain.builders import Builder
+from builderd.domain.errors import NoCapacity
+from builderd.domain.ids import DiskId, new_id
+from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
+from builderd.domain.sandboxes import SandboxSpec
+from builderd.reconciler.jobs import reporting
+from builderd.reconciler.jobs.copies import DUMMY
+from builderd.reconciler.jobs.inspection import FILES, NETWORK
+from builderd.services import builders, qa
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    hurry(monkeypatch.setattr)
+    monkeypatch.setattr(reporting, "INTERVAL", 0.01)
+    monkeypatch.setattr(reporting, "OVERTAKEN_INTERVAL", 0.01)
+    async with fake_world(qa_report=True) as made:
+        yield made
+
+
+async def report_of(world: World, builder: Builder) -> QaReport | None:
+    return await world.read(lambda uow: uow.qa_reports.get(builder.id, builder.version))
+
+
+async def finished(world: World, builder: Builder) -> QaReport:
+    """Its report, once it is over and nothing of the copy is left."""
+
+    async def over() -> bool:
+        report = await report_of(world, builder)
+        return report is not None and not report.is_open and report.copy_disk is None
+
+    await world.until(over)
+    report = await report_of(world, builder)
+    assert report is not None
+    return report
+
+
+def outcomes(report: QaReport) -> dict[CheckName, Outcome]:
+    return {check.name: check.outcome for check in report.checks}
+
+
+def specs(world: World) -> list[SandboxSpec]:
+    """All that were started, kept by a spy."""
+    started: list[SandboxSpec] = []
+    start = world.engine.start
+
+    async def spy(spec: SandboxSpec) -> object:
+        started.append(spec)
+        return await start(spec)
+
+    world.engine.start = spy  # type: ignore[method-assign, assignment]
+    return started
+
+
+async def test_a_report_follows_and_leaves_nothing_behind(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        report = await finished(world, builder)
+    assert report.status is ReportStatus.DONE
+    assert set(outcomes(report)) >= {
+        CheckName.CRAWL,
+        CheckName.BROWSER,
+        CheckName.OPENAPI,
+        CheckName.LOG,
+        CheckName.SIGTERM,
+        CheckName.RESTART,
+        CheckName.STAYS_UP,
+    }
+    assert report.screenshots == ("desktop",)
+    picture = await world.read(lambda uow: uow.qa_reports.screenshot(builder.id, 1, "desktop"))
+    assert picture is not None
+    assert list(world.engine.disks) == [builder.disk]
+    assert len(world.engine.sandboxes) == 1
+    assert {owner for owner, _ in world.engine.logs.values()} == {builder.id}
+
+
+async def test_a_copy_has_no_network_and_no_secret_of_the_app(world: World) -> None:
+    started = specs(world)
+    async with world.reconciling():
+        builder = await world.create(env={"A": "1"})
+        await finished(world, builder)
+    live, *copies = started
+    assert len(copies) == 2
+    for copy in copies:
+        assert not copy.egress
+        assert copy.disk != live.disk
+        assert copy.env["A"] == "1"
+        assert copy.env["SERVICE_TOKEN"] != live.env["SERVICE_TOKEN"]
+        assert builder.service_token not in str(copy)
+    assert live.egress
+
+
+async def test_credentials_are_dummies_in_a_copy(world: World) -> None:
+    from builderd.services import credentials
+
+    now, vault = world.clock.now(), world.application.vault
+    await world.application.store.write(
+        lambda uow: credentials.put(uow, vault, world.caller.tenant_id, "mail", {"MAIL_KEY": "real"}, now)
+    )
+    started = specs(world)
+    async with world.reconciling():
+        await finished(world, await world.create(credentials=("mail",)))
+    assert started[0].env["MAIL_KEY"] == "real"
+    for copy in started[1:]:
+        assert (copy.env["MAIL_KEY"], copy.secret_files) == (DUMMY, {"mail/MAIL_KEY": DUMMY})
+        assert "real" not in str(copy)
+
+
+async def test_what_may_come_of_the_missing_network_is_not_judged(world: World) -> None:
+    world.testers.crawled = (Check(CheckName.CRAWL, Outcome.FAILED, "GET / was answered 500."),)
+    world.engine.answer(NETWORK, Answer(output="Icmp: InMsgs InDestUnreachs\nIcmp: 3 3\n"))
+    async with world.reconciling():
+        report = await finished(world, await world.create())
+    assert outcomes(report)[CheckName.CRAWL] is Outcome.NOT_JUDGED
+
+
+async def test_without_any_try_to_reach_a_network_it_is(world: World) -> None:
+    world.testers.crawled = (Check(CheckName.CRAWL, Outcome.FAILED, "GET / was answered 500."),)
+    async with world.reconciling():
+        report = await finished(world, await world.create())
+    assert outcomes(report)[CheckName.CRAWL] is Outcome.FAILED
+
+
+async def test_files_that_are_gone_after_a_restart_are_told(world: World) -> None:
+    listed = [json.dumps({"data.json": [10, "aa"], "main.py": [5, "bb"]}), json.dumps({"main.py": [5, "bb"]})]
+    opened = world.engine.open_process
+
+    def answer(*arguments: object) -> object:
+        if FILES in arguments[1].argv:  # type: ignore[attr-defined]
+            world.engine.answer(FILES, Answer(output=listed.pop(0)))
+        return opened(*arguments)  # type: ignore[arg-type]
+
+    world.engine.open_process = answer  # type: ignore[method-assign, assignment]
+    async with world.reconciling():
+        report = await finished(world, await world.create())
+    (check,) = [check for check in report.checks if check.name is CheckName.FILES]
+    assert (check.outcome, check.findings) == (Outcome.FAILED, ("data.json (10 bytes) is gone",))
+
+
+async def test_a_copy_that_does_not_come_up_says_so(world: World) -> None:
+    world.engine.behave("python3 main.py", Behaviour(), Behaviour(listens_at=None, exits_at=1, exit_code=4))
+    async with world.reconciling():
+        report = await finished(world, await world.create())
+    (check,) = report.checks
+    assert (check.name, check.outcome) == (CheckName.COPY, Outcome.FAILED)
+    assert "exited with code 4" in check.message
+
+
+async def test_no_room_for_a_copy_drops_the_report_and_says_so(world: World) -> None:
+    world.engine.fail_next("clone_disk", NoCapacity("The store is full."))
+    async with world.reconciling():
+        report = await finished(world, await world.create())
+    assert (report.status, report.note) == (ReportStatus.DROPPED, "The store is full.")
+
+
+async def test_a_report_that_a_crash_cut_off_is_made_anew_and_its_copy_swept(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await finished(world, builder)
+    left = DiskId(new_id())
+    await world.engine.clone_disk(builder.disk, left, 1)
+    cut_off = QaReport(builder.id, 1, ReportStatus.RUNNING, attempts=1, owner="first", copy_disk=left)
+    await world.application.store.write(lambda uow: uow.qa_reports.save(cut_off))
+    async with world.reconciling():
+        report = await finished(world, builder)
+    assert (report.status, report.attempts) == (ReportStatus.DONE, 2)
+    assert list(world.engine.disks) == [builder.disk]
+
+
+async def test_one_that_was_cut_off_too_often_is_dropped(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await finished(world, builder)
+    cut_off = QaReport(builder.id, 1, ReportStatus.RUNNING, attempts=2, owner="first")
+    await world.application.store.write(lambda uow: uow.qa_reports.save(cut_off))
+    async with world.reconciling():
+        report = await finished(world, builder)
+    assert (report.status, report.note) == (ReportStatus.DROPPED, reporting.CUT_OFF)
+
+
+async def test_what_another_service_works_on_is_left_to_it(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await finished(world, builder)
+    others = QaReport(builder.id, 1, ReportStatus.RUNNING, attempts=1, owner="elsewhere", copy_disk=DiskId("theirs"))
+    await world.application.store.write(lambda uow: uow.qa_reports.save(others))
+    async with world.reconciling():
+        await world.reached(builders.stop, builder)
+    assert await report_of(world, builder) == others
+
+
+async def test_a_builder_that_is_deleted_takes_its_report_along(world: World) -> None:
+    world.engine.behave("python3 main.py", Behaviour(), Behaviour(listens_at=None))
+    async with world.reconciling():
+        builder = await world.create()
+        await world.until(lambda: len(world.engine.sandboxes) == 2)
+        await world.reached(builders.delete, builder)
+        await world.until(lambda: not world.engine.disks)
+        await world.until_nothing_runs()
+
+        async def gone() -> bool:
+            return await report_of(world, builder) is None
+
+        await world.until(gone)
+
+
+async def test_qa_again_judges_and_reports_anew(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        first = await finished(world, builder)
+        world.testers.visits[0] = replace(world.testers.visits[0], status=500)
+        view = await qa.again(world.application, world.caller, builder.id)
+        assert view.version.qa_passed is False
+        second = await finished(world, builder)
+    assert (first.requested_by, second.requested_by) == ("system", "token acme")
+    assert second.gate != first.gate

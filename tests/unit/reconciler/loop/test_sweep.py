@@ -1,0 +1,84 @@
+"""The sweep takes away what no record knows, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.application import MAIN, World
+
+from builderd.domain.bundles import make_bundle
+from builderd.domain.errors import EngineUnavailable
+from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
+from builderd.domain.previews import Route, RouteState
+from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxSpec
+from builderd.reconciler.loop.sweep import sweep
+from builderd.services import builders
+
+ASTRAY = Route("gone-00000000.localhost", RouteState.STOPPED)
+
+
+async def start_unknown(world: World) -> SandboxId:
+    """A sandbox that no record knows."""
+    (known,) = world.engine.sandboxes.values()
+    disk = DiskId(new_id())
+    await world.engine.create_disk(disk, 1)
+    spec: SandboxSpec = replace(known.spec, id=new_sandbox_id(), builder_id=BuilderId(new_id()), disk=disk)
+    await world.engine.start(spec)
+    return spec.id
+
+
+async def test_a_running_builder_is_left_as_it_is(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+    (sandbox,) = world.engine.sandboxes
+    await sweep(world.application, ())
+    assert list(world.engine.sandboxes) == [sandbox]
+    assert await world.route(builder)
+    assert world.bundles.stored
+    assert await world.read(lambda uow: uow.builders.due(world.clock.now(), 10)) == [builder.id]
+
+
+async def test_what_no_record_knows_is_taken_away(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+    (known,) = world.engine.sandboxes
+    unknown = await start_unknown(world)
+    other = make_bundle([replace(MAIN, source=b"other")])
+    await world.previews.put(ASTRAY)
+    await world.bundles.put(other)
+    await sweep(world.application, ())
+    assert list(world.engine.sandboxes) == [known]
+    assert ("stop", unknown) in world.engine.calls
+    assert list(await world.previews.routes()) == [builder.host]
+    assert other.hash not in world.bundles.stored
+
+
+async def test_what_is_left_of_an_ended_sandbox_is_taken_away_unless_somebody_is_at_it(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+    (sandbox,) = await world.records(builder)
+    end = SandboxEnd(EndCause.EXITED, 0, world.clock.now())
+    await world.application.store.write(lambda uow: uow.sandboxes.save(replace(sandbox, end=end)))
+    world.engine.end(sandbox.id)
+    await sweep(world.application, {builder.id})
+    assert world.engine.sandboxes
+    await sweep(world.application, ())
+    assert world.engine.sandboxes == {}
+
+
+async def test_a_builder_that_is_being_deleted_is_not_forgotten(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+    await world.want(builders.delete, builder)
+    now = world.clock.now()
+    await world.application.store.write(lambda uow: uow.builders.claim(builder.id, "x", now, now))
+    await world.application.store.write(lambda uow: uow.builders.release(builder.id, "x", None))
+    assert await world.read(lambda uow: uow.builders.due(now, 10)) == []
+    async with world.another().reconciling():
+        await world.until_nothing_is_left()
+
+
+async def test_a_sweep_that_fails_does_not_keep_the_reconciler_from_its_work(world: World) -> None:
+    world.engine.fail_next("list_sandboxes", EngineUnavailable("It does not answer."))
+    async with world.reconciling():
+        assert (await world.create()).settled

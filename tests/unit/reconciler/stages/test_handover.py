@@ -1,0 +1,45 @@
+"""Whatever a version that takes over does, visitors get an answer in the time that they are held for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from builderd.adapters.previews.haproxy.hold import PATIENCE
+from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.sandboxes import Sandbox
+from builderd.reconciler.stages.handover import DRAIN_TIMEOUT, grace, patience
+
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+USUAL, LONGEST = 12.0, 60.0
+
+
+def started(seconds: float | None) -> Sandbox:
+    """One that listened after so many seconds, or never."""
+    listening = None if seconds is None else NOW + timedelta(seconds=seconds)
+    return Sandbox(SandboxId("1"), BuilderId("b"), 1, 1, 1, NOW, DiskId("d"), started_at=NOW, listening_at=listening)
+
+
+@pytest.mark.parametrize("drained", [0.0, 2.0, DRAIN_TIMEOUT])
+@pytest.mark.parametrize("old", [0.1, 3.0, 6.0, 10.0, 12.0])
+def test_there_is_time_to_bring_the_old_version_back(drained: float, old: float) -> None:
+    held = drained + grace(10, drained) + patience(started(0.3), started(old), USUAL, LONGEST) + old
+    assert held <= PATIENCE - 0.5
+
+
+def test_requests_that_took_long_leave_the_old_version_less_time_to_end() -> None:
+    assert [grace(10, seconds) for seconds in (0, 2, 4.5, 10)] == [5, 3, 1, 1]
+    assert grace(0.5, 0) == 0.5
+
+
+def test_one_that_is_known_to_be_slow_gets_its_time() -> None:
+    assert patience(started(7), started(0.1), USUAL, LONGEST) == LONGEST
+    assert patience(started(4), started(12), USUAL, LONGEST) == LONGEST
+    assert patience(started(5), started(0.1), USUAL, LONGEST) == USUAL
+
+
+def test_one_that_nothing_is_known_of_gets_what_visitors_can_wait() -> None:
+    assert patience(None, None, USUAL, LONGEST) == USUAL
+    assert patience(started(None), started(0.1), USUAL, LONGEST) == USUAL
+    assert patience(started(0.1), started(0.1), USUAL, 1) == 1

@@ -135,12 +135,16 @@ class IdleSettings(Section):
 
 
 class PreviewSettings(Section):
-    """``public_port``: the port that visitors see, where something in front forwards to ``preview_port``."""
+    """``public_port``: the port that visitors see, where something in front forwards to ``preview_port``.
+
+    ``address_connections``: connections and HTTP/2 requests that one visitor's address may hold at a time, 0 any.
+    """
 
     domain: Domain = "localhost"
     public_port: Port | None = None
     certificate: Path | None = None
     trusted_proxies: Networks = ()
+    address_connections: int = Field(default=1_000, ge=0)
 
 
 class EgressSettings(Section):

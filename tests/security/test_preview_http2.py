@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+from collections.abc import Callable
 
 import pytest
 from tests.previews.http2 import DATA, END_STREAM, Header, Stream, dial, request
-from tests.previews.proxy import TOKEN, App, Proxy
+from tests.previews.proxy import TOKEN, App, Proxy, eventually
+from tests.previews.visitor import Visitor
 
 pytestmark = pytest.mark.haproxy
 
@@ -139,3 +143,35 @@ def asked(proxy: Proxy, host: str, path: str) -> int:
     """How often the app has seen this path."""
     count: int = proxy.visitor.get(host, f"/head?{path}").json["asked"]
     return count
+
+
+def test_one_address_holds_its_share_of_connections_and_requests(
+    make_proxy: Callable[..., Proxy], app: App, neighbour: App
+) -> None:
+    """An HTTP/2 request holds a descriptor as a connection does: 100 connections with 100 each took half of all."""
+    proxy = make_proxy(address_connections=40).start()
+    host, other = proxy.open(app), proxy.open(neighbour)
+    with contextlib.ExitStack() as kept:
+        flood = [dial(Visitor(proxy.options.port)) for _ in range(3)]
+        for connection in flood:
+            kept.enter_context(connection.socket)
+            for stream in range(1, 61, 2):
+                # A body that never comes keeps the request open.
+                connection.open(
+                    stream, [*request(host, "/upload", method="POST"), (b"content-length", b"9")], ends=False
+                )
+        refused = [connection.finish(59) for connection in flood[1:]]
+        assert all(answer.head and not answer.ok for answer in refused)
+        with Visitor(proxy.options.port).dial() as newcomer:
+            newcomer.sendall(b"GET")
+            with contextlib.suppress(ConnectionError):
+                assert newcomer.recv(1) == b""
+        assert from_address(proxy, "127.0.0.2", other) == 200
+    eventually(lambda: proxy.visitor.get(other).status == 200)
+
+
+def from_address(proxy: Proxy, address: str, host: str) -> int:
+    """The status of an answer to a visitor with another address."""
+    with socket.create_connection(("127.0.0.1", proxy.options.port), 10, (address, 0)) as connection:
+        connection.sendall(f"GET /head HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        return int(connection.makefile("rb").readline().split()[1])

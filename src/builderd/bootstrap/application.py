@@ -126,6 +126,7 @@ def make_previews(settings: Settings) -> HaproxyPreviews:
         # The proxy works in another folder than the service.
         certificate=settings.preview.certificate and settings.preview.certificate.absolute(),
         trusted_proxies=settings.preview.trusted_proxies,
+        address_connections=settings.preview.address_connections,
         api_url=settings.api_url,
     )
     return HaproxyPreviews(settings.data_dir / "previews", options)

@@ -22,6 +22,8 @@ ANSWER_CLASSES = (2, 3, 4, 5)
 DESCRIPTION = "builderd previews"
 #: Counters by host: of plain requests, and of WebSockets and streams of events.
 TABLES = ("activity", "streams")
+#: One address holds at most this part of all connections, whatever the setting is.
+ADDRESS_PART = 4
 
 #: Headers that no visitor may send to an app: the platform's own, and what proxies tell apps about the visitor.
 _OURS = (
@@ -36,6 +38,8 @@ _OURS = (
 )
 #: A browser names text/html; a client that names JSON, or neither, is no reader of pages.
 _READS_PAGES = "{ req.hdr(accept) -m sub -i text/html } !{ req.hdr(accept) -m sub -i application/json }"
+#: Of IPv6, a /64: its user has 2^64 addresses.
+_ADDRESS = "src,ipmask(32,64)"
 #: A host with something else than digits after its colon.
 _ODD_PORT = "req.hdr(host) -m reg :.*[^0-9]"
 _DOMAIN = r";[ \t]*domain[ \t]*="
@@ -63,10 +67,11 @@ class Configuration:
 def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuration:
     sections = (
         _defaults(options),
-        _frontend(options, files),
+        _frontend(options, files, host),
         *(_plain(options, files, form) for form in Form),
         *(_careful(options, files, form) for form in Form),
         *(_counters(table) for table in TABLES),
+        _visitors(),
     )
     rest = "\n".join(sections)
     content = (_global(options, files, host, ""), rest, hold.script(), *pages.documents().values())
@@ -116,14 +121,16 @@ def _defaults(options: ProxyOptions) -> str:
     )
 
 
-def _frontend(options: ProxyOptions, files: ProxyFiles) -> str:
+def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
     """What is plain takes a short way: each rule on it is one that every request pays for."""
     plain = "public repeatable path_only !odd_port !brought"
     return section(
         "frontend visitors from base",
         f"""
         bind {_bind(options)}
+        {_admission(options, host)}
         {_sender(options)}
+        {_share(options, host)}
         # Whatever its case, its port and the dot at its end: a host that is not in the map gets no further.
         http-request set-var(txn.host) req.hdr(host),host_only,rtrim(.)
         # state|access|ip|port|sha256 of the token|builder
@@ -167,6 +174,37 @@ def _sender(options: ProxyOptions) -> str:
         # Of several lines the last is taken, and just that one is judged.
         http-request set-var(txn.proto) req.fhdr(x-forwarded-proto,-1),lower if from_proxy
         http-request set-var(txn.proto) str({_own_scheme(options)}) if !{{ var(txn.proto) -m str http https }}
+        """
+
+
+def _most(options: ProxyOptions, host: Host) -> int:
+    """What one address may hold; 0: as much as it likes."""
+    return min(options.address_connections, max(host.max_connections // ADDRESS_PART, 1))
+
+
+def _admission(options: ProxyOptions, host: Host) -> str:
+    """Limit the connections of one address, or it would take all that visitors share. A trusted proxy's are many's."""
+    if not (most := _most(options, host)):
+        return ""
+    networks = " ".join(str(network) for network in options.trusted_proxies)
+    return f"""
+        tcp-request connection track-sc1 {_ADDRESS} table visitors{f" if !{{ src {networks} }}" if networks else ""}
+        tcp-request connection reject if {{ sc1_conn_cur gt {most} }}
+        """
+
+
+def _share(options: ProxyOptions, host: Host) -> str:
+    """Count what shares a connection by itself: each such request holds a connection to an app.
+
+    So do requests of HTTP/2, and those that a trusted proxy forwards, which count for the visitor that it names.
+    """
+    if not (most := _most(options, host)):
+        return ""
+    forwarded = " or from_proxy says_who" if options.trusted_proxies else ""
+    return f"""
+        acl multiplexed req.ver 2.0
+        http-request track-sc2 {_ADDRESS} table visitors if multiplexed{forwarded}
+        http-request deny deny_status 429 if {{ sc2_conn_cur gt {most} }}
         """
 
 
@@ -272,3 +310,8 @@ def _counters(table: str) -> str:
         f"backend {table} from base",
         f"stick-table type string len 254 size 100k expire {MEMORY_SECONDS}s store {counters}",
     )
+
+
+def _visitors() -> str:
+    """What each address holds at the moment; an entry lives on for as long as something is counted on it."""
+    return section("backend visitors from base", "stick-table type ipv6 size 100k expire 60s store conn_cur")

@@ -31,6 +31,7 @@ class ProxyOptions:
     """``certificate`` is a PEM file of key and chain; with it, the port speaks TLS only.
 
     ``trusted_proxies`` are networks of proxies in front whose ``X-Forwarded-For`` and ``-Proto`` are believed.
+    ``address_connections`` is how many connections and HTTP/2 requests one visitor's address may hold at a time, 0 any.
     ``threads`` None means one per CPU. ``api_url`` (``https://host[:port]``) is where a page sends the app's owner for
     its logs. ``program`` is a name on the PATH, or a path. Raises ``ValueError`` for what cannot be written down.
     """
@@ -41,6 +42,7 @@ class ProxyOptions:
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     threads: int | None = None
     max_connections: int = 20_000
+    address_connections: int = 1_000
     timeouts: Timeouts = field(default_factory=Timeouts)
     api_url: str = ""
     program: str = "haproxy"

@@ -90,4 +90,4 @@ async def _keep_noting(application: Application, note: Note) -> None:
                 application.signals.change(woken)
         except Exception:
             # The use goes on, and so does its record once the database answers again.
-            log.exception("a use that goes on could not be recorded")
+            log.exception("use not recorded, retrying in a few seconds")

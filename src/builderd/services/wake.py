@@ -85,7 +85,7 @@ async def visited(application: Application, host: str) -> None:
     try:
         changed = await application.store.write(work)
     except (NoCapacity, QuotaExceeded) as error:
-        log.warning("%s is not woken: %s", host, error.message)
+        log.warning("wake rejected host=%s error=%s", host, error.message)
         await application.previews.turn_away(host)
         return
     if changed is not None:

@@ -35,7 +35,7 @@ async def _adopt(desk: Desk, key: BackupKey) -> None:
         if taken or gone:
             reason = f"{taken} backups that were taken since are known again, {gone} that went since no longer"
             uow.events.add(Event(key.tenant_id, None, now, "backups.adopted", SYSTEM, reason, {}))
-            log.info("tenant %s: %s", key.tenant_id, reason)
+            log.info("backups adopted tenant=%s added=%d removed=%d", key.tenant_id, taken, gone)
 
     await desk.app.store.write(record)
 

@@ -64,7 +64,7 @@ class BackupSchedule:
         try:
             await work
         except Exception:
-            log.warning("the backup schedule failed at something; it is tried again", exc_info=True)
+            log.warning("backup job failed, retrying at its next turn", exc_info=True)
 
     async def _keep_up(self) -> None:
         await upkeep.tidy(self.desk)

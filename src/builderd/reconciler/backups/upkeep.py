@@ -57,7 +57,7 @@ async def _guarded(tenant_id: TenantId, work: Awaitable[None]) -> None:
     try:
         await work
     except Exception:
-        log.warning("the backups of tenant %s could not be tidied; later again", tenant_id, exc_info=True)
+        log.warning("backup retention failed, retrying later tenant=%s", tenant_id, exc_info=True)
 
 
 async def _let_go(desk: Desk, tenant_id: TenantId, expired: Sequence[Backup]) -> None:
@@ -156,7 +156,7 @@ async def check_one(desk: Desk, key: BackupKey) -> str:
         if machine_fault(error) is not None:
             # It says nothing of the repository, of which is known what was known before.
             log.warning(
-                "repository check failed, retrying in %s: tenant=%s error=%s", CHECK_RETRY, key.tenant_id, fault
+                "repository check failed, retrying later tenant=%s delay=%s error=%s", key.tenant_id, CHECK_RETRY, fault
             )
             at = desk.app.clock.now() - desk.app.backup_rules.check_every + CHECK_RETRY
             await _save_key(desk, key.tenant_id, checked_at=at)

@@ -43,7 +43,7 @@ class Claim:
                 if not await self.take():
                     return
             except Exception:
-                log.warning("the claim on builder %s could not be renewed", self._id, exc_info=True)
+                log.warning("claim renewal failed, retrying in 10 s builder=%s", self._id, exc_info=True)
 
     async def release(self, due_at: datetime | None) -> None:
         """Give it back if it is held still; the builder is due at ``due_at``, or only when something changes."""

@@ -65,7 +65,7 @@ class Deliveries:
                 try:
                     await self.look()
                 except Exception:
-                    log.warning("webhooks were not looked at", exc_info=True)
+                    log.warning("webhook poll failed, retrying in 1 s", exc_info=True)
                 await signals.wait(ANY, seen, LOOK_INTERVAL)
                 await asyncio.sleep(LEAST_INTERVAL)
         finally:
@@ -83,7 +83,7 @@ class Deliveries:
             except StoreUnavailable:
                 raise  # it says nothing of this webhook
             except Exception:
-                log.warning("no deliveries were made for webhook %s", webhook_id, exc_info=True)
+                log.warning("webhook fan-out failed webhook=%s", webhook_id, exc_info=True)
         now = self._app.clock.now()
         for webhook_id in await store.read(lambda uow: uow.webhooks.due(now)):
             if webhook_id not in self._served:
@@ -119,7 +119,7 @@ class Deliveries:
                     if not await self._deliver_next(webhook_id):
                         break
         except Exception:
-            log.warning("webhook %s was not served", webhook_id, exc_info=True)
+            log.warning("webhook delivery failed webhook=%s", webhook_id, exc_info=True)
         finally:
             del self._served[webhook_id]
 

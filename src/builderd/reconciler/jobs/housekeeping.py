@@ -54,7 +54,7 @@ class Housekeeping:
                 elif self._app.engine.is_tight():
                     await self.make_room()
             except Exception:
-                log.warning("not everything was tidied up", exc_info=True)
+                log.warning("retention failed, retrying in 60 s", exc_info=True)
             await asyncio.sleep(LOOK_INTERVAL)
 
     async def tidy(self) -> None:
@@ -64,7 +64,7 @@ class Housekeeping:
             if self._app.engine.is_tight():
                 await self.make_room()
         except BuilderdError as error:
-            log.warning("the engine's store was not tidied up: %s", error.message)
+            log.warning("layer collection failed, retrying in the next round error=%s", error.message)
         await self._expire_records(self._app.clock.now())
 
     async def make_room(self) -> None:
@@ -77,7 +77,7 @@ class Housekeeping:
         gone = await self._app.engine.collect(keep, unused.total_seconds())
         if gone.layers or gone.bases or gone.scratch:
             log.info(
-                "taken away: %d layers, %d bases, the scratch of %d sandboxes",
+                "unused storage removed layers=%d bases=%d scratch=%d",
                 len(gone.layers),
                 len(gone.bases),
                 gone.scratch,

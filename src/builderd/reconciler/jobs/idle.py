@@ -54,7 +54,7 @@ class Idleness:
             try:
                 await self.look()
             except Exception:
-                log.warning("what is idle is not noticed for a moment", exc_info=True)
+                log.warning("idle check failed, retrying in a few seconds", exc_info=True)
 
     @property
     def interval(self) -> float:
@@ -87,7 +87,7 @@ class Idleness:
         found = await asyncio.gather(*looks, return_exceptions=True)
         if faults := [one for one in found if isinstance(one, BaseException)]:
             # They sleep later; the others as ever.
-            log.warning("of %d builders it is not known how idle they are", len(faults), exc_info=faults[0])
+            log.warning("idle check skipped, usage unavailable builders=%d", len(faults), exc_info=faults[0])
         before = self._readings
         readings = (
             (builder, _compare(before.get(builder), reading, self._app.limits.quiet_cpu))

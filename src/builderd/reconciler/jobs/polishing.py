@@ -36,4 +36,4 @@ class Polishing:
             try:
                 await polish(self._app, subject)
             except Exception:
-                log.warning("the layer %s was not polished", subject.version.layer_key, exc_info=True)
+                log.warning("bytecode compilation failed layer=%s", subject.version.layer_key, exc_info=True)

@@ -57,7 +57,7 @@ class Reporting:
                 while await self._one():
                     pass
             except Exception:
-                log.warning("a QA report could not be made", exc_info=True)
+                log.warning("QA report failed, retrying in 5 s", exc_info=True)
                 await asyncio.sleep(INTERVAL)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._again.wait(), INTERVAL)

@@ -52,7 +52,7 @@ class Sampling:
                 if (self._app.clock.now() - self._flushed_at).total_seconds() >= FLUSH_INTERVAL:
                     await self.flush()
             except Exception:
-                log.warning("what builders use was not read", exc_info=True)
+                log.warning("usage sampling failed, retrying in 10 s", exc_info=True)
             await self._app.clock.sleep(INTERVAL)
 
     async def sample(self) -> None:
@@ -70,7 +70,7 @@ class Sampling:
             if used is not None:
                 found[one.sandbox_id] = self._reading(one, used, visited.get(one.host))
         if faults:
-            log.warning("what %d builders use was not read", len(faults), exc_info=next(iter(faults.values())))
+            log.warning("usage unavailable builders=%d", len(faults), exc_info=next(iter(faults.values())))
         # The next reading of one that failed goes on from its last.
         kept = {sandbox: last for sandbox, last in self._last.items() if sandbox in faults}
         self._last, self._visited, self._at = kept | found, visited, self._app.clock.now()

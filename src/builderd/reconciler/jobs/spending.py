@@ -31,7 +31,7 @@ async def leave_out_skips(application: Application) -> None:
     Builder by builder, so that nothing waits for all of them; who was killed half-way begins again.
     """
     for skip in application.clock.skips():
-        log.warning("the clock was set forward from %s to %s: nobody pays for that", skip.since, skip.until)
+        log.warning("clock set forward, time in between not billed since=%s until=%s", skip.since, skip.until)
         for builder in await application.store.read(partial(_builders_over, skip=skip)):
             await application.store.write(partial(_leave_out, builder=builder, skip=skip))
         application.clock.settle(skip)

@@ -33,7 +33,10 @@ class StorageEvents:
         state = AVAILABLE if readiness.ready else UNAVAILABLE
         if state == self._reported:
             return
-        log.log(logging.INFO if readiness.ready else logging.ERROR, "%s: %s", state, readiness.message)
+        if readiness.ready:
+            log.info("storage available again")
+        else:
+            log.error("storage unavailable error=%s", readiness.message)
         await self._app.store.write(lambda uow: self._add(uow, state))
         self._reported = state
 

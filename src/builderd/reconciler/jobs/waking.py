@@ -22,7 +22,7 @@ async def watch(application: Application) -> None:
                 async for host in application.previews.visitors():
                     group.create_task(_wake(application, host))
             except Exception:
-                log.warning("visitors are not heard for a moment", exc_info=True)
+                log.warning("visit watcher failed, retrying in 1 s", exc_info=True)
             await asyncio.sleep(RETRY_INTERVAL)
 
 
@@ -32,7 +32,7 @@ async def _wake(application: Application, host: str) -> None:
         try:
             await wake.visited(application, host)
         except Exception:
-            log.warning("%s could not be woken", host, exc_info=True)
+            log.warning("wake failed, retrying in 1 s host=%s", host, exc_info=True)
         else:
             return
         await asyncio.sleep(RETRY_INTERVAL)

@@ -83,7 +83,7 @@ class Reconciler:
         try:
             return await self._app.store.read(lambda uow: uow.builders.due(self._app.clock.now(), BATCH))
         except Exception:
-            log.warning("the store does not say which builders are due", exc_info=True)
+            log.warning("poll for due builders failed, retrying in 0.5 s", exc_info=True)
             return ()
 
     def _wake(self, builders: Iterable[BuilderId]) -> None:
@@ -104,7 +104,7 @@ class Reconciler:
         try:
             await worker.run()
         except Exception:
-            log.exception("the worker of builder %s failed", builder_id)
+            log.exception("worker failed builder=%s", builder_id)
         finally:
             del self._workers[builder_id]
             if worker.poked:
@@ -124,7 +124,7 @@ class Reconciler:
         try:
             await sweep(self._app, self._workers)
         except Exception:
-            log.warning("the sweep failed", exc_info=True)
+            log.warning("sweep failed, retrying in 300 s", exc_info=True)
 
     async def _watch_spending(self) -> None:
         while True:
@@ -132,7 +132,7 @@ class Reconciler:
                 await spending.leave_out_skips(self._app)
                 await spending.look(self._app, self._crew.fault)
             except Exception:
-                log.warning("the spending is not looked at for a moment", exc_info=True)
+                log.warning("spending check failed, retrying in 0.5 s", exc_info=True)
             await asyncio.sleep(POLL_INTERVAL)
 
     async def _watch_exits(self) -> None:
@@ -143,7 +143,7 @@ class Reconciler:
                     if sandbox is not None:
                         self._app.signals.desired_changed(sandbox.builder_id)
             except Exception:
-                log.warning("exits are not noticed for a moment", exc_info=True)
+                log.warning("exit watcher failed, retrying in 1 s", exc_info=True)
             await asyncio.sleep(RETRY_INTERVAL)
 
 

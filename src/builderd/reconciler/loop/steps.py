@@ -333,7 +333,7 @@ class Steps:
     def _removed(self, removal: asyncio.Task[None]) -> None:
         self._removals.discard(removal)
         if not removal.cancelled() and removal.exception() is not None:
-            log.warning("an ended sandbox is left to the next sweep", exc_info=removal.exception())
+            log.warning("sandbox removal failed, retrying at the next sweep", exc_info=removal.exception())
 
     def _record_end(self, subject: Subject, sandbox: Sandbox, report: SandboxReport | None) -> Result:
         end = report.end if report and report.end else SandboxEnd(EndCause.UNKNOWN, None, None)

@@ -49,7 +49,7 @@ def _is_stray(uow: UnitOfWork, sandbox_id: SandboxId, busy: Container[BuilderId]
 
 
 async def _remove(application: Application, sandbox_id: SandboxId) -> None:
-    log.info("removing sandbox %s, which no record knows to run", sandbox_id)
+    log.info("removing leaked sandbox sandbox=%s", sandbox_id)
     await application.engine.stop(sandbox_id, application.limits.stop_grace)
     await application.engine.remove(sandbox_id)
 
@@ -60,7 +60,7 @@ async def _sweep_routes(application: Application) -> None:
     hosts = await application.store.read(_hosts)
     for host in held:
         if host not in hosts:
-            log.info("removing the route of %s, which no builder has", host)
+            log.info("removing unused route host=%s", host)
             await application.previews.remove(host)
 
 
@@ -73,5 +73,5 @@ async def _sweep_bundles(application: Application) -> None:
     held = await application.bundles.hashes()
     unused = await application.store.read(lambda uow: [one for one in held if not uow.versions.uses_bundle(one)])
     for bundle_hash in unused:
-        log.info("removing bundle %s, which no version has", bundle_hash)
+        log.info("removing unused bundle bundle=%s", bundle_hash)
         await bundles.drop_unused(application, bundle_hash)

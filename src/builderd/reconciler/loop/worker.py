@@ -99,7 +99,7 @@ class Worker:
             if is_ours:
                 due = await race(self._work(known), claim.hold())
         except ClaimLost:
-            log.info("the claim on builder %s was lost", self._id)
+            log.info("claim lost builder=%s", self._id)
         finally:
             await self._crew.steps.leave(self._id)
             await claim.release(due)
@@ -206,7 +206,7 @@ class Worker:
         """
         self._crew.troubles[self._id] += not isinstance(error, StoreUnavailable)
         troubles = self._crew.troubles[self._id]
-        log.warning("builder %s: a step failed (%d since it was at rest)", self._id, troubles, exc_info=error)
+        log.warning("step failed builder=%s failures=%d", self._id, troubles, exc_info=error)
         builder = await self._app.store.read(lambda uow: uow.builders.get(self._id))
         hopeless = isinstance(error, NoCapacity | BundleLost) or troubles >= MAX_TROUBLES
         number = self._waited_for(builder) if builder is not None else None

@@ -211,6 +211,32 @@ async def test_a_command_ends_with_its_sandbox(engine: OciEngine, sandbox: Sandb
     assert (await asyncio.wait_for(command, PATIENCE)).exit_code != 0
 
 
+#: Fills sockets that nobody reads: memory of the kernel, which counts for the sandbox and for none of its processes.
+HOARD = """
+import socket
+kept = []
+while True:
+    kept.append(socket.socketpair())
+    kept[-1][0].setblocking(False)
+    try:
+        while kept[-1][0].send(bytes(65536)):
+            pass
+    except BlockingIOError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("kind", ["crun", "runc"])
+async def test_a_command_is_killed_for_memory_before_the_app_is(settings: OciSettings, kind: str) -> None:
+    async with prepared(settings, KINDS[kind]) as engine:
+        spec = await make_spec(engine, apps.SILENT)
+        await engine.start(spec)
+        scores = await run(engine, spec.id, "cat /proc/1/oom_score_adj /proc/self/oom_score_adj")
+        assert scores.output == "500\n500\n"
+        assert (await run(engine, spec.id, f"python3 -c '{HOARD}'")).exit_code == 137
+        assert (await engine.report(spec.id)).state is SandboxState.RUNNING
+
+
 async def test_nothing_is_left_of_a_command(engine: OciEngine, sandbox: SandboxId) -> None:
     await run(engine, sandbox, "sleep 31337", 0.2)
     await asyncio.gather(run(engine, sandbox, "true"), run(engine, sandbox, "sleep 0.1"))

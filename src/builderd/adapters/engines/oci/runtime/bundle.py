@@ -13,7 +13,7 @@ from typing import Any
 IDS = 65536
 CPU_PERIOD = 100_000
 #: Killed before anything of the host's own when the whole machine runs out of memory.
-_OOM_SCORE = 500
+OOM_SCORE = 500
 
 #: A sandbox's standard streams belong to the shim, so that it needs no terminal and gets none.
 _MOUNTS = (
@@ -126,7 +126,7 @@ def make_process(
             kind: list(capabilities) for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")
         },
         "noNewPrivileges": True,
-        "oomScoreAdj": _OOM_SCORE,
+        "oomScoreAdj": OOM_SCORE,
         "rlimits": [
             {"type": "RLIMIT_NOFILE", "hard": open_files, "soft": open_files},
             {"type": "RLIMIT_CORE", "hard": 0, "soft": 0},

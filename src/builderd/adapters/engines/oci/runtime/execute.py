@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from builderd.adapters.engines.oci.runtime import command
-from builderd.adapters.engines.oci.runtime.bundle import make_process
+from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, make_process
 from builderd.adapters.engines.oci.runtime.cgroups import INNER
 from builderd.adapters.engines.oci.runtime.launching import Ended
 from builderd.adapters.engines.oci.runtime.records import Record
@@ -148,8 +148,15 @@ class Execution:
         # Where the runtime copies between its terminal and another one, the kernel tells it of new sizes.
         terminal = self._spec.window is not None and console is None
         mounts = around(self._runtime)
+        # crun ignores oomScoreAdj of the document: the process inherits the score of the runtime.
         running = self._runs.launcher.run(
-            argv, env=_ENV, descriptors=descriptors, mounts=mounts, terminal=terminal, name=self._name
+            argv,
+            env=_ENV,
+            descriptors=descriptors,
+            mounts=mounts,
+            terminal=terminal,
+            oom_score=OOM_SCORE,
+            name=self._name,
         )
         self._ended = asyncio.ensure_future(running)
 

@@ -168,6 +168,8 @@ def run_child(request: Message, maps: dict[int, int], descriptors: list[int], wo
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         for tasks in request["cgroups"]:
             write(tasks, "0")
+        if request["oom_score"]:
+            write("/proc/self/oom_score_adj", str(request["oom_score"]))
         prepare_mounts(request["mounts"], maps)
         os.chdir(request["cwd"])
         place_descriptors(request["fds"], descriptors)

@@ -62,6 +62,7 @@ class Launcher:
         cgroups: Sequence[str] = (),
         uid: int = -1,
         terminal: bool = False,
+        oom_score: int = 0,
         name: str = "",
     ) -> Ended:
         """Run a program to its end.
@@ -69,6 +70,7 @@ class Launcher:
         ``descriptors`` maps the number that it sees to one of ours, which is given away: closed here in any case.
         ``cgroups`` are the ``cgroup.procs`` files that it enters first; ``uid`` is what idmapped mounts map to.
         ``terminal`` makes its descriptor 0 the terminal that controls it; ``name`` is for ``kill``.
+        ``oom_score`` is its ``oom_score_adj``, which what it starts inherits: the higher, the earlier it is killed.
         """
         given = descriptors or {}
         request = {
@@ -81,6 +83,7 @@ class Launcher:
             "cgroups": list(cgroups),
             "uid": uid,
             "terminal": terminal,
+            "oom_score": oom_score,
             "name": name,
         }
         answer = await self._ask(request, list(given.values()))

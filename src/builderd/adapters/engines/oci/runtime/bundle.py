@@ -44,8 +44,6 @@ MASKED = tuple(
     )
 )
 _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
-#: Limit of socket buffers on control groups of version 1, beside the memory: this part of it, and at least 16 MiB.
-_SOCKET_SHARE, _SOCKET_LEAST = 4, 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +51,7 @@ class Container:
     """What runs, in what, and within which limits.
 
     ``uid`` is the host's id for the sandbox's 0, ``user`` the id inside under which the program runs.
-    ``memory_bytes`` limits memory and swap together. ``limits_sockets`` limits the buffers of sockets as well: control
-    groups of version 1 do not count them as memory. ``cpu`` is in vCPU. ``open_files`` may not be above the service's
+    ``memory_bytes`` limits memory and swap together. ``cpu`` is in vCPU. ``open_files`` may not be above the service's
     own hard limit. ``tmpfs`` maps a path inside to the size in bytes of what is mounted there.
     ``shared`` are folders of the root that the host changes while the sandbox runs: gVisor caches the root itself.
     ``capabilities`` hold within its own user namespace only; ``host_network`` is for trusted tools, never for apps.
@@ -78,7 +75,6 @@ class Container:
     shared: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
     host_network: bool = False
-    limits_sockets: bool = False
 
 
 def make_config(container: Container) -> dict[str, Any]:
@@ -161,15 +157,9 @@ def _linux(container: Container) -> dict[str, Any]:
 
 def _resources(container: Container) -> dict[str, Any]:
     memory = container.memory_bytes
-    sockets = {"kernelTCP": socket_bytes(memory)} if container.limits_sockets else {}
     return {
         "devices": [{"allow": False, "access": "rwm"}],
         "cpu": {"quota": int(container.cpu * CPU_PERIOD), "period": CPU_PERIOD, "shares": int(container.cpu * 1024)},
-        "memory": {"limit": memory, "swap": memory, **sockets},
+        "memory": {"limit": memory, "swap": memory},
         "pids": {"limit": container.pids},
     }
-
-
-def socket_bytes(memory_bytes: int) -> int:
-    """Limit of the TCP and UDP buffers of a sandbox on control groups of version 1."""
-    return max(memory_bytes // _SOCKET_SHARE, _SOCKET_LEAST)

@@ -22,7 +22,9 @@ ROOT = Path("/sys/fs/cgroup")
 #: How the names of groups within a sandbox's begin.
 INNER = "exec-"
 #: Limit of socket buffers in a group of version 1. Some kernels lack it (CONFIG_MEMCG_V1).
-SOCKET_LIMIT = "memory/memory.kmem.tcp.limit_in_bytes"
+SOCKET_LIMIT = "memory.kmem.tcp.limit_in_bytes"
+#: The limit of socket buffers, beside the memory: this part of it, and at least 16 MiB.
+_SOCKET_SHARE, _SOCKET_LEAST = 4, 16 << 20
 _CONTROLLERS = ("cpu", "memory", "pids")
 #: A fifth of one CPU for the copying of one log.
 _SHIM_QUOTA, _PERIOD = 20_000, 100_000
@@ -47,7 +49,7 @@ class Cgroups:
         self._root = root
         self.version = 2 if (root / "cgroup.controllers").exists() else 1
         #: Whether socket buffers have a limit of their own (version 1). Version 2 counts them as memory.
-        self.limits_sockets = (root / SOCKET_LIMIT).exists()
+        self.limits_sockets = (root / "memory" / SOCKET_LIMIT).exists()
         self.moves = QuickMoves(root)
 
     @property
@@ -87,6 +89,15 @@ class Cgroups:
         else:
             (directory / "cpu.cfs_period_us").write_text(str(_PERIOD))
             (directory / "cpu.cfs_quota_us").write_text(str(_SHIM_QUOTA))
+
+    def limit_sockets(self, name: str, memory_bytes: int) -> None:
+        """Limit the TCP and UDP buffers of a sandbox that was created and has not run yet.
+
+        Only needed on version 1, which does not count them as memory. Set here and not in the OCI configuration: runc
+        ignores ``kernelTCP`` there, and says so in the log of the app.
+        """
+        if self.limits_sockets:
+            _set(self._directory("memory", name) / SOCKET_LIMIT, str(max(memory_bytes // _SOCKET_SHARE, _SOCKET_LEAST)))
 
     def enter_inner(self, name: str, inner: str, pid: int) -> None:
         """Put a process into a group within its sandbox's, so that what it starts can be told from the rest.

@@ -304,6 +304,7 @@ class Runs:
         shim = int((bundle / "conmon.pid").read_text())
         record = self._save(replace(record, process=find_process(pid), shim=find_process(shim)))
         self.cgroups.limit_shim(run.id)
+        self.cgroups.limit_sockets(run.id, run.memory_bytes)
         if not run.host_network:
             await self.launcher.attach(pid, self.network.link(record.slot, run.egress))
         return record
@@ -344,7 +345,6 @@ class Runs:
             shared=tuple(b.target for b in run.root.binds if not b.read_only) if run.runtime.is_gvisor else (),
             capabilities=run.capabilities,
             host_network=run.host_network,
-            limits_sockets=self.cgroups.limits_sockets,
         )
 
     async def _launch_shim(self, run: Run, record: Record, bundle: Path) -> int:

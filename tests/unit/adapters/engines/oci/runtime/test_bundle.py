@@ -60,14 +60,6 @@ def test_the_kernel_is_not_shown() -> None:
     assert not masked & {f"/proc/{name}" for name in ("cpuinfo", "loadavg", "meminfo", "stat", "uptime", "vmstat")}
 
 
-def test_sockets_have_a_limit_where_memory_does_not_count_them() -> None:
-    assert "kernelTCP" not in CONFIG["linux"]["resources"]["memory"]
-    limited = make_config(replace(CONTAINER, limits_sockets=True))
-    assert limited["linux"]["resources"]["memory"]["kernelTCP"] == 1 << 26
-    tiny = make_config(replace(CONTAINER, limits_sockets=True, memory_bytes=1 << 25))
-    assert tiny["linux"]["resources"]["memory"]["kernelTCP"] == 1 << 24
-
-
 def test_a_folder_that_others_change_is_a_mount_of_its_own() -> None:
     config = make_config(replace(CONTAINER, shared=("/app",)))
     assert config["mounts"][-1] == {

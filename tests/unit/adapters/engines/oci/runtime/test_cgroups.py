@@ -55,6 +55,20 @@ def test_the_shim_is_held_back_on_version_2(v2: Path) -> None:
     assert (tasks.parent / "cpu.max").read_text() == "20000 100000"
 
 
+@pytest.mark.parametrize(("memory", "limit"), [(1 << 28, 1 << 26), (1 << 25, 1 << 24)])
+def test_sockets_have_a_limit_where_memory_does_not_count_them(v1: Path, memory: int, limit: int) -> None:
+    (v1 / "memory/memory.kmem.tcp.limit_in_bytes").touch()
+    file = v1 / "memory/builderd-x/ab/memory.kmem.tcp.limit_in_bytes"
+    file.touch()
+    Cgroups("x", v1).limit_sockets("ab", memory)
+    assert file.read_text() == str(limit)
+
+
+def test_sockets_have_no_limit_of_their_own_on_version_2(v2: Path) -> None:
+    Cgroups("x", v2).limit_sockets("ab", 1 << 28)
+    assert not list((v2 / "builderd-x/ab").iterdir())
+
+
 def test_usage_leaves_out_what_the_kernel_could_drop(v1: Path) -> None:
     (v1 / "cpuacct/builderd-x/ab/cpuacct.usage").write_text("1500000000\n")
     (v1 / "memory/builderd-x/ab/memory.usage_in_bytes").write_text("5000\n")

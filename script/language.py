@@ -22,14 +22,10 @@ PENDING = (
     "adapters/previews",
     "adapters/stores",
     "api",
-    "bootstrap",
-    "cli",
     "linux",
     "ports",
     "reconciler",
     "services",
-    "ssh",
-    "settings.py",
 )
 FORBIDDEN = re.compile(
     r"(the same|what|whatever|whether|of|who|whoever|whose|whom|which|how|where|wherever|when|why)\b", re.IGNORECASE

@@ -15,7 +15,7 @@ import pytest
 from tests.service import MINIMAL, Service, listening, running_service
 
 from builderd.adapters.fakes.processes import Answer
-from builderd.api.sandbox_api import create_inside_app
+from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server import connections
 from builderd.api.server.connections import ConnectionLimits
 from builderd.services.held_bytes import LIMIT
@@ -205,8 +205,8 @@ async def test_connections_of_one_tenant_leave_room_for_the_next(service: Servic
 
 async def test_one_app_cannot_take_the_connections_of_its_neighbours_inside(service: Service) -> None:
     own = (await service.client(service.write).post(BUILDERS, json=MINIMAL)).json()["data"]
-    path, inside = f"{BUILDERS}/{own['uuid']}", create_inside_app(service.application)
-    limits = ConnectionLimits(total=60, strangers=60, address=connections.INSIDE.address // 4)
+    path, inside = f"{BUILDERS}/{own['uuid']}", create_sandbox_app(service.application)
+    limits = ConnectionLimits(total=60, strangers=60, address=connections.SANDBOX_API.address // 4)
     async with listening(inside, limits) as url, clients(url, "127.0.0.3", "127.0.0.4") as (attacker, neighbour):
         kept = await neighbour.connect()
         assert await neighbour.ask(kept, path, own["service_token"]) == 200

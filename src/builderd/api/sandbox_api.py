@@ -31,7 +31,7 @@ from builderd.services.application import Application
 ACTOR = "app"
 
 
-def create_inside_app(application: Application, meter: Meter | None = None) -> FastAPI:
+def create_sandbox_app(application: Application, meter: Meter | None = None) -> FastAPI:
     """Served on the sandboxes' gateway."""
     app = bare_app(application, meter or Meter())
     app.add_api_route(f"{PREFIX}/builders/{{uuid}}", get_own_builder, include_in_schema=False)

@@ -1,4 +1,4 @@
-"""The application on its real adapters."""
+"""Build the ``Application`` from its real adapters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from builderd.adapters.signals.local import LocalSignals
 from builderd.adapters.testers.local import LocalTesters
 from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.webhooks.http import HttpWebhookSender
-from builderd.bootstrap.backup_repository import make_archive
+from builderd.bootstrap.backup_repository import make_backup_repository
 from builderd.bootstrap.database_lease import OwnedStore
 from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
@@ -38,7 +38,7 @@ from builderd.ssh import host_key
 
 @asynccontextmanager
 async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Application]:
-    """The application on its real adapters; nothing is started yet but the store."""
+    """Yield the application on its real adapters; the engine and the proxy are not started yet."""
     clock = SystemClock(settings.data_dir / "clock.json")
     engine, testers = make_engine(settings, clock), LocalTesters(settings.qa.chromium)
     review = make_review_gate(settings)
@@ -69,7 +69,7 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
             preview_domain=settings.preview_domain,
             instance=owned.instance.identity,
             member=owned.instance.member,
-            archive=make_archive(settings, engine),
+            archive=make_backup_repository(settings, engine),
             backup_rules=settings.backup.to_rules(),
             keeping=settings.to_keeping(),
         )
@@ -82,7 +82,7 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
 
 
 def _ssh_gateway(settings: Settings) -> ssh.Gateway | None:
-    """What callers are told of the gateway, or None where there is none."""
+    """Return the gateway's address and host key as the API shows them, or None when it is turned off."""
     if not settings.ssh.port:
         return None
     host = settings.ssh.public_host or (gethostname() if is_wildcard(settings.host) else settings.host)
@@ -94,7 +94,7 @@ def load_host_key(settings: Settings) -> asyncssh.SSHKey:
 
 
 def is_wildcard(host: str) -> bool:
-    """Whether it stands for all addresses of the machine, and so is no address to call."""
+    """Return True for a host that means every address of the machine, which no client can connect to."""
     return host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
 
 
@@ -123,7 +123,7 @@ def make_previews(settings: Settings) -> HaproxyPreviews:
     options = ProxyOptions(
         host=settings.host,
         port=settings.preview_port,
-        # The proxy works in another folder than the service.
+        # The proxy has another working directory than the service.
         certificate=settings.preview.certificate and settings.preview.certificate.absolute(),
         trusted_proxies=settings.preview.trusted_proxies,
         address_connections=settings.preview.address_connections,

@@ -1,4 +1,4 @@
-"""The archive: where backups go."""
+"""Build the restic repositories that backups are stored in."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from builderd.ports.engine import Engine
 from builderd.settings import Settings
 
 
-def make_archive(settings: Settings, engine: Engine) -> ResticArchive:
-    """Raises ``ValidationFailed`` when a file that it needs cannot be read."""
+def make_backup_repository(settings: Settings, engine: Engine) -> ResticArchive:
+    """Build the repository of all apps' backups. Raises ``ValidationFailed`` for a key file that cannot be read."""
     root, floor = _backups(settings), int(settings.store.floor * GB)
     return ResticArchive(engine, make_place(settings), root, name=identity(settings.data_dir)[:13], floor_bytes=floor)
 
 
 def make_place(settings: Settings) -> Place:
-    """Where the repositories of the apps' backups are."""
+    """Return the location and credentials of the tenants' repositories."""
     backup = settings.backup
     return Place(
         location=backup.repository or str(_backups(settings) / "repositories"),

@@ -1,4 +1,4 @@
-"""The data directory: one service's own, and only one process's at a time."""
+"""The data directory: of one service, locked by one process at a time."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from builderd.linux import durable
 
 LOCK_FILE = "service.lock"
 IDENTITY_FILE = "identity"
-#: What a restore of the state puts together; it is there for as long as that goes on.
+#: The staging folder of a restore of the service's state; it exists while the restore runs.
 RESTORING = ".restoring"
-#: Left by a restore of the state, until what the archive keeps was compared with it.
+#: Written by a restore of the state; removed once the backup repository was listed again.
 RESTORED = "restored"
-#: Which database the service works on, without the password.
+#: A file with the location of the service's database, without the password.
 DATABASE_NOTE = "builderd.database"
-#: One of these tells a folder of builderd's from others, whichever database it is used with.
+#: Files by which a data directory of builderd is recognised, whichever database it is used with.
 MARKS = frozenset(
     {LOCK_FILE, RESTORING, DATABASE_NOTE, "builderd.db", "builderd.toml", "vault.key", "ssh_host_key", "store.img"}
 )
-#: At the top of every new ext file system.
+#: Exists at the root of every new ext file system.
 _LOST_AND_FOUND = "lost+found"
 
 
 def make(data_dir: Path) -> None:
-    """Make it, or take one that is empty or builderd's already; readable for its owner alone. Idempotent.
+    """Create the data directory with mode 0700, or accept one that is empty or builderd's. Idempotent.
 
-    Raises ``InvalidState`` for a folder that holds other things, such as ``/var/lib``, and leaves it as it is.
+    Raises ``InvalidState`` for a folder with other files, such as ``/var/lib``, and changes nothing there.
     """
     try:
         data_dir.mkdir(mode=0o700, parents=True)
     except FileExistsError:
         _refuse_foreign(data_dir)
-        # Not all that lies in it has a mode of its own, such as the disks on btrfs.
+        # The disks on btrfs, among others, rely on this mode to keep other users out.
         data_dir.chmod(0o700)
 
 
 def is_ours(data_dir: Path) -> bool:
-    """Whether a service, a restore or an operator has put something of builderd's there."""
+    """Return True when the folder holds a file of builderd's."""
     return any((data_dir / name).exists() for name in MARKS)
 
 
@@ -50,34 +50,38 @@ def _refuse_foreign(data_dir: Path) -> None:
     found = {path.name for path in data_dir.iterdir()} - {_LOST_AND_FOUND}
     if found and not found & MARKS:
         raise InvalidState(
-            f"{data_dir} holds other things than builderd's, such as {min(found)}: name a folder that is empty or not "
-            "there yet (--data-dir)."
+            f"{data_dir} holds files that are not builderd's, such as {min(found)}: name a folder that is empty or "
+            "does not exist yet (--data-dir)."
         )
 
 
 def refuse_half_restored(data_dir: Path) -> None:
-    """Raises ``EngineUnavailable`` when a restore of the state was broken off: a new database would be in its way."""
+    """Raise ``EngineUnavailable`` after an interrupted restore: a new database would block running it again."""
     if (data_dir / RESTORING).exists():
         raise EngineUnavailable(
-            f"A restore into {data_dir} was broken off: run it again, or remove {data_dir / RESTORING}."
+            f"A restore into {data_dir} was interrupted: run it again, or remove {data_dir / RESTORING}."
         )
 
 
 def identity(data_dir: Path) -> str:
-    """Names the service of this directory towards others on the same database, over all its restarts.
+    """Return the random id of this directory's service; it stays the same over restarts.
 
-    So a service that comes back after a crash goes on at once with what it had claimed. The directory must be held.
+    A service that restarts after a crash so recognises its own claims and resumes them at once. The directory must be
+    locked.
     """
     file = data_dir / IDENTITY_FILE
-    # A power cut may have left it empty, and no two services may have the same.
+    # A power cut may have left the file empty, and no two services may share an id.
     if not file.exists() or not file.read_text():
         durable.replace(file, new_id().encode())
     return file.read_text()
 
 
 @contextmanager
-def hold(data_dir: Path) -> Iterator[None]:
-    """Be the one service of this directory; the kernel lets go when the process ends, however it ends."""
+def lock(data_dir: Path) -> Iterator[None]:
+    """Lock the directory for this process; the kernel releases the lock when the process ends.
+
+    Raises ``EngineUnavailable`` when another process has it.
+    """
     descriptor = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:

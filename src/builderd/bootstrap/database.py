@@ -1,4 +1,4 @@
-"""The store, opened and brought up to date, and which one it is."""
+"""Open and migrate the store, and check that it is the database of the service."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from builderd.domain.errors import InvalidState
 from builderd.linux import durable
 from builderd.settings import Settings
 
-#: Parameters of a URL that say where a database is (PostgreSQL, "Parameter Key Words"); others may be secret.
-_PLACES = ("dbname", "host", "port", "service", "options")
+#: URL parameters that locate a database (PostgreSQL, "Parameter Key Words"); others may be secret.
+_LOCATION_PARAMETERS = ("dbname", "host", "port", "service", "options")
 
 
 @asynccontextmanager
 async def store(settings: Settings) -> AsyncIterator[SqlStore]:
-    """The store at its present revision. Raises ``InvalidState`` when it is not the one of the service."""
+    """Open the store, migrated; make it if needed. Raises ``InvalidState`` when it is not the service's."""
     refuse_another_database(settings)
     make(settings.data_dir)
     async with open_store(settings) as opened:
@@ -31,13 +31,13 @@ async def store(settings: Settings) -> AsyncIterator[SqlStore]:
 
 @asynccontextmanager
 async def existing_store(settings: Settings) -> AsyncIterator[SqlStore]:
-    """The same where there is one. Raises ``InvalidState`` where there is none, and makes nothing."""
+    """Open a store that is in use already, migrated. Raises ``InvalidState`` where there is none; makes nothing."""
     refuse_half_restored(settings.data_dir)
     refuse_another_database(settings)
     if not await holds_something(settings):
         raise InvalidState(
-            f"There is no builderd in {settings.data_dir}: its database, {whereabouts(settings)}, is not there or "
-            "holds nothing yet. Name the data directory of the service (--data-dir)."
+            f"There is no builderd in {settings.data_dir}: its database, {database_location(settings)}, does not "
+            "exist or is empty. Name the data directory of the service (--data-dir)."
         )
     async with open_store(settings) as opened:
         yield opened
@@ -45,7 +45,7 @@ async def existing_store(settings: Settings) -> AsyncIterator[SqlStore]:
 
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[SqlStore]:
-    """The same as ``store`` for the service itself, whose settings are the ones that count."""
+    """Open the store, migrated, without a check of its location: the service's own settings are authoritative."""
     refuse_half_restored(settings.data_dir)
     opened = SqlStore(settings.database)
     try:
@@ -56,41 +56,41 @@ async def open_store(settings: Settings) -> AsyncIterator[SqlStore]:
 
 
 async def holds_something(settings: Settings) -> bool:
-    """Whether there is a database that is in use."""
+    """Return True when the database exists and has tables in use."""
     return await asyncio.to_thread(copies.holds_something, settings.database)
 
 
 def note_database(settings: Settings) -> None:
-    """Leave word of which database the service works on. The data directory must be held."""
-    note, known = settings.data_dir / DATABASE_NOTE, whereabouts(settings)
-    # Written only where it changes: a full disk must not keep the service from starting.
+    """Write the database's location into the data directory, which must be locked."""
+    note, known = settings.data_dir / DATABASE_NOTE, database_location(settings)
+    # Written only when it changes: a full disk must not keep the service from starting.
     if not note.is_file() or note.read_text() != known:
         durable.replace(note, known.encode())
 
 
 def refuse_another_database(settings: Settings) -> None:
-    """Raises ``InvalidState`` when these settings name another database than the one that the service works on.
+    """Raise ``InvalidState`` when these settings name another database than the service uses.
 
-    A shell does not see what a unit gives its service: a command would make a database of its own, and succeed.
+    A shell lacks the variables of the service's systemd unit: a command would make a new database and succeed.
     """
     note = settings.data_dir / DATABASE_NOTE
     if not note.is_file():
         return
-    known, named = note.read_text(), whereabouts(settings)
+    known, named = note.read_text(), database_location(settings)
     if known != named:
         raise InvalidState(
-            f"The service of {settings.data_dir} works on the database {known}, and these settings name {named}: give "
-            f"it as the service has it (BUILDERD_DATABASE_URL, database_url in builderd.toml). Remove {note} if the "
-            "service is to have another database from now on."
+            f"The service of {settings.data_dir} works on the database {known}, but these settings name {named}: set "
+            f"BUILDERD_DATABASE_URL, or database_url in builderd.toml, as the service has it. Remove {note} to give "
+            "the service another database from now on."
         )
 
 
-def whereabouts(settings: Settings) -> str:
-    """Names the database without its password, and the same when the data directory is moved with what is in it."""
+def database_location(settings: Settings) -> str:
+    """Return the database's URL without password, or its file relative to the data directory, which may be moved."""
     url = make_url(settings.database)
     if url.get_backend_name() == "sqlite":
         return _file(Path(str(url.database)).resolve(), settings.data_dir.resolve())
-    query = {name: url.query[name] for name in _PLACES if name in url.query}
+    query = {name: url.query[name] for name in _LOCATION_PARAMETERS if name in url.query}
     return str(URL.create("postgresql", url.username, None, url.host, url.port or 5432, url.database, query))
 
 

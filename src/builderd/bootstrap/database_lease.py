@@ -1,4 +1,4 @@
-"""The service's store: waited for, owned by this instance alone, and brought up to date."""
+"""Acquire the database lease: wait for the database, own it as this instance alone, migrate it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.data_directory import refuse_half_restored
-from builderd.bootstrap.database import whereabouts
+from builderd.bootstrap.database import database_location
 from builderd.bootstrap.instance import is_copy, this_instance
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.database_lease import (
@@ -27,9 +27,9 @@ from builderd.domain.errors import StoreUnavailable
 from builderd.settings import Settings
 
 log = logging.getLogger(__name__)
-#: While the database does not answer at the start: how often it is tried, and how often the log says so, in seconds.
+#: Seconds between tries, and between log lines, while the database is unavailable at the start.
 START_RETRY, START_LOG_INTERVAL = 2.0, 30.0
-#: How often a lease is looked at that another may be about to renew, in seconds.
+#: Seconds between two reads of a lease that its owner may be about to renew.
 WATCH_INTERVAL = 1.0
 
 
@@ -44,7 +44,7 @@ class OwnedStore:
     async def keep(self) -> None:
         """Renew the lease every ``RENEW_INTERVAL`` seconds. Raises ``LeaseLost`` once another service has it.
 
-        While the database does not answer nobody else can take the lease either: this service stays the owner.
+        While the database is unavailable no other service can take the lease either: this one stays the owner.
         """
         while True:
             await asyncio.sleep(RENEW_INTERVAL)
@@ -53,7 +53,7 @@ class OwnedStore:
             except LeaseLost:
                 raise
             except Exception as error:
-                log.warning("database lease not renewed, retrying in %g s: error=%s", RENEW_INTERVAL, error)
+                log.warning("database lease not renewed, retrying delay=%g error=%s", RENEW_INTERVAL, error)
 
     async def release(self) -> None:
         """Record that this service ended in order: another may take over at once, with ``--take-over``."""
@@ -62,24 +62,24 @@ class OwnedStore:
         except LeaseLost:
             return  # there is nothing to release
         except Exception as error:
-            log.warning("database lease not released: error=%s", error)
+            log.warning("database lease not released error=%s", error)
 
     async def loss(self) -> LeaseLost:
-        """The error that ends this service, with the name of the one that took the database over."""
+        """Return the error that ends this service; it names the instance that took the database over."""
         try:
             lease = await self.store.read(lambda uow: uow.database_lease.get())
         except Exception:
             lease = None
         owner = describe_owner(lease) if lease else "another service"
         return LeaseLost(
-            f"This service has lost its database to {owner}, and wrote nothing since. Its apps go on here without it: "
+            f"This service has lost its database to {owner}, and wrote nothing since. Its apps still run here: "
             f"stop them with 'builderd down --data-dir {self.instance.data_dir}'. To move back, stop the other service "
             "and run 'builderd serve --take-over' here."
         )
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether a ``LeaseLost`` is what ended the work, be it among others."""
+    """Return True for a ``LeaseLost``, also inside an exception group."""
     if isinstance(error, BaseExceptionGroup):
         return error.subgroup(LeaseLost) is not None
     return isinstance(error, LeaseLost)
@@ -87,15 +87,15 @@ def is_loss(error: BaseException) -> bool:
 
 @asynccontextmanager
 async def owned_store(settings: Settings, supervisor: Supervisor, *, take_over: bool) -> AsyncIterator[OwnedStore]:
-    """The database as this instance's own, at the present schema; waits for one that does not answer.
+    """Yield the database, owned by this instance and migrated; wait while it is unavailable.
 
-    The data directory must be held. Raises ``DatabaseOwned`` while it is another's.
+    The data directory must be locked. Raises ``DatabaseOwned`` while another service owns the database.
     """
     refuse_half_restored(settings.data_dir)
     opened, instance = SqlStore(settings.database), this_instance(settings)
     try:
-        acquisition = Acquisition(opened, instance, whereabouts(settings), take_over=take_over)
-        term = await _once_it_answers(acquisition.run, acquisition.database, supervisor)
+        acquisition = Acquisition(opened, instance, database_location(settings), take_over=take_over)
+        term = await _retry_until_available(acquisition.run, acquisition.database, supervisor)
         owned = OwnedStore(opened, instance, term)
         try:
             yield owned
@@ -107,7 +107,7 @@ async def owned_store(settings: Settings, supervisor: Supervisor, *, take_over: 
 
 @dataclass(frozen=True, slots=True)
 class Acquisition:
-    """How an instance comes to own the database. ``database`` names it for messages."""
+    """The steps by which an instance comes to own the database. ``database`` is its location for messages."""
 
     store: SqlStore
     instance: Instance
@@ -115,7 +115,7 @@ class Acquisition:
     take_over: bool
 
     async def run(self) -> int:
-        """The term. May be run again after ``StoreUnavailable``."""
+        """Take the lease and return its term. May be run again after ``StoreUnavailable``."""
         if not await self.store.read(lambda uow: uow.database_lease.has_table()):
             await self.store.migrate()
         seen = await self.store.read(lambda uow: uow.database_lease.get())
@@ -123,11 +123,11 @@ class Acquisition:
             seen = await self._watch(seen)
         lease = await self._take(seen)
         self.store.fence(lease.term)
-        # Only its owner changes the schema of a database.
+        # Only the owner of the lease may migrate.
         await self.store.migrate()
         await self.store.write(lambda uow: uow.database_lease.adopt(self.instance))
         if seen is not None and seen.instance.member != self.instance.member:
-            log.warning("database lease taken over: from=%s term=%d", describe_owner(seen), lease.term)
+            log.warning("database lease taken over from=%s term=%d", describe_owner(seen), lease.term)
         return lease.term
 
     async def _take(self, seen: DatabaseLease | None) -> DatabaseLease:
@@ -136,25 +136,25 @@ class Acquisition:
         except StoreUnavailable as error:
             if seen is None or seen.instance.member != self.instance.member:
                 raise
-            # Such as on a full disk, from which the service can delete things. Nobody has taken the lease since.
-            log.warning("database lease not written, starting with the old term: error=%s", _reason(error))
+            # On a full disk, for one, the service must start to free space. No other service has taken the lease.
+            log.warning("database lease not written, starting with the old term error=%s", _reason(error))
             return seen
         if lease is None:
             raise self._refusal(await self._now())
         return lease
 
     async def _watch(self, seen: DatabaseLease) -> DatabaseLease:
-        """Wait until the lease may be taken; raises ``DatabaseOwned`` when it may not, or its owner lives."""
+        """Wait until the lease may be taken. Raises ``DatabaseOwned`` when it may not be, or its owner is alive."""
         copied = is_copy(self.instance, seen.instance)
         silence = None if copied else needed_silence(seen, self.instance, take_over=self.take_over)
         if silence is None:
             raise self._refusal(seen)
         began = time.monotonic()
         lease = seen
-        # Watched as well as asked for: the database's clock may have been set.
+        # Its age and our own clock both count: the database's clock may have been set.
         while not lease.released and lease.age < silence and time.monotonic() - began < silence:
             if lease is seen:
-                log.warning("waiting up to %g s for %s to be silent", silence, describe_owner(seen))
+                log.warning("waiting for the owner of the database seconds=%g owner=%s", silence, describe_owner(seen))
             await asyncio.sleep(WATCH_INTERVAL)
             lease = await self._now()
             if lease.was_renewed(seen) and not lease.released:
@@ -179,9 +179,9 @@ class Acquisition:
         )
 
 
-async def _once_it_answers(run: Callable[[], Awaitable[int]], database: str, supervisor: Supervisor) -> int:
-    """Run it until the database answers, and say so while it does not."""
-    began, said = time.monotonic(), 0.0
+async def _retry_until_available(run: Callable[[], Awaitable[int]], database: str, supervisor: Supervisor) -> int:
+    """Retry ``run`` while the database is unavailable; log that, and show it in ``systemctl status``."""
+    began, logged = time.monotonic(), 0.0
     while True:
         try:
             term = await run()
@@ -189,23 +189,23 @@ async def _once_it_answers(run: Callable[[], Awaitable[int]], database: str, sup
             raise
         except StoreUnavailable as error:
             now = time.monotonic()
-            if not said or now - said >= START_LOG_INTERVAL:
-                said = now
+            if not logged or now - logged >= START_LOG_INTERVAL:
+                logged = now
                 reason = _reason(error)
                 log.warning(
-                    "database unavailable, waiting for it to start: database=%s waited=%.0f s error=%s",
+                    "database unavailable, waiting for it to start database=%s waited=%.0f error=%s",
                     *(database, now - began, reason),
                 )
                 supervisor.status(f"waiting for the database {database}: {reason}")
             await asyncio.sleep(START_RETRY)
         else:
-            if said:
-                log.info("database available: database=%s waited=%.0f s", database, time.monotonic() - began)
+            if logged:
+                log.info("database available database=%s waited=%.0f", database, time.monotonic() - began)
                 supervisor.status("")
             return term
 
 
 def _reason(error: StoreUnavailable) -> str:
-    """The first line of the driver's words, which hold no password."""
+    """Return the first line of the driver's message, which never holds the password."""
     original = getattr(error.__cause__, "orig", None) or error
     return str(original).strip().partition("\n")[0]

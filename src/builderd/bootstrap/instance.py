@@ -1,4 +1,4 @@
-"""This instance: which service on which host."""
+"""Identify this instance: its host, its boot, its data directory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from builderd.linux import durable
 from builderd.settings import Settings
 
 MACHINE_ID = Path("/etc/machine-id")
-#: What the machine id is hashed with, since it is not to be shown to others (machine-id(5)).
+#: Key of the hash over the machine id, which must not be shown to others (machine-id(5)).
 _APPLICATION = b"builderd database lease"
 
 
 def this_instance(settings: Settings) -> Instance:
-    """The service of this data directory, which must be held."""
+    """Return the instance of this data directory, which must be locked."""
     return Instance(
         host_id=host_id(),
         host_name=gethostname(),
@@ -32,15 +32,15 @@ def this_instance(settings: Settings) -> Instance:
 
 
 def host_id(machine_id: Path = MACHINE_ID, host_dir: Path = HOST_DIR) -> str:
-    """32 hex characters, the same over restarts of the host. Without a machine id, one that is made and kept."""
+    """Return 32 hex characters that stay the same over reboots; without a machine id, from a random stored one."""
     try:
         key = bytes.fromhex(machine_id.read_text().strip())
     except (OSError, ValueError):  # a container may have none, or the word "uninitialized"
         key = b""
-    return hmac.new(key or _made(host_dir), _APPLICATION, hashlib.sha256).hexdigest()[:32]
+    return hmac.new(key or _stored_id(host_dir), _APPLICATION, hashlib.sha256).hexdigest()[:32]
 
 
-def _made(host_dir: Path) -> bytes:
+def _stored_id(host_dir: Path) -> bytes:
     file = host_dir / "host-id"
     if not file.exists() or not file.read_bytes():
         host_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -49,11 +49,11 @@ def _made(host_dir: Path) -> bytes:
 
 
 def is_copy(instance: Instance, owner: Instance) -> bool:
-    """Whether the owner's data directory is still on this host, and ours was copied from it or the other way round."""
+    """Return True when the owner's data directory still exists on this host with our identity: one was copied."""
     if instance.host_id != owner.host_id or instance.data_dir == owner.data_dir:
         return False
     try:
         there = (Path(owner.data_dir) / IDENTITY_FILE).read_text()
     except OSError:
-        return False  # it was moved
+        return False  # the directory was moved
     return there == instance.identity

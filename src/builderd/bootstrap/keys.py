@@ -1,4 +1,4 @@
-"""The vault, and a new key for all that it sealed."""
+"""Build the vault from its keys, and rotate them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.services import vault
 from builderd.settings import Settings
 
-#: Longer than it takes from sealing a secret to its commit, in seconds.
+#: Seconds; longer than the time from sealing a secret to its commit.
 SEAL_PAUSE = 2.0
 
 
 def make_vault(settings: Settings) -> SodiumVault:
-    """Raises ``ValidationFailed`` when a key that was given is none."""
+    """Build the vault. Raises ``ValidationFailed`` for a malformed key."""
     return SodiumVault(make_keys(settings))
 
 
 def make_keys(settings: Settings) -> ConfiguredKeys | KeyFile:
-    """Where the vault's keys come from. Raises ``ValidationFailed`` when a key that was given is none."""
+    """Return the source of the vault's keys: settings or a file. Raises ``ValidationFailed`` for a malformed key."""
     if settings.vault.key is None:
         return KeyFile(settings.vault_key_file)
     texts = [settings.vault.key, *settings.vault.previous_keys]
@@ -33,24 +33,24 @@ def make_keys(settings: Settings) -> ConfiguredKeys | KeyFile:
 
 
 def refuse_other_keys(sealed: Iterable[bytes], keys: Sequence[Key], way_out: str = "") -> None:
-    """Raises ``InvalidState`` when something is sealed with another key than these: they are not the service's.
+    """Raise ``InvalidState`` when a secret is sealed with none of these keys: they are not the service's.
 
-    A shell does not see what a unit gives its service, such as a variable or a credential of systemd's.
+    A shell lacks the variables and credentials of the service's systemd unit.
     """
     lacking = {name for one in sealed if (name := key_id(one))} - {key.id for key in keys}
     if lacking:
         raise InvalidState(
-            f"Stored secrets are sealed with the key {min(lacking).hex()}, which is not among those of these settings: "
-            f"give the key as the service has it (BUILDERD_VAULT__KEY, BUILDERD_VAULT__KEY_FILE){way_out}."
+            f"Stored secrets are sealed with the key {min(lacking).hex()}, which these settings lack: set "
+            f"BUILDERD_VAULT__KEY or BUILDERD_VAULT__KEY_FILE as the service has it{way_out}."
         )
 
 
 async def rotate_vault(settings: Settings, say: Callable[[str], None]) -> int:
-    """Seal everything with a new key, also while the service runs; how many secrets those were.
+    """Seal all secrets with a new key, also while the service runs. Return how many there were.
 
-    The keys before go from their file last, when nothing is sealed with them. A service that read the file a moment
-    ago may still write a secret with one of them: hence the pause, and a second round. Raises ``InvalidState`` when
-    these are not the keys that the service has, and where there is no key or no database yet: it makes neither.
+    Previous keys are removed from the file last, once no secret is sealed with them. A service that read the file
+    just before may still write a secret with one of them: hence the pause and the second pass. Raises
+    ``InvalidState`` when these are not the service's keys, and when there is no key or no database; makes neither.
     """
     keys = make_keys(settings)
     file = keys if isinstance(keys, KeyFile) else None
@@ -59,13 +59,13 @@ async def rotate_vault(settings: Settings, say: Callable[[str], None]) -> int:
         refuse_other_keys(sealed, keys.existing())
         if file is not None:
             if not file.existing():
-                raise InvalidState("There is no key yet: it is made when the service stores its first secret.")
+                raise InvalidState("There is no key yet: the service makes it when it stores its first secret.")
             file.save([Key.new(), *file.existing()])
-        safe = SodiumVault(keys)
+        sodium = SodiumVault(keys)
         say("Sealing …")
-        count = await opened.write(lambda uow: vault.reseal(uow, safe))
+        count = await opened.write(lambda uow: vault.reseal(uow, sodium))
         await asyncio.sleep(SEAL_PAUSE)
-        count += await opened.write(lambda uow: vault.reseal(uow, safe))
+        count += await opened.write(lambda uow: vault.reseal(uow, sodium))
     if file is not None:
         file.save(file.existing()[:1])
     return count

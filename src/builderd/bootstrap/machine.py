@@ -1,4 +1,4 @@
-"""What this machine has, what is used of it, and the base that all sandboxes share."""
+"""Preflight checks of this machine, the inventory of its storage, and the base root file system."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from builderd.adapters.engines.oci.storage.base import ensure_base
 from builderd.adapters.previews.haproxy import probe as previews_probe
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.testers import equipment as testers
-from builderd.bootstrap.database import refuse_another_database, whereabouts
+from builderd.bootstrap.database import database_location, refuse_another_database
 from builderd.domain.database_lease import describe_owner
 from builderd.domain.equipment import PreflightCheck
 from builderd.domain.errors import EngineUnavailable
@@ -23,8 +23,8 @@ from builderd.services import inventory
 from builderd.settings import Settings
 
 
-def examine(settings: Settings) -> Sequence[PreflightCheck]:
-    """What this machine has of what the service needs."""
+def run_preflight_checks(settings: Settings) -> Sequence[PreflightCheck]:
+    """Check programs, kernel features and space that the service needs on this machine."""
     engine, qa = (
         engine_probe.examine(settings.data_dir, int(settings.store.floor * GB)),
         testers.examine(settings.qa.chromium),
@@ -33,11 +33,11 @@ def examine(settings: Settings) -> Sequence[PreflightCheck]:
 
 
 async def describe_database(settings: Settings) -> Sequence[str]:
-    """Lines about the database: its owner, and how its schema differs; none where there is no database yet.
+    """Return lines on the database's owner and schema differences; none when there is no database yet.
 
-    Changes nothing. Raises what ``take_stock`` raises.
+    Changes nothing. Raises ``StoreUnavailable``, and ``InvalidState`` when the service uses another database.
     """
-    if not _is_begun(settings):
+    if not _database_exists(settings):
         return []
     refuse_another_database(settings)
     opened = SqlStore(settings.database)
@@ -47,19 +47,20 @@ async def describe_database(settings: Settings) -> Sequence[str]:
     finally:
         await opened.close()
     owner = f"belongs to {describe_owner(lease)}" if lease else "belongs to no service yet"
-    return [f"database {whereabouts(settings)}: {owner}", *(f"database: {fault}" for fault in faults)]
+    return [f"database {database_location(settings)}: {owner}", *(f"database: {fault}" for fault in faults)]
 
 
-def _is_begun(settings: Settings) -> bool:
+def _database_exists(settings: Settings) -> bool:
     return settings.database_url is not None or (settings.data_dir.absolute() / "builderd.db").exists()
 
 
-async def take_stock(settings: Settings) -> Inventory | None:
-    """Who uses what, also while a service runs; None where there is no database yet. Changes nothing.
+async def load_inventory(settings: Settings) -> Inventory | None:
+    """Return the storage used by each tenant and builder, None when there is no database yet. Changes nothing.
 
-    Raises ``StoreUnavailable``, and ``InvalidState`` when the service works on another database.
+    Works also while the service runs. Raises ``StoreUnavailable``, and ``InvalidState`` when the service uses another
+    database.
     """
-    if not _is_begun(settings):
+    if not _database_exists(settings):
         return None
     refuse_another_database(settings)
     opened = SqlStore(settings.database)
@@ -75,5 +76,5 @@ async def take_stock(settings: Settings) -> Inventory | None:
 
 
 def build_base(settings: Settings, say: Callable[[str], None]) -> str:
-    """Make the base root file system if it is not there; its name."""
+    """Build the base root file system if it is missing. Return its name."""
     return ensure_base(progress=say).id

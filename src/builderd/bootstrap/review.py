@@ -1,4 +1,4 @@
-"""The review gate: its scanner, its policy, and the language model that may read along."""
+"""Build the review gate: its scanner, its policy and its optional language model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from builderd.domain.reviews import Report
 from builderd.services import reviews
 from builderd.settings import Settings
 
-#: The review's policy where the operator has none.
+#: The policy when the setting ``review.policy`` is not set.
 DEFAULT_POLICY = Path(__file__).parent.with_name("review_policy.yaml")
 
 
 def make_review_gate(settings: Settings) -> reviews.Gate:
-    """Raises ``ValidationFailed`` when the operator's policy is none."""
+    """Build the review gate. Raises ``ValidationFailed`` for an invalid policy file."""
     return reviews.Gate(make_scanner(), make_review_policy(settings), make_adviser(settings))
 
 
 def make_scanner() -> TripwireScanner:
-    """Judges by the interpreters of the base that apps run on, where that has been made already."""
+    """Build the scanner. It parses with the base's interpreters, or with the host's before the base is built."""
 
     def find() -> Toolbox:
         base, node = find_host_base(), shutil.which("node")
@@ -39,7 +39,7 @@ def make_scanner() -> TripwireScanner:
 
 
 def make_adviser(settings: Settings) -> LanguageModelAdviser | None:
-    """The language model that reads along, where the operator has named one."""
+    """Return the language model that reviews code too, or None when none is configured."""
     review = settings.review
     if review.model_url is None or review.model is None:
         return None
@@ -48,7 +48,7 @@ def make_adviser(settings: Settings) -> LanguageModelAdviser | None:
 
 
 def make_review_policy(settings: Settings) -> Policy:
-    """The operator's, or the default. Raises ``ValidationFailed`` that says what is wrong with it."""
+    """Load the operator's policy, or the default. Raises ``ValidationFailed`` with what is wrong in the file."""
     file = settings.review.policy or DEFAULT_POLICY
     try:
         document = yaml.safe_load(file.read_text())
@@ -58,7 +58,7 @@ def make_review_policy(settings: Settings) -> Policy:
 
 
 async def review_code(settings: Settings, bundle: Bundle, entrypoint: str) -> Report:
-    """What the review says of this code, before anything of it is deployed."""
+    """Review code that is not deployed; for ``builderd review``."""
     gate = make_review_gate(settings)
     try:
         return await gate.review(bundle, entrypoint, SystemClock().now())

@@ -1,4 +1,4 @@
-"""The life of the service's process."""
+"""Run the service's process: start up, background workers, shutdown, and ``builderd down``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 from builderd.adapters.clocks.system import SystemClock
 from builderd.api.app import create_app, metrics_app
-from builderd.api.sandbox_api import create_inside_app
+from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server import connections
 from builderd.api.server.meter import Meter
 from builderd.api.server.rates import Rates
 from builderd.api.server.request_log import RequestIdFilter
 from builderd.api.server.servers import Servers
 from builderd.bootstrap.application import application, load_host_key, make_engine, make_previews
-from builderd.bootstrap.data_directory import RESTORED, hold, is_ours, make
+from builderd.bootstrap.data_directory import RESTORED, is_ours, lock, make
 from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
 from builderd.bootstrap.supervisor import Supervisor
@@ -45,27 +45,27 @@ from builderd.settings import Settings
 from builderd.ssh.gateway import Gateway as SshGateway
 
 log = logging.getLogger(__name__)
-#: After the engine could not be prepared, try again after so many seconds.
+#: Seconds until the next try when the engine cannot be prepared or the backups cannot be listed.
 PREPARE_RETRY = 15.0
-#: Seconds after which a thread that computes gives way to the event loop. Python's default of 5 ms, several times in
-#: every request, would be felt by all callers while one lists a large folder or reads a long log.
+#: Seconds after which a computing thread yields to the event loop. Python's default of 5 ms, several times in every
+#: request, would slow all callers while one lists a large folder or reads a long log.
 SWITCH_SECONDS = 0.001
-#: Open files: 4,000 connections on each of two listeners, and what the engine needs.
+#: Limit of open files: 4,000 connections on each of two listeners, and what the engine needs.
 DESCRIPTORS = 20_000
 
 
 def serve(settings: Settings, *, take_over: bool = False) -> None:
-    """Run the service until SIGTERM or SIGINT. Apps and previews go on when it ends.
+    """Run the service until SIGTERM or SIGINT. Apps and previews keep running after it.
 
-    Raises ``DatabaseOwned`` when its database is another service's, unless it is to ``take_over`` and the other is
-    silent, and ``LeaseLost`` when another service took it over.
+    Raises ``DatabaseOwned`` when another service owns the database, unless with ``take_over`` and the other is silent,
+    and ``LeaseLost`` when another service took it over.
     """
     supervisor = Supervisor()
     make(settings.data_dir)
     _log_to_stderr(settings.log_level)
     sys.setswitchinterval(SWITCH_SECONDS)
     _allow_descriptors()
-    with hold(settings.data_dir):
+    with lock(settings.data_dir):
         asyncio.run(_serve(settings, supervisor, take_over=take_over))
 
 
@@ -78,14 +78,14 @@ def _allow_descriptors() -> None:
 
 
 async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
-    """Stop everything of this data directory and give back to the host what it was given.
+    """Stop all apps and previews of this data directory and remove their mounts, links, cgroups and rules.
 
-    With nothing of the application but what that takes: a database that is away is no reason to leave apps running.
+    Opens no database: apps must be stoppable while it is unavailable.
     """
     if not is_ours(settings.data_dir):
-        say(f"There is no builderd in {settings.data_dir}, so nothing of it runs.")
+        say(f"There is no builderd in {settings.data_dir}: nothing to stop.")
         return
-    with hold(settings.data_dir):
+    with lock(settings.data_dir):
         clock = SystemClock(settings.data_dir / "clock.json")
         engine = make_engine(settings, clock)
         try:
@@ -100,26 +100,26 @@ async def take_down(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def _log_to_stderr(level: str) -> None:
-    """One line a record, with the id of the request that it belongs to. Callers' secrets are in none of them."""
+    """Log to stderr, one line a record, with the request id. Callers' secrets are never logged."""
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    # The door writes a line for each request itself, and those that the service makes are told by what they are for.
-    for talker in ("uvicorn", "alembic", "asyncssh", "httpx"):
-        logging.getLogger(talker).setLevel(logging.WARNING)
+    # The API logs its requests itself; requests that the service makes are logged by their purpose.
+    for library in ("uvicorn", "alembic", "asyncssh", "httpx"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 async def _serve(settings: Settings, supervisor: Supervisor, *, take_over: bool) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await _until(stopping, _own_and_run(settings, supervisor, take_over=take_over))
-    log.info("The service ends; apps and previews go on.")
+    await _run_until(stopping, _own_and_run(settings, supervisor, take_over=take_over))
+    log.info("service stopped, apps and previews keep running")
 
 
 async def _own_and_run(settings: Settings, supervisor: Supervisor, *, take_over: bool) -> None:
-    """Run for as long as the database is this service's."""
+    """Run while this service owns the database. Raises ``LeaseLost`` once another one does."""
     async with owned_store(settings, supervisor, take_over=take_over) as owned:
         try:
             await race(_run(settings, supervisor, owned), owned.keep())
@@ -140,19 +140,19 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
         if settings.metrics_port:
             await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
         await app.previews.start(await app.store.read(_expected_routes))
-        log.info("The API listens on http://%s:%d", settings.host, settings.port)
+        log.info("API listening host=%s port=%d", settings.host, settings.port)
         supervisor.ready()
-        await _work(app, settings, servers)
+        await _run_workers(app, settings, servers)
 
 
 def _expected_routes(uow: UnitOfWork) -> Sequence[Route]:
-    """Of every builder, for a preview that was taken down and knows none."""
+    """Return a closed route for every builder, for a proxy that was taken down and has no routes."""
     builders = (uow.builders.get(builder_id) for builder_id in uow.builders.ids())
     return [closed_route(one) for one in builders if one is not None and one.desired is not Desired.DELETED]
 
 
-async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Run the work until it is to stop; raises what the work raises."""
+async def _run_until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Run the work until the event is set; raises what the work raises."""
     task, stop = asyncio.create_task(work), asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -164,11 +164,11 @@ async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> No
         await asyncio.gather(task, stop, return_exceptions=True)
 
 
-async def _work(app: Application, settings: Settings, servers: Servers) -> None:
-    """Prepare the engine, then keep builders as they are wanted."""
+async def _run_workers(app: Application, settings: Settings, servers: Servers) -> None:
+    """Prepare the engine, then run the reconciler, the jobs, the SSH gateway and the sandbox API."""
     await _prepare(app)
-    inside = create_inside_app(app)
-    await servers.add(inside, app.engine.gateway, settings.inside_port, "inside_port", connections.INSIDE)
+    sandbox_api = create_sandbox_app(app)
+    await servers.add(sandbox_api, app.engine.gateway, settings.inside_port, "inside_port", connections.SANDBOX_API)
     fault = kill_at(settings.fault) if settings.fault else no_fault
     await _adopt_backups(app, settings.data_dir / RESTORED)
     async with asyncio.TaskGroup() as group:
@@ -186,24 +186,25 @@ async def _work(app: Application, settings: Settings, servers: Servers) -> None:
 
 
 async def _warm_up(app: Application) -> None:
-    """The first review need not wait for the scanner. One that cannot be had fails each review, and says why."""
+    """Start the review scanner ahead of the first review. When it cannot start, each review fails with the reason."""
     try:
         await app.review.prepare()
     except Exception:
-        log.warning("The scanner of reviews cannot be started: nothing will pass.", exc_info=True)
+        log.warning("review scanner not started, reviews will fail", exc_info=True)
 
 
 async def _adopt_backups(app: Application, mark: Path) -> None:
-    """After a restore of the state, and before any app gets its disk from a backup: there may be newer ones."""
+    """List the backup repositories anew after a restore of the state: they may hold newer backups than the database.
+
+    Runs before any app gets its disk from a backup.
+    """
     while await asyncio.to_thread(mark.exists):
         try:
             await adopt(Desk(app))
             await asyncio.to_thread(mark.unlink)
         except BuilderdError as error:
-            log.warning(
-                *("The backups cannot be looked at: %s Trying again in %g s; remove %s to go on without.",),
-                *(error.message, PREPARE_RETRY, mark),
-            )
+            # The operator may remove the mark to start without the newer backups.
+            log.warning("backups not listed, retrying delay=%g mark=%s error=%s", PREPARE_RETRY, mark, error.message)
             await asyncio.sleep(PREPARE_RETRY)
 
 
@@ -212,7 +213,7 @@ async def _prepare(app: Application) -> None:
         try:
             await app.engine.prepare(log.info)
         except (EngineUnavailable, NoCapacity) as error:
-            log.warning("The engine cannot be prepared: %s Trying again in %g s.", error.message, PREPARE_RETRY)
+            log.warning("engine not prepared, retrying delay=%g error=%s", PREPARE_RETRY, error.message)
             await asyncio.sleep(PREPARE_RETRY)
         else:
             return

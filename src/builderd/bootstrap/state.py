@@ -1,6 +1,6 @@
-"""The service's own state, kept in a folder and brought back: the database, the bundles and the keys.
+"""Back up and restore the service's own state: the database, the bundles and the keys, in a folder.
 
-What the apps wrote is not in it: that is in their backups, and comes back from there when the disks are gone.
+The apps' disks are not in it: they come back from their own backups when they are gone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from builderd.adapters.stores.sql import copies
 from builderd.adapters.vaults import passphrases
 from builderd.adapters.vaults.keys import Key, KeyFile
 from builderd.bootstrap.backup_repository import make_place
-from builderd.bootstrap.data_directory import IDENTITY_FILE, RESTORED, RESTORING, hold, make
+from builderd.bootstrap.data_directory import IDENTITY_FILE, RESTORED, RESTORING, lock, make
 from builderd.bootstrap.database import refuse_another_database
 from builderd.bootstrap.instance import this_instance
 from builderd.bootstrap.keys import make_keys, refuse_other_keys
@@ -29,32 +29,32 @@ from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.linux import durable
 from builderd.settings import FILE_NAME, Settings
 
-#: Associated with the sealed keys, so that nothing else is taken for them.
-PLACE = "builderd/state/keys"
-#: Files of the data directory that are kept with the keys, since they hold secrets or may do so.
+#: Associated data of the sealed keys: other sealed data cannot be passed off as them.
+ASSOCIATED_DATA = "builderd/state/keys"
+#: Files of the data directory that are sealed with the keys, since they may hold secrets.
 SECRET_FILES = ("ssh_host_key", FILE_NAME)
-#: A bundle that is removed while its copy is made makes it begin again, so many times in all.
-ROUNDS = 3
+#: Tries of the copy in all; one starts again when a bundle was removed during it.
+COPY_TRIES = 3
 _SWITCHING = "switching"
 
 Say = Callable[[str], None]
 
 
 class Secrets(TypedDict):
-    """What is sealed: the keys as ``Key.text`` writes them, and files of the data directory in base64."""
+    """The sealed part of a backup: the keys as ``Key.text`` writes them, and secret files in base64."""
 
     vault_keys: list[str]
     files: dict[str, str]
 
 
-# Keep
+# Back up
 
 
 def back_up(settings: Settings, target: Path, passphrase: str | None, say: Say) -> Manifest:
-    """Make the folder ``target``, also while the service runs. Without a passphrase the keys are left out.
+    """Write the state to the folder ``target``, also while the service runs; without a passphrase, without the keys.
 
-    Raises ``InvalidState`` when the target is not empty, there is nothing to keep, or database or keys are not those
-    of the service, ``ValidationFailed`` for a passphrase that is too short.
+    Raises ``InvalidState`` when the target is not empty, there is no state, or database or keys are not the service's,
+    ``ValidationFailed`` for a passphrase that is too short.
     """
     if passphrase is not None:
         passphrases.check_length(passphrase)
@@ -65,16 +65,19 @@ def back_up(settings: Settings, target: Path, passphrase: str | None, say: Say) 
         revision = _copy(settings, unfinished)
         if passphrase is not None:
             secrets = _secrets(settings, unfinished / DATABASE, before)
-            durable.write(unfinished / KEYS, passphrases.seal(secrets, passphrase, PLACE))
-        identity = _text(settings.data_dir / IDENTITY_FILE)
+            durable.write(unfinished / KEYS, passphrases.seal(secrets, passphrase, ASSOCIATED_DATA))
+        identity = _read_if_exists(settings.data_dir / IDENTITY_FILE)
         now = SystemClock().now().isoformat()
         return folder.write_manifest(unfinished, now, __version__, revision, identity)
 
 
 def _copy(settings: Settings, target: Path) -> str:
-    """The bundles there are before and after the database is copied: all that it refers to are among them."""
+    """Copy the bundles before and after the database, so that the copy has all bundles the database refers to.
+
+    Returns the database's schema revision.
+    """
     (target / BUNDLES).mkdir(mode=0o700)
-    for _ in range(ROUNDS):
+    for _ in range(COPY_TRIES):
         _copy_bundles(settings, target / BUNDLES)
         (target / DATABASE).unlink(missing_ok=True)
         revision = copies.save(settings.database, target / DATABASE)
@@ -82,7 +85,10 @@ def _copy(settings: Settings, target: Path) -> str:
         lacking = copies.bundles_in(target / DATABASE) - {path.stem for path in (target / BUNDLES).iterdir()}
         if not lacking:
             return revision
-    raise InvalidState(f"The files of {len(lacking)} versions are missing, such as bundle {min(lacking)}.")
+    raise InvalidState(
+        f"The files of {len(lacking)} versions are missing in {settings.data_dir / BUNDLES}, such as bundle "
+        f"{min(lacking)}: put them back, or delete the builders that have them."
+    )
 
 
 def _copy_bundles(settings: Settings, target: Path) -> None:
@@ -92,12 +98,12 @@ def _copy_bundles(settings: Settings, target: Path) -> None:
             continue
         try:
             durable.copy(path, copy)
-        except FileNotFoundError:  # removed just now, since nothing refers to it any more
+        except FileNotFoundError:  # the service removed a bundle that nothing refers to any more
             copy.unlink(missing_ok=True)
 
 
 def _secrets(settings: Settings, database: Path, before: Sequence[Key]) -> bytes:
-    """Also with the keys from before the database was copied: a rotation may have ended meanwhile."""
+    """Return the keys and secret files as JSON, with the keys from before the copy: they may have been rotated."""
     keys = dict.fromkeys([*make_keys(settings).existing(), *before])
     refuse_other_keys(copies.sealed_in(database), list(keys), ", or leave the keys out (--without-keys)")
     files = {name: settings.data_dir / name for name in SECRET_FILES}
@@ -105,26 +111,26 @@ def _secrets(settings: Settings, database: Path, before: Sequence[Key]) -> bytes
     return json.dumps(Secrets(vault_keys=[key.text for key in keys], files=kept)).encode()
 
 
-def _text(file: Path) -> str:
+def _read_if_exists(file: Path) -> str:
     return file.read_text() if file.is_file() else ""
 
 
-# Bring back
+# Restore
 
 
 def restore(settings: Settings, source: Path, passphrase: str | None, say: Say) -> Manifest:
-    """Make the data directory and the database what they were, all at once. No service may run on it.
+    """Restore the data directory and the database, all or nothing. No service may run on the directory.
 
-    Never over what is there: raises ``InvalidState`` where there is a database, or the backup is damaged or of a
-    newer program, ``ValidationFailed`` for a wrong passphrase or other keys than the settings give. What was begun
-    and broken off leaves no database; the next try begins anew.
+    Overwrites nothing: raises ``InvalidState`` when there is a database, or the backup is damaged or of a newer
+    program, ``ValidationFailed`` for a wrong passphrase or for keys that differ from the settings'. An interrupted
+    restore leaves no database; the next one starts from the beginning.
     """
     make(settings.data_dir)
-    with hold(settings.data_dir):
+    with lock(settings.data_dir):
         refuse_another_database(settings)
         staging = settings.data_dir / RESTORING
         if (staging / _SWITCHING).exists() and copies.holds_something(settings.database):
-            say("An earlier restore had come to its end but for its traces.")
+            say("An earlier restore was complete but for its staging folder, which is removed now.")
             manifest = folder.read(staging)
             shutil.rmtree(staging)
             return manifest
@@ -134,19 +140,20 @@ def restore(settings: Settings, source: Path, passphrase: str | None, say: Say) 
 def _restore(settings: Settings, source: Path, staging: Path, passphrase: str | None, say: Say) -> Manifest:
     if copies.holds_something(settings.database):
         raise InvalidState(
-            f"There is a database already ({_place(settings)}): restore into another data directory, or move it away."
+            f"There is a database already ({_location(settings)}): restore into another data directory, or move it "
+            "away."
         )
     say("Reading the backup …")
     manifest = folder.check(source)
     copies.revision(source / DATABASE)
     secrets = _open(source / KEYS, passphrase)
     _refuse_other_keys(settings, secrets)
-    _refuse_other_places(settings, secrets)
+    _refuse_other_locations(settings, secrets)
     try:
         folder.copy_to(source, manifest, staging)
-        say("Putting it in its place …")
-        _put_keys(settings, secrets)
-        _put_bundles(settings, staging / BUNDLES)
+        say("Restoring the files …")
+        _restore_keys(settings, secrets)
+        _restore_bundles(settings, staging / BUNDLES)
         if manifest.identity and not (settings.data_dir / IDENTITY_FILE).exists():
             durable.write(settings.data_dir / IDENTITY_FILE, manifest.identity.encode())
         durable.write(settings.data_dir / RESTORED, manifest.created_at.encode())
@@ -158,7 +165,7 @@ def _restore(settings: Settings, source: Path, staging: Path, passphrase: str | 
     return manifest
 
 
-def _place(settings: Settings) -> str:
+def _location(settings: Settings) -> str:
     file = copies.file_of(settings.database)
     return str(file) if file else "at database_url"
 
@@ -168,7 +175,7 @@ def _open(keys: Path, passphrase: str | None) -> Secrets:
         return {"vault_keys": [], "files": {}}
     if not keys.is_file():
         raise ValidationFailed({"passphrase": ["this backup was made without keys: bring back the vault's key first"]})
-    found: Secrets = json.loads(passphrases.unseal(keys.read_bytes(), passphrase, PLACE))
+    found: Secrets = json.loads(passphrases.unseal(keys.read_bytes(), passphrase, ASSOCIATED_DATA))
     return found
 
 
@@ -182,8 +189,8 @@ def _refuse_other_keys(settings: Settings, secrets: Secrets) -> None:
         )
 
 
-def _refuse_other_places(settings: Settings, secrets: Secrets) -> None:
-    """The settings that come back would name another database, or file of keys, than the one that is filled."""
+def _refuse_other_locations(settings: Settings, secrets: Secrets) -> None:
+    """Raise ``ValidationFailed`` when the backed-up settings name another database or key file than is restored to."""
     kept = secrets["files"].get(FILE_NAME)
     if kept is None or (settings.data_dir / FILE_NAME).exists():
         return
@@ -198,8 +205,8 @@ def _refuse_other_places(settings: Settings, secrets: Secrets) -> None:
         )
 
 
-def _put_keys(settings: Settings, secrets: Secrets) -> None:
-    """Beside the keys that are there already; files that are there stay as they are."""
+def _restore_keys(settings: Settings, secrets: Secrets) -> None:
+    """Add the keys to those of the key file, and write secret files that do not exist yet."""
     kept = secrets["vault_keys"]
     if kept and settings.vault.key is None:
         path = settings.vault_key_file
@@ -213,14 +220,14 @@ def _put_keys(settings: Settings, secrets: Secrets) -> None:
             durable.write(target, b64decode(content))
 
 
-def _put_bundles(settings: Settings, staged: Path) -> None:
+def _restore_bundles(settings: Settings, staged: Path) -> None:
     target = settings.data_dir / BUNDLES
     target.mkdir(mode=0o700, exist_ok=True)
-    for path in staged.glob("*"):  # a service without builders has no bundles, and no folder of them
+    for path in staged.glob("*"):  # a service without builders has no folder of bundles
         path.rename(target / path.name)
     durable.sync(target)
 
 
 def is_local(settings: Settings) -> bool:
-    """Whether the apps' backups would be lost with this machine."""
+    """Return True when the apps' backups are stored on this machine, and so would be lost with it."""
     return make_place(settings).is_local

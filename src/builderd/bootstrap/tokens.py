@@ -1,4 +1,4 @@
-"""Tokens from the command line, also while the service runs."""
+"""Create, list and revoke API tokens for the command line, also while the service runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.bootstrap.database import existing_store, holds_something, store, whereabouts
+from builderd.bootstrap.database import database_location, existing_store, holds_something, store
 from builderd.domain.ids import TokenId
 from builderd.domain.tokens import Scope, Token
 from builderd.ports.store import UnitOfWork
@@ -17,7 +17,7 @@ from builderd.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """``expires_at`` None: never."""
+    """Fields of a new token; ``expires_at`` None: it never expires."""
 
     tenant: str
     name: str
@@ -26,7 +26,7 @@ class TokenRequest:
 
 
 async def make_token(settings: Settings, wanted: TokenRequest, say: Callable[[str], None]) -> tuple[Token, str]:
-    """The token and its secret. The tenant is made if needed, and so are data directory and database, which is said."""
+    """Create a token; return it with its secret. Makes tenant, data directory and database where they are missing."""
     now = SystemClock().now()
 
     def create(uow: UnitOfWork) -> tuple[Token, str]:
@@ -36,12 +36,12 @@ async def make_token(settings: Settings, wanted: TokenRequest, say: Callable[[st
     async with store(settings) as opened:
         made = await opened.write(create)
     if not was_there:
-        say(f"There was no builderd in {settings.data_dir} yet: its database is now begun ({whereabouts(settings)}).")
+        say(f"There was no builderd in {settings.data_dir} yet: created its database ({database_location(settings)}).")
     return made
 
 
 async def list_tokens(settings: Settings, tenant: str) -> Sequence[Token]:
-    """The tenant's tokens, revoked ones included."""
+    """Return the tenant's tokens, revoked ones included."""
     async with existing_store(settings) as opened:
         return await opened.read(lambda uow: tokens.list_of(uow, tenant))
 

@@ -1,4 +1,4 @@
-"""Folders: the files of one, without what a checkout has beside its code."""
+"""Read a folder's files as a bundle, without caches, virtual environments and version control."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from builderd.domain.bundles import MAX_FILES, Bundle, BundleFile, make_bundle
 
-#: Made by tools, and made again where the app runs.
+#: Folders that tools generate, and that are left out.
 LEFT_OUT = frozenset(
     {".git", "node_modules", "__pycache__", ".venv", "venv", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 )
@@ -17,7 +17,7 @@ MAX_BYTES = 200_000_000
 
 
 def read_folder(folder: Path) -> Bundle:
-    """Its regular files; links are not followed, since they may lead out of it."""
+    """Return a folder's regular files; symbolic links are skipped, since they may lead out of the folder."""
     files: list[BundleFile] = []
     size = 0
     for path in _paths(folder):
@@ -25,7 +25,7 @@ def read_folder(folder: Path) -> Bundle:
         size += len(content)
         if len(files) >= 10 * MAX_FILES or size > MAX_BYTES:
             raise click.ClickException(
-                f"{folder} holds too much: more than {10 * MAX_FILES} files, or {MAX_BYTES} bytes"
+                f"{folder} holds more than {10 * MAX_FILES} files or {MAX_BYTES} bytes: name a smaller folder"
             )
         files.append(BundleFile(path.relative_to(folder).as_posix(), content, bool(path.stat().st_mode & 0o100)))
     return make_bundle(files)

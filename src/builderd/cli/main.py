@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line's entry point: its commands, and the exit status of errors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from builderd.domain.errors import BuilderdError, ValidationFailed
 
 log = logging.getLogger(__name__)
 
-#: Each command, and the file in this folder that has it: loaded when it is called for, since few need what the service
-#: needs, and loading all of it takes a second.
+#: Each command and its module in this folder, imported when the command runs: importing all takes a second.
 COMMANDS = {
     "serve": "service",
     "token": "tokens",
@@ -34,14 +33,14 @@ COMMANDS = {
 }
 
 
-class Owned(click.ClickException):
-    """The database is another service's. The unit of ``install-service`` is not started again after this status."""
+class OwnedByAnother(click.ClickException):
+    """Another service owns the database. The unit of ``install-service`` is not restarted after this exit status."""
 
     exit_code = 4
 
 
 class Commands(click.Group):
-    """Coded errors, and those of files, end the command with their message, not with a traceback."""
+    """The group of all commands. Coded errors and ``OSError`` end a command with their message, not a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -59,19 +58,21 @@ class Commands(click.Group):
             lines = [f"{field}: {reason}" for field, reasons in error.errors.items() for reason in reasons]
             raise click.ClickException("\n".join(lines)) from error
         except (DatabaseOwned, LeaseLost) as error:
-            raise Owned(error.message) from error
+            raise OwnedByAnother(error.message) from error
         except BuilderdError as error:
             raise click.ClickException(error.message) from error
         except BrokenPipeError:
-            raise  # whoever read the output has enough of it: click ends quietly
+            raise  # the reader of the output closed the pipe: click ends without a message
         except OSError as error:
-            log.debug("%s", error, exc_info=True)
+            log.debug("command failed error=%s", error, exc_info=True)
             raise click.ClickException(_reason(error)) from error
 
 
 def _load(name: str) -> ModuleType:
-    """What is loaded stays: to look for garbage in it takes a quarter of the loading, and would stop a service for
-    80 ms at each full collection."""
+    """Import a command's module without garbage collection, and exempt its objects from later collections.
+
+    Collections take a quarter of the import, and each full one would stop a service for 80 ms.
+    """
     gc.disable()
     try:
         return import_module(f"builderd.cli.{name}")
@@ -81,7 +82,7 @@ def _load(name: str) -> ModuleType:
 
 
 def _reason(error: OSError) -> str:
-    """What is wrong with which file, and what to do where that is plain."""
+    """Return a message with the file, the error, and a hint where root is needed."""
     file = f"{error.filename}: " if error.filename else ""
     hint = "; run it as root" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
     return f"{file}{error.strerror or error or type(error).__name__}{hint}"
@@ -94,6 +95,6 @@ def main() -> None:
 
     Settings come from the command line, from BUILDERD_* variables, and from builderd.toml in the data directory.
     """
-    # Whatever the shell's mask says, sandboxes are made of folders that all may read inside; secrets say their mode.
+    # Folders of sandboxes must be readable for all inside, whatever the shell's umask; secret files set their mode.
     os.umask(0o022)
     widen_search()

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 
 class Folder(click.Path):
-    """A path that says something: an empty one would be the folder that the command is run in."""
+    """A path that must not be empty: an empty one would mean the working directory."""
 
     def convert(
         self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None

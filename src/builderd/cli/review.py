@@ -1,4 +1,4 @@
-"""``builderd review``: the gate on a folder of this machine, as a deployment would meet it."""
+"""``builderd review``: run the review gate on a local folder, as a deployment would."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def review(path: Path, data_dir: Path | None, config: Path | None, entrypoint: s
         case "sarif":
             click.echo(json.dumps(sarif_of(shown, __version__), indent=2))
         case _:
-            _tell(shown, verdict)
+            _print_findings(shown, verdict)
     if not verdict.passed:
         raise SystemExit(1)
 
 
-def _tell(shown: Review, verdict: Verdict) -> None:
+def _print_findings(shown: Review, verdict: Verdict) -> None:
     for finding in shown.findings:
         word = click.style(f"{finding.severity.value:<5}", fg=COLOURS[finding.severity])
         where = f"{finding.path}:{finding.line}" if finding.line else finding.path or "(all files)"

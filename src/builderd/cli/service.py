@@ -1,4 +1,4 @@
-"""``builderd serve``, ``down``, ``doctor`` and ``base``: the service and its machine."""
+"""``builderd serve``, ``down``, ``doctor`` and ``base``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def serve(
 @options.data_dir
 @options.config
 def down(data_dir: Path | None, config: Path | None) -> None:
-    """Stop every sandbox and the previews, and give back to the host what it was given. Data is kept."""
+    """Stop all sandboxes and previews and remove what they use on the host. Data is kept."""
     _require_root("builderd down")
     settings = load(config, data_dir=data_dir)
     asyncio.run(service.take_down(settings, click.echo))
@@ -58,22 +58,22 @@ def down(data_dir: Path | None, config: Path | None) -> None:
 @options.data_dir
 @options.config
 def doctor(data_dir: Path | None, config: Path | None) -> None:
-    """Say what this machine has and lacks, what that costs, and who uses what. Exits with 1 when it cannot run here."""
+    """Run preflight checks, and show storage by tenant. Exits with 1 when the service cannot run on this machine."""
     settings = load(config, data_dir=data_dir)
-    equipment = machine.examine(settings)
-    for one in equipment:
-        mark = "ok  " if one.found else ("MISS" if one.vital else "lack")
-        click.echo(f"{mark}  {one.name:<24} {one.detail}")
-        if not one.found:
-            click.echo(f"      {'':<24} {one.cost}")
-    _say_database(settings)
-    _say_usage(settings)
-    if any(one.vital and not one.found for one in equipment):
+    checks = machine.run_preflight_checks(settings)
+    for check in checks:
+        mark = "ok  " if check.found else ("MISS" if check.vital else "lack")
+        click.echo(f"{mark}  {check.name:<24} {check.detail}")
+        if not check.found:
+            click.echo(f"      {'':<24} {check.cost}")
+    _print_database(settings)
+    _print_usage(settings)
+    if any(check.vital and not check.found for check in checks):
         raise SystemExit(1)
 
 
-def _say_database(settings: Settings) -> None:
-    """Which service owns the database, and what its schema lacks."""
+def _print_database(settings: Settings) -> None:
+    """Print the service that owns the database, and differences of its schema."""
     try:
         lines = asyncio.run(machine.describe_database(settings))
     except Exception as error:
@@ -82,12 +82,12 @@ def _say_database(settings: Settings) -> None:
         click.echo(f"\n{line}")
 
 
-def _say_usage(settings: Settings) -> None:
-    """What lies in the data directory, as far as it can be told: a broken database is no reason to say nothing."""
+def _print_usage(settings: Settings) -> None:
+    """Print the storage of each tenant and builder; an error is printed too, so that the checks above are seen."""
     try:
-        inventory = asyncio.run(machine.take_stock(settings))
+        inventory = asyncio.run(machine.load_inventory(settings))
     except Exception as error:
-        click.echo(f"\nWho uses what cannot be told: {error}")
+        click.echo(f"\nstorage: cannot be read: {error}")
         return
     if inventory is not None:
         click.echo("")
@@ -104,7 +104,7 @@ def base() -> None:
 @options.data_dir
 @options.config
 def build(data_dir: Path | None, config: Path | None) -> None:
-    """Make it now, if it is not there, rather than at the first start of the service."""
+    """Build it now, if it is missing, rather than at the first start of the service."""
     _require_root("builderd base build")
     settings = load(config, data_dir=data_dir)
     click.echo(machine.build_base(settings, click.echo))

@@ -1,4 +1,4 @@
-"""``builderd install-service``: a systemd unit under which apps and previews outlive the service.
+"""``builderd install-service``: write a systemd unit that keeps apps and previews running over restarts.
 
 The directives are those of systemd.service(5), systemd.unit(5) and systemd.kill(5).
 """
@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from builderd.bootstrap.configuration import load
-from builderd.bootstrap.data_directory import hold, is_ours
+from builderd.bootstrap.data_directory import is_ours, lock
 from builderd.cli import options
 
-#: Is there where systemd is the first process (sd_booted(3)).
+#: Exists when systemd is the init process (sd_booted(3)).
 SYSTEMD_RUNS = Path("/run/systemd/system")
 SYSTEM_UNITS = Path("/etc/systemd/system")
 UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -64,7 +65,7 @@ service's alone: before a command in a shell, such as builderd backup, give it t
 
 @dataclass(frozen=True, slots=True)
 class ServiceUnit:
-    """A unit to write: ``name`` without ``.service``, absolute paths, further words for ``builderd serve``."""
+    """A unit to write: ``name`` without ``.service``, absolute paths, further arguments of ``builderd serve``."""
 
     name: str
     executable: Path
@@ -77,14 +78,14 @@ class ServiceUnit:
 
 
 def render(unit: ServiceUnit) -> str:
-    """The text of the unit file. ``ValueError`` for what a unit file cannot say: see ``quote``."""
+    """Return the text of the unit file. Raises ``ValueError`` for a wrong name, relative paths, control characters."""
     if not UNIT_NAME.fullmatch(unit.name):
         raise ValueError(f"{unit.name!r} is no unit name: use letters, digits, '_', '.' and '-'")
     for path in (unit.executable, unit.data_dir):
         if not path.is_absolute():
-            raise ValueError(f"{path} is not absolute: systemd starts the service in another folder")
+            raise ValueError(f"{path} is not absolute: systemd starts the service in another working directory")
     arguments = ("serve", "--data-dir", str(unit.data_dir), *unit.serve_options)
-    # The program's own path is not searched for variables, so a dollar in it is not doubled.
+    # systemd expands no variables in the program's own path, so a dollar in it is not doubled.
     command = " ".join([quote(str(unit.executable)), *(quote(word).replace("$", "$$") for word in arguments)])
     return TEMPLATE.format(
         name=unit.name,
@@ -95,7 +96,7 @@ def render(unit: ServiceUnit) -> str:
 
 
 def quote(word: str) -> str:
-    """One word of a command or a list, as systemd.syntax(7) reads it back. ``ValueError`` on control characters."""
+    """Quote one word of a command or list by systemd.syntax(7). Raises ``ValueError`` for control characters."""
     if any(ord(character) < 0x20 or ord(character) == 0x7F for character in word):
         raise ValueError(f"{word!r} has a control character, which a unit file cannot hold")
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
@@ -108,25 +109,19 @@ def quote(word: str) -> str:
 @click.option("--host", help="Passed on to builderd serve.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Passed on to builderd serve.")
 @click.option("--preview-port", type=click.IntRange(1, 65535), help="Passed on to builderd serve.")
-@click.option("--now", is_flag=True, help="Start it as well, or anew where it runs.")
+@click.option("--now", is_flag=True, help="Start it as well, or restart it if it runs.")
 @click.option("--unit-dir", type=click.Path(path_type=Path), help="Only write the unit, into this folder.")
 def install_service(
-    name: str,
-    data_dir: Path | None,
-    host: str | None,
-    port: int | None,
-    preview_port: int | None,
-    now: bool,
-    unit_dir: Path | None,
+    name: str, data_dir: Path | None, now: bool, unit_dir: Path | None, **serve_options: str | int | None
 ) -> None:
-    """Write a systemd unit for the service and have it start at boot.
+    """Write a systemd unit for the service and enable it at boot.
 
-    Restarting it leaves apps and previews running. Settings may stand as BUILDERD_… variables in /etc/default/NAME,
-    which commands in a shell do not see: what these must know too, such as database_url and vault.key_file, stands
-    better in builderd.toml in the data directory.
+    Apps and previews keep running when the service restarts. Settings may be BUILDERD_… variables in
+    /etc/default/NAME, which commands in a shell do not see: settings that commands need too, such as database_url and
+    vault.key_file, belong in builderd.toml in the data directory.
     """
     folder = load(data_dir=data_dir).data_dir.resolve()
-    unit = ServiceUnit(name, _executable(), folder, _serve_options(host, port, preview_port))
+    unit = ServiceUnit(name, _executable(), folder, _arguments(serve_options))
     try:
         text = render(unit)
     except ValueError as error:
@@ -141,7 +136,7 @@ def install_service(
 
 def _enable(unit: ServiceUnit, now: bool) -> None:
     if not SYSTEMD_RUNS.is_dir():
-        click.echo(f"systemd does not run here: where it does, run 'systemctl enable --now {unit.name}'")
+        click.echo(f"systemd does not run here: where it does, run: systemctl enable --now {unit.name}")
         return
     _systemctl("daemon-reload")
     _systemctl("enable", unit.file_name)
@@ -149,22 +144,22 @@ def _enable(unit: ServiceUnit, now: bool) -> None:
         _refuse_another(unit)
         _start(unit)
     else:
-        click.echo(f"it starts at boot; to start it at once, or anew where it runs: systemctl restart {unit.name}")
+        click.echo(f"it starts at boot; to start or restart it now: systemctl restart {unit.name}")
 
 
 def _refuse_another(unit: ServiceUnit) -> None:
-    """Raises ``EngineUnavailable`` where one that is not the unit's has the data directory, such as the demo's."""
+    """Raise ``EngineUnavailable`` when a service other than the unit's, such as the demo's, has the data directory."""
     state = _systemctl("show", "--property=ActiveState", "--value", unit.file_name).strip()
     if is_ours(unit.data_dir) and state == "inactive":
-        with hold(unit.data_dir):
+        with lock(unit.data_dir):
             pass
 
 
 def _start(unit: ServiceUnit) -> None:
-    """Where it runs, it would go on with what it was started with before. Returns once it listens."""
+    """Restart the unit, so that a running service gets the new options. Returns once it listens."""
     if _run("systemctl", "restart", unit.file_name).returncode != 0:
         words = _run("journalctl", "--unit", unit.file_name, "--lines", "5", "--output", "cat").stdout.strip()
-        raise click.ClickException(f"{unit.name} does not start, and is tried again each second:\n{words}")
+        raise click.ClickException(f"{unit.name} does not start, and systemd retries each second:\n{words}")
     click.echo(f"it runs; its log: journalctl -u {unit.name}")
 
 
@@ -175,8 +170,8 @@ def _executable() -> Path:
     return executable
 
 
-def _serve_options(host: str | None, port: int | None, preview_port: int | None) -> tuple[str, ...]:
-    given = {"--host": host, "--port": port, "--preview-port": preview_port}
+def _arguments(serve_options: Mapping[str, str | int | None]) -> tuple[str, ...]:
+    given = {f"--{name.replace('_', '-')}": value for name, value in sorted(serve_options.items())}
     return tuple(word for name, value in given.items() if value is not None for word in (name, str(value)))
 
 

@@ -1,4 +1,4 @@
-"""``builderd token``: make, list and revoke API tokens, also while the service runs."""
+"""``builderd token``: create, list and revoke API tokens, also while the service runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class Expiry(click.ParamType[datetime]):
-    """``30d``, ``12h``, ``45m``, ``2w``, or a time such as ``2026-01-31T12:00:00Z``. Comes to a time of UTC."""
+    """A span (``30d``, ``12h``, ``45m``, ``2w``) or a time such as ``2026-01-31T12:00:00Z``, converted to UTC."""
 
     name = "expiry"
 
@@ -40,14 +40,14 @@ class Expiry(click.ParamType[datetime]):
 
 @click.group()
 def token() -> None:
-    """Make, list and revoke API tokens."""
+    """Create, list and revoke API tokens."""
 
 
 @token.command()
 @options.data_dir
 @options.config
-@click.option("--tenant", required=True, help="Whose token; the tenant is made if it does not exist.")
-@click.option("--name", default="cli", show_default=True, help="How events name it.")
+@click.option("--tenant", required=True, help="The token's tenant; created if it does not exist.")
+@click.option("--name", default="cli", show_default=True, help="The token's name in events.")
 @click.option(
     "--scope",
     "scopes",
@@ -66,9 +66,9 @@ def create(
     scopes: tuple[str, ...],
     expires: datetime | None,
 ) -> None:
-    """Make a token. It stands alone on the last line, and is not shown again.
+    """Create a token. Its secret is on the last line of the output, and is not shown again.
 
-    Where there is no service yet, its data directory and its database are made too.
+    Creates the data directory and the database where they are missing.
     """
     settings = load(config, data_dir=data_dir)
     wanted = tokens.TokenRequest(tenant, name, frozenset(Scope(scope) for scope in scopes), expires)
@@ -97,7 +97,7 @@ def list_(data_dir: Path | None, config: Path | None, tenant: str) -> None:
 @click.option("--tenant", required=True)
 @click.argument("token_id")
 def revoke(data_dir: Path | None, config: Path | None, tenant: str, token_id: str) -> None:
-    """End a token at once, by its id in the list."""
+    """Revoke a token at once, by its id in the list."""
     settings = load(config, data_dir=data_dir)
     asyncio.run(tokens.revoke_token(settings, tenant, token_id))
     click.echo(f"Token {token_id} is revoked.")

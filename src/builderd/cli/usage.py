@@ -1,4 +1,4 @@
-"""What ``builderd doctor`` says about who uses what, as lines. Pure."""
+"""Format the storage report of ``builderd doctor`` as lines. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SHOWN_KEY = 12
 
 
 def lines(inventory: Inventory) -> Iterator[str]:
-    """By tenant and builder; then layers, bases, bundles and the rest."""
+    """Yield the report's lines: tenants with their builders, bundles, layers, bases, other disks and totals."""
     for tenant, users in groupby(inventory.users, key=lambda user: user.tenant):
         yield from _tenant(tenant, list(users), inventory)
     if not inventory.users:
         yield "No builders."
     yield from _bundles(inventory)
     if inventory.held is None:
-        yield "The store is not mounted, or cannot be looked at: start the service, and ask as root, to see sizes."
+        yield "The store is not mounted or not readable: start the service and run this as root to see sizes."
         return
     yield from _layers(inventory, inventory.held)
     yield from _rest(inventory, inventory.held)

@@ -1,1 +1,1 @@
-"""Ways in by SSH: a gateway that leads into sandboxes."""
+"""The SSH gateway: sessions, sftp and port forwarding into sandboxes."""

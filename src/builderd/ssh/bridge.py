@@ -1,4 +1,4 @@
-"""Between an SSH channel and a process in a sandbox: both directions, the window, the end."""
+"""Copy between an SSH channel and a process in a sandbox: input, output, window size, signals and exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import asyncssh
 from builderd.domain.processes import MAX_WINDOW, Window
 from builderd.ports.processes import Process
 
-PIECE = 64 * 1024
+CHUNK_BYTES = 64 * 1024
 #: Signals that a client may send to end what it started.
 ENDING = frozenset({"HUP", "INT", "TERM", "KILL", "QUIT"})
 
@@ -19,23 +19,24 @@ Read = Callable[[], Awaitable[bytes]]
 
 
 async def join(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> int | None:
-    """Hand everything on until the process has ended; its exit code, or None when the client left before."""
+    """Copy both directions until the process ends. Return its exit code, or None when the client left first."""
     outputs: list[Coroutine[Any, Any, None]] = [_copy(process.read, channel.stdout)]
     if channel.term_type is None:
         outputs.append(_copy(process.read_errors, channel.stderr))
     feeding = asyncio.ensure_future(_feed(channel, process))
-    ending = asyncio.ensure_future(_end(outputs, process))
-    gone = asyncio.ensure_future(channel.channel.wait_closed())
+    ending = asyncio.ensure_future(_wait_for_exit(outputs, process))
+    closed = asyncio.ensure_future(channel.channel.wait_closed())
     try:
-        await asyncio.wait({ending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({ending, closed}, return_when=asyncio.FIRST_COMPLETED)
         return await ending if ending.done() and not ending.exception() else None
     finally:
-        for task in (feeding, ending, gone):
+        for task in (feeding, ending, closed):
             task.cancel()
-        await asyncio.gather(feeding, ending, gone, return_exceptions=True)
+        await asyncio.gather(feeding, ending, closed, return_exceptions=True)
 
 
-async def _end(outputs: list[Coroutine[Any, Any, None]], process: Process) -> int:
+async def _wait_for_exit(outputs: list[Coroutine[Any, Any, None]], process: Process) -> int:
+    """Return the exit code once all output is copied."""
     await asyncio.gather(*outputs)
     return await process.wait()
 
@@ -47,9 +48,10 @@ async def _copy(read: Read, writer: asyncssh.SSHWriter[bytes]) -> None:
 
 
 async def _feed(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> None:
+    """Copy the client's input, window sizes and signals to the process."""
     while True:
         try:
-            piece = await channel.stdin.read(PIECE)
+            piece = await channel.stdin.read(CHUNK_BYTES)
         except asyncssh.TerminalSizeChanged as change:
             process.resize(Window(min(change.width, MAX_WINDOW), min(change.height, MAX_WINDOW)))
             continue
@@ -66,20 +68,20 @@ async def _feed(channel: asyncssh.SSHServerProcess[bytes], process: Process) -> 
 
 
 async def forward(reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes], process: Process) -> None:
-    """The same for a forwarded connection."""
+    """Copy both directions of a forwarded connection until the relay process or the client ends it."""
     copying = asyncio.ensure_future(_copy(process.read, writer))
-    feeding = asyncio.ensure_future(_pour(reader, process))
-    gone = asyncio.ensure_future(writer.channel.wait_closed())
+    feeding = asyncio.ensure_future(_copy_input(reader, process))
+    closed = asyncio.ensure_future(writer.channel.wait_closed())
     try:
-        await asyncio.wait({copying, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({copying, closed}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (copying, feeding, gone):
+        for task in (copying, feeding, closed):
             task.cancel()
-        await asyncio.gather(copying, feeding, gone, return_exceptions=True)
+        await asyncio.gather(copying, feeding, closed, return_exceptions=True)
         writer.close()
 
 
-async def _pour(reader: asyncssh.SSHReader[bytes], process: Process) -> None:
-    while piece := await reader.read(PIECE):
+async def _copy_input(reader: asyncssh.SSHReader[bytes], process: Process) -> None:
+    while piece := await reader.read(CHUNK_BYTES):
         await process.write(piece)
     process.close_input()

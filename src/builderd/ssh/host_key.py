@@ -1,4 +1,4 @@
-"""The gateway's host key: made once, kept, and known by its fingerprint."""
+"""The SSH gateway's host key: generated once and kept in a file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ KIND = "ssh-ed25519"
 
 
 def load(path: Path) -> asyncssh.SSHKey:
-    """The key of this file, which is made when there is none. Raises ``EngineUnavailable`` when it is damaged."""
+    """Read the key from a file, or generate it there. Raises ``EngineUnavailable`` when it cannot be read."""
     if not path.exists():
         _make(path)
     try:
         return asyncssh.read_private_key(path)
     except (OSError, asyncssh.KeyImportError) as error:
         raise EngineUnavailable(
-            f"The SSH host key {path} cannot be read: {error}. Put it back, or remove it."
+            f"The SSH host key {path} cannot be read: {error}. Restore it from a backup, or remove it for a new one."
         ) from None
 
 
@@ -30,6 +30,6 @@ def _make(path: Path) -> None:
 
 
 def gateway(key: asyncssh.SSHKey, host: str, port: int) -> Gateway:
-    """What callers are told of the gateway at this address."""
+    """Return the gateway's address, public key and fingerprint as the API shows them."""
     kind, text, *_ = key.export_public_key().decode().split()
     return Gateway(host, port, f"{kind} {text}", key.get_fingerprint())

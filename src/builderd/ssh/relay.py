@@ -1,7 +1,7 @@
-"""A forwarded connection, from inside the sandbox: its end is a small program there.
+"""Relay programs: a small Python program in the sandbox connects to the target of a forwarded connection.
 
-So what listens on the sandbox's own loopback address is reached as well, and this door need not know where the
-sandbox runs.
+It runs inside the sandbox's network namespace, so servers on the sandbox's loopback address are reachable, and the
+gateway does not need the sandbox's address.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ while piece := peer.recv(65536):
 
 _PYTHON = ("/usr/bin/python3", "-I", "-c", _PROGRAM)
 
-#: What a client may call the sandbox itself.
-LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "ip6-localhost"})  # noqa: S104 -- a name, not an address
+#: Host names by which a client may forward to the sandbox itself.
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "ip6-localhost"})  # noqa: S104 -- a name, not an address
 
 
 def relay_to_port(port: int) -> tuple[str, ...]:
-    """The program that leads from its own input and output to this port of the sandbox."""
+    """Return the argv of a program that copies between its stdin and stdout and this port of the sandbox."""
     return (*_PYTHON, "port", str(port))
 
 
 def relay_to_socket(path: str) -> tuple[str, ...]:
-    """The same to a Unix socket, as the app's user may reach it in the sandbox."""
+    """Return the argv of a program that copies between its stdin and stdout and a Unix socket of the sandbox."""
     return (*_PYTHON, "socket", path)

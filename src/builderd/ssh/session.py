@@ -1,4 +1,4 @@
-"""One channel of a login, led to a program in the sandbox whatever it asks for."""
+"""Session channels of a login: shell, command and sftp all run as a program in the sandbox."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Handler = Callable[[asyncssh.SSHServerProcess[bytes]], Coroutine[Any, Any, None]
 
 
 class Session(asyncssh.SSHServerProcess[bytes]):
-    """Hands sftp to the handler like any other program; asyncssh would serve it itself, from the host's files.
+    """A channel that passes sftp to the handler like any other program; asyncssh would serve files of the host.
 
-    ``over`` is called once: when the channel is closed and its handler, where it had one, has come to its end.
+    ``on_end`` is called once: when the channel is closed and its handler, where it had one, has returned.
     """
 
-    def __init__(self, handler: Handler, over: Callable[[], None]) -> None:
+    def __init__(self, handler: Handler, on_end: Callable[[], None]) -> None:
         super().__init__(handler, None, SFTP_VERSION, False)
-        self._over = over
+        self._on_end = on_end
         self._handling: asyncio.Task[None] | None = None
 
     def subsystem_requested(self, subsystem: str) -> bool:
@@ -43,6 +43,6 @@ class Session(asyncssh.SSHServerProcess[bytes]):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self._handling is None:
-            self._over()
+            self._on_end()
         else:
-            self._handling.add_done_callback(lambda _: self._over())
+            self._handling.add_done_callback(lambda _: self._on_end())

@@ -1,6 +1,6 @@
-"""Slow down clients that guess tokens. A right token always gets in: only wrong ones are delayed, and none is refused.
+"""Delay clients that guess tokens. A valid token is never delayed or refused for the wrong ones of its address.
 
-An address may be a forwarder that all users share, so nothing is decided by it alone. Pure, but for what it remembers.
+An address may be a proxy that all users share, so no client is refused by address alone. Does no I/O.
 """
 
 from __future__ import annotations
@@ -10,39 +10,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-#: A wrong token is answered after so many seconds, doubled with each from this address, at most the last.
-FIRST_DELAY, LAST_DELAY = 0.25, 4.0
-#: After so many seconds without a wrong token, an address begins anew.
+#: Delay of the first refusal of an address in seconds; doubled with each wrong token up to the maximum.
+FIRST_DELAY, MAX_DELAY = 0.25, 4.0
+#: Seconds without a wrong token after which an address starts again with the first delay.
 WINDOW = 600.0
-#: Addresses that are remembered; the longest unseen are forgotten first.
+#: Addresses in memory; those with the oldest wrong token are dropped first.
 MAX_ADDRESSES = 10_000
-#: Wrong tokens of one address that wait for their answer at the same time; more are cut off at once.
+#: Delayed refusals of one address at the same time; further wrong tokens are disconnected at once.
 MAX_DELAYED = 20
-#: Connections that have not logged in yet, of one address and in all. One more ends another one, never itself.
+#: Connections before login, of one address and in all. One more closes another one, never itself.
 MAX_PENDING, MAX_PENDING_TOTAL = 100, 500
 
 
 @dataclass(eq=False, slots=True)
 class Attempt:
-    """A connection that has not logged in yet. ``end`` cuts it; ``has_keys`` says whether it got past key exchange."""
+    """A connection before login. ``close`` ends it; ``has_keys`` returns True once key exchange is done."""
 
     key: str
-    end: Callable[[], None]
+    close: Callable[[], None]
     has_keys: Callable[[], bool]
     wrong: bool = False
 
 
 class Throttle:
     def __init__(self) -> None:
-        #: By address: how many wrong tokens it sent, and when the last.
+        #: By address: the number of wrong tokens, and the time of the last one.
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        #: By address, the oldest first.
+        #: Connections before login by address, the oldest first.
         self._pending: dict[str, dict[Attempt, None]] = {}
         self._total = 0
 
-    def enter(self, address: str, end: Callable[[], None], has_keys: Callable[[], bool]) -> Attempt:
-        """Count a new connection; ``leave`` must follow. Where there are too many, another one of them is ended."""
-        attempt = Attempt(_key(address), end, has_keys)
+    def enter(self, address: str, close: Callable[[], None], has_keys: Callable[[], bool]) -> Attempt:
+        """Count a new connection; ``leave`` must follow. Above the limit another connection is closed for it."""
+        attempt = Attempt(_network(address), close, has_keys)
         of_address = self._pending.get(attempt.key, {})
         if len(of_address) >= MAX_PENDING:
             self._evict(of_address)
@@ -53,7 +53,7 @@ class Throttle:
         return attempt
 
     def leave(self, attempt: Attempt) -> None:
-        """It logged in, or went. Idempotent."""
+        """Stop counting a connection that logged in or was closed. Idempotent."""
         of_address = self._pending.get(attempt.key, {})
         if attempt not in of_address:
             return
@@ -63,7 +63,7 @@ class Throttle:
             del self._pending[attempt.key]
 
     def failed(self, attempt: Attempt, now: float) -> float | None:
-        """Note a wrong token: the seconds after which to say so, None to cut the connection off at once."""
+        """Count a wrong token. Return the delay of its refusal in seconds, or None to disconnect at once."""
         attempt.wrong = True
         count, last = self._failures.pop(attempt.key, (0, now))
         count = 1 if now - last > WINDOW else count + 1
@@ -72,16 +72,16 @@ class Throttle:
             self._failures.popitem(last=False)
         if sum(one.wrong for one in self._pending.get(attempt.key, ())) > MAX_DELAYED:
             return None
-        return float(min(FIRST_DELAY * 2 ** min(count - 1, 10), LAST_DELAY))
+        return float(min(FIRST_DELAY * 2 ** min(count - 1, 10), MAX_DELAY))
 
     def _evict(self, attempts: dict[Attempt, None]) -> None:
-        """End the least likely to log in: a wrong token, else one that only holds a connection, else the oldest."""
+        """Close the attempt least likely to log in: a wrong token, else one before key exchange, else the oldest."""
         victim = min(attempts, key=lambda one: (not one.wrong, one.has_keys()))
         self.leave(victim)
-        victim.end()
+        victim.close()
 
 
-def _key(address: str) -> str:
-    """An IPv6 network of 64 bits is one visitor's, who may choose among its addresses."""
+def _network(address: str) -> str:
+    """Return an IPv4 address, or the /64 network of an IPv6 address: one client may choose among its addresses."""
     ip = ip_address(address.partition("%")[0])
     return address if ip.version == 4 else str(int(ip) >> 64)

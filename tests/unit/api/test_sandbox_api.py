@@ -8,7 +8,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.api.sandbox_api import create_inside_app
+from builderd.api.sandbox_api import create_sandbox_app
 
 BUILDERS = "/api/v1/builders"
 
@@ -17,7 +17,7 @@ BUILDERS = "/api/v1/builders"
 async def own(client: httpx.AsyncClient, service: Service) -> dict[str, Any]:
     """A builder; from here on clients speak to the inside."""
     data: dict[str, Any] = (await client.post(BUILDERS, json=MINIMAL)).json()["data"]
-    service.app = create_inside_app(service.application)
+    service.app = create_sandbox_app(service.application)
     return data
 
 
@@ -33,7 +33,7 @@ async def test_an_app_reads_its_own_builder(service: Service, own: dict[str, Any
 async def test_an_app_reads_no_other_builder(client: httpx.AsyncClient, service: Service) -> None:
     first = (await client.post(BUILDERS, json=MINIMAL)).json()["data"]
     second = (await client.post(BUILDERS, json={**MINIMAL, "name": "b"})).json()["data"]
-    service.app = create_inside_app(service.application)
+    service.app = create_sandbox_app(service.application)
     response = await service.client(first["service_token"]).get(f"{BUILDERS}/{second['uuid']}")
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 

@@ -44,7 +44,7 @@ def test_backup_restore_and_inventory_are_refused_as_well(tmp_path: Path) -> Non
     with pytest.raises(InvalidState, match="works on the database"):
         state.back_up(here, tmp_path / "again", None, print)
     with pytest.raises(InvalidState, match="works on the database"):
-        asyncio.run(machine.take_stock(here))
+        asyncio.run(machine.load_inventory(here))
     (here.data_dir / "builderd.db").unlink()
     with pytest.raises(InvalidState, match="works on the database"):
         state.restore(here, tmp_path / "kept", None, print)

@@ -18,7 +18,7 @@ from builderd.bootstrap import state
 from builderd.bootstrap.data_directory import LOCK_FILE
 from builderd.bootstrap.database_lease import is_loss, owned_store
 from builderd.bootstrap.keys import rotate_vault
-from builderd.bootstrap.machine import describe_database, take_stock
+from builderd.bootstrap.machine import describe_database, load_inventory
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.bootstrap.tokens import TokenRequest, list_tokens, make_token
 from builderd.domain.database_lease import DatabaseLease, DatabaseOwned, LeaseLost
@@ -220,7 +220,7 @@ async def test_commands_work_beside_the_service(one: Settings, tmp_path: Path) -
     async with owned_store(one, Supervisor(), take_over=False) as owned:
         await make_token(one, WANTED, print)
         assert len(await list_tokens(one, "acme")) == 1
-        assert await take_stock(one) is not None
+        assert await load_inventory(one) is not None
         (line,) = await describe_database(one)
         assert f"belongs to the service on host {owned.instance.host_name}" in line
         with pytest.raises(InvalidState, match="no key yet"):

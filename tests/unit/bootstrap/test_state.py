@@ -26,7 +26,7 @@ from builderd.adapters.stores.sql.migrations import revisions, upgrade
 from builderd.adapters.vaults.keys import Key, KeyFile
 from builderd.bootstrap import state
 from builderd.bootstrap.configuration import load
-from builderd.bootstrap.data_directory import RESTORING, hold
+from builderd.bootstrap.data_directory import RESTORING, lock
 from builderd.bootstrap.database import store
 from builderd.bootstrap.keys import make_vault
 from builderd.domain.builders import Builder
@@ -267,7 +267,7 @@ def test_a_database_that_is_there_is_never_replaced(home: Settings, tmp_path: Pa
 
 def test_a_directory_that_a_service_holds_is_left_alone(home: Settings, kept: Path) -> None:
     home.data_dir.mkdir()
-    with hold(home.data_dir), pytest.raises(EngineUnavailable, match="already running"):
+    with lock(home.data_dir), pytest.raises(EngineUnavailable, match="already running"):
         state.restore(home, kept, PASSPHRASE, print)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from builderd.bootstrap.data_directory import hold
+from builderd.bootstrap.data_directory import lock
 from builderd.cli import service_unit
 from builderd.cli.main import main
 from builderd.cli.service_unit import ServiceUnit, install_service, quote, render
@@ -180,7 +180,7 @@ def test_it_is_not_started_beside_another_service_of_the_directory(
     asked = systemd(tmp_path, monkeypatch, before="inactive")
     data_dir = tmp_path / "data"
     data_dir.mkdir()
-    with hold(data_dir):
+    with lock(data_dir):
         result = CliRunner().invoke(main, ["install-service", "--data-dir", str(data_dir), "--now"])
     assert result.exit_code == 1
     assert f"A service is already running on {data_dir}: stop it first." in result.output

@@ -111,7 +111,7 @@ def break_store(world: World, monkeypatch: pytest.MonkeyPatch, failures: float) 
 async def test_a_database_that_fails_for_a_moment_does_not_keep_a_revoked_session_open(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(gateway, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(gateway, "CHECK_SECONDS", 0.01)
     async with logged_in() as logged:
         world, now = logged.world, logged.world.clock.now()
         asked = break_store(world, monkeypatch, 1)
@@ -124,7 +124,7 @@ async def test_a_database_that_fails_for_a_moment_does_not_keep_a_revoked_sessio
 async def test_a_session_is_cut_when_its_time_is_over_even_if_the_database_does_not_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gateway, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(gateway, "CHECK_SECONDS", 0.01)
     async with logged_in() as logged:
         asked = break_store(logged.world, monkeypatch, float("inf"))
         await logged.world.until(lambda: len(asked) >= 3)
@@ -168,9 +168,9 @@ async def test_one_channel_too_many_is_refused_and_the_others_go_on(monkeypatch:
     monkeypatch.setattr(gateway, "MAX_CHANNELS", 2)
     async with logged_in() as logged:
         first, second = await logged.echo(), await logged.echo()
-        with pytest.raises(asyncssh.ChannelOpenError, match="At most 2 at a time"):
+        with pytest.raises(asyncssh.ChannelOpenError, match="At most 2 sessions and forwarded connections"):
             await logged.echo()
-        with pytest.raises(asyncssh.ChannelOpenError, match="At most 2 at a time"):
+        with pytest.raises(asyncssh.ChannelOpenError, match="At most 2 sessions and forwarded connections"):
             await logged.client.open_connection("localhost", 8000)
         assert await first.answers()
         assert await second.answers()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from builderd.ssh.throttle import (
-    LAST_DELAY,
     MAX_ADDRESSES,
+    MAX_DELAY,
     MAX_DELAYED,
     MAX_PENDING,
     MAX_PENDING_TOTAL,
@@ -37,7 +37,7 @@ class Scene:
 def test_each_wrong_token_takes_longer_up_to_a_bound() -> None:
     scene = Scene()
     assert [scene.fail(now=float(n)) for n in range(8)] == [0.25, 0.5, 1, 2, 4, 4, 4, 4]
-    assert [scene.fail(now=10.0) for _ in range(5_000)][-1] == LAST_DELAY
+    assert [scene.fail(now=10.0) for _ in range(5_000)][-1] == MAX_DELAY
     assert scene.fail(THERE) == 0.25
     assert scene.fail(now=11.0 + WINDOW) == 0.25, "its time is over"
 

@@ -33,7 +33,7 @@ class ConnectionLimits:
 
 
 #: Every sandbox has an address of its own, and needs few connections.
-INSIDE = ConnectionLimits(strangers=4_000, address=64)
+SANDBOX_API = ConnectionLimits(strangers=4_000, address=64)
 
 
 class Connection(Protocol):

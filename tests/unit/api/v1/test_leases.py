@@ -9,7 +9,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.api.sandbox_api import create_inside_app
+from builderd.api.sandbox_api import create_sandbox_app
 
 BUILDERS = "/api/v1/builders"
 
@@ -120,7 +120,7 @@ async def test_taking_and_ending_one_are_events(client: httpx.AsyncClient, own: 
 
 
 async def test_an_app_says_itself_that_it_is_busy(service: Service, own: dict[str, Any], path: str) -> None:
-    service.app = create_inside_app(service.application)
+    service.app = create_sandbox_app(service.application)
     inside = service.client(own["service_token"])
     lease = await take(inside, path)
     assert lease["created_by"] == "app"
@@ -133,7 +133,7 @@ async def test_an_app_says_itself_that_it_is_busy(service: Service, own: dict[st
 async def test_an_app_keeps_no_other_builder_busy(client: httpx.AsyncClient, service: Service, path: str) -> None:
     second = (await client.post(BUILDERS, json={**MINIMAL, "name": "b"})).json()["data"]
     lease = await take(client, path)
-    service.app = create_inside_app(service.application)
+    service.app = create_sandbox_app(service.application)
     foreign = service.client(second["service_token"])
     assert (await foreign.post(path, json={"seconds": 60})).status_code == 404
     assert (await foreign.get(path)).status_code == 404

@@ -18,7 +18,7 @@ from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
 from builderd.adapters.fakes.processes import Answer
-from builderd.api.sandbox_api import create_inside_app
+from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server import request_log
 from builderd.api.v1 import terminals
 from builderd.domain.processes import LOGIN_SHELL, Window
@@ -122,7 +122,7 @@ async def test_elsewhere_the_offer_of_a_websocket_is_passed_over(service: Servic
 
 
 async def test_an_app_without_terminals_says_that_there_is_no_such_call(service: Service) -> None:
-    async with listening(create_inside_app(service.application)) as base:
+    async with listening(create_sandbox_app(service.application)) as base:
         url = f"{base.replace('http', 'ws')}{BUILDERS}/x/terminal"
         response = await refused(url, service.write)
     assert (response.status_code, json.loads(response.body or b"{}")["code"]) == (404, "not_found")

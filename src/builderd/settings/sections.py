@@ -1,0 +1,269 @@
+"""The sections of the settings: each a table of ``builderd.toml`` with its fields, defaults and bounds."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from decimal import Decimal
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import NoDecode
+
+from builderd.domain.backups import BackupRules, Retention
+from builderd.domain.quotas import Limit
+from builderd.domain.versions import Isolation
+from builderd.services.allowances import Allowance
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Price = Annotated[Decimal, Field(ge=0)]
+Share = Annotated[Decimal, Field(ge=0, le=1)]
+#: Leaves room for the label of a builder in the 253 characters of a host name (RFC 1035).
+Domain = Annotated[str, Field(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=189)]
+
+
+def not_empty(value: Any) -> Any:
+    """Reject an empty path, which would mean the working directory."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty: name a folder, or unset it")
+    return value
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+#: An HTTP URL without user and password.
+SOURCE = re.compile(r"https?://[^\s/?#\\@]+(?:[/?#]\S*)?")
+
+
+def _no_secret(url: str) -> str:
+    if not SOURCE.fullmatch(url):
+        raise ValueError(
+            "must be http://host/… or https://host/… without a user and a password, since code of tenants can read "
+            "it: let a proxy on this host add the credentials, and set the proxy's URL here"
+        )
+    return url
+
+
+#: The URL of a package index, visible to all builds.
+PackageSource = Annotated[str, AfterValidator(_no_secret)]
+
+#: A list in TOML; separated by commas in a variable.
+Networks = Annotated[tuple[IPv4Network, ...], NoDecode, BeforeValidator(_split)]
+
+
+AnyNetworks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)]
+
+
+class Section(BaseModel):
+    """The base of all sections: frozen, unknown keys are an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PriceSettings(Section):
+    """Prices an hour of one vCPU, one GB of memory and one GB of disk, and the shares that frozen builders pay."""
+
+    currency: str = "EUR"
+    cpu: Price = Decimal("0.12")
+    memory: Price = Decimal("0.06")
+    disk: Price = Decimal("0.0055")
+    frozen_cpu: Share = Decimal(0)
+    frozen_memory: Share = Decimal(1)
+
+
+class LimitSettings(Section):
+    """Upper bounds of ``resources``, in vCPU and GB; times in seconds; sizes in MB (10^6 bytes)."""
+
+    cpu: float = Field(default=8, ge=0.25)
+    memory: float = Field(default=16, ge=0.125)
+    disk: float = Field(default=100, ge=1)
+    isolation: Isolation = Isolation.STANDARD
+    start_timeout: float = Field(default=60, gt=0)
+    stop_grace: float = Field(default=10, ge=0)
+    exec_output: float = Field(default=10, gt=0)
+    log: float = Field(default=10, gt=0)
+    upload: float = Field(default=1000, gt=0)
+    uploads_per_tenant: float = Field(default=5000, gt=0)
+    code: float = Field(default=1000, gt=0)
+    code_files: int = Field(default=100_000, gt=0)
+
+
+class IdleSettings(Section):
+    """Freezing of builders with an auto-stop interval after ``freeze_after`` seconds without use (0: never).
+
+    ``cpu``: apps that use more than this share of one CPU are not frozen.
+    """
+
+    freeze_after: float = Field(default=60, ge=0)
+    cpu: float = Field(default=0.02, ge=0)
+
+
+class PreviewSettings(Section):
+    """The proxy of previews. ``public_port``: the port for visitors, if something forwards it to ``preview_port``.
+
+    ``address_connections``: concurrent connections and HTTP/2 requests of one visitor's address; 0: no limit.
+    """
+
+    domain: Domain = "localhost"
+    public_port: Port | None = None
+    certificate: Path | None = None
+    trusted_proxies: Networks = ()
+    address_connections: int = Field(default=1_000, ge=0)
+
+
+class EgressSettings(Section):
+    """Networks that sandboxes may (``allow``) or must not (``deny``) reach, in addition to the default policy."""
+
+    allow: Networks = ()
+    deny: Networks = ()
+
+
+class StoreSettings(Section):
+    """The store of disks: a block ``device``, or a sparse file of at most ``size`` GB in the data directory.
+
+    ``floor`` GB of the host always stay free. The sum of disk sizes may be ``overcommit`` times the space.
+    """
+
+    device: Path | None = None
+    size: float | None = Field(default=None, gt=0)
+    floor: float = Field(default=2, ge=0)
+    overcommit: float = Field(default=1, ge=1)
+
+
+class SshSettings(Section):
+    """The SSH gateway: ``port`` to listen on (0: off); the API shows ``public_host`` and ``public_port`` instead."""
+
+    port: int = Field(default=8022, ge=0, le=65535)
+    public_host: str | None = None
+    public_port: Port | None = None
+
+
+class VaultSettings(Section):
+    """The key of stored secrets: ``key`` itself, or else ``key_file``.
+
+    ``key_file`` is ``vault.key`` in the data directory unless set, and generated when first needed.
+    ``previous_keys`` open secrets that were sealed with them; they go with ``key``: a file holds its own previous keys.
+    All are 32 bytes in base64.
+    """
+
+    key: SecretStr | None = None
+    previous_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = ()
+    key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _key_of_its_own(self) -> Self:
+        if self.previous_keys and self.key is None:
+            raise ValueError("previous_keys go with key: set the current key too, or leave them out for a key file")
+        return self
+
+
+class BackupSettings(Section):
+    """Backups. ``repository``: a folder or a restic back end (``sftp:…``, ``rest:…``, ``s3:…``), one below it a tenant.
+
+    ``environment`` holds the back end's variables; ``ssh_key`` and ``ssh_hosts`` are files for ``sftp:``. ``keep_…``
+    count the hours, days and weeks whose newest backup is kept. ``drill_hours``: between test restores, 0: never.
+    """
+
+    repository: str | None = Field(default=None, pattern=r"^(/|[a-z][a-z0-9]*:).+$")
+    environment: dict[str, SecretStr] = {}
+    ssh_key: Path | None = None
+    ssh_hosts: Path | None = None
+    keep_hourly: int = Field(default=24, ge=0)
+    keep_daily: int = Field(default=7, ge=0)
+    keep_weekly: int = Field(default=4, ge=0)
+    keep_deleted_days: float = Field(default=7, ge=0)
+    drill_hours: float = Field(default=168, ge=0)
+    check_hours: float = Field(default=168, gt=0)
+    check_percent: float = Field(default=5, gt=0, le=100)
+
+    def to_rules(self) -> BackupRules:
+        return BackupRules(
+            retention=Retention(self.keep_hourly, self.keep_daily, self.keep_weekly),
+            keep_deleted=timedelta(days=self.keep_deleted_days),
+            drill_every=timedelta(hours=self.drill_hours),
+            check_every=timedelta(hours=self.check_hours),
+            check_percent=self.check_percent,
+        )
+
+
+class TenantSettings(Section):
+    """Quotas of a tenant and its monthly spending caps; None: no limit.
+
+    ``cpu`` and ``memory`` are sums over running builders, ``disk`` over all.
+    """
+
+    builders: int | None = Field(default=None, ge=0)
+    running_builders: int | None = Field(default=None, ge=0)
+    cpu: float | None = Field(default=None, ge=0)
+    memory: float | None = Field(default=None, ge=0)
+    disk: float | None = Field(default=None, ge=0)
+    monthly_cap: Price | None = None
+    builder_monthly_cap: Price | None = None
+
+    def to_allowance(self) -> Allowance:
+        quota = Limit(self.builders, self.running_builders, self.cpu, self.memory, self.disk)
+        return Allowance(quota, self.monthly_cap, self.builder_monthly_cap)
+
+
+class RateSettings(Section):
+    """Limits a minute: ``requests`` of one token, ``failures`` (wrong tokens) of one address; 0: no limit."""
+
+    requests: int = Field(default=6000, ge=0)
+    failures: int = Field(default=60, ge=0)
+
+
+class CapacitySettings(Section):
+    """Overcommit: running builders may together have this many times the machine's CPU and memory."""
+
+    cpu: float = Field(default=16, gt=0)
+    memory: float = Field(default=4, gt=0)
+
+
+class ReviewSettings(Section):
+    """The review gate. ``policy``: a YAML file that replaces the default policy.
+
+    ``model_url`` and ``model``: an OpenAI-compatible endpoint and its model, which may hold versions for approval;
+    off unless both are set. ``model_key`` is sent to it as a bearer token. ``model_timeout`` in seconds.
+    """
+
+    policy: Path | None = None
+    model_url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    model: str | None = None
+    model_key: SecretStr | None = None
+    model_timeout: float = Field(default=30, gt=0)
+
+    @model_validator(mode="after")
+    def _whole_endpoint(self) -> Self:
+        if (self.model_url is None) is not (self.model is None):
+            raise ValueError("model_url and model go together: set both, or none for no language model")
+        return self
+
+
+class QaSettings(Section):
+    """QA. ``report``: test a copy of each new version after its gate. ``chromium``: path of the browser for it."""
+
+    report: bool = True
+    chromium: Path = Path("/usr/lib/chromium/chromium")
+
+
+class WebhookSettings(Section):
+    """Private networks to which webhooks may be sent; public addresses are always allowed."""
+
+    allow: AnyNetworks = ()
+
+
+class RetentionSettings(Section):
+    """Retention in days; ``versions`` is a number of versions.
+
+    ``layers``: unused ones, since they were last requested. ``events``: also run records, build logs and SSH grants.
+    ``deliveries``: of webhooks.
+    """
+
+    layers: float = Field(default=30, ge=0.05)
+    events: float = Field(default=90, ge=7)
+    deliveries: float = Field(default=30, ge=1)
+    versions: int = Field(default=10, ge=1)

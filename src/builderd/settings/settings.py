@@ -1,0 +1,204 @@
+"""All settings as one value, read once and passed inwards."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from builderd.domain.archives import ArchiveLimits
+from builderd.domain.previews import PreviewDomain
+from builderd.domain.prices import Prices
+from builderd.domain.resources import Resources
+from builderd.domain.tenants import NAME
+from builderd.domain.uploads import UploadRules
+from builderd.services.allowances import Allowances
+from builderd.services.application import Keeping, Limits
+from builderd.settings.sections import (
+    BackupSettings,
+    CapacitySettings,
+    EgressSettings,
+    IdleSettings,
+    LimitSettings,
+    PackageSource,
+    Port,
+    PreviewSettings,
+    PriceSettings,
+    QaSettings,
+    RateSettings,
+    RetentionSettings,
+    ReviewSettings,
+    SshSettings,
+    StoreSettings,
+    TenantSettings,
+    VaultSettings,
+    WebhookSettings,
+    not_empty,
+)
+
+DEFAULT_DATA_DIR = Path("/var/lib/builderd")
+#: Credential of a unit with the vault's key: LoadCredential=builderd.vault.key:/path/to/it (systemd.exec(5)).
+SYSTEMD_CREDENTIAL = "builderd.vault.key"
+#: Prefix of the environment variables.
+PREFIX = "BUILDERD_"
+#: Read from the data directory when no other file is named.
+FILE_NAME = "builderd.toml"
+
+
+class Settings(BaseSettings):
+    """All settings. By default the service listens on loopback and keeps its data in ``data_dir``."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    data_dir: Annotated[Path, BeforeValidator(not_empty)] = DEFAULT_DATA_DIR
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    #: The API's URL for users, if a proxy has another address, or if ``host`` is every address.
+    public_url: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+/?$")] | None = None
+    preview_port: Port = 8081
+    #: The port of the sandbox API on a sandbox's gateway; sandboxes reach no other port there.
+    inside_port: Port = 8082
+    database_url: Annotated[str, Field(pattern=r"^(sqlite|postgres|postgresql)(\+[a-z0-9]+)?://")] | None = None
+    #: Required for ``/metrics`` on the API's port; without it, ``/metrics`` is only on ``metrics_port``.
+    metrics_token: str | None = None
+    metrics_port: Port | None = None
+    package_index: PackageSource | None = None
+    npm_registry: PackageSource | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    #: For tests: kill the service once at this fault point of the reconciler.
+    fault: str | None = None
+    prices: PriceSettings = PriceSettings()
+    limits: LimitSettings = LimitSettings()
+    idle: IdleSettings = IdleSettings()
+    preview: PreviewSettings = PreviewSettings()
+    egress: EgressSettings = EgressSettings()
+    store: StoreSettings = StoreSettings()
+    #: Limits of every tenant, and of single tenants by name.
+    tenant: TenantSettings = TenantSettings()
+    tenants: dict[str, TenantSettings] = Field(default_factory=dict)
+    capacity: CapacitySettings = CapacitySettings()
+    rates: RateSettings = RateSettings()
+    review: ReviewSettings = ReviewSettings()
+    qa: QaSettings = QaSettings()
+    ssh: SshSettings = SshSettings()
+    vault: VaultSettings = VaultSettings()
+    webhooks: WebhookSettings = WebhookSettings()
+    backup: BackupSettings = BackupSettings()
+    retention: RetentionSettings = RetentionSettings()
+    #: The folder of the unit's systemd credentials; ``builderd.vault.key`` in it is the vault's key.
+    credentials_directory: Path | None = Field(
+        default=None, validation_alias=AliasChoices("credentials_directory", "CREDENTIALS_DIRECTORY")
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        given = (self.port, self.preview_port, self.inside_port, self.metrics_port, self.ssh.port)
+        ports = [port for port in given if port]
+        if len(set(ports)) != len(ports):
+            raise ValueError("port, preview_port, inside_port, metrics_port and ssh.port must differ")
+        return self
+
+    @field_validator("tenants")
+    @classmethod
+    def _names_of_tenants(cls, tenants: dict[str, TenantSettings]) -> dict[str, TenantSettings]:
+        wrong = [name for name in tenants if not NAME.fullmatch(name)]
+        if wrong:
+            names = ", ".join(map(repr, wrong))
+            raise ValueError(
+                f"{names}: a tenant's name is 1 to 63 lower-case letters, digits and hyphens, without one at its ends"
+            )
+        return tenants
+
+    @property
+    def database(self) -> str:
+        """Return the database's URL: SQLite in the data directory unless another is set."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute()}/builderd.db"
+
+    @property
+    def vault_key_file(self) -> Path:
+        """Return the file of the vault's keys; used when ``vault.key`` is not set."""
+        return self.vault.key_file or self._systemd_key_file or self.data_dir / "vault.key"
+
+    @property
+    def _systemd_key_file(self) -> Path | None:
+        file = self.credentials_directory / SYSTEMD_CREDENTIAL if self.credentials_directory else None
+        return file if file and file.is_file() else None
+
+    @property
+    def api_url(self) -> str:
+        """Return the API's URL for users, "" when it is not known: ``host`` is every address, no ``public_url``."""
+        if self.public_url:
+            return self.public_url.rstrip("/")
+        try:
+            address = ip_address(self.host)
+        except ValueError:
+            return f"http://{self.host}:{self.port}"
+        if address.is_unspecified:
+            return ""
+        return f"http://[{address}]:{self.port}" if address.version == 6 else f"http://{address}:{self.port}"
+
+    @property
+    def preview_domain(self) -> PreviewDomain:
+        """Return scheme, domain and port of preview URLs; the port is None when it is the scheme's default."""
+        scheme = "https" if self.preview.certificate else "http"
+        port = self.preview.public_port or self.preview_port
+        return PreviewDomain(scheme, self.preview.domain, None if port == STANDARD_PORTS[scheme] else port)
+
+    def to_prices(self) -> Prices:
+        return Prices(**self.prices.model_dump())
+
+    def to_allowances(self) -> Allowances:
+        """Return the limits of tenants; each setting of a tenant's own overrides the one of all tenants."""
+        common = self.tenant.model_dump()
+        return Allowances(
+            default=self.tenant.to_allowance(),
+            tenants={
+                name: TenantSettings(**common | own.model_dump(exclude_unset=True)).to_allowance()
+                for name, own in self.tenants.items()
+            },
+            cpu_factor=self.capacity.cpu,
+            memory_factor=self.capacity.memory,
+        )
+
+    def to_keeping(self) -> Keeping:
+        days = {name: timedelta(days=getattr(self.retention, name)) for name in ("layers", "events", "deliveries")}
+        return Keeping(**days)
+
+    def to_upload_rules(self) -> UploadRules:
+        limits = self.limits
+        return UploadRules(int(limits.upload * 1_000_000), int(limits.uploads_per_tenant * 1_000_000))
+
+    def to_archive_limits(self) -> ArchiveLimits:
+        return ArchiveLimits(max_files=self.limits.code_files, max_bytes=int(self.limits.code * 1_000_000))
+
+    def to_limits(self) -> Limits:
+        limits = self.limits
+        return Limits(
+            maximum=Resources(limits.cpu, limits.memory, limits.disk),
+            default_isolation=limits.isolation,
+            start_timeout=limits.start_timeout,
+            stop_grace=limits.stop_grace,
+            exec_output=int(limits.exec_output * 1_000_000),
+            kept_versions=self.retention.versions,
+            freeze_after=self.idle.freeze_after,
+            quiet_cpu=self.idle.cpu,
+            qa_report=self.qa.report,
+        )
+
+
+STANDARD_PORTS = {"http": 80, "https": 443}

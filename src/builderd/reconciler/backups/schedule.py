@@ -18,6 +18,7 @@ from builderd.reconciler.backups import upkeep
 from builderd.reconciler.backups.desk import Desk
 from builderd.reconciler.backups.restoring import carry_out
 from builderd.reconciler.backups.taking import drop, take
+from builderd.reconciler.core.every import every
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backups
 from builderd.services.application import Application
@@ -41,8 +42,8 @@ class BackupSchedule:
     async def run(self) -> None:
         """See to everything, each in its own rhythm."""
         helpers = [
-            asyncio.create_task(self._often(work, pause))
-            for work, pause in ((self.plan, PLAN_INTERVAL), (self._keep_up, UPKEEP_INTERVAL))
+            asyncio.create_task(every(PLAN_INTERVAL, self.plan, event="backup planning")),
+            asyncio.create_task(every(UPKEEP_INTERVAL, self._keep_up, event="backup retention")),
         ]
         try:
             while True:
@@ -54,11 +55,6 @@ class BackupSchedule:
             for task in (*helpers, *self._tasks.values()):
                 task.cancel()
             await asyncio.gather(*helpers, *self._tasks.values(), return_exceptions=True)
-
-    async def _often(self, work: Any, pause: float) -> None:
-        while True:
-            await self._guarded(work())
-            await asyncio.sleep(pause)
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 
 from builderd.domain.errors import BuilderdError
 from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core.every import every
 from builderd.reconciler.jobs.storage_events import StorageEvents
 from builderd.services.application import Application
 
@@ -41,21 +42,19 @@ class Housekeeping:
     def __init__(self, application: Application) -> None:
         self._app = application
         self._storage = StorageEvents(application)
+        self._next_round = 0.0
 
     async def run(self) -> None:
         """A round at once, and then one an hour; space is looked at in between."""
-        next_round = 0.0
-        while True:
-            try:
-                await self._storage.check()
-                if time.monotonic() >= next_round:
-                    next_round = time.monotonic() + INTERVAL
-                    await self.tidy()
-                elif self._app.engine.is_tight():
-                    await self.make_room()
-            except Exception:
-                log.warning("retention failed, retrying in 60 s", exc_info=True)
-            await asyncio.sleep(LOOK_INTERVAL)
+        await every(LOOK_INTERVAL, self._round, event="retention")
+
+    async def _round(self) -> None:
+        await self._storage.check()
+        if time.monotonic() >= self._next_round:
+            self._next_round = time.monotonic() + INTERVAL
+            await self.tidy()
+        elif self._app.engine.is_tight():
+            await self.make_room()
 
     async def tidy(self) -> None:
         """One round: the engine's store, then the records."""

@@ -16,6 +16,7 @@ from builderd.domain.idleness import IdleAction, can_idle, freeze_reason, idle_a
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.leases import Lease
 from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core.every import every
 from builderd.reconciler.jobs import activity
 from builderd.services.activity import used
 from builderd.services.application import Application
@@ -48,13 +49,8 @@ class Idleness:
         self._noted_at: datetime | None = None
 
     async def watch(self) -> None:
-        """Look from time to time, until cancelled."""
-        while True:
-            await self._app.clock.sleep(self.interval)
-            try:
-                await self.look()
-            except Exception:
-                log.warning("idle check failed, retrying in a few seconds", exc_info=True)
+        """Run the check every ``interval`` seconds until cancelled."""
+        await every(self.interval, self.look, event="idle check", wait_first=True, sleep=self._app.clock.sleep)
 
     @property
     def interval(self) -> float:

@@ -25,6 +25,7 @@ from builderd.domain.metrics import (
 )
 from builderd.domain.previews import PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
+from builderd.reconciler.core.every import every
 from builderd.services.application import Application
 
 #: Between two readings, and how many of them are written down together, in seconds.
@@ -45,15 +46,13 @@ class Sampling:
         self._flushed_at = application.clock.now()
 
     async def run(self) -> None:
-        """Read, add up, write."""
-        while True:
-            try:
-                await self.sample()
-                if (self._app.clock.now() - self._flushed_at).total_seconds() >= FLUSH_INTERVAL:
-                    await self.flush()
-            except Exception:
-                log.warning("usage sampling failed, retrying in 10 s", exc_info=True)
-            await self._app.clock.sleep(INTERVAL)
+        """Sample every ``INTERVAL`` seconds and write the sums every ``FLUSH_INTERVAL``."""
+        await every(INTERVAL, self._sample_and_flush, event="usage sampling", sleep=self._app.clock.sleep)
+
+    async def _sample_and_flush(self) -> None:
+        await self.sample()
+        if (self._app.clock.now() - self._flushed_at).total_seconds() >= FLUSH_INTERVAL:
+            await self.flush()
 
     async def sample(self) -> None:
         """One reading of everything that runs here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from builderd.reconciler.core.every import every
 from builderd.services import wake
 from builderd.services.application import Application
 
@@ -17,13 +18,12 @@ log = logging.getLogger(__name__)
 async def watch(application: Application) -> None:
     """Wake what is visited, until cancelled."""
     async with asyncio.TaskGroup() as group:
-        while True:
-            try:
-                async for host in application.previews.visitors():
-                    group.create_task(_wake(application, host))
-            except Exception:
-                log.warning("visit watcher failed, retrying in 1 s", exc_info=True)
-            await asyncio.sleep(RETRY_INTERVAL)
+
+        async def watch_visits() -> None:
+            async for host in application.previews.visitors():
+                group.create_task(_wake(application, host))
+
+        await every(RETRY_INTERVAL, watch_visits, event="visit watcher")
 
 
 async def _wake(application: Application, host: str) -> None:

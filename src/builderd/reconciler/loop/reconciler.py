@@ -13,6 +13,7 @@ from builderd.domain.builders import Desired, Status
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox
 from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core.every import every
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.reconciler.core.look import Subject
 from builderd.reconciler.jobs import spending
@@ -49,15 +50,15 @@ class Reconciler:
     async def run(self) -> None:
         """Look at everything, then at what is wished or due, and at everything from time to time."""
         await self._let_go()
-        await self._sweep()
+        await self._first_sweep()
         helpers = [
             asyncio.create_task(work)
             for work in (
-                self._watch_exits(),
-                self._sweep_often(),
+                every(RETRY_INTERVAL, self._watch_exits, event="exit watcher"),
+                every(SWEEP_INTERVAL, self._sweep, event="sweep", wait_first=True),
                 self._polishing.run(),
                 self._reporting.run(),
-                self._watch_spending(),
+                every(POLL_INTERVAL, self._check_spending, event="spending check"),
             )
         ]
         try:
@@ -115,36 +116,24 @@ class Reconciler:
         if subject.builder.desired is Desired.RUNNING and subject.builder.status is Status.RUNNING:
             self._polishing.add(subject)
 
-    async def _sweep_often(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_INTERVAL)
-            await self._sweep()
-
-    async def _sweep(self) -> None:
+    async def _first_sweep(self) -> None:
         try:
-            await sweep(self._app, self._workers)
+            await self._sweep()
         except Exception:
             log.warning("sweep failed, retrying in 300 s", exc_info=True)
 
-    async def _watch_spending(self) -> None:
-        while True:
-            try:
-                await spending.leave_out_skips(self._app)
-                await spending.look(self._app, self._crew.fault)
-            except Exception:
-                log.warning("spending check failed, retrying in 0.5 s", exc_info=True)
-            await asyncio.sleep(POLL_INTERVAL)
+    async def _sweep(self) -> None:
+        await sweep(self._app, self._workers)
+
+    async def _check_spending(self) -> None:
+        await spending.leave_out_skips(self._app)
+        await spending.look(self._app, self._crew.fault)
 
     async def _watch_exits(self) -> None:
-        while True:
-            try:
-                async for sandbox_id in self._app.engine.exits():
-                    sandbox = await self._app.store.read(partial(_sandbox, sandbox_id=sandbox_id))
-                    if sandbox is not None:
-                        self._app.signals.desired_changed(sandbox.builder_id)
-            except Exception:
-                log.warning("exit watcher failed, retrying in 1 s", exc_info=True)
-            await asyncio.sleep(RETRY_INTERVAL)
+        async for sandbox_id in self._app.engine.exits():
+            sandbox = await self._app.store.read(partial(_sandbox, sandbox_id=sandbox_id))
+            if sandbox is not None:
+                self._app.signals.desired_changed(sandbox.builder_id)
 
 
 def _release(uow: UnitOfWork, builder_id: BuilderId, owner: str, now: datetime) -> None:

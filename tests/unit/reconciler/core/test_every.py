@@ -1,0 +1,83 @@
+"""The loop of background jobs outlives failures and ends with its cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from builderd.reconciler.core.every import every
+
+
+class Ended(Exception):
+    """Raised by a pause, since a loop has no other end than its cancellation."""
+
+
+def pauses(slept: list[float], count: int) -> Callable[[float], Awaitable[None]]:
+    """Return a ``sleep`` that notes its seconds and ends the loop at the pause number ``count``."""
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == count:
+            raise Ended
+
+    return sleep
+
+
+async def test_a_failing_job_is_logged_and_run_again(caplog: pytest.LogCaptureFixture) -> None:
+    runs: list[int] = []
+    slept: list[float] = []
+
+    async def job() -> None:
+        runs.append(len(runs))
+        if len(runs) == 1:
+            raise OSError("no route to host")
+
+    with pytest.raises(Ended):
+        await every(5.0, job, event="idle check", sleep=pauses(slept, 2))
+
+    assert runs == [0, 1]
+    assert slept == [5.0, 5.0]
+    assert [record.getMessage() for record in caplog.records] == ["idle check failed, retrying in 5 s"]
+    assert "no route to host" in caplog.text
+
+
+async def test_a_job_may_wait_before_its_first_run() -> None:
+    async def job() -> None:
+        raise AssertionError("the pause comes first")
+
+    with pytest.raises(Ended):
+        await every(0.5, job, event="sweep", wait_first=True, sleep=pauses([], 1))
+
+
+async def test_cancellation_ends_the_loop_inside_the_job(caplog: pytest.LogCaptureFixture) -> None:
+    started = asyncio.Event()
+
+    async def job() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    loop = asyncio.create_task(every(0.0, job, event="idle check"))
+    await started.wait()
+    loop.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await loop
+    assert not caplog.records
+
+
+async def test_cancellation_ends_the_loop_during_the_pause() -> None:
+    runs: list[None] = []
+
+    async def job() -> None:
+        runs.append(None)
+
+    loop = asyncio.create_task(every(3600.0, job, event="idle check"))
+    while not runs:
+        await asyncio.sleep(0)
+    loop.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await loop
+    assert len(runs) == 1

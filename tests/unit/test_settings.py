@@ -173,7 +173,7 @@ def test_an_index_without_a_password_may_be_anywhere(tmp_path: Path, url: str) -
 
 def test_a_password_for_the_index_is_refused_with_what_to_do_and_is_not_repeated(tmp_path: Path) -> None:
     (told,) = refused(write(tmp_path / "own.toml", WRONG["a password for the index"][0]))["package_index"]
-    assert "a proxy beside the service" in told
+    assert "a proxy on this host" in told
     assert "secret" not in told
 
 

@@ -52,7 +52,7 @@ def test_backup_restore_and_inventory_are_refused_as_well(tmp_path: Path) -> Non
 
 def test_where_a_restore_was_broken_off_that_is_what_is_said(tmp_path: Path) -> None:
     (tmp_path / RESTORING).mkdir()
-    with pytest.raises(EngineUnavailable, match="broken off"):
+    with pytest.raises(EngineUnavailable, match="interrupted"):
         asyncio.run(list_tokens(settings_of(tmp_path), "acme"))
 
 

@@ -424,7 +424,7 @@ def test_a_restore_that_is_killed_leaves_no_half_of_it_and_can_be_run_again(
     _killed(KILLED_RESTORE, str(home.data_dir), str(kept), PASSPHRASE, where)
     if where != "folder copy_to before":
         assert (home.data_dir / "builderd.db").exists() == (where == "copies bring_back after")
-        with pytest.raises(EngineUnavailable, match="broken off"):
+        with pytest.raises(EngineUnavailable, match="interrupted"):
             asyncio.run(_read(home))
     state.restore(home, kept, PASSPHRASE, print)
     assert asyncio.run(_read(home)) == (BUILDER, {"API_KEY": CANARY}, 1)

@@ -180,8 +180,8 @@ async def test_another_process_with_the_number_is_not_the_app(settings: OciSetti
 CRASHING_SERVICE = textwrap.dedent("""
     import asyncio, os, signal, sys
     from pathlib import Path
-    from builderd.adapters.engines.oci.engine import OciEngine
-    from builderd.adapters.engines.oci.runs import Runs
+    from builderd.adapters.engines.oci.engine.engine import OciEngine
+    from builderd.adapters.engines.oci.runtime.runs import Runs
     from tests.contract.engine import apps
     from tests.engines import make_spec, settings_in
 

@@ -387,7 +387,7 @@ def test_a_file_of_keys_that_the_settings_of_the_backup_name_must_be_given_and_g
 KILLED_RESTORE = """
 import os, signal, sys
 from pathlib import Path
-from builderd import durable
+from builderd.linux import durable
 from builderd.bootstrap import state
 from builderd.adapters.states import folder
 from builderd.adapters.stores.sql import copies

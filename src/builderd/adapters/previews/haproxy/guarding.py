@@ -15,6 +15,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from builderd.domain.errors import EngineUnavailable
 
 #: Seconds that a process may take to end.
 PATIENCE = 10.0
+#: How often, and after how many seconds each, a process is asked again for its command line while it executes itself.
+_EXEC_TRIES, _EXEC_SECONDS = 100, 0.001
 #: Seconds that the guard may take to start a proxy.
 TURN_SECONDS = 30
 #: The pid file is empty for a moment while it is written. The proxy must not keep the lock: it is closed for it.
@@ -101,10 +104,24 @@ def running(pid_file: Path, files: ProxyFiles) -> int | None:
     """The process that wrote this file, when it still runs with the proxy's very configuration."""
     try:
         pid = int(pid_file.read_text())
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        words = _command_line(pid)
     except (OSError, ValueError):
         return None
     return pid if os.fsencode(files.config) in words else None
+
+
+def _command_line(pid: int) -> Sequence[bytes]:
+    """Read the words of a live process; a zombie has none.
+
+    A master that has just started executes itself anew. In that moment the kernel shows no words either.
+    """
+    process = Path(f"/proc/{pid}")
+    for _ in range(_EXEC_TRIES):
+        text = (process / "cmdline").read_bytes()
+        if text or (process / "stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+            return text.split(b"\0")
+        time.sleep(_EXEC_SECONDS)
+    return []
 
 
 async def until_one_ends(*pids: int) -> None:

@@ -62,7 +62,7 @@ async def prepared(settings: OciSettings, kind: type[OciEngine] = OciEngine) -> 
 
 
 #: Against hanging only.
-PATIENCE = 30
+ENGINE_TIMEOUT = 30
 
 
 async def make_spec(engine: Engine, app: App, **changes: Any) -> SandboxSpec:
@@ -84,14 +84,14 @@ async def make_spec(engine: Engine, app: App, **changes: Any) -> SandboxSpec:
 
 
 async def until_state(engine: Engine, sandbox: SandboxId, state: SandboxState) -> SandboxReport:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while (report := await engine.report(sandbox)).state is not state:
             await asyncio.sleep(0.01)
     return report
 
 
 async def until_listening(engine: Engine, sandbox: SandboxId) -> Listening:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while not (listening := await engine.listening(sandbox)).sockets:
             await asyncio.sleep(0.01)
     return listening
@@ -109,7 +109,7 @@ async def execute(engine: Engine, sandbox: SandboxId, command: str, seconds: flo
 
 async def past_its_time(engine: Engine, sandbox: SandboxId, command: str) -> ExecResult:
     """What comes of a command line that says something and never ends; its time grows until it had time to say it."""
-    for seconds in (0.5, 5, PATIENCE):
+    for seconds in (0.5, 5, ENGINE_TIMEOUT):
         result = await execute(engine, sandbox, command, seconds, 1000)
         assert result.exit_code == TIMEOUT_EXIT_CODE
         if result.output:

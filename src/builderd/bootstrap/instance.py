@@ -7,12 +7,12 @@ import hmac
 from pathlib import Path
 from socket import gethostname
 
-from builderd.adapters.clocks.system import boot_id
 from builderd.adapters.engines.oci.network.allocations import HOST_DIR
 from builderd.bootstrap.data_directory import IDENTITY_FILE, identity
 from builderd.domain.database_lease import Instance
 from builderd.domain.ids import new_id
 from builderd.linux import durable
+from builderd.linux.processes import boot_id
 from builderd.settings import Settings
 
 MACHINE_ID = Path("/etc/machine-id")

@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from builderd.adapters.bundles.local import LocalBundles
-from builderd.adapters.engines.oci.engine import holdings
-from builderd.adapters.engines.oci.engine import probe as engine_probe
+from builderd.adapters.engines.oci.engine import inventory as engine_inventory
+from builderd.adapters.engines.oci.engine import preflight as engine_preflight
 from builderd.adapters.engines.oci.storage.base import ensure_base
-from builderd.adapters.previews.haproxy import probe as previews_probe
+from builderd.adapters.previews.haproxy import preflight as previews_preflight
 from builderd.adapters.stores.sql.store import SqlStore
-from builderd.adapters.testers import equipment as testers
+from builderd.adapters.testers import preflight as testers_preflight
 from builderd.bootstrap.database import database_location, refuse_another_database
 from builderd.domain.database_lease import describe_owner
-from builderd.domain.equipment import PreflightCheck
 from builderd.domain.errors import EngineUnavailable
-from builderd.domain.holdings import Inventory
+from builderd.domain.inventory import Inventory
+from builderd.domain.preflight import PreflightCheck
 from builderd.domain.resources import GB
 from builderd.services import inventory
 from builderd.settings import Settings
@@ -26,10 +26,10 @@ from builderd.settings import Settings
 def run_preflight_checks(settings: Settings) -> Sequence[PreflightCheck]:
     """Check programs, kernel features and space that the service needs on this machine."""
     engine, qa = (
-        engine_probe.examine(settings.data_dir, int(settings.store.floor * GB)),
-        testers.examine(settings.qa.chromium),
+        engine_preflight.run_checks(settings.data_dir, int(settings.store.floor * GB)),
+        testers_preflight.run_checks(settings.qa.chromium),
     )
-    return [*engine, previews_probe.examine(), *qa]
+    return [*engine, previews_preflight.run_check(), *qa]
 
 
 async def describe_database(settings: Settings) -> Sequence[str]:
@@ -71,7 +71,7 @@ async def load_inventory(settings: Settings) -> Inventory | None:
         await opened.close()
     held = None
     with suppress(OSError, EngineUnavailable):
-        held = await asyncio.to_thread(holdings.look, settings.data_dir.absolute())
+        held = await asyncio.to_thread(engine_inventory.read_inventory, settings.data_dir.absolute())
     return Inventory(users, sizes, used, held)
 
 

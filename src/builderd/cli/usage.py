@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from builderd.domain.holdings import BuilderStorage, EngineInventory, Inventory
+from builderd.domain.inventory import BuilderStorage, EngineInventory, Inventory
 from builderd.domain.resources import GB
 
 SHOWN_KEY = 12

@@ -100,7 +100,7 @@ class Engine(DiskFiles, Protocol):
     def supports(self, isolation: Isolation) -> str | None:
         """None when sandboxes of this isolation can run here, else why not and what to do."""
 
-    def announce(self) -> None:
+    def prewarm(self) -> None:
         """Something is likely to be started within moments: an engine may get ready, and need not. Returns at once."""
 
     def capacity(self) -> Capacity:

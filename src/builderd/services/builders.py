@@ -227,7 +227,7 @@ def want_run(
 ) -> Builder:
     """Save it with the wish for a new run; ``verb`` is what the caller did."""
     admission.admit_run(uow, application, builder, now)
-    application.engine.announce()
+    application.engine.prewarm()
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
     fresh = replace(builder, run=builder.run + 1, exit_code=None, failure_code=None, asleep_since=None, stop_kind=kind)
     wished = _wish(fresh, Desired.RUNNING, verb, caller)

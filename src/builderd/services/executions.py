@@ -115,7 +115,7 @@ async def session(
 async def running(application: Application, caller: Caller, builder_id: str) -> SandboxId:
     """The builder's sandbox, awake; this counts as a use of it. Raises ``NotFound`` or ``InvalidState``."""
     builder = await application.store.read(lambda uow: builders.get(uow, caller.tenant_id, builder_id))
-    application.engine.announce()
+    application.engine.prewarm()
     user = User(caller.actor, f"woken for a command by {caller.actor}")
     return (await wake.awake(application, builder.id, user)).id
 

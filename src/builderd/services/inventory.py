@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from builderd.domain.builders import Builder
-from builderd.domain.holdings import BuilderStorage
+from builderd.domain.inventory import BuilderStorage
 from builderd.domain.versions import NO_LAYER, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
 

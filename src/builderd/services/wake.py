@@ -46,7 +46,7 @@ def rouse(uow: UnitOfWork, application: Application, builder: Builder, user: Use
     # Saved once: visitors may be waiting.
     if builder.wakes:
         admission.admit_run(uow, application, builder, now)
-        application.engine.announce()
+        application.engine.prewarm()
         wanted = _want_run(activity.touched(builder, now))
     elif builder.asleep_since is not None and builder.desired is Desired.RUNNING:
         wanted = replace(activity.touched(builder, now), asleep_since=None)

@@ -11,7 +11,7 @@ import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT
 from tests.engines import (
-    PATIENCE,
+    ENGINE_TIMEOUT,
     execute,
     kill_monitor,
     log_text,
@@ -130,7 +130,7 @@ async def test_exits_tells_of_an_end(engine: Engine) -> None:
     await asyncio.sleep(0)
     await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
-    assert await asyncio.wait_for(next_exit, PATIENCE) == spec.id
+    assert await asyncio.wait_for(next_exit, ENGINE_TIMEOUT) == spec.id
 
 
 async def test_an_app_whose_monitor_is_killed_is_ended_and_told(engine: Engine) -> None:
@@ -140,7 +140,7 @@ async def test_an_app_whose_monitor_is_killed_is_ended_and_told(engine: Engine) 
     next_exit = asyncio.ensure_future(anext(exits))
     await asyncio.sleep(0)
     await kill_monitor(engine, spec.id)
-    assert await asyncio.wait_for(next_exit, PATIENCE) == spec.id
+    assert await asyncio.wait_for(next_exit, ENGINE_TIMEOUT) == spec.id
     report = await engine.report(spec.id)
     assert report.end
     assert (report.state, report.end.cause, report.end.exit_code) == (
@@ -251,14 +251,14 @@ async def test_a_log_is_read_in_pages_from_where_one_likes(engine: Engine) -> No
 async def test_a_command_answers_with_both_streams_and_its_code(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
-    result = await execute(engine, spec.id, apps.BOTH_STREAMS.text, PATIENCE, 1000)
+    result = await execute(engine, spec.id, apps.BOTH_STREAMS.text, ENGINE_TIMEOUT, 1000)
     assert (result.exit_code, result.output, result.truncated) == (3, "one\ntwo\n", False)
 
 
 async def test_a_long_output_is_cut_and_says_so(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
-    result = await execute(engine, spec.id, apps.LONG_OUTPUT.text, PATIENCE, 1000)
+    result = await execute(engine, spec.id, apps.LONG_OUTPUT.text, ENGINE_TIMEOUT, 1000)
     assert (len(result.output), result.truncated) == (1000, True)
 
 
@@ -292,7 +292,7 @@ async def test_a_process_keeps_its_streams_apart_unless_they_are_joined(engine: 
         assert await process.wait() == 0
         assert await process.read() == b"out\n"
         assert await process.read_errors() == b"err\n"
-    assert (await execute(engine, spec.id, apps.SPLIT.text, PATIENCE, 100)).output == "out\nerr\n"
+    assert (await execute(engine, spec.id, apps.SPLIT.text, ENGINE_TIMEOUT, 100)).output == "out\nerr\n"
 
 
 async def test_a_killed_process_ends_and_leaves_the_app(engine: Engine) -> None:
@@ -379,7 +379,7 @@ async def test_without_a_layer_nothing_is_polished(engine: Engine) -> None:
         await engine.polish_layer("1" * 64, make_plan("1" * 64, "true").steps[0])
 
 
-async def _answer(ip: str, seconds: float = PATIENCE) -> bytes:
+async def _answer(ip: str, seconds: float = ENGINE_TIMEOUT) -> bytes:
     """The beginning of what a server says to a request."""
     async with asyncio.timeout(seconds):
         reader, writer = await asyncio.open_connection(ip, PORT)
@@ -416,7 +416,7 @@ async def test_a_frozen_sandbox_can_be_stopped(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     await engine.freeze(spec.id)
-    ended = await engine.stop(spec.id, PATIENCE)
+    ended = await engine.stop(spec.id, ENGINE_TIMEOUT)
     assert ended.end
     assert (ended.state, ended.end.cause, ended.end.exit_code) == (SandboxState.EXITED, EndCause.STOPPED, 143)
     await engine.remove(spec.id)
@@ -426,7 +426,7 @@ async def test_a_command_thaws_its_sandbox(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     await engine.freeze(spec.id)
-    assert (await execute(engine, spec.id, "true", PATIENCE, 1000)).exit_code == 0
+    assert (await execute(engine, spec.id, "true", ENGINE_TIMEOUT, 1000)).exit_code == 0
     assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.oci.stores import new_store, opened
 from tests.integration.oci.test_disks import MB, fill, soon
 
-from builderd.adapters.engines.oci.storage import backing, room
+from builderd.adapters.engines.oci.storage import backing, storage_device
 from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.space_info import read_space_info
 from builderd.adapters.engines.oci.storage.store import Store, StoreOptions
@@ -31,7 +31,7 @@ ONE, TWO = DiskId("one"), DiskId("two")
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backing, "SMALLEST", STORE)
     monkeypatch.setattr(backing, "CONVERT_BYTES", 200 * MB)
-    monkeypatch.setattr(room, "RESERVE", 60 * MB)
+    monkeypatch.setattr(storage_device, "RESERVE", 60 * MB)
     monkeypatch.setattr("builderd.adapters.engines.oci.storage.disks.SCRATCH_BYTES", 16 * MB)
 
 
@@ -63,11 +63,11 @@ def write_attributes(folder: Path, size: int, each: int = 400) -> int:
 
 def test_metadata_in_two_copies_counts_twice_until_it_is_converted(old_store: Store) -> None:
     assert copies(old_store) == 2
-    before = old_store.room.capacity()
+    before = old_store.reservations.capacity()
     (old_store.root / "kept").write_text("yes")
     old_store.start_watch()
     assert soon(lambda: copies(old_store) == 1)
-    assert old_store.room.capacity() > before * 1.6
+    assert old_store.reservations.capacity() > before * 1.6
     assert (old_store.root / "kept").read_text() == "yes"
 
 

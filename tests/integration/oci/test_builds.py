@@ -137,7 +137,7 @@ async def test_a_layer_shares_its_blocks_with_the_cache(workshop: Workshop) -> N
     large = wheel("large", {"large.py": "# " + "".join(f"{n:09}" for n in range(600_000))})
     plan = await workshop.install("large", large)
     quota = workshop.machine.store.quota
-    workshop.machine.store.settling.settle()
+    workshop.machine.store.deferred_sync.sync()
     assert (workshop.packages(plan) / "large.py").stat().st_size > 5_000_000
     assert quota.used(quota.group(workshop.layers.lower(plan.key))) < 1_000_000
 

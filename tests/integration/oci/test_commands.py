@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.contract.engine import apps
 from tests.descriptors import held_by
-from tests.engines import PATIENCE, RuncEngine, StrongEngine, execute, make_spec, past_its_time, prepared
+from tests.engines import ENGINE_TIMEOUT, RuncEngine, StrongEngine, execute, make_spec, past_its_time, prepared
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import OciSettings
@@ -42,7 +42,7 @@ COUNT_BOMBS = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'b|
 COUNT_DAEMONS = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep [3]1337'"
 
 
-async def run(engine: OciEngine, sandbox: SandboxId, command: str, seconds: float = PATIENCE) -> ExecResult:
+async def run(engine: OciEngine, sandbox: SandboxId, command: str, seconds: float = ENGINE_TIMEOUT) -> ExecResult:
     return await execute(engine, sandbox, command, seconds, 10_000)
 
 
@@ -81,7 +81,7 @@ async def test_a_fork_bomb_does_not_outlive_the_time_of_its_command(engine: OciE
 async def test_a_daemon_of_a_command_that_ended_in_time_goes_on(engine: OciEngine, sandbox: SandboxId) -> None:
     begun = time.monotonic()
     assert (await run(engine, sandbox, DAEMON % 0)).exit_code == 0
-    assert time.monotonic() - begun < PATIENCE / 2, "nobody waits for the daemon, though it holds the output open"
+    assert time.monotonic() - begun < ENGINE_TIMEOUT / 2, "nobody waits for the daemon, though it holds the output open"
     assert (await run(engine, sandbox, COUNT_DAEMONS)).output == "1\n"
 
 
@@ -97,7 +97,7 @@ async def test_under_gvisor_a_command_past_its_time_is_killed_with_its_children(
 async def test_under_gvisor_a_command_past_its_time_is_answered_though_it_hides(
     engine: OciEngine, strong_sandbox: SandboxId
 ) -> None:
-    async with asyncio.timeout(3 * PATIENCE):
+    async with asyncio.timeout(3 * ENGINE_TIMEOUT):
         result = await past_its_time(engine, strong_sandbox, "echo begun; exec env -i sleep 31337")
     assert (result.exit_code, result.output) == (124, "begun\n")
     assert runtimes_of(strong_sandbox) == []
@@ -108,7 +108,7 @@ async def test_under_gvisor_a_look_at_what_listens_ends_though_its_program_hides
     engine: OciEngine, strong_sandbox: SandboxId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listening, "_LOOK", ProcessSpec(("env", "-i", "sleep", "31337"), joined=True))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         assert (await engine.listening(strong_sandbox)).sockets == frozenset()
     assert runtimes_of(strong_sandbox) == []
 
@@ -158,7 +158,7 @@ async def test_a_command_that_never_begins_is_given_up_and_killed(
         await engine.start(spec)
         assert (await run(engine, spec.id, "mkfifo never.so")).exit_code == 0
         monkeypatch.setattr(execute_module, "_START_SECONDS", 2)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ENGINE_TIMEOUT):
             with pytest.raises(EngineUnavailable, match="in time"):
                 await capture(engine, spec.id, Command("true", env={"LD_PRELOAD": "/app/never.so"}), 100)
         monkeypatch.undo()
@@ -187,9 +187,9 @@ async def test_a_flood_of_output_neither_blocks_the_command_nor_the_service(
 
 
 async def test_a_character_is_not_cut_in_two(engine: OciEngine, sandbox: SandboxId) -> None:
-    result = await execute(engine, sandbox, "printf 'x\\303\\251\\303\\251'", PATIENCE, 4)
+    result = await execute(engine, sandbox, "printf 'x\\303\\251\\303\\251'", ENGINE_TIMEOUT, 4)
     assert (result.output, result.truncated) == ("xé", True)
-    result = await execute(engine, sandbox, "printf 'x\\303'", PATIENCE, 4)
+    result = await execute(engine, sandbox, "printf 'x\\303'", ENGINE_TIMEOUT, 4)
     assert (result.output, result.truncated) == ("x\ufffd", False)
 
 
@@ -207,8 +207,8 @@ async def test_a_command_ends_with_its_sandbox(engine: OciEngine, sandbox: Sandb
     command = asyncio.ensure_future(run(engine, sandbox, "touch /tmp/runs; sleep 1000"))
     while (await run(engine, sandbox, "test -e /tmp/runs")).exit_code:
         await asyncio.sleep(0.01)
-    await engine.stop(sandbox, PATIENCE)
-    assert (await asyncio.wait_for(command, PATIENCE)).exit_code != 0
+    await engine.stop(sandbox, ENGINE_TIMEOUT)
+    assert (await asyncio.wait_for(command, ENGINE_TIMEOUT)).exit_code != 0
 
 
 #: Fills sockets that nobody reads: memory of the kernel, which counts for the sandbox and for none of its processes.
@@ -258,7 +258,7 @@ async def test_commands_that_leave_something_behind_leave_their_group_only_while
         await run(engine, sandbox, "sleep 0.5 >/dev/null 2>&1 &")
     await run(engine, sandbox, "tail -f /dev/null >/dev/null 2>&1 &")
     assert groups_of_commands(engine, sandbox)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while len(groups_of_commands(engine, sandbox)) > 1:
             await run(engine, sandbox, "true")
     assert (await run(engine, sandbox, "pgrep -c tail")).output == "1\n", "what goes on keeps its own"

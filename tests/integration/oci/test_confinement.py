@@ -12,7 +12,7 @@ from unittest.mock import AsyncMock
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import App
-from tests.engines import PATIENCE, execute, make_spec, until_state
+from tests.engines import ENGINE_TIMEOUT, execute, make_spec, until_state
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import OciSettings
@@ -41,7 +41,7 @@ except OSError:
 
 
 async def inside(engine: OciEngine, sandbox: SandboxId, command: str) -> str:
-    return (await execute(engine, sandbox, command, PATIENCE, 100_000)).output
+    return (await execute(engine, sandbox, command, ENGINE_TIMEOUT, 100_000)).output
 
 
 async def test_the_app_is_nobody_with_no_privilege(engine: OciEngine) -> None:
@@ -71,7 +71,7 @@ async def test_its_first_process_is_known_to_take_signals(engine: OciEngine) -> 
     record = engine._here.runs.find(spec.id)
     assert record
     assert record.process
-    assert await record.process.wait_until_hearing(PATIENCE)
+    assert await record.process.wait_until_hearing(ENGINE_TIMEOUT)
 
 
 #: Takes what is counted for root of the host until no more is given, at most so much, and keeps it; tells how much.
@@ -141,7 +141,7 @@ async def test_app_persists_and_the_rest_does_not_whatever_uids_it_gets(engine: 
     assert (
         await inside(engine, spec.id, "./run.sh; echo kept > /app/kept; echo lost > /tmp/lost; ls -l /app/kept") != ""
     )
-    await engine.stop(spec.id, PATIENCE)
+    await engine.stop(spec.id, ENGINE_TIMEOUT)
     neighbour = await make_spec(engine, apps.SILENT)
     await engine.start(neighbour)
     again = replace(spec, id=new_sandbox_id())
@@ -171,7 +171,7 @@ async def test_the_limits_of_cpu_memory_and_processes_bite(engine: OciEngine) ->
     assert int(minutes) == 0
     assert float(seconds) < 0.6, "a quarter of a CPU, with room for the clock's grain"
     assert int(await inside(engine, spec.id, f"python3 -c '{FORKS}'")) < 512
-    hog = await execute(engine, spec.id, "python3 -c 'b = bytearray(1 << 30)'", PATIENCE, 1000)
+    hog = await execute(engine, spec.id, "python3 -c 'b = bytearray(1 << 30)'", ENGINE_TIMEOUT, 1000)
     assert hog.exit_code == 137
     assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 
@@ -181,7 +181,7 @@ async def test_a_full_disk_is_the_app_s_own_trouble(engine: OciEngine) -> None:
     await engine.create_disk(spec.disk, 64 << 20)
     await engine.start(spec)
     assert "Disk quota exceeded" in await inside(engine, spec.id, "head -c 200000000 /dev/zero > /app/big")
-    await engine.stop(spec.id, PATIENCE)
+    await engine.stop(spec.id, ENGINE_TIMEOUT)
     await engine.remove(spec.id)
     assert (await engine.start(replace(spec, id=new_sandbox_id()))).state is SandboxState.RUNNING
 
@@ -199,7 +199,7 @@ async def test_an_app_that_ignores_the_request_to_end_is_killed(engine: OciEngin
     deaf = App("trap '' TERM; echo deaf; while :; do sleep 0.1; done", apps.SILENT.behaviour)
     spec = await make_spec(engine, deaf)
     await engine.start(spec)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while not (await engine.read_log(spec.id)).lines:
             await asyncio.sleep(0.01)
     report = await engine.stop(spec.id, 0.2)

@@ -347,15 +347,14 @@ def test_a_bundle_is_recorded_last(disks: Disks, monkeypatch: pytest.MonkeyPatch
 
 
 def test_after_a_crash_of_the_machine_only_a_bundle_that_was_safe_by_then_counts(
-    disks: Disks, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    disks: Disks, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for disk in (ONE, TWO):
         disks.create(disk, GB)
     disks.put_bundle(ONE, BUNDLE)
-    store.settling.settle()
+    store.deferred_sync.sync()
     disks.put_bundle(TWO, BUNDLE)
-    (tmp_path / "boot").write_text("another boot of the machine")
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.settling.BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.deferred_sync.boot_id", lambda: "another boot")
     reports = {disk: disks.report(disk) for disk in (ONE, TWO)}
     assert [report and report.bundle_hash for report in reports.values()] == [BUNDLE.hash, None]
     disks.put_bundle(TWO, BUNDLE)
@@ -364,12 +363,11 @@ def test_after_a_crash_of_the_machine_only_a_bundle_that_was_safe_by_then_counts
     assert again.bundle_hash == BUNDLE.hash
 
 
-def test_a_copy_of_a_disk_is_safe_at_once(disks: Disks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_copy_of_a_disk_is_safe_at_once(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
     disks.create(ONE, GB)
     disks.put_bundle(ONE, BUNDLE)
     disks.clone(ONE, TWO, GB)
-    (tmp_path / "boot").write_text("another boot of the machine")
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.settling.BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.deferred_sync.boot_id", lambda: "another boot")
     report = disks.report(TWO)
     assert report
     assert report.bundle_hash == BUNDLE.hash

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT
-from tests.engines import PATIENCE, execute, log_text, make_spec, prepared, until_listening
+from tests.engines import ENGINE_TIMEOUT, execute, log_text, make_spec, prepared, until_listening
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import OciSettings
@@ -115,7 +115,7 @@ def policy(settings: OciSettings) -> OciSettings:
 
 
 async def reached(engine: OciEngine, sandbox: SandboxId, *addresses: tuple[str, int]) -> set[str]:
-    result = await execute(engine, sandbox, PROBE % (list(addresses),), PATIENCE, 10_000)
+    result = await execute(engine, sandbox, PROBE % (list(addresses),), ENGINE_TIMEOUT, 10_000)
     assert result.exit_code == 0, result.output
     return {line.split()[1] for line in result.output.splitlines()}
 
@@ -196,7 +196,7 @@ async def test_a_sandbox_cannot_use_up_the_connections_of_all(world: None, polic
         ip = (await engine.report(attacker.id)).ip
         assert ip
         assert await reached(engine, attacker.id, (INTERNET, 80)) == {INTERNET}
-        assert (await execute(engine, attacker.id, FLOOD, PATIENCE, 1000)).exit_code == 0
+        assert (await execute(engine, attacker.id, FLOOD, ENGINE_TIMEOUT, 1000)).exit_code == 0
         # What has ended counts no more, and is tracked for a while.
         assert FLOWS / 2 < tracked(ip) < FLOWS * 1.1
         assert await reached(engine, attacker.id, (INTERNET, 80)) == set()
@@ -211,7 +211,7 @@ async def test_what_a_sandbox_left_open_does_not_count_for_the_next_one_with_its
     async with prepared(policy) as engine:
         attacker, heir = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
         left = await engine.start(attacker)
-        assert (await execute(engine, attacker.id, FLOOD, PATIENCE, 1000)).exit_code == 0
+        assert (await execute(engine, attacker.id, FLOOD, ENGINE_TIMEOUT, 1000)).exit_code == 0
         await engine.stop(attacker.id, 0)
         await engine.remove(attacker.id)
         await until_next(engine, left.ip)
@@ -243,7 +243,7 @@ async def test_a_sandbox_has_no_neighbour_but_its_gateway(engine: OciEngine, aro
     await engine.start(spec)
     siblings = [str(engine._here.addresses.subnet[number]) for number in range(1000, 1200)]
     before = neighbours()
-    result = await execute(engine, spec.id, CALLS_ALL % (around, siblings), PATIENCE, 100_000)
+    result = await execute(engine, spec.id, CALLS_ALL % (around, siblings), ENGINE_TIMEOUT, 100_000)
     assert result.exit_code == 0, result.output
     own = {line.split()[0] for line in result.output.splitlines()[1:]}
     assert own <= {engine.gateway}
@@ -301,7 +301,7 @@ async def test_what_a_killed_service_did_not_forget_the_next_one_does(world: Non
         stays, goes = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
         ips = [(await engine.start(spec)).ip or "" for spec in (stays, goes)]
         for spec in (stays, goes):
-            assert (await execute(engine, spec.id, hello, PATIENCE, 1000)).exit_code == 0
+            assert (await execute(engine, spec.id, hello, ENGINE_TIMEOUT, 1000)).exit_code == 0
         engine._here.network.forget = lambda ip: None  # type: ignore[method-assign]
         await engine.stop(goes.id, 0)
         await engine.remove(goes.id)
@@ -312,7 +312,7 @@ async def test_what_a_killed_service_did_not_forget_the_next_one_does(world: Non
 
 
 async def until_logged(engine: OciEngine, sandbox: SandboxId, line: str) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while line not in await log_text(engine, sandbox):
             await asyncio.sleep(0.05)
 
@@ -322,7 +322,7 @@ async def until_next(engine: OciEngine, ip: str | None) -> None:
     slots, addresses = engine._here.runs._slots, engine._here.addresses
     mine = next(slot for slot in range(1000) if addresses.of(slot, egress=True) == ip)
     slots._last = mine - 1
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while slots.next() != mine:
             await asyncio.sleep(0.01)
 
@@ -339,7 +339,7 @@ async def test_an_address_whose_flows_cannot_be_forgotten_is_free_all_the_same(
     await engine.start(spec)
     await engine.stop(spec.id, 0)
     await engine.remove(spec.id)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while spec.id in runs._slots._taken.values():
             await asyncio.sleep(0.01)
     assert "left open" in caplog.text
@@ -348,7 +348,9 @@ async def test_an_address_whose_flows_cannot_be_forgotten_is_free_all_the_same(
 async def test_names_are_resolved_by_the_host_s_own_servers(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
-    result = await execute(engine, spec.id, "cat /etc/resolv.conf; getent hosts contract localhost", PATIENCE, 10_000)
+    result = await execute(
+        engine, spec.id, "cat /etc/resolv.conf; getent hosts contract localhost", ENGINE_TIMEOUT, 10_000
+    )
     assert "nameserver 127." not in result.output
     assert str((await engine.report(spec.id)).ip) in result.output
     assert "127.0.0.1" in result.output

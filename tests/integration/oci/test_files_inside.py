@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from tests.contract.engine import apps
-from tests.engines import PATIENCE, execute, make_spec
+from tests.engines import ENGINE_TIMEOUT, execute, make_spec
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.domain.bundles import BundleFile, make_bundle
@@ -27,7 +27,7 @@ async def test_an_app_sees_files_that_are_put_and_deleted_beside_it(engine: OciE
     await engine.start(spec)
 
     async def inside(command: str) -> str:
-        return (await execute(engine, spec.id, command, PATIENCE, 1000)).output
+        return (await execute(engine, spec.id, command, ENGINE_TIMEOUT, 1000)).output
 
     assert await inside("cat old.txt; ls deep new.txt 2>/dev/null") == "old", "what was looked for may be remembered"
     for path, content in (("new.txt", b"new"), ("deep/er/new.txt", b"deep"), ("old.txt", b"changed")):

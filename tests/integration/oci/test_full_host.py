@@ -12,11 +12,11 @@ import pytest
 from tests.integration.oci.stores import is_let_go, new_store, quiet
 from tests.integration.oci.test_disks import MB, fill, soon
 
-from builderd.adapters.engines.oci.engine.probe import examine_store
-from builderd.adapters.engines.oci.storage import backing, room
+from builderd.adapters.engines.oci.engine.preflight import check_store
+from builderd.adapters.engines.oci.storage import backing, storage_device
 from builderd.adapters.engines.oci.storage.backing import free_bytes
 from builderd.adapters.engines.oci.storage.disks import Disks
-from builderd.adapters.engines.oci.storage.room import Ground
+from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
 from builderd.adapters.engines.oci.storage.store import Store, StoreOptions, _share, _unmount
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId
@@ -32,7 +32,7 @@ ONE, TWO = DiskId("one"), DiskId("two")
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A small file system, which no sandbox of another service keeps a copy of."""
     monkeypatch.setattr(backing, "SMALLEST", STORE // 2)
-    monkeypatch.setattr(room, "RESERVE", 100 * MB)
+    monkeypatch.setattr(storage_device, "RESERVE", 100 * MB)
     monkeypatch.setattr("builderd.adapters.engines.oci.storage.disks.SCRATCH_BYTES", 16 * MB)
     image, folder = tmp_path / "host.img", tmp_path / "host"
     with image.open("wb") as file:
@@ -78,7 +78,7 @@ def test_apps_stop_writing_in_time_and_disks_can_be_emptied_deleted_and_made(hos
 
     fill_host(host, 100 * MB)
     assert soon(lambda: "Free space on the host" in (store.trouble() or ""))
-    checked = examine_store(Ground(store.root, host / "data/store.img", OPTIONS.floor_bytes))
+    checked = check_store(StorageDevice(store.root, host / "data/store.img", OPTIONS.floor_bytes))
     assert [check.found for check in checked] == [False, True], "doctor says so"
     fill_host(host, 0)
     assert fill(disks.app(TWO) / "data", 50 * MB) == 0

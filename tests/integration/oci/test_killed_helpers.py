@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.engine import apps
-from tests.engines import PATIENCE, execute, make_spec
+from tests.engines import ENGINE_TIMEOUT, execute, make_spec
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.domain.errors import EngineUnavailable
@@ -56,11 +56,11 @@ async def test_a_command_that_lost_what_runs_it_is_cut_off_and_leaves_nothing(
             for command in runtime_commands(spec.id):
                 os.kill(command, signal.SIGKILL)
         with pytest.raises(EngineUnavailable):
-            await asyncio.wait_for(process.wait(), PATIENCE)
+            await asyncio.wait_for(process.wait(), ENGINE_TIMEOUT)
     # The app itself is the one that sleeps still; a zombie is gone but for its name.
     count = "cat /proc/[0-9]*/stat | grep -c '(sleep) [^Z]'"
-    assert (await execute(engine, spec.id, count, PATIENCE, 1000)).output == "1\n"
-    async with asyncio.timeout(PATIENCE):
+    assert (await execute(engine, spec.id, count, ENGINE_TIMEOUT, 1000)).output == "1\n"
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while runtime_commands(spec.id):
             await asyncio.sleep(0.01)
 
@@ -70,7 +70,7 @@ async def test_the_next_start_has_a_launcher_again(engine: OciEngine) -> None:
     await engine.start(first)
     kill_launcher(engine)
     second = await make_spec(engine, apps.SILENT)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while True:
             try:
                 report = await engine.start(second)

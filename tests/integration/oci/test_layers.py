@@ -24,8 +24,8 @@ from builderd.adapters.engines.oci.storage import layers as module
 from builderd.adapters.engines.oci.storage.builds import BuildExit, BuildRun, Output
 from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
+from builderd.adapters.engines.oci.storage.layer_store import LayerStore
 from builderd.adapters.engines.oci.storage.layers import Layers
-from builderd.adapters.engines.oci.storage.shelf import Shelf
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume
 from builderd.domain.errors import MachineFault, NoCapacity, NotFound
@@ -105,7 +105,7 @@ def told() -> tuple[list[str], Callable[[str], None]]:
 
 
 def is_tidy(store: Store) -> bool:
-    claims = [name for name in store.room._claims if name.startswith("build")]
+    claims = [name for name in store.reservations._claims if name.startswith("build")]
     return list(store.builds.iterdir()) == [] and claims == []
 
 
@@ -196,7 +196,7 @@ async def test_an_installer_that_is_killed_is_a_fault_of_the_machine(
 async def test_a_step_that_fails_on_a_full_store_is_a_fault_of_the_machine(
     layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(store.room), "writable", lambda _: 1 * MB)
+    monkeypatch.setattr(type(store.reservations), "writable", lambda _: 1 * MB)
     runner.action = lambda _: 1
     with pytest.raises(NoCapacity, match="store for apps and layers is full"):
         await layers.build(plan(), print)
@@ -214,8 +214,8 @@ async def test_a_step_that_has_no_room_for_want_of_the_machines_is_a_fault_of_th
                 os.fsync(file.fileno())
         return 1
 
-    claim_some = store.room.claim_some
-    monkeypatch.setattr(store.room, "claim_some", lambda name, *_: claim_some(name, 20 * MB, 20 * MB))
+    claim_some = store.reservations.claim_some
+    monkeypatch.setattr(store.reservations, "claim_some", lambda name, *_: claim_some(name, 20 * MB, 20 * MB))
     store.quota.limit(layers._cache.path, 20 * MB)
     runner.action = fill
     with pytest.raises((NoCapacity, MachineFault), match=r"only 0\.0 GB left|cache of downloads is full"):
@@ -268,7 +268,7 @@ async def test_the_store_is_changed_beside_the_loop(
 ) -> None:
     """It may write out first what others wrote."""
     changers: list[threading.Thread] = []
-    changes = [(Shelf, "put"), (Layers, "_discard"), (LayerCache, "empty")]
+    changes = [(LayerStore, "put"), (Layers, "_discard"), (LayerCache, "empty")]
 
     def watched(real: Callable[..., None]) -> Callable[..., None]:
         def change(*args: Any) -> None:
@@ -581,13 +581,12 @@ async def test_after_a_restart_layers_stand_and_half_made_ones_are_gone(
 
 
 async def test_a_layer_that_a_crash_of_the_machine_may_have_damaged_is_made_again(
-    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    layers: Layers, runner: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await layers.build(plan(), print)
-    store.settling.settle()
+    store.deferred_sync.sync()
     await layers.build(plan(OTHER), print)
-    (tmp_path / "boot").write_text("another boot of the machine")
-    monkeypatch.setattr("builderd.adapters.engines.oci.storage.settling.BOOT_ID", tmp_path / "boot")
+    monkeypatch.setattr("builderd.adapters.engines.oci.storage.deferred_sync.boot_id", lambda: "another boot")
     layers.open()
     assert layers.has(KEY), "it was safe on the disk"
     assert not layers.has(OTHER)

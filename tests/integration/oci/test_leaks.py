@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.engine import apps
-from tests.engines import PATIENCE, execute, make_spec, prepared, settings_in, until_listening
+from tests.engines import ENGINE_TIMEOUT, execute, make_spec, prepared, settings_in, until_listening
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.network.allocations import HOST_DIR, bridge_name, known_instance
@@ -117,10 +117,10 @@ async def cycle(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SERVER)
     await engine.start(spec)
     await until_listening(engine, spec.id)
-    await execute(engine, spec.id, "true", PATIENCE, 100)
+    await execute(engine, spec.id, "true", ENGINE_TIMEOUT, 100)
     assert (await execute(engine, spec.id, "sleep 1000", 0.05, 100)).exit_code == 124
-    await execute(engine, spec.id, "(setsid sleep 1000 &)", PATIENCE, 100)
-    await engine.stop(spec.id, PATIENCE)
+    await execute(engine, spec.id, "(setsid sleep 1000 &)", ENGINE_TIMEOUT, 100)
+    await engine.stop(spec.id, ENGINE_TIMEOUT)
     await engine.remove(spec.id)
     await engine.delete_disk(spec.disk)
     await engine.delete_logs(spec.builder_id)
@@ -282,10 +282,10 @@ async def test_two_services_do_not_disturb_each_other(tmp_path: Path) -> None:
         assert first.gateway != second.gateway
         ip = (await second.report(theirs.id)).ip
         probe = f"python3 -c 'import socket; socket.create_connection((\"{ip}\", 8000), 1)'"
-        assert (await execute(first, ours.id, probe, PATIENCE, 1000)).exit_code != 0
+        assert (await execute(first, ours.id, probe, ENGINE_TIMEOUT, 1000)).exit_code != 0
         await first.down()
         assert (await second.report(theirs.id)).state is SandboxState.RUNNING
-        assert (await execute(second, theirs.id, "echo here", PATIENCE, 100)).output == "here\n"
+        assert (await execute(second, theirs.id, "echo here", ENGINE_TIMEOUT, 100)).output == "here\n"
         assert [report.id for report in await second.list_sandboxes()] == [theirs.id]
     for settings in (one, two):
         await OciEngine(settings).down()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT, App
-from tests.engines import PATIENCE, make_spec, prepared, until_listening, until_state
+from tests.engines import ENGINE_TIMEOUT, make_spec, prepared, until_listening, until_state
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import OciSettings
@@ -59,7 +59,7 @@ async def test_a_log_is_followed_line_by_line(engine: OciEngine) -> None:
     await engine.start(spec)
     cursor = ""
     told: list[str] = []
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while len(told) < 5:
             lines, cursor, _ = await engine.read_log(spec.id, cursor)
             told += [line.text for line in lines]
@@ -78,7 +78,7 @@ async def test_a_flood_is_held_back_and_its_beginning_and_end_are_kept(settings:
         ip = (await engine.report(neighbour.id)).ip
         assert ip
         folder, answers, largest = settings.data_dir / "logs" / spec.builder_id, 0, 0
-        async with asyncio.timeout(PATIENCE + SECONDS_OF_FLOOD):
+        async with asyncio.timeout(ENGINE_TIMEOUT + SECONDS_OF_FLOOD):
             while (await engine.report(spec.id)).state is SandboxState.RUNNING:
                 answers += await answer(ip) == b"HTTP/1.0 200"
                 largest = max(largest, size_of(folder))

@@ -8,7 +8,7 @@ import contextlib
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import App
-from tests.engines import PATIENCE, kill_monitor, make_spec, prepared, processes_of, until_listening, until_state
+from tests.engines import ENGINE_TIMEOUT, kill_monitor, make_spec, prepared, processes_of, until_listening, until_state
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import OciSettings
@@ -32,7 +32,7 @@ async def until_lost(engine: OciEngine, sandbox: SandboxId) -> SandboxReport:
     report = await until_state(engine, sandbox, SandboxState.EXITED)
     assert report.end
     assert (report.end.cause, report.end.exit_code) == (EndCause.MONITOR_LOST, None)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while processes_of(sandbox):
             await asyncio.sleep(0.01)
     return report
@@ -60,7 +60,7 @@ async def test_a_visitor_of_an_app_that_was_ended_does_not_wait(engine: OciEngin
     await until_lost(engine, spec.id)
     await engine.remove(spec.id)
     with contextlib.suppress(ConnectionError):
-        assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+        assert await asyncio.wait_for(reader.read(), ENGINE_TIMEOUT) == b""
     writer.close()
 
 
@@ -96,7 +96,7 @@ async def test_a_command_beside_an_app_whose_monitor_dies_ends_with_it(engine: O
     async with engine.open_process(spec.id, ProcessSpec(shell("echo begun; sleep 1000"))) as process:
         assert await process.read() == b"begun\n"
         await kill_monitor(engine, spec.id)
-        assert await asyncio.wait_for(process.wait(), PATIENCE) != 0
+        assert await asyncio.wait_for(process.wait(), ENGINE_TIMEOUT) != 0
     await until_lost(engine, spec.id)
 
 
@@ -121,7 +121,7 @@ async def test_a_monitor_that_dies_while_the_disk_is_copied_or_frozen_is_noticed
         task = asyncio.ensure_future(working)
         await asyncio.sleep(0)
         await kill_monitor(engine, spec.id)
-        await asyncio.wait({task}, timeout=PATIENCE)
+        await asyncio.wait({task}, timeout=ENGINE_TIMEOUT)
         assert not isinstance(task.exception(), TimeoutError)
         await until_lost(engine, spec.id)
         await engine.delete_disk(target)
@@ -131,10 +131,10 @@ async def test_a_monitor_that_dies_while_the_app_is_stopped_changes_nothing(engi
     deaf = App("trap '' TERM; while :; do sleep 0.1; done", apps.SILENT.behaviour)
     spec = await make_spec(engine, deaf)
     await engine.start(spec)
-    stopping = asyncio.ensure_future(engine.stop(spec.id, PATIENCE * 10))
+    stopping = asyncio.ensure_future(engine.stop(spec.id, ENGINE_TIMEOUT * 10))
     await asyncio.sleep(0.1)
     await kill_monitor(engine, spec.id)
-    report = await asyncio.wait_for(stopping, PATIENCE)
+    report = await asyncio.wait_for(stopping, ENGINE_TIMEOUT)
     assert report.end
     assert (report.state, report.end.cause) == (SandboxState.EXITED, EndCause.STOPPED)
 
@@ -154,7 +154,7 @@ async def test_a_build_whose_monitor_dies_is_the_machine_s_fault(engine: OciEngi
         timeout_seconds=1000,
     )
     building = asyncio.ensure_future(engine._here.layers._runner.run_build(run, lines.append))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while not lines:
             await asyncio.sleep(0.01)
     record = runs.find("b00d")
@@ -162,6 +162,6 @@ async def test_a_build_whose_monitor_dies_is_the_machine_s_fault(engine: OciEngi
     assert record.shim
     record.shim.kill()
     with pytest.raises(EngineUnavailable, match="conmon"):
-        await asyncio.wait_for(building, PATIENCE)
+        await asyncio.wait_for(building, ENGINE_TIMEOUT)
     assert not processes_of(SandboxId("b00d"))
     assert runs.find("b00d") is None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.contract.engine import apps
-from tests.engines import PATIENCE, make_spec, prepared
+from tests.engines import ENGINE_TIMEOUT, make_spec, prepared
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import OciSettings
@@ -34,7 +34,7 @@ def opened() -> tuple[int, int]:
 
 async def until_let_go(before: tuple[int, int]) -> None:
     """A beat of the heart may be half-way written."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while any(now > then for now, then in zip(opened(), before, strict=True)):
             await asyncio.sleep(0.01)
 
@@ -68,7 +68,7 @@ async def test_one_that_is_cancelled_leaves_nothing_open(
 
     def wait(*_: Any) -> None:
         goes_on.set()
-        may_end.wait(PATIENCE)
+        may_end.wait(ENGINE_TIMEOUT)
 
     engine = OciEngine(settings)
     with monkeypatch.context() as patch:

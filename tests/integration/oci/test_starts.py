@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from tests.contract.engine import apps
-from tests.engines import PATIENCE, execute, make_spec
+from tests.engines import ENGINE_TIMEOUT, execute, make_spec
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.domain.sandboxes import SandboxState
@@ -26,4 +26,4 @@ async def test_a_start_that_waits_for_the_store_keeps_nobody_waiting_and_is_canc
     with pytest.raises(asyncio.CancelledError):
         await start
     assert (await again).state is SandboxState.RUNNING
-    assert (await execute(engine, spec.id, "touch /var/tmp/x", PATIENCE, 100)).exit_code == 0
+    assert (await execute(engine, spec.id, "touch /var/tmp/x", ENGINE_TIMEOUT, 100)).exit_code == 0

@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.apps import PORT, App
-from tests.engines import PATIENCE, execute, log_text, make_spec, prepared, settings_in, until_listening, until_state
+from tests.engines import (
+    ENGINE_TIMEOUT,
+    execute,
+    log_text,
+    make_spec,
+    prepared,
+    settings_in,
+    until_listening,
+    until_state,
+)
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import OciSettings
@@ -40,14 +49,14 @@ async def test_an_app_outlives_the_service_and_is_adopted(settings: OciSettings)
         async with prepared(settings) as next_engine:
             assert await next_engine.report(spec.id) == report
             assert (await next_engine.listening(spec.id)).reachable(PORT)
-            assert (await execute(next_engine, spec.id, "echo here", PATIENCE, 100)).output == "here\n"
+            assert (await execute(next_engine, spec.id, "echo here", ENGINE_TIMEOUT, 100)).output == "here\n"
             exits = next_engine.exits()
             told = asyncio.ensure_future(anext(exits))
             await asyncio.sleep(0)
-            stopped = await next_engine.stop(spec.id, PATIENCE)
+            stopped = await next_engine.stop(spec.id, ENGINE_TIMEOUT)
             assert stopped.end
             assert stopped.end.cause is EndCause.STOPPED
-            assert await asyncio.wait_for(told, PATIENCE) == spec.id
+            assert await asyncio.wait_for(told, ENGINE_TIMEOUT) == spec.id
 
 
 async def test_a_frozen_app_is_adopted_frozen(settings: OciSettings) -> None:
@@ -78,7 +87,7 @@ async def test_an_end_while_no_service_runs_is_found(settings: OciSettings) -> N
         spec = await make_spec(engine, App("sleep 0.3; echo last words; exit 9", apps.SILENT.behaviour))
         await engine.start(spec)
         await engine.close()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ENGINE_TIMEOUT):
             while not (settings.data_dir / "exits" / spec.id).exists():
                 await asyncio.sleep(0.01)
         async with prepared(settings) as next_engine:
@@ -110,7 +119,7 @@ async def test_the_death_of_an_app_together_with_its_shim_is_told(engine: OciEng
     record = json.loads(record_file(settings, spec.id).read_text())
     for name in ("shim", "process"):
         subprocess.run(["kill", "-KILL", str(record[name]["pid"])], check=True)
-    assert await asyncio.wait_for(told, PATIENCE) == spec.id
+    assert await asyncio.wait_for(told, ENGINE_TIMEOUT) == spec.id
     report = await until_state(engine, spec.id, SandboxState.EXITED)
     assert report.end
     assert (report.end.cause, report.end.exit_code) == (EndCause.MONITOR_LOST, None)
@@ -210,7 +219,7 @@ async def test_a_start_that_was_cut_off_is_mended_by_starting_again(settings: Oc
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE,
+        timeout=ENGINE_TIMEOUT,
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
     async with prepared(settings) as engine:

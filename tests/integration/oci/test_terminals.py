@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from tests.contract.engine import apps
-from tests.engines import PATIENCE, RuncEngine, StrongEngine, execute, make_spec, prepared
+from tests.engines import ENGINE_TIMEOUT, RuncEngine, StrongEngine, execute, make_spec, prepared
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import OciSettings
@@ -38,7 +38,7 @@ async def silent(engine: OciEngine) -> SandboxId:
 
 async def until(process: Process, words: bytes) -> bytes:
     seen = b""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while words not in seen:
             piece = await process.read()
             assert piece, seen
@@ -48,7 +48,7 @@ async def until(process: Process, words: bytes) -> bytes:
 
 async def rest(process: Process) -> bytes:
     seen = b""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         while piece := await process.read():
             seen += piece
     return seen
@@ -66,7 +66,7 @@ async def test_a_shell_has_a_terminal_of_the_window_s_size(each: OciEngine) -> N
         await until(process, b"two2")
         process.resize(Window(132, 50))
         seen = b""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ENGINE_TIMEOUT):
             # The shell itself is told, as long as no program has the terminal.
             while b"resized" not in seen:
                 await process.write(b"echo three$((1+1))\n")
@@ -74,8 +74,8 @@ async def test_a_shell_has_a_terminal_of_the_window_s_size(each: OciEngine) -> N
         await process.write(b"stty size; echo size$((1+1))\n")
         assert b"50 132" in await until(process, b"size2")
         await process.write(b"sleep 31337\n")
-        async with asyncio.timeout(PATIENCE):
-            while (await execute(each, sandbox, COUNT, PATIENCE, 100)).output == "0\n":
+        async with asyncio.timeout(ENGINE_TIMEOUT):
+            while (await execute(each, sandbox, COUNT, ENGINE_TIMEOUT, 100)).output == "0\n":
                 await asyncio.sleep(0.05)
         await process.write(b"\x03echo four$((1+1))\n")
         await until(process, b"four2")
@@ -99,7 +99,7 @@ async def test_who_leaves_ends_the_shell_and_what_runs_in_it(each: OciEngine) ->
         await asyncio.sleep(0.2)
     async with each.open_process(sandbox, ProcessSpec(shell("sleep 31339 >/dev/null 2>&1 </dev/null"))):
         await asyncio.sleep(0.2)
-    assert (await execute(each, sandbox, COUNT, PATIENCE, 100)).output == "0\n"
+    assert (await execute(each, sandbox, COUNT, ENGINE_TIMEOUT, 100)).output == "0\n"
 
 
 async def test_end_of_input_ends_a_shell(engine: OciEngine) -> None:
@@ -127,7 +127,7 @@ async def test_where_there_is_no_folder_nothing_begins(engine: OciEngine) -> Non
     with pytest.raises(ValidationFailed):
         async with engine.open_process(sandbox, ProcessSpec(("true",), hostile)):
             pass
-    assert (await execute(engine, sandbox, "ls /app", PATIENCE, 100)).output == ""
+    assert (await execute(engine, sandbox, "ls /app", ENGINE_TIMEOUT, 100)).output == ""
 
 
 async def test_so_many_processes_and_no_more(engine: OciEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,5 +136,5 @@ async def test_so_many_processes_and_no_more(engine: OciEngine, monkeypatch: pyt
     sandbox = await silent(engine)
     async with engine.open_process(sandbox, ProcessSpec(("sleep", "1000"))):
         with pytest.raises(InvalidState, match="already"):
-            await execute(engine, sandbox, "true", PATIENCE, 100)
-    assert (await execute(engine, sandbox, "true", PATIENCE, 100)).exit_code == 0
+            await execute(engine, sandbox, "true", ENGINE_TIMEOUT, 100)
+    assert (await execute(engine, sandbox, "true", ENGINE_TIMEOUT, 100)).exit_code == 0

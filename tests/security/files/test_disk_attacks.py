@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.contract.engine import apps
 from tests.contract.engine.test_disk_files import names, read, write
-from tests.engines import PATIENCE, execute, make_spec
+from tests.engines import ENGINE_TIMEOUT, execute, make_spec
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.storage import files
@@ -41,7 +41,7 @@ def disk(spec: SandboxSpec) -> DiskId:
 
 async def do(engine: OciEngine, spec: SandboxSpec, command: str) -> str:
     """As the app."""
-    result = await execute(engine, spec.id, command, PATIENCE, 100_000)
+    result = await execute(engine, spec.id, command, ENGINE_TIMEOUT, 100_000)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -188,7 +188,7 @@ async def test_a_folder_that_becomes_a_link_meanwhile_leads_nowhere(
     engine: OciEngine, disk: DiskId, outside: Path
 ) -> None:
     done = refused = 0
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         # One in fifty finds the folder each of the three times.
         while done + refused < 300 or not done or not refused:
             name = f"swap/new/{done + refused}"
@@ -231,7 +231,7 @@ async def test_what_is_no_file_is_shown_and_never_opened(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId, make: str
 ) -> None:
     await do(engine, spec, make)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         with pytest.raises(ValidationFailed, match="not opened"):
             await read(engine, disk, "it")
         assert (await engine.list_files(disk, "", 0, 9)).entries[0].kind is FileKind.OTHER
@@ -241,7 +241,7 @@ async def test_what_is_no_file_is_shown_and_never_opened(
 
 
 async def test_an_app_makes_no_device(engine: OciEngine, spec: SandboxSpec) -> None:
-    made = await execute(engine, spec.id, "mknod it b 8 0 || mknod it c 1 1", PATIENCE, 1000)
+    made = await execute(engine, spec.id, "mknod it b 8 0 || mknod it c 1 1", ENGINE_TIMEOUT, 1000)
     assert made.exit_code != 0
 
 
@@ -255,7 +255,7 @@ async def test_who_holds_a_lease_on_a_file_keeps_nobody_waiting(
     )
     async with engine.open_process(spec.id, ProcessSpec(("python3", "-c", lease))) as process:
         await begun(process)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ENGINE_TIMEOUT):
             with pytest.raises(InvalidState, match="leased"):
                 await read(engine, disk, "it")
             await write(engine, disk, "it", b"new")
@@ -297,7 +297,7 @@ async def test_a_tree_deeper_than_any_path_is_deleted(engine: OciEngine, spec: S
 async def emptied(engine: OciEngine, disk: DiskId) -> None:
     """A large folder goes in turns, once its name is gone."""
     trash = engine._here.disks.trash(disk)
-    async with asyncio.timeout(4 * PATIENCE):
+    async with asyncio.timeout(4 * ENGINE_TIMEOUT):
         while any(trash.iterdir()):
             await asyncio.sleep(0.1)
 
@@ -315,7 +315,7 @@ async def test_a_folder_of_very_many_files_is_listed_in_pages_and_deleted(
 async def test_a_file_of_holes_costs_what_it_holds(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     await do(engine, spec, "truncate -s 1T hole")
     assert await read(engine, disk, "hole", 1 << 39, 10) == bytes(10)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         assert sum([len(piece) async for piece in engine.archive(disk)]) < 1_000_000
 
 
@@ -324,7 +324,7 @@ async def test_archives_that_are_broken_off_keep_none_from_the_next(
 ) -> None:
     """Each is left with far more in its pipe than was taken of it."""
     await do(engine, spec, "head -c 30000000 /dev/zero >file")
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(ENGINE_TIMEOUT):
         for _ in range(2 * ARCHIVES):
             pieces = engine.archive(disk)
             await anext(pieces)
@@ -393,7 +393,7 @@ async def test_who_stays_in_a_deleted_folder_brings_nothing_back(
 ) -> None:
     async with engine.open_process(spec.id, ProcessSpec(("python3", "-c", STAY))) as process:
         await begun(process)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ENGINE_TIMEOUT):
             await engine.delete_file(disk, "gone", UNCONDITIONAL, recursive=True)
         assert await names(engine, disk) == []
 
@@ -430,7 +430,7 @@ async def test_who_feeds_a_deleted_folder_keeps_nobody_waiting(
     await engine.create_disk(other, 8 << 20)
     async with engine.open_process(spec.id, ProcessSpec(("python3", "-c", GROW))) as process:
         await begun(process)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ENGINE_TIMEOUT):
             deleting = asyncio.create_task(engine.delete_file(disk, "gone", UNCONDITIONAL, recursive=True))
             await asyncio.sleep(0.2)
             assert await names(engine, other) == []

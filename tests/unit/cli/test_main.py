@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from builderd.adapters.engines.oci.engine import probe as engine_probe
-from builderd.adapters.previews.haproxy import probe as previews_probe
+from builderd.adapters.engines.oci.engine import preflight as engine_preflight
+from builderd.adapters.previews.haproxy import preflight as previews_preflight
 from builderd.adapters.states import folder
-from builderd.adapters.testers import equipment as testers
+from builderd.adapters.testers import preflight as testers_preflight
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.database import store as open_store
 from builderd.bootstrap.tokens import list_tokens
@@ -264,7 +264,7 @@ def test_doctor_names_what_is_missing_and_what_that_costs(monkeypatch: pytest.Mo
 
 
 def search_in(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    for module in (engine_probe, previews_probe, testers):
+    for module in (engine_preflight, previews_preflight, testers_preflight):
         monkeypatch.setattr(module, "SEARCH_PATH", str(folder))
 
 

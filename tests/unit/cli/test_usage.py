@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from builderd.cli.usage import lines
-from builderd.domain.holdings import BuilderStorage, EngineInventory, Inventory, StoredBase, StoredDisk, StoredLayer
 from builderd.domain.ids import BuilderId, DiskId
+from builderd.domain.inventory import BuilderStorage, EngineInventory, Inventory, StoredBase, StoredDisk, StoredLayer
 from builderd.domain.resources import GB
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.application import MAIN, REQUIREMENTS, World
 
 from builderd.domain.bundles import BundleFile
-from builderd.domain.holdings import EngineInventory, Inventory, StoredDisk
 from builderd.domain.ids import DiskId
+from builderd.domain.inventory import EngineInventory, Inventory, StoredDisk
 from builderd.services import builders, inventory
 
 

@@ -16,15 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from builderd.linux.processes import boot_id
 from builderd.ports.clock import Skip
 
 log = logging.getLogger(__name__)
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Nanoseconds. The two clocks are read one after the other: a smaller difference is no step of the wall clock.
 STEP_TOLERANCE = 20_000_000
@@ -40,12 +39,6 @@ class ClockReading(NamedTuple):
     boot: str
     since_boot: int
     wall: int
-
-
-@cache
-def boot_id() -> str:
-    """Return the id of this boot of the machine."""
-    return BOOT_ID.read_text().strip()
 
 
 def read_clocks() -> ClockReading:

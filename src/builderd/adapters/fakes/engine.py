@@ -92,7 +92,7 @@ class FakeEngine(FakeDiskFiles):
         self.build_outcomes: deque[BuildOutcome] = deque()
         #: Why an isolation is not supported.
         self.unsupported: dict[Isolation, str] = {}
-        self.announced = 0
+        self.prewarmed = 0
         self._now = now
         self._behaviours: dict[str, deque[Behaviour]] = {}
         self._answers: dict[str, Answer] = {}
@@ -161,8 +161,8 @@ class FakeEngine(FakeDiskFiles):
     def supports(self, isolation: Isolation) -> str | None:
         return self.unsupported.get(isolation)
 
-    def announce(self) -> None:
-        self.announced += 1
+    def prewarm(self) -> None:
+        self.prewarmed += 1
 
     def capacity(self) -> Capacity:
         return self.has

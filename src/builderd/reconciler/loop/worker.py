@@ -113,7 +113,7 @@ class Worker:
                 if known is None:
                     return None
                 if known.subject.builder.starts:
-                    self._app.engine.announce()
+                    self._app.engine.prewarm()
                 seen = await look(self._app, known)
                 step = next_step(known.subject.builder, seen)
                 until = step.until if isinstance(step, Wait) else None

@@ -396,15 +396,15 @@ async def test_a_worker_that_cannot_claim_leaves_its_builder_to_the_next(
 async def test_the_engine_hears_of_what_is_about_to_start_and_of_nothing_else(world: World) -> None:
     async with world.reconciling() as reconciler:
         builder = await world.create()
-        assert world.engine.announced > 0
+        assert world.engine.prewarmed > 0
         await world.until(lambda: not reconciler._workers)
-        at_rest = world.engine.announced
+        at_rest = world.engine.prewarmed
         world.application.signals.desired_changed(builder.id)
         await world.until(lambda: not reconciler._workers)
         await world.reached(builders.stop, builder)
-        assert world.engine.announced == at_rest
+        assert world.engine.prewarmed == at_rest
         await world.reached(builders.start, builder)
-        assert world.engine.announced > at_rest
+        assert world.engine.prewarmed > at_rest
 
 
 async def test_a_wish_for_a_builder_that_is_unknown_is_nothing(world: World) -> None:

@@ -24,8 +24,8 @@ from builderd.adapters.previews.haproxy import guarding, runtime_api
 from builderd.adapters.previews.haproxy.config import DESCRIPTION, Host
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.runtime_api import ProxyGone
-from builderd.domain.equipment import SEARCH_PATH
 from builderd.domain.errors import EngineUnavailable
+from builderd.domain.preflight import SEARCH_PATH
 
 #: Seconds for a start, a reload, or the end of a process; each takes a few hundredths.
 PATIENCE = 30.0

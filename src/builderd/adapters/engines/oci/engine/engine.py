@@ -98,12 +98,12 @@ class OciEngine:
     def supports(self, isolation: Isolation) -> str | None:
         return None if isolation.value in self._here.runtimes else _MISSING[isolation]
 
-    def announce(self) -> None:
+    def prewarm(self) -> None:
         if self._machine:
-            self._machine.cgroups.moves.announce()
+            self._machine.cgroups.moves.prewarm()
 
     def capacity(self) -> Capacity:
-        return capacity(self._here.store.room.capacity())
+        return capacity(self._here.store.reservations.capacity())
 
     @property
     def base_id(self) -> str:

@@ -35,8 +35,8 @@ from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.files import Files
 from builderd.adapters.engines.oci.storage.layers import Layers
 from builderd.adapters.engines.oci.storage.store import Store, StoreOptions
-from builderd.domain.equipment import SEARCH_PATH
 from builderd.domain.errors import EngineUnavailable
+from builderd.domain.preflight import SEARCH_PATH
 from builderd.linux.processes import boot_id
 from builderd.linux.threads import to_its_end
 from builderd.ports.engine import Progress

@@ -32,7 +32,7 @@ class QuickMoves:
         self._until = 0.0
         self._goes_on = False
 
-    def announce(self) -> None:
+    def prewarm(self) -> None:
         """There will be moves within moments."""
         with self._lock:
             self._until = time.monotonic() + _SOON_SECONDS

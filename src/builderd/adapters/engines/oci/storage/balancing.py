@@ -37,16 +37,14 @@ _MOVED = re.compile(r"had to relocate (\d+)")
 class Balancing:
     """``promised``: bytes that may be written soon. ``converts`` for a file system that is the service's own.
 
-    ``make_room`` is called where there was none to convert with; whether it made some.
+    ``enlarge`` is called where there was none to convert with; whether it made some.
     """
 
-    def __init__(
-        self, root: Path, promised: Callable[[], int], *, converts: bool, make_room: Callable[[], bool]
-    ) -> None:
+    def __init__(self, root: Path, promised: Callable[[], int], *, converts: bool, enlarge: Callable[[], bool]) -> None:
         self._root = root
         self._promised = promised
         self._converts = converts
-        self._make_room = make_room
+        self._enlarge = enlarge
         self._convert_pause = 0
         #: Free bytes in chunks that moving files together cannot give back.
         self._stuck = 0
@@ -86,7 +84,7 @@ class Balancing:
         if done.returncode == 0:
             log.info("store: metadata has one copy root=%s", self._root)
             return
-        self._convert_pause = 0 if self._make_room() else CONVERT_PAUSE
+        self._convert_pause = 0 if self._enlarge() else CONVERT_PAUSE
         if not self._closed.is_set():
             log.warning("store: metadata not converted yet root=%s error=%s", self._root, done.stderr.strip())
 

@@ -20,11 +20,11 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from builderd.adapters.engines.oci.storage.background_delete import BackgroundDelete
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
-from builderd.adapters.engines.oci.storage.emptying import Emptying
+from builderd.adapters.engines.oci.storage.deferred_sync import MARK, is_damaged
 from builderd.adapters.engines.oci.storage.mounts import mounted_roots
 from builderd.adapters.engines.oci.storage.placement import place
-from builderd.adapters.engines.oci.storage.settling import MARK, is_damaged
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume, snapshot
 from builderd.adapters.engines.oci.storage.tree import clear
@@ -55,7 +55,7 @@ class Disks:
         self._lock = threading.Lock()
         self._deleted = 0
         self._scratch_lock = threading.Lock()
-        self._emptying = Emptying()
+        self._background = BackgroundDelete()
 
     def open(self) -> None:
         """Take stock after a start: what was half-made is removed, what stands is counted."""
@@ -66,21 +66,21 @@ class Disks:
                 self._count(path)
                 _tidy(path)
                 self._empty_trash(path)
-                self._store.settling.adopt(path)
+                self._store.deferred_sync.adopt(path)
         self._store.quota.drop_unused()
 
     def close(self) -> None:
         """Use none of them any more. Idempotent."""
-        self._emptying.close()
+        self._background.close()
 
     def _empty_trash(self, path: Path) -> None:
         if (path / TRASH).exists():
-            self._emptying.add(path / TRASH)
+            self._background.add(path / TRASH)
 
     def _count(self, path: Path) -> None:
         quota = self._store.quota
         group = quota.group(path)
-        self._store.room.settle(path.name, quota.limit_of(group) + SCRATCH_BYTES, group)
+        self._store.reservations.adopt(path.name, quota.limit_of(group) + SCRATCH_BYTES, group)
 
     def create(self, disk: DiskId, size_bytes: int) -> None:
         """An empty disk with a hard limit; one that exists gets the new limit. Raises ``NoCapacity``."""
@@ -118,7 +118,7 @@ class Disks:
     def _making(self, disk: DiskId, size_bytes: int) -> Iterator[Path | None]:
         """Where to make a disk that gets its name at the end; None when it is there already, with the new limit."""
         path = self._path(disk)
-        self._store.room.claim(disk, size_bytes + SCRATCH_BYTES)
+        self._store.reservations.claim(disk, size_bytes + SCRATCH_BYTES)
         if path.exists():
             self._limit(disk, path, size_bytes)
             yield None
@@ -129,12 +129,12 @@ class Disks:
             unfinished.rename(path)
         except BaseException:
             self._store.quota.delete(unfinished)
-            self._store.room.release(disk)
+            self._store.reservations.release(disk)
             raise
 
     def _limit(self, disk: DiskId, path: Path, size_bytes: int) -> None:
         group = self._store.quota.limit(path, size_bytes)
-        self._store.room.settle(disk, size_bytes + SCRATCH_BYTES, group)
+        self._store.reservations.adopt(disk, size_bytes + SCRATCH_BYTES, group)
 
     def delete(self, disk: DiskId) -> None:
         """Idempotent. Space comes back within seconds."""
@@ -142,7 +142,7 @@ class Disks:
         with self._lock:
             self._store.quota.delete(path)
             self._store.quota.delete(self._store.scratch / disk)
-            self._store.room.release(disk)
+            self._store.reservations.release(disk)
             self._deleted += 1
             if self._deleted % SWEEP_EVERY == 0:
                 self._store.quota.drop_unused()
@@ -170,7 +170,7 @@ class Disks:
                 _write_record(unfinished, before.hash)
             record.unlink(missing_ok=True)
             place(*changes(before, bundle), path / "app", APP_OWNER)
-            self._store.settling.mark(path)
+            self._store.deferred_sync.mark(path)
             _write_record(record, bundle.hash)
             unfinished.unlink(missing_ok=True)
         except OSError as error:

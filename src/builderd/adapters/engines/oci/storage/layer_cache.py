@@ -23,8 +23,8 @@ class LayerCache:
         self.path = store.root / "cache"
         self._store = store
         self._users = 0
-        #: Who comes while it is emptied waits.
-        self._emptying = asyncio.Lock()
+        #: Held while the cache is emptied: builds that start meanwhile wait.
+        self._clearing = asyncio.Lock()
         self._size = 0
 
     def open(self, size_bytes: int) -> None:
@@ -42,12 +42,12 @@ class LayerCache:
 
     def _limit(self) -> None:
         group = self._store.quota.limit(self.path, self._size)
-        self._store.room.settle(CLAIM, self._size, group)
+        self._store.reservations.adopt(CLAIM, self._size, group)
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:
         """Keeps it from being emptied under a build."""
-        async with self._emptying:
+        async with self._clearing:
             if self._users == 0 and self._is_high():
                 await to_its_end(self.empty)
             self._users += 1

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 from builderd.adapters.engines.oci.storage.backing import total_bytes
 from builderd.adapters.engines.oci.storage.builds import Bind, BuildExit, BuildRun, BuildRunner
 from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
-from builderd.adapters.engines.oci.storage.shelf import Shelf
+from builderd.adapters.engines.oci.storage.layer_store import LayerStore
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, snapshot
 from builderd.domain.errors import MachineFault, NoCapacity, NotFound
@@ -93,7 +93,7 @@ class Layers:
         self._runner = runner
         self._tools = tuple(Bind(source, target, read_only=True, owner=None) for target, source in tools.items())
         self._limits = limits or BuildLimits()
-        self._shelf = Shelf(store)
+        self._finished = LayerStore(store)
         self._cache = LayerCache(store)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -101,19 +101,19 @@ class Layers:
         """Take stock after a start, when no build runs: what an earlier service left half-made is removed."""
         for folder in self._store.builds.iterdir():
             self._discard(folder)
-        self._shelf.open()
+        self._finished.open()
         self._cache.open(min(MAX_CACHE, int(total_bytes(self._store.root) * SHARE)))
 
     def has(self, key: str) -> bool:
         """Whether it is there; who asks is about to use it."""
-        return self._shelf.take(key) > 0
+        return self._finished.take(key) > 0
 
     def lower(self, key: str) -> Path:
         """The folder that a sandbox started now gets to see below its root. It stays as long as the layer."""
-        generation = self._shelf.take(key)
+        generation = self._finished.take(key)
         if not generation:
             raise NotFound(f"There is no layer {key}.")
-        return self._shelf.path(key, generation)
+        return self._finished.path(key, generation)
 
     async def build(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         """Make the layer, or wait for whoever makes it. Raises ``NoCapacity`` when the store has no room for one."""
@@ -127,18 +127,18 @@ class Layers:
 
     def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
         """The keys of those that were taken away: not to be kept, seen by nobody, asked for by nobody in so long."""
-        return self._shelf.collect(keep, unused_seconds)
+        return self._finished.collect(keep, unused_seconds)
 
     async def polish(self, key: str, step: BuildStep) -> BuildOutcome:
         """Run the step on a copy of the layer, which becomes its next generation. Once polished, it stays so."""
         async with self._lock(key):
-            generation = self._shelf.take(key)
+            generation = self._finished.take(key)
             if not generation:
                 raise NotFound(f"There is no layer {key}.")
             if generation > 1:
                 return BuildOutcome(0, (), 0.0, reused=True)
             async with self._making(key, copies=1) as build:
-                await to_its_end(self._copy, build, self._shelf.path(key, generation))
+                await to_its_end(self._copy, build, self._finished.path(key, generation))
                 return await self._make(build, key, (step,), _nobody)
 
     def _lock(self, key: str) -> asyncio.Lock:
@@ -149,13 +149,13 @@ class Layers:
         """A build's folder and claim, both gone at the end, however it comes."""
         name = f"{key[:16]}-{secrets.token_hex(4)}"
         claim = f"build {name}"
-        size = self._store.room.claim_some(claim, MIN_LAYER * copies, self._most() * copies) // copies
+        size = self._store.reservations.claim_some(claim, MIN_LAYER * copies, self._most() * copies) // copies
         build = Build(self._store.builds / name, size)
         try:
             await to_its_end(build.folder.mkdir, mode=0o711)
             yield build
         finally:
-            self._store.room.release(claim)
+            self._store.reservations.release(claim)
             await to_its_end(self._discard, build.folder)
 
     def _discard(self, folder: Path) -> None:
@@ -190,7 +190,7 @@ class Layers:
         if fault := await asyncio.to_thread(_layer_fault, build.layer):
             transcript.add(fault)
             return _outcome(BuildExit(1), transcript, begun)
-        await to_its_end(self._shelf.put, key, build.layer)
+        await to_its_end(self._finished.put, key, build.layer)
         return _outcome(BuildExit(0), transcript, begun)
 
     def _refuse_fault_of_machine(self, build: Build, end: BuildExit) -> None:
@@ -199,7 +199,7 @@ class Layers:
             return
         if end.exit_code == KILLED:
             raise helper_died("the installer", "was killed")
-        if self._store.room.writable() < FULL:
+        if self._store.reservations.writable() < FULL:
             raise NoCapacity(
                 "The machine's store for apps and layers is full: its operator must free space (builderd doctor). "
                 "Deploy again then."

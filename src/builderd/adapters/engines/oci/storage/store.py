@@ -16,9 +16,10 @@ from pathlib import Path
 from builderd.adapters.engines.oci.network.host_files import set_mode
 from builderd.adapters.engines.oci.storage.backing import Backing, ImageBacking, Kind, choose_backing, is_mounted
 from builderd.adapters.engines.oci.storage.balancing import Balancing, cancel_balance
+from builderd.adapters.engines.oci.storage.deferred_sync import DeferredSync
 from builderd.adapters.engines.oci.storage.quotas import Quota, enable_quota
-from builderd.adapters.engines.oci.storage.room import Ground, Room
-from builderd.adapters.engines.oci.storage.settling import Settling
+from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations
+from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
 from builderd.adapters.engines.oci.storage.store_record import claim_for, refuse_another, remember
 from builderd.adapters.engines.oci.storage.store_watch import READ_ONLY, StoreWatch
 from builderd.adapters.engines.oci.storage.subvolumes import is_subvolume
@@ -50,9 +51,9 @@ class Store:
         self._options = options
         self._instance = instance
         self._lock: int | None = None
-        self.settling = Settling(mount_point)
+        self.deferred_sync = DeferredSync(mount_point)
         self._quota: Quota | None = None
-        self._room: Room | None = None
+        self._reservations: SpaceReservations | None = None
         self._watch: StoreWatch | None = None
         self._balancing: Balancing | None = None
 
@@ -62,9 +63,9 @@ class Store:
         return self._quota
 
     @property
-    def room(self) -> Room:
-        assert self._room, "the store is open"
-        return self._room
+    def reservations(self) -> SpaceReservations:
+        assert self._reservations, "the store is open"
+        return self._reservations
 
     def open(self, progress: Progress) -> None:
         """Make it where there is none, mount it or adopt the mount. Idempotent.
@@ -72,7 +73,7 @@ class Store:
         Raises ``EngineUnavailable`` when another service has it or it is not the one in which the disks of this data
         directory lie, ``NoCapacity`` when the host has no space for it.
         """
-        if self._room:
+        if self._reservations:
             return
         options = self._options
         self._data_dir.mkdir(parents=True, exist_ok=True)
@@ -92,14 +93,14 @@ class Store:
         self._quota = enable_quota(self.root, int(self._instance, 16))
         self._quota.open_total(self._subvolumes())
         image = backing.image if isinstance(backing, ImageBacking) else None
-        ground = Ground(self.root, image, options.floor_bytes)
-        self._room = Room(ground, self._quota, options.overcommit)
-        self._watch = StoreWatch(ground, self._quota, self._room)
+        storage_device = StorageDevice(self.root, image, options.floor_bytes)
+        self._reservations = SpaceReservations(storage_device, self._quota, options.overcommit)
+        self._watch = StoreWatch(storage_device, self._quota, self._reservations)
         self._balancing = Balancing(
             self.root,
-            self._room.backed,
+            self._reservations.backed,
             converts=backing.kind is not Kind.FOLDER,
-            make_room=lambda: backing.grow_to_convert(self.root, progress),
+            enlarge=lambda: backing.grow_to_convert(self.root, progress),
         )
 
     def start_watch(self) -> None:
@@ -165,8 +166,8 @@ class Store:
     def release(self) -> None:
         """Let another process open it; it stays mounted. Idempotent."""
         self._stop_workers()
-        self.settling.close()
-        self._quota = self._room = self._watch = self._balancing = None
+        self.deferred_sync.close()
+        self._quota = self._reservations = self._watch = self._balancing = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

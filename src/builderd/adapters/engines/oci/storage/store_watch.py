@@ -13,7 +13,8 @@ import threading
 from builderd.adapters.engines.oci.storage.backing import free_bytes
 from builderd.adapters.engines.oci.storage.host_blocks import allocate_metadata
 from builderd.adapters.engines.oci.storage.quotas import Quota
-from builderd.adapters.engines.oci.storage.room import Ground, Room
+from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations
+from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
 from builderd.adapters.engines.oci.storage.subvolumes import folder
 from builderd.domain.resources import GB
 from builderd.linux.syscalls import sync_file_system
@@ -37,10 +38,10 @@ FULL_STORE = "Apps cannot write: the store at {root} is full. Delete builders, o
 
 
 class StoreWatch:
-    def __init__(self, ground: Ground, quota: Quota, room: Room) -> None:
-        self._ground = ground
+    def __init__(self, device: StorageDevice, quota: Quota, reservations: SpaceReservations) -> None:
+        self._device = device
         self._quota = quota
-        self._room = room
+        self._reservations = reservations
         self._closed = threading.Event()
         self._trouble: str | None = None
         #: The last error, so that one that stays is logged once.
@@ -70,24 +71,24 @@ class StoreWatch:
 
     def _try(self) -> None:
         try:
-            self.look()
+            self.check()
             self._failure = ""
         except OSError as error:
             if str(error) != self._failure:
-                log.warning("store watch failed, retrying in 1 s root=%s error=%s", self._ground.root, error)
+                log.warning("store watch failed, retrying in 1 s root=%s error=%s", self._device.root, error)
             self._failure = str(error)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Look at the store and its host, and adapt the limit."""
-        writable = self._ground.writable()
-        self._note(find_trouble(self._ground))
-        if not self._ground.is_read_only():
+        writable = self._device.writable()
+        self._note(find_trouble(self._device))
+        if not self._device.is_read_only():
             self._limit(writable)
             self._allocate()
 
     def is_short(self) -> bool:
         """Whether the host may soon be full."""
-        return self._ground.is_host_short()
+        return self._device.is_host_short()
 
     def _note(self, trouble: str | None) -> None:
         if trouble != self._trouble:
@@ -97,7 +98,7 @@ class StoreWatch:
     def _limit(self, writable: int) -> None:
         """No more than can be written, where that is less than what is promised."""
         before = self._quota.total_limit()
-        if writable >= self._room.promised():
+        if writable >= self._reservations.promised():
             self._quota.limit_total(None)
             return
         limit = max(1, self._quota.used_total() + writable)
@@ -105,27 +106,27 @@ class StoreWatch:
             self._quota.limit_total(limit)
         if not writable and (not before or before > limit):
             # What apps have in memory still fits now.
-            with folder(self._ground.root) as root:
+            with folder(self._device.root) as root:
                 sync_file_system(root)
 
     def _allocate(self) -> None:
         """Keep the host's space for the metadata. What was trimmed since is allocated again while the host is short."""
-        ground = self._ground
-        if ground.image is None:
+        device = self._device
+        if device.image is None:
             return
-        total = ground.space_info().metadata.total
-        if total != self._allocated or ground.is_host_short():
-            allocate_metadata(ground.root, ground.image)
+        total = device.space_info().metadata.total
+        if total != self._allocated or device.is_host_short():
+            allocate_metadata(device.root, device.image)
             self._allocated = total
 
 
-def find_trouble(ground: Ground) -> str | None:
+def find_trouble(device: StorageDevice) -> str | None:
     """Why apps cannot write, and what to do; None when they can."""
-    if ground.is_read_only():
-        return READ_ONLY.format(root=ground.root)
-    if ground.writable():
+    if device.is_read_only():
+        return READ_ONLY.format(root=device.root)
+    if device.writable():
         return None
-    if ground.image is None or not ground.is_host_full():
-        return FULL_STORE.format(root=ground.root)
-    free = free_bytes(ground.image.parent) / GB
-    return FULL_HOST.format(free=free, image=ground.image, floor=ground.floor_bytes / GB)
+    if device.image is None or not device.is_host_full():
+        return FULL_STORE.format(root=device.root)
+    free = free_bytes(device.image.parent) / GB
+    return FULL_HOST.format(free=free, image=device.image, floor=device.floor_bytes / GB)

@@ -62,7 +62,7 @@ def test_it_goes_on_for_as_long_as_somebody_moves(groups: Groups) -> None:
 
 
 def test_what_is_announced_is_waited_for_and_given_up(groups: Groups) -> None:
-    groups.moves.announce()
+    groups.moves.prewarm()
     until(lambda: groups.moved() > 1)
     until(lambda: not keeping())
     with groups.moves.expected():
@@ -72,7 +72,7 @@ def test_what_is_announced_is_waited_for_and_given_up(groups: Groups) -> None:
 
 def test_there_is_one_thread_however_many_move(groups: Groups) -> None:
     with groups.moves.expected(), groups.moves.expected():
-        groups.moves.announce()
+        groups.moves.prewarm()
         assert [thread.name for thread in threading.enumerate()].count("moves") == 1
     until(lambda: not keeping())
 

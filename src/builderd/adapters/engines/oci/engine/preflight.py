@@ -1,4 +1,4 @@
-"""What this machine has of what the engine needs. Looks only; changes nothing."""
+"""Preflight checks of the engine: programs, kernel features, space. Changes nothing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from builderd.adapters.engines.oci.runtime.host_limits import SOCKET_POOLS, leas
 from builderd.adapters.engines.oci.runtime.reclaiming import swaps_to_zram
 from builderd.adapters.engines.oci.runtime.seccomp import PROFILE
 from builderd.adapters.engines.oci.storage.backing import image_of, is_mounted
-from builderd.adapters.engines.oci.storage.room import Ground
+from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
 from builderd.adapters.engines.oci.storage.store_watch import find_trouble
-from builderd.domain.equipment import SEARCH_PATH, PreflightCheck
+from builderd.domain.preflight import SEARCH_PATH, PreflightCheck
 from builderd.domain.resources import GB
 
-#: (program, Debian package, what its lack costs, whether nothing goes without it)
+#: (program, Debian package, consequence of its lack, vital)
 PROGRAMS = (
     ("conmon", "conmon", "no sandbox can be started", True),
     ("nft", "nftables", "sandboxes could reach this machine's own network, so none is started", True),
@@ -37,11 +37,11 @@ PROGRAMS = (
 SIMPLE_QUOTAS = (6, 7)
 
 
-def examine(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
-    """Everything, the vital first in its group. ``data_dir`` need not exist yet; ``floor_bytes`` is its store's."""
+def run_checks(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
+    """Run all checks. ``data_dir`` need not exist yet; ``floor_bytes`` is its store's floor."""
     programs = [_program(*row) for row in PROGRAMS]
     store = _store(data_dir.absolute(), floor_bytes)
-    return [_runtime(), *programs, *_kernel(), _profile(), _base(), *_room(data_dir), *store]
+    return [_runtime(), *programs, *_kernel(), _profile(), _base(), *_space(data_dir), *store]
 
 
 def _runtime() -> PreflightCheck:
@@ -63,7 +63,7 @@ def _find(name: str) -> str | None:
 
 
 def _version(program: str) -> str:
-    """The first line that says a number, or where the program lies."""
+    """Return the first line of the version text that holds a digit, else the program's path."""
     try:
         done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -84,17 +84,17 @@ def _kernel() -> Sequence[PreflightCheck]:
         PreflightCheck("btrfs in the kernel", btrfs, f"kernel {release}", "there is nowhere to keep disks", True),
         PreflightCheck("simple quotas", quotas, f"kernel {release}", "disks are counted by slower quota groups", False),
         _zram(),
-        _counting(),
+        _connection_limit(),
         _socket_buffers(),
     ]
 
 
-def _counting() -> PreflightCheck:
-    """Asked by a table that is checked and not made."""
+def _connection_limit() -> PreflightCheck:
+    """Check that nftables can count connections, with a table that is only parsed (``nft --check``)."""
     cost = "one sandbox can use up the connections of all (CONFIG_NFT_CONNLIMIT)"
-    ask = [_find("nft") or "nft", "--check", "-f", "-"]
+    command = [_find("nft") or "nft", "--check", "-f", "-"]
     try:
-        done = subprocess.run(ask, input=COUNTING, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, input=COUNTING, capture_output=True, text=True, check=False)
     except OSError:
         return PreflightCheck("limit of connections", False, "nft does not run", cost, False)
     detail = "the kernel counts them" if done.returncode == 0 else done.stderr.partition("\n")[0]
@@ -104,7 +104,7 @@ def _counting() -> PreflightCheck:
 
 
 def _socket_buffers() -> PreflightCheck:
-    """Each sandbox has a limit of its own, and all together cannot use up what the machine has for everybody."""
+    """Check that control groups limit socket buffers, and that the host's pools are large enough for all sandboxes."""
     if not Cgroups("probe").counts_sockets:
         detail = "not limited by control groups: use version 2, or a kernel with memory.kmem.tcp"
         return PreflightCheck("socket buffers", False, detail, "one sandbox can use up those of all", False)
@@ -116,7 +116,7 @@ def _socket_buffers() -> PreflightCheck:
 
 
 def _zram() -> PreflightCheck:
-    """Of use only where the machine swaps to it."""
+    """Check that the machine swaps to zram: only then is the memory of frozen apps compressed."""
     found = swaps_to_zram()
     there = Path("/sys/class/zram-control").is_dir() or Path("/sys/block/zram0").is_dir()
     detail = "the machine swaps to it" if found else "the kernel has it, unused" if there else "none"
@@ -124,7 +124,7 @@ def _zram() -> PreflightCheck:
 
 
 def _module(name: str, release: str) -> bool:
-    """Whether the kernel could load it."""
+    """Return True when the kernel could load this module."""
     index = Path("/lib/modules") / release / "modules.dep"
     return index.is_file() and f"/{name}.ko" in index.read_text()
 
@@ -143,14 +143,14 @@ def _base() -> PreflightCheck:
     )
 
 
-def _room(data_dir: Path) -> Sequence[PreflightCheck]:
-    place = next(folder for folder in (data_dir, *data_dir.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
+def _space(data_dir: Path) -> Sequence[PreflightCheck]:
+    nearest = next(folder for folder in (data_dir, *data_dir.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(nearest).free
     memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
     available = int(memory.split()[1]) * 1024
     return [
         PreflightCheck(
-            "disk", free > 5 * GB, f"{free / GB:.1f} GB free at {place}", "room for very few builders", False
+            "disk", free > 5 * GB, f"{free / GB:.1f} GB free at {nearest}", "room for very few builders", False
         ),
         PreflightCheck(
             "memory", available > GB, f"{available / GB:.1f} GB available", "room for very few builders", False
@@ -159,25 +159,25 @@ def _room(data_dir: Path) -> Sequence[PreflightCheck]:
 
 
 def _store(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
-    """Nothing where it is not mounted, or only root may look at it."""
+    """Check the mounted store; nothing when it is not mounted, or only root may read it."""
     instance = known_instance(data_dir)
     root = RUN_DIR / instance.id / "store" if instance else None
     if root is None or not is_mounted(root):
         return []
     image = image_of(data_dir)
     try:
-        return examine_store(Ground(root, image if image.exists() else None, floor_bytes))
+        return check_store(StorageDevice(root, image if image.exists() else None, floor_bytes))
     except PermissionError:
         return []
 
 
-def examine_store(ground: Ground) -> Sequence[PreflightCheck]:
-    """A mounted store: whether apps can write to it, and what a byte of metadata takes."""
-    trouble, copies = find_trouble(ground), ground.space_info().metadata_ratio
-    detail = f"{ground.writable() / GB:.1f} GB can be written at {ground.root}"
+def check_store(device: StorageDevice) -> Sequence[PreflightCheck]:
+    """Check a mounted store: apps can write to it, and its metadata has one copy."""
+    trouble, copies = find_trouble(device), device.space_info().metadata_ratio
+    detail = f"{device.writable() / GB:.1f} GB can be written at {device.root}"
     cost = (
         "a byte of disk is promised only once for each copy, since apps may write nothing but metadata. The service "
-        f"converts a store of its own. Yours: btrfs balance start -f -mconvert=single {ground.root}"
+        f"converts a store of its own. Yours: btrfs balance start -f -mconvert=single {device.root}"
     )
     return [
         PreflightCheck("store", trouble is None, detail, trouble or "", False),

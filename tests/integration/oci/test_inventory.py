@@ -1,4 +1,4 @@
-"""What a store holds can be looked at from beside, while a service uses it."""
+"""The store's inventory can be read by another process while a service uses it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.contract.engine import apps
 from tests.engines import make_spec
 
-from builderd.adapters.engines.oci.engine import holdings
+from builderd.adapters.engines.oci.engine import inventory
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
@@ -27,8 +27,8 @@ async def test_layers_disks_and_bases_are_seen_with_their_sizes_and_uses(
     spec = await make_spec(engine, apps.SILENT, layer_key=key)
     await engine.start(spec)
     # The kernel counts what it has written out.
-    await asyncio.to_thread(engine._here.store.settling.settle)
-    held = holdings.look(settings.data_dir)
+    await asyncio.to_thread(engine._here.store.deferred_sync.sync)
+    held = inventory.read_inventory(settings.data_dir)
     assert held is not None
     (layer,) = [one for one in held.layers if one.key == key]
     assert layer.seen
@@ -40,10 +40,10 @@ async def test_layers_disks_and_bases_are_seen_with_their_sizes_and_uses(
     assert 0 < held.free_bytes <= held.total_bytes
     await engine.stop(spec.id, 0)
     await engine.remove(spec.id)
-    after = holdings.look(settings.data_dir)
+    after = inventory.read_inventory(settings.data_dir)
     assert after is not None
     assert [one.seen for one in after.layers if one.key == key] == [False]
 
 
 def test_a_directory_that_no_service_ran_in_holds_nothing(settings: OciSettings) -> None:
-    assert holdings.look(settings.data_dir / "elsewhere") is None
+    assert inventory.read_inventory(settings.data_dir / "elsewhere") is None

@@ -1,8 +1,8 @@
-"""The shelf of finished layers: ``layers/<key>/<n>`` is generation n of a layer, never changed once it has its name.
+"""Store of finished layers: ``layers/<key>/<n>`` is generation n of a layer, never changed once it has its name.
 
-Generation 1 is what was installed, a later one the same and polished. Sandboxes keep the one that they started on, so
-none is taken away while its layer stands; they share their blocks. A layer that a crash of the machine may have
-damaged is thrown away, since it can be made again.
+Generation 1 is the installed layer, later ones are clones with compiled bytecode. A sandbox keeps the generation that
+it started on, so generations are removed only with their layer; they share blocks. A layer that a crash of the machine
+may have damaged is removed, since it can be made again.
 """
 
 from __future__ import annotations
@@ -19,26 +19,28 @@ from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import is_subvolume
 
 _KEY = re.compile(r"[0-9a-f]{64}")
-#: Begins the name of a layer that is being taken away.
+#: Prefix of the name of a layer that is being removed.
 _ASIDE = "."
 
 
-class Shelf:
+class LayerStore:
+    """Finished layers of one store. Thread-safe."""
+
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
 
     def open(self) -> None:
-        """After a start: throw away what may be damaged, and what never became a layer."""
+        """Remove layers that a crash may have damaged and leftovers of unfinished ones. Call it once after a start."""
         for layer in self._store.layers.iterdir():
-            if _is_aside(layer) or not _generations(layer) or not self._store.settling.adopt(layer):
+            if _is_aside(layer) or not _generations(layer) or not self._store.deferred_sync.adopt(layer):
                 self._remove(layer)
 
     def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
-        """Take away layers that are not to be kept, that no sandbox sees, and that nobody asked for in so long.
+        """Remove layers that are not in ``keep``, not mounted, and unused for ``unused_seconds``; return their keys.
 
-        Answers their keys. Who asked for one gets it: it is set aside under the lock that ``take`` holds, by the time
-        of the last ``take``, so nobody who just found it there is left without.
+        A layer is renamed away under the lock of ``take``, judged by the time of the last ``take``: a caller that has
+        just taken one keeps it.
         """
         mounted = mounted_roots()
         layers = [layer for layer in self._store.layers.iterdir() if layer.name not in keep and not _is_aside(layer)]
@@ -65,14 +67,14 @@ class Shelf:
         layer.rmdir()
 
     def generation(self, key: str) -> int:
-        """The newest one of this layer, 0 when there is none."""
+        """Return the newest generation of this layer, 0 when there is none."""
         return max(_generations(self._path(key)), default=0) if _KEY.fullmatch(key) else 0
 
     def path(self, key: str, generation: int) -> Path:
         return self._path(key) / str(generation)
 
     def take(self, key: str) -> int:
-        """The newest generation, 0 when there is none; from now on it counts as used."""
+        """Return the newest generation, 0 when there is none, and record the use."""
         with self._lock:
             generation = self.generation(key)
             if generation:
@@ -80,10 +82,10 @@ class Shelf:
             return generation
 
     def put(self, key: str, made: Path) -> None:
-        """Take the subvolume as the layer's next generation; it is there whole or not at all."""
+        """Add the subvolume as the layer's next generation, atomically."""
         layer = self._path(key)
         layer.mkdir(mode=0o711, exist_ok=True)
-        self._store.settling.mark(layer)
+        self._store.deferred_sync.mark(layer)
         made.rename(layer / str(self.generation(key) + 1))
 
     def _path(self, key: str) -> Path:

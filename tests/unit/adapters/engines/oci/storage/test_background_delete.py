@@ -1,4 +1,4 @@
-"""What nobody needs any more goes in the background, in turns; who closes waits for no more than the file at hand."""
+"""Background delete empties folders round robin; closing waits for the file being deleted and no longer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.storage import emptying
-from builderd.adapters.engines.oci.storage.emptying import Emptying
+from builderd.adapters.engines.oci.storage import background_delete
+from builderd.adapters.engines.oci.storage.background_delete import BackgroundDelete
 from builderd.adapters.engines.oci.storage.subvolumes import folder
 from builderd.adapters.engines.oci.storage.tree import clear
 
@@ -25,7 +25,7 @@ def fill(path: Path, count: int) -> Path:
 
 
 def until(true: Callable[[], object]) -> bool:
-    """Wait for it; whether it came."""
+    """Wait up to 10 s for the condition; return whether it holds."""
     deadline = time.monotonic() + 10
     while not true() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -40,29 +40,29 @@ def test_one_folder_after_the_other_is_emptied_also_where_one_is_gone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, two = fill(tmp_path / "one", 3), fill(tmp_path / "two", 3)
-    emptying = Emptying()
+    work = BackgroundDelete()
     for path in (one, tmp_path / "gone", two):
-        emptying.add(path)
+        work.add(path)
     assert until_empty(one)
     assert until_empty(two)
-    emptying.close()
+    work.close()
     assert not caplog.records
 
 
-def test_what_cannot_be_emptied_is_told_and_keeps_nobody_else_waiting(
+def test_a_folder_that_cannot_be_emptied_is_logged_and_blocks_no_other(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     two = fill(tmp_path / "two", 3)
-    emptying = Emptying()
-    emptying.add(tmp_path / "link")
-    emptying.add(two)
+    work = BackgroundDelete()
+    work.add(tmp_path / "link")
+    work.add(two)
     assert until_empty(two)
-    emptying.close()
+    work.close()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_it_is_over_after_the_file_at_hand(tmp_path: Path) -> None:
+def test_clearing_stops_after_the_current_file(tmp_path: Path) -> None:
     path = fill(tmp_path / "full", 10)
     asked = iter([False, False, False, True])
     with folder(path) as inside:
@@ -72,13 +72,11 @@ def test_it_is_over_after_the_file_at_hand(tmp_path: Path) -> None:
     assert list(path.iterdir()) == []
 
 
-def test_a_folder_that_is_fed_without_end_has_no_more_than_its_turns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_refilled_without_end_gets_one_slice_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fed, other = fill(tmp_path / "fed", 1), fill(tmp_path / "other", 3)
     fed_inode, begun = fed.stat().st_ino, threading.Event()
 
-    def clear_or_feed(inside: int, is_over: Callable[[], bool]) -> bool:
+    def clear_or_refill(inside: int, is_over: Callable[[], bool]) -> bool:
         if os.fstat(inside).st_ino != fed_inode:
             return clear(inside, is_over)
         begun.set()
@@ -86,40 +84,38 @@ def test_a_folder_that_is_fed_without_end_has_no_more_than_its_turns(
             time.sleep(0.001)
         return False
 
-    monkeypatch.setattr(emptying, "SLICE_SECONDS", 0.02)
-    monkeypatch.setattr(emptying, "clear", clear_or_feed)
-    work = Emptying()
+    monkeypatch.setattr(background_delete, "SLICE_SECONDS", 0.02)
+    monkeypatch.setattr(background_delete, "clear", clear_or_refill)
+    work = BackgroundDelete()
     work.add(fed)
     assert begun.wait(10)
     work.add(other)
     assert until_empty(other)
-    monkeypatch.setattr(emptying, "clear", clear)
-    assert until_empty(fed), "it has its turn again"
+    monkeypatch.setattr(background_delete, "clear", clear)
+    assert until_empty(fed), "it gets its slice again"
     work.close()
 
 
-def test_a_folder_that_is_added_often_has_one_turn_among_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_added_often_gets_one_slice_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     often, other = fill(tmp_path / "often", 1), fill(tmp_path / "other", 1)
     names = {path.stat().st_ino: path.name for path in (often, other)}
-    turns, go_on = list[str](), threading.Event()
+    slices, go_on = list[str](), threading.Event()
 
-    def clear_and_tell(inside: int, is_over: Callable[[], bool]) -> bool:
-        turns.append(names[os.fstat(inside).st_ino])
+    def clear_and_note(inside: int, is_over: Callable[[], bool]) -> bool:
+        slices.append(names[os.fstat(inside).st_ino])
         go_on.wait(10)
         return clear(inside, is_over)
 
-    monkeypatch.setattr(emptying, "clear", clear_and_tell)
-    work = Emptying()
+    monkeypatch.setattr(background_delete, "clear", clear_and_note)
+    work = BackgroundDelete()
     work.add(often)
-    assert until(lambda: turns)
+    assert until(lambda: slices)
     for path in (often, often, often, other, often):
         work.add(path)
     go_on.set()
-    assert until(lambda: len(turns) == 3)
+    assert until(lambda: len(slices) == 3)
     work.close()
-    assert turns == ["often", "often", "other"], "again, for what came after the first turn began"
+    assert slices == ["often", "often", "other"], "again, for what came after the first slice began"
 
 
 def test_closing_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,8 +128,8 @@ def test_closing_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             time.sleep(0.001)
         return False
 
-    monkeypatch.setattr(emptying, "clear", clear_slowly)
-    work = Emptying()
+    monkeypatch.setattr(background_delete, "clear", clear_slowly)
+    work = BackgroundDelete()
     work.add(one)
     work.add(two)
     assert begun.wait(10)

@@ -1,4 +1,4 @@
-"""What the engine's store holds, looked at from beside: also while a service runs on it, and changing nothing."""
+"""Inventory of the engine's store, read by another process while a service uses it; changes nothing."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from builderd.adapters.engines.oci.storage.base import HOST_HOME, find_host_base
 from builderd.adapters.engines.oci.storage.mounts import mounted_roots
 from builderd.adapters.engines.oci.storage.quotas import Quota
 from builderd.adapters.engines.oci.storage.subvolumes import is_subvolume
-from builderd.domain.holdings import EngineInventory, StoredBase, StoredDisk, StoredLayer
 from builderd.domain.ids import DiskId
+from builderd.domain.inventory import EngineInventory, StoredBase, StoredDisk, StoredLayer
 
 
-def look(data_dir: Path) -> EngineInventory | None:
-    """None where the store is not mounted, since no service ran here since the machine started. Needs root."""
+def read_inventory(data_dir: Path) -> EngineInventory | None:
+    """Return the inventory; None when the store is not mounted: no service ran since the machine booted. Needs root."""
     instance = known_instance(data_dir)
     root = RUN_DIR / instance.id / "store" if instance else None
     if root is None or not is_mounted(root):
         return None
-    return look_at(root, HOST_HOME)
+    return inventory_of(root, HOST_HOME)
 
 
-def look_at(root: Path, host_home: Path) -> EngineInventory:
-    """Of the store that is mounted there, and of the host's bases."""
+def inventory_of(root: Path, host_home: Path) -> EngineInventory:
+    """Return the inventory of the store mounted at ``root`` and of the host's bases."""
     quota, mounted = Quota(root), mounted_roots()
     scratch = [_used(quota, path) for path in _subvolumes(root / "scratch")]
     return EngineInventory(
@@ -82,13 +82,13 @@ def _subvolumes(folder: Path) -> list[Path]:
 
 
 def _size(folder: Path) -> int:
-    """What its files take on the disk, whatever is linked twice counted once."""
+    """Return the bytes that a folder's files take on the disk; hard links are counted once."""
     seen: set[int] = set()
     total = 0
-    for where, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with suppress(FileNotFoundError):
-                status = (Path(where) / name).lstat()
+                status = (Path(parent) / name).lstat()
                 total += 0 if status.st_ino in seen else status.st_blocks * 512
                 seen.add(status.st_ino)
     return total

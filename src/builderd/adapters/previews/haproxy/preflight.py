@@ -1,15 +1,15 @@
-"""Whether this machine has the preview's proxy."""
+"""Preflight check of the preview proxy, HAProxy."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 
-from builderd.domain.equipment import SEARCH_PATH, PreflightCheck
+from builderd.domain.preflight import SEARCH_PATH, PreflightCheck
 
 
-def examine(program: str = "haproxy") -> PreflightCheck:
-    """Looks only; changes nothing."""
+def run_check(program: str = "haproxy") -> PreflightCheck:
+    """Check that HAProxy runs; changes nothing."""
     cost = "there are no previews: apt-get install haproxy"
     path = shutil.which(program, path=SEARCH_PATH)
     if path is None:

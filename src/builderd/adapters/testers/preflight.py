@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from builderd.domain.equipment import SEARCH_PATH, PreflightCheck
+from builderd.domain.preflight import SEARCH_PATH, PreflightCheck
 
 
-def examine(chromium: Path) -> Sequence[PreflightCheck]:
+def run_checks(chromium: Path) -> Sequence[PreflightCheck]:
     """Check for bubblewrap and Chromium; changes nothing."""
     jail = shutil.which("bwrap", path=SEARCH_PATH)
     without_jail = "QA reports judge neither pages nor the API: apt-get install bubblewrap"

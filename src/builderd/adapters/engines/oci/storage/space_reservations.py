@@ -1,0 +1,99 @@
+"""Reservations of the store's space: no more is reserved than there is, since a full store stops every app.
+
+A claim is the limit of something that may grow: a disk, the package cache, a layer being made. The part of a claim that
+is not used yet must fit into the free space above a floor. Used space is not free already, whoever uses it.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from builderd.adapters.engines.oci.storage.quotas import Quota
+from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
+from builderd.domain.errors import NoCapacity
+from builderd.domain.resources import GB
+
+#: A claim of flexible size takes at most this share of the free space, so that others can be made beside it.
+MAX_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Claim of ``size`` bytes; the quota group ``group`` counts what is used of it, None before it is known."""
+
+    size: int
+    group: int | None = None
+
+
+class SpaceReservations:
+    """Claims on the store's space by name. ``overcommit`` 1 reserves each byte once, 2 twice. Thread-safe."""
+
+    def __init__(self, device: StorageDevice, quota: Quota, overcommit: float) -> None:
+        self._device = device
+        self._quota = quota
+        self._overcommit = overcommit
+        self._claims: dict[str, Claim] = {}
+        self._lock = threading.Lock()
+
+    def capacity(self) -> int:
+        """Return the bytes that can be reserved in all."""
+        return int(self._device.total() * self._overcommit)
+
+    def claim(self, name: str, size_bytes: int) -> None:
+        """Reserve space under a name, or change its size. Raises ``NoCapacity`` with the amounts in bytes."""
+        with self._lock:
+            known = self._claims.get(name, Claim(0))
+            self._check(size_bytes - known.size)
+            self._claims[name] = Claim(size_bytes, known.group)
+
+    def claim_some(self, name: str, least: int, most: int) -> int:
+        """Reserve a share of the free space, ``least`` to ``most`` bytes; return its size. Raises ``NoCapacity``."""
+        with self._lock:
+            available = int(self._device.free() * self._overcommit) - self.promised()
+            size = max(least, min(most, int(available * MAX_SHARE)))
+            self._check(size)
+            self._claims[name] = Claim(size)
+            return size
+
+    def adopt(self, name: str, size_bytes: int, group: int) -> None:
+        """Record a claim that exists already, and the quota group that counts its use."""
+        with self._lock:
+            self._claims[name] = Claim(size_bytes, group)
+
+    def release(self, name: str) -> None:
+        with self._lock:
+            self._claims.pop(name, None)
+
+    def writable(self) -> int:
+        """Return the bytes that can be written now, reserved or not."""
+        return self._device.writable()
+
+    def _check(self, more: int) -> None:
+        available = self._device.free() * self._overcommit
+        # The usual case needs no quota lookups: all claims would fit even if nothing of them were used yet.
+        if more <= 0 or sum(claim.size for claim in self._claims.values()) + more <= available:
+            return
+        promised = self.promised()
+        if promised + more > available:
+            raise self._full(more, promised)
+
+    def promised(self) -> int:
+        """Return the bytes that claims allow to be written and that are not used yet."""
+        return sum(max(0, claim.size - self._used(claim)) for claim in tuple(self._claims.values()))
+
+    def backed(self) -> int:
+        """Return the bytes of ``promised`` that need free space, given the overcommit."""
+        return int(self.promised() / self._overcommit)
+
+    def _used(self, claim: Claim) -> int:
+        return 0 if claim.group is None else self._quota.used(claim.group)
+
+    def _full(self, more: int, promised: int) -> NoCapacity:
+        free = max(self._device.free(), 0)
+        return NoCapacity(
+            f"The store has no room for {more / GB:.3g} GB more: {free / GB:.1f} GB are free, of which "
+            f"{promised / GB:.1f} GB are promised. Ask for a smaller disk, delete a builder, or enlarge the store "
+            "(a larger store.size, or its block device; then a restart).",
+            data={"wanted": more, "free": free, "promised": promised},
+        )

@@ -1,0 +1,87 @@
+"""Space of the file system that the store lies on: free, reserved, writable, total."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from builderd.adapters.engines.oci.storage.backing import free_bytes, total_bytes
+from builderd.adapters.engines.oci.storage.space_info import SpaceInfo, read_space_info
+from builderd.domain.resources import GB
+
+#: Never reserved, the greater of both. btrfs cannot delete when it is almost full; and its extent records count against
+#: no quota: 4 % where all is written in pieces of 4 kB.
+RESERVE, RESERVE_SHARE = GB // 2, 0.05
+#: Apps are stopped from writing when less than this is left of the host's file system, however low the floor is.
+LEAST = 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StorageDevice:
+    """Free and used space below the store.
+
+    ``root`` is its mount point, ``image`` its sparse file, which shares a file system with the rest of the host, None
+    on a device or folder of its own; ``floor_bytes`` stay free on the host.
+    """
+
+    root: Path
+    image: Path | None
+    floor_bytes: int
+
+    def free(self) -> int:
+        """Return the bytes that can be written above the floor; negative when less than the floor is free.
+
+        Any byte may become metadata, so each is counted with the number of metadata copies.
+        """
+        inside = free_bytes(self.root) - self.reserve()
+        if self.image is None:
+            left = inside - self.floor_bytes
+        else:
+            left = min(inside, free_bytes(self.image.parent) - self.floor_bytes + self._allocated_unused())
+        return int(left / self.space_info().metadata_ratio)
+
+    def reserve(self) -> int:
+        """Return the bytes of the store that are never reserved."""
+        return max(RESERVE, int(total_bytes(self.root) * RESERVE_SHARE))
+
+    def space_info(self) -> SpaceInfo:
+        return read_space_info(self.root)
+
+    def writable(self) -> int:
+        """Return the bytes that apps may write now.
+
+        When reservations turn out too large, apps may also use half of the reserve, and no more.
+        """
+        inside = free_bytes(self.root) - self.reserve() // 2
+        host = inside if self.image is None else free_bytes(self.image.parent) - self._host_least()
+        return max(0, min(inside, host))
+
+    def is_host_full(self) -> bool:
+        """Return True when the host's file system, not the store itself, is out of space."""
+        return self.image is not None and free_bytes(self.image.parent) <= self._host_least()
+
+    def is_host_short(self) -> bool:
+        """Return True when the host's file system may soon be full."""
+        return self.image is not None and free_bytes(self.image.parent) < max(2 * LEAST, self.floor_bytes)
+
+    def _host_least(self) -> int:
+        return max(LEAST, self.floor_bytes // 2)
+
+    def is_read_only(self) -> bool:
+        """Return True when the kernel made the file system read-only, as after a failed metadata write."""
+        return bool(os.statvfs(self.root).f_flag & os.ST_RDONLY)
+
+    def total(self) -> int:
+        """Return the bytes that an empty store could hold above the floor."""
+        return max(0, self.free() + self._used())
+
+    def _allocated_unused(self) -> int:
+        """Return bytes of the sparse file that are allocated on the host but unused, without free metadata space."""
+        assert self.image is not None
+        metadata = self.space_info().metadata
+        return max(0, self.image.stat().st_blocks * 512 - self._used() - metadata.free * metadata.copies)
+
+    def _used(self) -> int:
+        status = os.statvfs(self.root)
+        return (status.f_blocks - status.f_bfree) * status.f_frsize

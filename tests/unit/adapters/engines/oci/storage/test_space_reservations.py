@@ -1,0 +1,43 @@
+"""Space reservations: no byte is reserved twice, and claims of flexible size leave space for others."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from builderd.adapters.engines.oci.storage.space_reservations import SpaceReservations
+from builderd.domain.errors import NoCapacity
+from builderd.domain.resources import GB
+
+
+def reservations_of(free: int) -> SpaceReservations:
+    """Return reservations of which nothing is used yet."""
+    device = SimpleNamespace(free=lambda: free, total=lambda: free)
+    return SpaceReservations(cast("Any", device), cast("Any", None), overcommit=1)
+
+
+def test_each_byte_is_reserved_only_once() -> None:
+    reservations = reservations_of(10 * GB)
+    reservations.claim("one", 6 * GB)
+    with pytest.raises(NoCapacity, match=r"10\.0 GB are free, of which 6\.0 GB are promised"):
+        reservations.claim("two", 5 * GB)
+    reservations.release("one")
+    reservations.claim("two", 5 * GB)
+
+
+def test_claims_of_flexible_size_leave_space_for_others() -> None:
+    reservations = reservations_of(60 * GB)
+    taken = [reservations.claim_some(name, GB // 2, 20 * GB) for name in ("one", "two", "three")]
+    assert taken == sorted(taken, reverse=True)
+    assert taken[0] == 15 * GB
+    reservations.claim("disk", 20 * GB)
+
+
+def test_a_claim_of_flexible_size_stays_between_its_least_and_its_most() -> None:
+    reservations = reservations_of(GB)
+    assert reservations.claim_some("least", GB // 2, 20 * GB) == GB // 2
+    with pytest.raises(NoCapacity):
+        reservations.claim_some("another", GB, 20 * GB)
+    assert reservations_of(100 * GB).claim_some("most", GB // 2, 20 * GB) == 20 * GB

@@ -1,4 +1,4 @@
-"""Files that a power cut leaves as they were before, or whole: for their owner alone, and on the disk on return."""
+"""Durable files: after a power cut they are old or new as a whole; mode 0600, synced on return."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import BinaryIO
 
 
 def write(path: Path, content: bytes) -> None:
-    """Fill a new file, or an old one in place; its name is on the disk once its folder is (``sync``)."""
+    """Write and sync a file in place. A new file's name is durable only once its folder is synced (``sync``)."""
     _fill(path, io.BytesIO(content))
 
 
 def copy(source: Path, target: Path) -> None:
-    """The same of a file's content."""
+    """Copy a file's content and sync it; see ``write``."""
     with source.open("rb") as content:
         _fill(target, content)
 
 
 def replace(path: Path, content: bytes) -> None:
-    """The whole file at once, with its name. One writer at a time: what one of them left unfinished, the next takes."""
+    """Replace a file atomically and durably. One writer at a time: all use the same temporary name."""
     fresh = path.with_name(f"{path.name}.new")
     write(fresh, content)
     fresh.rename(path)
@@ -29,7 +29,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have what lies in a file, or the names in a folder, on the disk."""
+    """Sync a file's content or a folder's names to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Small files of JSON that are replaced as a whole."""
+"""Small JSON files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from builderd.linux.durable import sync
 
 
 def write_json(path: Path, value: object, *, durable: bool = False) -> None:
-    """Replace the file at once, readable by its owner only.
+    """Replace the file atomically, readable by its owner only.
 
     A power cut soon after may leave an empty file, unless it is ``durable``: that waits for the disk, some
     milliseconds.
@@ -31,9 +31,9 @@ def write_json(path: Path, value: object, *, durable: bool = False) -> None:
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """What the file says, None where there is none.
+    """Return the parsed file, None when there is none.
 
-    Raises ``EngineUnavailable`` where it is no JSON any more, with the file's name and the remedy.
+    Raises ``EngineUnavailable`` when it is not JSON, with the file's name and the remedy.
     """
     try:
         return json.loads(path.read_text())

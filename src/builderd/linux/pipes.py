@@ -9,9 +9,9 @@ _CHUNK = 1 << 16
 
 
 async def read_line(descriptor: int, seconds: float) -> bytes:
-    """The first line, or what there was of it when the last writer ended; raises ``TimeoutError``.
+    """Return the first line, or the part of it written when the last writer ended; raises ``TimeoutError``.
 
-    The caller closes the descriptor: nothing here looks at it any more once this has returned.
+    The caller closes the descriptor; it is not used here after the return.
     """
     os.set_blocking(descriptor, False)
     loop, readable = asyncio.get_running_loop(), asyncio.Event()

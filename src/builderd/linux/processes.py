@@ -1,4 +1,4 @@
-"""Processes of the host, told apart by when they started, since a number is used again."""
+"""Processes of the host, identified by pid and start time, since pids are reused."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """``started`` is in clock ticks since boot (field 22 of ``/proc/<pid>/stat``)."""
+    """Process of the host. ``started`` is in clock ticks since boot (field 22 of ``/proc/<pid>/stat``)."""
 
     pid: int
     started: int
 
     @property
     def alive(self) -> bool:
-        """Whether it runs still; a zombie does not."""
+        """True while it runs; a zombie does not."""
         status = _status(self.pid)
         return status is not None and status[1] == self.started and status[0] not in "ZX"
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal, and never to another process that got its number. Idempotent."""
+        """Send it a signal, never to another process with its reused pid. Idempotent."""
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(self.pid)
             try:
@@ -41,11 +41,11 @@ class Process:
             finally:
                 os.close(descriptor)
 
-    async def wait_until_hearing(self, seconds: float) -> bool:
-        """Wait until a sandbox's init takes signals: what comes before is lost, as for any first process.
+    async def wait_until_signals_work(self, seconds: float) -> bool:
+        """Wait until a sandbox's init handles signals: earlier ones are lost, as for any PID 1.
 
-        False when it does not by then. It blocks them first and ignores those of the terminal last. Whether they are
-        blocked cannot be asked: while it waits for one, they are not.
+        Return False when it does not in time. tini blocks signals first and ignores those of the terminal last. The
+        latter is checked: blocked signals do not show while it waits for one.
         """
         deadline = time.monotonic() + seconds
         while self.alive and time.monotonic() < deadline:
@@ -56,7 +56,7 @@ class Process:
 
     @property
     def _name(self) -> str:
-        """Of its program, cut to 15 characters; empty when it is gone."""
+        """Name of its program, cut to 15 characters; empty when it is gone."""
         return read_proc(f"{self.pid}/comm").strip()
 
     def _ignores(self, number: int) -> bool:
@@ -64,7 +64,7 @@ class Process:
         return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
     async def wait(self, seconds: float | None = None) -> bool:
-        """Wait until it has ended; False when it has not by then. None: however long it takes."""
+        """Wait until it has ended; return False after so many seconds. None: no timeout."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -85,35 +85,35 @@ class Process:
 
 
 def find_process(pid: int) -> Process | None:
-    """The process of this number now."""
+    """Return the process that has this pid now, or None."""
     status = _status(pid)
     return Process(pid, status[1]) if status else None
 
 
 @functools.cache
 def boot_id() -> str:
-    """Names this boot of the machine."""
+    """Return the id of this boot of the machine."""
     return _BOOT_ID.read_text().strip()
 
 
 def open_files() -> int:
-    """The limit of open files that a sandbox gets: ours may be lower, and only a privileged process could raise it."""
+    """Return a sandbox's limit of open files: at most our own, which an unprivileged process cannot raise."""
     return min(_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
 def _status(pid: int) -> tuple[str, int] | None:
-    """State letter and start time (proc(5)); the name before them may hold anything, so it is cut off first."""
+    """Return state letter and start time (proc(5)); the name before them, which may hold anything, is cut off."""
     fields = read_proc(f"{pid}/stat").rpartition(")")[2].split()
     return (fields[0], int(fields[19])) if fields else None
 
 
 def read_proc(name: str) -> str:
-    """A file below ``/proc``, such as ``17/stat``; empty when its process is gone."""
+    """Return the text of a file below ``/proc``, such as ``17/stat``; empty when its process is gone."""
     try:
         descriptor = os.open(f"/proc/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         return ""
-    # Read so plainly because it is done often: pathlib takes four times as long.
+    # Called often: pathlib takes four times as long.
     try:
         with contextlib.suppress(ProcessLookupError):
             return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b"")).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The Linux system calls that Python has no words for, for x86-64 and arm64 alike. Standard library only.
+"""Linux system calls that Python does not wrap, for x86-64 and arm64. Standard library only.
 
 Numbers: include/uapi/asm-generic/unistd.h (the calls since 2019 have one number on all architectures).
 Flags: include/uapi/linux/mount.h, openat2.h and sched.h.
@@ -50,10 +50,10 @@ _MOUNT_ATTR_IDMAP = 0x10_0000
 _PR_SET_PDEATHSIG = 1
 
 
-def _check(result: int, what: str) -> int:
+def _check(result: int, action: str) -> int:
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)
+        raise OSError(number, os.strerror(number), action)
     return result
 
 
@@ -68,13 +68,13 @@ def setns(namespace: int, flags: int) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
-    """mount(2)."""
+    """Mount a file system (mount(2))."""
     arguments = (source.encode(), target.encode(), kind.encode() if kind else None)
     _check(_libc.mount(*arguments, ctypes.c_ulong(flags), data.encode() or None), f"mount {kind or source} on {target}")
 
 
 def unmount(target: str, flags: int = MNT_DETACH) -> None:
-    """umount2(2)."""
+    """Unmount a file system (umount2(2))."""
     _check(_libc.umount2(target.encode(), flags), f"unmount {target}")
 
 
@@ -103,17 +103,17 @@ def bind(source: str, target: str, attributes: int, user_namespace: int | None =
 
 
 def sync_file_system(descriptor: int) -> None:
-    """syncfs(2): write out everything of the file system that this file or folder lies on."""
+    """Write out the whole file system that this file or folder lies on (syncfs(2))."""
     _check(_libc.syncfs(descriptor), "syncfs")
 
 
 def die_with_parent(signal: int) -> None:
-    """Have the kernel send us this signal when the parent thread ends."""
+    """Ask the kernel for this signal when the parent thread ends (PR_SET_PDEATHSIG)."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl")
 
 
 def open_beneath(folder: int, path: str, flags: int) -> int:
-    """openat2(2): a descriptor of what lies at a path below a folder, reached through no link and no mount.
+    """Open a path below a folder, through no link and no mount (openat2(2)).
 
     Raises ``OSError`` with ELOOP for a link, EXDEV for a way out.
     """

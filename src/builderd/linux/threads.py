@@ -1,4 +1,4 @@
-"""Work in a thread that is not left behind."""
+"""Threads that are awaited to their end, also on cancellation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def to_its_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """In a thread. Returns only when that is done, also when cancelled, however often: it may open or make things."""
+    """Run in a thread; return only when it is done, also when cancelled: it may open or create things."""
     working = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:
         return await asyncio.shield(working)

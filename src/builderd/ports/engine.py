@@ -1,4 +1,4 @@
-"""The engine: what runs sandboxes, keeps their disks and makes layers. One machine, or a cluster of them.
+"""Engine port: runs sandboxes, keeps their disks and makes layers, on one machine or a cluster.
 
 Nothing here presumes that a disk, a layer or a log is a path on this host.
 All methods raise ``EngineUnavailable`` when the engine does not answer, and ``NoCapacity`` when it is full.
@@ -24,13 +24,13 @@ from builderd.domain.versions import Isolation
 from builderd.ports.disk_files import DiskFiles
 from builderd.ports.processes import Process
 
-#: Told one line of progress at a time; must not block.
+#: Called with one line of progress at a time; must not block.
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """``ready`` once sandboxes can be started; ``message`` says what is being made, or what is wrong."""
+    """Readiness of the engine. ``ready``: sandboxes can start; ``message``: what is being made or what is wrong."""
 
     ready: bool
     message: str
@@ -38,7 +38,7 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What was taken away: the keys of layers, the names of bases, and of how many disks the scratch."""
+    """Result of a collection: keys of removed layers, names of removed bases, number of removed scratch folders."""
 
     layers: Sequence[str]
     bases: Sequence[str]
@@ -47,7 +47,7 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class DiskReport:
-    """``bundle_hash`` is the bundle that was last put on the disk completely, None before the first."""
+    """State of a disk. ``bundle_hash``: bundle last written completely, None before the first."""
 
     id: DiskId
     bundle_hash: str | None
@@ -56,14 +56,14 @@ class DiskReport:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A trusted program that works on a disk where the disk is, such as restic; it is not an app.
+    """Trusted program, such as restic, that works on a disk where the disk is; not an app.
 
     It runs as the user who owns the disk's files, in a sandbox of its own, and sees the content of ``/app`` of the
     disk at ``/disk`` (read-only unless ``writable``), ``folders`` at their names below ``/`` (of ``TOOL_FOLDERS``), the
     base, and nothing else. ``folders`` are folders of the machine of the service, made if missing, and written to by
     tools alone; an engine whose disks lie elsewhere raises ``EngineUnavailable``. ``reads_all`` lets it read files
     whose own mode would not. With ``network`` it reaches what this machine reaches, otherwise nothing. ``env`` may
-    hold secrets, so it is told to nobody; ``argv`` may not. ``hostname`` is what it takes this machine's name for.
+    hold secrets and is never logged; ``argv`` may not. ``hostname`` is the host name that it sees.
     """
 
     argv: tuple[str, ...]
@@ -77,13 +77,13 @@ class Tool:
     timeout_seconds: float = 3600
 
 
-#: Where a tool may see folders of the service's machine.
+#: Names below ``/`` at which a tool may see folders of the service's machine.
 TOOL_FOLDERS = ("repository", "cache", "work")
 
 
 @dataclass(frozen=True, slots=True)
 class ToolExit:
-    """``exit_code`` is not 0 when it ran out of memory or time."""
+    """Exit of a tool. ``exit_code`` is not 0 when it ran out of memory or time."""
 
     exit_code: int
     out_of_memory: bool = False
@@ -92,135 +92,135 @@ class ToolExit:
 
 class Engine(DiskFiles, Protocol):
     async def prepare(self, progress: Progress) -> None:
-        """Make what the engine needs once (base, store, network). Idempotent; may take a minute."""
+        """Create what the engine needs (base, store, network). Idempotent; may take a minute."""
 
     def readiness(self) -> Readiness:
-        """What ``prepare`` has reached."""
+        """Return the progress or result of ``prepare``."""
 
     def supports(self, isolation: Isolation) -> str | None:
-        """None when sandboxes of this isolation can run here, else why not and what to do."""
+        """Return None when sandboxes of this isolation can run here, else why not and what to do."""
 
     def prewarm(self) -> None:
-        """Something is likely to be started within moments: an engine may get ready, and need not. Returns at once."""
+        """Prepare for a start or command expected within moments; an engine may ignore it. Returns at once."""
 
     def capacity(self) -> Capacity:
-        """What there is for builders, as far as it is known by now: nothing is waited for."""
+        """Return the capacity for builders as known now, without waiting."""
 
     @property
     def base_id(self) -> str:
-        """Names the base root file system; part of every layer's key."""
+        """Name of the base root file system; part of every layer's key."""
 
     @property
     def gateway(self) -> str:
-        """The address at which a sandbox reaches the service itself (the host of ``BUILDERD_URL``)."""
+        """Address at which a sandbox reaches the service itself (the host of ``BUILDERD_URL``)."""
 
     # Layers
 
     async def has_layer(self, key: str) -> bool:
-        """Whether a complete layer of this key exists."""
+        """Return True when a complete layer of this key exists."""
 
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         """Run the plan's steps in build sandboxes; all or nothing. Two calls for one key make one layer."""
 
     async def polish_layer(self, key: str, step: BuildStep) -> BuildOutcome:
-        """Run the step on a clone of the layer that then takes its place for sandboxes started later."""
+        """Run the step on a clone of the layer, which replaces it for sandboxes started later."""
 
     # Housekeeping
 
     async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
-        """Take away layers that are not to be kept, bases, and what ended sandboxes left behind.
+        """Remove layers that are not in ``keep``, bases, and files of ended sandboxes.
 
-        Only what no sandbox sees and nobody asked for (``has_layer``, ``start``) in so long. Whoever asks for a layer
-        meanwhile either gets it, and it stays, or is told that there is none.
+        Only what no sandbox has mounted and no call (``has_layer``, ``start``) used for ``unused_seconds``. A
+        concurrent call either gets a layer, which then stays, or finds that there is none.
         """
 
     def is_tight(self) -> bool:
-        """Whether space is running out, so that it should be collected earlier."""
+        """Return True when space runs out and should be collected early."""
 
     # Disks
 
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
-        """An empty disk with a hard limit; one that exists gets the limit. Idempotent. Raises ``NoCapacity``."""
+        """Create an empty disk with a hard limit; an existing one gets the limit. Idempotent. Raises ``NoCapacity``."""
 
     async def disk(self, disk: DiskId) -> DiskReport | None:
-        """What is on the disk, or None when there is none."""
+        """Return the state of the disk, or None when there is none."""
 
     async def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
         """Write the files into the disk's ``/app`` and record the bundle's hash last. Idempotent.
 
         Where another bundle is ``replaced``, only what differs between the two is written or removed
-        (``domain.bundles.changes``): what the app made of the other files stays, and so do those that it made itself.
+        (``domain.bundles.changes``): the app's changes to other files stay, and so do files that it made.
         Never follows a link out of the disk. Must not be called while a sandbox runs on it.
         """
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
-        """Record that the bundle is on the disk already, with what its app made of it since."""
+        """Record that the bundle is on the disk already, with the app's later changes."""
 
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
-        """An independent copy with a limit of its own, made in an instant. Idempotent.
+        """Make an independent copy with a limit of its own, instantly. Idempotent.
 
-        A sandbox that runs on the source stands still meanwhile, for some milliseconds, so that the copy is of one
-        moment. When the service dies in between, the next one has it go on.
+        A sandbox that runs on the source is frozen meanwhile, for some milliseconds, so that the copy is consistent.
+        When the service dies in between, the next one thaws it.
         """
 
     async def delete_disk(self, disk: DiskId) -> None:
-        """Idempotent."""
+        """Delete the disk. Idempotent."""
 
     async def run_tool(self, tool: Tool, output: Progress) -> ToolExit:
-        """Run it to its end, telling each line that it prints. Whatever happens, nothing of it is left afterwards.
+        """Run it to its end, passing on each line that it prints. Nothing of it is left afterwards.
 
-        What a service that died left running is ended by the next one before it is ready. Raises ``NotFound`` without
-        the disk, ``InvalidState`` for a writable disk that a sandbox runs on, ``EngineUnavailable`` when the program
-        is not there.
+        A tool left running by a service that died is ended by the next one before it is ready. Raises ``NotFound``
+        without the disk, ``InvalidState`` for a writable disk that a sandbox runs on, ``EngineUnavailable`` when the
+        program is not there.
         """
 
     # Sandboxes
 
     async def start(self, spec: SandboxSpec) -> SandboxReport:
-        """Start the sandbox, or find it running already. A half-made one of the same id is cleaned up first."""
+        """Start the sandbox, or find it running already. A half-made one of the same id is removed first."""
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:
-        """What there is of this sandbox now; ``absent`` when there is nothing."""
+        """Return the present state of this sandbox; ``absent`` when there is none."""
 
     async def list_sandboxes(self) -> Sequence[SandboxReport]:
-        """All sandboxes that this engine holds for this service, in any state."""
+        """Return all sandboxes of this service, in any state."""
 
     async def listening(self, sandbox: SandboxId) -> Listening:
-        """The TCP sockets that listen inside; empty when it does not run."""
+        """Return the TCP sockets that listen inside; empty when it does not run."""
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
-        """Have its processes stand still, and give its memory back to the machine as far as that can be done.
+        """Freeze its processes, and give its memory back to the machine as far as possible.
 
-        Its sockets stay open and take connections; nothing answers on them. Idempotent. One that does not run is only
-        reported. ``stop`` and ``execute`` thaw it first.
+        Its sockets stay open and accept connections; nothing answers on them. Idempotent. One that does not run is only
+        reported. ``stop`` and ``open_process`` thaw it first.
         """
 
     async def thaw(self, sandbox: SandboxId) -> SandboxReport:
-        """Have it go on where it stood still. Idempotent; one that does not run is only reported."""
+        """Resume its processes. Idempotent; one that does not run is only reported."""
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
-        """TERM, then KILL after the grace time. Returns how it ended. Idempotent."""
+        """Send TERM, then KILL after the grace time. Return how it ended. Idempotent."""
 
     async def remove(self, sandbox: SandboxId) -> None:
-        """Take away what is left of an ended sandbox but its log. Idempotent."""
+        """Remove an ended sandbox, except its log. Idempotent."""
 
     def exits(self) -> AsyncIterator[SandboxId]:
-        """Yields a sandbox's id soon after its main process ended, for as long as it is iterated.
+        """Yield a sandbox's id soon after its main process ended, for as long as it is iterated.
 
-        A sandbox whose monitor was killed (what keeps its log and writes down its end) is ended as a whole, also where
-        that happened while no service ran, and ends by ``MONITOR_LOST``.
+        A sandbox whose monitor was killed (the process that keeps its log and records its end) is ended as a whole,
+        also when that happened while no service ran, and ends by ``MONITOR_LOST``.
         """
 
     def open_process(self, sandbox: SandboxId, spec: ProcessSpec) -> AbstractAsyncContextManager[Process]:
         """Run a program beside the app for as long as the context lasts.
 
         Entering raises ``InvalidState`` when the sandbox does not run, ``ValidationFailed`` when ``cwd`` is no folder
-        there. Leaving hangs up: a process that does not end of that within a moment is killed with all that it started.
-        What it left behind when it ended by itself goes on.
+        there. Leaving closes its streams: a process that does not end within a moment is killed with all that it
+        started. Background processes of a program that ended by itself go on.
         """
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
-        """What it uses, or None when it does not run. 0 bytes of disk where the disk is gone."""
+        """Return its usage, or None when it does not run. 0 bytes of disk when the disk is gone."""
 
     async def read_log(
         self,
@@ -231,15 +231,14 @@ class Engine(DiskFiles, Protocol):
         since: datetime | None = None,
         limit: int | None = None,
     ) -> LogPage:
-        """Complete lines after the cursor ("" is the beginning), oldest first.
+        """Return complete lines after the cursor ("" is the beginning), oldest first.
 
-        With ``tail`` only so many of the last ones, which costs no more than they do. With ``since`` those from before
-        are passed over, but for a few. With ``limit`` at most so many of the first of all these, fewer where they are
-        long: a page.
+        ``tail``: only so many of the last lines, at a cost that grows with them only. ``since``: without earlier lines,
+        except for a few. ``limit``: a page, at most so many of the first of these lines, fewer when they are long.
         """
 
     async def delete_logs(self, builder: BuilderId) -> None:
         """Remove the logs of all sandboxes of this builder. Idempotent."""
 
     async def down(self) -> None:
-        """Stop every sandbox and give back to the host what it was given (network, mounts, cgroups)."""
+        """Stop every sandbox and remove everything from the host: network, mounts, control groups."""

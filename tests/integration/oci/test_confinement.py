@@ -71,7 +71,7 @@ async def test_its_first_process_is_known_to_take_signals(engine: OciEngine) -> 
     record = engine._here.runs.find(spec.id)
     assert record
     assert record.process
-    assert await record.process.wait_until_hearing(ENGINE_TIMEOUT)
+    assert await record.process.wait_until_signals_work(ENGINE_TIMEOUT)
 
 
 #: Takes what is counted for root of the host until no more is given, at most so much, and keeps it; tells how much.

@@ -342,7 +342,7 @@ async def test_an_address_whose_flows_cannot_be_forgotten_is_free_all_the_same(
     async with asyncio.timeout(ENGINE_TIMEOUT):
         while spec.id in runs._slots._taken.values():
             await asyncio.sleep(0.01)
-    assert "left open" in caplog.text
+    assert "flows of ended sandbox not deleted" in caplog.text
 
 
 async def test_names_are_resolved_by_the_host_s_own_servers(engine: OciEngine) -> None:

@@ -218,7 +218,7 @@ def test_a_partitioned_block_device_is_not_touched(tmp_path: Path, device: Path)
 
 def test_a_file_named_as_device_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(EngineUnavailable, match="no block device"):
+    with pytest.raises(EngineUnavailable, match="not a block device"):
         new_store(tmp_path, StoreOptions(device=tmp_path / "file")).open(quiet)
 
 

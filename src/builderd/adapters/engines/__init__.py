@@ -1,1 +1,1 @@
-"""What runs sandboxes."""
+"""Engines: they run sandboxes, keep disks and make layers."""

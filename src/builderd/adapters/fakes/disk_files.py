@@ -1,4 +1,4 @@
-"""The files on disks in memory. There are no links, and no folders but those of files."""
+"""Files on disks, in memory. There are no links, and no folders but those of files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass(slots=True)
 class FakeDisk:
-    """``executable`` are the paths of files that are; ``changes`` how often a file was put at a path."""
+    """Files of one disk. ``executable``: paths of executable files; ``changes``: number of writes by path."""
 
     size_bytes: int
     files: dict[str, bytes] = field(default_factory=dict)
@@ -145,7 +145,7 @@ def _entry(disk: FakeDisk, path: str) -> FileEntry:
 
 
 def _check_free(disk: FakeDisk, path: str, condition: Condition) -> bool:
-    """Whether a file put there is a new one."""
+    """Return True when a file put there is a new one."""
     entry = _look(disk, path)
     condition.check(entry.tag if entry else None)
     if entry and entry.kind is FileKind.FOLDER:

@@ -1,4 +1,4 @@
-"""An engine in memory. Nothing runs: a ``Behaviour`` says what a started app does, look by look.
+"""Engine in memory. Nothing runs: a ``Behaviour`` scripts what a started app does, report by report.
 
 Time passes by looks, not by the clock: every ``report``, ``listening`` or ``list_sandboxes`` of a sandbox is
 one look. ``behave`` scripts an entrypoint, ``answer`` a process beside it, ``end`` and ``lose`` strike from
@@ -42,7 +42,7 @@ TERMINATED_EXIT_CODE = 143
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What an app does once it is started.
+    """Behaviour of an app once it is started.
 
     It listens on ``address`` and ``port`` (None: the spec's own) from the ``listens_at``-th look on (0: at once,
     None: never), and ends at the ``exits_at``-th look (None: never). ``lines`` are in its log from the start.
@@ -78,7 +78,7 @@ class FakeEngine(FakeDiskFiles):
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         super().__init__()
         self.calls: list[tuple[str, str]] = []
-        #: As they were asked for.
+        #: Layer plans in the order of the builds.
         self.processes: list[ProcessSpec] = []
         self.layers: dict[str, int] = {}
         self._layer_used: dict[str, datetime] = {}
@@ -86,11 +86,11 @@ class FakeEngine(FakeDiskFiles):
         self.sandboxes: dict[SandboxId, FakeSandbox] = {}
         self.logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
         self.ready = False
-        #: What it says it has.
+        #: Capacity that it reports.
         self.has = Capacity(cpu=64, memory=256, disk=10_000)
         #: Outcomes of the next builds, first come first used; a build without one succeeds.
         self.build_outcomes: deque[BuildOutcome] = deque()
-        #: Why an isolation is not supported.
+        #: Reason by isolation that is not supported.
         self.unsupported: dict[Isolation, str] = {}
         self.prewarmed = 0
         self._now = now
@@ -108,7 +108,7 @@ class FakeEngine(FakeDiskFiles):
         self._behaviours[entrypoint] = deque(behaviours)
 
     def answer(self, command: str, answer: Answer) -> None:
-        """Script a command line; one that is not scripted answers 0 and nothing."""
+        """Script a command line; others exit with 0 and no output."""
         self._answers[command] = answer
 
     def fail_next(self, method: str, *errors: Exception) -> None:
@@ -120,7 +120,7 @@ class FakeEngine(FakeDiskFiles):
         self.logs[sandbox][1].extend(LogLine(self._now(), stream, line) for line in lines)
 
     def end(self, sandbox: SandboxId, cause: EndCause = EndCause.EXITED, exit_code: int | None = 0) -> None:
-        """Let the app end now, and tell those who iterate ``exits``."""
+        """Let the app end now, and report it to ``exits``."""
         found = self.sandboxes[sandbox]
         if found.end is not None:
             return

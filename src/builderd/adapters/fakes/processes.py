@@ -1,4 +1,4 @@
-"""A process in memory, that does what an ``Answer`` says."""
+"""Process in memory, scripted by an ``Answer``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KILLED = 137
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a process writes, to which code it comes, and after how many seconds.
+    """Script of a process: its output, exit code, and duration in seconds.
 
     ``echoes``: it writes what it reads, and ends with its input. ``no_folder``: where it is to begin is no folder.
     """

@@ -1,1 +1,1 @@
-"""The engine port's implementation, and what one service has on this machine."""
+"""Implementation of the engine port; resources of one service on this machine; preflight checks."""

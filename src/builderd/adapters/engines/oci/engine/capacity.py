@@ -1,4 +1,4 @@
-"""What the machine has for builders."""
+"""Capacity of the machine for builders."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def capacity(disk_bytes: int) -> Capacity:
-    """``disk_bytes``: what the store promises to disks at most."""
+    """Return CPUs, memory and disk space; ``disk_bytes`` is the most that the store reserves for disks."""
     return Capacity(float(os.cpu_count() or 1), memory_bytes(MEMINFO.read_text()) / GB, disk_bytes / GB)
 
 
 def memory_bytes(meminfo: str) -> int:
-    """All of the machine's memory, from the text of ``/proc/meminfo`` (proc(5): in kB, which are 1024 bytes)."""
+    """Return the machine's memory, from the text of ``/proc/meminfo`` (proc(5): in kB, which are 1024 bytes)."""
     for line in meminfo.splitlines():
         name, _, amount = line.partition(":")
         if name == "MemTotal":

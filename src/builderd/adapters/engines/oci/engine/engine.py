@@ -38,9 +38,9 @@ from builderd.ports.engine import Collected, DiskReport, Progress, Readiness, To
 from builderd.ports.processes import Process
 
 _DOWN_GRACE_SECONDS = 5.0
-#: Less than this part of the store is free: it runs out.
+#: Space is tight when less than this part of the store is free.
 TIGHT = 0.2
-#: What a sandbox left is of no use any more; so long it may take from making the next one's to its start.
+#: Age at which the scratch folder of no running sandbox is removed; longer than making one and starting on it takes.
 SCRATCH_SECONDS = 3_600.0
 _MISSING = {
     Isolation.STANDARD: "Neither crun nor runc is installed on this machine: apt-get install crun.",
@@ -54,7 +54,7 @@ class OciEngine:
         self._machine: Machine | None = None
         self._readiness = Readiness(False, "waiting to be prepared")
         self._preparing = asyncio.Lock()
-        #: By disk; gone when nobody holds it.
+        #: One lock a disk, kept while it is held.
         self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._executions = Executions()
 
@@ -70,7 +70,7 @@ class OciEngine:
                 self._readiness = Readiness(False, error.message)
                 raise
             except OSError as error:
-                # A machine's fault, such as a disk that is full: what needs no engine goes on, and it is tried again.
+                # A fault of the machine, such as a full disk: the service goes on without the engine and retries.
                 cure = (
                     f" Free space on the host: df -h {self._settings.data_dir}." if error.errno == errno.ENOSPC else ""
                 )
@@ -79,13 +79,13 @@ class OciEngine:
             self._readiness = Readiness(True, "ready")
 
     async def _prepare(self, progress: Progress) -> Machine:
-        def tell(line: str) -> None:
+        def on_progress(line: str) -> None:
             self._readiness = Readiness(False, line)
             progress(line)
 
         machine = await asyncio.to_thread(Machine, self._settings)
         try:
-            await machine.open(tell)
+            await machine.open(on_progress)
         except BaseException:
             machine.close()  # or the next attempt would find the store in use
             raise
@@ -168,9 +168,9 @@ class OciEngine:
         if user is None:
             await to_its_end(clone)
             return
-        # What is written out before need not be while everything stands still.
+        # Written out before the freeze, so that the freeze is shorter.
         await to_its_end(here.disks.write_out, source)
-        await here.runs.while_still(user, clone)
+        await here.runs.while_frozen(user, clone)
 
     async def delete_disk(self, disk: DiskId) -> None:
         self._refuse_while_used(disk)
@@ -181,7 +181,7 @@ class OciEngine:
             raise InvalidState(f"A sandbox runs on the disk {disk}: stop it first.")
 
     def _user(self, disk: DiskId) -> Record | None:
-        """The sandbox that runs on it."""
+        """Return the running sandbox of this disk, or None."""
         runs = self._here.runs
         return next((record for record in runs.all() if record.disk == disk and runs.is_running(record)), None)
 
@@ -236,7 +236,7 @@ class OciEngine:
         return await here.runs.start(make_run(spec, runtime, root, log, self._settings.log_limit, url))
 
     def _make_root(self, spec: SandboxSpec) -> Root:
-        """Blocks, for as long as the store writes out or collects what others left."""
+        """Make the root's folders. Blocks while the store syncs or collects."""
         app = self._here.disks.app(spec.disk)
         lowers = self._here.lowers(spec.layer_key)
         return app_root(lowers, self._here.disks.scratch(spec.disk), app)
@@ -282,7 +282,7 @@ class OciEngine:
         return await self.report(sandbox)
 
     async def thaw(self, sandbox: SandboxId) -> SandboxReport:
-        # Visitors wait: it is looked at once.
+        # Visitors wait for this: one lookup only.
         if record := self._running(sandbox):
             return self._report(await self._here.runs.thaw(record))
         return await self.report(sandbox)
@@ -331,7 +331,7 @@ class OciEngine:
         return SandboxUsage(used.cpu_seconds, used.memory_bytes, disk, bytes_in, bytes_out, used.processes)
 
     def _disk_usage(self, disk: DiskId) -> int:
-        """Blocks. 0 where someone took the disk away under the app: what else it uses is known all the same."""
+        """Return the disk's used bytes, 0 when the disk was removed under the app. Blocks."""
         try:
             return self._here.disks.usage(disk)
         except (NotFound, FileNotFoundError):
@@ -357,7 +357,7 @@ class OciEngine:
     # The end
 
     async def close(self) -> None:
-        """Let go of everything, and leave what runs as it is, for the next service to adopt."""
+        """Release everything; sandboxes go on running, and the next service adopts them."""
         if machine := self._machine:
             machine.close()
         self._machine = None
@@ -370,18 +370,18 @@ class OciEngine:
                 return
             machine = self._machine = await asyncio.to_thread(Machine, self._settings)
             await machine.runs.open(connecting=False)
-        self._readiness = Readiness(False, "being taken down")
+        self._readiness = Readiness(False, "going down")
         await asyncio.gather(*(_end(machine, record) for record in machine.runs.all()))
         machine.runs.close()
         machine.launcher.close()
         machine.files.close()
         machine.disks.close()
         await asyncio.to_thread(machine.give_back)
-        self._readiness = Readiness(False, "taken down")
+        self._readiness = Readiness(False, "down")
 
 
 async def _end(machine: Machine, record: Record) -> None:
-    """End one sandbox; how it ended stays written down."""
+    """Stop one sandbox; the record of its end is kept."""
     if machine.runs.is_running(record):
         record = await machine.runs.stop(record, _DOWN_GRACE_SECONDS)
     await machine.runs.clean(record)

@@ -1,4 +1,4 @@
-"""Everything that one service has on this machine, put together: its share of the host, its store, its sandboxes."""
+"""Resources of one service on this machine, wired together: uids and subnet, store, network, sandboxes."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ RUN_DIR = Path("/run/builderd")
 
 @dataclass(frozen=True, slots=True)
 class OciSettings:
-    """``log_limit`` in bytes is of one file of a sandbox's log, of which there are two at most.
+    """Settings of the engine. ``log_limit``: bytes of one log file of a sandbox, which keeps two at most.
 
-    ``now`` is the service's time in seconds since 1970; ``at`` turns the time of a file into what it was then.
+    ``now`` returns the service's time in seconds since 1970; ``at`` converts a file's time to the service's time.
     """
 
     data_dir: Path
@@ -62,7 +62,7 @@ class OciSettings:
 
 
 class Machine:
-    """``base`` and ``layers`` are there once it is open. Needs root."""
+    """Resources of one service. ``base``, ``layers`` and ``tools`` exist once it is open. Needs root."""
 
     def __init__(self, settings: OciSettings) -> None:
         refuse_without_root()
@@ -117,7 +117,7 @@ class Machine:
         return self._tools
 
     def lowers(self, layer_key: str | None = None) -> tuple[Path, ...]:
-        """What lies below a sandbox's own files, the topmost first: what is the host's, the layer, the base.
+        """Return the lower layers of a sandbox's root, the topmost first: the host's files, the layer, the base.
 
         Raises ``NotFound`` when there is no such layer.
         """
@@ -129,9 +129,9 @@ class Machine:
         return self.store.root / "host"
 
     async def open(self, progress: Progress) -> None:
-        """Make what is missing; may take a minute. Raises ``EngineUnavailable`` or ``NoCapacity``.
+        """Create what is missing; may take a minute. Raises ``EngineUnavailable`` or ``NoCapacity``.
 
-        When that fails or is cancelled, ``close`` lets go of what was opened by then.
+        When it fails or is cancelled, ``close`` releases what was opened by then.
         """
         await to_its_end(self._make, progress)
         await self.runs.open()
@@ -159,7 +159,7 @@ class Machine:
         self.cgroups.open()
 
     def close(self) -> None:
-        """Let go of everything, for another service to open it; what runs goes on. Idempotent."""
+        """Release everything for another service; sandboxes go on running. Idempotent."""
         self.runs.close()
         self.launcher.close()
         self.files.close()
@@ -167,7 +167,7 @@ class Machine:
         self.store.release()
 
     def give_back(self) -> None:
-        """Take away what the host was given, once nothing runs any more. Blocks. Idempotent."""
+        """Remove groups, network, store and allocation from the host once no sandbox runs. Blocks. Idempotent."""
         self.cgroups.close()
         self.network.close()
         self.store.close()
@@ -176,7 +176,7 @@ class Machine:
 
 
 def find_runtimes(state: Path) -> Mapping[str, Runtime]:
-    """Installed runtimes by name; ``standard`` and ``strong`` are those that sandboxes of that isolation use."""
+    """Return the installed runtimes by name, and by the isolation that uses them: ``standard``, ``strong``."""
     found = {name: Runtime(name, path, state / name) for name in ("crun", "runc", "runsc") if (path := _find(name))}
     standard, strong = found.get("crun") or found.get("runc"), found.get("runsc")
     uses = {"standard": standard, "strong": strong}
@@ -188,7 +188,7 @@ def _find(name: str) -> str | None:
 
 
 def seccomp(*, clones: bool = False) -> Mapping[str, object]:
-    """Raises ``EngineUnavailable`` where the common profile is missing."""
+    """Return the seccomp profile of sandboxes. Raises ``EngineUnavailable`` when the containers' profile is missing."""
     try:
         return make_seccomp(json.loads(Path(PROFILE).read_text()), platform.machine(), clones=clones)
     except FileNotFoundError as error:
@@ -196,13 +196,13 @@ def seccomp(*, clones: bool = False) -> Mapping[str, object]:
 
 
 def refuse_without_root() -> None:
-    """Raises ``EngineUnavailable``."""
+    """Raise ``EngineUnavailable`` unless the process is root."""
     if os.geteuid():
         raise EngineUnavailable("Sandboxes need root, for namespaces, mounts and the firewall: run builderd as root.")
 
 
 def refuse_without_needs(runtimes: Mapping[str, Runtime]) -> None:
-    """Raises ``EngineUnavailable`` and says what to do."""
+    """Raise ``EngineUnavailable`` with the package to install when a program is missing."""
     if "standard" not in runtimes:
         raise EngineUnavailable("Neither crun nor runc is installed: apt-get install crun.")
     for program, package in ((CONMON, "conmon"), ("nft", "nftables"), ("mkfs.btrfs", "btrfs-progs")):

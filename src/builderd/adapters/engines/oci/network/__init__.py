@@ -1,1 +1,1 @@
-"""The bridge, the firewall, addresses, sockets."""
+"""Network of the sandboxes: bridge, firewall, addresses, sockets."""

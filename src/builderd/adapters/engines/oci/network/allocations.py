@@ -1,4 +1,4 @@
-"""What services on one host must not share: each gets a subnet and blocks of uids of its own.
+"""Allocations of the host: each service gets a subnet and blocks of uids of its own.
 
 Kept for the whole host in one file under a lock. A service that is gone, with its data directory and its bridge,
 gives back what it had.
@@ -28,13 +28,13 @@ BLOCKS = 31
 
 #: 2,048 addresses, of which sandboxes with a way out take the lower half and those without one the upper half.
 PREFIX = 21
-#: Searched in this order for a subnet that nothing on the host leads to.
-_GROUNDS = tuple(IPv4Network(n) for n in ("10.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15"))
+#: Private networks searched in this order for a subnet without a route on the host.
+_PRIVATE_NETWORKS = tuple(IPv4Network(n) for n in ("10.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15"))
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """``id``: 8 hex characters. ``blocks`` number ranges of 256 · 65,536 uids each."""
+    """Allocation of one service. ``id``: 8 hex characters. ``blocks`` number ranges of 256 · 65,536 uids each."""
 
     id: str
     data_dir: str
@@ -47,19 +47,19 @@ class Allocation:
 
 
 def bridge_name(instance: str) -> str:
-    """At most 15 characters, as all names of links."""
+    """Name of the bridge, at most 15 characters as all link names."""
     return f"bd-{instance[:6]}"
 
 
 class Allocations:
-    """The file of all allocations of the host."""
+    """File of all allocations of the host."""
 
     def __init__(self, host_dir: Path = HOST_DIR) -> None:
         self._dir = host_dir
         self._file = host_dir / "allocations.json"
 
     def claim(self, data_dir: Path, routes: Iterable[IPv4Network]) -> Allocation:
-        """The allocation of this data directory, made on its first use. ``routes`` are those of the host.
+        """Return the allocation of this data directory, made on its first use. ``routes`` are those of the host.
 
         Raises ``EngineUnavailable`` for a copy of a data directory that is still there.
         """
@@ -80,19 +80,19 @@ class Allocations:
         return mine
 
     def grow(self, mine: Allocation) -> Allocation:
-        """One block more. Raises ``NoCapacity`` when the host has none left."""
+        """Add a block of uids. Raises ``NoCapacity`` when the host has none left."""
         with self._locked() as known:
             grown = replace(mine, blocks=(*mine.blocks, _free_block(known)))
             self._write([*(one for one in known if one.id != mine.id), grown])
         return grown
 
     def release(self, instance: str) -> None:
-        """Give everything back. Idempotent; the data directory remembers the subnet for the next time."""
+        """Release the allocation. Idempotent; the data directory keeps the subnet for its next use."""
         with self._locked() as known:
             self._write([one for one in known if one.id != instance])
 
     def known(self) -> list[Allocation]:
-        """All as they are now; the file is replaced at once, so no lock is needed to read it."""
+        """Return all allocations. The file is replaced atomically, so reading needs no lock."""
         return [one for one in self._read() if one.subnet]
 
     @contextmanager
@@ -116,12 +116,12 @@ class Allocations:
 
 
 def sandbox_networks(host_dir: Path = HOST_DIR) -> list[IPv4Network]:
-    """The subnets of all services of this host."""
+    """Return the subnets of all services of this host."""
     return [one.network for one in Allocations(host_dir).known()]
 
 
 def known_instance(data_dir: Path) -> Allocation | None:
-    """What this data directory remembers, None before its first use.
+    """Return the allocation stored in this data directory, None before its first use.
 
     Raises ``EngineUnavailable`` where that is damaged.
     """
@@ -141,12 +141,12 @@ def _remember(data_dir: Path, mine: Allocation) -> None:
 
 
 def _is_live(one: Allocation) -> bool:
-    """Whether its data directory still knows it, or its network is still there."""
+    """Return True while its data directory refers to it or its network exists."""
     return _remembers(one) or Path("/sys/class/net", bridge_name(one.id)).exists()
 
 
 def _remembers(one: Allocation) -> bool:
-    """Whether its data directory is there and knows it. What cannot be read may be in use."""
+    """Return True when its data directory refers to it, or cannot be read and may be in use."""
     try:
         memory = known_instance(Path(one.data_dir))
     except (EngineUnavailable, OSError):
@@ -155,7 +155,7 @@ def _remembers(one: Allocation) -> bool:
 
 
 def _refuse_copy(data_dir: Path, mine: Allocation, known: Iterable[Allocation]) -> None:
-    """It would take the other's store, network and sandboxes for its own. One that was moved left nothing behind."""
+    """Refuse a copied data directory: it would use the original's store and network. A moved one has no original."""
     for one in known:
         if one.id == mine.id and not _is_same(data_dir, Path(one.data_dir)) and _remembers(one):
             raise EngineUnavailable(
@@ -169,22 +169,22 @@ def _refuse_copy(data_dir: Path, mine: Allocation, known: Iterable[Allocation]) 
 def _is_same(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
-    except OSError:  # the other one is gone, or its disk is
+    except OSError:  # the original is gone, or its disk is
         return False
 
 
 def _foreign(routes: Iterable[IPv4Network], mine: Allocation) -> list[IPv4Network]:
-    """The host's routes but the default one and our own."""
+    """Return the host's routes without the default route and our own."""
     return [route for route in routes if route.prefixlen and str(route) != mine.subnet]
 
 
 def free_subnet(instance: str, taken: Sequence[IPv4Network]) -> IPv4Network:
-    """A subnet that overlaps nothing taken; where to begin is drawn from the instance, so that services differ."""
-    for ground in _GROUNDS:
-        count = 1 << (PREFIX - ground.prefixlen)
+    """Return a free subnet. The search starts at a place derived from the instance, so that services differ."""
+    for private in _PRIVATE_NETWORKS:
+        count = 1 << (PREFIX - private.prefixlen)
         first = int(instance, 16) % count
         for offset in range(count):
-            base = int(ground.network_address) + ((first + offset) % count << (32 - PREFIX))
+            base = int(private.network_address) + ((first + offset) % count << (32 - PREFIX))
             subnet = IPv4Network((base, PREFIX))
             if not any(subnet.overlaps(network) for network in taken):
                 return subnet
@@ -200,7 +200,7 @@ def _free_block(known: Iterable[Allocation]) -> int:
 
 
 def parse_routes(text: str) -> list[IPv4Network]:
-    """The IPv4 destinations in the text of ``/proc/net/route``."""
+    """Return the IPv4 destinations in the text of ``/proc/net/route``."""
     routes = []
     for line in text.splitlines()[1:]:
         fields = line.split()

@@ -1,4 +1,4 @@
-"""Flows that the kernel tracks, forgotten by address: what belongs to a flow is let in to whoever has the address.
+"""Removal of tracked connections by address: the firewall lets packets of a tracked flow in to its address.
 
 Asked of the kernel by ctnetlink. Formats: include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h; the flags
 of a filter: net/netfilter/nf_internals.h. A kernel before 5.8 knows no filter and tells of all flows, of which others
@@ -30,26 +30,26 @@ _CTA_TUPLE_ORIG, _CTA_ID, _CTA_ZONE, _CTA_FILTER = 1, 12, 18, 25
 _CTA_TUPLE_IP = 1
 _CTA_IP_V4_SRC, _CTA_IP_V4_DST = 1, 2
 _CTA_FILTER_ORIG_FLAGS = 1
-#: By which end of its first packet flows are asked for, and the flag that says so.
+#: Ends of a flow's first packet by which flows are queried, and the flag of each.
 _ENDS = {_CTA_IP_V4_SRC: 1 << 0, _CTA_IP_V4_DST: 1 << 1}
 
 _READ_BYTES = 1 << 16
-#: So many are deleted by one call. Their answers fit into what the kernel holds for us.
+#: Deletions in one send: their answers must fit into the socket's receive buffer.
 _BATCH = 64
-#: Against hanging only.
+#: Timeout of an answer; the kernel answers at once.
 _SECONDS = 10.0
-#: What a kernel without nf_conntrack_netlink, or without nfnetlink, says.
+#: Error codes of a kernel without nf_conntrack_netlink or nfnetlink.
 _LACKING = (errno.EINVAL, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP)
 
 
 class NoConntrack(Exception):
-    """This kernel does not answer such questions."""
+    """The kernel lacks nf_conntrack_netlink."""
 
 
 def forget(ip: str) -> int:
-    """Forget the flows that this address began, and those that others began with it; how many. Blocks.
+    """Delete the flows from and to this address; return their number. Blocks.
 
-    Errors: NoConntrack, OSError.
+    Raises ``NoConntrack``, ``OSError``.
     """
     address = socket.inet_aton(ip)
     questions = [make_question(address, end) for end in _ENDS]
@@ -57,7 +57,7 @@ def forget(ip: str) -> int:
 
 
 def forget_others(subnet: IPv4Network, known: Collection[str]) -> int:
-    """The same for every address of the subnet, which has 16 bits or more in common, but for those that are known."""
+    """Delete the flows of the subnet's addresses (a /16 or smaller) but the ``known``; return their number."""
     first, last = subnet.network_address.packed, subnet.broadcast_address.packed
     spared = {socket.inet_aton(ip) for ip in known}
     return _forget(
@@ -66,10 +66,10 @@ def forget_others(subnet: IPv4Network, known: Collection[str]) -> int:
 
 
 def _forget(questions: Sequence[bytes], sign: bytes, is_meant: Callable[[bytes], bool]) -> int:
-    """``sign`` is part of each address that is meant."""
+    """Delete the flows that ``is_meant`` accepts; ``sign`` is a byte string that occurs in each of their addresses."""
     with _connect() as kernel:
-        told = (flow for question in questions for flow in _ask(kernel, question, sign))
-        deletions = list({deletion for flow in told if (deletion := make_deletion(flow, is_meant))})
+        reports = (flow for question in questions for flow in _ask(kernel, question, sign))
+        deletions = list({deletion for flow in reports if (deletion := make_deletion(flow, is_meant))})
         for begin in range(0, len(deletions), _BATCH):
             _delete(kernel, deletions[begin : begin + _BATCH])
     return len(deletions)
@@ -85,7 +85,7 @@ def _connect() -> socket.socket:
 
 
 def _ask(kernel: socket.socket, question: bytes, sign: bytes) -> Iterator[bytes]:
-    """What is told of flows with the sign in them. Of hundreds of thousands, the others are not taken apart."""
+    """Yield the flow messages that contain ``sign``; others, there may be 100,000s, are not parsed."""
     kernel.send(question)
     while True:
         for kind, body in _messages(kernel.recv(_READ_BYTES)):
@@ -107,19 +107,19 @@ def _delete(kernel: socket.socket, deletions: Sequence[bytes]) -> None:
 
 
 def make_question(address: bytes, end: int) -> bytes:
-    """A message that asks for the flows with the address at one end of their first packet. Pure."""
+    """Build the query for flows with the address at one end of their first packet. Pure."""
     addresses = attribute(_CTA_TUPLE_IP | _NESTED, attribute(end, address))
     flags = attribute(_CTA_FILTER_ORIG_FLAGS, struct.pack("=I", _ENDS[end]))
     body = attribute(_CTA_TUPLE_ORIG | _NESTED, addresses) + attribute(_CTA_FILTER | _NESTED, flags)
     return _message(_GET, _REQUEST_DUMP, body)
 
 
-def make_deletion(told: bytes, is_meant: Callable[[bytes], bool]) -> bytes | None:
-    """A message that deletes the flow that was told of, or None where no address at its ends is meant. Pure.
+def make_deletion(report: bytes, is_meant: Callable[[bytes], bool]) -> bytes | None:
+    """Build the deletion of a reported flow; None when no address at its ends is meant. Pure.
 
-    It names the flow by its first packet and its number. One that named nothing would delete all there are.
+    The flow is named by its first packet and its id: a deletion without a name would delete all flows.
     """
-    flow = _attributes(told[len(_ABOUT) :])
+    flow = _attributes(report[len(_ABOUT) :])
     first = flow[_CTA_TUPLE_ORIG]
     addresses = _attributes(_attributes(first).get(_CTA_TUPLE_IP, b""))
     if not any(is_meant(addresses[end]) for end in _ENDS if end in addresses):

@@ -1,4 +1,4 @@
-"""What a sandbox's root file system takes from this host: name servers, certificate authorities, its own name.
+"""Files of a sandbox's root that come from this host: name servers, certificate authorities, its own name.
 
 The files that are alike for all sandboxes lie in one folder, the topmost of the layers below a sandbox's root.
 """
@@ -16,12 +16,12 @@ from builderd.adapters.engines.oci.network.resolvers import make_resolv_conf, pa
 
 log = logging.getLogger(__name__)
 
-#: Seen inside at the same path, over the base's own, since a host may trust authorities that the base does not know.
+#: Mounted at the same path over the base's own: a host may trust authorities that the base does not have.
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def write_host_files(folder: Path) -> None:
-    """Make or renew the folder. Files with the right content are not written, which a full store would refuse."""
+    """Create or update the folder. Unchanged files are not written: a full store would refuse that."""
     etc = folder / "etc"
     (etc / "ssl/certs").mkdir(parents=True, exist_ok=True)
     text = resolv_conf()
@@ -34,7 +34,7 @@ def write_host_files(folder: Path) -> None:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """Give the file this content in one step. Where that fails, sandboxes go on with the file of the last start."""
+    """Replace the file atomically. On failure sandboxes keep the file of the last start."""
     if file.exists() and file.read_bytes() == content:
         return
     unfinished = file.with_suffix(".unfinished")
@@ -56,7 +56,7 @@ def set_mode(path: Path, mode: int) -> None:
 
 
 def write_own_files(upper: Path, hostname: str, ip: str, uid: int) -> None:
-    """Put into the upper layer of a sandbox's root what only it has. ``uid`` is the host's id of its 0."""
+    """Write a sandbox's hostname and hosts file into its upper layer. ``uid`` is the host's id of its root."""
     etc = upper / "etc"
     etc.mkdir(mode=0o755)
     for name, text in (("hosts", make_hosts(ip, hostname)), ("hostname", f"{hostname}\n")):
@@ -66,7 +66,7 @@ def write_own_files(upper: Path, hostname: str, ip: str, uid: int) -> None:
 
 
 def make_hosts(ip: str, hostname: str) -> str:
-    """An ``/etc/hosts``.
+    """Return the text of ``/etc/hosts``.
 
     With a line for 0.0.0.0: Python's ``http.server`` asks for its name before it listens, and would wait for DNS.
     """

@@ -35,7 +35,7 @@ LOOPBACK_INDEX = 1
 
 
 class Netlink:
-    """A netlink socket of the network namespace in which it was made; it stays there when the thread moves on."""
+    """A netlink socket. It stays in the network namespace in which it was opened, wherever the thread goes."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
@@ -52,13 +52,13 @@ class Netlink:
         self._socket.close()
 
     def create_bridge(self, name: str, mac: bytes, mtu: int) -> None:
-        """A bridge with an address of its own, since one that follows its ports changes under its users."""
+        """Create a bridge with a fixed MAC address: an automatic one changes with its ports."""
         info = attribute(_IFLA_INFO_KIND, b"bridge")
         body = _link() + _text(_IFLA_IFNAME, name) + attribute(_IFLA_ADDRESS, mac) + _number(_IFLA_MTU, mtu)
         self._request(_NEWLINK, _CREATE_EXCL, body + attribute(_IFLA_LINKINFO, info))
 
     def create_veth(self, name: str, bridge: int, peer: str, peer_mac: bytes, peer_namespace: int, mtu: int) -> None:
-        """A link from the bridge into the namespace behind a descriptor, where its end is called ``peer``."""
+        """Create a veth pair from the bridge into a namespace (a descriptor), where its end is named ``peer``."""
         end = _link() + _text(_IFLA_IFNAME, peer) + _number(_IFLA_MTU, mtu) + _number(_IFLA_NET_NS_FD, peer_namespace)
         end += attribute(_IFLA_ADDRESS, peer_mac)
         data = attribute(_IFLA_INFO_DATA | _NESTED, attribute(_VETH_INFO_PEER | _NESTED, end))
@@ -67,7 +67,7 @@ class Netlink:
         self._request(_NEWLINK, _CREATE_EXCL, body + info)
 
     def delete_link(self, name: str) -> bool:
-        """Whether there was one to delete."""
+        """Delete a link; return False when there was none."""
         try:
             self._request(_DELLINK, 0, _link() + _text(_IFLA_IFNAME, name))
         except OSError as error:
@@ -92,14 +92,14 @@ class Netlink:
         self._request(_NEWADDR, _CREATE_EXCL, body)
 
     def add_link_route(self, ip: str, index: int) -> None:
-        """The way to one address, which is on this link itself."""
+        """Add the route to one address on this link."""
         self._add_route(index, attribute(_RTA_DST, socket.inet_aton(ip)), prefix=32, scope=_ON_LINK)
 
     def add_default_route(self, gateway: str, index: int) -> None:
         self._add_route(index, attribute(_RTA_GATEWAY, socket.inet_aton(gateway)))
 
     def keep_the_rest(self, index: int) -> None:
-        """Let what is to go out by this link, and has no other route, end in its own namespace: see docs/adr/0049.
+        """Route packets without another route into the namespace itself, as the last table: docs/adr/0049.
 
         The table is looked at last.
         """
@@ -115,13 +115,13 @@ class Netlink:
         scope: int = _UNIVERSE,
         kind: int = _UNICAST,
     ) -> None:
-        """struct rtmsg."""
+        """Send a struct rtmsg."""
         static = 4
         body = struct.pack("BBBBBBBBI", socket.AF_INET, prefix, 0, 0, table, static, scope, kind, 0)
         self._request(_NEWROUTE, _CREATE_EXCL, body + where + _number(_RTA_OIF, index))
 
     def forget_neighbour(self, index: int, ip: str) -> None:
-        """Who has the address on this link, and what waits to be sent there. Nothing happens where none is known."""
+        """Delete an address's neighbour entry on this link, with the packets queued for it, if there is one."""
         state, flags, kind = 0, 0, 0
         body = struct.pack("BxxxiHBB", socket.AF_INET, index, state, flags, kind)
         try:

@@ -25,13 +25,13 @@ from builderd.domain.errors import EngineUnavailable
 log = logging.getLogger(__name__)
 
 _DEFAULT_MTU = 1500
-#: Where systemd-resolved tells the servers behind its stub.
+#: systemd-resolved lists the servers behind its stub in the first one.
 _RESOLV_CONFS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 
 
 @dataclass(frozen=True, slots=True)
 class Egress:
-    """``inside_port`` is the gateway's port at which a sandbox reaches the service itself."""
+    """Firewall settings. ``inside_port`` is the gateway's port at which a sandbox reaches the service itself."""
 
     inside_port: int
     allow: tuple[IPv4Network, ...] = ()
@@ -45,30 +45,30 @@ class Network:
         self.mtu = _DEFAULT_MTU
         self._instance = instance
         self._egress = egress
-        #: Whether the kernel was not yet found unable to forget flows.
+        #: False once the kernel was found unable to delete tracked flows.
         self._can_forget = True
 
     def open(self) -> None:
-        """Make what is missing and set the rules anew. Idempotent. Raises ``EngineUnavailable``."""
+        """Create what is missing and replace the firewall rules. Idempotent. Raises ``EngineUnavailable``."""
         self.mtu = uplink_mtu()
         try:
             self._open_bridge()
             _write(Path("/proc/sys/net/ipv4/ip_forward"), "1")
             _write(Path(f"/proc/sys/net/ipv6/conf/{self.bridge}/disable_ipv6"), "1", optional=True)
-            # Groups that sandboxes join would fill the one table of the bridge; no multicast leaves it anyway.
-            for what in ("multicast_snooping", "multicast_router"):
-                _write(Path(f"/sys/class/net/{self.bridge}/bridge/{what}"), "0", optional=True)
+            # Multicast groups joined by sandboxes would fill the bridge's one table; no multicast leaves it anyway.
+            for option in ("multicast_snooping", "multicast_router"):
+                _write(Path(f"/sys/class/net/{self.bridge}/bridge/{option}"), "0", optional=True)
         except OSError as error:
             raise EngineUnavailable(f"The sandboxes' network cannot be made: {error}.") from error
         self._open_firewall(self._policy())
-        self._forget_the_gone()
+        self._forget_unused()
 
     def _open_firewall(self, policy: Policy) -> None:
         try:
             self._apply(make_rules(policy))
         except EngineUnavailable as error:
             self._apply(make_rules(replace(policy, counts_flows=False)))
-            log.warning("one sandbox can use up the connections of all, since this kernel cannot count: %s", error)
+            log.warning("connections per sandbox not limited, the kernel cannot count them error=%s", error)
 
     def _open_bridge(self) -> None:
         gateway = self.addresses.gateway
@@ -94,16 +94,16 @@ class Network:
         )
 
     def close(self) -> None:
-        """Take the bridge, with every link on it, and the rules away. Idempotent."""
+        """Delete the bridge with all its links, and the firewall rules. Idempotent."""
         with Netlink() as netlink:
-            # The kernel takes the links of those that are gone away by itself, a moment later.
+            # The kernel deletes links of ended sandboxes itself, but only a moment later.
             for link in Path("/sys/class/net").glob(f"{self.bridge}-*"):
                 netlink.delete_link(link.name)
             netlink.delete_link(self.bridge)
         subprocess.run(["nft", "delete", "table", "inet", table_name(self._instance)], capture_output=True, check=False)
 
     def link(self, slot: int, egress: bool) -> dict[str, Any]:
-        """What the launcher needs to connect a slot."""
+        """Return the parameters with which the launcher connects a slot."""
         ip = self.addresses.of(slot, egress)
         return {
             "link": self.link_name(slot),
@@ -115,18 +115,18 @@ class Network:
         }
 
     def link_name(self, slot: int) -> str:
-        """The host's end of a slot's link."""
+        """Return the name of the host's end of a slot's link."""
         return f"{self.bridge}-{slot}"
 
     def is_connected(self, slot: int) -> bool:
-        """Whether the slot's link is there, and leads to the bridge as it is now."""
+        """Return True when the slot's link exists and is a port of the present bridge."""
         master = Path("/sys/class/net", self.link_name(slot), "master")
         return master.exists() and master.resolve().name == self.bridge
 
     def forget(self, ip: str) -> None:
-        """Forget what a sandbox left open, or the next one with its address would pay for it and hear from its peers.
+        """Delete the tracked flows of an ended sandbox, else they count for and reach the next one with its address.
 
-        The kernel tracks what nobody ended for up to five days, and for as long as the other side goes on. Blocks.
+        The kernel tracks an unclosed connection for up to five days, and as long as its peer sends. Blocks.
         """
         element = ["nft", "delete", "element", "inet", table_name(self._instance), "flows", f"{{ {ip} }}"]
         subprocess.run(element, capture_output=True, check=False)
@@ -135,31 +135,31 @@ class Network:
         try:
             bridge = socket.if_nametoindex(self.bridge)
         except OSError:
-            return  # with the bridge all its neighbours are gone
-        # What came for it after its link went waits in the kernel for somebody to have the address.
+            return  # the bridge is gone, and its neighbour entries with it
+        # Packets that came after the link went are queued in the kernel for the next user of the address.
         with Netlink() as netlink:
             netlink.forget_neighbour(bridge, ip)
 
-    def _forget_the_gone(self) -> None:
-        """The same for all that have no link: with some that went, the service before did not get to it."""
+    def _forget_unused(self) -> None:
+        """Delete the flows of all addresses without a link: the previous process may have died before it did."""
         try:
             links = {link.name for link in Path("/sys/class/net", self.bridge, "brif").iterdir()}
             slots = [slot for slot in range(MAX_SLOTS) if self.link_name(slot) in links]
             known = [self.addresses.of(slot, egress) for slot in slots for egress in (True, False)]
             self._forget(lambda: conntrack.forget_others(self.addresses.subnet, [self.addresses.gateway, *known]))
         except OSError:
-            log.warning("what sandboxes left open that are gone is not forgotten", exc_info=True)
+            log.warning("flows of ended sandboxes not deleted", exc_info=True)
 
     def _forget(self, call: Callable[[], int]) -> None:
         try:
             call()
         except NoConntrack as error:
             if self._can_forget:
-                log.warning("the peers of a sandbox reach the next one with its address, in this kernel: %s", error)
+                log.warning("flows of ended sandboxes not deleted, the kernel cannot error=%s", error)
             self._can_forget = False
 
     def traffic(self, slot: int) -> tuple[int, int]:
-        """Bytes into and out of the sandbox in this slot."""
+        """Return the bytes into and out of the sandbox in this slot."""
         counters = Path("/sys/class/net", self.link_name(slot), "statistics")
         try:
             return int((counters / "tx_bytes").read_text()), int((counters / "rx_bytes").read_text())
@@ -176,12 +176,12 @@ class Network:
 
 
 def mac_of(ip: str) -> bytes:
-    """A locally administered address made from the IP, so that the neighbour table stays true over a restart."""
+    """Return a locally administered MAC address made from the IP: neighbour entries stay valid over a restart."""
     return b"\x02\x00" + socket.inet_aton(ip)
 
 
 def uplink_mtu() -> int:
-    """Of the link with the default route; sandboxes behind a larger one would lose their large packets."""
+    """Return the MTU of the default route's link; with a larger one sandboxes would lose large packets."""
     for line in Path("/proc/net/route").read_text().splitlines()[1:]:
         link, destination, *_ = line.split()
         if int(destination, 16) == 0:
@@ -190,12 +190,12 @@ def uplink_mtu() -> int:
 
 
 def host_resolvers() -> tuple[str, ...]:
-    """The DNS servers that sandboxes can reach; empty when the host names none but on loopback."""
+    """Return the DNS servers that sandboxes can reach; empty when the host has them on loopback only."""
     return parse_nameservers(resolv_conf())
 
 
 def resolv_conf() -> str:
-    """The text of the host's ``resolv.conf`` that names a server besides loopback, else of the first there is."""
+    """Return the text of the ``resolv.conf`` that names a server off loopback, else of the first that exists."""
     texts = [path.read_text() for path in _RESOLV_CONFS if path.exists()]
     return next((text for text in texts if parse_nameservers(text)), texts[0] if texts else "")
 

@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, collapse_addresses
 
 from builderd.domain.addresses import NOT_FOR_SANDBOXES
 
-#: Said rather than kept silent, so that a program without a way out goes on at once instead of waiting for a minute.
+#: Rejected rather than dropped, so that a program without network access fails at once, not after a minute.
 _REFUSE = "reject with icmpx admin-prohibited"
 
 #: How many one sandbox may have at a time: many more than an app has, and so few that it takes dozens of sandboxes to
@@ -36,13 +36,13 @@ set flows {{ type ipv4_addr; size 2048; flags dynamic; }}
     accept
   }}"""
 _UNCOUNTED = "chain admit { accept; }"
-#: To be checked only: whether the kernel can count flows.
+#: Parsed by ``nft --check`` only: fails on a kernel that cannot count flows.
 COUNTING = f"table inet builderd_probe {{\n  {_COUNTED}\n}}\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """``secluded`` is where sandboxes without a way out are. ``resolvers`` are reached on port 53.
+    """Input of the rules. ``secluded``: subnet of sandboxes without network access. ``resolvers``: reached on port 53.
 
     ``counts_flows`` needs a kernel that can (CONFIG_NFT_CONNLIMIT).
     """
@@ -64,7 +64,7 @@ def table_name(instance: str) -> str:
 
 
 def make_rules(policy: Policy) -> str:
-    """Replaces the service's table in one transaction; input for ``nft -f -``."""
+    """Return the nft text that replaces the service's table in one transaction (``nft -f -``)."""
     name, bridge = table_name(policy.instance), policy.bridge
     dns = f'iifname "{bridge}" ip daddr @resolvers meta l4proto {{ tcp, udp }} th dport 53 goto admit'
     return f"""\

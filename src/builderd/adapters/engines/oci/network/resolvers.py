@@ -1,4 +1,4 @@
-"""The DNS servers that a sandbox can use: the host's, where another network namespace can reach them. Pure."""
+"""DNS servers for sandboxes: those of the host that another network namespace can reach. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ipaddress import AddressValueError, IPv4Address
 
 
 def parse_nameservers(text: str) -> tuple[str, ...]:
-    """The IPv4 name servers of a ``resolv.conf`` that are not on loopback (a stub there answers the host only)."""
+    """Return the IPv4 name servers of a ``resolv.conf`` that are not on loopback (a stub answers the host only)."""
     servers = []
     for line in text.splitlines():
         words = line.split()
@@ -24,6 +24,6 @@ def _is_reachable(address: str) -> bool:
 
 
 def make_resolv_conf(servers: Iterable[str], host_text: str) -> str:
-    """For a sandbox: these servers, with the host's search list and options."""
+    """Return a sandbox's ``resolv.conf``: these servers, with the host's search list and options."""
     kept = [line for line in host_text.splitlines() if line.split()[:1] in (["search"], ["domain"], ["options"])]
     return "".join(f"{line}\n" for line in [*(f"nameserver {server}" for server in servers), *kept])

@@ -1,4 +1,4 @@
-"""Slots: what one running sandbox has for itself of the service's uids and addresses.
+"""Slots: the uids and addresses that one running sandbox has of its service's.
 
 A slot stays taken until its sandbox is removed, so that no two live sandboxes ever share one, and no route leads to a
 sandbox that has the address of an earlier one.
@@ -18,7 +18,7 @@ from builderd.domain.errors import NoCapacity
 MAX_SLOTS = 1020
 #: .0 is the network, .1 the gateway.
 _FIRST_HOST = 2
-#: Sandboxes without a way out have the addresses of the subnet's upper half.
+#: Sandboxes without network access have the addresses of the subnet's upper half.
 _HALF = 1 << (32 - PREFIX - 1)
 
 
@@ -34,7 +34,7 @@ class Addresses:
 
     @property
     def secluded(self) -> IPv4Network:
-        """Where sandboxes without a way out are."""
+        """Return the half of the subnet for sandboxes without network access."""
         return list(self.subnet.subnets())[1]
 
     def of(self, slot: int, egress: bool) -> str:
@@ -42,7 +42,7 @@ class Addresses:
 
 
 class Slots:
-    """Which numbers are taken. ``grow`` gets one more block of uids for the service.
+    """Slots in use. ``grow`` allocates one more block of uids for the service.
 
     ``memory`` is a file for the last one that was taken, where it lasts as long as the machine is up: the next service
     goes on from there, and gives out no address that was given back a moment ago.
@@ -53,17 +53,17 @@ class Slots:
     ) -> None:
         self._blocks = blocks
         self._grow = grow
-        #: By whom: what an earlier boot of the machine left has a number that is another's by now.
+        #: Sandbox id by slot: the slot in a record of an earlier boot may belong to another sandbox by now.
         self._taken: dict[int, str] = {}
         self._memory = memory
         self._last = _remembered(memory)
 
     def occupy(self, slot: int, name: str) -> None:
-        """Mark what a running sandbox was found with."""
+        """Mark the slot of a running sandbox that was found at the start."""
         self._taken[slot] = name
 
     def take(self, name: str) -> int:
-        """A free slot for this sandbox, the longest unused first. Raises ``NoCapacity``."""
+        """Return a free slot for this sandbox, the least recently used first. Raises ``NoCapacity``."""
         slot = self.next()
         if slot is None:
             if len(self._blocks) * SLOTS_PER_BLOCK >= MAX_SLOTS:
@@ -77,24 +77,24 @@ class Slots:
         return slot
 
     def next(self) -> int | None:
-        """The slot that will be taken next, None when all that there are so far are taken."""
+        """Return the slot that is taken next, None when a new block of uids is needed."""
         count = min(len(self._blocks) * SLOTS_PER_BLOCK, MAX_SLOTS)
         candidates = ((self._last + offset) % count for offset in range(1, count + 1))
         return next((slot for slot in candidates if slot not in self._taken), None)
 
     def give_back(self, slot: int, name: str) -> None:
-        """Idempotent, and without effect when it is not this sandbox that has the slot."""
+        """Free the slot. Idempotent; ignored when another sandbox has it."""
         if self._taken.get(slot) == name:
             del self._taken[slot]
 
     def uid(self, slot: int) -> int:
-        """The host's id of the sandbox's 0; 65,536 ids from here on are its own."""
+        """Return the host's uid of the sandbox's root; it has 65,536 ids from there on."""
         block = self._blocks[slot // SLOTS_PER_BLOCK]
         return UID_BASE + (block * SLOTS_PER_BLOCK + slot % SLOTS_PER_BLOCK) * IDS
 
 
 def _remembered(memory: Path | None) -> int:
-    """-1 where there is nothing to be found, such as after a restart of the machine."""
+    """Read the last slot from its file; -1 when there is none, as after a reboot."""
     try:
         return int(memory.read_text()) if memory else -1
     except (FileNotFoundError, ValueError):

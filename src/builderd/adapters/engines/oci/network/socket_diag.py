@@ -1,4 +1,4 @@
-"""Which TCP sockets listen in a process's network namespace, asked of the kernel by sock_diag(7).
+"""Listening TCP sockets of a process's network namespace, by sock_diag(7).
 
 ``/proc/<pid>/net/tcp`` tells the same, but takes milliseconds: for it the kernel walks through the table of all
 connections, which grows with the machine's memory. Formats: include/uapi/linux/inet_diag.h and sock_diag.h.
@@ -28,16 +28,16 @@ _HEADER = struct.Struct("=IHHII")
 #: inet_diag_req_v2 up to the socket's own port; its other port, addresses, interface and cookie are left open.
 _REQUEST = struct.Struct("=BBxxI2s46x")
 _READ_BYTES = 1 << 16
-#: What a kernel without the module tcp_diag says.
+#: Error codes of a kernel without the module tcp_diag.
 _LACKING = (errno.ENOENT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP)
 
 
 class NoSocketDiag(Exception):
-    """This kernel does not answer such questions."""
+    """The kernel lacks tcp_diag."""
 
 
 def listening(process: int, port: int) -> Sockets:
-    """(IP, port) of sockets that listen beside the process: some dozens of this port, and some dozens of any.
+    """Return (IP, port) of listening sockets: some dozens of this port, and some dozens of any port.
 
     Not all, since a hostile app may have many thousands of them. An IPv4 address within IPv6 stands as
     ``::ffff:a.b.c.d``. Empty when the process is gone. Errors: NoSocketDiag.
@@ -51,7 +51,7 @@ def listening(process: int, port: int) -> Sockets:
 
 @contextlib.contextmanager
 def _network_of(process: int) -> Iterator[None]:
-    """Be in its network namespace with this thread. Errors: ProcessLookupError when the process is gone."""
+    """Enter the process's network namespace with this thread. Raises ``ProcessLookupError``."""
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
@@ -71,7 +71,7 @@ def _network_of(process: int) -> Iterator[None]:
 
 
 def _ask(family: int, port: int) -> Iterator[tuple[str, int]]:
-    """What the kernel's first message holds; port 0 stands for any."""
+    """Return the sockets in the kernel's first message; port 0 means any port."""
     request = _REQUEST.pack(family, socket.IPPROTO_TCP, 1 << _LISTEN, port.to_bytes(2, "big"))
     header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 0, 0)
     try:

@@ -1,4 +1,4 @@
-"""How an app is run: the command line, the environment, the limits and the layers of one sandbox. Pure."""
+"""Parameters of an app's sandbox: command line, environment, limits and layers. Pure."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from builderd.adapters.engines.oci.storage.disks import DISK_UID
 from builderd.domain.sandboxes import SandboxSpec
 
 PIDS = 512
-#: gVisor's own threads count as well.
+#: gVisor's own threads count against the limit as well.
 GVISOR_PIDS = 200
-#: The first process: hands on signals to all others and takes their zombies (as PID 1, most programs ignore SIGTERM).
+#: Init (tini): forwards signals to all others and reaps zombies (as PID 1, most programs ignore SIGTERM).
 INIT = ("/usr/bin/tini", "-g", "--")
-#: The shell stays until what it started has ended: its own end would end the sandbox, and cut off who still writes.
+#: The shell waits for its children: its own end would end the sandbox and cut off their last output.
 WAIT = "trap 'exit 143' TERM\n"
 _PATH = "/app/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def make_run(spec: SandboxSpec, runtime: Runtime, root: Root, log: Path, log_limit: int, builderd_url: str) -> Run:
-    """``root`` as ``app_root`` makes it."""
+    """Return the run of an app; ``root`` as ``app_root`` makes it."""
     return Run(
         id=spec.id,
         owner=spec.builder_id,
@@ -50,12 +50,12 @@ def make_run(spec: SandboxSpec, runtime: Runtime, root: Root, log: Path, log_lim
 
 
 def app_root(lowers: tuple[Path, ...], scratch: Path, app: Path) -> Root:
-    """``app`` is what persists; everything else that the app writes goes to ``scratch``."""
+    """Return the root: ``app`` is persistent, all other writes go to ``scratch``."""
     return Root(lowers=lowers, scratch=scratch, binds=(Bind(app, "/app", read_only=False, owner=DISK_UID),))
 
 
 def app_env(spec: SandboxSpec, builderd_url: str) -> Mapping[str, str]:
-    """What the spec says goes before what every app gets, but for the platform's own address."""
+    """Return the environment: the spec overrides the defaults, except the platform's own address."""
     layer = (
         {"PATH": f"/venv/bin:/node_modules/.bin:{_PATH}", "VIRTUAL_ENV": "/venv"} if spec.layer_key else {"PATH": _PATH}
     )
@@ -63,9 +63,9 @@ def app_env(spec: SandboxSpec, builderd_url: str) -> Mapping[str, str]:
         **layer,
         "HOME": "/app",
         "LANG": "C.UTF-8",
-        # Without it, what Python prints stays in a buffer, and the log is behind what happened.
+        # Otherwise Python buffers its output, and the log lags behind.
         "PYTHONUNBUFFERED": "1",
-        # Programs that bring their own authorities use the host's all the same.
+        # Programs with a certificate bundle of their own use the host's too.
         "SSL_CERT_FILE": str(CA_BUNDLE),
         "REQUESTS_CA_BUNDLE": str(CA_BUNDLE),
         **spec.env,

@@ -12,7 +12,7 @@ from typing import Any
 #: Ids of a sandbox's own user namespace.
 IDS = 65536
 CPU_PERIOD = 100_000
-#: Killed before anything of the host's own when the whole machine runs out of memory.
+#: The kernel kills sandboxes before the host's own processes when the machine runs out of memory.
 OOM_SCORE = 500
 
 #: A sandbox's standard streams belong to the shim, so that it needs no terminal and gets none.
@@ -48,7 +48,7 @@ _READ_ONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """What runs, in what, and within which limits.
+    """A container: program, root file system and limits.
 
     ``uid`` is the host's id for the sandbox's 0, ``user`` the id inside under which the program runs.
     ``memory_bytes`` limits memory and swap together. ``cpu`` is in vCPU. ``open_files`` may not be above the service's
@@ -78,7 +78,7 @@ class Container:
 
 
 def make_config(container: Container) -> dict[str, Any]:
-    """The ``config.json``."""
+    """Return the ``config.json``."""
     process = make_process(
         container.argv,
         container.env,
@@ -111,7 +111,7 @@ def make_process(
     terminal: bool = False,
     capabilities: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """The ``process``: without any capability but those given, and with no way to gain one."""
+    """Return the ``process`` document: without any capability but those given, and with no way to gain one."""
     return {
         "terminal": terminal,
         "user": {"uid": user, "gid": user},
@@ -136,7 +136,7 @@ def _tmpfs(path: str, size: int) -> dict[str, Any]:
 
 
 def _shared(root: str, path: str) -> dict[str, Any]:
-    """A mount of its own for a folder of the root: gVisor revalidates the files of such a mount at each access."""
+    """Return a separate mount for a folder of the root: gVisor revalidates its files at each access."""
     return {"destination": path, "type": "bind", "source": root + path, "options": ["rbind", "rw", "nosuid", "nodev"]}
 
 

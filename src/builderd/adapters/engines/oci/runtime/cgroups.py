@@ -19,7 +19,7 @@ from builderd.adapters.engines.oci.runtime.moves import QuickMoves
 from builderd.linux.processes import read_proc
 
 ROOT = Path("/sys/fs/cgroup")
-#: How the names of groups within a sandbox's begin.
+#: Prefix of the names of groups within a sandbox's group.
 INNER = "exec-"
 #: Limit of socket buffers in a group of version 1. Some kernels lack it (CONFIG_MEMCG_V1).
 SOCKET_LIMIT = "memory.kmem.tcp.limit_in_bytes"
@@ -30,7 +30,7 @@ _CONTROLLERS = ("cpu", "memory", "pids")
 _SHIM_QUOTA, _PERIOD = 20_000, 100_000
 _KILL_SECONDS = 5.0
 _REMOVE_SECONDS = 1.0
-#: A process that waits for a device stands still only when the device has answered.
+#: A process that waits for a device freezes only when the device has answered.
 _FREEZE_SECONDS = 2.0
 
 
@@ -42,27 +42,27 @@ class CgroupUsage:
 
 
 class Cgroups:
-    """The groups of one service."""
+    """Control groups of one service."""
 
     def __init__(self, instance: str, root: Path = ROOT) -> None:
         self.parent = f"/builderd-{instance}"
         self._root = root
         self.version = 2 if (root / "cgroup.controllers").exists() else 1
-        #: Whether socket buffers have a limit of their own (version 1). Version 2 counts them as memory.
+        #: True when socket buffers have a limit of their own (version 1). Version 2 counts them as memory.
         self.limits_sockets = (root / "memory" / SOCKET_LIMIT).exists()
         self.moves = QuickMoves(root)
 
     @property
     def counts_sockets(self) -> bool:
-        """Whether a sandbox's socket buffers have any limit but that of the machine."""
+        """Return True when a sandbox's socket buffers are limited at all."""
         return self.version == 2 or self.limits_sockets
 
     def path(self, name: str) -> str:
-        """As the OCI configuration names it."""
+        """Return the group's path as the OCI configuration names it."""
         return f"{self.parent}/{name}"
 
     def open(self) -> None:
-        """Make the service's own group, outside of any unit's, so that what is in there outlives the service."""
+        """Create the service's group outside of any systemd unit, so that sandboxes outlive the service."""
         if self.version == 1:
             return
         wanted = " ".join(f"+{controller}" for controller in _CONTROLLERS)
@@ -72,17 +72,17 @@ class Cgroups:
         (parent / "cgroup.subtree_control").write_text(wanted)
 
     def close(self) -> None:
-        """Kill what is left in the service's groups and remove them. Idempotent."""
+        """Kill all processes in the service's groups and remove them. Idempotent."""
         self.remove("")
 
     def open_shim(self, name: str) -> str:
-        """Make the group of a sandbox's shim; answers with the file by which a process enters it."""
+        """Create the group of a sandbox's shim; return the file by which a process enters it."""
         directory = self._directory("cpu", f"{name}.shim")
         directory.mkdir(parents=True, exist_ok=True)
         return str(directory / "cgroup.procs")
 
     def limit_shim(self, name: str) -> None:
-        """From now on it gets only what copying a log may take: what makes the sandbox runs in its group as well."""
+        """Limit the shim to the CPU that copying a log may take; before, its group also runs the sandbox's creation."""
         directory = self._directory("cpu", f"{name}.shim")
         if self.version == 2:
             (directory / "cpu.max").write_text(f"{_SHIM_QUOTA} {_PERIOD}")
@@ -100,9 +100,9 @@ class Cgroups:
             _set(self._directory("memory", name) / SOCKET_LIMIT, str(max(memory_bytes // _SOCKET_SHARE, _SOCKET_LEAST)))
 
     def enter_inner(self, name: str, inner: str, pid: int) -> None:
-        """Put a process into a group within its sandbox's, so that what it starts can be told from the rest.
+        """Move a process into a subgroup of its sandbox's, so that it can be killed with all that it starts.
 
-        Raises ``ProcessLookupError`` when it is none of the sandbox's: the number of one that ended is given again.
+        Raises ``ProcessLookupError`` when it is not in the sandbox: its pid was reused.
         """
         if f"{self.path(name)}/" not in read_proc(f"{pid}/cgroup").replace("\n", "/\n"):
             raise ProcessLookupError(pid)
@@ -120,7 +120,7 @@ class Cgroups:
                     group.rmdir()
 
     def usage(self, name: str) -> CgroupUsage | None:
-        """None when there is no such group."""
+        """Return the usage, or None when there is no such group."""
         try:
             return self._usage_v2(name) if self.version == 2 else self._usage_v1(name)
         except FileNotFoundError:
@@ -142,7 +142,7 @@ class Cgroups:
         return CgroupUsage(cpu, max(used - idle, 0), int(_read(directory / "pids.current")))
 
     def oom_kills(self, name: str) -> int:
-        """How many processes in there the kernel killed for memory; 0 when there is no such group."""
+        """Return the number of processes that the kernel killed for memory; 0 when there is no such group."""
         file = "memory.events" if self.version == 2 else "memory.oom_control"
         try:
             return _counter(self._directory("memory", name) / file, "oom_kill")
@@ -150,26 +150,26 @@ class Cgroups:
             return 0
 
     def freeze(self, name: str) -> None:
-        """Have every process in the group stand still; returns when they do.
+        """Freeze every process in the group; return when all are frozen.
 
-        Raises ``TimeoutError`` when one does not, and then lets them all go on.
+        Raises ``TimeoutError`` when one cannot be frozen, after thawing them all.
         """
         deadline = time.monotonic() + _FREEZE_SECONDS
         while not self.is_frozen(name):
             if time.monotonic() > deadline:
                 self.thaw(name)
-                raise TimeoutError("a process does not stand still: it waits for a device")
-            # Version 1 may need to be told again, when a process was made meanwhile.
+                raise TimeoutError("a process cannot be frozen: it waits for a device")
+            # Version 1 may need a second write when a process was forked meanwhile.
             self._set_freezer(name, frozen=True)
             time.sleep(0.0005)
 
     def thaw(self, name: str) -> None:
-        """Let them go on. Idempotent, also where there is no such group."""
+        """Thaw the group. Idempotent, also when there is no such group."""
         with contextlib.suppress(FileNotFoundError):
             self._set_freezer(name, frozen=False)
 
     def is_frozen(self, name: str) -> bool:
-        """Whether every process in the group stands still."""
+        """Return True when every process in the group is frozen."""
         directory = self._directory("freezer", name)
         try:
             if self.version == 2:
@@ -186,7 +186,7 @@ class Cgroups:
             _set(directory / "freezer.state", "FROZEN" if frozen else "THAWED")
 
     def reclaim(self, name: str) -> None:
-        """Have the kernel move what is in the group's memory out into swap, as far as it can. Takes a while."""
+        """Move the group's memory to swap as far as the kernel can. Blocks for a while."""
         directory = self._directory("memory", name)
         with contextlib.suppress(OSError):
             if self.version == 2:
@@ -202,7 +202,7 @@ class Cgroups:
                 _set(directory / "memory.force_empty", "0")
 
     def end_reclaim(self, name: str) -> None:
-        """What was moved out comes back as it is used; nothing more is moved out."""
+        """Stop moving memory out; swapped memory comes back as it is used."""
         if self.version == 2:
             with contextlib.suppress(OSError):
                 _set(self._directory("memory", name) / "memory.swap.max", "0")
@@ -221,12 +221,12 @@ class Cgroups:
             if self.version == 2:
                 with contextlib.suppress(FileNotFoundError), _there():
                     (self._directory("pids", name) / "cgroup.kill").write_text("1")
-            # Parents first: a shell tells of the death of what it waits for.
+            # Parents first: a shell would report the death of its child.
             for process in sorted(processes):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             if self.version == 1:
-                # Not before the first blow: a shell that may not fork ends by itself, and its exit code would be told.
+                # Only after the first round of kills: a shell that cannot fork would end with an exit code of its own.
                 with contextlib.suppress(FileNotFoundError):
                     _set(self._directory("pids", name) / "pids.max", "0")
             self._thaw_below(name)
@@ -255,7 +255,7 @@ class Cgroups:
             time.sleep(0.002)
 
     def _directories(self, name: str) -> list[Path]:
-        """The group in every hierarchy, whether or not it is there."""
+        """Return the group's folder in every hierarchy, existing or not."""
         path = self.path(name).strip("/")
         if self.version == 2:
             return [self._root / path]
@@ -268,7 +268,7 @@ class Cgroups:
 
 @contextlib.contextmanager
 def _there() -> Iterator[None]:
-    """Raises ``FileNotFoundError`` also for a group that is just being removed: the kernel says ENODEV of it."""
+    """Raise ``FileNotFoundError`` for ENODEV: the kernel's error for a group that is just being removed."""
     try:
         yield
     except OSError as error:
@@ -283,7 +283,7 @@ def _read(file: Path) -> str:
 
 
 def _set(file: Path, value: str) -> None:
-    """Never makes the file: where the group is gone, so is what was to be set.
+    """Write a group's file without creating it: when the group is gone, there is nothing to set.
 
     Nor looks whether it can be sought in, as Python's own files do: in a group that is just being removed it cannot.
     """
@@ -304,14 +304,14 @@ def _processes(directory: Path) -> list[int]:
 
 
 def _remove_tree(directory: Path) -> None:
-    """Groups have no files to unlink: remove the folders, the innermost first."""
+    """Remove a group's folders, the innermost first; their files cannot be unlinked."""
     for folder, _, _ in os.walk(directory, topdown=False):
         with contextlib.suppress(OSError):
             Path(folder).rmdir()
 
 
 def _counter(file: Path, name: str) -> int:
-    """The number after a name in a flat keyed file."""
+    """Return the number after a name in a flat keyed file."""
     for line in _read(file).splitlines():
         key, _, value = line.partition(" ")
         if key == name:

@@ -19,12 +19,12 @@ class Runtime:
 
     @property
     def is_gvisor(self) -> bool:
-        """Whether system calls are answered by gVisor, in which processes are not processes of the host."""
+        """True when gVisor answers system calls: its processes are not processes of the host."""
         return self.name == "runsc"
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Before every command. gVisor's own overlay would lose what the app writes."""
+        """Return the options before every command. gVisor's own overlay would lose what the app writes."""
         gvisor = ("--overlay2=none", "--network=sandbox", "--host-uds=none") if self.is_gvisor else ()
         return (f"--root={self.root}", *gvisor)
 

@@ -1,4 +1,4 @@
-"""How crun is told to let a sandbox run, without a process of crun's for it: see docs/adr/0043.
+"""Start of a created crun container by writing to its exec fifo, without running ``crun start``: docs/adr/0043.
 
 A sandbox that was created and not started waits for a byte in ``<state>/exec.fifo``; ``crun start`` writes it and
 removes the file, by which crun tells the two states apart (src/libcrun/status.c).
@@ -15,7 +15,7 @@ _PAUSE_SECONDS = 0.0005
 
 
 async def release(state: Path) -> bool:
-    """Let the sandbox with this state directory run; False when it does not wait there, and nothing was done."""
+    """Start the container with this state directory; return False when it does not wait at its fifo."""
     fifo = state / "exec.fifo"
     for _ in range(_TRIES):
         if _write(fifo):
@@ -26,7 +26,7 @@ async def release(state: Path) -> bool:
 
 
 def _write(fifo: Path) -> bool:
-    """Whether somebody waited at the other end."""
+    """Write a byte to the fifo; return True when a reader waited at it."""
     try:
         descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -21,7 +21,7 @@ from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, make_process
 from builderd.adapters.engines.oci.runtime.cgroups import INNER
 from builderd.adapters.engines.oci.runtime.launching import Ended
 from builderd.adapters.engines.oci.runtime.records import Record
-from builderd.adapters.engines.oci.runtime.runs import Runs, around
+from builderd.adapters.engines.oci.runtime.runs import Runs, runtime_mounts
 from builderd.adapters.engines.oci.runtime.streams import (
     Console,
     Ends,
@@ -38,33 +38,33 @@ from builderd.domain.processes import TERM, ProcessSpec, Window
 from builderd.linux.json_files import write_json
 from builderd.linux.processes import open_files
 
-#: What the gate says when it is there, and again when it has the word; what comes before is no output.
+#: Byte by which the gate reports that it runs, and again that it was released; output before it is discarded.
 _READY = b"\x06"
-#: What comes before is not kept beyond this: a hostile process would write it without end.
+#: Bytes kept of what comes before the gate's byte: a hostile process may write without end.
 _HEARD_BYTES = 64 << 10
-#: What it says when there is no such folder.
+#: Byte by which the gate reports a missing working directory.
 _NO_FOLDER = b"\x15"
-#: Its word is a line of input, which a terminal echoes: so it speaks a second time.
+#: The release is a line of input, which a terminal echoes: so the gate reports a second time.
 _GATE = (
     r"""cd -- "$0" 2>/dev/null || { printf '\025'; exit 1; }; """
     r"""printf '\006'; read -r _ && printf '\006' && exec "$@" """
 )
-#: Done inside: runc copies each stream by itself, and would mix up their order.
+#: Joins the streams inside: runc copies each stream separately and would change their order.
 _JOIN = "exec 2>&1; "
 #: ^D
 _END_OF_INPUT = b"\x04"
 _START_SECONDS = 30.0
-#: How long a process that is to be killed may take to be known, and to be gone.
+#: Timeout for a killed process to get a pid, and to be gone.
 _KILL_SECONDS = 2.0
-#: How long gVisor may take to start what kills a process in there, and that to find it.
+#: Timeout of the command that kills a process inside gVisor.
 _KILLER_SECONDS = 10.0
-#: How long a process may live on after its streams were closed.
+#: Grace time of a process after its streams were closed.
 _HANG_UP_SECONDS = 1.0
-#: Each is a process of the host's, too, which no limit of the sandbox counts.
+#: Open commands of one sandbox: each is also a host process, which no limit of the sandbox counts.
 MAX_OPEN = 64
 _ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 _MARK = "BUILDERD_EXEC"
-#: Twice, for what a process started while the first round went by it.
+#: Two rounds, for children forked during the first one.
 _KILL_MARKED = r"""
 for round in 1 2; do
   for process in /proc/[0-9]*; do
@@ -85,7 +85,7 @@ class Execution:
         self._folder = runs.places.bundle(record.id)
         self._pid_file = self._folder / f"{self._name}.pid"
         self._document = self._folder / f"{self._name}.json"
-        #: Until it is launched, it counts as ended.
+        #: Set until the process is launched.
         self._ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self._ended.set_result(Ended(0))
         self._input: Inlet | None = None
@@ -94,13 +94,13 @@ class Execution:
         self._terminal: int | None = None
         self._first = b""
         self._in_group = False
-        #: Whether the runtime's own command was killed because nothing else ended it.
+        #: True when the runtime's own command was killed because nothing else ended it.
         self._abandoned = False
 
     # Its life
 
     async def begin(self) -> None:
-        """Returns when the program is about to run. Raises as ``Engine.open_process`` says, and leaves nothing then."""
+        """Start the program; on failure nothing of it is left. Raises what ``Engine.open_process`` does."""
         try:
             write_json(self._document, self._process(self._spec.argv))
         except FileNotFoundError:
@@ -125,7 +125,7 @@ class Execution:
             self._use(ends)
 
     async def _receive_terminal(self, window: Window) -> None:
-        """crun's own copying between two terminals would lose the end of a long output."""
+        """Pass the terminal over: crun's copying between two terminals would lose the end of a long output."""
         console = Console(self._folder / f"{self._name}.tty")
         try:
             complaints, given = open_complaints()
@@ -145,9 +145,9 @@ class Execution:
 
     def _run(self, descriptors: dict[int, int], console: Path | None = None) -> None:
         argv = command.execute(self._runtime, self._record.id, self._document, self._pid_file, console)
-        # Where the runtime copies between its terminal and another one, the kernel tells it of new sizes.
+        # A runtime that copies between two terminals gets SIGWINCH from the kernel.
         terminal = self._spec.window is not None and console is None
-        mounts = around(self._runtime)
+        mounts = runtime_mounts(self._runtime)
         # crun ignores oomScoreAdj of the document: the process inherits the score of the runtime.
         running = self._runs.launcher.run(
             argv,
@@ -161,7 +161,7 @@ class Execution:
         self._ended = asyncio.ensure_future(running)
 
     def _process(self, argv: tuple[str, ...]) -> dict[str, Any]:
-        """The app's own environment and user, for another program."""
+        """Return the process document: the app's environment and user, and another program."""
         app = json.loads((self._folder / "config.json").read_text())["process"]
         env = dict(entry.split("=", 1) for entry in app["env"])
         if self._spec.window:
@@ -186,7 +186,7 @@ class Execution:
             ) from error
 
     async def _hear(self) -> None:
-        """Wait for the gate's sign. Raises ``InvalidState`` with the runtime's complaint when none comes."""
+        """Wait for the gate's byte. Raises ``InvalidState`` with the runtime's message when none comes."""
         heard = self._first
         while _READY not in heard:
             if len(heard) > _HEARD_BYTES:
@@ -201,7 +201,7 @@ class Execution:
         self._first = heard.partition(_READY)[2]
 
     async def _enter_group(self) -> bool:
-        """Put the gate into a group of its own; False when the sandbox has ended meanwhile."""
+        """Move the gate into a control group of its own; return False when the sandbox has ended."""
         if self._runtime.is_gvisor:
             return True
         while not (pid := self._pid()):  # noqa: ASYNC110
@@ -214,16 +214,16 @@ class Execution:
         return True
 
     def _pid(self) -> int | None:
-        """As the runtime writes it down, at about the time the gate speaks."""
+        """Return the pid from the runtime's pid file, None before it is written."""
         try:
             return int(self._pid_file.read_text())
         except (FileNotFoundError, ValueError):
             return None
 
     async def end(self, patience: float = _HANG_UP_SECONDS) -> None:
-        """Hang up, and kill what does not end of that.
+        """Close the streams, then kill the process if it does not end.
 
-        Under gVisor only the runtime's own command would hear of it, and leave the process to itself.
+        Under gVisor only the runtime's own command notices a closed stream, so the process is killed at once.
         """
         try:
             if self._runtime.is_gvisor and not self._ended.done():
@@ -274,7 +274,7 @@ class Execution:
             resize(self._terminal, window)
 
     async def wait(self) -> int:
-        """Raises ``EngineUnavailable`` where the process that ran the program on the host was killed."""
+        """Return the exit code. Raises ``EngineUnavailable`` when the runtime's command was killed on the host."""
         await asyncio.wait({self._ended})
         if self._is_cut_off:
             raise EngineUnavailable(
@@ -285,9 +285,9 @@ class Execution:
 
     @property
     def _is_cut_off(self) -> bool:
-        """Whether somebody else killed the runtime's command or the launcher, and the program goes on without them.
+        """Return True when the runtime's command or the launcher was killed while the program goes on.
 
-        The runtime tells of a program that was killed by a status above 128, never by a signal of its own.
+        The runtime reports a killed program by a status above 128, never by a signal of its own.
         """
         if self._abandoned or not self._ended.done():
             return False
@@ -298,7 +298,7 @@ class Execution:
             await (self._kill_marked() if self._runtime.is_gvisor else self._kill_group())
             await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)
         if not self._ended.done():
-            # What the kill did not find goes on in its sandbox; nobody waits for it, and nothing of it on the host.
+            # A process that the kill missed goes on in its sandbox; nothing of it is left on the host.
             self._abandoned = True
             await self._runs.launcher.kill(self._name)
             await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)
@@ -307,14 +307,14 @@ class Execution:
         self._ended.result()
 
     async def _kill_group(self) -> None:
-        """One that never passed the gate is put into its group for this. What waits for a device dies later."""
+        """Kill the process's group; an unmoved gate is moved first. Processes in device waits die later."""
         with contextlib.suppress(TimeoutError):
             if not self._in_group:
                 await asyncio.wait_for(self._enter_group(), _KILL_SECONDS)
             await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
 
     async def _kill_marked(self) -> None:
-        """Under gVisor the host sees no processes: they are found inside, by a variable of their environment.
+        """Kill a process inside gVisor, found by a variable of its environment: the host does not see its processes.
 
         A process that took it off is not found, and where no more processes may be started nothing is. With the sandbox
         all of them are gone.
@@ -328,7 +328,9 @@ class Execution:
         pid_file = document.with_suffix(".pid")
         try:
             killer = command.execute(self._runtime, self._record.id, document, pid_file)
-            killing = self._runs.launcher.run(killer, env=_ENV, mounts=around(self._runtime), name=document.stem)
+            killing = self._runs.launcher.run(
+                killer, env=_ENV, mounts=runtime_mounts(self._runtime), name=document.stem
+            )
             await asyncio.wait_for(killing, _KILLER_SECONDS)
         except TimeoutError:
             await self._runs.launcher.kill(document.stem)
@@ -339,7 +341,7 @@ class Execution:
 
 @contextlib.asynccontextmanager
 async def execution(runs: Runs, record: Record, spec: ProcessSpec) -> AsyncIterator[Execution]:
-    """One, for as long as the context lasts."""
+    """Hold one of the sandbox's command places while the context lasts."""
     begun = Execution(runs, record, spec)
     await begun.begin()
     try:
@@ -349,7 +351,7 @@ async def execution(runs: Runs, record: Record, spec: ProcessSpec) -> AsyncItera
 
 
 async def read_all(begun: Execution, limit_bytes: int) -> bytes:
-    """What it prints, up to a limit."""
+    """Read its output, up to a limit in bytes."""
     output = b""
     while len(output) < limit_bytes and (piece := await begun.read()):
         output += piece
@@ -357,7 +359,7 @@ async def read_all(begun: Execution, limit_bytes: int) -> bytes:
 
 
 class Executions:
-    """Those that callers have open now, of which one sandbox may have so many."""
+    """Open commands, at most ``MAX_OPEN`` for each sandbox."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The ends of sandboxes, told as they happen: the shim's exit file, or the death of a shim that wrote none."""
+"""Exit watcher: reports the end of each sandbox, from the shim's exit file or the death of the shim itself."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _IN_CLOSE_WRITE = 0x8
 _IN_MOVED_TO = 0x80
 #: struct inotify_event: watch, mask, cookie, length of the name that follows.
 _EVENT = struct.Struct("iIII")
-#: How long a shim may take to write down the end of its sandbox before it counts as lost.
+#: Time for a shim to write its sandbox's exit file before it counts as lost.
 _SHIM_SECONDS = 30.0
 
 
 class Exits:
-    """``ended`` tells whether a sandbox has ended.
+    """Watcher of exit files. ``ended`` returns True for a sandbox that has ended.
 
     ``end_unmonitored`` is awaited where a shim has ended, or does not write down the end of its sandbox: it ends what
     the shim left, and returns False where the shim wrote an exit file after all.
@@ -43,7 +43,7 @@ class Exits:
         self._watches: dict[str, asyncio.Task[None]] = {}
 
     def open(self) -> None:
-        """Begin to look; needs a running event loop. Idempotent. Raises ``EngineUnavailable``."""
+        """Start watching; needs a running event loop. Idempotent. Raises ``EngineUnavailable``."""
         if self._inotify is not None:
             return
         mask = _IN_CLOSE_WRITE | _IN_MOVED_TO
@@ -66,11 +66,11 @@ class Exits:
             self._inotify = None
 
     def watch(self, name: str, process: Process, shim: Process | None) -> None:
-        """Tell of the end of this sandbox also when its shim does not. A shim of None is one that is gone."""
+        """Watch the shim and the first process too, in case no exit file is written. ``shim`` None: it is gone."""
         self._watches[name] = asyncio.get_running_loop().create_task(self._await_death(name, process, shim))
 
     async def wait(self, name: str, seconds: float) -> bool:
-        """Wait for the end of a sandbox; False when it has not ended by then."""
+        """Wait for the end of a sandbox; return False when it has not ended by then."""
         event = asyncio.Event()
         self._waiting[name].add(event)
         try:
@@ -87,7 +87,7 @@ class Exits:
                 del self._waiting[name]
 
     async def subscribe(self) -> AsyncIterator[str]:
-        """The names of sandboxes that end from now on."""
+        """Yield the ids of sandboxes that end from now on."""
         queue: asyncio.Queue[str] = asyncio.Queue()
         self._subscribers.add(queue)
         try:
@@ -104,7 +104,7 @@ class Exits:
             if await self._end_unmonitored(name):
                 self._tell(name)
         finally:
-            # One that ended before it was watched is told of no more.
+            # The end of a sandbox that ended before it was watched is not reported.
             if self._watches.get(name) is asyncio.current_task():
                 del self._watches[name]
 
@@ -129,7 +129,7 @@ class Exits:
 
 
 async def _first(*waits: Coroutine[Any, Any, bool]) -> None:
-    """Return when one of them does; the others are cancelled."""
+    """Return when the first of them returns; cancel the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

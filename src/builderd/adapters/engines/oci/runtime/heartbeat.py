@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Beat(NamedTuple):
-    """In which boot of the machine, and when, in seconds since 1970."""
+    """Boot id of the machine, and time in seconds since 1970."""
 
     boot: str
     at: float
@@ -29,11 +29,11 @@ class Heartbeat:
         self._boot = boot
         self._now = now
         self._task: asyncio.Task[None] | None = None
-        #: Whether the last one could not be written.
+        #: True when the last write failed.
         self._fails = False
 
     def last(self) -> Beat | None:
-        """The last one that is on disk."""
+        """Return the last heartbeat on disk, None when there is none."""
         try:
             boot, at = self._file.read_text().split()
             return Beat(boot, float(at))
@@ -41,7 +41,7 @@ class Heartbeat:
             return None
 
     def beat(self) -> None:
-        """Written through to the disk: a power cut takes a second at most."""
+        """Write a heartbeat through to the disk: a power cut loses one second at most."""
         line = f"{self._boot} {self._now():.3f}".ljust(LENGTH - 1) + "\n"
         file = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -51,7 +51,7 @@ class Heartbeat:
             os.close(file)
 
     def start(self, is_busy: Callable[[], bool]) -> None:
-        """Beat while ``is_busy``. Needs a running event loop. Idempotent."""
+        """Write a heartbeat each second while ``is_busy`` returns True. Needs a running event loop. Idempotent."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._go_on(is_busy))
 
@@ -66,13 +66,13 @@ class Heartbeat:
             await asyncio.sleep(INTERVAL)
 
     async def _try(self, is_busy: Callable[[], bool]) -> None:
-        """Where it fails, as on a disk that is full or does not answer, the next one makes up for it."""
+        """Write a heartbeat; a failure, such as a full disk, is logged once and the next write retries."""
         try:
             if is_busy():
                 await asyncio.to_thread(self.beat)
         except OSError:
             if not self._fails:
-                log.warning("the heartbeat cannot be kept in %s; it is tried again", self._file, exc_info=True)
+                log.warning("heartbeat not written, retrying file=%s", self._file, exc_info=True)
             self._fails = True
         else:
             self._fails = False

@@ -1,4 +1,4 @@
-"""What the kernel keeps for all sandboxes together, and one of them must not take all of: there has to be enough.
+"""Kernel limits shared by all sandboxes, raised so that one sandbox cannot use them up.
 
 What a user namespace takes of inotify is counted for the user who made it as well, and by default root has 128
 instances (under control groups of version 2 each shim needs one of them). All network namespaces share one table of
@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 
 
 def raise_host_limits(root: Path = Path("/proc/sys"), least: Mapping[str, int] = LEAST) -> None:
-    """Idempotent; what is higher already stays. Where the host forbids it, its sandboxes share what there is."""
+    """Raise the limits; higher ones stay. Idempotent. When the host forbids it, sandboxes share what there is."""
     for name, wanted in least.items():
         file = root / name
         try:
             if int(file.read_text()) < wanted:
                 file.write_text(str(wanted))
         except OSError as error:
-            log.warning("sandboxes may run short of %s, and keep it from each other: %s", name, error)
+            log.warning("kernel limit not raised, sandboxes may exhaust it limit=%s error=%s", name, error)
 
 
 def raise_socket_pools(memory_bytes: int, root: Path = Path("/proc/sys")) -> None:
@@ -57,15 +57,15 @@ def raise_socket_pools(memory_bytes: int, root: Path = Path("/proc/sys")) -> Non
 
 
 def least_socket_pool(memory_bytes: int) -> int:
-    """How many bytes each pool should have at least on a machine with so much memory."""
+    """Return the least size in bytes of each socket buffer pool for a machine with this much memory."""
     return memory_bytes // 2 // _PAGE * _PAGE
 
 
 def socket_pool(name: str, root: Path = Path("/proc/sys")) -> int:
-    """How many bytes the buffers of all sockets of this kind may take."""
+    """Return the size in bytes of the pool for all sockets of this kind."""
     return int((root / name).read_text().split()[2]) * _PAGE
 
 
 def total_memory() -> int:
-    """The memory of the machine in bytes."""
+    """Return the memory of the machine in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * _PAGE

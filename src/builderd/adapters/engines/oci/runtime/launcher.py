@@ -1,4 +1,4 @@
-"""The launcher: a small single-threaded process that forks where the service cannot.
+"""Launcher: a small single-threaded process that forks where the service cannot.
 
 The service has threads, so it must not fork and go on in Python; a fresh interpreter per step would cost 20 ms.
 This server is started once (``python -m …launcher <descriptor of its socket>``), imports the standard library only,
@@ -66,7 +66,7 @@ class Server:
         self._selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> None:
-        """Answer until the service closes its end."""
+        """Answer requests until the service closes its end."""
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is not self._control:
@@ -113,7 +113,7 @@ class Server:
         return maps
 
     def _drop_maps(self, uid: int) -> None:
-        """The mounts that were made with them keep them alive."""
+        """Close the user namespaces kept for later mounts; mounts made with them keep them alive."""
         for descriptor in self._maps.pop(uid, {}).values():
             os.close(descriptor)
 
@@ -131,7 +131,7 @@ class Server:
         self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (request, pid, words))
 
     def _kill(self, name: str) -> None:
-        """What was not reaped has its number still. One that was only just forked leads no group yet."""
+        """Kill a program and its group. An unreaped child keeps its pid; a just forked one leads no group yet."""
         if pid := self._named.get(name):
             for kill in (os.kill, os.killpg):
                 with contextlib.suppress(ProcessLookupError):
@@ -152,7 +152,7 @@ class Server:
 
 
 def _read_words(descriptor: int) -> str:
-    """What a child wrote before it failed; nothing when it executed its program."""
+    """Return the error that a child wrote before it failed; empty when it executed its program."""
     try:
         return os.read(descriptor, 4096).decode(errors="replace")
     except BlockingIOError:
@@ -183,7 +183,7 @@ def run_child(request: Message, maps: dict[int, int], descriptors: list[int], wo
 
 
 def prepare_mounts(mounts: list[Message], maps: dict[int, int]) -> None:
-    """Make mounts where nobody else sees them; they vanish with the last process in there."""
+    """Make mounts in a mount namespace of their own; they vanish with the last process in it."""
     if mounts:
         unshare(CLONE_NEWNS)
     for wanted in mounts:
@@ -203,7 +203,7 @@ def make_mount(wanted: Message, maps: dict[int, int]) -> None:
 
 
 def place_descriptors(numbers: list[int], descriptors: list[int]) -> None:
-    """Let the program see each descriptor under its number, and /dev/null for standard streams that are not among them.
+    """Give the program each descriptor under its number, and /dev/null for standard streams that are not among them.
 
     All go out of the way first and then into place, so that none overwrites another.
     """
@@ -215,7 +215,7 @@ def place_descriptors(numbers: list[int], descriptors: list[int]) -> None:
 
 
 def user_namespace(inside: int, outside: int) -> int:
-    """The descriptor of a user namespace that maps 65,536 ids from ``inside`` to ``outside``; nothing runs in it."""
+    """Return the descriptor of a user namespace that maps 65,536 ids from ``inside`` to ``outside``."""
     ready, child_ready = os.pipe2(os.O_CLOEXEC)
     child_done, done = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -267,7 +267,7 @@ def attach(pid: int, link: str, bridge: str, mac: str, ip: str, gateway: str, mt
 
 
 def limit(pid: int) -> int:
-    """Limit the user namespace of a process. The number of the child that does it: who enters one never comes back."""
+    """Limit the user namespace of a process; return the pid of the child that does it and cannot leave it."""
     if (child := os.fork()) == 0:
         try:
             setns(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY), CLONE_NEWUSER)

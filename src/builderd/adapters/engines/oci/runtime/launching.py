@@ -23,7 +23,7 @@ _BUFFER = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a program ended: its exit status, negative for a signal; ``error`` says why it could not be executed."""
+    """End of a program: exit status, negative for a signal; ``error`` says why it could not be executed."""
 
     status: int
     error: str = ""
@@ -41,7 +41,7 @@ class Launcher:
         self._closed = False
 
     async def keep_maps(self, uid: int, owners: Sequence[int]) -> None:
-        """Have ready what the mounts of a sandbox with this first uid will need: it takes milliseconds.
+        """Prepare the user namespaces for the mounts of a sandbox with this first uid, which takes milliseconds.
 
         ``owners`` are the ids on disk that its mounts will show as its 0.
         """
@@ -159,7 +159,7 @@ class Launcher:
             future.set_result(answer)
 
     def _lost(self, control: socket.socket) -> None:
-        """The launcher is gone: fail who waits; the next request starts another one."""
+        """Fail all pending requests after the launcher died; the next request starts another one."""
         if self._control is control:
             self._end()
 

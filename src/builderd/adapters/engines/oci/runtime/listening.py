@@ -1,4 +1,4 @@
-"""The sockets that listen inside a sandbox."""
+"""Listening sockets of a sandbox."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from builderd.linux.processes import read_proc
 _LISTEN = "0A"
 _FILES = ("net/tcp", "net/tcp6")
 _DIAL_SECONDS = 0.2
-#: To look inside gVisor costs a command in there: not more often than this.
+#: Reading sockets inside gVisor runs a command there: at most once in so many seconds.
 _LOOK_SECONDS = 1.0
 _LOOK_BYTES = 1 << 20
 _LOOK = ProcessSpec(("cat", "/proc/net/tcp", "/proc/net/tcp6"), joined=True)
@@ -29,18 +29,18 @@ _LOOK = ProcessSpec(("cat", "/proc/net/tcp", "/proc/net/tcp6"), joined=True)
 class Listeners:
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
-        #: What was seen inside gVisor, and when; what is older than a look may be is dropped.
+        #: Sockets last read inside gVisor, with their time; dropped when too old.
         self._looks: dict[str, tuple[float, Sockets]] = {}
 
     async def of(self, record: Record) -> Sockets:
-        """The listening sockets of a running sandbox, or the first dozens of a great many."""
+        """Return the listening sockets of a running sandbox, at most some dozens."""
         if self._runs.runtime(record).is_gvisor:
             return await self._of_gvisor(record)
         assert record.process
         return beside(record.process.pid, record.port)
 
     async def _of_gvisor(self, record: Record) -> Sockets:
-        """Its sockets are none of the host's: dial the port first, and only then look inside."""
+        """Read the sockets of a gVisor sandbox, hidden from the host: connect to the port, else run a command."""
         if await _answers(record.ip, record.port):
             return frozenset({("0.0.0.0", record.port)})  # noqa: S104
         looked_at, sockets = self._looks.get(record.id, (0.0, frozenset()))
@@ -69,7 +69,7 @@ async def _answers(ip: str, port: int) -> bool:
 
 
 def beside(process: int, port: int) -> Sockets:
-    """What listens in the network of this process, this port before any other."""
+    """Return the listening sockets in the network namespace of this process, those of ``port`` first."""
     try:
         return socket_diag.listening(process, port)
     except NoSocketDiag:
@@ -77,9 +77,9 @@ def beside(process: int, port: int) -> Sockets:
 
 
 def parse_listening(text: str) -> Sockets:
-    """Of ``net/tcp`` and ``net/tcp6`` (proc_pid_net(5)), (IP, port) of each socket in the LISTEN state.
+    """Parse ``net/tcp`` and ``net/tcp6`` (proc_pid_net(5)) into (IP, port) of each socket in the LISTEN state.
 
-    An IPv4 address within IPv6 stands as ``::ffff:a.b.c.d``.
+    An IPv4-mapped address is written ``::ffff:a.b.c.d``.
     """
     return frozenset(_sockets(text))
 
@@ -93,7 +93,7 @@ def _sockets(text: str) -> Iterator[tuple[str, int]]:
 
 
 def _ip(words: bytes) -> str:
-    """The kernel prints an address as 32-bit words in the machine's own byte order."""
+    """Convert an address that the kernel prints as 32-bit words in the machine's byte order."""
     packed = b"".join(struct.pack(">I", word) for (word,) in struct.iter_unpack("=I", words))
     if len(packed) == 4:
         return str(IPv4Address(packed))

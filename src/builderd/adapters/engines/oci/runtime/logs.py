@@ -1,4 +1,4 @@
-"""The logs of sandboxes, as conmon writes them: ``<time> <stream> <F|P> <text>``, P for a part of a line (CRI format).
+"""Logs of sandboxes, as conmon writes them: ``<time> <stream> <F|P> <text>``, P for a part of a line (CRI format).
 
 At its limit conmon replaces the log by an empty one. A second name of the first file, made at the start, keeps it: so
 the beginning of a log and its newest part both stay, and what lies between is lost. Each file is a generation, known
@@ -37,7 +37,7 @@ _STREAMS = {b"stdout": LogStream.STDOUT, b"stderr": LogStream.STDERR}
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """After ``skip`` complete lines from the offset on in this generation."""
+    """Position after ``skip`` complete lines from the offset in this generation."""
 
     generation: str = ""
     offset: int = 0
@@ -53,13 +53,13 @@ class Cursor:
 
 
 class Logs:
-    """All logs of a service: ``<root>/<builder>/<sandbox>.log``."""
+    """Logs of a service: ``<root>/<builder>/<sandbox>.log``."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def begin(self, builder: BuilderId, sandbox: SandboxId) -> Path:
-        """An empty log for a new sandbox; the oldest ones of the builder are removed."""
+        """Create an empty log for a new sandbox; remove the oldest logs of the builder."""
         folder = self._root / builder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _prune(folder)
@@ -80,14 +80,14 @@ class Logs:
         since: datetime | None = None,
         limit: int | None = None,
     ) -> LogPage:
-        """Complete lines after the cursor, as ``Engine.read_log``; of an ended one also a last line without its end."""
+        """Return complete lines after the cursor, as ``Engine.read_log``; of an ended one also an open last line."""
         log = next(self._root.glob(f"*/{sandbox}.log"), None)
         if log is None:
             return LogPage([], cursor, more=False)
         return read_generations(_generations(log), Cursor.parse(cursor), ended, tail, since, limit)
 
     def delete(self, builder: BuilderId) -> None:
-        """Idempotent."""
+        """Delete the logs of a builder. Idempotent."""
         shutil.rmtree(self._root / builder, ignore_errors=True)
 
 
@@ -103,7 +103,7 @@ def _prune(folder: Path) -> None:
 
 
 def _generations(log: Path) -> list[Content]:
-    """The first and the newest file, oldest first; one when they are the same. Only what is looked at is read."""
+    """Return the oldest and the newest file, one when they are the same. Content is read on demand (mmap)."""
     try:
         with log.open("rb") as newest, _first(log).open("rb") as first:
             same = os.path.sameopenfile(newest.fileno(), first.fileno())
@@ -113,13 +113,13 @@ def _generations(log: Path) -> list[Content]:
 
 
 def _map(file: BinaryIO) -> Content:
-    """Nobody ever makes a log shorter: a full one gets another file in its place."""
+    """Map a log file. It never shrinks: a full one is replaced by another file."""
     empty = os.fstat(file.fileno()).st_size == 0
     return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class _Generation(NamedTuple):
-    """``whole``: no more will come."""
+    """File of a log. ``whole``: nothing more is written to it."""
 
     key: str
     content: Content
@@ -127,7 +127,7 @@ class _Generation(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """After ``skip`` complete lines from the offset on in the generation with this number."""
+    """Position after ``skip`` complete lines from the offset in the generation with this number."""
 
     generation: int = 0
     offset: int = 0
@@ -142,14 +142,14 @@ def read_generations(
     since: datetime | None = None,
     limit: int | None = None,
 ) -> LogPage:
-    """Lines from the cursor on over one or two generations, as ``Engine.read_log``.
+    """Return lines from the cursor on over one or two generations, as ``Engine.read_log``.
 
     A generation that was lost is passed over.
     """
     newest = len(contents) - 1
     generations = [_Generation(_key(one), one, ended or number < newest) for number, one in enumerate(contents)]
     place = _place(generations, cursor)
-    # One that has just taken the place of a full one has nothing yet that would name it.
+    # A file that has just replaced a full one is still empty and has no key.
     generations = [one for one in generations if one.key]
     if since is not None:
         place = max(place, _since(generations, since))
@@ -166,7 +166,7 @@ def _place(generations: Sequence[_Generation], cursor: Cursor) -> _Place:
 
 
 def _since(generations: Sequence[_Generation], since: datetime) -> _Place:
-    """Some records before the first one of this time or later, since a line may have begun there."""
+    """Return a position some records before the first of this time or later: its line may have begun there."""
     for number, (_, content, _) in reversed(list(enumerate(generations))):
         offset = bisect_left(range(len(content)), since, key=partial(_time_at, content))
         if offset > 0:
@@ -175,7 +175,7 @@ def _since(generations: Sequence[_Generation], since: datetime) -> _Place:
 
 
 def _before_last(generations: Sequence[_Generation], first: _Place, count: int) -> _Place:
-    """Where the last ``count`` lines begin, or the first place where there are fewer."""
+    """Return the position of the last ``count`` lines, or ``first`` when there are fewer."""
     for number in reversed(range(first.generation, len(generations))):
         at = first if number == first.generation else _Place(number)
         offset, found = _near_end(generations[number], at.offset, count)
@@ -187,7 +187,7 @@ def _before_last(generations: Sequence[_Generation], first: _Place, count: int) 
 
 
 def _near_end(generation: _Generation, offset: int, count: int) -> tuple[int, int]:
-    """So near the end that ``count`` whole lines and some more follow, though not before the offset; and how many."""
+    """Return an offset near the end, ``offset`` or later, with at least ``count`` lines after it, and their number."""
     records = count + _MARGIN
     while True:
         start = max(_back(generation.content, len(generation.content), records), offset)
@@ -211,7 +211,7 @@ def _read_on(generations: Sequence[_Generation], place: _Place, cursor: Cursor, 
 
 
 def _back(content: Content, position: int, records: int) -> int:
-    """Where so many records before this one begin."""
+    """Return the offset of the record ``count`` records before this one."""
     for _ in range(records + 1):
         position = content.rfind(b"\n", 0, position)
         if position < 0:
@@ -220,7 +220,7 @@ def _back(content: Content, position: int, records: int) -> int:
 
 
 def _time_at(content: Content, position: int) -> datetime:
-    """Of the record that has this byte, or the next that can be read."""
+    """Return the time of the record at this byte, or of the next readable one."""
     record = next(_records(content, content.rfind(b"\n", 0, position) + 1), None)
     return record[0] if record else _NEVER
 
@@ -230,7 +230,7 @@ def _key(content: Content) -> str:
 
 
 class _Part:
-    """A line of which the end has not come yet."""
+    """Open line: its end has not been written yet."""
 
     def __init__(self, offset: int, time: datetime) -> None:
         self.offset = offset
@@ -239,7 +239,7 @@ class _Part:
 
 
 class Parsed(NamedTuple):
-    """Lines, and where to go on.
+    """Lines and the position after them.
 
     ``complete`` counts those that were skipped too. ``more``: there are records that were not looked at.
     """
@@ -252,7 +252,7 @@ class Parsed(NamedTuple):
 
 
 def parse_log(content: Content, offset: int, skip: int, whole: bool, limit: int | None = None) -> Parsed:
-    """The lines from an offset on without the first ``skip`` of them, and where to go on.
+    """Return the lines from an offset on, without the first ``skip``, and the position after them.
 
     Where a line is still open, one goes on from its beginning and skips those that were complete. ``whole``: no more
     will come, so what is open is a line. With ``limit`` at most a page.
@@ -262,12 +262,12 @@ def parse_log(content: Content, offset: int, skip: int, whole: bool, limit: int 
         if limit is not None and parsing.is_full(limit):
             return parsing.page()
         parsing.add(*record)
-    # What is open at the end makes a page of its own.
+    # Lines open at the end make a page of their own.
     return parsing.page() if whole and limit is not None and parsing.has_rest(limit) else parsing.end(whole)
 
 
 class _Parsing:
-    """Puts lines together from records that follow each other."""
+    """Assembler of lines from consecutive records."""
 
     def __init__(self, offset: int, skip: int) -> None:
         self._position = offset
@@ -284,7 +284,7 @@ class _Parsing:
         return self._complete >= self._skip and (len(self._lines) >= limit or self._size >= PAGE_SIZE)
 
     def has_rest(self, limit: int) -> bool:
-        """Whether lines are open at the end that this page is not for: it has others, or is to have none."""
+        """Return True when lines are open at the end that do not belong on this page."""
         rest = self._complete + len(self._parts) - max(self._complete, self._skip)
         return rest > 0 and (limit == 0 or bool(self._lines))
 
@@ -300,7 +300,7 @@ class _Parsing:
             self._seam = (end, len(self._lines))
 
     def page(self) -> Parsed:
-        """What there is so far. It ends where no line is open, if it can: what began first is told first."""
+        """Return the lines so far; the page ends where no line is open if possible, so that lines keep their order."""
         offset, count = self._seam
         if self._parts and count:
             return Parsed(self._lines[:count], offset, 0, self._complete, more=True)
@@ -324,13 +324,13 @@ class _Parsing:
 
 
 class Lines:
-    """Puts lines together from the pieces of a log, as far as each has come."""
+    """Assembler of lines from successive pieces of a log."""
 
     def __init__(self) -> None:
         self._open: dict[LogStream, _Part] = {}
 
     def add(self, content: bytes) -> tuple[list[str], int]:
-        """The lines that this completes, and how much of it was whole records: the next piece begins there."""
+        """Return the lines that this piece completes, and the bytes of whole records: the next piece begins there."""
         lines = []
         for time, stream, flag, text, _ in _records(content, 0):
             part = self._open.setdefault(stream, _Part(0, time))
@@ -340,14 +340,14 @@ class Lines:
         return lines, content.rfind(b"\n") + 1
 
     def end(self) -> list[str]:
-        """Those of which no more will come."""
+        """Return the open lines, at the end of the log."""
         lines = [_line(stream, part).text for stream, part in self._open.items()]
         self._open.clear()
         return lines
 
 
 def _records(content: Content, offset: int) -> Iterator[tuple[datetime, LogStream, bytes, bytes, int]]:
-    """Whole records from an offset on, each with the offset after it; one that cannot be read is passed over."""
+    """Yield whole records from an offset on, each with the offset after it; unreadable ones are skipped."""
     while (end := content.find(b"\n", offset)) >= 0:
         fields = content[offset:end].split(b" ", 3)
         offset = end + 1

@@ -1,10 +1,9 @@
-"""Processes enter control groups without the kernel's wait.
+"""Fast moves of processes between control groups, without the kernel's wait for an RCU grace period.
 
-Whoever moves a process to another group has to wait until nobody is in the middle of making or ending one. The kernel
-makes that cheap for those by a lock that is dear for the mover: it waits for a grace period of RCU, some 6 to 15 ms,
-unless another move ended less than such a period ago (kernel/rcu/sync.c). A start has two moves in a row, a command
-three. So while there are some to come, a thread moves this process to the group where it is, every few milliseconds,
-which does nothing else: then only the first of them waits, and beside the work.
+A move waits until no process is being forked or ended. The kernel makes that cheap for forks by a lock that is
+expensive for the mover: it waits for an RCU grace period, some 6 to 15 ms, unless another move ended less than such a
+period ago (kernel/rcu/sync.c). A start has two moves in a row, a command three. So while moves are expected, a thread
+moves this process into its own group every few milliseconds: only the first of these moves waits, beside the work.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 
 #: Well below a grace period.
 _PAUSE = 0.004
-#: How long a move that was announced is waited for.
+#: Time for which ``prewarm`` keeps moves fast.
 _SOON_SECONDS = 0.05
 
 
@@ -33,14 +32,14 @@ class QuickMoves:
         self._goes_on = False
 
     def prewarm(self) -> None:
-        """There will be moves within moments."""
+        """Make moves fast for the next moments. Returns at once."""
         with self._lock:
             self._until = time.monotonic() + _SOON_SECONDS
             self._begin()
 
     @contextlib.contextmanager
     def expected(self) -> Iterator[None]:
-        """There are moves meanwhile."""
+        """Keep moves fast while the context lasts."""
         with self._lock:
             self._movers += 1
             self._begin()
@@ -61,18 +60,18 @@ class QuickMoves:
                 while self._is_wanted():
                     tasks.write(b"0")
                     time.sleep(_PAUSE)
-        except OSError:  # a group that cannot be written to: each move waits, as it would without us
+        except OSError:  # the group is not writable: each move waits as it would without this thread
             with self._lock:
                 self._goes_on = False
 
     def _is_wanted(self) -> bool:
-        """Decided under the lock, so that whoever comes now either is seen or begins anew."""
+        """Return True while moves are expected. Locked: a new caller either is seen or restarts the thread."""
         with self._lock:
             self._goes_on = self._movers > 0 or time.monotonic() < self._until
             return self._goes_on
 
     def _tasks(self) -> Path:
-        """The file by which a process enters the group where this one is (cgroups(7), /proc/[pid]/cgroup)."""
+        """Return the file by which a process enters this process's group (cgroups(7), /proc/[pid]/cgroup)."""
         for line in self._own.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers and (self._groups / "cgroup.procs").exists():

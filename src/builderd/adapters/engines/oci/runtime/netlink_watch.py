@@ -44,7 +44,7 @@ class NetlinkWatch:
             try:
                 await asyncio.to_thread(self.check, self._processes())
             except Exception:
-                log.warning("netlink check failed, retrying in %s s", INTERVAL, exc_info=True)
+                log.warning("netlink check failed, retrying seconds=%s", INTERVAL, exc_info=True)
             await asyncio.sleep(INTERVAL)
 
     def check(self, processes: Sequence[tuple[str, Process]]) -> None:
@@ -55,7 +55,7 @@ class NetlinkWatch:
                 try:
                     self._kill(name)
                 except OSError as error:  # the others are checked all the same
-                    log.warning("sandbox not killed, retrying in %s s sandbox=%s error=%s", INTERVAL, name, error)
+                    log.warning("sandbox not killed, retrying seconds=%s sandbox=%s error=%s", INTERVAL, name, error)
 
 
 def netlink_bytes(pid: int, proc: Path = Path("/proc")) -> int:

@@ -1,4 +1,4 @@
-"""The memory of frozen sandboxes is moved into compressed memory (zram), where the machine swaps to it.
+"""Reclaim of frozen sandboxes' memory into compressed memory (zram), when the machine swaps to it.
 
 In the background: it takes 30 to 90 ms, and a sandbox that is thawed meanwhile need not wait for it.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 
 _SWAPS = Path("/proc/swaps")
-#: What a round leaves, since it was used a moment ago, the next one takes.
+#: A later round takes pages that were used too recently for the first one.
 _ROUNDS = 3
 
 
@@ -23,13 +23,13 @@ class Reclaiming:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def begin(self, name: str) -> None:
-        """Move its memory out, where there is zram; returns at once."""
+        """Start moving a sandbox's memory out if there is zram; returns at once."""
         if swaps_to_zram():
             task = self._tasks[name] = asyncio.get_running_loop().create_task(self._reclaim(name))
             task.add_done_callback(lambda done: self._forget(name, done))
 
     def end(self, name: str) -> None:
-        """Move out no more of it."""
+        """Stop moving a sandbox's memory out."""
         if task := self._tasks.pop(name, None):
             task.cancel()
         self._cgroups.end_reclaim(name)
@@ -48,10 +48,10 @@ class Reclaiming:
 
 
 def swaps_to_zram() -> bool:
-    """Whether this machine does now. A kernel may know no swap at all."""
+    """Return True when this machine swaps to zram now. A kernel may lack swap altogether."""
     return _SWAPS.exists() and has_zram(_SWAPS.read_text())
 
 
 def has_zram(swaps: str) -> bool:
-    """Whether the machine swaps to compressed memory, from ``/proc/swaps``. A disk would make it slow to come back."""
+    """Return True when ``/proc/swaps`` lists a zram device. From a disk, thawing would be slow."""
     return any(line.startswith("/dev/zram") for line in swaps.splitlines())

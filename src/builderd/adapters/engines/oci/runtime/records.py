@@ -1,4 +1,4 @@
-"""What is written down of each sandbox under the data directory, so that the next service finds it, and how it ended.
+"""Records of sandboxes under the data directory, for the next process of the service: what runs, and how it ended.
 
 ``sandboxes/<id>/record.json`` is ours; the shim adds ``sandboxes/<id>/oom`` and ``exits/<id>`` (the exit code).
 """
@@ -21,14 +21,14 @@ from builderd.linux.processes import Process
 
 log = logging.getLogger(__name__)
 
-#: So long a shim may take from making an exit file to its rename; it takes microseconds.
+#: Age at which an unfinished exit file counts as abandoned; a shim takes microseconds to rename it.
 _SHIM_WRITES_SECONDS = 60.0
 _NAME = re.compile(r"[0-9a-f]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One sandbox. ``owner`` is its builder's id, empty for a build. ``boot`` is the boot of the machine it ran in.
+    """Record of one sandbox. ``owner`` is its builder's id, empty for a build. ``boot``: boot id of the machine.
 
     ``process`` is its first process and None until the runtime has made it; ``started_at`` is set once the program
     was told to run, ``stopping_at`` once we told it to end; ``frozen_at`` and ``thawed_at`` when we last did so.
@@ -58,14 +58,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """``code`` of the first process, 128 + n for a signal; ``at`` in seconds since 1970."""
+    """Exit of a sandbox. ``code`` of the first process, 128 + n for a signal; ``at`` in seconds since 1970."""
 
     code: int
     at: float
 
 
 class Records:
-    """``now`` is the service's time; ``at`` turns the time of a file into what it was then."""
+    """Records in the data directory. ``now`` returns the service's time; ``at`` converts a file's time to it."""
 
     def __init__(
         self, data_dir: Path, now: Callable[[], float] = time.time, at: Callable[[float], float] = float
@@ -80,17 +80,17 @@ class Records:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def folder(self, name: str) -> Path:
-        """Where the shim puts what else there is to keep."""
+        """Return the folder in which a sandbox's shim keeps its files."""
         return self._root / name
 
     def all(self) -> Iterator[Record]:
-        """Those that are whole; what a power cut left of others is removed."""
+        """Return all complete records; remove those that a power cut left incomplete."""
         for folder in sorted(self._root.iterdir()) if self._root.exists() else ():
             if record := self._load(folder):
                 yield record
 
     def sweep(self) -> None:
-        """Remove what a service or a shim that was killed in the middle of writing left: no record knows of it.
+        """Remove files without a record, left by a service or shim that was killed while writing.
 
         Only for a service that starts: nobody else writes records then. A shim may write an exit file at any time, in
         a file of another name that it renames, so only old ones go.
@@ -104,7 +104,7 @@ class Records:
         known = {folder.name for folder in self._root.iterdir()}
         latest = time.time() - _SHIM_WRITES_SECONDS
         for file in self.exits.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # a shim renamed it meanwhile
+            with contextlib.suppress(FileNotFoundError):  # its shim renamed it meanwhile
                 if file.name not in known and file.stat().st_mtime < latest:
                     log.info("removing an exit file that no sandbox has file=%s", file.name)
                     file.unlink()
@@ -115,27 +115,27 @@ class Records:
         write_json(folder / "record.json", asdict(record))
 
     def remove(self, name: str) -> None:
-        """Idempotent."""
+        """Remove a record with all its files. Idempotent."""
         (self.exits / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder(name), ignore_errors=True)
 
     def exit(self, name: str) -> Exit | None:
-        """What the shim wrote at the end, or None."""
+        """Return the exit that the shim wrote, or None."""
         file = self.exits / name
         try:
-            # Asked first, since it costs least where there is none, and most have none.
+            # Checked first: cheapest when there is none, which is the usual case.
             ended_at = file.stat().st_mtime
             return Exit(int(file.read_text()), self._at(ended_at))
         except (FileNotFoundError, ValueError):
             return None
 
     def note_oom(self, name: str) -> None:
-        """The same, as seen by us."""
+        """Record that the kernel killed one of its processes for memory, as seen by the service."""
         if self.folder(name).exists():
             (self.folder(name) / "oom").touch()
 
     def saw_oom(self, name: str) -> bool:
-        """Whether the shim saw the kernel kill a process of it for memory."""
+        """Return True when the shim or the service saw the kernel kill one of its processes for memory."""
         return (self.folder(name) / "oom").exists()
 
     def _load(self, folder: Path) -> Record | None:
@@ -144,7 +144,7 @@ class Records:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError:
-            # A power cut came before it was on the disk, so nothing of that sandbox runs any more.
+            # A power cut came before it was on the disk, so the sandbox does not run any more.
             self.remove(folder.name)
             return None
         for name in ("process", "shim"):
@@ -153,7 +153,7 @@ class Records:
 
 
 def is_name(text: str) -> bool:
-    """Whether it can name a sandbox: nothing else is ever made part of a path."""
+    """Return True for a valid sandbox name; only those become part of a path."""
     return _NAME.fullmatch(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""What a sandbox's record, its process and its exit file together say of it. Pure."""
+"""Report of a sandbox, from its record, its process and its exit file. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from builderd.adapters.engines.oci.runtime.records import Exit, Record, moment
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
 
-#: File times are those of the kernel's last tick, in seconds behind.
+#: File times may be behind by one tick of the kernel, in seconds.
 _CLOCK_GRAIN = 0.02
 
 
-#: In a shutdown of the machine all get TERM, and then KILL.
+#: Signals of a machine shutdown: TERM, then KILL.
 SHUTDOWN_CODES = (143, 137)
 #: The heartbeat of a service ends with it, in seconds before all else does.
 _BEAT = 2.0
@@ -25,7 +25,7 @@ def absent(sandbox: SandboxId) -> SandboxReport:
 def make_report(
     record: Record, *, running: bool, exit_: Exit | None, oom: bool, boot: str, frozen: bool = False
 ) -> SandboxReport:
-    """``exit_`` is what the shim wrote, ``oom`` whether the kernel killed any of it for memory."""
+    """Return the report. ``exit_`` is the shim's exit file, ``oom``: the kernel killed a process for memory."""
     sandbox, builder = SandboxId(record.id), BuilderId(record.owner)
     if record.started_at is None:
         return SandboxReport(sandbox, builder, SandboxState.PARTIAL)
@@ -43,7 +43,7 @@ def _moment(seconds: float | None) -> datetime | None:
 
 
 def make_end(record: Record, exit_: Exit | None, oom: bool, boot: str) -> SandboxEnd:
-    """Why it ended. The code alone tells nothing: 137 is anybody's SIGKILL. A shim without an exit file was killed."""
+    """Return the exit reason. A code of 137 may be any SIGKILL; no exit file means that the shim was killed."""
     if exit_ is None:
         cause = EndCause.HOST_RESTARTED if record.boot != boot else EndCause.MONITOR_LOST
         return SandboxEnd(EndCause.STOPPED if record.stopping_at else cause, None, _last_moment(record))
@@ -52,12 +52,12 @@ def make_end(record: Record, exit_: Exit | None, oom: bool, boot: str) -> Sandbo
         return SandboxEnd(EndCause.STOPPED, exit_.code, at)
     if record.boot != boot and exit_.code in SHUTDOWN_CODES and exit_.at >= (record.seen_at or exit_.at) - _BEAT:
         return SandboxEnd(EndCause.HOST_RESTARTED, None, at)
-    # An app may outlive the death of one of its processes, and end well later.
+    # An app may survive the death of one of its processes and exit normally later.
     if oom and exit_.code:
         return SandboxEnd(EndCause.OUT_OF_MEMORY, exit_.code, at)
     return SandboxEnd(EndCause.EXITED, exit_.code, at)
 
 
 def _last_moment(record: Record) -> datetime | None:
-    """When it was last known to run, if it ended unseen."""
+    """Return the time at which it was last known to run, for a sandbox that ended unobserved."""
     return None if record.seen_at is None else moment(max(record.seen_at, record.started_at or 0))

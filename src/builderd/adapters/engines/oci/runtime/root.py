@@ -1,4 +1,4 @@
-"""A sandbox's root file system: layers, one above the other, with folders of the disk bound into it. Pure.
+"""Root file system of a sandbox: stacked layers with folders of the disk bound into them. Pure.
 
 The mounts are made in a mount namespace that only the shim and the sandbox share, and vanish with the last of them.
 """
@@ -13,15 +13,15 @@ from typing import Any
 from builderd.adapters.engines.oci.storage.builds import Bind
 from builderd.linux.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MS_NODEV, MS_NOSUID
 
-#: Who owns the files of a layer on the host.
+#: Owner of a layer's files on the host.
 LAYER_OWNER = 0
-#: gVisor takes every network namespace for the host's own, and refuses to use it, unless this is hidden from it.
+#: Hidden from gVisor, which otherwise takes any network namespace for the host's own and refuses it.
 HIDE_NETWORK_PARAMETERS = {"kind": "tmpfs", "target": "/proc/sys/net"}
 
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """``lowers``: the topmost first. ``scratch`` holds ``upper`` and ``work``; without one the root is read-only."""
+    """Layers of a root. ``lowers``: topmost first. ``scratch`` holds ``upper`` and ``work``; None: read-only root."""
 
     lowers: tuple[Path, ...]
     binds: tuple[Bind, ...] = ()
@@ -29,19 +29,19 @@ class Root:
 
     @property
     def owners(self) -> list[int]:
-        """The ids on disk that are seen as 0 inside, each by some mount."""
+        """Return the owners on disk that idmapped mounts show as 0 inside."""
         return sorted({LAYER_OWNER, *(bind.owner for bind in self.binds if bind.owner is not None)})
 
 
 def mount_points(root: Root, bundle: Path) -> list[Path]:
-    """Folders of the bundle that must exist before the mounts are made."""
+    """Return the bundle's folders that must exist before the mounts are made."""
     return [bundle / "root", *(_lower(bundle, index) for index in range(len(root.lowers)))]
 
 
 def make_mounts(root: Root, bundle: Path, store: Path) -> list[dict[str, Any]]:
-    """The launcher's mounts, in order; the whole root is then at ``<bundle>/root``.
+    """Return the launcher's mounts, in order; the root is then at ``<bundle>/root``.
 
-    The store itself is let go of, since a sandbox that is about to end would keep it from being unmounted.
+    The store itself is unmounted inside, since an ending sandbox would keep the host from unmounting it.
     """
     lowers = [_bind(path, _lower(bundle, index), True, LAYER_OWNER) for index, path in enumerate(root.lowers)]
     binds = [_bind(b.source, bundle / "root" / b.target.lstrip("/"), b.read_only, b.owner) for b in root.binds]
@@ -55,7 +55,7 @@ def _lower(bundle: Path, index: int) -> Path:
 def _overlay(root: Root, bundle: Path) -> dict[str, Any]:
     options = ["lowerdir=" + ":".join(str(_lower(bundle, index)) for index in range(len(root.lowers)))]
     if root.scratch:
-        # Volatile: what is thrown away at the next start need not be written out at the end of this one.
+        # Volatile: the overlay is discarded at the next start, so it need not be synced at the end of this one.
         options += [f"upperdir={root.scratch}/upper", f"workdir={root.scratch}/work", "volatile"]
     return {
         "kind": "overlay",
@@ -71,5 +71,5 @@ def _bind(source: Path, target: Path, read_only: bool, owner: int | None) -> dic
 
 
 def overlay_paths(root: Root) -> Sequence[Path]:
-    """The folders of the overlay that belong to the sandbox's 0 on the host itself."""
+    """Return the overlay folders that the sandbox's root owns on the host."""
     return (root.scratch / "upper", root.scratch / "work") if root.scratch else ()

@@ -1,4 +1,4 @@
-"""Builds: sandboxes with a read-only root that run one command, tell what it prints, and leave nothing."""
+"""Build sandboxes: a read-only root, one command, its output streamed line by line, nothing left afterwards."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from builderd.domain.errors import EngineUnavailable
 _LOG_LIMIT = 10_000_000
 _TMP_BYTES = 1 << 30
 _TAIL_SECONDS = 0.05
-#: So much of a log is told at once, a matter of milliseconds; far more than the longest record of conmon's.
+#: Bytes of a log read at once, a matter of milliseconds; far more than conmon's longest record.
 PIECE_BYTES = 64 << 10
-#: Told where a log began anew.
+#: Line in place of output that was lost when the log was rotated.
 LEFT_OUT = "… (what the log had no room for is left out here)"
 
 
 class Runner:
-    """``lowers`` are the layers of a build's root, the topmost first."""
+    """Runner of builds. ``lowers`` are the layers of a build's root, the topmost first."""
 
     def __init__(self, runs: Runs, runtime: Runtime, lowers: tuple[Path, ...]) -> None:
         self._runs = runs
@@ -43,7 +43,7 @@ class Runner:
         return await self.run(self._make_run(run), run.timeout_seconds, output)
 
     async def run(self, run: Run, timeout_seconds: float, output: Output) -> BuildExit:
-        """The same for any run that is nobody's app and logs to ``log_of`` its id."""
+        """Run any sandbox that is not an app to its end; it must log to ``log_of`` its id."""
         record = await self._runs.start(run)
         try:
             return await self._follow(record, timeout_seconds, output)
@@ -73,7 +73,7 @@ class Runner:
         )
 
     def log_of(self, name: str) -> Path:
-        """Where it logs to; it goes with the rest of it."""
+        """Return the log file of a build, removed with its folder."""
         return self._runs.records.folder(name) / "log"
 
     async def _follow(self, record: Record, timeout_seconds: float, output: Output) -> BuildExit:
@@ -96,7 +96,7 @@ class Runner:
 
 
 class Tail:
-    """Tells the lines of a shim's log as they are written."""
+    """Follower of a shim's log: passes its lines on as they are written."""
 
     def __init__(self, log: Path, output: Output) -> None:
         self._log = log
@@ -108,18 +108,18 @@ class Tail:
     async def follow(self) -> None:
         while True:
             await asyncio.sleep(_TAIL_SECONDS)
-            self.tell()
+            self.pass_on()
 
     async def finish(self) -> None:
-        """Tell all the rest, of a log to which nothing is added any more."""
-        while self.tell():  # noqa: ASYNC110
+        """Pass on the rest of a log that is complete."""
+        while self.pass_on():  # noqa: ASYNC110
             await asyncio.sleep(0)
         self._tell_lines(self._lines.end())
 
-    def tell(self) -> bool:
-        """Tell a piece of what is new; whether there was any.
+    def pass_on(self) -> bool:
+        """Pass on a piece of what is new; return True when there was any.
 
-        Who floods the log is told late, or not: a log that went over its limit begins anew.
+        A flooding log is passed on late or with gaps: one that exceeds its limit is started anew.
         """
         with contextlib.suppress(FileNotFoundError), self._log.open("rb") as log:
             number = os.fstat(log.fileno()).st_ino

@@ -1,7 +1,6 @@
-"""Sandboxes on this machine, from the first file to the last: made, started, found again, stopped, removed.
+"""Life of sandboxes on this machine: created, started, adopted by the next service, frozen, stopped, removed.
 
-Each is made in an order that a crash can cut anywhere: its record comes first and goes last, so whatever is left over
-is found by it.
+A crash may interrupt any step: a sandbox's record is written first and removed last, so leftovers are found by it.
 """
 
 from __future__ import annotations
@@ -48,19 +47,19 @@ from builderd.linux.threads import to_its_end
 log = logging.getLogger(__name__)
 
 _CREATE_SECONDS = 30.0
-#: How long a shim may live on after its sandbox's end.
+#: Time for a shim to end after its sandbox.
 _SHIM_SECONDS = 2.0
 _KILL_SECONDS = 5.0
 _WARM_SECONDS = 0.2
 _INIT_SECONDS = 2.0
-#: A sandbox that was started so lately may not have heard that it is to end: it is asked again after so many seconds.
+#: A sandbox younger than this may have missed TERM, which is sent again after so many seconds.
 _YOUNG_SECONDS, _AGAIN_SECONDS = 5.0, 1.0
 _SHIM_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "_OCI_SYNCPIPE": "3"}
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What to run. ``owner`` and ``disk`` are a builder's and empty for a build; ``user`` is the id inside.
+    """Parameters of a sandbox. ``owner`` and ``disk`` are a builder's and empty for a build; ``user`` is the id inside.
 
     ``tmpfs`` maps paths inside to sizes in bytes, ``secret_files`` paths below ``/run/credentials`` to their text.
     ``capabilities`` and ``host_network`` are for trusted tools.
@@ -91,7 +90,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """``run_dir`` holds run-time files, searchable by all; ``store`` is mounted.
+    """Paths and seccomp profiles of a service. ``run_dir`` is searchable by all; ``store`` is a mount point.
 
     ``seccomp`` goes into the bundles of apps, ``build_seccomp`` into those of builds and tools.
     """
@@ -106,6 +105,8 @@ class Places:
 
 
 class Runs:
+    """Sandboxes of one service, by their records."""
+
     def __init__(
         self,
         places: Places,
@@ -129,17 +130,17 @@ class Runs:
         self._slots = slots
         self._runtimes = runtimes
         self._known: dict[str, Record] = {}
-        #: Builds and tools of an earlier service, for as long as they cannot be ended.
+        #: Builds and tools of an earlier service that could not be killed yet.
         self._left_over: dict[str, Record] = {}
-        #: Held while one is told to stand still or to go on, and while others count on that it stands still.
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        #: One lock a sandbox, held while it is frozen or thawed, and while work needs it frozen.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._warming: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def open(self, *, connecting: bool = True) -> None:
-        """Adopt what runs, and remove what no service can use any more. Needs a running event loop.
+        """Adopt running sandboxes, and remove leftovers. Needs a running event loop.
 
-        ``connecting``: what lost its link gets another one, for which there must be a network.
+        ``connecting``: sandboxes that lost their link get a new one, which needs the service's network.
         """
         self.records.open()
         self.records.sweep()
@@ -158,7 +159,7 @@ class Runs:
         self._netlink.start()
 
     def _processes(self) -> list[tuple[str, Process]]:
-        """The ids of all sandboxes that have a first process, with that process."""
+        """Return the ids of all sandboxes that have a first process, with that process."""
         boot = boot_id()
         return [(one.id, one.process) for one in self._known.values() if one.process and one.boot == boot]
 
@@ -167,17 +168,17 @@ class Runs:
         self.cgroups.kill(name)
 
     async def sweep(self) -> None:
-        """End the builds and tools of the service before. What cannot be killed now is kept for the next sweep."""
+        """Remove builds and tools of an earlier service. Those that cannot be killed are left to the next sweep."""
         for record in list(self._left_over.values()):
             try:
                 await self.remove(record)
             except TimeoutError as error:
-                log.warning("what is left of build %s keeps its slot: %s", record.id, error)
+                log.warning("leftover build not removed, retrying later sandbox=%s error=%s", record.id, error)
             else:
                 self._left_over.pop(record.id, None)
 
     def _note_last_beat(self, record: Record) -> None:
-        """Of one that ended unseen, while no service or no machine ran: before the heartbeat goes on."""
+        """Record the last heartbeat as the last sign of a sandbox that ended while no service or machine ran."""
         last = self.heartbeat.last()
         if record.started_at is None or self.is_running(record):
             return
@@ -198,33 +199,33 @@ class Runs:
             await self._connect_again(record)
         record = self._newest(record)
         if not self.is_frozen(record):
-            # A service that died while it copied the disk left it standing still, or on the way to being frozen.
-            self._go_on(record)
+            # A service that died during a disk copy or a freeze left it frozen.
+            self._resume(record)
 
     async def _connect_again(self, record: Record) -> None:
-        """Whoever tidied up the host's network took the link away, or the bridge at its other end."""
+        """Connect a sandbox again whose link or bridge another program deleted; end it under gVisor."""
         if record.is_build or self.network.is_connected(record.slot):
             return
-        log.warning("sandbox %s lost its link to the network and gets another", record.id)
+        log.warning("sandbox lost its network link, reconnecting sandbox=%s", record.id)
         if self.runtime(record).is_gvisor:
-            # Its own network stack took over the link that it began with.
+            # gVisor's network stack is bound to the link that it began with.
             try:
                 await self.stop(record, 0)
             except TimeoutError as error:
-                log.warning("sandbox %s cannot be ended: %s", record.id, error)
+                log.warning("sandbox not ended sandbox=%s error=%s", record.id, error)
             return
         egress = self.network.addresses.of(record.slot, egress=True) == record.ip
         assert record.process, "it lives"
         await self.launcher.attach(record.process.pid, self.network.link(record.slot, egress))
 
     async def _runs(self, record: Record) -> bool:
-        """Whether the runtime was told to start it before the last service ended."""
+        """Return True when the runtime started it before the last service ended."""
         runtime = self.runtime(record)
         _, state = await self._ask(runtime, command.state(runtime, record.id), stream=1)
         return '"running"' in state
 
     def close(self) -> None:
-        """What runs goes on, and is watched no more. Idempotent, also where opening it failed half-way."""
+        """Stop watching; sandboxes go on. Idempotent, also after an incomplete ``open``."""
         self.heartbeat.stop()
         self._netlink.close()
         self._stop_warming()
@@ -240,13 +241,13 @@ class Runs:
         return list(self._known.values())
 
     def runtime(self, record: Record) -> Runtime:
-        """Raises ``EngineUnavailable`` when the program was removed from the host meanwhile."""
+        """Return its runtime. Raises ``EngineUnavailable`` when the program was removed from the host."""
         if runtime := self._runtimes.get(record.runtime):
             return runtime
         raise EngineUnavailable(f"{record.runtime}, under which this sandbox runs, is not installed any more.")
 
     async def written_down(self, record: Record) -> Record:
-        """What is known of it, once its shim has written down the end of a first process that is dead: a moment."""
+        """Return the newest record; of a dead first process only after the shim has written its exit file."""
         if self.is_running(record) and record.process and not record.process.alive:
             await self.exits.wait(record.id, _SHIM_SECONDS)
         return self._newest(record)
@@ -256,11 +257,11 @@ class Runs:
             return False
         if self.records.exit(record.id):
             return False
-        # The first process is dead but its shim has not written that down yet: it is about to.
+        # The first process is dead, and its shim is about to write the exit file.
         return record.process.alive or (record.shim is not None and record.shim.alive)
 
     async def start(self, run: Run) -> Record:
-        """Make it and let it run. Raises ``EngineUnavailable`` and leaves nothing when that fails."""
+        """Create and start a sandbox. Raises ``EngineUnavailable`` on failure and leaves nothing."""
         record = self._begin(run)
         try:
             with self.cgroups.moves.expected():
@@ -274,7 +275,7 @@ class Runs:
         return record
 
     def _begin(self, run: Run) -> Record:
-        """A slot, and the record that has it from now on."""
+        """Take a slot and write the first record."""
         slot = self._slots.take(run.id)
         try:
             ip = self.network.addresses.of(slot, run.egress)
@@ -289,7 +290,7 @@ class Runs:
             self._warming.cancel()
 
     async def _warm(self, owners: Sequence[int]) -> None:
-        """Have ready what the next start will need, once the app has had the CPU. If it fails, that start says why."""
+        """Prepare the next start, after the app has had the CPU. A failure shows at that start."""
         await asyncio.sleep(_WARM_SECONDS)
         slot = self._slots.next()
         if slot is not None:
@@ -297,7 +298,7 @@ class Runs:
                 await self.launcher.keep_maps(self._slots.uid(slot), owners)
 
     async def _create(self, run: Run, record: Record) -> Record:
-        """Everything up to a first process that waits for the word to execute the program."""
+        """Create the sandbox, up to a first process that waits to execute the program."""
         uid = self._slots.uid(record.slot)
         bundle = self._make_bundle(run, record, uid)
         pid = await self._launch_shim(run, record, bundle)
@@ -348,44 +349,48 @@ class Runs:
         )
 
     async def _launch_shim(self, run: Run, record: Record, bundle: Path) -> int:
-        """The number of the sandbox's first process, as the shim tells it."""
+        """Run the shim; return the pid of the sandbox's first process."""
         kept = self.records.folder(run.id)
         argv = command.shim(run.runtime, run.id, bundle, kept, self.records.exits, run.log, run.log_limit)
-        # While a first mover waits, so does whoever makes a group: not the loop.
+        # Creating a group waits while another process moves: not in the event loop.
         tasks = await to_its_end(self.cgroups.open_shim, run.id)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             ended = await self.launcher.run(
                 argv,
                 env=_SHIM_ENV,
-                cwd=str(bundle),  # where the shim leaves a second "oom" file
+                cwd=str(bundle),  # the shim writes a second "oom" file here
                 descriptors={3: write},
-                mounts=[*make_mounts(_root(run, bundle), bundle, self.places.store), *around(run.runtime)],
+                mounts=[*make_mounts(_root(run, bundle), bundle, self.places.store), *runtime_mounts(run.runtime)],
                 cgroups=[tasks],
                 uid=self._slots.uid(record.slot),
             )
             return first_process(ended, await read_line(read, _CREATE_SECONDS))
         except TimeoutError as error:
-            raise EngineUnavailable(f"{run.runtime.name} did not make the sandbox in time.") from error
+            raise EngineUnavailable(
+                f"{run.runtime.name} did not create the sandbox within {_CREATE_SECONDS:.0f} s."
+            ) from error
         finally:
             os.close(read)
 
     async def _start(self, run: Run, record: Record) -> Record:
         started_at = self.records.now()
         if run.runtime.name != "crun" or not await exec_fifo.release(run.runtime.root / run.id):
-            status, words = await self._ask(run.runtime, command.start(run.runtime, run.id))
+            status, output = await self._ask(run.runtime, command.start(run.runtime, run.id))
             if status:
-                raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {words.strip() or status}")
+                raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {output.strip() or status}")
         record = self._save(replace(record, started_at=started_at))
         assert record.process
         self.exits.watch(run.id, record.process, record.shim)
         return record
 
     async def _ask(self, runtime: Runtime, argv: Sequence[str], stream: int = 2) -> tuple[int, str]:
-        """Run a runtime's command; its exit status and what it wrote to one of its streams (at most a pipe's worth)."""
+        """Run a runtime's command; return its exit status and one of its streams, at most 64 KiB."""
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            ended = await self.launcher.run(argv, env=_SHIM_ENV, descriptors={stream: write}, mounts=around(runtime))
+            ended = await self.launcher.run(
+                argv, env=_SHIM_ENV, descriptors={stream: write}, mounts=runtime_mounts(runtime)
+            )
             with contextlib.suppress(BlockingIOError):
                 return ended.status, os.read(read, 65536).decode(errors="replace")
             return ended.status, ended.error
@@ -395,38 +400,37 @@ class Runs:
     def is_frozen(self, record: Record) -> bool:
         return _counts_as_frozen(record) and self.cgroups.is_frozen(record.id)
 
-    async def while_still(self, record: Record, work: Callable[[], None]) -> None:
-        """Do the work in a thread while nothing in the sandbox goes on, a matter of milliseconds.
+    async def while_frozen(self, record: Record, work: Callable[[], None]) -> None:
+        """Run the work in a thread while the sandbox is frozen, a matter of milliseconds.
 
-        Whoever wants it frozen or thawed waits for that. Not written down: a service that starts has everything go on
-        that was not frozen to stay so. Raises ``EngineUnavailable`` when one of its processes does not stand still;
-        then it goes on.
+        ``freeze`` and ``thaw`` wait for it. Not recorded: a starting service thaws every sandbox that ``freeze`` did
+        not freeze. Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it goes on.
         """
-        async with self._turn(record):
-            await to_its_end(self._do_while_still, self._newest(record), work)
+        async with self._lock(record):
+            await to_its_end(self._work_while_frozen, self._newest(record), work)
 
-    def _do_while_still(self, record: Record, work: Callable[[], None]) -> None:
+    def _work_while_frozen(self, record: Record, work: Callable[[], None]) -> None:
         if self.is_frozen(record) or not self.is_running(record):
             work()
             return
         try:
-            self._stand_still(record)
+            self._freeze_for_work(record)
             work()
         finally:
             self.cgroups.thaw(record.id)
 
-    def _stand_still(self, record: Record) -> None:
+    def _freeze_for_work(self, record: Record) -> None:
         try:
             self.cgroups.freeze(record.id)
         except (TimeoutError, FileNotFoundError) as error:
-            raise EngineUnavailable(f"The sandbox could not be made to stand still: {error}.") from error
+            raise EngineUnavailable(f"The sandbox could not be frozen for the copy: {error}.") from error
 
     async def freeze(self, record: Record) -> None:
-        """Have it stand still; its memory is moved out in the background. Idempotent.
+        """Freeze the sandbox; its memory is moved out in the background. Idempotent.
 
-        Raises ``EngineUnavailable`` when one of its processes does not stand still; then it goes on.
+        Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it goes on.
         """
-        async with self._turn(record):
+        async with self._lock(record):
             record = self._newest(record)
             if self.is_frozen(record) or not self.is_running(record):
                 return
@@ -435,48 +439,48 @@ class Runs:
                 await to_its_end(self.cgroups.freeze, record.id)
             except (TimeoutError, FileNotFoundError) as error:
                 if self.is_running(record):
-                    self._go_on(record)
+                    self._resume(record)
                 raise EngineUnavailable(f"The sandbox could not be frozen: {error}.") from error
             self.reclaiming.begin(record.id)
 
     async def thaw(self, record: Record) -> Record:
-        """Have it go on. Idempotent."""
-        async with self._turn(record):
+        """Thaw the sandbox. Idempotent."""
+        async with self._lock(record):
             record = self._newest(record)
             if not self.is_frozen(record):
                 return record
             self.reclaiming.end(record.id)
-            return self._go_on(record)
+            return self._resume(record)
 
-    def _go_on(self, record: Record) -> Record:
-        """Also where it only counts as frozen."""
+    def _resume(self, record: Record) -> Record:
+        """Thaw it, also when only its record says that it is frozen."""
         if _counts_as_frozen(record):
             record = self._save(replace(record, thawed_at=self.records.now()))
         self.cgroups.thaw(record.id)
         return record
 
-    def _turn(self, record: Record) -> asyncio.Lock:
-        return self._turns.setdefault(record.id, asyncio.Lock())
+    def _lock(self, record: Record) -> asyncio.Lock:
+        return self._locks.setdefault(record.id, asyncio.Lock())
 
     def _newest(self, record: Record) -> Record:
-        """What is written down of it by now, such as after a wait."""
+        """Return the present record, such as after a wait."""
         return self._known.get(record.id, record)
 
     async def stop(self, record: Record, grace_seconds: float) -> Record:
-        """TERM, then KILL. Returns when its end is written down and its mounts are gone."""
+        """Send TERM, then KILL. Returns when its exit is recorded and its mounts are gone."""
         record = await self.thaw(record)
         record = self._save(replace(record, stopping_at=record.stopping_at or self.records.now()))
-        if not await self._ends_when_asked(record, grace_seconds):
+        if not await self._ends_by_term(record, grace_seconds):
             await asyncio.to_thread(self.cgroups.kill, record.id)
             await self.exits.wait(record.id, _KILL_SECONDS)
-        await self._settle(record)
+        await self._wait_for_shim(record)
         return record
 
-    async def _ends_when_asked(self, record: Record, grace_seconds: float) -> bool:
-        """TERM, and once more for one that was only just started: its init may not have passed on the first.
+    async def _ends_by_term(self, record: Record, grace_seconds: float) -> bool:
+        """Send TERM, and again to a young sandbox: its init may not have forwarded the first.
 
-        tini signals the group of its child, which is there only once the child has made it; what runs in gVisor cannot
-        be looked at.
+        tini signals its child's process group, which exists only once the child has made it; inside gVisor that cannot
+        be seen.
         """
         await self._terminate(record)
         age = self.records.now() - record.started_at if record.started_at else _YOUNG_SECONDS
@@ -492,7 +496,7 @@ class Runs:
         if runtime.is_gvisor:
             await self._ask(runtime, command.kill(runtime, record.id, "TERM"))
         elif record.process:
-            await record.process.wait_until_hearing(_INIT_SECONDS)
+            await record.process.wait_until_signals_work(_INIT_SECONDS)
             record.process.kill(signal.SIGTERM)
 
     def _has_ended(self, name: str) -> bool:
@@ -502,15 +506,15 @@ class Runs:
         return not self.is_running(record)
 
     async def _end_unmonitored(self, name: str) -> bool:
-        """End a sandbox as a whole whose shim is gone; False where the shim is there, or wrote down how it ended.
+        """End a whole sandbox whose shim died; return False when the shim lives or wrote the exit file.
 
-        Nobody reads what such a sandbox prints: writing fails or blocks, and its end would never be written down.
+        Such a sandbox's output is read by no process: writes fail or block, and its exit would never be recorded.
         """
         record = self._known.get(name)
         if record is None or self.records.exit(name) or (is_alive(record.shim) and is_alive(record.process)):
             return False
         log.warning("sandbox monitor (conmon) died, ending the sandbox sandbox=%s builder=%s", name, record.owner)
-        async with self._turn(record):
+        async with self._lock(record):
             self.reclaiming.end(name)
             if is_alive(record.process):
                 record = self._save(replace(self._newest(record), seen_at=self.records.now()))
@@ -518,7 +522,7 @@ class Runs:
         return True
 
     async def _kill_all(self, record: Record) -> None:
-        """Kill its processes and its shim, however long one of them waits for a device."""
+        """Kill its processes and its shim, retrying while one waits for a device."""
         while True:
             if record.shim:
                 record.shim.kill()
@@ -530,24 +534,24 @@ class Runs:
             else:
                 return
 
-    async def _settle(self, record: Record) -> None:
-        """Wait until the shim of an ended sandbox has ended too: until then the disk is in use."""
+    async def _wait_for_shim(self, record: Record) -> None:
+        """Wait until the shim of an ended sandbox has ended: until then the disk is in use."""
         if record.shim and not await record.shim.wait(_SHIM_SECONDS):
             record.shim.kill()
             await record.shim.wait(_SHIM_SECONDS)
 
     async def clean(self, record: Record) -> None:
-        """Kill what runs of it and take away all but its record, how it ended, and its slot. Idempotent.
+        """Kill its processes and remove all but its record, its exit file and its slot. Idempotent.
 
-        A shim that knows of no end yet gets the time to write it down. One that was broken off while it had the
-        sandbox made is in no record and may make more of it, so its group goes first, and then what it had made.
+        A shim gets time to write the exit file. A shim interrupted while creating the sandbox is in no record and may
+        go on creating it, so its group is removed first, and then what it had made.
         """
         if self.cgroups.oom_kills(record.id):
             self.records.note_oom(record.id)
         await asyncio.to_thread(self.cgroups.kill, record.id)
         if record.process and record.boot == boot_id():
             record.process.kill()
-        await self._settle(record)
+        await self._wait_for_shim(record)
         await asyncio.to_thread(self.cgroups.remove, f"{record.id}.shim")
         if runtime := self._runtimes.get(record.runtime):
             await self._forget(runtime, record.id)
@@ -555,7 +559,7 @@ class Runs:
         shutil.rmtree(self.places.bundle(record.id), ignore_errors=True)
 
     async def _forget(self, runtime: Runtime, name: str) -> None:
-        """Have the runtime keep nothing of it: crun and runc a folder, gVisor files with its name in theirs."""
+        """Remove the runtime's state of it: a folder of crun and runc, files named after it of gVisor."""
         if (runtime.root / name).exists():
             await self._ask(runtime, command.delete(runtime, name))
             shutil.rmtree(runtime.root / name, ignore_errors=True)
@@ -564,7 +568,7 @@ class Runs:
                 file.unlink()
 
     async def remove(self, record: Record) -> None:
-        """Take away everything but its log. Idempotent."""
+        """Remove everything but its log. Idempotent."""
         await self.clean(record)
         self.records.remove(record.id)
         self._known.pop(record.id, None)
@@ -573,12 +577,12 @@ class Runs:
         task.add_done_callback(self._leaving.discard)
 
     async def _vacate(self, record: Record) -> None:
-        """Its address is another's once its flows are forgotten: milliseconds that nobody waits for."""
+        """Free its slot once the tracked flows of its address are deleted, which takes milliseconds."""
         try:
             if record.boot == boot_id():
                 await asyncio.to_thread(self.network.forget, record.ip)
         except OSError:
-            log.warning("what %s left open counts for the next sandbox with its address", record.id, exc_info=True)
+            log.warning("flows of ended sandbox not deleted sandbox=%s ip=%s", record.id, record.ip, exc_info=True)
         self._slots.give_back(record.slot, record.id)
 
     def _save(self, record: Record) -> Record:
@@ -588,7 +592,7 @@ class Runs:
 
 
 def _root(run: Run, bundle: Path) -> Root:
-    """With the secret files, where there are any."""
+    """Return the root with the secret files, if there are any."""
     if not run.secret_files:
         return run.root
     return replace(run.root, binds=(*run.root.binds, secret_files.bind(bundle)))
@@ -599,22 +603,22 @@ def is_alive(process: Process | None) -> bool:
 
 
 def _counts_as_frozen(record: Record) -> bool:
-    """Whether it was last told to stand still until it is told otherwise."""
+    """Return True when its record says that it was frozen and not thawed since."""
     return record.frozen_at is not None and (record.thawed_at or 0) < record.frozen_at
 
 
-def around(runtime: Runtime) -> list[dict[str, Any]]:
-    """Mounts that every command of this runtime needs."""
+def runtime_mounts(runtime: Runtime) -> list[dict[str, Any]]:
+    """Return the mounts that every command of this runtime needs."""
     return [HIDE_NETWORK_PARAMETERS] if runtime.is_gvisor else []
 
 
-def first_process(ended: Ended, word: bytes) -> int:
-    """From what the launcher and the shim say of a sandbox that was to be made. Raises ``EngineUnavailable``."""
+def first_process(ended: Ended, report: bytes) -> int:
+    """Return the first process's pid from the shim's report. Raises ``EngineUnavailable`` when creation failed."""
     if ended.error:
-        raise EngineUnavailable(f"The sandbox could not be made: {ended.error}.")
-    if not word:
-        raise EngineUnavailable(f"The sandbox's shim ended without a word (exit status {ended.status}).")
-    answer = json.loads(word)
+        raise EngineUnavailable(f"The sandbox could not be created: {ended.error}.")
+    if not report:
+        raise EngineUnavailable(f"The sandbox's shim ended without a report (exit status {ended.status}).")
+    answer = json.loads(report)
     if answer["data"] <= 0:
-        raise EngineUnavailable(f"The sandbox could not be made: {str(answer.get('message', '')).strip()}")
+        raise EngineUnavailable(f"The sandbox could not be created: {str(answer.get('message', '')).strip()}")
     return int(answer["data"])

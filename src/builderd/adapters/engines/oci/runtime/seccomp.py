@@ -1,4 +1,4 @@
-"""The system calls that a sandbox may make: the containers' common profile, without what no app needs. Pure.
+"""Seccomp profile of sandboxes: the containers' common profile without what no app needs. Pure.
 
 The common profile (``/usr/share/containers/seccomp.json``) is made for containers that may hold privileges: it lets
 anybody make a user namespace and mount inside it. Sandboxes hold none, so all of that is taken out here.
@@ -78,7 +78,7 @@ def make_seccomp(profile: Mapping[str, Any], machine: str, *, clones: bool = Fal
 
 
 def _kept(rules: Iterable[Mapping[str, Any]], architecture: str) -> list[Rule]:
-    """The profile's rules that hold for this architecture and no capability, without what is refused or judged."""
+    """Return the profile's rules for this architecture without capabilities, minus calls refused or filtered here."""
     kept = []
     for rule in rules:
         names = [name for name in rule["names"] if name not in REFUSED | _JUDGED]
@@ -109,7 +109,7 @@ def _added() -> list[Rule]:
 
 
 def _sockets() -> list[Rule]:
-    """Rules that allow; the default refuses the rest, also numbers whose upper 32 bits the kernel would ignore."""
+    """Return rules that allow; the default refuses all else, also numbers with upper 32 bits set."""
     rules = [_rule([call], args=[_equal(0, _AF_UNIX)]) for call in ("socket", "socketpair")]
     rules.append(_rule(["socket"], args=[_equal(0, _AF_NETLINK), _equal(2, _NETLINK_ROUTE)]))
     for family in (_AF_INET, _AF_INET6):
@@ -127,14 +127,14 @@ def _type(kind: int) -> dict[str, Any]:
 
 
 def _ioctls() -> list[Rule]:
-    """All ioctls but those of btrfs: a type byte is another one when any of its bits differs."""
+    """Return rules for all ioctls but those of btrfs: one rule for each bit in which a type byte can differ."""
     bits = [1 << (8 + bit) for bit in range(8)]
     others = [{"index": 1, "value": bit, "valueTwo": bit & ~(_BTRFS << 8), "op": "SCMP_CMP_MASKED_EQ"} for bit in bits]
     return [_rule(["ioctl"], args=[other]) for other in others]
 
 
 def _copies(*, clones: bool) -> list[Rule]:
-    """``copy_file_range`` shares blocks too."""
+    """Return the error rules for calls that share blocks, such as ``copy_file_range``."""
     if clones:
         allowed = [_rule(["ioctl"], args=[_equal(1, request)]) for request in _CLONE_IOCTLS]
         return [*allowed, _rule(["copy_file_range"])]

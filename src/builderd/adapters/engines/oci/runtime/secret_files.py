@@ -1,4 +1,4 @@
-"""Secrets that an app reads as files: below ``/run/credentials``, in memory on the host, readable for the app alone."""
+"""Secret files of an app below ``/run/credentials``: in memory on the host, readable by the app alone."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def write(bundle: Path, files: Mapping[str, str], owner: int) -> None:
 
 
 def make_target(upper: Path, uid: int) -> None:
-    """The folder on which they are mounted, in the upper layer of the sandbox's root."""
+    """Create their mount point in the upper layer of the sandbox's root."""
     for folder in (upper / "run", upper / TARGET.lstrip("/")):
         folder.mkdir(mode=0o755)
         os.chown(folder, uid, uid)
 
 
 def bind(bundle: Path) -> Bind:
-    """Read-only, and with the owner that they have already."""
+    """Return their bind mount: read-only, with the owner that they have already."""
     return Bind(bundle / _FOLDER, TARGET, read_only=True, owner=None)
 
 

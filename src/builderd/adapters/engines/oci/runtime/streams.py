@@ -21,12 +21,12 @@ from builderd.domain.processes import Window
 
 PIPE_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 18
-#: How much is read still once the process has ended: more than its streams can hold.
+#: Bytes read after the process has ended: more than its streams can hold.
 _LAST_BYTES = 2 * PIPE_BYTES
 
 
 class Outlet:
-    """What a process writes, read from a descriptor. ``ended`` says when nothing more of its own is to come."""
+    """Output of a process, read from a descriptor. ``ended`` is set once the process itself writes no more."""
 
     def __init__(self, descriptor: int, ended: asyncio.Future[Any]) -> None:
         os.set_blocking(descriptor, False)
@@ -36,7 +36,7 @@ class Outlet:
         self._closed = False
 
     async def read(self) -> bytes:
-        """The next piece; empty at the end. Others have their turn first, so that a flood holds nobody up."""
+        """Return the next piece; empty at the end. Yields to other tasks first, so that a flood blocks none of them."""
         await asyncio.sleep(0)
         while not self._closed:
             ended = self._ended.done()
@@ -50,7 +50,7 @@ class Outlet:
         return b""
 
     def _take(self) -> bytes | None:
-        """None when nothing is there now."""
+        """Read without waiting; None when there is nothing now."""
         try:
             return os.read(self._descriptor, _PIECE_BYTES)
         except BlockingIOError:
@@ -58,7 +58,7 @@ class Outlet:
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            return b""  # the terminal's other side is gone
+            return b""  # the terminal's other side was closed
 
     async def _wait(self) -> None:
         await _until(lambda loop, call: loop.add_reader(self._descriptor, call), self._stop_waiting, self._ended)
@@ -75,7 +75,7 @@ class Outlet:
 
 
 class Inlet:
-    """What a process reads, written to a descriptor."""
+    """Input of a process, written to a descriptor."""
 
     def __init__(self, descriptor: int, ended: asyncio.Future[Any]) -> None:
         os.set_blocking(descriptor, False)
@@ -84,7 +84,7 @@ class Inlet:
         self._closed = False
 
     async def write(self, data: bytes) -> None:
-        """All of it; what nobody can read any more is passed over."""
+        """Write all of it; discard it when the reader is gone."""
         rest = memoryview(data)
         while rest and not self._closed and not self._ended.done():
             try:
@@ -132,7 +132,7 @@ async def _until(
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Our ends of a process's streams, and by its own numbers those that are to be given to it."""
+    """Our ends of a process's streams, and the other ends by the process's descriptor numbers."""
 
     write: int
     read: int
@@ -141,7 +141,7 @@ class Ends:
 
 
 def open_pipes(*, joined: bool) -> Ends:
-    """Pipes for input, output and, unless joined, errors."""
+    """Open pipes for input, output and, unless joined, errors."""
     stdin, write = os.pipe2(os.O_CLOEXEC)
     read, stdout = _wide_pipe()
     if joined:
@@ -151,7 +151,7 @@ def open_pipes(*, joined: bool) -> Ends:
 
 
 def open_complaints() -> tuple[int, dict[int, int]]:
-    """A pipe for what a runtime itself has to say, where its process has a terminal."""
+    """Open a pipe for the runtime's own messages when its process has a terminal."""
     read, write = os.pipe2(os.O_CLOEXEC)
     return read, {2: write}
 
@@ -163,19 +163,19 @@ def _wide_pipe() -> tuple[int, int]:
 
 
 def open_terminal(window: Window) -> Ends:
-    """A terminal of this size; its two ends are ours, one for each direction."""
+    """Open a terminal of this size; return our two descriptors, one for each direction."""
     ours, theirs = os.openpty()
     resize(ours, window)
     return Ends(duplicate(ours), ours, None, {0: theirs, 1: theirs, 2: theirs})
 
 
 def duplicate(descriptor: int) -> int:
-    """Another number for the same; closed by itself, and watched by itself."""
+    """Duplicate a descriptor, to be closed and watched independently."""
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 class Console:
-    """Where a runtime hands over the terminal that it made for a process: runtime-spec, "console socket"."""
+    """Socket over which a runtime passes the terminal of a process: runtime-spec, "console socket"."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -184,7 +184,7 @@ class Console:
         self._listener.listen(1)
 
     async def receive(self, window: Window, ended: asyncio.Future[Any]) -> int | None:
-        """The terminal, in this size; None when the runtime ended without handing one over."""
+        """Return the terminal, resized; None when the runtime ended without passing one."""
         connection = await self._accept(ended)
         if connection is None:
             return None
@@ -199,7 +199,7 @@ class Console:
         return descriptors[0] if descriptors else None
 
     async def _accept(self, ended: asyncio.Future[Any]) -> socket.socket | None:
-        """The listener is out of the loop's hands when this returns, and may be closed."""
+        """Accept a connection; the listener may be closed once this returns."""
         accepting = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(self._listener))
         try:
             await asyncio.wait({accepting, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -214,5 +214,5 @@ class Console:
 
 
 def resize(terminal: int, window: Window) -> None:
-    """ioctl_tty(2): the kernel tells the foreground process by SIGWINCH."""
+    """Resize a terminal (ioctl_tty(2)); the kernel sends SIGWINCH to the foreground process."""
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", window.rows, window.columns, 0, 0))

@@ -26,7 +26,7 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.domain.resources import GB
 from builderd.ports.engine import TOOL_FOLDERS, Tool, ToolExit
 
-#: Programs of the host that tools may be. They need no more of the base than its C library.
+#: Programs of the host that may run as tools; they need no more of the base than its C library.
 PROGRAMS = ("restic",)
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _FOLDER = "/usr/local/bin"
@@ -36,24 +36,26 @@ _READ_ALL = ("CAP_DAC_READ_SEARCH",)
 
 
 class Tools:
-    """``places`` is the topmost layer of a tool's root: the mount points, since the root is read-only."""
+    """Runner of tools. ``mount_points`` is the topmost layer of a tool's root, which is read-only."""
 
-    def __init__(self, runner: Runner, runtime: Runtime, lowers: tuple[Path, ...], places: Path, disks: Disks) -> None:
+    def __init__(
+        self, runner: Runner, runtime: Runtime, lowers: tuple[Path, ...], mount_points: Path, disks: Disks
+    ) -> None:
         self._runner = runner
         self._runtime = runtime
-        self._lowers = (places, *lowers)
-        self._places = places
+        self._lowers = (mount_points, *lowers)
+        self._mount_points = mount_points
         self._disks = disks
 
     def open(self) -> None:
         """Make the mount points. Idempotent."""
         for folder in ("disk", *TOOL_FOLDERS, _FOLDER.lstrip("/")):
-            (self._places / folder).mkdir(mode=0o755, parents=True, exist_ok=True)
+            (self._mount_points / folder).mkdir(mode=0o755, parents=True, exist_ok=True)
         for program in PROGRAMS:
-            (self._places / _FOLDER.lstrip("/") / program).touch(mode=0o644)
+            (self._mount_points / _FOLDER.lstrip("/") / program).touch(mode=0o644)
 
     async def run(self, tool: Tool, output: Output) -> ToolExit:
-        """Raises ``EngineUnavailable`` when a program is not installed, ``NotFound`` without the disk."""
+        """Run the tool. Raises ``EngineUnavailable`` when a program is not installed, ``NotFound`` without the disk."""
         for folder in tool.folders.values():
             make_folder(folder)
         run = self._make_run(secrets.token_hex(8), tool)
@@ -101,7 +103,7 @@ def _programs(tool: Tool) -> Iterator[Bind]:
 
 
 def make_folder(folder: Path) -> None:
-    """Have it there, for tools alone. What lies above it keeps everybody else out."""
+    """Create a folder that tools own; its parent keeps other users out."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.lstat().st_uid != APP_OWNER:
         os.chown(folder, APP_OWNER, APP_OWNER)

@@ -1,4 +1,4 @@
-"""What the store's file system lies on: the data directory's own btrfs, a block device, or a sparse file."""
+"""Backing of the store's file system: the data directory's own btrfs, a block device, or a sparse file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from builderd.domain.resources import GB
 
 Progress = Callable[[str], None]
 
-#: Below this, no store is made.
+#: Smallest store that is made, in bytes.
 SMALLEST = 1 * GB
-#: A full store gets so much more to convert its metadata with: a chunk of metadata, which is 256 MB or 1 GB.
+#: Bytes added to a full store so that it can convert its metadata: one metadata chunk has 256 MB or 1 GB.
 CONVERT_BYTES = GB + (64 << 20)
-#: User data is never a program with rights, nor a device, to the host.
+#: The host never honours set-user-id programs or devices among user data.
 MOUNT_OPTIONS = "noatime,nosuid,nodev"
 LABEL = "builderd"
 #: Quotas count a byte of metadata once, so the disk must hold it once: with two copies (mkfs' default on one device) an
@@ -41,29 +41,29 @@ class Backing(Protocol):
 
     @property
     def place(self) -> Path:
-        """The folder, the device or the file."""
+        """Return the folder, the device or the file."""
 
     def file_system(self) -> str | None:
-        """The UUID of the file system that is there, None where there is none yet."""
+        """Return the UUID of the existing file system, None before it is made."""
 
     def prepare(self, progress: Progress) -> None:
-        """Make the file system where there is none. Idempotent."""
+        """Make the file system if there is none. Idempotent."""
 
     def mount(self, target: Path) -> None:
         """Mount it on an existing folder."""
 
     def is_at(self, target: Path) -> bool:
-        """Whether what is mounted there is this one, and not what an earlier service left."""
+        """Return True when this backing is mounted there, not one that an earlier service left."""
 
     def grow(self, target: Path, progress: Progress) -> None:
-        """Have the mounted file system take what it may by now. Idempotent."""
+        """Grow the mounted file system to its present limit. Idempotent."""
 
     def grow_to_convert(self, target: Path, progress: Progress) -> bool:
-        """Enlarge the mounted file system a little, where there was no room to convert its metadata; whether it was."""
+        """Enlarge the mounted file system so that its metadata can be converted; return whether it grew."""
 
 
 def choose_backing(data_dir: Path, device: Path | None, size_bytes: int | None, floor_bytes: int) -> Backing:
-    """What is there goes on being used, also where the data directory was moved to a btrfs file system."""
+    """Return the backing; an existing one is kept, also when the data directory was moved to a btrfs file system."""
     if device:
         return DeviceBacking(device)
     folder, image = folder_of(data_dir), image_of(data_dir)
@@ -82,7 +82,7 @@ def image_of(data_dir: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class FolderBacking:
-    """A folder on a btrfs file system that was there before."""
+    """Folder on an existing btrfs file system."""
 
     folder: Path
 
@@ -110,7 +110,7 @@ class FolderBacking:
         return self.folder.exists() and self.folder.samefile(target)
 
     def grow(self, target: Path, progress: Progress) -> None:
-        """It is the operator's, and as large as that."""
+        """Do nothing: the file system is the operator's."""
 
     def grow_to_convert(self, target: Path, progress: Progress) -> bool:
         return False
@@ -118,7 +118,7 @@ class FolderBacking:
 
 @dataclass(frozen=True, slots=True)
 class DeviceBacking:
-    """A whole block device. One that holds anything else is never written to."""
+    """Whole block device. One that holds anything else is never written to."""
 
     device: Path
 
@@ -136,7 +136,7 @@ class DeviceBacking:
 
     def _refuse_others(self) -> None:
         if not self.device.is_block_device():
-            raise EngineUnavailable(f"store.device is {self.device}, which is no block device.")
+            raise EngineUnavailable(f"store.device is {self.device}, which is not a block device.")
 
     def prepare(self, progress: Progress) -> None:
         self._refuse_others()
@@ -168,7 +168,7 @@ class DeviceBacking:
 
 @dataclass(frozen=True, slots=True)
 class ImageBacking:
-    """A sparse file: it takes the host's space only as it fills, and gives back what is deleted.
+    """Sparse file: it takes the host's space only as it fills, and gives back what is deleted.
 
     ``size_bytes`` None takes what is free above the floor. A file that exists grows to a larger ``size_bytes``, and
     never gets smaller.
@@ -207,7 +207,7 @@ class ImageBacking:
         unfinished.rename(self.image)
 
     def _size(self) -> int:
-        """Never more than the host has: a store that promises space which is not there loses what is written to it."""
+        """Return the size, never more than the host has free: writes beyond that would be lost."""
         free = free_bytes(self.image.parent) - self.floor_bytes
         if free < SMALLEST:
             raise NoCapacity(
@@ -232,12 +232,12 @@ class ImageBacking:
         status = self.image.stat()
         possible = status.st_blocks * 512 + free_bytes(self.image.parent) - self.floor_bytes
         size = max(status.st_size, min(self.size_bytes or 0, possible) // 4096 * 4096)
-        # Compared with the file system, and not with the file: an earlier growing may have been broken off in between.
+        # Compared with the file system, not with the file: an earlier resize may have been interrupted in between.
         if _is_smaller(target, size):
             self._grow_to(target, size, progress)
 
     def grow_to_convert(self, target: Path, progress: Progress) -> bool:
-        """Once converted, what it has too much stays free, and is used by what comes."""
+        """Enlarge the file by ``CONVERT_BYTES``; after the conversion the space is free for data."""
         if free_bytes(self.image.parent) - self.floor_bytes < CONVERT_BYTES:
             return False
         self._grow_to(target, self.image.stat().st_size + CONVERT_BYTES, progress)
@@ -250,24 +250,24 @@ class ImageBacking:
 
 
 def free_bytes(folder: Path) -> int:
-    """What may still be written to the file system of this folder."""
+    """Return the bytes free for use on the file system of this folder."""
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize
 
 
 def total_bytes(folder: Path) -> int:
-    """The size of the file system of this folder."""
+    """Return the size in bytes of the file system of this folder."""
     status = os.statvfs(folder)
     return status.f_blocks * status.f_frsize
 
 
 def _is_smaller(target: Path, size: int) -> bool:
-    """Whether the file system that is mounted there is smaller than what it lies on, but for what rounding takes."""
+    """Return True when the mounted file system is smaller than ``size``, apart from rounding to 4096 bytes."""
     return total_bytes(target) < size // 4096 * 4096
 
 
 def _fill(target: Path, size: int, progress: Progress) -> None:
-    """Have the file system take all of its device, while it is in use."""
+    """Resize the mounted file system to its device."""
     progress(f"store: growing to {size / GB:.0f} GB")
     _run("btrfs", "filesystem", "resize", "max", str(target))
 
@@ -277,7 +277,7 @@ def _mount_device(device: Path, target: Path) -> None:
 
 
 def is_mounted(target: Path) -> bool:
-    """Whether anything is mounted on this very folder. (A device number tells nothing of one folder on another.)"""
+    """Return True when this folder is a mount point. (Device numbers do not show a bind of the same device.)"""
     return bool(_mount_sources(target))
 
 
@@ -287,7 +287,7 @@ def _mounted_device(target: Path) -> Path | None:
 
 
 def _mount_sources(target: Path) -> list[str]:
-    """What is mounted on this folder, the uppermost last."""
+    """Return the sources of mounts on this folder, the uppermost last."""
     return _answer("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", str(target)).splitlines()
 
 
@@ -300,7 +300,7 @@ def _probe(device: Path, tag: str) -> str:
 
 
 def _answer(*argv: str) -> str:
-    """What a program says, nothing when it has no answer."""
+    """Return a program's output, empty when it fails."""
     return subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout.strip()
 
 

@@ -1,4 +1,4 @@
-"""Balancing: keep device space out of half-empty chunks, and metadata in one copy, while the store is in use.
+"""Balancing of the store in use: keep device space out of half-empty chunks, and metadata in one copy.
 
 A chunk goes back to the device only once it is empty. An app that fills its disk with metadata and deletes all but a
 few files leaves chunks behind that no data may be written to, though others were promised that space. So whenever what
@@ -26,7 +26,7 @@ USAGES = (0, 30, 60, 90)
 SPARE_SHARE, SPARE = 0.1, 2 * GB
 #: Chunks of each kind that are emptied in one step.
 CHUNKS = 2
-#: A step that frees less than this was not worth it: the next one waits until chunks hold so much more free space.
+#: After a step that frees less than ``WORTH``, the next one waits until chunks hold ``MORE`` free space.
 WORTH, MORE = 16 << 20, 64 << 20
 #: A conversion that failed, as it does in a store that is full, is tried again after so many rounds.
 CONVERT_PAUSE = 30
@@ -35,9 +35,9 @@ _MOVED = re.compile(r"had to relocate (\d+)")
 
 
 class Balancing:
-    """``promised``: bytes that may be written soon. ``converts`` for a file system that is the service's own.
+    """Balancer of one store. ``promised``: bytes that may be written soon. ``converts``: the file system is our own.
 
-    ``enlarge`` is called where there was none to convert with; whether it made some.
+    ``enlarge`` is called when a conversion lacks space; it returns True when it added some.
     """
 
     def __init__(self, root: Path, promised: Callable[[], int], *, converts: bool, enlarge: Callable[[], bool]) -> None:
@@ -46,7 +46,7 @@ class Balancing:
         self._converts = converts
         self._enlarge = enlarge
         self._convert_pause = 0
-        #: Free bytes in chunks that moving files together cannot give back.
+        #: Free bytes in chunks that balancing could not give back.
         self._stuck = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="balancing", daemon=True)
@@ -69,7 +69,7 @@ class Balancing:
                 log.warning("balancing failed, retrying error=%s", error)
 
     def step(self) -> None:
-        """One look at the store, and what has to be done."""
+        """Check the store once, and convert or gather chunks where needed."""
         self._convert_pause = max(0, self._convert_pause - 1)
         info = read_space_info(self._root)
         if self._converts and needs_conversion(info):
@@ -112,7 +112,7 @@ def free_in_chunks(info: SpaceInfo) -> int:
 
 
 def crowded(info: SpaceInfo, promised: int) -> list[str]:
-    """Which kinds of chunks ("d" data, "m" metadata) hold free space that the other kind may need. Pure."""
+    """Return the kinds of chunks ("d" data, "m" metadata) that hold free space the other kind may need. Pure."""
     unallocated = info.unallocated / info.metadata_ratio
     spare = min(SPARE, int(info.size * SPARE_SHARE))
     needs = {
@@ -123,7 +123,7 @@ def crowded(info: SpaceInfo, promised: int) -> list[str]:
 
 
 def cancel_balance(root: Path) -> None:
-    """Stop what runs, also of an earlier service. Waits for the chunk that is being moved. Idempotent."""
+    """Cancel a running balance, also of an earlier service. Waits for the present chunk. Idempotent."""
     subprocess.run(["btrfs", "balance", "cancel", root], capture_output=True, check=False)
 
 

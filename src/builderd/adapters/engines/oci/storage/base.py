@@ -1,4 +1,4 @@
-"""The base root file system on this host: made once, shared by all data directories, never changed.
+"""Base root file system of this host: made once, shared by all data directories, never changed.
 
 ``<home>/bases/<hash of the recipe>/`` holds ``root/`` and ``base.json``. It is made beside and renamed into
 place, under a lock that the program which makes it inherits: whoever comes next waits for both.
@@ -28,7 +28,7 @@ from builderd.adapters.engines.oci.storage.base_recipe import (
 from builderd.adapters.engines.oci.storage.mounts import mounted_roots
 from builderd.domain.errors import EngineUnavailable
 
-#: What all services on this host share.
+#: Folder shared by all services of this host.
 HOST_HOME = Path("/var/lib/builderd-host")
 
 UNUSED_SECONDS = 30 * 86_400.0
@@ -40,14 +40,14 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """``id`` names the content, ``root`` is its folder: owned by root, and only ever mounted read-only."""
+    """Base root file system. ``id`` names the content, ``root`` is its folder, owned by root and mounted read-only."""
 
     id: str
     root: Path
 
 
 def ensure_base(progress: Progress, home: Path = HOST_HOME) -> Base:
-    """The host's base, made first where there is none (half a minute, mostly the mirror's).
+    """Return the host's base, made if there is none (half a minute, mostly downloads).
 
     Blocks, also while another process makes it. Raises ``EngineUnavailable`` with the tool's last words.
     """
@@ -56,7 +56,7 @@ def ensure_base(progress: Progress, home: Path = HOST_HOME) -> Base:
 
 
 def find_base(recipe: Recipe, home: Path = HOST_HOME) -> Base | None:
-    """The finished base of this recipe, if there is one."""
+    """Return the finished base of this recipe, or None."""
     folder = home / "bases" / recipe.hash
     try:
         record = json.loads((folder / "base.json").read_text())
@@ -67,7 +67,7 @@ def find_base(recipe: Recipe, home: Path = HOST_HOME) -> Base | None:
 
 
 def find_host_base() -> Base | None:
-    """The base of this host if it was made already; None too on a machine that could not make one."""
+    """Return the base of this host if it was made already; None too on a machine that cannot make one."""
     try:
         return find_base(Recipe(_output("dpkg", "--print-architecture").strip()))
     except (EngineUnavailable, OSError):
@@ -96,7 +96,7 @@ def _make_base(recipe: Recipe, home: Path, progress: Progress) -> Base:
 
 
 def collect_bases(own: Base, unused_seconds: float, home: Path = HOST_HOME) -> list[str]:
-    """Take away bases that no sandbox of this host sees and no service asked for in so long; their names.
+    """Remove bases that are not mounted and were not used for ``unused_seconds``; return their names.
 
     The own one counts as asked for. Nothing happens while somebody makes one.
     """
@@ -150,7 +150,7 @@ def _fill(recipe: Recipe, folder: Path, lock: int, progress: Progress) -> None:
 
 
 def _run(argv: list[str], lock: int, progress: Progress) -> None:
-    """The child keeps the lock open: it still counts as being made after its parent was killed."""
+    """Run a program that inherits the lock: the base stays locked after the service was killed."""
     lines: list[str] = []
     try:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""How the base root file system is made: a Debian release, its packages, and what is done to them. Pure.
+"""Recipe of the base root file system: a Debian release, its packages, and changes to them. Pure.
 
 The base is what every sandbox sees below its own files: read-only, shared by all data directories of a host.
 Its recipe is a value, so that another recipe is another base and an old one is never changed under an app.
@@ -64,16 +64,16 @@ DEFAULT_SOURCES = (
     f"deb http://deb.debian.org/debian-security {SUITE}-security main",
 )
 
-#: What `apt-get indextargets` is asked for, one line a source.
+#: Format of `apt-get indextargets`, one line a source.
 TARGET_FORMAT = "$(CREATED_BY)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)"
 
-#: The host's way to its mirror. What else it sets for itself (pins, hooks, local sources) is not the base's.
+#: Settings by which the host reaches its mirror. Its pins, hooks and local sources do not apply to the base.
 _WAY_OUT = re.compile(r"Acquire::(?:https?(?:::\S*)?::(?:Proxy\S*|CaInfo|Verify-Peer|Timeout)|Check-\S+|Retries) .+;")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides the content, but for the versions that the mirror has on the day."""
+    """Recipe: everything that determines the content, except the mirror's package versions."""
 
     architecture: str
     suite: str = SUITE
@@ -89,7 +89,7 @@ class Recipe:
 
 
 def base_id(recipe: Recipe, versions: Iterable[str]) -> str:
-    """Names a base by its recipe and the ``package=version`` lines of what is in it; 16 hex characters."""
+    """Name a base by its recipe and the ``package=version`` lines of what is in it; 16 hex characters."""
     return _short_hash("base 1", recipe.hash, *sorted(versions))
 
 
@@ -98,7 +98,7 @@ def _short_hash(*parts: str) -> str:
 
 
 def sources(index_targets: str) -> tuple[str, ...]:
-    """The host's own Debian mirrors of this release as apt's one-line entries, else Debian's.
+    """Return the host's own Debian mirrors of this release as apt's one-line entries, else Debian's.
 
     ``index_targets`` is what ``apt-get indextargets --format TARGET_FORMAT`` prints. Local folders, foreign
     archives and other releases are left out.
@@ -119,7 +119,7 @@ def _source(line: str) -> str | None:
 
 
 def way_out(apt_config: str) -> tuple[str, ...]:
-    """The proxy, certificate and time-check settings in what ``apt-config dump`` prints."""
+    """Return the proxy, certificate and time-check settings in what ``apt-config dump`` prints."""
     return tuple(line for line in apt_config.splitlines() if _WAY_OUT.fullmatch(line))
 
 

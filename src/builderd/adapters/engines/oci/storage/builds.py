@@ -1,4 +1,4 @@
-"""A build: one command in a sandbox of its own, from which it reaches what is bound into it and nothing else."""
+"""Builds: one command in a sandbox of its own, which reaches only what is bound into it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-#: Told each line that the build prints, as it comes; must not block.
+#: Called with each line that the build prints; must not block.
 Output = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """``source`` on the host is seen at ``target``.
+    """Bind of the host's ``source`` at ``target``.
 
     ``owner`` is the uid on the disk that is root inside (with the 65535 above it); None binds it as it is.
     """
@@ -26,7 +26,7 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class BuildRun:
-    """What a build sandbox needs. ``id`` is unique on the host, in hex; ``cpu`` in vCPU, ``memory`` in bytes.
+    """Parameters of a build sandbox. ``id`` is unique on the host, in hex; ``cpu`` in vCPU, ``memory`` in bytes.
 
     The root is the base, read-only, with a ``/tmp`` in memory. The command runs as root of a user namespace
     without any capability. ``env`` is complete but for what the host's way to the network needs.
@@ -46,7 +46,7 @@ class BuildRun:
 
 @dataclass(frozen=True, slots=True)
 class BuildExit:
-    """``exit_code`` is not 0 when it ran out of memory or time."""
+    """Exit of a build. ``exit_code`` is not 0 when it ran out of memory or time."""
 
     exit_code: int
     out_of_memory: bool = False

@@ -1,4 +1,4 @@
-"""Disks: what a builder keeps. Each is a subvolume with a limit, so that a copy of it takes no time.
+"""Disks of builders. Each is a subvolume with a limit, so that a copy of it takes no time.
 
 ``disks/<disk>/app`` is the persistent content of ``/app``; ``disks/<disk>/bundle`` names the bundle that was last put
 there completely, ``disks/<disk>/replaced`` the one before it while it is not. ``scratch/<disk>`` is what a sandbox
@@ -35,11 +35,11 @@ from builderd.domain.resources import GB
 from builderd.linux.syscalls import sync_file_system
 from builderd.ports.engine import DiskReport
 
-#: The owner on the disk of what root inside a sandbox owns; 65536 ids from here on.
+#: Owner on the disk of files that root inside a sandbox owns; 65536 ids from here on.
 DISK_UID = 0x10000000
-#: Limits of disks that are gone are cleared away after so many deletions: their space takes a moment to come back.
+#: Quota groups of deleted disks are removed after so many deletions: their space takes a moment to come back.
 SWEEP_EVERY = 50
-#: No more than this can an app write outside of /app and /tmp.
+#: Limit of what an app can write outside of /app and /tmp.
 SCRATCH_BYTES = 256 << 20
 APP_OWNER = DISK_UID + APP_UID
 INCOMING, TRASH = "incoming", "trash"
@@ -58,7 +58,7 @@ class Disks:
         self._background = BackgroundDelete()
 
     def open(self) -> None:
-        """Take stock after a start: what was half-made is removed, what stands is counted."""
+        """Remove half-made disks after a start, and reserve the space of the others."""
         for path in self._store.disks.iterdir():
             if path.name.startswith(_UNFINISHED):
                 self._store.quota.delete(path)
@@ -70,7 +70,7 @@ class Disks:
         self._store.quota.drop_unused()
 
     def close(self) -> None:
-        """Use none of them any more. Idempotent."""
+        """Stop background work. Idempotent."""
         self._background.close()
 
     def _empty_trash(self, path: Path) -> None:
@@ -83,7 +83,7 @@ class Disks:
         self._store.reservations.adopt(path.name, quota.limit_of(group) + SCRATCH_BYTES, group)
 
     def create(self, disk: DiskId, size_bytes: int) -> None:
-        """An empty disk with a hard limit; one that exists gets the new limit. Raises ``NoCapacity``."""
+        """Create an empty disk with a hard limit; an existing one gets the new limit. Raises ``NoCapacity``."""
         with self._lock, self._making(disk, size_bytes) as unfinished:
             if unfinished is None:
                 return
@@ -94,7 +94,7 @@ class Disks:
             os.chown(app, APP_OWNER, APP_OWNER)
 
     def clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
-        """A copy with a limit of its own, on which only what is written from now on counts. Raises ``NoCapacity``."""
+        """Clone a disk, with a limit of its own that counts only later writes. Raises ``NoCapacity``."""
         origin = self._existing(source)
         with self._lock, self._making(target, size_bytes) as unfinished:
             if unfinished is None:
@@ -102,21 +102,21 @@ class Disks:
             snapshot(origin, unfinished)
             if is_damaged(origin):
                 (unfinished / "bundle").unlink(missing_ok=True)
-            # The kernel has written everything out to take the snapshot.
+            # Taking the snapshot made the kernel write everything out.
             (unfinished / MARK).unlink(missing_ok=True)
             _tidy(unfinished)
             self._limit(target, unfinished, size_bytes)
-        # However much its owner had just deleted: nobody waits for it.
+        # Deleted content may be large: it goes in the background.
         self._empty_trash(self._path(target))
 
     def write_out(self, disk: DiskId) -> None:
-        """Have the kernel write what it still holds in memory; a copy made soon after has little left to wait for."""
+        """Write the disk's dirty pages out, so that a clone made soon after is quick."""
         with folder(self._existing(disk)) as inside:
             sync_file_system(inside)
 
     @contextmanager
     def _making(self, disk: DiskId, size_bytes: int) -> Iterator[Path | None]:
-        """Where to make a disk that gets its name at the end; None when it is there already, with the new limit."""
+        """Yield a folder for a new disk, renamed at the end; None for an existing one, which gets the limit."""
         path = self._path(disk)
         self._store.reservations.claim(disk, size_bytes + SCRATCH_BYTES)
         if path.exists():
@@ -137,7 +137,7 @@ class Disks:
         self._store.reservations.adopt(disk, size_bytes + SCRATCH_BYTES, group)
 
     def delete(self, disk: DiskId) -> None:
-        """Idempotent. Space comes back within seconds."""
+        """Delete a disk. Idempotent. Its space comes back within seconds."""
         path = self._path(disk)
         with self._lock:
             self._store.quota.delete(path)
@@ -179,7 +179,7 @@ class Disks:
             raise self._full(path) from error
 
     def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
-        """Record that it is there, once all that was written is safe: it could not be made again from the bundle."""
+        """Record the bundle after a sync: the app's changes could not be restored from the bundle."""
         self.write_out(disk)
         _write_record(self._existing(disk) / "bundle", bundle_hash)
 
@@ -192,26 +192,26 @@ class Disks:
         )
 
     def too_full(self, disk: DiskId) -> TooLarge:
-        """For a file that does not fit."""
+        """Return the error for a file that does not fit."""
         return TooLarge(
             f"The file does not fit on the builder's disk of {self.limit(disk) / GB:.3g} GB: delete files in /app, or "
             "ask for a larger disk."
         )
 
     def too_full_to_delete(self, disk: DiskId) -> TooLarge:
-        """For a folder that cannot be moved away."""
+        """Return the error for a folder that cannot be moved aside."""
         return TooLarge(
             f"The builder's disk of {self.limit(disk) / GB:.3g} GB is full, and deleting this needs a little room: "
             "delete single files first, or ask for a larger disk."
         )
 
     def limit(self, disk: DiskId) -> int:
-        """How many bytes it may hold."""
+        """Return the disk's limit in bytes."""
         quota = self._store.quota
         return quota.limit_of(quota.group(self._existing(disk)))
 
     def usage(self, disk: DiskId) -> int:
-        """Bytes that count against its limit."""
+        """Return the bytes that count against its limit."""
         quota = self._store.quota
         return quota.used(quota.group(self._existing(disk)))
 
@@ -219,19 +219,19 @@ class Disks:
         return self._existing(disk) / "app"
 
     def incoming(self, disk: DiskId) -> Path:
-        """A folder of the disk that its app does not see, for what is to get a name in ``app``."""
+        """Return a folder hidden from the app, for files that will be renamed into ``app``."""
         return _make_private(self._existing(disk) / INCOMING)
 
     def trash(self, disk: DiskId) -> Path:
-        """The same for what has lost its name."""
+        """Return a folder hidden from the app, for deleted folders."""
         return _make_private(self._existing(disk) / TRASH)
 
     def empty_trash(self, disk: DiskId) -> None:
-        """Delete what has lost its name, in the background. Until then it counts against the disk's limit."""
+        """Empty the trash in the background. Until then it counts against the disk's limit."""
         self._empty_trash(self._path(disk))
 
     def scratch(self, disk: DiskId) -> Path:
-        """An empty folder with ``upper`` and ``work`` in it. What was there is gone, however much it was.
+        """Return an empty folder with ``upper`` and ``work`` in it; its former content is deleted.
 
         A subvolume, so that it goes in one step.
         """
@@ -246,13 +246,13 @@ class Disks:
         return scratch
 
     def collect_scratch(self, used: Collection[str], unused_seconds: float) -> int:
-        """Take away what ended sandboxes left, but for those of the ``used`` disks and of the last so many seconds.
+        """Remove scratch folders of ended sandboxes, except of ``used`` disks and those of the last ``unused_seconds``.
 
         How many. Who starts a sandbox now makes a new one, under the same lock.
         """
         mounted, count = mounted_roots(), 0
         for scratch in self._store.scratch.iterdir():
-            # One that is not there any more went with its disk.
+            # A missing scratch folder went with its disk.
             with self._scratch_lock, suppress(FileNotFoundError):
                 recent = time.time() - scratch.stat().st_mtime < unused_seconds
                 seen = any(f"/scratch/{scratch.name}/" in f"{root}/" for root in mounted)
@@ -275,7 +275,7 @@ class Disks:
 
 
 def _recorded(path: Path, *records: Path) -> set[str]:
-    """What the records say, unless a crash of the machine came too close to them."""
+    """Return the recorded bundle hash, None when a crash of the machine may have damaged the files."""
     return set() if is_damaged(path) else {record.read_text().strip() for record in records if record.exists()}
 
 
@@ -285,14 +285,14 @@ def _make_private(path: Path) -> Path:
 
 
 def _tidy(disk: Path) -> None:
-    """Remove what a crash, or the moment of a copy, caught on its way to its name: one file for each that was."""
+    """Remove unfinished uploads, left by a crash or copied into a clone."""
     if (disk / INCOMING).exists():
         with folder(disk / INCOMING) as left:
             clear(left)
 
 
 def _write_record(record: Path, text: str) -> None:
-    """The record is whole or not there."""
+    """Write the record atomically."""
     unfinished = record.with_suffix(".unfinished")
     unfinished.write_text(text + "\n")
     unfinished.rename(record)

@@ -1,4 +1,4 @@
-"""The files on disks, for callers of the engine. Implements ``ports.disk_files.DiskFiles``.
+"""Files on disks, for callers of the engine. Implements ``ports.disk_files.DiskFiles``.
 
 What is being written is a nameless file beside ``app``: it counts against the disk's limit, its app cannot see it, and
 a crash leaves nothing of it.
@@ -29,17 +29,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PIECE_BYTES = 1 << 20
-#: A download is read in smaller ones: what its client does not read is held, and there may be many of them.
+#: Piece size of downloads, smaller: unread pieces are held, and there may be many downloads.
 READ_BYTES = 1 << 17
-#: Of its own, so that a folder of a million files keeps nobody waiting who does not look into it.
+#: Threads for listings: a folder of a million files delays no other work.
 THREADS = 8
-#: A deleted folder is taken apart for so many seconds at once, and what is left of it in the background.
+#: Seconds for which a deleted folder is emptied at once; the rest goes in the background.
 CLEAR_SECONDS = 2.0
-#: Threads that do so at the same time: some are left for what is asked of other disks.
+#: Deletions at the same time: threads are left for requests on other disks.
 CLEARINGS = 4
-#: Archives that are made at once.
+#: Archives made at the same time.
 ARCHIVES = 4
-#: An archive is made by a program with a narrow purpose: it may read what it could not, and nothing more.
+#: Capability of the archiver: reading any file, and nothing more.
 ARCHIVER = (
     *("/usr/bin/prlimit", "--as=1073741824", "--nofile=4096", "--core=0"),
     *("/usr/bin/setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all,+dac_read_search"),
@@ -56,7 +56,7 @@ class Files:
         self._disks = disks
         self._threads = ThreadPoolExecutor(THREADS, "files")
         self._archives = asyncio.Semaphore(ARCHIVES)
-        #: Held while a condition is looked at and its change made.
+        #: Held from the check of a condition until its change is made.
         self._changing = threading.Lock()
         self._clearings = threading.Semaphore(CLEARINGS)
 
@@ -64,7 +64,7 @@ class Files:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """In a thread. Returns only when that is done, also when cancelled: its descriptors are in use until then."""
+        """Run in a thread; return only when it is done, also when cancelled: descriptors are in use until then."""
         running = asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
         try:
             return await asyncio.shield(running)
@@ -107,7 +107,7 @@ class Files:
         executable: bool | None,
     ) -> tuple[FileEntry, bool]:
         await self._run(self._check, disk, path, condition)
-        with self._full_disk_told(self._disks.too_full, disk), folder(self._disks.incoming(disk)) as staging:
+        with self._full_disk_as(self._disks.too_full, disk), folder(self._disks.incoming(disk)) as staging:
             if size is not None and size > self._disks.limit(disk):
                 raise OSError(errno.EDQUOT, "larger than the disk")
             flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
@@ -117,7 +117,7 @@ class Files:
                 return await self._run(self._put, disk, path, condition, staged, staging, executable)
 
     def _check(self, disk: DiskId, path: str, condition: Condition) -> None:
-        """What can be refused is refused before anything is read."""
+        """Check what can be checked before the content is read."""
         with self._root(disk) as root:
             tree.check(root, path, condition)
 
@@ -133,7 +133,7 @@ class Files:
 
     async def delete(self, disk: DiskId, path: str, condition: Condition, recursive: bool) -> None:
         def work() -> None:
-            with self._full_disk_told(self._disks.too_full_to_delete, disk), self._root(disk) as root:
+            with self._full_disk_as(self._disks.too_full_to_delete, disk), self._root(disk) as root:
                 with self._changing:
                     moved = tree.delete(root, path, condition, partial(self._trash, disk), recursive=recursive)
                 if moved and not self._clear(disk):
@@ -142,7 +142,7 @@ class Files:
         await self._run(work)
 
     def _clear(self, disk: DiskId) -> bool:
-        """Delete what has lost its name, as far as that goes in a moment: whether nothing is left."""
+        """Empty the trash for a moment; return True when nothing is left."""
         if not self._clearings.acquire(blocking=False):
             return False
         try:
@@ -158,13 +158,13 @@ class Files:
             yield trash
 
     @contextmanager
-    def _full_disk_told(self, told: Callable[[DiskId], BuilderdError], disk: DiskId) -> Iterator[None]:
+    def _full_disk_as(self, error_of: Callable[[DiskId], BuilderdError], disk: DiskId) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if error.errno not in (errno.EDQUOT, errno.ENOSPC, errno.EFBIG):
                 raise
-            raise told(disk) from error
+            raise error_of(disk) from error
 
     async def archive(self, disk: DiskId) -> AsyncGenerator[bytes]:
         app = self._disks.app(disk)
@@ -205,7 +205,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 async def in_pieces(content: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
-    """The same bytes in pieces of at least this size, but for the last."""
+    """Join pieces to at least this size, except the last."""
     piece = bytearray()
     async for part in content:
         piece += part
@@ -239,7 +239,7 @@ async def _archiver(app: Path) -> AsyncIterator[tuple[asyncio.StreamReader, Call
     finally:
         if program.returncode is None:
             program.kill()
-            # To asyncio a program goes on for as long as there is something in its pipe that nobody has read.
+            # asyncio reports a program's end only once its pipe was read.
             while await program.stdout.read(PIECE_BYTES):
                 pass
             await program.wait()

@@ -1,4 +1,4 @@
-"""The host's space behind the metadata of a store in a sparse file: allocated before it is written to.
+"""Host space behind the metadata of a store in a sparse file: allocated before it is written to.
 
 When the host is full, a write to a part of the file that has no blocks yet fails. A failed write of data is one file's
 loss; a failed write of metadata makes btrfs read-only for good. Layouts are those of linux/btrfs_tree.h.
@@ -26,7 +26,7 @@ _BUFFER_BYTES = 64 << 10
 
 
 def allocate_metadata(root: Path, image: Path) -> None:
-    """Have the file own blocks for all chunks of metadata. What is there stays. Raises ``OSError`` (ENOSPC)."""
+    """Allocate the file's blocks for all chunks of metadata. Content is kept. Raises ``OSError`` (ENOSPC)."""
     file = os.open(image, os.O_RDWR | os.O_CLOEXEC)
     try:
         for offset, length in metadata_places(root):
@@ -36,7 +36,7 @@ def allocate_metadata(root: Path, image: Path) -> None:
 
 
 def metadata_places(root: Path) -> list[tuple[int, int]]:
-    """(offset, length) on the device of everything that holds metadata. Of a file system on one device."""
+    """Return (offset, length) of all metadata on the device, for a file system on one device."""
     with folder(root) as descriptor:
         return [
             (stripe, length)
@@ -47,7 +47,7 @@ def metadata_places(root: Path) -> list[tuple[int, int]]:
 
 
 def _chunks(descriptor: int) -> Iterator[tuple[int, int, list[int]]]:
-    """(length, type, offsets of its copies) of each chunk."""
+    """Yield (length, type, offsets of its copies) of each chunk."""
     first, count = 0, 1
     while count:
         key = (_CHUNK_TREE, _FIRST_CHUNK_TREE, _FIRST_CHUNK_TREE, first, _ALL, 0, _ALL, _CHUNK_ITEM, _CHUNK_ITEM)

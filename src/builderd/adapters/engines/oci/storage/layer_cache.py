@@ -1,4 +1,4 @@
-"""The cache that all layers are made from: written by steps that run no foreign code, copied for the others."""
+"""Package cache of all builds: written by steps that run no foreign code, copied for the others."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, s
 from builderd.linux.threads import to_its_end
 
 CLAIM = "cache"
-#: Emptied when it is fuller than this, so that one more build surely fits.
+#: Emptied when it is fuller than this share of its limit, so that one more build fits.
 HIGH_WATER = 0.5
 
 
 class LayerCache:
-    """``size_bytes`` is its limit."""
+    """Package cache of a store."""
 
     def __init__(self, store: Store) -> None:
         self.path = store.root / "cache"
@@ -28,14 +28,14 @@ class LayerCache:
         self._size = 0
 
     def open(self, size_bytes: int) -> None:
-        """Make it where there is none."""
+        """Create it if missing, with this limit in bytes."""
         self._size = size_bytes
         if not self.path.exists():
             create_subvolume(self.path)
         self._limit()
 
     def empty(self) -> None:
-        """Forget everything in it. Layers that were made from it keep their files."""
+        """Delete everything in it. Layers that were made from it keep their files."""
         self._store.quota.delete(self.path)
         create_subvolume(self.path)
         self._limit()
@@ -46,7 +46,7 @@ class LayerCache:
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:
-        """Keeps it from being emptied under a build."""
+        """Keep it from being emptied during a build."""
         async with self._clearing:
             if self._users == 0 and self._is_high():
                 await to_its_end(self.empty)
@@ -61,6 +61,6 @@ class LayerCache:
         return quota.used(quota.group(self.path)) > self._size * HIGH_WATER
 
     def copy_to(self, target: Path, size_bytes: int) -> None:
-        """A copy to throw away: made in an instant, shares every block, takes this much of its own."""
+        """Make a throw-away copy: instant, shares all blocks, may take ``size_bytes`` of its own."""
         snapshot(self.path, target)
         self._store.quota.limit_copy(target, size_bytes)

@@ -1,4 +1,4 @@
-"""Layers: installed dependencies, made once for each key, in sandboxes that reach the layer being made and little else.
+"""Layers: installed dependencies, made once a key, in sandboxes that reach the new layer and little else.
 
 A build has a folder of its own: ``layer``, the subvolume that becomes the layer; ``input``, the plan's files; and
 ``cache``, a copy of the shared cache, for steps that run foreign code. Each is a mount of its own in the sandbox, so
@@ -34,29 +34,29 @@ from builderd.linux.threads import to_its_end
 
 Progress = Callable[[str], None]
 
-#: Root inside owns what is root's on the disk.
+#: Owner of a layer's files: root on the disk, and root inside.
 LAYER_UID = 0
 MAX_LAYER, MIN_LAYER, MAX_CACHE = 10 * GB, GB // 4, 10 * GB
-#: Neither takes more than this part of a small store, and a layer being made no more than a part of what is left.
+#: Share of a small store that the cache or a layer may take; a layer takes a share of the free space at most.
 SHARE = 0.25
 
-#: The last lines of a build, for whoever explains its failure; and how much of it is told as it goes.
+#: Last lines of a build kept to explain its failure; bytes of progress passed on.
 KEPT_LINES, TOLD_LINES, LINE_LENGTH = 500, 2_000, 1_000
 
-#: Where installers put what they install, as apps see it below their root.
+#: Folders in which installers put files, as apps see them below their root.
 MADE = frozenset({"venv", "node_modules"})
-#: So many names of what does not belong there are told.
+#: Names of unexpected files that an error lists.
 NAMED = 5
 #: Exit status of a program that was ended by SIGKILL, as tini has it.
 KILLED = 137
-#: What has less room left than this is full.
+#: A store or subvolume with less free space than this is full.
 FULL = 32 << 20
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 
 @dataclass(frozen=True, slots=True)
 class BuildLimits:
-    """Of one build sandbox: vCPU, bytes of memory, processes."""
+    """Limits of one build sandbox: vCPU, bytes of memory, processes."""
 
     cpu: float = 2
     memory: int = 2 * GB
@@ -65,7 +65,7 @@ class BuildLimits:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """The folder of a build, and how much may be written to each of its subvolumes."""
+    """Folder of a build, and the limit of each of its subvolumes in bytes."""
 
     folder: Path
     size: int
@@ -84,7 +84,7 @@ class Build:
 
 
 class Layers:
-    """``tools`` are programs of the host that builds need, by the path at which they find them."""
+    """Layers of a store. ``tools``: programs of the host that builds need, by their path inside."""
 
     def __init__(
         self, store: Store, runner: BuildRunner, tools: Mapping[str, Path], limits: BuildLimits | None = None
@@ -98,25 +98,25 @@ class Layers:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def open(self) -> None:
-        """Take stock after a start, when no build runs: what an earlier service left half-made is removed."""
+        """Remove half-made layers after a start, when no build runs."""
         for folder in self._store.builds.iterdir():
             self._discard(folder)
         self._finished.open()
         self._cache.open(min(MAX_CACHE, int(total_bytes(self._store.root) * SHARE)))
 
     def has(self, key: str) -> bool:
-        """Whether it is there; who asks is about to use it."""
+        """Return True when the layer exists, and record its use."""
         return self._finished.take(key) > 0
 
     def lower(self, key: str) -> Path:
-        """The folder that a sandbox started now gets to see below its root. It stays as long as the layer."""
+        """Return the folder to mount below a sandbox's root; it stays as long as the layer."""
         generation = self._finished.take(key)
         if not generation:
             raise NotFound(f"There is no layer {key}.")
         return self._finished.path(key, generation)
 
     async def build(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
-        """Make the layer, or wait for whoever makes it. Raises ``NoCapacity`` when the store has no room for one."""
+        """Make the layer, or wait for a running build of it. Raises ``NoCapacity`` when the store is too full."""
         async with self._lock(plan.key):
             if self.has(plan.key):
                 return BuildOutcome(0, (), 0.0, reused=True)
@@ -126,11 +126,11 @@ class Layers:
                 return await self._make(build, plan.key, plan.steps, progress)
 
     def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
-        """The keys of those that were taken away: not to be kept, seen by nobody, asked for by nobody in so long."""
+        """Remove layers that are not in ``keep``, not mounted, and unused for so long; return their keys."""
         return self._finished.collect(keep, unused_seconds)
 
     async def polish(self, key: str, step: BuildStep) -> BuildOutcome:
-        """Run the step on a copy of the layer, which becomes its next generation. Once polished, it stays so."""
+        """Run the step on a copy of the layer, which becomes its next generation. Runs once a layer."""
         async with self._lock(key):
             generation = self._finished.take(key)
             if not generation:
@@ -146,7 +146,7 @@ class Layers:
 
     @asynccontextmanager
     async def _making(self, key: str, copies: int) -> AsyncIterator[Build]:
-        """A build's folder and claim, both gone at the end, however it comes."""
+        """Hold a build's folder and its claim on space; both are removed at the end."""
         name = f"{key[:16]}-{secrets.token_hex(4)}"
         claim = f"build {name}"
         size = self._store.reservations.claim_some(claim, MIN_LAYER * copies, self._most() * copies) // copies
@@ -194,7 +194,7 @@ class Layers:
         return _outcome(BuildExit(0), transcript, begun)
 
     def _refuse_fault_of_machine(self, build: Build, end: BuildExit) -> None:
-        """Raise ``MachineFault`` or ``NoCapacity`` for a failure that says nothing of what was to be installed."""
+        """Raise ``MachineFault`` or ``NoCapacity`` for a failure that the installed packages did not cause."""
         if end.out_of_memory or end.timed_out:
             return
         if end.exit_code == KILLED:
@@ -241,7 +241,7 @@ class Layers:
 
 
 class Transcript:
-    """What a build says: told as it goes and kept for the end, both only as far as somebody may want to read it."""
+    """Output of a build: passed on as progress and kept for its error, both up to a limit."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -277,7 +277,7 @@ def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:
 
 
 def _layer_fault(layer: Path) -> str | None:
-    """A layer lies below the root of an app: it may bring what installers make, and nothing else.
+    """Check a layer's content: it lies below an app's root and may hold only what installers make.
 
     Of a great many names only the first few are looked at: to leave millions costs a build little.
     """
@@ -293,4 +293,4 @@ def _layer_fault(layer: Path) -> str | None:
 
 
 def _nobody(line: str) -> None:
-    """Progress of background work, which nobody waits for."""
+    """Discard progress of background work."""

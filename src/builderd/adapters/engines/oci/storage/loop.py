@@ -26,7 +26,7 @@ _TRIES = 64
 
 @contextmanager
 def loop_device(image: Path) -> Iterator[Path]:
-    """The device of this file: the one it has, else a new one that vanishes with its last mount.
+    """Return the device of this file: the one it has, else a new one that vanishes with its last mount.
 
     Mount it before leaving the context. Raises ``BlockingIOError`` when the file is locked by anything else.
     """
@@ -47,7 +47,7 @@ def loop_device(image: Path) -> Iterator[Path]:
 
 
 def find_device(image: Path) -> Path | None:
-    """The loop device whose file this is, also when the file was moved meanwhile."""
+    """Return the loop device of this file, also when the file was moved; None when it has none."""
     status = image.stat()
     for folder in Path("/sys/block").glob("loop*/loop"):
         device = Path("/dev") / folder.parent.name
@@ -57,14 +57,14 @@ def find_device(image: Path) -> Path | None:
 
 
 def fit_device(image: Path) -> None:
-    """Have the file's device be as large as the file by now, also while it is mounted."""
+    """Resize the file's device to the file, also while it is mounted."""
     if path := find_device(image):
         with path.open("rb") as device:
             fcntl.ioctl(device, _LOOP_SET_CAPACITY)
 
 
 def _backing_file(device: Path) -> tuple[int, int] | None:
-    """(device, inode) of the file behind a loop device, or None when it has none any more."""
+    """Return (device, inode) of the file behind a loop device, or None when it has none any more."""
     buffer = bytearray(_STATUS_BYTES)
     try:
         with device.open("rb") as file:
@@ -76,7 +76,7 @@ def _backing_file(device: Path) -> tuple[int, int] | None:
 
 
 def _configure(file: int) -> tuple[int, Path]:
-    """Others take free devices too: the number that the kernel names may be gone a moment later."""
+    """Attach the file to a free device; retry, since another program may take the free one first."""
     for _ in range(_TRIES):
         with Path("/dev/loop-control").open("rb") as control:
             path = Path(f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}")

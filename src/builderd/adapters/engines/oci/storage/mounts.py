@@ -1,4 +1,4 @@
-"""What is mounted anywhere on this host, in whatever namespace: what must not be taken away."""
+"""Mounts in all mount namespaces of this host: mounted folders must not be removed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ PROC = Path("/proc")
 
 
 def mounted_roots() -> frozenset[str]:
-    """The folders, as their file systems name them, that some process sees mounted somewhere."""
+    """Return the roots, as paths within their file systems, of all mounts that any process has."""
     roots: set[str] = set()
     namespaces: set[str] = set()
     for process in PROC.iterdir():
@@ -18,7 +18,7 @@ def mounted_roots() -> frozenset[str]:
 
 
 def _roots(process: Path, namespaces: set[str]) -> list[str]:
-    """Those of a process, unless another one of the same namespace was looked at already. It may end meanwhile."""
+    """Return a process's mounts; none when its namespace was read already, or it has ended."""
     try:
         namespace = str((process / "ns/mnt").readlink())
         if namespace in namespaces:

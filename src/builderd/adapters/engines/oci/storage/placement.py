@@ -1,4 +1,4 @@
-"""Placement: a bundle's files are written into a folder that an app has had its hands on, and others removed from it.
+"""Placement of a bundle: its files are written into a folder that an app may have changed, others are removed.
 
 The app may have left links to anywhere in it. No link is followed: every folder is opened from its parent as a
 folder that is no link, and every file is written beside and renamed into place, over whatever is there.
@@ -43,7 +43,7 @@ def place(files: Sequence[BundleFile], removed: Sequence[str], target: Path, own
 
 
 def _remove(root: int, path: str) -> None:
-    """The file or link of this name, and the folders above it that are then empty, deepest first."""
+    """Remove the file or link of this name, and the folders above it that are then empty, deepest first."""
     *parents, name = path.split("/")
     with ExitStack() as opened, suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, _Linked):
         folders = [root]
@@ -61,7 +61,7 @@ def _remove(root: int, path: str) -> None:
 
 
 class _Linked(Exception):
-    """A link is where a folder should be."""
+    """A link where a folder should be."""
 
 
 def _open_real(parent: int, name: str) -> int:
@@ -75,7 +75,7 @@ def _open_real(parent: int, name: str) -> int:
 
 @contextmanager
 def _enter(root: int, path: str, owner: int) -> Iterator[int]:
-    """The folder at a path below root, made where it is missing."""
+    """Open the folder at a path below root, made if missing."""
     inside = os.dup(root)
     try:
         for name in filter(None, path.split("/")):
@@ -118,7 +118,7 @@ def _write(parent: int, file: BundleFile, owner: int) -> None:
 
 
 def _make_way(parent: int, name: str) -> None:
-    """A rename replaces anything but a folder."""
+    """Rename a file into place; a folder in its way is removed first, since a rename does not replace it."""
     try:
         os.rmdir(name, dir_fd=parent)
     except (FileNotFoundError, NotADirectoryError):

@@ -40,14 +40,14 @@ _QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
 _LIMIT_REFERENCED = 1 << 0
 _NO_LIMIT = (1 << 64) - 1
 _LEVEL = 1 << 48
-#: Where the groups of this house are; those that an operator made on the same file system lie lower, as a rule.
+#: Level of the service's groups; an operator's own groups are usually lower.
 _OURS = 100 * _LEVEL
-#: Where the groups are that hold all limits of one service each.
+#: Level of the groups that hold all limits of one service each.
 _TOTALS = 101 * _LEVEL
 
 
 class Quota:
-    """The limits of one service on the file system of ``root``. Made by ``enable_quota``.
+    """Limits of one service on the file system of ``root``. Made by ``enable_quota``.
 
     ``service`` tells its groups from those of another service on the same file system, below 2^32.
     """
@@ -59,15 +59,15 @@ class Quota:
         self._total = _TOTALS | service
 
     def group(self, subvolume: Path) -> int:
-        """The group that limits this subvolume and all inside of it."""
+        """Return the group that limits this subvolume and all inside of it."""
         with folder(subvolume) as inside:
             number = subvolume_number(inside)
         return number | _OURS if self.simple else number
 
     def limit(self, subvolume: Path, size_bytes: int) -> int:
-        """Set or change the limit of a subvolume in which nothing was written before the first call; its group.
+        """Set the limit of a subvolume that is empty at the first call; return its group.
 
-        Nothing is written where the limit is right already: a full store would refuse it.
+        An unchanged limit is not written again: a full store would refuse it.
         """
         group = self.group(subvolume)
         if self.limit_of(group) != size_bytes:
@@ -78,11 +78,11 @@ class Quota:
         return group
 
     def limit_copy(self, subvolume: Path, size_bytes: int) -> int:
-        """Let so much be written to a copy that was just made: with the older accounting what it shares counts too."""
+        """Limit what is written to a fresh copy: the older accounting also counts the blocks that it shares."""
         return self.limit(subvolume, self.used(self.group(subvolume)) + size_bytes)
 
     def delete(self, subvolume: Path) -> None:
-        """Delete it and what is inside, also where its limit is reached or the store is full.
+        """Delete a subvolume with all inside, also when its limit is reached or the store is full.
 
         Nothing is made for it, since a full store refuses that. Subvolumes inside of one at its limit go once the limit
         is lifted. Files go in a store without a single free block, by the kernel's own reserve.
@@ -94,7 +94,7 @@ class Quota:
         except OSError as error:
             if error.errno not in (errno.EDQUOT, errno.ENOSPC):
                 raise
-            log.warning("subvolume not deleted at once, making room path=%s error=%s", subvolume, error)
+            log.warning("subvolume not deleted, freeing space first path=%s error=%s", subvolume, error)
             self._make_deletable(subvolume, error.errno)
             delete_subvolume(subvolume)
 
@@ -122,7 +122,7 @@ class Quota:
     def open_total(self, subvolumes: Iterable[Path]) -> None:
         """Make the group above all limits; ``subvolumes`` with a limit from before there was one join it.
 
-        A store that is too full for that goes on without, until the next start.
+        A store that is too full for that works without it until the next start.
         """
         if not self.simple:
             return
@@ -138,25 +138,25 @@ class Quota:
                 log.warning("limit on all disks not available error=%s", error)
 
     def limit_total(self, size_bytes: int | None) -> None:
-        """Limit what all sandboxes of the service may hold together; None lifts that."""
+        """Limit the bytes of all sandboxes of the service together; None removes the limit."""
         if self.simple and self.limit_of(self._total) != (size_bytes or 0):
             with folder(self._root) as root:
                 _set_limit(root, self._total, _NO_LIMIT if size_bytes is None else size_bytes)
 
     def total_limit(self) -> int:
-        """What they may hold together, 0 for no limit."""
+        """Return the limit of all sandboxes together in bytes, 0 for none."""
         return self.limit_of(self._total)
 
     def used_total(self) -> int:
-        """Bytes that all sandboxes of the service hold together."""
+        """Return the bytes that all sandboxes of the service hold together."""
         return self.used(self._total)
 
     def used(self, group: int) -> int:
-        """Bytes that count against the limit now."""
+        """Return the bytes that count against the limit now."""
         return int(self._attribute(group, "referenced") or 0)
 
     def limit_of(self, group: int) -> int:
-        """The limit in bytes, 0 for none."""
+        """Return the limit in bytes, 0 for none."""
         limit = int(self._attribute(group, "max_referenced") or 0)
         return 0 if limit == _NO_LIMIT else limit
 
@@ -168,7 +168,7 @@ class Quota:
             return None
 
     def drop_unused(self) -> None:
-        """Remove the groups whose subvolumes are gone. Newer kernels do it for those of level 0, not always at once."""
+        """Remove the groups of deleted subvolumes. Newer kernels do it for level 0, but not always at once."""
         with folder(self._root) as root:
             for level in (0, _OURS // _LEVEL):
                 for group in self._groups.glob(f"{level}_*"):
@@ -178,7 +178,7 @@ class Quota:
                         self._drop(root, level * _LEVEL + number)
 
     def _drop(self, root: int, group: int) -> None:
-        """The kernel refuses it while something counts there: until the space is given back."""
+        """Remove a group; the kernel refuses until the space counted there was given back."""
         try:
             fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 0, group))
         except OSError as error:
@@ -191,7 +191,7 @@ def _set_limit(root: int, group: int, size_bytes: int) -> None:
 
 
 def enable_quota(root: Path, service: int) -> Quota:
-    """Turn accounting on where it is off: simple where the kernel has it. What was on before stays as it is."""
+    """Turn accounting on if it is off, as simple quotas where the kernel has them."""
     if not _groups_folder(root).exists():
         with folder(root) as descriptor:
             _enable(descriptor)
@@ -214,7 +214,7 @@ def _groups_folder(root: Path) -> Path:
 
 
 def _mode(groups: Path) -> str:
-    """``qgroup`` or ``squota``; kernels before 6.7 know the first only and do not tell."""
+    """Return the mode, ``qgroup`` or ``squota``; kernels before 6.7 know the first only and do not tell."""
     try:
         return _read(groups / "mode")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""How a btrfs file system divides its devices between data and metadata, as the kernel tells it in /sys.
+"""Division of a btrfs file system's devices between data and metadata, from /sys.
 
 Device space is handed out in chunks, each for data or for metadata. A byte that is free in a chunk of one kind is of
 no use to the other, though ``df`` counts it.
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from builderd.adapters.engines.oci.storage.subvolumes import file_system_uuid
 
-#: How many bytes of device a byte takes, by profile. Parity is less, and is counted as if it were a second copy.
+#: Bytes of device that one byte takes, by profile. Parity takes less and counts as a second copy.
 _COPIES = {"single": 1, "raid0": 1, "raid1c3": 3, "raid1c4": 4}
 _OTHER_COPIES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """Chunks of one kind, in bytes of content. ``profiles`` are those of which there is any."""
+    """Chunks of one kind, sizes in bytes of content. ``profiles`` are those of which there is any."""
 
     total: int
     used: int
@@ -36,7 +36,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class SpaceInfo:
-    """``unallocated``: bytes of the devices that are in no chunk yet."""
+    """Space of a file system. ``unallocated``: bytes of the devices that are in no chunk yet."""
 
     data: Chunks
     metadata: Chunks
@@ -44,17 +44,17 @@ class SpaceInfo:
 
     @property
     def size(self) -> int:
-        """Bytes of the devices, but for the little that is kept for chunks themselves."""
+        """Bytes of the devices, without the little that btrfs keeps for chunks themselves."""
         return self.data.total * self.data.copies + self.metadata.total * self.metadata.copies + self.unallocated
 
     @property
     def metadata_ratio(self) -> float:
-        """How much more of the devices a byte of metadata takes than a byte of data: 2 with mkfs.btrfs' defaults."""
+        """Device bytes of one byte of metadata divided by those of data: 2 with mkfs.btrfs' defaults."""
         return max(1.0, self.metadata.copies / self.data.copies)
 
 
 def read_space_info(root: Path) -> SpaceInfo:
-    """Of the file system that ``root`` lies on."""
+    """Read the space of the file system that ``root`` lies on."""
     folder = Path("/sys/fs/btrfs") / file_system_uuid(root) / "allocation"
     status = os.statvfs(root)
     allocated = sum(_number(folder / kind / "disk_total") for kind in ("data", "metadata", "system"))

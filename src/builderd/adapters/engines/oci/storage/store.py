@@ -1,4 +1,4 @@
-"""The store: the one btrfs file system on which disks, layers and builds lie, mounted for this service.
+"""Store: the one btrfs file system on which disks, layers and builds lie, mounted for this service.
 
 It stays mounted when the service ends, since sandboxes go on running on it, and is adopted by the next one.
 """
@@ -33,7 +33,7 @@ BUSY_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """``size_bytes`` of the sparse file; ``floor_bytes`` stay free whatever happens."""
+    """Options of the store. ``size_bytes``: of the sparse file; ``floor_bytes`` always stay free on the host."""
 
     device: Path | None = None
     size_bytes: int | None = None
@@ -42,7 +42,7 @@ class StoreOptions:
 
 
 class Store:
-    """Of the service ``instance``."""
+    """Store of the service ``instance``."""
 
     def __init__(self, data_dir: Path, mount_point: Path, options: StoreOptions, instance: str) -> None:
         self.root = mount_point
@@ -68,7 +68,7 @@ class Store:
         return self._reservations
 
     def open(self, progress: Progress) -> None:
-        """Make it where there is none, mount it or adopt the mount. Idempotent.
+        """Create the store if missing, and mount it or adopt its mount. Idempotent.
 
         Raises ``EngineUnavailable`` when another service has it or it is not the one in which the disks of this data
         directory lie, ``NoCapacity`` when the host has no space for it.
@@ -83,10 +83,10 @@ class Store:
         backing.prepare(progress)
         self._mount(backing)
         remember(self._data_dir, backing)
-        # Of an earlier service that was killed: the store could not grow meanwhile.
+        # A balance left by a killed service would block growing.
         cancel_balance(self.root)
         backing.grow(self.root, progress)
-        # Mounts are made by root. Nobody else on the host has business in what tenants keep.
+        # Only root makes mounts; no other user of the host may read tenants' files.
         set_mode(self.root, 0o700)
         for folder in (self.disks, self.scratch, self.layers, self.builds):
             folder.mkdir(mode=0o711, exist_ok=True)
@@ -104,27 +104,27 @@ class Store:
         )
 
     def start_watch(self) -> None:
-        """Guard what was promised from here on. Call it once all claims that stand already are settled."""
+        """Start the watch over reservations and the balancer. Call it once existing claims are adopted."""
         assert self._watch, "the store is open"
         assert self._balancing, "the store is open"
         self._watch.start()
         self._balancing.start()
 
     def trouble(self) -> str | None:
-        """Why apps cannot write, and what to do; None when they can."""
+        """Return why apps cannot write and what to do; None when they can."""
         return self._watch.trouble() if self._watch else None
 
     def is_short(self) -> bool:
-        """Whether the host's file system below the store may soon be full."""
+        """Return True when the host's file system below the store may soon be full."""
         return self._watch.is_short() if self._watch else False
 
     def _subvolumes(self) -> Iterator[Path]:
-        """All that may have a limit."""
+        """Yield all subvolumes that may have a limit."""
         folders = [*self.disks.iterdir(), *self.scratch.iterdir(), self.root / "cache"]
         yield from (path for path in folders if is_subvolume(path))
 
     def _take_lock(self) -> None:
-        """Two services on one store would not know of each other's claims."""
+        """Lock the store: two services on it would not know each other's reservations."""
         if self._lock is not None:
             return
         lock = os.open(self._data_dir / "store.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -141,7 +141,7 @@ class Store:
             if backing.is_at(self.root) and self._is_sound():
                 claim_for(self.root, self._instance, backing.place)
                 return
-            # The data directory was replaced under a mount that an earlier service left.
+            # The data directory was replaced while an earlier service's store was mounted.
             _unmount(self.root)
         try:
             _share(self.root)
@@ -152,7 +152,7 @@ class Store:
             raise
 
     def _is_sound(self) -> bool:
-        """Whether the mount can be written to; one that cannot is taken away, to be mounted anew.
+        """Return True when the mount is writable; a read-only one is unmounted, to be mounted again.
 
         Raises ``EngineUnavailable`` where apps still run on it: the kernel writes to such a file system only once
         everything has let go of it.
@@ -164,7 +164,7 @@ class Store:
         return False
 
     def release(self) -> None:
-        """Let another process open it; it stays mounted. Idempotent."""
+        """Release the store for another process; it stays mounted. Idempotent."""
         self._stop_workers()
         self.deferred_sync.close()
         self._quota = self._reservations = self._watch = self._balancing = None
@@ -173,7 +173,7 @@ class Store:
             self._lock = None
 
     def close(self) -> None:
-        """Unmount it, also where a sandbox that is about to end still holds it for a moment. Idempotent."""
+        """Unmount the store, waiting for sandboxes that are about to end. Idempotent."""
         self._stop_workers()
         if is_mounted(self.root):
             cancel_balance(self.root)
@@ -198,7 +198,7 @@ def _share(target: Path) -> None:
 
 
 def _unmount(target: Path) -> None:
-    """All that is mounted there, one above the other."""
+    """Unmount all mounts on this folder."""
     deadline = time.monotonic() + BUSY_SECONDS
     while is_mounted(target):
         if _umount(target):

@@ -1,4 +1,4 @@
-"""Which store is whose, written down on both sides: another one in its place would leave every disk behind.
+"""Record of the store that belongs to a data directory, kept on both sides: with another store all disks are lost.
 
 ``store.json`` in the data directory names the store's kind and its file system; ``service.json`` in the store's root
 names the service. Stores that were made before either was written are taken as they are, and get both.
@@ -19,7 +19,7 @@ RECORD, MARK = "store.json", "service.json"
 
 @dataclass(frozen=True, slots=True)
 class StoreRecord:
-    """``uuid`` is that of the btrfs file system, ``place`` where it was when this was written."""
+    """Record of a store. ``uuid`` of the btrfs file system; ``place``: its path when this was written."""
 
     kind: Kind
     uuid: str
@@ -27,7 +27,7 @@ class StoreRecord:
 
 
 def refuse_another(data_dir: Path, backing: Backing) -> None:
-    """Raises ``EngineUnavailable`` where the disks of this data directory lie in another store than this one.
+    """Raise ``EngineUnavailable`` when the disks of this data directory lie in another store than this one.
 
     A store in the data directory that is gone is forgotten: whoever deleted it wants another.
     """
@@ -41,14 +41,14 @@ def refuse_another(data_dir: Path, backing: Backing) -> None:
 
 
 def remember(data_dir: Path, backing: Backing) -> None:
-    """Write it down, once it is mounted."""
+    """Write the record, once the store is mounted."""
     record = StoreRecord(backing.kind, backing.file_system() or "", str(backing.place))
     if record != _known(data_dir):
         write_json(data_dir / RECORD, asdict(record), durable=True)
 
 
 def claim_for(root: Path, instance: str, place: Path) -> None:
-    """Write the service's id into the store. Raises ``EngineUnavailable`` where it is another service's."""
+    """Write the service's id into the store. Raises ``EngineUnavailable`` when it belongs to another service."""
     found = read_json(root / MARK, f"It is in {place}: mount that, and remove the file.")
     if found is None:
         write_json(root / MARK, {"id": instance}, durable=True)
@@ -64,7 +64,7 @@ def _known(data_dir: Path) -> StoreRecord | None:
     found = read_json(file, "Remove it, once the settings name the store in which the disks lie.")
     if found is None:
         return None
-    # What lies in the data directory moves with it.
+    # A store in the data directory moves with it.
     places = {Kind.FOLDER: folder_of(data_dir), Kind.IMAGE: image_of(data_dir), Kind.DEVICE: Path(found["place"])}
     kind = Kind(found["kind"])
     return StoreRecord(kind, found["uuid"], str(places[kind]))
@@ -89,7 +89,7 @@ def _another(data_dir: Path, known: StoreRecord, backing: Backing) -> EngineUnav
 
 
 def _others(place: Path, backing: Backing, mark: Path) -> str:
-    """Without what is at ``mark``, the service takes another store than the one at ``place``."""
+    """Return the remedy: without the file at ``mark``, the service takes another store than the one at ``place``."""
     return (
         f"{backing.place} is another store, without them: set store.device back to what it was. To enlarge a store or "
         f"to move it, see docs/storage.md. To begin with an empty one, in which apps come back from their backups or "

@@ -1,4 +1,4 @@
-"""The watch over a store: stops apps from writing before a write fails, and says what is wrong with the store.
+"""Watch over a store: stops apps from writing before a write fails, and says what is wrong with the store.
 
 Promises are checked when they are made. Later the host may fill up from elsewhere, or metadata may take more than was
 counted. A file system that fails to write its metadata is read-only until every app on it was stopped, so apps get
@@ -22,7 +22,7 @@ from builderd.linux.syscalls import sync_file_system
 log = logging.getLogger(__name__)
 
 INTERVAL = 1.0
-#: A limit is set anew when it is off by more than this: each time is a write.
+#: A limit is changed when it is off by more than this: each change is a write.
 STEP = 16 << 20
 
 READ_ONLY = (
@@ -51,18 +51,18 @@ class StoreWatch:
         self._thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
 
     def start(self) -> None:
-        """Look once, then every second."""
+        """Check once, then every second."""
         self._try()
         self._thread.start()
 
     def close(self) -> None:
-        """Idempotent."""
+        """Stop the watch. Idempotent."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def trouble(self) -> str | None:
-        """Why apps cannot write, and what to do; None when they can."""
+        """Return why apps cannot write and what to do; None when they can."""
         return self._trouble
 
     def _run(self) -> None:
@@ -79,7 +79,7 @@ class StoreWatch:
             self._failure = str(error)
 
     def check(self) -> None:
-        """Look at the store and its host, and adapt the limit."""
+        """Check the store and its host, and adapt the limit."""
         writable = self._device.writable()
         self._note(find_trouble(self._device))
         if not self._device.is_read_only():
@@ -87,7 +87,7 @@ class StoreWatch:
             self._allocate()
 
     def is_short(self) -> bool:
-        """Whether the host may soon be full."""
+        """Return True when the host may soon be full."""
         return self._device.is_host_short()
 
     def _note(self, trouble: str | None) -> None:
@@ -96,7 +96,7 @@ class StoreWatch:
         self._trouble = trouble
 
     def _limit(self, writable: int) -> None:
-        """No more than can be written, where that is less than what is promised."""
+        """Limit all apps to what can be written, when that is less than what is reserved."""
         before = self._quota.total_limit()
         if writable >= self._reservations.promised():
             self._quota.limit_total(None)
@@ -105,12 +105,12 @@ class StoreWatch:
         if not before or abs(limit - before) > STEP or (limit < before and not writable):
             self._quota.limit_total(limit)
         if not writable and (not before or before > limit):
-            # What apps have in memory still fits now.
+            # Dirty pages of the apps still fit now.
             with folder(self._device.root) as root:
                 sync_file_system(root)
 
     def _allocate(self) -> None:
-        """Keep the host's space for the metadata. What was trimmed since is allocated again while the host is short."""
+        """Allocate host space for the metadata; trimmed space is allocated again while the host is short."""
         device = self._device
         if device.image is None:
             return
@@ -121,7 +121,7 @@ class StoreWatch:
 
 
 def find_trouble(device: StorageDevice) -> str | None:
-    """Why apps cannot write, and what to do; None when they can."""
+    """Return why apps cannot write and what to do; None when they can."""
     if device.is_read_only():
         return READ_ONLY.format(root=device.root)
     if device.writable():

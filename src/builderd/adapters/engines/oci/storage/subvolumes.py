@@ -1,4 +1,4 @@
-"""Subvolumes of btrfs: made, copied and deleted by the kernel's own calls, in a fraction of a millisecond.
+"""Subvolumes of btrfs: created, copied and deleted by the kernel's own calls, in a fraction of a millisecond.
 
 Numbers and layouts are those of linux/btrfs.h and linux/btrfs_tree.h.
 """
@@ -35,7 +35,7 @@ _SEARCH_BYTES = 4096
 
 @contextmanager
 def folder(path: Path) -> Iterator[int]:
-    """The folder's descriptor. A link in its place is refused."""
+    """Open a folder; refuse a link. The descriptor is closed with the context."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -44,7 +44,7 @@ def folder(path: Path) -> Iterator[int]:
 
 
 def file_system_uuid(path: Path) -> str:
-    """Of the btrfs file system that this folder lies on."""
+    """Return the UUID of the btrfs file system that this folder lies on."""
     buffer = bytearray(1024)
     with folder(path) as descriptor:
         fcntl.ioctl(descriptor, _FS_INFO, buffer)
@@ -52,7 +52,7 @@ def file_system_uuid(path: Path) -> str:
 
 
 def is_subvolume(path: Path) -> bool:
-    """Whether the path, on a btrfs file system, is the root of a subvolume."""
+    """Return True when the path, on btrfs, is the root of a subvolume."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -61,19 +61,19 @@ def is_subvolume(path: Path) -> bool:
 
 
 def create_subvolume(path: Path) -> None:
-    """An empty subvolume. Raises ``FileExistsError``."""
+    """Create an empty subvolume. Raises ``FileExistsError``."""
     with folder(path.parent) as parent:
         fcntl.ioctl(parent, _SUBVOL_CREATE_V2, _volume_args(path.name))
 
 
 def snapshot(source: Path, target: Path) -> None:
-    """An independent, writable copy of a subvolume; nested ones are empty folders in it. Raises ``FileExistsError``."""
+    """Create a writable copy of a subvolume; nested ones are empty folders in it. Raises ``FileExistsError``."""
     with folder(source) as origin, folder(target.parent) as parent:
         fcntl.ioctl(parent, _SNAP_CREATE_V2, _volume_args(target.name, descriptor=origin))
 
 
 def delete_subvolume(path: Path) -> None:
-    """Delete it with all subvolumes inside. The space comes back a little later. Idempotent."""
+    """Delete a subvolume with all inside. Its space comes back a little later. Idempotent."""
     try:
         with folder(path.parent) as parent:
             delete_subvolume_in(parent, path.name)
@@ -82,7 +82,7 @@ def delete_subvolume(path: Path) -> None:
 
 
 def delete_subvolume_in(parent: int, name: str) -> None:
-    """The same by a name within an open folder."""
+    """Delete a subvolume by its name within an open folder."""
     root = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
         number = subvolume_number(root)
@@ -93,7 +93,7 @@ def delete_subvolume_in(parent: int, name: str) -> None:
 
 
 def _delete_nested(anywhere: int, number: int) -> None:
-    """Deepest first, without recursion: how deep they are nested is up to whoever made them."""
+    """Delete nested subvolumes, deepest first, without recursion: an app may nest them deeply."""
     found = [number]
     for parent in found:
         found.extend(_nested(anywhere, parent))
@@ -106,7 +106,7 @@ def _delete(anywhere: int, arguments: bytearray) -> None:
 
 
 def _nested(anywhere: int, number: int) -> Iterator[int]:
-    """The numbers of the subvolumes directly inside."""
+    """Return the ids of the subvolumes directly inside."""
     first = 0
     while True:
         found = list(_search_roots(anywhere, number, _ROOT_REF, first))
@@ -117,12 +117,12 @@ def _nested(anywhere: int, number: int) -> Iterator[int]:
 
 
 def subvolume_exists(anywhere: int, number: int) -> bool:
-    """Whether the file system has a subvolume of this number, if only one that is being deleted."""
+    """Return True when a subvolume of this id exists, also while it is being deleted."""
     return any(True for _ in _search_roots(anywhere, number, _ROOT_ITEM))
 
 
 def _search_roots(anywhere: int, number: int, kind: int, first: int = 0) -> Iterator[int]:
-    """Offsets of a subvolume's items in the tree of roots, as many as one call answers."""
+    """Return offsets of a subvolume's items in the tree of roots, as many as one call returns."""
     key = _SEARCH_KEY.pack(_ROOT_TREE, number, number, first, _ALL, 0, _ALL, kind, kind, _SEARCH_BYTES, 0, 0, 0, 0, 0)
     buffer = bytearray(key.ljust(_SEARCH_BYTES, b"\0"))
     fcntl.ioctl(anywhere, _TREE_SEARCH, buffer)
@@ -134,7 +134,7 @@ def _search_roots(anywhere: int, number: int, kind: int, first: int = 0) -> Iter
 
 
 def subvolume_number(inside: int) -> int:
-    """The number of the subvolume that an open file or folder lies in."""
+    """Return the id of the subvolume that an open file or folder lies in."""
     buffer = bytearray(struct.pack("=QQ", 0, ROOT_INODE).ljust(4096, b"\0"))
     fcntl.ioctl(inside, _INO_LOOKUP, buffer)
     number: int = struct.unpack_from("=Q", buffer)[0]
@@ -142,5 +142,5 @@ def subvolume_number(inside: int) -> int:
 
 
 def _volume_args(name: str | bytes, *, descriptor: int = 0, flags: int = 0) -> bytearray:
-    """struct btrfs_ioctl_vol_args_v2; a number takes the place of the name where it is deleted by that."""
+    """Pack struct btrfs_ioctl_vol_args_v2, with a name or the id of a subvolume to delete."""
     return bytearray(struct.pack("=qQQ32x4040s", descriptor, 0, flags, os.fsencode(name)))

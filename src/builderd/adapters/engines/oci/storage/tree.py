@@ -1,4 +1,4 @@
-"""A tree of files that an app has its hands on, while it has: every step is safe against what it does meanwhile.
+"""File tree that a running app can change: every step is safe against concurrent changes.
 
 What lies at a path is reached by the kernel without following any link, and only then looked at; files are opened once
 they are known to be plain ones. Everything goes on from descriptors, never from a path a second time.
@@ -34,7 +34,7 @@ from builderd.domain.files import (
 from builderd.linux.syscalls import open_beneath
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
-#: A tree is deleted level by level; each of so many rounds takes all levels that it finds.
+#: A tree is deleted level by level, in at most so many rounds.
 _ROUNDS = 100_000
 _AT_ONCE = 1_000
 #: The years 1 to 9999, in seconds since 1970.
@@ -51,7 +51,7 @@ def closing(descriptor: int) -> Iterator[int]:
 
 @contextmanager
 def _telling(path: str) -> Iterator[None]:
-    """The kernel's words for a path that is not what it should be, in ours."""
+    """Map the kernel's errors for unsuitable paths to the domain's errors."""
     try:
         yield
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def _telling(path: str) -> Iterator[None]:
 
 
 def list_folder(root: int, path: str, skip: int, count: int) -> FilePage:
-    """Entries of a folder in the order of their names."""
+    """Return entries of a folder in the order of their names."""
     with _telling(path or "/app"), closing(open_beneath(root, path or ".", _FOLDER)) as folder:
         total = 0
 
@@ -83,7 +83,7 @@ def list_folder(root: int, path: str, skip: int, count: int) -> FilePage:
 
 
 def look(folder: int, name: str) -> FileEntry | None:
-    """What a folder has under a name; None when it is nothing (any more)."""
+    """Return a folder's entry of this name; None when there is none (any more)."""
     try:
         status = os.lstat(name, dir_fd=folder)
         target = os.readlink(name, dir_fd=folder) if stat.S_ISLNK(status.st_mode) else None
@@ -99,14 +99,14 @@ def make_entry(name: str, status: os.stat_result, target: str | None = None) -> 
         size=status.st_size,
         mode=stat.S_IMODE(status.st_mode),
         modified_at=_time(status.st_mtime),
-        # An app can set the time of a file's content back, and never that of its record.
+        # An app can set a file's mtime back, but never its ctime.
         tag=f"{status.st_ino:x}-{status.st_ctime_ns:x}-{status.st_size:x}",
         target=target,
     )
 
 
 def _time(seconds: float) -> datetime:
-    """An app can give a file any time of 64 bits: what lies outside of our calendar is shown as its end."""
+    """Convert a file time; times outside of the years 1 to 9999, which an app can set, are clamped."""
     return datetime.fromtimestamp(min(max(seconds, _FIRST), _LAST), UTC)
 
 
@@ -119,18 +119,18 @@ def _kind(mode: int) -> FileKind:
 
 
 def open_file(root: int, path: str) -> int:
-    """A descriptor to read a plain file with. Nothing else is opened: a pipe would block, a device act."""
+    """Open a plain file for reading. Nothing else is opened: a pipe would block, a device would act."""
     with _telling(path), closing(open_beneath(root, path, os.O_PATH)) as found:
         kind = _kind(os.fstat(found).st_mode)
         if kind is not FileKind.FILE:
             raise bad_path(f"{path} {IS_FOLDER if kind is FileKind.FOLDER else IS_OTHER}")
-        # Not blocking: who holds a lease on it would have us wait.
+        # Non-blocking: an app holding a lease on the file would make us wait.
         return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 @contextmanager
 def parent_of(root: int, path: str, owner: int | None = None) -> Iterator[tuple[int, str]]:
-    """The folder of a path and the name in it. With an owner, folders that are missing are made."""
+    """Open the folder of a path; return it and the last name. With an owner, missing folders are made."""
     above, _, name = path.rpartition("/")
     with _telling(path):
         try:
@@ -167,7 +167,7 @@ def _make_folder(parent: int, name: str, owner: int) -> int:
 
 
 def check(root: int, path: str, condition: Condition) -> FileEntry | None:
-    """What is there now. Raises ``PreconditionFailed``, and ``ValidationFailed`` where no file can be put."""
+    """Return the present entry. Raises ``PreconditionFailed``, ``ValidationFailed`` when no file can be put there."""
     above, _, name = path.rpartition("/")
     present = None
     with _telling(path), suppress(FileNotFoundError), closing(open_beneath(root, above or ".", _FOLDER)) as folder:
@@ -179,7 +179,7 @@ def check(root: int, path: str, condition: Condition) -> FileEntry | None:
 
 
 def put(root: int, path: str, staged: int, staging: int, owner: int) -> FileEntry:
-    """Give a nameless file its name, over what has it now. ``staging`` is a folder of the same file system."""
+    """Link an unnamed file (O_TMPFILE) to its name, replacing the present file. ``staging``: a folder there."""
     token = secrets.token_hex(8)
     with parent_of(root, path, owner) as (folder, name):
         os.link(f"/proc/self/fd/{staged}", token, dst_dir_fd=staging, src_dir_fd=staging, follow_symlinks=True)
@@ -196,7 +196,7 @@ def put(root: int, path: str, staged: int, staging: int, owner: int) -> FileEntr
 def delete(
     root: int, path: str, condition: Condition, staging: Callable[[], AbstractContextManager[int]], *, recursive: bool
 ) -> bool:
-    """A full folder is moved away in one step, to be taken apart where its app does not reach it: whether one was.
+    """Move a full folder into the trash in one step, out of its app's reach; return True when one was moved.
 
     ``staging`` opens the folder for that. On a full disk there may be no room to make it, so nothing else needs it.
     """
@@ -216,7 +216,7 @@ def delete(
 
 
 def _unlink(folder: int, name: str) -> bool:
-    """Whether it could be: its app may have put a folder there meanwhile."""
+    """Unlink a file; return False when the app has put a folder there meanwhile."""
     try:
         os.unlink(name, dir_fd=folder)
     except IsADirectoryError:
@@ -245,12 +245,12 @@ def _never() -> bool:
 
 
 def clear(folder: int, is_over: Callable[[], bool] = _never) -> bool:
-    """Delete all that is in a folder, however deep it is: what lies deeper is lifted up, level by level.
+    """Delete all content of a folder of any depth: subfolders are lifted up, level by level.
 
     Returns early once it ``is_over``: an app with its hands in there may feed it without end. Whether all is gone.
     """
     for _ in range(_ROUNDS):
-        # btrfs shows no entries that are newer than the last time that it was read from its beginning.
+        # btrfs lists only entries older than the last rewind of the descriptor.
         os.lseek(folder, 0, os.SEEK_SET)
         with os.scandir(folder) as entries:
             names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(entries, _AT_ONCE)]
@@ -270,7 +270,7 @@ def _lift(folder: int, name: str, is_over: Callable[[], bool]) -> None:
         delete_subvolume_in(folder, name)
         return
     with closing(open_beneath(folder, name, _FOLDER)) as inside:
-        # An app that is in there still would fill it as fast as it is emptied.
+        # An app with a descriptor in there would refill it as fast as it is emptied.
         os.fchown(inside, 0, 0)
         os.fchmod(inside, 0o700)
         with os.scandir(inside) as entries:
@@ -281,6 +281,6 @@ def _lift(folder: int, name: str, is_over: Callable[[], bool]) -> None:
                     _move_away(inside, entry.name, folder)
                 else:
                     os.unlink(entry.name, dir_fd=inside)
-    # What was put into it just before that, the next round finds.
+    # The next round finds what was put into it just before.
     with suppress(OSError):
         os.rmdir(name, dir_fd=folder)

@@ -40,7 +40,7 @@ def test_without_the_other_rules_there_is_no_network(monkeypatch: pytest.MonkeyP
         one._open_firewall(one._policy())
 
 
-def test_a_kernel_that_cannot_forget_flows_is_told_of_once(
+def test_a_kernel_that_cannot_delete_flows_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def lack(ip: str) -> int:
@@ -51,4 +51,4 @@ def test_a_kernel_that_cannot_forget_flows_is_told_of_once(
     one = network(monkeypatch, "nothing", [])
     for _ in range(2):
         one.forget("10.64.8.2")
-    assert caplog.text.count("in this kernel: Invalid argument") == 1
+    assert caplog.text.count("not deleted, the kernel cannot error=Invalid argument") == 1

@@ -26,11 +26,11 @@ def append(log: Path, content: bytes) -> None:
 async def test_lines_are_told_whole_and_once(log: Path) -> None:
     told: list[str] = []
     tail = Tail(log, told.append)
-    assert not tail.tell()
+    assert not tail.pass_on()
     whole = record("one ", "P") + record("error", stream="stderr") + record("line") + record("open", "P")
     for place in range(0, len(whole), 7):
         append(log, whole[place : place + 7])
-        tail.tell()
+        tail.pass_on()
     assert told == ["error", "one line"]
     await tail.finish()
     assert told == ["error", "one line", "open"]
@@ -41,7 +41,7 @@ async def test_a_flood_is_told_a_piece_at_a_time_to_its_end(log: Path) -> None:
     numbers = [str(number) for number in range(20_000)]
     append(log, b"".join(map(record, numbers)))
     tail = Tail(log, told.append)
-    assert tail.tell()
+    assert tail.pass_on()
     assert 0 < len(told) <= PIECE_BYTES / len(record("0"))
     await tail.finish()
     assert told == numbers
@@ -59,11 +59,11 @@ async def test_a_log_that_begins_anew_is_told_from_its_beginning(log: Path) -> N
     told: list[str] = []
     append(log, record("a") + record("op", "P"))
     tail = Tail(log, told.append)
-    tail.tell()
+    tail.pass_on()
     append(log, record("en") + record("nobody came to read this"))
     append(log.with_name("new"), record("b"))
     log.with_name("new").rename(log)
-    tail.tell()
+    tail.pass_on()
     append(log, record("c"))
     await tail.finish()
     assert told == ["a", "op", LEFT_OUT, "b", "c"]

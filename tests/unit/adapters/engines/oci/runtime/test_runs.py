@@ -133,7 +133,7 @@ async def running(host: Host) -> AsyncIterator[tuple[OciEngine, Copies]]:
         engine, copies = OciEngine(OciSettings(host.data, inside_port=8080)), Copies(host.cgroups)
         engine._machine = cast("Machine", SimpleNamespace(runs=runs, disks=copies))
         yield engine, copies
-        assert not runs._turns, "nothing is remembered of what is over"
+        assert not runs._locks, "nothing is remembered of what is over"
 
 
 async def test_of_one_that_just_died_it_is_said_how_once_its_shim_has_written_it(host: Host) -> None:

@@ -184,10 +184,14 @@ def assert_versions(service: LiveService, data: dict[str, Any], operation: str) 
 
 
 def assert_ledger(service: LiveService, data: dict[str, Any]) -> None:
-    """No second is paid twice or left out, and running time is that of the sandboxes that served."""
+    """No second is paid twice or left out, and running time is that of the sandboxes that served.
+
+    Trials are charged beside that, in segments of their own.
+    """
     with closing(database(service)) as opened:
         paid = opened.execute(
-            "SELECT billing, started_at, ended_at FROM ledger WHERE builder_id = ? ORDER BY id", (data["uuid"],)
+            "SELECT billing, started_at, ended_at FROM ledger WHERE builder_id = ? AND billing != 'trial' ORDER BY id",
+            (data["uuid"],),
         ).fetchall()
         ran = opened.execute(
             "SELECT started_at, end_at FROM sandboxes WHERE builder_id = ? AND NOT trial AND started_at IS NOT NULL"

@@ -134,6 +134,34 @@ async def test_answers_of_netlink_that_nobody_reads_are_a_matter_of_memory(engin
     assert (await engine.report(neighbour.id)).state is SandboxState.RUNNING
 
 
+#: Attaches filters to a socket, to a group of sockets and to itself; prints the errors.
+ATTACHES = """
+import ctypes, os, socket, struct
+class Program(ctypes.Structure): _fields_ = [("length", ctypes.c_ushort), ("at", ctypes.c_char_p)]
+program = ctypes.byref(Program(1, struct.pack("HBBI", 6, 0, 0, 0x7fff0000)))
+kernel, far = ctypes.CDLL(None, use_errno=True), 1 << 32
+kernel.syscall.argtypes = [ctypes.c_long] * 4 + [ctypes.c_void_p, ctypes.c_long]
+taker = socket.socket(type=socket.SOCK_DGRAM)
+taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+socket.socket(socket.AF_INET6).setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+for level in (1, far | 1):
+    for option in (26, 51, far | 26):
+        assert kernel.syscall(54, taker.fileno(), level, option, program, 16) == -1
+        print(ctypes.get_errno(), end=" ")
+kernel.syscall.argtypes = [ctypes.c_long] * 3 + [ctypes.c_void_p] + [ctypes.c_long] * 2
+for call, first, second in ((157, 22, 2), (157, far | 22, 2), (317, 1, 0)):
+    assert kernel.syscall(call, first, second, program, 0, 0) == -1
+    print(ctypes.get_errno(), end=" ")
+"""
+
+
+async def test_no_program_attaches_filters(engine: OciEngine) -> None:
+    """Their machine code takes from one pool of the host: 0.5 GB of sockets with filters would use it up."""
+    spec = await make_spec(engine, apps.SILENT)
+    await engine.start(spec)
+    assert await inside(engine, spec.id, f"python3 -c {shlex.quote(ATTACHES)}") == "92 92 92 92 92 92 22 22 38 "
+
+
 async def test_app_persists_and_the_rest_does_not_whatever_uids_it_gets(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.put_bundle(spec.disk, make_bundle([BundleFile("run.sh", b"#!/bin/sh\necho ran\n", executable=True)]))

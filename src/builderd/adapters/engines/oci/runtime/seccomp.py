@@ -14,7 +14,9 @@ PROFILE = "/usr/share/containers/seccomp.json"
 Rule = dict[str, Any]
 
 _EPERM = 1
+_EINVAL = 22
 _ENOSYS = 38
+_ENOPROTOOPT = 92
 _EPROTONOSUPPORT = 93
 _EOPNOTSUPP = 95
 
@@ -34,7 +36,12 @@ REFUSED = frozenset(
 )
 
 #: Allowed with some arguments only; their rules are made below.
-_JUDGED = frozenset({"clone", "clone3", "copy_file_range", "ioctl", "socket", "socketcall", "socketpair"})
+_JUDGED = frozenset(
+    {
+        *("clone", "clone3", "copy_file_range", "ioctl", "prctl", "seccomp", "setsockopt"),
+        *("socket", "socketcall", "socketpair"),
+    }
+)
 
 #: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET of sched.h.
 _NAMESPACE_FLAGS = 0x7E02_0000
@@ -55,6 +62,17 @@ _BTRFS = 0x94
 #: FICLONE, FICLONERANGE and FIDEDUPERANGE, of the same type byte: files that share their blocks. What btrfs notes of
 #: each share counts for no disk.
 _CLONE_IOCTLS = (0x4004_9409, 0x4020_940D, 0xC018_9436)
+
+#: What attaches a filter program. The kernel keeps the machine code of all of them in one pool of the host
+#: (``net.core.bpf_jit_limit``), counts it for nobody, and may start no sandbox when it is used up: docs/adr/0129.
+_PR_SET_SECCOMP = 22
+_SOL_SOCKET = 1
+_SO_ATTACH_FILTER, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_CBPF, _SO_ATTACH_REUSEPORT_EBPF = 26, 50, 51, 52
+_ATTACHING = (_SO_ATTACH_FILTER, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_CBPF, _SO_ATTACH_REUSEPORT_EBPF)
+#: Options of prctl and setsockopt, and levels of setsockopt, are below 2 to the power of these.
+_PRCTL_BITS, _OPTION_BITS, _LEVEL_BITS = 7, 7, 9
+#: Options of prctl with numbers of their own: PR_SET_PTRACER, PR_SET_VMA, PR_GET_AUXV.
+_PRCTL_FAR = (0x5961_6D61, 0x5356_4D41, 0x4155_5856)
 
 _ARCHITECTURES = {"x86_64": ("SCMP_ARCH_X86_64", "amd64"), "aarch64": ("SCMP_ARCH_AARCH64", "arm64")}
 
@@ -104,6 +122,7 @@ def _added() -> list[Rule]:
         # Its flags are behind a pointer, which a filter cannot follow: libc then falls back to clone.
         _rule(["clone3"], "SCMP_ACT_ERRNO", _ENOSYS),
         *_sockets(),
+        *_filters(),
         *_ioctls(),
     ]
 
@@ -131,6 +150,43 @@ def _ioctls() -> list[Rule]:
     bits = [1 << (8 + bit) for bit in range(8)]
     others = [{"index": 1, "value": bit, "valueTwo": bit & ~(_BTRFS << 8), "op": "SCMP_CMP_MASKED_EQ"} for bit in bits]
     return [_rule(["ioctl"], args=[other]) for other in others]
+
+
+def _filters() -> list[Rule]:
+    """Rules that keep a program from attaching filters, and answer as a kernel that has none."""
+    rules = [_rule(["setsockopt"], args=[other]) for other in _all_but([_SOL_SOCKET], 1, _LEVEL_BITS)]
+    sockets = _exactly(_SOL_SOCKET, 1)
+    rules += [_rule(["setsockopt"], args=[sockets, other]) for other in _all_but(_ATTACHING, 2, _OPTION_BITS)]
+    for option in _ATTACHING:
+        rules.append(_rule(["setsockopt"], "SCMP_ACT_ERRNO", _ENOPROTOOPT, [sockets, _exactly(option, 2)]))
+    rules += [_rule(["prctl"], args=[other]) for other in _all_but([_PR_SET_SECCOMP], 0, _PRCTL_BITS)]
+    rules += [_rule(["prctl"], args=[_exactly(option, 0)]) for option in _PRCTL_FAR]
+    rules.append(_rule(["prctl"], "SCMP_ACT_ERRNO", _EINVAL, [_exactly(_PR_SET_SECCOMP, 0)]))
+    return [*rules, _rule(["seccomp"], "SCMP_ACT_ERRNO", _ENOSYS)]
+
+
+def _all_but(refused: Iterable[int], index: int, bits: int) -> list[dict[str, Any]]:
+    """Conditions of which one holds for each number below ``2 ** bits`` that is not refused, and none for any other.
+
+    The kernel ignores the upper 32 bits of these arguments, and so do the conditions.
+    """
+    found: list[dict[str, Any]] = []
+
+    def split(prefix: int, width: int) -> None:
+        if all(number >> width != prefix for number in refused):
+            mask = 0xFFFF_FFFF >> width << width
+            found.append({"index": index, "value": mask, "valueTwo": prefix << width, "op": "SCMP_CMP_MASKED_EQ"})
+        elif width:
+            split(2 * prefix, width - 1)
+            split(2 * prefix + 1, width - 1)
+
+    split(0, bits)
+    return found
+
+
+def _exactly(number: int, index: int) -> dict[str, Any]:
+    """As ``_all_but``, for one number."""
+    return {"index": index, "value": 0xFFFF_FFFF, "valueTwo": number, "op": "SCMP_CMP_MASKED_EQ"}
 
 
 def _copies(*, clones: bool) -> list[Rule]:

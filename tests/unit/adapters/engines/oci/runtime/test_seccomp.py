@@ -18,7 +18,7 @@ PROFILE = {
             "names": ["read", "copy_file_range", "clone", "clone3", "unshare", "mount", "ioctl", "ptrace"],
             "action": "SCMP_ACT_ALLOW",
         },
-        {"names": ["socketcall", "socketpair", "keyctl", "memfd_create"], "action": "SCMP_ACT_ALLOW"},
+        {"names": ["socketcall", "socketpair", "keyctl", "memfd_create", "prctl"], "action": "SCMP_ACT_ALLOW"},
         {"names": ["bpf"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}},
         {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "excludes": {"caps": ["CAP_AUDIT_WRITE"]}},
         {"names": ["arch_prctl"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["amd64"]}},
@@ -100,6 +100,22 @@ def test_pairs_of_sockets_are_of_the_unix_family() -> None:
     assert judge("socketpair", 1, 1, 0)[0] == ALLOW
     for family in (2, 10, 16, 30, 40):
         assert judge("socketpair", family, 1, 0)[0] == ERRNO
+
+
+HIGH = 1 << 32
+
+
+@pytest.mark.parametrize("high", [0, HIGH])
+def test_no_program_attaches_filters_and_all_other_options_pass(high: int) -> None:
+    refused = {number for number in range(128) if judge("setsockopt", 3, high | 1, high | number)[0] != ALLOW}
+    assert refused == {26, 50, 51, 52}
+    assert judge("setsockopt", 3, high | 1, high | 26) == (ERRNO, 92)
+    levels = {level for level in range(512) if judge("setsockopt", 3, high | level, high | 26)[0] != ALLOW}
+    assert levels == {1}, "26 of IPv6 is IPV6_V6ONLY"
+    assert {option for option in range(128) if judge("prctl", high | option)[0] != ALLOW} == {22}
+    assert judge("prctl", high | 22, 2) == (ERRNO, 22)
+    assert judge("prctl", 0x53564D41)[0] == ALLOW, "glibc names its heaps"
+    assert judge("seccomp", 1, 0, 0) == (ERRNO, 38)
 
 
 @pytest.mark.parametrize("request_", [0x5401, 0x5413, 0x541B, 0x80086601, 0x8004_9408 ^ 0x100])

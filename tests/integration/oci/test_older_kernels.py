@@ -59,7 +59,7 @@ def test_a_copy_of_the_cache_takes_the_same_however_much_is_in_the_cache(store: 
     cache = LayerCache(store)
     cache.open(100 * MB)
     fill(cache.path / "wheel", 60 * MB)
-    cache.copy_to(store.builds / "copy", 20 * MB)
+    cache.copy(cache.path, store.builds / "copy", 20 * MB)
     assert 10 * MB < fill(store.builds / "copy/more", 40 * MB) <= 20 * MB
 
 

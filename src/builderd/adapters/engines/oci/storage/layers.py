@@ -14,7 +14,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -65,10 +65,14 @@ class BuildLimits:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Folder of a build, and the limit of each of its subvolumes in bytes."""
+    """Folder of a build, and the limit of each of its subvolumes in bytes.
+
+    ``shared``: the shared cache, for builds with a step that writes to it.
+    """
 
     folder: Path
     size: int
+    shared: Path | None = None
 
     @property
     def layer(self) -> Path:
@@ -120,10 +124,19 @@ class Layers:
         async with self._lock(plan.key):
             if self.has(plan.key):
                 return BuildOutcome(0, (), 0.0, reused=True)
-            scratch = any(step.cache is Cache.SCRATCH for step in plan.steps)
-            async with self._cache.in_use(), self._making(plan.key, copies=2 if scratch else 1) as build:
-                await to_its_end(self._fill, build, plan, scratch=scratch)
-                return await self._make(build, plan.key, plan.steps, progress)
+            async with AsyncExitStack() as entered:
+                cache = await entered.enter_async_context(self._cache.in_use())
+                return await self._build(plan, cache, entered, progress)
+
+    async def _build(self, plan: LayerPlan, cache: Path, entered: AsyncExitStack, progress: Progress) -> BuildOutcome:
+        """Leave the cache as soon as only a copy is needed: a package's code would hold it as long as it likes."""
+        caches = {step.cache for step in plan.steps}
+        scratch, shared = Cache.SCRATCH in caches, cache if Cache.SHARED in caches else None
+        async with self._making(plan.key, copies=2 if scratch else 1, shared=shared) as build:
+            await to_its_end(self._fill, build, plan, cache if scratch else None)
+            if shared is None:
+                await entered.aclose()
+            return await self._make(build, plan.key, plan.steps, progress)
 
     def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
         """Remove layers that are not in ``keep``, not mounted, and unused for so long; return their keys."""
@@ -145,12 +158,12 @@ class Layers:
         return self._locks.setdefault(key, asyncio.Lock())
 
     @asynccontextmanager
-    async def _making(self, key: str, copies: int) -> AsyncIterator[Build]:
+    async def _making(self, key: str, copies: int, shared: Path | None = None) -> AsyncIterator[Build]:
         """Hold a build's folder and its claim on space; both are removed at the end."""
         name = f"{key[:16]}-{secrets.token_hex(4)}"
         claim = f"build {name}"
         size = self._store.reservations.claim_some(claim, MIN_LAYER * copies, self._most() * copies) // copies
-        build = Build(self._store.builds / name, size)
+        build = Build(self._store.builds / name, size, shared)
         try:
             await to_its_end(build.folder.mkdir, mode=0o711)
             yield build
@@ -166,12 +179,12 @@ class Layers:
     def _most(self) -> int:
         return min(MAX_LAYER, int(total_bytes(self._store.root) * SHARE))
 
-    def _fill(self, build: Build, plan: LayerPlan, *, scratch: bool) -> None:
+    def _fill(self, build: Build, plan: LayerPlan, copied: Path | None) -> None:
         create_subvolume(build.layer)
         self._store.quota.limit(build.layer, build.size)
         _write_inputs(build.input, plan.inputs)
-        if scratch:
-            self._cache.copy_to(build.cache, build.size)
+        if copied is not None:
+            self._cache.copy(copied, build.cache, build.size)
 
     def _copy(self, build: Build, layer: Path) -> None:
         snapshot(layer, build.layer)
@@ -204,7 +217,7 @@ class Layers:
                 "The machine's store for apps and layers is full: its operator must free space (builderd doctor). "
                 "Deploy again then."
             )
-        if self._is_full(self._cache.path):
+        if build.shared is not None and self._is_full(build.shared):
             raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
         if build.size < self._most() and self._is_full(build.layer):
             raise NoCapacity(
@@ -235,8 +248,8 @@ class Layers:
     def _binds(self, build: Build, cache: Cache) -> Iterator[Bind]:
         yield Bind(build.input, INPUT, read_only=True, owner=LAYER_UID)
         yield Bind(build.layer, LAYER, read_only=False, owner=LAYER_UID)
-        if cache is not Cache.NONE:
-            source = self._cache.path if cache is Cache.SHARED else build.cache
+        source = {Cache.NONE: None, Cache.SHARED: build.shared, Cache.SCRATCH: build.cache}[cache]
+        if source is not None:
             yield Bind(source, CACHE, read_only=False, owner=LAYER_UID)
 
 

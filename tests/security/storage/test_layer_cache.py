@@ -1,0 +1,89 @@
+"""A tenant whose builds fill the shared download cache, and stay in it, does not stop the builds of others."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.integration.oci.stores import open_store
+from tests.integration.oci.test_layers import KEY, OTHER, StandIn, install, plan, step
+
+from builderd.adapters.engines.oci.storage.builds import BuildExit, BuildRun, Output
+from builderd.adapters.engines.oci.storage.layers import Layers
+from builderd.adapters.engines.oci.storage.store import Store
+from builderd.domain.layers import CACHE, Cache
+
+pytestmark = pytest.mark.root
+
+MB = 1 << 20
+SIZE = 40 * MB
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path) as store:
+        yield store
+
+
+class Runner(StandIn):
+    """Runs each build until ``gate`` is set; the victim's needs half of the cache."""
+
+    async def run_build(self, run: BuildRun, output: Output) -> BuildExit:
+        self.runs.append(run)
+        self.started.set()
+        await self.gate.wait()
+        seen = {bind.target: bind.source for bind in run.binds}
+        if "victim" in run.argv:
+            write(seen[CACHE] / "mine", SIZE // 2)
+        return BuildExit(install(seen))
+
+
+def write(file: Path, size: int) -> None:
+    with file.open("wb") as out:
+        for _ in range(size // MB):
+            out.write(os.urandom(MB))
+        os.fsync(out.fileno())
+
+
+@pytest.mark.parametrize("cache", [Cache.SHARED, Cache.SCRATCH])
+async def test_a_full_cache_that_a_build_stays_in_keeps_nobody_from_building(store: Store, cache: Cache) -> None:
+    runner = Runner()
+    runner.gate.clear()
+    layers = Layers(store, runner, {})
+    layers.open()
+    layers._cache.open(SIZE)
+    culprit = asyncio.create_task(layers.build(plan(KEY, step(cache)), print))
+    await runner.started.wait()
+    write(store.root / "cache/download", SIZE * 3 // 4)
+    runner.started.clear()
+    victim = asyncio.create_task(layers.build(plan(OTHER, step(Cache.SHARED, "victim")), print))
+    async with asyncio.timeout(20):
+        await runner.started.wait()
+        runner.gate.set()
+        assert (await victim).ok
+        assert (await culprit).ok
+    assert [name for name in ("cache", "cache2") if (store.root / name).exists()] == [layers._cache.path.name]
+    assert {name for name in store.reservations._claims if name.startswith("cache")} == {layers._cache.path.name}
+
+
+async def test_builds_wait_where_two_full_caches_are_in_use(store: Store) -> None:
+    runner = Runner()
+    runner.gate.clear()
+    layers = Layers(store, runner, {})
+    layers.open()
+    layers._cache.open(SIZE)
+    builds = []
+    for number, name in enumerate(("cache", "cache2")):
+        runner.started.clear()
+        builds.append(asyncio.create_task(layers.build(plan(str(number) * 64), print)))
+        await runner.started.wait()
+        write(store.root / name / "download", SIZE * 3 // 4)
+    builds.append(asyncio.create_task(layers.build(plan(OTHER, step(Cache.SHARED, "victim")), print)))
+    await asyncio.sleep(0.1)
+    assert len(runner.runs) == 2
+    runner.gate.set()
+    async with asyncio.timeout(20):
+        assert all(outcome.ok for outcome in await asyncio.gather(*builds))

@@ -8,6 +8,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.contract.backup_repository.conftest import Scene
@@ -255,3 +256,53 @@ async def test_a_repository_that_would_fill_the_host_is_not_written_to(scene: Sc
     scene.archive._floor = 1 << 60
     with pytest.raises(NoCapacity, match="free"):
         await _save(scene, repository, await scene.disk(note=b"1"))
+
+
+MB = 1_000_000
+
+
+def _fake_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """Let the file system of the repositories have this many bytes free."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+
+
+async def test_attributes_and_empty_files_count_for_the_space_that_a_backup_needs(
+    scene: Scene, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(scene.archive, ResticArchive)
+    scene.archive._floor = 8 * MB
+    attributes, names = await scene.disk(), await scene.disk()
+    for number in range(10):
+        file = scene.app(attributes) / str(number)
+        file.touch()
+        for name in range(20):
+            os.setxattr(file, f"user.{name}", os.urandom(15_000))
+    for number in range(5_000):
+        (scene.app(names) / f"{number}").touch()
+    _own(scene.app(attributes))
+    _own(scene.app(names))
+    _fake_free(monkeypatch, 10 * MB)
+    for disk in (attributes, names):
+        with pytest.raises(NoCapacity, match="free"):
+            await _save(scene, repository, disk)
+    back = await _restored(scene, repository, await _save_with(scene, repository, attributes, monkeypatch))
+    assert len(os.listxattr(back / "0")) == 20
+
+
+async def _save_with(scene: Scene, repository: Repository, disk: DiskId, monkeypatch: pytest.MonkeyPatch) -> Saved:
+    _fake_free(monkeypatch, 100 * MB)
+    return await _save(scene, repository, disk)
+
+
+async def test_one_tenants_backups_leave_room_for_those_of_others(
+    scene: Scene, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(scene.archive, ResticArchive)
+    scene.archive._tenant_share = 0.5
+    _fake_free(monkeypatch, 8 * MB)
+    await _save(scene, repository, await scene.disk(big=os.urandom(3 * MB)))
+    _fake_free(monkeypatch, 5 * MB)
+    with pytest.raises(NoCapacity, match="sets the share"):
+        await _save(scene, repository, await scene.disk(big=os.urandom(3 * MB)))
+    other = Repository(TenantId(new_id()), b"o" * 32)
+    await _save(scene, other, await scene.disk(big=os.urandom(2 * MB)))

@@ -16,7 +16,8 @@ from builderd.settings import Settings
 def make_backup_repository(settings: Settings, engine: Engine) -> ResticArchive:
     """Build the repository of all apps' backups. Raises ``ValidationFailed`` for a key file that cannot be read."""
     root, floor = _backups(settings), int(settings.store.floor * GB)
-    return ResticArchive(engine, make_place(settings), root, name=identity(settings.data_dir)[:13], floor_bytes=floor)
+    name, share = identity(settings.data_dir)[:13], settings.backup.tenant_share
+    return ResticArchive(engine, make_place(settings), root, name, floor_bytes=floor, tenant_share=share)
 
 
 def make_place(settings: Settings) -> Place:

@@ -166,6 +166,7 @@ class BackupSettings(Section):
 
     ``environment`` holds the back end's variables; ``ssh_key`` and ``ssh_hosts`` are files for ``sftp:``. ``keep_…``
     count the hours, days and weeks whose newest backup is kept. ``drill_hours``: between test restores, 0: never.
+    ``tenant_share``: part of the space for repositories in a folder that one tenant's may take.
     """
 
     repository: str | None = Field(default=None, pattern=r"^(/|[a-z][a-z0-9]*:).+$")
@@ -179,6 +180,7 @@ class BackupSettings(Section):
     drill_hours: float = Field(default=168, ge=0)
     check_hours: float = Field(default=168, gt=0)
     check_percent: float = Field(default=5, gt=0, le=100)
+    tenant_share: float = Field(default=0.5, gt=0, le=1)
 
     def to_rules(self) -> BackupRules:
         return BackupRules(

@@ -37,6 +37,8 @@ class Desk:
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_TURNS))
     #: The disk of a drill is there for longer than the repository is worked on: until its app was tried out.
     drills: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_TURNS))
+    #: One drill at a time of each tenant, so that one tenant's do not keep the others' waiting.
+    drill_locks: defaultdict[TenantId, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     #: One piece of work at a time on each repository.
     locks: defaultdict[TenantId, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
@@ -45,6 +47,12 @@ class Desk:
         """The tenant's, for as long as nobody else works on it."""
         async with self.locks[tenant_id], self.turns:
             yield await backups.repository(self.app, tenant_id)
+
+    @asynccontextmanager
+    async def drill(self, tenant_id: TenantId) -> AsyncIterator[None]:
+        """Wait until a drill of the tenant may begin, and hold its place until it is over."""
+        async with self.drill_locks[tenant_id], self.drills:
+            yield
 
     async def write(self, about: Backup | Restore, work: Callable[[UnitOfWork], T]) -> T:
         """In one transaction; whoever waits for it looks then."""

@@ -47,7 +47,7 @@ async def carry_out(desk: Desk, restore: Restore) -> None:
     if restore.kind is not RestoreKind.DRILL:
         await _carry_out(desk, restore)
         return
-    async with desk.drills:
+    async with desk.drill(restore.tenant_id):
         await _carry_out(desk, restore)
 
 

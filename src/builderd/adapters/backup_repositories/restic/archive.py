@@ -31,13 +31,17 @@ BATCH = 100
 class ResticArchive:
     """``root`` holds caches and manifests; ``name`` is the host name in locks, unique to this service.
 
-    If the repositories are local, ``floor_bytes`` of their file system stay free.
+    If the repositories are local, ``floor_bytes`` of their file system stay free, and the repository of one tenant
+    gets no more than ``tenant_share`` of what it has and what is left above that.
     """
 
-    def __init__(self, engine: Engine, place: Place, root: Path, name: str, floor_bytes: int = 0) -> None:
+    def __init__(
+        self, engine: Engine, place: Place, root: Path, name: str, floor_bytes: int = 0, tenant_share: float = 1
+    ) -> None:
         self._shop = Shop(engine, place, root / "cache", name)
         self._work_root = root / "work"
         self._floor = floor_bytes
+        self._tenant_share = tenant_share
 
     async def save(
         self,
@@ -50,7 +54,7 @@ class ResticArchive:
         version: int = 0,
     ) -> Saved:
         listed = await self._list(repository.tenant_id, builder, disk, ("record", str(limit_bytes)))
-        self._refuse_without_room(int(listed["bytes"]))
+        await asyncio.to_thread(self._refuse_without_room, repository.tenant_id, int(listed["stored"]))
         work = self._work(repository.tenant_id, builder)
         run = Run(self._shop, repository, disk=disk, work=work, reads_all=True, told=told)
         facts = {"version": version, **{name: listed[name] for name in ("digest", "files", "bytes")}}
@@ -139,8 +143,8 @@ class ResticArchive:
             raise BackupFailed(f"The files could not be listed: {why[-500:]}.")
         return answer
 
-    def _refuse_without_room(self, needed: int) -> None:
-        """Raise ``NoCapacity`` if the backup would fill the file system of the repositories."""
+    def _refuse_without_room(self, tenant: TenantId, needed: int) -> None:
+        """Raise ``NoCapacity`` if the backup would fill the file system of the repositories, or the tenant's share."""
         if not self._shop.place.is_local:
             return
         folder = Path(self._shop.place.location)
@@ -151,9 +155,22 @@ class ResticArchive:
                 f"The backups' file system has {free / 1e9:.1f} GB free, and {self._floor / 1e9:.1f} GB stay free: "
                 "too little for this backup. Make room, or keep fewer backups."
             )
+        own = _size_of(self._shop.place.folder(tenant))
+        share = self._tenant_share * (own + free - self._floor)
+        if own + needed > share:
+            raise NoCapacity(
+                f"Your backups take {own / 1e9:.1f} GB, this one may need {needed / 1e9:.1f} GB more, and a tenant may "
+                f"have {share / 1e9:.1f} GB here: remove backups (DELETE /api/v1/backups/{{id}}) or files. The "
+                "operator sets the share (backup.tenant_share)."
+            )
 
     def _work(self, tenant: TenantId, builder: BuilderId) -> Path:
         return self._work_root / tenant / builder
+
+
+def _size_of(repository: Path) -> int:
+    """Return the bytes of all files; 0 for a repository that is not there yet."""
+    return sum(path.lstat().st_size for path in repository.rglob("*"))
 
 
 @contextmanager

@@ -6,10 +6,12 @@ This file is run as a program in a sandbox with the disk, by ``python3 -I -S -c`
                      not read again. ``limit`` is bytes of all files; the manifest may have a 64th of that
     compare          read all of /disk and compare it with /work/manifest
 
-It prints one line of JSON. A record is ``kind mode size hash inode ctime path`` and ends with NUL, since a path may
-contain any other byte. The digest leaves out inode and change time, which a restore does not bring back. Records are
-sorted by path, so two manifests are compared as streams. Sockets are left out: no process listens on them after a
-restore.
+It prints one line of JSON. ``stored`` in it is about how many bytes restic keeps of the disk: what the files take,
+their extended attributes in base64, and a description of each entry.
+
+A record is ``kind mode size hash inode ctime path`` and ends with NUL, since a path may contain any other byte. The
+digest leaves out inode and change time, which a restore does not bring back. Records are sorted by path, so two
+manifests are compared as streams. Sockets are left out: no process listens on them after a restore.
 """
 
 from __future__ import annotations
@@ -28,10 +30,16 @@ SHOWN = 10
 #: The manifest is not on the disk. At 200 bytes a file, this share allows a file for each 1,600 bytes of disk, since
 #: the files may claim eight times the disk's size; the minimum allows some thousand files on a small disk.
 LIST_SHARE, LEAST_LIST = 64, 1 << 20
+#: Bytes of restic's description of an entry beside its name and attributes.
+DESCRIPTION = 500
+BLOCK = 512
 
 
 class Entry(NamedTuple):
-    """``path`` is relative to the disk; ``hash`` is the sha256 of the content, or of a link's target."""
+    """``path`` is relative to the disk; ``hash`` is the sha256 of the content, or of a link's target.
+
+    ``stored`` is no part of the record.
+    """
 
     path: bytes
     kind: str
@@ -40,6 +48,7 @@ class Entry(NamedTuple):
     hash: str
     inode: int
     changed: int
+    stored: int = 0
 
     @property
     def order(self) -> list[bytes]:
@@ -92,7 +101,21 @@ def walk(disk: bytes, known: Iterator[Entry], limit: int | None = None) -> Itera
                 raise TooMuch(os.fsdecode(relative))
         entry = _entry(path, relative, status, candidate)
         if entry is not None:
-            yield entry
+            # Not for a comparison, after which nothing is stored.
+            yield entry if limit is None else entry._replace(stored=_stored(path, status))
+
+
+def _stored(path: bytes, status: os.stat_result) -> int:
+    """Return about how many bytes restic keeps of an entry."""
+    is_file = stat.S_ISREG(status.st_mode)
+    content = min(status.st_size, status.st_blocks * BLOCK) if is_file else 0
+    if not is_file and not stat.S_ISDIR(status.st_mode):
+        return DESCRIPTION + len(path)
+    attributes = 0
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(path, follow_symlinks=False):
+            attributes += len(name) + len(os.getxattr(path, name, follow_symlinks=False))
+    return content + attributes * 4 // 3 + DESCRIPTION + len(path)
 
 
 def _paths(disk: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
@@ -128,7 +151,7 @@ def _entry(path: bytes, relative: bytes, status: os.stat_result, candidate: Entr
         candidate is not None
         and candidate[0] == relative
         and candidate[3] == size
-        and candidate[5:] == (inode, changed)
+        and candidate[5:7] == (inode, changed)
     ):
         return Entry(relative, "f", mode, size, candidate.hash, inode, changed)
     return Entry(relative, "f", mode, size, _hash(path), inode, changed)
@@ -158,7 +181,7 @@ def list_limit(limit: int) -> int:
 
 
 def _write(listed: bytes, entries: Iterator[Entry], limit: int) -> dict[str, object]:
-    digest, files, size, length = hashlib.sha256(), 0, 0, 0
+    digest, files, size, length, stored = hashlib.sha256(), 0, 0, 0, 0
     with open(listed, "wb") as file:  # noqa: PTH123
         for entry in entries:
             line = entry.write()
@@ -169,7 +192,8 @@ def _write(listed: bytes, entries: Iterator[Entry], limit: int) -> dict[str, obj
             digest.update(entry.lasting)
             files += entry.kind == "f"
             size += entry.size
-    return {"digest": digest.hexdigest(), "files": files, "bytes": size}
+            stored += entry.stored
+    return {"digest": digest.hexdigest(), "files": files, "bytes": size, "stored": stored}
 
 
 def compare(disk: bytes, listed: bytes) -> dict[str, object]:

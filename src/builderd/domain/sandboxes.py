@@ -47,7 +47,7 @@ class SandboxSpec:
     content of ``disk``; the layer and the base lie below, read-only. ``env`` is complete but for
     ``BUILDERD_URL``, which only the engine knows. With ``egress`` False the sandbox reaches no network.
     ``secret_files`` maps paths below ``/run/credentials`` to text that the app alone may read; an engine keeps them,
-    as it keeps ``env``, in memory only.
+    as it keeps ``env``, in memory only. Sandboxes of one ``tenant_id`` share what the network has for each tenant.
     """
 
     id: SandboxId
@@ -62,6 +62,7 @@ class SandboxSpec:
     layer_key: str | None = None
     egress: bool = True
     secret_files: Mapping[str, str] = field(default_factory=dict)
+    tenant_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

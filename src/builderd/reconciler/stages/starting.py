@@ -57,6 +57,7 @@ async def make_spec(application: Application, subject: Subject, sandbox: Sandbox
         layer_key=None if layer_key == NO_LAYER else layer_key,
         egress=not sandbox.trial,
         secret_files=credentials.as_files(secrets),
+        tenant_id=builder.tenant_id,
     )
 
 

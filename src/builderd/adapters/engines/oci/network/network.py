@@ -7,7 +7,8 @@ import errno
 import logging
 import socket
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -17,8 +18,9 @@ from builderd.adapters.engines.oci.network import conntrack
 from builderd.adapters.engines.oci.network.allocations import PREFIX, bridge_name
 from builderd.adapters.engines.oci.network.conntrack import NoConntrack
 from builderd.adapters.engines.oci.network.netlink import Netlink
-from builderd.adapters.engines.oci.network.nft import Policy, make_rules, table_name
+from builderd.adapters.engines.oci.network.nft import Policy, add_to_shares, make_rules, table_name
 from builderd.adapters.engines.oci.network.resolvers import parse_nameservers
+from builderd.adapters.engines.oci.network.shares import PortShares
 from builderd.adapters.engines.oci.network.slots import MAX_SLOTS, Addresses
 from builderd.domain.errors import EngineUnavailable
 
@@ -47,6 +49,8 @@ class Network:
         self._egress = egress
         #: False once the kernel was found unable to delete tracked flows.
         self._can_forget = True
+        self._shares = PortShares()
+        self._shares_lock = threading.Lock()
 
     def open(self) -> None:
         """Create what is missing and replace the firewall rules. Idempotent. Raises ``EngineUnavailable``."""
@@ -123,6 +127,26 @@ class Network:
         master = Path("/sys/class/net", self.link_name(slot), "master")
         return master.exists() and master.resolve().name == self.bridge
 
+    def share_ports(self, tenants: Mapping[str, str]) -> None:
+        """Let each address take its source ports from its tenant's share. Blocks.
+
+        Where nft refuses, the sandboxes run on with the ports that builds use.
+        """
+        if not tenants:
+            return
+        with self._shares_lock:
+            text = add_to_shares(self._instance, self._shares.assign(tenants))
+            try:
+                self._apply(text)
+            except EngineUnavailable as error:
+                log.warning("port share not assigned: addresses=%s error=%s", ",".join(tenants), error)
+
+    def _release_ports(self, ip: str) -> None:
+        with self._shares_lock:
+            if self._shares.release(ip):
+                element = ["nft", "delete", "element", "inet", table_name(self._instance), "shares", f"{{ {ip} }}"]
+                subprocess.run(element, capture_output=True, check=False)
+
     def forget(self, ip: str) -> None:
         """Delete the tracked flows of an ended sandbox, else they count for and reach the next one with its address.
 
@@ -130,6 +154,7 @@ class Network:
         """
         element = ["nft", "delete", "element", "inet", table_name(self._instance), "flows", f"{{ {ip} }}"]
         subprocess.run(element, capture_output=True, check=False)
+        self._release_ports(ip)
         self._forget(lambda: conntrack.forget(ip))
         _abort_connections(ip)
         try:

@@ -7,7 +7,7 @@ counted, since the host's kernel tracks them in one table for all: whoever fills
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, collapse_addresses
 
@@ -22,6 +22,11 @@ FLOWS = 4096
 #: How many it may begin in a second, once it has begun as many at once as it may have. A TCP connection that has ended
 #: counts no more and yet is tracked for two minutes.
 NEW_FLOWS = 200
+#: All sandboxes leave the host by one address, which has a source port for each flow to a port of a destination. Each
+#: tenant takes them from a share of its own, or a few sandboxes would take all (docs/adr/0136). From the first port on.
+SHARES, SHARE_PORTS, FIRST_PORT = 30, 2048, 4096
+#: For what no tenant has, such as builds.
+_COMMON_PORTS = f"1024-{FIRST_PORT - 1}"
 
 
 #: Only the first packet of a flow is counted: a stream that nobody answers stays new. What is refused is not tracked.
@@ -102,12 +107,40 @@ table inet {name} {{
     oifname "{bridge}" ct state established,related accept
     oifname "{bridge}" drop
   }}
+  map shares {{ type ipv4_addr : verdict; }}
+  {_share_chains()}
+  chain masquerading {{
+    ip saddr vmap @shares
+    meta l4proto {{ tcp, udp }} masquerade to :{_COMMON_PORTS}
+    masquerade
+  }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
-    ip saddr {policy.subnet} oifname != "{bridge}" masquerade
+    ip saddr {policy.subnet} oifname != "{bridge}" goto masquerading
   }}
 }}
 """
+
+
+def add_to_shares(instance: str, shares: Mapping[str, int]) -> str:
+    """Let each address take its source ports from this share, counted from 0; input for ``nft -f -``."""
+    elements = ", ".join(f"{ip} : goto share_{share}" for ip, share in shares.items())
+    return f"add element inet {table_name(instance)} shares {{ {elements} }}\n"
+
+
+def share_ports(share: int) -> range:
+    """Return the source ports of a share."""
+    first = FIRST_PORT + share * SHARE_PORTS
+    return range(first, first + SHARE_PORTS)
+
+
+def _share_chains() -> str:
+    return "\n  ".join(
+        f"chain share_{share} {{\n"
+        f"    meta l4proto {{ tcp, udp }} masquerade to :{share_ports(share)[0]}-{share_ports(share)[-1]}\n"
+        "    masquerade\n  }"
+        for share in range(SHARES)
+    )
 
 
 def _set(name: str, elements: Sequence[object]) -> str:

@@ -45,6 +45,8 @@ def make_run(spec: SandboxSpec, runtime: Runtime, root: Root, log: Path, log_lim
         log=log,
         log_limit=log_limit,
         secret_files=spec.secret_files,
+        # Where it reaches no network, there is nothing to share.
+        tenant=spec.tenant_id if spec.egress else "",
         tmpfs={"/dev/shm": spec.resources.memory_bytes // 2},  # noqa: S108
     )
 

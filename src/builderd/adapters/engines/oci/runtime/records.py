@@ -33,6 +33,7 @@ class Record:
     ``process`` is its first process and None until the runtime has made it; ``started_at`` is set once the program
     was told to run, ``stopping_at`` once we told it to end; ``frozen_at`` and ``thawed_at`` when we last did so.
     ``seen_at`` is set where it ended unseen: until then it is known to have run. Times are seconds since 1970.
+    ``tenant`` is whose NAT ports it takes; empty for a build.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Record:
     frozen_at: float | None = None
     thawed_at: float | None = None
     seen_at: float | None = None
+    tenant: str = ""
 
     @property
     def is_build(self) -> bool:

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Run:
     """Parameters of a sandbox. ``owner`` and ``disk`` are a builder's and empty for a build; ``user`` is the id inside.
 
     ``tmpfs`` maps paths inside to sizes in bytes, ``secret_files`` paths below ``/run/credentials`` to their text.
-    ``capabilities`` and ``host_network`` are for trusted tools.
+    ``capabilities`` and ``host_network`` are for trusted tools. ``tenant`` is whose NAT ports it takes.
     """
 
     id: str
@@ -86,6 +86,7 @@ class Run:
     secret_files: Mapping[str, str] = field(default_factory=dict)
     capabilities: tuple[str, ...] = ()
     host_network: bool = False
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,8 @@ class Runs:
         self.records.sweep()
         (self.places.run_dir / "sandboxes").mkdir(mode=0o711, parents=True, exist_ok=True)
         self.exits.open()
+        if connecting:
+            await self._share_ports(self.records.all())
         for record in self.records.all():
             self._known[record.id] = record
             if record.boot == boot_id():
@@ -279,7 +282,8 @@ class Runs:
         slot = self._slots.take(run.id)
         try:
             ip = self.network.addresses.of(slot, run.egress)
-            return self._save(Record(run.id, run.owner, run.disk, run.runtime.name, slot, ip, run.port, boot_id()))
+            record = Record(run.id, run.owner, run.disk, run.runtime.name, slot, ip, run.port, boot_id())
+            return self._save(replace(record, tenant=run.tenant))
         except BaseException:
             self._slots.give_back(slot, run.id)
             self.records.remove(run.id)
@@ -307,8 +311,14 @@ class Runs:
         self.cgroups.limit_shim(run.id)
         self.cgroups.limit_sockets(run.id, run.memory_bytes)
         if not run.host_network:
-            await self.launcher.attach(pid, self.network.link(record.slot, run.egress))
+            await asyncio.gather(
+                self.launcher.attach(pid, self.network.link(record.slot, run.egress)), self._share_ports([record])
+            )
         return record
+
+    async def _share_ports(self, records: Iterable[Record]) -> None:
+        tenants = {record.ip: record.tenant for record in records if record.tenant and record.boot == boot_id()}
+        await asyncio.to_thread(self.network.share_ports, tenants)
 
     def _make_bundle(self, run: Run, record: Record, uid: int) -> Path:
         bundle = self.places.bundle(run.id)

@@ -47,6 +47,21 @@ def test_no_cookie_reaches_the_siblings(proxy: Proxy, app: App, cookie: str, kep
     assert answer.all("set-cookie") == [kept]
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ('"cookies"', '"cache", "storage"'),
+        ('"*"', '"cache", "storage"'),
+        ('"storage", "COOKIES"', '"cache", "storage"'),
+        ('"storage"', '"storage"'),
+    ],
+)
+def test_no_app_clears_the_cookies_of_its_siblings(proxy: Proxy, app: App, said: str, kept: str) -> None:
+    """A browser clears them for the whole site, tokens of private previews among them."""
+    answer = say(proxy, app, f"HTTP/1.1 200 OK\r\nClear-Site-Data: {said}\r\nContent-Length: 0\r\n\r\n")
+    assert answer.all("clear-site-data") == [kept]
+
+
 def test_of_many_cookies_each_is_made_its_own(proxy: Proxy, app: App) -> None:
     cookies = "".join(f"Set-Cookie: c{number}=1; Domain=localhost; Path=/\r\n" for number in range(20))
     answer = say(proxy, app, f"HTTP/1.1 200 OK\r\n{cookies}Content-Length: 0\r\n\r\n")

@@ -13,6 +13,12 @@ pytestmark = pytest.mark.haproxy
 
 HASH = secret_hash(TOKEN)
 COOKIE = "builderd_service_token"
+WEBSOCKET = (
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Version: 13",
+    f"Sec-WebSocket-Key: {'A' * 22}==",
+)
 OTHERS = "bds_the-token-of-a-neighbour"
 
 
@@ -237,3 +243,40 @@ def test_only_the_right_token_becomes_a_cookie(proxy: Proxy, app: App) -> None:
         host = proxy.open(app, private=private)
         answer = proxy.visitor.get(host, "/head?service_token=a;%20Domain=localhost")
         assert answer.header("set-cookie") is None
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("Origin: http://sibling.localhost",),
+        ("Origin: http://sibling.localhost:8081", *WEBSOCKET),
+        ("Origin: null",),
+        ("Origin: http://{host}.sibling.localhost",),
+        ("Origin: http://sibling.localhost@{host}",),
+        ("Sec-Fetch-Site: same-site", "Sec-Fetch-Mode: no-cors"),
+        ("Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: websocket"),
+        ("Sec-Fetch-Site: same-site", "Sec-Fetch-Mode: navigate", "Origin: http://sibling.localhost"),
+    ],
+)
+def test_the_cookie_is_no_proof_for_a_page_of_a_sibling(proxy: Proxy, app: App, lines: tuple[str, ...]) -> None:
+    """A browser sends it along with what a sibling's page asks for: they are one site."""
+    host = proxy.open(app, private=True)
+    named = [line.format(host=host) for line in lines]
+    assert proxy.visitor.get(host, "/head", f"Cookie: {COOKIE}={TOKEN}", *named).status == 401
+    assert proxy.visitor.get(host, "/head", f"X-Service-Token: {TOKEN}", *lines[:1]).status == 200
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (),
+        ("Origin: http://{host}",),
+        ("Origin: https://{host}:8443", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: cors"),
+        ("Sec-Fetch-Site: same-site", "Sec-Fetch-Mode: navigate"),
+        ("Sec-Fetch-Site: none", "Sec-Fetch-Mode: navigate"),
+    ],
+)
+def test_the_cookie_is_proof_for_its_own_pages_and_for_visits(proxy: Proxy, app: App, lines: tuple[str, ...]) -> None:
+    host = proxy.open(app, private=True)
+    named = [line.format(host=host) for line in lines]
+    assert proxy.visitor.get(host, "/head", f"Cookie: {COOKIE}={TOKEN}", *named).status == 200

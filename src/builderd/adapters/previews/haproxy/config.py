@@ -287,6 +287,9 @@ def _passage(options: ProxyOptions) -> str:
         # A cookie for the parent domain would reach the sibling previews: each is made the app's own. Whoever names two
         # domains in one cookie means harm; of that cookie, what is before the second is left.
         http-response replace-header Set-Cookie '{_WIDE_COOKIE}' '\\1\\2' if {{ res.fhdr(set-cookie) -m sub -i domain }}
+        # Cookies are cleared for all of the site, the siblings' with them; what else there is, for this host alone.
+        acl clears_cookies res.fhdr(clear-site-data) -m sub -i cookies *
+        http-response set-header Clear-Site-Data '"cache", "storage"' if clears_cookies
         # An app that cannot be reached crashed like one that breaks off; an app's own 503 is its own.
         http-after-response set-status 502 if {{ status 503 }} {{ server_status 0 }} {{ var(txn.route) -m beg open| }}
         {_count_answers()}

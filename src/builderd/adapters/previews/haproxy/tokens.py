@@ -32,17 +32,39 @@ def brought() -> str:
 def proof(options: ProxyOptions) -> str:
     """Find out whether the token is right. Any right one will do: an old or planted one shuts nobody out."""
     proven = "sha2(256),hex,lower,secure_memcmp(txn.hash)"
-    places = (f"req.fhdr({HEADER})", *(f"req.cook({name})" for name in _cookies(options)))
+    places = (
+        (f"req.fhdr({HEADER})", ""),
+        *((f"req.cook({name})", " !foreign") for name in _cookies(options)),
+    )
     return "\n".join(
         (
             "http-request set-var(txn.hash) var(txn.route),field(5,|)",
             f"http-request set-var(txn.linked) url_param({PARAMETER})",
             f"http-request set-var(txn.by_link) bool(true) if {{ var(txn.linked),{proven} }}",
             "http-request set-var(txn.owner) bool(true) if { var(txn.by_link) -m bool }",
-            *(f"http-request set-var(txn.owner) bool(true) if {{ {place},{proven} }}" for place in places),
+            _foreign(),
+            *(f"http-request set-var(txn.owner) bool(true) if {{ {place},{proven} }}{also}" for place, also in places),
             "acl owner var(txn.owner) -m bool",
         )
     )
+
+
+def _foreign() -> str:
+    """Define ``foreign``: whether a page of another host had the browser send this request, and it is no visit.
+
+    To a browser, sibling previews are one site: it sends the cookie, whatever SameSite says, with each request that a
+    sibling's page makes, and lets that page read what comes over a WebSocket. ``Origin`` names the page for those and
+    for what changes something, ``Sec-Fetch-*`` for scripts and images that it includes.
+    """
+    return """
+        http-request set-var(txn.page) req.fhdr(origin),regsub("^[a-z]+://",""),host_only,rtrim(.)
+        acl own_page var(txn.page),strcmp(txn.host) eq 0
+        http-request set-var(txn.foreign) bool(true) if { req.fhdr(origin) -m found } !own_page
+        acl included req.fhdr(sec-fetch-site) -m str -i same-site cross-site
+        acl visited req.fhdr(sec-fetch-mode) -m str -i navigate
+        http-request set-var(txn.foreign) bool(true) if included !visited
+        acl foreign var(txn.foreign) -m bool
+        """
 
 
 def _cookies(options: ProxyOptions) -> tuple[str, ...]:

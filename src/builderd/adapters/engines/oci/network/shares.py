@@ -1,4 +1,4 @@
-"""Which share of the host's NAT ports each tenant has. Kept in memory: a starting service assigns them anew."""
+"""Assign each tenant a share of the host's NAT ports. Kept in memory: a starting service assigns them anew."""
 
 from __future__ import annotations
 

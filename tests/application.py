@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tests.stores import memory_store
 
-from builderd.adapters.fakes.backup_repository import FakeArchive
+from builderd.adapters.fakes.backup_repository import FakeBackupRepository
 from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.adapters.fakes.clock import FakeClock
 from builderd.adapters.fakes.engine import FakeEngine, FakeSandbox
@@ -361,7 +361,7 @@ def make_application(
         preview_domain=PreviewDomain("http", "localhost", 8080),
         instance="first",
         ssh=Gateway("localhost", 8022, "ssh-ed25519 AAAA", "SHA256:fake"),
-        archive=FakeArchive(engine),
+        backup_repository=FakeBackupRepository(engine),
     )
 
 

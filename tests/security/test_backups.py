@@ -14,14 +14,14 @@ import pytest
 from tests.contract.backup_repository.conftest import Scene
 from tests.engines import prepared, settings_in
 
-from builderd.adapters.backup_repositories.restic.archive import ResticArchive
-from builderd.adapters.backup_repositories.restic.command import Place
+from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
+from builderd.adapters.backup_repositories.restic.repository import ResticRepository
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.engines.oci.storage.disks import APP_OWNER
 from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, new_id
-from builderd.ports.backup_repository import Repository, Saved
+from builderd.ports.backup_repository import SaveRequest, SnapshotSummary, TenantRepository
 from builderd.ports.engine import Tool
 
 pytestmark = pytest.mark.root
@@ -55,22 +55,27 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciSettings]:
 @pytest.fixture
 async def scene(settings: OciSettings, tmp_path: Path) -> AsyncIterator[Scene]:
     async with prepared(settings) as engine:
-        yield Scene(ResticArchive(engine, Place(str(tmp_path / "repositories")), tmp_path / "archive", "mine"), engine)
+        yield Scene(
+            ResticRepository(engine, RepositoryLocation(str(tmp_path / "repositories")), tmp_path / "restic", "mine"),
+            engine,
+        )
 
 
 @pytest.fixture
-def repository() -> Repository:
-    return Repository(TenantId(new_id()), b"k" * 32)
+def repository() -> TenantRepository:
+    return TenantRepository(TenantId(new_id()), b"k" * 32)
 
 
-async def _save(scene: Scene, repository: Repository, disk: DiskId, limit: int = LIMIT) -> Saved:
-    return await scene.archive.save(repository, BackupId(new_id()), BUILDER, disk, limit, lambda _: None)
+async def _save(scene: Scene, repository: TenantRepository, disk: DiskId, limit: int = LIMIT) -> SnapshotSummary:
+    return await scene.backup_repository.save(
+        repository, SaveRequest(BackupId(new_id()), BUILDER, disk, limit), lambda _: None
+    )
 
 
-async def _restored(scene: Scene, repository: Repository, saved: Saved) -> Path:
+async def _restored(scene: Scene, repository: TenantRepository, saved: SnapshotSummary) -> Path:
     disk = await scene.disk()
-    restored = await scene.archive.restore(repository, saved.snapshot, disk, lambda _: None)
-    assert (restored.digest, restored.faults) == (saved.digest, ())
+    restored = await scene.backup_repository.restore(repository, saved.snapshot, disk, lambda _: None)
+    assert (restored.digest, restored.differences) == (saved.digest, ())
     return scene.app(disk)
 
 
@@ -102,7 +107,7 @@ def _fill_with_traps(root: Path) -> None:
 
 
 async def test_hostile_names_links_and_special_files_come_back_as_they_were(
-    scene: Scene, repository: Repository
+    scene: Scene, repository: TenantRepository
 ) -> None:
     disk = await scene.disk()
     app = scene.app(disk)
@@ -124,7 +129,9 @@ async def test_hostile_names_links_and_special_files_come_back_as_they_were(
     assert not list(back.rglob("pwned"))
 
 
-async def test_a_link_is_saved_as_a_link_and_what_it_leads_to_is_not(scene: Scene, repository: Repository) -> None:
+async def test_a_link_is_saved_as_a_link_and_what_it_leads_to_is_not(
+    scene: Scene, repository: TenantRepository
+) -> None:
     disk = await scene.disk()
     (scene.app(disk) / "out").symlink_to("/proc/1/environ")
     (scene.app(disk) / "folder").symlink_to("/usr")
@@ -132,7 +139,9 @@ async def test_a_link_is_saved_as_a_link_and_what_it_leads_to_is_not(scene: Scen
     assert (saved.files, saved.size_bytes) == (0, 0)
 
 
-async def test_sparse_files_are_restored_sparse_and_absurd_ones_refused(scene: Scene, repository: Repository) -> None:
+async def test_sparse_files_are_restored_sparse_and_absurd_ones_refused(
+    scene: Scene, repository: TenantRepository
+) -> None:
     disk = await scene.disk()
     hole = scene.app(disk) / "hole"
     with hole.open("wb") as file:
@@ -147,7 +156,7 @@ async def test_sparse_files_are_restored_sparse_and_absurd_ones_refused(scene: S
         await _save(scene, repository, disk)
 
 
-async def test_a_path_too_long_to_be_opened_fails_the_backup_loudly(scene: Scene, repository: Repository) -> None:
+async def test_a_path_too_long_to_be_opened_fails_the_backup_loudly(scene: Scene, repository: TenantRepository) -> None:
     disk = await scene.disk()
     here = os.open(scene.app(disk), os.O_RDONLY)
     for _ in range(30):
@@ -161,13 +170,13 @@ async def test_a_path_too_long_to_be_opened_fails_the_backup_loudly(scene: Scene
 
 
 async def test_a_disk_that_is_too_small_for_the_restore_fails_it_and_stays_within_its_limit(
-    scene: Scene, repository: Repository
+    scene: Scene, repository: TenantRepository
 ) -> None:
     saved = await _save(scene, repository, await scene.disk(big=os.urandom(20_000_000)))
     small = DiskId(new_id())
     await scene.engine.create_disk(small, 5_000_000)
     with pytest.raises(BackupFailed):
-        await scene.archive.restore(repository, saved.snapshot, small, lambda _: None)
+        await scene.backup_repository.restore(repository, saved.snapshot, small, lambda _: None)
     await scene.engine.delete_disk(small)
 
 
@@ -201,23 +210,22 @@ async def test_reading_everything_is_no_right_to_write_anything(scene: Scene) ->
 
 
 async def test_a_lock_left_by_a_dead_run_of_ours_does_not_stop_us_but_a_foreign_one_does(
-    scene: Scene, repository: Repository, tmp_path: Path
+    scene: Scene, repository: TenantRepository, tmp_path: Path
 ) -> None:
     disk = await scene.disk(note=b"1")
     saved = await _save(scene, repository, disk)
     await _leave_lock(scene, repository, "mine")
-    await scene.archive.forget(repository, [saved.snapshot])
+    await scene.backup_repository.forget(repository, [saved.snapshot])
     await _save(scene, repository, disk)
     await _leave_lock(scene, repository, "somebody-else")
     with pytest.raises(BackupFailed, match="locked by another service"):
-        await scene.archive.prune(repository)
+        await scene.backup_repository.prune(repository)
 
 
-async def _leave_lock(scene: Scene, repository: Repository, name: str) -> None:
+async def _leave_lock(scene: Scene, repository: TenantRepository, name: str) -> None:
     """Kill a run in the middle, so that its lock stays; once more where it was over before that."""
-    assert isinstance(scene.archive, ResticArchive)
-    place = scene.archive._shop.place
-    folder = place.folder(repository.tenant_id)
+    assert isinstance(scene.backup_repository, ResticRepository)
+    folder = scene.backup_repository._context.location.folder(repository.tenant_id)
     script = (
         # A lock has another name until all of it is written.
         "locked() { ls /repository/locks | grep -qv tmp; }; "
@@ -235,25 +243,27 @@ async def _leave_lock(scene: Scene, repository: Repository, name: str) -> None:
 
 
 async def test_a_damaged_repository_is_told_by_the_check_and_by_the_restore(
-    scene: Scene, repository: Repository
+    scene: Scene, repository: TenantRepository
 ) -> None:
     saved = await _save(scene, repository, await scene.disk(big=os.urandom(3_000_000)))
-    assert isinstance(scene.archive, ResticArchive)
-    folder = scene.archive._shop.place.folder(repository.tenant_id)
+    assert isinstance(scene.backup_repository, ResticRepository)
+    folder = scene.backup_repository._context.location.folder(repository.tenant_id)
     pack = max((path for path in (folder / "data").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     pack.chmod(0o600)
     with pack.open("r+b") as file:
         file.seek(pack.stat().st_size // 2)
         file.write(b"damage" * 100)
     with pytest.raises(BackupFailed):
-        await scene.archive.check(repository, 100)
+        await scene.backup_repository.check(repository, 100)
     with pytest.raises(BackupFailed):
-        await scene.archive.restore(repository, saved.snapshot, await scene.disk(), lambda _: None)
+        await scene.backup_repository.restore(repository, saved.snapshot, await scene.disk(), lambda _: None)
 
 
-async def test_a_repository_that_would_fill_the_host_is_not_written_to(scene: Scene, repository: Repository) -> None:
-    assert isinstance(scene.archive, ResticArchive)
-    scene.archive._floor = 1 << 60
+async def test_a_repository_that_would_fill_the_host_is_not_written_to(
+    scene: Scene, repository: TenantRepository
+) -> None:
+    assert isinstance(scene.backup_repository, ResticRepository)
+    scene.backup_repository._floor = 1 << 60
     with pytest.raises(NoCapacity, match="free"):
         await _save(scene, repository, await scene.disk(note=b"1"))
 

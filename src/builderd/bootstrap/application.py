@@ -69,7 +69,7 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
             preview_domain=settings.preview_domain,
             instance=owned.instance.identity,
             member=owned.instance.member,
-            archive=make_backup_repository(settings, engine),
+            backup_repository=make_backup_repository(settings, engine),
             backup_rules=settings.backup.to_rules(),
             keeping=settings.to_keeping(),
         )

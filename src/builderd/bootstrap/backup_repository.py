@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from builderd.adapters.backup_repositories.restic.archive import ResticArchive
-from builderd.adapters.backup_repositories.restic.command import Place
+from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
+from builderd.adapters.backup_repositories.restic.repository import ResticRepository
 from builderd.bootstrap.data_directory import identity
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.resources import GB
@@ -13,18 +13,18 @@ from builderd.ports.engine import Engine
 from builderd.settings import Settings
 
 
-def make_backup_repository(settings: Settings, engine: Engine) -> ResticArchive:
+def make_backup_repository(settings: Settings, engine: Engine) -> ResticRepository:
     """Build the repository of all apps' backups. Raises ``ValidationFailed`` for a key file that cannot be read."""
     root, floor = _backups(settings), int(settings.store.floor * GB)
     name, share = identity(settings.data_dir)[:13], settings.backup.tenant_share
-    return ResticArchive(engine, make_place(settings), root, name, floor_bytes=floor, tenant_share=share)
+    return ResticRepository(engine, make_location(settings), root, name, floor_bytes=floor, tenant_share=share)
 
 
-def make_place(settings: Settings) -> Place:
+def make_location(settings: Settings) -> RepositoryLocation:
     """Return the location and credentials of the tenants' repositories."""
     backup = settings.backup
-    return Place(
-        location=backup.repository or str(_backups(settings) / "repositories"),
+    return RepositoryLocation(
+        base=backup.repository or str(_backups(settings) / "repositories"),
         environment={name: value.get_secret_value() for name, value in backup.environment.items()},
         ssh_key=_text("backup.ssh_key", backup.ssh_key),
         ssh_hosts=_text("backup.ssh_hosts", backup.ssh_hosts),

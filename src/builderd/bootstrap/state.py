@@ -20,7 +20,7 @@ from builderd.adapters.states.folder import BUNDLES, DATABASE, KEYS, Manifest
 from builderd.adapters.stores.sql import copies
 from builderd.adapters.vaults import passphrases
 from builderd.adapters.vaults.keys import Key, KeyFile
-from builderd.bootstrap.backup_repository import make_place
+from builderd.bootstrap.backup_repository import make_location
 from builderd.bootstrap.data_directory import IDENTITY_FILE, RESTORED, RESTORING, lock, make
 from builderd.bootstrap.database import refuse_another_database
 from builderd.bootstrap.instance import this_instance
@@ -230,4 +230,4 @@ def _restore_bundles(settings: Settings, staged: Path) -> None:
 
 def is_local(settings: Settings) -> bool:
     """Return True when the apps' backups are stored on this machine, and so would be lost with it."""
-    return make_place(settings).is_local
+    return make_location(settings).is_local

@@ -1,8 +1,7 @@
-"""The archive: where backups are kept, encrypted and apart from the disks they were taken of.
+"""Backup repositories: encrypted, one for each tenant, apart from the disks that are backed up.
 
-Disks are named, not paths: how an archive comes at a disk is a matter between it and the engine.
-All methods raise ``BackupFailed`` when the archive does not do it, and say why; they raise what the engine raises.
-One call at a time works on one repository.
+Disks are named by id, not by path; the adapter reaches them through the engine. All methods raise ``BackupFailed`` with
+the reason, and the engine's errors. Callers run one call at a time on one repository.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId
 
 
-class Damaged(BackupFailed):
-    """The archive answers, and what was saved does not come back as it was."""
+class SnapshotDamaged(BackupFailed):
+    """The repository is reachable, but the snapshot is damaged or missing."""
 
 
-#: Told how much is done, from 0 to 1; must not block.
-Share = Callable[[float], None]
+#: Called with the share that is done, from 0 to 1; must not block.
+OnProgress = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Repository:
-    """A tenant's own, which nothing but its key opens.
+class TenantRepository:
+    """A tenant's repository and the key that encrypts it.
 
-    ``is_new``: nothing is known to be in it that is still wanted, so it may be made, and until then counts as empty.
-    Otherwise one that is not there was lost, or lies on a disk that is not mounted, and another in its place would hide
-    that: every method fails.
+    ``is_new``: no backup in it is recorded, so ``save`` creates a missing repository, and until then it is empty.
+    Otherwise a missing repository was lost or its disk is not mounted; a new one would hide that, so every method
+    fails.
     """
 
     tenant_id: TenantId
@@ -39,8 +38,19 @@ class Repository:
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
-    """``snapshot`` names it in the archive; ``digest`` is the sha256 of the list of all files with their hashes."""
+class SaveRequest:
+    """A backup to make of ``disk``. ``limit_bytes`` limits the sum of the file sizes; ``version`` 0 is unknown."""
+
+    backup: BackupId
+    builder: BuilderId
+    disk: DiskId
+    limit_bytes: int
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSummary:
+    """Contents of a snapshot. ``snapshot`` is its id; ``digest`` the sha256 of the manifest: all files and hashes."""
 
     snapshot: str
     digest: str
@@ -50,65 +60,60 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A snapshot as the archive itself remembers it: made ``at`` this time, of this ``version`` (0: not known)."""
+class SnapshotRecord:
+    """A snapshot as the repository itself records it: ``at`` is its time, ``version`` 0 where unknown."""
 
     backup: BackupId
     builder: BuilderId
     at: datetime
     version: int
-    saved: Saved
+    summary: SnapshotSummary
 
 
 @dataclass(frozen=True, slots=True)
-class Restored:
-    """What was put on the disk, after every file was read back and compared with the list saved with it.
+class RestoreReport:
+    """Result of a restore, after every file was read back and compared with the snapshot's manifest.
 
-    ``digest`` is that list's; ``faults`` names the first files that differ, are missing or were never there.
+    ``digest`` is that of the manifest; ``differences`` names the first files that differ, are missing or are extra.
     """
 
     digest: str
     files: int
     size_bytes: int
-    faults: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
 
 
-class Archive(Protocol):
+class BackupRepository(Protocol):
     async def save(
-        self,
-        repository: Repository,
-        backup: BackupId,
-        builder: BuilderId,
-        disk: DiskId,
-        limit_bytes: int,
-        told: Share,
-        version: int = 0,
-    ) -> Saved:
-        """Keep what is on the disk, which must not change meanwhile. Doing it again makes another snapshot.
+        self, repository: TenantRepository, request: SaveRequest, on_progress: OnProgress
+    ) -> SnapshotSummary:
+        """Save all files of a disk, which must not change meanwhile. Each call makes another snapshot.
 
-        Everything or nothing: a file that cannot be read, or files that claim more than ``limit_bytes``, fail it.
+        All or nothing: an unreadable file, or files larger than ``limit_bytes`` together, fail the call.
         """
 
-    async def restore(self, repository: Repository, snapshot: str, disk: DiskId, told: Share) -> Restored:
-        """Put what was saved on an empty disk. Raises ``Damaged`` where the archive answers, and it is not whole."""
+    async def restore(
+        self, repository: TenantRepository, snapshot: str, disk: DiskId, on_progress: OnProgress
+    ) -> RestoreReport:
+        """Restore a snapshot to an empty disk. Raises ``SnapshotDamaged`` if the repository answers with damage."""
 
-    async def forget(self, repository: Repository, snapshots: Sequence[str]) -> None:
-        """These are kept no longer; their space comes back with ``prune``. Idempotent."""
+    async def forget(self, repository: TenantRepository, snapshots: Sequence[str]) -> None:
+        """Remove snapshots; ``prune`` frees their space. Idempotent."""
 
-    async def prune(self, repository: Repository) -> None:
-        """Give back the space that no snapshot needs."""
+    async def prune(self, repository: TenantRepository) -> None:
+        """Free the space that no snapshot needs."""
 
-    async def saved(self, repository: Repository) -> Mapping[str, Kept]:
-        """The snapshots that are kept; none where nothing was ever saved."""
+    async def snapshots(self, repository: TenantRepository) -> Mapping[str, SnapshotRecord]:
+        """Return all snapshots by id; none for a new repository."""
 
-    async def lists(self) -> Mapping[TenantId, Collection[str]]:
-        """What it has lists of files of beside the repositories, by tenant: builders, and disks that are restored to.
+    async def manifests(self) -> Mapping[TenantId, Collection[str]]:
+        """Return the names of the manifests kept beside the repositories: builders, and disks being restored to.
 
-        A disk's is there until the restore ends, unless the service ends before that.
+        A disk's manifest exists until its restore ends, or remains if the service ends before that.
         """
 
-    async def drop_list(self, tenant: TenantId, name: str) -> None:
-        """Remove one; the next backup of that builder reads all files again. Idempotent."""
+    async def delete_manifest(self, tenant: TenantId, name: str) -> None:
+        """Delete a manifest; the builder's next backup reads all files again. Idempotent."""
 
-    async def check(self, repository: Repository, percent: float) -> None:
-        """Look at the whole structure, and read this part of the data, another one each time."""
+    async def check(self, repository: TenantRepository, percent: float) -> None:
+        """Check the whole structure and ``percent`` of the data, another random part each time."""

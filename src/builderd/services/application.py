@@ -19,7 +19,7 @@ from builderd.domain.resources import Resources
 from builderd.domain.ssh import Gateway
 from builderd.domain.uploads import UploadRules
 from builderd.domain.versions import Isolation
-from builderd.ports.backup_repository import Archive
+from builderd.ports.backup_repository import BackupRepository
 from builderd.ports.bundles import Bundles
 from builderd.ports.clock import Clock
 from builderd.ports.engine import Engine
@@ -86,7 +86,7 @@ class Application:
     prices: Prices
     preview_domain: PreviewDomain
     instance: str
-    archive: Archive
+    backup_repository: BackupRepository
     uploads: Uploads
     member: str = ""
     #: Where callers reach the API, where that is another address than the one that they use.

@@ -25,7 +25,7 @@ from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, DiskId, RestoreId, TenantId, is_id, new_id
 from builderd.domain.quotas import allocation_of
 from builderd.domain.versions import Version
-from builderd.ports.backup_repository import Repository
+from builderd.ports.backup_repository import TenantRepository
 from builderd.ports.store import UnitOfWork
 from builderd.ports.vault import Vault
 from builderd.services import admission, builders
@@ -306,7 +306,7 @@ def _restore(application: Application, backup: Backup, kind: RestoreKind, actor:
 # The repository of a tenant
 
 
-async def repository(application: Application, tenant_id: TenantId) -> Repository:
+async def repository(application: Application, tenant_id: TenantId) -> TenantRepository:
     """With its key, which is made at the first backup. Raises what the vault raises when its key is not here."""
     now = application.clock.now()
     key, holds = await application.store.read(
@@ -314,7 +314,7 @@ async def repository(application: Application, tenant_id: TenantId) -> Repositor
     )
     if key is None:
         key = await _make_key(application, tenant_id)
-    return Repository(tenant_id, application.vault.open(key.sealed, key.associated_data), is_new=not holds)
+    return TenantRepository(tenant_id, application.vault.open(key.sealed, key.associated_data), is_new=not holds)
 
 
 def holds_something(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> bool:

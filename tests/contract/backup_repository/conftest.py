@@ -1,4 +1,4 @@
-"""The archives that are held to the contract, each with the engine whose disks it saves."""
+"""The backup repositories that are held to the contract, each with the engine whose disks it saves."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import pytest
 from tests.backends import rest_server, sftp_server
 from tests.engines import prepared, settings_in
 
-from builderd.adapters.backup_repositories.restic.archive import ResticArchive
-from builderd.adapters.backup_repositories.restic.command import Place
+from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
+from builderd.adapters.backup_repositories.restic.repository import ResticRepository
 from builderd.adapters.engines.oci.engine.engine import OciEngine
 from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.engines.oci.storage.disks import APP_OWNER
-from builderd.adapters.fakes.backup_repository import FakeArchive
+from builderd.adapters.fakes.backup_repository import FakeBackupRepository
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.resources import GB
-from builderd.ports.backup_repository import Archive
+from builderd.ports.backup_repository import BackupRepository
 from builderd.ports.engine import Engine
 
 
 @dataclass
 class Scene:
-    """An archive, and what a test does with a disk."""
+    """A backup repository, and what a test does with a disk."""
 
-    archive: Archive
+    backup_repository: BackupRepository
     engine: Engine
 
     async def disk(self, **files: bytes) -> DiskId:
@@ -58,32 +58,34 @@ class Scene:
         return self.engine._here.disks.app(disk)
 
 
-REAL = [pytest.param(place, marks=pytest.mark.root) for place in ("folder", "rest", "sftp")]
+REAL = [pytest.param(kind, marks=pytest.mark.root) for kind in ("folder", "rest", "sftp")]
 
 
 @pytest.fixture(params=["fake", *REAL])
 async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Scene]:
     if request.param == "fake":
         fake = FakeEngine()
-        yield Scene(FakeArchive(fake), fake)
+        yield Scene(FakeBackupRepository(fake), fake)
         return
-    with _place(request.param, tmp_path) as place:
+    with _location(request.param, tmp_path) as location:
         async with prepared(request.getfixturevalue("archive_settings")) as engine:
-            yield Scene(ResticArchive(engine, place, tmp_path / "archive", "contract"), engine)
+            yield Scene(ResticRepository(engine, location, tmp_path / "restic", "contract"), engine)
 
 
 @contextmanager
-def _place(kind: str, folder: Path) -> Iterator[Place]:
+def _location(kind: str, folder: Path) -> Iterator[RepositoryLocation]:
     """A folder, and real servers."""
     match kind:
         case "folder":
-            yield Place(str(folder / "repositories"))
+            yield RepositoryLocation(str(folder / "repositories"))
         case "rest":
             with rest_server(folder / "rest") as server:
-                yield Place(server.url)
+                yield RepositoryLocation(server.url)
         case _:
             with sftp_server(folder / "sftp") as server:
-                yield Place(server.url, ssh_key=server.key.read_text().strip(), ssh_hosts=server.hosts.read_text())
+                yield RepositoryLocation(
+                    server.url, ssh_key=server.key.read_text().strip(), ssh_hosts=server.hosts.read_text()
+                )
 
 
 @pytest.fixture(scope="session")

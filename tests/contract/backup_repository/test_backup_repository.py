@@ -1,4 +1,4 @@
-"""What every archive promises, whatever keeps it."""
+"""Behaviour of every backup repository, the fake included."""
 
 from __future__ import annotations
 
@@ -9,35 +9,39 @@ from tests.contract.backup_repository.conftest import Scene
 
 from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import BackupId, BuilderId, TenantId, new_id
-from builderd.ports.backup_repository import Damaged, Repository, Saved
+from builderd.ports.backup_repository import SaveRequest, SnapshotDamaged, SnapshotSummary, TenantRepository
 
 LIMIT = 10_000_000
 
 
-def _repository() -> Repository:
-    return Repository(TenantId(new_id()), b"k" * 32)
+def _repository() -> TenantRepository:
+    return TenantRepository(TenantId(new_id()), b"k" * 32)
 
 
 def _ignore(_: float) -> None:
     """Nobody looks at the progress."""
 
 
-async def _save(scene: Scene, repository: Repository, builder: BuilderId, **files: bytes) -> tuple[BackupId, Saved]:
+async def _save(
+    scene: Scene, repository: TenantRepository, builder: BuilderId, **files: bytes
+) -> tuple[BackupId, SnapshotSummary]:
     backup = BackupId(new_id())
     disk = await scene.disk(**files)
-    return backup, await scene.archive.save(repository, backup, builder, disk, LIMIT, _ignore)
+    return backup, await scene.backup_repository.save(repository, SaveRequest(backup, builder, disk, LIMIT), _ignore)
 
 
 async def test_what_was_saved_comes_back_on_another_disk(scene: Scene) -> None:
     repository, shares = _repository(), list[float]()
     files = {"a.txt": b"one", "b.bin": bytes(range(256)) * 100}
     disk, other = await scene.disk(**files), await scene.disk()
-    saved = await scene.archive.save(repository, BackupId(new_id()), BuilderId(new_id()), disk, LIMIT, shares.append)
+    saved = await scene.backup_repository.save(
+        repository, SaveRequest(BackupId(new_id()), BuilderId(new_id()), disk, LIMIT), shares.append
+    )
     assert (saved.files, saved.size_bytes) == (2, 25_603)
     assert saved.added_bytes > 0
-    restored = await scene.archive.restore(repository, saved.snapshot, other, shares.append)
+    restored = await scene.backup_repository.restore(repository, saved.snapshot, other, shares.append)
     assert scene.read(other) == files
-    assert (restored.digest, restored.faults) == (saved.digest, ())
+    assert (restored.digest, restored.differences) == (saved.digest, ())
     assert (restored.files, restored.size_bytes) == (saved.files, saved.size_bytes)
     assert all(0 <= share <= 1 for share in shares)
 
@@ -45,11 +49,15 @@ async def test_what_was_saved_comes_back_on_another_disk(scene: Scene) -> None:
 async def test_each_backup_brings_back_its_own_moment(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
     disk, other = await scene.disk(note=b"before"), await scene.disk()
-    first = await scene.archive.save(repository, BackupId(new_id()), builder, disk, LIMIT, _ignore)
+    first = await scene.backup_repository.save(
+        repository, SaveRequest(BackupId(new_id()), builder, disk, LIMIT), _ignore
+    )
     scene.write(disk, "note", b"after")
-    second = await scene.archive.save(repository, BackupId(new_id()), builder, disk, LIMIT, _ignore)
+    second = await scene.backup_repository.save(
+        repository, SaveRequest(BackupId(new_id()), builder, disk, LIMIT), _ignore
+    )
     assert first.digest != second.digest
-    await scene.archive.restore(repository, first.snapshot, other, _ignore)
+    await scene.backup_repository.restore(repository, first.snapshot, other, _ignore)
     assert scene.read(other) == {"note": b"before"}
 
 
@@ -63,14 +71,14 @@ async def test_what_is_known_already_adds_little(scene: Scene) -> None:
 
 async def test_it_knows_what_it_keeps_and_for_whom(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
-    assert await scene.archive.saved(repository) == {}
+    assert await scene.backup_repository.snapshots(repository) == {}
     backup, saved = await _save(scene, repository, builder, note=b"1")
     other, second = await _save(scene, repository, BuilderId(new_id()), note=b"2")
-    found = await scene.archive.saved(repository)
+    found = await scene.backup_repository.snapshots(repository)
     assert {name: one.backup for name, one in found.items()} == {saved.snapshot: backup, second.snapshot: other}
     kept = found[saved.snapshot]
     assert (kept.builder, kept.version) == (builder, 0)
-    assert (kept.saved.snapshot, kept.saved.digest, kept.saved.files, kept.saved.size_bytes) == (
+    assert (kept.summary.snapshot, kept.summary.digest, kept.summary.files, kept.summary.size_bytes) == (
         *(saved.snapshot, saved.digest, saved.files, saved.size_bytes),
     )
 
@@ -78,20 +86,22 @@ async def test_it_knows_what_it_keeps_and_for_whom(scene: Scene) -> None:
 async def test_a_repository_that_is_not_where_it_was_does_not_count_as_an_empty_one(scene: Scene) -> None:
     lost = replace(_repository(), is_new=False)
     with pytest.raises(BackupFailed, match="no repository"):
-        await scene.archive.saved(lost)
+        await scene.backup_repository.snapshots(lost)
     with pytest.raises(BackupFailed, match="no repository"):
-        await scene.archive.forget(lost, ["0" * 64])
+        await scene.backup_repository.forget(lost, ["0" * 64])
     with pytest.raises(BackupFailed, match="no repository"):
-        await scene.archive.prune(lost)
+        await scene.backup_repository.prune(lost)
     with pytest.raises(BackupFailed, match="no repository"):
-        await scene.archive.save(lost, BackupId(new_id()), BuilderId(new_id()), await scene.disk(), LIMIT, _ignore)
+        await scene.backup_repository.save(
+            lost, SaveRequest(BackupId(new_id()), BuilderId(new_id()), await scene.disk(), LIMIT), _ignore
+        )
 
 
 async def test_where_nothing_is_kept_any_more_a_missing_repository_is_an_empty_one(scene: Scene) -> None:
     repository = _repository()
-    await scene.archive.forget(repository, ["0" * 64])
-    await scene.archive.prune(repository)
-    assert await scene.archive.saved(repository) == {}
+    await scene.backup_repository.forget(repository, ["0" * 64])
+    await scene.backup_repository.prune(repository)
+    assert await scene.backup_repository.snapshots(repository) == {}
 
 
 async def test_what_is_forgotten_is_gone_and_forgetting_it_again_does_no_harm(scene: Scene) -> None:
@@ -99,24 +109,24 @@ async def test_what_is_forgotten_is_gone_and_forgetting_it_again_does_no_harm(sc
     _, first = await _save(scene, repository, builder, note=b"1")
     kept, second = await _save(scene, repository, builder, note=b"2")
     for _ in range(2):
-        await scene.archive.forget(repository, [first.snapshot])
-    await scene.archive.prune(repository)
-    await scene.archive.check(repository, 100)
-    found = await scene.archive.saved(repository)
+        await scene.backup_repository.forget(repository, [first.snapshot])
+    await scene.backup_repository.prune(repository)
+    await scene.backup_repository.check(repository, 100)
+    found = await scene.backup_repository.snapshots(repository)
     assert {name: one.backup for name, one in found.items()} == {second.snapshot: kept}
-    with pytest.raises(Damaged):
-        await scene.archive.restore(repository, first.snapshot, await scene.disk(), _ignore)
+    with pytest.raises(SnapshotDamaged):
+        await scene.backup_repository.restore(repository, first.snapshot, await scene.disk(), _ignore)
 
 
 async def test_lists_of_files_stay_until_they_are_dropped_but_not_those_of_restores(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
-    assert await scene.archive.lists() == {}
+    assert await scene.backup_repository.manifests() == {}
     _, saved = await _save(scene, repository, builder, note=b"1")
-    await scene.archive.restore(repository, saved.snapshot, await scene.disk(), _ignore)
-    assert await scene.archive.lists() == {repository.tenant_id: {builder}}
+    await scene.backup_repository.restore(repository, saved.snapshot, await scene.disk(), _ignore)
+    assert await scene.backup_repository.manifests() == {repository.tenant_id: {builder}}
     for _ in range(2):
-        await scene.archive.drop_list(repository.tenant_id, builder)
-    assert not any((await scene.archive.lists()).values())
+        await scene.backup_repository.delete_manifest(repository.tenant_id, builder)
+    assert not any((await scene.backup_repository.manifests()).values())
     _, again = await _save(scene, repository, builder, note=b"1")
     assert again.digest == saved.digest
 
@@ -124,15 +134,17 @@ async def test_lists_of_files_stay_until_they_are_dropped_but_not_those_of_resto
 async def test_another_key_opens_nothing(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
     _, saved = await _save(scene, repository, builder, note=b"1")
-    wrong = Repository(repository.tenant_id, b"w" * 32)
+    wrong = TenantRepository(repository.tenant_id, b"w" * 32)
     with pytest.raises(BackupFailed, match="key") as refused:
-        await scene.archive.restore(wrong, saved.snapshot, await scene.disk(), _ignore)
-    assert not isinstance(refused.value, Damaged)
+        await scene.backup_repository.restore(wrong, saved.snapshot, await scene.disk(), _ignore)
+    assert not isinstance(refused.value, SnapshotDamaged)
     with pytest.raises(BackupFailed, match="key"):
-        await scene.archive.check(wrong, 100)
+        await scene.backup_repository.check(wrong, 100)
 
 
 async def test_files_that_claim_too_much_are_refused(scene: Scene) -> None:
     disk = await scene.disk(big=b"x" * 1000)
     with pytest.raises(BackupFailed, match="claim"):
-        await scene.archive.save(_repository(), BackupId(new_id()), BuilderId(new_id()), disk, 999, _ignore)
+        await scene.backup_repository.save(
+            _repository(), SaveRequest(BackupId(new_id()), BuilderId(new_id()), disk, 999), _ignore
+        )

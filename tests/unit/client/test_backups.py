@@ -6,7 +6,7 @@ import pytest
 from tests.unit.client.conftest import Running
 from tests.unit.client.test_client import new
 
-from builderd.adapters.fakes.backup_repository import FakeArchive
+from builderd.adapters.fakes.backup_repository import FakeBackupRepository
 from builderd.client import ApiError, Client
 from builderd.domain.errors import BackupFailed
 
@@ -36,8 +36,8 @@ def test_all_are_listed_whatever_their_number_until_they_are_removed(
 
 
 def test_a_failed_one_is_an_error_and_is_listed(client: Client, running: Running) -> None:
-    archive = running.service.application.archive
-    assert isinstance(archive, FakeArchive)
+    archive = running.service.application.backup_repository
+    assert isinstance(archive, FakeBackupRepository)
     uuid = client.create(new()).uuid
     archive.fail_next("save", BackupFailed("The repository is locked."))
     with pytest.raises(ApiError, match="locked") as failed:

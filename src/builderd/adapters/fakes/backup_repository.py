@@ -1,6 +1,6 @@
-"""An archive in memory, of the fake engine's disks.
+"""A backup repository in memory, for the disks of the fake engine.
 
-``fail_next`` makes a method raise, ``damage`` spoils a snapshot.
+``fail_next`` makes a method raise, ``damage`` corrupts a snapshot.
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ from datetime import UTC, datetime
 
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.errors import BackupFailed, BuilderdError
-from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId
-from builderd.ports.backup_repository import Damaged, Kept, Repository, Restored, Saved, Share
+from builderd.domain.ids import DiskId, TenantId
+from builderd.ports.backup_repository import (
+    OnProgress,
+    RestoreReport,
+    SaveRequest,
+    SnapshotDamaged,
+    SnapshotRecord,
+    SnapshotSummary,
+    TenantRepository,
+)
 
 
 @dataclass(slots=True)
 class FakeSnapshot:
-    backup: BackupId
-    builder: BuilderId
     files: dict[str, bytes]
     digest: str
-    kept: Kept
+    record: SnapshotRecord
 
 
 @dataclass(slots=True)
@@ -33,12 +39,12 @@ class FakeRepository:
     snapshots: dict[str, FakeSnapshot] = field(default_factory=dict)
 
 
-class FakeArchive:
-    """Implements ``ports.archive.Archive``."""
+class FakeBackupRepository:
+    """Implements ``ports.backup_repository.BackupRepository``."""
 
     def __init__(self, engine: FakeEngine) -> None:
         self.repositories: dict[TenantId, FakeRepository] = {}
-        self.listed: defaultdict[TenantId, set[str]] = defaultdict(set)
+        self.manifest_names: defaultdict[TenantId, set[str]] = defaultdict(set)
         self.calls: list[str] = []
         self._engine = engine
         self._failures: defaultdict[str, deque[BuilderdError]] = defaultdict(deque)
@@ -49,7 +55,7 @@ class FakeArchive:
         self._failures[method].extend(errors)
 
     def damage(self, snapshot: str) -> None:
-        """Let it give back something else than what was saved."""
+        """Corrupt a snapshot: a restore returns other files than were saved."""
         for repository in self.repositories.values():
             if snapshot in repository.snapshots:
                 repository.snapshots[snapshot].files["damaged"] = b"?"
@@ -57,78 +63,73 @@ class FakeArchive:
     # The port
 
     async def save(
-        self,
-        repository: Repository,
-        backup: BackupId,
-        builder: BuilderId,
-        disk: DiskId,
-        limit_bytes: int,
-        told: Share,
-        version: int = 0,
-    ) -> Saved:
+        self, repository: TenantRepository, request: SaveRequest, on_progress: OnProgress
+    ) -> SnapshotSummary:
         self._called("save")
-        self.listed[repository.tenant_id].add(builder)
-        files = dict(self._engine.disks[disk].files)
+        self.manifest_names[repository.tenant_id].add(request.builder)
+        files = dict(self._engine.disks[request.disk].files)
         size = sum(map(len, files.values()))
-        if size > limit_bytes:
+        if size > request.limit_bytes:
             raise BackupFailed("The files claim to hold far more than the disk's size.")
         if repository.is_new:
             self.repositories.setdefault(repository.tenant_id, FakeRepository(repository.key))
-        kept = self._open(repository)
-        known = {content for one in kept.snapshots.values() for content in one.files.values()}
+        opened = self._open(repository)
+        known = {content for one in opened.snapshots.values() for content in one.files.values()}
         added = sum(len(content) for content in set(files.values()) - known)
         snapshot, digest = secrets.token_hex(32), _digest(files)
-        saved = Saved(snapshot, digest, len(files), size, added)
-        known_as = Kept(backup, builder, datetime.now(UTC), version, saved)
-        kept.snapshots[snapshot] = FakeSnapshot(backup, builder, files, digest, known_as)
-        told(1.0)
-        return saved
+        summary = SnapshotSummary(snapshot, digest, len(files), size, added)
+        record = SnapshotRecord(request.backup, request.builder, datetime.now(UTC), request.version, summary)
+        opened.snapshots[snapshot] = FakeSnapshot(files, digest, record)
+        on_progress(1.0)
+        return summary
 
-    async def restore(self, repository: Repository, snapshot: str, disk: DiskId, told: Share) -> Restored:
+    async def restore(
+        self, repository: TenantRepository, snapshot: str, disk: DiskId, on_progress: OnProgress
+    ) -> RestoreReport:
         self._called("restore")
         kept = self._open(repository).snapshots.get(snapshot)
         if kept is None:
-            raise Damaged("There is no such snapshot.")
+            raise SnapshotDamaged("There is no such snapshot.")
         self._engine.disks[disk].files = dict(kept.files)
-        told(1.0)
-        faults = () if _digest(kept.files) == kept.digest else ("not in the backup: 'damaged'",)
-        return Restored(kept.digest, len(kept.files), sum(map(len, kept.files.values())), faults)
+        on_progress(1.0)
+        differences = () if _digest(kept.files) == kept.digest else ("not in the backup: 'damaged'",)
+        return RestoreReport(kept.digest, len(kept.files), sum(map(len, kept.files.values())), differences)
 
-    async def forget(self, repository: Repository, snapshots: Sequence[str]) -> None:
+    async def forget(self, repository: TenantRepository, snapshots: Sequence[str]) -> None:
         self._called("forget")
-        if self._has_none_yet(repository):
+        if self._is_missing_and_new(repository):
             return
         kept = self._open(repository)
         for snapshot in snapshots:
             kept.snapshots.pop(snapshot, None)
 
-    async def prune(self, repository: Repository) -> None:
+    async def prune(self, repository: TenantRepository) -> None:
         self._called("prune")
-        if not self._has_none_yet(repository):
+        if not self._is_missing_and_new(repository):
             self._open(repository)
 
-    async def saved(self, repository: Repository) -> Mapping[str, Kept]:
-        self._called("saved")
-        if self._has_none_yet(repository):
+    async def snapshots(self, repository: TenantRepository) -> Mapping[str, SnapshotRecord]:
+        self._called("snapshots")
+        if self._is_missing_and_new(repository):
             return {}
         snapshots = self._open(repository).snapshots
-        return {name: one.kept for name, one in snapshots.items()}
+        return {name: one.record for name, one in snapshots.items()}
 
-    async def lists(self) -> Mapping[TenantId, Collection[str]]:
-        return {tenant: set(names) for tenant, names in self.listed.items()}
+    async def manifests(self) -> Mapping[TenantId, Collection[str]]:
+        return {tenant: set(names) for tenant, names in self.manifest_names.items()}
 
-    async def drop_list(self, tenant: TenantId, name: str) -> None:
-        self.listed[tenant].discard(name)
+    async def delete_manifest(self, tenant: TenantId, name: str) -> None:
+        self.manifest_names[tenant].discard(name)
 
-    async def check(self, repository: Repository, percent: float) -> None:
+    async def check(self, repository: TenantRepository, percent: float) -> None:
         self._called("check")
         if any(_digest(one.files) != one.digest for one in self._open(repository).snapshots.values()):
             raise BackupFailed("The repository is damaged.")
 
-    def _has_none_yet(self, repository: Repository) -> bool:
+    def _is_missing_and_new(self, repository: TenantRepository) -> bool:
         return repository.is_new and repository.tenant_id not in self.repositories
 
-    def _open(self, repository: Repository) -> FakeRepository:
+    def _open(self, repository: TenantRepository) -> FakeRepository:
         kept = self.repositories.get(repository.tenant_id)
         if kept is None:
             raise BackupFailed("There is no repository of backups.")

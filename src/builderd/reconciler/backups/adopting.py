@@ -1,4 +1,4 @@
-"""Adopting: after an earlier state of the service was brought back, the archive knows better than it what is kept.
+"""Adopting: after an earlier state of the service was brought back, the repositories know better than it what is kept.
 
 Backups that were taken since are recorded again; those that were let go of since are known no longer.
 """
@@ -12,7 +12,7 @@ from builderd.domain.backups import Backup, BackupKey, BackupKind, BackupStatus
 from builderd.domain.builders import Builder
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.ports.backup_repository import Kept
+from builderd.ports.backup_repository import SnapshotRecord
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk
 
@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 
 
 async def adopt(desk: Desk) -> None:
-    """Of all tenants. Raises what the archive raises: nothing is to be started on an older backup than there is."""
+    """Of all tenants. Raises what the repositories raise: nothing is to be started on an older backup than there is."""
     for key in await desk.app.store.read(lambda uow: uow.backup_keys.all()):
         await _adopt(desk, key)
 
 
 async def _adopt(desk: Desk, key: BackupKey) -> None:
     async with desk.repository(key.tenant_id) as repository:
-        kept = await desk.app.archive.saved(repository)
+        kept = await desk.app.backup_repository.snapshots(repository)
     now = desk.app.clock.now()
 
     def record(uow: UnitOfWork) -> None:
@@ -40,7 +40,7 @@ async def _adopt(desk: Desk, key: BackupKey) -> None:
     await desk.app.store.write(record)
 
 
-def _take_up(uow: UnitOfWork, desk: Desk, tenant: TenantId, kept: Mapping[str, Kept]) -> int:
+def _take_up(uow: UnitOfWork, desk: Desk, tenant: TenantId, kept: Mapping[str, SnapshotRecord]) -> int:
     known = uow.backups.of_tenant(tenant)
     snapshots, ids = {one.snapshot for one in known}, {one.id for one in known}
     builders: dict[BuilderId, Builder] = {one.id: one for one in uow.builders.of_tenant(tenant, deleted=True)}
@@ -54,7 +54,7 @@ def _take_up(uow: UnitOfWork, desk: Desk, tenant: TenantId, kept: Mapping[str, K
     return len(new)
 
 
-def _backup(uow: UnitOfWork, desk: Desk, builder: Builder, kept: Kept) -> Backup:
+def _backup(uow: UnitOfWork, desk: Desk, builder: Builder, kept: SnapshotRecord) -> Backup:
     """Its version may have been deployed since as well, and then is not known: the present one stands in for it."""
     version = kept.version if uow.versions.get(builder.id, kept.version) else builder.version
     return Backup(
@@ -69,15 +69,15 @@ def _backup(uow: UnitOfWork, desk: Desk, builder: Builder, kept: Kept) -> Backup
         owner=desk.app.instance,
         created_at=kept.at,
         finished_at=kept.at,
-        snapshot=kept.saved.snapshot,
-        digest=kept.saved.digest,
-        files=kept.saved.files,
-        size_bytes=kept.saved.size_bytes,
-        added_bytes=kept.saved.added_bytes,
+        snapshot=kept.summary.snapshot,
+        digest=kept.summary.digest,
+        files=kept.summary.files,
+        size_bytes=kept.summary.size_bytes,
+        added_bytes=kept.summary.added_bytes,
     )
 
 
-def _let_go(uow: UnitOfWork, tenant: TenantId, kept: Mapping[str, Kept]) -> int:
+def _let_go(uow: UnitOfWork, tenant: TenantId, kept: Mapping[str, SnapshotRecord]) -> int:
     gone = [
         one
         for one in uow.backups.of_tenant(tenant)

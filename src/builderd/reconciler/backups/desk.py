@@ -14,7 +14,7 @@ from builderd.domain.backups import Backup, Restore
 from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import TenantId
 from builderd.domain.machine_faults import machine_fault
-from builderd.ports.backup_repository import Repository, Share
+from builderd.ports.backup_repository import OnProgress, TenantRepository
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backups
@@ -43,7 +43,7 @@ class Desk:
     locks: defaultdict[TenantId, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     @asynccontextmanager
-    async def repository(self, tenant_id: TenantId) -> AsyncIterator[Repository]:
+    async def repository(self, tenant_id: TenantId) -> AsyncIterator[TenantRepository]:
         """The tenant's, for as long as nobody else works on it."""
         async with self.locks[tenant_id], self.turns:
             yield await backups.repository(self.app, tenant_id)
@@ -61,11 +61,11 @@ class Desk:
         return result
 
     @asynccontextmanager
-    async def progress(self, about: Backup | Restore, kind: str) -> AsyncIterator[Share]:
+    async def progress(self, about: Backup | Restore, kind: str) -> AsyncIterator[OnProgress]:
         """Tell events of progress from time to time."""
         share = 0.0
 
-        def told(done: float) -> None:
+        def on_progress(done: float) -> None:
             nonlocal share
             share = done
 
@@ -79,7 +79,7 @@ class Desk:
 
         teller = asyncio.create_task(tell_often())
         try:
-            yield told
+            yield on_progress
         finally:
             teller.cancel()
             await asyncio.gather(teller, return_exceptions=True)

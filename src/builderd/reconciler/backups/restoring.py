@@ -18,7 +18,7 @@ from builderd.domain.backups import (
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BackupFailed, InvalidState, StoreUnavailable
 from builderd.domain.versions import Version
-from builderd.ports.backup_repository import Damaged
+from builderd.ports.backup_repository import SnapshotDamaged
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk, reason_of
 from builderd.reconciler.backups.drilling import try_out
@@ -109,15 +109,15 @@ async def _fill(desk: Desk, restore: Restore, known: Known) -> Restore:
     desk.fault("FillDisk.begun")
     assert backup.snapshot is not None, "a finished backup has a snapshot"
     # The disk is made when it is its turn: each claims room in the store, so few may wait.
-    async with desk.repository(restore.tenant_id) as repository, desk.progress(restore, "restore") as told:
+    async with desk.repository(restore.tenant_id) as repository, desk.progress(restore, "restore") as on_progress:
         await _begin(desk, restore, known)
         await engine.delete_disk(restore.disk)
         await engine.create_disk(restore.disk, known.version.settings.resources.disk_bytes)
-        found = await desk.app.archive.restore(repository, backup.snapshot, restore.disk, told)
-    if found.faults:
-        raise Damaged("The restored files are not those of the backup: " + "; ".join(found.faults[:SHOWN]))
+        found = await desk.app.backup_repository.restore(repository, backup.snapshot, restore.disk, on_progress)
+    if found.differences:
+        raise SnapshotDamaged("The restored files are not those of the backup: " + "; ".join(found.differences[:SHOWN]))
     if found.digest != backup.digest:
-        raise Damaged("The backup's list of files is not the one that was recorded when it was taken.")
+        raise SnapshotDamaged("The backup's list of files is not the one that was recorded when it was taken.")
     await engine.mark_bundle(restore.disk, known.version.bundle_hash)
     desk.fault("FillDisk.done")
     filled = replace(restore, status=RestoreStatus.FILLED)
@@ -242,8 +242,8 @@ async def _fail(desk: Desk, restore: Restore, error: Exception) -> None:
         kind = "drill.failed" if restore.kind is RestoreKind.DRILL else "restore.failed"
         backups.tell(uow, restore, kind, now, reason=reason, details={"backup": restore.backup_id})
         backup = uow.backups.get(restore.backup_id)
-        # A machine without room, or an archive that does not answer, says nothing of the backup.
-        if restore.kind is RestoreKind.DRILL and isinstance(error, Damaged) and backup is not None:
+        # A machine without room, or a repository that does not answer, says nothing of the backup.
+        if restore.kind is RestoreKind.DRILL and isinstance(error, SnapshotDamaged) and backup is not None:
             uow.backups.save(replace(backup, drilled_at=now, fault=reason))
         if lost:
             give_up(uow, restore, desk.app.prices, reason, now)

@@ -13,7 +13,7 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound, StoreUnavailable
 from builderd.domain.ids import BackupId, DiskId
 from builderd.domain.versions import Version
-from builderd.ports.backup_repository import Repository, Saved
+from builderd.ports.backup_repository import SaveRequest, SnapshotSummary, TenantRepository
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk, reason_of
 from builderd.services import backups
@@ -84,20 +84,21 @@ def _copy_of(backup: Backup) -> DiskId:
     return backup.copy
 
 
-async def _save(desk: Desk, backup: Backup, repository: Repository) -> None:
+async def _save(desk: Desk, backup: Backup, repository: TenantRepository) -> None:
     version = await desk.app.store.read(lambda uow: uow.versions.get(backup.builder_id, backup.version))
     assert version is not None, "a backup refers to its version"
-    limit, copy = SPARSE_FACTOR * version.settings.resources.disk_bytes, _copy_of(backup)
+    limit = SPARSE_FACTOR * version.settings.resources.disk_bytes
+    request = SaveRequest(backup.id, backup.builder_id, _copy_of(backup), limit, backup.version)
     desk.fault("SaveCopy.begun")
-    async with desk.progress(backup, "backup") as told:
-        saved = await desk.app.archive.save(repository, backup.id, backup.builder_id, copy, limit, told, backup.version)
+    async with desk.progress(backup, "backup") as on_progress:
+        saved = await desk.app.backup_repository.save(repository, request, on_progress)
     desk.fault("SaveCopy.done")
     # Before the repository is let go: whoever looks for snapshots that nobody knows would find this one.
     await _done(desk, backup, saved)
     desk.fault("SaveCopy.recorded")
 
 
-async def _done(desk: Desk, backup: Backup, saved: Saved) -> None:
+async def _done(desk: Desk, backup: Backup, saved: SnapshotSummary) -> None:
     now = desk.app.clock.now()
     details = {
         "seconds": round((now - backup.created_at).total_seconds(), 3),

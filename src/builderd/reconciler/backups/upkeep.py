@@ -13,7 +13,7 @@ from builderd.domain.errors import StoreUnavailable
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BackupId, BuilderId, TenantId
 from builderd.domain.machine_faults import machine_fault
-from builderd.ports.backup_repository import Repository
+from builderd.ports.backup_repository import TenantRepository
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.desk import Desk, reason_of
 from builderd.reconciler.backups.taking import drop
@@ -39,7 +39,7 @@ async def tidy(desk: Desk) -> None:
     for key in await desk.app.store.read(lambda uow: uow.backup_keys.all()):
         if _is_prune_due(desk, key, now):
             await _guarded(key.tenant_id, _prune(desk, key))
-    for tenant_id, names in (await desk.app.archive.lists()).items():
+    for tenant_id, names in (await desk.app.backup_repository.manifests()).items():
         # The repository of one that is locked is worked on, with its lists: later.
         if not desk.locks[tenant_id].locked():
             await _guarded(tenant_id, _drop_lists(desk, tenant_id, names))
@@ -71,7 +71,7 @@ async def _let_go(desk: Desk, tenant_id: TenantId, expired: Sequence[Backup]) ->
     if snapshots:
         async with desk.repository(tenant_id) as repository:
             desk.fault("ForgetBackups.begun")
-            await desk.app.archive.forget(repository, snapshots)
+            await desk.app.backup_repository.forget(repository, snapshots)
             desk.fault("ForgetBackups.done")
 
     def record(uow: UnitOfWork) -> None:
@@ -90,7 +90,7 @@ async def _drop_lists(desk: Desk, tenant_id: TenantId, names: Collection[str]) -
     async with desk.locks[tenant_id]:
         found = await desk.app.store.read(lambda uow: uow.backups.of_tenant(tenant_id))
         for name in set(names) - {one.builder_id for one in found}:
-            await desk.app.archive.drop_list(tenant_id, name)
+            await desk.app.backup_repository.delete_manifest(tenant_id, name)
 
 
 def _being_restored(uow: UnitOfWork, expired: Sequence[Backup]) -> set[BackupId]:
@@ -107,11 +107,11 @@ async def _prune(desk: Desk, key: BackupKey) -> None:
     now = desk.app.clock.now()
     async with desk.repository(key.tenant_id) as repository:
         await _forget_strays(desk, repository)
-        await desk.app.archive.prune(repository)
+        await desk.app.backup_repository.prune(repository)
     await _save_key(desk, key.tenant_id, pruned_at=now)
 
 
-async def _forget_strays(desk: Desk, repository: Repository) -> None:
+async def _forget_strays(desk: Desk, repository: TenantRepository) -> None:
     """Snapshots of which nobody knows: the service died after they were made and before that was recorded.
 
     Those of builders that are not recorded either stay: they were made after the state that this service was restored
@@ -124,10 +124,10 @@ async def _forget_strays(desk: Desk, repository: Repository) -> None:
         return known, {one.id for one in uow.builders.of_tenant(tenant_id, deleted=True)}
 
     known, builders = await desk.app.store.read(look)
-    saved = await desk.app.archive.saved(repository)
+    saved = await desk.app.backup_repository.snapshots(repository)
     strays = [snapshot for snapshot, kept in saved.items() if snapshot not in known and kept.builder in builders]
     if strays:
-        await desk.app.archive.forget(repository, strays)
+        await desk.app.backup_repository.forget(repository, strays)
 
 
 async def check(desk: Desk) -> None:
@@ -148,7 +148,7 @@ async def check_one(desk: Desk, key: BackupKey) -> str:
     fault = ""
     try:
         async with desk.repository(key.tenant_id) as repository:
-            await desk.app.archive.check(repository, desk.app.backup_rules.check_percent)
+            await desk.app.backup_repository.check(repository, desk.app.backup_rules.check_percent)
     except StoreUnavailable:
         raise
     except Exception as error:

@@ -9,10 +9,10 @@ import httpx
 import pytest
 from tests.service import METRICS_TOKEN, MINIMAL, Service
 
-from builderd.adapters.fakes.backup_repository import FakeArchive
+from builderd.adapters.fakes.backup_repository import FakeBackupRepository
 from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import new_id
-from builderd.ports.backup_repository import Restored
+from builderd.ports.backup_repository import RestoreReport
 
 SHOWN = {
     *("id", "builder", "builder_name", "kind", "status", "version", "created_at", "finished_at", "files"),
@@ -55,8 +55,8 @@ async def test_who_does_not_wait_is_told_at_once(client: httpx.AsyncClient) -> N
 
 async def test_a_failure_is_answered_and_stays_visible(client: httpx.AsyncClient, service: Service) -> None:
     uuid = await _create(client)
-    assert isinstance(service.application.archive, FakeArchive)
-    service.application.archive.fail_next("save", BackupFailed("The repository is locked."))
+    assert isinstance(service.application.backup_repository, FakeBackupRepository)
+    service.application.backup_repository.fail_next("save", BackupFailed("The repository is locked."))
     answer = await client.post(f"/api/v1/builders/{uuid}/backups")
     assert (answer.status_code, answer.json()["code"]) == (503, "backup_failed")
     assert "locked" in answer.json()["message"]
@@ -68,8 +68,8 @@ async def test_a_failure_is_answered_and_stays_visible(client: httpx.AsyncClient
 async def test_a_failure_after_a_good_one_hides_neither(client: httpx.AsyncClient, service: Service) -> None:
     uuid = await _create(client, backup_interval_hours=6)
     good = (await client.post(f"/api/v1/builders/{uuid}/backups")).json()["data"]
-    assert isinstance(service.application.archive, FakeArchive)
-    service.application.archive.fail_next("save", BackupFailed("The repository is locked."))
+    assert isinstance(service.application.backup_repository, FakeBackupRepository)
+    service.application.backup_repository.fail_next("save", BackupFailed("The repository is locked."))
     await client.post(f"/api/v1/builders/{uuid}/backups")
     builder = (await client.get(f"/api/v1/builders/{uuid}")).json()["data"]
     assert (builder["last_backup_at"], builder["last_backup_error"]) == (
@@ -112,14 +112,14 @@ async def test_what_was_never_started_has_nothing_to_back_up(client: httpx.Async
 async def test_who_waits_for_a_restore_that_is_overtaken_is_told_so(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, restore = asyncio.Semaphore(0), asyncio.Semaphore(0), service.application.archive.restore
+    begun, go_on, restore = asyncio.Semaphore(0), asyncio.Semaphore(0), service.application.backup_repository.restore
 
-    async def held(*args: Any) -> Restored:
+    async def held(*args: Any) -> RestoreReport:
         begun.release()
         await go_on.acquire()
         return await restore(*args)
 
-    monkeypatch.setattr(service.application.archive, "restore", held)
+    monkeypatch.setattr(service.application.backup_repository, "restore", held)
     for name, method, call, status, code in (
         ("a", "POST", "/stop", 409, "invalid_state"),
         ("b", "DELETE", "?purge=true", 404, "not_found"),

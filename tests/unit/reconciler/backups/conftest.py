@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.application import World, fake_world, hurry
 
-from builderd.adapters.fakes.backup_repository import FakeArchive
+from builderd.adapters.fakes.backup_repository import FakeBackupRepository
 from builderd.domain.backups import Backup, Restore
 from builderd.domain.builders import Builder
 from builderd.domain.errors import StoreUnavailable
@@ -32,7 +32,7 @@ class Scene:
 
     world: World
     schedule: BackupSchedule
-    archive: FakeArchive
+    backup_repository: FakeBackupRepository
 
     async def settle(self) -> None:
         """Until nothing is left to do now."""
@@ -106,13 +106,15 @@ class Scene:
         return self._with(replace(app, allowances=Allowances(Allowance(quota=Limit(**limits)))))
 
     def _with(self, changed: Application) -> Scene:
-        return Scene(replace(self.world, application=changed), BackupSchedule(changed, no_fault), self.archive)
+        return Scene(
+            replace(self.world, application=changed), BackupSchedule(changed, no_fault), self.backup_repository
+        )
 
 
 @pytest.fixture
 async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     hurry(monkeypatch.setattr)
     async with fake_world() as world, world.reconciling():
-        archive = world.application.archive
-        assert isinstance(archive, FakeArchive)
+        archive = world.application.backup_repository
+        assert isinstance(archive, FakeBackupRepository)
         yield Scene(world, BackupSchedule(world.application), archive)

@@ -1,4 +1,4 @@
-"""After an earlier state was brought back: what the archive keeps is known again, and what it lost no longer."""
+"""After an earlier state was brought back: what the repository keeps is known again, and what it lost no longer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from tests.unit.reconciler.backups.conftest import Scene
 from builderd.domain.backups import Backup, BackupStatus
 from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import BackupId, BuilderId
+from builderd.ports.backup_repository import SaveRequest
 from builderd.reconciler.backups.adopting import adopt
 from builderd.services import backups
 
@@ -40,7 +41,7 @@ async def test_one_that_went_since_is_known_no_longer(scene: Scene) -> None:
     builder = await scene.world.create()
     first, second = await scene.take(builder), await scene.take(builder)
     repository = await backups.repository(scene.world.application, builder.tenant_id)
-    await scene.archive.forget(repository, [first.snapshot or ""])
+    await scene.backup_repository.forget(repository, [first.snapshot or ""])
     await adopt(scene.schedule.desk)
     assert [one.id for one in await scene.of(builder)] == [second.id]
 
@@ -51,7 +52,9 @@ async def test_what_is_known_and_what_is_of_strangers_stays_as_it_is(scene: Scen
     before = await scene.of(builder)
     stranger = BackupId("5a0e6d0e-0000-4000-8000-000000000000")
     repository = await backups.repository(scene.world.application, builder.tenant_id)
-    await scene.archive.save(repository, stranger, BuilderId(stranger), builder.disk, 1 << 30, lambda _: None)
+    await scene.backup_repository.save(
+        repository, SaveRequest(stranger, BuilderId(stranger), builder.disk, 1 << 30), lambda _: None
+    )
     await adopt(scene.schedule.desk)
     assert await scene.of(builder) == before
 
@@ -59,7 +62,7 @@ async def test_what_is_known_and_what_is_of_strangers_stays_as_it_is(scene: Scen
 async def test_nothing_is_decided_while_the_archive_does_not_answer(scene: Scene) -> None:
     builder = await scene.world.create()
     await scene.take(builder)
-    scene.archive.fail_next("saved", BackupFailed("no answer"))
+    scene.backup_repository.fail_next("snapshots", BackupFailed("no answer"))
     with pytest.raises(BackupFailed):
         await adopt(scene.schedule.desk)
     assert len(await scene.of(builder)) == 1
@@ -68,11 +71,11 @@ async def test_nothing_is_decided_while_the_archive_does_not_answer(scene: Scene
 async def test_a_repository_that_is_not_there_takes_no_backup_off_the_list(scene: Scene) -> None:
     builder = await scene.world.create()
     backup = await scene.take(builder)
-    repositories = dict(scene.archive.repositories)
-    scene.archive.repositories.clear()
+    repositories = dict(scene.backup_repository.repositories)
+    scene.backup_repository.repositories.clear()
     with pytest.raises(BackupFailed, match="no repository"):
         await adopt(scene.schedule.desk)
     assert await scene.of(builder) == [backup]
-    scene.archive.repositories.update(repositories)
+    scene.backup_repository.repositories.update(repositories)
     await adopt(scene.schedule.desk)
     assert await scene.of(builder) == [backup]

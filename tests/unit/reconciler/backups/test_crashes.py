@@ -68,7 +68,7 @@ async def test_a_backup_survives(scene: Scene, point: str, end: BaseException) -
     assert set(scene.world.engine.disks) == {builder.disk}
     scene.world.clock.move(25 * 3600)
     await upkeep._forget_strays(scene.schedule.desk, await backups.repository(app, builder.tenant_id))
-    assert list(scene.archive.repositories[builder.tenant_id].snapshots) == [done.snapshot]
+    assert list(scene.backup_repository.repositories[builder.tenant_id].snapshots) == [done.snapshot]
 
 
 @pytest.mark.parametrize("point", RESTORING)
@@ -108,7 +108,10 @@ async def test_a_restore_in_place_survives(scene: Scene, point: str, end: BaseEx
     await scene.world.until(lambda: set(scene.world.engine.disks) == {serving.disk})
     safety = await scene.world.read(lambda uow: uow.backups.get(done.safety or backup.id))
     assert safety is not None
-    assert scene.archive.repositories[builder.tenant_id].snapshots[safety.snapshot or ""].files["note"] == b"after"
+    assert (
+        scene.backup_repository.repositories[builder.tenant_id].snapshots[safety.snapshot or ""].files["note"]
+        == b"after"
+    )
 
 
 @pytest.mark.parametrize("point", RESTORING)
@@ -231,7 +234,7 @@ async def test_a_restore_that_failed_and_was_killed_before_it_said_so_is_carried
 async def test_half_a_disk_is_never_handed_over(scene: Scene, name: str) -> None:
     filled = await _filled(scene, name)
     del scene.world.engine.disks[filled.disk]
-    scene.archive.fail_next("restore", Killed())  # type: ignore[arg-type]
+    scene.backup_repository.fail_next("restore", Killed())  # type: ignore[arg-type]
     with pytest.raises(Killed):
         await carry_out(scene.schedule.desk, filled)
     assert filled.disk in scene.world.engine.disks

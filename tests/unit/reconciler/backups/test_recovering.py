@@ -88,7 +88,7 @@ async def test_a_backup_that_cannot_be_brought_back_fails_the_builder_and_never_
     builder = await scene.world.create()
     await scene.take(builder)
     await _stopped_without_disk(scene, builder)
-    scene.archive.fail_next("restore", BackupFailed("The back end does not answer."))
+    scene.backup_repository.fail_next("restore", BackupFailed("The back end does not answer."))
     with pytest.raises(BackupFailed, match="The back end does not answer"):
         await _start(scene, builder)
     failed = await scene.world.builder(builder)

@@ -73,7 +73,7 @@ async def test_a_backup_comes_back_in_place_and_what_was_there_is_backed_up_firs
     await scene.world.until(lambda: set(scene.world.engine.disks) == {serving.disk})
     safety = (await scene.of(builder))[0]
     assert (safety.id, safety.kind) == (done.safety, BackupKind.BEFORE_RESTORE)
-    kept = scene.archive.repositories[builder.tenant_id].snapshots
+    kept = scene.backup_repository.repositories[builder.tenant_id].snapshots
     assert kept[safety.snapshot or ""].files["note"] == b"after"
 
 
@@ -94,12 +94,12 @@ async def test_an_app_that_does_not_come_up_with_the_backup_leaves_what_was_ther
 async def test_nothing_is_replaced_that_could_not_be_backed_up(scene: Scene) -> None:
     builder = await scene.world.create()
     backup = await scene.take(builder)
-    scene.archive.fail_next("save", BackupFailed("the repository is full"))
+    scene.backup_repository.fail_next("save", BackupFailed("the repository is full"))
     failed = await _restore(scene, backup)
     assert failed.status is RestoreStatus.FAILED
     assert "the repository is full" in failed.error
     assert (await scene.world.builder(builder)).disk == builder.disk
-    assert "restore" not in scene.archive.calls
+    assert "restore" not in scene.backup_repository.calls
 
 
 async def _begin(scene: Scene, backup: Backup) -> Restore:
@@ -312,7 +312,7 @@ async def test_a_credential_that_was_deleted_since_is_named(scene: Scene, name: 
 async def test_what_is_wrong_with_the_backup_is_its_failure(scene: Scene) -> None:
     backup = await scene.take(await scene.world.create())
     for error in (BackupFailed("The back end does not answer."), RuntimeError("a fault of ours")):
-        scene.archive.fail_next("restore", error)  # type: ignore[arg-type]
+        scene.backup_repository.fail_next("restore", error)  # type: ignore[arg-type]
         failed = await _as(scene, backup, "second")
         with pytest.raises(BackupFailed):
             await backups.restored(scene.world.application, failed)
@@ -321,7 +321,7 @@ async def test_what_is_wrong_with_the_backup_is_its_failure(scene: Scene) -> Non
 async def test_files_that_are_not_those_of_the_backup_become_no_builder(scene: Scene) -> None:
     builder = await scene.world.create()
     backup = await scene.take(builder)
-    scene.archive.damage(backup.snapshot or "")
+    scene.backup_repository.damage(backup.snapshot or "")
     failed = await _as(scene, backup, "second")
     assert failed.status is RestoreStatus.FAILED
     assert "not those of the backup" in failed.error
@@ -359,7 +359,7 @@ async def test_a_drill_that_finds_a_fault_tells_it(scene: Scene) -> None:
     builder = await scene.world.create(backup_interval_hours=24)
     await scene.pass_time(24 * HOUR)
     (backup,) = await scene.of(builder)
-    scene.archive.damage(backup.snapshot or "")
+    scene.backup_repository.damage(backup.snapshot or "")
     await scene.world.reached(builders.stop, builder)
     found = await _drilled(scene, backup)
     assert "not those of the backup" in found.fault
@@ -384,7 +384,7 @@ async def test_a_drill_for_which_there_is_no_room_or_no_answer_says_nothing_of_t
     builder = await scene.world.create(backup_interval_hours=24 * 365)
     backup = await scene.take(builder)
     if at == "restore":
-        scene.archive.fail_next("restore", BackupFailed("The back end does not answer."))
+        scene.backup_repository.fail_next("restore", BackupFailed("The back end does not answer."))
     else:
         scene.world.engine.fail_next("create_disk", NoCapacity("The store is full."))
     await scene.pass_time(timedelta(days=7, seconds=1))

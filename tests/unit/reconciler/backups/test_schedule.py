@@ -52,7 +52,10 @@ async def test_a_backup_that_was_done_meanwhile_is_not_taken_again(
     assert done.status is BackupStatus.DONE
     assert await scene.backup(planned) == done
     assert await scene.kinds(builder) == ["backup.started", "backup.finished"]
-    assert scene.archive.repositories[builder.tenant_id].snapshots[done.snapshot or ""].files["note"] == b"before"
+    assert (
+        scene.backup_repository.repositories[builder.tenant_id].snapshots[done.snapshot or ""].files["note"]
+        == b"before"
+    )
 
 
 async def test_a_restore_that_was_done_meanwhile_keeps_its_disk(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

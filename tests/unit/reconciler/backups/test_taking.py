@@ -14,7 +14,7 @@ from builderd.domain.builders import Desired, Status
 from builderd.domain.errors import BackupFailed, InvalidState, NoCapacity, NotFound
 from builderd.domain.events import SYSTEM
 from builderd.domain.ids import DiskId
-from builderd.ports.backup_repository import Saved
+from builderd.ports.backup_repository import SnapshotSummary
 from builderd.reconciler.backups import upkeep
 from builderd.reconciler.jobs.idle import Idleness
 from builderd.services import backups, builders
@@ -28,7 +28,7 @@ async def test_a_backup_holds_what_is_on_the_disk_and_leaves_no_copy(scene: Scen
     assert (backup.status, backup.version, backup.files, backup.copy) == (BackupStatus.DONE, 1, 2, None)
     assert backup.size_bytes == 5 + len(b"print('hello')\n")
     assert set(scene.world.engine.disks) == {builder.disk}
-    kept = scene.archive.repositories[builder.tenant_id].snapshots
+    kept = scene.backup_repository.repositories[builder.tenant_id].snapshots
     assert kept[backup.snapshot or ""].files["note"] == b"hello"
     assert await scene.kinds(builder) == ["backup.started", "backup.finished"]
     assert await backups.taken(scene.world.application, backup) == backup
@@ -48,7 +48,7 @@ async def test_backups_are_taken_in_their_interval(scene: Scene) -> None:
 
 async def test_a_failed_backup_is_told_kept_and_tried_again_soon(scene: Scene) -> None:
     builder = await scene.world.create(backup_interval_hours=24)
-    scene.archive.fail_next("save", BackupFailed("the disk is gone"), BackupFailed("still"))
+    scene.backup_repository.fail_next("save", BackupFailed("the disk is gone"), BackupFailed("still"))
     await scene.pass_time(24 * HOUR)
     (failed,) = await scene.of(builder)
     assert (failed.status, failed.error, failed.copy) == (BackupStatus.FAILED, "the disk is gone", None)
@@ -113,7 +113,7 @@ async def test_a_deleted_builder_leaves_a_last_backup_for_some_days(scene: Scene
     assert scene.world.engine.disks == {}
     week = scene.world.clock.now() + timedelta(days=7)
     assert all(one.expires_at and one.expires_at <= week for one in (last, earlier))
-    kept = scene.archive.repositories[builder.tenant_id].snapshots
+    kept = scene.backup_repository.repositories[builder.tenant_id].snapshots
     assert kept[last.snapshot or ""].files["note"] == b"last words"
 
 
@@ -121,7 +121,7 @@ async def test_what_a_deleted_builder_left_is_tried_until_it_is_saved(scene: Sce
     builder = await scene.world.create(backup_interval_hours=6)
     await _delete(scene, builder.id, purge=False)
     await scene.world.until_status(builder, Status.DELETED)
-    scene.archive.fail_next("save", BackupFailed("no"), BackupFailed("no"))
+    scene.backup_repository.fail_next("save", BackupFailed("no"), BackupFailed("no"))
     await scene.settle()
     (waiting,) = await scene.of(builder)
     assert (waiting.status, waiting.error) == (BackupStatus.HELD, "no")
@@ -146,7 +146,7 @@ async def test_what_is_stopped_because_nobody_used_it_is_backed_up(scene: Scene)
     (backup,) = await scene.of(builder)
     assert (backup.kind, backup.status, backup.actor) == (BackupKind.IDLE, BackupStatus.DONE, SYSTEM)
     assert await scene.of(other) == []
-    kept = scene.archive.repositories[builder.tenant_id].snapshots
+    kept = scene.backup_repository.repositories[builder.tenant_id].snapshots
     assert kept[backup.snapshot or ""].files["note"] == b"hello"
 
 
@@ -187,14 +187,14 @@ async def _delete(scene: Scene, builder_id: str, *, purge: bool) -> None:
 def _saving_slowly(app: Application, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
     """Set once a backup is being saved; to be set for it to go on."""
     begun, go_on = asyncio.Event(), asyncio.Event()
-    save = app.archive.save
+    save = app.backup_repository.save
 
-    async def slow(*args: Any, **more: Any) -> Saved:
+    async def slow(*args: Any, **more: Any) -> SnapshotSummary:
         begun.set()
         await go_on.wait()
         return await save(*args, **more)
 
-    monkeypatch.setattr(app.archive, "save", slow)
+    monkeypatch.setattr(app.backup_repository, "save", slow)
     return begun, go_on
 
 
@@ -222,7 +222,7 @@ async def test_one_that_is_being_saved_when_its_builder_is_deleted_goes_when_it_
     world.clock.move((app.backup_rules.keep_deleted + HOUR).total_seconds())
     await upkeep.tidy(scene.schedule.desk)
     assert await scene.of(builder) == []
-    assert scene.archive.repositories[builder.tenant_id].snapshots == {}
+    assert scene.backup_repository.repositories[builder.tenant_id].snapshots == {}
 
 
 async def test_one_is_asked_for_at_a_time_also_while_its_copy_is_being_saved(

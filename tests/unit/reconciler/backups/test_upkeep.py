@@ -13,13 +13,13 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import BackupFailed, MachineFault, StoreUnavailable
 from builderd.domain.ids import BackupId, DiskId, TenantId, new_id
 from builderd.domain.machine_faults import RETRY_AFTER, helper_died
-from builderd.ports.backup_repository import Repository
+from builderd.ports.backup_repository import SaveRequest, TenantRepository
 from builderd.reconciler.backups import upkeep
 from builderd.services import backups
 
 
 async def _kept(scene: Scene, builder: Builder) -> list[str]:
-    return sorted(scene.archive.repositories[builder.tenant_id].snapshots)
+    return sorted(scene.backup_repository.repositories[builder.tenant_id].snapshots)
 
 
 async def test_what_no_rule_keeps_goes_from_the_list_and_from_the_archive(scene: Scene) -> None:
@@ -31,12 +31,12 @@ async def test_what_no_rule_keeps_goes_from_the_list_and_from_the_archive(scene:
     found = await scene.of(builder)
     assert len(found) == 2
     assert await _kept(scene, builder) == sorted(one.snapshot or "" for one in found)
-    assert "prune" not in scene.archive.calls
+    assert "prune" not in scene.backup_repository.calls
     await scene.pass_time(25 * HOUR)
     await upkeep.tidy(scene.schedule.desk)
-    assert scene.archive.calls.count("prune") == 1
+    assert scene.backup_repository.calls.count("prune") == 1
     await upkeep.tidy(scene.schedule.desk)
-    assert scene.archive.calls.count("prune") == 1
+    assert scene.backup_repository.calls.count("prune") == 1
 
 
 async def test_a_removed_backup_goes_and_an_unreachable_archive_is_tried_later(scene: Scene) -> None:
@@ -44,7 +44,7 @@ async def test_a_removed_backup_goes_and_an_unreachable_archive_is_tried_later(s
     backup = await scene.take(builder)
     now = scene.world.clock.now()
     await scene.world.application.store.write(lambda uow: backups.remove(uow, backup, now))
-    scene.archive.fail_next("forget", BackupFailed("not now"))
+    scene.backup_repository.fail_next("forget", BackupFailed("not now"))
     await upkeep.tidy(scene.schedule.desk)
     assert len(await scene.of(builder)) == 1
     await upkeep.tidy(scene.schedule.desk)
@@ -57,7 +57,9 @@ async def test_a_snapshot_that_nobody_knows_goes_with_the_next_pruning(scene: Sc
     first = await scene.take(builder)
     second = await scene.take(builder)
     repository = await backups.repository(scene.world.application, builder.tenant_id)
-    await scene.archive.save(repository, BackupId(new_id()), builder.id, builder.disk, 1 << 30, lambda _: None)
+    await scene.backup_repository.save(
+        repository, SaveRequest(BackupId(new_id()), builder.id, builder.disk, 1 << 30), lambda _: None
+    )
     now = scene.world.clock.now()
     await scene.world.application.store.write(lambda uow: backups.remove(uow, first, now))
     scene.world.clock.move(25 * 3600)
@@ -69,15 +71,15 @@ async def test_a_damaged_repository_is_told_to_its_tenant_and_so_is_its_recovery
     builder = await scene.world.create()
     backup = await scene.take(builder)
     await upkeep.check(scene.schedule.desk)
-    assert "check" not in scene.archive.calls
-    scene.archive.damage(backup.snapshot or "")
+    assert "check" not in scene.backup_repository.calls
+    scene.backup_repository.damage(backup.snapshot or "")
     scene.world.clock.move(7 * 86_400)
     await upkeep.check(scene.schedule.desk)
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
     assert "damaged" in key.fault
     assert await upkeep.check_one(scene.schedule.desk, key)
-    del scene.archive.repositories[builder.tenant_id].snapshots[backup.snapshot or ""].files["damaged"]
+    del scene.backup_repository.repositories[builder.tenant_id].snapshots[backup.snapshot or ""].files["damaged"]
     assert await upkeep.check_one(scene.schedule.desk, key) == ""
 
 
@@ -99,20 +101,20 @@ async def test_a_check_that_is_killed_says_nothing_of_a_repository_and_is_made_a
     await scene.take(builder)
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
-    scene.archive.fail_next("check", helper_died("restic", "was killed"))
+    scene.backup_repository.fail_next("check", helper_died("restic", "was killed"))
     assert await upkeep.check_one(scene.schedule.desk, key) == ""
     assert "backups.damaged" not in await scene.kinds(builder)
-    scene.archive.calls.clear()
+    scene.backup_repository.calls.clear()
     await upkeep.check(scene.schedule.desk)
-    assert "check" not in scene.archive.calls
+    assert "check" not in scene.backup_repository.calls
     scene.world.clock.move(upkeep.CHECK_RETRY.total_seconds())
     await upkeep.check(scene.schedule.desk)
-    assert "check" in scene.archive.calls
+    assert "check" in scene.backup_repository.calls
 
 
 async def test_a_backup_that_is_killed_is_told_as_a_fault_of_the_machine(scene: Scene) -> None:
     builder = await scene.world.create()
-    scene.archive.fail_next("save", helper_died("restic", "was killed"))
+    scene.backup_repository.fail_next("save", helper_died("restic", "was killed"))
     failed = await scene.take(builder)
     assert "restic was killed" in failed.error
     told = failure_of(failed)
@@ -124,7 +126,7 @@ async def test_a_key_that_the_vault_does_not_open_fails_the_backup_loudly(scene:
     await scene.take(builder)
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
-    assert isinstance(await backups.repository(scene.world.application, builder.tenant_id), Repository)
+    assert isinstance(await backups.repository(scene.world.application, builder.tenant_id), TenantRepository)
     broken = replace(key, sealed=b"x" * len(key.sealed))
     await scene.world.application.store.write(lambda uow: uow.backup_keys.save(broken))
     failed = await scene.take(builder)
@@ -139,16 +141,16 @@ async def test_every_tenant_has_a_key_before_its_first_backup_and_nothing_is_che
     assert key.tenant_id == builder.tenant_id
     scene.world.clock.move(8 * 24 * 3600)
     await upkeep.check(scene.schedule.desk)
-    assert "check" not in scene.archive.calls
+    assert "check" not in scene.backup_repository.calls
     await scene.take(builder)
     await upkeep.check(scene.schedule.desk)
-    assert "check" in scene.archive.calls
+    assert "check" in scene.backup_repository.calls
 
 
 async def test_a_repository_that_is_gone_is_not_made_anew_in_silence(scene: Scene) -> None:
     builder = await scene.world.create()
     good = await scene.take(builder)
-    scene.archive.repositories.clear()
+    scene.backup_repository.repositories.clear()
     assert "no repository" in (await scene.take(builder)).error
     await upkeep.tidy(scene.schedule.desk)
     assert good in await scene.of(builder)
@@ -158,7 +160,7 @@ async def test_a_repository_that_is_gone_is_not_made_anew_in_silence(scene: Scen
 async def test_who_lost_a_repository_removes_what_was_in_it_and_begins_anew(scene: Scene, tidied_first: bool) -> None:
     builder = await scene.world.create()
     lost = await scene.take(builder)
-    scene.archive.repositories.clear()
+    scene.backup_repository.repositories.clear()
     app, now = scene.world.application, scene.world.clock.now()
     await app.store.write(lambda uow: backups.remove(uow, lost, now))
     if tidied_first:
@@ -176,21 +178,21 @@ async def test_lists_go_with_the_last_backup_of_a_builder_and_after_a_restore_th
     last = await scene.take(builder)
     await scene.take(other)
     disk, gone = DiskId(new_id()), TenantId(new_id())
-    scene.archive.listed[builder.tenant_id].add(disk)
-    scene.archive.listed[gone].add(disk)
+    scene.backup_repository.manifest_names[builder.tenant_id].add(disk)
+    scene.backup_repository.manifest_names[gone].add(disk)
     app, now = scene.world.application, scene.world.clock.now()
     await upkeep.tidy(scene.schedule.desk)
-    assert scene.archive.listed == {builder.tenant_id: {builder.id, other.id}, gone: set()}
+    assert scene.backup_repository.manifest_names == {builder.tenant_id: {builder.id, other.id}, gone: set()}
     await app.store.write(lambda uow: backups.remove(uow, last, now))
     await upkeep.tidy(scene.schedule.desk)
-    assert scene.archive.listed[builder.tenant_id] == {other.id}
+    assert scene.backup_repository.manifest_names[builder.tenant_id] == {other.id}
 
 
 async def test_lists_stay_while_their_repository_is_worked_on(scene: Scene) -> None:
     builder, disk = await scene.world.create(), DiskId(new_id())
     async with scene.schedule.desk.repository(builder.tenant_id):
-        scene.archive.listed[builder.tenant_id].add(disk)
+        scene.backup_repository.manifest_names[builder.tenant_id].add(disk)
         await upkeep.tidy(scene.schedule.desk)
-        assert scene.archive.listed[builder.tenant_id] == {disk}
+        assert scene.backup_repository.manifest_names[builder.tenant_id] == {disk}
     await upkeep.tidy(scene.schedule.desk)
-    assert scene.archive.listed[builder.tenant_id] == set()
+    assert scene.backup_repository.manifest_names[builder.tenant_id] == set()

@@ -1,1 +1,1 @@
-"""The archive that restic keeps: encrypted, deduplicated, on a disk of this machine or elsewhere."""
+"""Backup repositories of restic: encrypted, deduplicated, on a disk of this machine or remote."""

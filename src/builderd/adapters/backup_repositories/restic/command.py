@@ -29,42 +29,42 @@ _SSH_ARGUMENTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The location of the repositories, one a tenant: a folder of this machine, or a back end of restic.
+class RepositoryLocation:
+    """The location of the repositories, one a tenant: ``base`` is a folder of this machine, or a back end of restic.
 
     ``environment`` holds settings of the back end, such as ``AWS_ACCESS_KEY_ID``; ``ssh_key`` and ``ssh_hosts`` are
     the contents of a private key and of a known_hosts file.
     """
 
-    location: str
+    base: str
     environment: Mapping[str, str] = field(default_factory=dict)
     ssh_key: str = ""
     ssh_hosts: str = ""
 
     @property
     def is_local(self) -> bool:
-        return self.location.startswith("/")
+        return self.base.startswith("/")
 
     @property
     def is_sftp(self) -> bool:
-        return self.location.startswith("sftp:")
+        return self.base.startswith("sftp:")
 
     def folder(self, tenant: TenantId) -> Path:
         """Return the folder of a tenant's local repository."""
-        return Path(self.location) / tenant
+        return Path(self.base) / tenant
 
     def url(self, tenant: TenantId) -> str:
         """Return the repository's URL, or its path in the sandbox of restic."""
-        return REPOSITORY if self.is_local else f"{self.location.rstrip('/')}/{tenant}"
+        return REPOSITORY if self.is_local else f"{self.base.rstrip('/')}/{tenant}"
 
 
-def environment(place: Place, tenant: TenantId, key: bytes) -> dict[str, str]:
+def environment(location: RepositoryLocation, tenant: TenantId, key: bytes) -> dict[str, str]:
     """Return restic's environment, which contains secrets."""
-    ssh = {"BUILDERD_SSH_KEY": place.ssh_key, "BUILDERD_SSH_HOSTS": place.ssh_hosts} if place.is_sftp else {}
+    ssh = {"BUILDERD_SSH_KEY": location.ssh_key, "BUILDERD_SSH_HOSTS": location.ssh_hosts} if location.is_sftp else {}
     return {
-        **place.environment,
+        **location.environment,
         **ssh,
-        "RESTIC_REPOSITORY": place.url(tenant),
+        "RESTIC_REPOSITORY": location.url(tenant),
         "RESTIC_PASSWORD": key.hex(),
         "RESTIC_CACHE_DIR": CACHE,
         "RESTIC_PROGRESS_FPS": "1",
@@ -72,12 +72,12 @@ def environment(place: Place, tenant: TenantId, key: bytes) -> dict[str, str]:
     }
 
 
-def restic(place: Place, *words: str) -> tuple[str, ...]:
+def restic(location: RepositoryLocation, *arguments: str) -> tuple[str, ...]:
     """Return the command line; a local repository needs no cache."""
-    options = ("--no-cache",) if place.is_local else ()
-    if not place.is_sftp:
-        return ("restic", "--json", *options, *words)
-    return ("sh", "-c", _WITH_SSH, "sh", "restic", "--json", "-o", f"sftp.args={_SSH_ARGUMENTS}", *options, *words)
+    options = ("--no-cache",) if location.is_local else ()
+    if not location.is_sftp:
+        return ("restic", "--json", *options, *arguments)
+    return ("sh", "-c", _WITH_SSH, "sh", "restic", "--json", "-o", f"sftp.args={_SSH_ARGUMENTS}", *options, *arguments)
 
 
 def init() -> tuple[str, ...]:

@@ -199,13 +199,13 @@ def _write(listed: bytes, entries: Iterator[Entry], limit: int) -> dict[str, obj
 def compare(disk: bytes, listed: bytes) -> dict[str, object]:
     """Compare the disk with the manifest; return the manifest's totals and the first differences."""
     digest, files, size = hashlib.sha256(), 0, 0
-    faults: list[str] = []
+    differences: list[str] = []
     found, wanted = walk(disk, iter(())), read(listed)
     have, want = next(found, None), next(wanted, None)
     while have is not None or want is not None:
-        fault = _differ(have, want)
-        if fault and len(faults) < SHOWN:
-            faults.append(fault)
+        difference = _differ(have, want)
+        if difference and len(differences) < SHOWN:
+            differences.append(difference)
         both = have is not None and want is not None and have.path == want.path
         first = both or want is None or (have is not None and have.order < want.order)
         last = both or have is None or (want is not None and want.order < have.order)
@@ -216,7 +216,7 @@ def compare(disk: bytes, listed: bytes) -> dict[str, object]:
             want = next(wanted, None)
         if first and have is not None:
             have = next(found, None)
-    return {"digest": digest.hexdigest(), "files": files, "bytes": size, "faults": faults}
+    return {"digest": digest.hexdigest(), "files": files, "bytes": size, "differences": differences}
 
 
 def _differ(have: Entry | None, want: Entry | None) -> str | None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.backup_repositories.restic import command, words
-from builderd.adapters.backup_repositories.restic.command import Place
+from builderd.adapters.backup_repositories.restic import command, output
+from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
 from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import DiskId
 from builderd.domain.machine_faults import helper_died
-from builderd.ports.backup_repository import Repository, Share
+from builderd.ports.backup_repository import OnProgress, TenantRepository
 from builderd.ports.engine import Engine, Tool
 
 #: Seconds that a backup or a restore may take.
@@ -26,11 +26,11 @@ KEPT_LINES = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Shop:
+class ResticContext:
     """Shared context of all runs. ``name``: host name in restic's locks; ``cache``: folder for remote repositories."""
 
     engine: Engine
-    place: Place
+    location: RepositoryLocation
     cache: Path
     name: str
 
@@ -39,7 +39,7 @@ class NoRepository(BackupFailed):
     """The repository does not exist: nothing was saved for this tenant yet, or it is gone."""
 
 
-class Broken(BackupFailed):
+class ResticFailed(BackupFailed):
     """restic failed for a reason that has no exit code of its own, such as damage or a lost connection."""
 
 
@@ -48,61 +48,63 @@ class Run:
 
     def __init__(
         self,
-        shop: Shop,
-        repository: Repository,
+        context: ResticContext,
+        repository: TenantRepository,
         *,
         disk: DiskId | None = None,
         work: Path | None = None,
         writable: bool = False,
         reads_all: bool = False,
-        told: Share | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
-        self._shop = shop
+        self._context = context
         self._repository = repository
         self._disk = disk
         self._writable = writable
         self._reads_all = reads_all
-        self._told = told
+        self._on_progress = on_progress
         self._folders = {} if work is None else {"work": work}
-        if self._shop.place.is_local:
-            self._folders["repository"] = self._shop.place.folder(repository.tenant_id)
+        if self._context.location.is_local:
+            self._folders["repository"] = self._context.location.folder(repository.tenant_id)
         else:
-            self._folders["cache"] = shop.cache / repository.tenant_id
+            self._folders["cache"] = context.cache / repository.tenant_id
 
-    async def __call__(self, *argv: str, timeout: float, makes_repository: bool = False) -> Sequence[Mapping[str, Any]]:
+    async def __call__(
+        self, *argv: str, timeout: float, creates_repository: bool = False
+    ) -> Sequence[Mapping[str, Any]]:
         """Run a command and return its JSON messages. Raises ``BackupFailed`` for any failure."""
         code, messages = await self._run(argv, timeout)
-        if code == command.NO_REPOSITORY and makes_repository:
-            self._raise_unless_well(*await self._run(command.init(), QUICK))
+        if code == command.NO_REPOSITORY and creates_repository:
+            self._raise_for_exit_code(*await self._run(command.init(), QUICK))
             code, messages = await self._run(argv, timeout)
         if code == command.LOCKED and await self._clear_own_locks():
             code, messages = await self._run(argv, timeout)
-        self._raise_unless_well(code, messages)
+        self._raise_for_exit_code(code, messages)
         return messages
 
     async def _run(self, argv: tuple[str, ...], timeout: float) -> tuple[int, Sequence[Mapping[str, Any]]]:
         messages: deque[Mapping[str, Any]] = deque(maxlen=KEPT_LINES)
 
-        def hear(line: str) -> None:
-            message = words.parse(line)
+        def read_line(line: str) -> None:
+            message = output.parse(line)
             if message.get("message_type") == "status":
-                if self._told is not None:
-                    self._told(min(float(message.get("percent_done", 0)), 1.0))
+                if self._on_progress is not None:
+                    self._on_progress(min(float(message.get("percent_done", 0)), 1.0))
                 return
             messages.append(message)
 
         tool = Tool(
-            argv=command.restic(self._shop.place, *argv),
-            env=command.environment(self._shop.place, self._repository.tenant_id, self._repository.key),
+            argv=command.restic(self._context.location, *argv),
+            env=command.environment(self._context.location, self._repository.tenant_id, self._repository.key),
             disk=self._disk,
             writable=self._writable,
             reads_all=self._reads_all,
             folders=self._folders,
-            network=not self._shop.place.is_local,
-            hostname=self._shop.name,
+            network=not self._context.location.is_local,
+            hostname=self._context.name,
             timeout_seconds=timeout,
         )
-        ended = await self._shop.engine.run_tool(tool, hear)
+        ended = await self._context.engine.run_tool(tool, read_line)
         if ended.timed_out or ended.out_of_memory:
             raise BackupFailed(f"restic ran out of {'time' if ended.timed_out else 'memory'}.")
         if ended.exit_code == KILLED:
@@ -117,27 +119,27 @@ class Run:
         names = [str(one["text"]).strip() for one in listed if "text" in one]
         for name in names:
             failed, shown = await self._run(command.show_lock(name), QUICK)
-            lock = words.parse("".join(str(one.get("text", "")) for one in shown)) if _is_text(shown) else shown[-1]
-            if failed or lock.get("hostname") != self._shop.name:
+            lock = output.parse("".join(str(one.get("text", "")) for one in shown)) if _is_text(shown) else shown[-1]
+            if failed or lock.get("hostname") != self._context.name:
                 return False
         code, _ = await self._run(command.remove_locks(), QUICK)
         return code == 0
 
-    def _raise_unless_well(self, code: int, messages: Sequence[Mapping[str, Any]]) -> None:
-        _raise_unless_well(code, self.explain(messages))
+    def _raise_for_exit_code(self, code: int, messages: Sequence[Mapping[str, Any]]) -> None:
+        _raise_for_exit_code(code, self.explain(messages))
 
     def explain(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Quote what restic printed, without the secrets of this run."""
-        place = self._shop.place
-        lines = (*place.ssh_key.splitlines(), *place.ssh_hosts.splitlines())
-        return words.explain(messages, (self._repository.key.hex(), *place.environment.values(), *lines))
+        location = self._context.location
+        lines = (*location.ssh_key.splitlines(), *location.ssh_hosts.splitlines())
+        return output.explain(messages, (self._repository.key.hex(), *location.environment.values(), *lines))
 
 
 def _is_text(messages: Sequence[Mapping[str, Any]]) -> bool:
     return bool(messages) and all("text" in one for one in messages)
 
 
-def _raise_unless_well(code: int, why: str) -> None:
+def _raise_for_exit_code(code: int, why: str) -> None:
     """``why`` is what restic printed. Raises ``BackupFailed`` for any exit status but 0."""
     if code == 0:
         return
@@ -150,8 +152,10 @@ def _raise_unless_well(code: int, why: str) -> None:
         case command.LOCKED:
             raise BackupFailed(f"The repository is locked by another service: {why}. Try again when that has ended.")
         case command.WRONG_KEY:
-            raise BackupFailed("The repository does not open with its key: it was made anew, or another key is stored.")
+            raise BackupFailed(
+                "The repository does not open with its key: it was created again, or the stored key is another."
+            )
         case command.INCOMPLETE:
-            raise Broken(f"Not every file could be read: {why}.")
+            raise ResticFailed(f"Not every file could be read: {why}.")
         case _:
-            raise Broken(f"restic failed with exit code {code}: {why}.")
+            raise ResticFailed(f"restic failed with exit code {code}: {why}.")

@@ -1,4 +1,4 @@
-"""Backups in restic repositories, one a tenant. Implements ``ports.archive.Archive``.
+"""Backups in restic repositories, one a tenant. Implements ``ports.backup_repository.BackupRepository``.
 
 restic runs in a sandbox as a tool of the engine: it sees only one disk and one repository, and has no network unless
 the repository is remote.
@@ -16,19 +16,35 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from builderd.adapters.backup_repositories.restic import command, words
-from builderd.adapters.backup_repositories.restic.command import Place
-from builderd.adapters.backup_repositories.restic.runs import KEPT_LINES, LONG, QUICK, Broken, NoRepository, Run, Shop
+from builderd.adapters.backup_repositories.restic import command, output
+from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
+from builderd.adapters.backup_repositories.restic.runs import (
+    KEPT_LINES,
+    LONG,
+    QUICK,
+    NoRepository,
+    ResticContext,
+    ResticFailed,
+    Run,
+)
 from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, is_id
-from builderd.ports.backup_repository import Damaged, Kept, Repository, Restored, Saved, Share
+from builderd.ports.backup_repository import (
+    OnProgress,
+    RestoreReport,
+    SaveRequest,
+    SnapshotDamaged,
+    SnapshotRecord,
+    SnapshotSummary,
+    TenantRepository,
+)
 from builderd.ports.engine import Engine, Tool
 
 #: Snapshots in one ``forget`` command.
 BATCH = 100
 
 
-class ResticArchive:
+class ResticRepository:
     """``root`` holds caches and manifests; ``name`` is the host name in locks, unique to this service.
 
     If the repositories are local, ``floor_bytes`` of their file system stay free, and the repository of one tenant
@@ -36,96 +52,97 @@ class ResticArchive:
     """
 
     def __init__(
-        self, engine: Engine, place: Place, root: Path, name: str, floor_bytes: int = 0, tenant_share: float = 1
+        self,
+        engine: Engine,
+        location: RepositoryLocation,
+        root: Path,
+        name: str,
+        floor_bytes: int = 0,
+        tenant_share: float = 1,
     ) -> None:
-        self._shop = Shop(engine, place, root / "cache", name)
+        self._context = ResticContext(engine, location, root / "cache", name)
         self._work_root = root / "work"
         self._floor = floor_bytes
         self._tenant_share = tenant_share
 
     async def save(
-        self,
-        repository: Repository,
-        backup: BackupId,
-        builder: BuilderId,
-        disk: DiskId,
-        limit_bytes: int,
-        told: Share,
-        version: int = 0,
-    ) -> Saved:
-        listed = await self._list(repository.tenant_id, builder, disk, ("record", str(limit_bytes)))
-        await asyncio.to_thread(self._refuse_without_room, repository.tenant_id, int(listed["stored"]))
-        work = self._work(repository.tenant_id, builder)
-        run = Run(self._shop, repository, disk=disk, work=work, reads_all=True, told=told)
-        facts = {"version": version, **{name: listed[name] for name in ("digest", "files", "bytes")}}
-        messages = await run(*command.backup(backup, builder, facts), timeout=LONG, makes_repository=repository.is_new)
-        summary = words.find(messages, "summary")
+        self, repository: TenantRepository, request: SaveRequest, on_progress: OnProgress
+    ) -> SnapshotSummary:
+        work = self._work(repository.tenant_id, request.builder)
+        listed = await self._run_manifest(work, request.disk, ("record", str(request.limit_bytes)))
+        await asyncio.to_thread(self._check_free_space, repository.tenant_id, int(listed["stored"]))
+        run = Run(self._context, repository, disk=request.disk, work=work, reads_all=True, on_progress=on_progress)
+        facts = {"version": request.version, **{name: listed[name] for name in ("digest", "files", "bytes")}}
+        argv = command.backup(request.backup, request.builder, facts)
+        messages = await run(*argv, timeout=LONG, creates_repository=repository.is_new)
+        summary = output.find(messages, "summary")
         if summary is None:
             raise BackupFailed(f"restic reported no snapshot: {run.explain(messages)}.")
         added = int(summary.get("data_added_packed") or summary.get("data_added") or 0)
-        return Saved(
+        return SnapshotSummary(
             str(summary["snapshot_id"]), str(listed["digest"]), int(listed["files"]), int(listed["bytes"]), added
         )
 
-    async def restore(self, repository: Repository, snapshot: str, disk: DiskId, told: Share) -> Restored:
+    async def restore(
+        self, repository: TenantRepository, snapshot: str, disk: DiskId, on_progress: OnProgress
+    ) -> RestoreReport:
         work = self._work(repository.tenant_id, BuilderId(disk))
         try:
-            run = Run(self._shop, repository, disk=disk, work=work, writable=True, told=told)
+            run = Run(self._context, repository, disk=disk, work=work, writable=True, on_progress=on_progress)
             await self._fetch(run, repository, snapshot)
-            found = await self._list(repository.tenant_id, BuilderId(disk), disk, ("compare",))
+            found = await self._run_manifest(work, disk, ("compare",))
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        return Restored(str(found["digest"]), int(found["files"]), int(found["bytes"]), tuple(found["faults"]))
+        return RestoreReport(
+            str(found["digest"]), int(found["files"]), int(found["bytes"]), tuple(found["differences"])
+        )
 
-    async def _fetch(self, run: Run, repository: Repository, snapshot: str) -> None:
+    async def _fetch(self, run: Run, repository: TenantRepository, snapshot: str) -> None:
         try:
             await run(*command.restore_manifest(snapshot), timeout=QUICK)
             await run(*command.restore(snapshot), timeout=LONG)
-        except Broken as error:
+        except ResticFailed as error:
             # restic has one exit code for damage and for an unreachable repository; the latter fails this call too.
-            await self.saved(repository)
-            raise Damaged(error.message) from error
+            await self.snapshots(repository)
+            raise SnapshotDamaged(error.message) from error
 
-    async def forget(self, repository: Repository, snapshots: Sequence[str]) -> None:
+    async def forget(self, repository: TenantRepository, snapshots: Sequence[str]) -> None:
         with _missing_only_if_new(repository):
             for start in range(0, len(snapshots), BATCH):
-                await Run(self._shop, repository)(*command.forget(snapshots[start : start + BATCH]), timeout=LONG)
+                await Run(self._context, repository)(*command.forget(snapshots[start : start + BATCH]), timeout=LONG)
 
-    async def prune(self, repository: Repository) -> None:
+    async def prune(self, repository: TenantRepository) -> None:
         with _missing_only_if_new(repository):
-            await Run(self._shop, repository)(*command.prune(), timeout=LONG)
+            await Run(self._context, repository)(*command.prune(), timeout=LONG)
 
-    async def saved(self, repository: Repository) -> Mapping[str, Kept]:
+    async def snapshots(self, repository: TenantRepository) -> Mapping[str, SnapshotRecord]:
         messages: Sequence[Mapping[str, Any]] = ()
         with _missing_only_if_new(repository):
-            messages = await Run(self._shop, repository)(*command.snapshots(), timeout=QUICK)
-        found = words.parse_list("".join(str(one.get("text", "")) for one in messages) or "[]")
-        kept = (_kept(one) for one in found)
-        return {one.saved.snapshot: one for one in kept if one is not None}
+            messages = await Run(self._context, repository)(*command.snapshots(), timeout=QUICK)
+        found = output.parse_list("".join(str(one.get("text", "")) for one in messages) or "[]")
+        records = (_record(one) for one in found)
+        return {one.summary.snapshot: one for one in records if one is not None}
 
-    async def lists(self) -> Mapping[TenantId, Collection[str]]:
-        return await asyncio.to_thread(self._lists)
+    async def manifests(self) -> Mapping[TenantId, Collection[str]]:
+        return await asyncio.to_thread(self._manifests)
 
-    def _lists(self) -> Mapping[TenantId, Collection[str]]:
+    def _manifests(self) -> Mapping[TenantId, Collection[str]]:
         folders = self._work_root.iterdir() if self._work_root.exists() else ()
         return {TenantId(folder.name): {one.name for one in folder.iterdir()} for folder in folders}
 
-    async def drop_list(self, tenant: TenantId, name: str) -> None:
+    async def delete_manifest(self, tenant: TenantId, name: str) -> None:
         await asyncio.to_thread(shutil.rmtree, self._work_root / tenant / name, ignore_errors=True)
 
-    async def check(self, repository: Repository, percent: float) -> None:
-        await Run(self._shop, repository)(*command.check(percent), timeout=LONG)
+    async def check(self, repository: TenantRepository, percent: float) -> None:
+        await Run(self._context, repository)(*command.check(percent), timeout=LONG)
 
-    async def _list(
-        self, tenant: TenantId, builder: BuilderId, disk: DiskId, words_of_it: tuple[str, ...]
-    ) -> Mapping[str, Any]:
+    async def _run_manifest(self, work: Path, disk: DiskId, arguments: tuple[str, ...]) -> Mapping[str, Any]:
         """Run the manifest program in a sandbox with the disk."""
-        argv = ("/usr/bin/python3", "-I", "-S", "-c", _manifest_source(), *words_of_it)
+        argv = ("/usr/bin/python3", "-I", "-S", "-c", _manifest_source(), *arguments)
         lines: deque[str] = deque(maxlen=KEPT_LINES)
-        folders = {"work": self._work(tenant, builder)}
-        tool = Tool(argv, disk=disk, reads_all=True, folders=folders, timeout_seconds=LONG)
-        ended = await self._shop.engine.run_tool(tool, lines.append)
-        answer = words.parse(lines[-1]) if lines else {}
+        tool = Tool(argv, disk=disk, reads_all=True, folders={"work": work}, timeout_seconds=LONG)
+        ended = await self._context.engine.run_tool(tool, lines.append)
+        answer = output.parse(lines[-1]) if lines else {}
         if "too_much" in answer:
             raise BackupFailed(
                 f"The files claim to hold far more than the disk's size, the last of them {answer['too_much']!r}: "
@@ -133,7 +150,7 @@ class ResticArchive:
             )
         if "too_long" in answer:
             raise BackupFailed(
-                "There are too many files, or their paths are too long, for a list of them, at "
+                "The list of files is too long: there are too many files, or their paths are too long, at "
                 f"{str(answer['too_long'])[:200]!r}: remove what is not needed, or pack small files together."
             )
         if "unreadable" in answer:
@@ -143,11 +160,11 @@ class ResticArchive:
             raise BackupFailed(f"The files could not be listed: {why[-500:]}.")
         return answer
 
-    def _refuse_without_room(self, tenant: TenantId, needed: int) -> None:
+    def _check_free_space(self, tenant: TenantId, needed: int) -> None:
         """Raise ``NoCapacity`` if the backup would fill the file system of the repositories, or the tenant's share."""
-        if not self._shop.place.is_local:
+        if not self._context.location.is_local:
             return
-        folder = Path(self._shop.place.location)
+        folder = Path(self._context.location.base)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if free - needed < self._floor:
@@ -174,7 +191,7 @@ def _size_of(repository: Path) -> int:
 
 
 @contextmanager
-def _missing_only_if_new(repository: Repository) -> Iterator[None]:
+def _missing_only_if_new(repository: TenantRepository) -> Iterator[None]:
     """Ignore a missing repository only if it is new: an unmounted disk looks empty too."""
     try:
         yield
@@ -183,7 +200,7 @@ def _missing_only_if_new(repository: Repository) -> Iterator[None]:
             raise
 
 
-def _kept(found: Mapping[str, Any]) -> Kept | None:
+def _record(found: Mapping[str, Any]) -> SnapshotRecord | None:
     """Parse a snapshot; None if another program made it."""
     tags = [str(tag) for tag in found.get("tags") or ()]
     backup = next((tag for tag in tags if is_id(tag)), None)
@@ -191,9 +208,9 @@ def _kept(found: Mapping[str, Any]) -> Kept | None:
     if backup is None or not facts.keys() >= {"version", "digest", "files", "bytes"}:
         return None
     added = int((found.get("summary") or {}).get("data_added_packed") or 0)
-    saved = Saved(str(found["id"]), facts["digest"], int(facts["files"]), int(facts["bytes"]), added)
+    summary = SnapshotSummary(str(found["id"]), facts["digest"], int(facts["files"]), int(facts["bytes"]), added)
     at = datetime.fromisoformat(str(found["time"])).astimezone(UTC)
-    return Kept(BackupId(backup), BuilderId(str(found["hostname"])), at, int(facts["version"]), saved)
+    return SnapshotRecord(BackupId(backup), BuilderId(str(found["hostname"])), at, int(facts["version"]), summary)
 
 
 @cache

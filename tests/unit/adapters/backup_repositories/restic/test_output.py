@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from builderd.adapters.backup_repositories.restic.words import explain, parse
+from builderd.adapters.backup_repositories.restic.output import explain, parse
 
 
 @pytest.mark.parametrize(
@@ -22,16 +22,16 @@ from builderd.adapters.backup_repositories.restic.words import explain, parse
         (["a\x1b[31mb\u202ec"], 'restic printed: "a?[31mb?c"'),
     ],
 )
-def test_the_last_words_are_quoted(lines: list[str], expected: str) -> None:
+def test_the_last_errors_are_quoted(lines: list[str], expected: str) -> None:
     assert expected in explain(parse(line) for line in lines)
 
 
 def test_secrets_are_left_out_also_where_a_line_is_cut() -> None:
     for padding in range(270, 300):
         lines = [f"{'x' * padding} hunter2hunter2 https://me:pw@host/"]
-        told = explain([parse(line) for line in lines], ["hunter2hunter2", "x"])
-        assert "hunter" not in told
-        assert "pw@" not in told
+        shown = explain([parse(line) for line in lines], ["hunter2hunter2", "x"])
+        assert "hunter" not in shown
+        assert "pw@" not in shown
 
 
 def test_it_is_bounded() -> None:

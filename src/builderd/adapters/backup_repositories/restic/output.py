@@ -11,7 +11,7 @@ from typing import Any
 _USERINFO = re.compile(r"(?<=://)[^/@\s\"']+@")
 _SHOWN = 3
 _LINE_LENGTH = 300
-#: Shorter values are no secrets, and would blank out words of every message.
+#: Shorter values are no secrets, and would mask ordinary words in messages.
 _SECRET_LENGTH = 6
 
 
@@ -32,13 +32,13 @@ def find(messages: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any] 
 def explain(messages: Iterable[Mapping[str, Any]], secrets: Iterable[str] = ()) -> str:
     """Quote the last lines that restic printed about a failure, without secrets.
 
-    Where none of them is an error, the last lines of any kind: better than nothing to look for.
+    If none of them is an error, quote the last lines of any kind.
     """
     printed, secrets = list(messages), list(secrets)
-    told = [text for one in printed if (text := _complaint(one))]
-    told = told or [json.dumps(one, ensure_ascii=False) for one in printed]
+    errors = [text for one in printed if (text := _error_text(one))]
+    errors = errors or [json.dumps(one, ensure_ascii=False) for one in printed]
     # Cut last, or a part of a secret could stand at the end.
-    shown = "; ".join(dict.fromkeys(_masked(text, secrets)[:_LINE_LENGTH] for text in told[-_SHOWN:]))
+    shown = "; ".join(dict.fromkeys(_masked(text, secrets)[:_LINE_LENGTH] for text in errors[-_SHOWN:]))
     return f'restic printed: "{shown}"' if shown else "restic printed nothing"
 
 
@@ -50,13 +50,13 @@ def _masked(text: str, secrets: Iterable[str]) -> str:
     return "".join(char if char.isprintable() else "?" for char in _USERINFO.sub("", text))
 
 
-def _complaint(message: Mapping[str, Any]) -> str:
+def _error_text(message: Mapping[str, Any]) -> str:
     match message.get("message_type"):
         case "error":
             error = message.get("error")
-            words = error.get("message", "") if isinstance(error, Mapping) else error
+            detail = error.get("message", "") if isinstance(error, Mapping) else error
             item = message.get("item")
-            text = f"{item!r}: {words}" if item else str(words)
+            text = f"{item!r}: {detail}" if item else str(detail)
         case "exit_error":
             text = str(message.get("message", ""))
         case None:

@@ -18,7 +18,6 @@ SOURCE = Path(__file__).parents[1] / "src" / "builderd"
 #: Folders that were written before these rules, to be rewritten one by one. Nothing is ever added here.
 PENDING = (
     "adapters/fakes",
-    "adapters/previews",
     "adapters/stores",
     "api",
     "ports",

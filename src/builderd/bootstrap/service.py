@@ -172,7 +172,7 @@ async def _run_workers(app: Application, settings: Settings, servers: Servers) -
     fault = kill_at(settings.fault) if settings.fault else no_fault
     await _adopt_backups(app, settings.data_dir / RESTORED)
     async with asyncio.TaskGroup() as group:
-        group.create_task(app.previews.keep_up())
+        group.create_task(app.previews.supervise())
         group.create_task(_warm_up(app))
         group.create_task(Reconciler(app, fault).run())
         group.create_task(Idleness(app).watch())

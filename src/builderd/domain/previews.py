@@ -24,8 +24,8 @@ class RouteState(StrEnum):
     OPEN = "open"
     #: The app is being created, started or restarted: 503 with a page that says so.
     STARTING = "starting"
-    #: Paused: another sandbox is about to take over, and requests wait for it.
-    HELD = "held"
+    #: Another sandbox is about to take over: requests are paused until it has.
+    PAUSED = "held"
     #: Frozen or stopped for idleness: a request wakes it, and waits for it.
     ASLEEP = "asleep"
     #: Somebody stopped it: 503 with a page that says so.

@@ -17,7 +17,7 @@ def _closed_state(builder: Builder) -> RouteState:
         return RouteState.JOB
     if builder.desired is Desired.RUNNING:
         waits = builder.stop_kind is StopKind.IDLE or _is_handing_over(builder)
-        return RouteState.HELD if waits else RouteState.STARTING
+        return RouteState.PAUSED if waits else RouteState.STARTING
     if builder.status is Status.FAILED:
         return RouteState.FAILED
     match builder.stop_kind:

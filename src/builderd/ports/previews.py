@@ -1,4 +1,4 @@
-"""The previews: a proxy that routes a host name to an app, and outlives the service."""
+"""Previews: a proxy that routes host names to apps, and survives the service."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ class Previews(Protocol):
     async def start(self, expected: Iterable[Route] = ()) -> None:
         """Adopt the running proxy or start one, with the routes it had. Idempotent.
 
-        Of ``expected``, hosts that it has forgotten are known before anybody is let in.
+        Hosts of ``expected`` without a route get theirs before the proxy accepts requests.
 
-        Raises ``EngineUnavailable`` with the reason (port taken, program missing) when it cannot.
+        Raises ``EngineUnavailable`` with the reason (port taken, program missing).
         """
 
-    async def keep_up(self) -> None:
-        """Start the proxy again as soon as it dies, until cancelled. ``start`` comes first."""
+    async def supervise(self) -> None:
+        """Restart the proxy whenever it dies, until cancelled. Call ``start`` first."""
 
     async def ready(self) -> bool:
-        """Whether the proxy answers on its control socket."""
+        """Return True if the proxy answers on its control socket."""
 
     async def put(self, route: Route) -> None:
         """Set or replace the route of a host; in force when this returns. Idempotent."""
@@ -30,29 +30,29 @@ class Previews(Protocol):
         """The route in force, or None."""
 
     async def remove(self, host: str) -> None:
-        """Forget the host: its visitors get a plain 404. Idempotent."""
+        """Remove the host's route: its visitors get a 404. Idempotent."""
 
     async def routes(self) -> Mapping[str, Route]:
         """All routes by host."""
 
     async def activity(self) -> Mapping[str, PreviewActivity]:
-        """Counters of the hosts that were visited since the proxy started."""
+        """Return the counters of the hosts that were visited since the proxy started."""
 
     def visitors(self) -> AsyncIterator[str]:
-        """Yields a host as soon as a visitor waits for its ``asleep`` route, for as long as it is iterated.
+        """Yield a host as soon as a request is paused at its ``asleep`` route.
 
-        Once for all who wait; again only when the wait has not ended for a while, the service began anew, or the
-        host is put to sleep (again) while they wait.
+        A host is yielded once for all its paused requests, and again only if the pause lasts, the service restarted, or
+        ``asleep`` is put again during the pause.
         """
 
-    async def turn_away(self, host: str) -> None:
-        """Whoever waits for the host is told that there is no room for it, and so is who comes in the next moments.
+    async def reject_visitors(self, host: str) -> None:
+        """Answer the host's paused requests, and those of the next moments, with the page for a full machine.
 
-        Who comes later waits anew.
+        Later requests are paused again.
         """
 
     async def open_requests(self, host: str) -> int:
-        """How many requests the host's app works on now, streams of events and WebSockets left out."""
+        """Return the number of open requests of the host, without event streams and WebSockets."""
 
     async def down(self) -> None:
-        """End the proxy and remove what it was given. Idempotent."""
+        """End the proxy and remove its files. Idempotent."""

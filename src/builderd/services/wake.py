@@ -86,7 +86,7 @@ async def visited(application: Application, host: str) -> None:
         changed = await application.store.write(work)
     except (NoCapacity, QuotaExceeded) as error:
         log.warning("wake rejected host=%s error=%s", host, error.message)
-        await application.previews.turn_away(host)
+        await application.previews.reject_visitors(host)
         return
     if changed is not None:
         _tell(application, changed)

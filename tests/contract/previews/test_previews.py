@@ -115,7 +115,7 @@ async def test_what_was_taken_down_takes_no_routes(previews: Previews) -> None:
 async def test_a_proxy_that_is_killed_is_started_again_with_its_routes(previews: Previews) -> None:
     route = OWNED
     await previews.put(route)
-    keeping = asyncio.create_task(previews.keep_up())
+    keeping = asyncio.create_task(previews.supervise())
     await asyncio.sleep(0.05)
     try:
         for _ in range(2):
@@ -136,6 +136,6 @@ def kill_proxy(previews: Previews) -> None:
         return
     assert isinstance(previews, HaproxyPreviews)
     files = previews._files
-    master, guard = int(files.pid.read_text()), int(files.guard.read_text())
+    master, guard = int(files.pid.read_text()), int(files.guard_pid.read_text())
     for pid in (guard, master):
         os.kill(pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ from tests.descriptors import held_by
 from tests.previews.proxy import App, Proxy, eventually, new_host, route_to
 from tests.previews.visitor import ask
 
-from builderd.adapters.previews.haproxy import hold, process, runtime_api
+from builderd.adapters.previews.haproxy import pause, process, runtime_api
 from builderd.adapters.previews.haproxy.options import ProxyFiles
 from builderd.adapters.previews.haproxy.route_map import RouteMap
 from builderd.adapters.previews.haproxy.workers import Workers
@@ -206,8 +206,8 @@ def test_a_setting_that_does_not_work_leaves_the_old_one(
     proxy = make_proxy().start()
     host, before = proxy.open(app), pieces_of(proxy)
     with monkeypatch.context() as upgraded:
-        newer = hold.script() + "-- of a newer version\n"
-        upgraded.setattr(hold, "script", lambda: newer)
+        newer = pause.script() + "-- of a newer version\n"
+        upgraded.setattr(pause, "script", lambda: newer)
         for _ in range(2):
             with pytest.raises(EngineUnavailable, match=f"port {app.port}.*taken"):
                 proxy.run(proxy.service(port=app.port).start())
@@ -308,7 +308,9 @@ def test_every_route_is_in_force_when_its_put_returns_however_many_put_at_once(m
 def pieces_of(proxy: Proxy) -> dict[str, str]:
     """What the proxy reads as it starts, but its routes."""
     files = ProxyFiles(proxy.directory)
-    return {str(piece): piece.read_text() for piece in (files.config, files.hold, *sorted(files.pages.iterdir()))}
+    return {
+        str(piece): piece.read_text() for piece in (files.config, files.pause_script, *sorted(files.pages.iterdir()))
+    }
 
 
 def master_of(proxy: Proxy) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from tests.previews.proxy import App, Proxy, eventually
 
-from builderd.adapters.previews.haproxy import guarding
+from builderd.adapters.previews.haproxy import guard
 from builderd.domain.errors import EngineUnavailable
 
 pytestmark = pytest.mark.haproxy
@@ -102,7 +102,7 @@ def test_a_proxy_that_dies_comes_back_while_no_service_runs(make_proxy: Callable
     proxy.start()
     assert proxy.visitor.get(host).status == 200
     # The guard's end is not that of the proxy which it has started.
-    proxy.run(guarding.end(proxy.previews._files))
+    proxy.run(guard.end(proxy.previews._files))
     assert proxy.visitor.get(host).status == 200
     proxy.run(proxy.previews.down())
     assert processes_of(proxy) == []
@@ -114,27 +114,29 @@ def test_a_service_that_runs_brings_back_whatever_was_killed(
 ) -> None:
     proxy = make_proxy().start()
     host = proxy.open(app)
-    master, guard = (int((proxy.directory / name).read_text()) for name in ("haproxy.pid", "guard.pid"))
-    eventually(lambda: bool(children(guard)))
-    victims = {"guard": [guard], "waiting": children(guard), "everything": [guard, *children(master), master]}[killed]
+    master, watchdog = (int((proxy.directory / name).read_text()) for name in ("haproxy.pid", "guard.pid"))
+    eventually(lambda: bool(children(watchdog)))
+    victims = {"guard": [watchdog], "waiting": children(watchdog), "everything": [watchdog, *children(master), master]}[
+        killed
+    ]
 
-    async def keep_up() -> None:
-        keeping = asyncio.create_task(proxy.previews.keep_up())
+    async def supervise() -> None:
+        keeping = asyncio.create_task(proxy.previews.supervise())
         await asyncio.sleep(0.05)
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(30):
-            while not (await proxy.previews.ready() and guarding.running(proxy.previews._files.guard, files)):
+            while not (await proxy.previews.ready() and guard.find_process(proxy.previews._files.guard_pid, files)):
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
 
     files = proxy.previews._files
-    proxy.run(keep_up())
+    proxy.run(supervise())
     assert answers(proxy, host)
-    assert (guarding.running(files.pid, files) == master) == (killed != "everything")
-    eventually(lambda: bool(children(int(files.guard.read_text()))))
+    assert (guard.find_process(files.pid, files) == master) == (killed != "everything")
+    eventually(lambda: bool(children(int(files.guard_pid.read_text()))))
     proxy.run(proxy.previews.down())
     assert processes_of(proxy) == []
 
@@ -167,7 +169,7 @@ def test_the_guard_and_a_service_take_turns_at_a_proxy_that_died(make_proxy: Cal
 def test_a_start_of_the_guard_that_never_ends_is_told_of(
     make_proxy: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guarding, "TURN_SECONDS", 0.1)
+    monkeypatch.setattr(guard, "START_LOCK_TIMEOUT", 0.1)
     proxy = make_proxy()
     proxy.directory.mkdir(parents=True, exist_ok=True)
     with (proxy.directory / "turn.lock").open("w") as lock:

@@ -192,7 +192,7 @@ CASES: dict[str, tuple[Builder, Observed, Step]] = {
     "while it is started again, too": (
         replace(IDLED, desired=Desired.RUNNING, run=2),
         seen(route=ASLEEP),
-        SetRoute(route(RouteState.HELD)),
+        SetRoute(route(RouteState.PAUSED)),
     ),
     "until it is up": (
         replace(IDLED, desired=Desired.RUNNING),

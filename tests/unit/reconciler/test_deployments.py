@@ -102,7 +102,7 @@ async def test_visitors_are_held_while_it_takes_over(world: World) -> None:
         builder = await world.create()
         world.previews.put = spy  # type: ignore[method-assign]
         await world.deploy(builder, NEW)
-    assert states == [RouteState.HELD, RouteState.OPEN]
+    assert states == [RouteState.PAUSED, RouteState.OPEN]
 
 
 async def test_what_the_old_one_was_asked_it_may_finish(world: World) -> None:
@@ -111,7 +111,7 @@ async def test_what_the_old_one_was_asked_it_may_finish(world: World) -> None:
     async def open_requests(host: str) -> int:
         route = await world.previews.get(host)
         assert route is not None
-        assert route.state is RouteState.HELD
+        assert route.state is RouteState.PAUSED
         asked.append(old.end is None)
         return 3 - len(asked)
 
@@ -383,9 +383,9 @@ async def test_who_visits_while_a_version_of_a_sleeping_builder_fails_wakes_the_
         world.engine.behave(OTHER, Behaviour(listens_at=None, exits_at=5, exit_code=3))
         number = await world.put(builder, NEW, entrypoint=OTHER)
         await world.until(lambda: world.running)
-        await world.until_route(builder, RouteState.HELD)
+        await world.until_route(builder, RouteState.PAUSED)
         hearing = asyncio.create_task(waking.watch(world.application))
-        world.previews.knock(builder.host)
+        world.previews.pause_request(builder.host)
         await asyncio.sleep(0.02)
         world.clock.move(5)
         with pytest.raises(StartFailed):

@@ -175,11 +175,11 @@ async def test_visitors_are_told_where_there_is_no_room_to_start_it(world: World
         builder = await idled(world)
     allowed = replace(world.application.allowances, default=Allowance(quota=Limit(running_builders=0)))
     await wake.visited(replace(world.application, allowances=allowed), builder.host)
-    assert world.previews.turned_away == [builder.host]
+    assert world.previews.rejected_hosts == [builder.host]
     assert (await world.builder(builder)).desired is Desired.STOPPED
     await wake.visited(world.application, builder.host)
     assert (await world.builder(builder)).desired is Desired.RUNNING, "there is room again"
-    assert world.previews.turned_away == [builder.host]
+    assert world.previews.rejected_hosts == [builder.host]
 
 
 async def settled_anew(world: World, builder: Builder) -> bool:

@@ -1,4 +1,4 @@
-"""Previews in memory. Nothing is served: ``visit`` says what a visitor of a host would have been counted as."""
+"""Previews in memory. Nothing is served: ``visit`` sets a host's counters."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from builderd.domain.previews import PreviewActivity, Route, RouteState
 
 
 class FakePreviews:
-    """``break_down`` makes every call fail until ``start``; the routes stay, as those of a proxy that was killed do."""
+    """Implements ``ports.previews.Previews``. ``break_down`` makes every call fail until ``start``; routes stay."""
 
     def __init__(self) -> None:
         self._running = False
         self._died = asyncio.Event()
         self._routes: dict[str, Route] = {}
-        self._knocks: asyncio.Queue[str] = asyncio.Queue()
-        self._waiting: set[str] = set()
+        self._reported: asyncio.Queue[str] = asyncio.Queue()
+        self._paused: set[str] = set()
         self._activity: dict[str, PreviewActivity] = {}
-        #: Requests that the app of a host works on.
+        #: Open requests by host.
         self.open: Counter[str] = Counter()
-        #: Hosts whose visitors were told that there is no room.
-        self.turned_away: list[str] = []
+        #: Hosts whose paused requests were rejected.
+        self.rejected_hosts: list[str] = []
 
     async def start(self, expected: Iterable[Route] = ()) -> None:
         self._running = True
@@ -31,7 +31,7 @@ class FakePreviews:
         for route in expected:
             self._routes.setdefault(route.host, route)
 
-    async def keep_up(self) -> None:
+    async def supervise(self) -> None:
         while True:
             await self._died.wait()
             await self.start()
@@ -42,10 +42,10 @@ class FakePreviews:
     async def put(self, route: Route) -> None:
         self._need_running()
         self._routes[route.host] = route
-        if route.state is RouteState.ASLEEP and route.host in self._waiting:
-            self._knocks.put_nowait(route.host)
-        elif route.state not in (RouteState.ASLEEP, RouteState.HELD):
-            self._waiting.discard(route.host)
+        if route.state is RouteState.ASLEEP and route.host in self._paused:
+            self._reported.put_nowait(route.host)
+        elif route.state not in (RouteState.ASLEEP, RouteState.PAUSED):
+            self._paused.discard(route.host)
 
     async def get(self, host: str) -> Route | None:
         self._need_running()
@@ -64,8 +64,8 @@ class FakePreviews:
         self._need_running()
         return dict(self._activity)
 
-    async def turn_away(self, host: str) -> None:
-        self.turned_away.append(host)
+    async def reject_visitors(self, host: str) -> None:
+        self.rejected_hosts.append(host)
 
     async def open_requests(self, host: str) -> int:
         self._need_running()
@@ -79,19 +79,19 @@ class FakePreviews:
     async def visitors(self) -> AsyncIterator[str]:
         self._need_running()
         while True:
-            yield await self._knocks.get()
+            yield await self._reported.get()
 
-    def knock(self, host: str) -> None:
-        """A visitor waits for the host, until that leads somewhere."""
-        self._waiting.add(host)
-        self._knocks.put_nowait(host)
+    def pause_request(self, host: str) -> None:
+        """Pause a request at the host until its route opens."""
+        self._paused.add(host)
+        self._reported.put_nowait(host)
 
     def visit(self, host: str, activity: PreviewActivity) -> None:
-        """From now on the host's counters say this."""
+        """Set the host's counters."""
         self._activity[host] = activity
 
     def break_down(self) -> None:
-        """The proxy dies, and with it its counters."""
+        """End the proxy and its counters."""
         self._running = False
         self._died.set()
         self._activity.clear()

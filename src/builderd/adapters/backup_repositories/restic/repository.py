@@ -172,7 +172,7 @@ class ResticRepository:
                 f"The backups' file system has {free / 1e9:.1f} GB free, and {self._floor / 1e9:.1f} GB stay free: "
                 "too little for this backup. Make room, or keep fewer backups."
             )
-        own = _size_of(self._shop.place.folder(tenant))
+        own = _size_of(self._context.location.folder(tenant))
         share = self._tenant_share * (own + free - self._floor)
         if own + needed > share:
             raise NoCapacity(

@@ -1,4 +1,4 @@
-"""The counters of the stick table, read from ``show table`` (management guide, 9.3)."""
+"""Parser of the stick tables' counters, as printed by ``show table`` (management guide, 9.3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields
 
-from builderd.adapters.previews.haproxy.config import ANSWER_CLASSES, MEMORY_SECONDS, TABLES
+from builderd.adapters.previews.haproxy.config import ANSWER_CLASSES, COUNTER_TTL, TABLES
 from builderd.domain.previews import PreviewActivity
 
 COMMANDS = tuple(f"show table {table}" for table in TABLES)
@@ -16,13 +16,13 @@ _FIELD = re.compile(r"([a-z_]+\d*)(?:\(\d+\))?=(\S+)")
 
 
 def parse(answer: str) -> dict[str, PreviewActivity]:
-    """By host. The time since the last request follows from what is left of the entry's life, in milliseconds."""
+    """Parse the counters by host. The time since the last request follows from the entry's remaining life in ms."""
     rows = (dict(_FIELD.findall(line)) for line in answer.splitlines() if not line.startswith("#"))
     return {row["key"]: _activity(row) for row in rows if "key" in row}
 
 
-def open_of(host: str) -> str:
-    """The command for the counters of one host's plain requests."""
+def open_requests_command(host: str) -> str:
+    """Return the command for the counters of one host's requests, without streams."""
     return f"show table {TABLES[0]} key {host}"
 
 
@@ -34,14 +34,14 @@ def _activity(row: dict[str, str]) -> PreviewActivity:
         open_connections=int(row["conn_cur"]),
         failures=int(row["http_fail_cnt"]),
         requests_per_minute=int(row["http_req_rate"]),
-        idle_seconds=0.0 if int(row["conn_cur"]) else max(0.0, MEMORY_SECONDS - int(row["exp"]) / 1000),
-        # A worker of an earlier version, which still serves what was open, counts no answers.
+        idle_seconds=0.0 if int(row["conn_cur"]) else max(0.0, COUNTER_TTL - int(row["exp"]) / 1000),
+        # A replaced worker of an earlier version counts no answers.
         **{f"answers_{cls}xx": int(row.get(f"gpc{counter}", 0)) for counter, cls in enumerate(ANSWER_CLASSES)},
     )
 
 
 def total(workers: Iterable[dict[str, PreviewActivity]]) -> dict[str, PreviewActivity]:
-    """What several workers counted, as one: after a reload, the earlier one still serves its open connections."""
+    """Sum the counters of several workers: after a reload, the replaced one still serves open connections."""
     merged: dict[str, PreviewActivity] = {}
     for worker in workers:
         for host, activity in worker.items():
@@ -50,6 +50,6 @@ def total(workers: Iterable[dict[str, PreviewActivity]]) -> dict[str, PreviewAct
 
 
 def _sum(one: PreviewActivity, other: PreviewActivity) -> PreviewActivity:
-    """All but the idle time adds up."""
+    """Add all counters; the idle time is the shorter one."""
     added = {field.name: getattr(one, field.name) + getattr(other, field.name) for field in fields(PreviewActivity)}
     return PreviewActivity(**{**added, "idle_seconds": min(one.idle_seconds, other.idle_seconds)})

@@ -1,4 +1,4 @@
-"""The proxy's own answers: a page for who reads HTML, the failure envelope for everybody else."""
+"""The proxy's own answers: a page for clients that accept HTML, the failure envelope for all others."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ def unknown(files: ProxyFiles, form: Form) -> str:
     return f"{_return(files, pages.UNKNOWN, form)} if !{{ var(txn.route) -m found }}"
 
 
-def refused(files: ProxyFiles, form: Form) -> str:
-    """The same whether the app runs or not: a stranger learns nothing of its state."""
+def private(files: ProxyFiles, form: Form) -> str:
+    """Return the rule for requests without the token; the answer does not reveal whether the app runs."""
     answer = _return(files, pages.PRIVATE, form)
     return f'{answer} hdr WWW-Authenticate "Service-Token" if {{ var(txn.route),field(2,|) -m str private }} !owner'
 
 
-def closed(files: ProxyFiles, form: Form) -> str:
-    """A route without an app, by its state; whatever else is not open has none either."""
-    by_state = (f"{_return(files, page, form)} if {{ var(txn.route) -m beg {page.name}| }}" for page in pages.CLOSED)
+def not_open(files: ProxyFiles, form: Form) -> str:
+    """Return the rules for routes without a running app, one for each state."""
+    by_state = (f"{_return(files, page, form)} if {{ var(txn.route) -m beg {page.name}| }}" for page in pages.NOT_OPEN)
     gone = f"{_return(files, pages.UNKNOWN, form)} if !{{ var(txn.route) -m beg open| }}"
     return "\n".join((*by_state, gone))
 
 
 def crashed(files: ProxyFiles, form: Form) -> str:
-    """For what the proxy itself makes of an app that cannot be reached (503), breaks off (502) or is silent (504)."""
+    """Return the error pages for an app that cannot be reached (503), breaks off (502) or is silent (504)."""
     errors = ((502, pages.CRASHED), (503, pages.CRASHED), (504, pages.TIMED_OUT))
     return "\n".join(f"http-error status {status} {_content(files, page, form)}" for status, page in errors)
 
 
 def logs(options: ProxyOptions) -> str:
-    """Set ``txn.logs``, for the builder's owner alone."""
+    """Return the rule that sets ``txn.logs``, for the builder's owner only."""
     url = f"{options.api_url}/api/v1/builders/%[var(txn.route),field(6,|)]/logs"
     sentence = quoted(f" It is yours: GET {url} shows its logs.")
     return f"http-request set-var-fmt(txn.logs) {sentence} if owner {{ var(txn.route),field(6,|) -m len 36 }}"

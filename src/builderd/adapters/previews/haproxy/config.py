@@ -1,7 +1,7 @@
-"""The proxy's configuration as pure text. HAProxy 3.0's own manual is the source of every keyword.
+"""The proxy's configuration as text. Pure. Keywords are those of HAProxy 3.0's manual.
 
-A request goes through one frontend, which finds its route, and one of two pairs of backends: the plain and the careful,
-each for visitors who read pages and for those who read JSON.
+A request goes through one frontend, which finds its route, and one of two pairs of backends: the fast path and the full
+path, each for clients that read HTML pages and for those that read JSON.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import ip_address
 
-from builderd.adapters.previews.haproxy import answers, hold, pages, tokens
+from builderd.adapters.previews.haproxy import answers, pages, pause, tokens
 from builderd.adapters.previews.haproxy.answers import Form
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.section import quoted, section
 
-#: How long the counters of a host outlive its last request.
-MEMORY_SECONDS = 7 * 86_400
+#: Seconds that a host's counters are kept after its last request.
+COUNTER_TTL = 7 * 86_400
 #: The classes of statuses that are counted, in the order of their counters.
 ANSWER_CLASSES = (2, 3, 4, 5)
 DESCRIPTION = "builderd previews"
-#: Counters by host: of plain requests, and of WebSockets and streams of events.
+#: Counters by host: of requests, and of WebSockets and event streams.
 TABLES = ("activity", "streams")
 #: One address holds at most this part of all connections, whatever the setting is.
 ADDRESS_PART = 4
 
-#: Headers that no visitor may send to an app: the platform's own, and what proxies tell apps about the visitor.
+#: Headers that no visitor may send to an app: the platform's own, and those by which proxies describe the visitor.
 _OURS = (
     "x-(original-)?forwarded(-.*)?",
     "forwarded(-for)?",
@@ -36,21 +36,21 @@ _OURS = (
     "http2-settings",
     tokens.HEADER.lower(),
 )
-#: A browser names text/html; a client that names JSON, or neither, is no reader of pages.
+#: A browser accepts text/html; a client that accepts JSON, or neither, gets no page.
 _READS_PAGES = "{ req.hdr(accept) -m sub -i text/html } !{ req.hdr(accept) -m sub -i application/json }"
 #: Of IPv6, a /64: its user has 2^64 addresses.
 _ADDRESS = "src,ipmask(32,64)"
 #: A host with something else than digits after its colon.
 _ODD_PORT = "req.hdr(host) -m reg :.*[^0-9]"
 _DOMAIN = r";[ \t]*domain[ \t]*="
-#: The rest is taken without a way back: with one for each byte, a long rest would be more than the search can remember,
-#: and a search that gives up is to HAProxy one that has found nothing.
+#: The rest is matched without backtracking: it would exceed the matcher's limit for a long rest, and HAProxy takes an
+#: aborted match for no match.
 _WIDE_COOKIE = rf"(?i)^(.*?){_DOMAIN}[^;]*((?:(?!{_DOMAIN}).)*+)(?:{_DOMAIN}.*)?$"
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What this machine allows. ``user`` is who the worker becomes when root starts it, else None."""
+    """Limits of this machine. ``user`` is the user that the worker becomes if root starts it, else None."""
 
     max_connections: int
     user: str | None = None
@@ -58,7 +58,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """``digest`` names the text together with the pages it reads; a running proxy tells the one it was started with."""
+    """The configuration's text. ``digest`` covers text, script and pages; a running proxy reports its own."""
 
     text: str
     digest: str
@@ -68,13 +68,13 @@ def render(options: ProxyOptions, files: ProxyFiles, host: Host) -> Configuratio
     sections = (
         _defaults(options),
         _frontend(options, files, host),
-        *(_plain(options, files, form) for form in Form),
-        *(_careful(options, files, form) for form in Form),
+        *(_fast_path(options, files, form) for form in Form),
+        *(_full_path(options, files, form) for form in Form),
         *(_counters(table) for table in TABLES),
         _visitors(),
     )
     rest = "\n".join(sections)
-    content = (_global(options, files, host, ""), rest, hold.script(), *pages.documents().values())
+    content = (_global(options, files, host, ""), rest, pause.script(), *pages.documents().values())
     digest = sha256("\0".join(content).encode()).hexdigest()[:16]
     return Configuration(f"{_global(options, files, host, digest)}\n{rest}", digest)
 
@@ -92,7 +92,7 @@ def _global(options: ProxyOptions, files: ProxyFiles, host: Host, digest: str) -
         "stats timeout 60s",
         f"hard-stop-after {options.timeouts.drain}s",
         "ssl-default-bind-options ssl-min-ver TLSv1.2",
-        hold.load(files, locked_in=host.user is not None),
+        pause.load(files, chrooted=host.user is not None),
     )
 
 
@@ -111,9 +111,9 @@ def _defaults(options: ProxyOptions) -> str:
         timeout server-fin 30s
         timeout tunnel {times.tunnel}s
         option http-no-delay
-        # A visitor who hangs up has left, also for the app and for the count of open connections.
+        # A visitor's closed connection closes the app's too, and ends its count as open.
         option abortonclose
-        # A reload closes an idle connection after its next request, so that no visitor meets a dead one.
+        # A reload closes an idle connection after its next request, so that no request fails.
         option idle-close-on-response
         # X_Forwarded_For and X-Forwarded-For are one name to a WSGI app: a name with an underscore is not passed on.
         option http-restrict-req-hdr-names delete
@@ -122,8 +122,8 @@ def _defaults(options: ProxyOptions) -> str:
 
 
 def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
-    """What is plain takes a short way: each rule on it is one that every request pays for."""
-    plain = "public repeatable path_only !odd_port !brought"
+    """Return the frontend. Plain requests take the fast path, since every rule costs each request time."""
+    is_fast = "public repeatable path_only !odd_port !brought"
     return section(
         "frontend visitors from base",
         f"""
@@ -131,7 +131,7 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
         {_admission(options, host)}
         {_sender(options)}
         {_share(options, host)}
-        # Whatever its case, its port and the dot at its end: a host that is not in the map gets no further.
+        # Case, port and a trailing dot do not matter; a host that is not in the map gets a 404.
         http-request set-var(txn.host) req.hdr(host),host_only,rtrim(.)
         # state|access|ip|port|sha256 of the token|builder
         http-request set-var(txn.route) var(txn.host),map_str({quoted(files.routes)})
@@ -141,11 +141,11 @@ def _frontend(options: ProxyOptions, files: ProxyFiles, host: Host) -> str:
         acl path_only url -m beg /
         acl path_only req.ver 2.0
         acl odd_port {_ODD_PORT}
-        {tokens.brought()}
-        use_backend plain_page if {_READS_PAGES} {plain}
-        use_backend plain_envelope if {plain}
-        use_backend careful_page if {_READS_PAGES}
-        default_backend careful_envelope
+        {tokens.token_acl()}
+        use_backend fast_page if {_READS_PAGES} {is_fast}
+        use_backend fast_envelope if {is_fast}
+        use_backend full_page if {_READS_PAGES}
+        default_backend full_envelope
         """,
     )
 
@@ -163,27 +163,27 @@ def _listen(options: ProxyOptions) -> str:
 
 
 def _sender(options: ProxyOptions) -> str:
-    """Who is at the other end, and by which scheme: as a trusted proxy in front says, else as it is seen here."""
+    """Return the rules for the visitor's address and scheme: from a trusted proxy's headers, else the connection."""
     if not options.trusted_proxies:
         return ""
     networks = " ".join(str(network) for network in options.trusted_proxies)
     return f"""
         acl from_proxy fc_src {networks}
-        acl says_who req.hdr_ip(x-forwarded-for,-1) -m found
-        http-request set-src req.hdr_ip(x-forwarded-for,-1) if from_proxy says_who
-        # Of several lines the last is taken, and just that one is judged.
+        acl has_sender req.hdr_ip(x-forwarded-for,-1) -m found
+        http-request set-src req.hdr_ip(x-forwarded-for,-1) if from_proxy has_sender
+        # Only the last of several lines counts.
         http-request set-var(txn.proto) req.fhdr(x-forwarded-proto,-1),lower if from_proxy
         http-request set-var(txn.proto) str({_own_scheme(options)}) if !{{ var(txn.proto) -m str http https }}
         """
 
 
 def _most(options: ProxyOptions, host: Host) -> int:
-    """What one address may hold; 0: as much as it likes."""
+    """Return the limit for one address, capped at its part of all connections; 0 without a limit."""
     return min(options.address_connections, max(host.max_connections // ADDRESS_PART, 1))
 
 
 def _admission(options: ProxyOptions, host: Host) -> str:
-    """Limit the connections of one address, or it would take all that visitors share. A trusted proxy's are many's."""
+    """Limit the connections of one address. A trusted proxy's connections carry many visitors and are not limited."""
     if not (most := _most(options, host)):
         return ""
     networks = " ".join(str(network) for network in options.trusted_proxies)
@@ -194,13 +194,13 @@ def _admission(options: ProxyOptions, host: Host) -> str:
 
 
 def _share(options: ProxyOptions, host: Host) -> str:
-    """Count what shares a connection by itself: each such request holds a connection to an app.
+    """Count each request of a shared connection for its address, since it holds a connection to an app.
 
-    So do requests of HTTP/2, and those that a trusted proxy forwards, which count for the visitor that it names.
+    These are requests of HTTP/2, and those of a trusted proxy, which count for the visitor that it names.
     """
     if not (most := _most(options, host)):
         return ""
-    forwarded = " or from_proxy says_who" if options.trusted_proxies else ""
+    forwarded = " or from_proxy has_sender" if options.trusted_proxies else ""
     return f"""
         acl multiplexed req.ver 2.0
         http-request track-sc2 {_ADDRESS} table visitors if multiplexed{forwarded}
@@ -216,14 +216,14 @@ def _scheme(options: ProxyOptions) -> str:
     return "%[var(txn.proto)]" if options.trusted_proxies else _own_scheme(options)
 
 
-def _plain(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
-    """A request that may be repeated, without a token, for an app that everybody may see.
+def _fast_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
+    """Return the backend of the fast path: repeatable requests without a token to a public app.
 
-    A visitor's connection to the app is the visitor's own. An app may close it just as a request goes out on it: after
-    a pause, such a request is sent again, once, over a new one; without a pause the copy is not worth its time.
+    Each visitor's connection has an app connection of its own. An app may close it just as a request is sent on it:
+    after 50 ms of silence such a request is sent once more on a new connection; keeping a copy of each costs more.
     """
     return section(
-        f"backend plain_{form} from base",
+        f"backend fast_{form} from base",
         _passage(options),
         answers.crashed(files, form),
         """
@@ -234,25 +234,24 @@ def _plain(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
     )
 
 
-def _careful(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
-    """Every other request, and whatever is to be said where there is no app.
+def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
+    """Return the backend of the full path: all other requests, and the answers for routes without an app.
 
-    There are two doors to the app: connections of ``kept`` are used again; of ``fresh``, for what may not be repeated
-    and for what is, they are not.
+    Two servers lead to the app: connections of ``kept`` are reused, for repeatable requests; ``fresh`` opens one each.
     """
     return section(
-        f"backend careful_{form} from base",
+        f"backend full_{form} from base",
         f"""
         {answers.unknown(files, form)}
         http-request deny deny_status 405 if {{ method CONNECT TRACE }}
         http-request deny deny_status 400 if {{ {_ODD_PORT} }}
         {tokens.proof(options)}
-        # Before anything tells whether the app runs.
-        {answers.refused(files, form)}
-        {tokens.welcome(options)}
+        # First of all rules that depend on the app's state.
+        {answers.private(files, form)}
+        {tokens.redirect_to_cookie(options)}
         {answers.logs(options)}
-        {hold.wait(form)}
-        {answers.closed(files, form)}
+        {pause.rules(form)}
+        {answers.not_open(files, form)}
         # GET http://host/path is GET /path to an app.
         http-request set-uri %[pathq] if !{{ url -m beg / }} !{{ url -m beg * }}
         {tokens.removal()}
@@ -272,9 +271,9 @@ def _careful(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
 
 
 def _passage(options: ProxyOptions) -> str:
-    """How a request is made ready for an app, and its answer for the visitor."""
+    """Return the rules that prepare a request for the app, and its answer for the visitor."""
     return f"""
-        # Streams go on for as long as both sides like: they are counted apart.
+        # Streams have no time limit: they are counted apart.
         http-request track-sc0 var(txn.host) table streams if {{ req.hdr(upgrade) -m found }}
         http-request track-sc0 var(txn.host) table streams if {{ req.hdr(accept) -m beg -i text/event-stream }}
         http-request track-sc0 var(txn.host) table activity
@@ -284,8 +283,8 @@ def _passage(options: ProxyOptions) -> str:
         http-request add-header X-Forwarded-For %[src]
         http-request add-header X-Forwarded-Proto {_scheme(options)}
         http-request add-header X-Forwarded-Host %[req.hdr(host)]
-        # A cookie for the parent domain would reach the sibling previews: each is made the app's own. Whoever names two
-        # domains in one cookie means harm; of that cookie, what is before the second is left.
+        # A cookie for the parent domain would reach the sibling previews, so the domain is removed. A cookie with two
+        # domains is an attack: what precedes the second is kept.
         http-response replace-header Set-Cookie '{_WIDE_COOKIE}' '\\1\\2' if {{ res.fhdr(set-cookie) -m sub -i domain }}
         # Cookies are cleared for all of the site, the siblings' with them; what else there is, for this host alone.
         acl clears_cookies res.fhdr(clear-site-data) -m sub -i cookies *
@@ -299,7 +298,7 @@ def _passage(options: ProxyOptions) -> str:
 
 
 def _count_answers() -> str:
-    """By the class of the status, whoever gave the answer; each class has one of the table's counters."""
+    """Return the rules that count answers by class of status, each in one of the table's counters."""
     return "\n".join(
         f"http-after-response sc-inc-gpc({counter},0) if {{ status {cls}00:{cls}99 }}"
         for counter, cls in enumerate(ANSWER_CLASSES)
@@ -311,10 +310,10 @@ def _counters(table: str) -> str:
     counters = f"{requests},gpc({len(ANSWER_CLASSES)})"
     return section(
         f"backend {table} from base",
-        f"stick-table type string len 254 size 100k expire {MEMORY_SECONDS}s store {counters}",
+        f"stick-table type string len 254 size 100k expire {COUNTER_TTL}s store {counters}",
     )
 
 
 def _visitors() -> str:
-    """What each address holds at the moment; an entry lives on for as long as something is counted on it."""
+    """Return the table of open connections by address; an entry stays while it counts any."""
     return section("backend visitors from base", "stick-table type ipv6 size 100k expire 60s store conn_cur")

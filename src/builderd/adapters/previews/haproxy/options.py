@@ -1,4 +1,4 @@
-"""What the operator may set of the proxy, and where its files lie."""
+"""The proxy's settings and the paths of its files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _API_URL = re.compile(r"(?:https?://[A-Za-z0-9.:\[\]-]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """In seconds. ``client`` and ``server`` bound a silence in mid-request, as of a quiet event stream.
+    """Timeouts in seconds. ``client`` and ``server``: silence within a request, such as a quiet event stream.
 
-    ``tunnel`` bounds the silence of a WebSocket, ``drain`` how long a replaced worker serves what is open.
+    ``tunnel``: silence of a WebSocket; ``drain``: time that a replaced worker serves open requests.
     """
 
     connect: int = 2
@@ -28,12 +28,12 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class ProxyOptions:
-    """``certificate`` is a PEM file of key and chain; with it, the port speaks TLS only.
+    """Settings of the proxy. ``certificate`` is a PEM file of key and chain; with it, the port speaks TLS only.
 
-    ``trusted_proxies`` are networks of proxies in front whose ``X-Forwarded-For`` and ``-Proto`` are believed.
+    ``trusted_proxies`` are networks of proxies in front whose ``X-Forwarded-For`` and ``-Proto`` are trusted.
     ``address_connections`` is how many connections and HTTP/2 requests one visitor's address may hold at a time, 0 any.
-    ``threads`` None means one per CPU. ``api_url`` (``https://host[:port]``) is where a page sends the app's owner for
-    its logs. ``program`` is a name on the PATH, or a path. Raises ``ValueError`` for what cannot be written down.
+    ``threads`` None means one per CPU. ``api_url`` (``https://host[:port]``) is the API that a page names to the
+    app's owner for its logs. ``program`` is a name on the PATH, or a path. Raises ``ValueError`` for a bad URL.
     """
 
     host: str = "127.0.0.1"
@@ -54,7 +54,7 @@ class ProxyOptions:
 
 @dataclass(frozen=True, slots=True)
 class ProxyFiles:
-    """All that the proxy has of its own is in one directory, which nobody else may enter."""
+    """Paths of the proxy's files, all in one directory that no other user may enter."""
 
     directory: Path
 
@@ -83,17 +83,17 @@ class ProxyFiles:
         return self.directory / "haproxy.pid"
 
     @property
-    def guard(self) -> Path:
+    def guard_pid(self) -> Path:
         return self.directory / "guard.pid"
 
     @property
-    def turn(self) -> Path:
-        """Whoever starts a proxy has it locked."""
+    def start_lock(self) -> Path:
+        """The file that is locked while a proxy is started. Guards of earlier versions know it by this name."""
         return self.directory / "turn.lock"
 
     @property
     def jail(self) -> Path:
-        """The directory that a worker started by root is locked into: there is nothing in it but one socket."""
+        """The directory that a worker started by root uses as its root (chroot); it contains one socket."""
         return self.directory / "empty"
 
     @property
@@ -101,5 +101,5 @@ class ProxyFiles:
         return self.jail / "wake.sock"
 
     @property
-    def hold(self) -> Path:
-        return self.directory / "hold.lua"
+    def pause_script(self) -> Path:
+        return self.directory / "pause.lua"

@@ -1,8 +1,8 @@
-"""What a visitor reads when there is no app to answer: pure text, one HTML page and one JSON envelope a situation.
+"""Pages for requests that no app answers: one HTML page and one JSON envelope for each case. Pure.
 
-The texts are HAProxy log formats: ``%[var(…)]`` is filled in per request, any other ``%`` is doubled. All that is
-filled in is the host, which matched a route and so holds nothing but ``a-z0-9.-``, and the sentence about the logs,
-made of a checked URL and a UUID; nothing that a visitor or a user wrote reaches a page unescaped.
+The texts are HAProxy log formats: ``%[var(…)]`` is filled in per request, any other ``%`` is doubled. Filled
+in are only the host, which matched a route and so contains only ``a-z0-9.-``, and the sentence about the logs, made of
+a checked URL and a UUID; no text of a visitor or a user reaches a page unescaped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 HOST = "%[var(txn.host)]"
-#: Set only for who brings the builder's service token; begins with a space.
+#: Set only for requests with the builder's service token; begins with a space.
 LOGS = "%[var(txn.logs)]"
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -20,7 +20,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """``retry_after`` in seconds, where coming back helps; ``refresh`` lets a browser do so by itself."""
+    """A page. ``retry_after`` in seconds, 0 where a retry does not help; with ``refresh`` a browser reloads the page."""
 
     name: str
     status: int
@@ -44,7 +44,7 @@ STARTING = Page(
     retry_after=2,
     refresh=True,
 )
-HELD = Page(
+PAUSED = Page(
     "held",
     503,
     "starting",
@@ -161,9 +161,9 @@ PRIVATE = Page(
     names_host=False,
 )
 
-#: By the state of the route, or by what ``hold.lua`` made of it.
-CLOSED = (STARTING, HELD, ASLEEP, UNHEARD, FULL, STOPPED, CAPPED, FAILED, JOB)
-ALL = (*CLOSED, CRASHED, TIMED_OUT, UNKNOWN, PRIVATE)
+#: Pages by the state of the route, or by the page that ``pause.lua`` chose.
+NOT_OPEN = (STARTING, PAUSED, ASLEEP, UNHEARD, FULL, STOPPED, CAPPED, FAILED, JOB)
+ALL = (*NOT_OPEN, CRASHED, TIMED_OUT, UNKNOWN, PRIVATE)
 
 
 def documents() -> dict[str, str]:
@@ -194,7 +194,7 @@ def envelope(page: Page) -> str:
 
 
 def html(page: Page) -> str:
-    """A page of its own: no script, nothing fetched from elsewhere, light and dark."""
+    """Return the page: no script, no external resource, light and dark."""
     refresh = f'<meta http-equiv="refresh" content="{page.retry_after}">\n' if page.refresh else ""
     host = '<p class="host">\0HOST</p>\n' if page.names_host else ""
     logs = '<p class="logs">\0LOGS</p>\n' if page.names_host else ""

@@ -1,4 +1,4 @@
-"""The previews of the port, through one HAProxy."""
+"""Previews served by one HAProxy."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import shutil
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy import activity, config, guarding, hold, pages, process
+from builderd.adapters.previews.haproxy import activity, config, guard, pages, pause, process
 from builderd.adapters.previews.haproxy.certificate import Certificate
 from builderd.adapters.previews.haproxy.config import Configuration
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
+from builderd.adapters.previews.haproxy.paused_requests import PAUSING_STATES, PausedRequests
 from builderd.adapters.previews.haproxy.route_map import RouteMap, encode
 from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, ProxyGone
-from builderd.adapters.previews.haproxy.waiting import HOLDING, Waiting
 from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import PreviewActivity, Route, RouteState
 
 log = logging.getLogger(__name__)
 
-#: Between two tries to start the proxy again: the worker of a master that was killed holds the port for moments.
+#: Delays between attempts to restart the proxy: the worker of a killed master holds the port for a moment.
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.05, 2.0
 
 
 class HaproxyPreviews:
-    """``directory`` is the proxy's own. A proxy that has died is started again by the first call that needs it.
+    """Implements ``ports.previews.Previews`` with files in ``directory``. A call that needs a dead proxy restarts it.
 
-    A route is written to the map file first and given to the proxy then: whatever is killed in between, the next
-    ``start`` makes the proxy agree with the file.
+    A route is written to the map file first and sent to the proxy second: after a crash in between, the next
+    ``start`` makes the proxy's map equal to the file.
     """
 
     def __init__(self, directory: Path, options: ProxyOptions) -> None:
@@ -39,34 +39,35 @@ class HaproxyPreviews:
         self._workers = Workers(self._files)
         self._open_map: RouteMap | None = None
         #: Hosts whose route on disk the proxy may not have yet.
-        self._untold: set[str] = set()
-        self._waiting = Waiting(self._files.wake_socket)
+        self._unapplied: set[str] = set()
+        self._paused = PausedRequests(self._files.wake_socket)
         self._certificate_watch: asyncio.Task[None] | None = None
 
     async def start(self, expected: Iterable[Route] = ()) -> None:
         async with self._lock:
             await self._start(expected)
 
-    async def keep_up(self) -> None:
+    async def supervise(self) -> None:
         delay = FIRST_RETRY_SECONDS
         while True:
-            await self._until_one_is_dead()
+            await self._wait_until_one_is_dead()
             try:
                 await self.start()
             except EngineUnavailable as error:
-                log.warning("preview proxy start failed, retrying in %g s error=%s", delay, error.message)
+                log.warning("preview proxy start failed, retrying delay=%g error=%s", delay, error.message)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LAST_RETRY_SECONDS)
             else:
                 delay = FIRST_RETRY_SECONDS
                 await asyncio.sleep(FIRST_RETRY_SECONDS)
 
-    async def _until_one_is_dead(self) -> None:
-        """The master, with which its workers end, or the guard."""
-        master, guard = (guarding.running(file, self._files) for file in (self._files.pid, self._files.guard))
-        if master is not None and guard is not None:
-            await guarding.until_one_ends(master, guard)
-            log.warning("preview proxy or its guard died, starting it again master=%d guard=%d", master, guard)
+    async def _wait_until_one_is_dead(self) -> None:
+        """Wait for the exit of the guard or of the master, whose workers exit with it."""
+        files = self._files
+        master, guard_pid = (guard.find_process(file, files) for file in (files.pid, files.guard_pid))
+        if master is not None and guard_pid is not None:
+            await guard.wait_until_one_ends(master, guard_pid)
+            log.warning("preview proxy or its guard died, starting it again master=%d guard=%d", master, guard_pid)
 
     async def ready(self) -> bool:
         try:
@@ -77,33 +78,33 @@ class HaproxyPreviews:
     async def put(self, route: Route) -> None:
         async with self._lock:
             new = route.host not in self._map.routes
-            self._untold.add(route.host)
+            self._unapplied.add(route.host)
             self._map.put(route)
-            self._waiting.let_in(route.host)
-            # Who waits is given the route itself, and need not wait for the map.
-            if route.state not in HOLDING:
-                self._waiting.tell(route.host, encode(route))
+            self._paused.stop_rejecting(route.host)
+            # Paused requests get the route itself, before the map has it.
+            if route.state not in PAUSING_STATES:
+                self._paused.release(route.host, encode(route))
             elif route.state is RouteState.ASLEEP:
-                self._waiting.tell_again(route.host)
-            await self._tell(route.host, new=new)
-            # Who came meanwhile waits as well.
-            if route.state not in HOLDING:
-                self._waiting.tell(route.host, encode(route))
+                self._paused.report_again(route.host)
+            await self._apply(route.host, new=new)
+            # Requests that arrived while the map was changed are paused as well.
+            if route.state not in PAUSING_STATES:
+                self._paused.release(route.host, encode(route))
 
     async def get(self, host: str) -> Route | None:
-        if host in self._untold:
-            # It is being told, or whoever put it was cancelled on the way.
+        if host in self._unapplied:
+            # The change is in progress, or its caller was cancelled before the proxy had it.
             async with self._lock:
-                if host in self._untold:
-                    await self._tell(host)
+                if host in self._unapplied:
+                    await self._apply(host)
         return self._map.routes.get(host)
 
     async def remove(self, host: str) -> None:
         async with self._lock:
-            if host in self._map.routes or host in self._untold:
-                self._untold.add(host)
+            if host in self._map.routes or host in self._unapplied:
+                self._unapplied.add(host)
                 self._map.remove(host)
-                await self._tell(host)
+                await self._apply(host)
 
     async def routes(self) -> Mapping[str, Route]:
         return dict(self._map.routes)
@@ -119,18 +120,18 @@ class HaproxyPreviews:
             return {host: one for host, one in counted.items() if host in known}
 
     def visitors(self) -> AsyncIterator[str]:
-        return self._waiting.hosts()
+        return self._paused.hosts()
 
-    async def turn_away(self, host: str) -> None:
-        self._waiting.turn_away(host, f"{pages.FULL.name}|")
+    async def reject_visitors(self, host: str) -> None:
+        self._paused.reject(host, f"{pages.FULL.name}|")
 
     async def open_requests(self, host: str) -> int:
         async with self._lock:
             if host not in self._map.routes:
                 return 0
             try:
-                await self._look()
-                answers = await self._workers.ask(activity.open_of(host))
+                await self._refresh_workers()
+                answers = await self._workers.ask(activity.open_requests_command(host))
                 return sum(one.open_connections for answer in answers for one in activity.parse(answer).values())
             except ProxyGone:
                 await self._start()
@@ -142,11 +143,11 @@ class HaproxyPreviews:
                 self._certificate_watch.cancel()
                 self._certificate_watch = None
             await process.end(self._files)
-            await self._waiting.close()
+            await self._paused.close()
             if self._open_map is not None:
                 self._open_map.close()
                 self._open_map = None
-            self._untold.clear()
+            self._unapplied.clear()
             shutil.rmtree(self._files.directory, ignore_errors=True)
 
     @property
@@ -159,7 +160,7 @@ class HaproxyPreviews:
 
     async def _start(self, expected: Iterable[Route] = ()) -> None:
         files = self._files
-        process.check_place(files)
+        process.check_paths(files)
         files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.jail.mkdir(mode=0o711, exist_ok=True)
         files.jail.chmod(0o711)
@@ -169,14 +170,14 @@ class HaproxyPreviews:
                 routes.put(route)
         host = process.host(self._options)
         try:
-            await self._waiting.open(host.user)
-            async with guarding.turn(files):
-                await self._bring_up(config.render(self._options, files, host))
-            await self._workers.look()
-            await self._workers.agree(routes.routes)
-            await guarding.begin(self._files, process.command(process.program(self._options), self._files))
+            await self._paused.open(host.user)
+            async with guard.start_lock(files):
+                await self._adopt_or_start(config.render(self._options, files, host))
+            await self._workers.refresh()
+            await self._workers.sync(routes.routes)
+            await guard.start(files, process.command(process.program(self._options), files))
             self._open_map = routes
-            self._untold.clear()
+            self._unapplied.clear()
         except (ProxyGone, CommandRefused) as error:
             raise EngineUnavailable(f"the preview proxy does not work: {error}", retry_after=5) from error
         finally:
@@ -184,14 +185,14 @@ class HaproxyPreviews:
                 routes.close()
         self._watch_certificate()
 
-    async def _bring_up(self, wanted: Configuration) -> None:
-        """Adopt the running proxy, have it reload what has changed, or start one."""
+    async def _adopt_or_start(self, wanted: Configuration) -> None:
+        """Adopt the running proxy, reload it if its configuration changed, or start one."""
         if await process.find(self._files) is not None:
             try:
                 if await process.started_with(self._files) != wanted.digest:
                     await self._reload(wanted)
             except ProxyGone:
-                # The master is left without a worker that answers: it is on its way out.
+                # No worker answers, so the master is about to exit.
                 await process.end(self._files)
             else:
                 return
@@ -199,9 +200,9 @@ class HaproxyPreviews:
         await process.start(self._options, self._files)
 
     async def _reload(self, wanted: Configuration) -> None:
-        """What does not work is taken back whole: the guard starts the proxy anew from these files."""
+        """Reload; on failure write the earlier files back, since the guard restarts the proxy from them."""
         files = self._files
-        pieces = (files.config, files.hold, *(files.pages / name for name in pages.documents()))
+        pieces = (files.config, files.pause_script, *(files.pages / name for name in pages.documents()))
         before = {piece: piece.read_text() for piece in pieces if piece.exists()}
         self._write(wanted)
         try:
@@ -215,28 +216,28 @@ class HaproxyPreviews:
         self._files.pages.mkdir(mode=0o700, exist_ok=True)
         for name, text in pages.documents().items():
             _write(self._files.pages / name, text)
-        _write(self._files.hold, hold.script())
+        _write(self._files.pause_script, pause.script())
         _write(self._files.config, wanted.text)
 
-    async def _tell(self, host: str, *, new: bool = False) -> None:
-        """Have the proxy follow the file; one that has to be started reads it there."""
+    async def _apply(self, host: str, *, new: bool = False) -> None:
+        """Send a host's route to the proxy. A proxy that must be started first reads it from the file."""
         route = self._map.routes.get(host)
         try:
             await (self._workers.remove(host) if route is None else self._workers.put(route, new=new))
         except ProxyGone:
             await self._start()
         except CommandRefused as error:
-            raise EngineUnavailable(f"the preview proxy refuses a route: {error}", retry_after=5) from error
-        self._untold.discard(host)
+            raise EngineUnavailable(f"the preview proxy rejects a route: {error}", retry_after=5) from error
+        self._unapplied.discard(host)
 
-    async def _look(self) -> None:
-        """A reload by somebody else may have read the file just before a route was put, and missed it."""
-        if await self._workers.look():
-            await self._workers.agree(self._map.routes)
+    async def _refresh_workers(self) -> None:
+        """Find replaced workers. A reload may have read the file just before a route was put, so sync after one."""
+        if await self._workers.refresh():
+            await self._workers.sync(self._map.routes)
 
     async def _counters(self) -> dict[str, PreviewActivity]:
-        """Of the worker, and of earlier ones that still serve what was open when a reload replaced them."""
-        await self._look()
+        """Return the sum of the counters of all workers, replaced ones included."""
+        await self._refresh_workers()
         answers = [answer for command in activity.COMMANDS for answer in await self._workers.ask(command)]
         return activity.total(activity.parse(answer) for answer in answers)
 

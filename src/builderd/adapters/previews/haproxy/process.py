@@ -1,7 +1,7 @@
-"""The HAProxy process: found again, started, reloaded, ended.
+"""The HAProxy process: find, start, reload and end it.
 
-It runs as a master with one worker, in a session of its own, so that it goes on when the service ends or is killed; the
-next service finds it by its command socket, which lies in the data directory: two services never meet.
+It runs as a master with one worker, in a session of its own, so it survives the service; the next service finds it by
+its command socket in the data directory, so two services never share a proxy.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from builderd.adapters.previews.haproxy import guarding, runtime_api
+from builderd.adapters.previews.haproxy import guard, runtime_api
 from builderd.adapters.previews.haproxy.config import DESCRIPTION, Host
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions
 from builderd.adapters.previews.haproxy.runtime_api import ProxyGone
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.preflight import SEARCH_PATH
 
-#: Seconds for a start, a reload, or the end of a process; each takes a few hundredths.
-PATIENCE = 30.0
-#: Seconds until a master that lives has opened its socket: it executes itself anew once its worker runs.
-SETTLING = 3.0
+#: Seconds that a start may take; it takes a few hundredths.
+START_TIMEOUT = 30.0
+#: Seconds until a master has opened its socket: it executes itself again once its worker runs.
+SOCKET_TIMEOUT = 3.0
 #: Beside two per visitor (the visitor's and the app's) the proxy needs some descriptors for itself.
 OWN_DESCRIPTORS = 200
-#: Of the longest: ``sun_path`` has 108 bytes, of which HAProxy wants some for a socket's name while it is made.
+#: ``sun_path`` has 108 bytes, of which HAProxy needs some for a socket's temporary name.
 MAX_SOCKET_PATH = 94
-#: What ends a word of HAProxy's configuration or of its arguments, however it is quoted.
-STRANGE = frozenset("\"'$,)") | {chr(code) for code in range(32)}
-#: Debian's package makes the first; the second is everywhere.
+#: Characters that end a word of HAProxy's configuration or arguments, even within quotes.
+FORBIDDEN_CHARACTERS = frozenset("\"'$,)") | {chr(code) for code in range(32)}
+#: Debian's package creates the first; the second exists on every machine.
 USERS = ("haproxy", "nobody")
 
 _ALERT = re.compile(r"^\[ALERT\]\s+\(\d+\) : (.*)$", re.MULTILINE)
@@ -53,12 +53,12 @@ class Processes:
 
 
 def host(options: ProxyOptions) -> Host:
-    """What this machine and this user allow."""
+    """Return the connection limit of this machine and the user that the worker becomes."""
     _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = options.max_connections
+    connections = options.max_connections
     if descriptors != resource.RLIM_INFINITY:
-        room = max(1, min(room, (descriptors - OWN_DESCRIPTORS) // 2))
-    return Host(room, _user() if os.geteuid() == 0 else None)
+        connections = max(1, min(connections, (descriptors - OWN_DESCRIPTORS) // 2))
+    return Host(connections, _user() if os.geteuid() == 0 else None)
 
 
 def _user() -> str | None:
@@ -67,8 +67,8 @@ def _user() -> str | None:
 
 
 async def find(files: ProxyFiles) -> Processes | None:
-    """The running proxy of this directory, or None. One that has just started or reloaded is waited for."""
-    deadline = asyncio.get_running_loop().time() + SETTLING
+    """Return the running proxy of this directory, or None. Waits for one that has just started or reloaded."""
+    deadline = asyncio.get_running_loop().time() + SOCKET_TIMEOUT
     while True:
         with contextlib.suppress(ProxyGone):
             return parse_processes(await runtime_api.ask(files.master_socket, "show proc"))
@@ -81,7 +81,7 @@ async def find(files: ProxyFiles) -> Processes | None:
 
 
 def parse_processes(answer: str) -> Processes:
-    """Lines of ``<pid> <type> <reloads> …`` under headings that begin with ``#`` (management guide, 9.4.1)."""
+    """Parse lines of ``<pid> <type> <reloads> …`` under headings that begin with ``#`` (management guide, 9.4.1)."""
     heading, master, old = "", 0, []
     for line in answer.splitlines():
         if line.startswith("#"):
@@ -96,62 +96,62 @@ def parse_processes(answer: str) -> Processes:
 
 
 async def started_with(files: ProxyFiles) -> str:
-    """The digest of the configuration that the running worker has; "" when it tells none. Raises ``ProxyGone``."""
+    """Return the digest of the running worker's configuration, "" if it has none. Raises ``ProxyGone``."""
     match = _DESCRIPTION.search(await runtime_api.ask(files.admin_socket, "show info"))
     return match[1] if match else ""
 
 
 async def start(options: ProxyOptions, files: ProxyFiles) -> None:
-    """Start a proxy; it has read its configuration and holds its port when this returns.
+    """Start a proxy; it has read its configuration and listens when this returns.
 
-    Raises ``EngineUnavailable`` with what it says.
+    Raises ``EngineUnavailable`` with the proxy's message.
     """
     argv = command(program(options), files)
     try:
-        told = await asyncio.to_thread(_run, argv)
+        message = await asyncio.to_thread(_run, argv)
     except subprocess.TimeoutExpired:
-        raise EngineUnavailable(f"the preview proxy did not start within {PATIENCE:.0f} s: {argv}") from None
-    if told is not None:
-        raise EngineUnavailable(explain(told, options))
+        raise EngineUnavailable(f"the preview proxy did not start within {START_TIMEOUT:.0f} s: {argv}") from None
+    if message is not None:
+        raise EngineUnavailable(explain(message, options))
 
 
-def check_place(files: ProxyFiles) -> None:
-    """Raises ``EngineUnavailable`` where the proxy's files cannot be."""
+def check_paths(files: ProxyFiles) -> None:
+    """Raise ``EngineUnavailable`` if the proxy cannot use the paths of its files."""
     if len(os.fsencode(files.wake_socket)) > MAX_SOCKET_PATH:
         raise EngineUnavailable(
             f"the path of the preview's sockets is too long for Unix: {files.wake_socket} has more than "
             f"{MAX_SOCKET_PATH} bytes; choose a shorter data directory"
         )
-    if strange := sorted(STRANGE & set(str(files.directory))):
+    if forbidden := sorted(FORBIDDEN_CHARACTERS & set(str(files.directory))):
         raise EngineUnavailable(
-            f"HAProxy cannot be told of a path with {' '.join(map(repr, strange))} in it: {files.directory}; choose "
+            f"HAProxy cannot use a path with {' '.join(map(repr, forbidden))} in it: {files.directory}; choose "
             "another data directory"
         )
 
 
 def _run(argv: Sequence[str]) -> str | None:
-    """None once it is in the background, else what it said as it failed. It inherits nothing: no port, no file.
+    """Run the command; return None once it is in the background, else its error output. It inherits no port, no file.
 
-    Into a file, not a pipe: the background process would hold that open.
+    The output goes to a file: the background process would keep a pipe open.
     """
-    with tempfile.TemporaryFile("w+", errors="replace") as told:
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
         done = subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=told,
+            stderr=output,
             env={"PATH": os.defpath},
             cwd="/",
             start_new_session=True,
-            timeout=PATIENCE,
+            timeout=START_TIMEOUT,
             check=False,
         )
-        told.seek(0)
-        return told.read() if done.returncode else None
+        output.seek(0)
+        return output.read() if done.returncode else None
 
 
 def program(options: ProxyOptions) -> str:
-    """Where HAProxy is. Raises ``EngineUnavailable`` when it is nowhere."""
+    """Return the path of HAProxy. Raises ``EngineUnavailable`` if it is not installed."""
     found = shutil.which(options.program) or shutil.which(options.program, path=SEARCH_PATH)
     if found is None:
         raise EngineUnavailable(
@@ -162,31 +162,31 @@ def program(options: ProxyOptions) -> str:
 
 
 def command(haproxy: str, files: ProxyFiles) -> tuple[str, ...]:
-    """``-W`` master and worker, ``-D`` in the background once the port is held, ``-S`` the master's own socket."""
+    """Return the command: ``-W`` master and worker, ``-D`` background once it listens, ``-S`` the master's socket."""
     master_socket = f"{files.master_socket},mode,600"
     return (haproxy, "-W", "-D", "-S", master_socket, "-p", str(files.pid), "-f", str(files.config))
 
 
-def explain(told: str, options: ProxyOptions) -> str:
-    """What HAProxy's own words come to for whoever started the service."""
-    alerts = _ALERT.findall(told)
-    words = "; ".join(alerts) or told.strip() or "it says nothing"
-    if "Address already in use" in words:
+def explain(output: str, options: ProxyOptions) -> str:
+    """Turn HAProxy's error output into a message for the operator."""
+    alerts = _ALERT.findall(output)
+    message = "; ".join(alerts) or output.strip() or "HAProxy printed nothing"
+    if "Address already in use" in message:
         return (
             f"the preview cannot listen on {options.host} port {options.port}, which another program has taken: stop "
             "that one, or choose another port with --preview-port"
         )
-    if "Permission denied" in words and "bind" in words:
+    if "Permission denied" in message and "bind" in message:
         return (
             f"the preview may not listen on {options.host} port {options.port}: run as root, or choose one above 1023"
         )
-    return f"the preview proxy does not start: {words}"
+    return f"the preview proxy does not start: {message}"
 
 
 async def reload(options: ProxyOptions, files: ProxyFiles) -> None:
-    """Have a new worker take over with the configuration on disk; what is in flight is finished by the old one.
+    """Start a new worker with the configuration on disk; the old one finishes its open requests.
 
-    Raises ``EngineUnavailable`` when the new configuration does not work; then the old worker serves on.
+    Raises ``EngineUnavailable`` if the new configuration is invalid; the old worker then goes on.
     """
     answer = await runtime_api.ask(files.master_socket, "reload")
     if not answer.startswith("Success=1"):
@@ -195,20 +195,20 @@ async def reload(options: ProxyOptions, files: ProxyFiles) -> None:
 
 async def end(files: ProxyFiles) -> None:
     """End the guard, master and workers at once, and wait until they are gone. Idempotent."""
-    await guarding.end(files)
+    await guard.end(files)
     found = await find(files)
     if found is None:
         return
     _signal(found.master, signal.SIGTERM)
-    if not await guarding.gone(found.master):
-        # Its workers go with it: they end when the line to the master breaks.
+    if not await guard.wait_until_gone(found.master):
+        # Its workers end with it: they exit when their socket to the master closes.
         _signal(found.master, signal.SIGKILL)
-        await guarding.gone(found.master)
+        await guard.wait_until_gone(found.master)
 
 
 def _master_by_file(files: ProxyFiles) -> int | None:
-    """The master that wrote the pid file, when it still runs with this very configuration."""
-    return guarding.running(files.pid, files)
+    """Return the pid of the master in the pid file if it runs with this configuration."""
+    return guard.find_process(files.pid, files)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

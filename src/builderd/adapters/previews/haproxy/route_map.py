@@ -1,13 +1,12 @@
-"""The routes on disk, in the very file that HAProxy loads its map from.
+"""The routes on disk, in the file that HAProxy loads its map from.
 
-A line of the map is ``host state|access|ip|port|sha256 of the token|builder``, with ``-`` for what a route has not.
+A line of the map is ``host state|access|ip|port|sha256 of the token|builder``, with ``-`` for missing values.
 HAProxy ignores blanks at the end of a line and lines that begin with ``#``, so every route has a line of the same
-length, and putting or removing one writes that one line in place: as much work with 10,000 routes as with one, and
-whoever reads the file, a reloading proxy or the next service, finds every route as it last was. A line never crosses a
-page of the file, which one write fills at once: a killed service leaves the old line or the new one.
+length, and a change writes that one line in place: 10,000 routes cost as much as one, and a reloading proxy or the next
+service reads every route in its last state. A line never crosses a page of the file, which one write fills at once: a
+killed service leaves the old line or the new one.
 
-Nothing is synced to the disk: a machine that loses its power loses the proxy too, and every route is put again when the
-service starts.
+The file is not synced: a power failure ends the proxy too, and the starting service puts every route again.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def encode(route: Route) -> str:
-    """The value of the map's entry: no blank, no semicolon, nothing that a map or a command takes for its own."""
+    """Return the value of the map's entry, without blanks, semicolons or other special characters of commands."""
     access = "private" if route.token_hash else "public"
     ip, port = (route.destination.ip, str(route.destination.port)) if route.destination else (_NONE, _NONE)
     digest = route.token_hash or route.owner_hash or _NONE
@@ -37,7 +36,7 @@ def encode(route: Route) -> str:
 
 
 def decode(host: str, value: str) -> Route:
-    """The route that ``encode`` made this of. Raises ``ValueError`` when it made no such thing."""
+    """Parse a value made by ``encode``. Raises ``ValueError`` for any other."""
     state, access, ip, port, digest, builder = (None if part == _NONE else part for part in value.split("|"))
     if access not in ("public", "private") or (access == "private" and digest is None):
         raise ValueError(f"a route is public, or private with a token: {value!r}")
@@ -52,18 +51,18 @@ def decode(host: str, value: str) -> Route:
 
 
 class RouteMap:
-    """The open file, and all that stands in it."""
+    """The open file and its routes."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, or make it. One of another form is written anew with what can be read of it."""
+        """Open or create the file. A file in another format is rewritten with its readable routes."""
         self.routes: dict[str, Route] = {}
         self._lines: dict[str, int] = {}
         self._free: list[int] = []
         self._end = 0
         content = path.read_bytes() if path.exists() else b""
-        if not self._take(content):
-            _write_anew(path, self.routes.values())
-            self._take(path.read_bytes())
+        if not self._read(content):
+            _rewrite(path, self.routes.values())
+            self._read(path.read_bytes())
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def put(self, route: Route) -> None:
@@ -85,30 +84,30 @@ class RouteMap:
     def close(self) -> None:
         os.close(self._file)
 
-    def _take(self, content: bytes) -> bool:
-        """Take over what is readable; False when the file itself cannot be written on."""
+    def _read(self, content: bytes) -> bool:
+        """Read the routes; return False if the lines do not have the fixed length, so the file must be rewritten."""
         self.routes, self._lines, self._free = {}, {}, []
         lines = content.split(b"\n")[:-1]
-        fit = len(content) == len(lines) * LINE
+        fits = len(content) == len(lines) * LINE
         for number, line in enumerate(lines):
-            fit = fit and len(line) == LINE - 1
+            fits = fits and len(line) == LINE - 1
             text = line.decode("ascii", "replace").strip()
             if not text or text.startswith(_FREE):
                 self._free.append(number)
-            elif not self._take_line(number, text):
-                fit = False
+            elif not self._read_line(number, text):
+                fits = False
         self._end = len(lines)
-        return fit
+        return fits
 
-    def _take_line(self, number: int, text: str) -> bool:
+    def _read_line(self, number: int, text: str) -> bool:
         host, _, value = text.partition(" ")
         try:
             route = decode(host, value.strip())
         except ValueError:
-            log.warning("dropping a line of the route map that is no route: %r", text)
+            log.warning("invalid line in route map, dropped line=%r", text)
             return False
         if host in self.routes:
-            log.warning("dropping a second route of %s", host)
+            log.warning("duplicate route in route map, dropped host=%s", host)
             return False
         self.routes[host] = route
         self._lines[host] = number
@@ -126,7 +125,7 @@ def _line(text: str) -> bytes:
     return text.ljust(LINE - 1).encode("ascii") + b"\n"
 
 
-def _write_anew(path: Path, routes: Iterable[Route]) -> None:
+def _rewrite(path: Path, routes: Iterable[Route]) -> None:
     new = path.with_suffix(".new")
     new.write_bytes(b"".join(_line(f"{route.host} {encode(route)}") for route in routes))
     new.replace(path)

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Against a proxy that hangs; it answers in well under a millisecond.
-PATIENCE = 10.0
+#: Seconds to wait for an answer; it takes well under a millisecond.
+ANSWER_TIMEOUT = 10.0
 _CHUNK = 65_536
 _NO_KEY = "Key not found."
 _NO_ENTRY = "entry not found."
@@ -16,21 +16,21 @@ _LOCKED = "certificates are currently locked"
 
 
 class ProxyGone(Exception):
-    """Nobody answers on the socket."""
+    """No process answers on the socket."""
 
 
 class CommandRefused(Exception):
-    """The proxy answered, and not as it does when it has done what was asked."""
+    """The proxy answered with an error."""
 
 
 class ProxyBusy(Exception):
-    """It is at the same thing for somebody else, such as a service that was killed meanwhile: ask again later."""
+    """The proxy replaces the certificate for another connection, such as a killed service's: ask again later."""
 
 
 async def ask(socket: Path, command: str) -> str:
-    """What the proxy says to one command. Raises ``ProxyGone``."""
+    """Send one command and return the answer. Raises ``ProxyGone``."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ANSWER_TIMEOUT):
             return await _converse(socket, command)
     except (OSError, TimeoutError) as error:
         raise ProxyGone(f"the proxy does not answer on {socket}: {str(error) or 'no answer in time'}") from error
@@ -40,7 +40,7 @@ async def _converse(socket: Path, command: str) -> str:
     reader, writer = await asyncio.open_unix_connection(str(socket), limit=_CHUNK)
     try:
         writer.write(command.encode() + b"\n")
-        # The master waits for more commands until there can be none.
+        # The master waits for more commands until the socket is shut down for writing.
         writer.write_eof()
         answer = await reader.read()
     finally:
@@ -52,18 +52,18 @@ async def _converse(socket: Path, command: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """Who is told: the worker that answers on this socket, or on the master's the one of this process id."""
+    """A worker: the one that answers on ``socket``, or on the master's socket the one with this pid."""
 
     socket: Path
     pid: int | None = None
 
     async def ask(self, command: str) -> str:
-        """What it says to one command. Raises ``ProxyGone``."""
+        """Send one command and return the answer. Raises ``ProxyGone``."""
         return await ask(self.socket, command if self.pid is None else f"@!{self.pid} {command}")
 
 
 async def add_entry(worker: Worker, table: Path, key: str, value: str) -> None:
-    """Give the map a key that it is not thought to have; one that it has all the same is replaced."""
+    """Add a key that the map should not have; replace it if it has."""
     delete, add = f"del map {word(table)} {key}", f"add map {word(table)} {key} {value}"
     if worker.pid is None:
         _expect(await worker.ask(f"{delete}; {add}"), _NO_KEY)
@@ -74,7 +74,7 @@ async def add_entry(worker: Worker, table: Path, key: str, value: str) -> None:
 
 
 async def set_entry(worker: Worker, table: Path, key: str, value: str) -> None:
-    """Change the value of a key in one step: no request finds it missing."""
+    """Change a key's value in one step, so that no request finds it missing."""
     answer = await worker.ask(f"set map {word(table)} {key} {value}")
     if answer == _NO_ENTRY:
         await add_entry(worker, table, key, value)
@@ -83,31 +83,31 @@ async def set_entry(worker: Worker, table: Path, key: str, value: str) -> None:
 
 
 async def delete_entry(worker: Worker, table: Path, key: str) -> None:
-    """Remove the key, if it is there."""
+    """Remove a key. Idempotent."""
     _expect(await worker.ask(f"del map {word(table)} {key}"), _NO_KEY)
 
 
 async def entries(worker: Worker, table: Path) -> dict[str, str]:
-    """All keys and values that are in force."""
+    """Return the map's keys and values."""
     answer = await worker.ask(f"show map {word(table)}")
     return dict(_entries(answer.splitlines(), table))
 
 
 def _entries(lines: Iterable[str], table: Path) -> Iterable[tuple[str, str]]:
-    """A line is ``<reference> <key> <value>``."""
+    """Parse lines of ``<reference> <key> <value>``."""
     for line in lines:
         parts = line.split()
         if not parts:
             continue
         if len(parts) != 3 or not parts[0].startswith("0x"):
-            raise CommandRefused(f"the proxy says of {table}: {line}")
+            raise CommandRefused(f"unexpected line in the proxy's map {table}: {line}")
         yield parts[1], parts[2]
 
 
 async def replace_certificate(socket: Path, file: Path, pem: str) -> None:
-    """Have new connections served with this key and chain.
+    """Serve new connections with this key and chain.
 
-    Raises ``CommandRefused`` or ``ProxyBusy``: then the old stay.
+    Raises ``CommandRefused`` or ``ProxyBusy``; the old certificate then stays.
     """
     lines = "\n".join(line for line in pem.splitlines() if line.strip())
     answer = await ask(socket, f"set ssl cert {word(file)} <<\n{lines}\n")
@@ -124,11 +124,11 @@ async def replace_certificate(socket: Path, file: Path, pem: str) -> None:
 
 
 def word(path: Path) -> str:
-    """A path as one word of a command."""
+    """Escape a path as one word of a command."""
     return "".join(f"\\{character}" if character in "\\ ;" else character for character in str(path))
 
 
 def _expect(answer: str, *allowed: str) -> None:
-    """A command that was carried out says nothing."""
+    """Raise ``CommandRefused`` for an answer; a command that succeeded prints nothing."""
     if answer and answer not in allowed:
         raise CommandRefused(answer)

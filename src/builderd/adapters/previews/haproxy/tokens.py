@@ -1,8 +1,8 @@
-"""The service token of a private preview: where a visitor may bring it, how it is proven, and that no app sees it.
+"""The service token of a private preview: where a request may carry it, its check, and its removal before the app.
 
-A route carries the sha256 of its token, and HAProxy hashes what the visitor brings: no secret is in the map, and no
+A route carries the sha256 of its token, and HAProxy hashes the request's token: the map contains no secret, and no
 request waits for the service. ``txn.hash`` is the route's, ``txn.linked`` the token in the query; ``txn.by_link`` is
-set when that one is right, ``txn.owner`` when any is.
+set if that one is right, ``txn.owner`` if any is.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ COOKIE = "builderd_service_token"
 #: Only a secure origin of exactly this host can set it (RFC 6265bis): no sibling preview can.
 SECURE_COOKIE = f"__Host-{COOKIE}"
 
-#: HAProxy takes ``,`` for the end of a cookie, and ``;`` and ``?`` for that of a parameter.
+#: For HAProxy, ``,`` also ends a cookie, and ``;`` and ``?`` also end a parameter.
 _COOKIE_PATTERN = rf"(^|[;,])[ \t]*(__Host-)?{COOKIE}[ \t]*=[^;,]*"
 _PARAMETER_PATTERN = rf"(^|[&;?]){PARAMETER}=[^&;?]*"
 
 
-def brought() -> str:
-    """Define ``brought``: whether a request may bring a token."""
+def token_acl() -> str:
+    """Return the ACL ``brought``: true for a request that may carry a token."""
     return f"""
         acl brought req.fhdr({HEADER}) -m found
         acl brought req.fhdr(cookie) -m sub {COOKIE}
@@ -30,9 +30,9 @@ def brought() -> str:
 
 
 def proof(options: ProxyOptions) -> str:
-    """Find out whether the token is right. Any right one will do: an old or planted one shuts nobody out."""
+    """Return the rules that check the token. One right token suffices: an old or planted one beside it does no harm."""
     proven = "sha2(256),hex,lower,secure_memcmp(txn.hash)"
-    places = (
+    sources = (
         (f"req.fhdr({HEADER})", ""),
         *((f"req.cook({name})", " !foreign") for name in _cookies(options)),
     )
@@ -43,7 +43,7 @@ def proof(options: ProxyOptions) -> str:
             f"http-request set-var(txn.by_link) bool(true) if {{ var(txn.linked),{proven} }}",
             "http-request set-var(txn.owner) bool(true) if { var(txn.by_link) -m bool }",
             _foreign(),
-            *(f"http-request set-var(txn.owner) bool(true) if {{ {place},{proven} }}{also}" for place, also in places),
+            *(f"http-request set-var(txn.owner) bool(true) if {{ {source},{proven} }}{also}" for source, also in sources),
             "acl owner var(txn.owner) -m bool",
         )
     )
@@ -73,12 +73,12 @@ def _cookies(options: ProxyOptions) -> tuple[str, ...]:
     return (SECURE_COOKIE,) if options.certificate else (COOKIE,)
 
 
-def welcome(options: ProxyOptions) -> str:
-    """A link with the right token turns into a cookie and the same address without it.
+def redirect_to_cookie(options: ProxyOptions) -> str:
+    """Return the rules that turn a link with the right token into a cookie and a redirect to the address without it.
 
-    A WebSocket's client follows no redirect: it goes on. The address stays relative. One that begins with two slashes
-    (or what a browser takes for them) would lead to another host: a dot segment before it keeps it on this one
-    (RFC 3986, 5.2.4).
+    A WebSocket's client follows no redirect: it is let through. The address stays relative. One that begins with two
+    slashes (or characters that browsers treat as slashes) would lead to another host: a dot segment before it keeps
+    it on this one (RFC 3986, 5.2.4).
     """
     return "\n".join(
         (
@@ -109,9 +109,9 @@ def _redirect(cookie: str, attributes: str) -> str:
 
 
 def removal() -> str:
-    """Take the token out of the request; one that cannot be taken out stops it.
+    """Return the rules that remove the token from the request, and reject a request from which it cannot be removed.
 
-    The parameter of a public preview is the app's own, unless it is the token.
+    In a public preview the parameter belongs to the app, unless it is the token.
     """
     rest = f"""'%[req.fhdr(cookie),regsub("{_COOKIE_PATTERN}","",g),ltrim("; ")]'"""
     return f"""

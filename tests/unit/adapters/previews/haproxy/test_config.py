@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.previews.certificates import write_certificate
 
-from builderd.adapters.previews.haproxy import hold, pages
+from builderd.adapters.previews.haproxy import pages, pause
 from builderd.adapters.previews.haproxy.config import Host, render
 from builderd.adapters.previews.haproxy.options import ProxyFiles, ProxyOptions, Timeouts
 
@@ -58,7 +58,7 @@ def assert_taken(options: ProxyOptions, directory: Path, host: Host) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages.documents().items():
         (files.pages / name).write_text(text)
-    files.hold.write_text(hold.script())
+    files.pause_script.write_text(pause.script())
     files.routes.touch()
     files.config.write_text(render(options, files, host).text)
     checked = subprocess.run(

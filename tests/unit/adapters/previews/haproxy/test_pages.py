@@ -68,7 +68,7 @@ def test_whatever_a_text_holds_stays_text() -> None:
 
 def test_every_state_without_an_app_has_a_page() -> None:
     states = {state.value for state in RouteState} - {RouteState.OPEN.value}
-    assert {page.name for page in pages.CLOSED} == states | {pages.UNHEARD.name, pages.FULL.name}
+    assert {page.name for page in pages.NOT_OPEN} == states | {pages.UNHEARD.name, pages.FULL.name}
 
 
 def test_each_page_is_two_documents() -> None:

@@ -50,7 +50,7 @@ def test_it_runs_as_master_and_worker_in_the_background() -> None:
             "does not start: config : no such thing",
         ),
         ("killed by the weather", "killed by the weather"),
-        ("", "it says nothing"),
+        ("", "HAProxy printed nothing"),
     ],
 )
 def test_a_failed_start_is_explained(told: str, said: str) -> None:

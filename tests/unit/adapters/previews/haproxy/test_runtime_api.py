@@ -109,7 +109,7 @@ async def test_an_end_without_an_answer_is_nobody_there() -> None:
 
 
 async def test_a_proxy_that_hangs_is_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime_api, "PATIENCE", 0.05)
+    monkeypatch.setattr(runtime_api, "ANSWER_TIMEOUT", 0.05)
     with TemporaryDirectory(prefix="previews-") as directory:
         path = Path(directory) / "admin.sock"
         with socket.socket(socket.AF_UNIX) as listener:

@@ -32,10 +32,10 @@ async def test_a_worker_on_its_way_out_keeps_nobody_from_a_change(
 
     monkeypatch.setattr(runtime_api, "ask", ask)
     monkeypatch.setattr(process, "find", find)
-    monkeypatch.setattr(workers, "LEAVING", 0.1)
+    monkeypatch.setattr(workers, "EXIT_TIMEOUT", 0.1)
     all_of_them = Workers(ProxyFiles(Path("/p")))
-    assert await all_of_them.look()
+    assert await all_of_them.refresh()
     await all_of_them.put(ROUTE, new=True)
     assert told[0].startswith("del map")
     assert any(command.startswith("@!7 ") for command in told)
-    assert ("is not told" in caplog.text) is not ends
+    assert ("takes no changes" in caplog.text) is not ends

@@ -18,7 +18,7 @@ import pytest
 from tests.previews.proxy import TOKEN, App, free_port, new_host, route_to
 from tests.previews.visitor import BROWSER, Answer, Visitor, ask
 
-from builderd.adapters.previews.haproxy import hold, runtime_api, waiting
+from builderd.adapters.previews.haproxy import pause, paused_requests, runtime_api
 from builderd.adapters.previews.haproxy.options import ProxyOptions
 from builderd.adapters.previews.haproxy.previews import HaproxyPreviews
 from builderd.domain.ids import secret_hash
@@ -59,7 +59,7 @@ class Service:
         """As a service that is killed: its socket answers no more."""
         assert self._listening
         self._listening.cancel()
-        await self.previews._waiting.close()
+        await self.previews._paused.close()
         (self.place / "p" / "empty" / "wake.sock").unlink(missing_ok=True)
 
     async def come_back(self) -> None:
@@ -90,7 +90,7 @@ class Service:
         """Until so many are held, by the proxy's own list: who has but connected is not in it."""
 
         async def are() -> bool:
-            return (await self.ask("show sess")).count(" be=careful_") == number
+            return (await self.ask("show sess")).count(" be=full_") == number
 
         await until(are)
 
@@ -136,10 +136,10 @@ async def crowded(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
 
 
 def change(monkeypatch: pytest.MonkeyPatch, line: str, other: str) -> None:
-    """Have the hold's script say something else."""
-    script = hold.script()
+    """Change a line of the pause script."""
+    script = pause.script()
     assert line in script
-    monkeypatch.setattr(hold, "script", lambda: script.replace(line, other))
+    monkeypatch.setattr(pause, "script", lambda: script.replace(line, other))
 
 
 async def visit(look: Callable[..., Answer], *args: Any, **options: str) -> Answer:
@@ -182,9 +182,9 @@ async def let(app: App, number: int) -> None:
 
 
 async def test_so_many_wait_at_once_and_who_left_makes_room(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    change(monkeypatch, "CROWD = 2000", "CROWD = 2")
+    change(monkeypatch, "MAX_PAUSED = 2000", "MAX_PAUSED = 2")
     # Long enough for a machine that stalls while others come.
-    monkeypatch.setattr(hold, "PAGE_PATIENCE", 8)
+    monkeypatch.setattr(pause, "MAX_PAGE_PAUSE", 8)
     async with serving() as service:
         host = await service.asleep()
         first = asyncio.create_task(visit(service.visitor.get, host))
@@ -207,14 +207,14 @@ async def test_who_waits_is_turned_away_where_there_is_no_room(
     app: App, monkeypatch: pytest.MonkeyPatch, accept: str
 ) -> None:
     # Nobody runs out of time but by what is done here.
-    monkeypatch.setattr(waiting, "AWAY", 600)
-    monkeypatch.setattr(hold, "PAGE_PATIENCE", 600)
+    monkeypatch.setattr(paused_requests, "REJECT_SECONDS", 600)
+    monkeypatch.setattr(pause, "MAX_PAGE_PAUSE", 600)
     async with serving() as service:
         host = await service.asleep()
         many = [asyncio.create_task(visit(service.visitor.get, host, "/", f"Accept: {accept}")) for _ in range(5)]
         await service.knocked(host)
         await service.held(5)
-        await service.previews.turn_away(host)
+        await service.previews.reject_visitors(host)
         for answer in [await one for one in many]:
             assert (answer.status, answer.header("retry-after")) == (503, "10")
             assert "there is no room to start it now" in answer.text
@@ -222,7 +222,7 @@ async def test_who_waits_is_turned_away_where_there_is_no_room(
         for _ in range(20):
             assert (await visit(service.visitor.get, host)).status == 503
         assert service.knocks.count(host) == knocks, "who comes at once is turned away too, and nobody is told of it"
-        away, now = service.previews._waiting._away, asyncio.get_running_loop().time()
+        away, now = service.previews._paused._rejected, asyncio.get_running_loop().time()
         page, end = away[host]
         assert now < end <= now + 600
         away[host] = page, now
@@ -255,7 +255,7 @@ async def test_a_crowd_that_is_being_let_in_waits_on_where_it_is_held_again(
     crowded: Service, make_app: Callable[[str], App], waves: int
 ) -> None:
     first, second = make_app("first"), make_app("second")
-    host = await crowded.asleep(state=RouteState.HELD)
+    host = await crowded.asleep(state=RouteState.PAUSED)
     many = [asyncio.create_task(visit(crowded.visitor.get, host, "/gate")) for _ in range(CROWD)]
     await crowded.knocked(host)
     await crowded.held(CROWD)
@@ -268,7 +268,7 @@ async def test_a_crowd_that_is_being_let_in_waits_on_where_it_is_held_again(
     for _ in range(2):
         await asyncio.sleep(0.01)
         await crowded.ask("show info")
-    await crowded.asleep(state=RouteState.HELD, host=host)
+    await crowded.asleep(state=RouteState.PAUSED, host=host)
     crowded.knocks.clear()
     await let(first, CROWD)
     # Until they wait anew, or have gone elsewhere.
@@ -282,8 +282,8 @@ async def test_a_crowd_that_is_being_let_in_waits_on_where_it_is_held_again(
 
 async def test_nobody_is_turned_away_once_it_is_started_after_all(service: Service, app: App) -> None:
     host = await service.asleep()
-    await service.previews.turn_away(host)
-    await service.asleep(host=host, state=RouteState.HELD)
+    await service.previews.reject_visitors(host)
+    await service.asleep(host=host, state=RouteState.PAUSED)
     waiting = asyncio.create_task(visit(service.visitor.get, host))
     await service.knocked(host)
     await service.wake(host, app)
@@ -293,22 +293,22 @@ async def test_nobody_is_turned_away_once_it_is_started_after_all(service: Servi
 async def test_who_comes_while_the_map_is_changed_goes_on_too(
     service: Service, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host, tell = await service.asleep(), service.previews._tell
+    host, tell = await service.asleep(), service.previews._apply
 
     async def slowly(told: str, *, new: bool) -> None:
         await service.knocked(host)
         await tell(told, new=new)
 
-    monkeypatch.setattr(service.previews, "_tell", slowly)
+    monkeypatch.setattr(service.previews, "_apply", slowly)
     waking = asyncio.create_task(service.wake(host, app))
     await asyncio.sleep(0.05)
     assert (await visit(service.visitor.get, host)).status == 200
     await waking
-    assert host not in service.previews._waiting._waiting, "it would be woken again as soon as it sleeps"
+    assert host not in service.previews._paused._connections, "it would be woken again as soon as it sleeps"
 
 
 async def test_what_is_held_waits_too(service: Service, app: App) -> None:
-    host = await service.asleep(state=RouteState.HELD)
+    host = await service.asleep(state=RouteState.PAUSED)
     waiting = asyncio.create_task(visit(service.visitor.get, host))
     await asyncio.sleep(0.1)
     assert not waiting.done()
@@ -317,11 +317,11 @@ async def test_what_is_held_waits_too(service: Service, app: App) -> None:
 
 
 async def test_who_waits_when_it_goes_back_to_sleep_is_told_of_once_more(service: Service, app: App) -> None:
-    host = await service.asleep(state=RouteState.HELD)
+    host = await service.asleep(state=RouteState.PAUSED)
     waiting = asyncio.create_task(visit(service.visitor.get, host))
     await service.knocked(host)
     owner = secret_hash(TOKEN)
-    for state in (RouteState.HELD, RouteState.ASLEEP):
+    for state in (RouteState.PAUSED, RouteState.ASLEEP):
         await service.previews.put(Route(host, state, None, owner_hash=owner))
         await asyncio.sleep(0.1)
     assert service.knocks == [host, host]

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from builderd.adapters.previews.haproxy.waiting import Waiting
+from builderd.adapters.previews.haproxy.paused_requests import PausedRequests
 
 
 class Side:
@@ -17,7 +17,7 @@ class Side:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.waiting = Waiting(path)
+        self.paused = PausedRequests(path)
         #: One that nobody holds would be closed.
         self._open: list[asyncio.StreamWriter] = []
 
@@ -25,13 +25,13 @@ class Side:
         _, writer = await asyncio.open_unix_connection(self._path)
         self._open.append(writer)
         writer.write(f"{host}\n".encode())
-        while host not in self.waiting._waiting:
+        while host not in self.paused._connections:
             await asyncio.sleep(0.001)
         return writer
 
     async def leaves(self, host: str, writer: asyncio.StreamWriter) -> None:
         writer.close()
-        while host in self.waiting._waiting:
+        while host in self.paused._connections:
             await asyncio.sleep(0.001)
 
 
@@ -40,9 +40,9 @@ async def side() -> AsyncIterator[Side]:
     # Short, because a Unix socket's path is.
     with TemporaryDirectory(prefix="previews-") as directory:
         made = Side(Path(directory) / "wake.sock")
-        await made.waiting.open(None)
+        await made.paused.open(None)
         yield made
-        await made.waiting.close()
+        await made.paused.close()
 
 
 async def test_a_host_that_nobody_waits_for_any_more_is_not_told_of(side: Side) -> None:
@@ -50,15 +50,15 @@ async def test_a_host_that_nobody_waits_for_any_more_is_not_told_of(side: Side) 
         writer = await side.comes("left.localhost")
         await side.leaves("left.localhost", writer)
     await side.comes("here.localhost")
-    assert await anext(aiter(side.waiting.hosts())) == "here.localhost"
+    assert await anext(aiter(side.paused.hosts())) == "here.localhost"
 
 
 async def test_a_host_is_queued_once_until_it_is_taken(side: Side) -> None:
-    hosts = aiter(side.waiting.hosts())
+    hosts = aiter(side.paused.hosts())
     await side.comes("a.localhost")
     for _ in range(3):
-        side.waiting.tell_again("a.localhost")
+        side.paused.report_again("a.localhost")
     await side.comes("b.localhost")
     assert [await anext(hosts), await anext(hosts)] == ["a.localhost", "b.localhost"]
-    side.waiting.tell_again("a.localhost")
+    side.paused.report_again("a.localhost")
     assert await anext(hosts) == "a.localhost"

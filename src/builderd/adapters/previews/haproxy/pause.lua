@@ -1,0 +1,165 @@
+-- Pause requests to a host whose app is asleep or being replaced; their bodies stay unread in the socket.
+--
+-- The first paused request of a host registers two tasks for it. "notify" asks the service for the route, once, and asks
+-- again only when the service does not answer. "watch" polls the map, in case the service has nothing to say, and ends
+-- requests that reached their deadline. Each request sleeps on a queue of its own until one of the tasks wakes it.
+
+local map_file, wake_socket = ...
+local routes = Map.new(map_file, Map._str)
+
+local POLL = 20 -- ms between two lookups in the map
+local RETRY = 250 -- ms until the service is asked again, after it did not answer
+local ANSWER_TIMEOUT = 35 -- s to wait for its answer: longer than a request is paused
+local MAX_PAUSED = 2000 -- paused requests of one host
+local WAVE = 4 -- requests released at once: many apps have a listen backlog of five
+local BUSY = 4 -- requests in progress at which the next wave waits
+local WAVE_POLL = 1 -- ms between two checks for the next wave
+local LAST_WAVE = 2000 -- ms until the rest is released, however slow the app is
+
+-- host -> { requests = the paused requests, over = true once released, answered = whether the service took the question }
+local paused = {}
+
+local function pauses(route)
+  return route ~= nil and (route:find("^asleep|") or route:find("^held|")) ~= nil
+end
+
+local function milliseconds()
+  local now = core.now()
+  return now.sec * 1000 + now.usec // 1000
+end
+
+local function in_progress(host)
+  local entry = core.proxies["activity"].stktable:lookup(host)
+  return entry and entry.conn_cur or 0
+end
+
+-- Release all requests with this route; in waves if it leads to an app. The map may not have the service's new route yet,
+-- so its entry is ignored until it has been open once. After that the map decides, since an app can crash under many
+-- requests: if the map pauses again, the remaining requests are paused anew.
+local function release(host, requests, route)
+  local deadline = milliseconds() + LAST_WAVE
+  local map_is_current = false
+  for number, request in ipairs(requests) do
+    request.queue:push(route)
+    if route:find("^open|") and number % WAVE == 0 then
+      local now
+      repeat
+        core.msleep(WAVE_POLL)
+        now = routes:lookup(host)
+        map_is_current = map_is_current or not pauses(now)
+      until in_progress(host) < BUSY or milliseconds() > deadline
+      if map_is_current then
+        route = now or "gone|"
+      end
+    end
+  end
+end
+
+-- Release a pause once; a request that comes later begins another pause.
+local function finish(host, pause, route)
+  if not pause.over then
+    pause.over = true
+    paused[host] = nil
+    release(host, pause.requests, route or "gone|")
+  end
+end
+
+-- Return the service's answer: a route, or nil without an answer.
+local function ask(host, pause)
+  local tcp = core.tcp()
+  tcp:settimeout(ANSWER_TIMEOUT)
+  local line = nil
+  pause.answered = tcp:connect(wake_socket) ~= nil and tcp:send(host .. "\n") ~= nil
+  if pause.answered then
+    line = tcp:receive("*l")
+  end
+  tcp:close()
+  return line
+end
+
+local function notify(host, pause)
+  while not pause.over do
+    local route = ask(host, pause)
+    if route and not pauses(route) then
+      return finish(host, pause, route)
+    end
+    core.msleep(RETRY)
+  end
+end
+
+local function end_overdue(pause)
+  local now, rest = milliseconds(), {}
+  for _, request in ipairs(pause.requests) do
+    if now < request.deadline then
+      rest[#rest + 1] = request
+    else
+      request.queue:push(pause.answered and "" or "unheard|")
+    end
+  end
+  pause.requests = rest
+end
+
+local function watch(host, pause)
+  while not pause.over do
+    core.msleep(POLL)
+    local route = routes:lookup(host)
+    if not pauses(route) then
+      return finish(host, pause, route)
+    end
+    end_overdue(pause)
+    if #pause.requests == 0 then
+      pause.over = true
+      paused[host] = nil
+    end
+  end
+end
+
+-- Run a task; an error in it releases all requests, so that none waits for ever.
+local function guarded(task, host, pause)
+  local ok, message = pcall(task, host, pause)
+  if not ok then
+    core.Alert("pause.lua: " .. tostring(message))
+    finish(host, pause, "")
+  end
+end
+
+local function begin(host)
+  local pause = { requests = {}, over = false, answered = true }
+  paused[host] = pause
+  core.register_task(guarded, notify, host, pause)
+  core.register_task(guarded, watch, host, pause)
+  return pause
+end
+
+-- Return the sha256 of the token that a private route requires; nil for a public route.
+local function token(route)
+  return route:match("^%w+|private|[^|]*|[^|]*|([^|]*)")
+end
+
+-- Pause one request; return the route that it is released with, or "" to keep its present route.
+local function wait(host, deadline)
+  local pause = paused[host] or begin(host)
+  if #pause.requests >= MAX_PAUSED then
+    return ""
+  end
+  local request = { queue = core.queue(), deadline = deadline }
+  pause.requests[#pause.requests + 1] = request
+  return request.queue:pop_wait()
+end
+
+core.register_action("pause", { "http-req" }, function(txn)
+  local host, before = txn:get_var("txn.host"), txn:get_var("txn.route")
+  local deadline = milliseconds() + txn:get_var("txn.max_pause")
+  local route = routes:lookup(host)
+  while pauses(route) do
+    route = wait(host, deadline)
+  end
+  if route == "" then
+    return -- the route has not changed, and its page answers the request
+  end
+  local wanted = token(route or "")
+  if wanted and wanted ~= token(before) then
+    route = "starting|" -- this visitor's token may be wrong for the new route: the next request checks it
+  end
+  txn:set_var("txn.route", route or "gone|")
+end, 0)

@@ -1,0 +1,42 @@
+"""Rules that pause requests for an app that is asleep or being replaced; ``pause.lua`` holds the requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from builderd.adapters.previews.haproxy.answers import Form
+from builderd.adapters.previews.haproxy.options import ProxyFiles
+from builderd.adapters.previews.haproxy.paused_requests import PAUSING_STATES
+from builderd.adapters.previews.haproxy.section import quoted
+
+#: Seconds that a request is paused at most: of a browser that asks for a page, which then gets one that reloads itself,
+#: and of every other. With more for a page, an app that starts would look like one that hangs.
+MAX_PAGE_PAUSE, MAX_PAUSE = 2, 30
+
+
+def script() -> str:
+    return Path(__file__).with_name("pause.lua").read_text()
+
+
+def load(files: ProxyFiles, *, chrooted: bool) -> str:
+    """Return the lines that load the script. A ``chrooted`` worker sees its jail as the root of all paths."""
+    socket = f"/{files.wake_socket.name}" if chrooted else str(files.wake_socket)
+    return f"""
+        lua-load {quoted(files.pause_script)} {quoted(files.routes)} {quoted(f"unix@{socket}")}
+        # Counts the time that the script runs, not the time that it waits.
+        tune.lua.session-timeout {2 * MAX_PAUSE}s
+        """
+
+
+def rules(form: Form) -> str:
+    """Return the rules. They follow the check of the token, so that a stranger wakes no app.
+
+    A form sent by a browser is paused as long as an API call: a page that reloads would lose what was sent.
+    """
+    page = f"http-request set-var(txn.max_pause) int({MAX_PAGE_PAUSE * 1000}) if {{ method GET HEAD }}"
+    states = " || ".join(f"{{ var(txn.route) -m beg {state}| }}" for state in sorted(PAUSING_STATES))
+    return f"""
+        http-request set-var(txn.max_pause) int({MAX_PAUSE * 1000})
+        {page if form is Form.PAGE else ""}
+        http-request lua.pause if {states}
+        """

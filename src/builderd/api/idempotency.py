@@ -17,7 +17,8 @@ from fastapi import Request
 from builderd.api.server.answers import Answer
 from builderd.domain.errors import Conflict, ValidationFailed
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.ports.store import IdempotencyRecord, UnitOfWork
+from builderd.ports.store import UnitOfWork
+from builderd.ports.store.idempotency import IdempotencyRecord
 from builderd.services.application import Application
 
 HEADER = "Idempotency-Key"

@@ -16,7 +16,8 @@ from builderd.domain.previews import preview_host
 from builderd.domain.prices import Cost, Sum
 from builderd.domain.quotas import allocation_of
 from builderd.domain.versions import Version, VersionSettings
-from builderd.ports.store import BuilderQuery, UnitOfWork
+from builderd.ports.store import UnitOfWork
+from builderd.ports.store.builders import BuilderQuery
 from builderd.services import admission, candidates, credentials, gates, spending, statuses, wake
 from builderd.services.application import Application
 

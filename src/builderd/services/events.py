@@ -16,7 +16,8 @@ from builderd.domain.builders import Status
 from builderd.domain.events import Event
 from builderd.domain.ids import TenantId
 from builderd.ports.signals import ANY
-from builderd.ports.store import EventQuery, UnitOfWork
+from builderd.ports.store import UnitOfWork
+from builderd.ports.store.events import EventQuery
 from builderd.services.application import Application
 
 #: How long to trust that a change of this process is signalled before looking again, in seconds.

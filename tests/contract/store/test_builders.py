@@ -11,7 +11,8 @@ from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add,
 from builderd.domain.builders import Builder, Desired, JobType, Status, Visibility
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, new_id
-from builderd.ports.store import BuilderQuery, Store, UnitOfWork
+from builderd.ports.store import Store, UnitOfWork
+from builderd.ports.store.builders import BuilderQuery
 
 EVERYTHING = make_builder(
     job_type=JobType.ONE_TIME,

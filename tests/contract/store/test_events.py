@@ -9,7 +9,8 @@ from tests.contract.store.calls import event_ids, record
 from tests.contract.store.samples import NOW, OTHER_TENANT, SECOND, TENANT, add, add_builder, make_event
 
 from builderd.domain.ids import BuilderId
-from builderd.ports.store import EventQuery, Store
+from builderd.ports.store import Store
+from builderd.ports.store.events import EventQuery
 
 
 async def test_every_field_of_an_event_is_kept_and_it_gets_an_id(store: Store) -> None:

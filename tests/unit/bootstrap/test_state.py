@@ -31,7 +31,8 @@ from builderd.bootstrap.database import store
 from builderd.bootstrap.keys import make_vault
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, ValidationFailed
-from builderd.ports.store import IdempotencyRecord, UnitOfWork
+from builderd.ports.store import UnitOfWork
+from builderd.ports.store.idempotency import IdempotencyRecord
 from builderd.services import credentials
 from builderd.settings import Settings, VaultSettings
 

@@ -14,7 +14,7 @@ from builderd.domain.ids import new_id
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.resources import Resources
 from builderd.domain.versions import Isolation
-from builderd.ports.store import BuilderQuery
+from builderd.ports.store.builders import BuilderQuery
 from builderd.services import builders
 
 

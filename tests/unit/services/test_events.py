@@ -18,7 +18,8 @@ from tests.stores import open_store
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.ports.store import EventQuery, Store, UnitOfWork
+from builderd.ports.store import Store, UnitOfWork
+from builderd.ports.store.events import EventQuery
 from builderd.services import events
 
 PATIENCE = 30

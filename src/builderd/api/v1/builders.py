@@ -19,7 +19,8 @@ from builderd.api.v1.pages import MAX_PER_PAGE, in_pieces
 from builderd.api.v1.shown import shown
 from builderd.api.waits import heard, waiting
 from builderd.domain.builders import Builder, JobType, Status
-from builderd.ports.store import BuilderQuery, UnitOfWork
+from builderd.ports.store import UnitOfWork
+from builderd.ports.store.builders import BuilderQuery
 from builderd.schemas.v1.builders import MAX_INTEGER, BuilderAnswer, BuilderPage, Name
 from builderd.schemas.v1.envelope import PageMeta
 from builderd.schemas.v1.shape import Parameters

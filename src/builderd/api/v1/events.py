@@ -21,7 +21,7 @@ from builderd.api.v1.pages import MAX_PER_PAGE
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.events import Event, is_pattern
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.ports.store import EventQuery
+from builderd.ports.store.events import EventQuery
 from builderd.schemas.v1 import events as wire
 from builderd.schemas.v1.builders import MAX_INTEGER
 from builderd.schemas.v1.envelope import PageMeta

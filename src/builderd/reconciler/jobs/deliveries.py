@@ -31,7 +31,8 @@ from builderd.domain.webhooks import (
     payload,
 )
 from builderd.ports.signals import ANY
-from builderd.ports.store import EventQuery, UnitOfWork
+from builderd.ports.store import UnitOfWork
+from builderd.ports.store.events import EventQuery
 from builderd.ports.webhooks import Reply
 from builderd.services import webhooks
 from builderd.services.application import Application

@@ -14,7 +14,7 @@ from builderd.domain.builders import Builder, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId
-from builderd.ports.store import EventQuery
+from builderd.ports.store.events import EventQuery
 from builderd.reconciler.jobs import housekeeping
 from builderd.reconciler.jobs.housekeeping import Housekeeping
 from builderd.services import builders

@@ -18,7 +18,8 @@ from builderd.domain.events import SYSTEM, Event
 from builderd.domain.months import next_month
 from builderd.domain.previews import RouteState
 from builderd.domain.prices import SECONDS_PER_HOUR
-from builderd.ports.store import EventQuery, UnitOfWork
+from builderd.ports.store import UnitOfWork
+from builderd.ports.store.events import EventQuery
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.jobs import spending
 from builderd.services import builders, caps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.application import MAIN, fake_world
 
-from builderd.ports.store import EventQuery
+from builderd.ports.store.events import EventQuery
 from builderd.reconciler.jobs.storage_events import StorageEvents
 
 

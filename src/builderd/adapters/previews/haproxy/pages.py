@@ -20,7 +20,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page. ``retry_after`` in seconds, 0 where a retry does not help; with ``refresh`` a browser reloads the page."""
+    """A page. ``retry_after`` in seconds, if a retry helps; with ``refresh`` a browser reloads the page."""
 
     name: str
     status: int

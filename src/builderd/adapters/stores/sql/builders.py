@@ -30,7 +30,7 @@ from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import NameTaken
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.quotas import Allocation
-from builderd.ports.store import BuilderQuery
+from builderd.ports.store.builders import BuilderQuery
 
 _kept = builders.c.status != Status.DELETED
 _oldest_first = (builders.c.created_at, builders.c.id)

@@ -19,7 +19,7 @@ from builderd.adapters.stores.sql.rows import row_of
 from builderd.adapters.stores.sql.tables import events
 from builderd.domain.events import ALL, Event, prefix_of
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.ports.store import EventQuery
+from builderd.ports.store.events import EventQuery
 
 #: The first key of the advisory locks; the second is a hash of the tenant's id. Two tenants of one hash just wait.
 LOCK_CLASS = 0x62640001

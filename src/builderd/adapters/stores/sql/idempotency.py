@@ -11,7 +11,7 @@ from builderd.adapters.stores.sql.rows import row_of, without
 from builderd.adapters.stores.sql.tables import idempotency
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import TenantId
-from builderd.ports.store import IdempotencyRecord
+from builderd.ports.store.idempotency import IdempotencyRecord
 
 _key = (idempotency.c.tenant_id == bindparam("of_tenant"), idempotency.c.key == bindparam("of_key"))
 

@@ -1,0 +1,51 @@
+"""The tables as they are now. ``migrations/`` creates them; a test holds both to the same schema.
+
+Columns have the names of the domain's fields, so that a row becomes its value by name. Importing this package adds
+every table to ``metadata``.
+"""
+
+from __future__ import annotations
+
+from builderd.adapters.stores.sql.tables.backups import backup_keys, backups, restores
+from builderd.adapters.stores.sql.tables.base import metadata
+from builderd.adapters.stores.sql.tables.builders import CLAIM, LIVE, builders, due_since, leases, ssh_grants
+from builderd.adapters.stores.sql.tables.database_lease import database_lease
+from builderd.adapters.stores.sql.tables.events import deliveries, events, webhooks
+from builderd.adapters.stores.sql.tables.gates import acceptances, qa_reports, qa_screenshots, reviews
+from builderd.adapters.stores.sql.tables.ledger import ledger, ledger_months
+from builderd.adapters.stores.sql.tables.requests import idempotency, uploads
+from builderd.adapters.stores.sql.tables.sandboxes import build_logs, metrics, sandboxes
+from builderd.adapters.stores.sql.tables.tenants import credentials, tenants, tokens
+from builderd.adapters.stores.sql.tables.versions import versions
+
+__all__ = [
+    "CLAIM",
+    "LIVE",
+    "acceptances",
+    "backup_keys",
+    "backups",
+    "build_logs",
+    "builders",
+    "credentials",
+    "database_lease",
+    "deliveries",
+    "due_since",
+    "events",
+    "idempotency",
+    "leases",
+    "ledger",
+    "ledger_months",
+    "metadata",
+    "metrics",
+    "qa_reports",
+    "qa_screenshots",
+    "restores",
+    "reviews",
+    "sandboxes",
+    "ssh_grants",
+    "tenants",
+    "tokens",
+    "uploads",
+    "versions",
+    "webhooks",
+]

@@ -1,0 +1,103 @@
+"""Tables of builders, their leases and their SSH grants."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, Integer, Table, Text, func, text
+
+from builderd.adapters.stores.sql.tables.base import NAME, builder_columns, document, metadata, unique_where
+from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime, word
+from builderd.domain.builders import Desired, Handover, JobType, Status, StopKind, Visibility
+
+#: The columns of a claim: not fields of ``Builder``, written only by ``claims``.
+CLAIM = ("claimed_by", "claimed_until", "due_at")
+
+
+#: A builder whose desired state is deleted is in no list, and its name is free.
+LIVE = "desired <> 'deleted'"
+
+
+builders = Table(
+    "builders",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("name", NAME, nullable=False),
+    Column("job_type", word(JobType), nullable=False),
+    Column("visibility", word(Visibility), nullable=False),
+    Column("service_token", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("auto_stop_interval", BigInteger, nullable=False),
+    Column("backup_interval_hours", BigInteger, nullable=False),
+    Column("desired", word(Desired), nullable=False),
+    Column("desired_by", ForeignText, nullable=False),
+    Column("desired_reason", ForeignText, nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("settled_run", Integer, nullable=False),
+    Column("status", word(Status), nullable=False),
+    Column("status_reason", ForeignText, nullable=False),
+    Column("exit_code", Integer),
+    Column("failure_code", Text),
+    Column("last_active_at", UtcDateTime),
+    Column("deleted_at", UtcDateTime),
+    Column("claimed_by", Text),
+    Column("claimed_until", UtcDateTime),
+    Column("due_at", UtcDateTime),
+    Column("disk", Text, nullable=False, server_default=text("''")),
+    Column("candidate", Integer),
+    Column("candidate_disk", Text),
+    Column("handover", word(Handover)),
+    Column("spare_disks", document()),
+    Column("spending_cap", ExactDecimal),
+    Column("cap_warned_at", UtcDateTime),
+    Column("asleep_since", UtcDateTime),
+    Column("stop_kind", word(StopKind)),
+    Column("opens_with", Integer),
+    Column("member", Text, nullable=False, server_default=text("''")),
+    CheckConstraint("version >= 1", name="version"),
+    CheckConstraint("auto_stop_interval >= 0", name="auto_stop_interval"),
+    CheckConstraint("backup_interval_hours >= 0", name="backup_interval_hours"),
+    CheckConstraint("settled_run >= 0 AND settled_run <= run", name="settled_run"),
+    CheckConstraint("status <> 'deleted' OR desired = 'deleted'", name="deleted"),
+    CheckConstraint("(claimed_by IS NULL) = (claimed_until IS NULL)", name="claim"),
+    unique_where("uq_builders_live_name", "tenant_id", LIVE, "name"),
+    unique_where("uq_builders_live_host", "host", LIVE),
+    Index("uq_builders_service_token", "service_token", unique=True),
+    Index("ix_builders_tenant_id_created_at", "tenant_id", "created_at"),
+)
+
+
+# A claimed builder is due when its claim expires without a release; any other at its due time.
+due_since = func.coalesce(builders.c.claimed_until, builders.c.due_at)
+
+
+Index("ix_builders_due", due_since)
+
+
+ssh_grants = Table(
+    "ssh_grants",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *builder_columns(),
+    Column("secret_hash", Text, nullable=False, unique=True),
+    Column("created_by", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    Index("ix_ssh_grants_builder_id", "builder_id"),
+)
+
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("builder_id", Text, ForeignKey("builders.id"), nullable=False, index=True),
+    Column("reason", ForeignText, nullable=False),
+    Column("created_by", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+)

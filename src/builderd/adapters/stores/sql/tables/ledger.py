@@ -1,0 +1,36 @@
+"""Tables of the ledger."""
+
+from __future__ import annotations
+
+from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Table, Text
+
+from builderd.adapters.stores.sql.tables.base import COUNTER, builder_columns, metadata, unique_where
+from builderd.adapters.stores.sql.types import ExactDecimal, UtcDateTime, word
+from builderd.domain.prices import Billing
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("id", COUNTER, primary_key=True),
+    *builder_columns(),
+    Column("billing", word(Billing), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    Column("hourly_rate", ExactDecimal, nullable=False),
+    CheckConstraint("ended_at >= started_at", name="ended_at"),
+    Index("ix_ledger_builder_id_started_at", "builder_id", "started_at"),
+    unique_where("uq_ledger_open", "builder_id", "ended_at IS NULL"),
+)
+
+
+# Sums of closed segments by calendar month, so that a total reads no more than one row a month.
+ledger_months = Table(
+    "ledger_months",
+    metadata,
+    Column("builder_id", Text, ForeignKey("builders.id"), primary_key=True),
+    Column("month", UtcDateTime, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("running", ExactDecimal, nullable=False),
+    Column("paid", ExactDecimal, nullable=False),
+    Index("ix_ledger_months_tenant_id_month", "tenant_id", "month"),
+)

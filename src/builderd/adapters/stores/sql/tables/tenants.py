@@ -1,0 +1,50 @@
+"""Tables of tenants, their API tokens and their credentials."""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, ForeignKey, LargeBinary, Table, Text
+
+from builderd.adapters.stores.sql.tables.base import NAME, document, metadata
+from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", NAME, nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("spending_cap", ExactDecimal),
+    Column("cap_warned_at", UtcDateTime),
+    # Time of the next check of its spending; not a field of ``Tenant``.
+    Column("spending_due_at", UtcDateTime, index=True),
+)
+
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("name", ForeignText, nullable=False),
+    Column("secret_hash", Text, nullable=False, unique=True),
+    Column("scopes", document(), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+)
+
+
+credentials = Table(
+    "credentials",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), primary_key=True),
+    Column("name", NAME, primary_key=True),
+    Column("variables", document(), nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("last_used_at", UtcDateTime),
+    # No foreign key: the id stays when the builder is deleted.
+    Column("last_used_by", Text),
+)

@@ -1,0 +1,44 @@
+"""The table of versions."""
+
+from __future__ import annotations
+
+from sqlalchemy import Boolean, CheckConstraint, Column, Double, ForeignKey, Integer, Table, Text, false
+
+from builderd.adapters.stores.sql.tables.base import document, metadata
+from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, word
+from builderd.domain.versions import Isolation, VersionStatus
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("builder_id", Text, ForeignKey("builders.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("bundle_hash", Text, nullable=False, index=True),
+    Column("entrypoint", Text, nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("env", document(), nullable=False),
+    Column("cpu", Double, nullable=False),
+    Column("memory", Double, nullable=False),
+    Column("disk", Double, nullable=False),
+    Column("isolation", word(Isolation), nullable=False),
+    Column("credentials", document(), nullable=False),
+    Column("skip_review", Boolean, nullable=False),
+    Column("skip_qa", Boolean, nullable=False),
+    Column("require_qa", Boolean, nullable=False),
+    Column("created_by", ForeignText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("status", word(VersionStatus), nullable=False),
+    Column("status_reason", ForeignText, nullable=False),
+    Column("layer_key", Text),
+    Column("review_passed", Boolean),
+    Column("qa_passed", Boolean),
+    Column("failure_code", Text),
+    Column("rolled_back_to", Integer),
+    Column("fresh_since", Integer),
+    Column("install_scripts", Boolean, nullable=False, server_default=false()),
+    Column("review_key", Text, index=True),
+    Column("review_until", UtcDateTime),
+    CheckConstraint("number >= 1", name="number"),
+    CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
+    CheckConstraint("cpu > 0 AND memory > 0 AND disk > 0", name="resources"),
+)

@@ -1,0 +1,136 @@
+"""The store: all of builderd's records, behind one unit of work.
+
+A unit of work is one transaction. Services get it from their caller; only an interface or the reconciler opens one,
+by ``Store.write`` or ``Store.read``, and so commits. The functions run in a worker thread and must wait for nothing but
+the store. The repositories of a unit of work are in files of their own, one for each noun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from builderd.ports.store.backups import BackupKeys, Backups, Restores
+from builderd.ports.store.build_logs import BuildLogs
+from builderd.ports.store.builders import Builders
+from builderd.ports.store.credentials import Credentials
+from builderd.ports.store.database_lease import DatabaseLeases
+from builderd.ports.store.events import Events
+from builderd.ports.store.idempotency import Idempotency
+from builderd.ports.store.leases import Leases
+from builderd.ports.store.ledger import Ledger
+from builderd.ports.store.metrics import Metrics
+from builderd.ports.store.qa_reports import QaReports
+from builderd.ports.store.reviews import Acceptances, Reviews
+from builderd.ports.store.sandboxes import Sandboxes
+from builderd.ports.store.ssh_grants import SshGrants
+from builderd.ports.store.tenants import Tenants
+from builderd.ports.store.tokens import Tokens
+from builderd.ports.store.uploads import Uploads
+from builderd.ports.store.versions import Versions
+from builderd.ports.store.webhooks import Deliveries, Webhooks
+
+__all__ = [
+    "Acceptances",
+    "BackupKeys",
+    "Backups",
+    "BuildLogs",
+    "Builders",
+    "Credentials",
+    "DatabaseLeases",
+    "Deliveries",
+    "Events",
+    "Idempotency",
+    "Leases",
+    "Ledger",
+    "Metrics",
+    "QaReports",
+    "Restores",
+    "Reviews",
+    "Sandboxes",
+    "SshGrants",
+    "Store",
+    "Tenants",
+    "Tokens",
+    "UnitOfWork",
+    "Uploads",
+    "Versions",
+    "Webhooks",
+]
+
+T = TypeVar("T")
+
+
+class UnitOfWork(Protocol):
+    @property
+    def database_lease(self) -> DatabaseLeases: ...
+    @property
+    def tenants(self) -> Tenants: ...
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def builders(self) -> Builders: ...
+    @property
+    def versions(self) -> Versions: ...
+    @property
+    def sandboxes(self) -> Sandboxes: ...
+    @property
+    def ledger(self) -> Ledger: ...
+    @property
+    def events(self) -> Events: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def webhooks(self) -> Webhooks: ...
+    @property
+    def deliveries(self) -> Deliveries: ...
+    @property
+    def build_logs(self) -> BuildLogs: ...
+    @property
+    def credentials(self) -> Credentials: ...
+    @property
+    def backups(self) -> Backups: ...
+    @property
+    def restores(self) -> Restores: ...
+    @property
+    def backup_keys(self) -> BackupKeys: ...
+    @property
+    def leases(self) -> Leases: ...
+    @property
+    def uploads(self) -> Uploads: ...
+    @property
+    def ssh_grants(self) -> SshGrants: ...
+    @property
+    def idempotency(self) -> Idempotency: ...
+    @property
+    def qa_reports(self) -> QaReports: ...
+    @property
+    def reviews(self) -> Reviews: ...
+    @property
+    def acceptances(self) -> Acceptances: ...
+
+
+class Store(Protocol):
+    async def write(self, work: Callable[[UnitOfWork], T]) -> T:
+        """Run ``work`` in one transaction: committed when it returns, rolled back when it raises.
+
+        After a conflict with another transaction it is rolled back and run again, so it must have no effects outside
+        the store. If the caller is cancelled, the transaction ends first, and the cancellation is raised then.
+        """
+
+    async def read(self, work: Callable[[UnitOfWork], T]) -> T:
+        """Run ``work``, which only reads, on one consistent state of the database."""
+
+    async def ready(self) -> bool:
+        """Return True if the database answers."""
+
+    async def schema_faults(self) -> Sequence[str]:
+        """Return how the schema differs from what this program needs: revision, missing tables and columns.
+
+        Returns within seconds, even if the database hangs.
+        """
+
+    async def migrate(self) -> None:
+        """Migrate the schema to the newest revision."""
+
+    async def close(self) -> None: ...

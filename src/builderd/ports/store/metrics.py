@@ -1,0 +1,24 @@
+"""Metrics in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from builderd.domain.ids import BuilderId
+from builderd.domain.metrics import SampleTarget, UsageBucket
+
+
+class Metrics(Protocol):
+    def watched(self) -> Sequence[SampleTarget]:
+        """Return all tenants' sandboxes that were started and have not ended, without trials."""
+
+    def add(self, steps: Sequence[UsageBucket]) -> None:
+        """Add these to the recorded buckets of the same builders and times."""
+
+    def of_builder(self, builder: BuilderId, since: datetime) -> Sequence[UsageBucket]:
+        """Return those that begin at or after this time, oldest first."""
+
+    def expire(self, before: datetime) -> int:
+        """Delete those that began before this time; return the number."""

@@ -1,0 +1,34 @@
+"""Sandboxes in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.sandboxes import Sandbox
+
+
+class Sandboxes(Protocol):
+    def add(self, sandbox: Sandbox) -> None: ...
+    def get(self, sandbox: SandboxId) -> Sandbox | None: ...
+    def save(self, sandbox: Sandbox) -> None: ...
+    def open_of(self, builder: BuilderId) -> Sandbox | None:
+        """Return the one that has not ended, at most one, without trials."""
+
+    def list(self, builder: BuilderId) -> Sequence[Sandbox]:
+        """Return all sandboxes, oldest first."""
+
+    def of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
+        """Return those of one run (generation), oldest first."""
+
+    def open_or_of_run(self, builder: BuilderId, run: int) -> Sequence[Sandbox]:
+        """Return those of one run and those of other runs that have not ended, trials included."""
+
+    def expire(self, before: datetime, limit: int) -> int:
+        """Delete up to ``limit`` that ended before this time, except those of current runs; return the number."""
+
+    def thin(self, keep: int, limit: int) -> int:
+        """Delete up to ``limit`` ended ones of runs with more than ``keep``, except the latest ``keep`` and the last
+        one that listened; return the number."""

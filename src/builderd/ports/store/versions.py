@@ -1,0 +1,29 @@
+"""Versions in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.domain.versions import Version
+
+
+class Versions(Protocol):
+    def add(self, version: Version) -> None: ...
+    def get(self, builder: BuilderId, number: int) -> Version | None: ...
+    def list(self, builder: BuilderId) -> Sequence[Version]:
+        """Return all versions, newest first."""
+
+    def current(self, tenant: TenantId) -> Mapping[BuilderId, Version]:
+        """Return the current version of each builder of the tenant, deleted ones included."""
+
+    def save(self, version: Version) -> None: ...
+    def uses_bundle(self, bundle_hash: str) -> bool:
+        """Return True if a version of an undeleted builder, or one with a backup, has this bundle.
+
+        A dropped version has none.
+        """
+
+    def layers(self) -> Collection[str]:
+        """Return the layer keys of all versions that undeleted builders may still run."""

@@ -277,10 +277,10 @@ def _fake_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 
 async def test_attributes_and_empty_files_count_for_the_space_that_a_backup_needs(
-    scene: Scene, repository: Repository, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, repository: TenantRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(scene.archive, ResticArchive)
-    scene.archive._floor = 8 * MB
+    assert isinstance(scene.backup_repository, ResticRepository)
+    scene.backup_repository._floor = 8 * MB
     attributes, names = await scene.disk(), await scene.disk()
     for number in range(10):
         file = scene.app(attributes) / str(number)
@@ -299,20 +299,22 @@ async def test_attributes_and_empty_files_count_for_the_space_that_a_backup_need
     assert len(os.listxattr(back / "0")) == 20
 
 
-async def _save_with(scene: Scene, repository: Repository, disk: DiskId, monkeypatch: pytest.MonkeyPatch) -> Saved:
+async def _save_with(
+    scene: Scene, repository: TenantRepository, disk: DiskId, monkeypatch: pytest.MonkeyPatch
+) -> SnapshotSummary:
     _fake_free(monkeypatch, 100 * MB)
     return await _save(scene, repository, disk)
 
 
 async def test_one_tenants_backups_leave_room_for_those_of_others(
-    scene: Scene, repository: Repository, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, repository: TenantRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(scene.archive, ResticArchive)
-    scene.archive._tenant_share = 0.5
+    assert isinstance(scene.backup_repository, ResticRepository)
+    scene.backup_repository._tenant_share = 0.5
     _fake_free(monkeypatch, 8 * MB)
     await _save(scene, repository, await scene.disk(big=os.urandom(3 * MB)))
     _fake_free(monkeypatch, 5 * MB)
     with pytest.raises(NoCapacity, match="sets the share"):
         await _save(scene, repository, await scene.disk(big=os.urandom(3 * MB)))
-    other = Repository(TenantId(new_id()), b"o" * 32)
+    other = TenantRepository(TenantId(new_id()), b"o" * 32)
     await _save(scene, other, await scene.disk(big=os.urandom(2 * MB)))

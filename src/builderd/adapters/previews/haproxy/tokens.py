@@ -43,7 +43,10 @@ def proof(options: ProxyOptions) -> str:
             f"http-request set-var(txn.by_link) bool(true) if {{ var(txn.linked),{proven} }}",
             "http-request set-var(txn.owner) bool(true) if { var(txn.by_link) -m bool }",
             _foreign(),
-            *(f"http-request set-var(txn.owner) bool(true) if {{ {source},{proven} }}{also}" for source, also in sources),
+            *(
+                f"http-request set-var(txn.owner) bool(true) if {{ {source},{proven} }}{also}"
+                for source, also in sources
+            ),
             "acl owner var(txn.owner) -m bool",
         )
     )

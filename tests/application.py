@@ -160,7 +160,7 @@ class World:
         """Ask for it, and wait until it is so."""
         wanted = await self.want(command, builder)
         async with asyncio.timeout(PATIENCE):
-            return await outcomes.reached(self.application, wanted.id, wanted.run)
+            return await outcomes.wait_until_settled(self.application, wanted.id, wanted.run)
 
     # What a test looks at
 

@@ -64,14 +64,14 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
             webhooks=HttpWebhookSender(settings.webhooks.allow, sandbox_networks),
             limits=settings.to_limits(),
             prices=settings.to_prices(),
-            allowances=settings.to_allowances(),
+            tenant_limits=settings.to_tenant_limits(),
             ssh=_ssh_gateway(settings),
             preview_domain=settings.preview_domain,
             instance=owned.instance.identity,
             member=owned.instance.member,
             backup_repository=make_backup_repository(settings, engine),
             backup_rules=settings.backup.to_rules(),
-            keeping=settings.to_keeping(),
+            retention=settings.to_retention_policy(),
         )
     finally:
         keeping.cancel()

@@ -30,15 +30,15 @@ from builderd.domain.previews import Route
 from builderd.domain.routes import closed_route
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.adopting import adopt
-from builderd.reconciler.backups.desk import Desk
+from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.core.faults import kill_at, no_fault
 from builderd.reconciler.core.race import race
 from builderd.reconciler.jobs import waking
-from builderd.reconciler.jobs.deliveries import Deliveries
-from builderd.reconciler.jobs.housekeeping import Housekeeping
 from builderd.reconciler.jobs.idle import Idleness
+from builderd.reconciler.jobs.retention import RetentionJob
 from builderd.reconciler.jobs.sampling import sample
+from builderd.reconciler.jobs.webhooks import WebhookJob
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.services.application import Application
 from builderd.settings import Settings
@@ -177,12 +177,12 @@ async def _run_workers(app: Application, settings: Settings, servers: Servers) -
         group.create_task(Reconciler(app, fault).run())
         group.create_task(Idleness(app).watch())
         group.create_task(waking.watch(app))
-        group.create_task(Deliveries(app).run())
+        group.create_task(WebhookJob(app).run())
         if settings.ssh.port:
             group.create_task(SshGateway(app, load_host_key(settings)).serve(settings.host, settings.ssh.port))
         group.create_task(sample(app))
         group.create_task(BackupSchedule(app, fault).run())
-        group.create_task(Housekeeping(app).run())
+        group.create_task(RetentionJob(app).run())
 
 
 async def _warm_up(app: Application) -> None:
@@ -200,7 +200,7 @@ async def _adopt_backups(app: Application, mark: Path) -> None:
     """
     while await asyncio.to_thread(mark.exists):
         try:
-            await adopt(Desk(app))
+            await adopt(BackupContext(app))
             await asyncio.to_thread(mark.unlink)
         except BuilderdError as error:
             # The operator may remove the mark to start without the newer backups.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from builderd.domain.builders import Builder, Desired, JobType
 from builderd.domain.next_step import prepare
-from builderd.domain.steps import DropDisks, EndTrial, HandOver, Observed, PlanTrial, Step, TryCandidate
+from builderd.domain.steps import DropDisks, EndTrial, HandOver, Observation, PlanTrial, Step, TryCandidate
 
 
-def candidate_step(builder: Builder, seen: Observed) -> Step | None:
+def candidate_step(builder: Builder, seen: Observation) -> Step | None:
     """Return the next step for the candidate version, or None."""
     if builder.desired is Desired.DELETED:
         return None
@@ -24,7 +24,7 @@ def candidate_step(builder: Builder, seen: Observed) -> Step | None:
     return prepare(seen.candidate) or _try(builder, seen) or HandOver()
 
 
-def _try(builder: Builder, seen: Observed) -> Step | None:
+def _try(builder: Builder, seen: Observation) -> Step | None:
     """Return the trial's next step: it keeps a version that cannot start from interrupting the app that serves.
 
     Jobs have no trial, since they would do their work twice; nor has a restored disk, whose version ran on it before.

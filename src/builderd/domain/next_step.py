@@ -20,7 +20,7 @@ from builderd.domain.steps import (
     Freeze,
     GiveUp,
     Install,
-    Observed,
+    Observation,
     PlanSandbox,
     PutBundle,
     RecordEnd,
@@ -38,7 +38,7 @@ from builderd.domain.steps import (
 )
 
 
-def next_step(builder: Builder, seen: Observed) -> Step:
+def next_step(builder: Builder, seen: Observation) -> Step:
     """Return the next step from the observed towards the desired state."""
     if _ended_by_itself(seen):
         return _close_route(builder, seen) or RecordEnd()
@@ -51,14 +51,14 @@ def next_step(builder: Builder, seen: Observed) -> Step:
             return _towards_running(builder, seen)
 
 
-def _ended_by_itself(seen: Observed) -> bool:
+def _ended_by_itself(seen: Observation) -> bool:
     """Return True if a sandbox recorded as started no longer runs."""
     if seen.sandbox is None or seen.sandbox.started_at is None:
         return False
     return seen.report is None or not seen.report.alive
 
 
-def _close_route(builder: Builder, seen: Observed) -> Step | None:
+def _close_route(builder: Builder, seen: Observation) -> Step | None:
     """Close the route to the sandbox; None if it is closed already.
 
     The route closes before the sandbox is removed, since another builder's sandbox may get its address.
@@ -69,7 +69,7 @@ def _close_route(builder: Builder, seen: Observed) -> Step | None:
     return SetRoute(closed) if seen.route != closed else None
 
 
-def _towards_deleted(builder: Builder, seen: Observed) -> Step:
+def _towards_deleted(builder: Builder, seen: Observation) -> Step:
     if builder.settled:
         return Wait()
     if (closing := _close_route(builder, seen)) is not None:
@@ -79,7 +79,7 @@ def _towards_deleted(builder: Builder, seen: Observed) -> Step:
     return StopSandbox() if seen.sandbox is not None else Forget()
 
 
-def _towards_stopped(builder: Builder, seen: Observed) -> Step:
+def _towards_stopped(builder: Builder, seen: Observation) -> Step:
     if (closing := _close_route(builder, seen)) is not None:
         return closing
     if seen.sandbox is not None:
@@ -87,7 +87,7 @@ def _towards_stopped(builder: Builder, seen: Observed) -> Step:
     return Wait() if builder.settled else Settle(Status.STOPPED)
 
 
-def _towards_running(builder: Builder, seen: Observed) -> Step:
+def _towards_running(builder: Builder, seen: Observation) -> Step:
     if seen.sandbox is not None and seen.sandbox.run != builder.run:
         return _close_route(builder, seen) or StopSandbox(drain=builder.handover is not None)
     if seen.sandbox is None or seen.sandbox.started_at is None:
@@ -113,7 +113,7 @@ def _is_up(builder: Builder) -> bool:
     return builder.settled and builder.status is Status.RUNNING and builder.stop_kind is None
 
 
-def _towards_frozen(builder: Builder, seen: Observed) -> Step:
+def _towards_frozen(builder: Builder, seen: Observation) -> Step:
     """Close the route before the freeze, so that no request hangs in a frozen app."""
     asleep = make_route(builder, RouteState.ASLEEP)
     if seen.route != asleep:
@@ -121,23 +121,23 @@ def _towards_frozen(builder: Builder, seen: Observed) -> Step:
     return Wait() if seen.paid_frozen and _is_frozen(seen) else Freeze()
 
 
-def _is_frozen(seen: Observed) -> bool:
+def _is_frozen(seen: Observation) -> bool:
     return seen.report is not None and seen.report.state is SandboxState.FROZEN
 
 
-def _open_route(builder: Builder, seen: Observed) -> Step | None:
+def _open_route(builder: Builder, seen: Observation) -> Step | None:
     """Open the route to the app; None if it is open already."""
     opened = _opened(builder, seen)
     return SetRoute(opened) if seen.route != opened else None
 
 
-def _opened(builder: Builder, seen: Observed) -> Route:
+def _opened(builder: Builder, seen: Observation) -> Route:
     assert seen.report is not None, "a running sandbox has a report"
     assert seen.report.ip is not None, "a running sandbox has an address"
     return make_route(builder, RouteState.OPEN, Address(seen.report.ip, seen.version.port))
 
 
-def _towards_started(builder: Builder, seen: Observed) -> Step:
+def _towards_started(builder: Builder, seen: Observation) -> Step:
     if seen.sandbox is None and (decision := _after_ends(builder, seen)) is not None:
         return decision
     if (closing := _close_route(builder, seen)) is not None:
@@ -164,7 +164,7 @@ def prepare(version: VersionState) -> Step | None:
     return None if version.layer_ready else Install(version.number)
 
 
-def _after_ends(builder: Builder, seen: Observed) -> Step | None:
+def _after_ends(builder: Builder, seen: Observation) -> Step | None:
     """Return the step that the ends of earlier attempts require before a new one, or None."""
     if not seen.ends:
         return None

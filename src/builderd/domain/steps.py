@@ -27,7 +27,7 @@ class VersionState:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class Observation:
     """Observed state of one builder.
 
     ``version`` is the one to run (``Builder.to_run``), ``candidate`` the one that is being prepared, if any, and

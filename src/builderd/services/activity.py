@@ -54,7 +54,7 @@ def touched(builder: Builder, at: datetime) -> Builder:
 
 
 @asynccontextmanager
-async def reached(application: Application, builder: Builder) -> AsyncIterator[None]:
+async def track_use(application: Application, builder: Builder) -> AsyncIterator[None]:
     """Its files are used, from now on and for as long as the block lasts. Whether it runs or sleeps, it goes on so."""
     now = application.clock.now()
     if builder.last_active_at is None or now - builder.last_active_at >= NOTICED:

@@ -74,15 +74,15 @@ def _promised(uow: UnitOfWork, builder: Builder, new: Version | None = None) -> 
 def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId, more: Allocation) -> None:
     tenant = uow.tenants.get(tenant_id)
     assert tenant is not None, "whoever has a token is stored"
-    quota = application.allowances.of(tenant).quota
+    quota = application.tenant_limits.of(tenant).quota
     found = list(quota.exceeded(uow.builders.allocated(tenant_id), more))
     if found:
         raise QuotaExceeded(f"Your quota is reached: {_listed(found)}. {_advice(found)}", data=_data(found))
 
 
 def _check_capacity(uow: UnitOfWork, application: Application, more: Allocation) -> None:
-    allowances = application.allowances
-    limit = application.engine.capacity().times(allowances.cpu_factor, allowances.memory_factor)
+    tenant_limits = application.tenant_limits
+    limit = application.engine.capacity().times(tenant_limits.cpu_factor, tenant_limits.memory_factor)
     found = list(limit.exceeded(uow.builders.allocated(), more))
     if found:
         raise NoCapacity(

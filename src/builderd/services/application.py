@@ -31,9 +31,9 @@ from builderd.ports.testers import Testers
 from builderd.ports.uploads import Uploads
 from builderd.ports.vault import Vault
 from builderd.ports.webhooks import WebhookSender
-from builderd.services.allowances import Allowances
 from builderd.services.held_bytes import HeldBytes
 from builderd.services.reviews import Gate
+from builderd.services.tenant_limits import TenantLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
+class RetentionPolicy:
     """How long what is of no use any more is kept: unused layers, records of what happened, webhooks' deliveries."""
 
     layers: timedelta = timedelta(days=30)
@@ -98,8 +98,8 @@ class Application:
     backup_rules: BackupRules = field(default_factory=BackupRules)
     #: Sandboxes that run for a trial, on nobody's record: not to be swept away.
     scratch: set[SandboxId] = field(default_factory=set)
-    allowances: Allowances = field(default_factory=Allowances)
-    keeping: Keeping = field(default_factory=Keeping)
+    tenant_limits: TenantLimits = field(default_factory=TenantLimits)
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     #: The latest reading of each builder that runs here.
     readings: dict[BuilderId, UsageSample] = field(default_factory=dict)
     #: How many archives, and how many files, each tenant is being sent.

@@ -268,7 +268,7 @@ def recover(uow: UnitOfWork, application: Application, builder: Builder, disk: D
     uow.restores.add(wanted)
     reason = f"its disk is gone: the backup of {when(lost.backup)} is being brought back"
     uow.builders.save(replace(builder, status_reason=reason, updated_at=now))
-    tell(uow, wanted, "disk.lost", now, reason=reason, details={"disk": builder.disk, "backup": lost.backup.id})
+    notify(uow, wanted, "disk.lost", now, reason=reason, details={"disk": builder.disk, "backup": lost.backup.id})
 
 
 def version_of(uow: UnitOfWork, backup: Backup) -> Version:
@@ -361,7 +361,7 @@ def reseal(uow: UnitOfWork, vault: Vault) -> int:
 # Events
 
 
-def tell(
+def notify(
     uow: UnitOfWork, about: Backup | Restore, kind: str, now: datetime, *, reason: str, details: Mapping[str, Any]
 ) -> None:
     """An event of the builder: ``backup.…`` or ``restore.…``."""

@@ -107,7 +107,7 @@ def start(uow: UnitOfWork, application: Application, caller: Caller, builder_id:
     """
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     if builder.desired is Desired.RUNNING:
-        return wake.rouse(uow, application, builder, wake.User(caller.actor, f"started by {caller.actor}"), now)
+        return wake.request_wake(uow, application, builder, wake.User(caller.actor, f"started by {caller.actor}"), now)
     return want_run(uow, application, builder, caller, "started", now)
 
 

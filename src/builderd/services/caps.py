@@ -23,7 +23,7 @@ WARNING = "spending.warning"
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
+class MonthToDate:
     """The present month of one tenant: the sums of its builders, and what goes on."""
 
     tenant: Tenant
@@ -48,20 +48,20 @@ def _warned(at: datetime | None, now: datetime) -> bool:
     return at is not None and at >= month_of(now)
 
 
-def books(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> Books:
+def month_to_date(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> MonthToDate:
     """What the tenant's builders cost this month."""
     tenant = uow.tenants.get(tenant_id)
     assert tenant is not None, "whoever has builders is stored"
-    return Books(tenant, uow.ledger.of_month(tenant_id, now), uow.ledger.open_of(tenant_id))
+    return MonthToDate(tenant, uow.ledger.of_month(tenant_id, now), uow.ledger.open_of(tenant_id))
 
 
-def accounts(application: Application, found: Books, builder: Builder | None, now: datetime) -> Sequence[Account]:
+def accounts(application: Application, found: MonthToDate, builder: Builder | None, now: datetime) -> Sequence[Account]:
     """The tenant's account and the builder's, as far as they are capped."""
-    allowance = application.allowances.of(found.tenant)
+    limit = application.tenant_limits.of(found.tenant)
     result = []
-    if (cap := allowance.cap_of(found.tenant)) is not None:
+    if (cap := limit.cap_of(found.tenant)) is not None:
         result.append(found.of_tenant(cap, now))
-    if builder is not None and (cap := allowance.cap_of_builder(builder.spending_cap)) is not None:
+    if builder is not None and (cap := limit.cap_of_builder(builder.spending_cap)) is not None:
         result.append(found.of_builder(builder, cap, now))
     return result
 
@@ -70,7 +70,7 @@ def check(
     uow: UnitOfWork, application: Application, tenant_id: TenantId, builder: Builder | None, now: datetime
 ) -> None:
     """Raises ``QuotaExceeded`` when a cap is reached; ``builder`` None for one that is to be created."""
-    found = books(uow, tenant_id, now)
+    found = month_to_date(uow, tenant_id, now)
     over = tightest(accounts(application, found, builder, now))
     if over is None:
         return
@@ -107,15 +107,15 @@ class CapView:
 
 def view_of_tenant(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> CapView:
     """The cap of all builders together."""
-    found = books(uow, tenant_id, now)
-    limit = application.allowances.of(found.tenant).monthly
+    found = month_to_date(uow, tenant_id, now)
+    limit = application.tenant_limits.of(found.tenant).monthly
     return _view(application, found.tenant.spending_cap, limit, sum(found.sums.values(), Sum()), now)
 
 
 def view_of_builder(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> CapView:
     """The cap of one."""
-    found = books(uow, builder.tenant_id, now)
-    limit = application.allowances.of(found.tenant).builder_monthly
+    found = month_to_date(uow, builder.tenant_id, now)
+    limit = application.tenant_limits.of(found.tenant).builder_monthly
     return _view(application, builder.spending_cap, limit, found.sums.get(builder.id, Sum()), now)
 
 
@@ -133,7 +133,7 @@ def set_for_tenant(
     """None lifts it, but not what the operator set. Raises ``ValidationFailed``."""
     tenant = uow.tenants.get(tenant_id)
     assert tenant is not None, "whoever has a token is stored"
-    _check_amount(monthly, application.allowances.of(tenant).monthly, application.prices.currency)
+    _check_amount(monthly, application.tenant_limits.of(tenant).monthly, application.prices.currency)
     uow.tenants.cap(tenant_id, monthly)
     uow.tenants.make_spending_due(tenant_id, now)
 
@@ -144,7 +144,7 @@ def set_for_builder(
     """The same for one builder, which must be locked."""
     tenant = uow.tenants.get(builder.tenant_id)
     assert tenant is not None, "whoever has builders is stored"
-    _check_amount(monthly, application.allowances.of(tenant).builder_monthly, application.prices.currency)
+    _check_amount(monthly, application.tenant_limits.of(tenant).builder_monthly, application.prices.currency)
     capped = replace(builder, spending_cap=monthly, cap_warned_at=None, updated_at=now)
     uow.builders.save(capped)
     uow.tenants.make_spending_due(builder.tenant_id, now)
@@ -173,7 +173,7 @@ class CapDecision:
 
 def judge(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> CapDecision:
     """Only looks."""
-    found = books(uow, tenant_id, now)
+    found = month_to_date(uow, tenant_id, now)
     of_tenant = next(iter(accounts(application, found, None, now)), None)
     stop, warn, looks = [], [], [of_tenant.next_check(now)] if of_tenant else []
     for builder in uow.builders.of_tenant(tenant_id, deleted=False):
@@ -192,7 +192,7 @@ def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: 
     builder = uow.builders.get(builder_id, lock=True)
     if builder is None or builder.desired is not Desired.RUNNING:
         return None
-    over = tightest(accounts(application, books(uow, builder.tenant_id, now), builder, now))
+    over = tightest(accounts(application, month_to_date(uow, builder.tenant_id, now), builder, now))
     if over is None:
         return None
     reason = cap_message(over.cap, application.prices.currency)
@@ -215,7 +215,7 @@ def warn_of_builder(uow: UnitOfWork, application: Application, builder_id: Build
     builder = uow.builders.get(builder_id, lock=True)
     if builder is None:
         return
-    for account in accounts(application, books(uow, builder.tenant_id, now), builder, now):
+    for account in accounts(application, month_to_date(uow, builder.tenant_id, now), builder, now):
         if not account.cap.of_tenant and account.warning_due:
             uow.events.add(_warning(application, builder.tenant_id, builder.id, account, now))
             uow.builders.save(replace(builder, cap_warned_at=now))
@@ -223,7 +223,7 @@ def warn_of_builder(uow: UnitOfWork, application: Application, builder_id: Build
 
 def warn_of_tenant(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> None:
     """The same of the tenant's cap."""
-    found = books(uow, tenant_id, now)
+    found = month_to_date(uow, tenant_id, now)
     account = next(iter(accounts(application, found, None, now)), None)
     if account is None or not account.warning_due:
         return

@@ -89,7 +89,7 @@ async def archive(
     """
     builder, disk = await _look(application, tenant_id, builder_id)
     async with _one_more(application.archives, tenant_id, MAX_ARCHIVES, "archives"):
-        packed = _compressed(application.engine.archive(disk), activity.reached(application, builder))
+        packed = _compressed(application.engine.archive(disk), activity.track_use(application, builder))
         async with aclosing(packed):
             yield packed
 
@@ -120,7 +120,7 @@ async def _compressed(packed: AsyncGenerator[bytes], use: AbstractAsyncContextMa
 async def _disk(application: Application, tenant_id: TenantId, builder_id: str) -> AsyncIterator[DiskId]:
     """The builder's disk; for as long as the context lasts, the builder is in use."""
     builder, disk = await _look(application, tenant_id, builder_id)
-    async with activity.reached(application, builder):
+    async with activity.track_use(application, builder):
         yield disk
 
 

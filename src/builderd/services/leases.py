@@ -30,7 +30,7 @@ def take(
     uow.leases.expire(builder.id, now)
     if len(lasting(uow, builder, now)) >= MAX_LEASES:
         raise InvalidState(f"The builder has {MAX_LEASES} leases: renew one of them, or end one.")
-    wake.rouse(uow, application, builder, User(actor, f"woken for a lease by {actor}"), now)
+    wake.request_wake(uow, application, builder, User(actor, f"woken for a lease by {actor}"), now)
     lease = Lease(LeaseId(new_id()), builder.id, reason, actor, now, now + timedelta(seconds=seconds))
     uow.leases.add(lease)
     _tell(uow, builder, "lease.taken", actor, lease, now)

@@ -67,14 +67,14 @@ async def wait(application: Application, builder_id: BuilderId, run: int) -> Bui
 
     Raises the error of the stage that failed, with ``data.uuid``.
     """
-    builder = await reached(application, builder_id, run)
+    builder = await wait_until_settled(application, builder_id, run)
     failure = failure_of(builder)
     if failure is not None and builder.settled_run >= run:
         raise await _with_findings(application, failure, builder, builder.version)
     return builder
 
 
-async def reached(application: Application, builder_id: BuilderId, run: int) -> Builder:
+async def wait_until_settled(application: Application, builder_id: BuilderId, run: int) -> Builder:
     """The same, and a failure is a builder like another: for those who wanted something else than a run."""
     while True:
         seen = application.signals.count(builder_id)

@@ -38,7 +38,7 @@ class User:
 STILL_IN_USE = User(SYSTEM, "woken since a command or a session in it goes on")
 
 
-def rouse(uow: UnitOfWork, application: Application, builder: Builder, user: User, now: datetime) -> Builder:
+def request_wake(uow: UnitOfWork, application: Application, builder: Builder, user: User, now: datetime) -> Builder:
     """Record the use, and want the locked builder awake if it sleeps. One wake, however many ask for it.
 
     Raises ``QuotaExceeded`` and ``NoCapacity`` for one that is to be started.
@@ -80,7 +80,7 @@ async def visited(application: Application, host: str) -> None:
         if builder.wakes and (refusal := _refusal(uow, application, builder, now)) is not None:
             uow.builders.save(replace(builder, stop_kind=StopKind.CAP, status_reason=refusal, updated_at=now))
             return builder.id
-        return builder.id if _differs(rouse(uow, application, builder, User(), now), builder) else None
+        return builder.id if _differs(request_wake(uow, application, builder, User(), now), builder) else None
 
     try:
         changed = await application.store.write(work)
@@ -117,7 +117,7 @@ async def awake(application: Application, builder_id: BuilderId, user: User | No
 
     def work(uow: UnitOfWork) -> tuple[Builder, bool]:
         builder = _get(uow, builder_id)
-        wanted = rouse(uow, application, builder, user or User(), now)
+        wanted = request_wake(uow, application, builder, user or User(), now)
         return wanted, _differs(wanted, builder)
 
     builder, woken = await application.store.write(work)
@@ -143,7 +143,7 @@ async def going_on(application: Application, sandbox: SandboxId) -> AsyncIterato
         if builder.asleep_since is None or builder.desired is not Desired.RUNNING:
             activity.used(uow, builder, now)
             return None
-        return rouse(uow, application, builder, STILL_IN_USE, now).id
+        return request_wake(uow, application, builder, STILL_IN_USE, now).id
 
     async with activity.noting(application, note):
         yield

@@ -1,4 +1,4 @@
-"""Webhooks: made, listed, removed. ``reconciler/jobs/deliveries`` tells them what happens."""
+"""Webhooks: made, listed, removed. ``reconciler/jobs/webhooks`` tells them what happens."""
 
 from __future__ import annotations
 

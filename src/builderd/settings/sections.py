@@ -15,7 +15,7 @@ from pydantic_settings import NoDecode
 from builderd.domain.backups import BackupRules, Retention
 from builderd.domain.quotas import Limit
 from builderd.domain.versions import Isolation
-from builderd.services.allowances import Allowance
+from builderd.services.tenant_limits import TenantLimit
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Price = Annotated[Decimal, Field(ge=0)]
@@ -206,9 +206,9 @@ class TenantSettings(Section):
     monthly_cap: Price | None = None
     builder_monthly_cap: Price | None = None
 
-    def to_allowance(self) -> Allowance:
+    def to_tenant_limit(self) -> TenantLimit:
         quota = Limit(self.builders, self.running_builders, self.cpu, self.memory, self.disk)
-        return Allowance(quota, self.monthly_cap, self.builder_monthly_cap)
+        return TenantLimit(quota, self.monthly_cap, self.builder_monthly_cap)
 
 
 class RateSettings(Section):

@@ -16,8 +16,8 @@ from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
 from builderd.domain.tenants import NAME
 from builderd.domain.uploads import UploadRules
-from builderd.services.allowances import Allowances
-from builderd.services.application import Keeping, Limits
+from builderd.services.application import Limits, RetentionPolicy
+from builderd.services.tenant_limits import TenantLimits
 from builderd.settings.sections import (
     BackupSettings,
     CapacitySettings,
@@ -162,22 +162,22 @@ class Settings(BaseSettings):
     def to_prices(self) -> Prices:
         return Prices(**self.prices.model_dump())
 
-    def to_allowances(self) -> Allowances:
+    def to_tenant_limits(self) -> TenantLimits:
         """Return the limits of tenants; each setting of a tenant's own overrides the one of all tenants."""
         common = self.tenant.model_dump()
-        return Allowances(
-            default=self.tenant.to_allowance(),
+        return TenantLimits(
+            default=self.tenant.to_tenant_limit(),
             tenants={
-                name: TenantSettings(**common | own.model_dump(exclude_unset=True)).to_allowance()
+                name: TenantSettings(**common | own.model_dump(exclude_unset=True)).to_tenant_limit()
                 for name, own in self.tenants.items()
             },
             cpu_factor=self.capacity.cpu,
             memory_factor=self.capacity.memory,
         )
 
-    def to_keeping(self) -> Keeping:
+    def to_retention_policy(self) -> RetentionPolicy:
         days = {name: timedelta(days=getattr(self.retention, name)) for name in ("layers", "events", "deliveries")}
-        return Keeping(**days)
+        return RetentionPolicy(**days)
 
     def to_upload_rules(self) -> UploadRules:
         limits = self.limits

@@ -40,7 +40,7 @@ from builderd.domain.tenants import Tenant
 from builderd.domain.webhooks import Delivery, Webhook
 from builderd.ports.store import Store, UnitOfWork
 from builderd.reconciler.backups import upkeep
-from builderd.reconciler.backups.desk import Desk
+from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.jobs import activity
 from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.reconciler.loop.sweep import sweep
@@ -353,7 +353,7 @@ async def test_whoever_seals_a_backup_key_anew_and_whoever_checks_undo_nothing(
 ) -> None:
     key, pause = BackupKey(TENANT.id, b"sealed", NOW, NOW, NOW), Pause()
     await one.write(lambda uow: uow.backup_keys.add(key))
-    desk = Desk(cast("Any", SimpleNamespace(store=two)))
+    desk = BackupContext(cast("Any", SimpleNamespace(store=two)))
 
     sealing = asyncio.create_task(one.write(lambda uow: backups.reseal(uow, PausedVault(step, pause))))
     await pause.reached()

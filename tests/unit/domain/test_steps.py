@@ -22,7 +22,7 @@ from builderd.domain.steps import (
     Freeze,
     GiveUp,
     Install,
-    Observed,
+    Observation,
     PlanSandbox,
     PutBundle,
     RecordEnd,
@@ -71,9 +71,9 @@ EXITED = replace(REPORT, state=SandboxState.EXITED, ip=None, end=SandboxEnd(EndC
 PARTIAL = replace(REPORT, state=SandboxState.PARTIAL, ip=None)
 
 
-def seen(*, ends: tuple[Sandbox, ...] = (), **changes: Any) -> Observed:
+def seen(*, ends: tuple[Sandbox, ...] = (), **changes: Any) -> Observation:
     """Everything is prepared, and nothing runs; what ended are the attempts from the first on."""
-    at_rest = Observed(
+    at_rest = Observation(
         now=NOW,
         version=READY,
         candidate=None,
@@ -99,7 +99,7 @@ def ended(cause: EndCause, ago: float = 0, *, listened: bool = True, exit_code: 
     )
 
 
-CASES: dict[str, tuple[Builder, Observed, Step]] = {
+CASES: dict[str, tuple[Builder, Observation, Step]] = {
     # towards running
     "at first the preview says that it starts": (ALWAYS_ON, seen(route=None), SetRoute(STARTING)),
     "a job's preview says that it is one": (JOB, seen(route=None), SetRoute(FOR_JOB)),

@@ -28,7 +28,7 @@ from builderd.domain.steps import (
     Forget,
     GiveUp,
     Install,
-    Observed,
+    Observation,
     PlanSandbox,
     PutBundle,
     RecordEnd,
@@ -87,9 +87,9 @@ class World:
     waits: list[timedelta] = field(default_factory=list)
     starts: int = 0
 
-    def look(self) -> Observed:
+    def look(self) -> Observation:
         open_record = next((record for record in self.records if record.end is None), None)
-        return Observed(
+        return Observation(
             now=self.now,
             version=VersionState(1, 8000, BUNDLE, self.layer, review_due=not self.reviewed),
             candidate=None,
@@ -115,11 +115,11 @@ class World:
     def do(self, step: Step, app: App) -> Record:  # noqa: C901, PLR0912 -- one branch a step
         wanted, seen = self.builder, self.look()
 
-        def same_wish() -> bool:
+        def same_generation() -> bool:
             return (self.builder.desired, self.builder.run) == (wanted.desired, wanted.run)
 
         def failed() -> None:
-            if same_wish():
+            if same_generation():
                 self.settle(Status.FAILED)
 
         match step:
@@ -138,7 +138,7 @@ class World:
                 record = Sandbox(
                     SandboxId(f"{len(self.records):016x}"), BUILDER, 1, wanted.run, attempt, self.now, DISK
                 )
-                return lambda: self.records.append(record) if same_wish() else None
+                return lambda: self.records.append(record) if same_generation() else None
             case StartSandbox():
                 return self.start(the(seen.sandbox), app)
             case AwaitListening():
@@ -159,9 +159,9 @@ class World:
                 self.disk, self.on_disk = False, None
                 return self.forget
             case Settle(Status.RUNNING):
-                return lambda: self.run_settled() if same_wish() else None
+                return lambda: self.run_settled() if same_generation() else None
             case Settle(status):
-                return lambda: self.settle(status) if same_wish() else None
+                return lambda: self.settle(status) if same_generation() else None
             case GiveUp():
                 return failed
             case Wait(until):

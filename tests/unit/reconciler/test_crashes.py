@@ -78,9 +78,9 @@ async def idles_out(world: World, builder: Builder | None) -> Builder:
 async def idle_for(world: World, builder: Builder | None, seconds: float) -> Builder:
     assert builder is not None
     idleness = Idleness(world.application)
-    await idleness.look()
+    await idleness.check()
     world.clock.move(seconds)
-    await idleness.look()
+    await idleness.check()
     return builder
 
 

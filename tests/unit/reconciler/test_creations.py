@@ -20,7 +20,7 @@ from builderd.domain.previews import Address, RouteState
 from builderd.domain.prices import Billing
 from builderd.domain.resources import Resources
 from builderd.domain.versions import NO_LAYER, Isolation, VersionStatus
-from builderd.reconciler.core.records import REUSED
+from builderd.reconciler.core.transitions import REUSED
 from builderd.services import builders
 
 SECOND = timedelta(seconds=1)

@@ -215,7 +215,7 @@ async def test_trials_that_fail_are_paid_and_reach_the_cap(world: World) -> None
     now, tenant = world.clock.now(), world.caller.tenant_id
     runs = total(await world.segments(builder), now).money
     cap = Cap(runs + total([trial], now).money, of_tenant=True)
-    books = await world.read(lambda uow: caps.books(uow, tenant, now))
+    books = await world.read(lambda uow: caps.month_to_date(uow, tenant, now))
     assert books.of_tenant(cap, now).is_reached
 
 

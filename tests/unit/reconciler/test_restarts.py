@@ -12,8 +12,8 @@ from builderd.adapters.fakes.engine import Behaviour, FakeSandbox
 from builderd.domain.builders import Builder, Status
 from builderd.domain.previews import RouteState
 from builderd.domain.sandboxes import EndCause
-from builderd.reconciler.jobs import housekeeping
-from builderd.reconciler.jobs.housekeeping import Housekeeping
+from builderd.reconciler.jobs import retention
+from builderd.reconciler.jobs.retention import RetentionJob
 from builderd.reconciler.loop import reconciler as reconciling
 
 
@@ -69,12 +69,12 @@ async def test_the_ends_of_long_ago_are_forgotten(world: World) -> None:
 async def test_an_app_that_ends_now_and_then_for_months_leaves_few_records_and_is_started_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(housekeeping, "OF_A_RUN", 3)
+    monkeypatch.setattr(retention, "OF_A_RUN", 3)
     async with world.reconciling():
         builder = await world.create()
         for _ in range(8):
             await end_and_come_back(world, builder, EndCause.EXITED, 1)
-            await Housekeeping(world.application).tidy()
+            await RetentionJob(world.application).tidy()
     kept = await world.application.store.read(lambda uow: uow.sandboxes.list(builder.id))
     assert [one.attempt for one in kept] == [7, 8, 9]
 

@@ -24,7 +24,7 @@ from builderd.domain.layers import BuildOutcome
 from builderd.domain.machine_faults import helper_died
 from builderd.domain.previews import RouteState
 from builderd.domain.versions import VersionStatus
-from builderd.reconciler.loop.worker import MAX_TROUBLES
+from builderd.reconciler.loop.worker import MAX_FAILURES
 from builderd.services import builders, verdicts
 from builderd.services.verdicts import NewAcceptance, ReviewView
 
@@ -167,14 +167,14 @@ async def test_a_scanner_that_fails_lets_nothing_pass_and_is_asked_again(world: 
 
 async def test_a_scanner_that_is_killed_is_asked_again_and_never_the_codes_fault(world: World) -> None:
     killed = helper_died("the review's scanner", "was killed")
-    world.scanner.faults = [killed] * (1 + MAX_TROUBLES)
+    world.scanner.faults = [killed] * (1 + MAX_FAILURES)
     async with world.reconciling():
         builder = await world.ask(MAIN)
         with pytest.raises(MachineFault, match="was killed"):
             await pass_time(world, asyncio.create_task(world.outcome(builder)))
         up = asyncio.create_task(world.reached(builders.start, builder))
         assert (await pass_time(world, up)).status is Status.RUNNING
-    assert len(world.scanner.scanned) == 2 + MAX_TROUBLES
+    assert len(world.scanner.scanned) == 2 + MAX_FAILURES
 
 
 async def test_a_hold_passes_once_it_is_accepted(world: World) -> None:

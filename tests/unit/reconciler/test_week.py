@@ -83,7 +83,7 @@ class Week:
         if self.chance.random() < 0.7:
             await self.rest(life)
         self.world.clock.move(self.chance.expovariate(1 / self.pace))
-        await idleness.look()
+        await idleness.check()
 
     async def rest(self, life: Life) -> None:
         """Until nothing is left to do at this time, or for some moments."""
@@ -253,7 +253,7 @@ class Week:
             runs = any(one.spec.builder_id == made.id for one in self.world.running)
             is_paid = bool(segments) and segments[-1].end is None and segments[-1].billing is not Billing.STOPPED
             assert (builder.status is Status.RUNNING, is_paid) == (runs, runs)
-            books = await self.world.read(lambda uow: caps.books(uow, self.world.caller.tenant_id, now))
+            books = await self.world.read(lambda uow: caps.month_to_date(uow, self.world.caller.tenant_id, now))
             assert not (runs and tightest(caps.accounts(application, books, builder, now)))
 
 

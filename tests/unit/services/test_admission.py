@@ -15,12 +15,12 @@ from builderd.domain.quotas import Capacity, Limit
 from builderd.domain.resources import Resources
 from builderd.ports.store import UnitOfWork
 from builderd.services import admission, builders
-from builderd.services.allowances import Allowance, Allowances
+from builderd.services.tenant_limits import TenantLimit, TenantLimits
 
 
 def allow(world: World, **quota: float) -> World:
-    allowances = Allowances(default=Allowance(Limit(**quota)))  # type: ignore[arg-type]
-    return replace(world, application=replace(world.application, allowances=allowances))
+    tenant_limits = TenantLimits(default=TenantLimit(Limit(**quota)))  # type: ignore[arg-type]
+    return replace(world, application=replace(world.application, tenant_limits=tenant_limits))
 
 
 async def stopped(world: World, builder: Builder) -> Builder:
@@ -101,8 +101,8 @@ async def test_a_running_builder_may_be_started_and_restarted_at_its_quota(world
 
 
 async def test_quotas_are_the_tenants_own(world: World) -> None:
-    allowances = Allowances(Allowance(Limit(builders=0)), {"acme": Allowance(Limit(builders=1))})
-    world = replace(world, application=replace(world.application, allowances=allowances))
+    tenant_limits = TenantLimits(TenantLimit(Limit(builders=0)), {"acme": TenantLimit(Limit(builders=1))})
+    world = replace(world, application=replace(world.application, tenant_limits=tenant_limits))
     await world.ask()
     with pytest.raises(QuotaExceeded):
         await replace(world, caller=await world.tenant("zeta")).ask()
@@ -110,8 +110,8 @@ async def test_quotas_are_the_tenants_own(world: World) -> None:
 
 async def test_the_machine_is_promised_so_many_times_and_no_more(world: World) -> None:
     world.engine.has = Capacity(cpu=2, memory=100, disk=100)
-    factors = Allowances(cpu_factor=1.5, memory_factor=1)
-    world = replace(world, application=replace(world.application, allowances=factors))
+    factors = TenantLimits(cpu_factor=1.5, memory_factor=1)
+    world = replace(world, application=replace(world.application, tenant_limits=factors))
     for name in ("one", "two", "three"):
         await world.ask(name=name)
     with pytest.raises(
@@ -146,8 +146,8 @@ async def test_a_stopped_builder_may_be_given_more_than_could_run_now(world: Wor
 
 
 async def test_a_cap_that_is_reached_admits_no_run(world: World) -> None:
-    capped = Allowances(Allowance(monthly=Decimal(0)))
-    world = replace(world, application=replace(world.application, allowances=capped))
+    capped = TenantLimits(TenantLimit(monthly=Decimal(0)))
+    world = replace(world, application=replace(world.application, tenant_limits=capped))
     with pytest.raises(QuotaExceeded, match=r"spending cap of 0\.00 EUR is reached") as refused:
         await world.ask()
     # The clock of the tests stands at the beginning of January.

@@ -107,7 +107,7 @@ async def test_changes_of_another_control_plane_are_noticed_too(world: World) ->
 
 async def test_an_unknown_builder_is_not_waited_for(world: World) -> None:
     with pytest.raises(NotFound):
-        await outcomes.reached(world.application, BuilderId(new_id()), 1)
+        await outcomes.wait_until_settled(world.application, BuilderId(new_id()), 1)
 
 
 async def test_stages_are_told_as_they_happen_until_the_outcome(world: World) -> None:

@@ -19,8 +19,8 @@ from builderd.domain.previews import RouteState
 from builderd.domain.quotas import Limit
 from builderd.domain.sandboxes import EndCause, Sandbox
 from builderd.services import activity, builders, executions, outcomes, wake
-from builderd.services.allowances import Allowance
 from builderd.services.executions import Command
+from builderd.services.tenant_limits import TenantLimit
 from builderd.services.wake import User
 
 
@@ -173,8 +173,8 @@ async def test_one_that_is_about_to_be_stopped_for_idleness_goes_on(world: World
 async def test_visitors_are_told_where_there_is_no_room_to_start_it(world: World) -> None:
     async with world.reconciling():
         builder = await idled(world)
-    allowed = replace(world.application.allowances, default=Allowance(quota=Limit(running_builders=0)))
-    await wake.visited(replace(world.application, allowances=allowed), builder.host)
+    allowed = replace(world.application.tenant_limits, default=TenantLimit(quota=Limit(running_builders=0)))
+    await wake.visited(replace(world.application, tenant_limits=allowed), builder.host)
     assert world.previews.rejected_hosts == [builder.host]
     assert (await world.builder(builder)).desired is Desired.STOPPED
     await wake.visited(world.application, builder.host)

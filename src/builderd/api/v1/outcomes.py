@@ -45,7 +45,7 @@ async def started(
 
 async def ended(application: Application, builder: Builder) -> Answer:
     """The builder once it is stopped or deleted, however its last run went."""
-    return await shown_as(application, await outcomes.reached(application, builder.id, builder.run))
+    return await shown_as(application, await outcomes.wait_until_settled(application, builder.id, builder.run))
 
 
 async def shown_as(

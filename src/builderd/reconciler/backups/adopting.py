@@ -14,33 +14,33 @@ from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.ports.backup_repository import SnapshotRecord
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.backups.desk import Desk
+from builderd.reconciler.backups.context import BackupContext
 
 log = logging.getLogger(__name__)
 
 
-async def adopt(desk: Desk) -> None:
+async def adopt(context: BackupContext) -> None:
     """Of all tenants. Raises what the repositories raise: nothing is to be started on an older backup than there is."""
-    for key in await desk.app.store.read(lambda uow: uow.backup_keys.all()):
-        await _adopt(desk, key)
+    for key in await context.app.store.read(lambda uow: uow.backup_keys.all()):
+        await _adopt(context, key)
 
 
-async def _adopt(desk: Desk, key: BackupKey) -> None:
-    async with desk.repository(key.tenant_id) as repository:
-        kept = await desk.app.backup_repository.snapshots(repository)
-    now = desk.app.clock.now()
+async def _adopt(context: BackupContext, key: BackupKey) -> None:
+    async with context.repository(key.tenant_id) as repository:
+        kept = await context.app.backup_repository.snapshots(repository)
+    now = context.app.clock.now()
 
     def record(uow: UnitOfWork) -> None:
-        taken, gone = _take_up(uow, desk, key.tenant_id, kept), _let_go(uow, key.tenant_id, kept)
+        taken, gone = _take_up(uow, context, key.tenant_id, kept), _let_go(uow, key.tenant_id, kept)
         if taken or gone:
             reason = f"{taken} backups that were taken since are known again, {gone} that went since no longer"
             uow.events.add(Event(key.tenant_id, None, now, "backups.adopted", SYSTEM, reason, {}))
             log.info("backups adopted tenant=%s added=%d removed=%d", key.tenant_id, taken, gone)
 
-    await desk.app.store.write(record)
+    await context.app.store.write(record)
 
 
-def _take_up(uow: UnitOfWork, desk: Desk, tenant: TenantId, kept: Mapping[str, SnapshotRecord]) -> int:
+def _take_up(uow: UnitOfWork, context: BackupContext, tenant: TenantId, kept: Mapping[str, SnapshotRecord]) -> int:
     known = uow.backups.of_tenant(tenant)
     snapshots, ids = {one.snapshot for one in known}, {one.id for one in known}
     builders: dict[BuilderId, Builder] = {one.id: one for one in uow.builders.of_tenant(tenant, deleted=True)}
@@ -50,11 +50,11 @@ def _take_up(uow: UnitOfWork, desk: Desk, tenant: TenantId, kept: Mapping[str, S
         if snapshot not in snapshots and one.backup not in ids and one.builder in builders
     ]
     for one in {one.backup: one for one in new}.values():
-        uow.backups.add(_backup(uow, desk, builders[one.builder], one))
+        uow.backups.add(_backup(uow, context, builders[one.builder], one))
     return len(new)
 
 
-def _backup(uow: UnitOfWork, desk: Desk, builder: Builder, kept: SnapshotRecord) -> Backup:
+def _backup(uow: UnitOfWork, context: BackupContext, builder: Builder, kept: SnapshotRecord) -> Backup:
     """Its version may have been deployed since as well, and then is not known: the present one stands in for it."""
     version = kept.version if uow.versions.get(builder.id, kept.version) else builder.version
     return Backup(
@@ -66,7 +66,7 @@ def _backup(uow: UnitOfWork, desk: Desk, builder: Builder, kept: SnapshotRecord)
         kind=BackupKind.SCHEDULED,
         status=BackupStatus.DONE,
         actor=SYSTEM,
-        owner=desk.app.instance,
+        owner=context.app.instance,
         created_at=kept.at,
         finished_at=kept.at,
         snapshot=kept.summary.snapshot,

@@ -11,23 +11,23 @@ from builderd.domain.ids import BuilderId, SandboxId, new_secret
 from builderd.domain.qa import gate_failure, gate_passed
 from builderd.domain.sandboxes import Sandbox
 from builderd.domain.versions import Version
-from builderd.reconciler.backups.desk import Desk
-from builderd.reconciler.core.look import Subject
+from builderd.reconciler.backups.context import BackupContext
+from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.install import Installs
 from builderd.reconciler.stages.listening import wait_until_listening
 from builderd.reconciler.stages.starting import last_lines, make_spec
 from builderd.services import qa
 
 
-async def try_out(desk: Desk, restore: Restore, builder: Builder, version: Version) -> str | None:
+async def try_out(context: BackupContext, restore: Restore, builder: Builder, version: Version) -> str | None:
     """What is wrong, or None. A job is not run: it would do its work once more."""
     if builder.job_type is JobType.ONE_TIME:
         return None
-    app, sandbox_id = desk.app, _sandbox_id(restore)
-    layer = (await Installs(app).install(Subject(builder, version))).layer_key
+    app, sandbox_id = context.app, _sandbox_id(restore)
+    layer = (await Installs(app).install(WorkItem(builder, version))).layer_key
     app.scratch.add(sandbox_id)
     try:
-        await _clear(desk, restore)
+        await _clear(context, restore)
         sandbox = Sandbox(
             id=sandbox_id,
             builder_id=builder.id,
@@ -38,18 +38,18 @@ async def try_out(desk: Desk, restore: Restore, builder: Builder, version: Versi
             disk=restore.disk,
             trial=True,
         )
-        subject = Subject(builder, replace(version, layer_key=layer))
-        return await _judge(desk, subject, await _start(desk, restore, subject, sandbox))
+        item = WorkItem(builder, replace(version, layer_key=layer))
+        return await _judge(context, item, await _start(context, restore, item, sandbox))
     finally:
-        await _clear(desk, restore)
+        await _clear(context, restore)
         app.scratch.discard(sandbox_id)
 
 
-async def _start(desk: Desk, restore: Restore, subject: Subject, sandbox: Sandbox) -> Sandbox:
-    spec = await make_spec(desk.app, subject, sandbox)
+async def _start(context: BackupContext, restore: Restore, item: WorkItem, sandbox: Sandbox) -> Sandbox:
+    spec = await make_spec(context.app, item, sandbox)
     # Nobody but the app that serves may speak for the builder, and the log of this one is none of its.
     env = {**spec.env, "SERVICE_TOKEN": new_secret("bds")}
-    report = await desk.app.engine.start(replace(spec, builder_id=_stand_in(restore), env=env))
+    report = await context.app.engine.start(replace(spec, builder_id=_stand_in(restore), env=env))
     return replace(sandbox, started_at=report.started_at)
 
 
@@ -58,11 +58,11 @@ def _sandbox_id(restore: Restore) -> SandboxId:
     return SandboxId(restore.id.replace("-", "")[:16])
 
 
-async def _clear(desk: Desk, restore: Restore) -> None:
+async def _clear(context: BackupContext, restore: Restore) -> None:
     sandbox_id = _sandbox_id(restore)
-    await desk.app.engine.stop(sandbox_id, 0)
-    await desk.app.engine.remove(sandbox_id)
-    await desk.app.engine.delete_logs(_stand_in(restore))
+    await context.app.engine.stop(sandbox_id, 0)
+    await context.app.engine.remove(sandbox_id)
+    await context.app.engine.delete_logs(_stand_in(restore))
 
 
 def _stand_in(restore: Restore) -> BuilderId:
@@ -70,11 +70,11 @@ def _stand_in(restore: Restore) -> BuilderId:
     return BuilderId(restore.id)
 
 
-async def _judge(desk: Desk, subject: Subject, sandbox: Sandbox) -> str | None:
-    app, settings = desk.app, subject.version.settings
+async def _judge(context: BackupContext, item: WorkItem, sandbox: Sandbox) -> str | None:
+    app, settings = context.app, item.version.settings
     wait = await wait_until_listening(app, sandbox, settings.port, app.limits.start_timeout)
     if wait.reachable:
-        checks = await qa.judge(app, subject.builder, subject.version, replace(sandbox, listening_at=app.clock.now()))
+        checks = await qa.judge(app, item.builder, item.version, replace(sandbox, listening_at=app.clock.now()))
         return None if gate_passed(checks) else _but(gate_failure(checks))
     lines = await last_lines(app, sandbox)
     if wait.ended is None or wait.ended.end is None:

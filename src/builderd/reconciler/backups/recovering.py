@@ -10,14 +10,14 @@ from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import BackupFailed
 from builderd.domain.prices import Prices
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.backups.desk import Desk
-from builderd.reconciler.core import records
+from builderd.reconciler.backups.context import BackupContext
+from builderd.reconciler.core import transitions
 from builderd.services import backups
 
 
-async def give_back(desk: Desk, restore: Restore, backup: Backup, known: Builder) -> None:
+async def give_back(context: BackupContext, restore: Restore, backup: Backup, known: Builder) -> None:
     """The filled disk takes the place of the one that is gone; the reconciler goes on from there."""
-    app, now = desk.app, desk.app.clock.now()
+    app, now = context.app, context.app.clock.now()
     if await app.engine.disk(known.disk) is not None:
         raise BackupFailed("The builder has a disk again.")
 
@@ -31,16 +31,16 @@ async def give_back(desk: Desk, restore: Restore, backup: Backup, known: Builder
         uow.builders.make_due(builder.id, now)
         uow.restores.save(replace(restore, status=RestoreStatus.DONE, finished_at=now))
         details = {"backup": backup.id, "version": backup.version}
-        backups.tell(uow, restore, "restore.finished", now, reason=reason, details=details)
+        backups.notify(uow, restore, "restore.finished", now, reason=reason, details=details)
         return saved
 
     await app.commit(record)
 
 
-async def is_lost(desk: Desk, restore: Restore) -> bool:
+async def is_lost(context: BackupContext, restore: Restore) -> bool:
     """Whether its builder has no disk still."""
-    builder = await desk.app.store.read(lambda uow: uow.builders.get(restore.builder_id))
-    return builder is not None and await desk.app.engine.disk(builder.disk) is None
+    builder = await context.app.store.read(lambda uow: uow.builders.get(restore.builder_id))
+    return builder is not None and await context.app.engine.disk(builder.disk) is None
 
 
 def give_up(uow: UnitOfWork, restore: Restore, prices: Prices, reason: str, now: datetime) -> None:
@@ -54,5 +54,5 @@ def give_up(uow: UnitOfWork, restore: Restore, prices: Prices, reason: str, now:
         f"Its disk is gone, and the newest backup of it could not be brought back: {reason} "
         "Start it to try again, restore another backup, or remove its backups to begin with an empty disk."
     )
-    records.failed(uow, builder, version, prices, code=BackupFailed.code, reason=words, now=now)
+    transitions.failed(uow, builder, version, prices, code=BackupFailed.code, reason=words, now=now)
     uow.builders.make_due(builder.id, now)

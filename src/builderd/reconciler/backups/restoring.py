@@ -20,7 +20,7 @@ from builderd.domain.errors import BackupFailed, InvalidState, StoreUnavailable
 from builderd.domain.versions import Version
 from builderd.ports.backup_repository import SnapshotDamaged
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.backups.desk import Desk, reason_of
+from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.reconciler.backups.drilling import try_out
 from builderd.reconciler.backups.recovering import give_back, give_up, is_lost
 from builderd.services import backups, builders, deployments
@@ -30,7 +30,7 @@ from builderd.services.builders import Caller, NewBuilder
 SHOWN = 3
 
 
-class Known(NamedTuple):
+class StoredState(NamedTuple):
     """What a restore is about. ``version`` is the one of the backup, on a disk no smaller than the builder has now."""
 
     backup: Backup
@@ -39,43 +39,43 @@ class Known(NamedTuple):
     safety: Backup | None
 
 
-async def carry_out(desk: Desk, restore: Restore) -> None:
+async def carry_out(context: BackupContext, restore: Restore) -> None:
     """Bring an open restore to its end, good or bad; does nothing while the backup before it is being taken.
 
     Raises ``StoreUnavailable`` and leaves it open: that is no failure of the restore, and the schedule comes back.
     """
     if restore.kind is not RestoreKind.DRILL:
-        await _carry_out(desk, restore)
+        await _carry_out(context, restore)
         return
-    async with desk.drill(restore.tenant_id):
-        await _carry_out(desk, restore)
+    async with context.drill(restore.tenant_id):
+        await _carry_out(context, restore)
 
 
-async def _carry_out(desk: Desk, restore: Restore) -> None:
+async def _carry_out(context: BackupContext, restore: Restore) -> None:
     try:
-        known = await desk.app.store.read(lambda uow: _known(uow, restore))
+        known = await context.app.store.read(lambda uow: _known(uow, restore))
         if known.safety is not None and known.safety.is_open:
             return
-        await _refuse_unsafe(desk, known)
+        await _refuse_unsafe(context, known)
         # Who failed at the filled disk and was killed has removed it, and did not come to say so.
-        if restore.status is RestoreStatus.PLANNED or await desk.app.engine.disk(restore.disk) is None:
-            restore = await _fill(desk, restore, known)
-        await _hand_over(desk, restore, known)
+        if restore.status is RestoreStatus.PLANNED or await context.app.engine.disk(restore.disk) is None:
+            restore = await _fill(context, restore, known)
+        await _hand_over(context, restore, known)
     except InvalidState as error:
         # Another version takes over just now: the filled disk waits.
         if error.retry_after is None:
-            await _fail(desk, restore, error)
+            await _fail(context, restore, error)
     except StoreUnavailable:
         raise
     except Exception as error:
-        await _fail(desk, restore, error)
+        await _fail(context, restore, error)
 
 
-async def _refuse_unsafe(desk: Desk, known: Known) -> None:
+async def _refuse_unsafe(context: BackupContext, known: StoredState) -> None:
     if known.safety is None or known.safety.status is not BackupStatus.FAILED:
         return
     # Where its disk is gone, there is nothing that could be replaced.
-    if await desk.app.engine.disk(known.builder.disk) is not None:
+    if await context.app.engine.disk(known.builder.disk) is not None:
         raise BackupFailed(f"What the builder has now could not be backed up, so it stays: {known.safety.error}")
 
 
@@ -95,70 +95,70 @@ def _still_open(uow: UnitOfWork, restore: Restore) -> Restore | None:
     return found if found is not None and found.is_open else None
 
 
-def _known(uow: UnitOfWork, restore: Restore) -> Known:
+def _known(uow: UnitOfWork, restore: Restore) -> StoredState:
     _refuse_given_up(uow, restore)
     backup, builder = uow.backups.get(restore.backup_id), uow.builders.get(restore.builder_id)
     assert backup is not None, "a restore refers to its backup"
     assert builder is not None, "a restore refers to its builder"
     safety = uow.backups.get(restore.safety) if restore.safety else None
-    return Known(backup, builder, backups.version_of(uow, backup), safety)
+    return StoredState(backup, builder, backups.version_of(uow, backup), safety)
 
 
-async def _fill(desk: Desk, restore: Restore, known: Known) -> Restore:
-    engine, backup = desk.app.engine, known.backup
-    desk.fault("FillDisk.begun")
+async def _fill(context: BackupContext, restore: Restore, known: StoredState) -> Restore:
+    engine, backup = context.app.engine, known.backup
+    context.fault("FillDisk.begun")
     assert backup.snapshot is not None, "a finished backup has a snapshot"
     # The disk is made when it is its turn: each claims room in the store, so few may wait.
-    async with desk.repository(restore.tenant_id) as repository, desk.progress(restore, "restore") as on_progress:
-        await _begin(desk, restore, known)
+    async with context.repository(restore.tenant_id) as repository, context.progress(restore, "restore") as on_progress:
+        await _begin(context, restore, known)
         await engine.delete_disk(restore.disk)
         await engine.create_disk(restore.disk, known.version.settings.resources.disk_bytes)
-        found = await desk.app.backup_repository.restore(repository, backup.snapshot, restore.disk, on_progress)
+        found = await context.app.backup_repository.restore(repository, backup.snapshot, restore.disk, on_progress)
     if found.differences:
         raise SnapshotDamaged("The restored files are not those of the backup: " + "; ".join(found.differences[:SHOWN]))
     if found.digest != backup.digest:
         raise SnapshotDamaged("The backup's list of files is not the one that was recorded when it was taken.")
     await engine.mark_bundle(restore.disk, known.version.bundle_hash)
-    desk.fault("FillDisk.done")
+    context.fault("FillDisk.done")
     filled = replace(restore, status=RestoreStatus.FILLED)
 
     def record(uow: UnitOfWork) -> None:
         _refuse_given_up(uow, restore)
         uow.restores.save(filled)
 
-    await desk.write(restore, record)
-    desk.fault("FillDisk.recorded")
+    await context.write(restore, record)
+    context.fault("FillDisk.recorded")
     return filled
 
 
-async def _begin(desk: Desk, restore: Restore, known: Known) -> None:
+async def _begin(context: BackupContext, restore: Restore, known: StoredState) -> None:
     """Recorded before its disk is touched, so that half of one never passes for a filled one."""
-    now = desk.app.clock.now()
+    now = context.app.clock.now()
 
     def record(uow: UnitOfWork) -> None:
         _refuse_given_up(uow, restore)
         uow.restores.save(replace(restore, status=RestoreStatus.PLANNED))
-        backups.tell(uow, restore, "restore.started", now, reason="restoring", details=_details(known))
+        backups.notify(uow, restore, "restore.started", now, reason="restoring", details=_details(known))
 
-    await desk.write(restore, record)
+    await context.write(restore, record)
 
 
-async def _hand_over(desk: Desk, restore: Restore, known: Known) -> None:
-    desk.fault("HandOver.begun")
+async def _hand_over(context: BackupContext, restore: Restore, known: StoredState) -> None:
+    context.fault("HandOver.begun")
     match restore.kind:
         case RestoreKind.NEW:
-            await _make_builder(desk, restore, known)
+            await _make_builder(context, restore, known)
         case RestoreKind.DRILL:
-            await _drill(desk, restore, known)
+            await _drill(context, restore, known)
         case RestoreKind.SAME:
-            await _switch(desk, restore, known)
+            await _switch(context, restore, known)
         case RestoreKind.RECOVERY:
-            await give_back(desk, restore, known.backup, known.builder)
-    desk.fault("HandOver.recorded")
+            await give_back(context, restore, known.backup, known.builder)
+    context.fault("HandOver.recorded")
 
 
-async def _make_builder(desk: Desk, restore: Restore, known: Known) -> None:
-    app, old = desk.app, known.builder
+async def _make_builder(context: BackupContext, restore: Restore, known: StoredState) -> None:
+    app, old = context.app, known.builder
     now = app.clock.now()
     new = NewBuilder(
         name=restore.name,
@@ -182,9 +182,9 @@ async def _make_builder(desk: Desk, restore: Restore, known: Known) -> None:
     app.signals.desired_changed(made.id)
 
 
-async def _switch(desk: Desk, restore: Restore, known: Known) -> None:
+async def _switch(context: BackupContext, restore: Restore, known: StoredState) -> None:
     """Let a new version of the backup's code take over, on the restored disk."""
-    app, now = desk.app, desk.app.clock.now()
+    app, now = context.app, context.app.clock.now()
     caller = Caller(restore.tenant_id, restore.actor)
 
     def record(uow: UnitOfWork) -> Builder:
@@ -198,9 +198,9 @@ async def _switch(desk: Desk, restore: Restore, known: Known) -> None:
     await app.commit(record)
 
 
-async def _drill(desk: Desk, restore: Restore, known: Known) -> None:
-    fault = await try_out(desk, restore, known.builder, known.version)
-    now = desk.app.clock.now()
+async def _drill(context: BackupContext, restore: Restore, known: StoredState) -> None:
+    fault = await try_out(context, restore, known.builder, known.version)
+    now = context.app.clock.now()
 
     def record(uow: UnitOfWork) -> None:
         _refuse_given_up(uow, restore)
@@ -210,46 +210,46 @@ async def _drill(desk: Desk, restore: Restore, known: Known) -> None:
         uow.backups.save(replace(backup, drilled_at=now, verified_at=verified, fault=fault or ""))
         if fault is None:
             uow.restores.save(replace(restore, status=RestoreStatus.DONE, finished_at=now))
-            backups.tell(uow, restore, "drill.passed", now, reason="restored and tried", details=_details(known))
+            backups.notify(uow, restore, "drill.passed", now, reason="restored and tried", details=_details(known))
             return
         uow.restores.save(replace(restore, status=RestoreStatus.FAILED, finished_at=now, error=fault))
-        backups.tell(uow, restore, "drill.failed", now, reason=fault, details=_details(known))
+        backups.notify(uow, restore, "drill.failed", now, reason=fault, details=_details(known))
 
-    await desk.app.engine.delete_disk(restore.disk)
-    await desk.write(restore, record)
+    await context.app.engine.delete_disk(restore.disk)
+    await context.write(restore, record)
 
 
-def _done(uow: UnitOfWork, restore: Restore, known: Known, now: datetime) -> None:
+def _done(uow: UnitOfWork, restore: Restore, known: StoredState, now: datetime) -> None:
     uow.restores.save(replace(restore, status=RestoreStatus.DONE, finished_at=now))
     details = {**_details(known), "made": restore.made}
-    backups.tell(uow, restore, "restore.finished", now, reason="restored", details=details)
+    backups.notify(uow, restore, "restore.finished", now, reason="restored", details=details)
 
 
-def _details(known: Known) -> dict[str, object]:
+def _details(known: StoredState) -> dict[str, object]:
     return {"backup": known.backup.id, "version": known.backup.version}
 
 
-async def _fail(desk: Desk, restore: Restore, error: Exception) -> None:
-    now, reason = desk.app.clock.now(), reason_of(error)
+async def _fail(context: BackupContext, restore: Restore, error: Exception) -> None:
+    now, reason = context.app.clock.now(), reason_of(error)
     # What was handed over after all keeps its disk.
-    if await desk.app.store.write(lambda uow: _still_open(uow, restore)) is None:
+    if await context.app.store.write(lambda uow: _still_open(uow, restore)) is None:
         return
-    lost = restore.kind is RestoreKind.RECOVERY and await is_lost(desk, restore)
+    lost = restore.kind is RestoreKind.RECOVERY and await is_lost(context, restore)
 
     def record(uow: UnitOfWork) -> None:
         failed = replace(restore, status=RestoreStatus.FAILED, finished_at=now, error=reason)
         uow.restores.save(replace(failed, hindrance=external_cause_of(error)))
         kind = "drill.failed" if restore.kind is RestoreKind.DRILL else "restore.failed"
-        backups.tell(uow, restore, kind, now, reason=reason, details={"backup": restore.backup_id})
+        backups.notify(uow, restore, kind, now, reason=reason, details={"backup": restore.backup_id})
         backup = uow.backups.get(restore.backup_id)
         # A machine without room, or a repository that does not answer, says nothing of the backup.
         if restore.kind is RestoreKind.DRILL and isinstance(error, SnapshotDamaged) and backup is not None:
             uow.backups.save(replace(backup, drilled_at=now, fault=reason))
         if lost:
-            give_up(uow, restore, desk.app.prices, reason, now)
+            give_up(uow, restore, context.app.prices, reason, now)
 
     # In this order: a restore that is recorded as over must leave no disk, and one that is not is filled again.
-    await desk.app.engine.delete_disk(restore.disk)
-    await desk.write(restore, record)
+    await context.app.engine.delete_disk(restore.disk)
+    await context.write(restore, record)
     if lost:
-        desk.app.signals.desired_changed(restore.builder_id)
+        context.app.signals.desired_changed(restore.builder_id)

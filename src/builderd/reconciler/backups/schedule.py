@@ -15,7 +15,7 @@ from builderd.domain.ids import BackupId, RestoreId
 from builderd.ports.signals import ANY
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups import upkeep
-from builderd.reconciler.backups.desk import Desk
+from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.backups.restoring import carry_out
 from builderd.reconciler.backups.taking import drop, take
 from builderd.reconciler.core.every import every
@@ -35,7 +35,7 @@ class BackupSchedule:
     """``run`` goes on until it is cancelled; what was begun then is done again by the next service."""
 
     def __init__(self, application: Application, fault: FaultPoint = no_fault) -> None:
-        self.desk = Desk(application, fault)
+        self.context = BackupContext(application, fault)
         self._app = application
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -63,8 +63,8 @@ class BackupSchedule:
             log.warning("backup job failed, retrying at its next turn", exc_info=True)
 
     async def _keep_up(self) -> None:
-        await upkeep.tidy(self.desk)
-        await upkeep.check(self.desk)
+        await upkeep.tidy(self.context)
+        await upkeep.check(self.context)
 
     # What is due
 
@@ -122,14 +122,14 @@ class BackupSchedule:
         if backup is None or _is_put_off(backup, self._app.clock.now()):
             return
         if backup.is_open:
-            await take(self.desk, backup)
+            await take(self.context, backup)
         elif backup.copy is not None:
-            await drop(self.desk, backup.id, backup.copy)
+            await drop(self.context, backup.id, backup.copy)
 
     async def _carry_out(self, restore_id: RestoreId) -> None:
         restore = await self._app.store.read(lambda uow: uow.restores.get(restore_id))
         if restore is not None and restore.is_open:
-            await carry_out(self.desk, restore)
+            await carry_out(self.context, restore)
 
     async def idle(self) -> bool:
         """Whether nothing is going on; waits for what is."""

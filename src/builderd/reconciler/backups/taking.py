@@ -15,49 +15,49 @@ from builderd.domain.ids import BackupId, DiskId
 from builderd.domain.versions import Version
 from builderd.ports.backup_repository import SaveRequest, SnapshotSummary, TenantRepository
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.backups.desk import Desk, reason_of
+from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.services import backups
 
 
-async def take(desk: Desk, backup: Backup) -> None:
+async def take(context: BackupContext, backup: Backup) -> None:
     """Bring an open backup to its end, good or bad.
 
     The disk is copied when it is its turn: a copy claims as much of the store as the disk, so few may wait. Raises
     ``StoreUnavailable`` and leaves it open: that is no failure of the backup, and the schedule comes back.
     """
     try:
-        async with desk.repository(backup.tenant_id) as repository:
+        async with context.repository(backup.tenant_id) as repository:
             if backup.status is BackupStatus.PLANNED:
-                backup = await _hold(desk, backup)
-            await _save(desk, backup, repository)
+                backup = await _hold(context, backup)
+            await _save(context, backup, repository)
     except StoreUnavailable:
         raise
     except Exception as error:
-        await _fail(desk, backup, error)
+        await _fail(context, backup, error)
         return
-    await drop(desk, backup.id, _copy_of(backup))
+    await drop(context, backup.id, _copy_of(backup))
 
 
-async def _hold(desk: Desk, backup: Backup) -> Backup:
+async def _hold(context: BackupContext, backup: Backup) -> Backup:
     """Copy the disk, of which a half-made or older copy is of no use."""
-    builder, version = await desk.app.store.read(lambda uow: _subject(uow, backup))
+    builder, version = await context.app.store.read(lambda uow: _subject(uow, backup))
     copy = _copy_of(backup)
-    desk.fault("HoldCopy.begun")
-    await desk.app.engine.delete_disk(copy)
-    if await desk.app.engine.disk(builder.disk) is None:
+    context.fault("HoldCopy.begun")
+    await context.app.engine.delete_disk(copy)
+    if await context.app.engine.disk(builder.disk) is None:
         raise InvalidState("The builder has no files: it was never started, or its disk is gone.")
-    now = desk.app.clock.now()
-    await desk.app.engine.clone_disk(builder.disk, copy, version.settings.resources.disk_bytes)
-    desk.fault("HoldCopy.done")
+    now = context.app.clock.now()
+    await context.app.engine.clone_disk(builder.disk, copy, version.settings.resources.disk_bytes)
+    context.fault("HoldCopy.done")
 
     def hold(uow: UnitOfWork) -> Backup:
         held = replace(_as_is(uow, backup), status=BackupStatus.HELD, created_at=now, version=version.number)
         uow.backups.save(held)
-        backups.tell(uow, held, "backup.started", now, reason="backing up", details={"version": held.version})
+        backups.notify(uow, held, "backup.started", now, reason="backing up", details={"version": held.version})
         return held
 
-    held = await desk.write(backup, hold)
-    desk.fault("HoldCopy.recorded")
+    held = await context.write(backup, hold)
+    context.fault("HoldCopy.recorded")
     return held
 
 
@@ -84,22 +84,22 @@ def _copy_of(backup: Backup) -> DiskId:
     return backup.copy
 
 
-async def _save(desk: Desk, backup: Backup, repository: TenantRepository) -> None:
-    version = await desk.app.store.read(lambda uow: uow.versions.get(backup.builder_id, backup.version))
+async def _save(context: BackupContext, backup: Backup, repository: TenantRepository) -> None:
+    version = await context.app.store.read(lambda uow: uow.versions.get(backup.builder_id, backup.version))
     assert version is not None, "a backup refers to its version"
     limit = SPARSE_FACTOR * version.settings.resources.disk_bytes
     request = SaveRequest(backup.id, backup.builder_id, _copy_of(backup), limit, backup.version)
-    desk.fault("SaveCopy.begun")
-    async with desk.progress(backup, "backup") as on_progress:
-        saved = await desk.app.backup_repository.save(repository, request, on_progress)
-    desk.fault("SaveCopy.done")
+    context.fault("SaveCopy.begun")
+    async with context.progress(backup, "backup") as on_progress:
+        saved = await context.app.backup_repository.save(repository, request, on_progress)
+    context.fault("SaveCopy.done")
     # Before the repository is let go: whoever looks for snapshots that nobody knows would find this one.
-    await _done(desk, backup, saved)
-    desk.fault("SaveCopy.recorded")
+    await _done(context, backup, saved)
+    context.fault("SaveCopy.recorded")
 
 
-async def _done(desk: Desk, backup: Backup, saved: SnapshotSummary) -> None:
-    now = desk.app.clock.now()
+async def _done(context: BackupContext, backup: Backup, saved: SnapshotSummary) -> None:
+    now = context.app.clock.now()
     details = {
         "seconds": round((now - backup.created_at).total_seconds(), 3),
         "files": saved.files,
@@ -122,25 +122,25 @@ async def _done(desk: Desk, backup: Backup, saved: SnapshotSummary) -> None:
             retry_at=None,
         )
         uow.backups.save(done)
-        backups.tell(uow, done, "backup.finished", now, reason="backed up", details=details)
+        backups.notify(uow, done, "backup.finished", now, reason="backed up", details=details)
 
-    await desk.write(backup, record)
+    await context.write(backup, record)
 
 
-async def drop(desk: Desk, backup_id: BackupId, copy: DiskId) -> None:
+async def drop(context: BackupContext, backup_id: BackupId, copy: DiskId) -> None:
     """Remove the copied disk, and then its name: a crash in between does it again."""
-    await desk.app.engine.delete_disk(copy)
+    await context.app.engine.delete_disk(copy)
 
     def record(uow: UnitOfWork) -> None:
         found = uow.backups.get(backup_id)
         if found is not None:
             uow.backups.save(replace(found, copy=None))
 
-    await desk.app.store.write(record)
+    await context.app.store.write(record)
 
 
-async def _fail(desk: Desk, backup: Backup, error: Exception) -> None:
-    now, reason = desk.app.clock.now(), reason_of(error)
+async def _fail(context: BackupContext, backup: Backup, error: Exception) -> None:
+    now, reason = context.app.clock.now(), reason_of(error)
     again = _again(backup, now)
     status = BackupStatus.FAILED if again is None else BackupStatus.HELD
 
@@ -151,11 +151,11 @@ async def _fail(desk: Desk, backup: Backup, error: Exception) -> None:
         failed = replace(found, status=status, finished_at=now, error=reason, retry_at=again)
         uow.backups.save(replace(failed, hindrance=external_cause_of(error)))
         details = {"will_retry_at": again.isoformat() if again else None}
-        backups.tell(uow, failed, "backup.failed", now, reason=reason, details=details)
+        backups.notify(uow, failed, "backup.failed", now, reason=reason, details=details)
 
-    await desk.write(backup, record)
+    await context.write(backup, record)
     if again is None and backup.copy is not None:
-        await drop(desk, backup.id, backup.copy)
+        await drop(context, backup.id, backup.copy)
 
 
 def _again(backup: Backup, now: datetime) -> datetime | None:

@@ -15,7 +15,7 @@ from builderd.domain.ids import BackupId, BuilderId, TenantId
 from builderd.domain.machine_faults import machine_fault
 from builderd.ports.backup_repository import TenantRepository
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.backups.desk import Desk, reason_of
+from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.reconciler.backups.taking import drop
 from builderd.services import backups
 
@@ -27,29 +27,29 @@ CHECK_RETRY = timedelta(hours=6)
 log = logging.getLogger(__name__)
 
 
-async def tidy(desk: Desk) -> None:
+async def tidy(context: BackupContext) -> None:
     """Let go of what is over, repository by repository; one that cannot be reached is left for later."""
-    now = desk.app.clock.now()
-    await desk.app.store.write(lambda uow: _expire(uow, desk, now))
+    now = context.app.clock.now()
+    await context.app.store.write(lambda uow: _expire(uow, context, now))
     over: defaultdict[TenantId, list[Backup]] = defaultdict(list)
-    for backup in await desk.app.store.read(lambda uow: uow.backups.expired(now)):
+    for backup in await context.app.store.read(lambda uow: uow.backups.expired(now)):
         over[backup.tenant_id].append(backup)
     for tenant_id, expired in over.items():
-        await _guarded(tenant_id, _let_go(desk, tenant_id, expired))
-    for key in await desk.app.store.read(lambda uow: uow.backup_keys.all()):
-        if _is_prune_due(desk, key, now):
-            await _guarded(key.tenant_id, _prune(desk, key))
-    for tenant_id, names in (await desk.app.backup_repository.manifests()).items():
+        await _guarded(tenant_id, _let_go(context, tenant_id, expired))
+    for key in await context.app.store.read(lambda uow: uow.backup_keys.all()):
+        if _is_prune_due(context, key, now):
+            await _guarded(key.tenant_id, _prune(context, key))
+    for tenant_id, names in (await context.app.backup_repository.manifests()).items():
         # The repository of one that is locked is worked on, with its lists: later.
-        if not desk.locks[tenant_id].locked():
-            await _guarded(tenant_id, _drop_lists(desk, tenant_id, names))
+        if not context.locks[tenant_id].locked():
+            await _guarded(tenant_id, _drop_lists(context, tenant_id, names))
 
 
-def _expire(uow: UnitOfWork, desk: Desk, now: datetime) -> None:
+def _expire(uow: UnitOfWork, context: BackupContext, now: datetime) -> None:
     for builder_id in uow.backups.builders():
         found = uow.backups.of_builder(builder_id)
         old = [b for b in found if b.status is BackupStatus.FAILED and b.created_at < now - KEEP_FAILED]
-        for backup in (*surplus(found, desk.app.backup_rules.retention, now), *old):
+        for backup in (*surplus(found, context.app.backup_rules.retention, now), *old):
             uow.backups.save(replace(backup, expires_at=backup.expires_at or now))
 
 
@@ -60,58 +60,58 @@ async def _guarded(tenant_id: TenantId, work: Awaitable[None]) -> None:
         log.warning("backup retention failed, retrying later tenant=%s", tenant_id, exc_info=True)
 
 
-async def _let_go(desk: Desk, tenant_id: TenantId, expired: Sequence[Backup]) -> None:
-    busy = await desk.app.store.read(lambda uow: _being_restored(uow, expired))
+async def _let_go(context: BackupContext, tenant_id: TenantId, expired: Sequence[Backup]) -> None:
+    busy = await context.app.store.read(lambda uow: _being_restored(uow, expired))
     # One that is being taken is let go of once it is done, with its snapshot.
     going = [one for one in expired if one.id not in busy and not one.is_open]
     for one in going:
         if one.copy is not None:
-            await drop(desk, one.id, one.copy)
+            await drop(context, one.id, one.copy)
     snapshots = [one.snapshot for one in going if one.snapshot is not None]
     if snapshots:
-        async with desk.repository(tenant_id) as repository:
-            desk.fault("ForgetBackups.begun")
-            await desk.app.backup_repository.forget(repository, snapshots)
-            desk.fault("ForgetBackups.done")
+        async with context.repository(tenant_id) as repository:
+            context.fault("ForgetBackups.begun")
+            await context.app.backup_repository.forget(repository, snapshots)
+            context.fault("ForgetBackups.done")
 
     def record(uow: UnitOfWork) -> None:
         for one in going:
             uow.backups.delete(one.id)
         key = uow.backup_keys.get(tenant_id, lock=True)
         if key is not None and snapshots:
-            uow.backup_keys.save(replace(key, forgotten_at=desk.app.clock.now()))
+            uow.backup_keys.save(replace(key, forgotten_at=context.app.clock.now()))
 
-    await desk.app.store.write(record)
-    desk.fault("ForgetBackups.recorded")
+    await context.app.store.write(record)
+    context.fault("ForgetBackups.recorded")
 
 
-async def _drop_lists(desk: Desk, tenant_id: TenantId, names: Collection[str]) -> None:
+async def _drop_lists(context: BackupContext, tenant_id: TenantId, names: Collection[str]) -> None:
     """Those of builders without backups, and of restores that ended with an earlier service."""
-    async with desk.locks[tenant_id]:
-        found = await desk.app.store.read(lambda uow: uow.backups.of_tenant(tenant_id))
+    async with context.locks[tenant_id]:
+        found = await context.app.store.read(lambda uow: uow.backups.of_tenant(tenant_id))
         for name in set(names) - {one.builder_id for one in found}:
-            await desk.app.backup_repository.delete_manifest(tenant_id, name)
+            await context.app.backup_repository.delete_manifest(tenant_id, name)
 
 
 def _being_restored(uow: UnitOfWork, expired: Sequence[Backup]) -> set[BackupId]:
     return {restore.backup_id for one in expired for restore in uow.restores.open_of(one.builder_id)}
 
 
-def _is_prune_due(desk: Desk, key: BackupKey, now: datetime) -> bool:
+def _is_prune_due(context: BackupContext, key: BackupKey, now: datetime) -> bool:
     if key.forgotten_at is None or key.forgotten_at < key.pruned_at:
         return False
-    return now - key.pruned_at >= desk.app.backup_rules.prune_every
+    return now - key.pruned_at >= context.app.backup_rules.prune_every
 
 
-async def _prune(desk: Desk, key: BackupKey) -> None:
-    now = desk.app.clock.now()
-    async with desk.repository(key.tenant_id) as repository:
-        await _forget_strays(desk, repository)
-        await desk.app.backup_repository.prune(repository)
-    await _save_key(desk, key.tenant_id, pruned_at=now)
+async def _prune(context: BackupContext, key: BackupKey) -> None:
+    now = context.app.clock.now()
+    async with context.repository(key.tenant_id) as repository:
+        await _forget_strays(context, repository)
+        await context.app.backup_repository.prune(repository)
+    await _save_key(context, key.tenant_id, pruned_at=now)
 
 
-async def _forget_strays(desk: Desk, repository: TenantRepository) -> None:
+async def _forget_strays(context: BackupContext, repository: TenantRepository) -> None:
     """Snapshots of which nobody knows: the service died after they were made and before that was recorded.
 
     Those of builders that are not recorded either stay: they were made after the state that this service was restored
@@ -123,32 +123,32 @@ async def _forget_strays(desk: Desk, repository: TenantRepository) -> None:
         known = {one.snapshot for one in uow.backups.of_tenant(tenant_id)}
         return known, {one.id for one in uow.builders.of_tenant(tenant_id, deleted=True)}
 
-    known, builders = await desk.app.store.read(look)
-    saved = await desk.app.backup_repository.snapshots(repository)
+    known, builders = await context.app.store.read(look)
+    saved = await context.app.backup_repository.snapshots(repository)
     strays = [snapshot for snapshot, kept in saved.items() if snapshot not in known and kept.builder in builders]
     if strays:
-        await desk.app.backup_repository.forget(repository, strays)
+        await context.app.backup_repository.forget(repository, strays)
 
 
-async def check(desk: Desk) -> None:
+async def check(context: BackupContext) -> None:
     """Look through the repositories that are due. What is wrong is told to the tenant, and kept with the key."""
-    now = desk.app.clock.now()
-    for key in await desk.app.store.read(lambda uow: uow.backup_keys.all()):
-        if now - key.checked_at >= desk.app.backup_rules.check_every and await _is_used(desk, key, now):
-            await check_one(desk, key)
+    now = context.app.clock.now()
+    for key in await context.app.store.read(lambda uow: uow.backup_keys.all()):
+        if now - key.checked_at >= context.app.backup_rules.check_every and await _is_used(context, key, now):
+            await check_one(context, key)
 
 
-async def _is_used(desk: Desk, key: BackupKey, now: datetime) -> bool:
+async def _is_used(context: BackupContext, key: BackupKey, now: datetime) -> bool:
     """Without a backup there is no repository either."""
-    return await desk.app.store.read(lambda uow: backups.holds_something(uow, key.tenant_id, now))
+    return await context.app.store.read(lambda uow: backups.holds_something(uow, key.tenant_id, now))
 
 
-async def check_one(desk: Desk, key: BackupKey) -> str:
+async def check_one(context: BackupContext, key: BackupKey) -> str:
     """What is wrong with the repository; empty when nothing is. ``StoreUnavailable`` says nothing of that: raised."""
     fault = ""
     try:
-        async with desk.repository(key.tenant_id) as repository:
-            await desk.app.backup_repository.check(repository, desk.app.backup_rules.check_percent)
+        async with context.repository(key.tenant_id) as repository:
+            await context.app.backup_repository.check(repository, context.app.backup_rules.check_percent)
     except StoreUnavailable:
         raise
     except Exception as error:
@@ -158,22 +158,22 @@ async def check_one(desk: Desk, key: BackupKey) -> str:
             log.warning(
                 "repository check failed, retrying later tenant=%s delay=%s error=%s", key.tenant_id, CHECK_RETRY, fault
             )
-            at = desk.app.clock.now() - desk.app.backup_rules.check_every + CHECK_RETRY
-            await _save_key(desk, key.tenant_id, checked_at=at)
+            at = context.app.clock.now() - context.app.backup_rules.check_every + CHECK_RETRY
+            await _save_key(context, key.tenant_id, checked_at=at)
             return key.fault
-    now = desk.app.clock.now()
-    await _save_key(desk, key.tenant_id, checked_at=now, fault=fault)
+    now = context.app.clock.now()
+    await _save_key(context, key.tenant_id, checked_at=now, fault=fault)
     if fault or key.fault:
         kind, reason = ("backups.damaged", fault) if fault else ("backups.whole", "the repository is whole again")
         event = Event(key.tenant_id, None, now, kind, SYSTEM, reason, {})
-        await desk.app.store.write(lambda uow: uow.events.add(event))
+        await context.app.store.write(lambda uow: uow.events.add(event))
     return fault
 
 
-async def _save_key(desk: Desk, tenant_id: TenantId, **changes: object) -> None:
+async def _save_key(context: BackupContext, tenant_id: TenantId, **changes: object) -> None:
     def record(uow: UnitOfWork) -> None:
         key = uow.backup_keys.get(tenant_id, lock=True)
         if key is not None:
             uow.backup_keys.save(replace(key, **changes))  # type: ignore[arg-type]
 
-    await desk.app.store.write(record)
+    await context.app.store.write(record)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from builderd.domain.ids import BuilderId
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.core.look import Known, read
+from builderd.reconciler.core.observe import StoredState, read
 from builderd.services.application import Application
 
 LEASE = timedelta(seconds=30)
@@ -27,7 +27,7 @@ class Claim:
         """Take or renew it; False while somebody else has it."""
         return await self._app.store.write(self._claim)
 
-    async def take_and_read(self) -> tuple[bool, Known | None]:
+    async def take_and_read(self) -> tuple[bool, StoredState | None]:
         """The same, and what is recorded of the builder, in one transaction: visitors may be waiting."""
         return await self._app.store.write(lambda uow: (self._claim(uow), read(uow, self._id)))
 

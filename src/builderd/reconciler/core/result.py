@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from builderd.reconciler.core.records import Record
+from builderd.reconciler.core.transitions import Record
 
 
 async def _nothing() -> None:

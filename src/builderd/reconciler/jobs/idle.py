@@ -50,14 +50,14 @@ class Idleness:
 
     async def watch(self) -> None:
         """Run the check every ``interval`` seconds until cancelled."""
-        await every(self.interval, self.look, event="idle check", wait_first=True, sleep=self._app.clock.sleep)
+        await every(self.interval, self.check, event="idle check", wait_first=True, sleep=self._app.clock.sleep)
 
     @property
     def interval(self) -> float:
         freeze_after = self._app.limits.freeze_after
         return min(INTERVAL, freeze_after / LOOKS_PER_FREEZE) if freeze_after else INTERVAL
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """One look: visits first, so that what was visited is idle no more."""
         begun = self._app.clock.now()
         within = (begun - self._noted_at).total_seconds() + MARGIN if self._noted_at else inf

@@ -47,14 +47,14 @@ def _leave_out(uow: UnitOfWork, builder: BuilderId, skip: Skip) -> None:
     uow.ledger.skip(builder, skip.since, skip.until)
 
 
-async def look(application: Application, fault: FaultPoint = no_fault) -> None:
+async def check_due(application: Application, fault: FaultPoint = no_fault) -> None:
     """Look at all tenants whose time has come."""
     now = application.clock.now()
     for tenant, seen in await application.store.read(lambda uow: uow.tenants.spending_due(now)):
-        await _look_at(application, tenant, seen, fault)
+        await _check(application, tenant, seen, fault)
 
 
-async def _look_at(application: Application, tenant: TenantId, seen: datetime, fault: FaultPoint) -> None:
+async def _check(application: Application, tenant: TenantId, seen: datetime, fault: FaultPoint) -> None:
     now = application.clock.now()
     lease = now + LEASE
     # Taken first: what changes from here on makes it due again, and is looked at after this.

@@ -15,13 +15,13 @@ from builderd.domain.sandboxes import Sandbox
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.every import every
 from builderd.reconciler.core.faults import FaultPoint, no_fault
-from builderd.reconciler.core.look import Subject
+from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.jobs import spending
-from builderd.reconciler.jobs.polishing import Polishing
+from builderd.reconciler.jobs.compilation import BytecodeCompilation
 from builderd.reconciler.jobs.reporting import Reporting
 from builderd.reconciler.loop.steps import Steps
 from builderd.reconciler.loop.sweep import sweep
-from builderd.reconciler.loop.worker import Crew, Worker
+from builderd.reconciler.loop.worker import Worker, WorkerContext
 from builderd.services.application import Application
 
 #: How long a builder may be due before it is looked at, in seconds.
@@ -41,10 +41,10 @@ class Reconciler:
 
     def __init__(self, application: Application, fault: FaultPoint = no_fault) -> None:
         self._app = application
-        self._crew = Crew(Steps(application), fault, self._settled)
+        self._context = WorkerContext(Steps(application), fault, self._settled)
         self._workers: dict[BuilderId, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._polishing = Polishing(application)
+        self._compilation = BytecodeCompilation(application)
         self._reporting = Reporting(application, fault)
 
     async def run(self) -> None:
@@ -56,7 +56,7 @@ class Reconciler:
             for work in (
                 every(RETRY_INTERVAL, self._watch_exits, event="exit watcher"),
                 every(SWEEP_INTERVAL, self._sweep, event="sweep", wait_first=True),
-                self._polishing.run(),
+                self._compilation.run(),
                 self._reporting.run(),
                 every(POLL_INTERVAL, self._check_spending, event="spending check"),
             )
@@ -93,10 +93,10 @@ class Reconciler:
             if worker is not None:
                 worker.poke()
             else:
-                self._employ(builder_id)
+                self._spawn_worker(builder_id)
 
-    def _employ(self, builder_id: BuilderId) -> None:
-        worker = self._workers[builder_id] = Worker(self._app, builder_id, self._crew)
+    def _spawn_worker(self, builder_id: BuilderId) -> None:
+        worker = self._workers[builder_id] = Worker(self._app, builder_id, self._context)
         task = asyncio.create_task(self._work(builder_id, worker))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -111,10 +111,10 @@ class Reconciler:
             if worker.poked:
                 self._app.signals.desired_changed(builder_id)
 
-    def _settled(self, subject: Subject) -> None:
+    def _settled(self, item: WorkItem) -> None:
         self._reporting.poke()
-        if subject.builder.desired is Desired.RUNNING and subject.builder.status is Status.RUNNING:
-            self._polishing.add(subject)
+        if item.builder.desired is Desired.RUNNING and item.builder.status is Status.RUNNING:
+            self._compilation.add(item)
 
     async def _first_sweep(self) -> None:
         try:
@@ -127,7 +127,7 @@ class Reconciler:
 
     async def _check_spending(self) -> None:
         await spending.leave_out_skips(self._app)
-        await spending.look(self._app, self._crew.fault)
+        await spending.check_due(self._app, self._context.fault)
 
     async def _watch_exits(self) -> None:
         async for sandbox_id in self._app.engine.exits():

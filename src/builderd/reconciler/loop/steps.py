@@ -24,10 +24,10 @@ from builderd.domain.sandboxes import (
     SandboxReport,
     SandboxState,
 )
-from builderd.domain.steps import Observed
+from builderd.domain.steps import Observation
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.core import records
-from builderd.reconciler.core.look import Subject
+from builderd.reconciler.core import transitions
+from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.stages import handover
 from builderd.reconciler.stages.install import Installs
@@ -50,58 +50,58 @@ class Steps:
         self._removals: set[asyncio.Task[None]] = set()
 
     async def perform(  # noqa: C901, PLR0912 -- one branch a step
-        self, subject: Subject, seen: Observed, step: domain.Step
+        self, item: WorkItem, observation: Observation, step: domain.Step
     ) -> Result:
         """Do one step. Raises what the ports raise."""
         match step:
             case domain.Review(number):
-                return await self._review(subject.of(number))
+                return await self._review(item.for_version(number))
             case domain.Install(number):
-                return await self._install(subject.of(number))
+                return await self._install(item.for_version(number))
             case domain.CreateDisk():
-                return await self._create_disk(subject)
+                return await self._create_disk(item)
             case domain.RecoverDisk():
-                return self._recover_disk(subject)
+                return self._recover_disk(item)
             case domain.PutBundle():
-                return await self._put_bundle(subject)
+                return await self._put_bundle(item)
             case domain.PlanSandbox(attempt):
-                return self._plan_sandbox(subject, attempt)
+                return self._plan_sandbox(item, attempt)
             case domain.StartSandbox():
-                return await self._start_sandbox(subject, _open(seen))
+                return await self._start_sandbox(item, _open(observation))
             case domain.AwaitListening():
-                return await self._await_listening(subject, _open(seen))
+                return await self._await_listening(item, _open(observation))
             case domain.CheckApp():
-                return await self._check_app(subject, _open(seen))
+                return await self._check_app(item, _open(observation))
             case domain.StopSandbox():
-                return await self._stop_sandbox(subject, _open(seen), seen.report, drain=step.drain)
+                return await self._stop_sandbox(item, _open(observation), observation.report, drain=step.drain)
             case domain.Freeze():
-                return await self._freeze(subject, _open(seen), seen.report)
+                return await self._freeze(item, _open(observation), observation.report)
             case domain.Thaw(route):
-                return await self._thaw(_open(seen), route, seen.report)
+                return await self._thaw(_open(observation), route, observation.report)
             case domain.RecordEnd():
-                return self._record_end(subject, _open(seen), seen.report)
+                return self._record_end(item, _open(observation), observation.report)
             case domain.SetRoute(route):
                 await self._app.previews.put(route)
                 return Result()
             case domain.RemoveRoute():
-                await self._app.previews.remove(subject.builder.host)
+                await self._app.previews.remove(item.builder.host)
                 return Result()
             case domain.Forget():
-                return await self._forget(subject)
+                return await self._forget(item)
             case domain.Settle(status):
-                return await self._settle(subject, seen, status)
+                return await self._settle(item, observation, status)
             case domain.GiveUp(too_often):
-                return await self._give_up(subject, seen, too_often)
+                return await self._give_up(item, observation, too_often)
             case domain.PlanTrial():
-                return self._plan_trial(subject)
+                return self._plan_trial(item)
             case domain.TryCandidate():
-                return await self._trials.run(subject, _trial(seen))
+                return await self._trials.run(item, _trial(observation))
             case domain.EndTrial():
-                return await self._trials.end(_trial(seen))
+                return await self._trials.end(_trial(observation))
             case domain.HandOver():
-                return self._hand_over(subject)
+                return self._hand_over(item)
             case domain.DropDisks():
-                return await self._drop_disks(subject)
+                return await self._drop_disks(item)
             case domain.Wait():
                 return Result()
 
@@ -109,92 +109,92 @@ class Steps:
         """Nobody works on this builder any more: end what goes on beside its steps."""
         await self._installs.leave(builder_id)
 
-    async def _review(self, subject: Subject) -> Result:
+    async def _review(self, item: WorkItem) -> Result:
         begun = self._now()
-        if subject.version.layer_key is None:
-            await self._installs.begin(subject)
-        tenant_id = subject.builder.tenant_id
-        report, reused = await verdicts.report_of(self._app, tenant_id, subject.version)
+        if item.version.layer_key is None:
+            await self._installs.begin(item)
+        tenant_id = item.builder.tenant_id
+        report, reused = await verdicts.report_of(self._app, tenant_id, item.version)
         now, prices = self._now(), self._app.prices
         seconds = (now - begun).total_seconds()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            if records.still_wanted(builder, subject.builder, subject.version):
-                records.reviewed(uow, builder, subject.version, prices, report, now, seconds=seconds, reused=reused)
+            if transitions.still_wanted(builder, item.builder, item.version):
+                transitions.reviewed(uow, builder, item.version, prices, report, now, seconds=seconds, reused=reused)
 
         return Result(record)
 
-    async def _install(self, subject: Subject) -> Result:
+    async def _install(self, item: WorkItem) -> Result:
         try:
-            installed = await self._installs.install(subject)
+            installed = await self._installs.install(item)
         except InstallFailed as failure:
-            return self._failed(subject, "install", failure.code, failure.message)
+            return self._failed(item, "install", failure.code, failure.message)
 
         now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            version = records.as_stored(uow, subject.version)
+            version = transitions.as_stored(uow, item.version)
             uow.versions.save(replace(version, layer_key=installed.layer_key))
-            records.installed(uow, builder, subject.version, installed, now)
+            transitions.installed(uow, builder, item.version, installed, now)
 
         return Result(record)
 
-    async def _create_disk(self, subject: Subject) -> Result:
-        anew = await self._app.engine.disk(subject.builder.disk) is None
-        await self._make_disk(subject)
+    async def _create_disk(self, item: WorkItem) -> Result:
+        anew = await self._app.engine.disk(item.builder.disk) is None
+        await self._make_disk(item)
         now, prices = self._now(), self._app.prices
-        return Result(lambda uow, builder: records.disk_made(uow, subject, prices, now, anew=anew), quiet=True)
+        return Result(lambda uow, builder: transitions.disk_made(uow, item, prices, now, anew=anew), quiet=True)
 
-    def _recover_disk(self, subject: Subject) -> Result:
+    def _recover_disk(self, item: WorkItem) -> Result:
         """The backups' schedule does it, and says so: this only has it done."""
         now = self._now()
-        return Result(lambda uow, builder: backups.recover(uow, self._app, builder, subject.builder.disk, now))
+        return Result(lambda uow, builder: backups.recover(uow, self._app, builder, item.builder.disk, now))
 
-    async def _make_disk(self, subject: Subject) -> None:
+    async def _make_disk(self, item: WorkItem) -> None:
         """A candidate takes over the data on a copy, so that it can be given up without a trace."""
-        engine, builder, size = self._app.engine, subject.builder, subject.version.settings.resources.disk_bytes
-        copies = subject.disk != builder.disk and await engine.disk(subject.disk) is None
+        engine, builder, size = self._app.engine, item.builder, item.version.settings.resources.disk_bytes
+        copies = item.disk != builder.disk and await engine.disk(item.disk) is None
         if copies and await engine.disk(builder.disk) is not None:
-            await engine.clone_disk(builder.disk, subject.disk, size)
+            await engine.clone_disk(builder.disk, item.disk, size)
         else:
-            await engine.create_disk(subject.disk, size)
+            await engine.create_disk(item.disk, size)
 
-    async def _put_bundle(self, subject: Subject) -> Result:
-        await put_bundle(self._app, subject, subject.disk)
+    async def _put_bundle(self, item: WorkItem) -> Result:
+        await put_bundle(self._app, item, item.disk)
         return Result()
 
-    def _plan_sandbox(self, subject: Subject, attempt: int) -> Result:
+    def _plan_sandbox(self, item: WorkItem, attempt: int) -> Result:
         now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            if not records.same_wish(builder, subject.builder):
+            if not transitions.same_generation(builder, item.builder):
                 return
-            uow.sandboxes.add(new_sandbox(uow, subject, subject.disk, now))
+            uow.sandboxes.add(new_sandbox(uow, item, item.disk, now))
             if attempt == 1:
-                records.stage_started(uow, builder, "start", now)
+                transitions.stage_started(uow, builder, "start", now)
 
         return Result(record)
 
-    def _plan_trial(self, subject: Subject) -> Result:
+    def _plan_trial(self, item: WorkItem) -> Result:
         now, disk = self._now(), DiskId(new_id())
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            if records.same_candidate(builder, subject.builder):
-                uow.sandboxes.add(replace(new_sandbox(uow, subject.beside, disk, now), trial=True))
+            if transitions.same_candidate(builder, item.builder):
+                uow.sandboxes.add(replace(new_sandbox(uow, item.for_candidate, disk, now), trial=True))
 
         return Result(record, quiet=True)
 
-    def _hand_over(self, subject: Subject) -> Result:
+    def _hand_over(self, item: WorkItem) -> Result:
         now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            if records.same_candidate(builder, subject.builder):
-                records.handed_over(uow, builder, subject.beside.version, now)
+            if transitions.same_candidate(builder, item.builder):
+                transitions.handed_over(uow, builder, item.for_candidate.version, now)
 
         return Result(record)
 
-    async def _drop_disks(self, subject: Subject) -> Result:
-        dropped = subject.builder.spare_disks
+    async def _drop_disks(self, item: WorkItem) -> Result:
+        dropped = item.builder.spare_disks
         for disk in dropped:
             await self._app.engine.delete_disk(disk)
 
@@ -204,55 +204,55 @@ class Steps:
 
         return Result(record, quiet=True)
 
-    async def _start_sandbox(self, subject: Subject, sandbox: Sandbox) -> Result:
+    async def _start_sandbox(self, item: WorkItem, sandbox: Sandbox) -> Result:
         try:
-            spec = await make_spec(self._app, subject, sandbox)
+            spec = await make_spec(self._app, item, sandbox)
         except NotFound as lack:
-            return self._failed(subject, "start", StartFailed.code, lack.message, since=sandbox.created_at)
+            return self._failed(item, "start", StartFailed.code, lack.message, since=sandbox.created_at)
         report = await self._app.engine.start(spec)
-        version, prices = subject.version, self._app.prices
+        version, prices = item.version, self._app.prices
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            records.sandbox_started(uow, subject.builder, version, prices, sandbox, report)
+            transitions.sandbox_started(uow, item.builder, version, prices, sandbox, report)
 
         return Result(record, quiet=True)
 
-    async def _await_listening(self, subject: Subject, sandbox: Sandbox) -> Result:
-        port = subject.version.settings.port
-        wait = await wait_until_listening(self._app, sandbox, port, await self._patience(subject))
+    async def _await_listening(self, item: WorkItem, sandbox: Sandbox) -> Result:
+        port = item.version.settings.port
+        wait = await wait_until_listening(self._app, sandbox, port, await self._patience(item))
         if wait.reachable:
-            return self._listens(subject, replace(sandbox, listening_at=self._now()))
+            return self._listens(item, replace(sandbox, listening_at=self._now()))
         if wait.ended is not None:
             return Result()  # the next look records the end and judges it
         lines = await last_lines(self._app, sandbox)
         reason = not_listening(wait.listening, port, wait.seconds, lines)
-        return self._failed(subject, "start", StartFailed.code, reason, since=sandbox.created_at)
+        return self._failed(item, "start", StartFailed.code, reason, since=sandbox.created_at)
 
-    def _listens(self, subject: Subject, sandbox: Sandbox) -> Result:
+    def _listens(self, item: WorkItem, sandbox: Sandbox) -> Result:
         now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             uow.sandboxes.save(sandbox)
-            if records.same_wish(builder, subject.builder) and not builder.settled:
+            if transitions.same_generation(builder, item.builder) and not builder.settled:
                 seconds = (now - sandbox.created_at).total_seconds()
-                records.stage_finished(uow, builder, "start", now, seconds=seconds, ok=True)
+                transitions.stage_finished(uow, builder, "start", now, seconds=seconds, ok=True)
 
         return Result(record, quiet=True)
 
-    async def _check_app(self, subject: Subject, sandbox: Sandbox) -> Result:
+    async def _check_app(self, item: WorkItem, sandbox: Sandbox) -> Result:
         begun = self._now()
-        gate = await qa.judge(self._app, subject.builder, subject.version, sandbox)
+        gate = await qa.judge(self._app, item.builder, item.version, sandbox)
         if not gate_passed(gate) and await self._lost_its_monitor(sandbox):
             return Result()  # the machine's fault: the next look restarts the app, and it is judged then
         now, prices = self._now(), self._app.prices
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            if not records.still_wanted(builder, subject.builder, subject.version):
+            if not transitions.still_wanted(builder, item.builder, item.version):
                 return
             seconds = (now - begun).total_seconds()
-            goes_on = records.qa_judged(uow, builder, subject.version, prices, gate, now, seconds=seconds)
+            goes_on = transitions.qa_judged(uow, builder, item.version, prices, gate, now, seconds=seconds)
             if goes_on and self._app.limits.qa_report:
-                qa.want_report(uow, builder.id, subject.version.number, SYSTEM, now)
+                qa.want_report(uow, builder.id, item.version.number, SYSTEM, now)
 
         return Result(record)
 
@@ -260,25 +260,25 @@ class Steps:
         end = (await self._app.engine.report(sandbox.id)).end
         return end is not None and end.cause is EndCause.MONITOR_LOST
 
-    async def _patience(self, subject: Subject) -> float:
+    async def _patience(self, item: WorkItem) -> float:
         """How long the app may take to listen, in seconds."""
         limits = self._app.limits
-        if subject.builder.handover is not Handover.FORWARD or subject.builder.status is not Status.RUNNING:
+        if item.builder.handover is not Handover.FORWARD or item.builder.status is not Status.RUNNING:
             return limits.start_timeout
-        trial, old = await self._app.store.read(lambda uow: handover.last_starts(uow, subject))
+        trial, old = await self._app.store.read(lambda uow: handover.last_starts(uow, item))
         return handover.patience(trial, old, limits.handover_timeout, limits.start_timeout)
 
-    async def _freeze(self, subject: Subject, sandbox: Sandbox, before: SandboxReport | None) -> Result:
-        if await self._visited(subject):
-            return self._disturbed(subject)
+    async def _freeze(self, item: WorkItem, sandbox: Sandbox, before: SandboxReport | None) -> Result:
+        if await self._visited(item):
+            return self._abort_freeze(item)
         report = await self._app.engine.freeze(sandbox.id)
         if report.state is not SandboxState.FROZEN:
             return Result()  # the next look says what became of it
         at, prices = report.frozen_at or self._now(), self._app.prices
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            records.caught_up(uow, builder, prices, sandbox, before)
-            records.frozen(uow, builder, prices, sandbox, at)
+            transitions.caught_up(uow, builder, prices, sandbox, before)
+            transitions.frozen(uow, builder, prices, sandbox, at)
 
         return Result(record)
 
@@ -290,38 +290,38 @@ class Steps:
         at, prices = report.thawed_at or self._now(), self._app.prices
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            records.caught_up(uow, builder, prices, sandbox, before)
-            records.thawed(uow, builder, prices, sandbox, at)
+            transitions.caught_up(uow, builder, prices, sandbox, before)
+            transitions.thawed(uow, builder, prices, sandbox, at)
 
         return Result(record)
 
-    async def _visited(self, subject: Subject) -> bool:
+    async def _visited(self, item: WorkItem) -> bool:
         """Whether a visitor was let in before visitors were held."""
-        activity = (await self._app.previews.activity()).get(subject.builder.host)
+        activity = (await self._app.previews.activity()).get(item.builder.host)
         return activity is not None and activity.open_connections > 0
 
-    def _disturbed(self, subject: Subject) -> Result:
+    def _abort_freeze(self, item: WorkItem) -> Result:
         """It is used after all."""
         now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            same = builder.stop_kind is subject.builder.stop_kind
-            if same and records.same_wish(builder, subject.builder):
-                records.disturbed(uow, builder, now)
+            same = builder.stop_kind is item.builder.stop_kind
+            if same and transitions.same_generation(builder, item.builder):
+                transitions.abort_freeze(uow, builder, now)
 
         return Result(record)
 
     async def _stop_sandbox(
-        self, subject: Subject, sandbox: Sandbox, before: SandboxReport | None, *, drain: bool
+        self, item: WorkItem, sandbox: Sandbox, before: SandboxReport | None, *, drain: bool
     ) -> Result:
-        builder, grace = subject.builder, self._app.limits.stop_grace
-        if builder.stop_kind is StopKind.IDLE and builder.desired is Desired.STOPPED and await self._visited(subject):
-            return self._disturbed(subject)
+        builder, grace = item.builder, self._app.limits.stop_grace
+        if builder.stop_kind is StopKind.IDLE and builder.desired is Desired.STOPPED and await self._visited(item):
+            return self._abort_freeze(item)
         if drain:
             grace = handover.grace(grace, await handover.drained(self._app, builder.host))
         report = await self._app.engine.stop(sandbox.id, grace)
         end = report.end or SandboxEnd(EndCause.STOPPED, None, None)
-        ended = self._ended(subject, sandbox, end, report, before)
+        ended = self._ended(item, sandbox, end, report, before)
         # Visitors wait for what comes next, and not for this.
         return replace(ended, afterwards=partial(self._remove_meanwhile, sandbox)) if drain else ended
 
@@ -335,13 +335,13 @@ class Steps:
         if not removal.cancelled() and removal.exception() is not None:
             log.warning("sandbox removal failed, retrying at the next sweep", exc_info=removal.exception())
 
-    def _record_end(self, subject: Subject, sandbox: Sandbox, report: SandboxReport | None) -> Result:
+    def _record_end(self, item: WorkItem, sandbox: Sandbox, report: SandboxReport | None) -> Result:
         end = report.end if report and report.end else SandboxEnd(EndCause.UNKNOWN, None, None)
-        return self._ended(subject, sandbox, end, report, report)
+        return self._ended(item, sandbox, end, report, report)
 
     def _ended(
         self,
-        subject: Subject,
+        item: WorkItem,
         sandbox: Sandbox,
         end: SandboxEnd,
         report: SandboxReport | None,
@@ -351,16 +351,16 @@ class Steps:
         now, prices = self._now(), self._app.prices
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            records.caught_up(uow, builder, prices, sandbox, before)
-            records.sandbox_ended(uow, builder, prices, sandbox, end=end, report=report, now=now)
-            builder = records.risen(uow, builder)
-            if end.cause is not EndCause.STOPPED and records.same_wish(builder, subject.builder):
-                records.crash_noted(uow, builder, subject, replace(sandbox, end=end), now)
+            transitions.caught_up(uow, builder, prices, sandbox, before)
+            transitions.sandbox_ended(uow, builder, prices, sandbox, end=end, report=report, now=now)
+            builder = transitions.clear_sleep(uow, builder)
+            if end.cause is not EndCause.STOPPED and transitions.same_generation(builder, item.builder):
+                transitions.crash_noted(uow, builder, item, replace(sandbox, end=end), now)
 
         return Result(record, lambda: self._app.engine.remove(sandbox.id))
 
-    async def _forget(self, subject: Subject) -> Result:
-        engine, forgotten = self._app.engine, subject.builder
+    async def _forget(self, item: WorkItem) -> Result:
+        engine, forgotten = self._app.engine, item.builder
         holds = forgotten.backup_interval_hours > 0 and await engine.disk(forgotten.disk) is not None
         for disk in (None if holds else forgotten.disk, forgotten.candidate_disk, *forgotten.spare_disks):
             if disk is not None:
@@ -371,55 +371,55 @@ class Steps:
         def record(uow: UnitOfWork, builder: Builder) -> None:
             if holds:
                 backups.keep_last(uow, self._app, builder, now)
-            records.deleted(uow, builder, now)
+            transitions.deleted(uow, builder, now)
 
-        return Result(record, partial(self._drop_bundles, subject.builder.id))
+        return Result(record, partial(self._drop_bundles, item.builder.id))
 
     async def _drop_bundles(self, builder_id: BuilderId) -> None:
         versions = await self._app.store.read(lambda uow: uow.versions.list(builder_id))
         for bundle_hash in {version.bundle_hash for version in versions}:
             await bundles.drop_unused(self._app, bundle_hash)
 
-    async def _settle(self, subject: Subject, seen: Observed, status: Status) -> Result:
+    async def _settle(self, item: WorkItem, observation: Observation, status: Status) -> Result:
         now = self._now()
-        lines = await last_lines(self._app, seen.ends[-1]) if status is Status.FAILED else []
+        lines = await last_lines(self._app, observation.ends[-1]) if status is Status.FAILED else []
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            if not records.same_wish(builder, subject.builder):
+            if not transitions.same_generation(builder, item.builder):
                 return
             if status is Status.STOPPED:
                 if builder.stop_kind is StopKind.IDLE:
                     backups.keep_idle(uow, self._app, builder, now)
-                records.rested(uow, builder, status, builder.desired_reason, now)
+                transitions.mark_terminal(uow, builder, status, builder.desired_reason, now)
                 return
-            sandbox = seen.sandbox or seen.ends[-1]
+            sandbox = observation.sandbox or observation.ends[-1]
             if not builder.settled and sandbox.listening_at is None:
                 seconds = (now - sandbox.created_at).total_seconds()
-                records.stage_finished(uow, builder, "start", now, seconds=seconds, ok=True)
+                transitions.stage_finished(uow, builder, "start", now, seconds=seconds, ok=True)
             if status is Status.RUNNING:
-                records.running(uow, builder, subject.version, now)
+                transitions.running(uow, builder, item.version, now)
             else:
-                records.job_over(uow, builder, subject, status, sandbox, lines, now)
+                transitions.job_over(uow, builder, item, status, sandbox, lines, now)
 
         return Result(record)
 
-    async def _give_up(self, subject: Subject, seen: Observed, too_often: bool) -> Result:
-        last = seen.ends[-1]
+    async def _give_up(self, item: WorkItem, observation: Observation, too_often: bool) -> Result:
+        last = observation.ends[-1]
         assert last.end is not None
-        settings = subject.version.settings
+        settings = item.version.settings
         lines = await last_lines(self._app, last)
         if too_often:
-            exits = recent_crashes(seen.ends, seen.now)
+            exits = recent_crashes(observation.ends, observation.now)
             reason = exited_too_often(last.end, settings.resources, len(exits), lines)
         else:
             reason = exited_early(last.end, settings.resources, settings.port, lines)
         return self._failed(
-            subject, "start", StartFailed.code, reason, since=last.created_at, exit_code=last.end.exit_code
+            item, "start", StartFailed.code, reason, since=last.created_at, exit_code=last.end.exit_code
         )
 
     def _failed(
         self,
-        subject: Subject,
+        item: WorkItem,
         stage: str,
         code: str,
         reason: str,
@@ -431,14 +431,14 @@ class Steps:
         seconds = (now - since).total_seconds() if since else 0.0
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            if not records.still_wanted(builder, subject.builder, subject.version):
+            if not transitions.still_wanted(builder, item.builder, item.version):
                 return
-            records.stage_finished(uow, builder, stage, now, seconds=seconds, ok=False, note=reason)
-            records.failed(
-                uow, builder, subject.version, prices, code=code, reason=reason, now=now, exit_code=exit_code
+            transitions.stage_finished(uow, builder, stage, now, seconds=seconds, ok=False, note=reason)
+            transitions.failed(
+                uow, builder, item.version, prices, code=code, reason=reason, now=now, exit_code=exit_code
             )
             if stage == "start" and builder.job_type is JobType.ALWAYS_ON:
-                records.never_up(uow, subject.version, reason, now)
+                transitions.never_up(uow, item.version, reason, now)
 
         return Result(record)
 
@@ -446,11 +446,11 @@ class Steps:
         return self._app.clock.now()
 
 
-def _open(seen: Observed) -> Sandbox:
-    assert seen.sandbox is not None, "the step was chosen because there is one"
-    return seen.sandbox
+def _open(observation: Observation) -> Sandbox:
+    assert observation.sandbox is not None, "the step was chosen because there is one"
+    return observation.sandbox
 
 
-def _trial(seen: Observed) -> Sandbox:
-    assert seen.trial is not None, "the step was chosen because there is one"
-    return seen.trial
+def _trial(observation: Observation) -> Sandbox:
+    assert observation.trial is not None, "the step was chosen because there is one"
+    return observation.trial

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from builderd.domain.sandboxes import Sandbox
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.core.look import Subject
+from builderd.reconciler.core.observe import WorkItem
 from builderd.services.application import Application
 
 #: So long may requests that the old version works on take to finish, in seconds; then so long the old version itself.
@@ -45,10 +45,10 @@ def grace(usual: float, drained_for: float) -> float:
     return min(usual, max(GRACE - drained_for, LEAST_GRACE))
 
 
-def last_starts(uow: UnitOfWork, subject: Subject) -> tuple[Sandbox | None, Sandbox | None]:
+def last_starts(uow: UnitOfWork, item: WorkItem) -> tuple[Sandbox | None, Sandbox | None]:
     """The latest trial of the version that takes over, and the latest run of the current one that listened."""
-    sandboxes, current = uow.sandboxes.list(subject.builder.id), subject.builder.version
-    trials = [one for one in sandboxes if one.trial and one.version == subject.version.number]
+    sandboxes, current = uow.sandboxes.list(item.builder.id), item.builder.version
+    trials = [one for one in sandboxes if one.trial and one.version == item.version.number]
     runs = [one for one in sandboxes if not one.trial and one.version == current and one.listening_at]
     return _last(trials), _last(runs)
 

@@ -14,7 +14,7 @@ from builderd.domain.layers import BuildOutcome, Installed, LayerPlan
 from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.core.look import Subject
+from builderd.reconciler.core.observe import WorkItem
 from builderd.services import bundles
 from builderd.services.application import Application
 
@@ -44,13 +44,13 @@ class Installs:
         self._turns = asyncio.Semaphore(MAX_BUILDS)
         self._turns_of: defaultdict[TenantId, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_OF_TENANT))
 
-    async def begin(self, subject: Subject) -> None:
+    async def begin(self, item: WorkItem) -> None:
         """Make as much of the layer as runs no code of anybody's, until ``install`` asks for all of it."""
-        await self.leave(subject.builder.id)
+        await self.leave(item.builder.id)
         passed = asyncio.Event()
-        task = asyncio.create_task(self._make(subject, passed))
+        task = asyncio.create_task(self._make(item, passed))
         task.add_done_callback(_looked_at)
-        self._early[subject.builder.id] = _Early(subject.version.number, passed, task)
+        self._early[item.builder.id] = _Early(item.version.number, passed, task)
 
     async def leave(self, builder_id: BuilderId) -> None:
         """Nobody will ask for what was begun; it has ended then."""
@@ -59,44 +59,44 @@ class Installs:
             early.task.cancel()
             await asyncio.wait({early.task})
 
-    async def install(self, subject: Subject) -> Installed:
+    async def install(self, item: WorkItem) -> Installed:
         """Make the layer, or find it made: the review has passed. Raises ``InstallFailed`` with the installer's words.
 
         What was begun is gone on with.
         """
-        early = self._early.get(subject.builder.id)
-        if early is not None and early.version == subject.version.number:
+        early = self._early.get(item.builder.id)
+        if early is not None and early.version == item.version.number:
             early.passed.set()
             try:
                 return await asyncio.shield(early.task)
             finally:
-                await self.leave(subject.builder.id)
+                await self.leave(item.builder.id)
         passed = asyncio.Event()
         passed.set()
-        return await self._make(subject, passed)
+        return await self._make(item, passed)
 
-    async def _make(self, subject: Subject, passed: asyncio.Event) -> Installed:
-        plan, tenant = await _plan(self._app, subject), subject.builder.tenant_id
+    async def _make(self, item: WorkItem, passed: asyncio.Event) -> Installed:
+        plan, tenant = await _plan(self._app, item), item.builder.tenant_id
         if plan is None:
             return Installed(NO_LAYER, 0.0, reused=True)
         for known in (plan, self._app.installer.from_source(plan, tenant)):
-            if known is not None and await self._app.engine.has_layer(key := _own(known, subject).key):
+            if known is not None and await self._app.engine.has_layer(key := _own(known, item).key):
                 return Installed(key, 0.0, reused=True)
         if plan.waits:
             await passed.wait()
-        async with self._turns_of[tenant], self._turns, BuildLog(self._app, subject) as log:
-            return await self._build(plan, subject, log, passed)
+        async with self._turns_of[tenant], self._turns, BuildLog(self._app, item) as log:
+            return await self._build(plan, item, log, passed)
 
-    async def _build(self, plan: LayerPlan, subject: Subject, log: BuildLog, passed: asyncio.Event) -> Installed:
+    async def _build(self, plan: LayerPlan, item: WorkItem, log: BuildLog, passed: asyncio.Event) -> Installed:
         engine, installer = self._app.engine, self._app.installer
-        made = _own(plan, subject)
+        made = _own(plan, item)
         outcome = await engine.build_layer(made, log.line)
         seconds = outcome.seconds
-        fallback = None if outcome.ok else installer.fallback(plan, outcome.output, subject.builder.tenant_id)
+        fallback = None if outcome.ok else installer.fallback(plan, outcome.output, item.builder.tenant_id)
         if fallback is not None:
             await passed.wait()
             log.line("No wheels for everything: building from source in a sandbox of its own.")
-            made = _own(fallback, subject)
+            made = _own(fallback, item)
             outcome = await engine.build_layer(made, log.line)
             seconds += outcome.seconds
         if not outcome.ok:
@@ -110,27 +110,27 @@ def _looked_at(task: asyncio.Task[Installed]) -> None:
         task.exception()
 
 
-def _own(plan: LayerPlan, subject: Subject) -> LayerPlan:
+def _own(plan: LayerPlan, item: WorkItem) -> LayerPlan:
     """A builder that was once installed afresh has layers of its own from then on."""
-    since = subject.version.fresh_since
+    since = item.version.fresh_since
     if since is None:
         return plan
-    key = hashlib.sha256(f"{plan.key}\n{subject.builder.id}\n{since}".encode()).hexdigest()
+    key = hashlib.sha256(f"{plan.key}\n{item.builder.id}\n{since}".encode()).hexdigest()
     return replace(plan, key=key)
 
 
-async def polish(application: Application, subject: Subject) -> None:
+async def polish(application: Application, item: WorkItem) -> None:
     """Run the plan's later step, for sandboxes started from then on. Harmless when repeated."""
-    plan, key = await _plan(application, subject), subject.version.layer_key
+    plan, key = await _plan(application, item), item.version.layer_key
     if plan is not None and plan.polish is not None and key:
         # A fallback has another key than the first plan, and the same later step.
         await application.engine.polish_layer(key, plan.polish)
 
 
-async def _plan(application: Application, subject: Subject) -> LayerPlan | None:
-    bundle = await bundles.fetch(application, subject.version)
-    scripts = subject.version.settings.install_scripts
-    base, tenant = application.engine.base_id, subject.builder.tenant_id
+async def _plan(application: Application, item: WorkItem) -> LayerPlan | None:
+    bundle = await bundles.fetch(application, item.version)
+    scripts = item.version.settings.install_scripts
+    base, tenant = application.engine.base_id, item.builder.tenant_id
     return application.installer.plan(bundle, base, tenant, install_scripts=scripts)
 
 
@@ -145,9 +145,9 @@ def _explain(application: Application, outcome: BuildOutcome) -> str:
 class BuildLog:
     """Collects lines and writes them to the store from time to time, so that a follower sees progress."""
 
-    def __init__(self, application: Application, subject: Subject) -> None:
+    def __init__(self, application: Application, item: WorkItem) -> None:
         self._application = application
-        self._subject = subject
+        self._subject = item
         self._lines: list[LogLine] = []
         self._taken = 0
 

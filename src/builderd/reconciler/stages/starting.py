@@ -13,18 +13,18 @@ from builderd.domain.restarts import next_attempt
 from builderd.domain.sandboxes import Sandbox, SandboxSpec
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.core.look import Subject
+from builderd.reconciler.core.observe import WorkItem
 from builderd.services import bundles, credentials
 from builderd.services.application import Application
 
 
-def new_sandbox(uow: UnitOfWork, subject: Subject, disk: DiskId, now: datetime) -> Sandbox:
+def new_sandbox(uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime) -> Sandbox:
     """The next of the builder's present run."""
-    builder = subject.builder
+    builder = item.builder
     return Sandbox(
         id=new_sandbox_id(),
         builder_id=builder.id,
-        version=subject.version.number,
+        version=item.version.number,
         run=builder.run,
         attempt=next_attempt(uow.sandboxes.of_run(builder.id, builder.run)),
         created_at=now,
@@ -32,11 +32,11 @@ def new_sandbox(uow: UnitOfWork, subject: Subject, disk: DiskId, now: datetime) 
     )
 
 
-async def make_spec(application: Application, subject: Subject, sandbox: Sandbox) -> SandboxSpec:
+async def make_spec(application: Application, item: WorkItem, sandbox: Sandbox) -> SandboxSpec:
     """A trial reaches no network. Raises ``NotFound`` when a credential is gone."""
-    builder, settings = subject.builder, subject.version.settings
-    secrets = await _open_credentials(application, subject)
-    layer_key = subject.version.layer_key
+    builder, settings = item.builder, item.version.settings
+    secrets = await _open_credentials(application, item)
+    layer_key = item.version.layer_key
     platform = {
         "SERVICE_TOKEN": builder.service_token,
         "BUILDER_UUID": builder.id,
@@ -61,25 +61,25 @@ async def make_spec(application: Application, subject: Subject, sandbox: Sandbox
     )
 
 
-async def _open_credentials(application: Application, subject: Subject) -> credentials.Opened:
-    names, tenant = subject.version.settings.credentials, subject.builder.tenant_id
+async def _open_credentials(application: Application, item: WorkItem) -> credentials.Opened:
+    names, tenant = item.version.settings.credentials, item.builder.tenant_id
     if not names:
         return {}
     return await application.store.read(lambda uow: credentials.open_all(uow, application.vault, tenant, names))
 
 
-async def put_bundle(application: Application, subject: Subject, disk: DiskId) -> None:
+async def put_bundle(application: Application, item: WorkItem, disk: DiskId) -> None:
     """Bring the version's files onto a disk that may hold another version's, and what the app made of them."""
-    bundle = await bundles.fetch(application, subject.version)
-    await application.engine.put_bundle(disk, bundle, await _before(application, subject, disk))
+    bundle = await bundles.fetch(application, item.version)
+    await application.engine.put_bundle(disk, bundle, await _before(application, item, disk))
 
 
-async def _before(application: Application, subject: Subject, disk: DiskId) -> Bundle | None:
+async def _before(application: Application, item: WorkItem, disk: DiskId) -> Bundle | None:
     """The bundle that is on the disk: what it says itself, else what its builder's current version has."""
     report = await application.engine.disk(disk)
     known = report.bundle_hash if report else None
-    if known is None and subject.current is not None:
-        known = subject.current.bundle_hash
+    if known is None and item.current is not None:
+        known = item.current.bundle_hash
     if known is None:
         return None
     with suppress(KeyError):

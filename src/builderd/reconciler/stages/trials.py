@@ -14,8 +14,8 @@ from builderd.domain.errors import NotFound, StartFailed
 from builderd.domain.failures import exited_early, listens_elsewhere, not_listening, wants_network
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.core import records
-from builderd.reconciler.core.look import Subject
+from builderd.reconciler.core import transitions
+from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.stages.listening import Wait, wait_until_listening
 from builderd.reconciler.stages.starting import last_lines, make_spec, put_bundle
@@ -36,29 +36,29 @@ class _Verdict:
 
 
 class Trials:
-    """``subject`` is the builder; its candidate is the one that is tried."""
+    """Try the candidate of ``item``; the builder itself serves on."""
 
     def __init__(self, application: Application) -> None:
         self._app = application
 
-    async def run(self, subject: Subject, trial: Sandbox) -> Result:
+    async def run(self, item: WorkItem, trial: Sandbox) -> Result:
         """Start it or find it started, wait for what comes of it, and take it away again."""
         begun = self._app.clock.now()
-        verdict = await self._verdict(subject.beside, trial)
+        verdict = await self._verdict(item.for_candidate, trial)
         await self._take_away(trial)
         now = self._app.clock.now()
         seconds = (now - begun).total_seconds()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             self._ended(uow, builder, verdict.trial, verdict.end, now)
-            if not records.same_candidate(builder, subject.builder):
+            if not transitions.same_candidate(builder, item.builder):
                 return
-            candidate = subject.beside.version
+            candidate = item.for_candidate.version
             if verdict.refusal is None:
-                records.handed_over(uow, builder, candidate, now)
+                transitions.handed_over(uow, builder, candidate, now)
                 return
-            records.stage_finished(uow, builder, "start", now, seconds=seconds, ok=False, note=verdict.refusal)
-            records.failed(
+            transitions.stage_finished(uow, builder, "start", now, seconds=seconds, ok=False, note=verdict.refusal)
+            transitions.failed(
                 uow, builder, candidate, self._app.prices, code=StartFailed.code, reason=verdict.refusal, now=now
             )
 
@@ -75,29 +75,29 @@ class Trials:
 
     def _ended(self, uow: UnitOfWork, builder: Builder, trial: Sandbox, end: SandboxEnd, now: datetime) -> None:
         longest = timedelta(seconds=self._app.limits.start_timeout)
-        records.trial_ended(uow, builder, self._app.prices, trial, end, now, longest=longest)
+        transitions.trial_ended(uow, builder, self._app.prices, trial, end, now, longest=longest)
 
-    async def _verdict(self, subject: Subject, trial: Sandbox) -> _Verdict:
+    async def _verdict(self, item: WorkItem, trial: Sandbox) -> _Verdict:
         try:
-            started = replace(trial, started_at=await self._started(subject, trial))
+            started = replace(trial, started_at=await self._started(item, trial))
         except NotFound as lack:
             return _Verdict(trial, _STOPPED, lack.message)
-        port = subject.version.settings.port
+        port = item.version.settings.port
         wait = await wait_until_listening(self._app, started, port, self._app.limits.start_timeout)
-        return await self._judge(subject, started, wait)
+        return await self._judge(item, started, wait)
 
-    async def _started(self, subject: Subject, trial: Sandbox) -> datetime:
+    async def _started(self, item: WorkItem, trial: Sandbox) -> datetime:
         report = await self._app.engine.report(trial.id)
         if not _goes_on(report):
             await self._take_away(trial)
-            size = subject.version.settings.resources.disk_bytes
-            await self._app.engine.clone_disk(subject.builder.disk, trial.disk, size)
-            await put_bundle(self._app, subject, trial.disk)
-            report = await self._app.engine.start(await make_spec(self._app, subject, trial))
+            size = item.version.settings.resources.disk_bytes
+            await self._app.engine.clone_disk(item.builder.disk, trial.disk, size)
+            await put_bundle(self._app, item, trial.disk)
+            report = await self._app.engine.start(await make_spec(self._app, item, trial))
         return report.started_at or trial.created_at
 
-    async def _judge(self, subject: Subject, trial: Sandbox, wait: Wait) -> _Verdict:
-        settings = subject.version.settings
+    async def _judge(self, item: WorkItem, trial: Sandbox, wait: Wait) -> _Verdict:
+        settings = item.version.settings
         if wait.reachable:
             return _Verdict(replace(trial, listening_at=self._app.clock.now()), _STOPPED, None)
         lines = await last_lines(self._app, trial)

@@ -16,7 +16,7 @@ from builderd.domain.ids import BuilderId
 from builderd.domain.prices import Billing, Segment
 from builderd.domain.tokens import Scope
 from builderd.ports.store import UnitOfWork
-from builderd.services.allowances import Allowance, Allowances
+from builderd.services.tenant_limits import TenantLimit, TenantLimits
 
 CAP = "/api/v1/spending-cap"
 BUILDERS = "/api/v1/builders"
@@ -49,8 +49,8 @@ async def spend(service: Service, uuid: str, amount: int) -> None:
 
 def limit(service: Service, **allowance: Decimal) -> None:
     """By the operator; the service is made anew with it."""
-    allowances = Allowances(Allowance(**allowance))  # type: ignore[arg-type]
-    service.app.state.application = replace(service.application, allowances=allowances)
+    tenant_limits = TenantLimits(TenantLimit(**allowance))  # type: ignore[arg-type]
+    service.app.state.application = replace(service.application, tenant_limits=tenant_limits)
 
 
 async def test_a_tenant_without_a_cap_sees_what_it_spent(client: httpx.AsyncClient, service: Service) -> None:

@@ -11,7 +11,7 @@ from tests.service import Service
 from builderd.adapters.fakes.webhooks import FakeWebhookSender
 from builderd.domain.webhooks import MAX_WEBHOOKS, key_of
 from builderd.ports.webhooks import Reply
-from builderd.reconciler.jobs.deliveries import Deliveries
+from builderd.reconciler.jobs.webhooks import WebhookJob
 
 HOOKS = "/api/v1/webhooks"
 URL = "https://example.com/hook"
@@ -54,8 +54,8 @@ async def test_what_was_delivered_is_listed_with_each_attempt(client: httpx.Asyn
     sender.replies[URL] = [Reply(503, "busy")]
     hook = await made(client)
     await made(client)
-    deliveries = Deliveries(service.application)
-    await deliveries.look()
+    deliveries = WebhookJob(service.application)
+    await deliveries.poll()
     await deliveries.rest()
     (delivery,) = await listed(client, f"{HOOKS}/{hook['id']}/deliveries")
     assert (delivery["type"], delivery["status"]) == ("webhook.created", "pending")

@@ -20,8 +20,8 @@ from builderd.domain.quotas import Limit
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backups
-from builderd.services.allowances import Allowance, Allowances
 from builderd.services.application import Application
+from builderd.services.tenant_limits import TenantLimit, TenantLimits
 
 HOUR = timedelta(hours=1)
 
@@ -103,7 +103,7 @@ class Scene:
 
     def with_quota(self, **limits: int) -> Scene:
         app = self.world.application
-        return self._with(replace(app, allowances=Allowances(Allowance(quota=Limit(**limits)))))
+        return self._with(replace(app, tenant_limits=TenantLimits(TenantLimit(quota=Limit(**limits)))))
 
     def _with(self, changed: Application) -> Scene:
         return Scene(

@@ -24,7 +24,7 @@ async def test_a_backup_of_after_the_state_is_known_again_and_can_be_restored(sc
     await scene.write(builder, "note", b"new")
     newer = await scene.take(builder)
     await _forgotten(scene, newer)
-    await adopt(scene.schedule.desk)
+    await adopt(scene.schedule.context)
     found = await scene.of(builder)
     assert {one.id for one in found} == {newer.id, older.id}
     again = next(one for one in found if one.id == newer.id)
@@ -42,7 +42,7 @@ async def test_one_that_went_since_is_known_no_longer(scene: Scene) -> None:
     first, second = await scene.take(builder), await scene.take(builder)
     repository = await backups.repository(scene.world.application, builder.tenant_id)
     await scene.backup_repository.forget(repository, [first.snapshot or ""])
-    await adopt(scene.schedule.desk)
+    await adopt(scene.schedule.context)
     assert [one.id for one in await scene.of(builder)] == [second.id]
 
 
@@ -55,7 +55,7 @@ async def test_what_is_known_and_what_is_of_strangers_stays_as_it_is(scene: Scen
     await scene.backup_repository.save(
         repository, SaveRequest(stranger, BuilderId(stranger), builder.disk, 1 << 30), lambda _: None
     )
-    await adopt(scene.schedule.desk)
+    await adopt(scene.schedule.context)
     assert await scene.of(builder) == before
 
 
@@ -64,7 +64,7 @@ async def test_nothing_is_decided_while_the_archive_does_not_answer(scene: Scene
     await scene.take(builder)
     scene.backup_repository.fail_next("snapshots", BackupFailed("no answer"))
     with pytest.raises(BackupFailed):
-        await adopt(scene.schedule.desk)
+        await adopt(scene.schedule.context)
     assert len(await scene.of(builder)) == 1
 
 
@@ -74,8 +74,8 @@ async def test_a_repository_that_is_not_there_takes_no_backup_off_the_list(scene
     repositories = dict(scene.backup_repository.repositories)
     scene.backup_repository.repositories.clear()
     with pytest.raises(BackupFailed, match="no repository"):
-        await adopt(scene.schedule.desk)
+        await adopt(scene.schedule.context)
     assert await scene.of(builder) == [backup]
     scene.backup_repository.repositories.update(repositories)
-    await adopt(scene.schedule.desk)
+    await adopt(scene.schedule.context)
     assert await scene.of(builder) == [backup]

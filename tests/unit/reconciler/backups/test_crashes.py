@@ -67,7 +67,7 @@ async def test_a_backup_survives(scene: Scene, point: str, end: BaseException) -
     assert (done.status, done.copy) == (BackupStatus.DONE, None)
     assert set(scene.world.engine.disks) == {builder.disk}
     scene.world.clock.move(25 * 3600)
-    await upkeep._forget_strays(scene.schedule.desk, await backups.repository(app, builder.tenant_id))
+    await upkeep._forget_strays(scene.schedule.context, await backups.repository(app, builder.tenant_id))
     assert list(scene.backup_repository.repositories[builder.tenant_id].snapshots) == [done.snapshot]
 
 
@@ -199,7 +199,7 @@ in_place_or_new = pytest.mark.parametrize("name", ["", "second"], ids=["in place
 async def test_a_filled_restore_waits_for_the_database(scene: Scene, name: str, methods: tuple[str, ...]) -> None:
     filled = await _filled(scene, name)
     with scene.without_database(*methods), pytest.raises(StoreUnavailable):
-        await carry_out(scene.schedule.desk, filled)
+        await carry_out(scene.schedule.context, filled)
     assert await scene.restore(filled) == filled
     await _comes_back(scene, filled)
 
@@ -224,7 +224,7 @@ async def test_a_restore_that_failed_and_was_killed_before_it_said_so_is_carried
     _dying_at_a_deletion(scene, monkeypatch)
     scene.world.engine.ready = False
     with pytest.raises(Killed):
-        await carry_out(scene.schedule.desk, filled)
+        await carry_out(scene.schedule.context, filled)
     scene.world.engine.ready = True
     assert filled.disk not in scene.world.engine.disks
     await _comes_back(scene, filled)
@@ -236,7 +236,7 @@ async def test_half_a_disk_is_never_handed_over(scene: Scene, name: str) -> None
     del scene.world.engine.disks[filled.disk]
     scene.backup_repository.fail_next("restore", Killed())  # type: ignore[arg-type]
     with pytest.raises(Killed):
-        await carry_out(scene.schedule.desk, filled)
+        await carry_out(scene.schedule.context, filled)
     assert filled.disk in scene.world.engine.disks
     await _comes_back(scene, filled)
 
@@ -274,9 +274,9 @@ async def test_a_hand_over_that_is_committed_late_is_the_only_one(scene: Scene, 
     filled = await _filled(scene, name)
     late = BackupSchedule(replace(scene.world.application, store=LateStore(scene.world.application.store)))
     with pytest.raises(StoreUnavailable):
-        await carry_out(late.desk, filled)
+        await carry_out(late.context, filled)
     assert await scene.restore(filled) == filled
-    await carry_out(late.desk, filled)
+    await carry_out(late.context, filled)
     await _comes_back(scene, filled)
 
 
@@ -290,7 +290,7 @@ async def test_a_drill_that_was_killed_between_its_disk_and_its_verdict_is_held_
     await _end_at(scene, "HandOver.begun", Killed())
     _dying_at_a_deletion(scene, monkeypatch)
     with pytest.raises(Killed):
-        await carry_out(scene.schedule.desk, await scene.restore(wanted))
+        await carry_out(scene.schedule.context, await scene.restore(wanted))
     await scene.settle()
     assert (await scene.backup(backup)).verified_at
     assert set(scene.world.engine.disks) == {builder.disk}

@@ -137,9 +137,9 @@ async def test_what_is_stopped_because_nobody_used_it_is_backed_up(scene: Scene)
     other = await scene.world.create(name="without", auto_stop_interval=15)
     await scene.write(builder, "note", b"hello")
     idleness = Idleness(scene.world.application)
-    await idleness.look()
+    await idleness.check()
     scene.world.clock.move(16 * 60)
-    await idleness.look()
+    await idleness.check()
     for one in (builder, other):
         await scene.world.until_status(one, Status.STOPPED)
     await scene.settle()
@@ -210,7 +210,7 @@ async def test_one_that_is_being_saved_when_its_builder_is_deleted_goes_when_it_
     await scene.schedule.begin_open()
     await begun.wait()
     await app.commit(lambda uow: backups.delete_builder(uow, app, world.caller, builder.id, now, purge=purge))
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     assert [one.copy is None for one in await scene.of(builder)] == [False], "what is being saved stays until it is"
     go_on.set()
     await scene.settle()
@@ -220,7 +220,7 @@ async def test_one_that_is_being_saved_when_its_builder_is_deleted_goes_when_it_
         now if purge else now + app.backup_rules.keep_deleted,
     )
     world.clock.move((app.backup_rules.keep_deleted + HOUR).total_seconds())
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     assert await scene.of(builder) == []
     assert scene.backup_repository.repositories[builder.tenant_id].snapshots == {}
 

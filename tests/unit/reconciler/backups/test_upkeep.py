@@ -27,15 +27,15 @@ async def test_what_no_rule_keeps_goes_from_the_list_and_from_the_archive(scene:
     builder = await scene.world.create(backup_interval_hours=1)
     for _ in range(5):
         await scene.pass_time(1.01 * HOUR)
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     found = await scene.of(builder)
     assert len(found) == 2
     assert await _kept(scene, builder) == sorted(one.snapshot or "" for one in found)
     assert "prune" not in scene.backup_repository.calls
     await scene.pass_time(25 * HOUR)
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     assert scene.backup_repository.calls.count("prune") == 1
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     assert scene.backup_repository.calls.count("prune") == 1
 
 
@@ -45,9 +45,9 @@ async def test_a_removed_backup_goes_and_an_unreachable_archive_is_tried_later(s
     now = scene.world.clock.now()
     await scene.world.application.store.write(lambda uow: backups.remove(uow, backup, now))
     scene.backup_repository.fail_next("forget", BackupFailed("not now"))
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     assert len(await scene.of(builder)) == 1
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     assert await scene.of(builder) == []
     assert await _kept(scene, builder) == []
 
@@ -63,24 +63,24 @@ async def test_a_snapshot_that_nobody_knows_goes_with_the_next_pruning(scene: Sc
     now = scene.world.clock.now()
     await scene.world.application.store.write(lambda uow: backups.remove(uow, first, now))
     scene.world.clock.move(25 * 3600)
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     assert await _kept(scene, builder) == [second.snapshot]
 
 
 async def test_a_damaged_repository_is_told_to_its_tenant_and_so_is_its_recovery(scene: Scene) -> None:
     builder = await scene.world.create()
     backup = await scene.take(builder)
-    await upkeep.check(scene.schedule.desk)
+    await upkeep.check(scene.schedule.context)
     assert "check" not in scene.backup_repository.calls
     scene.backup_repository.damage(backup.snapshot or "")
     scene.world.clock.move(7 * 86_400)
-    await upkeep.check(scene.schedule.desk)
+    await upkeep.check(scene.schedule.context)
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
     assert "damaged" in key.fault
-    assert await upkeep.check_one(scene.schedule.desk, key)
+    assert await upkeep.check_one(scene.schedule.context, key)
     del scene.backup_repository.repositories[builder.tenant_id].snapshots[backup.snapshot or ""].files["damaged"]
-    assert await upkeep.check_one(scene.schedule.desk, key) == ""
+    assert await upkeep.check_one(scene.schedule.context, key) == ""
 
 
 async def test_a_database_that_does_not_answer_says_nothing_of_a_repository(scene: Scene) -> None:
@@ -89,7 +89,7 @@ async def test_a_database_that_does_not_answer_says_nothing_of_a_repository(scen
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
     with scene.without_database("read"), pytest.raises(StoreUnavailable):
-        await upkeep.check_one(scene.schedule.desk, key)
+        await upkeep.check_one(scene.schedule.context, key)
     assert await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id)) == key
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
@@ -102,13 +102,13 @@ async def test_a_check_that_is_killed_says_nothing_of_a_repository_and_is_made_a
     key = await scene.world.read(lambda uow: uow.backup_keys.get(builder.tenant_id))
     assert key is not None
     scene.backup_repository.fail_next("check", helper_died("restic", "was killed"))
-    assert await upkeep.check_one(scene.schedule.desk, key) == ""
+    assert await upkeep.check_one(scene.schedule.context, key) == ""
     assert "backups.damaged" not in await scene.kinds(builder)
     scene.backup_repository.calls.clear()
-    await upkeep.check(scene.schedule.desk)
+    await upkeep.check(scene.schedule.context)
     assert "check" not in scene.backup_repository.calls
     scene.world.clock.move(upkeep.CHECK_RETRY.total_seconds())
-    await upkeep.check(scene.schedule.desk)
+    await upkeep.check(scene.schedule.context)
     assert "check" in scene.backup_repository.calls
 
 
@@ -140,10 +140,10 @@ async def test_every_tenant_has_a_key_before_its_first_backup_and_nothing_is_che
     (key,) = await scene.world.read(lambda uow: uow.backup_keys.all())
     assert key.tenant_id == builder.tenant_id
     scene.world.clock.move(8 * 24 * 3600)
-    await upkeep.check(scene.schedule.desk)
+    await upkeep.check(scene.schedule.context)
     assert "check" not in scene.backup_repository.calls
     await scene.take(builder)
-    await upkeep.check(scene.schedule.desk)
+    await upkeep.check(scene.schedule.context)
     assert "check" in scene.backup_repository.calls
 
 
@@ -152,7 +152,7 @@ async def test_a_repository_that_is_gone_is_not_made_anew_in_silence(scene: Scen
     good = await scene.take(builder)
     scene.backup_repository.repositories.clear()
     assert "no repository" in (await scene.take(builder)).error
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     assert good in await scene.of(builder)
 
 
@@ -164,11 +164,11 @@ async def test_who_lost_a_repository_removes_what_was_in_it_and_begins_anew(scen
     app, now = scene.world.application, scene.world.clock.now()
     await app.store.write(lambda uow: backups.remove(uow, lost, now))
     if tidied_first:
-        await upkeep.tidy(scene.schedule.desk)
+        await upkeep.tidy(scene.schedule.context)
     again = await scene.take(builder)
     assert (again.status, again.error) == (BackupStatus.DONE, "")
     scene.world.clock.move(25 * 3600)
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     assert await scene.of(builder) == [again]
     assert await _kept(scene, builder) == [again.snapshot]
 
@@ -181,18 +181,18 @@ async def test_lists_go_with_the_last_backup_of_a_builder_and_after_a_restore_th
     scene.backup_repository.manifest_names[builder.tenant_id].add(disk)
     scene.backup_repository.manifest_names[gone].add(disk)
     app, now = scene.world.application, scene.world.clock.now()
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     assert scene.backup_repository.manifest_names == {builder.tenant_id: {builder.id, other.id}, gone: set()}
     await app.store.write(lambda uow: backups.remove(uow, last, now))
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     assert scene.backup_repository.manifest_names[builder.tenant_id] == {other.id}
 
 
 async def test_lists_stay_while_their_repository_is_worked_on(scene: Scene) -> None:
     builder, disk = await scene.world.create(), DiskId(new_id())
-    async with scene.schedule.desk.repository(builder.tenant_id):
+    async with scene.schedule.context.repository(builder.tenant_id):
         scene.backup_repository.manifest_names[builder.tenant_id].add(disk)
-        await upkeep.tidy(scene.schedule.desk)
+        await upkeep.tidy(scene.schedule.context)
         assert scene.backup_repository.manifest_names[builder.tenant_id] == {disk}
-    await upkeep.tidy(scene.schedule.desk)
+    await upkeep.tidy(scene.schedule.context)
     assert scene.backup_repository.manifest_names[builder.tenant_id] == set()

@@ -25,13 +25,13 @@ VISITOR = PreviewActivity(1, 0, 0, open_connections=1, failures=0, requests_per_
 
 async def up(world: World, minutes: int = 15) -> tuple[Builder, Idleness]:
     builder, idleness = await world.create(auto_stop_interval=minutes), Idleness(world.application)
-    await idleness.look()
+    await idleness.check()
     return builder, idleness
 
 
 async def pass_time(world: World, idleness: Idleness, seconds: float) -> None:
     world.clock.move(seconds)
-    await idleness.look()
+    await idleness.check()
 
 
 def sandbox(world: World, builder: Builder | None = None) -> FakeSandbox:
@@ -86,7 +86,7 @@ async def test_one_that_cannot_be_read_keeps_no_other_awake(world: World) -> Non
             return await usage(asked)
 
         world.engine.usage = failing  # type: ignore[assignment,method-assign]
-        await idleness.look()
+        await idleness.check()
         await pass_time(world, idleness, 61)
         await world.until(lambda: sandbox(world, other).frozen)
         assert not lost.frozen
@@ -125,7 +125,7 @@ async def test_who_came_in_before_the_doors_were_closed_keeps_it_awake(world: Wo
         world.clock.move(61)
         activity = world.previews.activity
         world.previews.activity = nobody  # type: ignore[method-assign]
-        await idleness.look()
+        await idleness.check()
         world.previews.activity = activity  # type: ignore[method-assign]
         world.previews.visit(builder.host, VISITOR)
         await world.until(lambda: is_awake(world, builder))

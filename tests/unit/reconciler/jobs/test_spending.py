@@ -23,7 +23,7 @@ from builderd.ports.store.events import EventQuery
 from builderd.reconciler.core.claim import LEASE
 from builderd.reconciler.jobs import spending
 from builderd.services import builders, caps
-from builderd.services.allowances import Allowance, Allowances
+from builderd.services.tenant_limits import TenantLimit, TenantLimits
 
 REASON = "spending cap of 5.00 EUR reached"
 FIVE = Decimal("5.00")
@@ -162,8 +162,8 @@ async def test_a_run_over_the_months_end_counts_for_each_month_by_itself(world: 
 
 
 async def test_what_the_operator_set_holds_whatever_the_tenant_sets(world: World) -> None:
-    limited = Allowances(Allowance(monthly=FIVE, builder_monthly=FIVE))
-    world = replace(world, application=replace(world.application, allowances=limited))
+    limited = TenantLimits(TenantLimit(monthly=FIVE, builder_monthly=FIVE))
+    world = replace(world, application=replace(world.application, tenant_limits=limited))
     async with world.reconciling():
         builder = await world.create()
         await cap(world, None)

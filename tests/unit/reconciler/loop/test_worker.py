@@ -171,7 +171,7 @@ async def test_a_step_of_which_nothing_comes_does_not_go_on_for_ever(
         with pytest.raises(EngineUnavailable):
             await pass_time(world, asyncio.create_task(world.create()))
     # and some more, with growing pauses, for the route that says so
-    assert puts <= (working.MAX_TROUBLES + 2) * working.MAX_REPEATS
+    assert puts <= (working.MAX_FAILURES + 2) * working.MAX_REPEATS
 
 
 # Claims

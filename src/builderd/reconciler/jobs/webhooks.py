@@ -49,7 +49,7 @@ PAGE, MAX_PENDING = 100, 1_000
 log = logging.getLogger(__name__)
 
 
-class Deliveries:
+class WebhookJob:
     """``run`` goes on until it is cancelled; what is being sent then is sent again later."""
 
     def __init__(self, application: Application) -> None:
@@ -64,7 +64,7 @@ class Deliveries:
             while True:
                 seen = signals.count(ANY)
                 try:
-                    await self.look()
+                    await self.poll()
                 except Exception:
                     log.warning("webhook poll failed, retrying in 1 s", exc_info=True)
                 await signals.wait(ANY, seen, LOOK_INTERVAL)
@@ -75,7 +75,7 @@ class Deliveries:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Make deliveries of what happened, and have those served that have some due."""
         store = self._app.store
         for webhook_id in await store.read(lambda uow: uow.webhooks.behind()):

@@ -36,7 +36,7 @@ REVIEWS = timedelta(days=1)
 log = logging.getLogger(__name__)
 
 
-class Housekeeping:
+class RetentionJob:
     """``run`` goes on until it is cancelled. Several control planes on one database do no harm to each other."""
 
     def __init__(self, application: Application) -> None:
@@ -59,7 +59,7 @@ class Housekeeping:
     async def tidy(self) -> None:
         """One round: the engine's store, then the records."""
         try:
-            await self._collect(self._app.keeping.layers)
+            await self._collect(self._app.retention.layers)
             if self._app.engine.is_tight():
                 await self.make_room()
         except BuilderdError as error:
@@ -68,7 +68,7 @@ class Housekeeping:
 
     async def make_room(self) -> None:
         """Take away at once what is only kept in case somebody needs it again."""
-        await self._collect(min(UNUSED_WHEN_TIGHT, self._app.keeping.layers))
+        await self._collect(min(UNUSED_WHEN_TIGHT, self._app.retention.layers))
 
     async def _collect(self, unused: timedelta) -> None:
         # What a version comes to use from here on was asked for just before, and is kept for that.
@@ -83,8 +83,8 @@ class Housekeeping:
             )
 
     async def _expire_records(self, now: datetime) -> None:
-        keeping = self._app.keeping
-        old, sent = now - keeping.events, now - keeping.deliveries
+        retention = self._app.retention
+        old, sent = now - retention.events, now - retention.deliveries
         await self._all(lambda uow: uow.events.expire(old, BATCH))
         await self._all(lambda uow: uow.sandboxes.expire(old, BATCH))
         await self._all(lambda uow: uow.sandboxes.thin(OF_A_RUN, BATCH))

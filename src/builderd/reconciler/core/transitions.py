@@ -22,7 +22,7 @@ from builderd.domain.reviews import Report, summary
 from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport, SandboxState
 from builderd.domain.versions import NO_LAYER, Version, VersionStatus
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.core.look import Known, Subject, read
+from builderd.reconciler.core.observe import StoredState, WorkItem, read
 from builderd.services import candidates, credentials, deployments, ledger, qa, statuses, verdicts
 from builderd.services.application import Application
 
@@ -36,10 +36,10 @@ class ClaimLost(Exception):
     """Another control plane has taken the builder over: leave it alone."""
 
 
-async def apply(application: Application, builder_id: BuilderId, record: Record) -> Known | None:
+async def apply(application: Application, builder_id: BuilderId, record: Record) -> StoredState | None:
     """Write it on the locked builder; what is recorded from then on. Raises ``ClaimLost``."""
 
-    def guarded(uow: UnitOfWork) -> Known | None:
+    def guarded(uow: UnitOfWork) -> StoredState | None:
         builder = uow.builders.get(builder_id, lock=True)
         if builder is None or not uow.builders.holds(builder_id, application.instance, application.clock.now()):
             raise ClaimLost
@@ -49,7 +49,7 @@ async def apply(application: Application, builder_id: BuilderId, record: Record)
     return await application.store.write(guarded)
 
 
-def same_wish(builder: Builder, looked_at: Builder) -> bool:
+def same_generation(builder: Builder, looked_at: Builder) -> bool:
     """Whether still the same is wanted as when the step was chosen; else its outcome says nothing."""
     return builder.desired is looked_at.desired and builder.run == looked_at.run
 
@@ -62,7 +62,7 @@ def same_candidate(builder: Builder, looked_at: Builder) -> bool:
 def still_wanted(builder: Builder, looked_at: Builder, version: Version) -> bool:
     """Whether what came of this version is of use, be it the one that is to run or the candidate beside it."""
     if version.number == looked_at.to_run[0]:
-        return same_wish(builder, looked_at)
+        return same_generation(builder, looked_at)
     return same_candidate(builder, looked_at)
 
 
@@ -121,14 +121,14 @@ def reviewed(
         failed(uow, builder, version, prices, code=ReviewFailed.code, reason=note, now=now)
 
 
-def disk_made(uow: UnitOfWork, subject: Subject, prices: Prices, now: datetime, *, anew: bool) -> None:
+def disk_made(uow: UnitOfWork, item: WorkItem, prices: Prices, now: datetime, *, anew: bool) -> None:
     """From now on the disk is paid. ``anew``: the builder had none; if it was up before, all that was on it is gone."""
-    was_up = any(one.status in deployments.WAS_UP for one in uow.versions.list(subject.builder.id))
+    was_up = any(one.status in deployments.WAS_UP for one in uow.versions.list(item.builder.id))
     if anew and was_up:
         reason = "its disk is gone, and there is no backup of it: it begins anew with the files of its version"
-        _event(uow, subject.builder, "disk.lost", now, reason=reason, details={"disk": subject.builder.disk})
-    if uow.ledger.current(subject.builder.id) is None:
-        ledger.bill(uow, prices, subject.builder, subject.version.settings.resources, Billing.STOPPED, now)
+        _event(uow, item.builder, "disk.lost", now, reason=reason, details={"disk": item.builder.disk})
+    if uow.ledger.current(item.builder.id) is None:
+        ledger.bill(uow, prices, item.builder, item.version.settings.resources, Billing.STOPPED, now)
 
 
 def sandbox_started(
@@ -222,7 +222,7 @@ def _turned(
         )
 
 
-def disturbed(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
+def abort_freeze(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
     """A visitor came in while it was being put to sleep: it goes on as before."""
     uow.builders.save(
         replace(
@@ -236,7 +236,7 @@ def disturbed(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
     )
 
 
-def risen(uow: UnitOfWork, builder: Builder) -> Builder:
+def clear_sleep(uow: UnitOfWork, builder: Builder) -> Builder:
     """Its sandbox is gone: what comes next is not asleep."""
     if builder.asleep_since is None:
         return builder
@@ -245,7 +245,7 @@ def risen(uow: UnitOfWork, builder: Builder) -> Builder:
     return awake
 
 
-def crash_noted(uow: UnitOfWork, builder: Builder, subject: Subject, sandbox: Sandbox, now: datetime) -> None:
+def crash_noted(uow: UnitOfWork, builder: Builder, item: WorkItem, sandbox: Sandbox, now: datetime) -> None:
     """An app that was up and is being brought back says so in its reason and in an event; its status stays."""
     is_up = builder.desired is Desired.RUNNING and builder.status is Status.RUNNING
     if not is_up or builder.job_type is JobType.ONE_TIME or sandbox.end is None:
@@ -253,7 +253,7 @@ def crash_noted(uow: UnitOfWork, builder: Builder, subject: Subject, sandbox: Sa
     exits = len(recent_crashes(uow.sandboxes.of_run(builder.id, builder.run), now))
     if exits >= MAX_EXITS:
         return  # it is given up
-    note = restart_note(sandbox.end, subject.version.settings.resources, exits, MAX_EXITS)
+    note = restart_note(sandbox.end, item.version.settings.resources, exits, MAX_EXITS)
     details = {"sandbox": sandbox.id, "version": sandbox.version, "cause": sandbox.end.cause.value}
     _event(uow, builder, "builder.restarting", now, reason=note, details=details)
     uow.builders.save(replace(builder, status_reason=note, updated_at=now))
@@ -306,7 +306,7 @@ def deployed(uow: UnitOfWork, builder: Builder, version: Version, now: datetime)
     _event(uow, builder, "version.deployed", now, reason=deployed_reason(version), details={"version": version.number})
 
 
-def rested(
+def mark_terminal(
     uow: UnitOfWork, builder: Builder, status: Status, reason: str, now: datetime, *, exit_code: int | None = None
 ) -> None:
     """Stopped, completed, or a job that failed."""
@@ -317,7 +317,7 @@ def rested(
 def job_over(
     uow: UnitOfWork,
     builder: Builder,
-    subject: Subject,
+    item: WorkItem,
     status: Status,
     job: Sandbox,
     last_lines: Sequence[str],
@@ -325,14 +325,14 @@ def job_over(
 ) -> None:
     """A job has completed or failed: from its end on, nothing is paid. Its exit code is all that its QA judges."""
     assert job.end is not None, "only an ended job is over"
-    reason = describe_end(job.end, subject.version.settings.resources)
+    reason = describe_end(job.end, item.version.settings.resources)
     builder = taken_over(uow, builder, now)
-    deployed(uow, builder, subject.version, now)
-    rested(uow, builder, status, reason, now, exit_code=job.end.exit_code)
+    deployed(uow, builder, item.version, now)
+    mark_terminal(uow, builder, status, reason, now, exit_code=job.end.exit_code)
     uow.ledger.close(builder.id, job.end.at or now)
-    if not subject.version.settings.skip_qa:
+    if not item.version.settings.skip_qa:
         check = check_exit(job.end.exit_code, reason, last_lines)
-        qa.record_gate(uow, builder.id, subject.version.number, [check], now)
+        qa.record_gate(uow, builder.id, item.version.number, [check], now)
 
 
 def failed(
@@ -352,7 +352,7 @@ def failed(
         uow.versions.save(replace(stored, status_reason=reason, failure_code=code))
     candidates.fail(uow, builder, stored, code, reason, now)
     if version.number == builder.candidate:
-        turned_down(uow, builder, prices, now)
+        reject_candidate(uow, builder, prices, now)
         return
     changed = statuses.change(uow, builder, Status.FAILED, reason, now)
     uow.builders.save(
@@ -423,15 +423,15 @@ def taken_over(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
     return replace(builder, handover=None)
 
 
-def turned_down(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) -> None:
+def reject_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) -> None:
     """The candidate does not take over: what was there before stays as it is, or comes back on the disk that it had."""
     freed = candidates.without(uow, builder, prices, now)
     if builder.handover is Handover.FORWARD:
-        freed = _brought_back(uow, builder, freed, now)
+        freed = _rollback(uow, builder, freed, now)
     uow.builders.save(replace(freed, updated_at=now))
 
 
-def _brought_back(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) -> Builder:
+def _rollback(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) -> Builder:
     if builder.status is Status.RUNNING and builder.job_type is JobType.ALWAYS_ON:
         reason = f"version {builder.candidate} did not take over: version {builder.version} serves on"
         again = replace(freed, run=builder.run + 1, handover=Handover.AGAIN, desired_by=SYSTEM, desired_reason=reason)

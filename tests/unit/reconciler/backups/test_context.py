@@ -10,10 +10,10 @@ from builderd.domain.ids import TenantId
 
 
 async def test_drills_of_one_tenant_do_not_keep_those_of_others_waiting(scene: Scene) -> None:
-    desk, entered = scene.schedule.desk, asyncio.Queue[str]()
+    context, entered = scene.schedule.context, asyncio.Queue[str]()
 
     async def drill(tenant: str) -> None:
-        async with desk.drill(TenantId(tenant)):
+        async with context.drill(TenantId(tenant)):
             entered.put_nowait(tenant)
             await asyncio.Event().wait()
 

@@ -23,7 +23,7 @@ from builderd.services.application import Application
 #: How often progress is written down, in seconds.
 PROGRESS_INTERVAL = 5.0
 #: So many repositories are worked on at the same time, and so many drills are held.
-MAX_TURNS = 2
+MAX_CONCURRENT = 2
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +31,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class BackupContext:
     app: Application
     fault: FaultPoint = no_fault
-    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_TURNS))
+    repository_limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONCURRENT))
     #: The disk of a drill is there for longer than the repository is worked on: until its app was tried out.
-    drills: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_TURNS))
+    drill_limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONCURRENT))
     #: One drill at a time of each tenant, so that one tenant's do not keep the others' waiting.
     drill_locks: defaultdict[TenantId, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     #: One piece of work at a time on each repository.
@@ -45,13 +45,13 @@ class Desk:
     @asynccontextmanager
     async def repository(self, tenant_id: TenantId) -> AsyncIterator[TenantRepository]:
         """The tenant's, for as long as nobody else works on it."""
-        async with self.locks[tenant_id], self.turns:
+        async with self.locks[tenant_id], self.repository_limit:
             yield await backups.repository(self.app, tenant_id)
 
     @asynccontextmanager
     async def drill(self, tenant_id: TenantId) -> AsyncIterator[None]:
         """Wait until a drill of the tenant may begin, and hold its place until it is over."""
-        async with self.drill_locks[tenant_id], self.drills:
+        async with self.drill_locks[tenant_id], self.drill_limit:
             yield
 
     async def write(self, about: Backup | Restore, work: Callable[[UnitOfWork], T]) -> T:
@@ -69,24 +69,24 @@ class Desk:
             nonlocal share
             share = done
 
-        async def tell_often() -> None:
+        async def notify_often() -> None:
             last = 0.0
             while True:
                 await asyncio.sleep(PROGRESS_INTERVAL)
                 if share > last:
                     last = share
-                    await self.tell(about, f"{kind}.progress", f"{share:.0%} done", percent=round(share * 100))
+                    await self.notify(about, f"{kind}.progress", f"{share:.0%} done", percent=round(share * 100))
 
-        teller = asyncio.create_task(tell_often())
+        notifier = asyncio.create_task(notify_often())
         try:
             yield on_progress
         finally:
-            teller.cancel()
-            await asyncio.gather(teller, return_exceptions=True)
+            notifier.cancel()
+            await asyncio.gather(notifier, return_exceptions=True)
 
-    async def tell(self, about: Backup | Restore, kind: str, reason: str, **details: Any) -> None:
+    async def notify(self, about: Backup | Restore, kind: str, reason: str, **details: Any) -> None:
         now = self.app.clock.now()
-        await self.write(about, lambda uow: backups.tell(uow, about, kind, now, reason=reason, details=details))
+        await self.write(about, lambda uow: backups.notify(uow, about, kind, now, reason=reason, details=details))
 
 
 def reason_of(error: BaseException) -> str:

@@ -15,8 +15,8 @@ from builderd.domain.bundles import BundleFile
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId
 from builderd.ports.store.events import EventQuery
-from builderd.reconciler.jobs import housekeeping
-from builderd.reconciler.jobs.housekeeping import Housekeeping
+from builderd.reconciler.jobs import retention
+from builderd.reconciler.jobs.retention import RetentionJob
 from builderd.services import builders
 
 DAY = 86_400.0
@@ -37,7 +37,7 @@ async def test_a_layer_goes_when_its_builder_is_gone_and_nobody_asked_for_it_in_
     async with world.reconciling():
         builder = await deployed(world)
         await world.reached(builders.delete, builder)
-    keeping = Housekeeping(world.application)
+    keeping = RetentionJob(world.application)
     world.clock.move(29 * DAY)
     await keeping.tidy()
     assert world.engine.layers
@@ -52,7 +52,7 @@ async def test_the_layer_of_a_builder_that_was_stopped_long_ago_stays(world: Wor
         await world.reached(builders.stop, builder)
     world.engine.tight = True
     world.clock.move(12 * MONTH)
-    await Housekeeping(world.application).tidy()
+    await RetentionJob(world.application).tidy()
     assert world.engine.layers
 
 
@@ -60,7 +60,7 @@ async def test_when_space_runs_out_unused_layers_go_after_an_hour(world: World) 
     async with world.reconciling():
         builder = await deployed(world)
         await world.reached(builders.delete, builder)
-    keeping = Housekeeping(world.application)
+    keeping = RetentionJob(world.application)
     world.clock.move(3_700)
     await keeping.tidy()
     assert world.engine.layers
@@ -73,7 +73,7 @@ async def test_a_create_of_another_tenant_finds_its_layer_whenever_it_is_collect
     """Collected between each two calls of the engine, when the layer is unused and old enough to go."""
     async with world.reconciling():
         await world.reached(builders.delete, await deployed(world))
-        keeping = Housekeeping(world.application)
+        keeping = RetentionJob(world.application)
         other, owner = await world.tenant("other"), world.caller
         collecting = asyncio.Event()
 
@@ -96,8 +96,8 @@ async def test_a_create_of_another_tenant_finds_its_layer_whenever_it_is_collect
 
 
 async def test_old_records_go_and_the_present_ones_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(housekeeping, "BATCH", 2)
-    monkeypatch.setattr(housekeeping, "PAUSE", 0)
+    monkeypatch.setattr(retention, "BATCH", 2)
+    monkeypatch.setattr(retention, "PAUSE", 0)
     tenant, store = world.caller.tenant_id, world.application.store
     async with world.reconciling():
         builder = await world.create(MAIN, REQUIREMENTS)
@@ -113,7 +113,7 @@ async def test_old_records_go_and_the_present_ones_stay(world: World, monkeypatc
         ]
         for retry in retries:
             await store.write(lambda uow, retry=retry: uow.idempotency.add(retry))  # type: ignore[misc]
-        await Housekeeping(world.application).tidy()
+        await RetentionJob(world.application).tidy()
     events = await world.read(lambda uow: uow.events.following(tenant, EventQuery(), after=0, limit=1000))
     assert events
     assert all(event.id > old for event in events)
@@ -130,5 +130,5 @@ async def test_an_engine_that_fails_keeps_no_record_from_going(world: World) -> 
     await world.application.store.write(lambda uow: uow.events.add(event))
     world.clock.move(91 * DAY)
     world.engine.fail_next("collect", EngineUnavailable("gone"))
-    await Housekeeping(world.application).tidy()
+    await RetentionJob(world.application).tidy()
     assert await world.read(lambda uow: uow.events.last_id(tenant)) == 0

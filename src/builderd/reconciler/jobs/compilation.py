@@ -6,34 +6,34 @@ import asyncio
 import logging
 
 from builderd.domain.versions import NO_LAYER
-from builderd.reconciler.core.look import Subject
+from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.install import polish
 from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
 
 
-class Polishing:
+class BytecodeCompilation:
     """Each layer is polished once in a process's life; the engine knows which ones are done already."""
 
     def __init__(self, application: Application) -> None:
         self._app = application
         self._known: set[str] = set()
-        self._waiting: asyncio.Queue[Subject] = asyncio.Queue()
+        self._waiting: asyncio.Queue[WorkItem] = asyncio.Queue()
 
-    def add(self, subject: Subject) -> None:
+    def add(self, item: WorkItem) -> None:
         """Polish the layer of this builder's version when there is time."""
-        key = subject.version.layer_key
+        key = item.version.layer_key
         if key is None or key == NO_LAYER or key in self._known:
             return
         self._known.add(key)
-        self._waiting.put_nowait(subject)
+        self._waiting.put_nowait(item)
 
     async def run(self) -> None:
         """Work until cancelled. A layer that cannot be polished stays as it is."""
         while True:
-            subject = await self._waiting.get()
+            item = await self._waiting.get()
             try:
-                await polish(self._app, subject)
+                await polish(self._app, item)
             except Exception:
-                log.warning("bytecode compilation failed layer=%s", subject.version.layer_key, exc_info=True)
+                log.warning("bytecode compilation failed layer=%s", item.version.layer_key, exc_info=True)

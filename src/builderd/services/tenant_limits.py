@@ -12,7 +12,7 @@ from builderd.domain.tenants import Tenant
 
 
 @dataclass(frozen=True, slots=True)
-class Allowance:
+class TenantLimit:
     """Of one tenant. ``monthly`` caps all its builders together, ``builder_monthly`` each of them; None: no cap."""
 
     quota: Limit = field(default_factory=Limit)
@@ -31,16 +31,16 @@ class Allowance:
 
 
 @dataclass(frozen=True, slots=True)
-class Allowances:
+class TenantLimits:
     """``tenants``: those that have an allowance of their own, by name.
 
     ``cpu_factor`` and ``memory_factor``: how many times what the machine has may be promised to running builders.
     """
 
-    default: Allowance = field(default_factory=Allowance)
-    tenants: Mapping[str, Allowance] = field(default_factory=dict)
+    default: TenantLimit = field(default_factory=TenantLimit)
+    tenants: Mapping[str, TenantLimit] = field(default_factory=dict)
     cpu_factor: float = 16
     memory_factor: float = 4
 
-    def of(self, tenant: Tenant) -> Allowance:
+    def of(self, tenant: Tenant) -> TenantLimit:
         return self.tenants.get(tenant.name, self.default)

@@ -17,8 +17,8 @@ from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, WebhookId
 from builderd.domain.webhooks import MAX_ATTEMPTS, Delivery, DeliveryStatus, Webhook, WebhookStatus, sign
 from builderd.ports.webhooks import Reply
-from builderd.reconciler.jobs import deliveries as delivering
-from builderd.reconciler.jobs.deliveries import CLAIM, Deliveries
+from builderd.reconciler.jobs import webhooks as delivering
+from builderd.reconciler.jobs.webhooks import CLAIM, WebhookJob
 from builderd.services import webhooks
 from builderd.services.builders import Caller
 
@@ -51,10 +51,10 @@ async def happen(world: World, kind: str = "builder.status", caller: Caller | No
     return await world.application.store.write(lambda uow: uow.events.add(event))
 
 
-async def deliver(world: World, deliveries: Deliveries | None = None) -> None:
+async def deliver(world: World, deliveries: WebhookJob | None = None) -> None:
     """All that is due now."""
-    deliveries = deliveries or Deliveries(world.application)
-    await deliveries.look()
+    deliveries = deliveries or WebhookJob(world.application)
+    await deliveries.poll()
     await deliveries.rest()
 
 
@@ -143,7 +143,7 @@ async def test_what_a_killed_service_had_begun_is_sent_again_by_the_next(world: 
         replies: Any = None
         refused: Any = None
 
-    dying = Deliveries(replace(world.application, webhooks=Dying()))
+    dying = WebhookJob(replace(world.application, webhooks=Dying()))
     running = asyncio.create_task(dying.run())
     await stuck.wait()
     running.cancel()
@@ -160,7 +160,7 @@ async def test_what_a_killed_service_had_begun_is_sent_again_by_the_next(world: 
 async def test_of_two_control_planes_one_sends_a_message(world: World) -> None:
     await hook(world)
     events = [(await happen(world)).id for _ in range(30)]
-    one, two = Deliveries(world.application), Deliveries(world.another().application)
+    one, two = WebhookJob(world.application), WebhookJob(world.another().application)
     for _ in range(4):
         await asyncio.gather(deliver(world, one), deliver(world, two))
     assert sorted(told(world)) == events
@@ -210,7 +210,7 @@ async def test_who_never_answers_holds_up_nobody_else(world: World) -> None:
         return await sent(url, headers, body)
 
     sender(world).post = post  # type: ignore[method-assign]
-    running = asyncio.create_task(Deliveries(world.application).run())
+    running = asyncio.create_task(WebhookJob(world.application).run())
     for _ in range(3):
         await happen(world)
         world.application.signals.change(BuilderId("x"))

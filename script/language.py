@@ -24,6 +24,8 @@ PENDING = (
     "reconciler",
     "services",
 )
+#: Migrations that have landed are never changed.
+LANDED = "adapters/stores/sql/migrations/versions"
 FORBIDDEN = re.compile(
     r"(the same|what|whatever|whether|of|who|whoever|whose|whom|which|how|where|wherever|when|why)\b", re.IGNORECASE
 )
@@ -38,7 +40,7 @@ def main() -> int:
     faults = [
         fault
         for path in sorted(SOURCE.rglob("*.py"))
-        if not str(path.relative_to(SOURCE)).startswith(pending or "\0")
+        if not str(path.relative_to(SOURCE)).startswith((*pending, LANDED))
         for fault in faults_of(path)
     ]
     sys.stdout.writelines(f"{fault}\n" for fault in faults)

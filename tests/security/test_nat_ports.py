@@ -116,7 +116,7 @@ def _network() -> subprocess.Popen[bytes]:
 
 
 def test_a_tenant_s_sandboxes_share_its_part_of_the_ports(world: World) -> None:
-    """Twenty of them took all 64,512 ports towards one destination, and what came next was dropped."""
+    """Twenty of them took nearly all 64,512 ports towards one destination, which other tenants draw from as well."""
     world.share({**dict.fromkeys(MINE, 0), NEIGHBOUR: 1})
     world.flood(1500, *MINE)
     world.flood(100, NEIGHBOUR, BUILD)

@@ -190,7 +190,7 @@ def test_a_change_that_was_broken_off_is_made_good_by_who_looks_at_it(
                     await change
 
     with monkeypatch.context() as broken:
-        broken.setattr(Workers, "_tell", never)
+        broken.setattr(Workers, "_apply", never)
         proxy.run(break_off())
     assert {proxy.visitor.get(one).status for one in (host, gone)} == {200}
     route = proxy.run(proxy.previews.get(host))

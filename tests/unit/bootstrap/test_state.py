@@ -408,8 +408,8 @@ after(module, name) if moment == "after" else setattr(module, name, killed)
 state.restore(Settings(data_dir=Path(data)), Path(kept), passphrase, print)
 """
 KILLS = [
-    *("folder copy_to before", "durable copy after", "folder copy_to after", "state _put_keys after"),
-    *("state _put_bundles after", "copies bring_back before", "copies bring_back after"),
+    *("folder copy_to before", "durable copy after", "folder copy_to after", "state _restore_keys after"),
+    *("state _restore_bundles after", "copies bring_back before", "copies bring_back after"),
 ]
 
 

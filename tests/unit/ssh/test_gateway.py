@@ -118,7 +118,7 @@ async def test_a_database_that_fails_for_a_moment_does_not_keep_a_revoked_sessio
         await world.until(lambda: asked)
         await world.application.store.write(lambda uow: ssh.revoke(uow, world.caller, logged.builder.id, now))
         await logged.is_cut()
-    assert "not known for a moment" in caplog.text
+    assert "SSH grant check failed" in caplog.text
 
 
 async def test_a_session_is_cut_when_its_time_is_over_even_if_the_database_does_not_answer(

@@ -45,7 +45,7 @@ async def migrated(shared_url: str) -> Engine:
 
 @pytest.fixture
 def created(migrated: Engine, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """Another database of the same kind, with what ``tables.py`` says."""
+    """Another database of the same kind, created from the package ``tables``."""
     if migrated.dialect.name == "sqlite":
         engine = create_engine(f"sqlite:///{tmp_path}/created.db")
         metadata.create_all(engine)

@@ -19,7 +19,7 @@ class FakeBundles:
         self.stored[bundle.hash] = bundle
 
     async def unpack(self, archive: BinaryIO, limits: ArchiveLimits) -> Bundle:
-        """Takes a tar, and looks at nothing but what it is."""
+        """Store the files of an uncompressed tar, without any limit. Raises ``ValidationFailed`` if it is no tar."""
         try:
             with tarfile.open(fileobj=archive, mode="r:") as tar:
                 contents = [(member, tar.extractfile(member)) for member in tar if member.isfile()]

@@ -10,7 +10,7 @@ from builderd.ports.clock import Skip
 
 
 class FakeClock:
-    """Stands still but for ``move`` and ``sleep``, which takes no real time and lets other tasks run."""
+    """Clock that only ``move`` and ``sleep`` advance. ``sleep`` takes no real time and lets other tasks run."""
 
     def __init__(self, start: datetime = datetime(2030, 1, 1, tzinfo=UTC)) -> None:
         self._now = start
@@ -34,12 +34,12 @@ class FakeClock:
         self._skips.remove(skip)
 
     def skip(self, seconds: float) -> None:
-        """Set it forward: no time has passed."""
+        """Set the clock forward by ``seconds``, as a changed system time: no time passes."""
         since = self._now
         self._now += timedelta(seconds=seconds)
         self._skips.append(Skip(since, self._now))
 
     def move(self, seconds: float) -> None:
-        """Let so much time have passed."""
+        """Let ``seconds`` pass."""
         self._passed += seconds
         self._now += timedelta(seconds=seconds)

@@ -1,4 +1,4 @@
-"""Files on disks, in memory. There are no links, and no folders but those of files."""
+"""Files on disks, in memory. There are no links, and no empty folders."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _entry(disk: FakeDisk, path: str) -> FileEntry:
 
 
 def _check_free(disk: FakeDisk, path: str, condition: Condition) -> bool:
-    """Return True when a file put there is a new one."""
+    """Return True when no file exists at the path. Raises when the condition fails or no file can be put there."""
     entry = _look(disk, path)
     condition.check(entry.tag if entry else None)
     if entry and entry.kind is FileKind.FOLDER:

@@ -1,8 +1,8 @@
 """Engine in memory. Nothing runs: a ``Behaviour`` scripts what a started app does, report by report.
 
-Time passes by looks, not by the clock: every ``report``, ``listening`` or ``list_sandboxes`` of a sandbox is
-one look. ``behave`` scripts an entrypoint, ``answer`` a process beside it, ``end`` and ``lose`` strike from
-outside, ``fail_next`` makes a method raise, ``calls`` tells what was asked.
+Time is counted in looks, not by the clock: every ``report``, ``listening`` or ``list_sandboxes`` of a sandbox is one
+look. ``behave`` scripts an entrypoint, ``answer`` a process started beside it, ``end`` and ``lose`` end a sandbox from
+outside, ``fail_next`` makes a method raise, ``calls`` lists the calls made.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class FakeEngine(FakeDiskFiles):
         self.sandboxes: dict[SandboxId, FakeSandbox] = {}
         self.logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
         self.ready = False
-        #: Capacity that it reports.
+        #: Capacity that ``capacity`` returns.
         self.has = Capacity(cpu=64, memory=256, disk=10_000)
         #: Outcomes of the next builds, first come first used; a build without one succeeds.
         self.build_outcomes: deque[BuildOutcome] = deque()
@@ -129,14 +129,14 @@ class FakeEngine(FakeDiskFiles):
             watcher.put_nowait(sandbox)
 
     def kill_monitor(self, sandbox: SandboxId, *, seen: bool = True) -> None:
-        """Let the sandbox's monitor die, which ends the sandbox. Not ``seen``: while no service watched its exit."""
+        """Let the sandbox's monitor die, which ends the sandbox. Unless ``seen``, ``exits`` does not report it."""
         if seen:
             self.end(sandbox, EndCause.MONITOR_LOST, None)
         elif (found := self.sandboxes[sandbox]).end is None:
             found.end = SandboxEnd(EndCause.MONITOR_LOST, None, self._now())
 
     def lose(self, sandbox: SandboxId) -> None:
-        """Let everything of the sandbox vanish without a trace."""
+        """Remove the sandbox without a trace."""
         del self.sandboxes[sandbox]
 
     def leave_half_made(self, sandbox: SandboxId) -> None:
@@ -144,7 +144,7 @@ class FakeEngine(FakeDiskFiles):
         self.sandboxes[sandbox].half_made = True
 
     def restart_host(self) -> None:
-        """Let the machine restart: what ran has ended."""
+        """Let the machine restart, which ends every sandbox."""
         for sandbox in self.sandboxes:
             self.end(sandbox, EndCause.HOST_RESTARTED, None)
 

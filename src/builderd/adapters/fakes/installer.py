@@ -1,4 +1,4 @@
-"""An installer whose answers are scripted. Without a script, a ``requirements.txt`` is planned as wheels only."""
+"""An installer with scripted answers. Without a script, it plans a ``requirements.txt`` as wheels only."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ COMPILE = BuildStep("Compiling", ("compile",), network=False, cache=Cache.NONE)
 
 
 class FakeInstaller:
-    """``refusal`` makes every plan fail with it; ``has_fallback`` lets a failed wheels-only plan go on from source.
+    """Installer scripted by its attributes.
 
-    ``needs_build`` plans from source at once, as for a request that can only be met that way. ``may_run_code`` plans
-    as for packages of which nobody knows whether they do.
+    ``refusal``: every plan raises ``InstallFailed`` with it. ``has_fallback``: a failed wheels-only plan goes on from
+    source. ``needs_build``: plans build from source at once, as for packages without wheels. ``may_run_code``: plans
+    are marked as for packages that may run code of their own.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Previews in memory. Nothing is served: ``visit`` sets a host's counters."""
+"""Preview proxy in memory. It serves nothing: ``visit`` sets a host's counters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from builderd.domain.previews import PreviewActivity, Route, RouteState
 
 
 class FakePreviews:
-    """Implements ``ports.previews.Previews``. ``break_down`` makes every call fail until ``start``; routes stay."""
+    """Implements ``ports.previews.Previews``. After ``break_down`` calls fail until ``start``; routes stay."""
 
     def __init__(self) -> None:
         self._running = False

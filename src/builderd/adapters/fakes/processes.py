@@ -15,7 +15,8 @@ KILLED = 137
 class Answer:
     """Script of a process: its output, exit code, and duration in seconds.
 
-    ``echoes``: it writes what it reads, and ends with its input. ``no_folder``: where it is to begin is no folder.
+    ``echoes``: the process writes what it reads, and ends with its input. ``no_folder``: its working directory is no
+    folder.
     """
 
     exit_code: int = 0
@@ -27,7 +28,7 @@ class Answer:
 
 
 class FakeProcess:
-    """Implements ``ports.processes.Process``. ``windows`` are the sizes that its terminal had."""
+    """Implements ``ports.processes.Process``. ``windows`` lists the sizes of its terminal, oldest first."""
 
     def __init__(self, answer: Answer, spec: ProcessSpec) -> None:
         joined = spec.joined or spec.window is not None

@@ -1,4 +1,4 @@
-"""A scanner in memory: it sees what a test says that it sees."""
+"""A scanner in memory, whose findings a test scripts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from builderd.ports.scanners import NOTHING_RUN, Scan
 
 
 class FakeScanner:
-    """Implements ``ports.scanners.Scanner``. ``dislikes`` map a text to the rule that a line with it breaks.
+    """Implements ``ports.scanners.Scanner``. ``dislikes`` maps a text to the rule that a line with it breaks.
 
-    ``failure`` is what each scan ends with; one raises each of ``faults`` in turn first. A scan waits until ``open``,
-    which it is unless a test closes it.
+    ``faults`` are raised first, one per scan; ``failure`` is set in every later scan. Scans wait while a test keeps
+    ``open`` cleared.
     """
 
     def __init__(self, name: str = "fake") -> None:

@@ -1,4 +1,4 @@
-"""Testers in memory: an app is what a test says it answers."""
+"""Testers in memory, whose results a test scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from builderd.domain.qa import Check, CheckName, Outcome, Screenshot
 from builderd.domain.qa_gate import Visit
 from builderd.ports.testers import Browsing, Target
 
-#: The smallest picture: one transparent pixel.
+#: The smallest PNG: one transparent pixel.
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010804000000b51c0c020000000b4944415478da6364f80f00010501"
     "01270718660000000049454e44ae426082"
@@ -17,7 +17,7 @@ PIXEL = bytes.fromhex(
 
 
 class FakeTesters:
-    """Implements ``ports.testers.Testers``. ``visits`` are answered in turn, the last one stays in force."""
+    """Implements ``ports.testers.Testers``. ``visit`` returns ``visits`` in turn, then repeats the last."""
 
     def __init__(self) -> None:
         self.visits: deque[Visit] = deque([Visit(200, 0.01)])

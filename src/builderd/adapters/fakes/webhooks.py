@@ -1,4 +1,4 @@
-"""A sender of webhooks that keeps what it is given, and answers as a test wants."""
+"""A sender of webhooks that records each request and returns scripted replies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from builderd.ports.webhooks import Reply
 
 @dataclass
 class FakeWebhookSender:
-    """``replies`` are given in turn, for each URL its own; after the last one all is well."""
+    """Sender that returns each URL's ``replies`` in turn, then 200. ``sent`` records ``(url, headers, body)``."""
 
     sent: list[tuple[str, Mapping[str, str], bytes]] = field(default_factory=list)
     replies: dict[str, list[Reply]] = field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""Where rows are kept."""
+"""Implementations of the store port, one package per kind of database."""

@@ -1,4 +1,4 @@
-"""Builders in SQL; ``claims`` has what the leases on them need."""
+"""Builders in SQL; their leases are in ``claims``."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ _MAY_IDLE = _SELECT.where(
 )
 _IDS = select(builders.c.id).where(_kept).order_by(*_oldest_first)
 _COUNT_BY_STATUS = select(builders.c.status, func.count().label("number")).where(_kept).group_by(builders.c.status)
-#: The key of the advisory lock that whoever promises something holds.
+#: Key of the advisory lock held by a transaction that admits new demand.
 DEMAND_LOCK = 0x6264_6465_6D61_6E64
 _LOCK_DEMAND = select(func.pg_advisory_xact_lock(literal(DEMAND_LOCK, BigInteger)))
 _runs = builders.c.desired == Desired.RUNNING
-# What a version that is being deployed asks for is promised before it serves, and what serves is so until it makes way.
+# During a deployment both versions count, the serving one and its candidate: the greater need of the two is reserved.
 _candidates = versions.alias()
 
 
@@ -86,7 +86,7 @@ _DEMAND = (
     )
     .where(text(LIVE))
 )
-# Who only points at the row by a foreign key need not wait for the lock.
+# An insert that only refers to the row by a foreign key does not wait for this lock.
 _LOCKED = {plain: plain.with_for_update(key_share=True) for plain in (_BY_ID, _BY_HOST)}
 
 _ORDERS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
@@ -97,7 +97,7 @@ _ORDERS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
 
 
 class Builders(Claims):
-    """Rows are locked only in a transaction that writes."""
+    """Builders and their leases. Only a write transaction locks rows."""
 
     def __init__(self, connection: Connection, *, locks: bool) -> None:
         super().__init__(connection, locks=locks)
@@ -147,7 +147,7 @@ class Builders(Claims):
         return {row.status: row.number for row in rows}
 
     def lock_demand(self) -> None:
-        # SQLite has one writer as it is.
+        # SQLite needs no lock: it has one writer.
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(_LOCK_DEMAND)
 

@@ -1,8 +1,8 @@
 """Claims on builders: compare-and-set on a lease, and the time at which a builder is due.
 
 While a lease is held, ``due_at`` collects only what made the builder due since it was taken, and a release keeps the
-earlier of that and its own wish: no change that comes during the work is overlooked. A lease that ends without a
-release makes its builder due, so the work of a control plane that died is taken over without further ado.
+earlier of that and the time it asks for itself: no change during the work is missed. A lease that expires without a
+release makes its builder due, so another control plane takes over the work of one that died.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OWNED = _UPDATE.where(_row.claimed_by == _owner)
 _CLAIM = _UPDATE.where(or_(_row.claimed_by.is_(None), _row.claimed_by == _owner, _row.claimed_until <= _now)).values(
     claimed_by=_owner,
     claimed_until=bindparam("until"),
-    # Who takes it looks at it next, which settles what it was due for; who renews it has looked already.
+    # A new claim clears due_at, since its owner observes the builder next; a renewal keeps what came in meanwhile.
     due_at=case((_row.claimed_by == _owner, _row.due_at)),
 )
 _HOLDS = select(literal(1)).where(_row.id == bindparam("builder"), _row.claimed_by == _owner, _row.claimed_until > _now)
@@ -38,7 +38,7 @@ _DUE = select(_row.id).where(due_since <= _now).order_by(due_since, _row.id).lim
 
 
 class Claims:
-    """The part of ``Builders`` that leases them. ``locks``: whether this transaction writes, and so may lock rows."""
+    """Leases on builders, a part of ``Builders``. With ``locks`` the transaction writes, and so may lock rows."""
 
     def __init__(self, connection: Connection, *, locks: bool) -> None:
         self._connection = connection
@@ -49,7 +49,7 @@ class Claims:
         return self._connection.execute(_CLAIM, values).rowcount == 1
 
     def holds(self, builder: BuilderId, owner: str, now: datetime) -> bool:
-        """In a transaction that writes, it stays so until the end: nobody can take the row over meanwhile."""
+        """Return True while ``owner`` holds the lease. In a write transaction it then holds it until the end."""
         statement = _HOLDS_LOCKED if self._locks else _HOLDS
         values = {"builder": builder, "owner": owner, "now": now}
         return self._connection.execute(statement, values).first() is not None

@@ -1,6 +1,6 @@
-"""A database copied into one file of SQLite, and back into a database of either kind.
+"""Copies of the database as one SQLite file, and restores of a copy into SQLite or PostgreSQL.
 
-One format for both: what was taken of PostgreSQL can be brought back to SQLite, and the other way round.
+Both kinds share the format: a copy of PostgreSQL can be restored into SQLite, and the other way round.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from builderd.domain.errors import InvalidState, StoreUnavailable
 from builderd.domain.versions import VersionStatus
 from builderd.linux.durable import sync
 
-#: Rows that are in memory at a time.
+#: Rows held in memory at a time.
 BATCH = 1000
 _BUNDLES = f"""
     SELECT bundle_hash FROM versions JOIN builders ON builders.id = versions.builder_id
@@ -34,25 +34,26 @@ _BUNDLES = f"""
     UNION SELECT bundle_hash FROM versions JOIN backups
     ON backups.builder_id = versions.builder_id AND backups.version = versions.number
     WHERE backups.status != '{BackupStatus.FAILED}'
-"""  # noqa: S608 -- words of ours
-#: Where the vault's secrets lie: column by table.
+"""  # noqa: S608 -- constants only
+#: Columns of secrets sealed by the vault, by table.
 _SEALED = {"credentials": "sealed", "webhooks": "secret", "backup_keys": "sealed"}
 _BESIDE = ("-wal", "-shm", "-journal")
 
 
 def file_of(url: str) -> Path | None:
-    """Where a database of SQLite lies; None for one of PostgreSQL."""
+    """Return the file of a SQLite database, None for a PostgreSQL URL."""
     parsed = make_url(url)
     return Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
 
 
 def save(url: str, target: Path) -> str:
-    """Copy what is there at one moment; the revision of its schema. A service may work on it meanwhile.
+    """Copy one snapshot of the database into ``target`` and return its schema revision.
 
-    The answers that retries get are left out, and so is the lease: a copy belongs to nobody.
+    A service may use the database meanwhile. The copy leaves out the responses stored for idempotency keys, and the
+    database lease: a copy has no owner.
 
-    Raises ``InvalidState`` where there is no database, or it has another schema than this program
-    (PostgreSQL only), ``StoreUnavailable`` when it does not answer.
+    Raises ``InvalidState`` when there is no database or (PostgreSQL only) its schema is not this program's, and
+    ``StoreUnavailable`` when the database does not answer.
     """
     source = file_of(url)
     target.touch(mode=0o600)
@@ -61,7 +62,7 @@ def save(url: str, target: Path) -> str:
     else:
         _save_sqlite(source, target)
     with closing(sqlite3.connect(target)) as connection:
-        connection.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
+        connection.execute("PRAGMA journal_mode = DELETE")  # a single file, without -wal and -shm
     found = revision(target)
     _forget_answers(target)
     _forget_lease(target)
@@ -70,9 +71,12 @@ def save(url: str, target: Path) -> str:
 
 
 def _forget_answers(copy: Path) -> None:
-    """They hold service tokens. A retry whose key is known gets its answer from the builder's row then."""
+    """Clear the responses stored for idempotency keys, which contain service tokens.
+
+    A retry with a known key is then answered from the builder's row.
+    """
     with closing(sqlite3.connect(copy)) as connection:
-        connection.execute("PRAGMA secure_delete = ON")  # leave nothing of them in the file
+        connection.execute("PRAGMA secure_delete = ON")  # overwrite the deleted bytes
         connection.execute("UPDATE idempotency SET status = NULL, headers = NULL, body = NULL")
         connection.commit()
 
@@ -85,7 +89,10 @@ def _forget_lease(copy: Path) -> None:
 
 
 def revision(file: Path) -> str:
-    """Of the schema of a copy. Raises ``InvalidState`` for one that is damaged or was made by a newer program."""
+    """Return the schema revision of a copy.
+
+    Raises ``InvalidState`` when the file is damaged, is no database of builderd, or was made by a newer program.
+    """
     with closing(sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True)) as connection:
         try:
             if connection.execute("PRAGMA integrity_check").fetchall() != [("ok",)]:
@@ -99,13 +106,13 @@ def revision(file: Path) -> str:
 
 
 def bundles_in(file: Path) -> frozenset[str]:
-    """The bundles that a copy refers to: without them it is not whole."""
+    """Return the hashes of the bundles that a copy refers to and needs to be complete."""
     with closing(sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True)) as connection:
         return frozenset(name for (name,) in connection.execute(_BUNDLES))
 
 
 def sealed_in(file: Path) -> Sequence[bytes]:
-    """Every secret that a copy holds, sealed. A schema from before there were such secrets holds none of them."""
+    """Return every sealed secret in a copy. Tables missing from an older schema are skipped."""
     with closing(sqlite3.connect(f"file:{file}?mode=ro&immutable=1", uri=True)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         questions = [f"SELECT {column} FROM {table}" for table, column in _SEALED.items() if table in tables]  # noqa: S608
@@ -113,7 +120,7 @@ def sealed_in(file: Path) -> Sequence[bytes]:
 
 
 def holds_something(url: str) -> bool:
-    """Whether there is a database that is in use."""
+    """Return True when the database is in use: the SQLite file exists, or PostgreSQL has at least one tenant."""
     source = file_of(url)
     if source is not None:
         return source.exists()
@@ -124,16 +131,17 @@ def holds_something(url: str) -> bool:
 
 
 def bring_back(file: Path, url: str, instance: Instance) -> None:
-    """Make it the database, owned by this instance. ``file`` is used up; it happens all at once.
+    """Restore the copy ``file`` into the empty database at ``url``, atomically.
 
-    The database must hold nothing. Raises ``DatabaseOwned`` when another service works on it all the same.
+    Uses up ``file``: it becomes the SQLite database, or is migrated and copied into PostgreSQL. On PostgreSQL the
+    lease then names this instance, and ``DatabaseOwned`` is raised when another service holds it.
     """
     target = file_of(url)
     if target is None:
         _fill_postgresql(file, url, instance)
         return
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for ending in _BESIDE:  # of a database that is gone: they would be taken for this one's
+    for ending in _BESIDE:  # left by a deleted database: SQLite would apply them to the new file
         target.with_name(target.name + ending).unlink(missing_ok=True)
     file.chmod(0o600)
     file.rename(target)
@@ -194,7 +202,7 @@ def _refuse_other_schema(source: Connection) -> None:
 
 
 def _fill_postgresql(file: Path, url: str, instance: Instance) -> None:
-    """In one transaction, so that it holds all of it or nothing."""
+    """Copy all rows in one transaction, so that the database holds all of them or none."""
     database, copy = open_postgresql(make_url(url)), open_sqlite(make_url(f"sqlite+pysqlite:///{file}"))
     try:
         _migrate(copy)
@@ -209,7 +217,7 @@ def _fill_postgresql(file: Path, url: str, instance: Instance) -> None:
 
 
 def _own(filled: Connection, instance: Instance) -> None:
-    """Take the lease on the empty database, so that no other service begins to work on it."""
+    """Take the lease on the empty database, so that no other service starts on it. Raises ``DatabaseOwned``."""
     leases = DatabaseLeases(filled)
     lease = leases.get()
     silence = needed_silence(lease, instance, take_over=True) if lease else 0.0
@@ -226,7 +234,7 @@ def _migrate(database: Database) -> None:
 
 
 def _pour(source: Connection, target: Connection) -> None:
-    """Every row of every table but the lease; those that others point to come first."""
+    """Copy every row of every table except the lease, in foreign key order, ``BATCH`` rows at a time."""
     for table in metadata.sorted_tables:
         if table is database_lease:
             continue
@@ -236,7 +244,7 @@ def _pour(source: Connection, target: Connection) -> None:
 
 
 def _count_on(target: Connection) -> None:
-    """Let PostgreSQL count on from the highest number of each table, which it did not draw itself."""
+    """Set each PostgreSQL sequence to the highest id copied, since copied ids do not advance it."""
     for table in metadata.sorted_tables:
         for column in table.primary_key:
             name = target.execute(select(func.pg_get_serial_sequence(table.name, column.name))).scalar_one()

@@ -1,4 +1,4 @@
-"""Credentials in SQL: sealed."""
+"""Credentials in SQL, sealed by the vault."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Credentials:
         return [_credential(row) for row in self._connection.execute(self._all).mappings()]
 
     def save(self, credential: Credential) -> None:
-        """Raises ``LookupError`` when there is no such row."""
+        """Update the row of this value. Raises ``LookupError`` when there is none."""
         key = {"of_tenant": credential.tenant_id, "of_name": credential.name}
         if self._connection.execute(_UPDATE, {**key, **without(_row(credential), "tenant_id", "name")}).rowcount != 1:
             raise LookupError(f"no credential {credential.name} to save")

@@ -1,4 +1,4 @@
-"""A database as the store needs it: what differs between SQLite and PostgreSQL stands in their own files."""
+"""A database as the store uses it: SQLite and PostgreSQL each implement it in their own file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-#: For every engine. NaN is no JSON, and only one of the databases would take it. What is stored, tokens and
-#: environments among it, must not come into logs by way of an error's text.
+#: Options of every engine. NaN is not JSON, and only one of the databases accepts it. Stored values, tokens and
+#: environments among them, must not reach the logs through an error's text.
 ENGINE_OPTIONS: dict[str, Any] = {
     "json_serializer": partial(json.dumps, allow_nan=False, separators=(",", ":")),
     "hide_parameters": True,
@@ -22,12 +22,13 @@ ENGINE_OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """``writing`` and ``reading`` open transactions of their kind; ``begin_migration`` one that migrates alone.
+    """Engines and error rules of one database.
 
-    ``writers`` and ``readers`` are how many of each kind may go on at once; with 0 readers, reads take turns with
-    writes. ``is_passing`` tells an error after which the whole transaction may be run again from one that would come
-    again. ``why_down`` says what is wrong, and its cure, where the database is at fault: it does not answer, or cannot
-    read or write. None for an error of the work.
+    ``writing`` and ``reading`` open transactions of their kind; ``begin_migration`` opens one that migrates alone.
+    ``writers`` and ``readers`` limit the concurrent transactions of each kind; with 0 readers, reads run in the threads
+    of the writers. ``is_passing`` returns True for an error after which the whole transaction may succeed when run
+    again. ``why_down`` describes a fault of the database (no answer, cannot read or write) and its remedy, and returns
+    None for any other error.
     """
 
     writing: Engine

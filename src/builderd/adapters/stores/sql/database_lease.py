@@ -1,8 +1,8 @@
 """The lease on the database, in SQL: one row, changed by compare-and-set on its term.
 
-Each unit of work of the owner reads the row with the least lock there is (``FOR KEY SHARE``), which a renewal does
-not wait for. An acquisition locks the row ``FOR UPDATE``: it comes after all that the owner before has open, and
-before all that it tries later. On SQLite there is one writer as it is.
+Each unit of work of the owner reads the row with the weakest lock (``FOR KEY SHARE``), which does not block a renewal.
+An acquisition locks the row ``FOR UPDATE``: it waits for the previous owner's open transactions, and the previous
+owner's later ones see the new term. SQLite needs no row lock: it has one writer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _instance = ("host_id", "host_name", "data_dir", "identity", "boot_id")
 
 
 class _now(FunctionElement[datetime]):  # noqa: N801 -- reads as a function
-    """The database's clock at the statement, not at the beginning of its transaction."""
+    """The database's clock when the statement runs, not when its transaction began."""
 
     inherit_cache = True
     type = UtcDateTime()
@@ -49,7 +49,7 @@ def _now_postgresql(element: _now, compiler: SQLCompiler, **_: Any) -> str:
 
 @compiles(_now, "sqlite")
 def _now_sqlite(element: _now, compiler: SQLCompiler, **_: Any) -> str:
-    # As SQLAlchemy writes times: six digits of a second, of which SQLite knows three.
+    # The format in which SQLAlchemy stores times: six decimals of a second, of which SQLite provides three.
     return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 
 
@@ -69,7 +69,7 @@ _MOVE_BUILDERS = (
     update(builders).where(_builder.member != _member, _builder.status != Status.DELETED).values(member=_member)
 )
 _DROP_CLAIMS = update(builders).where(_builder.claimed_by != _identity).values(claimed_by=None, claimed_until=None)
-# One without an owner was not begun.
+# A job without an owner has not started.
 _TAKE_OVER_WORK = [
     update(table).where(table.c.owner.not_in([_identity, ""])).values(owner=_identity)
     for table in (backups, restores, qa_reports)
@@ -112,7 +112,7 @@ class DatabaseLeases:
             self._connection.execute(statement, owner)
 
     def holds(self, term: int) -> bool:
-        """Whether the lease has this term, until this transaction ends."""
+        """Return True when the lease has this term. It then keeps it until this transaction ends."""
         return self._connection.execute(_HOLDS, {"held": term}).first() is not None
 
     def _one(self, statement: Select[Any]) -> DatabaseLease | None:

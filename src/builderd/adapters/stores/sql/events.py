@@ -1,9 +1,9 @@
 """Events in SQL.
 
-A follower asks for ids greater than the last it saw, so an event must never appear behind a greater one that was seen
-already. On SQLite, where one transaction writes at a time, ids appear in their order. On PostgreSQL an id is drawn
-before its transaction commits; therefore each transaction that adds events first takes a lock of the tenant, held
-until it ends, and the ids of a tenant's events become visible in their order, too.
+A follower asks for ids greater than the last it saw, so an event must never become visible after one with a greater
+id. On SQLite, where one transaction writes at a time, ids become visible in order. On PostgreSQL an id is drawn before
+its transaction commits; therefore each transaction that adds events first takes the tenant's advisory lock and holds
+it until it ends, so that the ids of a tenant's events become visible in order, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from builderd.domain.events import ALL, Event, prefix_of
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.ports.store.events import EventQuery
 
-#: The first key of the advisory locks; the second is a hash of the tenant's id. Two tenants of one hash just wait.
+#: First key of the advisory locks; the second is a hash of the tenant's id. Tenants with equal hashes share a lock.
 LOCK_CLASS = 0x62640001
 
 _LOCK = select(func.pg_advisory_xact_lock(literal(LOCK_CLASS), func.hashtext(bindparam("tenant"))))

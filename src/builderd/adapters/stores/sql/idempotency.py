@@ -36,7 +36,7 @@ class Idempotency:
         self._connection.execute(_INSERT, _row(record))
 
     def save(self, record: IdempotencyRecord) -> None:
-        """Raises ``LookupError`` when there is no such row."""
+        """Update the row of this value. Raises ``LookupError`` when there is none."""
         values = {**_keyed(record.tenant_id, record.key), **without(_row(record), "tenant_id", "key")}
         if self._connection.execute(_UPDATE, values).rowcount != 1:
             raise LookupError(f"no retry key {record.key!r} to save")

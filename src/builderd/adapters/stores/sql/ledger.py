@@ -49,7 +49,7 @@ _CLOSE = (
     .values(ended_at=case((ledger.c.started_at > _at, ledger.c.started_at), else_=_at))
 )
 
-#: So many builders are asked for in one statement: SQLite takes 32,766 parameters, PostgreSQL 65,535.
+#: Builders queried in one statement: SQLite takes 32,766 parameters, PostgreSQL 65,535.
 BATCH = 10_000
 
 
@@ -106,12 +106,12 @@ class Ledger:
         self._connection.execute(_SET_SPAN, {"segment": segment_id, "from": start, "to": end})
 
     def _count(self, segment: Segment, end: datetime) -> None:
-        """Add what it came to the months that it touched. Its builder is locked, or the database has one writer."""
+        """Add a closed segment to the sums of the months it touches. Needs its builder locked, or a single writer."""
         for month, since, until in months_between(segment.start, end):
             self._add(segment, month, total([segment], end, since, until))
 
     def _discount(self, segment: Segment, since: datetime, until: datetime) -> None:
-        """Take what this part of it came to from its months, which have it: exact, and no more of them is read."""
+        """Subtract the part from ``since`` to ``until`` from the months it was added to: exact, reads no others."""
         for month, start, end in months_between(since, until):
             self._add(segment, month, -total([segment], until, start, end))
 

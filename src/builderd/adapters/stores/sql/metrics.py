@@ -1,4 +1,4 @@
-"""Metrics in SQL: one row a builder and step, to which readings are added."""
+"""Metrics in SQL: one row per builder and time step, to which readings are added."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Metrics:
     def add(self, steps: Sequence[UsageBucket]) -> None:
         if steps:
             upsert = _UPSERTS[self._connection.dialect.name]
-            # In the same order for everybody, so that no two wait for each other.
+            # Sorted by builder, so that concurrent transactions cannot deadlock.
             self._connection.execute(upsert, sorted((_row(step) for step in steps), key=lambda row: row["builder_id"]))
 
     def of_builder(self, builder: BuilderId, since: datetime) -> Sequence[UsageBucket]:

@@ -1,8 +1,8 @@
-"""PostgreSQL: work that writes waits for the rows that others have locked; work that reads sees one snapshot.
+"""PostgreSQL: write transactions wait for locked rows (READ COMMITTED), read transactions see one snapshot.
 
-Writes are READ COMMITTED on purpose: a stricter level answers a row that somebody else had locked with an error
-instead of its newest state, and under many writers of one builder its retries ran out. What it would have caught, a
-change overwritten by who had read the row before it, is ruled out since only locked builders can be saved.
+Writes are READ COMMITTED on purpose: at a stricter level, a row that another transaction had locked yields an error
+instead of its newest state, and with many writers of one builder the retries ran out. The lost update that a stricter
+level would catch cannot happen, since only locked builders can be saved.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ R = TypeVar("R")
 
 WRITERS = 8
 READERS = 4
-#: A control plane that is stuck within a transaction loses it, and so its locks, after so many milliseconds.
+#: The server ends a session whose transaction is idle for so many milliseconds, which releases its locks.
 IDLE_IN_TRANSACTION = 60_000
-#: A statement may take so long, the wait for locks included; then the server ends it. In milliseconds.
+#: The server ends a statement after so many milliseconds, the wait for locks included.
 STATEMENT_TIMEOUT = 20_000
-#: A server that says nothing for so long is given up with its connection: it hangs, or the network to it does.
+#: A connection is closed when the server sends nothing for so many seconds: the server or the network hangs.
 SILENCE_SECONDS = 25.0
-#: A migration rewrites tables, and waits for others that migrate.
+#: Both limits for a migration, in seconds: it rewrites tables and waits for other processes that migrate.
 MIGRATION_SECONDS = 3600.0
 #: The key of the advisory lock that a migration holds.
 MIGRATION_LOCK = 0x6275_696C_6465_7264
@@ -37,10 +37,10 @@ MIGRATION_LOCK = 0x6275_696C_6465_7264
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 SERIALIZATION_FAILURE = "40001"
 DEADLOCK_DETECTED = "40P01"
-# Repositories look for a taken name or key first and then insert, so this one means that somebody was faster: the
-# next look finds what they inserted.
+# Repositories look for a taken name or key first and then insert, so this code means that another transaction inserted
+# it in between: the next run finds that row.
 UNIQUE_VIOLATION = "23505"
-#: What is wrong with the server, and its cure, by the beginning of an error's code.
+#: Fault of the server and its remedy, by prefix of the error code (SQLSTATE).
 _FAULTS = {
     "08": "the connection to it broke off",
     "57P01": "its server is stopping",
@@ -57,13 +57,16 @@ _FAULTS = {
 
 
 def open_postgresql(url: URL) -> Database:
-    """Parameters of libpq may follow the URL, such as ``?sslmode=verify-full&sslrootcert=…``."""
+    """Return a database on PostgreSQL, without connecting.
+
+    The URL's query may hold libpq parameters, such as ``?sslmode=verify-full&sslrootcert=…``.
+    """
     engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
         isolation_level="READ COMMITTED",
         pool_size=WRITERS + READERS,
         max_overflow=0,
-        # A restarted server costs nobody a request.
+        # Replace connections that broke when the server restarted, so that no request fails on one.
         pool_pre_ping=True,
         connect_args=connect_arguments(url),
         **ENGINE_OPTIONS,
@@ -81,10 +84,10 @@ def open_postgresql(url: URL) -> Database:
 
 
 class Link(psycopg.Connection[Any]):
-    """A connection that is closed when the server says nothing for ``silence`` seconds.
+    """A connection that is closed when the server sends nothing for ``silence`` seconds.
 
-    Neither the server's own timeouts nor TCP's help against a server that is stopped, or a disk of its that hangs: the
-    kernel goes on confirming that it lives.
+    The server's own timeouts and TCP keepalives do not cover a stopped server process or a hanging disk: the server's
+    kernel still acknowledges packets.
     """
 
     silence = SILENCE_SECONDS
@@ -98,17 +101,17 @@ class Link(psycopg.Connection[Any]):
 
 
 class _Silent(Exception):
-    """The server has not said anything in time."""
+    """The server sent nothing in time."""
 
 
 def _within(seconds: float, work: Generator[Any, Any, R]) -> Generator[Any, Any, R]:
-    """The driver's own steps, as long as the server says something from time to time."""
+    """Run the driver's generator; raise ``_Silent`` when the server sends nothing for ``seconds``."""
     deadline = time.monotonic() + seconds
     try:
         wanted = next(work)
         while True:
             ready = yield wanted
-            # Whoever waits wakes up every 0.1 s, with nothing.
+            # The driver's wait resumes the generator every 0.1 s, with a false value when nothing arrived.
             if ready:
                 deadline = time.monotonic() + seconds
             elif time.monotonic() > deadline:
@@ -120,7 +123,7 @@ def _within(seconds: float, work: Generator[Any, Any, R]) -> Generator[Any, Any,
 
 
 def connect_arguments(url: URL) -> dict[str, Any]:
-    """What each connection is opened with besides the URL; what the URL says itself goes first."""
+    """Return psycopg's arguments for each connection; a parameter in the URL overrides the default here."""
     settings = (
         f"-c timezone=UTC -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION} "
         f"-c statement_timeout={STATEMENT_TIMEOUT}"
@@ -131,20 +134,20 @@ def connect_arguments(url: URL) -> dict[str, Any]:
 
 
 def is_passing(error: DBAPIError) -> bool:
-    """Whether the transaction met another one, so that it may come through when it is run again."""
+    """Return True for a conflict with another transaction, after which this one may succeed when run again."""
     state = getattr(error.orig, "sqlstate", None)
     return state in (SERIALIZATION_FAILURE, DEADLOCK_DETECTED, UNIQUE_VIOLATION)
 
 
 def why_down(error: Exception) -> str | None:
-    """Say what is wrong with the server or the way to it, None for an error of the work."""
+    """Describe the fault of the server or of the connection to it. Return None for any other error."""
     if isinstance(error, NoConnectionFree):
         return "all connections to it are in use"
     if not isinstance(error, DBAPIError):
         return None
     state = getattr(error.orig, "sqlstate", None)
     if state is None:
-        # What never reached the server has no state.
+        # An error without a SQLSTATE did not come from the server.
         unreached = isinstance(error, OperationalError | InterfaceError)
         return "it does not answer: is its server up, and can it be reached?" if unreached else None
     return next((fault for code, fault in _FAULTS.items() if state.startswith(code)), None)
@@ -159,7 +162,7 @@ def _begin_migration(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def _unhurried(connection: Connection) -> Iterator[None]:
-    """Let its statements take ``MIGRATION_SECONDS``, in this transaction alone."""
+    """Raise the timeouts of statements and of silence to ``MIGRATION_SECONDS``, for this transaction only."""
     link = connection.connection.dbapi_connection
     assert isinstance(link, Link)
     connection.execute(text(f"SET LOCAL statement_timeout = {int(MIGRATION_SECONDS * 1000)}"))
@@ -167,5 +170,5 @@ def _unhurried(connection: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        # The class has the usual one.
+        # Fall back to the class attribute.
         del link.silence

@@ -1,4 +1,4 @@
-"""QA reports in SQL: one row a version, its checks as JSON, its screenshots beside it."""
+"""QA reports in SQL: one row per version, its checks as JSON, its screenshots in their own table."""
 
 from __future__ import annotations
 

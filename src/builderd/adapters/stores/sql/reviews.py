@@ -1,4 +1,4 @@
-"""Reviews in SQL: a report as JSON under its key, and what people accept of them."""
+"""Reviews in SQL: each report as JSON under its key, and the findings that people accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between values of the domain and rows: fields and columns share their names."""
+"""Conversion of domain dataclasses to rows: fields and columns share their names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
 
 def row_of(value: DataclassInstance) -> dict[str, Any]:
-    """``{field: what it holds}``, not copied and not descended into."""
+    """Return ``{field: value}`` of a dataclass, shallow: values are neither copied nor converted."""
     return {name: getattr(value, name) for name in _names(type(value))}
 
 
 def without(row: Mapping[str, Any], *key: str) -> dict[str, Any]:
-    """What an update sets: never the key, since SQLite then visits every row that points at it."""
+    """Return the row without its key columns, as an update's values.
+
+    An update that sets the key makes SQLite visit every row that refers to it.
+    """
     return {name: value for name, value in row.items() if name not in key}
 
 

@@ -17,7 +17,7 @@ _INSERT = insert(sandboxes)
 _BY_ID = select(sandboxes).where(sandboxes.c.id == bindparam("id"))
 _OF_BUILDER = select(sandboxes).where(sandboxes.c.builder_id == bindparam("builder"))
 _OPEN = _OF_BUILDER.where(sandboxes.c.end_cause.is_(None), sandboxes.c.trial.is_(False))
-# Runs and attempts count up, so they order even what began in the same instant.
+# Runs and attempts count up, so they order sandboxes even when they began in the same instant.
 _OLDEST_FIRST = _OF_BUILDER.order_by(sandboxes.c.run, sandboxes.c.attempt)
 _OF_RUN = _OLDEST_FIRST.where(sandboxes.c.run == bindparam("run"))
 _OPEN_OR_OF_RUN = _OLDEST_FIRST.where((sandboxes.c.run == bindparam("run")) | sandboxes.c.end_cause.is_(None))
@@ -63,7 +63,7 @@ class Sandboxes:
         return _sandbox(row) if row else None
 
     def save(self, sandbox: Sandbox) -> None:
-        """Raises ``LookupError`` when there is no such row."""
+        """Update the row of this value. Raises ``LookupError`` when there is none."""
         if self._connection.execute(_UPDATE, {"sandbox": sandbox.id, **without(_row(sandbox), "id")}).rowcount != 1:
             raise LookupError(f"no sandbox {sandbox.id} to save")
 

@@ -1,4 +1,4 @@
-"""A comparison of the database's schema with ``tables.py``: revision, tables and columns."""
+"""A comparison of the database's schema with the package ``tables``: revision, tables and columns."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from builderd.adapters.stores.sql.migrations import revisions
 from builderd.adapters.stores.sql.tables import metadata
 
 VERSION_TABLE = "alembic_version"
-#: A message names at most so many faults.
+#: Faults listed at most; one more entry counts the rest.
 MAX_FAULTS = 10
 
-_VERSION = text(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608 -- a word of ours
+_VERSION = text(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608 -- a constant
 _COLUMNS = {
     "sqlite": text(
         "SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'"
@@ -28,7 +28,7 @@ _COLUMNS = {
 
 
 def faults(connection: Connection) -> list[str]:
-    """What keeps this program from working on the schema, with what was expected; empty when nothing does."""
+    """Return the differences that keep this program from using the schema, with what it expects; [] when none."""
     found: dict[str, set[str]] = {}
     for table, column in connection.execute(_COLUMNS[connection.dialect.name]):
         found.setdefault(table, set()).add(column)

@@ -1,4 +1,4 @@
-"""SQLite: one file of its owner alone, in WAL mode, with one writer and readers that it does not hinder."""
+"""SQLite: one file of mode 0600 in WAL mode, with one writer that does not block readers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from sqlalchemy.exc import DBAPIError
 from builderd.adapters.stores.sql.database import ENGINE_OPTIONS, Database
 
 READERS = 4
-#: How long to wait for another process that writes, in seconds.
+#: Wait for another process that writes, at most so many seconds.
 BUSY_TIMEOUT = 30
 
 
 def open_sqlite(url: URL) -> Database:
-    """The file is made at the first connection, in its folder, both for the owner alone. Without a file: in memory."""
+    """Return a database on SQLite, without connecting; in memory when the URL names no file.
+
+    The first connection creates the file (0600) and its folder (0700).
+    """
     path = None if url.database in (None, "", ":memory:") else Path(str(url.database))
     writing = _memory_engine(url) if path is None else _file_engine(url, path, 1)
     reading = writing if path is None else _file_engine(url, path, READERS)
@@ -37,7 +40,7 @@ def open_sqlite(url: URL) -> Database:
     )
 
 
-#: By result code (https://www.sqlite.org/rescode.html): what is wrong with the file, and its cure.
+#: Fault of the file and its remedy, by result code (https://www.sqlite.org/rescode.html).
 _FAULTS = {
     sqlite3.SQLITE_BUSY: f"is locked: another process has been writing to it for {BUSY_TIMEOUT} s (fuser names it)",
     sqlite3.SQLITE_FULL: "cannot grow: its disk is full, so free space there (df -h)",
@@ -50,9 +53,9 @@ _FAULTS = {
 
 
 def why_down(error: Exception) -> str | None:
-    """Say what is wrong with the file, None for an error of the work.
+    """Describe the fault of the file. Return None for any other error.
 
-    What begins a transaction or opens the file comes from the driver itself, without SQLAlchemy around it.
+    Errors of ``BEGIN`` and of opening the file come from the driver itself, not wrapped by SQLAlchemy.
     """
     original = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(original, OSError):
@@ -84,10 +87,10 @@ def _file_engine(url: URL, path: Path, connections: int) -> Engine:
 
 
 def _make_private(path: Path) -> None:
-    """The files beside it (-wal, -shm) take over its mode.
+    """Create the file with mode 0600, which SQLite copies to its -wal and -shm files.
 
-    It is made without being opened: to close a descriptor of it would drop the locks that SQLite holds in this process
-    (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    Uses ``mknod`` instead of opening the file: closing a descriptor of it would drop the locks that SQLite holds in
+    this process (https://www.sqlite.org/howtocorrupt.html, 2.2).
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with suppress(FileExistsError):
@@ -96,7 +99,7 @@ def _make_private(path: Path) -> None:
 
 
 def _set_up(connection: sqlite3.Connection, _: Any) -> None:
-    # The driver would begin transactions when it sees fit; _begin does it instead.
+    # Disable the driver's implicit transactions: _begin starts them.
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys = ON")
 
@@ -107,12 +110,12 @@ def _use_wal(connection: sqlite3.Connection, _: Any) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("another process keeps the database from being switched to WAL mode: end it")
         time.sleep(0.01)
-    # A power cut may take the last transactions, never the consistency; a killed process loses nothing.
+    # A power cut may lose the last transactions but not consistency; a killed process loses nothing.
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> bool:
-    """False while another connection is in the way, for which SQLite's own timeout does not wait here."""
+    """Return False while another connection blocks the switch, for which SQLite's busy timeout does not wait."""
     try:
         connection.execute("PRAGMA journal_mode = WAL")
     except sqlite3.OperationalError as error:
@@ -125,17 +128,20 @@ def _switch_to_wal(connection: sqlite3.Connection) -> bool:
 def _begin(connection: Connection) -> None:
     driver = _driver(connection)
     reads = connection.get_execution_options().get("read_only", False)
-    # Only where it changes: it has every statement prepared anew.
+    # Only when it changes: the pragma makes SQLite prepare every statement again.
     if connection.info.get("reads") is not reads:
         driver.execute(f"PRAGMA query_only = {reads:d}")
         connection.info["reads"] = reads
-    # A writer takes its lock at once: to read first and then wait for it is an error that no waiting mends.
+    # A writer locks at once: upgrading a read transaction later can fail with SQLITE_BUSY, and waiting does not help.
     driver.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 @contextmanager
 def _begin_migration(engine: Engine) -> Iterator[Connection]:
-    """Without foreign keys, since SQLite changes a table by making it anew; they are checked at the end."""
+    """Open a migration with foreign keys off, since SQLite alters a table by rebuilding it; check them at the end.
+
+    Raises ``RuntimeError`` when the migration broke a foreign key.
+    """
     with engine.connect() as connection:
         driver = _driver(connection)
         driver.execute("PRAGMA foreign_keys = OFF")

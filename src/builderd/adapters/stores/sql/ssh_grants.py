@@ -49,7 +49,7 @@ class SshGrants:
         self._connection.execute(_UPDATE, {"grant": grant_id, "last_used_at": at})
 
     def revoke(self, grant_id: str, at: datetime) -> None:
-        """A grant that is revoked already keeps the time of the first."""
+        """Mark a grant as revoked. One that is revoked already keeps its time."""
         self._connection.execute(_REVOKE, {"grant": grant_id, "revoked_at": at})
 
     def expire(self, before: datetime) -> int:

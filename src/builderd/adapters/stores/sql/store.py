@@ -1,4 +1,4 @@
-"""The store: units of work on a database, run in threads of its own."""
+"""The store port on SQL: units of work on a database, run in the store's own threads."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ log = logging.getLogger(__name__)
 
 #: A database that does not answer within so many seconds is not ready.
 READY_TIMEOUT = 3.0
-#: When a caller may try again, in seconds.
+#: ``retry_after`` of ``StoreUnavailable``, in seconds.
 RETRY_AFTER = 5
-#: A schema without faults is compared again after so many seconds: anybody may ask for ``/readyz``, without a token.
+#: Seconds for which a schema without faults is not compared again: ``/readyz`` needs no token.
 SCHEMA_CHECK_INTERVAL = 5.0
-#: While the database is unavailable, the log says so every so many seconds.
+#: Seconds between two warnings that the database is unavailable.
 FAULT_LOG_INTERVAL = 30.0
-#: A transaction that met another one is run so many times in all, with a growing pause of at most so many seconds.
+#: Runs in all of a transaction that conflicts with another one; the random pause grows up to ``LAST_PAUSE`` seconds.
 MAX_RUNS = 6
 FIRST_PAUSE, LAST_PAUSE = 0.002, 0.25
-#: A call that has not begun after so many seconds never does, since those before it hang; a read is given up then too.
+#: A queued write that has not started after so many seconds is cancelled; a read without a result fails then, too.
 DEADLINE = 30.0
 
 
 class UnitOfWork:
-    """One transaction; ``writes`` tells whether it may write, and so lock rows."""
+    """One transaction. With ``writes`` it may write, and so lock rows."""
 
     def __init__(self, connection: Connection, *, writes: bool) -> None:
         self.database_lease: port.DatabaseLeases = DatabaseLeases(connection)
@@ -90,16 +90,16 @@ class UnitOfWork:
 
 
 class SqlStore:
-    """On ``sqlite:////path/to/file``, ``sqlite://`` (in memory) or ``postgresql://user@host/name``.
+    """Store on ``sqlite:////path/to/file``, ``sqlite://`` (in memory) or ``postgresql://user@host/name``.
 
-    Opens nothing until it is first used. Raises ``ValueError`` for any other URL. Writing goes on to its end
-    when its caller is cancelled. Every call has an answer within a bounded time, ``StoreUnavailable`` if need be.
+    Connects at its first use. Raises ``ValueError`` for any other URL. A write whose caller is cancelled still runs to
+    its end. Every call ends within a bounded time, with ``StoreUnavailable`` if need be.
     """
 
     def __init__(self, url: str) -> None:
         database = _open(url)
         self._database = database
-        #: The term of the database's lease that this store writes under; None: it needs none.
+        #: Term of the database lease that every write checks; None: no check.
         self._term: int | None = None
         self._schema_checked_until = 0.0
         self._said_until = 0.0
@@ -107,9 +107,10 @@ class SqlStore:
         self._readers = ThreadPoolExecutor(database.readers, "store-read") if database.readers else self._writers
 
     async def write(self, work: Callable[[port.UnitOfWork], T]) -> T:
-        """Work that met another transaction is rolled back and run again: it must have no effect but in the store.
+        """Run the work in a write transaction; roll it back and run it again on a conflict with another transaction.
 
-        A caller who is cancelled is held until the work has ended: what they do next comes after it.
+        The work must have no effect outside the store. A cancelled caller waits until the work has ended, so that
+        its next step comes after it.
         """
         queued = self._writers.submit(self._write, work)
         written = asyncio.wrap_future(queued)
@@ -117,7 +118,7 @@ class SqlStore:
             await asyncio.wait({written}, timeout=DEADLINE)
             if not written.done() and queued.cancel():
                 raise _unavailable(f"calls before this one have kept it busy for {DEADLINE:g} s")
-            # What has begun may be under way to the disk: only its end says whether it was done.
+            # A write that has started may be committing: only its end tells if it was done.
             return await asyncio.shield(written)
         except asyncio.CancelledError:
             await asyncio.wait({written})
@@ -131,11 +132,11 @@ class SqlStore:
             raise _unavailable(f"a read had no answer within {DEADLINE:g} s") from None
 
     def fence(self, term: int) -> None:
-        """From now on, write only while the database's lease has this term; else raise ``LeaseLost``."""
+        """Let every later write raise ``LeaseLost`` unless the database lease has this term."""
         self._term = term
 
     async def ready(self) -> bool:
-        """Answers within ``READY_TIMEOUT``, whatever the database does."""
+        """Return True when the database answers a query within ``READY_TIMEOUT`` seconds."""
         try:
             async with asyncio.timeout(READY_TIMEOUT):
                 return await asyncio.get_running_loop().run_in_executor(self._readers, self._answers)
@@ -153,7 +154,7 @@ class SqlStore:
         await asyncio.get_running_loop().run_in_executor(self._writers, self._migrate)
 
     async def close(self) -> None:
-        """Waits for what is being done."""
+        """Wait for running and queued calls, then close all connections."""
         await asyncio.to_thread(self._close)
 
     def _write(self, work: Callable[[port.UnitOfWork], T]) -> T:
@@ -182,21 +183,21 @@ class SqlStore:
             raise
 
     def _check_lease(self, connection: Connection) -> None:
-        """Raises ``LeaseLost``; otherwise nobody takes the lease before this transaction ends."""
+        """Raise ``LeaseLost`` unless this store has the lease, which it then keeps until the transaction ends."""
         if self._term is not None and not DatabaseLeases(connection).holds(self._term):
             raise LeaseLost(
                 "Another service has taken the database over: this one writes nothing any more.", retry_after=5
             )
 
     def _check(self, error: Exception) -> None:
-        """Raise ``StoreUnavailable`` for a fault of the database. Its own words are for the log alone."""
+        """Raise ``StoreUnavailable`` for a fault of the database. The driver's error text goes only to the log."""
         fault = self._database.why_down(error)
         if fault is not None:
             self._say_unavailable(str(error.orig if isinstance(error, DBAPIError) else error))
             raise _unavailable(fault) from error
 
     def _say_unavailable(self, reason: str) -> None:
-        """Log it once in a while: every call meets the same fault."""
+        """Log a warning every ``FAULT_LOG_INTERVAL`` seconds at most, since every call meets the fault; else debug."""
         now = time.monotonic()
         level = logging.WARNING if now >= self._said_until else logging.DEBUG
         if level == logging.WARNING:
@@ -218,7 +219,7 @@ class SqlStore:
             with self._database.reading.begin() as connection:
                 found = schema.faults(connection)
         except Exception as error:
-            log.warning("schema check failed: error=%s", error)
+            log.warning("schema check failed error=%s", error)
             return ["its schema cannot be read: see the service's log"]
         if not found:
             self._schema_checked_until = time.monotonic() + SCHEMA_CHECK_INTERVAL

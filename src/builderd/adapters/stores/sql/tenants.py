@@ -20,9 +20,9 @@ _BY_ID = _SELECT.where(tenants.c.id == bindparam("id"))
 _BY_NAME = _SELECT.where(tenants.c.name == bindparam("name"))
 _at: BindParameter[datetime] = bindparam("at", type_=tenants.c.spending_due_at.type)
 _UPDATE = update(tenants).where(tenants.c.id == bindparam("tenant"))
-# Work that changes what is spent shares the row; whoever puts off a look waits until none such goes on. Otherwise what
-# was due already would be put off for a look that does not see yet what has just become due: with no row to change,
-# work would leave no trace of itself before its end. Shared, the row makes no work wait for other work.
+# A transaction that makes the spending check due takes a shared lock on the tenant's row; one that postpones the check
+# takes an exclusive lock, and so waits for them. Otherwise a check that is due already, where no row changes, could be
+# postponed although an open transaction has just made it due again. Shared locks do not block each other.
 _ROW = select(tenants.c.id).where(tenants.c.id == bindparam("tenant"))
 _SHARED, _ALONE = _ROW.with_for_update(read=True, key_share=True), _ROW.with_for_update()
 _SOONER = or_(tenants.c.spending_due_at.is_(None), tenants.c.spending_due_at > _at)
@@ -67,7 +67,7 @@ class Tenants:
         return self._connection.execute(_POSTPONE, {"tenant": tenant, "seen": seen, "at": at}).rowcount == 1
 
     def _lock(self, how: Select[Any], tenant: TenantId) -> None:
-        # SQLite has one writer as it is.
+        # SQLite needs no lock: it has one writer.
         if self._connection.dialect.name == "postgresql":
             self._connection.execute(how, {"tenant": tenant})
 

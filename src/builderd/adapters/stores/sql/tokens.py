@@ -40,7 +40,7 @@ class Tokens:
         self._connection.execute(_UPDATE, {"token": token, "last_used_at": at})
 
     def revoke(self, token: TokenId, at: datetime) -> None:
-        """A token that is revoked already keeps the time of the first."""
+        """Mark a token as revoked. One that is revoked already keeps its time."""
         self._connection.execute(_REVOKE, {"token": token, "revoked_at": at})
 
 

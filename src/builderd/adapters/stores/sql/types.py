@@ -1,4 +1,4 @@
-"""Column types that give back exactly what was put in, on SQLite and on PostgreSQL alike."""
+"""Column types that return exactly the value stored, on SQLite and on PostgreSQL alike."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from sqlalchemy import DateTime, Dialect, Enum, Numeric, Text
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-#: What a text column of PostgreSQL (NUL) or UTF-8 itself (half a surrogate pair) cannot hold.
+#: Characters that a text column of PostgreSQL (NUL) or UTF-8 itself (half a surrogate pair) cannot hold.
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 WORD_LENGTH = 32
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time, stored in UTC with microseconds. Times without a zone are refused with ``ValueError``."""
+    """A point in time, stored in UTC with microseconds. Raises ``ValueError`` for a time without a zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -32,12 +32,15 @@ class UtcDateTime(TypeDecorator[datetime]):
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
-        # SQLite has no zones: what it holds was put in as UTC.
+        # SQLite has no zones: stored times are UTC.
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class ExactDecimal(TypeDecorator[Decimal]):
-    """A finite decimal number with all its digits: NUMERIC on PostgreSQL, text on SQLite, whose numbers are binary."""
+    """A finite decimal number with all its digits: NUMERIC on PostgreSQL, text on SQLite, whose numbers are binary.
+
+    Raises ``ValueError`` for NaN and infinity.
+    """
 
     impl = Text
     cache_ok = True
@@ -57,9 +60,9 @@ class ExactDecimal(TypeDecorator[Decimal]):
 
 
 class ForeignText(TypeDecorator[str]):
-    """What others wrote (apps, installers, error messages): a character that cannot be stored becomes U+FFFD.
+    """Text from outside (apps, installers, error messages): a character that cannot be stored becomes U+FFFD.
 
-    Without it, a package whose build prints a NUL would fail the transaction that records its log.
+    Otherwise a package whose build prints a NUL would fail the transaction that records its log.
     """
 
     impl = Text
@@ -70,10 +73,10 @@ class ForeignText(TypeDecorator[str]):
 
 
 def word(words: type[StrEnum]) -> Enum:
-    """One of the words of an enum, stored as the API shows it.
+    """Return a column type for the values of an enum, stored as the API shows them.
 
-    Without a CHECK of its own: the words of an enum grow, and a CHECK of SQLite changes only by building the
-    table anew. A word that the enum lacks fails when it is written and when it is read.
+    There is no CHECK constraint: enums grow, and SQLite changes a CHECK only by rebuilding the table. A value that the
+    enum lacks fails when it is written and when it is read.
     """
     return Enum(
         words,

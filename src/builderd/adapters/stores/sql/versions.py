@@ -78,7 +78,7 @@ class Versions:
         return {version.builder_id: version for version in map(_version, rows)}
 
     def save(self, version: Version) -> None:
-        """Raises ``LookupError`` when there is no such row."""
+        """Update the row of this value. Raises ``LookupError`` when there is none."""
         key = {"builder": version.builder_id, "which": version.number}
         if self._connection.execute(_UPDATE, {**key, **without(_row(version), "builder_id", "number")}).rowcount != 1:
             raise LookupError(f"no version {version.number} of builder {version.builder_id} to save")

@@ -38,7 +38,7 @@ _INSERT_DELIVERY = insert(deliveries)
 _OF_WEBHOOK = select(deliveries).where(_delivery.webhook_id == bindparam("webhook"))
 _ONE_DELIVERY = select(deliveries).where(_delivery.id == bindparam("delivery"))
 _UPDATE_DELIVERY = update(deliveries).where(_delivery.id == bindparam("delivery"))
-# Another control plane that asks at the same time gets the next one.
+# SKIP LOCKED: another control plane that asks at the same time gets the next delivery.
 _NEXT = (
     _OF_WEBHOOK.where(_waits, _delivery.due_at <= _now)
     .order_by(_delivery.due_at, _delivery.event_id)

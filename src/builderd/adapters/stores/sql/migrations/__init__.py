@@ -1,6 +1,6 @@
 """The history of the schema. Each revision is one file in ``versions/``; none changes once it was released.
 
-A new one: change ``tables.py``, add the file, and let the tests compare both.
+To add one, change the package ``tables``, add the file, and let the tests compare both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from builderd.domain.errors import InvalidState
 
 
 def revisions() -> Sequence[str]:
-    """All that this program knows, the first one first."""
+    """Return the revisions that this program knows, oldest first."""
     found = ScriptDirectory.from_config(_config()).walk_revisions()
     return [one.revision for one in found][::-1]
 
@@ -31,9 +31,9 @@ def _config(**attributes: Any) -> Config:
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Bring the schema to this revision, the present one, within the transaction that the connection is in.
+    """Upgrade the schema to a revision (by default the newest) in the connection's transaction.
 
-    Raises ``InvalidState`` for a schema that this program does not know.
+    Raises ``InvalidState`` when the schema has a revision that this program does not know.
     """
     unknown = set(MigrationContext.configure(connection).get_current_heads()) - set(revisions())
     if unknown:
@@ -42,6 +42,6 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
         )
     config = _config(connection=connection)
     with warnings.catch_warnings():
-        # Of the index on an expression, which SQLite keeps by itself while a table is built anew.
+        # Warned of an index on an expression; SQLite keeps it while a table is rebuilt.
         warnings.filterwarnings("ignore", message=".*expression-based index")
         command.upgrade(config, revision)

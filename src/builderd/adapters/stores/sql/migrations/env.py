@@ -1,8 +1,8 @@
-"""Run by alembic: the migration goes through the connection, and so the transaction, that it was handed."""
+"""Entry point of alembic: run the migrations in the transaction of the connection passed in the attributes."""
 
 from alembic import context
 
-# Without the tables of today: what a revision names is called just that, whatever convention they follow later.
+# No target metadata: names in a revision stay as written, whatever naming convention the tables follow later.
 context.configure(connection=context.config.attributes["connection"])
 with context.begin_transaction():
     context.run_migrations()

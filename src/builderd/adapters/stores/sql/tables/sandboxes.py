@@ -43,7 +43,7 @@ sandboxes = Table(
     UniqueConstraint("builder_id", "run", "attempt"),
     CheckConstraint("attempt >= 1", name="attempt"),
     CheckConstraint("end_cause IS NOT NULL OR (end_exit_code IS NULL AND end_at IS NULL)", name="end"),
-    # At most one that serves, and one trial.
+    # At most one open sandbox that serves, and one open trial.
     unique_where("uq_sandboxes_open", "builder_id", "end_cause IS NULL", "trial"),
 )
 

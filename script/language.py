@@ -19,8 +19,6 @@ SOURCE = Path(__file__).parents[1] / "src" / "builderd"
 PENDING = (
     "api",
     "ports",
-    "reconciler",
-    "services",
 )
 #: Migrations that have landed are never changed.
 LANDED = "adapters/stores/sql/migrations/versions"

@@ -1,1 +1,1 @@
-"""Brings what is to what should be: claim, look, step, record."""
+"""The reconciler brings builders to their desired state: claim, observe, step, record."""

@@ -1,1 +1,1 @@
-"""What builderd does for a user: one file a noun."""
+"""Use cases of builderd, one file for each noun."""

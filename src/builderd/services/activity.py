@@ -22,24 +22,24 @@ log = logging.getLogger(__name__)
 
 #: How often a use that goes on is written down, in seconds; more often where things are frozen sooner.
 INTERVAL = 15.0
-#: Uses of its files that follow each other faster are written down once.
+#: Uses of a builder's files within this time of each other are recorded once.
 NOTICED = timedelta(seconds=1)
 
-#: Writes down a use that goes on; the builder that it woke, if any.
+#: Records a continuing use; returns the id of the builder that it woke, if any.
 Note = Callable[[UnitOfWork], BuilderId | None]
 
 
 def touch(uow: UnitOfWork, builder_id: BuilderId, at: datetime) -> Builder | None:
-    """Record that it was used then; None when it is gone. Wakes nothing: that is ``services.wake``.
+    """Record a use of the builder at this time; return it, None when it is gone. ``services.wake`` does the waking.
 
-    Call it again from time to time while a use goes on, such as an open session.
+    Call this repeatedly while a use lasts, such as an open session.
     """
     builder = uow.builders.get(builder_id, lock=True)
     return None if builder is None else used(uow, builder, at)
 
 
 def used(uow: UnitOfWork, builder: Builder, at: datetime) -> Builder:
-    """The same for one that is locked already."""
+    """Record a use of a locked builder at this time; return the builder with it. Wakes nothing."""
     later = touched(builder, at)
     if later is not builder:
         uow.builders.save(later)
@@ -47,7 +47,7 @@ def used(uow: UnitOfWork, builder: Builder, at: datetime) -> Builder:
 
 
 def touched(builder: Builder, at: datetime) -> Builder:
-    """The builder as it is once it was used then, never earlier than before. The caller saves it."""
+    """Return the builder with ``last_active_at`` moved forward to this time, never back. The caller saves it."""
     if builder.last_active_at is not None and builder.last_active_at >= at:
         return builder
     return replace(builder, last_active_at=at)
@@ -55,7 +55,7 @@ def touched(builder: Builder, at: datetime) -> Builder:
 
 @asynccontextmanager
 async def track_use(application: Application, builder: Builder) -> AsyncIterator[None]:
-    """Its files are used, from now on and for as long as the block lasts. Whether it runs or sleeps, it goes on so."""
+    """Record a use of the builder's files while the block lasts. A sleeping builder stays asleep."""
     now = application.clock.now()
     if builder.last_active_at is None or now - builder.last_active_at >= NOTICED:
         await application.store.write(lambda uow: touch(uow, builder.id, now))
@@ -69,7 +69,7 @@ async def track_use(application: Application, builder: Builder) -> AsyncIterator
 
 @asynccontextmanager
 async def noting(application: Application, note: Note) -> AsyncIterator[None]:
-    """The use is written down from time to time for as long as the block lasts."""
+    """Record the use repeatedly, by ``note``, while the block lasts."""
     task = asyncio.create_task(_keep_noting(application, note))
     try:
         yield

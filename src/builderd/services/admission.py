@@ -38,7 +38,10 @@ def admit(
 
 
 def admit_run(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
-    """The same for a locked builder that is to be wanted running: one that is already is promised nothing more."""
+    """Admit a run of a locked builder. One already wanted running needs no more resources; only its cap is checked.
+
+    Raises ``QuotaExceeded`` or ``NoCapacity``.
+    """
     if builder.desired is Desired.RUNNING:
         caps.check(uow, application, builder.tenant_id, builder, now)
         return
@@ -54,13 +57,16 @@ def admit_change(
     *,
     version: Version | None = None,
 ) -> None:
-    """The same for a locked builder, as it is stored and as it is to be. ``version`` is one that it has only then."""
+    """Admit the change of a locked builder from ``before`` (stored) to ``after``, with ``version`` if it is a new one.
+
+    Raises ``QuotaExceeded`` or ``NoCapacity``.
+    """
     more = _promised(uow, after, version) - _promised(uow, before)
     admit(uow, application, before.tenant_id, more, now, builder=before)
 
 
 def _promised(uow: UnitOfWork, builder: Builder, new: Version | None = None) -> Allocation:
-    """As the store counts it: what runs or is to run, and while a version is being deployed the greater of both."""
+    """Return a builder's demand as the store counts it; during a deployment, the greater of both versions' demands."""
 
     def of(number: int, *, running: bool) -> Allocation:
         version = new if new is not None and new.number == number else uow.versions.get(builder.id, number)

@@ -38,7 +38,7 @@ from builderd.services.tenant_limits import TenantLimits
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the operator allows. Times in seconds, sizes in bytes."""
+    """Limits set by the operator. Times in seconds, sizes in bytes."""
 
     maximum: Resources = field(default_factory=lambda: Resources(cpu=8, memory=16, disk=100))
     default_isolation: Isolation = Isolation.STANDARD
@@ -47,9 +47,9 @@ class Limits:
     kept_versions: int = 10
     stop_grace: float = 10
     exec_output: int = 10_000_000
-    #: Without a visit and CPU use for so long, a builder that may idle is frozen; 0: none is.
+    #: Seconds without a visit or CPU use before a builder that may idle is frozen; 0: never.
     freeze_after: float = 60
-    #: So much of one CPU is no use of it.
+    #: Share of one CPU up to which a sandbox counts as idle.
     quiet_cpu: float = 0.02
     #: Whether a report is made of each version in the background, once its gate has judged it.
     qa_report: bool = True
@@ -57,7 +57,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """How long what is of no use any more is kept: unused layers, records of what happened, webhooks' deliveries."""
+    """Retention times of unused layers, events, and webhook deliveries."""
 
     layers: timedelta = timedelta(days=30)
     events: timedelta = timedelta(days=90)

@@ -1,4 +1,4 @@
-"""How the backups are, in numbers that an operator can be woken by."""
+"""Health of the backups, in numbers that an operator can set alerts on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from builderd.ports.store import UnitOfWork
 
 @dataclass(frozen=True, slots=True)
 class BackupHealth:
-    """``by_status`` counts what is kept; of those that failed, the last seven days.
+    """Backup counts: ``by_status`` counts the kept backups, and failed ones of the last seven days.
 
     ``failing`` are builders that want backups and whose last one failed, ``behind_seconds`` is the age of the oldest
     last good backup among builders that want some and have one, ``unproven`` are backups whose last drill found a
@@ -27,7 +27,7 @@ class BackupHealth:
 
 
 def health(uow: UnitOfWork, now: datetime) -> BackupHealth:
-    """As it is now."""
+    """Return the present backup health."""
     wanting = [builder.id for builder in uow.builders.backed_up()]
     tried, done = uow.backups.newest_of(wanting), uow.backups.newest_of(wanting, BackupStatus.DONE)
     oldest = min((one.created_at for one in done.values()), default=now)

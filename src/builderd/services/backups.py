@@ -52,7 +52,7 @@ async def ask(application: Application, caller: Caller, builder_id: str) -> Back
 
 
 def request(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Backup:
-    """Have one taken now. Raises ``InvalidState`` while another one waits or is being taken."""
+    """Request a backup now. Raises ``InvalidState`` while another one waits or is being taken."""
     builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
     if any(one.is_open and one.kind is not BackupKind.DELETED for one in uow.backups.of_builder(builder.id)):
         raise InvalidState("A backup of this builder waits or is being taken: ask again when that is done.")
@@ -83,7 +83,7 @@ def plan(
 def delete_builder(
     uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime, *, purge: bool
 ) -> Builder:
-    """Want the builder gone. Unless ``purge``, its backups stay for a while, and a last one is taken if it had any."""
+    """Delete the builder. Unless ``purge``, its backups are kept for a while, and a last one is taken if it had any."""
     wanted = builders.delete(uow, application, caller, builder_id, now)
     _expire_all(uow, wanted.id, now if purge else now + application.backup_rules.keep_deleted)
     if not purge or not wanted.backup_interval_hours:
@@ -118,13 +118,13 @@ def keep_idle(uow: UnitOfWork, application: Application, builder: Builder, now: 
 
 
 def of_builder(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, now: datetime) -> Sequence[Backup]:
-    """Newest first, those being taken and those that failed among them."""
+    """Return a builder's backups, newest first, including those in progress and failed ones."""
     builder = builders.get(uow, tenant_id, builder_id)
     return [one for one in uow.backups.of_builder(builder.id) if _is_there(one, now)]
 
 
 def of_tenant(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> Sequence[Backup]:
-    """The same of all builders, deleted ones too."""
+    """Return the backups of all the tenant's builders, deleted ones included, newest first."""
     return [one for one in uow.backups.of_tenant(tenant_id) if _is_there(one, now)]
 
 
@@ -170,11 +170,11 @@ async def restored(application: Application, restore: Restore) -> Restore:
         await application.signals.wait(restore.builder_id, seen, LOOK_INTERVAL)
 
 
-# Let go
+# Remove
 
 
 def remove(uow: UnitOfWork, backup: Backup, now: datetime) -> None:
-    """It is in no list any more, and goes soon. Raises ``InvalidState`` while it is taken or restored."""
+    """Hide the backup from all lists and remove it soon. Raises ``InvalidState`` while it is taken or restored."""
     if backup.is_open:
         raise InvalidState("The backup is being taken: wait until it is done.")
     if any(one.backup_id == backup.id for one in uow.restores.open_of(backup.builder_id)):
@@ -229,7 +229,7 @@ def restore_as(
 
 
 def drill(uow: UnitOfWork, application: Application, backup: Backup, actor: str, now: datetime) -> Restore:
-    """Have it restored where nobody sees it, to know that it can be."""
+    """Request a drill: restore the backup privately, to prove that it can be restored."""
     wanted = _restore(application, backup, RestoreKind.DRILL, actor, now)
     uow.restores.add(wanted)
     return wanted
@@ -237,14 +237,14 @@ def drill(uow: UnitOfWork, application: Application, backup: Backup, actor: str,
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Of a disk that is gone: the newest backup of it, and whether that is being brought back."""
+    """Newest backup of a missing disk, None without one, and whether a recovery is under way."""
 
     backup: Backup | None = None
     recovering: bool = False
 
 
 def loss(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> Loss:
-    """What can be brought back of a builder's disk."""
+    """Return the newest usable backup of a builder's disk, and whether a recovery is under way."""
     recovering = any(one.kind is RestoreKind.RECOVERY for one in uow.restores.open_of(builder_id))
     found = uow.backups.of_builder(builder_id)
     done = (one for one in found if one.status is BackupStatus.DONE and _is_there(one, now))
@@ -252,7 +252,7 @@ def loss(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> Loss:
 
 
 def when(backup: Backup) -> str:
-    """The moment that it holds, in words."""
+    """Return the backup's time in words (UTC)."""
     return f"{backup.created_at:%Y-%m-%d %H:%M} UTC"
 
 
@@ -318,9 +318,9 @@ async def repository(application: Application, tenant_id: TenantId) -> TenantRep
 
 
 def holds_something(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> bool:
-    """Whether the repository has backups that somebody may want.
+    """Return whether the tenant's repository has finished backups that were not removed.
 
-    Those that were removed do not count: whoever lost the repository removes them to begin a new one.
+    To begin a new repository after losing one, a tenant removes its backups; those do not count.
     """
     found = uow.backups.of_tenant(tenant_id)
     return any(one.status is BackupStatus.DONE and _is_there(one, now) for one in found)

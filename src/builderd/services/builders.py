@@ -24,7 +24,7 @@ from builderd.services.application import Application
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the tenant, and the actor as events name it (``token <name>``)."""
+    """Caller of the API: its tenant, and the actor as events name it (``token <name>``)."""
 
     tenant_id: TenantId
     actor: str
@@ -144,7 +144,7 @@ def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: 
 
 
 def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
-    """Want it gone. From here on it is in no list and its name is free."""
+    """Delete the builder: it leaves all lists at once, and its name is free."""
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     why = f"the builder was deleted by {caller.actor}"
     candidates.give_up_restore(uow, builder, why, NotFound)
@@ -162,7 +162,7 @@ def view(uow: UnitOfWork, application: Application, builder: Builder, now: datet
 def views(
     uow: UnitOfWork, application: Application, builders: Sequence[Builder], now: datetime
 ) -> Sequence[BuilderView]:
-    """The same for many."""
+    """Return the views of several builders, in their order, with costs up to ``now``."""
     tried = uow.backups.newest_of([builder.id for builder in builders])
     done = uow.backups.newest_of([builder.id for builder in builders], BackupStatus.DONE) if tried else {}
     sums = uow.ledger.totals([builder.id for builder in builders], now)
@@ -226,7 +226,7 @@ def _new_builder(application: Application, caller: Caller, new: NewBuilder, now:
 def want_run(
     uow: UnitOfWork, application: Application, builder: Builder, caller: Caller, verb: str, now: datetime
 ) -> Builder:
-    """Save it with the wish for a new run; ``verb`` is what the caller did."""
+    """Save the builder with a new run desired; ``verb`` names the caller's action."""
     admission.admit_run(uow, application, builder, now)
     application.engine.prewarm()
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None

@@ -16,11 +16,11 @@ from builderd.services import ledger
 
 
 class TakesOver(InvalidState):
-    """A version takes over at this moment; whoever waits for that (``outcomes.when_free``) may try again."""
+    """Raised while a version takes over; wait with ``outcomes.when_free`` and try again."""
 
 
 def without(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) -> Builder:
-    """The builder without its candidate, whose disk is used and paid no more. The caller saves it."""
+    """Return the builder without its candidate, whose disk is released and no longer billed. The caller saves it."""
     paid = uow.ledger.current(builder.id)
     if builder.handover is Handover.FORWARD and paid is not None and paid.billing is Billing.STOPPED:
         current = uow.versions.get(builder.id, builder.version)
@@ -32,9 +32,9 @@ def without(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) ->
 
 
 def withdraw(uow: UnitOfWork, builder: Builder, prices: Prices, why: str, now: datetime) -> Builder:
-    """The same, and its version has failed for this reason, because something else is wanted by now.
+    """Return the builder without its candidate, whose version fails for the reason ``why``.
 
-    For whoever wants a builder stopped or deleted, whatever it is at. The caller saves it.
+    Used to stop or delete a builder in any state. The caller saves it.
     """
     if builder.candidate is None:
         return replace(builder, handover=None)
@@ -47,9 +47,9 @@ def withdraw(uow: UnitOfWork, builder: Builder, prices: Prices, why: str, now: d
 def give_up_restore(
     uow: UnitOfWork, builder: Builder, why: str, kind: type[InvalidState | NotFound] = InvalidState
 ) -> None:
-    """A restore into this builder that is under way does not become a candidate any more. The builder must be locked.
+    """Cancel restores into this builder before they become candidates. The builder must be locked.
 
-    Whoever carries it out removes what was made for it; whoever waits for it is told by an error of this ``kind``.
+    The backup schedule removes what was made for them; waiting calls get an error of this ``kind``.
     """
     data = {"uuid": builder.id}
     for restore in uow.restores.open_of(builder.id):
@@ -59,7 +59,7 @@ def give_up_restore(
 
 
 def superseded(uow: UnitOfWork, builder: Builder, successor: int, now: datetime) -> None:
-    """The current version makes way for its successor; should it never have been started, it never will be."""
+    """Fail the current version if it was never started: its successor replaces it."""
     version = uow.versions.get(builder.id, builder.version)
     assert version is not None, "a builder's versions are always stored"
     reason = f"Version {version.number} was never started: version {successor} came after it."
@@ -67,7 +67,7 @@ def superseded(uow: UnitOfWork, builder: Builder, successor: int, now: datetime)
 
 
 def fail(uow: UnitOfWork, builder: Builder, version: Version, code: str, reason: str, now: datetime) -> None:
-    """The version has failed, unless it has its outcome already. The reason's first line goes into the event."""
+    """Mark the version as failed unless it has an outcome already. The event gets the reason's first line."""
     if version.status is not VersionStatus.PENDING:
         return
     uow.versions.save(replace(version, status=VersionStatus.FAILED, status_reason=reason, failure_code=code))

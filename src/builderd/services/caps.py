@@ -49,7 +49,7 @@ def _warned(at: datetime | None, now: datetime) -> bool:
 
 
 def month_to_date(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> MonthToDate:
-    """What the tenant's builders cost this month."""
+    """Return the tenant's costs of this month: sums of its builders and open ledger segments."""
     tenant = uow.tenants.get(tenant_id)
     assert tenant is not None, "whoever has builders is stored"
     return MonthToDate(tenant, uow.ledger.of_month(tenant_id, now), uow.ledger.open_of(tenant_id))
@@ -124,13 +124,13 @@ def _view(application: Application, own: Decimal | None, limit: Decimal | None, 
     return CapView(currency, own, limit, lowest(own, limit), cents(spent.money), next_month(now))
 
 
-# What the tenant sets
+# Caps set by the tenant
 
 
 def set_for_tenant(
     uow: UnitOfWork, application: Application, tenant_id: TenantId, monthly: Decimal | None, now: datetime
 ) -> None:
-    """None lifts it, but not what the operator set. Raises ``ValidationFailed``."""
+    """Set the tenant's cap; None removes it, but not the operator's cap. Raises ``ValidationFailed``."""
     tenant = uow.tenants.get(tenant_id)
     assert tenant is not None, "whoever has a token is stored"
     _check_amount(monthly, application.tenant_limits.of(tenant).monthly, application.prices.currency)
@@ -141,7 +141,10 @@ def set_for_tenant(
 def set_for_builder(
     uow: UnitOfWork, application: Application, builder: Builder, monthly: Decimal | None, now: datetime
 ) -> Builder:
-    """The same for one builder, which must be locked."""
+    """Set the cap of one builder, which must be locked; None removes it, but not the operator's cap.
+
+    Raises ``ValidationFailed``.
+    """
     tenant = uow.tenants.get(builder.tenant_id)
     assert tenant is not None, "whoever has builders is stored"
     _check_amount(monthly, application.tenant_limits.of(tenant).builder_monthly, application.prices.currency)
@@ -158,12 +161,12 @@ def _check_amount(monthly: Decimal | None, limit: Decimal | None, currency: str)
         raise ValidationFailed({"monthly": [f"must be at most {cents(limit)} {currency}: the operator set this limit"]})
 
 
-# What comes of it
+# Enforcement
 
 
 @dataclass(frozen=True, slots=True)
 class CapDecision:
-    """What is to be done about a tenant's spending now. ``next_look`` None: nothing is capped."""
+    """Actions due for a tenant's spending now. ``next_check`` None: nothing is capped."""
 
     stop: Sequence[BuilderId]
     warn_tenant: Account | None
@@ -188,7 +191,7 @@ def judge(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: d
 
 
 def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: datetime) -> Builder | None:
-    """Want a running builder stopped whose cap is reached; None when that is not so any more."""
+    """Stop a running builder whose cap is reached; return None when it is no longer reached."""
     builder = uow.builders.get(builder_id, lock=True)
     if builder is None or builder.desired is not Desired.RUNNING:
         return None
@@ -211,7 +214,7 @@ def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: 
 
 
 def warn_of_builder(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: datetime) -> None:
-    """Write down, once a month, that most of a builder's cap is spent."""
+    """Record, once a month, an event that most of a builder's cap is spent."""
     builder = uow.builders.get(builder_id, lock=True)
     if builder is None:
         return
@@ -222,7 +225,7 @@ def warn_of_builder(uow: UnitOfWork, application: Application, builder_id: Build
 
 
 def warn_of_tenant(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> None:
-    """The same of the tenant's cap."""
+    """Record, once a month, an event that most of the tenant's cap is spent."""
     found = month_to_date(uow, tenant_id, now)
     account = next(iter(accounts(application, found, None, now)), None)
     if account is None or not account.warning_due:

@@ -103,13 +103,13 @@ def as_files(secrets: Opened) -> dict[str, str]:
 
 
 def used(uow: UnitOfWork, tenant_id: TenantId, names: Sequence[str], by: BuilderId, at: datetime) -> None:
-    """Write down that a builder started with these."""
+    """Record that a builder started with these credentials."""
     for name in names:
         uow.credentials.touch(tenant_id, name, at, by)
 
 
 def is_stale(uow: UnitOfWork, builder: Builder, version: Version) -> bool:
-    """Whether a credential of this builder changed since its sandbox was made."""
+    """Return whether a credential of a running builder changed or was deleted since its sandbox was made."""
     names = version.settings.credentials
     sandbox = uow.sandboxes.open_of(builder.id) if names else None
     if sandbox is None or builder.desired is not Desired.RUNNING:

@@ -28,10 +28,10 @@ RETRY_AFTER = 5
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is to be different; None leaves it as it is. ``name`` and ``job_type`` may only be repeated.
+    """Requested changes to a builder; None leaves a field as it is.
 
-    ``bundle_hash`` is of files that are in the bundle store already. ``resources`` has some of the fields of
-    ``Resources``.
+    ``name`` and ``job_type`` may only repeat the present values. ``bundle_hash`` names files that are in the bundle
+    store already. ``resources`` has some of the fields of ``Resources``.
     """
 
     name: str | None = None
@@ -167,7 +167,7 @@ def switch(
 def renew_service_token(
     uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime
 ) -> Builder:
-    """The old token ends at once. A running app is started again with the new one while its preview holds requests."""
+    """Replace the service token at once. A running app restarts with the new one while its preview holds requests."""
     builder = changeable(uow, application, caller, builder_id)
     renewed = replace(builder, service_token=new_secret("bds"), updated_at=now)
     uow.events.add(_event(builder, caller, "builder.token_renewed", f"service token renewed by {caller.actor}", now))
@@ -185,7 +185,7 @@ def list_of(uow: UnitOfWork, caller: Caller, builder_id: str) -> Sequence[Versio
 
 
 def base(uow: UnitOfWork, caller: Caller, builder_id: str) -> Version:
-    """What a change starts from: the version that is wanted by now, whether or not it is up yet. ``NotFound``."""
+    """Return the version that a change starts from: the desired one, up or not. Raises ``NotFound``."""
     return _base(uow, get(uow, caller.tenant_id, builder_id))
 
 
@@ -328,7 +328,7 @@ def _launch(
 
 
 def _drop_old(uow: UnitOfWork, application: Application, builder: Builder) -> None:
-    """So many of the last versions are kept, and the current one always; the sweep removes the files of the others."""
+    """Drop versions beyond the last ``kept_versions``, never the current one; the sweep removes their files."""
     for old in uow.versions.list(builder.id)[application.limits.kept_versions :]:
         if old.number != builder.version and old.status is not VersionStatus.DROPPED:
             uow.versions.save(replace(old, status=VersionStatus.DROPPED))
@@ -337,7 +337,10 @@ def _drop_old(uow: UnitOfWork, application: Application, builder: Builder) -> No
 def _adopt(
     uow: UnitOfWork, application: Application, caller: Caller, builder: Builder, version: Version, now: datetime
 ) -> Deployed:
-    """What rests has it from its next start on, and pays for its disk at once; what is being stopped, from its end."""
+    """Give the version to a builder at rest: it runs from the next start on, its disk is billed at once.
+
+    A builder that is still stopping pays for the new disk once it has ended.
+    """
     resources = version.settings.resources
     adopted = replace(builder, version=version.number)
     admission.admit_change(uow, application, builder, adopted, now, version=version)

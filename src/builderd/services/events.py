@@ -29,9 +29,9 @@ PAGE = 100
 
 
 async def place(application: Application, tenant_id: TenantId, query: EventQuery, given: int | None) -> int:
-    """Where a follower begins: after the event that was given, else with those since ``query.since``, else with now.
+    """Return the event id after which a follower starts: ``given``, else 0 with ``query.since``, else the last id.
 
-    An id that is still to come counts as the last one: what gets it must not be passed over.
+    A ``given`` id beyond the last one counts as the last, so that no later event is skipped.
     """
     last = await application.store.read(lambda uow: uow.events.last_id(tenant_id))
     if given is not None:
@@ -40,10 +40,10 @@ async def place(application: Application, tenant_id: TenantId, query: EventQuery
 
 
 async def follow(application: Application, tenant_id: TenantId, query: EventQuery, after: int) -> AsyncGenerator[Event]:
-    """What has a greater id, oldest first, as it happens; of one builder until that is gone."""
+    """Yield events with an id above ``after``, oldest first, as they happen; those of one builder until it is gone."""
     signals, told_by = application.signals, query.builder or ANY
     if after:
-        # The place says where to go on; a time would only leave out what belongs there.
+        # The id says where to continue; filtering by time as well would skip events.
         query = replace(query, since=None)
     while True:
         seen = signals.count(told_by)

@@ -151,7 +151,7 @@ async def _feed(process: Process, data: bytes) -> None:
 
 
 class Output:
-    """What a command printed, up to a limit in bytes; ``holding`` counts it in the budget of the tenant."""
+    """Output of a command, up to a limit in bytes; ``holding`` counts it in the tenant's memory budget."""
 
     def __init__(self, limit: int, tell: Tell | None = None, holding: Holding | None = None) -> None:
         self.truncated = False
@@ -161,7 +161,7 @@ class Output:
         self._holding = holding
 
     async def take(self, process: Process, *, wait: bool = True) -> None:
-        """All that is to come. Where the tenant's budget is used up, wait for it, or else cut the output there."""
+        """Read all output. When the tenant's budget is used up, wait for room, or (``wait`` False) cut it there."""
         while piece := await process.read():
             kept = piece[: self._left]
             if kept and await self._reserve(len(kept), wait):

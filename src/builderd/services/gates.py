@@ -1,4 +1,4 @@
-"""Gates: who left one out is on the record."""
+"""Gates: an event records each gate that a caller skipped."""
 
 from __future__ import annotations
 

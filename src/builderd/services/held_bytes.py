@@ -63,7 +63,7 @@ class _Account:
 
 
 class Holding:
-    """What one call holds."""
+    """Bytes that one call holds in its tenant's budget."""
 
     def __init__(self, account: _Account) -> None:
         self._account = account

@@ -93,16 +93,16 @@ class Wanted:
 
     @property
     def build(self) -> bool:
-        """Whether lines of installers may be among them."""
+        """Return whether installer lines may pass the filter."""
         return self.stream in (None, LogStream.BUILD)
 
     @property
     def run(self) -> bool:
-        """Whether lines of apps may be among them."""
+        """Return whether app lines may pass the filter."""
         return self.stream is not LogStream.BUILD
 
     def is_older(self, sandbox: Sandbox) -> bool:
-        """Whether all that it wrote is from before."""
+        """Return whether the sandbox ended so long before ``since`` that none of its lines can pass."""
         end = sandbox.end.at if sandbox.end else None
         return self.since is not None and end is not None and end + LATE < self.since
 
@@ -193,12 +193,12 @@ class Follower:
         self._runs: dict[SandboxId, _Log] = {}
         self._over: set[SandboxId] = set()
         self._one_waits = False
-        #: Whether the builder is gone.
+        #: True once the builder is gone.
         self.ended = False
 
     @property
     def behind(self) -> bool:
-        """Whether more may be there already than the last look found."""
+        """Return whether more lines may be written already than the last read found."""
         return self._one_waits or any(log.more for log in self._logs())
 
     async def begin(self) -> int:
@@ -272,7 +272,7 @@ class Follower:
         log.more = more
 
     def due(self) -> Iterator[VersionedLine]:
-        """What was found, in order of time, until a log has to be read on to know what comes next."""
+        """Yield the lines read so far, ordered by time, until another page of a log is needed to know the next one."""
         logs = self._logs()
         while holding := [log for log in logs if log.held]:
             log = min(holding, key=_next_time)

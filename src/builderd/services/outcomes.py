@@ -63,7 +63,7 @@ FAILED = tuple(FAILURES.values())
 
 
 async def wait(application: Application, builder_id: BuilderId, run: int) -> Builder:
-    """The builder once that run has an outcome, or was overtaken by another wish that has one.
+    """Wait until the run, or a newer one that replaced it, has an outcome; return the builder.
 
     Raises the error of the stage that failed, with ``data.uuid``.
     """
@@ -75,7 +75,7 @@ async def wait(application: Application, builder_id: BuilderId, run: int) -> Bui
 
 
 async def wait_until_settled(application: Application, builder_id: BuilderId, run: int) -> Builder:
-    """The same, and a failure is a builder like another: for those who wanted something else than a run."""
+    """Wait until the run, or a newer one, has an outcome; return the builder, also a failed one, without raising."""
     while True:
         seen = application.signals.count(builder_id)
         builder = await application.store.read(lambda uow: _get(uow, builder_id))
@@ -85,7 +85,7 @@ async def wait_until_settled(application: Application, builder_id: BuilderId, ru
 
 
 def failure_of(builder: Builder) -> BuilderdError | None:
-    """The stage error that put the builder into ``failed``, if one did."""
+    """Return the stage error that put the builder into ``failed``; None if none did."""
     if builder.status is not Status.FAILED or builder.failure_code is None:
         return None
     return _failure(builder.failure_code, builder.status_reason, {"uuid": builder.id})

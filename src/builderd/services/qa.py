@@ -82,14 +82,14 @@ def record_gate(uow: UnitOfWork, builder_id: BuilderId, number: int, gate: Seque
 
 
 def want_report(uow: UnitOfWork, builder_id: BuilderId, number: int, by: str, now: datetime) -> QaReport:
-    """Have a report made of this version, unless one is under way."""
+    """Request a report of this version, unless one is under way."""
     report = wanted(_report(uow, builder_id, number), by, now)
     uow.qa_reports.save(report)
     return report
 
 
 def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, number: int | None = None) -> QaView:
-    """What is known of a version, the current one unless another is named. Raises ``NotFound``."""
+    """Return the QA of a version, by default of the current one. Raises ``NotFound``."""
     builder = builders.get(uow, tenant_id, builder_id)
     version = uow.versions.get(builder.id, builder.version if number is None else number)
     if version is None:

@@ -51,9 +51,9 @@ def _turns() -> defaultdict[TenantId, asyncio.Semaphore]:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What reviews code: the scanner, the policy, and an ``adviser`` that can only add holds, where there is one.
+    """Code review: the scanner, the policy, and an optional ``adviser``, which can only add holds.
 
-    ``turns`` are held during a review of code of that tenant.
+    ``turns`` limits the concurrent reviews of each tenant.
     """
 
     scanner: Scanner
@@ -68,11 +68,11 @@ class Gate:
         return content_hash(self.policy.hash, self.scanner.name + advised)
 
     async def prepare(self) -> None:
-        """Have the scanner warm; harmless when repeated."""
+        """Warm the scanner up. Idempotent."""
         await self.scanner.prepare()
 
     async def close(self) -> None:
-        """End what was kept warm."""
+        """Stop the warm scanners."""
         await self.scanner.close()
         if self.adviser is not None:
             await self.adviser.close()
@@ -105,7 +105,7 @@ class Gate:
 def assess(
     bundle: Bundle, entrypoint: str, scan: Scan, policy: Policy, advice: Scan | None = None
 ) -> Iterator[Finding]:
-    """What the policy makes of what was seen. What the policy leaves out is left out."""
+    """Yield the findings that the policy makes of the scan's hits; hits of rules without a severity are dropped."""
     paths = {file.path for file in bundle.files}
     entry = entry_of(entrypoint, paths, _packages(bundle))
     roots = set(entry.roots) if entry.complete else {path for path in paths if not policy.weighs_less(path)}
@@ -113,7 +113,7 @@ def assess(
     runs = reachable_files(starts, scan.references, paths)
     imported = reachable_files(starts, {path: refers.imports for path, refers in scan.references.items()}, paths)
     run = _run(bundle, entrypoint)
-    # Where a file may import anything, or all is started that may be, nothing is known of what in particular.
+    # A dynamic import or an incomplete entrypoint may start any file: reachability is unknown then.
     vague = not entry.complete or any(refers.anything for refers in scan.references.values())
     unread = [*_opaque_hits(bundle, run, run if vague else runs), *_size_hits(bundle, run, policy)]
     hits = [*_own_hits(bundle, entry), *unread, *_failures(scan), *scan.hits, *_advised(bundle, advice)]
@@ -127,7 +127,7 @@ def assess(
 
 
 def _run(bundle: Bundle, entrypoint: str) -> Mapping[str, Kind]:
-    """What the entrypoint hands to a program, by path, as that program reads it."""
+    """Return the files that the entrypoint passes to an interpreter: path → kind as that program reads it."""
     paths = {file.path for file in bundle.files}
     return kinds_when_run(bundle.files, interpreted(entrypoint, paths, _packages(bundle)))
 
@@ -201,7 +201,10 @@ def _failures(scan: Scan) -> Iterator[Hit]:
 
 
 def _advised(bundle: Bundle, advice: Scan | None) -> Iterator[Hit]:
-    """Of an adviser's answer nothing counts but what it adds. Its failure is a hold, on this very content."""
+    """Yield the adviser's hits of the rules that it may add: those that start with ``ADVICE``, except ``BLIND``.
+
+    Its failure becomes a hit too, bound to this bundle's hash.
+    """
     if advice is None:
         return
     if advice.failure is not None:

@@ -52,6 +52,6 @@ def _sums(
 
 
 def shown(application: Application, version: Version, spent: Sum) -> Cost:
-    """What the builder of this version cost, as it is shown: with the rate of its present resources."""
+    """Return a builder's cost as shown to users, with the hourly rate of this version's resources."""
     rate = application.prices.hourly_rate(version.settings.resources, Billing.RUNNING)
     return Cost(application.prices.currency, rate_digits(rate), rate_digits(spent.hours), cents(spent.money))

@@ -41,7 +41,10 @@ def grant(uow: UnitOfWork, caller: Caller, builder_id: str, minutes: int, now: d
 def recreate(
     uow: UnitOfWork, caller: Caller, builder_id: str, minutes: int, now: datetime
 ) -> tuple[Builder, Grant, str]:
-    """The same, and all earlier ones end."""
+    """Revoke all SSH grants of the builder and make a new one; return builder, grant and token.
+
+    Raises ``NotFound``.
+    """
     revoke(uow, caller, builder_id, now)
     return grant(uow, caller, builder_id, minutes, now)
 
@@ -71,7 +74,7 @@ def valid_grant(uow: UnitOfWork, token: str, now: datetime) -> Grant:
 
 
 def holds(uow: UnitOfWork, grant_id: str, now: datetime) -> bool:
-    """Whether a grant that was admitted is still valid."""
+    """Return whether a grant that was admitted is still valid."""
     found = uow.ssh_grants.get(grant_id)
     return found is not None and found.is_valid(now) and _is_live(uow, found)
 
@@ -87,7 +90,7 @@ def opened(uow: UnitOfWork, used: Grant, address: str, now: datetime) -> None:
 
 
 def closed(uow: UnitOfWork, used: Grant, address: str, seconds: float, now: datetime) -> None:
-    """Record that they left."""
+    """Record the end of a login."""
     reason = f"logged out after {seconds:.0f} s"
     uow.events.add(_event(used, "ssh.closed", now, reason, address=address, seconds=round(seconds, 3)))
 

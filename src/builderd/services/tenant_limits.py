@@ -1,4 +1,4 @@
-"""What the operator allows: how much each tenant may have and spend, and how much the machine may be promised."""
+"""Limits set by the operator: each tenant's quota and spending, and the capacity to be promised in all."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from builderd.domain.tenants import Tenant
 
 @dataclass(frozen=True, slots=True)
 class TenantLimit:
-    """Of one tenant. ``monthly`` caps all its builders together, ``builder_monthly`` each of them; None: no cap."""
+    """Limits of one tenant. ``monthly`` caps its builders together, ``builder_monthly`` each of them; None: no cap."""
 
     quota: Limit = field(default_factory=Limit)
     monthly: Decimal | None = None
     builder_monthly: Decimal | None = None
 
     def cap_of(self, tenant: Tenant) -> Cap | None:
-        """The lower of the operator's and the tenant's own: a tenant cannot lift what the operator set."""
+        """Return the lower of the operator's and the tenant's cap on all builders together. None: no cap."""
         amount = lowest(self.monthly, tenant.spending_cap)
         return None if amount is None else Cap(amount, of_tenant=True)
 
     def cap_of_builder(self, own: Decimal | None) -> Cap | None:
-        """The same for one builder, with the cap that the tenant set for it."""
+        """Return the lower of the operator's cap for a builder and ``own``, which the tenant set. None: no cap."""
         amount = lowest(self.builder_monthly, own)
         return None if amount is None else Cap(amount, of_tenant=False)
 

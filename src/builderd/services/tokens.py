@@ -11,7 +11,7 @@ from builderd.domain.tenants import NAME, Tenant
 from builderd.domain.tokens import Scope, Token
 from builderd.ports.store import UnitOfWork
 
-#: The last use of a token is written down at most this often.
+#: Least time between two records of a token's last use.
 TOUCH_INTERVAL = timedelta(minutes=1)
 
 
@@ -53,13 +53,13 @@ def authenticate(uow: UnitOfWork, secret: str, now: datetime) -> Token:
 
 
 def is_good_still(uow: UnitOfWork, token: Token, now: datetime) -> bool:
-    """Whether a token that was valid has neither expired nor been revoked since."""
+    """Return whether a token that was valid has neither expired nor been revoked since."""
     found = uow.tokens.by_secret_hash(token.secret_hash)
     return found is not None and found.is_valid(now)
 
 
 def needs_touch(token: Token, now: datetime) -> bool:
-    """Whether the token's last use should be written down again."""
+    """Return whether the token's last use is older than ``TOUCH_INTERVAL`` and should be recorded again."""
     return token.last_used_at is None or now - token.last_used_at >= TOUCH_INTERVAL
 
 

@@ -18,7 +18,7 @@ from builderd.services.application import Application
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a request brings: the bytes from ``start`` on, of ``total`` (None: as many as come)."""
+    """Range of bytes that a request sends: from ``start`` on, of ``total`` (None: unknown until it ends)."""
 
     start: int
     total: int | None
@@ -81,7 +81,7 @@ async def receive(
     total = _total(application, upload, part)
     limit = application.upload_rules.max_bytes if total is None else total
     if upload.complete:
-        # Whoever was not told that it has arrived sends it again.
+        # A client whose response was lost sends the part again.
         upload = await _save(application, replace(upload, complete=False))
     received = await application.uploads.write(upload.id, part.start, content, limit)
     if total is not None and received < total:
@@ -92,7 +92,10 @@ async def receive(
 
 
 def _total(application: Application, upload: Upload, part: Part) -> int | None:
-    """How many bytes there are to be in the end."""
+    """Return the size of the complete upload in bytes; None: unknown.
+
+    Raises ``BadRequest`` when it differs from the announced size, ``TooLarge`` beyond the limit.
+    """
     if upload.size is not None and part.total is not None and part.total != upload.size:
         raise BadRequest(f"{upload.size} bytes were announced for this upload, not {part.total}.")
     total = part.total if part.total is not None else upload.size
@@ -127,14 +130,14 @@ async def _check_there(application: Application, upload: Upload) -> None:
 
 
 async def _gone(application: Application, upload: Upload) -> NotFound:
-    """It was deleted while bytes of it came: no record will ever know them."""
+    """Delete the bytes of an upload that was deleted while they arrived; return the error."""
     with suppress(Conflict):
         await application.uploads.delete(upload.id)
     return NotFound("The upload was deleted in the meantime: ask for a new one with POST /api/v1/uploads.")
 
 
 async def bundle(application: Application, tenant_id: TenantId, upload_id: str) -> Bundle:
-    """What is in the upload, stored as a bundle. Raises ``ValidationFailed`` or ``TooLarge``."""
+    """Unpack the upload and return it as a stored bundle. Raises ``ValidationFailed`` or ``TooLarge``."""
     try:
         upload = await owned(application, tenant_id, upload_id)
     except NotFound as error:
@@ -157,7 +160,7 @@ async def delete(application: Application, tenant_id: TenantId, upload_id: str) 
 
 
 async def expire(application: Application) -> None:
-    """Remove what is over, and bytes that no record knows; what is being sent even now, another time."""
+    """Remove expired uploads and unrecorded bytes; those being sent right now are left for the next call."""
     now = application.clock.now()
     for upload_id in await application.store.read(lambda uow: uow.uploads.expired(now)):
         with suppress(Conflict):

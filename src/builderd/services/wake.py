@@ -1,4 +1,4 @@
-"""Wake: who uses a builder that is asleep brings it back. What a person or a cap has stopped stays stopped."""
+"""Wake: using a sleeping builder brings it back. A builder stopped by a person or a cap stays stopped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who uses it: the actor as events name it, and what for (``woken by …``)."""
+    """User of a builder: the actor as events name it, and the reason (``woken by …``)."""
 
     actor: str = VISITOR
     reason: str = "woken by a visitor"
@@ -43,7 +43,7 @@ def request_wake(uow: UnitOfWork, application: Application, builder: Builder, us
 
     Raises ``QuotaExceeded`` and ``NoCapacity`` for one that is to be started.
     """
-    # Saved once: visitors may be waiting.
+    # One save: a visitor's request may be blocked on this transaction.
     if builder.wakes:
         admission.admit_run(uow, application, builder, now)
         application.engine.prewarm()
@@ -59,7 +59,7 @@ def request_wake(uow: UnitOfWork, application: Application, builder: Builder, us
 
 
 def _want_run(builder: Builder) -> Builder:
-    """A run that is only about to be stopped goes on; one that was is followed by the next."""
+    """Return the builder wanted running: a run not stopped yet continues, otherwise a new one begins."""
     wanted = replace(builder, desired=Desired.RUNNING, asleep_since=None)
     if builder.status is Status.RUNNING:
         return wanted
@@ -67,9 +67,9 @@ def _want_run(builder: Builder) -> Builder:
 
 
 async def visited(application: Application, host: str) -> None:
-    """Visitors of this host wait for it to wake; where there is no room to start it, they are told so.
+    """Wake the builder that visitors of this host wait for; reject them where there is no room to start it.
 
-    A host that is nobody's is none of ours.
+    Hosts that no builder owns are ignored.
     """
     now = application.clock.now()
 
@@ -93,7 +93,7 @@ async def visited(application: Application, host: str) -> None:
 
 
 def _refusal(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> str | None:
-    """Why no visitor may have it cost anything, where a spending cap says so."""
+    """Return the message of the spending cap that forbids a visitor to start the builder; None: allowed."""
     try:
         caps.check(uow, application, builder.tenant_id, builder, now)
     except QuotaExceeded as error:
@@ -150,7 +150,7 @@ async def going_on(application: Application, sandbox: SandboxId) -> AsyncIterato
 
 
 async def _up(application: Application, builder_id: BuilderId) -> Sandbox:
-    """Its sandbox, once that is there and does not stand still."""
+    """Wait for the builder's sandbox to exist and not be frozen; return it."""
     deadline = asyncio.get_running_loop().time() + outcomes.PATIENCE
     while True:
         seen = application.signals.count(builder_id)
@@ -168,7 +168,7 @@ async def _up(application: Application, builder_id: BuilderId) -> Sandbox:
 
 
 async def _is_up(application: Application, builder: Builder, sandbox: Sandbox) -> bool:
-    """Whether it may be used; one of an earlier run is on its way out."""
+    """Return whether the sandbox belongs to the present run and is running; one of an earlier run is being stopped."""
     if sandbox.run != builder.run or sandbox.started_at is None:
         return False
     return (await application.engine.report(sandbox.id)).state is SandboxState.RUNNING

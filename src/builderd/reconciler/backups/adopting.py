@@ -1,4 +1,4 @@
-"""Adopting: after an earlier state of the service was brought back, the repositories know better than it what is kept.
+"""Adopting: after the service's database was restored, read from the repositories which backups they really hold.
 
 Backups that were taken since are recorded again; those that were let go of since are known no longer.
 """
@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 
 
 async def adopt(context: BackupContext) -> None:
-    """Of all tenants. Raises what the repositories raise: nothing is to be started on an older backup than there is."""
+    """Bring every tenant's backup records in line with the snapshots in its repository.
+
+    Raises the repositories' errors, so that nothing is restored from a backup older than the newest one.
+    """
     for key in await context.app.store.read(lambda uow: uow.backup_keys.all()):
         await _adopt(context, key)
 
@@ -55,7 +58,7 @@ def _take_up(uow: UnitOfWork, context: BackupContext, tenant: TenantId, kept: Ma
 
 
 def _backup(uow: UnitOfWork, context: BackupContext, builder: Builder, kept: SnapshotRecord) -> Backup:
-    """Its version may have been deployed since as well, and then is not known: the present one stands in for it."""
+    """Use the current version where the backup's own was deployed after the restored state and is therefore unknown."""
     version = kept.version if uow.versions.get(builder.id, kept.version) else builder.version
     return Backup(
         id=kept.backup,

@@ -1,4 +1,4 @@
-"""What all work on backups has in common: the ports, whose turn it is, and what is told of progress and failure."""
+"""Shared context of backup jobs: ports, concurrency limits, progress and failure reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backups
 from builderd.services.application import Application
 
-#: How often progress is written down, in seconds.
+#: Interval between two saves of the progress, in seconds.
 PROGRESS_INTERVAL = 5.0
 #: So many repositories are worked on at the same time, and so many drills are held.
 MAX_CONCURRENT = 2
@@ -44,18 +44,18 @@ class BackupContext:
 
     @asynccontextmanager
     async def repository(self, tenant_id: TenantId) -> AsyncIterator[TenantRepository]:
-        """The tenant's, for as long as nobody else works on it."""
+        """Open the tenant's repository, with exclusive use of it while the context lasts."""
         async with self.locks[tenant_id], self.repository_limit:
             yield await backups.repository(self.app, tenant_id)
 
     @asynccontextmanager
     async def drill(self, tenant_id: TenantId) -> AsyncIterator[None]:
-        """Wait until a drill of the tenant may begin, and hold its place until it is over."""
+        """Wait until a drill of the tenant may begin; count it as running until the context ends."""
         async with self.drill_locks[tenant_id], self.drill_limit:
             yield
 
     async def write(self, about: Backup | Restore, work: Callable[[UnitOfWork], T]) -> T:
-        """In one transaction; whoever waits for it looks then."""
+        """Write in one transaction, then wake the calls that wait for the result."""
         result = await self.app.store.write(work)
         self.app.signals.change(about.builder_id)
         return result
@@ -90,7 +90,7 @@ class BackupContext:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the reason for whoever waits; an unexpected exception goes to the log."""
+    """Return the reason shown to callers that wait; log an unexpected exception."""
     if isinstance(error, BuilderdError):
         return error.message
     log.error("backup job failed", exc_info=error)

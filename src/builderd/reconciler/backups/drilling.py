@@ -20,7 +20,7 @@ from builderd.services import qa
 
 
 async def try_out(context: BackupContext, restore: Restore, builder: Builder, version: Version) -> str | None:
-    """What is wrong, or None. A job is not run: it would do its work once more."""
+    """Start the restored disk; return what is wrong, or None. Jobs are skipped: a run would repeat their work."""
     if builder.job_type is JobType.ONE_TIME:
         return None
     app, sandbox_id = context.app, _sandbox_id(restore)
@@ -47,14 +47,14 @@ async def try_out(context: BackupContext, restore: Restore, builder: Builder, ve
 
 async def _start(context: BackupContext, restore: Restore, item: WorkItem, sandbox: Sandbox) -> Sandbox:
     spec = await make_spec(context.app, item, sandbox)
-    # Nobody but the app that serves may speak for the builder, and the log of this one is none of its.
+    # Only the serving app may have the builder's service token, so the drill gets another one, and a log of its own.
     env = {**spec.env, "SERVICE_TOKEN": new_secret("bds")}
     report = await context.app.engine.start(replace(spec, builder_id=_stand_in(restore), env=env))
     return replace(sandbox, started_at=report.started_at)
 
 
 def _sandbox_id(restore: Restore) -> SandboxId:
-    """The same for each attempt, so that what an earlier one left is found."""
+    """Return the drill's sandbox id, constant for a restore, so that a retry finds what an earlier attempt left."""
     return SandboxId(restore.id.replace("-", "")[:16])
 
 
@@ -66,7 +66,7 @@ async def _clear(context: BackupContext, restore: Restore) -> None:
 
 
 def _stand_in(restore: Restore) -> BuilderId:
-    """Its log is none of the builder's."""
+    """Return the builder id that a drill runs under, which keeps its log apart from the builder's."""
     return BuilderId(restore.id)
 
 

@@ -16,7 +16,7 @@ from builderd.services import backups
 
 
 async def give_back(context: BackupContext, restore: Restore, backup: Backup, known: Builder) -> None:
-    """The filled disk takes the place of the one that is gone; the reconciler goes on from there."""
+    """Put the filled disk in the place of the missing one; the reconciler continues from there."""
     app, now = context.app, context.app.clock.now()
     if await app.engine.disk(known.disk) is not None:
         raise BackupFailed("The builder has a disk again.")
@@ -38,13 +38,13 @@ async def give_back(context: BackupContext, restore: Restore, backup: Backup, kn
 
 
 async def is_lost(context: BackupContext, restore: Restore) -> bool:
-    """Whether its builder has no disk still."""
+    """Return whether the engine still has no disk for the restore's builder."""
     builder = await context.app.store.read(lambda uow: uow.builders.get(restore.builder_id))
     return builder is not None and await context.app.engine.disk(builder.disk) is None
 
 
 def give_up(uow: UnitOfWork, restore: Restore, prices: Prices, reason: str, now: datetime) -> None:
-    """Who waits for the builder to run is told; one that was stopped or deleted meanwhile stays so."""
+    """Fail the builder with the reason, unless it was stopped or deleted meanwhile."""
     builder = uow.builders.get(restore.builder_id, lock=True)
     if builder is None or builder.desired is not Desired.RUNNING:
         return

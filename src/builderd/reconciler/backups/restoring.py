@@ -26,12 +26,12 @@ from builderd.reconciler.backups.recovering import give_back, give_up, is_lost
 from builderd.services import backups, builders, deployments
 from builderd.services.builders import Caller, NewBuilder
 
-#: How many files are named that are not as they were.
+#: Maximum number of differing files that an error names.
 SHOWN = 3
 
 
 class StoredState(NamedTuple):
-    """What a restore is about. ``version`` is the one of the backup, on a disk no smaller than the builder has now."""
+    """Stored records of a restore. ``version`` is the backup's, with a disk at least as large as the builder's now."""
 
     backup: Backup
     builder: Builder
@@ -40,7 +40,7 @@ class StoredState(NamedTuple):
 
 
 async def carry_out(context: BackupContext, restore: Restore) -> None:
-    """Bring an open restore to its end, good or bad; does nothing while the backup before it is being taken.
+    """Carry out an open restore until it is done or has failed; do nothing while its safety backup is being taken.
 
     Raises ``StoreUnavailable`` and leaves it open: that is no failure of the restore, and the schedule comes back.
     """
@@ -57,7 +57,7 @@ async def _carry_out(context: BackupContext, restore: Restore) -> None:
         if known.safety is not None and known.safety.is_open:
             return
         await _refuse_unsafe(context, known)
-        # Who failed at the filled disk and was killed has removed it, and did not come to say so.
+        # An earlier process failed after filling the disk, removed it, and was killed before it recorded that.
         if restore.status is RestoreStatus.PLANNED or await context.app.engine.disk(restore.disk) is None:
             restore = await _fill(context, restore, known)
         await _hand_over(context, restore, known)
@@ -74,13 +74,13 @@ async def _carry_out(context: BackupContext, restore: Restore) -> None:
 async def _refuse_unsafe(context: BackupContext, known: StoredState) -> None:
     if known.safety is None or known.safety.status is not BackupStatus.FAILED:
         return
-    # Where its disk is gone, there is nothing that could be replaced.
+    # Without a disk there is nothing that the restore could overwrite.
     if await context.app.engine.disk(known.builder.disk) is not None:
         raise BackupFailed(f"What the builder has now could not be backed up, so it stays: {known.safety.error}")
 
 
 def _refuse_given_up(uow: UnitOfWork, restore: Restore) -> None:
-    """Raises what came in between: a stop, a deletion, another version, or an end of which nobody heard."""
+    """Raise the error that ended the restore meanwhile: a stop, a deletion, another version, or an earlier end."""
     found = _still_open(uow, restore)
     if found is None:
         raise InvalidState("The restore is over already.")
@@ -89,7 +89,7 @@ def _refuse_given_up(uow: UnitOfWork, restore: Restore) -> None:
 
 
 def _still_open(uow: UnitOfWork, restore: Restore) -> Restore | None:
-    """As it is recorded. A COMMIT that was not answered may be under way still: it is waited for by the lock."""
+    """Read the restore again; None when it is over. The lock waits for a COMMIT whose answer was lost."""
     uow.builders.get(restore.builder_id, lock=True)
     found = uow.restores.get(restore.id)
     return found if found is not None and found.is_open else None
@@ -132,7 +132,7 @@ async def _fill(context: BackupContext, restore: Restore, known: StoredState) ->
 
 
 async def _begin(context: BackupContext, restore: Restore, known: StoredState) -> None:
-    """Recorded before its disk is touched, so that half of one never passes for a filled one."""
+    """Record the attempt before touching its disk, so that a half-filled disk never counts as filled."""
     now = context.app.clock.now()
 
     def record(uow: UnitOfWork) -> None:
@@ -242,7 +242,7 @@ async def _fail(context: BackupContext, restore: Restore, error: Exception) -> N
         kind = "drill.failed" if restore.kind is RestoreKind.DRILL else "restore.failed"
         backups.notify(uow, restore, kind, now, reason=reason, details={"backup": restore.backup_id})
         backup = uow.backups.get(restore.backup_id)
-        # A machine without room, or a repository that does not answer, says nothing of the backup.
+        # A full disk or an unreachable repository does not mean that the backup is bad.
         if restore.kind is RestoreKind.DRILL and isinstance(error, SnapshotDamaged) and backup is not None:
             uow.backups.save(replace(backup, drilled_at=now, fault=reason))
         if lost:

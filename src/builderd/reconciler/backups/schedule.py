@@ -23,8 +23,8 @@ from builderd.reconciler.core.faults import FaultPoint, no_fault
 from builderd.services import backups
 from builderd.services.application import Application
 
-#: How often it looks for what was asked for, for what is due, and for what is over, in seconds. What changes in this
-#: process is signalled; the least time between two looks keeps a busy service from looking all the time.
+#: Seconds between two checks for requested work, for due work, and for expired backups. Changes in this process are
+#: signalled; ``LEAST_INTERVAL`` bounds how often a busy service checks.
 POLL_INTERVAL, PLAN_INTERVAL, UPKEEP_INTERVAL = 1.0, 10.0, 600.0
 LEAST_INTERVAL = 0.05
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class BackupSchedule:
-    """``run`` goes on until it is cancelled; what was begun then is done again by the next service."""
+    """Backup schedule: ``run`` continues until cancelled; work cut off then is repeated by the next process."""
 
     def __init__(self, application: Application, fault: FaultPoint = no_fault) -> None:
         self.context = BackupContext(application, fault)
@@ -40,7 +40,7 @@ class BackupSchedule:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
-        """See to everything, each in its own rhythm."""
+        """Plan, start and tidy backups, each at its own interval, until cancelled."""
         helpers = [
             asyncio.create_task(every(PLAN_INTERVAL, self.plan, event="backup planning")),
             asyncio.create_task(every(UPKEEP_INTERVAL, self._keep_up, event="backup retention")),
@@ -69,7 +69,7 @@ class BackupSchedule:
     # What is due
 
     async def plan(self) -> None:
-        """Plan the backups and drills whose time has come."""
+        """Plan the backups and drills that are due."""
         await backups.make_keys(self._app)
         now = self._app.clock.now()
         await self._app.store.write(lambda uow: self._plan(uow, now))
@@ -99,7 +99,7 @@ class BackupSchedule:
     # What is planned
 
     async def begin_open(self) -> None:
-        """Begin all that is planned and not being worked on."""
+        """Start a task for each planned backup and restore that has none."""
         owner, now = self._app.instance, self._app.clock.now()
         opened = await self._app.store.read(lambda uow: (uow.backups.open(owner), uow.restores.open(owner)))
         for backup in opened[0]:
@@ -132,14 +132,14 @@ class BackupSchedule:
             await carry_out(self.context, restore)
 
     async def idle(self) -> bool:
-        """Whether nothing is going on; waits for what is."""
+        """Return whether no task was running; otherwise wait for the running ones and return False."""
         running = list(self._tasks.values())
         await asyncio.gather(*running, return_exceptions=True)
         return not running
 
 
 def _is_put_off(backup: Backup, now: datetime) -> bool:
-    """Whether it failed and is tried again later."""
+    """Return whether the backup failed and its retry is not due yet."""
     return backup.retry_at is not None and backup.retry_at > now
 
 

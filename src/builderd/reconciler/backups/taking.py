@@ -20,7 +20,7 @@ from builderd.services import backups
 
 
 async def take(context: BackupContext, backup: Backup) -> None:
-    """Bring an open backup to its end, good or bad.
+    """Carry out an open backup until it is done or has failed.
 
     The disk is copied when it is its turn: a copy claims as much of the store as the disk, so few may wait. Raises
     ``StoreUnavailable`` and leaves it open: that is no failure of the backup, and the schedule comes back.
@@ -39,7 +39,7 @@ async def take(context: BackupContext, backup: Backup) -> None:
 
 
 async def _hold(context: BackupContext, backup: Backup) -> Backup:
-    """Copy the disk, of which a half-made or older copy is of no use."""
+    """Copy the disk, replacing a half-made or older copy."""
     builder, version = await context.app.store.read(lambda uow: _subject(uow, backup))
     copy = _copy_of(backup)
     context.fault("HoldCopy.begun")
@@ -62,7 +62,7 @@ async def _hold(context: BackupContext, backup: Backup) -> Backup:
 
 
 def _as_is(uow: UnitOfWork, backup: Backup) -> Backup:
-    """As it is recorded by now: while it was copied or saved, whoever deleted the builder may have let it go."""
+    """Read the backup again: deleting the builder may have dropped it while it was copied or saved."""
     uow.builders.get(backup.builder_id, lock=True)
     found = uow.backups.get(backup.id)
     assert found is not None, "a backup that is open is kept"
@@ -93,7 +93,7 @@ async def _save(context: BackupContext, backup: Backup, repository: TenantReposi
     async with context.progress(backup, "backup") as on_progress:
         saved = await context.app.backup_repository.save(repository, request, on_progress)
     context.fault("SaveCopy.done")
-    # Before the repository is let go: whoever looks for snapshots that nobody knows would find this one.
+    # Record before releasing the repository: the upkeep would remove the snapshot as unknown.
     await _done(context, backup, saved)
     context.fault("SaveCopy.recorded")
 
@@ -128,7 +128,7 @@ async def _done(context: BackupContext, backup: Backup, saved: SnapshotSummary) 
 
 
 async def drop(context: BackupContext, backup_id: BackupId, copy: DiskId) -> None:
-    """Remove the copied disk, and then its name: a crash in between does it again."""
+    """Remove the copied disk, then its recorded name: after a crash in between, the removal is repeated."""
     await context.app.engine.delete_disk(copy)
 
     def record(uow: UnitOfWork) -> None:
@@ -159,7 +159,10 @@ async def _fail(context: BackupContext, backup: Backup, error: Exception) -> Non
 
 
 def _again(backup: Backup, now: datetime) -> datetime | None:
-    """What a deleted builder left is there only once: it is tried for as long as it would be kept."""
+    """Return when to retry a failed backup; None: never.
+
+    Only the last backup of a deleted builder is retried, with delays that grow to six hours, until it would expire.
+    """
     if backup.kind is not BackupKind.DELETED:
         return None
     waited = (backup.retry_at or backup.created_at) - backup.created_at

@@ -1,4 +1,4 @@
-"""Upkeep: what no rule keeps goes, its space is given back, and repositories are looked through from time to time."""
+"""Upkeep: remove backups that no rule keeps, free their space, and check repositories periodically."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from builderd.reconciler.backups.context import BackupContext, reason_of
 from builderd.reconciler.backups.taking import drop
 from builderd.services import backups
 
-#: How long it is told that a backup failed.
+#: Time that a failed backup stays listed.
 KEEP_FAILED = timedelta(days=7)
-#: A check that a fault of the machine ended is made again after so long.
+#: Delay before a check that a machine fault interrupted is repeated.
 CHECK_RETRY = timedelta(hours=6)
 
 log = logging.getLogger(__name__)
 
 
 async def tidy(context: BackupContext) -> None:
-    """Let go of what is over, repository by repository; one that cannot be reached is left for later."""
+    """Remove expired backups, repository by repository; skip unreachable ones until the next call."""
     now = context.app.clock.now()
     await context.app.store.write(lambda uow: _expire(uow, context, now))
     over: defaultdict[TenantId, list[Backup]] = defaultdict(list)
@@ -112,7 +112,7 @@ async def _prune(context: BackupContext, key: BackupKey) -> None:
 
 
 async def _forget_strays(context: BackupContext, repository: TenantRepository) -> None:
-    """Snapshots of which nobody knows: the service died after they were made and before that was recorded.
+    """Remove unrecorded snapshots: the service died after making them and before recording them.
 
     Those of builders that are not recorded either stay: they were made after the state that this service was restored
     from.
@@ -131,7 +131,7 @@ async def _forget_strays(context: BackupContext, repository: TenantRepository) -
 
 
 async def check(context: BackupContext) -> None:
-    """Look through the repositories that are due. What is wrong is told to the tenant, and kept with the key."""
+    """Check the repositories that are due. A fault becomes an event of the tenant and is stored with its key."""
     now = context.app.clock.now()
     for key in await context.app.store.read(lambda uow: uow.backup_keys.all()):
         if now - key.checked_at >= context.app.backup_rules.check_every and await _is_used(context, key, now):
@@ -144,7 +144,10 @@ async def _is_used(context: BackupContext, key: BackupKey, now: datetime) -> boo
 
 
 async def check_one(context: BackupContext, key: BackupKey) -> str:
-    """What is wrong with the repository; empty when nothing is. ``StoreUnavailable`` says nothing of that: raised."""
+    """Check a repository; return what is wrong with it, "" when nothing is.
+
+    After a machine fault the last known finding is returned. Raises ``StoreUnavailable``.
+    """
     fault = ""
     try:
         async with context.repository(key.tenant_id) as repository:
@@ -154,7 +157,7 @@ async def check_one(context: BackupContext, key: BackupKey) -> str:
     except Exception as error:
         fault = reason_of(error)
         if machine_fault(error) is not None:
-            # It says nothing of the repository, of which is known what was known before.
+            # A fault of the machine is no finding: keep the last known state of the repository.
             log.warning(
                 "repository check failed, retrying later tenant=%s delay=%s error=%s", key.tenant_id, CHECK_RETRY, fault
             )

@@ -12,7 +12,7 @@ from builderd.reconciler.core.observe import StoredState, read
 from builderd.services.application import Application
 
 LEASE = timedelta(seconds=30)
-#: In seconds; two may fail before the lease is over.
+#: Seconds between renewals; two may fail before the lease expires.
 RENEW_INTERVAL = 10.0
 
 log = logging.getLogger(__name__)
@@ -24,11 +24,11 @@ class Claim:
         self._id = builder_id
 
     async def take(self) -> bool:
-        """Take or renew it; False while somebody else has it."""
+        """Take or renew the claim; return False while another control plane holds it."""
         return await self._app.store.write(self._claim)
 
     async def take_and_read(self) -> tuple[bool, StoredState | None]:
-        """The same, and what is recorded of the builder, in one transaction: visitors may be waiting."""
+        """Take the claim and read the stored state in one transaction: a visitor's request may wait for it."""
         return await self._app.store.write(lambda uow: (self._claim(uow), read(uow, self._id)))
 
     def _claim(self, uow: UnitOfWork) -> bool:
@@ -36,7 +36,7 @@ class Claim:
         return uow.builders.claim(self._id, self._app.instance, now, now + LEASE)
 
     async def hold(self) -> None:
-        """Renew it from time to time; returns when it is lost."""
+        """Renew the claim every ``RENEW_INTERVAL`` seconds; return when it is lost."""
         while True:
             await asyncio.sleep(RENEW_INTERVAL)
             try:
@@ -46,6 +46,6 @@ class Claim:
                 log.warning("claim renewal failed, retrying in 10 s builder=%s", self._id, exc_info=True)
 
     async def release(self, due_at: datetime | None) -> None:
-        """Give it back if it is held still; the builder is due at ``due_at``, or only when something changes."""
+        """Release the claim if still held; the builder is due at ``due_at``, or (None) only when something changes."""
         owner = self._app.instance
         await self._app.store.write(lambda uow: uow.builders.release(self._id, owner, due_at))

@@ -1,4 +1,4 @@
-"""Two things at once, of which the first to end decides."""
+"""Race of two coroutines: the first to end decides, the other is cancelled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 async def race(work: Coroutine[Any, Any, T], rival: Coroutine[Any, Any, None]) -> T | None:
-    """What the work comes to, or None when the rival ended before it. The other is cancelled, and has ended too."""
+    """Return the result of ``work``, or None when ``rival`` ended first.
+
+    The slower one is cancelled, and has ended by the time of the return.
+    """
     tasks = asyncio.create_task(work), asyncio.create_task(rival)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""What came of a step."""
+"""Result of a step."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from builderd.reconciler.core.transitions import Record
 
 
 async def _nothing() -> None:
-    """What is left to do after most steps."""
+    """Do nothing: the default of ``Result.afterwards``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``record`` is written in one transaction; ``afterwards`` is tidying that a crash may leave to the next start.
+    """Result of a step: ``record`` is written in one transaction, then ``afterwards`` tidies up.
 
-    ``quiet``: nobody who waits for the builder need look at it for this.
+    A crash may leave ``afterwards`` to the next start. ``quiet``: calls that wait for the builder are not woken.
     """
 
     record: Record | None = None

@@ -33,11 +33,11 @@ Record = Callable[[UnitOfWork, Builder], None]
 
 
 class ClaimLost(Exception):
-    """Another control plane has taken the builder over: leave it alone."""
+    """Raised when another control plane holds the builder: stop working on it."""
 
 
 async def apply(application: Application, builder_id: BuilderId, record: Record) -> StoredState | None:
-    """Write it on the locked builder; what is recorded from then on. Raises ``ClaimLost``."""
+    """Apply the record to the locked builder; return the stored state after it. Raises ``ClaimLost``."""
 
     def guarded(uow: UnitOfWork) -> StoredState | None:
         builder = uow.builders.get(builder_id, lock=True)
@@ -50,24 +50,24 @@ async def apply(application: Application, builder_id: BuilderId, record: Record)
 
 
 def same_generation(builder: Builder, looked_at: Builder) -> bool:
-    """Whether still the same is wanted as when the step was chosen; else its outcome says nothing."""
+    """Return whether the desired state and run are those the step was chosen for; if not, discard its outcome."""
     return builder.desired is looked_at.desired and builder.run == looked_at.run
 
 
 def same_candidate(builder: Builder, looked_at: Builder) -> bool:
-    """Whether still the same version is deployed, and waits to take over."""
+    """Return whether the candidate and the handover are unchanged since the step was chosen."""
     return builder.candidate == looked_at.candidate and builder.handover is looked_at.handover
 
 
 def still_wanted(builder: Builder, looked_at: Builder, version: Version) -> bool:
-    """Whether what came of this version is of use, be it the one that is to run or the candidate beside it."""
+    """Return whether a step's outcome for this version, the one to run or the candidate, still applies."""
     if version.number == looked_at.to_run[0]:
         return same_generation(builder, looked_at)
     return same_candidate(builder, looked_at)
 
 
 def as_stored(uow: UnitOfWork, version: Version) -> Version:
-    """The version as it is now: a gate may have judged it since it was read."""
+    """Read the version again: a gate may have judged it meanwhile."""
     found = uow.versions.get(version.builder_id, version.number)
     assert found is not None, "a builder's versions are always stored"
     return found
@@ -183,14 +183,14 @@ def sandbox_ended(
 def caught_up(
     uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, report: SandboxReport | None
 ) -> None:
-    """What the engine did with it and a service that was killed just then did not record: one freeze, one thaw.
+    """Record a freeze and a thaw that the engine made just before the service was killed: at most one of each.
 
-    ``report`` is of before whatever is recorded next.
+    ``report`` was read before whatever is recorded next.
     """
     if report is None or report.frozen_at is None:
         return
     by = replace(builder, desired_by=SYSTEM, desired_reason="recorded after an interruption")
-    # Its state tells which came last, where both came at the same moment.
+    # The sandbox's state decides which came last when both have the same time.
     stands = report.state is SandboxState.FROZEN
     paid = uow.ledger.current(builder.id)
     if paid is not None and paid.billing is Billing.RUNNING and (stands or report.frozen_at > paid.start):
@@ -200,12 +200,12 @@ def caught_up(
 
 
 def frozen(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:
-    """From then on, only memory and disk are paid."""
+    """Record a freeze: from then on only memory and disk are billed."""
     _turned(uow, builder, sandbox, "sandbox.frozen", at, lambda: ledger.freeze(uow, prices, builder, at))
 
 
 def thawed(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:
-    """From then on, running time is paid again."""
+    """Record a thaw: from then on running time is billed again."""
     _turned(uow, builder, sandbox, "sandbox.thawed", at, lambda: ledger.thaw(uow, prices, builder, at))
 
 
@@ -223,7 +223,7 @@ def _turned(
 
 
 def abort_freeze(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
-    """A visitor came in while it was being put to sleep: it goes on as before."""
+    """Abort going to sleep: a visitor arrived meanwhile, and the builder keeps running."""
     uow.builders.save(
         replace(
             builder,
@@ -237,7 +237,7 @@ def abort_freeze(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
 
 
 def clear_sleep(uow: UnitOfWork, builder: Builder) -> Builder:
-    """Its sandbox is gone: what comes next is not asleep."""
+    """Clear the sleep mark of a builder whose sandbox is gone."""
     if builder.asleep_since is None:
         return builder
     awake = replace(builder, asleep_since=None)
@@ -298,7 +298,7 @@ def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) 
 
 
 def deployed(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
-    """The version has been up."""
+    """Record that the version was up once."""
     stored = as_stored(uow, version)
     if stored.status not in (VersionStatus.PENDING, VersionStatus.FAILED):
         return
@@ -406,13 +406,13 @@ def handed_over(uow: UnitOfWork, builder: Builder, candidate: Version, now: date
 
 
 def deployed_reason(version: Version) -> str:
-    """In words, what brought the version about."""
+    """Return in words the cause of the version's deployment."""
     what = f"rolled back to version {version.rolled_back_to}" if version.rolled_back_to else "deployed"
     return f"version {version.number} {what} by {version.created_by}"
 
 
 def taken_over(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
-    """What it is once its candidate is up; one without a handover stays as it is. The caller saves it."""
+    """Return the builder with its candidate in place; unchanged without a handover. The caller saves it."""
     if builder.handover is Handover.FORWARD:
         version, disk = builder.to_run
         candidates.superseded(uow, builder, version, now)
@@ -424,7 +424,7 @@ def taken_over(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
 
 
 def reject_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) -> None:
-    """The candidate does not take over: what was there before stays as it is, or comes back on the disk that it had."""
+    """Give up the candidate: the previous version keeps serving, or is started again on its own disk."""
     freed = candidates.without(uow, builder, prices, now)
     if builder.handover is Handover.FORWARD:
         freed = _rollback(uow, builder, freed, now)
@@ -444,7 +444,7 @@ def _rollback(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) 
 
 
 def deleted(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
-    """Nothing is paid any more; the record is kept for the ledger."""
+    """Record the deletion: billing ends, and the row is kept for the ledger."""
     uow.ledger.close(builder.id, now)
     uow.build_logs.delete(builder.id)
     uow.qa_reports.delete(builder.id)

@@ -26,7 +26,7 @@ async def note(application: Application, within: float = inf) -> None:
 
 
 def _news(uow: UnitOfWork, recent: Mapping[str, PreviewActivity], now: datetime) -> Mapping[str, datetime]:
-    """When hosts were visited, as far as that is not written down yet."""
+    """Return the last visit of each host whose builder has none stored, or one at least a second older."""
     news = {}
     for host, activity in recent.items():
         builder = uow.builders.by_host(host)

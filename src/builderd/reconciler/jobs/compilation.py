@@ -1,4 +1,4 @@
-"""Polishing: layers are byte-compiled in the background, one at a time, once their app is up."""
+"""Bytecode compilation: layers are compiled in the background, one at a time, once their app is up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class BytecodeCompilation:
-    """Each layer is polished once in a process's life; the engine knows which ones are done already."""
+    """Bytecode compilation of layers, once each in a process's life; the engine knows those already compiled."""
 
     def __init__(self, application: Application) -> None:
         self._app = application
@@ -22,7 +22,7 @@ class BytecodeCompilation:
         self._waiting: asyncio.Queue[WorkItem] = asyncio.Queue()
 
     def add(self, item: WorkItem) -> None:
-        """Polish the layer of this builder's version when there is time."""
+        """Queue the layer of this builder's version for compilation."""
         key = item.version.layer_key
         if key is None or key == NO_LAYER or key in self._known:
             return
@@ -30,7 +30,7 @@ class BytecodeCompilation:
         self._waiting.put_nowait(item)
 
     async def run(self) -> None:
-        """Work until cancelled. A layer that cannot be polished stays as it is."""
+        """Compile queued layers until cancelled. A layer that fails to compile stays as it is."""
         while True:
             item = await self._waiting.get()
             try:

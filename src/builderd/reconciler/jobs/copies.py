@@ -46,14 +46,14 @@ class Copy:
 
     @property
     def target(self) -> Target:
-        """Where it is asked, under the name that the app's own visitors use."""
+        """Address of the running copy, with the app's preview URL as the host name."""
         assert self._ip is not None, "it runs"
         address = Address(self._ip, self.version.settings.port)
         return Target(address, self._app.preview_domain.url(self.builder.host))
 
     @property
     def id(self) -> SandboxId:
-        """Of what runs now."""
+        """Id of the sandbox that runs now."""
         assert self._sandbox is not None, "it runs"
         return self._sandbox.id
 
@@ -83,12 +83,12 @@ class Copy:
         return await self._app.engine.usage(self.id)
 
     async def lines(self) -> list[str]:
-        """The last that it wrote since its present start."""
+        """Return the last lines that the copy wrote since its present start."""
         page = await self._app.engine.read_log(self.id, tail=LOG_LINES)
         return [line.text for line in page.lines if line.stream is not LogStream.BUILD]
 
     async def stop(self, grace_seconds: float) -> float:
-        """Stop what runs; how many seconds that took."""
+        """Stop the copy's sandbox; return how many seconds that took."""
         assert self._sandbox is not None, "it was started"
         begun = time.monotonic()
         await self._app.engine.stop(self._sandbox.id, grace_seconds)
@@ -99,7 +99,7 @@ class Copy:
         return seconds
 
     async def remove(self) -> None:
-        """Leave nothing of it. Idempotent."""
+        """Remove the copy's sandbox, disk and logs. Idempotent."""
         if self._sandbox is not None:
             await self.stop(0)
         await remove_disk(self._app, self._disk)

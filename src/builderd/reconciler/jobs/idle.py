@@ -1,4 +1,4 @@
-"""Idleness, watched: who used what is written down, and what nobody uses is wanted asleep or stopped."""
+"""Idle check: record the use of builders, and put unused ones to sleep or stop them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Reading:
 
 
 class Idleness:
-    """Readings are kept in memory alone: after a restart of the service, what is idle sleeps a little later."""
+    """Idle check. Readings are kept in memory: after a restart of the service, idle builders sleep a little later."""
 
     def __init__(self, application: Application) -> None:
         self._app = application
@@ -58,7 +58,7 @@ class Idleness:
         return min(INTERVAL, freeze_after / LOOKS_PER_FREEZE) if freeze_after else INTERVAL
 
     async def check(self) -> None:
-        """One look: visits first, so that what was visited is idle no more."""
+        """Run one check: visits are read first, so that a visited builder is not idle."""
         begun = self._app.clock.now()
         within = (begun - self._noted_at).total_seconds() + MARGIN if self._noted_at else inf
         await activity.note(self._app, within)
@@ -82,7 +82,7 @@ class Idleness:
         looks = (self._read(one.id) for one in sandboxes if one is not None)
         found = await asyncio.gather(*looks, return_exceptions=True)
         if faults := [one for one in found if isinstance(one, BaseException)]:
-            # They sleep later; the others as ever.
+            # Builders without a reading sleep later; the check of the others continues.
             log.warning("idle check skipped, usage unavailable builders=%d", len(faults), exc_info=faults[0])
         before = self._readings
         readings = (
@@ -108,7 +108,7 @@ class Idleness:
         return timedelta(seconds=seconds) if seconds else None
 
     def _decide(self, uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> bool:
-        """Judge it as it is now, and record what is wanted of it; whether anything is."""
+        """Judge the builder as stored now and record its new desired state; return whether it changed."""
         builder = uow.builders.get(builder_id, lock=True)
         if builder is None:
             return False

@@ -27,7 +27,7 @@ from builderd.services import executions
 from builderd.services.application import Application
 from builderd.services.executions import Command
 
-#: How long an app is watched with nobody asking, after so long a pause.
+#: Seconds that an app is watched without requests, and the pause before.
 IDLE_SECONDS, CALM_SECONDS = 1.0, 0.5
 #: How long the files may take to be read, and how long a list of them may be in bytes.
 FILES_SECONDS, FILES_BYTES = 15.0, 4_000_000
@@ -58,14 +58,14 @@ NETWORK = "/bin/cat /proc/net/snmp"
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a report is made of."""
+    """Content of a QA report: its checks and screenshots."""
 
     checks: tuple[Check, ...]
     screenshots: tuple[Screenshot, ...] = ()
 
 
 class Inspection:
-    """Of a copy whose disk is made. ``gate_passed``: the app itself answers well where it has what it needs."""
+    """Inspection of a copy whose disk exists. ``gate_passed``: the app itself passed its gate."""
 
     def __init__(self, application: Application, copy: Copy, *, gate_passed: bool) -> None:
         self._app = application
@@ -76,7 +76,7 @@ class Inspection:
         self._reached_out = False
 
     async def run(self) -> Findings:
-        """Everything. Raises what the engine raises."""
+        """Run all checks of the report. Raises the engine's errors."""
         wait = await self._copy.start()
         self._checks.append(await self._started(wait, CheckName.COPY, "The copy"))
         if wait.reachable:
@@ -120,7 +120,7 @@ class Inspection:
         self._checks.append(await self._stays_up(lines))
 
     async def _look_for_network(self) -> None:
-        """Whether it tried to reach what a copy may not."""
+        """Note whether the app tried to reach a network, which a copy may not."""
         said = await self._execute(NETWORK, 20_000)
         self._reached_out |= _unreachable(said) > 0
 
@@ -165,7 +165,7 @@ class Inspection:
         self._checks.append(_files_check(before, await self._files()))
 
     async def _files(self) -> Mapping[str, FileState] | None:
-        """None where the app does not run, so that nobody can look from within."""
+        """Return size and hash of the copy's files by path, read inside its sandbox; None where it does not run."""
         try:
             listed = json.loads(await self._execute(FILES, FILES_BYTES, FILES_SECONDS))
             return {str(path): FileState(int(size), str(digest)) for path, (size, digest) in listed.items()}
@@ -180,7 +180,7 @@ class Inspection:
         return done.output
 
     def _excused(self, check: Check) -> Check:
-        """What may come of what a copy lacks, and goes well in the app itself."""
+        """Excuse a failure that a copy's lack of network or credentials may explain, if the app passed its gate."""
         if not self._gate_passed:
             return check
         if self._reached_out:

@@ -23,7 +23,7 @@ from builderd.services.application import Application
 
 #: How long until the store is looked at again when nothing pokes, and after something went wrong, in seconds.
 INTERVAL = 5.0
-#: How often it is looked whether the report is still worth its while.
+#: Seconds between two checks whether the report is still needed.
 OVERTAKEN_INTERVAL = 0.5
 #: No report takes longer; what it had found by then is lost.
 REPORT_SECONDS = 420.0
@@ -32,12 +32,12 @@ OVERTAKEN = "The builder was deleted, or another version took its place, before 
 
 log = logging.getLogger(__name__)
 
-#: What becomes of a report as it is stored now.
+#: Takes the stored report and returns the one to store.
 _Change = Callable[[UnitOfWork, QaReport], QaReport]
 
 
 class Reporting:
-    """``poke`` tells that one may be wanted."""
+    """Background maker of QA reports. ``poke`` it when a report may be wanted."""
 
     def __init__(self, application: Application, fault: FaultPoint) -> None:
         self._app = application
@@ -45,7 +45,7 @@ class Reporting:
         self._again = asyncio.Event()
 
     def poke(self) -> None:
-        """A report may be wanted."""
+        """Make the worker look for wanted reports now."""
         self._again.set()
 
     async def run(self) -> None:
@@ -63,14 +63,14 @@ class Reporting:
                 await asyncio.wait_for(self._again.wait(), INTERVAL)
 
     async def _tidy(self) -> None:
-        """Remove the copies of reports that an earlier life of this service was at when it ended."""
+        """Remove the copies of reports that a previous process of this instance left unfinished."""
         for report in await self._app.store.read(lambda uow: uow.qa_reports.unfinished()):
             if report.owner == self._app.instance and report.copy_disk is not None:
                 await remove_disk(self._app, report.copy_disk)
                 await self._copy_removed(report.builder_id, report.version)
 
     async def _one(self) -> bool:
-        """Make the report that is wanted the longest; False when none is."""
+        """Make the report that has waited longest; return False when none waits."""
         taken = await self._app.store.write(self._take)
         if taken is None:
             return False
@@ -103,7 +103,7 @@ class Reporting:
         return None
 
     def _decide(self, builder: Builder, report: QaReport) -> QaReport | None:
-        """What becomes of a report that is still to come; None: nothing yet."""
+        """Return a pending report as it is to be stored: dropped, or running here; None: leave it pending."""
         now = self._app.clock.now()
         if not _is_worth(builder, report.version):
             return _dropped(report, OVERTAKEN, now)
@@ -139,7 +139,7 @@ class Reporting:
         return found
 
     async def _overtaken(self, report: QaReport) -> None:
-        """Returns when nobody needs the report any more."""
+        """Return when the report is no longer needed."""
         worth = True
         while worth:
             await asyncio.sleep(OVERTAKEN_INTERVAL)
@@ -163,7 +163,7 @@ class Reporting:
         await self._change(builder_id, version, lambda _, now: replace(now, copy_disk=None))
 
     async def _change(self, builder_id: BuilderId, version: int, change: _Change) -> None:
-        """What is kept of a deleted builder ends with its copy."""
+        """Save the changed report, or delete a deleted builder's reports, and signal the change."""
 
         def record(uow: UnitOfWork) -> None:
             builder = uow.builders.get(builder_id, lock=True)

@@ -1,4 +1,4 @@
-"""Housekeeping: what is of no use any more is taken away, from time to time, and sooner when space runs out.
+"""Retention: remove unused layers and old records periodically, and sooner when space runs out.
 
 Nothing that is in use goes: layers of versions that a builder may still run are kept, and the engine keeps what a
 sandbox sees or somebody just asked for. Bundles go by ``services/bundles``, whose lock is held between storing one and
@@ -28,9 +28,9 @@ BATCH, PAUSE = 500, 0.05
 #: An app that ends now and then goes on in one run, of which so many sandboxes are kept: more than logs are kept of, or
 #: than may end before it is given up.
 OF_A_RUN = 50
-#: A retry key is good for so long (the contract says so), and no longer.
+#: Lifetime of an idempotency key, as the API contract states it.
 RETRY_KEYS = timedelta(hours=24)
-#: A review that no version has is kept so long, in case the same code comes again.
+#: Time that a review without a version is kept, in case the same code is deployed again.
 REVIEWS = timedelta(days=1)
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class RetentionJob:
             await self.make_room()
 
     async def tidy(self) -> None:
-        """One round: the engine's store, then the records."""
+        """Clean up once: the engine's store, then the records."""
         try:
             await self._collect(self._app.retention.layers)
             if self._app.engine.is_tight():
@@ -67,7 +67,7 @@ class RetentionJob:
         await self._expire_records(self._app.clock.now())
 
     async def make_room(self) -> None:
-        """Take away at once what is only kept in case somebody needs it again."""
+        """Remove at once everything that is kept only for a possible reuse."""
         await self._collect(min(UNUSED_WHEN_TIGHT, self._app.retention.layers))
 
     async def _collect(self, unused: timedelta) -> None:

@@ -1,4 +1,4 @@
-"""Sampling: what every sandbox uses and how its preview is visited, read together and written down in steps.
+"""Sampling: read every sandbox's usage and its preview's visits together, and store them in steps.
 
 One reading takes a few small files a sandbox and one look at the proxy for all; one transaction a minute writes what
 they add up to. What was read since is lost with the service, nothing else.
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Sampling:
-    """``run`` goes on until it is cancelled."""
+    """Sampler of usage and visits: ``run`` continues until cancelled."""
 
     def __init__(self, application: Application) -> None:
         self._app = application
@@ -55,7 +55,7 @@ class Sampling:
             await self.flush()
 
     async def sample(self) -> None:
-        """One reading of everything that runs here."""
+        """Take one sample of every sandbox that runs here."""
         watched = await self._app.store.read(lambda uow: uow.metrics.watched())
         visited = await self._visits()
         found: dict[SandboxId, UsageSample] = {}
@@ -82,7 +82,7 @@ class Sampling:
         try:
             return await self._app.previews.activity()
         except BuilderdError:
-            # A proxy that does not answer counted nothing that could be known.
+            # Visits are unknown while the proxy does not answer.
             return self._visited or {}
 
     def _reading(self, watched: SampleTarget, used: SandboxUsage, visited: PreviewActivity | None) -> UsageSample:
@@ -101,17 +101,17 @@ class Sampling:
         shown.update((one.watched.builder_id, one) for one in readings)
 
     async def flush(self) -> None:
-        """Write down what was read; again the next time when that fails."""
+        """Store the samples; after a failure they are kept for the next call."""
         steps, now = merged(self._steps), self._app.clock.now()
         await self._app.store.write(lambda uow: uow.metrics.add(steps))
-        # Only now: what could not be written is not lost.
+        # Cleared only after the write, so that a failed write loses nothing.
         self._steps.clear()
         self._flushed_at = now
         await self._app.store.write(lambda uow: uow.metrics.expire(start_of(now) - SPAN - BUCKET))
 
 
 async def sample(application: Application) -> None:
-    """Sample until cancelled; what was read is written down at the end."""
+    """Sample until cancelled, then store the remaining samples."""
     sampling = Sampling(application)
     try:
         await sampling.run()

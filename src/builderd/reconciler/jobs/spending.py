@@ -21,14 +21,14 @@ from builderd.services.caps import CapDecision
 
 log = logging.getLogger(__name__)
 
-#: So long a look may take before another one is taken, by whoever comes then.
+#: Time after which another process may repeat a spending check that has not ended.
 LEASE = timedelta(seconds=5)
 
 
 async def leave_out_skips(application: Application) -> None:
-    """Where the clock was set forward, nobody pays for the time in between.
+    """Take the time that the clock was set forward by out of every bill.
 
-    Builder by builder, so that nothing waits for all of them; who was killed half-way begins again.
+    One transaction a builder, so that none blocks the others; after a crash half-way, the work begins again.
     """
     for skip in application.clock.skips():
         log.warning("clock set forward, time in between not billed since=%s until=%s", skip.since, skip.until)
@@ -48,7 +48,7 @@ def _leave_out(uow: UnitOfWork, builder: BuilderId, skip: Skip) -> None:
 
 
 async def check_due(application: Application, fault: FaultPoint = no_fault) -> None:
-    """Look at all tenants whose time has come."""
+    """Check the spending of all tenants that are due."""
     now = application.clock.now()
     for tenant, seen in await application.store.read(lambda uow: uow.tenants.spending_due(now)):
         await _check(application, tenant, seen, fault)

@@ -1,4 +1,4 @@
-"""Waking: visitors who wait for a builder that is asleep bring it back."""
+"""Waking: start or thaw sleeping builders whose visitors wait."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 async def watch(application: Application) -> None:
-    """Wake what is visited, until cancelled."""
+    """Wake visited builders until cancelled."""
     async with asyncio.TaskGroup() as group:
 
         async def watch_visits() -> None:
@@ -27,7 +27,7 @@ async def watch(application: Application) -> None:
 
 
 async def _wake(application: Application, host: str) -> None:
-    """For as long as somebody may wait for it: the proxy tells of a host once."""
+    """Retry for as long as a visitor may wait: the proxy reports a host only once."""
     for _ in range(TRIES):
         try:
             await wake.visited(application, host)

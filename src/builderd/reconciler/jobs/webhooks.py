@@ -58,7 +58,7 @@ class WebhookJob:
         self._served: dict[WebhookId, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
-        """Tell what happens, as it happens."""
+        """Deliver events as they happen, until cancelled."""
         signals = self._app.signals
         try:
             while True:
@@ -91,7 +91,7 @@ class WebhookJob:
                 self._served[webhook_id] = asyncio.create_task(self._serve(webhook_id))
 
     async def rest(self) -> None:
-        """Until everybody who is served now was."""
+        """Wait until the deliveries now under way have ended."""
         await asyncio.gather(*self._served.values())
 
     async def _fan_out(self, webhook_id: WebhookId) -> None:
@@ -125,7 +125,7 @@ class WebhookJob:
             del self._served[webhook_id]
 
     async def _deliver_next(self, webhook_id: WebhookId) -> bool:
-        """Send one message; False when there is none, or it did not get through."""
+        """Send one message; return False when there is none or its delivery failed."""
         now = self._app.clock.now()
         claimed = await self._app.store.write(lambda uow: _claim(uow, webhook_id, now))
         if claimed is None:

@@ -1,4 +1,4 @@
-"""The reconciler: one worker for each builder that something is wanted of, now or at its due time."""
+"""The reconciler: one worker for each builder whose desired state changed or that is due."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """``run`` goes on until it is cancelled; then the workers let go of their claims."""
+    """Reconciler loop: ``run`` continues until cancelled; then the workers release their claims."""
 
     def __init__(self, application: Application, fault: FaultPoint = no_fault) -> None:
         self._app = application
@@ -48,7 +48,7 @@ class Reconciler:
         self._reporting = Reporting(application, fault)
 
     async def run(self) -> None:
-        """Look at everything, then at what is wished or due, and at everything from time to time."""
+        """Sweep once, then work on builders that changed or are due, and sweep again periodically."""
         await self._let_go()
         await self._first_sweep()
         helpers = [
@@ -74,7 +74,7 @@ class Reconciler:
             await asyncio.gather(*helpers, *self._tasks, return_exceptions=True)
 
     async def _let_go(self) -> None:
-        """Give back what an earlier life of this service had claimed when it was killed."""
+        """Release claims left by a previous process of this instance."""
         now, owner = self._app.clock.now(), self._app.instance
         # Each by itself, as in the sweep.
         for builder_id in await self._app.store.read(lambda uow: uow.builders.ids()):

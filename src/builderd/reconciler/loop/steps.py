@@ -1,4 +1,4 @@
-"""The steps: each touches the world first, idempotently and outside a transaction, and then says what to record."""
+"""Steps: each first acts on engine and preview, idempotently and outside a transaction, then returns its record."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Steps:
                 return Result()
 
     async def leave(self, builder_id: BuilderId) -> None:
-        """Nobody works on this builder any more: end what goes on beside its steps."""
+        """End the background work of a builder that no worker handles any more."""
         await self._installs.leave(builder_id)
 
     async def _review(self, item: WorkItem) -> Result:
@@ -261,7 +261,7 @@ class Steps:
         return end is not None and end.cause is EndCause.MONITOR_LOST
 
     async def _patience(self, item: WorkItem) -> float:
-        """How long the app may take to listen, in seconds."""
+        """Return how long the app may take to listen, in seconds."""
         limits = self._app.limits
         if item.builder.handover is not Handover.FORWARD or item.builder.status is not Status.RUNNING:
             return limits.start_timeout
@@ -296,12 +296,12 @@ class Steps:
         return Result(record)
 
     async def _visited(self, item: WorkItem) -> bool:
-        """Whether a visitor was let in before visitors were held."""
+        """Return whether the preview has open connections, let in before it began to hold requests."""
         activity = (await self._app.previews.activity()).get(item.builder.host)
         return activity is not None and activity.open_connections > 0
 
     def _abort_freeze(self, item: WorkItem) -> Result:
-        """It is used after all."""
+        """Abort going to sleep: the builder is in use."""
         now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:

@@ -1,4 +1,4 @@
-"""The sweep: what the world holds and no record knows is taken away, and everything is looked at again."""
+"""The sweep: remove what the engine and the preview hold without a record, and make every builder due."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def sweep(application: Application, busy: Container[BuilderId]) -> None:
     Sandboxes of ``busy`` builders are left to those who work on them.
     """
     now = application.clock.now()
-    # Each by itself: a transaction that holds one of them may be about to take another.
+    # One transaction each: holding one builder's lock while taking the next could deadlock.
     for builder_id in await application.store.read(lambda uow: uow.builders.ids()):
         await application.store.write(partial(_make_due, builder_id=builder_id, now=now))
     await _sweep_sandboxes(application, busy)
@@ -43,7 +43,10 @@ async def _sweep_sandboxes(application: Application, busy: Container[BuilderId])
 
 
 def _is_stray(uow: UnitOfWork, sandbox_id: SandboxId, busy: Container[BuilderId]) -> bool:
-    """What runs was recorded before it was started, and an ended one has no business to be there."""
+    """Return whether a sandbox should be removed: no record knows it, or it has ended and its builder is not busy.
+
+    Sandboxes are recorded before they start, so an unrecorded one is a leak.
+    """
     sandbox = uow.sandboxes.get(sandbox_id)
     return sandbox is None or (sandbox.end is not None and sandbox.builder_id not in busy)
 

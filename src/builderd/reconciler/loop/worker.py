@@ -89,7 +89,7 @@ class Worker:
         return self._again.is_set()
 
     async def run(self) -> None:
-        """Claim, work, release."""
+        """Claim the builder, take its steps, release the claim."""
         claim = Claim(self._app, self._id)
         # Work that is cut off is due at once for the next worker.
         due: datetime | None = self._app.clock.now()

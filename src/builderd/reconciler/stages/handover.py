@@ -1,4 +1,4 @@
-"""The moments in which one version makes way for another, and visitors wait.
+"""Handover from one version to another while visitors' requests are held.
 
 A visitor waits 30 seconds at most. In these the old version finishes what it was asked and ends, the new one starts,
 and should it not come up, the old one starts again.
@@ -13,22 +13,22 @@ from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
 from builderd.services.application import Application
 
-#: So long may requests that the old version works on take to finish, in seconds; then so long the old version itself.
+#: Seconds for the old version's open requests to finish, then seconds for the old version itself to end.
 DRAIN_TIMEOUT, GRACE = 10.0, 5.0
-#: It has this long in any case, however long its requests took.
+#: Least seconds for the old version to end, however long its requests took.
 LEAST_GRACE = 1.0
 #: How often they are counted, in seconds.
 DRAIN_INTERVAL = 0.005
 #: What is left of a visitor's time once the old version has ended, with some to spare, in seconds.
 LEFT = 18.0
-#: A new version has this long to listen in any case.
+#: Least seconds for a new version to listen.
 LEAST_PATIENCE = 5.0
 
 
 async def drained(application: Application, host: str) -> float:
-    """Wait until the app has answered what it was asked before new requests were held; not for ever.
+    """Wait until the app has answered the requests that came before new ones were held.
 
-    How many seconds that took.
+    Return how many seconds that took, about ``DRAIN_TIMEOUT`` at most.
     """
     clock = application.clock
     begun, seconds = clock.passed(), 0.0
@@ -41,7 +41,7 @@ async def drained(application: Application, host: str) -> float:
 
 
 def grace(usual: float, drained_for: float) -> float:
-    """How long the old version may take to end, in seconds: what its requests took is taken off that."""
+    """Return how long the old version may take to end, in seconds, less the time its last requests took."""
     return min(usual, max(GRACE - drained_for, LEAST_GRACE))
 
 
@@ -58,10 +58,10 @@ def _last(sandboxes: Sequence[Sandbox]) -> Sandbox | None:
 
 
 def patience(trial: Sandbox | None, old: Sandbox | None, usual: float, longest: float) -> float:
-    """How long a version that takes over may take to listen, in seconds.
+    """Return how long a version that takes over may take to listen, in seconds.
 
-    As long as visitors can wait for it, and for the old one to start again after it; one that was slower than that on
-    trial gets all the time that a start may take, and visitors read that it starts.
+    The time covers the visitors' wait for it and, should it fail, for the old version's restart. A version that was
+    too slow for that on trial gets ``longest``, the full start timeout, and visitors see a page that says it starts.
     """
     allowed = min(usual, max(LEFT - (_took(old) or 0.0), LEAST_PATIENCE), longest)
     took = _took(trial)

@@ -1,4 +1,4 @@
-"""What starting a sandbox takes, for one that is to serve and for a trial alike."""
+"""Preparation of a sandbox's start, shared by serving sandboxes and trials."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from builderd.services.application import Application
 
 
 def new_sandbox(uow: UnitOfWork, item: WorkItem, disk: DiskId, now: datetime) -> Sandbox:
-    """The next of the builder's present run."""
+    """Return the next sandbox record of the builder's present run."""
     builder = item.builder
     return Sandbox(
         id=new_sandbox_id(),
@@ -88,6 +88,6 @@ async def _before(application: Application, item: WorkItem, disk: DiskId) -> Bun
 
 
 async def last_lines(application: Application, sandbox: Sandbox) -> list[str]:
-    """The last lines of its log, for a failure's message."""
+    """Return the last lines of the sandbox's log, for a failure's message."""
     page = await application.engine.read_log(sandbox.id, tail=SHOWN_LINES)
     return [line.text for line in page.lines if line.stream is not LogStream.BUILD]

@@ -21,7 +21,7 @@ from builderd.reconciler.stages.listening import Wait, wait_until_listening
 from builderd.reconciler.stages.starting import last_lines, make_spec, put_bundle
 from builderd.services.application import Application
 
-#: Ends that are the app's own doing.
+#: Causes of an end that the app itself is responsible for.
 _OWN_ENDS = (EndCause.EXITED, EndCause.OUT_OF_MEMORY)
 _STOPPED = SandboxEnd(EndCause.STOPPED, None, None)
 
@@ -42,7 +42,7 @@ class Trials:
         self._app = application
 
     async def run(self, item: WorkItem, trial: Sandbox) -> Result:
-        """Start it or find it started, wait for what comes of it, and take it away again."""
+        """Start the trial or find it started, wait for its outcome, and remove it."""
         begun = self._app.clock.now()
         verdict = await self._verdict(item.for_candidate, trial)
         await self._take_away(trial)
@@ -65,7 +65,7 @@ class Trials:
         return Result(record)
 
     async def end(self, trial: Sandbox) -> Result:
-        """Nobody waits for it any more."""
+        """Remove a trial that is no longer needed; the result records its end."""
         report = await self._app.engine.report(trial.id)
         ended = replace(trial, started_at=report.started_at or trial.started_at)
         await self._take_away(trial)
@@ -116,7 +116,7 @@ class Trials:
 
 
 def _goes_on(report: SandboxReport) -> bool:
-    """Whether a start before a crash of the service still tells something; else it is made anew."""
+    """Return whether a trial begun before a crash of the service can continue; if not, it is started again."""
     if report.state is SandboxState.EXITED:
         return report.end is not None and report.end.cause in _OWN_ENDS
     return report.state is SandboxState.RUNNING

@@ -74,7 +74,7 @@ def listed(title: str, rows: Sequence[tuple[int, str]]) -> None:
 
 
 def language_faults() -> Sequence[str]:
-    script = [sys.executable, str(ROOT / "script" / "language.py"), "--all"]
+    script = [sys.executable, str(ROOT / "script" / "language.py")]
     return subprocess.run(script, capture_output=True, text=True, check=False).stdout.splitlines()
 
 

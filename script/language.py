@@ -3,7 +3,7 @@
 A docstring begins with a verb or a noun and stands alone. A log line is one searchable event, all lower case at its
 start, with its values as ``key=value`` after the words: ``idle check failed builder=%s``.
 
-    python3 script/language.py [--all]      --all also reads the folders that are still to be rewritten
+    python3 script/language.py
 """
 
 from __future__ import annotations
@@ -15,11 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "builderd"
-#: Folders that were written before these rules, to be rewritten one by one. Nothing is ever added here.
-PENDING = (
-    "api",
-    "ports",
-)
 #: Migrations that have landed are never changed.
 LANDED = "adapters/stores/sql/migrations/versions"
 FORBIDDEN = re.compile(
@@ -32,11 +27,10 @@ EVENT = re.compile(r"[a-zA-Z][^%=]*( \w+=%[\w.]+)*")
 
 
 def main() -> int:
-    pending = () if "--all" in sys.argv[1:] else PENDING
     faults = [
         fault
         for path in sorted(SOURCE.rglob("*.py"))
-        if not str(path.relative_to(SOURCE)).startswith((*pending, LANDED))
+        if not str(path.relative_to(SOURCE)).startswith(LANDED)
         for fault in faults_of(path)
     ]
     sys.stdout.writelines(f"{fault}\n" for fault in faults)

@@ -1,4 +1,4 @@
-"""Health: alive, ready, and what there is to count. Without an API token."""
+"""Health: liveness, readiness and metrics. No call here takes an API token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ router = APIRouter(tags=[openapi.SERVICE])
     responses={**openapi.answer(200, HealthAnswer, "It is alive."), **openapi.failures()},
 )
 async def healthz() -> Response:
-    """Whether the service is alive."""
+    """Report whether the service is alive."""
     return success(HealthAnswer(message="builderd is alive.", data=Health(version=__version__))).response()
 
 
@@ -34,7 +34,7 @@ async def healthz() -> Response:
     responses={**openapi.answer(200, ReadinessAnswer, "It can take work."), **openapi.failures()},
 )
 async def readyz(application: TheApplication) -> Response:
-    """Whether the service can take work; 503 says what is still being made, or what is wrong."""
+    """Report whether the service can take work; 503 names the parts that are not ready, and why."""
     state = await _readiness(application)
     waiting = [f"{name}: {part.message}" for name, part in state if not part.ready]
     if not waiting:
@@ -72,11 +72,11 @@ async def _database(store: Store) -> Part:
     },
 )
 async def metrics(request: Request, application: TheApplication, credentials: Credentials) -> Response:
-    """Counters for Prometheus, for whoever has the metrics token."""
+    """Return the counters for Prometheus; needs the metrics token."""
     await check_metrics_token(request, request.app.state.metrics_token, credentials)
     return await render(request.app.state.meter, application)
 
 
 async def render(meter: Meter, application: Application) -> Response:
-    """Everything that is counted."""
+    """Return all metrics as a response in the text format of Prometheus."""
     return Response(await meter.render(application), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -38,14 +38,14 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What the first call has begun: a builder, or this version of it."""
+    """A builder that the first call has begun, or a version of it."""
 
     builder_id: BuilderId
     version: int | None = None
 
 
 def retry_of(request: Request, tenant_id: TenantId, body_sha256: str) -> Retry | None:
-    """The retry key of this request, if it has one. Raises ``ValidationFailed``."""
+    """Return the retry key of this request, None without one. Raises ``ValidationFailed``."""
     key = request.headers.get(HEADER)
     if key is None:
         return None
@@ -57,17 +57,17 @@ def retry_of(request: Request, tenant_id: TenantId, body_sha256: str) -> Retry |
 
 
 class Retries:
-    """The retry keys, and which of them this process holds: those whose first answer it is working on."""
+    """Retry keys, and those that this process holds because it is working on their first answer."""
 
     def __init__(self, application: Application) -> None:
         self._application = application
         self._held: set[tuple[TenantId, str]] = set()
 
     async def first(self, retry: Retry) -> Answer | Begun | None:
-        """The first call's answer, or what it has begun when it never got one; None when this is the first call.
+        """Return the first call's answer, or what it began if it got none; None when this is the first call.
 
         Unless there is an answer, the key is held from here on until ``release``. Raises ``Conflict`` when it
-        is held already, or was used for another body.
+        is held already, or was used for another request.
         """
         self._hold(retry)
         try:
@@ -95,7 +95,7 @@ class Retries:
         self._held.add((retry.tenant_id, retry.key))
 
     def release(self, retry: Retry | None) -> None:
-        """This process works on it no more."""
+        """Release the key: this process no longer works on its answer."""
         if retry is not None:
             self._held.discard((retry.tenant_id, retry.key))
 

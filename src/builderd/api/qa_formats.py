@@ -16,7 +16,7 @@ from builderd.domain.qa import Check, Outcome, QaReport
 
 JUNIT_MEDIA = "application/xml"
 CTRF_MEDIA = "application/vnd.ctrf+json"
-#: What XML 1.0 cannot hold, in whatever way it is written.
+#: Characters that XML 1.0 cannot contain, not even as character references.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _CTRF_STATUS = {
     Outcome.PASSED: "passed",
@@ -27,7 +27,7 @@ _CTRF_STATUS = {
 
 
 def make_junit(report: QaReport) -> str:
-    """A suite for the gate and one for the report; what is not judged is skipped."""
+    """Return the report as JUnit XML: a suite for the gate, one for the report. Checks not judged are skipped."""
     suites = "\n".join(_suite(name, checks) for name, checks in _suites(report))
     tests, failures, skipped = _counts([check for _, checks in _suites(report) for check in checks])
     head = f'<testsuites name="builderd QA" tests="{tests}" failures="{failures}" skipped="{skipped}" errors="0">'
@@ -71,7 +71,7 @@ def _xml(text: str) -> str:
 
 
 def make_ctrf(report: QaReport) -> str:
-    """The same as CTRF: times in milliseconds."""
+    """Return the report as CTRF JSON; times are in milliseconds."""
     checks = [check for _, suite in _suites(report) for check in suite]
     tests, failed, skipped = _counts(checks)
     summary = {

@@ -1,4 +1,4 @@
-"""Waits: calls that are answered once something has come about. A tenant has so many of them at the same time."""
+"""Waits: calls that are answered once an outcome is known. Each tenant may have a limited number at a time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 def waiting(request: Request, identity: Identity) -> AbstractContextManager[None]:
-    """The place of a call among those of its tenant that wait; one that is answered at once needs none.
+    """Count a call among its tenant's waiting ones; a call that is answered at once is not counted.
 
-    To be taken before anything is written: the call is refused (``RateLimited``) where there is none left. Each of them
-    reads the store whenever its builder changes, and goes on when its caller has hung up.
+    Call it before anything is written: it raises ``RateLimited`` at the limit. Each waiting call reads the store
+    whenever its builder changes, and goes on when its caller has hung up.
     """
     if wants_async(request):
         return nullcontext()
@@ -32,9 +32,9 @@ def waiting(request: Request, identity: Identity) -> AbstractContextManager[None
 
 
 async def heard(request: Request, coming: Coroutine[Any, Any, T]) -> T:
-    """What comes, unless the caller leaves before (``ClientDisconnect``): for a wait that changes nothing by itself.
+    """Return the result of ``coming``. Raises ``ClientDisconnect`` when the caller leaves before.
 
-    A body that the call takes must have been read.
+    Only for a wait that changes nothing by itself. A body that the call takes must have been read.
     """
     answer, left = asyncio.create_task(coming), asyncio.create_task(_has_left(request))
     try:
@@ -49,7 +49,7 @@ async def heard(request: Request, coming: Coroutine[Any, Any, T]) -> T:
 
 
 async def _has_left(request: Request) -> bool:
-    """Whether it has, once that can be told: not of one that is sending still, which nobody is to take in."""
+    """Wait until the caller leaves and return True; return False for one that is still sending a body."""
     message: Message = {"type": "http.request"}
     while message["type"] == "http.request" and not message.get("more_body"):
         message = await request.receive()

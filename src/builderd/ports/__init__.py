@@ -1,1 +1,1 @@
-"""What builderd needs from the world, as small protocols."""
+"""Ports: small protocols for everything that builderd needs from the outside."""

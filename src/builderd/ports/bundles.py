@@ -11,23 +11,23 @@ from builderd.domain.bundles import Bundle
 
 class Bundles(Protocol):
     async def put(self, bundle: Bundle) -> None:
-        """Store it whole or not at all. Idempotent."""
+        """Store the bundle whole or not at all. Idempotent."""
 
     async def unpack(self, archive: BinaryIO, limits: ArchiveLimits) -> Bundle:
-        """Store what is in an archive (zip, tar, tar.gz or tar.zst), whole or not at all.
+        """Store the contents of an archive (zip, tar, tar.gz or tar.zst), whole or not at all.
 
         ``archive`` is a file with a descriptor of its own. Nothing in it is trusted. Raises ``ValidationFailed`` or
         ``TooLarge`` with the name of the entry at fault, and ``NoCapacity`` when there is no room for it.
         """
 
     async def get(self, bundle_hash: str) -> Bundle:
-        """The bundle; the contents of a large one are read when they are asked for.
+        """Return the bundle; the contents of a large one are read on demand.
 
-        Raises ``KeyError`` when there is none of this hash.
+        Raises ``KeyError`` when no bundle has this hash.
         """
 
     async def hashes(self) -> Collection[str]:
-        """Of all that are stored."""
+        """Return the hashes of all stored bundles."""
 
     async def delete(self, bundle_hash: str) -> None:
-        """Idempotent."""
+        """Delete the bundle. Idempotent."""

@@ -1,4 +1,4 @@
-"""The installer: knows how dependencies are asked for, and plans the layer that answers. Runs nothing."""
+"""The installer: reads the dependencies that a bundle declares, and plans their layer. Runs nothing."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ class Installer(Protocol):
     def plan(
         self, bundle: Bundle, base_id: str, tenant: TenantId, *, install_scripts: bool = False
     ) -> LayerPlan | None:
-        """The plan for what the bundle asks for, or None when it asks for nothing.
+        """Return the plan for the dependencies that the bundle declares, or None when it declares none.
 
-        With ``install_scripts`` the scripts that packages bring for their installation are run.
+        With ``install_scripts`` the install scripts of packages are run.
 
         Raises ``InstallFailed`` when the request itself is refused (and says which line, and why).
         """
 
     def fallback(self, plan: LayerPlan, output: Sequence[str], tenant: TenantId) -> LayerPlan | None:
-        """A plan that may still succeed after this one failed with this output, or None.
+        """Return a plan that may still succeed after this one failed with this output, or None.
 
-        Wheels only come first; what must be built from source runs foreign code and gets a plan of its own.
+        The first plan takes wheels only; building from source runs foreign code and gets a plan of its own.
         """
 
     def from_source(self, plan: LayerPlan, tenant: TenantId) -> LayerPlan | None:
-        """What ``fallback`` would answer, to look whether it was made before; None for a plan that is one already."""
+        """Return the plan that ``fallback`` would return, to check whether its layer exists already.
+
+        None for a plan that builds from source already.
+        """
 
     def explain(self, output: Sequence[str]) -> str:
-        """The resolver's own message, as the user should read it."""
+        """Return the resolver's own message, as the user should read it."""

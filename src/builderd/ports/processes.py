@@ -8,28 +8,31 @@ from builderd.domain.processes import Window
 
 
 class Process(Protocol):
-    """One at most reads each stream at a time. Nothing is lost and little is held: who does not read stops it."""
+    """A running process and its streams. Each stream has at most one reader at a time.
+
+    No output is lost and little is buffered: a reader that stops reading blocks the process.
+    """
 
     async def read(self) -> bytes:
-        """The next piece of its output, of both streams where they are joined or it has a terminal.
+        """Return the next piece of its output, of both streams where they are joined or it has a terminal.
 
-        Empty once it has ended and what it had written was read. What its background processes write later is nobody's.
+        Empty once it has ended and all its output was read. Later output of its background processes is dropped.
         """
 
     async def read_errors(self) -> bytes:
-        """The same of its second stream; empty at once where there is none."""
+        """Return the next piece of its standard error, empty at its end; empty at once where it has no such stream."""
 
     async def write(self, data: bytes) -> None:
-        """Hand all of this to its input; returns when it went in. Passed over once nobody can read it any more."""
+        """Write all of this to its input; return when it was taken. Ignored once no process can read it any more."""
 
     def close_input(self) -> None:
-        """Let it read the end of its input; on a terminal that is the character for it, ^D. Idempotent."""
+        """Close its input; on a terminal, send the end-of-file character, ^D. Idempotent."""
 
     def resize(self, window: Window) -> None:
-        """Its terminal has another size now. Without a terminal nothing happens."""
+        """Set the size of its terminal. Without a terminal nothing happens."""
 
     async def wait(self) -> int:
-        """Its exit code, 128 more than a signal's number."""
+        """Wait until it ends and return its exit code; 128 plus the number of a signal that ended it."""
 
     async def kill(self) -> None:
         """Kill it and every process that it ever started, daemons among them. Idempotent."""

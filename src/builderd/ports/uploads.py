@@ -1,4 +1,4 @@
-"""Where uploads lie until they are deployed, piece by piece as they come."""
+"""The upload store: keeps uploads until they are deployed, written piece by piece as they arrive."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from builderd.domain.ids import UploadId
 
 class Uploads(Protocol):
     async def write(self, upload: UploadId, start: int, content: AsyncIterator[bytes], limit: int) -> int:
-        """Go on from a byte that is there already, or is the next one; how many there are then.
+        """Write from byte ``start``, at most the next missing one; return how many bytes are stored then.
 
-        What comes is kept as it comes, whatever breaks off. Raises ``TooLarge`` past so many bytes in all, ``Conflict``
-        while another one writes or where bytes before ``start`` are missing, ``NoCapacity``, and what ``content``
-        raises.
+        Bytes that arrived are kept when the rest breaks off. Raises ``TooLarge`` past ``limit`` bytes in all,
+        ``Conflict`` during another write or where bytes before ``start`` are missing, ``NoCapacity``, and the errors
+        of ``content``.
         """
 
     async def size(self, upload: UploadId) -> int:
-        """How many bytes are there; 0 when there is nothing."""
+        """Return how many bytes are stored; 0 when there is nothing."""
 
     async def sha256(self, upload: UploadId) -> str:
-        """Of all that is there, as 64 hex characters. Raises ``KeyError`` when there is nothing."""
+        """Return the SHA-256 of all stored bytes, as 64 hex characters. Raises ``KeyError`` when there is nothing."""
 
     def open(self, upload: UploadId) -> BinaryIO:
-        """To be read. Raises ``KeyError`` when there is nothing."""
+        """Open the stored bytes for reading. Raises ``KeyError`` when there is nothing."""
 
     async def delete(self, upload: UploadId) -> None:
-        """Idempotent. Raises ``Conflict`` while somebody writes."""
+        """Delete the upload. Idempotent. Raises ``Conflict`` during a write."""
 
     async def ids(self) -> Collection[UploadId]:
-        """Of all that are there."""
+        """Return the ids of all stored uploads."""

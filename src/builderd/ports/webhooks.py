@@ -1,4 +1,4 @@
-"""The sender of webhooks: one request to a URL that a tenant chose, and so may be meant to harm."""
+"""The sender of webhooks: one request to a URL that a tenant chose, which may be hostile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """``status`` is None where there was no answer; ``note`` then says why, else it is the answer's beginning."""
+    """A webhook's reply: ``status`` is None without an answer; ``note`` then says why, else it is its beginning."""
 
     status: int | None
     note: str
@@ -17,12 +17,12 @@ class Reply:
 
 class WebhookSender(Protocol):
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        """Send it once, in bounded time, and raise nothing.
+        """Send the request once, in bounded time, and raise nothing.
 
-        Only to hosts all of whose addresses are public, or allowed by the operator; to just the address that was
-        looked at; and following no redirect. What is refused reads like what cannot be reached: a tenant learns
-        nothing of the networks around.
+        It goes only to hosts all of whose addresses are public or allowed by the operator, to exactly the address
+        that was checked, and follows no redirect. A refusal reads like an unreachable host, so that a tenant learns
+        nothing about the networks around.
         """
 
     def refuses(self, url: str) -> bool:
-        """Whether the URL names an address, and one at which nothing may be sent."""
+        """Return whether the URL's host is an IP address to which nothing may be sent."""

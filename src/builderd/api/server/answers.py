@@ -45,7 +45,7 @@ STATUS = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``body`` is the whole envelope."""
+    """An HTTP answer; ``body`` is the whole envelope."""
 
     status: int
     body: Mapping[str, Any]
@@ -56,13 +56,13 @@ class Answer:
         return self.status < 400
 
     def response(self, media_type: str = "application/json") -> Response:
-        """The same, ready to be sent; ``media_type`` is some JSON."""
+        """Return the answer as a response, ready to be sent; ``media_type`` must be a JSON type."""
         text = json.dumps(self.body, ensure_ascii=False, separators=(",", ":"))
         return Response(text, self.status, dict(self.headers), media_type=media_type)
 
 
 def success(envelope: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
-    """An answer of one of the wire's envelopes."""
+    """Return a successful answer with this envelope."""
     return Answer(status, envelope.model_dump(mode="json"), headers or {})
 
 

@@ -1,4 +1,4 @@
-"""Who calls, and what the caller may do."""
+"""Authentication of callers by API token, and authorization by scope."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
 def application_of(request: Request) -> Application:
-    """The application that this app was made for."""
+    """Return the application that this app serves."""
     application: Application = request.app.state.application
     return application
 
@@ -37,7 +37,7 @@ TheApplication = Annotated[Application, Depends(application_of)]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A valid token, and the caller that services know."""
+    """A valid token, and its caller as services know it."""
 
     token: Token
 
@@ -50,25 +50,28 @@ class Identity:
         return self.token.allows(Scope.WRITE)
 
     def require(self, scope: Scope, what: str = "This call") -> None:
-        """Raises ``Forbidden`` when the token lacks the scope."""
+        """Raise ``Forbidden`` when the token lacks the scope."""
         if not self.token.allows(scope):
             raise Forbidden(f"{what} needs a token with the scope {scope}: ask whoever runs this service for one.")
 
 
 def secret_of(credentials: HTTPAuthorizationCredentials | None) -> str:
-    """The bearer's secret. Raises ``Unauthenticated``."""
+    """Return the bearer token's secret. Raises ``Unauthenticated`` when there is none."""
     if credentials is None or not credentials.credentials:
         raise Unauthenticated("Send your API token with the header Authorization: Bearer <token>.")
     return credentials.credentials
 
 
 async def identify(request: Request, credentials: Credentials) -> Identity:
-    """The caller of a valid token, within its rate; its last use is written down now and then."""
+    """Return the caller of a valid token, within its rate limit; its last use is recorded now and then."""
     return await identity_of(request, secret_of(credentials))
 
 
 async def identity_of(request: HTTPConnection, secret: str) -> Identity:
-    """The same by the token's secret."""
+    """Return the caller whose valid token has this secret, within its rate limit; its last use is recorded.
+
+    Raises ``Unauthenticated`` and ``RateLimited``.
+    """
     application: Application = request.app.state.application
     now = application.clock.now()
     token = await recognize(
@@ -81,13 +84,16 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
 
 
 async def is_good_still(application: Application, identity: Identity) -> bool:
-    """Whether a token that was valid is so now, for answers that go on for long."""
+    """Return whether a token that was valid is still valid, for answers that take a long time."""
     now = application.clock.now()
     return await application.store.read(lambda uow: tokens.is_good_still(uow, identity.token, now))
 
 
 async def recognize(request: HTTPConnection, secret: str, look: Callable[[], Awaitable[T]]) -> T:
-    """What ``look`` finds by this secret. Raises ``Unauthenticated``, and ``RateLimited`` when it comes too often."""
+    """Return what ``look`` finds by this secret.
+
+    Raises ``Unauthenticated``, and ``RateLimited`` when its calls come too often.
+    """
     rates: Rates = request.app.state.rates
     standing = rates.admit(secret)
     _keep_within(request, standing)
@@ -110,13 +116,13 @@ def _keep_within(request: HTTPConnection, standing: Standing | None) -> None:
 
 
 async def reader(identity: Annotated[Identity, Depends(identify)]) -> Identity:
-    """A caller that may look at things."""
+    """Return a caller with the scope to read. Raises ``Forbidden``."""
     identity.require(Scope.READ)
     return identity
 
 
 async def writer(identity: Annotated[Identity, Depends(identify)]) -> Identity:
-    """A caller that may change things."""
+    """Return a caller with the scope to write. Raises ``Forbidden``."""
     identity.require(Scope.WRITE)
     return identity
 

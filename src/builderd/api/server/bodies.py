@@ -22,7 +22,7 @@ from builderd.services.held_bytes import LIMIT, Holding
 
 S = TypeVar("S", bound=Shape)
 
-#: How long the next piece of a body may take, and the whole of it, in seconds.
+#: Seconds that the next piece of a body may take, and the whole of it.
 PIECE_SECONDS = 20.0
 BODY_SECONDS = 300.0
 #: A body up to here is parsed in a thread, and is not counted among the bytes that its tenant holds.
@@ -33,14 +33,14 @@ ROOM_SECONDS = 30.0
 
 @dataclass(slots=True)
 class Received(Generic[S]):
-    """A valid body; ``sha256`` is of its bytes as they came."""
+    """A valid body, and the ``sha256`` of its bytes as they arrived."""
 
     value: S
     sha256: str
     holding: Holding | None = None
 
     def release(self) -> None:
-        """Give back the memory of the value, which nobody reads any more, before the call goes on to wait."""
+        """Release the value's memory before the call waits; the value must not be read any more."""
         del self.value
         if self.holding:
             self.holding.close()
@@ -78,7 +78,7 @@ async def receive(
 
 
 def optional_json_body(shape: type[S], limit: int) -> Callable[..., Coroutine[Any, Any, Received[S]]]:
-    """A dependency like ``json_body``, for small bodies: no body at all is as good as an empty object."""
+    """A dependency like ``json_body``, for small bodies: a missing body counts as an empty object."""
 
     async def receive(request: Request, application: TheApplication, _: Writer) -> Received[S]:
         body = await read_body(request, limit)
@@ -103,7 +103,7 @@ def check_media_type(request: Request) -> None:
 
 
 async def read_body(request: Request, limit: int, holding: Holding | None = None) -> bytes:
-    """The body, of which never more than the limit and one piece are held.
+    """Return the body; at most the limit and one piece of it are held in memory.
 
     Raises ``TooLarge``, at once where Content-Length tells, and ``BadRequest`` when it comes too slowly.
     """
@@ -134,13 +134,13 @@ async def _count(holding: Holding, size: int) -> None:
 
 
 def announced_length(request: Request) -> int | None:
-    """Of the body in bytes, as its head has it."""
+    """Return the body's length in bytes by its Content-Length, None without a valid one."""
     announced = request.headers.get("content-length", "")
     return int(announced[:20]) if announced.isdecimal() else None
 
 
 async def pieces(request: Request, seconds: float) -> AsyncGenerator[bytes]:
-    """The body as it comes. Raises ``BadRequest`` when it stalls, or takes longer than that in all."""
+    """Yield the body as it arrives. Raises ``BadRequest`` when it stalls or takes over ``seconds`` in all."""
     stream, deadline = request.stream(), time.monotonic() + seconds
     while True:
         try:

@@ -13,7 +13,7 @@ from builderd.api.server.json_parsing import take
 from builderd.domain.errors import BadRequest, TooLarge, ValidationFailed
 from builderd.schemas.v1.shape import Shape
 
-#: The service itself comes first.
+#: Yield the CPU to the service itself.
 NICENESS = 5
 
 
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _answer(shape: type[Shape], body: bytes, context: dict[str, Any]) -> tuple[str, object]:
-    """What came of it, and the value or what the error is made of."""
+    """Return ("value", the parsed value), or the error's code with its validation errors or message."""
     try:
         return "value", take(shape, body, context)
     except ValidationFailed as error:

@@ -17,7 +17,7 @@ from starlette.requests import HTTPConnection
 from builderd.domain.errors import NoCapacity, RateLimited
 from builderd.domain.ids import TenantId
 
-#: Where a request finds its connection, in the state of its scope.
+#: Key of a request's connection in its scope's state.
 STATE = "connection"
 
 
@@ -41,7 +41,7 @@ class Connection(Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is being answered on it."""
+        """Return whether no request is being answered on it."""
 
     def abort(self) -> None:
         """Close it now."""
@@ -56,7 +56,7 @@ _Owner = _Address | TenantId
 
 
 class Connections:
-    """Those of one listener, by owner; each owner's are in the order of their last use."""
+    """Connections of one listener by owner, each owner's in the order of their last use."""
 
     def __init__(self, limits: ConnectionLimits | None = None) -> None:
         self._limits = limits or ConnectionLimits()
@@ -79,7 +79,7 @@ class Connections:
 
     @property
     def _spare_room(self) -> bool:
-        """Whether another connection without a token may take the place of one with a token."""
+        """Return whether another connection without a token may replace an idle one with a token."""
         return self._strangers < self._limits.strangers
 
     def recognise(self, connection: Connection, tenant_id: TenantId) -> None:
@@ -95,12 +95,12 @@ class Connections:
         self._add(connection, tenant_id)
 
     def touch(self, connection: Connection) -> None:
-        """Note that it is in use."""
+        """Mark the connection as the most recently used one of its owner."""
         if connection in self._owners:
             self._owned[self._owners[connection]].move_to_end(connection)
 
     def forget(self, connection: Connection) -> None:
-        """It is closed."""
+        """Stop counting a connection that is closed. Idempotent."""
         owner = self._owners.pop(connection, None)
         if owner is None:
             return

@@ -1,8 +1,8 @@
 """The listener: uvicorn, with limits on what a slow or hostile client can hold of it.
 
 uvicorn alone reads a head of any size for any time. Here a head must come within ``HEAD_SECONDS`` and
-``MAX_HEAD_BYTES`` (and one piece from the network), and ``connections`` limits how many there are. Who is turned
-away is told why in the envelope.
+``MAX_HEAD_BYTES`` (and one piece from the network), and ``connections`` limits how many there are. A refused
+client gets the reason in the envelope.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ MAX_HEAD_BYTES = 65_536
 KEEP_ALIVE_SECONDS = 30
 _TROUBLE = logging.getLogger(f"{__name__}.websockets")
 _TROUBLE.setLevel(logging.WARNING)
-#: Where a WebSocket is spoken.
+#: Request targets that accept a WebSocket.
 WEBSOCKETS = re.compile(rf"{PREFIX}/builders/[\w-]+/terminal(\?.*)?".encode(), re.ASCII)
-#: Of one message over a WebSocket.
+#: Largest message over a WebSocket.
 MAX_MESSAGE_BYTES = 1 << 20
-#: How long, and how much, a client that was answered early may go on sending, so that it comes to read the answer.
+#: Seconds and bytes for which a client that was answered early may go on sending, so that it reads the answer.
 LINGER_SECONDS = 30.0
 MAX_LINGER_BYTES = 64_000_000
-#: A client that takes in nothing of what is sent to it is gone after this.
+#: Seconds after which a client that reads nothing of its answer is disconnected.
 UNREAD_SECONDS = 120
 #: How long calls that wait for an outcome may go on after SIGTERM, before they are cut off.
 GRACE_SECONDS = 5
 
 
 def server_config(app: ASGIApp, host: str, port: int, limits: ConnectionLimits | None = None) -> uvicorn.Config:
-    """How an app of this door is served. Logs go to the loggers that the caller has set up."""
+    """Return uvicorn's configuration for serving an app. Logs go to the loggers that the caller has set up."""
     connections = Connections(limits)
     return uvicorn.Config(
         app,
@@ -59,7 +59,7 @@ def server_config(app: ASGIApp, host: str, port: int, limits: ConnectionLimits |
         ws_max_size=MAX_MESSAGE_BYTES,
         lifespan="on",
         log_config=None,
-        # The door writes a line for each request itself, with its id.
+        # The request log has a line for each request, with its id.
         access_log=False,
         server_header=False,
         # Nothing in the service depends on where a request came from: no header may claim it.
@@ -150,7 +150,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(BadRequest("This is not an HTTP/1.1 request."))
 
     def _should_upgrade_to_ws(self) -> bool:
-        """Where a WebSocket is spoken, and asked for as RFC 6455 has it; elsewhere the offer is passed over."""
+        """Return whether the target accepts a WebSocket and the handshake is valid; other offers are ignored."""
         return WEBSOCKETS.fullmatch(self.url) is not None and _is_handshake(
             self.parser.get_method(), self.url, self.headers
         )
@@ -161,7 +161,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Offers of another protocol are passed over, as HTTP allows (RFC 9110, 7.8), and are no news."""
+        """Ignore offers of another protocol, as HTTP allows (RFC 9110, 7.8), without a log line."""
 
     def _arm(self, seconds: float) -> None:
         if self._timer is None:
@@ -180,7 +180,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, error: BuilderdError) -> None:
-        """Say why and hang up; only hang up where an answer is under way already."""
+        """Send the error and close the connection; only close it where an answer is under way already."""
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete:
@@ -189,12 +189,12 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 class Socket(WebSocketsSansIOProtocol):
-    """One connection that has become a WebSocket, or was refused to."""
+    """A connection that has become a WebSocket, or whose handshake was refused."""
 
     def __init__(self, counted: Connections, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self._counted = counted
-        # The request log has a line for each; uvicorn's would have what follows the ? as well, and so the command.
+        # The request log has a line for each; uvicorn's line would include the query, and so the command.
         self.logger = _TROUBLE
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -210,7 +210,7 @@ class Socket(WebSocketsSansIOProtocol):
 
     @property
     def is_idle(self) -> bool:
-        """A session goes on for as long as it is open."""
+        """Return False: a session is in use for as long as it is open."""
         return False
 
     def abort(self) -> None:
@@ -222,17 +222,20 @@ class Socket(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         await super().send(message)
-        # A refusal ends the handshake too; uvicorn would call it an error that there was none.
+        # A refusal ends the handshake too; uvicorn would log a missing handshake as an error.
         self.handshake_complete = self.handshake_complete or self.close_sent
 
 
 def address_of(client: tuple[str, int] | None) -> str:
-    """The address of a peer; empty when it is gone already."""
+    """Return the address of a peer; empty when it is gone already."""
     return client[0] if client else ""
 
 
 def _is_handshake(method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether the library would take it: what it refuses it answers itself, without an id and the envelope."""
+    """Return whether the websockets library would accept this handshake.
+
+    The library answers a handshake that it refuses by itself, without a request id and the envelope.
+    """
     judge = ServerProtocol()
     lines = (name + b": " + value for name, value in headers)
     judge.receive_data(b"\r\n".join((method + b" " + url + b" HTTP/1.1", *lines, b"", b"")))
@@ -249,7 +252,7 @@ def _tune(connection: socket.socket) -> None:
 
 
 def _whole(error: BuilderdError) -> bytes:
-    """The complete answer, as bytes."""
+    """Return the complete HTTP answer to an error, as bytes."""
     response = failure(error).response()
     response.headers["Connection"] = "close"
     response.headers[HEADER] = str(uuid.uuid4())

@@ -1,4 +1,4 @@
-"""What the service counts about itself, for Prometheus."""
+"""Metrics of the service, for Prometheus."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from builderd.domain.previews import PreviewActivity
 from builderd.services.application import Application
 from builderd.services.backup_health import BackupHealth, health
 
-#: In seconds: from a look-up to the cold installation of large dependencies.
+#: Histogram buckets in seconds: from a look-up to the cold installation of large dependencies.
 BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-#: Hosts, and builders, that have series of their own: whoever keeps them pays for each.
+#: Most hosts, and most builders, that have series of their own: each series costs storage in Prometheus.
 MAX_SERIES = 2_000
 ANSWER_CLASSES = ("2xx", "3xx", "4xx", "5xx")
-#: Whatever a client makes up as a method counts as one.
+#: Methods with a label of their own; all others are counted together, since clients can invent any.
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
 
@@ -43,13 +43,13 @@ class Meter:
         )
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """One request more. ``route`` is empty for paths that do not exist."""
+        """Count a request. ``route`` is empty for paths that do not exist."""
         method = method if method in METHODS else "other"
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
     async def render(self, application: Application) -> bytes:
-        """Everything in Prometheus' text format 0.0.4."""
+        """Return all metrics in Prometheus' text format 0.0.4."""
         registry = CollectorRegistry()
         registry.register(await _look(application))
         return generate_latest(self._registry) + generate_latest(registry)
@@ -66,7 +66,7 @@ async def _look(application: Application) -> _Snapshot:
 
 
 def _busiest(activity: Mapping[str, PreviewActivity]) -> Mapping[str, PreviewActivity]:
-    """So many as there may be series of: those with the most requests, since some of the rest are visited no more."""
+    """Return the ``MAX_SERIES`` hosts with the most requests; some of the others have no visitors any more."""
     hosts = sorted(activity, key=lambda host: activity[host].requests, reverse=True)
     return {host: activity[host] for host in hosts[:MAX_SERIES]}
 
@@ -128,7 +128,7 @@ class _Snapshot(Collector):
         yield connections
 
     def _used(self) -> Iterator[Metric]:
-        """What runs now: counters begin anew with each sandbox."""
+        """Yield the usage of each running sandbox; counters restart with each new sandbox."""
         labels = ["builder", "name", "tenant"]
         cpu = CounterMetricFamily("builderd_builder_cpu_seconds", "CPU time of a sandbox.", labels=labels)
         memory = GaugeMetricFamily("builderd_builder_memory_bytes", "Memory in use.", labels=labels)

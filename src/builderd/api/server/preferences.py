@@ -1,4 +1,4 @@
-"""What the caller prefers: to be answered at once, or to follow the stages."""
+"""Preferences of the caller: an answer at once (``Prefer``), or a stream of the stages (``Accept``)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from fastapi import Request
 
 EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
-#: What an answer says that heeded the preference (RFC 7240).
+#: Header of an answer that followed the preference (RFC 7240).
 APPLIED = {"Preference-Applied": "respond-async"}
 
 
 def wants_async(request: Request) -> bool:
-    """Whether ``Prefer: respond-async`` (RFC 7240) is among the caller's preferences."""
+    """Return whether ``Prefer: respond-async`` (RFC 7240) is among the caller's preferences."""
     preferences = ",".join(request.headers.getlist("prefer")).split(",")
     return any(preference.partition(";")[0].strip().lower() == "respond-async" for preference in preferences)
 
 
 def wants_events(request: Request) -> bool:
-    """Whether the caller would rather have an event stream than JSON (RFC 9110, 12.5.1): by weight, then by order."""
+    """Return whether the caller prefers an event stream to JSON (RFC 9110, 12.5.1): by weight, then by order."""
     accepted = [_weighed(part) for part in ",".join(request.headers.getlist("accept")).split(",")]
     known = [(weight, kind) for weight, kind in accepted if kind in (EVENT_STREAM, JSON) and weight > 0]
     if not known:

@@ -10,21 +10,21 @@ from starlette.datastructures import Headers
 from builderd.domain.errors import BadRequest, BuilderdError
 from builderd.domain.files import Condition
 
-#: Larger than any file, with room to add to.
+#: Digits of a position: enough for any file, too few to overflow when added to.
 _DIGITS = 18
 _RANGE = re.compile(rf"bytes=\s*(\d{{0,{_DIGITS}}})\s*-\s*(\d{{0,{_DIGITS}}})\s*")
 _TAG = re.compile(r'\s*(?:\*|(W/)?"([\x21\x23-\x7e\x80-\xff]*)")\s*(?:,|$)')
 
 
 class RangeNotSatisfiable(BuilderdError):
-    """None of the bytes that were asked for exist."""
+    """Error for a range of which no byte exists."""
 
     code = "range_not_satisfiable"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The bytes from ``start``, ``length`` of them, of ``size``; ``whole`` when no range was asked for."""
+    """A part of a content of ``size`` bytes: ``length`` bytes from ``start``; ``whole`` without a range."""
 
     start: int
     length: int
@@ -37,7 +37,7 @@ class Part:
 
 
 def part_of(headers: Headers, size: int, tag: str) -> Part:
-    """What is to be sent. Of what is no single range of bytes, the whole is sent, as the RFC has it.
+    """Return the part to send; the whole where the header is no single range of bytes (RFC 9110, 14.2).
 
     Raises ``RangeNotSatisfiable``.
     """
@@ -59,23 +59,26 @@ def part_of(headers: Headers, size: int, tag: str) -> Part:
 
 
 def quoted(tag: str) -> str:
-    """As an entity tag."""
+    """Return the tag in quotes, as an entity tag."""
     return f'"{tag}"'
 
 
 def condition_of(headers: Headers) -> Condition:
-    """``If-Match`` and ``If-None-Match``. Raises ``BadRequest`` for what cannot be read, which is not nothing."""
+    """Return ``If-Match`` and ``If-None-Match``. Raises ``BadRequest`` for a malformed one instead of ignoring it."""
     return Condition(_tags(headers, "if-match", weak=False), _tags(headers, "if-none-match", weak=True))
 
 
 def is_known(headers: Headers, tag: str) -> bool:
-    """Whether the caller has this very content already."""
+    """Return whether the caller has the content with this tag already (``If-None-Match``)."""
     tags = _tags(headers, "if-none-match", weak=True)
     return tags is not None and ("*" in tags or tag in tags)
 
 
 def _tags(headers: Headers, name: str, *, weak: bool) -> frozenset[str] | None:
-    """A weak tag is never the same as one of ours where that has to be certain."""
+    """Return the entity tags in a header, None without it. Raises ``BadRequest`` for a malformed one.
+
+    Without ``weak`` the comparison is strong: a weak tag becomes ``W/``, which equals no tag of a file.
+    """
     text = ", ".join(headers.getlist(name)).strip()
     if name not in headers:
         return None

@@ -19,15 +19,15 @@ from builderd.domain.errors import RateLimited
 from builderd.domain.ids import secret_hash
 
 WINDOW = 60
-#: Of each kind are remembered, the last ones used; who is forgotten begins with a full bucket.
+#: Buckets of each kind that are kept, the last ones used; a forgotten key begins with a full bucket.
 MAX_BUCKETS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What is left of ``limit`` calls a minute: ``remaining`` now, all of them in ``reset`` seconds.
+    """Rate limit status: of ``limit`` calls a minute ``remaining`` are left now, and all in ``reset`` seconds.
 
-    ``retry_after``: in so many seconds there is one again, None when there was one.
+    ``retry_after``: seconds until a call is possible again, None when this one is.
     """
 
     limit: int
@@ -36,7 +36,7 @@ class Standing:
     retry_after: int | None = None
 
     def headers(self) -> Mapping[str, str]:
-        """As they stand in an answer."""
+        """Return the status as headers of an answer."""
         return {
             "RateLimit-Policy": f'"requests";q={self.limit};w={WINDOW}',
             "RateLimit": f'"requests";r={self.remaining};t={self.reset}',
@@ -59,11 +59,11 @@ class Buckets:
         return key in self._levels
 
     def look(self, key: str) -> Standing:
-        """How it stands, nothing taken."""
+        """Return the key's status without taking from its bucket."""
         return self._standing(self._level(key), wanted=1)
 
     def take(self, key: str) -> Standing:
-        """Take one out, if there is one."""
+        """Take one call out of the key's bucket, if there is one, and return the status."""
         level = self._level(key)
         left = level - 1 if level >= 1 else level
         self._levels[key] = (left, self._now())
@@ -87,22 +87,26 @@ class Buckets:
 
 
 class Rates:
-    """``requests`` a minute and token, ``failures`` a minute and address; 0: as many as there come."""
+    """Limits: ``requests`` a minute for each token, ``failures`` a minute for each address; 0: unlimited."""
 
     def __init__(self, requests: int = 6000, failures: int = 60, now: Callable[[], float] = time.monotonic) -> None:
         self._requests = Buckets(requests, now) if requests else None
         self._failures = Buckets(failures, now) if failures else None
 
     def admit(self, secret: str) -> Standing | None:
-        """Before a token is looked up: count its call if it was good lately, so that one too many costs no look-up."""
+        """Count a call before its token is looked up, if the token was valid lately; else return None.
+
+        A call over the limit then costs no look-up.
+        """
         is_known = self._requests is not None and secret_hash(secret) in self._requests
         return self.count(secret) if is_known else None
 
     def failed(self, address: str, secret: str) -> None:
-        """The token was none. Raises ``RateLimited`` while too many of that kind come from its address.
+        """Count an invalid token. Raises ``RateLimited`` while too many of them come from its address.
 
-        Only once it was looked up: behind a proxy all share one address, and nobody's good token may be refused for
-        the wrong ones of others. Guesses gain nothing by being looked up, since tokens are long and random.
+        Call it only after the look-up: behind a proxy all clients share one address, and a valid token must not be
+        refused for the invalid ones of others. Guesses gain nothing by being looked up, since tokens are long and
+        random.
         """
         if self._requests is not None:
             self._requests.forget(secret_hash(secret))
@@ -115,12 +119,12 @@ class Rates:
             )
 
     def count(self, secret: str) -> Standing | None:
-        """A call with a good token; None when calls are not counted."""
+        """Count a call with a valid token and return its status; None when calls are not limited."""
         return self._requests.take(secret_hash(secret)) if self._requests is not None else None
 
 
 def too_many(standing: Standing) -> RateLimited:
-    """The error of a call too many."""
+    """Return the error for a call over the limit."""
     return RateLimited(
         f"This token may make {standing.limit} calls a minute: wait {standing.retry_after} s.",
         retry_after=standing.retry_after,

@@ -98,7 +98,7 @@ class RequestLog:
         # Percent-encoded, as it came: a line break in it cannot break the line. What follows the ? may be secret.
         path = scope["raw_path"].decode("ascii", "replace")[:MAX_LOGGED_PATH]
         method = scope.get("method", "GET")
-        logger.info("%s %s %d %.1f ms", method, path, status, seconds * 1000)
+        logger.info("request method=%s path=%s status=%d ms=%.1f", method, path, status, seconds * 1000)
         self._meter.count(method, _route_of(scope), status, seconds)
 
 

@@ -24,12 +24,12 @@ from builderd.domain.ids import TenantId
 HEARTBEAT_SECONDS = 15.0
 #: Listeners of one kind that a tenant may have at the same time.
 MAX_AT_ONCE = 100
-#: An answer of which nothing more is read for so long is broken off: it holds memory, or keeps its builder awake.
+#: Seconds after which an answer that nobody reads is broken off: it holds memory, or keeps its builder awake.
 STALL_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
-#: Whether whoever listens still may.
+#: Returns whether the listener may still receive the stream.
 Permission = Callable[[], Awaitable[bool]]
 
 
@@ -38,20 +38,23 @@ async def _always() -> bool:
 
 
 class Listeners:
-    """Those of one kind that listen now, by tenant. ``too_many`` follows their number: what they are, what to do."""
+    """Open streams of one kind, counted by tenant.
+
+    ``too_many`` follows the limit in the error message: what they are, and what to do.
+    """
 
     def __init__(self, too_many: str) -> None:
         self._too_many = too_many
         self._open: Counter[TenantId] = Counter()
 
     def admit(self, tenant_id: TenantId) -> None:
-        """Raises ``RateLimited`` for one too many."""
+        """Raise ``RateLimited`` when the tenant has ``MAX_AT_ONCE`` of them already."""
         if self._open[tenant_id] >= MAX_AT_ONCE:
             raise RateLimited(f"{MAX_AT_ONCE} {self._too_many}", retry_after=10)
 
     @contextmanager
     def one_more(self, tenant_id: TenantId) -> Iterator[None]:
-        """For as long as it goes on."""
+        """Count one more listener of the tenant while the context is open."""
         self._open[tenant_id] += 1
         try:
             yield
@@ -59,7 +62,7 @@ class Listeners:
             self._open[tenant_id] -= 1
 
     def total(self) -> int:
-        """Of all tenants."""
+        """Return the number of listeners of all tenants."""
         return self._open.total()
 
 
@@ -90,7 +93,7 @@ class Held(StreamingResponse):
 
 
 def event(name: str, data: Mapping[str, Any] | str, event_id: str | None = None) -> bytes:
-    """One event; ``data`` is an object or JSON text."""
+    """Return one encoded event; ``data`` is an object or JSON text."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return format_sse_event(event=name, data_str=text, id=event_id)
 
@@ -98,11 +101,11 @@ def event(name: str, data: Mapping[str, Any] | str, event_id: str | None = None)
 def stream(
     events: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None, permitted: Permission = _always
 ) -> StreamingResponse:
-    """The events as they come, with heartbeats between them.
+    """Return a response that sends the events as they come, with heartbeats between them.
 
-    Ends with the generator, when the client leaves, or within ``HEARTBEAT_SECONDS`` of being ``permitted`` no more.
+    It ends with the generator, when the client leaves, or within ``HEARTBEAT_SECONDS`` of losing permission.
     """
-    # nginx, for one, would collect the events instead of passing them on.
+    # nginx, for one, would buffer the events instead of passing them on.
     unbuffered = {"X-Accel-Buffering": "no", **(headers or {})}
     return StreamingResponse(_with_heartbeats(events, permitted), media_type=EVENT_STREAM, headers=unbuffered)
 
@@ -111,11 +114,11 @@ async def _with_heartbeats(events: AsyncGenerator[bytes], permitted: Permission)
     beat = time.monotonic() + HEARTBEAT_SECONDS
     pending = asyncio.ensure_future(_next(events))
     try:
-        # The head of the answer is out at once, also when the first event takes a while.
+        # Sends the head of the answer at once, also when the first event takes a while.
         yield KEEPALIVE_COMMENT
         while True:
             done, _ = await asyncio.wait({pending}, timeout=max(0, beat - time.monotonic()))
-            # By the clock, for a stream that is never silent.
+            # Checked by the clock, since a busy stream never reaches the timeout.
             if time.monotonic() >= beat:
                 if not await permitted():
                     return

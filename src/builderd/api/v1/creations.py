@@ -36,7 +36,7 @@ from builderd.services.application import Application
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
 
-#: Of the request as it is sent: room for 20 MB of files in base64, their 2,000 paths, and the settings.
+#: Largest request body in bytes: room for 20 MB of files in base64, their 2,000 paths, and the settings.
 MAX_BODY_BYTES = 29_000_000
 
 Body = Annotated[Received[NewBuilder], Depends(json_body(NewBuilder, MAX_BODY_BYTES))]
@@ -98,13 +98,13 @@ async def create_builder(request: Request, identity: Writer, body: Body) -> Resp
 
 
 def check_gates(identity: Identity, new: NewBuilder) -> None:
-    """Who may leave a gate out."""
+    """Raise ``Forbidden`` when the request leaves a gate out and the token lacks the scope for it."""
     if new.skip_review or new.skip_qa:
         identity.require(Scope.SKIP_GATES, "Leaving a gate out (skip_review, skip_qa)")
 
 
 class Creations:
-    """Those that go on now. Each is followed to its end, whether or not its caller still waits."""
+    """Creations in progress. Each is followed to its end, whether or not its caller still waits."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
@@ -112,9 +112,9 @@ class Creations:
         self._tasks: set[asyncio.Task[Answer]] = set()
 
     def hold(self, request: Request, identity: Identity, retry: Retry | None) -> ExitStack:
-        """What a call holds while it goes on: its retry key, and its place among those that wait.
+        """Return a stack that counts the call as waiting, and that releases it and its retry key when closed.
 
-        Raises ``RateLimited`` where there is no place.
+        Raises ``RateLimited`` when the tenant has too many waiting calls.
         """
         with ExitStack() as held:
             held.callback(self.retries.release, retry)
@@ -122,13 +122,13 @@ class Creations:
             return held.pop_all()
 
     async def builder(self, identity: Identity, new: NewBuilder, retry: Retry | None, first: Begun | None) -> Builder:
-        """The builder that is created now, or the one that an earlier call with the same key has created."""
+        """Create the builder, or return the one that an earlier call with the same key has created."""
         if first is None:
             return await _record(self.application, self.retries, identity, new, retry)
         return await self.application.store.read(lambda uow: _recorded(uow, first.builder_id))
 
     def answer(self, builder: Builder, retry: Retry | None, held: ExitStack, *, at_once: bool) -> asyncio.Task[Answer]:
-        """The answer to come; a retry gets the same."""
+        """Start a task for the call's answer; a retry gets the same answer."""
         if at_once:
             return self.follow(door.begun(self.application, builder, "created"), retry, held)
         return self.follow(door.started(self.application, builder, 201, door.location(builder)), retry, held)
@@ -136,7 +136,7 @@ class Creations:
     def follow(
         self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None, held: ExitStack
     ) -> asyncio.Task[Answer]:
-        """The same for any call that begins what goes on by itself. What it has ``held`` is let go of at the end."""
+        """Start a task that waits for a call's outcome and keeps it for retries; ``held`` is released at its end."""
         task = asyncio.create_task(self._answer(outcome, retry, held.pop_all()))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -145,13 +145,13 @@ class Creations:
     async def _answer(self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None, held: ExitStack) -> Answer:
         with held:
             answer = await outcome
-            # What the machine could not do is no answer for good: a retry looks at the builder anew.
+            # A 503 is not final and is not kept: a retry looks at the builder again.
             if retry is not None and answer.status != 503:
                 await self.retries.answered(retry, answer)
             return answer
 
     async def close(self) -> None:
-        """Follow none of them any more: they go on by themselves."""
+        """Stop following all of them: the creations go on by themselves."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -225,7 +225,7 @@ def _web_command(bundle: Bundle) -> str:
 
 
 def in_form(request: Request, answer: Answer) -> Response:
-    """An answer that is known already, in the form that the call asks for."""
+    """Return an answer that is known already, in the form that the call asks for."""
     if wants_events(request) and not wants_async(request):
         return stream(_last_event(answer), answer.headers)
     return answer.response()
@@ -236,7 +236,7 @@ async def _last_event(answer: Answer) -> AsyncGenerator[bytes]:
 
 
 async def told(events: AsyncIterator[Event], answer: asyncio.Task[Answer]) -> AsyncGenerator[bytes]:
-    """The stages as they end, then the answer."""
+    """Yield the stages as they end, then the answer."""
     try:
         async for happened in events:
             if happened.type == "stage.finished":

@@ -44,7 +44,7 @@ def _patterns(text: str) -> str | None:
 
 
 class EventsQuery(Parameters):
-    """Which events."""
+    """Filters and page of a list of events."""
 
     page: int = Field(default=1, ge=1, le=MAX_INTEGER)
     per_page: int = Field(default=25, ge=1, le=MAX_PER_PAGE)
@@ -83,7 +83,7 @@ DOCUMENTED: dict[str, Any] = {
 async def list_events(
     request: Request, application: TheApplication, identity: Reader, query: Annotated[EventsQuery, Query()]
 ) -> Response:
-    """What happened to your builders, deleted ones included, the newest first."""
+    """List the events of your builders, deleted ones included, the newest first."""
     return await _answer(request, application, identity, query, None)
 
 
@@ -102,7 +102,7 @@ async def list_builder_events(
     uuid: Uuid,
     query: Annotated[EventsQuery, Query()],
 ) -> Response:
-    """What happened to one builder, the newest first."""
+    """List the events of one builder, the newest first."""
     tenant_id = identity.token.tenant_id
     builder = await application.store.read(lambda uow: builders.get(uow, tenant_id, uuid.lower()))
     return await _answer(request, application, identity, query, builder.id)
@@ -139,7 +139,7 @@ async def _stream(request: Request, application: Application, identity: Identity
 
 
 def _given(request: Request) -> int | None:
-    """The event after which an interrupted stream is to go on. To begin elsewhere instead would lose some."""
+    """Return the event after which an interrupted stream resumes. To begin elsewhere instead would lose events."""
     text = request.headers.get("last-event-id", "")
     if not text:
         return None
@@ -158,7 +158,7 @@ async def _followed(
 
 
 def shown(event: Event) -> wire.Event:
-    """The event in the contract's shape."""
+    """Return the event in the contract's shape."""
     return wire.Event(
         id=event.id,
         time=event.time,

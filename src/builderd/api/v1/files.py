@@ -32,7 +32,7 @@ ARCHIVE = "application/zstd"
 MAX_PER_PAGE = 1_000
 #: Entries are put in order up to here: what lies further on is found in a folder of its own.
 MAX_PAGE = 100
-#: How long a file may take to arrive.
+#: Seconds that a file may take to arrive.
 UPLOAD_SECONDS = 3600.0
 
 FilePath = Annotated[str, Path(description="The file, relative to `/app`.", json_schema_extra={"minLength": 1})]
@@ -59,7 +59,7 @@ BYTES = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
 
 
 class ListQuery(Parameters):
-    """Which folder, and which of its entries."""
+    """A folder, and the page of its entries."""
 
     path: str = Field(default="", description="The folder, relative to `/app`; left out: `/app` itself.")
     page: int = Field(default=1, ge=1, le=MAX_PAGE)
@@ -67,7 +67,7 @@ class ListQuery(Parameters):
 
 
 class WriteQuery(Parameters):
-    """How the file is put."""
+    """Options of writing a file."""
 
     executable: bool | None = Field(
         default=None, description="Left out: as the file that is replaced; a new one is not."
@@ -75,7 +75,7 @@ class WriteQuery(Parameters):
 
 
 class DeleteQuery(Parameters):
-    """How much is deleted."""
+    """Options of deleting a file or folder."""
 
     recursive: bool = Field(default=False, description="Delete a folder with all that is in it.")
 
@@ -88,7 +88,7 @@ class DeleteQuery(Parameters):
 async def list_files(
     application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[ListQuery, Query()]
 ) -> Response:
-    """What is in a folder of the builder's `/app` now, by name, whether or not it runs."""
+    """List a folder of the builder's `/app` as it is now, by name, whether or not the builder runs."""
     skip = (query.page - 1) * query.per_page
     tenant_id = identity.token.tenant_id
     page = await files.list_page(application, tenant_id, uuid.lower(), query.path.strip("/"), skip, query.per_page)
@@ -111,7 +111,7 @@ async def list_files(
 async def read_file(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, path: FilePath
 ) -> Response:
-    """A file as it is now, whole or in part. Links are not followed."""
+    """Return a file as it is now, whole or in part. Links are not followed."""
     async with AsyncExitStack() as stack:
         context = files.opened(application, identity.token.tenant_id, uuid.lower(), path)
         file = await stack.enter_async_context(context)
@@ -152,12 +152,12 @@ async def write_file(
     path: FilePath,
     query: Annotated[WriteQuery, Query()],
 ) -> Response:
-    """Put a file there, as it is sent, with the folders that are missing.
+    """Write a file, and create the folders that are missing.
 
     An app sees the old content or the new one, and nothing between. When it does not fit, the old one stays.
     """
     if "content-range" in request.headers:
-        # RFC 9110, 14.5: taken for the whole, a part would be all that is left.
+        # RFC 9110, 14.5: a part that is taken for the whole would replace the whole file.
         raise BadRequest("A file is not put in parts: send all of it in one request, and leave Content-Range out.")
     entry, new = await files.write(
         application,
@@ -214,7 +214,7 @@ async def delete_file(
     },
 )
 async def download_archive(application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
-    """All files of `/app` as they are now, in one archive. It breaks off where one of them cannot be read."""
+    """Return all files of `/app` as they are now, in one archive. It breaks off where a file cannot be read."""
     async with AsyncExitStack() as stack:
         packed = await stack.enter_async_context(files.archive(application, identity.token.tenant_id, uuid.lower()))
         headers = {"Content-Disposition": _attachment(f"{uuid.lower()}.tar.zst")}
@@ -222,7 +222,7 @@ async def download_archive(application: TheApplication, identity: Reader, uuid: 
 
 
 def _attachment(name: str) -> str:
-    """A browser is to save it, never to show it: it may be anything (RFC 6266)."""
+    """Return a ``Content-Disposition`` (RFC 6266): a browser saves the untrusted file, and never shows it."""
     return f"attachment; filename*=UTF-8''{quote(_readable(name), safe='')}"
 
 

@@ -30,7 +30,7 @@ from builderd.services.application import Application
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 
 MAX_TAIL = 100_000
-#: An answer goes out whenever it has so many characters.
+#: Characters of an answer that are collected before they are sent.
 PIECE = 1 << 16
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EVENT_ID = re.compile(r"(\d{1,18})-(\d{1,9})")
@@ -38,7 +38,7 @@ STREAM = "With `follow`: a `line` event per line, first the last ones."
 
 
 class LogQuery(Parameters):
-    """Which lines."""
+    """Filters of a log's lines."""
 
     tail: int = Field(default=200, ge=0, le=MAX_TAIL, description="At most so many lines, the last ones.")
     since: UtcTime | None = Field(default=None, description="None from before this time.")
@@ -58,13 +58,13 @@ class LogQuery(Parameters):
 async def read_logs(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[LogQuery, Query()]
 ) -> Response:
-    """What the app and the installer wrote, joined over restarts and versions."""
+    """Return the output of the app and the installer, joined over restarts and versions."""
     tenant_id, uuid = identity.token.tenant_id, uuid.lower()
     if query.follow:
         return await _stream(request, application, identity, uuid, query)
     lines = await logs.read(application, tenant_id, uuid, tail=query.tail, since=query.since, stream=query.stream)
     pieces = _answer(lines)
-    # What fails until here has a status of its own.
+    # An error before the first piece still gets its own status.
     first = await anext(pieces)
     return StreamingResponse(_joined(first, pieces), media_type="application/json")
 
@@ -77,7 +77,7 @@ async def _joined(first: str, others: AsyncGenerator[str]) -> AsyncGenerator[str
 
 
 async def _answer(lines: AsyncGenerator[logs.VersionedLine]) -> AsyncGenerator[str]:
-    """A ``LogAnswer``, piece by piece: however much is asked for, little of it is held."""
+    """Yield a ``LogAnswer`` piece by piece, so that little of a long log is held in memory."""
     pieces, size, count = ['{"success":true,"data":['], 0, 0
     async with aclosing(lines):
         async for line in lines:
@@ -90,7 +90,7 @@ async def _answer(lines: AsyncGenerator[logs.VersionedLine]) -> AsyncGenerator[s
 
 
 class Place(NamedTuple):
-    """A place in a log, which an event's id names: the ``nth`` line of this very time."""
+    """A position in a log, encoded in an event's id: the ``nth`` line with this time."""
 
     time: datetime
     nth: int
@@ -100,7 +100,10 @@ class Place(NamedTuple):
 
 
 def _given(request: Request) -> Place | None:
-    """Where an interrupted stream is to go on. To begin elsewhere instead would lose some."""
+    """Return the place in ``Last-Event-ID`` where an interrupted stream resumes, None without the header.
+
+    Raises ``ValidationFailed`` for a malformed one: to begin elsewhere instead would lose lines.
+    """
     text = request.headers.get("last-event-id", "")
     if not text:
         return None

@@ -25,7 +25,7 @@ STEPS = {"5m": timedelta(minutes=5), "15m": timedelta(minutes=15), "1h": timedel
 
 
 class MetricsQuery(Parameters):
-    """How far back, and how finely."""
+    """Time span and step of the metrics."""
 
     hours: int = Field(default=24, ge=1, le=24)
     step: Literal["5m", "15m", "1h"] = "5m"
@@ -42,7 +42,7 @@ class MetricsQuery(Parameters):
 async def read_metrics(
     application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[MetricsQuery, Query()]
 ) -> Response:
-    """Cpu, memory, disk, network, requests and how they were answered: now, and over the last hours."""
+    """Return CPU, memory, disk, network, requests and their answers: now, and over the last hours."""
     now, tenant_id = application.clock.now(), identity.token.tenant_id
     span, step = timedelta(hours=query.hours), STEPS[query.step]
     report = await application.store.read(

@@ -1,4 +1,4 @@
-"""What comes of a call that changes what is wanted of a builder, told as an answer."""
+"""Answers to calls that change a builder's desired state."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from builderd.services.application import Application
 
 
 def location(builder: Builder) -> dict[str, str]:
-    """Where the builder is found from now on."""
+    """Return the ``Location`` header with the builder's path."""
     return {"Location": f"/api/v1/builders/{builder.id}"}
 
 
 async def begun(application: Application, builder: Builder, doing: str) -> Answer:
-    """202, at once: it goes on by itself, and the builder tells how far it is."""
+    """Return 202 at once: the work goes on in the background, and the builder shows its progress."""
     data = await look(application, builder, with_token=True)
     message = f"{builder.name} is being {doing}: GET {location(builder)['Location']} tells how far it is."
     return success(BuilderAnswer(message=message, data=data), 202, {**location(builder), **APPLIED})
@@ -30,9 +30,9 @@ async def begun(application: Application, builder: Builder, doing: str) -> Answe
 async def started(
     application: Application, builder: Builder, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Answer:
-    """What came of the builder's present run, once it is known: the builder, or the failure of a stage.
+    """Wait for the outcome of the builder's present run: return the builder, or the failure of a stage.
 
-    Raises what is no outcome and must not be kept as one, such as ``StoreUnavailable``.
+    Raises errors that are no outcome and must not be kept as one, such as ``StoreUnavailable``.
     """
     try:
         settled = await outcomes.wait(application, builder.id, builder.run)
@@ -44,14 +44,14 @@ async def started(
 
 
 async def ended(application: Application, builder: Builder) -> Answer:
-    """The builder once it is stopped or deleted, however its last run went."""
+    """Wait until the builder is stopped or deleted and return it, however its last run went."""
     return await shown_as(application, await outcomes.wait_until_settled(application, builder.id, builder.run))
 
 
 async def shown_as(
     application: Application, builder: Builder, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Answer:
-    """Success, with the builder as it is now."""
+    """Return success, with the builder as it is now."""
     data = await look(application, builder, with_token=True)
     return success(
         BuilderAnswer(message=_message(builder, data.preview_url, data.qa_passed), data=data), status, headers

@@ -20,22 +20,22 @@ from builderd.schemas.v1.shape import Parameters
 T = TypeVar("T")
 
 MAX_PER_PAGE = 100
-#: An answer goes out whenever it has so many characters.
+#: Characters of an answer that are collected before they are sent.
 PIECE = 1 << 16
 
 
 class PageQuery(Parameters):
-    """Which part of the list."""
+    """A page of a list: its number, and its number of entries."""
 
     page: int = Field(default=1, ge=1, le=MAX_INTEGER)
     per_page: int = Field(default=25, ge=1, le=MAX_PER_PAGE)
 
     def of(self, total: int) -> PageMeta:
-        """This part of a list that is so long."""
+        """Return the page's metadata for a list of ``total`` entries."""
         return PageMeta(page=self.page, per_page=self.per_page, total=total)
 
     def cut(self, found: Sequence[T]) -> Sequence[T]:
-        """This part of a whole list."""
+        """Return this page of a whole list."""
         start = (self.page - 1) * self.per_page
         return found[start : start + self.per_page]
 
@@ -44,7 +44,7 @@ ThePage = Annotated[PageQuery, Query()]
 
 
 async def in_pieces(request: Request, tenant_id: TenantId, page: Page[Any]) -> Response:
-    """A page whose entries may be large, as those with an environment are: encoded while it is sent, unless short."""
+    """Return a page whose entries may be large (an environment, for one): a long one is encoded while it is sent."""
     pieces, start = _encoded(page, request.app.state.turns, tenant_id), ""
     async for piece in pieces:
         start += piece
@@ -65,7 +65,7 @@ async def _encoded(page: Page[Any], turns: Turns, tenant_id: TenantId) -> AsyncG
     yield f'{{"success":true,"message":{json.dumps(page.message)},"meta":{meta},"data":['
     entries, between = iter(page.data), ""
     while True:
-        # The turn is over before the piece is sent: its reader may be slow.
+        # Releases the turn before the piece is sent: its reader may be slow.
         async with turns.turn(tenant_id):
             piece = ",".join(_until_large(entries))
         if not piece:
@@ -76,7 +76,7 @@ async def _encoded(page: Page[Any], turns: Turns, tenant_id: TenantId) -> AsyncG
 
 
 def _until_large(entries: Iterator[Any]) -> Iterator[str]:
-    """Entries as JSON, until they are a piece together."""
+    """Encode entries as JSON until they fill a piece."""
     size = 0
     while size < PIECE and (entry := next(entries, None)) is not None:
         encoded = entry.model_dump_json()

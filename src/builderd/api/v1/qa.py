@@ -35,13 +35,13 @@ class Format(StrEnum):
 
 
 class VersionQuery(Parameters):
-    """Which version's; the current one's when left out."""
+    """A version of a builder; the current one when left out."""
 
     version: int | None = Field(default=None, ge=1, le=MAX_INTEGER)
 
 
 class QaQuery(VersionQuery):
-    """``junit``: JUnit XML; ``ctrf``: the Common Test Report Format, JSON."""
+    """A QA report's version and format: ``junit`` is JUnit XML, ``ctrf`` the Common Test Report Format, JSON."""
 
     format: Format = Format.JSON
 
@@ -84,7 +84,7 @@ _FORMATS: dict[str, Any] = {
 async def get_qa(
     application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[QaQuery, Query()]
 ) -> Response:
-    """The gate's verdict and the report of a version."""
+    """Return the gate's verdict and the report of a version."""
     tenant_id = identity.token.tenant_id
     view = await application.store.read(lambda uow: qa.get(uow, tenant_id, uuid.lower(), query.version))
     match query.format:
@@ -114,7 +114,7 @@ async def get_screenshot(
     name: Annotated[str, Path(description="`desktop` or `phone`, with or without `.png`.")],
     query: Annotated[VersionQuery, Query()],
 ) -> Response:
-    """How `/` looks, as a PNG."""
+    """Return a screenshot of `/`, as a PNG."""
     match = PICTURE.fullmatch(name)
     if match is None:
         raise NotFound("Screenshots are named desktop and phone.")

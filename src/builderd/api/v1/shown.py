@@ -1,4 +1,4 @@
-"""How a builder is shown."""
+"""Builders in the shape of the API's contract."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN_END = 4
 
 
 def shown(view: builders.BuilderView, *, with_token: bool) -> wire.Builder:
-    """The builder in the contract's shape; its service token in full only ``with_token``."""
+    """Return the builder in the contract's shape; its service token in full only ``with_token``."""
     builder, settings = view.builder, view.version.settings
     return wire.Builder(
         uuid=builder.id,
@@ -66,7 +66,7 @@ def shown_cost(cost: Cost) -> wire.Cost:
 
 
 async def look(application: Application, builder: Builder, *, with_token: bool) -> wire.Builder:
-    """The builder as it is now."""
+    """Return the builder as it is now, in the contract's shape."""
     now = application.clock.now()
     view = await application.store.read(lambda uow: builders.view(uow, application, builder, now))
     return shown(view, with_token=with_token)

@@ -35,7 +35,7 @@ class SpendingQuery(Parameters):
 async def read_spending(
     application: TheApplication, identity: Reader, query: Annotated[SpendingQuery, Query()]
 ) -> Response:
-    """What your builders cost, deleted ones included."""
+    """Return the cost of your builders, deleted ones included."""
     since, until = query.since, query.until
     if since is not None and until is not None and since >= until:
         raise ValidationFailed({"to": ["must be later than from"]})

@@ -33,7 +33,7 @@ router = APIRouter(prefix=PREFIX)
 #: The protocol that is spoken here. A browser, which cannot send a header, names its token as a second one.
 PROTOCOL = "builderd.terminal.v1"
 TOKEN_PROTOCOL = "bearer."  # noqa: S105
-#: How often it is asked whether the token is good still.
+#: Seconds between checks that the token is still valid.
 GUARD_SECONDS = 15.0
 #: Close codes of RFC 6455, 7.4.1.
 NORMAL, POLICY = 1000, 1008
@@ -50,7 +50,7 @@ async def open_terminal(websocket: WebSocket, uuid: str) -> None:
         async with executions.session(application, identity.caller, uuid.lower(), spec) as process:
             offered = websocket.scope["subprotocols"]
             await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
-            logger.info("terminal in %s opened by token %s", uuid.lower(), identity.token.id)
+            logger.info("terminal opened builder=%s token=%s", uuid.lower(), identity.token.id)
             await _talk(application, websocket, process)
     except BuilderdError as error:
         await _refuse(websocket, error)
@@ -112,7 +112,7 @@ async def _take(websocket: WebSocket, process: Process) -> None:
 
 
 def _window(text: str) -> Window:
-    """What a text message asks for. Raises ``BadRequest`` or ``ValidationFailed``."""
+    """Return the window size in a text message. Raises ``BadRequest`` or ``ValidationFailed``."""
     try:
         asked = json.loads(text)
         if asked["type"] == "resize":
@@ -125,7 +125,7 @@ def _window(text: str) -> Window:
 
 
 async def _guard(application: Application, websocket: WebSocket) -> None:
-    """Raises ``Unauthenticated`` once the token has ended."""
+    """Raise ``Unauthenticated`` once the token has ended."""
     secret = _secret(websocket)
     while True:
         await asyncio.sleep(GUARD_SECONDS)

@@ -1,4 +1,4 @@
-"""Uploads: a place for the bytes, then the bytes, in one request or in several."""
+"""Uploads: create one, then send its bytes in one request or in several."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from builderd.services.uploads import Part
 router = APIRouter(prefix=PREFIX, tags=[openapi.FILES])
 
 MAX_BODY_BYTES = 10_000
-#: How long one request may take to bring its bytes.
+#: Seconds that one request may take to send its bytes.
 UPLOAD_SECONDS = 6 * 3600.0
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
 
@@ -56,7 +56,7 @@ CHECK_SUM: openapi.Parameter = {
     openapi_extra=openapi.body_of(NewUpload, {"size": 3_000_000}, required=False),
 )
 async def create_upload(request: Request, application: TheApplication, identity: Writer, body: Body) -> Response:
-    """Ask for a place to send an archive to: a zip, a tar, a tar.gz or a tar.zst.
+    """Create an upload for an archive: a zip, a tar, a tar.gz or a tar.zst.
 
     `PUT` the bytes to `upload_url`, which is good for 24 hours and needs no token. Then create a builder, or deploy a
     version, with `{"source": {"upload_id"}}` in place of `files`.
@@ -111,7 +111,7 @@ async def receive_upload(
     openapi_extra={"security": []},
 )
 async def get_upload(application: TheApplication, upload_id: UploadUuid, signature: Signature = "") -> Response:
-    """How many bytes have arrived: where to go on."""
+    """Return how many bytes have arrived: the position at which to go on."""
     upload = await uploads.signed(application, upload_id.lower(), signature)
     return success(_answer(upload, await application.uploads.size(upload.id))).response()
 
@@ -129,7 +129,7 @@ async def delete_upload(application: TheApplication, identity: Writer, upload_id
 
 
 def part_of(request: Request) -> Part:
-    """Which bytes a request brings. Raises ``BadRequest``."""
+    """Return the range of bytes that a request carries (``Content-Range``). Raises ``BadRequest``."""
     text = request.headers.get("content-range")
     length = announced_length(request)
     if text is None:
@@ -144,7 +144,7 @@ def part_of(request: Request) -> Part:
 
 
 def check_sum_of(request: Request) -> str | None:
-    """Raises ``BadRequest``."""
+    """Return the checksum in ``X-Content-SHA256``, None without one. Raises ``BadRequest``."""
     text = request.headers.get("x-content-sha256")
     if text is not None and not SHA256.fullmatch(text.lower()):
         raise BadRequest("X-Content-Sha256 must be 64 hex characters.")

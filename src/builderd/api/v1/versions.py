@@ -121,7 +121,7 @@ async def patch_builder(request: Request, identity: Writer, uuid: Uuid, body: Se
     openapi_extra=openapi.body_of(NewAutoStop, {"interval": 15}),
 )
 async def put_auto_stop(request: Request, identity: Writer, uuid: Uuid, body: AutoStopBody) -> Response:
-    """Say after how many minutes without a use it stops by itself."""
+    """Set after how many minutes without use the builder stops by itself."""
     change = Change(auto_stop_interval=body.value.interval)
     return await _answered(request, identity, body.sha256, _plainly(request, identity, uuid, change))
 
@@ -154,7 +154,7 @@ async def roll_back(request: Request, identity: Writer, uuid: Uuid, body: Rollba
 async def list_versions(
     request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage
 ) -> Response:
-    """The versions that are kept, the newest first: deployed, failed, and the one that is being deployed."""
+    """List the versions that are kept, the newest first: deployed, failed, and the one that is being deployed."""
     now = application.clock.now()
 
     def look(uow: UnitOfWork) -> list[wire.Version]:
@@ -200,7 +200,7 @@ async def _answered(
     body_sha256: str,
     deploy: Callable[[Callable[[Record], Record]], Awaitable[Deployed]],
 ) -> Response:
-    """Deploy, unless it is the retry of a call that has; and answer at once, at the end, or stage by stage."""
+    """Deploy, unless a call with the same retry key did; answer at once, at the end, or stage by stage."""
     creations: Creations = request.app.state.creations
     retry = retry_of(request, identity.token.tenant_id, body_sha256)
     first = await creations.retries.first(retry) if retry else None
@@ -312,7 +312,10 @@ async def _deploy(
 
 
 async def _entrypoint(application: Application, identity: Identity, uuid: str, bundle: Bundle) -> str | None:
-    """What a new ``Procfile`` says, where the old command came from the old one; None: it stays as it is."""
+    """Return the new ``Procfile``'s command, if the old command came from the old one; None keeps the old command.
+
+    Raises ``ValidationFailed`` when the command is not valid.
+    """
     command = web_command(bundle)
     if command is None:
         return None
@@ -325,7 +328,7 @@ async def _entrypoint(application: Application, identity: Identity, uuid: str, b
 
 
 def _given(new: NewVersion, bundle: Bundle | None) -> dict[str, Any]:
-    """What the body has, as the service takes it."""
+    """Return the fields that the body gives, as the service takes them."""
     given = {name: getattr(new, name) for name in new.model_fields_set - CODE}
     if bundle is not None:
         given["bundle_hash"] = bundle.hash

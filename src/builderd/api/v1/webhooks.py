@@ -37,7 +37,7 @@ EXAMPLE = {"url": "https://example.com/hooks/builderd", "events": ["builder.stat
     openapi_extra=openapi.body_of(wire.NewWebhook, EXAMPLE),
 )
 async def create_webhook(application: TheApplication, identity: Writer, body: Body) -> Response:
-    """Have events sent to a URL of yours, signed as Standard Webhooks has it.
+    """Create a webhook: events are sent to a URL of yours, signed as in Standard Webhooks.
 
     The secret is shown this once.
     """
@@ -57,7 +57,7 @@ async def create_webhook(application: TheApplication, identity: Writer, body: Bo
     responses={**openapi.answer(200, wire.WebhookPage, "A page of them."), **openapi.failures(401, 403, 422)},
 )
 async def list_webhooks(application: TheApplication, identity: Reader, query: ThePage) -> Response:
-    """Your webhooks, without their secrets, the oldest first."""
+    """List your webhooks, without their secrets, the oldest first."""
     found = await application.store.read(lambda uow: uow.webhooks.list(identity.token.tenant_id))
     data = [_shown(webhook) for webhook in query.cut(found)]
     message = f"{len(found)} webhooks."
@@ -72,7 +72,7 @@ async def list_webhooks(application: TheApplication, identity: Reader, query: Th
 async def delete_webhook(
     application: TheApplication, identity: Writer, webhook_id: Annotated[WebhookUuid, Path(alias="id")]
 ) -> Response:
-    """Remove a webhook. What was not delivered yet is not delivered any more."""
+    """Delete a webhook. Its pending deliveries are dropped."""
     now = application.clock.now()
     webhook = await application.store.write(lambda uow: webhooks.delete(uow, identity.caller, webhook_id.lower(), now))
     return success(wire.WebhookAnswer(message="The webhook is gone.", data=_shown(webhook))).response()
@@ -89,7 +89,7 @@ async def list_deliveries(
     webhook_id: Annotated[WebhookUuid, Path(alias="id")],
     query: ThePage,
 ) -> Response:
-    """What was sent to a webhook, what it answered, and what is still to come, the newest event first."""
+    """List a webhook's deliveries, sent and pending, with its answers, the newest event first."""
     tenant_id = identity.token.tenant_id
     found, total = await application.store.read(
         lambda uow: webhooks.deliveries(uow, tenant_id, webhook_id.lower(), page=query.page, per_page=query.per_page)

@@ -45,7 +45,7 @@ async def test_of_a_stream_only_the_head_is_sent(service: Service, client: httpx
 async def test_it_is_logged_and_counted_as_itself(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, request_log.__name__):
         await client.head("/healthz")
-    assert caplog.records[0].getMessage().startswith("HEAD /healthz 200 ")
+    assert caplog.records[0].getMessage().startswith("request method=HEAD path=/healthz status=200 ms=")
 
 
 async def test_without_a_get_there_is_no_head(client: httpx.AsyncClient) -> None:

@@ -38,7 +38,7 @@ async def test_lines_of_the_log_carry_the_id(client: httpx.AsyncClient, caplog: 
         logging.getLogger("builderd.api").info("outside")
     records = [record for record in caplog.records if record.name.startswith("builderd.api")]
     assert [record.__dict__["request_id"] for record in records] == ["id-1", "-"]
-    assert records[0].getMessage().startswith("GET /api/v1/builders/x 404 ")
+    assert records[0].getMessage().startswith("request method=GET path=/api/v1/builders/x status=404 ms=")
 
 
 async def test_no_secret_and_no_line_break_gets_into_the_log(

@@ -112,7 +112,7 @@ async def test_a_refusal_has_an_id_and_a_line_as_any_answer(
     for status in (401, 101):
         assert f'method="GET",route="{BUILDERS}/{{uuid}}/terminal",status="{status}"' in answered
     lines = [record.getMessage().split() for record in caplog.records if record.name == request_log.__name__]
-    assert [line[2] for line in lines if line[1].endswith("/terminal")] == ["401", "101"]
+    assert [line[3] for line in lines if line[2].endswith("/terminal")] == ["status=401", "status=101"]
 
 
 @pytest.mark.parametrize("path", ["/terminal", f"{BUILDERS}/x/files/terminal", f"{BUILDERS}/a%2Fb/terminal"])

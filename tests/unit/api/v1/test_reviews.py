@@ -15,7 +15,7 @@ from tests.service import MINIMAL, Service
 from builderd.domain.tokens import Scope
 
 BUILDERS = "/api/v1/builders"
-SARIF_SCHEMA = Path(__file__).parents[3] / "schemas/v1/sarif/sarif-2.1.0-rtm.5.json"
+SARIF_SCHEMA = Path(__file__).parents[2] / "schemas/v1/sarif/sarif-2.1.0-rtm.5.json"
 RISKY = {**MINIMAL, "files": {"main.py": "x = 1\ntake_risk()\n"}}
 EVIL = {**MINIMAL, "files": {"main.py": "open_shell()\n"}}
 

@@ -150,7 +150,12 @@ async def at_rest(engine: OciEngine) -> tuple[int, int]:
     await warmed(engine)
     await asyncio.gather(*engine._here.runs._leaving)
     gc.collect()
-    return descriptors("self"), descriptors(launcher.pid)
+    # The watch over the store and the balancing of chunks open a file for a moment now and then: a leak stays open.
+    counts = []
+    for _ in range(10):
+        counts.append((descriptors("self"), descriptors(launcher.pid)))
+        await asyncio.sleep(0.03)
+    return min(own for own, _ in counts), min(other for _, other in counts)
 
 
 async def test_nothing_is_left_of_sandboxes_that_came_and_went(tmp_path: Path) -> None:

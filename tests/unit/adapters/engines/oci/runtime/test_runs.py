@@ -69,7 +69,10 @@ class Host:
         self.heartbeat = Heartbeat(self.data / "heartbeat", boot_id(), self.records.now)
         self.slots = Slots((0,), tuple, self.run / "slot")
         self.network = SimpleNamespace(
-            addresses=Addresses(IPv4Network("10.64.8.0/21")), is_connected=lambda _: True, forget=lambda _: None
+            addresses=Addresses(IPv4Network("10.64.8.0/21")),
+            is_connected=lambda _: True,
+            forget=lambda _: None,
+            share_ports=lambda _: None,
         )
         self.launcher = SimpleNamespace()
         self.runtimes: dict[str, Runtime] = {}

@@ -51,9 +51,10 @@ def settled_traces(data_dir: Path, holds: Callable[[dict[str, list[str]]], bool]
 def assert_traces(data_dir: Path, expected: dict[str, list[str]]) -> None:
     """The same, given the kernel its time: links and control groups go some moments after their processes."""
     deadline = time.monotonic() + PATIENCE
-    while traces(data_dir) != expected and time.monotonic() < deadline:
+    # What is asserted is what was compared: a second look could see a short-lived program of a cleanup.
+    while (seen := traces(data_dir)) != expected and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert traces(data_dir) == expected
+    assert seen == expected
 
 
 def _mounts(instance: str) -> Iterator[str]:

@@ -22,14 +22,14 @@ from pathlib import Path
 
 from uv import find_uv_bin
 
-from builderd.adapters.engines.oci.engine.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.adapters.engines.oci.storage.disks import Disks
-from builderd.adapters.engines.oci.storage.store import StoreOptions
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import DiskId, TenantId
 from builderd.domain.layers import BuildOutcome, LayerPlan
 from builderd.domain.resources import GB
+from builderd.ports.engine import EngineOptions, StoreOptions
 
 FILES = [BundleFile("main.py", b"x" * 2_000), BundleFile("requirements.txt", b"flask\n")]
 DIRTY = 20 << 20
@@ -150,7 +150,7 @@ def bench_host(folder: Path, packages: str, rounds: int) -> Times:
 
 
 async def bench(options: argparse.Namespace, folder: Path) -> None:
-    settings = OciSettings(folder / "data", inside_port=18974, store=StoreOptions(size_bytes=30 * GB, overcommit=10))
+    settings = EngineOptions(folder / "data", inside_port=18974, store=StoreOptions(size_bytes=30 * GB, overcommit=10))
     machine = Machine(settings)
     try:
         await machine.open(quiet)

@@ -14,22 +14,20 @@ from typing import Any
 from tests.contract.engine.apps import PORT, App
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.engines.oci.runtime.command import Runtime
-from builderd.adapters.engines.oci.storage.store import StoreOptions
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_id, new_sandbox_id
 from builderd.domain.processes import TIMEOUT_EXIT_CODE
 from builderd.domain.resources import GB, Resources
 from builderd.domain.sandboxes import ExecResult, Listening, SandboxReport, SandboxSpec, SandboxState
 from builderd.domain.versions import Isolation
-from builderd.ports.engine import Engine
+from builderd.ports.engine import Engine, EngineOptions, StoreOptions
 from builderd.services import executions
 
 
-def settings_in(data_dir: Path, **changes: Any) -> OciSettings:
+def settings_in(data_dir: Path, **changes: Any) -> EngineOptions:
     """Many small disks may be promised on the test machine's own."""
-    return replace(OciSettings(data_dir, inside_port=8080, store=StoreOptions(overcommit=100)), **changes)
+    return replace(EngineOptions(data_dir, inside_port=8080, store=StoreOptions(overcommit=100)), **changes)
 
 
 class StrongEngine(OciEngine):
@@ -47,7 +45,7 @@ class RuncEngine(OciEngine):
 
 
 @asynccontextmanager
-async def prepared(settings: OciSettings, kind: type[OciEngine] = OciEngine) -> AsyncIterator[OciEngine]:
+async def prepared(settings: EngineOptions, kind: type[OciEngine] = OciEngine) -> AsyncIterator[OciEngine]:
     """A real engine; at the end everything that runs in its data directory is removed, and it is closed."""
     engine = kind(settings)
     await engine.prepare(lambda line: None)

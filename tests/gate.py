@@ -51,7 +51,7 @@ class Gate:
 @contextmanager
 def real_gate() -> Iterator[Gate]:
     """With the default policy; its worker ends with the block."""
-    scanner = make_scanner()
+    scanner = make_scanner(Settings())
     try:
         yield Gate(scanner, make_review_policy(Settings()))
     finally:

@@ -36,7 +36,7 @@ GOALS = {"a small app": 0.05, "200 files": 4.0}
 
 async def judge(parts: list[str], options: argparse.Namespace) -> list[str]:
     """What is printed; complaints go to standard error."""
-    scanner = make_scanner()
+    scanner = make_scanner(Settings())
     policy = make_review_policy(Settings())
     limits = replace(policy.limits, wall_seconds=policy.limits.wall_seconds * options.patience)
     reviewer = table.Reviewer(scanner, replace(policy, limits=limits))

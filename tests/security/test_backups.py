@@ -17,12 +17,11 @@ from tests.engines import prepared, settings_in
 from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
 from builderd.adapters.backup_repositories.restic.repository import ResticRepository
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.engines.oci.storage.disks import APP_OWNER
 from builderd.domain.errors import BackupFailed, NoCapacity
 from builderd.domain.ids import BackupId, BuilderId, DiskId, TenantId, new_id
 from builderd.ports.backup_repository import SaveRequest, SnapshotSummary, TenantRepository
-from builderd.ports.engine import Tool
+from builderd.ports.engine import EngineOptions, Tool
 
 pytestmark = pytest.mark.root
 
@@ -46,14 +45,14 @@ HOSTILE_NAMES = (
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciSettings]:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineOptions]:
     found = settings_in(tmp_path_factory.mktemp("hostile"))
     yield found
     asyncio.run(OciEngine(found).down())
 
 
 @pytest.fixture
-async def scene(settings: OciSettings, tmp_path: Path) -> AsyncIterator[Scene]:
+async def scene(settings: EngineOptions, tmp_path: Path) -> AsyncIterator[Scene]:
     async with prepared(settings) as engine:
         yield Scene(
             ResticRepository(engine, RepositoryLocation(str(tmp_path / "repositories")), tmp_path / "restic", "mine"),

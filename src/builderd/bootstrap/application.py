@@ -12,10 +12,6 @@ import asyncssh
 
 from builderd.adapters.bundles.local import LocalBundles
 from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
-from builderd.adapters.engines.oci.network.allocations import sandbox_networks
-from builderd.adapters.engines.oci.storage.store import StoreOptions
 from builderd.adapters.installers.installers import Installers
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.adapters.installers.uv import UvInstaller
@@ -27,6 +23,7 @@ from builderd.adapters.uploads.local import LocalUploads
 from builderd.adapters.webhooks.http import HttpWebhookSender
 from builderd.bootstrap.backup_repository import make_backup_repository
 from builderd.bootstrap.database_lease import OwnedStore
+from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.keys import make_vault
 from builderd.bootstrap.review import make_review_gate
 from builderd.domain import ssh
@@ -61,7 +58,7 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
             signals=LocalSignals(),
             clock=clock,
             vault=make_vault(settings),
-            webhooks=HttpWebhookSender(settings.webhooks.allow, sandbox_networks),
+            webhooks=HttpWebhookSender(settings.webhooks.allow, engine_provider(settings).networks),
             limits=settings.to_limits(),
             prices=settings.to_prices(),
             tenant_limits=settings.to_tenant_limits(),
@@ -96,27 +93,6 @@ def load_host_key(settings: Settings) -> asyncssh.SSHKey:
 def is_wildcard(host: str) -> bool:
     """Return True for a host that means every address of the machine, which no client can connect to."""
     return host in ("", "0.0.0.0", "::")  # noqa: S104 -- compared, not bound
-
-
-def make_engine(settings: Settings, clock: SystemClock) -> OciEngine:
-    store, egress = settings.store, settings.egress
-    return OciEngine(
-        OciSettings(
-            data_dir=settings.data_dir.absolute(),
-            inside_port=settings.inside_port,
-            allow=egress.allow,
-            deny=egress.deny,
-            log_limit=int(settings.limits.log * 1_000_000),
-            now=clock.seconds,
-            at=clock.at,
-            store=StoreOptions(
-                device=store.device,
-                size_bytes=int(store.size * GB) if store.size else None,
-                floor_bytes=int(store.floor * GB),
-                overcommit=store.overcommit,
-            ),
-        )
-    )
 
 
 def make_previews(settings: Settings) -> HaproxyPreviews:

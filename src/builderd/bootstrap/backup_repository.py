@@ -9,15 +9,15 @@ from builderd.adapters.backup_repositories.restic.repository import ResticReposi
 from builderd.bootstrap.data_directory import identity
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.resources import GB
-from builderd.ports.engine import Engine
+from builderd.ports.engine import Tools
 from builderd.settings import Settings
 
 
-def make_backup_repository(settings: Settings, engine: Engine) -> ResticRepository:
+def make_backup_repository(settings: Settings, tools: Tools) -> ResticRepository:
     """Build the repository of all apps' backups. Raises ``ValidationFailed`` for a key file that cannot be read."""
     root, floor = _backups(settings), int(settings.store.floor * GB)
     name, share = identity(settings.data_dir)[:13], settings.backup.tenant_share
-    return ResticRepository(engine, make_location(settings), root, name, floor_bytes=floor, tenant_share=share)
+    return ResticRepository(tools, make_location(settings), root, name, floor_bytes=floor, tenant_share=share)
 
 
 def make_location(settings: Settings) -> RepositoryLocation:

@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from builderd.adapters.bundles.local import LocalBundles
-from builderd.adapters.engines.oci.engine import inventory as engine_inventory
-from builderd.adapters.engines.oci.engine import preflight as engine_preflight
-from builderd.adapters.engines.oci.storage.base import ensure_base
 from builderd.adapters.previews.haproxy import preflight as previews_preflight
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.adapters.testers import preflight as testers_preflight
 from builderd.bootstrap.database import database_location, refuse_another_database
+from builderd.bootstrap.engines import engine_provider
 from builderd.domain.database_lease import describe_owner
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.inventory import Inventory
@@ -25,10 +23,8 @@ from builderd.settings import Settings
 
 def run_preflight_checks(settings: Settings) -> Sequence[PreflightCheck]:
     """Check programs, kernel features and space that the service needs on this machine."""
-    engine, qa = (
-        engine_preflight.run_checks(settings.data_dir, int(settings.store.floor * GB)),
-        testers_preflight.run_checks(settings.qa.chromium),
-    )
+    engine = engine_provider(settings).run_checks(settings.data_dir, int(settings.store.floor * GB))
+    qa = testers_preflight.run_checks(settings.qa.chromium)
     return [*engine, previews_preflight.run_check(), *qa]
 
 
@@ -71,10 +67,10 @@ async def load_inventory(settings: Settings) -> Inventory | None:
         await opened.close()
     held = None
     with suppress(OSError, EngineUnavailable):
-        held = await asyncio.to_thread(engine_inventory.read_inventory, settings.data_dir.absolute())
+        held = await asyncio.to_thread(engine_provider(settings).read_inventory, settings.data_dir.absolute())
     return Inventory(users, sizes, used, held)
 
 
 def build_base(settings: Settings, say: Callable[[str], None]) -> str:
     """Build the base root file system if it is missing. Return its name."""
-    return ensure_base(progress=say).id
+    return engine_provider(settings).build_base(say)

@@ -8,10 +8,10 @@ from pathlib import Path
 import yaml
 
 from builderd.adapters.clocks.system import SystemClock
-from builderd.adapters.engines.oci.storage.base import find_host_base
 from builderd.adapters.scanners.language_model.adviser import Endpoint, LanguageModelAdviser
 from builderd.adapters.scanners.tripwire.scanner import TripwireScanner
 from builderd.adapters.scanners.tripwire.toolbox import Toolbox, find_toolbox
+from builderd.bootstrap.engines import engine_provider
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.review_policies import Policy, make_policy
@@ -25,15 +25,15 @@ DEFAULT_POLICY = Path(__file__).parent.with_name("review_policy.yaml")
 
 def make_review_gate(settings: Settings) -> reviews.Gate:
     """Build the review gate. Raises ``ValidationFailed`` for an invalid policy file."""
-    return reviews.Gate(make_scanner(), make_review_policy(settings), make_adviser(settings))
+    return reviews.Gate(make_scanner(settings), make_review_policy(settings), make_adviser(settings))
 
 
-def make_scanner() -> TripwireScanner:
+def make_scanner(settings: Settings) -> TripwireScanner:
     """Build the scanner. It parses with the base's interpreters, or with the host's before the base is built."""
 
     def find() -> Toolbox:
-        base, node = find_host_base(), shutil.which("node")
-        return find_toolbox(base.root if base else None, Path(node) if node else None)
+        node = shutil.which("node")
+        return find_toolbox(engine_provider(settings).find_base(), Path(node) if node else None)
 
     return TripwireScanner(find)
 

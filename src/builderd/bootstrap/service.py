@@ -19,10 +19,11 @@ from builderd.api.server.meter import Meter
 from builderd.api.server.rates import Rates
 from builderd.api.server.request_log import RequestIdFilter
 from builderd.api.server.servers import Servers
-from builderd.bootstrap.application import application, load_host_key, make_engine, make_previews
+from builderd.bootstrap.application import application, load_host_key, make_previews
 from builderd.bootstrap.data_directory import RESTORED, is_ours, lock, make
 from builderd.bootstrap.database import note_database
 from builderd.bootstrap.database_lease import OwnedStore, is_loss, owned_store
+from builderd.bootstrap.engines import engine_provider, make_engine
 from builderd.bootstrap.supervisor import Supervisor
 from builderd.domain.builders import Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
@@ -57,9 +58,10 @@ DESCRIPTORS = 20_000
 def serve(settings: Settings, *, take_over: bool = False) -> None:
     """Run the service until SIGTERM or SIGINT. Apps and previews keep running after it.
 
-    Raises ``DatabaseOwned`` when another service owns the database, unless with ``take_over`` and the other is silent,
-    and ``LeaseLost`` when another service took it over.
+    Raises ``ValidationFailed`` for an unknown engine, ``DatabaseOwned`` when another service owns the database, unless
+    with ``take_over`` and the other is silent, and ``LeaseLost`` when another service took it over.
     """
+    engine_provider(settings)  # refuses an unknown name before anything is made
     supervisor = Supervisor()
     make(settings.data_dir)
     _log_to_stderr(settings.log_level)

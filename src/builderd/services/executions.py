@@ -12,7 +12,7 @@ from typing import Any
 from builderd.domain.ids import SandboxId
 from builderd.domain.processes import HOME, TIMEOUT_EXIT_CODE, ProcessSpec, shell
 from builderd.domain.sandboxes import ExecResult
-from builderd.ports.engine import Engine
+from builderd.ports.engine import Sandboxes
 from builderd.ports.processes import Process
 from builderd.services import builders, wake
 from builderd.services.application import Application
@@ -120,16 +120,16 @@ async def running(application: Application, caller: Caller, builder_id: str) -> 
     return (await wake.awake(application, builder.id, user)).id
 
 
-async def capture(engine: Engine, sandbox: SandboxId, command: Command, limit_bytes: int) -> ExecResult:
+async def capture(sandboxes: Sandboxes, sandbox: SandboxId, command: Command, limit_bytes: int) -> ExecResult:
     """Run it in this sandbox, to its end or its timeout's. Raises ``InvalidState`` when the sandbox does not run."""
     output = Output(limit_bytes)
-    code = await _capture(engine, sandbox, command, output)
+    code = await _capture(sandboxes, sandbox, command, output)
     return ExecResult(code, output.text, output.truncated)
 
 
-async def _capture(engine: Engine, sandbox: SandboxId, command: Command, output: Output) -> int:
+async def _capture(sandboxes: Sandboxes, sandbox: SandboxId, command: Command, output: Output) -> int:
     """Run it and return its exit code."""
-    async with engine.open_process(sandbox, command.spec) as process:
+    async with sandboxes.open_process(sandbox, command.spec) as process:
         feeding = asyncio.ensure_future(_feed(process, command.stdin))
         try:
             async with asyncio.timeout(command.timeout_seconds):

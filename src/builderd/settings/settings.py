@@ -62,6 +62,8 @@ class Settings(BaseSettings):
     preview_port: Port = 8081
     #: The port of the sandbox API on a sandbox's gateway; sandboxes reach no other port there.
     inside_port: Port = 8082
+    #: Name of the engine that runs sandboxes, one of the registry (``bootstrap.engines``).
+    engine: str = "oci"
     database_url: Annotated[str, Field(pattern=r"^(sqlite|postgres|postgresql)(\+[a-z0-9]+)?://")] | None = None
     #: Required for ``/metrics`` on the API's port; without it, ``/metrics`` is only on ``metrics_port``.
     metrics_token: str | None = None

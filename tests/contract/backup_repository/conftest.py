@@ -16,14 +16,13 @@ from tests.engines import prepared, settings_in
 from builderd.adapters.backup_repositories.restic.command import RepositoryLocation
 from builderd.adapters.backup_repositories.restic.repository import ResticRepository
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.engines.oci.storage.disks import APP_OWNER
 from builderd.adapters.fakes.backup_repository import FakeBackupRepository
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.ids import DiskId, new_id
 from builderd.domain.resources import GB
 from builderd.ports.backup_repository import BackupRepository
-from builderd.ports.engine import Engine
+from builderd.ports.engine import Engine, EngineOptions
 
 
 @dataclass
@@ -89,7 +88,7 @@ def _location(kind: str, folder: Path) -> Iterator[RepositoryLocation]:
 
 
 @pytest.fixture(scope="session")
-def archive_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciSettings]:
+def archive_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineOptions]:
     settings = settings_in(tmp_path_factory.mktemp("archive"))
     yield settings
     asyncio.run(OciEngine(settings).down())

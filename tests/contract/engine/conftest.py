@@ -10,9 +10,8 @@ from tests.contract.engine.apps import APPS, COMMANDS
 from tests.engines import RuncEngine, StrongEngine, prepared, settings_in
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.fakes.engine import FakeEngine
-from builderd.ports.engine import Engine
+from builderd.ports.engine import Engine, EngineOptions
 
 REAL = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
 
@@ -41,7 +40,7 @@ async def make_fake() -> FakeEngine:
 
 
 @pytest.fixture(scope="session")
-def oci_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciSettings]:
+def oci_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineOptions]:
     """One data directory for all tests; everything of it is taken down at the end."""
     settings = settings_in(tmp_path_factory.mktemp("engine"))
     yield settings

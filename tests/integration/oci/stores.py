@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from builderd.adapters.engines.oci.storage.loop import find_device
-from builderd.adapters.engines.oci.storage.store import Store, StoreOptions
+from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.resources import GB
+from builderd.ports.engine import StoreOptions
 
 INSTANCE = "0123abcd"
 OPTIONS = StoreOptions(size_bytes=6 * GB, floor_bytes=GB)

@@ -15,7 +15,7 @@ import pytest
 from tests.integration.oci.package_index import Distribution, serve, source, wheel
 from tests.integration.oci.stores import OPTIONS, quiet
 
-from builderd.adapters.engines.oci.engine.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.adapters.engines.oci.runtime.runner import Runner
 from builderd.adapters.engines.oci.storage.builds import Bind, BuildRun
 from builderd.adapters.engines.oci.storage.layers import LAYER_UID
@@ -23,6 +23,7 @@ from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import LayerPlan
+from builderd.ports.engine import EngineOptions
 
 pytestmark = pytest.mark.root
 
@@ -88,7 +89,7 @@ class Workshop:
 
 @pytest.fixture
 async def workshop(tmp_path: Path) -> AsyncIterator[Workshop]:
-    machine = Machine(OciSettings(tmp_path / "data", INDEX_PORT, store=OPTIONS))
+    machine = Machine(EngineOptions(tmp_path / "data", INDEX_PORT, store=OPTIONS))
     await machine.open(quiet)
     workshop = Workshop(machine)
     yield workshop

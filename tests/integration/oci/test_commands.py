@@ -13,7 +13,6 @@ from tests.descriptors import held_by
 from tests.engines import ENGINE_TIMEOUT, RuncEngine, StrongEngine, execute, make_spec, past_its_time, prepared
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.engines.oci.runtime import execute as execute_module
 from builderd.adapters.engines.oci.runtime import listening
 from builderd.domain.errors import EngineUnavailable
@@ -22,6 +21,7 @@ from builderd.domain.processes import ProcessSpec
 from builderd.domain.sandboxes import ExecResult, SandboxState
 from builderd.domain.versions import Isolation
 from builderd.linux.processes import read_proc
+from builderd.ports.engine import EngineOptions
 from builderd.services.executions import Command, capture
 
 pytestmark = pytest.mark.root
@@ -150,7 +150,7 @@ async def test_under_gvisor_a_command_goes_with_its_sandbox_while_it_is_killed(
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 async def test_a_command_that_never_begins_is_given_up_and_killed(
-    settings: OciSettings, kind: type[OciEngine], monkeypatch: pytest.MonkeyPatch
+    settings: EngineOptions, kind: type[OciEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its loader waits for a library that nobody writes."""
     async with prepared(settings, kind) as engine:
@@ -227,7 +227,7 @@ while True:
 
 
 @pytest.mark.parametrize("kind", ["crun", "runc"])
-async def test_a_command_is_killed_for_memory_before_the_app_is(settings: OciSettings, kind: str) -> None:
+async def test_a_command_is_killed_for_memory_before_the_app_is(settings: EngineOptions, kind: str) -> None:
     async with prepared(settings, KINDS[kind]) as engine:
         spec = await make_spec(engine, apps.SILENT)
         await engine.start(spec)

@@ -15,12 +15,12 @@ from tests.contract.engine.apps import App
 from tests.engines import ENGINE_TIMEOUT, execute, make_spec, until_state
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.engines.oci.runtime.exits import Exits
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import SandboxId, new_sandbox_id
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, SandboxState
+from builderd.ports.engine import EngineOptions
 
 pytestmark = pytest.mark.root
 
@@ -55,7 +55,7 @@ async def test_the_app_is_nobody_with_no_privilege(engine: OciEngine) -> None:
     assert {value for name, value in fields if name == "Uid"} == {"1000\t1000\t1000\t1000"}
 
 
-async def test_on_the_host_it_is_nobody_s_uid(engine: OciEngine, settings: OciSettings) -> None:
+async def test_on_the_host_it_is_nobody_s_uid(engine: OciEngine, settings: EngineOptions) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     record = json.loads((settings.data_dir / "sandboxes" / spec.id / "record.json").read_text())

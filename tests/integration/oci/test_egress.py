@@ -16,10 +16,10 @@ from tests.contract.engine.apps import PORT
 from tests.engines import ENGINE_TIMEOUT, execute, log_text, make_spec, prepared, until_listening
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.engines.oci.network.nft import FLOWS
 from builderd.domain.ids import SandboxId
 from builderd.domain.versions import Isolation
+from builderd.ports.engine import EngineOptions
 
 pytestmark = pytest.mark.root
 
@@ -105,7 +105,7 @@ def world() -> Iterator[None]:
 
 
 @pytest.fixture
-def policy(settings: OciSettings) -> OciSettings:
+def policy(settings: EngineOptions) -> EngineOptions:
     return replace(
         settings,
         inside_port=INSIDE_PORT,
@@ -122,7 +122,7 @@ async def reached(engine: OciEngine, sandbox: SandboxId, *addresses: tuple[str, 
 
 @pytest.mark.parametrize("isolation", Isolation)
 async def test_a_sandbox_reaches_the_internet_and_nothing_nearer(
-    world: None, policy: OciSettings, isolation: Isolation
+    world: None, policy: EngineOptions, isolation: Isolation
 ) -> None:
     async with prepared(policy) as engine:
         spec = await make_spec(engine, apps.SERVER, isolation=isolation)
@@ -137,7 +137,7 @@ async def test_a_sandbox_reaches_the_internet_and_nothing_nearer(
         assert await reached(engine, spec.id, *targets, *host, (sibling_ip, PORT)) == {INTERNET, ALLOWED}
 
 
-async def test_a_sandbox_reaches_the_service_at_its_gateway(policy: OciSettings) -> None:
+async def test_a_sandbox_reaches_the_service_at_its_gateway(policy: EngineOptions) -> None:
     async with prepared(policy) as engine:
         spec = await make_spec(engine, apps.SERVER)
         await engine.start(spec)
@@ -149,7 +149,7 @@ async def test_a_sandbox_reaches_the_service_at_its_gateway(policy: OciSettings)
             server.wait()
 
 
-async def test_a_secluded_sandbox_answers_the_host_and_reaches_nothing(world: None, policy: OciSettings) -> None:
+async def test_a_secluded_sandbox_answers_the_host_and_reaches_nothing(world: None, policy: EngineOptions) -> None:
     async with prepared(policy) as engine:
         spec = await make_spec(engine, apps.SERVER, egress=False)
         await engine.start(spec)
@@ -187,7 +187,7 @@ def tracked(ip: str) -> int:
     return sum(next(word for word in flow.split() if word.startswith("src=")) == f"src={ip}" for flow in flows)
 
 
-async def test_a_sandbox_cannot_use_up_the_connections_of_all(world: None, policy: OciSettings) -> None:
+async def test_a_sandbox_cannot_use_up_the_connections_of_all(world: None, policy: EngineOptions) -> None:
     async with prepared(policy) as engine:
         attacker, neighbour = await make_spec(engine, apps.SERVER), await make_spec(engine, apps.SILENT)
         for each in (attacker, neighbour):
@@ -206,7 +206,7 @@ async def test_a_sandbox_cannot_use_up_the_connections_of_all(world: None, polic
 
 
 async def test_what_a_sandbox_left_open_does_not_count_for_the_next_one_with_its_address(
-    world: None, policy: OciSettings
+    world: None, policy: EngineOptions
 ) -> None:
     async with prepared(policy) as engine:
         attacker, heir = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
@@ -273,7 +273,7 @@ while True: mine.recv(100)'"""
 
 
 async def test_who_talked_with_a_sandbox_does_not_reach_the_next_one_with_its_address(
-    world: None, policy: OciSettings
+    world: None, policy: EngineOptions
 ) -> None:
     words = ["ip", "netns", "exec", "bd-world", "python3", "-c", STALKER]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as stalker:
@@ -295,7 +295,7 @@ async def test_who_talked_with_a_sandbox_does_not_reach_the_next_one_with_its_ad
             stalker.kill()
 
 
-async def test_what_a_killed_service_did_not_forget_the_next_one_does(world: None, policy: OciSettings) -> None:
+async def test_what_a_killed_service_did_not_forget_the_next_one_does(world: None, policy: EngineOptions) -> None:
     hello = f"""python3 -c 'import socket; socket.socket(type=2).sendto(b"x", ("{INTERNET}", 7000))'"""
     async with prepared(policy) as engine:
         stays, goes = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)

@@ -17,9 +17,10 @@ from builderd.adapters.engines.oci.storage import backing, storage_device
 from builderd.adapters.engines.oci.storage.backing import free_bytes
 from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
-from builderd.adapters.engines.oci.storage.store import Store, StoreOptions, _share, _unmount
+from builderd.adapters.engines.oci.storage.store import Store, _share, _unmount
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId
+from builderd.ports.engine import StoreOptions
 
 pytestmark = pytest.mark.root
 

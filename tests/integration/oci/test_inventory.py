@@ -11,14 +11,14 @@ from tests.engines import make_spec
 
 from builderd.adapters.engines.oci.engine import inventory
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
+from builderd.ports.engine import EngineOptions
 
 pytestmark = pytest.mark.root
 
 
 async def test_layers_disks_and_bases_are_seen_with_their_sizes_and_uses(
-    engine: OciEngine, settings: OciSettings
+    engine: OciEngine, settings: EngineOptions
 ) -> None:
     key = secrets.token_hex(32)
     script = f"mkdir -p {LAYER}/venv && head -c 3000000 /dev/urandom >{LAYER}/venv/bulk"
@@ -45,5 +45,5 @@ async def test_layers_disks_and_bases_are_seen_with_their_sizes_and_uses(
     assert [one.seen for one in after.layers if one.key == key] == [False]
 
 
-def test_a_directory_that_no_service_ran_in_holds_nothing(settings: OciSettings) -> None:
+def test_a_directory_that_no_service_ran_in_holds_nothing(settings: EngineOptions) -> None:
     assert inventory.read_inventory(settings.data_dir / "elsewhere") is None

@@ -13,9 +13,9 @@ from tests.contract.engine.apps import PORT, App
 from tests.engines import ENGINE_TIMEOUT, make_spec, prepared, until_listening, until_state
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.domain.logs import LogStream
 from builderd.domain.sandboxes import SandboxState
+from builderd.ports.engine import EngineOptions
 
 pytestmark = pytest.mark.root
 
@@ -67,7 +67,7 @@ async def test_a_log_is_followed_line_by_line(engine: OciEngine) -> None:
     assert told == ["1", "2", "3", "4", "5"]
 
 
-async def test_a_flood_is_held_back_and_its_beginning_and_end_are_kept(settings: OciSettings) -> None:
+async def test_a_flood_is_held_back_and_its_beginning_and_end_are_kept(settings: EngineOptions) -> None:
     """And a neighbour answers all along."""
     async with prepared(replace(settings, log_limit=LOG_LIMIT)) as engine:
         neighbour = await make_spec(engine, apps.SERVER)

@@ -11,7 +11,6 @@ from tests.contract.engine.apps import App
 from tests.engines import ENGINE_TIMEOUT, kill_monitor, make_spec, prepared, processes_of, until_listening, until_state
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.engines.oci.storage.builds import BuildRun
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId, SandboxId
@@ -19,6 +18,7 @@ from builderd.domain.processes import ProcessSpec, shell
 from builderd.domain.resources import GB
 from builderd.domain.sandboxes import EndCause, SandboxReport, SandboxState
 from builderd.domain.versions import Isolation
+from builderd.ports.engine import EngineOptions
 
 pytestmark = pytest.mark.root
 
@@ -66,7 +66,7 @@ async def test_a_visitor_of_an_app_that_was_ended_does_not_wait(engine: OciEngin
 
 @BOTH
 async def test_a_monitor_that_died_while_no_service_ran_is_noticed_at_the_start(
-    settings: OciSettings, isolation: Isolation
+    settings: EngineOptions, isolation: Isolation
 ) -> None:
     async with prepared(settings) as engine:
         silent = await make_spec(engine, apps.SILENT, isolation=isolation)

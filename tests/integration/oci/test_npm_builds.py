@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 from tests.integration.oci.stores import OPTIONS, quiet
 
-from builderd.adapters.engines.oci.engine.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.adapters.installers.npm import NpmInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import BuildOutcome, LayerPlan
+from builderd.ports.engine import EngineOptions
 
 pytestmark = pytest.mark.root
 
@@ -81,7 +82,7 @@ def registry(host: str) -> Iterator[str]:
 
 @pytest.fixture
 async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
-    machine = Machine(OciSettings(tmp_path / "data", PORT, store=OPTIONS))
+    machine = Machine(EngineOptions(tmp_path / "data", PORT, store=OPTIONS))
     await machine.open(quiet)
     yield machine
     tidy = list(machine.store.builds.iterdir()) == [] and machine.runs.all() == []

@@ -13,11 +13,11 @@ from tests.contract.engine import apps
 from tests.engines import ENGINE_TIMEOUT, make_spec, prepared
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.engines.oci.network.network import Network
 from builderd.adapters.engines.oci.storage.layers import Layers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.sandboxes import SandboxState
+from builderd.ports.engine import EngineOptions
 
 pytestmark = pytest.mark.root
 
@@ -41,7 +41,7 @@ async def until_let_go(before: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("part", [Network, Layers])
 async def test_it_succeeds_the_next_time(
-    settings: OciSettings, monkeypatch: pytest.MonkeyPatch, part: type[Network] | type[Layers]
+    settings: EngineOptions, monkeypatch: pytest.MonkeyPatch, part: type[Network] | type[Layers]
 ) -> None:
     def fail(*_: object) -> None:
         raise EngineUnavailable("not now")
@@ -62,7 +62,7 @@ async def test_it_succeeds_the_next_time(
 
 
 async def test_one_that_is_cancelled_leaves_nothing_open(
-    settings: OciSettings, monkeypatch: pytest.MonkeyPatch
+    settings: EngineOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goes_on, may_end = threading.Event(), threading.Event()
 

@@ -14,9 +14,10 @@ from tests.integration.oci.stores import is_let_go, new_store, open_store, opene
 
 from builderd.adapters.engines.oci.storage.backing import is_mounted, total_bytes
 from builderd.adapters.engines.oci.storage.loop import find_device, loop_device
-from builderd.adapters.engines.oci.storage.store import Store, StoreOptions
+from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.errors import EngineUnavailable, NoCapacity
 from builderd.domain.resources import GB
+from builderd.ports.engine import StoreOptions
 
 pytestmark = pytest.mark.root
 

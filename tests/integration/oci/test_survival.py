@@ -27,20 +27,20 @@ from tests.engines import (
 )
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import GB
 from builderd.domain.sandboxes import EndCause, SandboxState
 from builderd.domain.versions import Isolation
+from builderd.ports.engine import EngineOptions
 
 pytestmark = pytest.mark.root
 
 
-def record_file(settings: OciSettings, sandbox: SandboxId) -> Path:
+def record_file(settings: EngineOptions, sandbox: SandboxId) -> Path:
     return settings.data_dir / "sandboxes" / sandbox / "record.json"
 
 
-async def test_an_app_outlives_the_service_and_is_adopted(settings: OciSettings) -> None:
+async def test_an_app_outlives_the_service_and_is_adopted(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
         report = await engine.start(spec)
@@ -59,7 +59,7 @@ async def test_an_app_outlives_the_service_and_is_adopted(settings: OciSettings)
             assert await asyncio.wait_for(told, ENGINE_TIMEOUT) == spec.id
 
 
-async def test_a_frozen_app_is_adopted_frozen(settings: OciSettings) -> None:
+async def test_a_frozen_app_is_adopted_frozen(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
         await engine.start(spec)
@@ -82,7 +82,7 @@ async def test_what_is_frozen_is_taken_down_with_the_rest(tmp_path: Path) -> Non
     await OciEngine(settings).down()
 
 
-async def test_an_end_while_no_service_runs_is_found(settings: OciSettings) -> None:
+async def test_an_end_while_no_service_runs_is_found(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, App("sleep 0.3; echo last words; exit 9", apps.SILENT.behaviour))
         await engine.start(spec)
@@ -110,7 +110,7 @@ async def test_what_an_app_uses_is_known_also_where_its_disk_was_taken_away(engi
     assert (used.disk_bytes, used.processes > 0) == (0, True)
 
 
-async def test_the_death_of_an_app_together_with_its_shim_is_told(engine: OciEngine, settings: OciSettings) -> None:
+async def test_the_death_of_an_app_together_with_its_shim_is_told(engine: OciEngine, settings: EngineOptions) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     exits = engine.exits()
@@ -125,7 +125,7 @@ async def test_the_death_of_an_app_together_with_its_shim_is_told(engine: OciEng
     assert (report.end.cause, report.end.exit_code) == (EndCause.MONITOR_LOST, None)
 
 
-async def test_after_a_restart_of_the_machine_nothing_is_said_to_run(settings: OciSettings) -> None:
+async def test_after_a_restart_of_the_machine_nothing_is_said_to_run(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SILENT)
         await engine.start(spec)
@@ -147,7 +147,7 @@ async def test_after_a_restart_of_the_machine_nothing_is_said_to_run(settings: O
             assert (await next_engine.start(spec)).state is SandboxState.RUNNING
 
 
-async def test_what_the_boot_before_left_frees_nobody_s_slot_when_it_is_removed(settings: OciSettings) -> None:
+async def test_what_the_boot_before_left_frees_nobody_s_slot_when_it_is_removed(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         old = await make_spec(engine, apps.SILENT)
         await engine.start(old)
@@ -165,7 +165,7 @@ async def test_what_the_boot_before_left_frees_nobody_s_slot_when_it_is_removed(
             assert (await next_engine.start(second)).ip != report.ip
 
 
-async def test_another_process_with_the_number_is_not_the_app(settings: OciSettings) -> None:
+async def test_another_process_with_the_number_is_not_the_app(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SILENT)
         await engine.start(spec)
@@ -212,7 +212,7 @@ CRASHING_SERVICE = textwrap.dedent("""
 
 
 @pytest.mark.parametrize("method", ["_create", "_launch_shim", "_start"])
-async def test_a_start_that_was_cut_off_is_mended_by_starting_again(settings: OciSettings, method: str) -> None:
+async def test_a_start_that_was_cut_off_is_mended_by_starting_again(settings: EngineOptions, method: str) -> None:
     sandbox = SandboxId("c0ffee0000000001")
     died = subprocess.run(
         [sys.executable, "-c", CRASHING_SERVICE, str(settings.data_dir), method, sandbox],
@@ -232,7 +232,7 @@ async def test_a_start_that_was_cut_off_is_mended_by_starting_again(settings: Oc
         assert [report.id for report in await engine.list_sandboxes()] == [sandbox]
 
 
-async def test_a_sandbox_that_was_told_to_start_when_the_service_died_is_adopted(settings: OciSettings) -> None:
+async def test_a_sandbox_that_was_told_to_start_when_the_service_died_is_adopted(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
         await engine.start(spec)
@@ -243,7 +243,7 @@ async def test_a_sandbox_that_was_told_to_start_when_the_service_died_is_adopted
             assert (await next_engine.report(spec.id)).state is SandboxState.RUNNING
 
 
-async def test_a_sandbox_left_standing_still_in_the_middle_of_a_copy_goes_on(settings: OciSettings) -> None:
+async def test_a_sandbox_left_standing_still_in_the_middle_of_a_copy_goes_on(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
         await engine.start(spec)
@@ -256,7 +256,7 @@ async def test_a_sandbox_left_standing_still_in_the_middle_of_a_copy_goes_on(set
         assert (await execute(engine, spec.id, "echo on", 10, 1000)).output == "on\n"
 
 
-async def test_a_frozen_sandbox_stays_frozen_when_its_disk_is_copied(settings: OciSettings) -> None:
+async def test_a_frozen_sandbox_stays_frozen_when_its_disk_is_copied(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
         await engine.start(spec)
@@ -268,7 +268,7 @@ async def test_a_frozen_sandbox_stays_frozen_when_its_disk_is_copied(settings: O
 
 @pytest.mark.parametrize("isolation", [Isolation.STANDARD, Isolation.STRONG])
 async def test_a_sandbox_whose_link_or_bridge_was_taken_away_is_connected_again_or_ended(
-    settings: OciSettings, isolation: Isolation
+    settings: EngineOptions, isolation: Isolation
 ) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER, isolation=isolation)

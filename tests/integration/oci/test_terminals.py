@@ -10,11 +10,11 @@ from tests.contract.engine import apps
 from tests.engines import ENGINE_TIMEOUT, RuncEngine, StrongEngine, execute, make_spec, prepared
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings
 from builderd.adapters.engines.oci.runtime.execute import MAX_OPEN
 from builderd.domain.errors import InvalidState, ValidationFailed
 from builderd.domain.ids import SandboxId
 from builderd.domain.processes import ProcessSpec, Window, shell
+from builderd.ports.engine import EngineOptions
 from builderd.ports.processes import Process
 
 pytestmark = pytest.mark.root
@@ -25,7 +25,7 @@ COUNT = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep [3
 
 
 @pytest.fixture(params=list(KINDS))
-async def each(request: pytest.FixtureRequest, settings: OciSettings) -> AsyncIterator[OciEngine]:
+async def each(request: pytest.FixtureRequest, settings: EngineOptions) -> AsyncIterator[OciEngine]:
     async with prepared(settings, KINDS[request.param]) as engine:
         yield engine
 

@@ -20,9 +20,10 @@ from builderd.adapters.engines.oci.storage import backing, storage_device
 from builderd.adapters.engines.oci.storage.backing import free_bytes
 from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.space_info import read_space_info
-from builderd.adapters.engines.oci.storage.store import Store, StoreOptions
+from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
+from builderd.ports.engine import StoreOptions
 
 pytestmark = pytest.mark.root
 

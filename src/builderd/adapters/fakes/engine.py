@@ -442,6 +442,9 @@ class FakeEngine(FakeDiskFiles):
         self._called("delete_logs", builder)
         self.logs = {sandbox: log for sandbox, log in self.logs.items() if log[0] != builder}
 
+    async def close(self) -> None:
+        self.ready = False
+
     async def down(self) -> None:
         self._called("down", "")
         for sandbox in list(self.sandboxes):

@@ -38,7 +38,7 @@ from builderd.ports.backup_repository import (
     SnapshotSummary,
     TenantRepository,
 )
-from builderd.ports.engine import Engine, Tool
+from builderd.ports.engine import Tool, Tools
 
 #: Snapshots in one ``forget`` command.
 BATCH = 100
@@ -53,14 +53,14 @@ class ResticRepository:
 
     def __init__(
         self,
-        engine: Engine,
+        tools: Tools,
         location: RepositoryLocation,
         root: Path,
         name: str,
         floor_bytes: int = 0,
         tenant_share: float = 1,
     ) -> None:
-        self._context = ResticContext(engine, location, root / "cache", name)
+        self._context = ResticContext(tools, location, root / "cache", name)
         self._work_root = root / "work"
         self._floor = floor_bytes
         self._tenant_share = tenant_share
@@ -141,7 +141,7 @@ class ResticRepository:
         argv = ("/usr/bin/python3", "-I", "-S", "-c", _manifest_source(), *arguments)
         lines: deque[str] = deque(maxlen=KEPT_LINES)
         tool = Tool(argv, disk=disk, reads_all=True, folders={"work": work}, timeout_seconds=LONG)
-        ended = await self._context.engine.run_tool(tool, lines.append)
+        ended = await self._context.tools.run_tool(tool, lines.append)
         answer = output.parse(lines[-1]) if lines else {}
         if "too_much" in answer:
             raise BackupFailed(

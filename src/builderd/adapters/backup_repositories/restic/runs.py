@@ -14,7 +14,7 @@ from builderd.domain.errors import BackupFailed
 from builderd.domain.ids import DiskId
 from builderd.domain.machine_faults import helper_died
 from builderd.ports.backup_repository import OnProgress, TenantRepository
-from builderd.ports.engine import Engine, Tool
+from builderd.ports.engine import Tool, Tools
 
 #: Seconds that a backup or a restore may take.
 LONG = 12 * 3600.0
@@ -29,7 +29,7 @@ KEPT_LINES = 200
 class ResticContext:
     """Shared context of all runs. ``name``: host name in restic's locks; ``cache``: folder for remote repositories."""
 
-    engine: Engine
+    tools: Tools
     location: RepositoryLocation
     cache: Path
     name: str
@@ -104,7 +104,7 @@ class Run:
             hostname=self._context.name,
             timeout_seconds=timeout,
         )
-        ended = await self._context.engine.run_tool(tool, read_line)
+        ended = await self._context.tools.run_tool(tool, read_line)
         if ended.timed_out or ended.out_of_memory:
             raise BackupFailed(f"restic ran out of {'time' if ended.timed_out else 'memory'}.")
         if ended.exit_code == KILLED:

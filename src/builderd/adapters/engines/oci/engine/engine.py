@@ -11,7 +11,7 @@ from functools import partial
 from weakref import WeakValueDictionary
 
 from builderd.adapters.engines.oci.engine.capacity import capacity
-from builderd.adapters.engines.oci.engine.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.adapters.engines.oci.network.allocations import known_instance
 from builderd.adapters.engines.oci.runtime.apps import app_root, make_run
 from builderd.adapters.engines.oci.runtime.command import Runtime
@@ -34,7 +34,7 @@ from builderd.domain.versions import Isolation
 from builderd.linux.processes import boot_id
 from builderd.linux.threads import to_its_end
 from builderd.ports.disk_files import OpenFile
-from builderd.ports.engine import Collected, DiskReport, Progress, Readiness, Tool, ToolExit
+from builderd.ports.engine import Collected, DiskReport, EngineOptions, Progress, Readiness, Tool, ToolExit
 from builderd.ports.processes import Process
 
 _DOWN_GRACE_SECONDS = 5.0
@@ -49,7 +49,7 @@ _MISSING = {
 
 
 class OciEngine:
-    def __init__(self, settings: OciSettings) -> None:
+    def __init__(self, settings: EngineOptions) -> None:
         self._settings = settings
         self._machine: Machine | None = None
         self._readiness = Readiness(False, "waiting to be prepared")
@@ -357,7 +357,6 @@ class OciEngine:
     # The end
 
     async def close(self) -> None:
-        """Release everything; sandboxes go on running, and the next service adopts them."""
         if machine := self._machine:
             machine.close()
         self._machine = None

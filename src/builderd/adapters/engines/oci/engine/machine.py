@@ -6,10 +6,7 @@ import json
 import os
 import platform
 import shutil
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from collections.abc import Mapping
 from pathlib import Path
 
 from uv import find_uv_bin
@@ -34,37 +31,20 @@ from builderd.adapters.engines.oci.storage.base import Base, ensure_base
 from builderd.adapters.engines.oci.storage.disks import Disks
 from builderd.adapters.engines.oci.storage.files import Files
 from builderd.adapters.engines.oci.storage.layers import Layers
-from builderd.adapters.engines.oci.storage.store import Store, StoreOptions
+from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.preflight import SEARCH_PATH
 from builderd.linux.processes import boot_id
 from builderd.linux.threads import to_its_end
-from builderd.ports.engine import Progress
+from builderd.ports.engine import EngineOptions, Progress
 
 RUN_DIR = Path("/run/builderd")
-
-
-@dataclass(frozen=True, slots=True)
-class OciSettings:
-    """Settings of the engine. ``log_limit``: bytes of one log file of a sandbox, which keeps two at most.
-
-    ``now`` returns the service's time in seconds since 1970; ``at`` converts a file's time to the service's time.
-    """
-
-    data_dir: Path
-    inside_port: int
-    allow: tuple[IPv4Network, ...] = ()
-    deny: tuple[IPv4Network, ...] = ()
-    log_limit: int = 10_000_000
-    store: StoreOptions = field(default_factory=StoreOptions)
-    now: Callable[[], float] = time.time
-    at: Callable[[float], float] = float
 
 
 class Machine:
     """Resources of one service. ``base``, ``layers`` and ``tools`` exist once it is open. Needs root."""
 
-    def __init__(self, settings: OciSettings) -> None:
+    def __init__(self, settings: EngineOptions) -> None:
         refuse_without_root()
         self.settings = settings
         self.allocations = Allocations()

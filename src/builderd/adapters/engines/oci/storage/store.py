@@ -10,7 +10,6 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from builderd.adapters.engines.oci.network.host_files import set_mode
@@ -24,21 +23,12 @@ from builderd.adapters.engines.oci.storage.store_record import claim_for, refuse
 from builderd.adapters.engines.oci.storage.store_watch import READ_ONLY, StoreWatch
 from builderd.adapters.engines.oci.storage.subvolumes import is_subvolume
 from builderd.domain.errors import EngineUnavailable
+from builderd.ports.engine import StoreOptions
 
 Progress = Callable[[str], None]
 
 FOLDERS = ("disks", "scratch", "layers", "builds")
 BUSY_SECONDS = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class StoreOptions:
-    """Options of the store. ``size_bytes``: of the sparse file; ``floor_bytes`` always stay free on the host."""
-
-    device: Path | None = None
-    size_bytes: int | None = None
-    floor_bytes: int = 2 << 30
-    overcommit: float = 1.0
 
 
 class Store:

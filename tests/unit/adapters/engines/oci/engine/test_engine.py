@@ -12,14 +12,14 @@ from typing import Any, cast
 import pytest
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.domain.bundles import make_bundle
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.resources import GB, Resources
 from builderd.domain.sandboxes import SandboxSpec
 from builderd.domain.versions import Isolation
-from builderd.ports.engine import Readiness
+from builderd.ports.engine import EngineOptions, Readiness
 
 ONE, TWO = DiskId("one"), DiskId("two")
 
@@ -54,7 +54,7 @@ async def test_a_call_that_is_cancelled_leaves_nothing_to_be_made_after_it(
     tmp_path: Path, work: str, call: Callable[[OciEngine], Coroutine[Any, Any, None]]
 ) -> None:
     part = SlowPart()
-    engine = OciEngine(OciSettings(tmp_path, inside_port=8080))
+    engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
     nothing_runs = SimpleNamespace(all=list)
     engine._machine = cast("Machine", SimpleNamespace(disks=part, logs=part, runs=nothing_runs))
     calling = asyncio.ensure_future(call(engine))
@@ -83,7 +83,7 @@ def spec(number: int) -> SandboxSpec:
 
 
 async def test_nothing_is_kept_of_disks_on_which_something_was_started(tmp_path: Path) -> None:
-    engine = OciEngine(OciSettings(tmp_path, inside_port=8080))
+    engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
     for number in range(3):
         with pytest.raises(EngineUnavailable):
             await engine.start(spec(number))
@@ -93,11 +93,11 @@ async def test_nothing_is_kept_of_disks_on_which_something_was_started(tmp_path:
 async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machine_and_it_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(settings: OciSettings) -> Machine:
+    def full(settings: EngineOptions) -> Machine:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("builderd.adapters.engines.oci.engine.engine.Machine", full)
-    engine = OciEngine(OciSettings(tmp_path, inside_port=8080))
+    engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
     for _ in range(2):
         with pytest.raises(EngineUnavailable, match="No space left on device"):
             await engine.prepare(lambda line: None)
@@ -106,7 +106,7 @@ async def test_a_disk_that_is_full_when_the_engine_opens_is_a_fault_of_the_machi
 
 def test_an_engine_whose_apps_cannot_write_is_not_ready_and_says_why(tmp_path: Path) -> None:
     troubles = ["The store is full.", None]
-    engine = OciEngine(OciSettings(tmp_path, inside_port=8080))
+    engine = OciEngine(EngineOptions(tmp_path, inside_port=8080))
     engine._machine = cast("Machine", SimpleNamespace(store=SimpleNamespace(trouble=lambda: troubles.pop(0))))
     engine._readiness = Readiness(True, "ready")
     assert engine.readiness() == Readiness(False, "The store is full.")

@@ -10,8 +10,9 @@ from typing import Any, cast
 import pytest
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import OciSettings, find_runtimes
+from builderd.adapters.engines.oci.engine.machine import find_runtimes
 from builderd.domain.versions import Isolation
+from builderd.ports.engine import EngineOptions
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def runtimes() -> dict[str, str]:
 
 
 def lack(isolation: Isolation) -> str | None:
-    engine = OciEngine(OciSettings(Path("/data"), inside_port=8080))
+    engine = OciEngine(EngineOptions(Path("/data"), inside_port=8080))
     engine._machine = cast("Any", SimpleNamespace(runtimes=find_runtimes(Path("/state"))))
     return engine.supports(isolation)
 

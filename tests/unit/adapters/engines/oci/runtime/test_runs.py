@@ -19,7 +19,7 @@ from typing import Any, cast
 import pytest
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
-from builderd.adapters.engines.oci.engine.machine import Machine, OciSettings
+from builderd.adapters.engines.oci.engine.machine import Machine
 from builderd.adapters.engines.oci.network.slots import Addresses, Slots
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.command import Runtime
@@ -33,6 +33,7 @@ from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.resources import GB
 from builderd.domain.sandboxes import SandboxState
 from builderd.linux.processes import boot_id, find_process
+from builderd.ports.engine import EngineOptions
 
 APP = SandboxId("a1")
 DISK, ONE, TWO = DiskId("disk"), DiskId("one"), DiskId("two")
@@ -133,7 +134,7 @@ async def running(host: Host) -> AsyncIterator[tuple[OciEngine, Copies]]:
     """An engine with one app that runs."""
     host.add(make_record())
     async with host.opened() as runs:
-        engine, copies = OciEngine(OciSettings(host.data, inside_port=8080)), Copies(host.cgroups)
+        engine, copies = OciEngine(EngineOptions(host.data, inside_port=8080)), Copies(host.cgroups)
         engine._machine = cast("Machine", SimpleNamespace(runs=runs, disks=copies))
         yield engine, copies
         assert not runs._locks, "nothing is remembered of what is over"

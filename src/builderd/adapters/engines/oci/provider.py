@@ -1,0 +1,36 @@
+"""The engine for one machine as a kind of engine: implements ``ports.engine.EngineProvider``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from builderd.adapters.engines.oci.engine import inventory, preflight
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.engines.oci.network.allocations import sandbox_networks
+from builderd.adapters.engines.oci.storage.base import ensure_base, find_host_base
+from builderd.domain.inventory import EngineInventory
+from builderd.domain.preflight import PreflightCheck
+from builderd.ports.engine import EngineOptions, Progress
+
+
+class OciProvider:
+    def make(self, options: EngineOptions) -> OciEngine:
+        return OciEngine(options)
+
+    def run_checks(self, data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
+        return preflight.run_checks(data_dir, floor_bytes)
+
+    def read_inventory(self, data_dir: Path) -> EngineInventory | None:
+        return inventory.read_inventory(data_dir)
+
+    def build_base(self, progress: Progress) -> str:
+        return ensure_base(progress=progress).id
+
+    def find_base(self) -> Path | None:
+        base = find_host_base()
+        return base.root if base else None
+
+    def networks(self) -> Sequence[IPv4Network]:
+        return sandbox_networks()

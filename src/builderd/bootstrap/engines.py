@@ -1,0 +1,48 @@
+"""The registry of engines: the name in the setting ``engine``, and the kind of engine that it selects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from builderd.adapters.clocks.system import SystemClock
+from builderd.adapters.engines.oci.provider import OciProvider
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.resources import GB
+from builderd.ports.engine import Engine, EngineOptions, EngineProvider, StoreOptions
+from builderd.settings import Settings
+
+#: A further engine is a folder in ``adapters/engines`` and a line here.
+ENGINES: Mapping[str, EngineProvider] = {
+    "oci": OciProvider(),
+}
+
+
+def engine_provider(settings: Settings) -> EngineProvider:
+    """Return the selected kind of engine. Raises ``ValidationFailed`` for an unknown name."""
+    found = ENGINES.get(settings.engine)
+    if found is None:
+        known = ", ".join(sorted(ENGINES))
+        raise ValidationFailed({"engine": [f"there is no engine {settings.engine!r}: set it to one of: {known}"]})
+    return found
+
+
+def make_engine(settings: Settings, clock: SystemClock) -> Engine:
+    """Return the selected engine, not prepared yet."""
+    store, egress = settings.store, settings.egress
+    return engine_provider(settings).make(
+        EngineOptions(
+            data_dir=settings.data_dir.absolute(),
+            inside_port=settings.inside_port,
+            allow=egress.allow,
+            deny=egress.deny,
+            log_limit=int(settings.limits.log * 1_000_000),
+            now=clock.seconds,
+            at=clock.at,
+            store=StoreOptions(
+                device=store.device,
+                size_bytes=int(store.size * GB) if store.size else None,
+                floor_bytes=int(store.floor * GB),
+                overcommit=store.overcommit,
+            ),
+        )
+    )

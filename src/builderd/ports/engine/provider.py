@@ -1,0 +1,62 @@
+"""A kind of engine: makes engines from options, and answers for its machine without opening one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Protocol
+
+from builderd.domain.inventory import EngineInventory
+from builderd.domain.preflight import PreflightCheck
+from builderd.ports.engine.engine import Engine
+from builderd.ports.engine.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """Options of the store. ``size_bytes``: of the sparse file; ``floor_bytes`` always stay free on the host."""
+
+    device: Path | None = None
+    size_bytes: int | None = None
+    floor_bytes: int = 2 << 30
+    overcommit: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Options of an engine. ``log_limit``: bytes of one log file of a sandbox, which keeps two at most.
+
+    ``now`` returns the service's time in seconds since 1970; ``at`` converts a file's time to the service's time.
+    """
+
+    data_dir: Path
+    inside_port: int
+    allow: tuple[IPv4Network, ...] = ()
+    deny: tuple[IPv4Network, ...] = ()
+    log_limit: int = 10_000_000
+    store: StoreOptions = field(default_factory=StoreOptions)
+    now: Callable[[], float] = time.time
+    at: Callable[[float], float] = float
+
+
+class EngineProvider(Protocol):
+    def make(self, options: EngineOptions) -> Engine:
+        """Return an engine, not prepared yet. Changes nothing."""
+
+    def run_checks(self, data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
+        """Check what the engine needs on this machine; changes nothing. ``data_dir`` need not exist yet."""
+
+    def read_inventory(self, data_dir: Path) -> EngineInventory | None:
+        """Return the storage that the engine uses, also while it runs; None before its first run since the boot."""
+
+    def build_base(self, progress: Progress) -> str:
+        """Build the base root file system if it is missing. Return its name."""
+
+    def find_base(self) -> Path | None:
+        """Return the folder of the base root file system if it lies on this machine and is built."""
+
+    def networks(self) -> Sequence[IPv4Network]:
+        """Return the networks of the sandboxes of all services of this machine; webhooks are not sent there."""

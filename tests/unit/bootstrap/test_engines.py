@@ -1,0 +1,81 @@
+"""The setting ``engine`` selects an engine by its name in the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from builderd.adapters.clocks.system import SystemClock
+from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.adapters.fakes.engine import FakeEngine
+from builderd.bootstrap import engines
+from builderd.bootstrap.engines import make_engine
+from builderd.bootstrap.machine import build_base, run_preflight_checks
+from builderd.bootstrap.service import serve
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.inventory import EngineInventory
+from builderd.domain.preflight import PreflightCheck
+from builderd.ports.engine import EngineOptions, EngineProvider, Progress
+from builderd.settings import Settings
+
+ENOUGH_MEMORY = PreflightCheck("memory", True, "enough", "sandboxes are slow", False)
+
+
+class FakeProvider:
+    options: EngineOptions | None = None
+
+    def make(self, options: EngineOptions) -> FakeEngine:
+        self.options = options
+        return FakeEngine()
+
+    def run_checks(self, data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
+        return [ENOUGH_MEMORY]
+
+    def read_inventory(self, data_dir: Path) -> EngineInventory | None:
+        return None
+
+    def build_base(self, progress: Progress) -> str:
+        return "fake-base"
+
+    def find_base(self) -> Path | None:
+        return None
+
+    def networks(self) -> Sequence[IPv4Network]:
+        return []
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProvider:
+    """A second engine, registered by one line."""
+    provider = FakeProvider()
+    registered: dict[str, EngineProvider] = {**engines.ENGINES, "fake": provider}
+    monkeypatch.setattr(engines, "ENGINES", registered)
+    return provider
+
+
+def test_oci_is_the_default(tmp_path: Path) -> None:
+    assert isinstance(make_engine(Settings(data_dir=tmp_path), SystemClock()), OciEngine)
+
+
+def test_a_registered_engine_is_made_with_the_settings(fake: FakeProvider, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, engine="fake", inside_port=9082)
+    assert isinstance(make_engine(settings, SystemClock()), FakeEngine)
+    assert fake.options is not None
+    assert (fake.options.data_dir, fake.options.inside_port) == (tmp_path, 9082)
+
+
+def test_a_registered_engine_answers_for_its_machine(fake: FakeProvider, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, engine="fake")
+    assert ENOUGH_MEMORY in run_preflight_checks(settings)
+    assert build_base(settings, print) == "fake-base"
+
+
+def test_an_unknown_engine_is_refused_with_the_known_ones_before_anything_is_made(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "none", engine="xen")
+    with pytest.raises(ValidationFailed) as refused:
+        serve(settings)
+    assert refused.value.errors == {"engine": ["there is no engine 'xen': set it to one of: oci"]}
+    assert not (tmp_path / "none").exists()

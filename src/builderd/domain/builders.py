@@ -18,6 +18,18 @@ class JobType(StrEnum):
     ALWAYS_ON = "always_on"
     #: A command that runs to its end.
     ONE_TIME = "one_time"
+    #: A process without a port: kept running as an app is, but nobody visits it.
+    WORKER = "worker"
+
+    @property
+    def has_preview(self) -> bool:
+        """True for what listens on a port and is visited."""
+        return self is JobType.ALWAYS_ON
+
+    @property
+    def stays_up(self) -> bool:
+        """True for what is restarted when it exits."""
+        return self is not JobType.ONE_TIME
 
 
 class Visibility(StrEnum):

@@ -40,14 +40,16 @@ def describe_end(end: SandboxEnd, resources: Resources) -> str:
             return f"exited with code {end.exit_code}" if end.exit_code is not None else "exited"
 
 
-def exited_early(end: SandboxEnd, resources: Resources, port: int, lines: Sequence[str]) -> str:
-    """Message for an app that ended before it listened."""
+def exited_early(end: SandboxEnd, resources: Resources, port: int | None, lines: Sequence[str]) -> str:
+    """Message for an app that ended before it listened, or for a worker (``port`` None) that ended at once."""
     what = f"The app ended before it listened on 0.0.0.0:{port}: {describe_end(end, resources)}."
+    if port is None:
+        what = f"The worker ended within a second of its start: {describe_end(end, resources)}."
     advice = ""
     if end.cause is EndCause.OUT_OF_MEMORY:
         advice = " Give it more with resources.memory."
     elif end.cause is EndCause.EXITED and end.exit_code == 0:
-        advice = ' An app must keep running; for a command that runs to its end use "job_type": "one_time".'
+        advice = ' It must keep running; for a command that runs to its end use "job_type": "one_time".'
     elif end.exit_code == 127:
         advice = " The shell did not find the command: check the entrypoint and the requirements."
     elif end.exit_code == 126:
@@ -102,7 +104,10 @@ def _where(listening: Listening, port: int, seconds: float) -> str:
             f"The app listens on port {ports}, not on 0.0.0.0:{port}: let it listen on the port in $PORT, "
             f'or set "port" to {elsewhere[0]}.'
         )
-    return f"The app runs, but did not listen on 0.0.0.0:{port} within {seconds:.0f} seconds."
+    return (
+        f"The app runs, but did not listen on 0.0.0.0:{port} within {seconds:.0f} seconds. "
+        'A worker without a port? Deploy it with "job_type": "worker".'
+    )
 
 
 def quoted(lines: Sequence[str]) -> str:

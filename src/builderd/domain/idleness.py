@@ -19,7 +19,14 @@ def can_idle(builder: Builder) -> bool:
     """Return True if it may be frozen or stopped for idleness; an ``auto_stop_interval`` of 0 forbids both."""
     at_rest = builder.candidate is None and builder.handover is None and builder.settled
     runs = builder.desired is Desired.RUNNING and builder.status is Status.RUNNING
-    return runs and at_rest and builder.job_type is JobType.ALWAYS_ON and builder.auto_stop_interval > 0
+    return runs and at_rest and builder.job_type.has_preview and builder.auto_stop_interval > 0
+
+
+def auto_stop_error(job_type: JobType, interval: int) -> str | None:
+    """Return the reason why a builder of this type cannot have this ``auto_stop_interval``, or None."""
+    if job_type is JobType.WORKER and interval > 0:
+        return "must be 0 for a worker: it has no visitors, so it would be stopped as idle and nothing would wake it"
+    return None
 
 
 def idle_action(

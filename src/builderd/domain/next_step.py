@@ -92,9 +92,9 @@ def _towards_running(builder: Builder, seen: Observation) -> Step:
         return _close_route(builder, seen) or StopSandbox(drain=builder.handover is not None)
     if seen.sandbox is None or seen.sandbox.started_at is None:
         return _towards_started(builder, seen)
-    if builder.job_type is JobType.ALWAYS_ON:
-        if seen.sandbox.listening_at is None:
-            return AwaitListening()
+    if builder.job_type.stays_up and seen.sandbox.listening_at is None:
+        return AwaitListening()
+    if builder.job_type.has_preview:
         if builder.asleep_since is not None and _is_up(builder):
             return _towards_frozen(builder, seen)
         if seen.paid_frozen or _is_frozen(seen):
@@ -103,8 +103,8 @@ def _towards_running(builder: Builder, seen: Observation) -> Step:
             return CheckApp()  # before the route opens: requests never reach a version that fails
         if (opening := _open_route(builder, seen)) is not None:
             return opening
-        if seen.version.qa_due and not builder.settled:
-            return CheckApp()
+    if builder.job_type.stays_up and seen.version.qa_due and not builder.settled:
+        return CheckApp()
     return Wait() if _is_up(builder) else Settle(Status.RUNNING)
 
 

@@ -36,6 +36,8 @@ class RouteState(StrEnum):
     FAILED = "failed"
     #: A one-time job is not a web app: 503 with a page that says so.
     JOB = "job"
+    #: A worker has no port: 503 with a page that says so.
+    WORKER = "worker"
 
 
 @dataclass(frozen=True, slots=True)

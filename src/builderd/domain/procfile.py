@@ -17,11 +17,22 @@ LINE = re.compile(r"(?P<process>[A-Za-z0-9_-]+)\s*:\s*(?P<command>\S.*?)\s*")
 
 def web_command(bundle: Bundle) -> str | None:
     """Return the command of the process ``web``, or None without one."""
+    return process_commands(bundle).get("web")
+
+
+def worker_command(bundle: Bundle) -> str | None:
+    """Return the command of the process ``worker``, or None without one."""
+    return process_commands(bundle).get("worker")
+
+
+def process_commands(bundle: Bundle) -> dict[str, str]:
+    """Return the commands by process, in the file's order; the first line of a process counts."""
     file = bundle.file(FILE)
     if file is None:
-        return None
+        return {}
+    commands: dict[str, str] = {}
     for line in file.head(MAX_BYTES).decode(errors="replace").splitlines():
         match = LINE.fullmatch(line)
-        if match is not None and match["process"] == "web":
-            return match["command"]
-    return None
+        if match is not None:
+            commands.setdefault(match["process"], match["command"])
+    return commands

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from builderd.domain.builders import JobType
 from builderd.domain.failures import describe_end, quoted
 from builderd.domain.qa import Check, CheckName, Outcome
 from builderd.domain.resources import Resources
@@ -13,6 +14,8 @@ from builderd.domain.sandboxes import SandboxReport
 
 #: The app must still run this many seconds after the gate's request.
 ALIVE_SECONDS = 0.5
+#: A worker is up once it has lived this many seconds.
+WORKER_ALIVE_SECONDS = 1.0
 #: Path of the gate's request, and seconds to wait for the response.
 GATE_PATH = "/"
 GATE_TIMEOUT = 15.0
@@ -79,6 +82,15 @@ def check_alive(
     return Check(CheckName.ALIVE, Outcome.PASSED, f"The app was up still {after}.", ALIVE_SECONDS)
 
 
+def check_lived(report: SandboxReport, seconds: float, resources: Resources, lines: Sequence[str]) -> Check:
+    """Check that a worker still runs ``seconds`` after its start."""
+    if report.alive:
+        return Check(CheckName.ALIVE, Outcome.PASSED, f"The worker was up {seconds:.1f} s after its start.", seconds)
+    how = describe_end(report.end, resources) if report.end else "it is gone"
+    message = f"The worker was to stay up, but ended: {how}." + quoted(lines)
+    return Check(CheckName.ALIVE, Outcome.FAILED, message, seconds)
+
+
 def check_memory(report: SandboxReport, resources: Resources) -> Check:
     """Check that the kernel killed no process of the sandbox for memory."""
     if report.out_of_memory:
@@ -97,6 +109,7 @@ def check_exit(exit_code: int | None, how: str, lines: Sequence[str]) -> Check:
     return Check(CheckName.EXIT, Outcome.FAILED, f"The job was to exit with code 0, but {how}." + quoted(lines))
 
 
-def gate_of_failure(reason: str) -> tuple[Check, ...]:
-    """Return the gate's checks of a version that never listened."""
-    return (Check(CheckName.PORT, Outcome.FAILED, reason),)
+def gate_of_failure(reason: str, job_type: JobType) -> tuple[Check, ...]:
+    """Return the gate's checks of a version that never came up."""
+    name = CheckName.PORT if job_type.has_preview else CheckName.ALIVE
+    return (Check(name, Outcome.FAILED, reason),)

@@ -15,6 +15,8 @@ def closed_route(builder: Builder) -> Route:
 def _closed_state(builder: Builder) -> RouteState:
     if builder.job_type is JobType.ONE_TIME:
         return RouteState.JOB
+    if builder.job_type is JobType.WORKER:
+        return RouteState.WORKER
     if builder.desired is Desired.RUNNING:
         waits = builder.stop_kind is StopKind.IDLE or _is_handing_over(builder)
         return RouteState.PAUSED if waits else RouteState.STARTING

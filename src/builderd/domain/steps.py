@@ -100,7 +100,7 @@ class StartSandbox:
 
 @dataclass(frozen=True, slots=True)
 class AwaitListening:
-    """Wait until the app listens, ends, or exceeds the start timeout."""
+    """Wait until the app listens (a worker: has lived for a second), ends, or exceeds the start timeout."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from builderd.domain.backups import Backup, BackupStatus
 from builderd.domain.builders import Builder, Desired, JobType, Status, StopKind, Visibility
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
+from builderd.domain.idleness import auto_stop_error
 from builderd.domain.ids import BuilderId, DiskId, TenantId, is_id, new_id, new_secret
 from builderd.domain.previews import preview_host
 from builderd.domain.prices import Cost, Sum
@@ -68,6 +69,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     asked for.
     """
     check_engine(application)
+    check_auto_stop(new.job_type, new.auto_stop_interval)
     check_settings(uow, application, caller.tenant_id, new.settings)
     admission.admit(uow, application, caller.tenant_id, allocation_of(new.settings.resources, running=True), now)
     builder = _new_builder(application, caller, new, now)
@@ -185,6 +187,12 @@ def check_engine(application: Application) -> None:
         raise EngineUnavailable(
             f"The engine is not ready yet: {readiness.message.rstrip('.')}. Try again shortly.", retry_after=5
         )
+
+
+def check_auto_stop(job_type: JobType, interval: int) -> None:
+    """Raises ``ValidationFailed`` for an interval that a builder of this type cannot have."""
+    if (why := auto_stop_error(job_type, interval)) is not None:
+        raise ValidationFailed({"auto_stop_interval": [why]})
 
 
 def check_settings(uow: UnitOfWork, application: Application, tenant_id: TenantId, settings: VersionSettings) -> None:

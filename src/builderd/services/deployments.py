@@ -20,7 +20,7 @@ from builderd.domain.versions import Isolation, Version, VersionSettings, Versio
 from builderd.ports.store import UnitOfWork
 from builderd.services import admission, candidates, gates, ledger
 from builderd.services.application import Application
-from builderd.services.builders import Caller, check_engine, check_settings, get, want_run
+from builderd.services.builders import Caller, check_auto_stop, check_engine, check_settings, get, want_run
 
 #: A version takes over within seconds.
 RETRY_AFTER = 5
@@ -171,7 +171,7 @@ def renew_service_token(
     builder = changeable(uow, application, caller, builder_id)
     renewed = replace(builder, service_token=new_secret("bds"), updated_at=now)
     uow.events.add(_event(builder, caller, "builder.token_renewed", f"service token renewed by {caller.actor}", now))
-    if builder.desired is Desired.RUNNING and builder.job_type is JobType.ALWAYS_ON:
+    if builder.desired is Desired.RUNNING and builder.job_type.stays_up:
         reason = f"started again with a new service token by {caller.actor}"
         renewed = replace(renewed, run=builder.run + 1, desired_by=caller.actor, desired_reason=reason)
         renewed = replace(renewed, handover=Handover.AGAIN, asleep_since=None)
@@ -249,6 +249,7 @@ def _given(change: Change, names: Sequence[str]) -> dict[str, Any]:
 def _at_once(builder: Builder, caller: Caller, change: Change) -> Builder:
     """With what takes effect at once. One that is to idle no more is woken: whoever wants it may never visit it."""
     changed = replace(builder, **_given(change, AT_ONCE))
+    check_auto_stop(changed.job_type, changed.auto_stop_interval)
     if change.visibility is not None:
         changed = replace(changed, opens_with=None)
     if changed.asleep_since is None or changed.auto_stop_interval > 0 or changed.desired is not Desired.RUNNING:

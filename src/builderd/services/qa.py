@@ -19,6 +19,7 @@ from builderd.domain.qa_gate import (
     GATE_TIMEOUT,
     check_alive,
     check_answer,
+    check_lived,
     check_memory,
     check_port,
 )
@@ -40,7 +41,9 @@ class QaView:
 
 
 async def judge(application: Application, builder: Builder, version: Version, sandbox: Sandbox) -> tuple[Check, ...]:
-    """The gate's checks of an app that listens: one GET, and a look at it a moment later."""
+    """Return the gate's checks of an app that is up: one GET and a second look; of a worker only that it lives."""
+    if not builder.job_type.has_preview:
+        return await _judge_worker(application, version, sandbox)
     engine, settings = application.engine, version.settings
     report = await engine.report(sandbox.id)
     started, listening = sandbox.started_at, sandbox.listening_at
@@ -64,6 +67,14 @@ async def judge(application: Application, builder: Builder, version: Version, sa
             check_memory(after, settings.resources),
         ]
     )
+
+
+async def _judge_worker(application: Application, version: Version, sandbox: Sandbox) -> tuple[Check, ...]:
+    report, resources = await application.engine.report(sandbox.id), version.settings.resources
+    started = sandbox.started_at or sandbox.created_at
+    seconds = (application.clock.now() - started).total_seconds()
+    lived = check_lived(report, seconds, resources, await _lines(application, sandbox.id))
+    return in_order([lived, check_memory(report, resources)])
 
 
 async def _lines(application: Application, sandbox: SandboxId) -> Sequence[str]:
@@ -119,7 +130,8 @@ async def again(application: Application, caller: Caller, builder_id: str) -> Qa
         locked = builders.get(uow, caller.tenant_id, builder_id, lock=True)
         if gate:
             record_gate(uow, locked.id, version.number, gate, now)
-        want_report(uow, locked.id, version.number, caller.actor, now)
+        if locked.job_type.has_preview:
+            want_report(uow, locked.id, version.number, caller.actor, now)
         return locked
 
     await application.commit(record)

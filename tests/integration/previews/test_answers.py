@@ -17,6 +17,7 @@ SAYS = {
     RouteState.STOPPED: ("stopped", "was stopped"),
     RouteState.FAILED: ("failed", "could not be started"),
     RouteState.JOB: ("one_time_job", "one-time job"),
+    RouteState.WORKER: ("worker", "This is a worker"),
 }
 OWNER = f"X-Service-Token: {TOKEN}"
 LOGS = f"/api/v1/builders/{BUILDER}/logs"

@@ -3,7 +3,7 @@
 import pytest
 
 from builderd.domain.bundles import BundleFile, make_bundle
-from builderd.domain.procfile import web_command
+from builderd.domain.procfile import process_commands, web_command, worker_command
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,9 @@ def test_the_web_line_is_the_command(text: str, command: str | None) -> None:
 
 def test_without_the_file_there_is_none() -> None:
     assert web_command(make_bundle([BundleFile("main.py", b"")])) is None
+
+
+def test_the_worker_line_is_the_command_of_a_worker() -> None:
+    bundle = make_bundle([BundleFile("Procfile", b"web: gunicorn app:app\nworker: celery -A tasks\nworker: other\n")])
+    assert worker_command(bundle) == "celery -A tasks"
+    assert list(process_commands(bundle)) == ["web", "worker"]

@@ -17,6 +17,7 @@ from builderd.domain.restarts import restart_delay
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 from builderd.domain.steps import (
     AwaitListening,
+    CheckApp,
     CreateDisk,
     Forget,
     Freeze,
@@ -44,6 +45,7 @@ READY = VersionState(1, 8000, BUNDLE, layer_ready=True)
 NO_LAYER = replace(READY, layer_ready=False)
 ALWAYS_ON = make_builder()
 JOB = make_builder(job_type=JobType.ONE_TIME)
+WORKER = make_builder(job_type=JobType.WORKER)
 UP = make_builder(status=Status.RUNNING, settled_run=1)
 WANTED_STOPPED = replace(UP, desired=Desired.STOPPED)
 SLEEPY = replace(UP, asleep_since=NOW)
@@ -58,6 +60,7 @@ def route(state: RouteState, ip: str | None = None, port: int = 8000) -> Route:
 
 STARTING, STOPPED, FAILED = route(RouteState.STARTING), route(RouteState.STOPPED), route(RouteState.FAILED)
 ASLEEP = route(RouteState.ASLEEP)
+FOR_WORKER = route(RouteState.WORKER)
 FOR_JOB, OPEN = route(RouteState.JOB), route(RouteState.OPEN, "10.0.0.2")
 
 PLANNED = make_sandbox()
@@ -147,6 +150,23 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
     "then visitors are let in": (ALWAYS_ON, seen(sandbox=LISTENING, report=REPORT), SetRoute(OPEN)),
     "then it is up": (ALWAYS_ON, seen(sandbox=LISTENING, report=REPORT, route=OPEN), Settle(Status.RUNNING)),
     "and stays so": (UP, seen(sandbox=LISTENING, report=REPORT, route=OPEN), Wait()),
+    "a worker's preview says that it is one": (WORKER, seen(route=None), SetRoute(FOR_WORKER)),
+    "a worker must live": (WORKER, seen(sandbox=STARTED, report=REPORT, route=FOR_WORKER), AwaitListening()),
+    "then it is judged": (
+        WORKER,
+        seen(sandbox=LISTENING, report=REPORT, route=FOR_WORKER, version=replace(READY, qa_due=True)),
+        CheckApp(),
+    ),
+    "then it is up, without a route": (
+        WORKER,
+        seen(sandbox=LISTENING, report=REPORT, route=FOR_WORKER),
+        Settle(Status.RUNNING),
+    ),
+    "a worker that never was up is given up": (
+        WORKER,
+        seen(ends=(ended(EndCause.EXITED, listened=False),), route=FOR_WORKER),
+        GiveUp(too_often=False),
+    ),
     # asleep
     "before it stands still, visitors are held": (
         SLEEPY,

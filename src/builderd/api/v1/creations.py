@@ -19,13 +19,13 @@ from builderd.api.server.preferences import wants_async, wants_events
 from builderd.api.server.streams import event, stream
 from builderd.api.v1 import outcomes as door
 from builderd.api.waits import waiting
-from builderd.domain.builders import Builder
+from builderd.domain.builders import Builder, JobType
 from builderd.domain.bundles import Bundle, make_bundle
 from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId
 from builderd.domain.machine_faults import machine_fault
-from builderd.domain.procfile import web_command
+from builderd.domain.procfile import web_command, worker_command
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import VersionSettings, entrypoint_error
 from builderd.ports.store import UnitOfWork
@@ -192,8 +192,9 @@ def _recorded(uow: UnitOfWork, builder_id: BuilderId) -> Builder:
 
 
 def _command(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:
+    job_type = _job_type(new, bundle)
     settings = VersionSettings(
-        entrypoint=new.entrypoint or _web_command(bundle),
+        entrypoint=new.entrypoint or _procfile_command(bundle, job_type),
         port=new.port,
         env=new.env,
         resources=new.resources.value,
@@ -208,16 +209,24 @@ def _command(application: Application, new: NewBuilder, bundle: Bundle) -> build
         name=new.name,
         bundle_hash=bundle.hash,
         settings=settings,
-        job_type=new.job_type,
+        job_type=job_type,
         visibility=new.visibility,
         auto_stop_interval=new.auto_stop_interval,
         backup_interval_hours=new.backup_interval_hours,
     )
 
 
-def _web_command(bundle: Bundle) -> str:
+def _job_type(new: NewBuilder, bundle: Bundle) -> JobType:
+    """Return the job type: a worker where the request leaves it out and the ``Procfile`` has only ``worker:``."""
+    if "job_type" in new.model_fields_set or new.entrypoint is not None:
+        return new.job_type
+    has_only_worker = web_command(bundle) is None and worker_command(bundle) is not None
+    return JobType.WORKER if has_only_worker else new.job_type
+
+
+def _procfile_command(bundle: Bundle, job_type: JobType) -> str:
     """Raises ``ValidationFailed`` where the bundle has none, or one that cannot be run."""
-    command = web_command(bundle)
+    command = worker_command(bundle) if job_type is JobType.WORKER else web_command(bundle)
     why = NO_ENTRYPOINT if command is None else entrypoint_error(command)
     if command is None or why is not None:
         raise ValidationFailed({"entrypoint": [why or NO_ENTRYPOINT]})

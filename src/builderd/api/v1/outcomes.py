@@ -62,6 +62,8 @@ def _message(builder: Builder, url: str, qa_passed: bool | None) -> str:
     match builder.status:
         case Status.RUNNING if builder.job_type is JobType.ONE_TIME:
             return f"The job {builder.name} has started."
+        case Status.RUNNING if builder.job_type is JobType.WORKER:
+            return f"The worker {builder.name} is running."
         case Status.RUNNING:
             failed = f" but failed QA: GET {PREFIX}/builders/{builder.id}/qa says why" if qa_passed is False else ""
             return f"{builder.name} is running at {url}{failed}"

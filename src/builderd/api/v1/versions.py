@@ -26,7 +26,7 @@ from builderd.domain.builders import Builder, Desired
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import NotFound, ValidationFailed
 from builderd.domain.ids import BuilderId
-from builderd.domain.procfile import web_command
+from builderd.domain.procfile import process_commands
 from builderd.domain.versions import Version, entrypoint_error
 from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1 import versions as wire
@@ -316,12 +316,15 @@ async def _entrypoint(application: Application, identity: Identity, uuid: str, b
 
     Raises ``ValidationFailed`` when the command is not valid.
     """
-    command = web_command(bundle)
-    if command is None:
+    commands = process_commands(bundle)
+    if not commands:
         return None
     base = await application.store.read(lambda uow: deployments.base(uow, identity.caller, uuid))
-    if web_command(await application.bundles.get(base.bundle_hash)) != base.settings.entrypoint:
+    before = process_commands(await application.bundles.get(base.bundle_hash))
+    process = next((name for name in commands if before.get(name) == base.settings.entrypoint), None)
+    if process is None:
         return None
+    command = commands[process]
     if why := entrypoint_error(command):
         raise ValidationFailed({"entrypoint": [why]})
     return command

@@ -14,7 +14,7 @@ from builderd.domain.versions import Version
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.install import Installs
-from builderd.reconciler.stages.listening import wait_until_listening
+from builderd.reconciler.stages.listening import wait_until_up
 from builderd.reconciler.stages.starting import last_lines, make_spec
 from builderd.services import qa
 
@@ -72,14 +72,15 @@ def _stand_in(restore: Restore) -> BuilderId:
 
 async def _judge(context: BackupContext, item: WorkItem, sandbox: Sandbox) -> str | None:
     app, settings = context.app, item.version.settings
-    wait = await wait_until_listening(app, sandbox, settings.port, app.limits.start_timeout)
+    wait = await wait_until_up(app, item, sandbox, app.limits.start_timeout)
     if wait.reachable:
         checks = await qa.judge(app, item.builder, item.version, replace(sandbox, listening_at=app.clock.now()))
         return None if gate_passed(checks) else _but(gate_failure(checks))
     lines = await last_lines(app, sandbox)
     if wait.ended is None or wait.ended.end is None:
         return _but(not_listening(wait.listening, settings.port, wait.seconds, lines))
-    return _but(exited_early(wait.ended.end, settings.resources, settings.port, lines))
+    port = settings.port if item.builder.job_type.has_preview else None
+    return _but(exited_early(wait.ended.end, settings.resources, port, lines))
 
 
 def _but(fault: str) -> str:

@@ -280,10 +280,10 @@ def qa_judged(
     return goes_on
 
 
-def never_up(uow: UnitOfWork, version: Version, reason: str, now: datetime) -> None:
+def never_up(uow: UnitOfWork, builder: Builder, version: Version, reason: str, now: datetime) -> None:
     """The version did not come as far as to be asked anything: its QA has failed at the first check."""
     if version.qa_passed is None and not version.settings.skip_qa:
-        qa.record_gate(uow, version.builder_id, version.number, gate_of_failure(reason), now)
+        qa.record_gate(uow, version.builder_id, version.number, gate_of_failure(reason, builder.job_type), now)
 
 
 def running(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
@@ -432,7 +432,7 @@ def reject_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: dat
 
 
 def _rollback(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) -> Builder:
-    if builder.status is Status.RUNNING and builder.job_type is JobType.ALWAYS_ON:
+    if builder.status is Status.RUNNING and builder.job_type.stays_up:
         reason = f"version {builder.candidate} did not take over: version {builder.version} serves on"
         again = replace(freed, run=builder.run + 1, handover=Handover.AGAIN, desired_by=SYSTEM, desired_reason=reason)
         return replace(again, desired=Desired.RUNNING)

@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import partial
 
 from builderd.domain import steps as domain
-from builderd.domain.builders import Builder, Desired, Handover, JobType, Status, StopKind
+from builderd.domain.builders import Builder, Desired, Handover, Status, StopKind
 from builderd.domain.errors import InstallFailed, NotFound, StartFailed
 from builderd.domain.events import SYSTEM
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
@@ -31,7 +31,7 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.stages import handover
 from builderd.reconciler.stages.install import Installs
-from builderd.reconciler.stages.listening import wait_until_listening
+from builderd.reconciler.stages.listening import wait_until_up
 from builderd.reconciler.stages.starting import last_lines, make_spec, new_sandbox, put_bundle
 from builderd.reconciler.stages.trials import Trials
 from builderd.services import backups, bundles, qa, verdicts
@@ -219,7 +219,7 @@ class Steps:
 
     async def _await_listening(self, item: WorkItem, sandbox: Sandbox) -> Result:
         port = item.version.settings.port
-        wait = await wait_until_listening(self._app, sandbox, port, await self._patience(item))
+        wait = await wait_until_up(self._app, item, sandbox, await self._patience(item))
         if wait.reachable:
             return self._listens(item, replace(sandbox, listening_at=self._now()))
         if wait.ended is not None:
@@ -251,7 +251,7 @@ class Steps:
                 return
             seconds = (now - begun).total_seconds()
             goes_on = transitions.qa_judged(uow, builder, item.version, prices, gate, now, seconds=seconds)
-            if goes_on and self._app.limits.qa_report:
+            if goes_on and self._app.limits.qa_report and builder.job_type.has_preview:
                 qa.want_report(uow, builder.id, item.version.number, SYSTEM, now)
 
         return Result(record)
@@ -412,7 +412,8 @@ class Steps:
             exits = recent_crashes(observation.ends, observation.now)
             reason = exited_too_often(last.end, settings.resources, len(exits), lines)
         else:
-            reason = exited_early(last.end, settings.resources, settings.port, lines)
+            port = settings.port if item.builder.job_type.has_preview else None
+            reason = exited_early(last.end, settings.resources, port, lines)
         return self._failed(
             item, "start", StartFailed.code, reason, since=last.created_at, exit_code=last.end.exit_code
         )
@@ -437,8 +438,8 @@ class Steps:
             transitions.failed(
                 uow, builder, item.version, prices, code=code, reason=reason, now=now, exit_code=exit_code
             )
-            if stage == "start" and builder.job_type is JobType.ALWAYS_ON:
-                transitions.never_up(uow, item.version, reason, now)
+            if stage == "start" and builder.job_type.stays_up:
+                transitions.never_up(uow, builder, item.version, reason, now)
 
         return Result(record)
 

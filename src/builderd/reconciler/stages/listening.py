@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from builderd.domain.failures import listens_elsewhere
+from builderd.domain.qa_gate import WORKER_ALIVE_SECONDS
 from builderd.domain.sandboxes import Listening, Sandbox, SandboxReport
+from builderd.reconciler.core.observe import WorkItem
 from builderd.services.application import Application
 
 #: An app that listens only where nobody can reach it gets so many seconds to open its port as well.
@@ -25,6 +27,13 @@ class Wait:
     listening: Listening
     ended: SandboxReport | None
     seconds: float
+
+
+async def wait_until_up(application: Application, item: WorkItem, sandbox: Sandbox, timeout: float) -> Wait:
+    """Look until the app can be reached or the worker has lived long enough, the sandbox ends, or the time is over."""
+    if item.builder.job_type.has_preview:
+        return await wait_until_listening(application, sandbox, item.version.settings.port, timeout)
+    return await _wait_until_lived(application, sandbox)
 
 
 async def wait_until_listening(application: Application, sandbox: Sandbox, port: int, timeout: float) -> Wait:
@@ -51,6 +60,19 @@ async def wait_until_listening(application: Application, sandbox: Sandbox, port:
             return Wait(False, listening, None, seconds)
         looks += 1
         await clock.sleep(_pause(seconds))
+
+
+async def _wait_until_lived(application: Application, sandbox: Sandbox) -> Wait:
+    """Look until a worker has lived for ``WORKER_ALIVE_SECONDS``, or ends."""
+    clock = application.clock
+    before = (clock.now() - sandbox.started_at).total_seconds() if sandbox.started_at else 0.0
+    begun = clock.passed() - before
+    while True:
+        report = await application.engine.report(sandbox.id)
+        seconds = clock.passed() - begun
+        if not report.alive or seconds >= WORKER_ALIVE_SECONDS:
+            return Wait(report.alive, Listening(frozenset()), None if report.alive else report, seconds)
+        await clock.sleep(min(LAST_PAUSE, WORKER_ALIVE_SECONDS - seconds))
 
 
 def _since(known: float | None, listening: Listening, port: int, seconds: float) -> float | None:

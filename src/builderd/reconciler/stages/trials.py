@@ -17,7 +17,7 @@ from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
-from builderd.reconciler.stages.listening import Wait, wait_until_listening
+from builderd.reconciler.stages.listening import Wait, wait_until_up
 from builderd.reconciler.stages.starting import last_lines, make_spec, put_bundle
 from builderd.services.application import Application
 
@@ -82,8 +82,7 @@ class Trials:
             started = replace(trial, started_at=await self._started(item, trial))
         except NotFound as lack:
             return _Verdict(trial, _STOPPED, lack.message)
-        port = item.version.settings.port
-        wait = await wait_until_listening(self._app, started, port, self._app.limits.start_timeout)
+        wait = await wait_until_up(self._app, item, started, self._app.limits.start_timeout)
         return await self._judge(item, started, wait)
 
     async def _started(self, item: WorkItem, trial: Sandbox) -> datetime:
@@ -107,7 +106,8 @@ class Trials:
             return _Verdict(trial, _STOPPED, reason)
         end = wait.ended.end or SandboxEnd(EndCause.UNKNOWN, None, None)
         is_own = end.cause in _OWN_ENDS and not wants_network(lines)
-        return _Verdict(trial, end, exited_early(end, settings.resources, settings.port, lines) if is_own else None)
+        port = settings.port if item.builder.job_type.has_preview else None
+        return _Verdict(trial, end, exited_early(end, settings.resources, port, lines) if is_own else None)
 
     async def _take_away(self, trial: Sandbox) -> None:
         await self._app.engine.stop(trial.id, 0)

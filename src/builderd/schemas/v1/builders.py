@@ -163,7 +163,7 @@ class NewBuilder(Shape):
     entrypoint: Entrypoint | None = Field(
         default=None,
         description="Run by /bin/sh in the app's folder; must listen on 0.0.0.0:<port>. "
-        "Left out: the web line of a file named Procfile.",
+        "Left out: the web line of a file named Procfile (a worker's: the worker line).",
     )
     files: Files = Field(
         default_factory=dict[str, FileContent], description="Relative path → text, or an object with base64 content."
@@ -172,7 +172,12 @@ class NewBuilder(Shape):
     port: JsonInt = Field(default=DEFAULT_PORT, ge=1, le=65535, description="Given to the app as PORT.")
     env: Env = Field(default_factory=dict, description="Environment variables; not a place for secrets.")
     resources: Resources = Field(default_factory=Resources)
-    job_type: JobType = Field(default=JobType.ALWAYS_ON, strict=False)
+    job_type: JobType = Field(
+        default=JobType.ALWAYS_ON,
+        strict=False,
+        description="always_on: an app that listens on `port`; worker: a process without a port, kept running; "
+        "one_time: a command that runs to its end. A Procfile with a worker line alone makes a worker.",
+    )
     backup_interval_hours: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
     auto_stop_interval: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="Minutes; 0: never.")
     visibility: Visibility = Field(default=Visibility.PUBLIC, strict=False)

@@ -308,3 +308,27 @@ async def test_a_new_procfile_tells_the_command_where_the_old_one_did(client: ht
     await client.put(url, json={"entrypoint": "python3 -O main.py"})
     response = await client.put(url, json={"files": files})
     assert response.json()["data"]["entrypoint"] == "python3 -O main.py"
+
+
+async def test_a_procfile_with_a_worker_line_alone_makes_a_worker_and_names_its_command(
+    client: httpx.AsyncClient,
+) -> None:
+    files = {"main.py": "", "Procfile": "worker: python3 main.py"}
+    created = await client.post(BUILDERS, json={"name": "bot", "files": files})
+    data = created.json()["data"]
+    assert (data["job_type"], data["entrypoint"], data["status"]) == ("worker", "python3 main.py", "running")
+    assert created.json()["message"] == "The worker bot is running."
+    response = await client.put(
+        created.headers["location"], json={"files": {"main.py": "", "Procfile": f"worker: {OTHER}"}}
+    )
+    assert response.json()["data"]["entrypoint"] == OTHER
+
+
+async def test_a_worker_cannot_be_stopped_as_idle(client: httpx.AsyncClient) -> None:
+    body = {"name": "bot", "entrypoint": "python3 main.py", "files": {"main.py": ""}, "job_type": "worker"}
+    refused = await client.post(BUILDERS, json={**body, "auto_stop_interval": 5})
+    assert refused.status_code == 422
+    assert "nothing would wake it" in refused.json()["errors"]["auto_stop_interval"][0]
+    created = await client.post(BUILDERS, json=body)
+    assert created.status_code == 201
+    assert (await client.put(f"{created.headers['location']}/auto-stop", json={"interval": 5})).status_code == 422

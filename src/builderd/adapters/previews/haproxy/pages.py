@@ -123,6 +123,15 @@ JOB = Page(
     "This is a one-time job: it runs to its end and serves no pages. Its owner finds its output in its logs.",
     "calm",
 )
+WORKER = Page(
+    "worker",
+    503,
+    "worker",
+    "Not a web app",
+    "This is a worker: it runs in the background, listens on no port and serves no pages. Its owner finds its output "
+    "in its logs.",
+    "calm",
+)
 CRASHED = Page(
     "crashed",
     502,
@@ -162,7 +171,7 @@ PRIVATE = Page(
 )
 
 #: Pages by the state of the route, or by the page that ``pause.lua`` chose.
-NOT_OPEN = (STARTING, PAUSED, ASLEEP, UNHEARD, FULL, STOPPED, CAPPED, FAILED, JOB)
+NOT_OPEN = (STARTING, PAUSED, ASLEEP, UNHEARD, FULL, STOPPED, CAPPED, FAILED, JOB, WORKER)
 ALL = (*NOT_OPEN, CRASHED, TIMED_OUT, UNKNOWN, PRIVATE)
 
 

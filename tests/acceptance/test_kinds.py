@@ -1,0 +1,33 @@
+"""Kinds of builders on the real parts."""
+
+from __future__ import annotations
+
+import pytest
+from tests.acceptance.live_service import LiveService
+from tests.acceptance.scenarios import run
+
+pytestmark = pytest.mark.root
+
+WORKER = """\
+import itertools, pathlib, time
+for number in itertools.count():
+    pathlib.Path("count").write_text(str(number))
+    time.sleep(0.05)
+"""
+
+
+def test_a_worker_works_without_a_port_and_shows_a_page(service: LiveService) -> None:
+    files = {"main.py": WORKER, "Procfile": "worker: python3 main.py\n"}
+    with service.deployed("worker", files, None) as data:
+        assert (data["job_type"], data["status"], data["qa_passed"]) == ("worker", "running", True)
+        assert int(run(service, data["uuid"], "cat count")[1]) >= 10
+        page = service.visit(data)
+        assert (page.status_code, page.json()["code"]) == (503, "worker")
+
+
+def test_a_worker_that_ends_at_once_says_so_with_its_last_lines(service: LiveService) -> None:
+    body = {"name": "ends", "entrypoint": "echo lost; exit 3", "files": {"a": ""}, "job_type": "worker"}
+    answer = service.call("POST", "/builders", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "start_failed")
+    assert answer.json()["message"].endswith("exited with code 3.\nIts last lines:\nlost")
+    service.call("DELETE", f"/builders/{answer.json()['data']['uuid']}")

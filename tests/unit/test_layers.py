@@ -23,6 +23,8 @@ VIOLATIONS = [
     pytest.param(
         "reconciler", "builderd.schemas.v1", "Only interfaces and the client import schemas", id="reconciler-knows-wire"
     ),
+    pytest.param("client", "sqlalchemy", "The client needs nothing of the server", id="client-needs-the-server"),
+    pytest.param("cli/apps", "builderd.bootstrap", "The client needs nothing of the server", id="cli-knows-bootstrap"),
     pytest.param("client", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="client-knows-adapter"),
     pytest.param("adapters/engines/oci", "builderd.adapters.previews.haproxy", "Adapter families", id="engine-preview"),
     pytest.param("adapters/fakes", "builderd.adapters.stores.sql", "Adapter families", id="fake-knows-store"),

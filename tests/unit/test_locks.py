@@ -24,7 +24,11 @@ def pinned(lock: str) -> dict[str, str]:
 
 
 def named(group: str) -> list[Requirement]:
-    entries = PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"][group]
+    entries = (
+        PROJECT["project"]["dependencies"]
+        + PROJECT["project"]["optional-dependencies"]["server"]
+        + PROJECT["dependency-groups"][group]
+    )
     return [Requirement(one) for one in entries if isinstance(one, str)]
 
 

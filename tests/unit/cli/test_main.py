@@ -22,7 +22,8 @@ from builderd.adapters.testers import preflight as testers_preflight
 from builderd.bootstrap.configuration import load
 from builderd.bootstrap.database import store as open_store
 from builderd.bootstrap.tokens import list_tokens
-from builderd.cli.main import COMMANDS, main
+from builderd.cli.commands import COMMANDS
+from builderd.cli.group import builderd as main
 from builderd.services import tokens
 
 
@@ -293,6 +294,6 @@ def test_a_span_is_counted_from_now(tmp_path: Path) -> None:
 def test_garbage_is_collected_again_once_a_command_is_loaded_or_could_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("serve", "--help").exit_code == 0
     assert gc.isenabled()
-    monkeypatch.setitem(COMMANDS, "serve", "nowhere")
+    monkeypatch.setitem(COMMANDS, "serve", ("nowhere", ""))
     assert isinstance(run("serve", "--help").exception, ModuleNotFoundError)
     assert gc.isenabled()

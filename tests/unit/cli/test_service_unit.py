@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from builderd.bootstrap.data_directory import lock
 from builderd.cli import service_unit
-from builderd.cli.main import main
+from builderd.cli.group import builderd as main
 from builderd.cli.service_unit import ServiceUnit, install_service, quote, render
 
 

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeVar
 
-from httpx_sse import ServerSentEvent
+from httpx2 import ServerSentEvent
 from pydantic import BaseModel
 
-from builderd.client.errors import NoAnswer
-from builderd.client.pages import all_of
+from builderd.client.legacy.errors import NoAnswer
+from builderd.client.legacy.pages import all_of
 from builderd.schemas.v1.events import Event, EventPage
 from builderd.schemas.v1.metrics import Metrics, MetricsAnswer
 from builderd.schemas.v1.webhooks import (

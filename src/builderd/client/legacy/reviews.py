@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import httpx
+import httpx2
 
 from builderd.schemas.v1.reviews import NewAcceptance, Review, ReviewAnswer
 
@@ -20,7 +20,7 @@ class Reviews:
     """Review calls (``Client.reviews``). Methods raise ``ApiError`` and ``NoAnswer``."""
 
     call: Callable[..., Any]
-    request: Callable[..., httpx.Response]
+    request: Callable[..., httpx2.Response]
 
     def get(self, uuid: str, *, version: int | None = None) -> Review:
         """Return the review of a version, by default the current one."""

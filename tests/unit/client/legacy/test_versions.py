@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.client.conftest import Running
-from tests.unit.client.test_client import new
+from tests.threaded_service import Running
+from tests.unit.client.legacy.test_client import new
 
 from builderd.adapters.fakes.engine import Behaviour
-from builderd.client import ApiError, Client, Stage
+from builderd.client.legacy import ApiError, Client, Stage
 from builderd.schemas.v1.versions import NewSettings, NewVersion
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
-import httpx
+import httpx2
 from pydantic import BaseModel
 
-from builderd.client.errors import ApiError, NoAnswer
+from builderd.client.legacy.errors import ApiError, NoAnswer
 from builderd.schemas.v1.live_files import FileAnswer, FileEntry, FilePage
 from builderd.schemas.v1.uploads import UploadAnswer, UploadPlaceAnswer
 
@@ -23,14 +23,14 @@ PIECE_BYTES = 1 << 20
 #: Seconds before an interrupted upload is resumed, and attempts in all.
 RETRY_SECONDS, ATTEMPTS = 1.0, 5
 #: Seconds to send one piece; no limit for the service to write it to the disk.
-SENDING = httpx.Timeout(10, read=None, write=60)
+SENDING = httpx2.Timeout(10, read=None, write=60)
 
 
 class Caller(Protocol):
     """Calls of the client that this class uses."""
 
     def call(self, answer: type[V], method: str, path: str, **options: Any) -> V: ...
-    def request(self, method: str, path: str, **options: Any) -> httpx.Response: ...
+    def request(self, method: str, path: str, **options: Any) -> httpx2.Response: ...
     def receive(self, path: str, out: BinaryIO, **options: Any) -> int: ...
 
 

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from tests.service import MINIMAL
-from tests.unit.client.conftest import Running
+from tests.threaded_service import Running
 
 from builderd.api.server import streams
-from builderd.client import Client, watching
+from builderd.client.legacy import Client, watching
 from builderd.domain.webhooks import key_of
 from builderd.schemas.v1.builders import NewBuilder
 
@@ -53,20 +53,22 @@ def test_a_follower_of_events_gets_over_heartbeats(
     events.close()  # type: ignore[attr-defined]
 
 
-class Breaking(httpx.HTTPTransport):
+class Breaking(httpx2.HTTPTransport):
     """Lets through so many bytes of each answer more than of the one before, and breaks off."""
 
     def __init__(self) -> None:
         super().__init__()
         self._bytes = 300
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         response = super().handle_request(request)
         self._bytes += 150
-        return httpx.Response(response.status_code, headers=response.headers, stream=_Cut(response.stream, self._bytes))
+        return httpx2.Response(
+            response.status_code, headers=response.headers, stream=_Cut(response.stream, self._bytes)
+        )
 
 
-class _Cut(httpx.SyncByteStream):
+class _Cut(httpx2.SyncByteStream):
     def __init__(self, stream: Any, left: int) -> None:
         self._stream = stream
         self._left = left
@@ -76,7 +78,7 @@ class _Cut(httpx.SyncByteStream):
             yield piece[: self._left]
             self._left -= len(piece)
             if self._left <= 0:
-                raise httpx.ReadError("the connection broke off")
+                raise httpx2.ReadError("the connection broke off")
 
     def close(self) -> None:
         self._stream.close()

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from builderd.client.pages import all_of
+from builderd.client.legacy.pages import all_of
 from builderd.schemas.v1.builders import Builder
 from builderd.schemas.v1.versions import NewSettings, NewVersion, Version, VersionPage
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -9,18 +10,18 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
 
-import httpx
-from httpx_sse import ServerSentEvent
+import httpx2
+from httpx2 import ServerSentEvent
 from pydantic import BaseModel, ValidationError
 
-from builderd.client.backups import Backups
-from builderd.client.errors import ApiError, NoAnswer
-from builderd.client.files import Files
-from builderd.client.pages import all_of
-from builderd.client.reviews import Reviews
-from builderd.client.streams import Events, read_json
-from builderd.client.versions import OnStage, Stage, Versions, no_stages
-from builderd.client.watching import Watching
+from builderd.client.legacy.backups import Backups
+from builderd.client.legacy.errors import ApiError, NoAnswer
+from builderd.client.legacy.files import Files
+from builderd.client.legacy.pages import all_of
+from builderd.client.legacy.reviews import Reviews
+from builderd.client.legacy.streams import Events, read_json
+from builderd.client.legacy.versions import OnStage, Stage, Versions, no_stages
+from builderd.client.legacy.watching import Watching
 from builderd.domain.builders import JobType, Status
 from builderd.domain.logs import LogStream
 from builderd.domain.processes import HOME
@@ -44,8 +45,8 @@ CONNECT_SECONDS = 10
 #: An event stream is never silent for longer than its heartbeats' 15 seconds.
 STREAM_SECONDS = 60
 #: No read timeout for calls that wait for an outcome: the service has its own limits, and its error names them.
-OUTCOME = httpx.Timeout(CONNECT_SECONDS, read=None)
-STREAM = httpx.Timeout(CONNECT_SECONDS, read=STREAM_SECONDS)
+OUTCOME = httpx2.Timeout(CONNECT_SECONDS, read=None)
+STREAM = httpx2.Timeout(CONNECT_SECONDS, read=STREAM_SECONDS)
 
 
 class Client:
@@ -54,8 +55,8 @@ class Client:
     Every method raises ``ApiError`` for an error response, and ``NoAnswer`` without a valid response.
     """
 
-    def __init__(self, url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
-        self._http = httpx.Client(
+    def __init__(self, url: str, token: str, *, transport: httpx2.BaseTransport | None = None) -> None:
+        self._http = httpx2.Client(
             base_url=url.rstrip("/"),
             headers={"Authorization": f"Bearer {token}"},
             timeout=CONNECT_SECONDS,
@@ -211,10 +212,10 @@ class Client:
         with self._events("POST", path, json={**body, "stream": True}) as events:
             for event in events:
                 if event.event == "exit":
-                    return _read(Execution, {**event.json(), "output": ""})
+                    return _read(Execution, {**json.loads(event.data), "output": ""})
                 if event.event == "failed":
                     raise ApiError(_read(Failure, event.json()), None, events.request_id)
-                on_output(event.json()["text"])
+                on_output(json.loads(event.data)["text"])
         raise NoAnswer("The stream ended before the command did.")
 
     def spending(self, *, since: datetime | None = None, until: datetime | None = None) -> Spending:
@@ -299,10 +300,10 @@ class Client:
     def _call(self, answer: type[V], method: str, path: str, **options: Any) -> V:
         return _read(answer, read_json(self._request(method, path, **options)))
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         try:
             response = self._http.request(method, path, **options)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise NoAnswer(f"{method} {path}: {error or type(error).__name__}") from error
         if response.is_success:
             return response
@@ -316,7 +317,7 @@ class Client:
                     response.read()
                     raise _refusal(response)
                 return sum(out.write(piece) for piece in response.iter_raw())
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise NoAnswer(f"GET {path}: {error or type(error).__name__}") from error
 
     @contextmanager
@@ -330,7 +331,7 @@ class Client:
                     response.read()
                     raise _refusal(response)
                 yield Events(response)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise NoAnswer(f"{method} {path}: {error or type(error).__name__}") from error
 
 
@@ -340,7 +341,7 @@ class _Calls:
 
     call: Callable[..., Any]
     stream: Callable[..., AbstractContextManager[Iterable[ServerSentEvent]]]
-    request: Callable[..., httpx.Response]
+    request: Callable[..., httpx2.Response]
     receive: Callable[..., int]
     deploy: Callable[..., Builder]
 
@@ -350,7 +351,7 @@ def _cap_path(uuid: str | None) -> str:
 
 
 def _stage(event: ServerSentEvent) -> Stage:
-    data = event.json()
+    data = json.loads(event.data)
     return Stage(event.event, data["seconds"], data["ok"])
 
 
@@ -360,7 +361,7 @@ def _given(query: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
 
 
-def _refusal(response: httpx.Response) -> Exception:
+def _refusal(response: httpx2.Response) -> Exception:
     try:
         failure = Failure.model_validate(read_json(response))
     except (NoAnswer, ValidationError):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.client.test_client import new
+from tests.unit.client.legacy.test_client import new
 
-from builderd.client import Client, pages
+from builderd.client.legacy import Client, pages
 
 
 def test_a_list_is_whole(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
-from httpx_sse import EventSource, ServerSentEvent
+import httpx2
+from httpx2 import EventSource, ServerSentEvent
 
-from builderd.client.errors import NoAnswer
+from builderd.client.legacy.errors import NoAnswer
 
 
 class Events:
     """Server-sent events of one response."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx2.Response) -> None:
         self._response = response
         self.request_id: str = response.headers.get("x-request-id", "")
         #: JSON response in place of a stream, where there was nothing to wait for.
@@ -25,15 +25,11 @@ class Events:
             self.answer = read_json(response)
 
     def __iter__(self) -> Iterator[ServerSentEvent]:
-        """Iterate over the events that have data.
-
-        After an event with an id, the decoder yields each comment (a heartbeat) as an event without data. The
-        standard dispatches none: https://html.spec.whatwg.org/multipage/server-sent-events.html#dispatchMessage
-        """
-        return (event for event in EventSource(self._response).iter_sse() if event.data)
+        """Iterate over the events that have data: the standard dispatches none without."""
+        return (event for event in EventSource(self._response) if event.data)
 
 
-def read_json(response: httpx.Response) -> Any:
+def read_json(response: httpx2.Response) -> Any:
     try:
         return response.json()
     except json.JSONDecodeError as error:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar
 
-import httpx
+import httpx2
 from pydantic import BaseModel
 
-from builderd.client.pages import all_of
+from builderd.client.legacy.pages import all_of
 from builderd.schemas.v1.backups import Backup, BackupAnswer, BackupPage
 from builderd.schemas.v1.builders import Builder, BuilderAnswer
 
@@ -15,7 +15,7 @@ V = TypeVar("V", bound=BaseModel)
 
 API = "/api/v1"
 #: No read timeout: the backup of a large disk takes long.
-PATIENT = httpx.Timeout(10, read=None)
+PATIENT = httpx2.Timeout(10, read=None)
 
 
 class Caller(Protocol):

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.service import MINIMAL
-from tests.unit.client.conftest import Running
+from tests.threaded_service import Running
 
-from builderd.client import ApiError, Client
+from builderd.client.legacy import ApiError, Client
 from builderd.domain.reviews import Severity
 from builderd.schemas.v1.builders import NewBuilder
 

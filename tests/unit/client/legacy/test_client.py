@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from tests.service import MINIMAL, Service, listening, running_service
 
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.adapters.fakes.processes import Answer
 from builderd.api.server import streams
-from builderd.client import ApiError, Client, NoAnswer, Stage
+from builderd.client.legacy import ApiError, Client, NoAnswer, Stage
 from builderd.domain.builders import Status
 from builderd.domain.tokens import Scope
 from builderd.schemas.v1.builders import NewBuilder
@@ -180,21 +180,21 @@ def test_a_token_without_the_scope_is_refused(running: Running) -> None:
 @pytest.mark.parametrize(
     "response",
     [
-        httpx.Response(200, text="<html>"),
-        httpx.Response(502, text="Bad gateway"),
-        httpx.Response(404, json={"detail": "Not Found"}),
-        httpx.Response(200, json={"success": True, "message": "", "data": {}}),
+        httpx2.Response(200, text="<html>"),
+        httpx2.Response(502, text="Bad gateway"),
+        httpx2.Response(404, json={"detail": "Not Found"}),
+        httpx2.Response(200, json={"success": True, "message": "", "data": {}}),
     ],
 )
-def test_what_is_no_builderd_is_no_answer(response: httpx.Response) -> None:
-    with Client("http://builderd", "t", transport=httpx.MockTransport(lambda _: response)) as client:
+def test_what_is_no_builderd_is_no_answer(response: httpx2.Response) -> None:
+    with Client("http://builderd", "t", transport=httpx2.MockTransport(lambda _: response)) as client:
         with pytest.raises(NoAnswer):
             client.get("x")
 
 
 def test_a_stream_that_breaks_off_is_no_answer() -> None:
-    cut = httpx.Response(200, headers={"Content-Type": "text/event-stream"}, text=": ping\n\n")
-    with Client("http://builderd", "t", transport=httpx.MockTransport(lambda _: cut)) as client:
+    cut = httpx2.Response(200, headers={"Content-Type": "text/event-stream"}, text=": ping\n\n")
+    with Client("http://builderd", "t", transport=httpx2.MockTransport(lambda _: cut)) as client:
         with pytest.raises(NoAnswer, match="before the outcome"):
             client.create(new())
 

@@ -8,13 +8,13 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import zstandard
 from tests.service import MINIMAL
-from tests.unit.client.conftest import Running
+from tests.threaded_service import Running
 
-from builderd.client import ApiError, Client, NoAnswer, files
+from builderd.client.legacy import ApiError, Client, NoAnswer, files
 from builderd.schemas.v1.builders import Builder, NewBuilder
 
 NEW = NewBuilder.model_validate(MINIMAL, context={})
@@ -94,7 +94,7 @@ def test_an_upload_that_always_breaks_off_is_given_up(running: Running, monkeypa
             client.files.upload(packed())
 
 
-class BreakingOff(httpx.HTTPTransport):
+class BreakingOff(httpx2.HTTPTransport):
     """Breaks off the first bodies of PUT requests after so many bytes."""
 
     def __init__(self, after: int, times: int = 1) -> None:
@@ -102,7 +102,7 @@ class BreakingOff(httpx.HTTPTransport):
         self._after, self._times = after, times
         self.begun: list[str] = []
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         if request.method == "PUT":
             self.begun.append(request.headers["content-range"])
             if len(self.begun) <= self._times:
@@ -110,7 +110,7 @@ class BreakingOff(httpx.HTTPTransport):
         return super().handle_request(request)
 
 
-class _Cut(httpx.SyncByteStream):
+class _Cut(httpx2.SyncByteStream):
     def __init__(self, stream: Any, left: int) -> None:
         self._stream = stream
         self._left = left
@@ -120,4 +120,4 @@ class _Cut(httpx.SyncByteStream):
             yield piece[: self._left]
             self._left -= len(piece)
             if self._left <= 0:
-                raise httpx.WriteError("the connection broke off")
+                raise httpx2.WriteError("the connection broke off")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.client.conftest import Running
-from tests.unit.client.test_client import new
+from tests.threaded_service import Running
+from tests.unit.client.legacy.test_client import new
 
 from builderd.adapters.fakes.backup_repository import FakeBackupRepository
-from builderd.client import ApiError, Client
+from builderd.client.legacy import ApiError, Client
 from builderd.domain.errors import BackupFailed
 
 
@@ -26,7 +26,7 @@ def test_one_is_taken_and_comes_back_in_place_and_beside(client: Client) -> None
 def test_all_are_listed_whatever_their_number_until_they_are_removed(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("builderd.client.pages.MAX_PER_PAGE", 1)
+    monkeypatch.setattr("builderd.client.legacy.pages.MAX_PER_PAGE", 1)
     uuids = [client.create(new(name=name)).uuid for name in ("one", "two")]
     taken = {client.backups.take(uuid).id for uuid in uuids}
     assert {one.id for one in client.backups.list()} == taken

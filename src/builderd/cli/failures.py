@@ -1,0 +1,39 @@
+"""Messages and exit statuses of the errors that end a command."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from builderd.domain.database_lease import DatabaseOwned, LeaseLost
+from builderd.domain.errors import BuilderdError, ValidationFailed
+
+
+class OwnedByAnother(click.ClickException):
+    """Another service owns the database. The unit of ``install-service`` is not restarted after this exit status."""
+
+    exit_code = 4
+
+
+def shown(error: Exception) -> click.ClickException | None:
+    """Return what to print for an error; None for a fault of the program, which keeps its traceback."""
+    match error:
+        case ValidationFailed():
+            lines = [f"{field}: {reason}" for field, reasons in error.errors.items() for reason in reasons]
+            return click.ClickException("\n".join(lines))
+        case DatabaseOwned() | LeaseLost():
+            return OwnedByAnother(error.message)
+        case BuilderdError():
+            return click.ClickException(error.message)
+        case OSError():
+            return click.ClickException(_reason(error))
+        case _:
+            return None
+
+
+def _reason(error: OSError) -> str:
+    """Return a message with the file, the error, and a hint where root is needed."""
+    file = f"{error.filename}: " if error.filename else ""
+    hint = "; run it as root" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
+    return f"{file}{error.strerror or error or type(error).__name__}{hint}"

@@ -31,3 +31,20 @@ def test_a_worker_that_ends_at_once_says_so_with_its_last_lines(service: LiveSer
     assert (answer.status_code, answer.json()["code"]) == (422, "start_failed")
     assert answer.json()["message"].endswith("exited with code 3.\nIts last lines:\nlost")
     service.call("DELETE", f"/builders/{answer.json()['data']['uuid']}")
+
+
+def test_a_sandbox_runs_commands_and_shows_what_listens_in_it(service: LiveService) -> None:
+    answer = service.call("POST", "/builders", json={"name": "box", "job_type": "sandbox", "port": 8765})
+    assert answer.status_code == 201, answer.text
+    data = answer.json()["data"]
+    try:
+        assert run(service, data["uuid"], "echo hello > /app/index.html; cat /app/index.html") == (0, "hello\n")
+        assert service.visit(data).status_code == 401
+        start = "setsid python3 -m http.server 8765 >/dev/null 2>&1 & sleep 1"
+        assert run(service, data["uuid"], start)[0] == 0
+        page = service.visit(data, headers={"X-Service-Token": data["service_token"]})
+        assert (page.status_code, "index.html" in page.text or "hello" in page.text) == (200, True)
+        zombies = "for n in 1 2 3; do (sleep 0.1 &) ; done; sleep 0.5; ps -e -o stat= | grep -c Z || true"
+        assert run(service, data["uuid"], zombies)[1].strip() == "0"
+    finally:
+        service.call("DELETE", f"/builders/{data['uuid']}?purge=true")

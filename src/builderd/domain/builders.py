@@ -13,6 +13,10 @@ from builderd.domain.ids import BuilderId, DiskId, TenantId
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
+#: The command of a sandbox without one of its own: its init (tini) reaps what others leave behind.
+SANDBOX_COMMAND = "exec sleep infinity"
+
+
 class JobType(StrEnum):
     #: A web app: kept running, restarted when it exits.
     ALWAYS_ON = "always_on"
@@ -20,11 +24,23 @@ class JobType(StrEnum):
     ONE_TIME = "one_time"
     #: A process without a port: kept running as an app is, but nobody visits it.
     WORKER = "worker"
+    #: No app: a sandbox that stays for commands, files, SSH and terminals. Its port may be visited.
+    SANDBOX = "sandbox"
 
     @property
     def has_preview(self) -> bool:
-        """True for what listens on a port and is visited."""
+        """True for what may listen on a port and is visited."""
+        return self in (JobType.ALWAYS_ON, JobType.SANDBOX)
+
+    @property
+    def must_listen(self) -> bool:
+        """True for what is up only once its port can be reached."""
         return self is JobType.ALWAYS_ON
+
+    @property
+    def is_judged(self) -> bool:
+        """True for what has a process of its own, which the QA gate judges."""
+        return self is not JobType.SANDBOX
 
     @property
     def stays_up(self) -> bool:

@@ -6,7 +6,7 @@ the handover the candidate is the version to run, and ``next_step`` does the res
 
 from __future__ import annotations
 
-from builderd.domain.builders import Builder, Desired, JobType
+from builderd.domain.builders import Builder, Desired
 from builderd.domain.next_step import prepare
 from builderd.domain.steps import DropDisks, EndTrial, HandOver, Observation, PlanTrial, Step, TryCandidate
 
@@ -27,8 +27,10 @@ def candidate_step(builder: Builder, seen: Observation) -> Step | None:
 def _try(builder: Builder, seen: Observation) -> Step | None:
     """Return the trial's next step: it keeps a version that cannot start from interrupting the app that serves.
 
-    Jobs have no trial, since they would do their work twice; nor has a restored disk, whose version ran on it before.
+    Jobs have no trial, since they would do their work twice, nor have sandboxes, which start nothing, nor has a
+    restored disk, whose version ran on it before.
     """
-    if builder.job_type is JobType.ONE_TIME or seen.sandbox is None or builder.candidate_disk is not None:
+    has_trial = builder.job_type.stays_up and builder.job_type.is_judged
+    if not has_trial or seen.sandbox is None or builder.candidate_disk is not None:
         return EndTrial() if seen.trial is not None else None
     return PlanTrial() if seen.trial is None else TryCandidate()

@@ -111,5 +111,5 @@ def check_exit(exit_code: int | None, how: str, lines: Sequence[str]) -> Check:
 
 def gate_of_failure(reason: str, job_type: JobType) -> tuple[Check, ...]:
     """Return the gate's checks of a version that never came up."""
-    name = CheckName.PORT if job_type.has_preview else CheckName.ALIVE
+    name = CheckName.PORT if job_type.must_listen else CheckName.ALIVE
     return (Check(name, Outcome.FAILED, reason),)

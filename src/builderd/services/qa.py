@@ -42,7 +42,7 @@ class QaView:
 
 async def judge(application: Application, builder: Builder, version: Version, sandbox: Sandbox) -> tuple[Check, ...]:
     """Return the gate's checks of an app that is up: one GET and a second look; of a worker only that it lives."""
-    if not builder.job_type.has_preview:
+    if not builder.job_type.must_listen:
         return await _judge_worker(application, version, sandbox)
     engine, settings = application.engine, version.settings
     report = await engine.report(sandbox.id)
@@ -130,7 +130,7 @@ async def again(application: Application, caller: Caller, builder_id: str) -> Qa
         locked = builders.get(uow, caller.tenant_id, builder_id, lock=True)
         if gate:
             record_gate(uow, locked.id, version.number, gate, now)
-        if locked.job_type.has_preview:
+        if locked.job_type.must_listen:
             want_report(uow, locked.id, version.number, caller.actor, now)
         return locked
 
@@ -144,6 +144,8 @@ def _find(uow: UnitOfWork, tenant_id: TenantId, builder_id: str) -> tuple[Builde
     assert version is not None, "a builder's current version is always stored"
     if builder.job_type is JobType.ONE_TIME:
         raise InvalidState("A one_time job is judged by its exit code alone: start it again to have it judged again.")
+    if not builder.job_type.is_judged:
+        raise InvalidState("A sandbox has no app that QA could judge.")
     if builder.status is Status.CREATING or version.status is not VersionStatus.DEPLOYED:
         raise InvalidState(f"The builder is {builder.status}: QA needs a version that has run.")
     return builder, version, uow.sandboxes.open_of(builder.id)

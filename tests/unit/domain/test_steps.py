@@ -167,6 +167,11 @@ CASES: dict[str, tuple[Builder, Observation, Step]] = {
         seen(ends=(ended(EndCause.EXITED, listened=False),), route=FOR_WORKER),
         GiveUp(too_often=False),
     ),
+    "a sandbox shows its port at once": (
+        make_builder(job_type=JobType.SANDBOX),
+        seen(sandbox=LISTENING, report=REPORT, route=STARTING),
+        SetRoute(OPEN),
+    ),
     # asleep
     "before it stands still, visitors are held": (
         SLEEPY,

@@ -19,7 +19,7 @@ from builderd.api.server.preferences import wants_async, wants_events
 from builderd.api.server.streams import event, stream
 from builderd.api.v1 import outcomes as door
 from builderd.api.waits import waiting
-from builderd.domain.builders import Builder, JobType
+from builderd.domain.builders import SANDBOX_COMMAND, Builder, JobType, Visibility
 from builderd.domain.bundles import Bundle, make_bundle
 from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
 from builderd.domain.events import Event
@@ -210,7 +210,7 @@ def _command(application: Application, new: NewBuilder, bundle: Bundle) -> build
         bundle_hash=bundle.hash,
         settings=settings,
         job_type=job_type,
-        visibility=new.visibility,
+        visibility=_visibility(new),
         auto_stop_interval=new.auto_stop_interval,
         backup_interval_hours=new.backup_interval_hours,
     )
@@ -224,8 +224,16 @@ def _job_type(new: NewBuilder, bundle: Bundle) -> JobType:
     return JobType.WORKER if has_only_worker else new.job_type
 
 
+def _visibility(new: NewBuilder) -> Visibility:
+    """Return the visibility: a sandbox's preview is private unless the request says otherwise."""
+    is_private = new.job_type is JobType.SANDBOX and "visibility" not in new.model_fields_set
+    return Visibility.PRIVATE if is_private else new.visibility
+
+
 def _procfile_command(bundle: Bundle, job_type: JobType) -> str:
     """Raises ``ValidationFailed`` where the bundle has none, or one that cannot be run."""
+    if job_type is JobType.SANDBOX:
+        return SANDBOX_COMMAND
     command = worker_command(bundle) if job_type is JobType.WORKER else web_command(bundle)
     why = NO_ENTRYPOINT if command is None else entrypoint_error(command)
     if command is None or why is not None:

@@ -64,6 +64,10 @@ def _message(builder: Builder, url: str, qa_passed: bool | None) -> str:
             return f"The job {builder.name} has started."
         case Status.RUNNING if builder.job_type is JobType.WORKER:
             return f"The worker {builder.name} is running."
+        case Status.RUNNING if builder.job_type is JobType.SANDBOX:
+            return (
+                f"The sandbox {builder.name} is running: POST {PREFIX}/builders/{builder.id}/exec runs a command in it."
+            )
         case Status.RUNNING:
             failed = f" but failed QA: GET {PREFIX}/builders/{builder.id}/qa says why" if qa_passed is False else ""
             return f"{builder.name} is running at {url}{failed}"

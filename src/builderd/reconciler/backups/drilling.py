@@ -79,7 +79,7 @@ async def _judge(context: BackupContext, item: WorkItem, sandbox: Sandbox) -> st
     lines = await last_lines(app, sandbox)
     if wait.ended is None or wait.ended.end is None:
         return _but(not_listening(wait.listening, settings.port, wait.seconds, lines))
-    port = settings.port if item.builder.job_type.has_preview else None
+    port = settings.port if item.builder.job_type.must_listen else None
     return _but(exited_early(wait.ended.end, settings.resources, port, lines))
 
 

@@ -82,8 +82,8 @@ async def observe(application: Application, stored: StoredState) -> Observation:
     loss = await _loss(application, item) if disk is None else backups.Loss()
     return Observation(
         now=application.clock.now(),
-        version=await _version(application, item.version),
-        candidate=await _version(application, item.candidate) if item.candidate else None,
+        version=await _version(application, item.builder, item.version),
+        candidate=await _version(application, item.builder, item.candidate) if item.candidate else None,
         trial=stored.trial,
         disk_ready=disk is not None and stored.billing is not None and disk.size_bytes == wanted.disk_bytes,
         disk_bundle=disk.bundle_hash if disk else None,
@@ -106,14 +106,14 @@ async def _loss(application: Application, item: WorkItem) -> backups.Loss:
     return await application.store.read(lambda uow: backups.loss(uow, builder.id, now))
 
 
-async def _version(application: Application, version: Version) -> VersionState:
+async def _version(application: Application, builder: Builder, version: Version) -> VersionState:
     return VersionState(
         number=version.number,
         port=version.settings.port,
         bundle_hash=version.bundle_hash,
         layer_ready=await _layer_ready(application, version),
         qa_required=version.settings.require_qa,
-        qa_due=version.qa_passed is None and not version.settings.skip_qa,
+        qa_due=builder.job_type.is_judged and version.qa_passed is None and not version.settings.skip_qa,
         review_due=version.review_due(application.clock.now()),
     )
 

@@ -251,7 +251,7 @@ class Steps:
                 return
             seconds = (now - begun).total_seconds()
             goes_on = transitions.qa_judged(uow, builder, item.version, prices, gate, now, seconds=seconds)
-            if goes_on and self._app.limits.qa_report and builder.job_type.has_preview:
+            if goes_on and self._app.limits.qa_report and builder.job_type.must_listen:
                 qa.want_report(uow, builder.id, item.version.number, SYSTEM, now)
 
         return Result(record)
@@ -412,7 +412,7 @@ class Steps:
             exits = recent_crashes(observation.ends, observation.now)
             reason = exited_too_often(last.end, settings.resources, len(exits), lines)
         else:
-            port = settings.port if item.builder.job_type.has_preview else None
+            port = settings.port if item.builder.job_type.must_listen else None
             reason = exited_early(last.end, settings.resources, port, lines)
         return self._failed(
             item, "start", StartFailed.code, reason, since=last.created_at, exit_code=last.end.exit_code

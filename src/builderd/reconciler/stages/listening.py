@@ -31,9 +31,10 @@ class Wait:
 
 async def wait_until_up(application: Application, item: WorkItem, sandbox: Sandbox, timeout: float) -> Wait:
     """Look until the app can be reached or the worker has lived long enough, the sandbox ends, or the time is over."""
-    if item.builder.job_type.has_preview:
+    if item.builder.job_type.must_listen:
         return await wait_until_listening(application, sandbox, item.version.settings.port, timeout)
-    return await _wait_until_lived(application, sandbox)
+    lifetime = WORKER_ALIVE_SECONDS if item.builder.job_type.is_judged else 0.0
+    return await _wait_until_lived(application, sandbox, lifetime)
 
 
 async def wait_until_listening(application: Application, sandbox: Sandbox, port: int, timeout: float) -> Wait:
@@ -62,17 +63,17 @@ async def wait_until_listening(application: Application, sandbox: Sandbox, port:
         await clock.sleep(_pause(seconds))
 
 
-async def _wait_until_lived(application: Application, sandbox: Sandbox) -> Wait:
-    """Look until a worker has lived for ``WORKER_ALIVE_SECONDS``, or ends."""
+async def _wait_until_lived(application: Application, sandbox: Sandbox, lifetime: float) -> Wait:
+    """Look until the sandbox has lived for ``lifetime`` seconds, or ends."""
     clock = application.clock
     before = (clock.now() - sandbox.started_at).total_seconds() if sandbox.started_at else 0.0
     begun = clock.passed() - before
     while True:
         report = await application.engine.report(sandbox.id)
         seconds = clock.passed() - begun
-        if not report.alive or seconds >= WORKER_ALIVE_SECONDS:
+        if not report.alive or seconds >= lifetime:
             return Wait(report.alive, Listening(frozenset()), None if report.alive else report, seconds)
-        await clock.sleep(min(LAST_PAUSE, WORKER_ALIVE_SECONDS - seconds))
+        await clock.sleep(min(LAST_PAUSE, lifetime - seconds))
 
 
 def _since(known: float | None, listening: Listening, port: int, seconds: float) -> float | None:

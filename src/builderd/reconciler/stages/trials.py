@@ -106,7 +106,7 @@ class Trials:
             return _Verdict(trial, _STOPPED, reason)
         end = wait.ended.end or SandboxEnd(EndCause.UNKNOWN, None, None)
         is_own = end.cause in _OWN_ENDS and not wants_network(lines)
-        port = settings.port if item.builder.job_type.has_preview else None
+        port = settings.port if item.builder.job_type.must_listen else None
         return _Verdict(trial, end, exited_early(end, settings.resources, port, lines) if is_own else None)
 
     async def _take_away(self, trial: Sandbox) -> None:

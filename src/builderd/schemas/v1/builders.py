@@ -117,6 +117,10 @@ Credential = Annotated[
 NO_ENTRYPOINT = "is required: the command that starts the app (or a file named Procfile with a line web: <command>)"
 
 
+def _is_sandbox(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("job_type") == JobType.SANDBOX
+
+
 def _may_tell(value: dict[Any, Any]) -> bool:
     files = value.get("files")
     return "source" in value or (isinstance(files, dict) and PROCFILE in files)
@@ -144,11 +148,15 @@ def _source(value: Any) -> Any:
 
 OptionalSource = Annotated[Source | None, BeforeValidator(_source)]
 
-#: For the OpenAPI document: one of the two.
+#: For the OpenAPI document: one of the two, which a sandbox may lack.
 CODE_RULE: JsonDict = {
     "oneOf": [
         {"required": ["files"], "properties": {"source": {"type": "null"}}},
         {"required": ["source"], "properties": {"source": {"type": "object"}, "files": False}},
+        {
+            "required": ["job_type"],
+            "properties": {"job_type": {"const": "sandbox"}, "files": False, "source": {"type": "null"}},
+        },
     ]
 }
 
@@ -176,11 +184,14 @@ class NewBuilder(Shape):
         default=JobType.ALWAYS_ON,
         strict=False,
         description="always_on: an app that listens on `port`; worker: a process without a port, kept running; "
-        "one_time: a command that runs to its end. A Procfile with a worker line alone makes a worker.",
+        "one_time: a command that runs to its end; sandbox: no app, for commands, files, SSH and terminals. "
+        "A Procfile with a worker line alone makes a worker.",
     )
     backup_interval_hours: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="0: no backups.")
     auto_stop_interval: JsonInt = Field(default=0, ge=0, le=MAX_INTEGER, description="Minutes; 0: never.")
-    visibility: Visibility = Field(default=Visibility.PUBLIC, strict=False)
+    visibility: Visibility = Field(
+        default=Visibility.PUBLIC, strict=False, description="Of the preview. Left out: a sandbox's is private."
+    )
     credentials: list[Credential] = Field(default_factory=list, max_length=MAX_CREDENTIALS)
     isolation: Isolation | None = Field(default=None, strict=False, description="Left out: the service's default.")
     skip_review: bool = Field(default=False, description="Needs the scope skip-gates.")
@@ -194,13 +205,14 @@ class NewBuilder(Shape):
     @classmethod
     def _has_code(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Require either files or a source."""
-        return with_field_errors(_code_errors(value, cls.code_is_required), lambda: handler(value))
+        is_required = cls.code_is_required and not _is_sandbox(value)
+        return with_field_errors(_code_errors(value, is_required), lambda: handler(value))
 
     @model_validator(mode="wrap")
     @classmethod
     def _needs_entrypoint(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """Require an entrypoint, unless a Procfile may name it."""
-        lacks = isinstance(value, dict) and "entrypoint" not in value and not _may_tell(value)
+        lacks = isinstance(value, dict) and "entrypoint" not in value and not (_may_tell(value) or _is_sandbox(value))
         return with_field_errors([(("entrypoint",), NO_ENTRYPOINT)] if lacks else [], lambda: handler(value))
 
 

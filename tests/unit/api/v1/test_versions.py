@@ -332,3 +332,25 @@ async def test_a_worker_cannot_be_stopped_as_idle(client: httpx.AsyncClient) -> 
     created = await client.post(BUILDERS, json=body)
     assert created.status_code == 201
     assert (await client.put(f"{created.headers['location']}/auto-stop", json={"interval": 5})).status_code == 422
+
+
+async def test_a_sandbox_needs_neither_code_nor_command_and_is_private(client: httpx.AsyncClient) -> None:
+    created = await client.post(BUILDERS, json={"name": "box", "job_type": "sandbox"})
+    assert created.status_code == 201, created.text
+    data = created.json()["data"]
+    assert (data["job_type"], data["status"], data["visibility"]) == ("sandbox", "running", "private")
+    assert (data["qa_passed"], data["entrypoint"]) == (None, "exec sleep infinity")
+    assert "/exec runs a command in it" in created.json()["message"]
+    url = created.headers["location"]
+    changed = await client.put(url, json={"files": {"notes.txt": "a"}})
+    assert changed.status_code == 200, changed.text
+    assert (await client.post(f"{url}/qa")).status_code == 409
+    for name, shown in (("public", "public"), ("private", "private")):
+        body = {"name": name, "job_type": "sandbox", "visibility": shown}
+        assert (await client.post(BUILDERS, json=body)).json()["data"]["visibility"] == shown
+
+
+async def test_what_is_no_sandbox_needs_code_and_a_command(client: httpx.AsyncClient) -> None:
+    for job_type in ("always_on", "worker", "one_time"):
+        refused = await client.post(BUILDERS, json={"name": "box", "job_type": job_type})
+        assert set(refused.json()["errors"]) == {"files", "entrypoint"}, refused.text

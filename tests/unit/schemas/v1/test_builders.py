@@ -110,7 +110,7 @@ def test_intervals_are_whole_numbers_that_a_database_can_keep(field: str, value:
 
 def test_choices_are_named() -> None:
     assert faults(job_type="daily", visibility="x", isolation=1) == {
-        "job_type": ["must be 'always_on' or 'one_time'"],
+        "job_type": ["must be 'always_on', 'one_time', 'worker' or 'sandbox'"],
         "visibility": ["must be 'public' or 'private'"],
         "isolation": ["must be 'standard' or 'strong'"],
     }

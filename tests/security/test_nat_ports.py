@@ -33,7 +33,7 @@ POLICY = Policy(
     instance="0123abcd",
     bridge=BRIDGE,
     subnet=IPv4Network("10.64.8.0/21"),
-    secluded=IPv4Network("10.64.12.0/22"),
+    without_egress=IPv4Network("10.64.12.0/22"),
     gateway=GATEWAY,
     inside_port=8080,
 )

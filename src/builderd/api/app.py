@@ -11,13 +11,13 @@ from fastapi import FastAPI, Response
 from builderd.api import docs_page, health, openapi
 from builderd.api.server import problems
 from builderd.api.server.body_parser import BodyParser
+from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.server.heads import Heads
 from builderd.api.server.meter import Meter
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.rates import Rates
 from builderd.api.server.request_log import RequestLog
-from builderd.api.server.streams import Listeners
-from builderd.api.server.turns import Turns
+from builderd.api.server.streams import ConcurrencyLimit
 from builderd.api.v1 import (
     backups,
     builders,
@@ -63,10 +63,10 @@ def create_app(
     app.state.rates = rates or Rates()
     app.state.creations = started
     app.state.metrics_token = metrics_token
-    app.state.turns = Turns()
-    app.state.event_streams = Listeners("streams of events are open already: close one.")
-    app.state.log_streams = Listeners("streams of logs are open already: close one.")
-    app.state.waiting_calls = Listeners(
+    app.state.scheduler = FairScheduler()
+    app.state.event_streams = ConcurrencyLimit("streams of events are open already: close one.")
+    app.state.log_streams = ConcurrencyLimit("streams of logs are open already: close one.")
+    app.state.blocking_calls = ConcurrencyLimit(
         "of your calls wait for an outcome already: wait until one of them is answered, or do not wait for this one: "
         "send it with the header Prefer: respond-async."
     )

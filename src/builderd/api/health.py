@@ -56,8 +56,8 @@ async def _readiness(application: Application) -> Readiness:
 async def _database(store: Store) -> Part:
     if not await store.ready():
         return Part(ready=False, message="it does not answer")
-    faults = await store.schema_faults()
-    return Part(ready=not faults, message="; ".join(faults) or "it answers")
+    differences = await store.schema_differences()
+    return Part(ready=not differences, message="; ".join(differences) or "it answers")
 
 
 @router.get(

@@ -19,7 +19,7 @@ from builderd.api.server.meter import Meter
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1 import leases
 from builderd.api.v1.pages import ThePage
-from builderd.api.v1.shown import look
+from builderd.api.v1.presenters import read_builder
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound, Unauthenticated
 from builderd.ports.store import UnitOfWork
@@ -69,13 +69,13 @@ Own = Annotated[Builder, Depends(named)]
 
 async def get_own_builder(application: TheApplication, own: Own) -> Response:
     """The builder itself."""
-    data = await look(application, own, with_token=True)
+    data = await read_builder(application, own, with_token=True)
     return success(BuilderAnswer(message=f"{data.name} is {data.status}.", data=data)).response()
 
 
 async def list_own_leases(application: TheApplication, own: Own, query: ThePage) -> Response:
     """The leases that keep it busy."""
-    return await leases.lasting(application, lambda _: own, query)
+    return await leases.list_active(application, lambda _: own, query)
 
 
 async def take_own_lease(request: Request, application: TheApplication, own: Own) -> Response:

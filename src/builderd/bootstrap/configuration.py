@@ -43,7 +43,7 @@ def load(file: Path | None = None, *, lenient: bool = False, **given: Any) -> Se
             raise ValidationFailed({"config": [f"there is no file {file}: check the path given with --config"]})
         return _from_file(file)(**chosen)
     except ValidationError as error:
-        raise ValidationFailed(_faults(error)) from None
+        raise ValidationFailed(_errors(error)) from None
     except SettingsError as error:
         raise ValidationFailed(
             {"environment": [f"{error}: name one setting of it, as in BUILDERD_LIMITS__CPU"]}
@@ -87,19 +87,19 @@ def _check_variables(environment: Iterable[str]) -> None:
         name: top for name, top in tops.items() if top not in Settings.model_fields and top not in OTHER_VARIABLES
     }
     near = {name: difflib.get_close_matches(top, Settings.model_fields, 1, TYPO_RATIO) for name, top in unknown.items()}
-    faults = {
+    errors = {
         name: [f"is no setting: did you mean {PREFIX}{match[0].upper()}?"] for name, match in near.items() if match
     }
-    if faults:
-        raise ValidationFailed(faults)
+    if errors:
+        raise ValidationFailed(errors)
     for name in unknown:
         log.warning("unknown setting ignored, see docs/settings.md variable=%s", name)
 
 
-def _faults(error: ValidationError) -> dict[str, list[str]]:
+def _errors(error: ValidationError) -> dict[str, list[str]]:
     return {
-        ".".join(str(part) for part in fault["loc"]) or "settings": [fault["msg"].removeprefix("Value error, ")]
-        for fault in error.errors()
+        ".".join(str(part) for part in error["loc"]) or "settings": [error["msg"].removeprefix("Value error, ")]
+        for error in error.errors()
     }
 
 

@@ -32,7 +32,7 @@ def make_keys(settings: Settings) -> ConfiguredKeys | KeyFile:
         raise ValidationFailed({"vault.key": [str(error)]}) from None
 
 
-def refuse_other_keys(sealed: Iterable[bytes], keys: Sequence[Key], way_out: str = "") -> None:
+def refuse_other_keys(sealed: Iterable[bytes], keys: Sequence[Key], proxy_options: str = "") -> None:
     """Raise ``InvalidState`` when a secret is sealed with none of these keys: they are not the service's.
 
     A shell lacks the variables and credentials of the service's systemd unit.
@@ -41,7 +41,7 @@ def refuse_other_keys(sealed: Iterable[bytes], keys: Sequence[Key], way_out: str
     if lacking:
         raise InvalidState(
             f"Stored secrets are sealed with the key {min(lacking).hex()}, which these settings lack: set "
-            f"BUILDERD_VAULT__KEY or BUILDERD_VAULT__KEY_FILE as the service has it{way_out}."
+            f"BUILDERD_VAULT__KEY or BUILDERD_VAULT__KEY_FILE as the service has it{proxy_options}."
         )
 
 

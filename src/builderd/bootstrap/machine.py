@@ -39,11 +39,14 @@ async def describe_database(settings: Settings) -> Sequence[str]:
     opened = SqlStore(settings.database)
     try:
         lease = await opened.read(lambda uow: uow.database_lease.get())
-        faults = await opened.schema_faults()
+        differences = await opened.schema_differences()
     finally:
         await opened.close()
     owner = f"belongs to {describe_owner(lease)}" if lease else "belongs to no service yet"
-    return [f"database {database_location(settings)}: {owner}", *(f"database: {fault}" for fault in faults)]
+    return [
+        f"database {database_location(settings)}: {owner}",
+        *(f"database: {difference}" for difference in differences),
+    ]
 
 
 def _database_exists(settings: Settings) -> bool:

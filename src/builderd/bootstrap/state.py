@@ -159,7 +159,7 @@ def _restore(settings: Settings, source: Path, staging: Path, passphrase: str | 
         durable.write(settings.data_dir / RESTORED, manifest.created_at.encode())
         durable.sync(settings.data_dir)
         durable.write(staging / _SWITCHING, b"")
-        copies.bring_back(staging / DATABASE, settings.database, this_instance(settings))
+        copies.restore_copy(staging / DATABASE, settings.database, this_instance(settings))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest

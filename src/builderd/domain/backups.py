@@ -227,7 +227,7 @@ def surplus(backups: Iterable[Backup], retention: Retention, now: datetime) -> S
     """Return the finished backups of one builder that no rule keeps; the newest one is always kept."""
     done = sorted((b for b in backups if b.status is BackupStatus.DONE), key=lambda b: b.created_at, reverse=True)
     kept = {b.id for b in done[:1]}
-    kept |= {b.id for b in done if _was_asked(b) and b.created_at > now - KEEP_ASKED}
+    kept |= {b.id for b in done if _is_requested(b) and b.created_at > now - KEEP_ASKED}
     for count, span in (
         (retention.hourly, _hour),
         (retention.daily, _day),
@@ -237,7 +237,7 @@ def surplus(backups: Iterable[Backup], retention: Retention, now: datetime) -> S
     return [b for b in done if b.id not in kept and b.expires_at is None]
 
 
-def _was_asked(backup: Backup) -> bool:
+def _is_requested(backup: Backup) -> bool:
     return backup.kind in (BackupKind.REQUESTED, BackupKind.BEFORE_RESTORE)
 
 

@@ -131,7 +131,7 @@ def interpreted(command: str, paths: Collection[str], package_at: PackageAt = _n
         words = part.split()
         if words[:1] == ["cd"]:
             folder = posixpath.join(folder, _inside("".join(words[1:2])) or "")
-        for name, target in _handed(words):
+        for name, target in _script_arguments(words):
             path = _inside(target)
             found = path and _found(posixpath.normpath(posixpath.join(folder, path)), name, paths, package_at)
             if found:
@@ -143,7 +143,7 @@ def _mentions_package(command: str) -> bool:
     return bool(names & (PACKAGE_TOOLS | {"bun"})) or "--run" in command
 
 
-def _handed(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _script_arguments(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield (program, file) for each program in one command without quotes."""
     start = len(words) - len(_program_of(words))
     for place, word in enumerate(words):

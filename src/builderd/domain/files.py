@@ -56,13 +56,13 @@ class Condition:
 
     def check(self, tag: str | None) -> None:
         """Check the present tag (None: no file). Raises ``PreconditionFailed``."""
-        if self.matches is not None and not _among(tag, self.matches):
+        if self.matches is not None and not _matches_any(tag, self.matches):
             raise PreconditionFailed("The file is not the one that you looked at: look again, and repeat the change.")
-        if self.differs is not None and _among(tag, self.differs):
+        if self.differs is not None and _matches_any(tag, self.differs):
             raise PreconditionFailed("There is such a file already.")
 
 
-def _among(tag: str | None, tags: frozenset[str]) -> bool:
+def _matches_any(tag: str | None, tags: frozenset[str]) -> bool:
     return tag is not None and (tag in tags or ANY_TAG in tags)
 
 

@@ -57,7 +57,7 @@ class LayerPlan:
     may_run_code: bool = False
 
     @property
-    def waits(self) -> bool:
+    def needs_review_first(self) -> bool:
         """True if it must not start before the review has passed."""
         return self.runs_foreign_code or self.may_run_code
 

@@ -163,6 +163,6 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """Return ``1 page``, ``2 pages``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from builderd.domain.qa import MAX_FINDING, Check, CheckName, Outcome, counted, shorten
+from builderd.domain.qa import MAX_FINDING, Check, CheckName, Outcome, pluralize, shorten
 
 #: Seconds that an app has to end after SIGTERM.
 TERM_SECONDS = 5.0
@@ -78,7 +78,7 @@ def check_log(lines: Sequence[str]) -> Check:
     errors = errors_in(lines)
     if not errors:
         return Check(
-            CheckName.LOG, Outcome.PASSED, f"No traceback in the {counted(len(lines), 'line')} that the copy wrote."
+            CheckName.LOG, Outcome.PASSED, f"No traceback in the {pluralize(len(lines), 'line')} that the copy wrote."
         )
     of_network = [error for error in errors if is_out_of_reach(error)]
     findings = tuple(f"{error} ({count} times)" if count > 1 else error for error, count in errors.items())
@@ -88,7 +88,7 @@ def check_log(lines: Sequence[str]) -> Check:
     return Check(
         CheckName.LOG,
         Outcome.FAILED,
-        f"{counted(sum(errors.values()), 'traceback')} in the copy's log.",
+        f"{pluralize(sum(errors.values()), 'traceback')} in the copy's log.",
         findings=findings,
     )
 
@@ -146,11 +146,12 @@ def check_files(before: Mapping[str, FileState], after: Mapping[str, FileState])
         elif now != state:
             changed.append(f"{path} was changed")
     if lost := (*gone, *shrunk):
-        message = (
-            f"{counted(len(lost), 'file')} lost data over a restart: the app removes or overwrites what it starts with."
-        )
+        files = pluralize(len(lost), "file")
+        message = f"{files} lost data over a restart: the app removes or overwrites what it starts with."
         return Check(CheckName.FILES, Outcome.FAILED, message, findings=lost)
-    message = f"{counted(len(before), 'file')} kept over a restart" + (f", {len(changed)} changed." if changed else ".")
+    message = f"{pluralize(len(before), 'file')} kept over a restart" + (
+        f", {len(changed)} changed." if changed else "."
+    )
     return Check(CheckName.FILES, Outcome.PASSED, message, findings=tuple(changed))
 
 
@@ -160,7 +161,7 @@ NEEDS_NETWORK = frozenset(
 )
 
 
-def excuse_failure(check: Check, why: str) -> Check:
+def as_not_judged(check: Check, why: str) -> Check:
     """Turn a failure that the missing network may have caused into ``not_judged``."""
     if check.outcome is not Outcome.FAILED or check.name not in NEEDS_NETWORK:
         return check

@@ -60,7 +60,7 @@ class Policy:
             self._weights[rule] = _within_bounds(rule, found[-1] if found else Severity.WARN)
         return self._weights[rule]
 
-    def weighs_less(self, path: str) -> bool:
+    def is_demoted(self, path: str) -> bool:
         """Return True for a file with reduced severity: a test, a document or the like."""
         return any(pattern.match(path) for pattern in self._places)
 

@@ -122,7 +122,7 @@ class Report:
         return report_key(self.content_hash, self.policy_hash)
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """True if every scanner ran: the same content then needs no new review."""
         return not any(finding.rule in BLIND for finding in self.findings)
 

@@ -74,7 +74,7 @@ def kind_of(file: BundleFile) -> Kind:
     return named or (Kind.SCRIPT if file.executable else Kind.DATA)
 
 
-def kinds_when_run(files: Iterable[BundleFile], programs: Iterable[tuple[str, str]]) -> Mapping[str, Kind]:
+def executed_kinds(files: Iterable[BundleFile], programs: Iterable[tuple[str, str]]) -> Mapping[str, Kind]:
     """Return path → kind for files that a program runs: the kind that the program reads it as, whatever its name."""
     by_path = {file.path: file for file in files}
     kinds: dict[str, list[Kind]] = {}
@@ -141,7 +141,7 @@ class ReviewScope:
 def select_files(files: Iterable[BundleFile], limits: ReviewLimits, run: Mapping[str, Kind]) -> ReviewScope:
     """Select the files to scan within the limits: code before text, so that text cannot displace code.
 
-    ``run`` is the result of ``kinds_when_run``. Twice as many files as the limit are read: the excess is a hold, and
+    ``run`` is the result of ``executed_kinds``. Twice as many files as the limit are read: the excess is a hold, and
     its acceptance should rest on as many findings as possible.
     """
     kinds = [(file, run.get(file.path) or kind_of(file)) for file in files]

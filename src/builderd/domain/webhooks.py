@@ -114,8 +114,8 @@ def attempted(webhook: Webhook, delivery: Delivery, attempt: Attempt) -> tuple[W
     attempts = (*delivery.attempts, attempt)
     tried = replace(delivery, attempts=attempts)
     if attempt.ok:
-        heard = replace(webhook, failures=0, held_until=None, last_success_at=attempt.at)
-        return heard, replace(tried, status=DeliveryStatus.DELIVERED)
+        succeeded = replace(webhook, failures=0, held_until=None, last_success_at=attempt.at)
+        return succeeded, replace(tried, status=DeliveryStatus.DELIVERED)
     hold = min(FIRST_HOLD * 2 ** min(webhook.failures, 10), LAST_HOLD)
     failed = replace(webhook, failures=webhook.failures + 1, held_until=attempt.at + hold)
     if attempt.status == GONE:

@@ -11,7 +11,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def to_its_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def run_to_completion(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run in a thread; return only when it is done, also when cancelled: it may open or create things."""
     working = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:

@@ -63,14 +63,14 @@ async def track_use(application: Application, builder: Builder) -> AsyncIterator
     def note(uow: UnitOfWork) -> None:
         touch(uow, builder.id, application.clock.now())
 
-    async with noting(application, note):
+    async with record_use_repeatedly(application, note):
         yield
 
 
 @asynccontextmanager
-async def noting(application: Application, note: Note) -> AsyncIterator[None]:
-    """Record the use repeatedly, by ``note``, while the block lasts."""
-    task = asyncio.create_task(_keep_noting(application, note))
+async def record_use_repeatedly(application: Application, note: Note) -> AsyncIterator[None]:
+    """Record the use by ``note``, again and again, while the block lasts."""
+    task = asyncio.create_task(_record_repeatedly(application, note))
     try:
         yield
     finally:
@@ -78,7 +78,7 @@ async def noting(application: Application, note: Note) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _keep_noting(application: Application, note: Note) -> None:
+async def _record_repeatedly(application: Application, note: Note) -> None:
     freeze_after = application.limits.freeze_after
     interval = min(INTERVAL, freeze_after / 3) if freeze_after else INTERVAL
     while True:

@@ -35,6 +35,6 @@ def health(uow: UnitOfWork, now: datetime) -> BackupHealth:
         by_status=uow.backups.count_by_status(),
         failing=sum(one.status is BackupStatus.FAILED or bool(one.error) for one in tried.values()),
         behind_seconds=max((now - oldest).total_seconds(), 0),
-        unproven=uow.backups.count_faults(),
+        unproven=uow.backups.count_damaged(),
         damaged=sum(bool(key.fault) for key in uow.backup_keys.all()),
     )

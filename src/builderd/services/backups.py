@@ -214,8 +214,8 @@ def restore_as(
     ``ValidationFailed``, ``QuotaExceeded``, ``NoCapacity``.
     """
     _refuse_unfinished(backup)
-    if (fault := name_error(name)) is not None:
-        raise ValidationFailed({"as": [fault]})
+    if (error := name_error(name)) is not None:
+        raise ValidationFailed({"as": [error]})
     if (other := uow.builders.by_name(caller.tenant_id, name)) is not None:
         raise NameTaken(
             f"The name {name!r} is taken by your builder {other.id}: choose another name.", data={"uuid": other.id}

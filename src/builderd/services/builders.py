@@ -138,8 +138,8 @@ def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: 
     candidates.give_up_restore(uow, builder, why)
     if builder.desired is Desired.STOPPED and builder.stop_kind is not StopKind.IDLE and builder.candidate is None:
         return builder
-    builder = candidates.withdraw(uow, builder, application.prices, why, now)
-    wished = replace(_wish(builder, Desired.STOPPED, "stopped", caller), stop_kind=StopKind.PERSON)
+    builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
+    wished = replace(_with_desired(builder, Desired.STOPPED, "stopped", caller), stop_kind=StopKind.PERSON)
     if builder.status is Status.STOPPED and builder.settled:
         wished = replace(wished, status_reason=wished.desired_reason)
     return _want(uow, wished, now)
@@ -150,8 +150,8 @@ def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     why = f"the builder was deleted by {caller.actor}"
     candidates.give_up_restore(uow, builder, why, NotFound)
-    builder = candidates.withdraw(uow, builder, application.prices, why, now)
-    wanted = _want(uow, _wish(builder, Desired.DELETED, "deleted", caller), now)
+    builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
+    wanted = _want(uow, _with_desired(builder, Desired.DELETED, "deleted", caller), now)
     uow.events.add(_event(wanted, "builder.deleted", now, {}))
     return wanted
 
@@ -239,13 +239,14 @@ def want_run(
     application.engine.prewarm()
     kind = builder.stop_kind if builder.stop_kind is StopKind.IDLE else None
     fresh = replace(builder, run=builder.run + 1, exit_code=None, failure_code=None, asleep_since=None, stop_kind=kind)
-    wished = _wish(fresh, Desired.RUNNING, verb, caller)
+    wished = _with_desired(fresh, Desired.RUNNING, verb, caller)
     if builder.status in (Status.FAILED, Status.COMPLETED):
         wished = statuses.change(uow, wished, Status.STOPPED, wished.desired_reason, now)
     return _want(uow, wished, now)
 
 
-def _wish(builder: Builder, desired: Desired, verb: str, caller: Caller) -> Builder:
+def _with_desired(builder: Builder, desired: Desired, verb: str, caller: Caller) -> Builder:
+    """Return the builder with a new desired state and the caller as its actor."""
     return replace(builder, desired=desired, desired_by=caller.actor, desired_reason=f"{verb} by {caller.actor}")
 
 

@@ -16,10 +16,10 @@ from builderd.services import ledger
 
 
 class TakesOver(InvalidState):
-    """Raised while a version takes over; wait with ``outcomes.when_free`` and try again."""
+    """Raised while a version takes over; wait with ``outcomes.after_take_over`` and try again."""
 
 
-def without(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) -> Builder:
+def remove_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) -> Builder:
     """Return the builder without its candidate, whose disk is released and no longer billed. The caller saves it."""
     paid = uow.ledger.current(builder.id)
     if builder.handover is Handover.FORWARD and paid is not None and paid.billing is Billing.STOPPED:
@@ -31,7 +31,7 @@ def without(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) ->
     return replace(builder, candidate=None, candidate_disk=None, handover=None, spare_disks=spare, opens_with=None)
 
 
-def withdraw(uow: UnitOfWork, builder: Builder, prices: Prices, why: str, now: datetime) -> Builder:
+def fail_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, why: str, now: datetime) -> Builder:
     """Return the builder without its candidate, whose version fails for the reason ``why``.
 
     Used to stop or delete a builder in any state. The caller saves it.
@@ -41,7 +41,7 @@ def withdraw(uow: UnitOfWork, builder: Builder, prices: Prices, why: str, now: d
     version = uow.versions.get(builder.id, builder.candidate)
     assert version is not None, "a builder's versions are always stored"
     fail(uow, builder, version, InvalidState.code, f"Version {version.number} was given up: {why}.", now)
-    return without(uow, builder, prices, now)
+    return remove_candidate(uow, builder, prices, now)
 
 
 def give_up_restore(

@@ -201,7 +201,7 @@ def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: 
     reason = cap_message(over.cap, application.prices.currency)
     candidates.give_up_restore(uow, builder, reason)
     wished = replace(
-        candidates.withdraw(uow, builder, application.prices, reason, now),
+        candidates.fail_candidate(uow, builder, application.prices, reason, now),
         desired=Desired.STOPPED,
         desired_by=SYSTEM,
         desired_reason=reason,

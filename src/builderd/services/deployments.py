@@ -92,7 +92,7 @@ def deploy(
     settings = _settings(base.settings, change)
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
-    _instead_of_a_restore(uow, builder, caller)
+    _cancel_open_restores(uow, builder, caller)
     version = _next(uow, base, settings, caller, now, bundle_hash=change.bundle_hash or base.bundle_hash)
     if change.fresh:
         version = replace(version, fresh_since=version.number)
@@ -115,7 +115,7 @@ def configure(
     _check_changeable(application, builder)
     check_settings(uow, application, caller.tenant_id, settings)
     _check_disk(base, settings)
-    _instead_of_a_restore(uow, builder, caller)
+    _cancel_open_restores(uow, builder, caller)
     version = _next(uow, base, settings, caller, now)
     if builder.desired is Desired.STOPPED and builder.candidate is None:
         return _adopt(uow, application, caller, _at_once(builder, caller, change), version, now)
@@ -138,7 +138,7 @@ def roll_back(
     disk = max(old.settings.resources.disk, base.settings.resources.disk)
     settings = replace(old.settings.with_gates, resources=replace(old.settings.resources, disk=disk))
     check_settings(uow, application, caller.tenant_id, settings)
-    _instead_of_a_restore(uow, builder, caller)
+    _cancel_open_restores(uow, builder, caller)
     version = _next(uow, base, settings, caller, now, bundle_hash=old.bundle_hash)
     version = replace(version, rolled_back_to=number, fresh_since=old.fresh_since)
     return _launch(uow, application, caller, builder, version, now)
@@ -233,7 +233,8 @@ def _check_disk(base: Version, settings: VersionSettings) -> None:
         )
 
 
-def _instead_of_a_restore(uow: UnitOfWork, builder: Builder, caller: Caller) -> None:
+def _cancel_open_restores(uow: UnitOfWork, builder: Builder, caller: Caller) -> None:
+    """Cancel restores that wait: the caller's change replaces them."""
     candidates.give_up_restore(uow, builder, f"{caller.actor} deployed another version in the meantime")
 
 
@@ -322,7 +323,7 @@ def _launch(
         )
     if builder.candidate is not None:
         why = f"version {version.number} came after it"
-        builder = candidates.withdraw(uow, builder, application.prices, why, now)
+        builder = candidates.fail_candidate(uow, builder, application.prices, why, now)
     opens_with = version.number if opens else None
     beside = replace(builder, candidate=version.number, candidate_disk=disk, opens_with=opens_with)
     return Deployed(_save(uow, beside, now), version.number)

@@ -28,7 +28,7 @@ LEAST_INTERVAL = 0.1
 PAGE = 100
 
 
-async def place(application: Application, tenant_id: TenantId, query: EventQuery, given: int | None) -> int:
+async def start_after(application: Application, tenant_id: TenantId, query: EventQuery, given: int | None) -> int:
     """Return the event id after which a follower starts: ``given``, else 0 with ``query.since``, else the last id.
 
     A ``given`` id beyond the last one counts as the last, so that no later event is skipped.
@@ -47,7 +47,7 @@ async def follow(application: Application, tenant_id: TenantId, query: EventQuer
         query = replace(query, since=None)
     while True:
         seen = signals.count(told_by)
-        found, over = await application.store.read(partial(_look, tenant_id=tenant_id, query=query, after=after))
+        found, over = await application.store.read(partial(_read, tenant_id=tenant_id, query=query, after=after))
         for event in found:
             after = event.id
             yield event
@@ -58,7 +58,7 @@ async def follow(application: Application, tenant_id: TenantId, query: EventQuer
             await asyncio.sleep(LEAST_INTERVAL)
 
 
-def _look(uow: UnitOfWork, tenant_id: TenantId, query: EventQuery, after: int) -> tuple[tuple[Event, ...], bool]:
+def _read(uow: UnitOfWork, tenant_id: TenantId, query: EventQuery, after: int) -> tuple[tuple[Event, ...], bool]:
     events = tuple(uow.events.following(tenant_id, query, after=after, limit=PAGE))
     builder = uow.builders.get(query.builder) if query.builder else None
     return events, builder is not None and builder.status is Status.DELETED

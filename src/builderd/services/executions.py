@@ -26,7 +26,7 @@ DRAIN_SECONDS = 0.005
 AHEAD = 8
 
 #: Told each piece of output that is kept; may take its time, which slows the command down.
-Tell = Callable[[bytes], Awaitable[None]]
+OnOutput = Callable[[bytes], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ async def run(application: Application, caller: Caller, builder_id: str, command
     sandbox = await running(application, caller, builder_id)
     with application.held_bytes.holding(caller.tenant_id) as holding:
         output = Output(application.limits.exec_output, holding=holding)
-        async with wake.going_on(application, sandbox):
+        async with wake.keep_awake(application, sandbox):
             code = await _capture(application.engine, sandbox, command, output)
         yield Ended(code, output)
 
@@ -77,9 +77,9 @@ async def follow(
         task = asyncio.ensure_future(_capture(application.engine, sandbox, command, output))
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         try:
-            async with wake.going_on(application, sandbox):
+            async with wake.keep_awake(application, sandbox):
                 async for piece in _until_done(pieces, task):
-                    holding.give_back(len(piece))
+                    holding.release(len(piece))
                     if text := decoder.decode(piece):
                         yield text
                 code = await task
@@ -108,7 +108,7 @@ async def session(
 ) -> AsyncIterator[Process]:
     """A process that somebody talks to. Raises as ``run`` does."""
     sandbox = await running(application, caller, builder_id)
-    async with wake.going_on(application, sandbox), application.engine.open_process(sandbox, spec) as process:
+    async with wake.keep_awake(application, sandbox), application.engine.open_process(sandbox, spec) as process:
         yield process
 
 
@@ -153,11 +153,11 @@ async def _feed(process: Process, data: bytes) -> None:
 class Output:
     """Output of a command, up to a limit in bytes; ``holding`` counts it in the tenant's memory budget."""
 
-    def __init__(self, limit: int, tell: Tell | None = None, holding: Holding | None = None) -> None:
+    def __init__(self, limit: int, on_output: OnOutput | None = None, holding: Holding | None = None) -> None:
         self.truncated = False
         self._left = limit
         self._kept = bytearray()
-        self._tell = tell or self._keep
+        self._on_output = on_output or self._keep
         self._holding = holding
 
     async def take(self, process: Process, *, wait: bool = True) -> None:
@@ -166,13 +166,13 @@ class Output:
             kept = piece[: self._left]
             if kept and await self._reserve(len(kept), wait):
                 self._left -= len(kept)
-                await self._tell(kept)
+                await self._on_output(kept)
             if len(kept) < len(piece) or self.truncated:
                 self._cut()
                 await asyncio.sleep(DRAIN_SECONDS)
 
     async def _reserve(self, size: int, wait: bool) -> bool:
-        if self._holding is None or self._holding.try_take(size):
+        if self._holding is None or self._holding.try_reserve(size):
             return True
         try:
             if wait:

@@ -40,7 +40,7 @@ async def list_page(
 async def opened(application: Application, tenant_id: TenantId, builder_id: str, path: str) -> AsyncIterator[OpenFile]:
     """A file, to be read as long as the context lasts. Raises ``RateLimited`` when the tenant reads too many."""
     async with (
-        _one_more(application.reads, tenant_id, MAX_READS, "files"),
+        _count_open(application.reads, tenant_id, MAX_READS, "files"),
         _disk(application, tenant_id, builder_id) as disk,
         application.engine.open_file(disk, _checked(path)) as file,
     ):
@@ -59,7 +59,7 @@ async def write(
     executable: bool | None,
 ) -> tuple[FileEntry, bool]:
     """Put a file there; with it, whether it is new. Raises ``TooLarge`` or ``PreconditionFailed`` too."""
-    async with _lasting(application, tenant_id, builder_id) as disk:
+    async with _open_disk(application, tenant_id, builder_id) as disk:
         return await application.engine.write_file(
             disk, _checked(path), content, condition=condition, size=size, executable=executable
         )
@@ -75,7 +75,7 @@ async def delete(
     recursive: bool,
 ) -> None:
     """Delete a file or folder. Raises ``PreconditionFailed`` or ``TooLarge`` too."""
-    async with _lasting(application, tenant_id, builder_id) as disk:
+    async with _open_disk(application, tenant_id, builder_id) as disk:
         await application.engine.delete_file(disk, _checked(path), condition, recursive=recursive)
 
 
@@ -87,15 +87,15 @@ async def archive(
 
     Raises ``NotFound``, and ``RateLimited`` where the tenant takes as many already as leaves some for others.
     """
-    builder, disk = await _look(application, tenant_id, builder_id)
-    async with _one_more(application.archives, tenant_id, MAX_ARCHIVES, "archives"):
+    builder, disk = await _read(application, tenant_id, builder_id)
+    async with _count_open(application.archives, tenant_id, MAX_ARCHIVES, "archives"):
         packed = _compressed(application.engine.archive(disk), activity.track_use(application, builder))
         async with aclosing(packed):
             yield packed
 
 
 @asynccontextmanager
-async def _one_more(sent: Counter[TenantId], tenant_id: TenantId, limit: int, what: str) -> AsyncIterator[None]:
+async def _count_open(sent: Counter[TenantId], tenant_id: TenantId, limit: int, what: str) -> AsyncIterator[None]:
     """Count one of those that a tenant is sent. Raises ``RateLimited`` for one too many."""
     if sent[tenant_id] >= limit:
         words = f"{limit} {what} of yours are being sent already: ask again when one of them is complete."
@@ -119,12 +119,12 @@ async def _compressed(packed: AsyncGenerator[bytes], use: AbstractAsyncContextMa
 @asynccontextmanager
 async def _disk(application: Application, tenant_id: TenantId, builder_id: str) -> AsyncIterator[DiskId]:
     """The builder's disk; for as long as the context lasts, the builder is in use."""
-    builder, disk = await _look(application, tenant_id, builder_id)
+    builder, disk = await _read(application, tenant_id, builder_id)
     async with activity.track_use(application, builder):
         yield disk
 
 
-async def _look(application: Application, tenant_id: TenantId, builder_id: str) -> tuple[Builder, DiskId]:
+async def _read(application: Application, tenant_id: TenantId, builder_id: str) -> tuple[Builder, DiskId]:
     """The disk that the builder's sandbox has, or had when it ran last."""
     builder = await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
     _, disk = builder.to_run
@@ -134,30 +134,30 @@ async def _look(application: Application, tenant_id: TenantId, builder_id: str) 
 
 
 @asynccontextmanager
-async def _lasting(application: Application, tenant_id: TenantId, builder_id: str) -> AsyncIterator[DiskId]:
+async def _open_disk(application: Application, tenant_id: TenantId, builder_id: str) -> AsyncIterator[DiskId]:
     """The disk, to be changed: what is done to it lasts, or ``InvalidState`` is raised.
 
     A version that takes over does so on a copy of the disk, and the one or the other is thrown away. So a change waits
     while that goes on, and one that it came in between is not promised.
     """
 
-    def look(uow: UnitOfWork) -> DiskId:
+    def load(uow: UnitOfWork) -> DiskId:
         builder = builders.get(uow, tenant_id, builder_id)
         if builder.handover is not None:
             raise TakesOver("A version takes over at this moment: try again.", retry_after=1)
         return builder.disk
 
     async def free() -> DiskId:
-        return await application.store.read(look)
+        return await application.store.read(load)
 
-    disk = await outcomes.when_free(application, BuilderId(builder_id), free)
+    disk = await outcomes.after_take_over(application, BuilderId(builder_id), free)
     async with _disk(application, tenant_id, builder_id):
         yield disk
-    if await outcomes.when_free(application, BuilderId(builder_id), free) != disk:
+    if await outcomes.after_take_over(application, BuilderId(builder_id), free) != disk:
         raise InvalidState("Another version took over meanwhile, perhaps without this change: make it again.")
 
 
 def _checked(path: str) -> str:
-    if fault := path_error(path):
-        raise bad_path(fault)
+    if error := path_error(path):
+        raise bad_path(error)
     return path

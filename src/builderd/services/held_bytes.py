@@ -71,10 +71,10 @@ class Holding:
 
     async def take(self, size: int) -> None:
         """Count ``size`` more bytes, once the tenant's budget has room for them."""
-        while not self.try_take(size):
+        while not self.try_reserve(size):
             await self._account.changed.wait()
 
-    def try_take(self, size: int) -> bool:
+    def try_reserve(self, size: int) -> bool:
         """Count ``size`` more bytes if there is room for them; return whether there was."""
         account = self._account
         if not account.fits(size):
@@ -85,7 +85,7 @@ class Holding:
         self._size += size
         return True
 
-    def give_back(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """Count ``size`` fewer bytes."""
         self._account.held -= size
         self._size -= size
@@ -95,4 +95,4 @@ class Holding:
         """Give everything back."""
         if self._account.exempt is self:
             self._account.exempt = None
-        self.give_back(self._size)
+        self.release(self._size)

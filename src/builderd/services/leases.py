@@ -28,18 +28,18 @@ def take(
         raise InvalidState(f"The builder is {builder.status}: start it before you keep it busy.")
     # What is over is a use until its end; what is recorded below is a later one.
     uow.leases.expire(builder.id, now)
-    if len(lasting(uow, builder, now)) >= MAX_LEASES:
+    if len(active(uow, builder, now)) >= MAX_LEASES:
         raise InvalidState(f"The builder has {MAX_LEASES} leases: renew one of them, or end one.")
     wake.request_wake(uow, application, builder, User(actor, f"woken for a lease by {actor}"), now)
     lease = Lease(LeaseId(new_id()), builder.id, reason, actor, now, now + timedelta(seconds=seconds))
     uow.leases.add(lease)
-    _tell(uow, builder, "lease.taken", actor, lease, now)
+    _record_event(uow, builder, "lease.taken", actor, lease, now)
     return lease
 
 
-def lasting(uow: UnitOfWork, builder: Builder, now: datetime) -> Sequence[Lease]:
-    """Those that are not over, the oldest first."""
-    return uow.leases.lasting(builder.id, now)
+def active(uow: UnitOfWork, builder: Builder, now: datetime) -> Sequence[Lease]:
+    """Return the leases that have not ended, the oldest first."""
+    return uow.leases.active(builder.id, now)
 
 
 def renew(uow: UnitOfWork, builder: Builder, lease_id: str, seconds: int, reason: str | None, now: datetime) -> Lease:
@@ -57,17 +57,17 @@ def end(uow: UnitOfWork, builder: Builder, actor: str, lease_id: str, now: datet
     uow.leases.delete(lease.id)
     activity.used(uow, builder, now)
     ended = replace(lease, expires_at=now)
-    _tell(uow, builder, "lease.ended", actor, ended, now)
+    _record_event(uow, builder, "lease.ended", actor, ended, now)
     return ended
 
 
 def _get(uow: UnitOfWork, builder: Builder, lease_id: str, now: datetime) -> Lease:
-    for lease in lasting(uow, builder, now):
+    for lease in active(uow, builder, now):
         if lease.id == lease_id:
             return lease
     raise NotFound("The builder has no such lease, or it is over: take a new one.")
 
 
-def _tell(uow: UnitOfWork, builder: Builder, kind: str, actor: str, lease: Lease, now: datetime) -> None:
+def _record_event(uow: UnitOfWork, builder: Builder, kind: str, actor: str, lease: Lease, now: datetime) -> None:
     details = {"lease": lease.id, "expires_at": lease.expires_at.isoformat()}
     uow.events.add(Event(builder.tenant_id, builder.id, now, kind, actor, lease.reason, details))

@@ -68,14 +68,14 @@ async def _written(follower: Follower, found: int, tail: int) -> AsyncGenerator[
     """The last of those that were found when it began."""
     number = 0
     while number < found:
-        await follower.look()
+        await follower.poll()
         for line in follower.due():
             number += 1
             if number > found - tail:
                 yield line
             if number == found:
                 return
-        if not follower.behind:
+        if not follower.has_unread:
             return
 
 
@@ -161,7 +161,7 @@ async def follow(
     too_many = 0 if tail is None else found - tail
     time, nth = None, 0
     while True:
-        await follower.look()
+        await follower.poll()
         for line in follower.due():
             nth = nth + 1 if line.line.time == time else 1
             time = line.line.time
@@ -169,7 +169,7 @@ async def follow(
                 too_many -= 1
             else:
                 yield FollowedLine(line.version, line.line, nth)
-        if not follower.behind:
+        if not follower.has_unread:
             if follower.ended:
                 return
             await asyncio.sleep(FOLLOW_INTERVAL)
@@ -197,13 +197,13 @@ class Follower:
         self.ended = False
 
     @property
-    def behind(self) -> bool:
+    def has_unread(self) -> bool:
         """Return whether more lines may be written already than the last read found."""
         return self._one_waits or any(log.more for log in self._logs())
 
     async def begin(self) -> int:
         """Find where the last lines begin. How many are written from there on, where ``count`` is given."""
-        sandboxes, found = await self._application.store.read(self._beginning)
+        sandboxes, found = await self._application.store.read(self._start_positions)
         missing = self._wanted.count
         for sandbox in reversed(sandboxes):
             if self._wanted.is_older(sandbox) or (missing == 0 and sandbox.end is not None):
@@ -215,16 +215,16 @@ class Follower:
                 missing = max(missing - end.wanted, 0)
         return found
 
-    def _beginning(self, uow: UnitOfWork) -> tuple[Sequence[Sandbox], int]:
+    def _start_positions(self, uow: UnitOfWork) -> tuple[Sequence[Sandbox], int]:
         builder = self._find(uow)
         if builder is None:
             return (), 0
         self._built, found = uow.build_logs.before_last(builder.id, self._wanted.count, self._wanted.since)
         return self._sandboxes(uow, builder), found if self._wanted.build else 0
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Read on where nothing is held any more. A run that began after what is held waits until that was taken."""
-        sandboxes = await self._application.store.read(self._news)
+        sandboxes = await self._application.store.read(self._new_sandboxes)
         self._runs = {one.id: self._runs[one.id] for one in sandboxes if one.id in self._runs}
         last, self._one_waits = self._builds.last, False
         for sandbox in sandboxes:
@@ -237,7 +237,7 @@ class Follower:
             await self._read_on(sandbox, log)
             last = min((time for time in (last, log.last) if time), default=None)
 
-    def _news(self, uow: UnitOfWork) -> Sequence[Sandbox]:
+    def _new_sandboxes(self, uow: UnitOfWork) -> Sequence[Sandbox]:
         builder = self._find(uow)
         self._builds.more = builder is not None and self._wanted.build
         while self._builds.more and not self._builds.held:

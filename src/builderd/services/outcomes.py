@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 #: How long a change waits for a version that takes over before it, and a command for what is being started, in seconds:
 #: as long as a preview holds requests.
-PATIENCE = 30.0
+MAX_WAIT_SECONDS = 30.0
 #: How long to trust that a change of this process is signalled before looking again, in seconds.
 LOOK_INTERVAL = 0.5
 #: How often to look for what takes moments, in seconds.
@@ -131,9 +131,9 @@ async def deployed(application: Application, builder_id: BuilderId, number: int)
     return builder
 
 
-async def when_free(application: Application, builder_id: BuilderId, change: Callable[[], Awaitable[T]]) -> T:
+async def after_take_over(application: Application, builder_id: BuilderId, change: Callable[[], Awaitable[T]]) -> T:
     """Make the change; while a version takes over, wait for that first. Raises what ``change`` raises."""
-    deadline = asyncio.get_running_loop().time() + PATIENCE
+    deadline = asyncio.get_running_loop().time() + MAX_WAIT_SECONDS
     while True:
         seen = application.signals.count(builder_id)
         try:
@@ -153,13 +153,13 @@ def _is_taking_over(uow: UnitOfWork, builder_id: BuilderId) -> bool:
     return builder is not None and builder.handover is not None
 
 
-async def shown(application: Application, builder: Builder) -> None:
-    """Wait until the preview lets in whom the builder's visibility and service token let in, and nobody else.
+async def wait_until_reachable(application: Application, builder: Builder) -> None:
+    """Wait until the preview admits exactly the visitors that visibility and service token allow.
 
-    Raises ``EngineUnavailable`` when that takes too long; it comes about all the same, as soon as it can.
+    Raises ``EngineUnavailable`` after ``MAX_WAIT_SECONDS``; the route is updated all the same, as soon as possible.
     """
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(MAX_WAIT_SECONDS):
             while not await _is_shown(application, builder):
                 await asyncio.sleep(SHORT_INTERVAL)
                 builder = await application.store.read(partial(_get, builder_id=builder.id))
@@ -180,16 +180,16 @@ async def deployment_stages(application: Application, builder_id: BuilderId, num
     after, begun = 0, False
     while True:
         seen = application.signals.count(builder_id)
-        look = await application.store.read(partial(_look, builder_id=builder_id, after=after))
+        read = await application.store.read(partial(_read, builder_id=builder_id, after=after))
         builder, version = await application.store.read(lambda uow: _get_version(uow, builder_id, number))
-        for event in look.events:
+        for event in read.events:
             after = event.id
             begun = begun or (event.type == "version.created" and event.details.get("version") == number)
             if begun and event.type.startswith("stage."):
                 yield event
-        if not look.events and _is_deployed(builder, version):
+        if not read.events and _is_deployed(builder, version):
             return
-        if not look.events:
+        if not read.events:
             await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
 
 
@@ -198,23 +198,23 @@ async def stages(application: Application, builder_id: BuilderId, run: int) -> A
     after = 0
     while True:
         seen = application.signals.count(builder_id)
-        look = await application.store.read(partial(_look, builder_id=builder_id, after=after))
-        for event in look.events:
+        read = await application.store.read(partial(_read, builder_id=builder_id, after=after))
+        for event in read.events:
             after = event.id
             if event.type.startswith("stage."):
                 yield event
-        if _is_over(look.builder, run):
+        if _is_over(read.builder, run):
             return
         await application.signals.wait(builder_id, seen, LOOK_INTERVAL)
 
 
-class _Look(NamedTuple):
+class _Read(NamedTuple):
     builder: Builder
     events: tuple[Event, ...]
 
 
-def _look(uow: UnitOfWork, builder_id: BuilderId, after: int) -> _Look:
-    return _Look(_get(uow, builder_id), tuple(uow.events.of_builder(builder_id, after=after)))
+def _read(uow: UnitOfWork, builder_id: BuilderId, after: int) -> _Read:
+    return _Read(_get(uow, builder_id), tuple(uow.events.of_builder(builder_id, after=after)))
 
 
 def _get(uow: UnitOfWork, builder_id: BuilderId) -> Builder:

@@ -33,10 +33,10 @@ from builderd.domain.sources import (
     CODE,
     Kind,
     counts_as_code,
+    executed_kinds,
     is_compiled,
     is_opaque,
     kind_of,
-    kinds_when_run,
     select_files,
 )
 from builderd.ports.scanners import Scan, Scanner
@@ -45,7 +45,7 @@ from builderd.ports.scanners import Scan, Scanner
 MAX_OF_TENANT = 2
 
 
-def _turns() -> defaultdict[TenantId, asyncio.Semaphore]:
+def _semaphores() -> defaultdict[TenantId, asyncio.Semaphore]:
     return defaultdict(lambda: asyncio.Semaphore(MAX_OF_TENANT))
 
 
@@ -59,7 +59,7 @@ class Gate:
     scanner: Scanner
     policy: Policy
     adviser: Scanner | None = None
-    turns: defaultdict[TenantId, asyncio.Semaphore] = field(default_factory=_turns)
+    concurrency: defaultdict[TenantId, asyncio.Semaphore] = field(default_factory=_semaphores)
 
     @property
     def key(self) -> str:
@@ -83,19 +83,19 @@ class Gate:
         run = await asyncio.to_thread(_run, bundle, entrypoint)
         scanned = self.scanner.scan(bundle, self.policy.limits, run)
         scan, advice = await asyncio.gather(scanned, self._advice(bundle, run))
-        told = await asyncio.to_thread(
+        limited = await asyncio.to_thread(
             lambda: limit_findings(list(assess(bundle, entrypoint, scan, self.policy, advice)))
         )
         return Report(
             content_hash=content_hash(bundle.hash, entrypoint),
             policy_hash=self.key,
-            findings=told.kept,
+            findings=limited.kept,
             scanners={**scan.scanners, **(advice.scanners if advice else {})},
             files=len(bundle.files),
             seconds=round(time.monotonic() - begun, 3),
             reviewed_at=now,
-            left_out=told.left_out,
-            untold=told.untold,
+            left_out=limited.left_out,
+            untold=limited.untold,
         )
 
     async def _advice(self, bundle: Bundle, run: Mapping[str, Kind]) -> Scan | None:
@@ -108,7 +108,7 @@ def assess(
     """Yield the findings that the policy makes of the scan's hits; hits of rules without a severity are dropped."""
     paths = {file.path for file in bundle.files}
     entry = entry_of(entrypoint, paths, _packages(bundle))
-    roots = set(entry.roots) if entry.complete else {path for path in paths if not policy.weighs_less(path)}
+    roots = set(entry.roots) if entry.complete else {path for path in paths if not policy.is_demoted(path)}
     starts = {*roots, *scan.hooks}
     runs = reachable_files(starts, scan.references, paths)
     imported = reachable_files(starts, {path: refers.imports for path, refers in scan.references.items()}, paths)
@@ -123,13 +123,13 @@ def assess(
             continue
         finding = Finding(fingerprint, hit.rule, severity, hit.path, hit.line, hit.text, hit.message, hit.advice)
         reaches = imported if hit.rule == "SAN-syntax" else runs
-        yield demote(finding) if _weighs_less(hit, entry, reaches, policy) else finding
+        yield demote(finding) if _is_demoted(hit, entry, reaches, policy) else finding
 
 
 def _run(bundle: Bundle, entrypoint: str) -> Mapping[str, Kind]:
     """Return the files that the entrypoint passes to an interpreter: path → kind as that program reads it."""
     paths = {file.path for file in bundle.files}
-    return kinds_when_run(bundle.files, interpreted(entrypoint, paths, _packages(bundle)))
+    return executed_kinds(bundle.files, interpreted(entrypoint, paths, _packages(bundle)))
 
 
 def _packages(bundle: Bundle) -> PackageAt:
@@ -142,14 +142,14 @@ def _packages(bundle: Bundle) -> PackageAt:
     return package_at
 
 
-def _weighs_less(hit: Hit, entry: Entry, runs: Collection[str], policy: Policy) -> bool:
+def _is_demoted(hit: Hit, entry: Entry, runs: Collection[str], policy: Policy) -> bool:
     if not hit.path or policy.severity(hit.rule) is Severity.WARN:
         return False
     if hit.rule == "SAN-syntax":
         # Where it is not known what is started, a script may be for a browser or for a compiler.
         scripted = not entry.complete and not hit.path.endswith(".py")
         return hit.path not in runs or scripted
-    return not hit.rule.startswith(SANITY) and policy.weighs_less(hit.path) and hit.path not in runs
+    return not hit.rule.startswith(SANITY) and policy.is_demoted(hit.path) and hit.path not in runs
 
 
 def _own_hits(bundle: Bundle, entry: Entry) -> Iterator[Hit]:
@@ -159,8 +159,8 @@ def _own_hits(bundle: Bundle, entry: Entry) -> Iterator[Hit]:
         advice = f"Name a file that is there in the entrypoint{f': {near}' if near else ''}"
         yield _hit("SAN-entrypoint", "", f"the entrypoint starts {entry.missing}, which is not among the files", advice)
     for file in bundle.files:
-        if (fault := path_error(file.path)) is not None:
-            yield _hit("SAN-path", "", f"a path {fault}", "Rename the file")
+        if (error := path_error(file.path)) is not None:
+            yield _hit("SAN-path", "", f"a path {error}", "Rename the file")
 
 
 def _opaque_hits(bundle: Bundle, run: Mapping[str, Kind], loaded: Collection[str]) -> Iterator[Hit]:

@@ -58,10 +58,10 @@ async def report_of(
     """
     key = report_key(_content_of(version), application.review.key)
     kept = None if afresh else await application.store.read(lambda uow: uow.reviews.get(tenant_id, key))
-    if kept is not None and kept.whole:
+    if kept is not None and kept.is_complete:
         return kept, True
     gate, entrypoint = application.review, version.settings.entrypoint
-    async with gate.turns[tenant_id]:
+    async with gate.concurrency[tenant_id]:
         bundle = await bundles.fetch(application, version)
         return await gate.review(bundle, entrypoint, application.clock.now()), False
 
@@ -89,8 +89,8 @@ def _judge(uow: UnitOfWork, builder: Builder, version: Version, report: Report, 
 
 
 def _counts(report: Report, verdict: Verdict) -> dict[str, object]:
-    told = {f"{severity.value}s": sum(f.severity is severity for f in report.findings) for severity in Severity}
-    return {**told, "open": len(verdict.open) + verdict.untold, "content_hash": report.content_hash}
+    counts = {f"{severity.value}s": sum(f.severity is severity for f in report.findings) for severity in Severity}
+    return {**counts, "open": len(verdict.open) + verdict.untold, "content_hash": report.content_hash}
 
 
 def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, now: datetime, number: int | None = None) -> ReviewView:
@@ -139,13 +139,13 @@ def _no_review(uow: UnitOfWork, builder: Builder, number: int | None) -> str:
 async def again(application: Application, caller: Caller, builder_id: str) -> ReviewView:
     """Review the current version's code anew. What runs goes on, whatever comes of it. Raises ``NotFound``."""
 
-    def look(uow: UnitOfWork) -> Version:
+    def load(uow: UnitOfWork) -> Version:
         builder = builders.get(uow, caller.tenant_id, builder_id)
         version = uow.versions.get(builder.id, builder.version)
         assert version is not None, "a builder's current version is always stored"
         return version
 
-    version = await application.store.read(look)
+    version = await application.store.read(load)
     report, _ = await report_of(application, caller.tenant_id, version, afresh=True)
     now = application.clock.now()
 

@@ -89,7 +89,7 @@ async def visited(application: Application, host: str) -> None:
         await application.previews.reject_visitors(host)
         return
     if changed is not None:
-        _tell(application, changed)
+        _signal(application, changed)
 
 
 def _refusal(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> str | None:
@@ -122,16 +122,16 @@ async def awake(application: Application, builder_id: BuilderId, user: User | No
 
     builder, woken = await application.store.write(work)
     if woken:
-        _tell(application, builder_id)
+        _signal(application, builder_id)
         await outcomes.wait(application, builder_id, builder.run)
     return await _up(application, builder_id)
 
 
 @asynccontextmanager
-async def going_on(application: Application, sandbox: SandboxId) -> AsyncIterator[None]:
-    """The sandbox's builder is used for as long as the block lasts: by a command, a session.
+async def keep_awake(application: Application, sandbox: SandboxId) -> AsyncIterator[None]:
+    """Record use of the sandbox's builder while the block lasts, such as a command or a session.
 
-    Should it be put to sleep all the same, as when the database did not answer for a while, it is woken.
+    A builder that was put to sleep all the same, as when the database was unavailable for a while, is woken.
     """
 
     def note(uow: UnitOfWork) -> BuilderId | None:
@@ -145,16 +145,16 @@ async def going_on(application: Application, sandbox: SandboxId) -> AsyncIterato
             return None
         return request_wake(uow, application, builder, STILL_IN_USE, now).id
 
-    async with activity.noting(application, note):
+    async with activity.record_use_repeatedly(application, note):
         yield
 
 
 async def _up(application: Application, builder_id: BuilderId) -> Sandbox:
     """Wait for the builder's sandbox to exist and not be frozen; return it."""
-    deadline = asyncio.get_running_loop().time() + outcomes.PATIENCE
+    deadline = asyncio.get_running_loop().time() + outcomes.MAX_WAIT_SECONDS
     while True:
         seen = application.signals.count(builder_id)
-        builder, sandbox = await application.store.read(lambda uow: _look(uow, builder_id))
+        builder, sandbox = await application.store.read(lambda uow: _read(uow, builder_id))
         if builder.desired is not Desired.RUNNING:
             why = f" ({builder.status_reason})" if builder.status_reason else ""
             raise InvalidState(f"The builder is {builder.status}{why}: start it first.")
@@ -174,7 +174,7 @@ async def _is_up(application: Application, builder: Builder, sandbox: Sandbox) -
     return (await application.engine.report(sandbox.id)).state is SandboxState.RUNNING
 
 
-def _look(uow: UnitOfWork, builder_id: BuilderId) -> tuple[Builder, Sandbox | None]:
+def _read(uow: UnitOfWork, builder_id: BuilderId) -> tuple[Builder, Sandbox | None]:
     return _get(uow, builder_id, lock=False), uow.sandboxes.open_of(builder_id)
 
 
@@ -185,6 +185,6 @@ def _get(uow: UnitOfWork, builder_id: BuilderId, *, lock: bool = True) -> Builde
     return builder
 
 
-def _tell(application: Application, builder_id: BuilderId) -> None:
+def _signal(application: Application, builder_id: BuilderId) -> None:
     application.signals.desired_changed(builder_id)
     application.signals.change(builder_id)

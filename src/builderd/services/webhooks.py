@@ -92,7 +92,7 @@ def reseal(uow: UnitOfWork, vault: Vault) -> int:
     """Seal anew what is sealed with an earlier key; how many those were."""
     stale = [one.id for one in uow.webhooks.all() if not vault.is_current(one.secret)]
     for webhook_id in stale:
-        # As it is by now: its place may have moved on, and to move it back would tell it everything twice.
+        # Read again: its cursor may have advanced meanwhile, and moving it back would deliver events twice.
         webhook = uow.webhooks.get(webhook_id, lock=True)
         if webhook is not None:
             place = associated_data_of(webhook)

@@ -50,5 +50,5 @@ async def leave_out(store: Store, since: datetime, until: datetime) -> None:
     """As the reconciler does where the clock was set forward."""
     clock = FakeClock(since)
     clock.skip((until - since).total_seconds())
-    await spending.leave_out_skips(cast("Any", SimpleNamespace(store=store, clock=clock)))
+    await spending.exclude_clock_skips(cast("Any", SimpleNamespace(store=store, clock=clock)))
     assert clock.skips() == []

@@ -104,7 +104,7 @@ async def test_they_are_listed_newest_first_and_never_for_another_tenant(store: 
     ids = [builder.id, other.id]
     assert (await store.read(lambda uow: uow.backups.newest_of(ids)))[builder.id] == failed
     assert await store.read(lambda uow: uow.backups.newest_of(ids, BackupStatus.DONE)) == newest
-    assert await store.read(lambda uow: uow.backups.count_faults()) == 1
+    assert await store.read(lambda uow: uow.backups.count_damaged()) == 1
     await store.write(lambda uow: uow.backups.delete(failed.id))
     assert len(await store.read(lambda uow: uow.backups.builders())) == 3
     assert await store.read(lambda uow: uow.backups.count_by_status()) == {BackupStatus.DONE: 4}

@@ -42,7 +42,7 @@ async def test_those_of_a_builder_that_are_over_go_and_no_others(store: Store) -
 
     await store.write(write)
     assert await store.read(lambda uow: uow.leases.of_builder(one.id)) == [over, lasts]
-    assert await store.read(lambda uow: uow.leases.lasting(one.id, NOW + SECOND)) == [lasts]
+    assert await store.read(lambda uow: uow.leases.active(one.id, NOW + SECOND)) == [lasts]
     await store.write(lambda uow: uow.leases.expire(one.id, NOW + SECOND))
     assert await store.read(lambda uow: uow.leases.of_builder(one.id)) == [lasts]
     await store.write(lambda uow: uow.leases.delete_of(one.id))

@@ -95,13 +95,13 @@ async def test_of_a_long_run_the_latest_are_kept_and_the_last_that_listened(stor
         for number in range(1, 8)
     ]
     short = [make_sandbox(builder.id, run=1, attempt=number, end=END) for number in (1, 2, 3)]
-    going_on = make_sandbox(builder.id, run=2, attempt=8)
-    await add(store, *long, *short, going_on)
+    keep_awake = make_sandbox(builder.id, run=2, attempt=8)
+    await add(store, *long, *short, keep_awake)
 
-    async def thin() -> int:
-        return await store.write(lambda uow: uow.sandboxes.thin(3, 3))
+    async def delete_oldest() -> int:
+        return await store.write(lambda uow: uow.sandboxes.delete_oldest(3, 3))
 
-    assert [await thin(), await thin(), await thin()] == [3, 1, 0]
+    assert [await delete_oldest(), await delete_oldest(), await delete_oldest()] == [3, 1, 0]
     kept = await store.read(lambda uow: uow.sandboxes.list(builder.id))
     assert [(one.run, one.attempt) for one in kept] == [(1, 1), (1, 2), (1, 3), (2, 3), (2, 6), (2, 7), (2, 8)]
 
@@ -110,11 +110,11 @@ async def test_those_that_ended_long_ago_expire_but_not_of_the_present_run(store
     builder = await add_builder(store, run=3)
     old = [make_sandbox(builder.id, run=run, end=replace(END, at=NOW)) for run in (1, 2, 3)]
     recent = make_sandbox(builder.id, run=2, attempt=2, end=replace(END, at=NOW + 9 * SECOND))
-    going_on = make_sandbox(builder.id, run=3, attempt=2)
-    await add(store, *old, recent, going_on)
+    keep_awake = make_sandbox(builder.id, run=3, attempt=2)
+    await add(store, *old, recent, keep_awake)
 
     async def expire() -> int:
         return await store.write(lambda uow: uow.sandboxes.expire(NOW + SECOND, 1))
 
     assert [await expire(), await expire(), await expire()] == [1, 1, 0]
-    assert await store.read(lambda uow: uow.sandboxes.list(builder.id)) == [recent, old[2], going_on]
+    assert await store.read(lambda uow: uow.sandboxes.list(builder.id)) == [recent, old[2], keep_awake]

@@ -25,7 +25,7 @@ async def change(store: SqlStore, *statements: str) -> None:
 
 
 async def test_the_present_schema_has_no_fault(store: SqlStore) -> None:
-    assert await store.schema_faults() == []
+    assert await store.schema_differences() == []
 
 
 @pytest.mark.parametrize(
@@ -40,18 +40,18 @@ async def test_the_present_schema_has_no_fault(store: SqlStore) -> None:
 )
 async def test_what_is_missing_is_named(store: SqlStore, statement: str, fault: str) -> None:
     await change(store, statement)
-    (only,) = await store.schema_faults()
+    (only,) = await store.schema_differences()
     assert fault in only
 
 
 async def test_what_others_have_added_is_no_fault(store: SqlStore) -> None:
     await change(store, "ALTER TABLE tenants ADD COLUMN colour TEXT", "CREATE TABLE notes (id INTEGER)")
-    assert await store.schema_faults() == []
+    assert await store.schema_differences() == []
 
 
 async def test_an_empty_database_names_few_of_many() -> None:
     store = SqlStore(MEMORY)
-    found = await store.schema_faults()
+    found = await store.schema_differences()
     await store.close()
     assert "revision none" in found[0]
     assert len(found) == 11
@@ -60,5 +60,5 @@ async def test_an_empty_database_names_few_of_many() -> None:
 
 async def test_a_database_that_is_not_there_is_said_to_be_unreadable() -> None:
     store = SqlStore("postgresql://me@127.0.0.1:1/builderd")
-    assert await store.schema_faults() == ["its schema cannot be read: see the service's log"]
+    assert await store.schema_differences() == ["its schema cannot be read: see the service's log"]
     await store.close()

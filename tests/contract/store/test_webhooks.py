@@ -62,15 +62,15 @@ async def test_a_webhook_is_behind_while_its_own_tenant_has_later_events(store: 
     webhook = await added(store)
     await added(store, status=WebhookStatus.DISABLED)
 
-    async def behind() -> list[WebhookId]:
-        return list(await store.read(lambda uow: uow.webhooks.behind()))
+    async def with_undelivered_events() -> list[WebhookId]:
+        return list(await store.read(lambda uow: uow.webhooks.with_undelivered_events()))
 
     await happen(store, OTHER_TENANT.id)
-    assert await behind() == []
+    assert await with_undelivered_events() == []
     event = await happen(store)
-    assert await behind() == [webhook.id]
+    assert await with_undelivered_events() == [webhook.id]
     await store.write(lambda uow: uow.webhooks.save(replace(webhook, place=event)))
-    assert await behind() == []
+    assert await with_undelivered_events() == []
 
 
 async def test_a_webhook_is_due_with_its_deliveries_unless_it_is_held_or_disabled(store: Store) -> None:

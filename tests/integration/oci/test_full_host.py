@@ -75,10 +75,10 @@ def test_apps_stop_writing_in_time_and_disks_can_be_emptied_deleted_and_made(hos
     disks.create(TWO, 100 * MB)
     fill(disks.app(ONE) / "data", 50 * MB)
     store.start_watch()
-    assert store.trouble() is None
+    assert store.failure_reason() is None
 
     fill_host(host, 100 * MB)
-    assert soon(lambda: "Free space on the host" in (store.trouble() or ""))
+    assert soon(lambda: "Free space on the host" in (store.failure_reason() or ""))
     checked = check_store(StorageDevice(store.root, host / "data/store.img", OPTIONS.floor_bytes))
     assert [check.found for check in checked] == [False, True], "doctor says so"
     fill_host(host, 0)
@@ -92,7 +92,7 @@ def test_apps_stop_writing_in_time_and_disks_can_be_emptied_deleted_and_made(hos
     assert not os.statvfs(store.root).f_flag & os.ST_RDONLY
 
     (host / "filler").unlink()
-    assert soon(lambda: store.trouble() is None)
+    assert soon(lambda: store.failure_reason() is None)
     assert fill(disks.app(TWO) / "data", 50 * MB) == 50 * MB
     disks.close()
 
@@ -105,7 +105,7 @@ def test_a_store_that_became_read_only_is_mounted_anew_once_no_app_holds_it(host
     fill_host(host, 0)
     _fail_to_write(store, disks)
     store.start_watch()
-    assert "is read-only" in (store.trouble() or "")
+    assert "is read-only" in (store.failure_reason() or "")
     (host / "filler").unlink()
 
     again = new_store(host, OPTIONS)

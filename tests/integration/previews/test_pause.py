@@ -124,7 +124,7 @@ async def service() -> AsyncIterator[Service]:
 
 
 @pytest.fixture
-async def crowded(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+async def nearly_full(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
     """A crowd goes on as the app answers, however long that takes. In one thread, nobody is let in late.
 
     In two, the one that lets in may be ahead of the other's visitors, who are counted as they set out for the app.
@@ -234,16 +234,16 @@ async def test_who_waits_is_turned_away_where_there_is_no_room(
 
 
 async def test_a_crowd_that_is_being_let_in_goes_where_the_route_has_gone_meanwhile(
-    crowded: Service, make_app: Callable[[str], App]
+    nearly_full: Service, make_app: Callable[[str], App]
 ) -> None:
     first, second = make_app("first"), make_app("second")
-    host = await crowded.asleep()
-    many = [asyncio.create_task(visit(crowded.visitor.get, host, "/gate")) for _ in range(CROWD)]
-    await crowded.knocked(host)
-    await crowded.held(CROWD)
-    await crowded.wake(host, first)
+    host = await nearly_full.asleep()
+    many = [asyncio.create_task(visit(nearly_full.visitor.get, host, "/gate")) for _ in range(CROWD)]
+    await nearly_full.knocked(host)
+    await nearly_full.held(CROWD)
+    await nearly_full.wake(host, first)
     await asked(first, WAVE)
-    await crowded.wake(host, second)
+    await nearly_full.wake(host, second)
     for app in (first, second):
         await let(app, CROWD)
     names = [answer.json["name"] for answer in [await one for one in many]]
@@ -252,14 +252,14 @@ async def test_a_crowd_that_is_being_let_in_goes_where_the_route_has_gone_meanwh
 
 @pytest.mark.parametrize("waves", [1, 2])
 async def test_a_crowd_that_is_being_let_in_waits_on_where_it_is_held_again(
-    crowded: Service, make_app: Callable[[str], App], waves: int
+    nearly_full: Service, make_app: Callable[[str], App], waves: int
 ) -> None:
     first, second = make_app("first"), make_app("second")
-    host = await crowded.asleep(state=RouteState.PAUSED)
-    many = [asyncio.create_task(visit(crowded.visitor.get, host, "/gate")) for _ in range(CROWD)]
-    await crowded.knocked(host)
-    await crowded.held(CROWD)
-    await crowded.wake(host, first)
+    host = await nearly_full.asleep(state=RouteState.PAUSED)
+    many = [asyncio.create_task(visit(nearly_full.visitor.get, host, "/gate")) for _ in range(CROWD)]
+    await nearly_full.knocked(host)
+    await nearly_full.held(CROWD)
+    await nearly_full.wake(host, first)
     await asked(first, WAVE)
     for wave in range(1, waves):
         await let(first, WAVE)
@@ -267,14 +267,14 @@ async def test_a_crowd_that_is_being_let_in_waits_on_where_it_is_held_again(
     # The map is looked at each millisecond, by the thread that answers: it has been by the second answer.
     for _ in range(2):
         await asyncio.sleep(0.01)
-        await crowded.ask("show info")
-    await crowded.asleep(state=RouteState.PAUSED, host=host)
-    crowded.knocks.clear()
+        await nearly_full.ask("show info")
+    await nearly_full.asleep(state=RouteState.PAUSED, host=host)
+    nearly_full.knocks.clear()
     await let(first, CROWD)
     # Until they wait anew, or have gone elsewhere.
-    again = asyncio.create_task(crowded.knocked(host))
+    again = asyncio.create_task(nearly_full.knocked(host))
     await asyncio.wait((again, asyncio.gather(*many)), return_when=asyncio.FIRST_COMPLETED)
-    await crowded.wake(host, second)
+    await nearly_full.wake(host, second)
     await let(second, CROWD)
     names = [answer.json.get("name") for answer in [await one for one in many]]
     assert Counter(names) == {"first": WAVE * waves, "second": CROWD - WAVE * waves}, "nobody is sent away"

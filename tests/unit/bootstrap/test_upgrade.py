@@ -74,5 +74,5 @@ async def _check(settings: Settings) -> None:
         assert len(uow.builders.of_tenant(up.tenant_id, deleted=True)) == 3
 
     async with owned_store(settings, Supervisor(), take_over=False) as owned:
-        assert await owned.store.schema_faults() == []
+        assert await owned.store.schema_differences() == []
         await owned.store.read(look)

@@ -21,13 +21,13 @@ from builderd.domain.qa import (
 )
 from builderd.domain.qa_copy import (
     FileState,
+    as_not_judged,
     check_files,
     check_idle,
     check_log,
     check_memory_use,
     check_term,
     errors_in,
-    excuse_failure,
 )
 from builderd.domain.qa_gate import Visit, check_alive, check_answer, check_memory, check_port
 from builderd.domain.resources import Resources
@@ -127,9 +127,9 @@ def test_measures_warn_from_their_limits_on() -> None:
 def test_only_failures_of_answers_are_excused() -> None:
     crawl = Check(CheckName.CRAWL, Outcome.FAILED, "a page failed.")
     term = Check(CheckName.SIGTERM, Outcome.FAILED, "it stayed.")
-    assert excuse_failure(crawl, "no network.").outcome is Outcome.NOT_JUDGED
-    assert excuse_failure(term, "no network.") == term
-    assert excuse_failure(replace(crawl, outcome=Outcome.PASSED), "no network.").outcome is Outcome.PASSED
+    assert as_not_judged(crawl, "no network.").outcome is Outcome.NOT_JUDGED
+    assert as_not_judged(term, "no network.") == term
+    assert as_not_judged(replace(crawl, outcome=Outcome.PASSED), "no network.").outcome is Outcome.PASSED
 
 
 def test_checks_are_shown_in_one_order_and_bounded() -> None:

@@ -44,7 +44,7 @@ def test_the_default_weighs(rule: str, severity: Severity | None) -> None:
     ],
 )
 def test_the_default_lets_tests_and_documents_weigh_less(path: str, less: bool) -> None:
-    assert make_policy(DEFAULT).weighs_less(path) is less
+    assert make_policy(DEFAULT).is_demoted(path) is less
 
 
 def test_the_last_pattern_counts() -> None:

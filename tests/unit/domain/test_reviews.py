@@ -98,9 +98,9 @@ def test_a_verdict_holds_until_the_first_acceptance_ends() -> None:
 
 
 def test_a_report_is_whole_unless_something_could_not_look() -> None:
-    assert report(HELD, INSANE).whole
+    assert report(HELD, INSANE).is_complete
     for rule in ("SAN-scanner", "LLM-failed"):
-        assert not report(replace(HELD, rule=rule)).whole
+        assert not report(replace(HELD, rule=rule)).is_complete
 
 
 def test_the_summary_says_where_why_and_what_to_do() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from builderd.domain.bundles import BundleFile
 from builderd.domain.review_policies import ReviewLimits
-from builderd.domain.sources import Kind, is_compiled, is_opaque, kind_of, kinds_when_run, select_files
+from builderd.domain.sources import Kind, executed_kinds, is_compiled, is_opaque, kind_of, select_files
 
 
 def file(path: str, content: bytes = b"x\n") -> BundleFile:
@@ -74,12 +74,12 @@ def test_a_program_that_is_no_text_is_told_from_data(path: str, content: bytes, 
     ],
 )
 def test_a_file_is_what_it_is_run_as(path: str, programs: list[str], kind: Kind) -> None:
-    assert kinds_when_run([file(path)], [(path, program) for program in programs]) == {path: kind}
+    assert executed_kinds([file(path)], [(path, program) for program in programs]) == {path: kind}
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04", b"\0asm", b"\xf3\r\r\n\0\0\0\0"])
 def test_what_is_run_and_no_text_is_a_program_under_any_name(content: bytes) -> None:
-    assert kinds_when_run([file("app.dat", content)], [("app.dat", "python3")]) == {"app.dat": Kind.BINARY}
+    assert executed_kinds([file("app.dat", content)], [("app.dat", "python3")]) == {"app.dat": Kind.BINARY}
 
 
 def test_what_cannot_be_read_is_known() -> None:

@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from builderd.linux.threads import to_its_end
+from builderd.linux.threads import run_to_completion
 
 
 async def test_the_loop_goes_on_meanwhile() -> None:
     go_on = threading.Event()
-    working = asyncio.create_task(to_its_end(go_on.wait, timeout=10))
+    working = asyncio.create_task(run_to_completion(go_on.wait, timeout=10))
     await asyncio.sleep(0.01)
     go_on.set()
     assert await working is True
@@ -26,7 +26,7 @@ async def test_who_is_cancelled_goes_only_when_the_work_is_done(times: int) -> N
         go_on.wait(10)
         made.append("it")
 
-    working = asyncio.create_task(to_its_end(work))
+    working = asyncio.create_task(run_to_completion(work))
     for _ in range(times):
         await asyncio.sleep(0.01)
         working.cancel()

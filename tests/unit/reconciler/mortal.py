@@ -38,8 +38,8 @@ class MortalStore:
     async def ready(self) -> bool:
         return not self.dead.is_set()
 
-    async def schema_faults(self) -> Sequence[str]:
-        return await self._store.schema_faults()
+    async def schema_differences(self) -> Sequence[str]:
+        return await self._store.schema_differences()
 
     async def migrate(self) -> None:
         await self._store.migrate()

@@ -561,7 +561,7 @@ async def test_a_change_waits_for_the_version_that_takes_over(world: World) -> N
         with pytest.raises(InvalidState, match="takes over at this moment"):
             await world.put(builder, MAIN)
         later = asyncio.create_task(
-            outcomes.when_free(world.application, builder.id, lambda: world.put(builder, MAIN, env={"A": "3"}))
+            outcomes.after_take_over(world.application, builder.id, lambda: world.put(builder, MAIN, env={"A": "3"}))
         )
         await asyncio.sleep(0.05)
         assert not later.done()
@@ -571,12 +571,12 @@ async def test_a_change_waits_for_the_version_that_takes_over(world: World) -> N
 
 
 async def test_but_not_for_longer_than_visitors_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outcomes, "PATIENCE", 0.05)
+    monkeypatch.setattr(outcomes, "MAX_WAIT_SECONDS", 0.05)
     async with world.reconciling():
         builder = await world.create()
         go_on = await held_up(world, builder)
         with pytest.raises(InvalidState, match="try again") as refused:
-            await outcomes.when_free(world.application, builder.id, lambda: world.put(builder, MAIN))
+            await outcomes.after_take_over(world.application, builder.id, lambda: world.put(builder, MAIN))
         assert refused.value.retry_after
         go_on.set()
         await serves(world, builder, 2)

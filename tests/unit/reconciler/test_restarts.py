@@ -74,7 +74,7 @@ async def test_an_app_that_ends_now_and_then_for_months_leaves_few_records_and_i
         builder = await world.create()
         for _ in range(8):
             await end_and_come_back(world, builder, EndCause.EXITED, 1)
-            await RetentionJob(world.application).tidy()
+            await RetentionJob(world.application).clean_up()
     kept = await world.application.store.read(lambda uow: uow.sandboxes.list(builder.id))
     assert [one.attempt for one in kept] == [7, 8, 9]
 

@@ -30,7 +30,7 @@ async def test_a_database_that_does_not_answer_for_a_moment_does_not_end_it(
         monkeypatch.setattr(store, "write", faulty)
         world.clock.move(1000)
         (sandbox,) = world.running
-        async with wake.going_on(world.application, sandbox.spec.id):
+        async with wake.keep_awake(world.application, sandbox.spec.id):
             await world.until(lambda: failures < 0)
             await world.until(lambda: _used_now(world, builder.id))
     assert "use not recorded" in caplog.text

@@ -92,13 +92,13 @@ async def test_a_follower_begins_now_or_where_it_is_told(world: World) -> None:
     now = world.clock.now()
     ids = [await record(store, happening(tenant, None, time=now)) for _ in range(3)]
 
-    async def place(query: EventQuery, given: int | None) -> int:
-        return await events.place(world.application, tenant, query, given)
+    async def start_after(query: EventQuery, given: int | None) -> int:
+        return await events.start_after(world.application, tenant, query, given)
 
-    assert await place(EventQuery(), None) == ids[-1]
-    assert await place(EventQuery(), ids[0]) == ids[0]
-    assert await place(EventQuery(), 10**17) == ids[-1], "what gets such an id must not be passed over"
-    assert await place(EventQuery(since=now), None) == 0
+    assert await start_after(EventQuery(), None) == ids[-1]
+    assert await start_after(EventQuery(), ids[0]) == ids[0]
+    assert await start_after(EventQuery(), 10**17) == ids[-1], "what gets such an id must not be passed over"
+    assert await start_after(EventQuery(since=now), None) == 0
     assert await taken(world, 2, ids[0]) == ids[1:]
 
 

@@ -85,7 +85,7 @@ async def test_nothing_runs_in_a_builder_that_is_stopped_or_being_created(world:
 async def test_an_app_that_ended_unnoticed_is_no_place_for_a_command(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outcomes, "PATIENCE", 0.05)
+    monkeypatch.setattr(outcomes, "MAX_WAIT_SECONDS", 0.05)
     async with world.reconciling():
         builder = await world.create()
     (sandbox,) = world.engine.sandboxes

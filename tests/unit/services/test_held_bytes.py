@@ -15,7 +15,7 @@ async def test_bytes_are_counted_until_they_are_given_back() -> None:
     with held.holding(ACME) as first, held.holding(ACME) as second:
         await first.take(4)
         await second.take(5)
-        first.give_back(1)
+        first.release(1)
         assert held.held(ACME) == 8
         assert held.held(OTHER) == 0
     assert held.held(ACME) == 0
@@ -27,7 +27,7 @@ async def test_one_call_may_exceed_the_budget_and_the_next_waits_for_it() -> Non
         with held.holding(ACME) as first:
             await first.take(8)
             await first.take(100)
-            assert not second.try_take(1)
+            assert not second.try_reserve(1)
             taking = asyncio.create_task(second.take(1))
             done, _ = await asyncio.wait({taking}, timeout=0.05)
             assert not done
@@ -55,4 +55,4 @@ async def test_other_tenants_have_budgets_of_their_own() -> None:
     held = HeldBytes(10)
     with held.holding(ACME) as first, held.holding(OTHER) as other:
         await first.take(20)
-        assert other.try_take(10)
+        assert other.try_reserve(10)

@@ -147,13 +147,13 @@ async def test_a_start_that_is_called_off_is_no_stage_that_went_well(world: Worl
 async def test_what_the_preview_does_not_keep_to_in_time_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world.reconciling():
         builder = await world.create()
-    monkeypatch.setattr(outcomes, "PATIENCE", 0.05)
-    await outcomes.shown(world.application, builder)
+    monkeypatch.setattr(outcomes, "MAX_WAIT_SECONDS", 0.05)
+    await outcomes.wait_until_reachable(world.application, builder)
     for change in ({"visibility": Visibility.PRIVATE}, {"service_token": "bds_another"}):
         changed = replace(builder, **change)
         await world.application.store.write(partial(_save, changed))
         with pytest.raises(EngineUnavailable, match="does not keep to it yet") as told:
-            await outcomes.shown(world.application, changed)
+            await outcomes.wait_until_reachable(world.application, changed)
         assert told.value.data == {"uuid": builder.id}
 
 

@@ -60,7 +60,7 @@ async def test_what_falls_asleep_while_a_session_goes_on_is_woken_for_it() -> No
     async with fake_world(freeze_after=0.03) as world, world.reconciling():
         builder = await asleep(world)
         (sandbox,) = world.running
-        async with wake.going_on(world.application, sandbox.spec.id):
+        async with wake.keep_awake(world.application, sandbox.spec.id):
             await world.until_route(builder, RouteState.OPEN)
         assert not sandbox.frozen
         event = (await world.events(builder))[-1]
@@ -72,7 +72,7 @@ async def test_a_session_brings_back_nothing_that_was_stopped(wish: builders.Com
     async with fake_world(freeze_after=0.03) as world, world.reconciling():
         builder = await world.create(auto_stop_interval=15)
         (sandbox,) = world.running
-        async with wake.going_on(world.application, sandbox.spec.id):
+        async with wake.keep_awake(world.application, sandbox.spec.id):
             await world.reached(wish, builder)
             await asyncio.sleep(0.1)
         assert world.running == []
@@ -144,7 +144,7 @@ async def test_nobody_waits_for_ever(world: World, monkeypatch: pytest.MonkeyPat
     async with world.reconciling():
         builder = await world.create()
     await world.want(builders.restart, builder)
-    monkeypatch.setattr(outcomes, "PATIENCE", 0.05)
+    monkeypatch.setattr(outcomes, "MAX_WAIT_SECONDS", 0.05)
     with pytest.raises(InvalidState, match="being started: try again") as told:
         await wake.awake(world.application, builder.id)
     assert told.value.retry_after

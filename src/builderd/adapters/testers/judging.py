@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from builderd.domain.qa import Check, CheckName, Outcome, Screenshot, counted
+from builderd.domain.qa import Check, CheckName, Outcome, Screenshot, pluralize
 from builderd.ports.testers import Browsing
 
 MAX_TEXT = 400
@@ -32,10 +32,10 @@ def judge_crawl(seen: Mapping[str, Any], seconds: float) -> Sequence[Check]:
     broken += [f"GET {path} got no answer: {fault}" for path, status, fault in pages if status is None]
     left_out = f"; {int(seen['left_out'])} more were left out" if seen["left_out"] else ""
     if broken:
-        message = f"{len(broken)} of {counted(len(pages), 'page')} failed (`/` and what it links to){left_out}."
+        message = f"{len(broken)} of {pluralize(len(pages), 'page')} failed (`/` and what it links to){left_out}."
         crawl = Check(CheckName.CRAWL, _FAILED, message, seconds, tuple(broken))
     else:
-        message = f"{counted(len(pages), 'page')} (`/` and what it links to) answered below 500{left_out}."
+        message = f"{pluralize(len(pages), 'page')} (`/` and what it links to) answered below 500{left_out}."
         crawl = Check(CheckName.CRAWL, _PASSED, message, seconds)
     return [crawl, _links(pages[1:], int(seen["elsewhere"])), _robots(seen["robots"])]
 
@@ -44,10 +44,12 @@ def _links(pages: Sequence[tuple[str, Any, str]], elsewhere: int) -> Check:
     dead = tuple(f"{path} was answered {status}" for path, status, _ in pages if status in (404, 410))
     untried = f" Links to {elsewhere} other hosts were not tried." if elsewhere else ""
     if dead:
-        message = f"{len(dead)} of {counted(len(pages), 'link')} on `/` lead nowhere.{untried}"
+        message = f"{len(dead)} of {pluralize(len(pages), 'link')} on `/` lead nowhere.{untried}"
         return Check(CheckName.LINKS, _FAILED, message, findings=dead)
     message = (
-        f"None of {counted(len(pages), 'link')} on `/` is broken.{untried}" if pages else f"`/` has no links.{untried}"
+        f"None of {pluralize(len(pages), 'link')} on `/` is broken.{untried}"
+        if pages
+        else f"`/` has no links.{untried}"
     )
     return Check(CheckName.LINKS, _PASSED, message)
 
@@ -74,7 +76,7 @@ def _probe(seen: Mapping[str, Any], seconds: float) -> Check:
     failures = tuple(f"{text(operation)}: {text(title)}" for title, operation in seen["failures"])
     errors = tuple(f"could not be tried: {text(error)}" for error in seen["errors"])
     if failures:
-        message = f"{tried}: 500 or above came of {counted(len(failures), 'operation')}."
+        message = f"{tried}: 500 or above came of {pluralize(len(failures), 'operation')}."
         return Check(name, _FAILED, message, seconds, failures + errors)
     outcome = _PASSED if not errors else _WARNING
     return Check(name, outcome, f"{tried}: none was answered with 500 or above.", seconds, errors)
@@ -89,14 +91,14 @@ def judge_browser(seen: Mapping[str, Any], seconds: float) -> Browsing:
 
 
 def _loads(views: Sequence[Mapping[str, Any]], seconds: float) -> Check:
-    faults = []
+    errors = []
     for view in views:
         if view["fault"]:
-            faults.append(f"{view['name']}: {text(view['fault'])}")
+            errors.append(f"{view['name']}: {text(view['fault'])}")
         elif view["status"] is None or view["status"] >= 500:
-            faults.append(f"{view['name']}: answered {text(view['status'])}")
-    if faults:
-        return Check(CheckName.BROWSER, _FAILED, "`/` does not load in Chromium.", seconds, tuple(faults))
+            errors.append(f"{view['name']}: answered {text(view['status'])}")
+    if errors:
+        return Check(CheckName.BROWSER, _FAILED, "`/` does not load in Chromium.", seconds, tuple(errors))
     times = ", ".join(f"{view['name']} in {float(view['seconds']):.1f} s" for view in views)
     return Check(CheckName.BROWSER, _PASSED, f"`/` loads in Chromium ({times}).", seconds)
 
@@ -116,7 +118,7 @@ def _console(views: Sequence[Mapping[str, Any]]) -> Check:
         return Check(CheckName.CONSOLE, _NOT_JUDGED, message, findings=(*own, *missing))
     if own:
         return Check(
-            CheckName.CONSOLE, _FAILED, f"{counted(len(own), 'error')} on the browser's console.", findings=tuple(own)
+            CheckName.CONSOLE, _FAILED, f"{pluralize(len(own), 'error')} on the browser's console.", findings=tuple(own)
         )
     if missing:
         message = f"No errors of its own; {len(missing)} things of other hosts could not be loaded without a network."
@@ -136,13 +138,13 @@ def _accessibility(views: Sequence[Mapping[str, Any]]) -> Check:
     name = CheckName.ACCESSIBILITY
     if found is None:
         return Check(name, _NOT_JUDGED, "There is no HTML page at `/` that axe could look at.")
-    told = [
-        (text(impact) or "unknown", f"{text(id_)} ({text(impact)}): {text(help_)}, in {counted(int(n), 'place')}")
+    reported = [
+        (text(impact) or "unknown", f"{text(id_)} ({text(impact)}): {text(help_)}, in {pluralize(int(n), 'place')}")
         for id_, impact, help_, n in found
     ]
-    grave = [line for impact, line in told if impact in _GRAVE]
-    rest = [line for impact, line in told if impact not in _GRAVE]
-    if not told:
+    grave = [line for impact, line in reported if impact in _GRAVE]
+    rest = [line for impact, line in reported if impact not in _GRAVE]
+    if not reported:
         return Check(name, _PASSED, "axe found nothing that keeps people out.")
     message = f"axe found {len(grave)} serious and {len(rest)} lesser obstacles for people with disabilities."
     return Check(name, _WARNING if grave else _PASSED, message, findings=(*grave, *rest))

@@ -13,7 +13,7 @@ from fastapi.security.http import HTTPAuthorizationCredentials
 from starlette.requests import HTTPConnection
 
 from builderd.api.server.connections import recognise
-from builderd.api.server.rates import Rates, Standing, too_many
+from builderd.api.server.rates import RateLimitStatus, Rates, too_many
 from builderd.domain.errors import Forbidden, NotFound, Unauthenticated
 from builderd.domain.tokens import Scope, Token
 from builderd.services import tokens
@@ -95,24 +95,24 @@ async def recognize(request: HTTPConnection, secret: str, look: Callable[[], Awa
     Raises ``Unauthenticated``, and ``RateLimited`` when its calls come too often.
     """
     rates: Rates = request.app.state.rates
-    standing = rates.admit(secret)
-    _keep_within(request, standing)
+    status = rates.admit(secret)
+    _keep_within(request, status)
     try:
         found = await look()
     except Unauthenticated:
         rates.failed(request.client.host if request.client else "", secret)
         raise
-    if standing is None:
+    if status is None:
         _keep_within(request, rates.count(secret))
     return found
 
 
-def _keep_within(request: HTTPConnection, standing: Standing | None) -> None:
-    if standing is None:
+def _keep_within(request: HTTPConnection, status: RateLimitStatus | None) -> None:
+    if status is None:
         return
-    request.state.standing = standing.headers()
-    if standing.retry_after is not None:
-        raise too_many(standing)
+    request.state.rate_limit = status.headers()
+    if status.retry_after is not None:
+        raise too_many(status)
 
 
 async def reader(identity: Annotated[Identity, Depends(identify)]) -> Identity:

@@ -73,12 +73,12 @@ class Connections:
         if self._count(owner) >= self._limits.address and not self._close_one_of(owner):
             raise RateLimited("Too many connections are open from your address: close some of them.", retry_after=1)
         full = self._strangers >= self._limits.strangers or len(self) >= self._limits.total
-        if full and not (self._close_idle(_Address) or (self._spare_room and self._close_idle(str))):
+        if full and not (self._close_idle(_Address) or (self._can_evict and self._close_idle(str))):
             raise NoCapacity("Too many connections are open: try again later.", retry_after=1)
         self._add(connection, owner)
 
     @property
-    def _spare_room(self) -> bool:
+    def _can_evict(self) -> bool:
         """Return whether another connection without a token may replace an idle one with a token."""
         return self._strangers < self._limits.strangers
 

@@ -18,7 +18,7 @@ def wants_async(request: Request) -> bool:
 
 def wants_events(request: Request) -> bool:
     """Return whether the caller prefers an event stream to JSON (RFC 9110, 12.5.1): by weight, then by order."""
-    accepted = [_weighed(part) for part in ",".join(request.headers.getlist("accept")).split(",")]
+    accepted = [_weight_and_type(part) for part in ",".join(request.headers.getlist("accept")).split(",")]
     known = [(weight, kind) for weight, kind in accepted if kind in (EVENT_STREAM, JSON) and weight > 0]
     if not known:
         return False
@@ -26,7 +26,7 @@ def wants_events(request: Request) -> bool:
     return kind == EVENT_STREAM
 
 
-def _weighed(part: str) -> tuple[float, str]:
+def _weight_and_type(part: str) -> tuple[float, str]:
     kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
     for parameter in parameters:
         if parameter.startswith("q="):

@@ -52,7 +52,7 @@ def stopping() -> Answer:
     return failure(EngineUnavailable(message, retry_after=5))
 
 
-def no_such_call() -> Answer:
+def not_found() -> Answer:
     """For a path where there is nothing."""
     return failure(NotFound("There is no such call: GET /docs shows those that there are."))
 
@@ -73,7 +73,7 @@ async def _routing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         return _method_not_allowed(request)
-    return no_such_call().response()
+    return not_found().response()
 
 
 def _method_not_allowed(request: Request) -> Response:

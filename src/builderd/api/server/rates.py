@@ -24,7 +24,7 @@ MAX_BUCKETS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RateLimitStatus:
     """Rate limit status: of ``limit`` calls a minute ``remaining`` are left now, and all in ``reset`` seconds.
 
     ``retry_after``: seconds until a call is possible again, None when this one is.
@@ -58,11 +58,11 @@ class Buckets:
     def __contains__(self, key: str) -> bool:
         return key in self._levels
 
-    def look(self, key: str) -> Standing:
+    def peek(self, key: str) -> RateLimitStatus:
         """Return the key's status without taking from its bucket."""
-        return self._standing(self._level(key), wanted=1)
+        return self._status(self._level(key), wanted=1)
 
-    def take(self, key: str) -> Standing:
+    def take(self, key: str) -> RateLimitStatus:
         """Take one call out of the key's bucket, if there is one, and return the status."""
         level = self._level(key)
         left = level - 1 if level >= 1 else level
@@ -70,7 +70,7 @@ class Buckets:
         self._levels.move_to_end(key)
         if len(self._levels) > MAX_BUCKETS:
             self._levels.popitem(last=False)
-        return self._standing(left, wanted=0 if level >= 1 else 1)
+        return self._status(left, wanted=0 if level >= 1 else 1)
 
     def forget(self, key: str) -> None:
         self._levels.pop(key, None)
@@ -79,11 +79,11 @@ class Buckets:
         level, since = self._levels.get(key, (float(self.limit), self._now()))
         return min(self.limit, level + (self._now() - since) * self.limit / WINDOW)
 
-    def _standing(self, level: float, wanted: int) -> Standing:
+    def _status(self, level: float, wanted: int) -> RateLimitStatus:
         per_second = self.limit / WINDOW
         missing = wanted - level
         retry = math.ceil(missing / per_second) if missing > 0 else None
-        return Standing(self.limit, int(level), math.ceil((self.limit - level) / per_second), retry)
+        return RateLimitStatus(self.limit, int(level), math.ceil((self.limit - level) / per_second), retry)
 
 
 class Rates:
@@ -93,7 +93,7 @@ class Rates:
         self._requests = Buckets(requests, now) if requests else None
         self._failures = Buckets(failures, now) if failures else None
 
-    def admit(self, secret: str) -> Standing | None:
+    def admit(self, secret: str) -> RateLimitStatus | None:
         """Count a call before its token is looked up, if the token was valid lately; else return None.
 
         A call over the limit then costs no look-up.
@@ -110,22 +110,22 @@ class Rates:
         """
         if self._requests is not None:
             self._requests.forget(secret_hash(secret))
-        standing = self._failures.take(network_of(address)) if self._failures is not None else None
-        if standing is not None and standing.retry_after is not None:
+        status = self._failures.take(network_of(address)) if self._failures is not None else None
+        if status is not None and status.retry_after is not None:
             raise RateLimited(
                 "This token is unknown, expired or revoked, and too many such came from your address: "
-                f"check it, and wait {standing.retry_after} s.",
-                retry_after=standing.retry_after,
+                f"check it, and wait {status.retry_after} s.",
+                retry_after=status.retry_after,
             )
 
-    def count(self, secret: str) -> Standing | None:
+    def count(self, secret: str) -> RateLimitStatus | None:
         """Count a call with a valid token and return its status; None when calls are not limited."""
         return self._requests.take(secret_hash(secret)) if self._requests is not None else None
 
 
-def too_many(standing: Standing) -> RateLimited:
+def too_many(status: RateLimitStatus) -> RateLimited:
     """Return the error for a call over the limit."""
     return RateLimited(
-        f"This token may make {standing.limit} calls a minute: wait {standing.retry_after} s.",
-        retry_after=standing.retry_after,
+        f"This token may make {status.limit} calls a minute: wait {status.retry_after} s.",
+        retry_after=status.retry_after,
     )

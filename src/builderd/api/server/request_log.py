@@ -16,7 +16,7 @@ from starlette.websockets import WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
 from builderd.api.server.meter import Meter
-from builderd.api.server.problems import no_such_call, stopping, unexpected
+from builderd.api.server.problems import not_found, stopping, unexpected
 
 #: The id of the request that is being answered; empty outside of one.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -75,7 +75,7 @@ class RequestLog:
                 _stamp(scope, message)
             elif message["type"] == "websocket.close" and status == CLIENT_LEFT:
                 # No route took it: by itself the listener would answer 403 and say nothing.
-                await no_such_call().response()(scope, receive, stamp)
+                await not_found().response()(scope, receive, stamp)
                 return
             await send(message)
 
@@ -111,7 +111,7 @@ def _stamp(scope: Scope, message: Message) -> None:
     headers = MutableHeaders(scope=message)
     headers[HEADER] = request_id.get()
     # How a token stands with its rate, once it is known.
-    headers.update(scope.get("state", {}).get("standing", {}))
+    headers.update(scope.get("state", {}).get("rate_limit", {}))
     for name, value in GUARDS.items():
         headers.setdefault(name, value)
 

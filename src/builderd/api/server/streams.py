@@ -37,24 +37,24 @@ async def _always() -> bool:
     return True
 
 
-class Listeners:
-    """Open streams of one kind, counted by tenant.
+class ConcurrencyLimit:
+    """Limit of open streams or calls of one kind, counted by tenant.
 
-    ``too_many`` follows the limit in the error message: what they are, and what to do.
+    ``message`` follows the number in the error: what is open, and what to do.
     """
 
-    def __init__(self, too_many: str) -> None:
-        self._too_many = too_many
+    def __init__(self, message: str) -> None:
+        self._message = message
         self._open: Counter[TenantId] = Counter()
 
     def admit(self, tenant_id: TenantId) -> None:
         """Raise ``RateLimited`` when the tenant has ``MAX_AT_ONCE`` of them already."""
         if self._open[tenant_id] >= MAX_AT_ONCE:
-            raise RateLimited(f"{MAX_AT_ONCE} {self._too_many}", retry_after=10)
+            raise RateLimited(f"{MAX_AT_ONCE} {self._message}", retry_after=10)
 
     @contextmanager
-    def one_more(self, tenant_id: TenantId) -> Iterator[None]:
-        """Count one more listener of the tenant while the context is open."""
+    def hold(self, tenant_id: TenantId) -> Iterator[None]:
+        """Count one more open stream or call of the tenant while the context is open."""
         self._open[tenant_id] += 1
         try:
             yield
@@ -66,7 +66,7 @@ class Listeners:
         return self._open.total()
 
 
-class Held(StreamingResponse):
+class ResourceStream(StreamingResponse):
     """An answer in pieces, from resources that are released when it was sent, or the client left or stopped reading."""
 
     def __init__(

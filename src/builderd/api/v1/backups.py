@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Request, Response
 
 from builderd.api import openapi
+from builderd.api.blocking_calls import count_blocking_call, until_disconnect
 from builderd.api.server.answers import Answer, failure, success
 from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
 from builderd.api.server.bodies import Received, json_body, optional_json_body
@@ -16,7 +17,6 @@ from builderd.api.server.preferences import APPLIED, wants_async
 from builderd.api.v1 import outcomes as door
 from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import PageQuery, ThePage
-from builderd.api.waits import heard, waiting
 from builderd.domain.backups import Backup, BackupStatus, Restore
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, NotFound
@@ -60,7 +60,7 @@ async def list_backups(application: TheApplication, identity: Reader, uuid: Uuid
 
 
 def _page(found: Sequence[Backup], query: PageQuery) -> Response:
-    data = [_shown(one) for one in query.cut(found)]
+    data = [_present(one) for one in query.cut(found)]
     message = f"{len(data)} of {len(found)} backups."
     return success(BackupPage(message=message, data=data, meta=query.of(len(found)))).response()
 
@@ -77,13 +77,13 @@ def _page(found: Sequence[Backup], query: PageQuery) -> Response:
 )
 async def take_backup(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Take a backup now, whether or not they are taken regularly. The app stands still for some milliseconds."""
-    with waiting(request, identity):
+    with count_blocking_call(request, identity):
         planned = await backups.ask(application, identity.caller, uuid.lower())
         if wants_async(request):
             message = "The backup is being taken."
-            return success(BackupAnswer(message=message, data=_shown(planned)), 202, APPLIED).response()
-        taken = await heard(request, backups.taken(application, planned))
-    return success(BackupAnswer(message="The backup is taken.", data=_shown(taken)), 201).response()
+            return success(BackupAnswer(message=message, data=_present(planned)), 202, APPLIED).response()
+        taken = await until_disconnect(request, backups.taken(application, planned))
+    return success(BackupAnswer(message="The backup is taken.", data=_present(taken)), 201).response()
 
 
 @router.post(
@@ -129,13 +129,13 @@ async def _restore(
             return backup, backups.restore(uow, application, caller, backup, now)
         return backup, backups.restore_as(uow, application, caller, backup, name, now)
 
-    with waiting(request, identity):
+    with count_blocking_call(request, identity):
         backup, wanted = await application.store.write(want)
         application.signals.change(backup.builder_id)
         if wants_async(request):
             message = "The backup is being restored."
-            return success(BackupAnswer(message=message, data=_shown(backup)), 202, APPLIED).response()
-        return (await heard(request, _restored(application, wanted))).response()
+            return success(BackupAnswer(message=message, data=_present(backup)), 202, APPLIED).response()
+        return (await until_disconnect(request, _restored(application, wanted))).response()
 
 
 async def _restored(application: Application, wanted: Restore) -> Answer:
@@ -185,10 +185,10 @@ async def _remove(application: Application, identity: Identity, backup_id: str, 
         return backup
 
     removed = await application.store.write(remove)
-    return success(BackupAnswer(message="The backup is removed.", data=_shown(removed))).response()
+    return success(BackupAnswer(message="The backup is removed.", data=_present(removed))).response()
 
 
-def _shown(backup: Backup) -> wire.Backup:
+def _present(backup: Backup) -> wire.Backup:
     done = backup.status is BackupStatus.DONE
     return wire.Backup(
         id=backup.id,

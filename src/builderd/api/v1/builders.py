@@ -10,14 +10,14 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import Field
 
 from builderd.api import openapi
+from builderd.api.blocking_calls import count_blocking_call, until_disconnect
 from builderd.api.server.answers import Answer, success
 from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import wants_async
 from builderd.api.v1 import outcomes as door
-from builderd.api.v1.pages import MAX_PER_PAGE, in_pieces
-from builderd.api.v1.shown import shown
-from builderd.api.waits import heard, waiting
+from builderd.api.v1.pages import MAX_PER_PAGE, stream_page
+from builderd.api.v1.presenters import present_builder
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
@@ -56,15 +56,15 @@ async def list_builders(
     now = application.clock.now()
     asked = BuilderQuery(**query.model_dump())
 
-    def look(uow: UnitOfWork) -> tuple[list[Any], int]:
+    def load(uow: UnitOfWork) -> tuple[list[Any], int]:
         page, total = builders.list_page(uow, identity.token.tenant_id, asked)
         return list(builders.views(uow, application, page, now)), total
 
-    views, total = await application.store.read(look)
-    data = [shown(view, with_token=identity.may_write) for view in views]
+    views, total = await application.store.read(load)
+    data = [present_builder(view, with_token=identity.may_write) for view in views]
     meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
     found = BuilderPage(message=f"{len(data)} of {total} builders.", data=data, meta=meta)
-    return await in_pieces(request, identity.token.tenant_id, found)
+    return await stream_page(request, identity.token.tenant_id, found)
 
 
 @router.get(
@@ -76,11 +76,11 @@ async def get_builder(application: TheApplication, identity: Reader, uuid: Uuid)
     """One builder."""
     now = application.clock.now()
 
-    def look(uow: UnitOfWork) -> builders.BuilderView:
+    def load(uow: UnitOfWork) -> builders.BuilderView:
         builder = builders.get(uow, identity.token.tenant_id, uuid.lower())
         return builders.view(uow, application, builder, now)
 
-    data = shown(await application.store.read(look), with_token=identity.may_write)
+    data = present_builder(await application.store.read(load), with_token=identity.may_write)
     return success(BuilderAnswer(message=f"{data.name} is {data.status}.", data=data)).response()
 
 
@@ -163,8 +163,8 @@ async def _answered(
     outcome: Callable[[Application, Builder], Coroutine[Any, Any, Answer]],
 ) -> Response:
     now = application.clock.now()
-    with waiting(request, identity):
+    with count_blocking_call(request, identity):
         builder = await application.commit(lambda uow: command(uow, application, identity.caller, uuid.lower(), now))
         if wants_async(request):
-            return (await door.begun(application, builder, doing)).response()
-        return (await heard(request, outcome(application, builder))).response()
+            return (await door.accepted(application, builder, doing)).response()
+        return (await until_disconnect(request, outcome(application, builder))).response()

@@ -71,11 +71,11 @@ async def get_builder_spending_cap(application: TheApplication, identity: Reader
     """The cap of one builder, and what it has cost this month. That of all your builders holds besides."""
     now = application.clock.now()
 
-    def look(uow: UnitOfWork) -> CapView:
+    def load(uow: UnitOfWork) -> CapView:
         builder = builders.get(uow, identity.token.tenant_id, uuid.lower())
         return caps.view_of_builder(uow, application, builder, now)
 
-    return _answer(await application.store.read(look)).response()
+    return _answer(await application.store.read(load)).response()
 
 
 @router.put(
@@ -106,7 +106,7 @@ def _amount(cap: NewSpendingCap) -> Decimal | None:
 
 
 def _answer(view: CapView) -> Answer:
-    data = _shown(view)
+    data = _present(view)
     if data.applies is None:
         message = f"Nothing is capped; {data.spent:.2f} {data.currency} are spent this month."
     else:
@@ -114,7 +114,7 @@ def _answer(view: CapView) -> Answer:
     return success(SpendingCapAnswer(message=message, data=data))
 
 
-def _shown(view: CapView) -> SpendingCap:
+def _present(view: CapView) -> SpendingCap:
     return SpendingCap(
         currency=view.currency,
         monthly=_number(view.own),

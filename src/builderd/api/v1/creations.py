@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from builderd.api import openapi
+from builderd.api.blocking_calls import count_blocking_call
 from builderd.api.idempotency import Begun, Retries, Retry, retry_of
 from builderd.api.server.answers import Answer, failure
 from builderd.api.server.auth import Identity, Writer
@@ -18,7 +19,6 @@ from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import wants_async, wants_events
 from builderd.api.server.streams import event, stream
 from builderd.api.v1 import outcomes as door
-from builderd.api.waits import waiting
 from builderd.domain.builders import SANDBOX_COMMAND, Builder, JobType, Visibility
 from builderd.domain.bundles import Bundle, make_bundle
 from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
@@ -93,7 +93,7 @@ async def create_builder(request: Request, identity: Writer, body: Body) -> Resp
         answer = creations.answer(builder, retry, held, at_once=at_once)
     if wants_events(request) and not at_once:
         events = outcomes.stages(creations.application, builder.id, builder.run)
-        return stream(told(events, answer), door.location(builder))
+        return stream(progress_stream(events, answer), door.location(builder))
     return (await asyncio.shield(answer)).response()
 
 
@@ -118,7 +118,7 @@ class Creations:
         """
         with ExitStack() as held:
             held.callback(self.retries.release, retry)
-            held.enter_context(waiting(request, identity))
+            held.enter_context(count_blocking_call(request, identity))
             return held.pop_all()
 
     async def builder(self, identity: Identity, new: NewBuilder, retry: Retry | None, first: Begun | None) -> Builder:
@@ -130,7 +130,7 @@ class Creations:
     def answer(self, builder: Builder, retry: Retry | None, held: ExitStack, *, at_once: bool) -> asyncio.Task[Answer]:
         """Start a task for the call's answer; a retry gets the same answer."""
         if at_once:
-            return self.follow(door.begun(self.application, builder, "created"), retry, held)
+            return self.follow(door.accepted(self.application, builder, "created"), retry, held)
         return self.follow(door.started(self.application, builder, 201, door.location(builder)), retry, held)
 
     def follow(
@@ -252,7 +252,7 @@ async def _last_event(answer: Answer) -> AsyncGenerator[bytes]:
     yield _final(answer)
 
 
-async def told(events: AsyncIterator[Event], answer: asyncio.Task[Answer]) -> AsyncGenerator[bytes]:
+async def progress_stream(events: AsyncIterator[Event], answer: asyncio.Task[Answer]) -> AsyncGenerator[bytes]:
     """Yield the stages as they end, then the answer."""
     try:
         async for happened in events:

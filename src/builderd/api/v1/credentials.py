@@ -77,21 +77,21 @@ async def put_credential(
 
     view, is_new = await application.store.write(put)
     stale = [use for use in view.uses if use.needs_restart]
-    faults = await _restart(application, identity, stale) if query.restart else {}
-    message = _put_message(name, stale, faults, restarted=query.restart)
-    answer = CredentialAnswer(message=message, data=_shown(view, faults))
+    not_restarted = await _restart(application, identity, stale) if query.restart else {}
+    message = _put_message(name, stale, not_restarted, restarted=query.restart)
+    answer = CredentialAnswer(message=message, data=_present(view, not_restarted))
     return success(answer, 201 if is_new else 200).response()
 
 
 async def _restart(application: Application, identity: Identity, stale: list[Use]) -> dict[BuilderId, str]:
     """As many as can be: the credential is stored whatever becomes of them. Why the others are not, by their ids."""
-    faults = {}
+    not_restarted = {}
     for use in stale:
         try:
             await _begin_restart(application, identity, use.builder.id)
         except BuilderdError as error:
-            faults[use.builder.id] = error.message
-    return faults
+            not_restarted[use.builder.id] = error.message
+    return not_restarted
 
 
 async def _begin_restart(application: Application, identity: Identity, builder_id: BuilderId) -> None:
@@ -99,14 +99,16 @@ async def _begin_restart(application: Application, identity: Identity, builder_i
     await application.commit(lambda uow: builders.restart(uow, application, identity.caller, builder_id, now))
 
 
-def _put_message(name: str, stale: list[Use], faults: Mapping[BuilderId, str], *, restarted: bool) -> str:
-    names = ", ".join(use.builder.name for use in stale if use.builder.id not in faults)
+def _put_message(name: str, stale: list[Use], not_restarted: Mapping[BuilderId, str], *, restarted: bool) -> str:
+    names = ", ".join(use.builder.name for use in stale if use.builder.id not in not_restarted)
     stored = f"The credential {name} is stored"
     if not restarted and names:
         return f"{stored}; {names} have the values before until they are restarted (?restart=true)."
     begun = f"; being restarted with it: {names}" if names else ""
     left = [
-        f" {use.builder.name} is not restarted: {faults[use.builder.id]}" for use in stale if use.builder.id in faults
+        f" {use.builder.name} is not restarted: {not_restarted[use.builder.id]}"
+        for use in stale
+        if use.builder.id in not_restarted
     ]
     return f"{stored}{begun}.{''.join(left)}"
 
@@ -122,7 +124,7 @@ def _put_message(name: str, stale: list[Use], faults: Mapping[BuilderId, str], *
 async def list_credentials(application: TheApplication, identity: Reader, query: ThePage) -> Response:
     """All credentials: their names, what they set, and who uses them."""
     views = await application.store.read(lambda uow: credentials.list_all(uow, identity.token.tenant_id))
-    data = [_shown(view) for view in query.cut(views)]
+    data = [_present(view) for view in query.cut(views)]
     message = f"There are {len(views)} credentials."
     return success(CredentialPage(message=message, data=data, meta=query.of(len(views)))).response()
 
@@ -138,7 +140,7 @@ async def list_credentials(application: TheApplication, identity: Reader, query:
 async def read_credential(application: TheApplication, identity: Reader, name: Name) -> Response:
     """One credential, without its values."""
     view = await application.store.read(lambda uow: credentials.get(uow, identity.token.tenant_id, name))
-    return success(CredentialAnswer(message=f"The credential {name}.", data=_shown(view))).response()
+    return success(CredentialAnswer(message=f"The credential {name}.", data=_present(view))).response()
 
 
 @router.delete(
@@ -155,10 +157,10 @@ async def delete_credential(
     """Remove a credential. While builders use it, only with `force`: they could not start again without it."""
     tenant = identity.token.tenant_id
     view = await application.store.write(lambda uow: credentials.delete(uow, tenant, name, force=query.force))
-    return success(CredentialAnswer(message=f"The credential {name} is gone.", data=_shown(view))).response()
+    return success(CredentialAnswer(message=f"The credential {name} is gone.", data=_present(view))).response()
 
 
-def _shown(view: CredentialView, faults: Mapping[BuilderId, str] = MappingProxyType({})) -> wire.Credential:
+def _present(view: CredentialView, not_restarted: Mapping[BuilderId, str] = MappingProxyType({})) -> wire.Credential:
     one = view.credential
     return wire.Credential(
         name=one.name,
@@ -172,7 +174,7 @@ def _shown(view: CredentialView, faults: Mapping[BuilderId, str] = MappingProxyT
                 uuid=use.builder.id,
                 name=use.builder.name,
                 needs_restart=use.needs_restart,
-                not_restarted=faults.get(use.builder.id),
+                not_restarted=not_restarted.get(use.builder.id),
             )
             for use in view.uses
         ],

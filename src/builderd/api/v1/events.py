@@ -15,7 +15,7 @@ from builderd.api import openapi
 from builderd.api.server.answers import success
 from builderd.api.server.auth import Identity, Reader, TheApplication, is_good_still
 from builderd.api.server.paths import PREFIX
-from builderd.api.server.streams import Listeners, event, stream
+from builderd.api.server.streams import ConcurrencyLimit, event, stream
 from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import MAX_PER_PAGE
 from builderd.domain.errors import ValidationFailed
@@ -25,7 +25,7 @@ from builderd.ports.store.events import EventQuery
 from builderd.schemas.v1 import events as wire
 from builderd.schemas.v1.builders import MAX_INTEGER
 from builderd.schemas.v1.envelope import PageMeta
-from builderd.schemas.v1.shape import Parameters, must_pass
+from builderd.schemas.v1.shape import Parameters, checked_by
 from builderd.schemas.v1.times import UtcTime
 from builderd.services import builders, events
 from builderd.services.application import Application
@@ -48,7 +48,7 @@ class EventsQuery(Parameters):
 
     page: int = Field(default=1, ge=1, le=MAX_INTEGER)
     per_page: int = Field(default=25, ge=1, le=MAX_PER_PAGE)
-    type: Annotated[str, must_pass(_patterns)] | None = Field(
+    type: Annotated[str, checked_by(_patterns)] | None = Field(
         default=None,
         max_length=MAX_TYPES,
         description="Types, with commas; `builder.*` for all below a word.",
@@ -119,7 +119,7 @@ async def _answer(
     found, total = await application.store.read(
         lambda uow: uow.events.page(tenant_id, filters, page=query.page, per_page=query.per_page)
     )
-    data = [shown(one) for one in found]
+    data = [present_event(one) for one in found]
     meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
     return success(wire.EventPage(message=f"{len(data)} of {total} events.", data=data, meta=meta)).response()
 
@@ -130,10 +130,10 @@ async def _answer(
 async def _stream(request: Request, application: Application, identity: Identity, query: EventQuery) -> Response:
     if query.until is not None:
         raise ValidationFailed({"until": ["cannot be had with follow, which goes on as long as you listen"]})
-    listeners: Listeners = request.app.state.event_streams
+    listeners: ConcurrencyLimit = request.app.state.event_streams
     tenant_id = identity.token.tenant_id
     listeners.admit(tenant_id)
-    after = await events.place(application, tenant_id, query, _given(request))
+    after = await events.start_after(application, tenant_id, query, _given(request))
     followed = _followed(listeners, application, tenant_id, query, after)
     return stream(followed, permitted=partial(is_good_still, application, identity))
 
@@ -149,15 +149,15 @@ def _given(request: Request) -> int | None:
 
 
 async def _followed(
-    listeners: Listeners, application: Application, tenant_id: TenantId, query: EventQuery, after: int
+    listeners: ConcurrencyLimit, application: Application, tenant_id: TenantId, query: EventQuery, after: int
 ) -> AsyncGenerator[bytes]:
-    with listeners.one_more(tenant_id):
+    with listeners.hold(tenant_id):
         async with aclosing(events.follow(application, tenant_id, query, after)) as followed:
             async for one in followed:
-                yield event(one.type, shown(one).model_dump_json(), str(one.id))
+                yield event(one.type, present_event(one).model_dump_json(), str(one.id))
 
 
-def shown(event: Event) -> wire.Event:
+def present_event(event: Event) -> wire.Event:
     """Return the event in the contract's shape."""
     return wire.Event(
         id=event.id,

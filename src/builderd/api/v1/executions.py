@@ -13,9 +13,9 @@ from builderd.api import openapi
 from builderd.api.server.answers import failure
 from builderd.api.server.auth import TheApplication, Writer
 from builderd.api.server.bodies import Received, json_body
+from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.server.paths import PREFIX
-from builderd.api.server.streams import Held, event, stream
-from builderd.api.server.turns import Turns
+from builderd.api.server.streams import ResourceStream, event, stream
 from builderd.api.v1.builders import Uuid
 from builderd.domain.errors import BuilderdError
 from builderd.domain.ids import TenantId
@@ -57,29 +57,31 @@ async def run_command(
     Of its output, both streams as they come, 10 MB are kept. A stream that its reader leaves ends the command.
     """
     new, caller, uuid = body.value, identity.caller, uuid.lower()
-    turns: Turns = request.app.state.turns
+    scheduler: FairScheduler = request.app.state.scheduler
     command = executions.Command(new.command, new.timeout, new.stdin.encode(), new.cwd, new.env)
     if new.stream:
         sandbox = await executions.running(application, caller, uuid)
         pieces = executions.follow(application, caller, sandbox, command)
-        return stream(_events(pieces, turns, caller.tenant_id))
+        return stream(_events(pieces, scheduler, caller.tenant_id))
     async with AsyncExitStack() as stack:
         ended = await stack.enter_async_context(executions.run(application, caller, uuid, command))
-        return Held(stack.pop_all(), _answer(ended, turns, caller.tenant_id), 200, {}, "application/json")
+        return ResourceStream(stack.pop_all(), _answer(ended, scheduler, caller.tenant_id), 200, {}, "application/json")
 
 
-async def _answer(ended: executions.Ended, turns: Turns, tenant_id: TenantId) -> AsyncGenerator[str]:
+async def _answer(ended: executions.Ended, scheduler: FairScheduler, tenant_id: TenantId) -> AsyncGenerator[str]:
     """An ``ExecutionAnswer`` in pieces: as JSON the output may be six times as long."""
     message = json.dumps(f"The command ended with exit code {ended.exit_code}.")
     yield f'{{"success":true,"message":{message},"data":{{"exit_code":{ended.exit_code},"output":"'
     for piece in ended.output.pieces(PIECE):
-        async with turns.turn(tenant_id):
+        async with scheduler.acquire(tenant_id):
             encoded = json.dumps(piece, ensure_ascii=False)[1:-1]
         yield encoded
     yield f'","truncated":{json.dumps(ended.output.truncated)}}}}}'
 
 
-async def _events(pieces: AsyncGenerator[str | ExecResult], turns: Turns, tenant_id: TenantId) -> AsyncGenerator[bytes]:
+async def _events(
+    pieces: AsyncGenerator[str | ExecResult], scheduler: FairScheduler, tenant_id: TenantId
+) -> AsyncGenerator[bytes]:
     try:
         async with aclosing(pieces):
             async for piece in pieces:
@@ -87,7 +89,7 @@ async def _events(pieces: AsyncGenerator[str | ExecResult], turns: Turns, tenant
                     yield event("exit", {"exit_code": piece.exit_code, "truncated": piece.truncated})
                     return
                 for start in range(0, len(piece), PIECE):
-                    async with turns.turn(tenant_id):
+                    async with scheduler.acquire(tenant_id):
                         encoded = event("output", {"text": piece[start : start + PIECE]})
                     yield encoded
     except BuilderdError as error:

@@ -16,7 +16,7 @@ from builderd.api.server.auth import Reader, TheApplication, Writer
 from builderd.api.server.bodies import announced_length, pieces
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.ranges import RangeNotSatisfiable, condition_of, is_known, part_of, quoted
-from builderd.api.server.streams import Held
+from builderd.api.server.streams import ResourceStream
 from builderd.api.v1.builders import Uuid
 from builderd.domain import files as domain
 from builderd.domain.errors import BadRequest
@@ -92,7 +92,7 @@ async def list_files(
     skip = (query.page - 1) * query.per_page
     tenant_id = identity.token.tenant_id
     page = await files.list_page(application, tenant_id, uuid.lower(), query.path.strip("/"), skip, query.per_page)
-    data = [_shown(entry) for entry in page.entries]
+    data = [_present(entry) for entry in page.entries]
     meta = PageMeta(page=query.page, per_page=query.per_page, total=page.total)
     return success(FilePage(message=f"{len(data)} of {page.total} entries.", data=data, meta=meta)).response()
 
@@ -128,7 +128,7 @@ async def read_file(
         if not part.whole:
             headers["Content-Range"] = part.content_range
         status = 200 if part.whole else 206
-        return Held(stack.pop_all(), file.read(part.start, part.length), status, headers, BINARY)
+        return ResourceStream(stack.pop_all(), file.read(part.start, part.length), status, headers, BINARY)
 
 
 @router.put(
@@ -170,7 +170,7 @@ async def write_file(
         executable=query.executable,
     )
     message = f"{entry.name} has {entry.size} bytes now."
-    answer = FileAnswer(message=message, data=_shown(entry))
+    answer = FileAnswer(message=message, data=_present(entry))
     return success(answer, 201 if new else 200, {"ETag": quoted(entry.tag)}).response()
 
 
@@ -218,7 +218,7 @@ async def download_archive(application: TheApplication, identity: Reader, uuid: 
     async with AsyncExitStack() as stack:
         packed = await stack.enter_async_context(files.archive(application, identity.token.tenant_id, uuid.lower()))
         headers = {"Content-Disposition": _attachment(f"{uuid.lower()}.tar.zst")}
-        return Held(stack.pop_all(), packed, 200, headers, ARCHIVE)
+        return ResourceStream(stack.pop_all(), packed, 200, headers, ARCHIVE)
 
 
 def _attachment(name: str) -> str:
@@ -230,7 +230,7 @@ def _readable(name: str) -> str:
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _shown(entry: domain.FileEntry) -> FileEntry:
+def _present(entry: domain.FileEntry) -> FileEntry:
     return FileEntry(
         name=_readable(entry.name),
         type=entry.kind,

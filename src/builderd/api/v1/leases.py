@@ -54,7 +54,7 @@ async def take_lease(application: TheApplication, identity: Writer, uuid: Uuid, 
 )
 async def list_leases(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
     """The leases that last, the oldest first."""
-    return await lasting(application, lambda uow: builders.get(uow, identity.token.tenant_id, uuid.lower()), query)
+    return await list_active(application, lambda uow: builders.get(uow, identity.token.tenant_id, uuid.lower()), query)
 
 
 @router.put(
@@ -103,11 +103,11 @@ async def take(application: Application, find: Find, actor: str, new: NewLease) 
     return success(_answer("It is busy", lease), 201).response()
 
 
-async def lasting(application: Application, find: Find, query: PageQuery) -> Response:
+async def list_active(application: Application, find: Find, query: PageQuery) -> Response:
     """200 with a page of them."""
     now = application.clock.now()
-    found = await application.store.read(lambda uow: leases.lasting(uow, find(uow), now))
-    data = [_shown(lease) for lease in query.cut(found)]
+    found = await application.store.read(lambda uow: leases.active(uow, find(uow), now))
+    data = [_present(lease) for lease in query.cut(found)]
     message = f"{len(found)} leases keep it busy."
     return success(LeasePage(message=message, data=data, meta=query.of(len(found)))).response()
 
@@ -129,10 +129,10 @@ async def end(application: Application, find: Find, actor: str, lease_id: str) -
 
 
 def _answer(what: str, lease: domain.Lease) -> LeaseAnswer:
-    return LeaseAnswer(message=f"{what} until {lease.expires_at:%Y-%m-%d %H:%M:%S} UTC.", data=_shown(lease))
+    return LeaseAnswer(message=f"{what} until {lease.expires_at:%Y-%m-%d %H:%M:%S} UTC.", data=_present(lease))
 
 
-def _shown(lease: domain.Lease) -> Lease:
+def _present(lease: domain.Lease) -> Lease:
     return Lease(
         id=lease.id,
         reason=lease.reason,

@@ -16,7 +16,7 @@ from pydantic import Field
 from builderd.api import openapi
 from builderd.api.server.auth import Identity, Reader, TheApplication, is_good_still
 from builderd.api.server.paths import PREFIX
-from builderd.api.server.streams import Listeners, event, stream
+from builderd.api.server.streams import ConcurrencyLimit, event, stream
 from builderd.api.v1.builders import Uuid
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import TenantId
@@ -81,7 +81,7 @@ async def _answer(lines: AsyncGenerator[logs.VersionedLine]) -> AsyncGenerator[s
     pieces, size, count = ['{"success":true,"data":['], 0, 0
     async with aclosing(lines):
         async for line in lines:
-            pieces.append(("," if count else "") + _shown(line).model_dump_json())
+            pieces.append(("," if count else "") + _present(line).model_dump_json())
             size, count = size + len(pieces[-1]), count + 1
             if size >= PIECE:
                 yield "".join(pieces)
@@ -89,7 +89,7 @@ async def _answer(lines: AsyncGenerator[logs.VersionedLine]) -> AsyncGenerator[s
     yield "".join([*pieces, f'],"message":"{count} lines."}}'])
 
 
-class Place(NamedTuple):
+class LogPosition(NamedTuple):
     """A position in a log, encoded in an event's id: the ``nth`` line with this time."""
 
     time: datetime
@@ -99,7 +99,7 @@ class Place(NamedTuple):
         return f"{(self.time - EPOCH) // timedelta(microseconds=1)}-{self.nth}"
 
 
-def _given(request: Request) -> Place | None:
+def _given(request: Request) -> LogPosition | None:
     """Return the place in ``Last-Event-ID`` where an interrupted stream resumes, None without the header.
 
     Raises ``ValidationFailed`` for a malformed one: to begin elsewhere instead would lose lines.
@@ -110,14 +110,14 @@ def _given(request: Request) -> Place | None:
     match = EVENT_ID.fullmatch(text)
     if match is not None:
         with suppress(OverflowError):
-            return Place(EPOCH + timedelta(microseconds=int(match[1])), int(match[2]))
+            return LogPosition(EPOCH + timedelta(microseconds=int(match[1])), int(match[2]))
     raise ValidationFailed({"Last-Event-ID": ["must be the id of a line, or left out"]})
 
 
 async def _stream(
     request: Request, application: Application, identity: Identity, uuid: str, query: LogQuery
 ) -> Response:
-    listeners: Listeners = request.app.state.log_streams
+    listeners: ConcurrencyLimit = request.app.state.log_streams
     tenant_id = identity.token.tenant_id
     await application.store.read(lambda uow: builders.get(uow, tenant_id, uuid))
     listeners.admit(tenant_id)
@@ -126,22 +126,22 @@ async def _stream(
 
 
 async def _followed(
-    listeners: Listeners,
+    listeners: ConcurrencyLimit,
     application: Application,
     tenant_id: TenantId,
     uuid: str,
     query: LogQuery,
-    after: Place | None,
+    after: LogPosition | None,
 ) -> AsyncGenerator[bytes]:
     since, tail = (after.time, None) if after else (query.since, query.tail)
     lines = logs.follow(application, tenant_id, uuid, tail=tail, since=since, stream=query.stream)
-    with listeners.one_more(tenant_id):
+    with listeners.hold(tenant_id):
         async with aclosing(lines):
             async for line in lines:
-                place = Place(line.line.time, line.nth)
-                if after is None or place.time != after.time or place.nth > after.nth:
-                    yield event("line", _shown(line).model_dump_json(), str(place))
+                position = LogPosition(line.line.time, line.nth)
+                if after is None or position.time != after.time or position.nth > after.nth:
+                    yield event("line", _present(line).model_dump_json(), str(position))
 
 
-def _shown(line: logs.VersionedLine) -> LogLine:
+def _present(line: logs.VersionedLine) -> LogLine:
     return LogLine(time=line.line.time, stream=line.line.stream, version=line.version, text=line.line.text)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from builderd.api.server.answers import Answer, failure, success
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import APPLIED
-from builderd.api.v1.shown import look
+from builderd.api.v1.presenters import read_builder
 from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.errors import NotFound
 from builderd.schemas.v1.builders import BuilderAnswer
@@ -20,9 +20,9 @@ def location(builder: Builder) -> dict[str, str]:
     return {"Location": f"/api/v1/builders/{builder.id}"}
 
 
-async def begun(application: Application, builder: Builder, doing: str) -> Answer:
+async def accepted(application: Application, builder: Builder, doing: str) -> Answer:
     """Return 202 at once: the work goes on in the background, and the builder shows its progress."""
-    data = await look(application, builder, with_token=True)
+    data = await read_builder(application, builder, with_token=True)
     message = f"{builder.name} is being {doing}: GET {location(builder)['Location']} tells how far it is."
     return success(BuilderAnswer(message=message, data=data), 202, {**location(builder), **APPLIED})
 
@@ -52,7 +52,7 @@ async def shown_as(
     application: Application, builder: Builder, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Answer:
     """Return success, with the builder as it is now."""
-    data = await look(application, builder, with_token=True)
+    data = await read_builder(application, builder, with_token=True)
     return success(
         BuilderAnswer(message=_message(builder, data.preview_url, data.qa_passed), data=data), status, headers
     )

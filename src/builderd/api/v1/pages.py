@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Query, Request, Response
 from pydantic import Field
 
-from builderd.api.server.streams import Held
-from builderd.api.server.turns import Turns
+from builderd.api.server.fair_scheduler import FairScheduler
+from builderd.api.server.streams import ResourceStream
 from builderd.domain.ids import TenantId
 from builderd.schemas.v1.builders import MAX_INTEGER
 from builderd.schemas.v1.envelope import Page, PageMeta
@@ -43,13 +43,13 @@ class PageQuery(Parameters):
 ThePage = Annotated[PageQuery, Query()]
 
 
-async def in_pieces(request: Request, tenant_id: TenantId, page: Page[Any]) -> Response:
+async def stream_page(request: Request, tenant_id: TenantId, page: Page[Any]) -> Response:
     """Return a page whose entries may be large (an environment, for one): a long one is encoded while it is sent."""
-    pieces, start = _encoded(page, request.app.state.turns, tenant_id), ""
+    pieces, start = _encoded(page, request.app.state.scheduler, tenant_id), ""
     async for piece in pieces:
         start += piece
         if len(start) >= PIECE:
-            return Held(AsyncExitStack(), _joined(start, pieces), 200, {}, "application/json")
+            return ResourceStream(AsyncExitStack(), _joined(start, pieces), 200, {}, "application/json")
     return Response(start, media_type="application/json")
 
 
@@ -60,13 +60,13 @@ async def _joined(start: str, pieces: AsyncGenerator[str]) -> AsyncGenerator[str
             yield piece
 
 
-async def _encoded(page: Page[Any], turns: Turns, tenant_id: TenantId) -> AsyncGenerator[str]:
+async def _encoded(page: Page[Any], scheduler: FairScheduler, tenant_id: TenantId) -> AsyncGenerator[str]:
     meta = page.meta.model_dump_json()
     yield f'{{"success":true,"message":{json.dumps(page.message)},"meta":{meta},"data":['
     entries, between = iter(page.data), ""
     while True:
         # Releases the turn before the piece is sent: its reader may be slow.
-        async with turns.turn(tenant_id):
+        async with scheduler.acquire(tenant_id):
             piece = ",".join(_until_large(entries))
         if not piece:
             break

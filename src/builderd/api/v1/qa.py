@@ -62,7 +62,7 @@ async def run_qa(application: TheApplication, identity: Writer, uuid: Uuid) -> R
     not run keeps its verdict, and gets its report all the same.
     """
     view = await qa.again(application, identity.caller, uuid.lower())
-    data = _shown(view, uuid.lower())
+    data = _present(view, uuid.lower())
     headers = {"Location": f"{PREFIX}/builders/{uuid.lower()}/qa"}
     return success(QaAnswer(message="The report is being made: GET shows it.", data=data), 202, headers).response()
 
@@ -93,7 +93,7 @@ async def get_qa(
         case Format.CTRF:
             return Response(make_ctrf(view.report), media_type=CTRF_MEDIA)
         case Format.JSON:
-            return success(QaAnswer(message=_message(view), data=_shown(view, uuid.lower()))).response()
+            return success(QaAnswer(message=_message(view), data=_present(view, uuid.lower()))).response()
 
 
 @router.get(
@@ -126,7 +126,7 @@ async def get_screenshot(
     return Response(found.png, media_type="image/png", headers=headers)
 
 
-def _shown(view: qa.QaView, uuid: str) -> Qa:
+def _present(view: qa.QaView, uuid: str) -> Qa:
     version, report = view.version, view.report
     pictures = f"{PREFIX}/builders/{uuid}/qa/screenshots"
     return Qa(

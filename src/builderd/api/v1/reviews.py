@@ -76,7 +76,7 @@ async def get_review(
     tenant_id, now = identity.token.tenant_id, application.clock.now()
     view = await application.store.read(lambda uow: verdicts.get(uow, tenant_id, uuid.lower(), now, query.version))
     if query.format is Format.SARIF:
-        return Answer(200, sarif_of(_shown(view), __version__)).response(SARIF)
+        return Answer(200, sarif_of(_present(view), __version__)).response(SARIF)
     return _answer(view).response()
 
 
@@ -107,12 +107,12 @@ async def accept_finding(application: TheApplication, identity: Writer, uuid: Uu
     return _answer(view, "Accepted. ").response()
 
 
-def _shown(view: ReviewView) -> Review:
+def _present(view: ReviewView) -> Review:
     return review_of(view.report, view.verdict, view.version.number, outdated=view.outdated)
 
 
 def _answer(view: ReviewView, before: str = "") -> Answer:
-    return success(ReviewAnswer(message=before + _message(view), data=_shown(view)))
+    return success(ReviewAnswer(message=before + _message(view), data=_present(view)))
 
 
 def _message(view: ReviewView) -> str:

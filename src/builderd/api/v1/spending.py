@@ -43,12 +43,12 @@ async def read_spending(
     report = await application.store.read(
         lambda uow: spending.report(uow, application, identity.token.tenant_id, now, since=since, until=until)
     )
-    data = _shown(report)
+    data = _present(report)
     message = f"{data.vm_count} builders have cost {report.total_cost} {data.currency}."
     return success(SpendingAnswer(message=message, data=data)).response()
 
 
-def _shown(report: spending.Spending) -> Spending:
+def _present(report: spending.Spending) -> Spending:
     deployments = [
         Deployment(
             uuid=builder.id,

@@ -51,7 +51,7 @@ async def open_terminal(websocket: WebSocket, uuid: str) -> None:
             offered = websocket.scope["subprotocols"]
             await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
             logger.info("terminal opened builder=%s token=%s", uuid.lower(), identity.token.id)
-            await _talk(application, websocket, process)
+            await _relay(application, websocket, process)
     except BuilderdError as error:
         await _refuse(websocket, error)
 
@@ -79,7 +79,7 @@ def _size(name: str, value: Any) -> int:
     return int(text)
 
 
-async def _talk(application: Application, websocket: WebSocket, process: Process) -> None:
+async def _relay(application: Application, websocket: WebSocket, process: Process) -> None:
     """Until the process ends, the client leaves, or the token does."""
     tasks = [
         asyncio.ensure_future(_show(websocket, process)),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from builderd.api import openapi
+from builderd.api.blocking_calls import count_blocking_call, until_disconnect
 from builderd.api.idempotency import Begun, Retry, retry_of
 from builderd.api.server.answers import Answer, failure
 from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
@@ -19,9 +20,8 @@ from builderd.api.server.preferences import wants_async, wants_events
 from builderd.api.server.streams import stream
 from builderd.api.v1 import outcomes as door
 from builderd.api.v1.builders import CHANGE, Uuid
-from builderd.api.v1.creations import CODE, MAX_BODY_BYTES, Creations, bundle_of, check_gates, in_form, told
-from builderd.api.v1.pages import ThePage, in_pieces
-from builderd.api.waits import heard, waiting
+from builderd.api.v1.creations import CODE, MAX_BODY_BYTES, Creations, bundle_of, check_gates, in_form, progress_stream
+from builderd.api.v1.pages import ThePage, stream_page
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import NotFound, ValidationFailed
@@ -108,7 +108,7 @@ async def put_builder(
 async def patch_builder(request: Request, identity: Writer, uuid: Uuid, body: SettingsBody) -> Response:
     """Change settings: at once where the app need not know of them, else as a new version of the same code."""
     change = _change(body.value)
-    return await _answered(request, identity, body.sha256, _plainly(request, identity, uuid, change))
+    return await _answered(request, identity, body.sha256, _configure(request, identity, uuid, change))
 
 
 @router.put(
@@ -123,7 +123,7 @@ async def patch_builder(request: Request, identity: Writer, uuid: Uuid, body: Se
 async def put_auto_stop(request: Request, identity: Writer, uuid: Uuid, body: AutoStopBody) -> Response:
     """Set after how many minutes without use the builder stops by itself."""
     change = Change(auto_stop_interval=body.value.interval)
-    return await _answered(request, identity, body.sha256, _plainly(request, identity, uuid, change))
+    return await _answered(request, identity, body.sha256, _configure(request, identity, uuid, change))
 
 
 @router.post(
@@ -157,14 +157,14 @@ async def list_versions(
     """List the versions that are kept, the newest first: deployed, failed, and the one that is being deployed."""
     now = application.clock.now()
 
-    def look(uow: UnitOfWork) -> list[wire.Version]:
+    def load(uow: UnitOfWork) -> list[wire.Version]:
         builder = builders.get(uow, identity.token.tenant_id, uuid.lower())
-        return [_shown(builder, one, now) for one in deployments.list_of(uow, identity.caller, builder.id)]
+        return [_present(builder, one, now) for one in deployments.list_of(uow, identity.caller, builder.id)]
 
-    found = await application.store.read(look)
+    found = await application.store.read(load)
     message = f"{len(found)} version{'' if len(found) == 1 else 's'}."
     page = VersionPage(message=message, data=list(query.cut(found)), meta=query.of(len(found)))
-    return await in_pieces(request, identity.token.tenant_id, page)
+    return await stream_page(request, identity.token.tenant_id, page)
 
 
 @router.post(
@@ -182,13 +182,15 @@ async def renew_service_token(request: Request, application: TheApplication, ide
     def renew(uow: UnitOfWork) -> Builder:
         return deployments.renew_service_token(uow, application, identity.caller, uuid.lower(), application.clock.now())
 
-    with waiting(request, identity):
-        builder = await outcomes.when_free(application, BuilderId(uuid.lower()), lambda: application.commit(renew))
-        await outcomes.shown(application, builder)
+    with count_blocking_call(request, identity):
+        builder = await outcomes.after_take_over(
+            application, BuilderId(uuid.lower()), lambda: application.commit(renew)
+        )
+        await outcomes.wait_until_reachable(application, builder)
         if wants_async(request):
-            return (await door.begun(application, builder, "given a new token")).response()
+            return (await door.accepted(application, builder, "given a new token")).response()
         outcome = door.started if builder.desired is Desired.RUNNING else door.ended
-        return (await heard(request, outcome(application, builder))).response()
+        return (await until_disconnect(request, outcome(application, builder))).response()
 
 
 # What deploying calls have in common
@@ -214,7 +216,7 @@ async def _answered(
         return in_form(request, await asyncio.shield(answer))
     if wants_events(request) and not at_once:
         events = outcomes.deployment_stages(application, deployed.builder.id, deployed.version)
-        return stream(told(events, answer), door.location(deployed.builder))
+        return stream(progress_stream(events, answer), door.location(deployed.builder))
     return (await asyncio.shield(answer)).response()
 
 
@@ -248,18 +250,18 @@ async def _outcome(application: Application, deployed: Deployed, *, at_once: boo
     builder = deployed.builder
     if deployed.version is not None:
         if at_once:
-            return await door.begun(application, builder, "deployed")
+            return await door.accepted(application, builder, "deployed")
         try:
             builder = await outcomes.deployed(application, builder.id, deployed.version)
         except outcomes.FAILED as error:
             return failure(error)
-    await outcomes.shown(application, builder)
+    await outcomes.wait_until_reachable(application, builder)
     if builder.desired is Desired.DELETED:
         return failure(NotFound("The builder was deleted in the meantime.", data={"uuid": builder.id}))
     return await door.shown_as(application, builder)
 
 
-def _plainly(
+def _configure(
     request: Request, identity: Identity, uuid: str, change: Change
 ) -> Callable[[Callable[[Record], Record]], Awaitable[Deployed]]:
     application: Application = request.app.state.application
@@ -285,7 +287,7 @@ async def _commit(application: Application, uuid: str, record: Record, bundle: B
     def commit() -> Awaitable[Builder]:
         return application.commit(write) if bundle is None else bundles.keep(application, bundle, write)
 
-    await outcomes.when_free(application, BuilderId(uuid.lower()), commit)
+    await outcomes.after_take_over(application, BuilderId(uuid.lower()), commit)
     return made[-1]
 
 
@@ -350,7 +352,7 @@ def _taken(given: dict[str, Any], new: NewVersion | NewSettings) -> dict[str, An
     return given
 
 
-def _shown(builder: Builder, version: Version, now: datetime) -> wire.Version:
+def _present(builder: Builder, version: Version, now: datetime) -> wire.Version:
     settings = version.settings
     return wire.Version(
         version=version.number,

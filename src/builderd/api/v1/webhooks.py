@@ -46,7 +46,7 @@ async def create_webhook(application: TheApplication, identity: Writer, body: Bo
     webhook, secret = await application.store.write(
         lambda uow: webhooks.create(uow, application, identity.caller, new, now)
     )
-    data = wire.WebhookWithSecret(**_shown(webhook).model_dump(), secret=secret)
+    data = wire.WebhookWithSecret(**_present(webhook).model_dump(), secret=secret)
     message = "The webhook is made; keep its secret, which is not shown again."
     return success(wire.NewWebhookAnswer(message=message, data=data), 201).response()
 
@@ -59,7 +59,7 @@ async def create_webhook(application: TheApplication, identity: Writer, body: Bo
 async def list_webhooks(application: TheApplication, identity: Reader, query: ThePage) -> Response:
     """List your webhooks, without their secrets, the oldest first."""
     found = await application.store.read(lambda uow: uow.webhooks.list(identity.token.tenant_id))
-    data = [_shown(webhook) for webhook in query.cut(found)]
+    data = [_present(webhook) for webhook in query.cut(found)]
     message = f"{len(found)} webhooks."
     return success(wire.WebhookPage(message=message, data=data, meta=query.of(len(found)))).response()
 
@@ -75,7 +75,7 @@ async def delete_webhook(
     """Delete a webhook. Its pending deliveries are dropped."""
     now = application.clock.now()
     webhook = await application.store.write(lambda uow: webhooks.delete(uow, identity.caller, webhook_id.lower(), now))
-    return success(wire.WebhookAnswer(message="The webhook is gone.", data=_shown(webhook))).response()
+    return success(wire.WebhookAnswer(message="The webhook is gone.", data=_present(webhook))).response()
 
 
 @router.get(
@@ -99,7 +99,7 @@ async def list_deliveries(
     return success(wire.DeliveryPage(message=message, data=data, meta=query.of(total))).response()
 
 
-def _shown(webhook: Webhook) -> wire.Webhook:
+def _present(webhook: Webhook) -> wire.Webhook:
     return wire.Webhook(
         id=webhook.id,
         url=webhook.url,

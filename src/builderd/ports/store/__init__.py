@@ -124,7 +124,7 @@ class Store(Protocol):
     async def ready(self) -> bool:
         """Return True if the database answers."""
 
-    async def schema_faults(self) -> Sequence[str]:
+    async def schema_differences(self) -> Sequence[str]:
         """Return how the schema differs from what this program needs: revision, missing tables and columns.
 
         Returns within seconds, even if the database hangs.

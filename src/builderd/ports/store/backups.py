@@ -40,7 +40,7 @@ class Backups(Protocol):
         """Return the builders that have backups."""
 
     def count_by_status(self) -> Mapping[BackupStatus, int]: ...
-    def count_faults(self) -> int:
+    def count_damaged(self) -> int:
         """Count the backups whose last drill failed."""
 
 

@@ -61,7 +61,7 @@ class Builders(Protocol):
     def allocated(self, tenant: TenantId | None = None) -> Allocation:
         """Return what is reserved for the live builders of a tenant, or of all."""
 
-    def that_may_idle(self) -> Sequence[Builder]:
+    def idle_candidates(self) -> Sequence[Builder]:
         """Return all tenants' builders that run, should run, and have an auto-stop interval."""
 
     def save(self, builder: Builder) -> None:

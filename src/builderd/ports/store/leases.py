@@ -16,7 +16,7 @@ class Leases(Protocol):
     def of_builder(self, builder: BuilderId) -> Sequence[Lease]:
         """Return all leases, oldest first, expired ones included until they are deleted."""
 
-    def lasting(self, builder: BuilderId, now: datetime) -> Sequence[Lease]:
+    def active(self, builder: BuilderId, now: datetime) -> Sequence[Lease]:
         """Return the leases that have not expired, oldest first."""
 
     def expire(self, builder: BuilderId, now: datetime) -> None:

@@ -29,6 +29,6 @@ class Sandboxes(Protocol):
     def expire(self, before: datetime, limit: int) -> int:
         """Delete up to ``limit`` that ended before this time, except those of current runs; return the number."""
 
-    def thin(self, keep: int, limit: int) -> int:
+    def delete_oldest(self, keep: int, limit: int) -> int:
         """Delete up to ``limit`` ended ones of runs with more than ``keep``, except the latest ``keep`` and the last
         one that listened; return the number."""

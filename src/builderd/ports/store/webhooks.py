@@ -30,7 +30,7 @@ class Webhooks(Protocol):
     def delete(self, webhook: WebhookId) -> None:
         """Delete it with its deliveries."""
 
-    def behind(self) -> Sequence[WebhookId]:
+    def with_undelivered_events(self) -> Sequence[WebhookId]:
         """Return the active ones whose tenant has events after their cursor (``place``)."""
 
     def due(self, now: datetime) -> Sequence[WebhookId]:

@@ -34,7 +34,7 @@ async def _adopt(context: BackupContext, key: BackupKey) -> None:
     now = context.app.clock.now()
 
     def record(uow: UnitOfWork) -> None:
-        taken, gone = _take_up(uow, context, key.tenant_id, kept), _let_go(uow, key.tenant_id, kept)
+        taken, gone = _adopt_unknown(uow, context, key.tenant_id, kept), _drop_missing(uow, key.tenant_id, kept)
         if taken or gone:
             reason = f"{taken} backups that were taken since are known again, {gone} that went since no longer"
             uow.events.add(Event(key.tenant_id, None, now, "backups.adopted", SYSTEM, reason, {}))
@@ -43,7 +43,9 @@ async def _adopt(context: BackupContext, key: BackupKey) -> None:
     await context.app.store.write(record)
 
 
-def _take_up(uow: UnitOfWork, context: BackupContext, tenant: TenantId, kept: Mapping[str, SnapshotRecord]) -> int:
+def _adopt_unknown(
+    uow: UnitOfWork, context: BackupContext, tenant: TenantId, kept: Mapping[str, SnapshotRecord]
+) -> int:
     known = uow.backups.of_tenant(tenant)
     snapshots, ids = {one.snapshot for one in known}, {one.id for one in known}
     builders: dict[BuilderId, Builder] = {one.id: one for one in uow.builders.of_tenant(tenant, deleted=True)}
@@ -80,7 +82,7 @@ def _backup(uow: UnitOfWork, context: BackupContext, builder: Builder, kept: Sna
     )
 
 
-def _let_go(uow: UnitOfWork, tenant: TenantId, kept: Mapping[str, SnapshotRecord]) -> int:
+def _drop_missing(uow: UnitOfWork, tenant: TenantId, kept: Mapping[str, SnapshotRecord]) -> int:
     gone = [
         one
         for one in uow.backups.of_tenant(tenant)

@@ -33,7 +33,7 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class BackupContext:
     app: Application
-    fault: FaultPoint = no_fault
+    fault_point: FaultPoint = no_fault
     repository_limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONCURRENT))
     #: The disk of a drill is there for longer than the repository is worked on: until its app was tried out.
     drill_limit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONCURRENT))

@@ -19,7 +19,7 @@ from builderd.reconciler.stages.starting import last_lines, make_spec
 from builderd.services import qa
 
 
-async def try_out(context: BackupContext, restore: Restore, builder: Builder, version: Version) -> str | None:
+async def run_drill(context: BackupContext, restore: Restore, builder: Builder, version: Version) -> str | None:
     """Start the restored disk; return what is wrong, or None. Jobs are skipped: a run would repeat their work."""
     if builder.job_type is JobType.ONE_TIME:
         return None
@@ -49,7 +49,7 @@ async def _start(context: BackupContext, restore: Restore, item: WorkItem, sandb
     spec = await make_spec(context.app, item, sandbox)
     # Only the serving app may have the builder's service token, so the drill gets another one, and a log of its own.
     env = {**spec.env, "SERVICE_TOKEN": new_secret("bds")}
-    report = await context.app.engine.start(replace(spec, builder_id=_stand_in(restore), env=env))
+    report = await context.app.engine.start(replace(spec, builder_id=_drill_builder_id(restore), env=env))
     return replace(sandbox, started_at=report.started_at)
 
 
@@ -62,10 +62,10 @@ async def _clear(context: BackupContext, restore: Restore) -> None:
     sandbox_id = _sandbox_id(restore)
     await context.app.engine.stop(sandbox_id, 0)
     await context.app.engine.remove(sandbox_id)
-    await context.app.engine.delete_logs(_stand_in(restore))
+    await context.app.engine.delete_logs(_drill_builder_id(restore))
 
 
-def _stand_in(restore: Restore) -> BuilderId:
+def _drill_builder_id(restore: Restore) -> BuilderId:
     """Return the builder id that a drill runs under, which keeps its log apart from the builder's."""
     return BuilderId(restore.id)
 
@@ -75,13 +75,14 @@ async def _judge(context: BackupContext, item: WorkItem, sandbox: Sandbox) -> st
     wait = await wait_until_up(app, item, sandbox, app.limits.start_timeout)
     if wait.reachable:
         checks = await qa.judge(app, item.builder, item.version, replace(sandbox, listening_at=app.clock.now()))
-        return None if gate_passed(checks) else _but(gate_failure(checks))
+        return None if gate_passed(checks) else _failed_start(gate_failure(checks))
     lines = await last_lines(app, sandbox)
     if wait.ended is None or wait.ended.end is None:
-        return _but(not_listening(wait.listening, settings.port, wait.seconds, lines))
+        return _failed_start(not_listening(wait.listening, settings.port, wait.seconds, lines))
     port = settings.port if item.builder.job_type.must_listen else None
-    return _but(exited_early(wait.ended.end, settings.resources, port, lines))
+    return _failed_start(exited_early(wait.ended.end, settings.resources, port, lines))
 
 
-def _but(fault: str) -> str:
-    return f"The files are whole, but the app did not come up with them: {fault}"
+def _failed_start(reason: str) -> str:
+    """Return the message for files that are complete while the app does not start with them."""
+    return f"The files are whole, but the app did not come up with them: {reason}"

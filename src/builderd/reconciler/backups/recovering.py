@@ -15,8 +15,8 @@ from builderd.reconciler.core import transitions
 from builderd.services import backups
 
 
-async def give_back(context: BackupContext, restore: Restore, backup: Backup, known: Builder) -> None:
-    """Put the filled disk in the place of the missing one; the reconciler continues from there."""
+async def attach_restored_disk(context: BackupContext, restore: Restore, backup: Backup, known: Builder) -> None:
+    """Put the restored disk in the place of the missing one; the reconciler continues from there."""
     app, now = context.app, context.app.clock.now()
     if await app.engine.disk(known.disk) is not None:
         raise BackupFailed("The builder has a disk again.")

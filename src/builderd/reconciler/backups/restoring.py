@@ -21,8 +21,8 @@ from builderd.domain.versions import Version
 from builderd.ports.backup_repository import SnapshotDamaged
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.context import BackupContext, reason_of
-from builderd.reconciler.backups.drilling import try_out
-from builderd.reconciler.backups.recovering import give_back, give_up, is_lost
+from builderd.reconciler.backups.drilling import run_drill
+from builderd.reconciler.backups.recovering import attach_restored_disk, give_up, is_lost
 from builderd.services import backups, builders, deployments
 from builderd.services.builders import Caller, NewBuilder
 
@@ -53,14 +53,14 @@ async def carry_out(context: BackupContext, restore: Restore) -> None:
 
 async def _carry_out(context: BackupContext, restore: Restore) -> None:
     try:
-        known = await context.app.store.read(lambda uow: _known(uow, restore))
-        if known.safety is not None and known.safety.is_open:
+        stored = await context.app.store.read(lambda uow: _load(uow, restore))
+        if stored.safety is not None and stored.safety.is_open:
             return
-        await _refuse_unsafe(context, known)
+        await _refuse_unsafe(context, stored)
         # An earlier process failed after filling the disk, removed it, and was killed before it recorded that.
         if restore.status is RestoreStatus.PLANNED or await context.app.engine.disk(restore.disk) is None:
-            restore = await _fill(context, restore, known)
-        await _hand_over(context, restore, known)
+            restore = await _fill(context, restore, stored)
+        await _hand_over(context, restore, stored)
     except InvalidState as error:
         # Another version takes over just now: the filled disk waits.
         if error.retry_after is None:
@@ -71,12 +71,12 @@ async def _carry_out(context: BackupContext, restore: Restore) -> None:
         await _fail(context, restore, error)
 
 
-async def _refuse_unsafe(context: BackupContext, known: StoredState) -> None:
-    if known.safety is None or known.safety.status is not BackupStatus.FAILED:
+async def _refuse_unsafe(context: BackupContext, stored: StoredState) -> None:
+    if stored.safety is None or stored.safety.status is not BackupStatus.FAILED:
         return
     # Without a disk there is nothing that the restore could overwrite.
-    if await context.app.engine.disk(known.builder.disk) is not None:
-        raise BackupFailed(f"What the builder has now could not be backed up, so it stays: {known.safety.error}")
+    if await context.app.engine.disk(stored.builder.disk) is not None:
+        raise BackupFailed(f"What the builder has now could not be backed up, so it stays: {stored.safety.error}")
 
 
 def _refuse_given_up(uow: UnitOfWork, restore: Restore) -> None:
@@ -95,7 +95,7 @@ def _still_open(uow: UnitOfWork, restore: Restore) -> Restore | None:
     return found if found is not None and found.is_open else None
 
 
-def _known(uow: UnitOfWork, restore: Restore) -> StoredState:
+def _load(uow: UnitOfWork, restore: Restore) -> StoredState:
     _refuse_given_up(uow, restore)
     backup, builder = uow.backups.get(restore.backup_id), uow.builders.get(restore.builder_id)
     assert backup is not None, "a restore refers to its backup"
@@ -104,22 +104,22 @@ def _known(uow: UnitOfWork, restore: Restore) -> StoredState:
     return StoredState(backup, builder, backups.version_of(uow, backup), safety)
 
 
-async def _fill(context: BackupContext, restore: Restore, known: StoredState) -> Restore:
-    engine, backup = context.app.engine, known.backup
-    context.fault("FillDisk.begun")
+async def _fill(context: BackupContext, restore: Restore, stored: StoredState) -> Restore:
+    engine, backup = context.app.engine, stored.backup
+    context.fault_point("FillDisk.begun")
     assert backup.snapshot is not None, "a finished backup has a snapshot"
     # The disk is made when it is its turn: each claims room in the store, so few may wait.
     async with context.repository(restore.tenant_id) as repository, context.progress(restore, "restore") as on_progress:
-        await _begin(context, restore, known)
+        await _begin(context, restore, stored)
         await engine.delete_disk(restore.disk)
-        await engine.create_disk(restore.disk, known.version.settings.resources.disk_bytes)
+        await engine.create_disk(restore.disk, stored.version.settings.resources.disk_bytes)
         found = await context.app.backup_repository.restore(repository, backup.snapshot, restore.disk, on_progress)
     if found.differences:
         raise SnapshotDamaged("The restored files are not those of the backup: " + "; ".join(found.differences[:SHOWN]))
     if found.digest != backup.digest:
         raise SnapshotDamaged("The backup's list of files is not the one that was recorded when it was taken.")
-    await engine.mark_bundle(restore.disk, known.version.bundle_hash)
-    context.fault("FillDisk.done")
+    await engine.mark_bundle(restore.disk, stored.version.bundle_hash)
+    context.fault_point("FillDisk.done")
     filled = replace(restore, status=RestoreStatus.FILLED)
 
     def record(uow: UnitOfWork) -> None:
@@ -127,43 +127,43 @@ async def _fill(context: BackupContext, restore: Restore, known: StoredState) ->
         uow.restores.save(filled)
 
     await context.write(restore, record)
-    context.fault("FillDisk.recorded")
+    context.fault_point("FillDisk.recorded")
     return filled
 
 
-async def _begin(context: BackupContext, restore: Restore, known: StoredState) -> None:
+async def _begin(context: BackupContext, restore: Restore, stored: StoredState) -> None:
     """Record the attempt before touching its disk, so that a half-filled disk never counts as filled."""
     now = context.app.clock.now()
 
     def record(uow: UnitOfWork) -> None:
         _refuse_given_up(uow, restore)
         uow.restores.save(replace(restore, status=RestoreStatus.PLANNED))
-        backups.notify(uow, restore, "restore.started", now, reason="restoring", details=_details(known))
+        backups.notify(uow, restore, "restore.started", now, reason="restoring", details=_details(stored))
 
     await context.write(restore, record)
 
 
-async def _hand_over(context: BackupContext, restore: Restore, known: StoredState) -> None:
-    context.fault("HandOver.begun")
+async def _hand_over(context: BackupContext, restore: Restore, stored: StoredState) -> None:
+    context.fault_point("HandOver.begun")
     match restore.kind:
         case RestoreKind.NEW:
-            await _make_builder(context, restore, known)
+            await _make_builder(context, restore, stored)
         case RestoreKind.DRILL:
-            await _drill(context, restore, known)
+            await _drill(context, restore, stored)
         case RestoreKind.SAME:
-            await _switch(context, restore, known)
+            await _switch(context, restore, stored)
         case RestoreKind.RECOVERY:
-            await give_back(context, restore, known.backup, known.builder)
-    context.fault("HandOver.recorded")
+            await attach_restored_disk(context, restore, stored.backup, stored.builder)
+    context.fault_point("HandOver.recorded")
 
 
-async def _make_builder(context: BackupContext, restore: Restore, known: StoredState) -> None:
-    app, old = context.app, known.builder
+async def _make_builder(context: BackupContext, restore: Restore, stored: StoredState) -> None:
+    app, old = context.app, stored.builder
     now = app.clock.now()
     new = NewBuilder(
         name=restore.name,
-        bundle_hash=known.version.bundle_hash,
-        settings=known.version.settings.with_gates,
+        bundle_hash=stored.version.bundle_hash,
+        settings=stored.version.settings.with_gates,
         job_type=old.job_type,
         visibility=old.visibility,
         auto_stop_interval=old.auto_stop_interval,
@@ -174,7 +174,7 @@ async def _make_builder(context: BackupContext, restore: Restore, known: StoredS
         _refuse_given_up(uow, restore)
         made = builders.create(uow, app, Caller(restore.tenant_id, restore.actor), new, now)
         uow.builders.save(replace(made, disk=restore.disk))
-        _done(uow, replace(restore, made=made.id), known, app.clock.now())
+        _done(uow, replace(restore, made=made.id), stored, app.clock.now())
         return made
 
     made = await app.commit(record)
@@ -182,7 +182,7 @@ async def _make_builder(context: BackupContext, restore: Restore, known: StoredS
     app.signals.desired_changed(made.id)
 
 
-async def _switch(context: BackupContext, restore: Restore, known: StoredState) -> None:
+async def _switch(context: BackupContext, restore: Restore, stored: StoredState) -> None:
     """Let a new version of the backup's code take over, on the restored disk."""
     app, now = context.app, context.app.clock.now()
     caller = Caller(restore.tenant_id, restore.actor)
@@ -190,16 +190,16 @@ async def _switch(context: BackupContext, restore: Restore, known: StoredState) 
     def record(uow: UnitOfWork) -> Builder:
         builder = deployments.changeable(uow, app, caller, restore.builder_id)
         _refuse_given_up(uow, restore)
-        builders.check_settings(uow, app, caller.tenant_id, known.version.settings)
-        deployed = deployments.switch(uow, app, caller, builder, known.version, restore.disk, now)
-        _done(uow, replace(restore, number=deployed.version), known, now)
+        builders.check_settings(uow, app, caller.tenant_id, stored.version.settings)
+        deployed = deployments.switch(uow, app, caller, builder, stored.version, restore.disk, now)
+        _done(uow, replace(restore, number=deployed.version), stored, now)
         return deployed.builder
 
     await app.commit(record)
 
 
-async def _drill(context: BackupContext, restore: Restore, known: StoredState) -> None:
-    fault = await try_out(context, restore, known.builder, known.version)
+async def _drill(context: BackupContext, restore: Restore, stored: StoredState) -> None:
+    fault = await run_drill(context, restore, stored.builder, stored.version)
     now = context.app.clock.now()
 
     def record(uow: UnitOfWork) -> None:
@@ -210,23 +210,23 @@ async def _drill(context: BackupContext, restore: Restore, known: StoredState) -
         uow.backups.save(replace(backup, drilled_at=now, verified_at=verified, fault=fault or ""))
         if fault is None:
             uow.restores.save(replace(restore, status=RestoreStatus.DONE, finished_at=now))
-            backups.notify(uow, restore, "drill.passed", now, reason="restored and tried", details=_details(known))
+            backups.notify(uow, restore, "drill.passed", now, reason="restored and tried", details=_details(stored))
             return
         uow.restores.save(replace(restore, status=RestoreStatus.FAILED, finished_at=now, error=fault))
-        backups.notify(uow, restore, "drill.failed", now, reason=fault, details=_details(known))
+        backups.notify(uow, restore, "drill.failed", now, reason=fault, details=_details(stored))
 
     await context.app.engine.delete_disk(restore.disk)
     await context.write(restore, record)
 
 
-def _done(uow: UnitOfWork, restore: Restore, known: StoredState, now: datetime) -> None:
+def _done(uow: UnitOfWork, restore: Restore, stored: StoredState, now: datetime) -> None:
     uow.restores.save(replace(restore, status=RestoreStatus.DONE, finished_at=now))
-    details = {**_details(known), "made": restore.made}
+    details = {**_details(stored), "made": restore.made}
     backups.notify(uow, restore, "restore.finished", now, reason="restored", details=details)
 
 
-def _details(known: StoredState) -> dict[str, object]:
-    return {"backup": known.backup.id, "version": known.backup.version}
+def _details(stored: StoredState) -> dict[str, object]:
+    return {"backup": stored.backup.id, "version": stored.backup.version}
 
 
 async def _fail(context: BackupContext, restore: Restore, error: Exception) -> None:

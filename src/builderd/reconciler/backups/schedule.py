@@ -63,7 +63,7 @@ class BackupSchedule:
             log.warning("backup job failed, retrying at its next turn", exc_info=True)
 
     async def _keep_up(self) -> None:
-        await upkeep.tidy(self.context)
+        await upkeep.clean_up(self.context)
         await upkeep.check(self.context)
 
     # What is due
@@ -104,7 +104,7 @@ class BackupSchedule:
         opened = await self._app.store.read(lambda uow: (uow.backups.open(owner), uow.restores.open(owner)))
         for backup in opened[0]:
             if not _is_put_off(backup, now):
-                self._begin(backup.id, self._see_to(backup.id))
+                self._begin(backup.id, self._run_backup(backup.id))
         for restore in opened[1]:
             self._begin(restore.id, self._carry_out(restore.id))
 
@@ -117,7 +117,7 @@ class BackupSchedule:
 
     # Since either was found to be open, an earlier task may have ended it: only what is recorded now counts.
 
-    async def _see_to(self, backup_id: BackupId) -> None:
+    async def _run_backup(self, backup_id: BackupId) -> None:
         backup = await self._app.store.read(lambda uow: uow.backups.get(backup_id))
         if backup is None or _is_put_off(backup, self._app.clock.now()):
             return

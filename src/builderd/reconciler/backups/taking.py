@@ -42,13 +42,13 @@ async def _hold(context: BackupContext, backup: Backup) -> Backup:
     """Copy the disk, replacing a half-made or older copy."""
     builder, version = await context.app.store.read(lambda uow: _subject(uow, backup))
     copy = _copy_of(backup)
-    context.fault("HoldCopy.begun")
+    context.fault_point("HoldCopy.begun")
     await context.app.engine.delete_disk(copy)
     if await context.app.engine.disk(builder.disk) is None:
         raise InvalidState("The builder has no files: it was never started, or its disk is gone.")
     now = context.app.clock.now()
     await context.app.engine.clone_disk(builder.disk, copy, version.settings.resources.disk_bytes)
-    context.fault("HoldCopy.done")
+    context.fault_point("HoldCopy.done")
 
     def hold(uow: UnitOfWork) -> Backup:
         held = replace(_as_is(uow, backup), status=BackupStatus.HELD, created_at=now, version=version.number)
@@ -57,7 +57,7 @@ async def _hold(context: BackupContext, backup: Backup) -> Backup:
         return held
 
     held = await context.write(backup, hold)
-    context.fault("HoldCopy.recorded")
+    context.fault_point("HoldCopy.recorded")
     return held
 
 
@@ -89,13 +89,13 @@ async def _save(context: BackupContext, backup: Backup, repository: TenantReposi
     assert version is not None, "a backup refers to its version"
     limit = SPARSE_FACTOR * version.settings.resources.disk_bytes
     request = SaveRequest(backup.id, backup.builder_id, _copy_of(backup), limit, backup.version)
-    context.fault("SaveCopy.begun")
+    context.fault_point("SaveCopy.begun")
     async with context.progress(backup, "backup") as on_progress:
         saved = await context.app.backup_repository.save(repository, request, on_progress)
-    context.fault("SaveCopy.done")
+    context.fault_point("SaveCopy.done")
     # Record before releasing the repository: the upkeep would remove the snapshot as unknown.
     await _done(context, backup, saved)
-    context.fault("SaveCopy.recorded")
+    context.fault_point("SaveCopy.recorded")
 
 
 async def _done(context: BackupContext, backup: Backup, saved: SnapshotSummary) -> None:

@@ -27,7 +27,7 @@ CHECK_RETRY = timedelta(hours=6)
 log = logging.getLogger(__name__)
 
 
-async def tidy(context: BackupContext) -> None:
+async def clean_up(context: BackupContext) -> None:
     """Remove expired backups, repository by repository; skip unreachable ones until the next call."""
     now = context.app.clock.now()
     await context.app.store.write(lambda uow: _expire(uow, context, now))
@@ -35,7 +35,7 @@ async def tidy(context: BackupContext) -> None:
     for backup in await context.app.store.read(lambda uow: uow.backups.expired(now)):
         over[backup.tenant_id].append(backup)
     for tenant_id, expired in over.items():
-        await _guarded(tenant_id, _let_go(context, tenant_id, expired))
+        await _guarded(tenant_id, _forget_expired(context, tenant_id, expired))
     for key in await context.app.store.read(lambda uow: uow.backup_keys.all()):
         if _is_prune_due(context, key, now):
             await _guarded(key.tenant_id, _prune(context, key))
@@ -60,7 +60,7 @@ async def _guarded(tenant_id: TenantId, work: Awaitable[None]) -> None:
         log.warning("backup retention failed, retrying later tenant=%s", tenant_id, exc_info=True)
 
 
-async def _let_go(context: BackupContext, tenant_id: TenantId, expired: Sequence[Backup]) -> None:
+async def _forget_expired(context: BackupContext, tenant_id: TenantId, expired: Sequence[Backup]) -> None:
     busy = await context.app.store.read(lambda uow: _being_restored(uow, expired))
     # One that is being taken is let go of once it is done, with its snapshot.
     going = [one for one in expired if one.id not in busy and not one.is_open]
@@ -70,9 +70,9 @@ async def _let_go(context: BackupContext, tenant_id: TenantId, expired: Sequence
     snapshots = [one.snapshot for one in going if one.snapshot is not None]
     if snapshots:
         async with context.repository(tenant_id) as repository:
-            context.fault("ForgetBackups.begun")
+            context.fault_point("ForgetBackups.begun")
             await context.app.backup_repository.forget(repository, snapshots)
-            context.fault("ForgetBackups.done")
+            context.fault_point("ForgetBackups.done")
 
     def record(uow: UnitOfWork) -> None:
         for one in going:
@@ -82,7 +82,7 @@ async def _let_go(context: BackupContext, tenant_id: TenantId, expired: Sequence
             uow.backup_keys.save(replace(key, forgotten_at=context.app.clock.now()))
 
     await context.app.store.write(record)
-    context.fault("ForgetBackups.recorded")
+    context.fault_point("ForgetBackups.recorded")
 
 
 async def _drop_lists(context: BackupContext, tenant_id: TenantId, names: Collection[str]) -> None:
@@ -119,11 +119,11 @@ async def _forget_strays(context: BackupContext, repository: TenantRepository) -
     """
     tenant_id = repository.tenant_id
 
-    def look(uow: UnitOfWork) -> tuple[set[str | None], set[BuilderId]]:
+    def load(uow: UnitOfWork) -> tuple[set[str | None], set[BuilderId]]:
         known = {one.snapshot for one in uow.backups.of_tenant(tenant_id)}
         return known, {one.id for one in uow.builders.of_tenant(tenant_id, deleted=True)}
 
-    known, builders = await context.app.store.read(look)
+    known, builders = await context.app.store.read(load)
     saved = await context.app.backup_repository.snapshots(repository)
     strays = [snapshot for snapshot, kept in saved.items() if snapshot not in known and kept.builder in builders]
     if strays:

@@ -69,8 +69,8 @@ def read(uow: UnitOfWork, builder_id: BuilderId) -> StoredState | None:
     ends = tuple(one for one in sandboxes if one.end and not one.trial)
     current = uow.versions.get(builder_id, builder.version) if builder.version != number else None
     item = WorkItem(builder, version, candidate, current)
-    going_on = [one for one in sandboxes if one.end is None]
-    open_one, trial = (next((one for one in going_on if one.trial is is_trial), None) for is_trial in (False, True))
+    keep_awake = [one for one in sandboxes if one.end is None]
+    open_one, trial = (next((one for one in keep_awake if one.trial is is_trial), None) for is_trial in (False, True))
     paid = uow.ledger.current(builder_id)
     return StoredState(item, open_one, trial, ends, paid.billing if paid else None)
 

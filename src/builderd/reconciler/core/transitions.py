@@ -425,7 +425,7 @@ def taken_over(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
 
 def reject_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) -> None:
     """Give up the candidate: the previous version keeps serving, or is started again on its own disk."""
-    freed = candidates.without(uow, builder, prices, now)
+    freed = candidates.remove_candidate(uow, builder, prices, now)
     if builder.handover is Handover.FORWARD:
         freed = _rollback(uow, builder, freed, now)
     uow.builders.save(replace(freed, updated_at=now))

@@ -19,13 +19,13 @@ async def note(application: Application, within: float = inf) -> None:
     recent = {host: one for host, one in activity.items() if one.open_connections or one.idle_seconds <= within}
     if recent:
         now = application.clock.now()
-        news = await application.store.read(lambda uow: _news(uow, recent, now))
+        news = await application.store.read(lambda uow: _changed_activity(uow, recent, now))
         # Each by itself: a transaction that holds one of them may be about to take another.
         for host, at in news.items():
             await application.store.write(partial(_write, host=host, at=at))
 
 
-def _news(uow: UnitOfWork, recent: Mapping[str, PreviewActivity], now: datetime) -> Mapping[str, datetime]:
+def _changed_activity(uow: UnitOfWork, recent: Mapping[str, PreviewActivity], now: datetime) -> Mapping[str, datetime]:
     """Return the last visit of each host whose builder has none stored, or one at least a second older."""
     news = {}
     for host, activity in recent.items():

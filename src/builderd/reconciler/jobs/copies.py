@@ -26,7 +26,7 @@ DUMMY = "dummy-credential-of-a-qa-copy"
 MAX_CPU = 1.0
 LOG_LINES = 2_000
 #: Times what an app has to listen: a copy has less of the processors, and goes last on a busy machine.
-PATIENCE = 2.0
+START_TIMEOUT_FACTOR = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Copy:
         self._ip = report.ip
         self._sandbox = replace(sandbox, started_at=report.started_at or now)
         return await wait_until_listening(
-            self._app, self._sandbox, self.version.settings.port, PATIENCE * self._app.limits.start_timeout
+            self._app, self._sandbox, self.version.settings.port, START_TIMEOUT_FACTOR * self._app.limits.start_timeout
         )
 
     async def report(self) -> SandboxReport:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class CpuSample:
     """CPU seconds of a sandbox at a time, and since when it has used next to none."""
 
     sandbox: SandboxId
@@ -45,7 +45,7 @@ class Idleness:
 
     def __init__(self, application: Application) -> None:
         self._app = application
-        self._readings: dict[BuilderId, Reading] = {}
+        self._samples: dict[BuilderId, CpuSample] = {}
         self._noted_at: datetime | None = None
 
     async def watch(self) -> None:
@@ -63,7 +63,7 @@ class Idleness:
         within = (begun - self._noted_at).total_seconds() + MARGIN if self._noted_at else inf
         await activity.note(self._app, within)
         self._noted_at = begun
-        candidates = await self._app.store.read(lambda uow: uow.builders.that_may_idle())
+        candidates = await self._app.store.read(lambda uow: uow.builders.idle_candidates())
         await self._take_readings(candidates)
         now = self._app.clock.now()
         for builder in candidates:
@@ -79,27 +79,27 @@ class Idleness:
             return
         awake = [builder.id for builder in candidates if builder.asleep_since is None and can_idle(builder)]
         sandboxes = await self._app.store.read(lambda uow: [uow.sandboxes.open_of(one) for one in awake])
-        looks = (self._read(one.id) for one in sandboxes if one is not None)
-        found = await asyncio.gather(*looks, return_exceptions=True)
-        if faults := [one for one in found if isinstance(one, BaseException)]:
+        reads = (self._read(one.id) for one in sandboxes if one is not None)
+        found = await asyncio.gather(*reads, return_exceptions=True)
+        if errors := [one for one in found if isinstance(one, BaseException)]:
             # Builders without a reading sleep later; the check of the others continues.
-            log.warning("idle check skipped, usage unavailable builders=%d", len(faults), exc_info=faults[0])
-        before = self._readings
+            log.warning("idle check skipped, usage unavailable builders=%d", len(errors), exc_info=errors[0])
+        before = self._samples
         readings = (
-            (builder, _compare(before.get(builder), reading, self._app.limits.quiet_cpu))
-            for builder, reading in zip((one.builder_id for one in sandboxes if one), found, strict=True)
-            if isinstance(reading, Reading)
+            (builder, _compare(before.get(builder), sample, self._app.limits.quiet_cpu))
+            for builder, sample in zip((one.builder_id for one in sandboxes if one), found, strict=True)
+            if isinstance(sample, CpuSample)
         )
-        self._readings = dict(readings)
+        self._samples = dict(readings)
 
-    async def _read(self, sandbox: SandboxId) -> Reading | None:
+    async def _read(self, sandbox: SandboxId) -> CpuSample | None:
         usage = await self._app.engine.usage(sandbox)
         now = self._app.clock.now()
-        return None if usage is None else Reading(sandbox, now, usage.cpu_seconds, now)
+        return None if usage is None else CpuSample(sandbox, now, usage.cpu_seconds, now)
 
     def _judge(self, builder: Builder, leases: Sequence[Lease], now: datetime) -> IdleAction | None:
-        reading = self._readings.get(builder.id)
-        cpu_idle_for = now - reading.quiet_since if reading else timedelta()
+        sample = self._samples.get(builder.id)
+        cpu_idle_for = now - sample.quiet_since if sample else timedelta()
         return idle_action(builder, leases, now, self._freeze_after, cpu_idle_for)
 
     @property
@@ -133,10 +133,10 @@ class Idleness:
         return replace(wanted, desired_by=SYSTEM, desired_reason=reason, updated_at=now)
 
 
-def _compare(before: Reading | None, reading: Reading, quiet_cpu: float) -> Reading:
+def _compare(before: CpuSample | None, sample: CpuSample, quiet_cpu: float) -> CpuSample:
     """``quiet_cpu``: so much of one CPU is next to none."""
-    if before is None or before.sandbox != reading.sandbox:
-        return reading
-    seconds = (reading.at - before.at).total_seconds()
-    is_quiet = reading.cpu_seconds - before.cpu_seconds <= quiet_cpu * seconds
-    return replace(reading, quiet_since=before.quiet_since) if is_quiet else reading
+    if before is None or before.sandbox != sample.sandbox:
+        return sample
+    seconds = (sample.at - before.at).total_seconds()
+    is_quiet = sample.cpu_seconds - before.cpu_seconds <= quiet_cpu * seconds
+    return replace(sample, quiet_since=before.quiet_since) if is_quiet else sample

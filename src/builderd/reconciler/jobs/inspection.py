@@ -12,12 +12,12 @@ from builderd.domain.qa import Check, CheckName, Outcome, Screenshot, in_order
 from builderd.domain.qa_copy import (
     TERM_SECONDS,
     FileState,
+    as_not_judged,
     check_files,
     check_idle,
     check_log,
     check_memory_use,
     check_term,
-    excuse_failure,
     is_out_of_reach,
 )
 from builderd.domain.qa_gate import GATE_PATH, GATE_TIMEOUT
@@ -81,11 +81,11 @@ class Inspection:
         self._checks.append(await self._started(wait, CheckName.COPY, "The copy"))
         if wait.reachable:
             await self._ask()
-            await self._look()
+            await self._check_exits()
         elif wait.ended is None:
             await self._look_for_network()
         await self._restart(was_up=wait.reachable)
-        return Findings(in_order([self._excused(check) for check in self._checks]), self._screenshots)
+        return Findings(in_order([self._as_not_judged(check) for check in self._checks]), self._screenshots)
 
     async def _started(self, wait: Wait, name: CheckName, who: str) -> Check:
         settings = self._copy.version.settings
@@ -110,13 +110,13 @@ class Inspection:
         self._screenshots = tuple(browsing.screenshots)
         self._checks += await testers.probe(target)
 
-    async def _look(self) -> None:
+    async def _check_exits(self) -> None:
         """At the app, now that it was asked so much."""
         lines = await self._copy.lines()
         self._reached_out |= any(is_out_of_reach(line) for line in lines)
         self._checks.append(check_log(lines))
         await self._look_for_network()
-        await self._look_at_usage()
+        await self._measure()
         self._checks.append(await self._stays_up(lines))
 
     async def _look_for_network(self) -> None:
@@ -124,7 +124,7 @@ class Inspection:
         said = await self._execute(NETWORK, 20_000)
         self._reached_out |= _unreachable(said) > 0
 
-    async def _look_at_usage(self) -> None:
+    async def _measure(self) -> None:
         await self._app.clock.sleep(CALM_SECONDS)
         before = await self._copy.usage()
         begun = self._app.clock.now()
@@ -179,14 +179,14 @@ class Inspection:
             return ""
         return done.output
 
-    def _excused(self, check: Check) -> Check:
+    def _as_not_judged(self, check: Check) -> Check:
         """Excuse a failure that a copy's lack of network or credentials may explain, if the app passed its gate."""
         if not self._gate_passed:
             return check
         if self._reached_out:
-            return excuse_failure(check, "the app tried to reach a network, which a copy may not.")
+            return as_not_judged(check, "the app tried to reach a network, which a copy may not.")
         if self._copy.version.settings.credentials:
-            return excuse_failure(check, "the app asks for credentials, of which a copy has dummies only.")
+            return as_not_judged(check, "the app asks for credentials, of which a copy has dummies only.")
         return check
 
 

@@ -37,14 +37,14 @@ _Change = Callable[[UnitOfWork, QaReport], QaReport]
 
 
 class Reporting:
-    """Background maker of QA reports. ``poke`` it when a report may be wanted."""
+    """Background maker of QA reports. ``request_report`` it when a report may be wanted."""
 
     def __init__(self, application: Application, fault: FaultPoint) -> None:
         self._app = application
         self._fault = fault
         self._again = asyncio.Event()
 
-    def poke(self) -> None:
+    def request_report(self) -> None:
         """Make the worker look for wanted reports now."""
         self._again.set()
 
@@ -53,7 +53,7 @@ class Reporting:
         while True:
             self._again.clear()
             try:
-                await self._tidy()
+                await self._remove_leftovers()
                 while await self._one():
                     pass
             except Exception:
@@ -62,7 +62,7 @@ class Reporting:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._again.wait(), INTERVAL)
 
-    async def _tidy(self) -> None:
+    async def _remove_leftovers(self) -> None:
         """Remove the copies of reports that a previous process of this instance left unfinished."""
         for report in await self._app.store.read(lambda uow: uow.qa_reports.unfinished()):
             if report.owner == self._app.instance and report.copy_disk is not None:

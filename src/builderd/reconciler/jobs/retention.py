@@ -46,27 +46,27 @@ class RetentionJob:
 
     async def run(self) -> None:
         """A round at once, and then one an hour; space is looked at in between."""
-        await every(LOOK_INTERVAL, self._round, event="retention")
+        await every(LOOK_INTERVAL, self._run_once, event="retention")
 
-    async def _round(self) -> None:
+    async def _run_once(self) -> None:
         await self._storage.check()
         if time.monotonic() >= self._next_round:
             self._next_round = time.monotonic() + INTERVAL
-            await self.tidy()
+            await self.clean_up()
         elif self._app.engine.is_tight():
-            await self.make_room()
+            await self.free_space()
 
-    async def tidy(self) -> None:
+    async def clean_up(self) -> None:
         """Clean up once: the engine's store, then the records."""
         try:
             await self._collect(self._app.retention.layers)
             if self._app.engine.is_tight():
-                await self.make_room()
+                await self.free_space()
         except BuilderdError as error:
             log.warning("layer collection failed, retrying in the next round error=%s", error.message)
         await self._expire_records(self._app.clock.now())
 
-    async def make_room(self) -> None:
+    async def free_space(self) -> None:
         """Remove at once everything that is kept only for a possible reuse."""
         await self._collect(min(UNUSED_WHEN_TIGHT, self._app.retention.layers))
 
@@ -87,7 +87,7 @@ class RetentionJob:
         old, sent = now - retention.events, now - retention.deliveries
         await self._all(lambda uow: uow.events.expire(old, BATCH))
         await self._all(lambda uow: uow.sandboxes.expire(old, BATCH))
-        await self._all(lambda uow: uow.sandboxes.thin(OF_A_RUN, BATCH))
+        await self._all(lambda uow: uow.sandboxes.delete_oldest(OF_A_RUN, BATCH))
         await self._all(lambda uow: uow.build_logs.expire(old, BATCH))
         await self._all(lambda uow: uow.reviews.expire(now - REVIEWS, BATCH))
         await self._all(lambda uow: uow.deliveries.expire(sent, BATCH))

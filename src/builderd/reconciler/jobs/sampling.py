@@ -59,19 +59,19 @@ class Sampling:
         watched = await self._app.store.read(lambda uow: uow.metrics.watched())
         visited = await self._visits()
         found: dict[SandboxId, UsageSample] = {}
-        faults: dict[SandboxId, Exception] = {}
+        errors: dict[SandboxId, Exception] = {}
         for one in watched:
             try:
                 used = await self._app.engine.usage(one.sandbox_id)
-            except Exception as fault:
-                faults[one.sandbox_id] = fault
+            except Exception as error:
+                errors[one.sandbox_id] = error
                 continue
             if used is not None:
                 found[one.sandbox_id] = self._reading(one, used, visited.get(one.host))
-        if faults:
-            log.warning("usage unavailable builders=%d", len(faults), exc_info=next(iter(faults.values())))
+        if errors:
+            log.warning("usage unavailable builders=%d", len(errors), exc_info=next(iter(errors.values())))
         # The next reading of one that failed goes on from its last.
-        kept = {sandbox: last for sandbox, last in self._last.items() if sandbox in faults}
+        kept = {sandbox: last for sandbox, last in self._last.items() if sandbox in errors}
         self._last, self._visited, self._at = kept | found, visited, self._app.clock.now()
         self._steps += [
             UsageBucket(one.watched.builder_id, start_of(one.at), one.since_previous) for one in found.values()

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 LEASE = timedelta(seconds=5)
 
 
-async def leave_out_skips(application: Application) -> None:
+async def exclude_clock_skips(application: Application) -> None:
     """Take the time that the clock was set forward by out of every bill.
 
     One transaction a builder, so that none blocks the others; after a crash half-way, the work begins again.
@@ -33,7 +33,7 @@ async def leave_out_skips(application: Application) -> None:
     for skip in application.clock.skips():
         log.warning("clock set forward, time in between not billed since=%s until=%s", skip.since, skip.until)
         for builder in await application.store.read(partial(_builders_over, skip=skip)):
-            await application.store.write(partial(_leave_out, builder=builder, skip=skip))
+            await application.store.write(partial(_exclude, builder=builder, skip=skip))
         application.clock.settle(skip)
 
 
@@ -41,7 +41,7 @@ def _builders_over(uow: UnitOfWork, skip: Skip) -> Sequence[BuilderId]:
     return uow.ledger.builders_over(skip.since, skip.until)
 
 
-def _leave_out(uow: UnitOfWork, builder: BuilderId, skip: Skip) -> None:
+def _exclude(uow: UnitOfWork, builder: BuilderId, skip: Skip) -> None:
     # What was read before may have ended since: only what is read under the lock is cut.
     uow.builders.get(builder, lock=True)
     uow.ledger.skip(builder, skip.since, skip.until)

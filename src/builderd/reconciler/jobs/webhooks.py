@@ -54,7 +54,7 @@ class WebhookJob:
 
     def __init__(self, application: Application) -> None:
         self._app = application
-        self._turns = asyncio.Semaphore(MAX_TASKS)
+        self._concurrency = asyncio.Semaphore(MAX_TASKS)
         self._served: dict[WebhookId, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -78,7 +78,7 @@ class WebhookJob:
     async def poll(self) -> None:
         """Make deliveries of what happened, and have those served that have some due."""
         store = self._app.store
-        for webhook_id in await store.read(lambda uow: uow.webhooks.behind()):
+        for webhook_id in await store.read(lambda uow: uow.webhooks.with_undelivered_events()):
             try:
                 await self._fan_out(webhook_id)
             except StoreUnavailable:
@@ -115,7 +115,7 @@ class WebhookJob:
 
     async def _serve(self, webhook_id: WebhookId) -> None:
         try:
-            async with self._turns:
+            async with self._concurrency:
                 for _ in range(BATCH):
                     if not await self._deliver_next(webhook_id):
                         break
@@ -170,8 +170,8 @@ def _record(uow: UnitOfWork, claimed: Delivery, attempt: Attempt) -> None:
     delivery = uow.deliveries.get(claimed.id)
     if webhook is None or delivery is None or delivery.status is not DeliveryStatus.PENDING:
         return
-    after, told = attempted(webhook, delivery, attempt)
+    after, tried = attempted(webhook, delivery, attempt)
     uow.webhooks.save(after)
-    uow.deliveries.save(told)
+    uow.deliveries.save(tried)
     if after.status is WebhookStatus.DISABLED and webhook.status is WebhookStatus.ACTIVE:
         webhooks.disabled(uow, after, SYSTEM, attempt.at)

@@ -112,7 +112,7 @@ class Reconciler:
                 self._app.signals.desired_changed(builder_id)
 
     def _settled(self, item: WorkItem) -> None:
-        self._reporting.poke()
+        self._reporting.request_report()
         if item.builder.desired is Desired.RUNNING and item.builder.status is Status.RUNNING:
             self._compilation.add(item)
 
@@ -126,7 +126,7 @@ class Reconciler:
         await sweep(self._app, self._workers)
 
     async def _check_spending(self) -> None:
-        await spending.leave_out_skips(self._app)
+        await spending.exclude_clock_skips(self._app)
         await spending.check_due(self._app, self._context.fault)
 
     async def _watch_exits(self) -> None:

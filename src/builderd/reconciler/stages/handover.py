@@ -22,7 +22,7 @@ DRAIN_INTERVAL = 0.005
 #: What is left of a visitor's time once the old version has ended, with some to spare, in seconds.
 LEFT = 18.0
 #: Least seconds for a new version to listen.
-LEAST_PATIENCE = 5.0
+MIN_HANDOVER_SECONDS = 5.0
 
 
 async def drained(application: Application, host: str) -> float:
@@ -63,7 +63,7 @@ def patience(trial: Sandbox | None, old: Sandbox | None, usual: float, longest: 
     The time covers the visitors' wait for it and, should it fail, for the old version's restart. A version that was
     too slow for that on trial gets ``longest``, the full start timeout, and visitors see a page that says it starts.
     """
-    allowed = min(usual, max(LEFT - (_took(old) or 0.0), LEAST_PATIENCE), longest)
+    allowed = min(usual, max(LEFT - (_took(old) or 0.0), MIN_HANDOVER_SECONDS), longest)
     took = _took(trial)
     return longest if took is not None and took > allowed / 2 else allowed
 

@@ -41,15 +41,17 @@ class Installs:
     def __init__(self, application: Application) -> None:
         self._app = application
         self._early: dict[BuilderId, _Early] = {}
-        self._turns = asyncio.Semaphore(MAX_BUILDS)
-        self._turns_of: defaultdict[TenantId, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MAX_OF_TENANT))
+        self._concurrency = asyncio.Semaphore(MAX_BUILDS)
+        self._tenant_concurrency: defaultdict[TenantId, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(MAX_OF_TENANT)
+        )
 
     async def begin(self, item: WorkItem) -> None:
         """Make as much of the layer as runs no code of anybody's, until ``install`` asks for all of it."""
         await self.leave(item.builder.id)
         passed = asyncio.Event()
         task = asyncio.create_task(self._make(item, passed))
-        task.add_done_callback(_looked_at)
+        task.add_done_callback(_mark_retrieved)
         self._early[item.builder.id] = _Early(item.version.number, passed, task)
 
     async def leave(self, builder_id: BuilderId) -> None:
@@ -82,9 +84,9 @@ class Installs:
         for known in (plan, self._app.installer.from_source(plan, tenant)):
             if known is not None and await self._app.engine.has_layer(key := _own(known, item).key):
                 return Installed(key, 0.0, reused=True)
-        if plan.waits:
+        if plan.needs_review_first:
             await passed.wait()
-        async with self._turns_of[tenant], self._turns, BuildLog(self._app, item) as log:
+        async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
             return await self._build(plan, item, log, passed)
 
     async def _build(self, plan: LayerPlan, item: WorkItem, log: BuildLog, passed: asyncio.Event) -> Installed:
@@ -104,7 +106,7 @@ class Installs:
         return Installed(made.key, seconds, outcome.reused)
 
 
-def _looked_at(task: asyncio.Task[Installed]) -> None:
+def _mark_retrieved(task: asyncio.Task[Installed]) -> None:
     """A failure that nobody asks for is none: who asks for the layer later meets it again."""
     if not task.cancelled():
         task.exception()

@@ -45,7 +45,7 @@ class Trials:
         """Start the trial or find it started, wait for its outcome, and remove it."""
         begun = self._app.clock.now()
         verdict = await self._verdict(item.for_candidate, trial)
-        await self._take_away(trial)
+        await self._remove(trial)
         now = self._app.clock.now()
         seconds = (now - begun).total_seconds()
 
@@ -68,7 +68,7 @@ class Trials:
         """Remove a trial that is no longer needed; the result records its end."""
         report = await self._app.engine.report(trial.id)
         ended = replace(trial, started_at=report.started_at or trial.started_at)
-        await self._take_away(trial)
+        await self._remove(trial)
         now = self._app.clock.now()
         end = report.end or _STOPPED
         return Result(lambda uow, builder: self._ended(uow, builder, ended, end, now), quiet=True)
@@ -87,8 +87,8 @@ class Trials:
 
     async def _started(self, item: WorkItem, trial: Sandbox) -> datetime:
         report = await self._app.engine.report(trial.id)
-        if not _goes_on(report):
-            await self._take_away(trial)
+        if not _is_running(report):
+            await self._remove(trial)
             size = item.version.settings.resources.disk_bytes
             await self._app.engine.clone_disk(item.builder.disk, trial.disk, size)
             await put_bundle(self._app, item, trial.disk)
@@ -109,13 +109,13 @@ class Trials:
         port = settings.port if item.builder.job_type.must_listen else None
         return _Verdict(trial, end, exited_early(end, settings.resources, port, lines) if is_own else None)
 
-    async def _take_away(self, trial: Sandbox) -> None:
+    async def _remove(self, trial: Sandbox) -> None:
         await self._app.engine.stop(trial.id, 0)
         await self._app.engine.remove(trial.id)
         await self._app.engine.delete_disk(trial.disk)
 
 
-def _goes_on(report: SandboxReport) -> bool:
+def _is_running(report: SandboxReport) -> bool:
     """Return whether a trial begun before a crash of the service can continue; if not, it is started again."""
     if report.state is SandboxState.EXITED:
         return report.end is not None and report.end.cause in _OWN_ENDS

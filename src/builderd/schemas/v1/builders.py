@@ -34,7 +34,7 @@ from builderd.domain.versions import (
 )
 from builderd.schemas.v1.envelope import Page, Success, Time
 from builderd.schemas.v1.files import FileContent, Files
-from builderd.schemas.v1.shape import FieldError, JsonInt, Shape, View, must_pass, refusal, with_field_errors
+from builderd.schemas.v1.shape import FieldError, JsonInt, Shape, View, checked_by, refusal, with_field_errors
 
 #: The largest whole number that every database keeps in a plain integer column.
 MAX_INTEGER = 2**31 - 1
@@ -101,16 +101,16 @@ Env = Annotated[
     ),
 ]
 
-Name = Annotated[str, must_pass(name_error), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+Name = Annotated[str, checked_by(name_error), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
 
 Entrypoint = Annotated[
     str,
-    must_pass(entrypoint_error),
+    checked_by(entrypoint_error),
     Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ENTRYPOINT_BYTES, "pattern": r"\S"}),
 ]
 
 Credential = Annotated[
-    str, must_pass(credential_error), Field(json_schema_extra={"pattern": f"^{CREDENTIAL_NAME.pattern}$"})
+    str, checked_by(credential_error), Field(json_schema_extra={"pattern": f"^{CREDENTIAL_NAME.pattern}$"})
 ]
 
 

@@ -10,17 +10,17 @@ from builderd.domain.processes import HOME, MAX_STDIN_BYTES, folder_error, stdin
 from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_error
 from builderd.schemas.v1.builders import Env
 from builderd.schemas.v1.envelope import Success
-from builderd.schemas.v1.shape import JsonInt, Shape, View, must_pass
+from builderd.schemas.v1.shape import JsonInt, Shape, View, checked_by
 
 MAX_TIMEOUT = 600
 
 Command = Annotated[
     str,
-    must_pass(command_error),
+    checked_by(command_error),
     Field(json_schema_extra={"minLength": 1, "maxLength": MAX_COMMAND_BYTES, "pattern": r"\S"}),
 ]
-Folder = Annotated[str, must_pass(folder_error), Field(json_schema_extra={"minLength": 1})]
-Stdin = Annotated[str, must_pass(stdin_error), Field(json_schema_extra={"maxLength": MAX_STDIN_BYTES})]
+Folder = Annotated[str, checked_by(folder_error), Field(json_schema_extra={"minLength": 1})]
+Stdin = Annotated[str, checked_by(stdin_error), Field(json_schema_extra={"maxLength": MAX_STDIN_BYTES})]
 
 
 class NewExecution(Shape):

@@ -9,7 +9,7 @@ from pydantic import Field
 from builderd.domain.leases import MAX_REASON_BYTES, MAX_SECONDS
 from builderd.domain.versions import text_error
 from builderd.schemas.v1.envelope import Page, Success, Time
-from builderd.schemas.v1.shape import JsonInt, Shape, View, must_pass
+from builderd.schemas.v1.shape import JsonInt, Shape, View, checked_by
 
 
 def _reason_error(reason: str) -> str | None:
@@ -17,7 +17,7 @@ def _reason_error(reason: str) -> str | None:
 
 
 Seconds = Annotated[JsonInt, Field(ge=1, le=MAX_SECONDS)]
-Reason = Annotated[str, must_pass(_reason_error), Field(json_schema_extra={"maxLength": MAX_REASON_BYTES})]
+Reason = Annotated[str, checked_by(_reason_error), Field(json_schema_extra={"maxLength": MAX_REASON_BYTES})]
 
 
 class NewLease(Shape):

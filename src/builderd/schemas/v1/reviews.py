@@ -10,7 +10,7 @@ from pydantic import Field
 from builderd.domain import reviews as domain
 from builderd.domain.reviews import Severity
 from builderd.schemas.v1.envelope import Success, Time
-from builderd.schemas.v1.shape import Shape, View, must_pass
+from builderd.schemas.v1.shape import Shape, View, checked_by
 from builderd.schemas.v1.times import UtcTime
 
 MAX_REASON = 1_000
@@ -81,7 +81,7 @@ class NewAcceptance(Shape):
     """Accept one finding of this builder, from now on and in later versions, for as long as its line stays the same."""
 
     fingerprint: Annotated[str, Field(pattern=FINGERPRINT)]
-    reason: Annotated[str, must_pass(_reason_error), Field(min_length=1, max_length=MAX_REASON, pattern=r"\S")]
+    reason: Annotated[str, checked_by(_reason_error), Field(min_length=1, max_length=MAX_REASON, pattern=r"\S")]
     expires: UtcTime | None = Field(
         default=None, strict=False, description="RFC 3339; needed for a finding that blocks."
     )

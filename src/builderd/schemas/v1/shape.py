@@ -77,13 +77,13 @@ def with_field_errors(errors: Iterable[FieldError], validate: Callable[[], T]) -
     try:
         result = validate()
     except ValidationError as error:
-        lines += [_line(_path(detail), _why(detail)) for detail in _details(error)[:MAX_FIELD_ERRORS]]
+        lines += [_line(_path(detail), _explain(detail)) for detail in _details(error)[:MAX_FIELD_ERRORS]]
     if lines:
         raise ValidationError.from_exception_data("request", lines)
     return result
 
 
-def must_pass(rule: Callable[[str], str | None]) -> AfterValidator:
+def checked_by(rule: Callable[[str], str | None]) -> AfterValidator:
     """Make a validator of a domain rule that returns the reason to reject a text, or None."""
 
     def check(value: str) -> str:
@@ -118,7 +118,7 @@ def field_errors_in(details: Sequence[ErrorDetails], skip: int = 0) -> dict[str,
     errors: dict[str, list[str]] = {}
     for detail in details[:MAX_FIELD_ERRORS]:
         path = ".".join(_path(detail)[skip:])[:MAX_PATH_CHARACTERS]
-        errors.setdefault(path, []).append(_why(detail))
+        errors.setdefault(path, []).append(_explain(detail))
     return errors
 
 
@@ -134,7 +134,7 @@ def _path(detail: ErrorDetails) -> tuple[str, ...]:
     return tuple(str(part) for part in detail["loc"])
 
 
-def _why(detail: ErrorDetails) -> str:
+def _explain(detail: ErrorDetails) -> str:
     known = WHY.get(detail["type"])
     return known.format(**detail.get("ctx", {})) if known else detail["msg"]
 

@@ -8,14 +8,14 @@ from pydantic import Field
 
 from builderd.domain.uploads import SHA256
 from builderd.schemas.v1.envelope import Success, Time
-from builderd.schemas.v1.shape import JsonInt, Shape, View, must_pass
+from builderd.schemas.v1.shape import JsonInt, Shape, View, checked_by
 
 
 def _sha256_error(text: str) -> str | None:
     return None if SHA256.fullmatch(text.lower()) else "must be a sha256: 64 hex characters"
 
 
-Sha256 = Annotated[str, must_pass(_sha256_error), Field(json_schema_extra={"pattern": "^[0-9A-Fa-f]{64}$"})]
+Sha256 = Annotated[str, checked_by(_sha256_error), Field(json_schema_extra={"pattern": "^[0-9A-Fa-f]{64}$"})]
 
 
 class NewUpload(Shape):

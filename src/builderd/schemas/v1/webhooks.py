@@ -10,7 +10,7 @@ from builderd.domain.events import MAX_PATTERN, is_pattern
 from builderd.domain.webhooks import MAX_SECRET, MAX_URL, DeliveryStatus, WebhookStatus, secret_error, url_error
 from builderd.schemas.v1.envelope import Page, Success, Time
 from builderd.schemas.v1.logs import ExactTime
-from builderd.schemas.v1.shape import Shape, View, must_pass
+from builderd.schemas.v1.shape import Shape, View, checked_by
 
 MAX_PATTERNS = 50
 
@@ -21,7 +21,7 @@ def _pattern_error(text: str) -> str | None:
 
 Pattern = Annotated[
     str,
-    must_pass(_pattern_error),
+    checked_by(_pattern_error),
     Field(json_schema_extra={"maxLength": MAX_PATTERN, "pattern": r"^(\*|[a-z][a-z_]*(\.[a-z_]+)*(\.\*)?)$"}),
 ]
 
@@ -29,14 +29,14 @@ Pattern = Annotated[
 class NewWebhook(Shape):
     """URL of a new webhook and its event types."""
 
-    url: Annotated[str, must_pass(url_error)] = Field(
+    url: Annotated[str, checked_by(url_error)] = Field(
         description="Must lead to a public address.",
         json_schema_extra={"format": "uri", "pattern": "^https?://", "maxLength": MAX_URL},
     )
     events: list[Pattern] = Field(
         default_factory=lambda: ["*"], min_length=1, max_length=MAX_PATTERNS, description="Types; `*` for all."
     )
-    secret: Annotated[str, must_pass(secret_error)] | None = Field(
+    secret: Annotated[str, checked_by(secret_error)] | None = Field(
         default=None,
         description="`whsec_` and 24 to 64 bytes in base64, or 24 and more characters; one is made if left out.",
         json_schema_extra={"maxLength": MAX_SECRET},

@@ -49,10 +49,10 @@ def test_whatever_npm_installs_waits_for_the_verdict_and_is_shared_all_the_same(
     """A package of the registry may ask for one from git, which npm prepares with scripts of its own."""
     for files in ((NODE,), (PYTHON, NODE)):
         made = plan(*files)
-        assert made.waits
+        assert made.needs_review_first
         assert not made.runs_foreign_code
         assert made.key == plan(*files, tenant=BOB).key
-    assert not plan(PYTHON).waits
+    assert not plan(PYTHON).needs_review_first
 
 
 def test_npm_never_writes_the_shared_cache() -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.service import METRICS_TOKEN, Service
 
 from builderd.api.server import rates
-from builderd.api.server.rates import Buckets, Rates, Standing
+from builderd.api.server.rates import Buckets, RateLimitStatus, Rates
 from builderd.domain.errors import RateLimited
 
 BUILDERS = "/api/v1/builders"
@@ -28,17 +28,17 @@ def now() -> Time:
 
 def test_a_minutes_worth_may_come_at_once_and_flows_back_evenly(now: Time) -> None:
     buckets = Buckets(6, now)
-    assert buckets.take("a") == Standing(6, remaining=5, reset=10)
+    assert buckets.take("a") == RateLimitStatus(6, remaining=5, reset=10)
     for _ in range(5):
         last = buckets.take("a")
-    assert last == Standing(6, remaining=0, reset=60)
-    assert buckets.take("a") == Standing(6, remaining=0, reset=60, retry_after=10)
+    assert last == RateLimitStatus(6, remaining=0, reset=60)
+    assert buckets.take("a") == RateLimitStatus(6, remaining=0, reset=60, retry_after=10)
     now.seconds += 9.5
     assert buckets.take("a").retry_after == 1
     now.seconds += 0.5
     assert buckets.take("a").retry_after is None
     now.seconds += 600
-    assert buckets.look("a") == Standing(6, remaining=6, reset=0)
+    assert buckets.peek("a") == RateLimitStatus(6, remaining=6, reset=0)
 
 
 def test_who_is_told_to_wait_is_admitted_then(now: Time) -> None:
@@ -74,9 +74,9 @@ def test_a_call_too_many_is_known_before_its_token_is_looked_up_unless_that_ende
     limited = Rates(requests=1, now=now)
     assert limited.admit("good") is None
     limited.count("good")
-    standing = limited.admit("good")
-    assert standing is not None
-    assert standing.retry_after == 60
+    status = limited.admit("good")
+    assert status is not None
+    assert status.retry_after == 60
     limited.failed("192.0.2.1", "good")  # it was revoked
     assert limited.admit("good") is None
 

@@ -40,13 +40,13 @@ async def test_one_that_is_being_started_is_tried_again_later(
         return await start(spec)
 
     monkeypatch.setattr(service.engine, "start", held)
-    monkeypatch.setattr(outcomes, "PATIENCE", 0.05)
+    monkeypatch.setattr(outcomes, "MAX_WAIT_SECONDS", 0.05)
     await client.post(path.replace("/exec", "/restart"), headers={"Prefer": "respond-async"})
     for body in ({"command": "ls"}, {"command": "ls", "stream": True}):
         response = await client.post(path, json=body)
         assert (response.status_code, response.json()["code"]) == (409, "invalid_state")
         assert int(response.headers["Retry-After"]) > 0
-    monkeypatch.setattr(outcomes, "PATIENCE", 30)
+    monkeypatch.setattr(outcomes, "MAX_WAIT_SECONDS", 30)
     go_on.set()
     assert (await client.post(path, json={"command": "ls"})).status_code == 200
 

@@ -208,7 +208,7 @@ async def test_a_download_that_nobody_takes_is_broken_off_and_lets_go(
 
     stack = AsyncExitStack()
     stack.callback(let_go.set)
-    download = streams.Held(stack, content(), 200, {}, door.BINARY)
+    download = streams.ResourceStream(stack, content(), 200, {}, door.BINARY)
     scope = {"type": "http", "asgi": {"spec_version": spec_version}}
     await asyncio.wait_for(download(scope, receive, send), 60)
     assert let_go.is_set()

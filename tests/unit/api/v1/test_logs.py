@@ -63,14 +63,14 @@ async def test_an_answer_says_how_many_lines_it_has(client: httpx.AsyncClient, p
 async def test_a_large_answer_is_made_while_it_is_taken(
     real: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown, count = door._shown, 0
+    shown, count = door._present, 0
 
     def counted(line: logs.VersionedLine) -> wire.LogLine:
         nonlocal count
         count += 1
         return shown(line)
 
-    monkeypatch.setattr(door, "_shown", counted)
+    monkeypatch.setattr(door, "_present", counted)
     # More than what the kernel takes for a client that does not read.
     service.engine.print(sandbox(service), *["x" * 10_000] * 5_000)
     async with real.stream("GET", path, params={"tail": 5_000}) as response:

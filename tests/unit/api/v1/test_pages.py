@@ -9,7 +9,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL
 
-from builderd.api.server.turns import Turns
+from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.v1 import pages
 from builderd.domain.ids import TenantId
 from builderd.schemas.v1.envelope import Page, PageMeta
@@ -56,13 +56,13 @@ class Entries(Page[Entry]):
 @pytest.mark.parametrize("sizes", [[], [1], [1, 2, 3], [100_000, 1, 100_000]])
 async def test_a_page_in_pieces_is_the_page(sizes: list[int]) -> None:
     page = entries(sizes)
-    pieces = [piece async for piece in pages._encoded(page, Turns(), ACME)]
+    pieces = [piece async for piece in pages._encoded(page, FairScheduler(), ACME)]
     assert json.loads("".join(pieces)) == page.model_dump(mode="json")
     assert len(pieces) == 2 + (len(sizes) > 0) + (sum(sizes) > 100_000)
 
 
 async def test_who_does_not_read_a_page_keeps_no_turn() -> None:
-    turns = Turns()
+    turns = FairScheduler()
     unread = pages._encoded(entries([100_000, 100_000]), turns, ACME)
     assert await anext(unread)
     assert await anext(unread)

@@ -121,8 +121,15 @@ async def test_a_retry_is_answered_as_the_first_call_was(client: httpx.AsyncClie
     [
         ("PUT", "", NEW, "_get_version", StoreUnavailable("It does not answer."), 2),
         ("POST", "/rollback", {"version": 1}, "_get_version", StoreUnavailable("It does not answer."), 2),
-        ("PATCH", "", {"env": {"B": "2"}}, "shown", EngineUnavailable("Look again in a moment."), 2),
-        ("PATCH", "", {"visibility": "private"}, "shown", EngineUnavailable("Look again in a moment."), 1),
+        ("PATCH", "", {"env": {"B": "2"}}, "wait_until_reachable", EngineUnavailable("Look again in a moment."), 2),
+        (
+            "PATCH",
+            "",
+            {"visibility": "private"},
+            "wait_until_reachable",
+            EngineUnavailable("Look again in a moment."),
+            1,
+        ),
     ],
 )
 async def test_what_passes_is_no_outcome_and_the_retry_waits_for_the_same_version(

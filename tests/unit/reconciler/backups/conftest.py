@@ -43,7 +43,7 @@ class Scene:
     async def settle_backups(self) -> None:
         """Backups alone, so that what waits for them is still to come."""
         for backup in await self.world.read(lambda uow: uow.backups.open(self.world.application.instance)):
-            await self.schedule._see_to(backup.id)
+            await self.schedule._run_backup(backup.id)
 
     async def pass_time(self, span: timedelta) -> None:
         """And see to what is due then."""

@@ -210,7 +210,7 @@ async def test_one_that_is_being_saved_when_its_builder_is_deleted_goes_when_it_
     await scene.schedule.begin_open()
     await begun.wait()
     await app.commit(lambda uow: backups.delete_builder(uow, app, world.caller, builder.id, now, purge=purge))
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     assert [one.copy is None for one in await scene.of(builder)] == [False], "what is being saved stays until it is"
     go_on.set()
     await scene.settle()
@@ -220,7 +220,7 @@ async def test_one_that_is_being_saved_when_its_builder_is_deleted_goes_when_it_
         now if purge else now + app.backup_rules.keep_deleted,
     )
     world.clock.move((app.backup_rules.keep_deleted + HOUR).total_seconds())
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     assert await scene.of(builder) == []
     assert scene.backup_repository.repositories[builder.tenant_id].snapshots == {}
 

@@ -27,15 +27,15 @@ async def test_what_no_rule_keeps_goes_from_the_list_and_from_the_archive(scene:
     builder = await scene.world.create(backup_interval_hours=1)
     for _ in range(5):
         await scene.pass_time(1.01 * HOUR)
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     found = await scene.of(builder)
     assert len(found) == 2
     assert await _kept(scene, builder) == sorted(one.snapshot or "" for one in found)
     assert "prune" not in scene.backup_repository.calls
     await scene.pass_time(25 * HOUR)
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     assert scene.backup_repository.calls.count("prune") == 1
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     assert scene.backup_repository.calls.count("prune") == 1
 
 
@@ -45,9 +45,9 @@ async def test_a_removed_backup_goes_and_an_unreachable_archive_is_tried_later(s
     now = scene.world.clock.now()
     await scene.world.application.store.write(lambda uow: backups.remove(uow, backup, now))
     scene.backup_repository.fail_next("forget", BackupFailed("not now"))
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     assert len(await scene.of(builder)) == 1
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     assert await scene.of(builder) == []
     assert await _kept(scene, builder) == []
 
@@ -63,7 +63,7 @@ async def test_a_snapshot_that_nobody_knows_goes_with_the_next_pruning(scene: Sc
     now = scene.world.clock.now()
     await scene.world.application.store.write(lambda uow: backups.remove(uow, first, now))
     scene.world.clock.move(25 * 3600)
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     assert await _kept(scene, builder) == [second.snapshot]
 
 
@@ -152,7 +152,7 @@ async def test_a_repository_that_is_gone_is_not_made_anew_in_silence(scene: Scen
     good = await scene.take(builder)
     scene.backup_repository.repositories.clear()
     assert "no repository" in (await scene.take(builder)).error
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     assert good in await scene.of(builder)
 
 
@@ -164,11 +164,11 @@ async def test_who_lost_a_repository_removes_what_was_in_it_and_begins_anew(scen
     app, now = scene.world.application, scene.world.clock.now()
     await app.store.write(lambda uow: backups.remove(uow, lost, now))
     if tidied_first:
-        await upkeep.tidy(scene.schedule.context)
+        await upkeep.clean_up(scene.schedule.context)
     again = await scene.take(builder)
     assert (again.status, again.error) == (BackupStatus.DONE, "")
     scene.world.clock.move(25 * 3600)
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     assert await scene.of(builder) == [again]
     assert await _kept(scene, builder) == [again.snapshot]
 
@@ -181,10 +181,10 @@ async def test_lists_go_with_the_last_backup_of_a_builder_and_after_a_restore_th
     scene.backup_repository.manifest_names[builder.tenant_id].add(disk)
     scene.backup_repository.manifest_names[gone].add(disk)
     app, now = scene.world.application, scene.world.clock.now()
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     assert scene.backup_repository.manifest_names == {builder.tenant_id: {builder.id, other.id}, gone: set()}
     await app.store.write(lambda uow: backups.remove(uow, last, now))
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     assert scene.backup_repository.manifest_names[builder.tenant_id] == {other.id}
 
 
@@ -192,7 +192,7 @@ async def test_lists_stay_while_their_repository_is_worked_on(scene: Scene) -> N
     builder, disk = await scene.world.create(), DiskId(new_id())
     async with scene.schedule.context.repository(builder.tenant_id):
         scene.backup_repository.manifest_names[builder.tenant_id].add(disk)
-        await upkeep.tidy(scene.schedule.context)
+        await upkeep.clean_up(scene.schedule.context)
         assert scene.backup_repository.manifest_names[builder.tenant_id] == {disk}
-    await upkeep.tidy(scene.schedule.context)
+    await upkeep.clean_up(scene.schedule.context)
     assert scene.backup_repository.manifest_names[builder.tenant_id] == set()

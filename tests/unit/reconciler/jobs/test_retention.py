@@ -39,10 +39,10 @@ async def test_a_layer_goes_when_its_builder_is_gone_and_nobody_asked_for_it_in_
         await world.reached(builders.delete, builder)
     keeping = RetentionJob(world.application)
     world.clock.move(29 * DAY)
-    await keeping.tidy()
+    await keeping.clean_up()
     assert world.engine.layers
     world.clock.move(2 * DAY)
-    await keeping.tidy()
+    await keeping.clean_up()
     assert not world.engine.layers
 
 
@@ -52,7 +52,7 @@ async def test_the_layer_of_a_builder_that_was_stopped_long_ago_stays(world: Wor
         await world.reached(builders.stop, builder)
     world.engine.tight = True
     world.clock.move(12 * MONTH)
-    await RetentionJob(world.application).tidy()
+    await RetentionJob(world.application).clean_up()
     assert world.engine.layers
 
 
@@ -62,10 +62,10 @@ async def test_when_space_runs_out_unused_layers_go_after_an_hour(world: World) 
         await world.reached(builders.delete, builder)
     keeping = RetentionJob(world.application)
     world.clock.move(3_700)
-    await keeping.tidy()
+    await keeping.clean_up()
     assert world.engine.layers
     world.engine.tight = True
-    await keeping.tidy()
+    await keeping.clean_up()
     assert not world.engine.layers
 
 
@@ -79,7 +79,7 @@ async def test_a_create_of_another_tenant_finds_its_layer_whenever_it_is_collect
 
         async def collect() -> None:
             while not collecting.is_set():
-                await keeping.make_room()
+                await keeping.free_space()
 
         for number in range(10):
             world.clock.move(MONTH)
@@ -113,7 +113,7 @@ async def test_old_records_go_and_the_present_ones_stay(world: World, monkeypatc
         ]
         for retry in retries:
             await store.write(lambda uow, retry=retry: uow.idempotency.add(retry))  # type: ignore[misc]
-        await RetentionJob(world.application).tidy()
+        await RetentionJob(world.application).clean_up()
     events = await world.read(lambda uow: uow.events.following(tenant, EventQuery(), after=0, limit=1000))
     assert events
     assert all(event.id > old for event in events)
@@ -130,5 +130,5 @@ async def test_an_engine_that_fails_keeps_no_record_from_going(world: World) -> 
     await world.application.store.write(lambda uow: uow.events.add(event))
     world.clock.move(91 * DAY)
     world.engine.fail_next("collect", EngineUnavailable("gone"))
-    await RetentionJob(world.application).tidy()
+    await RetentionJob(world.application).clean_up()
     assert await world.read(lambda uow: uow.events.last_id(tenant)) == 0

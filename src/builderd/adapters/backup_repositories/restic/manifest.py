@@ -55,7 +55,7 @@ class Entry(NamedTuple):
         return self.path.split(b"/")
 
     @property
-    def lasting(self) -> bytes:
+    def restorable(self) -> bytes:
         """The part of the record that a restore must reproduce."""
         return f"{self.kind} {self.mode:o} {self.size} {self.hash} ".encode() + self.path + b"\0"
 
@@ -189,7 +189,7 @@ def _write(listed: bytes, entries: Iterator[Entry], limit: int) -> dict[str, obj
             if length > limit:
                 raise TooLong(os.fsdecode(entry.path))
             file.write(line)
-            digest.update(entry.lasting)
+            digest.update(entry.restorable)
             files += entry.kind == "f"
             size += entry.size
             stored += entry.stored
@@ -210,7 +210,7 @@ def compare(disk: bytes, listed: bytes) -> dict[str, object]:
         first = both or want is None or (have is not None and have.order < want.order)
         last = both or have is None or (want is not None and want.order < have.order)
         if last and want is not None:
-            digest.update(want.lasting)
+            digest.update(want.restorable)
             files += want.kind == "f"
             size += want.size
             want = next(wanted, None)
@@ -221,7 +221,7 @@ def compare(disk: bytes, listed: bytes) -> dict[str, object]:
 
 def _differ(have: Entry | None, want: Entry | None) -> str | None:
     if have is not None and want is not None and have.path == want.path:
-        return None if have.lasting == want.lasting else f"differs: {os.fsdecode(want.path)!r}"
+        return None if have.restorable == want.restorable else f"differs: {os.fsdecode(want.path)!r}"
     if want is not None and (have is None or want.order < have.order):
         return f"missing: {os.fsdecode(want.path)!r}"
     return f"not in the backup: {os.fsdecode(have.path)!r}" if have else None

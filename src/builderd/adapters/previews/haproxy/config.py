@@ -224,7 +224,7 @@ def _fast_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
     """
     return section(
         f"backend fast_{form} from base",
-        _passage(options),
+        _forward_rules(options),
         answers.crashed(files, form),
         """
         http-reuse never
@@ -256,7 +256,7 @@ def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
         http-request set-uri %[pathq] if !{{ url -m beg / }} !{{ url -m beg * }}
         {tokens.removal()}
         """,
-        _passage(options),
+        _forward_rules(options),
         answers.crashed(files, form),
         """
         acl repeatable method GET HEAD OPTIONS
@@ -270,7 +270,7 @@ def _full_path(options: ProxyOptions, files: ProxyFiles, form: Form) -> str:
     )
 
 
-def _passage(options: ProxyOptions) -> str:
+def _forward_rules(options: ProxyOptions) -> str:
     """Return the rules that prepare a request for the app, and its answer for the visitor."""
     return f"""
         # Streams have no time limit: they are counted apart.

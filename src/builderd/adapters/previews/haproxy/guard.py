@@ -144,14 +144,14 @@ async def wait_until_one_ends(*pids: int) -> None:
 async def wait_until_gone(pid: int) -> bool:
     """Wait until the process is gone; return False after ``PROCESS_TIMEOUT``."""
     deadline = asyncio.get_running_loop().time() + PROCESS_TIMEOUT
-    while _lives(pid):
+    while _is_alive(pid):
         if asyncio.get_running_loop().time() > deadline:
             return False
         await asyncio.sleep(0.01)
     return True
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     """Return True if the process exists and is no zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()

@@ -64,7 +64,7 @@ class Worker:
 
 async def add_entry(worker: Worker, table: Path, key: str, value: str) -> None:
     """Add a key that the map should not have; replace it if it has."""
-    delete, add = f"del map {word(table)} {key}", f"add map {word(table)} {key} {value}"
+    delete, add = f"del map {escape_path(table)} {key}", f"add map {escape_path(table)} {key} {value}"
     if worker.pid is None:
         _expect(await worker.ask(f"{delete}; {add}"), _NO_KEY)
     else:
@@ -75,7 +75,7 @@ async def add_entry(worker: Worker, table: Path, key: str, value: str) -> None:
 
 async def set_entry(worker: Worker, table: Path, key: str, value: str) -> None:
     """Change a key's value in one step, so that no request finds it missing."""
-    answer = await worker.ask(f"set map {word(table)} {key} {value}")
+    answer = await worker.ask(f"set map {escape_path(table)} {key} {value}")
     if answer == _NO_ENTRY:
         await add_entry(worker, table, key, value)
     else:
@@ -84,12 +84,12 @@ async def set_entry(worker: Worker, table: Path, key: str, value: str) -> None:
 
 async def delete_entry(worker: Worker, table: Path, key: str) -> None:
     """Remove a key. Idempotent."""
-    _expect(await worker.ask(f"del map {word(table)} {key}"), _NO_KEY)
+    _expect(await worker.ask(f"del map {escape_path(table)} {key}"), _NO_KEY)
 
 
 async def entries(worker: Worker, table: Path) -> dict[str, str]:
     """Return the map's keys and values."""
-    answer = await worker.ask(f"show map {word(table)}")
+    answer = await worker.ask(f"show map {escape_path(table)}")
     return dict(_entries(answer.splitlines(), table))
 
 
@@ -110,20 +110,20 @@ async def replace_certificate(socket: Path, file: Path, pem: str) -> None:
     Raises ``CommandRefused`` or ``ProxyBusy``; the old certificate then stays.
     """
     lines = "\n".join(line for line in pem.splitlines() if line.strip())
-    answer = await ask(socket, f"set ssl cert {word(file)} <<\n{lines}\n")
+    answer = await ask(socket, f"set ssl cert {escape_path(file)} <<\n{lines}\n")
     if _LOCKED in answer:
         raise ProxyBusy(answer)
     if not answer.startswith(("Transaction created", "Transaction updated")):
         raise CommandRefused(answer)
-    answer = await ask(socket, f"commit ssl cert {word(file)}")
+    answer = await ask(socket, f"commit ssl cert {escape_path(file)}")
     if _LOCKED in answer:
         raise ProxyBusy(answer)
     if "Success!" not in answer:
-        await ask(socket, f"abort ssl cert {word(file)}")
+        await ask(socket, f"abort ssl cert {escape_path(file)}")
         raise CommandRefused(answer)
 
 
-def word(path: Path) -> str:
+def escape_path(path: Path) -> str:
     """Escape a path as one word of a command."""
     return "".join(f"\\{character}" if character in "\\ ;" else character for character in str(path))
 

@@ -108,7 +108,7 @@ class Analyser:
             self._collect(review, linted, "ruff")
         self._warn(review)
         return {
-            "hits": list(_told(review)),
+            "hits": list(_reported(review)),
             "references": {path: _listed(refers) for path, refers in review.references.items()},
             "hooks": sorted(review.hooks),
             "failures": review.failures,
@@ -138,7 +138,7 @@ class Analyser:
                 review.hooks.add(source.path)
         return parsed
 
-    def _python_seen(self, review: _Review, sources: Sequence[Source]) -> list[python_code.Seen]:
+    def _python_seen(self, review: _Review, sources: Sequence[Source]) -> list[python_code.FileFacts]:
         if not sources or self._tools.python is None:
             return [python_code.analyse(source.content, source.path, review.paths) for source in sources]
         folder = FOLDER / "target"
@@ -171,8 +171,8 @@ class Analyser:
     def _warn(self, review: _Review) -> None:
         """Add ruff's warnings, once all secrets are known: a password is reported only once."""
         for found in review.warned:
-            told = any(secret.line == found.line for secret in review.secrets[found.path])
-            if not (told and found.quotes):
+            is_reported = any(secret.line == found.line for secret in review.secrets[found.path])
+            if not (is_reported and found.quotes):
                 review.add(found.rule, found.path, found.line, found.message, FOR_WARNINGS, hidden=found.quotes)
 
     # JavaScript
@@ -185,10 +185,10 @@ class Analyser:
         folder = FOLDER / "scripts"
         _write_out(folder, sources, "")
         files = [(source.path, number) for number, source in enumerate(sources)]
-        for fault in javascript.faults(self._tools.node, folder, files, review.left()):
-            rule = "SAN-syntax" if fault.syntax else "SAN-unparsable"
+        for problem in javascript.syntax_problems(self._tools.node, folder, files, review.left()):
+            rule = "SAN-syntax" if problem.syntax else "SAN-unparsable"
             words = CATALOGUE[rule]
-            review.add(rule, fault.path, fault.line, f"{words.message}: {fault.message}", words.advice)
+            review.add(rule, problem.path, problem.line, f"{words.message}: {problem.message}", words.advice)
 
     def _read_scripts(self, review: _Review) -> None:
         basenames: dict[str, list[str]] = defaultdict(list)
@@ -206,7 +206,7 @@ class Analyser:
 
     def _search(self, review: _Review, source: Source) -> None:
         text = review.texts[source.path]
-        review.secrets[source.path] = found = list(_gravest(self._secrets.find(source.path, text)))
+        review.secrets[source.path] = found = list(_most_severe(self._secrets.find(source.path, text)))
         for secret in found:
             review.add(secret.rule, source.path, secret.line, secret.description, FOR_SECRETS)
         if source.kind in CODE:
@@ -282,7 +282,7 @@ def _write_out(folder: Path, sources: Sequence[Source], ending: str) -> None:
         (folder / f"{number}{ending}").write_bytes(source.content)
 
 
-def _gravest(secrets: Iterator[Secret]) -> Iterator[Secret]:
+def _most_severe(secrets: Iterator[Secret]) -> Iterator[Secret]:
     """Keep one secret a line: a specific rule wins over a generic one."""
     best: dict[int, Secret] = {}
     for secret in secrets:
@@ -296,7 +296,7 @@ def _weight(secret: Secret) -> tuple[bool, bool]:
     return (secret.rule.startswith("GEN-"), secret.rule == "GEN-generic-api-key")
 
 
-def _told(review: _Review) -> Iterator[dict[str, Any]]:
+def _reported(review: _Review) -> Iterator[dict[str, Any]]:
     contents = {source.path: source.content for source in review.sources}
     seen: set[tuple[str, str, int]] = set()
     for rule, path, line, message, advice, hidden in review.raw:

@@ -19,29 +19,29 @@ class Unbelievable(Exception):
     """The answer is malformed."""
 
 
-class Seen(NamedTuple):
+class ScanResult(NamedTuple):
     hits: tuple[Hit, ...]
     references: Mapping[str, References]
     hooks: tuple[str, ...]
     failure: str | None
 
 
-def read_answer(content: bytes, bundle: Bundle) -> tuple[Seen, Sequence[str]]:
+def read_answer(content: bytes, bundle: Bundle) -> tuple[ScanResult, Sequence[str]]:
     """Parse the findings and the names of missing tools. Raises ``Unbelievable``."""
     paths = {file.path for file in bundle.files}
     try:
         answer = json.loads(content)
-        told = answer["hits"]
-        hits = tuple(_hit(entry, paths) for entry in told[:MAX_HITS])
+        reported = answer["hits"]
+        hits = tuple(_hit(entry, paths) for entry in reported[:MAX_HITS])
         references = {path: _references(entry) for path, entry in answer["references"].items() if path in paths}
         hooks = tuple(path for path in answer["hooks"] if path in paths)
         failures = [_text(failure) for failure in answer["failures"]]
-        if len(told) > MAX_HITS:
-            failures.append(f"the scanner found {len(told)} things, of which {MAX_HITS} can be judged")
+        if len(reported) > MAX_HITS:
+            failures.append(f"the scanner found {len(reported)} things, of which {MAX_HITS} can be judged")
         skipped = [_text(name) for name in answer["skipped"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unbelievable("the scanner gave no answer that can be read") from error
-    return Seen(hits, references, hooks, "; ".join(failures) or None), skipped
+    return ScanResult(hits, references, hooks, "; ".join(failures) or None), skipped
 
 
 def _hit(entry: Mapping[str, Any], paths: set[str]) -> Hit:

@@ -36,14 +36,16 @@ IMPORTS = re.compile(r"""\b(?:from\s*|import\s*\(?\s*|require(?:\.resolve)?\s*\(
 STRINGS = re.compile(r"""["'`]([^"'`\n]{2,200})["'`]""")
 
 
-class Fault(NamedTuple):
+class SyntaxProblem(NamedTuple):
     path: str
     line: int
     message: str
     syntax: bool
 
 
-def faults(node: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], seconds: float) -> Sequence[Fault]:
+def syntax_problems(
+    node: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], seconds: float
+) -> Sequence[SyntaxProblem]:
     """Return the files that do not parse.
 
     Raises ``OSError``, ``subprocess.SubprocessError`` or ``ValueError`` if Node.js fails.
@@ -56,7 +58,7 @@ def faults(node: Sequence[str], folder: Path, files: Sequence[tuple[str, int]], 
         check=True,
         timeout=seconds,
     )
-    return [Fault(*fault) for fault in json.loads(done.stdout)]
+    return [SyntaxProblem(*problem) for problem in json.loads(done.stdout)]
 
 
 def references(text: str, basenames: Mapping[str, Sequence[str]]) -> References:

@@ -13,7 +13,7 @@ from builderd.domain.sources import Kind
 #: Lines of JavaScript this long were written by a program: what looks odd in them is mostly data. Since anybody can
 #: write such a line, what would block elsewhere is held there.
 MINIFIED = 1_000
-HELD = "RSK-minified"
+MINIFIED_RULE = "RSK-minified"
 #: Shorter names in such a line are a minifier's, and stand for something else in each function.
 MIN_NAME = 3
 #: Strings are first looked through together, so many characters at a time.
@@ -231,7 +231,7 @@ def matches(kind: Kind, text: str) -> Iterator[Match]:
 
 
 def _in_minified(rule: str) -> str | None:
-    return HELD if rule.startswith("MAL-") else None
+    return MINIFIED_RULE if rule.startswith("MAL-") else None
 
 
 def in_strings(strings: Iterable[tuple[int, str]]) -> Iterator[Match]:
@@ -274,7 +274,7 @@ def named_values(text: str) -> Iterator[Match]:
             if name in plain and not minified:
                 yield Match(rule, line)
             elif name in names and len(name) >= MIN_NAME:
-                yield Match(HELD, line)
+                yield Match(MINIFIED_RULE, line)
 
 
 def _names(regex: re2._Regexp, text: str) -> Iterator[tuple[str, int]]:

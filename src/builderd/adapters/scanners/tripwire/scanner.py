@@ -91,7 +91,7 @@ class TripwireScanner:
 
     def _scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind]) -> Scan:
         try:
-            answer, skipped = read_answer(self._ask_patiently(pack_sources(bundle, limits, run), limits), bundle)
+            answer, skipped = read_answer(self._ask_with_retry(pack_sources(bundle, limits, run), limits), bundle)
         except (Broken, Unbelievable) as error:
             return Scan((), {}, (), self._toolbox.versions, failure=str(error))
         except (Died, OSError) as error:
@@ -102,7 +102,7 @@ class TripwireScanner:
             answer.hits, answer.references, answer.hooks, {**self._toolbox.versions, **left_out}, answer.failure
         )
 
-    def _ask_patiently(self, packed: bytes, limits: ReviewLimits) -> bytes:
+    def _ask_with_retry(self, packed: bytes, limits: ReviewLimits) -> bytes:
         """The worker's answer, of another worker where one was killed. Raises ``Broken``, ``Died`` or ``OSError``."""
         for _ in range(RETRIES):
             try:
@@ -114,21 +114,21 @@ class TripwireScanner:
     def _ask(self, packed: bytes, limits: ReviewLimits) -> bytes:
         """The worker's answer. Raises ``Broken``, ``Died`` or ``OSError``."""
         files = _memory(packed)
-        told, child_told = os.pipe2(os.O_CLOEXEC)
+        report, child_report = os.pipe2(os.O_CLOEXEC)
         ended, child_ended = os.pipe2(os.O_CLOEXEC)
         try:
             try:
-                control = self._send(json.dumps(asdict(limits)).encode(), [files, child_told, child_ended])
+                control = self._send(json.dumps(asdict(limits)).encode(), [files, child_report, child_ended])
             finally:
-                for descriptor in (files, child_told, child_ended):
+                for descriptor in (files, child_report, child_ended):
                     os.close(descriptor)
-            answer, end = _read_both(told, ended, limits.wall_seconds + GRACE_SECONDS)
+            answer, end = _read_both(report, ended, limits.wall_seconds + GRACE_SECONDS)
         except TimeoutError:
             # It is the worker who ends what is late, and says so: this one hangs.
             self._end(control)
             raise Died("did not answer in time") from None
         finally:
-            os.close(told)
+            os.close(report)
             os.close(ended)
         _check_end(end, limits)
         return answer
@@ -216,10 +216,10 @@ def _memory(content: bytes) -> int:
     return descriptor
 
 
-def _read_both(told: int, ended: int, seconds: float) -> tuple[bytes, Any]:
+def _read_both(report: int, ended: int, seconds: float) -> tuple[bytes, Any]:
     """The answer, and how the child ended; raises ``TimeoutError``, ``Broken`` or ``Died``."""
     deadline = time.monotonic() + seconds
-    read: dict[int, bytearray] = {told: bytearray(), ended: bytearray()}
+    read: dict[int, bytearray] = {report: bytearray(), ended: bytearray()}
     with selectors.DefaultSelector() as selector:
         for descriptor in read:
             selector.register(descriptor, selectors.EVENT_READ)
@@ -236,7 +236,7 @@ def _read_both(told: int, ended: int, seconds: float) -> tuple[bytes, Any]:
                     raise Broken("the scanner's answer is too long to be believed")
     if not read[ended]:
         raise Died("was killed")
-    return bytes(read[told]), json.loads(read[ended])
+    return bytes(read[report]), json.loads(read[ended])
 
 
 def _check_end(end: Mapping[str, Any], limits: ReviewLimits) -> None:

@@ -59,12 +59,12 @@ class Server:
         if not packet:
             return False
         limits = json.loads(packet)
-        files, told, ended = descriptors
+        files, report_pipe, ended = descriptors
         pid = os.fork()
         if pid == 0:
-            self._become_child(files, told, limits)
+            self._become_child(files, report_pipe, limits)
         os.close(files)
-        os.close(told)
+        os.close(report_pipe)
         pidfd = os.pidfd_open(pid)
         self._children[pid] = (pidfd, time.monotonic() + limits["wall_seconds"], ended)
         self._selector.register(pidfd, selectors.EVENT_READ, pid)
@@ -88,18 +88,18 @@ class Server:
         finally:
             os.close(ended)
 
-    def _become_child(self, files: int, told: int, limits: dict[str, Any]) -> None:
+    def _become_child(self, files: int, report_pipe: int, limits: dict[str, Any]) -> None:
         """Never returns. Two processes: one in which the other's pid namespace ends, and the one that reads."""
         try:
-            self._close_all_but(files, told)
+            self._close_all_but(files, report_pipe)
             confinement.new_review(self._proc)
             os.close(self._proc)
             pid = os.fork()
             if pid == 0:
-                self._review(files, told, limits)
+                self._review(files, report_pipe, limits)
             confinement.die_with_parent()
             os.close(files)
-            os.close(told)
+            os.close(report_pipe)
             _, status, usage = os.wait4(pid, 0)
             code = os.waitstatus_to_exitcode(status)
             # At the hard limit of CPU time the kernel kills who did not get as far as to heed SIGXCPU.
@@ -107,7 +107,7 @@ class Server:
                 os._exit(OUT_OF_CPU)
             os._exit(code if code >= 0 else 128 - code)
         except BaseException as error:
-            _tell(f"a review could not be confined: {error}")
+            _log(f"a review could not be confined: {error}")
         finally:
             os._exit(UNCONFINED)
 
@@ -119,7 +119,7 @@ class Server:
                 except OSError:
                     continue
 
-    def _review(self, files: int, told: int, limits: dict[str, Any]) -> None:
+    def _review(self, files: int, report_pipe: int, limits: dict[str, Any]) -> None:
         """Never returns."""
         code = UNCONFINED
         try:
@@ -128,7 +128,7 @@ class Server:
             confinement.lock_down(int(limits["memory_bytes"]), int(limits["cpu_seconds"]))
             code = FAILED
             seen = self._analyser.analyse(*read_sources(files), limits["wall_seconds"])
-            _write_all(told, json.dumps(seen).encode())
+            _write_all(report_pipe, json.dumps(seen).encode())
             code = 0
         except BaseException as error:
             # A thread that gets no stack is a RuntimeError.
@@ -137,7 +137,7 @@ class Server:
                 code = OUT_OF_MEMORY
             elif isinstance(error, ToolKilled):
                 code = TOOL_KILLED
-            _tell(f"a review failed: {type(error).__name__}: {error}")
+            _log(f"a review failed: {type(error).__name__}: {error}")
         finally:
             os._exit(code)
 
@@ -160,7 +160,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
         content = content[os.write(descriptor, content) :]
 
 
-def _tell(text: str) -> None:
+def _log(text: str) -> None:
     sys.stderr.write(f"builderd review: {text[:500]}\n")
     sys.stderr.flush()
 

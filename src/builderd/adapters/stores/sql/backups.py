@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, true, update
 
-from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import backup_keys, backups, restores, tenants
 from builderd.domain.backups import Backup, BackupKey, BackupStatus, Restore, RestoreKind, RestoreStatus
 from builderd.domain.errors import Conflict
@@ -47,7 +47,7 @@ class Backups:
         return Backup(**row) if row else None
 
     def save(self, backup: Backup) -> None:
-        if self._connection.execute(_UPDATE, {"of_id": backup.id, **without(row_of(backup), "id")}).rowcount != 1:
+        if self._connection.execute(_UPDATE, {"of_id": backup.id, **omit(row_of(backup), "id")}).rowcount != 1:
             raise LookupError(f"no backup {backup.id} to save")
 
     def delete(self, backup: BackupId) -> None:
@@ -83,7 +83,7 @@ class Backups:
     def builders(self) -> Sequence[BuilderId]:
         return self._connection.execute(_BUILDERS).scalars().all()
 
-    def count_faults(self) -> int:
+    def count_damaged(self) -> int:
         number: int = self._connection.execute(_COUNT_FAULTS).scalar_one()
         return number
 
@@ -121,7 +121,7 @@ class Restores:
         return Restore(**row) if row else None
 
     def save(self, restore: Restore) -> None:
-        values = {"of_id": restore.id, **without(row_of(restore), "id")}
+        values = {"of_id": restore.id, **omit(row_of(restore), "id")}
         if self._connection.execute(_UPDATE_RESTORE, values).rowcount != 1:
             raise LookupError(f"no restore {restore.id} to save")
 
@@ -168,4 +168,4 @@ class BackupKeys:
         return [BackupKey(**{**row, "sealed": bytes(row["sealed"])}) for row in rows]
 
     def save(self, key: BackupKey) -> None:
-        self._connection.execute(_UPDATE_KEY, {"of_tenant": key.tenant_id, **without(row_of(key), "tenant_id")})
+        self._connection.execute(_UPDATE_KEY, {"of_tenant": key.tenant_id, **omit(row_of(key), "tenant_id")})

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 from builderd.adapters.stores.sql.claims import Claims
-from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import CLAIM, LIVE, builders, versions
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import NameTaken
@@ -155,13 +155,13 @@ class Builders(Claims):
         statement = _DEMAND if tenant is None else _DEMAND.where(builders.c.tenant_id == tenant)
         return Allocation(**self._connection.execute(statement).mappings().one())
 
-    def that_may_idle(self) -> Sequence[Builder]:
+    def idle_candidates(self) -> Sequence[Builder]:
         return [_builder(row) for row in self._connection.execute(_MAY_IDLE).mappings()]
 
     def save(self, builder: Builder) -> None:
         if builder.id not in self._own:
             raise RuntimeError(f"builder {builder.id} is saved unlocked: a change by somebody else could be lost")
-        self._connection.execute(_UPDATE, {"builder": builder.id, **without(_row(builder), "id")})
+        self._connection.execute(_UPDATE, {"builder": builder.id, **omit(_row(builder), "id")})
 
     def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:
         locks = lock and self._locks

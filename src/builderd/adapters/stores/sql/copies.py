@@ -130,7 +130,7 @@ def holds_something(url: str) -> bool:
         return connection.execute(text("SELECT EXISTS (SELECT FROM tenants)")).scalar_one() is True
 
 
-def bring_back(file: Path, url: str, instance: Instance) -> None:
+def restore_copy(file: Path, url: str, instance: Instance) -> None:
     """Restore the copy ``file`` into the empty database at ``url``, atomically.
 
     Uses up ``file``: it becomes the SQLite database, or is migrated and copied into PostgreSQL. On PostgreSQL the
@@ -170,7 +170,7 @@ def _postgresql(url: str) -> Iterator[Engine]:
     try:
         yield database.writing
     except DBAPIError as error:
-        if fault := database.why_down(error):
+        if fault := database.outage_reason(error):
             raise StoreUnavailable(f"The database cannot be copied now: {fault}.") from error
         raise
     finally:
@@ -184,9 +184,9 @@ def _save_postgresql(url: str, target: Path) -> None:
             _refuse_other_schema(source)
             _migrate(copy)
             with copy.writing.begin() as filled:
-                _pour(source, filled)
+                _copy_rows(source, filled)
     except DBAPIError as error:
-        if fault := database.why_down(error):
+        if fault := database.outage_reason(error):
             raise StoreUnavailable(f"The database cannot be copied now: {fault}.") from error
         raise
     finally:
@@ -209,7 +209,7 @@ def _fill_postgresql(file: Path, url: str, instance: Instance) -> None:
         _migrate(database)
         with copy.reading.begin() as source, database.writing.begin() as filled:
             _own(filled, instance)
-            _pour(source, filled)
+            _copy_rows(source, filled)
             _count_on(filled)
     finally:
         for engine in (database.writing, copy.writing, copy.reading):
@@ -233,7 +233,7 @@ def _migrate(database: Database) -> None:
         upgrade(connection)
 
 
-def _pour(source: Connection, target: Connection) -> None:
+def _copy_rows(source: Connection, target: Connection) -> None:
     """Copy every row of every table except the lease, in foreign key order, ``BATCH`` rows at a time."""
     for table in metadata.sorted_tables:
         if table is database_lease:

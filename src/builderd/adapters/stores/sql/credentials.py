@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select, update
 
-from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import credentials
 from builderd.domain.credentials import Credential
 from builderd.domain.ids import BuilderId, TenantId
@@ -43,7 +43,7 @@ class Credentials:
     def save(self, credential: Credential) -> None:
         """Update the row of this value. Raises ``LookupError`` when there is none."""
         key = {"of_tenant": credential.tenant_id, "of_name": credential.name}
-        if self._connection.execute(_UPDATE, {**key, **without(_row(credential), "tenant_id", "name")}).rowcount != 1:
+        if self._connection.execute(_UPDATE, {**key, **omit(_row(credential), "tenant_id", "name")}).rowcount != 1:
             raise LookupError(f"no credential {credential.name} to save")
 
     def touch(self, tenant: TenantId, name: str, at: datetime, by: BuilderId) -> None:

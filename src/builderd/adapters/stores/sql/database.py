@@ -27,8 +27,8 @@ class Database:
     ``writing`` and ``reading`` open transactions of their kind; ``begin_migration`` opens one that migrates alone.
     ``writers`` and ``readers`` limit the concurrent transactions of each kind; with 0 readers, reads run in the threads
     of the writers. ``is_passing`` returns True for an error after which the whole transaction may succeed when run
-    again. ``why_down`` describes a fault of the database (no answer, cannot read or write) and its remedy, and returns
-    None for any other error.
+    again. ``outage_reason`` describes a fault of the database (no answer, cannot read or write) and its remedy, and
+    returns None for any other error.
     """
 
     writing: Engine
@@ -37,4 +37,4 @@ class Database:
     readers: int
     begin_migration: Callable[[], AbstractContextManager[Connection]]
     is_passing: Callable[[DBAPIError], bool]
-    why_down: Callable[[Exception], str | None]
+    outage_reason: Callable[[Exception], str | None]

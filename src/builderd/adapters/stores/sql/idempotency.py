@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import idempotency
 from builderd.domain.errors import Conflict
 from builderd.domain.ids import TenantId
@@ -37,7 +37,7 @@ class Idempotency:
 
     def save(self, record: IdempotencyRecord) -> None:
         """Update the row of this value. Raises ``LookupError`` when there is none."""
-        values = {**_keyed(record.tenant_id, record.key), **without(_row(record), "tenant_id", "key")}
+        values = {**_keyed(record.tenant_id, record.key), **omit(_row(record), "tenant_id", "key")}
         if self._connection.execute(_UPDATE, values).rowcount != 1:
             raise LookupError(f"no retry key {record.key!r} to save")
 

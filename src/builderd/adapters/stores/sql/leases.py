@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import leases
 from builderd.domain.ids import BuilderId
 from builderd.domain.leases import Lease, LeaseId
@@ -32,12 +32,12 @@ class Leases:
         self._connection.execute(_INSERT, row_of(lease))
 
     def save(self, lease: Lease) -> None:
-        self._connection.execute(_UPDATE, {"lease": lease.id, **without(row_of(lease), "id")})
+        self._connection.execute(_UPDATE, {"lease": lease.id, **omit(row_of(lease), "id")})
 
     def of_builder(self, builder: BuilderId) -> Sequence[Lease]:
         return [Lease(**row) for row in self._connection.execute(_OF_BUILDER, {"builder": builder}).mappings()]
 
-    def lasting(self, builder: BuilderId, now: datetime) -> Sequence[Lease]:
+    def active(self, builder: BuilderId, now: datetime) -> Sequence[Lease]:
         rows = self._connection.execute(_LASTING, {"builder": builder, "now": now}).mappings()
         return [Lease(**row) for row in rows]
 

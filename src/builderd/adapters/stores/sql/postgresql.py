@@ -79,7 +79,7 @@ def open_postgresql(url: URL) -> Database:
         readers=READERS,
         begin_migration=lambda: _begin_migration(engine),
         is_passing=is_passing,
-        why_down=why_down,
+        outage_reason=outage_reason,
     )
 
 
@@ -139,7 +139,7 @@ def is_passing(error: DBAPIError) -> bool:
     return state in (SERIALIZATION_FAILURE, DEADLOCK_DETECTED, UNIQUE_VIOLATION)
 
 
-def why_down(error: Exception) -> str | None:
+def outage_reason(error: Exception) -> str | None:
     """Describe the fault of the server or of the connection to it. Return None for any other error."""
     if isinstance(error, NoConnectionFree):
         return "all connections to it are in use"
@@ -155,13 +155,13 @@ def why_down(error: Exception) -> str | None:
 
 @contextmanager
 def _begin_migration(engine: Engine) -> Iterator[Connection]:
-    with engine.begin() as connection, _unhurried(connection):
+    with engine.begin() as connection, _no_statement_timeout(connection):
         connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         yield connection
 
 
 @contextmanager
-def _unhurried(connection: Connection) -> Iterator[None]:
+def _no_statement_timeout(connection: Connection) -> Iterator[None]:
     """Raise the timeouts of statements and of silence to ``MIGRATION_SECONDS``, for this transaction only."""
     link = connection.connection.dbapi_connection
     assert isinstance(link, Link)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select, update
 
-from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import qa_reports, qa_screenshots
 from builderd.adapters.stores.sql.types import UNSTORABLE
 from builderd.domain.ids import BuilderId
@@ -44,7 +44,7 @@ class QaReports:
     def save(self, report: QaReport) -> None:
         key = {"builder": report.builder_id, "number": report.version}
         row = _row(report)
-        if self._connection.execute(_UPDATE, {**key, **without(row, "builder_id", "version")}).rowcount == 0:
+        if self._connection.execute(_UPDATE, {**key, **omit(row, "builder_id", "version")}).rowcount == 0:
             self._connection.execute(_INSERT, row)
 
     def unfinished(self) -> Sequence[QaReport]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, exists, insert, select, tuple_, update
 
-from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import acceptances, builders, reviews, versions
 from builderd.adapters.stores.sql.types import UNSTORABLE
 from builderd.domain.builders import Status
@@ -64,7 +64,7 @@ class Acceptances:
     def save(self, acceptance: Acceptance) -> None:
         row = row_of(acceptance)
         key = {"builder": acceptance.builder_id, "which": acceptance.fingerprint}
-        if self._connection.execute(_ACCEPT_AGAIN, {**key, **without(row, "builder_id", "fingerprint")}).rowcount == 0:
+        if self._connection.execute(_ACCEPT_AGAIN, {**key, **omit(row, "builder_id", "fingerprint")}).rowcount == 0:
             self._connection.execute(_ACCEPT, row)
 
     def of_builder(self, builder: BuilderId) -> Sequence[Acceptance]:
@@ -75,7 +75,7 @@ class Acceptances:
 
 
 def _document(report: Report) -> dict[str, Any]:
-    row = without(row_of(report), "reviewed_at")
+    row = omit(row_of(report), "reviewed_at")
     row["findings"] = [_finding_row(finding) for finding in report.findings]
     return {**row, "scanners": dict(report.scanners), "left_out": dict(report.left_out)}
 

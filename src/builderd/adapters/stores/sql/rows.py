@@ -16,7 +16,7 @@ def row_of(value: DataclassInstance) -> dict[str, Any]:
     return {name: getattr(value, name) for name in _names(type(value))}
 
 
-def without(row: Mapping[str, Any], *key: str) -> dict[str, Any]:
+def omit(row: Mapping[str, Any], *key: str) -> dict[str, Any]:
     """Return the row without its key columns, as an update's values.
 
     An update that sets the key makes SQLite visit every row that refers to it.

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Integer, RowMapping, bindparam, case, delete, func, insert, select, update
 
-from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import builders, sandboxes
 from builderd.domain.ids import BuilderId, SandboxId
 from builderd.domain.sandboxes import Sandbox, SandboxEnd
@@ -64,7 +64,7 @@ class Sandboxes:
 
     def save(self, sandbox: Sandbox) -> None:
         """Update the row of this value. Raises ``LookupError`` when there is none."""
-        if self._connection.execute(_UPDATE, {"sandbox": sandbox.id, **without(_row(sandbox), "id")}).rowcount != 1:
+        if self._connection.execute(_UPDATE, {"sandbox": sandbox.id, **omit(_row(sandbox), "id")}).rowcount != 1:
             raise LookupError(f"no sandbox {sandbox.id} to save")
 
     def open_of(self, builder: BuilderId) -> Sandbox | None:
@@ -85,7 +85,7 @@ class Sandboxes:
     def expire(self, before: datetime, limit: int) -> int:
         return self._connection.execute(_EXPIRE, {"before": before, "limit": limit}).rowcount
 
-    def thin(self, keep: int, limit: int) -> int:
+    def delete_oldest(self, keep: int, limit: int) -> int:
         return self._connection.execute(_THIN, {"keep": keep, "limit": limit}).rowcount
 
 

@@ -27,7 +27,7 @@ _COLUMNS = {
 }
 
 
-def faults(connection: Connection) -> list[str]:
+def differences(connection: Connection) -> list[str]:
     """Return the differences that keep this program from using the schema, with what it expects; [] when none."""
     found: dict[str, set[str]] = {}
     for table, column in connection.execute(_COLUMNS[connection.dialect.name]):

@@ -36,7 +36,7 @@ def open_sqlite(url: URL) -> Database:
         readers=0 if path is None else READERS,
         begin_migration=lambda: _begin_migration(writing),
         is_passing=lambda error: False,
-        why_down=why_down,
+        outage_reason=outage_reason,
     )
 
 
@@ -52,7 +52,7 @@ _FAULTS = {
 }
 
 
-def why_down(error: Exception) -> str | None:
+def outage_reason(error: Exception) -> str | None:
     """Describe the fault of the file. Return None for any other error.
 
     Errors of ``BEGIN`` and of opening the file come from the driver itself, not wrapped by SQLAlchemy.

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 READY_TIMEOUT = 3.0
 #: ``retry_after`` of ``StoreUnavailable``, in seconds.
 RETRY_AFTER = 5
-#: Seconds for which a schema without faults is not compared again: ``/readyz`` needs no token.
+#: Seconds for which a schema without differences is not compared again: ``/readyz`` needs no token.
 SCHEMA_CHECK_INTERVAL = 5.0
 #: Seconds between two warnings that the database is unavailable.
 FAULT_LOG_INTERVAL = 30.0
@@ -143,10 +143,10 @@ class SqlStore:
         except TimeoutError:
             return False
 
-    async def schema_faults(self) -> Sequence[str]:
+    async def schema_differences(self) -> Sequence[str]:
         try:
             async with asyncio.timeout(READY_TIMEOUT):
-                return await asyncio.get_running_loop().run_in_executor(self._readers, self._schema_faults)
+                return await asyncio.get_running_loop().run_in_executor(self._readers, self._schema_differences)
         except TimeoutError:
             return ["it did not answer in time"]
 
@@ -191,7 +191,7 @@ class SqlStore:
 
     def _check(self, error: Exception) -> None:
         """Raise ``StoreUnavailable`` for a fault of the database. The driver's error text goes only to the log."""
-        fault = self._database.why_down(error)
+        fault = self._database.outage_reason(error)
         if fault is not None:
             self._say_unavailable(str(error.orig if isinstance(error, DBAPIError) else error))
             raise _unavailable(fault) from error
@@ -212,12 +212,12 @@ class SqlStore:
             log.debug("database not ready error=%s", error)
             return False
 
-    def _schema_faults(self) -> Sequence[str]:
+    def _schema_differences(self) -> Sequence[str]:
         if time.monotonic() < self._schema_checked_until:
             return []
         try:
             with self._database.reading.begin() as connection:
-                found = schema.faults(connection)
+                found = schema.differences(connection)
         except Exception as error:
             log.warning("schema check failed error=%s", error)
             return ["its schema cannot be read: see the service's log"]

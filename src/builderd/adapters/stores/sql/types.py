@@ -72,7 +72,7 @@ class ForeignText(TypeDecorator[str]):
         return None if value is None else UNSTORABLE.sub("\ufffd", value)
 
 
-def word(words: type[StrEnum]) -> Enum:
+def enum_column(words: type[StrEnum]) -> Enum:
     """Return a column type for the values of an enum, stored as the API shows them.
 
     There is no CHECK constraint: enums grow, and SQLite changes a CHECK only by rebuilding the table. A value that the

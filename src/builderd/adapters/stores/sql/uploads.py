@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import uploads
 from builderd.domain.ids import TenantId, UploadId
 from builderd.domain.uploads import Upload
@@ -34,7 +34,7 @@ class Uploads:
         return Upload(**row) if row else None
 
     def save(self, upload: Upload) -> bool:
-        return self._connection.execute(_UPDATE, {"upload": upload.id, **without(row_of(upload), "id")}).rowcount > 0
+        return self._connection.execute(_UPDATE, {"upload": upload.id, **omit(row_of(upload), "id")}).rowcount > 0
 
     def of_tenant(self, tenant: TenantId) -> Sequence[Upload]:
         return [Upload(**row) for row in self._connection.execute(_OF_TENANT, {"tenant": tenant}).mappings()]

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, exists, insert, select, update
 
-from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import backups, builders, versions
 from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
@@ -80,7 +80,7 @@ class Versions:
     def save(self, version: Version) -> None:
         """Update the row of this value. Raises ``LookupError`` when there is none."""
         key = {"builder": version.builder_id, "which": version.number}
-        if self._connection.execute(_UPDATE, {**key, **without(_row(version), "builder_id", "number")}).rowcount != 1:
+        if self._connection.execute(_UPDATE, {**key, **omit(_row(version), "builder_id", "number")}).rowcount != 1:
             raise LookupError(f"no version {version.number} of builder {version.builder_id} to save")
 
     def uses_bundle(self, bundle_hash: str) -> bool:

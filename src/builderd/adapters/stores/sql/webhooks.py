@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, bindparam, delete, exists, func, insert, or_, select, update
 
-from builderd.adapters.stores.sql.rows import row_of, without
+from builderd.adapters.stores.sql.rows import omit, row_of
 from builderd.adapters.stores.sql.tables import deliveries, events, webhooks
 from builderd.domain.ids import TenantId, WebhookId
 from builderd.domain.webhooks import Attempt, Delivery, DeliveryStatus, Webhook, WebhookStatus
@@ -78,13 +78,13 @@ class Webhooks:
         return self._read(_ALL)
 
     def save(self, webhook: Webhook) -> None:
-        self._connection.execute(_UPDATE, {"webhook": webhook.id, **without(_row(webhook), "id")})
+        self._connection.execute(_UPDATE, {"webhook": webhook.id, **omit(_row(webhook), "id")})
 
     def delete(self, webhook: WebhookId) -> None:
         self._connection.execute(_DELETE_DELIVERIES, {"webhook": webhook})
         self._connection.execute(_DELETE, {"webhook": webhook})
 
-    def behind(self) -> Sequence[WebhookId]:
+    def with_undelivered_events(self) -> Sequence[WebhookId]:
         return self._connection.execute(_BEHIND).scalars().all()
 
     def due(self, now: datetime) -> Sequence[WebhookId]:
@@ -106,7 +106,7 @@ class Deliveries:
         return _read_delivery(row) if row else None
 
     def save(self, delivery: Delivery) -> None:
-        values = {"delivery": delivery.id, **without(_delivery_row(delivery), "id")}
+        values = {"delivery": delivery.id, **omit(_delivery_row(delivery), "id")}
         self._connection.execute(_UPDATE_DELIVERY, values)
 
     def claim(self, webhook: WebhookId, now: datetime, until: datetime) -> Delivery | None:

@@ -136,7 +136,7 @@ async def test_its_failures_hold(script: Script, adviser: LanguageModelAdviser, 
     assert (finding.rule, finding.severity) == ("LLM-failed", Severity.HOLD)
     assert why in finding.message
     assert not judge(made, (), NOW).passed
-    assert not made.whole  # so that it is asked again the next time
+    assert not made.is_complete  # so that it is asked again the next time
 
 
 async def test_an_endpoint_that_is_not_there_holds() -> None:

@@ -19,7 +19,7 @@ from tests.postgres import PostgresServer
 from tests.stores import open_store
 
 from builderd.adapters.stores.sql import store as store_module
-from builderd.adapters.stores.sql.postgresql import Link, connect_arguments, is_passing, why_down
+from builderd.adapters.stores.sql.postgresql import Link, connect_arguments, is_passing, outage_reason
 from builderd.adapters.stores.sql.store import MAX_RUNS, SqlStore
 from builderd.domain.errors import StoreUnavailable
 from builderd.domain.ids import BuilderId
@@ -172,7 +172,7 @@ async def test_a_database_that_is_gone_makes_the_store_unready(postgres_server: 
     ids=lambda value: type(value).__name__,
 )
 def test_a_server_that_is_not_there_is_told_from_one_that_refuses(error: psycopg.Error, expected: bool) -> None:
-    assert bool(why_down(OperationalError("", {}, error))) is expected
+    assert bool(outage_reason(OperationalError("", {}, error))) is expected
 
 
 async def test_a_server_that_is_not_there_is_a_coded_error_and_its_words_stay_in_the_log(

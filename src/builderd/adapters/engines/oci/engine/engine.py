@@ -32,7 +32,7 @@ from builderd.domain.quotas import Capacity
 from builderd.domain.sandboxes import Listening, SandboxReport, SandboxSpec, SandboxState, SandboxUsage
 from builderd.domain.versions import Isolation
 from builderd.linux.processes import boot_id
-from builderd.linux.threads import to_its_end
+from builderd.linux.threads import run_to_completion
 from builderd.ports.disk_files import OpenFile
 from builderd.ports.engine import Collected, DiskReport, EngineOptions, Progress, Readiness, Tool, ToolExit
 from builderd.ports.processes import Process
@@ -92,8 +92,8 @@ class OciEngine:
         return machine
 
     def readiness(self) -> Readiness:
-        trouble = self._machine.store.trouble() if self._machine and self._readiness.ready else None
-        return Readiness(False, trouble) if trouble else self._readiness
+        failure_reason = self._machine.store.failure_reason() if self._machine and self._readiness.ready else None
+        return Readiness(False, failure_reason) if failure_reason else self._readiness
 
     def supports(self, isolation: Isolation) -> str | None:
         return None if isolation.value in self._here.runtimes else _MISSING[isolation]
@@ -134,7 +134,7 @@ class OciEngine:
 
     async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
         await self._here.runs.sweep()
-        return await to_its_end(self._collect, frozenset(keep), unused_seconds)
+        return await run_to_completion(self._collect, frozenset(keep), unused_seconds)
 
     def _collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
         here = self._here
@@ -150,31 +150,31 @@ class OciEngine:
     # Disks
 
     async def create_disk(self, disk: DiskId, size_bytes: int) -> None:
-        await to_its_end(self._here.disks.create, disk, size_bytes)
+        await run_to_completion(self._here.disks.create, disk, size_bytes)
 
     async def disk(self, disk: DiskId) -> DiskReport | None:
         return self._here.disks.report(disk)
 
     async def put_bundle(self, disk: DiskId, bundle: Bundle, replaced: Bundle | None = None) -> None:
         self._refuse_while_used(disk)
-        await to_its_end(self._here.disks.put_bundle, disk, bundle, replaced)
+        await run_to_completion(self._here.disks.put_bundle, disk, bundle, replaced)
 
     async def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
-        await to_its_end(self._here.disks.mark_bundle, disk, bundle_hash)
+        await run_to_completion(self._here.disks.mark_bundle, disk, bundle_hash)
 
     async def clone_disk(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
         here, user = self._here, self._user(source)
         clone = partial(here.disks.clone, source, target, size_bytes)
         if user is None:
-            await to_its_end(clone)
+            await run_to_completion(clone)
             return
         # Written out before the freeze, so that the freeze is shorter.
-        await to_its_end(here.disks.write_out, source)
+        await run_to_completion(here.disks.write_out, source)
         await here.runs.while_frozen(user, clone)
 
     async def delete_disk(self, disk: DiskId) -> None:
         self._refuse_while_used(disk)
-        await to_its_end(self._here.disks.delete, disk)
+        await run_to_completion(self._here.disks.delete, disk)
 
     def _refuse_while_used(self, disk: DiskId) -> None:
         if self._user(disk):
@@ -230,7 +230,7 @@ class OciEngine:
     async def _start(self, spec: SandboxSpec) -> Record:
         here, runtime = self._here, self._runtime(spec.isolation)
         self._refuse_while_used(spec.disk)
-        root = await to_its_end(self._make_root, spec)
+        root = await run_to_completion(self._make_root, spec)
         log = here.logs.begin(spec.builder_id, spec.id)
         url = f"http://{here.addresses.gateway}:{self._settings.inside_port}"
         return await here.runs.start(make_run(spec, runtime, root, log, self._settings.log_limit, url))
@@ -274,7 +274,7 @@ class OciEngine:
 
     async def listening(self, sandbox: SandboxId) -> Listening:
         record = self._running(sandbox)
-        return Listening(await self._here.listeners.of(record) if record else frozenset())
+        return Listening(await self._here.listening_ports.of(record) if record else frozenset())
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
         if record := self._running(sandbox):
@@ -352,7 +352,7 @@ class OciEngine:
         return await asyncio.to_thread(self._here.logs.read, sandbox, cursor, ended, tail, since, limit)
 
     async def delete_logs(self, builder: BuilderId) -> None:
-        await to_its_end(self._here.logs.delete, builder)
+        await run_to_completion(self._here.logs.delete, builder)
 
     # The end
 

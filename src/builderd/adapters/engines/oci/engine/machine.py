@@ -20,7 +20,7 @@ from builderd.adapters.engines.oci.runtime.command import CONMON, Runtime
 from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.runtime.host_limits import raise_host_limits, raise_socket_pools, total_memory
 from builderd.adapters.engines.oci.runtime.launching import Launcher
-from builderd.adapters.engines.oci.runtime.listening import Listeners
+from builderd.adapters.engines.oci.runtime.listening import ListeningPorts
 from builderd.adapters.engines.oci.runtime.logs import Logs
 from builderd.adapters.engines.oci.runtime.records import Records
 from builderd.adapters.engines.oci.runtime.runner import Runner
@@ -35,7 +35,7 @@ from builderd.adapters.engines.oci.storage.store import Store
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.preflight import SEARCH_PATH
 from builderd.linux.processes import boot_id
-from builderd.linux.threads import to_its_end
+from builderd.linux.threads import run_to_completion
 from builderd.ports.engine import EngineOptions, Progress
 
 RUN_DIR = Path("/run/builderd")
@@ -67,7 +67,7 @@ class Machine:
         )
         heartbeat = Heartbeat(settings.data_dir / "heartbeat", boot_id(), settings.now)
         self.runs = Runs(places, records, self.launcher, self.cgroups, self.network, slots, self.runtimes, heartbeat)
-        self.listeners = Listeners(self.runs)
+        self.listening_ports = ListeningPorts(self.runs)
         self._base: Base | None = None
         self._layers: Layers | None = None
         self._tools: Tools | None = None
@@ -113,13 +113,13 @@ class Machine:
 
         When it fails or is cancelled, ``close`` releases what was opened by then.
         """
-        await to_its_end(self._make, progress)
+        await run_to_completion(self._make, progress)
         await self.runs.open()
         runner = Runner(self.runs, self.runtimes["standard"], self.lowers())
         self._layers = Layers(self.store, runner, {"/usr/local/bin/uv": Path(find_uv_bin())})
-        await to_its_end(self._layers.open)
+        await run_to_completion(self._layers.open)
         self._tools = Tools(runner, self.runtimes["standard"], self.lowers(), self.store.root / "tools", self.disks)
-        await to_its_end(self._tools.open)
+        await run_to_completion(self._tools.open)
         self.store.start_watch()
 
     def _make(self, progress: Progress) -> None:

@@ -19,7 +19,7 @@ from builderd.adapters.engines.oci.runtime.reclaiming import swaps_to_zram
 from builderd.adapters.engines.oci.runtime.seccomp import PROFILE
 from builderd.adapters.engines.oci.storage.backing import image_of, is_mounted
 from builderd.adapters.engines.oci.storage.storage_device import StorageDevice
-from builderd.adapters.engines.oci.storage.store_watch import find_trouble
+from builderd.adapters.engines.oci.storage.store_watch import find_failure
 from builderd.domain.preflight import SEARCH_PATH, PreflightCheck
 from builderd.domain.resources import GB
 
@@ -173,13 +173,13 @@ def _store(data_dir: Path, floor_bytes: int) -> Sequence[PreflightCheck]:
 
 def check_store(device: StorageDevice) -> Sequence[PreflightCheck]:
     """Check a mounted store: apps can write to it, and its metadata has one copy."""
-    trouble, copies = find_trouble(device), device.space_info().metadata_ratio
+    failure_reason, copies = find_failure(device), device.space_info().metadata_ratio
     detail = f"{device.writable() / GB:.1f} GB can be written at {device.root}"
     cost = (
         "a byte of disk is promised only once for each copy, since apps may write nothing but metadata. The service "
         f"converts a store of its own. Yours: btrfs balance start -f -mconvert=single {device.root}"
     )
     return [
-        PreflightCheck("store", trouble is None, detail, trouble or "", False),
+        PreflightCheck("store", failure_reason is None, detail, failure_reason or "", False),
         PreflightCheck("metadata of the store", copies <= 1, f"takes {copies:g} times as much as data", cost, False),
     ]

@@ -98,7 +98,7 @@ class Netlink:
     def add_default_route(self, gateway: str, index: int) -> None:
         self._add_route(index, attribute(_RTA_GATEWAY, socket.inet_aton(gateway)))
 
-    def keep_the_rest(self, index: int) -> None:
+    def add_fallback_route(self, index: int) -> None:
         """Route packets without another route into the namespace itself, as the last table: docs/adr/0049.
 
         The table is looked at last.

@@ -89,7 +89,7 @@ class Network:
             instance=self._instance,
             bridge=self.bridge,
             subnet=self.addresses.subnet,
-            secluded=self.addresses.secluded,
+            without_egress=self.addresses.without_egress,
             gateway=self.addresses.gateway,
             inside_port=self._egress.inside_port,
             resolvers=host_resolvers(),

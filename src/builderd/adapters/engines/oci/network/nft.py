@@ -47,7 +47,7 @@ COUNTING = f"table inet builderd_probe {{\n  {_COUNTED}\n}}\n"
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Input of the rules. ``secluded``: subnet of sandboxes without network access. ``resolvers``: reached on port 53.
+    """Input of the rules. ``without_egress``: subnet of sandboxes without a network. ``resolvers``: reached on port 53.
 
     ``counts_flows`` needs a kernel that can (CONFIG_NFT_CONNLIMIT).
     """
@@ -55,7 +55,7 @@ class Policy:
     instance: str
     bridge: str
     subnet: IPv4Network
-    secluded: IPv4Network
+    without_egress: IPv4Network
     gateway: str
     inside_port: int
     resolvers: Sequence[str] = ()
@@ -89,7 +89,7 @@ table inet {name} {{
   chain input {{
     type filter hook input priority filter; policy accept;
     iifname "{bridge}" ct state established,related accept
-    iifname "{bridge}" ip saddr {policy.secluded} {_REFUSE}
+    iifname "{bridge}" ip saddr {policy.without_egress} {_REFUSE}
     iifname "{bridge}" ip daddr {policy.gateway} tcp dport {policy.inside_port} goto admit
     {dns}
     iifname "{bridge}" drop
@@ -98,7 +98,7 @@ table inet {name} {{
     type filter hook forward priority filter; policy accept;
     iifname "{bridge}" ct state established,related accept
     iifname "{bridge}" oifname "{bridge}" drop
-    iifname "{bridge}" ip saddr {policy.secluded} {_REFUSE}
+    iifname "{bridge}" ip saddr {policy.without_egress} {_REFUSE}
     iifname "{bridge}" ip daddr @denied drop
     {dns}
     iifname "{bridge}" ip daddr @allowed goto admit

@@ -33,7 +33,7 @@ class Addresses:
         return str(self.subnet[1])
 
     @property
-    def secluded(self) -> IPv4Network:
+    def without_egress(self) -> IPv4Network:
         """Return the half of the subnet for sandboxes without network access."""
         return list(self.subnet.subnets())[1]
 

@@ -107,7 +107,7 @@ class Cgroups:
         if f"{self.path(name)}/" not in read_proc(f"{pid}/cgroup").replace("\n", "/\n"):
             raise ProcessLookupError(pid)
         directory = self._directory("pids", f"{name}/{inner}")
-        with _there():
+        with _ignore_missing():
             directory.mkdir(exist_ok=True)
             (directory / "cgroup.procs").write_text(str(pid))
 
@@ -219,7 +219,7 @@ class Cgroups:
         deadline = time.monotonic() + _KILL_SECONDS
         while processes := {pid for directory in self._directories(name) for pid in _processes(directory)}:
             if self.version == 2:
-                with contextlib.suppress(FileNotFoundError), _there():
+                with contextlib.suppress(FileNotFoundError), _ignore_missing():
                     (self._directory("pids", name) / "cgroup.kill").write_text("1")
             # Parents first: a shell would report the death of its child.
             for process in sorted(processes):
@@ -267,7 +267,7 @@ class Cgroups:
 
 
 @contextlib.contextmanager
-def _there() -> Iterator[None]:
+def _ignore_missing() -> Iterator[None]:
     """Raise ``FileNotFoundError`` for ENODEV: the kernel's error for a group that is just being removed."""
     try:
         yield
@@ -278,7 +278,7 @@ def _there() -> Iterator[None]:
 
 
 def _read(file: Path) -> str:
-    with _there():
+    with _ignore_missing():
         return file.read_text()
 
 
@@ -287,7 +287,7 @@ def _set(file: Path, value: str) -> None:
 
     Nor looks whether it can be sought in, as Python's own files do: in a group that is just being removed it cannot.
     """
-    with _there():
+    with _ignore_missing():
         descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(descriptor, value.encode())

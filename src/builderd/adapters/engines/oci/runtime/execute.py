@@ -41,7 +41,7 @@ from builderd.linux.processes import open_files
 #: Byte by which the gate reports that it runs, and again that it was released; output before it is discarded.
 _READY = b"\x06"
 #: Bytes kept of what comes before the gate's byte: a hostile process may write without end.
-_HEARD_BYTES = 64 << 10
+_MAX_READY_BYTES = 64 << 10
 #: Byte by which the gate reports a missing working directory.
 _NO_FOLDER = b"\x15"
 #: The release is a line of input, which a terminal echoes: so the gate reports a second time.
@@ -175,30 +175,30 @@ class Execution:
     async def _pass_the_gate(self) -> None:
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await self._hear()
+                await self._read_until_ready()
                 if not await self._enter_group():
                     raise InvalidState("The sandbox has ended.")
                 await self.write(b"\n")
-                await self._hear()
+                await self._read_until_ready()
         except TimeoutError as error:
             raise EngineUnavailable(
                 "The command could not be started in time: the machine is overloaded.", retry_after=10
             ) from error
 
-    async def _hear(self) -> None:
+    async def _read_until_ready(self) -> None:
         """Wait for the gate's byte. Raises ``InvalidState`` with the runtime's message when none comes."""
-        heard = self._first
-        while _READY not in heard:
-            if len(heard) > _HEARD_BYTES:
+        received = self._first
+        while _READY not in received:
+            if len(received) > _MAX_READY_BYTES:
                 raise InvalidState("The command could not be started: something in the sandbox floods its output.")
-            if heard.endswith(_NO_FOLDER):
+            if received.endswith(_NO_FOLDER):
                 raise ValidationFailed({"cwd": [f"there is no folder {self._spec.folder} in the sandbox"]})
             piece = await self._output.read() if self._output else b""
             if not piece:
-                complaint = heard + (await self._errors.read() if self._errors else b"")
+                complaint = received + (await self._errors.read() if self._errors else b"")
                 raise InvalidState(f"The command could not be started: {complaint.decode(errors='replace').strip()}")
-            heard += piece
-        self._first = heard.partition(_READY)[2]
+            received += piece
+        self._first = received.partition(_READY)[2]
 
     async def _enter_group(self) -> bool:
         """Move the gate into a control group of its own; return False when the sandbox has ended."""
@@ -220,7 +220,7 @@ class Execution:
         except (FileNotFoundError, ValueError):
             return None
 
-    async def end(self, patience: float = _HANG_UP_SECONDS) -> None:
+    async def end(self, timeout: float = _HANG_UP_SECONDS) -> None:
         """Close the streams, then kill the process if it does not end.
 
         Under gVisor only the runtime's own command notices a closed stream, so the process is killed at once.
@@ -231,7 +231,7 @@ class Execution:
                     await self._kill_marked()
         finally:
             self._close_streams()
-        await asyncio.wait({self._ended}, timeout=patience)
+        await asyncio.wait({self._ended}, timeout=timeout)
         with contextlib.suppress(EngineUnavailable):
             await self.kill()
         self._document.unlink(missing_ok=True)

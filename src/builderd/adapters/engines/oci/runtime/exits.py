@@ -102,7 +102,7 @@ class Exits:
                 await _first(process.wait(), shim.wait())
                 await _first(self.wait(name, _SHIM_SECONDS), shim.wait())
             if await self._end_unmonitored(name):
-                self._tell(name)
+                self._notify(name)
         finally:
             # The end of a sandbox that ended before it was watched is not reported.
             if self._watches.get(name) is asyncio.current_task():
@@ -116,9 +116,9 @@ class Exits:
             name = buffer[_EVENT.size : _EVENT.size + length].rstrip(b"\0").decode(errors="replace")
             buffer = buffer[_EVENT.size + length :]
             if is_name(name) and self._ended(name):
-                self._tell(name)
+                self._notify(name)
 
-    def _tell(self, name: str) -> None:
+    def _notify(self, name: str) -> None:
         for event in self._waiting.get(name, ()):
             event.set()
         task = self._watches.pop(name, None)

@@ -293,7 +293,7 @@ def configure_inside(ip: str, gateway: str) -> None:
         netlink.set_up(index)
         netlink.add_link_route(gateway, index)
         netlink.add_default_route(gateway, index)
-        netlink.keep_the_rest(index)
+        netlink.add_fallback_route(index)
 
 
 def write(path: str, text: str) -> None:

@@ -26,11 +26,13 @@ _LOOK_BYTES = 1 << 20
 _LOOK = ProcessSpec(("cat", "/proc/net/tcp", "/proc/net/tcp6"), joined=True)
 
 
-class Listeners:
+class ListeningPorts:
+    """Listening ports of running sandboxes."""
+
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
         #: Sockets last read inside gVisor, with their time; dropped when too old.
-        self._looks: dict[str, tuple[float, Sockets]] = {}
+        self._results: dict[str, tuple[float, Sockets]] = {}
 
     async def of(self, record: Record) -> Sockets:
         """Return the listening sockets of a running sandbox, at most some dozens."""
@@ -43,12 +45,12 @@ class Listeners:
         """Read the sockets of a gVisor sandbox, hidden from the host: connect to the port, else run a command."""
         if await _answers(record.ip, record.port):
             return frozenset({("0.0.0.0", record.port)})  # noqa: S104
-        looked_at, sockets = self._looks.get(record.id, (0.0, frozenset()))
+        looked_at, sockets = self._results.get(record.id, (0.0, frozenset()))
         if time.monotonic() - looked_at > _LOOK_SECONDS:
             sockets = await self._look(record)
             now = time.monotonic()
-            self._looks = {name: look for name, look in self._looks.items() if now - look[0] <= _LOOK_SECONDS}
-            self._looks[record.id] = (now, sockets)
+            self._results = {name: look for name, look in self._results.items() if now - look[0] <= _LOOK_SECONDS}
+            self._results[record.id] = (now, sockets)
         return sockets
 
     async def _look(self, record: Record) -> Sockets:

@@ -126,7 +126,7 @@ class _Generation(NamedTuple):
     whole: bool
 
 
-class _Place(NamedTuple):
+class _Position(NamedTuple):
     """Position after ``skip`` complete lines from the offset in the generation with this number."""
 
     generation: int = 0
@@ -148,40 +148,40 @@ def read_generations(
     """
     newest = len(contents) - 1
     generations = [_Generation(_key(one), one, ended or number < newest) for number, one in enumerate(contents)]
-    place = _place(generations, cursor)
+    position = _position_of(generations, cursor)
     # A file that has just replaced a full one is still empty and has no key.
     generations = [one for one in generations if one.key]
     if since is not None:
-        place = max(place, _since(generations, since))
+        position = max(position, _since(generations, since))
     if tail is not None:
-        place = _before_last(generations, place, tail)
-    return _read_on(generations, place, cursor, limit)
+        position = _before_last(generations, position, tail)
+    return _read_on(generations, position, cursor, limit)
 
 
-def _place(generations: Sequence[_Generation], cursor: Cursor) -> _Place:
+def _position_of(generations: Sequence[_Generation], cursor: Cursor) -> _Position:
     for number, generation in enumerate(generations):
         if generation.key and generation.key == cursor.generation:
-            return _Place(number, cursor.offset, cursor.skip)
-    return _Place(len(generations) - 1) if cursor.generation else _Place()
+            return _Position(number, cursor.offset, cursor.skip)
+    return _Position(len(generations) - 1) if cursor.generation else _Position()
 
 
-def _since(generations: Sequence[_Generation], since: datetime) -> _Place:
+def _since(generations: Sequence[_Generation], since: datetime) -> _Position:
     """Return a position some records before the first of this time or later: its line may have begun there."""
     for number, (_, content, _) in reversed(list(enumerate(generations))):
         offset = bisect_left(range(len(content)), since, key=partial(_time_at, content))
         if offset > 0:
-            return _Place(number, _back(content, offset, _MARGIN))
-    return _Place()
+            return _Position(number, _back(content, offset, _MARGIN))
+    return _Position()
 
 
-def _before_last(generations: Sequence[_Generation], first: _Place, count: int) -> _Place:
+def _before_last(generations: Sequence[_Generation], first: _Position, count: int) -> _Position:
     """Return the position of the last ``count`` lines, or ``first`` when there are fewer."""
     for number in reversed(range(first.generation, len(generations))):
-        at = first if number == first.generation else _Place(number)
+        at = first if number == first.generation else _Position(number)
         offset, found = _near_end(generations[number], at.offset, count)
         skipped = at.skip if offset == at.offset else 0
         if found - skipped >= count:
-            return _Place(number, offset, found - count)
+            return _Position(number, offset, found - count)
         count -= found - skipped
     return first
 
@@ -197,14 +197,14 @@ def _near_end(generation: _Generation, offset: int, count: int) -> tuple[int, in
         records *= 4
 
 
-def _read_on(generations: Sequence[_Generation], place: _Place, cursor: Cursor, limit: int | None) -> LogPage:
+def _read_on(generations: Sequence[_Generation], position: _Position, cursor: Cursor, limit: int | None) -> LogPage:
     found: list[LogLine] = []
     more = False
-    for key, content, whole in generations[place.generation :]:
+    for key, content, whole in generations[position.generation :]:
         missing = None if limit is None else limit - len(found)
-        read = parse_log(content, place.offset, place.skip, whole, missing)
+        read = parse_log(content, position.offset, position.skip, whole, missing)
         found += read.lines
-        cursor, more, place = Cursor(key, read.offset, read.skip), read.more, _Place()
+        cursor, more, position = Cursor(key, read.offset, read.skip), read.more, _Position()
         if more:
             break
     return LogPage(found, str(cursor), more)

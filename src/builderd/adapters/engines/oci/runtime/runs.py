@@ -42,7 +42,7 @@ from builderd.domain.errors import EngineUnavailable
 from builderd.linux.json_files import write_json
 from builderd.linux.pipes import read_line
 from builderd.linux.processes import Process, boot_id, find_process, open_files
-from builderd.linux.threads import to_its_end
+from builderd.linux.threads import run_to_completion
 
 log = logging.getLogger(__name__)
 
@@ -363,7 +363,7 @@ class Runs:
         kept = self.records.folder(run.id)
         argv = command.shim(run.runtime, run.id, bundle, kept, self.records.exits, run.log, run.log_limit)
         # Creating a group waits while another process moves: not in the event loop.
-        tasks = await to_its_end(self.cgroups.open_shim, run.id)
+        tasks = await run_to_completion(self.cgroups.open_shim, run.id)
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             ended = await self.launcher.run(
@@ -417,7 +417,7 @@ class Runs:
         not freeze. Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it goes on.
         """
         async with self._lock(record):
-            await to_its_end(self._work_while_frozen, self._newest(record), work)
+            await run_to_completion(self._work_while_frozen, self._newest(record), work)
 
     def _work_while_frozen(self, record: Record, work: Callable[[], None]) -> None:
         if self.is_frozen(record) or not self.is_running(record):
@@ -446,7 +446,7 @@ class Runs:
                 return
             record = self._save(replace(record, frozen_at=self.records.now()))
             try:
-                await to_its_end(self.cgroups.freeze, record.id)
+                await run_to_completion(self.cgroups.freeze, record.id)
             except (TimeoutError, FileNotFoundError) as error:
                 if self.is_running(record):
                     self._resume(record)

@@ -40,7 +40,7 @@ class Backing(Protocol):
     def kind(self) -> Kind: ...
 
     @property
-    def place(self) -> Path:
+    def location(self) -> Path:
         """Return the folder, the device or the file."""
 
     def file_system(self) -> str | None:
@@ -91,7 +91,7 @@ class FolderBacking:
         return Kind.FOLDER
 
     @property
-    def place(self) -> Path:
+    def location(self) -> Path:
         return self.folder
 
     def file_system(self) -> str | None:
@@ -127,7 +127,7 @@ class DeviceBacking:
         return Kind.DEVICE
 
     @property
-    def place(self) -> Path:
+    def location(self) -> Path:
         return self.device
 
     def file_system(self) -> str | None:
@@ -183,7 +183,7 @@ class ImageBacking:
         return Kind.IMAGE
 
     @property
-    def place(self) -> Path:
+    def location(self) -> Path:
         return self.image
 
     def file_system(self) -> str | None:

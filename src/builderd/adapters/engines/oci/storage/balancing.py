@@ -75,7 +75,7 @@ class Balancing:
         if self._converts and needs_conversion(info):
             if not self._convert_pause:
                 self._convert(info)
-        elif free_in_chunks(info) > self._stuck and (kinds := crowded(info, self._promised())):
+        elif free_in_chunks(info) > self._stuck and (kinds := nearly_full(info, self._promised())):
             self._gather(info, kinds)
 
     def _convert(self, info: SpaceInfo) -> None:
@@ -111,7 +111,7 @@ def free_in_chunks(info: SpaceInfo) -> int:
     return info.data.free + info.metadata.free
 
 
-def crowded(info: SpaceInfo, promised: int) -> list[str]:
+def nearly_full(info: SpaceInfo, promised: int) -> list[str]:
     """Return the kinds of chunks ("d" data, "m" metadata) that hold free space the other kind may need. Pure."""
     unallocated = info.unallocated / info.metadata_ratio
     spare = min(SPARE, int(info.size * SPARE_SHARE))

@@ -22,8 +22,8 @@ from builderd.adapters.engines.oci.storage.base_recipe import (
     Recipe,
     base_id,
     build_argv,
+    proxy_options,
     sources,
-    way_out,
 )
 from builderd.adapters.engines.oci.storage.mounts import mounted_roots
 from builderd.domain.errors import EngineUnavailable
@@ -138,7 +138,7 @@ def _lock(path: Path, progress: Progress) -> Iterator[int]:
 def _fill(recipe: Recipe, folder: Path, lock: int, progress: Progress) -> None:
     root = folder / "root"
     apt_sources = sources(_output("apt-get", "indextargets", "--format", TARGET_FORMAT))
-    apt_options = way_out(_output("apt-config", "dump"))
+    apt_options = proxy_options(_output("apt-config", "dump"))
     progress(f"base: making a Debian {recipe.suite} root file system (once per host)")
     _run(build_argv(recipe, str(root), apt_sources, apt_options), lock, progress)
     versions = _output("dpkg-query", f"--root={root}", "--show", "--showformat", VERSION_FORMAT).splitlines()

@@ -68,7 +68,9 @@ DEFAULT_SOURCES = (
 TARGET_FORMAT = "$(CREATED_BY)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)"
 
 #: Settings by which the host reaches its mirror. Its pins, hooks and local sources do not apply to the base.
-_WAY_OUT = re.compile(r"Acquire::(?:https?(?:::\S*)?::(?:Proxy\S*|CaInfo|Verify-Peer|Timeout)|Check-\S+|Retries) .+;")
+_PROXY_OPTION = re.compile(
+    r"Acquire::(?:https?(?:::\S*)?::(?:Proxy\S*|CaInfo|Verify-Peer|Timeout)|Check-\S+|Retries) .+;"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +120,9 @@ def _source(line: str) -> str | None:
     return f"deb {option}{uri} {release} main"
 
 
-def way_out(apt_config: str) -> tuple[str, ...]:
+def proxy_options(apt_config: str) -> tuple[str, ...]:
     """Return the proxy, certificate and time-check settings in what ``apt-config dump`` prints."""
-    return tuple(line for line in apt_config.splitlines() if _WAY_OUT.fullmatch(line))
+    return tuple(line for line in apt_config.splitlines() if _PROXY_OPTION.fullmatch(line))
 
 
 def build_argv(recipe: Recipe, target: str, apt_sources: Sequence[str], apt_options: Sequence[str]) -> list[str]:

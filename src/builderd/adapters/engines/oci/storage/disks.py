@@ -24,7 +24,7 @@ from builderd.adapters.engines.oci.storage.background_delete import BackgroundDe
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.adapters.engines.oci.storage.deferred_sync import MARK, is_damaged
 from builderd.adapters.engines.oci.storage.mounts import mounted_roots
-from builderd.adapters.engines.oci.storage.placement import place
+from builderd.adapters.engines.oci.storage.placement import write_files
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, folder, is_subvolume, snapshot
 from builderd.adapters.engines.oci.storage.tree import clear
@@ -64,7 +64,7 @@ class Disks:
                 self._store.quota.delete(path)
             elif is_subvolume(path):
                 self._count(path)
-                _tidy(path)
+                _remove_leftovers(path)
                 self._empty_trash(path)
                 self._store.deferred_sync.adopt(path)
         self._store.quota.drop_unused()
@@ -84,7 +84,7 @@ class Disks:
 
     def create(self, disk: DiskId, size_bytes: int) -> None:
         """Create an empty disk with a hard limit; an existing one gets the new limit. Raises ``NoCapacity``."""
-        with self._lock, self._making(disk, size_bytes) as unfinished:
+        with self._lock, self._new_disk(disk, size_bytes) as unfinished:
             if unfinished is None:
                 return
             create_subvolume(unfinished)
@@ -96,7 +96,7 @@ class Disks:
     def clone(self, source: DiskId, target: DiskId, size_bytes: int) -> None:
         """Clone a disk, with a limit of its own that counts only later writes. Raises ``NoCapacity``."""
         origin = self._existing(source)
-        with self._lock, self._making(target, size_bytes) as unfinished:
+        with self._lock, self._new_disk(target, size_bytes) as unfinished:
             if unfinished is None:
                 return
             snapshot(origin, unfinished)
@@ -104,7 +104,7 @@ class Disks:
                 (unfinished / "bundle").unlink(missing_ok=True)
             # Taking the snapshot made the kernel write everything out.
             (unfinished / MARK).unlink(missing_ok=True)
-            _tidy(unfinished)
+            _remove_leftovers(unfinished)
             self._limit(target, unfinished, size_bytes)
         # Deleted content may be large: it goes in the background.
         self._empty_trash(self._path(target))
@@ -115,7 +115,7 @@ class Disks:
             sync_file_system(inside)
 
     @contextmanager
-    def _making(self, disk: DiskId, size_bytes: int) -> Iterator[Path | None]:
+    def _new_disk(self, disk: DiskId, size_bytes: int) -> Iterator[Path | None]:
         """Yield a folder for a new disk, renamed at the end; None for an existing one, which gets the limit."""
         path = self._path(disk)
         self._store.reservations.claim(disk, size_bytes + SCRATCH_BYTES)
@@ -169,7 +169,7 @@ class Disks:
             if before.hash:
                 _write_record(unfinished, before.hash)
             record.unlink(missing_ok=True)
-            place(*changes(before, bundle), path / "app", APP_OWNER)
+            write_files(*changes(before, bundle), path / "app", APP_OWNER)
             self._store.deferred_sync.mark(path)
             _write_record(record, bundle.hash)
             unfinished.unlink(missing_ok=True)
@@ -184,8 +184,8 @@ class Disks:
         _write_record(self._existing(disk) / "bundle", bundle_hash)
 
     def _full(self, path: Path) -> BuilderdError:
-        if trouble := self._store.trouble():
-            return EngineUnavailable(trouble, retry_after=60)
+        if failure_reason := self._store.failure_reason():
+            return EngineUnavailable(failure_reason, retry_after=60)
         size = self._store.quota.limit_of(self._store.quota.group(path)) / GB
         return NoCapacity(
             f"The builder's disk of {size:.3g} GB is full: delete files in /app, or ask for a larger disk."
@@ -198,7 +198,7 @@ class Disks:
             "ask for a larger disk."
         )
 
-    def too_full_to_delete(self, disk: DiskId) -> TooLarge:
+    def delete_needs_space(self, disk: DiskId) -> TooLarge:
         """Return the error for a folder that cannot be moved aside."""
         return TooLarge(
             f"The builder's disk of {self.limit(disk) / GB:.3g} GB is full, and deleting this needs a little room: "
@@ -284,7 +284,7 @@ def _make_private(path: Path) -> Path:
     return path
 
 
-def _tidy(disk: Path) -> None:
+def _remove_leftovers(disk: Path) -> None:
     """Remove unfinished uploads, left by a crash or copied into a clone."""
     if (disk / INCOMING).exists():
         with folder(disk / INCOMING) as left:

@@ -85,7 +85,7 @@ class Files:
             yield root
 
     @asynccontextmanager
-    async def open(self, disk: DiskId, path: str) -> AsyncIterator[Reading]:
+    async def open(self, disk: DiskId, path: str) -> AsyncIterator[DiskFileReader]:
         def work() -> int:
             with self._root(disk) as root:
                 return tree.open_file(root, path)
@@ -93,7 +93,7 @@ class Files:
         descriptor = await self._run(work)
         try:
             entry = tree.make_entry(path.rpartition("/")[2], os.fstat(descriptor))
-            yield Reading(entry, descriptor, self._run)
+            yield DiskFileReader(entry, descriptor, self._run)
         finally:
             os.close(descriptor)
 
@@ -112,7 +112,7 @@ class Files:
                 raise OSError(errno.EDQUOT, "larger than the disk")
             flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
             with tree.closing(os.open(".", flags, 0o600, dir_fd=staging)) as staged:
-                async for piece in in_pieces(content, PIECE_BYTES):
+                async for piece in chunked(content, PIECE_BYTES):
                     await self._run(_write_all, staged, piece)
                 return await self._run(self._put, disk, path, condition, staged, staging, executable)
 
@@ -133,7 +133,7 @@ class Files:
 
     async def delete(self, disk: DiskId, path: str, condition: Condition, recursive: bool) -> None:
         def work() -> None:
-            with self._full_disk_as(self._disks.too_full_to_delete, disk), self._root(disk) as root:
+            with self._full_disk_as(self._disks.delete_needs_space, disk), self._root(disk) as root:
                 with self._changing:
                     moved = tree.delete(root, path, condition, partial(self._trash, disk), recursive=recursive)
                 if moved and not self._clear(disk):
@@ -174,7 +174,7 @@ class Files:
             await ended()
 
 
-class Reading:
+class DiskFileReader:
     """Implements ``ports.disk_files.OpenFile``."""
 
     def __init__(self, entry: FileEntry, descriptor: int, run: Callable[..., Coroutine[Any, Any, bytes]]) -> None:
@@ -204,7 +204,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-async def in_pieces(content: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+async def chunked(content: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
     """Join pieces to at least this size, except the last."""
     piece = bytearray()
     async for part in content:

@@ -15,7 +15,7 @@ from pathlib import Path
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, snapshot
 from builderd.domain.errors import NoCapacity
-from builderd.linux.threads import to_its_end
+from builderd.linux.threads import run_to_completion
 
 #: Folders of the store and names of claims: at most two caches at a time, one of them only for builds that began in it.
 NAMES = ("cache", "cache2")
@@ -75,15 +75,15 @@ class LayerCache:
         finally:
             self._users[path] -= 1
             if path != self.path and not self._users[path]:
-                await to_its_end(self._remove, path)
+                await run_to_completion(self._remove, path)
             self._left.set()
 
     async def _renew(self) -> bool:
         """Provide an empty cache. Return False if builds are in both, or the store has no room for a second one."""
         if not self._users[self.path]:
-            await to_its_end(self.empty)
+            await run_to_completion(self.empty)
             return True
-        return await to_its_end(self._begin_other)
+        return await run_to_completion(self._begin_other)
 
     def _begin_other(self) -> bool:
         (other,) = set(self._paths) - {self.path}

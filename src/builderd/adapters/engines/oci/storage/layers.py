@@ -30,7 +30,7 @@ from builderd.domain.errors import MachineFault, NoCapacity, NotFound
 from builderd.domain.layers import CACHE, INPUT, LAYER, BuildOutcome, BuildStep, Cache, LayerPlan
 from builderd.domain.machine_faults import helper_died
 from builderd.domain.resources import GB
-from builderd.linux.threads import to_its_end
+from builderd.linux.threads import run_to_completion
 
 Progress = Callable[[str], None]
 
@@ -132,8 +132,8 @@ class Layers:
         """Leave the cache as soon as only a copy is needed: a package's code would hold it as long as it likes."""
         caches = {step.cache for step in plan.steps}
         scratch, shared = Cache.SCRATCH in caches, cache if Cache.SHARED in caches else None
-        async with self._making(plan.key, copies=2 if scratch else 1, shared=shared) as build:
-            await to_its_end(self._fill, build, plan, cache if scratch else None)
+        async with self._new_layer(plan.key, copies=2 if scratch else 1, shared=shared) as build:
+            await run_to_completion(self._fill, build, plan, cache if scratch else None)
             if shared is None:
                 await entered.aclose()
             return await self._make(build, plan.key, plan.steps, progress)
@@ -150,26 +150,26 @@ class Layers:
                 raise NotFound(f"There is no layer {key}.")
             if generation > 1:
                 return BuildOutcome(0, (), 0.0, reused=True)
-            async with self._making(key, copies=1) as build:
-                await to_its_end(self._copy, build, self._finished.path(key, generation))
-                return await self._make(build, key, (step,), _nobody)
+            async with self._new_layer(key, copies=1) as build:
+                await run_to_completion(self._copy, build, self._finished.path(key, generation))
+                return await self._make(build, key, (step,), _ignore_line)
 
     def _lock(self, key: str) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
 
     @asynccontextmanager
-    async def _making(self, key: str, copies: int, shared: Path | None = None) -> AsyncIterator[Build]:
+    async def _new_layer(self, key: str, copies: int, shared: Path | None = None) -> AsyncIterator[Build]:
         """Hold a build's folder and its claim on space; both are removed at the end."""
         name = f"{key[:16]}-{secrets.token_hex(4)}"
         claim = f"build {name}"
         size = self._store.reservations.claim_some(claim, MIN_LAYER * copies, self._most() * copies) // copies
         build = Build(self._store.builds / name, size, shared)
         try:
-            await to_its_end(build.folder.mkdir, mode=0o711)
+            await run_to_completion(build.folder.mkdir, mode=0o711)
             yield build
         finally:
             self._store.reservations.release(claim)
-            await to_its_end(self._discard, build.folder)
+            await run_to_completion(self._discard, build.folder)
 
     def _discard(self, folder: Path) -> None:
         for name in ("layer", "cache"):
@@ -200,10 +200,10 @@ class Layers:
             if end.exit_code:
                 await asyncio.to_thread(self._refuse_fault_of_machine, build, end)
                 return _outcome(end, transcript, begun)
-        if fault := await asyncio.to_thread(_layer_fault, build.layer):
-            transcript.add(fault)
+        if error := await asyncio.to_thread(_layer_error, build.layer):
+            transcript.add(error)
             return _outcome(BuildExit(1), transcript, begun)
-        await to_its_end(self._finished.put, key, build.layer)
+        await run_to_completion(self._finished.put, key, build.layer)
         return _outcome(BuildExit(0), transcript, begun)
 
     def _refuse_fault_of_machine(self, build: Build, end: BuildExit) -> None:
@@ -289,7 +289,7 @@ def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:
         file.write_bytes(content)
 
 
-def _layer_fault(layer: Path) -> str | None:
+def _layer_error(layer: Path) -> str | None:
     """Check a layer's content: it lies below an app's root and may hold only what installers make.
 
     Of a great many names only the first few are looked at: to leave millions costs a build little.
@@ -305,5 +305,5 @@ def _layer_fault(layer: Path) -> str | None:
     return None
 
 
-def _nobody(line: str) -> None:
+def _ignore_line(line: str) -> None:
     """Discard progress of background work."""

@@ -21,7 +21,7 @@ UNFINISHED = ".builderd-unfinished"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def place(files: Sequence[BundleFile], removed: Sequence[str], target: Path, owner: int) -> None:
+def write_files(files: Sequence[BundleFile], removed: Sequence[str], target: Path, owner: int) -> None:
     """Remove the paths ``removed`` below ``target`` and write the files, ordered by their paths and owned by ``owner``.
 
     A folder that a removal leaves empty is removed too. What an app made of a path to be removed stays where that is
@@ -31,8 +31,8 @@ def place(files: Sequence[BundleFile], removed: Sequence[str], target: Path, own
     aside to ``<name>.~1~``: it may hold what the app wrote. Other files stay as they are.
     """
     for path in (*removed, *(file.path for file in files)):
-        if fault := path_error(path):
-            raise ValueError(f"{path!r} {fault}")
+        if error := path_error(path):
+            raise ValueError(f"{path!r} {error}")
     with folder(target) as root:
         for path in removed:
             _remove(root, path)
@@ -104,7 +104,7 @@ def _open_folder(parent: int, name: str, owner: int) -> int:
 
 def _write(parent: int, file: BundleFile, owner: int) -> None:
     name = file.path.rpartition("/")[2]
-    _make_way(parent, UNFINISHED)
+    _clear_path(parent, UNFINISHED)
     with suppress(FileNotFoundError):
         os.unlink(UNFINISHED, dir_fd=parent)
     descriptor = os.open(UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
@@ -113,11 +113,11 @@ def _write(parent: int, file: BundleFile, owner: int) -> None:
         out.flush()
         os.fchown(descriptor, owner, owner)
         os.fchmod(descriptor, 0o755 if file.executable else 0o644)
-    _make_way(parent, name)
+    _clear_path(parent, name)
     os.rename(UNFINISHED, name, src_dir_fd=parent, dst_dir_fd=parent)
 
 
-def _make_way(parent: int, name: str) -> None:
+def _clear_path(parent: int, name: str) -> None:
     """Rename a file into place; a folder in its way is removed first, since a rename does not replace it."""
     try:
         os.rmdir(name, dir_fd=parent)

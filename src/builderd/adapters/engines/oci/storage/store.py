@@ -100,9 +100,9 @@ class Store:
         self._watch.start()
         self._balancing.start()
 
-    def trouble(self) -> str | None:
+    def failure_reason(self) -> str | None:
         """Return why apps cannot write and what to do; None when they can."""
-        return self._watch.trouble() if self._watch else None
+        return self._watch.failure_reason() if self._watch else None
 
     def is_short(self) -> bool:
         """Return True when the host's file system below the store may soon be full."""
@@ -129,14 +129,14 @@ class Store:
         self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
         if is_mounted(self.root):
             if backing.is_at(self.root) and self._is_sound():
-                claim_for(self.root, self._instance, backing.place)
+                claim_for(self.root, self._instance, backing.location)
                 return
             # The data directory was replaced while an earlier service's store was mounted.
             _unmount(self.root)
         try:
             _share(self.root)
             backing.mount(self.root)
-            claim_for(self.root, self._instance, backing.place)
+            claim_for(self.root, self._instance, backing.location)
         except BaseException:
             _unmount(self.root)
             raise

@@ -43,7 +43,7 @@ class StoreWatch:
         self._quota = quota
         self._reservations = reservations
         self._closed = threading.Event()
-        self._trouble: str | None = None
+        self._failure_reason: str | None = None
         #: The last error, so that one that stays is logged once.
         self._failure = ""
         #: Bytes of metadata chunks for which the host's space was allocated.
@@ -61,9 +61,9 @@ class StoreWatch:
         if self._thread.is_alive():
             self._thread.join()
 
-    def trouble(self) -> str | None:
+    def failure_reason(self) -> str | None:
         """Return why apps cannot write and what to do; None when they can."""
-        return self._trouble
+        return self._failure_reason
 
     def _run(self) -> None:
         while not self._closed.wait(INTERVAL):
@@ -81,7 +81,7 @@ class StoreWatch:
     def check(self) -> None:
         """Check the store and its host, and adapt the limit."""
         writable = self._device.writable()
-        self._note(find_trouble(self._device))
+        self._note(find_failure(self._device))
         if not self._device.is_read_only():
             self._limit(writable)
             self._allocate()
@@ -90,10 +90,13 @@ class StoreWatch:
         """Return True when the host may soon be full."""
         return self._device.is_host_short()
 
-    def _note(self, trouble: str | None) -> None:
-        if trouble != self._trouble:
-            log.log(logging.ERROR if trouble else logging.INFO, "store: %s", trouble or "apps can write again")
-        self._trouble = trouble
+    def _note(self, failure_reason: str | None) -> None:
+        if failure_reason != self._failure_reason:
+            if failure_reason:
+                log.error("apps cannot write to the store reason=%s", failure_reason)
+            else:
+                log.info("apps can write to the store again")
+        self._failure_reason = failure_reason
 
     def _limit(self, writable: int) -> None:
         """Limit all apps to what can be written, when that is less than what is reserved."""
@@ -120,7 +123,7 @@ class StoreWatch:
             self._allocated = total
 
 
-def find_trouble(device: StorageDevice) -> str | None:
+def find_failure(device: StorageDevice) -> str | None:
     """Return why apps cannot write and what to do; None when they can."""
     if device.is_read_only():
         return READ_ONLY.format(root=device.root)

@@ -50,7 +50,7 @@ def closing(descriptor: int) -> Iterator[int]:
 
 
 @contextmanager
-def _telling(path: str) -> Iterator[None]:
+def _named_errors(path: str) -> Iterator[None]:
     """Map the kernel's errors for unsuitable paths to the domain's errors."""
     try:
         yield
@@ -68,7 +68,7 @@ def _telling(path: str) -> Iterator[None]:
 
 def list_folder(root: int, path: str, skip: int, count: int) -> FilePage:
     """Return entries of a folder in the order of their names."""
-    with _telling(path or "/app"), closing(open_beneath(root, path or ".", _FOLDER)) as folder:
+    with _named_errors(path or "/app"), closing(open_beneath(root, path or ".", _FOLDER)) as folder:
         total = 0
 
         def names() -> Iterator[str]:
@@ -79,10 +79,10 @@ def list_folder(root: int, path: str, skip: int, count: int) -> FilePage:
                     yield entry.name
 
         chosen = heapq.nsmallest(skip + count, names(), key=os.fsencode)[skip:]
-        return FilePage([entry for name in chosen if (entry := look(folder, name))], total)
+        return FilePage([entry for name in chosen if (entry := stat_entry(folder, name))], total)
 
 
-def look(folder: int, name: str) -> FileEntry | None:
+def stat_entry(folder: int, name: str) -> FileEntry | None:
     """Return a folder's entry of this name; None when there is none (any more)."""
     try:
         status = os.lstat(name, dir_fd=folder)
@@ -120,7 +120,7 @@ def _kind(mode: int) -> FileKind:
 
 def open_file(root: int, path: str) -> int:
     """Open a plain file for reading. Nothing else is opened: a pipe would block, a device would act."""
-    with _telling(path), closing(open_beneath(root, path, os.O_PATH)) as found:
+    with _named_errors(path), closing(open_beneath(root, path, os.O_PATH)) as found:
         kind = _kind(os.fstat(found).st_mode)
         if kind is not FileKind.FILE:
             raise bad_path(f"{path} {IS_FOLDER if kind is FileKind.FOLDER else IS_OTHER}")
@@ -132,7 +132,7 @@ def open_file(root: int, path: str) -> int:
 def parent_of(root: int, path: str, owner: int | None = None) -> Iterator[tuple[int, str]]:
     """Open the folder of a path; return it and the last name. With an owner, missing folders are made."""
     above, _, name = path.rpartition("/")
-    with _telling(path):
+    with _named_errors(path):
         try:
             folder = open_beneath(root, above or ".", _FOLDER)
         except FileNotFoundError:
@@ -170,8 +170,8 @@ def check(root: int, path: str, condition: Condition) -> FileEntry | None:
     """Return the present entry. Raises ``PreconditionFailed``, ``ValidationFailed`` when no file can be put there."""
     above, _, name = path.rpartition("/")
     present = None
-    with _telling(path), suppress(FileNotFoundError), closing(open_beneath(root, above or ".", _FOLDER)) as folder:
-        present = look(folder, name)
+    with _named_errors(path), suppress(FileNotFoundError), closing(open_beneath(root, above or ".", _FOLDER)) as folder:
+        present = stat_entry(folder, name)
     condition.check(present.tag if present else None)
     if present and present.kind is FileKind.FOLDER:
         raise bad_path(f"{path} {IS_FOLDER}")
@@ -201,7 +201,7 @@ def delete(
     ``staging`` opens the folder for that. On a full disk there may be no room to make it, so nothing else needs it.
     """
     with parent_of(root, path) as (folder, name):
-        present = look(folder, name)
+        present = stat_entry(folder, name)
         condition.check(present.tag if present else None)
         if present is None:
             raise no_file(path)

@@ -20,10 +20,10 @@ from .rules import Rules
 #: Recursion limit: a person writes no expression that is nested deeper.
 MAX_DEPTH = 20_000
 
-Seen = dict[str, Any]
+FileFacts = dict[str, Any]
 
 
-def analyse(source: bytes, path: str, paths: Collection[str]) -> Seen:
+def analyse(source: bytes, path: str, paths: Collection[str]) -> FileFacts:
     """``{"hits": [[rule, line]], "modules", "paths", "folders", "anything", "strings": [[line, text]]}``.
 
     Or ``{"error": why, "line": n, "kind": "syntax" | "unparsable"}``. ``paths`` are those of the whole bundle.
@@ -43,7 +43,7 @@ def analyse(source: bytes, path: str, paths: Collection[str]) -> Seen:
         return {"error": str(error)[:300], "line": 0, "kind": "unparsable"}
 
 
-def analyse_all(sources: Mapping[str, bytes], paths: Sequence[str]) -> dict[str, Seen]:
+def analyse_all(sources: Mapping[str, bytes], paths: Sequence[str]) -> dict[str, FileFacts]:
     """By path."""
     sys.setrecursionlimit(MAX_DEPTH)
     return {path: analyse(source, path, paths) for path, source in sources.items()}

@@ -94,8 +94,8 @@ class Rules(Facts):
         self._hit_if(handed and self._opens_socket and "connect" in self._methods, "MAL-reverse-shell", call)
 
     def _is_shell(self, call: ast.Call, name: str) -> bool:
-        told = [k.value for k in call.keywords if k.arg == "shell"]
-        return name in SHELLS or name.endswith("_shell") or any(getattr(value, "value", True) for value in told)
+        shell_values = [k.value for k in call.keywords if k.arg == "shell"]
+        return name in SHELLS or name.endswith("_shell") or any(getattr(value, "value", True) for value in shell_values)
 
     @property
     def _opens_socket(self) -> bool:

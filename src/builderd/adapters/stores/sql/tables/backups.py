@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, Table, Text
 
 from builderd.adapters.stores.sql.tables.base import builder_columns, document, metadata, version_key
-from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, word
+from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, enum_column
 from builderd.domain.backups import BackupKind, BackupStatus, RestoreKind, RestoreStatus
 
 backups = Table(
@@ -15,8 +15,8 @@ backups = Table(
     *builder_columns(),
     Column("builder_name", Text, nullable=False),
     Column("version", Integer, nullable=False),
-    Column("kind", word(BackupKind), nullable=False),
-    Column("status", word(BackupStatus), nullable=False, index=True),
+    Column("kind", enum_column(BackupKind), nullable=False),
+    Column("status", enum_column(BackupStatus), nullable=False, index=True),
     Column("actor", ForeignText, nullable=False),
     Column("owner", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
@@ -46,8 +46,8 @@ restores = Table(
     Column("id", Text, primary_key=True),
     *builder_columns(),
     Column("backup_id", Text, ForeignKey("backups.id"), nullable=False, index=True),
-    Column("kind", word(RestoreKind), nullable=False),
-    Column("status", word(RestoreStatus), nullable=False, index=True),
+    Column("kind", enum_column(RestoreKind), nullable=False),
+    Column("status", enum_column(RestoreStatus), nullable=False, index=True),
     Column("actor", ForeignText, nullable=False),
     Column("owner", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),

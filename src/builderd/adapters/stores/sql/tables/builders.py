@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, CheckConstraint, Column, ForeignKey, Index, Integer, Table, Text, func, text
 
 from builderd.adapters.stores.sql.tables.base import NAME, builder_columns, document, metadata, unique_where
-from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime, word
+from builderd.adapters.stores.sql.types import ExactDecimal, ForeignText, UtcDateTime, enum_column
 from builderd.domain.builders import Desired, Handover, JobType, Status, StopKind, Visibility
 
 #: The columns of a claim: not fields of ``Builder``, written only by ``claims``.
@@ -22,8 +22,8 @@ builders = Table(
     Column("id", Text, primary_key=True),
     Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
     Column("name", NAME, nullable=False),
-    Column("job_type", word(JobType), nullable=False),
-    Column("visibility", word(Visibility), nullable=False),
+    Column("job_type", enum_column(JobType), nullable=False),
+    Column("visibility", enum_column(Visibility), nullable=False),
     Column("service_token", Text, nullable=False),
     Column("host", Text, nullable=False),
     Column("version", Integer, nullable=False),
@@ -31,12 +31,12 @@ builders = Table(
     Column("updated_at", UtcDateTime, nullable=False),
     Column("auto_stop_interval", BigInteger, nullable=False),
     Column("backup_interval_hours", BigInteger, nullable=False),
-    Column("desired", word(Desired), nullable=False),
+    Column("desired", enum_column(Desired), nullable=False),
     Column("desired_by", ForeignText, nullable=False),
     Column("desired_reason", ForeignText, nullable=False),
     Column("run", Integer, nullable=False),
     Column("settled_run", Integer, nullable=False),
-    Column("status", word(Status), nullable=False),
+    Column("status", enum_column(Status), nullable=False),
     Column("status_reason", ForeignText, nullable=False),
     Column("exit_code", Integer),
     Column("failure_code", Text),
@@ -48,12 +48,12 @@ builders = Table(
     Column("disk", Text, nullable=False, server_default=text("''")),
     Column("candidate", Integer),
     Column("candidate_disk", Text),
-    Column("handover", word(Handover)),
+    Column("handover", enum_column(Handover)),
     Column("spare_disks", document()),
     Column("spending_cap", ExactDecimal),
     Column("cap_warned_at", UtcDateTime),
     Column("asleep_since", UtcDateTime),
-    Column("stop_kind", word(StopKind)),
+    Column("stop_kind", enum_column(StopKind)),
     Column("opens_with", Integer),
     Column("member", Text, nullable=False, server_default=text("''")),
     CheckConstraint("version >= 1", name="version"),

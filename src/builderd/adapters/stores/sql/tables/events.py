@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, Table, Text, UniqueConstraint
 
 from builderd.adapters.stores.sql.tables.base import COUNTER, NEVER_REUSE_IDS, document, metadata
-from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, word
+from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, enum_column
 from builderd.domain.webhooks import DeliveryStatus, WebhookStatus
 
 events = Table(
@@ -36,7 +36,7 @@ webhooks = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("created_by", ForeignText, nullable=False),
     Column("place", BigInteger, nullable=False),
-    Column("status", word(WebhookStatus), nullable=False),
+    Column("status", enum_column(WebhookStatus), nullable=False),
     Column("status_reason", ForeignText, nullable=False),
     Column("failures", Integer, nullable=False),
     Column("held_until", UtcDateTime),
@@ -54,7 +54,7 @@ deliveries = Table(
     Column("event_type", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("due_at", UtcDateTime, nullable=False),
-    Column("status", word(DeliveryStatus), nullable=False),
+    Column("status", enum_column(DeliveryStatus), nullable=False),
     Column("attempts", document(), nullable=False),
     UniqueConstraint("webhook_id", "event_id"),
     Index("ix_deliveries_webhook_id_status_due_at", "webhook_id", "status", "due_at"),

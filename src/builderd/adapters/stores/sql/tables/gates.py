@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Column, ForeignKey, Integer, LargeBinary, Table, Text
 
 from builderd.adapters.stores.sql.tables.base import document, metadata, version_key
-from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, word
+from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, enum_column
 from builderd.domain.qa import ReportStatus
 
 qa_reports = Table(
@@ -13,7 +13,7 @@ qa_reports = Table(
     metadata,
     Column("builder_id", Text, primary_key=True),
     Column("version", Integer, primary_key=True, autoincrement=False),
-    Column("status", word(ReportStatus), nullable=False),
+    Column("status", enum_column(ReportStatus), nullable=False),
     Column("gate", document(), nullable=False),
     Column("gate_at", UtcDateTime),
     Column("checks", document(), nullable=False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Table, Text
 
 from builderd.adapters.stores.sql.tables.base import COUNTER, builder_columns, metadata, unique_where
-from builderd.adapters.stores.sql.types import ExactDecimal, UtcDateTime, word
+from builderd.adapters.stores.sql.types import ExactDecimal, UtcDateTime, enum_column
 from builderd.domain.prices import Billing
 
 ledger = Table(
@@ -13,7 +13,7 @@ ledger = Table(
     metadata,
     Column("id", COUNTER, primary_key=True),
     *builder_columns(),
-    Column("billing", word(Billing), nullable=False),
+    Column("billing", enum_column(Billing), nullable=False),
     Column("started_at", UtcDateTime, nullable=False),
     Column("ended_at", UtcDateTime),
     Column("hourly_rate", ExactDecimal, nullable=False),

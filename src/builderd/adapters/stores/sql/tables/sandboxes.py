@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 
 from builderd.adapters.stores.sql.tables.base import COUNTER, NEVER_REUSE_IDS, metadata, unique_where, version_key
-from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, word
+from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, enum_column
 from builderd.domain.logs import LogStream
 from builderd.domain.sandboxes import EndCause
 
@@ -34,7 +34,7 @@ sandboxes = Table(
     Column("ip", Text),
     Column("started_at", UtcDateTime),
     Column("listening_at", UtcDateTime),
-    Column("end_cause", word(EndCause)),
+    Column("end_cause", enum_column(EndCause)),
     Column("end_exit_code", Integer),
     Column("end_at", UtcDateTime),
     Column("disk", Text, nullable=False, server_default=text("''")),
@@ -77,7 +77,7 @@ build_logs = Table(
     Column("builder_id", Text, nullable=False),
     Column("version", Integer, nullable=False),
     Column("time", UtcDateTime, nullable=False),
-    Column("stream", word(LogStream), nullable=False),
+    Column("stream", enum_column(LogStream), nullable=False),
     Column("text", ForeignText, nullable=False),
     version_key("build_logs"),
     Index("ix_build_logs_builder_id_id", "builder_id", "id"),

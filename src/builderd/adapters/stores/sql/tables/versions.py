@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Boolean, CheckConstraint, Column, Double, ForeignKey, Integer, Table, Text, false
 
 from builderd.adapters.stores.sql.tables.base import document, metadata
-from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, word
+from builderd.adapters.stores.sql.types import ForeignText, UtcDateTime, enum_column
 from builderd.domain.versions import Isolation, VersionStatus
 
 versions = Table(
@@ -20,14 +20,14 @@ versions = Table(
     Column("cpu", Double, nullable=False),
     Column("memory", Double, nullable=False),
     Column("disk", Double, nullable=False),
-    Column("isolation", word(Isolation), nullable=False),
+    Column("isolation", enum_column(Isolation), nullable=False),
     Column("credentials", document(), nullable=False),
     Column("skip_review", Boolean, nullable=False),
     Column("skip_qa", Boolean, nullable=False),
     Column("require_qa", Boolean, nullable=False),
     Column("created_by", ForeignText, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("status", word(VersionStatus), nullable=False),
+    Column("status", enum_column(VersionStatus), nullable=False),
     Column("status_reason", ForeignText, nullable=False),
     Column("layer_key", Text),
     Column("review_passed", Boolean),

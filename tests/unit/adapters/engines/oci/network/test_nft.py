@@ -16,7 +16,7 @@ POLICY = Policy(
     instance="0123abcd",
     bridge="bd-0123ab",
     subnet=IPv4Network("10.64.8.0/21"),
-    secluded=IPv4Network("10.64.12.0/22"),
+    without_egress=IPv4Network("10.64.12.0/22"),
     gateway="10.64.8.1",
     inside_port=8080,
     resolvers=("10.255.255.53",),
@@ -38,8 +38,7 @@ def test_denied_goes_before_resolvers_and_those_before_near_networks() -> None:
     forward = chain(make_rules(POLICY), "forward")
     order = [
         next(i for i, line in enumerate(forward) if word in line)
-        for word in ("secluded", "@denied", "@resolvers", "@allowed", "@near")
-        if word != "secluded"
+        for word in ("@denied", "@resolvers", "@allowed", "@near")
     ]
     assert order == sorted(order)
     assert any("10.64.12.0/22 reject" in line for line in forward[: order[0]])

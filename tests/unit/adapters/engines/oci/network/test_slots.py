@@ -91,6 +91,6 @@ def test_sandboxes_without_a_way_out_have_addresses_of_their_own() -> None:
     assert len(set(addresses)) == 2 * MAX_SLOTS
     assert not {ADDRESSES.gateway, "10.64.8.0", "10.64.15.255"} & set(addresses)
     for slot in (0, MAX_SLOTS - 1):
-        assert IPv4Address(ADDRESSES.of(slot, False)) in ADDRESSES.secluded
-        assert IPv4Address(ADDRESSES.of(slot, True)) not in ADDRESSES.secluded
+        assert IPv4Address(ADDRESSES.of(slot, False)) in ADDRESSES.without_egress
+        assert IPv4Address(ADDRESSES.of(slot, True)) not in ADDRESSES.without_egress
         assert IPv4Address(ADDRESSES.of(slot, True)) in ADDRESSES.subnet

@@ -10,7 +10,7 @@ import pytest
 
 from builderd.adapters.engines.oci.runtime import listening
 from builderd.adapters.engines.oci.runtime.command import Runtime
-from builderd.adapters.engines.oci.runtime.listening import Listeners, parse_listening
+from builderd.adapters.engines.oci.runtime.listening import ListeningPorts, parse_listening
 from builderd.adapters.engines.oci.runtime.records import Record
 
 TCP = """\
@@ -51,13 +51,13 @@ async def test_a_look_into_gvisor_is_good_for_a_moment_and_kept_no_longer(monkey
         return frozenset({("127.0.0.1", 3000)})
 
     runs: Any = SimpleNamespace(runtime=lambda _: Runtime("runsc", "/usr/bin/runsc", Path("/run")))
-    listeners = Listeners(runs)
+    listening_ports = ListeningPorts(runs)
     monkeypatch.setattr(listening, "_answers", answers)
-    monkeypatch.setattr(Listeners, "_look", look)
+    monkeypatch.setattr(ListeningPorts, "_look", look)
     records = [Record(name, "owner", "disk", "runsc", 0, "10.64.8.2", 8000, "boot") for name in ("a", "b", "c")]
     for record in (*records, *records):
-        assert await listeners.of(record) == {("127.0.0.1", 3000)}
+        assert await listening_ports.of(record) == {("127.0.0.1", 3000)}
     assert looks == ["a", "b", "c"]
     monkeypatch.setattr(listening, "_LOOK_SECONDS", 0)
-    await listeners.of(records[0])
-    assert list(listeners._looks) == ["a"]
+    await listening_ports.of(records[0])
+    assert list(listening_ports._results) == ["a"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builderd.adapters.engines.oci.storage.balancing import crowded, needs_conversion
+from builderd.adapters.engines.oci.storage.balancing import nearly_full, needs_conversion
 from builderd.adapters.engines.oci.storage.space_info import Chunks, SpaceInfo
 from builderd.domain.resources import GB
 
@@ -18,27 +18,27 @@ def info(data_free: float, metadata_free: float, unallocated: float, metadata: f
 
 
 def test_what_is_promised_fits_as_either() -> None:
-    assert crowded(info(5, 1, 20), 10 * GB) == []
+    assert nearly_full(info(5, 1, 20), 10 * GB) == []
 
 
 def test_data_makes_room_for_metadata_and_the_other_way_round() -> None:
-    assert crowded(info(12, 1, 5), 10 * GB) == ["d"]
-    assert crowded(info(0.5, 1.5, 5), 10 * GB) == ["d", "m"]
+    assert nearly_full(info(12, 1, 5), 10 * GB) == ["d"]
+    assert nearly_full(info(0.5, 1.5, 5), 10 * GB) == ["d", "m"]
 
 
 def test_nothing_is_moved_where_nothing_is_free() -> None:
-    assert crowded(info(0, 0, 1), 10 * GB) == []
+    assert nearly_full(info(0, 0, 1), 10 * GB) == []
 
 
 def test_new_promises_do_not_count_what_is_free_among_metadata_so_not_much_stays_there() -> None:
-    assert crowded(info(0, 3, 50), GB) == ["m"]
+    assert nearly_full(info(0, 3, 50), GB) == ["m"]
 
 
 def test_two_copies_of_metadata_take_twice_the_space() -> None:
     two = info(5, 1, 20, DUP)
     assert two.metadata_ratio == 2
     assert needs_conversion(two)
-    assert crowded(two, 12 * GB) == ["d"]
+    assert nearly_full(two, 12 * GB) == ["d"]
 
 
 @pytest.mark.parametrize(

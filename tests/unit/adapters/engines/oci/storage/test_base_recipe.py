@@ -10,8 +10,8 @@ from builderd.adapters.engines.oci.storage.base_recipe import (
     Recipe,
     base_id,
     build_argv,
+    proxy_options,
     sources,
-    way_out,
 )
 from builderd.domain import layers
 
@@ -58,7 +58,7 @@ Acquire::http::Proxy-Auto-Detect "/usr/bin/detect";
 DPkg::Post-Invoke:: "rm -rf /";
 Dir::Etc::trusted "/tmp/keys";
 """
-    assert way_out(dump) == (
+    assert proxy_options(dump) == (
         'Acquire::http::Proxy "http://proxy.example:3128";',
         'Acquire::https::mirror.example::CaInfo "/etc/ssl/own.pem";',
         'Acquire::Check-Valid-Until "false";',

@@ -36,7 +36,7 @@ class FullDisks:
     def limit(self, disk: DiskId) -> int:
         return 1 << 30
 
-    too_full_to_delete = Disks.too_full_to_delete
+    delete_needs_space = Disks.delete_needs_space
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ async def test_a_file_that_becomes_a_folder_while_it_is_deleted_goes_as_one(
     made = Files(cast("Disks", disk))
     path = disk.app(DISK) / "it"
     path.touch()
-    seen = tree.look
+    seen = tree.stat_entry
 
     def look(folder: int, name: str) -> FileEntry | None:
         entry = seen(folder, name)
@@ -79,7 +79,7 @@ async def test_a_file_that_becomes_a_folder_while_it_is_deleted_goes_as_one(
         path.mkdir()
         return entry
 
-    monkeypatch.setattr(tree, "look", look)
+    monkeypatch.setattr(tree, "stat_entry", look)
     await made.delete(DISK, "it", UNCONDITIONAL, recursive=recursive)
     made.close()
     assert not path.exists()

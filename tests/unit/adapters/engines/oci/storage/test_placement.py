@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builderd.adapters.engines.oci.storage.placement import UNFINISHED, place
+from builderd.adapters.engines.oci.storage.placement import UNFINISHED, write_files
 from builderd.domain.bundles import Bundle, BundleFile, make_bundle
 
 NEW = b"new"
@@ -34,7 +34,7 @@ def bundle(*paths: str, executable: bool = False) -> Bundle:
 
 
 def put(bundle: Bundle, app: Path) -> None:
-    place(bundle.files, (), app, os.getuid())
+    write_files(bundle.files, (), app, os.getuid())
 
 
 def untouched(outside: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Builders in the shape of the API's contract."""
+"""Present builders in the shape of the HTTP contract."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from builderd.services.application import Application
 SHOWN_END = 4
 
 
-def shown(view: builders.BuilderView, *, with_token: bool) -> wire.Builder:
+def present_builder(view: builders.BuilderView, *, with_token: bool) -> wire.Builder:
     """Return the builder in the contract's shape; its service token in full only ``with_token``."""
     builder, settings = view.builder, view.version.settings
     return wire.Builder(
@@ -42,7 +42,7 @@ def shown(view: builders.BuilderView, *, with_token: bool) -> wire.Builder:
         status_reason=builder.status_reason,
         version=builder.version,
         exit_code=builder.exit_code,
-        cost=shown_cost(view.cost),
+        cost=present_cost(view.cost),
         created_at=builder.created_at,
         updated_at=builder.updated_at,
         last_active_at=builder.last_active_at,
@@ -55,8 +55,8 @@ def _error(backup: Backup | None) -> str | None:
     return backup.error if backup is not None and backup.status is BackupStatus.FAILED else None
 
 
-def shown_cost(cost: Cost) -> wire.Cost:
-    """Amounts as JSON numbers."""
+def present_cost(cost: Cost) -> wire.Cost:
+    """Return the amounts as JSON numbers."""
     return wire.Cost(
         currency=cost.currency,
         hourly_rate=float(cost.hourly_rate),
@@ -65,8 +65,8 @@ def shown_cost(cost: Cost) -> wire.Cost:
     )
 
 
-async def look(application: Application, builder: Builder, *, with_token: bool) -> wire.Builder:
-    """Return the builder as it is now, in the contract's shape."""
+async def read_builder(application: Application, builder: Builder, *, with_token: bool) -> wire.Builder:
+    """Return the builder as it is stored now, in the contract's shape."""
     now = application.clock.now()
     view = await application.store.read(lambda uow: builders.view(uow, application, builder, now))
-    return shown(view, with_token=with_token)
+    return present_builder(view, with_token=with_token)

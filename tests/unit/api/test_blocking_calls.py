@@ -14,8 +14,8 @@ from starlette.types import Message
 from tests.service import MINIMAL, Service, listening
 
 from builderd.adapters.fakes.engine import Behaviour
+from builderd.api.blocking_calls import until_disconnect
 from builderd.api.server import streams
-from builderd.api.waits import heard
 
 API = "/api/v1"
 BUILDERS = f"{API}/builders"
@@ -38,7 +38,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def waiting(service: Service) -> int:
-    total: int = service.app.state.waiting_calls.total()
+    total: int = service.app.state.blocking_calls.total()
     return total
 
 
@@ -183,7 +183,7 @@ GONE: Message = {"type": "http.disconnect"}
 
 @pytest.mark.parametrize("messages", [(), (LAST,), ({**LAST, "more_body": True}, GONE)])
 async def test_what_comes_is_heard_by_whoever_is_there_or_still_sends(messages: tuple[Message, ...]) -> None:
-    assert await heard(request_of(*messages), asyncio.sleep(0.02, "it")) == "it"
+    assert await until_disconnect(request_of(*messages), asyncio.sleep(0.02, "it")) == "it"
 
 
 @pytest.mark.parametrize("messages", [(GONE,), (LAST, GONE)])
@@ -197,7 +197,7 @@ async def test_nobody_waits_for_whoever_left(messages: tuple[Message, ...]) -> N
             over.set()
 
     with pytest.raises(ClientDisconnect):
-        await heard(request_of(*messages), coming())
+        await until_disconnect(request_of(*messages), coming())
     assert over.is_set()
 
 
@@ -206,4 +206,4 @@ async def test_what_goes_wrong_is_heard_too() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await heard(request_of(LAST), coming())
+        await until_disconnect(request_of(LAST), coming())

@@ -1,4 +1,4 @@
-"""Turns on the event loop: each tenant encodes one piece of its large answers at a time, however many it has."""
+"""Fair sharing of the event loop: each tenant encodes one piece of its large answers at a time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from weakref import WeakValueDictionary
 from builderd.domain.ids import TenantId
 
 
-class Turns:
-    """One turn of each tenant in every iteration of the event loop."""
+class FairScheduler:
+    """Scheduler that lets each tenant encode one piece in every iteration of the event loop."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[TenantId, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def turn(self, tenant_id: TenantId) -> AsyncIterator[None]:
-        """Wait for a turn; the next call of the tenant has its turn after other work of the loop."""
+    async def acquire(self, tenant_id: TenantId) -> AsyncIterator[None]:
+        """Wait for the tenant's turn to encode; the tenant's next piece follows after other work of the event loop."""
         lock = self._locks.get(tenant_id)
         if lock is None:
             lock = self._locks[tenant_id] = asyncio.Lock()

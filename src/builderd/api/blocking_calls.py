@@ -1,4 +1,4 @@
-"""Waits: calls that are answered once an outcome is known. Each tenant may have a limited number at a time."""
+"""Blocking calls: requests that wait for an outcome. Each tenant may have a limited number at a time."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from starlette.types import Message
 
 from builderd.api.server.auth import Identity
 from builderd.api.server.preferences import wants_async
-from builderd.api.server.streams import Listeners
+from builderd.api.server.streams import ConcurrencyLimit
 
 T = TypeVar("T")
 
 
-def waiting(request: Request, identity: Identity) -> AbstractContextManager[None]:
-    """Count a call among its tenant's waiting ones; a call that is answered at once is not counted.
+def count_blocking_call(request: Request, identity: Identity) -> AbstractContextManager[None]:
+    """Count a call among its tenant's blocking calls; a call that is answered at once is not counted.
 
-    Call it before anything is written: it raises ``RateLimited`` at the limit. Each waiting call reads the store
-    whenever its builder changes, and goes on when its caller has hung up.
+    Call it before anything is written: it raises ``RateLimited`` at the limit. A blocking call reads the store whenever
+    its builder changes, and continues when its caller has disconnected.
     """
     if wants_async(request):
         return nullcontext()
-    calls: Listeners = request.app.state.waiting_calls
+    calls: ConcurrencyLimit = request.app.state.blocking_calls
     calls.admit(identity.token.tenant_id)
-    return calls.one_more(identity.token.tenant_id)
+    return calls.hold(identity.token.tenant_id)
 
 
-async def heard(request: Request, coming: Coroutine[Any, Any, T]) -> T:
-    """Return the result of ``coming``. Raises ``ClientDisconnect`` when the caller leaves before.
+async def until_disconnect(request: Request, coming: Coroutine[Any, Any, T]) -> T:
+    """Return the result of ``coming``. Raises ``ClientDisconnect`` when the caller disconnects before.
 
-    Only for a wait that changes nothing by itself. A body that the call takes must have been read.
+    Only for a wait that changes nothing by itself. The request's body must have been read.
     """
     answer, left = asyncio.create_task(coming), asyncio.create_task(_has_left(request))
     try:

@@ -26,7 +26,8 @@ class Event:
     Types: ``builder.created``, ``builder.status`` (details: from, to), ``builder.deleted``,
     ``version.created``, ``version.deployed`` and ``version.failed`` (details: version, of the last also code),
     ``review.passed``, ``review.failed`` and ``review.accepted`` (details: version, or the finding with its reason),
-    ``stage.started`` and ``stage.finished`` (details: stage, seconds, ok), ``sandbox.started``,
+    ``stage.started`` and ``stage.finished`` (details: stage, seconds, ok), ``qa.changed`` (details: version,
+    qa_passed), ``sandbox.started``,
     ``sandbox.ended`` (details: exit_code, cause), ``storage.unavailable`` and ``storage.available``.
     ``builder_id`` is None for an event of the whole tenant.
     """

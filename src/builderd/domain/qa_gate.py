@@ -10,15 +10,20 @@ from builderd.domain.builders import JobType
 from builderd.domain.failures import describe_end, quoted
 from builderd.domain.qa import Check, CheckName, Outcome
 from builderd.domain.resources import Resources
-from builderd.domain.sandboxes import SandboxReport
+from builderd.domain.sandboxes import SandboxEnd, SandboxReport
 
 #: The app must still run this many seconds after the gate's request.
 ALIVE_SECONDS = 0.5
+#: Where the gate is not required, the call is answered after this many seconds; the app is watched on for a second.
+QUICK_ALIVE_SECONDS = 0.1
+WATCH_SECONDS = 1.0
 #: A worker is up once it has lived this many seconds.
 WORKER_ALIVE_SECONDS = 1.0
 #: Path of the gate's request, and seconds to wait for the response.
 GATE_PATH = "/"
 GATE_TIMEOUT = 15.0
+#: A request that finds no server yet, or one that says 503, is repeated for this long, with this pause.
+RETRY_SECONDS, RETRY_PAUSE = 5.0, 0.1
 #: Longest time that the preview pauses a request for a waking app; a slower start gives a warning.
 SLOW_START = 30.0
 
@@ -67,19 +72,33 @@ def _status(status: int) -> str:
         return str(status)
 
 
-def check_alive(
-    report: SandboxReport, reachable: bool, port: int, path: str, resources: Resources, lines: Sequence[str]
-) -> Check:
-    """Check that the app still runs and listens ``ALIVE_SECONDS`` after the request."""
-    after = f"{ALIVE_SECONDS:g} s after GET {path}"
+@dataclass(frozen=True, slots=True)
+class SecondLook:
+    """State of the app ``seconds`` after the gate's request; ``reachable``: its port is open."""
+
+    report: SandboxReport
+    reachable: bool
+    seconds: float
+
+
+def check_alive(look: SecondLook, port: int, path: str, resources: Resources, lines: Sequence[str]) -> Check:
+    """Check that the app still runs and listens at the second look."""
+    report, seconds = look.report, look.seconds
+    after = f"{seconds:g} s after GET {path}"
     if not report.alive:
         how = describe_end(report.end, resources) if report.end else "it is gone"
         message = f"The app was to be up still {after}, but ended: {how}." + quoted(lines)
-        return Check(CheckName.ALIVE, Outcome.FAILED, message, ALIVE_SECONDS)
-    if not reachable:
+        return Check(CheckName.ALIVE, Outcome.FAILED, message, seconds)
+    if not look.reachable:
         message = f"The app runs still {after}, but listens no more on 0.0.0.0:{port}." + quoted(lines)
-        return Check(CheckName.ALIVE, Outcome.FAILED, message, ALIVE_SECONDS)
-    return Check(CheckName.ALIVE, Outcome.PASSED, f"The app was up still {after}.", ALIVE_SECONDS)
+        return Check(CheckName.ALIVE, Outcome.FAILED, message, seconds)
+    return Check(CheckName.ALIVE, Outcome.PASSED, f"The app was up still {after}.", seconds)
+
+
+def check_ended(end: SandboxEnd, resources: Resources, lines: Sequence[str]) -> Check:
+    """Return the failed check of an app that answered and then ended by itself within ``WATCH_SECONDS``."""
+    message = f"The app answered GET {GATE_PATH}, and ended within {WATCH_SECONDS:g} s: {describe_end(end, resources)}."
+    return Check(CheckName.ALIVE, Outcome.FAILED, message + quoted(lines), WATCH_SECONDS)
 
 
 def check_lived(report: SandboxReport, seconds: float, resources: Resources, lines: Sequence[str]) -> Check:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from http import HTTPStatus
 
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.domain.errors import InvalidState, NotFound
@@ -17,6 +18,10 @@ from builderd.domain.qa_gate import (
     ALIVE_SECONDS,
     GATE_PATH,
     GATE_TIMEOUT,
+    RETRY_PAUSE,
+    RETRY_SECONDS,
+    SecondLook,
+    Visit,
     check_alive,
     check_answer,
     check_lived,
@@ -40,8 +45,18 @@ class QaView:
     report: QaReport
 
 
-async def judge(application: Application, builder: Builder, version: Version, sandbox: Sandbox) -> tuple[Check, ...]:
-    """Return the gate's checks of an app that is up: one GET and a second look; of a worker only that it lives."""
+async def judge(
+    application: Application,
+    builder: Builder,
+    version: Version,
+    sandbox: Sandbox,
+    *,
+    alive_after: float = ALIVE_SECONDS,
+) -> tuple[Check, ...]:
+    """Return the gate's checks of an app that is up: one GET, and a second look ``alive_after`` seconds later.
+
+    A worker only has to live.
+    """
     if not builder.job_type.must_listen:
         return await _judge_worker(application, version, sandbox)
     engine, settings = application.engine, version.settings
@@ -49,35 +64,54 @@ async def judge(application: Application, builder: Builder, version: Version, sa
     started, listening = sandbox.started_at, sandbox.listening_at
     port = check_port(settings.port, (listening - started).total_seconds() if started and listening else 0.0)
     if report.ip is None:  # it ended just now
-        alive = check_alive(
-            report, False, settings.port, GATE_PATH, settings.resources, await _lines(application, sandbox.id)
-        )
+        look = SecondLook(report, False, 0.0)
+        lines = await last_lines(application, sandbox.id)
+        alive = check_alive(look, settings.port, GATE_PATH, settings.resources, lines)
         return in_order([port, alive, check_memory(report, settings.resources)])
     target = Target(Address(report.ip, settings.port), application.preview_domain.url(builder.host))
-    visit = await application.testers.visit(target, GATE_PATH, GATE_TIMEOUT)
-    await application.clock.sleep(ALIVE_SECONDS)
+    visit = await _visit(application, target, sandbox)
+    await application.clock.sleep(alive_after)
     after = await engine.report(sandbox.id)
     reachable = (await engine.listening(sandbox.id)).reachable(settings.port)
-    lines = await _lines(application, sandbox.id)
+    lines = await last_lines(application, sandbox.id)
     return in_order(
         [
             port,
             check_answer(visit, GATE_PATH, lines),
-            check_alive(after, reachable, settings.port, GATE_PATH, settings.resources, lines),
+            check_alive(SecondLook(after, reachable, alive_after), settings.port, GATE_PATH, settings.resources, lines),
             check_memory(after, settings.resources),
         ]
     )
+
+
+async def _visit(application: Application, target: Target, sandbox: Sandbox) -> Visit:
+    """Ask the app, for as long as its start may take: a server may listen before its workers have been loaded."""
+    clock = application.clock
+    begun = clock.passed()
+    started = sandbox.started_at or sandbox.created_at
+    left = application.limits.start_timeout - (clock.now() - started).total_seconds()
+    timeout = max(GATE_TIMEOUT, left)
+    while True:
+        visit = await application.testers.visit(target, GATE_PATH, timeout - (clock.passed() - begun))
+        is_ready = visit.status not in (None, HTTPStatus.SERVICE_UNAVAILABLE)
+        if (
+            is_ready
+            or clock.passed() - begun >= RETRY_SECONDS
+            or not (await application.engine.report(sandbox.id)).alive
+        ):
+            return visit
+        await clock.sleep(RETRY_PAUSE)
 
 
 async def _judge_worker(application: Application, version: Version, sandbox: Sandbox) -> tuple[Check, ...]:
     report, resources = await application.engine.report(sandbox.id), version.settings.resources
     started = sandbox.started_at or sandbox.created_at
     seconds = (application.clock.now() - started).total_seconds()
-    lived = check_lived(report, seconds, resources, await _lines(application, sandbox.id))
+    lived = check_lived(report, seconds, resources, await last_lines(application, sandbox.id))
     return in_order([lived, check_memory(report, resources)])
 
 
-async def _lines(application: Application, sandbox: SandboxId) -> Sequence[str]:
+async def last_lines(application: Application, sandbox: SandboxId) -> Sequence[str]:
     page = await application.engine.read_log(sandbox, tail=SHOWN_LINES)
     return [line.text for line in page.lines if line.stream is not LogStream.BUILD]
 

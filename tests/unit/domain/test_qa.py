@@ -29,7 +29,7 @@ from builderd.domain.qa_copy import (
     check_term,
     errors_in,
 )
-from builderd.domain.qa_gate import Visit, check_alive, check_answer, check_memory, check_port
+from builderd.domain.qa_gate import SecondLook, Visit, check_alive, check_answer, check_memory, check_port
 from builderd.domain.resources import Resources
 from builderd.domain.sandboxes import EndCause, SandboxEnd, SandboxReport, SandboxState
 
@@ -63,9 +63,11 @@ def test_an_unheard_of_status_is_told_by_its_number() -> None:
 def test_alive_means_running_and_still_listening() -> None:
     ended = replace(RUNS, state=SandboxState.EXITED, end=SandboxEnd(EndCause.EXITED, 3, NOW))
     resources = Resources()
-    assert check_alive(RUNS, True, 8000, "/", resources, []).outcome is Outcome.PASSED
-    assert "listens no more on 0.0.0.0:8000" in check_alive(RUNS, False, 8000, "/", resources, []).message
-    assert "exited with code 3" in check_alive(ended, False, 8000, "/", resources, ["bye"]).message
+    assert check_alive(SecondLook(RUNS, True, 0.5), 8000, "/", resources, []).outcome is Outcome.PASSED
+    assert (
+        "listens no more on 0.0.0.0:8000" in check_alive(SecondLook(RUNS, False, 0.5), 8000, "/", resources, []).message
+    )
+    assert "exited with code 3" in check_alive(SecondLook(ended, False, 0.5), 8000, "/", resources, ["bye"]).message
 
 
 def test_a_process_that_was_killed_for_memory_fails_though_the_app_outlived_it() -> None:

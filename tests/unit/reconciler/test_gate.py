@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from tests.application import World
 
@@ -10,7 +12,8 @@ from builderd.domain.builders import Builder, Status
 from builderd.domain.errors import QaFailed
 from builderd.domain.previews import RouteState
 from builderd.domain.qa import Check, CheckName, Outcome, QaReport, ReportStatus
-from builderd.domain.qa_gate import Visit
+from builderd.domain.qa_gate import QUICK_ALIVE_SECONDS, WATCH_SECONDS, Visit
+from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import Version, VersionStatus
 from builderd.services import builders
 
@@ -172,3 +175,59 @@ async def test_the_verdict_of_a_version_stays_over_a_restart(world: World) -> No
         builder = await world.create()
         await world.outcome(await world.want(builders.restart, builder))
     assert len([call for call, _ in world.testers.calls if call == "visit"]) == 1
+
+
+async def test_an_app_that_ends_within_a_second_of_its_answer_loses_its_verdict(world: World) -> None:
+    sleep = world.clock.sleep
+
+    async def end_meanwhile(seconds: float) -> None:
+        if seconds == WATCH_SECONDS - QUICK_ALIVE_SECONDS:
+            world.engine.end(world.running[0].spec.id, EndCause.EXITED, 3)
+        await sleep(seconds)
+
+    world.clock.sleep = end_meanwhile  # type: ignore[method-assign]
+    async with world.reconciling():
+        builder = await world.create()
+        await world.until(lambda: changed(world, builder))
+    assert (await version_of(world, builder)).qa_passed is False
+    (event,) = [one for one in await world.events(builder) if one.type == "qa.changed"]
+    assert event.details == {"version": 1, "qa_passed": False}
+    assert "ended within 1 s: exited with code 3" in event.reason
+    gate = outcomes_of((await report_of(world, builder)).gate)
+    assert (gate[CheckName.ANSWER], gate[CheckName.ALIVE]) == (Outcome.PASSED, Outcome.FAILED)
+
+
+async def changed(world: World, builder: Builder) -> bool:
+    return any(event.type == "qa.changed" for event in await world.events(builder))
+
+
+async def test_a_stop_within_that_second_changes_no_verdict(world: World) -> None:
+    async with world.reconciling():
+        builder = await world.create()
+        await world.reached(builders.stop, builder)
+        await world.until_nothing_runs()
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+    assert (await version_of(world, builder)).qa_passed is True
+    assert not await changed(world, builder)
+
+
+@pytest.mark.parametrize("first", [Visit(None, 0.01, "the connection was refused"), Visit(503, 0.01)])
+async def test_a_server_whose_workers_are_not_loaded_yet_is_asked_again(world: World, first: Visit) -> None:
+    world.testers.visits = type(world.testers.visits)([first, first, Visit(200, 0.01)])
+    async with world.reconciling():
+        builder = await world.create()
+    assert (await version_of(world, builder)).qa_passed is True
+
+
+async def test_a_slow_first_answer_has_the_time_that_the_start_may_take(world: World) -> None:
+    timeouts: list[float] = []
+
+    async def slow(target: object, path: str, timeout_seconds: float) -> Visit:
+        timeouts.append(timeout_seconds)
+        return Visit(200, 40.0)
+
+    world.testers.visit = slow  # type: ignore[method-assign]
+    async with world.reconciling():
+        await world.create()
+    assert timeouts[0] > 50

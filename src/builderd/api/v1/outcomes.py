@@ -10,6 +10,7 @@ from builderd.api.server.preferences import APPLIED
 from builderd.api.v1.presenters import read_builder
 from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.errors import NotFound
+from builderd.domain.qa import gate_failure
 from builderd.schemas.v1.builders import BuilderAnswer
 from builderd.services import outcomes
 from builderd.services.application import Application
@@ -53,12 +54,17 @@ async def shown_as(
 ) -> Answer:
     """Return success, with the builder as it is now."""
     data = await read_builder(application, builder, with_token=True)
-    return success(
-        BuilderAnswer(message=_message(builder, data.preview_url, data.qa_passed), data=data), status, headers
-    )
+    failed = await _qa_failure(application, builder, data.version) if data.qa_passed is False else ""
+    return success(BuilderAnswer(message=_message(builder, data.preview_url, failed), data=data), status, headers)
 
 
-def _message(builder: Builder, url: str, qa_passed: bool | None) -> str:
+async def _qa_failure(application: Application, builder: Builder, number: int) -> str:
+    """Return what the gate's failed checks say of the version."""
+    report = await application.store.read(lambda uow: uow.qa_reports.get(builder.id, number))
+    return gate_failure(report.gate) if report is not None else ""
+
+
+def _message(builder: Builder, url: str, qa_failure: str) -> str:
     match builder.status:
         case Status.RUNNING if builder.job_type is JobType.ONE_TIME:
             return f"The job {builder.name} has started."
@@ -69,7 +75,7 @@ def _message(builder: Builder, url: str, qa_passed: bool | None) -> str:
                 f"The sandbox {builder.name} is running: POST {PREFIX}/builders/{builder.id}/exec runs a command in it."
             )
         case Status.RUNNING:
-            failed = f" but failed QA: GET {PREFIX}/builders/{builder.id}/qa says why" if qa_passed is False else ""
+            failed = f", but failed QA: {qa_failure}" if qa_failure else ""
             return f"{builder.name} is running at {url}{failed}"
         case Status.COMPLETED:
             return f"The job {builder.name} has completed."

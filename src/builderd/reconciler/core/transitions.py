@@ -280,6 +280,14 @@ def qa_judged(
     return goes_on
 
 
+def qa_revised(uow: UnitOfWork, builder: Builder, version: Version, gate: Sequence[Check], now: datetime) -> None:
+    """Replace the verdict of a version that passed and then failed while it was watched; an event says so."""
+    qa.record_gate(uow, builder.id, version.number, gate, now)
+    details = {"version": version.number, "qa_passed": False}
+    _event(uow, builder, "qa.changed", now, reason=gate_failure(gate), details=details)
+    uow.builders.save(replace(builder, updated_at=now))
+
+
 def never_up(uow: UnitOfWork, builder: Builder, version: Version, reason: str, now: datetime) -> None:
     """The version did not come as far as to be asked anything: its QA has failed at the first check."""
     if version.qa_passed is None and not version.settings.skip_qa:

@@ -11,11 +11,9 @@ from functools import partial
 from builderd.domain import steps as domain
 from builderd.domain.builders import Builder, Desired, Handover, Status, StopKind
 from builderd.domain.errors import InstallFailed, NotFound, StartFailed
-from builderd.domain.events import SYSTEM
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, DiskId, new_id
 from builderd.domain.previews import Route
-from builderd.domain.qa import gate_passed
 from builderd.domain.restarts import recent_crashes
 from builderd.domain.sandboxes import (
     EndCause,
@@ -30,11 +28,12 @@ from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.stages import handover
+from builderd.reconciler.stages.gate import Gate
 from builderd.reconciler.stages.install import Installs
 from builderd.reconciler.stages.listening import wait_until_up
 from builderd.reconciler.stages.starting import last_lines, make_spec, new_sandbox, put_bundle
 from builderd.reconciler.stages.trials import Trials
-from builderd.services import backups, bundles, qa, verdicts
+from builderd.services import backups, bundles, verdicts
 from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
@@ -47,6 +46,7 @@ class Steps:
         self._app = application
         self._installs = Installs(application)
         self._trials = Trials(application)
+        self._gate = Gate(application)
         self._removals: set[asyncio.Task[None]] = set()
 
     async def perform(  # noqa: C901, PLR0912 -- one branch a step
@@ -71,7 +71,7 @@ class Steps:
             case domain.AwaitListening():
                 return await self._await_listening(item, _open(observation))
             case domain.CheckApp():
-                return await self._check_app(item, _open(observation))
+                return await self._gate.check(item, _open(observation))
             case domain.StopSandbox():
                 return await self._stop_sandbox(item, _open(observation), observation.report, drain=step.drain)
             case domain.Freeze():
@@ -238,27 +238,6 @@ class Steps:
                 transitions.stage_finished(uow, builder, "start", now, seconds=seconds, ok=True)
 
         return Result(record, quiet=True)
-
-    async def _check_app(self, item: WorkItem, sandbox: Sandbox) -> Result:
-        begun = self._now()
-        gate = await qa.judge(self._app, item.builder, item.version, sandbox)
-        if not gate_passed(gate) and await self._lost_its_monitor(sandbox):
-            return Result()  # the machine's fault: the next look restarts the app, and it is judged then
-        now, prices = self._now(), self._app.prices
-
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            if not transitions.still_wanted(builder, item.builder, item.version):
-                return
-            seconds = (now - begun).total_seconds()
-            goes_on = transitions.qa_judged(uow, builder, item.version, prices, gate, now, seconds=seconds)
-            if goes_on and self._app.limits.qa_report and builder.job_type.must_listen:
-                qa.want_report(uow, builder.id, item.version.number, SYSTEM, now)
-
-        return Result(record)
-
-    async def _lost_its_monitor(self, sandbox: Sandbox) -> bool:
-        end = (await self._app.engine.report(sandbox.id)).end
-        return end is not None and end.cause is EndCause.MONITOR_LOST
 
     async def _patience(self, item: WorkItem) -> float:
         """Return how long the app may take to listen, in seconds."""

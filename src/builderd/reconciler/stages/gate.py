@@ -1,0 +1,96 @@
+"""The QA gate of a version that is up: judged before its call is answered, and watched for a second afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+
+from builderd.domain.builders import Builder, Desired
+from builderd.domain.events import SYSTEM
+from builderd.domain.qa import Check, CheckName, gate_passed
+from builderd.domain.qa_gate import ALIVE_SECONDS, QUICK_ALIVE_SECONDS, WATCH_SECONDS, check_ended
+from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core import transitions
+from builderd.reconciler.core.observe import WorkItem
+from builderd.reconciler.core.result import Result
+from builderd.services import qa
+from builderd.services.application import Application
+
+log = logging.getLogger(__name__)
+
+#: Causes of an end that the app itself is responsible for.
+_OWN_ENDS = (EndCause.EXITED, EndCause.OUT_OF_MEMORY)
+
+
+class Gate:
+    """Judges apps with the application's ports. Keeps the tasks that watch them afterwards."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._watches: set[asyncio.Task[None]] = set()
+
+    async def check(self, item: WorkItem, sandbox: Sandbox) -> Result:
+        """Judge the app; the result records the verdict."""
+        begun = self._app.clock.now()
+        is_quick = item.builder.job_type.must_listen and not item.version.settings.require_qa
+        alive_after = QUICK_ALIVE_SECONDS if is_quick else ALIVE_SECONDS
+        gate = await qa.judge(self._app, item.builder, item.version, sandbox, alive_after=alive_after)
+        if not gate_passed(gate) and await self._lost_its_monitor(sandbox):
+            return Result()  # the machine's fault: the next look restarts the app, and it is judged then
+        now, prices = self._app.clock.now(), self._app.prices
+
+        def record(uow: UnitOfWork, builder: Builder) -> None:
+            if not transitions.still_wanted(builder, item.builder, item.version):
+                return
+            seconds = (now - begun).total_seconds()
+            goes_on = transitions.qa_judged(uow, builder, item.version, prices, gate, now, seconds=seconds)
+            if goes_on and self._app.limits.qa_report and builder.job_type.must_listen:
+                qa.want_report(uow, builder.id, item.version.number, SYSTEM, now)
+
+        if is_quick and gate_passed(gate):
+            return Result(record, partial(self._start_watch, item, sandbox, gate))
+        return Result(record)
+
+    async def _lost_its_monitor(self, sandbox: Sandbox) -> bool:
+        end = (await self._app.engine.report(sandbox.id)).end
+        return end is not None and end.cause is EndCause.MONITOR_LOST
+
+    async def _start_watch(self, item: WorkItem, sandbox: Sandbox, gate: tuple[Check, ...]) -> None:
+        watch = asyncio.create_task(self._watch(item, sandbox, gate))
+        self._watches.add(watch)
+        watch.add_done_callback(self._watched)
+
+    def _watched(self, watch: asyncio.Task[None]) -> None:
+        self._watches.discard(watch)
+        if not watch.cancelled() and watch.exception() is not None:
+            log.warning("watching a new version failed, its verdict stays", exc_info=watch.exception())
+
+    async def _watch(self, item: WorkItem, sandbox: Sandbox, gate: tuple[Check, ...]) -> None:
+        """Turn the verdict to failed if the app dies by itself within ``WATCH_SECONDS`` of its answer."""
+        await self._app.clock.sleep(WATCH_SECONDS - QUICK_ALIVE_SECONDS)
+        end = await self._end(sandbox)
+        if end is None or end.cause not in _OWN_ENDS:
+            return
+        lines = await qa.last_lines(self._app, sandbox.id)
+        failed = check_ended(end, item.version.settings.resources, lines)
+        now = self._app.clock.now()
+
+        checks = [*(check for check in gate if check.name is not CheckName.ALIVE), failed]
+
+        def record(uow: UnitOfWork) -> None:
+            builder = uow.builders.get(item.builder.id, lock=True)
+            if builder is not None and builder.desired is not Desired.DELETED:
+                transitions.qa_revised(uow, builder, item.version, checks, now)
+
+        await self._app.store.write(record)
+        self._app.signals.change(item.builder.id)
+
+    async def _end(self, sandbox: Sandbox) -> SandboxEnd | None:
+        """Return how the sandbox ended, None while it runs: from the store once the engine has removed it."""
+        report = await self._app.engine.report(sandbox.id)
+        if report.alive or report.end is not None:
+            return report.end
+        stored = await self._app.store.read(lambda uow: uow.sandboxes.get(sandbox.id))
+        return stored.end if stored is not None else None

@@ -8,6 +8,7 @@ from builderd.domain.failures import listens_elsewhere
 from builderd.domain.qa_gate import WORKER_ALIVE_SECONDS
 from builderd.domain.sandboxes import Listening, Sandbox, SandboxReport
 from builderd.reconciler.core.observe import WorkItem
+from builderd.reconciler.stages.start_time import StartTime
 from builderd.services.application import Application
 
 #: An app that listens only where nobody can reach it gets so many seconds to open its port as well.
@@ -38,13 +39,14 @@ async def wait_until_up(application: Application, item: WorkItem, sandbox: Sandb
 
 
 async def wait_until_listening(application: Application, sandbox: Sandbox, port: int, timeout: float) -> Wait:
-    """Look until the port can be reached, the sandbox ends, or the time is over.
+    """Look until the port can be reached, the sandbox ends, or its ``StartTime`` is over.
 
     Counted from the start of the sandbox, so that a wait that was broken off goes on where it was.
     """
     clock = application.clock
     before = (clock.now() - sandbox.started_at).total_seconds() if sandbox.started_at else 0.0
     begun = clock.passed() - before
+    start_time = StartTime(application.engine, sandbox.id, timeout)
     elsewhere_since: float | None = None
     looks = 0
     while True:
@@ -57,7 +59,7 @@ async def wait_until_listening(application: Application, sandbox: Sandbox, port:
             if not report.alive:
                 return Wait(False, listening, report, seconds)
         elsewhere_since = _since(elsewhere_since, listening, port, seconds)
-        if _too_long(seconds, elsewhere_since, timeout):
+        if _too_long_elsewhere(seconds, elsewhere_since) or await start_time.is_over(seconds):
             return Wait(False, listening, None, seconds)
         looks += 1
         await clock.sleep(_pause(seconds))
@@ -82,9 +84,7 @@ def _since(known: float | None, listening: Listening, port: int, seconds: float)
     return seconds if known is None else known
 
 
-def _too_long(seconds: float, elsewhere_since: float | None, timeout: float) -> bool:
-    if seconds >= timeout:
-        return True
+def _too_long_elsewhere(seconds: float, elsewhere_since: float | None) -> bool:
     return elsewhere_since is not None and seconds - elsewhere_since >= ELSEWHERE_GRACE
 
 

@@ -1,0 +1,58 @@
+"""How long a start may take, by the clock and by CPU time."""
+
+from __future__ import annotations
+
+import pytest
+from tests.application import ENTRYPOINT, World
+
+from builderd.adapters.fakes.engine import Behaviour, FakeEngine
+from builderd.domain.errors import StartFailed
+from builderd.domain.ids import SandboxId
+from builderd.domain.sandboxes import SandboxUsage
+from builderd.reconciler.stages.start_time import INTERVAL, MOST, StartTime
+
+TIMEOUT = 60.0
+
+
+class Machine(FakeEngine):
+    """An app that has ``share`` of a CPU from its start to ``busy_until``."""
+
+    def __init__(self, share: float, busy_until: float = 1e9) -> None:
+        super().__init__()
+        self.share, self.busy_until, self.seconds, self.looks = share, busy_until, 0.0, 0
+
+    async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:
+        self.looks += 1
+        return SandboxUsage(self.share * min(self.seconds, self.busy_until), 1, 1, 1, 1, 1)
+
+
+async def over_after(machine: Machine) -> float:
+    start_time = StartTime(machine, SandboxId("a" * 16), TIMEOUT)
+    while not await start_time.is_over(machine.seconds):
+        machine.seconds += 0.5
+    return machine.seconds
+
+
+@pytest.mark.parametrize(
+    ("share", "busy_until", "seconds"),
+    [
+        pytest.param(1.0, 1e9, TIMEOUT, id="busy on an idle machine: it had its CPU time"),
+        pytest.param(0.0, 1e9, TIMEOUT, id="it waits for something else"),
+        pytest.param(0.9, 20, TIMEOUT, id="it was busy, and waits now"),
+        pytest.param(0.5, 1e9, 2 * TIMEOUT, id="half a CPU: twice the time"),
+        pytest.param(0.05, 1e9, MOST * TIMEOUT, id="hardly any CPU: at most so long"),
+        pytest.param(0.25, 100, 100, id="it waits from then on"),
+    ],
+)
+async def test_a_busy_app_has_its_timeout_in_cpu_time(share: float, busy_until: float, seconds: float) -> None:
+    machine = Machine(share, busy_until)
+    over = await over_after(machine)
+    assert seconds <= over <= seconds + 2 * INTERVAL
+    assert machine.looks <= (over - TIMEOUT) / INTERVAL + 3, "the usage of a disk is not asked for at each look"
+
+
+async def test_an_app_that_waits_is_failed_after_its_timeout(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
+    async with world.reconciling():
+        with pytest.raises(StartFailed, match=r"did not listen on .* within 6[0-3] seconds"):
+            await world.create()

@@ -41,7 +41,7 @@ def machine_fault(error: BaseException) -> MachineFault | None:
             what, cure = _CURES[number]
             return MachineFault(
                 f"The machine is at fault, not the request: {what} ({errno.errorcode[number]}). "
-                f"Its operator can mend it: {cure}. Try again then.",
+                f"Its operator can fix it: {cure}. Then try again.",
                 retry_after=RETRY_AFTER,
             )
     return None

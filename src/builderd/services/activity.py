@@ -1,7 +1,7 @@
 """Activity: what counts as use of a builder, and keeps it from being frozen and stopped.
 
-A visit, an open connection to its preview, a command, an SSH session, the files, a start. Not: what the app itself
-sends, and whoever only looks at its record or its logs.
+Use: a visit, an open connection to its preview, a command, an SSH session, access to its files, a start. No use:
+requests that the app itself sends, and calls that only read the builder's record or logs.
 """
 
 from __future__ import annotations

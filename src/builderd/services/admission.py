@@ -1,4 +1,4 @@
-"""Admission: whether a tenant may have more, and the machine be promised it. Asked before anything is started."""
+"""Admission control: quotas of a tenant and capacity of the machine, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def admit(
     *,
     builder: Builder | None = None,
 ) -> None:
-    """Raises ``QuotaExceeded`` or ``NoCapacity`` when ``more`` cannot be promised; nothing is said of what shrinks.
+    """Reserve ``more`` resources. Raises ``QuotaExceeded`` or ``NoCapacity``; a reduction is always admitted.
 
-    From here to the end of the unit of work nobody else is promised anything, so two cannot both take the last
-    room. ``builder`` is the one that it is for, None when it is to be created.
+    Until the end of the unit of work no other one can reserve anything, so that two cannot take the last capacity.
+    ``builder`` is the one that gets the resources, None for one that is to be created.
     """
     if more.running_builders > 0:
         caps.check(uow, application, tenant_id, builder, now)
@@ -79,7 +79,7 @@ def _promised(uow: UnitOfWork, builder: Builder, new: Version | None = None) -> 
 
 def _check_quota(uow: UnitOfWork, application: Application, tenant_id: TenantId, more: Allocation) -> None:
     tenant = uow.tenants.get(tenant_id)
-    assert tenant is not None, "whoever has a token is stored"
+    assert tenant is not None, "the tenant of a token is stored"
     quota = application.tenant_limits.of(tenant).quota
     found = list(quota.exceeded(uow.builders.allocated(tenant_id), more))
     if found:

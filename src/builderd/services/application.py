@@ -1,4 +1,4 @@
-"""The application: the ports and rules that every service and door works with, put together once at start."""
+"""The application: ports and rules that services and interfaces share, put together once at start."""
 
 from __future__ import annotations
 
@@ -66,9 +66,10 @@ class RetentionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """``instance`` names this service, over its restarts, in claims and in the work that it has begun.
+    """Ports and rules of one service.
 
-    ``member`` is the id under which it owns the database (``Instance.member``); new builders carry it.
+    ``instance`` names this service, over its restarts, in claims and in work that it began. ``member`` is the id under
+    which it owns the database (``Instance.member``); new builders carry it.
     """
 
     store: Store
@@ -89,29 +90,29 @@ class Application:
     backup_repository: BackupRepository
     uploads: Uploads
     member: str = ""
-    #: Where callers reach the API, where that is another address than the one that they use.
+    #: URL of the API for callers, if it differs from the one that they use.
     public_url: str | None = None
     upload_rules: UploadRules = field(default_factory=UploadRules)
     archive_limits: ArchiveLimits = field(default_factory=ArchiveLimits)
-    #: Where SSH logins go; None where none are taken.
+    #: Address of the SSH gateway; None without one.
     ssh: Gateway | None = None
     backup_rules: BackupRules = field(default_factory=BackupRules)
-    #: Sandboxes that run for a trial, on nobody's record: not to be swept away.
+    #: Sandboxes of trials, without a record of their own: the sweep must not remove them.
     scratch: set[SandboxId] = field(default_factory=set)
     tenant_limits: TenantLimits = field(default_factory=TenantLimits)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
-    #: The latest reading of each builder that runs here.
+    #: The latest usage of each builder that runs here.
     readings: dict[BuilderId, UsageSample] = field(default_factory=dict)
-    #: How many archives, and how many files, each tenant is being sent.
+    #: Number of archives, and of files, that each tenant is downloading.
     archives: Counter[TenantId] = field(default_factory=Counter)
     reads: Counter[TenantId] = field(default_factory=Counter)
-    #: Memory that the calls of each tenant hold.
+    #: Memory held by the calls of each tenant.
     held_bytes: HeldBytes = field(default_factory=HeldBytes)
-    #: Held while a bundle is stored and referred to, and while an unused one is removed.
+    #: Lock held between storing a bundle and referring to it, and while an unused one is removed.
     bundle_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def commit(self, work: Callable[[UnitOfWork], Builder]) -> Builder:
-        """Write in one transaction, then tell the reconciler and whoever waits for this builder."""
+        """Write in one transaction, then signal the reconciler and the waiters of this builder."""
         builder = await self.store.write(work)
         self.signals.desired_changed(builder.id)
         self.signals.change(builder.id)

@@ -1,4 +1,4 @@
-"""Backups: ask for one, look at them, restore one, let one go. The reconciler's backup schedule does the work."""
+"""Backups: request, list, restore and remove them. The reconciler's backup schedule does the work."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NONE = "There is no backup of this id: list yours with GET /api/v1/backups."
 
 
 async def ask(application: Application, caller: Caller, builder_id: str) -> Backup:
-    """Have one taken now of what the builder has. Raises ``InvalidState`` as ``request`` does, and without a disk."""
+    """Request a backup of the builder now. Raises ``InvalidState`` as ``request`` does, and without a disk."""
     builder = await application.store.read(lambda uow: builders.get(uow, caller.tenant_id, builder_id))
     if await application.engine.disk(builder.disk) is None:
         raise InvalidState(f"The builder is {builder.status} and has no files to back up: wait until it runs.")
@@ -62,7 +62,7 @@ def request(uow: UnitOfWork, application: Application, caller: Caller, builder_i
 def plan(
     uow: UnitOfWork, application: Application, builder: Builder, kind: BackupKind, actor: str, now: datetime
 ) -> Backup:
-    """Record that one is to be taken of what the builder serves from now."""
+    """Record a planned backup of the version that the builder serves now."""
     backup = Backup(
         id=BackupId(new_id()),
         tenant_id=builder.tenant_id,
@@ -100,14 +100,14 @@ def _expire_all(uow: UnitOfWork, builder: BuilderId, at: datetime) -> None:
 
 
 def keep_last(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
-    """The disk of a builder that is deleted is not removed, but held for a last backup."""
+    """Hold the disk of a builder that is deleted for a last backup, instead of removing it."""
     backup = plan(uow, application, builder, BackupKind.DELETED, builder.desired_by, now)
     expires = now + application.backup_rules.keep_deleted
     uow.backups.save(replace(backup, status=BackupStatus.HELD, copy=builder.disk, expires_at=expires))
 
 
 def keep_idle(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> None:
-    """One of what a builder has that was stopped because nobody used it, unless one is about to be taken anyway."""
+    """Plan a backup of a builder that was stopped for idleness, unless one is planned already."""
     if not builder.backup_interval_hours:
         return
     if not any(one.status is BackupStatus.PLANNED for one in uow.backups.of_builder(builder.id)):
@@ -129,7 +129,7 @@ def of_tenant(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> Sequence[B
 
 
 def find(uow: UnitOfWork, tenant_id: TenantId, backup_id: str, now: datetime, builder_id: str | None = None) -> Backup:
-    """Raises ``NotFound``, also for one of another builder where one is named."""
+    """Return the backup. Raises ``NotFound``, also for one of another builder if ``builder`` is given."""
     backup = uow.backups.get(BackupId(backup_id)) if is_id(backup_id) else None
     if backup is None or backup.tenant_id != tenant_id or not _is_there(backup, now):
         raise NotFound(_NONE)
@@ -143,7 +143,7 @@ def _is_there(backup: Backup, now: datetime) -> bool:
 
 
 async def taken(application: Application, backup: Backup) -> Backup:
-    """The backup once it is done. Raises ``BackupFailed`` with the reason, or what hindered it."""
+    """Wait for the backup and return it. Raises ``BackupFailed`` with the reason, or its external cause's error."""
     while True:
         seen = application.signals.count(backup.builder_id)
         found = await application.store.read(lambda uow: uow.backups.get(backup.id))
@@ -157,7 +157,7 @@ async def taken(application: Application, backup: Backup) -> Backup:
 
 
 async def restored(application: Application, restore: Restore) -> Restore:
-    """The restore once it is done. Raises ``BackupFailed`` with the reason, or what hindered it."""
+    """Wait for the restore and return it. Raises ``BackupFailed`` with the reason, or its external cause's error."""
     while True:
         seen = application.signals.count(restore.builder_id)
         found = await application.store.read(lambda uow: uow.restores.get(restore.id))
@@ -186,10 +186,10 @@ def remove(uow: UnitOfWork, backup: Backup, now: datetime) -> None:
 
 
 def restore(uow: UnitOfWork, application: Application, caller: Caller, backup: Backup, now: datetime) -> Restore:
-    """Have it put in place of what its builder has now, which is backed up first.
+    """Request a restore of the backup into its builder, whose present disk is backed up first.
 
-    Raises ``InvalidState``, and at once what its version could not be deployed for: ``ValidationFailed``,
-    ``QuotaExceeded``, ``NoCapacity``.
+    Raises ``InvalidState``, and at once everything that would prevent the deployment of its version:
+    ``ValidationFailed``, ``QuotaExceeded``, ``NoCapacity``.
     """
     _refuse_unfinished(backup)
     builder = builders.get(uow, caller.tenant_id, backup.builder_id, lock=True)
@@ -208,10 +208,10 @@ def restore(uow: UnitOfWork, application: Application, caller: Caller, backup: B
 def restore_as(
     uow: UnitOfWork, application: Application, caller: Caller, backup: Backup, name: str, now: datetime
 ) -> Restore:
-    """Have a new builder made of it.
+    """Request a restore of the backup as a new builder.
 
-    Raises ``ValidationFailed`` or ``NameTaken`` for the name, and at once what no builder could be made of it for:
-    ``ValidationFailed``, ``QuotaExceeded``, ``NoCapacity``.
+    Raises ``ValidationFailed`` or ``NameTaken`` for the name, and at once everything that would prevent the builder's
+    creation: ``ValidationFailed``, ``QuotaExceeded``, ``NoCapacity``.
     """
     _refuse_unfinished(backup)
     if (error := name_error(name)) is not None:
@@ -257,9 +257,9 @@ def when(backup: Backup) -> str:
 
 
 def recover(uow: UnitOfWork, application: Application, builder: Builder, disk: DiskId, now: datetime) -> None:
-    """Have the newest backup put in place of ``disk``, which is gone.
+    """Request a restore of the newest backup in place of the lost ``disk``.
 
-    Does nothing where that is on its way, or the builder has another disk by now.
+    Does nothing if that is in progress, or the builder has another disk by now.
     """
     lost = loss(uow, builder.id, now)
     if lost.backup is None or lost.recovering or builder.disk != disk:
@@ -272,7 +272,7 @@ def recover(uow: UnitOfWork, application: Application, builder: Builder, disk: D
 
 
 def version_of(uow: UnitOfWork, backup: Backup) -> Version:
-    """The version that serves what is restored: the backup's, on a disk no smaller than the builder has now."""
+    """Return the version to serve after a restore: the backup's, with at least the builder's present disk size."""
     builder = uow.builders.get(backup.builder_id)
     assert builder is not None, "a backup refers to its builder"
     version, current = (uow.versions.get(builder.id, number) for number in (backup.version, builder.version))
@@ -307,7 +307,10 @@ def _restore(application: Application, backup: Backup, kind: RestoreKind, actor:
 
 
 async def repository(application: Application, tenant_id: TenantId) -> TenantRepository:
-    """With its key, which is made at the first backup. Raises what the vault raises when its key is not here."""
+    """Return the tenant's repository with its key, which the first backup makes.
+
+    Raises the vault's error when the vault's key is missing.
+    """
     now = application.clock.now()
     key, holds = await application.store.read(
         lambda uow: (uow.backup_keys.get(tenant_id), holds_something(uow, tenant_id, now))
@@ -327,7 +330,10 @@ def holds_something(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> bool
 
 
 async def make_keys(application: Application) -> None:
-    """For tenants without one, before their first backup: a copy of the database then opens all that come after it."""
+    """Make repository keys for tenants without one, before their first backup.
+
+    A copy of the database then opens all later backups.
+    """
     for tenant_id in await application.store.read(lambda uow: uow.backup_keys.lacking()):
         await _make_key(application, tenant_id)
 
@@ -340,16 +346,16 @@ async def _make_key(application: Application, tenant_id: TenantId) -> BackupKey:
         await application.store.write(lambda uow: uow.backup_keys.add(made))
     except Conflict:
         found = await application.store.read(lambda uow: uow.backup_keys.get(tenant_id))
-        assert found is not None, "somebody else has just made it"
+        assert found is not None, "another transaction has just made it"
         return found
     return made
 
 
 def reseal(uow: UnitOfWork, vault: Vault) -> int:
-    """Seal the keys that are sealed with an earlier key of the vault with the present one; how many those were."""
+    """Seal keys that an earlier vault key sealed with the present one; return their number."""
     stale = [one.tenant_id for one in uow.backup_keys.all() if not vault.is_current(one.sealed)]
     for tenant_id in stale:
-        # As it is by now: what a check found meanwhile stays.
+        # Read again, to keep what a repository check recorded meanwhile.
         key = uow.backup_keys.get(tenant_id, lock=True)
         if key is not None:
             uow.backup_keys.save(
@@ -364,7 +370,7 @@ def reseal(uow: UnitOfWork, vault: Vault) -> int:
 def notify(
     uow: UnitOfWork, about: Backup | Restore, kind: str, now: datetime, *, reason: str, details: Mapping[str, Any]
 ) -> None:
-    """An event of the builder: ``backup.…`` or ``restore.…``."""
+    """Record an event of the builder: ``backup.…`` or ``restore.…``."""
     uow.events.add(
         Event(
             tenant_id=about.tenant_id,

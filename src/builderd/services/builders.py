@@ -1,4 +1,4 @@
-"""Builders: create, look, and say what is wanted of them. The reconciler makes it so."""
+"""Builders: create and list them, and set their desired state. The reconciler acts on it."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class NewBuilder:
 
 @dataclass(frozen=True, slots=True)
 class BuilderView:
-    """A builder as it is shown: with its current version, its preview's URL and what it cost so far.
+    """A builder with its current version, its preview's URL and its costs up to now.
 
-    ``needs_restart``: it runs with credentials that were changed since. ``last_backup`` is the last that was tried,
-    ``last_good_backup`` the last that was done.
+    ``needs_restart``: it runs with credentials that have changed since. ``last_backup`` is the last one that was tried,
+    ``last_good_backup`` the last one that succeeded.
     """
 
     builder: Builder
@@ -90,7 +90,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
 
 
 def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, *, lock: bool = False) -> Builder:
-    """The live builder. ``NotFound`` for a foreign, deleted, unknown or malformed id, all alike."""
+    """Return the live builder. Raises ``NotFound`` alike for a foreign, deleted, unknown or malformed id."""
     builder = uow.builders.get(BuilderId(builder_id), lock=lock) if is_id(builder_id) else None
     if builder is None or builder.tenant_id != tenant_id or builder.desired is Desired.DELETED:
         raise NotFound("There is no builder of this uuid: list yours with GET /api/v1/builders.")
@@ -98,12 +98,12 @@ def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, *, lock: bool = F
 
 
 def list_page(uow: UnitOfWork, tenant_id: TenantId, query: BuilderQuery) -> tuple[Sequence[Builder], int]:
-    """One page of the tenant's live builders, and how many there are in all."""
+    """Return one page of the tenant's live builders, and their total number."""
     return uow.builders.list(tenant_id, query)
 
 
 def start(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
-    """Want it running; where that is so already, it is used, and so woken when it sleeps.
+    """Set the desired state running; if it is running already, record a use, which wakes a sleeping builder.
 
     Raises ``QuotaExceeded`` and ``NoCapacity``.
     """
@@ -114,7 +114,7 @@ def start(uow: UnitOfWork, application: Application, caller: Caller, builder_id:
 
 
 def restart(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
-    """Want a new run, whether or not one goes on now.
+    """Begin a new generation, whether or not the builder runs.
 
     Raises ``InvalidState`` while it is being created, ``QuotaExceeded`` and ``NoCapacity``.
     """
@@ -123,15 +123,15 @@ def restart(uow: UnitOfWork, application: Application, caller: Caller, builder_i
         raise InvalidState("The builder is still being created: wait until it runs, or delete it.")
     wanted = want_run(uow, application, builder, caller, "restarted", now)
     if builder.status is Status.RUNNING:
-        # Its status does not change, so nothing else would say who it was.
+        # The status does not change, so no other event names the caller.
         uow.events.add(_event(wanted, "builder.restarting", now, {}))
     return wanted
 
 
 def stop(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, now: datetime) -> Builder:
-    """Want it stopped, and no restore to start it later.
+    """Set the desired state stopped, and cancel restores that would start it later.
 
-    Nothing else changes when that is so already, but that no visitor wakes it any more.
+    If it is stopped already, this only keeps visitors from waking it.
     """
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     why = f"the builder was stopped by {caller.actor}"
@@ -157,7 +157,7 @@ def delete(uow: UnitOfWork, application: Application, caller: Caller, builder_id
 
 
 def view(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> BuilderView:
-    """The builder with its version and its costs up to now."""
+    """Return the builder with its version and its costs up to now."""
     return views(uow, application, [builder], now)[0]
 
 
@@ -181,7 +181,7 @@ def views(
 
 
 def check_engine(application: Application) -> None:
-    """Raises ``EngineUnavailable`` until sandboxes can be started."""
+    """Raise ``EngineUnavailable`` until sandboxes can be started."""
     readiness = application.engine.readiness()
     if not readiness.ready:
         raise EngineUnavailable(
@@ -190,13 +190,13 @@ def check_engine(application: Application) -> None:
 
 
 def check_auto_stop(job_type: JobType, interval: int) -> None:
-    """Raises ``ValidationFailed`` for an interval that a builder of this type cannot have."""
+    """Raise ``ValidationFailed`` for an interval that a builder of this type cannot have."""
     if (why := auto_stop_error(job_type, interval)) is not None:
         raise ValidationFailed({"auto_stop_interval": [why]})
 
 
 def check_settings(uow: UnitOfWork, application: Application, tenant_id: TenantId, settings: VersionSettings) -> None:
-    """Raises ``ValidationFailed`` when this service, or this tenant, lacks what is asked for."""
+    """Raise ``ValidationFailed`` for settings that this service, or this tenant, cannot provide."""
     errors: dict[str, list[str]] = {}
     lack = application.engine.supports(settings.isolation)
     if lack is not None:
@@ -269,5 +269,5 @@ def _event(builder: Builder, kind: str, now: datetime, details: dict[str, Any]) 
     )
 
 
-#: What ``start``, ``stop``, ``restart`` and ``delete`` have in common, for doors that offer all of them.
+#: Common signature of ``start``, ``stop``, ``restart`` and ``delete``.
 Command = Callable[[UnitOfWork, Application, Caller, str, datetime], Builder]

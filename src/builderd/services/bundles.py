@@ -1,4 +1,4 @@
-"""Bundles: stored before anything refers to them, removed when nothing does any more."""
+"""Bundles: stored before anything refers to them, removed when nothing refers to them any more."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from builderd.services.application import Application
 
 
 class BundleLost(EngineUnavailable):
-    """A stored bundle is damaged or gone, and to try again does not bring it back."""
+    """A stored bundle is damaged or missing; a retry does not help."""
 
 
 async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOfWork], Builder]) -> Builder:
-    """Store the bundle and, in ``refer``, record what has it; a bundle that nothing refers to is not left."""
+    """Store the bundle and run ``refer``, which records the reference; remove the bundle if that fails."""
     async with application.bundle_lock:
         try:
             await application.bundles.put(bundle)
@@ -28,13 +28,13 @@ async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOf
 
 
 async def fetch(application: Application, version: Version) -> Bundle:
-    """The bundle of this version. Raises ``BundleLost``, which says what to do."""
+    """Return the bundle of this version. Raises ``BundleLost`` with the remedy."""
     try:
         return await application.bundles.get(version.bundle_hash)
     except KeyError:
         raise BundleLost(
             f"The stored files of version {version.number} are damaged or gone: deploy them again with "
-            f"PUT /api/v1/builders/{version.builder_id}, which mends them.",
+            f"PUT /api/v1/builders/{version.builder_id}, which stores them again.",
             data={"uuid": version.builder_id, "bundle": version.bundle_hash},
         ) from None
 

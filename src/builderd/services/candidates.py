@@ -1,4 +1,4 @@
-"""Candidates: the version that is deployed beside the one that serves, and how it is given up."""
+"""Candidates: the version that is deployed beside the serving one, and its removal."""
 
 from __future__ import annotations
 

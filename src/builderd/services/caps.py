@@ -1,4 +1,4 @@
-"""Spending caps: what is spent under each, who is stopped when one is reached, and who is warned before."""
+"""Spending caps: spending under each, stops at 100 %, warnings at 80 %."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WARNING = "spending.warning"
 
 @dataclass(frozen=True, slots=True)
 class MonthToDate:
-    """The present month of one tenant: the sums of its builders, and what goes on."""
+    """The present month of one tenant: sums of its builders, and open ledger segments."""
 
     tenant: Tenant
     sums: Mapping[BuilderId, Sum]
@@ -51,12 +51,12 @@ def _warned(at: datetime | None, now: datetime) -> bool:
 def month_to_date(uow: UnitOfWork, tenant_id: TenantId, now: datetime) -> MonthToDate:
     """Return the tenant's costs of this month: sums of its builders and open ledger segments."""
     tenant = uow.tenants.get(tenant_id)
-    assert tenant is not None, "whoever has builders is stored"
+    assert tenant is not None, "the tenant of a builder is stored"
     return MonthToDate(tenant, uow.ledger.of_month(tenant_id, now), uow.ledger.open_of(tenant_id))
 
 
 def accounts(application: Application, found: MonthToDate, builder: Builder | None, now: datetime) -> Sequence[Account]:
-    """The tenant's account and the builder's, as far as they are capped."""
+    """Return the tenant's account and the builder's, if they are capped."""
     limit = application.tenant_limits.of(found.tenant)
     result = []
     if (cap := limit.cap_of(found.tenant)) is not None:
@@ -69,7 +69,7 @@ def accounts(application: Application, found: MonthToDate, builder: Builder | No
 def check(
     uow: UnitOfWork, application: Application, tenant_id: TenantId, builder: Builder | None, now: datetime
 ) -> None:
-    """Raises ``QuotaExceeded`` when a cap is reached; ``builder`` None for one that is to be created."""
+    """Raise ``QuotaExceeded`` when a cap is reached; ``builder`` is None for one that is to be created."""
     found = month_to_date(uow, tenant_id, now)
     over = tightest(accounts(application, found, builder, now))
     if over is None:
@@ -95,7 +95,7 @@ def _seconds_until(then: datetime, now: datetime) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CapView:
-    """A cap as it is shown: what the tenant set, what the operator did, the lower of both; ``spent`` to the cent."""
+    """A cap: the tenant's own, the operator's, the lower of both; ``spent`` to the cent."""
 
     currency: str
     own: Decimal | None
@@ -106,14 +106,14 @@ class CapView:
 
 
 def view_of_tenant(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> CapView:
-    """The cap of all builders together."""
+    """Return the cap of all builders together."""
     found = month_to_date(uow, tenant_id, now)
     limit = application.tenant_limits.of(found.tenant).monthly
     return _view(application, found.tenant.spending_cap, limit, sum(found.sums.values(), Sum()), now)
 
 
 def view_of_builder(uow: UnitOfWork, application: Application, builder: Builder, now: datetime) -> CapView:
-    """The cap of one."""
+    """Return the cap of one builder."""
     found = month_to_date(uow, builder.tenant_id, now)
     limit = application.tenant_limits.of(found.tenant).builder_monthly
     return _view(application, builder.spending_cap, limit, found.sums.get(builder.id, Sum()), now)
@@ -132,7 +132,7 @@ def set_for_tenant(
 ) -> None:
     """Set the tenant's cap; None removes it, but not the operator's cap. Raises ``ValidationFailed``."""
     tenant = uow.tenants.get(tenant_id)
-    assert tenant is not None, "whoever has a token is stored"
+    assert tenant is not None, "the tenant of a token is stored"
     _check_amount(monthly, application.tenant_limits.of(tenant).monthly, application.prices.currency)
     uow.tenants.cap(tenant_id, monthly)
     uow.tenants.make_spending_due(tenant_id, now)
@@ -146,7 +146,7 @@ def set_for_builder(
     Raises ``ValidationFailed``.
     """
     tenant = uow.tenants.get(builder.tenant_id)
-    assert tenant is not None, "whoever has builders is stored"
+    assert tenant is not None, "the tenant of a builder is stored"
     _check_amount(monthly, application.tenant_limits.of(tenant).builder_monthly, application.prices.currency)
     capped = replace(builder, spending_cap=monthly, cap_warned_at=None, updated_at=now)
     uow.builders.save(capped)
@@ -175,7 +175,7 @@ class CapDecision:
 
 
 def judge(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: datetime) -> CapDecision:
-    """Only looks."""
+    """Return the stops and warnings due for a tenant's spending. Changes nothing."""
     found = month_to_date(uow, tenant_id, now)
     of_tenant = next(iter(accounts(application, found, None, now)), None)
     stop, warn, looks = [], [], [of_tenant.next_check(now)] if of_tenant else []

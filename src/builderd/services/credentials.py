@@ -1,4 +1,4 @@
-"""Credentials: stored sealed, listed by name, opened only where a builder starts."""
+"""Credentials: stored sealed, listed by name, opened only when a builder starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Opened = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A builder whose current version asks for the credential. ``needs_restart``: it runs with the values before."""
+    """A builder whose current version uses the credential. ``needs_restart``: it runs with the previous values."""
 
     builder: Builder
     needs_restart: bool
@@ -28,7 +28,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class CredentialView:
-    """A credential as it is shown: without its values."""
+    """A credential without its values."""
 
     credential: Credential
     uses: Sequence[Use]
@@ -37,7 +37,7 @@ class CredentialView:
 def put(
     uow: UnitOfWork, vault: Vault, tenant_id: TenantId, name: str, values: Mapping[str, str], now: datetime
 ) -> tuple[Credential, bool]:
-    """Store the values in place of all that were there; whether the credential is new. Raises ``QuotaExceeded``."""
+    """Replace all values of the credential; return True if it is new. Raises ``QuotaExceeded``."""
     sealed = vault.seal(pack(values), associated_data_of(tenant_id, name))
     stored = uow.credentials.get(tenant_id, name)
     if stored is not None:
@@ -52,7 +52,7 @@ def put(
 
 
 def get(uow: UnitOfWork, tenant_id: TenantId, name: str) -> CredentialView:
-    """``NotFound`` for a foreign, unknown or malformed name, all alike."""
+    """Return the credential. Raises ``NotFound`` alike for a foreign, unknown or malformed name."""
     credential = None if name_error(name) else uow.credentials.get(tenant_id, name)
     if credential is None:
         raise NotFound(f"There is no credential named {name!r}: list yours with GET /api/v1/credentials.")
@@ -60,12 +60,12 @@ def get(uow: UnitOfWork, tenant_id: TenantId, name: str) -> CredentialView:
 
 
 def list_all(uow: UnitOfWork, tenant_id: TenantId) -> Sequence[CredentialView]:
-    """All of a tenant, by name."""
+    """Return all credentials of a tenant, by name."""
     return [CredentialView(one, _uses(uow, one)) for one in uow.credentials.list(tenant_id)]
 
 
 def delete(uow: UnitOfWork, tenant_id: TenantId, name: str, *, force: bool) -> CredentialView:
-    """Remove it. Raises ``Conflict`` while a builder's current version asks for it, unless forced."""
+    """Remove the credential. Raises ``Conflict`` while a current version uses it, unless forced."""
     view = get(uow, tenant_id, name)
     if view.uses and not force:
         users = ", ".join(sorted(use.builder.name for use in view.uses))
@@ -79,12 +79,12 @@ def delete(uow: UnitOfWork, tenant_id: TenantId, name: str, *, force: bool) -> C
 
 
 def missing(uow: UnitOfWork, tenant_id: TenantId, names: Sequence[str]) -> dict[int, str]:
-    """Those of the names, by their index, that name nothing."""
+    """Return index and name of the names that do not exist."""
     return {index: name for index, name in enumerate(names) if uow.credentials.get(tenant_id, name) is None}
 
 
 def open_all(uow: UnitOfWork, vault: Vault, tenant_id: TenantId, names: Sequence[str]) -> Opened:
-    """The values of these. Raises ``NotFound`` for one that was deleted, and what the vault raises."""
+    """Return the values of these credentials. Raises ``NotFound`` for a deleted one, and the vault's errors."""
     return {
         name: unpack(vault.open(view.credential.sealed, view.credential.associated_data))
         for name in names
@@ -93,12 +93,12 @@ def open_all(uow: UnitOfWork, vault: Vault, tenant_id: TenantId, names: Sequence
 
 
 def as_env(secrets: Opened) -> dict[str, str]:
-    """All variables together; of two with one name the later credential's."""
+    """Return all variables together; for a name in two credentials the later one's value."""
     return {variable: value for values in secrets.values() for variable, value in values.items()}
 
 
 def as_files(secrets: Opened) -> dict[str, str]:
-    """``<credential>/<variable>`` → value."""
+    """Return ``<credential>/<variable>`` → value."""
     return {f"{name}/{variable}": value for name, values in secrets.items() for variable, value in values.items()}
 
 
@@ -119,7 +119,7 @@ def is_stale(uow: UnitOfWork, builder: Builder, version: Version) -> bool:
 
 
 def reseal(uow: UnitOfWork, vault: Vault) -> int:
-    """Seal all that is sealed with an earlier key with the present one; how many those were."""
+    """Seal secrets that an earlier vault key sealed with the present one; return their number."""
     stale = [one for one in uow.credentials.all() if not vault.is_current(one.sealed)]
     for one in stale:
         uow.credentials.save(

@@ -1,7 +1,7 @@
-"""Deployments: a new version of a builder, by new code, other settings, or an older version again.
+"""Deployments: a new version of a builder, by new code, new settings, or a rollback.
 
-The reconciler prepares it beside the version that serves (``Builder.candidate``) and lets it take over. A builder that
-never was up, and settings for one that rests, need no such care: the version is the current one at once.
+The reconciler prepares the version beside the serving one (``Builder.candidate``) and lets it take over. For a builder
+that never was up, and for new settings of a stopped one, the version becomes the current one at once.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """``version`` is the number that is being deployed, None where the change needed no new version."""
+    """Result of a change. ``version`` is the number that is being deployed, None without a new version."""
 
     builder: Builder
     version: int | None
 
 
-#: A version of which data may be on the disk.
+#: States of a version whose app may have written to the disk.
 WAS_UP = (VersionStatus.DEPLOYED, VersionStatus.DROPPED)
-#: What takes effect at once, without a new version.
+#: Fields that take effect at once, without a new version.
 AT_ONCE = ("visibility", "auto_stop_interval", "backup_interval_hours")
 SETTINGS = (
     "entrypoint",
@@ -81,9 +81,9 @@ SETTINGS = (
 def deploy(
     uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, change: Change, now: datetime
 ) -> Deployed:
-    """A new version, which runs once it has taken over: also of a builder that rests.
+    """Begin a new version with new code, also of a stopped builder; it runs once it has taken over.
 
-    What leaves a gate out is not kept from one version to the next, here and below. Raises ``NotFound``,
+    Options that skip a gate do not pass from one version to the next, here and below. Raises ``NotFound``,
     ``InvalidState`` while a version takes over or the first one is being created, ``ValidationFailed``,
     ``EngineUnavailable``, ``QuotaExceeded`` and ``NoCapacity``.
     """
@@ -102,10 +102,10 @@ def deploy(
 def configure(
     uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, change: Change, now: datetime
 ) -> Deployed:
-    """Other settings for the same code: at once where the app need not know of them, else by a new version.
+    """Change settings of the same code: at once if the app is not affected, else by a new version.
 
-    A builder that rests goes on resting, and has them from its next start on. What takes effect at once does so in
-    any state; for the rest this raises as ``deploy`` does.
+    A stopped builder stays stopped, and uses them from its next start. Changes that take effect at once do so in any
+    state; for the rest this raises as ``deploy`` does.
     """
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     base = _base(uow, builder)
@@ -125,9 +125,9 @@ def configure(
 def roll_back(
     uow: UnitOfWork, application: Application, caller: Caller, builder_id: str, number: int, now: datetime
 ) -> Deployed:
-    """A new version with the code and the settings of an old one, which was up once.
+    """Begin a new version with code and settings of an old one that was up once. Its disk does not shrink.
 
-    Its disk does not shrink. Raises as ``deploy`` does, and ``InvalidState`` for a version that never was up.
+    Raises as ``deploy`` does, and ``InvalidState`` for a version that never was up.
     """
     builder, base = _changeable(uow, application, caller, builder_id)
     old = uow.versions.get(builder.id, number)
@@ -153,11 +153,11 @@ def switch(
     disk: DiskId,
     now: datetime,
 ) -> Deployed:
-    """A new version with the code and settings of ``code``, on a disk that was made and filled elsewhere.
+    """Begin a new version with code and settings of ``code``, on a disk that was filled elsewhere.
 
-    The version that serves makes way without a trial; should the other not come up, it serves on, on the disk that it
-    had, and ``disk`` is removed. The builder must be locked, and able to change (``changeable``). What else is on the
-    disk than the files of ``code`` stays.
+    The serving version is replaced without a trial; if the new one does not come up, the old one serves again on its
+    own disk, and ``disk`` is removed. The builder must be locked and ``changeable``. Files on the disk beside those of
+    ``code`` stay.
     """
     base = _base(uow, builder)
     version = _next(uow, base, code.settings.with_gates, caller, now, bundle_hash=code.bundle_hash)
@@ -179,7 +179,7 @@ def renew_service_token(
 
 
 def list_of(uow: UnitOfWork, caller: Caller, builder_id: str) -> Sequence[Version]:
-    """The versions that are kept, newest first. Raises ``NotFound``."""
+    """Return the kept versions, newest first. Raises ``NotFound``."""
     builder = get(uow, caller.tenant_id, builder_id)
     return [one for one in uow.versions.list(builder.id) if one.status is not VersionStatus.DROPPED]
 
@@ -190,7 +190,7 @@ def base(uow: UnitOfWork, caller: Caller, builder_id: str) -> Version:
 
 
 def changeable(uow: UnitOfWork, application: Application, caller: Caller, builder_id: str) -> Builder:
-    """The builder, locked, once it can be given another version. Raises as ``deploy`` does."""
+    """Return the builder, locked, if it can get another version. Raises as ``deploy`` does."""
     builder = get(uow, caller.tenant_id, builder_id, lock=True)
     _check_changeable(application, builder)
     return builder
@@ -248,7 +248,10 @@ def _given(change: Change, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _at_once(builder: Builder, caller: Caller, change: Change) -> Builder:
-    """With what takes effect at once. One that is to idle no more is woken: whoever wants it may never visit it."""
+    """Return the builder with the fields that take effect at once.
+
+    A builder that must not idle any more is woken, since nobody may visit it.
+    """
     changed = replace(builder, **_given(change, AT_ONCE))
     check_auto_stop(changed.job_type, changed.auto_stop_interval)
     if change.visibility is not None:
@@ -268,7 +271,7 @@ def _next(
     *,
     bundle_hash: str | None = None,
 ) -> Version:
-    """Not yet stored. The verdicts on the same code need not be asked for again, those on other code do not count."""
+    """Return the next version, not yet stored. Verdicts on the same code are kept, those on other code dropped."""
     newest = uow.versions.list(base.builder_id)[0]
     return Version(
         builder_id=base.builder_id,
@@ -292,11 +295,11 @@ def _launch(
     disk: DiskId | None = None,
     change: Change | None = None,
 ) -> Deployed:
-    """Deploy it beside what is there; one that is being deployed already makes way.
+    """Begin the deployment beside the serving version, in place of another candidate.
 
-    Of the ``change``, what the app need not know of is in force at once. But what serves, and goes on when the version
-    fails, is not shown to others for it: a private preview becomes public with the version, or with the one that comes
-    after it. None: it is older code, which nobody asked to show.
+    Fields of ``change`` that the app need not know take effect at once, with one exception: a private preview becomes
+    public only with the new version or a later one, since the serving version, which stays if the new one fails, was
+    not released. ``change`` is None for a rollback to older code.
     """
     was_up = any(one.status in WAS_UP for one in uow.versions.list(builder.id))
     at_once = not was_up and disk is None
@@ -339,9 +342,9 @@ def _drop_old(uow: UnitOfWork, application: Application, builder: Builder) -> No
 def _adopt(
     uow: UnitOfWork, application: Application, caller: Caller, builder: Builder, version: Version, now: datetime
 ) -> Deployed:
-    """Give the version to a builder at rest: it runs from the next start on, its disk is billed at once.
+    """Make the version the current one of a stopped builder: it runs from the next start, its disk is billed at once.
 
-    A builder that is still stopping pays for the new disk once it has ended.
+    A builder that is still stopping is billed for the new disk once it has ended.
     """
     resources = version.settings.resources
     adopted = replace(builder, version=version.number)

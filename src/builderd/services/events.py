@@ -1,8 +1,8 @@
 """Events: listed, and followed as they happen.
 
-A follower holds a place, the id of the last event it was given, and asks for what has a greater one. The store makes
-a tenant's events appear in the order of their ids, so nothing is lost or told twice, whoever writes beside it and
-however often the follower comes back. Events are fetched as they are taken: one that reads slowly holds a page.
+A follower asks for events with a greater id than the last one that it read. The store makes a tenant's events appear in
+the order of their ids, so that no event is lost or sent twice, also with concurrent writers and reconnecting followers.
+Events are fetched page by page, at the follower's speed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from builderd.ports.store import UnitOfWork
 from builderd.ports.store.events import EventQuery
 from builderd.services.application import Application
 
-#: How long to trust that a change of this process is signalled before looking again, in seconds.
+#: Interval of polls between signals, in seconds.
 LOOK_INTERVAL = 1.0
-#: The least between two looks of a follower, however much happens: what happens meanwhile is read at once.
+#: Minimum seconds between two polls of a follower; events in between are read together.
 LEAST_INTERVAL = 0.1
-#: How many events a follower holds at most.
+#: Maximum number of events that a follower reads at once.
 PAGE = 100
 
 
@@ -41,12 +41,12 @@ async def start_after(application: Application, tenant_id: TenantId, query: Even
 
 async def follow(application: Application, tenant_id: TenantId, query: EventQuery, after: int) -> AsyncGenerator[Event]:
     """Yield events with an id above ``after``, oldest first, as they happen; those of one builder until it is gone."""
-    signals, told_by = application.signals, query.builder or ANY
+    signals, topic = application.signals, query.builder or ANY
     if after:
         # The id says where to continue; filtering by time as well would skip events.
         query = replace(query, since=None)
     while True:
-        seen = signals.count(told_by)
+        seen = signals.count(topic)
         found, over = await application.store.read(partial(_read, tenant_id=tenant_id, query=query, after=after))
         for event in found:
             after = event.id
@@ -54,7 +54,7 @@ async def follow(application: Application, tenant_id: TenantId, query: EventQuer
         if over and not found:
             return
         if len(found) < PAGE:
-            await signals.wait(told_by, seen, LOOK_INTERVAL)
+            await signals.wait(topic, seen, LOOK_INTERVAL)
             await asyncio.sleep(LEAST_INTERVAL)
 
 

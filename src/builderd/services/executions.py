@@ -1,4 +1,4 @@
-"""Executions: a command run beside the app, in its sandbox, or a session there."""
+"""Executions: commands and sessions in a builder's sandbox, beside its app."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from builderd.services.builders import Caller
 from builderd.services.held_bytes import Holding
 from builderd.services.wake import User
 
-#: Past its limit an output is only taken away, and no faster than the service can bear, so that the command goes on.
+#: Output past its limit is read and dropped, at a bounded rate, so that the command does not block.
 DRAIN_SECONDS = 0.005
-#: So many pieces of output may wait for who follows it.
+#: Maximum number of output pieces that wait for the follower.
 AHEAD = 8
 
-#: Told each piece of output that is kept; may take its time, which slows the command down.
+#: Called with each piece of output that is kept; a slow callback slows the command down.
 OnOutput = Callable[[bytes], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command line for ``/bin/sh``. ``timeout_seconds`` count from when it begins; ``env`` adds to the app's own."""
+    """A command line for ``/bin/sh``. ``timeout_seconds`` count from its start; ``env`` adds to the app's own."""
 
     text: str
     timeout_seconds: float = 60
@@ -46,10 +46,10 @@ class Command:
 
 @asynccontextmanager
 async def run(application: Application, caller: Caller, builder_id: str, command: Command) -> AsyncIterator[Ended]:
-    """Run it and wait. Its output counts as held by the tenant for as long as the context lasts.
+    """Run the command and wait for it. Its output counts in the tenant's memory budget while the context lasts.
 
-    While the tenant holds too much, the command waits with its output in the pipe, and its time goes on. Raises
-    ``NotFound``, ``InvalidState`` when no sandbox runs, or ``ValidationFailed``.
+    While the budget is used up, the command blocks on its full pipe, and its timeout continues. Raises ``NotFound``,
+    ``InvalidState`` when no sandbox runs, or ``ValidationFailed``.
     """
     sandbox = await running(application, caller, builder_id)
     with application.held_bytes.holding(caller.tenant_id) as holding:
@@ -70,7 +70,10 @@ class Ended:
 async def follow(
     application: Application, caller: Caller, sandbox: SandboxId, command: Command
 ) -> AsyncGenerator[str | ExecResult]:
-    """Its output as it comes, and at last how it ended, without an output. Left early, the command is ended too."""
+    """Yield output while the command runs, and finally how it ended, without output.
+
+    Closing the generator early ends the command too.
+    """
     pieces: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
     with application.held_bytes.holding(caller.tenant_id) as holding:
         output = Output(application.limits.exec_output, pieces.put, holding)
@@ -106,14 +109,14 @@ async def _until_done(pieces: asyncio.Queue[bytes], task: asyncio.Future[int]) -
 async def session(
     application: Application, caller: Caller, builder_id: str, spec: ProcessSpec
 ) -> AsyncIterator[Process]:
-    """A process that somebody talks to. Raises as ``run`` does."""
+    """Run an interactive process. Raises as ``run`` does."""
     sandbox = await running(application, caller, builder_id)
     async with wake.keep_awake(application, sandbox), application.engine.open_process(sandbox, spec) as process:
         yield process
 
 
 async def running(application: Application, caller: Caller, builder_id: str) -> SandboxId:
-    """The builder's sandbox, awake; this counts as a use of it. Raises ``NotFound`` or ``InvalidState``."""
+    """Return the builder's sandbox, awake, and record a use. Raises ``NotFound`` or ``InvalidState``."""
     builder = await application.store.read(lambda uow: builders.get(uow, caller.tenant_id, builder_id))
     application.engine.prewarm()
     user = User(caller.actor, f"woken for a command by {caller.actor}")
@@ -121,14 +124,14 @@ async def running(application: Application, caller: Caller, builder_id: str) -> 
 
 
 async def capture(sandboxes: Sandboxes, sandbox: SandboxId, command: Command, limit_bytes: int) -> ExecResult:
-    """Run it in this sandbox, to its end or its timeout's. Raises ``InvalidState`` when the sandbox does not run."""
+    """Run the command in this sandbox to its end or timeout. Raises ``InvalidState`` without a running sandbox."""
     output = Output(limit_bytes)
     code = await _capture(sandboxes, sandbox, command, output)
     return ExecResult(code, output.text, output.truncated)
 
 
 async def _capture(sandboxes: Sandboxes, sandbox: SandboxId, command: Command, output: Output) -> int:
-    """Run it and return its exit code."""
+    """Run the command and return its exit code."""
     async with sandboxes.open_process(sandbox, command.spec) as process:
         feeding = asyncio.ensure_future(_feed(process, command.stdin))
         try:
@@ -185,14 +188,14 @@ class Output:
         return False
 
     def _cut(self) -> None:
-        """Keep nothing from here on."""
+        """Drop all further output."""
         self.truncated, self._left = True, 0
 
     async def _keep(self, piece: bytes) -> None:
         self._kept += piece
 
     def pieces(self, size: int) -> Iterator[str]:
-        """The text, decoded ``size`` bytes at a time. A character that the limit cut in two is left out."""
+        """Yield the text, decoded ``size`` bytes at a time. A character that the limit cut in two is left out."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for start in range(0, len(self._kept), size):
             yield decoder.decode(self._kept[start : start + size])
@@ -200,5 +203,5 @@ class Output:
 
     @property
     def text(self) -> str:
-        """All of it at once."""
+        """Return the whole text."""
         return "".join(self.pieces(len(self._kept) or 1))

@@ -1,4 +1,4 @@
-"""The files of a builder, as they are on its disk now, whether or not it runs."""
+"""Files on a builder's disk, whether or not it runs."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from builderd.services import activity, builders, outcomes
 from builderd.services.application import Application
 from builderd.services.candidates import TakesOver
 
-#: Fast, and three quarters of what the highest level would gain.
+#: zstd level: fast, with three quarters of the highest level's gain.
 COMPRESSION_LEVEL = 3
-#: Archives that one tenant is sent at the same time.
+#: Maximum number of archives that one tenant downloads at the same time.
 MAX_ARCHIVES = 2
-#: Files that one tenant reads at the same time.
+#: Maximum number of files that one tenant downloads at the same time.
 MAX_READS = 100
 
 
 async def list_page(
     application: Application, tenant_id: TenantId, builder_id: str, path: str, skip: int, count: int
 ) -> FilePage:
-    """Entries of a folder; "" is ``/app``. Raises ``NotFound`` or ``ValidationFailed``, as all of these do."""
+    """Return entries of a folder; "" is ``/app``. Raises ``NotFound`` or ``ValidationFailed``, as all of these do."""
     async with _disk(application, tenant_id, builder_id) as disk:
         return await application.engine.list_files(disk, _checked(path) if path else "", skip, count)
 
 
 @asynccontextmanager
 async def opened(application: Application, tenant_id: TenantId, builder_id: str, path: str) -> AsyncIterator[OpenFile]:
-    """A file, to be read as long as the context lasts. Raises ``RateLimited`` when the tenant reads too many."""
+    """Return a file that can be read while the context lasts. Raises ``RateLimited`` for too many downloads."""
     async with (
         _count_open(application.reads, tenant_id, MAX_READS, "files"),
         _disk(application, tenant_id, builder_id) as disk,
@@ -58,7 +58,7 @@ async def write(
     size: int | None,
     executable: bool | None,
 ) -> tuple[FileEntry, bool]:
-    """Put a file there; with it, whether it is new. Raises ``TooLarge`` or ``PreconditionFailed`` too."""
+    """Write a file; return its entry, and True if it is new. Raises ``TooLarge`` or ``PreconditionFailed`` too."""
     async with _open_disk(application, tenant_id, builder_id) as disk:
         return await application.engine.write_file(
             disk, _checked(path), content, condition=condition, size=size, executable=executable
@@ -83,9 +83,9 @@ async def delete(
 async def archive(
     application: Application, tenant_id: TenantId, builder_id: str
 ) -> AsyncIterator[AsyncGenerator[bytes]]:
-    """All of ``/app`` as ``tar.zst`` (RFC 8878), made while it is taken.
+    """Return all of ``/app`` as ``tar.zst`` (RFC 8878), packed while it is read.
 
-    Raises ``NotFound``, and ``RateLimited`` where the tenant takes as many already as leaves some for others.
+    Raises ``NotFound``, and ``RateLimited`` when the tenant has too many such downloads.
     """
     builder, disk = await _read(application, tenant_id, builder_id)
     async with _count_open(application.archives, tenant_id, MAX_ARCHIVES, "archives"):
@@ -96,7 +96,7 @@ async def archive(
 
 @asynccontextmanager
 async def _count_open(sent: Counter[TenantId], tenant_id: TenantId, limit: int, what: str) -> AsyncIterator[None]:
-    """Count one of those that a tenant is sent. Raises ``RateLimited`` for one too many."""
+    """Count an open download of the tenant. Raises ``RateLimited`` at the limit."""
     if sent[tenant_id] >= limit:
         words = f"{limit} {what} of yours are being sent already: ask again when one of them is complete."
         raise RateLimited(words, retry_after=10)
@@ -118,14 +118,14 @@ async def _compressed(packed: AsyncGenerator[bytes], use: AbstractAsyncContextMa
 
 @asynccontextmanager
 async def _disk(application: Application, tenant_id: TenantId, builder_id: str) -> AsyncIterator[DiskId]:
-    """The builder's disk; for as long as the context lasts, the builder is in use."""
+    """Return the builder's disk, and record a use while the context lasts."""
     builder, disk = await _read(application, tenant_id, builder_id)
     async with activity.track_use(application, builder):
         yield disk
 
 
 async def _read(application: Application, tenant_id: TenantId, builder_id: str) -> tuple[Builder, DiskId]:
-    """The disk that the builder's sandbox has, or had when it ran last."""
+    """Return the builder, and the disk that its sandbox has or had when it last ran."""
     builder = await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
     _, disk = builder.to_run
     if await application.engine.disk(disk) is None:
@@ -135,10 +135,10 @@ async def _read(application: Application, tenant_id: TenantId, builder_id: str) 
 
 @asynccontextmanager
 async def _open_disk(application: Application, tenant_id: TenantId, builder_id: str) -> AsyncIterator[DiskId]:
-    """The disk, to be changed: what is done to it lasts, or ``InvalidState`` is raised.
+    """Return the disk for a change that must not get lost. Raises ``InvalidState`` if it could.
 
-    A version that takes over does so on a copy of the disk, and the one or the other is thrown away. So a change waits
-    while that goes on, and one that it came in between is not promised.
+    A take-over uses a copy of the disk and discards one of both. A change therefore waits while a take-over is in
+    progress, and fails if one began in between.
     """
 
     def load(uow: UnitOfWork) -> DiskId:

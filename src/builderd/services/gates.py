@@ -11,7 +11,7 @@ from builderd.ports.store import UnitOfWork
 
 
 def note_skipped(uow: UnitOfWork, builder: Builder, version: Version, now: datetime) -> None:
-    """An event for each gate that this new version is not to pass through."""
+    """Record an event for each gate that this new version skips."""
     skipped = {"review": version.settings.skip_review, "qa": version.settings.skip_qa}
     for gate in (name for name, is_skipped in skipped.items() if is_skipped):
         details = {"gate": gate, "version": version.number}

@@ -1,7 +1,7 @@
-"""Memory budget of each tenant: bytes that its calls hold in the service, such as command output not sent yet.
+"""Memory budget of each tenant: bytes that its calls hold in the service, such as unsent command output.
 
-A call that needs more than the budget has left waits. So that calls never wait for each other in a circle, one call
-of each tenant may exceed the budget until it is done.
+A call that needs more than the budget has left waits. One call of each tenant may exceed the budget until it is done,
+so that calls never deadlock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LIMIT = 64_000_000
 
 
 class HeldBytes:
-    """The budgets of all tenants, in the memory of this process."""
+    """Memory budgets of all tenants, in the memory of this process."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
@@ -26,7 +26,7 @@ class HeldBytes:
 
     @contextmanager
     def holding(self, tenant_id: TenantId) -> Iterator[Holding]:
-        """Return an empty holding of this tenant; everything it has taken is given back at the end."""
+        """Return an empty holding of this tenant; its bytes are released at the end of the context."""
         account = self._accounts.setdefault(tenant_id, _Account(self._limit))
         holding = Holding(account)
         account.holdings += 1
@@ -51,7 +51,7 @@ class _Account:
     holdings: int = 0
     #: The one holding that may exceed the limit.
     exempt: Holding | None = None
-    #: Set, and replaced, whenever bytes are given back.
+    #: Set, and replaced, whenever bytes are released.
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def fits(self, size: int) -> bool:
@@ -70,12 +70,12 @@ class Holding:
         self._size = 0
 
     async def take(self, size: int) -> None:
-        """Count ``size`` more bytes, once the tenant's budget has room for them."""
+        """Count ``size`` more bytes; wait until the tenant's budget has room for them."""
         while not self.try_reserve(size):
             await self._account.changed.wait()
 
     def try_reserve(self, size: int) -> bool:
-        """Count ``size`` more bytes if there is room for them; return whether there was."""
+        """Count ``size`` more bytes if there is room; return True if there was."""
         account = self._account
         if not account.fits(size):
             if account.exempt not in (None, self):
@@ -92,7 +92,7 @@ class Holding:
         self._account.notify()
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release all bytes."""
         if self._account.exempt is self:
             self._account.exempt = None
         self.release(self._size)

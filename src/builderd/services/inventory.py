@@ -1,4 +1,4 @@
-"""Inventory: which builder of which tenant uses what."""
+"""Inventory: the resources that each builder uses."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from builderd.ports.store import UnitOfWork
 
 
 def users(uow: UnitOfWork) -> Sequence[BuilderStorage]:
-    """All builders that are not deleted, by tenant and name."""
+    """Return all builders that are not deleted, by tenant and name."""
     found = (uow.builders.get(builder_id) for builder_id in uow.builders.ids())
     shown = [_user(uow, builder) for builder in found if builder is not None]
     return sorted(shown, key=lambda user: (user.tenant, user.name))
 
 
 def used_bundles(uow: UnitOfWork, bundles: Collection[str]) -> frozenset[str]:
-    """Those of these that something refers to."""
+    """Return the bundles among these that a version refers to."""
     return frozenset(one for one in bundles if uow.versions.uses_bundle(one))
 
 

@@ -1,4 +1,4 @@
-"""Leases: somebody says that a builder is busy, and until when. While one lasts it neither sleeps nor idles out."""
+"""Leases: a statement that a builder is busy until a time; until then it is neither frozen nor auto-stopped."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from builderd.services.wake import User
 def take(
     uow: UnitOfWork, application: Application, builder: Builder, actor: str, seconds: int, reason: str, now: datetime
 ) -> Lease:
-    """A new lease on the locked builder, which is woken if it is frozen.
+    """Record a new lease of the locked builder, and wake the builder if it is frozen.
 
-    Raises ``InvalidState`` when it does not run, or has as many leases as it may.
+    Raises ``InvalidState`` when it does not run, or has the maximum number of leases.
     """
     if builder.desired is not Desired.RUNNING:
         raise InvalidState(f"The builder is {builder.status}: start it before you keep it busy.")
-    # What is over is a use until its end; what is recorded below is a later one.
+    # An expired lease was a use until its end; the use recorded below is later.
     uow.leases.expire(builder.id, now)
     if len(active(uow, builder, now)) >= MAX_LEASES:
         raise InvalidState(f"The builder has {MAX_LEASES} leases: renew one of them, or end one.")
@@ -43,7 +43,7 @@ def active(uow: UnitOfWork, builder: Builder, now: datetime) -> Sequence[Lease]:
 
 
 def renew(uow: UnitOfWork, builder: Builder, lease_id: str, seconds: int, reason: str | None, now: datetime) -> Lease:
-    """From now on it lasts for so many seconds. Raises ``NotFound``, also when it is over."""
+    """Extend the lease to so many seconds from now. Raises ``NotFound``, also when it has expired."""
     lease = _get(uow, builder, lease_id, now)
     kept = lease.reason if reason is None else reason
     renewed = replace(lease, expires_at=now + timedelta(seconds=seconds), reason=kept)
@@ -52,7 +52,7 @@ def renew(uow: UnitOfWork, builder: Builder, lease_id: str, seconds: int, reason
 
 
 def end(uow: UnitOfWork, builder: Builder, actor: str, lease_id: str, now: datetime) -> Lease:
-    """It is over now, and the builder was used until now. Raises ``NotFound``, also when it was over before."""
+    """End the lease now, and record a use until now. Raises ``NotFound``, also when it had ended before."""
     lease = _get(uow, builder, lease_id, now)
     uow.leases.delete(lease.id)
     activity.used(uow, builder, now)

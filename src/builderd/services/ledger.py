@@ -1,4 +1,4 @@
-"""The ledger: what a builder pays for, from when on. Segments follow one another without a gap or an overlap.
+"""The ledger: the segments by which a builder is billed, without gap or overlap.
 
 Trials have segments of their own beside them.
 """
@@ -16,9 +16,10 @@ from builderd.ports.store import UnitOfWork
 def bill(
     uow: UnitOfWork, prices: Prices, builder: Builder, resources: Resources, billing: Billing, at: datetime
 ) -> None:
-    """Begin a segment where the present one ends; nothing changes when that is of this state and rate already.
+    """Begin a segment at the end of the present one; do nothing if the present one has this state and rate.
 
-    Never before the present one began, whatever clock ``at`` is from. The builder must be locked.
+    The segment begins no earlier than the present one, even if ``at`` is from another clock. The builder must be
+    locked.
     """
     rate = prices.hourly_rate(resources, billing)
     current = uow.ledger.current(builder.id)
@@ -27,17 +28,17 @@ def bill(
     start = max(at, current.start) if current else at
     uow.ledger.close(builder.id, start)
     uow.ledger.open(Segment(builder.tenant_id, builder.id, billing, start, None, rate))
-    # When a cap will be reached depends on the rates of all: it has to be computed again.
+    # The time at which a cap will be reached depends on all rates: compute it again.
     uow.tenants.make_spending_due(builder.tenant_id, at)
 
 
 def freeze(uow: UnitOfWork, prices: Prices, builder: Builder, at: datetime) -> None:
-    """From ``at`` on it is paid as frozen; nothing changes unless it is paid as running."""
+    """Bill the builder as frozen from ``at`` on; do nothing unless it is billed as running."""
     _turn(uow, prices, builder, Billing.RUNNING, Billing.FROZEN, at)
 
 
 def thaw(uow: UnitOfWork, prices: Prices, builder: Builder, at: datetime) -> None:
-    """From ``at`` on it is paid as running again; nothing changes unless it is paid as frozen."""
+    """Bill the builder as running from ``at`` on; do nothing unless it is billed as frozen."""
     _turn(uow, prices, builder, Billing.FROZEN, Billing.RUNNING, at)
 
 
@@ -51,9 +52,9 @@ def bill_trial(
     *,
     longest: timedelta,
 ) -> None:
-    """Charge a trial of a version with these resources, which has ended. To be called once for each trial.
+    """Bill a finished trial of a version with these resources. Call it once for each trial.
 
-    At most ``longest`` is charged: the clock may have been set forward meanwhile, and nobody pays for that.
+    At most ``longest`` is billed, since the clock may have been set forward meanwhile.
     """
     rate = prices.hourly_rate(resources, Billing.TRIAL)
     end = min(max(end, start), start + longest)

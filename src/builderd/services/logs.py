@@ -1,6 +1,6 @@
-"""Logs: what a builder's sandboxes and installers wrote, joined over restarts and versions.
+"""Logs: output of a builder's sandboxes and installers, joined over restarts and versions.
 
-However much there is, it is read in pages, each when the one before was taken: who reads slowly holds a page.
+They are read page by page, each when the previous one was consumed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from builderd.ports.store import UnitOfWork
 from builderd.services import builders
 from builderd.services.application import Application
 
-#: How often a follower looks for new lines, in seconds.
+#: Interval at which a follower polls for new lines, in seconds.
 FOLLOW_INTERVAL = 0.2
-#: How many lines of a log are read at once.
+#: Lines of a log that are read at once.
 PAGE = 500
-#: How many more lines are looked at than are wanted, where that is of use, and how many times as many if it takes more.
+#: Extra lines that are read to allow for filters, and the factor by which they grow if that is not enough.
 LOOK_BACK, LOOK_FURTHER = 500, 8
-#: The last lines of a sandbox may be written down a little after its end.
+#: Seconds after a sandbox's end in which its last lines may still be written.
 LATE = timedelta(seconds=5)
 
 
@@ -40,7 +40,7 @@ class VersionedLine:
 
 @dataclass(frozen=True, slots=True)
 class FollowedLine(VersionedLine):
-    """It is the ``nth`` of those with its very time."""
+    """A line and its number ``nth`` among those with the same time."""
 
     nth: int
 
@@ -65,7 +65,7 @@ async def read(
 
 
 async def _written(follower: Follower, found: int, tail: int) -> AsyncGenerator[VersionedLine]:
-    """The last of those that were found when it began."""
+    """Return the last lines among those that existed when reading began."""
     number = 0
     while number < found:
         await follower.poll()
@@ -81,9 +81,9 @@ async def _written(follower: Follower, found: int, tail: int) -> AsyncGenerator[
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The last ``count`` lines (None: all) from ``since`` on, of one ``stream`` or of all.
+    """Filter: the last ``count`` lines (None: all) from ``since`` on, of one ``stream`` or of all.
 
-    ``spare``: how many more are looked at, which counts those of one moment and may do where lines are filtered.
+    ``spare`` is the number of extra lines to read: lines of the same time count, and filters may drop lines.
     """
 
     count: int | None = None
@@ -111,7 +111,7 @@ class Wanted:
 
 
 class _End(NamedTuple):
-    """The end of a log: so many lines after its start, so many of which are wanted."""
+    """The end of a log: its number of lines, and how many of them are wanted."""
 
     start: LogPage
     lines: int
@@ -119,7 +119,7 @@ class _End(NamedTuple):
 
 
 async def _look_back(application: Application, sandbox: Sandbox, wanted: Wanted) -> _End:
-    """An end with all that is wanted of this log. It has more than ``count`` of them, as far as there are more."""
+    """Return an end of this log with all wanted lines, of which it has at most ``count``."""
     assert wanted.count is not None, "all would be wanted"
     count = wanted.count + wanted.spare
     while True:
@@ -136,7 +136,7 @@ async def _look_back(application: Application, sandbox: Sandbox, wanted: Wanted)
 async def _pages(
     application: Application, sandbox: Sandbox, page: LogPage, count: int
 ) -> AsyncIterator[Sequence[LogLine]]:
-    """The next lines after the page, at most so many: an app may write faster than its log is read."""
+    """Yield the next pages after this one, a bounded number, since an app may write faster than its log is read."""
     while page.more and count > 0:
         page = await application.engine.read_log(sandbox.id, page.cursor, limit=min(PAGE, count))
         yield page.lines
@@ -152,9 +152,9 @@ async def follow(
     since: datetime | None = None,
     stream: LogStream | None = None,
 ) -> AsyncGenerator[FollowedLine]:
-    """The last ``tail`` lines (None: all), then each line as it is written, until the builder is deleted.
+    """Yield the last ``tail`` lines (None: all), then each new line until the builder is deleted.
 
-    ``since`` and ``stream`` filter both. For a builder that is not there it ends at once.
+    ``since`` and ``stream`` filter both. Ends at once for a builder that does not exist.
     """
     follower = Follower(application, tenant_id, builder_id, Wanted(tail, since, stream, LOOK_BACK))
     found = await follower.begin()
@@ -176,9 +176,9 @@ async def follow(
 
 
 class Follower:
-    """Reads all logs on side by side, each from where it was: a look costs what is new, and at most a page of each.
+    """Reads all logs of a builder in parallel, each from its cursor.
 
-    ``wanted.count`` is of what was written before it began.
+    A poll reads only new lines, at most one page of each log. ``wanted.count`` counts lines written before it began.
     """
 
     def __init__(self, application: Application, tenant_id: TenantId, builder_id: str, wanted: Wanted) -> None:
@@ -188,7 +188,7 @@ class Follower:
         self._wanted = wanted
         self._builds = _Log()
         self._built = 0
-        #: Of runs: where to begin, those that are being read, and those of which no more will come.
+        #: Sandboxes: where to begin, those being read, and those that are complete.
         self._starts: dict[SandboxId, str] = {}
         self._runs: dict[SandboxId, _Log] = {}
         self._over: set[SandboxId] = set()
@@ -198,11 +198,11 @@ class Follower:
 
     @property
     def has_unread(self) -> bool:
-        """Return whether more lines may be written already than the last read found."""
+        """Return whether more lines may exist than the last poll read."""
         return self._one_waits or any(log.more for log in self._logs())
 
     async def begin(self) -> int:
-        """Find where the last lines begin. How many are written from there on, where ``count`` is given."""
+        """Find the cursors at which the last lines begin; return the number of lines after them if ``count`` is set."""
         sandboxes, found = await self._application.store.read(self._start_positions)
         missing = self._wanted.count
         for sandbox in reversed(sandboxes):
@@ -223,7 +223,10 @@ class Follower:
         return self._sandboxes(uow, builder), found if self._wanted.build else 0
 
     async def poll(self) -> None:
-        """Read on where nothing is held any more. A run that began after what is held waits until that was taken."""
+        """Read the next page of each log whose lines were all consumed.
+
+        A sandbox that began after unconsumed lines waits until they are consumed.
+        """
         sandboxes = await self._application.store.read(self._new_sandboxes)
         self._runs = {one.id: self._runs[one.id] for one in sandboxes if one.id in self._runs}
         last, self._one_waits = self._builds.last, False
@@ -258,7 +261,7 @@ class Follower:
     async def _read_on(self, sandbox: Sandbox, log: _Log) -> None:
         log.more = True
         while log.more and not log.held:
-            # Where it begins is found by the time once; then the cursor knows.
+            # The start is found by time once; then the cursor has it.
             since = None if log.cursor else self._wanted.since
             page = await self._application.engine.read_log(sandbox.id, log.cursor, since=since, limit=PAGE)
             log.cursor = page.cursor
@@ -285,7 +288,7 @@ class Follower:
 
 
 class _Log:
-    """A log that is read on: what is held of it, and whether more may stand after the cursor already."""
+    """A log that is being read: unconsumed lines, and whether more may follow the cursor."""
 
     def __init__(self, cursor: str = "") -> None:
         self.cursor = cursor
@@ -294,7 +297,7 @@ class _Log:
 
     @property
     def last(self) -> datetime | None:
-        """The time of the last line that is held."""
+        """The time of the last unconsumed line."""
         return self.held[-1].line.time if self.held else None
 
 

@@ -1,4 +1,4 @@
-"""Metrics: what a builder uses now, and what it used in the last hours."""
+"""Metrics: a builder's present usage, and its usage in the last hours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from builderd.services.application import Application
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """``now`` is None for what does not run here. ``steps``: (start, usage), the oldest first; the last goes on."""
+    """``now`` is None for a builder that does not run here.
+
+    ``steps``: (start, usage), oldest first; the last one is incomplete.
+    """
 
     now: UsageSample | None
     limits: Resources
@@ -34,7 +37,7 @@ def report(
     span: timedelta,
     step: timedelta,
 ) -> Report:
-    """The last ``span`` in steps of ``step``, multiples of ``STEP`` both. Raises ``NotFound``."""
+    """Return the last ``span`` in steps of ``step``, both multiples of ``STEP``. Raises ``NotFound``."""
     builder = builders.get(uow, tenant_id, builder_id)
     version = uow.versions.get(builder.id, builder.version)
     assert version is not None, "a builder's current version is always stored"

@@ -1,4 +1,4 @@
-"""Outcomes: wait until what was wanted of a builder has come about, and follow the stages on the way."""
+"""Outcomes: wait for the result of a requested change, and follow its stages."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from builderd.services.candidates import TakesOver
 
 T = TypeVar("T")
 
-#: How long a change waits for a version that takes over before it, and a command for what is being started, in seconds:
-#: as long as a preview holds requests.
+#: Seconds for which a change waits for a take-over in progress, and a command for a builder that is starting:
+#: as long as a preview pauses requests.
 MAX_WAIT_SECONDS = 30.0
-#: How long to trust that a change of this process is signalled before looking again, in seconds.
+#: Interval of polls between signals, in seconds.
 LOOK_INTERVAL = 0.5
-#: How often to look for what takes moments, in seconds.
+#: Interval of polls for results that take moments, in seconds.
 SHORT_INTERVAL = 0.01
 
 FAILURES: dict[str, type[BuilderdError]] = {
@@ -56,9 +56,9 @@ FAILURES: dict[str, type[BuilderdError]] = {
         BackupFailed,
     )
 }
-#: Of the failures, those in which the machine is at fault: the same call may succeed later.
+#: Failures by the machine's fault: the same call may succeed later.
 OF_MACHINE = (EngineUnavailable, MachineFault, NoCapacity)
-#: What an outcome can be but success. Whatever else a wait raises, such as ``StoreUnavailable``, is none, and passes.
+#: Errors that are an outcome. Any other error of a wait, such as ``StoreUnavailable``, is temporary.
 FAILED = tuple(FAILURES.values())
 
 
@@ -99,7 +99,7 @@ def _failure(code: str, reason: str, data: Mapping[str, Any]) -> BuilderdError:
 async def _with_findings(
     application: Application, failure: BuilderdError, builder: Builder, number: int
 ) -> BuilderdError:
-    """A failed review carries what it found."""
+    """Return the error of a failed review with its findings."""
     if isinstance(failure, ReviewFailed):
         now = application.clock.now()
         failure.data["version"] = number
@@ -114,9 +114,9 @@ def _found(uow: UnitOfWork, builder: Builder, number: int, now: datetime) -> tup
 
 
 async def deployed(application: Application, builder_id: BuilderId, number: int) -> Builder:
-    """The builder once this version has taken over. Raises the error of the stage at which it failed.
+    """Wait until this version has taken over; return the builder. Raises the error of the stage that failed.
 
-    Also when another version had to be brought back, that has happened by then. One that was deleted is answered too.
+    After a failure, the rollback to the previous version is complete. A builder that was deleted is returned too.
     """
     while True:
         seen = application.signals.count(builder_id)
@@ -176,7 +176,7 @@ async def _is_shown(application: Application, builder: Builder) -> bool:
 
 
 async def deployment_stages(application: Application, builder_id: BuilderId, number: int) -> AsyncIterator[Event]:
-    """The events of the stages of this version, as they are recorded, until it has its outcome."""
+    """Yield the stage events of this version as they are recorded, until it has an outcome."""
     after, begun = 0, False
     while True:
         seen = application.signals.count(builder_id)
@@ -194,7 +194,7 @@ async def deployment_stages(application: Application, builder_id: BuilderId, num
 
 
 async def stages(application: Application, builder_id: BuilderId, run: int) -> AsyncIterator[Event]:
-    """The events of the stages, as they are recorded, until the run has its outcome."""
+    """Yield the stage events as they are recorded, until the run has an outcome."""
     after = 0
     while True:
         seen = application.signals.count(builder_id)

@@ -1,4 +1,4 @@
-"""QA: the gate that judges an app as soon as it runs, and the report that follows on a copy."""
+"""QA: the gate that judges an app once it listens, and the report on a copy that follows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from builderd.services.builders import Caller
 
 @dataclass(frozen=True, slots=True)
 class QaView:
-    """A version with what is known of its QA."""
+    """A version with its QA results."""
 
     version: Version
     report: QaReport
@@ -53,9 +53,9 @@ async def judge(
     *,
     alive_after: float = ALIVE_SECONDS,
 ) -> tuple[Check, ...]:
-    """Return the gate's checks of an app that is up: one GET, and a second look ``alive_after`` seconds later.
+    """Return the gate's checks of an app that is up: one GET, and a check after ``alive_after`` seconds.
 
-    A worker only has to live.
+    A worker only has to keep running.
     """
     if not builder.job_type.must_listen:
         return await _judge_worker(application, version, sandbox)
@@ -117,7 +117,7 @@ async def last_lines(application: Application, sandbox: SandboxId) -> Sequence[s
 
 
 def record_gate(uow: UnitOfWork, builder_id: BuilderId, number: int, gate: Sequence[Check], now: datetime) -> None:
-    """From now on the checks stand with the version, and so does the verdict, unless its gate was left out."""
+    """Store the checks of the version, and the verdict unless its gate was skipped."""
     version = uow.versions.get(builder_id, number)
     assert version is not None, "a version that was judged is stored"
     if not version.settings.skip_qa:
@@ -145,7 +145,7 @@ def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, number: int | Non
 def screenshot(
     uow: UnitOfWork, tenant_id: TenantId, builder_id: str, name: str, number: int | None = None
 ) -> Screenshot:
-    """Raises ``NotFound``."""
+    """Return the PNG of this name. Raises ``NotFound``."""
     view = get(uow, tenant_id, builder_id, number)
     found = uow.qa_reports.screenshot(view.version.builder_id, view.version.number, name)
     if found is None:
@@ -155,7 +155,7 @@ def screenshot(
 
 
 async def again(application: Application, caller: Caller, builder_id: str) -> QaView:
-    """Judge the running app anew, and have a new report made of it. Raises ``NotFound`` and ``InvalidState``."""
+    """Run the QA gate on the running app again, and request a new report. Raises ``NotFound`` and ``InvalidState``."""
     builder, version, sandbox = await application.store.read(lambda uow: _find(uow, caller.tenant_id, builder_id))
     gate = await _gate_again(application, builder, version, sandbox)
     now = application.clock.now()
@@ -188,7 +188,7 @@ def _find(uow: UnitOfWork, tenant_id: TenantId, builder_id: str) -> tuple[Builde
 async def _gate_again(
     application: Application, builder: Builder, version: Version, sandbox: Sandbox | None
 ) -> tuple[Check, ...]:
-    """Nothing where the app does not run now: the gate's verdict stays as it is."""
+    """Run the gate again; do nothing if the app does not run now: the gate's verdict stays."""
     if sandbox is None or sandbox.listening_at is None or sandbox.version != version.number:
         return ()
     if (await application.engine.report(sandbox.id)).state is not SandboxState.RUNNING:

@@ -1,4 +1,4 @@
-"""Reviews: have a version's files scanned, and judge what was seen by the policy."""
+"""Reviews: scan a version's files, and rate the findings by the policy."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from builderd.domain.sources import (
 )
 from builderd.ports.scanners import Scan, Scanner
 
-#: Reviews of one tenant at the same time: they do not keep the others' waiting.
+#: Concurrent reviews of one tenant, so that it does not delay those of others.
 MAX_OF_TENANT = 2
 
 
@@ -63,12 +63,12 @@ class Gate:
 
     @property
     def key(self) -> str:
-        """Names all that decides a report besides the content: the policy, and the scanners with their rules."""
+        """Hash of everything that decides a report besides the content: policy, scanners and their rules."""
         advised = f"\n{self.adviser.name}" if self.adviser else ""
         return content_hash(self.policy.hash, self.scanner.name + advised)
 
     async def prepare(self) -> None:
-        """Warm the scanner up. Idempotent."""
+        """Start the scanner's warm process. Idempotent."""
         await self.scanner.prepare()
 
     async def close(self) -> None:
@@ -78,7 +78,7 @@ class Gate:
             await self.adviser.close()
 
     async def review(self, bundle: Bundle, entrypoint: str, now: datetime) -> Report:
-        """Scan the files and judge them. Never raises for what is in them: what cannot be judged is a finding."""
+        """Scan the files and rate the hits. Content never raises: what cannot be judged becomes a finding."""
         begun = time.monotonic()
         run = await asyncio.to_thread(_run, bundle, entrypoint)
         scanned = self.scanner.scan(bundle, self.policy.limits, run)
@@ -146,14 +146,14 @@ def _is_demoted(hit: Hit, entry: Entry, runs: Collection[str], policy: Policy) -
     if not hit.path or policy.severity(hit.rule) is Severity.WARN:
         return False
     if hit.rule == "SAN-syntax":
-        # Where it is not known what is started, a script may be for a browser or for a compiler.
+        # For an unknown entrypoint, a script may be for a browser or for a compiler.
         scripted = not entry.complete and not hit.path.endswith(".py")
         return hit.path not in runs or scripted
     return not hit.rule.startswith(SANITY) and policy.is_demoted(hit.path) and hit.path not in runs
 
 
 def _own_hits(bundle: Bundle, entry: Entry) -> Iterator[Hit]:
-    """Paths and the entrypoint: what can be told without reading a file."""
+    """Yield hits on paths and the entrypoint, which need no file content."""
     if entry.missing is not None:
         near = ", ".join(file.path for file in bundle.files if kind_of(file) in CODE)[:200]
         advice = f"Name a file that is there in the entrypoint{f': {near}' if near else ''}"
@@ -164,13 +164,13 @@ def _own_hits(bundle: Bundle, entry: Entry) -> Iterator[Hit]:
 
 
 def _opaque_hits(bundle: Bundle, run: Mapping[str, Kind], loaded: Collection[str]) -> Iterator[Hit]:
-    """Programs that are no text, and whatever else is run that nobody can read."""
+    """Yield hits on binary programs, and on other executed files that cannot be read."""
     for file in bundle.files:
         kind = run.get(file.path) or kind_of(file)
         opaque = file.path in run and is_opaque(file, kind)
         if kind is Kind.BINARY or opaque or (file.path in loaded and is_compiled(file)):
             advice = "Install it as a dependency. If it is meant, accept the finding with a reason"
-            message = "this is a program that is no text, which nobody can review"
+            message = "this program is not text, so it cannot be reviewed"
             yield _hit("RSK-binary", file.path, message, advice, file.sha256.hex())
 
 

@@ -1,4 +1,4 @@
-"""Spending: what a tenant's builders cost, deleted ones included."""
+"""Spending: the costs of a tenant's builders, deleted ones included."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def report(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> Spending:
-    """The costs inside [since, until), oldest builder first."""
+    """Return the costs inside [since, until), oldest builder first."""
     builders = uow.builders.of_tenant(tenant_id, deleted=True)
     sums = _sums(uow, [builder.id for builder in builders], now, since, until)
     versions = uow.versions.current(tenant_id)

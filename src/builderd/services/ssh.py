@@ -1,4 +1,4 @@
-"""SSH: who may log in to a builder, and the record of who did."""
+"""SSH: tokens that grant logins to a builder, and the record of logins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from builderd.services.wake import User
 
 
 def grant(uow: UnitOfWork, caller: Caller, builder_id: str, minutes: int, now: datetime) -> tuple[Builder, Grant, str]:
-    """A grant and its token, which is not stored. Raises ``NotFound``, and ``Conflict`` when there are too many."""
+    """Make a grant; return it and its token, which is not stored.
+
+    Raises ``NotFound``, and ``Conflict`` for too many.
+    """
     builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
     if len(uow.ssh_grants.valid_of(builder.id, now)) >= MAX_GRANTS:
         raise Conflict(f"{MAX_GRANTS} SSH tokens of this builder are valid already: DELETE …/ssh ends them all.")
@@ -96,7 +99,7 @@ def closed(uow: UnitOfWork, used: Grant, address: str, seconds: float, now: date
 
 
 async def sandbox_of(application: Application, used: Grant) -> Sandbox:
-    """The builder's sandbox, started where it is stopped. Raises what a start raises."""
+    """Return the builder's sandbox, started if it is stopped. Raises the errors of a start."""
     builder = await application.store.read(lambda uow: builders.get(uow, used.tenant_id, used.builder_id))
     if builder.desired is Desired.STOPPED and not builder.wakes:
         if builder.job_type is JobType.ONE_TIME:

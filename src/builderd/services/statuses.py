@@ -11,9 +11,10 @@ from builderd.ports.store import UnitOfWork
 
 
 def change(uow: UnitOfWork, builder: Builder, status: Status, reason: str, now: datetime) -> Builder:
-    """The builder in its new status, not yet saved: the caller saves it with what else changed.
+    """Return the builder in its new status, not yet saved, and record the event.
 
-    The actor is whoever made the present wish. A status that stays as it was is no event.
+    The caller saves it together with its other changes. The event's actor is the one who set the present desired state.
+    An unchanged status records no event.
     """
     if status is not builder.status:
         uow.events.add(

@@ -1,4 +1,4 @@
-"""Limits set by the operator: each tenant's quota and spending, and the capacity to be promised in all."""
+"""Limits set by the operator: quota and caps of each tenant, and the capacity for all together."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class TenantLimit:
 
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
-    """``tenants``: those that have an allowance of their own, by name.
+    """Limits of all tenants. ``tenants``: those with limits of their own, by name.
 
-    ``cpu_factor`` and ``memory_factor``: how many times what the machine has may be promised to running builders.
+    ``cpu_factor`` and ``memory_factor``: how many times the machine's resources running builders may reserve.
     """
 
     default: TenantLimit = field(default_factory=TenantLimit)

@@ -1,4 +1,4 @@
-"""API tokens: made by the operator, presented by callers."""
+"""API tokens: created by the operator, presented by callers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from builderd.domain.tenants import NAME, Tenant
 from builderd.domain.tokens import Scope, Token
 from builderd.ports.store import UnitOfWork
 
-#: Least time between two records of a token's last use.
+#: Minimum time between two records of a token's last use.
 TOUCH_INTERVAL = timedelta(minutes=1)
 
 
@@ -24,7 +24,7 @@ def create(
     scopes: Collection[Scope],
     expires_at: datetime | None = None,
 ) -> tuple[Token, str]:
-    """A token and its secret, which is not stored. Makes the tenant if needed."""
+    """Create a token; return it and its secret, which is not stored. Creates the tenant if needed."""
     if not NAME.fullmatch(tenant_name):
         raise ValidationFailed({"tenant": ["must be 1 to 63 lower-case letters, digits and hyphens, not at its ends"]})
     if expires_at is not None and expires_at <= now:
@@ -45,7 +45,7 @@ def create(
 
 
 def authenticate(uow: UnitOfWork, secret: str, now: datetime) -> Token:
-    """The valid token of this secret; raises ``Unauthenticated``."""
+    """Return the valid token of this secret. Raises ``Unauthenticated``."""
     token = uow.tokens.by_secret_hash(secret_hash(secret))
     if token is None or not token.is_valid(now):
         raise Unauthenticated("The token is unknown, expired or revoked: make one with `builderd token create`.")
@@ -64,7 +64,7 @@ def needs_touch(token: Token, now: datetime) -> bool:
 
 
 def list_of(uow: UnitOfWork, tenant_name: str) -> Sequence[Token]:
-    """The tokens of a tenant, revoked ones included. Raises ``NotFound`` when there is no such tenant."""
+    """Return the tokens of a tenant, revoked ones included. Raises ``NotFound`` for an unknown tenant."""
     return uow.tokens.list(_tenant(uow, tenant_name).id)
 
 

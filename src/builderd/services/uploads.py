@@ -27,7 +27,7 @@ class Part:
 def create(
     uow: UnitOfWork, rules: UploadRules, tenant_id: TenantId, size: int | None, sha256: str | None, now: datetime
 ) -> tuple[Upload, str]:
-    """A place for bytes to come, and the signature for its URL. Raises ``TooLarge`` or ``QuotaExceeded``."""
+    """Announce an upload; return it, and the signature for its URL. Raises ``TooLarge`` or ``QuotaExceeded``."""
     if size is not None and size > rules.max_bytes:
         raise TooLarge(f"The upload is too large: at most {rules.max_bytes} bytes are taken.")
     live = [upload for upload in uow.uploads.of_tenant(tenant_id) if upload.expires_at > now]
@@ -47,7 +47,7 @@ def create(
 
 
 async def signed(application: Application, upload_id: str, signature: str) -> Upload:
-    """The upload that this URL is signed for. Raises ``NotFound``, whatever is wrong with it."""
+    """Return the upload of this signed URL. Raises ``NotFound`` for any mismatch."""
     upload = await _live(application, upload_id)
     if upload is None or not hmac.compare_digest(secret_hash(signature), upload.secret_hash):
         raise NotFound("There is no such upload, or its URL has expired: ask for a new one with POST /api/v1/uploads.")
@@ -55,7 +55,7 @@ async def signed(application: Application, upload_id: str, signature: str) -> Up
 
 
 async def owned(application: Application, tenant_id: TenantId, upload_id: str) -> Upload:
-    """One of the tenant's. Raises ``NotFound``."""
+    """Return the tenant's upload. Raises ``NotFound``."""
     upload = await _live(application, upload_id)
     if upload is None or upload.tenant_id != tenant_id:
         raise NotFound("There is no such upload, or it has expired: send it again with POST /api/v1/uploads.")
@@ -73,10 +73,10 @@ async def _live(application: Application, upload_id: str) -> Upload | None:
 async def receive(
     application: Application, upload: Upload, part: Part, content: AsyncIterator[bytes], sha256: str | None
 ) -> tuple[Upload, int]:
-    """Take a part; the upload with its number of bytes then. It is complete when all of them are there and right.
+    """Store a part; return the upload with its new size. It is complete when all bytes arrived and are valid.
 
     Raises ``BadRequest``, ``TooLarge``, ``Conflict``, ``NoCapacity``, ``NotFound`` when it was deleted meanwhile, or
-    ``ValidationFailed`` when the check sum is another one: nothing is kept then.
+    ``ValidationFailed`` for a wrong check sum: the bytes are discarded then.
     """
     total = _total(application, upload, part)
     limit = application.upload_rules.max_bytes if total is None else total
@@ -154,13 +154,13 @@ async def bundle(application: Application, tenant_id: TenantId, upload_id: str) 
 
 
 async def delete(application: Application, tenant_id: TenantId, upload_id: str) -> None:
-    """Raises ``NotFound``, and ``Conflict`` while it is being sent."""
+    """Delete the upload. Raises ``NotFound``, and ``Conflict`` while it is being sent."""
     upload = await owned(application, tenant_id, upload_id)
     await _remove(application, upload.id)
 
 
 async def expire(application: Application) -> None:
-    """Remove expired uploads and unrecorded bytes; those being sent right now are left for the next call."""
+    """Remove expired uploads and unrecorded bytes, except those being sent right now."""
     now = application.clock.now()
     for upload_id in await application.store.read(lambda uow: uow.uploads.expired(now)):
         with suppress(Conflict):
@@ -172,6 +172,6 @@ async def expire(application: Application) -> None:
 
 
 async def _remove(application: Application, upload_id: UploadId) -> None:
-    """The record goes last: until then the bytes are known to be there."""
+    """Remove the bytes, then the record: until then the bytes can be found."""
     await application.uploads.delete(upload_id)
     await application.store.write(lambda uow: uow.uploads.delete(upload_id))

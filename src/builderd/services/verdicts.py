@@ -1,4 +1,4 @@
-"""Verdicts: what a review means for a version, and what people accept of it."""
+"""Verdicts: the consequence of a review for a version, and findings that people accept."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ReviewView:
 
 @dataclass(frozen=True, slots=True)
 class NewAcceptance:
-    """``expires_at`` None: for good. ``as_admin``: the caller may also accept what blocks."""
+    """An acceptance. ``expires_at`` None: for good. ``as_admin``: the caller may also accept ``block`` findings."""
 
     fingerprint: str
     reason: str
@@ -52,9 +52,9 @@ class NewAcceptance:
 async def report_of(
     application: Application, tenant_id: TenantId, version: Version, *, afresh: bool = False
 ) -> tuple[Report, bool]:
-    """The report on the version's code, and whether one that was made before is used again.
+    """Return the report on the version's code, and True if an earlier report is used again.
 
-    One that is not whole is made anew, and so is each of them ``afresh``. Raises ``BundleLost``.
+    An incomplete report is made again, and any report if ``afresh``. Raises ``BundleLost``.
     """
     key = report_key(_content_of(version), application.review.key)
     kept = None if afresh else await application.store.read(lambda uow: uow.reviews.get(tenant_id, key))
@@ -67,7 +67,7 @@ async def report_of(
 
 
 def record(uow: UnitOfWork, builder: Builder, number: int, report: Report, by: str, now: datetime) -> Verdict:
-    """From now on the report is the version's, and so is the verdict, unless its review was left out."""
+    """Store the report of the version, and the verdict unless its review was skipped."""
     uow.reviews.put(builder.tenant_id, report)
     version = uow.versions.get(builder.id, number)
     assert version is not None, "a version that was reviewed is stored"
@@ -94,7 +94,7 @@ def _counts(report: Report, verdict: Verdict) -> dict[str, object]:
 
 
 def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, now: datetime, number: int | None = None) -> ReviewView:
-    """The review of a version, by default of the current one, or of the last before it that has one.
+    """Return the review of a version, by default of the current one, or of the last one before it.
 
     Raises ``NotFound``.
     """
@@ -121,7 +121,7 @@ def _view(uow: UnitOfWork, builder: Builder, version: Version, report: Report, n
     current = uow.versions.get(builder.id, builder.version)
     assert current is not None, "a builder's current version is always stored"
     verdict = judge(report, uow.acceptances.of_builder(builder.id), now)
-    # What failed was never the builder's code, so nothing has taken its place.
+    # A failed version was never the builder's code, so its review is not outdated.
     outdated = version.number <= current.number and report.content_hash != _content_of(current)
     return ReviewView(version, report, verdict, outdated)
 
@@ -137,7 +137,7 @@ def _no_review(uow: UnitOfWork, builder: Builder, number: int | None) -> str:
 
 
 async def again(application: Application, caller: Caller, builder_id: str) -> ReviewView:
-    """Review the current version's code anew. What runs goes on, whatever comes of it. Raises ``NotFound``."""
+    """Review the current version's code again. A running app keeps running. Raises ``NotFound``."""
 
     def load(uow: UnitOfWork) -> Version:
         builder = builders.get(uow, caller.tenant_id, builder_id)
@@ -159,10 +159,10 @@ async def again(application: Application, caller: Caller, builder_id: str) -> Re
 
 
 async def accept(application: Application, caller: Caller, builder_id: str, new: NewAcceptance, now: datetime) -> int:
-    """Accept a finding of one of the builder's versions, also in those to come; the newest version that has it.
+    """Accept a finding for this and later versions of the builder; return the newest version that has it.
 
-    Raises ``NotFound``, ``InvalidState`` for what nobody can accept, ``Forbidden`` for what only an admin can, and
-    ``ValidationFailed`` where it lacks a date, or has one that is over.
+    Raises ``NotFound``, ``InvalidState`` for a finding that cannot be accepted, ``Forbidden`` for one that only an
+    admin can, and ``ValidationFailed`` if it needs a date, or the date is over.
     """
     numbers: list[int] = []
 
@@ -201,7 +201,7 @@ def _check(finding: Finding, new: NewAcceptance, now: datetime) -> None:
     if finding.severity is Severity.WARN:
         raise InvalidState(f"{finding.rule} only warns: there is nothing to accept.")
     if not finding.acceptable:
-        raise InvalidState(f"Nobody can accept {finding.rule}, since such code cannot run or be judged: mend it.")
+        raise InvalidState(f"{finding.rule} cannot be accepted, since such code cannot run or be judged: fix it.")
     if new.expires_at is not None and new.expires_at <= now:
         raise ValidationFailed({"expires": ["must be in the future"]})
     if finding.severity is Severity.HOLD:

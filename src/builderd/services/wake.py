@@ -1,4 +1,4 @@
-"""Wake: using a sleeping builder brings it back. A builder stopped by a person or a cap stays stopped."""
+"""Wake: a use of a sleeping builder wakes it. A builder stopped by a person or a cap stays stopped."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from builderd.ports.store import UnitOfWork
 from builderd.services import activity, admission, caps, outcomes
 from builderd.services.application import Application
 
-#: The actor of a wake by whoever asks for its preview.
+#: The actor of a wake by a request to the preview.
 VISITOR = "visitor"
 
-#: Who came while it was being started tries again after so many seconds.
+#: ``Retry-After`` for callers that came while the builder was starting, in seconds.
 RETRY_AFTER = 5
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,9 @@ STILL_IN_USE = User(SYSTEM, "woken since a command or a session in it goes on")
 
 
 def request_wake(uow: UnitOfWork, application: Application, builder: Builder, user: User, now: datetime) -> Builder:
-    """Record the use, and want the locked builder awake if it sleeps. One wake, however many ask for it.
+    """Record the use, and wake the locked builder if it sleeps. Concurrent uses cause one wake.
 
-    Raises ``QuotaExceeded`` and ``NoCapacity`` for one that is to be started.
+    Raises ``QuotaExceeded`` and ``NoCapacity`` for a stopped builder that cannot start.
     """
     # One save: a visitor's request may be blocked on this transaction.
     if builder.wakes:
@@ -59,7 +59,7 @@ def request_wake(uow: UnitOfWork, application: Application, builder: Builder, us
 
 
 def _want_run(builder: Builder) -> Builder:
-    """Return the builder wanted running: a run not stopped yet continues, otherwise a new one begins."""
+    """Return the builder with the desired state running: the old run if it is not stopped yet, otherwise a new one."""
     wanted = replace(builder, desired=Desired.RUNNING, asleep_since=None)
     if builder.status is Status.RUNNING:
         return wanted
@@ -106,12 +106,12 @@ def _differs(wanted: Builder, builder: Builder) -> bool:
 
 
 async def awake(application: Application, builder_id: BuilderId, user: User | None = None) -> Sandbox:
-    """The sandbox of a builder that runs: one that is frozen is thawed, one that idled to a stop is started.
+    """Return the sandbox of a running builder: thawed if it was frozen, started if it idled to a stop.
 
-    For commands and sessions; the use is recorded. One that somebody else is starting is waited for, as is one that
-    comes back after a crash, but not its first start. Raises ``InvalidState`` when it does not run and is not to be
-    woken or takes too long, ``NotFound`` when it is gone, and the error of the stage when it is woken and does not come
-    up.
+    For commands and sessions; the use is recorded. It waits for a builder that is starting, or restarting after a
+    crash, but not for the first start of a new builder. Raises ``InvalidState`` when the builder does not run and must
+    not be woken or takes too long, ``NotFound`` when it is deleted, and the error of the stage that failed after a
+    wake.
     """
     now = application.clock.now()
 

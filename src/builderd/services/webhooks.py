@@ -1,4 +1,4 @@
-"""Webhooks: made, listed, removed. ``reconciler/jobs/webhooks`` tells them what happens."""
+"""Webhooks: created, listed, removed. ``reconciler/jobs/webhooks`` delivers events to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEW_KEY_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class NewWebhook:
-    """A request whose fields have passed the domain's rules. ``secret`` None: one is made."""
+    """A request whose fields have passed the domain's rules. ``secret`` None: one is generated."""
 
     url: str
     events: tuple[str, ...]
@@ -32,9 +32,9 @@ class NewWebhook:
 def create(
     uow: UnitOfWork, application: Application, caller: Caller, new: NewWebhook, now: datetime
 ) -> tuple[Webhook, str]:
-    """Record it, with its secret; it is told what happens from now on.
+    """Store the webhook with its secret; it receives events from now on.
 
-    Raises ``ValidationFailed`` for an address that is near, and ``QuotaExceeded``.
+    Raises ``ValidationFailed`` for an address in a local network, and ``QuotaExceeded``.
     """
     if application.webhooks.refuses(new.url):
         raise ValidationFailed({"url": ["must lead to a public address; the operator may allow others"]})
@@ -51,7 +51,7 @@ def create(
         created_by=caller.actor,
         place=0,
     )
-    # The event comes first, so that the webhook is not told of itself.
+    # The event is recorded first, so that the webhook does not receive its own creation.
     event = uow.events.add(_event(webhook, "webhook.created", caller.actor, f"created by {caller.actor}", now))
     placed = replace(webhook, place=event.id)
     uow.webhooks.add(placed)
@@ -59,7 +59,7 @@ def create(
 
 
 def get(uow: UnitOfWork, tenant_id: TenantId, webhook_id: str, *, lock: bool = False) -> Webhook:
-    """``NotFound`` for a foreign, unknown or malformed id, all alike."""
+    """Return the webhook. Raises ``NotFound`` alike for a foreign, unknown or malformed id."""
     webhook = uow.webhooks.get(WebhookId(webhook_id), lock=lock) if is_id(webhook_id) else None
     if webhook is None or webhook.tenant_id != tenant_id:
         raise NotFound("There is no webhook of this id: list yours with GET /api/v1/webhooks.")
@@ -67,8 +67,8 @@ def get(uow: UnitOfWork, tenant_id: TenantId, webhook_id: str, *, lock: bool = F
 
 
 def delete(uow: UnitOfWork, caller: Caller, webhook_id: str, now: datetime) -> Webhook:
-    """Remove it with its deliveries, those that wait included. Raises ``NotFound``."""
-    # Locked before its deliveries go, so that none is made or recorded meanwhile.
+    """Delete the webhook with its deliveries, pending ones included. Raises ``NotFound``."""
+    # Locked before its deliveries are deleted, so that none is made or recorded meanwhile.
     webhook = get(uow, caller.tenant_id, webhook_id, lock=True)
     uow.webhooks.delete(webhook.id)
     uow.events.add(_event(webhook, "webhook.deleted", caller.actor, f"deleted by {caller.actor}", now))
@@ -78,18 +78,18 @@ def delete(uow: UnitOfWork, caller: Caller, webhook_id: str, now: datetime) -> W
 def deliveries(
     uow: UnitOfWork, tenant_id: TenantId, webhook_id: str, *, page: int, per_page: int
 ) -> tuple[Sequence[Delivery], int]:
-    """A page of its deliveries, newest first, and how many there are. Raises ``NotFound``."""
+    """Return a page of its deliveries, newest first, and their number. Raises ``NotFound``."""
     webhook = get(uow, tenant_id, webhook_id)
     return uow.deliveries.page(webhook.id, page=page, per_page=per_page)
 
 
 def disabled(uow: UnitOfWork, webhook: Webhook, actor: str, now: datetime) -> None:
-    """Tell the tenant, in whose other webhooks this arrives."""
+    """Record the event for the tenant; its other webhooks receive it."""
     uow.events.add(_event(webhook, "webhook.disabled", actor, webhook.status_reason, now))
 
 
 def reseal(uow: UnitOfWork, vault: Vault) -> int:
-    """Seal anew what is sealed with an earlier key; how many those were."""
+    """Seal secrets that an earlier key sealed with the present one; return their number."""
     stale = [one.id for one in uow.webhooks.all() if not vault.is_current(one.secret)]
     for webhook_id in stale:
         # Read again: its cursor may have advanced meanwhile, and moving it back would deliver events twice.

@@ -18,7 +18,7 @@ def test_an_errno_of_the_machine_is_named_with_a_cure(number: int) -> None:
     fault = machine_fault(OSError(number, "its text", "/secret/path"))
     assert fault is not None
     assert errno.errorcode[number] in fault.message
-    assert "Its operator can mend it: " in fault.message
+    assert "Its operator can fix it: " in fault.message
     assert "secret" not in fault.message
     assert fault.retry_after
 

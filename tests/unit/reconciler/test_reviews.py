@@ -232,7 +232,7 @@ async def test_nobody_accepts_what_cannot_run_or_what_only_warns(world: World) -
     later = world.clock.now() + timedelta(1)
     async with world.reconciling():
         insane = await held(world, BundleFile("main.py", b"missing\n"))
-        with pytest.raises(InvalidState, match="mend it"):
+        with pytest.raises(InvalidState, match="fix it"):
             await accept(world, insane, until=later, as_admin=True)
         warned = await world.create(MAIN, name="warned")
         with pytest.raises(InvalidState, match="only warns"):

@@ -1,7 +1,8 @@
-"""Checks of the project's language that a program can make: docstring openings and the form of log lines.
+"""Checks of the project's language that a program can make: docstring openings, log lines, riddles.
 
 A docstring begins with a verb or a noun and stands alone. A log line is one searchable event, all lower case at its
-start, with its values as ``key=value`` after the words: ``idle check failed builder=%s``.
+start, with its values as ``key=value`` after the words: ``idle check failed builder=%s``. Docstrings, comments,
+messages and log lines avoid the phrases in ``RIDDLES``, which hide who does what.
 
     python3 script/language.py
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +20,17 @@ SOURCE = Path(__file__).parents[1] / "src" / "builderd"
 #: Migrations that have landed are never changed.
 LANDED = "adapters/stores/sql/migrations/versions"
 FORBIDDEN = re.compile(
-    r"(the same|what|whatever|whether|of|who|whoever|whose|whom|which|how|where|wherever|when|why)\b", re.IGNORECASE
+    r"(the same|what|whatever|whether|of|who|whoever|whose|whom|which|how|where|wherever|when|why|it|its|they|those|"
+    r"these|nobody|somebody|never|as|from|until|without|with|at|by|on|for|raises)\b",
+    re.IGNORECASE,
 )
+RIDDLES = re.compile(
+    r"\b(whoever|whomever|(is|are|was|were|be|been|being) told|nothing tells|as such|for a moment|of what|none of ours|"
+    r"(nobody|anybody|somebody else)'s)\b",
+    re.IGNORECASE,
+)
+#: Parts of an f-string are tokens of their own since Python 3.12.
+TEXTS = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 LOGGERS = {"log", "logger"}
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 #: Words first; each value stands behind its key.
@@ -40,6 +51,7 @@ def main() -> int:
 def faults_of(path: Path) -> Iterator[str]:
     """Yield one line for each fault in a file."""
     where = path.relative_to(SOURCE.parents[1])
+    yield from _riddles(path, where)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node) or ""
@@ -49,6 +61,15 @@ def faults_of(path: Path) -> Iterator[str]:
         message = _message_of(node)
         if message is not None and not EVENT.fullmatch(message):
             yield f"{where}:{getattr(node, 'lineno', 0)}: log line {message!r}: write 'what happened key=%s'"
+
+
+def _riddles(path: Path, where: Path) -> Iterator[str]:
+    """Yield a fault for each comment, docstring or message with a phrase of ``RIDDLES``."""
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            found = RIDDLES.search(" ".join(token.string.split())) if token.type in TEXTS else None
+            if found:
+                yield f"{where}:{token.start[0]}: riddle {found[0]!r}: name the subject and say what it does"
 
 
 def _message_of(node: ast.AST) -> str | None:

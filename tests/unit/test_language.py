@@ -1,4 +1,4 @@
-"""script/language.py finds what it forbids, and passes what is plain."""
+"""script/language.py reports forbidden docstrings, log lines and phrases, and accepts plain ones."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def faults(language: ModuleType, tmp_path: Path, text: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    "opening", ["The same for a disk.", "What it costs.", "Whether it runs.", "Of a sandbox.", "Who calls."]
+    "opening",
+    ["The same for a disk.", "What it costs.", "Whether it runs.", "Of a sandbox.", "It ends.", "Raises here."],
 )
-def test_a_docstring_that_does_not_stand_alone_is_found(
+def test_docstring_without_verb_or_noun_is_reported(
     language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opening: str
 ) -> None:
     (fault,) = faults(language, tmp_path, f'def f() -> None:\n    """{opening}"""\n', monkeypatch)
@@ -47,13 +48,31 @@ def test_a_docstring_that_does_not_stand_alone_is_found(
         'logger.info("%s ended", 3)',
     ],
 )
-def test_a_log_line_without_an_event_or_keys_is_found(
+def test_log_line_without_event_or_keys_is_reported(
     language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     (fault,) = faults(language, tmp_path, f"{call}\n", monkeypatch)
     assert "log line" in fault
 
 
-def test_plain_lines_pass(language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# A host that is nobody's is ignored.",
+        'raise ValueError("ask whoever runs the service")',
+        'raise ValueError(f"the owner of {name} is told")',
+        'log.info("no new builds for a moment")',
+    ],
+)
+def test_riddle_in_comment_message_or_log_line_is_reported(
+    language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    (fault,) = faults(language, tmp_path, f"{line}\n", monkeypatch)
+    assert "riddle" in fault
+
+
+def test_plain_docstring_and_log_line_are_accepted(
+    language: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = '"""Return the size."""\nlog.warning("idle check failed, retrying in 5 s builder=%s error=%s", 1, 2)\n'
     assert faults(language, tmp_path, text, monkeypatch) == []

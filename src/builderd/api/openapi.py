@@ -57,7 +57,7 @@ FAILURES = {
     416: "`range_not_satisfiable`: there are no such bytes; `data.size` says how many there are.",
     422: "`validation_error`: `errors` says which fields, and why; nothing was stored.",
     429: "`quota_exceeded` or `rate_limited`: the message says which limit.",
-    500: "`internal_error`: a fault of the service, which its log tells of.",
+    500: "`internal_error`: a fault of the service; see its log.",
     503: "`engine_unavailable`, `store_unavailable`, `machine_fault`, `no_capacity` or `backup_failed`: "
     "the machine cannot do it now; the message says why.",
 }
@@ -114,7 +114,7 @@ ALLOW = {"Allow": {"description": "The methods of this path.", "schema": {"type"
 
 def failures(*statuses: int, stages: bool = False) -> dict[int | str, dict[str, Any]]:
     """The documentation of these failures, and of those that any call may meet."""
-    # Whoever has to say who they are is also counted.
+    # Calls that need a token are rate-limited too.
     limited = {429} if 401 in statuses else set()
     documented: dict[int | str, dict[str, Any]] = {
         status: {"model": Failure, "description": FAILURES[status]}

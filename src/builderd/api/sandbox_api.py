@@ -79,19 +79,19 @@ async def list_own_leases(application: TheApplication, own: Own, query: ThePage)
 
 
 async def take_own_lease(request: Request, application: TheApplication, own: Own) -> Response:
-    """It is busy, as only the app itself knows."""
+    """Take a lease: the app says that it is busy, although nobody uses it."""
     body = await receive(request, application, NewLease, leases.MAX_BODY_BYTES)
     return await leases.take(application, _locked(own), ACTOR, body.value)
 
 
 async def renew_own_lease(request: Request, application: TheApplication, own: Own, lease: str) -> Response:
-    """It is busy for longer."""
+    """Renew a lease: the app is busy for longer."""
     body = await receive(request, application, RenewedLease, leases.MAX_BODY_BYTES)
     return await leases.renew(application, _locked(own), lease, body.value)
 
 
 async def end_own_lease(application: TheApplication, own: Own, lease: str) -> Response:
-    """It is busy no more."""
+    """End a lease: the app is not busy any more."""
     return await leases.end(application, _locked(own), ACTOR, lease)
 
 

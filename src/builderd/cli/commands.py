@@ -9,7 +9,7 @@ Entry = tuple[str, str]
 #: Commands that speak to a service. They need none of the server's packages.
 APPS: dict[str, Entry] = {}
 
-#: Commands that act on this machine, of whoever runs the service.
+#: Commands that act on this machine, for the operator.
 MACHINE: dict[str, Entry] = {
     "serve": ("service", "Run the service in the foreground."),
     "token": ("tokens", "Create, list and revoke API tokens."),

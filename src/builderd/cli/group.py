@@ -70,7 +70,7 @@ def load(command: str, name: str) -> ModuleType:
 
 def prepare_machine() -> None:
     """Give this process the mask and the search path that commands on the machine need."""
-    # Folders of sandboxes must be readable for all inside, whatever the shell's umask; secret files set their mode.
+    # Folders of sandboxes must be readable for all inside, despite the shell's umask; secret files set their mode.
     os.umask(0o022)
     # By name: what speaks to a service imports nothing of it.
     import_module("builderd.bootstrap.configuration").widen_search()

@@ -44,7 +44,7 @@ def _layers(inventory: Inventory, held: EngineInventory) -> Iterator[str]:
         users = _names(f"{user.tenant}/{user.name}" for user in inventory.users_of_layer(layer.key))
         seen = ", a sandbox runs on it" if layer.seen else ""
         asked = f"asked for {layer.asked_at:%Y-%m-%d %H:%M}"
-        yield f"  {layer.key[:SHOWN_KEY]}  {_gb(layer.bytes):>9}  {users or 'used by nobody'}{seen}, {asked}"
+        yield f"  {layer.key[:SHOWN_KEY]}  {_gb(layer.bytes):>9}  {users or 'unused'}{seen}, {asked}"
 
 
 def _bundles(inventory: Inventory) -> Iterator[str]:
@@ -57,7 +57,7 @@ def _rest(inventory: Inventory, held: EngineInventory) -> Iterator[str]:
     for base in held.bases:
         use = ", ".join(word for word, holds in (("ours", base.own), ("sandboxes run on it", base.seen)) if holds)
         asked = f"asked for {base.asked_at:%Y-%m-%d %H:%M}"
-        yield f"base {base.name}: {_gb(base.bytes)}, {use or 'used by nobody'}, {asked}"
+        yield f"base {base.name}: {_gb(base.bytes)}, {use or 'unused'}, {asked}"
     for disk in inventory.unclaimed_disks():
         yield f"disk {disk.id}: {_gb(disk.bytes)}, of no builder: a copy for a backup, a restore, a report, or a rest"
     yield f"download cache: {_gb(held.cache_bytes)}; scratch of {held.scratch} sandboxes: {_gb(held.scratch_bytes)}"

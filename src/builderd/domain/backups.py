@@ -53,11 +53,11 @@ EXTERNAL_CAUSES: dict[str, type[BuilderdError]] = {
 class BackupKind(StrEnum):
     #: Every ``backup_interval_hours``.
     SCHEDULED = "scheduled"
-    #: When it was stopped because nobody used it.
+    #: When it was stopped for idleness.
     IDLE = "idle"
     #: The last one, before the disk was deleted with its builder.
     DELETED = "deleted"
-    #: Somebody asked for it.
+    #: Requested by a caller.
     REQUESTED = "requested"
     #: What a restore replaced.
     BEFORE_RESTORE = "before_restore"
@@ -116,7 +116,7 @@ class Backup:
 
 
 class RestoreKind(StrEnum):
-    #: Into the builder it was taken of, in place of what it has now.
+    #: Into the builder from which it was taken, in place of its present disk.
     SAME = "same"
     #: As a builder of its own.
     NEW = "new"

@@ -72,7 +72,7 @@ class StopKind(StrEnum):
 
     #: A call: it stays stopped until one starts it.
     PERSON = "person"
-    #: Nobody used it: the next visitor starts it.
+    #: Stopped for idleness: the next visitor starts it.
     IDLE = "idle"
     #: It would cost more than it may: it stays stopped.
     CAP = "cap"

@@ -68,7 +68,7 @@ def needed_silence(lease: DatabaseLease, instance: Instance, *, take_over: bool)
     """Seconds for which the lease must not have been renewed before this instance may take it; None: never."""
     owner = lease.instance
     if owner.member == instance.member:
-        # Whoever holds the data directory's lock is its only service within one boot.
+        # The holder of the data directory's lock is its only service within one boot.
         return 0.0 if lease.released or owner.boot_id == instance.boot_id else REBOOTED_AFTER
     if not take_over:
         return None

@@ -30,7 +30,7 @@ PYTHON_CODE, SHELL_CODE, CODE = "cm", "c", "cep"
 COMMAND_OPTION = re.compile(r"-[a-z]*c")
 #: Words before a file, of those that have commands of their own.
 COMMANDS = frozenset({"run", "serve", "task", "install", "test", "eval"})
-#: Words before the program that change nothing of what it starts.
+#: Words before the program that do not change which program starts.
 WRAPPERS = frozenset({"exec", "nohup", "time", "tini", "--"})
 #: Tools that run the scripts of the package file.
 PACKAGE_TOOLS, PACKAGE = frozenset({"npm", "yarn", "pnpm", "npx"}), "package.json"

@@ -31,7 +31,7 @@ RETRY_AFTER = 30
 def machine_fault(error: BaseException) -> MachineFault | None:
     """Return the fault of the machine that caused this exception, None for an error of the program or its input.
 
-    An error with a code says itself what it is, whatever it came of: a builder's full disk is its owner's affair.
+    An error with a code is never a machine fault, even if one caused it: a builder's full disk is its owner's affair.
     """
     for cause in _causes(error):
         if isinstance(cause, BuilderdError):

@@ -28,7 +28,7 @@ class RouteState(StrEnum):
     PAUSED = "held"
     #: Frozen or stopped for idleness: a request wakes it, and waits for it.
     ASLEEP = "asleep"
-    #: Somebody stopped it: 503 with a page that says so.
+    #: Stopped by a person: 503 with a page that says so.
     STOPPED = "stopped"
     #: Its spending cap stopped it: 503 with a page that says so.
     CAPPED = "capped"

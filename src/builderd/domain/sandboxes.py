@@ -29,7 +29,7 @@ class EndCause(StrEnum):
     EXITED = "exited"
     #: The kernel killed it for going over its memory limit.
     OUT_OF_MEMORY = "out_of_memory"
-    #: The service stopped it because somebody asked for that.
+    #: Stopped by the service on request.
     STOPPED = "stopped"
     #: The machine restarted under it.
     HOST_RESTARTED = "host_restarted"

@@ -75,7 +75,7 @@ def kind_of(file: BundleFile) -> Kind:
 
 
 def executed_kinds(files: Iterable[BundleFile], programs: Iterable[tuple[str, str]]) -> Mapping[str, Kind]:
-    """Return path → kind for files that a program runs: the kind that the program reads it as, whatever its name."""
+    """Return path → kind for files that a program runs: the kind as which it reads them, not of their name."""
     by_path = {file.path: file for file in files}
     kinds: dict[str, list[Kind]] = {}
     for path, program in programs:

@@ -32,7 +32,7 @@ class Observation:
 
     ``version`` is the one to run (``Builder.to_run``), ``candidate`` the one that is being prepared, if any, and
     ``trial`` the record of its trial that has not ended. ``disk_ready``: there is a disk of the version's
-    size, and the ledger counts it. ``disk_bundle`` is the hash of what was last put on it, None without a disk or
+    size, and the ledger counts it. ``disk_bundle`` is the hash of the last bundle on it, None without a disk or
     before the first. ``lost``: the disk is missing and has a backup; ``recovering``: it is being restored.
     ``sandbox`` is the builder's record that has not ended yet, ``report`` what the engine says of
     it. ``ends`` are the ended sandboxes of the present run, newest last. ``paid_frozen``: the ledger counts it as

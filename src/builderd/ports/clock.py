@@ -10,7 +10,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """From ``since`` the clock went to ``until`` at once: no time passed in between."""
+    """A jump of the wall clock from ``since`` to ``until``: no time passed in between."""
 
     since: datetime
     until: datetime
@@ -27,7 +27,7 @@ class Clock(Protocol):
         """Let this much time pass."""
 
     def skips(self) -> Sequence[Skip]:
-        """Those that have not been settled, also from before this process."""
+        """Return skips that have not been settled, also from before this process."""
 
     def settle(self, skip: Skip) -> None:
-        """Nobody counts it as time any more."""
+        """Mark the skip as excluded from all bills."""

@@ -44,7 +44,7 @@ class DiskFiles(Protocol):
     ) -> tuple[FileEntry, bool]:
         """Write a file and its missing folders. Readers see the old content or the new one, never a mixture.
 
-        ``size`` is known beforehand, or None; ``executable`` None keeps the mode of what is replaced. Return the
+        ``size`` is known beforehand, or None; ``executable`` None keeps the mode of a replaced file. Return the
         entry, and True if it is new. Raises ``TooLarge`` when it does not fit on the disk, ``PreconditionFailed``, and
         what ``content`` raises; then the old content stays.
         """

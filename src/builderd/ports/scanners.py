@@ -37,14 +37,13 @@ class Scanner(Protocol):
         """Names the scanner and its rules: other rules, another name. Part of the key of a kept report."""
 
     async def prepare(self) -> None:
-        """Have it warm; harmless when repeated. A scan without it takes longer."""
+        """Start the scanner's warm process; harmless when repeated. A scan without it takes longer."""
 
     async def scan(self, bundle: Bundle, limits: ReviewLimits, run: Mapping[str, Kind] = NOTHING_RUN) -> Scan:
-        """Never raises for what is in the bundle, and never takes longer than the limits say.
+        """Scan the files within the limits; content never raises.
 
-        Raises ``MachineFault`` where the scanner was killed or cannot be started, again after a retry.
-
-        ``run`` are files, by path, that are started as another kind than their names say.
+        Raises ``MachineFault`` where the scanner was killed or cannot be started, again after a retry. ``run`` are
+        files, by path, that are started as another kind than their names say.
         """
 
     async def close(self) -> None:

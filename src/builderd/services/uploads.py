@@ -115,7 +115,7 @@ async def _check(application: Application, upload: Upload, sha256: str | None) -
         raise Conflict("Another request has taken away what had arrived: send it again.") from None
     if wanted != {found}:
         await application.uploads.delete(upload.id)
-        raise ValidationFailed({"sha256": [f"is {found} of what has arrived: send it again"]})
+        raise ValidationFailed({"sha256": [f"is {found} of the received bytes: send them again"]})
 
 
 async def _save(application: Application, upload: Upload) -> Upload:

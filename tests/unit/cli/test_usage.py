@@ -48,13 +48,13 @@ def test_layers_name_their_users_over_all_tenants_and_what_nobody_uses() -> None
     text = "\n".join(lines(INVENTORY))
     assert "layers: 2, 1.50 GB" in text
     assert "acme/api, zeta/web, a sandbox runs on it" in text
-    assert f"{OTHER[:12]}    1.00 GB  used by nobody" in text
+    assert f"{OTHER[:12]}    1.00 GB  unused" in text
 
 
 def test_bases_bundles_and_strays_are_told() -> None:
     text = "\n".join(lines(INVENTORY))
     assert "base 5c1b: 1.00 GB, ours, sandboxes run on it" in text
-    assert "base 0old: 1.00 GB, used by nobody" in text
+    assert "base 0old: 1.00 GB, unused" in text
     assert "bundles: 3, 3.00 GB; of no use any more: 1, 1.00 GB" in text
     assert "disk stray: 1.00 GB, of no builder" in text
     assert "store: 10.00 GB free of 50.00 GB" in text

@@ -40,7 +40,7 @@ def confine(limits: ArchiveLimits) -> None:
         (resource.RLIMIT_NOFILE, 3),
     ):
         resource.setrlimit(what, (most, most))
-    # SIGXCPU at the first says what it was; SIGKILL at the second could be anybody's.
+    # SIGXCPU at the first limit names the reason; SIGKILL at the second would not.
     resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 1))
     libc = ctypes.CDLL(None)
     if os.geteuid() == 0:

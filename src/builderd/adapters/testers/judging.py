@@ -114,7 +114,7 @@ def _console(views: Sequence[Mapping[str, Any]]) -> Check:
                 errors[f"{text(said)} ({text(url)})" if url else text(said)] = None
     own = [error for error in errors if "ERR_NAME_NOT_RESOLVED" not in error]
     if own and is_crippled:
-        message = "Errors on the console, which may come of what could not be loaded without a network."
+        message = "Errors on the console, which missing network access may have caused."
         return Check(CheckName.CONSOLE, _NOT_JUDGED, message, findings=(*own, *missing))
     if own:
         return Check(

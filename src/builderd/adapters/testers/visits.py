@@ -27,7 +27,7 @@ class Visitor:
         self._client = httpx.AsyncClient(trust_env=False, verify=False, limits=limits)  # noqa: S501 -- plain HTTP only
 
     async def visit(self, target: Target, path: str, timeout_seconds: float) -> Visit:
-        """Never raises for what comes back, or does not. Raises ``MachineFault`` where nothing could be sent."""
+        """Send the request; any response, or none, is returned. Raises ``MachineFault`` if it could not be sent."""
         begun = time.monotonic()
         try:
             async with asyncio.timeout(timeout_seconds):

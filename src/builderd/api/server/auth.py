@@ -52,7 +52,7 @@ class Identity:
     def require(self, scope: Scope, what: str = "This call") -> None:
         """Raise ``Forbidden`` when the token lacks the scope."""
         if not self.token.allows(scope):
-            raise Forbidden(f"{what} needs a token with the scope {scope}: ask whoever runs this service for one.")
+            raise Forbidden(f"{what} needs a token with the scope {scope}: ask the operator of this service for one.")
 
 
 def secret_of(credentials: HTTPAuthorizationCredentials | None) -> str:
@@ -141,7 +141,7 @@ Administrator = Annotated[Identity, Depends(administrator)]
 async def check_metrics_token(
     request: Request, expected: str | None, credentials: HTTPAuthorizationCredentials | None
 ) -> None:
-    """Raises ``NotFound`` where no metrics token is set up, ``Unauthenticated`` for another one."""
+    """Raise ``NotFound`` without a configured metrics token, ``Unauthenticated`` for a wrong one."""
     if expected is None:
         raise NotFound("Metrics are not shown here: set a metrics token, or give them a listener of their own.")
     secret = secret_of(credentials)

@@ -91,7 +91,7 @@ def optional_json_body(shape: type[S], limit: int) -> Callable[..., Coroutine[An
 
 
 def check_media_type(request: Request) -> None:
-    """Raises ``BadRequest`` for anything but plain JSON in UTF-8; a request may leave the header out."""
+    """Raise ``BadRequest`` for anything but JSON in UTF-8; the header is optional."""
     media_type, _, parameters = request.headers.get("content-type", "application/json").partition(";")
     if not re.fullmatch(r"\s*application/(?:json|[\w.!#$&^-]+\+json)\s*", media_type, re.IGNORECASE | re.ASCII):
         raise BadRequest("The body must be JSON: send it with the header Content-Type: application/json.")

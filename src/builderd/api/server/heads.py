@@ -1,4 +1,4 @@
-"""HEAD: answered on every path as GET is, without the body (RFC 9110, 9.3.2)."""
+"""ASGI middleware: every path with GET answers HEAD too."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from builderd.api.server.problems import allowed_methods
 
 
 class HeadSent(Exception):
-    """All is said. Raised into the answer, so that a stream does not even begin."""
+    """Raised into the application once the head of the answer was sent, so that it makes no body."""
 
 
 class Heads:
-    """ASGI middleware: whatever answers GET answers HEAD."""
+    """ASGI middleware that answers HEAD for every path with GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -76,7 +76,7 @@ def _counted(protocol: Any, connections: Connections) -> type[asyncio.Protocol]:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection."""
+    """HTTP protocol of one connection, with limits."""
 
     def __init__(self, counted: Connections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

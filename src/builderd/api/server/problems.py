@@ -1,4 +1,4 @@
-"""Problems: whatever goes wrong in a request is told in the envelope."""
+"""Problems: every error of a request is answered in the envelope."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def _internal_error(request_id: str) -> Answer:
 
 
 def stopping() -> Answer:
-    """For calls that still wait for an outcome when the service ends."""
+    """Return the answer for calls that still wait for an outcome when the service ends."""
     message = "The service is stopping. What was begun goes on: look at it, or repeat the call with its retry key."
     return failure(EngineUnavailable(message, retry_after=5))
 
 
 def not_found() -> Answer:
-    """For a path where there is nothing."""
+    """Return the answer for an unknown path."""
     return failure(NotFound("There is no such call: GET /docs shows those that there are."))
 
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 HEADER = "X-Request-Id"
 #: An id from outside stands in log lines and headers: nothing in it may break out of them.
 ACCEPTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-#: What begins an answer, whatever was asked for.
+#: Message that begins an answer of any kind.
 STARTS = ("http.response.start", "websocket.http.response.start", "websocket.accept")
 #: The status of a WebSocket that was opened.
 SWITCHED = 101

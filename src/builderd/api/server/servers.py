@@ -45,10 +45,9 @@ class Servers:
     async def add(
         self, app: ASGIApp, host: str, port: int, setting: str, limits: ConnectionLimits | None = None
     ) -> None:
-        """Serve on this address; returns once it listens. ``EngineUnavailable`` says when the port is taken, and by
-        which setting to choose another.
+        """Serve on this address; return once it listens.
 
-        Raises whatever else keeps the server from starting.
+        Raises ``EngineUnavailable`` with the name of the setting when the port is taken, and other errors of the start.
         """
         listener = bind(host, port, setting)
         server = Server(server_config(app, host, port, limits))

@@ -22,9 +22,9 @@ from builderd.domain.ids import TenantId
 
 #: Proxies and load balancers close what has been silent for a minute or less.
 HEARTBEAT_SECONDS = 15.0
-#: Listeners of one kind that a tenant may have at the same time.
+#: Maximum number of streams or calls of one kind that a tenant may have open.
 MAX_AT_ONCE = 100
-#: Seconds after which an answer that nobody reads is broken off: it holds memory, or keeps its builder awake.
+#: Seconds after which an unread answer is closed: it holds memory, or keeps its builder awake.
 STALL_SECONDS = 60.0
 
 log = logging.getLogger(__name__)

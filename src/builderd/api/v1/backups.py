@@ -98,9 +98,9 @@ async def take_backup(request: Request, application: TheApplication, identity: W
 async def restore_backup(
     request: Request, application: TheApplication, identity: Writer, uuid: Uuid, backup_id: Id, body: RestoreBody
 ) -> Response:
-    """Bring a backup back: in place of what the builder has now, which is backed up first, or as a new builder.
+    """Restore a backup into the builder, whose present disk is backed up first, or as a new builder.
 
-    The builder goes on serving until the restored files are complete and compared, and serves on when that fails.
+    The builder keeps serving until the restored files are complete and compared, and after a failure.
     """
     return await _restore(request, application, identity, backup_id, uuid.lower(), body.value.as_)
 

@@ -231,7 +231,7 @@ def _visibility(new: NewBuilder) -> Visibility:
 
 
 def _procfile_command(bundle: Bundle, job_type: JobType) -> str:
-    """Raises ``ValidationFailed`` where the bundle has none, or one that cannot be run."""
+    """Return the command of the bundle's Procfile. Raises ``ValidationFailed`` without a usable one."""
     if job_type is JobType.SANDBOX:
         return SANDBOX_COMMAND
     command = worker_command(bundle) if job_type is JobType.WORKER else web_command(bundle)

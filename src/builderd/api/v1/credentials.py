@@ -84,7 +84,10 @@ async def put_credential(
 
 
 async def _restart(application: Application, identity: Identity, stale: list[Use]) -> dict[BuilderId, str]:
-    """As many as can be: the credential is stored whatever becomes of them. Why the others are not, by their ids."""
+    """Restart these builders if possible; return the reasons of the others by their ids.
+
+    The credential is stored in any case.
+    """
     not_restarted = {}
     for use in stale:
         try:

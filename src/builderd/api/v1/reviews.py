@@ -50,9 +50,9 @@ _FORMATS: dict[str, Any] = {SARIF: {"schema": {"type": "object", "description": 
     },
 )
 async def run_review(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
-    """Review the current version's code anew, by the policy of today.
+    """Review the current version's code again, by the present policy.
 
-    What runs goes on, whatever is found; it does not start again while it does not pass.
+    A running app keeps running, whatever the result; it does not start again while it does not pass.
     """
     return _answer(await verdicts.again(application, identity.caller, uuid.lower())).response()
 

@@ -38,9 +38,9 @@ Granting = Callable[..., tuple[Builder, Grant, str]]
     openapi_extra=openapi.body_of(NewSshGrant, {"expires_minutes": 60}, required=False),
 )
 async def grant_ssh(application: TheApplication, identity: Writer, uuid: Uuid, body: Body) -> Response:
-    """A token with which to log in to the builder by SSH, besides those that there are.
+    """Create a token with which to log in to the builder by SSH, in addition to the existing ones.
 
-    Whoever has it has a shell there, and with it the app's files, environment and secrets.
+    Everyone who has the token gets a shell, and with it the app's files, environment and secrets.
     """
     return await _grant(ssh.grant, application, identity, uuid, body.value)
 
@@ -63,7 +63,7 @@ async def recreate_ssh(application: TheApplication, identity: Writer, uuid: Uuid
     "/builders/{uuid}/ssh",
     response_model=None,
     responses={
-        **openapi.answer(200, SshEndedAnswer, "Nobody can log in any more."),
+        **openapi.answer(200, SshEndedAnswer, "All tokens are revoked."),
         **openapi.failures(401, 403, 404),
     },
 )

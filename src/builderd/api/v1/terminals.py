@@ -80,7 +80,7 @@ def _size(name: str, value: Any) -> int:
 
 
 async def _relay(application: Application, websocket: WebSocket, process: Process) -> None:
-    """Until the process ends, the client leaves, or the token does."""
+    """Relay until the process ends, the client disconnects, or the token expires."""
     tasks = [
         asyncio.ensure_future(_show(websocket, process)),
         asyncio.ensure_future(_take(websocket, process)),

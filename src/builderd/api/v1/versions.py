@@ -246,7 +246,7 @@ async def _begun(
 
 
 async def _outcome(application: Application, deployed: Deployed, *, at_once: bool) -> Answer:
-    """Raises what is no outcome and must not be kept as one, such as ``StoreUnavailable``."""
+    """Return the answer of a deployment. Raises errors that are no outcome, such as ``StoreUnavailable``."""
     builder = deployed.builder
     if deployed.version is not None:
         if at_once:

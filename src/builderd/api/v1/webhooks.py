@@ -31,7 +31,7 @@ EXAMPLE = {"url": "https://example.com/hooks/builderd", "events": ["builder.stat
     status_code=201,
     response_model=None,
     responses={
-        **openapi.answer(201, wire.NewWebhookAnswer, "It is told what happens from now on."),
+        **openapi.answer(201, wire.NewWebhookAnswer, "It receives events from now on."),
         **openapi.failures(400, 401, 403, 413, 422, 429),
     },
     openapi_extra=openapi.body_of(wire.NewWebhook, EXAMPLE),

@@ -1,4 +1,4 @@
-"""The drill: a restored disk is started where nobody sees it, without a network, to know that it would come up."""
+"""The drill: start a restored disk in isolation, without a network, to verify that its app comes up."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ async def _fail(context: BackupContext, backup: Backup, error: Exception) -> Non
     def record(uow: UnitOfWork) -> None:
         found = _as_is(uow, backup)
         if not found.is_open:
-            return  # it was done, and nobody heard of it
+            return  # it was done, but the result was not recorded
         failed = replace(found, status=status, finished_at=now, error=reason, retry_at=again)
         uow.backups.save(replace(failed, hindrance=external_cause_of(error)))
         details = {"will_retry_at": again.isoformat() if again else None}

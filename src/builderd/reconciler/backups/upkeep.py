@@ -86,7 +86,7 @@ async def _forget_expired(context: BackupContext, tenant_id: TenantId, expired: 
 
 
 async def _drop_lists(context: BackupContext, tenant_id: TenantId, names: Collection[str]) -> None:
-    """Those of builders without backups, and of restores that ended with an earlier service."""
+    """Remove manifests of builders without backups, and of restores that ended with an earlier process."""
     async with context.locks[tenant_id]:
         found = await context.app.store.read(lambda uow: uow.backups.of_tenant(tenant_id))
         for name in set(names) - {one.builder_id for one in found}:
@@ -139,7 +139,7 @@ async def check(context: BackupContext) -> None:
 
 
 async def _is_used(context: BackupContext, key: BackupKey, now: datetime) -> bool:
-    """Without a backup there is no repository either."""
+    """Return whether the tenant has backups; without one there is no repository either."""
     return await context.app.store.read(lambda uow: backups.holds_something(uow, key.tenant_id, now))
 
 

@@ -1,4 +1,4 @@
-"""The claim on one builder: a lease that keeps other control planes away while somebody works on it."""
+"""The claim on one builder: a lease that keeps other workers away while one works on it."""
 
 from __future__ import annotations
 

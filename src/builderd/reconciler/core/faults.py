@@ -12,11 +12,11 @@ FaultPoint = Callable[[str], None]
 
 
 def no_fault(point: str) -> None:
-    """The fault point of a service that nobody tests."""
+    """Fault point of a service that is not under test: does nothing."""
 
 
 def kill_at(chosen: str) -> FaultPoint:
-    """Kills the process at the chosen point, as a crash or a power cut would: nothing gets to tidy up."""
+    """Kills the process at the chosen point, as a crash or a power cut would: no cleanup runs."""
 
     def reach(point: str) -> None:
         if point == chosen:

@@ -122,7 +122,10 @@ def reviewed(
 
 
 def disk_made(uow: UnitOfWork, item: WorkItem, prices: Prices, now: datetime, *, anew: bool) -> None:
-    """From now on the disk is paid. ``anew``: the builder had none; if it was up before, all that was on it is gone."""
+    """Record the builder's disk, which is billed from now on.
+
+    ``anew``: the builder had none; if it was up before, the content of its previous disk is lost.
+    """
     was_up = any(one.status in deployments.WAS_UP for one in uow.versions.list(item.builder.id))
     if anew and was_up:
         reason = "its disk is gone, and there is no backup of it: it begins anew with the files of its version"
@@ -134,7 +137,7 @@ def disk_made(uow: UnitOfWork, item: WorkItem, prices: Prices, now: datetime, *,
 def sandbox_started(
     uow: UnitOfWork, builder: Builder, version: Version, prices: Prices, sandbox: Sandbox, report: SandboxReport
 ) -> Sandbox:
-    """From its start on, running time is paid. ``version`` is the one that runs."""
+    """Record the start of a sandbox: from then on running time is billed. ``version`` is the one that runs."""
     at = report.started_at or sandbox.created_at
     started = replace(sandbox, ip=report.ip, started_at=at)
     uow.sandboxes.save(started)
@@ -155,9 +158,10 @@ def sandbox_ended(
     report: SandboxReport | None,
     now: datetime,
 ) -> None:
-    """From its end on, only the disk is paid: that of the version that is to run next, of which it may be told since.
+    """Record the end of a sandbox: from then on only the disk is billed, that of the version to run next.
 
-    One whose start the engine reports and the record does not, since the service died between them, ran all the same.
+    A sandbox whose start the engine reports, but the record lacks since the service died in between, is billed for its
+    time all the same.
     """
     ran = uow.versions.get(builder.id, sandbox.version)
     following = ran if builder.to_run[0] == sandbox.version else uow.versions.get(builder.id, builder.to_run[0])
@@ -185,7 +189,7 @@ def caught_up(
 ) -> None:
     """Record a freeze and a thaw that the engine made just before the service was killed: at most one of each.
 
-    ``report`` was read before whatever is recorded next.
+    ``report`` was read before the changes that are recorded next.
     """
     if report is None or report.frozen_at is None:
         return

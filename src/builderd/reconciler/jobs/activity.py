@@ -14,7 +14,7 @@ from builderd.services.application import Application
 
 
 async def note(application: Application, within: float = inf) -> None:
-    """One reading: builders that were visited within so many seconds get a new ``last_active_at``."""
+    """Record visits: builders that were visited in the last seconds get a new ``last_active_at``."""
     activity = await application.previews.activity()
     recent = {host: one for host, one in activity.items() if one.open_connections or one.idle_seconds <= within}
     if recent:

@@ -111,7 +111,7 @@ class Inspection:
         self._checks += await testers.probe(target)
 
     async def _check_exits(self) -> None:
-        """At the app, now that it was asked so much."""
+        """Check that the app still runs after all these requests."""
         lines = await self._copy.lines()
         self._reached_out |= any(is_out_of_reach(line) for line in lines)
         self._checks.append(check_log(lines))

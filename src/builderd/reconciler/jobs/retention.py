@@ -1,8 +1,8 @@
 """Retention: remove unused layers and old records periodically, and sooner when space runs out.
 
-Nothing that is in use goes: layers of versions that a builder may still run are kept, and the engine keeps what a
-sandbox sees or somebody just asked for. Bundles go by ``services/bundles``, whose lock is held between storing one and
-referring to it. Records go a few at a time, so that nobody waits long for the store's one writer.
+Nothing in use is removed: layers of versions that a builder may still run are kept, and the engine keeps layers that a
+sandbox has mounted or a caller just asked for. ``services/bundles`` removes bundles, whose lock is held between storing
+one and referring to it. Records are removed a few at a time, so that they do not block the store's one writer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from builderd.services.application import Application
 
 #: Between two rounds, and between two looks whether space runs out, in seconds.
 INTERVAL, LOOK_INTERVAL = 3_600.0, 60.0
-#: When space runs out, layers that nobody asked for in so long go at once. A create takes less from asking to using.
+#: When space runs out, layers that were not asked for in so long are removed. A create uses its layer sooner.
 UNUSED_WHEN_TIGHT = timedelta(hours=1)
 #: Records that are removed in one transaction, and the pause before the next.
 BATCH, PAUSE = 500, 0.05

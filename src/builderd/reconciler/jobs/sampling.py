@@ -90,7 +90,7 @@ class Sampling:
         is_new = self._at is not None and watched.started_at >= self._at
         since = last.at if last else watched.started_at if is_new else now
         before = last.used if last else None if is_new else used
-        # What was counted before the first look is nobody's news; a host that is new then was counted from nothing.
+        # Counts from before the first sample are ignored; a host that is new since then is counted from zero.
         seen = visited if self._visited is None else self._visited.get(watched.host)
         seconds = max((now - since).total_seconds(), 0)
         return UsageSample(watched, now, used, visited, usage_between(used, before, visited, seen, seconds))

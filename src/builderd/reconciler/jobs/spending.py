@@ -81,7 +81,7 @@ async def _warn(application: Application, tenant: TenantId, verdict: CapDecision
 
 
 async def _stop(application: Application, builder: BuilderId) -> None:
-    # By the time of the writing: the month may have ended since the look, and somebody started it in the new one.
+    # Judged again: the month may have ended since, and a caller started the builder in the new one.
     stopped = await application.store.write(lambda uow: caps.stop(uow, application, builder, application.clock.now()))
     if stopped is not None:
         application.signals.desired_changed(builder)

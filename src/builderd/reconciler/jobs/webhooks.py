@@ -1,10 +1,10 @@
-"""Deliveries: webhooks are told what happened, at least once, whatever is restarted meanwhile.
+"""Deliveries of events to webhooks: at least once, over restarts.
 
-First each event becomes a delivery of each webhook that wants it, in the transaction that moves the webhook's place
-on. Then deliveries that are due are claimed, sent outside of any transaction, and what came of it is recorded. Who is
-killed in between leaves a claim that runs out: the message is sent again, under the same id.
+First each event becomes a delivery of each webhook that wants it, in the transaction that advances the webhook's
+cursor. Then due deliveries are claimed, sent outside of any transaction, and their results recorded. A process that is
+killed in between leaves a claim that expires: the message is sent again, under the same id.
 
-One webhook is served by one task at a time, in the order of the events; one that fails holds up nobody but itself.
+One task at a time serves a webhook, in the order of the events; a failing webhook delays no other.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from builderd.services.application import Application
 
 #: How long to trust that a change of this process is signalled before looking again, and the least between two looks.
 LOOK_INTERVAL, LEAST_INTERVAL = 1.0, 0.2
-#: Longer than sending takes: after this somebody else may send what was claimed.
+#: Longer than sending takes: after this another task may send a claimed delivery.
 CLAIM = timedelta(seconds=60)
 #: Webhooks that are served at the same time, and messages that one gets before another's turn.
 MAX_TASKS, BATCH = 32, 50
@@ -76,7 +76,7 @@ class WebhookJob:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def poll(self) -> None:
-        """Make deliveries of what happened, and have those served that have some due."""
+        """Make deliveries of new events, and serve the webhooks with due ones."""
         store = self._app.store
         for webhook_id in await store.read(lambda uow: uow.webhooks.with_undelivered_events()):
             try:
@@ -165,7 +165,7 @@ def _claim(uow: UnitOfWork, webhook_id: WebhookId, now: datetime) -> tuple[Webho
 
 
 def _record(uow: UnitOfWork, claimed: Delivery, attempt: Attempt) -> None:
-    """On the rows as they are now: meanwhile the webhook may be gone, or the delivery made by somebody else."""
+    """Record the result on the present rows: the webhook may be deleted, or another task have delivered it."""
     webhook = uow.webhooks.get(claimed.webhook_id, lock=True)
     delivery = uow.deliveries.get(claimed.id)
     if webhook is None or delivery is None or delivery.status is not DeliveryStatus.PENDING:

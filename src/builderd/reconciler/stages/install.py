@@ -47,7 +47,7 @@ class Installs:
         )
 
     async def begin(self, item: WorkItem) -> None:
-        """Make as much of the layer as runs no code of anybody's, until ``install`` asks for all of it."""
+        """Build as much of the layer as runs no foreign code, until ``install`` asks for all of it."""
         await self.leave(item.builder.id)
         passed = asyncio.Event()
         task = asyncio.create_task(self._make(item, passed))
@@ -55,7 +55,7 @@ class Installs:
         self._early[item.builder.id] = _Early(item.version.number, passed, task)
 
     async def leave(self, builder_id: BuilderId) -> None:
-        """Nobody will ask for what was begun; it has ended then."""
+        """Cancel a build that was begun, and wait for its end."""
         early = self._early.pop(builder_id, None)
         if early is not None:
             early.task.cancel()
@@ -107,7 +107,7 @@ class Installs:
 
 
 def _mark_retrieved(task: asyncio.Task[Installed]) -> None:
-    """A failure that nobody asks for is none: who asks for the layer later meets it again."""
+    """Ignore the error of a cancelled or unused build: the next one that needs the layer meets it again."""
     if not task.cancelled():
         task.exception()
 
@@ -163,7 +163,7 @@ class BuildLog:
         await self._flush()
 
     def line(self, text: str) -> None:
-        """Take one line; its time is now. What is too much is left out, and that is told."""
+        """Take one line; its time is now. What is too much is left out, and a line says so."""
         self._taken += 1
         if self._taken > MAX_LINES:
             return

@@ -11,7 +11,7 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.stages.start_time import StartTime
 from builderd.services.application import Application
 
-#: An app that listens only where nobody can reach it gets so many seconds to open its port as well.
+#: Seconds for an app that listens only on an unreachable address to open its port as well.
 ELSEWHERE_GRACE = 5.0
 #: The engine is asked for the sandbox's state at every so many-th look.
 REPORT_EVERY = 10

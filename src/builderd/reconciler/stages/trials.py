@@ -1,7 +1,7 @@
 """Trials: a candidate is started on a copy of the disk and without egress, to see whether it starts at all.
 
-What exits early, or listens only where nobody can reach it, is turned down while the old version serves on. Not to
-start for want of the network is no verdict: then the candidate takes over, and shows it there.
+A candidate that exits early, or listens only on an unreachable address, is rejected while the old version keeps
+serving. A failure for lack of a network is no verdict: then the candidate takes over and is judged there.
 """
 
 from __future__ import annotations

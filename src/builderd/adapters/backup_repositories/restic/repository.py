@@ -48,7 +48,7 @@ class ResticRepository:
     """``root`` holds caches and manifests; ``name`` is the host name in locks, unique to this service.
 
     If the repositories are local, ``floor_bytes`` of their file system stay free, and the repository of one tenant
-    gets no more than ``tenant_share`` of what it has and what is left above that.
+    gets at most ``tenant_share`` of its own size plus the free space above the floor.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ ANSWER_CLASSES = (2, 3, 4, 5)
 DESCRIPTION = "builderd previews"
 #: Counters by host: of requests, and of WebSockets and event streams.
 TABLES = ("activity", "streams")
-#: One address holds at most this part of all connections, whatever the setting is.
+#: One address has at most this share of all connections, even if the setting allows more.
 ADDRESS_PART = 4
 
 #: Headers that no visitor may send to an app: the platform's own, and those by which proxies describe the visitor.

@@ -28,7 +28,7 @@ PROCESS_TIMEOUT = 10.0
 _EXEC_TRIES, _EXEC_SECONDS = 100, 0.001
 #: Seconds to wait while the guard starts a proxy.
 START_LOCK_TIMEOUT = 30
-#: The pid file is empty for a moment while it is written. The proxy must not inherit the lock: flock closes it.
+#: The pid file is empty while it is being written. The proxy must not inherit the lock: flock closes it.
 #: waitpid (util-linux-extra) returns at once; without it, or if it was killed, tail polls five times a second.
 _SCRIPT = """\
 echo $$ >"$1"; pid_file=$2; lock=$3; start=$4; shift 4

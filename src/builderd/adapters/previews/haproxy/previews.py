@@ -21,7 +21,7 @@ from builderd.domain.previews import PreviewActivity, Route, RouteState
 
 log = logging.getLogger(__name__)
 
-#: Delays between attempts to restart the proxy: the worker of a killed master holds the port for a moment.
+#: Delays between attempts to restart the proxy: the worker of a killed master still holds the port.
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.05, 2.0
 
 

@@ -55,7 +55,7 @@ def proof(options: ProxyOptions) -> str:
 def _foreign() -> str:
     """Define ``foreign``: whether a page of another host had the browser send this request, and it is no visit.
 
-    To a browser, sibling previews are one site: it sends the cookie, whatever SameSite says, with each request that a
+    To a browser, sibling previews are one site: it sends the cookie, despite SameSite, with each request that a
     sibling's page makes, and lets that page read what comes over a WebSocket. ``Origin`` names the page for those and
     for what changes something, ``Sec-Fetch-*`` for scripts and images that it includes.
     """

@@ -59,7 +59,7 @@ class LanguageModelAdviser:
             return Scan((), {}, (), scanners, failure=f"did not answer within {self._endpoint.timeout:g} s")
         except Unusable as error:
             return Scan((), {}, (), scanners, failure=str(error))
-        except Exception as error:  # whatever it is, it lets nothing pass
+        except Exception as error:  # any error: nothing passes then
             return Scan((), {}, (), scanners, failure=f"could not be asked ({type(error).__name__})")
         return Scan(tuple(found), {}, (), scanners)
 

@@ -97,7 +97,7 @@ def hits(answer: bytes, bundle: Bundle) -> Sequence[Hit]:
 
 
 def _object_in(text: str) -> str:
-    """Some models put their JSON between other words."""
+    """Return the JSON object in a text; some models put other words around it."""
     return text[text.index("{") : text.rindex("}") + 1]
 
 
@@ -119,6 +119,6 @@ def _reason(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Without what may be a secret, or what cannot be seen."""
+    """Return the text without secrets and invisible characters."""
     plain = "".join(char if char.isprintable() else " " for char in text)
     return _TOKEN.sub(lambda match: f"{match[0][:4]}…", plain)

@@ -118,7 +118,7 @@ class Analyser:
     # Python
 
     def _read_python(self, review: _Review) -> list[Source]:
-        """Those that parse."""
+        """Yield the Python sources that parse."""
         sources = review.of(Kind.PYTHON)
         parsed = []
         for source, seen in zip(sources, self._python_seen(review, sources), strict=True):

@@ -1,8 +1,8 @@
 """Confinement: how the scanner's processes are kept from everything but the files that they are to read.
 
 A process of the scanner sees a root of its own (programs read-only, nothing else of the host), has no network, no
-privilege and an unprivileged user, and may make no call that leads out. Works for root and, by a user namespace,
-for anybody. Standard library only.
+privilege and an unprivileged user, and may make no call that leads out. Works as root and, by a user namespace,
+as any other user. Standard library only.
 
 Numbers of system calls: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
 """
@@ -94,13 +94,13 @@ def lock_down(memory_bytes: int, cpu_seconds: int) -> None:
         resource.setrlimit(kind, (limit, limit + 2 if kind == resource.RLIMIT_CPU else limit))
     _drop_capabilities()
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    # Before the filter, which lets nobody take it back: what outlives its review would hold up all others.
+    # Before the filter, which makes it final: a process that outlives its review would block all others.
     die_with_parent()
     _filter_calls()
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill us when the process that forked us ends."""
+    """Have the kernel kill this process when its parent ends."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0), "the signal at the parent's end")
 
 
@@ -161,7 +161,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "
 
 
 def _new_user(proc: int, flags: int) -> None:
-    """A user namespace in which we are who we are, and nobody else is anybody."""
+    """Enter a user namespace that maps only the present user and group."""
     uid, gid = os.geteuid(), os.getegid()
     # What changed its user belongs to root in /proc, and could not write its own maps.
     _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "dumpable")

@@ -46,7 +46,7 @@ def warnings_of(ruff: Path, folder: Path, names: Mapping[str, str], seconds: flo
     for entry in json.loads(done.stdout):
         code, name = entry["code"], Path(entry["filename"]).name
         if not code or not code.startswith("S") or not code[1:].isdigit():
-            continue  # a syntax error, which was told already
+            continue  # a syntax error, which is reported already
         quotes = code in PASSWORDS
         message = QUOTED.sub("…", entry["message"]) if quotes else entry["message"]
         found.append(Warned(f"RUF-{code}", names[name], entry["location"]["row"], message, quotes))

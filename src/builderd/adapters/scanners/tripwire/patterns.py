@@ -1,4 +1,4 @@
-"""Own patterns, in RE2's syntax: time in proportion to the text, whatever the text is."""
+"""Own patterns, in RE2's syntax: run time proportional to the text's length for any text."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import re2
 
 from builderd.domain.sources import Kind
 
-#: Lines of JavaScript this long were written by a program: what looks odd in them is mostly data. Since anybody can
-#: write such a line, what would block elsewhere is held there.
+#: Lines of JavaScript this long were written by a program: odd things in them are mostly data. Since an attacker can
+#: write such a line too, a rule that blocks elsewhere holds there.
 MINIFIED = 1_000
 MINIFIED_RULE = "RSK-minified"
 #: Shorter names in such a line are a minifier's, and stand for something else in each function.

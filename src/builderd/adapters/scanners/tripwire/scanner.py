@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class Broken(Exception):
-    """The scan has no result because of what was scanned; the message says why."""
+    """The scan has no result because of its input; the message says why."""
 
 
 class Died(Exception):

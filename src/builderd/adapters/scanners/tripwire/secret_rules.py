@@ -1,7 +1,7 @@
 """Secrets, by the rules of gitleaks run by RE2 (see ``rules/gitleaks``).
 
-A rule whose tokens have a shape of their own is told as ``SEC-…``; one that needs a word such as ``adobe`` nearby, and
-takes any hex for a secret then, as ``GEN-…``.
+A rule whose tokens have a distinct shape is reported as ``SEC-…``; one that needs a word such as ``adobe`` nearby, and
+then takes any hex for a secret, as ``GEN-…``.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class SecretRules:
         self._always = [rule for rule in self._rules if not rule.keywords]
 
     def find(self, path: str, text: str) -> Iterator[Secret]:
-        """All secrets of a file."""
+        """Yield all secrets of a file."""
         if any(regex.search(path) for regex in self._everywhere.paths):
             return
         due = {rule.name: rule for number in self._set.Match(text) or () for rule in self._words[number]}

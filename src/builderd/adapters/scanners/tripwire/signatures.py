@@ -21,7 +21,7 @@ class Signature(NamedTuple):
 
 
 class Signatures:
-    """The rules, compiled once. A rule of low specificity is told under ``YAL-…``, any other under ``YAR-…``."""
+    """The rules, compiled once. A rule of low specificity is reported as ``YAL-…``, any other as ``YAR-…``."""
 
     def __init__(self, folder: Path = RULES) -> None:
         files = {path.stem: str(path) for path in sorted(folder.glob("*.yar"))}

@@ -41,7 +41,7 @@ class Server:
         self._children: dict[int, tuple[int, float, int]] = {}
 
     def serve(self) -> None:
-        """Until the service closes its end."""
+        """Serve reviews until the service closes its end."""
         while True:
             for key, _ in self._selector.select(self._patience()):
                 if key.fileobj is not self._control:
@@ -84,12 +84,15 @@ class Server:
         try:
             os.write(ended, json.dumps({"status": os.waitstatus_to_exitcode(status), "late": late}).encode())
         except BrokenPipeError:
-            pass  # nobody waits for it any more
+            pass  # its caller waits no longer
         finally:
             os.close(ended)
 
     def _become_child(self, files: int, report_pipe: int, limits: dict[str, Any]) -> None:
-        """Never returns. Two processes: one in which the other's pid namespace ends, and the one that reads."""
+        """Review in a child of a pid namespace; never return.
+
+        The first child ends the namespace when it ends; the second one reads the files.
+        """
         try:
             self._close_all_but(files, report_pipe)
             confinement.new_review(self._proc)
@@ -120,7 +123,7 @@ class Server:
                     continue
 
     def _review(self, files: int, report_pipe: int, limits: dict[str, Any]) -> None:
-        """Never returns."""
+        """Review the files and exit; never return."""
         code = UNCONFINED
         try:
             # The first process of a namespace is spared a signal that it does not handle.

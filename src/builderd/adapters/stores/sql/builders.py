@@ -160,7 +160,7 @@ class Builders(Claims):
 
     def save(self, builder: Builder) -> None:
         if builder.id not in self._own:
-            raise RuntimeError(f"builder {builder.id} is saved unlocked: a change by somebody else could be lost")
+            raise RuntimeError(f"builder {builder.id} is saved unlocked: a concurrent change could be lost")
         self._connection.execute(_UPDATE, {"builder": builder.id, **omit(_row(builder), "id")})
 
     def _one(self, statement: Select[Any], values: Mapping[str, str], *, lock: bool = False) -> Builder | None:

@@ -224,7 +224,7 @@ def _own(filled: Connection, instance: Instance) -> None:
     if lease is not None and (silence is None or lease.age < silence):
         raise DatabaseOwned(f"The database belongs to {describe_owner(lease)}: stop it, or name another database.")
     taken = leases.take(instance, lease)
-    assert taken is not None, "nobody has changed it in this transaction"
+    assert taken is not None, "no other statement of this transaction changed it"
     leases.release(taken.term)
 
 

@@ -1,8 +1,8 @@
 """Removal of tracked connections by address: the firewall lets packets of a tracked flow in to its address.
 
 Asked of the kernel by ctnetlink. Formats: include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h; the flags
-of a filter: net/netfilter/nf_internals.h. A kernel before 5.8 knows no filter and tells of all flows, of which others
-are passed over here.
+of a filter: net/netfilter/nf_internals.h. A kernel before 5.8 ignores the filter and lists all flows; foreign flows
+are skipped here.
 """
 
 from __future__ import annotations

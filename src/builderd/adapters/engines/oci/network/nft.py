@@ -1,8 +1,8 @@
 """The firewall of a service's sandboxes, as one nft table. Pure.
 
-Sandboxes reach the internet and nothing nearer: not the host, not each other, not the networks that
-``domain/addresses`` lists, and nothing by IPv6. Replies to whoever reaches them pass. Flows that they begin are
-counted, since the host's kernel tracks them in one table for all: whoever fills it cuts everybody off.
+Sandboxes reach the internet, but not the host, not each other, not the networks that ``domain/addresses`` lists, and
+nothing by IPv6. Replies to incoming connections pass. Flows that sandboxes begin are counted, since the host's kernel
+tracks the flows of all in one table: a full table drops everyone's packets.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NEW_FLOWS = 200
 #: All sandboxes leave the host by one address, which has a source port for each flow to a port of a destination. Each
 #: tenant takes them from a share of its own, or a few sandboxes would take all (docs/adr/0136). From the first port on.
 SHARES, SHARE_PORTS, FIRST_PORT = 30, 2048, 4096
-#: For what no tenant has, such as builds.
+#: Source ports of sandboxes without a tenant, such as builds.
 _COMMON_PORTS = f"1024-{FIRST_PORT - 1}"
 
 
-#: Only the first packet of a flow is counted: a stream that nobody answers stays new. What is refused is not tracked.
+#: Only the first packet of a flow is counted: an unanswered stream stays new. Rejected packets are not tracked.
 _COUNTED = f"""\
 set flows {{ type ipv4_addr; size 2048; flags dynamic; }}
   set new_flows {{ type ipv4_addr; size 2048; flags dynamic; }}

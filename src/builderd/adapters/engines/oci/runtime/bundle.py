@@ -52,7 +52,7 @@ class Container:
 
     ``uid`` is the host's id for the sandbox's 0, ``user`` the id inside under which the program runs.
     ``memory_bytes`` limits memory and swap together. ``cpu`` is in vCPU. ``open_files`` may not be above the service's
-    own hard limit. ``tmpfs`` maps a path inside to the size in bytes of what is mounted there.
+    own hard limit. ``tmpfs`` maps a path inside to the size in bytes of the mount there.
     ``shared`` are folders of the root that the host changes while the sandbox runs: gVisor caches the root itself.
     ``capabilities`` hold within its own user namespace only; ``host_network`` is for trusted tools, never for apps.
     """

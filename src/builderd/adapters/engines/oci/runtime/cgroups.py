@@ -239,10 +239,10 @@ class Cgroups:
             self.thaw(os.path.relpath(folder, self._directory("freezer", "")))
 
     def remove(self, name: str) -> None:
-        """Kill what is in the group, or enters it meanwhile, and remove it from all hierarchies. Idempotent.
+        """Kill the processes of the group, also those that enter it meanwhile, and remove it. Idempotent.
 
-        Once this returns nothing enters it any more. The kernel may hold a group for a moment after its last process
-        has ended; one that it holds for longer stays.
+        Covers all hierarchies. Once this returns, nothing enters the group any more. The kernel may keep a group
+        briefly after its last process has ended; one that it keeps for longer stays.
         """
         deadline = time.monotonic() + _REMOVE_SECONDS
         while True:

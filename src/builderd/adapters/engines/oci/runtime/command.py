@@ -63,7 +63,7 @@ def shim(
     """conmon, which has the runtime create the sandbox, keeps its log, and writes down how it ended.
 
     ``bundle`` holds its run-time files, ``record`` gets its ``oom`` file, ``exits`` a file with the exit code.
-    It needs ``--full-attach``, or it fails on the path of a socket that nobody uses here.
+    It needs ``--full-attach``, or it fails on the path of a socket that is unused here.
     """
     return [
         CONMON,

@@ -40,7 +40,7 @@ from builderd.linux.processes import open_files
 
 #: Byte by which the gate reports that it runs, and again that it was released; output before it is discarded.
 _READY = b"\x06"
-#: Bytes kept of what comes before the gate's byte: a hostile process may write without end.
+#: Maximum bytes before the gate's byte: a hostile process may write without end.
 _MAX_READY_BYTES = 64 << 10
 #: Byte by which the gate reports a missing working directory.
 _NO_FOLDER = b"\x15"

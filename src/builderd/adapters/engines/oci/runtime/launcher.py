@@ -46,7 +46,7 @@ from builderd.linux.syscalls import (
 MAX_PACKET = 128 * 1024
 MAX_DESCRIPTORS = 8
 IDS = 65536
-#: What one user namespace may take of what the kernel counts for root of the host, all its descendants included.
+#: inotify limits of one user namespace with its descendants, within those that the kernel counts for the host's root.
 INOTIFY = {"max_inotify_instances": 128, "max_inotify_watches": 65536}
 UNIFIED = "/sys/fs/cgroup/unified"
 #: Exit status of a child that failed before it could execute its program; the answer says why.

@@ -67,7 +67,7 @@ class Launcher:
     ) -> Ended:
         """Run a program to its end.
 
-        ``descriptors`` maps the number that it sees to one of ours, which is given away: closed here in any case.
+        ``descriptors`` maps a number in the program to a descriptor here, which this call closes in any case.
         ``cgroups`` are the ``cgroup.procs`` files that it enters first; ``uid`` is what idmapped mounts map to.
         ``terminal`` makes its descriptor 0 the terminal that controls it; ``name`` is for ``kill``.
         ``oom_score`` is its ``oom_score_adj``, which what it starts inherits: the higher, the earlier it is killed.

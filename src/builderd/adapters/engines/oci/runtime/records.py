@@ -31,7 +31,7 @@ class Record:
     """Record of one sandbox. ``owner`` is its builder's id, empty for a build. ``boot``: boot id of the machine.
 
     ``process`` is its first process and None until the runtime has made it; ``started_at`` is set once the program
-    was told to run, ``stopping_at`` once we told it to end; ``frozen_at`` and ``thawed_at`` when we last did so.
+    was started, ``stopping_at`` once the engine stops it; ``frozen_at`` and ``thawed_at`` at the last freeze and thaw.
     ``seen_at`` is set where it ended unseen: until then it is known to have run. Times are seconds since 1970.
     ``tenant`` is whose NAT ports it takes; empty for a build.
     """
@@ -94,8 +94,8 @@ class Records:
     def sweep(self) -> None:
         """Remove files without a record, left by a service or shim that was killed while writing.
 
-        Only for a service that starts: nobody else writes records then. A shim may write an exit file at any time, in
-        a file of another name that it renames, so only old ones go.
+        Only while the service starts, when nothing else writes records. A shim may write an exit file at any time, as
+        a file of another name that it renames, so only old ones are removed.
         """
         for folder in self._root.iterdir():
             if not (folder / "record.json").exists():

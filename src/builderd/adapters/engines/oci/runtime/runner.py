@@ -117,7 +117,7 @@ class Tail:
         self._tell_lines(self._lines.end())
 
     def pass_on(self) -> bool:
-        """Pass on a piece of what is new; return True when there was any.
+        """Pass on the next piece of new output; return True when there was any.
 
         A flooding log is passed on late or with gaps: one that exceeds its limit is started anew.
         """

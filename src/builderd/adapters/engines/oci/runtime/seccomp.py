@@ -1,7 +1,7 @@
 """Seccomp profile of sandboxes: the containers' common profile without what no app needs. Pure.
 
-The common profile (``/usr/share/containers/seccomp.json``) is made for containers that may hold privileges: it lets
-anybody make a user namespace and mount inside it. Sandboxes hold none, so all of that is taken out here.
+The common profile (``/usr/share/containers/seccomp.json``) is made for containers with privileges: it allows every
+process to make a user namespace and mount inside it. Sandboxes have no privileges, so these rules are removed here.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ _BTRFS = 0x94
 #: each share counts for no disk.
 _CLONE_IOCTLS = (0x4004_9409, 0x4020_940D, 0xC018_9436)
 
-#: What attaches a filter program. The kernel keeps the machine code of all of them in one pool of the host
-#: (``net.core.bpf_jit_limit``), counts it for nobody, and may start no sandbox when it is used up: docs/adr/0129.
+#: Calls that attach a filter program. The kernel keeps the machine code of all of them in one pool of the host
+#: (``net.core.bpf_jit_limit``), charges it to no one, and may start no sandbox when it is used up: docs/adr/0129.
 _PR_SET_SECCOMP = 22
 _SOL_SOCKET = 1
 _SO_ATTACH_FILTER, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_CBPF, _SO_ATTACH_REUSEPORT_EBPF = 26, 50, 51, 52
@@ -185,7 +185,7 @@ def _all_but(refused: Iterable[int], index: int, bits: int) -> list[dict[str, An
 
 
 def _exactly(number: int, index: int) -> dict[str, Any]:
-    """As ``_all_but``, for one number."""
+    """Compare an argument with one number."""
     return {"index": index, "value": 0xFFFF_FFFF, "valueTwo": number, "op": "SCMP_CMP_MASKED_EQ"}
 
 

@@ -1,6 +1,6 @@
 """The streams of a process beside an app: ends of pipes, or a terminal, in the event loop.
 
-Nothing is read ahead: a process whose output nobody takes waits, as it would in a pipeline.
+Nothing is read ahead: a process whose output is not read blocks, as in a pipeline.
 """
 
 from __future__ import annotations

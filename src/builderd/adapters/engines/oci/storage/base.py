@@ -1,7 +1,7 @@
 """Base root file system of this host: made once, shared by all data directories, never changed.
 
 ``<home>/bases/<hash of the recipe>/`` holds ``root/`` and ``base.json``. It is made beside and renamed into
-place, under a lock that the program which makes it inherits: whoever comes next waits for both.
+place, under a lock that the program which makes it inherits: the next service waits for both.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _make_base(recipe: Recipe, home: Path, progress: Progress) -> Base:
 def collect_bases(own: Base, unused_seconds: float, home: Path = HOST_HOME) -> list[str]:
     """Remove bases that are not mounted and were not used for ``unused_seconds``; return their names.
 
-    The own one counts as asked for. Nothing happens while somebody makes one.
+    ``own`` counts as used. Nothing is removed while a base is being built.
     """
     os.utime(own.root.parent)
     lock = os.open(home / "base.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -91,7 +91,7 @@ class Recipe:
 
 
 def base_id(recipe: Recipe, versions: Iterable[str]) -> str:
-    """Name a base by its recipe and the ``package=version`` lines of what is in it; 16 hex characters."""
+    """Name a base by its recipe and the ``package=version`` lines of its packages; 16 hex characters."""
     return _short_hash("base 1", recipe.hash, *sorted(versions))
 
 

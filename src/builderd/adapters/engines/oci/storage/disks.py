@@ -5,7 +5,7 @@ there completely, ``disks/<disk>/replaced`` the one before it while it is not. `
 writes outside of ``/app``, thrown away at each start. It has a small limit of its own, so that an app whose disk is
 full can still be started.
 
-Inside a sandbox users are numbered from 0, on the disk from ``DISK_UID``: the same for all disks, and nobody's on the
+Inside a sandbox users are numbered from 0, on the disk from ``DISK_UID``: the same for all disks, and no user of the
 host. Mounts map the one to the other, so that a copy needs no change of owners.
 """
 
@@ -39,7 +39,7 @@ from builderd.ports.engine import DiskReport
 DISK_UID = 0x10000000
 #: Quota groups of deleted disks are removed after so many deletions: their space takes a moment to come back.
 SWEEP_EVERY = 50
-#: Limit of what an app can write outside of /app and /tmp.
+#: Limit of an app's writes outside of /app and /tmp, in bytes.
 SCRATCH_BYTES = 256 << 20
 APP_OWNER = DISK_UID + APP_UID
 INCOMING, TRASH = "incoming", "trash"

@@ -142,7 +142,7 @@ class Files:
         await self._run(work)
 
     def _clear(self, disk: DiskId) -> bool:
-        """Empty the trash for a moment; return True when nothing is left."""
+        """Empty the trash for a bounded time; return True when nothing is left."""
         if not self._clearings.acquire(blocking=False):
             return False
         try:

@@ -1,7 +1,7 @@
 """Placement of a bundle: its files are written into a folder that an app may have changed, others are removed.
 
 The app may have left links to anywhere in it. No link is followed: every folder is opened from its parent as a
-folder that is no link, and every file is written beside and renamed into place, over whatever is there.
+folder that is no link, and every file is written beside and renamed into place, over any present entry.
 """
 
 from __future__ import annotations

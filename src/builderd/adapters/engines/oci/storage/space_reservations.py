@@ -1,7 +1,7 @@
 """Reservations of the store's space: no more is reserved than there is, since a full store stops every app.
 
 A claim is the limit of something that may grow: a disk, the package cache, a layer being made. The part of a claim that
-is not used yet must fit into the free space above a floor. Used space is not free already, whoever uses it.
+is not used yet must fit into the free space above a floor. Used space is not free in any case.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def analyse(source: bytes, path: str, paths: Collection[str]) -> FileFacts:
 
 
 def analyse_all(sources: Mapping[str, bytes], paths: Sequence[str]) -> dict[str, FileFacts]:
-    """By path."""
+    """Return path → facts for these sources."""
     sys.setrecursionlimit(MAX_DEPTH)
     return {path: analyse(source, path, paths) for path, source in sources.items()}
 

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-# No target metadata: names in a revision stay as written, whatever naming convention the tables follow later.
+# No target metadata: names in a revision stay as written, also under a later naming convention of the tables.
 context.configure(connection=context.config.attributes["connection"])
 with context.begin_transaction():
     context.run_migrations()

@@ -46,7 +46,7 @@ class StrictModel(BaseModel):
         if not unknown:
             return handler(value)
         known = {name: value[name] for name in names if name in value}
-        errors = (((name,), _unknown(name, names)) for name in unknown)
+        errors = (((name,), _misplaced(name, cls) or _unknown(name, names)) for name in unknown)
         return with_field_errors(errors, lambda: handler(known))
 
 
@@ -64,6 +64,15 @@ class View(BaseModel):
     """Response schema. Clients ignore unknown fields, so that the service may add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+def _misplaced(name: str, shape: type[BaseModel]) -> str | None:
+    """Return where a field belongs that is known one level deeper, or None."""
+    for outer, field in shape.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and name in inner.model_fields:
+            return f'belongs into {outer}: {{"{outer}": {{"{name}": …}}}}'
+    return None
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

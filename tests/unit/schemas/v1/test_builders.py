@@ -124,3 +124,8 @@ def test_fields_of_later_calls_are_not_known() -> None:
 def test_what_a_client_makes_is_what_the_service_reads() -> None:
     new = NewBuilder(name="a", entrypoint="x", files={"a": "b"}, env={"A": 1}, resources={"cpu": 2})  # type: ignore[dict-item, arg-type]
     assert NewBuilder.model_validate(new.model_dump(mode="json"), context=CONTEXT) == new
+
+
+def test_a_field_of_the_resources_at_the_top_is_pointed_to_its_place() -> None:
+    for name in ("cpu", "memory", "disk"):
+        assert faults(**{name: 1}) == {name: [f'belongs into resources: {{"resources": {{"{name}": …}}}}']}

@@ -19,6 +19,7 @@ SAYS = {
     RouteState.JOB: ("one_time_job", "one-time job"),
     RouteState.WORKER: ("worker", "This is a worker"),
 }
+BROKEN_OFF, REFUSED = "what it sent is not HTTP/1.1", "Nothing listens on the app"
 OWNER = f"X-Service-Token: {TOKEN}"
 LOGS = f"/api/v1/builders/{BUILDER}/logs"
 
@@ -95,18 +96,19 @@ def test_a_stranger_reads_how_to_enter_a_private_preview(proxy: Proxy, app: App)
 # A crash
 
 
-def test_an_app_that_breaks_off_crashed(proxy: Proxy, app: App) -> None:
-    assert_crashed(proxy, proxy.open(app), "/drop")
+def test_an_app_that_breaks_off_is_told_from_one_that_crashed(proxy: Proxy, app: App) -> None:
+    assert_no_answer(proxy, proxy.open(app), "/drop", BROKEN_OFF)
 
 
-def test_an_app_that_is_not_there_crashed(proxy: Proxy) -> None:
+def test_an_app_that_does_not_listen_refused_the_connection(proxy: Proxy) -> None:
     route = proxy.put(Route(new_host(), RouteState.OPEN, Address("127.0.0.1", free_port())))
-    assert_crashed(proxy, route.host, "/")
+    assert_no_answer(proxy, route.host, "/", REFUSED)
 
 
-def test_an_app_that_exits_in_mid_request_crashed(proxy: Proxy, make_app: Callable[[str], App]) -> None:
+def test_an_app_that_exits_in_mid_request_closed_the_connection(proxy: Proxy, make_app: Callable[[str], App]) -> None:
     victim = make_app("victim")
-    assert_crashed(proxy, proxy.open(victim), "/exit")
+    assert BROKEN_OFF in proxy.visitor.browse(proxy.open(victim), "/exit").text
+    assert_no_answer(proxy, proxy.open(victim), "/exit", REFUSED)
     victim.process.wait()
     victim.start()
     assert proxy.visitor.get(proxy.open(victim)).status == 200
@@ -174,16 +176,16 @@ def test_the_page_names_the_address_of_the_api(make_proxy: Callable[..., Proxy])
     assert f"http://127.0.0.1:8080{LOGS}" in answer.text
 
 
-def assert_crashed(proxy: Proxy, host: str, path: str) -> None:
+def assert_no_answer(proxy: Proxy, host: str, path: str, says: str) -> None:
     page = proxy.visitor.browse(host, path)
     assert page.status == 502
-    assert "crashed" in page.text
+    assert says in page.text
     assert page.header("retry-after") == "5"
     assert_page(page)
     envelope = proxy.visitor.get(host, path)
     assert envelope.status == 502
     assert envelope.json["code"] == "app_crashed"
-    assert "crashed" in envelope.json["message"]
+    assert says in envelope.json["message"]
 
 
 def assert_page(answer: Answer) -> None:

@@ -132,13 +132,22 @@ WORKER = Page(
     "in its logs.",
     "calm",
 )
-CRASHED = Page(
-    "crashed",
+REFUSED = Page(
+    "refused",
+    502,
+    "app_crashed",
+    "The app refused the connection",
+    "Nothing listens on the app's port now. An app that exited is started again by itself: retry in a few seconds.",
+    "bad",
+    retry_after=5,
+)
+BROKEN_OFF = Page(
+    "broken_off",
     502,
     "app_crashed",
     "The app did not answer",
-    "The app crashed, or closed the connection before it had answered. An app that exits is started again by itself: "
-    "retry in a few seconds.",
+    "The app closed the connection before it had answered, or what it sent is not HTTP/1.1. An app that exited is "
+    "started again by itself: retry in a few seconds.",
     "bad",
     retry_after=5,
 )
@@ -172,7 +181,7 @@ PRIVATE = Page(
 
 #: Pages by the state of the route, or by the page that ``pause.lua`` chose.
 NOT_OPEN = (STARTING, PAUSED, ASLEEP, UNHEARD, FULL, STOPPED, CAPPED, FAILED, JOB, WORKER)
-ALL = (*NOT_OPEN, CRASHED, TIMED_OUT, UNKNOWN, PRIVATE)
+ALL = (*NOT_OPEN, REFUSED, BROKEN_OFF, TIMED_OUT, UNKNOWN, PRIVATE)
 
 
 def documents() -> dict[str, str]:

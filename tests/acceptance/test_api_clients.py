@@ -16,7 +16,7 @@ pytestmark = pytest.mark.root
 
 
 @pytest.mark.parametrize("moment", ["Install.done", "Settle.done"])
-def test_a_retry_over_a_crash_gets_the_first_calls_builder(service: LiveService, moment: str) -> None:
+def test_retry_after_a_crash_returns_the_first_calls_builder(service: LiveService, moment: str) -> None:
     request: dict[str, Any] = {"json": body("retried"), "headers": {"Idempotency-Key": f"the only one, {moment}"}}
     service.terminate()
     service.start(moment)
@@ -37,7 +37,7 @@ def test_a_retry_over_a_crash_gets_the_first_calls_builder(service: LiveService,
     service.call("DELETE", f"/builders/{created['uuid']}")
 
 
-def test_a_client_that_does_not_wait_polls(service: LiveService) -> None:
+def test_async_create_can_be_polled(service: LiveService) -> None:
     accepted = service.call("POST", "/builders", json=body("polled"), headers={"Prefer": "respond-async"})
     assert (accepted.status_code, accepted.headers["preference-applied"]) == (202, "respond-async")
     created = accepted.json()["data"]
@@ -48,7 +48,7 @@ def test_a_client_that_does_not_wait_polls(service: LiveService) -> None:
     service.call("DELETE", f"/builders/{created['uuid']}")
 
 
-def test_a_followed_log_tells_each_line_as_it_is_written(service: LiveService) -> None:
+def test_followed_log_sends_each_line_as_it_is_written(service: LiveService) -> None:
     data = service.create("followed", env={"GREETING": "one"})
     with httpx.Client(timeout=PATIENCE, headers={"Authorization": f"Bearer {service.token}"}) as client:
         url = f"{service.url}/api/v1/builders/{data['uuid']}/logs?follow=true"
@@ -70,7 +70,7 @@ def log_line(event: Any) -> dict[str, Any]:
     return line
 
 
-def test_the_metrics_count_builders_requests_and_visits(service: LiveService) -> None:
+def test_metrics_count_builders_requests_and_visits(service: LiveService) -> None:
     assert httpx.get(f"{service.url}/metrics").status_code == 401
     before = scrape(service)
     data = service.create("counted")

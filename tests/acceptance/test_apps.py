@@ -227,7 +227,7 @@ def test_node_without_dependencies(service: LiveService) -> None:
         assert told["node"].startswith("v")
 
 
-def test_a_folder_served_by_python(service: LiveService) -> None:
+def test_static_folder_served_by_python(service: LiveService) -> None:
     with service.deployed("site", SITE, "python3 -m http.server $PORT") as data:
         page = service.visit(data)
         assert page.headers["content-type"] == "text/html"
@@ -237,7 +237,7 @@ def test_a_folder_served_by_python(service: LiveService) -> None:
         assert service.visit(data, "nothing").status_code == 404
 
 
-def test_nicegui_pushes_over_its_websocket(service: LiveService) -> None:
+def test_nicegui_pushes_over_websocket(service: LiveService) -> None:
     with service.deployed("gui", NICEGUI, "python3 main.py") as data:
         page = service.visit(data).text
         client_id = re.search(r"'client_id': '([0-9a-f-]{36})'", page)
@@ -269,7 +269,7 @@ def socketio_messages(socket: ClientConnection) -> Iterator[str]:
         yield message
 
 
-def test_events_arrive_before_their_response_ends(service: LiveService) -> None:
+def test_server_sent_events_arrive_before_the_response_ends(service: LiveService) -> None:
     with service.deployed("events", STREAMS, "python3 main.py") as data:
         with service.visiting(data, "events") as response:
             assert response.headers["content-type"] == "text/event-stream"
@@ -280,7 +280,7 @@ def test_events_arrive_before_their_response_ends(service: LiveService) -> None:
             assert list(lines) == ["data: last"]
 
 
-def test_a_large_upload_is_streamed_to_the_app(service: LiveService) -> None:
+def test_large_upload_is_streamed_to_the_app(service: LiveService) -> None:
     megabyte = bytes(range(256)) * 4096
     reached: list[int] = []
 
@@ -310,7 +310,7 @@ def await_bytes(service: LiveService, data: dict[str, Any], count: int) -> int:
     raise AssertionError(f"only {received} bytes reached the app")
 
 
-def test_a_private_preview_wants_its_token(service: LiveService) -> None:
+def test_private_preview_requires_its_token(service: LiveService) -> None:
     with service.deployed("private", SELF, "python3 main.py", visibility="private") as data:
         token = data["service_token"]
         assert_shut(service, data)
@@ -339,7 +339,7 @@ def assert_shut(service: LiveService, data: dict[str, Any]) -> None:
         assert "stop" not in refused.text
 
 
-def test_an_app_reads_its_own_record_and_no_other(service: LiveService) -> None:
+def test_app_reads_only_its_own_record(service: LiveService) -> None:
     with (
         service.deployed("self", SELF, "python3 main.py") as data,
         service.deployed("other", SITE, "python3 -m http.server $PORT") as other,
@@ -351,7 +351,7 @@ def test_an_app_reads_its_own_record_and_no_other(service: LiveService) -> None:
         assert service.visit(data, other["uuid"]).json()["answer"]["code"] == "not_found"
 
 
-def test_what_has_no_wheel_is_built_from_source(service: LiveService) -> None:
+def test_package_without_wheel_is_built_from_source(service: LiveService) -> None:
     with service.deployed("source", FROM_SOURCE, "python3 main.py") as data:
         assert service.visit(data).text == "7"
         said = " ".join(build_log(service, data))
@@ -362,7 +362,7 @@ def test_what_has_no_wheel_is_built_from_source(service: LiveService) -> None:
             assert service.visit(again).text == "7"
 
 
-def test_the_same_requirements_are_installed_once(service: LiveService) -> None:
+def test_same_requirements_share_one_layer(service: LiveService) -> None:
     requirements = {"requirements.txt": "# as before, written otherwise\n\n  itsdangerous ==2.2.0  # pinned\n"}
     first = {**SITE, "requirements.txt": "itsdangerous==2.2.0"}
     with service.deployed("layer-one", first, "python3 -m http.server $PORT") as one:

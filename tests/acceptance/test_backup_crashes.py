@@ -96,7 +96,9 @@ def _killed_at(service: LiveService, fault: str, ask: Callable[[], object]) -> N
 
 
 @pytest.mark.parametrize("fault", often(TAKING, "HoldCopy.done", "SaveCopy.done"))
-def test_a_backup_is_ended_by_the_next_service(crashing: LiveService, builder: dict[str, Any], fault: str) -> None:
+def test_interrupted_backup_is_finished_after_restart(
+    crashing: LiveService, builder: dict[str, Any], fault: str
+) -> None:
     started = run(crashing, builder["uuid"], "cut -d' ' -f22 /proc/1/stat")
     path = f"/builders/{builder['uuid']}/backups"
     _killed_at(crashing, fault, lambda: crashing.call("POST", path))
@@ -111,7 +113,9 @@ def test_a_backup_is_ended_by_the_next_service(crashing: LiveService, builder: d
 
 
 @pytest.mark.parametrize("fault", often(RESTORING, "FillDisk.done", "HandOver.begun"))
-def test_a_restore_is_ended_by_the_next_service(crashing: LiveService, builder: dict[str, Any], fault: str) -> None:
+def test_interrupted_restore_is_finished_after_restart(
+    crashing: LiveService, builder: dict[str, Any], fault: str
+) -> None:
     path = f"/builders/{builder['uuid']}/backups"
     backup = crashing.call("POST", path).json()["data"]
     _write(crashing, builder, "after")
@@ -126,7 +130,9 @@ def test_a_restore_is_ended_by_the_next_service(crashing: LiveService, builder: 
 
 
 @pytest.mark.parametrize("fault", often(RECOVERING, "RecoverDisk.recorded", "HandOver.recorded"))
-def test_a_recovery_is_ended_by_the_next_service(crashing: LiveService, builder: dict[str, Any], fault: str) -> None:
+def test_interrupted_recovery_is_finished_after_restart(
+    crashing: LiveService, builder: dict[str, Any], fault: str
+) -> None:
     uuid = builder["uuid"]
     assert crashing.call("POST", f"/builders/{uuid}/backups").status_code == 201
     assert crashing.call("POST", f"/builders/{uuid}/stop").status_code == 200

@@ -26,7 +26,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
 
 @pytest.mark.root
 @pytest.mark.parametrize("rounds", [2, pytest.param(ROUNDS, marks=[pytest.mark.slow], id="soak")])
-def test_every_restore_is_whole_and_of_its_moment(service: LiveService, rounds: int) -> None:
+def test_every_restore_is_complete_and_consistent(service: LiveService, rounds: int) -> None:
     data = service.create("writer", WRITER)
     path = f"/builders/{data['uuid']}/backups"
     for number in range(rounds):

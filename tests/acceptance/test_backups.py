@@ -158,7 +158,7 @@ def _command(service: LiveService, *words: str) -> None:
 # A disk
 
 
-def test_the_disk_of_a_builder_is_destroyed(backed_up: LiveService) -> None:
+def test_lost_disk_is_restored_from_the_newest_backup(backed_up: LiveService) -> None:
     service = backed_up
     data = service.create("writer", WRITER)
     note = _written(service, data)
@@ -179,7 +179,7 @@ def test_the_disk_of_a_builder_is_destroyed(backed_up: LiveService) -> None:
     _only_disk(service)
 
 
-def test_the_image_of_all_disks_is_destroyed(backed_up: LiveService) -> None:
+def test_lost_store_is_restored_from_backups(backed_up: LiveService) -> None:
     """With the layers on it, as by a bad block device: what is backed up comes back, what is not begins anew."""
     service = backed_up
     data, other = service.create("writer", WRITER), service.create("without", WRITER)
@@ -202,7 +202,7 @@ def test_the_image_of_all_disks_is_destroyed(backed_up: LiveService) -> None:
 # The database
 
 
-def test_the_database_is_destroyed_while_the_apps_go_on(backed_up: LiveService, tmp_path: Path) -> None:
+def test_lost_database_is_restored_while_apps_run(backed_up: LiveService, tmp_path: Path) -> None:
     service = backed_up
     data = service.create("writer", WRITER)
     note = _written(service, data)
@@ -231,7 +231,9 @@ def _until_it_has_a_key(service: LiveService) -> None:
             time.sleep(0.2)
 
 
-def test_the_data_directory_is_destroyed(backed_up: LiveService, elsewhere: RestServer, tmp_path: Path) -> None:
+def test_lost_data_directory_is_restored_from_state_and_backups(
+    backed_up: LiveService, elsewhere: RestServer, tmp_path: Path
+) -> None:
     service = backed_up
     service.call("PUT", "/credentials/zoho", json={"values": {"API_KEY": CANARY}})
     data = service.create("writer", WRITER, credentials=["zoho"], backup_interval_hours=1)
@@ -262,7 +264,7 @@ def test_the_data_directory_is_destroyed(backed_up: LiveService, elsewhere: Rest
 # The parts of the machine's network
 
 
-def test_the_parts_of_the_machines_network_are_destroyed(backed_up: LiveService) -> None:
+def test_lost_host_network_is_created_again_at_start(backed_up: LiveService) -> None:
     service = backed_up
     data = service.create("writer", WRITER)
     note = _written(service, data)
@@ -285,7 +287,7 @@ def test_the_parts_of_the_machines_network_are_destroyed(backed_up: LiveService)
 # What a visitor notices
 
 
-def test_a_visitor_hardly_notices_a_backup(backed_up: LiveService) -> None:
+def test_backup_pauses_the_app_only_briefly(backed_up: LiveService) -> None:
     """The goal is 200 ms; here the machine may be busy with other tests, so the test allows more.
 
     What the same app takes at the same time without a backup is the machine's, not the backup's.
@@ -307,7 +309,7 @@ def test_a_visitor_hardly_notices_a_backup(backed_up: LiveService) -> None:
     assert slowest - usual.longest < 1
 
 
-def test_a_back_end_that_does_not_answer_is_told_and_replaces_nothing(tmp_path: Path) -> None:
+def test_unavailable_repository_fails_backup_and_restore_and_keeps_the_disk(tmp_path: Path) -> None:
     with (
         rest_server(tmp_path / "rest") as server,
         _serving(tmp_path / "data", BUILDERD_BACKUP__REPOSITORY=server.url) as service,

@@ -95,7 +95,7 @@ def builder(service: LiveService) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[] if case in OFTEN else [pytest.mark.slow]) for case in CASES]
 )
-def test_the_old_version_answers_all_along(service: LiveService, builder: dict[str, Any], case: str) -> None:
+def test_old_version_serves_during_failed_redeploys(service: LiveService, builder: dict[str, Any], case: str) -> None:
     code, words, change = CASES[case]
     path = f"/builders/{builder['uuid']}"
     assert service.visit(builder, "note", "POST", content="of the old one").status_code == 200

@@ -23,7 +23,7 @@ def capping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
 
 
 @pytest.mark.parametrize("fault", ["Cap.begun", "Cap.done", "Cap.recorded"])
-def test_a_service_killed_at_a_cap_stops_the_builder_in_its_next_life(capping: LiveService, fault: str) -> None:
+def test_cap_is_enforced_after_a_kill(capping: LiveService, fault: str) -> None:
     admin = capping.make_token("acme", "--scope", "admin")
     uuid = capping.create("capped")["uuid"]
     capping.terminate()

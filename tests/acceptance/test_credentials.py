@@ -19,7 +19,7 @@ CANARY = "canary-9d41c7e0"
 APP = {"main.py": TINY_APP}
 
 
-def test_an_app_gets_its_secrets_and_nothing_keeps_them_in_clear_text(service: LiveService) -> None:
+def test_app_gets_credentials_and_no_file_has_them_in_clear_text(service: LiveService) -> None:
     stored = service.call("PUT", "/credentials/zoho", json={"values": {"API_KEY": CANARY}})
     assert stored.status_code == 201, stored.text
     with service.deployed("secretive", APP, "python3 main.py", credentials=["zoho"]) as data:
@@ -50,7 +50,7 @@ def test_an_app_gets_its_secrets_and_nothing_keeps_them_in_clear_text(service: L
     assert service.call("DELETE", "/credentials/zoho").status_code == 200
 
 
-def test_strong_isolation_hands_them_over_as_well(service: LiveService) -> None:
+def test_app_gets_credentials_under_strong_isolation(service: LiveService) -> None:
     service.call("PUT", "/credentials/strong", json={"values": {"API_KEY": CANARY}})
     with service.deployed("strong", APP, "python3 main.py", credentials=["strong"], isolation="strong") as data:
         assert run(service, data["uuid"], "cat /run/credentials/strong/API_KEY") == (0, CANARY)
@@ -62,7 +62,7 @@ BROKEN = {"main.py": "import os, sys; assert os.environ['API_KEY']; sys.exit(3)"
 
 
 @pytest.mark.timeout(900)
-def test_no_answer_report_or_backup_tells_a_secret(service: LiveService, tmp_path: Path) -> None:
+def test_no_answer_report_or_backup_contains_a_secret(service: LiveService, tmp_path: Path) -> None:
     canary = f"canary-{secrets.token_hex(8)}"
     told = [service.call("PUT", "/credentials/told", json={"values": {"API_KEY": canary}})]
     for values in (

@@ -47,7 +47,7 @@ def shell(command: str) -> str:
     return done.stdout
 
 
-def test_the_demo_is_live_until_it_is_stopped_as_it_says(data_dir: Path) -> None:
+def test_demo_is_live_until_stopped_as_printed(data_dir: Path) -> None:
     port, preview_port = free_ports(2)
     command = f"script/demo --data-dir {data_dir} --port {port} --preview-port {preview_port}"
     said = shell(command)

@@ -79,7 +79,7 @@ def napper(idle: LiveService) -> Iterator[dict[str, Any]]:
     idle.call("DELETE", f"/builders/{data['uuid']}")
 
 
-def test_what_nobody_uses_stands_still_and_answers_whoever_comes(idle: LiveService, napper: dict[str, Any]) -> None:
+def test_idle_builder_freezes_and_thaws_for_a_request(idle: LiveService, napper: dict[str, Any]) -> None:
     assert idle.visit(napper).text == "1"
     until_frozen(idle, napper)
     assert events(idle, napper, "sandbox.frozen")[0]["reason"] == "idle for 1 second"
@@ -92,13 +92,13 @@ def test_what_nobody_uses_stands_still_and_answers_whoever_comes(idle: LiveServi
     assert answer.json()["data"]["output"] == "1"
 
 
-def test_what_idled_to_its_stop_is_started_for_a_visitor(idle: LiveService, napper: dict[str, Any]) -> None:
+def test_auto_stopped_builder_starts_for_a_request(idle: LiveService, napper: dict[str, Any]) -> None:
     assert until_idled(idle, napper)["status_reason"] == "idle for 10 minutes"
     assert idle.visit(napper).text == "2"
     assert idle.wait_status(napper["uuid"], "running")["status_reason"] == "woken by a visitor"
 
 
-def test_what_a_person_stopped_stays_so(idle: LiveService, napper: dict[str, Any]) -> None:
+def test_builder_stopped_by_a_person_is_not_woken(idle: LiveService, napper: dict[str, Any]) -> None:
     idle.call("POST", f"/builders/{napper['uuid']}/stop")
     answer = idle.visit(napper)
     assert (answer.status_code, answer.json()["code"]) == (503, "stopped")
@@ -106,7 +106,7 @@ def test_what_a_person_stopped_stays_so(idle: LiveService, napper: dict[str, Any
     assert idle.builder(napper["uuid"])["status"] == "stopped"
 
 
-def test_a_stranger_does_not_wake_what_is_private(idle: LiveService) -> None:
+def test_unauthorized_request_does_not_wake_a_private_preview(idle: LiveService) -> None:
     data = idle.create("secret", COUNTING_APP, auto_stop_interval=10, visibility="private")
     try:
         until_idled(idle, data)
@@ -118,7 +118,7 @@ def test_a_stranger_does_not_wake_what_is_private(idle: LiveService) -> None:
         idle.call("DELETE", f"/builders/{data['uuid']}")
 
 
-def test_a_lease_from_inside_keeps_it_awake(idle: LiveService, napper: dict[str, Any]) -> None:
+def test_lease_by_the_app_keeps_the_builder_awake(idle: LiveService, napper: dict[str, Any]) -> None:
     take = (
         "python3 -c \"import os, urllib.request as u; r = u.Request(os.environ['BUILDERD_URL'] + '/api/v1/builders/'"
         " + os.environ['BUILDER_UUID'] + '/leases', b'{\\\"seconds\\\": 600}', {'Content-Type': 'application/json',"
@@ -136,7 +136,7 @@ def test_a_lease_from_inside_keeps_it_awake(idle: LiveService, napper: dict[str,
     assert [time for time in told_at(idle, napper, "sandbox.frozen") if time > taken] == []
 
 
-def test_a_session_keeps_it_awake(idle: LiveService, napper: dict[str, Any], tmp_path: Path) -> None:
+def test_ssh_session_keeps_the_builder_awake(idle: LiveService, napper: dict[str, Any], tmp_path: Path) -> None:
     box = Box(idle, napper, tmp_path)
     with pace() as machine:
         done = box.run("now='date -u +%FT%T.%6NZ'; $now; sleep 6; $now")
@@ -148,13 +148,13 @@ def test_a_session_keeps_it_awake(idle: LiveService, napper: dict[str, Any], tmp
     eventually(lambda: any(time > ended for time in told_at(idle, napper, "sandbox.frozen")))
 
 
-def test_no_sandbox_sees_the_socket_that_wakes(idle: LiveService, napper: dict[str, Any]) -> None:
+def test_wake_socket_is_not_visible_in_sandboxes(idle: LiveService, napper: dict[str, Any]) -> None:
     look = "find / -xdev -name 'wake.sock' 2>/dev/null; grep -c wake.sock /proc/net/unix"
     answer = idle.call("POST", f"/builders/{napper['uuid']}/exec", json={"command": look})
     assert answer.json()["data"]["output"] == "0\n"
 
 
-def test_a_visit_wakes_also_after_the_service_was_restarted(idle: LiveService, napper: dict[str, Any]) -> None:
+def test_request_wakes_a_builder_after_a_restart_of_the_service(idle: LiveService, napper: dict[str, Any]) -> None:
     until_frozen(idle, napper)
     idle.kill()
     with ThreadPoolExecutor(1) as pool:
@@ -168,7 +168,7 @@ def test_a_visit_wakes_also_after_the_service_was_restarted(idle: LiveService, n
     assert patient_visit(idle, napper).text == "2"
 
 
-def test_without_the_service_a_visitor_is_told_so(idle: LiveService, napper: dict[str, Any]) -> None:
+def test_paused_request_gets_an_error_page_without_the_service(idle: LiveService, napper: dict[str, Any]) -> None:
     until_frozen(idle, napper)
     idle.kill()
     page = idle.visit(napper, headers={"Accept": "text/html"})
@@ -176,7 +176,7 @@ def test_without_the_service_a_visitor_is_told_so(idle: LiveService, napper: dic
     assert "Cannot be started now" in page.text
 
 
-def test_after_it_was_all_taken_down_nobody_is_told_that_there_is_nothing(idle: LiveService) -> None:
+def test_no_request_is_404_while_the_service_starts_again(idle: LiveService) -> None:
     data = idle.create("steady")
     try:
         idle.down()
@@ -193,7 +193,7 @@ def test_after_it_was_all_taken_down_nobody_is_told_that_there_is_nothing(idle: 
         idle.call("DELETE", f"/builders/{data['uuid']}")
 
 
-def test_many_visitors_at_once_are_one_thaw(idle: LiveService) -> None:
+def test_concurrent_requests_cause_one_thaw(idle: LiveService) -> None:
     data = idle.create("crowded", BUSY_APP, auto_stop_interval=10)
     try:
         until_frozen(idle, data)
@@ -206,7 +206,7 @@ def test_many_visitors_at_once_are_one_thaw(idle: LiveService) -> None:
         idle.call("DELETE", f"/builders/{data['uuid']}")
 
 
-def test_many_visitors_at_once_are_one_start(idle: LiveService) -> None:
+def test_concurrent_requests_cause_one_start(idle: LiveService) -> None:
     data = idle.create("crowded", BUSY_APP, auto_stop_interval=10)
     try:
         until_idled(idle, data)

@@ -71,7 +71,9 @@ def live(service: LiveService, *, freezes: bool, fault: str | None = None) -> No
 
 
 @pytest.mark.parametrize(("operation", "fault"), CASES)
-def test_a_service_killed_there_goes_on_in_its_next_life(crashing: LiveService, operation: str, fault: str) -> None:
+def test_killed_service_continues_freeze_wake_or_stop_after_restart(
+    crashing: LiveService, operation: str, fault: str
+) -> None:
     before = traces_at_rest(crashing.data_dir)
     data = prepare(crashing, operation)
     with ThreadPoolExecutor(1) as pool:

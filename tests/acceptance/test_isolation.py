@@ -28,15 +28,15 @@ app.run(host="0.0.0.0", port=int(os.environ["PORT"]))
 """
 
 
-def test_a_builders_whole_life(service: LiveService) -> None:
+def test_builder_lifecycle(service: LiveService) -> None:
     scenarios.whole_life(service, **STRONG)
 
 
-def test_a_job_keeps_its_exit_code(service: LiveService) -> None:
+def test_job_exit_code_is_recorded(service: LiveService) -> None:
     scenarios.job(service, 3, "failed", **STRONG)
 
 
-def test_an_app_with_dependencies_reaches_the_api(service: LiveService) -> None:
+def test_app_with_dependencies_reaches_the_sandbox_api(service: LiveService) -> None:
     files = {"main.py": FLASK_APP, "requirements.txt": "flask"}
     with service.deployed("strong-flask", files, "python3 main.py", **STRONG) as data:
         own = service.visit(data).json()["data"]
@@ -44,15 +44,15 @@ def test_an_app_with_dependencies_reaches_the_api(service: LiveService) -> None:
 
 
 @pytest.mark.parametrize("failure", ["other-port", "memory"])
-def test_an_app_that_does_not_start_says_why(failure: str, quick_to_give_up: LiveService) -> None:
+def test_app_that_does_not_start_reports_the_reason(failure: str, quick_to_give_up: LiveService) -> None:
     scenarios.failure_to_start(quick_to_give_up, failure, **STRONG)
 
 
-def test_apps_go_on_after_a_crash_and_are_adopted(service: LiveService) -> None:
+def test_running_apps_are_adopted_after_a_service_crash(service: LiveService) -> None:
     scenarios.absence_of_the_service(service, LiveService.kill, **STRONG)
 
 
-def test_the_app_sees_another_kernel_than_the_hosts(service: LiveService) -> None:
+def test_app_under_gvisor_sees_another_kernel(service: LiveService) -> None:
     data = service.create("kernel", **STRONG)
     assert data["isolation"] == "strong"
     _, release = scenarios.run(service, data["uuid"], "uname -r")

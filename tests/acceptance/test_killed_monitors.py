@@ -61,7 +61,7 @@ def until_restarted(service: LiveService, data: dict[str, Any], times: int = 1) 
     service.wait_served(data)
 
 
-def test_an_app_whose_monitor_is_killed_is_restarted_with_a_reason(service: LiveService) -> None:
+def test_app_whose_conmon_is_killed_is_restarted_with_a_reason(service: LiveService) -> None:
     with app(service, "monitored") as (data, monitor):
         kill(*monitor)
         until_restarted(service, data)
@@ -71,7 +71,7 @@ def test_an_app_whose_monitor_is_killed_is_restarted_with_a_reason(service: Live
         assert (ended["details"]["cause"], ended["details"]["exit_code"]) == ("monitor_lost", None)
 
 
-def test_a_job_whose_monitor_is_killed_has_failed_with_an_unknown_exit_code(service: LiveService) -> None:
+def test_job_whose_conmon_is_killed_fails_with_unknown_exit_code(service: LiveService) -> None:
     before = monitors(service).keys()
     job = service.create("monitored-job", JOB, job_type="one_time")
     kill(*(monitors(service).keys() - before))
@@ -83,9 +83,7 @@ def test_a_job_whose_monitor_is_killed_has_failed_with_an_unknown_exit_code(serv
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isolation", ["standard", "strong"])
-def test_monitors_that_are_killed_while_the_service_is_down_are_noticed_at_its_start(
-    service: LiveService, isolation: str
-) -> None:
+def test_conmon_killed_while_the_service_is_down_is_detected_at_start(service: LiveService, isolation: str) -> None:
     with app(service, f"away-{isolation}", isolation=isolation) as (data, monitor):
         service.kill()
         kill(*monitor)
@@ -95,7 +93,7 @@ def test_monitors_that_are_killed_while_the_service_is_down_are_noticed_at_its_s
 
 
 @pytest.mark.slow
-def test_a_redeploy_succeeds_though_every_first_monitor_of_it_is_killed(service: LiveService) -> None:
+def test_redeploy_succeeds_although_each_first_conmon_is_killed(service: LiveService) -> None:
     """That of the trial, of the version that serves, and of the one that takes over."""
     with app(service, "redeployed") as (data, monitor), killing(service) as killed:
         kill(*monitor)
@@ -109,7 +107,7 @@ def test_a_redeploy_succeeds_though_every_first_monitor_of_it_is_killed(service:
 
 
 @pytest.mark.slow
-def test_a_backup_whose_monitors_are_killed_fails_with_the_reason_and_the_next_one_is_taken(
+def test_backup_whose_conmon_is_killed_fails_and_is_retried(
     service: LiveService,
 ) -> None:
     with app(service, "backed-up") as (data, _):
@@ -123,7 +121,7 @@ def test_a_backup_whose_monitors_are_killed_fails_with_the_reason_and_the_next_o
 
 
 @pytest.mark.slow
-def test_a_service_that_is_killed_with_a_monitor_time_and_again_leaves_the_app_running(service: LiveService) -> None:
+def test_app_survives_repeated_kills_of_service_and_conmon(service: LiveService) -> None:
     with app(service, "crashes") as (data, first):
         monitor = first
         for times in range(1, 4):

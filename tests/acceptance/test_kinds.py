@@ -16,7 +16,7 @@ for number in itertools.count():
 """
 
 
-def test_a_worker_works_without_a_port_and_shows_a_page(service: LiveService) -> None:
+def test_worker_runs_without_a_port_and_its_preview_is_a_page(service: LiveService) -> None:
     files = {"main.py": WORKER, "Procfile": "worker: python3 main.py\n"}
     with service.deployed("worker", files, None) as data:
         assert (data["job_type"], data["status"], data["qa_passed"]) == ("worker", "running", True)
@@ -25,7 +25,7 @@ def test_a_worker_works_without_a_port_and_shows_a_page(service: LiveService) ->
         assert (page.status_code, page.json()["code"]) == (503, "worker")
 
 
-def test_a_worker_that_ends_at_once_says_so_with_its_last_lines(service: LiveService) -> None:
+def test_worker_that_exits_at_once_fails_with_its_last_lines(service: LiveService) -> None:
     body = {"name": "ends", "entrypoint": "echo lost; exit 3", "files": {"a": ""}, "job_type": "worker"}
     answer = service.call("POST", "/builders", json=body)
     assert (answer.status_code, answer.json()["code"]) == (422, "start_failed")
@@ -33,7 +33,7 @@ def test_a_worker_that_ends_at_once_says_so_with_its_last_lines(service: LiveSer
     service.call("DELETE", f"/builders/{answer.json()['data']['uuid']}")
 
 
-def test_a_sandbox_runs_commands_and_shows_what_listens_in_it(service: LiveService) -> None:
+def test_sandbox_runs_commands_and_previews_its_listening_port(service: LiveService) -> None:
     answer = service.call("POST", "/builders", json={"name": "box", "job_type": "sandbox", "port": 8765})
     assert answer.status_code == 201, answer.text
     data = answer.json()["data"]

@@ -17,7 +17,7 @@ http.createServer((_, answer) => answer.end(String(ms("2 days")))).listen(proces
 PACKAGE = json.dumps({"dependencies": {"ms": "2.1.3"}, "scripts": {"postinstall": "touch /app/marker"}})
 
 
-def test_packages_are_installed_once_and_found_by_the_app(service: LiveService) -> None:
+def test_node_packages_are_installed_once_and_imported(service: LiveService) -> None:
     files = {"main.js": APP, "package.json": PACKAGE, "Procfile": "web: node main.js\n"}
     with service.deployed("node", files, None) as data:
         assert service.visit(data).text == "172800000"
@@ -31,7 +31,7 @@ def test_packages_are_installed_once_and_found_by_the_app(service: LiveService) 
             assert "reused" in log[-1]["text"]
 
 
-def test_both_kinds_of_packages_lie_in_one_layer(service: LiveService) -> None:
+def test_python_and_node_packages_share_one_layer(service: LiveService) -> None:
     project = "[project]\nname = 'app'\ndependencies = ['idna']\n"
     script = "import idna, subprocess; print(idna.encode('ö.de'), flush=True); subprocess.run(['node', 'main.js'])"
     files = {"main.js": APP, "package.json": PACKAGE, "pyproject.toml": project, "main.py": script}
@@ -39,7 +39,7 @@ def test_both_kinds_of_packages_lie_in_one_layer(service: LiveService) -> None:
         assert service.visit(data).text == "172800000"
 
 
-def test_a_package_that_is_not_there_is_told_in_npms_own_words(service: LiveService) -> None:
+def test_missing_node_package_shows_npms_message(service: LiveService) -> None:
     package = json.dumps({"dependencies": {"ms": "99.99.99"}})
     body = {"name": "no-such", "entrypoint": "node main.js", "files": {"main.js": APP, "package.json": package}}
     answer = service.call("POST", "/builders", json=body)

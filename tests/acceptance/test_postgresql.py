@@ -35,19 +35,19 @@ def service(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-def test_a_builders_whole_life(service: LiveService) -> None:
+def test_builder_lifecycle(service: LiveService) -> None:
     scenarios.whole_life(service)
 
 
-def test_apps_go_on_after_a_crash_and_are_adopted(service: LiveService) -> None:
+def test_running_apps_are_adopted_after_a_service_crash(service: LiveService) -> None:
     scenarios.absence_of_the_service(service, LiveService.kill)
 
 
-def test_an_app_that_does_not_start_says_why(service: LiveService) -> None:
+def test_app_that_does_not_start_reports_the_reason(service: LiveService) -> None:
     scenarios.failure_to_start(service, "exits")
 
 
-def test_a_creation_that_a_crash_interrupts_is_finished(service: LiveService) -> None:
+def test_interrupted_creation_is_finished_after_restart(service: LiveService) -> None:
     service.terminate()
     service.start("StartSandbox.done")
     asked = service.call("POST", "/builders", json=body("interrupted"), headers={"Prefer": "respond-async"})
@@ -58,7 +58,7 @@ def test_a_creation_that_a_crash_interrupts_is_finished(service: LiveService) ->
     service.call("DELETE", f"/builders/{data['uuid']}")
 
 
-def test_the_records_are_there_and_nowhere_else(service: LiveService, database: str) -> None:
+def test_records_are_in_postgresql_only(service: LiveService, database: str) -> None:
     uuid = service.create("recorded")["uuid"]
     with psycopg.connect(database) as connection:
         assert connection.execute("SELECT name FROM builders WHERE id = %s", [uuid]).fetchall() == [("recorded",)]
@@ -66,7 +66,7 @@ def test_the_records_are_there_and_nowhere_else(service: LiveService, database: 
     service.call("DELETE", f"/builders/{uuid}")
 
 
-def test_a_second_service_is_refused_and_the_first_goes_on(service: LiveService, database: str, tmp_path: Path) -> None:
+def test_second_service_on_the_database_is_refused(service: LiveService, database: str, tmp_path: Path) -> None:
     second = LiveService(tmp_path / "second", {"BUILDERD_DATABASE_URL": database})
     done = subprocess.run(
         [*second.command("serve"), "--port", str(second.port)],
@@ -82,9 +82,7 @@ def test_a_second_service_is_refused_and_the_first_goes_on(service: LiveService,
     assert service.call("GET", "/builders").status_code == 200
 
 
-def test_a_service_that_was_taken_over_while_it_stood_still_writes_nothing_and_ends(
-    service: LiveService, database: str, tmp_path: Path
-) -> None:
+def test_fenced_service_writes_nothing_and_ends(service: LiveService, database: str, tmp_path: Path) -> None:
     assert service.process is not None
     (tmp_path / "second").mkdir()
     second = Settings(data_dir=tmp_path / "second", database_url=database)

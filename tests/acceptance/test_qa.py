@@ -26,7 +26,7 @@ def failed(checks: list[dict[str, Any]]) -> dict[str, str]:
     return {check["name"]: check["message"] for check in checks if check["outcome"] == "failed"}
 
 
-def test_a_healthy_app_passes_the_gate(service: LiveService) -> None:
+def test_healthy_app_passes_the_qa_gate(service: LiveService) -> None:
     data = service.create("qa-healthy")
     assert data["qa_passed"] is True
     gate = report(service, data["uuid"])["gate"]
@@ -44,7 +44,7 @@ def test_a_healthy_app_passes_the_gate(service: LiveService) -> None:
     ],
     ids=["exits-after-one-answer", "answers-500"],
 )
-def test_a_broken_app_fails_in_the_right_check(service: LiveService, main: str, check: str, words: list[str]) -> None:
+def test_broken_app_fails_the_matching_check(service: LiveService, main: str, check: str, words: list[str]) -> None:
     data = service.create("qa-broken", main)
     assert data["qa_passed"] is False
     found = failed(report(service, data["uuid"])["gate"])
@@ -61,12 +61,12 @@ def test_a_broken_app_fails_in_the_right_check(service: LiveService, main: str, 
     service.call("DELETE", f"/builders/{kept['uuid']}")
 
 
-def test_whoever_may_not_skip_the_gate_does_not(service: LiveService) -> None:
+def test_skipping_the_qa_gate_requires_the_scope(service: LiveService) -> None:
     response = service.call("POST", "/builders", json=body("qa-skipped", ANSWERS_500, skip_qa=True))
     assert (response.status_code, response.json()["code"]) == (403, "forbidden")
 
 
-def test_a_new_version_that_must_pass_and_does_not_leaves_the_old_one_serving(service: LiveService) -> None:
+def test_version_that_fails_required_qa_is_rolled_back(service: LiveService) -> None:
     data = service.create("qa-redeployed", env={"GREETING": "old"})
     new = {"files": {"main.py": ANSWERS_500}, "require_qa": True}
     response = service.call("PUT", f"/builders/{data['uuid']}", json=new)
@@ -79,7 +79,7 @@ def test_a_new_version_that_must_pass_and_does_not_leaves_the_old_one_serving(se
     service.call("DELETE", f"/builders/{data['uuid']}")
 
 
-def test_a_new_version_has_a_verdict_of_its_own(service: LiveService) -> None:
+def test_each_version_has_its_own_qa_verdict(service: LiveService) -> None:
     data = service.create("qa-anew")
     changed = service.call("PUT", f"/builders/{data['uuid']}", json={"files": {"main.py": ANSWERS_500}})
     assert changed.status_code == 200, changed.text

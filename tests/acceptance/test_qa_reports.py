@@ -80,7 +80,7 @@ def reported(service: LiveService, uuid: str) -> dict[str, Any]:
     raise AssertionError(f"no report: {qa}")
 
 
-def test_visitors_are_served_while_the_call_still_waits_for_the_gate(service: LiveService) -> None:
+def test_visitors_are_served_before_the_qa_gate_ends(service: LiveService) -> None:
     request = {**body("qa-slow-home", SLOW_HOME)}
     answered = service.call("POST", "/builders", json=request, headers={"Prefer": "respond-async"}).json()["data"]
     while service.visit(answered, "other").status_code != 200:
@@ -92,7 +92,7 @@ def test_visitors_are_served_while_the_call_still_waits_for_the_gate(service: Li
     service.call("DELETE", f"/builders/{answered['uuid']}")
 
 
-def test_an_app_has_its_time_to_write_what_it_holds_when_it_is_stopped(service: LiveService) -> None:
+def test_stop_waits_for_the_app_to_flush_its_data(service: LiveService) -> None:
     """Also one that a shell has started, which does not wait for it by itself."""
     late = (
         "import os, signal, sys, time\n"
@@ -107,7 +107,7 @@ def test_an_app_has_its_time_to_write_what_it_holds_when_it_is_stopped(service: 
 
 
 @pytest.mark.parametrize(("code", "passed"), [(0, True), (3, False)])
-def test_a_job_has_no_verdict_until_it_has_ended(service: LiveService, code: int, passed: bool) -> None:
+def test_job_has_no_verdict_until_it_ends(service: LiveService, code: int, passed: bool) -> None:
     main = (
         "import pathlib, sys, time\nprint('at work', flush=True)\n"
         f"while not pathlib.Path('go').exists():\n    time.sleep(0.05)\nsys.exit({code})\n"
@@ -126,7 +126,7 @@ def test_a_job_has_no_verdict_until_it_has_ended(service: LiveService, code: int
     service.call("DELETE", f"/builders/{data['uuid']}")
 
 
-def test_a_report_is_made_of_a_copy_that_cannot_act(reporting: LiveService) -> None:
+def test_qa_report_uses_an_isolated_copy(reporting: LiveService) -> None:
     reporting.call("PUT", "/credentials/shop", json={"values": {"API_KEY": "the-real-one"}})
     data = reporting.create("qa-tells", TELLS, credentials=["shop"])
     qa = reported(reporting, data["uuid"])
@@ -169,7 +169,7 @@ def _pictures(service: LiveService, uuid: str, qa: dict[str, Any]) -> None:
     assert service.call("GET", f"/builders/{uuid}/qa/screenshots/other.png").status_code == 404
 
 
-def test_a_new_version_begins_with_the_verdict_open(reporting: LiveService) -> None:
+def test_new_version_has_an_open_verdict(reporting: LiveService) -> None:
     data = reporting.create("qa-open")
     new = {"files": {"main.py": SLOW_HOME}}
     seen: list[dict[str, Any]] = []

@@ -59,7 +59,7 @@ def tell(name: str, seconds: float, qa: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("app", SOUND, ids=[app.name for app in SOUND])
-def test_a_sound_app_passes_twice(reporting: LiveService, app: App) -> None:
+def test_sound_app_passes_qa_twice(reporting: LiveService, app: App) -> None:
     seen = []
     for _ in range(2):
         status, answer, seconds = create(reporting, app)
@@ -74,7 +74,7 @@ def test_a_sound_app_passes_twice(reporting: LiveService, app: App) -> None:
 
 
 @pytest.mark.parametrize("twin", BROKEN, ids=[twin.app.name for twin in BROKEN])
-def test_a_broken_app_fails_in_the_right_check_twice(reporting: LiveService, twin: Twin) -> None:
+def test_broken_app_fails_the_matching_check_twice(reporting: LiveService, twin: Twin) -> None:
     for _ in range(2):
         status, answer, seconds = create(reporting, twin.app, require_qa=True)
         if twin.code is not None:

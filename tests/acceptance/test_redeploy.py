@@ -34,7 +34,7 @@ def test_no_request_fails_during_redeploys_settings_changes_and_rollbacks(
 
 
 @pytest.mark.slow
-def test_no_request_fails_during_very_many_of_them(service: LiveService, builder: dict[str, Any]) -> None:
+def test_no_request_fails_during_many_redeploys(service: LiveService, builder: dict[str, Any]) -> None:
     exercise(service, builder, redeploys=20, patches=20, rollbacks=5)
 
 
@@ -60,7 +60,7 @@ def exercise(service: LiveService, builder: dict[str, Any], *, redeploys: int, p
     assert visits.longest < 30
 
 
-def test_what_the_app_wrote_survives_by_the_rule_of_three(service: LiveService, builder: dict[str, Any]) -> None:
+def test_files_are_merged_three_way_on_redeploy(service: LiveService, builder: dict[str, Any]) -> None:
     assert service.visit(builder, "note", "POST", content="made by the app").status_code == 200
     assert service.visit(builder, "settings", "POST", content="changed by the app").status_code == 200
     put(service, builder, files={"main.py": APP, "settings.ini": "a", "kept.txt": "y", "new/file.txt": "z"})
@@ -75,7 +75,7 @@ def test_what_the_app_wrote_survives_by_the_rule_of_three(service: LiveService, 
     assert service.visit(builder, "note").text == "made by the app"
 
 
-def test_streams_are_closed_in_order_and_hold_nobody_up(service: LiveService, builder: dict[str, Any]) -> None:
+def test_event_streams_are_closed_and_do_not_delay_the_take_over(service: LiveService, builder: dict[str, Any]) -> None:
     host = builder["preview_url"].split("/")[2]
     with service.dial_preview() as stream:
         stream.settimeout(PATIENCE)
@@ -95,7 +95,7 @@ def test_streams_are_closed_in_order_and_hold_nobody_up(service: LiveService, bu
 
 
 @pytest.mark.parametrize(("env", "code"), [({}, 1012), pytest.param({"ABRUPT": "1"}, None, marks=pytest.mark.slow)])
-def test_websockets_are_closed_as_their_app_has_it_and_the_next_go_to_the_new_version(
+def test_websockets_close_by_the_app_and_reconnect_to_the_new_version(
     service: LiveService, env: dict[str, str], code: int | None
 ) -> None:
     with service.deployed("sockets", {"main.py": SOCKETS}, "python3 main.py", env={"GREETING": "v1", **env}) as data:
@@ -114,7 +114,7 @@ def websocket(service: LiveService, data: dict[str, Any]) -> ClientConnection:
     return connect(f"ws://{data['preview_url'].split('/')[2]}/", sock=service.dial_preview(), open_timeout=PATIENCE)
 
 
-def test_a_request_that_takes_its_time_is_answered_by_the_old_version(service: LiveService) -> None:
+def test_slow_request_is_answered_by_the_old_version(service: LiveService) -> None:
     slow = APP.replace(
         '        self.say(os.environ.get("GREETING"', '        time.sleep(1.5); self.say(os.environ.get("GREETING"', 1
     )
@@ -130,7 +130,7 @@ def test_a_request_that_takes_its_time_is_answered_by_the_old_version(service: L
         assert service.visit(data).text == "v2"
 
 
-def test_a_new_service_token_is_in_force_and_no_request_fails(service: LiveService, builder: dict[str, Any]) -> None:
+def test_service_token_renewal_fails_no_request(service: LiveService, builder: dict[str, Any]) -> None:
     with load(service, builder, RATE / 2) as visits:
         response = service.call("POST", f"/builders/{builder['uuid']}/service-token")
     token = response.json()["data"]["service_token"]

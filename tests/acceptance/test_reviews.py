@@ -88,7 +88,7 @@ def accept(service: LiveService, uuid: str, finding: Mapping[str, Any], token: s
 
 
 @pytest.mark.parametrize(("rule", "files", "entrypoint"), BLOCKED.values(), ids=list(BLOCKED))
-def test_what_blocks_is_refused_and_nothing_of_it_runs(
+def test_blocked_code_never_runs(
     service: LiveService, name: str, rule: str, files: Mapping[str, str], entrypoint: str
 ) -> None:
     uuid, findings = refused(service, name, files=files, entrypoint=entrypoint)
@@ -100,7 +100,7 @@ def test_what_blocks_is_refused_and_nothing_of_it_runs(
     assert service.builder(uuid)["cost"]["cost"] == 0
 
 
-def test_a_secret_blocks_and_is_never_shown_whole(service: LiveService, name: str) -> None:
+def test_secret_blocks_and_is_masked(service: LiveService, name: str) -> None:
     key = stripe_key()
     response = service.call("POST", "/builders", json=body(name, f"KEY = '{key}'\n{TINY_APP}"))
     assert response.json()["code"] == "review_failed"
@@ -113,7 +113,7 @@ def test_a_secret_blocks_and_is_never_shown_whole(service: LiveService, name: st
     assert not any(key in text for text in told)
 
 
-def test_a_hold_runs_once_its_owner_accepts_it(service: LiveService, name: str) -> None:
+def test_held_code_runs_after_acceptance(service: LiveService, name: str) -> None:
     uuid, findings = refused(service, name, RISKY)
     holding = [finding for finding in findings if finding["severity"] == "hold"]
     assert holding
@@ -126,21 +126,21 @@ def test_a_hold_runs_once_its_owner_accepts_it(service: LiveService, name: str) 
     assert (again.status_code, again.json()["data"]["version"]) == (200, 2), again.text
 
 
-def test_what_only_warns_runs(service: LiveService, name: str) -> None:
+def test_code_with_warnings_runs(service: LiveService, name: str) -> None:
     data = service.create(name, SQL)
     review = service.call("GET", f"/builders/{data['uuid']}/review").json()["data"]
     assert (data["review_passed"], review["passed"], review["outdated"]) == (True, True, False)
     assert {finding["severity"] for finding in review["findings"]} == {"warn"}
 
 
-def test_what_cannot_run_is_accepted_by_nobody(service: LiveService, name: str, admin: str) -> None:
+def test_finding_on_broken_code_cannot_be_accepted(service: LiveService, name: str, admin: str) -> None:
     uuid, findings = refused(service, name, "def f(:\n")
     later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     response = accept(service, uuid, findings[0], admin, expires=later)
     assert (response.status_code, response.json()["code"]) == (409, "invalid_state")
 
 
-def test_a_block_runs_until_the_date_that_an_admin_gave_it(service: LiveService, name: str, admin: str) -> None:
+def test_blocked_code_runs_until_the_admins_date(service: LiveService, name: str, admin: str) -> None:
     uuid, findings = refused(service, name, f"KEY = '{stripe_key()}'\n{TINY_APP}")
     finding = findings[0]
     assert accept(service, uuid, finding).json()["code"] == "forbidden"
@@ -157,7 +157,7 @@ def test_a_block_runs_until_the_date_that_an_admin_gave_it(service: LiveService,
     assert (response.status_code, response.json()["code"]) == (422, "review_failed")
 
 
-def test_a_redeploy_that_blocks_leaves_the_old_version_serving(service: LiveService, name: str) -> None:
+def test_blocked_redeploy_keeps_the_old_version_serving(service: LiveService, name: str) -> None:
     data = service.create(name)
     response = service.call("PUT", f"/builders/{data['uuid']}", json={"files": {"main.py": SHELL}})
     failure = response.json()
@@ -174,7 +174,7 @@ def test_a_redeploy_that_blocks_leaves_the_old_version_serving(service: LiveServ
 # The scanner's process
 
 
-def test_a_scanner_that_is_killed_is_started_again(service: LiveService, name: str) -> None:
+def test_killed_scanner_is_restarted(service: LiveService, name: str) -> None:
     service.create(name)
     pids = workers(service.process.pid if service.process else 0)
     assert pids, "no scanner was kept warm"
@@ -189,7 +189,7 @@ def test_a_scanner_that_is_killed_is_started_again(service: LiveService, name: s
 
 
 @pytest.mark.parametrize("how", ["killed", "terminated"])
-def test_the_scanner_ends_with_its_service(tmp_path_factory: pytest.TempPathFactory, how: str) -> None:
+def test_scanner_ends_with_the_service(tmp_path_factory: pytest.TempPathFactory, how: str) -> None:
     with live_service(tmp_path_factory.mktemp("ends") / "data") as running:
         running.create("warm")
         assert running.process is not None

@@ -17,14 +17,14 @@ pytestmark = pytest.mark.root
 
 
 @pytest.mark.parametrize("end", [LiveService.kill, LiveService.terminate], ids=["SIGKILL", "SIGTERM"])
-def test_apps_and_previews_go_on_while_the_service_is_away(
+def test_apps_and_previews_keep_serving_without_the_service(
     data_dir: Path, end: Callable[[LiveService], object]
 ) -> None:
     with live_service(data_dir) as service:
         scenarios.absence_of_the_service(service, end)
 
 
-def test_down_gives_everything_back_and_serve_brings_it_back(data_dir: Path) -> None:
+def test_down_removes_all_host_traces_and_serve_restarts_apps(data_dir: Path) -> None:
     with live_service(data_dir) as service:
         data = service.create("comes-back")
         service.call("POST", f"/builders/{data['uuid']}/exec", json={"command": "echo kept > note"})
@@ -39,7 +39,7 @@ def test_down_gives_everything_back_and_serve_brings_it_back(data_dir: Path) -> 
         assert kept.json()["data"]["output"] == "kept\n"
 
 
-def test_two_services_on_one_machine_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_two_services_on_one_machine_are_independent(tmp_path: Path) -> None:
     with live_service(tmp_path / "one") as one, live_service(tmp_path / "two") as two:
         first = one.create("same-name", env={"GREETING": "one"})
         second = two.create("same-name", env={"GREETING": "two"})
@@ -53,28 +53,28 @@ def test_two_services_on_one_machine_do_not_disturb_each_other(tmp_path: Path) -
         assert two.visit(second).text == "two"
 
 
-def test_a_second_service_on_the_same_data_directory_is_refused(service: LiveService) -> None:
+def test_second_service_on_the_data_directory_is_refused(service: LiveService) -> None:
     words = [*service.command("serve"), "--port", "1", "--preview-port", "2"]
     done = subprocess.run(words, check=False, env=service.environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "already" in done.stderr
 
 
-def test_a_port_that_is_taken_is_named(service: LiveService, data_dir: Path) -> None:
+def test_port_in_use_is_named(service: LiveService, data_dir: Path) -> None:
     words = [*LiveService(data_dir).command("serve"), "--port", str(service.port), "--preview-port", "2"]
     done = subprocess.run(words, check=False, env=service.environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert str(service.port) in done.stderr
 
 
-def test_a_token_can_be_made_while_the_service_runs(service: LiveService) -> None:
+def test_token_can_be_created_while_the_service_runs(service: LiveService) -> None:
     token = service.make_token("newcomer", "--scope", "read", "--expires", "1h")
     assert service.call("GET", "/builders", token=token).json()["data"] == []
     refused = service.call("POST", "/builders", token=token, json={})
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
 
 
-def test_a_tenant_never_learns_of_anothers_builder(service: LiveService) -> None:
+def test_builder_of_another_tenant_is_not_found(service: LiveService) -> None:
     uuid = service.create("secret")["uuid"]
     stranger = service.make_token("stranger")
     for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/start"), ("GET", "/logs")):
@@ -84,7 +84,7 @@ def test_a_tenant_never_learns_of_anothers_builder(service: LiveService) -> None
     service.call("DELETE", f"/builders/{uuid}")
 
 
-def test_who_started_it_hears_once_that_it_listens_and_nothing_of_its_apps(data_dir: Path, tmp_path: Path) -> None:
+def test_readiness_is_notified_once_and_not_passed_to_apps(data_dir: Path, tmp_path: Path) -> None:
     """A runtime that knew where would wait for its app to say so, and let it speak for the service."""
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hears:

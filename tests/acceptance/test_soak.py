@@ -25,7 +25,7 @@ def host_wide() -> dict[str, int]:
 
 @pytest.mark.root
 @pytest.mark.slow
-def test_a_thousand_cycles_leave_nothing_over(service: LiveService) -> None:
+def test_a_thousand_lifecycles_leave_no_traces(service: LiveService) -> None:
     def cycle(number: int) -> None:
         data = service.create(f"soak-{abs(number)}-{number < 0}".lower(), env={"GREETING": str(number)})
         assert service.visit(data).text == str(number)

@@ -27,14 +27,14 @@ def box(service: LiveService, tmp_path: Path) -> Iterator[Box]:
         yield box
 
 
-def test_commands_have_their_streams_and_exit_status(box: Box) -> None:
+def test_ssh_command_returns_streams_and_exit_status(box: Box) -> None:
     done = box.run("echo out; echo err >&2; echo $GREETING; id -un; pwd; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, b"out\nhi\napp\n/app\n", b"err\n")
     assert box.run("cat; exit 0", input=b"a\0b" * 100_000).stdout == b"a\0b" * 100_000
     assert box.run(input=b"echo from a script\nexit 3\n").returncode == 3
 
 
-def test_a_shell_has_a_terminal_of_the_right_size(box: Box) -> None:
+def test_ssh_shell_has_a_terminal_of_the_right_size(box: Box) -> None:
     controller, terminal = pty.openpty()
     os.set_blocking(controller, False)
     command = ["ssh", "-tt", *box.options, "-p", box.port, box.target]
@@ -61,7 +61,7 @@ def _read(controller: int, process: subprocess.Popen[bytes]) -> str:
     return text.decode(errors="replace")
 
 
-def test_files_go_in_and_out_by_scp_sftp_and_rsync(box: Box, tmp_path: Path) -> None:
+def test_files_are_copied_by_scp_sftp_and_rsync(box: Box, tmp_path: Path) -> None:
     content = os.urandom(3_000_000)
     (tmp_path / "in.bin").write_bytes(content)
     scp = ["scp", *box.options, "-P", box.port]
@@ -84,7 +84,7 @@ def test_files_go_in_and_out_by_scp_sftp_and_rsync(box: Box, tmp_path: Path) -> 
     assert run(box.service, box.uuid, "cat synced/deep/file") == (0, "x")
 
 
-def test_the_apps_own_ports_are_forwarded_and_no_others(box: Box) -> None:
+def test_only_ports_of_the_app_are_forwarded(box: Box) -> None:
     with box.listening("-L", "localhost:8000") as port:
         with socket.create_connection(("127.0.0.1", port), 20) as visitor:
             visitor.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -97,13 +97,13 @@ def test_the_apps_own_ports_are_forwarded_and_no_others(box: Box) -> None:
                 assert visitor.recv(100) == b""
 
 
-def test_remote_forwarding_agent_and_x11_are_refused(box: Box) -> None:
+def test_remote_agent_and_x11_forwarding_are_refused(box: Box) -> None:
     done = box.ssh("-A", "-X", "-o", "ExitOnForwardFailure=yes", "-R", "0:localhost:22", box.target, "true")
     assert done.returncode != 0
     assert box.ssh("-A", box.target, "echo ${SSH_AUTH_SOCK:-none}").stdout == b"none\n"
 
 
-def test_a_wrong_or_ended_token_opens_nothing(box: Box) -> None:
+def test_wrong_or_revoked_ssh_token_is_refused(box: Box) -> None:
     for user in ("root", "bdssh_nobody", box.grant["token"][:-1]):
         done = box.ssh(f"{user}@127.0.0.1", "id")
         assert (done.returncode, done.stdout) == (255, b"")
@@ -112,7 +112,7 @@ def test_a_wrong_or_ended_token_opens_nothing(box: Box) -> None:
     assert box.run("id").returncode == 255
 
 
-def test_revoking_cuts_open_sessions_and_leaves_nothing_running(box: Box) -> None:
+def test_revoking_closes_sessions_and_kills_their_processes(box: Box) -> None:
     command = ["ssh", *box.options, "-p", box.port, box.target, "echo begun; exec sleep 1234"]
     client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert client.stdout is not None
@@ -126,7 +126,7 @@ def test_revoking_cuts_open_sessions_and_leaves_nothing_running(box: Box) -> Non
     assert run(box.service, box.uuid, "pgrep -f '^sleep 1234'")[0] == 1
 
 
-def test_a_client_that_vanishes_leaves_nothing_running(box: Box) -> None:
+def test_processes_of_a_killed_client_are_killed(box: Box) -> None:
     command = ["ssh", *box.options, "-p", box.port, box.target, "echo begun; exec sleep 4321"]
     client = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert client.stdout is not None
@@ -139,7 +139,7 @@ def test_a_client_that_vanishes_leaves_nothing_running(box: Box) -> None:
     assert run(box.service, box.uuid, "pgrep -f '^sleep 4321'")[0] == 1
 
 
-def test_a_login_starts_a_builder_that_is_stopped_and_is_on_the_record(box: Box) -> None:
+def test_login_starts_a_stopped_builder_and_is_recorded(box: Box) -> None:
     assert box.service.call("POST", f"/builders/{box.uuid}/stop").status_code == 200
     assert box.run("echo up").stdout == b"up\n"
     assert box.service.call("GET", f"/builders/{box.uuid}").json()["data"]["status"] == "running"

@@ -57,13 +57,13 @@ def curl(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("shell", ["bash", "bash -s", "sh"])
-def test_a_shell_runs_what_comes_by_stdin(box: Box, shell: str) -> None:
+def test_ssh_shell_runs_a_script_from_stdin(box: Box, shell: str) -> None:
     long = "".join(f": {'x' * 200} {n}\n" for n in range(2000))
     done = box.ssh("-T", box.target, shell, input=f"{long}echo reached the end; exit 3\n".encode())
     assert (done.returncode, done.stdout) == (3, b"reached the end\n")
 
 
-def test_a_server_that_a_session_installs_outlives_it_and_is_reached_through_a_proxy(box: Box) -> None:
+def test_server_started_by_a_session_is_reached_through_a_socks_proxy(box: Box) -> None:
     """One login with ``-D`` whose command is a shell that is fed: this is how VS Code begins."""
     done = box.ssh("-T", "-D", str(free_port()), box.target, "bash", input=BOOTSTRAP.encode())
     assert done.returncode == 0, done.stderr
@@ -77,7 +77,7 @@ def test_a_server_that_a_session_installs_outlives_it_and_is_reached_through_a_p
             assert (refused.stdout, refused.returncode != 0) == ("", True)
 
 
-def test_many_sessions_share_one_login(box: Box, tmp_path: Path) -> None:
+def test_multiplexed_sessions_share_one_login(box: Box, tmp_path: Path) -> None:
     shared = ["-o", f"ControlPath={tmp_path}/c", "-o", "ControlMaster=auto", "-o", "ControlPersist=60"]
     assert box.ssh(*shared, box.target, "echo first").stdout == b"first\n"
     command = ["ssh", *box.options, *shared, "-p", box.port, box.target]
@@ -95,7 +95,7 @@ def test_many_sessions_share_one_login(box: Box, tmp_path: Path) -> None:
     assert box.ssh(*shared, "-O", "exit", box.target).returncode == 0
 
 
-def test_a_unix_socket_of_the_sandbox_is_reached_and_none_of_the_hosts(box: Box, tmp_path: Path) -> None:
+def test_only_unix_sockets_of_the_sandbox_are_forwarded(box: Box, tmp_path: Path) -> None:
     box.run("cat > /tmp/server.py", input=UNIX_SERVER.encode())
     server = subprocess.Popen(
         ["ssh", *box.options, "-p", box.port, box.target, "python3 /tmp/server.py"], stdout=subprocess.PIPE

@@ -32,7 +32,7 @@ HTTPServer(("0.0.0.0", int(os.environ["PORT"])), App).serve_forever()
 """
 
 
-def test_an_app_goes_on_while_the_schema_of_its_service_is_brought_up_to_date(tmp_path: Path) -> None:
+def test_app_keeps_running_during_a_schema_migration(tmp_path: Path) -> None:
     with live_service(tmp_path / "data") as service:
         data = service.create("kept", BORN)
         born = service.visit(data).text

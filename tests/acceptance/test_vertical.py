@@ -26,7 +26,7 @@ app.run(host="0.0.0.0", port=int(os.environ["PORT"]))
 """
 
 
-def test_the_request_of_the_documentation_answers(service: LiveService) -> None:
+def test_documented_create_call_works(service: LiveService) -> None:
     request = {
         "name": "my-api",
         "entrypoint": "python3 main.py",
@@ -48,11 +48,11 @@ def test_the_request_of_the_documentation_answers(service: LiveService) -> None:
     service.call("DELETE", f"/builders/{data['uuid']}")
 
 
-def test_a_builders_whole_life(service: LiveService) -> None:
+def test_builder_lifecycle(service: LiveService) -> None:
     scenarios.whole_life(service)
 
 
-def test_spending_counts_a_deleted_builder(service: LiveService) -> None:
+def test_spending_includes_deleted_builders(service: LiveService) -> None:
     uuid = service.create("spender")["uuid"]
     service.call("DELETE", f"/builders/{uuid}")
     spending = service.call("GET", "/builders/spending").json()["data"]
@@ -62,16 +62,16 @@ def test_spending_counts_a_deleted_builder(service: LiveService) -> None:
 
 
 @pytest.mark.parametrize(("code", "status"), [(0, "completed"), (3, "failed")])
-def test_a_job_runs_to_its_end_and_keeps_its_logs_and_files(service: LiveService, code: int, status: str) -> None:
+def test_finished_job_keeps_its_logs_and_files(service: LiveService, code: int, status: str) -> None:
     scenarios.job(service, code, status)
 
 
 @pytest.mark.parametrize("failure", scenarios.FAILURES)
-def test_an_app_that_does_not_start_says_why(failure: str, quick_to_give_up: LiveService) -> None:
+def test_app_that_does_not_start_reports_the_reason(failure: str, quick_to_give_up: LiveService) -> None:
     scenarios.failure_to_start(quick_to_give_up, failure)
 
 
-def test_an_app_that_keeps_exiting_is_restarted_and_then_given_up(service: LiveService) -> None:
+def test_crash_loop_ends_in_failed(service: LiveService) -> None:
     main = TINY_APP.replace(".serve_forever()", ".handle_request()")
     data = service.create("crasher", main)
     deadline = time.monotonic() + 120
@@ -85,7 +85,7 @@ def test_an_app_that_keeps_exiting_is_restarted_and_then_given_up(service: LiveS
     service.call("DELETE", f"/builders/{data['uuid']}")
 
 
-def test_requirements_that_do_not_exist_show_the_resolvers_message(service: LiveService) -> None:
+def test_missing_requirement_shows_the_resolvers_message(service: LiveService) -> None:
     files = {"main.py": TINY_APP, "requirements.txt": "flask==99.99"}
     response = service.call("POST", "/builders", json={**body("no-such"), "files": files})
     assert response.status_code == 422
@@ -94,7 +94,7 @@ def test_requirements_that_do_not_exist_show_the_resolvers_message(service: Live
     service.call("DELETE", f"/builders/{response.json()['data']['uuid']}")
 
 
-def test_the_stages_stream_as_events(service: LiveService) -> None:
+def test_stages_are_streamed_as_events(service: LiveService) -> None:
     response = service.call("POST", "/builders", json=body("streamed"), headers={"Accept": "text/event-stream"})
     assert response.headers["content-type"].startswith("text/event-stream")
     events = parse_events(response.text)

@@ -105,7 +105,7 @@ def _fill_with_traps(root: Path) -> None:
     program.chmod(0o755)
 
 
-async def test_hostile_names_links_and_special_files_come_back_as_they_were(
+async def test_hostile_names_links_and_special_files_are_restored_unchanged(
     scene: Scene, repository: TenantRepository
 ) -> None:
     disk = await scene.disk()
@@ -128,9 +128,7 @@ async def test_hostile_names_links_and_special_files_come_back_as_they_were(
     assert not list(back.rglob("pwned"))
 
 
-async def test_a_link_is_saved_as_a_link_and_what_it_leads_to_is_not(
-    scene: Scene, repository: TenantRepository
-) -> None:
+async def test_link_is_backed_up_without_its_target(scene: Scene, repository: TenantRepository) -> None:
     disk = await scene.disk()
     (scene.app(disk) / "out").symlink_to("/proc/1/environ")
     (scene.app(disk) / "folder").symlink_to("/usr")
@@ -155,7 +153,7 @@ async def test_sparse_files_are_restored_sparse_and_absurd_ones_refused(
         await _save(scene, repository, disk)
 
 
-async def test_a_path_too_long_to_be_opened_fails_the_backup_loudly(scene: Scene, repository: TenantRepository) -> None:
+async def test_too_long_path_fails_the_backup_with_an_event(scene: Scene, repository: TenantRepository) -> None:
     disk = await scene.disk()
     here = os.open(scene.app(disk), os.O_RDONLY)
     for _ in range(30):
@@ -168,9 +166,7 @@ async def test_a_path_too_long_to_be_opened_fails_the_backup_loudly(scene: Scene
         await _save(scene, repository, disk)
 
 
-async def test_a_disk_that_is_too_small_for_the_restore_fails_it_and_stays_within_its_limit(
-    scene: Scene, repository: TenantRepository
-) -> None:
+async def test_restore_to_a_too_small_disk_fails_within_its_limit(scene: Scene, repository: TenantRepository) -> None:
     saved = await _save(scene, repository, await scene.disk(big=os.urandom(20_000_000)))
     small = DiskId(new_id())
     await scene.engine.create_disk(small, 5_000_000)
@@ -179,7 +175,7 @@ async def test_a_disk_that_is_too_small_for_the_restore_fails_it_and_stays_withi
     await scene.engine.delete_disk(small)
 
 
-async def test_a_tool_has_no_network_no_rights_and_sees_one_disk_only(scene: Scene) -> None:
+async def test_tool_has_one_disk_no_network_and_no_privileges(scene: Scene) -> None:
     disk = await scene.disk(note=b"read me")
     lines: list[str] = []
     look = (
@@ -198,7 +194,7 @@ async def test_a_tool_has_no_network_no_rights_and_sees_one_disk_only(scene: Sce
     assert "unshare failed" in text or "Operation not permitted" in text
 
 
-async def test_reading_everything_is_no_right_to_write_anything(scene: Scene) -> None:
+async def test_backup_tool_can_read_all_files_and_write_none(scene: Scene) -> None:
     disk = await scene.disk(note=b"x")
     lines: list[str] = []
     tool = Tool(
@@ -208,7 +204,7 @@ async def test_reading_everything_is_no_right_to_write_anything(scene: Scene) ->
     assert lines[0] == "CapEff:\t0000000000000004"
 
 
-async def test_a_lock_left_by_a_dead_run_of_ours_does_not_stop_us_but_a_foreign_one_does(
+async def test_stale_own_lock_is_removed_and_foreign_lock_respected(
     scene: Scene, repository: TenantRepository, tmp_path: Path
 ) -> None:
     disk = await scene.disk(note=b"1")
@@ -241,9 +237,7 @@ async def _leave_lock(scene: Scene, repository: TenantRepository, name: str) -> 
     assert any("tmp" not in lock.name for lock in (folder / "locks").iterdir()), "it tidied up before it was killed"
 
 
-async def test_a_damaged_repository_is_told_by_the_check_and_by_the_restore(
-    scene: Scene, repository: TenantRepository
-) -> None:
+async def test_check_and_restore_report_a_damaged_repository(scene: Scene, repository: TenantRepository) -> None:
     saved = await _save(scene, repository, await scene.disk(big=os.urandom(3_000_000)))
     assert isinstance(scene.backup_repository, ResticRepository)
     folder = scene.backup_repository._context.location.folder(repository.tenant_id)
@@ -258,9 +252,7 @@ async def test_a_damaged_repository_is_told_by_the_check_and_by_the_restore(
         await scene.backup_repository.restore(repository, saved.snapshot, await scene.disk(), lambda _: None)
 
 
-async def test_a_repository_that_would_fill_the_host_is_not_written_to(
-    scene: Scene, repository: TenantRepository
-) -> None:
+async def test_backup_that_would_fill_the_host_is_refused(scene: Scene, repository: TenantRepository) -> None:
     assert isinstance(scene.backup_repository, ResticRepository)
     scene.backup_repository._floor = 1 << 60
     with pytest.raises(NoCapacity, match="free"):
@@ -275,7 +267,7 @@ def _fake_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
 
 
-async def test_attributes_and_empty_files_count_for_the_space_that_a_backup_needs(
+async def test_attributes_and_empty_files_count_in_backup_size(
     scene: Scene, repository: TenantRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(scene.backup_repository, ResticRepository)
@@ -305,7 +297,7 @@ async def _save_with(
     return await _save(scene, repository, disk)
 
 
-async def test_one_tenants_backups_leave_room_for_those_of_others(
+async def test_backups_of_one_tenant_are_limited_to_their_share(
     scene: Scene, repository: TenantRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(scene.backup_repository, ResticRepository)

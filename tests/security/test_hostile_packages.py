@@ -69,7 +69,7 @@ def special_files(folder: Path) -> list[Path]:
     return [path for path, mode in modes if mode & 0o7000 or not any(is_kind(mode) for is_kind in plain)]
 
 
-async def test_hostile_wheels_leave_nothing_outside_of_their_layer(workshop: Workshop) -> None:
+async def test_hostile_wheels_write_only_into_their_layer(workshop: Workshop) -> None:
     victim = await workshop.install("hello", HELLO, tenant=ALICE)
     root = workshop.machine.store.root
     wheels = [raw_wheel(name, add) for name, add in HOSTILE.items()]
@@ -157,7 +157,7 @@ def attack():
 """
 
 
-async def test_a_hostile_source_archive_gets_no_rights_and_no_way_to_the_host(workshop: Workshop) -> None:
+async def test_hostile_sdist_gets_no_privileges_and_no_host_access(workshop: Workshop) -> None:
     with socket.create_server(("0.0.0.0", 0)) as host:
         plan = await workshop.install("evil", source("evil", ATTACK % {"port": host.getsockname()[1]}))
     report = workshop.report(plan)

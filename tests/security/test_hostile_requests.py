@@ -278,7 +278,7 @@ async def target(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
 
 
 @pytest.mark.parametrize("hostile", TABLE, ids=lambda hostile: hostile.title)
-async def test_it_gets_its_documented_answer_and_leaves_nothing_behind(target: Target, hostile: Hostile) -> None:
+async def test_hostile_request_gets_documented_answer_and_stores_nothing(target: Target, hostile: Hostile) -> None:
     before = await target.service.kept()
     async with asyncio.timeout(DEADLINE):
         response = await send(target, hostile)
@@ -304,7 +304,7 @@ async def send(target: Target, hostile: Hostile) -> httpx.Response:
         )
 
 
-async def test_a_body_without_a_length_is_refused_at_the_limit(target: Target) -> None:
+async def test_chunked_body_is_rejected_at_the_size_limit(target: Target) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         yield b'{"name": "'
         for _ in range(800):
@@ -317,7 +317,7 @@ async def test_a_body_without_a_length_is_refused_at_the_limit(target: Target) -
     assert await target.service.kept() == before
 
 
-async def test_a_body_without_an_end_is_hung_up_on(target: Target) -> None:
+async def test_endless_body_is_disconnected(target: Target) -> None:
     place = urlsplit(target.url)
     reader, writer = await asyncio.open_connection(place.hostname, place.port)
     head = f"POST {BUILDERS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {target.service.write}\r\n"
@@ -335,7 +335,7 @@ async def test_a_body_without_an_end_is_hung_up_on(target: Target) -> None:
     assert reader.at_eof() or reader.exception()
 
 
-async def test_everything_that_is_wrong_is_told_in_one_answer(target: Target) -> None:
+async def test_all_validation_errors_are_in_one_answer(target: Target) -> None:
     body = {
         "name": "A",
         "entrypoint": " ",
@@ -352,7 +352,7 @@ async def test_everything_that_is_wrong_is_told_in_one_answer(target: Target) ->
     assert sorted(response.json()["errors"]) == sorted(fields.split())
 
 
-async def test_the_service_still_works_after_all_that(target: Target) -> None:
+async def test_service_works_after_hostile_requests(target: Target) -> None:
     async with target.service.client(target.service.write, target.url) as client:
         created = await client.post(BUILDERS, json={**MINIMAL, "name": "after-all"})
         assert created.status_code == 201
@@ -360,7 +360,7 @@ async def test_the_service_still_works_after_all_that(target: Target) -> None:
         assert (await client.get(f"{BUILDERS}/{target.uuids['own']}")).json()["data"]["status"] == "running"
 
 
-async def test_the_table_is_long_and_names_each_once() -> None:
+async def test_table_of_hostile_requests_has_unique_names() -> None:
     names: list[str] = [hostile.title for hostile in TABLE]
     assert len(names) >= 40
     assert len(names) == len(set(names))

@@ -115,7 +115,7 @@ def _network() -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_tenant_s_sandboxes_share_its_part_of_the_ports(world: World) -> None:
+def test_sandboxes_of_a_tenant_share_its_nat_ports(world: World) -> None:
     """Twenty of them took nearly all 64,512 ports towards one destination, which other tenants draw from as well."""
     world.share({**dict.fromkeys(MINE, 0), NEIGHBOUR: 1})
     world.flood(1500, *MINE)

@@ -41,7 +41,7 @@ LONG = ("; x=" + "y" * 4000, "; x=" * 1000, f"; x={'y' * 1000}" * 8, ";" * 4000)
         *((f"a=b{long}; Domain=x; Domain=localhost{long}", f"a=b{long}") for long in LONG[:2]),
     ],
 )
-def test_no_cookie_reaches_the_siblings(proxy: Proxy, app: App, cookie: str, kept: str) -> None:
+def test_app_cookie_does_not_reach_sibling_previews(proxy: Proxy, app: App, cookie: str, kept: str) -> None:
     answer = say(proxy, app, f"HTTP/1.1 200 OK\r\nSet-Cookie: {cookie}\r\nContent-Length: 0\r\n\r\n")
     assert answer.status == 200
     assert answer.all("set-cookie") == [kept]
@@ -56,13 +56,13 @@ def test_no_cookie_reaches_the_siblings(proxy: Proxy, app: App, cookie: str, kep
         ('"storage"', '"storage"'),
     ],
 )
-def test_no_app_clears_the_cookies_of_its_siblings(proxy: Proxy, app: App, said: str, kept: str) -> None:
+def test_app_cannot_clear_cookies_of_siblings(proxy: Proxy, app: App, said: str, kept: str) -> None:
     """A browser clears them for the whole site, tokens of private previews among them."""
     answer = say(proxy, app, f"HTTP/1.1 200 OK\r\nClear-Site-Data: {said}\r\nContent-Length: 0\r\n\r\n")
     assert answer.all("clear-site-data") == [kept]
 
 
-def test_of_many_cookies_each_is_made_its_own(proxy: Proxy, app: App) -> None:
+def test_domain_attribute_is_removed_from_every_cookie(proxy: Proxy, app: App) -> None:
     cookies = "".join(f"Set-Cookie: c{number}=1; Domain=localhost; Path=/\r\n" for number in range(20))
     answer = say(proxy, app, f"HTTP/1.1 200 OK\r\n{cookies}Content-Length: 0\r\n\r\n")
     assert answer.all("set-cookie") == [f"c{number}=1; Path=/" for number in range(20)]
@@ -89,7 +89,7 @@ def test_of_many_cookies_each_is_made_its_own(proxy: Proxy, app: App) -> None:
     ],
     ids=lambda raw: repr(raw[:40]),
 )
-def test_an_answer_that_is_none_is_a_crash(proxy: Proxy, raw: bytes) -> None:
+def test_malformed_response_is_answered_as_a_crash(proxy: Proxy, raw: bytes) -> None:
     with one_shot(raw) as port:
         host = proxy.put(Route(new_host(), RouteState.OPEN, Address("127.0.0.1", port))).host
         answer = proxy.visitor.browse(host)
@@ -98,7 +98,7 @@ def test_an_answer_that_is_none_is_a_crash(proxy: Proxy, raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("status", ["0", "99", "199", "600", "999", "1000"])
-def test_a_strange_status_is_its_own_visitors_alone(proxy: Proxy, app: App, status: str) -> None:
+def test_unusual_status_does_not_desynchronize_a_shared_connection(proxy: Proxy, app: App, status: str) -> None:
     """Of two apps that a visitor asks over one connection, the second's answer is not taken for the first's."""
     with one_shot(f"HTTP/1.1 {status} Strange\r\n\r\n".encode()) as port:
         host = proxy.put(Route(new_host(), RouteState.OPEN, Address("127.0.0.1", port))).host
@@ -112,7 +112,7 @@ def test_a_strange_status_is_its_own_visitors_alone(proxy: Proxy, app: App, stat
     assert proxy.visitor.get(other).json["name"] == "app"
 
 
-def test_a_second_answer_is_given_to_nobody(proxy: Proxy, app: App) -> None:
+def test_extra_response_bytes_are_discarded(proxy: Proxy, app: App) -> None:
     """Bytes after the answer, on a connection that could be used again, must not answer the next request."""
     poison = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
     with keeping(poison) as port:
@@ -123,12 +123,12 @@ def test_a_second_answer_is_given_to_nobody(proxy: Proxy, app: App) -> None:
             assert proxy.visitor.get(other).json["name"] == "app"
 
 
-def test_an_app_cannot_make_its_own_errors_look_like_the_platforms(proxy: Proxy, app: App) -> None:
+def test_app_errors_cannot_imitate_platform_errors(proxy: Proxy, app: App) -> None:
     answer = say(proxy, app, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nmine")
     assert (answer.status, answer.body) == (503, b"mine")
 
 
-def test_endless_headers_of_one_app_do_not_slow_a_neighbour(proxy: Proxy, neighbour: App) -> None:
+def test_endless_response_headers_do_not_slow_a_neighbour(proxy: Proxy, neighbour: App) -> None:
     ended = threading.Event()
     server = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=_drip, args=(server, ended))
@@ -156,7 +156,7 @@ def _drip(server: socket.socket, ended: threading.Event) -> None:
                 return
 
 
-def test_a_websocket_that_is_flooded_does_not_grow_the_proxy(proxy: Proxy, app: App) -> None:
+def test_websocket_flood_does_not_grow_proxy_memory(proxy: Proxy, app: App) -> None:
     """The visitor does not read: what the app has to say waits in the app, not in the proxy."""
     from pathlib import Path
 

@@ -35,7 +35,7 @@ FORGED = (
 )
 
 
-def test_the_app_hears_what_the_proxy_sees(proxy: Proxy, app: App) -> None:
+def test_app_receives_forwarded_headers_of_the_proxy(proxy: Proxy, app: App) -> None:
     host = proxy.open(app)
     seen = proxy.visitor.get(f"{host}:81").seen
     assert seen["host"] == [f"{host}:81"]
@@ -44,7 +44,7 @@ def test_the_app_hears_what_the_proxy_sees(proxy: Proxy, app: App) -> None:
     assert seen["x-forwarded-host"] == [f"{host}:81"]
 
 
-def test_nothing_that_a_visitor_claims_reaches_the_app(proxy: Proxy, app: App) -> None:
+def test_spoofed_forwarded_headers_are_dropped(proxy: Proxy, app: App) -> None:
     host = proxy.open(app)
     for lines in (*((line,) for line in FORGED), FORGED):
         answer = proxy.visitor.get(host, "/head", *lines)
@@ -55,7 +55,7 @@ def test_nothing_that_a_visitor_claims_reaches_the_app(proxy: Proxy, app: App) -
         assert answer.seen["x-forwarded-host"] == [host]
 
 
-def test_naming_a_header_in_connection_does_not_take_it_from_the_app(proxy: Proxy, app: App) -> None:
+def test_connection_header_cannot_remove_forwarded_headers(proxy: Proxy, app: App) -> None:
     """Hop-by-hop abuse: a proxy must not drop what it set itself because a visitor lists it."""
     host = proxy.open(app)
     request = (
@@ -68,13 +68,13 @@ def test_naming_a_header_in_connection_does_not_take_it_from_the_app(proxy: Prox
 
 
 @pytest.mark.parametrize("count", [100, 101, 500, 5000])
-def test_many_headers_are_answered(proxy: Proxy, app: App, count: int) -> None:
+def test_request_with_many_headers_is_answered(proxy: Proxy, app: App, count: int) -> None:
     answer = proxy.visitor.get(proxy.open(app), "/head", *(f"X-{number}: y" for number in range(count)))
     assert answer.status in (200, 400, 431)
 
 
 @pytest.mark.parametrize("size", [8_000, 15_000, 17_000, 60_000])
-def test_a_huge_header_is_answered(proxy: Proxy, app: App, size: int) -> None:
+def test_request_with_huge_header_is_answered(proxy: Proxy, app: App, size: int) -> None:
     answer = proxy.visitor.get(proxy.open(app), "/head", f"X-Huge: {'x' * size}")
     assert answer.status == (200 if size < 15_000 else answer.status)
     assert answer.status in (200, 400, 413, 431)
@@ -82,14 +82,14 @@ def test_a_huge_header_is_answered(proxy: Proxy, app: App, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [8_000, 17_000, 60_000])
-def test_a_huge_address_is_answered(proxy: Proxy, app: App, size: int) -> None:
+def test_request_with_huge_url_is_answered(proxy: Proxy, app: App, size: int) -> None:
     assert proxy.visitor.get(proxy.open(app), f"/head?{'x' * size}").status in (200, 400, 414)
 
 
 @pytest.mark.parametrize(
     "line", [b"X: a\0b", b"X\0: a", b"X: a\x01", b"X\x7f: a", b": a", b"X", b" X: a", b"X: a\rY: b"]
 )
-def test_a_header_with_forbidden_bytes_reaches_no_app_as_another(proxy: Proxy, app: App, line: bytes) -> None:
+def test_header_with_forbidden_bytes_does_not_become_another_header(proxy: Proxy, app: App, line: bytes) -> None:
     host = proxy.open(app)
     request = b"GET /head HTTP/1.1\r\nHost: %s\r\n%s\r\nConnection: close\r\n\r\n" % (host.encode(), line)
     answer = proxy.visitor.send(request)
@@ -111,7 +111,7 @@ def behind() -> Iterator[Proxy]:
         proxy.close()
 
 
-def test_a_trusted_proxy_says_who_comes_and_how(behind: Proxy, app: App) -> None:
+def test_forwarded_headers_of_a_trusted_proxy_are_used(behind: Proxy, app: App) -> None:
     host = behind.open(app)
     seen = behind.visitor.get(host, "/head", "X-Forwarded-For: 9.9.9.9", "X-Forwarded-Proto: https").seen
     assert seen["x-forwarded-for"] == ["9.9.9.9"]
@@ -119,29 +119,29 @@ def test_a_trusted_proxy_says_who_comes_and_how(behind: Proxy, app: App) -> None
     assert seen["x-forwarded-host"] == [host]
 
 
-def test_what_its_visitor_claimed_before_it_is_not_believed(behind: Proxy, app: App) -> None:
+def test_only_the_last_address_of_a_trusted_proxy_is_used(behind: Proxy, app: App) -> None:
     """The trusted proxy adds at the end; what stands before came from outside."""
     seen = behind.visitor.get(behind.open(app), "/head", "X-Forwarded-For: 6.6.6.6, 9.9.9.9").seen
     assert seen["x-forwarded-for"] == ["9.9.9.9"]
 
 
 @pytest.mark.parametrize("line", ["X-Forwarded-For: nonsense", "X-Forwarded-For:", "X-Other: 1"])
-def test_without_a_usable_word_it_is_the_proxy_itself(behind: Proxy, app: App, line: str) -> None:
+def test_unusable_forwarded_address_falls_back_to_the_proxy_address(behind: Proxy, app: App, line: str) -> None:
     assert behind.visitor.get(behind.open(app), "/head", line).seen["x-forwarded-for"] == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize("schemes", [("ftp",), ("javascript",), ("https, http",), ("",), ("https", "javascript")])
-def test_a_strange_scheme_is_not_believed(behind: Proxy, app: App, schemes: tuple[str, ...]) -> None:
+def test_unknown_forwarded_scheme_is_ignored(behind: Proxy, app: App, schemes: tuple[str, ...]) -> None:
     lines = [f"X-Forwarded-Proto: {scheme}" for scheme in schemes]
     assert behind.visitor.get(behind.open(app), "/head", *lines).seen["x-forwarded-proto"] == ["http"]
 
 
-def test_of_two_schemes_the_last_is_believed_and_no_other(behind: Proxy, app: App) -> None:
+def test_last_of_two_forwarded_schemes_is_used(behind: Proxy, app: App) -> None:
     lines = ("X-Forwarded-Proto: javascript", "X-Forwarded-Proto: HTTPS")
     assert behind.visitor.get(behind.open(app), "/head", *lines).seen["x-forwarded-proto"] == ["https"]
 
 
-def test_each_request_of_one_connection_is_its_own_visitors(behind: Proxy, app: App) -> None:
+def test_forwarded_address_is_per_request_on_a_shared_connection(behind: Proxy, app: App) -> None:
     host = behind.open(app)
     with behind.visitor.dial() as connection:
         for address in ("9.9.9.1", "9.9.9.2", None, "9.9.9.3"):
@@ -154,7 +154,7 @@ def test_each_request_of_one_connection_is_its_own_visitors(behind: Proxy, app: 
             assert answer.seen["x-forwarded-for"] == [address or "127.0.0.1"]
 
 
-def test_the_cookie_is_as_secure_as_the_way_to_the_visitor(behind: Proxy, app: App) -> None:
+def test_token_cookie_is_secure_for_https_visitors(behind: Proxy, app: App) -> None:
     host = behind.open(app, private=True)
     link = f"/head?service_token={TOKEN}"
     secure = behind.visitor.get(host, link, "X-Forwarded-Proto: https").header("set-cookie") or ""
@@ -166,7 +166,7 @@ def test_the_cookie_is_as_secure_as_the_way_to_the_visitor(behind: Proxy, app: A
         assert behind.visitor.get(host, "/head", f"Cookie: {cookie.split(';')[0]}").status == 200
 
 
-def test_an_untrusted_proxy_is_not_believed(make_proxy: Callable[..., Proxy], app: App) -> None:
+def test_forwarded_headers_of_an_untrusted_proxy_are_ignored(make_proxy: Callable[..., Proxy], app: App) -> None:
     proxy = make_proxy(trusted_proxies=(ip_network("10.0.0.0/8"), ip_network("fd00::/8"))).start()
     seen = proxy.visitor.get(proxy.open(app), "/head", *FORGED).seen
     assert seen["x-forwarded-for"] == ["127.0.0.1"]

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.haproxy
 @pytest.mark.parametrize(
     "spell", [str.upper, str.title, lambda h: h + ".", lambda h: h + ":80", lambda h: h + ".:65535"]
 )
-def test_a_spelling_of_the_host_is_that_host(proxy: Proxy, app: App, spell: object) -> None:
+def test_host_spellings_lead_to_the_same_route(proxy: Proxy, app: App, spell: object) -> None:
     assert callable(spell)
     assert proxy.visitor.get(spell(proxy.open(app))).status == 200
     assert proxy.visitor.get(spell(proxy.open(app, private=True))).status == 401
@@ -53,7 +53,7 @@ def test_a_spelling_of_the_host_is_that_host(proxy: Proxy, app: App, spell: obje
         "x" * 8000,
     ],
 )
-def test_what_is_no_host_of_ours_leads_nowhere(proxy: Proxy, app: App, host: str) -> None:
+def test_unknown_host_is_404(proxy: Proxy, app: App, host: str) -> None:
     spelt = host.replace("{}", proxy.open(app))
     # Blanks at the ends of a header's value are no part of it (RFC 9110, 5.5).
     allowed = {200} if spelt.strip() != spelt and spelt.strip() else {400, 404}
@@ -62,33 +62,33 @@ def test_what_is_no_host_of_ours_leads_nowhere(proxy: Proxy, app: App, host: str
     assert "evil" not in answer.text
 
 
-def test_no_host_leads_nowhere(proxy: Proxy) -> None:
+def test_missing_host_is_rejected(proxy: Proxy) -> None:
     assert proxy.visitor.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").status in (400, 404)
     assert proxy.visitor.send(b"GET / HTTP/1.0\r\n\r\n").status in (400, 404)
 
 
-def test_two_hosts_are_refused(proxy: Proxy, app: App, neighbour: App) -> None:
+def test_two_host_headers_are_rejected(proxy: Proxy, app: App, neighbour: App) -> None:
     one, other = proxy.open(app), proxy.open(neighbour, private=True)
     for first, second in ((one, other), (other, one)):
         request = f"GET /head HTTP/1.1\r\nHost: {first}\r\nHost: {second}\r\nConnection: close\r\n\r\n"
         assert proxy.visitor.send(request.encode()).status == 400
 
 
-def test_an_absolute_address_that_says_another_host_is_refused(proxy: Proxy, app: App, neighbour: App) -> None:
+def test_absolute_url_with_another_host_is_rejected(proxy: Proxy, app: App, neighbour: App) -> None:
     one, other = proxy.open(app), proxy.open(neighbour, private=True)
     for first, second in ((one, other), (other, one)):
         assert proxy.visitor.get(first, f"http://{second}/head").status == 400
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "ftp"])
-def test_an_absolute_address_reaches_the_app_as_a_path(proxy: Proxy, app: App, scheme: str) -> None:
+def test_absolute_url_reaches_the_app_as_a_path(proxy: Proxy, app: App, scheme: str) -> None:
     host = proxy.open(app)
     answer = proxy.visitor.get(host, f"{scheme}://{host}/head?a=1")
     if answer.status != 400:
         assert answer.json["first"] == "GET /head?a=1 HTTP/1.1"
 
 
-def test_an_absolute_address_with_a_token_is_like_any_link(proxy: Proxy, app: App) -> None:
+def test_absolute_url_with_a_token_sets_the_cookie(proxy: Proxy, app: App) -> None:
     host = proxy.open(app, private=True)
     answer = proxy.visitor.get(host, f"http://{host}/head?service_token={TOKEN}")
     assert answer.header("location") == "/head"
@@ -97,7 +97,7 @@ def test_an_absolute_address_with_a_token_is_like_any_link(proxy: Proxy, app: Ap
 
 
 @pytest.mark.parametrize("method", ["CONNECT", "TRACE"])
-def test_methods_that_make_a_proxy_do_more_than_that_are_refused(proxy: Proxy, app: App, method: str) -> None:
+def test_connect_and_trace_are_rejected(proxy: Proxy, app: App, method: str) -> None:
     host = proxy.open(app)
     target = f"{host}:80" if method == "CONNECT" else "/head"
     with proxy.visitor.dial() as connection:
@@ -107,7 +107,7 @@ def test_methods_that_make_a_proxy_do_more_than_that_are_refused(proxy: Proxy, a
         assert connection.recv(12) == b"HTTP/1.1 405"
 
 
-def test_the_page_of_a_host_holds_nothing_of_how_it_was_spelt(proxy: Proxy) -> None:
+def test_error_page_does_not_echo_the_host(proxy: Proxy) -> None:
     from builderd.domain.previews import RouteState
 
     host = proxy.closed(RouteState.STOPPED)

@@ -41,34 +41,34 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("host", HOSTILE)
-def test_a_hostile_host_makes_no_route(proxy: Proxy, host: str) -> None:
+def test_hostile_host_name_creates_no_route(proxy: Proxy, host: str) -> None:
     with pytest.raises(ValueError, match="host name"):
         Route(host, RouteState.STOPPED)
 
 
 @pytest.mark.parametrize("host", HOSTILE)
-def test_asking_for_a_hostile_host_does_nothing(proxy: Proxy, app: App, host: str) -> None:
+def test_command_for_a_hostile_host_has_no_effect(proxy: Proxy, app: App, host: str) -> None:
     known = proxy.open(app)
     assert proxy.run(proxy.previews.get(host)) is None
     proxy.run(proxy.previews.remove(host))
     assert proxy.visitor.get(known).status == 200
 
 
-def test_every_name_that_a_builder_may_have_makes_a_page_of_its_own(proxy: Proxy) -> None:
+def test_every_valid_builder_name_is_escaped_in_its_page(proxy: Proxy) -> None:
     for name in ("a", "0", "x" * 63, "script", "--".join("ab"), "a-b-c"):
         host = preview_host(name, BuilderId("0123abcd-0000-4000-8000-000000000000"), "localhost")
         proxy.put(Route(host, RouteState.STOPPED))
         assert host in proxy.visitor.browse(host).text
 
 
-def test_the_command_sockets_do_not_answer_on_the_network(proxy: Proxy, app: App) -> None:
+def test_command_sockets_are_not_on_the_network(proxy: Proxy, app: App) -> None:
     host = proxy.open(app)
     for command in (b"show info\n", b"show map\n", b"@1 show info\n", b"shutdown frontend visitors\n"):
         assert b"Name: HAProxy" not in proxy.visitor.exchange(command)
     assert proxy.visitor.get(host).status == 200
 
 
-def test_no_secret_is_in_what_the_proxy_holds(proxy: Proxy, app: App) -> None:
+def test_proxy_files_contain_no_secret(proxy: Proxy, app: App) -> None:
     from tests.previews.proxy import TOKEN
 
     host = proxy.open(app, private=True)

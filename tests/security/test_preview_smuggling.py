@@ -34,7 +34,7 @@ FRAMINGS = {
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_a_second_request_is_not_hidden_in_the_first(proxy: Proxy, app: App, framing: str) -> None:
+def test_smuggled_request_does_not_reach_the_app(proxy: Proxy, app: App, framing: str) -> None:
     """The app answers with what it saw: every request that reaches it came with what the proxy adds."""
     host = proxy.open(app).encode()
     version = b"HTTP/1.0" if "1.0" in framing else b"HTTP/1.1"
@@ -49,7 +49,7 @@ def test_a_second_request_is_not_hidden_in_the_first(proxy: Proxy, app: App, fra
 
 
 @pytest.mark.parametrize("framing", ["length and chunked", "chunked and length"])
-def test_of_two_framings_the_app_sees_one(proxy: Proxy, app: App, framing: str) -> None:
+def test_conflicting_framing_headers_reach_the_app_as_one(proxy: Proxy, app: App, framing: str) -> None:
     host = proxy.open(app).encode()
     head = b"POST /upload HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n%s\r\n" % (host, FRAMINGS[framing])
     answer = proxy.visitor.send(head + b"3\r\nabc\r\n0\r\n\r\n")
@@ -71,7 +71,7 @@ def test_of_two_framings_the_app_sees_one(proxy: Proxy, app: App, framing: str) 
         b"1 1\r\na\r\n",
     ],
 )
-def test_a_broken_chunk_ends_the_request(proxy: Proxy, app: App, chunk: bytes) -> None:
+def test_broken_chunk_ends_the_request(proxy: Proxy, app: App, chunk: bytes) -> None:
     host = proxy.open(app).encode()
     head = b"POST /upload HTTP/1.1\r\nHost: %s\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n" % host
     answers = _conversation(proxy, head + chunk + b"0\r\n\r\n" + SMUGGLED % host)
@@ -106,7 +106,7 @@ def test_a_broken_chunk_ends_the_request(proxy: Proxy, app: App, chunk: bytes) -
         *(b"G<T /head HTTP/1.1", b"GET /head#x HTTP/1.1", b"get /head HTTP/1.1", b"GET /head HTTP/1.1 HTTP/1.1"),
     ],
 )
-def test_a_strange_request_line_is_refused_or_passed_on_as_one(proxy: Proxy, app: App, first: bytes) -> None:
+def test_malformed_request_line_is_rejected_or_stays_one_request(proxy: Proxy, app: App, first: bytes) -> None:
     host = proxy.open(app).encode()
     for answer in _conversation(proxy, b"%s\r\nHost: %s\r\nConnection: close\r\n\r\n" % (first, host)):
         assert answer.status in (200, 400, 404, 405, 505)
@@ -114,7 +114,7 @@ def test_a_strange_request_line_is_refused_or_passed_on_as_one(proxy: Proxy, app
             assert answer.json["first"].count(" ") == 2
 
 
-def test_an_upgrade_to_http2_does_not_open_a_tunnel_to_the_app(proxy: Proxy, app: App) -> None:
+def test_h2c_upgrade_does_not_open_a_tunnel(proxy: Proxy, app: App) -> None:
     answer = proxy.visitor.send(
         b"GET /head HTTP/1.1\r\nHost: %s\r\nConnection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
         b"HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n" % proxy.open(app).encode()
@@ -123,7 +123,7 @@ def test_an_upgrade_to_http2_does_not_open_a_tunnel_to_the_app(proxy: Proxy, app
     assert not {"upgrade", "http2-settings"} & answer.seen.keys()
 
 
-def test_a_body_with_a_get_is_part_of_the_get(proxy: Proxy, app: App) -> None:
+def test_body_of_a_get_is_not_a_second_request(proxy: Proxy, app: App) -> None:
     host = proxy.open(app).encode()
     hidden = SMUGGLED % host
     head = b"GET /head HTTP/1.1\r\nHost: %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (host, len(hidden))

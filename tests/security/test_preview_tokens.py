@@ -49,7 +49,7 @@ OTHERS = "bds_the-token-of-a-neighbour"
         ("X-Service-Token: -",),
     ],
 )
-def test_what_is_not_the_token_does_not_open(proxy: Proxy, app: App, lines: tuple[str, ...]) -> None:
+def test_wrong_token_is_401(proxy: Proxy, app: App, lines: tuple[str, ...]) -> None:
     answer = proxy.visitor.get(proxy.open(app, private=True), "/head", *lines)
     assert answer.status in (400, 401)
 
@@ -67,13 +67,13 @@ def test_what_is_not_the_token_does_not_open(proxy: Proxy, app: App, lines: tupl
         f"service_token=wrong&service_token={TOKEN}",
     ],
 )
-def test_no_query_that_lacks_it_opens(proxy: Proxy, app: App, query: str) -> None:
+def test_query_without_the_token_is_401(proxy: Proxy, app: App, query: str) -> None:
     answer = proxy.visitor.get(proxy.open(app, private=True), f"/head?{query}")
     assert answer.status == 401
     assert answer.header("set-cookie") is None
 
 
-def test_the_token_of_a_neighbour_opens_nothing_else(proxy: Proxy, app: App) -> None:
+def test_token_opens_only_its_own_preview(proxy: Proxy, app: App) -> None:
     host = proxy.open(app, private=True)
     theirs = proxy.put(Route(new_host(), RouteState.STOPPED, token_hash=secret_hash(OTHERS))).host
     for entry in (f"X-Service-Token: {OTHERS}", f"Cookie: {COOKIE}={OTHERS}"):
@@ -82,7 +82,7 @@ def test_the_token_of_a_neighbour_opens_nothing_else(proxy: Proxy, app: App) -> 
     assert proxy.visitor.get(host, f"/head?service_token={OTHERS}").status == 401
 
 
-def test_a_public_preview_without_an_owner_makes_nobody_one(proxy: Proxy) -> None:
+def test_public_preview_gives_no_owner_rights_without_token(proxy: Proxy) -> None:
     host = proxy.put(Route(new_host(), RouteState.FAILED)).host
     for token in ("-", "", TOKEN):
         assert "It is yours" not in proxy.visitor.browse(host, "/", f"X-Service-Token: {token}").text
@@ -93,7 +93,7 @@ def test_a_public_preview_without_an_owner_makes_nobody_one(proxy: Proxy) -> Non
 
 
 @pytest.mark.parametrize("accept", ["Accept: text/html", "Accept: application/json", "Accept: */*"])
-def test_a_stranger_does_not_learn_the_state(proxy: Proxy, app: App, accept: str) -> None:
+def test_401_does_not_reveal_the_app_state(proxy: Proxy, app: App, accept: str) -> None:
     hosts = [
         proxy.open(app, private=True),
         *(proxy.closed(state, private=True) for state in RouteState if state != "open"),
@@ -107,13 +107,13 @@ def _all(proxy: Proxy, hosts: list[str], accept: str) -> list[Answer]:
     return [proxy.visitor.get(host, "/drop", accept) for host in hosts]
 
 
-def test_the_page_for_a_stranger_names_no_builder(proxy: Proxy, app: App) -> None:
+def test_401_page_does_not_name_the_builder(proxy: Proxy, app: App) -> None:
     host = proxy.open(app, private=True)
     assert host not in proxy.visitor.browse(host).text
     assert host not in proxy.visitor.get(host).text
 
 
-def test_a_strangers_upload_reaches_no_app(proxy: Proxy, app: App) -> None:
+def test_unauthorized_upload_does_not_reach_the_app(proxy: Proxy, app: App) -> None:
     host = proxy.open(app, private=True)
     request = f"POST /exit HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc"
     assert proxy.visitor.send(request.encode()).status == 401
@@ -143,7 +143,7 @@ def test_a_strangers_upload_reaches_no_app(proxy: Proxy, app: App) -> None:
         (f'Cookie: {COOKIE}={TOKEN}; a="x',),
     ],
 )
-def test_no_app_sees_it(proxy: Proxy, app: App, lines: tuple[str, ...], private: bool) -> None:
+def test_token_is_removed_from_app_requests(proxy: Proxy, app: App, lines: tuple[str, ...], private: bool) -> None:
     answer = proxy.visitor.get(proxy.open(app, private=private), "/head", *lines)
     assert answer.status == 200
     assert TOKEN not in answer.text
@@ -153,7 +153,7 @@ def test_no_app_sees_it(proxy: Proxy, app: App, lines: tuple[str, ...], private:
 @pytest.mark.parametrize(
     "lines", [(f"Cookie: {COOKIE}={TOKEN}", "Cookie: a=b"), ("Cookie: a=b", f"Cookie: {COOKIE}={TOKEN}")]
 )
-def test_cookies_over_several_lines_do_not_carry_it_through(proxy: Proxy, app: App, lines: tuple[str, ...]) -> None:
+def test_token_in_several_cookie_lines_is_removed(proxy: Proxy, app: App, lines: tuple[str, ...]) -> None:
     """HTTP/1.1 has one Cookie line (RFC 6265, 5.4); who sends more is refused before an app sees them."""
     answer = proxy.visitor.get(proxy.open(app, private=True), "/head", *lines)
     assert answer.status == 400
@@ -171,7 +171,7 @@ def test_cookies_over_several_lines_do_not_carry_it_through(proxy: Proxy, app: A
         f"service_token={TOKEN}&service_token=planted",
     ],
 )
-def test_no_app_sees_it_in_its_query(proxy: Proxy, app: App, query: str) -> None:
+def test_token_is_removed_from_the_query(proxy: Proxy, app: App, query: str) -> None:
     host = proxy.open(app, private=True)
     answer = proxy.visitor.get(host, f"/head?{query}", "Content-Length: 0", method="POST")
     assert answer.status == 200
@@ -181,7 +181,7 @@ def test_no_app_sees_it_in_its_query(proxy: Proxy, app: App, query: str) -> None
     assert "service_token" not in (link.header("location") or "")
 
 
-def test_a_planted_cookie_shuts_nobody_out(proxy: Proxy, app: App) -> None:
+def test_planted_cookie_does_not_lock_out_the_owner(proxy: Proxy, app: App) -> None:
     """Without TLS, a sibling preview can set cookies of this name for the parent domain."""
     host = proxy.open(app, private=True)
     planted = "; ".join(f"{COOKIE}=planted{number}" for number in range(20))
@@ -191,7 +191,7 @@ def test_a_planted_cookie_shuts_nobody_out(proxy: Proxy, app: App) -> None:
         assert COOKIE not in answer.text
 
 
-def test_a_request_too_large_to_take_the_token_out_of_goes_nowhere(proxy: Proxy, app: App) -> None:
+def test_request_too_large_to_remove_the_token_is_rejected(proxy: Proxy, app: App) -> None:
     host = proxy.open(app, private=True)
     for size in range(12_000, 18_000, 250):
         answer = proxy.visitor.get(
@@ -213,7 +213,7 @@ def test_a_request_too_large_to_take_the_token_out_of_goes_nowhere(proxy: Proxy,
 @pytest.mark.parametrize(
     "path", ["//evil.example/", "//evil.example", "///evil.example/", "/\\evil.example/", "/\\/evil.example"]
 )
-def test_a_link_leads_to_no_other_host(proxy: Proxy, app: App, path: str) -> None:
+def test_token_link_redirects_only_to_the_own_host(proxy: Proxy, app: App, path: str) -> None:
     from urllib.parse import urljoin
 
     host = proxy.open(app, private=True)
@@ -226,7 +226,7 @@ def test_a_link_leads_to_no_other_host(proxy: Proxy, app: App, path: str) -> Non
 
 
 @pytest.mark.parametrize("sign", ["%0d%0aSet-Cookie:%20a=b", "%0aX:%20y", "\tX", '"><script>', "';", "%[src]", "%%"])
-def test_nothing_in_a_link_becomes_a_header(proxy: Proxy, app: App, sign: str) -> None:
+def test_token_link_cannot_inject_headers(proxy: Proxy, app: App, sign: str) -> None:
     host = proxy.open(app, private=True)
     for target in (f"/{sign}?service_token={TOKEN}", f"/?a={sign}&service_token={TOKEN}"):
         answer = proxy.visitor.get(host, target)
@@ -238,7 +238,7 @@ def test_nothing_in_a_link_becomes_a_header(proxy: Proxy, app: App, sign: str) -
         assert answer.all("x") == []
 
 
-def test_only_the_right_token_becomes_a_cookie(proxy: Proxy, app: App) -> None:
+def test_only_the_right_token_sets_the_cookie(proxy: Proxy, app: App) -> None:
     for private in (True, False):
         host = proxy.open(app, private=private)
         answer = proxy.visitor.get(host, "/head?service_token=a;%20Domain=localhost")
@@ -258,7 +258,7 @@ def test_only_the_right_token_becomes_a_cookie(proxy: Proxy, app: App) -> None:
         ("Sec-Fetch-Site: same-site", "Sec-Fetch-Mode: navigate", "Origin: http://sibling.localhost"),
     ],
 )
-def test_the_cookie_is_no_proof_for_a_page_of_a_sibling(proxy: Proxy, app: App, lines: tuple[str, ...]) -> None:
+def test_cookie_is_refused_to_requests_of_sibling_pages(proxy: Proxy, app: App, lines: tuple[str, ...]) -> None:
     """A browser sends it along with what a sibling's page asks for: they are one site."""
     host = proxy.open(app, private=True)
     named = [line.format(host=host) for line in lines]
@@ -276,7 +276,7 @@ def test_the_cookie_is_no_proof_for_a_page_of_a_sibling(proxy: Proxy, app: App, 
         ("Sec-Fetch-Site: none", "Sec-Fetch-Mode: navigate"),
     ],
 )
-def test_the_cookie_is_proof_for_its_own_pages_and_for_visits(proxy: Proxy, app: App, lines: tuple[str, ...]) -> None:
+def test_cookie_is_accepted_for_own_pages_and_visits(proxy: Proxy, app: App, lines: tuple[str, ...]) -> None:
     host = proxy.open(app, private=True)
     named = [line.format(host=host) for line in lines]
     assert proxy.visitor.get(host, "/head", f"Cookie: {COOKIE}={TOKEN}", *named).status == 200

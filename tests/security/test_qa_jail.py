@@ -87,7 +87,7 @@ json.dump({
 """
 
 
-async def test_it_reaches_the_app_and_nothing_else(workers: Path) -> None:
+async def test_jail_reaches_only_the_app(workers: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as of_host:
         seen = await run(workers, LOOK % of_host.getsockname()[1])
     assert seen["app"] == "hello"
@@ -97,7 +97,7 @@ async def test_it_reaches_the_app_and_nothing_else(workers: Path) -> None:
     assert seen["links"] == ["lo"]
 
 
-async def test_it_is_nobody_and_sees_nothing_of_the_host(workers: Path) -> None:
+async def test_jail_has_no_privileges_and_no_host_files(workers: Path) -> None:
     seen = await run(workers, LOOK % 1)
     assert seen["uid"] == jail.UID
     for what in ("shadow", "root", "home", "write", "venv", "workers", "setuid", "mount"):
@@ -120,7 +120,7 @@ async def test_it_is_nobody_and_sees_nothing_of_the_host(workers: Path) -> None:
     ],
     ids=["hangs", "eats-memory", "address-space", "talks-for-ever", "bomb", "dies", "forks"],
 )
-async def test_whatever_it_does_is_ended_and_told(
+async def test_misbehaving_program_is_killed_and_reported(
     workers: Path, program: str, limits: dict[str, Any], words: str
 ) -> None:
     before = _of_jail()
@@ -143,7 +143,7 @@ def _of_jail() -> set[str]:
     return found
 
 
-async def test_an_app_that_lets_nobody_in_is_no_fault_of_the_jail(workers: Path) -> None:
+async def test_app_that_rejects_connections_is_no_jail_failure(workers: Path) -> None:
     (workers / "attack.py").write_text(LOOK % 1)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]

@@ -68,37 +68,37 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return found
 
 
-def test_it_sees_programs_and_nothing_else_of_the_host(outcomes: dict[str, Any]) -> None:
+def test_worker_sees_only_programs_of_the_host(outcomes: dict[str, Any]) -> None:
     assert set(outcomes["root"]) <= {"bin", "lib", "lib64", "usr", "dev", "work"}
     assert outcomes["a secret of the host"] == outcomes["users"] == outcomes["processes"] == "ENOENT"
 
 
-def test_it_has_no_network_and_no_way_to_other_processes(outcomes: dict[str, Any]) -> None:
+def test_worker_has_no_network_and_no_access_to_processes(outcomes: dict[str, Any]) -> None:
     assert outcomes["a socket"] == outcomes["a unix socket"] == outcomes["tracing"] == "EPERM"
     assert outcomes["pid"] == 1
     assert outcomes["killing the parent"] == "ESRCH"
 
 
-def test_it_changes_nothing_and_gets_no_privilege(outcomes: dict[str, Any]) -> None:
+def test_worker_cannot_write_or_gain_privileges(outcomes: dict[str, Any]) -> None:
     assert outcomes["writing a program"] == outcomes["writing the root"] == "EROFS"
     assert outcomes["a namespace"] == outcomes["a mount"] == outcomes["io_uring"] == "EPERM"
     assert outcomes["uid"] != 0
     assert outcomes["capabilities"] == 0
 
 
-def test_it_cannot_outlive_the_process_that_ends_it(outcomes: dict[str, Any]) -> None:
+def test_worker_child_ends_with_its_parent(outcomes: dict[str, Any]) -> None:
     assert outcomes["outliving its parent"] == outcomes["outliving its parent, by a number that is cut"] == "EPERM"
     assert outcomes["the signal at its parent's end"] == signal.SIGKILL
     assert outcomes["a name"] == 0
 
 
-def test_it_cannot_exhaust_the_host(outcomes: dict[str, Any]) -> None:
+def test_worker_cannot_exhaust_the_host(outcomes: dict[str, Any]) -> None:
     assert outcomes["much memory"] == "MemoryError"
     assert outcomes["a large file"] in ("EFBIG", "ENOSPC")
     assert outcomes["many processes"] == "EAGAIN"
 
 
-def test_it_can_start_the_programs_that_scan(outcomes: dict[str, Any]) -> None:
+def test_worker_can_start_scanner_programs(outcomes: dict[str, Any]) -> None:
     assert outcomes["a program"] == ""
 
 
@@ -142,7 +142,7 @@ FAILING = {
 
 
 @pytest.mark.parametrize(("text", "why"), FAILING.values(), ids=FAILING)
-def test_a_scanner_that_fails_blocks_and_says_so(tmp_path: Path, text: str, why: str) -> None:
+def test_failing_scanner_blocks_the_version(tmp_path: Path, text: str, why: str) -> None:
     begun = time.monotonic()
     scan = scanned(program(tmp_path, text))
     assert time.monotonic() - begun < 30
@@ -162,21 +162,21 @@ def test_a_scanner_that_fails_blocks_and_says_so(tmp_path: Path, text: str, why:
         (replace(LIMITS, wall_seconds=0.001), "did not finish within"),
     ],
 )
-def test_a_review_that_passes_its_limits_has_no_result(limits: ReviewLimits, why: str) -> None:
+def test_review_over_its_limits_has_no_result(limits: ReviewLimits, why: str) -> None:
     scan = scanned(limits=limits)
     assert scan.failure is not None
     assert why in scan.failure
     assert scan.hits == ()
 
 
-def test_a_review_that_needs_too_much_cpu_time_says_so() -> None:
+def test_review_over_cpu_limit_says_so() -> None:
     lines = "".join(f"def f{n}(x):\n    return [x, {n}, str(x)]\n" for n in range(10_000))
     large = bundle_of({f"m{n}.py": lines for n in range(6)})
     scan = scanned(limits=replace(LIMITS, cpu_seconds=1, wall_seconds=60, memory_bytes=2_000_000_000), bundle=large)
     assert scan.failure == "the scanner needed more than 1 s of CPU time"
 
 
-def test_a_worker_that_was_killed_is_replaced() -> None:
+def test_killed_worker_is_replaced() -> None:
     async def use() -> list[Scan]:
         scanner = TripwireScanner(lambda: find_toolbox(None))
         try:
@@ -192,7 +192,7 @@ def test_a_worker_that_was_killed_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("killed", ["worker", "review", "tool"])
-def test_a_scan_whose_process_is_killed_is_begun_anew(tmp_path: Path, killed: str) -> None:
+def test_scan_of_a_killed_process_is_retried(tmp_path: Path, killed: str) -> None:
     scanner, kill = interruptible(tmp_path, killed)
 
     async def use() -> Scan:
@@ -207,7 +207,7 @@ def test_a_scan_whose_process_is_killed_is_begun_anew(tmp_path: Path, killed: st
 
 
 @pytest.mark.parametrize("killed", ["worker", "review", "tool"])
-def test_a_scan_whose_process_is_killed_again_is_a_fault_of_the_machine(tmp_path: Path, killed: str) -> None:
+def test_scan_killed_twice_is_a_machine_fault(tmp_path: Path, killed: str) -> None:
     scanner, kill = interruptible(tmp_path, killed)
 
     async def use() -> None:
@@ -224,7 +224,7 @@ def test_a_scan_whose_process_is_killed_again_is_a_fault_of_the_machine(tmp_path
     assert fault.value.retry_after
 
 
-def test_a_scanner_that_cannot_be_started_is_a_fault_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scanner_that_cannot_start_is_a_machine_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(MachineFault, match="the review's scanner did not start"):
         scanned()
@@ -274,7 +274,7 @@ def running() -> str:
     return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
-def test_no_review_outlives_its_worker(tmp_path: Path) -> None:
+def test_reviews_end_with_their_worker(tmp_path: Path) -> None:
     """And with it no program that it started."""
     name = f"{os.getpid()}.125"
     scan = scanned(program(tmp_path, f"#!/bin/sh\nsleep {name} &\nexec sleep {name}\n"))
@@ -282,7 +282,7 @@ def test_no_review_outlives_its_worker(tmp_path: Path) -> None:
     assert f"sleep {name}" not in running()
 
 
-def test_many_at_once_are_judged_each_for_itself() -> None:
+def test_concurrent_reviews_do_not_mix() -> None:
     async def use() -> list[Scan]:
         scanner = TripwireScanner(lambda: find_toolbox(None))
         bundles = [bundle_of({"app.py": f"print({n})\n{'exec(' * (n % 2)}"}) for n in range(12)]
@@ -324,12 +324,12 @@ def changed(**parts: Any) -> bytes:
         changed(failures=None),
     ],
 )
-def test_an_answer_that_no_sound_worker_gives_is_none(answer: bytes) -> None:
+def test_malformed_worker_answer_is_a_failure(answer: bytes) -> None:
     with pytest.raises(Unbelievable):
         read_answer(answer, BUNDLE)
 
 
-def test_an_answer_is_cut_to_what_is_believable() -> None:
+def test_oversized_worker_answer_is_truncated() -> None:
     refers = {"modules": [], "scripts": [], "paths": [], "folders": [], "anything": 1}
     answer = changed(
         hits=[{**HIT, "text": "x" * 5_000}], hooks=["nowhere"], references={"other.py": refers, "app.py": refers}
@@ -340,7 +340,7 @@ def test_an_answer_is_cut_to_what_is_believable() -> None:
     assert not seen.references["app.py"].anything
 
 
-def test_more_hits_than_can_be_judged_are_a_failure() -> None:
+def test_too_many_hits_are_a_failure() -> None:
     seen, _ = read_answer(changed(hits=[HIT] * (MAX_HITS + 1)), BUNDLE)
     assert seen.failure is not None
     assert str(MAX_HITS) in seen.failure
@@ -348,7 +348,7 @@ def test_more_hits_than_can_be_judged_are_a_failure() -> None:
     assert seen.failure is None
 
 
-def test_no_failure_is_forgotten() -> None:
+def test_every_scanner_failure_is_kept() -> None:
     seen, _ = read_answer(changed(failures=["a", "b"]), BUNDLE)
     assert seen.failure == "a; b"
     policy = make_review_policy(Settings())

@@ -17,7 +17,7 @@ async def guess(logged: Logged) -> None:
         await logged.connect("bdssh_wrong")
 
 
-async def test_wrong_tokens_in_a_row_keep_no_right_one_out() -> None:
+async def test_wrong_tokens_do_not_lock_out_a_valid_one() -> None:
     """Eleven locked out the address for ten minutes."""
     async with logged_in() as logged:
         address = logged.gateway.throttle._failures
@@ -30,7 +30,7 @@ async def test_wrong_tokens_in_a_row_keep_no_right_one_out() -> None:
             assert not (await logged.connect()).is_closed()
 
 
-async def test_a_flood_of_wrong_tokens_and_silent_connections_keeps_no_right_one_out() -> None:
+async def test_flood_of_wrong_and_silent_logins_does_not_lock_out_a_valid_token() -> None:
     async with logged_in() as logged:
         silent = [
             (await asyncio.open_connection("127.0.0.1", logged.port))[1] for _ in range(throttle.MAX_PENDING + 20)

@@ -93,7 +93,7 @@ LOOPBACK_SPELLINGS = [
 
 
 @pytest.mark.parametrize("name", LOOPBACK_SPELLINGS)
-async def test_no_spelling_of_loopback_is_connected_to(name: str) -> None:
+async def test_loopback_spellings_are_not_connected_to(name: str) -> None:
     async with victim() as seen:
         reply = await HttpWebhookSender().post(f"http://{name}:{seen.port}/", {}, b"{}")
     assert reply.status is None
@@ -112,7 +112,7 @@ async def test_no_spelling_of_loopback_is_connected_to(name: str) -> None:
         "http://[fe80::1]/",
     ],
 )
-async def test_metadata_and_private_addresses_are_not_dialled(url: str, dialled: list[str]) -> None:
+async def test_metadata_and_private_addresses_are_not_connected_to(url: str, dialled: list[str]) -> None:
     reply = await HttpWebhookSender().post(url, {}, b"{}")
     assert (reply.status, reply.note, dialled) == (None, UNREACHABLE, [])
 
@@ -191,7 +191,7 @@ async def test_a_name_with_one_private_address_is_refused(monkeypatch: pytest.Mo
     assert dialled == []
 
 
-async def test_the_checked_address_is_dialled_without_a_second_lookup(
+async def test_checked_address_is_connected_without_second_lookup(
     monkeypatch: pytest.MonkeyPatch, dialled: list[str]
 ) -> None:
     asked = resolve(monkeypatch, ["93.184.215.14"], ["127.0.0.1"])
@@ -202,9 +202,7 @@ async def test_the_checked_address_is_dialled_without_a_second_lookup(
     assert dialled == ["93.184.215.14"]
 
 
-async def test_a_refused_address_reads_like_an_unreachable_one(
-    monkeypatch: pytest.MonkeyPatch, dialled: list[str]
-) -> None:
+async def test_refused_address_looks_unreachable(monkeypatch: pytest.MonkeyPatch, dialled: list[str]) -> None:
     notes = set()
     for found in (["10.0.0.1"], [], ["93.184.215.14"]):
         resolve(monkeypatch, found)

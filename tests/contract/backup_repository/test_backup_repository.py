@@ -30,7 +30,7 @@ async def _save(
     return backup, await scene.backup_repository.save(repository, SaveRequest(backup, builder, disk, LIMIT), _ignore)
 
 
-async def test_what_was_saved_comes_back_on_another_disk(scene: Scene) -> None:
+async def test_backup_is_restored_to_another_disk(scene: Scene) -> None:
     repository, shares = _repository(), list[float]()
     files = {"a.txt": b"one", "b.bin": bytes(range(256)) * 100}
     disk, other = await scene.disk(**files), await scene.disk()
@@ -46,7 +46,7 @@ async def test_what_was_saved_comes_back_on_another_disk(scene: Scene) -> None:
     assert all(0 <= share <= 1 for share in shares)
 
 
-async def test_each_backup_brings_back_its_own_moment(scene: Scene) -> None:
+async def test_each_backup_restores_its_own_state(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
     disk, other = await scene.disk(note=b"before"), await scene.disk()
     first = await scene.backup_repository.save(
@@ -61,7 +61,7 @@ async def test_each_backup_brings_back_its_own_moment(scene: Scene) -> None:
     assert scene.read(other) == {"note": b"before"}
 
 
-async def test_what_is_known_already_adds_little(scene: Scene) -> None:
+async def test_unchanged_files_are_deduplicated(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
     content = bytes(i * i % 251 for i in range(500_000))
     _, first = await _save(scene, repository, builder, big=content)
@@ -69,7 +69,7 @@ async def test_what_is_known_already_adds_little(scene: Scene) -> None:
     assert second.added_bytes < first.added_bytes
 
 
-async def test_it_knows_what_it_keeps_and_for_whom(scene: Scene) -> None:
+async def test_snapshots_are_listed_with_their_builders(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
     assert await scene.backup_repository.snapshots(repository) == {}
     backup, saved = await _save(scene, repository, builder, note=b"1")
@@ -83,7 +83,7 @@ async def test_it_knows_what_it_keeps_and_for_whom(scene: Scene) -> None:
     )
 
 
-async def test_a_repository_that_is_not_where_it_was_does_not_count_as_an_empty_one(scene: Scene) -> None:
+async def test_missing_repository_is_an_error(scene: Scene) -> None:
     lost = replace(_repository(), is_new=False)
     with pytest.raises(BackupFailed, match="no repository"):
         await scene.backup_repository.snapshots(lost)
@@ -97,14 +97,14 @@ async def test_a_repository_that_is_not_where_it_was_does_not_count_as_an_empty_
         )
 
 
-async def test_where_nothing_is_kept_any_more_a_missing_repository_is_an_empty_one(scene: Scene) -> None:
+async def test_missing_repository_without_backups_is_created(scene: Scene) -> None:
     repository = _repository()
     await scene.backup_repository.forget(repository, ["0" * 64])
     await scene.backup_repository.prune(repository)
     assert await scene.backup_repository.snapshots(repository) == {}
 
 
-async def test_what_is_forgotten_is_gone_and_forgetting_it_again_does_no_harm(scene: Scene) -> None:
+async def test_forget_removes_a_snapshot_and_is_idempotent(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
     _, first = await _save(scene, repository, builder, note=b"1")
     kept, second = await _save(scene, repository, builder, note=b"2")
@@ -118,7 +118,7 @@ async def test_what_is_forgotten_is_gone_and_forgetting_it_again_does_no_harm(sc
         await scene.backup_repository.restore(repository, first.snapshot, await scene.disk(), _ignore)
 
 
-async def test_lists_of_files_stay_until_they_are_dropped_but_not_those_of_restores(scene: Scene) -> None:
+async def test_manifests_of_backups_are_kept_until_dropped(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
     assert await scene.backup_repository.manifests() == {}
     _, saved = await _save(scene, repository, builder, note=b"1")
@@ -131,7 +131,7 @@ async def test_lists_of_files_stay_until_they_are_dropped_but_not_those_of_resto
     assert again.digest == saved.digest
 
 
-async def test_another_key_opens_nothing(scene: Scene) -> None:
+async def test_wrong_repository_key_is_refused(scene: Scene) -> None:
     repository, builder = _repository(), BuilderId(new_id())
     _, saved = await _save(scene, repository, builder, note=b"1")
     wrong = TenantRepository(repository.tenant_id, b"w" * 32)
@@ -142,7 +142,7 @@ async def test_another_key_opens_nothing(scene: Scene) -> None:
         await scene.backup_repository.check(wrong, 100)
 
 
-async def test_files_that_claim_too_much_are_refused(scene: Scene) -> None:
+async def test_restore_over_the_size_limit_is_refused(scene: Scene) -> None:
     disk = await scene.disk(big=b"x" * 1000)
     with pytest.raises(BackupFailed, match="claim"):
         await scene.backup_repository.save(

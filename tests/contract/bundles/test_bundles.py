@@ -18,34 +18,34 @@ BUNDLE = make_bundle(
 MISSING = "0" * 64
 
 
-async def test_what_was_put_comes_back(bundles: Bundles) -> None:
+async def test_stored_bundle_is_returned(bundles: Bundles) -> None:
     await bundles.put(BUNDLE)
     assert await bundles.get(BUNDLE.hash) == BUNDLE
 
 
-async def test_a_bundle_without_files_comes_back(bundles: Bundles) -> None:
+async def test_empty_bundle_is_returned(bundles: Bundles) -> None:
     empty = make_bundle([])
     await bundles.put(empty)
     assert await bundles.get(empty.hash) == empty
 
 
-async def test_there_is_none_that_was_not_put(bundles: Bundles) -> None:
+async def test_unknown_bundle_is_missing(bundles: Bundles) -> None:
     with pytest.raises(KeyError):
         await bundles.get(MISSING)
 
 
-async def test_putting_it_again_changes_nothing(bundles: Bundles) -> None:
+async def test_storing_a_bundle_twice_is_idempotent(bundles: Bundles) -> None:
     await bundles.put(BUNDLE)
     await bundles.put(BUNDLE)
     assert await bundles.get(BUNDLE.hash) == BUNDLE
 
 
-async def test_many_may_put_the_same_at_once(bundles: Bundles) -> None:
+async def test_concurrent_writes_of_one_bundle_succeed(bundles: Bundles) -> None:
     await asyncio.gather(*(bundles.put(BUNDLE) for _ in range(8)))
     assert await bundles.get(BUNDLE.hash) == BUNDLE
 
 
-async def test_a_deleted_one_is_gone_and_deleting_is_idempotent(bundles: Bundles) -> None:
+async def test_deleted_bundle_is_missing_and_delete_is_idempotent(bundles: Bundles) -> None:
     other = make_bundle([BundleFile("a", b"b")])
     await bundles.put(BUNDLE)
     await bundles.put(other)
@@ -56,7 +56,7 @@ async def test_a_deleted_one_is_gone_and_deleting_is_idempotent(bundles: Bundles
     assert await bundles.get(other.hash) == other
 
 
-async def test_all_that_are_stored_are_told(bundles: Bundles) -> None:
+async def test_hashes_of_all_bundles_are_listed(bundles: Bundles) -> None:
     assert set(await bundles.hashes()) == set()
     other = make_bundle([BundleFile("a", b"b")])
     await bundles.put(BUNDLE)
@@ -66,7 +66,7 @@ async def test_all_that_are_stored_are_told(bundles: Bundles) -> None:
     assert set(await bundles.hashes()) == {BUNDLE.hash}
 
 
-async def test_a_deleted_one_can_be_put_again(bundles: Bundles) -> None:
+async def test_deleted_bundle_can_be_stored_again(bundles: Bundles) -> None:
     await bundles.put(BUNDLE)
     await bundles.delete(BUNDLE.hash)
     await bundles.put(BUNDLE)
@@ -74,13 +74,13 @@ async def test_a_deleted_one_can_be_put_again(bundles: Bundles) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "A" * 64, "0" * 63, "0" * 65, "\0"])
-async def test_what_is_no_hash_names_nothing(bundles: Bundles, name: str) -> None:
+async def test_malformed_hash_is_missing(bundles: Bundles, name: str) -> None:
     with pytest.raises(KeyError):
         await bundles.get(name)
     await bundles.delete(name)
 
 
-async def test_equal_contents_under_other_paths_are_other_bundles(bundles: Bundles) -> None:
+async def test_same_contents_under_other_paths_have_another_hash(bundles: Bundles) -> None:
     twins: list[Bundle] = [make_bundle([BundleFile(path, b"same")]) for path in ("a", "b")]
     for twin in twins:
         await bundles.put(twin)

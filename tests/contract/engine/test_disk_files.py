@@ -54,7 +54,7 @@ async def names(engine: Engine, disk: DiskId, path: str = "") -> list[str]:
     return [entry.name for entry in (await engine.list_files(disk, path, 0, 100)).entries]
 
 
-async def test_a_folder_is_listed_page_by_page(engine: Engine, disk: DiskId) -> None:
+async def test_folder_is_listed_in_pages(engine: Engine, disk: DiskId) -> None:
     for number in range(5):
         await write(engine, disk, f"data/{number}.txt", b"x" * number)
     page = await engine.list_files(disk, "data", 1, 3)
@@ -71,7 +71,7 @@ async def test_a_folder_is_listed_page_by_page(engine: Engine, disk: DiskId) -> 
     assert (await engine.list_files(disk, "data", 9, 3)).entries == []
 
 
-async def test_a_file_is_read_whole_or_in_part(engine: Engine, disk: DiskId) -> None:
+async def test_file_is_read_whole_or_by_range(engine: Engine, disk: DiskId) -> None:
     content = bytes(range(256)) * 10_000
     await write(engine, disk, "big.bin", content[:1_000_000], content[1_000_000:])
     assert await read(engine, disk, "big.bin", 0, len(content)) == content
@@ -81,7 +81,7 @@ async def test_a_file_is_read_whole_or_in_part(engine: Engine, disk: DiskId) -> 
         assert (file.entry.name, file.entry.size) == ("big.bin", len(content))
 
 
-async def test_a_file_is_put_with_its_folders_and_replaced_keeping_its_mode(engine: Engine, disk: DiskId) -> None:
+async def test_write_creates_folders_and_keeps_the_mode(engine: Engine, disk: DiskId) -> None:
     first, new = await engine.write_file(disk, "a/b/c", pieces(b"one"), condition=UNCONDITIONAL, executable=True)
     assert (new, first.mode, first.size) == (True, 0o755, 3)
     second, new = await engine.write_file(disk, "a/b/c", pieces(b"two"), condition=UNCONDITIONAL)
@@ -92,7 +92,7 @@ async def test_a_file_is_put_with_its_folders_and_replaced_keeping_its_mode(engi
     assert await read(engine, disk, "a/b/c") == b""
 
 
-async def test_a_change_may_depend_on_what_is_there(engine: Engine, disk: DiskId) -> None:
+async def test_conditional_write_checks_the_present_file(engine: Engine, disk: DiskId) -> None:
     seen = await write(engine, disk, "file", b"one")
     only_new, only_seen = Condition(differs=frozenset({"*"})), Condition(matches=frozenset({seen.tag}))
     with pytest.raises(PreconditionFailed):
@@ -110,7 +110,7 @@ async def test_a_change_may_depend_on_what_is_there(engine: Engine, disk: DiskId
     await engine.delete_file(disk, "file", Condition(matches=frozenset({"*"})))
 
 
-async def test_the_tag_of_a_file_is_the_same_until_it_changes(engine: Engine, disk: DiskId) -> None:
+async def test_etag_changes_only_with_the_file(engine: Engine, disk: DiskId) -> None:
     written = await write(engine, disk, "file", b"one")
     async with engine.open_file(disk, "file") as file:
         assert file.entry.tag == written.tag
@@ -118,14 +118,14 @@ async def test_the_tag_of_a_file_is_the_same_until_it_changes(engine: Engine, di
     assert listed.tag == written.tag
 
 
-async def test_what_breaks_off_leaves_the_old_content(engine: Engine, disk: DiskId) -> None:
+async def test_interrupted_write_keeps_the_old_content(engine: Engine, disk: DiskId) -> None:
     with pytest.raises(ConnectionError):
         await engine.write_file(disk, "main.py", broken(b"x" * 3 * MB), condition=UNCONDITIONAL)
     assert await read(engine, disk, "main.py") == b"print(1)\n"
     assert await names(engine, disk) == ["bin", "main.py"]
 
 
-async def test_what_does_not_fit_leaves_the_old_content(engine: Engine) -> None:
+async def test_write_over_the_disk_limit_keeps_the_old_content(engine: Engine) -> None:
     disk = DiskId(new_id())
     await engine.create_disk(disk, 8 * MB)
     await write(engine, disk, "file", b"old")
@@ -149,7 +149,7 @@ async def test_files_and_folders_are_deleted(engine: Engine, disk: DiskId) -> No
         await engine.delete_file(disk, "main.py", UNCONDITIONAL)
 
 
-async def test_what_is_not_there_is_not_found(engine: Engine, disk: DiskId) -> None:
+async def test_missing_path_is_not_found(engine: Engine, disk: DiskId) -> None:
     for path in ("nothing", "nothing/deeper"):
         with pytest.raises(NotFound):
             await read(engine, disk, path)
@@ -161,7 +161,7 @@ async def test_what_is_not_there_is_not_found(engine: Engine, disk: DiskId) -> N
         await engine.list_files(DiskId(new_id()), "", 0, 10)
 
 
-async def test_a_folder_is_no_file_and_a_file_no_folder(engine: Engine, disk: DiskId) -> None:
+async def test_file_and_folder_calls_reject_the_other_kind(engine: Engine, disk: DiskId) -> None:
     with pytest.raises(ValidationFailed, match="is a folder"):
         await read(engine, disk, "bin")
     with pytest.raises(ValidationFailed, match="is a folder"):
@@ -172,7 +172,7 @@ async def test_a_folder_is_no_file_and_a_file_no_folder(engine: Engine, disk: Di
         await write(engine, disk, "main.py/deeper", b"x")
 
 
-async def test_an_archive_has_all_files(engine: Engine, disk: DiskId) -> None:
+async def test_archive_contains_all_files(engine: Engine, disk: DiskId) -> None:
     await write(engine, disk, "data/grüße.txt", b"hallo")
     packed = b"".join([piece async for piece in engine.archive(disk)])
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
@@ -181,7 +181,7 @@ async def test_an_archive_has_all_files(engine: Engine, disk: DiskId) -> None:
     assert contents == {"./main.py": b"print(1)\n", "./bin/run": b"true\n", "./data/grüße.txt": b"hallo"}
 
 
-async def test_files_are_reached_beside_a_running_app(engine: Engine) -> None:
+async def test_files_are_accessible_beside_a_running_app(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     await write(engine, spec.disk, "seen.txt", b"seen")

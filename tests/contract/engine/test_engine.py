@@ -33,13 +33,13 @@ from builderd.domain.sandboxes import EndCause, SandboxState
 from builderd.ports.engine import Engine, Tool, ToolExit
 
 
-async def test_a_prepared_engine_is_ready(engine: Engine) -> None:
+async def test_prepared_engine_is_ready(engine: Engine) -> None:
     assert engine.readiness().ready
     assert engine.base_id
     assert engine.gateway
 
 
-async def test_a_started_app_runs_and_can_be_reached(engine: Engine) -> None:
+async def test_started_app_is_reachable(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SERVER)
     report = await engine.start(spec)
     assert (report.state, report.builder_id) == (SandboxState.RUNNING, spec.builder_id)
@@ -49,13 +49,13 @@ async def test_a_started_app_runs_and_can_be_reached(engine: Engine) -> None:
     assert await engine.report(spec.id) == report
 
 
-async def test_a_second_start_finds_the_first(engine: Engine) -> None:
+async def test_start_is_idempotent(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     assert await engine.start(spec) == await engine.start(spec)
     assert [report.id for report in await engine.list_sandboxes()].count(spec.id) == 1
 
 
-async def test_a_start_after_the_end_does_not_run_it_again(engine: Engine) -> None:
+async def test_start_of_an_ended_sandbox_does_not_run_it_again(engine: Engine) -> None:
     spec = await make_spec(engine, apps.DONE)
     await engine.start(spec)
     ended = await until_state(engine, spec.id, SandboxState.EXITED)
@@ -63,28 +63,28 @@ async def test_a_start_after_the_end_does_not_run_it_again(engine: Engine) -> No
     assert await log_text(engine, spec.id) == ["done"]
 
 
-async def test_a_disk_carries_one_sandbox_at_a_time(engine: Engine) -> None:
+async def test_disk_has_one_sandbox_at_a_time(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     with pytest.raises(InvalidState):
         await engine.start(replace(spec, id=new_sandbox_id()))
 
 
-async def test_without_a_disk_nothing_starts(engine: Engine) -> None:
+async def test_start_without_its_disk_is_refused(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT, disk=DiskId(new_id()))
     with pytest.raises(NotFound):
         await engine.start(spec)
     assert (await engine.report(spec.id)).state is SandboxState.ABSENT
 
 
-async def test_without_its_layer_nothing_starts(engine: Engine) -> None:
+async def test_start_without_its_layer_is_refused(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT, layer_key="0" * 64)
     with pytest.raises(NotFound):
         await engine.start(spec)
     assert (await engine.report(spec.id)).state is SandboxState.ABSENT
 
 
-async def test_an_app_on_loopback_cannot_be_reached(engine: Engine) -> None:
+async def test_app_on_loopback_is_unreachable(engine: Engine) -> None:
     spec = await make_spec(engine, apps.LOOPBACK_SERVER)
     await engine.start(spec)
     listening = await until_listening(engine, spec.id)
@@ -92,7 +92,7 @@ async def test_an_app_on_loopback_cannot_be_reached(engine: Engine) -> None:
     assert not listening.reachable(PORT)
 
 
-async def test_an_app_on_another_port_is_seen_there(engine: Engine) -> None:
+async def test_app_on_another_port_is_reported(engine: Engine) -> None:
     spec = await make_spec(engine, apps.OTHER_PORT_SERVER)
     await engine.start(spec)
     listening = await until_listening(engine, spec.id)
@@ -100,7 +100,7 @@ async def test_an_app_on_another_port_is_seen_there(engine: Engine) -> None:
     assert not listening.reachable(PORT)
 
 
-async def test_the_end_of_an_app_is_reported_with_its_exit_code(engine: Engine) -> None:
+async def test_exit_code_is_reported(engine: Engine) -> None:
     spec = await make_spec(engine, apps.FAILING)
     await engine.start(spec)
     report = await until_state(engine, spec.id, SandboxState.EXITED)
@@ -115,7 +115,7 @@ async def test_the_end_of_an_app_is_reported_with_its_exit_code(engine: Engine) 
     assert await log_text(engine, spec.id) == ["good bye"]
 
 
-async def test_an_app_over_its_memory_limit_is_reported_so(engine: Engine) -> None:
+async def test_out_of_memory_is_reported(engine: Engine) -> None:
     spec = await make_spec(engine, apps.HOG)
     await engine.start(spec)
     report = await until_state(engine, spec.id, SandboxState.EXITED)
@@ -123,7 +123,7 @@ async def test_an_app_over_its_memory_limit_is_reported_so(engine: Engine) -> No
     assert report.end.cause is EndCause.OUT_OF_MEMORY
 
 
-async def test_exits_tells_of_an_end(engine: Engine) -> None:
+async def test_exits_yields_ended_sandboxes(engine: Engine) -> None:
     spec = await make_spec(engine, apps.FAILING)
     exits = engine.exits()
     next_exit = asyncio.ensure_future(anext(exits))
@@ -133,7 +133,7 @@ async def test_exits_tells_of_an_end(engine: Engine) -> None:
     assert await asyncio.wait_for(next_exit, ENGINE_TIMEOUT) == spec.id
 
 
-async def test_an_app_whose_monitor_is_killed_is_ended_and_told(engine: Engine) -> None:
+async def test_sandbox_with_killed_monitor_ends_as_monitor_lost(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SERVER)
     await engine.start(spec)
     exits = engine.exits()
@@ -154,7 +154,7 @@ async def test_an_app_whose_monitor_is_killed_is_ended_and_told(engine: Engine) 
     assert (await engine.start(replace(spec, id=new_sandbox_id()))).state is SandboxState.RUNNING
 
 
-async def test_a_stopped_app_is_reported_as_stopped(engine: Engine) -> None:
+async def test_stopped_sandbox_is_reported_as_stopped(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SERVER)
     await engine.start(spec)
     report = await engine.stop(spec.id, 10)
@@ -165,14 +165,14 @@ async def test_a_stopped_app_is_reported_as_stopped(engine: Engine) -> None:
     assert await engine.report(spec.id) == report
 
 
-async def test_stopping_an_app_that_has_ended_keeps_how_it_ended(engine: Engine) -> None:
+async def test_stop_of_an_ended_sandbox_keeps_its_end(engine: Engine) -> None:
     spec = await make_spec(engine, apps.FAILING)
     await engine.start(spec)
     ended = await until_state(engine, spec.id, SandboxState.EXITED)
     assert await engine.stop(spec.id, 10) == ended
 
 
-async def test_an_unknown_sandbox_is_absent(engine: Engine) -> None:
+async def test_unknown_sandbox_is_absent(engine: Engine) -> None:
     sandbox = new_sandbox_id()
     assert (await engine.report(sandbox)).state is SandboxState.ABSENT
     assert (await engine.stop(sandbox, 1)).state is SandboxState.ABSENT
@@ -184,7 +184,7 @@ async def test_an_unknown_sandbox_is_absent(engine: Engine) -> None:
         await execute(engine, sandbox, "true", 1, 100)
 
 
-async def test_remove_leaves_only_the_log(engine: Engine) -> None:
+async def test_remove_keeps_only_the_log(engine: Engine) -> None:
     spec = await make_spec(engine, apps.DONE)
     await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
@@ -198,7 +198,7 @@ async def test_remove_leaves_only_the_log(engine: Engine) -> None:
     assert await log_text(engine, spec.id) == []
 
 
-async def test_a_running_sandbox_is_not_removed(engine: Engine) -> None:
+async def test_running_sandbox_cannot_be_removed(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     with pytest.raises(InvalidState):
@@ -206,7 +206,7 @@ async def test_a_running_sandbox_is_not_removed(engine: Engine) -> None:
     assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 
 
-async def test_a_log_is_read_on_from_its_cursor(engine: Engine) -> None:
+async def test_log_is_read_from_a_cursor(engine: Engine) -> None:
     spec = await make_spec(engine, apps.DONE)
     await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
@@ -215,7 +215,7 @@ async def test_a_log_is_read_on_from_its_cursor(engine: Engine) -> None:
     assert await engine.read_log(spec.id, cursor) == ([], cursor, False)
 
 
-async def test_the_last_lines_of_a_log_are_read_by_their_number(engine: Engine) -> None:
+async def test_last_lines_of_a_log_are_read(engine: Engine) -> None:
     spec = await make_spec(engine, apps.COUNTING)
     await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
@@ -226,7 +226,7 @@ async def test_the_last_lines_of_a_log_are_read_by_their_number(engine: Engine) 
     assert await engine.read_log(spec.id, tail=1000) == (whole, end, False)
 
 
-async def test_a_log_is_read_in_pages_from_where_one_likes(engine: Engine) -> None:
+async def test_log_is_read_in_pages_from_a_time(engine: Engine) -> None:
     spec = await make_spec(engine, apps.COUNTING)
     await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
@@ -248,21 +248,21 @@ async def test_a_log_is_read_in_pages_from_where_one_likes(engine: Engine) -> No
     assert await engine.read_log(spec.id, end, since=since, limit=5) == ([], end, False)
 
 
-async def test_a_command_answers_with_both_streams_and_its_code(engine: Engine) -> None:
+async def test_command_returns_both_streams_and_its_exit_code(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     result = await execute(engine, spec.id, apps.BOTH_STREAMS.text, ENGINE_TIMEOUT, 1000)
     assert (result.exit_code, result.output, result.truncated) == (3, "one\ntwo\n", False)
 
 
-async def test_a_long_output_is_cut_and_says_so(engine: Engine) -> None:
+async def test_long_output_is_truncated(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     result = await execute(engine, spec.id, apps.LONG_OUTPUT.text, ENGINE_TIMEOUT, 1000)
     assert (len(result.output), result.truncated) == (1000, True)
 
 
-async def test_a_command_past_its_time_is_killed(engine: Engine) -> None:
+async def test_command_is_killed_at_its_timeout(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     result = await past_its_time(engine, spec.id, apps.SLOW.text)
@@ -270,7 +270,7 @@ async def test_a_command_past_its_time_is_killed(engine: Engine) -> None:
     assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 
 
-async def test_a_process_is_talked_to_until_its_input_ends(engine: Engine) -> None:
+async def test_process_reads_stdin_until_it_is_closed(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     async with engine.open_process(spec.id, ProcessSpec(shell(apps.ECHO.text))) as process:
@@ -285,7 +285,7 @@ async def test_a_process_is_talked_to_until_its_input_ends(engine: Engine) -> No
         await process.write(b"nobody reads this")
 
 
-async def test_a_process_keeps_its_streams_apart_unless_they_are_joined(engine: Engine) -> None:
+async def test_streams_of_a_process_are_separate_unless_joined(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     async with engine.open_process(spec.id, ProcessSpec(shell(apps.SPLIT.text))) as process:
@@ -295,7 +295,7 @@ async def test_a_process_keeps_its_streams_apart_unless_they_are_joined(engine: 
     assert (await execute(engine, spec.id, apps.SPLIT.text, ENGINE_TIMEOUT, 100)).output == "out\nerr\n"
 
 
-async def test_a_killed_process_ends_and_leaves_the_app(engine: Engine) -> None:
+async def test_killing_a_process_keeps_the_app_running(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     async with engine.open_process(spec.id, ProcessSpec(shell(apps.SLOW.text), window=Window())) as process:
@@ -305,7 +305,7 @@ async def test_a_killed_process_ends_and_leaves_the_app(engine: Engine) -> None:
     assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 
 
-async def test_no_command_runs_in_an_ended_sandbox(engine: Engine) -> None:
+async def test_command_in_an_ended_sandbox_is_refused(engine: Engine) -> None:
     spec = await make_spec(engine, apps.DONE)
     await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
@@ -313,7 +313,7 @@ async def test_no_command_runs_in_an_ended_sandbox(engine: Engine) -> None:
         await execute(engine, spec.id, "true", 1, 100)
 
 
-async def test_a_running_sandbox_tells_what_it_uses(engine: Engine) -> None:
+async def test_usage_of_a_running_sandbox_is_reported(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SERVER)
     await engine.start(spec)
     await until_listening(engine, spec.id)
@@ -323,7 +323,7 @@ async def test_a_running_sandbox_tells_what_it_uses(engine: Engine) -> None:
     assert usage.processes > 0
 
 
-async def test_a_bundle_is_put_on_a_disk_and_cloned_with_it(engine: Engine) -> None:
+async def test_bundle_is_written_to_a_disk_and_cloned_with_it(engine: Engine) -> None:
     bundle = make_bundle([BundleFile("main.py", b"print('hello')\n")])
     disk, clone = DiskId(new_id()), DiskId(new_id())
     assert await engine.disk(disk) is None
@@ -344,7 +344,7 @@ async def test_a_bundle_is_put_on_a_disk_and_cloned_with_it(engine: Engine) -> N
     assert await engine.disk(clone)
 
 
-async def test_down_ends_every_sandbox(engine: Engine) -> None:
+async def test_down_ends_all_sandboxes(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     await engine.down()
@@ -357,7 +357,7 @@ def make_plan(key: str, script: str) -> LayerPlan:
     return LayerPlan(key, {}, (step,), runs_foreign_code=False)
 
 
-async def test_a_layer_is_built_once_and_seen_by_its_sandboxes(engine: Engine) -> None:
+async def test_layer_is_built_once_and_mounted(engine: Engine) -> None:
     plan = make_plan(secrets.token_hex(32), f"mkdir -p {LAYER}/venv && echo hello >{LAYER}/venv/greeting")
     assert not await engine.has_layer(plan.key)
     told: list[str] = []
@@ -374,7 +374,7 @@ async def test_a_layer_is_built_once_and_seen_by_its_sandboxes(engine: Engine) -
     assert polished.ok
 
 
-async def test_without_a_layer_nothing_is_polished(engine: Engine) -> None:
+async def test_compiling_a_missing_layer_is_refused(engine: Engine) -> None:
     with pytest.raises(NotFound):
         await engine.polish_layer("1" * 64, make_plan("1" * 64, "true").steps[0])
 
@@ -390,7 +390,7 @@ async def _answer(ip: str, seconds: float = ENGINE_TIMEOUT) -> bytes:
             writer.close()
 
 
-async def test_a_frozen_sandbox_stands_still_and_goes_on_when_it_is_thawed(engine: Engine) -> None:
+async def test_frozen_sandbox_pauses_and_continues_after_thaw(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SERVER)
     started = await engine.start(spec)
     await until_listening(engine, spec.id)
@@ -412,7 +412,7 @@ async def test_a_frozen_sandbox_stands_still_and_goes_on_when_it_is_thawed(engin
         assert await _answer(started.ip or "") == b"HTTP/1.0 200"
 
 
-async def test_a_frozen_sandbox_can_be_stopped(engine: Engine) -> None:
+async def test_frozen_sandbox_can_be_stopped(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     await engine.freeze(spec.id)
@@ -422,7 +422,7 @@ async def test_a_frozen_sandbox_can_be_stopped(engine: Engine) -> None:
     await engine.remove(spec.id)
 
 
-async def test_a_command_thaws_its_sandbox(engine: Engine) -> None:
+async def test_command_thaws_its_sandbox(engine: Engine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     await engine.freeze(spec.id)
@@ -430,7 +430,7 @@ async def test_a_command_thaws_its_sandbox(engine: Engine) -> None:
     assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 
 
-async def test_what_does_not_run_is_neither_frozen_nor_thawed(engine: Engine) -> None:
+async def test_freeze_and_thaw_ignore_an_ended_sandbox(engine: Engine) -> None:
     spec = await make_spec(engine, apps.DONE)
     assert (await engine.freeze(spec.id)).state is SandboxState.ABSENT
     await engine.start(spec)
@@ -438,14 +438,14 @@ async def test_what_does_not_run_is_neither_frozen_nor_thawed(engine: Engine) ->
     assert await engine.freeze(spec.id) == await engine.thaw(spec.id) == ended
 
 
-async def test_a_tool_tells_what_it_prints_and_how_it_ended(engine: Engine) -> None:
+async def test_tool_returns_its_output_and_exit_code(engine: Engine) -> None:
     lines: list[str] = []
     assert await engine.run_tool(Tool(("echo", "hello", "there")), lines.append) == ToolExit(0)
     assert lines == ["hello there"]
     assert (await engine.run_tool(Tool(("false",)), lines.append)).exit_code == 1
 
 
-async def test_a_tool_needs_its_disk_and_writes_to_none_that_is_in_use(engine: Engine) -> None:
+async def test_tool_requires_its_disk_and_cannot_write_one_in_use(engine: Engine) -> None:
     with pytest.raises(NotFound):
         await engine.run_tool(Tool(("true",), disk=DiskId(new_id())), print)
     spec = await make_spec(engine, apps.SILENT)
@@ -455,7 +455,7 @@ async def test_a_tool_needs_its_disk_and_writes_to_none_that_is_in_use(engine: E
     assert await engine.run_tool(Tool(("true",), disk=spec.disk), print) == ToolExit(0)
 
 
-async def test_a_layer_is_collected_when_it_is_not_kept_and_nobody_uses_or_asks_for_it(engine: Engine) -> None:
+async def test_unused_layer_is_collected(engine: Engine) -> None:
     plan = make_plan(secrets.token_hex(32), f"mkdir -p {LAYER}/venv && echo hello >{LAYER}/venv/greeting")
     await engine.build_layer(plan, lambda _: None)
     assert plan.key not in (await engine.collect({plan.key}, 0)).layers
@@ -473,7 +473,7 @@ async def test_a_layer_is_collected_when_it_is_not_kept_and_nobody_uses_or_asks_
         await engine.start(await make_spec(engine, apps.SILENT, layer_key=plan.key))
 
 
-async def test_what_is_left_can_still_be_started_on_after_a_collection(engine: Engine) -> None:
+async def test_kept_layer_is_usable_after_collection(engine: Engine) -> None:
     spec = await make_spec(engine, apps.DONE)
     await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)

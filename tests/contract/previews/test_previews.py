@@ -29,28 +29,28 @@ PRIVATE = Route(
 OWNED = Route("app.localhost", RouteState.FAILED, builder_id=BuilderId(new_id()), owner_hash=secret_hash("token"))
 
 
-async def test_a_route_is_in_force_once_put_returns(previews: Previews) -> None:
+async def test_route_is_active_once_put_returns(previews: Previews) -> None:
     await previews.put(OPEN)
     assert await previews.get(OPEN.host) == OPEN
 
 
-async def test_every_part_of_a_route_is_kept(previews: Previews) -> None:
+async def test_every_field_of_a_route_is_stored(previews: Previews) -> None:
     for route in (PRIVATE, OWNED):
         await previews.put(route)
         assert await previews.get(route.host) == route
 
 
-async def test_an_unknown_host_has_no_route(previews: Previews) -> None:
+async def test_unknown_host_has_no_route(previews: Previews) -> None:
     assert await previews.get("nobody.localhost") is None
 
 
-async def test_putting_a_route_again_changes_nothing(previews: Previews) -> None:
+async def test_put_of_a_route_is_idempotent(previews: Previews) -> None:
     await previews.put(OPEN)
     await previews.put(OPEN)
     assert await previews.routes() == {OPEN.host: OPEN}
 
 
-async def test_a_later_route_replaces_an_earlier_one_of_its_host(previews: Previews) -> None:
+async def test_put_replaces_the_route_of_a_host(previews: Previews) -> None:
     for state in (RouteState.STARTING, RouteState.STOPPED, RouteState.FAILED, RouteState.JOB):
         await previews.put(OPEN)
         closed = Route(OPEN.host, state)
@@ -58,44 +58,44 @@ async def test_a_later_route_replaces_an_earlier_one_of_its_host(previews: Previ
         assert await previews.get(OPEN.host) == closed
 
 
-async def test_all_routes_are_listed_by_host(previews: Previews) -> None:
+async def test_routes_are_listed_by_host(previews: Previews) -> None:
     await previews.put(OPEN)
     await previews.put(PRIVATE)
     assert await previews.routes() == {OPEN.host: OPEN, PRIVATE.host: PRIVATE}
 
 
-async def test_a_removed_route_is_gone_and_others_stay(previews: Previews) -> None:
+async def test_remove_deletes_only_its_route(previews: Previews) -> None:
     await previews.put(OPEN)
     await previews.put(PRIVATE)
     await previews.remove(OPEN.host)
     assert await previews.routes() == {PRIVATE.host: PRIVATE}
 
 
-async def test_removing_what_is_not_there_is_no_error(previews: Previews) -> None:
+async def test_remove_of_a_missing_route_is_no_error(previews: Previews) -> None:
     await previews.remove("nobody.localhost")
     await previews.remove("no host name; at all\n")
     assert await previews.routes() == {}
 
 
-async def test_a_name_that_is_no_host_has_no_route(previews: Previews) -> None:
+async def test_malformed_host_has_no_route(previews: Previews) -> None:
     await previews.put(OPEN)
     assert await previews.get(f"{OPEN.host}\n") is None
     assert await previews.get("") is None
 
 
-async def test_starting_again_keeps_the_routes(previews: Previews) -> None:
+async def test_restart_keeps_the_routes(previews: Previews) -> None:
     await previews.put(OPEN)
     await previews.start()
     assert await previews.ready()
     assert await previews.routes() == {OPEN.host: OPEN}
 
 
-async def test_nobody_has_visited_at_first(previews: Previews) -> None:
+async def test_activity_is_empty_at_first(previews: Previews) -> None:
     await previews.put(OPEN)
     assert await previews.activity() == {}
 
 
-async def test_down_ends_it_and_forgets_the_routes(previews: Previews) -> None:
+async def test_down_ends_the_previews_and_removes_routes(previews: Previews) -> None:
     await previews.put(OPEN)
     await previews.down()
     await previews.down()
@@ -104,7 +104,7 @@ async def test_down_ends_it_and_forgets_the_routes(previews: Previews) -> None:
     assert await previews.routes() == {}
 
 
-async def test_what_was_taken_down_takes_no_routes(previews: Previews) -> None:
+async def test_put_after_down_is_refused(previews: Previews) -> None:
     await previews.down()
     with pytest.raises(EngineUnavailable):
         await previews.put(OPEN)
@@ -112,7 +112,7 @@ async def test_what_was_taken_down_takes_no_routes(previews: Previews) -> None:
         await previews.activity()
 
 
-async def test_a_proxy_that_is_killed_is_started_again_with_its_routes(previews: Previews) -> None:
+async def test_killed_proxy_is_restarted_with_its_routes(previews: Previews) -> None:
     route = OWNED
     await previews.put(route)
     keeping = asyncio.create_task(previews.supervise())

@@ -13,7 +13,7 @@ from builderd.ports.scanners import Scanner
 LIMITS = ReviewLimits()
 
 
-async def test_a_hit_names_the_file_the_line_and_what_to_do(scanner: Scanner) -> None:
+async def test_hit_names_file_line_and_advice(scanner: Scanner) -> None:
     scan = await scanner.scan(bundle_of({"app.py": "x = 1\n", "b.py": SUSPICIOUS}), LIMITS)
     assert scan.failure is None
     (hit,) = [hit for hit in scan.hits if hit.rule.startswith("MAL-")]
@@ -23,7 +23,7 @@ async def test_a_hit_names_the_file_the_line_and_what_to_do(scanner: Scanner) ->
     assert hit.mark
 
 
-async def test_the_same_is_seen_again_and_named_the_same(scanner: Scanner) -> None:
+async def test_repeated_scan_has_the_same_hits_and_name(scanner: Scanner) -> None:
     await scanner.prepare()
     await scanner.prepare()
     bundle, name = bundle_of({"b.py": SUSPICIOUS}), scanner.name
@@ -32,12 +32,12 @@ async def test_the_same_is_seen_again_and_named_the_same(scanner: Scanner) -> No
     assert scanner.name == name
 
 
-async def test_nothing_is_said_of_what_is_harmless(scanner: Scanner) -> None:
+async def test_harmless_code_has_no_hits(scanner: Scanner) -> None:
     scan = await scanner.scan(bundle_of({"app.py": "print('hello')\n"}), LIMITS)
     assert (scan.hits, scan.failure) == ((), None)
     assert scan.scanners
 
 
-async def test_it_can_be_closed_more_than_once_and_without_use(scanner: Scanner) -> None:
+async def test_close_is_idempotent(scanner: Scanner) -> None:
     await scanner.close()
     await scanner.close()

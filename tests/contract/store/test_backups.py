@@ -62,7 +62,7 @@ async def _add(store: Store, *backups: Backup) -> None:
     await store.write(add)
 
 
-async def test_every_field_of_a_backup_is_kept(store: Store) -> None:
+async def test_every_field_of_a_backup_is_stored(store: Store) -> None:
     backup = _backup(await _builder(store), status=BackupStatus.PLANNED, copy=DiskId("copy"))
     await _add(store, backup)
     assert await store.read(lambda uow: uow.backups.get(backup.id)) == backup
@@ -88,7 +88,7 @@ async def test_every_field_of_a_backup_is_kept(store: Store) -> None:
     assert await store.read(lambda uow: uow.backups.get(backup.id)) == replace(done, error="no\ufffdthing")
 
 
-async def test_they_are_listed_newest_first_and_never_for_another_tenant(store: Store) -> None:
+async def test_backups_are_listed_newest_first_for_their_tenant(store: Store) -> None:
     await store.write(lambda uow: uow.tenants.add(OTHER_TENANT))
     builder, other = await _builder(store), await _builder(store)
     foreign = await _builder(store, tenant_id=OTHER_TENANT.id)
@@ -110,7 +110,7 @@ async def test_they_are_listed_newest_first_and_never_for_another_tenant(store: 
     assert await store.read(lambda uow: uow.backups.count_by_status()) == {BackupStatus.DONE: 4}
 
 
-async def test_the_open_ones_are_their_owners_oldest_first(store: Store) -> None:
+async def test_open_backups_are_listed_by_owner_oldest_first(store: Store) -> None:
     builder = await _builder(store)
     held = _backup(builder, status=BackupStatus.HELD, created_at=NOW + SECOND)
     planned = _backup(builder, status=BackupStatus.PLANNED)
@@ -118,7 +118,7 @@ async def test_the_open_ones_are_their_owners_oldest_first(store: Store) -> None
     assert await store.read(lambda uow: uow.backups.open(OWNER)) == [planned, held]
 
 
-async def test_one_whose_time_is_over_is_found_and_goes_with_its_restores(store: Store) -> None:
+async def test_expired_backup_is_found_and_deleted_with_its_restores(store: Store) -> None:
     builder = await _builder(store)
     over, kept = _backup(builder, expires_at=NOW), _backup(builder, expires_at=NOW + SECOND)
     await _add(store, over, kept, _backup(builder))
@@ -147,7 +147,7 @@ def _restore(backup: Backup, **changes: Any) -> Restore:
     return replace(restore, **changes)
 
 
-async def test_every_field_of_a_restore_is_kept_and_the_open_ones_are_found(store: Store) -> None:
+async def test_every_field_of_a_restore_is_stored_and_open_ones_found(store: Store) -> None:
     builder = await _builder(store)
     backup = _backup(builder)
     await _add(store, backup)
@@ -185,7 +185,7 @@ async def test_a_tenant_has_one_key(store: Store) -> None:
     assert await store.read(lambda uow: uow.backup_keys.all()) == [changed]
 
 
-async def test_the_bundle_of_a_backup_is_kept_when_its_builder_is_deleted(store: Store) -> None:
+async def test_bundle_of_a_backup_stays_in_use_after_delete(store: Store) -> None:
     builder = await _builder(store, desired=Desired.DELETED, status=Status.DELETED)
     assert not await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
     await _add(store, _backup(builder, status=BackupStatus.HELD))

@@ -25,7 +25,7 @@ async def lines_of(store: Store, builder: BuilderId) -> list[tuple[int, LogLine]
     return [(version, one) for _, version, one in following]
 
 
-async def test_lines_come_in_the_order_in_which_they_were_added(store: Store) -> None:
+async def test_lines_are_read_in_insertion_order(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
     await add(store, make_version(builder.id, number=2))
     await store.write(lambda uow: uow.build_logs.add(builder.id, 1, [line("one", 5), line("two")]))
@@ -44,7 +44,7 @@ async def test_no_lines_add_nothing(store: Store) -> None:
     assert await lines_of(store, builder.id) == []
 
 
-async def test_a_log_is_deleted_with_its_builder_alone(store: Store) -> None:
+async def test_delete_removes_only_the_builders_log(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
     await add_lines(store, builder.id, 1, "made")
     await add_lines(store, other.id, 1, "made")
@@ -53,7 +53,7 @@ async def test_a_log_is_deleted_with_its_builder_alone(store: Store) -> None:
     assert await lines_of(store, other.id) == [(1, line("made"))]
 
 
-async def test_what_a_hostile_build_prints_cannot_fail_the_log(store: Store) -> None:
+async def test_unstorable_characters_in_build_output_are_replaced(store: Store) -> None:
     builder = await add_builder(store)
     hostile = ["nul \0 inside", "half \ud83d a pair", "", "x" * 1_000_000, "'; DROP TABLE builders; --", "\x1b[31mred"]
     await add_lines(store, builder.id, 1, *hostile)
@@ -62,7 +62,7 @@ async def test_what_a_hostile_build_prints_cannot_fail_the_log(store: Store) -> 
     assert [one.text for _, one in stored] == kept
 
 
-async def test_a_follower_gets_what_came_after_the_last_it_saw_a_page_at_a_time(store: Store) -> None:
+async def test_following_returns_later_lines_in_pages(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
 
     async def following(after: int) -> list[tuple[int, str]]:
@@ -80,7 +80,7 @@ async def test_a_follower_gets_what_came_after_the_last_it_saw_a_page_at_a_time(
     assert await following(more[-1][0]) == []
 
 
-async def test_where_the_last_lines_begin_is_found_without_them(store: Store) -> None:
+async def test_start_of_the_last_lines_is_found(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
     assert await store.read(lambda uow: uow.build_logs.before_last(builder.id, 2)) == (0, 0)
     lines = [line(str(number), number) for number in range(5)]
@@ -101,7 +101,7 @@ async def test_where_the_last_lines_begin_is_found_without_them(store: Store) ->
     assert await begun(None, lines[4].time + SECOND) == ([], 0)
 
 
-async def test_the_oldest_lines_expire_a_few_at_a_time(store: Store) -> None:
+async def test_oldest_lines_expire_in_batches(store: Store) -> None:
     builder = await add_builder(store)
     lines = [line(str(number), number) for number in range(5)]
     await store.write(lambda uow: uow.build_logs.add(builder.id, 1, lines))

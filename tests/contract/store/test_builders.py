@@ -38,7 +38,7 @@ async def names(store: Store, query: BuilderQuery) -> list[str]:
     return [builder.name for builder in page]
 
 
-async def test_every_field_of_a_builder_is_kept(store: Store) -> None:
+async def test_every_field_of_a_builder_is_stored(store: Store) -> None:
     await add(store, EVERYTHING)
     assert await store.read(lambda uow: uow.builders.get(EVERYTHING.id)) == EVERYTHING
 
@@ -59,7 +59,7 @@ async def test_a_builder_can_be_saved_in_the_unit_of_work_that_adds_it(store: St
     assert await store.read(lambda uow: uow.builders.get(EVERYTHING.id)) == replace(EVERYTHING, exit_code=4)
 
 
-async def test_a_builder_cannot_be_saved_unlocked_since_a_change_could_get_lost(store: Store) -> None:
+async def test_save_of_an_unlocked_builder_is_refused(store: Store) -> None:
     builder = await add_builder(store)
 
     def write(uow: UnitOfWork) -> None:
@@ -78,14 +78,14 @@ async def test_saving_changes_no_other_builder(store: Store) -> None:
     assert await store.read(lambda uow: uow.builders.get(other.id)) == other
 
 
-async def test_a_locked_read_gives_the_same(store: Store) -> None:
+async def test_locked_read_returns_the_same_builder(store: Store) -> None:
     builder = await add_builder(store)
     assert await store.write(lambda uow: uow.builders.get(builder.id, lock=True)) == builder
     assert await store.write(lambda uow: uow.builders.by_host(builder.host, lock=True)) == builder
     assert await store.read(lambda uow: uow.builders.get(builder.id, lock=True)) == builder
 
 
-async def test_an_unknown_builder_is_none(store: Store) -> None:
+async def test_unknown_builder_is_none(store: Store) -> None:
     assert await store.read(lambda uow: uow.builders.get(BuilderId(new_id()))) is None
 
 
@@ -98,7 +98,7 @@ async def test_a_live_builder_is_found_by_name_by_host_and_by_its_token(store: S
 
 
 @pytest.mark.parametrize("wish", [{"desired": Desired.DELETED}, GONE], ids=["being deleted", "deleted"])
-async def test_a_builder_that_goes_is_found_by_its_id_alone(store: Store, wish: dict[str, object]) -> None:
+async def test_deleted_builder_is_found_only_by_id(store: Store, wish: dict[str, object]) -> None:
     builder = await add_builder(store, **wish)
     assert await store.read(lambda uow: uow.builders.get(builder.id)) == builder
     assert await store.read(lambda uow: uow.builders.by_name(TENANT.id, builder.name)) is None
@@ -107,7 +107,7 @@ async def test_a_builder_that_goes_is_found_by_its_id_alone(store: Store, wish: 
     assert await store.read(lambda uow: uow.builders.list(TENANT.id, BuilderQuery())) == ([], 0)
 
 
-async def test_a_taken_name_is_refused_with_the_other_builders_uuid(store: Store) -> None:
+async def test_duplicate_name_is_refused_with_the_other_uuid(store: Store) -> None:
     first = await add_builder(store, name="app")
     with pytest.raises(NameTaken, match=first.id) as caught:
         await add_builder(store, name="app")
@@ -145,9 +145,7 @@ async def test_a_name_is_free_again_once_its_builder_is_to_be_deleted(store: Sto
     ],
     ids=str,
 )
-async def test_a_list_is_filtered_sorted_by_bytes_and_cut_into_pages(
-    store: Store, query: BuilderQuery, expected: list[str]
-) -> None:
+async def test_list_is_filtered_sorted_and_paged(store: Store, query: BuilderQuery, expected: list[str]) -> None:
     await add_builder(store, name="a-early", status=Status.RUNNING)
     await add_builder(store, name="ab", created_at=NOW + timedelta(microseconds=1))
     await add_builder(store, name="a-b", created_at=NOW + SECOND)
@@ -158,7 +156,7 @@ async def test_a_list_is_filtered_sorted_by_bytes_and_cut_into_pages(
     assert await names(store, query) == expected
 
 
-async def test_a_page_comes_with_the_number_of_all_that_pass_the_filters(store: Store) -> None:
+async def test_page_has_the_total_of_the_filter(store: Store) -> None:
     for status in (Status.RUNNING, Status.RUNNING, Status.RUNNING, Status.STOPPED):
         await add_builder(store, status=status)
     page, total = await store.read(
@@ -167,14 +165,14 @@ async def test_a_page_comes_with_the_number_of_all_that_pass_the_filters(store: 
     assert (len(page), total) == (1, 3)
 
 
-async def test_pages_show_each_builder_once_even_of_one_instant(store: Store) -> None:
+async def test_pages_have_each_builder_once_at_equal_times(store: Store) -> None:
     for _ in range(7):
         await add_builder(store)
     seen = [name for page in range(1, 5) for name in await names(store, BuilderQuery(page=page, per_page=2))]
     assert len(seen) == len(set(seen)) == 7
 
 
-async def test_a_tenant_never_sees_anothers_builders(store: Store) -> None:
+async def test_builders_of_another_tenant_are_not_listed(store: Store) -> None:
     await add(store, OTHER_TENANT)
     own = await add_builder(store)
     foreign = await add_builder(store, tenant_id=OTHER_TENANT.id)
@@ -183,7 +181,7 @@ async def test_a_tenant_never_sees_anothers_builders(store: Store) -> None:
     assert await store.read(lambda uow: uow.builders.by_name(TENANT.id, foreign.name)) is None
 
 
-async def test_all_of_a_tenant_come_oldest_first_with_or_without_the_deleted(store: Store) -> None:
+async def test_builders_of_a_tenant_are_listed_oldest_first(store: Store) -> None:
     new = await add_builder(store, created_at=NOW + SECOND)
     gone = await add_builder(store, created_at=NOW - SECOND, **GONE)
     going = await add_builder(store, created_at=NOW + 2 * SECOND, desired=Desired.DELETED)
@@ -192,7 +190,7 @@ async def test_all_of_a_tenant_come_oldest_first_with_or_without_the_deleted(sto
     assert await store.read(lambda uow: uow.builders.of_tenant(TENANT.id, deleted=True)) == [gone, old, new, going]
 
 
-async def test_the_ids_of_all_tenants_hold_what_is_still_being_deleted_but_not_what_is(store: Store) -> None:
+async def test_ids_include_builders_being_deleted(store: Store) -> None:
     await add(store, OTHER_TENANT)
     one = await add_builder(store)
     foreign = await add_builder(store, tenant_id=OTHER_TENANT.id, created_at=NOW + SECOND)
@@ -209,7 +207,7 @@ async def test_builders_are_counted_by_status_without_the_deleted(store: Store) 
     assert counts == {Status.RUNNING: 2, Status.CREATING: 1}
 
 
-async def test_what_cannot_be_stored_in_a_text_becomes_a_replacement_character(store: Store) -> None:
+async def test_unstorable_characters_become_replacement_characters(store: Store) -> None:
     builder: Builder = await add_builder(store, status_reason="a\0b\ud800c")
     found = await store.read(lambda uow: uow.builders.get(builder.id))
     assert found is not None

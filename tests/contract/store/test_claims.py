@@ -12,7 +12,7 @@ from builderd.domain.ids import BuilderId, new_id
 from builderd.ports.store import Store
 
 
-async def test_a_claim_keeps_others_out_until_it_is_over(store: Store) -> None:
+async def test_claim_excludes_others_until_it_expires(store: Store) -> None:
     builder = (await add_builder(store)).id
     assert await claim(store, builder, "one", NOW)
     assert not await claim(store, builder, "two", NOW + 29 * SECOND)
@@ -20,7 +20,7 @@ async def test_a_claim_keeps_others_out_until_it_is_over(store: Store) -> None:
     assert not await holds(store, builder, "two", NOW)
 
 
-async def test_an_expired_claim_is_held_by_nobody_and_can_be_taken_over(store: Store) -> None:
+async def test_expired_claim_can_be_taken_over(store: Store) -> None:
     builder = (await add_builder(store)).id
     await claim(store, builder, "one", NOW)
     over = NOW + 30 * SECOND
@@ -46,7 +46,7 @@ async def test_a_released_builder_can_be_claimed_at_once(store: Store) -> None:
     assert await claim(store, builder, "two", NOW)
 
 
-async def test_who_lost_the_claim_cannot_release_it(store: Store) -> None:
+async def test_lost_claim_cannot_be_released(store: Store) -> None:
     builder = (await add_builder(store)).id
     await claim(store, builder, "one", NOW)
     await claim(store, builder, "two", NOW + 30 * SECOND)
@@ -55,11 +55,11 @@ async def test_who_lost_the_claim_cannot_release_it(store: Store) -> None:
     assert await due(store, NOW + 31 * SECOND) == []
 
 
-async def test_what_is_not_there_cannot_be_claimed(store: Store) -> None:
+async def test_unknown_builder_cannot_be_claimed(store: Store) -> None:
     assert not await claim(store, BuilderId(new_id()), "one", NOW)
 
 
-async def test_a_claim_is_on_one_builder_alone(store: Store) -> None:
+async def test_claim_concerns_one_builder(store: Store) -> None:
     builder, other = (await add_builder(store)).id, (await add_builder(store)).id
     await claim(store, builder, "one", NOW)
     assert await claim(store, other, "two", NOW)
@@ -75,7 +75,7 @@ async def test_saving_a_builder_leaves_its_claim_and_due_time_alone(store: Store
     assert await due(store, NOW) == [builder.id]
 
 
-async def test_a_new_builder_is_due_only_when_somebody_says_so(store: Store) -> None:
+async def test_new_builder_is_due_only_after_make_due(store: Store) -> None:
     builder = (await add_builder(store)).id
     assert await due(store, NOW) == []
     await make_due(store, builder, NOW)
@@ -98,7 +98,7 @@ async def test_a_due_time_only_moves_earlier(store: Store) -> None:
     assert await due(store, NOW) == [builder]
 
 
-async def test_the_longest_due_come_first_and_no_more_than_asked_for(store: Store) -> None:
+async def test_due_builders_are_limited_longest_due_first(store: Store) -> None:
     late, early, middle = [(await add_builder(store)).id for _ in range(3)]
     await make_due(store, late, NOW)
     await make_due(store, early, NOW - 2 * SECOND)
@@ -116,7 +116,7 @@ async def test_a_claimed_builder_is_not_due(store: Store) -> None:
     assert await due(store, NOW + 29 * SECOND) == []
 
 
-async def test_taking_the_claim_settles_what_the_builder_was_due_for(store: Store) -> None:
+async def test_claim_clears_the_due_time(store: Store) -> None:
     builder = (await add_builder(store)).id
     await make_due(store, builder, NOW)
     await claim(store, builder, "one", NOW)
@@ -124,7 +124,7 @@ async def test_taking_the_claim_settles_what_the_builder_was_due_for(store: Stor
     assert await due(store, NOW + 999 * SECOND) == []
 
 
-async def test_a_release_says_when_to_look_again(store: Store) -> None:
+async def test_release_sets_the_next_due_time(store: Store) -> None:
     builder = (await add_builder(store)).id
     await claim(store, builder, "one", NOW)
     await release(store, builder, "one", NOW + 5 * SECOND)
@@ -132,7 +132,7 @@ async def test_a_release_says_when_to_look_again(store: Store) -> None:
     assert await due(store, NOW + 5 * SECOND) == [builder]
 
 
-async def test_a_change_during_a_claim_outlives_its_release(store: Store) -> None:
+async def test_release_keeps_an_earlier_due_time(store: Store) -> None:
     builder = (await add_builder(store)).id
     for wish in (None, NOW + 60 * SECOND):
         await claim(store, builder, "one", NOW)
@@ -141,7 +141,7 @@ async def test_a_change_during_a_claim_outlives_its_release(store: Store) -> Non
         assert await due(store, NOW) == [builder]
 
 
-async def test_a_later_change_during_a_claim_outlives_its_release_too(store: Store) -> None:
+async def test_release_keeps_a_due_time_set_during_the_claim(store: Store) -> None:
     builder = (await add_builder(store)).id
     await claim(store, builder, "one", NOW)
     await make_due(store, builder, NOW + 100 * SECOND)
@@ -150,7 +150,7 @@ async def test_a_later_change_during_a_claim_outlives_its_release_too(store: Sto
     assert await due(store, NOW + 100 * SECOND) == [builder]
 
 
-async def test_a_renewal_keeps_the_change_that_came_since_the_claim(store: Store) -> None:
+async def test_renewal_keeps_a_due_time_set_during_the_claim(store: Store) -> None:
     builder = (await add_builder(store)).id
     await claim(store, builder, "one", NOW)
     await make_due(store, builder, NOW)
@@ -159,7 +159,7 @@ async def test_a_renewal_keeps_the_change_that_came_since_the_claim(store: Store
     assert await due(store, NOW + SECOND) == [builder]
 
 
-async def test_a_claim_that_ends_without_a_release_makes_its_builder_due(store: Store) -> None:
+async def test_expired_claim_makes_its_builder_due(store: Store) -> None:
     builder = (await add_builder(store)).id
     await make_due(store, builder, NOW)
     await claim(store, builder, "one", NOW)

@@ -83,7 +83,7 @@ class Pause:
         self._let_go.set()
 
 
-async def test_of_two_claims_at_once_one_succeeds(one: Store, two: Store) -> None:
+async def test_one_of_two_concurrent_claims_succeeds(one: Store, two: Store) -> None:
     for _ in range(ROUNDS):
         builder = (await add_builder(one)).id
         won = await asyncio.gather(
@@ -93,7 +93,7 @@ async def test_of_two_claims_at_once_one_succeeds(one: Store, two: Store) -> Non
         assert sorted(won) == [False, True]
 
 
-async def test_of_two_takeovers_of_an_expired_lease_one_succeeds(one: Store, two: Store) -> None:
+async def test_one_of_two_takeovers_of_an_expired_claim_succeeds(one: Store, two: Store) -> None:
     for _ in range(ROUNDS):
         builder = (await add_builder(one)).id
         await claim(one, builder, "dead", NOW - SECOND, 1)
@@ -104,7 +104,7 @@ async def test_of_two_takeovers_of_an_expired_lease_one_succeeds(one: Store, two
         assert sorted(won) == [False, True]
 
 
-async def test_work_under_a_claim_is_recorded_before_somebody_else_takes_it_over(one: Store, two: Store) -> None:
+async def test_work_under_a_claim_is_recorded_before_a_takeover(one: Store, two: Store) -> None:
     builder = (await add_builder(one)).id
     await claim(one, builder, "one", NOW, 1)
     pause, order = Pause(), []
@@ -126,7 +126,7 @@ async def test_work_under_a_claim_is_recorded_before_somebody_else_takes_it_over
     assert order == ["recorded", "taken over"]
 
 
-async def test_a_look_at_the_spending_waits_for_what_is_just_changing_it(one: Store, two: Store) -> None:
+async def test_spending_check_waits_for_a_concurrent_change(one: Store, two: Store) -> None:
     await one.write(lambda uow: uow.tenants.make_spending_due(TENANT.id, NOW))
     pause, order = Pause(), []
 
@@ -147,7 +147,7 @@ async def test_a_look_at_the_spending_waits_for_what_is_just_changing_it(one: St
     assert order == ["spent", "looked"], "it is put off by who sees all that it was due for"
 
 
-async def test_of_two_builders_of_one_name_one_is_made_and_the_other_names_it(one: Store, two: Store) -> None:
+async def test_one_of_two_concurrent_creates_of_a_name_succeeds(one: Store, two: Store) -> None:
     for round_ in range(ROUNDS):
         name = f"app-{round_}"
         outcomes = await asyncio.gather(
@@ -158,7 +158,7 @@ async def test_of_two_builders_of_one_name_one_is_made_and_the_other_names_it(on
         assert (len(made), refused) == (1, [made[0].id] * 5)
 
 
-async def test_of_two_calls_with_one_retry_key_one_goes_first(one: Store, two: Store) -> None:
+async def test_one_of_two_concurrent_calls_with_a_retry_key_wins(one: Store, two: Store) -> None:
     for round_ in range(ROUNDS):
         record = make_record(key=f"key-{round_}")
         outcomes = await asyncio.gather(*(add(store, record) for store in (one, two) * 3), return_exceptions=True)
@@ -166,7 +166,7 @@ async def test_of_two_calls_with_one_retry_key_one_goes_first(one: Store, two: S
         assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 5
 
 
-async def test_a_tenant_that_two_want_at_once_is_made_once(one: Store, two: Store) -> None:
+async def test_concurrent_creates_of_a_tenant_make_one(one: Store, two: Store) -> None:
     def get_or_make(uow: UnitOfWork) -> TenantId:
         tenant = uow.tenants.by_name("new")
         if tenant is None:
@@ -178,7 +178,7 @@ async def test_a_tenant_that_two_want_at_once_is_made_once(one: Store, two: Stor
     assert len(set(ids)) == 1
 
 
-async def test_of_two_sandboxes_at_once_one_is_opened(one: Store, two: Store) -> None:
+async def test_one_of_two_concurrent_sandboxes_is_opened(one: Store, two: Store) -> None:
     builder = (await add_builder(one)).id
     outcomes = await asyncio.gather(
         add(one, make_sandbox(builder)), add(two, make_sandbox(builder, attempt=2)), return_exceptions=True
@@ -201,7 +201,7 @@ async def test_changes_of_a_locked_builder_add_up(one: Store, two: Store) -> Non
     assert found.run == 201
 
 
-async def test_who_waited_for_a_lock_reads_what_its_holder_wrote(one: Store, two: Store) -> None:
+async def test_waiter_for_a_lock_reads_the_committed_value(one: Store, two: Store) -> None:
     builder = await add_builder(one)
     pause = Pause()
 
@@ -220,7 +220,7 @@ async def test_who_waited_for_a_lock_reads_what_its_holder_wrote(one: Store, two
     assert found.exit_code == 7
 
 
-async def test_reading_waits_for_no_writer_and_sees_nothing_of_its_work_before_the_end(one: Store, two: Store) -> None:
+async def test_reads_do_not_block_and_see_only_committed_data(one: Store, two: Store) -> None:
     pause = Pause()
 
     def write(uow: UnitOfWork) -> None:
@@ -237,7 +237,7 @@ async def test_reading_waits_for_no_writer_and_sees_nothing_of_its_work_before_t
     assert len(await two.read(lambda uow: uow.builders.ids())) == 1
 
 
-async def test_a_unit_of_work_that_reads_sees_one_state_throughout(one: Store, two: Store) -> None:
+async def test_read_sees_one_snapshot(one: Store, two: Store) -> None:
     await add_builder(one)
     pause = Pause()
 
@@ -253,7 +253,7 @@ async def test_a_unit_of_work_that_reads_sees_one_state_throughout(one: Store, t
     assert await reading == (1, 1)
 
 
-async def test_a_follower_misses_no_event_however_transactions_overlap(one: Store, two: Store) -> None:
+async def test_follower_misses_no_event_of_overlapping_transactions(one: Store, two: Store) -> None:
     builder = (await add_builder(one)).id
     pause = Pause()
 
@@ -273,7 +273,7 @@ async def test_a_follower_misses_no_event_however_transactions_overlap(one: Stor
     assert seen == sorted(added)
 
 
-async def test_followers_of_busy_writers_see_every_event_once_and_in_order(one: Store, two: Store) -> None:
+async def test_followers_see_every_event_once_in_order(one: Store, two: Store) -> None:
     builders = [(await add_builder(one)).id for _ in range(3)]
     writers = asyncio.gather(
         *(record(store, make_event(builders[number % 3])) for number in range(150) for store in (one, two))
@@ -290,7 +290,7 @@ async def test_followers_of_busy_writers_see_every_event_once_and_in_order(one: 
     assert len(seen) == 100
 
 
-async def test_due_builders_go_to_one_of_two_control_planes_each(one: Store, two: Store) -> None:
+async def test_each_due_builder_goes_to_one_of_two_services(one: Store, two: Store) -> None:
     builders = {(await add_builder(one)).id for _ in range(12)}
     for builder in builders:
         await make_due(one, builder, NOW)
@@ -329,7 +329,7 @@ class PausedVault:
 
 
 @pytest.mark.parametrize("step", ["is_current", "seal"])
-async def test_whoever_seals_a_webhook_anew_does_not_move_it_back(one: Store, two: Store, step: str) -> None:
+async def test_resealing_a_webhook_keeps_its_cursor(one: Store, two: Store, step: str) -> None:
     webhook, pause = make_webhook(), Pause()
     await one.write(lambda uow: uow.webhooks.add(webhook))
 
@@ -348,9 +348,7 @@ async def test_whoever_seals_a_webhook_anew_does_not_move_it_back(one: Store, tw
 
 
 @pytest.mark.parametrize("step", ["is_current", "seal"])
-async def test_whoever_seals_a_backup_key_anew_and_whoever_checks_undo_nothing(
-    one: Store, two: Store, step: str
-) -> None:
+async def test_resealing_and_checking_a_backup_key_lose_no_change(one: Store, two: Store, step: str) -> None:
     key, pause = BackupKey(TENANT.id, b"sealed", NOW, NOW, NOW), Pause()
     await one.write(lambda uow: uow.backup_keys.add(key))
     desk = BackupContext(cast("Any", SimpleNamespace(store=two)))
@@ -369,7 +367,7 @@ def make_delivery(webhook: Webhook, event: int) -> Delivery:
 
 
 @pytest.mark.parametrize("work", ["a delivery is made", "an attempt is recorded"])
-async def test_a_webhook_is_deleted_while_something_is_written_of_it(one: Store, two: Store, work: str) -> None:
+async def test_webhook_can_be_deleted_during_a_delivery(one: Store, two: Store, work: str) -> None:
     webhook, pause, runs = make_webhook(), Pause(), []
     made, caller = make_delivery(webhook, 1), Caller(TENANT.id, "token ci")
     await one.write(lambda uow: uow.webhooks.add(webhook))
@@ -413,7 +411,7 @@ async def world(two: Store) -> AsyncIterator[World]:
         pytest.param(lambda world: Reconciler(world.application)._let_go(), id="start"),
     ],
 )
-async def test_work_on_all_builders_is_in_nobodys_way(
+async def test_work_on_all_builders_blocks_no_other(
     one: Store, world: World, work: Callable[[World], Awaitable[None]]
 ) -> None:
     now = world.clock.now()
@@ -440,7 +438,7 @@ async def test_work_on_all_builders_is_in_nobodys_way(
     assert len(runs) == 1
 
 
-async def test_a_visit_that_is_known_already_waits_for_nobody(one: Store, world: World) -> None:
+async def test_recorded_visit_waits_for_no_lock(one: Store, world: World) -> None:
     builder = await add_builder(one, last_active_at=world.clock.now())
     world.previews.visit(builder.host, OPEN)
     pause = Pause()
@@ -463,7 +461,7 @@ HOUR = 3600 * SECOND
 
 
 @pytest.mark.parametrize("when", ["reading", "writing"])
-async def test_a_builder_that_ends_while_a_skip_is_left_out_is_not_billed_on(
+async def test_builder_that_ends_during_a_clock_skip_is_not_billed_further(
     one: SqlStore, two: Store, when: str
 ) -> None:
     builder = (await add_builder(one)).id
@@ -478,7 +476,7 @@ async def test_a_builder_that_ends_while_a_skip_is_left_out_is_not_billed_on(
     await _check_hours(one, builder, 6)
 
 
-async def test_a_skip_waits_for_a_builder_that_just_ends(one: SqlStore, two: Store) -> None:
+async def test_clock_skip_waits_for_an_ending_builder(one: SqlStore, two: Store) -> None:
     builder = (await add_builder(one)).id
     await add(one, make_segment(builder, start=NOW - 10 * HOUR))
     pause = Pause()

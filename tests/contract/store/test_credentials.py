@@ -25,7 +25,7 @@ async def test_every_field_is_kept(store: Store) -> None:
     assert await store.read(lambda uow: uow.credentials.get(TENANT.id, "zoho")) == USED
 
 
-async def test_they_are_listed_by_name_and_never_for_another_tenant(store: Store) -> None:
+async def test_credentials_are_listed_by_name_for_their_tenant(store: Store) -> None:
     foreign = replace(ZOHO, tenant_id=OTHER_TENANT.id)
     other = replace(ZOHO, name="aws-1")
     await store.write(lambda uow: uow.tenants.add(OTHER_TENANT))
@@ -45,12 +45,12 @@ async def test_deleting_is_idempotent_and_keeps_the_others(store: Store) -> None
     assert await store.read(lambda uow: uow.credentials.list(TENANT.id)) == [other]
 
 
-async def test_saving_what_was_deleted_is_told(store: Store) -> None:
+async def test_save_of_a_deleted_credential_is_reported(store: Store) -> None:
     with pytest.raises(LookupError, match="zoho"):
         await store.write(lambda uow: uow.credentials.save(ZOHO))
 
 
-async def test_a_use_writes_nothing_else(store: Store) -> None:
+async def test_recording_a_use_writes_only_that(store: Store) -> None:
     """A start may be under way while the secret is changed."""
     by = BuilderId(new_id())
     await store.write(lambda uow: uow.credentials.add(USED))
@@ -60,7 +60,7 @@ async def test_a_use_writes_nothing_else(store: Store) -> None:
     await store.write(lambda uow: uow.credentials.touch(TENANT.id, "gone", NOW, by))
 
 
-async def test_whoever_seals_all_anew_undoes_no_change_that_comes_meanwhile(shared_url: str) -> None:
+async def test_resealing_loses_no_concurrent_change(shared_url: str) -> None:
     changed = replace(ZOHO, sealed=b"changed")
     read, waits = threading.Event(), threading.Event()
 

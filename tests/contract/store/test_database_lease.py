@@ -38,7 +38,7 @@ async def get(store: SqlStore) -> DatabaseLease | None:
     return await store.read(lambda uow: uow.database_lease.get())
 
 
-async def test_a_database_that_was_never_owned_is_taken_and_shows_its_owner(store: SqlStore) -> None:
+async def test_unowned_database_is_taken_and_shows_its_owner(store: SqlStore) -> None:
     assert await get(store) is None
     lease = await taken(store, ONE)
     assert (lease.instance, lease.term, lease.released) == (ONE, 1, False)
@@ -48,7 +48,7 @@ async def test_a_database_that_was_never_owned_is_taken_and_shows_its_owner(stor
     assert 0 <= found.age < 60
 
 
-async def test_it_is_taken_only_as_it_was_seen(store: SqlStore) -> None:
+async def test_take_over_fails_if_the_lease_changed(store: SqlStore) -> None:
     first = await taken(store, ONE)
     assert await take(store, TWO) is None, "somebody has it"
     await asyncio.sleep(0.002)  # SQLite's clock has milliseconds
@@ -69,7 +69,7 @@ async def test_a_released_lease_keeps_its_owner(store: SqlStore) -> None:
     assert not (await taken(store, ONE, lease)).released
 
 
-async def test_its_age_is_by_the_clock_of_the_database(store: SqlStore) -> None:
+async def test_lease_age_is_by_the_clock_of_the_database(store: SqlStore) -> None:
     await taken(store, ONE)
     ago = database_lease.c.renewed_at
 
@@ -84,7 +84,7 @@ async def test_its_age_is_by_the_clock_of_the_database(store: SqlStore) -> None:
     assert 180 <= lease.age < 240
 
 
-async def test_who_lost_the_lease_writes_nothing_and_still_reads(store: SqlStore) -> None:
+async def test_lost_lease_refuses_writes_and_allows_reads(store: SqlStore) -> None:
     first = await taken(store, ONE)
     store.fence(first.term)
     await add(store, OTHER_TENANT)
@@ -106,7 +106,7 @@ async def test_who_lost_the_lease_writes_nothing_and_still_reads(store: SqlStore
     await store.write(work)
 
 
-async def test_a_take_over_comes_after_what_the_owner_before_has_open(shared_url: str) -> None:
+async def test_take_over_waits_for_open_work_of_the_previous_owner(shared_url: str) -> None:
     begun, let_go, tenant = threading.Event(), threading.Event(), Tenant(TenantId("late"), "late", NOW)
 
     def tarry(uow: UnitOfWork) -> None:
@@ -130,7 +130,7 @@ async def test_a_take_over_comes_after_what_the_owner_before_has_open(shared_url
             await one.write(lambda uow: uow.tenants.add(OTHER_TENANT))
 
 
-async def test_a_renewal_does_not_wait_for_work_that_is_open(shared_url: str) -> None:
+async def test_renewal_does_not_wait_for_open_work(shared_url: str) -> None:
     if shared_url.startswith("sqlite"):
         pytest.skip("SQLite has one writer as it is")
     begun, let_go = threading.Event(), threading.Event()
@@ -150,7 +150,7 @@ async def test_a_renewal_does_not_wait_for_work_that_is_open(shared_url: str) ->
         await writing
 
 
-async def test_the_new_owner_has_all_live_builders_and_what_others_had_claimed(store: SqlStore) -> None:
+async def test_take_over_moves_live_builders_and_drops_claims(store: SqlStore) -> None:
     builder = await add_builder(store, member="elsewhere")
     await claim(store, builder.id, "elsewhere", NOW)
     await store.write(lambda uow: uow.database_lease.adopt(TWO))

@@ -26,19 +26,19 @@ async def builder_of(store: Store, resources: Resources, **changes: object) -> B
     return builder
 
 
-async def test_nothing_is_promised_to_nobody(store: Store) -> None:
+async def test_demand_is_zero_without_builders(store: Store) -> None:
     assert await store.read(lambda uow: uow.builders.allocated()) == Allocation()
     assert await store.read(lambda uow: uow.builders.allocated(TENANT.id)) == Allocation()
 
 
-async def test_who_runs_counts_in_full_and_who_is_stopped_with_the_disk_alone(store: Store) -> None:
+async def test_running_builder_counts_fully_and_stopped_one_by_its_disk(store: Store) -> None:
     await builder_of(store, Resources(0.25, 0.5, 3))
     await builder_of(store, Resources(2, 4, 10), desired=Desired.STOPPED)
     await builder_of(store, Resources(8, 16, 100), desired=Desired.DELETED)
     assert await store.read(lambda uow: uow.builders.allocated(TENANT.id)) == Allocation(2, 1, 0.25, 0.5, 13)
 
 
-async def test_a_tenant_is_promised_its_own_and_all_together_the_whole(store: Store) -> None:
+async def test_demand_of_a_tenant_and_of_all_are_sums(store: Store) -> None:
     await add(store, OTHER_TENANT)
     await builder_of(store, Resources(1, 1, 3))
     await builder_of(store, Resources(2, 2, 5), tenant_id=OTHER_TENANT.id)
@@ -46,7 +46,7 @@ async def test_a_tenant_is_promised_its_own_and_all_together_the_whole(store: St
     assert await store.read(lambda uow: uow.builders.allocated()) == Allocation(2, 2, 3, 3, 8)
 
 
-async def test_of_what_serves_and_what_is_being_deployed_the_greater_counts(store: Store) -> None:
+async def test_greater_of_serving_and_candidate_version_counts(store: Store) -> None:
     builder = await builder_of(store, Resources(1, 8, 5))
     other = make_version(builder.id, number=2)
     await add(store, replace(other, settings=replace(other.settings, resources=Resources(4, 4, 3))))
@@ -54,7 +54,7 @@ async def test_of_what_serves_and_what_is_being_deployed_the_greater_counts(stor
     assert await store.read(lambda uow: uow.builders.allocated()) == Allocation(1, 1, 4, 8, 5)
 
 
-async def test_what_is_being_deployed_is_to_run_whether_or_not_the_builder_does(store: Store) -> None:
+async def test_candidate_of_a_stopped_builder_counts_as_running(store: Store) -> None:
     builder = await builder_of(store, Resources(8, 8, 5), desired=Desired.STOPPED)
     other = make_version(builder.id, number=2)
     await add(store, replace(other, settings=replace(other.settings, resources=Resources(4, 2, 10))))
@@ -73,7 +73,7 @@ def take(uow: UnitOfWork, number: int) -> bool:
     return True
 
 
-async def test_of_many_who_ask_at_once_no_more_get_it_than_there_is(shared_url: str) -> None:
+async def test_concurrent_admissions_do_not_exceed_the_limit(shared_url: str) -> None:
     async with open_store(shared_url) as one, open_store(shared_url) as other:
         await add(one, TENANT)
         stores = [one, other] * (ASKING // 2)

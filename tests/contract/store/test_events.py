@@ -13,7 +13,7 @@ from builderd.ports.store import Store
 from builderd.ports.store.events import EventQuery
 
 
-async def test_every_field_of_an_event_is_kept_and_it_gets_an_id(store: Store) -> None:
+async def test_every_field_of_an_event_is_stored_with_an_id(store: Store) -> None:
     builder = await add_builder(store)
     details = {"from": "creating", "to": None, "seconds": 1.25, "list": [1, {"a": "\N{SNOWMAN}\0"}], "ok": True}
     event = make_event(builder.id, details=details)
@@ -23,14 +23,14 @@ async def test_every_field_of_an_event_is_kept_and_it_gets_an_id(store: Store) -
     assert await store.read(lambda uow: uow.events.of_builder(builder.id)) == [stored]
 
 
-async def test_ids_count_up_over_the_whole_store(store: Store) -> None:
+async def test_ids_increase_over_the_whole_store(store: Store) -> None:
     one, two = await add_builder(store), await add_builder(store)
     stored = [await record(store, make_event(builder.id)) for builder in (one, two, one, two)]
     numbers = [event.id for event in stored]
     assert numbers == sorted(set(numbers))
 
 
-async def test_a_builders_events_come_by_id_and_not_by_their_time(store: Store) -> None:
+async def test_events_of_a_builder_are_ordered_by_id(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
     first = await record(store, make_event(builder.id, time=NOW + SECOND))
     await record(store, make_event(other.id))
@@ -38,7 +38,7 @@ async def test_a_builders_events_come_by_id_and_not_by_their_time(store: Store) 
     assert await event_ids(store, builder.id) == [first.id, second.id]
 
 
-async def test_a_follower_gets_what_came_after_the_last_it_saw(store: Store) -> None:
+async def test_following_returns_events_after_an_id(store: Store) -> None:
     builder = await add_builder(store)
     stored = [(await record(store, make_event(builder.id))).id for _ in range(5)]
     assert await event_ids(store, builder.id, after=stored[1]) == stored[2:]
@@ -46,7 +46,7 @@ async def test_a_follower_gets_what_came_after_the_last_it_saw(store: Store) -> 
     assert await event_ids(store, builder.id, after=stored[-1]) == []
 
 
-async def test_details_that_are_no_json_are_refused(store: Store) -> None:
+async def test_details_that_are_not_json_are_refused(store: Store) -> None:
     builder = await add_builder(store)
     with pytest.raises(Exception, match="JSON"):
         await record(store, make_event(builder.id, details={"seconds": float("nan")}))
@@ -76,7 +76,7 @@ async def test_a_tenants_events_are_paged_newest_first_and_followed_oldest_first
     assert await store.read(lambda uow: uow.events.last_id(TENANT.id)) == ids[-1]
 
 
-async def test_another_tenants_events_are_in_no_list(store: Store) -> None:
+async def test_events_of_another_tenant_are_not_listed(store: Store) -> None:
     await add(store, OTHER_TENANT)
     foreign = await add_builder(store, tenant_id=OTHER_TENANT.id)
     await record(store, make_event(foreign.id, tenant_id=OTHER_TENANT.id))
@@ -111,7 +111,7 @@ async def test_an_event_may_concern_the_tenant_as_a_whole(store: Store) -> None:
     assert await store.read(lambda uow: uow.events.following(TENANT.id, EventQuery(), after=0, limit=1)) == [stored]
 
 
-async def test_the_oldest_events_expire_a_few_at_a_time_and_ids_are_not_used_again(store: Store) -> None:
+async def test_oldest_events_expire_in_batches_and_ids_are_not_reused(store: Store) -> None:
     builder = await add_builder(store)
     ids = [(await record(store, make_event(builder.id, time=NOW + n * SECOND))).id for n in range(5)]
 

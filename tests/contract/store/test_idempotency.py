@@ -19,7 +19,7 @@ ANSWERED = make_record(
 )
 
 
-async def test_every_field_of_a_record_is_kept(store: Store) -> None:
+async def test_every_field_of_a_record_is_stored(store: Store) -> None:
     await add(store, ANSWERED)
     assert await store.read(lambda uow: uow.idempotency.get(TENANT.id, "key-1")) == ANSWERED
 
@@ -54,7 +54,7 @@ async def test_a_deleted_key_can_be_used_again(store: Store) -> None:
     await add(store, make_record())
 
 
-async def test_saving_what_is_not_there_is_an_error(store: Store) -> None:
+async def test_save_of_a_missing_row_is_an_error(store: Store) -> None:
     with pytest.raises(LookupError):
         await store.write(lambda uow: uow.idempotency.save(ANSWERED))
 

@@ -14,11 +14,11 @@ LANDED = Path(__file__).with_name("landed_migrations.sha256")
 HELP = f"A landed migration is not changed: write a new one. A new one is added to {LANDED.name}: sha256sum *.py."
 
 
-def test_landed_migrations_are_as_they_were() -> None:
+def test_landed_migrations_are_unchanged() -> None:
     landed = {name: digest for digest, name in (line.split() for line in LANDED.read_text().splitlines())}
     present = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in VERSIONS.glob("*.py")}
     assert present == landed, HELP
 
 
-def test_each_revision_is_one_file_that_begins_with_its_number() -> None:
+def test_each_revision_is_one_numbered_file() -> None:
     assert [path.name.partition("_")[0] for path in sorted(VERSIONS.glob("*.py"))] == list(revisions())

@@ -10,7 +10,7 @@ from builderd.domain.leases import Lease, LeaseId
 from builderd.ports.store import Store, UnitOfWork
 
 
-async def test_leases_are_listed_the_oldest_first_changed_and_deleted(store: Store) -> None:
+async def test_leases_are_listed_oldest_first_changed_and_deleted(store: Store) -> None:
     one, other = await add_builder(store), await add_builder(store)
     first = Lease(LeaseId("b"), one.id, "an import", "token ci", NOW, NOW + SECOND)
     second = replace(first, id=LeaseId("a"), created_at=NOW + SECOND, reason="a \0 report")
@@ -30,7 +30,7 @@ async def test_leases_are_listed_the_oldest_first_changed_and_deleted(store: Sto
     assert await store.read(lambda uow: uow.leases.of_builder(other.id)) == []
 
 
-async def test_those_of_a_builder_that_are_over_go_and_no_others(store: Store) -> None:
+async def test_only_expired_leases_of_a_builder_are_deleted(store: Store) -> None:
     one, other = await add_builder(store), await add_builder(store)
     over = Lease(LeaseId("a"), one.id, "an import", "token ci", NOW, NOW + SECOND)
     lasts = replace(over, id=LeaseId("b"), expires_at=NOW + 2 * SECOND)

@@ -26,7 +26,7 @@ APRIL, MAY, JUNE = (datetime(2026, month, 1, tzinfo=UTC) for month in (4, 5, 6))
 @pytest.mark.parametrize(
     "rate", ["0.1965", "0.10", "0", "0.1234567890123456789012345678901234567890", "98765432109876.5"]
 )
-async def test_a_rate_keeps_all_its_digits(store: Store, rate: str) -> None:
+async def test_rate_keeps_all_digits(store: Store, rate: str) -> None:
     builder = await add_builder(store)
     segment = make_segment(builder.id, hourly_rate=Decimal(rate))
     await add(store, segment)
@@ -37,13 +37,13 @@ async def test_a_rate_keeps_all_its_digits(store: Store, rate: str) -> None:
 
 
 @pytest.mark.parametrize("rate", ["NaN", "Infinity"])
-async def test_a_rate_is_a_finite_number(store: Store, rate: str) -> None:
+async def test_rate_must_be_finite(store: Store, rate: str) -> None:
     builder = await add_builder(store)
     with pytest.raises(Exception, match="no amount"):
         await add(store, make_segment(builder.id, hourly_rate=Decimal(rate)))
 
 
-async def test_closing_ends_the_open_segment_alone(store: Store) -> None:
+async def test_close_ends_only_the_open_segment(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
     first = make_segment(builder.id, end=NOW + SECOND)
     second = make_segment(builder.id, billing=Billing.STOPPED, start=NOW + SECOND)
@@ -88,7 +88,7 @@ async def test_segments_of_many_builders_come_by_builder_oldest_first(store: Sto
     assert found == {one.id: [early, late], two.id: [other]}
 
 
-async def test_only_the_segments_that_reach_into_the_span_come(store: Store) -> None:
+async def test_only_segments_within_the_span_are_returned(store: Store) -> None:
     one, other, later = [await add_builder(store) for _ in range(3)]
     hours = [
         make_segment(one.id, start=MAY + hour * HOUR, end=MAY + (hour + 1) * HOUR if hour < 4 else None)
@@ -115,14 +115,14 @@ async def test_no_builders_have_no_segments(store: Store) -> None:
     assert await store.read(lambda uow: uow.ledger.of_builders([])) == {}
 
 
-async def test_more_builders_than_a_statement_takes_can_be_asked_for(store: Store) -> None:
+async def test_query_for_many_builders_is_split(store: Store) -> None:
     builder = await add_builder(store)
     await add(store, make_segment(builder.id))
     asked = [*(BuilderId(new_id()) for _ in range(70_000)), builder.id]
     assert await store.read(lambda uow: uow.ledger.of_builders(asked)) == {builder.id: [make_segment(builder.id)]}
 
 
-async def test_totals_are_those_of_all_segments_over_months_and_what_goes_on(store: Store) -> None:
+async def test_totals_include_all_months_and_the_open_segment(store: Store) -> None:
     builder, other, idle = [await add_builder(store) for _ in range(3)]
     ended = make_segment(builder.id, start=MAY - HOUR, end=MAY + 2 * HOUR)
     rest = make_segment(builder.id, billing=Billing.STOPPED, start=MAY + 2 * HOUR, hourly_rate=Decimal("0.1"))
@@ -138,7 +138,7 @@ def of_month(uow: UnitOfWork, now: datetime) -> Mapping[BuilderId, Sum]:
     return uow.ledger.of_month(TENANT.id, now)
 
 
-async def test_a_month_has_its_own_part_only(store: Store) -> None:
+async def test_month_includes_only_its_own_part(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
     await add(store, make_segment(builder.id, start=MAY - HOUR), make_segment(other.id, start=MAY, end=MAY + HOUR))
     await store.write(lambda uow: uow.ledger.close(builder.id, JUNE + HOUR))
@@ -147,7 +147,7 @@ async def test_a_month_has_its_own_part_only(store: Store) -> None:
         assert {one: spent.hours for one, spent in found.items()} == hours
 
 
-async def test_what_goes_on_counts_from_the_months_beginning_to_now(store: Store) -> None:
+async def test_open_segment_counts_from_the_start_of_the_month(store: Store) -> None:
     builder = await add_builder(store)
     segment = make_segment(builder.id, start=MAY - 10 * HOUR)
     await add(store, segment)
@@ -156,7 +156,7 @@ async def test_what_goes_on_counts_from_the_months_beginning_to_now(store: Store
     assert await store.read(lambda uow: uow.ledger.open_of(TENANT.id)) == [segment]
 
 
-async def test_another_tenants_spending_is_not_in_it(store: Store) -> None:
+async def test_spending_of_another_tenant_is_excluded(store: Store) -> None:
     await add(store, OTHER_TENANT)
     theirs = await add_builder(store, tenant_id=OTHER_TENANT.id)
     closed = make_segment(theirs.id, tenant_id=OTHER_TENANT.id, start=MAY, end=MAY + HOUR)
@@ -165,7 +165,7 @@ async def test_another_tenants_spending_is_not_in_it(store: Store) -> None:
     assert await store.read(lambda uow: uow.ledger.open_of(TENANT.id)) == []
 
 
-async def test_nobody_pays_for_what_the_clock_skipped(store: Store) -> None:
+async def test_skipped_time_is_not_billed(store: Store) -> None:
     goes_on, over, inside, before, after = [await add_builder(store) for _ in range(5)]
     skip = (MAY + HOUR, MAY + 5 * HOUR)
     await add(
@@ -187,7 +187,7 @@ async def test_nobody_pays_for_what_the_clock_skipped(store: Store) -> None:
         assert [(one.start, one.end) for one in segments[inside.id]] == [(skip[1], None)]
 
 
-async def test_a_skip_over_the_months_end_is_in_neither_month(store: Store) -> None:
+async def test_skip_over_a_months_end_is_in_neither_month(store: Store) -> None:
     builder = await add_builder(store)
     await add(store, make_segment(builder.id, start=MAY - 2 * HOUR, end=MAY + 2 * HOUR))
     await leave_out(store, MAY - HOUR, MAY + HOUR)
@@ -206,9 +206,7 @@ async def test_a_skip_over_the_months_end_is_in_neither_month(store: Store) -> N
         (MAY + 3 * HOUR, JUNE + 5 * HOUR),
     ],
 )
-async def test_after_a_skip_each_month_is_what_is_left_of_it_to_the_last_digit(
-    store: Store, since: datetime, until: datetime
-) -> None:
+async def test_months_after_a_skip_are_exact(store: Store, since: datetime, until: datetime) -> None:
     builder = await add_builder(store)
     turns = [APRIL, MAY - HOUR / 3, MAY + HOUR, JUNE + HOUR / 7, JUNE + 4 * HOUR]
     billings = [Billing.RUNNING, Billing.STOPPED, Billing.FROZEN, Billing.RUNNING]
@@ -223,7 +221,7 @@ async def test_after_a_skip_each_month_is_what_is_left_of_it_to_the_last_digit(
         assert found.get(builder.id, Sum()) == total(left, month, month, next_month(month))
 
 
-async def test_a_skip_that_was_cut_short_is_done_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_interrupted_skip_is_repeated(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [(await add_builder(store)).id for _ in range(3)]
     await add(store, *(make_segment(one, start=MAY, end=MAY + 6 * HOUR) for one in ids))
     write, runs = store.write, iter(range(3))
@@ -243,7 +241,7 @@ async def test_a_skip_that_was_cut_short_is_done_again(store: Store, monkeypatch
         await leave_out(store, MAY + HOUR, MAY + 5 * HOUR)
 
 
-async def test_a_skip_reads_no_more_of_a_long_history(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_skip_does_not_read_a_long_history(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     builder, read = await add_builder(store), list[int]()
     past = [make_segment(builder.id, start=MAY + n * SECOND, end=MAY + (n + 1) * SECOND) for n in range(100)]
     await add(store, *past, make_segment(builder.id, start=MAY + 100 * SECOND))

@@ -19,7 +19,7 @@ async def of_builder(store: Store, builder: BuilderId) -> list[UsageBucket]:
     return list(await store.read(lambda uow: uow.metrics.of_builder(builder, START - BUCKET)))
 
 
-async def test_readings_add_up_in_their_step(store: Store) -> None:
+async def test_samples_are_summed_in_their_step(store: Store) -> None:
     builder = BuilderId("b")
     steps = [
         UsageBucket(builder, START + BUCKET, USAGE),
@@ -35,7 +35,7 @@ async def test_readings_add_up_in_their_step(store: Store) -> None:
     ]
 
 
-async def test_nothing_to_add_is_fine(store: Store) -> None:
+async def test_adding_no_samples_is_no_error(store: Store) -> None:
     await store.write(lambda uow: uow.metrics.add([]))
 
 
@@ -46,7 +46,7 @@ async def test_old_steps_expire(store: Store) -> None:
     assert [step.start for step in await of_builder(store, builder)] == [START + BUCKET, START + 2 * BUCKET]
 
 
-async def test_two_services_that_write_at_once_lose_nothing(store: Store) -> None:
+async def test_concurrent_writers_lose_no_samples(store: Store) -> None:
     builders = [BuilderId(f"b{number}") for number in range(20)]
 
     async def write(order: list[BuilderId]) -> None:
@@ -60,7 +60,7 @@ async def test_two_services_that_write_at_once_lose_nothing(store: Store) -> Non
         assert [step.usage.requests for step in await of_builder(store, builder)] == [10]
 
 
-async def test_what_runs_is_watched(store: Store) -> None:
+async def test_running_builders_are_watched(store: Store) -> None:
     builder, stopped, starting = await add_builder(store), await add_builder(store), await add_builder(store)
     running = make_sandbox(builder.id, started_at=NOW)
     trial = make_sandbox(builder.id, started_at=NOW, trial=True, attempt=2, disk=DiskId("copy"))

@@ -83,20 +83,20 @@ def _describe_table(inspector: Any, table: str) -> dict[str, Any]:
     }
 
 
-def test_the_migrations_leave_nothing_to_do(migrated: Engine) -> None:
+def test_migrations_match_the_tables(migrated: Engine) -> None:
     with migrated.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
     migrated.dispose()
 
 
-def test_checks_conditions_and_collations_agree_too(migrated: Engine, created: Engine) -> None:
+def test_migrations_match_checks_conditions_and_collations(migrated: Engine, created: Engine) -> None:
     with migrated.connect() as left, created.connect() as right:
         assert pformat(describe(left)).splitlines() == pformat(describe(right)).splitlines()
     migrated.dispose()
 
 
-def test_an_installed_wheel_brings_its_migrations(tmp_path: Path) -> None:
+def test_installed_wheel_contains_the_migrations(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

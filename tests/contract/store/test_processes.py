@@ -25,7 +25,7 @@ def start_child(url: str, task: str) -> subprocess.Popen[str]:
     return child
 
 
-async def test_processes_that_migrate_at_once_all_come_through(shared_url: str) -> None:
+async def test_concurrent_migrations_all_succeed(shared_url: str) -> None:
     children = [start_child(shared_url, "migrate") for _ in range(4)]
     outcomes = await asyncio.gather(*(asyncio.to_thread(child.communicate, "go\n", 60) for child in children))
     assert [(child.returncode, errors) for child, (_, errors) in zip(children, outcomes, strict=True)] == [(0, "")] * 4
@@ -35,9 +35,7 @@ async def test_processes_that_migrate_at_once_all_come_through(shared_url: str) 
 
 
 @pytest.mark.parametrize("acknowledged", [1, 20, 75])
-async def test_a_process_killed_while_it_writes_leaves_only_whole_units_of_work(
-    shared_url: str, acknowledged: int
-) -> None:
+async def test_killed_writer_leaves_only_complete_units_of_work(shared_url: str, acknowledged: int) -> None:
     async with open_store(shared_url) as store:
         await add(store, TENANT)
     child = start_child(shared_url, "write")

@@ -22,7 +22,7 @@ async def save(store: Store, *reports: QaReport) -> None:
         await store.write(lambda uow, report=report: uow.qa_reports.save(report))  # type: ignore[misc]
 
 
-async def test_a_report_comes_back_as_it_was_saved_last(store: Store) -> None:
+async def test_last_saved_report_is_returned(store: Store) -> None:
     builder = await add_builder(store)
     report = make_report(builder.id)
     await save(store, report)
@@ -46,7 +46,7 @@ async def test_a_report_comes_back_as_it_was_saved_last(store: Store) -> None:
     assert await store.read(lambda uow: uow.qa_reports.get(builder.id, 2)) is None
 
 
-async def test_what_a_hostile_app_answers_cannot_fail_its_report(store: Store) -> None:
+async def test_unstorable_characters_of_an_app_are_replaced(store: Store) -> None:
     builder = await add_builder(store)
     check = Check(CheckName.LOG, Outcome.FAILED, "nul \0", findings=("half \ud83d a pair",))
     await save(store, replace(make_report(builder.id), gate=(check,)))
@@ -55,7 +55,7 @@ async def test_what_a_hostile_app_answers_cannot_fail_its_report(store: Store) -
     assert (found.gate[0].message, found.gate[0].findings) == ("nul \ufffd", ("half \ufffd a pair",))
 
 
-async def test_unfinished_are_the_open_ones_and_those_that_have_a_copy(store: Store) -> None:
+async def test_open_reports_and_those_with_a_copy_are_unfinished(store: Store) -> None:
     builder = await add_builder(store)
     for number in (2, 3, 4, 5):
         await add(store, make_version(builder.id, number=number))
@@ -70,7 +70,7 @@ async def test_unfinished_are_the_open_ones_and_those_that_have_a_copy(store: St
     assert [one.version for one in await store.read(lambda uow: uow.qa_reports.unfinished())] == [2, 4, 1]
 
 
-async def test_screenshots_are_replaced_and_go_with_the_reports(store: Store) -> None:
+async def test_screenshots_are_replaced_and_deleted_with_reports(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
     picture = Screenshot("desktop", 1280, 800, b"\x89PNG\0\xff")
     for one in (builder, other):

@@ -18,7 +18,7 @@ async def put(store: Store, report: Report, builder: Builder) -> None:
     await store.write(lambda uow: uow.reviews.put(builder.tenant_id, report))
 
 
-async def test_a_report_comes_back_as_it_was_put_last(store: Store) -> None:
+async def test_last_stored_report_is_returned(store: Store) -> None:
     builder = await add_builder(store)
     await put(store, REPORT, builder)
     later = replace(REPORT, reviewed_at=NOW + SECOND, seconds=1.5, findings=(), left_out={})
@@ -27,7 +27,7 @@ async def test_a_report_comes_back_as_it_was_put_last(store: Store) -> None:
     assert await store.read(lambda uow: uow.reviews.get(TENANT.id, REPORT.key)) == later
 
 
-async def test_another_policy_or_content_is_another_report(store: Store) -> None:
+async def test_report_is_keyed_by_policy_and_content(store: Store) -> None:
     builder = await add_builder(store)
     others = [replace(REPORT, policy_hash="q" * 64), replace(REPORT, content_hash="d" * 64)]
     for report in (REPORT, *others):
@@ -36,13 +36,13 @@ async def test_another_policy_or_content_is_another_report(store: Store) -> None
         assert await store.read(lambda uow, key=report.key: uow.reviews.get(TENANT.id, key)) == report  # type: ignore[misc]
 
 
-async def test_no_tenant_learns_that_another_one_has_the_same_code(store: Store) -> None:
+async def test_reports_are_not_shared_between_tenants(store: Store) -> None:
     builder = await add_builder(store)
     await put(store, REPORT, builder)
     assert await store.read(lambda uow: uow.reviews.get(OTHER_TENANT.id, REPORT.key)) is None
 
 
-async def test_hostile_code_cannot_fail_its_report(store: Store) -> None:
+async def test_unstorable_characters_of_code_are_replaced(store: Store) -> None:
     builder = await add_builder(store)
     finding = replace(HELD, text="nul \0", path="half \ud83d a pair")
     await put(store, replace(REPORT, findings=(finding,)), builder)
@@ -51,14 +51,14 @@ async def test_hostile_code_cannot_fail_its_report(store: Store) -> None:
     assert (found.findings[0].text, found.findings[0].path) == ("nul \ufffd", "half \ufffd a pair")
 
 
-async def test_a_version_keeps_its_verdict(store: Store) -> None:
+async def test_verdict_of_a_version_is_stored(store: Store) -> None:
     builder = await add_builder(store)
     judged = make_version(builder.id, number=2, review_passed=True, review_key=REPORT.key, review_until=NOW + SECOND)
     await add(store, judged)
     assert await store.read(lambda uow: uow.versions.get(builder.id, 2)) == judged
 
 
-async def test_reports_go_once_no_live_builder_has_them(store: Store) -> None:
+async def test_unused_reports_are_deleted(store: Store) -> None:
     await add(store, OTHER_TENANT)
     builder = await add_builder(store)
     other = await add_builder(store, tenant_id=OTHER_TENANT.id)
@@ -86,7 +86,7 @@ async def test_reports_go_once_no_live_builder_has_them(store: Store) -> None:
     assert await store.read(left) == [used, None, None, None, young]
 
 
-async def test_what_is_accepted_is_of_one_builder_and_can_be_accepted_anew(store: Store) -> None:
+async def test_acceptance_belongs_to_one_builder_and_can_be_renewed(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
     first = Acceptance(builder.id, "f" * 32, "it is meant", "token ci", NOW)
     second = Acceptance(builder.id, "e" * 32, "for now", "token root", NOW + SECOND, NOW + SECOND * 9)

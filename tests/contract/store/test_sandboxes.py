@@ -13,7 +13,7 @@ from builderd.ports.store import Store
 END = SandboxEnd(EndCause.EXITED, 3, NOW + 2 * SECOND)
 
 
-async def test_every_field_of_a_sandbox_is_kept(store: Store) -> None:
+async def test_every_field_of_a_sandbox_is_stored(store: Store) -> None:
     builder = await add_builder(store)
     sandbox = make_sandbox(
         builder.id, run=4, attempt=2, ip="10.88.0.2", started_at=NOW, listening_at=NOW + SECOND, end=END
@@ -22,7 +22,7 @@ async def test_every_field_of_a_sandbox_is_kept(store: Store) -> None:
     assert await store.read(lambda uow: uow.sandboxes.get(sandbox.id)) == sandbox
 
 
-async def test_an_end_of_which_little_is_known_is_still_an_end(store: Store) -> None:
+async def test_end_without_details_is_stored(store: Store) -> None:
     builder = await add_builder(store)
     sandbox = make_sandbox(builder.id, end=SandboxEnd(EndCause.UNKNOWN, None, None))
     await add(store, sandbox)
@@ -30,7 +30,7 @@ async def test_an_end_of_which_little_is_known_is_still_an_end(store: Store) -> 
     assert await store.read(lambda uow: uow.sandboxes.open_of(builder.id)) is None
 
 
-async def test_the_open_one_is_the_one_that_has_not_ended(store: Store) -> None:
+async def test_open_sandbox_is_the_one_without_an_end(store: Store) -> None:
     builder = await add_builder(store)
     await add_builder(store)
     ended, running = make_sandbox(builder.id, end=END), make_sandbox(builder.id, attempt=2)
@@ -48,7 +48,7 @@ async def test_a_builder_has_at_most_one_open_sandbox(store: Store) -> None:
         await add(store, make_sandbox(builder.id, attempt=2))
 
 
-async def test_an_attempt_of_a_run_is_made_once(store: Store) -> None:
+async def test_attempt_of_a_run_is_unique(store: Store) -> None:
     builder = await add_builder(store)
     await add(store, make_sandbox(builder.id, end=END))
     with pytest.raises(Exception, match=r"(?i)unique"):
@@ -72,7 +72,7 @@ async def test_sandboxes_are_listed_oldest_first_of_all_runs_or_of_one(store: St
     assert await store.read(lambda uow: uow.sandboxes.of_run(builder.id, 3)) == []
 
 
-async def test_those_of_a_run_come_with_what_goes_on_of_others(store: Store) -> None:
+async def test_sandboxes_of_a_run_include_open_ones_of_other_runs(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
     gone, ended = make_sandbox(builder.id, end=END), make_sandbox(builder.id, run=2, end=END)
     running, trial = make_sandbox(builder.id, run=3), make_sandbox(builder.id, run=2, attempt=2, trial=True)
@@ -81,13 +81,13 @@ async def test_those_of_a_run_come_with_what_goes_on_of_others(store: Store) -> 
     assert await store.read(lambda uow: uow.sandboxes.open_of(builder.id)) == running
 
 
-async def test_saving_what_is_not_there_is_an_error(store: Store) -> None:
+async def test_save_of_a_missing_row_is_an_error(store: Store) -> None:
     builder = await add_builder(store)
     with pytest.raises(LookupError):
         await store.write(lambda uow: uow.sandboxes.save(make_sandbox(builder.id)))
 
 
-async def test_of_a_long_run_the_latest_are_kept_and_the_last_that_listened(store: Store) -> None:
+async def test_latest_sandboxes_and_the_last_listening_one_are_kept(store: Store) -> None:
     builder = await add_builder(store, run=2)
     listened = {1, 3}
     long = [
@@ -106,7 +106,7 @@ async def test_of_a_long_run_the_latest_are_kept_and_the_last_that_listened(stor
     assert [(one.run, one.attempt) for one in kept] == [(1, 1), (1, 2), (1, 3), (2, 3), (2, 6), (2, 7), (2, 8)]
 
 
-async def test_those_that_ended_long_ago_expire_but_not_of_the_present_run(store: Store) -> None:
+async def test_old_sandboxes_expire_except_of_the_present_run(store: Store) -> None:
     builder = await add_builder(store, run=3)
     old = [make_sandbox(builder.id, run=run, end=replace(END, at=NOW)) for run in (1, 2, 3)]
     recent = make_sandbox(builder.id, run=2, attempt=2, end=replace(END, at=NOW + 9 * SECOND))

@@ -24,7 +24,7 @@ async def change(store: SqlStore, *statements: str) -> None:
     await asyncio.get_running_loop().run_in_executor(store._writers, execute)
 
 
-async def test_the_present_schema_has_no_fault(store: SqlStore) -> None:
+async def test_current_schema_has_no_differences(store: SqlStore) -> None:
     assert await store.schema_differences() == []
 
 
@@ -38,18 +38,18 @@ async def test_the_present_schema_has_no_fault(store: SqlStore) -> None:
         ("DROP TABLE alembic_version", "revision none, this program needs"),
     ],
 )
-async def test_what_is_missing_is_named(store: SqlStore, statement: str, fault: str) -> None:
+async def test_missing_tables_and_columns_are_named(store: SqlStore, statement: str, fault: str) -> None:
     await change(store, statement)
     (only,) = await store.schema_differences()
     assert fault in only
 
 
-async def test_what_others_have_added_is_no_fault(store: SqlStore) -> None:
+async def test_additional_tables_are_no_difference(store: SqlStore) -> None:
     await change(store, "ALTER TABLE tenants ADD COLUMN colour TEXT", "CREATE TABLE notes (id INTEGER)")
     assert await store.schema_differences() == []
 
 
-async def test_an_empty_database_names_few_of_many() -> None:
+async def test_empty_database_names_a_few_differences() -> None:
     store = SqlStore(MEMORY)
     found = await store.schema_differences()
     await store.close()
@@ -58,7 +58,7 @@ async def test_an_empty_database_names_few_of_many() -> None:
     assert found[-1] == f"and {len(metadata.tables) + 1 - 10} more"
 
 
-async def test_a_database_that_is_not_there_is_said_to_be_unreadable() -> None:
+async def test_missing_database_is_reported_as_unreadable() -> None:
     store = SqlStore("postgresql://me@127.0.0.1:1/builderd")
     assert await store.schema_differences() == ["its schema cannot be read: see the service's log"]
     await store.close()

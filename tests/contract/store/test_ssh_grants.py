@@ -14,7 +14,7 @@ BUILDER = make_builder()
 GRANT = Grant(new_id(), TENANT.id, BUILDER.id, "a" * 64, "token ci", NOW, NOW + 60 * SECOND)
 
 
-async def test_every_field_is_kept_and_a_use_is_recorded(store: Store) -> None:
+async def test_every_field_is_stored_and_a_use_recorded(store: Store) -> None:
     await add(store, BUILDER)
     await store.write(lambda uow: uow.ssh_grants.add(GRANT))
     assert await store.read(lambda uow: uow.ssh_grants.by_secret_hash("a" * 64)) == GRANT
@@ -23,7 +23,7 @@ async def test_every_field_is_kept_and_a_use_is_recorded(store: Store) -> None:
     assert await store.read(lambda uow: uow.ssh_grants.by_secret_hash("b" * 64)) is None
 
 
-async def test_only_those_that_are_neither_revoked_nor_expired_are_valid(store: Store) -> None:
+async def test_revoked_and_expired_grants_are_invalid(store: Store) -> None:
     await add(store, BUILDER)
     later = replace(GRANT, id=new_id(), secret_hash="c" * 64, expires_at=NOW + 3600 * SECOND)
     for one in (GRANT, later):
@@ -36,7 +36,7 @@ async def test_only_those_that_are_neither_revoked_nor_expired_are_valid(store: 
     assert await store.read(lambda uow: uow.ssh_grants.get(later.id)) == replace(later, revoked_at=NOW)
 
 
-async def test_what_is_long_over_goes(store: Store) -> None:
+async def test_old_grants_are_deleted(store: Store) -> None:
     await add(store, BUILDER)
     await store.write(lambda uow: uow.ssh_grants.add(GRANT))
     assert await store.write(lambda uow: uow.ssh_grants.expire(GRANT.expires_at)) == 0

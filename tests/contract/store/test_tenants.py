@@ -27,7 +27,7 @@ async def test_two_tenants_cannot_have_one_name(store: Store) -> None:
         await add(store, Tenant(TenantId(new_id()), TENANT.name, NOW))
 
 
-async def test_a_time_is_read_in_utc_with_its_microseconds_whatever_zone_it_was_given_in(store: Store) -> None:
+async def test_time_is_returned_in_utc_with_microseconds(store: Store) -> None:
     elsewhere = NOW.astimezone(timezone(timedelta(hours=-7)))
     await add(store, Tenant(OTHER_TENANT.id, "zeta", elsewhere))
     tenant = await store.read(lambda uow: uow.tenants.get(OTHER_TENANT.id))

@@ -14,7 +14,7 @@ def make_due(uow: UnitOfWork, seconds: int) -> None:
     uow.tenants.make_spending_due(TENANT.id, NOW + seconds * SECOND)
 
 
-async def test_a_cap_is_kept_and_a_new_one_is_warned_of_anew(store: Store) -> None:
+async def test_new_cap_resets_its_warning(store: Store) -> None:
     await store.write(lambda uow: uow.tenants.cap(TENANT.id, Decimal("20.00")))
     await store.write(lambda uow: uow.tenants.warned(TENANT.id, NOW))
     found = await store.read(lambda uow: uow.tenants.get(TENANT.id))
@@ -26,7 +26,7 @@ async def test_a_cap_is_kept_and_a_new_one_is_warned_of_anew(store: Store) -> No
     assert (found.spending_cap, found.cap_warned_at) == (None, None)
 
 
-async def test_whose_spending_changed_is_due_the_earliest_first(store: Store) -> None:
+async def test_tenants_are_due_earliest_first(store: Store) -> None:
     await add(store, OTHER_TENANT)
     assert await store.read(lambda uow: uow.tenants.spending_due(NOW)) == []
     await store.write(lambda uow: uow.tenants.make_spending_due(TENANT.id, NOW + SECOND))
@@ -36,13 +36,13 @@ async def test_whose_spending_changed_is_due_the_earliest_first(store: Store) ->
     assert await store.read(lambda uow: uow.tenants.spending_due(NOW + SECOND)) == both
 
 
-async def test_a_later_time_does_not_put_off_an_earlier_one(store: Store) -> None:
+async def test_later_due_time_does_not_replace_an_earlier_one(store: Store) -> None:
     for seconds in (5, 1, 3):
         await store.write(partial(make_due, seconds=seconds))
     assert await store.read(lambda uow: uow.tenants.spending_due(NOW + 9 * SECOND)) == [(TENANT.id, NOW + SECOND)]
 
 
-async def test_what_became_due_during_a_look_is_looked_at_again(store: Store) -> None:
+async def test_change_during_a_check_makes_the_tenant_due_again(store: Store) -> None:
     await store.write(lambda uow: uow.tenants.make_spending_due(TENANT.id, NOW))
     lease = NOW + 10 * SECOND
     assert await store.write(lambda uow: uow.tenants.postpone_spending(TENANT.id, NOW, lease))
@@ -52,7 +52,7 @@ async def test_what_became_due_during_a_look_is_looked_at_again(store: Store) ->
     assert await store.read(lambda uow: uow.tenants.spending_due(NOW + SECOND)) == [(TENANT.id, NOW + SECOND)]
 
 
-async def test_where_nothing_is_to_come_nothing_is_due(store: Store) -> None:
+async def test_tenant_without_next_check_is_not_due(store: Store) -> None:
     await store.write(lambda uow: uow.tenants.make_spending_due(TENANT.id, NOW))
     assert await store.write(lambda uow: uow.tenants.postpone_spending(TENANT.id, NOW, None))
     assert await store.read(lambda uow: uow.tenants.spending_due(NOW + 999 * SECOND)) == []

@@ -18,7 +18,7 @@ EVERYTHING = make_token(
 )
 
 
-async def test_every_field_of_a_token_is_kept(store: Store) -> None:
+async def test_every_field_of_a_token_is_stored(store: Store) -> None:
     await add(store, EVERYTHING)
     assert await store.read(lambda uow: uow.tokens.by_secret_hash(EVERYTHING.secret_hash)) == EVERYTHING
 
@@ -36,7 +36,7 @@ async def test_a_tenant_lists_its_own_tokens_oldest_first(store: Store) -> None:
     assert await store.read(lambda uow: uow.tokens.list(TENANT.id)) == [old, new]
 
 
-async def test_a_use_is_recorded_on_that_token_alone(store: Store) -> None:
+async def test_use_is_recorded_only_on_its_token(store: Store) -> None:
     one, other = make_token(secret_hash="1" * 64), make_token(secret_hash="2" * 64)
     await add(store, one, other)
     await store.write(lambda uow: uow.tokens.touch(one.id, NOW))

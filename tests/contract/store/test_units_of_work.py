@@ -18,12 +18,12 @@ class Refused(Exception):
     pass
 
 
-async def test_what_a_unit_of_work_returns_is_answered(store: Store) -> None:
+async def test_result_of_a_unit_of_work_is_returned(store: Store) -> None:
     assert await store.write(lambda _: "written") == "written"
     assert await store.read(lambda _: "read") == "read"
 
 
-async def test_an_exception_takes_everything_back_and_comes_to_the_caller(store: Store) -> None:
+async def test_exception_rolls_back_and_is_raised(store: Store) -> None:
     builder = await add_builder(store)
 
     def fail(uow: UnitOfWork) -> None:
@@ -45,14 +45,14 @@ async def test_a_unit_of_work_sees_what_it_wrote(store: Store) -> None:
     assert await store.write(write) is not None
 
 
-async def test_reading_cannot_write(store: Store) -> None:
+async def test_read_cannot_write(store: Store) -> None:
     with pytest.raises(Exception, match=r"(?i)read.?only"):
         await store.read(lambda uow: uow.tenants.add(Tenant(TenantId(new_id()), "sly", NOW)))
     assert await store.read(lambda uow: uow.tenants.by_name("sly")) is None
     await add(store, Tenant(TenantId(new_id()), "fair", NOW))
 
 
-async def test_many_writes_at_once_lose_nothing(store: Store) -> None:
+async def test_concurrent_writes_lose_nothing(store: Store) -> None:
     builder = await add_builder(store)
     await asyncio.gather(*(store.write(lambda uow: uow.events.add(make_event(builder.id))) for _ in range(50)))
     assert len(await store.read(lambda uow: uow.events.of_builder(builder.id))) == 50
@@ -65,7 +65,7 @@ async def test_a_cancelled_caller_leaves_the_store_usable(store: Store) -> None:
     assert await store.read(lambda uow: uow.tenants.get(TENANT.id)) == TENANT
 
 
-async def test_a_cancelled_caller_goes_on_only_once_it_is_written(store: Store) -> None:
+async def test_cancelled_caller_continues_after_the_commit(store: Store) -> None:
     begun, tenant = threading.Event(), Tenant(TenantId(new_id()), "late", NOW)
 
     def write_slowly(uow: UnitOfWork) -> None:
@@ -81,7 +81,7 @@ async def test_a_cancelled_caller_goes_on_only_once_it_is_written(store: Store) 
     assert await store.read(lambda uow: uow.tenants.get(tenant.id)) == tenant
 
 
-async def test_what_waits_for_others_is_written_too_when_its_caller_is_cancelled(store: Store) -> None:
+async def test_queued_write_of_a_cancelled_caller_is_committed(store: Store) -> None:
     begun, tenant = threading.Event(), Tenant(TenantId(new_id()), "late", NOW)
 
     def tarry(_: UnitOfWork) -> None:
@@ -100,11 +100,11 @@ async def test_what_waits_for_others_is_written_too_when_its_caller_is_cancelled
     await asyncio.gather(*others)
 
 
-async def test_the_store_says_that_it_is_ready(store: Store) -> None:
+async def test_store_reports_that_it_is_ready(store: Store) -> None:
     assert await store.ready()
 
 
-async def test_migrating_again_changes_nothing(store: Store) -> None:
+async def test_migrate_is_idempotent(store: Store) -> None:
     builder = await add_builder(store)
     await store.migrate()
     assert await store.read(lambda uow: uow.builders.get(builder.id)) == builder

@@ -15,7 +15,7 @@ ONE = Upload(UploadId("u1"), TENANT.id, "h1", NOW, NOW + timedelta(hours=1), siz
 TWO = replace(ONE, id=UploadId("u2"), created_at=NOW + timedelta(1), expires_at=NOW + timedelta(2), size=None)
 
 
-async def test_an_upload_is_kept_and_changed(store: Store) -> None:
+async def test_upload_is_stored_and_changed(store: Store) -> None:
     await store.write(lambda uow: uow.uploads.add(ONE))
     assert await store.read(lambda uow: uow.uploads.get(ONE.id)) == ONE
     assert await store.write(lambda uow: uow.uploads.save(replace(ONE, complete=True)))
@@ -24,7 +24,7 @@ async def test_an_upload_is_kept_and_changed(store: Store) -> None:
     assert await store.read(lambda uow: uow.uploads.get(TWO.id)) is None
 
 
-async def test_those_of_a_tenant_and_those_that_are_over(store: Store) -> None:
+async def test_uploads_of_a_tenant_and_expired_ones_are_listed(store: Store) -> None:
     for upload in (TWO, ONE):
         await store.write(lambda uow, upload=upload: uow.uploads.add(upload))  # type: ignore[misc]
     assert await store.read(lambda uow: uow.uploads.of_tenant(TENANT.id)) == [ONE, TWO]

@@ -25,7 +25,7 @@ SETTINGS = VersionSettings(
 )
 
 
-async def test_every_field_of_a_version_is_kept(store: Store) -> None:
+async def test_every_field_of_a_version_is_stored(store: Store) -> None:
     builder = make_builder()
     version = make_version(
         builder.id,
@@ -44,7 +44,7 @@ async def test_every_field_of_a_version_is_kept(store: Store) -> None:
     assert list(found.settings.env) == ["Z_LAST", "A_FIRST", "EMPTY"]
 
 
-async def test_a_layer_key_that_is_not_known_yet_differs_from_no_layer(store: Store) -> None:
+async def test_unknown_layer_key_differs_from_no_layer(store: Store) -> None:
     builder = await add_builder(store)
     found = await store.read(lambda uow: uow.versions.get(builder.id, 1))
     assert found is not None
@@ -52,7 +52,7 @@ async def test_a_layer_key_that_is_not_known_yet_differs_from_no_layer(store: St
     assert found.review_passed is None
 
 
-async def test_the_current_ones_of_a_tenant_are_found_at_once_those_of_deleted_builders_too(store: Store) -> None:
+async def test_current_versions_of_a_tenant_include_deleted_builders(store: Store) -> None:
     one, gone = await add_builder(store), await add_builder(store, desired=Desired.DELETED, status=Status.DELETED)
     newer = make_version(one.id, number=2)
     await add(store, newer, OTHER_TENANT)
@@ -69,7 +69,7 @@ async def test_saving_replaces_every_field(store: Store) -> None:
     assert await store.read(lambda uow: uow.versions.get(builder.id, 1)) == version
 
 
-async def test_saving_what_is_not_there_is_an_error(store: Store) -> None:
+async def test_save_of_a_missing_row_is_an_error(store: Store) -> None:
     builder = await add_builder(store)
     with pytest.raises(LookupError):
         await store.write(lambda uow: uow.versions.save(make_version(builder.id, number=2)))
@@ -83,13 +83,13 @@ async def test_versions_are_listed_newest_first_each_builders_own(store: Store) 
     assert [version.number for version in listed] == [10, 3, 2, 1]
 
 
-async def test_a_number_is_given_once(store: Store) -> None:
+async def test_version_number_is_unique(store: Store) -> None:
     builder = await add_builder(store)
     with pytest.raises(Exception, match=r"(?i)unique"):
         await add(store, make_version(builder.id))
 
 
-async def test_a_bundle_is_in_use_while_a_builder_that_is_not_deleted_has_it(store: Store) -> None:
+async def test_bundle_is_in_use_while_a_live_builder_has_it(store: Store) -> None:
     builder = await add_builder(store)
     assert await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
     assert not await store.read(lambda uow: uow.versions.uses_bundle("9" * 64))
@@ -100,7 +100,7 @@ async def test_a_bundle_is_in_use_while_a_builder_that_is_not_deleted_has_it(sto
     assert not await store.read(lambda uow: uow.versions.uses_bundle("a" * 64))
 
 
-async def test_the_layers_that_builders_may_still_run_on_are_told(store: Store) -> None:
+async def test_layers_that_builders_may_run_on_are_listed(store: Store) -> None:
     builder, other = await add_builder(store), await add_builder(store)
     numbered = {"1" * 64: VersionStatus.DEPLOYED, "2" * 64: VersionStatus.PENDING, "3" * 64: VersionStatus.DROPPED}
     for number, (key, status) in enumerate(numbered.items(), start=2):

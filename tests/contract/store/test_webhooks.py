@@ -31,7 +31,7 @@ async def happen(store: Store, tenant: TenantId = TENANT.id) -> int:
     return (await store.write(lambda uow: uow.events.add(event))).id
 
 
-async def test_every_field_of_a_webhook_is_kept_and_changed(store: Store) -> None:
+async def test_every_field_of_a_webhook_is_stored_and_changed(store: Store) -> None:
     webhook = await added(store)
     assert await store.read(lambda uow: uow.webhooks.get(webhook.id)) == webhook
     changed = replace(
@@ -57,7 +57,7 @@ async def test_webhooks_are_listed_by_tenant(store: Store) -> None:
     assert await store.read(lambda uow: uow.webhooks.all()) == [*mine, foreign]
 
 
-async def test_a_webhook_is_behind_while_its_own_tenant_has_later_events(store: Store) -> None:
+async def test_webhook_has_undelivered_events_of_its_tenant_only(store: Store) -> None:
     await add(store, OTHER_TENANT)
     webhook = await added(store)
     await added(store, status=WebhookStatus.DISABLED)
@@ -73,7 +73,7 @@ async def test_a_webhook_is_behind_while_its_own_tenant_has_later_events(store: 
     assert await with_undelivered_events() == []
 
 
-async def test_a_webhook_is_due_with_its_deliveries_unless_it_is_held_or_disabled(store: Store) -> None:
+async def test_webhook_is_due_unless_paused_or_disabled(store: Store) -> None:
     webhook = await added(store)
 
     async def due(at: int) -> bool:
@@ -91,7 +91,7 @@ async def test_a_webhook_is_due_with_its_deliveries_unless_it_is_held_or_disable
     assert not await due(9)
 
 
-async def test_a_claimed_delivery_is_due_again_only_when_the_claim_is_over(store: Store) -> None:
+async def test_claimed_delivery_is_due_after_the_claim_expires(store: Store) -> None:
     webhook, other = await added(store), await added(store)
     await delivery(store, other, 1)
     second, first = await delivery(store, webhook, 2), await delivery(store, webhook, 1)
@@ -129,7 +129,7 @@ async def test_an_event_is_delivered_to_a_webhook_once(store: Store) -> None:
         raise AssertionError
 
 
-async def test_a_deleted_webhook_takes_its_deliveries_with_it(store: Store) -> None:
+async def test_deliveries_are_deleted_with_their_webhook(store: Store) -> None:
     webhook, other = await added(store), await added(store)
     gone, kept = await delivery(store, webhook, 1), await delivery(store, other, 1)
     await store.write(lambda uow: uow.webhooks.delete(webhook.id))
@@ -155,7 +155,7 @@ async def test_old_deliveries_expire_once_they_are_over(store: Store) -> None:
     assert left == [fresh, waiting]
 
 
-async def test_what_waits_for_a_disabled_webhook_expires_as_well(store: Store) -> None:
+async def test_deliveries_of_a_disabled_webhook_expire(store: Store) -> None:
     active, disabled = await added(store), await added(store, status=WebhookStatus.DISABLED)
     waiting, _ = await delivery(store, active, 1), await delivery(store, disabled, 1)
     fresh = await delivery(store, disabled, 2, created_at=LATER)

@@ -108,21 +108,21 @@ GOOD = ("main.py", b"print(1)\n")
         lambda files: zstandard.compress(tar(*files)[:700]) + zstandard.compress(tar(*files)[700:]),
     ],
 )
-async def test_the_usual_formats_are_taken(tmp_path: Path, pack: Callable[[Any], bytes]) -> None:
+async def test_zip_and_tar_formats_are_accepted(tmp_path: Path, pack: Callable[[Any], bytes]) -> None:
     bundle = await unpack(tmp_path, pack([GOOD, ("a/b.txt", b"x" * 100_000), ("empty", b"")]))
     assert [(file.path, file.size) for file in bundle.files] == [("a/b.txt", 100_000), ("empty", 0), ("main.py", 9)]
     assert await LocalBundles(tmp_path / "bundles").get(bundle.hash) == bundle
 
 
 @pytest.mark.parametrize("pack", [tar, zipped])
-async def test_one_top_folder_is_left_out(tmp_path: Path, pack: Callable[..., bytes]) -> None:
+async def test_single_top_level_folder_is_stripped(tmp_path: Path, pack: Callable[..., bytes]) -> None:
     bundle = await unpack(tmp_path, pack(("repo-main/src/a", b"a"), ("repo-main/b", b"b"), ("__MACOSX/._b", b"")))
     assert [file.path for file in bundle.files] == ["b", "src/a"]
     bundle = await unpack(tmp_path, pack(("./one/a", b"a"), ("./two/b", b"b")))
     assert [file.path for file in bundle.files] == ["one/a", "two/b"]
 
 
-async def test_what_may_be_executed_stays_so(tmp_path: Path) -> None:
+async def test_executable_bit_is_preserved(tmp_path: Path) -> None:
     bundle = await unpack(tmp_path, zipped((unix("run", 0o100755), b"x"), (unix("no", 0o100644), b"y"), GOOD))
     assert {file.path: file.executable for file in bundle.files} == {"run": True, "no": False, "main.py": False}
 
@@ -146,13 +146,13 @@ NAMES = {
 
 @pytest.mark.parametrize("pack", [tar, zipped])
 @pytest.mark.parametrize(("name", "why"), NAMES.items())
-def test_a_name_that_leads_elsewhere_is_refused(pack: Callable[..., bytes], name: str, why: str) -> None:
+def test_path_traversal_in_entry_name_is_rejected(pack: Callable[..., bytes], name: str, why: str) -> None:
     error = refused(pack(GOOD, (name, b"x")))
     assert why in error.message
     assert name[:20].replace("\\", "\\\\") in error.message
 
 
-def test_a_name_with_a_nul_or_without_a_coding_is_refused() -> None:
+def test_entry_name_with_nul_or_invalid_utf8_is_rejected() -> None:
     packed = patched(zipped(("a!b", b"x"), GOOD), CENTRAL, 46, b"a\0b")
     refused(patched(packed, LOCAL, 30, b"a\0b"))
     packed = tar(("a!b", b"x"), kind=tarfile.GNU_FORMAT)
@@ -177,7 +177,7 @@ COLLISIONS = {
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("pack", [tar, zipped])
 @pytest.mark.parametrize(("first", "second", "why"), COLLISIONS.values(), ids=COLLISIONS)
-def test_two_names_for_one_file_are_refused(pack: Callable[..., bytes], first: str, second: str, why: str) -> None:
+def test_duplicate_entry_names_are_rejected(pack: Callable[..., bytes], first: str, second: str, why: str) -> None:
     assert why in refused(pack((first, b"x"), (second, b"y"))).message
 
 
@@ -200,7 +200,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("archive", KINDS.values(), ids=KINDS)
-def test_what_is_no_file_is_refused_by_name(archive: bytes) -> None:
+def test_links_and_special_files_are_rejected_by_name(archive: bytes) -> None:
     assert '"evil"' in refused(archive).message
 
 
@@ -298,7 +298,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("make", BOMBS.values(), ids=BOMBS)
-async def test_a_bomb_does_not_go_off(tmp_path: Path, make: Callable[[], bytes]) -> None:
+async def test_decompression_bomb_is_rejected(tmp_path: Path, make: Callable[[], bytes]) -> None:
     archive = make()
     assert len(archive) < 3_000_000
     await refused_at_once(tmp_path, archive)
@@ -334,7 +334,7 @@ def million_in_a_zip() -> bytes:
 
 
 @pytest.mark.parametrize("make", [million_in_a_tar, million_in_a_zip])
-async def test_a_million_entries_are_refused_by_the_limits_that_a_service_has(
+async def test_archive_with_a_million_entries_is_rejected_at_default_limits(
     tmp_path: Path, make: Callable[[], bytes]
 ) -> None:
     error = await refused_at_once(tmp_path, make(), ArchiveLimits())
@@ -342,21 +342,21 @@ async def test_a_million_entries_are_refused_by_the_limits_that_a_service_has(
     assert Peak.of_children() < 1 << 30
 
 
-def test_a_file_too_many_is_named() -> None:
+def test_entry_over_the_file_limit_is_named() -> None:
     error = refused(tar(*((f"f{n}", b"") for n in range(1001))))
     assert error.too_large
     assert '"f1000"' in error.message
     assert "at most 1000 files" in error.message
 
 
-def test_a_byte_too_many_is_named() -> None:
+def test_entry_over_the_size_limit_is_named() -> None:
     for pack in (tar, zipped):
         error = refused(pack(("a", bytes(20_000_000)), ("b", b"x")))
         assert error.too_large
         assert '"b"' in error.message
 
 
-async def test_what_takes_too_long_is_given_up(tmp_path: Path) -> None:
+async def test_unpacking_is_killed_at_its_time_limit(tmp_path: Path) -> None:
     slow = ArchiveLimits(max_bytes=10**12, seconds=1)
     frames = zstandard.compress(zeros(1 << 33)) + zstandard.compress(bytes(1 << 26)) * 128
     assert "too long" in (await refused_at_once(tmp_path, frames, slow)).message
@@ -391,11 +391,11 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("archive", DAMAGE.values(), ids=DAMAGE)
-def test_what_is_damaged_or_lies_is_refused(archive: bytes) -> None:
+def test_damaged_or_inconsistent_archive_is_rejected(archive: bytes) -> None:
     assert not refused(archive).too_large
 
 
-def test_what_goes_on_after_its_end_is_refused() -> None:
+def test_trailing_data_after_archive_is_rejected() -> None:
     """A second stream behind the first, which another program might read instead."""
     deflater = zlib.compressobj(wbits=-15)
     stream = deflater.compress(b"x") + deflater.flush()
@@ -424,7 +424,7 @@ os.write(2, repr(told).encode())
 
 
 @pytest.mark.root
-async def test_who_reads_them_is_nobody_and_reaches_nothing() -> None:
+async def test_unpacking_process_is_nobody_without_files_or_network() -> None:
     import subprocess
     import sys
 

@@ -74,7 +74,7 @@ LINKS = {
 
 
 @pytest.mark.parametrize("make", LINKS.values(), ids=LINKS)
-async def test_a_link_is_shown_and_never_read(
+async def test_link_is_listed_and_never_followed(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId, outside: Path, make: str
 ) -> None:
     await do(engine, spec, make.format(outside=outside))
@@ -85,7 +85,7 @@ async def test_a_link_is_shown_and_never_read(
     assert (await archived(engine, disk))["./link"].issym()
 
 
-async def test_nothing_is_reached_through_a_linked_folder(
+async def test_linked_folder_is_never_entered(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId, outside: Path
 ) -> None:
     (outside / "folder").mkdir()
@@ -106,7 +106,7 @@ async def test_nothing_is_reached_through_a_linked_folder(
     assert (outside / "secret").read_text() == "canary"
 
 
-async def test_what_is_put_over_a_link_takes_its_place(
+async def test_writing_over_a_link_replaces_the_link(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId, outside: Path
 ) -> None:
     await do(engine, spec, f"ln -s {outside}/secret link; ln -s {outside}/made dangling")
@@ -117,7 +117,7 @@ async def test_what_is_put_over_a_link_takes_its_place(
     assert not (outside / "made").exists()
 
 
-async def test_a_deleted_link_leaves_what_it_points_to(
+async def test_deleting_a_link_keeps_its_target(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId, outside: Path
 ) -> None:
     await do(engine, spec, f"ln -s {outside}/secret link; ln -s {outside} out; mkdir -p a/b; ln -s {outside} a/b/out")
@@ -128,7 +128,7 @@ async def test_a_deleted_link_leaves_what_it_points_to(
     assert (outside / "secret").read_text() == "canary"
 
 
-async def test_a_hard_link_is_a_file_of_its_own_after_it_was_replaced(
+async def test_writing_over_a_hard_link_keeps_the_other_name(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId
 ) -> None:
     await do(engine, spec, "echo old >one; ln one two")
@@ -138,7 +138,7 @@ async def test_a_hard_link_is_a_file_of_its_own_after_it_was_replaced(
     assert {member.type for member in (await archived(engine, disk)).values() if member.isfile()} == {b"0"}
 
 
-async def test_files_of_impossible_times_are_files_still(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
+async def test_files_with_impossible_times_are_listed(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     await do(engine, spec, "echo x >late; touch -d @1000000000000 late; echo x >early; touch -d @-1000000000000 early")
     assert await read(engine, disk, "late") == b"x\n"
     shown = {entry.name: entry.modified_at.year for entry in (await engine.list_files(disk, "", 0, 9)).entries}
@@ -148,7 +148,7 @@ async def test_files_of_impossible_times_are_files_still(engine: OciEngine, spec
     assert await names(engine, disk) == ["late"]
 
 
-async def test_a_full_disk_is_made_room_on(engine: OciEngine) -> None:
+async def test_files_can_be_deleted_on_a_full_disk(engine: OciEngine) -> None:
     disk = DiskId(new_id())
     await engine.create_disk(disk, 8 << 20)
     spec = replace(await make_spec(engine, apps.SILENT), disk=disk)
@@ -184,9 +184,7 @@ async def swapping(engine: OciEngine, spec: SandboxSpec, outside: Path) -> Async
 
 
 @pytest.mark.usefixtures("swapping")
-async def test_a_folder_that_becomes_a_link_meanwhile_leads_nowhere(
-    engine: OciEngine, disk: DiskId, outside: Path
-) -> None:
+async def test_folder_swapped_for_a_link_is_not_followed(engine: OciEngine, disk: DiskId, outside: Path) -> None:
     done = refused = 0
     async with asyncio.timeout(ENGINE_TIMEOUT):
         # One in fifty finds the folder each of the three times.
@@ -204,9 +202,7 @@ async def test_a_folder_that_becomes_a_link_meanwhile_leads_nowhere(
 
 
 @pytest.mark.usefixtures("swapping")
-async def test_a_folder_that_becomes_a_link_is_deleted_or_archived_as_what_it_is(
-    engine: OciEngine, disk: DiskId, outside: Path
-) -> None:
+async def test_swapped_link_is_deleted_and_archived_as_a_link(engine: OciEngine, disk: DiskId, outside: Path) -> None:
     for _ in range(5):
         packed = b"".join([piece async for piece in engine.archive(disk)])
         assert b"canary" not in packed
@@ -227,7 +223,7 @@ SPECIALS = {
 
 
 @pytest.mark.parametrize("make", SPECIALS.values(), ids=SPECIALS)
-async def test_what_is_no_file_is_shown_and_never_opened(
+async def test_special_files_are_listed_and_never_opened(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId, make: str
 ) -> None:
     await do(engine, spec, make)
@@ -240,14 +236,12 @@ async def test_what_is_no_file_is_shown_and_never_opened(
         assert await read(engine, disk, "it") == b"a file now"
 
 
-async def test_an_app_makes_no_device(engine: OciEngine, spec: SandboxSpec) -> None:
+async def test_app_cannot_create_device_nodes(engine: OciEngine, spec: SandboxSpec) -> None:
     made = await execute(engine, spec.id, "mknod it b 8 0 || mknod it c 1 1", ENGINE_TIMEOUT, 1000)
     assert made.exit_code != 0
 
 
-async def test_who_holds_a_lease_on_a_file_keeps_nobody_waiting(
-    engine: OciEngine, spec: SandboxSpec, disk: DiskId
-) -> None:
+async def test_file_lease_of_an_app_does_not_block_the_api(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     lease = (
         "import fcntl, os, signal; signal.signal(signal.SIGIO, signal.SIG_IGN); "
         "f = os.open('it', os.O_RDWR | os.O_CREAT); fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK); "
@@ -270,7 +264,7 @@ for name in $'line\nbreak' $'\xff\xfe' -rf --checkpoint-action=exec=sh '\..\x' "
 done"""
 
 
-async def test_hostile_names_are_listed_and_archived_as_they_are(
+async def test_hostile_file_names_are_listed_and_archived_unchanged(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId
 ) -> None:
     async with engine.open_process(spec.id, ProcessSpec(("bash", "-c", NAMES))) as process:
@@ -287,7 +281,7 @@ async def test_hostile_names_are_listed_and_archived_as_they_are(
 DEEP = "python3 -c \"import os\nfor n in range(3000): os.mkdir('d' * 200); os.chdir('d' * 200)\""
 
 
-async def test_a_tree_deeper_than_any_path_is_deleted(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
+async def test_tree_deeper_than_the_path_limit_is_deleted(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     await do(engine, spec, f"mkdir top; cd top; {DEEP}")
     await engine.delete_file(disk, "top", UNCONDITIONAL, recursive=True)
     assert await names(engine, disk) == []
@@ -302,9 +296,7 @@ async def emptied(engine: OciEngine, disk: DiskId) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_a_folder_of_very_many_files_is_listed_in_pages_and_deleted(
-    engine: OciEngine, spec: SandboxSpec, disk: DiskId
-) -> None:
+async def test_huge_folder_is_listed_in_pages_and_deleted(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     await do(engine, spec, "mkdir many; cd many; seq -w 30000 | xargs touch")
     page = await engine.list_files(disk, "many", 20_000, 3)
     assert ([entry.name for entry in page.entries], page.total) == (["20001", "20002", "20003"], 30_000)
@@ -312,14 +304,14 @@ async def test_a_folder_of_very_many_files_is_listed_in_pages_and_deleted(
     assert await names(engine, disk) == []
 
 
-async def test_a_file_of_holes_costs_what_it_holds(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
+async def test_sparse_file_is_archived_by_its_content(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     await do(engine, spec, "truncate -s 1T hole")
     assert await read(engine, disk, "hole", 1 << 39, 10) == bytes(10)
     async with asyncio.timeout(ENGINE_TIMEOUT):
         assert sum([len(piece) async for piece in engine.archive(disk)]) < 1_000_000
 
 
-async def test_archives_that_are_broken_off_keep_none_from_the_next(
+async def test_aborted_archive_downloads_do_not_block_later_ones(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId
 ) -> None:
     """Each is left with far more in its pipe than was taken of it."""
@@ -332,7 +324,7 @@ async def test_archives_that_are_broken_off_keep_none_from_the_next(
             await pieces.aclose()
 
 
-async def test_a_file_that_shrinks_meanwhile_ends_early(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
+async def test_download_of_a_shrinking_file_ends_early(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     await do(engine, spec, "head -c 4000000 /dev/zero >file")
     async with engine.open_file(disk, "file") as file:
         pieces = file.read(0, file.entry.size)
@@ -345,7 +337,7 @@ async def test_a_file_that_shrinks_meanwhile_ends_early(engine: OciEngine, spec:
 # Owners, modes and what is on its way
 
 
-async def test_what_is_put_belongs_to_the_app_and_has_no_special_mode(
+async def test_written_file_belongs_to_the_app_without_special_mode(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId
 ) -> None:
     await do(engine, spec, "touch special; chmod 6755 special")
@@ -355,14 +347,14 @@ async def test_what_is_put_belongs_to_the_app_and_has_no_special_mode(
     await do(engine, spec, "echo y >made/deep/file; rm -r made")
 
 
-async def test_what_nobody_may_read_is_its_owners_still(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
+async def test_unreadable_file_is_readable_through_the_api(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     await do(engine, spec, "echo x >closed; chmod 0 closed; mkdir shut; echo y >shut/file; chmod 0 shut")
     assert await read(engine, disk, "closed") == b"x\n"
     assert "./shut/file" in await archived(engine, disk)
     await engine.delete_file(disk, "shut", UNCONDITIONAL, recursive=True)
 
 
-async def test_an_app_does_not_see_what_is_on_its_way(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
+async def test_app_does_not_see_incomplete_uploads(engine: OciEngine, spec: SandboxSpec, disk: DiskId) -> None:
     seen: list[str] = []
 
     async def content() -> AsyncIterator[bytes]:
@@ -388,7 +380,7 @@ while True:
 """
 
 
-async def test_who_stays_in_a_deleted_folder_brings_nothing_back(
+async def test_process_in_a_deleted_folder_cannot_restore_files(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId
 ) -> None:
     async with engine.open_process(spec.id, ProcessSpec(("python3", "-c", STAY))) as process:
@@ -423,7 +415,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-async def test_who_feeds_a_deleted_folder_keeps_nobody_waiting(
+async def test_refilling_a_deleted_folder_does_not_block_the_api(
     engine: OciEngine, spec: SandboxSpec, disk: DiskId
 ) -> None:
     other = DiskId(new_id())

@@ -50,7 +50,7 @@ REFUSED_CALLS = {
 
 
 @pytest.mark.parametrize("call", REFUSED_CALLS)
-def test_the_system_call_is_refused(attacker_all_tests: Attacker, call: str) -> None:
+def test_forbidden_system_call_is_refused(attacker_all_tests: Attacker, call: str) -> None:
     number, arguments = REFUSED_CALLS[call]
     script = (
         "import ctypes, sys; libc = ctypes.CDLL(None, use_errno=True); "
@@ -77,7 +77,7 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("fact", HARMLESS)
-def test_what_it_finds_is_harmless(attacker_all_tests: Attacker, fact: str) -> None:
+def test_probe_of_the_sandbox_finds_only_harmless_values(attacker_all_tests: Attacker, fact: str) -> None:
     command, expected = HARMLESS[fact]
     _, output = attacker_all_tests.run(command)
     assert output.strip().splitlines()[-1] == expected, output
@@ -96,17 +96,17 @@ UNWRITABLE = (
 
 
 @pytest.mark.parametrize("path", UNWRITABLE)
-def test_it_cannot_write_what_is_not_its_own(attacker_all_tests: Attacker, path: str) -> None:
+def test_app_cannot_write_outside_its_own_files(attacker_all_tests: Attacker, path: str) -> None:
     code, output = attacker_all_tests.run(f"echo x >> {path}")
     assert code != 0, output
 
 
-def test_a_setuid_file_of_its_own_making_does_not_change_the_user(attacker: Attacker) -> None:
+def test_own_setuid_file_does_not_change_the_user(attacker: Attacker) -> None:
     code, output = attacker.run("cp /usr/bin/id ./id; chmod 6755 ./id; ./id -u")
     assert (code, output.strip()) == (0, "1000")
 
 
-def test_the_host_s_files_are_out_of_reach(attacker: Attacker, arena: LiveService) -> None:
+def test_host_files_are_unreachable(attacker: Attacker, arena: LiveService) -> None:
     secret = arena.data_dir / "canary"
     secret.write_text("a secret of the host")
     for path in (
@@ -121,7 +121,7 @@ def test_the_host_s_files_are_out_of_reach(attacker: Attacker, arena: LiveServic
         assert "a secret of the host" not in output
 
 
-def test_links_in_the_app_folder_lead_nowhere_outside(attacker: Attacker, arena: LiveService) -> None:
+def test_links_in_app_folder_do_not_escape(attacker: Attacker, arena: LiveService) -> None:
     uuid = attacker.data["uuid"]
     attacker.run("rm -rf main.py; ln -s /etc/passwd main.py; ln -s / root; ln -s ../../../../../../etc etc")
     before = Path("/etc/passwd").read_bytes()
@@ -159,7 +159,7 @@ def host_listener() -> Any:
     server.server_close()
 
 
-def test_the_host_s_ports_are_closed_to_it(attacker: Attacker, arena: LiveService, host_listener: int) -> None:
+def test_host_ports_are_unreachable(attacker: Attacker, arena: LiveService, host_listener: int) -> None:
     _, routes = attacker.run("ip route 2>/dev/null || cat /proc/net/route")
     gateway = gateway_of(attacker)
     for address in (gateway, own_address(), "127.0.0.1"):
@@ -168,7 +168,7 @@ def test_the_host_s_ports_are_closed_to_it(attacker: Attacker, arena: LiveServic
             assert output.strip() == "refused", (address, port, output, routes)
 
 
-def test_the_gateway_tells_it_of_its_own_builder_only(attacker: Attacker, neighbour: dict[str, Any]) -> None:
+def test_sandbox_api_serves_only_the_own_builder(attacker: Attacker, neighbour: dict[str, Any]) -> None:
     call = 'curl -s -m 5 -H "Authorization: Bearer $SERVICE_TOKEN" "$BUILDERD_URL/api/v1/builders/{}"'
     _, own = attacker.run(call.format("$BUILDER_UUID"))
     assert attacker.data["uuid"] in own
@@ -182,14 +182,12 @@ PRIVATE = ("169.254.169.254", "10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_private_networks_and_the_metadata_address_are_out_of_reach(attacker_all_tests: Attacker, address: str) -> None:
+def test_private_networks_and_metadata_address_are_unreachable(attacker_all_tests: Attacker, address: str) -> None:
     _, output = attacker_all_tests.run(f"curl -s -m 2 -o /dev/null -w '%{{http_code}}' http://{address}/ || true")
     assert output.strip()[-3:] == "000", output
 
 
-def test_a_neighbour_s_sandbox_is_out_of_reach(
-    attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]
-) -> None:
+def test_neighbour_sandbox_is_unreachable(attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]) -> None:
     answer = arena.call(
         "POST",
         f"/builders/{neighbour['uuid']}/exec",
@@ -209,7 +207,7 @@ def test_raw_and_packet_sockets_are_refused(attacker_all_tests: Attacker) -> Non
         assert "PermissionError" in output or "not implemented" in output, output
 
 
-def test_it_cannot_change_its_own_address(attacker_all_tests: Attacker) -> None:
+def test_app_cannot_change_its_address(attacker_all_tests: Attacker) -> None:
     code, output = attacker_all_tests.python(
         "import fcntl, socket, struct; s = socket.socket(); "
         'fcntl.ioctl(s, 0x8916, struct.pack("16sH2s4s8x", b"eth0", 2, b"", socket.inet_aton("10.0.0.9")))'
@@ -221,7 +219,7 @@ def test_it_cannot_change_its_own_address(attacker_all_tests: Attacker) -> None:
 # Exhaustion, while a neighbour answers all along
 
 
-def test_a_fork_bomb_is_contained(attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]) -> None:
+def test_fork_bomb_is_contained(attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]) -> None:
     with Visitor(arena, neighbour) as visitor:
         attacker.run(":(){ :|:& };:", timeout=5)
         attacker.run("sleep 1", timeout=5)
@@ -229,7 +227,7 @@ def test_a_fork_bomb_is_contained(attacker: Attacker, arena: LiveService, neighb
     assert visitor.answers > 0
 
 
-def test_a_memory_hog_is_killed_alone(attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]) -> None:
+def test_only_the_memory_hog_is_killed(attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]) -> None:
     with Visitor(arena, neighbour) as visitor:
         code, _ = attacker.python(
             "b = [bytearray(10**7).replace(bytes(1), bytes([1])) for _ in range(1000)]", timeout=30
@@ -238,7 +236,7 @@ def test_a_memory_hog_is_killed_alone(attacker: Attacker, arena: LiveService, ne
     assert visitor.failures == []
 
 
-def test_a_disk_filler_meets_its_limit(attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]) -> None:
+def test_filled_disk_stops_at_its_limit(attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]) -> None:
     with Visitor(arena, neighbour) as visitor:
         code, output = attacker.run("head -c 2G /dev/zero > big; stat -c %s big", timeout=120)
         size = int(output.split()[-1])
@@ -253,7 +251,7 @@ def test_a_disk_filler_meets_its_limit(attacker: Attacker, arena: LiveService, n
     assert code in (0, 1)
 
 
-def test_a_log_flood_is_cut_and_hurts_nobody(arena: LiveService, neighbour: dict[str, Any]) -> None:
+def test_log_flood_is_truncated_without_affecting_others(arena: LiveService, neighbour: dict[str, Any]) -> None:
     flood = (
         "import os, sys, threading, time\n"
         "from http.server import BaseHTTPRequestHandler, HTTPServer\n"
@@ -280,7 +278,7 @@ def test_a_log_flood_is_cut_and_hurts_nobody(arena: LiveService, neighbour: dict
 # exec
 
 
-def test_a_timeout_kills_everything_the_command_started(attacker: Attacker) -> None:
+def test_timeout_kills_every_process_of_the_command(attacker: Attacker) -> None:
     daemon = "setsid sh -c 'while true; do sleep 0.1; date +%s%N > alive; done' >/dev/null 2>&1 &"
     code, _ = attacker.run(f"{daemon} sleep 60", timeout=1)
     assert code == 124
@@ -289,7 +287,7 @@ def test_a_timeout_kills_everything_the_command_started(attacker: Attacker) -> N
     assert first == second
 
 
-def test_a_flood_of_output_is_cut_and_said_so(attacker: Attacker, arena: LiveService) -> None:
+def test_output_flood_is_truncated_and_reported(attacker: Attacker, arena: LiveService) -> None:
     request = {"command": "head -c 30M /dev/zero | tr '\\0' x"}
     answer = arena.call("POST", f"/builders/{attacker.data['uuid']}/exec", json=request).json()["data"]
     assert answer["truncated"] is True
@@ -308,7 +306,7 @@ def flooding_library() -> bytes:
     return (whole.ljust(0x180, b"\0") + entries).ljust(0x400, b"\0")
 
 
-def test_a_flood_before_a_command_begins_keeps_nobody_waiting(attacker: Attacker, arena: LiveService) -> None:
+def test_output_before_a_command_starts_does_not_block_others(attacker: Attacker, arena: LiveService) -> None:
     attacker.run(f"echo {b64encode(flooding_library()).decode()} | base64 -d > flood.so")
     request = {"command": "true", "env": {"LD_PRELOAD": "/app/flood.so"}}
     with ThreadPoolExecutor() as pool:
@@ -333,7 +331,7 @@ def own_address() -> str:
     return next(line.split()[3].split("/")[0] for line in lines if " bd" not in line)
 
 
-def test_files_that_share_their_blocks_cannot_be_made_and_are_copied_instead(attacker_all_tests: Attacker) -> None:
+def test_reflinks_are_refused_and_copied_instead(attacker_all_tests: Attacker) -> None:
     """btrfs notes each share in metadata that counts for no disk: 1.8 times what the disk is charged."""
     made = "cd /app && head -c 100000 /dev/urandom > shared"
     code, output = attacker_all_tests.run(f"{made} && cp --reflink=always shared clone 2>&1")

@@ -57,7 +57,7 @@ for family in range(2, 46):
 """
 
 
-def test_sockets_of_unusual_kinds_are_refused(attacker: Attacker) -> None:
+def test_unusual_socket_families_are_refused(attacker: Attacker) -> None:
     assert attacker.python(OPEN_SOCKETS) == (0, "")
 
 
@@ -74,11 +74,11 @@ print(sorted(name for _, name in socket.if_nameindex()))
 """
 
 
-def test_everyday_sockets_are_open(attacker: Attacker) -> None:
+def test_common_socket_families_are_allowed(attacker: Attacker) -> None:
     assert attacker.python(EVERYDAY_SOCKETS) == (0, "['eth0', 'lo']\n")
 
 
-def test_the_host_s_description_is_hidden(attacker: Attacker) -> None:
+def test_files_describing_the_host_are_masked(attacker: Attacker) -> None:
     code, output = attacker.run(f"cat {' '.join(MASKED)} 2>/dev/null; ls -A {' '.join(MASKED)} 2>/dev/null; true")
     shown = [line for line in output.splitlines() if line and not line.startswith("/proc/")]
     own = ["BOOT_IMAGE=/vmlinuz-4.4.0-gvisor quiet"] if attacker.data["isolation"] == "strong" else []
@@ -96,7 +96,7 @@ ORDINARY = (
 )
 
 
-def test_ordinary_programs_find_what_they_need(attacker: Attacker) -> None:
+def test_common_programs_work_with_masked_files(attacker: Attacker) -> None:
     for command in ORDINARY:
         code, output = attacker.run(command)
         assert code == 0, (command, output)
@@ -120,7 +120,7 @@ print(joined)
 """
 
 
-def test_groups_that_it_joins_take_no_place_on_the_bridge(attacker: Attacker, arena: LiveService) -> None:
+def test_joined_multicast_groups_do_not_fill_the_bridge_table(attacker: Attacker, arena: LiveService) -> None:
     instance = known_instance(arena.data_dir)
     assert instance
     code, output = attacker.python(JOINS)
@@ -171,7 +171,7 @@ def socket_memory() -> int:
     return PAGE * sum(int(pages) for pages in re.findall(r"(?:TCP|UDP): .*mem (\d+)", lines))
 
 
-def test_what_its_sockets_hold_is_part_of_its_memory(attacker: Attacker, arena: LiveService) -> None:
+def test_socket_buffers_count_against_memory_limit(attacker: Attacker, arena: LiveService) -> None:
     before = socket_memory()
     begin = f"echo '{HOARDS}' > /tmp/hoards.py; (python3 /tmp/hoards.py > /tmp/full 2>&1; echo killed >> /tmp/full) &"
     code, output = attacker.run(f"{begin} until [ -s /tmp/full ]; do sleep 0.1; done; cat /tmp/full")
@@ -181,7 +181,7 @@ def test_what_its_sockets_hold_is_part_of_its_memory(attacker: Attacker, arena: 
     arena.call("POST", f"/builders/{attacker.data['uuid']}/stop")
 
 
-def test_the_firewall_refuses_what_webhooks_are_refused_but_documentation_networks(arena: LiveService) -> None:
+def test_firewall_denies_the_webhook_networks_except_documentation(arena: LiveService) -> None:
     instance = known_instance(arena.data_dir)
     assert instance
     rules = subprocess.run(
@@ -196,7 +196,7 @@ def test_the_firewall_refuses_what_webhooks_are_refused_but_documentation_networ
 BURNS = "import time; end = time.time() + 3\nwhile time.time() < end: pass\nraise SystemExit(1)"
 
 
-def test_the_cpu_of_redeploys_that_fail_is_paid(arena: LiveService, neighbour: dict[str, Any]) -> None:
+def test_failing_redeploys_are_billed(arena: LiveService, neighbour: dict[str, Any]) -> None:
     token = neighbour["token"]
     answer = arena.call("PUT", f"/builders/{neighbour['uuid']}", token=token, json={"files": {"main.py": BURNS}})
     assert answer.status_code == 422, answer.text

@@ -49,7 +49,7 @@ def write(file: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("cache", [Cache.SHARED, Cache.SCRATCH])
-async def test_a_full_cache_that_a_build_stays_in_keeps_nobody_from_building(store: Store, cache: Cache) -> None:
+async def test_full_cache_in_use_does_not_block_builds_of_others(store: Store, cache: Cache) -> None:
     runner = Runner()
     runner.gate.clear()
     layers = Layers(store, runner, {})
@@ -69,7 +69,7 @@ async def test_a_full_cache_that_a_build_stays_in_keeps_nobody_from_building(sto
     assert {name for name in store.reservations._claims if name.startswith("cache")} == {layers._cache.path.name}
 
 
-async def test_builds_wait_where_two_full_caches_are_in_use(store: Store) -> None:
+async def test_builds_wait_while_two_full_caches_are_in_use(store: Store) -> None:
     runner = Runner()
     runner.gate.clear()
     layers = Layers(store, runner, {})

@@ -92,7 +92,7 @@ def sync(store: Store) -> None:
     subprocess.run(["sync", "--file-system", store.root], check=True)
 
 
-def test_a_neighbour_can_write_all_it_was_promised_beside_a_disk_full_of_metadata(store: Store, disks: Disks) -> None:
+def test_neighbour_can_use_its_full_disk_beside_a_metadata_filler(store: Store, disks: Disks) -> None:
     assert write_attributes(disks.app(CULPRIT)) == errno.EDQUOT
     assert write_attributes(disks.scratch(CULPRIT) / "upper") == errno.EDQUOT
     sync(store)
@@ -111,7 +111,7 @@ def test_a_neighbour_can_write_all_it_was_promised_beside_a_disk_full_of_metadat
     disks.create(DiskId("next"), 10 * MB)
 
 
-def test_small_files_count_as_what_they_take(store: Store, disks: Disks) -> None:
+def test_small_files_count_by_their_size_on_disk(store: Store, disks: Disks) -> None:
     disks.create(NEIGHBOUR, 10 * MB)
     assert write_small_files(disks.app(NEIGHBOUR)) == errno.EDQUOT
     sync(store)

@@ -55,6 +55,8 @@ ENTRYPOINT = "python3 main.py"
 POLICY = make_review_policy(Settings())
 #: Against hanging only.
 PATIENCE = 30.0
+#: Seconds between two looks: soon at first, and then not so often that looking keeps what is waited for from its turn.
+FIRST_PAUSE, LAST_PAUSE = 0.001, 0.02
 
 
 @dataclass(slots=True)
@@ -233,6 +235,7 @@ class World:
 
     async def until(self, holds: Callable[[], Any]) -> None:
         """Wait until this answers something true, now or, for a coroutine function, in a moment."""
+        pause = FIRST_PAUSE
         async with asyncio.timeout(PATIENCE):
             while True:
                 answer = holds()
@@ -240,7 +243,8 @@ class World:
                     answer = await answer
                 if answer:
                     return
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, LAST_PAUSE)
 
     async def until_status(self, builder: Builder, status: Status) -> Builder:
         await self.until(lambda: self._has(builder, lambda now: now.status is status))
@@ -268,9 +272,10 @@ class World:
         await self.until(lambda: not self.engine.sandboxes)
 
     async def until_nothing_is_left(self) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while await self.left():
-                await asyncio.sleep(0.001)
+        await self.until(self._nothing_is_left)
+
+    async def _nothing_is_left(self) -> bool:
+        return not await self.left()
 
     # The reconcilers
 
@@ -367,5 +372,5 @@ def make_application(
 
 def hurry(patch: Callable[[Any, str, float], None]) -> None:
     """What is waited for in real time passes in no time; ``patch`` is ``monkeypatch.setattr``."""
-    patch(reconciling, "POLL_INTERVAL", 0.01)
+    patch(reconciling, "POLL_INTERVAL", 0.03)
     patch(outcomes, "LOOK_INTERVAL", 0.02)

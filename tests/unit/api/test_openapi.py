@@ -72,6 +72,10 @@ def own(running: Running) -> str:
 #: Nothing but its limits makes one service's document differ from another's.
 DOCUMENT: dict[str, Any] = create_app(cast("Application", SimpleNamespace(limits=Limits()))).openapi()
 described = from_dict(DOCUMENT)
+# Its cases at every bound are made while the tests are collected, 13 s of CPU for each process that collects them:
+# script/soak tries those, every run the examples and what is generated.
+if settings.get_current_profile_name() != "soak":
+    described.config.phases.update(phases=["examples", "fuzzing"])
 
 
 @described.parametrize()

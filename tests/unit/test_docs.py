@@ -87,3 +87,10 @@ def test_functions_named_in_the_glossary_exist() -> None:
     ]
     assert named
     assert not missing, f"docs/glossary.md names functions that moved: {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_names(PAGES))
+def test_functions_named_in_docs_exist(page: Path) -> None:
+    for path, name in re.findall(r"`([\w/]+\.py):(\w+)`", page.read_text()):
+        source = (ROOT / "src/builderd" / path).read_text()
+        assert re.search(rf"^\s*(?:async )?(?:def|class) {name}\b", source, re.MULTILINE), f"{path} has no {name}"

@@ -1,4 +1,4 @@
-"""Auto-stop: when an idle builder is frozen, and when it is stopped."""
+"""Auto-stop and freeze: decide when an idle builder is frozen, and when it is auto-stopped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def auto_stop_error(job_type: JobType, interval: int) -> str | None:
 def idle_action(
     builder: Builder, leases: Sequence[Lease], now: datetime, freeze_after: timedelta | None, cpu_idle_for: timedelta
 ) -> IdleAction | None:
-    """Return the action for an idle builder; None while it is used or has a lease.
+    """Decide whether an idle builder is frozen or auto-stopped; None while it is used or has a lease.
 
     ``cpu_idle_for`` is the time since it last used CPU. ``freeze_after`` None: never freeze.
     """

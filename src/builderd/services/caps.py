@@ -191,7 +191,7 @@ def judge(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: d
 
 
 def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: datetime) -> Builder | None:
-    """Stop a running builder whose cap is reached; return None when it is no longer reached."""
+    """Stop a running builder whose spending cap is reached; return None when it is no longer reached."""
     builder = uow.builders.get(builder_id, lock=True)
     if builder is None or builder.desired is not Desired.RUNNING:
         return None

@@ -1,4 +1,4 @@
-"""Uploads: announced, received in one go or in parts, checked, and turned into a bundle."""
+"""Uploads: announced, received in one request or in parts, verified, and unpacked into a bundle."""
 
 from __future__ import annotations
 

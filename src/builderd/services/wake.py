@@ -67,7 +67,7 @@ def _want_run(builder: Builder) -> Builder:
 
 
 async def visited(application: Application, host: str) -> None:
-    """Wake the builder that visitors of this host wait for; reject them where there is no room to start it.
+    """Wake the stopped or frozen builder for which requests wait; reject them if there is no capacity to start it.
 
     Hosts that no builder owns are ignored.
     """

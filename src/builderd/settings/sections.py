@@ -76,7 +76,7 @@ class PriceSettings(Section):
 
 
 class LimitSettings(Section):
-    """Upper bounds of ``resources``, in vCPU and GB; times in seconds; sizes in MB (10^6 bytes)."""
+    """Limits of every builder: bounds of ``resources`` in vCPU and GB; times in seconds; sizes in MB (10^6 bytes)."""
 
     cpu: float = Field(default=8, ge=0.25)
     memory: float = Field(default=16, ge=0.125)

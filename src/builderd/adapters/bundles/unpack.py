@@ -52,7 +52,7 @@ def confine(limits: ArchiveLimits) -> None:
 
 
 def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits) -> str:
-    """Write the files as a tar and return the hash of the bundle. Raises ``Refused``.
+    """Unpack an archive: write its files as a tar and return the hash of the bundle. Raises ``Refused``.
 
     A first pass checks all entries; only the second reads and writes contents.
     """

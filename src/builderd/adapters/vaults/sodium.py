@@ -26,6 +26,7 @@ class SodiumVault:
         self._keys = keys
 
     def seal(self, secret: bytes, associated_data: str) -> bytes:
+        """Seal a secret: encrypt it and authenticate it together with its associated data."""
         key, nonce = self._keys.load()[0], random(_NONCE_BYTES)
         data = associated_data.encode()
         text = bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(secret, data, nonce, key.material)

@@ -41,7 +41,7 @@ NORMAL, POLICY = 1000, 1008
 
 @router.websocket("/builders/{uuid}/terminal")
 async def open_terminal(websocket: WebSocket, uuid: str) -> None:
-    """A login shell, or the query's ``command``, on a terminal of ``columns`` by ``rows``."""
+    """Open a terminal of ``columns`` by ``rows`` with a login shell, or the query's ``command``."""
     application: Application = websocket.app.state.application
     try:
         identity = await identity_of(websocket, _secret(websocket))

@@ -1,4 +1,4 @@
-"""The drill: start a restored disk in isolation, without a network, to verify that its app comes up."""
+"""The drill: verify a backup by starting its restored disk in isolation, without a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from builderd.services import qa
 
 
 async def run_drill(context: BackupContext, restore: Restore, builder: Builder, version: Version) -> str | None:
-    """Start the restored disk; return what is wrong, or None. Jobs are skipped: a run would repeat their work."""
+    """Verify the restored disk by starting it; return the fault, or None.
+
+    Jobs are skipped: a run would repeat their work.
+    """
     if builder.job_type is JobType.ONE_TIME:
         return None
     app, sandbox_id = context.app, _sandbox_id(restore)

@@ -436,7 +436,10 @@ def taken_over(uow: UnitOfWork, builder: Builder, now: datetime) -> Builder:
 
 
 def reject_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: datetime) -> None:
-    """Give up the candidate: the previous version keeps serving, or is started again on its own disk."""
+    """Reject the candidate, such as after a failed QA gate, and roll back to the version that served before.
+
+    Before the take-over the previous version still serves; after it, a rollback starts it again on its own disk.
+    """
     freed = candidates.remove_candidate(uow, builder, prices, now)
     if builder.handover is Handover.FORWARD:
         freed = _rollback(uow, builder, freed, now)
@@ -444,6 +447,7 @@ def reject_candidate(uow: UnitOfWork, builder: Builder, prices: Prices, now: dat
 
 
 def _rollback(uow: UnitOfWork, builder: Builder, freed: Builder, now: datetime) -> Builder:
+    """Return the builder after a rollback: the previous version starts again on its own disk."""
     if builder.status is Status.RUNNING and builder.job_type.stays_up:
         reason = f"version {builder.candidate} did not take over: version {builder.version} serves on"
         again = replace(freed, run=builder.run + 1, handover=Handover.AGAIN, desired_by=SYSTEM, desired_reason=reason)

@@ -1,4 +1,4 @@
-"""Idle check: record the use of builders, and put unused ones to sleep or stop them."""
+"""Idle check: freeze builders that are not used, and auto-stop them after their interval."""
 
 from __future__ import annotations
 

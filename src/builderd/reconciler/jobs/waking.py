@@ -1,4 +1,4 @@
-"""Waking: start or thaw sleeping builders whose visitors wait."""
+"""Waking: start a stopped builder, or thaw a frozen one, for requests that wait in the proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sweep: remove what the engine and the preview hold without a record, and make every builder due."""
+"""The sweep: remove leaked sandboxes and routes, which have no record, and make every builder due."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def _make_due(uow: UnitOfWork, builder_id: BuilderId, now: datetime) -> None:
 
 
 async def _sweep_sandboxes(application: Application, busy: Container[BuilderId]) -> None:
+    """Remove leaked sandboxes."""
     found = [report.id for report in await application.engine.list_sandboxes()]
     held = [one for one in found if one not in application.scratch]
     stray = await application.store.read(lambda uow: [one for one in held if _is_stray(uow, one, busy)])

@@ -66,6 +66,7 @@ class RouteMap:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def put(self, route: Route) -> None:
+        """Write the host's route to its line of the map file."""
         line = self._lines.get(route.host)
         if line is None:
             line = self._free.pop() if self._free else self._grow()

@@ -16,7 +16,7 @@ from builderd.domain.ids import BuilderId, DiskId, TenantId, is_id, new_id, new_
 from builderd.domain.previews import preview_host
 from builderd.domain.prices import Cost, Sum
 from builderd.domain.quotas import allocation_of
-from builderd.domain.versions import Version, VersionSettings
+from builderd.domain.versions import Version, VersionSettings, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.builders import BuilderQuery
 from builderd.services import admission, candidates, credentials, gates, spending, statuses, wake
@@ -63,7 +63,7 @@ class BuilderView:
 
 
 def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBuilder, now: datetime) -> Builder:
-    """Record the builder and its first version.
+    """Record the builder and its first version. It replaces the caller's own of that name that failed to be created.
 
     Raises ``NameTaken``, ``QuotaExceeded``, ``NoCapacity``, or ``ValidationFailed`` when this service lacks what was
     asked for.
@@ -71,6 +71,7 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     check_engine(application)
     check_auto_stop(new.job_type, new.auto_stop_interval)
     check_settings(uow, application, caller.tenant_id, new.settings)
+    _replace_failed(uow, application, caller, new.name, now)
     admission.admit(uow, application, caller.tenant_id, allocation_of(new.settings.resources, running=True), now)
     builder = _new_builder(application, caller, new, now)
     uow.builders.add(builder)
@@ -87,6 +88,17 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
     gates.note_skipped(uow, builder, version, now)
     uow.builders.make_due(builder.id, now)
     return builder
+
+
+def _replace_failed(uow: UnitOfWork, application: Application, caller: Caller, name: str, now: datetime) -> None:
+    """Delete a builder of that name that the caller created and that never came up, so that a retry needs no delete."""
+    other = uow.builders.by_name(caller.tenant_id, name)
+    if other is None or other.status is not Status.FAILED or other.desired is Desired.DELETED:
+        return
+    versions = uow.versions.list(other.id)
+    is_own = versions[-1].created_by == caller.actor
+    if is_own and all(version.status is VersionStatus.FAILED for version in versions):
+        delete(uow, application, caller, other.id, now)
 
 
 def get(uow: UnitOfWork, tenant_id: TenantId, builder_id: str, *, lock: bool = False) -> Builder:

@@ -11,8 +11,10 @@ from tests.unit.reconciler.ledgers import check_ledger
 
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.domain.builders import Desired, Status
-from builderd.domain.errors import StartFailed
+from builderd.domain.errors import NameTaken, StartFailed
 from builderd.domain.previews import RouteState
+from builderd.domain.restarts import MAX_EXITS
+from builderd.domain.sandboxes import EndCause
 from builderd.domain.versions import VersionStatus
 from builderd.services import builders
 
@@ -65,3 +67,38 @@ async def test_a_failed_builder_can_be_started_when_the_cause_is_gone(world: Wor
         again = await world.reached(builders.start, builder)
     assert (again.status, again.exit_code, again.status_reason) == (Status.RUNNING, None, "started by token acme")
     assert (await world.version(builder)).status is VersionStatus.DEPLOYED  # it serves now
+
+
+async def test_a_create_of_the_same_name_replaces_one_that_never_came_up(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None, exits_at=0, exit_code=1), Behaviour())
+    async with world.reconciling():
+        with pytest.raises(StartFailed) as failure:
+            await world.create()
+        again = await world.create()
+        assert again.status is Status.RUNNING
+        failed = await world.read(lambda uow: uow.builders.get(failure.value.data["uuid"]))
+        assert failed is not None
+        await world.until_status(failed, Status.DELETED)
+        with pytest.raises(NameTaken):
+            await world.create()
+
+
+async def test_one_that_was_up_or_is_anothers_keeps_its_name(world: World) -> None:
+    world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None, exits_at=0, exit_code=1))
+    async with world.reconciling():
+        with pytest.raises(StartFailed):
+            await world.create()
+        mine, world.caller = world.caller, replace(world.caller, actor="token other")
+        with pytest.raises(NameTaken):
+            await world.create()
+        world.caller = mine
+        world.engine.behave(ENTRYPOINT, Behaviour())
+        builder = await world.create()
+        for _ in range(MAX_EXITS):
+            await world.until(lambda: world.running)
+            (sandbox,) = world.running
+            world.engine.end(sandbox.spec.id, EndCause.EXITED, 1)
+            world.clock.move(70)
+        await world.until_status(builder, Status.FAILED)
+        with pytest.raises(NameTaken):
+            await world.create()

@@ -44,7 +44,9 @@ from builderd.services import builders, bundles, deployments, outcomes
 from builderd.services.application import Application, Limits
 from builderd.services.builders import Caller, Command, NewBuilder
 from builderd.services.deployments import Change
+from builderd.services.latest_usage import LatestUsage
 from builderd.services.reviews import Gate
+from builderd.services.scratch_sandboxes import ScratchSandboxes
 from builderd.settings import Settings
 
 T = TypeVar("T")
@@ -299,7 +301,8 @@ class World:
             store=store or self.application.store,
             signals=LocalSignals(),
             instance=f"{self.application.instance}-{self._instances}",
-            bundle_lock=asyncio.Lock(),
+            usage=LatestUsage(),
+            scratch=ScratchSandboxes(),
         )
         return replace(self, application=application)
 
@@ -367,6 +370,8 @@ def make_application(
         instance="first",
         ssh=Gateway("localhost", 8022, "ssh-ed25519 AAAA", "SHA256:fake"),
         backup_repository=FakeBackupRepository(engine),
+        usage=LatestUsage(),
+        scratch=ScratchSandboxes(),
     )
 
 

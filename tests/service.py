@@ -30,6 +30,7 @@ from builderd.api.server.connections import ConnectionLimits
 from builderd.api.server.listener import server_config
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope, Token
+from builderd.operations.operations import Operations
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.schedule import BackupSchedule
 from builderd.reconciler.loop.reconciler import Reconciler
@@ -101,7 +102,7 @@ async def running_service(database: str = MEMORY, **limits: Any) -> AsyncIterato
         service = await _make(store, Limits(**{"qa_report": False, **limits}))
         await service.engine.prepare(lambda _: None)
         await service.previews.start()
-        creations, parser = service.app.state.creations, service.app.state.body_parser
+        operations, parser = service.app.state.operations, service.app.state.body_parser
         working = [
             asyncio.create_task(work)
             for work in (Reconciler(service.application).run(), BackupSchedule(service.application).run())
@@ -110,7 +111,7 @@ async def running_service(database: str = MEMORY, **limits: Any) -> AsyncIterato
             yield service
         finally:
             await service.close()
-            await creations.close()
+            await operations.close()
             parser.close()
             for task in working:
                 task.cancel()
@@ -156,7 +157,7 @@ async def _make(store: SqlStore, limits: Limits) -> Service:
         installer=installer,
         scanner=scanner,
         store=store,
-        app=create_app(application, metrics_token=METRICS_TOKEN),
+        app=create_app(Operations(application), metrics_token=METRICS_TOKEN),
         write=await _token(application, "acme", [Scope.WRITE]),
         read=await _token(application, "acme", [Scope.READ]),
         other=await _token(application, "other", [Scope.WRITE]),

@@ -69,7 +69,7 @@ async def test_large_outputs_leave_the_event_loop_to_others(service: Service, st
     assert await flood > 3 * 6 * 9_000_000
     assert answers
     assert longest < 0.15
-    assert not service.application.held_bytes._accounts
+    assert not service.app.state.operations.held_bytes._accounts
 
 
 async def _read_all(url: str, head: str, count: int, body: str = "", times: int = 0, end: str = "") -> int:
@@ -96,12 +96,12 @@ async def test_large_bodies_are_parsed_apart_and_within_a_budget(service: Servic
         sending = asyncio.create_task(_read_all(url, head, 3, piece, times, end))
         while not sending.done():
             await asyncio.sleep(0.01)
-            most = max(most, *(one.held for one in service.application.held_bytes._accounts.values()), 0)
+            most = max(most, *(one.held for one in service.app.state.operations.held_bytes._accounts.values()), 0)
         assert sending.result() > 0
         # Parsed in this process it is 1.2 s.
         assert time.process_time() - before < 0.9
     assert length <= most <= LIMIT + length
-    assert not service.application.held_bytes._accounts
+    assert not service.app.state.operations.held_bytes._accounts
 
 
 async def _busiest_turn(flood: asyncio.Task[int], neighbour: httpx.AsyncClient) -> tuple[float, int]:

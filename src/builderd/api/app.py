@@ -15,9 +15,7 @@ from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.server.heads import Heads
 from builderd.api.server.meter import Meter
 from builderd.api.server.paths import PREFIX
-from builderd.api.server.rates import Rates
 from builderd.api.server.request_log import RequestLog
-from builderd.api.server.streams import ConcurrencyLimit
 from builderd.api.v1 import (
     backups,
     builders,
@@ -39,37 +37,31 @@ from builderd.api.v1 import (
     versions,
     webhooks,
 )
+from builderd.operations.operations import Operations
+from builderd.operations.rates import Rates
 from builderd.services.application import Application
 
 
 def create_app(
-    application: Application,
+    operations: Operations,
     *,
     metrics_token: str | None = None,
     meter: Meter | None = None,
-    rates: Rates | None = None,
 ) -> FastAPI:
     """The API. ``metrics_token`` None shows no metrics here; ``meter`` is shared with ``metrics_app``."""
     meter = meter or Meter()
-    started = creations.Creations(application)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await started.close()
+        await operations.close()
         app.state.body_parser.close()
 
-    app = bare_app(application, meter, lifespan=lifespan, openapi_url="/openapi.json")
-    app.state.rates = rates or Rates()
-    app.state.creations = started
+    app = bare_app(operations.application, meter, lifespan=lifespan, openapi_url="/openapi.json")
+    app.state.operations = operations
+    app.state.rates = operations.rates
     app.state.metrics_token = metrics_token
     app.state.scheduler = FairScheduler()
-    app.state.event_streams = ConcurrencyLimit("streams of events are open already: close one.")
-    app.state.log_streams = ConcurrencyLimit("streams of logs are open already: close one.")
-    app.state.blocking_calls = ConcurrencyLimit(
-        "of your calls wait for an outcome already: wait until one of them is answered, or do not wait for this one: "
-        "send it with the header Prefer: respond-async."
-    )
     # Before the builders, among whose paths /builders/spending would be taken for one of their uuids.
     for noun in (
         health,
@@ -97,7 +89,7 @@ def create_app(
     # For clients that put the base path before everything.
     app.include_router(health.router, prefix=PREFIX, include_in_schema=False)
     docs_page.install(app)
-    openapi.install(app, application.limits.maximum)
+    openapi.install(app, operations.application.limits.maximum)
     return app
 
 

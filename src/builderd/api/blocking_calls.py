@@ -11,9 +11,8 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from builderd.api.server.auth import Identity
+from builderd.api.server.auth import Identity, operations_of
 from builderd.api.server.preferences import wants_async
-from builderd.api.server.streams import ConcurrencyLimit
 
 T = TypeVar("T")
 
@@ -21,14 +20,11 @@ T = TypeVar("T")
 def count_blocking_call(request: Request, identity: Identity) -> AbstractContextManager[None]:
     """Count a call among its tenant's blocking calls; a call that is answered at once is not counted.
 
-    Call it before anything is written: it raises ``RateLimited`` at the limit. A blocking call reads the store whenever
-    its builder changes, and continues when its caller has disconnected.
+    Call it before anything is written: it raises ``RateLimited`` at the limit.
     """
     if wants_async(request):
         return nullcontext()
-    calls: ConcurrencyLimit = request.app.state.blocking_calls
-    calls.admit(identity.token.tenant_id)
-    return calls.hold(identity.token.tenant_id)
+    return operations_of(request).blocking_calls.acquire(identity.token.tenant_id)
 
 
 async def until_disconnect(request: Request, coming: Coroutine[Any, Any, T]) -> T:

@@ -1,51 +1,28 @@
-"""Idempotency: a retry with the same key gets the first call's answer, also after the service was restarted.
-
-The record is written in the transaction that creates the builder, so there is never one without the other. The
-answer is added when it is known. A record without an answer is either being worked on in this process, or
-was left by one that ended: then the retry waits for the same builder and answers as the first call would have.
-"""
+"""The header Idempotency-Key: names a call, so that its retry gets the first call's answer."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 
 from fastapi import Request
 
 from builderd.api.server.answers import Answer
-from builderd.domain.errors import Conflict, ValidationFailed
-from builderd.domain.ids import BuilderId, TenantId
-from builderd.ports.store import UnitOfWork
-from builderd.ports.store.idempotency import IdempotencyRecord
-from builderd.services.application import Application
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.ids import TenantId
+from builderd.operations.idempotency import Begun, KeptAnswer, Retry
+from builderd.operations.operations import Operations
 
 HEADER = "Idempotency-Key"
 REPLAYED = {"Idempotency-Replayed": "true"}
-RETENTION = timedelta(hours=24)
 ACCEPTED = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """A key of a tenant, and the sha256 of the method, the path with its query, and the body that it came with."""
-
-    tenant_id: TenantId
-    key: str
-    body_hash: str
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """A builder that the first call has begun, or a version of it."""
-
-    builder_id: BuilderId
-    version: int | None = None
-
-
 def retry_of(request: Request, tenant_id: TenantId, body_sha256: str) -> Retry | None:
-    """Return the retry key of this request, None without one. Raises ``ValidationFailed``."""
+    """Return the retry key of this request, None without one. Raises ``ValidationFailed``.
+
+    Its hash is that of the method, the path with its query, and the body.
+    """
     key = request.headers.get(HEADER)
     if key is None:
         return None
@@ -56,81 +33,12 @@ def retry_of(request: Request, tenant_id: TenantId, body_sha256: str) -> Retry |
     return Retry(tenant_id, key, hashlib.sha256(text.encode()).hexdigest())
 
 
-class Retries:
-    """Retry keys, and those that this process holds because it is working on their first answer."""
+async def first_answer(operations: Operations, retry: Retry | None) -> Answer | Begun | None:
+    """Return the first call's answer, or what it began if it got none; None when this is the first call.
 
-    def __init__(self, application: Application) -> None:
-        self._application = application
-        self._held: set[tuple[TenantId, str]] = set()
-
-    async def first(self, retry: Retry) -> Answer | Begun | None:
-        """Return the first call's answer, or what it began if it got none; None when this is the first call.
-
-        Unless there is an answer, the key is held from here on until ``release``. Raises ``Conflict`` when it
-        is held already, or was used for another request.
-        """
-        self._hold(retry)
-        try:
-            first = await self._look(retry)
-        except BaseException:
-            self.release(retry)
-            raise
-        if isinstance(first, Answer):
-            self.release(retry)
-        return first
-
-    async def _look(self, retry: Retry) -> Answer | Begun | None:
-        record = await self._application.store.read(lambda uow: uow.idempotency.get(retry.tenant_id, retry.key))
-        if record is None or record.created_at < self._application.clock.now() - RETENTION:
-            return None
-        if record.body_hash != retry.body_hash:
-            raise Conflict("This Idempotency-Key was used for another request: choose a new one.")
-        if record.status is None:
-            return Begun(record.builder_id, record.version) if record.builder_id else None
-        return Answer(record.status, record.body or {}, {**(record.headers or {}), **REPLAYED})
-
-    def _hold(self, retry: Retry) -> None:
-        if (retry.tenant_id, retry.key) in self._held:
-            raise _in_flight()
-        self._held.add((retry.tenant_id, retry.key))
-
-    def release(self, retry: Retry | None) -> None:
-        """Release the key: this process no longer works on its answer."""
-        if retry is not None:
-            self._held.discard((retry.tenant_id, retry.key))
-
-    def record(
-        self, uow: UnitOfWork, retry: Retry, builder_id: BuilderId, now: datetime, version: int | None = None
-    ) -> None:
-        """Bind the key to the builder that is being created, or to a version of it.
-
-        Raises ``Conflict`` when another call was faster.
-        """
-        uow.idempotency.expire(now - RETENTION)
-        if uow.idempotency.get(retry.tenant_id, retry.key) is not None:
-            raise _in_flight()
-        uow.idempotency.add(
-            IdempotencyRecord(
-                tenant_id=retry.tenant_id,
-                key=retry.key,
-                body_hash=retry.body_hash,
-                owner=self._application.instance,
-                created_at=now,
-                builder_id=builder_id,
-                version=version,
-            )
-        )
-
-    async def answered(self, retry: Retry, answer: Answer) -> None:
-        """Keep the answer for retries."""
-
-        def save(uow: UnitOfWork) -> None:
-            record = uow.idempotency.get(retry.tenant_id, retry.key)
-            if record is not None:
-                uow.idempotency.save(replace(record, status=answer.status, headers=answer.headers, body=answer.body))
-
-        await self._application.store.write(save)
-
-
-def _in_flight() -> Conflict:
-    return Conflict("The first call with this Idempotency-Key is still going on: try again later.", retry_after=1)
+    Raises ``Conflict`` as ``Retries.first`` does.
+    """
+    first = await operations.retries.first(retry) if retry else None
+    if isinstance(first, KeptAnswer):
+        return Answer(first.status, first.body, {**first.headers, **REPLAYED})
+    return first

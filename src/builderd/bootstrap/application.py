@@ -29,6 +29,8 @@ from builderd.bootstrap.review import make_review_gate
 from builderd.domain import ssh
 from builderd.domain.resources import GB
 from builderd.services.application import Application
+from builderd.services.latest_usage import LatestUsage
+from builderd.services.scratch_sandboxes import ScratchSandboxes
 from builderd.settings import Settings
 from builderd.ssh import host_key
 
@@ -69,6 +71,8 @@ async def application(settings: Settings, owned: OwnedStore) -> AsyncIterator[Ap
             backup_repository=make_backup_repository(settings, engine),
             backup_rules=settings.backup.to_rules(),
             retention=settings.to_retention_policy(),
+            usage=LatestUsage(),
+            scratch=ScratchSandboxes(),
         )
     finally:
         keeping.cancel()

@@ -16,7 +16,6 @@ from builderd.api.app import create_app, metrics_app
 from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server import connections
 from builderd.api.server.meter import Meter
-from builderd.api.server.rates import Rates
 from builderd.api.server.request_log import RequestIdFilter
 from builderd.api.server.servers import Servers
 from builderd.bootstrap.application import application, load_host_key, make_previews
@@ -29,6 +28,8 @@ from builderd.domain.builders import Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.previews import Route
 from builderd.domain.routes import closed_route
+from builderd.operations.operations import Operations
+from builderd.operations.rates import Rates
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.adopting import adopt
 from builderd.reconciler.backups.context import BackupContext
@@ -135,9 +136,8 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
     async with application(settings, owned) as app, Servers() as servers:
         note_database(settings)
         meter = Meter()
-        api = create_app(
-            app, metrics_token=settings.metrics_token, meter=meter, rates=Rates(**settings.rates.model_dump())
-        )
+        operations = Operations(app, Rates(**settings.rates.model_dump()))
+        api = create_app(operations, metrics_token=settings.metrics_token, meter=meter)
         await servers.add(api, settings.host, settings.port, "--host and --port")
         if settings.metrics_port:
             await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager
 from typing import BinaryIO, Protocol
 
 from builderd.domain.archives import ArchiveLimits
@@ -10,6 +11,9 @@ from builderd.domain.bundles import Bundle
 
 
 class Bundles(Protocol):
+    def exclusive(self) -> AbstractAsyncContextManager[object]:
+        """Hold the store for this caller: while a bundle is stored and referred to, or an unused one is removed."""
+
     async def put(self, bundle: Bundle) -> None:
         """Store the bundle whole or not at all. Idempotent."""
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Protocol, TypeVar
 
 from builderd.domain.archives import ArchiveLimits
 from builderd.domain.backups import BackupRules
 from builderd.domain.builders import Builder
-from builderd.domain.ids import BuilderId, SandboxId, TenantId
-from builderd.domain.metrics import UsageSample
 from builderd.domain.previews import PreviewDomain
 from builderd.domain.prices import Prices
 from builderd.domain.resources import Resources
@@ -31,9 +28,20 @@ from builderd.ports.testers import Testers
 from builderd.ports.uploads import Uploads
 from builderd.ports.vault import Vault
 from builderd.ports.webhooks import WebhookSender
-from builderd.services.held_bytes import HeldBytes
+from builderd.services.latest_usage import LatestUsage
 from builderd.services.reviews import Gate
+from builderd.services.scratch_sandboxes import ScratchSandboxes
 from builderd.services.tenant_limits import TenantLimits
+
+
+class OfBuilder(Protocol):
+    """Result of a change to a builder."""
+
+    @property
+    def builder(self) -> Builder: ...
+
+
+Change = TypeVar("Change", bound=Builder | OfBuilder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,8 @@ class Application:
     """Ports and rules of one service.
 
     ``instance`` names this service, over its restarts, in claims and in work that it began. ``member`` is the id under
-    which it owns the database (``Instance.member``); new builders carry it.
+    which it owns the database (``Instance.member``); new builders carry it. It has no
+    mutable fields: what this process remembers is in the ports, ``usage`` and ``scratch``.
     """
 
     store: Store
@@ -89,6 +98,8 @@ class Application:
     instance: str
     backup_repository: BackupRepository
     uploads: Uploads
+    usage: LatestUsage
+    scratch: ScratchSandboxes
     member: str = ""
     #: URL of the API for callers, if it differs from the one that they use.
     public_url: str | None = None
@@ -97,23 +108,13 @@ class Application:
     #: Address of the SSH gateway; None without one.
     ssh: Gateway | None = None
     backup_rules: BackupRules = field(default_factory=BackupRules)
-    #: Sandboxes of trials, without a record of their own: the sweep must not remove them.
-    scratch: set[SandboxId] = field(default_factory=set)
     tenant_limits: TenantLimits = field(default_factory=TenantLimits)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
-    #: The latest usage of each builder that runs here.
-    readings: dict[BuilderId, UsageSample] = field(default_factory=dict)
-    #: Number of archives, and of files, that each tenant is downloading.
-    archives: Counter[TenantId] = field(default_factory=Counter)
-    reads: Counter[TenantId] = field(default_factory=Counter)
-    #: Memory held by the calls of each tenant.
-    held_bytes: HeldBytes = field(default_factory=HeldBytes)
-    #: Lock held between storing a bundle and referring to it, and while an unused one is removed.
-    bundle_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def commit(self, work: Callable[[UnitOfWork], Builder]) -> Builder:
-        """Write in one transaction, then signal the reconciler and the waiters of this builder."""
-        builder = await self.store.write(work)
+    async def commit(self, work: Callable[[UnitOfWork], Change]) -> Change:
+        """Write in one transaction, then signal the reconciler and the waiters of the result's builder."""
+        result = await self.store.write(work)
+        builder = result if isinstance(result, Builder) else result.builder
         self.signals.desired_changed(builder.id)
         self.signals.change(builder.id)
-        return builder
+        return result

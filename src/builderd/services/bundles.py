@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from builderd.domain.builders import Builder
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
-from builderd.services.application import Application
+from builderd.services.application import Application, Change
 
 
 class BundleLost(EngineUnavailable):
     """A stored bundle is damaged or missing; a retry does not help."""
 
 
-async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOfWork], Builder]) -> Builder:
+async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOfWork], Change]) -> Change:
     """Store the bundle and run ``refer``, which records the reference; remove the bundle if that fails."""
-    async with application.bundle_lock:
+    async with application.bundles.exclusive():
         try:
             await application.bundles.put(bundle)
             return await application.commit(refer)
@@ -41,7 +40,7 @@ async def fetch(application: Application, version: Version) -> Bundle:
 
 async def drop_unused(application: Application, bundle_hash: str) -> None:
     """Remove the bundle unless a version of a live builder has it."""
-    async with application.bundle_lock:
+    async with application.bundles.exclusive():
         await _drop(application, bundle_hash)
 
 

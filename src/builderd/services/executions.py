@@ -17,7 +17,7 @@ from builderd.ports.processes import Process
 from builderd.services import builders, wake
 from builderd.services.application import Application
 from builderd.services.builders import Caller
-from builderd.services.held_bytes import Holding
+from builderd.services.held_bytes import HeldBytes, Holding
 from builderd.services.wake import User
 
 #: Output past its limit is read and dropped, at a bounded rate, so that the command does not block.
@@ -45,14 +45,16 @@ class Command:
 
 
 @asynccontextmanager
-async def run(application: Application, caller: Caller, builder_id: str, command: Command) -> AsyncIterator[Ended]:
-    """Run the command and wait for it. Its output counts in the tenant's memory budget while the context lasts.
+async def run(
+    application: Application, caller: Caller, builder_id: str, command: Command, held_bytes: HeldBytes
+) -> AsyncIterator[Ended]:
+    """Run the command and wait for it. Its output counts in the tenant's ``held_bytes`` while the context lasts.
 
     While the budget is used up, the command blocks on its full pipe, and its timeout continues. Raises ``NotFound``,
     ``InvalidState`` when no sandbox runs, or ``ValidationFailed``.
     """
     sandbox = await running(application, caller, builder_id)
-    with application.held_bytes.holding(caller.tenant_id) as holding:
+    with held_bytes.holding(caller.tenant_id) as holding:
         output = Output(application.limits.exec_output, holding=holding)
         async with wake.keep_awake(application, sandbox):
             code = await _capture(application.engine, sandbox, command, output)
@@ -68,14 +70,14 @@ class Ended:
 
 
 async def follow(
-    application: Application, caller: Caller, sandbox: SandboxId, command: Command
+    application: Application, caller: Caller, sandbox: SandboxId, command: Command, held_bytes: HeldBytes
 ) -> AsyncGenerator[str | ExecResult]:
     """Yield output while the command runs, and finally how it ended, without output.
 
     Closing the generator early ends the command too.
     """
     pieces: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
-    with application.held_bytes.holding(caller.tenant_id) as holding:
+    with held_bytes.holding(caller.tenant_id) as holding:
         output = Output(application.limits.exec_output, pieces.put, holding)
         task = asyncio.ensure_future(_capture(application.engine, sandbox, command, output))
         decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
@@ -11,7 +10,7 @@ import zstandard
 
 from builderd.domain.builders import Builder
 from builderd.domain.bundles import path_error
-from builderd.domain.errors import InvalidState, RateLimited
+from builderd.domain.errors import InvalidState
 from builderd.domain.files import Condition, FileEntry, FilePage, bad_path
 from builderd.domain.ids import BuilderId, DiskId, TenantId
 from builderd.ports.disk_files import OpenFile
@@ -22,10 +21,6 @@ from builderd.services.candidates import TakesOver
 
 #: zstd level: fast, with three quarters of the highest level's gain.
 COMPRESSION_LEVEL = 3
-#: Maximum number of archives that one tenant downloads at the same time.
-MAX_ARCHIVES = 2
-#: Maximum number of files that one tenant downloads at the same time.
-MAX_READS = 100
 
 
 async def list_page(
@@ -38,9 +33,8 @@ async def list_page(
 
 @asynccontextmanager
 async def opened(application: Application, tenant_id: TenantId, builder_id: str, path: str) -> AsyncIterator[OpenFile]:
-    """Return a file that can be read while the context lasts. Raises ``RateLimited`` for too many downloads."""
+    """Return a file that can be read while the context lasts."""
     async with (
-        _count_open(application.reads, tenant_id, MAX_READS, "files"),
         _disk(application, tenant_id, builder_id) as disk,
         application.engine.open_file(disk, _checked(path)) as file,
     ):
@@ -85,26 +79,12 @@ async def archive(
 ) -> AsyncIterator[AsyncGenerator[bytes]]:
     """Return all of ``/app`` as ``tar.zst`` (RFC 8878), packed while it is read.
 
-    Raises ``NotFound``, and ``RateLimited`` when the tenant has too many such downloads.
+    Raises ``NotFound``.
     """
     builder, disk = await _read(application, tenant_id, builder_id)
-    async with _count_open(application.archives, tenant_id, MAX_ARCHIVES, "archives"):
-        packed = _compressed(application.engine.archive(disk), activity.track_use(application, builder))
-        async with aclosing(packed):
-            yield packed
-
-
-@asynccontextmanager
-async def _count_open(sent: Counter[TenantId], tenant_id: TenantId, limit: int, what: str) -> AsyncIterator[None]:
-    """Count an open download of the tenant. Raises ``RateLimited`` at the limit."""
-    if sent[tenant_id] >= limit:
-        words = f"{limit} {what} of yours are being sent already: ask again when one of them is complete."
-        raise RateLimited(words, retry_after=10)
-    sent[tenant_id] += 1
-    try:
-        yield
-    finally:
-        sent[tenant_id] -= 1
+    packed = _compressed(application.engine.archive(disk), activity.track_use(application, builder))
+    async with aclosing(packed):
+        yield packed
 
 
 async def _compressed(packed: AsyncGenerator[bytes], use: AbstractAsyncContextManager[None]) -> AsyncGenerator[bytes]:

@@ -44,4 +44,4 @@ def report(
     count = -(-span // step)
     begin = start_of(now, step) - (count - 1) * step
     steps = resample(uow.metrics.of_builder(builder.id, begin), begin, step, count)
-    return Report(application.readings.get(builder.id), version.settings.resources, step, steps)
+    return Report(application.usage.of_builder(builder.id), version.settings.resources, step, steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from builderd.domain.builders import Builder
 from builderd.domain.errors import Forbidden, InvalidState, NotFound, ValidationFailed
@@ -164,15 +165,17 @@ async def accept(application: Application, caller: Caller, builder_id: str, new:
     Raises ``NotFound``, ``InvalidState`` for a finding that cannot be accepted, ``Forbidden`` for one that only an
     admin can, and ``ValidationFailed`` if it needs a date, or the date is over.
     """
-    numbers: list[int] = []
 
-    def write(uow: UnitOfWork) -> Builder:
+    def write(uow: UnitOfWork) -> _Accepted:
         builder = builders.get(uow, caller.tenant_id, builder_id, lock=True)
-        numbers.append(_accept(uow, builder, caller, new, now))
-        return builder
+        return _Accepted(builder, _accept(uow, builder, caller, new, now))
 
-    await application.commit(write)
-    return numbers[-1]
+    return (await application.commit(write)).version
+
+
+class _Accepted(NamedTuple):
+    builder: Builder
+    version: int
 
 
 def _accept(uow: UnitOfWork, builder: Builder, caller: Caller, new: NewAcceptance, now: datetime) -> int:

@@ -15,7 +15,6 @@ from tests.service import MINIMAL, Service, listening
 
 from builderd.adapters.fakes.engine import Behaviour
 from builderd.api.blocking_calls import until_disconnect
-from builderd.api.server import streams
 
 API = "/api/v1"
 BUILDERS = f"{API}/builders"
@@ -38,7 +37,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def waiting(service: Service) -> int:
-    total: int = service.app.state.blocking_calls.total()
+    total: int = service.app.state.operations.blocking_calls.total()
     return total
 
 
@@ -69,7 +68,7 @@ async def test_a_call_too_many_is_refused_and_leaves_nothing(
 ) -> None:
     backup = (await client.post(f"{url}/backups")).json()["data"]["id"]
     new = {**MINIMAL, "name": "third"}
-    monkeypatch.setattr(streams, "MAX_AT_ONCE", 1)
+    monkeypatch.setattr(service.app.state.operations.blocking_calls, "maximum", 1)
     async with one_waiting(service):
         before = await left(client, url)
         calls: tuple[tuple[str, str, Any], ...] = (
@@ -104,7 +103,7 @@ async def test_those_that_come_together_are_counted_too(
     service.engine.behave(MINIMAL["entrypoint"], Behaviour(), Behaviour(listens_at=None))
     url = (await client.post(BUILDERS, json=MINIMAL)).headers["location"]
     await client.post(f"{url}/stop")
-    monkeypatch.setattr(streams, "MAX_AT_ONCE", 2)
+    monkeypatch.setattr(service.app.state.operations.blocking_calls, "maximum", 2)
     calls = [asyncio.create_task(client.post(f"{url}/start")) for _ in range(5)]
     await until(lambda: sum(call.done() for call in calls) == 3)
     assert {call.result().status_code for call in calls if call.done()} == {429}
@@ -117,7 +116,7 @@ async def test_an_answer_that_is_known_needs_no_place(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await client.post(BUILDERS, json=MINIMAL, headers=KEY)
-    monkeypatch.setattr(streams, "MAX_AT_ONCE", 1)
+    monkeypatch.setattr(service.app.state.operations.blocking_calls, "maximum", 1)
     async with one_waiting(service):
         again = await client.post(BUILDERS, json=MINIMAL, headers=KEY)
     assert (again.status_code, again.json(), again.headers["idempotency-replayed"]) == (201, first.json(), "true")
@@ -126,11 +125,11 @@ async def test_an_answer_that_is_known_needs_no_place(
 async def test_a_retry_that_has_no_place_may_be_made_again(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_AT_ONCE", 1)
+    monkeypatch.setattr(service.app.state.operations.blocking_calls, "maximum", 1)
     service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=30))
     first = asyncio.create_task(client.post(BUILDERS, json=MINIMAL, headers=KEY))
     await until(lambda: bool(service.engine.sandboxes))
-    await service.app.state.creations.close()
+    await service.app.state.operations.close()
     await asyncio.gather(first, return_exceptions=True)
     uuid = (await client.get(BUILDERS)).json()["data"][0]["uuid"]
     async with one_waiting(service):
@@ -142,7 +141,7 @@ async def test_a_retry_that_has_no_place_may_be_made_again(
 async def test_a_creation_counts_until_it_ends_though_its_caller_left(
     client: httpx.AsyncClient, service: Service, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_AT_ONCE", 1)
+    monkeypatch.setattr(service.app.state.operations.blocking_calls, "maximum", 1)
     async with one_waiting(service) as call:
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)

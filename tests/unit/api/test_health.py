@@ -14,6 +14,7 @@ from tests.service import METRICS_TOKEN, MINIMAL, Service
 from builderd.api.app import create_app, metrics_app
 from builderd.api.server.meter import Meter
 from builderd.domain.previews import PreviewActivity
+from builderd.operations.operations import Operations
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ async def test_metrics_want_their_own_token(service: Service, anybody: httpx.Asy
 
 
 async def test_without_a_metrics_token_there_are_none_here(service: Service) -> None:
-    service.app = create_app(service.application)
+    service.app = create_app(Operations(service.application))
     response = await service.client(service.write).get("/metrics")
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
@@ -118,7 +119,7 @@ async def test_metrics_are_there_while_the_proxy_is_not(service: Service) -> Non
 
 async def test_a_listener_of_their_own_needs_no_token_and_shows_nothing_else(service: Service) -> None:
     meter = Meter()
-    service.app = create_app(service.application, meter=meter)
+    service.app = create_app(Operations(service.application), meter=meter)
     await service.client(None).get("/healthz")
     service.app = metrics_app(service.application, meter)
     text = (await service.client(None).get("/metrics")).text

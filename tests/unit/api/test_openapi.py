@@ -17,8 +17,9 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from tests.service import METRICS_TOKEN, MINIMAL, listening, running_service
 
 from builderd.api.app import create_app
-from builderd.api.server.rates import Rates
 from builderd.domain.resources import Resources
+from builderd.operations.operations import Operations
+from builderd.operations.rates import Rates
 from builderd.services.application import Application, Limits
 
 #: Schema-valid requests can break rules that JSON Schema cannot tell, such as a path that is both file and folder;
@@ -70,7 +71,7 @@ def own(running: Running) -> str:
 
 
 #: Nothing but its limits makes one service's document differ from another's.
-DOCUMENT: dict[str, Any] = create_app(cast("Application", SimpleNamespace(limits=Limits()))).openapi()
+DOCUMENT: dict[str, Any] = create_app(Operations(cast("Application", SimpleNamespace(limits=Limits())))).openapi()
 described = from_dict(DOCUMENT)
 # Its cases at every bound are made while the tests are collected, 13 s of CPU for each process that collects them:
 # script/soak tries those, every run the examples and what is generated.

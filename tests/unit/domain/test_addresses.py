@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from builderd.domain import addresses
-from builderd.domain.addresses import embedded_ipv4, in_any_network, is_public, parse
+from builderd.domain.addresses import embedded_ipv4, in_any_network, is_public, network_of, parse
 
 NON_PUBLIC = """
 0.0.0.0 0.1.2.3 10.0.0.1 10.255.255.255 100.64.0.1 100.127.255.255 127.0.0.1 127.255.255.254 169.254.169.254
@@ -57,3 +57,9 @@ def test_what_a_resolver_writes_is_read() -> None:
 
 def test_sandboxes_are_kept_from_all_non_public_networks_but_those_for_documentation() -> None:
     assert set(addresses.NON_PUBLIC) - set(addresses.NOT_FOR_SANDBOXES) == set(addresses.DOCUMENTATION)
+
+
+def test_an_ipv6_network_counts_as_one_address() -> None:
+    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:1%eth0") == "2001:db8::/64"
+    assert network_of("::ffff:192.0.2.1") == network_of("192.0.2.1") == "192.0.2.1"
+    assert network_of("") == ""

@@ -12,11 +12,14 @@ from builderd.domain.builders import Builder
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.sandboxes import EndCause, ExecResult
 from builderd.services import builders, executions, outcomes
+from builderd.services.held_bytes import HeldBytes
 
 
-async def run(world: World, builder: Builder, command: str = "ls", timeout: float = 60) -> ExecResult:
+async def run(
+    world: World, builder: Builder, command: str = "ls", timeout: float = 60, held_bytes: HeldBytes | None = None
+) -> ExecResult:
     wanted = executions.Command(command, timeout)
-    async with executions.run(world.application, world.caller, builder.id, wanted) as ended:
+    async with executions.run(world.application, world.caller, builder.id, wanted, held_bytes or HeldBytes()) as ended:
         return ExecResult(ended.exit_code, ended.output.text, ended.output.truncated)
 
 
@@ -36,31 +39,33 @@ async def test_a_long_output_is_cut_and_a_slow_command_killed(world: World) -> N
 
 
 async def test_output_is_held_until_it_was_taken_and_makes_the_next_command_wait(world: World) -> None:
-    world.application.held_bytes._limit = 15
+    held_bytes = HeldBytes(15)
     world.engine.answer("ten", Answer(0, "x" * 10))
     async with world.reconciling():
         builder = await world.create()
         ten = executions.Command("ten")
         async with (
-            executions.run(world.application, world.caller, builder.id, ten) as first,
-            executions.run(world.application, world.caller, builder.id, ten) as second,
+            executions.run(world.application, world.caller, builder.id, ten, held_bytes) as first,
+            executions.run(world.application, world.caller, builder.id, ten, held_bytes) as second,
         ):
             assert (first.output.text, second.output.text) == ("x" * 10, "x" * 10)
-            assert world.application.held_bytes.held(world.caller.tenant_id) == 20
-            third = asyncio.create_task(run(world, builder, "ten"))
+            assert held_bytes.held(world.caller.tenant_id) == 20
+            third = asyncio.create_task(run(world, builder, "ten", held_bytes=held_bytes))
             done, _ = await asyncio.wait({third}, timeout=0.1)
             assert not done
         assert (await third).output == "x" * 10
-        assert world.application.held_bytes.held(world.caller.tenant_id) == 0
+        assert held_bytes.held(world.caller.tenant_id) == 0
 
 
 async def test_a_command_whose_time_ends_while_it_waits_for_the_budget_is_cut(world: World) -> None:
-    world.application.held_bytes._limit = 5
+    held_bytes = HeldBytes(5)
     world.engine.answer("ten", Answer(0, "x" * 10))
     async with world.reconciling():
         builder = await world.create()
-        async with executions.run(world.application, world.caller, builder.id, executions.Command("ten")):
-            assert await run(world, builder, "ten", timeout=0.1) == ExecResult(124, "", truncated=True)
+        async with executions.run(world.application, world.caller, builder.id, executions.Command("ten"), held_bytes):
+            assert await run(world, builder, "ten", timeout=0.1, held_bytes=held_bytes) == ExecResult(
+                124, "", truncated=True
+            )
 
 
 async def test_running_one_is_activity(world: World) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 
 import pytest
 from tests.application import World
 
 from builderd.domain.builders import Builder
-from builderd.domain.errors import RateLimited
 from builderd.domain.files import Condition
 from builderd.services import files
 
@@ -80,28 +78,3 @@ async def test_uses_that_follow_one_another_are_written_down_once(world: World) 
     world.clock.move(0.5)
     await list_them(world, builder)
     assert (await world.builder(builder)).last_active_at == first
-
-
-async def test_a_tenant_takes_two_archives_at_a_time_and_leaves_the_rest_to_others(world: World) -> None:
-    async with world.reconciling(), AsyncExitStack() as stack:
-        builder = await world.create()
-        where = world.application, builder.tenant_id, builder.id
-        for _ in range(files.MAX_ARCHIVES):
-            await stack.enter_async_context(files.archive(*where))
-        with pytest.raises(RateLimited, match="2 archives of yours"):
-            await stack.enter_async_context(files.archive(*where))
-        await stack.aclose()
-        await pack_them(world, builder)
-
-
-async def test_a_tenant_reads_so_many_files_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MAX_READS", 2)
-    async with world.reconciling():
-        builder = await world.create()
-        where = world.application, builder.tenant_id, builder.id, "main.py"
-        async with files.opened(*where), files.opened(*where):
-            with pytest.raises(RateLimited, match="2 files of yours") as refused:
-                async with files.opened(*where):
-                    pass
-            assert refused.value.retry_after
-        await read_one(world, builder)

@@ -20,6 +20,7 @@ from builderd.domain.quotas import Limit
 from builderd.domain.sandboxes import EndCause, Sandbox
 from builderd.services import activity, builders, executions, outcomes, wake
 from builderd.services.executions import Command
+from builderd.services.held_bytes import HeldBytes
 from builderd.services.tenant_limits import TenantLimit
 from builderd.services.wake import User
 
@@ -89,7 +90,7 @@ async def test_one_that_idled_is_started(world: World) -> None:
 async def test_a_command_wakes_and_says_so(world: World) -> None:
     async with world.reconciling():
         builder = await idled(world)
-        async with executions.run(world.application, world.caller, builder.id, Command("ls")):
+        async with executions.run(world.application, world.caller, builder.id, Command("ls"), HeldBytes()):
             pass
         assert (await world.builder(builder)).status_reason == "woken for a command by token acme"
 

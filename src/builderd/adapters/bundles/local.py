@@ -33,8 +33,12 @@ class LocalBundles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._unpacking = asyncio.Semaphore(CONCURRENCY)
+        self._lock = asyncio.Lock()
         #: Large files whose hash was checked: ``_Tar.state`` by hash.
         self._whole: dict[str, tuple[int, int, int]] = {}
+
+    def exclusive(self) -> asyncio.Lock:
+        return self._lock
 
     async def put(self, bundle: Bundle) -> None:
         await asyncio.to_thread(self._put, bundle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tarfile
 from collections.abc import Collection
 from typing import BinaryIO
@@ -14,6 +15,10 @@ from builderd.domain.errors import ValidationFailed
 class FakeBundles:
     def __init__(self) -> None:
         self.stored: dict[str, Bundle] = {}
+        self._lock = asyncio.Lock()
+
+    def exclusive(self) -> asyncio.Lock:
+        return self._lock
 
     async def put(self, bundle: Bundle) -> None:
         self.stored[bundle.hash] = bundle

@@ -55,6 +55,11 @@ class Answer:
     def ok(self) -> bool:
         return self.status < 400
 
+    @property
+    def is_final(self) -> bool:
+        """Return False for a 503: a retry looks again."""
+        return self.status != 503
+
     def response(self, media_type: str = "application/json") -> Response:
         """Return the answer as a response, ready to be sent; ``media_type`` must be a JSON type."""
         text = json.dumps(self.body, ensure_ascii=False, separators=(",", ":"))

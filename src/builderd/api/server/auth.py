@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -13,9 +13,10 @@ from fastapi.security.http import HTTPAuthorizationCredentials
 from starlette.requests import HTTPConnection
 
 from builderd.api.server.connections import recognise
-from builderd.api.server.rates import RateLimitStatus, Rates, too_many
 from builderd.domain.errors import Forbidden, NotFound, Unauthenticated
 from builderd.domain.tokens import Scope, Token
+from builderd.operations.operations import Operations
+from builderd.operations.rates import WINDOW, RateLimitStatus, Rates, too_many
 from builderd.services import tokens
 from builderd.services.application import Application
 from builderd.services.builders import Caller
@@ -33,6 +34,15 @@ def application_of(request: Request) -> Application:
 
 
 TheApplication = Annotated[Application, Depends(application_of)]
+
+
+def operations_of(request: Request) -> Operations:
+    """Return the operations that this app shares with the other interfaces."""
+    operations: Operations = request.app.state.operations
+    return operations
+
+
+TheOperations = Annotated[Operations, Depends(operations_of)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +120,24 @@ async def recognize(request: HTTPConnection, secret: str, look: Callable[[], Awa
 def _keep_within(request: HTTPConnection, status: RateLimitStatus | None) -> None:
     if status is None:
         return
-    request.state.rate_limit = status.headers()
+    request.state.rate_limit = rate_headers(status)
     if status.retry_after is not None:
         raise too_many(status)
+
+
+def rate_headers(status: RateLimitStatus) -> Mapping[str, str]:
+    """Return a rate limit status as headers of an answer.
+
+    The fields of the IETF draft (https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/11/),
+    ``RateLimit-Policy`` and ``RateLimit``, and the three of its earlier revisions, which most clients read.
+    """
+    return {
+        "RateLimit-Policy": f'"requests";q={status.limit};w={WINDOW}',
+        "RateLimit": f'"requests";r={status.remaining};t={status.reset}',
+        "RateLimit-Limit": str(status.limit),
+        "RateLimit-Remaining": str(status.remaining),
+        "RateLimit-Reset": str(status.reset),
+    }
 
 
 async def reader(identity: Annotated[Identity, Depends(identify)]) -> Identity:

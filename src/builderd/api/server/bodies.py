@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 
-from builderd.api.server.auth import TheApplication, Writer
+from builderd.api.server.auth import TheApplication, Writer, operations_of
 from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.json_parsing import take
 from builderd.domain.errors import BadRequest, RateLimited, TooLarge
@@ -52,7 +52,7 @@ def json_body(shape: type[S], limit: int) -> Callable[..., AsyncGenerator[Receiv
     async def receive_written(
         request: Request, application: TheApplication, identity: Writer
     ) -> AsyncGenerator[Received[S]]:
-        with application.held_bytes.holding(identity.token.tenant_id) as holding:
+        with operations_of(request).held_bytes.holding(identity.token.tenant_id) as holding:
             yield await receive(request, application, shape, limit, holding)
 
     return receive_written

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Protocol
 
 from starlette.requests import HTTPConnection
 
+from builderd.domain.addresses import network_of
 from builderd.domain.errors import NoCapacity, RateLimited
 from builderd.domain.ids import TenantId
 
@@ -144,14 +144,3 @@ def recognise(request: HTTPConnection, tenant_id: TenantId) -> None:
     counted: CountedConnection | None = getattr(request.state, STATE, None)
     if counted is not None:
         counted.connections.recognise(counted.connection, tenant_id)
-
-
-def network_of(address: str) -> str:
-    """Return an IPv4 address as it is, and the /64 of an IPv6 address: its user has 2^64 of them."""
-    try:
-        ip = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if not isinstance(ip, IPv6Address):
-        return str(ip)
-    return str(ip.ipv4_mapped or IPv6Network((ip, 64), strict=False))

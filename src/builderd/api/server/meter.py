@@ -58,7 +58,7 @@ class Meter:
 async def _look(application: Application) -> _Snapshot:
     builders = await application.store.read(lambda uow: uow.builders.count_by_status())
     activity = await application.previews.activity() if await application.previews.ready() else {}
-    readings = list(application.readings.values())
+    readings = application.usage.all()
     now = application.clock.now()
     backups = await application.store.read(lambda uow: health(uow, now))
     ready = application.engine.readiness().ready

@@ -6,9 +6,8 @@ import asyncio
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi.responses import StreamingResponse
@@ -17,13 +16,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from builderd.api.server.preferences import EVENT_STREAM
-from builderd.domain.errors import RateLimited
-from builderd.domain.ids import TenantId
 
 #: Proxies and load balancers close what has been silent for a minute or less.
 HEARTBEAT_SECONDS = 15.0
-#: Maximum number of streams or calls of one kind that a tenant may have open.
-MAX_AT_ONCE = 100
 #: Seconds after which an unread answer is closed: it holds memory, or keeps its builder awake.
 STALL_SECONDS = 60.0
 
@@ -35,35 +30,6 @@ Permission = Callable[[], Awaitable[bool]]
 
 async def _always() -> bool:
     return True
-
-
-class ConcurrencyLimit:
-    """Limit of open streams or calls of one kind, counted by tenant.
-
-    ``message`` follows the number in the error: what is open, and what to do.
-    """
-
-    def __init__(self, message: str) -> None:
-        self._message = message
-        self._open: Counter[TenantId] = Counter()
-
-    def admit(self, tenant_id: TenantId) -> None:
-        """Raise ``RateLimited`` when the tenant has ``MAX_AT_ONCE`` of them already."""
-        if self._open[tenant_id] >= MAX_AT_ONCE:
-            raise RateLimited(f"{MAX_AT_ONCE} {self._message}", retry_after=10)
-
-    @contextmanager
-    def hold(self, tenant_id: TenantId) -> Iterator[None]:
-        """Count one more open stream or call of the tenant while the context is open."""
-        self._open[tenant_id] += 1
-        try:
-            yield
-        finally:
-            self._open[tenant_id] -= 1
-
-    def total(self) -> int:
-        """Return the number of listeners of all tenants."""
-        return self._open.total()
 
 
 class ResourceStream(StreamingResponse):

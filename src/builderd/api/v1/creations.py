@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import ExitStack
-from typing import Annotated, Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from builderd.api import openapi
-from builderd.api.blocking_calls import count_blocking_call
-from builderd.api.idempotency import Begun, Retries, Retry, retry_of
+from builderd.api.idempotency import first_answer, retry_of
 from builderd.api.server.answers import Answer, failure
-from builderd.api.server.auth import Identity, Writer
+from builderd.api.server.auth import Identity, TheOperations, Writer
 from builderd.api.server.bodies import Received, json_body
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import wants_async, wants_events
@@ -21,17 +19,17 @@ from builderd.api.server.streams import event, stream
 from builderd.api.v1 import outcomes as door
 from builderd.domain.builders import SANDBOX_COMMAND, Builder, JobType, Visibility
 from builderd.domain.bundles import Bundle, make_bundle
-from builderd.domain.errors import BuilderdError, NotFound, ValidationFailed
+from builderd.domain.errors import BuilderdError, ValidationFailed
 from builderd.domain.events import Event
-from builderd.domain.ids import BuilderId
 from builderd.domain.machine_faults import machine_fault
 from builderd.domain.procfile import web_command, worker_command
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import VersionSettings, entrypoint_error
-from builderd.ports.store import UnitOfWork
+from builderd.operations.idempotency import Retry
+from builderd.operations.operations import Operations
 from builderd.schemas.v1.builders import NO_ENTRYPOINT, BuilderAnswer, NewBuilder
 from builderd.schemas.v1.files import bundle_files
-from builderd.services import builders, bundles, outcomes, uploads
+from builderd.services import builders, outcomes, uploads
 from builderd.services.application import Application
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
@@ -74,25 +72,27 @@ STREAM = (
         **openapi.body_of(NewBuilder, EXAMPLE),
     },
 )
-async def create_builder(request: Request, identity: Writer, body: Body) -> Response:
+async def create_builder(request: Request, operations: TheOperations, identity: Writer, body: Body) -> Response:
     """Turn code into a running, isolated app with a live URL.
 
     The answer comes when the app is up, or when a stage has failed: the builder is then kept in `failed`.
     A failed call can be answered 404 only where its builder was deleted meanwhile.
     """
     check_gates(identity, body.value)
-    creations: Creations = request.app.state.creations
     retry = retry_of(request, identity.token.tenant_id, body.sha256)
-    first = await creations.retries.first(retry) if retry else None
+    first = await first_answer(operations, retry)
     if isinstance(first, Answer):
         return in_form(request, first)
     at_once = wants_async(request)
-    with creations.hold(request, identity, retry) as held:
-        builder = await creations.builder(identity, body.value, retry, first)
+    with operations.hold(identity.token.tenant_id, retry, blocks=not at_once) as held:
+        if first is None:
+            builder = await _create(operations, identity, body.value, retry)
+        else:
+            builder = (await operations.begun(first)).builder
         body.release()
-        answer = creations.answer(builder, retry, held, at_once=at_once)
+        answer = operations.follow(_outcome(operations.application, builder, at_once=at_once), retry, held)
     if wants_events(request) and not at_once:
-        events = outcomes.stages(creations.application, builder.id, builder.run)
+        events = outcomes.stages(operations.application, builder.id, builder.run)
         return stream(progress_stream(events, answer), door.location(builder))
     return (await asyncio.shield(answer)).response()
 
@@ -103,74 +103,16 @@ def check_gates(identity: Identity, new: NewBuilder) -> None:
         identity.require(Scope.SKIP_GATES, "Leaving a gate out (skip_review, skip_qa)")
 
 
-class Creations:
-    """Creations in progress. Each is followed to its end, whether or not its caller still waits."""
-
-    def __init__(self, application: Application) -> None:
-        self.application = application
-        self.retries = Retries(application)
-        self._tasks: set[asyncio.Task[Answer]] = set()
-
-    def hold(self, request: Request, identity: Identity, retry: Retry | None) -> ExitStack:
-        """Return a stack that counts the call as waiting, and that releases it and its retry key when closed.
-
-        Raises ``RateLimited`` when the tenant has too many waiting calls.
-        """
-        with ExitStack() as held:
-            held.callback(self.retries.release, retry)
-            held.enter_context(count_blocking_call(request, identity))
-            return held.pop_all()
-
-    async def builder(self, identity: Identity, new: NewBuilder, retry: Retry | None, first: Begun | None) -> Builder:
-        """Create the builder, or return the one that an earlier call with the same key has created."""
-        if first is None:
-            return await _record(self.application, self.retries, identity, new, retry)
-        return await self.application.store.read(lambda uow: _recorded(uow, first.builder_id))
-
-    def answer(self, builder: Builder, retry: Retry | None, held: ExitStack, *, at_once: bool) -> asyncio.Task[Answer]:
-        """Start a task for the call's answer; a retry gets the same answer."""
-        if at_once:
-            return self.follow(door.accepted(self.application, builder, "created"), retry, held)
-        return self.follow(door.started(self.application, builder, 201, door.location(builder)), retry, held)
-
-    def follow(
-        self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None, held: ExitStack
-    ) -> asyncio.Task[Answer]:
-        """Start a task that waits for a call's outcome and keeps it for retries; ``held`` is released at its end."""
-        task = asyncio.create_task(self._answer(outcome, retry, held.pop_all()))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _answer(self, outcome: Coroutine[Any, Any, Answer], retry: Retry | None, held: ExitStack) -> Answer:
-        with held:
-            answer = await outcome
-            # A 503 is not final and is not kept: a retry looks at the builder again.
-            if retry is not None and answer.status != 503:
-                await self.retries.answered(retry, answer)
-            return answer
-
-    async def close(self) -> None:
-        """Stop following all of them: the creations go on by themselves."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-async def _record(
-    application: Application, retries: Retries, identity: Identity, new: NewBuilder, retry: Retry | None
-) -> Builder:
+async def _create(operations: Operations, identity: Identity, new: NewBuilder, retry: Retry | None) -> Builder:
+    application = operations.application
     bundle = await bundle_of(application, identity, new)
-    command = _command(application, new, bundle)
-    now = application.clock.now()
+    return await operations.create(identity.caller, _command(application, new, bundle), bundle, retry)
 
-    def create(uow: UnitOfWork) -> Builder:
-        builder = builders.create(uow, application, identity.caller, command, now)
-        if retry is not None:
-            retries.record(uow, retry, builder.id, now)
-        return builder
 
-    return await bundles.keep(application, bundle, create)
+async def _outcome(application: Application, builder: Builder, *, at_once: bool) -> Answer:
+    if at_once:
+        return await door.accepted(application, builder, "created")
+    return await door.started(application, builder, 201, door.location(builder))
 
 
 #: The fields that hold the code.
@@ -182,13 +124,6 @@ async def bundle_of(application: Application, identity: Identity, new: NewBuilde
     if new.source is None:
         return await asyncio.to_thread(lambda: make_bundle(bundle_files(new.files)))
     return await uploads.bundle(application, identity.token.tenant_id, new.source.upload_id.lower())
-
-
-def _recorded(uow: UnitOfWork, builder_id: BuilderId) -> Builder:
-    builder = uow.builders.get(builder_id)
-    if builder is None:
-        raise NotFound("The builder of the first call with this Idempotency-Key is gone.")
-    return builder
 
 
 def _command(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:

@@ -13,14 +13,15 @@ from pydantic import Field
 
 from builderd.api import openapi
 from builderd.api.server.answers import success
-from builderd.api.server.auth import Identity, Reader, TheApplication, is_good_still
+from builderd.api.server.auth import Identity, Reader, TheApplication, is_good_still, operations_of
 from builderd.api.server.paths import PREFIX
-from builderd.api.server.streams import ConcurrencyLimit, event, stream
+from builderd.api.server.streams import event, stream
 from builderd.api.v1.builders import Uuid
 from builderd.api.v1.pages import MAX_PER_PAGE
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.events import Event, is_pattern
 from builderd.domain.ids import BuilderId, TenantId
+from builderd.operations.concurrency import ConcurrencyLimit
 from builderd.ports.store.events import EventQuery
 from builderd.schemas.v1 import events as wire
 from builderd.schemas.v1.builders import MAX_INTEGER
@@ -130,11 +131,11 @@ async def _answer(
 async def _stream(request: Request, application: Application, identity: Identity, query: EventQuery) -> Response:
     if query.until is not None:
         raise ValidationFailed({"until": ["cannot be had with follow, which goes on as long as you listen"]})
-    listeners: ConcurrencyLimit = request.app.state.event_streams
+    limit = operations_of(request).event_streams
     tenant_id = identity.token.tenant_id
-    listeners.admit(tenant_id)
+    limit.admit(tenant_id)
     after = await events.start_after(application, tenant_id, query, _given(request))
-    followed = _followed(listeners, application, tenant_id, query, after)
+    followed = _followed(limit, application, tenant_id, query, after)
     return stream(followed, permitted=partial(is_good_still, application, identity))
 
 
@@ -149,9 +150,9 @@ def _given(request: Request) -> int | None:
 
 
 async def _followed(
-    listeners: ConcurrencyLimit, application: Application, tenant_id: TenantId, query: EventQuery, after: int
+    limit: ConcurrencyLimit, application: Application, tenant_id: TenantId, query: EventQuery, after: int
 ) -> AsyncGenerator[bytes]:
-    with listeners.hold(tenant_id):
+    with limit.hold(tenant_id):
         async with aclosing(events.follow(application, tenant_id, query, after)) as followed:
             async for one in followed:
                 yield event(one.type, present_event(one).model_dump_json(), str(one.id))

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from builderd.api import openapi
 from builderd.api.server.answers import failure
-from builderd.api.server.auth import TheApplication, Writer
+from builderd.api.server.auth import TheApplication, Writer, operations_of
 from builderd.api.server.bodies import Received, json_body
 from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.server.paths import PREFIX
@@ -58,13 +58,14 @@ async def run_command(
     """
     new, caller, uuid = body.value, identity.caller, uuid.lower()
     scheduler: FairScheduler = request.app.state.scheduler
+    held_bytes = operations_of(request).held_bytes
     command = executions.Command(new.command, new.timeout, new.stdin.encode(), new.cwd, new.env)
     if new.stream:
         sandbox = await executions.running(application, caller, uuid)
-        pieces = executions.follow(application, caller, sandbox, command)
+        pieces = executions.follow(application, caller, sandbox, command, held_bytes)
         return stream(_events(pieces, scheduler, caller.tenant_id))
     async with AsyncExitStack() as stack:
-        ended = await stack.enter_async_context(executions.run(application, caller, uuid, command))
+        ended = await stack.enter_async_context(executions.run(application, caller, uuid, command, held_bytes))
         return ResourceStream(stack.pop_all(), _answer(ended, scheduler, caller.tenant_id), 200, {}, "application/json")
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from builderd.api import openapi
 from builderd.api.server.answers import failure, success
-from builderd.api.server.auth import Reader, TheApplication, Writer
+from builderd.api.server.auth import Reader, TheApplication, TheOperations, Writer
 from builderd.api.server.bodies import announced_length, pieces
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.ranges import RangeNotSatisfiable, condition_of, is_known, part_of, quoted
@@ -109,11 +109,12 @@ async def list_files(
     openapi_extra={"parameters": [RANGE, IF_NONE_MATCH]},
 )
 async def read_file(
-    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, path: FilePath
+    request: Request, operations: TheOperations, identity: Reader, uuid: Uuid, path: FilePath
 ) -> Response:
     """Return a file as it is now, whole or in part. Links are not followed."""
     async with AsyncExitStack() as stack:
-        context = files.opened(application, identity.token.tenant_id, uuid.lower(), path)
+        stack.enter_context(operations.file_reads.acquire(identity.token.tenant_id))
+        context = files.opened(operations.application, identity.token.tenant_id, uuid.lower(), path)
         file = await stack.enter_async_context(context)
         tagged = {"ETag": quoted(file.entry.tag), "Accept-Ranges": "bytes"}
         if is_known(request.headers, file.entry.tag):
@@ -213,10 +214,12 @@ async def delete_file(
         **openapi.failures(401, 403, 404, 409),
     },
 )
-async def download_archive(application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
+async def download_archive(operations: TheOperations, identity: Reader, uuid: Uuid) -> Response:
     """Return all files of `/app` as they are now, in one archive. It breaks off where a file cannot be read."""
     async with AsyncExitStack() as stack:
-        packed = await stack.enter_async_context(files.archive(application, identity.token.tenant_id, uuid.lower()))
+        stack.enter_context(operations.archives.acquire(identity.token.tenant_id))
+        context = files.archive(operations.application, identity.token.tenant_id, uuid.lower())
+        packed = await stack.enter_async_context(context)
         headers = {"Content-Disposition": _attachment(f"{uuid.lower()}.tar.zst")}
         return ResourceStream(stack.pop_all(), packed, 200, headers, ARCHIVE)
 

@@ -14,13 +14,14 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from builderd.api import openapi
-from builderd.api.server.auth import Identity, Reader, TheApplication, is_good_still
+from builderd.api.server.auth import Identity, Reader, TheApplication, is_good_still, operations_of
 from builderd.api.server.paths import PREFIX
-from builderd.api.server.streams import ConcurrencyLimit, event, stream
+from builderd.api.server.streams import event, stream
 from builderd.api.v1.builders import Uuid
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import TenantId
 from builderd.domain.logs import LogStream
+from builderd.operations.concurrency import ConcurrencyLimit
 from builderd.schemas.v1.logs import LogAnswer, LogLine
 from builderd.schemas.v1.shape import Parameters
 from builderd.schemas.v1.times import UtcTime
@@ -117,16 +118,16 @@ def _given(request: Request) -> LogPosition | None:
 async def _stream(
     request: Request, application: Application, identity: Identity, uuid: str, query: LogQuery
 ) -> Response:
-    listeners: ConcurrencyLimit = request.app.state.log_streams
+    limit = operations_of(request).log_streams
     tenant_id = identity.token.tenant_id
     await application.store.read(lambda uow: builders.get(uow, tenant_id, uuid))
-    listeners.admit(tenant_id)
-    followed = _followed(listeners, application, tenant_id, uuid, query, _given(request))
+    limit.admit(tenant_id)
+    followed = _followed(limit, application, tenant_id, uuid, query, _given(request))
     return stream(followed, permitted=partial(is_good_still, application, identity))
 
 
 async def _followed(
-    listeners: ConcurrencyLimit,
+    limit: ConcurrencyLimit,
     application: Application,
     tenant_id: TenantId,
     uuid: str,
@@ -135,7 +136,7 @@ async def _followed(
 ) -> AsyncGenerator[bytes]:
     since, tail = (after.time, None) if after else (query.since, query.tail)
     lines = logs.follow(application, tenant_id, uuid, tail=tail, since=since, stream=query.stream)
-    with listeners.hold(tenant_id):
+    with limit.hold(tenant_id):
         async with aclosing(lines):
             async for line in lines:
                 position = LogPosition(line.line.time, line.nth)

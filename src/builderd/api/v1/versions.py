@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from builderd.api import openapi
 from builderd.api.blocking_calls import count_blocking_call, until_disconnect
-from builderd.api.idempotency import Begun, Retry, retry_of
+from builderd.api.idempotency import first_answer, retry_of
 from builderd.api.server.answers import Answer, failure
-from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
+from builderd.api.server.auth import Identity, Reader, TheApplication, TheOperations, Writer
 from builderd.api.server.bodies import Received, json_body
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import wants_async, wants_events
 from builderd.api.server.streams import stream
 from builderd.api.v1 import outcomes as door
 from builderd.api.v1.builders import CHANGE, Uuid
-from builderd.api.v1.creations import CODE, MAX_BODY_BYTES, Creations, bundle_of, check_gates, in_form, progress_stream
+from builderd.api.v1.creations import CODE, MAX_BODY_BYTES, bundle_of, check_gates, in_form, progress_stream
 from builderd.api.v1.pages import ThePage, stream_page
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.bundles import Bundle
@@ -28,13 +28,16 @@ from builderd.domain.errors import NotFound, ValidationFailed
 from builderd.domain.ids import BuilderId
 from builderd.domain.procfile import process_commands
 from builderd.domain.versions import Version, entrypoint_error
+from builderd.operations.idempotency import Retry
+from builderd.operations.operations import Operations
 from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1 import versions as wire
 from builderd.schemas.v1.builders import BuilderAnswer, ShownResources
 from builderd.schemas.v1.shape import Parameters
 from builderd.schemas.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion, VersionPage
-from builderd.services import builders, bundles, deployments, outcomes
+from builderd.services import builders, deployments, outcomes
 from builderd.services.application import Application
+from builderd.services.builders import Caller
 from builderd.services.deployments import Change, Deployed
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
@@ -50,8 +53,7 @@ RollbackBody = Annotated[Received[NewRollback], Depends(json_body(NewRollback, M
 
 STREAM = "An event per finished stage with its seconds, if there are any, then `done` (the builder) or `failed`."
 AT_ONCE_STREAM = "`done` (the builder) or `failed`: there are no stages."
-#: Records the change, in the unit of work of the call.
-Record = Callable[[UnitOfWork], Deployed]
+T = TypeVar("T")
 
 
 class DeployQuery(Parameters):
@@ -82,21 +84,27 @@ def _extra(shape: type[Any], example: dict[str, Any]) -> dict[str, Any]:
     ),
 )
 async def put_builder(
-    request: Request, identity: Writer, uuid: Uuid, body: VersionBody, query: Annotated[DeployQuery, Query()]
+    request: Request,
+    operations: TheOperations,
+    identity: Writer,
+    uuid: Uuid,
+    body: VersionBody,
+    query: Annotated[DeployQuery, Query()],
 ) -> Response:
     """Deploy a new version: the old one serves until the new one does, and goes on serving when that fails.
 
     A builder that is stopped is started with it.
     """
     check_gates(identity, body.value)
-    creations: Creations = request.app.state.creations
 
-    async def deploy(begin: Callable[[Record], Record]) -> Deployed:
-        deployed = await _deploy(creations.application, identity, uuid.lower(), body.value, query.fresh, begin)
+    async def deploy(retry: Retry | None) -> Deployed:
+        change, bundle = await _new_version(operations.application, identity, uuid.lower(), body.value, query.fresh)
+        record = _recording(deployments.deploy, operations.application, identity, uuid, change)
+        deployed = await operations.change(uuid.lower(), record, retry, bundle)
         body.release()
         return deployed
 
-    return await _answered(request, identity, body.sha256, deploy)
+    return await _answered(request, operations, identity, body.sha256, deploy)
 
 
 @router.patch(
@@ -105,10 +113,11 @@ async def put_builder(
     responses=_responses("The settings are in force."),
     openapi_extra=_extra(NewSettings, {"env": {"MY_FLAG": "2"}}),
 )
-async def patch_builder(request: Request, identity: Writer, uuid: Uuid, body: SettingsBody) -> Response:
+async def patch_builder(
+    request: Request, operations: TheOperations, identity: Writer, uuid: Uuid, body: SettingsBody
+) -> Response:
     """Change settings: at once where the app need not know of them, else as a new version of the same code."""
-    change = _change(body.value)
-    return await _answered(request, identity, body.sha256, _configure(request, identity, uuid, change))
+    return await _configured(request, operations, identity, uuid, body.sha256, _change(body.value))
 
 
 @router.put(
@@ -120,10 +129,12 @@ async def patch_builder(request: Request, identity: Writer, uuid: Uuid, body: Se
     },
     openapi_extra=openapi.body_of(NewAutoStop, {"interval": 15}),
 )
-async def put_auto_stop(request: Request, identity: Writer, uuid: Uuid, body: AutoStopBody) -> Response:
+async def put_auto_stop(
+    request: Request, operations: TheOperations, identity: Writer, uuid: Uuid, body: AutoStopBody
+) -> Response:
     """Set after how many minutes without use the builder stops by itself."""
     change = Change(auto_stop_interval=body.value.interval)
-    return await _answered(request, identity, body.sha256, _configure(request, identity, uuid, change))
+    return await _configured(request, operations, identity, uuid, body.sha256, change)
 
 
 @router.post(
@@ -132,18 +143,16 @@ async def put_auto_stop(request: Request, identity: Writer, uuid: Uuid, body: Au
     responses=_responses("The old code serves again, as a new version."),
     openapi_extra=_extra(NewRollback, {"version": 1}),
 )
-async def roll_back(request: Request, identity: Writer, uuid: Uuid, body: RollbackBody) -> Response:
+async def roll_back(
+    request: Request, operations: TheOperations, identity: Writer, uuid: Uuid, body: RollbackBody
+) -> Response:
     """Deploy the code and the settings of an old version again, as a new version. What the app wrote stays."""
-    application: Application = request.app.state.application
-    caller, number = identity.caller, body.value.version
+    record = _recording(deployments.roll_back, operations.application, identity, uuid, body.value.version)
 
-    def record(uow: UnitOfWork) -> Deployed:
-        return deployments.roll_back(uow, application, caller, uuid.lower(), number, application.clock.now())
+    async def deploy(retry: Retry | None) -> Deployed:
+        return await operations.change(uuid.lower(), record, retry)
 
-    async def deploy(begin: Callable[[Record], Record]) -> Deployed:
-        return await _commit(application, uuid, begin(record))
-
-    return await _answered(request, identity, body.sha256, deploy)
+    return await _answered(request, operations, identity, body.sha256, deploy)
 
 
 @router.get(
@@ -196,53 +205,51 @@ async def renew_service_token(request: Request, application: TheApplication, ide
 # What deploying calls have in common
 
 
+async def _configured(
+    request: Request, operations: Operations, identity: Identity, uuid: str, body_sha256: str, change: Change
+) -> Response:
+    record = _recording(deployments.configure, operations.application, identity, uuid, change)
+
+    async def deploy(retry: Retry | None) -> Deployed:
+        return await operations.change(uuid.lower(), record, retry)
+
+    return await _answered(request, operations, identity, body_sha256, deploy)
+
+
+def _recording(
+    command: Callable[[UnitOfWork, Application, Caller, str, T, datetime], Deployed],
+    application: Application,
+    identity: Identity,
+    uuid: str,
+    argument: T,
+) -> Callable[[UnitOfWork], Deployed]:
+    """Return the service's command on this builder, ready for a unit of work."""
+    caller = identity.caller
+    return lambda uow: command(uow, application, caller, uuid.lower(), argument, application.clock.now())
+
+
 async def _answered(
     request: Request,
+    operations: Operations,
     identity: Identity,
     body_sha256: str,
-    deploy: Callable[[Callable[[Record], Record]], Awaitable[Deployed]],
+    deploy: Callable[[Retry | None], Awaitable[Deployed]],
 ) -> Response:
     """Deploy, unless a call with the same retry key did; answer at once, at the end, or stage by stage."""
-    creations: Creations = request.app.state.creations
     retry = retry_of(request, identity.token.tenant_id, body_sha256)
-    first = await creations.retries.first(retry) if retry else None
+    first = await first_answer(operations, retry)
     if isinstance(first, Answer):
         return in_form(request, first)
-    application, at_once = creations.application, wants_async(request)
-    with creations.hold(request, identity, retry) as held:
-        deployed = await _begun(creations, deploy, retry, first)
-        answer = creations.follow(_outcome(application, deployed, at_once=at_once), retry, held)
+    application, at_once = operations.application, wants_async(request)
+    with operations.hold(identity.token.tenant_id, retry, blocks=not at_once) as held:
+        deployed = await (deploy(retry) if first is None else operations.begun(first))
+        answer = operations.follow(_outcome(application, deployed, at_once=at_once), retry, held)
     if deployed.version is None:
         return in_form(request, await asyncio.shield(answer))
     if wants_events(request) and not at_once:
         events = outcomes.deployment_stages(application, deployed.builder.id, deployed.version)
         return stream(progress_stream(events, answer), door.location(deployed.builder))
     return (await asyncio.shield(answer)).response()
-
-
-async def _begun(
-    creations: Creations,
-    deploy: Callable[[Callable[[Record], Record]], Awaitable[Deployed]],
-    retry: Retry | None,
-    first: Begun | None,
-) -> Deployed:
-    now = creations.application.clock.now()
-
-    def keyed(record: Record) -> Record:
-        def write(uow: UnitOfWork) -> Deployed:
-            deployed = record(uow)
-            if retry is not None:
-                creations.retries.record(uow, retry, deployed.builder.id, now, deployed.version)
-            return deployed
-
-        return write
-
-    if first is None:
-        return await deploy(keyed)
-    builder = await creations.application.store.read(lambda uow: uow.builders.get(first.builder_id))
-    if builder is None:
-        raise NotFound("The builder of the first call with this Idempotency-Key is gone.")
-    return Deployed(builder, first.version)
 
 
 async def _outcome(application: Application, deployed: Deployed, *, at_once: bool) -> Answer:
@@ -261,56 +268,17 @@ async def _outcome(application: Application, deployed: Deployed, *, at_once: boo
     return await door.shown_as(application, builder)
 
 
-def _configure(
-    request: Request, identity: Identity, uuid: str, change: Change
-) -> Callable[[Callable[[Record], Record]], Awaitable[Deployed]]:
-    application: Application = request.app.state.application
-    caller = identity.caller
-
-    def record(uow: UnitOfWork) -> Deployed:
-        return deployments.configure(uow, application, caller, uuid.lower(), change, application.clock.now())
-
-    async def deploy(begin: Callable[[Record], Record]) -> Deployed:
-        return await _commit(application, uuid, begin(record))
-
-    return deploy
-
-
-async def _commit(application: Application, uuid: str, record: Record, bundle: Bundle | None = None) -> Deployed:
-    """Write it down, once no version takes over."""
-    made: list[Deployed] = []
-
-    def write(uow: UnitOfWork) -> Builder:
-        made.append(record(uow))
-        return made[-1].builder
-
-    def commit() -> Awaitable[Builder]:
-        return application.commit(write) if bundle is None else bundles.keep(application, bundle, write)
-
-    await outcomes.after_take_over(application, BuilderId(uuid.lower()), commit)
-    return made[-1]
-
-
-async def _deploy(
-    application: Application,
-    identity: Identity,
-    uuid: str,
-    new: NewVersion,
-    fresh: bool,
-    begin: Callable[[Record], Record],
-) -> Deployed:
+async def _new_version(
+    application: Application, identity: Identity, uuid: str, new: NewVersion, fresh: bool
+) -> tuple[Change, Bundle | None]:
+    """Return the change that the body asks for, and its code if it has any."""
     bundle = None
     if "files" in new.model_fields_set or new.source is not None:
         bundle = await bundle_of(application, identity, new)
     given = _given(new, bundle)
     if bundle is not None and "entrypoint" not in given:
         given["entrypoint"] = await _entrypoint(application, identity, uuid, bundle)
-    change = Change(**given, fresh=fresh)
-
-    def record(uow: UnitOfWork) -> Deployed:
-        return deployments.deploy(uow, application, identity.caller, uuid, change, application.clock.now())
-
-    return await _commit(application, uuid, begin(record), bundle)
+    return Change(**given, fresh=fresh), bundle
 
 
 async def _entrypoint(application: Application, identity: Identity, uuid: str, bundle: Bundle) -> str | None:

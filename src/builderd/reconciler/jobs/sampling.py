@@ -96,9 +96,7 @@ class Sampling:
         return UsageSample(watched, now, used, visited, usage_between(used, before, visited, seen, seconds))
 
     def _show(self, readings: Sequence[UsageSample]) -> None:
-        shown = self._app.readings
-        shown.clear()
-        shown.update((one.watched.builder_id, one) for one in readings)
+        self._app.usage.replace(readings)
 
     async def flush(self) -> None:
         """Store the samples; after a failure they are kept for the next call."""

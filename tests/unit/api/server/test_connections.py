@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builderd.api.server.connections import ConnectionLimits, Connections, network_of
+from builderd.api.server.connections import ConnectionLimits, Connections
 from builderd.domain.errors import NoCapacity, RateLimited
 from builderd.domain.ids import TenantId
 
@@ -100,9 +100,3 @@ def test_what_is_closed_counts_no_more() -> None:
     connections.touch(one)
     connections.recognise(one, ACME)
     assert len(connections) == 0
-
-
-def test_an_ipv6_network_counts_as_one_address() -> None:
-    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:1%eth0") == "2001:db8::/64"
-    assert network_of("::ffff:192.0.2.1") == network_of("192.0.2.1") == "192.0.2.1"
-    assert network_of("") == ""

@@ -39,7 +39,7 @@ async def test_of_a_stream_only_the_head_is_sent(service: Service, client: httpx
         assert (await real.head(f"{API}/builders/{uuid}/archive")).status_code == 200
         # The connection is as good as new.
         assert (await real.get("/healthz")).status_code == 200
-    assert service.app.state.event_streams.total() == service.app.state.log_streams.total() == 0
+    assert service.app.state.operations.event_streams.total() == service.app.state.operations.log_streams.total() == 0
 
 
 async def test_it_is_logged_and_counted_as_itself(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -111,7 +111,7 @@ async def test_code_that_a_full_disk_has_no_room_for_is_503_until_there_is_room(
     try:
         service.application = replace(service.application, bundles=LocalBundles(tmp_path / "bundles"))
         service.app.state.application = service.application
-        service.app.state.creations.application = service.application
+        service.app.state.operations.application = service.application
         filler = tmp_path / "filler"
         filler.write_bytes(bytes(900_000))
         client = service.client(service.write)

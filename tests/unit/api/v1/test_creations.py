@@ -296,7 +296,7 @@ async def test_a_retry_after_a_restart_waits_for_the_same_builder(client: httpx.
     first = asyncio.create_task(client.post(BUILDERS, json=MINIMAL, headers=KEY))
     uuid = await _first_uuid(service)
     # What a new process has of the old one: its rows, and nothing in memory.
-    await service.app.state.creations.close()
+    await service.app.state.operations.close()
     assert (await asyncio.gather(first, return_exceptions=True))[0] is not None
     again = await service.client(service.write).post(BUILDERS, json=MINIMAL, headers=KEY)
     assert (again.status_code, again.json()["data"]["uuid"]) == (201, uuid)
@@ -362,6 +362,6 @@ async def test_a_creation_that_waits_holds_no_memory_for_its_files(client: httpx
     waiting = asyncio.create_task(client.post(BUILDERS, json=large))
     while not service.engine.sandboxes:
         await asyncio.sleep(0.005)
-    assert all(account.held == 0 for account in service.application.held_bytes._accounts.values())
+    assert all(account.held == 0 for account in service.app.state.operations.held_bytes._accounts.values())
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)

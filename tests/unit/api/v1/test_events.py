@@ -170,7 +170,7 @@ async def test_an_id_that_is_none_is_refused_rather_than_begun_elsewhere(
 async def test_a_tenant_has_so_many_streams_and_gets_them_back(
     real: httpx.AsyncClient, service: Service, uuid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_AT_ONCE", 1)
+    monkeypatch.setattr(service.app.state.operations.event_streams, "maximum", 1)
     query: dict[str, Any] = {"follow": True, "since": "2020-01-01T00:00:00Z"}
     async with real.stream("GET", f"{API}/events", params=query) as response:
         follower = Follower(response)
@@ -179,7 +179,7 @@ async def test_a_tenant_has_so_many_streams_and_gets_them_back(
         assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
         assert "Retry-After" in refused.headers
     async with asyncio.timeout(30):
-        while service.app.state.event_streams.total():
+        while service.app.state.operations.event_streams.total():
             await asyncio.sleep(0.01)
 
 

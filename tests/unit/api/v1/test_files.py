@@ -131,6 +131,22 @@ async def test_all_files_come_in_one_archive(client: httpx.AsyncClient, path: st
         assert tar.getnames() == ["./main.py"]
 
 
+async def test_more_archives_or_files_at_a_time_than_the_limit_are_429(
+    client: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations = service.app.state.operations
+    for limit, url in (
+        (operations.archives, path.replace("files", "archive")),
+        (operations.file_reads, f"{path}/main.py"),
+    ):
+        assert (await client.get(url)).status_code == 200
+        monkeypatch.setattr(limit, "maximum", 0)
+        refused = await client.get(url)
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert "of yours are being sent already" in refused.json()["message"]
+        assert limit.total() == 0
+
+
 @pytest.mark.parametrize(
     "hostile",
     ["%2e%2e/main.py", "a%2f..%2f..%2fetc", "%2fetc/passwd", "a//b", "a/%2e/b", "a%00b", "x" * 300, "a/"],

@@ -231,12 +231,12 @@ async def test_a_stream_ends_with_its_token(
 async def test_a_tenant_has_so_many_streams_and_gets_them_back(
     real: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_AT_ONCE", 1)
+    monkeypatch.setattr(service.app.state.operations.log_streams, "maximum", 1)
     async with real.stream("GET", path, params={"follow": True}) as response:
         follower = Follower(response)
         await follower.texts(1)
         refused = await real.get(path, params={"follow": True})
         assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
     async with asyncio.timeout(30):
-        while service.app.state.log_streams.total():
+        while service.app.state.operations.log_streams.total():
             await asyncio.sleep(0.01)

@@ -352,7 +352,7 @@ async def test_the_newest_backup_is_tried_out_from_time_to_time(scene: Scene) ->
     assert "drill.passed" in await scene.kinds(builder)
     assert set(scene.world.engine.disks) == {builder.disk}
     assert [one.spec.disk for one in scene.world.running] == [builder.disk]
-    assert scene.world.application.scratch == set()
+    assert len(scene.world.application.scratch) == 0
 
 
 async def test_a_drill_that_finds_a_fault_tells_it(scene: Scene) -> None:

@@ -11,14 +11,20 @@ from tests.application import World, fake_world
 
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound
-from builderd.domain.ids import SandboxId
-from builderd.domain.metrics import BUCKET, SPAN, UsageBucket, start_of
+from builderd.domain.ids import BuilderId, SandboxId
+from builderd.domain.metrics import BUCKET, SPAN, UsageBucket, UsageSample, start_of
 from builderd.domain.previews import PreviewActivity
 from builderd.domain.sandboxes import SandboxUsage
 from builderd.reconciler.jobs.sampling import Sampling, sample
 from builderd.services import builders
 
 VISITS = PreviewActivity(10, 0, 0, 1, 0, 0, 0.0, answers_2xx=8, answers_5xx=2)
+
+
+def sample_of(world: World, builder: BuilderId) -> UsageSample:
+    found = world.application.usage.of_builder(builder)
+    assert found
+    return found
 
 
 @pytest.fixture
@@ -98,7 +104,7 @@ async def test_what_started_since_the_last_reading_is_counted_from_its_start(wor
         world.previews.visit(builder.host, VISITS)
         world.clock.move(4)
         await sampling.sample()
-    since_previous = world.application.readings[builder.id].since_previous
+    since_previous = sample_of(world, builder.id).since_previous
     assert (since_previous.cpu_seconds, since_previous.requests) == (2, 10)
     assert since_previous.seconds >= 4
 
@@ -113,11 +119,11 @@ async def test_one_that_cannot_be_read_costs_the_others_no_reading(world: World)
         losing(world, first)
         world.clock.move(10)
         await sampling.sample()
-        assert set(world.application.readings) == {other.id}
+        assert [one.watched.builder_id for one in world.application.usage.all()] == [other.id]
         using(world, usage_of(cpu=5))
         world.clock.move(10)
         await sampling.sample()
-    since_previous = world.application.readings[one.id].since_previous
+    since_previous = sample_of(world, one.id).since_previous
     assert (since_previous.cpu_seconds, since_previous.seconds) == (4, 20)
 
 
@@ -126,10 +132,10 @@ async def test_what_does_not_run_here_is_not_shown(world: World) -> None:
         builder = await world.create()
         sampling = Sampling(world.application)
         await sampling.sample()
-        assert builder.id in world.application.readings
+        assert world.application.usage.of_builder(builder.id)
         await world.reached(builders.stop, builder)
         await sampling.sample()
-        assert world.application.readings == {}
+        assert world.application.usage.all() == []
 
 
 async def test_a_proxy_that_is_down_costs_no_reading(world: World) -> None:
@@ -139,7 +145,7 @@ async def test_a_proxy_that_is_down_costs_no_reading(world: World) -> None:
         await sampling.sample()
         world.previews.break_down()
         await sampling.sample()
-        assert world.application.readings[builder.id].used.memory_bytes
+        assert sample_of(world, builder.id).used.memory_bytes
         await world.previews.start()
 
 
@@ -158,7 +164,7 @@ async def test_a_service_that_ends_writes_down_what_it_read(world: World) -> Non
     async with world.reconciling():
         builder = await world.create()
         task = asyncio.create_task(sample(world.application))
-        await world.until(lambda: world.application.readings)
+        await world.until(world.application.usage.all)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert await steps(world, builder)

@@ -1,9 +1,7 @@
 """Rate limits: how many calls a token may make, and how many wrong tokens may come from one address.
 
 Both are token buckets (a minute's worth may come at once, and flows back evenly) in the memory of this process: a
-restart forgives, and each of several control planes counts for itself. Answers carry the fields of the IETF draft
-(https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/11/), ``RateLimit-Policy`` and ``RateLimit``,
-and the three of its earlier revisions, which most clients read.
+restart forgives, and each of several control planes counts for itself.
 """
 
 from __future__ import annotations
@@ -11,10 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from builderd.api.server.connections import network_of
+from builderd.domain.addresses import network_of
 from builderd.domain.errors import RateLimited
 from builderd.domain.ids import secret_hash
 
@@ -34,16 +32,6 @@ class RateLimitStatus:
     remaining: int
     reset: int
     retry_after: int | None = None
-
-    def headers(self) -> Mapping[str, str]:
-        """Return the status as headers of an answer."""
-        return {
-            "RateLimit-Policy": f'"requests";q={self.limit};w={WINDOW}',
-            "RateLimit": f'"requests";r={self.remaining};t={self.reset}',
-            "RateLimit-Limit": str(self.limit),
-            "RateLimit-Remaining": str(self.remaining),
-            "RateLimit-Reset": str(self.reset),
-        }
 
 
 class Buckets:

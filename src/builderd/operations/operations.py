@@ -1,0 +1,128 @@
+"""Operations of one service: calls in progress and their limits, in the memory of this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+from builderd.domain.builders import Builder
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import NotFound
+from builderd.domain.ids import BuilderId, TenantId
+from builderd.operations.concurrency import ConcurrencyLimit
+from builderd.operations.idempotency import Answer, Begun, Retries, Retry
+from builderd.operations.rates import Rates
+from builderd.ports.store import UnitOfWork
+from builderd.services import builders, bundles, outcomes
+from builderd.services.application import Application
+from builderd.services.builders import Caller, NewBuilder
+from builderd.services.deployments import Deployed
+from builderd.services.held_bytes import HeldBytes
+
+A = TypeVar("A", bound=Answer)
+
+#: Streams of one kind, blocking calls, or files being read, of one tenant at the same time.
+MAX_AT_ONCE = 100
+#: Archives that one tenant is sent at the same time.
+MAX_ARCHIVES = 2
+
+
+class Operations:
+    """One for all interfaces of a service, so that a limit holds over all of them."""
+
+    def __init__(self, application: Application, rates: Rates | None = None) -> None:
+        self.application = application
+        self.rates = rates or Rates()
+        self.retries = Retries(application)
+        self.blocking_calls = ConcurrencyLimit(
+            MAX_AT_ONCE,
+            "of your calls wait for an outcome already: wait until one of them is answered, or do not wait for this "
+            "one: send it with the header Prefer: respond-async.",
+        )
+        self.event_streams = ConcurrencyLimit(MAX_AT_ONCE, "streams of events are open already: close one.")
+        self.log_streams = ConcurrencyLimit(MAX_AT_ONCE, "streams of logs are open already: close one.")
+        sent = "of yours are being sent already: ask again when one of them is complete."
+        self.file_reads = ConcurrencyLimit(MAX_AT_ONCE, f"files {sent}")
+        self.archives = ConcurrencyLimit(MAX_ARCHIVES, f"archives {sent}")
+        #: Memory that the calls of each tenant hold.
+        self.held_bytes = HeldBytes()
+        self._following: set[asyncio.Task[Any]] = set()
+
+    def hold(self, tenant_id: TenantId, retry: Retry | None, *, blocks: bool) -> ExitStack:
+        """Return a stack that releases the retry key when closed, and counts the call as blocking if it ``blocks``.
+
+        Call it before anything is written. Raises ``RateLimited`` when the tenant has too many blocking calls: each
+        reads the store whenever its builder changes, and goes on when its caller has hung up.
+        """
+        with ExitStack() as held:
+            held.callback(self.retries.release, retry)
+            if blocks:
+                held.enter_context(self.blocking_calls.acquire(tenant_id))
+            return held.pop_all()
+
+    async def create(self, caller: Caller, new: NewBuilder, bundle: Bundle, retry: Retry | None) -> Builder:
+        """Create a builder whose code is ``bundle``. Raises as ``builders.create`` does."""
+        now = self.application.clock.now()
+
+        def record(uow: UnitOfWork) -> Builder:
+            builder = builders.create(uow, self.application, caller, new, now)
+            if retry is not None:
+                self.retries.record(uow, retry, Deployed(builder, None), now)
+            return builder
+
+        return await bundles.keep(self.application, bundle, record)
+
+    async def change(
+        self,
+        builder_id: str,
+        change: Callable[[UnitOfWork], Deployed],
+        retry: Retry | None,
+        bundle: Bundle | None = None,
+    ) -> Deployed:
+        """Make a change that may deploy a version, once no other version takes over; ``bundle`` is its new code."""
+        now = self.application.clock.now()
+
+        def record(uow: UnitOfWork) -> Deployed:
+            deployed = change(uow)
+            if retry is not None:
+                self.retries.record(uow, retry, deployed, now)
+            return deployed
+
+        async def commit() -> Deployed:
+            if bundle is None:
+                return await self.application.commit(record)
+            return await bundles.keep(self.application, bundle, record)
+
+        return await outcomes.after_take_over(self.application, BuilderId(builder_id), commit)
+
+    async def begun(self, first: Begun) -> Deployed:
+        """Return what the first call with a retry's key has begun. Raises ``NotFound`` when its builder is gone."""
+        builder = await self.application.store.read(lambda uow: uow.builders.get(first.builder_id))
+        if builder is None:
+            raise NotFound("The builder of the first call with this Idempotency-Key is gone.")
+        return Deployed(builder, first.version)
+
+    def follow(self, outcome: Coroutine[Any, Any, A], retry: Retry | None, held: ExitStack) -> asyncio.Task[A]:
+        """Start a task that waits for a call's outcome and keeps it for retries, whether or not its caller stays.
+
+        ``held`` is released at its end.
+        """
+        task = asyncio.create_task(self._follow(outcome, retry, held.pop_all()))
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+        return task
+
+    async def _follow(self, outcome: Coroutine[Any, Any, A], retry: Retry | None, held: ExitStack) -> A:
+        with held:
+            answer = await outcome
+            if retry is not None:
+                await self.retries.keep(retry, answer)
+            return answer
+
+    async def close(self) -> None:
+        """Stop following all calls: what they began goes on by itself."""
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)

@@ -40,13 +40,18 @@ def describe_end(end: SandboxEnd, resources: Resources) -> str:
             return f"exited with code {end.exit_code}" if end.exit_code is not None else "exited"
 
 
-def exited_early(end: SandboxEnd, resources: Resources, port: int | None, lines: Sequence[str]) -> str:
-    """Message for an app that ended before it listened, or for a worker (``port`` None) that ended at once."""
+def exited_early(end: SandboxEnd, resources: Resources, port: int | None, lines: Sequence[str], hint: str = "") -> str:
+    """Message for an app that ended before it listened, or for a worker (``port`` None) that ended at once.
+
+    ``hint`` says what its lines show to be missing (``start_hint``).
+    """
     what = f"The app ended before it listened on 0.0.0.0:{port}: {describe_end(end, resources)}."
     if port is None:
         what = f"The worker ended within a second of its start: {describe_end(end, resources)}."
     advice = ""
-    if end.cause is EndCause.OUT_OF_MEMORY:
+    if hint:
+        advice = f" {hint}"
+    elif end.cause is EndCause.OUT_OF_MEMORY:
         advice = " Give it more with resources.memory."
     elif end.cause is EndCause.EXITED and end.exit_code == 0:
         advice = ' It must keep running; for a command that runs to its end use "job_type": "one_time".'
@@ -57,10 +62,10 @@ def exited_early(end: SandboxEnd, resources: Resources, port: int | None, lines:
     return what + advice + quoted(lines)
 
 
-def exited_too_often(end: SandboxEnd, resources: Resources, exits: int, lines: Sequence[str]) -> str:
+def exited_too_often(end: SandboxEnd, resources: Resources, exits: int, lines: Sequence[str], hint: str = "") -> str:
     """Message for an app that is not restarted any more after ``exits`` exits in 10 minutes."""
     what = f"The app ended {exits} times within 10 minutes, at last so: {describe_end(end, resources)}."
-    return what + quoted(lines)
+    return what + (f" {hint}" if hint else "") + quoted(lines)
 
 
 def not_listening(listening: Listening, port: int, seconds: float, lines: Sequence[str]) -> str:

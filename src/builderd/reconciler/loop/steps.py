@@ -31,7 +31,7 @@ from builderd.reconciler.stages import handover
 from builderd.reconciler.stages.gate import Gate
 from builderd.reconciler.stages.install import Installs
 from builderd.reconciler.stages.listening import wait_until_up
-from builderd.reconciler.stages.starting import last_lines, make_spec, new_sandbox, put_bundle
+from builderd.reconciler.stages.starting import hint_of, last_lines, make_spec, new_sandbox, put_bundle
 from builderd.reconciler.stages.trials import Trials
 from builderd.services import backups, bundles, verdicts
 from builderd.services.application import Application
@@ -387,12 +387,13 @@ class Steps:
         assert last.end is not None
         settings = item.version.settings
         lines = await last_lines(self._app, last)
+        hint = await hint_of(self._app, item.version, lines)
         if too_often:
             exits = recent_crashes(observation.ends, observation.now)
-            reason = exited_too_often(last.end, settings.resources, len(exits), lines)
+            reason = exited_too_often(last.end, settings.resources, len(exits), lines, hint)
         else:
             port = settings.port if item.builder.job_type.must_listen else None
-            reason = exited_early(last.end, settings.resources, port, lines)
+            reason = exited_early(last.end, settings.resources, port, lines, hint)
         return self._failed(
             item, "start", StartFailed.code, reason, since=last.created_at, exit_code=last.end.exit_code
         )

@@ -18,7 +18,7 @@ from builderd.reconciler.core import transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.stages.listening import Wait, wait_until_up
-from builderd.reconciler.stages.starting import last_lines, make_spec, put_bundle
+from builderd.reconciler.stages.starting import hint_of, last_lines, make_spec, put_bundle
 from builderd.services.application import Application
 
 #: Causes of an end that the app itself is responsible for.
@@ -107,7 +107,8 @@ class Trials:
         end = wait.ended.end or SandboxEnd(EndCause.UNKNOWN, None, None)
         is_own = end.cause in _OWN_ENDS and not wants_network(lines)
         port = settings.port if item.builder.job_type.must_listen else None
-        return _Verdict(trial, end, exited_early(end, settings.resources, port, lines) if is_own else None)
+        hint = await hint_of(self._app, item.version, lines)
+        return _Verdict(trial, end, exited_early(end, settings.resources, port, lines, hint) if is_own else None)
 
     async def _remove(self, trial: Sandbox) -> None:
         await self._app.engine.stop(trial.id, 0)

@@ -1,0 +1,230 @@
+"""Hints for apps that ended at their start: the command, module or package that was missing, and where to add it.
+
+Reads the last lines of the log and the version's files. The lines are hostile text: they are only searched, and a name
+is repeated only if it looks like one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+
+from builderd.domain.bundles import Bundle
+
+#: Only this many bytes of a manifest are read.
+MAX_MANIFEST_BYTES = 1_000_000
+
+_NAME = r"[A-Za-z0-9_@][A-Za-z0-9_.@/+-]{0,100}"
+#: Messages of dash, bash and env(1) for a command that is not found.
+_COMMAND = re.compile(
+    rf"(?:(?:^|: )(?P<dash>{_NAME}): (?:command )?not found$"
+    rf"|env: ['\u2018](?P<env>{_NAME})['\u2019]: No such file)"
+)
+_PYTHON = re.compile(r"ModuleNotFoundError: No module named '(?P<name>[A-Za-z0-9_]{1,100})[.A-Za-z0-9_]*'")
+_NODE = re.compile(r"Cannot find (?:module|package) '(?P<name>[A-Za-z0-9_@./][A-Za-z0-9_.@/+-]{0,100})'")
+
+#: Package of a module or command whose name differs from the package's.
+PYTHON_PACKAGES = {
+    "Crypto": "pycryptodome",
+    "MySQLdb": "mysqlclient",
+    "PIL": "pillow",
+    "attr": "attrs",
+    "bs4": "beautifulsoup4",
+    "celery": "celery",
+    "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil",
+    "discord": "discord.py",
+    "django-admin": "django",
+    "dotenv": "python-dotenv",
+    "fitz": "pymupdf",
+    "google": "the Google package that brings it",
+    "jose": "python-jose",
+    "jupyter": "jupyterlab",
+    "jwt": "pyjwt",
+    "magic": "python-magic",
+    "mkdocs": "mkdocs",
+    "multipart": "python-multipart",
+    "psycopg2": "psycopg2-binary",
+    "serial": "pyserial",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "slugify": "python-slugify",
+    "socketio": "python-socketio",
+    "telegram": "python-telegram-bot",
+    "websocket": "websocket-client",
+    "yaml": "pyyaml",
+}
+#: Commands that Python packages of the same name bring.
+PYTHON_COMMANDS = frozenset(
+    {
+        "alembic",
+        "bokeh",
+        "celery",
+        "daphne",
+        "datasette",
+        "django-admin",
+        "fastapi",
+        "flask",
+        "gradio",
+        "gunicorn",
+        "huey",
+    }
+    | {
+        "hypercorn",
+        "jupyter",
+        "marimo",
+        "mkdocs",
+        "nicegui",
+        "panel",
+        "rq",
+        "streamlit",
+        "uvicorn",
+        "uwsgi",
+        "waitress-serve",
+    }
+)
+#: Commands of Node packages: name of the command → package.
+NODE_COMMANDS = {
+    "astro": "astro",
+    "next": "next",
+    "nodemon": "nodemon",
+    "nuxt": "nuxt",
+    "serve": "serve",
+    "ts-node": "ts-node",
+    "tsc": "typescript",
+    "tsx": "tsx",
+    "vite": "vite",
+}
+#: Tools that many expect and that sandboxes lack.
+ABSENT_TOOLS = frozenset(
+    {
+        "apt",
+        "apt-get",
+        "cargo",
+        "cc",
+        "curl",
+        "docker",
+        "gcc",
+        "git",
+        "go",
+        "java",
+        "less",
+        "make",
+        "nano",
+        "psql",
+        "redis-server",
+    }
+    | {
+        "rustc",
+        "sqlite3",
+        "sudo",
+        "systemctl",
+        "unzip",
+        "vi",
+        "vim",
+        "wget",
+        "yarn",
+        "pnpm",
+        "bun",
+        "deno",
+        "ruby",
+        "php",
+    }
+)
+
+
+def start_hint(lines: Sequence[str], bundle: Bundle | None) -> str:
+    """Return a sentence that names what was missing and where to add it; empty if the lines do not tell."""
+    for line in reversed(lines):
+        if match := _COMMAND.search(line):
+            return _for_command(match["dash"] or match["env"], bundle)
+        if match := _PYTHON.search(line):
+            return _for_module(match["name"], bundle)
+        if match := _NODE.search(line):
+            return _for_package(match["name"], bundle)
+    return ""
+
+
+def _for_command(name: str, bundle: Bundle | None) -> str:
+    if _is_development(name, bundle) or _is_development(NODE_COMMANDS.get(name, ""), bundle):
+        package = name if _is_development(name, bundle) else NODE_COMMANDS[name]
+        return _of_development(f"The command {name}", package)
+    if name in NODE_COMMANDS:
+        return f'The command {name} is missing: add "{NODE_COMMANDS[name]}" to the dependencies of package.json.'
+    if name in PYTHON_COMMANDS:
+        package = PYTHON_PACKAGES.get(name, name).replace("waitress-serve", "waitress")
+        return f"The command {name} is missing: {_add_python(package, bundle)}"
+    if name in ABSENT_TOOLS:
+        return f"Sandboxes have no {name}: do without it, or bring a program of yours among the files."
+    return f"The command {name} was not found: check the entrypoint and the dependencies."
+
+
+def _for_module(name: str, bundle: Bundle | None) -> str:
+    if (folder := _folder_of(name, bundle)) is not None:
+        return (
+            f"The module {name} lies in the folder {folder}: run the app from there (cd {folder} && …), "
+            f"or set PYTHONPATH to /app/{folder}."
+        )
+    return f"The module {name} is missing: {_add_python(PYTHON_PACKAGES.get(name, name), bundle)}"
+
+
+def _for_package(name: str, bundle: Bundle | None) -> str:
+    if name.startswith((".", "/")):
+        return f"The file {name} is not among the files: send it, or correct the path."
+    package = "/".join(name.split("/")[: 2 if name.startswith("@") else 1])
+    if _is_development(package, bundle):
+        return _of_development(f"The package {package}", package)
+    return f'The package {package} is missing: add "{package}" to the dependencies of package.json.'
+
+
+def _of_development(subject: str, package: str) -> str:
+    return (
+        f'{subject} belongs to "{package}", which package.json has in devDependencies; these are not installed: '
+        "move it to dependencies."
+    )
+
+
+def _add_python(package: str, bundle: Bundle | None) -> str:
+    """Return where to add a Python package: the manifest that is read, or the one that lies where it is not read."""
+    if bundle is not None and bundle.file("requirements.txt") is None and bundle.file("pyproject.toml") is not None:
+        return f"add {package} to project.dependencies of pyproject.toml."
+    ignored = _first(bundle, ("Pipfile", "environment.yml", "setup.py", "setup.cfg"))
+    deeper = next((path for path in _paths(bundle) if path.endswith("/requirements.txt")), None)
+    unread = ignored or (deeper if bundle is not None and bundle.file("requirements.txt") is None else None)
+    if unread is not None:
+        return f"{unread} is not read; add {package} to a requirements.txt at the top of the files."
+    return f"add {package} to requirements.txt."
+
+
+def _folder_of(module: str, bundle: Bundle | None) -> str | None:
+    """Return the folder below the top that holds a module of this name, or None."""
+    for path in _paths(bundle):
+        folder, _, rest = path.partition(f"/{module}")
+        if rest in (".py", "/__init__.py") and folder:
+            return folder
+    return None
+
+
+def _is_development(package: str, bundle: Bundle | None) -> bool:
+    """Return True if ``package.json`` names the package among devDependencies alone."""
+    file = bundle.file("package.json") if bundle is not None else None
+    if file is None or not package:
+        return False
+    try:
+        manifest = json.loads(file.head(MAX_MANIFEST_BYTES))
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(manifest, dict):
+        return False
+    development, needed = manifest.get("devDependencies"), manifest.get("dependencies")
+    is_needed = isinstance(needed, dict) and package in needed
+    return isinstance(development, dict) and package in development and not is_needed
+
+
+def _first(bundle: Bundle | None, paths: Iterable[str]) -> str | None:
+    return next((path for path in paths if bundle is not None and bundle.file(path) is not None), None)
+
+
+def _paths(bundle: Bundle | None) -> list[str]:
+    return [file.path for file in bundle.files] if bundle is not None else []

@@ -46,14 +46,14 @@ class LayerPlan:
     ``key`` (64 hex characters) covers everything that decides the content, and the tenant where
     ``runs_foreign_code``. Such a plan runs a package's or a user's code and starts after the review.
     One that ``may_run_code`` waits too: it runs no such code itself, but a dependency may.
-    ``polish`` byte-compiles later, in the background, on a clone that then replaces the layer.
+    ``compile_step`` byte-compiles later, in the background, on a clone that then replaces the layer.
     """
 
     key: str
     inputs: Mapping[str, bytes]
     steps: tuple[BuildStep, ...]
     runs_foreign_code: bool
-    polish: BuildStep | None = None
+    compile_step: BuildStep | None = None
     may_run_code: bool = False
 
     @property

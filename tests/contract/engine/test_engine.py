@@ -370,13 +370,13 @@ async def test_layer_is_built_once_and_mounted(engine: Engine) -> None:
     await engine.start(spec)
     await until_state(engine, spec.id, SandboxState.EXITED)
     assert await log_text(engine, spec.id) == ["hello"]
-    polished = await engine.polish_layer(plan.key, plan.steps[0])
-    assert polished.ok
+    compiled = await engine.compile_layer(plan.key, plan.steps[0])
+    assert compiled.ok
 
 
 async def test_compiling_a_missing_layer_is_refused(engine: Engine) -> None:
     with pytest.raises(NotFound):
-        await engine.polish_layer("1" * 64, make_plan("1" * 64, "true").steps[0])
+        await engine.compile_layer("1" * 64, make_plan("1" * 64, "true").steps[0])
 
 
 async def _answer(ip: str, seconds: float = ENGINE_TIMEOUT) -> bytes:

@@ -119,12 +119,12 @@ async def test_wheels_become_a_layer_that_an_app_can_import_from(workshop: Works
     ]
 
 
-async def test_a_polished_layer_starts_from_compiled_code_that_names_its_files_as_the_app_sees_them(
+async def test_compiled_layer_has_bytecode_with_paths_of_the_app(
     workshop: Workshop,
 ) -> None:
     plan = await workshop.install("hello", HELLO)
-    assert plan.polish
-    outcome = await workshop.layers.polish(plan.key, plan.polish)
+    assert plan.compile_step
+    outcome = await workshop.layers.compile(plan.key, plan.compile_step)
     assert outcome.ok, outcome.output
     program = (
         "import hello, importlib.util as u, marshal; code = marshal.loads(open(hello.__cached__, 'rb').read()[16:]);"
@@ -163,8 +163,8 @@ async def test_a_hostile_wheel_runs_nothing_while_its_layer_is_made(workshop: Wo
     plan = await workshop.install("evilwheel", EVIL_WHEEL)
     assert not plan.runs_foreign_code
     assert (workshop.packages(plan) / "evil.pth").read_text() == HOSTILE_PTH, "it is there, and waits"
-    assert plan.polish
-    assert (await workshop.layers.polish(plan.key, plan.polish)).ok
+    assert plan.compile_step
+    assert (await workshop.layers.compile(plan.key, plan.compile_step)).ok
     for place in (workshop.cache, workshop.machine.store.layers):
         assert not list(place.rglob("MARK"))
 

@@ -121,7 +121,7 @@ def pipes() -> set[str]:
 async def test_under_gvisor_a_command_whose_sandbox_is_removed_leaves_nothing_open(
     engine: OciEngine, strong_sandbox: SandboxId
 ) -> None:
-    bundle = engine._here.runs.places.bundle(strong_sandbox)
+    bundle = engine._here.runs.config.bundle(strong_sandbox)
     before = pipes()
     async with engine.open_process(strong_sandbox, ProcessSpec(("sleep", "1000"))):
         away = bundle.rename(bundle.with_name(f"{strong_sandbox}-away"))
@@ -132,7 +132,7 @@ async def test_under_gvisor_a_command_whose_sandbox_is_removed_leaves_nothing_op
 async def test_under_gvisor_a_command_goes_with_its_sandbox_while_it_is_killed(
     engine: OciEngine, strong_sandbox: SandboxId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launcher, bundle = engine._here.launcher, engine._here.runs.places.bundle(strong_sandbox)
+    launcher, bundle = engine._here.launcher, engine._here.runs.config.bundle(strong_sandbox)
     begin = launcher.run
 
     async def run_and_lose(*words: Any, **options: Any) -> Any:
@@ -240,7 +240,7 @@ async def test_a_command_is_killed_for_memory_before_the_app_is(settings: Engine
 async def test_nothing_is_left_of_a_command(engine: OciEngine, sandbox: SandboxId) -> None:
     await run(engine, sandbox, "sleep 31337", 0.2)
     await asyncio.gather(run(engine, sandbox, "true"), run(engine, sandbox, "sleep 0.1"))
-    assert not list(engine._here.runs.places.bundle(sandbox).glob("exec-*"))
+    assert not list(engine._here.runs.config.bundle(sandbox).glob("exec-*"))
     assert (await run(engine, sandbox, COUNT_DAEMONS)).output == "0\n"
     assert not groups_of_commands(engine, sandbox)
 

@@ -43,11 +43,11 @@ def step(cache: Cache = Cache.SHARED, *argv: str) -> BuildStep:
     return BuildStep("Installing", argv or ("install",), network=True, cache=cache, env={"MINE": "1"})
 
 
-POLISH = BuildStep("Compiling", ("compile",), network=False, cache=Cache.NONE)
+COMPILE_STEP = BuildStep("Compiling", ("compile",), network=False, cache=Cache.NONE)
 
 
 def plan(key: str = KEY, *steps: BuildStep) -> LayerPlan:
-    return LayerPlan(key, {"requirements.txt": b"flask\n", "more/a.txt": b"a"}, steps or (step(),), False, POLISH)
+    return LayerPlan(key, {"requirements.txt": b"flask\n", "more/a.txt": b"a"}, steps or (step(),), False, COMPILE_STEP)
 
 
 class StandIn:
@@ -296,34 +296,32 @@ async def test_a_runner_that_breaks_leaves_nothing(layers: Layers, runner: Stand
     assert is_tidy(store)
 
 
-async def test_polishing_makes_a_generation_that_only_sandboxes_started_later_see(
-    layers: Layers, runner: StandIn, store: Store
-) -> None:
+async def test_compiling_makes_a_generation_for_later_sandboxes(layers: Layers, runner: StandIn, store: Store) -> None:
     await layers.build(plan(), print)
     before = layers.lower(KEY)
     runner.action = compile_layer
-    assert (await layers.polish(KEY, POLISH)).ok
+    assert (await layers.compile(KEY, COMPILE_STEP)).ok
     after = layers.lower(KEY)
     assert after != before
     assert sorted(path.name for path in (after / "venv/lib").iterdir()) == ["flask.py", "flask.pyc"]
     assert [path.name for path in (before / "venv/lib").iterdir()] == ["flask.py"]
     assert {bind.target for bind in runner.runs[-1].binds if not bind.read_only} == {LAYER}
-    assert (await layers.polish(KEY, POLISH)).reused
+    assert (await layers.compile(KEY, COMPILE_STEP)).reused
     assert is_tidy(store)
 
 
-async def test_polishing_that_fails_leaves_the_layer_as_it_was(layers: Layers, runner: StandIn, store: Store) -> None:
+async def test_failed_compiling_keeps_the_layer(layers: Layers, runner: StandIn, store: Store) -> None:
     await layers.build(plan(), print)
     before = layers.lower(KEY)
     runner.action = lambda seen: compile_layer(seen) + 1
-    assert not (await layers.polish(KEY, POLISH)).ok
+    assert not (await layers.compile(KEY, COMPILE_STEP)).ok
     assert layers.lower(KEY) == before
     assert is_tidy(store)
 
 
-async def test_there_is_nothing_to_polish_or_to_mount_of_a_layer_that_is_not_there(layers: Layers) -> None:
+async def test_missing_layer_is_neither_compiled_nor_mounted(layers: Layers) -> None:
     with pytest.raises(NotFound):
-        await layers.polish(KEY, POLISH)
+        await layers.compile(KEY, COMPILE_STEP)
     for key in (KEY, "", "..", "../disks", "A" * 64, "a" * 63):
         assert not layers.has(key)
         with pytest.raises(NotFound):

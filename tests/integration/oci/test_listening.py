@@ -93,7 +93,7 @@ def test_a_kernel_that_does_not_answer_is_read(five: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(socket_diag, "_LACKING", (22,))  # EINVAL, what the kernel says of such a question
     with pytest.raises(NoSocketDiag):
         socket_diag.listening(five, 8000)
-    assert listening.beside(five, 8000) == SOCKETS
+    assert listening.listening_sockets_of(five, 8000) == SOCKETS
 
 
 def test_ten_thousand_sockets_hide_no_port_and_cost_no_time(listen: Listen) -> None:
@@ -106,8 +106,8 @@ def test_ten_thousand_sockets_hide_no_port_and_cost_no_time(listen: Listen) -> N
 def test_nothing_is_told_of_who_is_gone(listen: Listen) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    assert listening.beside(ended.pid, 8000) == frozenset()
+    assert listening.listening_sockets_of(ended.pid, 8000) == frozenset()
     zombie = subprocess.Popen(["true"])
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
-    assert listening.beside(zombie.pid, 8000) == frozenset()
+    assert listening.listening_sockets_of(zombie.pid, 8000) == frozenset()
     zombie.wait()

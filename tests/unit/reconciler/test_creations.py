@@ -144,21 +144,21 @@ async def test_dependencies_are_installed_once_for_all_that_ask_for_the_same(wor
     assert [line.text for line in await world.build_log(second)] == [REUSED]
 
 
-async def test_a_layer_is_polished_once_its_app_is_up(world: World) -> None:
+async def test_layer_is_compiled_once_its_app_is_up(world: World) -> None:
     async with world.reconciling():
         builder = await world.create(MAIN, REQUIREMENTS)
         key = (await world.version(builder)).layer_key
         assert key
         await world.until(lambda: world.engine.layers[key] == 2)
         await world.reached(builders.restart, builder)
-    assert world.called("polish_layer") == 1
+    assert world.called("compile_layer") == 1
 
 
-async def test_a_layer_that_cannot_be_polished_stays_as_it_is(world: World) -> None:
-    world.engine.fail_next("polish_layer", EngineUnavailable("no"))
+async def test_layer_that_fails_to_compile_is_kept(world: World) -> None:
+    world.engine.fail_next("compile_layer", EngineUnavailable("no"))
     async with world.reconciling():
         await world.create(MAIN, REQUIREMENTS, name="first")
-        await world.until(lambda: world.called("polish_layer") == 1)
+        await world.until(lambda: world.called("compile_layer") == 1)
         other = await world.create(MAIN, REQUIREMENTS, name="second")
         assert other.status is Status.RUNNING
 
@@ -170,7 +170,7 @@ async def test_what_has_no_wheels_is_built_from_source(world: World) -> None:
         builder = await world.create(MAIN, REQUIREMENTS)
         key = (await world.version(builder)).layer_key
         assert key
-        await world.until(lambda: world.engine.layers[key] == 2)  # its own layer is polished
+        await world.until(lambda: world.engine.layers[key] == 2)  # its own layer is compiled
     assert [line.text for line in await world.build_log(builder)] == [
         "Installing",
         "No wheels for everything: building from source in a sandbox of its own.",

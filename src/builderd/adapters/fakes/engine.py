@@ -208,8 +208,8 @@ class FakeEngine(FakeDiskFiles):
     def is_tight(self) -> bool:
         return self.tight
 
-    async def polish_layer(self, key: str, step: BuildStep) -> BuildOutcome:
-        self._called("polish_layer", key)
+    async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
+        self._called("compile_layer", key)
         if key not in self.layers:
             raise NotFound(f"There is no layer {key}.")
         outcome = self._next_outcome()

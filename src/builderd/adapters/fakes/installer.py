@@ -57,4 +57,4 @@ class FakeInstaller:
 
 def _plan(request: bytes, step: BuildStep, *parts: str) -> LayerPlan:
     key = hashlib.sha256("\n".join((step.title, *parts)).encode() + request).hexdigest()
-    return LayerPlan(key, {REQUEST: request}, (step,), runs_foreign_code=step is BUILD, polish=COMPILE)
+    return LayerPlan(key, {REQUEST: request}, (step,), runs_foreign_code=step is BUILD, compile_step=COMPILE)

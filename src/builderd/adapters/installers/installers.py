@@ -55,6 +55,6 @@ def _both(python: LayerPlan, node: LayerPlan) -> LayerPlan:
         inputs={**python.inputs, **node.inputs},
         steps=tuple(step for plan in plans for step in plan.steps),
         runs_foreign_code=any(plan.runs_foreign_code for plan in plans),
-        polish=python.polish,
+        compile_step=python.compile_step,
         may_run_code=any(plan.may_run_code for plan in plans),
     )

@@ -40,7 +40,7 @@ ENVIRONMENT = {
 VENV = f"uv venv -q --relocatable --python {PYTHON} {LAYER}/venv"
 INSTALL = f"uv pip install --no-compile-bytecode --python {LAYER}/venv/bin/python --cache-dir {CACHE}"
 
-POLISH = BuildStep(
+COMPILE_STEP = BuildStep(
     title="Byte-compiling",
     # The interpreter of the base, not of the layer, which would run .pth files of a wheel. Files that this Python
     # cannot compile (templates, older syntax) are ignored.
@@ -93,13 +93,13 @@ class UvInstaller:
         """Return the plan that installs only wheels, from the inputs of a plan."""
         install = f"{INSTALL} --no-build --link-mode clone"
         step = self._step("Installing wheels", install, inputs, Cache.SHARED)
-        return LayerPlan(key, inputs, (step,), runs_foreign_code=False, polish=POLISH)
+        return LayerPlan(key, inputs, (step,), runs_foreign_code=False, compile_step=COMPILE_STEP)
 
     def _foreign(self, key: str, inputs: Mapping[str, bytes]) -> LayerPlan:
         # Files cannot be cloned (reflink) across the overlay that protects the shared cache.
         install = f"{INSTALL} --link-mode copy"
         step = self._step("Building and installing", install, inputs, Cache.SCRATCH)
-        return LayerPlan(key, inputs, (step,), runs_foreign_code=True, polish=POLISH)
+        return LayerPlan(key, inputs, (step,), runs_foreign_code=True, compile_step=COMPILE_STEP)
 
     def _step(self, title: str, install: str, inputs: Mapping[str, bytes], cache: Cache) -> BuildStep:
         """Run both commands in one sandbox: the environment is new, so uv runs nothing foreign when it inspects it."""

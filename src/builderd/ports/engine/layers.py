@@ -19,5 +19,5 @@ class Layers(Protocol):
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         """Run the plan's steps in build sandboxes; all or nothing. Two calls for one key make one layer."""
 
-    async def polish_layer(self, key: str, step: BuildStep) -> BuildOutcome:
+    async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
         """Run the step on a clone of the layer, which replaces it for sandboxes started later."""

@@ -13,7 +13,7 @@ from builderd.domain.sandboxes import Sandbox
 from builderd.domain.versions import Version
 from builderd.reconciler.backups.context import BackupContext
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.stages.install import Installs
+from builderd.reconciler.stages.install import LayerInstalls
 from builderd.reconciler.stages.listening import wait_until_up
 from builderd.reconciler.stages.starting import last_lines, make_spec
 from builderd.services import qa
@@ -27,7 +27,7 @@ async def run_drill(context: BackupContext, restore: Restore, builder: Builder, 
     if builder.job_type is JobType.ONE_TIME:
         return None
     app, sandbox_id = context.app, _sandbox_id(restore)
-    layer = (await Installs(app).install(WorkItem(builder, version))).layer_key
+    layer = (await LayerInstalls(app).install(WorkItem(builder, version))).layer_key
     app.scratch.add(sandbox_id)
     try:
         await _clear(context, restore)

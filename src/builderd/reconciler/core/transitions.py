@@ -205,20 +205,20 @@ def caught_up(
 
 def frozen(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:
     """Record a freeze: from then on only memory and disk are billed."""
-    _turned(uow, builder, sandbox, "sandbox.frozen", at, lambda: ledger.freeze(uow, prices, builder, at))
+    _record_billing(uow, builder, sandbox, "sandbox.frozen", at, lambda: ledger.freeze(uow, prices, builder, at))
 
 
 def thawed(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:
     """Record a thaw: from then on running time is billed again."""
-    _turned(uow, builder, sandbox, "sandbox.thawed", at, lambda: ledger.thaw(uow, prices, builder, at))
+    _record_billing(uow, builder, sandbox, "sandbox.thawed", at, lambda: ledger.thaw(uow, prices, builder, at))
 
 
-def _turned(
-    uow: UnitOfWork, builder: Builder, sandbox: Sandbox, kind: str, at: datetime, turn: Callable[[], None]
+def _record_billing(
+    uow: UnitOfWork, builder: Builder, sandbox: Sandbox, kind: str, at: datetime, change_billing: Callable[[], None]
 ) -> None:
-    """An event only where the ledger turned as well: done again after a crash, it is none."""
+    """Record the event only if the ledger changed too: a repeated step records none."""
     before = uow.ledger.current(builder.id)
-    turn()
+    change_billing()
     if uow.ledger.current(builder.id) != before:
         details = {"sandbox": sandbox.id, "version": sandbox.version}
         uow.events.add(

@@ -7,7 +7,7 @@ import logging
 
 from builderd.domain.versions import NO_LAYER
 from builderd.reconciler.core.observe import WorkItem
-from builderd.reconciler.stages.install import polish
+from builderd.reconciler.stages.install import compile_layer
 from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,6 @@ class BytecodeCompilation:
         while True:
             item = await self._waiting.get()
             try:
-                await polish(self._app, item)
+                await compile_layer(self._app, item)
             except Exception:
                 log.warning("bytecode compilation failed layer=%s", item.version.layer_key, exc_info=True)

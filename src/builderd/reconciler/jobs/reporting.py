@@ -21,7 +21,7 @@ from builderd.reconciler.jobs.copies import Copy, remove_disk
 from builderd.reconciler.jobs.inspection import Findings, Inspection
 from builderd.services.application import Application
 
-#: How long until the store is looked at again when nothing pokes, and after something went wrong, in seconds.
+#: Seconds between checks for wanted reports without a request, and after an error.
 INTERVAL = 5.0
 #: Seconds between two checks whether the report is still needed.
 OVERTAKEN_INTERVAL = 0.5

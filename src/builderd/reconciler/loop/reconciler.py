@@ -91,7 +91,7 @@ class Reconciler:
         for builder_id in builders:
             worker = self._workers.get(builder_id)
             if worker is not None:
-                worker.poke()
+                worker.request_pass()
             else:
                 self._spawn_worker(builder_id)
 
@@ -108,7 +108,7 @@ class Reconciler:
             log.exception("worker failed builder=%s", builder_id)
         finally:
             del self._workers[builder_id]
-            if worker.poked:
+            if worker.pass_requested:
                 self._app.signals.desired_changed(builder_id)
 
     def _settled(self, item: WorkItem) -> None:

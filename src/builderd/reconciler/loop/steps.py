@@ -29,7 +29,7 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.stages import handover
 from builderd.reconciler.stages.gate import Gate
-from builderd.reconciler.stages.install import Installs
+from builderd.reconciler.stages.install import LayerInstalls
 from builderd.reconciler.stages.listening import wait_until_up
 from builderd.reconciler.stages.starting import hint_of, last_lines, make_spec, new_sandbox, put_bundle
 from builderd.reconciler.stages.trials import Trials
@@ -44,7 +44,7 @@ class Steps:
 
     def __init__(self, application: Application) -> None:
         self._app = application
-        self._installs = Installs(application)
+        self._installs = LayerInstalls(application)
         self._trials = Trials(application)
         self._gate = Gate(application)
         self._removals: set[asyncio.Task[None]] = set()
@@ -219,7 +219,7 @@ class Steps:
 
     async def _await_listening(self, item: WorkItem, sandbox: Sandbox) -> Result:
         port = item.version.settings.port
-        wait = await wait_until_up(self._app, item, sandbox, await self._patience(item))
+        wait = await wait_until_up(self._app, item, sandbox, await self._time_limit(item))
         if wait.reachable:
             return self._listens(item, replace(sandbox, listening_at=self._now()))
         if wait.ended is not None:
@@ -239,13 +239,13 @@ class Steps:
 
         return Result(record, quiet=True)
 
-    async def _patience(self, item: WorkItem) -> float:
+    async def _time_limit(self, item: WorkItem) -> float:
         """Return how long the app may take to listen, in seconds."""
         limits = self._app.limits
         if item.builder.handover is not Handover.FORWARD or item.builder.status is not Status.RUNNING:
             return limits.start_timeout
         trial, old = await self._app.store.read(lambda uow: handover.last_starts(uow, item))
-        return handover.patience(trial, old, limits.handover_timeout, limits.start_timeout)
+        return handover.time_limit(trial, old, limits.handover_timeout, limits.start_timeout)
 
     async def _freeze(self, item: WorkItem, sandbox: Sandbox, before: SandboxReport | None) -> Result:
         if await self._visited(item):

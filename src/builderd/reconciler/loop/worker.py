@@ -39,7 +39,7 @@ from builderd.reconciler.loop.steps import Steps
 from builderd.services.application import Application
 from builderd.services.bundles import BundleLost
 
-#: How often a long step looks whether something else is wanted by now, in seconds; a poke makes it look at once.
+#: How often a long step looks whether something else is wanted by now, in seconds; a requested pass does so at once.
 OVERTAKEN_INTERVAL = 1.0
 #: After a step failed for a reason of the machine: so many seconds, doubled each time, at most the last.
 FIRST_RETRY, LAST_RETRY = 0.5, 60.0
@@ -68,7 +68,7 @@ class WorkerContext:
 
 
 class Worker:
-    """Works on one builder for as long as there is something to do. ``poke`` makes it look again."""
+    """Works on one builder while there is something to do. ``request_pass`` makes it observe the builder again."""
 
     def __init__(self, application: Application, builder_id: BuilderId, context: WorkerContext) -> None:
         self._app = application
@@ -80,12 +80,12 @@ class Worker:
         #: The present step is for the candidate, while the builder itself waits.
         self._is_for_candidate = False
 
-    def poke(self) -> None:
+    def request_pass(self) -> None:
         """Make the worker observe the builder again before it ends."""
         self._again.set()
 
     @property
-    def poked(self) -> bool:
+    def pass_requested(self) -> bool:
         return self._again.is_set()
 
     async def run(self) -> None:
@@ -108,7 +108,7 @@ class Worker:
         """Take steps until there are none; return when the next is due. ``stored`` is as the claim was taken."""
         while True:
             try:
-                if stored is None or self.poked:
+                if stored is None or self.pass_requested:
                     stored = await self._read()
                 if stored is None:
                     return None

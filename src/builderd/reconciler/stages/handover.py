@@ -57,18 +57,18 @@ def _last(sandboxes: Sequence[Sandbox]) -> Sandbox | None:
     return sandboxes[-1] if sandboxes else None
 
 
-def patience(trial: Sandbox | None, old: Sandbox | None, usual: float, longest: float) -> float:
+def time_limit(trial: Sandbox | None, old: Sandbox | None, usual: float, longest: float) -> float:
     """Return how long a version that takes over may take to listen, in seconds.
 
     The time covers the visitors' wait for it and, should it fail, for the old version's restart. A version that was
     too slow for that on trial gets ``longest``, the full start timeout, and visitors see a page that says it starts.
     """
-    allowed = min(usual, max(LEFT - (_took(old) or 0.0), MIN_HANDOVER_SECONDS), longest)
-    took = _took(trial)
-    return longest if took is not None and took > allowed / 2 else allowed
+    allowed = min(usual, max(LEFT - (_startup_seconds(old) or 0.0), MIN_HANDOVER_SECONDS), longest)
+    startup = _startup_seconds(trial)
+    return longest if startup is not None and startup > allowed / 2 else allowed
 
 
-def _took(sandbox: Sandbox | None) -> float | None:
+def _startup_seconds(sandbox: Sandbox | None) -> float | None:
     if sandbox is None or sandbox.listening_at is None or sandbox.started_at is None:
         return None
     return (sandbox.listening_at - sandbox.started_at).total_seconds()

@@ -35,8 +35,8 @@ class _Early:
     task: asyncio.Task[Installed]
 
 
-class Installs:
-    """Makes layers, a few at once; one tenant's do not keep the others' waiting."""
+class LayerInstalls:
+    """Builds layers, a few at once, with a limit for each tenant so that it does not delay others."""
 
     def __init__(self, application: Application) -> None:
         self._app = application
@@ -121,12 +121,12 @@ def _own(plan: LayerPlan, item: WorkItem) -> LayerPlan:
     return replace(plan, key=key)
 
 
-async def polish(application: Application, item: WorkItem) -> None:
-    """Run the plan's later step, for sandboxes started from then on. Harmless when repeated."""
+async def compile_layer(application: Application, item: WorkItem) -> None:
+    """Byte-compile the layer in the background, for sandboxes started from then on. Harmless when repeated."""
     plan, key = await _plan(application, item), item.version.layer_key
-    if plan is not None and plan.polish is not None and key:
+    if plan is not None and plan.compile_step is not None and key:
         # A fallback has another key than the first plan, and the same later step.
-        await application.engine.polish_layer(key, plan.polish)
+        await application.engine.compile_layer(key, plan.compile_step)
 
 
 async def _plan(application: Application, item: WorkItem) -> LayerPlan | None:

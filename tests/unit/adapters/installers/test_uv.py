@@ -74,10 +74,10 @@ def test_there_is_no_second_fallback_and_none_for_other_failures() -> None:
 
 
 def test_byte_compiling_neither_starts_the_layers_interpreter_nor_reaches_anything() -> None:
-    polish = plan("flask").polish
-    assert polish is not None
-    assert "/venv/bin" not in " ".join(polish.argv)
-    assert (polish.network, polish.cache) == (False, Cache.NONE)
+    compile_step = plan("flask").compile_step
+    assert compile_step is not None
+    assert "/venv/bin" not in " ".join(compile_step.argv)
+    assert (compile_step.network, compile_step.cache) == (False, Cache.NONE)
 
 
 def test_the_resolvers_own_words_are_told_without_noise() -> None:

@@ -9,7 +9,7 @@ import pytest
 from builderd.adapters.previews.haproxy.pause import MAX_PAUSE
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
 from builderd.domain.sandboxes import Sandbox
-from builderd.reconciler.stages.handover import DRAIN_TIMEOUT, grace, patience
+from builderd.reconciler.stages.handover import DRAIN_TIMEOUT, grace, time_limit
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 USUAL, LONGEST = 12.0, 60.0
@@ -24,7 +24,7 @@ def started(seconds: float | None) -> Sandbox:
 @pytest.mark.parametrize("drained", [0.0, 2.0, DRAIN_TIMEOUT])
 @pytest.mark.parametrize("old", [0.1, 3.0, 6.0, 10.0, 12.0])
 def test_there_is_time_to_bring_the_old_version_back(drained: float, old: float) -> None:
-    held = drained + grace(10, drained) + patience(started(0.3), started(old), USUAL, LONGEST) + old
+    held = drained + grace(10, drained) + time_limit(started(0.3), started(old), USUAL, LONGEST) + old
     assert held <= MAX_PAUSE - 0.5
 
 
@@ -34,12 +34,12 @@ def test_requests_that_took_long_leave_the_old_version_less_time_to_end() -> Non
 
 
 def test_one_that_is_known_to_be_slow_gets_its_time() -> None:
-    assert patience(started(7), started(0.1), USUAL, LONGEST) == LONGEST
-    assert patience(started(4), started(12), USUAL, LONGEST) == LONGEST
-    assert patience(started(5), started(0.1), USUAL, LONGEST) == USUAL
+    assert time_limit(started(7), started(0.1), USUAL, LONGEST) == LONGEST
+    assert time_limit(started(4), started(12), USUAL, LONGEST) == LONGEST
+    assert time_limit(started(5), started(0.1), USUAL, LONGEST) == USUAL
 
 
 def test_one_that_nothing_is_known_of_gets_what_visitors_can_wait() -> None:
-    assert patience(None, None, USUAL, LONGEST) == USUAL
-    assert patience(started(None), started(0.1), USUAL, LONGEST) == USUAL
-    assert patience(started(0.1), started(0.1), USUAL, 1) == 1
+    assert time_limit(None, None, USUAL, LONGEST) == USUAL
+    assert time_limit(started(None), started(0.1), USUAL, LONGEST) == USUAL
+    assert time_limit(started(0.1), started(0.1), USUAL, 1) == 1

@@ -43,14 +43,14 @@ class Server:
     def serve(self) -> None:
         """Serve reviews until the service closes its end."""
         while True:
-            for key, _ in self._selector.select(self._patience()):
+            for key, _ in self._selector.select(self._select_timeout()):
                 if key.fileobj is not self._control:
                     self._reap(key.data)
                 elif not self._receive():
                     return
             self._kill_late()
 
-    def _patience(self) -> float | None:
+    def _select_timeout(self) -> float | None:
         deadlines = [deadline for _, deadline, _ in self._children.values()]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 

@@ -17,7 +17,7 @@ from builderd.adapters.engines.oci.runtime.apps import app_root, make_run
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.execute import Executions
 from builderd.adapters.engines.oci.runtime.records import Record, is_name
-from builderd.adapters.engines.oci.runtime.reports import absent, make_report
+from builderd.adapters.engines.oci.runtime.reports import make_report, missing_report
 from builderd.adapters.engines.oci.runtime.root import Root
 from builderd.adapters.engines.oci.storage.backing import free_bytes, total_bytes
 from builderd.adapters.engines.oci.storage.base import UNUSED_SECONDS, collect_bases
@@ -127,8 +127,8 @@ class OciEngine:
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         return await self._here.layers.build(plan, progress)
 
-    async def polish_layer(self, key: str, step: BuildStep) -> BuildOutcome:
-        return await self._here.layers.polish(key, step)
+    async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
+        return await self._here.layers.compile(key, step)
 
     # Housekeeping
 
@@ -248,7 +248,7 @@ class OciEngine:
 
     async def report(self, sandbox: SandboxId) -> SandboxReport:
         record = self._find(sandbox)
-        return self._report(await self._here.runs.written_down(record)) if record else absent(sandbox)
+        return self._report(await self._here.runs.record_after_exit(record)) if record else missing_report(sandbox)
 
     async def list_sandboxes(self) -> Sequence[SandboxReport]:
         return [self._report(record) for record in self._here.runs.all() if not record.is_build]
@@ -290,12 +290,12 @@ class OciEngine:
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
         record = self._find(sandbox)
         if record is None:
-            return absent(sandbox)
+            return missing_report(sandbox)
         report = self._report(record)
         match report.state:
             case SandboxState.PARTIAL:
                 await self._here.runs.remove(record)
-                return absent(sandbox)
+                return missing_report(sandbox)
             case SandboxState.RUNNING | SandboxState.FROZEN:
                 return self._report(await self._here.runs.stop(record, grace_seconds))
         return report

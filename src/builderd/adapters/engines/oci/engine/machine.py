@@ -24,7 +24,7 @@ from builderd.adapters.engines.oci.runtime.listening import ListeningPorts
 from builderd.adapters.engines.oci.runtime.logs import Logs
 from builderd.adapters.engines.oci.runtime.records import Records
 from builderd.adapters.engines.oci.runtime.runner import Runner
-from builderd.adapters.engines.oci.runtime.runs import Places, Runs
+from builderd.adapters.engines.oci.runtime.runs import Runs, RunsConfig
 from builderd.adapters.engines.oci.runtime.seccomp import PROFILE, make_seccomp
 from builderd.adapters.engines.oci.runtime.tools import Tools
 from builderd.adapters.engines.oci.storage.base import Base, ensure_base
@@ -60,13 +60,13 @@ class Machine:
         self.cgroups = Cgroups(self.allocation.id)
         egress = Egress(settings.inside_port, settings.allow, settings.deny)
         self.network = Network(self.allocation.id, self.addresses, egress)
-        places = Places(self.run_dir, self.store.root, seccomp(), seccomp(clones=True))
+        config = RunsConfig(self.run_dir, self.store.root, seccomp(), seccomp(clones=True))
         records, slots = (
             Records(settings.data_dir, settings.now, settings.at),
             Slots(self.allocation.blocks, self._grow, self.run_dir / "slot"),
         )
         heartbeat = Heartbeat(settings.data_dir / "heartbeat", boot_id(), settings.now)
-        self.runs = Runs(places, records, self.launcher, self.cgroups, self.network, slots, self.runtimes, heartbeat)
+        self.runs = Runs(config, records, self.launcher, self.cgroups, self.network, slots, self.runtimes, heartbeat)
         self.listening_ports = ListeningPorts(self.runs)
         self._base: Base | None = None
         self._layers: Layers | None = None

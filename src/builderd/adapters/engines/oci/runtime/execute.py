@@ -82,7 +82,7 @@ class Execution:
         self._spec = spec
         self._runtime = runs.runtime(record)
         self._name = f"{INNER}{secrets.token_hex(4)}"
-        self._folder = runs.places.bundle(record.id)
+        self._folder = runs.config.bundle(record.id)
         self._pid_file = self._folder / f"{self._name}.pid"
         self._document = self._folder / f"{self._name}.json"
         #: Set until the process is launched.

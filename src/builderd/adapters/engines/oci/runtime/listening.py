@@ -39,7 +39,7 @@ class ListeningPorts:
         if self._runs.runtime(record).is_gvisor:
             return await self._of_gvisor(record)
         assert record.process
-        return beside(record.process.pid, record.port)
+        return listening_sockets_of(record.process.pid, record.port)
 
     async def _of_gvisor(self, record: Record) -> Sockets:
         """Read the sockets of a gVisor sandbox, hidden from the host: connect to the port, else run a command."""
@@ -70,7 +70,7 @@ async def _answers(ip: str, port: int) -> bool:
     return True
 
 
-def beside(process: int, port: int) -> Sockets:
+def listening_sockets_of(process: int, port: int) -> Sockets:
     """Return the listening sockets in the network namespace of this process, those of ``port`` first."""
     try:
         return socket_diag.listening(process, port)

@@ -18,7 +18,7 @@ SHUTDOWN_CODES = (143, 137)
 _BEAT = 2.0
 
 
-def absent(sandbox: SandboxId) -> SandboxReport:
+def missing_report(sandbox: SandboxId) -> SandboxReport:
     return SandboxReport(id=sandbox, builder_id=None, state=SandboxState.ABSENT)
 
 

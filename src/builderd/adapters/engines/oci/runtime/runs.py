@@ -90,10 +90,11 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Paths and seccomp profiles of a service. ``run_dir`` is searchable by all; ``store`` is a mount point.
+class RunsConfig:
+    """Paths and seccomp profiles of a service.
 
-    ``seccomp`` goes into the bundles of apps, ``build_seccomp`` into those of builds and tools.
+    ``run_dir`` is searchable by all; ``store`` is a mount point. ``seccomp`` goes into the bundles of apps,
+    ``build_seccomp`` into those of builds and tools.
     """
 
     run_dir: Path
@@ -110,7 +111,7 @@ class Runs:
 
     def __init__(
         self,
-        places: Places,
+        config: RunsConfig,
         records: Records,
         launcher: Launcher,
         cgroups: Cgroups,
@@ -121,7 +122,7 @@ class Runs:
     ) -> None:
         self.exits = Exits(records.exits, self._has_ended, self._end_unmonitored)
         self.records = records
-        self.places = places
+        self.config = config
         self.launcher = launcher
         self.cgroups = cgroups
         self.network = network
@@ -145,7 +146,7 @@ class Runs:
         """
         self.records.open()
         self.records.sweep()
-        (self.places.run_dir / "sandboxes").mkdir(mode=0o711, parents=True, exist_ok=True)
+        (self.config.run_dir / "sandboxes").mkdir(mode=0o711, parents=True, exist_ok=True)
         self.exits.open()
         if connecting:
             await self._share_ports(self.records.all())
@@ -249,7 +250,7 @@ class Runs:
             return runtime
         raise EngineUnavailable(f"{record.runtime}, under which this sandbox runs, is not installed any more.")
 
-    async def written_down(self, record: Record) -> Record:
+    async def record_after_exit(self, record: Record) -> Record:
         """Return the newest record; of a dead first process only after the shim has written its exit file."""
         if self.is_running(record) and record.process and not record.process.alive:
             await self.exits.wait(record.id, _SHIM_SECONDS)
@@ -321,7 +322,7 @@ class Runs:
         await asyncio.to_thread(self.network.share_ports, tenants)
 
     def _make_bundle(self, run: Run, record: Record, uid: int) -> Path:
-        bundle = self.places.bundle(run.id)
+        bundle = self.config.bundle(run.id)
         shutil.rmtree(bundle, ignore_errors=True)
         bundle.mkdir(mode=0o711)
         for folder in mount_points(run.root, bundle):
@@ -349,7 +350,7 @@ class Runs:
             cpu=run.cpu,
             memory_bytes=run.memory_bytes,
             pids=run.pids,
-            seccomp=self.places.seccomp if run.owner else self.places.build_seccomp,
+            seccomp=self.config.seccomp if run.owner else self.config.build_seccomp,
             open_files=open_files(),
             read_only=run.root.scratch is None,
             tmpfs=run.tmpfs,
@@ -371,7 +372,7 @@ class Runs:
                 env=_SHIM_ENV,
                 cwd=str(bundle),  # the shim writes a second "oom" file here
                 descriptors={3: write},
-                mounts=[*make_mounts(_root(run, bundle), bundle, self.places.store), *runtime_mounts(run.runtime)],
+                mounts=[*make_mounts(_root(run, bundle), bundle, self.config.store), *runtime_mounts(run.runtime)],
                 cgroups=[tasks],
                 uid=self._slots.uid(record.slot),
             )
@@ -566,7 +567,7 @@ class Runs:
         if runtime := self._runtimes.get(record.runtime):
             await self._forget(runtime, record.id)
         await asyncio.to_thread(self.cgroups.remove, record.id)
-        shutil.rmtree(self.places.bundle(record.id), ignore_errors=True)
+        shutil.rmtree(self.config.bundle(record.id), ignore_errors=True)
 
     async def _forget(self, runtime: Runtime, name: str) -> None:
         """Remove the runtime's state of it: a folder of crun and runc, files named after it of gVisor."""
@@ -582,11 +583,11 @@ class Runs:
         await self.clean(record)
         self.records.remove(record.id)
         self._known.pop(record.id, None)
-        task = asyncio.get_running_loop().create_task(self._vacate(record))
+        task = asyncio.get_running_loop().create_task(self._release(record))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _vacate(self, record: Record) -> None:
+    async def _release(self, record: Record) -> None:
         """Free its slot once the tracked flows of its address are deleted, which takes milliseconds."""
         try:
             if record.boot == boot_id():

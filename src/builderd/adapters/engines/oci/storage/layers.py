@@ -142,7 +142,7 @@ class Layers:
         """Remove layers that are not in ``keep``, not mounted, and unused for so long; return their keys."""
         return self._finished.collect(keep, unused_seconds)
 
-    async def polish(self, key: str, step: BuildStep) -> BuildOutcome:
+    async def compile(self, key: str, step: BuildStep) -> BuildOutcome:
         """Run the step on a copy of the layer, which becomes its next generation. Runs once a layer."""
         async with self._lock(key):
             generation = self._finished.take(key)

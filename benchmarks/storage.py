@@ -114,8 +114,8 @@ async def bench_layers(machine: Machine, packages: str, rounds: int) -> Times:
         await times.wait(f"{packages}: cold", layers.build(plan, quiet))
         await times.wait(f"{packages}: cached layer", layers.build(plan, quiet))
         await times.wait(f"{packages}: warm", layers.build(make_plan(machine, packages, f"warm-{n}"), quiet))
-        assert plan.polish
-        await times.wait(f"{packages}: compiling, in the background", layers.polish(plan.key, plan.polish))
+        assert plan.compile_step
+        await times.wait(f"{packages}: compiling, in the background", layers.compile(plan.key, plan.compile_step))
     return times
 
 

@@ -21,6 +21,7 @@ from builderd.schemas.v1.executions import NewExecution
 from builderd.schemas.v1.leases import NewLease, RenewedLease
 from builderd.schemas.v1.reviews import NewAcceptance
 from builderd.schemas.v1.ssh import NewSshGrant
+from builderd.schemas.v1.tokens import NewToken
 from builderd.schemas.v1.uploads import NewUpload
 from builderd.schemas.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion
 from builderd.schemas.v1.webhooks import NewWebhook
@@ -40,6 +41,7 @@ REQUESTS: Sequence[type[BaseModel]] = (
     NewLease,
     NewSpendingCap,
     NewSshGrant,
+    NewToken,
     NewUpload,
     NewVersion,
     NewWebhook,
@@ -69,7 +71,7 @@ STAGES = (
 #: The groups of calls, in the order in which they are shown.
 BUILDERS, WATCHING, CREDENTIALS = "Builders", "Logs, events and commands", "Credentials"
 FILES, GATES = "Files", "Gates"
-BACKUPS, SPENDING, SERVICE = "Backups", "Spending", "The service itself"
+BACKUPS, SPENDING, TOKENS, SERVICE = "Backups", "Spending", "Tokens", "The service itself"
 TAGS = (
     {"name": BUILDERS, "description": "From code to a live URL, and its life from then on."},
     {"name": WATCHING, "description": "What an app says, what happens to it, and commands run beside it."},
@@ -78,6 +80,7 @@ TAGS = (
     {"name": GATES, "description": "Whether a version is fit to run, and what is amiss with it."},
     {"name": BACKUPS, "description": "Copies of a builder's files at one moment, kept apart from it."},
     {"name": SPENDING, "description": "What it costs, and what it may cost."},
+    {"name": TOKENS, "description": "API tokens of your tenant."},
     {"name": SERVICE, "description": "For who operates it."},
 )
 

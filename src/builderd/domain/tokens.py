@@ -8,6 +8,11 @@ from enum import StrEnum
 
 from builderd.domain.ids import TenantId, TokenId
 
+#: Characters of a token's name.
+MAX_NAME = 100
+#: A tenant's valid tokens, beyond which the API makes none.
+MAX_VALID_TOKENS = 100
+
 
 class Scope(StrEnum):
     #: Read everything of the tenant except service tokens.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from builderd.domain.errors import NotFound, Unauthenticated, ValidationFailed
+from builderd.domain.errors import Forbidden, NotFound, QuotaExceeded, Unauthenticated, ValidationFailed
 from builderd.domain.ids import TenantId, TokenId, new_id, new_secret, secret_hash
 from builderd.domain.tenants import NAME, Tenant
-from builderd.domain.tokens import Scope, Token
+from builderd.domain.tokens import MAX_VALID_TOKENS, Scope, Token
 from builderd.ports.store import UnitOfWork
 
 #: Minimum time between two records of a token's last use.
@@ -30,18 +31,48 @@ def create(
     if expires_at is not None and expires_at <= now:
         raise ValidationFailed({"expires": ["must lie in the future"]})
     tenant = uow.tenants.by_name(tenant_name) or _new_tenant(uow, tenant_name, now)
-    secret = new_secret("bd")
-    token = Token(
-        id=TokenId(new_id()),
-        tenant_id=tenant.id,
-        name=name,
-        secret_hash=secret_hash(secret),
-        scopes=frozenset(scopes),
-        created_at=now,
-        expires_at=expires_at,
-    )
-    uow.tokens.add(token)
-    return token, secret
+    return _new_token(uow, tenant.id, name, now, scopes, expires_at)
+
+
+def derive(
+    uow: UnitOfWork,
+    own: Token,
+    name: str,
+    now: datetime,
+    *,
+    scopes: Collection[Scope],
+    expires_at: datetime | None = None,
+) -> tuple[Token, str]:
+    """Create a token of the caller's tenant that can do no more, and lasts no longer, than the caller's ``own``.
+
+    ``expires_at`` None: as long as that. Raises ``Forbidden``, ``ValidationFailed``, ``QuotaExceeded``.
+    """
+    lacking = sorted(scope for scope in scopes if not own.allows(scope))
+    if lacking:
+        raise Forbidden(f"Your token has not the scopes of the new one: {', '.join(lacking)}.")
+    expires_at = own.expires_at if expires_at is None else expires_at
+    if expires_at is not None and expires_at <= now:
+        raise ValidationFailed({"expires_at": ["must lie in the future"]})
+    if own.expires_at is not None and expires_at is not None and expires_at > own.expires_at:
+        raise ValidationFailed({"expires_at": [f"must not be later than your token's own, {own.expires_at:%FT%TZ}"]})
+    valid = [token for token in uow.tokens.list(own.tenant_id) if token.is_valid(now)]
+    # The one in use may have been revoked since it was recognized: what it makes would outlive it.
+    if all(token.id != own.id for token in valid):
+        raise Unauthenticated("The token is expired or revoked.")
+    if len(valid) >= MAX_VALID_TOKENS:
+        raise QuotaExceeded(f"There are {MAX_VALID_TOKENS} valid tokens already: revoke one that is not used.")
+    return _new_token(uow, own.tenant_id, name, now, scopes, expires_at)
+
+
+def revoke_own(uow: UnitOfWork, tenant: TenantId, token_id: TokenId, now: datetime) -> Token:
+    """End a token of the caller's tenant at once; return it. Raises ``NotFound``."""
+    found = next((token for token in uow.tokens.list(tenant) if token.id == token_id), None)
+    if found is None:
+        raise NotFound("There is no such token.")
+    if found.revoked_at is not None:
+        return found
+    uow.tokens.revoke(token_id, now)
+    return replace(found, revoked_at=now)
 
 
 def authenticate(uow: UnitOfWork, secret: str, now: datetime) -> Token:
@@ -80,6 +111,28 @@ def _tenant(uow: UnitOfWork, name: str) -> Tenant:
     if tenant is None:
         raise NotFound(f"There is no tenant {name!r}.")
     return tenant
+
+
+def _new_token(
+    uow: UnitOfWork,
+    tenant: TenantId,
+    name: str,
+    now: datetime,
+    scopes: Collection[Scope],
+    expires_at: datetime | None,
+) -> tuple[Token, str]:
+    secret = new_secret("bd")
+    token = Token(
+        id=TokenId(new_id()),
+        tenant_id=tenant,
+        name=name,
+        secret_hash=secret_hash(secret),
+        scopes=frozenset(scopes),
+        created_at=now,
+        expires_at=expires_at,
+    )
+    uow.tokens.add(token)
+    return token, secret
 
 
 def _new_tenant(uow: UnitOfWork, name: str, now: datetime) -> Tenant:

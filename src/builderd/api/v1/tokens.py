@@ -1,0 +1,110 @@
+"""API tokens of the caller's own tenant: create, list, revoke."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Response
+
+from builderd.api import openapi
+from builderd.api.server.answers import success
+from builderd.api.server.auth import Administrator, Reader, TheApplication
+from builderd.api.server.bodies import Received, json_body
+from builderd.api.server.paths import PREFIX
+from builderd.api.v1.pages import ThePage
+from builderd.domain.ids import TokenId
+from builderd.domain.tokens import Token
+from builderd.schemas.v1 import tokens as wire
+from builderd.services import tokens
+
+router = APIRouter(prefix=PREFIX, tags=[openapi.TOKENS])
+
+MAX_BODY_BYTES = 100_000
+
+Body = Annotated[Received[wire.NewToken], Depends(json_body(wire.NewToken, MAX_BODY_BYTES))]
+TokenUuid = Annotated[str, Path(description="The token's id.", json_schema_extra={"format": "uuid"})]
+
+EXAMPLE = {"name": "ci", "scopes": ["write"], "expires_at": "2099-01-31T12:00:00Z"}
+
+
+@router.post(
+    "/tokens",
+    status_code=201,
+    response_model=None,
+    responses={
+        **openapi.answer(201, wire.NewTokenAnswer, "It can be used from now on."),
+        **openapi.failures(400, 401, 403, 413, 422, 429),
+    },
+    openapi_extra=openapi.body_of(wire.NewToken, EXAMPLE),
+)
+async def create_token(application: TheApplication, identity: Administrator, body: Body) -> Response:
+    """Create an API token of your tenant, with no more scopes and no later expiry than your own.
+
+    The secret is shown this once. Needs the scope `admin`.
+    """
+    now, new = application.clock.now(), body.value
+    token, secret = await application.store.write(
+        lambda uow: tokens.derive(uow, identity.token, new.name, now, scopes=new.scopes, expires_at=new.expires_at)
+    )
+    data = wire.TokenWithSecret(**_shown(token, identity.token).model_dump(), secret=secret)
+    message = "The token is made; keep its secret, which is not shown again."
+    return success(wire.NewTokenAnswer(message=message, data=data), 201).response()
+
+
+@router.get(
+    "/tokens",
+    response_model=None,
+    responses={**openapi.answer(200, wire.TokenPage, "A page of them."), **openapi.failures(401, 403, 422)},
+)
+async def list_tokens(application: TheApplication, identity: Administrator, query: ThePage) -> Response:
+    """List your tenant's API tokens without their secrets, revoked ones too, the newest first.
+
+    Needs the scope `admin`.
+    """
+    found = await application.store.read(lambda uow: uow.tokens.list(identity.token.tenant_id))
+    newest = sorted(found, key=lambda token: (token.created_at, token.id), reverse=True)
+    data = [_shown(token, identity.token) for token in query.cut(newest)]
+    return success(wire.TokenPage(message=f"{len(found)} tokens.", data=data, meta=query.of(len(found)))).response()
+
+
+@router.get(
+    "/tokens/current",
+    response_model=None,
+    responses={**openapi.answer(200, wire.TokenAnswer, "Yours."), **openapi.failures(401, 403)},
+)
+async def read_current_token(identity: Reader) -> Response:
+    """Return the API token that this call is made with: its name, its scopes and its expiry."""
+    data = _shown(identity.token, identity.token)
+    return success(wire.TokenAnswer(message=f"The token {data.name}.", data=data)).response()
+
+
+@router.delete(
+    "/tokens/{id}",
+    response_model=None,
+    responses={**openapi.answer(200, wire.TokenAnswer, "It has ended."), **openapi.failures(401, 403, 404)},
+)
+async def revoke_token(
+    application: TheApplication, identity: Administrator, token_id: Annotated[TokenUuid, Path(alias="id")]
+) -> Response:
+    """Revoke an API token of your tenant at once, also your own. What it streams ends within 15 seconds.
+
+    Needs the scope `admin`.
+    """
+    now = application.clock.now()
+    tenant_id = identity.token.tenant_id
+    token = await application.store.write(lambda uow: tokens.revoke_own(uow, tenant_id, TokenId(token_id.lower()), now))
+    data = _shown(token, identity.token)
+    return success(wire.TokenAnswer(message=f"The token {token.name} is revoked.", data=data)).response()
+
+
+def _shown(token: Token, current: Token) -> wire.Token:
+    return wire.Token(
+        id=token.id,
+        name=token.name,
+        scopes=sorted(token.scopes),
+        created_at=token.created_at,
+        expires_at=token.expires_at,
+        revoked_at=token.revoked_at,
+        last_used_at=token.last_used_at,
+        current=token.id == current.id,
+    )

@@ -1,0 +1,58 @@
+"""API tokens of the caller's tenant."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from builderd.domain.tokens import MAX_NAME, Scope
+from builderd.schemas.v1.envelope import Page, Success, Time
+from builderd.schemas.v1.shape import Shape, View
+from builderd.schemas.v1.times import UtcTime
+
+#: Checked by value, so that JSON's text is taken.
+ScopeName = Annotated[Scope, Field(strict=False)]
+
+
+class NewToken(Shape):
+    """New API token, with no more scopes and no later expiry than the one that makes it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$")]
+    scopes: list[ScopeName] = Field(
+        default_factory=lambda: [Scope.WRITE], min_length=1, max_length=len(Scope), description="Left out: write."
+    )
+    expires_at: UtcTime | None = Field(
+        default=None, strict=False, description="RFC 3339. Left out: as that of the token which makes it."
+    )
+
+
+class Token(View):
+    """API token without its secret. ``current``: the one that this call was made with."""
+
+    id: str
+    name: str
+    scopes: list[Scope]
+    created_at: Time
+    expires_at: Time | None
+    revoked_at: Time | None
+    last_used_at: Time | None
+    current: bool
+
+
+class TokenWithSecret(Token):
+    """New API token; ``secret`` is shown only once."""
+
+    secret: str
+
+
+class TokenAnswer(Success[Token]):
+    """One token."""
+
+
+class NewTokenAnswer(Success[TokenWithSecret]):
+    """Response with a new token."""
+
+
+class TokenPage(Page[Token]):
+    """Page of tokens, newest first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tarfile
 from collections.abc import Collection
+from dataclasses import replace
 from typing import BinaryIO
 
 from builderd.domain.archives import ArchiveLimits
@@ -24,9 +25,9 @@ class FakeBundles:
         self.stored[bundle.hash] = bundle
 
     async def unpack(self, archive: BinaryIO, limits: ArchiveLimits) -> Bundle:
-        """Store the files of an uncompressed tar, without any limit. Raises ``ValidationFailed`` if it is no tar."""
+        """Store the files of a tar, without any limit. Raises ``ValidationFailed`` if it is no tar."""
         try:
-            with tarfile.open(fileobj=archive, mode="r:") as tar:
+            with tarfile.open(fileobj=archive, mode="r:*") as tar:
                 contents = [(member, tar.extractfile(member)) for member in tar if member.isfile()]
                 files = [
                     BundleFile(member.name, content.read(), bool(member.mode & 0o100))
@@ -37,7 +38,7 @@ class FakeBundles:
             raise ValidationFailed(
                 {"source": ["The archive is none: send a zip, a tar, a tar.gz or a tar.zst."]}
             ) from None
-        bundle = make_bundle(files)
+        bundle = make_bundle(_without_wrapper(files))
         await self.put(bundle)
         return bundle
 
@@ -49,3 +50,11 @@ class FakeBundles:
 
     async def delete(self, bundle_hash: str) -> None:
         self.stored.pop(bundle_hash, None)
+
+
+def _without_wrapper(files: list[BundleFile]) -> list[BundleFile]:
+    """Leave out one folder that has all the rest in it."""
+    tops = {file.path.partition("/")[0] for file in files}
+    if len(tops) != 1 or any("/" not in file.path for file in files):
+        return files
+    return [replace(file, path=file.path.partition("/")[2]) for file in files]

@@ -1,0 +1,119 @@
+"""Credentials, webhooks, spending and API tokens of the tenant as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from builderd.client._async.pages import AsyncPages, reader
+from builderd.client._async.transport import AsyncTransport
+from builderd.client.models import (
+    Credential,
+    Delivery,
+    NewToken,
+    Spending,
+    SpendingCap,
+    Token,
+    Webhook,
+    WebhookWithSecret,
+)
+
+
+class AsyncCredentials:
+    """Credentials (``client.credentials``): values that go in and never come out."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def put(self, name: str, values: Mapping[str, str], *, restart: bool = False) -> Credential:
+        """Store secrets under a name; ``restart`` restarts the builders that run with the old values."""
+        params = {"restart": True} if restart else {}
+        body = {"values": dict(values)}
+        return await self._transport.read(Credential, "PUT", f"/credentials/{name}", json=body, params=params)
+
+    async def get(self, name: str) -> Credential:
+        """Return one, without its values."""
+        return await self._transport.read(Credential, "GET", f"/credentials/{name}")
+
+    def list(self) -> AsyncPages[Credential]:
+        """List them, by name."""
+        return AsyncPages(self._transport, "/credentials", reader(Credential))
+
+    async def delete(self, name: str, *, force: bool = False) -> None:
+        """Delete one; ``force`` also while builders use it."""
+        params = {"force": True} if force else {}
+        await self._transport.request("DELETE", f"/credentials/{name}", params=params)
+
+
+class AsyncWebhooks:
+    """Webhooks (``client.webhooks``): events that are sent to a URL."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def create(self, url: str, *, events: Sequence[str] = ("*",), secret: str | None = None) -> WebhookWithSecret:
+        """Create one; only this answer has its secret."""
+        body = {"url": url, "events": list(events), **({"secret": secret} if secret else {})}
+        return await self._transport.read(WebhookWithSecret, "POST", "/webhooks", json=body)
+
+    def list(self) -> AsyncPages[Webhook]:
+        """List them, oldest first."""
+        return AsyncPages(self._transport, "/webhooks", reader(Webhook))
+
+    async def delete(self, webhook: str) -> None:
+        """Delete one; its pending deliveries are dropped."""
+        await self._transport.request("DELETE", f"/webhooks/{webhook}")
+
+    def deliveries(self, webhook: str) -> AsyncPages[Delivery]:
+        """List its deliveries, newest event first."""
+        return AsyncPages(self._transport, f"/webhooks/{webhook}/deliveries", reader(Delivery))
+
+
+class AsyncSpendings:
+    """Costs (``client.spending``)."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def get(self, *, since: datetime | None = None, until: datetime | None = None) -> Spending:
+        """Return the cost of all builders, deleted ones included."""
+        params = {"from": since, "to": until}
+        return await self._transport.read(Spending, "GET", "/builders/spending", params=params)
+
+    async def cap(self) -> SpendingCap:
+        """Return the monthly cap of all builders together, and what they have cost this month."""
+        return await self._transport.read(SpendingCap, "GET", "/spending-cap")
+
+    async def set_cap(self, monthly: float | None) -> SpendingCap:
+        """Set the monthly cap; None lifts it, but not the operator's. Needs the scope ``admin``."""
+        return await self._transport.read(SpendingCap, "PUT", "/spending-cap", json={"monthly": monthly})
+
+
+class AsyncTokens:
+    """API tokens of the tenant (``client.tokens``). Needs the scope ``admin``, but for ``current``."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def create(self, name: str, *, scopes: Sequence[str], expires_at: datetime | None = None) -> NewToken:
+        """Create one, with no more scopes and no later expiry than the token in use.
+
+        Only this answer has its secret.
+        """
+        body: dict[str, Any] = {"name": name, "scopes": list(scopes)}
+        if expires_at is not None:
+            body["expires_at"] = expires_at.isoformat()
+        return await self._transport.read(NewToken, "POST", "/tokens", json=body)
+
+    def list(self) -> AsyncPages[Token]:
+        """List them, revoked ones included."""
+        return AsyncPages(self._transport, "/tokens", reader(Token))
+
+    async def current(self) -> Token:
+        """Return the token in use."""
+        return await self._transport.read(Token, "GET", "/tokens/current")
+
+    async def revoke(self, token: str) -> None:
+        """End one at once."""
+        await self._transport.request("DELETE", f"/tokens/{token}")

@@ -1,0 +1,364 @@
+"""A builder that acts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Unpack
+
+from builderd.client._async.backups import AsyncBuilderBackups
+from builderd.client._async.deployments import AsyncDeployment, OnBegin, OnStage, code_of, files_of, no_stages
+from builderd.client._async.files import AsyncFiles
+from builderd.client._async.gates import AsyncQaReports, AsyncReviews
+from builderd.client._async.leases import AsyncHeldLease, AsyncLeases
+from builderd.client._async.pages import AsyncPages, reader
+from builderd.client._async.streams import AsyncStream, rows
+from builderd.client._async.streams import follow as follow_stream
+from builderd.client._async.terminals import AsyncTerminal, open_terminal
+from builderd.client._async.transport import AsyncTransport, parsed
+from builderd.client._async.uploads import OnProgress
+from builderd.client.errors import NoAnswer, TimedOut, error_of
+from builderd.client.folders import Folder
+from builderd.client.logs import LogCursor
+from builderd.client.models import (
+    BuilderState,
+    Event,
+    Execution,
+    LogLine,
+    Metrics,
+    SpendingCap,
+    SshGrant,
+    Version,
+)
+from builderd.client.options import FileContent, SettingOptions, VersionOptions
+from builderd.client.waiting import async_sleep
+
+#: Statuses that end a wait: nothing happens by itself any more, or the app runs.
+SETTLED = frozenset({"running", "stopped", "completed", "failed", "deleted"})
+FINISHED = SETTLED - {"running"}
+
+
+class AsyncBuilder:
+    """One builder: its state as it was read last (``data``), and what can be done with it.
+
+    Each method that changes it waits for the outcome, and reads ``data`` anew.
+    """
+
+    def __init__(self, transport: AsyncTransport, data: BuilderState) -> None:
+        self._transport = transport
+        self.data = data
+
+    def __repr__(self) -> str:
+        return f"<Builder {self.name} {self.status} {self.uuid}>"
+
+    # What is known of it
+
+    @property
+    def uuid(self) -> str:
+        return self.data.uuid
+
+    @property
+    def name(self) -> str:
+        return self.data.name
+
+    @property
+    def status(self) -> str:
+        return self.data.status
+
+    @property
+    def url(self) -> str:
+        """Address of its preview."""
+        return self.data.preview_url
+
+    @property
+    def version(self) -> int:
+        return self.data.version
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of a job that has ended."""
+        return self.data.exit_code
+
+    async def refresh(self) -> AsyncBuilder:
+        """Read its state again."""
+        return self._with(await self._transport.read(BuilderState, "GET", f"/builders/{self.uuid}"))
+
+    async def wait(
+        self, *, finished: bool = False, on_line: Callable[[LogLine], None] | None = None, interval: float = 1.0
+    ) -> AsyncBuilder:
+        """Wait until it runs or has ended, with ``finished`` until it has ended, as a job does.
+
+        ``on_line`` gets each line of the log meanwhile. Raises ``TimedOut`` after the client's ``timeout``.
+        """
+        timeout = self._transport.timeout
+        deadline = time.monotonic() + timeout if timeout else None
+        cursor = LogCursor()
+        while True:
+            await self.refresh()
+            if on_line:
+                # Read after the status: an ended app writes nothing any more.
+                for line in cursor.new_of([line async for line in self.logs(tail=cursor.MOST, since=cursor.since)]):
+                    on_line(line)
+            if self.status in (FINISHED if finished else SETTLED):
+                return self
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimedOut(f"{self.name} is {self.status} after {timeout:g} s", builder=self.uuid)
+            await async_sleep(interval)
+
+    # Changing it
+
+    async def start(self) -> AsyncBuilder:
+        """Start it and wait until it is up."""
+        return self._with(
+            await self._transport.read(
+                BuilderState, "POST", f"/builders/{self.uuid}/start", waits=True, repeatable=True
+            )
+        )
+
+    async def stop(self) -> AsyncBuilder:
+        """Stop it; files and settings are kept."""
+        return self._with(
+            await self._transport.read(BuilderState, "POST", f"/builders/{self.uuid}/stop", waits=True, repeatable=True)
+        )
+
+    async def restart(self) -> AsyncBuilder:
+        """Stop it if it runs, and start it."""
+        return self._with(
+            await self._transport.read(BuilderState, "POST", f"/builders/{self.uuid}/restart", waits=True)
+        )
+
+    async def delete(self, *, purge: bool = False) -> None:
+        """Delete it with its files; ``purge`` removes its backups too, and takes no last one."""
+        params = {"purge": True} if purge else {}
+        await self._transport.request("DELETE", f"/builders/{self.uuid}", params=params, waits=True)
+
+    async def deploy(
+        self,
+        path: str | Path | Folder | None = None,
+        *,
+        files: Mapping[str, FileContent] | None = None,
+        upload_id: str | None = None,
+        fresh: bool = False,
+        idempotency_key: str | None = None,
+        on_stage: OnStage = no_stages,
+        on_progress: OnProgress | None = None,
+        on_begin: OnBegin | None = None,
+        **options: Unpack[VersionOptions],
+    ) -> AsyncBuilder:
+        """Deploy a new version: a folder, ``files``, or a finished upload. The old one serves until the new one does.
+
+        Settings that are left out stay. ``fresh`` installs the dependencies again.
+        """
+        body: dict[str, Any] = {**options}
+        if path is not None:
+            body |= await code_of(self._transport, path, on_progress)
+        elif files is not None:
+            body["files"] = files_of(files)
+        elif upload_id is not None:
+            body["source"] = {"upload_id": upload_id}
+        call = AsyncDeployment(self._transport, idempotency_key, on_stage, on_begin)
+        params = {"fresh": True} if fresh else {}
+        return self._with(await call.run("PUT", f"/builders/{self.uuid}", body, params))
+
+    async def update(
+        self,
+        *,
+        idempotency_key: str | None = None,
+        on_stage: OnStage = no_stages,
+        **options: Unpack[SettingOptions],
+    ) -> AsyncBuilder:
+        """Change settings: at once where the app need not know of them, else as a new version of the same code."""
+        call = AsyncDeployment(self._transport, idempotency_key, on_stage)
+        return self._with(await call.run("PATCH", f"/builders/{self.uuid}", dict(options)))
+
+    async def set_auto_stop(self, minutes: int) -> AsyncBuilder:
+        """Stop it by itself after so many minutes without use; 0: never."""
+        return self._with(
+            await self._transport.read(
+                BuilderState, "PUT", f"/builders/{self.uuid}/auto-stop", json={"interval": minutes}
+            )
+        )
+
+    def versions(self) -> AsyncPages[Version]:
+        """List the versions that are kept, newest first."""
+        return AsyncPages(self._transport, f"/builders/{self.uuid}/versions", reader(Version))
+
+    async def rollback(
+        self,
+        version: int | None = None,
+        *,
+        idempotency_key: str | None = None,
+        on_stage: OnStage = no_stages,
+    ) -> AsyncBuilder:
+        """Deploy an old version again, by default the one before the current. What the app wrote stays."""
+        number = await self._version_before() if version is None else version
+        call = AsyncDeployment(self._transport, idempotency_key, on_stage)
+        return self._with(await call.run("POST", f"/builders/{self.uuid}/rollback", {"version": number}))
+
+    async def _version_before(self) -> int:
+        async for one in self.versions():
+            if one.status == "deployed" and not one.current:
+                return one.version
+        raise ValueError(f"{self.name} has no earlier version that was up: see versions()")
+
+    async def renew_service_token(self) -> AsyncBuilder:
+        """Replace its service token and restart the app with the new one."""
+        return self._with(
+            await self._transport.read(BuilderState, "POST", f"/builders/{self.uuid}/service-token", waits=True)
+        )
+
+    # Looking into it
+
+    def logs(
+        self,
+        *,
+        follow: bool = False,
+        tail: int = 200,
+        since: datetime | None = None,
+        stream: str | None = None,
+    ) -> AsyncStream[LogLine]:
+        """Iterate over the last lines of its log, with ``follow`` also over each new one until it is deleted.
+
+        ``stream`` is ``stdout``, ``stderr`` or ``build``.
+        """
+        params = {"tail": tail, "since": since, "stream": stream}
+        path = f"/builders/{self.uuid}/logs"
+        if follow:
+            lines = follow_stream(self._transport, path, params, lambda event: parsed(LogLine, event.json()))
+        else:
+            lines = rows(self._transport, path, params, reader(LogLine))
+        return AsyncStream(lines)
+
+    def events(
+        self,
+        *,
+        follow: bool = False,
+        types: str | None = None,
+        since: datetime | None = None,
+        after: int | None = None,
+    ) -> AsyncStream[Event]:
+        """Iterate over its events, oldest first and for ever, with ``follow``; else over those there are, newest first.
+
+        ``types`` such as ``builder.status,stage.*``; ``after`` is the id of the last event that was seen.
+        """
+        return events_of(self._transport, f"/builders/{self.uuid}/events", follow, types, since, after)
+
+    async def exec(
+        self,
+        command: str,
+        *,
+        timeout: int = 60,
+        stdin: str = "",
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        on_output: Callable[[str], None] | None = None,
+    ) -> Execution:
+        """Run a shell command beside the app and wait for it, at most ``timeout`` seconds (then its exit code is 124).
+
+        ``on_output`` gets each piece of its output as it comes; ``output`` is empty then.
+        """
+        body: dict[str, Any] = {"command": command, "timeout": timeout, "stdin": stdin, "env": dict(env or {})}
+        if cwd is not None:
+            body["cwd"] = cwd
+        path = f"/builders/{self.uuid}/exec"
+        if on_output is None:
+            return await self._transport.read(Execution, "POST", path, json=body, waits=True)
+        async with self._transport.events("POST", path, json={**body, "stream": True}) as events:
+            async for event in events:
+                if event is None:
+                    continue
+                if event.name == "exit":
+                    return parsed(Execution, {**event.json(), "output": ""})
+                if event.name == "failed":
+                    raise error_of(event.json(), request_id=events.request_id)
+                on_output(event.json()["text"])
+        raise NoAnswer("the stream ended before the command did", builder=self.uuid)
+
+    def terminal(
+        self, command: str | None = None, *, columns: int = 80, rows: int = 24
+    ) -> AbstractAsyncContextManager[AsyncTerminal]:
+        """Open a terminal with a login shell, or with a command."""
+        return open_terminal(self._transport, self.uuid, command, columns, rows)
+
+    async def metrics(self, *, hours: int = 24, step: str = "5m") -> Metrics:
+        """Return its present usage, and its usage in steps of ``5m``, ``15m`` or ``1h``."""
+        params = {"hours": hours, "step": step}
+        return await self._transport.read(Metrics, "GET", f"/builders/{self.uuid}/metrics", params=params)
+
+    @property
+    def files(self) -> AsyncFiles:
+        """Files on its disk."""
+        return AsyncFiles(self._transport, self.uuid)
+
+    @property
+    def review(self) -> AsyncReviews:
+        """Review of its code."""
+        return AsyncReviews(self._transport, self.uuid)
+
+    @property
+    def qa(self) -> AsyncQaReports:
+        """Checks of whether it works."""
+        return AsyncQaReports(self._transport, self.uuid)
+
+    @property
+    def backups(self) -> AsyncBuilderBackups:
+        """Copies of its files."""
+        return AsyncBuilderBackups(self._transport, self.uuid)
+
+    @property
+    def leases(self) -> AsyncLeases:
+        """Leases that keep it busy."""
+        return AsyncLeases(self._transport, self.uuid)
+
+    def lease(self, seconds: int = 600, reason: str = "") -> AsyncHeldLease:
+        """Keep it from being frozen or stopped for idleness during a ``with`` block, at most ``seconds``."""
+        return AsyncHeldLease(self.leases, seconds, reason)
+
+    # Access and costs
+
+    async def ssh(self, *, expires_minutes: int = 60, alone: bool = False) -> SshGrant:
+        """Make a token for logins by SSH; ``alone`` ends all others."""
+        body = {"expires_minutes": expires_minutes}
+        if alone:
+            return await self._transport.read(SshGrant, "POST", f"/builders/{self.uuid}/ssh/recreate", json=body)
+        return await self._transport.read(SshGrant, "POST", f"/builders/{self.uuid}/ssh", json=body)
+
+    async def end_ssh(self) -> None:
+        """End all its SSH tokens, and cut their sessions."""
+        await self._transport.request("DELETE", f"/builders/{self.uuid}/ssh")
+
+    async def cap(self) -> SpendingCap:
+        """Return its monthly spending cap, and what it has cost this month."""
+        return await self._transport.read(SpendingCap, "GET", f"/builders/{self.uuid}/spending-cap")
+
+    async def set_cap(self, monthly: float | None) -> SpendingCap:
+        """Set its monthly cap; None lifts it, but not the operator's. Needs the scope ``admin``."""
+        path = f"/builders/{self.uuid}/spending-cap"
+        return await self._transport.read(SpendingCap, "PUT", path, json={"monthly": monthly})
+
+    def _with(self, data: BuilderState) -> AsyncBuilder:
+        self.data = data
+        return self
+
+
+def events_of(
+    transport: AsyncTransport,
+    path: str,
+    follow: bool,
+    types: str | None,
+    since: datetime | None,
+    after: int | None,
+) -> AsyncStream[Event]:
+    """Return a stream of events, or the list of those there are."""
+    params = {"type": types, "since": since}
+    if not follow:
+        return AsyncStream(AsyncPages(transport, path, reader(Event), params).__aiter__())
+    last_id = str(after) if after is not None else ""
+    return AsyncStream(
+        follow_stream(
+            transport, path, params, lambda event: parsed(Event, event.json()), last_id=last_id, keep_start=True
+        )
+    )

@@ -1,0 +1,102 @@
+"""All builders of the token's tenant, and all their backups."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from builderd.client._async.builder import AsyncBuilder
+from builderd.client._async.deployments import AsyncDeployment, OnBegin, OnStage, code_of, files_of, no_stages
+from builderd.client._async.pages import AsyncPages, reader
+from builderd.client._async.transport import AsyncTransport, parsed
+from builderd.client._async.uploads import OnProgress
+from builderd.client.errors import NotFound
+from builderd.client.folders import Folder
+from builderd.client.models import Backup, BuilderState
+from builderd.client.options import BuilderOptions, FileContent
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+class AsyncBuilders:
+    """Builders (``client.builders``)."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def create(
+        self,
+        name: str,
+        path: str | Path | Folder | None = None,
+        *,
+        files: Mapping[str, FileContent] | None = None,
+        upload_id: str | None = None,
+        idempotency_key: str | None = None,
+        on_stage: OnStage = no_stages,
+        on_progress: OnProgress | None = None,
+        on_begin: OnBegin | None = None,
+        **options: Unpack[BuilderOptions],
+    ) -> AsyncBuilder:
+        """Create a builder from a folder, ``files`` or a finished upload, and wait until it is up.
+
+        A lost answer is asked for again with the same key: there is never a second builder. Raises ``ReviewFailed``,
+        ``InstallFailed``, ``StartFailed`` or ``QaFailed`` when a stage fails; the builder is kept as failed.
+        """
+        body: dict[str, Any] = {"name": name, **options, "files": files_of(files or {})}
+        if path is not None:
+            del body["files"]
+            body |= await code_of(self._transport, path, on_progress)
+        elif upload_id is not None:
+            del body["files"]
+            body["source"] = {"upload_id": upload_id}
+        call = AsyncDeployment(self._transport, idempotency_key, on_stage, on_begin)
+        return AsyncBuilder(self._transport, await call.run("POST", "/builders", body))
+
+    async def get(self, name: str) -> AsyncBuilder:
+        """Return the builder with this name or uuid. Raises ``NotFound``."""
+        if UUID.fullmatch(name):
+            return AsyncBuilder(
+                self._transport, await self._transport.read(BuilderState, "GET", f"/builders/{name.lower()}")
+            )
+        found, _ = await self.list(name=name).page(per_page=1)
+        if not found:
+            raise NotFound("not_found", f"There is no builder with the name {name!r}.")
+        return found[0]
+
+    def list(
+        self,
+        *,
+        name: str | None = None,
+        status: str | None = None,
+        job_type: str | None = None,
+        sort: str | None = None,
+    ) -> AsyncPages[AsyncBuilder]:
+        """List the builders, newest first unless sorted by ``created_at`` or ``name``."""
+        params = {"name": name, "status": status, "job_type": job_type, "sort": sort}
+        return AsyncPages(
+            self._transport, "/builders", lambda one: AsyncBuilder(self._transport, parsed(BuilderState, one)), params
+        )
+
+
+class AsyncBackups:
+    """Backups of all builders, deleted ones too (``client.backups``)."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    def list(self) -> AsyncPages[Backup]:
+        """List them, newest first."""
+        return AsyncPages(self._transport, "/backups", reader(Backup))
+
+    async def restore(self, backup: str, name: str) -> AsyncBuilder:
+        """Make a new builder of a backup, also of a deleted builder's; wait until it serves."""
+        state = await self._transport.read(
+            BuilderState, "POST", f"/backups/{backup}/restore", json={"as": name}, waits=True
+        )
+        return AsyncBuilder(self._transport, state)
+
+    async def remove(self, backup: str) -> None:
+        """Remove one from all lists."""
+        await self._transport.request("DELETE", f"/backups/{backup}")

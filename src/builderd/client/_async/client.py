@@ -1,0 +1,182 @@
+"""The client of one service."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack, cast
+
+import httpx2
+
+from builderd import __version__
+from builderd.client._async.account import AsyncCredentials, AsyncSpendings, AsyncTokens, AsyncWebhooks
+from builderd.client._async.builder import AsyncBuilder, events_of
+from builderd.client._async.builders import AsyncBackups, AsyncBuilders
+from builderd.client._async.deployments import OnBegin, OnStage, no_stages
+from builderd.client._async.streams import AsyncStream
+from builderd.client._async.transport import AsyncTransport, connect
+from builderd.client._async.uploads import AsyncUploads, OnProgress
+from builderd.client.errors import NotFound
+from builderd.client.folders import Folder
+from builderd.client.models import Event, Health, Readiness
+from builderd.client.options import BuilderOptions, VersionOptions
+
+MAX_RETRIES = 2
+
+
+class AsyncBuilderd:
+    """Client of the service at ``url``, with an API token. Use it in a ``with`` block, or close it.
+
+    ``url`` and ``token`` come from ``BUILDERD_URL`` and ``BUILDERD_TOKEN`` where they are left out. ``timeout`` is in
+    seconds, for the whole of a deployment, otherwise for a silence; None keeps the limits of each call. Calls that
+    can be repeated without harm are sent ``max_retries`` times again after a broken connection, a 429 or a 503 with
+    ``Retry-After``. ``ca`` is a file with further certificates.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout: float | None = None,
+        max_retries: int = MAX_RETRIES,
+        ca: str | Path | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        url = url or os.environ.get("BUILDERD_URL", "")
+        token = token or os.environ.get("BUILDERD_TOKEN", "")
+        if not url or not token:
+            missing = "url, or set BUILDERD_URL" if not url else "token, or set BUILDERD_TOKEN"
+            raise ValueError(f"no service to talk to: give {missing}")
+        agent = f"builderd/{__version__}"
+        http = connect(url, token, _trusted(ca) if ca else True, transport, agent)
+        self._transport = AsyncTransport(http, timeout, max_retries)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._transport.http.aclose()
+
+    def with_options(self, *, timeout: float | None = None, max_retries: int | None = None) -> AsyncBuilderd:
+        """Return a client on the same connections, with another timeout or number of retries."""
+        other = object.__new__(type(self))
+        other._transport = self._transport.with_options(timeout, max_retries)
+        return other
+
+    @property
+    def builders(self) -> AsyncBuilders:
+        """Builders of the token's tenant."""
+        return AsyncBuilders(self._transport)
+
+    @property
+    def backups(self) -> AsyncBackups:
+        """Backups of all builders, deleted ones too."""
+        return AsyncBackups(self._transport)
+
+    @property
+    def credentials(self) -> AsyncCredentials:
+        """Secrets that builders get."""
+        return AsyncCredentials(self._transport)
+
+    @property
+    def webhooks(self) -> AsyncWebhooks:
+        """URLs that events are sent to."""
+        return AsyncWebhooks(self._transport)
+
+    @property
+    def spending(self) -> AsyncSpendings:
+        """Costs and the monthly cap."""
+        return AsyncSpendings(self._transport)
+
+    @property
+    def tokens(self) -> AsyncTokens:
+        """API tokens of the tenant."""
+        return AsyncTokens(self._transport)
+
+    @property
+    def uploads(self) -> AsyncUploads:
+        """Code too large for JSON."""
+        return AsyncUploads(self._transport)
+
+    async def deploy(
+        self,
+        path: str | Path | Folder,
+        name: str,
+        *,
+        idempotency_key: str | None = None,
+        on_stage: OnStage = no_stages,
+        on_progress: OnProgress | None = None,
+        on_begin: OnBegin | None = None,
+        **options: Unpack[BuilderOptions],
+    ) -> AsyncBuilder:
+        """Deploy a folder: create the builder, or deploy a new version of the one with this name.
+
+        What ``.builderdignore`` and ``.gitignore`` leave out is not sent. Code too large for JSON is uploaded in
+        parts, which are resumed after an interruption; ``on_progress`` gets the bytes sent and their total.
+        """
+        try:
+            builder = await self.builders.get(name)
+        except NotFound:
+            return await self.builders.create(
+                name,
+                path,
+                idempotency_key=idempotency_key,
+                on_stage=on_stage,
+                on_progress=on_progress,
+                on_begin=on_begin,
+                **options,
+            )
+        # Given once, when the builder is created.
+        options.pop("job_type", None)
+        return await builder.deploy(
+            path,
+            idempotency_key=idempotency_key,
+            on_stage=on_stage,
+            on_progress=on_progress,
+            on_begin=on_begin,
+            **cast("VersionOptions", options),
+        )
+
+    def events(
+        self,
+        *,
+        follow: bool = False,
+        types: str | None = None,
+        since: datetime | None = None,
+        after: int | None = None,
+    ) -> AsyncStream[Event]:
+        """Iterate over the events of all builders, as ``AsyncBuilder.events`` does over those of one."""
+        return events_of(self._transport, "/events", follow, types, since, after)
+
+    async def health(self) -> Health:
+        """Return the version of the service."""
+        return await self._transport.read(Health, "GET", "//healthz")
+
+    async def readiness(self) -> Readiness:
+        """Return the parts of a ready service. Raises ``Unavailable`` while it is not, with the reason."""
+        return await self._transport.read(Readiness, "GET", "//readyz")
+
+    async def openapi(self) -> dict[str, Any]:
+        """Return the service's OpenAPI document."""
+        return await self._transport.json("GET", "//openapi.json")
+
+    async def request(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """Send any call, such as ``request("GET", "/builders", params={"status": "running"})``."""
+        return await self._transport.request(method, path.removeprefix("/api/v1"), **options)
+
+
+def _trusted(ca: str | Path) -> ssl.SSLContext:
+    """Return the system's certificates and those of a file."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(cafile=str(ca))
+    return context

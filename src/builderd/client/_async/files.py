@@ -1,0 +1,115 @@
+"""Files on a builder's disk."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote
+
+from builderd.client._async.pages import AsyncPages, reader
+from builderd.client._async.transport import AsyncTransport
+from builderd.client.errors import NotFound
+from builderd.client.folders import read_folder
+from builderd.client.models import FileEntry
+
+PIECE_BYTES = 1 << 20
+
+
+class AsyncFiles:
+    """Files of a builder (``builder.files``), running or not. Paths are relative to ``/app``."""
+
+    def __init__(self, transport: AsyncTransport, uuid: str) -> None:
+        self._transport = transport
+        self._uuid = uuid
+
+    def list(self, path: str = "") -> AsyncPages[FileEntry]:
+        """List a folder's entries, by name."""
+        return AsyncPages(self._transport, f"/builders/{self._uuid}/files", reader(FileEntry), {"path": path})
+
+    async def read(self, path: str) -> bytes:
+        """Return a file's content."""
+        uuid, name = self._uuid, quote(path)
+        return (await self._transport.request("GET", f"/builders/{uuid}/files/{name}", waits=True)).content
+
+    async def write(self, path: str, content: str | bytes | IO[bytes], *, executable: bool | None = None) -> FileEntry:
+        """Write a file with the folders that are missing. ``executable`` None: as the file that it replaces."""
+        uuid, name = self._uuid, quote(path)
+        body = content.encode() if isinstance(content, str) else content
+        return await self._transport.read(
+            FileEntry,
+            "PUT",
+            f"/builders/{uuid}/files/{name}",
+            content=body if isinstance(body, bytes) else _pieces(body),
+            params={"executable": executable},
+            waits=True,
+            once=not isinstance(body, bytes),
+        )
+
+    async def delete(self, path: str, *, recursive: bool = False) -> None:
+        """Delete a file or an empty folder; with ``recursive`` a folder with all that is in it."""
+        uuid, name = self._uuid, quote(path)
+        params = {"recursive": recursive}
+        await self._transport.request("DELETE", f"/builders/{uuid}/files/{name}", params=params, waits=True)
+
+    async def archive(self, out: IO[bytes]) -> int:
+        """Write all files as one ``tar.zst`` to ``out``; return the number of bytes."""
+        return await self._receive(f"/builders/{self._uuid}/archive", out)
+
+    async def upload(self, local: str | Path, path: str) -> int:
+        """Send a file, or a folder with all that a deployment would send of it; return the number of files."""
+        source = Path(local)
+        if not source.is_dir():
+            with source.open("rb") as opened:
+                await self.write(path, opened, executable=bool(source.stat().st_mode & 0o100))
+            return 1
+        folder = read_folder(source)
+        base = path.strip("/")
+        for file in folder.files:
+            with (source / file.path).open("rb") as opened:
+                await self.write(f"{base}/{file.path}".lstrip("/"), opened, executable=file.executable)
+        return len(folder.files)
+
+    async def download(self, path: str, local: str | Path) -> int:
+        """Fetch a file, or a folder with all that is in it; return the number of files. Links are left out."""
+        target = Path(local)
+        try:
+            entries = await self.list(path).all()
+        except NotFound:
+            entries = None
+        if entries is None:
+            await self._download_file(path, target)
+            return 1
+        target.mkdir(parents=True, exist_ok=True)
+        count = 0
+        for entry in entries:
+            # A name comes from the app's disk: it must not lead out of the target.
+            if entry.type in {"file", "folder"} and entry.name not in {"", ".", ".."} and "/" not in entry.name:
+                count += await self._download_entry(entry, f"{path}/{entry.name}".lstrip("/"), target / entry.name)
+        return count
+
+    async def _download_entry(self, entry: FileEntry, path: str, target: Path) -> int:
+        if entry.type == "folder":
+            return await self.download(path, target)
+        await self._download_file(path, target)
+        if int(entry.mode, 8) & 0o100:
+            target.chmod(target.stat().st_mode | 0o100)
+        return 1
+
+    async def _download_file(self, path: str, target: Path) -> None:
+        uuid, name = self._uuid, quote(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as out:
+            await self._receive(f"/builders/{uuid}/files/{name}", out)
+
+    async def _receive(self, path: str, out: IO[bytes]) -> int:
+        size = 0
+        async with self._transport.stream("GET", path) as response:
+            async for piece in response.aiter_raw():
+                size += out.write(piece)
+        return size
+
+
+async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
+    while piece := file.read(PIECE_BYTES):
+        yield piece

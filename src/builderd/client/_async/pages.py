@@ -1,0 +1,52 @@
+"""Lists that come in pages."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from builderd.client._async.transport import AsyncTransport, parsed
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+PER_PAGE = 100
+
+
+class AsyncPages(Generic[T]):
+    """List of the service. Iterate over it: each page is fetched when it is needed."""
+
+    def __init__(
+        self, transport: AsyncTransport, path: str, read: Callable[[Any], T], params: Mapping[str, Any] | None = None
+    ) -> None:
+        self._transport = transport
+        self._path = path
+        self._read = read
+        self._params = params or {}
+
+    async def page(self, number: int = 1, per_page: int = PER_PAGE) -> tuple[list[T], int]:
+        """Return one page and the length of the whole list."""
+        params = {**self._params, "page": number, "per_page": per_page}
+        answer = await self._transport.json("GET", self._path, params=params)
+        return [self._read(one) for one in answer["data"]], answer["meta"]["total"]
+
+    async def all(self) -> list[T]:
+        """Return the whole list."""
+        return [one async for one in self]
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        number, seen = 1, 0
+        while True:
+            found, total = await self.page(number)
+            for one in found:
+                yield one
+            seen, number = seen + len(found), number + 1
+            if not found or seen >= total:
+                return
+
+
+def reader(shape: type[M]) -> Callable[[Any], M]:
+    """Return the function that reads one entry of a list."""
+    return lambda value: parsed(shape, value)

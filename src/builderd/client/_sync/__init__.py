@@ -1,0 +1,1 @@
+"""Generated from ``_async`` by ``script/generate_client.py``: change that."""

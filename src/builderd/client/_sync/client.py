@@ -1,0 +1,182 @@
+"""Generated from ``_async`` by ``script/generate_client.py``: change that."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack, cast
+
+import httpx2
+
+from builderd import __version__
+from builderd.client._sync.account import Credentials, Spendings, Tokens, Webhooks
+from builderd.client._sync.builder import Builder, events_of
+from builderd.client._sync.builders import Backups, Builders
+from builderd.client._sync.deployments import OnBegin, OnStage, no_stages
+from builderd.client._sync.streams import Stream
+from builderd.client._sync.transport import Transport, connect
+from builderd.client._sync.uploads import OnProgress, Uploads
+from builderd.client.errors import NotFound
+from builderd.client.folders import Folder
+from builderd.client.models import Event, Health, Readiness
+from builderd.client.options import BuilderOptions, VersionOptions
+
+MAX_RETRIES = 2
+
+
+class Builderd:
+    """Client of the service at ``url``, with an API token. Use it in a ``with`` block, or close it.
+
+    ``url`` and ``token`` come from ``BUILDERD_URL`` and ``BUILDERD_TOKEN`` where they are left out. ``timeout`` is in
+    seconds, for the whole of a deployment, otherwise for a silence; None keeps the limits of each call. Calls that
+    can be repeated without harm are sent ``max_retries`` times again after a broken connection, a 429 or a 503 with
+    ``Retry-After``. ``ca`` is a file with further certificates.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout: float | None = None,
+        max_retries: int = MAX_RETRIES,
+        ca: str | Path | None = None,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        url = url or os.environ.get("BUILDERD_URL", "")
+        token = token or os.environ.get("BUILDERD_TOKEN", "")
+        if not url or not token:
+            missing = "url, or set BUILDERD_URL" if not url else "token, or set BUILDERD_TOKEN"
+            raise ValueError(f"no service to talk to: give {missing}")
+        agent = f"builderd/{__version__}"
+        http = connect(url, token, _trusted(ca) if ca else True, transport, agent)
+        self._transport = Transport(http, timeout, max_retries)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.http.close()
+
+    def with_options(self, *, timeout: float | None = None, max_retries: int | None = None) -> Builderd:
+        """Return a client on the same connections, with another timeout or number of retries."""
+        other = object.__new__(type(self))
+        other._transport = self._transport.with_options(timeout, max_retries)
+        return other
+
+    @property
+    def builders(self) -> Builders:
+        """Builders of the token's tenant."""
+        return Builders(self._transport)
+
+    @property
+    def backups(self) -> Backups:
+        """Backups of all builders, deleted ones too."""
+        return Backups(self._transport)
+
+    @property
+    def credentials(self) -> Credentials:
+        """Secrets that builders get."""
+        return Credentials(self._transport)
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """URLs that events are sent to."""
+        return Webhooks(self._transport)
+
+    @property
+    def spending(self) -> Spendings:
+        """Costs and the monthly cap."""
+        return Spendings(self._transport)
+
+    @property
+    def tokens(self) -> Tokens:
+        """API tokens of the tenant."""
+        return Tokens(self._transport)
+
+    @property
+    def uploads(self) -> Uploads:
+        """Code too large for JSON."""
+        return Uploads(self._transport)
+
+    def deploy(
+        self,
+        path: str | Path | Folder,
+        name: str,
+        *,
+        idempotency_key: str | None = None,
+        on_stage: OnStage = no_stages,
+        on_progress: OnProgress | None = None,
+        on_begin: OnBegin | None = None,
+        **options: Unpack[BuilderOptions],
+    ) -> Builder:
+        """Deploy a folder: create the builder, or deploy a new version of the one with this name.
+
+        What ``.builderdignore`` and ``.gitignore`` leave out is not sent. Code too large for JSON is uploaded in
+        parts, which are resumed after an interruption; ``on_progress`` gets the bytes sent and their total.
+        """
+        try:
+            builder = self.builders.get(name)
+        except NotFound:
+            return self.builders.create(
+                name,
+                path,
+                idempotency_key=idempotency_key,
+                on_stage=on_stage,
+                on_progress=on_progress,
+                on_begin=on_begin,
+                **options,
+            )
+        # Given once, when the builder is created.
+        options.pop("job_type", None)
+        return builder.deploy(
+            path,
+            idempotency_key=idempotency_key,
+            on_stage=on_stage,
+            on_progress=on_progress,
+            on_begin=on_begin,
+            **cast("VersionOptions", options),
+        )
+
+    def events(
+        self,
+        *,
+        follow: bool = False,
+        types: str | None = None,
+        since: datetime | None = None,
+        after: int | None = None,
+    ) -> Stream[Event]:
+        """Iterate over the events of all builders, as ``AsyncBuilder.events`` does over those of one."""
+        return events_of(self._transport, "/events", follow, types, since, after)
+
+    def health(self) -> Health:
+        """Return the version of the service."""
+        return self._transport.read(Health, "GET", "//healthz")
+
+    def readiness(self) -> Readiness:
+        """Return the parts of a ready service. Raises ``Unavailable`` while it is not, with the reason."""
+        return self._transport.read(Readiness, "GET", "//readyz")
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the service's OpenAPI document."""
+        return self._transport.json("GET", "//openapi.json")
+
+    def request(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        """Send any call, such as ``request("GET", "/builders", params={"status": "running"})``."""
+        return self._transport.request(method, path.removeprefix("/api/v1"), **options)
+
+
+def _trusted(ca: str | Path) -> ssl.SSLContext:
+    """Return the system's certificates and those of a file."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(cafile=str(ca))
+    return context

@@ -1,0 +1,136 @@
+"""Generated from ``_async`` by ``script/generate_client.py``: change that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from builderd.client._sync.transport import STREAM_SECONDS, Transport, parsed
+from builderd.client._sync.uploads import OnProgress, Uploads
+from builderd.client.errors import (
+    BuilderdError,
+    DeploymentFailed,
+    InstallFailed,
+    NoAnswer,
+    QaFailed,
+    TimedOut,
+    error_of,
+)
+from builderd.client.folders import Folder, encoded, read_folder
+from builderd.client.models import BuilderState, Qa, Stage
+from builderd.client.options import FileContent
+from builderd.client.retries import is_going_on, new_key, repeats_error, wait_before
+from builderd.client.waiting import at_once, sleep
+
+#: Called at the end of each stage.
+OnStage = Callable[[Stage], None]
+#: Called with the builder's path once the service has begun.
+OnBegin = Callable[[str], None]
+
+TAIL_LINES = 20
+
+
+def no_stages(_: Stage) -> None:
+    """Ignore the stages."""
+
+
+def code_of(transport: Transport, path: str | Path | Folder, on_progress: OnProgress | None = None) -> dict[str, Any]:
+    """Return a folder's code as a body's ``files``, or as its ``source`` where it is too large for JSON."""
+    folder = path if isinstance(path, Folder) else at_once(read_folder, Path(path))
+    if folder.fits_json:
+        return {"files": at_once(folder.contents)}
+    return {"source": {"upload_id": Uploads(transport).send_folder(folder, on_progress)}}
+
+
+def files_of(files: Mapping[str, FileContent]) -> dict[str, Any]:
+    """Return files as the API takes them."""
+    return {
+        path: encoded(content) if isinstance(content, str | bytes) else dict(content) for path, content in files.items()
+    }
+
+
+class Deployment:
+    """One call that deploys, with its key."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        key: str | None = None,
+        on_stage: OnStage = no_stages,
+        on_begin: OnBegin | None = None,
+    ) -> None:
+        self._transport = transport
+        self._key = key or new_key()
+        self._on_stage = on_stage
+        self._on_begin = on_begin
+        self._deadline = time.monotonic() + transport.timeout if transport.timeout else None
+        self._told: set[str] = set()
+
+    def run(
+        self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, Any] | None = None
+    ) -> BuilderState:
+        """Send the call until its outcome is known. Raises the error of the stage that failed, with its details."""
+        attempt = 0
+        while True:
+            try:
+                return self._once(method, path, body, params)
+            except BuilderdError as error:
+                self._check_deadline(error)
+                if not is_going_on(error):
+                    repeats = isinstance(error, NoAnswer) or repeats_error(error)
+                    if not repeats or attempt == self._transport.max_retries:
+                        raise explained(self._transport, error) from error
+                    attempt += 1
+                sleep(wait_before(attempt, error))
+
+    def _once(self, method: str, path: str, body: Mapping[str, Any], params: Mapping[str, Any] | None) -> BuilderState:
+        with self._transport.events(
+            method,
+            path,
+            json=body,
+            params=params,
+            headers={"Idempotency-Key": self._key},
+            read_seconds=self._read_seconds(),
+        ) as events:
+            if events.answer is not None:  # nothing had to be deployed
+                return parsed(BuilderState, events.answer.get("data"))
+            if self._on_begin and events.location:
+                self._on_begin(events.location)
+            for event in events:
+                self._check_deadline(None)
+                if event is None:
+                    continue
+                if event.name == "done":
+                    return parsed(BuilderState, event.json())
+                if event.name == "failed":
+                    raise error_of(event.json(), request_id=events.request_id)
+                if not event.id or event.id not in self._told:
+                    self._told.add(event.id)
+                    self._on_stage(parsed(Stage, event.json()))
+        raise NoAnswer(f"{method} {path}: the stream ended before the outcome", request_id=events.request_id)
+
+    def _read_seconds(self) -> float:
+        left = STREAM_SECONDS if self._deadline is None else self._deadline - time.monotonic()
+        return max(0.1, min(STREAM_SECONDS, left))
+
+    def _check_deadline(self, error: BuilderdError | None) -> None:
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise TimedOut(f"no outcome within {self._transport.timeout:g} s; the service goes on with it") from error
+
+
+def explained(transport: Transport, error: BuilderdError) -> BuilderdError:
+    """Add the log's last lines to the error of a stage, and the report to that of QA, as far as they can be read."""
+    if isinstance(error, DeploymentFailed) and error.builder:
+        with suppress(BuilderdError):
+            stream = "build" if isinstance(error, InstallFailed) else None
+            params = {"tail": TAIL_LINES, "stream": stream}
+            answer = transport.json("GET", f"/builders/{error.builder}/logs", params=params)
+            error.log_tail = [line["text"] for line in answer["data"]]
+        if isinstance(error, QaFailed):
+            with suppress(BuilderdError):
+                params = {"version": error.data.get("version")}
+                error.report = transport.read(Qa, "GET", f"/builders/{error.builder}/qa", params=params)
+    return error

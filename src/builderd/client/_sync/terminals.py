@@ -1,0 +1,72 @@
+"""Generated from ``_async`` by ``script/generate_client.py``: change that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+from httpx2.websockets import WebSocketDisconnect, WebSocketNetworkError, WebSocketSession, WebSocketUpgradeError
+from wsproto.events import BytesMessage, TextMessage
+
+from builderd.client._sync.transport import Transport
+from builderd.client.errors import NoAnswer, error_in
+
+PROTOCOL = "builderd.terminal.v1"
+NORMAL = 1000
+
+
+class Terminal:
+    """Open terminal. ``exit_code`` is set once ``read`` has returned None."""
+
+    def __init__(self, socket: WebSocketSession) -> None:
+        self._socket = socket
+        self.exit_code: int | None = None
+
+    def read(self) -> bytes | None:
+        """Return what is printed next, None at the end."""
+        try:
+            while True:
+                message = self._socket.receive()
+                if isinstance(message, BytesMessage):
+                    return bytes(message.data)
+                if isinstance(message, TextMessage):
+                    told = json.loads(message.data)
+                    if told.get("type") == "exit":
+                        self.exit_code = told["exit_code"]
+        except WebSocketDisconnect as end:
+            if self.exit_code is None:
+                raise NoAnswer(f"the terminal was closed: {end.reason or end.code}") from end
+            return None
+        except WebSocketNetworkError as broken:
+            raise NoAnswer("the terminal's connection broke off") from broken
+
+    def write(self, typed: bytes) -> None:
+        """Type."""
+        self._socket.send_bytes(typed)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Change the window's size."""
+        self._socket.send_text(json.dumps({"type": "resize", "columns": columns, "rows": rows}))
+
+
+@contextmanager
+def open_terminal(transport: Transport, uuid: str, command: str | None, columns: int, rows: int) -> Iterator[Terminal]:
+    """Open a terminal. Raises the SDK's errors where the service refuses it."""
+    params: dict[str, Any] = {"columns": columns, "rows": rows, **({"command": command} if command else {})}
+    try:
+        with transport.http.websocket(
+            f"/api/v1/builders/{uuid}/terminal", params=params, subprotocols=[PROTOCOL]
+        ) as socket:
+            yield Terminal(socket)
+    except WebSocketUpgradeError as refused:
+        response = refused.response
+        try:
+            content = response.read()
+        except httpx2.HTTPError:
+            content = b""
+        raise error_in(response.status_code, response.headers, content) from refused
+    except httpx2.TransportError as broken:
+        raise NoAnswer(f"terminal of {uuid}: {str(broken) or type(broken).__name__}") from broken

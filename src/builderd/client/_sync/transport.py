@@ -1,0 +1,204 @@
+"""Generated from ``_async`` by ``script/generate_client.py``: change that."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+from pydantic import BaseModel, ValidationError
+
+from builderd.client.errors import NoAnswer, NotFound, TimedOut, error_in
+from builderd.client.events import Event, EventDecoder
+from builderd.client.retries import IDEMPOTENT, no_answer, repeats_error, repeats_failure, wait_before
+from builderd.client.waiting import sleep
+
+M = TypeVar("M", bound=BaseModel)
+
+BASE = "/api/v1"
+CONNECT_SECONDS = 10.0
+#: Default read timeout of calls that are answered at once.
+ANSWER_SECONDS = 30.0
+#: An event stream is never silent for longer than its heartbeats' 15 seconds.
+STREAM_SECONDS = 60.0
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """Calls to one service. ``timeout`` in seconds overrides the limits of each call; None keeps them."""
+
+    http: httpx2.Client
+    timeout: float | None
+    max_retries: int
+
+    def with_options(self, timeout: float | None, max_retries: int | None) -> Transport:
+        """Return a transport on the same connections with other limits."""
+        retries = self.max_retries if max_retries is None else max_retries
+        return replace(self, timeout=self.timeout if timeout is None else timeout, max_retries=retries)
+
+    def read(self, shape: type[M], method: str, path: str, **options: Any) -> M:
+        """Return ``data`` of the answer."""
+        return parsed(shape, (self.json(method, path, **options)).get("data"))
+
+    def json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """Return the answer, which is a JSON object."""
+        return json_of(self.request(method, path, **options))
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        waits: bool = False,
+        key: str | None = None,
+        repeatable: bool | None = None,
+        once: bool = False,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> httpx2.Response:
+        """Send a call until it is answered; raise the SDK's errors.
+
+        ``waits``: the service answers at the end of long work, which has limits of its own. ``key`` is the
+        ``Idempotency-Key``, with which any call is ``repeatable``. ``once``: the body can be read only once.
+        """
+        sent = {**(headers or {}), **({"Idempotency-Key": key} if key else {})}
+        safe = (method in IDEMPOTENT or key is not None) if repeatable is None else repeatable
+        retries = 0 if once else self.max_retries
+        for attempt in range(retries + 1):
+            try:
+                response = self.http.request(
+                    method, _path(path), headers=sent, params=given(params), timeout=self._timeout(waits), **options
+                )
+            except httpx2.TransportError as broken:
+                if attempt == retries or not repeats_failure(broken, repeatable=safe):
+                    raise self._broken(method, path, broken) from broken
+                sleep(wait_before(attempt))
+                continue
+            if response.is_success or response.status_code == 304:
+                return response
+            error = error_in(response.status_code, response.headers, response.content)
+            # The first attempt, whose answer was lost, has deleted it.
+            if attempt and method == "DELETE" and isinstance(error, NotFound):
+                return response
+            if attempt == retries or not repeats_error(error):
+                raise error
+            sleep(wait_before(attempt, error))
+        raise AssertionError("unreachable")
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+        read_seconds: float = STREAM_SECONDS,
+        **options: Any,
+    ) -> Iterator[httpx2.Response]:
+        """Open a response whose body is read piece by piece. Raises the SDK's errors, also while it is read."""
+        timeout = httpx2.Timeout(CONNECT_SECONDS, read=read_seconds)
+        try:
+            with self.http.stream(
+                method, _path(path), headers=headers, params=given(params), timeout=timeout, **options
+            ) as response:
+                if not response.is_success:
+                    raise error_in(response.status_code, response.headers, response.read())
+                yield response
+        except httpx2.TransportError as broken:
+            raise self._broken(method, path, broken) from broken
+
+    @contextmanager
+    def events(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> Iterator[Events]:
+        """Open an event stream; its ``answer`` is set where the service has answered with JSON instead."""
+        accept = {"Accept": "text/event-stream", **(headers or {})}
+        with self.stream(method, path, headers=accept, **options) as response:
+            answer = None
+            if response.headers.get("content-type", "").startswith("application/json"):
+                response.read()
+                answer = json_of(response)
+            yield Events(response, answer)
+
+    def _timeout(self, waits: bool) -> httpx2.Timeout:
+        read = None if waits else ANSWER_SECONDS
+        return httpx2.Timeout(CONNECT_SECONDS, read=self.timeout or read, write=60, pool=CONNECT_SECONDS)
+
+    def _broken(self, method: str, path: str, error: httpx2.TransportError) -> NoAnswer:
+        if isinstance(error, httpx2.ReadTimeout) and self.timeout is not None:
+            return TimedOut(f"{method} {path}: no answer within {self.timeout:g} s")
+        return no_answer(method, path, error)
+
+
+class Events:
+    """Server-sent events of one response. A heartbeat is yielded as None."""
+
+    def __init__(self, response: httpx2.Response, answer: dict[str, Any] | None) -> None:
+        self._response = response
+        self.answer = answer
+        self.request_id: str = response.headers.get("x-request-id", "")
+        #: Path of the builder that the call is about.
+        self.location: str = response.headers.get("location", "")
+        #: The service's time at the beginning of the stream, as HTTP writes it.
+        self.date: str = response.headers.get("date", "")
+
+    def __iter__(self) -> Iterator[Event | None]:
+        decoder = EventDecoder()
+        for line in self._response.iter_lines():
+            if line.startswith(":"):
+                yield None
+            event = decoder.decode(line)
+            if event is not None:
+                yield event
+
+
+def connect(
+    url: str, token: str, verify: ssl.SSLContext | bool, transport: httpx2.BaseTransport | None, agent: str
+) -> httpx2.Client:
+    """Return the connection pool. Proxies and certificates of the environment are used, not for this machine itself."""
+    return httpx2.Client(
+        base_url=url.rstrip("/"),
+        headers={"Authorization": f"Bearer {token}", "User-Agent": agent},
+        transport=transport,
+        verify=verify,
+        trust_env=urlsplit(url).hostname not in LOOPBACK,
+    )
+
+
+def json_of(response: httpx2.Response) -> dict[str, Any]:
+    """Return the body, a JSON object. Raises ``NoAnswer``."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise NoAnswer(f"{response.request.url} answered {response.status_code} without a JSON object: check the URL")
+    return body
+
+
+def parsed(shape: type[M], value: Any) -> M:
+    """Return a result's model. Raises ``NoAnswer`` where the answer lacks what the model needs."""
+    try:
+        return shape.model_validate(value)
+    except ValidationError as error:
+        lacks = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
+        raise NoAnswer(f"the answer is not as this client knows it ({lacks}): install the service's version") from error
+
+
+def given(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a query without parameters that are None, and with times in RFC 3339."""
+    found = {name: value for name, value in (params or {}).items() if value is not None}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in found.items()}
+
+
+def _path(path: str) -> str:
+    """Return the path of a call; those outside of the API begin with two slashes."""
+    return path[1:] if path.startswith("//") else f"{BASE}{path}"

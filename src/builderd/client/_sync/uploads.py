@@ -1,0 +1,105 @@
+"""Generated from ``_async`` by ``script/generate_client.py``: change that."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import IO
+from urllib.parse import urlsplit
+
+from builderd.client._sync.transport import Transport
+from builderd.client.errors import BuilderdError, Conflict, NoAnswer
+from builderd.client.folders import Folder
+from builderd.client.models import UploadPlace, UploadState
+from builderd.client.waiting import at_once, sleep
+
+PIECE_BYTES = 1 << 20
+#: Seconds before an interrupted upload is resumed, and attempts in all.
+RETRY_SECONDS, ATTEMPTS = 1.0, 5
+
+#: Called with the bytes that are sent and their total.
+OnProgress = Callable[[int, int], None]
+
+
+class Uploads:
+    """Uploads (``client.uploads``)."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(self, *, size: int | None = None, sha256: str | None = None) -> UploadPlace:
+        """Announce an upload. Its URL needs no token, since it contains a secret."""
+        return self._transport.read(UploadPlace, "POST", "/uploads", json={"size": size, "sha256": sha256})
+
+    def state(self, upload_url: str) -> UploadState:
+        """Return how many bytes have arrived."""
+        upload, query = _parts(upload_url)
+        return self._transport.read(UploadState, "GET", f"/uploads/{upload}", params=query)
+
+    def delete(self, upload_id: str) -> None:
+        """Delete an upload; versions deployed from it stay."""
+        self._transport.request("DELETE", f"/uploads/{upload_id}")
+
+    def send(self, archive: IO[bytes], on_progress: OnProgress | None = None) -> str:
+        """Upload a zip, tar, tar.gz or tar.zst; return its id for ``source``. Goes on where it was interrupted."""
+        size, digest = at_once(_measure, archive)
+        place = self.create(size=size, sha256=digest)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._send(place.upload_url, archive, size, on_progress)
+                break
+            except BuilderdError as error:
+                # A conflict: the service may not have noticed yet that the request before has ended.
+                if attempt == ATTEMPTS or not isinstance(error, NoAnswer | Conflict):
+                    raise
+                sleep(RETRY_SECONDS)
+        return place.upload_id
+
+    def send_folder(self, folder: Folder, on_progress: OnProgress | None = None) -> str:
+        """Pack a folder into a temporary file and upload it."""
+        with tempfile.TemporaryFile() as archive:
+            at_once(folder.pack, archive)
+            return self.send(archive, on_progress)
+
+    def _send(self, upload_url: str, archive: IO[bytes], size: int, on_progress: OnProgress | None) -> None:
+        state = self.state(upload_url)
+        if state.complete:
+            return
+        # All bytes arrived without confirmation: send the last one again to complete the upload.
+        start = min(state.received, size - 1)
+        archive.seek(start)
+        upload, query = _parts(upload_url)
+        self._transport.request(
+            "PUT",
+            f"/uploads/{upload}",
+            params=query,
+            content=_pieces(archive, size, on_progress),
+            headers={"Content-Length": str(size - start), "Content-Range": f"bytes {start}-{size - 1}/{size}"},
+            waits=True,
+            once=True,
+        )
+
+
+def _parts(upload_url: str) -> tuple[str, dict[str, str]]:
+    """Return an upload's id and signature. The URL's host may be one that only the service's users reach."""
+    url = urlsplit(upload_url)
+    name, _, value = url.query.partition("=")
+    return url.path.rpartition("/")[2], {name: value}
+
+
+def _pieces(file: IO[bytes], size: int, on_progress: OnProgress | None = None) -> Iterator[bytes]:
+    while piece := file.read(PIECE_BYTES):
+        yield piece
+        if on_progress:
+            on_progress(file.tell(), size)
+
+
+def _measure(file: IO[bytes]) -> tuple[int, str]:
+    """Return the size of a file and its SHA-256 in hex."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while piece := file.read(PIECE_BYTES):
+        digest.update(piece)
+    return file.seek(0, os.SEEK_END), digest.hexdigest()

@@ -1,0 +1,209 @@
+"""Folders of code: which files are sent, which are left out and by which rule, and the form in which they are sent.
+
+A path is judged by ``.builderdignore``, then by the ``.gitignore`` files from its folder upwards, as
+https://git-scm.com/docs/gitignore describes: in one file the last rule that matches decides. ``ALWAYS`` is left out
+whatever they say.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+#: Left out in any case: version control, installed dependencies, which the service installs itself, and local state.
+ALWAYS = frozenset({".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__", ".builderd"})
+OWN, GIT = ".builderdignore", ".gitignore"
+
+#: Beyond either, the code is sent as an upload, which can be resumed. The API takes 2,000 files and 20 MB as JSON.
+JSON_FILES, JSON_BYTES = 2_000, 8_000_000
+GZIP_LEVEL = 3
+#: The service leaves out a folder that holds all of an archive: without this one, it could be a folder of the code.
+WRAPPER = "code"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """File to send. ``path`` is relative, with slashes."""
+
+    path: str
+    size: int
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """File or folder (its path ends with a slash) that is not sent, and the rule."""
+
+    path: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Code in a folder: what is sent of it."""
+
+    root: Path
+    files: Sequence[PlannedFile]
+    left_out: Sequence[LeftOut]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def fits_json(self) -> bool:
+        return len(self.files) <= JSON_FILES and self.size <= JSON_BYTES
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of all paths, modes and contents: equal for code that is equal."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{file.path}\0{file.executable}\0".encode())
+            with (self.root / file.path).open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        return digest.hexdigest()
+
+    def contents(self) -> dict[str, Any]:
+        """Return the files as the API takes them in JSON."""
+        return {file.path: encoded((self.root / file.path).read_bytes(), file.executable) for file in self.files}
+
+    def pack(self, out: IO[bytes]) -> None:
+        """Write the files as a tar.gz, whose bytes are the same for the same code."""
+        with (
+            gzip.GzipFile("", "wb", GZIP_LEVEL, out, mtime=0) as zipped,
+            tarfile.open(fileobj=zipped, mode="w") as archive,
+        ):
+            for file in self.files:
+                with (self.root / file.path).open("rb") as opened:
+                    info = tarfile.TarInfo(f"{WRAPPER}/{file.path}")
+                    info.size, info.mode = file.size, 0o755 if file.executable else 0o644
+                    archive.addfile(info, opened)
+
+
+def encoded(content: str | bytes, executable: bool = False) -> Any:
+    """Return a file as the API takes it: text, or an object with base64."""
+    if isinstance(content, str):
+        return {"content": content, "executable": True} if executable else content
+    try:
+        return encoded(content.decode(), executable)
+    except UnicodeDecodeError:
+        text = base64.b64encode(content).decode()
+        return {"content": text, "encoding": "base64", **({"executable": True} if executable else {})}
+
+
+def read_folder(root: Path, ignore: Sequence[str] = ()) -> Folder:
+    """Look through a folder. ``ignore`` are further rules, before those of the files."""
+    if not root.is_dir():
+        raise NotADirectoryError(20, "is no folder", str(root))
+    own = _Rules("", OWN, [*_lines(root / OWN), *ignore])
+    walk = _Walk(root, own)
+    walk.look("", ())
+    return Folder(root, sorted(walk.files, key=lambda file: file.path), walk.left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    text: str
+    pattern: re.Pattern[str]
+    negated: bool
+    folders_only: bool
+
+
+class _Rules:
+    """Rules of one file. ``base`` is its folder, as a prefix of paths."""
+
+    def __init__(self, base: str, name: str, lines: Sequence[str]) -> None:
+        self._base = base
+        self._name = name
+        self._rules = [rule for rule in map(_rule, lines) if rule is not None]
+
+    def judge(self, path: str, is_folder: bool) -> tuple[bool, str] | None:
+        """Return whether the path is left out, and by which rule; None when no rule matches."""
+        inner = path.removeprefix(self._base)
+        for rule in reversed(self._rules):
+            if (is_folder or not rule.folders_only) and rule.pattern.fullmatch(inner):
+                return not rule.negated, f"{self._base}{self._name}: {rule.text}"
+        return None
+
+
+@dataclass
+class _Walk:
+    root: Path
+    own: _Rules
+    files: list[PlannedFile] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def look(self, base: str, outer: tuple[_Rules, ...]) -> None:
+        folder = self.root / base
+        rules = (_Rules(base, GIT, _lines(folder / GIT)), *outer)
+        for entry in sorted(folder.iterdir()):
+            self._take(entry, f"{base}{entry.name}", rules)
+
+    def _take(self, entry: Path, path: str, rules: tuple[_Rules, ...]) -> None:
+        is_link, is_folder = entry.is_symlink(), entry.is_dir()
+        reason = "a symbolic link" if is_link else self._reason(path, entry.name, is_folder, rules)
+        if not reason and not is_folder and not entry.is_file():
+            reason = "no regular file"
+        if reason:
+            self.left_out.append(LeftOut(f"{path}/" if is_folder and not is_link else path, reason))
+        elif is_folder:
+            self.look(f"{path}/", rules)
+        else:
+            status = entry.stat()
+            self.files.append(PlannedFile(path, status.st_size, bool(status.st_mode & 0o100)))
+
+    def _reason(self, path: str, name: str, is_folder: bool, rules: tuple[_Rules, ...]) -> str:
+        if name in ALWAYS:
+            return f"always: {name}"
+        for one in (self.own, *rules):
+            judged = one.judge(path, is_folder)
+            if judged is not None:
+                return judged[1] if judged[0] else ""
+        return ""
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(errors="replace").splitlines()
+    except (FileNotFoundError, IsADirectoryError):
+        return []
+
+
+def _rule(line: str) -> _Rule | None:
+    """Return the rule of a line, None for a comment or an empty one."""
+    text = line.rstrip()
+    if not text or text.startswith("#"):
+        return None
+    negated = text.startswith("!")
+    glob = text[1:] if negated else text
+    glob = glob.removeprefix("\\") if glob[:2] in ("\\#", "\\!") else glob
+    folders_only = glob.endswith("/")
+    glob = glob.rstrip("/")
+    # A slash at the beginning or in the middle binds a rule to its file's folder.
+    anchored = "/" in glob
+    prefix = "" if anchored else "(?:.*/)?"
+    return _Rule(text, re.compile(prefix + "".join(_regex(glob.removeprefix("/"))), re.DOTALL), negated, folders_only)
+
+
+_PARTS = re.compile(r"\*\*/|/\*\*$|\*\*|\*|\?|\[!?\]?[^\]]*\]|\\.|.", re.DOTALL)
+_FIXED = {"**/": "(?:.*/)?", "/**": "/.*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+
+def _regex(glob: str) -> Iterator[str]:
+    for part in _PARTS.findall(glob):
+        if part in _FIXED:
+            yield _FIXED[part]
+        elif len(part) > 2 and part.startswith("["):
+            inner = part[1:-1].replace("\\", "\\\\")
+            yield f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
+        else:
+            yield re.escape(part[1:] if part.startswith("\\") and len(part) == 2 else part)

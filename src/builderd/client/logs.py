@@ -1,0 +1,65 @@
+"""Log lines: decoding a long answer piece by piece, and telling new lines from those that were seen. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from builderd.client.models import LogLine
+
+
+class RowDecoder:
+    """Decoder of ``{…, "data": [row, …], …}`` that yields each row when it has arrived, and keeps none."""
+
+    _START = '"data":['
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._inside = False
+        self._over = False
+        self._decoder = json.JSONDecoder()
+
+    def feed(self, text: str) -> Iterator[Any]:
+        """Yield the rows that are complete with this piece."""
+        self._text += text
+        if not self._inside:
+            before, found, rest = self._text.partition(self._START)
+            self._inside, self._text = bool(found), rest if found else before
+        position = 0
+        while self._inside and not self._over:
+            while position < len(self._text) and self._text[position] in ", \n":
+                position += 1
+            if self._text[position : position + 1] == "]":
+                self._over = True
+                break
+            try:
+                row, position = self._decoder.raw_decode(self._text, position)
+            except json.JSONDecodeError:
+                break
+            yield row
+        self._text = self._text[position:] if not self._over else ""
+
+
+class LogCursor:
+    """Position in a log that is read again and again."""
+
+    #: The API's limit of lines in one answer.
+    MOST = 100_000
+
+    def __init__(self) -> None:
+        self.since: datetime | None = None
+        self._seen = 0
+
+    def new_of(self, lines: Sequence[LogLine]) -> list[LogLine]:
+        """Return the lines that were not seen, of those from ``since`` on."""
+        known = self._seen
+        if self.since is None or not lines or lines[0].time != self.since:
+            known = 0
+        fresh = list(lines[known:])
+        if lines:
+            last = lines[-1].time
+            self._seen = sum(1 for line in lines if line.time == last)
+            self.since = last
+        return fresh

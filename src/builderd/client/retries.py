@@ -1,0 +1,53 @@
+"""Rules of retries: which calls are sent again, and after how long. Pure."""
+
+from __future__ import annotations
+
+import random
+import uuid
+
+import httpx2
+
+from builderd.client.errors import ApiError, BuilderdError, Conflict, NoAnswer, RateLimited, Unavailable
+
+#: Methods whose repetition changes nothing (RFC 9110, 9.2.2).
+IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+#: A longer ``Retry-After`` is the caller's to wait for.
+LONGEST_WAIT = 60.0
+FIRST_WAIT, MOST_WAIT = 0.5, 8.0
+
+#: The request has not left: it can be sent again, whatever it does.
+NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+
+
+def new_key() -> str:
+    """Return an ``Idempotency-Key`` of its own."""
+    return str(uuid.uuid4())
+
+
+def repeats_error(error: BuilderdError) -> bool:
+    """Return whether time helps against an answer: 429 and 503 that say so."""
+    if not isinstance(error, ApiError) or error.retry_after is None or error.retry_after > LONGEST_WAIT:
+        return False
+    return isinstance(error, RateLimited | Unavailable)
+
+
+def repeats_failure(error: httpx2.TransportError, *, repeatable: bool) -> bool:
+    """Return whether a call is sent again after a broken connection."""
+    return repeatable or isinstance(error, NOT_SENT)
+
+
+def is_going_on(error: BuilderdError) -> bool:
+    """Return whether the first call with this ``Idempotency-Key`` has no outcome yet."""
+    return isinstance(error, Conflict) and error.code == "conflict" and error.retry_after is not None
+
+
+def wait_before(attempt: int, error: BuilderdError | None = None) -> float:
+    """Return the seconds before a retry: those of ``Retry-After``, else doubled each time, with a random part."""
+    if isinstance(error, ApiError) and error.retry_after is not None:
+        return error.retry_after
+    return min(FIRST_WAIT * float(2**attempt), MOST_WAIT) * random.uniform(0.75, 1)  # noqa: S311
+
+
+def no_answer(method: str, path: str, error: Exception) -> NoAnswer:
+    """Return the error of a broken connection."""
+    return NoAnswer(f"{method} {path}: {str(error) or type(error).__name__}")

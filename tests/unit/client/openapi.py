@@ -1,0 +1,33 @@
+"""The OpenAPI document's operations, and which of them a recorded request was."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any, cast
+
+from builderd.api.app import create_app
+from builderd.operations.operations import Operations
+from builderd.services.application import Application, Limits
+
+Operation = tuple[str, str]
+
+DOCUMENT: dict[str, Any] = create_app(Operations(cast("Application", SimpleNamespace(limits=Limits())))).openapi()
+OPERATIONS: set[Operation] = {
+    (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods
+}
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{path\\\}", ".+", re.sub(r"\\\{(?!path)\w+\\\}", "[^/]+", re.escape(path))))
+
+
+_PATTERNS = [(operation, _pattern(operation[1])) for operation in sorted(OPERATIONS, key=lambda one: one[1].count("{"))]
+
+
+def operation_of(method: str, path: str) -> Operation | None:
+    """Return the operation that a request is answered by."""
+    for operation, pattern in _PATTERNS:
+        if operation[0] == method and pattern.fullmatch(path):
+            return operation
+    return None

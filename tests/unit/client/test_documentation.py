@@ -1,0 +1,54 @@
+"""docs/sdk.md: its examples run, and together they make every call of the OpenAPI document."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from tests.threaded_service import threaded_service
+from tests.unit.client.openapi import OPERATIONS, Operation, operation_of
+
+PAGE = Path(__file__).parents[3] / "docs/sdk.md"
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+#: Calls that no example makes.
+EXEMPT: dict[Operation, str] = {
+    ("GET", "/metrics"): "counters of the operator, with a token of their own",
+    ("POST", "/api/v1/builders/{uuid}/review/accept"): "needs a finding: tests/unit/client/test_calls.py",
+    ("GET", "/api/v1/builders/{uuid}/qa/screenshots/{name}"): "needs a report: tests/unit/client/test_calls.py",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    app = tmp_path / "my-app"
+    app.mkdir()
+    (app / "main.py").write_text("print('hello')\n")
+    with tarfile.open(tmp_path / "code.tar.gz", "w:gz") as archive:
+        archive.add(app / "main.py", "main.py")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_its_examples_run_and_make_every_call(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: set[Operation | None] = set()
+    send = httpx2.Client.send
+
+    def recorded(client: httpx2.Client, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        made.add(operation_of(request.method, request.url.path))
+        return send(client, request, **options)
+
+    monkeypatch.setattr(httpx2.Client, "send", recorded)
+    with threaded_service() as running:
+        monkeypatch.setenv("BUILDERD_URL", running.url)
+        monkeypatch.setenv("BUILDERD_TOKEN", running.admin)
+        names: dict[str, Any] = {}
+        for number, example in enumerate(EXAMPLES):
+            exec(compile(example, f"docs/sdk.md, example {number + 1}", "exec"), names)
+        names["client"].close()
+    assert (folder / "fetched/main.py").read_text() == "print('hello')\n"
+    assert OPERATIONS - made == set(EXEMPT)

@@ -1,0 +1,152 @@
+"""Folders: ignore rules as git has them, and forms in which code is sent."""
+
+from __future__ import annotations
+
+import base64
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from tests.threaded_service import Running
+
+from builderd import Builderd
+from builderd.client import folders
+from builderd.client.folders import encoded, read_folder
+from builderd.client.logs import LogCursor, RowDecoder
+from builderd.client.models import LogLine
+
+FILES = """a.py b.pyc build/x build/keep/y docs/a.md docs/deep/b.md logs/x.log logs/keep.log deep/logs/y.log tmp/a.txt
+ deep/tmp/b.txt only/root.txt deep/only/root.txt x[1].txt sp ace.txt deep/.hidden deep/c.py foo/bar/baz foo/q/bar/baz
+ abc/1 abd/1 #hash !bang deep/er/secret.key""".replace("sp ace", "sp_ace").split()
+RULES = """# comment
+*.pyc
+build/*
+!build/keep
+logs/*.log
+!logs/keep.log
+/tmp
+only/root.txt
+docs/**/b.md
+foo/**/baz
+ab[!d]/
+\\#hash
+\\!bang
+**/er
+"""
+
+
+def make(root: Path, names: list[str]) -> None:
+    for name in names:
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+
+
+def sent(root: Path) -> set[str]:
+    return {file.path for file in read_folder(root).files}
+
+
+def test_gitignore_means_what_it_means_to_git(tmp_path: Path) -> None:
+    make(tmp_path, FILES)
+    (tmp_path / ".gitignore").write_text(RULES)
+    (tmp_path / "deep/.gitignore").write_text("*.txt\n/c.py\n")
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--others", "--exclude-standard", "-z"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert sent(tmp_path) == set(listed.stdout.strip("\0").split("\0"))
+
+
+def test_the_own_file_decides_before_git(tmp_path: Path) -> None:
+    make(tmp_path, ["a.log", "b.log", "c.txt"])
+    (tmp_path / ".gitignore").write_text("*.log\n")
+    (tmp_path / ".builderdignore").write_text("!a.log\nc.txt\n")
+    folder = read_folder(tmp_path)
+    assert {file.path for file in folder.files} == {".gitignore", ".builderdignore", "a.log"}
+    reasons = {one.path: one.rule for one in folder.left_out}
+    assert reasons == {"b.log": ".gitignore: *.log", "c.txt": ".builderdignore: c.txt"}
+
+
+def test_some_folders_are_left_out_whatever_the_rules_say(tmp_path: Path) -> None:
+    make(tmp_path, [".git/config", "node_modules/x/y", "deep/.venv/z", "a"])
+    (tmp_path / ".builderdignore").write_text("!.git\n!node_modules\n")
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    folder = read_folder(tmp_path)
+    assert {file.path for file in folder.files} == {".builderdignore", "a"}
+    assert {one.path: one.rule for one in folder.left_out} == {
+        ".git/": "always: .git",
+        "node_modules/": "always: node_modules",
+        "deep/.venv/": "always: .venv",
+        "link": "a symbolic link",
+    }
+
+
+def test_text_is_sent_as_text_and_the_rest_as_base64() -> None:
+    assert encoded(b"a") == "a"
+    assert encoded("a", executable=True) == {"content": "a", "executable": True}
+    assert encoded(b"\xff") == {"content": base64.b64encode(b"\xff").decode(), "encoding": "base64"}
+
+
+def test_the_same_code_has_the_same_archive_and_fingerprint(tmp_path: Path) -> None:
+    packed = []
+    for name in ("one", "two"):
+        make(tmp_path / name, ["a", "b/c"])
+        (tmp_path / name / "a").chmod(0o755)
+        out = io.BytesIO()
+        folder = read_folder(tmp_path / name)
+        folder.pack(out)
+        packed.append((out.getvalue(), folder.fingerprint))
+    assert packed[0] == packed[1]
+    with tarfile.open(fileobj=io.BytesIO(packed[0][0])) as archive:
+        assert {member.name: member.mode for member in archive} == {"code/a": 0o755, "code/b/c": 0o644}
+    (tmp_path / "two/a").chmod(0o644)
+    assert read_folder(tmp_path / "two").fingerprint != packed[1][1]
+
+
+def test_a_large_folder_is_uploaded(running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "JSON_BYTES", 1000)
+    make(tmp_path, ["main.py", "data/x"])
+    (tmp_path / "data/big").write_bytes(bytes(3_000_000))
+    seen: list[tuple[int, int]] = []
+    with Builderd(running.url, running.service.write) as client:
+        client.deploy(tmp_path, "big", entrypoint="python3 main.py", on_progress=lambda *now: seen.append(now))
+    assert seen[-1][0] == seen[-1][1]
+    (bundle,) = running.service.bundles.stored.values()
+    assert len(bundle.files) == 3
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(NotADirectoryError):
+        read_folder(tmp_path / "a")
+
+
+def test_rows_of_a_long_answer_are_decoded_as_they_arrive() -> None:
+    text = '{"success":true,"data":[{"a":"]}"},{"a":"\\"data\\":["},{"a":2}],"message":"[]"}'
+    for size in (1, 2, 7, 1000):
+        decoder = RowDecoder()
+        rows = [row for at in range(0, len(text), size) for row in decoder.feed(text[at : at + size])]
+        assert rows == [{"a": "]}"}, {"a": '"data":['}, {"a": 2}]
+    assert list(RowDecoder().feed('{"data":[],"message":""}')) == []
+
+
+def test_a_cursor_tells_new_lines_from_seen_ones() -> None:
+    def line(second: int, text: str) -> LogLine:
+        return LogLine.model_validate(
+            {"time": f"2026-01-31T12:00:0{second}Z", "stream": "stdout", "version": 1, "text": text}
+        )
+
+    a, b, c, d = line(1, "a"), line(1, "b"), line(1, "c"), line(2, "d")
+    cursor = LogCursor()
+    assert cursor.new_of([a, b]) == [a, b]
+    assert cursor.new_of([a, b]) == []
+    assert cursor.new_of([a, b, c]) == [c]
+    assert cursor.new_of([a, b, c, d]) == [d]
+    assert cursor.new_of([]) == []
+    assert cursor.new_of([d]) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +17,8 @@ import pytest
 from tests.previews.certificates import write_certificate
 
 from builderd.adapters.webhooks.http import MAX_RESPONSE, UNREACHABLE, HttpWebhookSender
+from builderd.domain.errors import MachineFault
+from builderd.domain.machine_faults import machine_fault
 from builderd.domain.webhooks import MAX_NOTE
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
@@ -296,3 +299,35 @@ async def test_the_message_arrives_unchanged_with_the_host_of_the_url() -> None:
     assert f"host: localhost:{seen.port}\r\n" in head
     assert "webhook-id: msg_1\r\n" in head
     assert head.count("\r\nhost:") == head.count("\r\ncontent-length:") == 1
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+async def test_a_service_without_descriptors_blames_no_receiver(name: str) -> None:
+    """A failed attempt counts towards disabling the webhook; a fault of this machine must not."""
+    sender = HttpWebhookSender(allow=LOOPBACK)
+    async with victim() as seen:
+        await sender.post(f"http://127.0.0.1:{seen.port}/", {}, b"{}")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.socket() as lowest:
+            full = lowest.fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (full, hard))
+        try:
+            with pytest.raises(MachineFault, match="EMFILE"):
+                await sender.post(f"http://{name}:{seen.port}/", {}, b"{}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_receiver_that_cuts_tls_off_is_no_fault_of_this_machine(tmp_path: Path) -> None:
+    """OpenSSL's errno for it, SSL_ERROR_SYSCALL, is the number of EIO."""
+    assert machine_fault(ssl.SSLSyscallError(5, "Some I/O error occurred")) is None
+
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(cut, "127.0.0.1", 0)
+    async with server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        reply = await HttpWebhookSender(allow=LOOPBACK).post(url, {}, b"{}")
+    assert reply.status is None

@@ -60,7 +60,7 @@ FAILURES = {
     422: "`validation_error`: `errors` says which fields, and why; nothing was stored.",
     429: "`quota_exceeded` or `rate_limited`: the message says which limit.",
     500: "`internal_error`: a fault of the service; see its log.",
-    503: "`engine_unavailable`, `store_unavailable`, `machine_fault`, `no_capacity` or `backup_failed`: "
+    503: "`engine_unavailable`, `bundle_lost`, `store_unavailable`, `machine_fault`, `no_capacity` or `backup_failed`: "
     "the machine cannot do it now; the message says why.",
 }
 STAGES = (

@@ -164,6 +164,12 @@ class EngineUnavailable(BuilderdError):
     code = "engine_unavailable"
 
 
+class BundleLost(EngineUnavailable):
+    """A version's stored files are damaged or gone. Another try does not bring them back, so it has no Retry-After."""
+
+    code = "bundle_lost"
+
+
 class MachineFault(BuilderdError):
     """A fault of the machine, such as a full disk or a killed helper; the message names it and its cure."""
 

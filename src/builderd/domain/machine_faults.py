@@ -7,6 +7,7 @@ what they mean, so that no adapter needs a handler of its own.
 from __future__ import annotations
 
 import errno
+import ssl
 from collections.abc import Iterator, Mapping
 
 from builderd.domain.errors import BuilderdError, MachineFault
@@ -69,4 +70,7 @@ def _errno_of(error: BaseException) -> int:
         return errno.ENOMEM
     if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
         return errno.EAGAIN
+    if isinstance(error, ssl.SSLError):
+        # Its errno is a number of OpenSSL's: EOF in the middle of a record (SSL_ERROR_SYSCALL) would read as EIO.
+        return 0
     return (error.errno or 0) if isinstance(error, OSError) else 0

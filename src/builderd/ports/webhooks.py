@@ -17,7 +17,7 @@ class Reply:
 
 class WebhookSender(Protocol):
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
-        """Send the request once, in bounded time, and raise nothing.
+        """Send the request once, in bounded time. Raises only ``MachineFault``, when this machine cannot send.
 
         It goes only to hosts all of whose addresses are public or allowed by the operator, to exactly the address
         that was checked, and follows no redirect. A refusal reads like an unreachable host, so that a tenant learns

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from builderd.domain.bundles import Bundle
-from builderd.domain.errors import EngineUnavailable
+from builderd.domain.errors import BundleLost
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
 from builderd.services.application import Application, Change
-
-
-class BundleLost(EngineUnavailable):
-    """A stored bundle is damaged or missing; a retry does not help."""
 
 
 async def keep(application: Application, bundle: Bundle, refer: Callable[[UnitOfWork], Change]) -> Change:

@@ -12,6 +12,7 @@ from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import (
     BackupFailed,
     BuilderdError,
+    BundleLost,
     EngineUnavailable,
     InstallFailed,
     InvalidState,
@@ -51,13 +52,14 @@ FAILURES: dict[str, type[BuilderdError]] = {
         QaFailed,
         NoCapacity,
         EngineUnavailable,
+        BundleLost,
         MachineFault,
         InvalidState,
         BackupFailed,
     )
 }
-#: Failures by the machine's fault: the same call may succeed later.
-OF_MACHINE = (EngineUnavailable, MachineFault, NoCapacity)
+#: Failures after which the same call may succeed later.
+RETRIED = (EngineUnavailable, MachineFault, NoCapacity)
 #: Errors that are an outcome. Any other error of a wait, such as ``StoreUnavailable``, is temporary.
 FAILED = tuple(FAILURES.values())
 
@@ -93,7 +95,7 @@ def failure_of(builder: Builder) -> BuilderdError | None:
 
 def _failure(code: str, reason: str, data: Mapping[str, Any]) -> BuilderdError:
     error = FAILURES[code]
-    return error(reason, data=data, retry_after=RETRY_AFTER if issubclass(error, OF_MACHINE) else None)
+    return error(reason, data=data, retry_after=RETRY_AFTER if error in RETRIED else None)
 
 
 async def _with_findings(

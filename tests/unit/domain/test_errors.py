@@ -10,7 +10,7 @@ CODES = {
     *("too_large", "validation_error", "rate_limited", "quota_exceeded"),
     *("review_failed", "install_failed", "start_failed", "qa_failed"),
     *("no_capacity", "engine_unavailable", "store_unavailable", "backup_failed", "precondition_failed"),
-    "machine_fault",
+    *("machine_fault", "bundle_lost"),
 }
 
 

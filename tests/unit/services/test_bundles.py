@@ -10,7 +10,7 @@ from tests.application import MAIN, REQUIREMENTS, World
 
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.bundles import Bundle, make_bundle
-from builderd.domain.errors import EngineUnavailable, NameTaken
+from builderd.domain.errors import BundleLost, NameTaken
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders, bundles
 
@@ -95,6 +95,7 @@ async def test_damaged_files_say_what_is_damaged_and_what_to_do(world: World) ->
         world.engine.layers.clear()
         wanted = await world.want(builders.start, builder)
         with pytest.raises(
-            EngineUnavailable, match=rf"version 1 are damaged or gone.*PUT /api/v1/builders/{builder.id}"
-        ):
+            BundleLost, match=rf"version 1 are damaged or gone.*PUT /api/v1/builders/{builder.id}"
+        ) as raised:
             await world.outcome(wanted)
+        assert (raised.value.code, raised.value.retry_after) == ("bundle_lost", None)

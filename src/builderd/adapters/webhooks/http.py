@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import httpcore
 
 from builderd.domain.addresses import Address, Network, embedded_ipv4, in_any_network, is_public, parse
+from builderd.domain.machine_faults import machine_fault
 from builderd.domain.webhooks import MAX_NOTE
 from builderd.ports.webhooks import Reply
 
@@ -51,9 +52,11 @@ class HttpWebhookSender:
                 return await self._post(url, headers, body)
         except TimeoutError:
             return Reply(None, f"no answer within {self._timeout:g} seconds")
-        except (httpcore.ConnectError, OSError):
-            return Reply(None, UNREACHABLE)
         except Exception as error:
+            if (fault := machine_fault(error)) is not None:
+                raise fault from error
+            if isinstance(error, httpcore.ConnectError | OSError):
+                return Reply(None, UNREACHABLE)
             return Reply(None, f"no answer: {type(error).__name__} {error}"[:MAX_NOTE])
 
     async def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
@@ -129,7 +132,9 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         for address in addresses:
             try:
                 stream = await self._backend.connect_tcp(str(address), port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                if machine_fault(error) is not None:
+                    raise
                 continue
             self._opened.append(stream)
             return stream
@@ -154,6 +159,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
                 self._resolvers, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             )
         except (OSError, UnicodeError):
+            # Without a free descriptor every name looks unknown: opening one raises the reason.
+            socket.socket().close()
             return []
         addresses = [parse(str(sockaddr[0])) for *_, sockaddr in found]
         return [] if None in addresses else list(dict.fromkeys(item for item in addresses if item is not None))

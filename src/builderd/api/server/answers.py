@@ -37,6 +37,7 @@ STATUS = {
     "internal_error": 500,
     "no_capacity": 503,
     "engine_unavailable": 503,
+    "bundle_lost": 503,
     "store_unavailable": 503,
     "machine_fault": 503,
     "backup_failed": 503,

@@ -15,9 +15,10 @@ import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from builderd.domain.errors import BuilderdError, StoreUnavailable
+from builderd.domain.errors import BuilderdError, MachineFault, StoreUnavailable
 from builderd.domain.events import SYSTEM, Event
 from builderd.domain.ids import WebhookId
+from builderd.domain.machine_faults import RETRY_AFTER
 from builderd.domain.webhooks import (
     Attempt,
     Delivery,
@@ -125,13 +126,19 @@ class WebhookJob:
             del self._served[webhook_id]
 
     async def _deliver_next(self, webhook_id: WebhookId) -> bool:
-        """Send one message; return False when there is none or its delivery failed."""
+        """Send one message; return False when there is none, its delivery failed, or this machine cannot send now."""
         now = self._app.clock.now()
         claimed = await self._app.store.write(lambda uow: _claim(uow, webhook_id, now))
         if claimed is None:
             return False
         webhook, delivery, event = claimed
-        attempt = await self._attempt(webhook, delivery, event)
+        try:
+            attempt = await self._attempt(webhook, delivery, event)
+        except MachineFault as fault:
+            until = self._app.clock.now() + timedelta(seconds=fault.retry_after or RETRY_AFTER)
+            log.warning("webhook delivery postponed webhook=%s until=%s error=%s", webhook_id, until, fault.message)
+            await self._app.store.write(lambda uow: _postpone(uow, delivery, until))
+            return False
         await self._app.store.write(lambda uow: _record(uow, delivery, attempt))
         return attempt.ok
 
@@ -162,6 +169,16 @@ def _claim(uow: UnitOfWork, webhook_id: WebhookId, now: datetime) -> tuple[Webho
     if delivery is None:
         return None
     return webhook, delivery, uow.events.get(delivery.event_id)
+
+
+def _postpone(uow: UnitOfWork, claimed: Delivery, until: datetime) -> None:
+    """Send it and those after it later: a fault of this machine says nothing about the receiver, and is no attempt."""
+    webhook = uow.webhooks.get(claimed.webhook_id, lock=True)
+    delivery = uow.deliveries.get(claimed.id)
+    if webhook is None or delivery is None or delivery.status is not DeliveryStatus.PENDING:
+        return
+    uow.webhooks.save(replace(webhook, held_until=until))
+    uow.deliveries.save(replace(delivery, due_at=claimed.due_at))
 
 
 def _record(uow: UnitOfWork, claimed: Delivery, attempt: Attempt) -> None:

@@ -12,7 +12,14 @@ from datetime import datetime, timedelta
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.candidates import candidate_step
-from builderd.domain.errors import BuilderdError, EngineUnavailable, MachineFault, NoCapacity, StoreUnavailable
+from builderd.domain.errors import (
+    BuilderdError,
+    BundleLost,
+    EngineUnavailable,
+    MachineFault,
+    NoCapacity,
+    StoreUnavailable,
+)
 from builderd.domain.ids import BuilderId
 from builderd.domain.machine_faults import machine_fault
 from builderd.domain.next_step import next_step
@@ -37,7 +44,6 @@ from builderd.reconciler.core.result import Result
 from builderd.reconciler.core.transitions import ClaimLost
 from builderd.reconciler.loop.steps import Steps
 from builderd.services.application import Application
-from builderd.services.bundles import BundleLost
 
 #: How often a long step looks whether something else is wanted by now, in seconds; a requested pass does so at once.
 OVERTAKEN_INTERVAL = 1.0
@@ -230,7 +236,7 @@ class Worker:
     async def _give_up(self, looked_at: Builder, number: int, error: Exception) -> None:
         """Record that the run failed because of the machine, not of the app."""
         shown = machine_fault(error) or error
-        code = shown.code if isinstance(shown, NoCapacity | MachineFault) else EngineUnavailable.code
+        code = shown.code if isinstance(shown, NoCapacity | MachineFault | BundleLost) else EngineUnavailable.code
         reason = shown.message if isinstance(shown, BuilderdError) else "The service failed at it; its log says why."
         now, prices = self._app.clock.now(), self._app.prices
 

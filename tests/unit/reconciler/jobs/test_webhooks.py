@@ -13,6 +13,7 @@ from tests.application import World, fake_world
 from tests.contract.store.samples import make_event
 
 from builderd.adapters.fakes.webhooks import FakeWebhookSender
+from builderd.domain.errors import MachineFault
 from builderd.domain.events import Event
 from builderd.domain.ids import BuilderId, WebhookId
 from builderd.domain.webhooks import MAX_ATTEMPTS, Delivery, DeliveryStatus, Webhook, WebhookStatus, sign
@@ -197,6 +198,20 @@ async def test_while_a_webhook_fails_its_other_messages_wait(world: World) -> No
     world.clock.move(5)
     await deliver(world)
     assert sorted(told(world)) == sorted([events[0], *events])
+
+
+async def test_a_fault_of_this_machine_is_no_attempt_and_everything_waits_in_its_order(world: World) -> None:
+    webhook = await hook(world)
+    events = [(await happen(world)).id for _ in range(3)]
+    sender(world).faults = [MachineFault("too many files open", retry_after=30)] * 20
+    for _ in range(20):
+        await deliver(world)
+        world.clock.move(30)
+    assert told(world) == []
+    await deliver(world)
+    assert told(world) == events
+    assert [len(delivery.attempts) for delivery in await log_of(world, webhook)] == [1, 1, 1]
+    assert (await now_of(world, webhook)).failures == 0
 
 
 async def test_who_never_answers_holds_up_nobody_else(world: World) -> None:

@@ -31,7 +31,9 @@ from builderd.settings import Settings
 
 BUNDLE = bundle_of({"app.py": "print(1)\n"})
 PATIENT = ReviewLimits(wall_seconds=60, cpu_seconds=2, memory_bytes=400_000_000)
-LIMITS = ReviewLimits(wall_seconds=1.5, cpu_seconds=2, memory_bytes=400_000_000)
+LIMITS = ReviewLimits(wall_seconds=60, cpu_seconds=1, memory_bytes=400_000_000)
+#: Less than any scan takes.
+SHORT = replace(LIMITS, wall_seconds=1.5)
 
 
 #: Shows anybody the checkout and the virtual environment, which may lie in a home that others cannot enter.
@@ -131,8 +133,6 @@ def program(folder: Path, text: str) -> Path:
 
 FAILING = {
     "crashes": ("#!/bin/sh\nkill -SEGV $$\n", "ruff was ended by signal 11"),
-    "hangs": ("#!/bin/sh\nexec sleep 60\n", "ruff did not finish in time"),
-    "hangs and leaves a child behind": ("#!/bin/sh\nsleep 60 &\nexec sleep 60\n", "ruff did not finish in time"),
     "eats memory": ("#!/usr/bin/python3\nx = [bytearray(1 << 20) for _ in range(100_000)]\n", "ruff exited with 1"),
     "eats time": ("#!/bin/sh\nwhile :; do :; done\n", "ruff "),
     "answers nonsense": ("#!/bin/sh\necho '{'\n", "ruff could not be used"),
@@ -145,27 +145,35 @@ FAILING = {
 def test_failing_scanner_blocks_the_version(tmp_path: Path, text: str, why: str) -> None:
     begun = time.monotonic()
     scan = scanned(program(tmp_path, text))
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60
     assert scan.failure is not None
     # A program that eats all there is takes the whole review with it.
-    assert why in scan.failure or "memory" in scan.failure or "did not finish" in scan.failure
+    assert why in scan.failure or "memory" in scan.failure
     policy = make_review_policy(Settings())
     blocks = [f for f in assess(BUNDLE, "python3 app.py", scan, policy) if f.severity is Severity.BLOCK]
     assert [(f.rule, f.acceptable) for f in blocks] == [("SAN-scanner", False)]
     assert scan.failure in blocks[0].message
 
 
-@pytest.mark.parametrize(
-    ("limits", "why"),
-    [
-        (replace(LIMITS, memory_bytes=1, wall_seconds=60), "of memory"),
-        (replace(LIMITS, wall_seconds=0.001), "did not finish within"),
-    ],
-)
-def test_review_over_its_limits_has_no_result(limits: ReviewLimits, why: str) -> None:
-    scan = scanned(limits=limits)
+HANGING = {"alone": "#!/bin/sh\nexec sleep 60\n", "with a child": "#!/bin/sh\nsleep 60 &\nexec sleep 60\n"}
+
+
+@pytest.mark.parametrize("text", HANGING.values(), ids=HANGING)
+def test_hanging_scanner_is_a_machine_fault(tmp_path: Path, text: str) -> None:
+    """Code that takes too much CPU time reaches that limit first, so only the machine is late without it."""
+    with pytest.raises(MachineFault, match="did not finish within"):
+        scanned(program(tmp_path, text), SHORT)
+
+
+def test_review_over_its_wall_time_is_a_machine_fault() -> None:
+    with pytest.raises(MachineFault, match=r"did not finish within 0.001 s"):
+        scanned(limits=replace(LIMITS, wall_seconds=0.001))
+
+
+def test_review_over_its_memory_limit_has_no_result() -> None:
+    scan = scanned(limits=replace(LIMITS, memory_bytes=1))
     assert scan.failure is not None
-    assert why in scan.failure
+    assert "of memory" in scan.failure
     assert scan.hits == ()
 
 
@@ -277,8 +285,8 @@ def running() -> str:
 def test_reviews_end_with_their_worker(tmp_path: Path) -> None:
     """And with it no program that it started."""
     name = f"{os.getpid()}.125"
-    scan = scanned(program(tmp_path, f"#!/bin/sh\nsleep {name} &\nexec sleep {name}\n"))
-    assert scan.failure is not None
+    with pytest.raises(MachineFault):
+        scanned(program(tmp_path, f"#!/bin/sh\nsleep {name} &\nexec sleep {name}\n"), SHORT)
     assert f"sleep {name}" not in running()
 
 

@@ -24,7 +24,7 @@ class ReviewLimits:
     files: int = 2_000
     file_bytes: int = 1_000_000
     total_bytes: int = 20_000_000
-    wall_seconds: float = 20
+    wall_seconds: float = 60
     cpu_seconds: int = 10
     memory_bytes: int = 1_000_000_000
 

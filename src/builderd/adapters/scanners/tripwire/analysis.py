@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,10 @@ SHARE = 0.8
 
 class ToolKilled(Exception):
     """A scanning program was killed from outside: no verdict on the files that it read."""
+
+
+class ToolLate(Exception):
+    """A scanning program ran out of time before its limit of CPU time: it hangs, or the machine is overloaded."""
 
 
 class Source(NamedTuple):
@@ -155,7 +159,10 @@ class Analyser:
             str(folder),
             str(FOLDER / "names.json"),
         ]
-        done = subprocess.run(argv, capture_output=True, check=True, timeout=review.left(), stdin=subprocess.DEVNULL)
+        with _machine_faults("Python"):
+            done = subprocess.run(
+                argv, capture_output=True, check=True, timeout=review.left(), stdin=subprocess.DEVNULL
+            )
         seen = json.loads(done.stdout)
         return [seen[source.path] for source in sources]
 
@@ -252,13 +259,9 @@ class Analyser:
     def _collect(self, review: _Review, work: Future[None] | None, name: str) -> None:
         try:
             if work is not None:
-                work.result()
-        except subprocess.TimeoutExpired:
-            review.failures.append(f"{name} did not finish in time")
+                with _machine_faults(name):
+                    work.result()
         except subprocess.CalledProcessError as error:
-            if error.returncode == -signal.SIGKILL:
-                # No limit of a review ends a program so: SIGXCPU or a failed allocation does.
-                raise ToolKilled(name) from error
             how = (
                 f"was ended by signal {-error.returncode}"
                 if error.returncode < 0
@@ -267,6 +270,20 @@ class Analyser:
             review.failures.append(f"{name} {how}")
         except (OSError, ValueError, KeyError) as error:
             review.failures.append(f"{name} could not be used: {type(error).__name__}")
+
+
+@contextmanager
+def _machine_faults(name: str) -> Iterator[None]:
+    """Raise ``ToolKilled`` or ``ToolLate`` where the program's end says nothing about the files."""
+    try:
+        yield
+    except subprocess.TimeoutExpired as error:
+        raise ToolLate(name) from error
+    except subprocess.CalledProcessError as error:
+        if error.returncode == -signal.SIGKILL:
+            # No limit of a review ends a program so: SIGXCPU or a failed allocation does.
+            raise ToolKilled(name) from error
+        raise
 
 
 #: Files of the package ``python_code`` by name, read while the host is visible.

@@ -20,7 +20,13 @@ from typing import Any
 
 from builderd.adapters.scanners.tripwire.answers import Unbelievable, read_answer
 from builderd.adapters.scanners.tripwire.toolbox import Toolbox
-from builderd.adapters.scanners.tripwire.worker import OUT_OF_CPU, OUT_OF_MEMORY, TOOL_KILLED, UNCONFINED
+from builderd.adapters.scanners.tripwire.worker import (
+    OUT_OF_CPU,
+    OUT_OF_MEMORY,
+    TOOL_KILLED,
+    TOOL_LATE,
+    UNCONFINED,
+)
 from builderd.domain.bundles import Bundle
 from builderd.domain.machine_faults import helper_died, machine_fault
 from builderd.domain.review_policies import ReviewLimits
@@ -49,6 +55,10 @@ class Broken(Exception):
 
 class Died(Exception):
     """The scan has no result because of the machine: the worker was killed, or cannot be started."""
+
+
+class Late(Exception):
+    """The scan ran out of time before its limit of CPU time. Code that needs too much CPU reaches that limit first."""
 
 
 class TripwireScanner:
@@ -94,7 +104,7 @@ class TripwireScanner:
             answer, skipped = read_answer(self._ask_with_retry(pack_sources(bundle, limits, run), limits), bundle)
         except (Broken, Unbelievable) as error:
             return Scan((), {}, (), self._toolbox.versions, failure=str(error))
-        except (Died, OSError) as error:
+        except (Died, Late, OSError) as error:
             log.warning("review scanner failed error=%s", error)
             raise machine_fault(error) or helper_died("the review's scanner", str(error)) from error
         left_out = dict.fromkeys(skipped, "not on this machine, so left out")
@@ -103,7 +113,7 @@ class TripwireScanner:
         )
 
     def _ask_with_retry(self, packed: bytes, limits: ReviewLimits) -> bytes:
-        """The worker's answer, of another worker where one was killed. Raises ``Broken``, ``Died`` or ``OSError``."""
+        """The worker's answer, of another worker where one was killed. Raises as ``_ask``."""
         for _ in range(RETRIES):
             try:
                 return self._ask(packed, limits)
@@ -112,7 +122,7 @@ class TripwireScanner:
         return self._ask(packed, limits)
 
     def _ask(self, packed: bytes, limits: ReviewLimits) -> bytes:
-        """The worker's answer. Raises ``Broken``, ``Died`` or ``OSError``."""
+        """The worker's answer. Raises ``Broken``, ``Died``, ``Late`` or ``OSError``."""
         files = _memory(packed)
         report, child_report = os.pipe2(os.O_CLOEXEC)
         ended, child_ended = os.pipe2(os.O_CLOEXEC)
@@ -241,8 +251,8 @@ def _read_both(report: int, ended: int, seconds: float) -> tuple[bytes, Any]:
 
 def _check_end(end: Mapping[str, Any], limits: ReviewLimits) -> None:
     status = end["status"]
-    if end["late"]:
-        raise Broken(_late(limits))
+    if end["late"] or status == TOOL_LATE:
+        raise Late(f"did not finish within {limits.wall_seconds:g} s, since the machine is overloaded")
     memory, cpu = f"{limits.memory_bytes // 1_000_000} MB of memory", f"{limits.cpu_seconds} s of CPU time"
     if status == OUT_OF_MEMORY:
         raise Broken(f"the scanner needed more than {memory}")
@@ -256,7 +266,3 @@ def _check_end(end: Mapping[str, Any], limits: ReviewLimits) -> None:
         raise Broken(f"the scanner crashed with signal {status - 128}")
     if status:
         raise Broken("the scanner failed")
-
-
-def _late(limits: ReviewLimits) -> str:
-    return f"the scanner did not finish within {limits.wall_seconds:g} s"

@@ -20,14 +20,14 @@ import time
 from typing import Any
 
 from builderd.adapters.scanners.tripwire import confinement
-from builderd.adapters.scanners.tripwire.analysis import Analyser, Source, ToolKilled, Tools
+from builderd.adapters.scanners.tripwire.analysis import Analyser, Source, ToolKilled, ToolLate, Tools
 from builderd.adapters.scanners.tripwire.confinement import Bind
 
 MAX_PACKET = 4_096
 #: Exit status of a child that Python's own memory limit, an unforeseen error or its limit of CPU time ended.
 OUT_OF_MEMORY, FAILED, OUT_OF_CPU = 87, 88, 89
-#: Exit status of a child that the machine did not let work: it could not be confined, or a tool of it was killed.
-UNCONFINED, TOOL_KILLED = 90, 91
+#: Exit status of a child that the machine did not let work: it could not be confined, a tool was killed or too slow.
+UNCONFINED, TOOL_KILLED, TOOL_LATE = 90, 91, 92
 
 
 class Server:
@@ -140,6 +140,8 @@ class Server:
                 code = OUT_OF_MEMORY
             elif isinstance(error, ToolKilled):
                 code = TOOL_KILLED
+            elif isinstance(error, ToolLate):
+                code = TOOL_LATE
             _log(f"a review failed: {type(error).__name__}: {error}")
         finally:
             os._exit(code)

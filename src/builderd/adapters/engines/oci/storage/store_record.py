@@ -7,7 +7,7 @@ names the service. Stores that were made before either was written are taken as 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from builderd.adapters.engines.oci.storage.backing import Backing, Kind, folder_of, image_of
@@ -44,7 +44,8 @@ def remember(data_dir: Path, backing: Backing) -> None:
     """Write the record, once the store is mounted."""
     record = StoreRecord(backing.kind, backing.file_system() or "", str(backing.location))
     if record != _recorded(data_dir):
-        write_json(data_dir / RECORD, asdict(record), durable=True)
+        content = {"kind": record.kind, "uuid": record.uuid, "place": record.location}
+        write_json(data_dir / RECORD, content, durable=True)
 
 
 def claim_for(root: Path, instance: str, location: Path) -> None:

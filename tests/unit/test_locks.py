@@ -39,7 +39,7 @@ def test_a_lock_has_what_the_project_names_in_a_version_that_it_takes(lock: str,
     assert not unmet, f"run script/lock: {lock} lacks {unmet}"
 
 
-def test_what_runs_is_what_was_tested() -> None:
+def test_locked_versions_are_those_installed() -> None:
     assert pinned("runtime.lock").items() <= pinned("dev.lock").items()
 
 

@@ -160,7 +160,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_setting_is_told_by_its_name(tmp_path: Path, case: str) -> None:
+def test_invalid_setting_is_reported_by_name(tmp_path: Path, case: str) -> None:
     text, name = WRONG[case]
     assert list(refused(write(tmp_path / "own.toml", text))) == [name]
 
@@ -177,7 +177,7 @@ def test_a_password_for_the_index_is_refused_with_what_to_do_and_is_not_repeated
     assert "secret" not in told
 
 
-def test_all_wrong_settings_are_told_at_once(tmp_path: Path) -> None:
+def test_all_invalid_settings_are_reported(tmp_path: Path) -> None:
     assert len(refused(write(tmp_path / "own.toml", "port = 0\nprot = 1\n[limits]\ncpu = 0"))) == 3
 
 
@@ -191,7 +191,7 @@ def test_all_wrong_settings_are_told_at_once(tmp_path: Path) -> None:
         ("BUILDERD_EGRESS__ALLOW", "everything", "egress.allow.0"),
     ],
 )
-def test_a_wrong_variable_is_told(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
+def test_invalid_variable_is_reported(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
     monkeypatch.setenv(name, value)
     assert list(refused()) == [told]
 
@@ -213,7 +213,7 @@ def test_a_misspelt_variable_is_refused_with_what_was_meant(
     assert refused()[name] == [f"is no setting: did you mean {meant}?"]
 
 
-def test_a_variable_that_is_like_no_setting_is_told_and_those_of_the_client_are_not(
+def test_unknown_variable_is_logged_except_those_of_the_client(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("BUILDERD_URL", "BUILDERD_TOKEN", "BUILDERD_WHATEVER_ELSE", "OTHER_PROT"):
@@ -225,7 +225,7 @@ def test_a_variable_that_is_like_no_setting_is_told_and_those_of_the_client_are_
 
 
 @pytest.mark.parametrize("content", [b"port = ", b"\xff\xfe", b"port 1", b"port = 1\nport = 2"])
-def test_a_file_that_is_no_toml_is_told_by_its_path(tmp_path: Path, content: bytes) -> None:
+def test_invalid_toml_is_reported_by_path(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "own.toml"
     file.write_bytes(content)
     assert list(refused(file)) == [str(file)]

@@ -62,7 +62,7 @@ def log(checkout: Path) -> list[str]:
 ANEW = ["anew", "installed", "installed"]
 
 
-def test_what_is_up_to_date_is_left_as_it_is(checkout: Path) -> None:
+def test_current_environment_is_unchanged(checkout: Path) -> None:
     assert set_up(checkout) == ANEW
     assert set_up(checkout) == ANEW
 

@@ -248,7 +248,7 @@ async def test_a_hostile_source_archive_reaches_its_own_layer_and_nothing_else(w
     assert (workshop.packages(victim) / "hello.py").read_text() == "GREETING = 'hello'\n"
 
 
-async def test_what_a_hostile_build_left_is_given_to_its_tenant_alone(workshop: Workshop) -> None:
+async def test_hostile_build_output_stays_with_its_tenant(workshop: Workshop) -> None:
     await workshop.install("hello>=1", HELLO, tenant=ALICE)
     poisoned = await workshop.install("evil\nhello", source("evil", ATTACK), HELLO)
     others = await workshop.install("hello", HELLO, tenant=ALICE)

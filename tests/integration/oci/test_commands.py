@@ -193,7 +193,7 @@ async def test_a_character_is_not_cut_in_two(engine: OciEngine, sandbox: Sandbox
     assert (result.output, result.truncated) == ("x\ufffd", False)
 
 
-async def test_what_kills_the_command_is_told_as_a_shell_does(engine: OciEngine, sandbox: SandboxId) -> None:
+async def test_signal_exit_code_is_128_plus_signal(engine: OciEngine, sandbox: SandboxId) -> None:
     assert (await run(engine, sandbox, "kill -KILL $$")).exit_code == 137
     assert (await run(engine, sandbox, "no-such-program")).exit_code == 127
 

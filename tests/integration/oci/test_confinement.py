@@ -44,7 +44,7 @@ async def inside(engine: OciEngine, sandbox: SandboxId, command: str) -> str:
     return (await execute(engine, sandbox, command, ENGINE_TIMEOUT, 100_000)).output
 
 
-async def test_the_app_is_nobody_with_no_privilege(engine: OciEngine) -> None:
+async def test_app_has_no_privileges(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     status = await inside(engine, spec.id, "cat /proc/1/status /proc/self/status")
@@ -55,7 +55,7 @@ async def test_the_app_is_nobody_with_no_privilege(engine: OciEngine) -> None:
     assert {value for name, value in fields if name == "Uid"} == {"1000\t1000\t1000\t1000"}
 
 
-async def test_on_the_host_it_is_nobody_s_uid(engine: OciEngine, settings: EngineOptions) -> None:
+async def test_app_uid_is_unused_on_the_host(engine: OciEngine, settings: EngineOptions) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     record = json.loads((settings.data_dir / "sandboxes" / spec.id / "record.json").read_text())
@@ -92,9 +92,7 @@ if most > 1:
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("inotify", 128), ("terminals", 256)])
-async def test_what_the_kernel_counts_for_all_is_not_one_sandbox_s_to_take(
-    engine: OciEngine, kind: str, limit: int
-) -> None:
+async def test_kernel_wide_limits_are_per_sandbox(engine: OciEngine, kind: str, limit: int) -> None:
     greedy, neighbour = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
     for spec in (greedy, neighbour):
         await engine.start(spec)
@@ -122,7 +120,7 @@ signal.pause()
 """
 
 
-async def test_answers_of_netlink_that_nobody_reads_are_a_matter_of_memory(engine: OciEngine) -> None:
+async def test_unread_netlink_buffers_are_limited(engine: OciEngine) -> None:
     greedy, neighbour = [await make_spec(engine, apps.SILENT) for _ in range(2)]
     for spec in (greedy, neighbour):
         await engine.start(spec)
@@ -235,7 +233,7 @@ async def test_an_app_that_ignores_the_request_to_end_is_killed(engine: OciEngin
     assert (report.end.cause, report.end.exit_code) == (EndCause.STOPPED, 137)
 
 
-async def test_a_name_that_is_no_id_reaches_no_file(engine: OciEngine) -> None:
+async def test_malformed_id_reaches_no_file(engine: OciEngine) -> None:
     for name in ("../../etc/passwd", "*", "", "a/b", "AB"):
         sandbox = SandboxId(name)
         assert (await engine.report(sandbox)).state is SandboxState.ABSENT

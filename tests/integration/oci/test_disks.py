@@ -95,7 +95,7 @@ def test_creating_it_again_keeps_what_is_on_it(disks: Disks) -> None:
     assert (disks.app(ONE) / "data").read_text() == "kept"
 
 
-def test_it_takes_no_more_than_its_limit(disks: Disks) -> None:
+def test_disk_stops_at_its_limit(disks: Disks) -> None:
     disks.create(ONE, 20 * MB)
     taken = fill(disks.app(ONE) / "data", 40 * MB)
     assert 10 * MB < taken <= 20 * MB
@@ -118,7 +118,7 @@ def test_a_full_disk_takes_as_much_again_as_is_deleted(disks: Disks) -> None:
     assert fill(data, 10 * MB) == 10 * MB
 
 
-def test_a_neighbours_full_disk_is_nobody_elses_trouble(disks: Disks) -> None:
+def test_full_disk_does_not_affect_neighbours(disks: Disks) -> None:
     disks.create(ONE, 10 * MB)
     disks.create(TWO, 10 * MB)
     fill(disks.app(ONE) / "data", 20 * MB)
@@ -373,7 +373,7 @@ def test_a_copy_of_a_disk_is_safe_at_once(disks: Disks, monkeypatch: pytest.Monk
     assert report.bundle_hash == BUNDLE.hash
 
 
-def test_a_bundle_that_does_not_fit_is_no_capacity(disks: Disks) -> None:
+def test_bundle_over_the_disk_size_is_no_capacity(disks: Disks) -> None:
     disks.create(ONE, 10 * MB)
     fill(disks.app(ONE) / "data", 20 * MB)
     large = make_bundle([BundleFile("large", os.urandom(5 * MB))])
@@ -400,7 +400,7 @@ def test_no_more_is_promised_than_there_is(disks: Disks) -> None:
     disks.create(TWO, 3 * GB)
 
 
-def test_what_a_disk_has_used_is_not_counted_twice(disks: Disks) -> None:
+def test_used_disk_space_is_not_counted_twice(disks: Disks) -> None:
     """Were it, the second one would find no room: 3.25 + 1.15 GB are promised, 0.6 GB less than 4.5 GB is free."""
     disks.create(ONE, 3 * GB)
     fill(disks.app(ONE) / "data", 600 * MB)
@@ -408,7 +408,7 @@ def test_what_a_disk_has_used_is_not_counted_twice(disks: Disks) -> None:
 
 
 @pytest.mark.parametrize("name", ["../disks", "a/b", "", ".", "..", "A", "x" * 65, "\0"])
-def test_what_is_no_name_of_a_disk_reaches_nothing(disks: Disks, name: str) -> None:
+def test_malformed_disk_id_reaches_nothing(disks: Disks, name: str) -> None:
     for call in (disks.app, disks.delete, disks.report, disks.scratch, disks.usage):
         with pytest.raises(NotFound):
             call(DiskId(name))
@@ -416,7 +416,7 @@ def test_what_is_no_name_of_a_disk_reaches_nothing(disks: Disks, name: str) -> N
         disks.create(DiskId(name), GB)
 
 
-def test_a_disk_that_is_not_there_is_said_to_be_missing(disks: Disks) -> None:
+def test_missing_disk_is_reported(disks: Disks) -> None:
     assert disks.report(ONE) is None
     for call in (disks.app, disks.scratch, disks.usage):
         with pytest.raises(NotFound, match="no disk one"):

@@ -205,9 +205,7 @@ async def test_a_sandbox_cannot_use_up_the_connections_of_all(world: None, polic
         sh("curl", "--silent", "--fail", "--max-time", "10", f"http://{ip}:{PORT}/")
 
 
-async def test_what_a_sandbox_left_open_does_not_count_for_the_next_one_with_its_address(
-    world: None, policy: EngineOptions
-) -> None:
+async def test_flows_of_a_removed_sandbox_do_not_count_for_the_next(world: None, policy: EngineOptions) -> None:
     async with prepared(policy) as engine:
         attacker, heir = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)
         left = await engine.start(attacker)
@@ -272,9 +270,7 @@ print(mine.recv(100).decode())
 while True: mine.recv(100)'"""
 
 
-async def test_who_talked_with_a_sandbox_does_not_reach_the_next_one_with_its_address(
-    world: None, policy: EngineOptions
-) -> None:
+async def test_old_flows_do_not_reach_the_next_sandbox_at_an_address(world: None, policy: EngineOptions) -> None:
     words = ["ip", "netns", "exec", "bd-world", "python3", "-c", STALKER]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as stalker:
         try:
@@ -295,7 +291,7 @@ async def test_who_talked_with_a_sandbox_does_not_reach_the_next_one_with_its_ad
             stalker.kill()
 
 
-async def test_what_a_killed_service_did_not_forget_the_next_one_does(world: None, policy: EngineOptions) -> None:
+async def test_flows_left_by_a_killed_service_are_deleted_at_start(world: None, policy: EngineOptions) -> None:
     hello = f"""python3 -c 'import socket; socket.socket(type=2).sendto(b"x", ("{INTERNET}", 7000))'"""
     async with prepared(policy) as engine:
         stays, goes = await make_spec(engine, apps.SILENT), await make_spec(engine, apps.SILENT)

@@ -97,7 +97,7 @@ def test_apps_stop_writing_in_time_and_disks_can_be_emptied_deleted_and_made(hos
     disks.close()
 
 
-def test_a_store_that_became_read_only_is_mounted_anew_once_no_app_holds_it(host: Path, store: Store) -> None:
+def test_read_only_store_is_remounted_when_unused(host: Path, store: Store) -> None:
     disks = Disks(store)
     disks.open()
     disks.create(ONE, 500 * MB)

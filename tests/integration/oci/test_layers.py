@@ -144,7 +144,7 @@ async def test_the_build_sees_its_input_its_layer_and_the_cache_each_as_a_mount_
     assert run.network
 
 
-async def test_it_is_made_only_once(layers: Layers, runner: StandIn) -> None:
+async def test_layer_is_built_once(layers: Layers, runner: StandIn) -> None:
     runner.gate.clear()
     builds = [asyncio.create_task(layers.build(plan(), print)) for _ in range(5)]
     await runner.started.wait()
@@ -166,9 +166,7 @@ async def test_layers_of_other_keys_are_made_meanwhile(layers: Layers, runner: S
     assert layers.has(OTHER)
 
 
-async def test_a_failed_step_leaves_no_layer_and_the_next_try_begins_anew(
-    layers: Layers, runner: StandIn, store: Store
-) -> None:
+async def test_failed_step_leaves_no_layer(layers: Layers, runner: StandIn, store: Store) -> None:
     def fail(seen: dict[str, Path]) -> int:
         install(seen)
         return 3
@@ -223,9 +221,7 @@ async def test_a_step_that_has_no_room_for_want_of_the_machines_is_a_fault_of_th
     assert is_tidy(store)
 
 
-async def test_a_build_that_is_cancelled_leaves_nothing_and_whoever_waits_makes_it(
-    layers: Layers, runner: StandIn, store: Store
-) -> None:
+async def test_cancelled_build_is_continued_by_a_waiter(layers: Layers, runner: StandIn, store: Store) -> None:
     runner.gate.clear()
     first = asyncio.create_task(layers.build(plan(), print))
     await runner.started.wait()
@@ -387,9 +383,7 @@ async def test_of_a_great_many_names_in_a_layer_a_few_are_looked_at_and_beside_t
     assert threading.main_thread() not in lookers
 
 
-async def test_what_a_foreign_build_writes_to_its_cache_is_thrown_away(
-    layers: Layers, runner: StandIn, store: Store
-) -> None:
+async def test_cache_writes_of_a_foreign_build_are_discarded(layers: Layers, runner: StandIn, store: Store) -> None:
     shared = store.root / "cache/wheel"
     shared.write_text("good")
 
@@ -443,7 +437,7 @@ async def test_while_layers_are_made_there_is_room_for_a_disk(layers: Layers, ru
     assert is_tidy(store)
 
 
-async def test_without_room_for_a_layer_the_build_says_so(
+async def test_build_without_space_is_no_capacity(
     layers: Layers, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MIN_LAYER", 1 << 40)
@@ -516,9 +510,7 @@ async def test_a_layer_that_a_sandbox_sees_is_never_collected(
     assert layers.collect((), 0) == [KEY]
 
 
-async def test_who_asks_for_a_layer_while_it_is_collected_gets_it_whole_or_not_at_all(
-    layers: Layers, runner: StandIn, store: Store
-) -> None:
+async def test_lookup_during_collection_is_atomic(layers: Layers, runner: StandIn, store: Store) -> None:
     """A create of somebody else, just when the layer is old enough to go."""
     for number in range(60):
         await layers.build(plan(), print)
@@ -541,9 +533,7 @@ async def test_who_asks_for_a_layer_while_it_is_collected_gets_it_whole_or_not_a
             assert (layers.lower(KEY) / "venv").is_dir(), "it was promised"
 
 
-async def test_what_was_being_taken_away_when_the_service_was_killed_is_gone_after_the_next_start(
-    layers: Layers, runner: StandIn, store: Store
-) -> None:
+async def test_interrupted_collection_is_finished_at_start(layers: Layers, runner: StandIn, store: Store) -> None:
     await layers.build(plan(), print)
     (store.layers / KEY).rename(store.layers / f".{KEY}")
     layers.open()

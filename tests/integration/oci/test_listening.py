@@ -75,7 +75,7 @@ def five(listen: Listen) -> int:
     )
 
 
-def test_all_that_listens_is_told_and_no_connection(five: int) -> None:
+def test_listening_sockets_are_returned_without_connections(five: int) -> None:
     assert socket_diag.listening(five, 8000) == SOCKETS
     assert socket_diag.listening(five, 9000) == SOCKETS
 

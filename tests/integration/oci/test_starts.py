@@ -14,7 +14,7 @@ from builderd.domain.sandboxes import SandboxState
 pytestmark = pytest.mark.root
 
 
-async def test_a_start_that_waits_for_the_store_keeps_nobody_waiting_and_is_cancelled_whole(engine: OciEngine) -> None:
+async def test_start_waiting_for_the_store_does_not_block_others(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SILENT)
     with engine._here.disks._scratch_lock:
         start = asyncio.create_task(engine.start(spec))

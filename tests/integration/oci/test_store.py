@@ -56,7 +56,7 @@ def test_its_file_is_sparse_and_the_services_own(tmp_path: Path) -> None:
         assert status.st_mode & 0o077 == 0
 
 
-def test_nobody_else_on_the_host_reads_what_tenants_keep(tmp_path: Path) -> None:
+def test_store_is_unreadable_for_other_users(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         (store.disks / "id/app").mkdir(parents=True)
         (store.disks / "id/app/secret").write_text("kept")
@@ -72,7 +72,7 @@ def test_nobody_else_on_the_host_reads_what_tenants_keep(tmp_path: Path) -> None
         assert store.root.stat().st_mode & 0o077 == 0
 
 
-def test_what_was_in_it_is_there_the_next_time(tmp_path: Path) -> None:
+def test_store_content_survives_a_restart(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         (store.root / "kept").write_text("yes")
     with open_store(tmp_path) as store:
@@ -173,7 +173,7 @@ def test_without_room_above_the_floor_none_is_made_and_the_message_says_so(tmp_p
     assert not (tmp_path / "data/store.img").exists()
 
 
-def test_a_making_that_was_cut_off_is_begun_anew(tmp_path: Path) -> None:
+def test_interrupted_store_creation_is_repeated(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/store.unfinished").write_text("half")
     with open_store(tmp_path):
@@ -223,7 +223,7 @@ def test_a_file_named_as_device_is_refused(tmp_path: Path) -> None:
         new_store(tmp_path, StoreOptions(device=tmp_path / "file")).open(quiet)
 
 
-def test_a_data_directory_on_btrfs_is_used_as_it_is(tmp_path: Path) -> None:
+def test_data_directory_on_btrfs_is_used_directly(tmp_path: Path) -> None:
     with open_store(tmp_path / "outer") as outer:
         inner_folder = outer.root / "inner"
         inner_folder.mkdir()
@@ -312,7 +312,7 @@ def test_a_store_that_was_copied_to_a_device_goes_on_there_and_takes_all_of_it(t
         assert total_bytes(store.root) == 2 * GB
 
 
-def test_the_store_of_another_service_is_refused_and_left_as_it_is(tmp_path: Path, device: Path) -> None:
+def test_store_of_another_service_is_refused_unchanged(tmp_path: Path, device: Path) -> None:
     options = StoreOptions(device=device)
     with open_store(tmp_path / "one", options) as store:
         (store.builds / "running").mkdir()

@@ -72,7 +72,7 @@ async def test_a_frozen_app_is_adopted_frozen(settings: EngineOptions) -> None:
             assert (await next_engine.listening(spec.id)).reachable(PORT)
 
 
-async def test_what_is_frozen_is_taken_down_with_the_rest(tmp_path: Path) -> None:
+async def test_down_ends_frozen_sandboxes(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SILENT)
@@ -110,7 +110,7 @@ async def test_what_an_app_uses_is_known_also_where_its_disk_was_taken_away(engi
     assert (used.disk_bytes, used.processes > 0) == (0, True)
 
 
-async def test_the_death_of_an_app_together_with_its_shim_is_told(engine: OciEngine, settings: EngineOptions) -> None:
+async def test_death_of_app_and_shim_is_reported(engine: OciEngine, settings: EngineOptions) -> None:
     spec = await make_spec(engine, apps.SILENT)
     await engine.start(spec)
     exits = engine.exits()
@@ -125,7 +125,7 @@ async def test_the_death_of_an_app_together_with_its_shim_is_told(engine: OciEng
     assert (report.end.cause, report.end.exit_code) == (EndCause.MONITOR_LOST, None)
 
 
-async def test_after_a_restart_of_the_machine_nothing_is_said_to_run(settings: EngineOptions) -> None:
+async def test_nothing_is_running_after_a_reboot(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SILENT)
         await engine.start(spec)
@@ -232,7 +232,7 @@ async def test_a_start_that_was_cut_off_is_mended_by_starting_again(settings: En
         assert [report.id for report in await engine.list_sandboxes()] == [sandbox]
 
 
-async def test_a_sandbox_that_was_told_to_start_when_the_service_died_is_adopted(settings: EngineOptions) -> None:
+async def test_started_sandbox_is_adopted_after_a_service_crash(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
         await engine.start(spec)

@@ -90,7 +90,7 @@ async def test_the_end_of_a_long_output_is_not_lost(each: OciEngine) -> None:
         assert (await rest(process)).split() == [str(number).encode() for number in range(1, 100_001)]
 
 
-async def test_who_leaves_ends_the_shell_and_what_runs_in_it(each: OciEngine) -> None:
+async def test_disconnect_ends_the_shell_and_its_processes(each: OciEngine) -> None:
     sandbox = await silent(each)
     async with each.open_process(sandbox, SH) as process:
         await process.write(b"echo one$((1+1)); sleep 31337\n")
@@ -130,7 +130,7 @@ async def test_where_there_is_no_folder_nothing_begins(engine: OciEngine) -> Non
     assert (await execute(engine, sandbox, "ls /app", ENGINE_TIMEOUT, 100)).output == ""
 
 
-async def test_so_many_processes_and_no_more(engine: OciEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_processes_per_sandbox_are_limited(engine: OciEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builderd.adapters.engines.oci.runtime.execute.MAX_OPEN", 1)
     assert MAX_OPEN > 1
     sandbox = await silent(engine)

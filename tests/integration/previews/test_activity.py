@@ -59,7 +59,7 @@ def test_failures_are_counted(proxy: Proxy, app: App) -> None:
     assert proxy.activity()[host].failures == 1
 
 
-def test_who_is_refused_or_finds_no_app_is_no_visitor(proxy: Proxy, app: App) -> None:
+def test_refused_requests_are_no_visits(proxy: Proxy, app: App) -> None:
     """A stranger must not keep a private app awake, nor make up hosts until the table is full."""
     private = proxy.open(app, private=True)
     stopped = proxy.closed(RouteState.STOPPED)

@@ -153,7 +153,7 @@ def test_a_changed_setting_is_taken_over_by_a_reload(make_proxy: Make, app: App)
 
 
 @pytest.mark.parametrize("reload", [by_a_service, by_hand], ids=["service", "hand"])
-def test_who_stays_connected_over_a_reload_is_led_by_every_later_route(
+def test_old_connections_follow_later_routes(
     make_proxy: Make, app: App, neighbour: App, reload: Callable[[Proxy], None]
 ) -> None:
     proxy = make_proxy().start()
@@ -247,7 +247,7 @@ def test_two_services_do_not_disturb_each_other(make_proxy: Make, app: App, neig
     assert one.visitor.get(host).status == 200
 
 
-def test_a_second_service_on_the_same_port_is_told_so(make_proxy: Make, app: App) -> None:
+def test_second_service_on_the_port_is_refused(make_proxy: Make, app: App) -> None:
     one = make_proxy().start()
     host = one.open(app)
     with pytest.raises(EngineUnavailable, match=f"port {one.options.port}.*taken.*--preview-port"):
@@ -260,7 +260,7 @@ def test_a_missing_program_is_named(make_proxy: Make) -> None:
         make_proxy(program="haproxy-of-nowhere").start()
 
 
-def test_a_path_that_is_too_long_for_a_socket_is_told(make_proxy: Make) -> None:
+def test_too_long_socket_path_is_reported(make_proxy: Make) -> None:
     proxy = make_proxy()
     proxy.directory = proxy.directory / ("x" * 100)
     proxy.previews = proxy.service()

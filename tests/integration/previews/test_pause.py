@@ -203,7 +203,7 @@ async def test_so_many_wait_at_once_and_who_left_makes_room(app: App, monkeypatc
 
 
 @pytest.mark.parametrize("accept", ["application/json", BROWSER], ids=["client", "browser"])
-async def test_who_waits_is_turned_away_where_there_is_no_room(
+async def test_paused_requests_are_rejected_without_capacity(
     app: App, monkeypatch: pytest.MonkeyPatch, accept: str
 ) -> None:
     # Nobody runs out of time but by what is done here.
@@ -280,7 +280,7 @@ async def test_a_crowd_that_is_being_let_in_waits_on_where_it_is_held_again(
     assert Counter(names) == {"first": WAVE * waves, "second": CROWD - WAVE * waves}, "nobody is sent away"
 
 
-async def test_nobody_is_turned_away_once_it_is_started_after_all(service: Service, app: App) -> None:
+async def test_started_app_ends_the_rejection(service: Service, app: App) -> None:
     host = await service.asleep()
     await service.previews.reject_visitors(host)
     await service.asleep(host=host, state=RouteState.PAUSED)
@@ -290,7 +290,7 @@ async def test_nobody_is_turned_away_once_it_is_started_after_all(service: Servi
     assert (await waiting).status == 200
 
 
-async def test_who_comes_while_the_map_is_changed_goes_on_too(
+async def test_request_during_a_map_change_is_served(
     service: Service, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, tell = await service.asleep(), service.previews._apply
@@ -307,7 +307,7 @@ async def test_who_comes_while_the_map_is_changed_goes_on_too(
     assert host not in service.previews._paused._connections, "it would be woken again as soon as it sleeps"
 
 
-async def test_what_is_held_waits_too(service: Service, app: App) -> None:
+async def test_paused_route_pauses_requests(service: Service, app: App) -> None:
     host = await service.asleep(state=RouteState.PAUSED)
     waiting = asyncio.create_task(visit(service.visitor.get, host))
     await asyncio.sleep(0.1)
@@ -351,7 +351,7 @@ async def fetch(port: int, host: str) -> int:
     return int(answer.split(b" ")[1])
 
 
-async def test_what_was_sent_with_it_is_kept(service: Service, app: App) -> None:
+async def test_body_of_a_paused_request_is_kept(service: Service, app: App) -> None:
     host, body = await service.asleep(), bytes(range(256)) * 40_000  # 10 MB
     head = f"POST /upload HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     waiting = asyncio.create_task(asyncio.to_thread(service.visitor.send, head.encode() + body))
@@ -387,7 +387,9 @@ async def test_a_browser_s_form_waits_as_long_as_a_call(service: Service, app: A
 @pytest.mark.parametrize(
     ("state", "title"), [(RouteState.STOPPED, "stopped by its owner"), (RouteState.CAPPED, "spending cap")]
 )
-async def test_who_waits_is_told_when_it_is_not_to_come(service: Service, state: RouteState, title: str) -> None:
+async def test_paused_request_is_answered_when_the_start_is_cancelled(
+    service: Service, state: RouteState, title: str
+) -> None:
     host = await service.asleep()
     waiting = asyncio.create_task(visit(service.visitor.get, host))
     await service.knocked(host)
@@ -397,7 +399,7 @@ async def test_who_waits_is_told_when_it_is_not_to_come(service: Service, state:
     assert title in answer.json["message"]
 
 
-async def test_who_waits_for_what_is_deleted_is_told_so(service: Service) -> None:
+async def test_paused_request_of_a_deleted_builder_is_404(service: Service) -> None:
     host = await service.asleep()
     waiting = asyncio.create_task(visit(service.visitor.get, host))
     await service.knocked(host)
@@ -428,7 +430,7 @@ async def test_a_service_that_is_killed_while_it_wakes_is_asked_again(service: S
     assert (await waiting).status == 200
 
 
-async def test_without_a_service_a_browser_is_told_so_in_time(service: Service) -> None:
+async def test_browser_gets_a_page_without_the_service(service: Service) -> None:
     host = await service.asleep()
     await service.die()
     page = await visit(service.visitor.browse, host)
@@ -459,7 +461,7 @@ async def test_a_stranger_does_not_wake_what_is_private(service: Service) -> Non
     assert service.knocks == []
 
 
-async def test_who_brings_the_token_wakes_it(service: Service, app: App) -> None:
+async def test_request_with_the_token_wakes_the_builder(service: Service, app: App) -> None:
     host = await service.asleep(private=True)
     waiting = asyncio.create_task(visit(service.visitor.get, host, "/head", f"X-Service-Token: {TOKEN}"))
     await service.knocked(host)
@@ -467,7 +469,7 @@ async def test_who_brings_the_token_wakes_it(service: Service, app: App) -> None
     assert (await waiting).status == 200
 
 
-async def test_who_waits_for_what_became_private_is_not_let_in(service: Service, app: App) -> None:
+async def test_paused_request_needs_the_token_once_private(service: Service, app: App) -> None:
     host = await service.asleep()
     waiting = asyncio.create_task(visit(service.visitor.get, host))
     await service.knocked(host)
@@ -479,20 +481,20 @@ async def test_who_waits_for_what_became_private_is_not_let_in(service: Service,
 @pytest.mark.parametrize(
     "host", ["unknown-00000000.localhost", "a\tb", "%0a", "x|asleep|", "[::1]", "a" * 300, "held|"]
 )
-async def test_a_host_that_nobody_has_wakes_nothing(service: Service, host: str) -> None:
+async def test_unknown_host_wakes_nothing(service: Service, host: str) -> None:
     await service.asleep()
     with contextlib.suppress(IndexError):
         assert (await visit(service.visitor.get, host)).status in (400, 404)
     assert service.knocks == []
 
 
-async def test_nobody_else_on_the_machine_reaches_the_socket(service: Service) -> None:
+async def test_wake_socket_is_private(service: Service) -> None:
     folder = service.place / "p"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "empty" / "wake.sock").stat().st_mode & 0o077 == 0
 
 
-async def test_what_else_is_said_on_the_socket_does_no_harm(service: Service, app: App) -> None:
+async def test_malformed_wake_messages_are_ignored(service: Service, app: App) -> None:
     path = service.place / "p" / "empty" / "wake.sock"
     for words in (b"", b"\n", b"\xff\xfe\n", b"x" * 100_000, b"no line"):
         _, writer = await asyncio.open_unix_connection(path)

@@ -68,7 +68,7 @@ def test_idle_connections_to_an_app_are_used_again(proxy: Proxy, app: App) -> No
         assert [ask(connection, host).json["used"] for _ in range(3)][-1] > 1
 
 
-def test_what_is_not_safe_to_repeat_goes_over_a_new_connection(proxy: Proxy, app: App) -> None:
+def test_unsafe_methods_use_a_new_connection(proxy: Proxy, app: App) -> None:
     host = proxy.open(app)
     with proxy.visitor.dial() as connection:
         for _ in range(3):
@@ -85,7 +85,7 @@ def test_a_visitors_connection_to_an_app_is_the_visitors_own(proxy: Proxy, app: 
 
 
 @pytest.mark.parametrize("private", [False, True])
-def test_an_app_that_closes_idle_connections_fails_nobody(proxy: Proxy, app: App, private: bool) -> None:
+def test_closed_idle_connections_fail_no_request(proxy: Proxy, app: App, private: bool) -> None:
     host = proxy.open(app, private=private)
     with proxy.visitor.dial() as connection:
         for _ in range(10):

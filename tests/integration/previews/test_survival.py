@@ -166,9 +166,7 @@ def test_the_guard_and_a_service_take_turns_at_a_proxy_that_died(make_proxy: Cal
     assert processes_of(proxy) == []
 
 
-def test_a_start_of_the_guard_that_never_ends_is_told_of(
-    make_proxy: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_guard_start_is_reported(make_proxy: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "START_LOCK_TIMEOUT", 0.1)
     proxy = make_proxy()
     proxy.directory.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ def test_a_running_service_notices_by_itself(tls: Proxy, pem: Path, monkeypatch:
     asyncio.run(serve_and_renew())
 
 
-def test_a_broken_certificate_is_told_of_once_and_the_good_one_stays(
+def test_broken_certificate_is_logged_once_and_the_old_kept(
     tls: Proxy, pem: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_certificate(pem, "good")

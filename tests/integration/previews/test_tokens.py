@@ -51,7 +51,7 @@ def test_a_link_turns_into_a_cookie(proxy: Proxy, app: App, asked: str, leads_to
     assert answer.header("cache-control") == "no-store"
 
 
-def test_who_follows_the_link_is_in(proxy: Proxy, app: App) -> None:
+def test_token_link_grants_access(proxy: Proxy, app: App) -> None:
     host = proxy.open(app, private=True)
     first = proxy.visitor.get(host, f"/head?service_token={TOKEN}&a=1")
     cookie = (first.header("set-cookie") or "").split(";")[0]

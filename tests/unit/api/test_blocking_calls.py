@@ -181,12 +181,12 @@ GONE: Message = {"type": "http.disconnect"}
 
 
 @pytest.mark.parametrize("messages", [(), (LAST,), ({**LAST, "more_body": True}, GONE)])
-async def test_what_comes_is_heard_by_whoever_is_there_or_still_sends(messages: tuple[Message, ...]) -> None:
+async def test_result_is_returned_to_a_connected_client(messages: tuple[Message, ...]) -> None:
     assert await until_disconnect(request_of(*messages), asyncio.sleep(0.02, "it")) == "it"
 
 
 @pytest.mark.parametrize("messages", [(GONE,), (LAST, GONE)])
-async def test_nobody_waits_for_whoever_left(messages: tuple[Message, ...]) -> None:
+async def test_wait_is_cancelled_on_disconnect(messages: tuple[Message, ...]) -> None:
     over = asyncio.Event()
 
     async def coming() -> None:
@@ -200,7 +200,7 @@ async def test_nobody_waits_for_whoever_left(messages: tuple[Message, ...]) -> N
     assert over.is_set()
 
 
-async def test_what_goes_wrong_is_heard_too() -> None:
+async def test_error_of_the_wait_is_raised() -> None:
     async def coming() -> None:
         raise ValueError("no")
 

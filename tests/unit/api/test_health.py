@@ -24,12 +24,12 @@ def anybody(service: Service) -> httpx.AsyncClient:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/api/v1/healthz"])
-async def test_it_is_alive_whoever_asks(anybody: httpx.AsyncClient, path: str) -> None:
+async def test_healthz_needs_no_token(anybody: httpx.AsyncClient, path: str) -> None:
     response = await anybody.get(path)
     assert (response.status_code, response.json()["success"]) == (200, True)
 
 
-async def test_it_is_ready_when_all_its_parts_are(anybody: httpx.AsyncClient) -> None:
+async def test_readyz_requires_all_parts(anybody: httpx.AsyncClient) -> None:
     response = await anybody.get("/readyz")
     assert response.status_code == 200
     assert all(part["ready"] for part in response.json()["data"].values())

@@ -42,7 +42,7 @@ def test_the_name_stays(tmp_path: Path) -> None:
     assert identity(tmp_path) == first
 
 
-def test_one_that_a_power_cut_left_empty_is_drawn_anew(tmp_path: Path) -> None:
+def test_empty_key_file_is_generated_again(tmp_path: Path) -> None:
     (tmp_path / IDENTITY_FILE).touch()
     first = identity(tmp_path)
     assert first

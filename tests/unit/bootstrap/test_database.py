@@ -50,7 +50,7 @@ def test_backup_restore_and_inventory_are_refused_as_well(tmp_path: Path) -> Non
         state.restore(here, tmp_path / "kept", None, print)
 
 
-def test_where_a_restore_was_broken_off_that_is_what_is_said(tmp_path: Path) -> None:
+def test_interrupted_restore_is_reported(tmp_path: Path) -> None:
     (tmp_path / RESTORING).mkdir()
     with pytest.raises(EngineUnavailable, match="interrupted"):
         asyncio.run(list_tokens(settings_of(tmp_path), "acme"))
@@ -69,7 +69,7 @@ def test_the_note_is_its_owners_alone_and_holds_no_password(tmp_path: Path) -> N
         "postgres://builderd@db.example/builderd?application_name=shell",
     ],
 )
-def test_the_same_database_in_other_words_is_no_other(tmp_path: Path, same: str) -> None:
+def test_equivalent_database_urls_are_equal(tmp_path: Path, same: str) -> None:
     note_database(settings_of(tmp_path, ELSEWHERE))
     note = (tmp_path / DATABASE_NOTE).read_text()
     note_database(settings_of(tmp_path, same))

@@ -87,14 +87,14 @@ async def test_a_second_service_is_refused_with_the_name_of_the_first(one: Setti
         assert await owned.store.write(lambda uow: uow.database_lease.renew(owned.term))
 
 
-async def test_it_stays_refused_when_the_first_has_stopped_for_it_has_the_disks(one: Settings, two: Settings) -> None:
+async def test_second_service_is_refused_after_the_owner_stopped(one: Settings, two: Settings) -> None:
     await own(one)
     with pytest.raises(DatabaseOwned, match="stopped"):
         await own(two)
     assert (await own(one)).term == 2
 
 
-async def test_a_stopped_service_can_be_followed_at_once_when_that_is_said(one: Settings, two: Settings) -> None:
+async def test_take_over_of_a_stopped_service_is_immediate(one: Settings, two: Settings) -> None:
     await own(one)
     assert (await own(two, take_over=True)).instance.data_dir == str(two.data_dir)
     with pytest.raises(DatabaseOwned, match=str(two.data_dir)):
@@ -118,7 +118,7 @@ async def test_one_that_renews_is_not_followed(one: Settings, two: Settings) -> 
         keeping.cancel()
 
 
-async def test_a_clock_that_was_set_back_holds_up_nobody_for_longer(
+async def test_clock_set_back_does_not_delay_a_take_over(
     one: Settings, two: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await own(one)
@@ -163,7 +163,7 @@ async def test_a_copy_on_another_host_is_refused(one: Settings, monkeypatch: pyt
     assert (await own(one, take_over=True)).term == 2
 
 
-async def test_who_was_silent_and_lost_the_lease_ends_and_writes_nothing(one: Settings, two: Settings) -> None:
+async def test_fenced_service_ends_and_writes_nothing(one: Settings, two: Settings) -> None:
     async with owned_store(one, Supervisor(), take_over=False) as owned:
         grow_old(one, 61)
         async with owned_store(two, Supervisor(), take_over=True):
@@ -200,7 +200,7 @@ async def test_the_owner_starts_where_nothing_can_be_written(
         await asyncio.wait_for(own(two, take_over=True), 0.5)
 
 
-async def test_no_renewal_is_no_loss(one: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_renewal_does_not_lose_the_lease(one: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     tries = 0
 
     async def away(*_: object) -> None:
@@ -229,7 +229,7 @@ async def test_commands_work_beside_the_service(one: Settings, tmp_path: Path) -
         assert await owned.store.write(lambda uow: uow.database_lease.renew(owned.term))
 
 
-async def test_a_backup_belongs_to_nobody(one: Settings, two: Settings, tmp_path: Path) -> None:
+async def test_state_backup_has_no_lease(one: Settings, two: Settings, tmp_path: Path) -> None:
     await own(one)
     await asyncio.to_thread(state.back_up, one, tmp_path / "kept", None, print)
     there = two.model_copy(update={"database_url": None})
@@ -255,7 +255,7 @@ async def test_a_database_that_is_away_is_waited_for(
     assert secret not in caplog.text + "".join(told)
 
 
-async def test_it_is_taken_when_it_answers_again(
+async def test_lease_is_taken_when_the_database_answers(
     one: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -30,7 +30,7 @@ def test_a_host_without_a_machine_id_gets_one_that_stays(tmp_path: Path, content
     assert first != host_id(file, tmp_path / "another")
 
 
-def test_a_copy_on_the_same_host_is_told_from_a_directory_that_was_moved(tmp_path: Path) -> None:
+def test_copied_data_directory_differs_from_a_moved_one(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     owner = this_instance(Settings(data_dir=one))

@@ -11,7 +11,7 @@ from builderd.bootstrap.service import take_down
 from builderd.settings import BackupSettings, ReviewSettings, Settings, VaultSettings
 
 
-def test_where_there_is_no_data_directory_it_makes_none_and_says_so(tmp_path: Path) -> None:
+def test_missing_data_directory_is_reported(tmp_path: Path) -> None:
     said: list[str] = []
     asyncio.run(take_down(Settings(data_dir=tmp_path / "none"), said.append))
     assert said == [f"There is no builderd in {tmp_path / 'none'}: nothing to stop."]

@@ -75,7 +75,7 @@ def test_a_token_before_there_is_a_service_says_that_it_began_a_database(tmp_pat
         ("down",),
     ],
 )
-def test_a_folder_with_other_things_in_it_is_left_as_it_is(
+def test_folder_with_other_content_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -92,7 +92,7 @@ def test_a_folder_with_other_things_in_it_is_left_as_it_is(
     "words",
     [("token", "list", "--tenant", "acme"), ("token", "revoke", "--tenant", "acme", "tok_1"), ("vault", "rotate")],
 )
-def test_what_only_looks_or_changes_makes_nothing(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_commands_do_not_create_a_data_directory(tmp_path: Path, words: tuple[str, ...]) -> None:
     refused = run(*words, data_dir=tmp_path / "none")
     assert refused.exit_code == 1
     assert "There is no builderd in" in refused.output
@@ -106,7 +106,7 @@ def test_an_empty_data_directory_is_no_folder(monkeypatch: pytest.MonkeyPatch) -
     assert "is empty" in run(*words).output
 
 
-def test_a_revoked_token_is_good_no_more(tmp_path: Path) -> None:
+def test_revoked_token_is_invalid(tmp_path: Path) -> None:
     secret = make_token(tmp_path)
     listed = run("token", "list", "--tenant", "acme", data_dir=tmp_path)
     token_id = listed.output.split()[0]
@@ -121,7 +121,7 @@ def test_spans_and_times_are_taken_as_expiry(tmp_path: Path, expiry: str) -> Non
     assert authenticate(tmp_path, make_token(tmp_path, "--expires", expiry)) == "cli"
 
 
-def test_an_expiry_of_another_zone_is_told_in_utc(tmp_path: Path) -> None:
+def test_token_expiry_is_shown_in_utc(tmp_path: Path) -> None:
     words = ("token", "create", "--tenant", "acme", "--expires", "2099-01-31T12:00:00+05:00")
     assert "good until 2099-01-31 07:00 UTC" in run(*words, data_dir=tmp_path).stderr
     (token,) = asyncio.run(list_tokens(load(data_dir=tmp_path), "acme"))
@@ -178,7 +178,7 @@ CREATE = ("token", "create", "--tenant", "acme")
         ("mounted", ("backup", "/proc", "--without-keys"), "/proc is a mount point"),
     ],
 )
-def test_ordinary_failures_are_told_in_one_line(
+def test_expected_failures_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, words: tuple[str, ...], why: str
 ) -> None:
     data_dir = tmp_path / "data"
@@ -243,7 +243,7 @@ def test_without_root_code_is_reviewed_also_where_a_service_has_settings_of_its_
     assert refused.output == f"Error: {tmp_path}/data/builderd.toml: Permission denied; run it as root\n"
 
 
-def test_what_sandboxes_are_made_of_is_readable_whatever_the_shell_s_mask(tmp_path: Path) -> None:
+def test_sandbox_folders_are_readable_under_any_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         run("doctor", data_dir=tmp_path)

@@ -158,9 +158,7 @@ def systemd(
 
 
 @pytest.mark.usefixtures("environment")
-def test_a_service_that_does_not_start_is_told_with_its_last_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_start_of_the_unit_shows_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     systemd(tmp_path, monkeypatch, before="inactive", restarted=1)
     result = CliRunner().invoke(main, ["install-service", "--data-dir", str(tmp_path / "new"), "--now"])
     assert result.exit_code == 1

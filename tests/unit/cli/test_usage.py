@@ -34,7 +34,7 @@ HELD = EngineInventory(
 INVENTORY = Inventory(USERS, {"x": GB, "y": GB, "z": GB}, frozenset({"x", "y"}), HELD)
 
 
-def test_it_is_told_by_tenant_and_builder() -> None:
+def test_usage_is_listed_by_tenant_and_builder() -> None:
     text = list(lines(INVENTORY))
     assert text[0] == "tenant acme: 2 builders, disks 2.00 GB of 6.00 GB"
     assert text[1].split()[:4] == ["api", "running", "v3", "(2"]
@@ -44,14 +44,14 @@ def test_it_is_told_by_tenant_and_builder() -> None:
     assert text[3].startswith("tenant zeta: 1 builders")
 
 
-def test_layers_name_their_users_over_all_tenants_and_what_nobody_uses() -> None:
+def test_layers_are_listed_with_users_or_unused() -> None:
     text = "\n".join(lines(INVENTORY))
     assert "layers: 2, 1.50 GB" in text
     assert "acme/api, zeta/web, a sandbox runs on it" in text
     assert f"{OTHER[:12]}    1.00 GB  unused" in text
 
 
-def test_bases_bundles_and_strays_are_told() -> None:
+def test_bases_bundles_and_strays_are_listed() -> None:
     text = "\n".join(lines(INVENTORY))
     assert "base 5c1b: 1.00 GB, ours, sandboxes run on it" in text
     assert "base 0old: 1.00 GB, unused" in text
@@ -66,5 +66,5 @@ def test_without_the_store_it_says_how_to_see_more() -> None:
     assert any(line.startswith("tenant acme: 2 builders") for line in text)
 
 
-def test_nothing_is_told_as_such() -> None:
+def test_empty_usage_is_shown() -> None:
     assert next(iter(lines(Inventory(())))) == "No builders."

@@ -27,7 +27,7 @@ PUBLIC = """
 
 
 @pytest.mark.parametrize("address", NON_PUBLIC.split())
-def test_what_is_near_is_not_public_however_it_is_wrapped(address: str) -> None:
+def test_embedded_private_address_is_not_public(address: str) -> None:
     assert not is_public(ip_address(address))
 
 

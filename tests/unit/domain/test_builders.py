@@ -24,7 +24,7 @@ def test_a_dns_label_is_a_name(name: str) -> None:
         *("\N{ARABIC-INDIC DIGIT ONE}", "\N{FULLWIDTH LATIN SMALL LETTER A}", "\ud800", "'; drop table builders --"),
     ],
 )
-def test_what_is_no_dns_label_is_no_name(name: str) -> None:
+def test_name_must_be_a_dns_label(name: str) -> None:
     assert name_error(name) is not None
 
 

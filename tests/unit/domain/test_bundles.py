@@ -47,7 +47,7 @@ def test_a_plain_relative_path_is_taken(path: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "why"), HOSTILE.items(), ids=[ascii(path)[:20] for path in HOSTILE])
-def test_a_path_that_leads_elsewhere_or_nowhere_is_refused_and_told_why(path: str, why: str) -> None:
+def test_invalid_path_is_rejected_with_a_reason(path: str, why: str) -> None:
     fault = path_error(path)
     assert fault is not None
     assert re.search(why, fault)
@@ -105,7 +105,7 @@ def test_the_order_of_the_files_does_not_matter(some: list[BundleFile], chance: 
         ([BundleFile("a", b"x-\0\0\0\1b")], [BundleFile("a", b"x"), BundleFile("b", b"")]),
     ],
 )
-def test_what_could_be_taken_for_each_other_is_told_apart(twins: tuple[list[BundleFile], list[BundleFile]]) -> None:
+def test_similar_bundles_have_different_hashes(twins: tuple[list[BundleFile], list[BundleFile]]) -> None:
     one, other = twins
     assert bundle_hash(one) != bundle_hash(other)
 

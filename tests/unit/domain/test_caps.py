@@ -39,12 +39,12 @@ def test_at_that_time_so_much_is_spent_and_a_moment_before_it_was_not(
         assert money + rate * (micro - 1) / 1_000_000 / SECONDS_PER_HOUR < amount
 
 
-def test_what_costs_nothing_reaches_nothing_more() -> None:
+def test_zero_rate_never_reaches_a_cap() -> None:
     assert Spent(Decimal(1), Decimal(0)).reaches(Decimal(2), NOW) is None
     assert Spent(Decimal(2), Decimal(0)).reaches(Decimal(2), NOW) == NOW
 
 
-def test_what_would_be_reached_next_month_is_not_in_this_one() -> None:
+def test_cap_reached_next_month_is_not_due_now() -> None:
     assert Spent(Decimal(0), Decimal("0.0001")).reaches(Decimal(5), NOW) is None
 
 
@@ -56,7 +56,7 @@ def test_first_the_warning_is_due_then_the_end_then_the_next_month() -> None:
     assert account("1", rate="0").next_check(NOW) == next_month(NOW)
 
 
-def test_it_is_warned_of_once_and_reached_at_the_full_amount() -> None:
+def test_cap_warns_once_and_stops_at_the_full_amount() -> None:
     assert not account("3.9999").warning_due
     assert account("4").warning_due
     assert not account("4", warned=True).warning_due

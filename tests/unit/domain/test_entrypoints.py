@@ -67,7 +67,7 @@ def test_a_folder_in_which_nothing_is_found_is_not_judged(command: str) -> None:
         ("python3 src/pkg/gone.py", "src/pkg/gone.py"),
     ],
 )
-def test_a_file_that_is_not_there_is_told(command: str, missing: str) -> None:
+def test_missing_entrypoint_file_is_reported(command: str, missing: str) -> None:
     assert entry_of(command, PATHS).missing == missing
 
 
@@ -94,7 +94,7 @@ def test_a_file_that_is_not_there_is_told(command: str, missing: str) -> None:
         "echo `cat app.py`",
     ],
 )
-def test_what_is_no_simple_command_is_not_judged(command: str) -> None:
+def test_complex_command_is_not_checked(command: str) -> None:
     assert entry_of(command, PATHS).missing is None
 
 

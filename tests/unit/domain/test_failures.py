@@ -35,7 +35,7 @@ EXITED = SandboxEnd(EndCause.EXITED, 1, None)
         ),
     ],
 )
-def test_every_end_is_told(end: SandboxEnd, text: str) -> None:
+def test_every_end_has_a_description(end: SandboxEnd, text: str) -> None:
     assert describe_end(end, SMALL) == text
 
 
@@ -55,7 +55,7 @@ def test_an_early_exit_comes_with_advice(end: SandboxEnd, advice: str) -> None:
     assert message.endswith("Its last lines:\nlast words")
 
 
-def test_an_app_that_wrote_nothing_is_told_so() -> None:
+def test_app_without_output_is_described() -> None:
     assert exited_early(EXITED, SMALL, 80, []).endswith("exited with code 1.\nIt wrote nothing.")
 
 
@@ -118,5 +118,5 @@ def test_an_app_listens_elsewhere_when_nothing_of_it_can_be_reached() -> None:
         *(("0.0.0.0", False), ("::", False), ("10.0.0.2", False), ("::ffff:0.0.0.0", False), ("128.0.0.1", False)),
     ],
 )
-def test_loopback_addresses_are_told_apart(ip: str, loopback: bool) -> None:
+def test_loopback_addresses_are_distinguished(ip: str, loopback: bool) -> None:
     assert is_loopback(ip) is loopback

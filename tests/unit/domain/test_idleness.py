@@ -23,13 +23,13 @@ def verdict(after: timedelta, **changes: Any) -> IdleAction | None:
     return idle_action(options.pop("builder", UP), options.pop("leases"), NOW + after, **options)
 
 
-def test_what_is_idle_is_first_frozen_and_then_stopped() -> None:
+def test_idle_builder_is_frozen_and_then_auto_stopped() -> None:
     assert verdict(MINUTE - timedelta(seconds=1)) is None
     assert verdict(MINUTE) is IdleAction.FREEZE
     assert verdict(15 * MINUTE) is IdleAction.STOP
 
 
-def test_an_app_that_works_is_not_frozen_and_stopped_all_the_same() -> None:
+def test_cpu_use_prevents_freeze_but_not_auto_stop() -> None:
     assert verdict(10 * MINUTE, cpu_idle_for=MINUTE / 2) is None
     assert verdict(15 * MINUTE, cpu_idle_for=timedelta()) is IdleAction.STOP
 
@@ -39,7 +39,7 @@ def test_where_freezing_is_off_it_is_only_stopped() -> None:
     assert verdict(15 * MINUTE, freeze_after=None) is IdleAction.STOP
 
 
-def test_what_sleeps_is_only_stopped() -> None:
+def test_frozen_builder_is_only_auto_stopped() -> None:
     asleep = replace(UP, asleep_since=NOW)
     assert verdict(10 * MINUTE, builder=asleep) is None
     assert verdict(15 * MINUTE, builder=asleep) is IdleAction.STOP

@@ -64,7 +64,7 @@ def test_an_hour_of_running_and_an_hour_of_rest() -> None:
     assert (spent.hours, spent.money) == (Decimal(1), Decimal("0.2130"))
 
 
-def test_what_goes_on_costs_until_now() -> None:
+def test_open_segment_costs_until_now() -> None:
     spent = total([segment(NOW, None)], NOW + 90 * SECOND)
     assert (spent.hours, spent.money) == (Decimal("0.025"), Decimal("0.0049125"))
 

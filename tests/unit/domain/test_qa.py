@@ -43,7 +43,7 @@ def test_anything_below_500_is_an_answer(status: int) -> None:
     assert check_answer(Visit(status, 0.01), "/", []).outcome is Outcome.PASSED
 
 
-def test_a_500_tells_what_was_asked_what_came_back_and_the_last_lines() -> None:
+def test_qa_failure_for_500_shows_request_response_and_log() -> None:
     check = check_answer(Visit(503, 0.01, excerpt="<h1>Sorry</h1>"), "/", ["boom"])
     assert check.outcome is Outcome.FAILED
     for words in ("GET /", "503 Service Unavailable", "<h1>Sorry</h1>", "boom"):
@@ -56,7 +56,7 @@ def test_no_answer_says_why() -> None:
     assert "nothing came within 15 seconds" in check.message
 
 
-def test_an_unheard_of_status_is_told_by_its_number() -> None:
+def test_unknown_status_is_shown_by_number() -> None:
     assert "answered 799" in check_answer(Visit(799, 0.1), "/", []).message
 
 

@@ -37,7 +37,7 @@ def test_a_command_is_an_entrypoint(entrypoint: str) -> None:
         ("é" * (MAX_ENTRYPOINT_BYTES // 2 + 1), "4096"),
     ],
 )
-def test_what_no_shell_can_run_is_refused_and_told_why(entrypoint: str, why: str) -> None:
+def test_unusable_entrypoint_is_rejected_with_a_reason(entrypoint: str, why: str) -> None:
     assert why in (entrypoint_error(entrypoint) or "")
 
 
@@ -48,17 +48,17 @@ def test_a_plain_variable_is_taken(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "1A", "A-B", "A B", "A=B", "A\n", "É", "A\0", "BASH_FUNC_x%%", "N" * 1001])
-def test_what_is_no_name_of_a_variable_is_refused(name: str) -> None:
+def test_invalid_variable_name_is_rejected(name: str) -> None:
     assert "name" in (env_error(name, "1") or "")
 
 
 @pytest.mark.parametrize("name", sorted(PLATFORM_ENV))
-def test_what_the_platform_sets_cannot_be_set(name: str) -> None:
+def test_platform_variables_cannot_be_set(name: str) -> None:
     assert "platform" in (env_error(name, "1") or "")
 
 
 @pytest.mark.parametrize(("value", "why"), [("\0", "NUL"), ("\udfff", "Unicode"), ("x" * 100_001, "100000")])
-def test_what_no_process_can_be_handed_is_refused_and_told_why(value: str, why: str) -> None:
+def test_invalid_variable_value_is_rejected_with_a_reason(value: str, why: str) -> None:
     assert why in (env_error("A", value) or "")
 
 

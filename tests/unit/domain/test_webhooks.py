@@ -95,7 +95,7 @@ def test_a_webhook_that_heard_something_meanwhile_stays() -> None:
     assert (hook.status, given_up.status) == (WebhookStatus.ACTIVE, DeliveryStatus.GIVEN_UP)
 
 
-def test_who_says_gone_is_told_nothing_any_more() -> None:
+def test_webhook_answering_410_is_disabled() -> None:
     hook, delivery = attempted(HOOK, DELIVERY, attempt(410))
     assert (hook.status, delivery.status) == (WebhookStatus.DISABLED, DeliveryStatus.GIVEN_UP)
     assert "410" in hook.status_reason
@@ -113,7 +113,7 @@ def test_secrets_are_taken(secret: str) -> None:
     "secret",
     ["", "short", "x" * 256, "ü" * 24, "whsec_", "whsec_!!!!", "whsec_" + "A" * 8, "whsec_" + "A" * 200, "a\n" * 20],
 )
-def test_what_cannot_be_a_secret_is_refused(secret: str) -> None:
+def test_invalid_webhook_secret_is_rejected(secret: str) -> None:
     assert secret_error(secret) is not None
 
 
@@ -149,5 +149,5 @@ def test_urls_are_taken(url: str) -> None:
         "https://example.com/" + "a" * 2_000,
     ],
 )
-def test_what_is_no_url_of_a_host_is_refused(url: str) -> None:
+def test_invalid_webhook_url_is_rejected(url: str) -> None:
     assert url_error(url) is not None

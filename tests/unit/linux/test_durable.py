@@ -55,7 +55,7 @@ def test_what_was_there_stays_where_the_new_one_could_not_be_kept(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"key": b"new"}
 
 
-def test_nobody_else_may_read_it_and_no_link_is_followed(tmp_path: Path) -> None:
+def test_durable_file_is_private_and_follows_no_link(tmp_path: Path) -> None:
     durable.replace(tmp_path / "key", b"secret")
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
     (tmp_path / "elsewhere").write_bytes(b"another's")

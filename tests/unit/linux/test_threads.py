@@ -19,7 +19,7 @@ async def test_the_loop_goes_on_meanwhile() -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-async def test_who_is_cancelled_goes_only_when_the_work_is_done(times: int) -> None:
+async def test_cancelled_caller_waits_for_the_thread(times: int) -> None:
     go_on, made = threading.Event(), []
 
     def work() -> None:

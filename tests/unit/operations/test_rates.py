@@ -37,7 +37,7 @@ def test_a_minutes_worth_may_come_at_once_and_flows_back_evenly(now: Time) -> No
     assert buckets.peek("a") == RateLimitStatus(6, remaining=6, reset=0)
 
 
-def test_who_is_told_to_wait_is_admitted_then(now: Time) -> None:
+def test_call_after_retry_after_is_admitted(now: Time) -> None:
     for limit in (1, 7, 60, 999):
         buckets = Buckets(limit, now)
         while (retry := buckets.take("a").retry_after) is None:

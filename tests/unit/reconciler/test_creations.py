@@ -75,7 +75,7 @@ async def test_a_private_preview_wants_the_service_token(world: World) -> None:
     assert (route.token_hash, route.owner_hash) == (secret_hash(builder.service_token), None)
 
 
-async def test_what_happened_is_told_in_events(world: World) -> None:
+async def test_creation_is_recorded_in_events(world: World) -> None:
     async with world.reconciling():
         builder = await world.create(MAIN, REQUIREMENTS)
         await world.reached(builders.stop, builder)
@@ -163,7 +163,7 @@ async def test_layer_that_fails_to_compile_is_kept(world: World) -> None:
         assert other.status is Status.RUNNING
 
 
-async def test_what_has_no_wheels_is_built_from_source(world: World) -> None:
+async def test_package_without_wheels_is_built_from_source(world: World) -> None:
     world.installer.has_fallback = True
     world.engine.build_outcomes.extend([BuildOutcome(1, ("no wheel",), 1), BuildOutcome(0, (), 2)])
     async with world.reconciling():
@@ -206,9 +206,7 @@ async def test_a_layer_that_got_lost_is_made_again(world: World) -> None:
         (BuildOutcome(124, (), 900, timed_out=True), "did not finish in time"),
     ],
 )
-async def test_a_failed_installation_tells_why_and_starts_nothing(
-    world: World, outcome: BuildOutcome, message: str
-) -> None:
+async def test_failed_install_reports_the_reason(world: World, outcome: BuildOutcome, message: str) -> None:
     world.engine.build_outcomes.append(outcome)
     async with world.reconciling():
         builder = await world.ask(MAIN, REQUIREMENTS)

@@ -72,7 +72,7 @@ async def test_a_new_version_takes_over_on_a_copy_of_the_disk(world: World) -> N
     assert sandbox.spec.env["A"] == "1"
 
 
-async def test_it_is_tried_beside_the_old_one_without_egress_and_without_being_shown(world: World) -> None:
+async def test_trial_runs_beside_the_old_version_without_egress_or_route(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         (old,) = world.running
@@ -105,7 +105,7 @@ async def test_visitors_are_held_while_it_takes_over(world: World) -> None:
     assert states == [RouteState.PAUSED, RouteState.OPEN]
 
 
-async def test_what_the_old_one_was_asked_it_may_finish(world: World) -> None:
+async def test_old_version_finishes_its_requests(world: World) -> None:
     asked: list[bool] = []
 
     async def open_requests(host: str) -> int:
@@ -230,7 +230,7 @@ async def until_over(world: World, builder: Builder, number: int) -> None:
         await asyncio.sleep(0.002)
 
 
-async def test_not_to_start_for_want_of_the_network_is_no_verdict(world: World) -> None:
+async def test_trial_failing_without_network_is_no_verdict(world: World) -> None:
     offline = replace(HASTY, lines=("socket.gaierror: [Errno -3] Temporary failure in name resolution",))
     world.engine.behave(OTHER, offline, Behaviour())
     async with world.reconciling():
@@ -373,7 +373,7 @@ async def test_a_builder_that_is_stopped_while_a_larger_version_takes_over_pays_
         assert last.hourly_rate == world.application.prices.hourly_rate(has, Billing.STOPPED)
 
 
-async def test_who_visits_while_a_version_of_a_sleeping_builder_fails_wakes_the_old_one(world: World) -> None:
+async def test_request_during_a_failing_deploy_wakes_the_old_version(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         await world.reached(builders.stop, builder)
@@ -453,7 +453,7 @@ async def test_an_old_version_comes_back_as_a_new_one(world: World) -> None:
         assert now.status_reason == "version 3 rolled back to version 1 by token acme"
 
 
-async def test_what_never_was_up_is_not_rolled_back_to(world: World) -> None:
+async def test_rollback_target_must_have_been_up(world: World) -> None:
     world.engine.behave(OTHER, HASTY)
     async with world.reconciling():
         builder = await world.create()
@@ -519,7 +519,7 @@ async def test_settings_that_were_never_started_with_are_told_apart_from_those_t
     assert made[1].status_reason == "Version 3 was never started: version 4 came after it."
 
 
-async def test_what_becomes_of_a_version_is_an_event(world: World) -> None:
+async def test_outcome_of_a_version_is_an_event(world: World) -> None:
     world.engine.behave(OTHER, replace(HASTY, lines=("secret of the app",)))
     async with world.reconciling():
         builder = await world.create()
@@ -582,7 +582,7 @@ async def test_but_not_for_longer_than_visitors_do(world: World, monkeypatch: py
         await serves(world, builder, 2)
 
 
-async def test_what_the_app_need_not_know_is_set_also_while_a_version_takes_over(world: World) -> None:
+async def test_external_settings_change_during_a_take_over(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         go_on = await held_up(world, builder)

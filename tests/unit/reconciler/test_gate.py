@@ -95,7 +95,7 @@ async def test_with_require_qa_it_is_the_failure_of_the_call(world: World) -> No
     assert (await report_of(world, kept)).status is ReportStatus.NONE
 
 
-async def test_an_app_whose_monitor_is_killed_meanwhile_is_judged_anew(world: World) -> None:
+async def test_app_whose_conmon_is_killed_is_judged_again(world: World) -> None:
     visit, killed = world.testers.visit, list[str]()
 
     async def kill_once(*arguments: object, **named: object) -> Visit:
@@ -135,7 +135,7 @@ async def test_an_app_that_ends_after_the_first_request_has_failed(world: World)
     assert "exited with code 3" in failed.message
 
 
-async def test_whoever_skips_the_gate_is_on_the_record(world: World) -> None:
+async def test_skipped_gate_is_recorded(world: World) -> None:
     world.testers.visits = type(world.testers.visits)([BROKEN])
     async with world.reconciling():
         builder = await world.create(skip_qa=True)

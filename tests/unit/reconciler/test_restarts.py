@@ -106,7 +106,7 @@ async def test_after_a_restart_of_the_machine_apps_come_up_again(world: World) -
     await check_ledger(world, builder)
 
 
-async def test_an_app_whose_monitor_is_killed_comes_back_at_once_and_this_is_no_crash(world: World) -> None:
+async def test_killed_conmon_restarts_the_app_without_counting_a_crash(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         for _ in range(4):
@@ -167,9 +167,7 @@ async def test_an_app_that_vanished_is_started_again(world: World) -> None:
     await check_ledger(world, builder)
 
 
-async def test_what_nobody_noticed_is_found_by_looking_at_everything(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_missed_change_is_found_by_the_sweep(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconciling, "SWEEP_INTERVAL", 0.01)
     async with world.reconciling():
         builder = await world.create()

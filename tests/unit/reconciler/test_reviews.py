@@ -61,7 +61,7 @@ async def held(world: World, *files: BundleFile) -> Builder:
     return builder
 
 
-async def test_what_passes_runs_and_its_report_is_kept(world: World) -> None:
+async def test_passing_code_runs_and_its_report_is_stored(world: World) -> None:
     async with world.reconciling():
         builder = await world.create(MAIN)
     assert (await world.version(builder)).review_passed is True
@@ -103,7 +103,7 @@ async def test_wheels_are_installed_beside_the_review(world: World) -> None:
     assert stages == ["review", "install", "start", "qa"]
 
 
-async def test_what_must_run_code_to_be_installed_waits_for_the_verdict(world: World) -> None:
+async def test_source_build_waits_for_the_review(world: World) -> None:
     world.installer.needs_build = True
     world.scanner.open.clear()
     async with world.reconciling():
@@ -145,7 +145,7 @@ async def test_a_build_from_source_after_wheels_failed_waits_for_the_verdict(wor
     assert world.called("build_layer") == 1
 
 
-async def test_a_failed_installation_is_told_after_the_verdict(world: World) -> None:
+async def test_failed_install_is_reported_after_the_review(world: World) -> None:
     world.engine.build_outcomes.append(BuildOutcome(1, ("no such package",), 1))
     async with world.reconciling():
         builder = await world.ask(MAIN, REQUIREMENTS)
@@ -227,7 +227,7 @@ async def test_only_an_admin_accepts_a_block_and_only_until_a_date(world: World)
     assert (await world.version(builder)).review_passed is False
 
 
-async def test_nobody_accepts_what_cannot_run_or_what_only_warns(world: World) -> None:
+async def test_broken_code_and_warnings_cannot_be_accepted(world: World) -> None:
     world.scanner.dislikes["print"] = "RUF-S101"
     later = world.clock.now() + timedelta(1)
     async with world.reconciling():
@@ -295,7 +295,7 @@ async def test_a_review_that_is_left_out_says_nothing_and_another_ones_is_outdat
     assert skipped == [{"gate": "review", "version": 1}, {"gate": "review", "version": 3}]
 
 
-async def test_who_only_writes_hands_on_no_gate_that_was_left_out(world: World) -> None:
+async def test_skipped_gate_is_not_inherited_by_other_callers(world: World) -> None:
     async with world.reconciling():
         builder = await world.create(EVIL, skip_review=True, skip_qa=True)
         assert (await world.configure(builder, auto_stop_interval=15)).version == 1
@@ -306,7 +306,7 @@ async def test_who_only_writes_hands_on_no_gate_that_was_left_out(world: World) 
         assert (await world.version(builder)).number == 1
 
 
-async def test_what_is_found_later_does_not_stop_what_runs_but_its_next_start(world: World) -> None:
+async def test_later_finding_prevents_only_the_next_start(world: World) -> None:
     async with world.reconciling():
         builder = await world.create(MAIN)
         world.scanner.dislikes["print"] = "MAL-miner"

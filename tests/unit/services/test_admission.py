@@ -63,13 +63,13 @@ async def test_each_quota_is_named_with_its_numbers(world: World, quota: dict[st
     ] == ["first"]
 
 
-async def test_all_that_is_exceeded_is_said_at_once(world: World) -> None:
+async def test_all_exceeded_limits_are_reported(world: World) -> None:
     world = allow(world, builders=0, cpu=0.5)
     with pytest.raises(QuotaExceeded, match=r"builders: .*; cpu: "):
         await world.ask()
 
 
-async def test_what_just_fits_is_admitted(world: World) -> None:
+async def test_request_at_the_limit_is_admitted(world: World) -> None:
     world = allow(world, builders=2, running_builders=2, cpu=0.6, memory=2, disk=6)
     for name in ("one", "two"):
         await world.ask(name=name, resources=Resources(0.3, 1, 3))
@@ -177,7 +177,7 @@ async def test_versions_of_two_that_rest_cannot_both_have_the_last_place(world: 
         await world.put(both[1], BundleFile("main.py", b"2\n"))
 
 
-async def test_what_serves_is_promised_until_it_makes_way(world: World) -> None:
+async def test_serving_version_is_reserved_until_the_take_over(world: World) -> None:
     world = allow(world, cpu=4)
     async with world.reconciling():
         builder = await world.create(name="one", resources=Resources(4, 1, 3))

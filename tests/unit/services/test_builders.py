@@ -18,7 +18,7 @@ from builderd.ports.store.builders import BuilderQuery
 from builderd.services import builders
 
 
-async def test_what_was_asked_for_is_recorded(world: World) -> None:
+async def test_create_records_the_request(world: World) -> None:
     asked = await world.ask(
         MAIN, name="my-api", port=9000, env={"A": "1"}, visibility=Visibility.PRIVATE, job_type=JobType.ONE_TIME
     )
@@ -59,7 +59,7 @@ async def test_an_engine_that_is_not_ready_takes_no_builders(world: World) -> No
     assert unavailable.value.retry_after
 
 
-async def test_what_the_machine_lacks_is_refused_before_anything_is_stored(world: World) -> None:
+async def test_unsupported_settings_are_rejected_before_storing(world: World) -> None:
     world.engine.unsupported[Isolation.STRONG] = "gVisor is not installed"
     with pytest.raises(ValidationFailed) as refused:
         await world.ask(isolation=Isolation.STRONG, credentials=("stripe", "s3"))
@@ -81,7 +81,7 @@ async def test_no_command_reaches_a_builder_of_another_tenant(world: World, comm
     assert await world.builder(builder) == builder
 
 
-async def test_foreign_deleted_unknown_and_malformed_ids_are_told_apart_by_nobody(world: World) -> None:
+async def test_foreign_deleted_unknown_and_malformed_ids_look_alike(world: World) -> None:
     foreign = await world.ask(name="foreign")
     world.caller = await world.tenant("other")
     deleted = await world.ask(name="deleted")
@@ -112,7 +112,7 @@ async def test_starting_what_is_wanted_running_is_a_use_and_changes_nothing(worl
     assert await world.want(builders.start, builder) == replace(builder, last_active_at=world.clock.now())
 
 
-async def test_stopping_is_wanted_by_somebody_once(world: World) -> None:
+async def test_stop_records_its_first_caller(world: World) -> None:
     builder = await world.change(await world.ask(), status=Status.RUNNING, settled_run=1)
     world.clock.move(1)
     stopped = await world.want(builders.stop, builder)
@@ -138,7 +138,7 @@ async def test_starting_what_is_stopped_is_a_new_run(world: World) -> None:
 
 @pytest.mark.parametrize("command", [builders.start, builders.restart])
 @pytest.mark.parametrize("status", [Status.FAILED, Status.COMPLETED])
-async def test_what_has_failed_or_completed_can_be_started_again(
+async def test_failed_or_completed_builder_can_be_started(
     world: World, status: Status, command: builders.Command
 ) -> None:
     rests = {"desired": Desired.STOPPED, "settled_run": 1, "exit_code": 1, "failure_code": "start_failed"}
@@ -160,7 +160,7 @@ async def test_restarting_is_a_new_run_in_any_case(world: World) -> None:
     assert event.reason.startswith("restarted by ")
 
 
-async def test_what_is_being_created_cannot_be_restarted(world: World) -> None:
+async def test_builder_in_creation_cannot_be_restarted(world: World) -> None:
     builder = await world.ask()
     with pytest.raises(InvalidState, match="still being created"):
         await world.want(builders.restart, builder)
@@ -177,7 +177,7 @@ async def test_a_builder_can_be_deleted_from_every_state_once(world: World, stat
     assert [event.type for event in await world.events(builder)] == ["builder.created", "builder.deleted"]
 
 
-async def test_a_wish_makes_the_builder_due_and_tells_who_waits(world: World) -> None:
+async def test_desired_state_change_makes_the_builder_due_and_signals(world: World) -> None:
     builder = await world.ask()
     signals, now = world.application.signals, world.clock.now()
     await signals.desired_changes(0)
@@ -189,7 +189,7 @@ async def test_a_wish_makes_the_builder_due_and_tells_who_waits(world: World) ->
     assert await world.read(lambda uow: uow.builders.due(now, 10)) == [builder.id]
 
 
-async def test_a_refused_wish_tells_nobody(world: World) -> None:
+async def test_rejected_change_signals_nothing(world: World) -> None:
     builder = await world.ask()
     signals = world.application.signals
     await signals.desired_changes(0)

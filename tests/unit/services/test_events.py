@@ -87,7 +87,7 @@ async def test_a_follower_that_keeps_coming_back_gets_every_event_of_many_writer
         assert seen == sorted(await writers)
 
 
-async def test_a_follower_begins_now_or_where_it_is_told(world: World) -> None:
+async def test_follower_starts_now_or_after_an_id(world: World) -> None:
     tenant, store = world.caller.tenant_id, world.application.store
     now = world.clock.now()
     ids = [await record(store, happening(tenant, None, time=now)) for _ in range(3)]
@@ -102,9 +102,7 @@ async def test_a_follower_begins_now_or_where_it_is_told(world: World) -> None:
     assert await taken(world, 2, ids[0]) == ids[1:]
 
 
-async def test_a_follower_is_told_at_once_and_of_its_tenant_alone(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_follower_gets_new_events_of_its_tenant_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "LOOK_INTERVAL", PATIENCE)
     other = await world.tenant("other")
     waiting = asyncio.create_task(taken(world, 1))
@@ -115,7 +113,7 @@ async def test_a_follower_is_told_at_once_and_of_its_tenant_alone(
     assert await waiting == [told]
 
 
-async def test_of_one_builder_it_tells_the_end_and_ends(world: World) -> None:
+async def test_follower_of_a_builder_ends_after_its_deletion(world: World) -> None:
     builder = await world.ask()
     query = EventQuery(builder=builder.id)
     following = asyncio.create_task(taken(world, 10, query=query))

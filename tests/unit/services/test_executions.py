@@ -99,7 +99,7 @@ async def test_an_app_that_ended_unnoticed_is_no_place_for_a_command(
         await run(world, builder)
 
 
-async def test_nobody_runs_a_command_in_another_tenants_builder(world: World) -> None:
+async def test_command_in_another_tenants_builder_is_not_found(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         world.caller = await world.tenant("other")

@@ -10,7 +10,7 @@ from builderd.domain.inventory import EngineInventory, Inventory, StoredDisk
 from builderd.services import builders, inventory
 
 
-async def test_builders_of_all_tenants_are_told_with_what_they_use(world: World) -> None:
+async def test_inventory_lists_builders_of_all_tenants(world: World) -> None:
     async with world.reconciling():
         first = await world.create(MAIN, REQUIREMENTS, name="zebra")
         gone = await world.create(name="gone")

@@ -37,7 +37,7 @@ async def test_those_that_are_over_do_not_pile_up(world: World) -> None:
     assert await kept(world, builder) == 1
 
 
-async def test_one_that_is_forgotten_was_a_use_all_the_same(world: World) -> None:
+async def test_expired_lease_counts_as_use(world: World) -> None:
     builder = await world.ask()
     await take(world, builder, 1)
     world.clock.move(2)

@@ -71,7 +71,7 @@ async def test_only_what_runs_freezes_and_only_what_is_frozen_thaws(world: World
     assert await spans(world, builder) == [(Billing.STOPPED, None)]
 
 
-async def test_what_is_so_already_changes_nothing(world: World) -> None:
+async def test_same_state_and_rate_changes_nothing(world: World) -> None:
     builder = await world.ask()
     for _ in range(2):
         await bill(world, builder, Billing.RUNNING)

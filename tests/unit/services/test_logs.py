@@ -93,14 +93,14 @@ async def test_lines_of_one_moment_stay_in_the_order_they_were_written(world: Wo
         assert await read(world, builder) == [f"line {number}" for number in range(20)]
 
 
-async def test_lines_tell_their_version(world: World) -> None:
+async def test_log_lines_have_their_version(world: World) -> None:
     async with world.reconciling():
         builder = await two_runs(world)
         lines = await logs.read(world.application, world.caller.tenant_id, builder.id)
         assert {line.version async for line in lines} == {1}
 
 
-async def test_nobody_reads_another_tenants_log(world: World) -> None:
+async def test_log_of_another_tenant_is_not_found(world: World) -> None:
     async with world.reconciling():
         builder = await two_runs(world)
         world.caller = await world.tenant("other")
@@ -128,7 +128,7 @@ class Reader:
             self.told.append(line.line.text)
 
 
-async def test_a_follower_is_told_each_line_once_over_restarts_until_the_builder_is_deleted(world: World) -> None:
+async def test_follower_gets_each_line_once_until_the_deletion(world: World) -> None:
     async with world.reconciling():
         builder = await two_runs(world)
         reader = Reader(follow(world, builder, tail=1))
@@ -316,7 +316,7 @@ async def test_a_reader_takes_a_page_when_the_one_before_was_taken(
         assert max(taken.pages) <= page
 
 
-async def test_a_reader_is_told_what_there_was_when_it_asked(world: World, page: int) -> None:
+async def test_reader_gets_lines_written_before_the_call(world: World, page: int) -> None:
     """An app that writes faster than its log is read neither holds it for ever nor adds to what was asked for."""
     async with world.reconciling():
         builder, written = await long_runs(world)
@@ -345,7 +345,7 @@ async def first(lines: AsyncIterator[FollowedLine], count: int) -> list[Followed
     return [await anext(lines) for _ in range(count)]
 
 
-async def test_runs_at_the_same_time_are_told_in_order_of_time(world: World, page: int) -> None:
+async def test_concurrent_runs_are_merged_by_time(world: World, page: int) -> None:
     async with world.reconciling():
         builder, _ = await long_runs(world, 2)
         begin = world.clock.now()

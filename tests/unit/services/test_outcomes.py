@@ -71,7 +71,7 @@ async def test_a_failed_builder_that_is_stopped_or_deleted_is_no_failure(world: 
         assert (await world.reached(builders.delete, builder)).status is Status.DELETED
 
 
-async def test_who_waits_for_a_start_learns_of_a_stop_that_overtook_it(world: World) -> None:
+async def test_waiter_for_a_start_gets_a_later_stop(world: World) -> None:
     world.engine.behave(ENTRYPOINT, Behaviour(listens_at=None))
     async with world.reconciling():
         waiting = asyncio.create_task(world.create())
@@ -83,7 +83,7 @@ async def test_who_waits_for_a_start_learns_of_a_stop_that_overtook_it(world: Wo
         assert (await waiting).status is Status.STOPPED
 
 
-async def test_who_waits_for_a_builder_learns_of_its_deletion(world: World) -> None:
+async def test_waiter_gets_the_deletion(world: World) -> None:
     builder = await world.ask()
     waiting = asyncio.create_task(world.outcome(builder))
     await world.want(builders.delete, builder)
@@ -91,7 +91,7 @@ async def test_who_waits_for_a_builder_learns_of_its_deletion(world: World) -> N
         assert (await waiting).desired is Desired.DELETED
 
 
-async def test_who_waits_for_an_old_run_is_not_kept_by_a_new_one(world: World) -> None:
+async def test_waiter_for_an_old_run_gets_the_new_outcome(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
     await world.want(builders.restart, builder)
@@ -110,7 +110,7 @@ async def test_an_unknown_builder_is_not_waited_for(world: World) -> None:
         await outcomes.wait_until_settled(world.application, BuilderId(new_id()), 1)
 
 
-async def test_stages_are_told_as_they_happen_until_the_outcome(world: World) -> None:
+async def test_stages_are_yielded_until_the_outcome(world: World) -> None:
     builder = await world.ask(MAIN, REQUIREMENTS)
     async with world.reconciling():
         told = [event async for event in outcomes.stages(world.application, builder.id, builder.run)]
@@ -124,7 +124,7 @@ async def test_stages_are_told_as_they_happen_until_the_outcome(world: World) ->
     assert all(event.details.get("ok", True) for event in told)
 
 
-async def test_a_failed_stage_is_told_as_the_last(world: World) -> None:
+async def test_failed_stage_is_yielded_last(world: World) -> None:
     world.engine.behave(ENTRYPOINT, Behaviour(exits_at=0, lines=("good bye",)))
     builder = await world.ask()
     async with world.reconciling():
@@ -144,7 +144,7 @@ async def test_a_start_that_is_called_off_is_no_stage_that_went_well(world: Worl
         assert [event.details["stage"] for event in finished] == ["review", "install"]
 
 
-async def test_what_the_preview_does_not_keep_to_in_time_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_preview_that_is_not_updated_in_time_is_reported(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world.reconciling():
         builder = await world.create()
     monkeypatch.setattr(outcomes, "MAX_WAIT_SECONDS", 0.05)

@@ -49,7 +49,7 @@ async def test_bytes_that_no_record_knows_are_taken_away(world: World) -> None:
     assert list(await world.application.uploads.ids()) == []
 
 
-async def test_what_is_sent_again_is_checked_again(world: World) -> None:
+async def test_resent_part_is_checked_again(world: World) -> None:
     upload, _ = await sent(world)
     again, received = await uploads.receive(world.application, upload, uploads.Part(0, 3), content(), None)
     assert (again.complete, received) == (True, 3)
@@ -75,7 +75,7 @@ async def test_what_is_deleted_as_soon_as_it_has_arrived_is_not_there(
         await uploads.receive(application, upload, uploads.Part(0, total), content(), sha256)
 
 
-async def test_what_is_sent_after_it_was_deleted_leaves_nothing(world: World) -> None:
+async def test_part_sent_after_the_deletion_is_discarded(world: World) -> None:
     upload, _ = await sent(world)
     upload = replace(upload, complete=False)
     await uploads.delete(world.application, world.caller.tenant_id, upload.id)
@@ -84,7 +84,7 @@ async def test_what_is_sent_after_it_was_deleted_leaves_nothing(world: World) ->
     assert list(await world.application.uploads.ids()) == []
 
 
-async def test_what_another_request_took_away_is_a_conflict(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_upload_taken_by_another_request_is_a_conflict(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     upload, _ = await sent(world)
     write = world.application.uploads.write
 
@@ -98,7 +98,7 @@ async def test_what_another_request_took_away_is_a_conflict(world: World, monkey
         await uploads.receive(world.application, upload, uploads.Part(0, 3), content(), "0" * 64)
 
 
-async def test_what_is_being_sent_when_it_is_over_goes_with_a_later_sweep(world: World) -> None:
+async def test_expired_upload_in_progress_is_swept_later(world: World) -> None:
     upload, _ = await sent(world)
     begun, go_on = asyncio.Event(), asyncio.Event()
 

@@ -40,7 +40,7 @@ async def idled(world: World) -> Builder:
     return await world.until_status(builder, Status.STOPPED)
 
 
-async def test_one_that_runs_is_used_and_left_as_it_is(world: World) -> None:
+async def test_wake_of_a_running_builder_records_a_use(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         world.clock.move(100)
@@ -57,7 +57,7 @@ async def test_a_frozen_one_is_thawed(world: World) -> None:
         assert (await world.builder(builder)).desired_reason == "woken by a test"
 
 
-async def test_what_falls_asleep_while_a_session_goes_on_is_woken_for_it() -> None:
+async def test_session_wakes_a_builder_that_fell_asleep() -> None:
     async with fake_world(freeze_after=0.03) as world, world.reconciling():
         builder = await asleep(world)
         (sandbox,) = world.running
@@ -87,7 +87,7 @@ async def test_one_that_idled_is_started(world: World) -> None:
         assert (sandbox.run, (await world.builder(builder)).status) == (2, Status.RUNNING)
 
 
-async def test_a_command_wakes_and_says_so(world: World) -> None:
+async def test_command_wakes_with_a_reason(world: World) -> None:
     async with world.reconciling():
         builder = await idled(world)
         async with executions.run(world.application, world.caller, builder.id, Command("ls"), HeldBytes()):
@@ -111,7 +111,7 @@ async def waiting(world: World, builder: Builder) -> asyncio.Task[Sandbox]:
     return task
 
 
-async def test_one_that_somebody_else_restarts_is_waited_for(world: World) -> None:
+async def test_restart_by_another_caller_is_awaited(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
     await world.want(builders.restart, builder)
@@ -120,7 +120,7 @@ async def test_one_that_somebody_else_restarts_is_waited_for(world: World) -> No
         assert (await task).run == 2
 
 
-async def test_one_that_somebody_else_starts_is_waited_for_until_it_has_failed(world: World) -> None:
+async def test_failed_start_by_another_caller_is_awaited(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         await world.reached(builders.stop, builder)
@@ -141,7 +141,7 @@ async def test_one_that_comes_back_after_a_crash_is_waited_for(world: World) -> 
         assert (await task).attempt == 2
 
 
-async def test_nobody_waits_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wait_for_a_wake_is_limited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world.reconciling():
         builder = await world.create()
     await world.want(builders.restart, builder)
@@ -171,7 +171,7 @@ async def test_one_that_is_about_to_be_stopped_for_idleness_goes_on(world: World
     assert world.called("stop") == 0
 
 
-async def test_visitors_are_told_where_there_is_no_room_to_start_it(world: World) -> None:
+async def test_visitors_are_rejected_without_capacity(world: World) -> None:
     async with world.reconciling():
         builder = await idled(world)
     allowed = replace(world.application.tenant_limits, default=TenantLimit(quota=Limit(running_builders=0)))

@@ -98,7 +98,7 @@ def test_what_does_not_log_in_is_bounded_in_all_and_forgotten_when_it_goes() -> 
     assert THERE not in scene.throttle._pending
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_throttle_memory_is_bounded() -> None:
     scene = Scene()
     for n in range(MAX_ADDRESSES + 10):
         scene.fail(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}")

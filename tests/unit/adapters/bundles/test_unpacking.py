@@ -47,9 +47,7 @@ async def test_a_program_that_never_stops_talking_is_ended(tmp_path: Path, monke
         await unpack_by(program, tmp_path, monkeypatch, seconds=1)
 
 
-async def test_a_program_that_somebody_kills_is_a_fault_of_the_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_killed_unpacking_process_is_a_machine_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
     with pytest.raises(MachineFault, match="unpacks archives was killed") as caught:
         await unpack_by(program, tmp_path, monkeypatch, seconds=10)
@@ -60,7 +58,7 @@ async def test_a_program_that_somebody_kills_is_a_fault_of_the_machine(
     ("number", "expected"),
     [(errno.ENOSPC, MachineFault), (errno.EIO, MachineFault), (0, NoCapacity), ('"x"', NoCapacity)],
 )
-async def test_a_disk_that_cannot_be_written_is_no_fault_of_the_archive(
+async def test_unwritable_disk_is_not_blamed_on_the_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: object, expected: type[BuilderdError]
 ) -> None:
     program = f"""import sys\nsys.stderr.write('{{"failed": "its words", "errno": {number}}}')\n"""

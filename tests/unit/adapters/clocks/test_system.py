@@ -217,7 +217,7 @@ def test_shown_time_equals_elapsed_time_plus_skips(tmp_path: Path, happened: lis
         assert abs(now - START - lived - skipped(clock)) < timedelta(milliseconds=1)
 
 
-def test_a_pause_between_the_two_reads_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pause_between_clock_reads_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine()
     pauses = iter([0.2, 0.0, 0.3])
 

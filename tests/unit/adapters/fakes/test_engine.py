@@ -51,7 +51,7 @@ async def test_a_planned_failure_is_raised_once(engine: FakeEngine) -> None:
     assert await start(engine)
 
 
-async def test_an_end_from_outside_is_told(engine: FakeEngine) -> None:
+async def test_external_end_is_reported(engine: FakeEngine) -> None:
     sandbox = await start(engine)
     exits = engine.exits()
     told = asyncio.ensure_future(anext(exits))

@@ -45,7 +45,7 @@ def test_install_scripts_make_it_the_tenants_own_and_run_last() -> None:
     assert "--ignore-scripts=true" in plan(NODE).steps[0].argv[-1]
 
 
-def test_whatever_npm_installs_waits_for_the_verdict_and_is_shared_all_the_same() -> None:
+def test_npm_layer_waits_for_the_review_and_is_shared() -> None:
     """A package of the registry may ask for one from git, which npm prepares with scripts of its own."""
     for files in ((NODE,), (PYTHON, NODE)):
         made = plan(*files)

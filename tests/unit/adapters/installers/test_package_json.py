@@ -41,7 +41,7 @@ def test_scripts_and_configuration_do_not_reach_npm() -> None:
 
 
 @pytest.mark.parametrize("package", [{}, {"devDependencies": {"jest": "1"}}, {"dependencies": {}}, {"type": "module"}])
-def test_what_asks_for_nothing_gets_nothing(package: Any) -> None:
+def test_project_without_dependencies_has_no_plan(package: Any) -> None:
     assert read(package) is None
 
 
@@ -75,7 +75,7 @@ def test_a_lock_that_fetches_from_elsewhere_is_the_tenants_own() -> None:
         ({"debug": {".": "https://evil.example/debug.tgz"}}, True),
     ],
 )
-def test_what_overrides_put_in_a_packages_place_is_judged_alike(overrides: Any, foreign: bool) -> None:
+def test_overrides_are_checked_like_dependencies(overrides: Any, foreign: bool) -> None:
     found = read({"dependencies": {"a": "1"}, "overrides": overrides})
     assert found is not None
     assert found.foreign is foreign
@@ -113,12 +113,12 @@ def test_what_overrides_put_in_a_packages_place_is_judged_alike(overrides: Any, 
         ({"dependencies": {"a": "1"}}, {"dependencies": {"a": {"version": "file:../x"}}}, "from a folder"),
     ],
 )
-def test_what_would_lead_elsewhere_is_refused(package: Any, locked: Any, why: str) -> None:
+def test_foreign_package_source_is_refused(package: Any, locked: Any, why: str) -> None:
     with pytest.raises(InstallFailed, match=why):
         read(package, locked)
 
 
-def test_what_is_no_json_is_told() -> None:
+def test_invalid_json_is_reported() -> None:
     for text in (b"{", b"\xff", b"[" * 100_000):
         with pytest.raises(InstallFailed, match=r"package\.json"):
             read_packages(make_bundle([BundleFile("package.json", text)]), None)

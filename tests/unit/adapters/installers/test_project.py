@@ -53,7 +53,7 @@ def test_the_versions_of_a_lock_are_kept_and_its_addresses_are_not() -> None:
 
 
 @pytest.mark.parametrize("project", ["", "[tool.ruff]\nline-length = 1\n", "[project]\nname = 'app'\n"])
-def test_what_asks_for_nothing_gets_nothing(project: str) -> None:
+def test_project_without_dependencies_has_no_plan(project: str) -> None:
     assert read(project) is None
 
 
@@ -85,6 +85,6 @@ def test_code_from_elsewhere_is_the_tenants_own() -> None:
         ),
     ],
 )
-def test_what_would_lead_elsewhere_is_refused(project: str, lock: str | None, why: str) -> None:
+def test_foreign_package_source_is_refused(project: str, lock: str | None, why: str) -> None:
     with pytest.raises(InstallFailed, match=why):
         read(project, lock)

@@ -82,7 +82,7 @@ def test_an_address_is_foreign_code() -> None:
         ("flask\x00", "no requirement"),
     ],
 )
-def test_what_is_refused_names_the_line_and_the_reason(text: str, why: str) -> None:
+def test_refused_requirement_names_line_and_reason(text: str, why: str) -> None:
     with pytest.raises(InstallFailed) as refused:
         read(text)
     assert "requirements.txt, line 1:" in refused.value.message
@@ -111,7 +111,7 @@ def test_what_is_refused_names_the_line_and_the_reason(text: str, why: str) -> N
         "six @ https://example.org/six\u202e.tar.gz",
     ],
 )
-def test_no_line_is_written_anew_as_two(line: str) -> None:
+def test_line_is_never_rewritten_as_two(line: str) -> None:
     with pytest.raises(InstallFailed, match="a line break or another unprintable"):
         read(line)
     with pytest.raises(InstallFailed, match="a line break or another unprintable"):

@@ -65,7 +65,7 @@ def test_a_build_from_source_does_not_write_the_shared_cache() -> None:
     assert INSTALLER.from_source(plan("docopt"), ALICE) == fallback
 
 
-def test_there_is_no_second_fallback_and_none_for_other_failures() -> None:
+def test_fallback_happens_once_and_only_for_missing_wheels() -> None:
     fallback = INSTALLER.fallback(plan("docopt"), NO_WHEELS, ALICE)
     assert fallback is not None
     assert INSTALLER.fallback(fallback, NO_WHEELS, ALICE) is None
@@ -80,7 +80,7 @@ def test_byte_compiling_neither_starts_the_layers_interpreter_nor_reaches_anythi
     assert (compile_step.network, compile_step.cache) == (False, Cache.NONE)
 
 
-def test_the_resolvers_own_words_are_told_without_noise() -> None:
+def test_resolver_message_is_shown_without_noise() -> None:
     output = ("Using Python 3.13.5 environment at: /build/x", "\x1b[1merror\x1b[0m: No solution found", "  cause: why")
     assert INSTALLER.explain(output) == "error: No solution found\n  cause: why"
     assert INSTALLER.explain(()) == "uv failed without output."

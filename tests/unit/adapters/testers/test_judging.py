@@ -76,7 +76,7 @@ def test_errors_on_the_console_are_the_app_s_unless_code_of_others_is_missing() 
     assert browsed(console=away, missing=[["https://cdn.test/x.png", "image"]])[CheckName.CONSOLE] is Outcome.PASSED
 
 
-def test_the_browser_s_own_line_about_a_missing_page_is_no_error_of_the_app() -> None:
+def test_browser_message_about_a_missing_page_is_ignored() -> None:
     said, origin = "Failed to load resource: the server responded with a status of 404 ()", "http://app.localhost"
     assert browsed(status=404, console=[[said, f"{origin}/"]])[CheckName.CONSOLE] is Outcome.PASSED
     assert browsed(status=200, console=[[said, f"{origin}/a/b.js"]])[CheckName.CONSOLE] is Outcome.FAILED
@@ -88,7 +88,7 @@ def test_serious_obstacles_are_a_warning() -> None:
     assert browsed(axe=None)[CheckName.ACCESSIBILITY] is Outcome.NOT_JUDGED
 
 
-def test_a_picture_tells_its_size_itself() -> None:
+def test_screenshot_size_is_read_from_the_file() -> None:
     (picture,) = judge_browser({"views": [VIEW]}, 1.0).screenshots
     assert (picture.name, picture.width, picture.height, picture.png) == ("desktop", 1, 1, PIXEL)
 
@@ -103,7 +103,7 @@ def test_a_picture_tells_its_size_itself() -> None:
         {"axe": 5},
     ],
 )
-def test_what_is_no_such_answer_raises(view: dict[str, Any]) -> None:
+def test_malformed_worker_answer_raises(view: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError)):
         judge_browser({"views": [{**VIEW, **view}]}, 1.0)
 

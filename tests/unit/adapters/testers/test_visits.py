@@ -15,14 +15,14 @@ from builderd.ports.testers import Target
 NOBODY = Target(Address("127.0.0.1", 1), "http://app.localhost")
 
 
-async def test_nobody_there_is_told_of_the_app() -> None:
+async def test_refused_connection_is_the_apps_failure() -> None:
     visitor = Visitor()
     assert (await visitor.visit(NOBODY, "/", 5)).fault == "the connection was refused"
     await visitor.close()
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
-async def test_what_the_machine_could_not_send_is_not(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+async def test_unsendable_request_is_a_machine_fault(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     class Exhausted(socket.socket):
         def connect(self, _address: object) -> None:
             raise OSError(number, "exhausted")

@@ -51,7 +51,7 @@ def refused(body: bytes) -> str:
         (b'{"a":' + b"[" * 100_000, "nested too deeply"),
     ],
 )
-def test_what_is_no_plain_json_object_is_refused_with_its_place(body: bytes, why: str) -> None:
+def test_invalid_json_is_rejected_with_its_position(body: bytes, why: str) -> None:
     assert why.lower() in refused(body).lower()
 
 
@@ -63,13 +63,13 @@ def test_surrogate_pairs_and_escaped_backslashes_are_text() -> None:
     assert parse_object(rb'{"a": "\ud83d\ude00", "b": "\\ud800"}') == {"a": "😀", "b": "\\ud800"}
 
 
-def test_a_number_is_remembered_as_it_was_written() -> None:
+def test_number_keeps_its_written_form() -> None:
     value = parse_object(b'{"a": 3.10, "b": 1E3}')
     assert value == {"a": 3.1, "b": 1000.0}
     assert (str(value["a"]), str(value["b"])) == ("3.10", "1E3")
 
 
-def test_large_contents_of_files_are_no_structure() -> None:
+def test_file_contents_do_not_count_as_structure() -> None:
     body = json.dumps({"files": {"a.js": '{"[,]":[{}],' * 500_000}}).encode()
     assert len(parse_object(body)["files"]["a.js"]) == 6_000_000
 

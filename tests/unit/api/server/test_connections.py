@@ -91,7 +91,7 @@ def test_a_tenant_has_only_so_many_and_its_idle_ones_make_room() -> None:
     connections.recognise(third, OTHER)
 
 
-def test_what_is_closed_counts_no_more() -> None:
+def test_closed_connection_is_not_counted() -> None:
     connections = Connections()
     (one,) = admitted(connections, 1)
     connections.recognise(one, ACME)

@@ -42,13 +42,15 @@ async def test_of_a_stream_only_the_head_is_sent(service: Service, client: httpx
     assert service.app.state.operations.event_streams.total() == service.app.state.operations.log_streams.total() == 0
 
 
-async def test_it_is_logged_and_counted_as_itself(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+async def test_head_request_is_logged_and_counted_as_head(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, request_log.__name__):
         await client.head("/healthz")
     assert caplog.records[0].getMessage().startswith("request method=HEAD path=/healthz status=200 ms=")
 
 
-async def test_without_a_get_there_is_no_head(client: httpx.AsyncClient) -> None:
+async def test_path_without_get_has_no_head(client: httpx.AsyncClient) -> None:
     refused = await client.head(f"{API}/builders/x/start")
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
     assert (await client.head("/nope")).status_code == 404

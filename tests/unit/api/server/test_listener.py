@@ -127,7 +127,7 @@ async def test_a_head_that_is_too_large_is_refused(door: Door, head: bytes) -> N
 
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"SSH-2.0-x\r\n", b"\0\0\0\0"])
-async def test_another_protocol_is_told_so_in_the_envelope(door: Door, data: bytes) -> None:
+async def test_other_protocol_gets_an_envelope(door: Door, data: bytes) -> None:
     connection = await door.connect()
     await connection.send(data)
     status, headers, body = await connection.answer()
@@ -209,7 +209,7 @@ async def test_there_are_only_so_many_connections(service: Service, monkeypatch:
         await door.close()
 
 
-async def test_whoever_waits_while_the_service_stops_is_told_so(
+async def test_waiting_calls_are_answered_when_the_service_stops(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "GRACE_SECONDS", 0.1)

@@ -42,5 +42,5 @@ def test_any_other_preference_waits(value: str) -> None:
         ("", False),
     ],
 )
-def test_events_are_sent_to_whoever_would_rather_have_them(accept: str, events: bool) -> None:
+def test_event_stream_is_chosen_by_accept_weight(accept: str, events: bool) -> None:
     assert wants_events(request(("accept", accept))) is events

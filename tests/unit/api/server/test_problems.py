@@ -61,7 +61,7 @@ async def test_another_method_is_405_with_those_that_there_are(
     assert response.headers["allow"] == allow
 
 
-async def test_what_nobody_foresaw_is_500_and_tells_nothing_of_the_inside(
+async def test_unexpected_error_is_500_without_details(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(*_: object) -> None:

@@ -48,9 +48,7 @@ async def test_a_call_too_many_is_429_and_another_token_is_not_concerned(service
     assert (await client.get(BUILDERS)).status_code == 200
 
 
-async def test_who_guesses_tokens_is_slowed_down_and_others_behind_the_address_are_not(
-    service: Service, now: Time
-) -> None:
+async def test_wrong_tokens_are_limited_without_affecting_valid_ones(service: Service, now: Time) -> None:
     service.app.state.rates = Rates(failures=3, now=now)
     guesses = [await service.client(f"bd_{number}").get(BUILDERS) for number in range(5)]
     assert [guess.status_code for guess in guesses] == [401, 401, 401, 429, 429]

@@ -36,7 +36,7 @@ async def test_a_server_that_cannot_start_is_an_error_and_gives_its_port_back(mo
     bind("127.0.0.1", port, "--port").close()
 
 
-async def test_a_port_that_is_taken_says_so() -> None:
+async def test_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         async with Servers() as some:

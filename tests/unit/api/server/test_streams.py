@@ -43,7 +43,7 @@ async def test_silence_is_filled_with_heartbeats(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("busy", [False, True])
-async def test_who_may_listen_no_more_is_told_no_more(monkeypatch: pytest.MonkeyPatch, busy: bool) -> None:
+async def test_stream_ends_with_the_permission(monkeypatch: pytest.MonkeyPatch, busy: bool) -> None:
     monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.05)
     answers = iter([True, False])
 
@@ -61,7 +61,7 @@ async def test_who_may_listen_no_more_is_told_no_more(monkeypatch: pytest.Monkey
     assert next(answers, None) is None
 
 
-async def test_whoever_leaves_ends_the_source() -> None:
+async def test_disconnect_closes_the_source() -> None:
     ended = asyncio.Event()
 
     async def events() -> AsyncGenerator[bytes]:

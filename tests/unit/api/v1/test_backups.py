@@ -47,7 +47,7 @@ async def test_a_backup_is_taken_and_listed(client: httpx.AsyncClient) -> None:
     assert (builder["last_backup_at"], builder["last_backup_error"]) == (taken["created_at"], None)
 
 
-async def test_who_does_not_wait_is_told_at_once(client: httpx.AsyncClient) -> None:
+async def test_async_backup_is_answered_at_once(client: httpx.AsyncClient) -> None:
     uuid = await _create(client)
     answer = await client.post(f"/api/v1/builders/{uuid}/backups", headers={"Prefer": "respond-async"})
     assert (answer.status_code, answer.headers["Preference-Applied"]) == (202, "respond-async")
@@ -96,7 +96,7 @@ async def test_a_backup_comes_back_in_place(client: httpx.AsyncClient, service: 
     assert kinds == ["before_restore", "requested"]
 
 
-async def test_what_was_never_started_has_nothing_to_back_up(client: httpx.AsyncClient, service: Service) -> None:
+async def test_backup_without_a_disk_is_refused(client: httpx.AsyncClient, service: Service) -> None:
     service.installer.refusal = "no such package"
     files = {"main.py": "", "requirements.txt": "nowhere"}
     failed = await client.post("/api/v1/builders", json={**MINIMAL, "files": files})
@@ -109,7 +109,7 @@ async def test_what_was_never_started_has_nothing_to_back_up(client: httpx.Async
     assert [(one.status_code, one.json()["code"]) for one in answers] == [(409, "invalid_state")] * 2
 
 
-async def test_who_waits_for_a_restore_that_is_overtaken_is_told_so(
+async def test_cancelled_restore_is_reported_to_its_waiter(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on, restore = asyncio.Semaphore(0), asyncio.Semaphore(0), service.application.backup_repository.restore
@@ -170,7 +170,7 @@ async def test_purging_and_removing_leave_nothing_in_the_lists(client: httpx.Asy
     assert (await client.get("/api/v1/backups")).json()["data"] == []
 
 
-async def test_nobody_sees_or_touches_another_tenants_backups(client: httpx.AsyncClient, service: Service) -> None:
+async def test_backups_of_another_tenant_are_not_found(client: httpx.AsyncClient, service: Service) -> None:
     uuid = await _create(client)
     taken = await _take(client, uuid)
     other = service.client(service.other)

@@ -19,7 +19,7 @@ async def create(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     return data
 
 
-async def test_a_list_is_paged_and_tells_its_length(client: httpx.AsyncClient) -> None:
+async def test_list_is_paged_with_total(client: httpx.AsyncClient) -> None:
     for name in ("a", "b", "c"):
         await create(client, name=name)
     body = (await client.get(BUILDERS, params={"per_page": 2, "page": 2, "sort": "created_at"})).json()

@@ -97,7 +97,7 @@ async def test_at_the_cap_it_is_stopped_and_creating_and_starting_are_429_until_
         assert 0 < int(refused.headers["Retry-After"]) <= 31 * 86400 + 1
 
 
-async def test_the_operators_limit_is_told_and_cannot_be_lifted(
+async def test_operator_cap_is_shown_and_cannot_be_removed(
     admin: httpx.AsyncClient, client: httpx.AsyncClient, service: Service
 ) -> None:
     uuid = await create(client)
@@ -137,7 +137,7 @@ async def test_another_tenants_builder_is_not_there(
     "body",
     [{}, {"monthly": -1}, {"monthly": "5"}, {"monthly": True}, {"monthly": 1.001}, {"monthly": 1e300}, {"month": 1}],
 )
-async def test_what_is_no_amount_is_refused(admin: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def test_invalid_amount_is_rejected(admin: httpx.AsyncClient, body: dict[str, Any]) -> None:
     refused = await admin.put(CAP, json=body)
     assert (refused.status_code, refused.json()["code"]) == (422, "validation_error")
     assert (await admin.get(CAP)).json()["data"]["monthly"] is None

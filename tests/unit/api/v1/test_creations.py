@@ -207,7 +207,7 @@ async def test_a_builder_that_is_deleted_while_it_is_created_is_answered(
     assert ((await creating).status_code, (await creating).json()["code"]) == (404, "not_found")
 
 
-async def test_whoever_leaves_does_not_stop_the_creation(client: httpx.AsyncClient, service: Service) -> None:
+async def test_disconnect_does_not_cancel_the_creation(client: httpx.AsyncClient, service: Service) -> None:
     service.engine.behave(MINIMAL["entrypoint"], Behaviour(listens_at=20))
     creating = asyncio.create_task(client.post(BUILDERS, json=MINIMAL, headers={"Idempotency-Key": "k"}))
     uuid = await _first_uuid(service)
@@ -304,7 +304,7 @@ async def test_a_retry_after_a_restart_waits_for_the_same_builder(client: httpx.
     assert (await client.post(BUILDERS, json=MINIMAL, headers=KEY)).json() == again.json()
 
 
-async def test_what_passes_is_no_outcome_and_the_retry_waits_for_the_same_builder(
+async def test_temporary_error_is_not_stored_and_the_retry_waits(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = StoreUnavailable("The database does not answer now.", retry_after=5)

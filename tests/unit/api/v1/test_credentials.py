@@ -30,7 +30,7 @@ async def create(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     return data
 
 
-async def test_what_is_stored_is_listed_by_name_and_never_read_back(client: httpx.AsyncClient) -> None:
+async def test_credentials_are_listed_without_values(client: httpx.AsyncClient) -> None:
     first, again = await client.put(ZOHO, json=VALUES), await client.put(ZOHO, json=VALUES)
     listed, one = await client.get("/api/v1/credentials"), await client.get(ZOHO)
 
@@ -40,7 +40,7 @@ async def test_what_is_stored_is_listed_by_name_and_never_read_back(client: http
     assert not any(CANARY in answer.text for answer in (first, again, listed, one))
 
 
-async def test_what_is_stored_is_told_also_where_it_is_deleted_at_once(
+async def test_stored_credential_is_answered_even_if_deleted_meanwhile(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = service.store.write

@@ -89,7 +89,7 @@ async def test_a_stream_that_cannot_begin_fails_as_a_call(client: httpx.AsyncCli
     assert (response.status_code, response.json()["code"]) == (409, "invalid_state")
 
 
-async def test_a_stream_that_fails_later_says_so(client: httpx.AsyncClient, service: Service, path: str) -> None:
+async def test_failing_stream_ends_with_a_failure_event(client: httpx.AsyncClient, service: Service, path: str) -> None:
     service.engine.answer("ls", Answer(no_folder=True))
     ((name, data),) = await streamed(client, path, {"command": "ls", "cwd": "nowhere", "stream": True})
     assert (name, data["code"]) == ("failed", "validation_error")

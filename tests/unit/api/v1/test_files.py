@@ -68,7 +68,7 @@ async def test_a_file_that_is_known_is_not_sent_again(client: httpx.AsyncClient,
     assert (response.status_code, response.content, response.headers["etag"]) == (304, b"", tag)
 
 
-async def test_a_file_is_written_as_it_is_sent(client: httpx.AsyncClient, path: str) -> None:
+async def test_file_is_written_while_received(client: httpx.AsyncClient, path: str) -> None:
     content = bytes(range(256)) * 1000
     created = await client.put(f"{path}/a/b.bin", content=content, params={"executable": "true"})
     assert (created.status_code, created.json()["data"]["mode"]) == (201, "0755")
@@ -97,7 +97,7 @@ async def test_a_misspelt_parameter_is_refused(client: httpx.AsyncClient, path: 
     assert (await client.get(f"{path}/main.py")).status_code == 200
 
 
-async def test_nobody_overwrites_what_somebody_else_has_written(client: httpx.AsyncClient, path: str) -> None:
+async def test_if_match_prevents_lost_updates(client: httpx.AsyncClient, path: str) -> None:
     tag = (await client.get(f"{path}/main.py")).headers["etag"]
     assert (await client.put(f"{path}/main.py", content=b"mine", headers={"If-Match": tag})).status_code == 200
     late = await client.put(f"{path}/main.py", content=b"theirs", headers={"If-Match": tag})
@@ -177,9 +177,7 @@ async def test_a_query_that_breaks_a_rule_is_refused(client: httpx.AsyncClient, 
         assert (await client.get(path, params=query)).status_code == 422
 
 
-async def test_who_reads_and_writes_files_uses_the_builder(
-    service: Service, client: httpx.AsyncClient, path: str
-) -> None:
+async def test_file_access_records_a_use(service: Service, client: httpx.AsyncClient, path: str) -> None:
     uuid = path.split("/")[-2]
     long_ago = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -204,9 +202,7 @@ async def test_who_reads_and_writes_files_uses_the_builder(
 
 
 @pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
-async def test_a_download_that_nobody_takes_is_broken_off_and_lets_go(
-    monkeypatch: pytest.MonkeyPatch, spec_version: str
-) -> None:
+async def test_stalled_download_is_closed(monkeypatch: pytest.MonkeyPatch, spec_version: str) -> None:
     monkeypatch.setattr(streams, "STALL_SECONDS", 0.05)
     let_go, never = asyncio.Event(), asyncio.Event()
 

@@ -65,12 +65,12 @@ async def test_a_lease_is_taken_listed_renewed_and_ended(client: httpx.AsyncClie
     ],
     ids=lambda body: str(body)[:40],
 )
-async def test_what_is_no_lease_is_refused(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
+async def test_invalid_lease_is_rejected(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
     assert (await client.post(path, json=body)).status_code == 422
     assert (await client.get(path)).json()["data"] == []
 
 
-async def test_what_does_not_run_cannot_be_busy(client: httpx.AsyncClient, own: dict[str, Any], path: str) -> None:
+async def test_lease_requires_a_running_builder(client: httpx.AsyncClient, own: dict[str, Any], path: str) -> None:
     await client.post(f"{BUILDERS}/{own['uuid']}/stop")
     response = await client.post(path, json={"seconds": 60})
     assert (response.status_code, response.json()["code"]) == (409, "invalid_state")
@@ -82,9 +82,7 @@ async def test_leases_do_not_pile_up(client: httpx.AsyncClient, path: str) -> No
     assert (await client.post(path, json={"seconds": 60})).status_code == 409
 
 
-async def test_nobody_touches_the_leases_of_another_tenant(
-    client: httpx.AsyncClient, service: Service, path: str
-) -> None:
+async def test_leases_of_another_tenant_are_not_found(client: httpx.AsyncClient, service: Service, path: str) -> None:
     lease = await take(client, path)
     other = service.client(service.other)
     assert (await other.post(path, json={"seconds": 60})).status_code == 404
@@ -94,7 +92,7 @@ async def test_nobody_touches_the_leases_of_another_tenant(
     assert (await client.get(path)).json()["data"] == [lease]
 
 
-async def test_who_may_only_read_takes_none(service: Service, path: str) -> None:
+async def test_read_scope_cannot_take_leases(service: Service, path: str) -> None:
     reader = service.client(service.read)
     assert (await reader.get(path)).status_code == 200
     assert (await reader.post(path, json={"seconds": 60})).status_code == 403

@@ -80,7 +80,7 @@ async def test_a_large_answer_is_made_while_it_is_taken(
     assert [line["text"] for line in json.loads(text)["data"]] == ["x" * 10_000] * 5_000
 
 
-async def test_what_fails_before_the_first_line_has_its_status(
+async def test_error_before_the_first_line_has_its_status(
     client: httpx.AsyncClient, service: Service, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = service.engine.read_log

@@ -27,7 +27,7 @@ async def read(client: httpx.AsyncClient, uuid: str, **query: Any) -> dict[str, 
     return data
 
 
-async def test_now_and_the_last_day_are_told(client: httpx.AsyncClient, service: Service, uuid: str) -> None:
+async def test_metrics_have_current_and_daily_usage(client: httpx.AsyncClient, service: Service, uuid: str) -> None:
     application = service.application
     (builder,) = await application.store.read(lambda uow: uow.builders.ids())
     usage = Usage(300, 75, 300e6, 2_000_000, 4_000, 10, 20, 30, 20, 5, 4, 1)
@@ -49,7 +49,7 @@ async def test_steps_may_be_longer_and_fewer(client: httpx.AsyncClient, uuid: st
     assert (data["step_seconds"], len(data["steps"])) == (3_600, 6)
 
 
-async def test_what_does_not_run_has_no_now(client: httpx.AsyncClient, service: Service, uuid: str) -> None:
+async def test_stopped_builder_has_no_current_usage(client: httpx.AsyncClient, service: Service, uuid: str) -> None:
     await client.post(f"{BUILDERS}/{uuid}/stop")
     await Sampling(service.application).sample()
     assert (await read(client, uuid))["now"] is None
@@ -80,9 +80,7 @@ async def test_prometheus_has_the_same_by_builder(
     assert f'builderd_preview_answers_total{{class="5xx",host="{host}"}} 1.0' in text
 
 
-async def test_prometheus_has_so_many_series_and_no_more(
-    service: Service, uuid: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_prometheus_series_are_limited(service: Service, uuid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from builderd.api.server import meter
 
     monkeypatch.setattr(meter, "MAX_SERIES", 2)

@@ -61,7 +61,7 @@ async def test_a_page_in_pieces_is_the_page(sizes: list[int]) -> None:
     assert len(pieces) == 2 + (len(sizes) > 0) + (sum(sizes) > 100_000)
 
 
-async def test_who_does_not_read_a_page_keeps_no_turn() -> None:
+async def test_unread_page_does_not_block_the_scheduler() -> None:
     turns = FairScheduler()
     unread = pages._encoded(entries([100_000, 100_000]), turns, ACME)
     assert await anext(unread)

@@ -36,7 +36,7 @@ async def test_a_gate_that_was_left_out_is_judged_when_asked_for_and_its_verdict
     assert (await client.get(url)).json()["data"]["qa_passed"] is None
 
 
-async def test_one_that_was_not_left_out_is_judged_anew(client: httpx.AsyncClient, service: Service) -> None:
+async def test_qa_again_runs_the_gate(client: httpx.AsyncClient, service: Service) -> None:
     url = (await client.post(BUILDERS, json=MINIMAL)).headers["location"]
     assert (await client.get(f"{url}/qa")).json()["message"].startswith("Version 1 passed; ")
     testers = service.application.testers

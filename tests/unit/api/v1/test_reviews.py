@@ -38,7 +38,7 @@ def accepting(finding: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"fingerprint": finding["fingerprint"], "reason": "it is meant", **more}
 
 
-async def test_a_refused_builder_tells_file_line_rule_and_what_to_do(client: httpx.AsyncClient) -> None:
+async def test_failed_review_names_file_line_rule_and_advice(client: httpx.AsyncClient) -> None:
     response = await client.post(BUILDERS, json=RISKY)
     body = response.json()
     assert (response.status_code, body["code"]) == (422, "review_failed")
@@ -58,7 +58,7 @@ async def test_a_refused_builder_tells_file_line_rule_and_what_to_do(client: htt
     assert (builder["status"], builder["review_passed"]) == ("failed", False)
 
 
-async def test_the_stages_tell_of_the_review_too(client: httpx.AsyncClient) -> None:
+async def test_stage_events_include_the_review(client: httpx.AsyncClient) -> None:
     response = await client.post(BUILDERS, json=EVIL, headers={"Accept": "text/event-stream"})
     assert "event: review\n" in response.text
     assert "event: failed\n" in response.text
@@ -99,7 +99,7 @@ async def test_a_block_needs_an_admin_and_a_date(client: httpx.AsyncClient, serv
     assert (await client.post(f"{url}/start")).json()["data"]["status"] == "running"
 
 
-async def test_what_cannot_run_is_accepted_by_nobody(client: httpx.AsyncClient, service: Service) -> None:
+async def test_finding_on_broken_code_cannot_be_accepted(client: httpx.AsyncClient, service: Service) -> None:
     url, finding = await refused(client, {**MINIMAL, "entrypoint": "python3 other.py"})
     assert finding["rule"] == "SAN-entrypoint"
     admin = service.client(await service.token("acme", Scope.ADMIN))
@@ -126,7 +126,7 @@ async def test_a_redeploy_that_blocks_is_refused_and_the_old_version_serves(clie
     assert not (await client.get(f"{url}/review?version=2")).json()["data"]["passed"]
 
 
-async def test_the_report_is_told_as_sarif(client: httpx.AsyncClient) -> None:
+async def test_report_is_available_as_sarif(client: httpx.AsyncClient) -> None:
     url, finding = await refused(client)
     response = await client.get(f"{url}/review?format=sarif")
     assert response.headers["content-type"] == "application/sarif+json"

@@ -25,7 +25,7 @@ async def test_deleted_builders_still_count(client: httpx.AsyncClient) -> None:
     }
 
 
-async def test_another_tenants_spending_is_not_told(client: httpx.AsyncClient, service: Service) -> None:
+async def test_spending_of_another_tenant_is_hidden(client: httpx.AsyncClient, service: Service) -> None:
     await client.post("/api/v1/builders", json=MINIMAL)
     assert (await service.client(service.other).get(SPENDING)).json()["data"]["deployments"] == []
 

@@ -50,7 +50,7 @@ async def end(socket: ClientConnection) -> int:
     return socket.close_code
 
 
-async def test_what_is_typed_goes_in_and_what_is_printed_comes_out(service: Service, url: str) -> None:
+async def test_terminal_relays_input_and_output(service: Service, url: str) -> None:
     async with asyncio.timeout(PATIENCE), opened(f"{url}?columns=100&rows=30", service.write) as socket:
         await socket.send(b"echo \xff\r")
         assert await socket.recv() == b"echo \xff\r"
@@ -61,7 +61,7 @@ async def test_what_is_typed_goes_in_and_what_is_printed_comes_out(service: Serv
     assert (spec.argv, spec.window) == (LOGIN_SHELL, Window(100, 30))
 
 
-async def test_the_exit_code_is_told_and_the_connection_closed(service: Service, url: str) -> None:
+async def test_terminal_sends_the_exit_code_and_closes(service: Service, url: str) -> None:
     service.engine.answer("make", Answer(7, "done\n"))
     async with asyncio.timeout(PATIENCE), opened(f"{url}?command=make", service.write) as socket:
         assert await socket.recv() == b"done\n"
@@ -121,7 +121,7 @@ async def test_elsewhere_the_offer_of_a_websocket_is_passed_over(service: Servic
         assert await refusal(f"{base.replace('http', 'ws')}{path}", service.write) == (404, "not_found")
 
 
-async def test_an_app_without_terminals_says_that_there_is_no_such_call(service: Service) -> None:
+async def test_sandbox_api_has_no_terminals(service: Service) -> None:
     async with listening(create_sandbox_app(service.application)) as base:
         url = f"{base.replace('http', 'ws')}{BUILDERS}/x/terminal"
         response = await refused(url, service.write)
@@ -129,7 +129,7 @@ async def test_an_app_without_terminals_says_that_there_is_no_such_call(service:
     assert response.headers["X-Request-Id"]
 
 
-async def test_who_may_not_write_gets_no_terminal(service: Service, url: str) -> None:
+async def test_read_scope_gets_no_terminal(service: Service, url: str) -> None:
     assert await refusal(url, None) == (401, "unauthenticated")
     assert await refusal(url, "bd_wrong") == (401, "unauthenticated")
     assert await refusal(url, service.read) == (403, "forbidden")

@@ -130,7 +130,7 @@ async def test_a_range_that_does_not_fit_is_refused(
     assert (response.status_code, response.json()["code"]) == (400, "bad_request")
 
 
-async def test_a_url_without_its_signature_leads_nowhere(sender: httpx.AsyncClient, place: dict[str, Any]) -> None:
+async def test_upload_url_requires_its_signature(sender: httpx.AsyncClient, place: dict[str, Any]) -> None:
     bare = place["upload_url"].partition("?")[0]
     for url in (bare, f"{bare}?signature=bdu_x", f"{bare}?signature=", f"{UPLOADS}/x?signature=y"):
         assert (await sender.put(url, content=CODE)).status_code == 404
@@ -151,7 +151,7 @@ async def test_uploads_are_their_tenants_alone(
     assert (await sender.get(place["upload_url"])).status_code == 404
 
 
-async def test_a_tenant_keeps_so_many_and_no_more(client: httpx.AsyncClient, service: Service) -> None:
+async def test_uploads_of_a_tenant_are_limited(client: httpx.AsyncClient, service: Service) -> None:
     for _ in range(service.application.upload_rules.max_count):
         assert (await client.post(UPLOADS, json={"size": 10})).status_code == 201
     refused = await client.post(UPLOADS, json={"size": 10})
@@ -181,7 +181,7 @@ async def test_the_code_comes_in_one_way(client: httpx.AsyncClient, place: dict[
     assert list(nothing.json()["errors"]) == ["files"]
 
 
-async def test_what_is_no_archive_says_so(
+async def test_file_that_is_no_archive_is_rejected(
     client: httpx.AsyncClient, sender: httpx.AsyncClient, place: dict[str, Any]
 ) -> None:
     await sender.put(place["upload_url"], content=b"hello" * 1000)

@@ -52,7 +52,7 @@ async def test_new_code_is_answered_when_it_serves_and_what_is_left_out_stays(
         assert data[kept] == before[kept]
 
 
-async def test_it_may_be_answered_at_once(client: httpx.AsyncClient, url: str) -> None:
+async def test_async_deploy_is_answered_at_once(client: httpx.AsyncClient, url: str) -> None:
     response = await client.put(url, json=NEW, headers={"Prefer": "respond-async"})
     assert response.status_code == 202
     assert response.headers["location"] == url
@@ -71,7 +71,7 @@ async def test_its_stages_are_streamed(client: httpx.AsyncClient, url: str) -> N
 @pytest.mark.parametrize(
     ("method", "path", "body"), [("PATCH", "", {"auto_stop_interval": 5}), ("PUT", "/auto-stop", {"interval": 5})]
 )
-async def test_what_has_no_stages_is_streamed_too_and_so_is_its_retry(
+async def test_change_without_stages_is_streamed(
     client: httpx.AsyncClient, url: str, method: str, path: str, body: dict[str, Any]
 ) -> None:
     headers = {"Accept": "text/event-stream", "Idempotency-Key": "settings-1"}
@@ -84,7 +84,7 @@ async def test_what_has_no_stages_is_streamed_too_and_so_is_its_retry(
     assert (first.headers.get("idempotency-replayed"), again.headers["idempotency-replayed"]) == (None, "true")
 
 
-async def test_a_failed_stage_is_told_and_the_builder_still_runs(
+async def test_failed_stage_is_reported_while_the_builder_runs(
     client: httpx.AsyncClient, url: str, service: Service
 ) -> None:
     service.engine.behave(OTHER, Behaviour(exits_at=0, exit_code=3, lines=("oh no",)))
@@ -132,7 +132,7 @@ async def test_a_retry_is_answered_as_the_first_call_was(client: httpx.AsyncClie
         ),
     ],
 )
-async def test_what_passes_is_no_outcome_and_the_retry_waits_for_the_same_version(
+async def test_temporary_error_is_not_stored_and_the_retry_waits(
     client: httpx.AsyncClient,
     url: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -187,9 +187,7 @@ async def test_settings_that_the_app_must_know_are_a_new_version(client: httpx.A
     assert (refused.status_code, refused.json()["code"]) == (409, "invalid_state")
 
 
-async def test_who_may_see_it_is_in_force_when_that_is_answered(
-    client: httpx.AsyncClient, url: str, service: Service
-) -> None:
+async def test_visibility_is_active_when_answered(client: httpx.AsyncClient, url: str, service: Service) -> None:
     for visibility in ("private", "public"):
         data = (await client.patch(url, json={"visibility": visibility})).json()["data"]
         route = await service.previews.get(data["preview_url"].split("/")[2].split(":")[0])
@@ -251,7 +249,7 @@ async def test_the_service_token_is_renewed(client: httpx.AsyncClient, url: str)
         ({"env": {"PORT": "1"}}, "env.PORT"),
     ],
 )
-async def test_what_breaks_a_rule_makes_no_version(
+async def test_invalid_change_makes_no_version(
     client: httpx.AsyncClient, url: str, body: dict[str, Any], field: str
 ) -> None:
     response = await client.put(url, json=body)
@@ -272,7 +270,7 @@ async def test_leaving_a_gate_out_needs_its_scope_and_is_not_kept(
     assert (data["version"], data["qa_passed"]) == (3, True)
 
 
-async def test_what_a_version_was_made_with_is_shown(client: httpx.AsyncClient, url: str, service: Service) -> None:
+async def test_version_shows_its_settings(client: httpx.AsyncClient, url: str, service: Service) -> None:
     entitled = service.client(await service.token("acme", Scope.WRITE, Scope.SKIP_GATES))
     flags = {"skip_review": True, "skip_qa": True, "require_qa": True, "install_scripts": True}
     builder = (await entitled.put(url, json={**NEW, **flags})).json()["data"]

@@ -48,7 +48,7 @@ async def test_ones_own_secret_and_events_are_taken(client: httpx.AsyncClient) -
     assert (hook["secret"], hook["events"]) == ("x" * 24, ["builder.status", "stage.*"])
 
 
-async def test_what_was_delivered_is_listed_with_each_attempt(client: httpx.AsyncClient, service: Service) -> None:
+async def test_deliveries_are_listed_with_attempts(client: httpx.AsyncClient, service: Service) -> None:
     sender = service.application.webhooks
     assert isinstance(sender, FakeWebhookSender)
     sender.replies[URL] = [Reply(503, "busy")]
@@ -115,7 +115,7 @@ async def test_an_id_that_names_none_is_not_found(client: httpx.AsyncClient, web
         ({"url": URL, "event": ["*"]}, "event"),
     ],
 )
-async def test_what_breaks_a_rule_is_refused_and_stores_nothing(
+async def test_invalid_webhook_is_rejected(
     client: httpx.AsyncClient, service: Service, body: dict[str, Any], field: str
 ) -> None:
     before = await service.kept()
@@ -132,7 +132,7 @@ async def test_an_address_that_is_near_is_refused_at_once(client: httpx.AsyncCli
     assert (response.status_code, list(response.json()["errors"])) == (422, ["url"])
 
 
-async def test_a_tenant_has_so_many_and_no_more(client: httpx.AsyncClient) -> None:
+async def test_webhooks_of_a_tenant_are_limited(client: httpx.AsyncClient) -> None:
     for _ in range(MAX_WEBHOOKS):
         await made(client)
     refused = await client.post(HOOKS, json={"url": URL})

@@ -75,7 +75,7 @@ def test_a_builder_lives(client: Client) -> None:
     assert client.delete(builder.uuid).status is Status.DELETED
 
 
-def test_the_stages_are_told_as_they_end(client: Client) -> None:
+def test_client_yields_stages_as_they_end(client: Client) -> None:
     stages: list[Stage] = []
     client.create(new(files={"main.py": "", "requirements.txt": "flask"}), on_stage=stages.append)
     told = [("review", True), ("install", True), ("start", True), ("qa", True)]
@@ -151,7 +151,7 @@ def test_a_command_reads_what_it_is_given(client: Client, running: Running) -> N
         client.execute(uuid, "cat", on_output=told.append)
 
 
-def test_spending_and_readiness_are_told(client: Client) -> None:
+def test_client_reads_spending_and_readiness(client: Client) -> None:
     client.create(new())
     assert client.spending(since=datetime.now(UTC) - timedelta(hours=1)).vm_count >= 1
     assert client.readiness().engine.ready

@@ -53,7 +53,7 @@ async def test_the_newest_backup_comes_back_by_itself(scene: Scene) -> None:
     assert scene.files(back.disk)["note"] == b"new"
 
 
-async def test_what_came_back_between_two_looks_is_not_brought_back_again(scene: Scene) -> None:
+async def test_disk_that_reappeared_is_not_recovered(scene: Scene) -> None:
     builder = await scene.world.create()
     await scene.take(builder)
     await _stopped_without_disk(scene, builder)
@@ -129,7 +129,7 @@ async def _has_version(scene: Scene, builder: Builder, number: int) -> bool:
     return (await scene.world.builder(builder)).version == number
 
 
-async def test_without_a_backup_it_begins_anew_and_says_so(scene: Scene) -> None:
+async def test_builder_without_backup_starts_with_an_empty_disk(scene: Scene) -> None:
     builder = await scene.world.create()
     await _stopped_without_disk(scene, builder)
     back = await _start(scene, builder)

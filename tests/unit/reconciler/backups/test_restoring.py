@@ -165,7 +165,7 @@ async def test_a_deployment_in_the_meantime_is_what_serves(scene: Scene) -> None
     assert scene.files(serving.disk)["main.py"] == b"newer\n"
 
 
-async def test_who_deletes_the_builder_in_the_meantime_gives_it_up(scene: Scene) -> None:
+async def test_delete_cancels_the_restore(scene: Scene) -> None:
     world = scene.world
     builder = await world.create()
     wanted = await _begin(scene, await scene.take(builder))
@@ -273,7 +273,7 @@ async def test_where_it_may_not_run_it_is_not_brought_back_in_place_either(scene
     assert [one.kind for one in await scene.of(builder)] == [BackupKind.REQUESTED], "nothing was begun"
 
 
-async def test_what_the_machine_has_no_room_for_is_told_as_that(scene: Scene) -> None:
+async def test_restore_without_capacity_is_no_capacity(scene: Scene) -> None:
     backup = await scene.take(await scene.world.create())
     scene.world.engine.fail_next("create_disk", NoCapacity("The store is full.", data={"free": 1}, retry_after=60))
     failed = await _as(scene, backup, "second")
@@ -309,7 +309,7 @@ async def test_a_credential_that_was_deleted_since_is_named(scene: Scene, name: 
     assert list(told.value.errors) == ["credentials.0"]
 
 
-async def test_what_is_wrong_with_the_backup_is_its_failure(scene: Scene) -> None:
+async def test_restore_of_a_bad_backup_is_backup_failed(scene: Scene) -> None:
     backup = await scene.take(await scene.world.create())
     for error in (BackupFailed("The back end does not answer."), RuntimeError("a fault of ours")):
         scene.backup_repository.fail_next("restore", error)  # type: ignore[arg-type]
@@ -355,7 +355,7 @@ async def test_the_newest_backup_is_tried_out_from_time_to_time(scene: Scene) ->
     assert len(scene.world.application.scratch) == 0
 
 
-async def test_a_drill_that_finds_a_fault_tells_it(scene: Scene) -> None:
+async def test_failed_drill_is_an_event(scene: Scene) -> None:
     builder = await scene.world.create(backup_interval_hours=24)
     await scene.pass_time(24 * HOUR)
     (backup,) = await scene.of(builder)

@@ -46,7 +46,7 @@ async def test_backups_are_taken_in_their_interval(scene: Scene) -> None:
     assert len(await scene.of(builder)) == 2
 
 
-async def test_a_failed_backup_is_told_kept_and_tried_again_soon(scene: Scene) -> None:
+async def test_failed_backup_is_recorded_and_retried(scene: Scene) -> None:
     builder = await scene.world.create(backup_interval_hours=24)
     scene.backup_repository.fail_next("save", BackupFailed("the disk is gone"), BackupFailed("still"))
     await scene.pass_time(24 * HOUR)
@@ -68,7 +68,7 @@ async def test_a_failed_backup_is_told_kept_and_tried_again_soon(scene: Scene) -
     assert (await scene.of(builder))[0].status is BackupStatus.DONE
 
 
-async def test_a_fault_of_the_service_is_told_without_its_inside(scene: Scene) -> None:
+async def test_internal_error_is_reported_without_details(scene: Scene) -> None:
     builder = await scene.world.create()
     scene.world.engine.fail_next("clone_disk", NoCapacity("The store is full."))
     assert (await scene.take(builder)).error == "The store is full."
@@ -117,7 +117,7 @@ async def test_a_deleted_builder_leaves_a_last_backup_for_some_days(scene: Scene
     assert kept[last.snapshot or ""].files["note"] == b"last words"
 
 
-async def test_what_a_deleted_builder_left_is_tried_until_it_is_saved(scene: Scene) -> None:
+async def test_last_backup_of_a_deleted_builder_is_retried(scene: Scene) -> None:
     builder = await scene.world.create(backup_interval_hours=6)
     await _delete(scene, builder.id, purge=False)
     await scene.world.until_status(builder, Status.DELETED)
@@ -132,7 +132,7 @@ async def test_what_a_deleted_builder_left_is_tried_until_it_is_saved(scene: Sce
     assert scene.world.engine.disks == {}
 
 
-async def test_what_is_stopped_because_nobody_used_it_is_backed_up(scene: Scene) -> None:
+async def test_auto_stopped_builder_is_backed_up(scene: Scene) -> None:
     builder = await scene.world.create(backup_interval_hours=6, auto_stop_interval=15)
     other = await scene.world.create(name="without", auto_stop_interval=15)
     await scene.write(builder, "note", b"hello")
@@ -150,7 +150,7 @@ async def test_what_is_stopped_because_nobody_used_it_is_backed_up(scene: Scene)
     assert kept[backup.snapshot or ""].files["note"] == b"hello"
 
 
-async def test_what_a_person_stops_waits_for_its_interval(scene: Scene) -> None:
+async def test_builder_stopped_by_a_person_waits_for_its_interval(scene: Scene) -> None:
     builder = await scene.world.create(backup_interval_hours=6)
     await scene.world.reached(builders.stop, builder)
     await scene.settle()

@@ -22,7 +22,7 @@ async def _kept(scene: Scene, builder: Builder) -> list[str]:
     return sorted(scene.backup_repository.repositories[builder.tenant_id].snapshots)
 
 
-async def test_what_no_rule_keeps_goes_from_the_list_and_from_the_archive(scene: Scene) -> None:
+async def test_unretained_backups_are_removed_everywhere(scene: Scene) -> None:
     scene = scene.with_rules(retention=Retention(hourly=2, daily=1, weekly=1), drill_every=timedelta(0))
     builder = await scene.world.create(backup_interval_hours=1)
     for _ in range(5):
@@ -52,7 +52,7 @@ async def test_a_removed_backup_goes_and_an_unreachable_archive_is_tried_later(s
     assert await _kept(scene, builder) == []
 
 
-async def test_a_snapshot_that_nobody_knows_goes_with_the_next_pruning(scene: Scene) -> None:
+async def test_unknown_snapshot_is_pruned(scene: Scene) -> None:
     builder = await scene.world.create()
     first = await scene.take(builder)
     second = await scene.take(builder)
@@ -67,7 +67,7 @@ async def test_a_snapshot_that_nobody_knows_goes_with_the_next_pruning(scene: Sc
     assert await _kept(scene, builder) == [second.snapshot]
 
 
-async def test_a_damaged_repository_is_told_to_its_tenant_and_so_is_its_recovery(scene: Scene) -> None:
+async def test_damage_and_repair_of_a_repository_are_events(scene: Scene) -> None:
     builder = await scene.world.create()
     backup = await scene.take(builder)
     await upkeep.check(scene.schedule.context)
@@ -112,7 +112,7 @@ async def test_a_check_that_is_killed_says_nothing_of_a_repository_and_is_made_a
     assert "check" in scene.backup_repository.calls
 
 
-async def test_a_backup_that_is_killed_is_told_as_a_fault_of_the_machine(scene: Scene) -> None:
+async def test_killed_backup_is_a_machine_fault(scene: Scene) -> None:
     builder = await scene.world.create()
     scene.backup_repository.fail_next("save", helper_died("restic", "was killed"))
     failed = await scene.take(builder)
@@ -147,7 +147,7 @@ async def test_every_tenant_has_a_key_before_its_first_backup_and_nothing_is_che
     assert "check" in scene.backup_repository.calls
 
 
-async def test_a_repository_that_is_gone_is_not_made_anew_in_silence(scene: Scene) -> None:
+async def test_missing_repository_is_not_recreated(scene: Scene) -> None:
     builder = await scene.world.create()
     good = await scene.take(builder)
     scene.backup_repository.repositories.clear()
@@ -157,7 +157,7 @@ async def test_a_repository_that_is_gone_is_not_made_anew_in_silence(scene: Scen
 
 
 @pytest.mark.parametrize("tidied_first", [True, False])
-async def test_who_lost_a_repository_removes_what_was_in_it_and_begins_anew(scene: Scene, tidied_first: bool) -> None:
+async def test_repository_is_recreated_after_removing_its_backups(scene: Scene, tidied_first: bool) -> None:
     builder = await scene.world.create()
     lost = await scene.take(builder)
     scene.backup_repository.repositories.clear()

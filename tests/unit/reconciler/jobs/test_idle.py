@@ -43,7 +43,7 @@ def frozen(world: World) -> Callable[[], bool]:
     return lambda: sandbox(world).frozen
 
 
-async def test_after_a_minute_it_stands_still_and_runs_all_the_same(world: World) -> None:
+async def test_idle_builder_is_frozen_with_status_running(world: World) -> None:
     async with world.reconciling():
         builder, idleness = await up(world)
         await pass_time(world, idleness, 59)
@@ -61,7 +61,7 @@ async def billing(world: World, builder: Builder, state: Billing) -> bool:
     return (await world.segments(builder))[-1].billing is state
 
 
-async def test_what_uses_the_cpu_is_not_frozen(world: World) -> None:
+async def test_cpu_use_prevents_a_freeze(world: World) -> None:
     async with world.reconciling():
         builder, idleness = await up(world)
         for _ in range(10):
@@ -119,7 +119,7 @@ async def test_a_visitor_wakes_it_and_is_let_in(world: World) -> None:
         assert (await world.builder(builder)).last_active_at == world.clock.now()
 
 
-async def test_who_came_in_before_the_doors_were_closed_keeps_it_awake(world: World) -> None:
+async def test_request_before_the_pause_aborts_the_freeze(world: World) -> None:
     async with world.reconciling():
         builder, idleness = await up(world)
         world.clock.move(61)
@@ -195,7 +195,7 @@ async def test_a_visit_starts_what_idled_to_its_stop_and_one_start_is_enough(wor
 
 
 @pytest.mark.parametrize("kind", [StopKind.PERSON, StopKind.CAP])
-async def test_what_a_person_or_a_cap_stopped_stays_stopped(world: World, kind: StopKind) -> None:
+async def test_builder_stopped_by_person_or_cap_is_not_woken(world: World, kind: StopKind) -> None:
     async with world.reconciling():
         builder, _ = await up(world)
         await world.reached(builders.stop, builder)
@@ -217,7 +217,7 @@ async def test_a_person_who_stops_what_idled_keeps_visitors_from_waking_it(world
         assert (await world.builder(builder)).desired is Desired.STOPPED
 
 
-async def test_what_cannot_be_woken_says_so_to_its_visitors(world: World) -> None:
+async def test_failed_wake_rejects_visitors(world: World) -> None:
     async with world.reconciling():
         builder, idleness = await up(world)
         await pass_time(world, idleness, 15 * 60)

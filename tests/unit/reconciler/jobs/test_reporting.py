@@ -119,7 +119,7 @@ async def test_credentials_are_dummies_in_a_copy(world: World) -> None:
         assert "real" not in str(copy)
 
 
-async def test_what_may_come_of_the_missing_network_is_not_judged(world: World) -> None:
+async def test_failure_by_missing_network_is_not_judged(world: World) -> None:
     world.testers.crawled = (Check(CheckName.CRAWL, Outcome.FAILED, "GET / was answered 500."),)
     world.engine.answer(NETWORK, Answer(output="Icmp: InMsgs InDestUnreachs\nIcmp: 3 3\n"))
     async with world.reconciling():
@@ -134,7 +134,7 @@ async def test_without_any_try_to_reach_a_network_it_is(world: World) -> None:
     assert outcomes(report)[CheckName.CRAWL] is Outcome.FAILED
 
 
-async def test_files_that_are_gone_after_a_restart_are_told(world: World) -> None:
+async def test_lost_files_after_a_restart_are_reported(world: World) -> None:
     listed = [json.dumps({"data.json": [10, "aa"], "main.py": [5, "bb"]}), json.dumps({"main.py": [5, "bb"]})]
     opened = world.engine.open_process
 
@@ -150,7 +150,7 @@ async def test_files_that_are_gone_after_a_restart_are_told(world: World) -> Non
     assert (check.outcome, check.findings) == (Outcome.FAILED, ("data.json (10 bytes) is gone",))
 
 
-async def test_a_copy_that_does_not_come_up_says_so(world: World) -> None:
+async def test_copy_that_does_not_start_is_reported(world: World) -> None:
     world.engine.behave("python3 main.py", Behaviour(), Behaviour(listens_at=None, exits_at=1, exit_code=4))
     async with world.reconciling():
         report = await finished(world, await world.create())
@@ -159,14 +159,14 @@ async def test_a_copy_that_does_not_come_up_says_so(world: World) -> None:
     assert "exited with code 4" in check.message
 
 
-async def test_no_room_for_a_copy_drops_the_report_and_says_so(world: World) -> None:
+async def test_report_without_capacity_is_dropped(world: World) -> None:
     world.engine.fail_next("clone_disk", NoCapacity("The store is full."))
     async with world.reconciling():
         report = await finished(world, await world.create())
     assert (report.status, report.note) == (ReportStatus.DROPPED, "The store is full.")
 
 
-async def test_a_report_that_a_crash_cut_off_is_made_anew_and_its_copy_swept(world: World) -> None:
+async def test_interrupted_report_is_repeated_and_its_copy_removed(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         await finished(world, builder)
@@ -191,7 +191,7 @@ async def test_one_that_was_cut_off_too_often_is_dropped(world: World) -> None:
     assert (report.status, report.note) == (ReportStatus.DROPPED, reporting.CUT_OFF)
 
 
-async def test_what_another_service_works_on_is_left_to_it(world: World) -> None:
+async def test_report_of_another_service_is_skipped(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         await finished(world, builder)
@@ -217,7 +217,7 @@ async def test_a_builder_that_is_deleted_takes_its_report_along(world: World) ->
         await world.until(gone)
 
 
-async def test_qa_again_judges_and_reports_anew(world: World) -> None:
+async def test_qa_again_runs_gate_and_report(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         first = await finished(world, builder)

@@ -33,7 +33,7 @@ async def deployed(world: World, name: str = "my-api", requirement: str = "flask
     return await world.create(MAIN, BundleFile("requirements.txt", requirement.encode()), name=name)
 
 
-async def test_a_layer_goes_when_its_builder_is_gone_and_nobody_asked_for_it_in_a_month(world: World) -> None:
+async def test_unused_layer_is_removed_after_a_month(world: World) -> None:
     async with world.reconciling():
         builder = await deployed(world)
         await world.reached(builders.delete, builder)

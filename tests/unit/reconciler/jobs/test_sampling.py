@@ -83,7 +83,7 @@ async def test_readings_are_added_up_and_written_down_together(world: World) -> 
     assert step.start == start_of(step.start)
 
 
-async def test_what_was_used_before_the_service_came_back_is_not_counted_again(world: World) -> None:
+async def test_usage_before_a_restart_is_not_counted_twice(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         using(world, usage_of(cpu=1_000, received=10**9))
@@ -95,7 +95,7 @@ async def test_what_was_used_before_the_service_came_back_is_not_counted_again(w
     assert (step.usage.cpu_seconds, step.usage.network_in_bytes, step.usage.requests) == (0, 0, 0)
 
 
-async def test_what_started_since_the_last_reading_is_counted_from_its_start(world: World) -> None:
+async def test_new_sandbox_is_counted_from_its_start(world: World) -> None:
     async with world.reconciling():
         sampling = Sampling(world.application)
         await sampling.sample()
@@ -127,7 +127,7 @@ async def test_one_that_cannot_be_read_costs_the_others_no_reading(world: World)
     assert (since_previous.cpu_seconds, since_previous.seconds) == (4, 20)
 
 
-async def test_what_does_not_run_here_is_not_shown(world: World) -> None:
+async def test_sandbox_of_another_service_has_no_usage(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         sampling = Sampling(world.application)

@@ -161,7 +161,7 @@ async def test_a_run_over_the_months_end_counts_for_each_month_by_itself(world: 
         assert await spent(world) == Decimal("0.20")
 
 
-async def test_what_the_operator_set_holds_whatever_the_tenant_sets(world: World) -> None:
+async def test_operator_cap_applies_over_the_tenants(world: World) -> None:
     limited = TenantLimits(TenantLimit(monthly=FIVE, builder_monthly=FIVE))
     world = replace(world, application=replace(world.application, tenant_limits=limited))
     async with world.reconciling():
@@ -171,7 +171,7 @@ async def test_what_the_operator_set_holds_whatever_the_tenant_sets(world: World
         assert (await world.until_status(builder, Status.STOPPED)).status_reason == REASON
 
 
-async def test_a_raised_cap_is_warned_of_anew(world: World) -> None:
+async def test_raised_cap_warns_again(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
         await cap(world, Decimal(3))

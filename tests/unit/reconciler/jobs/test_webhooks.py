@@ -87,7 +87,7 @@ async def test_an_event_is_sent_once_and_signed_with_the_webhooks_secret(world: 
     assert [attempt.status for attempt in delivery.attempts] == [200]
 
 
-async def test_what_happened_before_or_is_not_wanted_or_anothers_is_not_sent(world: World) -> None:
+async def test_unwanted_old_and_foreign_events_are_not_sent(world: World) -> None:
     other = await world.tenant("other")
     await happen(world)
     await hook(world, URL, "stage.*", "webhook.deleted")
@@ -129,7 +129,7 @@ async def test_a_failed_message_is_sent_again_under_its_id_when_it_is_time(world
     ]
 
 
-async def test_what_a_killed_service_had_begun_is_sent_again_by_the_next(world: World) -> None:
+async def test_interrupted_delivery_is_sent_again(world: World) -> None:
     webhook, event = await hook(world), await happen(world)
     stuck = asyncio.Event()
 
@@ -167,7 +167,7 @@ async def test_of_two_control_planes_one_sends_a_message(world: World) -> None:
     assert sorted(told(world)) == events
 
 
-async def test_who_fails_for_days_is_given_up_disabled_and_the_others_hear_of_it(world: World) -> None:
+async def test_failing_webhook_is_disabled_with_an_event(world: World) -> None:
     dead, alive = await hook(world), await hook(world, OTHER, "webhook.disabled")
     sender(world).replies[URL] = [Reply(500, "")] * 100
     await happen(world)
@@ -214,7 +214,7 @@ async def test_a_fault_of_this_machine_is_no_attempt_and_everything_waits_in_its
     assert (await now_of(world, webhook)).failures == 0
 
 
-async def test_who_never_answers_holds_up_nobody_else(world: World) -> None:
+async def test_unresponsive_webhook_does_not_delay_others(world: World) -> None:
     await hook(world)
     await hook(world, OTHER)
     forever, sent = asyncio.Event(), sender(world).post
@@ -270,7 +270,7 @@ async def test_a_deleted_webhook_hears_nothing_and_what_is_under_way_does_no_har
     assert await log_of(world, webhook) == []
 
 
-async def test_a_webhook_of_which_no_deliveries_can_be_made_holds_up_nobody_else(world: World) -> None:
+async def test_failing_fan_out_does_not_delay_other_webhooks(world: World) -> None:
     broken = await hook(world)
     await happen(world)
     await deliver(world)

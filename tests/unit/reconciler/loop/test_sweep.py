@@ -27,7 +27,7 @@ async def start_unknown(world: World) -> SandboxId:
     return spec.id
 
 
-async def test_a_running_builder_is_left_as_it_is(world: World) -> None:
+async def test_sweep_keeps_a_running_builder(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
     (sandbox,) = world.engine.sandboxes
@@ -38,7 +38,7 @@ async def test_a_running_builder_is_left_as_it_is(world: World) -> None:
     assert await world.read(lambda uow: uow.builders.due(world.clock.now(), 10)) == [builder.id]
 
 
-async def test_what_no_record_knows_is_taken_away(world: World) -> None:
+async def test_sweep_removes_leaked_sandboxes_and_routes(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
     (known,) = world.engine.sandboxes
@@ -53,7 +53,7 @@ async def test_what_no_record_knows_is_taken_away(world: World) -> None:
     assert other.hash not in world.bundles.stored
 
 
-async def test_what_is_left_of_an_ended_sandbox_is_taken_away_unless_somebody_is_at_it(world: World) -> None:
+async def test_sweep_removes_ended_sandboxes_of_idle_builders(world: World) -> None:
     async with world.reconciling():
         builder = await world.create()
     (sandbox,) = await world.records(builder)

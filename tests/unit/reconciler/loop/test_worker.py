@@ -120,7 +120,7 @@ async def test_pauses_between_troubles_grow(world: World) -> None:
         await world.until_status(builder, Status.STOPPED)
 
 
-async def test_where_there_is_no_room_it_is_told_at_once(world: World) -> None:
+async def test_missing_capacity_fails_at_once(world: World) -> None:
     world.engine.fail_next("start", NoCapacity("The machine has no memory left for 1 GB."))
     async with world.reconciling():
         with pytest.raises(NoCapacity, match="no memory left"):
@@ -143,9 +143,7 @@ async def test_an_app_that_was_up_is_not_given_up_for_want_of_room(world: World)
     assert world.called("start") == 8
 
 
-async def test_a_fault_of_the_service_is_not_told_in_its_own_words(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_internal_error_is_not_shown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def start(*_: object) -> None:
         raise OSError("/var/lib/builderd/secret/path")
 
@@ -177,7 +175,7 @@ async def test_a_step_of_which_nothing_comes_does_not_go_on_for_ever(
 # Claims
 
 
-async def test_a_builder_that_somebody_else_has_is_left_alone_until_its_lease_is_over(world: World) -> None:
+async def test_claimed_builder_is_skipped_until_the_claim_expires(world: World) -> None:
     builder = await world.ask()
     until = world.clock.now() + LEASE
     await world.application.store.write(lambda uow: uow.builders.claim(builder.id, "another", world.clock.now(), until))
@@ -189,7 +187,7 @@ async def test_a_builder_that_somebody_else_has_is_left_alone_until_its_lease_is
         assert (await world.outcome(builder)).status is Status.RUNNING
 
 
-async def test_what_was_done_under_a_lost_claim_is_not_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_result_under_a_lost_claim_is_not_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     builder = await world.ask()
     create_disk = world.engine.create_disk
 

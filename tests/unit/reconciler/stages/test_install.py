@@ -89,7 +89,7 @@ async def ask_for(world: World, requirement: str) -> Builder:
     return await world.ask(MAIN, BundleFile("requirements.txt", requirement.encode()), name=requirement)
 
 
-async def test_what_is_installed_already_waits_for_no_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_installed_layer_needs_no_build_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world.reconciling():
         await world.create(MAIN, REQUIREMENTS, name="first")
 

@@ -27,7 +27,7 @@ def faults(**fields: Any) -> dict[str, list[str]]:
     return field_errors(caught.value)
 
 
-def test_what_is_left_out_has_the_contracts_defaults() -> None:
+def test_missing_fields_have_the_contracts_defaults() -> None:
     new = read()
     assert (new.port, new.env, new.resources.value) == (8000, {}, Resources(1, 1, 3))
     assert (new.job_type, new.visibility, new.isolation) == (JobType.ALWAYS_ON, Visibility.PUBLIC, None)
@@ -35,7 +35,7 @@ def test_what_is_left_out_has_the_contracts_defaults() -> None:
     assert (new.skip_review, new.skip_qa, new.require_qa) == (False, False, False)
 
 
-def test_the_three_required_fields_are_told() -> None:
+def test_required_fields_are_reported() -> None:
     with pytest.raises(ValidationError) as caught:
         NewBuilder.model_validate({})
     faults = field_errors(caught.value)

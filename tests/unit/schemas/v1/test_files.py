@@ -47,7 +47,7 @@ def test_broken_base64_is_refused(content: str) -> None:
     assert told == {"files.logo.content": ["is not valid base64 (the standard alphabet, with its = at the end)"]}
 
 
-def test_each_hostile_path_is_told() -> None:
+def test_each_invalid_path_is_reported() -> None:
     paths = ["../x", "/etc/passwd", "a//b", "a/./b", ".", "..", "a/..", "nul\0", "x" * 300, ""]
     assert list(faults(dict.fromkeys(paths, ""))) == [f"files.{path}" for path in paths]
 

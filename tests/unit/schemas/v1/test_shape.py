@@ -39,7 +39,7 @@ def faults(shape: type[Shape] | type[Parameters], value: object) -> dict[str, li
     return field_errors(caught.value)
 
 
-def test_every_fault_is_told_at_once_under_its_dotted_path() -> None:
+def test_all_errors_are_reported_by_dotted_path() -> None:
     told = faults(Outer, {"port": 0, "flag": 1, "inner": {"cpu": "1"}, "listed": ["a", 2]})
     assert told == {
         "name": ["is required"],
@@ -64,7 +64,7 @@ def test_a_shape_is_an_object(value: object) -> None:
     assert faults(Outer, {"name": "a", "inner": value}) == {"inner": ["must be an object"]}
 
 
-def test_an_unknown_field_is_told_beside_the_other_faults_with_the_nearest_name() -> None:
+def test_unknown_field_is_reported_with_the_nearest_name() -> None:
     told = faults(Outer, {"nmae": "a", "inner": {"cpus": 1}, "zzzzzz": 1})
     assert told == {
         "nmae": ["is not known here: did you mean name?"],
@@ -82,7 +82,7 @@ def test_a_query_is_text_of_which_types_are_made() -> None:
     }
 
 
-def test_no_more_faults_are_told_than_a_person_reads() -> None:
+def test_number_of_reported_errors_is_limited() -> None:
     assert len(faults(Outer, {"name": "a", "listed": [1] * 5000})) == MAX_FIELD_ERRORS
     assert len(faults(Outer, {"name": "a", **{f"x{n}": 1 for n in range(5000)}})) == MAX_FIELD_ERRORS
 

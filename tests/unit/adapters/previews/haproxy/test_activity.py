@@ -24,11 +24,11 @@ def test_the_table_is_read() -> None:
     assert parse(ANSWER) == {"app.localhost": APP, "busy.localhost": BUSY}
 
 
-def test_an_empty_table_is_nobody() -> None:
+def test_empty_table_has_no_activity() -> None:
     assert parse("# table: activity, type: string, size:102400, used:0\n") == {}
 
 
-def test_what_is_no_table_is_nobody() -> None:
+def test_malformed_table_has_no_activity() -> None:
     assert parse("Can't find the target PID matching the prefix '@!17'\n") == {}
 
 

@@ -14,7 +14,7 @@ from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, Proxy
 @pytest.mark.parametrize(
     ("fault", "tries"), [(ProxyGone("away"), 3), (ProxyBusy("locked"), 3), (CommandRefused("no certificate"), 1)]
 )
-async def test_what_is_no_fault_of_the_file_is_tried_again(
+async def test_temporary_certificate_failure_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, tries: int
 ) -> None:
     (tmp_path / "c.pem").write_text("certificate")

@@ -68,7 +68,7 @@ def assert_taken(options: ProxyOptions, directory: Path, host: Host) -> None:
     assert "WARNING" not in checked.stderr, checked.stderr
 
 
-def test_it_is_the_same_for_the_same() -> None:
+def test_config_is_deterministic() -> None:
     assert render(PLAIN, FILES, HERE) == render(ProxyOptions(), FILES, HERE)
 
 
@@ -86,7 +86,7 @@ def test_its_digest_is_in_it_and_differs_with_what_differs(monkeypatch: pytest.M
     assert len({first.digest, *(other.digest for other in others)}) == 6
 
 
-def test_what_was_set_is_in_it() -> None:
+def test_settings_are_in_the_config() -> None:
     times = Timeouts(connect=11, request=12, keep_alive=13, client=14, server=15, tunnel=16, drain=17)
     options = ProxyOptions(host="10.0.0.1", port=4711, threads=3, timeouts=times)
     text = render(options, FILES, HERE).text

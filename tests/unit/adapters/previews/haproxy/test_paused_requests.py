@@ -45,7 +45,7 @@ async def side() -> AsyncIterator[Side]:
         await made.paused.close()
 
 
-async def test_a_host_that_nobody_waits_for_any_more_is_not_told_of(side: Side) -> None:
+async def test_host_without_waiting_requests_is_not_reported(side: Side) -> None:
     for _ in range(3):
         writer = await side.comes("left.localhost")
         await side.leaves("left.localhost", writer)

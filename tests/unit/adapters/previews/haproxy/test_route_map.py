@@ -73,12 +73,12 @@ def test_a_route_survives_being_written_down(route: Route) -> None:
         ),
     ],
 )
-def test_anything_else_is_no_route(value: str) -> None:
+def test_malformed_line_is_not_a_route(value: str) -> None:
     with pytest.raises(ValueError):
         decode("a.localhost", value)
 
 
-def test_what_was_put_is_there_for_the_next(tmp_path: Path) -> None:
+def test_stored_routes_are_read_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "routes.map"
     with opened(path) as routes:
         for route in ALL:

@@ -54,7 +54,7 @@ async def test_a_key_that_is_missing_after_all_is_added() -> None:
     assert [command[:3] for command in got] == ["set", "del"]
 
 
-async def test_a_worker_of_before_a_reload_is_told_through_the_master_one_command_at_a_time() -> None:
+async def test_old_worker_gets_commands_through_the_master() -> None:
     answers = {"set": "entry not found.\n\n", "del": "Key not found.\n\n\n", "add": "\n"}
     async with proxy(lambda command: answers[command.split()[1]]) as (master, got):
         await runtime_api.set_entry(Worker(master, 42), TABLE, "a.localhost", "v")
@@ -91,24 +91,24 @@ async def test_entries_are_read() -> None:
         assert await runtime_api.entries(Worker(admin), TABLE) == {}
 
 
-async def test_what_are_no_entries_is_raised() -> None:
+async def test_malformed_entries_raise() -> None:
     async with proxy(lambda command: "Unknown map identifier.\n") as (admin, _):
         with pytest.raises(CommandRefused, match="Unknown map"):
             await runtime_api.entries(Worker(admin), TABLE)
 
 
-async def test_nobody_there_is_told(tmp_path: Path) -> None:
+async def test_missing_proxy_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ProxyGone, match=r"admin\.sock"):
         await runtime_api.ask(tmp_path / "admin.sock", "show info")
 
 
-async def test_an_end_without_an_answer_is_nobody_there() -> None:
+async def test_closed_connection_means_no_proxy() -> None:
     async with proxy(lambda command: "") as (admin, _):
         with pytest.raises(ProxyGone, match="without an answer"):
             await runtime_api.ask(admin, "show info")
 
 
-async def test_a_proxy_that_hangs_is_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_proxy_means_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime_api, "ANSWER_TIMEOUT", 0.05)
     with TemporaryDirectory(prefix="previews-") as directory:
         path = Path(directory) / "admin.sock"

@@ -17,7 +17,7 @@ CLOSED = "Can't connect to the target CLI!"
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["that ends", "that stays"])
-async def test_a_worker_on_its_way_out_keeps_nobody_from_a_change(
+async def test_ending_worker_does_not_block_changes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, ends: bool
 ) -> None:
     told: list[str] = []

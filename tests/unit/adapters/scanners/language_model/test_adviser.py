@@ -87,7 +87,7 @@ async def report(adviser: LanguageModelAdviser) -> Report:
     return await Gate(FakeScanner(), POLICY, adviser).review(BUNDLE, "python3 app.py", NOW)
 
 
-async def test_it_is_asked_for_the_code_as_data(script: Script, adviser: LanguageModelAdviser) -> None:
+async def test_code_is_sent_to_the_model_as_data(script: Script, adviser: LanguageModelAdviser) -> None:
     await adviser.scan(BUNDLE, LIMITS)
     ((path, key, body),) = script.asked
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer the-key", "a-model")
@@ -98,7 +98,7 @@ async def test_it_is_asked_for_the_code_as_data(script: Script, adviser: Languag
     }
 
 
-async def test_what_it_points_at_holds_until_accepted(script: Script, adviser: LanguageModelAdviser) -> None:
+async def test_model_findings_hold_until_accepted(script: Script, adviser: LanguageModelAdviser) -> None:
     script.body = said([FINDING])
     (finding,) = (await report(adviser)).findings
     assert (finding.rule, finding.severity, finding.path, finding.line) == ("LLM-risk", Severity.HOLD, "app.py", 2)
@@ -146,7 +146,7 @@ async def test_an_endpoint_that_is_not_there_holds() -> None:
     await adviser.close()
 
 
-async def test_it_takes_nothing_back_that_others_found(script: Script, adviser: LanguageModelAdviser) -> None:
+async def test_model_cannot_remove_other_findings(script: Script, adviser: LanguageModelAdviser) -> None:
     script.body = said([])
     scanner = FakeScanner()
     scanner.dislikes = {"environ": "MAL-environment-sent"}
@@ -154,7 +154,7 @@ async def test_it_takes_nothing_back_that_others_found(script: Script, adviser: 
     assert [finding.severity for finding in made.findings] == [Severity.BLOCK]
 
 
-async def test_what_it_cannot_read_holds(script: Script, adviser: LanguageModelAdviser) -> None:
+async def test_unreadable_model_answer_holds(script: Script, adviser: LanguageModelAdviser) -> None:
     large = "x = 1\n" * prompt.MAX_CHARACTERS
     scan = await adviser.scan(bundle_of({"app.py": "1", "large.py": large}), LIMITS)
     assert [(hit.rule, "large.py" in hit.message) for hit in scan.hits] == [("LLM-unread", True)]
@@ -189,12 +189,12 @@ def test_no_secret_is_shown_by_it() -> None:
     assert hit.text == "key = 's3cr…'"
 
 
-def test_an_answer_that_is_no_answer_is_refused() -> None:
+def test_malformed_model_answer_is_refused() -> None:
     with pytest.raises(Unusable):
         prompt.hits(b"", BUNDLE)
 
 
-async def test_it_is_ended_with_its_gate(adviser: LanguageModelAdviser) -> None:
+async def test_adviser_is_closed_with_its_gate(adviser: LanguageModelAdviser) -> None:
     gate = Gate(FakeScanner(), POLICY, adviser)
     await gate.close()
     async with asyncio.timeout(5):

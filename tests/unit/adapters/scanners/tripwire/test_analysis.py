@@ -17,9 +17,7 @@ from builderd.adapters.scanners.tripwire.secret_rules import Secret, SecretRules
 KEY = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
-def test_a_password_is_told_once_however_soon_ruff_has_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_password_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     linted = threading.Event()
     lint, find = Analyser._lint, SecretRules.find
 

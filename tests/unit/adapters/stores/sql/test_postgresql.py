@@ -43,7 +43,7 @@ def test_connections_say_who_they_are_and_give_up_stuck_transactions() -> None:
     }
 
 
-def test_what_the_url_says_goes_first() -> None:
+def test_url_parameters_take_precedence() -> None:
     url = make_url("postgresql://me@db/builderd?connect_timeout=2&options=-c%20search_path%3Dmine&sslmode=require")
     arguments = connect_arguments(url)
     assert "connect_timeout" not in arguments
@@ -125,7 +125,7 @@ async def test_an_error_of_the_work_is_not_run_again(store: SqlStore) -> None:
 
 
 @pytest.mark.postgres
-async def test_connections_that_the_server_ended_cost_nobody_a_call(store: SqlStore, postgres_url: str) -> None:
+async def test_closed_server_connections_fail_no_call(store: SqlStore, postgres_url: str) -> None:
     builder = await add_builder(store)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(
@@ -171,7 +171,7 @@ async def test_a_database_that_is_gone_makes_the_store_unready(postgres_server: 
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_server_that_is_not_there_is_told_from_one_that_refuses(error: psycopg.Error, expected: bool) -> None:
+def test_missing_server_differs_from_a_refusing_one(error: psycopg.Error, expected: bool) -> None:
     assert bool(outage_reason(OperationalError("", {}, error))) is expected
 
 

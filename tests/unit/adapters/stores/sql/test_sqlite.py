@@ -188,7 +188,7 @@ def test_a_migration_that_breaks_foreign_keys_is_taken_back(path: Path) -> None:
     database.writing.dispose()
 
 
-async def test_what_is_asked_all_the_time_is_found_by_an_index(store: SqlStore, path: Path) -> None:
+async def test_frequent_queries_use_an_index(store: SqlStore, path: Path) -> None:
     builder = await add_builder(store)
     connection = sqlite3.connect(path)
     values = {"now": "2026", "limit": 1, "builder": builder.id, "after": 0}

@@ -52,7 +52,7 @@ async def test_a_store_that_does_not_answer_in_time_is_not_ready(monkeypatch: py
         assert await store.ready()
 
 
-async def test_what_waits_too_long_for_its_turn_is_never_done(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_queued_work_that_timed_out_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "DEADLINE", 0.05)
     let_go, began = threading.Event(), threading.Event()
 

@@ -52,6 +52,6 @@ def test_without_gvisor_nothing_else_isolates_strongly(installed: set[str]) -> N
     assert "apt-get install runsc" in (lack(Isolation.STRONG) or "")
 
 
-def test_gvisor_alone_is_no_standard_runtime(installed: set[str]) -> None:
+def test_gvisor_is_not_a_standard_runtime(installed: set[str]) -> None:
     installed.add("runsc")
     assert "apt-get install crun" in (lack(Isolation.STANDARD) or "")

@@ -77,7 +77,7 @@ def test_a_service_that_is_gone_gives_back_what_it_had(tmp_path: Path, host: Pat
     assert Allocations(host).claim(late, []).blocks
 
 
-def test_what_a_data_directory_remembers_is_its_owners_alone(tmp_path: Path, host: Path) -> None:
+def test_allocation_file_is_private_to_its_owner(tmp_path: Path, host: Path) -> None:
     folder = data_dir(tmp_path, "one")
     mine = Allocations(host).claim(folder, [])
     assert stat.S_IMODE((folder / "instance.json").stat().st_mode) == 0o600
@@ -95,9 +95,7 @@ def test_a_copy_is_refused_for_as_long_as_the_other_one_is_there(tmp_path: Path,
     assert Allocations(host).claim(copy, []) == replace(mine, data_dir=str(copy))
 
 
-def test_a_data_directory_that_was_moved_or_is_reached_by_another_name_is_no_copy(
-    tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moved_data_directory_is_not_a_copy(tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, moved, link = data_dir(tmp_path, "one"), tmp_path / "moved", tmp_path / "link"
     mine = Allocations(host).claim(folder, [])
     folder.rename(moved)
@@ -138,7 +136,7 @@ def test_a_damaged_memory_stops_no_other_service_and_keeps_what_it_has(tmp_path:
     assert theirs in Allocations(host).known()
 
 
-def test_a_host_that_routes_all_private_networks_is_told_so() -> None:
+def test_host_without_a_free_private_network_is_reported() -> None:
     everything = [IPv4Network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
     assert free_subnet("0123abcd", everything).subnet_of(IPv4Network("198.18.0.0/15"))
     with pytest.raises(NoCapacity):

@@ -27,7 +27,7 @@ def test_files_are_made_for_all_to_read(tmp_path: Path) -> None:
     assert file.parent.stat().st_mode & 0o777 == 0o755
 
 
-def test_what_is_right_already_is_not_written(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_correct_file_is_not_rewritten(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     write_host_files(tmp_path)
     request.getfixturevalue("no_writes")
     write_host_files(tmp_path)

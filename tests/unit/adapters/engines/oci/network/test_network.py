@@ -34,7 +34,7 @@ def test_a_kernel_that_cannot_count_flows_gets_the_other_rules(
     assert "cannot count" in caplog.text
 
 
-def test_without_the_other_rules_there_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_firewall_rules_fail_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     one = network(monkeypatch, "@near", [])
     with pytest.raises(EngineUnavailable):
         one._open_firewall(one._policy())

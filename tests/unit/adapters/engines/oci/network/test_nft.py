@@ -44,7 +44,7 @@ def test_denied_goes_before_resolvers_and_those_before_near_networks() -> None:
     assert any("10.64.12.0/22 reject" in line for line in forward[: order[0]])
 
 
-def test_what_is_near_is_what_the_domain_says_it_is() -> None:
+def test_denied_networks_are_those_of_the_domain() -> None:
     listed = re.search(r"set near \{.* elements = \{ (.*?) \}", make_rules(POLICY))
     assert listed
     networks = [IPv4Network(element) for element in listed[1].split(", ")]

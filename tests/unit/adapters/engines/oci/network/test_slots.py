@@ -79,7 +79,7 @@ def test_a_slot_that_could_not_be_written_down_is_free(tmp_path: Path) -> None:
     assert len({slots.take(f"b{number}") for number in range(256)}) == 256
 
 
-def test_what_was_found_running_is_not_given_out() -> None:
+def test_slot_of_a_running_sandbox_is_not_assigned() -> None:
     slots = Slots((0,), tuple)
     slots.occupy(0, "a")
     slots.occupy(1, "b")

@@ -34,7 +34,7 @@ def test_the_program_has_no_capability_and_no_way_to_one() -> None:
     assert CONFIG["linux"]["seccomp"] == CONTAINER.seccomp
 
 
-def test_it_has_namespaces_of_its_own_and_a_range_of_ids() -> None:
+def test_config_has_own_namespaces_and_ids() -> None:
     kinds = {namespace["type"] for namespace in CONFIG["linux"]["namespaces"]}
     assert kinds == {"pid", "ipc", "uts", "mount", "user", "network"}
     assert not any("path" in namespace for namespace in CONFIG["linux"]["namespaces"])
@@ -70,7 +70,7 @@ def test_a_folder_that_others_change_is_a_mount_of_its_own() -> None:
     }
 
 
-def test_a_read_only_root_is_said_to_be_so() -> None:
+def test_read_only_root_is_in_the_config() -> None:
     assert CONFIG["root"] == {"path": "/bundle/root", "readonly": False}
     assert make_config(replace(CONTAINER, read_only=True))["root"]["readonly"] is True
 

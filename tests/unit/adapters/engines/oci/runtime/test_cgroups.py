@@ -90,7 +90,7 @@ def test_usage_on_version_2(v2: Path) -> None:
     assert (used.cpu_seconds, used.memory_bytes, used.processes) == (1.5, 2000, 7)
 
 
-def test_a_process_of_nobody_s_sandbox_is_not_put_into_one(v1: Path) -> None:
+def test_process_outside_of_sandboxes_is_not_moved(v1: Path) -> None:
     """It was given the number of one that has ended."""
     with pytest.raises(ProcessLookupError):
         Cgroups("x", v1).enter_inner("ab", "exec-1", os.getpid())
@@ -132,7 +132,7 @@ def test_on_version_1_what_is_in_one_hierarchy_only_is_killed_as_well(
     assert not tasks.parent.exists()
 
 
-def test_what_enters_a_group_while_it_is_removed_is_killed_as_well(v1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_entering_a_removed_group_is_killed(v1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = v1 / "pids/builderd-x/ab/cgroup.procs"
     tasks.touch()
     rounds = iter([lambda: None, tasks.unlink])

@@ -48,7 +48,7 @@ def shim(process: Process) -> Iterator[Process]:
         pytest.param(("process",), id="its shim hangs"),
     ],
 )
-async def test_an_end_is_told_once_and_nothing_is_kept_of_it(
+async def test_exit_is_reported_once_and_forgotten(
     tmp_path: Path, process: Process, shim: Process, killed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exits_module, "_SHIM_SECONDS", 0.01)

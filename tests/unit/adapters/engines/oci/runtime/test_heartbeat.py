@@ -21,7 +21,7 @@ def test_the_last_beat_is_found_by_the_next_service(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "boot", "boot x", "boot 1 2"])
-def test_a_damaged_file_tells_nothing(tmp_path: Path, text: str) -> None:
+def test_damaged_heartbeat_file_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "heartbeat").write_text(text)
     assert Heartbeat(tmp_path / "heartbeat", "boot", float).last() is None
 
@@ -36,7 +36,7 @@ def test_the_file_keeps_its_length(tmp_path: Path) -> None:
     assert sizes == [heartbeat.LENGTH] * 2
 
 
-async def test_it_beats_while_something_runs_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_heartbeat_runs_only_while_sandboxes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "INTERVAL", 0.001)
     beats: list[float] = []
     busy = True
@@ -57,7 +57,7 @@ async def test_it_beats_while_something_runs_and_no_longer(tmp_path: Path, monke
     beating.stop()
 
 
-async def test_it_goes_on_after_one_that_could_not_be_written_and_says_so_once(
+async def test_failed_heartbeat_write_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(heartbeat, "INTERVAL", 0.001)

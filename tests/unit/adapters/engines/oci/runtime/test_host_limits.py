@@ -27,7 +27,7 @@ def test_each_sandbox_can_have_its_own() -> None:
     assert LEAST["net/ipv4/neigh/default/gc_thresh3"] > 2 * MAX_SLOTS
 
 
-def test_what_is_less_is_raised_and_what_somebody_raised_further_stays(tmp_path: Path) -> None:
+def test_lower_host_limits_are_raised_and_higher_ones_kept(tmp_path: Path) -> None:
     few, many = tmp_path / "few", tmp_path / "many"
     few.write_text("128\n")
     many.write_text("65536\n")
@@ -54,7 +54,7 @@ def test_the_pools_of_socket_buffers_are_raised_to_half_of_the_memory(tmp_path: 
     assert udp.read_text() == "1\t2\t9000000\n"
 
 
-async def test_where_no_inotify_is_left_the_engine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_exhausted_inotify_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(_: int) -> int:
         raise OSError(24, "Too many open files")
 

@@ -27,7 +27,7 @@ TCP6 = """\
 """
 
 
-def test_only_sockets_that_listen_are_told() -> None:
+def test_only_listening_sockets_are_returned() -> None:
     assert parse_listening(TCP) == {("0.0.0.0", 8000), ("127.0.0.1", 8080)}
 
 

@@ -38,7 +38,7 @@ def test_parts_are_joined_and_streams_kept_apart() -> None:
     assert offset == len(content)
 
 
-def test_an_open_line_is_awaited_and_then_told_once_with_nothing_twice() -> None:
+def test_incomplete_line_is_returned_once_when_complete() -> None:
     head = record("begin ", "P") + record("other", stream="stderr")
     lines, offset, skip, *_ = parse_log(head, 0, 0, False)
     assert texts(lines) == ["other"]
@@ -64,7 +64,7 @@ def test_an_endless_line_is_cut() -> None:
     assert offset > 0
 
 
-def test_bytes_that_are_no_text_and_records_that_are_none() -> None:
+def test_invalid_bytes_and_records_are_replaced_or_skipped() -> None:
     content = record("ok")[:-1] + b"\xff\n" + b"rubbish\n" + record("still")
     assert texts(parse_log(content, 0, 0, False)[0]) == ["ok\ufffd", "still"]
 
@@ -213,7 +213,7 @@ def test_pages_give_what_reading_at_once_gives(seed: int, limit: int) -> None:
     assert cursor == end
 
 
-def test_a_page_ends_where_no_line_is_open_so_that_what_began_first_is_told_first() -> None:
+def test_log_page_ends_between_lines() -> None:
     content = at(0, "a") + at(1, "b ", "P") + b"".join(at(n, str(n), stream="stderr") for n in range(2, 6)) + at(6, "b")
     lines, cursor, more = read_generations([content], Cursor(), False, limit=4)
     assert (texts(lines), more) == (["a"], True)
@@ -282,7 +282,7 @@ def test_to_begin_at_a_time_little_is_looked_at(monkeypatch: pytest.MonkeyPatch)
     assert len(looked) < 300
 
 
-def test_a_log_that_was_just_replaced_is_not_begun_anew() -> None:
+def test_rotated_log_is_continued() -> None:
     full, newest = record("a", second=1) + record("b", second=2), record("y", second=9)
     _, cursor, _ = read_generations([full], Cursor(), False)
     assert read_generations([full, b""], Cursor.parse(cursor), False) == ([], cursor, False)
@@ -290,7 +290,7 @@ def test_a_log_that_was_just_replaced_is_not_begun_anew() -> None:
     assert texts(read_generations([full, b""], Cursor(), False)[0]) == ["a", "b"]
 
 
-def test_after_an_endless_line_was_cut_the_next_one_is_told() -> None:
+def test_line_after_a_truncated_one_is_returned() -> None:
     dots = b"".join(record("." * 40, "P") for _ in range(MAX_LINE // 80))
     (cut,), cursor, _ = read_generations([dots], Cursor(), False)
     assert set(cut.text) == {"."}

@@ -48,7 +48,7 @@ def groups(tmp_path: Path) -> Groups:
     return Groups(tmp_path, "0::/system.slice/builderd.service\n", "system.slice/builderd.service")
 
 
-def test_it_goes_on_for_as_long_as_somebody_moves(groups: Groups) -> None:
+def test_quick_moves_continue_while_moves_are_made(groups: Groups) -> None:
     with groups.moves.expected():
         until(lambda: groups.moved() > 3)
         with groups.moves.expected():

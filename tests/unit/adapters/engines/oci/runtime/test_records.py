@@ -35,7 +35,7 @@ def test_a_damaged_record_counts_as_none_and_goes(records: Records, content: byt
     assert not records.folder("b2").exists()
 
 
-def test_what_a_hard_kill_left_is_swept_and_what_is_being_written_stays(records: Records, tmp_path: Path) -> None:
+def test_sweep_removes_leftovers_and_keeps_files_being_written(records: Records, tmp_path: Path) -> None:
     records.save(record("a1"))
     kept = {tmp_path / "sandboxes/a1", tmp_path / "sandboxes/a1/record.json", records.exits / "a1"}
     (records.exits / "a1").write_text("0")

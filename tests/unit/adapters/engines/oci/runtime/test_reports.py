@@ -26,7 +26,7 @@ RECORD = Record(
 )
 
 
-def test_before_it_was_told_to_start_it_is_half_made() -> None:
+def test_sandbox_that_was_not_started_is_incomplete() -> None:
     report = make_report(replace(RECORD, started_at=None), running=False, exit_=None, oom=False, boot="now")
     assert (report.state, report.ip, report.started_at) == (SandboxState.PARTIAL, None, None)
 
@@ -100,7 +100,7 @@ def test_after_a_crash_of_the_machine_the_end_is_when_it_was_last_seen() -> None
     assert (end.cause, end.at) == (EndCause.HOST_RESTARTED, moment(1500.5))
 
 
-def test_what_began_after_the_last_heartbeat_ended_no_earlier_than_it_began() -> None:
+def test_end_is_not_before_the_start() -> None:
     assert make_end(replace(RECORD, seen_at=999.5), None, False, "later").at == moment(1000.0)
 
 
@@ -114,6 +114,6 @@ def test_what_began_after_the_last_heartbeat_ended_no_earlier_than_it_began() ->
         (1, 1500.7, EndCause.EXITED),
     ],
 )
-def test_who_was_ended_by_a_shutdown_of_the_machine_did_not_crash(code: int, at: float, cause: EndCause) -> None:
+def test_machine_shutdown_is_not_a_crash(code: int, at: float, cause: EndCause) -> None:
     end = make_end(replace(RECORD, seen_at=1500.5), Exit(code, at), False, "later")
     assert (end.cause, end.at) == (cause, moment(at))

@@ -23,7 +23,7 @@ def append(log: Path, content: bytes) -> None:
         file.write(content)
 
 
-async def test_lines_are_told_whole_and_once(log: Path) -> None:
+async def test_lines_are_passed_on_complete_and_once(log: Path) -> None:
     told: list[str] = []
     tail = Tail(log, told.append)
     assert not tail.pass_on()
@@ -36,7 +36,7 @@ async def test_lines_are_told_whole_and_once(log: Path) -> None:
     assert told == ["error", "one line", "open"]
 
 
-async def test_a_flood_is_told_a_piece_at_a_time_to_its_end(log: Path) -> None:
+async def test_flood_is_passed_on_in_pieces(log: Path) -> None:
     told: list[str] = []
     numbers = [str(number) for number in range(20_000)]
     append(log, b"".join(map(record, numbers)))
@@ -47,7 +47,7 @@ async def test_a_flood_is_told_a_piece_at_a_time_to_its_end(log: Path) -> None:
     assert told == numbers
 
 
-async def test_a_line_is_told_once_it_is_too_long(log: Path) -> None:
+async def test_overlong_line_is_passed_on_truncated(log: Path) -> None:
     told: list[str] = []
     append(log, record("x" * 8_000, "P") * 140 + record("end"))
     await Tail(log, told.append).finish()
@@ -55,7 +55,7 @@ async def test_a_line_is_told_once_it_is_too_long(log: Path) -> None:
     assert len(told) == 2
 
 
-async def test_a_log_that_begins_anew_is_told_from_its_beginning(log: Path) -> None:
+async def test_replaced_log_is_read_from_its_start(log: Path) -> None:
     told: list[str] = []
     append(log, record("a") + record("op", "P"))
     tail = Tail(log, told.append)

@@ -140,7 +140,7 @@ async def running(host: Host) -> AsyncIterator[tuple[OciEngine, Copies]]:
         assert not runs._locks, "nothing is remembered of what is over"
 
 
-async def test_of_one_that_just_died_it_is_said_how_once_its_shim_has_written_it(host: Host) -> None:
+async def test_end_of_a_dying_sandbox_is_read_after_its_exit_file(host: Host) -> None:
     async with running(host) as (engine, _):
         assert (await engine.report(APP)).state is SandboxState.RUNNING
         with subprocess.Popen(["sleep", "60"]) as child:
@@ -169,7 +169,7 @@ async def test_each_of_two_copies_that_overlap_is_of_one_moment(host: Host) -> N
         assert not host.cgroups.is_frozen(APP)
 
 
-async def test_what_is_frozen_while_it_is_copied_stays_so(host: Host) -> None:
+async def test_freeze_during_a_copy_is_kept(host: Host) -> None:
     async with running(host) as (engine, copies):
         copying = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
         await copies.until_begun(ONE)
@@ -181,7 +181,7 @@ async def test_what_is_frozen_while_it_is_copied_stays_so(host: Host) -> None:
         assert host.cgroups.is_frozen(APP)
 
 
-async def test_what_is_thawed_while_it_is_copied_goes_on_after_that(host: Host) -> None:
+async def test_thaw_during_a_copy_takes_effect_after_it(host: Host) -> None:
     async with running(host) as (engine, copies):
         await engine.freeze(APP)
         copying = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
@@ -214,7 +214,7 @@ async def test_a_thaw_undoes_the_freeze_that_is_on_its_way(host: Host, monkeypat
         assert not host.cgroups.is_frozen(APP)
 
 
-async def test_whose_copy_is_cancelled_goes_on_when_that_is_made(host: Host) -> None:
+async def test_cancelled_copy_thaws_the_sandbox(host: Host) -> None:
     async with running(host) as (engine, copies):
         copying = asyncio.create_task(engine.clone_disk(DISK, ONE, GB))
         await copies.until_begun(ONE)
@@ -228,7 +228,7 @@ async def test_whose_copy_is_cancelled_goes_on_when_that_is_made(host: Host) -> 
         assert not host.cgroups.is_frozen(APP)
 
 
-async def test_what_could_not_be_frozen_does_not_count_as_frozen(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_freeze_is_not_recorded(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise TimeoutError(name)
 
@@ -244,7 +244,7 @@ async def test_what_could_not_be_frozen_does_not_count_as_frozen(host: Host, mon
         await copying
 
 
-async def test_what_was_only_about_to_be_frozen_goes_on_with_the_next_service(host: Host) -> None:
+async def test_interrupted_freeze_is_undone_at_start(host: Host) -> None:
     host.add(make_record(frozen_at=5.0))
     async with host.opened() as runs:
         record = runs.find(APP)
@@ -253,9 +253,7 @@ async def test_what_was_only_about_to_be_frozen_goes_on_with_the_next_service(ho
 
 
 @pytest.mark.parametrize("frozen_at", [None, 5.0], ids=["running", "frozen"])
-async def test_what_has_to_end_for_want_of_a_network_was_stopped_and_did_not_crash(
-    host: Host, frozen_at: float | None
-) -> None:
+async def test_sandbox_ended_for_lack_of_a_network_is_stopped(host: Host, frozen_at: float | None) -> None:
     """What runs in gVisor cannot be given another link."""
     process = subprocess.Popen(["sleep", "1000"])
     host.runtimes["runsc"] = Runtime("runsc", "/usr/bin/runsc", host.run / "runsc")
@@ -278,7 +276,7 @@ async def test_what_has_to_end_for_want_of_a_network_was_stopped_and_did_not_cra
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before-it-is-there", "when-it-is-there"])
-async def test_whose_record_cannot_be_written_has_no_slot(
+async def test_slot_is_released_if_the_record_cannot_be_written(
     host: Host, monkeypatch: pytest.MonkeyPatch, *, after: bool
 ) -> None:
     save = host.records.save

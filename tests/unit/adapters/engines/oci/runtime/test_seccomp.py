@@ -54,7 +54,7 @@ def test_ordinary_calls_pass() -> None:
 
 
 @pytest.mark.parametrize("call", sorted(REFUSED))
-def test_what_no_app_needs_is_refused(call: str) -> None:
+def test_unneeded_system_calls_are_refused(call: str) -> None:
     assert judge(call, 0, 0, 0, 0, 0) == (ERRNO, 1)
 
 

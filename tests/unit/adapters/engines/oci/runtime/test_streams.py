@@ -32,7 +32,7 @@ def flood() -> Iterator[int]:
     filling.join(10)
 
 
-async def test_who_reads_a_flood_keeps_nobody_waiting(flood: int) -> None:
+async def test_reading_a_flood_does_not_block_others(flood: int) -> None:
     outlet = Outlet(flood, asyncio.get_running_loop().create_future())
     turns = 0
 
@@ -51,7 +51,7 @@ async def test_who_reads_a_flood_keeps_nobody_waiting(flood: int) -> None:
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["its runtime ended", "who waited left"])
-async def test_a_console_at_which_nobody_came_is_watched_no_more_when_it_is_closed(ends: bool, tmp_path: Path) -> None:
+async def test_closed_console_is_not_watched(ends: bool, tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
     console = Console(tmp_path / "tty")

@@ -55,7 +55,7 @@ def leftovers(home: Path) -> list[str]:
     return [path.name for path in (home / "bases").iterdir() if path.name.startswith(".")]
 
 
-def test_it_is_made_and_says_so(home: Path) -> None:
+def test_base_is_built_with_progress(home: Path) -> None:
     lines: list[str] = []
     base = ensure_base(lines.append, home)
     assert (base.root / "first").exists()
@@ -68,7 +68,7 @@ def test_it_is_made_and_says_so(home: Path) -> None:
     assert leftovers(home) == []
 
 
-def test_the_next_one_finds_it_and_is_told_nothing(home: Path) -> None:
+def test_second_service_uses_the_built_base(home: Path) -> None:
     lines: list[str] = []
     first = ensure_base(print, home)
     assert ensure_base(lines.append, home) == first
@@ -76,7 +76,7 @@ def test_the_next_one_finds_it_and_is_told_nothing(home: Path) -> None:
     assert runs(home) == 1
 
 
-def test_a_base_that_nobody_asked_for_in_a_long_time_goes_when_a_new_one_comes(home: Path) -> None:
+def test_unused_base_is_removed_after_a_new_one(home: Path) -> None:
     old, used = (home / "bases" / name for name in ("old", "used"))
     for base in (old, used):
         (base / "root").mkdir(parents=True)
@@ -100,7 +100,7 @@ def test_all_who_ask_at_once_get_the_one_that_is_made(home: Path, monkeypatch: p
     assert "base: waiting for another process that makes it" in lines
 
 
-def test_a_failure_is_told_in_the_tools_words_and_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_base_build_shows_the_tools_output(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIL", "1")
     with pytest.raises(EngineUnavailable, match="E: cannot reach the mirror"):
         ensure_base(print, home)

@@ -88,7 +88,7 @@ async def test_a_file_that_becomes_a_folder_while_it_is_deleted_goes_as_one(
 @pytest.mark.parametrize(
     ("limit", "left"), [(None, 0), ("CLEAR_SECONDS", 3), ("CLEARINGS", 3)], ids=["all", "no time", "no thread"]
 )
-async def test_what_is_not_deleted_in_a_moment_is_left_to_the_background(
+async def test_slow_delete_continues_in_the_background(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, left: int
 ) -> None:
     if limit:

@@ -10,6 +10,7 @@ from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
+from tests.marked import may_have
 
 # On every machine as in CI: the same examples in each run, and no time limit that a busy machine would miss.
 # script/soak looks at others each time.
@@ -20,6 +21,14 @@ pytest_plugins = ["tests.postgres", "tests.previews.proxy"]
 
 NEEDS_ROOT = ("root", "postgres")
 NEEDS = (*NEEDS_ROOT, "haproxy")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a marked test that script/test would not find."""
+    for item in items:
+        if any(item.get_closest_marker(need) for need in NEEDS) and not may_have(item.path, NEEDS):
+            raise pytest.UsageError(f"{item.nodeid} has a marker that neither its file nor its conftest.py names")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from builderd.adapters.stores.sql.database import Database
 from builderd.adapters.stores.sql.store import SqlStore
@@ -44,6 +45,14 @@ async def memory_store() -> AsyncIterator[SqlStore]:
     finally:
         await store.close()
         _idle.append(store._database)
+
+
+async def write_database(path: Path) -> None:
+    """Make the file a migrated database without a row."""
+    if not _migrated:
+        async with memory_store():
+            pass
+    path.write_bytes(_migrated[0])
 
 
 def _database(store: SqlStore) -> sqlite3.Connection:

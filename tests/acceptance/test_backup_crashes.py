@@ -95,7 +95,7 @@ def _killed_at(service: LiveService, fault: str, ask: Callable[[], object]) -> N
     service.start()
 
 
-@pytest.mark.parametrize("fault", often(TAKING, "HoldCopy.done", "SaveCopy.done"))
+@pytest.mark.parametrize("fault", often(TAKING, "SaveCopy.done"))
 def test_interrupted_backup_is_finished_after_restart(
     crashing: LiveService, builder: dict[str, Any], fault: str
 ) -> None:
@@ -112,7 +112,7 @@ def test_interrupted_backup_is_finished_after_restart(
     assert _note(crashing, builder) == "before"
 
 
-@pytest.mark.parametrize("fault", often(RESTORING, "FillDisk.done", "HandOver.begun"))
+@pytest.mark.parametrize("fault", often(RESTORING, "FillDisk.done"))
 def test_interrupted_restore_is_finished_after_restart(
     crashing: LiveService, builder: dict[str, Any], fault: str
 ) -> None:
@@ -129,7 +129,7 @@ def test_interrupted_restore_is_finished_after_restart(
     assert _note(crashing, builder) == "after"
 
 
-@pytest.mark.parametrize("fault", often(RECOVERING, "RecoverDisk.recorded", "HandOver.recorded"))
+@pytest.mark.parametrize("fault", often(RECOVERING, "HandOver.recorded"))
 def test_interrupted_recovery_is_finished_after_restart(
     crashing: LiveService, builder: dict[str, Any], fault: str
 ) -> None:

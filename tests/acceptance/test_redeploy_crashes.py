@@ -35,9 +35,7 @@ MOMENTS = ("begun", "done", "recorded")
 #: The others are for the soak; on fakes it is each of them every time.
 OFTEN = {
     ("redeploy", "TryCandidate.done"),
-    ("redeploy", "StopSandbox.done"),
     ("redeploy", "StartSandbox.done"),
-    ("redeploy", "Settle.done"),
     ("rollback", "CreateDisk.done"),
     ("broken", "GiveUp.recorded"),
 }

@@ -54,6 +54,13 @@ class Visitor:
         lines = (f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", *headers)
         return self.send(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"), bodiless=method == "HEAD")
 
+    def is_served(self, host: str) -> bool:
+        """Whether a request is answered with 200; False also when the connection is refused, reset or closed."""
+        try:
+            return self.get(host).status == 200
+        except (OSError, IndexError):
+            return False
+
     def browse(self, host: str, path: str = "/", *headers: str) -> Answer:
         return self.get(host, path, f"Accept: {BROWSER}", *headers)
 

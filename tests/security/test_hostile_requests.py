@@ -263,7 +263,9 @@ class Target:
 
 
 @pytest_asyncio.fixture(
-    scope="module", loop_scope="module", params=["memory", pytest.param("postgres", marks=pytest.mark.postgres)]
+    scope="module",
+    loop_scope="module",
+    params=["memory", pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow])],
 )
 async def target(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
     """One service for all of them: what one of them left behind would show."""

@@ -57,7 +57,12 @@ class Scene:
         return self.engine._here.disks.app(disk)
 
 
-REAL = [pytest.param(kind, marks=pytest.mark.root) for kind in ("folder", "rest", "sftp")]
+#: To restic they are three addresses: in every run the one in a folder and the one behind HTTP.
+REAL = [
+    pytest.param("folder", marks=pytest.mark.root),
+    pytest.param("rest", marks=pytest.mark.root),
+    pytest.param("sftp", marks=[pytest.mark.root, pytest.mark.slow]),
+]
 
 
 @pytest.fixture(params=["fake", *REAL])

@@ -16,8 +16,10 @@ from builderd.ports.engine import Engine, EngineOptions
 REAL = {"crun": OciEngine, "runc": RuncEngine, "gvisor": StrongEngine}
 
 
-#: gVisor takes most of the time: script/soak runs its contract. Every run has tests/acceptance/test_isolation.
-MARKS = {"crun": [pytest.mark.root], "runc": [pytest.mark.root], "gvisor": [pytest.mark.root, pytest.mark.slow]}
+#: Apps run by crun unless asked otherwise: script/soak runs the contract of the others. Every run has gVisor in
+#: tests/acceptance/test_isolation.
+SELDOM = [pytest.mark.root, pytest.mark.slow]
+MARKS = {"crun": [pytest.mark.root], "runc": SELDOM, "gvisor": SELDOM}
 
 
 @pytest.fixture(params=["fake", *(pytest.param(name, marks=marks) for name, marks in MARKS.items())])

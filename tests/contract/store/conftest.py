@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from tests.contract.store.samples import TENANT
-from tests.stores import MEMORY, memory_store, open_store
+from tests.stores import MEMORY, memory_store, open_store, write_database
 
 from builderd.ports.store import Store
 
+#: All other tests run on it. It is the same adapter as that on a file, which every run holds to the contract.
+IN_MEMORY = pytest.param("memory", marks=pytest.mark.slow)
 POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)
 
 
-@pytest.fixture(params=["file", "memory", POSTGRES])
+@pytest.fixture(params=["file", IN_MEMORY, POSTGRES])
 def url(request: pytest.FixtureRequest) -> str:
     """Of an empty database."""
     return _url(request)
@@ -36,8 +39,10 @@ def _url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[Store]:
+async def store(url: str, tmp_path: Path) -> AsyncIterator[Store]:
     """With one tenant in it."""
+    if url.startswith("sqlite:///"):
+        await write_database(tmp_path / "builderd.db")
     async with memory_store() if url == MEMORY else open_store(url) as opened:
         await opened.write(lambda uow: uow.tenants.add(TENANT))
         yield opened

@@ -97,7 +97,7 @@ def test_a_proxy_that_dies_comes_back_while_no_service_runs(make_proxy: Callable
         before = master_of(proxy)
         os.kill(before, signal.SIGKILL)
         wait_for_another(proxy, before)
-        eventually(lambda: answers(proxy, host))
+        eventually(lambda: proxy.visitor.is_served(host))
     proxy.previews = proxy.service()
     proxy.start()
     assert proxy.visitor.get(host).status == 200
@@ -134,7 +134,7 @@ def test_a_service_that_runs_brings_back_whatever_was_killed(
 
     files = proxy.previews._files
     proxy.run(supervise())
-    assert answers(proxy, host)
+    assert proxy.visitor.is_served(host)
     assert (guard.find_process(files.pid, files) == master) == (killed != "everything")
     eventually(lambda: bool(children(int(files.guard_pid.read_text()))))
     proxy.run(proxy.previews.down())
@@ -158,7 +158,7 @@ def test_the_guard_and_a_service_take_turns_at_a_proxy_that_died(make_proxy: Cal
             eventually(lambda: any(words.startswith("flock") for words in processes_of(proxy)))
             starting = threading.Thread(target=proxy.start)
             starting.start()
-            assert not answers(proxy, host), "nobody may have started one yet"
+            assert not proxy.visitor.is_served(host), "nobody may have started one yet"
         starting.join(60)
         assert proxy.visitor.get(host).status == 200
         assert proxy.activity().keys() == {host}
@@ -180,13 +180,6 @@ def test_hanging_guard_start_is_reported(make_proxy: Callable[..., Proxy], monke
 def wait_for_another(proxy: Proxy, master: int) -> None:
     file = proxy.directory / "haproxy.pid"
     eventually(lambda: file.read_text().strip() not in ("", str(master)))
-
-
-def answers(proxy: Proxy, host: str) -> bool:
-    try:
-        return proxy.visitor.get(host).status == 200
-    except (OSError, IndexError):
-        return False
 
 
 def processes_of(proxy: Proxy) -> list[str]:
@@ -214,7 +207,7 @@ def load(proxy: Proxy, host: str) -> Iterator[Counter[object]]:
     """Visitors of two kinds, until the end: some keep their connection, some take a new one each time."""
     counted: Counter[object] = Counter()
     ended = threading.Event()
-    eventually(lambda: proxy.visitor.get(host).status == 200)
+    eventually(lambda: proxy.visitor.is_served(host))
     threads = [
         threading.Thread(target=_visit, args=(proxy, host, counted, ended, keeps))
         for keeps in (True, True, True, False, False)

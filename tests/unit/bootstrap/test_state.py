@@ -418,7 +418,13 @@ def _killed(script: str, *words: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-@pytest.mark.parametrize("where", KILLS)
+#: Each starts a process: of a kill before the database comes back, and after it, one in every run.
+OFTEN = ("state _restore_keys after", "copies bring_back after")
+
+
+@pytest.mark.parametrize(
+    "where", [pytest.param(where, marks=[] if where in OFTEN else [pytest.mark.slow]) for where in KILLS]
+)
 def test_a_restore_that_is_killed_leaves_no_half_of_it_and_can_be_run_again(
     home: Settings, kept: Path, where: str
 ) -> None:

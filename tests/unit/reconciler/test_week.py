@@ -287,12 +287,14 @@ async def spend_a_week(world: World, seed: int, steps: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconciling, "POLL_INTERVAL", 0.001)
+    monkeypatch.setattr(reconciling, "POLL_INTERVAL", 0.005)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_a_week_in_few_steps(world: World, seed: int) -> None:
-    await spend_a_week(world, seed, steps=200)
+@pytest.mark.parametrize(
+    ("seed", "steps"), [(1, 80), *(pytest.param(seed, 200, marks=pytest.mark.slow) for seed in (1, 2))]
+)
+async def test_a_week_in_few_steps(world: World, seed: int, steps: int) -> None:
+    await spend_a_week(world, seed, steps)
 
 
 @pytest.mark.slow

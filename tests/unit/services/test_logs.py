@@ -359,7 +359,9 @@ async def test_concurrent_runs_are_merged_by_time(world: World, page: int) -> No
 
 @pytest.mark.parametrize("stream", [None, *LogStream])
 @pytest.mark.parametrize("seconds", [None, 0, 2, 4])
-@pytest.mark.parametrize("tail", [1, 4, 100])
+@pytest.mark.parametrize(
+    "tail", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(100, marks=pytest.mark.slow)]
+)
 async def test_a_follower_begins_with_what_is_read(
     world: World, monkeypatch: pytest.MonkeyPatch, tail: int, seconds: int | None, stream: LogStream | None
 ) -> None:

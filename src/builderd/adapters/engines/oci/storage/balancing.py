@@ -62,21 +62,26 @@ class Balancing:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._closed.wait(INTERVAL):
+        pause = INTERVAL
+        while not self._closed.wait(pause):
+            pause = INTERVAL
             try:
-                self.step()
+                # Until the space is there, apps get "disk quota exceeded" for what they were promised.
+                if self.step():
+                    pause = 0
             except Exception as error:
                 log.warning("balancing failed, retrying error=%s", error)
 
-    def step(self) -> None:
-        """Check the store once, and convert or gather chunks where needed."""
+    def step(self) -> bool:
+        """Check the store once, and convert or gather chunks where needed. Return True when gathering freed space."""
         self._convert_pause = max(0, self._convert_pause - 1)
         info = read_space_info(self._root)
         if self._converts and needs_conversion(info):
             if not self._convert_pause:
                 self._convert(info)
         elif free_in_chunks(info) > self._stuck and (kinds := nearly_full(info, self._promised())):
-            self._gather(info, kinds)
+            return self._gather(info, kinds)
+        return False
 
     def _convert(self, info: SpaceInfo) -> None:
         log.info("store: converting metadata to one copy root=%s bytes=%d", self._root, info.metadata.used)
@@ -88,12 +93,13 @@ class Balancing:
         if not self._closed.is_set():
             log.warning("store: metadata not converted yet root=%s error=%s", self._root, done.stderr.strip())
 
-    def _gather(self, info: SpaceInfo, kinds: list[str]) -> None:
+    def _gather(self, info: SpaceInfo, kinds: list[str]) -> bool:
+        """Empty some chunks; return True when that freed space."""
         for usage in USAGES:
             filters = [f"-{kind}usage={usage},limit={CHUNKS}" for kind in kinds]
             done = _balance(self._root, *filters)
             if self._closed.is_set():
-                return
+                return False
             moved = _MOVED.search(done.stdout)
             if moved and int(moved.group(1)):
                 break
@@ -101,6 +107,7 @@ class Balancing:
         gained = after.unallocated - info.unallocated
         log.debug("store: chunks gathered root=%s usage=%d gained=%d", self._root, usage, gained)
         self._stuck = free_in_chunks(after) + MORE if gained < WORTH else 0
+        return gained >= WORTH
 
 
 def needs_conversion(info: SpaceInfo) -> bool:

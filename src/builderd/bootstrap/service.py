@@ -45,6 +45,7 @@ from builderd.reconciler.loop.reconciler import Reconciler
 from builderd.services.application import Application
 from builderd.settings import Settings
 from builderd.ssh.gateway import Gateway as SshGateway
+from builderd.web.app import Site, create_web
 
 log = logging.getLogger(__name__)
 #: Seconds until the next try when the engine cannot be prepared or the backups cannot be listed.
@@ -138,7 +139,8 @@ async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) ->
         meter = Meter()
         operations = Operations(app, Rates(**settings.rates.model_dump()))
         api = create_app(operations, metrics_token=settings.metrics_token, meter=meter)
-        await servers.add(api, settings.host, settings.port, "--host and --port")
+        site = Site(api, create_web(operations, meter=meter))
+        await servers.add(site, settings.host, settings.port, "--host and --port")
         if settings.metrics_port:
             await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
         await app.previews.start(await app.store.read(_expected_routes))

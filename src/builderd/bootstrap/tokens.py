@@ -11,7 +11,7 @@ from builderd.bootstrap.database import database_location, existing_store, holds
 from builderd.domain.ids import TokenId
 from builderd.domain.tokens import Scope, Token
 from builderd.ports.store import UnitOfWork
-from builderd.services import tokens
+from builderd.services import sessions, tokens
 from builderd.settings import Settings
 
 
@@ -38,6 +38,24 @@ async def make_token(settings: Settings, wanted: TokenRequest, say: Callable[[st
     if not was_there:
         say(f"There was no builderd in {settings.data_dir} yet: created its database ({database_location(settings)}).")
     return made
+
+
+async def make_link(settings: Settings, tenant: str, scopes: frozenset[Scope], say: Callable[[str], None]) -> str:
+    """Return the code of a new one-time sign-in link. Makes tenant, data directory and database where missing."""
+    now = SystemClock().now()
+    was_there = await holds_something(settings)
+    async with store(settings) as opened:
+        code = await opened.write(lambda uow: sessions.make_link(uow, tenant, scopes, now))
+    if not was_there:
+        say(f"There was no builderd in {settings.data_dir} yet: created its database ({database_location(settings)}).")
+    return code
+
+
+def page_url(settings: Settings) -> str:
+    """Return where browsers reach the web pages: the public URL, or the address that the service listens on."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "") else settings.host  # noqa: S104 -- compared only
+    host = f"[{host}]" if ":" in host else host
+    return settings.public_url or f"http://{host}:{settings.port}"
 
 
 async def list_tokens(settings: Settings, tenant: str) -> Sequence[Token]:

@@ -78,6 +78,32 @@ def create(
     click.echo(secret)
 
 
+@token.command()
+@options.data_dir
+@options.config
+@click.option("--tenant", required=True, help="Whom the link signs in; created if it does not exist.")
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice([scope.value for scope in Scope]),
+    multiple=True,
+    default=[Scope.WRITE.value],
+    show_default=True,
+    help="May be given more than once.",
+)
+@click.option("--url", help="Where browsers reach the service.  [default: public_url, or the address it listens on]")
+def link(data_dir: Path | None, config: Path | None, tenant: str, scopes: tuple[str, ...], url: str | None) -> None:
+    """Print a link that signs a browser in to the web pages, once, within 10 minutes.
+
+    It is on the last line of the output. Its sessions end when the token named "sign-in link" is revoked.
+    """
+    settings = load(config, data_dir=data_dir)
+    wanted = frozenset(Scope(scope) for scope in scopes)
+    made = asyncio.run(tokens.make_link(settings, tenant, wanted, partial(click.echo, err=True)))
+    click.echo(f"Valid once, for 10 minutes, for tenant {tenant!r} ({', '.join(sorted(wanted))}):", err=True)
+    click.echo(f"{(url or tokens.page_url(settings)).rstrip('/')}/sign-in/once/{made}")
+
+
 @token.command("list")
 @options.data_dir
 @options.config

@@ -21,15 +21,18 @@ class Scope(StrEnum):
     WRITE = "write"
     #: Leave the review or QA gate out.
     SKIP_GATES = "skip-gates"
-    #: The tenant's tokens, caps and overrides; includes all others.
+    #: The tenant's tokens, caps and overrides; includes all others of the tenant.
     ADMIN = "admin"
+    #: See the machine and all tenants on the web pages. Granted on the machine's command line only, implied by none.
+    OPERATOR = "operator"
 
 
 IMPLIED: dict[Scope, frozenset[Scope]] = {
     Scope.READ: frozenset({Scope.READ}),
     Scope.WRITE: frozenset({Scope.READ, Scope.WRITE}),
     Scope.SKIP_GATES: frozenset({Scope.SKIP_GATES}),
-    Scope.ADMIN: frozenset(Scope),
+    Scope.ADMIN: frozenset(Scope) - {Scope.OPERATOR},
+    Scope.OPERATOR: frozenset({Scope.OPERATOR}),
 }
 
 

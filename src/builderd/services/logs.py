@@ -53,14 +53,15 @@ async def read(
     tail: int = 200,
     since: datetime | None = None,
     stream: LogStream | None = None,
+    search: str = "",
 ) -> AsyncGenerator[VersionedLine]:
     """The last ``tail`` lines that pass the filters and were written before the call, oldest first.
 
     Raises ``NotFound``.
     """
     await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
-    spare = 0 if stream is None else LOOK_BACK
-    follower = Follower(application, tenant_id, builder_id, Wanted(tail, since, stream, spare))
+    spare = 0 if stream is None and not search else LOOK_BACK
+    follower = Follower(application, tenant_id, builder_id, Wanted(tail, since, stream, spare, search.casefold()))
     return _written(follower, await follower.begin(), tail)
 
 
@@ -81,7 +82,7 @@ async def _written(follower: Follower, found: int, tail: int) -> AsyncGenerator[
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Filter: the last ``count`` lines (None: all) from ``since`` on, of one ``stream`` or of all.
+    """Filter: the last ``count`` lines (None: all) from ``since`` on, of one ``stream`` or of all, with ``search``.
 
     ``spare`` is the number of extra lines to read: lines of the same time count, and filters may drop lines.
     """
@@ -90,6 +91,7 @@ class Wanted:
     since: datetime | None = None
     stream: LogStream | None = None
     spare: int = 0
+    search: str = ""
 
     @property
     def build(self) -> bool:
@@ -107,6 +109,8 @@ class Wanted:
         return self.since is not None and end is not None and end + LATE < self.since
 
     def passes(self, line: LogLine) -> bool:
+        if self.search and self.search not in line.text.casefold():
+            return False
         return (self.since is None or line.time >= self.since) and self.stream in (None, line.stream)
 
 
@@ -151,12 +155,13 @@ async def follow(
     tail: int | None = 0,
     since: datetime | None = None,
     stream: LogStream | None = None,
+    search: str = "",
 ) -> AsyncGenerator[FollowedLine]:
     """Yield the last ``tail`` lines (None: all), then each new line until the builder is deleted.
 
-    ``since`` and ``stream`` filter both. Ends at once for a builder that does not exist.
+    ``since``, ``stream`` and ``search`` filter both. Ends at once for a builder that does not exist.
     """
-    follower = Follower(application, tenant_id, builder_id, Wanted(tail, since, stream, LOOK_BACK))
+    follower = Follower(application, tenant_id, builder_id, Wanted(tail, since, stream, LOOK_BACK, search.casefold()))
     found = await follower.begin()
     too_many = 0 if tail is None else found - tail
     time, nth = None, 0
@@ -219,8 +224,20 @@ class Follower:
         builder = self._find(uow)
         if builder is None:
             return (), 0
-        self._built, found = uow.build_logs.before_last(builder.id, self._wanted.count, self._wanted.since)
+        # With a search, how many of them pass is known only once they were all looked at.
+        count = None if self._wanted.search else self._wanted.count
+        self._built, found = uow.build_logs.before_last(builder.id, count, self._wanted.since)
+        if self._wanted.search:
+            found = self._matching(uow, builder)
         return self._sandboxes(uow, builder), found if self._wanted.build else 0
+
+    def _matching(self, uow: UnitOfWork, builder: Builder) -> int:
+        """Return how many of the installer's lines pass the filters."""
+        found, after = 0, self._built
+        while news := uow.build_logs.following(builder.id, after, PAGE):
+            after = news[-1][0]
+            found += sum(self._wanted.passes(line) for _, _, line in news)
+        return found
 
     async def poll(self) -> None:
         """Read the next page of each log whose lines were all consumed.

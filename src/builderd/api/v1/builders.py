@@ -39,9 +39,10 @@ class ListQuery(Parameters):
     page: int = Field(default=1, ge=1, le=MAX_INTEGER)
     per_page: int = Field(default=25, ge=1, le=MAX_PER_PAGE)
     name: Name | None = None
+    search: str | None = Field(default=None, max_length=63, description="Those with this part of a name.")
     status: Status | None = None
     job_type: JobType | None = None
-    sort: Literal["created_at", "-created_at", "name"] = "-created_at"
+    sort: Literal["created_at", "-created_at", "-updated_at", "name"] = "-created_at"
 
 
 @router.get(

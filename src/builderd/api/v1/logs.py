@@ -44,6 +44,7 @@ class LogQuery(Parameters):
     tail: int = Field(default=200, ge=0, le=MAX_TAIL, description="At most so many lines, the last ones.")
     since: UtcTime | None = Field(default=None, description="None from before this time.")
     stream: LogStream | None = None
+    search: str = Field(default="", max_length=200, description="Those with this text in them, in any case of letters.")
     follow: bool = Field(default=False, description="Go on with each line as it is written, as an event stream.")
 
 
@@ -63,7 +64,9 @@ async def read_logs(
     tenant_id, uuid = identity.token.tenant_id, uuid.lower()
     if query.follow:
         return await _stream(request, application, identity, uuid, query)
-    lines = await logs.read(application, tenant_id, uuid, tail=query.tail, since=query.since, stream=query.stream)
+    lines = await logs.read(
+        application, tenant_id, uuid, tail=query.tail, since=query.since, stream=query.stream, search=query.search
+    )
     pieces = _answer(lines)
     # An error before the first piece still gets its own status.
     first = await anext(pieces)
@@ -135,7 +138,7 @@ async def _followed(
     after: LogPosition | None,
 ) -> AsyncGenerator[bytes]:
     since, tail = (after.time, None) if after else (query.since, query.tail)
-    lines = logs.follow(application, tenant_id, uuid, tail=tail, since=since, stream=query.stream)
+    lines = logs.follow(application, tenant_id, uuid, tail=tail, since=since, stream=query.stream, search=query.search)
     with limit.hold(tenant_id):
         async with aclosing(lines):
             async for line in lines:

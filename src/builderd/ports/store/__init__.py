@@ -23,6 +23,7 @@ from builderd.ports.store.metrics import Metrics
 from builderd.ports.store.qa_reports import QaReports
 from builderd.ports.store.reviews import Acceptances, Reviews
 from builderd.ports.store.sandboxes import Sandboxes
+from builderd.ports.store.sessions import Sessions, SignInLinks
 from builderd.ports.store.ssh_grants import SshGrants
 from builderd.ports.store.tenants import Tenants
 from builderd.ports.store.tokens import Tokens
@@ -48,6 +49,8 @@ __all__ = [
     "Restores",
     "Reviews",
     "Sandboxes",
+    "Sessions",
+    "SignInLinks",
     "SshGrants",
     "Store",
     "Tenants",
@@ -98,6 +101,10 @@ class UnitOfWork(Protocol):
     def leases(self) -> Leases: ...
     @property
     def uploads(self) -> Uploads: ...
+    @property
+    def sessions(self) -> Sessions: ...
+    @property
+    def sign_in_links(self) -> SignInLinks: ...
     @property
     def ssh_grants(self) -> SshGrants: ...
     @property

@@ -14,9 +14,13 @@ from builderd.domain.quotas import Allocation
 
 @dataclass(frozen=True, slots=True)
 class BuilderQuery:
-    """Filters and page of a list without deleted builders. ``sort``: ``created_at``, ``-created_at`` or ``name``."""
+    """Filters and page of a list without deleted builders. ``search`` is a part of the name.
+
+    ``sort``: ``created_at``, ``-created_at``, ``-updated_at`` or ``name``.
+    """
 
     name: str | None = None
+    search: str | None = None
     status: Status | None = None
     job_type: JobType | None = None
     sort: str = "-created_at"
@@ -52,8 +56,8 @@ class Builders(Protocol):
     def ids(self) -> Sequence[BuilderId]:
         """Return the ids of all tenants' builders that are not deleted."""
 
-    def count_by_status(self) -> Mapping[Status, int]:
-        """Count all tenants' builders that are not deleted."""
+    def count_by_status(self, tenant: TenantId | None = None) -> Mapping[Status, int]:
+        """Count the builders of a tenant, or of all, that are not deleted."""
 
     def lock_demand(self) -> None:
         """Make other units of work that reserve capacity wait until this one ends."""

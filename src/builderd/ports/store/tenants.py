@@ -15,6 +15,9 @@ class Tenants(Protocol):
     def add(self, tenant: Tenant) -> None: ...
     def get(self, tenant: TenantId) -> Tenant | None: ...
     def by_name(self, name: str) -> Tenant | None: ...
+    def all(self) -> Sequence[Tenant]:
+        """Return all tenants, oldest first."""
+
     def cap(self, tenant: TenantId, amount: Decimal | None) -> None:
         """Set the spending cap of a month, and let the warning be sent again."""
 

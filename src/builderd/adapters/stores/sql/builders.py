@@ -92,6 +92,7 @@ _LOCKED = {plain: plain.with_for_update(key_share=True) for plain in (_BY_ID, _B
 _ORDERS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
     "created_at": (builders.c.created_at.asc(), builders.c.id.asc()),
     "-created_at": (builders.c.created_at.desc(), builders.c.id.desc()),
+    "-updated_at": (builders.c.updated_at.desc(), builders.c.id.desc()),
     "name": (builders.c.name.asc(),),
 }
 
@@ -142,8 +143,11 @@ class Builders(Claims):
     def ids(self) -> Sequence[BuilderId]:
         return self._connection.execute(_IDS).scalars().all()
 
-    def count_by_status(self) -> Mapping[Status, int]:
-        rows = self._connection.execute(_COUNT_BY_STATUS)
+    def count_by_status(self, tenant: TenantId | None = None) -> Mapping[Status, int]:
+        counted = _COUNT_BY_STATUS
+        if tenant is not None:
+            counted = counted.where(builders.c.tenant_id == tenant).where(text(LIVE))
+        rows = self._connection.execute(counted)
         return {row.status: row.number for row in rows}
 
     def lock_demand(self) -> None:
@@ -179,6 +183,8 @@ def _filtered(tenant: TenantId, query: BuilderQuery) -> Select[Any]:
         wanted = getattr(query, name)
         if wanted is not None:
             found = found.where(builders.c[name] == wanted)
+    if query.search:
+        found = found.where(builders.c.name.contains(query.search, autoescape=True))
     return found
 
 

@@ -49,8 +49,8 @@ def file_of(url: str) -> Path | None:
 def save(url: str, target: Path) -> str:
     """Copy one snapshot of the database into ``target`` and return its schema revision.
 
-    A service may use the database meanwhile. The copy leaves out the responses stored for idempotency keys, and the
-    database lease: a copy has no owner.
+    A service may use the database meanwhile. The copy leaves out the responses stored for idempotency keys, the
+    sessions of the web pages, and the database lease: a copy has no owner.
 
     Raises ``InvalidState`` when there is no database or (PostgreSQL only) its schema is not this program's, and
     ``StoreUnavailable`` when the database does not answer.
@@ -66,6 +66,7 @@ def save(url: str, target: Path) -> str:
     found = revision(target)
     _forget_answers(target)
     _forget_lease(target)
+    _forget_sessions(target)
     sync(target)
     return found
 
@@ -85,6 +86,16 @@ def _forget_lease(copy: Path) -> None:
     with closing(sqlite3.connect(copy)) as connection:
         if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'database_lease'").fetchone():
             connection.execute("DELETE FROM database_lease")
+            connection.commit()
+
+
+def _forget_sessions(copy: Path) -> None:
+    """Delete sessions and sign-in links: a restored copy must not bring back a session that was ended since."""
+    with closing(sqlite3.connect(copy)) as connection:
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sign_in_links'").fetchone():
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.execute("DELETE FROM sessions")
+            connection.execute("DELETE FROM sign_in_links")
             connection.commit()
 
 

@@ -30,6 +30,7 @@ from builderd.adapters.stores.sql.postgresql import open_postgresql
 from builderd.adapters.stores.sql.qa_reports import QaReports
 from builderd.adapters.stores.sql.reviews import Acceptances, Reviews
 from builderd.adapters.stores.sql.sandboxes import Sandboxes
+from builderd.adapters.stores.sql.sessions import Sessions, SignInLinks
 from builderd.adapters.stores.sql.sqlite import open_sqlite
 from builderd.adapters.stores.sql.ssh_grants import SshGrants
 from builderd.adapters.stores.sql.tenants import Tenants
@@ -82,6 +83,8 @@ class UnitOfWork:
         self.backup_keys: port.BackupKeys = BackupKeys(connection, locks=writes)
         self.leases: port.Leases = Leases(connection)
         self.uploads: port.Uploads = Uploads(connection)
+        self.sessions: port.Sessions = Sessions(connection)
+        self.sign_in_links: port.SignInLinks = SignInLinks(connection)
         self.ssh_grants: port.SshGrants = SshGrants(connection)
         self.idempotency: port.Idempotency = Idempotency(connection)
         self.qa_reports: port.QaReports = QaReports(connection)

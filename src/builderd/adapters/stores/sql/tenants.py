@@ -18,6 +18,7 @@ _INSERT = insert(tenants)
 _SELECT = select(*(column for column in tenants.c if column.name != "spending_due_at"))
 _BY_ID = _SELECT.where(tenants.c.id == bindparam("id"))
 _BY_NAME = _SELECT.where(tenants.c.name == bindparam("name"))
+_ALL = _SELECT.order_by(tenants.c.created_at, tenants.c.id)
 _at: BindParameter[datetime] = bindparam("at", type_=tenants.c.spending_due_at.type)
 _UPDATE = update(tenants).where(tenants.c.id == bindparam("tenant"))
 # A transaction that makes the spending check due takes a shared lock on the tenant's row; one that postpones the check
@@ -47,6 +48,9 @@ class Tenants:
 
     def by_name(self, name: str) -> Tenant | None:
         return _tenant(self._connection.execute(_BY_NAME, {"name": name}).mappings().first())
+
+    def all(self) -> Sequence[Tenant]:
+        return [Tenant(**row) for row in self._connection.execute(_ALL).mappings()]
 
     def cap(self, tenant: TenantId, amount: Decimal | None) -> None:
         values = {"tenant": tenant, "spending_cap": amount, "cap_warned_at": None}

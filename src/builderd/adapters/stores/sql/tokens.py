@@ -14,6 +14,7 @@ from builderd.domain.tokens import Scope, Token
 
 _INSERT = insert(tokens)
 _BY_SECRET_HASH = select(tokens).where(tokens.c.secret_hash == bindparam("secret_hash"))
+_BY_ID = select(tokens).where(tokens.c.id == bindparam("token"))
 _OF_TENANT = select(tokens).where(tokens.c.tenant_id == bindparam("tenant")).order_by(tokens.c.created_at, tokens.c.id)
 _UPDATE = update(tokens).where(tokens.c.id == bindparam("token"))
 _REVOKE = _UPDATE.where(tokens.c.revoked_at.is_(None))
@@ -27,6 +28,10 @@ class Tokens:
         row = row_of(token)
         row["scopes"] = sorted(scope.value for scope in token.scopes)
         self._connection.execute(_INSERT, row)
+
+    def get(self, token: TokenId) -> Token | None:
+        row = self._connection.execute(_BY_ID, {"token": token}).mappings().first()
+        return _token(row) if row else None
 
     def by_secret_hash(self, secret_hash: str) -> Token | None:
         row = self._connection.execute(_BY_SECRET_HASH, {"secret_hash": secret_hash}).mappings().first()

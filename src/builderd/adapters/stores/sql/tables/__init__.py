@@ -15,6 +15,7 @@ from builderd.adapters.stores.sql.tables.gates import acceptances, qa_reports, q
 from builderd.adapters.stores.sql.tables.ledger import ledger, ledger_months
 from builderd.adapters.stores.sql.tables.requests import idempotency, uploads
 from builderd.adapters.stores.sql.tables.sandboxes import build_logs, metrics, sandboxes
+from builderd.adapters.stores.sql.tables.sessions import sessions, sign_in_links
 from builderd.adapters.stores.sql.tables.tenants import credentials, tenants, tokens
 from builderd.adapters.stores.sql.tables.versions import versions
 
@@ -42,6 +43,8 @@ __all__ = [
     "restores",
     "reviews",
     "sandboxes",
+    "sessions",
+    "sign_in_links",
     "ssh_grants",
     "tenants",
     "tokens",

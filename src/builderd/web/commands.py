@@ -1,0 +1,193 @@
+"""Forms and requests of the pages, checked by the API's shapes, as commands of the services."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from builderd.api.server.json_parsing import take
+from builderd.domain.builders import Builder
+from builderd.domain.bundles import Bundle, make_bundle
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.ids import BuilderId
+from builderd.domain.procfile import web_command
+from builderd.domain.tokens import Scope
+from builderd.domain.versions import Version, VersionSettings, entrypoint_error
+from builderd.ports.store import UnitOfWork
+from builderd.schemas.v1.builders import NO_ENTRYPOINT, NewBuilder
+from builderd.schemas.v1.files import bundle_files
+from builderd.schemas.v1.shape import Shape
+from builderd.schemas.v1.versions import NewSettings, NewVersion
+from builderd.services import builders, bundles, deployments, outcomes, uploads
+from builderd.services.application import Application
+from builderd.services.deployments import Change, Deployed
+from builderd.web.visits import Visit
+
+S = TypeVar("S", bound=Shape)
+#: The fields that hold the code.
+CODE = frozenset({"files", "source"})
+
+
+def shape_of(application: Application, shape: type[S], values: Mapping[str, Any]) -> S:
+    """Return the values as this shape of the API. Raises ``ValidationFailed``."""
+    return take(shape, json.dumps(values).encode(), {"maximum": application.limits.maximum})
+
+
+async def create(visit: Visit, new: NewBuilder) -> Builder:
+    """Create a builder. Raises what the services raise, and ``Forbidden`` for a gate left out without the scope."""
+    _check_gates(visit, new)
+    application = visit.application
+    bundle = await _bundle(visit, new)
+    settings = VersionSettings(
+        entrypoint=new.entrypoint or _web_command(bundle),
+        port=new.port,
+        env=new.env,
+        resources=new.resources.value,
+        isolation=new.isolation or application.limits.default_isolation,
+        credentials=tuple(new.credentials),
+        skip_review=new.skip_review,
+        skip_qa=new.skip_qa,
+        require_qa=new.require_qa,
+        install_scripts=new.install_scripts,
+    )
+    command = builders.NewBuilder(
+        name=new.name,
+        bundle_hash=bundle.hash,
+        settings=settings,
+        job_type=new.job_type,
+        visibility=new.visibility,
+        auto_stop_interval=new.auto_stop_interval,
+        backup_interval_hours=new.backup_interval_hours,
+    )
+    return await bundles.keep(
+        application, bundle, lambda uow: builders.create(uow, application, visit.caller, command, visit.now)
+    )
+
+
+async def deploy(visit: Visit, builder: Builder, new: NewVersion) -> Deployed:
+    """Deploy new code, with the settings that it brings. Raises as ``create`` does."""
+    _check_gates(visit, new)
+    application, bundle = visit.application, await _bundle(visit, new)
+    given = _given(new, new.model_fields_set - CODE)
+    if "entrypoint" not in given:
+        given["entrypoint"] = await _kept_entrypoint(visit, builder, bundle)
+    change = Change(**given, bundle_hash=bundle.hash)
+    return await _commit(
+        application,
+        builder,
+        lambda uow: deployments.deploy(uow, application, visit.caller, builder.id, change, visit.now),
+        bundle,
+    )
+
+
+async def configure(visit: Visit, builder: Builder, values: Mapping[str, Any]) -> Deployed:
+    """Change settings: at once where the app need not know of them, else by a new version of the same code."""
+    application = visit.application
+    new = shape_of(application, NewSettings, values)
+    change = Change(**_given(new, new.model_fields_set))
+    return await _commit(
+        application,
+        builder,
+        lambda uow: deployments.configure(uow, application, visit.caller, builder.id, change, visit.now),
+    )
+
+
+async def roll_back(visit: Visit, builder: Builder, number: int) -> Deployed:
+    """Deploy the code and settings of an old version again."""
+    application = visit.application
+    return await _commit(
+        application,
+        builder,
+        lambda uow: deployments.roll_back(uow, application, visit.caller, builder.id, number, visit.now),
+    )
+
+
+async def renew_service_token(visit: Visit, builder: Builder) -> Builder:
+    """Make a new service token; the old one ends."""
+    application = visit.application
+
+    def renew(uow: UnitOfWork) -> Builder:
+        return deployments.renew_service_token(uow, application, visit.caller, builder.id, visit.now)
+
+    return await outcomes.when_free(application, builder.id, lambda: application.commit(renew))
+
+
+async def _commit(
+    application: Application, builder: Builder, record: Callable[[UnitOfWork], Deployed], bundle: Bundle | None = None
+) -> Deployed:
+    """Record it, once no other version takes over."""
+    made: list[Deployed] = []
+
+    def write(uow: UnitOfWork) -> Builder:
+        made.append(record(uow))
+        return made[-1].builder
+
+    def commit() -> Awaitable[Builder]:
+        return application.commit(write) if bundle is None else bundles.keep(application, bundle, write)
+
+    await outcomes.when_free(application, BuilderId(builder.id), commit)
+    return made[-1]
+
+
+def _check_gates(visit: Visit, new: NewBuilder | NewVersion) -> None:
+    if new.skip_review or new.skip_qa:
+        visit.require(Scope.SKIP_GATES)
+
+
+async def _bundle(visit: Visit, new: NewBuilder | NewVersion) -> Bundle:
+    if new.source is None:
+        return await asyncio.to_thread(lambda: make_bundle(bundle_files(new.files)))
+    return await uploads.bundle(visit.application, visit.token.tenant_id, new.source.upload_id.lower())
+
+
+def _web_command(bundle: Bundle) -> str:
+    command = web_command(bundle)
+    why = NO_ENTRYPOINT if command is None else entrypoint_error(command)
+    if command is None or why is not None:
+        raise ValidationFailed({"entrypoint": [why or NO_ENTRYPOINT]})
+    return command
+
+
+async def _kept_entrypoint(visit: Visit, builder: Builder, bundle: Bundle) -> str | None:
+    """Return the new ``Procfile``'s command, if the old command came from the old one; None keeps the old command."""
+    command = web_command(bundle)
+    base = await visit.read(lambda uow: deployments.base(uow, visit.caller, builder.id))
+    if command is None or web_command(await bundles.fetch(visit.application, base)) != base.settings.entrypoint:
+        return None
+    if why := entrypoint_error(command):
+        raise ValidationFailed({"entrypoint": [why]})
+    return command
+
+
+def _given(new: NewVersion | NewSettings, names: set[str]) -> dict[str, Any]:
+    given = {name: getattr(new, name) for name in names}
+    if "resources" in given:
+        given["resources"] = {name: getattr(new.resources, name) for name in new.resources.model_fields_set}
+    if "credentials" in given:
+        given["credentials"] = tuple(new.credentials)
+    return given
+
+
+async def deploy_edited(
+    visit: Visit, builder: Builder, version: Version, path: str, content: str, entrypoint: str
+) -> Deployed:
+    """Deploy the files of a version with one of them changed. Raises as ``deploy`` does."""
+    application = visit.application
+    new = shape_of(application, NewVersion, {"files": {path: content}, "entrypoint": entrypoint})
+    base = await bundles.fetch(application, version)
+    (edited,) = bundle_files(new.files)
+    old = next((file for file in base.files if file.path == path), None)
+    if old is not None:
+        edited = replace(edited, executable=old.executable)
+    files = [*(file for file in base.files if file.path != path), edited]
+    bundle = await asyncio.to_thread(make_bundle, files)
+    change = Change(bundle_hash=bundle.hash, entrypoint=new.entrypoint)
+    return await _commit(
+        application,
+        builder,
+        lambda uow: deployments.deploy(uow, application, visit.caller, builder.id, change, visit.now),
+        bundle,
+    )

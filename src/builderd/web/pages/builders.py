@@ -1,0 +1,150 @@
+"""The list of builders, live, with filters in its URL; and the names that the palette offers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from builderd.domain.builders import Builder, JobType, Status
+from builderd.domain.metrics import resample, start_of
+from builderd.domain.prices import Sum
+from builderd.domain.versions import Version
+from builderd.ports.store import UnitOfWork
+from builderd.ports.store.builders import BuilderQuery
+from builderd.services import builders
+from builderd.web.charts import spark_area, spark_line
+from builderd.web.shown import plural
+from builderd.web.states import State, state_of
+from builderd.web.visits import Visit, page
+
+PER_PAGE = 25
+SORTS = (("-created_at", "Newest first"), ("-updated_at", "Last change"), ("name", "Name"))
+#: Filters of the list: key, text, and the query that it adds.
+KINDS: Mapping[str, tuple[str, Status | None, JobType | None]] = {
+    "all": ("All", None, None),
+    "running": ("Running", Status.RUNNING, None),
+    "stopped": ("Asleep or stopped", Status.STOPPED, None),
+    "failed": ("Failed", Status.FAILED, None),
+    "jobs": ("Jobs", None, JobType.ONE_TIME),
+}
+SPARK_STEP, SPARK_STEPS = timedelta(minutes=30), 48
+#: Names that the palette offers.
+PALETTE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A builder in the list."""
+
+    builder: Builder
+    version: Version
+    url: str
+    state: State
+    cost: Decimal
+    open: int
+    cpu_line: str
+    cpu_area: str
+    memory_line: str
+
+
+async def show_builders(visit: Visit) -> Response:
+    """Show one page of the tenant's builders."""
+    query = visit.request.query_params
+    show = query.get("show", "all") if query.get("show") in KINDS else "all"
+    sort = query.get("sort", "") if query.get("sort") in dict(SORTS) else SORTS[0][0]
+    search = query.get("search", "").strip().lower()[:63]
+    number = int(query.get("page", "1")) if query.get("page", "1").isdecimal() else 1
+    _, status, job_type = KINDS[show]
+    asked = BuilderQuery(
+        search=search or None,
+        status=status,
+        job_type=job_type,
+        sort=sort,
+        page=max(1, min(number, 10**6)),
+        per_page=PER_PAGE,
+    )
+    counts, (rows, total) = await visit.read(lambda uow: (_counts(uow, visit), _rows(uow, visit, asked)))
+    base = f"?show={show}&sort={sort}&search={search}&"
+    return await visit.page(
+        "builders.html",
+        rows=rows,
+        total=total,
+        page=asked.page,
+        per_page=PER_PAGE,
+        base=base,
+        show=show,
+        sort=sort,
+        sorts=SORTS,
+        search=search,
+        kinds=[(key, text, counts[key]) for key, (text, _, _) in KINDS.items()],
+        counted=counts["all"],
+        summary=_summary(counts),
+        origin=visit.application.public_url or str(visit.request.base_url).rstrip("/"),
+    )
+
+
+def _counts(uow: UnitOfWork, visit: Visit) -> Mapping[str, int]:
+    by_status = uow.builders.count_by_status(visit.token.tenant_id)
+    _, jobs = uow.builders.list(visit.token.tenant_id, BuilderQuery(job_type=JobType.ONE_TIME, per_page=1))
+    counts = {key: by_status.get(status, 0) for key, (_, status, _) in KINDS.items() if status is not None}
+    deploying = by_status.get(Status.CREATING, 0)
+    return {"all": sum(by_status.values()), **counts, "jobs": jobs, "creating": deploying}
+
+
+def _summary(counts: Mapping[str, int]) -> str:
+    words = (
+        ("running", "running"),
+        ("stopped", "asleep or stopped"),
+        ("creating", "being deployed"),
+        ("failed", "failed"),
+    )
+    told = ", ".join(f"{counts[key]:,} {word}" for key, word in words if counts[key])
+    return f"{plural(counts['all'], 'builder')}{': ' + told if told else ''}."
+
+
+def _rows(uow: UnitOfWork, visit: Visit, query: BuilderQuery) -> tuple[Sequence[Row], int]:
+    found, total = builders.list_page(uow, visit.token.tenant_id, query)
+    views = builders.views(uow, visit.application, found, visit.now)
+    month = uow.ledger.totals([one.id for one in found], visit.now)
+    return [_row(uow, visit, view, month.get(view.builder.id, Sum())) for view in views], total
+
+
+def _row(uow: UnitOfWork, visit: Visit, view: builders.BuilderView, spent: Sum) -> Row:
+    application, builder = visit.application, view.builder
+    begin = start_of(visit.now, SPARK_STEP) - (SPARK_STEPS - 1) * SPARK_STEP
+    steps = resample(uow.metrics.of_builder(builder.id, begin), begin, SPARK_STEP, SPARK_STEPS)
+    cpu = [usage.cpu for _, usage in steps]
+    memory = [float(usage.memory_bytes) if usage.memory_bytes is not None else None for _, usage in steps]
+    limits = view.version.settings.resources
+    reading = application.readings.get(builder.id)
+    visited = reading.visited if reading else None
+    return Row(
+        builder=builder,
+        version=view.version,
+        url=view.preview_url,
+        state=state_of(builder, application.limits),
+        cost=view.cost.cost,
+        open=visited.open_connections if visited else 0,
+        cpu_line=spark_line(cpu, limits.cpu / 4),
+        cpu_area=spark_area(cpu, limits.cpu / 4),
+        memory_line=spark_line(memory, limits.memory_bytes),
+    )
+
+
+async def palette(visit: Visit) -> Response:
+    """Return the names and states of the last changed builders, for the palette."""
+    query = BuilderQuery(sort="-updated_at", per_page=PALETTE)
+    found, _ = await visit.read(lambda uow: uow.builders.list(visit.token.tenant_id, query))
+    return JSONResponse([[one.name, state_of(one, visit.application.limits).word] for one in found])
+
+
+async def home(visit: Visit) -> Response:
+    """Send to the list of builders."""
+    return RedirectResponse("/builders", 303)
+
+
+ROUTES = [page("/", home), page("/builders", show_builders), page("/palette", palette)]

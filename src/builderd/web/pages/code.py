@@ -1,0 +1,111 @@
+"""The code of a version in an editor: one file is changed and deployed as the next version."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from builderd.domain.bundles import Bundle
+from builderd.domain.errors import NotFound, ValidationFailed
+from builderd.domain.tokens import Scope
+from builderd.domain.versions import Version, VersionStatus
+from builderd.ports.store import UnitOfWork
+from builderd.services import bundles
+from builderd.web import commands
+from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
+from builderd.web.visits import Visit, page, see_other
+
+#: Largest file that is edited in the browser, in bytes.
+MAX_BYTES = 1_000_000
+MAX_LISTED = 500
+
+
+async def show_code(visit: Visit) -> Response:
+    """Show a file of a version in an editor."""
+    query = visit.request.query_params
+    frame, version = await visit.read(lambda uow: _find(uow, visit, query.get("version", "")))
+    bundle = await bundles.fetch(visit.application, version)
+    path = query.get("file") or _first(bundle, version)
+    content, fault = _text(bundle, path)
+    return await _form(visit, frame, version, bundle, path, content, fault)
+
+
+async def deploy_code(visit: Visit) -> Response:
+    """Deploy the version's files with this one changed, as the next version."""
+    form = await visit.form()
+    frame, version = await visit.read(lambda uow: _find(uow, visit, form.text("version")))
+    path, content = form.text("path").strip(), form.text("content").replace("\r\n", "\n")
+    entrypoint = form.text("entrypoint").strip()
+    try:
+        deployed = await commands.deploy_edited(visit, frame.builder, version, path, content, entrypoint)
+    except ValidationFailed as error:
+        bundle = await bundles.fetch(visit.application, version)
+        fault = "; ".join(f"{name} {', '.join(why)}" for name, why in error.errors.items())
+        return await _form(visit, frame, version, bundle, path, content, fault, status=422, entrypoint=entrypoint)
+    number = deployed.version or deployed.builder.version
+    return see_other(f"/builders/{frame.builder.name}/versions/{number}")
+
+
+def _find(uow: UnitOfWork, visit: Visit, number: str) -> tuple[BuilderFrame, Version]:
+    frame = frame_of(uow, visit)
+    wanted = int(number) if number.isdecimal() and len(number) < 10 else frame.builder.version
+    version = uow.versions.get(frame.builder.id, wanted)
+    if version is None or version.status is VersionStatus.DROPPED:
+        raise NotFound(f"The builder {frame.builder.name} keeps no version {wanted}.")
+    return frame, version
+
+
+def _first(bundle: Bundle, version: Version) -> str:
+    """Return the file that the start command names, else the first one."""
+    paths = [file.path for file in bundle.files]
+    named = (word for word in version.settings.entrypoint.split() if word in paths)
+    return next(named, paths[0] if paths else "main.py")
+
+
+def _text(bundle: Bundle, path: str) -> tuple[str, str]:
+    """Return the file's text, and why it cannot be edited here."""
+    file = next((file for file in bundle.files if file.path == path), None)
+    if file is None:
+        return "", ""
+    if file.size > MAX_BYTES:
+        return "", "The file is too large to be edited here: send it by the API."
+    try:
+        text = file.content.decode()
+    except UnicodeDecodeError:
+        return "", "The file is no text in UTF-8, and cannot be edited here."
+    return ("", "The file is binary, and cannot be edited here.") if "\0" in text else (text, "")
+
+
+async def _form(
+    visit: Visit,
+    frame: BuilderFrame,
+    version: Version,
+    bundle: Bundle,
+    path: str,
+    content: str,
+    fault: str,
+    *,
+    status: int = 200,
+    entrypoint: str = "",
+) -> Response:
+    files = [file.path for file in bundle.files]
+    return await builder_page(
+        visit,
+        "code.html",
+        "versions",
+        frame,
+        status,
+        version=version,
+        paths=files[:MAX_LISTED],
+        more=max(0, len(files) - MAX_LISTED),
+        file=path,
+        content=content,
+        fault=fault,
+        entrypoint=entrypoint or version.settings.entrypoint,
+        is_new=path not in files,
+    )
+
+
+ROUTES = [
+    page("/builders/{name}/code", show_code),
+    page("/builders/{name}/code", deploy_code, post=True, scope=Scope.WRITE),
+]

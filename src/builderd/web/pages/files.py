@@ -1,0 +1,168 @@
+"""Files of a builder's ``/app`` as they are now: browsed, edited, uploaded and downloaded.
+
+No file is ever sent in a form that a browser shows: text stands escaped in a form, everything else is an attachment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from urllib.parse import quote
+
+from starlette.responses import JSONResponse, Response
+
+from builderd.api.server.bodies import announced_length, pieces
+from builderd.api.server.streams import Held
+from builderd.domain.errors import BuilderdError, NotFound, PreconditionFailed
+from builderd.domain.files import UNCONDITIONAL, Condition, FileKind, FilePage
+from builderd.domain.tokens import Scope
+from builderd.services import files
+from builderd.web.pages.builder import builder_page, frame_of
+from builderd.web.visits import Visit, page, see_other
+
+PER_PAGE = 500
+#: Largest file that is edited in the browser, in bytes.
+MAX_BYTES = 1_000_000
+UPLOAD_SECONDS = 3600.0
+
+
+async def show_files(visit: Visit) -> Response:
+    """Show a folder, or a text file of it in an editor."""
+    path = visit.request.path_params.get("path", "").strip("/")
+    frame = await visit.read(lambda uow: frame_of(uow, visit))
+    builder, tenant, application = frame.builder, visit.token.tenant_id, visit.application
+    content: str | None = None
+    fault, tag, size, folder = "", "", 0, path
+    listing: FilePage | None = None
+    try:
+        if path:
+            folder, content, tag, size, fault = await _open(visit, builder.id, path)
+        listing = await files.list_page(application, tenant, builder.id, folder, 0, PER_PAGE)
+    except BuilderdError as error:
+        fault = fault or error.message
+    above = folder.rpartition("/")[0]
+    return await builder_page(
+        visit,
+        "files.html",
+        "files",
+        frame,
+        listing=listing,
+        folder=folder,
+        above=above,
+        file=path if path != folder else "",
+        content=content,
+        tag=tag,
+        size=size,
+        fault=fault,
+        folder_kind=FileKind.FOLDER,
+    )
+
+
+async def _open(visit: Visit, builder_id: str, path: str) -> tuple[str, str | None, str, int, str]:
+    """Return (folder, text, tag, size, why it is not edited); text None where the path is a folder or no text."""
+    name = path.rpartition("/")[2]
+    folder = path.rpartition("/")[0]
+    listing = await files.list_page(visit.application, visit.token.tenant_id, builder_id, folder, 0, 100_000)
+    entry = next((one for one in listing.entries if one.name == name), None)
+    if entry is None:
+        raise NotFound(f"There is nothing at {path} in the builder's /app.")
+    if entry.kind is FileKind.FOLDER:
+        return path, None, "", 0, ""
+    if entry.kind is not FileKind.FILE:
+        return folder, None, entry.tag, 0, "It is a link, a socket or a device, and is not opened."
+    if entry.size > MAX_BYTES:
+        return folder, None, entry.tag, entry.size, "It is too large to be edited here: download it."
+    async with files.opened(visit.application, visit.token.tenant_id, builder_id, path) as file:
+        content = b"".join([piece async for piece in file.read(0, file.entry.size)])
+        tag = file.entry.tag
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return folder, None, tag, len(content), "It is no text in UTF-8: download it."
+    if "\0" in text:
+        return folder, None, tag, len(content), "It is binary: download it."
+    return folder, text, tag, len(content), ""
+
+
+async def write_file(visit: Visit) -> Response:
+    """Write a file that was edited, unless it was changed since it was read; or delete it."""
+    form, builder = await visit.form(), await visit.find()
+    path, tenant = form.text("path").strip(), visit.token.tenant_id
+    folder = path.rpartition("/")[0]
+    back = f"/builders/{builder.name}/files"
+    if form.text("action") == "delete":
+        await files.delete(visit.application, tenant, builder.id, path, condition=UNCONDITIONAL, recursive=True)
+        return see_other(f"{back}/{quote(folder)}" if folder else back, {"done": "file-deleted"})
+    content = form.text("content").replace("\r\n", "\n").encode()
+    tag = form.text("tag")
+    condition = Condition(matches=frozenset({tag})) if tag else Condition(differs=frozenset({"*"}))
+    try:
+        await files.write(
+            visit.application,
+            tenant,
+            builder.id,
+            path,
+            _once(content),
+            condition=condition,
+            size=len(content),
+            executable=None,
+        )
+    except PreconditionFailed:
+        raise PreconditionFailed(
+            f"{path} was changed by somebody else since you read it, and was not written: go back, copy what you have, "
+            "and open it again."
+        ) from None
+    return see_other(f"{back}/{quote(path)}", {"done": "written"})
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+async def upload_file(visit: Visit) -> Response:
+    """Write a file that the page's script sends."""
+    builder, path = await visit.find(), visit.request.path_params["path"]
+    await files.write(
+        visit.application,
+        visit.token.tenant_id,
+        builder.id,
+        path,
+        pieces(visit.request, UPLOAD_SECONDS),
+        condition=UNCONDITIONAL,
+        size=announced_length(visit.request),
+        executable=None,
+    )
+    return JSONResponse({}, 201)
+
+
+async def download_file(visit: Visit) -> Response:
+    """Return a file as an attachment: a browser saves it, and never shows it on this origin."""
+    builder, path = await visit.find(), visit.request.path_params["path"]
+    async with AsyncExitStack() as stack:
+        file = await stack.enter_async_context(files.opened(visit.application, visit.token.tenant_id, builder.id, path))
+        headers = {"Content-Length": str(file.entry.size), "Content-Disposition": _attachment(file.entry.name)}
+        return Held(stack.pop_all(), file.read(0, file.entry.size), 200, headers, "application/octet-stream")
+
+
+async def download_all(visit: Visit) -> Response:
+    """Return all of ``/app`` as an archive."""
+    builder = await visit.find()
+    async with AsyncExitStack() as stack:
+        packed = await stack.enter_async_context(files.archive(visit.application, visit.token.tenant_id, builder.id))
+        headers = {"Content-Disposition": _attachment(f"{builder.name}.tar.zst")}
+        return Held(stack.pop_all(), packed, 200, headers, "application/zstd")
+
+
+def _attachment(name: str) -> str:
+    readable = name.encode("utf-8", "replace").decode()
+    return f"attachment; filename*=UTF-8''{quote(readable, safe='')}"
+
+
+ROUTES = [
+    page("/builders/{name}/files", show_files),
+    page("/builders/{name}/files", write_file, post=True, scope=Scope.WRITE),
+    page("/builders/{name}/files/{path:path}", show_files),
+    page("/builders/{name}/upload/{path:path}", upload_file, post=True, scope=Scope.WRITE),
+    page("/builders/{name}/download", download_all),
+    page("/builders/{name}/download/{path:path}", download_file),
+]

@@ -1,0 +1,105 @@
+"""Metrics of a builder: charts of the last hours, and its answers by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from starlette.responses import JSONResponse, Response
+
+from builderd.ports.store import UnitOfWork
+from builderd.services import metrics
+from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
+from builderd.web.visits import Visit, page
+
+#: Spans that can be chosen, in hours, and the step of each.
+SPANS = {"1": timedelta(minutes=5), "6": timedelta(minutes=5), "24": timedelta(minutes=15)}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers of one class in the chosen time."""
+
+    name: str
+    count: int
+    share: float
+
+
+async def show_metrics(visit: Visit) -> Response:
+    """Show the charts, which the page's script draws, and the answers in a table."""
+    hours = visit.request.query_params.get("hours", "24")
+    hours = hours if hours in SPANS else "24"
+
+    def look(uow: UnitOfWork) -> tuple[BuilderFrame, metrics.Report]:
+        frame = frame_of(uow, visit)
+        return frame, _report(uow, visit, frame.builder.id, hours)
+
+    frame, report = await visit.read(look)
+    return await builder_page(
+        visit,
+        "metrics.html",
+        "metrics",
+        frame,
+        hours=hours,
+        spans=list(SPANS),
+        answers=_answers(report),
+        report=report,
+        requests=sum(usage.requests for _, usage in report.steps),
+        measured=any(usage.seconds for _, usage in report.steps),
+    )
+
+
+def _report(uow: UnitOfWork, visit: Visit, builder_id: str, hours: str) -> metrics.Report:
+    return metrics.report(
+        uow,
+        visit.application,
+        visit.token.tenant_id,
+        builder_id,
+        visit.now,
+        span=timedelta(hours=int(hours)),
+        step=SPANS[hours],
+    )
+
+
+def _answers(report: metrics.Report) -> Sequence[Answers]:
+    sums = [
+        (name, sum(getattr(usage, f"answers_{name}") for _, usage in report.steps))
+        for name in ("2xx", "3xx", "4xx", "5xx")
+    ]
+    whole = sum(count for _, count in sums)
+    return [Answers(name, count, 100 * count / whole if whole else 0.0) for name, count in sums]
+
+
+async def read_metrics(visit: Visit) -> Response:
+    """Return the steps as columns: time, CPU, memory, disk, network in and out a second, requests and 5xx a minute."""
+    hours = visit.request.query_params.get("hours", "24")
+    hours = hours if hours in SPANS else "24"
+    builder = await visit.find()
+    report = await visit.read(lambda uow: _report(uow, visit, builder.id, hours))
+    rows = []
+    for time, usage in report.steps:
+        known = usage.seconds > 0
+        minutes = usage.seconds / 60
+        rows.append(
+            (
+                int(time.timestamp()),
+                usage.cpu,
+                usage.memory_bytes,
+                usage.disk_most_bytes if known else None,
+                usage.network_in_bytes / usage.seconds if known else None,
+                usage.network_out_bytes / usage.seconds if known else None,
+                usage.requests / minutes if known else None,
+                usage.answers_5xx / minutes if known else None,
+            )
+        )
+    limits = report.limits
+    return JSONResponse(
+        {
+            "columns": [list(column) for column in zip(*rows, strict=True)],
+            "limits": {"cpu": limits.cpu, "memory": limits.memory_bytes, "disk": limits.disk_bytes},
+        }
+    )
+
+
+ROUTES = [page("/builders/{name}/metrics", show_metrics), page("/builders/{name}/metrics/data", read_metrics)]

@@ -1,0 +1,124 @@
+"""Settings of a builder: each group a form of its own; and what destroys, behind a typed name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from starlette.responses import Response
+
+from builderd.domain.builders import Builder
+from builderd.domain.credentials import Credential
+from builderd.domain.errors import BadRequest, ValidationFailed
+from builderd.domain.prices import Billing
+from builderd.domain.tokens import Scope
+from builderd.ports.store import UnitOfWork
+from builderd.schemas.v1.caps import NewSpendingCap
+from builderd.services import builders, caps
+from builderd.services.caps import CapView
+from builderd.web import commands
+from builderd.web.pages.builder import BuilderFrame, builder_page, frame_of
+from builderd.web.pages.deploying import number
+from builderd.web.visits import Form, Visit, page, see_other
+
+
+async def show_settings(visit: Visit) -> Response:
+    """Show all settings."""
+    return await _shown(visit, {})
+
+
+async def _shown(visit: Visit, errors: Mapping[str, Sequence[str]], status: int = 200) -> Response:
+    def look(uow: UnitOfWork) -> tuple[BuilderFrame, Sequence[Credential], CapView]:
+        frame = frame_of(uow, visit)
+        cap = caps.view_of_builder(uow, visit.application, frame.builder, visit.now)
+        return frame, uow.credentials.list(visit.token.tenant_id), cap
+
+    frame, credentials, cap = await visit.read(look)
+    resources, prices = frame.version.settings.resources, visit.application.prices
+    rates = {billing.value: prices.hourly_rate(resources, billing) for billing in Billing}
+    return await builder_page(
+        visit,
+        "settings.html",
+        "settings",
+        frame,
+        status,
+        settings=frame.version.settings,
+        credentials=credentials,
+        cap=cap,
+        errors=errors,
+        maximum=visit.application.limits.maximum,
+        freeze_after=visit.application.limits.freeze_after,
+        rates=rates,
+        is_admin=visit.allows(Scope.ADMIN),
+    )
+
+
+async def change(visit: Visit) -> Response:
+    """Save one group of settings."""
+    form, builder = await visit.form(), await visit.find()
+    group, back = form.text("group"), f"/builders/{builder.name}"
+    try:
+        if group == "cap":
+            await _set_cap(visit, builder, form.text("monthly").strip())
+            return see_other(f"{back}/settings", {"done": "saved"})
+        deployed = await commands.configure(visit, builder, _values(form, group))
+    except ValidationFailed as error:
+        return await _shown(visit, {name.removeprefix("resources."): why for name, why in error.errors.items()}, 422)
+    if deployed.version is not None and deployed.builder.candidate == deployed.version:
+        return see_other(f"{back}/versions/{deployed.version}")
+    return see_other(f"{back}/settings", {"done": "saved"})
+
+
+def _values(form: Form, group: str) -> Mapping[str, Any]:
+    """Return the group's fields as the API takes them. Raises ``BadRequest`` for a group that is none."""
+    match group:
+        case "resources":
+            return {"resources": {name: number(form.text(name)) for name in ("cpu", "memory", "disk")}}
+        case "sleep":
+            minutes = number(form.text("minutes", "15")) if form.text("sleeps") == "yes" else 0
+            return {"auto_stop_interval": minutes}
+        case "backups":
+            return {"backup_interval_hours": number(form.text("hours", "0"))}
+        case "visitors":
+            return {"visibility": form.text("visibility")}
+        case "environment":
+            names, values = form.all("env-name"), form.all("env-value")
+            return {"env": {name.strip(): value for name, value in zip(names, values, strict=False) if name.strip()}}
+        case "credentials":
+            return {"credentials": form.all("credential")}
+    raise BadRequest(f"There is no group of settings named {group!r}.")
+
+
+async def _set_cap(visit: Visit, builder: Builder, text: str) -> None:
+    visit.require(Scope.ADMIN)
+    monthly = amount(visit, text)
+
+    def work(uow: UnitOfWork) -> None:
+        locked = builders.get(uow, visit.token.tenant_id, builder.id, lock=True)
+        caps.set_for_builder(uow, visit.application, locked, monthly, visit.now)
+
+    await visit.write(work)
+    visit.application.signals.change(builder.id)
+
+
+def amount(visit: Visit, text: str) -> Decimal | None:
+    """Return an amount of money, None for an empty text. Raises ``ValidationFailed``."""
+    asked = {"monthly": number(text) if text.strip() else None}
+    monthly = commands.shape_of(visit.application, NewSpendingCap, asked).monthly
+    # From the number's text: a binary 0.1 is not a tenth.
+    return None if monthly is None else Decimal(str(monthly))
+
+
+async def renew_token(visit: Visit) -> Response:
+    """Make a new service token."""
+    builder = await visit.find()
+    await commands.renew_service_token(visit, builder)
+    return see_other(f"/builders/{builder.name}/settings", {"done": "renewed"})
+
+
+ROUTES = [
+    page("/builders/{name}/settings", show_settings),
+    page("/builders/{name}/settings", change, post=True, scope=Scope.WRITE),
+    page("/builders/{name}/service-token", renew_token, post=True, scope=Scope.WRITE),
+]

@@ -1,0 +1,99 @@
+"""Spending of a tenant in a month, its cap, and what it goes on to cost now."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from starlette.responses import Response
+
+from builderd.domain.builders import Builder
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.months import month_of, next_month
+from builderd.domain.prices import Billing, Cost
+from builderd.domain.tokens import Scope
+from builderd.ports.store import UnitOfWork
+from builderd.services import caps, spending
+from builderd.services.caps import CapView
+from builderd.web.charts import share
+from builderd.web.pages.settings import amount
+from builderd.web.visits import Visit, page, see_other
+
+MONTH = re.compile(r"(20\d\d)-(0[1-9]|1[0-2])", re.ASCII)
+#: Builders that are listed, the dearest first.
+SHOWN = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    builder: Builder
+    cost: Cost
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Month:
+    """A month's costs, and what the open segments cost an hour by billing state."""
+
+    rows: Sequence[Row]
+    total: Decimal
+    cap: CapView
+    now: Sequence[tuple[str, int, Decimal]]
+    more: int
+
+
+async def show_spending(visit: Visit) -> Response:
+    """Show what each builder cost in a month."""
+    return await _shown(visit, {})
+
+
+async def _shown(visit: Visit, errors: dict[str, Sequence[str]], status: int = 200) -> Response:
+    match = MONTH.fullmatch(visit.request.query_params.get("month", ""))
+    month = datetime(int(match[1]), int(match[2]), 1, tzinfo=UTC) if match else month_of(visit.now)
+    month = min(month, month_of(visit.now))
+    found = await visit.read(lambda uow: _month(uow, visit, month))
+    return await visit.page(
+        "spending.html",
+        status,
+        month=found,
+        begin=month,
+        before=month_of(month - timedelta(days=1)),
+        after=next_month(month) if month < month_of(visit.now) else None,
+        is_now=month == month_of(visit.now),
+        errors=errors,
+        is_admin=visit.allows(Scope.ADMIN),
+    )
+
+
+def _month(uow: UnitOfWork, visit: Visit, month: datetime) -> Month:
+    tenant, application = visit.token.tenant_id, visit.application
+    report = spending.report(uow, application, tenant, visit.now, since=month, until=next_month(month))
+    spent = sorted((one for one in report.deployments if one[1].cost), key=lambda one: -one[1].cost)
+    most = spent[0][1].cost if spent else Decimal(1)
+    rows = [Row(builder, cost, share(float(cost.cost), float(most))) for builder, cost in spent[:SHOWN]]
+    open_ = uow.ledger.open_of(tenant)
+    now = [
+        (billing.value, len(mine), sum((one.hourly_rate for one in mine), Decimal(0)))
+        for billing in Billing
+        if (mine := [one for one in open_ if one.billing is billing])
+    ]
+    cap = caps.view_of_tenant(uow, application, tenant, visit.now)
+    return Month(rows, report.total_cost, cap, now, max(0, len(spent) - SHOWN))
+
+
+async def set_cap(visit: Visit) -> Response:
+    """Set the tenant's cap."""
+    form = await visit.form()
+    try:
+        monthly = amount(visit, form.text("monthly").strip())
+        tenant, application = visit.token.tenant_id, visit.application
+        await visit.write(lambda uow: caps.set_for_tenant(uow, application, tenant, monthly, visit.now))
+    except ValidationFailed as error:
+        return await _shown(visit, dict(error.errors), 422)
+    return see_other("/spending", {"done": "saved"})
+
+
+ROUTES = [page("/spending", show_spending), page("/spending", set_cap, post=True, scope=Scope.ADMIN)]

@@ -1,0 +1,109 @@
+"""Stages of a deployment as a small time chart, from the events of its version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from builderd.domain.events import Event
+from builderd.domain.versions import Version, VersionStatus
+from builderd.web.telling import STAGES
+
+#: What each stage does, while nothing better is known of it.
+NOTES = {
+    "review": "Reads the code before any of it runs.",
+    "install": "Installs its dependencies, or takes the layer of an app with the same ones.",
+    "start": "Starts the app and waits until it listens.",
+    "qa": "Asks whether it answers and stays up. The report with screenshots follows later.",
+}
+#: Least share of the chart that a stage is drawn with.
+LEAST = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """``kind``: pass, fail, now, todo or skip. ``x`` and ``width`` place it in a chart of 100 units."""
+
+    name: str
+    kind: str
+    icon: str
+    seconds: float | None
+    note: str
+    x: float = 0
+    width: float = 0
+    started: datetime | None = None
+
+
+def stages_of(version: Version, events: Sequence[Event], now: datetime) -> Sequence[Stage]:
+    """Return the four stages. ``events`` are those of the version, oldest first."""
+    spans = {name: _span(name, events) for name in STAGES}
+    begin = min((start for start, _, _ in spans.values() if start), default=version.created_at)
+    is_over = version.status is not VersionStatus.PENDING
+    last = max((end or (begin if is_over else now) for _, end, _ in spans.values()), default=now)
+    whole = max((last - begin).total_seconds(), 0.1)
+    return [_stage(name, version, spans[name], begin, whole, now, is_over=is_over) for name in STAGES]
+
+
+Span = tuple[datetime | None, datetime | None, Event | None]
+
+
+def _span(name: str, events: Sequence[Event]) -> Span:
+    """Return the last start and end of the stage, and the event that ended it."""
+    started: datetime | None = None
+    ended: Event | None = None
+    for event in events:
+        if event.details.get("stage") != name:
+            continue
+        if event.type == "stage.started":
+            started, ended = event.time, None
+        elif event.type == "stage.finished":
+            ended = event
+    return started, ended.time if ended else None, ended
+
+
+def _stage(
+    name: str, version: Version, span: Span, begin: datetime, whole: float, now: datetime, *, is_over: bool
+) -> Stage:
+    started, end, ended = span
+    text = STAGES[name]
+    skipped = (name == "review" and version.settings.skip_review) or (name == "qa" and version.settings.skip_qa)
+    if skipped and started is None:
+        return Stage(text, "skip", "minus", None, "Left out.")
+    if ended is None and (started is None or is_over):
+        return Stage(
+            text, "todo", "minus" if is_over else "circle-dashed", None, "Not reached." if is_over else NOTES[name]
+        )
+    seconds = float(ended.details.get("seconds", 0)) if ended else (now - started).total_seconds() if started else 0
+    first = started or (ended.time if ended else begin)
+    x = min(100.0, 100 * max((first - begin).total_seconds(), 0) / whole)
+    width = max(LEAST, min(100 - x, 100 * ((end or now) - first).total_seconds() / whole))
+    if ended is None:
+        return Stage(text, "now", "loader-circle", seconds, NOTES[name], round(x, 1), round(width, 1), started)
+    ok = bool(ended.details.get("ok"))
+    note = ended.reason if ended.reason != name else NOTES[name]
+    kind, icon = ("pass", "circle-check") if ok else ("fail", "octagon-x")
+    return Stage(
+        text, kind, icon, seconds, note.split("\n")[0], round(min(x, 100 - LEAST), 1), round(width, 1), started
+    )
+
+
+def events_of(version: Version, events: Sequence[Event]) -> Sequence[Event]:
+    """Return the events of this version among a builder's, newest first; oldest first.
+
+    Stages do not name their version: they belong to the version that was made last before them.
+    """
+    found: list[Event] = []
+    for event in reversed(events):
+        begins = event.type in ("builder.created", "version.created")
+        if begins:
+            number = event.details.get("version", 1)
+            if number == version.number:
+                found = []
+            elif found:
+                break
+        if begins and event.details.get("version", 1) != version.number:
+            continue
+        if begins or found:
+            found.append(event)
+    return found

@@ -23,6 +23,7 @@ VIOLATIONS = [
     pytest.param("api", "builderd.cli", "Arrows point down", id="http-knows-cli"),
     pytest.param("cli", "builderd.api", "Interfaces are independent", id="cli-knows-http"),
     pytest.param("api", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="door-knows-adapter"),
+    pytest.param("web", "builderd.api.v1", "The web pages use the services", id="web-knows-api"),
     pytest.param("reconciler", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="reconciler-adapter"),
     pytest.param(
         "reconciler", "builderd.schemas.v1", "Only interfaces and the client import schemas", id="reconciler-knows-wire"

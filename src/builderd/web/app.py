@@ -18,7 +18,7 @@ from builderd.api.server.heads import Heads
 from builderd.api.server.meter import Meter
 from builderd.api.server.rates import Rates
 from builderd.api.server.request_log import RequestLog
-from builderd.api.server.streams import Listeners
+from builderd.api.server.streams import ConcurrencyLimit
 from builderd.domain.errors import BuilderdError, NotFound, Unauthenticated, ValidationFailed
 from builderd.services.application import Application
 from builderd.web.assets import PATH, Assets
@@ -96,7 +96,7 @@ def create_web(application: Application, *, meter: Meter, rates: Rates) -> Starl
     app.state.rates = rates
     app.state.renderer = Renderer(application, assets)
     app.state.feeds = Feeds(application)
-    app.state.log_streams = Listeners("streams of logs are open already: close one.")
+    app.state.log_streams = ConcurrencyLimit("streams of logs are open already: close one.")
     app.state.body_parser = BodyParser()
     return app
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from builderd.api.server.json_parsing import take
-from builderd.domain.builders import Builder
+from builderd.domain.builders import Builder, JobType
 from builderd.domain.bundles import Bundle, make_bundle
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import BuilderId
-from builderd.domain.procfile import web_command
+from builderd.domain.procfile import process_commands, web_command, worker_command
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import Version, VersionSettings, entrypoint_error
 from builderd.ports.store import UnitOfWork
@@ -41,8 +41,9 @@ async def create(visit: Visit, new: NewBuilder) -> Builder:
     _check_gates(visit, new)
     application = visit.application
     bundle = await _bundle(visit, new)
+    job_type = _job_type(new, bundle)
     settings = VersionSettings(
-        entrypoint=new.entrypoint or _web_command(bundle),
+        entrypoint=new.entrypoint or _procfile_command(bundle, job_type),
         port=new.port,
         env=new.env,
         resources=new.resources.value,
@@ -57,7 +58,7 @@ async def create(visit: Visit, new: NewBuilder) -> Builder:
         name=new.name,
         bundle_hash=bundle.hash,
         settings=settings,
-        job_type=new.job_type,
+        job_type=job_type,
         visibility=new.visibility,
         auto_stop_interval=new.auto_stop_interval,
         backup_interval_hours=new.backup_interval_hours,
@@ -112,7 +113,7 @@ async def renew_service_token(visit: Visit, builder: Builder) -> Builder:
     def renew(uow: UnitOfWork) -> Builder:
         return deployments.renew_service_token(uow, application, visit.caller, builder.id, visit.now)
 
-    return await outcomes.when_free(application, builder.id, lambda: application.commit(renew))
+    return await outcomes.after_take_over(application, builder.id, lambda: application.commit(renew))
 
 
 async def _commit(
@@ -128,7 +129,7 @@ async def _commit(
     def commit() -> Awaitable[Builder]:
         return application.commit(write) if bundle is None else bundles.keep(application, bundle, write)
 
-    await outcomes.when_free(application, BuilderId(builder.id), commit)
+    await outcomes.after_take_over(application, BuilderId(builder.id), commit)
     return made[-1]
 
 
@@ -143,8 +144,17 @@ async def _bundle(visit: Visit, new: NewBuilder | NewVersion) -> Bundle:
     return await uploads.bundle(visit.application, visit.token.tenant_id, new.source.upload_id.lower())
 
 
-def _web_command(bundle: Bundle) -> str:
-    command = web_command(bundle)
+def _job_type(new: NewBuilder, bundle: Bundle) -> JobType:
+    """Return the job type: a worker where the request leaves it out and the ``Procfile`` has only ``worker:``."""
+    if "job_type" in new.model_fields_set or new.entrypoint is not None:
+        return new.job_type
+    has_only_worker = web_command(bundle) is None and worker_command(bundle) is not None
+    return JobType.WORKER if has_only_worker else new.job_type
+
+
+def _procfile_command(bundle: Bundle, job_type: JobType) -> str:
+    """Return the command of the bundle's Procfile. Raises ``ValidationFailed`` without a usable one."""
+    command = worker_command(bundle) if job_type is JobType.WORKER else web_command(bundle)
     why = NO_ENTRYPOINT if command is None else entrypoint_error(command)
     if command is None or why is not None:
         raise ValidationFailed({"entrypoint": [why or NO_ENTRYPOINT]})
@@ -153,13 +163,17 @@ def _web_command(bundle: Bundle) -> str:
 
 async def _kept_entrypoint(visit: Visit, builder: Builder, bundle: Bundle) -> str | None:
     """Return the new ``Procfile``'s command, if the old command came from the old one; None keeps the old command."""
-    command = web_command(bundle)
-    base = await visit.read(lambda uow: deployments.base(uow, visit.caller, builder.id))
-    if command is None or web_command(await bundles.fetch(visit.application, base)) != base.settings.entrypoint:
+    commands = process_commands(bundle)
+    if not commands:
         return None
-    if why := entrypoint_error(command):
+    base = await visit.read(lambda uow: deployments.base(uow, visit.caller, builder.id))
+    before = process_commands(await bundles.fetch(visit.application, base))
+    process = next((name for name in commands if before.get(name) == base.settings.entrypoint), None)
+    if process is None:
+        return None
+    if why := entrypoint_error(commands[process]):
         raise ValidationFailed({"entrypoint": [why]})
-    return command
+    return commands[process]
 
 
 def _given(new: NewVersion | NewSettings, names: set[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Live changes: one event stream for each open page, fed by one follower of each tenant's events.
 
-A page is told that something happened, and asks for the regions that show it. A page left open holds nothing here but
+A page learns that something happened, and asks for the regions that show it. An open page holds nothing here but
 a place in a queue, and 200 of them cost one look at the store a second.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from builderd.api.server.streams import Listeners, event, stream
+from builderd.api.server.streams import ConcurrencyLimit, event, stream
 from builderd.domain.errors import BuilderdError
 from builderd.domain.events import Event
 from builderd.domain.ids import TenantId
@@ -73,7 +73,7 @@ class Feed:
         query = EventQuery()
         while True:
             try:
-                after = await events.place(self._application, self._tenant_id, query, None)
+                after = await events.start_after(self._application, self._tenant_id, query, None)
                 self._tell(None)
                 async for one in events.follow(self._application, self._tenant_id, query, after):
                     message = (one.id or 0, _text(one))
@@ -98,14 +98,14 @@ class Feeds:
     def __init__(self, application: Application) -> None:
         self._application = application
         self._feeds: dict[TenantId, Feed] = {}
-        self.listeners = Listeners("pages are open already: close one.")
+        self.listeners = ConcurrencyLimit("pages are open already: close one.")
 
     async def messages(self, tenant_id: TenantId, after: int | None) -> AsyncGenerator[bytes]:
         """Yield messages of this tenant's events until the page leaves."""
         feed = self._feeds.setdefault(tenant_id, Feed(self._application, tenant_id))
         queue = feed.open(after)
         try:
-            with self.listeners.one_more(tenant_id):
+            with self.listeners.hold(tenant_id):
                 while True:
                     message = await queue.get()
                     yield event("reset", {}) if message is None else event("change", message[1], str(message[0]))

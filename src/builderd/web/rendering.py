@@ -42,7 +42,7 @@ FRAME_SECONDS = 5.0
 
 
 class Visit(Protocol):
-    """What rendering needs of a request of a signed-in person."""
+    """A request of a signed-in person, as far as rendering needs it."""
 
     @property
     def request(self) -> Request: ...

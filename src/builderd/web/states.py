@@ -21,7 +21,7 @@ class State:
 
 
 def state_of(builder: Builder, limits: Limits) -> State:
-    """Return the builder's state as a person is told it."""
+    """Return the builder's state in words for people."""
     if builder.desired is Desired.DELETED:
         return _going_on("deleting", "Its apps stop, and its files are removed.")
     if builder.candidate is not None:

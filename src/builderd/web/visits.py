@@ -117,7 +117,7 @@ class Form:
 async def read_form(request: Request) -> Form:
     """Return the fields of the request's form. Raises ``BadRequest`` and ``TooLarge``."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/x-www-form-urlencoded":
+    if kind != "application/x-www-form-urlencoded" and (kind or await read_body(request, 0)):
         raise BadRequest("The form must be sent as application/x-www-form-urlencoded.")
     try:
         text = (await read_body(request, MAX_FORM_BYTES)).decode()

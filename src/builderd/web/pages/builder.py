@@ -36,7 +36,7 @@ DONE = {"start": "started", "stop": "stopped", "restart": "restarted"}
 
 @dataclass(frozen=True, slots=True)
 class BuilderFrame:
-    """What each page of a builder shows: itself, its state, and how many findings its tabs count."""
+    """Content of all pages of a builder: itself, its state, and how many findings its tabs count."""
 
     builder: Builder
     version: Version

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from starlette.responses import JSONResponse, Response
 
 from builderd.api.server.bodies import announced_length, pieces
-from builderd.api.server.streams import Held
+from builderd.api.server.streams import ResourceStream
 from builderd.domain.errors import BuilderdError, NotFound, PreconditionFailed
 from builderd.domain.files import UNCONDITIONAL, Condition, FileKind, FilePage
 from builderd.domain.tokens import Scope
@@ -141,7 +141,7 @@ async def download_file(visit: Visit) -> Response:
     async with AsyncExitStack() as stack:
         file = await stack.enter_async_context(files.opened(visit.application, visit.token.tenant_id, builder.id, path))
         headers = {"Content-Length": str(file.entry.size), "Content-Disposition": _attachment(file.entry.name)}
-        return Held(stack.pop_all(), file.read(0, file.entry.size), 200, headers, "application/octet-stream")
+        return ResourceStream(stack.pop_all(), file.read(0, file.entry.size), 200, headers, "application/octet-stream")
 
 
 async def download_all(visit: Visit) -> Response:
@@ -150,7 +150,7 @@ async def download_all(visit: Visit) -> Response:
     async with AsyncExitStack() as stack:
         packed = await stack.enter_async_context(files.archive(visit.application, visit.token.tenant_id, builder.id))
         headers = {"Content-Disposition": _attachment(f"{builder.name}.tar.zst")}
-        return Held(stack.pop_all(), packed, 200, headers, "application/zstd")
+        return ResourceStream(stack.pop_all(), packed, 200, headers, "application/zstd")
 
 
 def _attachment(name: str) -> str:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from builderd.api.server.streams import Listeners, event, stream
+from builderd.api.server.streams import ConcurrencyLimit, event, stream
 from builderd.domain.logs import LogStream
 from builderd.services import logs
 from builderd.web.pages.builder import builder_page, frame_of
@@ -67,13 +67,13 @@ async def stream_logs(request: Request) -> Response:
     check_origin(request.method, request.headers)
     visit = await visit_of(request)
     builder = await visit.find()
-    listeners: Listeners = request.app.state.log_streams
+    listeners: ConcurrencyLimit = request.app.state.log_streams
     listeners.admit(visit.token.tenant_id)
     place = PLACE.fullmatch(request.headers.get("last-event-id", ""))
     lines = _batches(visit, builder.id, (int(place[1]), int(place[2])) if place else None)
 
     async def counted() -> AsyncGenerator[bytes]:
-        with listeners.one_more(visit.token.tenant_id):
+        with listeners.hold(visit.token.tenant_id):
             async with aclosing(lines):
                 async for batch in lines:
                     yield batch

@@ -31,7 +31,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """What is promised of a resource, of what there is; ``total`` None: not known."""
+    """A resource: how much is promised to builders, and how much there is (None: not known)."""
 
     name: str
     promised: float
@@ -44,6 +44,8 @@ class Gauge:
 
 @dataclass(frozen=True, slots=True)
 class TenantRow:
+    """A tenant, and what is reserved for its builders."""
+
     tenant: Tenant
     allocation: Allocation
 
@@ -53,7 +55,7 @@ async def show_machine(visit: Visit) -> Response:
     application = visit.application
     engine = application.engine.readiness()
     previews = await application.previews.ready()
-    faults = await application.store.schema_faults()
+    faults = await application.store.schema_differences()
     parts = (
         Part("database", not faults, "; ".join(faults) or "it answers"),
         Part("engine", engine.ready, engine.message),

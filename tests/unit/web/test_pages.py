@@ -1,0 +1,172 @@
+"""Every page is rendered, names nobody else's builders, and keeps to the scopes of the session's token."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from tests.unit.web.conftest import Pages
+
+from builderd.domain.tokens import Scope
+from builderd.web.app import PAGES, Site
+from builderd.web.policy import HEADERS
+
+TENANT = (
+    "/builders",
+    "/new",
+    "/activity",
+    "/spending",
+    "/credentials",
+    "/webhooks",
+    "/tokens",
+    "/sessions",
+    "/machine",
+)
+BUILDER = (
+    "",
+    "/logs",
+    "/metrics",
+    "/versions",
+    "/versions/1",
+    "/review",
+    "/qa",
+    "/files",
+    "/terminal",
+    "/backups",
+    "/settings",
+    "/code",
+    "/deploy",
+)
+#: Markup in every text that a tenant can choose; it must come out as text.
+PLANTED = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
+
+
+async def test_every_page_is_whole_under_the_policy(pages: Pages) -> None:
+    await pages.create()
+    for path in (*TENANT, *(f"/builders/my-api{end}" for end in BUILDER)):
+        answer = await pages.browser.get(path)
+        assert answer.status_code == 200, path
+        assert answer.text.rstrip().endswith("</html>"), path
+        assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+        assert answer.headers["cache-control"] == "no-store"
+        # The policy allows neither: a page that had one would not work.
+        assert not re.search(r"<style|style=|<script>|\son[a-z]+=|javascript:", answer.text), path
+
+
+async def test_every_live_region_can_be_asked_for_alone(pages: Pages) -> None:
+    await pages.create()
+    for path in ("/builders", "/activity", *(f"/builders/my-api{end}" for end in BUILDER)):
+        text = (await pages.browser.get(path)).text
+        for name in re.findall(r'id="([\w-]+)"[^>]*data-live', text):
+            part = await pages.browser.get(path, params={"part": name})
+            assert part.status_code == 200
+            assert f'id="{name}"' in part.text
+            assert "</html>" not in part.text, (path, name)
+
+
+async def test_markup_in_names_files_and_settings_is_shown_as_text(pages: Pages) -> None:
+    files = {"main.py": PLANTED, f"a{PLANTED.replace('/', '')}.txt": "x"}
+    await pages.create(files=files, env={"X": PLANTED}, entrypoint=f"echo '{PLANTED}'")
+    secret = await pages.service.token("acme", Scope.WRITE)
+    for path in (*TENANT, *(f"/builders/my-api{end}" for end in BUILDER)):
+        text = (await pages.browser.get(path)).text
+        assert "<script>alert" not in text, path
+        assert "<img src=x" not in text, path
+    assert secret
+
+
+async def test_nobody_sees_the_builders_of_another_tenant(pages: Pages) -> None:
+    await pages.create()
+    async with pages.stranger() as browser:
+        await pages.sign_in(browser, pages.service.other)
+        assert "my-api" not in (await browser.get("/builders")).text
+        for end in BUILDER:
+            assert (await browser.get(f"/builders/my-api{end}")).status_code == 404
+        for end in ("/do/stop", "/delete", "/settings", "/backups", "/rollback", "/files", "/code"):
+            answer = await browser.post(f"/builders/my-api{end}", data={"confirm": "my-api"})
+            assert answer.status_code in (400, 404), end
+
+
+async def test_a_token_that_only_reads_changes_nothing(pages: Pages) -> None:
+    await pages.create()
+    async with pages.stranger() as browser:
+        await pages.sign_in(browser, pages.service.read)
+        before = await pages.service.kept()
+        posts = [
+            route.path.replace("{name}", "my-api").replace("{command}", "stop").replace("{path:path}", "x")
+            for noun in PAGES
+            for route in noun.ROUTES
+            if "POST" in (getattr(route, "methods", None) or ()) and not route.path.startswith(("/sign", "/sessions"))
+        ]
+        assert len(posts) > 12
+        for path in posts:
+            assert (await browser.post(path, data={"confirm": "my-api"})).status_code == 403, path
+        assert await pages.service.kept() == before
+        assert (await browser.get("/machine")).status_code == 403
+        text = (await browser.get("/builders/my-api/settings")).text
+        assert "Danger zone" not in text
+
+
+async def test_a_change_of_another_origin_is_refused_with_a_valid_cookie(pages: Pages) -> None:
+    await pages.create()
+    for headers in ({"Origin": "http://my-api.builderd"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "null"}):
+        answer = await pages.browser.post("/builders/my-api/do/stop", headers=headers)
+        assert answer.status_code == 403
+    assert (await pages.browser.post("/builders/my-api/do/stop")).status_code == 303
+
+
+async def test_a_builder_is_made_of_pasted_files_and_mended_in_the_editor(pages: Pages) -> None:
+    form = {"name": "pasted", "entrypoint": "python3 main.py", "path": "main.py", "content": "print('one')\r\n"}
+    answer = await pages.browser.post("/new", data=form)
+    assert answer.headers["location"] == "/builders/pasted/versions/1"
+    edited = {"version": "1", "path": "main.py", "content": "print('two')", "entrypoint": "python3 main.py"}
+    for _ in range(200):
+        answer = await pages.browser.post("/builders/pasted/code", data=edited)
+        if answer.status_code == 303:
+            break
+    assert answer.headers["location"] == "/builders/pasted/versions/2"
+    text = (await pages.browser.get("/builders/pasted/versions", params={"from": 1, "to": 2})).text
+    assert "print(&#39;one&#39;)" in text
+    assert "print(&#39;two&#39;)" in text
+
+
+async def test_a_bad_form_is_shown_again_with_what_is_wrong(pages: Pages) -> None:
+    form = {"name": "No Name", "entrypoint": "x", "path": "main.py", "content": "kept", "port": "many", "cpu": "99"}
+    answer = await pages.browser.post("/new", data=form)
+    assert answer.status_code == 422
+    assert all(word in answer.text for word in ("kept", "No Name", "many", 'id="e-name"', 'id="e-cpu"'))
+
+
+@pytest.mark.parametrize("path", ["/builders/none", "/nowhere/at/all", "/builders/none/versions/x"])
+async def test_what_is_not_there_is_a_page_or_an_answer_of_the_api(pages: Pages, path: str) -> None:
+    answer = await pages.browser.get(path)
+    assert answer.status_code == 404
+    assert ("text/html" in answer.headers["content-type"]) == path.startswith("/builders")
+
+
+async def test_files_of_apps_are_never_shown_by_the_browser(pages: Pages) -> None:
+    await pages.create(
+        files={"index.html": "<script>alert(1)</script>", "x.svg": "<svg onload='alert(1)'/>", "main.py": ""}
+    )
+    for name in ("index.html", "x.svg"):
+        answer = await pages.browser.get(f"/builders/my-api/download/{name}")
+        if answer.status_code == 200:
+            assert answer.headers["content-type"] == "application/octet-stream"
+            assert answer.headers["content-disposition"].startswith("attachment")
+
+
+def test_no_path_of_the_api_is_taken_by_a_page(pages: Pages) -> None:
+    site = Site(pages.service.app, pages.web)
+    own = {path for path in ("api", "docs", "openapi.json", "healthz", "readyz", "metrics") if path in site._segments}
+    assert not own
+
+
+async def test_caps_and_credentials_are_set_and_the_values_never_shown(pages: Pages) -> None:
+    answer = await pages.browser.post("/credentials", data={"name": "smtp", "values": "USER=me\nPASSWORD=se=cret"})
+    assert answer.status_code == 303
+    text = (await pages.browser.get("/credentials")).text
+    assert "PASSWORD" in text
+    assert "se=cret" not in text
+    assert (await pages.browser.post("/spending", data={"monthly": "12.50"})).status_code == 303
+    assert "12.5" in (await pages.browser.get("/spending")).text
+    assert (await pages.browser.post("/spending", data={"monthly": "much"})).status_code == 422

@@ -1,0 +1,61 @@
+"""What a browser says of where a request comes from decides whether it may change anything."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.datastructures import Headers
+
+from builderd.domain.errors import Forbidden
+from builderd.web.policy import CONTENT_SECURITY_POLICY, check_origin
+
+OWN = {"host": "builderd.example.com", "origin": "https://builderd.example.com"}
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [
+        pytest.param("POST", {**OWN, "sec-fetch-site": "same-origin"}, id="the-page-itself"),
+        pytest.param("POST", OWN, id="the-page-in-a-browser-without-fetch-metadata"),
+        pytest.param("", {**OWN, "sec-fetch-site": "same-origin"}, id="the-pages-websocket"),
+        pytest.param("GET", {"sec-fetch-site": "none", "sec-fetch-mode": "navigate"}, id="the-address-bar"),
+        pytest.param(
+            "GET",
+            {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"},
+            id="a-link-on-another-site",
+        ),
+        pytest.param("GET", {}, id="a-program-that-reads"),
+    ],
+)
+def test_the_page_itself_and_plain_visits_pass(method: str, headers: dict[str, str]) -> None:
+    check_origin(method, Headers(headers))
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [
+        pytest.param("POST", {**OWN, "origin": "https://app.example.com"}, id="an-app-on-a-sibling-host"),
+        pytest.param("POST", {"host": OWN["host"], "sec-fetch-site": "same-site"}, id="a-sibling-without-origin"),
+        pytest.param("POST", {**OWN, "sec-fetch-site": "cross-site"}, id="another-site-that-lies-about-its-origin"),
+        pytest.param("POST", {**OWN, "origin": "null"}, id="a-sandboxed-frame"),
+        pytest.param("POST", {"host": OWN["host"]}, id="no-word-of-where-it-comes-from"),
+        pytest.param("DELETE", {**OWN, "origin": "https://builderd.example.com:8443"}, id="another-port"),
+        pytest.param("", {**OWN, "origin": "https://app.example.com"}, id="a-websocket-of-a-sibling"),
+        pytest.param("", {"host": OWN["host"]}, id="a-websocket-without-origin"),
+        pytest.param("GET", {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"}, id="a-read-by-a-sibling"),
+        pytest.param("GET", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, id="an-image-elsewhere"),
+        pytest.param(
+            "GET",
+            {"sec-fetch-site": "same-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
+            id="a-frame-on-a-sibling",
+        ),
+    ],
+)
+def test_other_origins_are_refused(method: str, headers: dict[str, str]) -> None:
+    with pytest.raises(Forbidden):
+        check_origin(method, Headers(headers))
+
+
+def test_the_policy_allows_no_inline_code_and_no_other_origin() -> None:
+    assert "unsafe" not in CONTENT_SECURITY_POLICY
+    assert "http" not in CONTENT_SECURITY_POLICY
+    assert "*" not in CONTENT_SECURITY_POLICY

@@ -16,11 +16,9 @@ from builderd.api.server.answers import STATUS, failure
 from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.heads import Heads
 from builderd.api.server.meter import Meter
-from builderd.api.server.rates import Rates
 from builderd.api.server.request_log import RequestLog
-from builderd.api.server.streams import ConcurrencyLimit
 from builderd.domain.errors import BuilderdError, NotFound, Unauthenticated, ValidationFailed
-from builderd.services.application import Application
+from builderd.operations.operations import Operations
 from builderd.web.assets import PATH, Assets
 from builderd.web.live import Feeds, open_stream
 from builderd.web.pages import (
@@ -83,8 +81,9 @@ TITLES = {
 }
 
 
-def create_web(application: Application, *, meter: Meter, rates: Rates) -> Starlette:
-    """Return the app of the web pages. ``meter`` and ``rates`` are shared with the API."""
+def create_web(operations: Operations, *, meter: Meter) -> Starlette:
+    """Return the app of the web pages, which shares ``operations`` and ``meter`` with the API."""
+    application = operations.application
     assets = Assets()
     app = Starlette(
         routes=routes(assets),
@@ -93,10 +92,9 @@ def create_web(application: Application, *, meter: Meter, rates: Rates) -> Starl
         exception_handlers={BuilderdError: _coded, HTTPException: _routing},
     )
     app.state.application = application
-    app.state.rates = rates
+    app.state.operations = operations
     app.state.renderer = Renderer(application, assets)
     app.state.feeds = Feeds(application)
-    app.state.log_streams = ConcurrencyLimit("streams of logs are open already: close one.")
     app.state.body_parser = BodyParser()
     return app
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -12,7 +12,6 @@ from builderd.api.server.json_parsing import take
 from builderd.domain.builders import Builder, JobType
 from builderd.domain.bundles import Bundle, make_bundle
 from builderd.domain.errors import ValidationFailed
-from builderd.domain.ids import BuilderId
 from builderd.domain.procfile import process_commands, web_command, worker_command
 from builderd.domain.tokens import Scope
 from builderd.domain.versions import Version, VersionSettings, entrypoint_error
@@ -63,9 +62,7 @@ async def create(visit: Visit, new: NewBuilder) -> Builder:
         auto_stop_interval=new.auto_stop_interval,
         backup_interval_hours=new.backup_interval_hours,
     )
-    return await bundles.keep(
-        application, bundle, lambda uow: builders.create(uow, application, visit.caller, command, visit.now)
-    )
+    return await visit.operations.create(visit.caller, command, bundle, None)
 
 
 async def deploy(visit: Visit, builder: Builder, new: NewVersion) -> Deployed:
@@ -76,10 +73,10 @@ async def deploy(visit: Visit, builder: Builder, new: NewVersion) -> Deployed:
     if "entrypoint" not in given:
         given["entrypoint"] = await _kept_entrypoint(visit, builder, bundle)
     change = Change(**given, bundle_hash=bundle.hash)
-    return await _commit(
-        application,
-        builder,
+    return await visit.operations.change(
+        builder.id,
         lambda uow: deployments.deploy(uow, application, visit.caller, builder.id, change, visit.now),
+        None,
         bundle,
     )
 
@@ -89,20 +86,20 @@ async def configure(visit: Visit, builder: Builder, values: Mapping[str, Any]) -
     application = visit.application
     new = shape_of(application, NewSettings, values)
     change = Change(**_given(new, new.model_fields_set))
-    return await _commit(
-        application,
-        builder,
+    return await visit.operations.change(
+        builder.id,
         lambda uow: deployments.configure(uow, application, visit.caller, builder.id, change, visit.now),
+        None,
     )
 
 
 async def roll_back(visit: Visit, builder: Builder, number: int) -> Deployed:
     """Deploy the code and settings of an old version again."""
     application = visit.application
-    return await _commit(
-        application,
-        builder,
+    return await visit.operations.change(
+        builder.id,
         lambda uow: deployments.roll_back(uow, application, visit.caller, builder.id, number, visit.now),
+        None,
     )
 
 
@@ -114,23 +111,6 @@ async def renew_service_token(visit: Visit, builder: Builder) -> Builder:
         return deployments.renew_service_token(uow, application, visit.caller, builder.id, visit.now)
 
     return await outcomes.after_take_over(application, builder.id, lambda: application.commit(renew))
-
-
-async def _commit(
-    application: Application, builder: Builder, record: Callable[[UnitOfWork], Deployed], bundle: Bundle | None = None
-) -> Deployed:
-    """Record it, once no other version takes over."""
-    made: list[Deployed] = []
-
-    def write(uow: UnitOfWork) -> Builder:
-        made.append(record(uow))
-        return made[-1].builder
-
-    def commit() -> Awaitable[Builder]:
-        return application.commit(write) if bundle is None else bundles.keep(application, bundle, write)
-
-    await outcomes.after_take_over(application, BuilderId(builder.id), commit)
-    return made[-1]
 
 
 def _check_gates(visit: Visit, new: NewBuilder | NewVersion) -> None:
@@ -199,9 +179,9 @@ async def deploy_edited(
     files = [*(file for file in base.files if file.path != path), edited]
     bundle = await asyncio.to_thread(make_bundle, files)
     change = Change(bundle_hash=bundle.hash, entrypoint=new.entrypoint)
-    return await _commit(
-        application,
-        builder,
+    return await visit.operations.change(
+        builder.id,
         lambda uow: deployments.deploy(uow, application, visit.caller, builder.id, change, visit.now),
+        None,
         bundle,
     )

@@ -15,11 +15,12 @@ from collections.abc import AsyncGenerator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from builderd.api.server.streams import ConcurrencyLimit, event, stream
+from builderd.api.server.streams import event, stream
 from builderd.domain.errors import BuilderdError
 from builderd.domain.events import Event
 from builderd.domain.ids import TenantId
 from builderd.domain.machine_faults import machine_fault
+from builderd.operations.concurrency import ConcurrencyLimit
 from builderd.ports.store.events import EventQuery
 from builderd.services import events
 from builderd.services.application import Application
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: Events that a page which reads slowly may be behind; after more it looks at everything anew.
 AHEAD = 200
+#: Open pages of a tenant at the same time.
+MAX_PAGES = 200
 #: Events that are kept for pages that come back.
 KEPT = 500
 RETRY_SECONDS = 2.0
@@ -98,7 +101,7 @@ class Feeds:
     def __init__(self, application: Application) -> None:
         self._application = application
         self._feeds: dict[TenantId, Feed] = {}
-        self.listeners = ConcurrencyLimit("pages are open already: close one.")
+        self.listeners = ConcurrencyLimit(MAX_PAGES, "pages are open already: close one.")
 
     async def messages(self, tenant_id: TenantId, after: int | None) -> AsyncGenerator[bytes]:
         """Yield messages of this tenant's events until the page leaves."""

@@ -14,11 +14,12 @@ from starlette.routing import Route
 
 from builderd.api.server.bodies import read_body
 from builderd.api.server.connections import recognise
-from builderd.api.server.rates import Rates, too_many
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BadRequest, Forbidden, NotFound, Unauthenticated
 from builderd.domain.sessions import Session
 from builderd.domain.tokens import Scope, Token
+from builderd.operations.operations import Operations
+from builderd.operations.rates import too_many
 from builderd.ports.store import UnitOfWork
 from builderd.services import sessions
 from builderd.services.application import Application
@@ -44,6 +45,12 @@ class Visit:
     token: Token
     tenant: str
     now: datetime
+
+    @property
+    def operations(self) -> Operations:
+        """Return the operations that the interfaces of this service share."""
+        operations: Operations = self.request.app.state.operations
+        return operations
 
     @property
     def caller(self) -> Caller:
@@ -117,11 +124,11 @@ class Form:
 async def read_form(request: Request) -> Form:
     """Return the fields of the request's form. Raises ``BadRequest`` and ``TooLarge``."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/x-www-form-urlencoded" and (kind or await read_body(request, 0)):
+    body = await read_body(request, MAX_FORM_BYTES)
+    if body and kind != "application/x-www-form-urlencoded":
         raise BadRequest("The form must be sent as application/x-www-form-urlencoded.")
     try:
-        text = (await read_body(request, MAX_FORM_BYTES)).decode()
-        return Form(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=5_000))
+        return Form(parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=5_000))
     except ValueError as error:
         raise BadRequest("The form is no valid UTF-8, or has too many fields.") from error
 
@@ -166,7 +173,8 @@ async def recognized(connection: HTTPConnection) -> tuple[Session, Token, str, d
     Raises ``Unauthenticated``, and ``RateLimited`` when its requests come too often, or too many guesses do.
     """
     application: Application = connection.app.state.application
-    rates: Rates = connection.app.state.rates
+    operations: Operations = connection.app.state.operations
+    rates = operations.rates
     secret = session_secret(application, connection)
     if secret is None:
         raise Unauthenticated("Sign in first.")

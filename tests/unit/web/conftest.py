@@ -50,7 +50,7 @@ class Pages:
 @pytest.fixture
 async def pages() -> AsyncIterator[Pages]:
     async with running_service() as service:
-        web = create_web(service.application, meter=Meter(), rates=service.app.state.rates)
+        web = create_web(service.app.state.operations, meter=Meter())
         found = Pages(service, web, httpx.AsyncClient())
         async with found.stranger() as browser:
             found.browser = browser

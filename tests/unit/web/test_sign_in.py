@@ -20,7 +20,7 @@ async def test_the_cookie_is_kept_from_scripts_and_other_sites(pages: Pages) -> 
 
 async def test_under_tls_the_cookie_is_bound_to_this_host(pages: Pages) -> None:
     async with pages.stranger() as browser:
-        browser.base_url = "https://builderd"  # type: ignore[assignment]
+        browser.base_url = "https://builderd"
         browser.headers["Origin"] = "https://builderd"
         cookie = (await pages.sign_in(browser, pages.service.read)).headers["set-cookie"]
     assert cookie.startswith(f"{SECURE_NAME}=")
@@ -51,7 +51,7 @@ async def test_signing_in_never_leads_to_another_site(pages: Pages) -> None:
 
 
 async def test_a_wrong_token_is_answered_the_same_and_guesses_are_slowed(pages: Pages) -> None:
-    pages.service.app.state.rates._failures.limit = 3
+    pages.service.app.state.operations.rates._failures.limit = 3
     async with pages.stranger() as browser:
         codes = [(await pages.sign_in(browser, f"bd_{number}")).status_code for number in range(5)]
         assert codes == [401, 401, 401, 429, 429]

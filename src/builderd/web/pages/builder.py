@@ -193,7 +193,7 @@ def _bar(x: float, usage: Usage, most: int) -> Bar:
 
 
 def _gauges(visit: Visit, frame: BuilderFrame) -> Sequence[Gauge]:
-    reading, limits = visit.application.readings.get(frame.builder.id), frame.version.settings.resources
+    reading, limits = visit.application.usage.of_builder(frame.builder.id), frame.version.settings.resources
     if reading is None:
         return ()
     cpu, gb = reading.since_previous.cpu or 0.0, 1 << 30

@@ -120,7 +120,7 @@ def _row(uow: UnitOfWork, visit: Visit, view: builders.BuilderView, spent: Sum) 
     cpu = [usage.cpu for _, usage in steps]
     memory = [float(usage.memory_bytes) if usage.memory_bytes is not None else None for _, usage in steps]
     limits = view.version.settings.resources
-    reading = application.readings.get(builder.id)
+    reading = application.usage.of_builder(builder.id)
     visited = reading.visited if reading else None
     return Row(
         builder=builder,

@@ -138,7 +138,7 @@ def _by_field(errors: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]
 async def create_sent(visit: Visit) -> Response:
     """Create a builder, or deploy to one, as the page's script asks in JSON. Answer where to look."""
     application = visit.application
-    with application.held_bytes.holding(visit.token.tenant_id) as holding:
+    with visit.operations.held_bytes.holding(visit.token.tenant_id) as holding:
         if "name" in visit.request.path_params:
             builder = await visit.find()
             body = await receive(visit.request, application, NewVersion, MAX_BODY_BYTES, holding)

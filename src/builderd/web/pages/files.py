@@ -139,6 +139,7 @@ async def download_file(visit: Visit) -> Response:
     """Return a file as an attachment: a browser saves it, and never shows it on this origin."""
     builder, path = await visit.find(), visit.request.path_params["path"]
     async with AsyncExitStack() as stack:
+        stack.enter_context(visit.operations.file_reads.acquire(visit.token.tenant_id))
         file = await stack.enter_async_context(files.opened(visit.application, visit.token.tenant_id, builder.id, path))
         headers = {"Content-Length": str(file.entry.size), "Content-Disposition": _attachment(file.entry.name)}
         return ResourceStream(stack.pop_all(), file.read(0, file.entry.size), 200, headers, "application/octet-stream")
@@ -148,6 +149,7 @@ async def download_all(visit: Visit) -> Response:
     """Return all of ``/app`` as an archive."""
     builder = await visit.find()
     async with AsyncExitStack() as stack:
+        stack.enter_context(visit.operations.archives.acquire(visit.token.tenant_id))
         packed = await stack.enter_async_context(files.archive(visit.application, visit.token.tenant_id, builder.id))
         headers = {"Content-Disposition": _attachment(f"{builder.name}.tar.zst")}
         return ResourceStream(stack.pop_all(), packed, 200, headers, "application/zstd")

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from builderd.api.server.streams import ConcurrencyLimit, event, stream
+from builderd.api.server.streams import event, stream
 from builderd.domain.logs import LogStream
 from builderd.services import logs
 from builderd.web.pages.builder import builder_page, frame_of
@@ -67,7 +67,7 @@ async def stream_logs(request: Request) -> Response:
     check_origin(request.method, request.headers)
     visit = await visit_of(request)
     builder = await visit.find()
-    listeners: ConcurrencyLimit = request.app.state.log_streams
+    listeners = visit.operations.log_streams
     listeners.admit(visit.token.tenant_id)
     place = PLACE.fullmatch(request.headers.get("last-event-id", ""))
     lines = _batches(visit, builder.id, (int(place[1]), int(place[2])) if place else None)

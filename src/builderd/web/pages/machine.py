@@ -83,7 +83,7 @@ async def show_machine(visit: Visit) -> Response:
         tenants=tenants,
         total=total,
         version=__version__,
-        readings=len(application.readings),
+        readings=len(application.usage.all()),
     )
 
 

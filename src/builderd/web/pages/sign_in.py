@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from builderd.api.server.rates import Rates
 from builderd.domain.errors import RateLimited, Unauthenticated
 from builderd.domain.sessions import Session
+from builderd.operations.operations import Operations
 from builderd.ports.store import UnitOfWork
 from builderd.services import sessions
 from builderd.services.application import Application
@@ -115,8 +115,8 @@ async def _refused(request: Request, code: str, error: Unauthenticated) -> Respo
 
 def _count_guess(request: Request, secret: str) -> None:
     """Count a wrong secret of this address. Raises ``RateLimited`` when too many come from it."""
-    rates: Rates = request.app.state.rates
-    rates.failed(request.client.host if request.client else "", secret)
+    operations: Operations = request.app.state.operations
+    operations.rates.failed(request.client.host if request.client else "", secret)
 
 
 Begin = Callable[[UnitOfWork, tuple[str, object]], tuple[Session, str]]

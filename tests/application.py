@@ -14,9 +14,10 @@ from tests.stores import memory_store
 from builderd.adapters.fakes.backup_repository import FakeBackupRepository
 from builderd.adapters.fakes.bundles import FakeBundles
 from builderd.adapters.fakes.clock import FakeClock
-from builderd.adapters.fakes.engine import FakeEngine, FakeSandbox
+from builderd.adapters.fakes.engine import FakeEngine
 from builderd.adapters.fakes.installer import FakeInstaller
 from builderd.adapters.fakes.previews import FakePreviews
+from builderd.adapters.fakes.sandboxes import FakeSandbox
 from builderd.adapters.fakes.scanners import FakeScanner
 from builderd.adapters.fakes.testers import FakeTesters
 from builderd.adapters.fakes.uploads import FakeUploads

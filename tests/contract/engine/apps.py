@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from builderd.adapters.fakes.engine import Behaviour
 from builderd.adapters.fakes.processes import Answer
+from builderd.adapters.fakes.sandboxes import Behaviour
 
 PORT = 8000
 

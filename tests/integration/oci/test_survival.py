@@ -190,6 +190,7 @@ CRASHING_SERVICE = textwrap.dedent("""
     import asyncio, os, signal, sys
     from pathlib import Path
     from builderd.adapters.engines.oci.engine.engine import OciEngine
+    from builderd.adapters.engines.oci.runtime.creation import Creation
     from builderd.adapters.engines.oci.runtime.runs import Runs
     from tests.contract.engine import apps
     from tests.engines import make_spec, settings_in
@@ -204,14 +205,14 @@ CRASHING_SERVICE = textwrap.dedent("""
         await engine.prepare(lambda line: None)
         spec = await make_spec(engine, apps.SERVER, id=sandbox)
         print(spec.builder_id, flush=True)
-        setattr(Runs, method, die)
+        setattr(Creation if method == "launch_shim" else Runs, method, die)
         await engine.start(spec)
 
     asyncio.run(main())
 """)
 
 
-@pytest.mark.parametrize("method", ["_create", "_launch_shim", "_start"])
+@pytest.mark.parametrize("method", ["_create", "launch_shim", "_start"])
 async def test_a_start_that_was_cut_off_is_mended_by_starting_again(settings: EngineOptions, method: str) -> None:
     sandbox = SandboxId("c0ffee0000000001")
     died = subprocess.run(

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 from tests.service import MINIMAL, Service, listening
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.api.blocking_calls import until_disconnect
 
 API = "/api/v1"

@@ -14,7 +14,7 @@ from tests.application import ENTRYPOINT, MAIN, PATIENCE, REQUIREMENTS, World
 from tests.unit.reconciler.ledgers import check_ledger
 from tests.unit.reconciler.mortal import Killed, living
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, Status
 from builderd.domain.errors import BuilderdError, EngineUnavailable
 from builderd.domain.previews import RouteState

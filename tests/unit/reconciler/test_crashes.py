@@ -13,7 +13,7 @@ from tests.unit.reconciler.ledgers import check_ledger
 from tests.unit.reconciler.mortal import living
 from tests.unit.reconciler.witness import Witness, told
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.bundles import BundleFile
 from builderd.domain.ids import DiskId, new_id

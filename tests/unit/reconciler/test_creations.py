@@ -10,7 +10,7 @@ import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Status, Visibility
 from builderd.domain.errors import EngineUnavailable, InstallFailed
 from builderd.domain.events import SYSTEM

@@ -12,7 +12,7 @@ import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, Status, StopKind, Visibility
 from builderd.domain.bundles import BundleFile
 from builderd.domain.caps import Cap

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from tests.application import World
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Status
 from builderd.domain.errors import QaFailed
 from builderd.domain.previews import RouteState

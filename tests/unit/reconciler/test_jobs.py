@@ -6,7 +6,7 @@ import pytest
 from tests.application import ENTRYPOINT, World
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Status
 from builderd.domain.errors import NoCapacity
 from builderd.domain.previews import RouteState

@@ -8,7 +8,7 @@ import pytest
 from tests.application import ENTRYPOINT, World
 from tests.unit.reconciler.ledgers import check_ledger
 
-from builderd.adapters.fakes.engine import Behaviour, FakeSandbox
+from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox
 from builderd.domain.builders import Builder, Status
 from builderd.domain.previews import RouteState
 from builderd.domain.sandboxes import EndCause

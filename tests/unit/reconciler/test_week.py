@@ -20,7 +20,7 @@ from tests.application import ENTRYPOINT, PATIENCE, World
 from tests.unit.reconciler.mortal import Killed, Life, living
 from tests.unit.reconciler.witness import FROZEN, RUNNING, Span, Witness, microseconds, paid, told
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, JobType, Status
 from builderd.domain.caps import tightest
 from builderd.domain.errors import BuilderdError, EngineUnavailable

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NotFound
 from builderd.domain.ids import BuilderId, SandboxId

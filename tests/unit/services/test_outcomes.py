@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from tests.application import ENTRYPOINT, MAIN, REQUIREMENTS, World
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, Status, Visibility
 from builderd.domain.errors import EngineUnavailable, InstallFailed, NoCapacity, NotFound, StartFailed
 from builderd.domain.ids import BuilderId, new_id

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from tests.application import PATIENCE, World, fake_world
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder, Desired, Status, StopKind
 from builderd.domain.errors import InvalidState, NotFound
 from builderd.domain.events import SYSTEM

@@ -12,11 +12,11 @@ import shlex
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from builderd.adapters.fakes.disk_files import FakeDisk, FakeDiskFiles
 from builderd.adapters.fakes.processes import Answer, FakeProcess
+from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox, absent_report
 from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
@@ -30,7 +30,6 @@ from builderd.domain.sandboxes import (
     SandboxEnd,
     SandboxReport,
     SandboxSpec,
-    SandboxState,
     SandboxUsage,
 )
 from builderd.domain.versions import Isolation
@@ -38,38 +37,6 @@ from builderd.ports.engine import Collected, DiskReport, Progress, Readiness, To
 from builderd.ports.processes import Process
 
 TERMINATED_EXIT_CODE = 143
-
-
-@dataclass(frozen=True, slots=True)
-class Behaviour:
-    """Behaviour of an app once it is started.
-
-    It listens on ``address`` and ``port`` (None: the spec's own) from the ``listens_at``-th look on (0: at once,
-    None: never), and ends at the ``exits_at``-th look (None: never). ``lines`` are in its log from the start.
-    """
-
-    address: str = "0.0.0.0"  # noqa: S104
-    port: int | None = None
-    listens_at: int | None = 0
-    exits_at: int | None = None
-    exit_code: int = 0
-    out_of_memory: bool = False
-    lines: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class FakeSandbox:
-    spec: SandboxSpec
-    behaviour: Behaviour
-    ip: str
-    started_at: datetime
-    looks: int = 0
-    end: SandboxEnd | None = None
-    half_made: bool = False
-    cpu_seconds: float = 0.1
-    frozen: bool = False
-    frozen_at: datetime | None = None
-    thawed_at: datetime | None = None
 
 
 class FakeEngine(FakeDiskFiles):
@@ -272,7 +239,7 @@ class FakeEngine(FakeDiskFiles):
         self._called("start", spec.id)
         known = self.sandboxes.get(spec.id)
         if known and not known.half_made:
-            return self._report(known)
+            return known.report()
         self._disk(spec.disk)
         if known is None:
             self._refuse_while_used(spec.disk)
@@ -286,7 +253,7 @@ class FakeEngine(FakeDiskFiles):
         self.sandboxes[spec.id] = sandbox
         self.logs[spec.id] = (spec.builder_id, [])
         self.print(spec.id, *sandbox.behaviour.lines)
-        return self._report(sandbox)
+        return sandbox.report()
 
     def _next_behaviour(self, entrypoint: str) -> Behaviour:
         script = self._behaviours.get(entrypoint)
@@ -301,11 +268,11 @@ class FakeEngine(FakeDiskFiles):
     async def report(self, sandbox: SandboxId) -> SandboxReport:
         self._called("report", sandbox)
         found = self._look(sandbox)
-        return self._report(found) if found else _absent(sandbox)
+        return found.report() if found else absent_report(sandbox)
 
     async def list_sandboxes(self) -> Sequence[SandboxReport]:
         self._called("list_sandboxes", "")
-        return [self._report(found) for sandbox in list(self.sandboxes) if (found := self._look(sandbox))]
+        return [found.report() for sandbox in list(self.sandboxes) if (found := self._look(sandbox))]
 
     async def listening(self, sandbox: SandboxId) -> Listening:
         self._called("listening", sandbox)
@@ -326,23 +293,6 @@ class FakeEngine(FakeDiskFiles):
         if does.exits_at is not None and found.looks >= does.exits_at and not found.half_made:
             self.end(sandbox, EndCause.OUT_OF_MEMORY if does.out_of_memory else EndCause.EXITED, does.exit_code)
         return found
-
-    def _report(self, found: FakeSandbox) -> SandboxReport:
-        alive = SandboxState.FROZEN if found.frozen else SandboxState.RUNNING
-        report = SandboxReport(
-            id=found.spec.id,
-            builder_id=found.spec.builder_id,
-            state=SandboxState.EXITED if found.end else alive,
-            ip=None if found.end else found.ip,
-            started_at=found.started_at,
-            end=found.end,
-            frozen_at=found.frozen_at,
-            thawed_at=found.thawed_at,
-            out_of_memory=found.behaviour.out_of_memory and found.end is not None,
-        )
-        if found.half_made and not found.end:
-            return replace(report, state=SandboxState.PARTIAL, ip=None, started_at=None)
-        return report
 
     async def freeze(self, sandbox: SandboxId) -> SandboxReport:
         self._called("freeze", sandbox)
@@ -365,16 +315,16 @@ class FakeEngine(FakeDiskFiles):
 
     async def _reported(self, sandbox: SandboxId) -> SandboxReport:
         found = self.sandboxes.get(sandbox)
-        return self._report(found) if found else _absent(sandbox)
+        return found.report() if found else absent_report(sandbox)
 
     async def stop(self, sandbox: SandboxId, grace_seconds: float) -> SandboxReport:
         self._called("stop", sandbox)
         found = self.sandboxes.get(sandbox)
         if found is None:
-            return _absent(sandbox)
+            return absent_report(sandbox)
         self._thaw(sandbox)
         self.end(sandbox, EndCause.STOPPED, TERMINATED_EXIT_CODE)
-        return self._report(found)
+        return found.report()
 
     async def remove(self, sandbox: SandboxId) -> None:
         self._called("remove", sandbox)
@@ -455,7 +405,3 @@ class FakeEngine(FakeDiskFiles):
         self.calls.append((method, subject))
         if self._failures[method]:
             raise self._failures[method].popleft()
-
-
-def _absent(sandbox: SandboxId) -> SandboxReport:
-    return SandboxReport(id=sandbox, builder_id=None, state=SandboxState.ABSENT)

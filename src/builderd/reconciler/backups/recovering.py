@@ -11,7 +11,8 @@ from builderd.domain.errors import BackupFailed
 from builderd.domain.prices import Prices
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.backups.context import BackupContext
-from builderd.reconciler.core import transitions
+from builderd.reconciler.core import version_transitions
+from builderd.reconciler.core.transitions import Transition
 from builderd.services import backups
 
 
@@ -54,5 +55,6 @@ def give_up(uow: UnitOfWork, restore: Restore, prices: Prices, reason: str, now:
         f"Its disk is gone, and the newest backup of it could not be brought back: {reason} "
         "Start it to try again, restore another backup, or remove its backups to begin with an empty disk."
     )
-    transitions.failed(uow, builder, version, prices, code=BackupFailed.code, reason=words, now=now)
+    transition = Transition(uow, builder, prices, now)
+    version_transitions.failed(transition, version, code=BackupFailed.code, reason=words)
     uow.builders.make_due(builder.id, now)

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
 from builderd.domain import steps as domain
-from builderd.domain.builders import Builder, Desired, Handover, Status, StopKind
+from builderd.domain.builders import Builder, Handover, Status, StopKind
 from builderd.domain.errors import InstallFailed, NotFound, StartFailed
 from builderd.domain.failures import exited_early, exited_too_often, not_listening
 from builderd.domain.ids import BuilderId, DiskId, new_id
-from builderd.domain.previews import Route
 from builderd.domain.restarts import recent_crashes
 from builderd.domain.sandboxes import (
-    EndCause,
     Sandbox,
-    SandboxEnd,
-    SandboxReport,
-    SandboxState,
 )
 from builderd.domain.steps import Observation
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.core import transitions
+from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
+from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages import handover
 from builderd.reconciler.stages.gate import Gate
 from builderd.reconciler.stages.install import LayerInstalls
 from builderd.reconciler.stages.listening import wait_until_up
 from builderd.reconciler.stages.starting import hint_of, last_lines, make_spec, new_sandbox, put_bundle
+from builderd.reconciler.stages.stopping import Stopping
 from builderd.reconciler.stages.trials import Trials
 from builderd.services import backups, bundles, verdicts
 from builderd.services.application import Application
@@ -47,7 +43,7 @@ class Steps:
         self._installs = LayerInstalls(application)
         self._trials = Trials(application)
         self._gate = Gate(application)
-        self._removals: set[asyncio.Task[None]] = set()
+        self._stopping = Stopping(application)
 
     async def perform(  # noqa: C901, PLR0912 -- one branch a step
         self, item: WorkItem, observation: Observation, step: domain.Step
@@ -73,13 +69,13 @@ class Steps:
             case domain.CheckApp():
                 return await self._gate.check(item, _open(observation))
             case domain.StopSandbox():
-                return await self._stop_sandbox(item, _open(observation), observation.report, drain=step.drain)
+                return await self._stopping.stop(item, _open(observation), observation.report, drain=step.drain)
             case domain.Freeze():
-                return await self._freeze(item, _open(observation), observation.report)
+                return await self._stopping.freeze(item, _open(observation), observation.report)
             case domain.Thaw(route):
-                return await self._thaw(_open(observation), route, observation.report)
+                return await self._stopping.thaw(_open(observation), route, observation.report)
             case domain.RecordEnd():
-                return self._record_end(item, _open(observation), observation.report)
+                return self._stopping.record_end(item, _open(observation), observation.report)
             case domain.SetRoute(route):
                 await self._app.previews.put(route)
                 return Result()
@@ -115,12 +111,13 @@ class Steps:
             await self._installs.begin(item)
         tenant_id = item.builder.tenant_id
         report, reused = await verdicts.report_of(self._app, tenant_id, item.version)
-        now, prices = self._now(), self._app.prices
+        now = self._now()
         seconds = (now - begun).total_seconds()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
+            transition = Transition(uow, builder, self._app.prices, now)
             if transitions.still_wanted(builder, item.builder, item.version):
-                transitions.reviewed(uow, builder, item.version, prices, report, now, seconds=seconds, reused=reused)
+                version_transitions.reviewed(transition, item.version, report, seconds=seconds, reused=reused)
 
         return Result(record)
 
@@ -133,9 +130,10 @@ class Steps:
         now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
+            transition = Transition(uow, builder, self._app.prices, now)
             version = transitions.as_stored(uow, item.version)
             uow.versions.save(replace(version, layer_key=installed.layer_key))
-            transitions.installed(uow, builder, item.version, installed, now)
+            transitions.installed(transition, item.version, installed)
 
         return Result(record)
 
@@ -143,7 +141,7 @@ class Steps:
         anew = await self._app.engine.disk(item.builder.disk) is None
         await self._make_disk(item)
         now, prices = self._now(), self._app.prices
-        return Result(lambda uow, builder: transitions.disk_made(uow, item, prices, now, anew=anew), quiet=True)
+        return Result(lambda uow, builder: sandbox_transitions.disk_made(uow, item, prices, now, anew=anew), quiet=True)
 
     def _recover_disk(self, item: WorkItem) -> Result:
         """The backups' schedule does it, and says so: this only has it done."""
@@ -189,7 +187,7 @@ class Steps:
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
             if transitions.same_candidate(builder, item.builder):
-                transitions.handed_over(uow, builder, item.for_candidate.version, now)
+                version_transitions.handed_over(uow, builder, item.for_candidate.version, now)
 
         return Result(record)
 
@@ -210,10 +208,11 @@ class Steps:
         except NotFound as lack:
             return self._failed(item, "start", StartFailed.code, lack.message, since=sandbox.created_at)
         report = await self._app.engine.start(spec)
-        version, prices = item.version, self._app.prices
+        version, now = item.version, self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
-            transitions.sandbox_started(uow, item.builder, version, prices, sandbox, report)
+            transition = Transition(uow, item.builder, self._app.prices, now)
+            sandbox_transitions.sandbox_started(transition, version, sandbox, report)
 
         return Result(record, quiet=True)
 
@@ -232,10 +231,11 @@ class Steps:
         now = self._now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
+            transition = Transition(uow, builder, self._app.prices, now)
             uow.sandboxes.save(sandbox)
             if transitions.same_generation(builder, item.builder) and not builder.settled:
                 seconds = (now - sandbox.created_at).total_seconds()
-                transitions.stage_finished(uow, builder, "start", now, seconds=seconds, ok=True)
+                transitions.stage_finished(transition, "start", seconds=seconds, ok=True)
 
         return Result(record, quiet=True)
 
@@ -246,97 +246,6 @@ class Steps:
             return limits.start_timeout
         trial, old = await self._app.store.read(lambda uow: handover.last_starts(uow, item))
         return handover.time_limit(trial, old, limits.handover_timeout, limits.start_timeout)
-
-    async def _freeze(self, item: WorkItem, sandbox: Sandbox, before: SandboxReport | None) -> Result:
-        if await self._visited(item):
-            return self._abort_freeze(item)
-        report = await self._app.engine.freeze(sandbox.id)
-        if report.state is not SandboxState.FROZEN:
-            return Result()  # the next look says what became of it
-        at, prices = report.frozen_at or self._now(), self._app.prices
-
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            transitions.caught_up(uow, builder, prices, sandbox, before)
-            transitions.frozen(uow, builder, prices, sandbox, at)
-
-        return Result(record)
-
-    async def _thaw(self, sandbox: Sandbox, route: Route, before: SandboxReport | None) -> Result:
-        report = await self._app.engine.thaw(sandbox.id)
-        if not report.alive:
-            return Result()  # the next look says what became of it
-        await self._app.previews.put(route)
-        at, prices = report.thawed_at or self._now(), self._app.prices
-
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            transitions.caught_up(uow, builder, prices, sandbox, before)
-            transitions.thawed(uow, builder, prices, sandbox, at)
-
-        return Result(record)
-
-    async def _visited(self, item: WorkItem) -> bool:
-        """Return whether the preview has open connections, let in before it began to hold requests."""
-        activity = (await self._app.previews.activity()).get(item.builder.host)
-        return activity is not None and activity.open_connections > 0
-
-    def _abort_freeze(self, item: WorkItem) -> Result:
-        """Abort going to sleep: the builder is in use."""
-        now = self._now()
-
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            same = builder.stop_kind is item.builder.stop_kind
-            if same and transitions.same_generation(builder, item.builder):
-                transitions.abort_freeze(uow, builder, now)
-
-        return Result(record)
-
-    async def _stop_sandbox(
-        self, item: WorkItem, sandbox: Sandbox, before: SandboxReport | None, *, drain: bool
-    ) -> Result:
-        builder, grace = item.builder, self._app.limits.stop_grace
-        if builder.stop_kind is StopKind.IDLE and builder.desired is Desired.STOPPED and await self._visited(item):
-            return self._abort_freeze(item)
-        if drain:
-            grace = handover.grace(grace, await handover.drained(self._app, builder.host))
-        report = await self._app.engine.stop(sandbox.id, grace)
-        end = report.end or SandboxEnd(EndCause.STOPPED, None, None)
-        ended = self._ended(item, sandbox, end, report, before)
-        # Visitors wait for what comes next, and not for this.
-        return replace(ended, afterwards=partial(self._remove_meanwhile, sandbox)) if drain else ended
-
-    async def _remove_meanwhile(self, sandbox: Sandbox) -> None:
-        removal = asyncio.create_task(self._app.engine.remove(sandbox.id))
-        self._removals.add(removal)
-        removal.add_done_callback(self._removed)
-
-    def _removed(self, removal: asyncio.Task[None]) -> None:
-        self._removals.discard(removal)
-        if not removal.cancelled() and removal.exception() is not None:
-            log.warning("sandbox removal failed, retrying at the next sweep", exc_info=removal.exception())
-
-    def _record_end(self, item: WorkItem, sandbox: Sandbox, report: SandboxReport | None) -> Result:
-        end = report.end if report and report.end else SandboxEnd(EndCause.UNKNOWN, None, None)
-        return self._ended(item, sandbox, end, report, report)
-
-    def _ended(
-        self,
-        item: WorkItem,
-        sandbox: Sandbox,
-        end: SandboxEnd,
-        report: SandboxReport | None,
-        before: SandboxReport | None,
-    ) -> Result:
-        """``before`` is what the engine said before it was stopped: that thaws it, which is no turn of its own."""
-        now, prices = self._now(), self._app.prices
-
-        def record(uow: UnitOfWork, builder: Builder) -> None:
-            transitions.caught_up(uow, builder, prices, sandbox, before)
-            transitions.sandbox_ended(uow, builder, prices, sandbox, end=end, report=report, now=now)
-            builder = transitions.clear_sleep(uow, builder)
-            if end.cause is not EndCause.STOPPED and transitions.same_generation(builder, item.builder):
-                transitions.crash_noted(uow, builder, item, replace(sandbox, end=end), now)
-
-        return Result(record, lambda: self._app.engine.remove(sandbox.id))
 
     async def _forget(self, item: WorkItem) -> Result:
         engine, forgotten = self._app.engine, item.builder
@@ -350,7 +259,7 @@ class Steps:
         def record(uow: UnitOfWork, builder: Builder) -> None:
             if holds:
                 backups.keep_last(uow, self._app, builder, now)
-            transitions.deleted(uow, builder, now)
+            version_transitions.deleted(uow, builder, now)
 
         return Result(record, partial(self._drop_bundles, item.builder.id))
 
@@ -364,21 +273,22 @@ class Steps:
         lines = await last_lines(self._app, observation.ends[-1]) if status is Status.FAILED else []
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
+            transition = Transition(uow, builder, self._app.prices, now)
             if not transitions.same_generation(builder, item.builder):
                 return
             if status is Status.STOPPED:
                 if builder.stop_kind is StopKind.IDLE:
                     backups.keep_idle(uow, self._app, builder, now)
-                transitions.mark_terminal(uow, builder, status, builder.desired_reason, now)
+                version_transitions.mark_terminal(uow, builder, status, builder.desired_reason, now)
                 return
             sandbox = observation.sandbox or observation.ends[-1]
             if not builder.settled and sandbox.listening_at is None:
                 seconds = (now - sandbox.created_at).total_seconds()
-                transitions.stage_finished(uow, builder, "start", now, seconds=seconds, ok=True)
+                transitions.stage_finished(transition, "start", seconds=seconds, ok=True)
             if status is Status.RUNNING:
-                transitions.running(uow, builder, item.version, now)
+                version_transitions.running(uow, builder, item.version, now)
             else:
-                transitions.job_over(uow, builder, item, status, sandbox, lines, now)
+                version_transitions.job_over(transition, item, status, sandbox, lines)
 
         return Result(record)
 
@@ -408,18 +318,17 @@ class Steps:
         since: datetime | None = None,
         exit_code: int | None = None,
     ) -> Result:
-        now, prices = self._now(), self._app.prices
+        now = self._now()
         seconds = (now - since).total_seconds() if since else 0.0
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
+            transition = Transition(uow, builder, self._app.prices, now)
             if not transitions.still_wanted(builder, item.builder, item.version):
                 return
-            transitions.stage_finished(uow, builder, stage, now, seconds=seconds, ok=False, note=reason)
-            transitions.failed(
-                uow, builder, item.version, prices, code=code, reason=reason, now=now, exit_code=exit_code
-            )
+            transitions.stage_finished(transition, stage, seconds=seconds, ok=False, note=reason)
+            version_transitions.failed(transition, item.version, code=code, reason=reason, exit_code=exit_code)
             if stage == "start" and builder.job_type.stays_up:
-                transitions.never_up(uow, builder, item.version, reason, now)
+                version_transitions.never_up(uow, builder, item.version, reason, now)
 
         return Result(record)
 

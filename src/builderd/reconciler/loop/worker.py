@@ -35,13 +35,13 @@ from builderd.domain.steps import (
     Wait,
 )
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.core import transitions
+from builderd.reconciler.core import transitions, version_transitions
 from builderd.reconciler.core.claim import Claim
 from builderd.reconciler.core.faults import FaultPoint
 from builderd.reconciler.core.observe import StoredState, WorkItem, observe, read
 from builderd.reconciler.core.race import race
 from builderd.reconciler.core.result import Result
-from builderd.reconciler.core.transitions import ClaimLost
+from builderd.reconciler.core.transitions import ClaimLost, Transition
 from builderd.reconciler.loop.steps import Steps
 from builderd.services.application import Application
 
@@ -238,13 +238,14 @@ class Worker:
         shown = machine_fault(error) or error
         code = shown.code if isinstance(shown, NoCapacity | MachineFault | BundleLost) else EngineUnavailable.code
         reason = shown.message if isinstance(shown, BuilderdError) else "The service failed at it; its log says why."
-        now, prices = self._app.clock.now(), self._app.prices
+        now = self._app.clock.now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
+            transition = Transition(uow, builder, self._app.prices, now)
             version = uow.versions.get(builder.id, number)
             assert version is not None, "a builder's versions are always stored"
             if transitions.still_wanted(builder, looked_at, version):
-                transitions.failed(uow, builder, version, prices, code=code, reason=reason, now=now)
+                version_transitions.failed(transition, version, code=code, reason=reason)
 
         await transitions.apply(self._app, self._id, record)
         self._app.signals.change(self._id)

@@ -12,9 +12,10 @@ from builderd.domain.qa import Check, CheckName, gate_passed
 from builderd.domain.qa_gate import ALIVE_SECONDS, QUICK_ALIVE_SECONDS, WATCH_SECONDS, check_ended
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.core import transitions
+from builderd.reconciler.core import transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
+from builderd.reconciler.core.transitions import Transition
 from builderd.services import qa
 from builderd.services.application import Application
 
@@ -39,13 +40,14 @@ class Gate:
         gate = await qa.judge(self._app, item.builder, item.version, sandbox, alive_after=alive_after)
         if not gate_passed(gate) and await self._lost_its_monitor(sandbox):
             return Result()  # the machine's fault: the next look restarts the app, and it is judged then
-        now, prices = self._app.clock.now(), self._app.prices
+        now = self._app.clock.now()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
+            transition = Transition(uow, builder, self._app.prices, now)
             if not transitions.still_wanted(builder, item.builder, item.version):
                 return
             seconds = (now - begun).total_seconds()
-            goes_on = transitions.qa_judged(uow, builder, item.version, prices, gate, now, seconds=seconds)
+            goes_on = version_transitions.qa_judged(transition, item.version, gate, seconds=seconds)
             if goes_on and self._app.limits.qa_report and builder.job_type.must_listen:
                 qa.want_report(uow, builder.id, item.version.number, SYSTEM, now)
 
@@ -82,7 +84,7 @@ class Gate:
         def record(uow: UnitOfWork) -> None:
             builder = uow.builders.get(item.builder.id, lock=True)
             if builder is not None and builder.desired is not Desired.DELETED:
-                transitions.qa_revised(uow, builder, item.version, checks, now)
+                version_transitions.qa_revised(uow, builder, item.version, checks, now)
 
         await self._app.store.write(record)
         self._app.signals.change(item.builder.id)

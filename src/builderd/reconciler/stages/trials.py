@@ -14,9 +14,10 @@ from builderd.domain.errors import NotFound, StartFailed
 from builderd.domain.failures import exited_early, listens_elsewhere, not_listening, wants_network
 from builderd.domain.sandboxes import EndCause, Sandbox, SandboxEnd, SandboxReport, SandboxState
 from builderd.ports.store import UnitOfWork
-from builderd.reconciler.core import transitions
+from builderd.reconciler.core import sandbox_transitions, transitions, version_transitions
 from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
+from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages.listening import Wait, wait_until_up
 from builderd.reconciler.stages.starting import hint_of, last_lines, make_spec, put_bundle
 from builderd.services.application import Application
@@ -50,17 +51,16 @@ class Trials:
         seconds = (now - begun).total_seconds()
 
         def record(uow: UnitOfWork, builder: Builder) -> None:
+            transition = Transition(uow, builder, self._app.prices, now)
             self._ended(uow, builder, verdict.trial, verdict.end, now)
             if not transitions.same_candidate(builder, item.builder):
                 return
             candidate = item.for_candidate.version
             if verdict.refusal is None:
-                transitions.handed_over(uow, builder, candidate, now)
+                version_transitions.handed_over(uow, builder, candidate, now)
                 return
-            transitions.stage_finished(uow, builder, "start", now, seconds=seconds, ok=False, note=verdict.refusal)
-            transitions.failed(
-                uow, builder, candidate, self._app.prices, code=StartFailed.code, reason=verdict.refusal, now=now
-            )
+            transitions.stage_finished(transition, "start", seconds=seconds, ok=False, note=verdict.refusal)
+            version_transitions.failed(transition, candidate, code=StartFailed.code, reason=verdict.refusal)
 
         return Result(record)
 
@@ -74,8 +74,9 @@ class Trials:
         return Result(lambda uow, builder: self._ended(uow, builder, ended, end, now), quiet=True)
 
     def _ended(self, uow: UnitOfWork, builder: Builder, trial: Sandbox, end: SandboxEnd, now: datetime) -> None:
+        transition = Transition(uow, builder, self._app.prices, now)
         longest = timedelta(seconds=self._app.limits.start_timeout)
-        transitions.trial_ended(uow, builder, self._app.prices, trial, end, now, longest=longest)
+        sandbox_transitions.trial_ended(transition, trial, end, longest=longest)
 
     async def _verdict(self, item: WorkItem, trial: Sandbox) -> _Verdict:
         try:

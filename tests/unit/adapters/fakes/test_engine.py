@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from builderd.adapters.fakes.engine import Behaviour, FakeEngine
+from builderd.adapters.fakes.engine import FakeEngine
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import BuilderId, DiskId, SandboxId, new_sandbox_id
 from builderd.domain.layers import BuildOutcome, LayerPlan

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from tests.service import MINIMAL, Service, listening
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.api.server import listener
 from builderd.api.server.connections import ConnectionLimits
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.ids import new_id
 
 BUILDERS = "/api/v1/builders"

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.errors import BuilderdError, InstallFailed, StoreUnavailable
 from builderd.domain.layers import BuildOutcome
 from builderd.domain.tokens import Scope

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from tests.service import MINIMAL, Service, listening
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.api.server import streams
 from builderd.api.v1 import logs as door
 from builderd.domain.errors import EngineUnavailable

@@ -10,7 +10,7 @@ import pytest
 from tests.service import MINIMAL, Service
 from tests.unit.api.v1.test_creations import BUILDERS, KEYS, failing_once, sse
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.errors import BuilderdError, EngineUnavailable, StoreUnavailable
 from builderd.domain.tokens import Scope
 from builderd.services import outcomes

@@ -14,8 +14,8 @@ import httpx2
 import pytest
 from tests.service import MINIMAL, Service, listening, running_service
 
-from builderd.adapters.fakes.engine import Behaviour
 from builderd.adapters.fakes.processes import Answer
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.api.server import streams
 from builderd.client.legacy import ApiError, Client, NoAnswer, Stage
 from builderd.domain.builders import Status

@@ -6,7 +6,7 @@ import pytest
 from tests.threaded_service import Running
 from tests.unit.client.legacy.test_client import new
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.client.legacy import ApiError, Client, Stage
 from builderd.schemas.v1.versions import NewSettings, NewVersion
 

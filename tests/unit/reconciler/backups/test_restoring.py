@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from tests.unit.reconciler.backups.conftest import HOUR, Scene
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.backups import Backup, BackupKind, Restore, RestoreStatus
 from builderd.domain.builders import Status
 from builderd.domain.bundles import BundleFile

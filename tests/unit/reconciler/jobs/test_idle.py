@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from tests.application import ENTRYPOINT, World
 
-from builderd.adapters.fakes.engine import Behaviour, FakeSandbox
+from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox
 from builderd.domain.builders import Builder, Desired, Status, StopKind
 from builderd.domain.errors import NotFound
 from builderd.domain.events import SYSTEM

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from tests.application import World, fake_world, hurry
 
-from builderd.adapters.fakes.engine import Behaviour
 from builderd.adapters.fakes.processes import Answer
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Builder
 from builderd.domain.errors import NoCapacity
 from builderd.domain.ids import DiskId, new_id

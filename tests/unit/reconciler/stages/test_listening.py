@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.application import ENTRYPOINT, World
 
-from builderd.adapters.fakes.engine import Behaviour
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.builders import Status
 from builderd.domain.errors import StartFailed
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.application import ENTRYPOINT, World
 
-from builderd.adapters.fakes.engine import Behaviour, FakeEngine
+from builderd.adapters.fakes.engine import FakeEngine
+from builderd.adapters.fakes.sandboxes import Behaviour
 from builderd.domain.errors import StartFailed
 from builderd.domain.ids import SandboxId
 from builderd.domain.sandboxes import SandboxUsage

@@ -23,8 +23,9 @@ from builderd.adapters.engines.oci.runtime.launching import Launcher
 from builderd.adapters.engines.oci.runtime.listening import ListeningPorts
 from builderd.adapters.engines.oci.runtime.logs import Logs
 from builderd.adapters.engines.oci.runtime.records import Records
+from builderd.adapters.engines.oci.runtime.run import RunContext, RunsConfig
 from builderd.adapters.engines.oci.runtime.runner import Runner
-from builderd.adapters.engines.oci.runtime.runs import Runs, RunsConfig
+from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.adapters.engines.oci.runtime.seccomp import PROFILE, make_seccomp
 from builderd.adapters.engines.oci.runtime.tools import Tools
 from builderd.adapters.engines.oci.storage.base import Base, ensure_base
@@ -66,7 +67,9 @@ class Machine:
             Slots(self.allocation.blocks, self._grow, self.run_dir / "slot"),
         )
         heartbeat = Heartbeat(settings.data_dir / "heartbeat", boot_id(), settings.now)
-        self.runs = Runs(config, records, self.launcher, self.cgroups, self.network, slots, self.runtimes, heartbeat)
+        self.runs = Runs(
+            RunContext(config, records, self.launcher, self.cgroups, self.network, slots, self.runtimes, heartbeat)
+        )
         self.listening_ports = ListeningPorts(self.runs)
         self._base: Base | None = None
         self._layers: Layers | None = None

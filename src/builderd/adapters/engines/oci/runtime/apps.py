@@ -8,7 +8,7 @@ from pathlib import Path
 from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.root import Root
-from builderd.adapters.engines.oci.runtime.runs import Run
+from builderd.adapters.engines.oci.runtime.run import Run
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.adapters.engines.oci.storage.builds import Bind
 from builderd.adapters.engines.oci.storage.disks import DISK_UID

@@ -21,7 +21,8 @@ from builderd.adapters.engines.oci.runtime.bundle import OOM_SCORE, make_process
 from builderd.adapters.engines.oci.runtime.cgroups import INNER
 from builderd.adapters.engines.oci.runtime.launching import Ended
 from builderd.adapters.engines.oci.runtime.records import Record
-from builderd.adapters.engines.oci.runtime.runs import Runs, runtime_mounts
+from builderd.adapters.engines.oci.runtime.runs import Runs
+from builderd.adapters.engines.oci.runtime.runtime_commands import runtime_mounts
 from builderd.adapters.engines.oci.runtime.streams import (
     Console,
     Ends,
@@ -80,7 +81,7 @@ class Execution:
         self._runs = runs
         self._record = record
         self._spec = spec
-        self._runtime = runs.runtime(record)
+        self._runtime = runs.commands.runtime(record)
         self._name = f"{INNER}{secrets.token_hex(4)}"
         self._folder = runs.config.bundle(record.id)
         self._pid_file = self._folder / f"{self._name}.pid"

@@ -36,7 +36,7 @@ class ListeningPorts:
 
     async def of(self, record: Record) -> Sockets:
         """Return the listening sockets of a running sandbox, at most some dozens."""
-        if self._runs.runtime(record).is_gvisor:
+        if self._runs.commands.runtime(record).is_gvisor:
             return await self._of_gvisor(record)
         assert record.process
         return listening_sockets_of(record.process.pid, record.port)

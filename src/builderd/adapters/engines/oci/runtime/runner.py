@@ -14,7 +14,8 @@ from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.logs import Lines
 from builderd.adapters.engines.oci.runtime.records import Record
 from builderd.adapters.engines.oci.runtime.root import Root
-from builderd.adapters.engines.oci.runtime.runs import Run, Runs
+from builderd.adapters.engines.oci.runtime.run import Run
+from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.adapters.engines.oci.storage.builds import BuildExit, BuildRun, Output
 from builderd.domain.errors import EngineUnavailable
 

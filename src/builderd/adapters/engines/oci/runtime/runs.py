@@ -7,130 +7,50 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import os
-import shutil
-import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
-from builderd.adapters.engines.oci.network.host_files import write_own_files
-from builderd.adapters.engines.oci.network.network import Network
-from builderd.adapters.engines.oci.network.slots import Slots
-from builderd.adapters.engines.oci.runtime import command, exec_fifo, secret_files
-from builderd.adapters.engines.oci.runtime.bundle import Container, make_config
-from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
-from builderd.adapters.engines.oci.runtime.command import Runtime
+from builderd.adapters.engines.oci.runtime import command, exec_fifo
+from builderd.adapters.engines.oci.runtime.creation import Creation
+from builderd.adapters.engines.oci.runtime.ending import SHIM_SECONDS, Ending
 from builderd.adapters.engines.oci.runtime.exits import Exits
-from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
-from builderd.adapters.engines.oci.runtime.launching import Ended, Launcher
 from builderd.adapters.engines.oci.runtime.netlink_watch import NetlinkWatch
 from builderd.adapters.engines.oci.runtime.reclaiming import Reclaiming
-from builderd.adapters.engines.oci.runtime.records import Record, Records
-from builderd.adapters.engines.oci.runtime.root import (
-    HIDE_NETWORK_PARAMETERS,
-    Root,
-    make_mounts,
-    mount_points,
-    overlay_paths,
-)
+from builderd.adapters.engines.oci.runtime.records import Record
+from builderd.adapters.engines.oci.runtime.run import Run, RunContext
+from builderd.adapters.engines.oci.runtime.runtime_commands import RuntimeCommands
 from builderd.domain.errors import EngineUnavailable
-from builderd.linux.json_files import write_json
-from builderd.linux.pipes import read_line
-from builderd.linux.processes import Process, boot_id, find_process, open_files
+from builderd.linux.processes import Process, boot_id, find_process
 from builderd.linux.threads import run_to_completion
 
 log = logging.getLogger(__name__)
 
-_CREATE_SECONDS = 30.0
-#: Time for a shim to end after its sandbox.
-_SHIM_SECONDS = 2.0
 _KILL_SECONDS = 5.0
 _WARM_SECONDS = 0.2
-_INIT_SECONDS = 2.0
 #: A sandbox younger than this may have missed TERM, which is sent again after so many seconds.
 _YOUNG_SECONDS, _AGAIN_SECONDS = 5.0, 1.0
-_SHIM_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "_OCI_SYNCPIPE": "3"}
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Parameters of a sandbox. ``owner`` and ``disk`` are a builder's and empty for a build; ``user`` is the id inside.
-
-    ``tmpfs`` maps paths inside to sizes in bytes, ``secret_files`` paths below ``/run/credentials`` to their text.
-    ``capabilities`` and ``host_network`` are for trusted tools. ``tenant`` is whose NAT ports it takes.
-    """
-
-    id: str
-    owner: str
-    disk: str
-    runtime: Runtime
-    root: Root
-    hostname: str
-    port: int
-    argv: Sequence[str]
-    env: Mapping[str, str]
-    cwd: str
-    user: int
-    cpu: float
-    memory_bytes: int
-    pids: int
-    egress: bool
-    log: Path
-    log_limit: int
-    tmpfs: Mapping[str, int] = field(default_factory=dict)
-    secret_files: Mapping[str, str] = field(default_factory=dict)
-    capabilities: tuple[str, ...] = ()
-    host_network: bool = False
-    tenant: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RunsConfig:
-    """Paths and seccomp profiles of a service.
-
-    ``run_dir`` is searchable by all; ``store`` is a mount point. ``seccomp`` goes into the bundles of apps,
-    ``build_seccomp`` into those of builds and tools.
-    """
-
-    run_dir: Path
-    store: Path
-    seccomp: Mapping[str, Any]
-    build_seccomp: Mapping[str, Any]
-
-    def bundle(self, name: str) -> Path:
-        return self.run_dir / "sandboxes" / name
 
 
 class Runs:
     """Sandboxes of one service, by their records."""
 
-    def __init__(
-        self,
-        config: RunsConfig,
-        records: Records,
-        launcher: Launcher,
-        cgroups: Cgroups,
-        network: Network,
-        slots: Slots,
-        runtimes: Mapping[str, Runtime],
-        heartbeat: Heartbeat,
-    ) -> None:
+    def __init__(self, context: RunContext) -> None:
+        records, cgroups = context.records, context.cgroups
         self.exits = Exits(records.exits, self._has_ended, self._end_unmonitored)
         self.records = records
-        self.config = config
-        self.launcher = launcher
+        self.config = context.config
+        self.launcher = context.launcher
         self.cgroups = cgroups
-        self.network = network
+        self.network = context.network
         self.reclaiming = Reclaiming(cgroups)
-        self.heartbeat = heartbeat
+        self.heartbeat = context.heartbeat
         self._netlink = NetlinkWatch(self._processes, self._kill_for_memory)
-        self._slots = slots
-        self._runtimes = runtimes
+        self.commands = RuntimeCommands(context.runtimes, context.launcher)
+        self._creation = Creation(context)
+        self._ending = Ending(context, self.commands)
+        self._slots = context.slots
         self._known: dict[str, Record] = {}
         #: Builds and tools of an earlier service that could not be killed yet.
         self._left_over: dict[str, Record] = {}
@@ -211,7 +131,7 @@ class Runs:
         if record.is_build or self.network.is_connected(record.slot):
             return
         log.warning("sandbox lost its network link, reconnecting sandbox=%s", record.id)
-        if self.runtime(record).is_gvisor:
+        if self.commands.runtime(record).is_gvisor:
             # gVisor's network stack is bound to the link that it began with.
             try:
                 await self.stop(record, 0)
@@ -224,8 +144,8 @@ class Runs:
 
     async def _runs(self, record: Record) -> bool:
         """Return True when the runtime started it before the last service ended."""
-        runtime = self.runtime(record)
-        _, state = await self._ask(runtime, command.state(runtime, record.id), stream=1)
+        runtime = self.commands.runtime(record)
+        _, state = await self.commands.ask(runtime, command.state(runtime, record.id), stream=1)
         return '"running"' in state
 
     def close(self) -> None:
@@ -244,16 +164,10 @@ class Runs:
     def all(self) -> list[Record]:
         return list(self._known.values())
 
-    def runtime(self, record: Record) -> Runtime:
-        """Return its runtime. Raises ``EngineUnavailable`` when the program was removed from the host."""
-        if runtime := self._runtimes.get(record.runtime):
-            return runtime
-        raise EngineUnavailable(f"{record.runtime}, under which this sandbox runs, is not installed any more.")
-
     async def record_after_exit(self, record: Record) -> Record:
         """Return the newest record; of a dead first process only after the shim has written its exit file."""
         if self.is_running(record) and record.process and not record.process.alive:
-            await self.exits.wait(record.id, _SHIM_SECONDS)
+            await self.exits.wait(record.id, SHIM_SECONDS)
         return self._newest(record)
 
     def is_running(self, record: Record) -> bool:
@@ -305,8 +219,8 @@ class Runs:
     async def _create(self, run: Run, record: Record) -> Record:
         """Create the sandbox, up to a first process that waits to execute the program."""
         uid = self._slots.uid(record.slot)
-        bundle = self._make_bundle(run, record, uid)
-        pid = await self._launch_shim(run, record, bundle)
+        bundle = self._creation.make_bundle(run, record, uid)
+        pid = await self._creation.launch_shim(run, record, bundle)
         shim = int((bundle / "conmon.pid").read_text())
         record = self._save(replace(record, process=find_process(pid), shim=find_process(shim)))
         self.cgroups.limit_shim(run.id)
@@ -321,92 +235,16 @@ class Runs:
         tenants = {record.ip: record.tenant for record in records if record.tenant and record.boot == boot_id()}
         await asyncio.to_thread(self.network.share_ports, tenants)
 
-    def _make_bundle(self, run: Run, record: Record, uid: int) -> Path:
-        bundle = self.config.bundle(run.id)
-        shutil.rmtree(bundle, ignore_errors=True)
-        bundle.mkdir(mode=0o711)
-        for folder in mount_points(run.root, bundle):
-            folder.mkdir(mode=0o711)
-        for folder in overlay_paths(run.root):
-            os.chown(folder, uid, uid)
-        if run.root.scratch:
-            write_own_files(run.root.scratch / "upper", run.hostname, record.ip, uid)
-            if run.secret_files:
-                secret_files.write(bundle, run.secret_files, uid + run.user)
-                secret_files.make_target(run.root.scratch / "upper", uid)
-        write_json(bundle / "config.json", make_config(self._container(run, bundle, uid)))
-        return bundle
-
-    def _container(self, run: Run, bundle: Path, uid: int) -> Container:
-        return Container(
-            root=str(bundle / "root"),
-            argv=run.argv,
-            env=run.env,
-            cwd=run.cwd,
-            hostname=run.hostname,
-            uid=uid,
-            user=run.user,
-            cgroup=self.cgroups.path(run.id),
-            cpu=run.cpu,
-            memory_bytes=run.memory_bytes,
-            pids=run.pids,
-            seccomp=self.config.seccomp if run.owner else self.config.build_seccomp,
-            open_files=open_files(),
-            read_only=run.root.scratch is None,
-            tmpfs=run.tmpfs,
-            shared=tuple(b.target for b in run.root.binds if not b.read_only) if run.runtime.is_gvisor else (),
-            capabilities=run.capabilities,
-            host_network=run.host_network,
-        )
-
-    async def _launch_shim(self, run: Run, record: Record, bundle: Path) -> int:
-        """Run the shim; return the pid of the sandbox's first process."""
-        kept = self.records.folder(run.id)
-        argv = command.shim(run.runtime, run.id, bundle, kept, self.records.exits, run.log, run.log_limit)
-        # Creating a group waits while another process moves: not in the event loop.
-        tasks = await run_to_completion(self.cgroups.open_shim, run.id)
-        read, write = os.pipe2(os.O_CLOEXEC)
-        try:
-            ended = await self.launcher.run(
-                argv,
-                env=_SHIM_ENV,
-                cwd=str(bundle),  # the shim writes a second "oom" file here
-                descriptors={3: write},
-                mounts=[*make_mounts(_root(run, bundle), bundle, self.config.store), *runtime_mounts(run.runtime)],
-                cgroups=[tasks],
-                uid=self._slots.uid(record.slot),
-            )
-            return first_process(ended, await read_line(read, _CREATE_SECONDS))
-        except TimeoutError as error:
-            raise EngineUnavailable(
-                f"{run.runtime.name} did not create the sandbox within {_CREATE_SECONDS:.0f} s."
-            ) from error
-        finally:
-            os.close(read)
-
     async def _start(self, run: Run, record: Record) -> Record:
         started_at = self.records.now()
         if run.runtime.name != "crun" or not await exec_fifo.release(run.runtime.root / run.id):
-            status, output = await self._ask(run.runtime, command.start(run.runtime, run.id))
+            status, output = await self.commands.ask(run.runtime, command.start(run.runtime, run.id))
             if status:
                 raise EngineUnavailable(f"{run.runtime.name} did not start the sandbox: {output.strip() or status}")
         record = self._save(replace(record, started_at=started_at))
         assert record.process
         self.exits.watch(run.id, record.process, record.shim)
         return record
-
-    async def _ask(self, runtime: Runtime, argv: Sequence[str], stream: int = 2) -> tuple[int, str]:
-        """Run a runtime's command; return its exit status and one of its streams, at most 64 KiB."""
-        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            ended = await self.launcher.run(
-                argv, env=_SHIM_ENV, descriptors={stream: write}, mounts=runtime_mounts(runtime)
-            )
-            with contextlib.suppress(BlockingIOError):
-                return ended.status, os.read(read, 65536).decode(errors="replace")
-            return ended.status, ended.error
-        finally:
-            os.close(read)
 
     def is_frozen(self, record: Record) -> bool:
         return _counts_as_frozen(record) and self.cgroups.is_frozen(record.id)
@@ -484,7 +322,7 @@ class Runs:
         if not await self._ends_by_term(record, grace_seconds):
             await asyncio.to_thread(self.cgroups.kill, record.id)
             await self.exits.wait(record.id, _KILL_SECONDS)
-        await self._wait_for_shim(record)
+        await self._ending.wait_for_shim(record)
         return record
 
     async def _ends_by_term(self, record: Record, grace_seconds: float) -> bool:
@@ -493,22 +331,14 @@ class Runs:
         tini signals its child's process group, which exists only once the child has made it; inside gVisor that cannot
         be seen.
         """
-        await self._terminate(record)
+        await self._ending.terminate(record)
         age = self.records.now() - record.started_at if record.started_at else _YOUNG_SECONDS
         if age >= _YOUNG_SECONDS or grace_seconds <= _AGAIN_SECONDS:
             return await self.exits.wait(record.id, grace_seconds)
         if await self.exits.wait(record.id, _AGAIN_SECONDS):
             return True
-        await self._terminate(record)
+        await self._ending.terminate(record)
         return await self.exits.wait(record.id, grace_seconds - _AGAIN_SECONDS)
-
-    async def _terminate(self, record: Record) -> None:
-        runtime = self.runtime(record)
-        if runtime.is_gvisor:
-            await self._ask(runtime, command.kill(runtime, record.id, "TERM"))
-        elif record.process:
-            await record.process.wait_until_signals_work(_INIT_SECONDS)
-            record.process.kill(signal.SIGTERM)
 
     def _has_ended(self, name: str) -> bool:
         record = self._known.get(name)
@@ -529,54 +359,12 @@ class Runs:
             self.reclaiming.end(name)
             if is_alive(record.process):
                 record = self._save(replace(self._newest(record), seen_at=self.records.now()))
-            await self._kill_all(record)
+            await self._ending.kill_all(record)
         return True
 
-    async def _kill_all(self, record: Record) -> None:
-        """Kill its processes and its shim, retrying while one waits for a device."""
-        while True:
-            if record.shim:
-                record.shim.kill()
-            try:
-                await asyncio.to_thread(self.cgroups.kill, record.id)
-                await asyncio.to_thread(self.cgroups.kill, f"{record.id}.shim")
-            except TimeoutError as error:
-                log.warning("sandbox could not be killed, retrying sandbox=%s error=%s", record.id, error)
-            else:
-                return
-
-    async def _wait_for_shim(self, record: Record) -> None:
-        """Wait until the shim of an ended sandbox has ended: until then the disk is in use."""
-        if record.shim and not await record.shim.wait(_SHIM_SECONDS):
-            record.shim.kill()
-            await record.shim.wait(_SHIM_SECONDS)
-
     async def clean(self, record: Record) -> None:
-        """Kill its processes and remove all but its record, its exit file and its slot. Idempotent.
-
-        A shim gets time to write the exit file. A shim interrupted while creating the sandbox is in no record and may
-        go on creating it, so its group is removed first, and then what it had made.
-        """
-        if self.cgroups.oom_kills(record.id):
-            self.records.note_oom(record.id)
-        await asyncio.to_thread(self.cgroups.kill, record.id)
-        if record.process and record.boot == boot_id():
-            record.process.kill()
-        await self._wait_for_shim(record)
-        await asyncio.to_thread(self.cgroups.remove, f"{record.id}.shim")
-        if runtime := self._runtimes.get(record.runtime):
-            await self._forget(runtime, record.id)
-        await asyncio.to_thread(self.cgroups.remove, record.id)
-        shutil.rmtree(self.config.bundle(record.id), ignore_errors=True)
-
-    async def _forget(self, runtime: Runtime, name: str) -> None:
-        """Remove the runtime's state of it: a folder of crun and runc, files named after it of gVisor."""
-        if (runtime.root / name).exists():
-            await self._ask(runtime, command.delete(runtime, name))
-            shutil.rmtree(runtime.root / name, ignore_errors=True)
-        if runtime.is_gvisor:
-            for file in runtime.root.glob(f"*{name}*"):
-                file.unlink()
+        """Kill its processes and remove all but its record, its exit file and its slot. Idempotent."""
+        await self._ending.clean(record)
 
     async def remove(self, record: Record) -> None:
         """Remove everything but its log. Idempotent."""
@@ -602,34 +390,10 @@ class Runs:
         return record
 
 
-def _root(run: Run, bundle: Path) -> Root:
-    """Return the root with the secret files, if there are any."""
-    if not run.secret_files:
-        return run.root
-    return replace(run.root, binds=(*run.root.binds, secret_files.bind(bundle)))
-
-
-def is_alive(process: Process | None) -> bool:
-    return process is not None and process.alive
-
-
 def _counts_as_frozen(record: Record) -> bool:
     """Return True when its record says that it was frozen and not thawed since."""
     return record.frozen_at is not None and (record.thawed_at or 0) < record.frozen_at
 
 
-def runtime_mounts(runtime: Runtime) -> list[dict[str, Any]]:
-    """Return the mounts that every command of this runtime needs."""
-    return [HIDE_NETWORK_PARAMETERS] if runtime.is_gvisor else []
-
-
-def first_process(ended: Ended, report: bytes) -> int:
-    """Return the first process's pid from the shim's report. Raises ``EngineUnavailable`` when creation failed."""
-    if ended.error:
-        raise EngineUnavailable(f"The sandbox could not be created: {ended.error}.")
-    if not report:
-        raise EngineUnavailable(f"The sandbox's shim ended without a report (exit status {ended.status}).")
-    answer = json.loads(report)
-    if answer["data"] <= 0:
-        raise EngineUnavailable(f"The sandbox could not be created: {str(answer.get('message', '')).strip()}")
-    return int(answer["data"])
+def is_alive(process: Process | None) -> bool:
+    return process is not None and process.alive

@@ -17,8 +17,8 @@ from builderd.adapters.engines.oci.network.host_files import CA_BUNDLE
 from builderd.adapters.engines.oci.runtime.apps import INIT
 from builderd.adapters.engines.oci.runtime.command import Runtime
 from builderd.adapters.engines.oci.runtime.root import Root
+from builderd.adapters.engines.oci.runtime.run import Run
 from builderd.adapters.engines.oci.runtime.runner import Runner
-from builderd.adapters.engines.oci.runtime.runs import Run
 from builderd.adapters.engines.oci.storage.base_recipe import APP_UID
 from builderd.adapters.engines.oci.storage.builds import Bind, Output
 from builderd.adapters.engines.oci.storage.disks import APP_OWNER, DISK_UID, Disks

@@ -27,7 +27,8 @@ from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.runtime.launching import Ended
 from builderd.adapters.engines.oci.runtime.records import Record, Records
 from builderd.adapters.engines.oci.runtime.root import Root
-from builderd.adapters.engines.oci.runtime.runs import Run, Runs, RunsConfig
+from builderd.adapters.engines.oci.runtime.run import Run, RunContext, RunsConfig
+from builderd.adapters.engines.oci.runtime.runs import Runs
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import DiskId, SandboxId
 from builderd.domain.resources import GB
@@ -88,7 +89,9 @@ class Host:
     def begin(self) -> Runs:
         config = RunsConfig(self.run, self.run / "store", {}, {})
         network, launcher = cast("Any", self.network), cast("Any", self.launcher)
-        return Runs(config, self.records, launcher, self.cgroups, network, self.slots, self.runtimes, self.heartbeat)
+        return Runs(
+            RunContext(config, self.records, launcher, self.cgroups, network, self.slots, self.runtimes, self.heartbeat)
+        )
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Runs]:

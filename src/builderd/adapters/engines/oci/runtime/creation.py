@@ -1,0 +1,115 @@
+"""Creation of a sandbox: its bundle, and the shim that makes its first process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from builderd.adapters.engines.oci.network.host_files import write_own_files
+from builderd.adapters.engines.oci.runtime import command, secret_files
+from builderd.adapters.engines.oci.runtime.bundle import Container, make_config
+from builderd.adapters.engines.oci.runtime.launching import Ended
+from builderd.adapters.engines.oci.runtime.records import Record
+from builderd.adapters.engines.oci.runtime.root import Root, make_mounts, mount_points, overlay_paths
+from builderd.adapters.engines.oci.runtime.run import Run, RunContext
+from builderd.adapters.engines.oci.runtime.runtime_commands import SHIM_ENV, runtime_mounts
+from builderd.domain.errors import EngineUnavailable
+from builderd.linux.json_files import write_json
+from builderd.linux.pipes import read_line
+from builderd.linux.processes import open_files
+from builderd.linux.threads import run_to_completion
+
+_CREATE_SECONDS = 30.0
+
+
+class Creation:
+    """Creates sandboxes up to a first process that waits to execute the program."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+
+    def make_bundle(self, run: Run, record: Record, uid: int) -> Path:
+        bundle = self._context.config.bundle(run.id)
+        shutil.rmtree(bundle, ignore_errors=True)
+        bundle.mkdir(mode=0o711)
+        for folder in mount_points(run.root, bundle):
+            folder.mkdir(mode=0o711)
+        for folder in overlay_paths(run.root):
+            os.chown(folder, uid, uid)
+        if run.root.scratch:
+            write_own_files(run.root.scratch / "upper", run.hostname, record.ip, uid)
+            if run.secret_files:
+                secret_files.write(bundle, run.secret_files, uid + run.user)
+                secret_files.make_target(run.root.scratch / "upper", uid)
+        write_json(bundle / "config.json", make_config(self._container(run, bundle, uid)))
+        return bundle
+
+    def _container(self, run: Run, bundle: Path, uid: int) -> Container:
+        return Container(
+            root=str(bundle / "root"),
+            argv=run.argv,
+            env=run.env,
+            cwd=run.cwd,
+            hostname=run.hostname,
+            uid=uid,
+            user=run.user,
+            cgroup=self._context.cgroups.path(run.id),
+            cpu=run.cpu,
+            memory_bytes=run.memory_bytes,
+            pids=run.pids,
+            seccomp=self._context.config.seccomp if run.owner else self._context.config.build_seccomp,
+            open_files=open_files(),
+            read_only=run.root.scratch is None,
+            tmpfs=run.tmpfs,
+            shared=tuple(b.target for b in run.root.binds if not b.read_only) if run.runtime.is_gvisor else (),
+            capabilities=run.capabilities,
+            host_network=run.host_network,
+        )
+
+    async def launch_shim(self, run: Run, record: Record, bundle: Path) -> int:
+        """Run the shim; return the pid of the sandbox's first process."""
+        kept = self._context.records.folder(run.id)
+        argv = command.shim(run.runtime, run.id, bundle, kept, self._context.records.exits, run.log, run.log_limit)
+        # Creating a group waits while another process moves: not in the event loop.
+        tasks = await run_to_completion(self._context.cgroups.open_shim, run.id)
+        mounts = make_mounts(_root(run, bundle), bundle, self._context.config.store)
+        read, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            ended = await self._context.launcher.run(
+                argv,
+                env=SHIM_ENV,
+                cwd=str(bundle),  # the shim writes a second "oom" file here
+                descriptors={3: write},
+                mounts=[*mounts, *runtime_mounts(run.runtime)],
+                cgroups=[tasks],
+                uid=self._context.slots.uid(record.slot),
+            )
+            return first_process(ended, await read_line(read, _CREATE_SECONDS))
+        except TimeoutError as error:
+            raise EngineUnavailable(
+                f"{run.runtime.name} did not create the sandbox within {_CREATE_SECONDS:.0f} s."
+            ) from error
+        finally:
+            os.close(read)
+
+
+def _root(run: Run, bundle: Path) -> Root:
+    """Return the root with the secret files, if there are any."""
+    if not run.secret_files:
+        return run.root
+    return replace(run.root, binds=(*run.root.binds, secret_files.bind(bundle)))
+
+
+def first_process(ended: Ended, report: bytes) -> int:
+    """Return the first process's pid from the shim's report. Raises ``EngineUnavailable`` when creation failed."""
+    if ended.error:
+        raise EngineUnavailable(f"The sandbox could not be created: {ended.error}.")
+    if not report:
+        raise EngineUnavailable(f"The sandbox's shim ended without a report (exit status {ended.status}).")
+    answer = json.loads(report)
+    if answer["data"] <= 0:
+        raise EngineUnavailable(f"The sandbox could not be created: {str(answer.get('message', '')).strip()}")
+    return int(answer["data"])

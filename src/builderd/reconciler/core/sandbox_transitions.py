@@ -1,0 +1,163 @@
+"""Transitions of sandboxes: started, frozen, thawed, ended, with what is billed from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from builderd.domain.builders import Builder, Desired, JobType, Status
+from builderd.domain.events import SYSTEM, Event
+from builderd.domain.failures import describe_end, restart_note
+from builderd.domain.prices import Billing, Prices
+from builderd.domain.restarts import MAX_EXITS, recent_crashes
+from builderd.domain.sandboxes import Sandbox, SandboxEnd, SandboxReport, SandboxState
+from builderd.domain.versions import Version
+from builderd.ports.store import UnitOfWork
+from builderd.reconciler.core.observe import WorkItem
+from builderd.reconciler.core.transitions import Transition, add_event
+from builderd.services import credentials, deployments, ledger
+
+
+def disk_made(uow: UnitOfWork, item: WorkItem, prices: Prices, now: datetime, *, anew: bool) -> None:
+    """Record the builder's disk, which is billed from now on.
+
+    ``anew``: the builder had none; if it was up before, the content of its previous disk is lost.
+    """
+    was_up = any(one.status in deployments.WAS_UP for one in uow.versions.list(item.builder.id))
+    if anew and was_up:
+        reason = "its disk is gone, and there is no backup of it: it begins anew with the files of its version"
+        add_event(uow, item.builder, "disk.lost", now, reason=reason, details={"disk": item.builder.disk})
+    if uow.ledger.current(item.builder.id) is None:
+        ledger.bill(uow, prices, item.builder, item.version.settings.resources, Billing.STOPPED, now)
+
+
+def sandbox_started(transition: Transition, version: Version, sandbox: Sandbox, report: SandboxReport) -> Sandbox:
+    """Record the start of a sandbox: from then on running time is billed. ``version`` is the one that runs."""
+    uow, builder, prices = transition.uow, transition.builder, transition.prices
+    at = report.started_at or sandbox.created_at
+    started = replace(sandbox, ip=report.ip, started_at=at)
+    uow.sandboxes.save(started)
+    ledger.bill(uow, prices, builder, version.settings.resources, Billing.RUNNING, at)
+    credentials.used(uow, builder.tenant_id, version.settings.credentials, builder.id, at)
+    details = {"sandbox": sandbox.id, "version": sandbox.version, "attempt": sandbox.attempt}
+    add_event(uow, builder, "sandbox.started", at, reason="started", details=details)
+    return started
+
+
+def sandbox_ended(transition: Transition, sandbox: Sandbox, *, end: SandboxEnd, report: SandboxReport | None) -> None:
+    """Record the end of a sandbox: from then on only the disk is billed, that of the version to run next.
+
+    A sandbox whose start the engine reports, but the record lacks since the service died in between, is billed for its
+    time all the same.
+    """
+    uow, builder, prices, now = transition.uow, transition.builder, transition.prices, transition.now
+    ran = uow.versions.get(builder.id, sandbox.version)
+    following = ran if builder.to_run[0] == sandbox.version else uow.versions.get(builder.id, builder.to_run[0])
+    assert ran is not None, "a builder's versions are always stored"
+    assert following is not None, "a builder's versions are always stored"
+    if sandbox.started_at is None and report is not None and report.started_at is not None:
+        sandbox = sandbox_started(transition, ran, sandbox, report)
+    at = end.at or now
+    uow.sandboxes.save(replace(sandbox, end=replace(end, at=at)))
+    if sandbox.started_at is None:
+        return
+    ledger.bill(uow, prices, builder, following.settings.resources, Billing.STOPPED, at)
+    reason = describe_end(end, ran.settings.resources)
+    details = {
+        "sandbox": sandbox.id,
+        "version": sandbox.version,
+        "exit_code": end.exit_code,
+        "cause": end.cause.value,
+    }
+    add_event(uow, builder, "sandbox.ended", at, reason=reason, details=details)
+
+
+def caught_up(
+    uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, report: SandboxReport | None
+) -> None:
+    """Record a freeze and a thaw that the engine made just before the service was killed: at most one of each.
+
+    ``report`` was read before the changes that are recorded next.
+    """
+    if report is None or report.frozen_at is None:
+        return
+    by = replace(builder, desired_by=SYSTEM, desired_reason="recorded after an interruption")
+    # The sandbox's state decides which came last when both have the same time.
+    stands = report.state is SandboxState.FROZEN
+    paid = uow.ledger.current(builder.id)
+    if paid is not None and paid.billing is Billing.RUNNING and (stands or report.frozen_at > paid.start):
+        frozen(uow, by, prices, sandbox, report.frozen_at)
+    if not stands and report.thawed_at is not None and report.thawed_at >= report.frozen_at:
+        thawed(uow, by, prices, sandbox, report.thawed_at)
+
+
+def frozen(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:
+    """Record a freeze: from then on only memory and disk are billed."""
+    _record_billing(uow, builder, sandbox, "sandbox.frozen", at, lambda: ledger.freeze(uow, prices, builder, at))
+
+
+def thawed(uow: UnitOfWork, builder: Builder, prices: Prices, sandbox: Sandbox, at: datetime) -> None:
+    """Record a thaw: from then on running time is billed again."""
+    _record_billing(uow, builder, sandbox, "sandbox.thawed", at, lambda: ledger.thaw(uow, prices, builder, at))
+
+
+def _record_billing(
+    uow: UnitOfWork, builder: Builder, sandbox: Sandbox, kind: str, at: datetime, change_billing: Callable[[], None]
+) -> None:
+    """Record the event only if the ledger changed too: a repeated step records none."""
+    before = uow.ledger.current(builder.id)
+    change_billing()
+    if uow.ledger.current(builder.id) != before:
+        details = {"sandbox": sandbox.id, "version": sandbox.version}
+        uow.events.add(
+            Event(builder.tenant_id, builder.id, at, kind, builder.desired_by, builder.desired_reason, details)
+        )
+
+
+def abort_freeze(uow: UnitOfWork, builder: Builder, now: datetime) -> None:
+    """Abort going to sleep: a visitor arrived meanwhile, and the builder keeps running."""
+    uow.builders.save(
+        replace(
+            builder,
+            desired=Desired.RUNNING,
+            desired_reason="visited",
+            asleep_since=None,
+            stop_kind=None,
+            last_active_at=now,
+        )
+    )
+
+
+def clear_sleep(uow: UnitOfWork, builder: Builder) -> Builder:
+    """Clear the sleep mark of a builder whose sandbox is gone."""
+    if builder.asleep_since is None:
+        return builder
+    awake = replace(builder, asleep_since=None)
+    uow.builders.save(awake)
+    return awake
+
+
+def crash_noted(uow: UnitOfWork, builder: Builder, item: WorkItem, sandbox: Sandbox, now: datetime) -> None:
+    """An app that was up and is being brought back says so in its reason and in an event; its status stays."""
+    is_up = builder.desired is Desired.RUNNING and builder.status is Status.RUNNING
+    if not is_up or builder.job_type is JobType.ONE_TIME or sandbox.end is None:
+        return
+    exits = len(recent_crashes(uow.sandboxes.of_run(builder.id, builder.run), now))
+    if exits >= MAX_EXITS:
+        return  # it is given up
+    note = restart_note(sandbox.end, item.version.settings.resources, exits, MAX_EXITS)
+    details = {"sandbox": sandbox.id, "version": sandbox.version, "cause": sandbox.end.cause.value}
+    add_event(uow, builder, "builder.restarting", now, reason=note, details=details)
+    uow.builders.save(replace(builder, status_reason=note, updated_at=now))
+
+
+def trial_ended(transition: Transition, trial: Sandbox, end: SandboxEnd, *, longest: timedelta) -> None:
+    """Record the end of a trial, and charge the time that it ran, ``longest`` at most."""
+    uow, builder, prices, now = transition.uow, transition.builder, transition.prices, transition.now
+    at = end.at or now
+    uow.sandboxes.save(replace(trial, end=replace(end, at=at)))
+    version = uow.versions.get(builder.id, trial.version)
+    if trial.started_at is not None and version is not None:
+        resources = version.settings.resources
+        ledger.bill_trial(uow, prices, builder, resources, trial.started_at, at, longest=longest)

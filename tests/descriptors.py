@@ -1,4 +1,4 @@
-"""What a process has open."""
+"""Open descriptors of a process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def held_by(pid: int | str) -> set[str]:
-    """What its descriptors point to; one that is closed meanwhile is left out."""
+    """Return the targets of a process's descriptors; one that is closed meanwhile is left out."""
     held = set[str]()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""What a service leaves on its host, counted, so that a test can say that nothing was left over."""
+"""Count the traces of a service on its host, so that a test can assert that none were left."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def traces(data_dir: Path) -> dict[str, list[str]]:
 
 
 def traces_at_rest(data_dir: Path) -> dict[str, list[str]]:
-    """The same once nothing runs in any sandbox and nothing changes any more.
+    """Return the traces once no sandbox runs and nothing changes any more.
 
     Layers are byte-compiled after the builder that needed them is up.
     """
@@ -37,7 +37,10 @@ def traces_at_rest(data_dir: Path) -> dict[str, list[str]]:
 
 
 def settled_traces(data_dir: Path, holds: Callable[[dict[str, list[str]]], bool]) -> dict[str, list[str]]:
-    """The same once this holds and nothing changes any more: what was removed goes bit by bit, its link last."""
+    """Return the traces once the condition holds and nothing changes any more.
+
+    Removal is gradual; the link goes last.
+    """
     deadline = time.monotonic() + PATIENCE
     seen, looks = traces(data_dir), 1
     while looks < LOOKS or not holds(seen):
@@ -49,7 +52,7 @@ def settled_traces(data_dir: Path, holds: Callable[[dict[str, list[str]]], bool]
 
 
 def assert_traces(data_dir: Path, expected: dict[str, list[str]]) -> None:
-    """The same, given the kernel its time: links and control groups go some moments after their processes."""
+    """Assert these traces, allowing the kernel time: links and control groups disappear after their processes."""
     deadline = time.monotonic() + PATIENCE
     # What is asserted is what was compared: a second look could see a short-lived program of a cleanup.
     while (seen := traces(data_dir)) != expected and time.monotonic() < deadline:

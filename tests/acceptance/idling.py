@@ -1,4 +1,4 @@
-"""Builders that nobody uses, in a live service."""
+"""Idle builders in a live service."""
 
 from __future__ import annotations
 
@@ -40,18 +40,21 @@ def events(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dic
 
 
 def told_at(service: LiveService, data: Mapping[str, Any], kind: str) -> list[datetime]:
-    """When its events of this kind happened, the latest first."""
+    """Return the times of the builder's events of this kind, latest first."""
     return [datetime.fromisoformat(event["time"]) for event in events(service, data, kind)]
 
 
 def until_told(service: LiveService, data: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    """Its events of this kind once there is one, the newest first: visitors are let in before a thaw is recorded."""
+    """Wait for an event of this kind; return all of them, newest first.
+
+    Visitors are let in before a thaw is recorded.
+    """
     eventually(lambda: bool(events(service, data, kind)))
     return events(service, data, kind)
 
 
 def patient_visit(service: LiveService, data: Mapping[str, Any]) -> httpx.Response:
-    """Of somebody who comes again when the service took longer to start than any visitor is held."""
+    """Visit, and visit again if the service takes longer to start than a request is paused."""
     while True:
         begun = time.monotonic()
         answer = service.visit(data)
@@ -89,9 +92,9 @@ def pace() -> Iterator[Pace]:
 
 
 def make_idle(service: LiveService, data: Mapping[str, Any], minutes: int = 60) -> None:
-    """As if nobody had used it for so long.
+    """Set the builder's last use back by this time.
 
-    A running service that looks late may note the visits of the last moments again.
+    A running service may record the visits of the last moments again.
     """
     if service.is_up:
         time.sleep(2)

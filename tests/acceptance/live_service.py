@@ -170,7 +170,7 @@ class LiveService:
         raise AssertionError(f"still {json.dumps(data)}")
 
     def wait_served(self, data: Mapping[str, Any]) -> None:
-        """Until the preview answers 200: a builder that is brought back counts as running before it answers."""
+        """Wait until the preview answers 200: a restarted builder counts as running before it answers."""
         deadline = time.monotonic() + PATIENCE
         while self.visit(data).status_code != 200:
             assert time.monotonic() < deadline, "the app does not answer"
@@ -202,7 +202,7 @@ class LiveService:
     def visiting(
         self, data: Mapping[str, Any], /, path: str = "", **options: Any
     ) -> contextlib.AbstractContextManager[httpx.Response]:
-        """The same for an answer that is read while it comes."""
+        """Visit the preview and stream the answer."""
         return httpx.stream("GET", **self._visitor(data, path, options))
 
     def _visitor(self, data: Mapping[str, Any], path: str, options: dict[str, Any]) -> dict[str, Any]:

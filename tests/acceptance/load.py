@@ -38,7 +38,7 @@ class Calm:
 
 @contextmanager
 def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Done in a thread until the block ends, which the work is told by the event."""
+    """Run the work in a thread until the block ends, which an event signals."""
     over = threading.Event()
     thread = threading.Thread(target=work, args=(over,))
     thread.start()

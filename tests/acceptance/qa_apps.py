@@ -10,7 +10,7 @@ from tests.acceptance.live_service import TINY_APP
 
 @dataclass(frozen=True)
 class App:
-    """What is sent to create it, and the checks of the report that fail for what its framework does."""
+    """A create body, and the checks of the report that fail because of its framework."""
 
     name: str
     files: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What users and operators go through, told once: for whatever isolation, and whatever database keeps the records."""
+"""Scenarios of users and operators, shared by tests of both kinds of isolation and both databases."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def absence_of_the_service(service: LiveService, end: Callable[[LiveService], ob
 
 
 def first_process(service: LiveService, uuid: str) -> str:
-    """When the app's first process was started, as its kernel tells: another number is another run."""
+    """Return the start time of the app's first process by its kernel: another time is another run."""
     code, ticks = run(service, uuid, "cut -d' ' -f22 /proc/1/stat")
     assert code == 0
     return ticks

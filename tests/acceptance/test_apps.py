@@ -256,7 +256,10 @@ def nicegui_socket(service: LiveService, data: dict[str, Any], client_id: str) -
 
 
 def socketio_messages(socket: ClientConnection) -> Iterator[str]:
-    """What the server tells, as Engine.IO 4 and Socket.IO 5 frame it: ``0`` opens, ``40`` joins, ``2`` is a ping."""
+    """Yield the server's messages, as Engine.IO 4 and Socket.IO 5 frame them.
+
+    ``0`` opens, ``40`` joins, ``2`` is a ping.
+    """
     opened = socket.recv(30)
     assert isinstance(opened, str)
     assert json.loads(opened.removeprefix("0"))["sid"]
@@ -302,7 +305,7 @@ def test_large_upload_is_streamed_to_the_app(service: LiveService) -> None:
 
 
 def await_bytes(service: LiveService, data: dict[str, Any], count: int) -> int:
-    """How much of an upload that still goes on has reached the app, once it is so many bytes."""
+    """Wait until this many bytes of an upload in progress have reached the app; return their number."""
     for _ in range(1000):
         received: int = service.visit(data).json()["received"]
         if received >= count:
@@ -332,7 +335,7 @@ def test_private_preview_requires_its_token(service: LiveService) -> None:
 
 
 def assert_shut(service: LiveService, data: dict[str, Any]) -> None:
-    """Strangers are told the same, whatever state the builder is in."""
+    """Assert that requests without the token get the same answer in every state of the builder."""
     for headers in ({}, {"X-Service-Token": "bds_wrong"}, {"Cookie": "builderd_service_token=wrong"}):
         refused = service.visit(data, headers={"Accept": "application/json", **headers})
         assert (refused.status_code, refused.json()["code"]) == (401, "unauthenticated")
@@ -375,7 +378,7 @@ def test_same_requirements_share_one_layer(service: LiveService) -> None:
 
 
 def install_stage(service: LiveService, data: dict[str, Any]) -> str:
-    """Whether the layer was made or reused, as the build log tells."""
+    """Return whether the layer was built or reused, by the build log."""
     (*_, last) = build_log(service, data)
     return "reused" if "reused" in last else "made"
 

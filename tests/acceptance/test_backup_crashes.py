@@ -41,7 +41,7 @@ def crashing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
 
 @pytest.fixture
 def builder(crashing: LiveService) -> Iterator[dict[str, Any]]:
-    """It serves, and has a note that says ``before``."""
+    """A running builder with a note that says ``before``."""
     if not crashing.is_up:
         crashing.start()
     data = crashing.create("crash-test")
@@ -84,7 +84,7 @@ def _until(holds: Callable[[], bool], what: str) -> None:
 
 
 def _killed_at(service: LiveService, fault: str, ask: Callable[[], object]) -> None:
-    """The service is told to die there, asked, and started again once it is dead."""
+    """Kill the service at this fault point, and start it again."""
     service.terminate()
     service.start(fault)
     with contextlib.suppress(httpx.TransportError):

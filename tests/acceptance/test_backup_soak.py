@@ -46,7 +46,7 @@ def test_every_restore_is_complete_and_consistent(service: LiveService, rounds: 
 
 
 def _rows(service: LiveService, data: dict[str, Any]) -> int:
-    """How many there are now, in a database that SQLite finds whole."""
+    """Return the number of rows in a database whose integrity check passes."""
     service.wait_served(data)
     verdict, rows = service.visit(data, "check").text.split()
     assert verdict == "ok"

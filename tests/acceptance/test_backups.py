@@ -1,4 +1,4 @@
-"""What was destroyed, and what came back: the real service, its real backups, and a back end elsewhere."""
+"""Losses and recoveries on the real service, with real backups and a repository on another server."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def backed_up(tmp_path: Path, elsewhere: RestServer) -> Iterator[LiveService]:
 
 
 def _rows(service: LiveService, data: Mapping[str, Any]) -> int:
-    """How many there are, in a database that SQLite finds whole."""
+    """Return the number of rows in a database whose integrity check passes."""
     service.wait_served(data)
     verdict, rows = service.visit(data, "check").text.split()
     assert verdict == "ok"
@@ -130,7 +130,7 @@ def _disks(service: LiveService) -> Path:
 
 
 def _only_disk(service: LiveService) -> Path:
-    """Once there is no other: what a backup was read from is dropped after the backup is told."""
+    """Wait until the builder has one disk: the copy for a backup is deleted after the backup is reported."""
     deadline = time.monotonic() + PATIENCE
     while len(disks := list(_disks(service).iterdir())) != 1:
         assert time.monotonic() < deadline, f"not one disk: {disks}"
@@ -180,7 +180,10 @@ def test_lost_disk_is_restored_from_the_newest_backup(backed_up: LiveService) ->
 
 
 def test_lost_store_is_restored_from_backups(backed_up: LiveService) -> None:
-    """With the layers on it, as by a bad block device: what is backed up comes back, what is not begins anew."""
+    """Destroy the store with its layers, as a bad block device would.
+
+    Builders with a backup are restored; the others start empty.
+    """
     service = backed_up
     data, other = service.create("writer", WRITER), service.create("without", WRITER)
     note = _written(service, data)

@@ -114,7 +114,7 @@ def test_no_answer_report_or_backup_contains_a_secret(service: LiveService, tmp_
 
 
 def _wait_for_report(service: LiveService, path: str) -> None:
-    """Until QA has tested a copy, for which secrets are dummies, or has said why not."""
+    """Wait until QA has tested a copy, which gets dummy secrets, or has failed with a reason."""
     deadline = time.monotonic() + 400
     while service.call("GET", f"{path}/qa").json()["data"]["status"] not in {"done", "dropped"}:
         assert time.monotonic() < deadline, "there is no report"

@@ -1,4 +1,4 @@
-"""What nobody uses sleeps and stops, and whoever uses it finds it awake: with real sandboxes and the real preview."""
+"""Freeze, auto-stop and wake with real sandboxes and the real proxy."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def fresh_start(crashing: LiveService) -> None:
 
 
 def live(service: LiveService, *, freezes: bool, fault: str | None = None) -> None:
-    """Its next life; in some of them nothing falls asleep, so that the kill hits what it is meant for."""
+    """Start the service; with some settings nothing freezes, so that the kill hits the intended step."""
     if service.is_up:
         service.terminate()
     service.settings = {**service.settings, FREEZE_AFTER: "1" if freezes else "0"}
@@ -109,7 +109,7 @@ def prepare(service: LiveService, operation: str) -> dict[str, Any]:
 
 
 def visited(service: LiveService, data: Mapping[str, Any]) -> tuple[int, str]:
-    """Who is told to come again does so: on a busy machine the next life may take longer than anybody is held."""
+    """Visit, and visit again on ``Retry-After``: a restart may take longer than a request is paused."""
     deadline = time.monotonic() + PATIENCE
     while "retry-after" in (answer := service.visit(data)).headers and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -128,7 +128,7 @@ Turn = tuple[str, str]
 
 
 def ledger(service: LiveService, data: Mapping[str, Any]) -> list[Turn]:
-    """When it was paid in which way from then on, and a check that this leaves no time out and takes none twice."""
+    """Return the billed states and their times; assert that no time is missing or billed twice."""
     with contextlib.closing(sqlite3.connect(service.data_dir / "builderd.db", timeout=10)) as database:
         query = "SELECT billing, started_at, ended_at FROM ledger WHERE builder_id = ? ORDER BY id"
         rows = database.execute(query, (data["uuid"],)).fetchall()
@@ -139,7 +139,7 @@ def ledger(service: LiveService, data: Mapping[str, Any]) -> list[Turn]:
 
 
 def told(service: LiveService, data: Mapping[str, Any]) -> list[Turn]:
-    """The same by the events."""
+    """Return the states and their times by the events."""
     billing = {"started": "running", "thawed": "running", "frozen": "frozen", "ended": "stopped"}
     answer = service.call("GET", f"/builders/{data['uuid']}/events?per_page=100&type=sandbox.*")
     happened = [(event["type"].removeprefix("sandbox."), event["time"]) for event in reversed(answer.json()["data"])]

@@ -31,7 +31,7 @@ def create(service: LiveService, app: App, **more: Any) -> tuple[int, dict[str, 
 
 
 def reported(service: LiveService, uuid: str) -> dict[str, Any]:
-    """Its QA once the report is over."""
+    """Return the builder's QA once its report is finished."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         qa: dict[str, Any] = service.call("GET", f"/builders/{uuid}/qa").json()["data"]

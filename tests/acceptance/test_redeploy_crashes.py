@@ -159,7 +159,7 @@ def database(service: LiveService) -> sqlite3.Connection:
 
 
 def assert_counts(service: LiveService, with_one: dict[str, list[str]]) -> None:
-    """As many mounts, links, groups, processes and disks as one version has."""
+    """Assert the mounts, links, groups, processes and disks of exactly one version."""
 
     def counts(found: dict[str, list[str]]) -> dict[str, int]:
         return {name: len(found[name]) for name in ("mounts", "links", "cgroups", "processes")}

@@ -1,4 +1,4 @@
-"""What the review must block, must hold, must let through, and what it is known to miss."""
+"""Cases that the review must block, hold or pass, and its known misses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What would get past the review by what surrounds it, by its size, or by its name."""
+"""Attempts to evade the review by surrounding text, size or file names."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def admin(service: LiveService) -> str:
 
 @pytest.fixture
 def name(service: LiveService, request: pytest.FixtureRequest) -> Iterator[str]:
-    """Of a builder that is deleted afterwards."""
+    """A name for a builder that is deleted afterwards."""
     made = f"review-{abs(hash(request.node.name)) % 10**8}"
     yield made
     for builder in service.call("GET", f"/builders?name={made}").json()["data"]:
@@ -212,7 +212,7 @@ def workers(service_pid: int) -> list[int]:
 
 
 def kill_and_wait(pid: int) -> None:
-    """Until it has ended as a whole: what is sent to it before would be taken and lost."""
+    """Kill the scanner and wait for its end: a request sent before that would be lost."""
     process = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(process, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What the remote modes of editors want of SSH: scripts by stdin, proxies, many sessions in one login, Unix sockets."""
+"""SSH features that remote modes of editors use: scripts on stdin, proxies, many sessions, Unix sockets."""
 
 from __future__ import annotations
 

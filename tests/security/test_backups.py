@@ -1,4 +1,4 @@
-"""Disks are hostile, and repositories get damaged: restic must neither be led astray nor keep quiet."""
+"""Hostile disks and damaged repositories: restic is not misled, and failures are reported."""
 
 from __future__ import annotations
 

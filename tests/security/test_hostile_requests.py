@@ -1,4 +1,4 @@
-"""Hostile requests: each gets its documented status and code, and leaves nothing behind."""
+"""Hostile requests: each gets its documented status and code, and stores nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The host's NAT ports towards one destination, which all sandboxes share: a tenant takes its part, not a neighbour's.
+"""NAT ports towards one destination, which all sandboxes share: a tenant gets only its share.
 
-In two networks of their own: the host's, with the firewall's table, and the sandboxes', with many addresses.
+In two network namespaces: the host's, with the firewall's table, and the sandboxes', with many addresses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A hostile app: it reaches its own visitors, and nobody else's."""
+"""A hostile app: it reaches only its own visitors."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_malformed_response_is_answered_as_a_crash(proxy: Proxy, raw: bytes) -> 
 
 @pytest.mark.parametrize("status", ["0", "99", "199", "600", "999", "1000"])
 def test_unusual_status_does_not_desynchronize_a_shared_connection(proxy: Proxy, app: App, status: str) -> None:
-    """Of two apps that a visitor asks over one connection, the second's answer is not taken for the first's."""
+    """Two apps answer over one connection: the second's answer must not be taken for the first's."""
     with one_shot(f"HTTP/1.1 {status} Strange\r\n\r\n".encode()) as port:
         host = proxy.put(Route(new_host(), RouteState.OPEN, Address("127.0.0.1", port))).host
         other = proxy.open(app)

@@ -1,4 +1,4 @@
-"""What a visitor claims about himself, no app hears; what a trusted proxy in front says of him, it does."""
+"""Spoofed headers of visitors do not reach an app; those of a trusted proxy in front do."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_header_with_forbidden_bytes_does_not_become_another_header(proxy: Proxy
 
 @pytest.fixture(scope="module")
 def behind() -> Iterator[Proxy]:
-    """Its visitors come from 127.0.0.1, which is trusted."""
+    """A proxy whose visitors come from 127.0.0.1, which is trusted."""
     proxy = Proxy(trusted_proxies=(ip_network("127.0.0.0/8"),))
     try:
         yield proxy.start()

@@ -1,4 +1,4 @@
-"""A hostile Host: it leads to the route it spells, or to none; never to another one, and nowhere else."""
+"""A hostile Host header leads to the route that it names, or to none."""
 
 from __future__ import annotations
 

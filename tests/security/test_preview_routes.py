@@ -1,4 +1,4 @@
-"""Nothing that a user can name becomes a command, a line of the map or a part of a page."""
+"""User input never becomes a command, a line of the map or a part of a page."""
 
 from __future__ import annotations
 

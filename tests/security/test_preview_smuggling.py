@@ -1,4 +1,4 @@
-"""One request is one request, for the proxy as for the app: what is ambiguous is refused or made plain."""
+"""Request smuggling: proxy and app agree on every request; ambiguous ones are rejected or normalized."""
 
 from __future__ import annotations
 

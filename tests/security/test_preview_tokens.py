@@ -1,4 +1,4 @@
-"""Whoever has no token gets in by no trick; a token goes to no app; and a stranger learns nothing."""
+"""Access to private previews requires the token, no app sees it, and others learn nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The jail in which QA's programs read what hostile apps answer: attacked from within."""
+"""The jail of QA's programs, which read answers of hostile apps, attacked from inside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The review's worker: what code that takes it over can reach, and what comes of a scanner that fails."""
+"""The review's worker: what an attacker inside it can reach, and the result of a failing scanner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guessing SSH tokens: it must not keep out who has a right one and comes from the same address."""
+"""Guessing SSH tokens must not lock out a valid token from the same address."""
 
 from __future__ import annotations
 

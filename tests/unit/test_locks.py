@@ -1,4 +1,4 @@
-"""What is installed from the lock files is all that the project names and imports."""
+"""The lock files contain everything that the project names and imports."""
 
 from __future__ import annotations
 

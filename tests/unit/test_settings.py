@@ -1,4 +1,4 @@
-"""Settings: from where they come, what wins, and what a wrong one is told."""
+"""Settings: their sources, precedence, and messages for invalid ones."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def _repository() -> TenantRepository:
 
 
 def _ignore(_: float) -> None:
-    """Nobody looks at the progress."""
+    """Ignore the progress."""
 
 
 async def _save(

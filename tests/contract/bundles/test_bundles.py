@@ -1,4 +1,4 @@
-"""What every bundle store keeps."""
+"""Contract of every bundle store."""
 
 import asyncio
 

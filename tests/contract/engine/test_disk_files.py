@@ -1,4 +1,4 @@
-"""What every engine promises of the files on its disks."""
+"""Contract of every engine for files on its disks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every engine promises, whatever runs below it."""
+"""Contract of every engine."""
 
 from __future__ import annotations
 
@@ -380,7 +380,7 @@ async def test_compiling_a_missing_layer_is_refused(engine: Engine) -> None:
 
 
 async def _answer(ip: str, seconds: float = ENGINE_TIMEOUT) -> bytes:
-    """The beginning of what a server says to a request."""
+    """Return the beginning of a server's response."""
     async with asyncio.timeout(seconds):
         reader, writer = await asyncio.open_connection(ip, PORT)
         try:

@@ -1,4 +1,4 @@
-"""What every way of serving previews keeps to."""
+"""Contract of every implementation of previews."""
 
 from __future__ import annotations
 

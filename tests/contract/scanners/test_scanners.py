@@ -1,4 +1,4 @@
-"""What the gate relies on, of each scanner."""
+"""Contract of every scanner."""
 
 from __future__ import annotations
 

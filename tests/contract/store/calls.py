@@ -47,7 +47,7 @@ async def event_ids(store: Store, builder: BuilderId, **page: int) -> list[int]:
 
 
 async def leave_out(store: Store, since: datetime, until: datetime) -> None:
-    """As the reconciler does where the clock was set forward."""
+    """Exclude a clock skip from the ledger, as the reconciler does."""
     clock = FakeClock(since)
     clock.skip((until - since).total_seconds())
     await spending.exclude_clock_skips(cast("Any", SimpleNamespace(store=store, clock=clock)))

@@ -18,13 +18,13 @@ POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)
 
 @pytest.fixture(params=["file", IN_MEMORY, POSTGRES])
 def url(request: pytest.FixtureRequest) -> str:
-    """Of an empty database."""
+    """The URL of an empty database."""
     return _url(request)
 
 
 @pytest.fixture(params=["file", POSTGRES])
 def shared_url(request: pytest.FixtureRequest) -> str:
-    """Of an empty database that several stores, and processes, can open."""
+    """The URL of an empty database that several stores and processes can open."""
     return _url(request)
 
 
@@ -40,7 +40,7 @@ def _url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def store(url: str, tmp_path: Path) -> AsyncIterator[Store]:
-    """With one tenant in it."""
+    """A store with one tenant."""
     if url.startswith("sqlite:///"):
         await write_database(tmp_path / "builderd.db")
     async with memory_store() if url == MEMORY else open_store(url) as opened:

@@ -119,7 +119,7 @@ async def add(store: Store, *values: Value) -> None:
 
 
 async def save(store: Store, builder: Builder) -> None:
-    """Whatever it is now."""
+    """Save the builder over its present row."""
 
     def write(uow: UnitOfWork) -> None:
         uow.builders.get(builder.id, lock=True)

@@ -78,7 +78,7 @@ class Pause:
         assert await asyncio.to_thread(self._reached.wait, 30)
 
     async def let_go_after(self, task: asyncio.Task[Any]) -> None:
-        """When the task is over, which shows that it did not wait; or soon, if it does."""
+        """Release the lock when the task is done, which shows that it did not wait; or soon, if it waits."""
         await asyncio.wait({task}, timeout=0.3)
         self._let_go.set()
 
@@ -490,7 +490,7 @@ async def test_clock_skip_waits_for_an_ending_builder(one: SqlStore, two: Store)
 
 
 def _hold_after_ledger(engine: Engine, pause: Pause) -> None:
-    """Where segments have been read, and nothing has been done with them."""
+    """Pause a transaction after it has read segments."""
 
     def executed(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
         if connection.engine is engine and re.search(r"FROM ledger\b", statement):

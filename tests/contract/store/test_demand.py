@@ -1,4 +1,4 @@
-"""What is promised, and that two who ask at once cannot both have the last of it."""
+"""Sums of reserved resources, and admission of concurrent requests."""
 
 from __future__ import annotations
 

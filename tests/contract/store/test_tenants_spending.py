@@ -1,4 +1,4 @@
-"""When a tenant's spending is looked at: nothing that changes it is overlooked."""
+"""Due times of spending checks: no change of the spending is missed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sandbox is and has, seen from inside and from the host."""
+"""Confinement of a sandbox, seen from inside and from the host."""
 
 from __future__ import annotations
 

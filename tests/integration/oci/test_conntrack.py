@@ -1,4 +1,4 @@
-"""What the kernel tracks of one address is forgotten, and nothing else, however much there is."""
+"""Tracked flows of one address are deleted, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where packets of a sandbox get to, on a little world beside the host: an internet, and what is nearer."""
+"""Egress of a sandbox, in a small network beside the host: an internet, and nearer networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callers change of a disk beside a running app, as the app sees it."""
+"""Changes of files by callers beside a running app, as the app sees them."""
 
 from __future__ import annotations
 

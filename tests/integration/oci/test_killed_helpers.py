@@ -1,4 +1,4 @@
-"""Processes that the engine needs on the host are killed: what they were for is told, and nothing of it is left."""
+"""Helper processes on the host are killed: their work fails with a report and leaves nothing."""
 
 from __future__ import annotations
 

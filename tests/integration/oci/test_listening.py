@@ -1,4 +1,4 @@
-"""What listens in another network, as the kernel tells it, asked both ways."""
+"""Listening sockets in another network namespace, queried both ways."""
 
 from __future__ import annotations
 

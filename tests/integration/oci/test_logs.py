@@ -1,4 +1,4 @@
-"""What apps print, through a real shim."""
+"""Logs of apps through a real shim."""
 
 from __future__ import annotations
 

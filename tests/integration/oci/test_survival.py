@@ -1,4 +1,4 @@
-"""What runs outlives the service, and the next service finds it as it is, or finds how it ended."""
+"""Running sandboxes survive the service; the next one adopts them or finds their end."""
 
 from __future__ import annotations
 

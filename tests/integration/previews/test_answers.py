@@ -1,4 +1,4 @@
-"""What a visitor reads where there is no app to answer."""
+"""Answers to visitors when no app can answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proxy outlives the service, is found again, and agrees with the routes on disk whoever was killed."""
+"""The proxy survives the service, is adopted, and agrees with the routes on disk after any kill."""
 
 from __future__ import annotations
 

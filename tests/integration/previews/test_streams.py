@@ -1,4 +1,4 @@
-"""What lasts passes through as it comes: WebSockets, events, uploads."""
+"""WebSockets, event streams and uploads pass through unbuffered."""
 
 from __future__ import annotations
 

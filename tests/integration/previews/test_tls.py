@@ -1,4 +1,4 @@
-"""With a certificate, previews speak TLS and HTTP/2, and a renewed certificate is served without a restart."""
+"""TLS and HTTP/2 with a certificate, and a renewed certificate without a restart."""
 
 from __future__ import annotations
 

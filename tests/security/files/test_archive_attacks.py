@@ -33,14 +33,14 @@ async def unpack(folder: Path, archive: bytes, limits: ArchiveLimits = LIMITS) -
 
 
 def refused(archive: bytes, limits: ArchiveLimits = LIMITS) -> ArchiveRejected:
-    """By the program that reads archives, here without its process."""
+    """Return the message with which the unpacking program rejects the archive, run without its process."""
     with pytest.raises(ArchiveRejected) as raised:
         unpack_program.unpack(io.BytesIO(archive), io.BytesIO(), limits)
     return raised.value
 
 
 async def refused_at_once(folder: Path, archive: bytes, limits: ArchiveLimits = LIMITS) -> BuilderdError:
-    """By the store, and nothing is left."""
+    """Assert that the bundle store rejects the archive, and leaves nothing."""
     with pytest.raises((ValidationFailed, TooLarge)) as raised:
         await unpack(folder, archive, limits)
     assert list((folder / "bundles").iterdir()) == []
@@ -81,7 +81,7 @@ def unix(name: str, mode: int) -> zipfile.ZipInfo:
 
 
 def patched(packed: bytes, magic: bytes, offset: int, value: bytes, nth: int = 0) -> bytes:
-    """With other bytes at a place in the nth record that begins with this magic word."""
+    """Return the archive with other bytes in the nth record that begins with this signature."""
     at = -1
     for _ in range(nth + 1):
         at = packed.index(magic, at + 1)
@@ -321,7 +321,7 @@ def many_in_a_tar(count: int) -> bytes:
 
 
 def many_in_a_zip(count: int) -> bytes:
-    """The same, whose directory says at its end that it has ten."""
+    """Return a zip of ``count`` files whose directory says at its end that it has ten."""
     files, directory = bytearray(), bytearray()
     for number in range(count):
         at, name = len(files), b"%07d" % number

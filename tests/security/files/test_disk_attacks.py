@@ -40,7 +40,7 @@ def disk(spec: SandboxSpec) -> DiskId:
 
 
 async def do(engine: OciEngine, spec: SandboxSpec, command: str) -> str:
-    """As the app."""
+    """Run a command as the app."""
     result = await execute(engine, spec.id, command, ENGINE_TIMEOUT, 100_000)
     assert result.exit_code == 0, result.output
     return result.output
@@ -410,7 +410,7 @@ while True:
 
 @pytest.fixture
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the files of all disks."""
+    """Use one thread for the files of all disks."""
     monkeypatch.setattr(files, "THREADS", 1)
 
 

@@ -1,6 +1,6 @@
-"""User code is hostile until proven otherwise: what it tries inside a sandbox is refused or contained.
+"""Attacks from inside a sandbox are refused or contained.
 
-All of it runs as a user's code would, through the API of a live service.
+All of them run as a user's code would, through the API of a live service.
 """
 
 from __future__ import annotations

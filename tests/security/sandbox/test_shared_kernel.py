@@ -1,4 +1,4 @@
-"""What all sandboxes of a machine share, its kernel and its network, is not one sandbox's to use up or to look at.
+"""Shared parts of the machine, its kernel and network, that one sandbox must neither exhaust nor observe.
 
 Each is tried with both kinds of isolation.
 """
@@ -166,7 +166,7 @@ signal.pause()
 
 
 def socket_memory() -> int:
-    """What TCP and UDP hold in all network namespaces, in bytes (proc_net(5))."""
+    """Return the bytes that TCP and UDP use in all network namespaces (proc_net(5))."""
     lines = Path("/proc/net/sockstat").read_text()
     return PAGE * sum(int(pages) for pages in re.findall(r"(?:TCP|UDP): .*mem (\d+)", lines))
 

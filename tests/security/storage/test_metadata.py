@@ -85,7 +85,7 @@ def write_small_files(folder: Path) -> int:
 
 
 def _ignore(result: object) -> None:
-    """For what wants a function without one."""
+    """Do nothing, as a callback."""
 
 
 def sync(store: Store) -> None:

@@ -409,7 +409,7 @@ state.restore(Settings(data_dir=Path(data)), Path(kept), passphrase, print)
 """
 KILLS = [
     *("folder copy_to before", "durable copy after", "folder copy_to after", "state _restore_keys after"),
-    *("state _restore_bundles after", "copies bring_back before", "copies bring_back after"),
+    *("state _restore_bundles after", "copies restore_copy before", "copies restore_copy after"),
 ]
 
 
@@ -430,7 +430,7 @@ def test_a_restore_that_is_killed_leaves_no_half_of_it_and_can_be_run_again(
 ) -> None:
     _killed(KILLED_RESTORE, str(home.data_dir), str(kept), PASSPHRASE, where)
     if where != "folder copy_to before":
-        assert (home.data_dir / "builderd.db").exists() == (where == "copies bring_back after")
+        assert (home.data_dir / "builderd.db").exists() == (where == "copies restore_copy after")
         with pytest.raises(EngineUnavailable, match="interrupted"):
             asyncio.run(_read(home))
     state.restore(home, kept, PASSPHRASE, print)

@@ -1,4 +1,4 @@
-"""Who uses what, as the operator reads it."""
+"""Usage by builder, as the operator reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which addresses are somewhere on the internet."""
+"""Public and denied addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the next scheduled backup is due, for every interval that the API takes."""
+"""Due times of scheduled backups, for every interval that the API accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which paths are taken, and that a bundle's hash names its files and nothing else."""
+"""Valid paths, and the hash of a bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a cap is reached, to the microsecond, and what is said of it."""
+"""Times at which a cap is reached, to the microsecond, and its messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may take the lease on a database, and how long its owner must have been silent for that."""
+"""Conditions under which an instance may take the database lease."""
 
 from __future__ import annotations
 

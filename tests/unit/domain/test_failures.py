@@ -1,4 +1,4 @@
-"""Why an app did not start, in words that say what to do."""
+"""Messages for an app that did not start, with what to do."""
 
 from __future__ import annotations
 

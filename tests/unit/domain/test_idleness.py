@@ -1,4 +1,4 @@
-"""When what nobody uses is put to sleep, and when it is stopped."""
+"""Decisions when an idle builder is frozen, and when it is auto-stopped."""
 
 from __future__ import annotations
 

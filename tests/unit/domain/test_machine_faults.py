@@ -1,4 +1,4 @@
-"""Exceptions of the machine are told from those of the program."""
+"""Exceptions by the machine are distinguished from those of the program."""
 
 from __future__ import annotations
 

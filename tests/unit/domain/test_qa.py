@@ -1,4 +1,4 @@
-"""What QA makes of what it saw."""
+"""QA checks and their messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which commands may be run beside an app."""
+"""Commands that may run beside an app."""
 
 from __future__ import annotations
 

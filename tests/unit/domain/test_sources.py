@@ -1,4 +1,4 @@
-"""Which files are read as code, and that nothing keeps code from being read without a word."""
+"""Files that are scanned as code; code is never skipped silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tokens allow, and how long."""
+"""Scopes and expiry of tokens."""
 
 from __future__ import annotations
 

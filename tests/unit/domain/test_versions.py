@@ -1,4 +1,4 @@
-"""Which entrypoints and variables are taken."""
+"""Valid entrypoints and variables."""
 
 from __future__ import annotations
 

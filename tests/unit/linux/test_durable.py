@@ -1,4 +1,4 @@
-"""What is written is on the disk before it gets its name, and for its owner alone."""
+"""Durable files are synced before they get their name, and are private to their owner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work in a thread belongs to whoever waits for it, to its end."""
+"""A caller waits for its work in a thread, also when it is cancelled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nobody gets more than a quota, a cap or the machine allows, and what is refused is said with its numbers."""
+"""Quotas, caps and capacity are enforced, and refusals have the numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users may ask of builders, and what is recorded of it; nothing is brought about here."""
+"""Requests for builders and their record; nothing is carried out here."""
 
 from __future__ import annotations
 

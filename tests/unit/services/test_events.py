@@ -1,4 +1,4 @@
-"""A follower that comes and goes is told everything once, whoever writes meanwhile, on both databases."""
+"""A reconnecting follower gets every event once, on both databases."""
 
 from __future__ import annotations
 

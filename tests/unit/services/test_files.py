@@ -1,4 +1,4 @@
-"""Whoever looks at a builder's files, or changes them, uses it; nothing is woken for that."""
+"""File access counts as use of the builder and wakes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which builder uses what."""
+"""Usage by builder."""
 
 from __future__ import annotations
 

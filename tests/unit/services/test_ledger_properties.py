@@ -1,4 +1,4 @@
-"""Whatever order of states and times comes in, no second is paid twice, none is left out, and all sums are the same."""
+"""For any order of states and times, no second is billed twice or left out, and all sums agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for what was wanted, and what is told on the way."""
+"""Waits for outcomes, and the stages that they report."""
 
 from __future__ import annotations
 

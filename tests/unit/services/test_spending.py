@@ -1,4 +1,4 @@
-"""What a tenant's builders cost."""
+"""Costs of a tenant's builders."""
 
 from __future__ import annotations
 

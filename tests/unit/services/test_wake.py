@@ -1,4 +1,4 @@
-"""Whoever uses a builder finds it awake, or is told why not."""
+"""A use wakes a builder, or fails with a reason."""
 
 from __future__ import annotations
 

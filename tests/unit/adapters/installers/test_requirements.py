@@ -1,4 +1,4 @@
-"""What a requirements file asks for is understood, or refused with the line; nothing slips through unread."""
+"""Requirements files are parsed, or refused with the line."""
 
 from __future__ import annotations
 

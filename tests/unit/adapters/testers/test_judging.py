@@ -1,4 +1,4 @@
-"""What is made of what the jail's programs write, which may be anything."""
+"""Checks made from the output of the jail's programs, which may be anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may call: tokens, and what is told to whoever has none."""
+"""Authentication and authorization, and the answers to calls without them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_a_token_without_the_scope_to_read_reads_nothing(service: Service)
 
 
 async def test_the_token_comes_before_the_body(service: Service) -> None:
-    """Whoever may not write is told so, and what they sent is not even read."""
+    """A call without write scope is rejected before its body is read."""
     client = service.client(service.read)
 
     async def body() -> object:

@@ -1,4 +1,4 @@
-"""What the caller prefers, as its headers say it."""
+"""Preferences of the caller, by its headers."""
 
 from __future__ import annotations
 

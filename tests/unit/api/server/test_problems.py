@@ -1,4 +1,4 @@
-"""Whatever goes wrong is told in the envelope."""
+"""Every error is answered in the envelope."""
 
 from __future__ import annotations
 

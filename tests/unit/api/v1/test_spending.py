@@ -1,4 +1,4 @@
-"""What all builders cost."""
+"""Costs of all builders."""
 
 from __future__ import annotations
 

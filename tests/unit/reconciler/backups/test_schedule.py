@@ -1,4 +1,4 @@
-"""What is open is seen to once, however late the schedule comes back from looking for it."""
+"""Open backups are worked on once, also when the schedule is slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backups are taken when asked for, when due, and before a disk is deleted; what fails is told."""
+"""Backups are taken on request, when due, and before a disk is deleted; failures are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of two things at once, the first to end decides; nothing goes on afterwards."""
+"""Of two concurrent tasks, the first to end decides, and the other is cancelled."""
 
 from __future__ import annotations
 

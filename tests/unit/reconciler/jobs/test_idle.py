@@ -1,4 +1,4 @@
-"""What nobody uses falls asleep, and is stopped later; whoever uses it brings it back."""
+"""Idle builders are frozen, then auto-stopped, and woken by a use."""
 
 from __future__ import annotations
 

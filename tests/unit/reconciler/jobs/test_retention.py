@@ -1,4 +1,4 @@
-"""What is of no use goes, what is in use stays, also when somebody begins to use it just then."""
+"""Unused layers and records are removed, used ones are kept, also under concurrency."""
 
 from __future__ import annotations
 

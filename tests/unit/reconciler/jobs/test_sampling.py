@@ -1,4 +1,4 @@
-"""What builders use is read, added up, and written down in bounded space."""
+"""Usage of builders is sampled, summed and stored in bounded space."""
 
 from __future__ import annotations
 

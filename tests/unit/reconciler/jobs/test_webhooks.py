@@ -1,4 +1,4 @@
-"""Webhooks are told everything at least once, over restarts, in order, and nobody waits for a slow one."""
+"""Webhooks get every event at least once, in order, over restarts, and a slow one delays no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a version that takes over does, visitors get an answer in the time that they are held for."""
+"""During a take-over, visitors get an answer within the time for which requests are paused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long an app may take to listen."""
+"""Time limit for an app to listen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a start may take, by the clock and by CPU time."""
+"""Time limit of a start, by the clock and by CPU time."""
 
 from __future__ import annotations
 

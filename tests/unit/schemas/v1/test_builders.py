@@ -1,4 +1,4 @@
-"""What creates a builder: every rule of the contract, and defaults for what is left out."""
+"""The body of a create call: every rule of the contract, and defaults."""
 
 from __future__ import annotations
 

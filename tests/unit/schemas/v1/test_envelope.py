@@ -1,4 +1,4 @@
-"""What every answer is wrapped in."""
+"""The envelope of every answer."""
 
 from __future__ import annotations
 

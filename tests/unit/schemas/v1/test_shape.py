@@ -1,4 +1,4 @@
-"""How a request is read: exact types, unknown fields named, and everything that is wrong told at once."""
+"""Validation of requests: exact types, unknown fields named, all errors reported at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host is told of once for all who wait for it, and only while somebody does."""
+"""A host with paused requests is reported once, while requests wait."""
 
 from __future__ import annotations
 

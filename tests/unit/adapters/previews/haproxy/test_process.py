@@ -1,4 +1,4 @@
-"""What the master says of its workers, and what is said to whoever starts a proxy that does not start."""
+"""The master's state of its workers, and the message for a proxy that does not start."""
 
 from __future__ import annotations
 

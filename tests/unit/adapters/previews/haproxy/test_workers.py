@@ -1,4 +1,4 @@
-"""Workers that a reload has replaced are told as well, and hold nobody up while they end."""
+"""Workers that a reload has replaced get commands too, and delay nothing while they end."""
 
 from __future__ import annotations
 

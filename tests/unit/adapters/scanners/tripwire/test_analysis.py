@@ -1,4 +1,4 @@
-"""What one review tells does not depend on which of its parts is done first."""
+"""The result of a review does not depend on the order in which its parts finish."""
 
 from __future__ import annotations
 

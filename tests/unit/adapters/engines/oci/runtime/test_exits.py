@@ -1,4 +1,4 @@
-"""The ends of sandboxes are told, and nothing is kept of those that were."""
+"""Exits of sandboxes are reported, and nothing is kept of ended ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""There is enough for all sandboxes of what the kernel keeps for all together, and nothing is made less."""
+"""Kernel limits of the host are raised for all sandboxes, and never lowered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sandboxes are killed for what their netlink sockets hold."""
+"""Sandboxes are killed for the size of their netlink buffers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the memory of frozen sandboxes is moved out."""
+"""Times at which the memory of frozen sandboxes is moved out."""
 
 from __future__ import annotations
 

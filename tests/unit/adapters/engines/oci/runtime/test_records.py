@@ -1,4 +1,4 @@
-"""What is written down of a sandbox is found again; what a power cut left of it stops nobody."""
+"""Records of sandboxes are found again; files damaged by a power cut are skipped."""
 
 from __future__ import annotations
 

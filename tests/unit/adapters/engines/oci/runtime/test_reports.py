@@ -1,4 +1,4 @@
-"""What is said of a sandbox, from what is left of it."""
+"""Reports of sandboxes, made from their records and exit files."""
 
 from __future__ import annotations
 

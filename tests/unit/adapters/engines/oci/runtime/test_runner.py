@@ -1,4 +1,4 @@
-"""The log of a build is told as it grows: whole lines, a piece at a time, whatever the shim does to the file."""
+"""The log of a build is passed on as it grows, in whole lines and pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base is made once, whole or not at all, whoever asks for it at the same time. The tools are stand-ins here."""
+"""The base is built once and atomically, also for concurrent callers. The tools are stubs here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What any process sees mounted is found, once for each namespace, whatever ends meanwhile."""
+"""Mounts of all processes are found, once for each namespace, also while processes end."""
 
 from __future__ import annotations
 

@@ -7,7 +7,9 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,7 +20,10 @@ from builderd.adapters.fakes.processes import Answer
 from builderd.api.sandbox_api import create_sandbox_app
 from builderd.api.server import connections
 from builderd.api.server.connections import ConnectionLimits
+from builderd.domain.files import FileEntry, FileKind
+from builderd.domain.ids import BuilderId
 from builderd.services.held_bytes import LIMIT
+from builderd.services.tenant_queue import MAX_WAITING
 
 BUILDERS = "/api/v1/builders"
 #: Against hanging.
@@ -116,6 +121,164 @@ async def _busiest_turn(flood: asyncio.Task[int], neighbour: httpx.AsyncClient) 
             answers, asking = answers + 1, asyncio.create_task(neighbour.get(BUILDERS))
     await asking
     return longest, answers
+
+
+# Reads and writes that are many
+
+
+class Gate:
+    """Replaces an engine's method: counts the calls that are in it, and holds those of ``held`` until it is opened."""
+
+    def __init__(self, real: Callable[..., Awaitable[Any]], held: Callable[[str], bool]) -> None:
+        self._real, self._held = real, held
+        self.inside = self.most = 0
+        self.opened = asyncio.Event()
+
+    async def __call__(self, subject: str, *words: Any, **options: Any) -> Any:
+        if not self._held(subject):
+            return await self._real(subject, *words, **options)
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            await self.opened.wait()
+            return await self._real(subject, *words, **options)
+        finally:
+            self.inside -= 1
+
+
+async def _two_builders(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A builder of the attacker and one of its neighbour."""
+    made = [await service.client(one).post(BUILDERS, json=MINIMAL) for one in (service.write, service.other)]
+    attacker, neighbour = (one.json()["data"] for one in made)
+    return attacker, neighbour
+
+
+async def test_one_list_of_a_tenant_is_made_at_a_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 lists of a large folder kept a neighbour waiting for seconds: each costs the interpreter for a while."""
+    attacker, neighbour = await _two_builders(service)
+    own = await _disk_of(service, attacker["uuid"])
+    gate = Gate(service.engine.list_files, lambda disk: disk == own)
+    monkeypatch.setattr(service.engine, "list_files", gate)
+    client, other = service.client(service.write), service.client(service.other)
+    paths = [f"{BUILDERS}/{attacker['uuid']}/files"] * 24 + [BUILDERS, "/api/v1/events", f"{BUILDERS}/spending"]
+    flood = [asyncio.create_task(client.get(path)) for path in paths]
+    async with asyncio.timeout(DEADLINE):
+        while not gate.inside:
+            await asyncio.sleep(0.005)
+        for path in (f"{BUILDERS}/{neighbour['uuid']}/files", BUILDERS, "/api/v1/events", f"{BUILDERS}/spending"):
+            assert (await other.get(path)).status_code == 200
+        assert not any(one.done() for one in flood)
+        gate.opened.set()
+        assert {one.status_code for one in await asyncio.gather(*flood)} == {200}
+    assert gate.most == 1
+    assert not service.app.state.operations.held_bytes._accounts
+
+
+async def test_lists_beyond_those_that_may_wait_are_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    attacker, _ = await _two_builders(service)
+    gate = Gate(service.engine.list_files, lambda disk: True)
+    monkeypatch.setattr(service.engine, "list_files", gate)
+    client = service.client(service.write)
+    path = f"{BUILDERS}/{attacker['uuid']}/files"
+    flood = [asyncio.create_task(client.get(path)) for _ in range(MAX_WAITING + 5)]
+    async with asyncio.timeout(DEADLINE):
+        while sum(one.done() for one in flood) < 4:
+            await asyncio.sleep(0.005)
+        gate.opened.set()
+        answers = await asyncio.gather(*flood)
+    refused = [one for one in answers if one.status_code != 200]
+    assert [(one.status_code, one.json()["code"]) for one in refused] == [(429, "rate_limited")] * 4
+    assert all("retry-after" in one.headers for one in refused)
+
+
+async def test_one_page_of_the_logs_of_a_tenant_is_read_at_a_time(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacker, neighbour = await _two_builders(service)
+    sandbox = next(iter(service.engine.sandboxes))
+    gate = Gate(service.engine.read_log, lambda name: name == sandbox)
+    monkeypatch.setattr(service.engine, "read_log", gate)
+    client, other = service.client(service.write), service.client(service.other)
+    path = f"{BUILDERS}/{attacker['uuid']}/logs?tail=100000"
+    flood = [asyncio.create_task(client.get(path)) for _ in range(24)]
+    async with asyncio.timeout(DEADLINE):
+        while not gate.inside:
+            await asyncio.sleep(0.005)
+        assert (await other.get(f"{BUILDERS}/{neighbour['uuid']}/logs")).status_code == 200
+        gate.opened.set()
+        assert {one.status_code for one in await asyncio.gather(*flood)} == {200}
+    assert gate.most == 1
+
+
+async def test_unread_lists_count_in_the_memory_budget_of_their_tenant(service: Service) -> None:
+    """24 lists of thirty builders with 500 kB of environment each took 500 MB."""
+    environment = {f"A{number}": "x" * 99_000 for number in range(10)}
+    client = service.client(service.write)
+    for number in range(8):
+        new = {**MINIMAL, "name": f"b{number}", "env": environment}
+        assert (await client.post(BUILDERS, json=new)).status_code == 201
+    head = f"GET {BUILDERS} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.write}\r\n\r\n"
+    async with listening(service.app) as url, asyncio.timeout(DEADLINE):
+        place = urlsplit(url)
+        unread = [await asyncio.open_connection(place.hostname, place.port) for _ in range(20)]
+        for _, writer in unread:
+            writer.write(head.encode())
+        most, queue = 0, service.app.state.operations.lists
+        while most < LIMIT - 8_000_000:
+            await asyncio.sleep(0.02)
+            most = max(most, *(one.held for one in service.app.state.operations.held_bytes._accounts.values()), 0)
+        async with service.client(service.other, url) as neighbour:
+            assert (await neighbour.get(BUILDERS)).status_code == 200
+        assert most <= LIMIT + 8_000_000
+        for _, writer in unread:
+            writer.close()
+        while service.app.state.operations.held_bytes._accounts or queue._calls:
+            await asyncio.sleep(0.02)
+
+
+async def test_few_files_of_a_tenant_are_written_at_a_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that have not arrived keep no place: a slow client does not hold up the tenant's others."""
+    attacker, neighbour = await _two_builders(service)
+    disk = await _disk_of(service, attacker["uuid"])
+    written: list[str] = []
+    at_once = most = 0
+
+    async def write_file(disk_: str, path: str, content: AsyncIterator[bytes], **_: Any) -> Any:
+        nonlocal at_once, most
+        async for _piece in content:
+            if disk_ == disk:
+                at_once += 1
+                most = max(most, at_once)
+                await asyncio.sleep(0.01)
+                at_once -= 1
+        written.append(path)
+        return FileEntry(path, FileKind.FILE, 1, 0o644, datetime.now(UTC), "tag"), True
+
+    monkeypatch.setattr(service.engine, "write_file", write_file)
+    never = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"a"
+        await never.wait()
+
+    client, other = service.client(service.write), service.client(service.other)
+    base = f"{BUILDERS}/{attacker['uuid']}/files"
+    stuck = [asyncio.create_task(client.put(f"{base}/slow{number}", content=slow())) for number in range(6)]
+    async with asyncio.timeout(DEADLINE):
+        flood = [client.put(f"{base}/{number}", content=b"x") for number in range(24)]
+        assert {one.status_code for one in await asyncio.gather(*flood)} == {201}
+        assert (await other.put(f"{BUILDERS}/{neighbour['uuid']}/files/a", content=b"x")).status_code == 201
+    assert len(written) == 25
+    assert most <= 4
+    for one in stuck:
+        one.cancel()
+    await asyncio.gather(*stuck, return_exceptions=True)
+
+
+async def _disk_of(service: Service, uuid: str) -> str:
+    builder = await service.store.read(lambda uow: uow.builders.get(BuilderId(uuid)))
+    assert builder
+    return builder.disk
 
 
 # Connections

@@ -20,6 +20,8 @@ from builderd.services.application import Application
 from builderd.services.builders import Caller, NewBuilder
 from builderd.services.deployments import Deployed
 from builderd.services.held_bytes import HeldBytes
+from builderd.services.paged_reads import PagedReads
+from builderd.services.tenant_queue import TenantQueue
 
 A = TypeVar("A", bound=Answer)
 
@@ -46,6 +48,11 @@ class Operations:
         sent = "of yours are being sent already: ask again when one of them is complete."
         self.file_reads = ConcurrencyLimit(MAX_AT_ONCE, f"files {sent}")
         self.archives = ConcurrencyLimit(MAX_ARCHIVES, f"archives {sent}")
+        self.log_reads = ConcurrencyLimit(MAX_AT_ONCE, f"answers with logs {sent}")
+        #: Calls that cost much CPU or wait for the disk: a tenant's others wait in order.
+        self.lists = TenantQueue(1, "lists")
+        self.file_writes = TenantQueue(4, "files")
+        self.paged_reads = PagedReads()
         #: Memory that the calls of each tenant hold.
         self.held_bytes = HeldBytes()
         self._following: set[asyncio.Task[Any]] = set()

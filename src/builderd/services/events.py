@@ -19,10 +19,11 @@ from builderd.ports.signals import ANY
 from builderd.ports.store import UnitOfWork
 from builderd.ports.store.events import EventQuery
 from builderd.services.application import Application
+from builderd.services.paged_reads import PagedReads
 
-#: Interval of polls between signals, in seconds.
+#: Interval of polls between signals, in seconds, where the tenant has few followers.
 LOOK_INTERVAL = 1.0
-#: Minimum seconds between two polls of a follower; events in between are read together.
+#: Minimum seconds between two polls of a follower, as above; events in between are read together.
 LEAST_INTERVAL = 0.1
 #: Maximum number of events that a follower reads at once.
 PAGE = 100
@@ -39,23 +40,30 @@ async def start_after(application: Application, tenant_id: TenantId, query: Even
     return last if query.since is None else 0
 
 
-async def follow(application: Application, tenant_id: TenantId, query: EventQuery, after: int) -> AsyncGenerator[Event]:
+async def follow(
+    application: Application, tenant_id: TenantId, query: EventQuery, after: int, pages: PagedReads | None = None
+) -> AsyncGenerator[Event]:
     """Yield events with an id above ``after``, oldest first, as they happen; those of one builder until it is gone."""
     signals, topic = application.signals, query.builder or ANY
     if after:
         # The id says where to continue; filtering by time as well would skip events.
         query = replace(query, since=None)
-    while True:
-        seen = signals.count(topic)
-        found, over = await application.store.read(partial(_read, tenant_id=tenant_id, query=query, after=after))
-        for event in found:
-            after = event.id
-            yield event
-        if over and not found:
-            return
-        if len(found) < PAGE:
-            await signals.wait(topic, seen, LOOK_INTERVAL)
-            await asyncio.sleep(LEAST_INTERVAL)
+    pages = pages or PagedReads()
+    with pages.following(tenant_id):
+        while True:
+            seen = signals.count(topic)
+            async with pages.place(tenant_id):
+                read = partial(_read, tenant_id=tenant_id, query=query, after=after)
+                found, over = await application.store.read(read)
+            for event in found:
+                after = event.id
+                yield event
+            if over and not found:
+                return
+            if len(found) < PAGE:
+                slowdown = pages.slowdown(tenant_id)
+                await signals.wait(topic, seen, LOOK_INTERVAL * slowdown)
+                await asyncio.sleep(LEAST_INTERVAL * slowdown)
 
 
 def _read(uow: UnitOfWork, tenant_id: TenantId, query: EventQuery, after: int) -> tuple[tuple[Event, ...], bool]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.ids import BuilderId, SandboxId, TenantId
@@ -19,8 +19,9 @@ from builderd.domain.sandboxes import Sandbox
 from builderd.ports.store import UnitOfWork
 from builderd.services import builders
 from builderd.services.application import Application
+from builderd.services.paged_reads import PagedReads
 
-#: Interval at which a follower polls for new lines, in seconds.
+#: Interval at which a follower polls for new lines, in seconds, where its tenant has few followers.
 FOLLOW_INTERVAL = 0.2
 #: Lines of a log that are read at once.
 PAGE = 500
@@ -28,6 +29,10 @@ PAGE = 500
 LOOK_BACK, LOOK_FURTHER = 500, 8
 #: Seconds after a sandbox's end in which its last lines may still be written.
 LATE = timedelta(seconds=5)
+
+T = TypeVar("T")
+#: Reads a page of a sandbox's log, as ``Engine.read_log``.
+ReadLog = Callable[..., Awaitable[LogPage]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,7 @@ async def read(
     since: datetime | None = None,
     stream: LogStream | None = None,
     search: str = "",
+    pages: PagedReads | None = None,
 ) -> AsyncGenerator[VersionedLine]:
     """The last ``tail`` lines that pass the filters and were written before the call, oldest first.
 
@@ -61,7 +67,9 @@ async def read(
     """
     await application.store.read(lambda uow: builders.get(uow, tenant_id, builder_id))
     spare = 0 if stream is None and not search else LOOK_BACK
-    follower = Follower(application, tenant_id, builder_id, Wanted(tail, since, stream, spare, search.casefold()))
+    follower = Follower(
+        application, tenant_id, builder_id, Wanted(tail, since, stream, spare, search.casefold()), pages or PagedReads()
+    )
     return _written(follower, await follower.begin(), tail)
 
 
@@ -122,14 +130,14 @@ class _End(NamedTuple):
     wanted: int
 
 
-async def _look_back(application: Application, sandbox: Sandbox, wanted: Wanted) -> _End:
+async def _look_back(read: ReadLog, sandbox: Sandbox, wanted: Wanted) -> _End:
     """Return an end of this log with all wanted lines, of which it has at most ``count``."""
     assert wanted.count is not None, "all would be wanted"
     count = wanted.count + wanted.spare
     while True:
-        start = await application.engine.read_log(sandbox.id, tail=count, since=wanted.since, limit=0)
+        start = await read(sandbox.id, tail=count, since=wanted.since, limit=0)
         seen = found = 0
-        async for lines in _pages(application, sandbox, start, count):
+        async for lines in _pages(read, sandbox, start, count):
             seen += len(lines)
             found += sum(map(wanted.passes, lines))
         if found >= wanted.count or seen < count:
@@ -137,12 +145,10 @@ async def _look_back(application: Application, sandbox: Sandbox, wanted: Wanted)
         count *= LOOK_FURTHER
 
 
-async def _pages(
-    application: Application, sandbox: Sandbox, page: LogPage, count: int
-) -> AsyncIterator[Sequence[LogLine]]:
+async def _pages(read: ReadLog, sandbox: Sandbox, page: LogPage, count: int) -> AsyncIterator[Sequence[LogLine]]:
     """Yield the next pages after this one, a bounded number, since an app may write faster than its log is read."""
     while page.more and count > 0:
-        page = await application.engine.read_log(sandbox.id, page.cursor, limit=min(PAGE, count))
+        page = await read(sandbox.id, page.cursor, limit=min(PAGE, count))
         yield page.lines
         count -= len(page.lines)
 
@@ -156,28 +162,32 @@ async def follow(
     since: datetime | None = None,
     stream: LogStream | None = None,
     search: str = "",
+    pages: PagedReads | None = None,
 ) -> AsyncGenerator[FollowedLine]:
     """Yield the last ``tail`` lines (None: all), then each new line until the builder is deleted.
 
     ``since``, ``stream`` and ``search`` filter both. Ends at once for a builder that does not exist.
     """
-    follower = Follower(application, tenant_id, builder_id, Wanted(tail, since, stream, LOOK_BACK, search.casefold()))
-    found = await follower.begin()
-    too_many = 0 if tail is None else found - tail
-    time, nth = None, 0
-    while True:
-        await follower.poll()
-        for line in follower.due():
-            nth = nth + 1 if line.line.time == time else 1
-            time = line.line.time
-            if too_many > 0:
-                too_many -= 1
-            else:
-                yield FollowedLine(line.version, line.line, nth)
-        if not follower.has_unread:
-            if follower.ended:
-                return
-            await asyncio.sleep(FOLLOW_INTERVAL)
+    pages = pages or PagedReads()
+    wanted = Wanted(tail, since, stream, LOOK_BACK, search.casefold())
+    follower = Follower(application, tenant_id, builder_id, wanted, pages)
+    with pages.following(tenant_id):
+        found = await follower.begin()
+        too_many = 0 if tail is None else found - tail
+        time, nth = None, 0
+        while True:
+            await follower.poll()
+            for line in follower.due():
+                nth = nth + 1 if line.line.time == time else 1
+                time = line.line.time
+                if too_many > 0:
+                    too_many -= 1
+                else:
+                    yield FollowedLine(line.version, line.line, nth)
+            if not follower.has_unread:
+                if follower.ended:
+                    return
+                await asyncio.sleep(FOLLOW_INTERVAL * pages.slowdown(tenant_id))
 
 
 class Follower:
@@ -186,11 +196,14 @@ class Follower:
     A poll reads only new lines, at most one page of each log. ``wanted.count`` counts lines written before it began.
     """
 
-    def __init__(self, application: Application, tenant_id: TenantId, builder_id: str, wanted: Wanted) -> None:
+    def __init__(
+        self, application: Application, tenant_id: TenantId, builder_id: str, wanted: Wanted, pages: PagedReads
+    ) -> None:
         self._application = application
         self._tenant_id = tenant_id
         self._builder_id = BuilderId(builder_id)
         self._wanted = wanted
+        self._place = pages.place(tenant_id)
         self._builds = _Log()
         self._built = 0
         #: Sandboxes: where to begin, those being read, and those that are complete.
@@ -208,13 +221,13 @@ class Follower:
 
     async def begin(self) -> int:
         """Find the cursors at which the last lines begin; return the number of lines after them if ``count`` is set."""
-        sandboxes, found = await self._application.store.read(self._start_positions)
+        sandboxes, found = await self._read(self._start_positions)
         missing = self._wanted.count
         for sandbox in reversed(sandboxes):
             if self._wanted.is_older(sandbox) or (missing == 0 and sandbox.end is not None):
                 self._over.add(sandbox.id)
             elif missing is not None:
-                end = await _look_back(self._application, sandbox, replace(self._wanted, count=missing))
+                end = await _look_back(self._page, sandbox, replace(self._wanted, count=missing))
                 self._starts[sandbox.id] = end.start.cursor
                 found += end.wanted
                 missing = max(missing - end.wanted, 0)
@@ -244,7 +257,7 @@ class Follower:
 
         A sandbox that began after unconsumed lines waits until they are consumed.
         """
-        sandboxes = await self._application.store.read(self._new_sandboxes)
+        sandboxes = await self._read(self._new_sandboxes)
         self._runs = {one.id: self._runs[one.id] for one in sandboxes if one.id in self._runs}
         last, self._one_waits = self._builds.last, False
         for sandbox in sandboxes:
@@ -266,6 +279,22 @@ class Follower:
             self._hold(self._builds, [VersionedLine(version, line) for _, version, line in news], len(news) == PAGE)
         return () if builder is None else self._sandboxes(uow, builder)
 
+    async def _read(self, work: Callable[[UnitOfWork], T]) -> T:
+        async with self._place:
+            return await self._application.store.read(work)
+
+    async def _page(
+        self,
+        sandbox: SandboxId,
+        cursor: str = "",
+        *,
+        tail: int | None = None,
+        since: datetime | None = None,
+        limit: int | None = None,
+    ) -> LogPage:
+        async with self._place:
+            return await self._application.engine.read_log(sandbox, cursor, tail=tail, since=since, limit=limit)
+
     def _find(self, uow: UnitOfWork) -> Builder | None:
         builder = uow.builders.get(self._builder_id)
         mine = builder if builder and builder.tenant_id == self._tenant_id else None
@@ -280,7 +309,7 @@ class Follower:
         while log.more and not log.held:
             # The start is found by time once; then the cursor has it.
             since = None if log.cursor else self._wanted.since
-            page = await self._application.engine.read_log(sandbox.id, log.cursor, since=since, limit=PAGE)
+            page = await self._page(sandbox.id, log.cursor, since=since, limit=PAGE)
             log.cursor = page.cursor
             self._hold(log, [VersionedLine(sandbox.version, line) for line in page.lines], page.more)
         if sandbox.end is not None and not log.held:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
@@ -10,16 +10,17 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from builderd.api import openapi
 from builderd.api.blocking_calls import count_blocking_call, until_disconnect
 from builderd.api.server.answers import Answer, failure, success
-from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
+from builderd.api.server.auth import Identity, Reader, TheApplication, Writer, operations_of
 from builderd.api.server.bodies import Received, json_body, optional_json_body
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import APPLIED, wants_async
 from builderd.api.v1 import outcomes as door
 from builderd.api.v1.builders import Uuid
-from builderd.api.v1.pages import PageQuery, ThePage
+from builderd.api.v1.pages import Listing, PageQuery, ThePage, listed, page_of
 from builderd.domain.backups import Backup, BackupStatus, Restore
 from builderd.domain.builders import Builder
 from builderd.domain.errors import BuilderdError, NotFound
+from builderd.domain.ids import TenantId
 from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1 import backups as wire
 from builderd.schemas.v1.backups import BackupAnswer, BackupPage, NewBuilderOfBackup, NewRestore
@@ -44,25 +45,32 @@ RESTORED: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/backups", response_model=None, responses={**LISTED, **openapi.failures(401, 403, 422)})
-async def list_all_backups(application: TheApplication, identity: Reader, query: ThePage) -> Response:
+async def list_all_backups(request: Request, application: TheApplication, identity: Reader, query: ThePage) -> Response:
     """The backups of all your builders, of deleted ones too for as long as they are kept."""
     tenant, now = identity.token.tenant_id, application.clock.now()
-    return _page(await application.store.read(lambda uow: backups.of_tenant(uow, tenant, now)), query)
+    return await _page(request, tenant, lambda uow: backups.of_tenant(uow, tenant, now), query)
 
 
 @router.get(
     "/builders/{uuid}/backups", response_model=None, responses={**LISTED, **openapi.failures(401, 403, 404, 422)}
 )
-async def list_backups(application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage) -> Response:
+async def list_backups(
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: ThePage
+) -> Response:
     """A builder's backups, the newest first, also those being taken and those that failed."""
     tenant, now = identity.token.tenant_id, application.clock.now()
-    return _page(await application.store.read(lambda uow: backups.of_builder(uow, tenant, uuid.lower(), now)), query)
+    return await _page(request, tenant, lambda uow: backups.of_builder(uow, tenant, uuid.lower(), now), query)
 
 
-def _page(found: Sequence[Backup], query: PageQuery) -> Response:
-    data = [_present(one) for one in query.cut(found)]
-    message = f"{len(data)} of {len(found)} backups."
-    return success(BackupPage(message=message, data=data, meta=query.of(len(found)))).response()
+async def _page(
+    request: Request, tenant: TenantId, read: Callable[[UnitOfWork], Sequence[Backup]], query: PageQuery
+) -> Response:
+    async def listing() -> Listing:
+        found = await operations_of(request).application.store.read(read)
+        shown = query.cut(found)
+        return page_of(f"{len(shown)} of {len(found)} backups.", query.of(len(found)), map(_present, shown))
+
+    return await listed(request, tenant, listing)
 
 
 @router.post(

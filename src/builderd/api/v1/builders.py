@@ -11,12 +11,12 @@ from pydantic import Field
 
 from builderd.api import openapi
 from builderd.api.blocking_calls import count_blocking_call, until_disconnect
-from builderd.api.server.answers import Answer, success
+from builderd.api.server.answers import Answer
 from builderd.api.server.auth import Identity, Reader, TheApplication, Writer
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import wants_async
 from builderd.api.v1 import outcomes as door
-from builderd.api.v1.pages import MAX_PER_PAGE, stream_page
+from builderd.api.v1.pages import MAX_PER_PAGE, Listing, listed, page_of, single
 from builderd.api.v1.presenters import present_builder
 from builderd.domain.builders import Builder, JobType, Status
 from builderd.ports.store import UnitOfWork
@@ -61,11 +61,13 @@ async def list_builders(
         page, total = builders.list_page(uow, identity.token.tenant_id, asked)
         return list(builders.views(uow, application, page, now)), total
 
-    views, total = await application.store.read(load)
-    data = [present_builder(view, with_token=identity.may_write) for view in views]
-    meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
-    found = BuilderPage(message=f"{len(data)} of {total} builders.", data=data, meta=meta)
-    return await stream_page(request, identity.token.tenant_id, found)
+    async def listing() -> Listing:
+        views, total = await application.store.read(load)
+        meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
+        entries = (present_builder(view, with_token=identity.may_write) for view in views)
+        return page_of(f"{len(views)} of {total} builders.", meta, entries)
+
+    return await listed(request, identity.token.tenant_id, listing)
 
 
 @router.get(
@@ -73,7 +75,7 @@ async def list_builders(
     response_model=None,
     responses={**openapi.answer(200, BuilderAnswer, "The builder."), **openapi.failures(401, 403, 404)},
 )
-async def get_builder(application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
+async def get_builder(request: Request, application: TheApplication, identity: Reader, uuid: Uuid) -> Response:
     """One builder."""
     now = application.clock.now()
 
@@ -81,8 +83,11 @@ async def get_builder(application: TheApplication, identity: Reader, uuid: Uuid)
         builder = builders.get(uow, identity.token.tenant_id, uuid.lower())
         return builders.view(uow, application, builder, now)
 
-    data = present_builder(await application.store.read(load), with_token=identity.may_write)
-    return success(BuilderAnswer(message=f"{data.name} is {data.status}.", data=data)).response()
+    async def listing() -> Listing:
+        data = present_builder(await application.store.read(load), with_token=identity.may_write)
+        return single(f"{data.name} is {data.status}.", data)
+
+    return await listed(request, identity.token.tenant_id, listing)
 
 
 class DeleteQuery(Parameters):

@@ -12,16 +12,15 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from builderd.api import openapi
-from builderd.api.server.answers import success
 from builderd.api.server.auth import Identity, Reader, TheApplication, is_good_still, operations_of
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.streams import event, stream
 from builderd.api.v1.builders import Uuid
-from builderd.api.v1.pages import MAX_PER_PAGE
+from builderd.api.v1.pages import MAX_PER_PAGE, Listing, listed, page_of
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.events import Event, is_pattern
 from builderd.domain.ids import BuilderId, TenantId
-from builderd.operations.concurrency import ConcurrencyLimit
+from builderd.operations.operations import Operations
 from builderd.ports.store.events import EventQuery
 from builderd.schemas.v1 import events as wire
 from builderd.schemas.v1.builders import MAX_INTEGER
@@ -117,12 +116,15 @@ async def _answer(
     tenant_id, filters = identity.token.tenant_id, query.filters(builder)
     if query.follow:
         return await _stream(request, application, identity, filters)
-    found, total = await application.store.read(
-        lambda uow: uow.events.page(tenant_id, filters, page=query.page, per_page=query.per_page)
-    )
-    data = [present_event(one) for one in found]
-    meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
-    return success(wire.EventPage(message=f"{len(data)} of {total} events.", data=data, meta=meta)).response()
+
+    async def listing() -> Listing:
+        found, total = await application.store.read(
+            lambda uow: uow.events.page(tenant_id, filters, page=query.page, per_page=query.per_page)
+        )
+        meta = PageMeta(page=query.page, per_page=query.per_page, total=total)
+        return page_of(f"{len(found)} of {total} events.", meta, map(present_event, found))
+
+    return await listed(request, tenant_id, listing)
 
 
 # Following
@@ -131,11 +133,11 @@ async def _answer(
 async def _stream(request: Request, application: Application, identity: Identity, query: EventQuery) -> Response:
     if query.until is not None:
         raise ValidationFailed({"until": ["cannot be had with follow, which goes on as long as you listen"]})
-    limit = operations_of(request).event_streams
+    operations = operations_of(request)
     tenant_id = identity.token.tenant_id
-    limit.admit(tenant_id)
+    operations.event_streams.admit(tenant_id)
     after = await events.start_after(application, tenant_id, query, _given(request))
-    followed = _followed(limit, application, tenant_id, query, after)
+    followed = _followed(operations, tenant_id, query, after)
     return stream(followed, permitted=partial(is_good_still, application, identity))
 
 
@@ -150,10 +152,11 @@ def _given(request: Request) -> int | None:
 
 
 async def _followed(
-    limit: ConcurrencyLimit, application: Application, tenant_id: TenantId, query: EventQuery, after: int
+    operations: Operations, tenant_id: TenantId, query: EventQuery, after: int
 ) -> AsyncGenerator[bytes]:
-    with limit.hold(tenant_id):
-        async with aclosing(events.follow(application, tenant_id, query, after)) as followed:
+    pages = operations.paged_reads
+    with operations.event_streams.hold(tenant_id):
+        async with aclosing(events.follow(operations.application, tenant_id, query, after, pages)) as followed:
             async for one in followed:
                 yield event(one.type, present_event(one).model_dump_json(), str(one.id))
 

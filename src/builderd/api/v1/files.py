@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from typing import Annotated
 from urllib.parse import quote
 
@@ -18,12 +18,14 @@ from builderd.api.server.paths import PREFIX
 from builderd.api.server.ranges import RangeNotSatisfiable, condition_of, is_known, part_of, quoted
 from builderd.api.server.streams import ResourceStream
 from builderd.api.v1.builders import Uuid
+from builderd.api.v1.pages import Listing, listed, page_of
 from builderd.domain import files as domain
 from builderd.domain.errors import BadRequest
 from builderd.schemas.v1.envelope import PageMeta
 from builderd.schemas.v1.live_files import FileAnswer, FileEntry, FilePage
 from builderd.schemas.v1.shape import Parameters
 from builderd.services import files
+from builderd.services.tenant_queue import releasing
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.FILES])
 
@@ -86,15 +88,19 @@ class DeleteQuery(Parameters):
     responses={**openapi.answer(200, FilePage, "A page of them."), **openapi.failures(401, 403, 404, 409, 422)},
 )
 async def list_files(
-    application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[ListQuery, Query()]
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[ListQuery, Query()]
 ) -> Response:
     """List a folder of the builder's `/app` as it is now, by name, whether or not the builder runs."""
     skip = (query.page - 1) * query.per_page
     tenant_id = identity.token.tenant_id
-    page = await files.list_page(application, tenant_id, uuid.lower(), query.path.strip("/"), skip, query.per_page)
-    data = [_present(entry) for entry in page.entries]
-    meta = PageMeta(page=query.page, per_page=query.per_page, total=page.total)
-    return success(FilePage(message=f"{len(data)} of {page.total} entries.", data=data, meta=meta)).response()
+
+    async def listing() -> Listing:
+        path = query.path.strip("/")
+        page = await files.list_page(application, tenant_id, uuid.lower(), path, skip, query.per_page)
+        meta = PageMeta(page=query.page, per_page=query.per_page, total=page.total)
+        return page_of(f"{len(page.entries)} of {page.total} entries.", meta, map(_present, page.entries))
+
+    return await listed(request, tenant_id, listing)
 
 
 @router.get(
@@ -147,7 +153,7 @@ async def read_file(
 )
 async def write_file(
     request: Request,
-    application: TheApplication,
+    operations: TheOperations,
     identity: Writer,
     uuid: Uuid,
     path: FilePath,
@@ -160,16 +166,22 @@ async def write_file(
     if "content-range" in request.headers:
         # RFC 9110, 14.5: a part that is taken for the whole would replace the whole file.
         raise BadRequest("A file is not put in parts: send all of it in one request, and leave Content-Range out.")
-    entry, new = await files.write(
-        application,
-        identity.token.tenant_id,
-        uuid.lower(),
-        path,
-        pieces(request, UPLOAD_SECONDS),
-        condition=condition_of(request.headers),
-        size=announced_length(request),
-        executable=query.executable,
-    )
+    tenant_id = identity.token.tenant_id
+    async with (
+        operations.file_writes.admitted(tenant_id) as place,
+        place,
+        aclosing(releasing(pieces(request, UPLOAD_SECONDS), place)) as arriving,
+    ):
+        entry, new = await files.write(
+            operations.application,
+            tenant_id,
+            uuid.lower(),
+            path,
+            arriving,
+            condition=condition_of(request.headers),
+            size=announced_length(request),
+            executable=query.executable,
+        )
     message = f"{entry.name} has {entry.size} bytes now."
     answer = FileAnswer(message=message, data=_present(entry))
     return success(answer, 201 if new else 200, {"ETag": quoted(entry.tag)}).response()

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from builderd.api import openapi
+from builderd.api.blocking_calls import until_disconnect
 from builderd.api.server.auth import Identity, Reader, TheApplication, is_good_still, operations_of
 from builderd.api.server.paths import PREFIX
-from builderd.api.server.streams import event, stream
+from builderd.api.server.streams import ResourceStream, event, stream
 from builderd.api.v1.builders import Uuid
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.ids import TenantId
@@ -27,6 +27,7 @@ from builderd.schemas.v1.shape import Parameters
 from builderd.schemas.v1.times import UtcTime
 from builderd.services import builders, logs
 from builderd.services.application import Application
+from builderd.services.paged_reads import PagedReads
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.WATCHING])
 
@@ -64,13 +65,30 @@ async def read_logs(
     tenant_id, uuid = identity.token.tenant_id, uuid.lower()
     if query.follow:
         return await _stream(request, application, identity, uuid, query)
+    operations = operations_of(request)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(operations.log_reads.acquire(tenant_id))
+        # An error before the first piece still gets its own status. Finding the beginning of a long log takes seconds.
+        begun = _begun(application, tenant_id, uuid, query, operations.paged_reads)
+        first, pieces = await until_disconnect(request, begun)
+        return ResourceStream(stack.pop_all(), _joined(first, pieces), 200, {}, "application/json")
+
+
+async def _begun(
+    application: Application, tenant_id: TenantId, uuid: str, query: LogQuery, pages: PagedReads
+) -> tuple[str, AsyncGenerator[str]]:
     lines = await logs.read(
-        application, tenant_id, uuid, tail=query.tail, since=query.since, stream=query.stream, search=query.search
+        application,
+        tenant_id,
+        uuid,
+        tail=query.tail,
+        since=query.since,
+        stream=query.stream,
+        search=query.search,
+        pages=pages,
     )
     pieces = _answer(lines)
-    # An error before the first piece still gets its own status.
-    first = await anext(pieces)
-    return StreamingResponse(_joined(first, pieces), media_type="application/json")
+    return await anext(pieces), pieces
 
 
 async def _joined(first: str, others: AsyncGenerator[str]) -> AsyncGenerator[str]:
@@ -121,11 +139,12 @@ def _given(request: Request) -> LogPosition | None:
 async def _stream(
     request: Request, application: Application, identity: Identity, uuid: str, query: LogQuery
 ) -> Response:
-    limit = operations_of(request).log_streams
+    operations = operations_of(request)
+    limit = operations.log_streams
     tenant_id = identity.token.tenant_id
     await application.store.read(lambda uow: builders.get(uow, tenant_id, uuid))
     limit.admit(tenant_id)
-    followed = _followed(limit, application, tenant_id, uuid, query, _given(request))
+    followed = _followed(limit, application, tenant_id, uuid, query, _given(request), operations.paged_reads)
     return stream(followed, permitted=partial(is_good_still, application, identity))
 
 
@@ -136,9 +155,19 @@ async def _followed(
     uuid: str,
     query: LogQuery,
     after: LogPosition | None,
+    pages: PagedReads,
 ) -> AsyncGenerator[bytes]:
     since, tail = (after.time, None) if after else (query.since, query.tail)
-    lines = logs.follow(application, tenant_id, uuid, tail=tail, since=since, stream=query.stream, search=query.search)
+    lines = logs.follow(
+        application,
+        tenant_id,
+        uuid,
+        tail=tail,
+        since=since,
+        stream=query.stream,
+        search=query.search,
+        pages=pages,
+    )
     with limit.hold(tenant_id):
         async with aclosing(lines):
             async for line in lines:

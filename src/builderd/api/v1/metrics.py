@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from builderd.api import openapi
 from builderd.api.server.answers import success
-from builderd.api.server.auth import Reader, TheApplication
+from builderd.api.server.auth import Reader, TheApplication, operations_of
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
 from builderd.domain.metrics import Usage, UsageSample
@@ -40,14 +40,15 @@ class MetricsQuery(Parameters):
     },
 )
 async def read_metrics(
-    application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[MetricsQuery, Query()]
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[MetricsQuery, Query()]
 ) -> Response:
     """Return CPU, memory, disk, network, requests and their answers: now, and over the last hours."""
     now, tenant_id = application.clock.now(), identity.token.tenant_id
     span, step = timedelta(hours=query.hours), STEPS[query.step]
-    report = await application.store.read(
-        lambda uow: metrics.report(uow, application, tenant_id, uuid.lower(), now, span=span, step=step)
-    )
+    async with operations_of(request).lists.one(tenant_id):
+        report = await application.store.read(
+            lambda uow: metrics.report(uow, application, tenant_id, uuid.lower(), now, span=span, step=step)
+        )
     data = wire.Metrics(
         now=_present(report.now, report.limits) if report.now else None,
         step_seconds=int(step.total_seconds()),

@@ -1,21 +1,25 @@
-"""Pages: which part of a list is asked for."""
+"""Pages: which part of a list is asked for, and its answer."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing
-from typing import Annotated, Any, TypeVar
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
 
 from fastapi import Query, Request, Response
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from builderd.api.server.fair_scheduler import FairScheduler
+from builderd.api.server.auth import operations_of
 from builderd.api.server.streams import ResourceStream
 from builderd.domain.ids import TenantId
 from builderd.schemas.v1.builders import MAX_INTEGER
-from builderd.schemas.v1.envelope import Page, PageMeta
+from builderd.schemas.v1.envelope import PageMeta
 from builderd.schemas.v1.shape import Parameters
+from builderd.services.held_bytes import Holding
 
 T = TypeVar("T")
 
@@ -43,42 +47,61 @@ class PageQuery(Parameters):
 ThePage = Annotated[PageQuery, Query()]
 
 
-async def stream_page(request: Request, tenant_id: TenantId, page: Page[Any]) -> Response:
-    """Return a page whose entries may be large (an environment, for one): a long one is encoded while it is sent."""
-    pieces, start = _encoded(page, request.app.state.scheduler, tenant_id), ""
-    async for piece in pieces:
-        start += piece
-        if len(start) >= PIECE:
-            return ResourceStream(AsyncExitStack(), _joined(start, pieces), 200, {}, "application/json")
-    return Response(start, media_type="application/json")
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A successful answer to be encoded in pieces: JSON text before the entries, the entries, and text after them."""
+
+    head: str
+    entries: Iterable[BaseModel]
+    tail: str
 
 
-async def _joined(start: str, pieces: AsyncGenerator[str]) -> AsyncGenerator[str]:
-    yield start
-    async with aclosing(pieces):
-        async for piece in pieces:
-            yield piece
+def page_of(message: str, meta: PageMeta, entries: Iterable[BaseModel]) -> Listing:
+    """Return a ``Page``. The entries may be made while they are encoded."""
+    head = f'{{"success":true,"message":{json.dumps(message)},"meta":{meta.model_dump_json()},"data":['
+    return Listing(head, entries, "]}")
 
 
-async def _encoded(page: Page[Any], scheduler: FairScheduler, tenant_id: TenantId) -> AsyncGenerator[str]:
-    meta = page.meta.model_dump_json()
-    yield f'{{"success":true,"message":{json.dumps(page.message)},"meta":{meta},"data":['
-    entries, between = iter(page.data), ""
-    while True:
-        # Releases the turn before the piece is sent: its reader may be slow.
-        async with scheduler.acquire(tenant_id):
-            piece = ",".join(_until_large(entries))
-        if not piece:
-            break
-        yield between + piece
-        between = ","
-    yield "]}"
+def single(message: str, data: BaseModel) -> Listing:
+    """Return a ``Success`` whose ``data`` may be large."""
+    return Listing(f'{{"success":true,"message":{json.dumps(message)},"data":', [data], "}")
 
 
-def _until_large(entries: Iterator[Any]) -> Iterator[str]:
-    """Encode entries as JSON until they fill a piece."""
-    size = 0
-    while size < PIECE and (entry := next(entries, None)) is not None:
+async def listed(request: Request, tenant_id: TenantId, load: Callable[[], Awaitable[Listing]]) -> Response:
+    """Load and encode a large answer: one of each tenant at a time, with turns of the event loop for others.
+
+    Until it is sent it counts in the tenant's memory budget. Raises ``RateLimited`` when too many wait already.
+    """
+    operations = operations_of(request)
+    async with AsyncExitStack() as stack:
+        holding = stack.enter_context(operations.held_bytes.holding(tenant_id))
+        async with operations.lists.one(tenant_id):
+            pieces = await _encoded(await load())
+            size = sum(map(len, pieces))
+            await holding.take(size)
+        headers = {"Content-Length": str(size)}
+        if len(pieces) == 1:
+            return Response(pieces[0], 200, headers, "application/json")
+        return ResourceStream(stack.pop_all(), _sent(pieces, holding), 200, headers, "application/json")
+
+
+async def _encoded(listing: Listing) -> deque[bytes]:
+    pieces: deque[bytes] = deque()
+    collected, size, between = [listing.head], 0, ""
+    for entry in listing.entries:
         encoded = entry.model_dump_json()
-        size += len(encoded)
-        yield encoded
+        collected.append(between + encoded)
+        size, between = size + len(encoded), ","
+        if size >= PIECE:
+            pieces.append("".join(collected).encode())
+            collected, size = [], 0
+            await asyncio.sleep(0)
+    pieces.append("".join([*collected, listing.tail]).encode())
+    return pieces
+
+
+async def _sent(pieces: deque[bytes], holding: Holding) -> AsyncGenerator[bytes]:
+    while pieces:
+        piece = pieces.popleft()
+        yield piece
+        holding.release(len(piece))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from builderd import __version__
 from builderd.api import openapi
 from builderd.api.server.answers import Answer, success
-from builderd.api.server.auth import Reader, TheApplication, Writer
+from builderd.api.server.auth import Reader, TheApplication, Writer, operations_of
 from builderd.api.server.bodies import Received, json_body
 from builderd.api.server.paths import PREFIX
 from builderd.api.v1.builders import Uuid
@@ -66,7 +66,7 @@ async def run_review(application: TheApplication, identity: Writer, uuid: Uuid) 
     },
 )
 async def get_review(
-    application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[ReviewQuery, Query()]
+    request: Request, application: TheApplication, identity: Reader, uuid: Uuid, query: Annotated[ReviewQuery, Query()]
 ) -> Response:
     """The review of a version, with what was accepted of it.
 
@@ -74,7 +74,8 @@ async def get_review(
     if the code is another.
     """
     tenant_id, now = identity.token.tenant_id, application.clock.now()
-    view = await application.store.read(lambda uow: verdicts.get(uow, tenant_id, uuid.lower(), now, query.version))
+    async with operations_of(request).lists.one(tenant_id):
+        view = await application.store.read(lambda uow: verdicts.get(uow, tenant_id, uuid.lower(), now, query.version))
     if query.format is Format.SARIF:
         return Answer(200, sarif_of(_present(view), __version__)).response(SARIF)
     return _answer(view).response()

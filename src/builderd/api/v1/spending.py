@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from builderd.api import openapi
-from builderd.api.server.answers import success
 from builderd.api.server.auth import Reader, TheApplication
 from builderd.api.server.paths import PREFIX
+from builderd.api.v1.pages import Listing, listed
 from builderd.domain.errors import ValidationFailed
 from builderd.schemas.v1.shape import Parameters
 from builderd.schemas.v1.spending import Deployment, Spending, SpendingAnswer
@@ -33,23 +33,32 @@ class SpendingQuery(Parameters):
     responses={**openapi.answer(200, SpendingAnswer, "What was spent."), **openapi.failures(401, 403, 422)},
 )
 async def read_spending(
-    application: TheApplication, identity: Reader, query: Annotated[SpendingQuery, Query()]
+    request: Request, application: TheApplication, identity: Reader, query: Annotated[SpendingQuery, Query()]
 ) -> Response:
     """Return the cost of your builders, deleted ones included."""
     since, until = query.since, query.until
     if since is not None and until is not None and since >= until:
         raise ValidationFailed({"to": ["must be later than from"]})
     now = application.clock.now()
-    report = await application.store.read(
-        lambda uow: spending.report(uow, application, identity.token.tenant_id, now, since=since, until=until)
-    )
-    data = _present(report)
-    message = f"{data.vm_count} builders have cost {report.total_cost} {data.currency}."
-    return success(SpendingAnswer(message=message, data=data)).response()
+    tenant_id = identity.token.tenant_id
+
+    async def listing() -> Listing:
+        report = await application.store.read(
+            lambda uow: spending.report(uow, application, tenant_id, now, since=since, until=until)
+        )
+        return _present(report)
+
+    return await listed(request, tenant_id, listing)
 
 
-def _present(report: spending.Spending) -> Spending:
-    deployments = [
+def _present(report: spending.Spending) -> Listing:
+    """Return a ``SpendingAnswer`` whose deployments are encoded in pieces: there is one of each builder ever made."""
+    count = len(report.deployments)
+    message = f"{count} builders have cost {report.total_cost} {report.currency}."
+    total = Spending(currency=report.currency, total_cost=float(report.total_cost), vm_count=count, deployments=[])
+    head, empty, tail = SpendingAnswer(message=message, data=total).model_dump_json().rpartition("[]")
+    assert empty, "deployments come last"
+    deployments = (
         Deployment(
             uuid=builder.id,
             name=builder.name,
@@ -58,10 +67,5 @@ def _present(report: spending.Spending) -> Spending:
             cost=float(cost.cost),
         )
         for builder, cost in report.deployments
-    ]
-    return Spending(
-        currency=report.currency,
-        total_cost=float(report.total_cost),
-        vm_count=len(deployments),
-        deployments=deployments,
     )
+    return Listing(f"{head}[", deployments, f"]{tail}")

@@ -21,7 +21,7 @@ from builderd.api.server.streams import stream
 from builderd.api.v1 import outcomes as door
 from builderd.api.v1.builders import CHANGE, Uuid
 from builderd.api.v1.creations import CODE, MAX_BODY_BYTES, bundle_of, check_gates, in_form, progress_stream
-from builderd.api.v1.pages import ThePage, stream_page
+from builderd.api.v1.pages import Listing, ThePage, listed, page_of
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.bundles import Bundle
 from builderd.domain.errors import NotFound, ValidationFailed
@@ -170,10 +170,12 @@ async def list_versions(
         builder = builders.get(uow, identity.token.tenant_id, uuid.lower())
         return [_present(builder, one, now) for one in deployments.list_of(uow, identity.caller, builder.id)]
 
-    found = await application.store.read(load)
-    message = f"{len(found)} version{'' if len(found) == 1 else 's'}."
-    page = VersionPage(message=message, data=list(query.cut(found)), meta=query.of(len(found)))
-    return await stream_page(request, identity.token.tenant_id, page)
+    async def listing() -> Listing:
+        found = await application.store.read(load)
+        message = f"{len(found)} version{'' if len(found) == 1 else 's'}."
+        return page_of(message, query.of(len(found)), query.cut(found))
+
+    return await listed(request, identity.token.tenant_id, listing)
 
 
 @router.post(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
 from builderd.api import openapi
 from builderd.api.server.answers import success
 from builderd.api.server.auth import Reader, TheApplication, Writer
 from builderd.api.server.bodies import Received, json_body
 from builderd.api.server.paths import PREFIX
-from builderd.api.v1.pages import ThePage
+from builderd.api.v1.pages import Listing, ThePage, listed, page_of
 from builderd.domain.webhooks import Delivery, DeliveryStatus, Webhook
 from builderd.schemas.v1 import webhooks as wire
 from builderd.services import webhooks
@@ -84,6 +84,7 @@ async def delete_webhook(
     responses={**openapi.answer(200, wire.DeliveryPage, "A page of them."), **openapi.failures(401, 403, 404, 422)},
 )
 async def list_deliveries(
+    request: Request,
     application: TheApplication,
     identity: Reader,
     webhook_id: Annotated[WebhookUuid, Path(alias="id")],
@@ -91,12 +92,16 @@ async def list_deliveries(
 ) -> Response:
     """List a webhook's deliveries, sent and pending, with its answers, the newest event first."""
     tenant_id = identity.token.tenant_id
-    found, total = await application.store.read(
-        lambda uow: webhooks.deliveries(uow, tenant_id, webhook_id.lower(), page=query.page, per_page=query.per_page)
-    )
-    data = [_delivery(one) for one in found]
-    message = f"{len(data)} of {total} deliveries."
-    return success(wire.DeliveryPage(message=message, data=data, meta=query.of(total))).response()
+
+    async def listing() -> Listing:
+        found, total = await application.store.read(
+            lambda uow: webhooks.deliveries(
+                uow, tenant_id, webhook_id.lower(), page=query.page, per_page=query.per_page
+            )
+        )
+        return page_of(f"{len(found)} of {total} deliveries.", query.of(total), map(_delivery, found))
+
+    return await listed(request, tenant_id, listing)
 
 
 def _present(webhook: Webhook) -> wire.Webhook:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import httpx
 import pytest
 from tests.service import MINIMAL
 
-from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.v1 import pages
-from builderd.domain.ids import TenantId
 from builderd.schemas.v1.envelope import Page, PageMeta
 from builderd.schemas.v1.shape import View
 
 API = "/api/v1"
-ACME = TenantId("acme")
 
 
 @pytest.fixture
@@ -56,19 +52,18 @@ class Entries(Page[Entry]):
 @pytest.mark.parametrize("sizes", [[], [1], [1, 2, 3], [100_000, 1, 100_000]])
 async def test_a_page_in_pieces_is_the_page(sizes: list[int]) -> None:
     page = entries(sizes)
-    pieces = [piece async for piece in pages._encoded(page, FairScheduler(), ACME)]
-    assert json.loads("".join(pieces)) == page.model_dump(mode="json")
-    assert len(pieces) == 2 + (len(sizes) > 0) + (sum(sizes) > 100_000)
+    pieces = await pages._encoded(pages.page_of(page.message, page.meta, page.data))
+    assert json.loads(b"".join(pieces)) == page.model_dump(mode="json")
+    assert len(pieces) == 1 + sum(size > 10_000 for size in sizes)
 
 
-async def test_unread_page_does_not_block_the_scheduler() -> None:
-    turns = FairScheduler()
-    unread = pages._encoded(entries([100_000, 100_000]), turns, ACME)
-    assert await anext(unread)
-    assert await anext(unread)
-    async with asyncio.timeout(30):
-        assert [piece async for piece in pages._encoded(entries([1]), turns, ACME)]
-    await unread.aclose()
+async def test_a_large_single_answer_is_the_answer() -> None:
+    pieces = await pages._encoded(pages.single('"one"', Entry(text="\x01" * 100_000)))
+    assert json.loads(b"".join(pieces)) == {
+        "success": True,
+        "message": '"one"',
+        "data": {"text": "\x01" * 100_000},
+    }
 
 
 def entries(sizes: list[int]) -> Entries:

@@ -349,7 +349,7 @@ class OciEngine:
         if not is_name(sandbox):
             return LogPage([], cursor, more=False)
         ended = self._running(sandbox) is None
-        return await asyncio.to_thread(self._here.logs.read, sandbox, cursor, ended, tail, since, limit)
+        return await run_to_completion(self._here.logs.read, sandbox, cursor, ended, tail, since, limit)
 
     async def delete_logs(self, builder: BuilderId) -> None:
         await run_to_completion(self._here.logs.delete, builder)

@@ -29,10 +29,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PIECE_BYTES = 1 << 20
+#: Piece size of uploads, smaller: the pieces of many uploads are held while they wait for their turn.
+WRITE_BYTES = 1 << 18
 #: Piece size of downloads, smaller: unread pieces are held, and there may be many downloads.
 READ_BYTES = 1 << 17
 #: Threads for listings: a folder of a million files delays no other work.
-THREADS = 8
+THREADS = 16
 #: Seconds for which a deleted folder is emptied at once; the rest goes in the background.
 CLEAR_SECONDS = 2.0
 #: Deletions at the same time: threads are left for requests on other disks.
@@ -112,7 +114,7 @@ class Files:
                 raise OSError(errno.EDQUOT, "larger than the disk")
             flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
             with tree.closing(os.open(".", flags, 0o600, dir_fd=staging)) as staged:
-                async for piece in chunked(content, PIECE_BYTES):
+                async for piece in chunked(content, WRITE_BYTES):
                     await self._run(_write_all, staged, piece)
                 return await self._run(self._put, disk, path, condition, staged, staging, executable)
 

@@ -7,7 +7,65 @@ from __future__ import annotations
 Entry = tuple[str, str]
 
 #: Commands that speak to a service. They need none of the server's packages.
-APPS: dict[str, Entry] = {}
+APPS: dict[str, Entry] = {
+    "login": ("apps.accounts", "Sign in to a service and keep the token."),
+    "logout": ("apps.accounts", "Forget a service and its token on this machine."),
+    "context": ("apps.accounts", "List, choose and forget services."),
+    "whoami": ("apps.accounts", "Show the service in use and what its token may do."),
+    "init": ("apps.deploying", "Write a builder.toml for a folder: its name and what starts it."),
+    "schema": ("apps.deploying", "Print the JSON schema of builder.toml."),
+    "deploy": ("apps.deploying", "Deploy a folder: create a builder, or a new version of the one there is."),
+    "run": ("apps.deploying", "Run a folder's code as a job: show its log, fetch its output, and exit with its code."),
+    "ps": ("apps.lifecycle", "List your builders."),
+    "status": (
+        "apps.lifecycle",
+        "Show a builder: its status with the reason, its address, version, resources and cost.",
+    ),
+    "open": ("apps.lifecycle", "Open a builder's address in the browser, and print it."),
+    "logs": ("apps.inside", "Show the log of a builder: of its app, and of the installation of its dependencies."),
+    "exec": (
+        "apps.inside",
+        "Run a command beside the app, and exit with its code (124 when it is killed after --limit).",
+    ),
+    "shell": ("apps.inside", "Open a login shell in a builder's sandbox."),
+    "ssh": ("apps.inside", "Log in to a builder by SSH."),
+    "port-forward": (
+        "apps.inside",
+        "Forward a local port to one of a builder's, through the SSH gateway, until Ctrl-C.",
+    ),
+    "cp": (
+        "apps.inside",
+        "Copy a file or a folder from or to a builder: NAME:PATH names one there, .:PATH one of this folder's builder.",
+    ),
+    "files": ("apps.inside", "List, show, fetch and delete the files of a builder."),
+    "env": ("apps.lifecycle", "List and change the environment variables of a builder."),
+    "credentials": ("apps.tenancy", "Store secrets, which builders get and nobody can read back."),
+    "versions": ("apps.lifecycle", "List the versions of a builder."),
+    "rollback": ("apps.lifecycle", "Deploy an old version again, as a new one."),
+    "scale": ("apps.lifecycle", "Change the resources of a builder."),
+    "start": ("apps.lifecycle", "Start a builder and wait until it is up."),
+    "stop": ("apps.lifecycle", "Stop a builder; its files and settings are kept."),
+    "restart": ("apps.lifecycle", "Stop a builder if it runs, and start it."),
+    "auto-stop": ("apps.lifecycle", "Set after how many minutes without use a builder stops by itself; 0: never."),
+    "service-token": (
+        "apps.lifecycle",
+        "Replace the service token of a builder, and restart its app with the new one.",
+    ),
+    "delete": ("apps.lifecycle", "Delete a builder with its files."),
+    "review": ("apps.gates", "Review the code in a folder, or show the review of a builder."),
+    "qa": ("apps.gates", "Show whether an app works: the verdict of the gate, and the report."),
+    "backups": ("apps.upkeep", "List, take, restore and remove backups."),
+    "leases": ("apps.upkeep", "Keep a builder busy: neither frozen nor stopped for idleness."),
+    "events": ("apps.upkeep", "Show what happened to a builder, or without NAME to all of yours; oldest first."),
+    "metrics": ("apps.upkeep", "Show the use of a builder: now, and over the last hours."),
+    "spending": ("apps.tenancy", "Show what your builders have cost, deleted ones included."),
+    "cap": ("apps.tenancy", "Show or set the monthly spending cap, of a builder or of all together."),
+    "webhooks": ("apps.tenancy", "Have events sent to a URL."),
+    "tokens": ("apps.tenancy", "Make, list and revoke API tokens of your tenant, over the API."),
+    "api": ("apps.tools", "Send any call of the API, such as: builderd api GET /builders."),
+    "completion": ("apps.tools", "Print the completion script of a shell, for its start-up file."),
+    "man": ("apps.tools", "Print the manual page, of one command or of all: builderd man | man -l -"),
+}
 
 #: Commands that act on this machine, for the operator.
 MACHINE: dict[str, Entry] = {
@@ -20,8 +78,7 @@ MACHINE: dict[str, Entry] = {
     ),
     "restore": ("state", "Restore the state in FOLDER into a data directory without a database."),
     "down": ("service", "Stop all sandboxes and previews and remove what they use on the host."),
-    "review": ("review", "Review the code in a folder."),
-    "doctor": ("service", "Run preflight checks, and show storage by tenant."),
+    "doctor": ("apps.tools", "Run preflight checks, and show storage by tenant."),
     "base": ("service", "The base root file system that all sandboxes of this machine share."),
     "install-service": ("service_unit", "Write a systemd unit for the service and enable it at boot."),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 from importlib import import_module
@@ -12,7 +13,10 @@ from typing import Any
 import click
 
 from builderd import __version__
-from builderd.cli.commands import APPS, COMMANDS, help_text
+from builderd.cli.commands import COMMANDS, help_text
+
+#: Commands whose function has an underscore at its end, since Python has the name.
+BUILTIN = frozenset({"open", "exec"})
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +35,23 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(load(cmd_name, COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
-        if cmd_name not in APPS:
+        module, _ = COMMANDS[cmd_name]
+        name = cmd_name.replace("-", "_")
+        loaded = load(cmd_name, module)
+        command: click.Command = getattr(loaded, f"{name}_" if name in BUILTIN else name)
+        if not module.startswith("apps."):
             prepare_machine()
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        words = [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            if "--json" in words:
+                click.echo(json.dumps({"status": "error", "code": "usage", "message": error.format_message()}))
+                ctx.exit(error.exit_code)
+            raise
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # BrokenPipeError: the reader of the output closed the pipe, click ends without a message
         except Exception as error:

@@ -18,8 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-#: Left out in any case: version control, installed dependencies, which the service installs itself, and local state.
-ALWAYS = frozenset({".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__", ".builderd"})
+#: Left out in any case: version control, installed dependencies, which the service installs itself.
+ALWAYS = frozenset({".git", ".hg", ".svn", "node_modules", ".venv", "venv", "__pycache__"})
+#: Local state of the command line, which is not even listed.
+STATE = ".builderd"
 OWN, GIT = ".builderdignore", ".gitignore"
 
 #: Beyond either, the code is sent as an upload, which can be resumed. The API takes 2,000 files and 20 MB as JSON.
@@ -146,6 +148,8 @@ class _Walk:
         folder = self.root / base
         rules = (_Rules(base, GIT, _lines(folder / GIT)), *outer)
         for entry in sorted(folder.iterdir()):
+            if entry.name == STATE:
+                continue
             self._take(entry, f"{base}{entry.name}", rules)
 
     def _take(self, entry: Path, path: str, rules: tuple[_Rules, ...]) -> None:

@@ -1,0 +1,130 @@
+"""``builderd login``, ``logout``, ``context`` and ``whoami``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from builderd.cli.apps import contexts
+from builderd.cli.apps.session import NotSignedIn, Session, command
+from builderd.client.errors import NotFound
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+@command()
+@click.argument("url", required=False)
+@click.option("--token-stdin", is_flag=True, help="Read the token from standard input.")
+@click.option("--name", metavar="NAME", help="What to call the service.  [default: its host]")
+@click.option("--ca", type=click.Path(exists=True, dir_okay=False), help="A file with a further certificate to trust.")
+def login(session: Session, url: str | None, token_stdin: bool, name: str | None, ca: str | None) -> None:
+    """Sign in to a service and keep the token.
+
+    The token is asked for without echo, or read from standard input or BUILDERD_TOKEN. The operator of the
+    service makes one with `builderd token create --tenant NAME`.
+    """
+    chosen = _full(url or os.environ.get("BUILDERD_URL") or DEFAULT_URL)
+    token = _token(session, chosen, token_stdin)
+    context = contexts.Context(name or urlsplit(chosen).netloc, chosen, token, ca and os.path.abspath(ca))  # noqa: PTH100
+    who = _who(context)
+    with contexts.changed() as known:
+        known.put(context)
+    scopes = ", ".join(who["scopes"])
+    session.result(
+        {"context": context.name, "url": chosen, "token": who},
+        f"Signed in to {chosen} with the token {who['name']!r} ({scopes}).",
+    )
+
+
+def _full(url: str) -> str:
+    if "://" in url:
+        return url.rstrip("/")
+    host = urlsplit(f"//{url}").hostname
+    return f"{'http' if host in LOOPBACK else 'https'}://{url}".rstrip("/")
+
+
+def _token(session: Session, url: str, from_stdin: bool) -> str:
+    if from_stdin:
+        return sys.stdin.readline().strip()
+    given = os.environ.get("BUILDERD_TOKEN")
+    return given or session.ask(f"Token for {url}", f"builderd login {url} --token-stdin <token-file", hidden=True)
+
+
+def _who(context: contexts.Context) -> dict[str, Any]:
+    """Return what the service says of the token. Raises ``Unauthenticated`` for a wrong one."""
+    from builderd.client._sync.client import Builderd  # noqa: PLC0415
+
+    with Builderd(context.url, context.token, ca=context.ca) as client:
+        try:
+            return client.tokens.current().model_dump(mode="json")
+        except NotFound:
+            # A service from before the tokens' routes: the token is good if this call is answered.
+            client.builders.list().page(per_page=1)
+            return {"name": "?", "scopes": ["?"]}
+
+
+@command()
+@click.argument("name", required=False)
+def logout(session: Session, name: str | None) -> None:
+    """Forget a service and its token on this machine. The token itself stays valid: see `builderd tokens revoke`."""
+    with contexts.changed() as known:
+        gone = name or known.current
+        if gone not in known.known:
+            raise NotSignedIn(f"there is no context {gone!r}" if gone else "you are not signed in")
+        known.remove(gone)
+    session.result({"context": gone}, f"Signed out of {gone}.")
+
+
+@command()
+def whoami(session: Session) -> None:
+    """Show the service in use and what its token may do."""
+    url, _, _ = session.service()
+    token = session.client.tokens.current()
+    until = f"{token.expires_at:%Y-%m-%d %H:%M} UTC" if token.expires_at else "never"
+    text = f"{url}\ntoken    {token.name}\nscopes   {', '.join(token.scopes)}\nexpires  {until}"
+    session.result({"url": url, "token": token}, text)
+
+
+@click.group()
+def context() -> None:
+    """List, choose and forget services."""
+
+
+@command(context, "list")
+def list_(session: Session) -> None:
+    """List the services that you are signed in to."""
+    known = contexts.load()
+    rows = [{"name": name, "url": one["url"], "current": name == known.current} for name, one in known.known.items()]
+    columns = {
+        "": lambda row: "*" if row["current"] else "",
+        "NAME": lambda row: row["name"],
+        "URL": lambda row: row["url"],
+    }
+    session.table(rows, columns, "You are not signed in: run builderd login URL.")
+
+
+@command(context)
+@click.argument("name")
+def use(session: Session, name: str) -> None:
+    """Use a service from now on."""
+    with contexts.changed() as known:
+        if name not in known.known:
+            raise NotSignedIn(f"there is no context {name!r}")
+        known.current = name
+    session.result({"context": name}, f"Using {name}.")
+
+
+@command(context)
+@click.argument("name")
+def rm(session: Session, name: str) -> None:
+    """Forget a service."""
+    with contexts.changed() as known:
+        if name not in known.known:
+            raise NotSignedIn(f"there is no context {name!r}")
+        known.remove(name)
+    session.result({"context": name}, f"Forgot {name}.")

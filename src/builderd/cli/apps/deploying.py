@@ -1,0 +1,290 @@
+"""``builderd init``, ``schema``, ``deploy`` and ``run``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from builderd.cli.apps.project import FILE, NAME, SCHEMA, Pending, Project, State, fingerprint
+from builderd.cli.apps.session import ActionRequired, Exit, Session, command
+from builderd.client.detection import Start, detect
+from builderd.client.errors import ApiError, NoAnswer, NotFound, Unavailable
+from builderd.client.folders import Folder, read_folder
+from builderd.client.models import LogLine, Stage
+from builderd.client.retries import new_key
+
+#: Files and folders left out that are listed, unless all are asked for.
+SHOWN = 5
+
+folder_argument = click.argument(
+    "directory", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+
+
+@command()
+@folder_argument
+@click.option("--name", help="Name of the builder.  [default: the folder's]")
+@click.option("--entrypoint", help="Command that starts the app.  [default: what is found]")
+@click.option("--force", is_flag=True, help="Replace a builder.toml that is there.")
+def init(session: Session, directory: Path, name: str | None, entrypoint: str | None, force: bool) -> None:
+    """Write a builder.toml for a folder: its name and what starts it."""
+    project = Project.load(directory)
+    if project.settings and not force:
+        raise click.UsageError(f"{directory / FILE} is there already: change it, or use --force")
+    start = _given_start(entrypoint) or detect(read_folder(directory))
+    settings = {
+        "name": name or project.default_name(),
+        **({"entrypoint": start.entrypoint} if start and start.entrypoint else {}),
+    }
+    project.write(settings)
+    if start is None:
+        session.say(f"Nothing that starts the code was found: add an entrypoint to {directory / FILE}.")
+    else:
+        session.say(f"Starts with: {start.command}\n  because {start.reason}")
+    session.result({"file": str(directory / FILE), **settings}, f"Wrote {directory / FILE}.")
+
+
+@command()
+def schema(session: Session) -> None:
+    """Print the JSON schema of builder.toml."""
+    session.as_json = True
+    session.result(SCHEMA)
+
+
+@command()
+@folder_argument
+@click.option("--name", help="Name of the builder.  [default: of builder.toml, or the folder's]")
+@click.option("--entrypoint", help="Command that starts the app.  [default: of builder.toml, or what is found]")
+@click.option("--fresh", is_flag=True, help="Install the dependencies again.")
+@click.option("--list", "only_list", is_flag=True, help="List what would be sent and what is left out; send nothing.")
+@click.option("--yes", is_flag=True, help="Take what is found for the start without asking.")
+@click.option("--skip-review", is_flag=True, help="Leave the review out (needs the scope skip-gates).")
+@click.option("--skip-qa", is_flag=True, help="Leave QA out (needs the scope skip-gates).")
+def deploy(
+    session: Session,
+    directory: Path,
+    name: str | None,
+    entrypoint: str | None,
+    fresh: bool,
+    only_list: bool,
+    yes: bool,
+    skip_review: bool,
+    skip_qa: bool,
+) -> None:
+    """Deploy a folder: create a builder, or a new version of the one there is. Prints its URL.
+
+    Ctrl-C leaves the deployment going. The same command resumes it, also after a lost connection: it never makes a
+    second builder.
+    """
+    project = Project.load(directory)
+    folder = read_folder(directory, project.settings.get("ignore", ()))
+    if only_list:
+        _list(session, folder)
+        return
+    options = project.options
+    start = _start(session, project, folder, entrypoint, yes)
+    if start.entrypoint:
+        options["entrypoint"] = start.entrypoint
+    options |= {flag: True for flag, given in (("skip_review", skip_review), ("skip_qa", skip_qa)) if given}
+    chosen = name or project.name or project.default_name()
+    if not NAME.fullmatch(chosen):
+        raise click.UsageError(
+            f"{chosen!r} is no name: 1 to 63 lower-case letters, digits and hyphens, not at its ends"
+        )
+    if _remember(session, project, chosen, start):
+        folder = read_folder(directory)
+    _tell_sent(session, folder)
+    _Deployment(session, project, folder, chosen, options, fresh).run()
+
+
+class _Deployment:
+    """One deployment from a folder, with the key that is kept beside it."""
+
+    def __init__(
+        self, session: Session, project: Project, folder: Folder, name: str, options: dict[str, Any], fresh: bool
+    ) -> None:
+        self._session = session
+        self._folder = folder
+        self._name = name
+        self._options = options
+        self._fresh = fresh
+        self._state = State(project.root)
+        self._began = False
+
+    def run(self) -> None:
+        pending = self._pending()
+        try:
+            builder = self._send(pending)
+        except KeyboardInterrupt:
+            if self._began:
+                self._session.say(f"\nThe deployment goes on. Follow it: builderd logs -f {self._name}")
+                self._session.say("Run the same command again to resume it.")
+            raise
+        except ApiError as error:
+            self._session.know(error.builder, self._name)
+            # An answer, though a bad one: with the same key, it would be the answer again. A 503 is not final.
+            if not isinstance(error, Unavailable):
+                self._state.forget()
+            raise
+        except NoAnswer:
+            self._session.say("The answer was lost. Run the same command again: it resumes this deployment.")
+            raise
+        self._state.forget()
+        self._session.result(builder, builder.url if builder.data.job_type == "always_on" else builder.name)
+
+    def _pending(self) -> Pending:
+        url, _, _ = self._session.service()
+        mark = fingerprint(url, self._name, self._options, self._fresh, self._folder.fingerprint)
+        pending = self._state.pending(mark)
+        if pending is not None:
+            self._session.say("Resuming the deployment whose answer did not arrive.")
+            return pending
+        pending = Pending(new_key(), mark, self._existing())
+        if not self._folder.fits_json:
+            pending.upload_id = self._session.client.uploads.send_folder(self._folder, self._progress)
+        self._state.keep(pending)
+        return pending
+
+    def _existing(self) -> str | None:
+        try:
+            return self._session.client.builders.get(self._name).uuid
+        except NotFound:
+            return None
+
+    def _send(self, pending: Pending) -> Any:
+        builders = self._session.client.builders
+        code: dict[str, Any] = {"upload_id": pending.upload_id} if pending.upload_id else {"path": self._folder}
+        common: dict[str, Any] = {"idempotency_key": pending.key, "on_stage": self._stage, "on_begin": self._begin}
+        if pending.builder is None:
+            return builders.create(self._name, **code, **common, **self._options)
+        options = {name: value for name, value in self._options.items() if name != "job_type"}
+        return builders.get(pending.builder).deploy(**code, **common, fresh=self._fresh, **options)
+
+    def _begin(self, _: str) -> None:
+        self._began = True
+
+    def _stage(self, stage: Stage) -> None:
+        mark = click.style("ok", fg="green") if stage.ok else click.style("failed", fg="red")
+        self._session.say(f"  {stage.stage:<8} {mark}  {stage.seconds:.1f} s")
+
+    def _progress(self, sent: int, total: int) -> None:
+        if sys.stderr.isatty() and not self._session.as_json:
+            click.echo(
+                f"\r  upload   {size(sent)} of {size(total)}" + ("\n" if sent == total else ""), nl=False, err=True
+            )
+
+
+def _given_start(entrypoint: str | None) -> Start | None:
+    return Start(entrypoint, "the command line says so") if entrypoint else None
+
+
+def _start(session: Session, project: Project, folder: Folder, entrypoint: str | None, yes: bool) -> Start:
+    """Return what starts the code: the given command, or the one that is found and confirmed."""
+    told = _given_start(entrypoint) or _given_start(project.settings.get("entrypoint"))
+    if told is not None:
+        return told
+    found = detect(folder)
+    if found is None:
+        raise ActionRequired(
+            f"nothing was found that starts the code in {project.root}",
+            f"builderd deploy {shlex.quote(str(project.root))} --entrypoint 'COMMAND'",
+        )
+    session.say(f"Starts with: {found.command}\n  because {found.reason}")
+    if found.entrypoint is None or yes:
+        return found
+    where = shlex.quote(str(project.root))
+    question = f"Start the code with `{found.command}`?"
+    if not session.confirm(
+        question, f"builderd deploy {where} --yes", f"builderd deploy {where} --entrypoint 'COMMAND'", default=True
+    ):
+        raise click.UsageError("name the command with --entrypoint")
+    return found
+
+
+def _remember(session: Session, project: Project, name: str, start: Start) -> bool:
+    """Write the answers down, so that they are asked for once. Return whether that was needed."""
+    if project.settings:
+        return False
+    project.write({"name": name, **({"entrypoint": start.entrypoint} if start.entrypoint else {})})
+    session.say(f"Wrote {project.root / FILE}.")
+    return True
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _tell_sent(session: Session, folder: Folder) -> None:
+    count = len(folder.files)
+    session.say(f"Sending {count} file{'' if count == 1 else 's'}, {size(folder.size)}.")
+    for one in folder.left_out[:SHOWN]:
+        session.say(f"  left out: {one.path} ({one.rule})")
+    if len(folder.left_out) > SHOWN:
+        session.say(f"  and {len(folder.left_out) - SHOWN} more: builderd deploy --list shows all")
+
+
+def _list(session: Session, folder: Folder) -> None:
+    sent = [{"path": file.path, "size": file.size} for file in folder.files]
+    left_out = [{"path": one.path, "rule": one.rule} for one in folder.left_out]
+    lines = [f"{size(file.size):>9}  {file.path}" for file in folder.files]
+    lines += [f"{'left out':>9}  {one.path}  ({one.rule})" for one in folder.left_out]
+    session.result({"files": sent, "left_out": left_out}, "\n".join(lines))
+
+
+@command(name="run")
+@click.argument("directory", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option("--name", help="Name of the job.  [default: made of the folder's]")
+@click.option("--output", "outputs", multiple=True, metavar="PATH", help="Fetch this file or folder at the end.")
+@click.option("--keep", is_flag=True, help="Do not delete the job at the end.")
+def run(
+    session: Session, directory: Path, args: Sequence[str], name: str | None, outputs: Sequence[str], keep: bool
+) -> None:
+    """Run a folder's code as a job: show its log, fetch its output, and exit with its code.
+
+    ARGS are the command; left out, that of builder.toml or what is found.
+    """
+    project = Project.load(directory)
+    folder = read_folder(directory, project.settings.get("ignore", ()))
+    start = _given_start(shlex.join(args)) or _start(session, project, folder, None, yes=True)
+    options = {key: value for key, value in project.options.items() if key not in {"auto_stop_interval", "visibility"}}
+    options |= {"job_type": "one_time", **({"entrypoint": start.entrypoint} if start.entrypoint else {})}
+    chosen = name or f"{(project.name or project.default_name())[:28].strip('-')}-{uuid.uuid4().hex[:8]}"
+    _tell_sent(session, folder)
+    builder = session.client.builders.create(chosen, folder, **options)
+    try:
+        builder.wait(finished=True, on_line=lambda line: _print_line(session, line), interval=0.5)
+        for path in outputs:
+            count = builder.files.download(path, Path(path).name)
+            session.say(f"Fetched {path} ({count} file{'' if count == 1 else 's'}).")
+    except KeyboardInterrupt:
+        session.say(f"\nThe job goes on. Follow it: builderd logs -f {chosen}")
+        raise
+    ended = builder.exit_code
+    if builder.status == "failed" and ended is None:
+        session.say(f"The job failed: {builder.data.status_reason}")
+    if not keep:
+        builder.delete(purge=True)
+    if session.as_json:
+        session.row({"exit_code": ended, "status": builder.status, "name": chosen}, "")
+    code = Exit.FAILED if ended is None else ended
+    if code:
+        raise SystemExit(code)
+
+
+def _print_line(session: Session, line: LogLine) -> None:
+    if session.as_json:
+        session.row(line, "")
+    elif line.stream != "build":
+        click.echo(line.text, err=line.stream == "stderr")

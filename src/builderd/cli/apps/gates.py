@@ -1,0 +1,129 @@
+"""``builderd review`` and ``qa``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from builderd.cli.apps.session import Session, command, named
+from builderd.client.errors import NotFound
+
+if TYPE_CHECKING:
+    from builderd.client.models import Qa, QaCheck, Review
+
+COLOURS = {"block": "red", "hold": "yellow", "warn": "bright_black"}
+OUTCOMES = {"passed": "green", "failed": "red", "warning": "yellow"}
+
+
+@command()
+@click.argument("target", default=".")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Of a folder's review: the service's data directory.")
+@click.option("--config", type=click.Path(path_type=Path), help="Of a folder's review: a TOML file with settings.")
+@click.option("--entrypoint", default="", help="Of a folder's review: what starts the app.")
+@click.option("--format", "form", type=click.Choice(["text", "json", "sarif"]), default="text", show_default=True)
+@click.option("--version", type=int, help="Of a builder: the version.  [default: the current one]")
+@click.option("--again", is_flag=True, help="Of a builder: judge its code anew, by the policy of today.")
+@click.option("--accept", metavar="FINGERPRINT", help="Of a builder: accept this finding; needs --reason.")
+@click.option("--reason", help="Why the finding is right as it is.")
+@click.option("--expires", type=click.DateTime(), help="Until when it is accepted; needed for one that blocks.")
+def review(session: Session, target: str, form: str, **options: Any) -> None:
+    """Review the code in a folder, or show the review of a builder. Exits with 1 when something blocks or holds it.
+
+    TARGET is a folder if it has a / or is . or .. and otherwise a builder. A folder is reviewed on this machine, which
+    needs the packages of the service; nothing of it is run.
+    """
+    if "/" in target or target in {".", ".."}:
+        _review_folder(session, Path(target), form, options)
+        return
+    reviews = session.builder(target).review
+    if form == "sarif":
+        session.as_json = True
+        session.result(reviews.sarif(options["version"]))
+        return
+    found = _review(session, target, options)
+    session.as_json = session.as_json or form == "json"
+    session.result(found, "\n".join(_findings(found)))
+    if not found.passed:
+        raise SystemExit(1)
+
+
+def _review(session: Session, target: str, options: dict[str, Any]) -> Review:
+    reviews = session.builder(target).review
+    if options["accept"]:
+        if not options["reason"]:
+            raise click.UsageError("say with --reason why the finding is right as it is")
+        expires: datetime | None = options["expires"]
+        return reviews.accept(options["accept"], options["reason"], expires=expires.astimezone() if expires else None)
+    return reviews.run() if options["again"] else reviews.get(options["version"])
+
+
+def _review_folder(session: Session, path: Path, form: str, options: dict[str, Any]) -> None:
+    # By name: it needs the packages of the service, which this command does not.
+    from builderd.cli.group import load, prepare_machine  # noqa: PLC0415
+
+    local = load("review ./folder", "review").review
+    prepare_machine()
+    if not path.is_dir():
+        raise click.UsageError(f"{path} is no folder")
+    context = click.get_current_context()
+    picked = {name: options[name] for name in ("data_dir", "config", "entrypoint")}
+    context.invoke(local, path=path, form="json" if session.as_json else form, **picked)
+
+
+def _findings(found: Review) -> list[str]:
+    lines = []
+    for one in found.findings:
+        where = f"{one.path}:{one.line}" if one.line else one.path or "(all files)"
+        state = f" (accepted: {one.accepted.reason})" if one.accepted else ""
+        lines.append(
+            f"{click.style(f'{one.severity:<5}', fg=COLOURS.get(one.severity))}  {where}  {one.message}{state}"
+        )
+        lines.append(f"       {one.rule}, fingerprint {one.fingerprint}")
+        if one.severity != "warn":
+            lines.append(f"       → {one.advice}")
+    verdict = "passed" if found.passed else "not passed"
+    return [*lines, f"version {found.version}: {verdict}, {found.files} files, {len(found.findings)} findings"]
+
+
+@command()
+@named
+@click.option("--version", type=int, help="The version.  [default: the current one]")
+@click.option("--again", is_flag=True, help="Judge the running app anew; the report follows.")
+@click.option("--screenshots", type=click.Path(file_okay=False, path_type=Path), help="Write them into this folder.")
+@click.option("--format", "form", type=click.Choice(["text", "junit", "ctrf"]), default="text", show_default=True)
+def qa(
+    session: Session, name: str | None, version: int | None, again: bool, screenshots: Path | None, form: str
+) -> None:
+    """Show whether an app works: the verdict of the gate, and the report. Exits with 1 when it failed."""
+    builder = session.builder(name)
+    if form != "text":
+        click.echo(builder.qa.export(form, version).decode())
+        return
+    found = builder.qa.run() if again else builder.qa.get(version)
+    if screenshots is not None:
+        screenshots.mkdir(parents=True, exist_ok=True)
+        for shot in found.screenshots:
+            try:
+                (screenshots / f"{shot.name}.png").write_bytes(builder.qa.screenshot(shot.name, version))
+            except NotFound:
+                continue
+            session.say(f"Wrote {screenshots / shot.name}.png")
+    session.result(found, "\n".join(_report(found)))
+    if found.qa_passed is False:
+        raise SystemExit(1)
+
+
+def _report(found: Qa) -> list[str]:
+    passed = {True: "passed", False: "failed", None: "not judged"}[found.qa_passed]
+    lines = [f"version {found.version}: {'skipped' if found.skipped else passed}", *map(_check, found.gate)]
+    lines.append(f"report: {found.status}{f' ({found.note})' if found.note else ''}")
+    return [*lines, *map(_check, found.checks)]
+
+
+def _check(check: QaCheck) -> str:
+    findings = "".join(f"\n      {one}" for one in check.findings)
+    outcome = click.style(f"{check.outcome:<10}", fg=OUTCOMES.get(check.outcome))
+    return f"  {outcome} {check.name}  {check.message}{findings}"

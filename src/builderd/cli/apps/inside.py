@@ -1,0 +1,278 @@
+"""Commands that look into a builder: logs, commands, terminals, files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from builderd.cli.apps.session import Session, command, named
+from builderd.client.errors import NotFound
+
+if TYPE_CHECKING:
+    from builderd.client._sync.builder import Builder
+    from builderd.client.models import LogLine, SshGrant
+
+SPAN = re.compile(r"(\d+)([smhdw])")
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+COLOURS = {"stderr": "red", "build": "bright_black"}
+
+
+class Moment(click.ParamType[datetime]):
+    """A span before now (``10m``, ``2h``, ``1d``) or a time such as ``2026-01-31T12:00:00Z``."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        text = str(value)
+        span = SPAN.fullmatch(text)
+        try:
+            if span is not None:
+                return datetime.now(UTC) - timedelta(**{UNITS[span[2]]: int(span[1])})
+            moment = datetime.fromisoformat(text)
+            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
+            self.fail(f"{text!r} is neither a span such as 10m nor a time such as 2026-01-31T12:00:00Z", param, ctx)
+
+
+@command()
+@named
+@click.option("-f", "--follow", is_flag=True, help="Go on with each new line.")
+@click.option("-n", "tail", type=click.IntRange(0, 100_000), default=200, show_default=True, help="Last lines.")
+@click.option("--since", type=Moment(), help="None from before this: 10m, 2h, or a time.")
+@click.option("--stream", type=click.Choice(["stdout", "stderr", "build"]))
+@click.option("--timestamps", "-t", is_flag=True, help="Show the time of each line.")
+def logs(
+    session: Session,
+    name: str | None,
+    follow: bool,
+    tail: int,
+    since: datetime | None,
+    stream: str | None,
+    timestamps: bool,
+) -> None:
+    """Show the log of a builder: of its app, and of the installation of its dependencies."""
+    version = None
+    with session.builder(name).logs(follow=follow, tail=tail, since=since, stream=stream) as lines:
+        for line in lines:
+            if version not in {None, line.version} and not session.as_json:
+                click.secho(f"--- version {line.version} ---", dim=True)
+            version = line.version
+            session.row(line, _line(line, timestamps))
+
+
+def _line(line: LogLine, timestamps: bool) -> str:
+    time = f"{line.time:%Y-%m-%d %H:%M:%S} " if timestamps else ""
+    return time + (click.style(line.text, fg=COLOURS[line.stream]) if line.stream in COLOURS else line.text)
+
+
+@command(name="exec")
+@click.argument("name")
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+@click.option("-i", "--stdin", "with_stdin", is_flag=True, help="Send standard input to the command.")
+@click.option("-t", "--tty", is_flag=True, help="Run it on a terminal; -it for what is typed too.")
+@click.option("--cwd", help="Where it begins.  [default: /app]")
+@click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="Add a variable.")
+@click.option("--limit", type=click.IntRange(1, 600), default=60, show_default=True, help="Seconds until it is killed.")
+def exec_(
+    session: Session,
+    name: str,
+    words: Sequence[str],
+    with_stdin: bool,
+    tty: bool,
+    cwd: str | None,
+    variables: Sequence[str],
+    limit: int,
+) -> None:
+    """Run a command beside the app, and exit with its code (124 when it is killed after --limit).
+
+    NAME may be . for the builder of this folder. One word is given to the shell as it is: exec app -- 'ls | wc -l'.
+    """
+    text = words[0] if len(words) == 1 else shlex.join(words)
+    builder = session.builder(name)
+    if tty:
+        raise SystemExit(_on_terminal(builder, text))
+    stdin = sys.stdin.read() if with_stdin else ""
+    env = dict(one.split("=", 1) for one in variables if "=" in one)
+    if session.as_json:
+        done = builder.exec(text, timeout=limit, stdin=stdin, cwd=cwd, env=env)
+        session.result(done)
+    else:
+        done = builder.exec(text, timeout=limit, stdin=stdin, cwd=cwd, env=env, on_output=_write)
+        if done.truncated:
+            session.say("\nThe output was longer: it was cut at the service's limit.")
+    if done.exit_code:
+        raise SystemExit(done.exit_code)
+
+
+def _write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+@command()
+@named
+def shell(session: Session, name: str | None) -> None:
+    """Open a login shell in a builder's sandbox."""
+    raise SystemExit(_on_terminal(session.builder(name), None))
+
+
+def _on_terminal(builder: Builder, text: str | None) -> int:
+    if not sys.stdin.isatty():
+        raise click.UsageError("standard input is no terminal: leave -t out, and use -i to send it")
+    from builderd.cli.apps.terminal import attach  # noqa: PLC0415 (termios is not everywhere)
+
+    return attach(builder, text)
+
+
+@click.group()
+def ssh() -> None:
+    """Log in to a builder by SSH."""
+
+
+@command(ssh)
+@named
+@click.option("--minutes", type=click.IntRange(5, 7 * 24 * 60), default=60, show_default=True)
+@click.option("--alone", is_flag=True, help="End all other tokens, and cut their sessions.")
+def grant(session: Session, name: str | None, minutes: int, alone: bool) -> None:
+    """Make a token, and print the command that logs in with it."""
+    made = session.builder(name).ssh(expires_minutes=minutes, alone=alone)
+    session.result(made, made.ssh_command)
+
+
+@command(ssh)
+@named
+def end(session: Session, name: str | None) -> None:
+    """End all SSH tokens of a builder, and cut their sessions."""
+    builder = session.builder(name)
+    builder.end_ssh()
+    session.result({"ended": builder.uuid}, f"No SSH token of {builder.name} is valid any more.")
+
+
+@command(ssh)
+@click.argument("name")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND...]")
+def connect(session: Session, name: str, words: Sequence[str]) -> None:
+    """Log in with this machine's ssh, with the gateway's key checked."""
+    raise SystemExit(_run_ssh(session.builder(name).ssh(), [], words))
+
+
+@command(name="port-forward")
+@click.argument("name")
+@click.argument("ports", metavar="[LOCAL:]PORT")
+def port_forward(session: Session, name: str, ports: str) -> None:
+    """Forward a local port to one of a builder's, through the SSH gateway, until Ctrl-C."""
+    local, _, remote = ports.rpartition(":")
+    if not remote.isdecimal() or not (local or remote).isdecimal():
+        raise click.UsageError(f"{ports!r} is neither a port nor LOCAL:PORT")
+    made = session.builder(name).ssh()
+    session.say(f"http://127.0.0.1:{local or remote} leads to port {remote} of {name}. Ctrl-C ends it.")
+    raise SystemExit(_run_ssh(made, ["-N", "-L", f"127.0.0.1:{local or remote}:localhost:{remote}"], []))
+
+
+def _run_ssh(made: SshGrant, options: Sequence[str], words: Sequence[str]) -> int:
+    with tempfile.NamedTemporaryFile("w", suffix=".known_hosts") as known:
+        known.write(made.known_hosts + "\n")
+        known.flush()
+        checked = ["-o", f"UserKnownHostsFile={known.name}", "-o", "StrictHostKeyChecking=yes"]
+        target = ["-p", str(made.port), f"{made.token}@{made.host}"]
+        try:
+            return subprocess.run(["ssh", *checked, *options, *target, *words], check=False).returncode
+        except FileNotFoundError:
+            raise click.ClickException(
+                "ssh is not installed: install OpenSSH's client, or use builderd shell"
+            ) from None
+
+
+@command()
+@click.argument("source")
+@click.argument("target")
+def cp(session: Session, source: str, target: str) -> None:
+    """Copy a file or a folder from or to a builder: NAME:PATH names one there, .:PATH one of this folder's builder."""
+    (source_name, source_path), (target_name, target_path) = _place(source), _place(target)
+    if (source_name is None) == (target_name is None):
+        raise click.UsageError(
+            "name a builder on one side: builderd cp ./data app:data, or builderd cp app:data ./data"
+        )
+    if target_name is not None:
+        path = target_path
+        if not path or path.endswith("/"):
+            path = f"{path}{Path(source_path).resolve().name}"
+        count = session.builder(target_name).files.upload(source_path, path)
+    else:
+        local = Path(target_path)
+        if local.is_dir():
+            local = local / Path(source_path).name
+        count = session.builder(source_name).files.download(source_path, local)
+    session.result({"files": count}, f"Copied {count} file{'' if count == 1 else 's'}.")
+
+
+def _place(text: str) -> tuple[str | None, str]:
+    """Return the builder's name, None for a local path, and the path."""
+    name, colon, path = text.partition(":")
+    if not colon or "/" in name:
+        return None, text
+    return name, path.removeprefix("/app/").lstrip("/")
+
+
+@click.group()
+def files() -> None:
+    """List, show, fetch and delete the files of a builder."""
+
+
+@command(files, "list")
+@click.argument("name")
+@click.argument("path", default="")
+def files_list(session: Session, name: str, path: str) -> None:
+    """List a folder."""
+    columns: dict[str, Callable[[Any], Any]] = {
+        "MODE": lambda one: one.mode,
+        "SIZE": lambda one: one.size,
+        "CHANGED": lambda one: one.mtime,
+        "NAME": lambda one: one.name + {"folder": "/", "link": f" -> {one.target}"}.get(one.type, ""),
+    }
+    session.table(session.builder(name).files.list(path), columns, "The folder is empty.")
+
+
+@command(files)
+@click.argument("name")
+@click.argument("path")
+def cat(session: Session, name: str, path: str) -> None:
+    """Print a file."""
+    content = session.builder(name).files.read(path)
+    if session.as_json:
+        session.result({"path": path, "content": content.decode(errors="replace")})
+    else:
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+
+
+@command(files, "rm")
+@click.argument("name")
+@click.argument("path")
+@click.option("-r", "--recursive", is_flag=True, help="A folder with all that is in it.")
+def files_rm(session: Session, name: str, path: str, recursive: bool) -> None:
+    """Delete a file."""
+    try:
+        session.builder(name).files.delete(path, recursive=recursive)
+    except NotFound as error:
+        raise click.ClickException(error.message) from error
+    session.result({"deleted": path}, f"{path} is deleted.")
+
+
+@command(files)
+@click.argument("name")
+@click.argument("file", type=click.Path(dir_okay=False, writable=True, path_type=Path))
+def archive(session: Session, name: str, file: Path) -> None:
+    """Fetch all files as one tar.zst."""
+    with file.open("wb") as out:
+        count = session.builder(name).files.archive(out)
+    session.result({"file": str(file), "bytes": count}, f"Wrote {file} ({count} bytes).")

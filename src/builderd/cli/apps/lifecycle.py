@@ -1,0 +1,248 @@
+"""Commands that show and change builders."""
+
+from __future__ import annotations
+
+import re
+import webbrowser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from builderd.cli.apps.session import Session, command, named
+from builderd.client.models import Stage
+
+if TYPE_CHECKING:
+    from builderd.client._sync.builder import Builder
+
+VARIABLE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
+
+
+@command()
+@click.option("--status", help="Only those in this status.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the names alone.")
+def ps(session: Session, status: str | None, quiet: bool) -> None:
+    """List your builders."""
+    found = session.client.builders.list(status=status)
+    if quiet and not session.as_json:
+        for one in found:
+            click.echo(one.name)
+        return
+    columns: dict[str, Callable[[Any], Any]] = {
+        "NAME": lambda one: one.name,
+        "STATUS": lambda one: one.status,
+        "VERSION": lambda one: one.version,
+        "COST": lambda one: f"{one.data.cost.cost:.2f} {one.data.cost.currency}",
+        "CREATED": lambda one: one.data.created_at,
+        "URL": lambda one: one.url,
+    }
+    session.table(found, columns, "You have no builders: run builderd deploy in a folder of code.")
+
+
+@command()
+@named
+def status(session: Session, name: str | None) -> None:
+    """Show a builder: its status with the reason, its address, version, resources and cost."""
+    builder = session.builder(name)
+    session.result(builder, _described(builder))
+
+
+def _described(builder: Builder) -> str:
+    data = builder.data
+    resources = data.resources
+    judged = {True: "passed", False: "failed", None: "not judged yet"}
+    lines = {
+        "name": f"{data.name}  ({data.uuid})",
+        "status": f"{data.status}{f': {data.status_reason}' if data.status_reason else ''}",
+        "url": data.preview_url,
+        "version": str(data.version),
+        "started by": data.entrypoint,
+        "resources": f"{resources.cpu:g} vCPU, {resources.memory:g} GB memory, {resources.disk:g} GB disk",
+        "gates": f"review {judged[data.review_passed]}, QA {judged[data.qa_passed]}",
+        "cost": f"{data.cost.cost:.2f} {data.cost.currency} ({data.cost.hourly_rate:.4f} an hour while it runs)",
+    }
+    if data.exit_code is not None:
+        lines["exit code"] = str(data.exit_code)
+    if data.needs_restart:
+        lines["restart"] = "needed: it runs with credentials that were changed since"
+    return "\n".join(f"{label:<11} {value}" for label, value in lines.items() if value)
+
+
+@command(name="open")
+@named
+def open_(session: Session, name: str | None) -> None:
+    """Open a builder's address in the browser, and print it."""
+    builder = session.builder(name)
+    session.result({"url": builder.url}, builder.url)
+    if not session.as_json:
+        webbrowser.open(builder.url)
+
+
+@command()
+@named
+def start(session: Session, name: str | None) -> None:
+    """Start a builder and wait until it is up."""
+    builder = session.builder(name).start()
+    session.result(builder, f"{builder.name} is {builder.status}.")
+
+
+@command()
+@named
+def stop(session: Session, name: str | None) -> None:
+    """Stop a builder; its files and settings are kept."""
+    builder = session.builder(name).stop()
+    session.result(builder, f"{builder.name} is {builder.status}.")
+
+
+@command()
+@named
+def restart(session: Session, name: str | None) -> None:
+    """Stop a builder if it runs, and start it."""
+    builder = session.builder(name).restart()
+    session.result(builder, f"{builder.name} is {builder.status}.")
+
+
+@command()
+@named
+@click.option("--yes", is_flag=True, help="Do not ask for the name.")
+@click.option("--purge", is_flag=True, help="Remove its backups too.")
+def delete(session: Session, name: str | None, yes: bool, purge: bool) -> None:
+    """Delete a builder with its files. On a terminal, its name is asked for; elsewhere --yes is needed."""
+    builder = session.builder(name)
+    if not yes:
+        typed = session.ask(f"Type {builder.name} to delete it", f"builderd delete {builder.name} --yes")
+        if typed != builder.name:
+            raise click.UsageError(f"{typed!r} is not its name: nothing was deleted")
+    builder.delete(purge=purge)
+    session.result({"deleted": builder.name, "uuid": builder.uuid}, f"{builder.name} is deleted.")
+
+
+@command()
+@named
+def versions(session: Session, name: str | None) -> None:
+    """List the versions of a builder."""
+    columns: dict[str, Callable[[Any], Any]] = {
+        "VERSION": lambda one: f"{one.version}{' *' if one.current else ''}",
+        "STATUS": lambda one: one.status,
+        "CREATED": lambda one: one.created_at,
+        "BY": lambda one: one.created_by,
+        "REASON": lambda one: one.status_reason,
+    }
+    session.table(session.builder(name).versions(), columns, "There are no versions.")
+
+
+@command()
+@named
+@click.option("--to", "version", type=int, help="The version.  [default: the one before]")
+def rollback(session: Session, name: str | None, version: int | None) -> None:
+    """Deploy an old version again, as a new one. What the app wrote stays."""
+    builder = session.builder(name)
+    try:
+        builder.rollback(version, on_stage=lambda stage: show_stage(session, stage))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    session.result(builder, f"{builder.name} serves version {builder.version}.")
+
+
+def show_stage(session: Session, stage: Stage) -> None:
+    """Tell of a stage that has ended."""
+    session.say(f"  {stage.stage:<8} {'ok' if stage.ok else 'failed'}  {stage.seconds:.1f} s")
+
+
+@command()
+@named
+@click.option("--cpu", type=float, metavar="VCPU")
+@click.option("--memory", type=float, metavar="GB")
+@click.option("--disk", type=float, metavar="GB", help="It can only grow.")
+def scale(session: Session, name: str | None, cpu: float | None, memory: float | None, disk: float | None) -> None:
+    """Change the resources of a builder."""
+    sizes = {"cpu": cpu, "memory": memory, "disk": disk}
+    wanted: Any = {key: value for key, value in sizes.items() if value is not None}
+    if not wanted:
+        raise click.UsageError("give at least one of --cpu, --memory and --disk")
+    builder = session.builder(name).update(resources=wanted, on_stage=lambda stage: show_stage(session, stage))
+    now = builder.data.resources
+    session.result(builder, f"{builder.name} has {now.cpu:g} vCPU, {now.memory:g} GB memory, {now.disk:g} GB disk.")
+
+
+@command(name="auto-stop")
+@click.argument("name")
+@click.argument("minutes", type=int)
+def auto_stop(session: Session, name: str, minutes: int) -> None:
+    """Set after how many minutes without use a builder stops by itself; 0: never."""
+    builder = session.builder(name).set_auto_stop(minutes)
+    session.result(
+        builder, f"{builder.name} stops after {minutes} minutes without use." if minutes else "It never stops."
+    )
+
+
+@click.group()
+def env() -> None:
+    """List and change the environment variables of a builder."""
+
+
+@command(env, "list")
+@named
+def env_list(session: Session, name: str | None) -> None:
+    """List them, as NAME=VALUE."""
+    found = session.builder(name).data.env
+    session.result(found, "\n".join(f"{key}={value}" for key, value in sorted(found.items())) or None)
+
+
+@command(env, "set")
+@click.argument("name")
+@click.argument("variables", nargs=-1, required=True, metavar="NAME=VALUE...")
+def env_set(session: Session, name: str, variables: Sequence[str]) -> None:
+    """Set some, and keep the others."""
+    pairs = [one.partition("=") for one in variables]
+    wrong = [key for key, equals, _ in pairs if not equals]
+    if wrong:
+        raise click.UsageError(f"{wrong[0]!r} is not NAME=VALUE")
+    _change_env(session, name, lambda now: {**now, **{key: value for key, _, value in pairs}})
+
+
+@command(env)
+@click.argument("name")
+@click.argument("variables", nargs=-1, required=True)
+def unset(session: Session, name: str, variables: Sequence[str]) -> None:
+    """Remove some."""
+    _change_env(session, name, lambda now: {key: value for key, value in now.items() if key not in variables})
+
+
+@command(env, "import")
+@click.argument("name")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def import_(session: Session, name: str, file: Path) -> None:
+    """Set those of a file with lines NAME=VALUE, as .env files have them."""
+    found = dict(_variables(file))
+    _change_env(session, name, lambda now: {**now, **found})
+
+
+def _variables(file: Path) -> list[tuple[str, str]]:
+    found = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        match = VARIABLE.fullmatch(text)
+        if match is None:
+            raise click.UsageError(f"{file}, line {number} is not NAME=VALUE")
+        value = match[2]
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        found.append((match[1], value[1:-1] if quoted else value))
+    return found
+
+
+def _change_env(session: Session, name: str, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
+    builder = session.builder(name)
+    builder.update(env=change(builder.data.env), on_stage=lambda stage: show_stage(session, stage))
+    session.result(builder.data.env, f"{builder.name} runs with {len(builder.data.env)} variables.")
+
+
+@command(name="service-token")
+@named
+def service_token(session: Session, name: str | None) -> None:
+    """Replace the service token of a builder, and restart its app with the new one."""
+    builder = session.builder(name).renew_service_token()
+    session.result(builder, builder.data.service_token)

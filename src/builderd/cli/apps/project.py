@@ -1,0 +1,161 @@
+"""An app's folder: its settings in ``builder.toml``, and local state in ``.builderd``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from builderd.client import folders
+
+FILE = "builder.toml"
+STATE = Path(folders.STATE) / "state.json"
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+#: JSON schema of ``builder.toml``. The service judges the values; names that are not here are refused.
+SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": FILE,
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string", "description": "Name of the builder, unique among yours."},
+        "entrypoint": {
+            "type": "string",
+            "description": "Command that starts the app; it must listen on 0.0.0.0:$PORT. Left out: the Procfile's.",
+        },
+        "port": {"type": "integer", "minimum": 1, "maximum": 65535, "description": "Given to the app as PORT (8000)."},
+        "env": {
+            "type": "object",
+            "additionalProperties": {"type": ["string", "number", "boolean"]},
+            "description": "Environment variables. Not for secrets. Where it is left out, `builderd env` keeps them.",
+        },
+        "credentials": {**_STRINGS, "description": "Names of stored credentials that the app gets."},
+        "resources": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {name: {"type": "number"} for name in ("cpu", "memory", "disk")},
+            "description": "vCPU, and GB of memory and disk.",
+        },
+        "job_type": {"enum": ["always_on", "one_time", "worker"], "description": "A web app unless it says otherwise."},
+        "auto_stop": {"type": "integer", "minimum": 0, "description": "Minutes without use; 0: never."},
+        "backups": {"type": "integer", "minimum": 0, "description": "Hours between backups; 0: none."},
+        "visibility": {"enum": ["public", "private"], "description": "Private: the preview wants the service token."},
+        "isolation": {"enum": ["standard", "strong"]},
+        "require_qa": {"type": "boolean", "description": "A version that fails QA is not deployed."},
+        "install_scripts": {"type": "boolean", "description": "Run the installation scripts of npm packages."},
+        "ignore": {**_STRINGS, "description": "What is not sent, as lines of .builderdignore."},
+    },
+}
+#: Fields that have another name in the API, and those that are not sent.
+API_NAMES = {"auto_stop": "auto_stop_interval", "backups": "backup_interval_hours"}
+LOCAL = {"name", "ignore"}
+
+
+@dataclass(slots=True)
+class Project:
+    """A folder with its settings."""
+
+    root: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, root: Path) -> Project:
+        """Read the folder's settings; there are none without a file. Raises ``ClickException`` for a faulty one."""
+        file = root / FILE
+        try:
+            settings = tomllib.loads(file.read_text())
+        except FileNotFoundError:
+            return cls(root)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise click.ClickException(f"{file} is no TOML: {error}") from error
+        unknown = sorted(set(settings) - set(SCHEMA["properties"]))
+        if unknown:
+            known = ", ".join(SCHEMA["properties"])
+            raise click.ClickException(f"{file} has {unknown[0]!r}, which is not known. Known are: {known}")
+        return cls(root, settings)
+
+    @classmethod
+    def find(cls, start: Path) -> Project | None:
+        """Return the project of a folder or of the nearest one above it; None without any."""
+        for folder in (start, *start.parents):
+            if (folder / FILE).exists():
+                return cls.load(folder)
+        return None
+
+    @property
+    def name(self) -> str | None:
+        name = self.settings.get("name")
+        return name if isinstance(name, str) else None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Settings as the API takes them."""
+        return {API_NAMES.get(name, name): value for name, value in self.settings.items() if name not in LOCAL}
+
+    def default_name(self) -> str:
+        """Return a name made of the folder's."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.root.resolve().name.lower()).strip("-")
+        return words[:40].strip("-") or "app"
+
+    def write(self, settings: Mapping[str, Any]) -> None:
+        """Write a new ``builder.toml``."""
+        lines = ["# See `builderd schema`, and docs/cli.md of builderd.\n", *(_toml(*one) for one in settings.items())]
+        (self.root / FILE).write_text("".join(lines))
+        self.settings = dict(settings)
+
+
+def _toml(name: str, value: Any) -> str:
+    """Return a line of TOML. JSON's texts, numbers, booleans and lists of them are TOML's too."""
+    return f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
+
+
+@dataclass(slots=True)
+class Pending:
+    """A deployment whose answer has not arrived: sent again with its key, it is not made twice."""
+
+    key: str
+    fingerprint: str
+    builder: str | None = None
+    upload_id: str | None = None
+
+
+class State:
+    """State of a folder that is kept on this machine alone."""
+
+    def __init__(self, root: Path) -> None:
+        self._file = root / STATE
+
+    def pending(self, fingerprint: str) -> Pending | None:
+        """Return the unanswered deployment of the same code and settings to the same service."""
+        try:
+            pending = Pending(**json.loads(self._file.read_text())["pending"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return pending if pending.fingerprint == fingerprint else None
+
+    def keep(self, pending: Pending) -> None:
+        """Write a deployment down before it is sent."""
+        self._file.parent.mkdir(exist_ok=True)
+        (self._file.parent / ".gitignore").write_text("*\n")
+        new = self._file.with_suffix(".new")
+        fields = {name: getattr(pending, name) for name in Pending.__slots__}
+        new.write_text(json.dumps({"pending": fields}))
+        new.replace(self._file)
+
+    def forget(self) -> None:
+        """Drop the deployment: its answer has arrived."""
+        self._file.unlink(missing_ok=True)
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return the sha256 of values that JSON can write."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

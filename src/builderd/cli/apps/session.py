@@ -1,0 +1,291 @@
+"""Session of a command for apps: the service in use, the output contract, and exit codes.
+
+Standard output has the result alone: text, or with ``--json`` one JSON value (of a stream, one a line), an error
+included. Progress and questions go to standard error, and nothing is asked without a terminal.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from builderd.client.errors import ApiError, BuilderdError, DeploymentFailed, NoAnswer, TimedOut, Unauthenticated
+
+if TYPE_CHECKING:
+    from builderd.client._sync.builder import Builder
+    from builderd.client._sync.client import Builderd
+
+
+class Exit(IntEnum):
+    """Exit codes. ``exec`` and ``run`` pass on that of the command they ran."""
+
+    FAILED = 1
+    USAGE = 2
+    NOT_SIGNED_IN = 3
+    INPUT_NEEDED = 4
+    UNREACHABLE = 5
+    TIMEOUT = 124
+    INTERRUPTED = 130
+
+
+class ActionRequired(Exception):
+    """A person must decide or enter something, and there is no terminal. ``next`` are commands that need no answer."""
+
+    def __init__(self, reason: str, *following: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.next = list(following)
+
+
+class NotSignedIn(Exception):
+    """There is no service to talk to."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+@dataclass(slots=True)
+class Session:
+    """One command's service and output."""
+
+    as_json: bool = False
+    context: str | None = None
+    timeout: float | None = None
+    _client: Builderd | None = None
+    #: Names of builders by uuid, for the commands that errors advise.
+    _names: dict[str, str] = field(default_factory=dict)
+
+    # The service
+
+    @property
+    def client(self) -> Builderd:
+        """The client: of ``--context``, else of ``BUILDERD_URL`` and ``BUILDERD_TOKEN``, else of the context in use."""
+        if self._client is None:
+            from builderd.client._sync.client import Builderd  # noqa: PLC0415 (help and usage errors need no HTTP)
+
+            url, token, ca = self.service()
+            self._client = Builderd(url, token, ca=ca, timeout=self.timeout)
+        return self._client
+
+    def service(self) -> tuple[str, str, str | None]:
+        """Return URL, token and certificate file. Raises ``NotSignedIn``."""
+        from builderd.cli.apps import contexts  # noqa: PLC0415
+
+        url, token = os.environ.get("BUILDERD_URL", ""), os.environ.get("BUILDERD_TOKEN", "")
+        if self.context is None and url and token:
+            return url, token, None
+        found = contexts.load().get(self.context)
+        if found is None:
+            raise NotSignedIn(f"there is no context {self.context!r}" if self.context else "you are not signed in")
+        if self.context is None:
+            return url or found.url, token or found.token, found.ca
+        return found.url, found.token, found.ca
+
+    def builder(self, name: str | None) -> Builder:
+        """Return the builder of a name or uuid; of the folder's ``builder.toml`` without one or for ``.``."""
+        wanted = self.name(name)
+        found = self.client.builders.get(wanted)
+        self.know(found.uuid, found.name)
+        return found
+
+    def know(self, uuid: str | None, name: str) -> None:
+        """Remember a builder's name."""
+        if uuid:
+            self._names[uuid] = name
+
+    def next_of(self, error: BuilderdError) -> list[str]:
+        """Return the commands that an error advises, with names in place of uuids."""
+        uuid = error.builder or ""
+        return [error.next_step.replace(uuid, self._names.get(uuid, uuid))] if error.next_step else []
+
+    def name(self, name: str | None) -> str:
+        """Return the name that a command is about."""
+        if name not in {None, "", "."}:
+            return str(name)
+        from builderd.cli.apps.project import FILE, Project  # noqa: PLC0415
+
+        project = Project.find(Path.cwd())
+        if project is None or not project.name:
+            raise click.UsageError(f"name a builder, or run this in a folder with a {FILE} (builderd init makes one)")
+        return project.name
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    # Output
+
+    def result(self, value: Any, text: str | None = None) -> None:
+        """Print the result: the text, or the value as JSON."""
+        if self.as_json:
+            click.echo(json.dumps(plain(value), indent=2 if sys.stdout.isatty() else None))
+        elif text is not None:
+            click.echo(text)
+
+    def row(self, value: Any, text: str) -> None:
+        """Print one entry of a stream: a line of text, or of JSON."""
+        click.echo(json.dumps(plain(value)) if self.as_json else text)
+
+    def table(self, rows: Iterable[Any], columns: dict[str, Callable[[Any], Any]], empty: str) -> None:
+        """Print a list as a table, or as one JSON array; where it is empty, say so on standard error."""
+        found = list(rows)
+        if self.as_json:
+            self.result(found)
+        elif not found:
+            self.say(empty)
+        else:
+            click.echo("\n".join(aligned(found, columns)))
+
+    def say(self, text: str = "") -> None:
+        """Tell of progress on standard error; not with ``--json``."""
+        if not self.as_json:
+            click.echo(text, err=True)
+
+    def confirm(self, question: str, *following: str, default: bool = False) -> bool:
+        """Ask on a terminal. Raises ``ActionRequired`` without one."""
+        self._need_terminal(question, following)
+        return click.confirm(question, default=default, err=True)
+
+    def ask(self, question: str, *following: str, hidden: bool = False, default: str | None = None) -> str:
+        """Ask for a text on a terminal. Raises ``ActionRequired`` without one."""
+        self._need_terminal(question, following)
+        answer: str = click.prompt(question, hide_input=hidden, default=default, err=True)
+        return answer
+
+    def _need_terminal(self, question: str, following: Sequence[str]) -> None:
+        if self.as_json or not sys.stdin.isatty():
+            raise ActionRequired(question, *following)
+
+
+def plain(value: Any) -> Any:
+    """Return a value that JSON can write."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json", by_alias=True)
+    if hasattr(value, "data") and hasattr(value.data, "model_dump"):
+        return plain(value.data)
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return value
+
+
+def aligned(rows: Sequence[Any], columns: dict[str, Callable[[Any], Any]]) -> list[str]:
+    """Return a table's lines; the last column is not padded."""
+    cells = [list(columns), *([_cell(read(row)) for read in columns.values()] for row in rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return [click.style(lines[0], bold=True), *lines[1:]]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if hasattr(value, "strftime"):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    return str(value)
+
+
+def run(session: Session, function: Callable[[], None]) -> None:
+    """Run a command's function; end the process with the contract's exit code for each error."""
+    try:
+        function()
+    except BuilderdError as error:
+        following = session.next_of(error)
+        _fail(session, _code_of(error), _described(error, following), _told(error, following))
+    except ActionRequired as needed:
+        body = {"status": "action_required", "reason": needed.reason, "next": needed.next}
+        _fail(session, Exit.INPUT_NEEDED, body, [f"Input needed: {needed.reason}", *_steps(needed.next)])
+    except NotSignedIn as error:
+        body = {"status": "error", "code": "not_signed_in", "message": str(error), "next": ["builderd login URL"]}
+        _fail(session, Exit.NOT_SIGNED_IN, body, [f"Error: {error}", *_steps(["builderd login URL"])])
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _fail(session, Exit.FAILED, {"status": "error", "code": "os_error", "message": text}, [f"Error: {text}"])
+    except KeyboardInterrupt:
+        raise SystemExit(Exit.INTERRUPTED) from None
+    finally:
+        session.close()
+
+
+def _fail(session: Session, code: int, body: dict[str, Any], lines: Iterable[str]) -> None:
+    if session.as_json:
+        click.echo(json.dumps(body))
+    else:
+        for line in lines:
+            click.echo(line, err=True)
+    raise SystemExit(code)
+
+
+def _code_of(error: BuilderdError) -> int:
+    if isinstance(error, Unauthenticated):
+        return Exit.NOT_SIGNED_IN
+    if isinstance(error, TimedOut):
+        return Exit.TIMEOUT
+    return Exit.UNREACHABLE if isinstance(error, NoAnswer) else Exit.FAILED
+
+
+def _described(error: BuilderdError, following: list[str]) -> dict[str, Any]:
+    code = error.code if isinstance(error, ApiError) else "timeout" if isinstance(error, TimedOut) else "no_answer"
+    body: dict[str, Any] = {"status": "error", "code": code, "message": error.message}
+    if isinstance(error, ApiError):
+        body |= {"errors": dict(error.errors), "data": dict(error.data), "http_status": error.status}
+    if isinstance(error, DeploymentFailed):
+        body["log_tail"] = error.log_tail
+    return {
+        **body,
+        "request_id": error.request_id,
+        "builder": error.builder,
+        "next": following,
+    }
+
+
+def _told(error: BuilderdError, following: list[str]) -> Iterable[str]:
+    """Yield the lines about an error: what is wrong, the log's end, and what to run next."""
+    yield f"{click.style('Error:', fg='red')} {error.message}"
+    if isinstance(error, ApiError):
+        faults = [f"{path}: {reason}" for path, reasons in error.errors.items() for reason in reasons]
+        yield from (f"  {fault}" for fault in faults if fault not in error.message)
+    # The message of a failed start has the end of the log already.
+    if isinstance(error, DeploymentFailed) and error.log_tail and error.log_tail[-1].strip() not in error.message:
+        yield "The log's last lines:"
+        yield from (f"  {line}" for line in error.log_tail)
+    if error.request_id and isinstance(error, ApiError) and error.status >= 500:
+        yield f"Request id, for the service's log: {error.request_id}"
+    yield from _steps(following)
+
+
+def _steps(following: Iterable[str]) -> Iterable[str]:
+    return (f"Next: {step}" for step in following)
+
+
+def command(group: click.Group | None = None, name: str | None = None, **options: Any) -> Callable[..., click.Command]:
+    """Make a command of a function whose first argument is the session."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @click.option("--json", "as_json", is_flag=True, help="Print the result, or the error, as JSON.")
+        @click.option("--context", metavar="NAME", help="The service to use, of `builderd context list`.")
+        @click.option("--timeout", type=float, metavar="SECONDS", help="Give up after so long (exit code 124).")
+        @functools.wraps(function)
+        def wrapped(as_json: bool, context: str | None, timeout: float | None, **params: Any) -> None:
+            session = Session(as_json, context, timeout)
+            run(session, lambda: function(session, **params))
+
+        return (group or click).command(name, **options)(wrapped)
+
+    return decorate
+
+
+#: The builder that a command is about.
+named = click.argument("name", required=False)

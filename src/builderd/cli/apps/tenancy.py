@@ -1,0 +1,213 @@
+"""``builderd credentials``, ``spending``, ``cap``, ``webhooks`` and ``tokens``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from builderd.cli.apps.inside import Moment
+from builderd.cli.apps.session import Session, command
+
+SPAN = re.compile(r"(\d+)([mhdw])")
+UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class Expiry(click.ParamType[datetime]):
+    """A span from now (``30d``, ``12h``) or a time."""
+
+    name = "expiry"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        span = SPAN.fullmatch(str(value))
+        if span is not None:
+            return datetime.now(UTC) + timedelta(**{UNITS[span[2]]: int(span[1])})
+        return Moment().convert(value, param, ctx)
+
+
+@click.group()
+def credentials() -> None:
+    """Store secrets, which builders get and nobody can read back."""
+
+
+@command(credentials, "list")
+def credentials_list(session: Session) -> None:
+    """List them: their names, what they set, and who uses them."""
+    columns: dict[str, Callable[[Any], Any]] = {
+        "NAME": lambda one: one.name,
+        "VARIABLES": lambda one: ",".join(one.variables),
+        "CHANGED": lambda one: one.updated_at,
+        "USED BY": lambda one: ",".join(use.name for use in one.used_by) or "-",
+    }
+    session.table(session.client.credentials.list(), columns, "There are no credentials.")
+
+
+@command(credentials, "show")
+@click.argument("name")
+def credentials_show(session: Session, name: str) -> None:
+    """Show one, without its values."""
+    found = session.client.credentials.get(name)
+    users = ", ".join(f"{use.name}{' (needs a restart)' if use.needs_restart else ''}" for use in found.used_by)
+    session.result(found, f"{found.name}: sets {', '.join(found.variables)}; used by {users or 'no builder'}")
+
+
+@command(credentials, "set")
+@click.argument("name")
+@click.argument("variables", nargs=-1, required=True, metavar="VARIABLE[=VALUE]...")
+@click.option("--restart", is_flag=True, help="Restart the builders that run with the old values.")
+def credentials_set(session: Session, name: str, variables: Sequence[str], restart: bool) -> None:
+    """Store secrets under a name, in place of all that were there.
+
+    A variable without a value is asked for without echo; VARIABLE=- reads it from standard input, so that it stands
+    in no history of a shell.
+    """
+    values = {}
+    for one in variables:
+        variable, equals, value = one.partition("=")
+        if not equals:
+            value = session.ask(variable, f"builderd credentials set {name} {variable}=- <file", hidden=True)
+        elif value == "-":
+            value = sys.stdin.read().rstrip("\n")
+        values[variable] = value
+    stored = session.client.credentials.put(name, values, restart=restart)
+    stale = [use.name for use in stored.used_by if use.needs_restart]
+    note = f" Restart {', '.join(stale)} to use it." if stale and not restart else ""
+    session.result(stored, f"The credential {name} is stored.{note}")
+
+
+@command(credentials, "rm")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Also while builders use it.")
+def credentials_rm(session: Session, name: str, force: bool) -> None:
+    """Delete one."""
+    session.client.credentials.delete(name, force=force)
+    session.result({"deleted": name}, f"The credential {name} is deleted.")
+
+
+@command()
+@click.option("--since", type=Moment(), help="From this on: 30d, or a time.  [default: from the beginning]")
+@click.option("--until", type=Moment(), help="Before this.")
+def spending(session: Session, since: datetime | None, until: datetime | None) -> None:
+    """Show what your builders have cost, deleted ones included."""
+    found = session.client.spending.get(since=since, until=until)
+    if session.as_json:
+        session.result(found)
+        return
+    columns: dict[str, Callable[[Any], Any]] = {
+        "NAME": lambda one: one.name,
+        "HOURS": lambda one: f"{one.runtime_hours:.2f}",
+        "PER HOUR": lambda one: f"{one.hourly_rate:.4f}",
+        "COST": lambda one: f"{one.cost:.2f}",
+    }
+    session.table(found.deployments, columns, "No builder has cost anything.")
+    click.echo(f"total {found.total_cost:.2f} {found.currency}")
+
+
+@command()
+@click.argument("name", required=False)
+@click.option("--set", "monthly", type=float, metavar="AMOUNT", help="The most that may be spent in a month.")
+@click.option("--lift", is_flag=True, help="Remove the cap; the operator's stays.")
+def cap(session: Session, name: str | None, monthly: float | None, lift: bool) -> None:
+    """Show or set the monthly spending cap, of a builder or of all together. To set it needs the scope admin."""
+    target: Any = session.client.spending if name is None else session.builder(name)
+    found = target.set_cap(None if lift else monthly) if lift or monthly is not None else target.cap()
+    limit = "no cap" if found.applies is None else f"of {found.applies:.2f}"
+    session.result(
+        found, f"{found.spent:.2f} {found.currency} spent this month, {limit}; it ends {found.resets_at:%Y-%m-%d}"
+    )
+
+
+@click.group()
+def webhooks() -> None:
+    """Have events sent to a URL."""
+
+
+@command(webhooks, "list")
+def webhooks_list(session: Session) -> None:
+    """List them."""
+    columns: dict[str, Callable[[Any], Any]] = {
+        "ID": lambda one: one.id,
+        "STATUS": lambda one: one.status,
+        "EVENTS": lambda one: ",".join(one.events),
+        "URL": lambda one: one.url,
+    }
+    session.table(session.client.webhooks.list(), columns, "There are no webhooks.")
+
+
+@command(webhooks, "create")
+@click.argument("url")
+@click.option("--event", "events", multiple=True, default=["*"], show_default=True, help="Such as builder.*")
+def webhooks_create(session: Session, url: str, events: Sequence[str]) -> None:
+    """Create one. Its secret is printed once, and is the last line."""
+    made = session.client.webhooks.create(url, events=events)
+    session.say(f"The webhook {made.id} is made. Its secret, which is not shown again:")
+    session.result(made, made.secret)
+
+
+@command(webhooks, "rm")
+@click.argument("webhook")
+def webhooks_rm(session: Session, webhook: str) -> None:
+    """Delete one."""
+    session.client.webhooks.delete(webhook)
+    session.result({"deleted": webhook}, f"The webhook {webhook} is deleted.")
+
+
+@command(webhooks)
+@click.argument("webhook")
+def deliveries(session: Session, webhook: str) -> None:
+    """List what was sent to one, and what it answered."""
+    columns: dict[str, Callable[[Any], Any]] = {
+        "EVENT": lambda one: one.event,
+        "TYPE": lambda one: one.type,
+        "STATUS": lambda one: one.status,
+        "ATTEMPTS": lambda one: len(one.attempts),
+        "LAST ANSWER": lambda one: (one.attempts[-1].status or one.attempts[-1].note) if one.attempts else "-",
+    }
+    session.table(session.client.webhooks.deliveries(webhook), columns, "Nothing was sent.")
+
+
+@click.group()
+def tokens() -> None:
+    """Make, list and revoke API tokens of your tenant, over the API. Needs the scope admin.
+
+    `builderd token` does so on the service's own machine, for any tenant.
+    """
+
+
+@command(tokens, "list")
+def tokens_list(session: Session) -> None:
+    """List them, revoked ones too."""
+    columns: dict[str, Callable[[Any], Any]] = {
+        "ID": lambda one: one.id,
+        "NAME": lambda one: f"{one.name}{' *' if one.current else ''}",
+        "SCOPES": lambda one: ",".join(one.scopes),
+        "EXPIRES": lambda one: one.expires_at or "never",
+        "STATE": lambda one: "revoked" if one.revoked_at else "valid",
+        "LAST USED": lambda one: one.last_used_at,
+    }
+    session.table(session.client.tokens.list(), columns, "There are no tokens.")
+
+
+@command(tokens, "create")
+@click.argument("name")
+@click.option(
+    "--scope", "scopes", multiple=True, default=["write"], show_default=True, help="read, write, skip-gates, admin"
+)
+@click.option("--expires", type=Expiry(), help="30d, 12h, or a time.  [default: as your own]")
+def tokens_create(session: Session, name: str, scopes: Sequence[str], expires: datetime | None) -> None:
+    """Make one, with no more scopes and no later expiry than your own. Its secret is the last line."""
+    made = session.client.tokens.create(name, scopes=scopes, expires_at=expires)
+    session.say(f"The token {made.id} is made. Its secret, which is not shown again:")
+    session.result(made, made.secret)
+
+
+@command(tokens)
+@click.argument("token")
+def revoke(session: Session, token: str) -> None:
+    """Revoke one at once, by its id."""
+    session.client.tokens.revoke(token)
+    session.result({"revoked": token}, f"The token {token} is revoked.")

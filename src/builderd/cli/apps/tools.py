@@ -1,0 +1,180 @@
+"""``builderd api``, ``doctor``, ``completion`` and ``man``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from builderd import __version__
+from builderd.cli.apps.session import Exit, NotSignedIn, Session, command
+from builderd.client.errors import BuilderdError
+
+#: Calls that lie outside of /api/v1.
+OUTSIDE = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
+
+
+@command()
+@click.argument("method")
+@click.argument("path")
+@click.option("-d", "--data", help="The body, JSON; @FILE reads it from a file, @- from standard input.")
+@click.option("-q", "--query", multiple=True, metavar="NAME=VALUE", help="A query parameter.")
+@click.option("-H", "--header", multiple=True, metavar="'NAME: VALUE'", help="A header.")
+def api(
+    session: Session, method: str, path: str, data: str | None, query: Sequence[str], header: Sequence[str]
+) -> None:
+    """Send any call of the API, such as: builderd api GET /builders."""
+    headers = {name.strip(): value.strip() for name, _, value in (one.partition(":") for one in header)}
+    params = dict(one.split("=", 1) for one in query if "=" in one)
+    options: dict[str, Any] = {"headers": headers, "params": params, "waits": True}
+    if data is not None:
+        options["content"] = _body(data)
+        headers.setdefault("Content-Type", "application/json")
+    call = f"/{path.strip('/')}"
+    where = f"/{call}" if call in OUTSIDE else call
+    response = session.client.request(method.upper(), where, **options)
+    try:
+        session.as_json = True
+        session.result(response.json())
+    except ValueError:
+        sys.stdout.buffer.write(response.content)
+
+
+def _body(data: str) -> bytes:
+    if not data.startswith("@"):
+        return data.encode()
+    return sys.stdin.buffer.read() if data == "@-" else Path(data[1:]).read_bytes()
+
+
+@command()
+@click.option("--client", "of_client", is_flag=True, help="Check this client and its connection, not the machine.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the service keeps everything.")
+@click.option("--config", type=click.Path(path_type=Path), help="A TOML file with settings.")
+def doctor(session: Session, of_client: bool, data_dir: Path | None, config: Path | None) -> None:
+    """Run preflight checks, and show storage by tenant. Exits with 1 when the service cannot run on this machine.
+
+    With --client: check this program, its settings, and whether the service can be reached with its token.
+    """
+    if of_client:
+        _check_client(session)
+        return
+    # By name: it needs the packages of the service, which this command does not.
+    from builderd.cli.group import load, prepare_machine  # noqa: PLC0415
+
+    local = load("doctor", "service").doctor
+    prepare_machine()
+    click.get_current_context().invoke(local, data_dir=data_dir, config=config)
+
+
+def _check_client(session: Session) -> None:
+    checks: list[dict[str, Any]] = []
+
+    def note(name: str, good: bool, detail: str) -> None:
+        checks.append({"check": name, "ok": good, "detail": detail})
+
+    note("client", True, f"builderd {__version__}, Python {platform.python_version()}, {platform.system()}")
+    proxies = ", ".join(name for name in ("HTTPS_PROXY", "HTTP_PROXY", "SSL_CERT_FILE") if os.environ.get(name))
+    note("environment", True, f"uses {proxies}" if proxies else "no proxy, no certificates of its own")
+    code = _check_service(session, note)
+    text = "\n".join(f"{'ok  ' if one['ok'] else 'FAIL'}  {one['check']:<12} {one['detail']}" for one in checks)
+    session.result(checks, text)
+    if code:
+        raise SystemExit(code)
+
+
+def _check_service(session: Session, note: Any) -> int:
+    try:
+        url, _, _ = session.service()
+        note("service", True, url)
+    except NotSignedIn as error:
+        note("service", False, f"{error}: run builderd login URL")
+        return Exit.NOT_SIGNED_IN
+    try:
+        version = session.client.health().version
+        note("version", True, _compared(version))
+        session.client.readiness()
+        note("ready", True, "the service takes work")
+        token = session.client.tokens.current()
+        note("token", True, f"{token.name}: {', '.join(token.scopes)}")
+    except BuilderdError as error:
+        note("call", False, str(error))
+        return Exit.FAILED
+    return 0
+
+
+def _compared(version: str) -> str:
+    if version == __version__:
+        return f"the service has {version}, as this client"
+    return f"the service has {version}, this client {__version__}: commands that it does not know need its upgrade"
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell, for its start-up file."""
+    from click.shell_completion import get_completion_class  # noqa: PLC0415
+
+    from builderd.cli.group import builderd  # noqa: PLC0415
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(builderd, {}, "builderd", "_BUILDERD_COMPLETE").source())
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[COMMAND]...")
+def man(words: Sequence[str]) -> None:
+    """Print the manual page, of one command or of all: builderd man | man -l -"""
+    from builderd.cli.group import builderd  # noqa: PLC0415
+
+    context = click.Context(builderd, info_name="builderd")
+    found: click.Command = builderd
+    for word in words:
+        inner = found.get_command(context, word) if isinstance(found, click.Group) else None
+        if inner is None:
+            raise click.UsageError(f"there is no command {' '.join(words)!r}")
+        found, context = inner, click.Context(inner, info_name=word, parent=context)
+    click.echo("\n".join(_page(found, context)))
+
+
+def _page(found: click.Command, context: click.Context) -> Iterator[str]:
+    title = context.command_path.replace(" ", "-").upper()
+    yield f'.TH {title} 1 "" "builderd {__version__}"'
+    yield f".SH NAME\n{_roff(context.command_path.replace(' ', '-'))} \\- {_roff(found.get_short_help_str(200))}"
+    yield from _section(found, context, ".SH SYNOPSIS\n", ".SH")
+    if not isinstance(found, click.Group):
+        return
+    yield ".SH COMMANDS"
+    for name in found.list_commands(context):
+        inner = _inner(found, context, name)
+        if inner is not None:
+            yield f".SS {_roff(name)}"
+            yield from _section(inner, click.Context(inner, info_name=name, parent=context), "", "")
+
+
+def _inner(group: click.Group, context: click.Context, name: str) -> click.Command | None:
+    try:
+        return group.get_command(context, name)
+    except click.ClickException:
+        return None  # a command on the machine, without the packages of the service
+
+
+def _section(found: click.Command, context: click.Context, head: str, heading: str) -> Iterator[str]:
+    usage = " ".join(found.collect_usage_pieces(context))
+    yield f"{head}.B {_roff(context.command_path)}\n{_roff(usage)}"
+    text = (found.help or "").replace("\f", "").strip()
+    yield f"{heading} DESCRIPTION\n{_roff(text)}" if heading else f".PP\n{_roff(text)}"
+    records = [record for one in found.get_params(context) if (record := one.get_help_record(context))]
+    if heading and records:
+        yield f"{heading} OPTIONS"
+    yield from (f".TP\n.B {_roff(names)}\n{_roff(help_)}" for names, help_ in records)
+
+
+def _roff(text: str) -> str:
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    return "\n".join(f"\\&{line}" if line[:1] in {".", "'"} else line for line in escaped.splitlines())

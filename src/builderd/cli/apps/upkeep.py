@@ -1,0 +1,194 @@
+"""``builderd backups``, ``leases``, ``events`` and ``metrics``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from builderd.cli.apps.deploying import size
+from builderd.cli.apps.inside import Moment
+from builderd.cli.apps.session import Session, command, named
+
+if TYPE_CHECKING:
+    from builderd.client.models import Metrics
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+@click.group()
+def backups() -> None:
+    """List, take, restore and remove backups."""
+
+
+@command(backups, "list")
+@named
+@click.option("--all", "of_all", is_flag=True, help="Of all builders, deleted ones too.")
+def backups_list(session: Session, name: str | None, of_all: bool) -> None:
+    """List the backups of a builder, or of all."""
+    found = session.client.backups.list() if of_all else session.builder(name).backups.list()
+    columns: dict[str, Callable[[Any], Any]] = {
+        "ID": lambda one: one.id,
+        "BUILDER": lambda one: one.builder_name,
+        "TAKEN": lambda one: one.created_at,
+        "KIND": lambda one: one.kind,
+        "STATUS": lambda one: one.status,
+        "SIZE": lambda one: size(one.size_bytes),
+        "VERIFIED": lambda one: one.last_verified_at,
+    }
+    session.table(found, columns, "There are no backups.")
+
+
+@command(backups)
+@named
+def take(session: Session, name: str | None) -> None:
+    """Take a backup now and wait for it."""
+    taken = session.builder(name).backups.take()
+    session.result(taken, taken.id)
+
+
+@command(backups)
+@click.argument("backup")
+@click.option("--builder", "name", help="Replace the files of this builder, after a backup of the present ones.")
+@click.option("--as", "new", metavar="NAME", help="Make a new builder of it.")
+def restore(session: Session, backup: str, name: str | None, new: str | None) -> None:
+    """Bring a backup back, into its builder or as a new one."""
+    if (name is None) == (new is None):
+        raise click.UsageError("give either --builder or --as")
+    if new is not None:
+        session.result(
+            made := session.client.backups.restore(backup, new), f"{made.name} is {made.status} at {made.url}"
+        )
+        return
+    builder = session.builder(name)
+    session.result(builder.backups.restore(backup), f"{builder.name} has the files of the backup.")
+
+
+@command(backups, "rm")
+@click.argument("backup")
+@click.option("--builder", "name", help="Its builder.  [default: any, deleted ones too]")
+def backups_rm(session: Session, backup: str, name: str | None) -> None:
+    """Remove a backup."""
+    if name is None:
+        session.client.backups.remove(backup)
+    else:
+        session.builder(name).backups.remove(backup)
+    session.result({"removed": backup}, f"The backup {backup} is removed.")
+
+
+@click.group()
+def leases() -> None:
+    """Keep a builder busy: neither frozen nor stopped for idleness."""
+
+
+@command(leases, "list")
+@named
+def leases_list(session: Session, name: str | None) -> None:
+    """List the leases that last."""
+    columns: dict[str, Callable[[Any], Any]] = {
+        "ID": lambda one: one.id,
+        "UNTIL": lambda one: one.expires_at,
+        "BY": lambda one: one.created_by,
+        "REASON": lambda one: one.reason,
+    }
+    session.table(session.builder(name).leases.list(), columns, "There are no leases.")
+
+
+SECONDS = click.option("--seconds", type=click.IntRange(1, 3600), default=600, show_default=True)
+
+
+@command(leases, "take")
+@named
+@SECONDS
+@click.option("--reason", default="", help="What it is busy with.")
+def leases_take(session: Session, name: str | None, seconds: int, reason: str) -> None:
+    """Take a lease; its id is printed."""
+    lease = session.builder(name).leases.take(seconds, reason)
+    session.result(lease, lease.id)
+
+
+@command(leases)
+@click.argument("name")
+@click.argument("lease")
+@SECONDS
+def renew(session: Session, name: str, lease: str, seconds: int) -> None:
+    """Renew a lease, from now on."""
+    renewed = session.builder(name).leases.renew(lease, seconds)
+    session.result(renewed, f"It lasts until {renewed.expires_at:%H:%M:%S} UTC.")
+
+
+@command(leases)
+@click.argument("name")
+@click.argument("lease")
+def end(session: Session, name: str, lease: str) -> None:
+    """End a lease early."""
+    session.builder(name).leases.end(lease)
+    session.result({"ended": lease}, f"The lease {lease} has ended.")
+
+
+@command()
+@named
+@click.option("-f", "--follow", is_flag=True, help="Go on with each as it happens.")
+@click.option("--type", "types", multiple=True, help="Such as builder.status or stage.*; may be given more than once.")
+@click.option("--since", type=Moment(), help="None from before this: 10m, 2h, or a time.")
+@click.option("--after", type=int, metavar="ID", help="With --follow: from the one after this.")
+@click.option(
+    "-n", "most", type=click.IntRange(1), default=50, show_default=True, help="Without --follow: the last ones."
+)
+def events(
+    session: Session,
+    name: str | None,
+    follow: bool,
+    types: Sequence[str],
+    since: datetime | None,
+    after: int | None,
+    most: int,
+) -> None:
+    """Show what happened to a builder, or without NAME to all of yours; oldest first."""
+    source: Any = session.client if name is None else session.builder(name)
+    with source.events(follow=follow, types=",".join(types) or None, since=since, after=after) as found:
+        shown = found if follow else reversed([one for one, _ in zip(found, range(most), strict=False)])
+        for one in shown:
+            reason = f"  {one.reason}" if one.reason else ""
+            session.row(
+                one, f"{one.time:%Y-%m-%d %H:%M:%S}  {one.type:<20} {(one.builder or '-')[:8]}  {one.actor}{reason}"
+            )
+
+
+@command()
+@named
+@click.option("--hours", type=click.IntRange(1, 24), default=24, show_default=True)
+@click.option("--step", type=click.Choice(["5m", "15m", "1h"]), default="15m", show_default=True)
+def metrics(session: Session, name: str | None, hours: int, step: str) -> None:
+    """Show the use of a builder: now, and over the last hours."""
+    found = session.builder(name).metrics(hours=hours, step=step)
+    session.result(found, "\n".join(_metrics(found)))
+
+
+def _metrics(found: Metrics) -> list[str]:
+    lines = []
+    if found.now is not None:
+        now = found.now
+        lines.append(f"now       {now.cpu or 0:.2f} of {now.cpu_limit:g} vCPU, {now.processes} processes")
+        lines.append(f"          memory {size(now.memory_bytes)} of {size(now.memory_limit_bytes)}")
+        lines.append(f"          disk {size(now.disk_bytes)} of {size(now.disk_limit_bytes)}")
+    rows: dict[str, list[float]] = {
+        "cpu": [one.cpu or 0 for one in found.steps],
+        "memory": [float(one.memory_most_bytes or 0) for one in found.steps],
+        "requests": [float(one.requests) for one in found.steps],
+    }
+    for label, values in rows.items():
+        if values:
+            most = size(max(values)) if label == "memory" else f"{max(values):g}"
+            lines.append(f"{label:<9} {sparkline(values)}  at most {most}")
+    return lines or ["Nothing was measured yet."]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return a line of bars, one a value."""
+    most = max(values, default=0)
+    if most <= 0:
+        return BARS[0] * len(values)
+    return "".join(BARS[min(len(BARS) - 1, int(value / most * (len(BARS) - 1) + 0.5))] for value in values)

@@ -1,0 +1,130 @@
+"""Deployments from a folder: lost answers are resumed and never make a second builder, and jobs pass on their end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.swallowing_proxy import swallowing_proxy
+from tests.threaded_service import Running
+
+from builderd import Builderd
+from builderd.cli.apps.project import STATE
+from builderd.cli.group import builderd
+from builderd.client.detection import detect
+from builderd.client.folders import read_folder
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(builderd, list(words), prog_name="builderd")
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builderd.client._sync.deployments.wait_before", lambda *_: 0.05)
+
+
+def builders(running: Running) -> dict[str, int]:
+    """Versions by name."""
+    with Builderd(running.url, running.admin) as client:
+        return {one.name: one.version for one in client.builders.list()}
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_lost_answer_is_resumed_by_the_same_command(
+    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr("builderd.client.folders.JSON_BYTES", 10)
+    # All three attempts of the client lose their answer.
+    with swallowing_proxy(running.url, 3) as proxy:
+        monkeypatch.setenv("BUILDERD_URL", proxy.url)
+        lost = run("deploy", "--yes")
+        assert (lost.exit_code, proxy.swallowed) == (5, 3)
+        assert "Run the same command again" in lost.stderr
+        assert (home / STATE).exists()
+        resumed = run("deploy", "--json")
+        assert resumed.exit_code == 0, resumed.output
+        again = run("deploy")
+    assert "Resuming" not in again.stderr
+    assert not (home / STATE).exists()
+    assert json.loads(resumed.stdout)["version"] == 1
+    assert builders(running) == {"my-app": 2}
+
+
+def test_other_code_is_no_resumption(running: Running, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with swallowing_proxy(running.url, 3) as proxy:
+        monkeypatch.setenv("BUILDERD_URL", proxy.url)
+        assert run("deploy", "--yes").exit_code == 5
+        (home / "main.py").write_text("print('other')\n")
+        assert run("deploy").exit_code == 0
+    assert builders(running) == {"my-app": 2}
+
+
+def test_a_failure_is_an_answer_and_is_not_replayed(running: Running, home: Path) -> None:
+    (home / "requirements.txt").write_text("flask")
+    running.service.installer.refusal = "no"
+    assert run("deploy", "--yes").exit_code == 1
+    assert not (home / STATE).exists()
+    running.service.installer.refusal = None
+    assert run("deploy").exit_code == 0
+
+
+def test_an_interrupted_deployment_goes_on_and_is_resumed(
+    running: Running, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builderd.cli.apps.deploying._Deployment._stage", interrupted)
+        stopped = run("deploy", "--yes")
+    assert stopped.exit_code == 130
+    assert "Follow it: builderd logs -f my-app" in stopped.stderr
+    resumed = run("deploy", "--json")
+    assert (resumed.exit_code, json.loads(resumed.stdout)["version"]) == (0, 1)
+    assert builders(running) == {"my-app": 1}
+
+
+FLASK = "from flask import Flask\napp = Flask(__name__)\n"
+CASES: list[tuple[dict[str, str], str | None, str]] = [
+    ({"Procfile": "web: gunicorn x\n", "main.py": FLASK}, "gunicorn x", "Procfile"),
+    ({"app.py": FLASK}, "python3 -m flask --app app:app run --host 0.0.0.0 --port $PORT", "Flask"),
+    ({"app.py": FLASK, "requirements.txt": "gunicorn==1"}, "python3 -m gunicorn app:app --bind 0.0.0.0:$PORT", "Flask"),
+    (
+        {"app/main.py": "from fastapi import FastAPI\napi: FastAPI = FastAPI()\n"},
+        "python3 -m uvicorn app.main:api --host 0.0.0.0 --port $PORT",
+        "FastAPI",
+    ),
+    (
+        {"streamlit_app.py": "import streamlit as st\n"},
+        "python3 -m streamlit run streamlit_app.py --server.address 0.0.0.0 --server.port $PORT --server.headless true",
+        "Streamlit",
+    ),
+    (
+        {"manage.py": "import django\nos.environ.setdefault('X', 'site.settings')\n"},
+        "python3 manage.py migrate --noinput && python3 manage.py runserver --noreload 0.0.0.0:$PORT",
+        "Django",
+    ),
+    ({"package.json": '{"scripts": {"start": "node x"}}'}, "npm start", "script `start`"),
+    ({"package.json": '{"main": "x.js"}', "x.js": ""}, "node x.js", "main file"),
+    ({"package.json": "[]", "index.html": ""}, "python3 -m http.server $PORT", "static"),
+    ({"package.json": "{", "tool.py": ""}, "python3 tool.py", "only Python"),
+    ({"a.py": "", "b.py": ""}, None, ""),
+    ({"notes.txt": ""}, None, ""),
+]
+
+
+@pytest.mark.parametrize(("files", "command", "reason"), CASES)
+def test_the_start_of_usual_folders_is_found(
+    tmp_path: Path, files: dict[str, str], command: str | None, reason: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = detect(read_folder(tmp_path))
+    assert (found.command if found else None) == command
+    assert reason in (found.reason if found else "")

@@ -1,0 +1,171 @@
+"""The output contract: exit codes, errors as JSON, and nothing asked without a terminal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.threaded_service import Running
+
+from builderd.cli.group import builderd
+
+
+def run(*words: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(builderd, list(words), input=stdin, prog_name="builderd")
+
+
+def told(result: Result) -> Any:
+    """The one JSON value on standard output; standard error is empty."""
+    assert result.stderr == ""
+    return json.loads(result.stdout)
+
+
+def test_without_a_service_the_exit_code_is_3(home: Path) -> None:
+    plain, as_json = run("ps"), run("ps", "--json")
+    assert (plain.exit_code, plain.stdout) == (3, "")
+    assert plain.stderr == "Error: you are not signed in\nNext: builderd login URL\n"
+    assert as_json.exit_code == 3
+    assert told(as_json)["next"] == ["builderd login URL"]
+
+
+def test_a_wrong_token_is_3_and_a_missing_scope_1(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUILDERD_TOKEN", "bd_wrong")
+    assert run("ps").exit_code == 3
+    monkeypatch.setenv("BUILDERD_TOKEN", running.service.read)
+    refused = run("tokens", "list", "--json")
+    assert (refused.exit_code, told(refused)["code"]) == (1, "forbidden")
+
+
+def test_no_connection_is_5(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builderd.client._sync.transport.wait_before", lambda *_: 0)
+    monkeypatch.setenv("BUILDERD_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("BUILDERD_TOKEN", "t")
+    result = run("ps", "--json")
+    assert (result.exit_code, told(result)["code"]) == (5, "no_answer")
+    assert told(result)["next"] == ["builderd doctor --client"]
+    checked = run("doctor", "--client", "--json")
+    assert (checked.exit_code, told(checked)[-1]["ok"]) == (1, False)
+
+
+def test_wrong_usage_is_2(home: Path) -> None:
+    for words in (["cp", "a", "b"], ["ps", "--what"], ["nothing"], ["status"], ["scale", "x"]):
+        assert run(*words).exit_code == 2, words
+        as_json = run(words[0], "--json", *words[1:])
+        assert as_json.exit_code == 2
+        assert told(as_json)["code"] == "usage"
+
+
+def test_nothing_is_asked_without_a_terminal(running: Running, home: Path) -> None:
+    plain = run("deploy")
+    assert (plain.exit_code, plain.stdout) == (4, "")
+    as_json = run("deploy", "--json")
+    assert as_json.exit_code == 4
+    assert told(as_json) == {
+        "status": "action_required",
+        "reason": "Start the code with `python3 main.py`?",
+        "next": ["builderd deploy . --yes", "builderd deploy . --entrypoint 'COMMAND'"],
+    }
+    assert run("deploy", "--yes").exit_code == 0
+    assert told(run("delete", "--json"))["next"] == ["builderd delete my-app --yes"]
+    assert told(run("credentials", "set", "db", "PASSWORD", "--json"))["status"] == "action_required"
+    assert running.service.engine.sandboxes
+
+
+def test_an_error_advises_a_command_with_the_builders_name(running: Running, home: Path) -> None:
+    assert run("deploy", "--yes").exit_code == 0
+    (home / "requirements.txt").write_text("nothing")
+    running.service.installer.refusal = "There is no package nothing."
+    failed = run("deploy")
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert failed.stderr.endswith("Next: builderd logs my-app --stream build\n")
+    assert "There is no package nothing." in failed.stderr
+
+
+def test_login_keeps_the_token_for_its_owner_alone(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BUILDERD_URL")
+    monkeypatch.delenv("BUILDERD_TOKEN")
+    assert run("login", running.url, "--token-stdin", stdin="bd_wrong\n").exit_code == 3
+    assert run("context", "list", "--json").stdout == "[]\n"
+    host = running.url.removeprefix("http://")
+    assert run("login", host, "--token-stdin", stdin=f"{running.admin}\n").exit_code == 0
+    from builderd.cli.apps.contexts import location
+
+    assert location().stat().st_mode & 0o777 == 0o600
+    assert run("login", host, "--name", "second", "--token-stdin", stdin=running.service.read).exit_code == 0
+    assert told(run("whoami", "--json"))["token"]["scopes"] == ["read"]
+    assert told(run("whoami", "--json", "--context", host))["token"]["scopes"] == ["admin"]
+    assert run("context", "use", host).exit_code == 0
+    assert [one["current"] for one in told(run("context", "list", "--json"))] == [True, False]
+    assert run("logout").exit_code == 0
+    assert run("context", "rm", "second").exit_code == 0
+    assert run("ps").exit_code == 3
+    assert run("ps", "--context", "second").exit_code == 3
+
+
+def test_the_environment_wins_over_the_context(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("login", running.url, "--token-stdin", stdin=running.service.read).exit_code == 0
+    assert told(run("whoami", "--json"))["token"]["scopes"] == ["admin"]
+
+
+def test_a_faulty_builder_toml_is_named(running: Running, home: Path) -> None:
+    (home / "builder.toml").write_text('nmae = "x"\n')
+    assert "'nmae', which is not known" in run("deploy").stderr
+    (home / "builder.toml").write_text("name = \n")
+    assert "is no TOML" in run("deploy").stderr
+
+
+def test_the_settings_of_builder_toml_are_sent(running: Running, home: Path) -> None:
+    (home / "builder.toml").write_text(
+        'name = "named"\nentrypoint = "python3 main.py"\nauto_stop = 30\nport = 9000\nignore = ["*.txt"]\n'
+        '[env]\nA = "1"\n[resources]\nmemory = 2\n'
+    )
+    (home / "left.txt").write_text("")
+    made = json.loads(run("deploy", "--json").stdout)
+    assert (made["name"], made["port"], made["auto_stop_interval"], made["env"]) == ("named", 9000, 30, {"A": "1"})
+    assert made["resources"]["memory"] == 2
+    (bundle,) = running.service.bundles.stored.values()
+    assert {file.path for file in bundle.files} == {"builder.toml", "main.py"}
+    # From a folder below, too.
+    below = home / "deep/er"
+    below.mkdir(parents=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "builderd", "status", "--json"], cwd=below, capture_output=True, text=True, check=True
+    )
+    assert json.loads(shown.stdout)["name"] == "named"
+
+
+def test_init_writes_what_was_found(home: Path) -> None:
+    assert run("init").exit_code == 0
+    assert 'entrypoint = "python3 main.py"' in (home / "builder.toml").read_text()
+    assert run("init").exit_code == 2
+    assert json.loads(run("schema").stdout)["properties"]["entrypoint"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_a_completion_script(shell: str) -> None:
+    assert "_BUILDERD_COMPLETE" in run("completion", shell).stdout
+
+
+def test_completion_names_commands_and_options(home: Path) -> None:
+    environment = {"_BUILDERD_COMPLETE": "bash_complete", "COMP_WORDS": "builderd rollb", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "builderd"],
+        env={**environment, "PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "rollback" in done.stdout
+
+
+def test_the_manual_page_is_one(home: Path, tmp_path: Path) -> None:
+    whole, one = run("man"), run("man", "env", "set")
+    assert whole.stdout.startswith(".TH BUILDERD 1")
+    assert ".SS port\\-forward" in whole.stdout
+    assert "builderd env set" in one.stdout.replace("\\", "")
+    assert run("man", "nothing").exit_code == 2

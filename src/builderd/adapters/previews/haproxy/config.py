@@ -103,6 +103,8 @@ def _defaults(options: ProxyOptions) -> str:
         f"""
         mode http
         timeout connect {times.connect}s
+        # Without it a handshake has the time of a quiet stream, an hour.
+        timeout client-hs {times.handshake}s
         timeout http-request {times.request}s
         timeout http-keep-alive {times.keep_alive}s
         timeout client {times.client}s

@@ -12,12 +12,15 @@ _API_URL = re.compile(r"(?:https?://[A-Za-z0-9.:\[\]-]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Timeouts in seconds. ``client`` and ``server``: silence within a request, such as a quiet event stream.
+    """Timeouts in seconds. ``handshake``: a whole TLS handshake.
+
+    ``client`` and ``server``: silence within a request, such as a quiet event stream.
 
     ``tunnel``: silence of a WebSocket; ``drain``: time that a replaced worker serves open requests.
     """
 
     connect: int = 2
+    handshake: int = 10
     request: int = 15
     keep_alive: int = 75
     client: int = 3600

@@ -1,17 +1,22 @@
-"""Reporting: QA reports are made in the background, one at a time, once the call that deployed was answered."""
+"""Reporting: QA reports are made in the background, one at a time, once the call that deployed was answered.
+
+Tenants take turns: one that deploys many apps does not keep others from their reports.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.errors import BuilderdError
-from builderd.domain.ids import BuilderId, DiskId, new_id
+from builderd.domain.ids import BuilderId, DiskId, TenantId, new_id
 from builderd.domain.qa import MAX_ATTEMPTS, QaReport, ReportStatus
 from builderd.domain.versions import Version
 from builderd.ports.store import UnitOfWork
@@ -27,7 +32,13 @@ INTERVAL = 5.0
 OVERTAKEN_INTERVAL = 0.5
 #: No report takes longer; what it had found by then is lost.
 REPORT_SECONDS = 420.0
+#: Reports of one tenant that wait; the newest beyond are dropped.
+MOST_OF_TENANT = 20
 CUT_OFF = "The service ended while the report was made, more than once."
+TOO_MANY = (
+    f"{MOST_OF_TENANT} reports of this tenant were waiting already, as many as may: ask for this one again with "
+    "POST /api/v1/builders/{uuid}/qa."
+)
 OVERTAKEN = "The builder was deleted, or another version took its place, before the report was made."
 
 log = logging.getLogger(__name__)
@@ -43,6 +54,9 @@ class Reporting:
         self._app = application
         self._fault = fault
         self._again = asyncio.Event()
+        #: Number of the latest report of each tenant, counted over all: the one served longest ago is next.
+        self._served: dict[TenantId, int] = {}
+        self._count = itertools.count(1)
 
     def request_report(self) -> None:
         """Make the worker look for wanted reports now."""
@@ -70,7 +84,7 @@ class Reporting:
                 await self._copy_removed(report.builder_id, report.version)
 
     async def _one(self) -> bool:
-        """Make the report that has waited longest; return False when none waits."""
+        """Make the oldest report of the tenant served longest ago; return False when none waits."""
         taken = await self._app.store.write(self._take)
         if taken is None:
             return False
@@ -86,10 +100,7 @@ class Reporting:
         return True
 
     def _take(self, uow: UnitOfWork) -> tuple[QaReport, Builder, Version] | None:
-        for report in uow.qa_reports.unfinished():
-            others = report.status is ReportStatus.RUNNING and report.owner != self._app.instance
-            if others or not report.is_open:
-                continue
+        for report in self._in_turn(uow):
             builder = uow.builders.get(report.builder_id, lock=True)
             version = uow.versions.get(report.builder_id, report.version)
             assert builder is not None
@@ -99,8 +110,28 @@ class Reporting:
                 continue
             uow.qa_reports.save(taken)
             if taken.status is ReportStatus.RUNNING:
+                self._served[builder.tenant_id] = next(self._count)
                 return taken, builder, version
         return None
+
+    def _in_turn(self, uow: UnitOfWork) -> Sequence[QaReport]:
+        """Return the open reports that are not made elsewhere, of each tenant at most ``MOST_OF_TENANT``.
+
+        The tenant that was served longest ago comes first, the oldest report of a tenant first. The rest is dropped.
+        """
+        waiting: defaultdict[TenantId, list[QaReport]] = defaultdict(list)
+        for report in uow.qa_reports.unfinished():
+            elsewhere = report.status is ReportStatus.RUNNING and report.owner != self._app.instance
+            if elsewhere or not report.is_open:
+                continue
+            builder = uow.builders.get(report.builder_id)
+            assert builder is not None, "a report is of a builder that is stored"
+            waiting[builder.tenant_id].append(report)
+        for report in itertools.chain.from_iterable(one[MOST_OF_TENANT:] for one in waiting.values()):
+            uow.builders.get(report.builder_id, lock=True)
+            uow.qa_reports.save(_dropped(report, TOO_MANY, self._app.clock.now()))
+        tenants = sorted(waiting, key=lambda tenant: self._served.get(tenant, 0))
+        return [report for tenant in tenants for report in waiting[tenant][:MOST_OF_TENANT]]
 
     def _decide(self, builder: Builder, report: QaReport) -> QaReport | None:
         """Return a pending report as it is to be stored: dropped, or running here; None: leave it pending."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from tests.application import World, fake_world, hurry
@@ -227,3 +228,33 @@ async def test_qa_again_runs_gate_and_report(world: World) -> None:
         second = await finished(world, builder)
     assert (first.requested_by, second.requested_by) == ("system", "token acme")
     assert second.gate != first.gate
+
+
+async def test_tenants_take_turns_and_too_many_of_one_are_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "MOST_OF_TENANT", 3)
+    made: list[str] = []
+    async with world.reconciling():
+        greedy = [await world.create(name=f"greedy{number}") for number in range(5)]
+        world.caller = await world.tenant("modest")
+        modest = await world.create(name="modest")
+        for builder in (*greedy, modest):
+            await finished(world, builder)
+
+    async def make(self: reporting.Reporting, report: QaReport, _: object) -> None:
+        builder = await world.read(lambda uow: uow.builders.get(report.builder_id))
+        assert builder
+        made.append(builder.name)
+        await self._drop(report, "seen")
+
+    monkeypatch.setattr(reporting.Reporting, "_make", make)
+    for number, builder in enumerate((*greedy, modest)):
+        waiting = QaReport(
+            builder.id, 1, ReportStatus.WAITING, requested_at=world.clock.now() + timedelta(seconds=number)
+        )
+        await world.application.store.write(lambda uow, one=waiting: uow.qa_reports.save(one))  # type: ignore[misc]
+    async with world.reconciling():
+        notes = [(await finished(world, builder)).note for builder in (*greedy, modest)]
+    assert made == ["greedy0", "modest", "greedy1", "greedy2"]
+    assert notes == ["seen"] * 3 + [reporting.TOO_MANY] * 2 + ["seen"]

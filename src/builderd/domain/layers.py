@@ -9,9 +9,11 @@ installer's download cache. At run time the layer lies under the app's root file
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from builderd.domain.ids import TenantId
 
 INPUT = "/build/input"
 LAYER = "/build/store/layer"
@@ -47,6 +49,7 @@ class LayerPlan:
     ``runs_foreign_code``. Such a plan runs a package's or a user's code and starts after the review.
     One that ``may_run_code`` waits too: it runs no such code itself, but a dependency may.
     ``compile_step`` byte-compiles later, in the background, on a clone that then replaces the layer.
+    ``tenant`` is recorded as the one that built it; it may have at most ``limit_bytes``.
     """
 
     key: str
@@ -55,6 +58,8 @@ class LayerPlan:
     runs_foreign_code: bool
     compile_step: BuildStep | None = None
     may_run_code: bool = False
+    tenant: TenantId | None = None
+    limit_bytes: int | None = None
 
     @property
     def needs_review_first(self) -> bool:
@@ -85,3 +90,31 @@ class Installed:
     layer_key: str
     seconds: float
     reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayer:
+    """A finished layer: its bytes, and the tenant that built it; None for one of an earlier release."""
+
+    bytes: int
+    tenant: TenantId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayers:
+    """All finished layers by key, and the size of the store that they share, in bytes."""
+
+    layers: Mapping[str, StoredLayer]
+    total_bytes: int
+
+    def counted(self, tenant: TenantId, own: Collection[str], used: Collection[str]) -> Mapping[str, int]:
+        """Return key → bytes of the layers that count for the tenant.
+
+        A layer counts for every tenant whose builders may run it (``own``). One that nobody may run (``used``: what
+        builders of any tenant may) counts for the tenant that built it.
+        """
+        return {
+            key: layer.bytes
+            for key, layer in self.layers.items()
+            if key in own or (layer.tenant == tenant and key not in used)
+        }

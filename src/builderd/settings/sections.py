@@ -195,7 +195,8 @@ class BackupSettings(Section):
 class TenantSettings(Section):
     """Quotas of a tenant and its monthly spending caps; None: no limit.
 
-    ``cpu`` and ``memory`` are sums over running builders, ``disk`` over all.
+    ``cpu`` and ``memory`` are sums over running builders, ``disk`` over all. ``layers``: GB of installed dependencies;
+    None: half of the store.
     """
 
     builders: int | None = Field(default=None, ge=0)
@@ -203,12 +204,13 @@ class TenantSettings(Section):
     cpu: float | None = Field(default=None, ge=0)
     memory: float | None = Field(default=None, ge=0)
     disk: float | None = Field(default=None, ge=0)
+    layers: float | None = Field(default=None, ge=0)
     monthly_cap: Price | None = None
     builder_monthly_cap: Price | None = None
 
     def to_tenant_limit(self) -> TenantLimit:
         quota = Limit(self.builders, self.running_builders, self.cpu, self.memory, self.disk)
-        return TenantLimit(quota, self.monthly_cap, self.builder_monthly_cap)
+        return TenantLimit(quota, self.monthly_cap, self.builder_monthly_cap, self.layers)
 
 
 class RateSettings(Section):

@@ -24,7 +24,7 @@ from tests.engines import (
 from builderd.adapters.fakes.engine import FakeEngine
 from builderd.domain.bundles import BundleFile, make_bundle
 from builderd.domain.errors import InvalidState, NotFound
-from builderd.domain.ids import DiskId, new_id, new_sandbox_id
+from builderd.domain.ids import DiskId, TenantId, new_id, new_sandbox_id
 from builderd.domain.layers import LAYER, BuildStep, Cache, LayerPlan
 from builderd.domain.logs import LogLine, LogPage
 from builderd.domain.processes import ProcessSpec, Window, shell
@@ -372,6 +372,20 @@ async def test_layer_is_built_once_and_mounted(engine: Engine) -> None:
     assert await log_text(engine, spec.id) == ["hello"]
     compiled = await engine.compile_layer(plan.key, plan.steps[0])
     assert compiled.ok
+
+
+async def test_a_stored_layer_has_its_size_and_the_tenant_that_built_it(engine: Engine) -> None:
+    tenant = TenantId(new_id())
+    plan = make_plan(secrets.token_hex(32), f"mkdir -p {LAYER}/venv && echo hello >{LAYER}/venv/greeting")
+    assert (await engine.build_layer(replace(plan, tenant=tenant, limit_bytes=1 << 30), print)).ok
+    assert (await engine.compile_layer(plan.key, plan.steps[0])).ok
+    stored = await engine.stored_layers()
+    layer = stored.layers[plan.key]
+    assert layer.tenant == tenant
+    assert 0 < layer.bytes < stored.total_bytes
+    assert await engine.collect_layers([plan.key], 3600) == []
+    assert await engine.collect_layers([plan.key], 0) == [plan.key]
+    assert plan.key not in (await engine.stored_layers()).layers
 
 
 async def test_compiling_a_missing_layer_is_refused(engine: Engine) -> None:

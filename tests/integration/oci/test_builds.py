@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from builderd.adapters.engines.oci.storage.builds import Bind, BuildRun
 from builderd.adapters.engines.oci.storage.layers import LAYER_UID
 from builderd.adapters.installers.uv import UvInstaller
 from builderd.domain.bundles import BundleFile, make_bundle
+from builderd.domain.errors import InstallFailed
 from builderd.domain.ids import TenantId
 from builderd.domain.layers import LayerPlan
 from builderd.ports.engine import EngineOptions
@@ -311,3 +313,17 @@ async def test_flask_comes_from_the_registry(workshop: Workshop) -> None:
     assert outcome.ok, outcome.output
     program = "import flask; print(flask.Flask('x').name)"
     assert await workshop.run(plan, "/venv/bin/python", "-c", program) == ["x"]
+
+
+async def test_a_layer_ends_at_what_its_tenant_has_left(workshop: Workshop) -> None:
+    """The quota counts what is cloned from the cache for the cache alone."""
+    big = wheel("big", {f"big/{number}.bin": secrets.token_hex(500_000) for number in range(30)})
+    with serve(workshop.machine.addresses.gateway, INDEX_PORT, big) as index:
+        plan = replace(workshop.plan("big", index), tenant=MALLORY, limit_bytes=12 << 20)
+        with pytest.raises(InstallFailed, match=r"0\.0\d GB left of your limit .*tenant\.layers"):
+            await workshop.layers.build(plan, quiet)
+        assert not workshop.layers.has(plan.key)
+        assert (await workshop.layers.build(replace(plan, limit_bytes=1 << 30), quiet)).ok
+    stored = workshop.layers.stored()
+    assert stored.layers[plan.key].tenant == MALLORY
+    assert stored.layers[plan.key].bytes > 10_000_000

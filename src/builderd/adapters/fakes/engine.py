@@ -19,11 +19,12 @@ from builderd.adapters.fakes.processes import Answer, FakeProcess
 from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox, absent_report
 from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import EngineUnavailable, InvalidState, NotFound, ValidationFailed
-from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
+from builderd.domain.ids import BuilderId, DiskId, SandboxId, TenantId
+from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayer, StoredLayers
 from builderd.domain.logs import LogLine, LogPage, LogStream
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
+from builderd.domain.resources import GB
 from builderd.domain.sandboxes import (
     EndCause,
     Listening,
@@ -37,6 +38,8 @@ from builderd.ports.engine import Collected, DiskReport, Progress, Readiness, To
 from builderd.ports.processes import Process
 
 TERMINATED_EXIT_CODE = 143
+#: Bytes of a layer that a test gave no others.
+LAYER_BYTES = 1_000_000
 
 
 class FakeEngine(FakeDiskFiles):
@@ -49,6 +52,9 @@ class FakeEngine(FakeDiskFiles):
         self.processes: list[ProcessSpec] = []
         self.layers: dict[str, int] = {}
         self._layer_used: dict[str, datetime] = {}
+        #: Bytes of each layer where it is not one of ``LAYER_BYTES``, and the tenant that built it.
+        self.layer_bytes: dict[str, int] = {}
+        self.layer_tenants: dict[str, TenantId | None] = {}
         self.tight = False
         self.sandboxes: dict[SandboxId, FakeSandbox] = {}
         self.logs: dict[SandboxId, tuple[BuilderId, list[LogLine]]] = {}
@@ -159,8 +165,19 @@ class FakeEngine(FakeDiskFiles):
             outcome = self._next_outcome()
             if outcome.ok:
                 self.layers[plan.key] = 1
+                self.layer_tenants[plan.key] = plan.tenant
                 self._layer_used[plan.key] = self._now()
             return outcome
+
+    async def stored_layers(self) -> StoredLayers:
+        self._called("stored_layers", "")
+        found = {
+            key: StoredLayer(self.layer_bytes.get(key, LAYER_BYTES), self.layer_tenants.get(key)) for key in self.layers
+        }
+        return StoredLayers(found, int(self.has.disk * GB))
+
+    async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
+        return (await self.collect(set(self.layers) - set(keys), unused_seconds)).layers
 
     async def collect(self, keep: Collection[str], unused_seconds: float) -> Collected:
         self._called("collect", "")

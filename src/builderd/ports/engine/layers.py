@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
+from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
 from builderd.ports.engine.progress import Progress
 
 
@@ -17,7 +18,16 @@ class Layers(Protocol):
         """Return True when a complete layer of this key exists."""
 
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
-        """Run the plan's steps in build sandboxes; all or nothing. Two calls for one key make one layer."""
+        """Run the plan's steps in build sandboxes; all or nothing. Two calls for one key make one layer.
+
+        Raises ``InstallFailed`` when the layer needs more than the plan's ``limit_bytes``.
+        """
+
+    async def stored_layers(self) -> StoredLayers:
+        """Return all complete layers with their sizes and the tenants that built them."""
+
+    async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
+        """Remove these layers as ``collect`` does: only those that no sandbox has mounted and no call just used."""
 
     async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
         """Run the step on a clone of the layer, which replaces it for sandboxes started later."""

@@ -25,5 +25,5 @@ class Versions(Protocol):
         A dropped version has none.
         """
 
-    def layers(self) -> Collection[str]:
-        """Return the layer keys of all versions that undeleted builders may still run."""
+    def layers(self, tenant: TenantId | None = None) -> Collection[str]:
+        """Return the layer keys of all versions that undeleted builders (of the tenant) may still run."""

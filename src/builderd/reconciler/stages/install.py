@@ -15,7 +15,7 @@ from builderd.domain.logs import LogLine, LogStream
 from builderd.domain.versions import NO_LAYER
 from builderd.ports.store import UnitOfWork
 from builderd.reconciler.core.observe import WorkItem
-from builderd.services import bundles
+from builderd.services import bundles, layer_quota
 from builderd.services.application import Application
 
 #: How often the lines of a build are written down while it goes on, in seconds.
@@ -83,10 +83,12 @@ class LayerInstalls:
             return Installed(NO_LAYER, 0.0, reused=True)
         for known in (plan, self._app.installer.from_source(plan, tenant)):
             if known is not None and await self._app.engine.has_layer(key := _own(known, item).key):
+                await layer_quota.check_reuse(self._app, tenant, key)
                 return Installed(key, 0.0, reused=True)
         if plan.needs_review_first:
             await passed.wait()
         async with self._tenant_concurrency[tenant], self._concurrency, BuildLog(self._app, item) as log:
+            plan = replace(plan, tenant=tenant, limit_bytes=await layer_quota.room_for_build(self._app, tenant))
             return await self._build(plan, item, log, passed)
 
     async def _build(self, plan: LayerPlan, item: WorkItem, log: BuildLog, passed: asyncio.Event) -> Installed:
@@ -98,7 +100,7 @@ class LayerInstalls:
         if fallback is not None:
             await passed.wait()
             log.line("No wheels for everything: building from source in a sandbox of its own.")
-            made = _own(fallback, item)
+            made = _own(replace(fallback, tenant=plan.tenant, limit_bytes=plan.limit_bytes), item)
             outcome = await engine.build_layer(made, log.line)
             seconds += outcome.seconds
         if not outcome.ok:

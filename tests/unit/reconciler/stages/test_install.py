@@ -1,4 +1,4 @@
-"""Builds take turns, and what they print is kept within bounds."""
+"""Builds take turns, and their layers and what they print are kept within bounds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from tests.application import MAIN, REQUIREMENTS, World
 
 from builderd.domain.builders import Builder
 from builderd.domain.bundles import BundleFile
+from builderd.domain.errors import InstallFailed
 from builderd.domain.layers import BuildOutcome, LayerPlan
+from builderd.domain.resources import GB
 from builderd.ports.engine import Progress
 from builderd.reconciler.stages import install
+from builderd.services import builders, layer_quota
+from builderd.services.tenant_limits import TenantLimit, TenantLimits
 
 
 async def test_lines_are_shown_while_the_build_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,3 +105,78 @@ async def test_installed_layer_needs_no_build_slot(world: World, monkeypatch: py
         for number in range(3):
             await ask_for(world, f"slow{number}")
         assert (await world.create(MAIN, REQUIREMENTS, name="second")).settled
+
+
+def limited(world: World, layers: float) -> None:
+    """Let each tenant have so many GB of layers."""
+    limits = TenantLimits(default=TenantLimit(layers=layers))
+    object.__setattr__(world.application, "tenant_limits", limits)
+
+
+async def test_layers_of_a_tenant_are_limited_and_those_of_a_neighbour_are_not(world: World) -> None:
+    limited(world, 1)
+    async with world.reconciling():
+        first = await world.outcome(await ask_for(world, "first"))
+        (key,) = world.engine.layers
+        world.engine.layer_bytes[key] = int(0.99 * GB)
+        with pytest.raises(InstallFailed, match=r"0\.99 GB of the 1\.00 GB .*tenant\.layers"):
+            await world.outcome(await ask_for(world, "second"))
+        assert list(world.engine.layers) == [key]
+        greedy, world.caller = world.caller, await world.tenant("modest")
+        await world.outcome(await ask_for(world, "modest"))
+        world.caller = greedy
+        # What it has goes on, also in a new version.
+        await world.deploy(first, MAIN, BundleFile("requirements.txt", b"first"), port=8001)
+
+
+async def test_a_build_may_have_what_is_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited(world, 1)
+    plans: list[LayerPlan] = []
+    real = world.engine.build_layer
+
+    async def build(plan: LayerPlan, progress: Progress) -> BuildOutcome:
+        plans.append(plan)
+        return await real(plan, progress)
+
+    monkeypatch.setattr(world.engine, "build_layer", build)
+    async with world.reconciling():
+        await world.outcome(await ask_for(world, "first"))
+        (key,) = world.engine.layers
+        world.engine.layer_bytes[key] = int(0.25 * GB)
+        await world.outcome(await ask_for(world, "second"))
+    assert [(one.tenant, one.limit_bytes) for one in plans] == [
+        (world.caller.tenant_id, GB),
+        (world.caller.tenant_id, GB - int(0.25 * GB)),
+    ]
+
+
+async def test_layers_that_no_builder_may_run_count_for_who_built_them_until_they_make_room(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(world, 1)
+    async with world.reconciling():
+        first = await world.outcome(await ask_for(world, "first"))
+        (key,) = world.engine.layers
+        world.engine.layer_bytes[key] = int(0.999 * GB)
+        await world.reached(builders.delete, first)
+        with pytest.raises(InstallFailed):
+            await world.outcome(await ask_for(world, "second"))
+        assert key in world.engine.layers, "it was asked for just before"
+        monkeypatch.setattr(layer_quota, "JUST_ASKED", 0.0)
+        await world.outcome(await ask_for(world, "third"))
+        assert key not in world.engine.layers
+
+
+async def test_a_layer_of_another_tenant_counts_for_who_uses_it(world: World) -> None:
+    limited(world, 1)
+    async with world.reconciling():
+        await world.outcome(await ask_for(world, "shared"))
+        (key,) = world.engine.layers
+        world.engine.layer_bytes[key] = int(0.6 * GB)
+        world.caller = await world.tenant("second")
+        await world.outcome(await ask_for(world, "own"))
+        (other,) = set(world.engine.layers) - {key}
+        world.engine.layer_bytes[other] = int(0.6 * GB)
+        with pytest.raises(InstallFailed, match=r"these dependencies take 0\.60 GB more"):
+            await world.outcome(await world.ask(MAIN, BundleFile("requirements.txt", b"shared"), name="late"))
+        assert set(world.engine.layers) == {key, other}

@@ -57,6 +57,7 @@ _LAYERS = (
     .where(builders.c.id == versions.c.builder_id, builders.c.status != Status.DELETED)
     .distinct()
 )
+_LAYERS_OF_TENANT = _LAYERS.where(builders.c.tenant_id == bindparam("tenant"))
 
 
 class Versions:
@@ -86,8 +87,10 @@ class Versions:
     def uses_bundle(self, bundle_hash: str) -> bool:
         return bool(self._connection.execute(_USES_BUNDLE, {"bundle": bundle_hash}).scalar_one())
 
-    def layers(self) -> Collection[str]:
-        return frozenset(self._connection.execute(_LAYERS).scalars())
+    def layers(self, tenant: TenantId | None = None) -> Collection[str]:
+        if tenant is None:
+            return frozenset(self._connection.execute(_LAYERS).scalars())
+        return frozenset(self._connection.execute(_LAYERS_OF_TENANT, {"tenant": tenant}).scalars())
 
 
 def _row(version: Version) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from builderd.domain.bundles import Bundle
 from builderd.domain.errors import BuilderdError, EngineUnavailable, InvalidState, NotFound
 from builderd.domain.files import Condition, FileEntry, FilePage
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
-from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan
+from builderd.domain.layers import BuildOutcome, BuildStep, LayerPlan, StoredLayers
 from builderd.domain.logs import LogPage
 from builderd.domain.processes import ProcessSpec
 from builderd.domain.quotas import Capacity
@@ -126,6 +126,12 @@ class OciEngine:
 
     async def build_layer(self, plan: LayerPlan, progress: Progress) -> BuildOutcome:
         return await self._here.layers.build(plan, progress)
+
+    async def stored_layers(self) -> StoredLayers:
+        return await run_to_completion(self._here.layers.stored)
+
+    async def collect_layers(self, keys: Collection[str], unused_seconds: float) -> Sequence[str]:
+        return await run_to_completion(self._here.layers.collect_some, keys, unused_seconds)
 
     async def compile_layer(self, key: str, step: BuildStep) -> BuildOutcome:
         return await self._here.layers.compile(key, step)

@@ -17,10 +17,14 @@ from pathlib import Path
 from builderd.adapters.engines.oci.storage.mounts import mounted_roots
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import is_subvolume
+from builderd.domain.ids import TenantId
+from builderd.domain.layers import StoredLayer
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 #: Prefix of the name of a layer that is being removed.
 _ASIDE = "."
+#: Extended attributes of a layer's folder, which only root reads: the tenant that built it, and its size.
+_BUILT_BY, _BYTES = "trusted.builderd.tenant", "trusted.builderd.bytes"
 
 
 class LayerStore:
@@ -81,11 +85,34 @@ class LayerStore:
                 os.utime(self._path(key))
             return generation
 
-    def put(self, key: str, made: Path) -> None:
-        """Add the subvolume as the layer's next generation, atomically."""
+    def keys(self) -> list[str]:
+        """Return the keys of all layers."""
+        return [layer.name for layer in self._store.layers.iterdir() if not _is_aside(layer)]
+
+    def describe(self, key: str) -> StoredLayer | None:
+        """Return the layer's size and who built it; None when it is not complete or was removed meanwhile."""
+        layer = self._path(key)
+        try:
+            names = os.listxattr(layer)
+            size = int(os.getxattr(layer, _BYTES)) if _BYTES in names else self._used(key)
+            tenant = TenantId(os.getxattr(layer, _BUILT_BY).decode()) if _BUILT_BY in names else None
+        except FileNotFoundError:
+            return None
+        return StoredLayer(size, tenant) if self.generation(key) else None
+
+    def _used(self, key: str) -> int:
+        """Return the bytes of a layer of an earlier release: its generations share blocks, so the largest counts."""
+        quota = self._store.quota
+        return max((quota.used(quota.group(self.path(key, one))) for one in _generations(self._path(key))), default=0)
+
+    def put(self, key: str, made: Path, size_bytes: int, tenant: TenantId | None = None) -> None:
+        """Add the subvolume as the layer's next generation, atomically, and record who built the first one."""
         layer = self._path(key)
         layer.mkdir(mode=0o711, exist_ok=True)
         self._store.deferred_sync.mark(layer)
+        os.setxattr(layer, _BYTES, str(size_bytes).encode())
+        if tenant is not None:
+            os.setxattr(layer, _BUILT_BY, tenant.encode())
         made.rename(layer / str(self.generation(key) + 1))
 
     def _path(self, key: str) -> Path:

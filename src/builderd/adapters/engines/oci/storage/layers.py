@@ -11,6 +11,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import subprocess
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
@@ -26,8 +27,18 @@ from builderd.adapters.engines.oci.storage.layer_cache import LayerCache
 from builderd.adapters.engines.oci.storage.layer_store import LayerStore
 from builderd.adapters.engines.oci.storage.store import Store
 from builderd.adapters.engines.oci.storage.subvolumes import create_subvolume, snapshot
-from builderd.domain.errors import MachineFault, NoCapacity, NotFound
-from builderd.domain.layers import CACHE, INPUT, LAYER, BuildOutcome, BuildStep, Cache, LayerPlan
+from builderd.domain.errors import InstallFailed, MachineFault, NoCapacity, NotFound
+from builderd.domain.ids import TenantId
+from builderd.domain.layers import (
+    CACHE,
+    INPUT,
+    LAYER,
+    BuildOutcome,
+    BuildStep,
+    Cache,
+    LayerPlan,
+    StoredLayers,
+)
 from builderd.domain.machine_faults import helper_died
 from builderd.domain.resources import GB
 from builderd.linux.threads import run_to_completion
@@ -67,12 +78,15 @@ class BuildLimits:
 class Build:
     """Folder of a build, and the limit of each of its subvolumes in bytes.
 
-    ``shared``: the shared cache, for builds with a step that writes to it.
+    ``shared``: the shared cache, for builds with a step that writes to it. ``tenant``: who builds it, if it is known;
+    ``tenant_limit``: the bytes that the tenant has left for it.
     """
 
     folder: Path
     size: int
     shared: Path | None = None
+    tenant: TenantId | None = None
+    tenant_limit: int | None = None
 
     @property
     def layer(self) -> Path:
@@ -132,7 +146,8 @@ class Layers:
         """Leave the cache as soon as only a copy is needed: a package's code would hold it as long as it likes."""
         caches = {step.cache for step in plan.steps}
         scratch, shared = Cache.SCRATCH in caches, cache if Cache.SHARED in caches else None
-        async with self._new_layer(plan.key, copies=2 if scratch else 1, shared=shared) as build:
+        copies = 2 if scratch else 1
+        async with self._new_layer(plan.key, copies, shared, plan.tenant, plan.limit_bytes) as build:
             await run_to_completion(self._fill, build, plan, cache if scratch else None)
             if shared is None:
                 await entered.aclose()
@@ -141,6 +156,16 @@ class Layers:
     def collect(self, keep: Collection[str], unused_seconds: float) -> list[str]:
         """Remove layers that are not in ``keep``, not mounted, and unused for so long; return their keys."""
         return self._finished.collect(keep, unused_seconds)
+
+    def collect_some(self, keys: Collection[str], unused_seconds: float) -> list[str]:
+        """Remove these layers where they are not mounted and unused for so long; return their keys."""
+        return self._finished.collect(frozenset(self._finished.keys()) - frozenset(keys), unused_seconds)
+
+    def stored(self) -> StoredLayers:
+        """Return all finished layers."""
+        keys = self._finished.keys()
+        found = {key: layer for key in keys if (layer := self._finished.describe(key))}
+        return StoredLayers(found, total_bytes(self._store.root))
 
     async def compile(self, key: str, step: BuildStep) -> BuildOutcome:
         """Run the step on a copy of the layer, which becomes its next generation. Runs once a layer."""
@@ -158,12 +183,21 @@ class Layers:
         return self._locks.setdefault(key, asyncio.Lock())
 
     @asynccontextmanager
-    async def _new_layer(self, key: str, copies: int, shared: Path | None = None) -> AsyncIterator[Build]:
+    async def _new_layer(
+        self,
+        key: str,
+        copies: int,
+        shared: Path | None = None,
+        tenant: TenantId | None = None,
+        tenant_limit: int | None = None,
+    ) -> AsyncIterator[Build]:
         """Hold a build's folder and its claim on space; both are removed at the end."""
         name = f"{key[:16]}-{secrets.token_hex(4)}"
         claim = f"build {name}"
         size = self._store.reservations.claim_some(claim, MIN_LAYER * copies, self._most() * copies) // copies
-        build = Build(self._store.builds / name, size, shared)
+        if tenant_limit is not None:
+            size = min(size, tenant_limit)
+        build = Build(self._store.builds / name, size, shared, tenant, tenant_limit)
         try:
             await run_to_completion(build.folder.mkdir, mode=0o711)
             yield build
@@ -203,11 +237,17 @@ class Layers:
         if error := await asyncio.to_thread(_layer_error, build.layer):
             transcript.add(error)
             return _outcome(BuildExit(1), transcript, begun)
-        await run_to_completion(self._finished.put, key, build.layer)
+        size = await run_to_completion(_measure, build.layer)
+        if build.tenant_limit is not None and size > build.tenant_limit:
+            raise _over_limit(build.tenant_limit)
+        await run_to_completion(self._finished.put, key, build.layer, size, build.tenant)
         return _outcome(BuildExit(0), transcript, begun)
 
     def _refuse_fault_of_machine(self, build: Build, end: BuildExit) -> None:
-        """Raise ``MachineFault`` or ``NoCapacity`` for a failure that the installed packages did not cause."""
+        """Raise ``MachineFault`` or ``NoCapacity`` for a failure that the installed packages did not cause.
+
+        Raise ``InstallFailed`` where the tenant's limit ended the build: the installer cannot say so.
+        """
         if end.out_of_memory or end.timed_out:
             return
         if end.exit_code == KILLED:
@@ -219,6 +259,8 @@ class Layers:
             )
         if build.shared is not None and self._is_full(build.shared):
             raise MachineFault("The machine's cache of downloads is full. Deploy again: it is emptied before.")
+        if build.size == build.tenant_limit and self._is_full(build.layer):
+            raise _over_limit(build.size)
         if build.size < self._most() and self._is_full(build.layer):
             raise NoCapacity(
                 f"The machine has only {build.size / GB:.1f} GB left for these dependencies, which need more (a layer "
@@ -279,6 +321,22 @@ def _outcome(end: BuildExit, transcript: Transcript, begun: float) -> BuildOutco
         out_of_memory=end.out_of_memory,
         timed_out=end.timed_out,
     )
+
+
+def _over_limit(limit: int) -> InstallFailed:
+    return InstallFailed(
+        f"These dependencies need more than the {limit / GB:.2f} GB left of your limit for layers: delete builders "
+        "that you no longer need, or ask for fewer packages; the operator sets the limit (tenant.layers)."
+    )
+
+
+def _measure(layer: Path) -> int:
+    """Return the bytes of a layer's files. Blocks.
+
+    The quota counts files that were cloned from the cache of downloads for the cache alone.
+    """
+    argv = ("/usr/bin/du", "--summarize", "--one-file-system", "--block-size=1", str(layer))
+    return int(subprocess.run(argv, check=True, stdout=subprocess.PIPE, env={"LC_ALL": "C"}).stdout.split()[0])
 
 
 def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:

@@ -105,7 +105,7 @@ def test_neighbour_can_use_its_full_disk_beside_a_metadata_filler(store: Store, 
     disks.scratch(NEIGHBOUR)  # as at a restart
     before, begun = free_bytes(store.root), time.monotonic()
     disks.delete(CULPRIT)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
     assert soon(lambda: read_space_info(store.root).metadata.used < 50 * MB), "what it held comes back"
     assert soon(lambda: free_bytes(store.root) >= before + SIZE * 0.8)
     disks.create(DiskId("next"), 10 * MB)

@@ -38,7 +38,7 @@ def serve(
     preview_port: int | None,
     take_over: bool,
 ) -> None:
-    """Run the service in the foreground. Apps and previews go on when it ends."""
+    """Run the service in the foreground. Apps and previews continue when it ends."""
     _require_root("builderd serve")
     settings = load(config, data_dir=data_dir, host=host, port=port, preview_port=preview_port)
     service.serve(settings, take_over=take_over)

@@ -43,7 +43,7 @@ RestartSec=1
 # Its database belongs to another service: a person decides.
 RestartPreventExitStatus=4
 TimeoutStopSec=60
-# Stopping or restarting the service ends the service alone: sandboxes and the preview process go on and are adopted.
+# Stopping or restarting the service ends the service alone: sandboxes and the preview process continue and are adopted.
 KillMode=process
 # Their cgroups are the service's own affair, and an app that runs out of memory is no reason to stop the service.
 Delegate=yes

@@ -26,7 +26,7 @@ from builderd.domain.machine_faults import machine_fault
 
 #: Delay before the retry of a failed scheduled backup; doubled each time, at most the interval.
 RETRY = timedelta(minutes=10)
-#: Delay before the retry of a drill without a result, for example for want of disk space.
+#: Delay before the retry of a drill without a result, for example for lack of disk space.
 DRILL_RETRY = timedelta(hours=6)
 #: Longest interval; a larger one would exceed ``datetime.max``.
 NEVER = timedelta(days=36_500)

@@ -57,7 +57,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A span of a builder's time in one billing state at one rate; ``end`` None while it goes on."""
+    """A span of a builder's time in one billing state at one rate; ``end`` None while it continues."""
 
     tenant_id: TenantId
     builder_id: BuilderId

@@ -61,7 +61,7 @@ class Operations:
         """Return a stack that releases the retry key when closed, and counts the call as blocking if it ``blocks``.
 
         Call it before anything is written. Raises ``RateLimited`` when the tenant has too many blocking calls: each
-        reads the store whenever its builder changes, and goes on when its caller has hung up.
+        reads the store whenever its builder changes, and continues when its caller has hung up.
         """
         with ExitStack() as held:
             held.callback(self.retries.release, retry)
@@ -129,7 +129,7 @@ class Operations:
             return answer
 
     async def close(self) -> None:
-        """Stop following all calls: what they began goes on by itself."""
+        """Stop following all calls: what they began continues by itself."""
         for task in self._following:
             task.cancel()
         await asyncio.gather(*self._following, return_exceptions=True)

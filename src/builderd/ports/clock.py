@@ -21,7 +21,7 @@ class Clock(Protocol):
         """The time in UTC, timezone-aware, with microseconds. Never earlier than it was."""
 
     def passed(self) -> float:
-        """Seconds of a count that is never set, and stands still with a machine that sleeps: for limits of a wait."""
+        """Seconds of a count that is never set, and is paused with a machine that sleeps: for limits of a wait."""
 
     async def sleep(self, seconds: float) -> None:
         """Let this much time pass."""

@@ -20,7 +20,7 @@ from builderd.services.application import Application
 
 log = logging.getLogger(__name__)
 
-#: How often a use that goes on is written down, in seconds; more often where things are frozen sooner.
+#: How often a use that continues is written down, in seconds; more often where things are frozen sooner.
 INTERVAL = 15.0
 #: Uses of a builder's files within this time of each other are recorded once.
 NOTICED = timedelta(seconds=1)
@@ -89,5 +89,5 @@ async def _record_repeatedly(application: Application, note: Note) -> None:
                 application.signals.desired_changed(woken)
                 application.signals.change(woken)
         except Exception:
-            # The use goes on, and so does its record once the database answers again.
+            # The use continues, and so does its record once the database answers again.
             log.exception("use not recorded, retrying in a few seconds")

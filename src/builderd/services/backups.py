@@ -259,7 +259,7 @@ def when(backup: Backup) -> str:
 def recover(uow: UnitOfWork, application: Application, builder: Builder, disk: DiskId, now: datetime) -> None:
     """Request a restore of the newest backup in place of the lost ``disk``.
 
-    Does nothing if that is in progress, or the builder has another disk by now.
+    Does nothing if that is in progress, or the builder has another disk meanwhile.
     """
     lost = loss(uow, builder.id, now)
     if lost.backup is None or lost.recovering or builder.disk != disk:

@@ -32,7 +32,7 @@ from builderd.services.builders import Caller
 
 @dataclass(frozen=True, slots=True)
 class ReviewView:
-    """The review of a version. ``outdated``: the builder has other code by now."""
+    """The review of a version. ``outdated``: the builder has other code meanwhile."""
 
     version: Version
     report: Report

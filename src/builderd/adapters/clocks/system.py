@@ -1,7 +1,7 @@
 """A monotonic system clock: billed time is never counted twice, and none is left out.
 
 It advances with ``CLOCK_BOOTTIME``, which cannot be set and which counts during a suspend. When the wall clock is
-set back, this clock goes on as before and is ahead of it from then on, until the wall clock is set forward again or
+set back, this clock continues as before and is ahead of it from then on, until the wall clock is set forward again or
 the machine restarts. When the wall clock is set forward, this clock follows at once and reports a ``Skip``: no time
 passed in it. The state is saved in a file, so that the next service also notices a change made while none ran.
 """

@@ -20,7 +20,7 @@ COMPILE = BuildStep("Compiling", ("compile",), network=False, cache=Cache.NONE)
 class FakeInstaller:
     """Installer scripted by its attributes.
 
-    ``refusal``: every plan raises ``InstallFailed`` with it. ``has_fallback``: a failed wheels-only plan goes on from
+    ``refusal``: every plan raises ``InstallFailed`` with it. ``has_fallback``: a failed wheels-only plan continues from
     source. ``needs_build``: plans build from source at once, as for packages without wheels. ``may_run_code``: plans
     are marked as for packages that may run code of their own.
     """

@@ -129,7 +129,7 @@ def parse_requirement(line: str) -> tuple[str, bool]:
     if requirement.url is not None and not _is_remote(requirement.url):
         raise ValueError("only https:// and git+https:// addresses can be fetched")
     written = " ".join([str(requirement), *hashes])
-    # An escaped line break in a marker has become a real one by now.
+    # An escaped line break in a marker has become a real one meanwhile.
     if not written.isprintable():
         raise ValueError(f"{text!r} contains a line break or another unprintable character")
     return written, requirement.url is not None

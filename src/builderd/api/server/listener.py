@@ -38,12 +38,12 @@ _TROUBLE.setLevel(logging.WARNING)
 WEBSOCKETS = re.compile(rf"{PREFIX}/builders/[\w-]+/terminal(\?.*)?".encode(), re.ASCII)
 #: Largest message over a WebSocket.
 MAX_MESSAGE_BYTES = 1 << 20
-#: Seconds and bytes for which a client that was answered early may go on sending, so that it reads the answer.
+#: Seconds and bytes for which a client that was answered early may continue sending, so that it reads the answer.
 LINGER_SECONDS = 30.0
 MAX_LINGER_BYTES = 64_000_000
 #: Seconds after which a client that reads nothing of its answer is disconnected.
 UNREAD_SECONDS = 120
-#: How long calls that wait for an outcome may go on after SIGTERM, before they are cut off.
+#: How long calls that wait for an outcome may continue after SIGTERM, before they are cut off.
 GRACE_SECONDS = 5
 
 

@@ -84,7 +84,7 @@ async def _page(
     },
 )
 async def take_backup(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
-    """Take a backup now, whether or not they are taken regularly. The app stands still for some milliseconds."""
+    """Take a backup now, whether or not they are taken regularly. The app is paused for some milliseconds."""
     with count_blocking_call(request, identity):
         planned = await backups.ask(application, identity.caller, uuid.lower())
         if wants_async(request):

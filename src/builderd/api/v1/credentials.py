@@ -35,7 +35,7 @@ Name = Annotated[str, Path(description="The credential's name.", json_schema_ext
 
 
 class PutQuery(Parameters):
-    """``restart``: the builders that run with the values before are started anew."""
+    """``restart``: the builders that run with the values before are started again."""
 
     restart: bool = False
 

@@ -22,7 +22,7 @@ def location(builder: Builder) -> dict[str, str]:
 
 
 async def accepted(application: Application, builder: Builder, doing: str) -> Answer:
-    """Return 202 at once: the work goes on in the background, and the builder shows its progress."""
+    """Return 202 at once: the work continues in the background, and the builder shows its progress."""
     data = await read_builder(application, builder, with_token=True)
     message = f"{builder.name} is being {doing}: GET {location(builder)['Location']} tells how far it is."
     return success(BuilderAnswer(message=message, data=data), 202, {**location(builder), **APPLIED})

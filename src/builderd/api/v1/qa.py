@@ -56,7 +56,7 @@ class QaQuery(VersionQuery):
     },
 )
 async def run_qa(application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
-    """Judge the running app anew, and make a new report on a copy.
+    """Judge the running app again, and make a new report on a copy.
 
     The gate's verdict is in the answer; the report comes some seconds later, and `GET` shows it. A builder that does
     not run keeps its verdict, and gets its report all the same.

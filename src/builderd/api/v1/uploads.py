@@ -94,7 +94,7 @@ async def receive_upload(
     """Send the bytes, all at once or in parts, one after the other.
 
     What arrives is kept when a request breaks off: `GET` this URL says how many bytes there are, and
-    `Content-Range` goes on from there.
+    `Content-Range` continues from there.
     """
     upload = await uploads.signed(application, upload_id.lower(), signature)
     recognise(request, upload.tenant_id)
@@ -111,7 +111,7 @@ async def receive_upload(
     openapi_extra={"security": []},
 )
 async def get_upload(application: TheApplication, upload_id: UploadUuid, signature: Signature = "") -> Response:
-    """Return how many bytes have arrived: the position at which to go on."""
+    """Return how many bytes have arrived: the position at which to continue."""
     upload = await uploads.signed(application, upload_id.lower(), signature)
     return success(_answer(upload, await application.uploads.size(upload.id))).response()
 

@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 
 class DeployQuery(Parameters):
-    """``fresh``: its dependencies are installed anew, without the layer that was made before."""
+    """``fresh``: its dependencies are installed again, without the layer that was made before."""
 
     fresh: bool = False
 
@@ -91,7 +91,7 @@ async def put_builder(
     body: VersionBody,
     query: Annotated[DeployQuery, Query()],
 ) -> Response:
-    """Deploy a new version: the old one serves until the new one does, and goes on serving when that fails.
+    """Deploy a new version: the old one serves until the new one does, and continues serving when that fails.
 
     A builder that is stopped is started with it.
     """

@@ -53,7 +53,7 @@ class Engine(Sandboxes, Disks, Layers, Logs, Tools, Protocol):
         """Return True when space runs out and should be collected early."""
 
     async def close(self) -> None:
-        """Release everything; sandboxes go on running, and the next service adopts them."""
+        """Release everything; sandboxes continue running, and the next service adopts them."""
 
     async def down(self) -> None:
         """Stop every sandbox and remove everything from the host: network, mounts, control groups."""

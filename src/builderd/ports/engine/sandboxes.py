@@ -64,7 +64,7 @@ class Sandboxes(Protocol):
 
         Entering raises ``InvalidState`` when the sandbox does not run, ``ValidationFailed`` when ``cwd`` is no folder
         there. Leaving closes its streams: a process that does not end within a moment is killed with all that it
-        started. Background processes of a program that ended by itself go on.
+        started. Background processes of a program that ended by itself continue.
         """
 
     async def usage(self, sandbox: SandboxId) -> SandboxUsage | None:

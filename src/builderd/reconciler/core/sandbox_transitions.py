@@ -19,13 +19,13 @@ from builderd.reconciler.core.transitions import Transition, add_event
 from builderd.services import credentials, deployments, ledger
 
 
-def disk_made(uow: UnitOfWork, item: WorkItem, prices: Prices, now: datetime, *, anew: bool) -> None:
+def disk_made(uow: UnitOfWork, item: WorkItem, prices: Prices, now: datetime, *, is_new: bool) -> None:
     """Record the builder's disk, which is billed from now on.
 
-    ``anew``: the builder had none; if it was up before, the content of its previous disk is lost.
+    ``is_new``: the builder had none; if it was up before, the content of its previous disk is lost.
     """
     was_up = any(one.status in deployments.WAS_UP for one in uow.versions.list(item.builder.id))
-    if anew and was_up:
+    if is_new and was_up:
         reason = "its disk is gone, and there is no backup of it: it begins anew with the files of its version"
         add_event(uow, item.builder, "disk.lost", now, reason=reason, details={"disk": item.builder.disk})
     if uow.ledger.current(item.builder.id) is None:

@@ -34,7 +34,7 @@ def reviewed(transition: Transition, version: Version, report: Report, *, second
 
 
 def qa_judged(transition: Transition, version: Version, gate: Sequence[Check], *, seconds: float) -> bool:
-    """The gate has judged the version; whether the builder may go on with it."""
+    """The gate has judged the version; whether the builder may continue with it."""
     uow, builder, now = transition.uow, transition.builder, transition.now
     passed = gate_passed(gate)
     note = "passed" if passed else gate_failure(gate)

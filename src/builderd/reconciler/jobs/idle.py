@@ -21,7 +21,7 @@ from builderd.reconciler.jobs import activity
 from builderd.services.activity import used
 from builderd.services.application import Application
 
-#: How often it is looked at what is used, in seconds; more often where things are frozen sooner.
+#: How often it is checked what is used, in seconds; more often where things are frozen sooner.
 INTERVAL = 5.0
 LOOKS_PER_FREEZE = 4
 #: Seconds by which two readings of visits overlap.

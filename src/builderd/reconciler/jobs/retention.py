@@ -25,8 +25,7 @@ INTERVAL, LOOK_INTERVAL = 3_600.0, 60.0
 UNUSED_WHEN_TIGHT = timedelta(hours=1)
 #: Records that are removed in one transaction, and the pause before the next.
 BATCH, PAUSE = 500, 0.05
-#: An app that ends now and then goes on in one run, of which so many sandboxes are kept: more than logs are kept of, or
-#: than may end before it is given up.
+#: Records of sandboxes that are kept of one run: more than have logs, and than may end before the run fails.
 OF_A_RUN = 50
 #: Lifetime of an idempotency key, as the API contract states it.
 RETRY_KEYS = timedelta(hours=24)
@@ -37,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class RetentionJob:
-    """``run`` goes on until it is cancelled. Several control planes on one database do no harm to each other."""
+    """``run`` continues until it is cancelled. Several control planes on one database do no harm to each other."""
 
     def __init__(self, application: Application) -> None:
         self._app = application
@@ -45,7 +44,7 @@ class RetentionJob:
         self._next_round = 0.0
 
     async def run(self) -> None:
-        """A round at once, and then one an hour; space is looked at in between."""
+        """A round at once, and then one an hour; space is checked in between."""
         await every(LOOK_INTERVAL, self._run_once, event="retention")
 
     async def _run_once(self) -> None:

@@ -70,7 +70,7 @@ class Sampling:
                 found[one.sandbox_id] = self._reading(one, used, visited.get(one.host))
         if errors:
             log.warning("usage unavailable builders=%d", len(errors), exc_info=next(iter(errors.values())))
-        # The next reading of one that failed goes on from its last.
+        # The next reading of one that failed continues from its last.
         kept = {sandbox: last for sandbox, last in self._last.items() if sandbox in errors}
         self._last, self._visited, self._at = kept | found, visited, self._app.clock.now()
         self._steps += [

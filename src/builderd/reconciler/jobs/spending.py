@@ -1,4 +1,4 @@
-"""Spending: tenants are looked at when one of their caps, or the warning of it, will be reached; never in between.
+"""Spending: tenants are checked when one of their caps, or the warning of it, will be reached; never in between.
 
 When that will be is written down with the tenant, and made now by every change of the ledger and of a cap: a service
 that was killed finds it there.
@@ -57,7 +57,7 @@ async def check_due(application: Application, fault: FaultPoint = no_fault) -> N
 async def _check(application: Application, tenant: TenantId, seen: datetime, fault: FaultPoint) -> None:
     now = application.clock.now()
     lease = now + LEASE
-    # Taken first: what changes from here on makes it due again, and is looked at after this.
+    # Taken first: what changes from here on makes it due again, and is checked after this.
     if not await application.store.write(lambda uow: uow.tenants.postpone_spending(tenant, seen, lease)):
         return
     fault("Cap.begun")

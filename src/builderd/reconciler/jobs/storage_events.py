@@ -21,7 +21,7 @@ _REASONS = {
 
 
 class StorageEvents:
-    """Remembers what was reported last; after a restart of the service a fault that goes on is reported again."""
+    """Remembers what was reported last; after a restart of the service a fault that continues is reported again."""
 
     def __init__(self, application: Application) -> None:
         self._app = application

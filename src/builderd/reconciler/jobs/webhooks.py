@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 class WebhookJob:
-    """``run`` goes on until it is cancelled; what is being sent then is sent again later."""
+    """``run`` continues until it is cancelled; what is being sent then is sent again later."""
 
     def __init__(self, application: Application) -> None:
         self._app = application

@@ -24,11 +24,11 @@ from builderd.reconciler.loop.sweep import sweep
 from builderd.reconciler.loop.worker import Worker, WorkerContext
 from builderd.services.application import Application
 
-#: How long a builder may be due before it is looked at, in seconds.
+#: How long a builder may be due before it is checked, in seconds.
 POLL_INTERVAL = 0.5
 #: How many builders one poll takes up at most.
 BATCH = 100
-#: How often everything is looked at, whether or not anything is known to have changed, in seconds.
+#: How often everything is checked, whether or not anything is known to have changed, in seconds.
 SWEEP_INTERVAL = 300.0
 #: After the exits could not be watched: how long until the next try, in seconds.
 RETRY_INTERVAL = 1.0

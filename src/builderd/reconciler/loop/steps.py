@@ -138,10 +138,12 @@ class Steps:
         return Result(record)
 
     async def _create_disk(self, item: WorkItem) -> Result:
-        anew = await self._app.engine.disk(item.builder.disk) is None
+        is_new = await self._app.engine.disk(item.builder.disk) is None
         await self._make_disk(item)
         now, prices = self._now(), self._app.prices
-        return Result(lambda uow, builder: sandbox_transitions.disk_made(uow, item, prices, now, anew=anew), quiet=True)
+        return Result(
+            lambda uow, builder: sandbox_transitions.disk_made(uow, item, prices, now, is_new=is_new), quiet=True
+        )
 
     def _recover_disk(self, item: WorkItem) -> Result:
         """The backups' schedule does it, and says so: this only has it done."""

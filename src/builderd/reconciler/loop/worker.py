@@ -45,7 +45,7 @@ from builderd.reconciler.core.transitions import ClaimLost, Transition
 from builderd.reconciler.loop.steps import Steps
 from builderd.services.application import Application
 
-#: How often a long step looks whether something else is wanted by now, in seconds; a requested pass does so at once.
+#: How often a long step looks whether something else is wanted meanwhile, in seconds; a requested pass does so at once.
 OVERTAKEN_INTERVAL = 1.0
 #: After a step failed for a reason of the machine: so many seconds, doubled each time, at most the last.
 FIRST_RETRY, LAST_RETRY = 0.5, 60.0

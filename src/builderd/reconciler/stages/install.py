@@ -18,7 +18,7 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.services import bundles, layer_quota
 from builderd.services.application import Application
 
-#: How often the lines of a build are written down while it goes on, in seconds.
+#: How often the lines of a build are written down while it continues, in seconds.
 FLUSH_INTERVAL = 0.3
 #: What is kept of one build's lines, and of one line: what a build prints is the user's own, and could be endless.
 MAX_LINES, MAX_CHARACTERS = 5_000, 1_000
@@ -28,7 +28,7 @@ MAX_BUILDS, MAX_OF_TENANT = 8, 2
 
 @dataclass(frozen=True, slots=True)
 class _Early:
-    """An install that goes on beside the review, and stops before anything foreign until that has passed."""
+    """An install that continues beside the review, and stops before anything foreign until that has passed."""
 
     version: int
     passed: asyncio.Event

@@ -41,7 +41,7 @@ async def wait_until_up(application: Application, item: WorkItem, sandbox: Sandb
 async def wait_until_listening(application: Application, sandbox: Sandbox, port: int, timeout: float) -> Wait:
     """Look until the port can be reached, the sandbox ends, or its ``StartTime`` is over.
 
-    Counted from the start of the sandbox, so that a wait that was broken off goes on where it was.
+    Counted from the start of the sandbox, so that a wait that was broken off continues where it was.
     """
     clock = application.clock
     before = (clock.now() - sandbox.started_at).total_seconds() if sandbox.started_at else 0.0

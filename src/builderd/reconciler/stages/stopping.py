@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Stopping:
-    """Steps that put a sandbox to rest or wake it. Removals go on in the background."""
+    """Steps that put a sandbox to rest or wake it. Removals continue in the background."""
 
     def __init__(self, application: Application) -> None:
         self._app = application

@@ -164,7 +164,7 @@ def _hash(path: bytes) -> str:
 
 
 def record(disk: bytes, listed: bytes, limit: int) -> dict[str, object]:
-    """Write the manifest anew; return its digest and the count and bytes of its files."""
+    """Write the manifest again; return its digest and the count and bytes of its files."""
     new = listed + b".new"
     try:
         found = _write(new, walk(disk, read(listed), limit), list_limit(limit))

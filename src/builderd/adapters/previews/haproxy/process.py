@@ -186,7 +186,7 @@ def explain(output: str, options: ProxyOptions) -> str:
 async def reload(options: ProxyOptions, files: ProxyFiles) -> None:
     """Start a new worker with the configuration on disk; the old one finishes its open requests.
 
-    Raises ``EngineUnavailable`` if the new configuration is invalid; the old worker then goes on.
+    Raises ``EngineUnavailable`` if the new configuration is invalid; the old worker then continues.
     """
     answer = await runtime_api.ask(files.master_socket, "reload")
     if not answer.startswith("Success=1"):

@@ -1,1 +1,1 @@
-"""The built-in scanner: a process kept warm, confined, that forks anew for each review."""
+"""The built-in scanner: a process kept warm, confined, that forks again for each review."""

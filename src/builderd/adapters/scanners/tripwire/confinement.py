@@ -90,7 +90,7 @@ def lock_down(memory_bytes: int, cpu_seconds: int) -> None:
         resource.RLIMIT_CORE: 0,
     }
     for kind, limit in limits.items():
-        # Past the hard limit of CPU time comes SIGKILL, as for want of memory: SIGXCPU before it says which it was.
+        # Past the hard limit of CPU time comes SIGKILL, as for lack of memory: SIGXCPU before it says which it was.
         resource.setrlimit(kind, (limit, limit + 2 if kind == resource.RLIMIT_CPU else limit))
     _drop_capabilities()
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")

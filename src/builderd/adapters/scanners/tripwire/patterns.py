@@ -204,7 +204,7 @@ FETCHES = re2.compile(rf"(?i){_FETCH}|\bfetch\s*\(|https?\s*\.\s*(?:get|request)
 RUNS = re2.compile(
     r"(?i)\bexec(?:Sync|File|FileSync)?\s*\(|\bspawn(?:Sync)?\s*\(|\beval\s*\(|\bnew\s+Function\b|chmod", _OPTIONS
 )
-#: A hook's command that fetches and goes on to run something, or hides what it runs.
+#: A hook's command that fetches and continues to run something, or hides what it runs.
 HOOK = re2.compile(
     rf"(?i){_FETCH}[^\n]*(?:\||&&|;|>)|\bnode\s+(?:-e|--eval|-p)\b[^\n]*(?:https?|eval|child_process|Buffer)|base64\s+(?:-d|--decode)[^\n]*\||/dev/tcp/",
     _OPTIONS,

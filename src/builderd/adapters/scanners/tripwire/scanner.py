@@ -43,7 +43,7 @@ START_SECONDS, GRACE_SECONDS = 60.0, 3.0
 MAX_ANSWER = 16 << 20
 MAX_SCANS = 4
 _SIGXCPU, _SIGKILL = 24, 9
-#: A scan whose process is killed is begun anew so many times.
+#: A scan whose process is killed is begun again so many times.
 RETRIES = 1
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The worker: a confined process that is kept warm and forks anew for each review.
+"""The worker: a confined process that is kept warm and forks again for each review.
 
 ``python -m …worker <descriptor of its socket> <tools as JSON>``. It reads the rules once, leaves the host behind, and
 sends ``ready``. Each packet is then one request: limits as JSON, with three descriptors: the files, a pipe for the

@@ -56,7 +56,7 @@ def test(seen: dict[str, Any], parts: SplitResult, request: dict[str, Any]) -> N
         *(sys.executable, "-I", "-m", "schemathesis.cli", "run", origin + seen["document"], "--url", origin),
         *("--phases", "examples,coverage,fuzzing", "--checks", "not_a_server_error", "--continue-on-failure"),
         *("--max-examples", str(request["examples"]), "--generation-deterministic", "--no-shrink", "--seed", "1"),
-        # No --max-time: with one, it goes on until that is over, and what it finds hangs on the machine's speed.
+        # No --max-time: with one, it continues until that is over, and what it finds hangs on the machine's speed.
         *("--request-timeout", "2", "--max-redirects", "0", "--no-color"),
         *("--header", f"Host:{parts.netloc}", "--header", f"X-Forwarded-Proto:{parts.scheme}"),
         *("--suppress-health-check", "all", "--warnings", "off", "--report", "json", "--report-dir", str(REPORTS)),

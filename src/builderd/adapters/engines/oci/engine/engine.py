@@ -70,7 +70,7 @@ class OciEngine:
                 self._readiness = Readiness(False, error.message)
                 raise
             except OSError as error:
-                # A fault of the machine, such as a full disk: the service goes on without the engine and retries.
+                # A fault of the machine, such as a full disk: the service continues without the engine and retries.
                 cure = (
                     f" Free space on the host: df -h {self._settings.data_dir}." if error.errno == errno.ENOSPC else ""
                 )

@@ -142,7 +142,7 @@ class Machine:
         self.cgroups.open()
 
     def close(self) -> None:
-        """Release everything for another service; sandboxes go on running. Idempotent."""
+        """Release everything for another service; sandboxes continue running. Idempotent."""
         self.runs.close()
         self.launcher.close()
         self.files.close()

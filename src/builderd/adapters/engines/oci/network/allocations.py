@@ -1,7 +1,7 @@
 """Allocations of the host: each service gets a subnet and blocks of uids of its own.
 
 Kept for the whole host in one file under a lock. A service that is gone, with its data directory and its bridge,
-gives back what it had.
+releases what it had.
 """
 
 from __future__ import annotations

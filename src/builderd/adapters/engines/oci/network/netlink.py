@@ -101,7 +101,7 @@ class Netlink:
     def add_fallback_route(self, index: int) -> None:
         """Route packets without another route into the namespace itself, as the last table: docs/adr/0049.
 
-        The table is looked at last.
+        The table is checked last.
         """
         self._add_route(index, table=_DEFAULT_TABLE, scope=_HOST, kind=_LOCAL)
 

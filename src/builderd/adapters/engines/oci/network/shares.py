@@ -1,4 +1,4 @@
-"""Assign each tenant a share of the host's NAT ports. Kept in memory: a starting service assigns them anew."""
+"""Assign each tenant a share of the host's NAT ports. Kept in memory: a starting service assigns them again."""
 
 from __future__ import annotations
 

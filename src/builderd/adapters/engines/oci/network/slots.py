@@ -45,7 +45,7 @@ class Slots:
     """Slots in use. ``grow`` allocates one more block of uids for the service.
 
     ``memory`` is a file for the last one that was taken, where it lasts as long as the machine is up: the next service
-    goes on from there, and gives out no address that was given back a moment ago.
+    continues from there, and gives out no address that was released a moment ago.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Slots:
     ) -> None:
         self._blocks = blocks
         self._grow = grow
-        #: Sandbox id by slot: the slot in a record of an earlier boot may belong to another sandbox by now.
+        #: Sandbox id by slot: the slot in a record of an earlier boot may belong to another sandbox meanwhile.
         self._taken: dict[int, str] = {}
         self._memory = memory
         self._last = _remembered(memory)

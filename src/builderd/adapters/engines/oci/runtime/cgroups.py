@@ -113,7 +113,7 @@ class Cgroups:
 
     def discard_inner(self, name: str) -> None:
         """Remove such groups as far as nothing is in them any more. A background process keeps its own for as long as
-        it goes on; one that was left of an earlier one goes now, so that there are no more than processes."""
+        it continues; one that was left of an earlier one goes now, so that there are no more than processes."""
         with contextlib.suppress(FileNotFoundError):
             for group in self._directory("pids", name).glob(f"{INNER}*"):
                 with contextlib.suppress(OSError):
@@ -208,11 +208,11 @@ class Cgroups:
                 _set(self._directory("memory", name) / "memory.swap.max", "0")
 
     def kill(self, name: str) -> None:
-        """Kill every process in the group and below it, also those that it makes meanwhile; returns when none is left.
+        """Kill every process in the group and below it, also those forked meanwhile; return when none is left.
 
-        On version 1 a frozen process does not even die, so they are thawed; and what forks faster than it is killed
-        would go on for ever, so nothing in the group may fork any more. All hierarchies are looked into: a shim is in
-        one of them only, and what was on its way into a group when its runtime was killed in some.
+        On version 1 a frozen process does not die, so all are thawed; a fork bomb would never end, so the group may
+        not fork any more. All hierarchies are searched: a shim is in one of them only, and a process whose runtime was
+        killed while moving it in some.
 
         Raises ``TimeoutError`` when one does not die (it waits for a device).
         """

@@ -59,7 +59,7 @@ class Ending:
         """Kill its processes and remove all but its record, its exit file and its slot. Idempotent.
 
         A shim gets time to write the exit file. A shim interrupted while creating the sandbox is in no record and may
-        go on creating it, so its group is removed first, and then what it had made.
+        continue creating it, so its group is removed first, and then what it had made.
         """
         if self._context.cgroups.oom_kills(record.id):
             self._context.records.note_oom(record.id)

@@ -286,7 +286,7 @@ class Execution:
 
     @property
     def _is_cut_off(self) -> bool:
-        """Return True when the runtime's command or the launcher was killed while the program goes on.
+        """Return True when the runtime's command or the launcher was killed while the program continues.
 
         The runtime reports a killed program by a status above 128, never by a signal of its own.
         """
@@ -299,7 +299,7 @@ class Execution:
             await (self._kill_marked() if self._runtime.is_gvisor else self._kill_group())
             await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)
         if not self._ended.done():
-            # A process that the kill missed goes on in its sandbox; nothing of it is left on the host.
+            # A process that the kill missed continues in its sandbox; nothing of it is left on the host.
             self._abandoned = True
             await self._runs.launcher.kill(self._name)
             await asyncio.wait({self._ended}, timeout=_KILL_SECONDS)

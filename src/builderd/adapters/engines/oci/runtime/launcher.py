@@ -1,6 +1,6 @@
 """Launcher: a small single-threaded process that forks where the service cannot.
 
-The service has threads, so it must not fork and go on in Python; a fresh interpreter per step would cost 20 ms.
+The service has threads, so it must not fork and continue in Python; a fresh interpreter per step would cost 20 ms.
 This server is started once (``python -m …launcher <descriptor of its socket>``), imports the standard library only,
 and answers one JSON request per packet:
 

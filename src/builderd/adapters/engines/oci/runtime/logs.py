@@ -254,7 +254,7 @@ class Parsed(NamedTuple):
 def parse_log(content: Content, offset: int, skip: int, whole: bool, limit: int | None = None) -> Parsed:
     """Return the lines from an offset on, without the first ``skip``, and the position after them.
 
-    Where a line is still open, one goes on from its beginning and skips those that were complete. ``whole``: no more
+    Where a line is still open, one continues from its beginning and skips those that were complete. ``whole``: no more
     will come, so what is open is a line. With ``limit`` at most a page.
     """
     parsing = _Parsing(offset, skip)

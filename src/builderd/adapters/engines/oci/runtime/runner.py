@@ -120,7 +120,7 @@ class Tail:
     def pass_on(self) -> bool:
         """Pass on the next piece of new output; return True when there was any.
 
-        A flooding log is passed on late or with gaps: one that exceeds its limit is started anew.
+        A flooding log is passed on late or with gaps: one that exceeds its limit is started again.
         """
         with contextlib.suppress(FileNotFoundError), self._log.open("rb") as log:
             number = os.fstat(log.fileno()).st_ino

@@ -149,7 +149,7 @@ class Runs:
         return '"running"' in state
 
     def close(self) -> None:
-        """Stop watching; sandboxes go on. Idempotent, also after an incomplete ``open``."""
+        """Stop watching; sandboxes continue. Idempotent, also after an incomplete ``open``."""
         self.heartbeat.stop()
         self._netlink.close()
         self._stop_warming()
@@ -253,7 +253,7 @@ class Runs:
         """Run the work in a thread while the sandbox is frozen, a matter of milliseconds.
 
         ``freeze`` and ``thaw`` wait for it. Not recorded: a starting service thaws every sandbox that ``freeze`` did
-        not freeze. Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it goes on.
+        not freeze. Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it continues.
         """
         async with self._lock(record):
             await run_to_completion(self._work_while_frozen, self._newest(record), work)
@@ -277,7 +277,7 @@ class Runs:
     async def freeze(self, record: Record) -> None:
         """Freeze the sandbox; its memory is moved out in the background. Idempotent.
 
-        Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it goes on.
+        Raises ``EngineUnavailable`` when one of its processes cannot be frozen; then it continues.
         """
         async with self._lock(record):
             record = self._newest(record)

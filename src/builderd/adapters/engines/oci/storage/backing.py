@@ -168,7 +168,7 @@ class DeviceBacking:
 
 @dataclass(frozen=True, slots=True)
 class ImageBacking:
-    """Sparse file: it takes the host's space only as it fills, and gives back what is deleted.
+    """Sparse file: it takes the host's space only as it fills, and releases what is deleted.
 
     ``size_bytes`` None takes what is free above the floor. A file that exists grows to a larger ``size_bytes``, and
     never gets smaller.

@@ -46,7 +46,7 @@ class Balancing:
         self._converts = converts
         self._enlarge = enlarge
         self._convert_pause = 0
-        #: Free bytes in chunks that balancing could not give back.
+        #: Free bytes in chunks that balancing could not release.
         self._stuck = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="balancing", daemon=True)

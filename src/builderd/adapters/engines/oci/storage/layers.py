@@ -350,7 +350,7 @@ def _write_inputs(target: Path, inputs: Mapping[str, bytes]) -> None:
 def _layer_error(layer: Path) -> str | None:
     """Check a layer's content: it lies below an app's root and may hold only what installers make.
 
-    Of a great many names only the first few are looked at: to leave millions costs a build little.
+    Of a great many names only the first few are checked: to leave millions costs a build little.
     """
     with os.scandir(layer) as entries:
         others = list(islice((entry.name for entry in entries if entry.name not in MADE), NAMED))

@@ -178,7 +178,7 @@ class Quota:
                         self._drop(root, level * _LEVEL + number)
 
     def _drop(self, root: int, group: int) -> None:
-        """Remove a group; the kernel refuses until the space counted there was given back."""
+        """Remove a group; the kernel refuses until the space counted there was released."""
         try:
             fcntl.ioctl(root, _QGROUP_CREATE, struct.pack("=QQ", 0, group))
         except OSError as error:

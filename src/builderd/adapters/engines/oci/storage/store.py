@@ -1,6 +1,6 @@
 """Store: the one btrfs file system on which disks, layers and builds lie, mounted for this service.
 
-It stays mounted when the service ends, since sandboxes go on running on it, and is adopted by the next one.
+It stays mounted when the service ends, since sandboxes continue running on it, and is adopted by the next one.
 """
 
 from __future__ import annotations

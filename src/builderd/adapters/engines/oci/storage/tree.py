@@ -1,7 +1,7 @@
 """File tree that a running app can change: every step is safe against concurrent changes.
 
 What lies at a path is reached by the kernel without following any link, and only then looked at; files are opened once
-they are known to be plain ones. Everything goes on from descriptors, never from a path a second time.
+they are known to be plain ones. Everything continues from descriptors, never from a path a second time.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from builderd.api.server import problems
 from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.fair_scheduler import FairScheduler
 from builderd.api.server.heads import Heads
+from builderd.api.server.masking import Masking
 from builderd.api.server.meter import Meter
 from builderd.api.server.paths import PREFIX
 from builderd.api.server.request_log import RequestLog
@@ -114,6 +115,7 @@ def bare_app(application: Application, meter: Meter, **options: Any) -> FastAPI:
     app.state.meter = meter
     app.state.rates = Rates()
     app.state.body_parser = BodyParser()
+    app.add_middleware(Masking, application=application)
     app.add_middleware(Heads)
     app.add_middleware(RequestLog, meter=meter)
     problems.install(app)

@@ -28,6 +28,7 @@ from builderd.domain.builders import Desired
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity
 from builderd.domain.previews import Route
 from builderd.domain.routes import closed_route
+from builderd.mcp.http import McpEndpoint
 from builderd.operations.operations import Operations
 from builderd.operations.rates import Rates
 from builderd.ports.store import UnitOfWork
@@ -134,19 +135,21 @@ async def _own_and_run(settings: Settings, supervisor: Supervisor, *, take_over:
 
 
 async def _run(settings: Settings, supervisor: Supervisor, owned: OwnedStore) -> None:
-    async with application(settings, owned) as app, Servers() as servers:
+    async with application(settings, owned) as app:
         note_database(settings)
         meter = Meter()
         operations = Operations(app, Rates(**settings.rates.model_dump()))
         api = create_app(operations, metrics_token=settings.metrics_token, meter=meter)
         site = Site(api, create_web(operations, meter=meter))
-        await servers.add(site, settings.host, settings.port, "--host and --port")
-        if settings.metrics_port:
-            await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
-        await app.previews.start(await app.store.read(_expected_routes))
-        log.info("API listening host=%s port=%d", settings.host, settings.port)
-        supervisor.ready()
-        await _run_workers(app, settings, servers)
+        # The servers are drained before the calls of agents that still go on are cut off.
+        async with McpEndpoint(api), Servers() as servers:
+            await servers.add(site, settings.host, settings.port, "--host and --port")
+            if settings.metrics_port:
+                await servers.add(metrics_app(app, meter), settings.host, settings.metrics_port, "metrics_port")
+            await app.previews.start(await app.store.read(_expected_routes))
+            log.info("API listening host=%s port=%d", settings.host, settings.port)
+            supervisor.ready()
+            await _run_workers(app, settings, servers)
 
 
 def _expected_routes(uow: UnitOfWork) -> Sequence[Route]:

@@ -92,6 +92,12 @@ def open_all(uow: UnitOfWork, vault: Vault, tenant_id: TenantId, names: Sequence
     }
 
 
+def all_values(uow: UnitOfWork, vault: Vault, tenant_id: TenantId) -> set[str]:
+    """Return the values of all credentials of a tenant, to mask them in texts. Raises the vault's errors."""
+    opened = open_all(uow, vault, tenant_id, [one.name for one in uow.credentials.list(tenant_id)])
+    return {value for values in opened.values() for value in values.values()}
+
+
 def as_env(secrets: Opened) -> dict[str, str]:
     """Return all variables together; for a name in two credentials the later one's value."""
     return {variable: value for values in secrets.values() for variable, value in values.items()}

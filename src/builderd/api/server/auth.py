@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -45,15 +46,22 @@ def operations_of(request: Request) -> Operations:
 TheOperations = Annotated[Operations, Depends(operations_of)]
 
 
+#: Header with the program that calls, for the actor in events. A claim of the caller, no proof.
+CLIENT = "Builderd-Client"
+CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._/+-]{0,63}", re.ASCII)
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A valid token, and its caller as services know it."""
+    """A valid token, and its caller as services know it. ``client`` is the calling program, "" without a name."""
 
     token: Token
+    client: str = ""
 
     @property
     def caller(self) -> Caller:
-        return Caller(self.token.tenant_id, f"token {self.token.name}")
+        program = f" ({self.client})" if self.client else ""
+        return Caller(self.token.tenant_id, f"token {self.token.name}{program}")
 
     @property
     def may_write(self) -> bool:
@@ -90,7 +98,9 @@ async def identity_of(request: HTTPConnection, secret: str) -> Identity:
     recognise(request, token.tenant_id)
     if tokens.needs_touch(token, now):
         await application.store.write(lambda uow: uow.tokens.touch(token.id, now))
-    return Identity(token)
+    request.state.tenant_id = token.tenant_id
+    client = request.headers.get(CLIENT, "")
+    return Identity(token, client if CLIENT_NAME.fullmatch(client) else "")
 
 
 async def is_good_still(application: Application, identity: Identity) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,7 @@ class AsyncBuilderd:
     ``url`` and ``token`` come from ``BUILDERD_URL`` and ``BUILDERD_TOKEN`` where they are left out. ``timeout`` is in
     seconds, for the whole of a deployment, otherwise for a silence; None keeps the limits of each call. Calls that
     can be repeated without harm are sent ``max_retries`` times again after a broken connection, a 429 or a 503 with
-    ``Retry-After``. ``ca`` is a file with further certificates.
+    ``Retry-After``. ``ca`` is a file with further certificates. Each call sends ``headers``, too.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class AsyncBuilderd:
         timeout: float | None = None,
         max_retries: int = MAX_RETRIES,
         ca: str | Path | None = None,
+        headers: Mapping[str, str] | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         url = url or os.environ.get("BUILDERD_URL", "")
@@ -53,6 +55,7 @@ class AsyncBuilderd:
             raise ValueError(f"no service to talk to: give {missing}")
         agent = f"builderd/{__version__}"
         http = connect(url, token, _trusted(ca) if ca else True, transport, agent)
+        http.headers.update(headers or {})
         self._transport = AsyncTransport(http, timeout, max_retries)
 
     async def __aenter__(self) -> Self:

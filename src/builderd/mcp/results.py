@@ -1,0 +1,345 @@
+"""Results of the tools: their output schemas, and how a result is shown to a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
+from pydantic import BaseModel, Field
+
+from builderd.client import models
+from builderd.mcp.app_data import NOTICE, mark
+
+#: Statuses in which an app does what it should, or has not been asked to.
+FAILED = "failed"
+
+
+class Deployment(BaseModel):
+    """A builder, which the tools call a deployment."""
+
+    name: str
+    uuid: str
+    status: str
+    status_reason: str = Field(description="Marked as data where it quotes the app.")
+    url: str
+    version: int
+    job_type: str
+    entrypoint: str
+    port: int
+    variables: list[str] = Field(description="Names of its environment variables.")
+    credentials: list[str]
+    visibility: str
+    auto_stop_minutes: int
+    review_passed: bool | None
+    qa_passed: bool | None
+    exit_code: int | None
+    cost: float
+    currency: str
+
+
+class Version(BaseModel):
+    """Version of a deployment."""
+
+    version: int
+    status: str
+    current: bool
+    failure_code: str | None
+    created_by: str
+
+
+class DeploymentDetails(BaseModel):
+    """A deployment with its newest versions."""
+
+    deployment: Deployment
+    versions: list[Version]
+
+
+class DeploymentList(BaseModel):
+    """Page of deployments."""
+
+    deployments: list[Deployment]
+    page: int
+    total: int
+
+
+class Deleted(BaseModel):
+    """Deployment that is gone."""
+
+    name: str
+    uuid: str
+    purged: bool
+
+
+class Entry(BaseModel):
+    """Entry of a folder."""
+
+    name: str
+    type: str
+    size: int
+
+
+class FileList(BaseModel):
+    """Page of a folder's entries."""
+
+    path: str
+    entries: list[Entry]
+    page: int
+    total: int
+
+
+class FileContent(BaseModel):
+    """Part of a file. ``content`` is marked as data; it is base64 where the bytes are no text."""
+
+    path: str
+    content: str
+    encoding: str
+    offset: int
+    bytes: int
+    size: int
+    next_offset: int | None = Field(description="Offset of the rest; null at the end of the file.")
+
+
+class Written(BaseModel):
+    """File that was written."""
+
+    path: str
+    size: int
+
+
+class Finding(BaseModel):
+    """Finding of a review. Severities ``block`` and ``hold`` keep the code from running."""
+
+    rule: str
+    severity: str
+    path: str
+    line: int
+    message: str
+    advice: str
+    fingerprint: str
+    accepted: bool
+
+
+class Review(BaseModel):
+    """Review of a version's code. ``lines`` quotes the code, marked as data."""
+
+    version: int
+    passed: bool
+    outdated: bool
+    findings: list[Finding]
+    lines: str
+
+
+class Check(BaseModel):
+    """Outcome of one QA check."""
+
+    name: str
+    outcome: str
+
+
+class QaReport(BaseModel):
+    """QA of a version: the gate that judged it live, and the checks on a copy. ``details`` is marked as data."""
+
+    version: int
+    qa_passed: bool | None
+    status: str
+    gate: list[Check]
+    checks: list[Check]
+    details: str
+    screenshots: list[str]
+
+
+class Logs(BaseModel):
+    """Last lines of a log, oldest first, marked as data."""
+
+    lines: str
+    count: int
+    left_out_characters: int
+    rest: str = Field(description="How to get what was left out.")
+
+
+class CommandResult(BaseModel):
+    """Result of a command; ``output`` is marked as data. Exit code 124: the timeout ended it."""
+
+    exit_code: int
+    output: str
+    left_out_characters: int
+    rest: str = Field(description="How to get what was left out.")
+
+
+class SshAccess(BaseModel):
+    """Way in by SSH. The command holds a token made for this call, which ends at ``expires_at``."""
+
+    command: str
+    expires_at: str
+    host: str
+    port: int
+    known_hosts: str
+
+
+class UploadLink(BaseModel):
+    """URL that takes one archive of code, without a token, until ``expires_at``."""
+
+    upload_id: str
+    upload_url: str
+    expires_at: str
+    command: str
+
+
+class Credential(BaseModel):
+    """Credential without its values."""
+
+    name: str
+    variables: list[str]
+    used_by: list[str]
+    needs_restart: list[str] = Field(description="Deployments that still run with the old values.")
+
+
+class CredentialList(BaseModel):
+    """Credentials of the tenant."""
+
+    credentials: list[Credential]
+
+
+class DeploymentCost(BaseModel):
+    """Cost of one deployment."""
+
+    name: str
+    cost: float
+    hourly_rate: float
+    runtime_hours: float
+
+
+class Spending(BaseModel):
+    """Costs of all deployments, and the cap that applies this month (null: none)."""
+
+    currency: str
+    total_cost: float
+    spent_this_month: float
+    monthly_cap: float | None
+    resets_at: str
+    deployments: list[DeploymentCost]
+
+
+class Failure(BaseModel):
+    """Call that did not succeed. ``next_step`` says what to do; ``app_output`` is marked as data."""
+
+    code: str
+    message: str
+    next_step: str
+    stage: str | None = None
+    deployment: str | None = None
+    reasons: dict[str, list[str]] = Field(default_factory=dict)
+    findings: list[Finding] = Field(default_factory=list)
+    checks: list[Check] = Field(default_factory=list)
+    app_output: str = ""
+    retry_after_seconds: float | None = None
+    request_id: str = ""
+
+
+def result(text: str, shown: BaseModel, *blocks: ContentBlock, quoted: str = "") -> CallToolResult:
+    """Return a success: a sentence, the app's own text where there is one, and the structured result."""
+    said = f"{text}\n\n{NOTICE}\n{quoted}" if quoted else text
+    structured = shown.model_dump(mode="json")
+    return CallToolResult(content=[TextContent(type="text", text=said), *blocks], structured_content=structured)
+
+
+def failed(failure: Failure) -> CallToolResult:
+    """Return a failure that a model can act on, as JSON."""
+    text = failure.model_dump_json(exclude_defaults=True, indent=1)
+    notice = f"{NOTICE}\n" if failure.app_output else ""
+    return CallToolResult(content=[TextContent(type="text", text=f"{notice}{text}")], is_error=True)
+
+
+def picture(base64: str) -> ImageContent:
+    """Return a PNG as content."""
+    return ImageContent(type="image", data=base64, mime_type="image/png")
+
+
+def deployment_of(state: models.BuilderState) -> Deployment:
+    """Return a builder without its service token and the values of its variables."""
+    quotes = state.status == FAILED or "\n" in state.status_reason
+    return Deployment(
+        name=state.name,
+        uuid=state.uuid,
+        status=state.status,
+        status_reason=mark(state.status_reason, "status") if quotes else state.status_reason,
+        url=state.preview_url,
+        version=state.version,
+        job_type=state.job_type,
+        entrypoint=state.entrypoint,
+        port=state.port,
+        variables=sorted(state.env),
+        credentials=list(state.credentials),
+        visibility=state.visibility,
+        auto_stop_minutes=state.auto_stop_interval,
+        review_passed=state.review_passed,
+        qa_passed=state.qa_passed,
+        exit_code=state.exit_code,
+        cost=state.cost.cost,
+        currency=state.cost.currency,
+    )
+
+
+def finding_of(one: models.Finding) -> Finding:
+    """Return a finding without the line of code that it quotes."""
+    return Finding(
+        rule=one.rule,
+        severity=one.severity,
+        path=one.path,
+        line=one.line,
+        message=one.message,
+        advice=one.advice,
+        fingerprint=one.fingerprint,
+        accepted=one.accepted is not None,
+    )
+
+
+def review_of(review: models.Review) -> Review:
+    """Return a review, with the quoted lines of code in one marked text."""
+    quoted = "\n".join(f"{one.path}:{one.line}: {one.text}" for one in review.findings if one.text)
+    return Review(
+        version=review.version,
+        passed=review.passed,
+        outdated=review.outdated,
+        findings=[finding_of(one) for one in review.findings],
+        lines=mark(quoted, "code") if quoted else "",
+    )
+
+
+def report_of(qa: models.Qa) -> QaReport:
+    """Return a QA report, with everything that quotes the app in one marked text."""
+    quoted = "\n".join(line for check in (*qa.gate, *qa.checks) for line in check_lines(check))
+    return QaReport(
+        version=qa.version,
+        qa_passed=qa.qa_passed,
+        status=qa.status,
+        gate=checks_of(qa.gate),
+        checks=checks_of(qa.checks),
+        details=mark(quoted, "qa") if quoted else "",
+        screenshots=[one.name for one in qa.screenshots],
+    )
+
+
+def checks_of(checks: list[models.QaCheck]) -> list[Check]:
+    """Return the outcomes of checks."""
+    return [Check(name=one.name, outcome=one.outcome) for one in checks]
+
+
+def check_lines(check: models.QaCheck) -> list[str]:
+    """Return what a check found, a line each."""
+    return [f"{check.name}: {check.outcome}: {check.message}", *(f"  {one}" for one in check.findings)]
+
+
+def credential_of(one: models.Credential) -> Credential:
+    """Return a credential with the names of the builders that use it."""
+    return Credential(
+        name=one.name,
+        variables=list(one.variables),
+        used_by=[use.name for use in one.used_by],
+        needs_restart=[use.name for use in one.used_by if use.needs_restart],
+    )
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the arguments that were given."""
+    return {name: value for name, value in options.items() if value is not None}

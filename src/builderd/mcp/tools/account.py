@@ -1,0 +1,76 @@
+"""Tools for what belongs to no single deployment: uploads, credentials, spending."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from mcp_types import CallToolResult
+from pydantic import Field
+
+from builderd.mcp.calls import Call
+from builderd.mcp.results import (
+    Credential,
+    CredentialList,
+    DeploymentCost,
+    Spending,
+    UploadLink,
+    credential_of,
+    given,
+    result,
+)
+
+
+async def create_upload_link(
+    call: Call,
+    size: Annotated[int, Field(ge=1, description="Of the archive, in bytes.")] | None = None,
+    sha256: str | None = None,
+) -> Annotated[CallToolResult, UploadLink]:
+    """Make a URL that takes one archive (zip, tar, tar.gz, tar.zst) of code too large for files.
+
+    Give its upload_id to deploy_code or redeploy once the archive is sent.
+    """
+    place = await call.client.uploads.create(**given(size=size, sha256=sha256))
+    command = f"tar czf - --exclude=.git --exclude=node_modules --exclude=.venv . | curl -fsS -T - '{place.upload_url}'"
+    shown = UploadLink(
+        upload_id=place.upload_id,
+        upload_url=place.upload_url,
+        expires_at=place.expires_at.isoformat(),
+        command=command,
+    )
+    return result(f"Send the folder with: {command}\nThen deploy with upload_id={place.upload_id}.", shown)
+
+
+async def store_credentials(
+    call: Call,
+    name: Annotated[str, Field(description="Name by which deployments ask for it.")],
+    values: Annotated[
+        dict[str, str], Field(description="Variables and their secret values; replaces all earlier ones.")
+    ],
+    restart: Annotated[bool, Field(description="Restart the deployments that use it.")] = False,
+) -> Annotated[CallToolResult, Credential]:
+    """Store secrets, sealed. No tool shows them again; a deployment with this name in credentials gets them."""
+    stored = await call.client.credentials.put(name, values, restart=restart)
+    return result(f"{name} is stored with {', '.join(stored.variables)}.", credential_of(stored))
+
+
+async def list_credentials(call: Call) -> Annotated[CallToolResult, CredentialList]:
+    """List the stored credentials: names, variables, and who uses them; never the values."""
+    shown = CredentialList(credentials=[credential_of(one) async for one in call.client.credentials.list()])
+    lines = [f"{one.name}: {', '.join(one.variables)}" for one in shown.credentials]
+    return result("\n".join(lines) or "There are no credentials.", shown)
+
+
+async def get_spending(call: Call) -> Annotated[CallToolResult, Spending]:
+    """Show what all deployments have cost, and the spending cap of this month."""
+    spending, cap = await call.client.spending.get(), await call.client.spending.cap()
+    shown = Spending(
+        currency=spending.currency,
+        total_cost=spending.total_cost,
+        spent_this_month=cap.spent,
+        monthly_cap=cap.applies,
+        resets_at=cap.resets_at.isoformat(),
+        deployments=[DeploymentCost.model_validate(one, from_attributes=True) for one in spending.deployments],
+    )
+    limit = f"of at most {cap.applies:.2f}" if cap.applies is not None else "without a cap"
+    text = f"{spending.total_cost:.2f} {spending.currency} in all; {cap.spent:.2f} this month, {limit}."
+    return result(text, shown)

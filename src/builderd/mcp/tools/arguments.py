@@ -1,0 +1,83 @@
+"""Arguments that several tools take, with their descriptions."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from builderd.domain.bundles import BundleFile, make_bundle
+
+
+class File(BaseModel):
+    """File that is no plain text, or that is executable."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    content: str
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+    executable: bool = False
+
+
+class Resources(BaseModel):
+    """Limits: vCPU, and GB of memory and disk."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cpu: float = 1
+    memory: float = 1
+    disk: float = 3
+
+
+Name = Annotated[str, Field(description="Name or uuid of the deployment.")]
+Files = Annotated[
+    dict[str, str | File],
+    Field(description="All files by relative path. Text as it is; other bytes as {content, encoding: base64}."),
+]
+Entrypoint = Annotated[str, Field(description="Command that starts it in its folder, such as `python3 main.py`.")]
+Port = Annotated[int, Field(ge=1, le=65535, description="Port it listens on, also in $PORT. Default 8000.")]
+JobType = Annotated[
+    Literal["always_on", "worker", "sandbox", "one_time"],
+    Field(
+        description="always_on (default): a web app. worker: no port, such as a bot. one_time: a job that ends. "
+        "sandbox: no app, for exec_command."
+    ),
+]
+Env = Annotated[dict[str, str], Field(description="Environment variables; no secrets: use store_credentials.")]
+Credentials = Annotated[list[str], Field(description="Names of stored credentials that it gets as variables.")]
+AutoStop = Annotated[int, Field(ge=0, description="Minutes without use until it stops by itself; 0: never.")]
+Visibility = Literal["public", "private"]
+Upload = Annotated[str, Field(description="upload_id of create_upload_link, in place of files.")]
+Key = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=255,
+        description="A text of your own for this attempt: a repeated call with it gets the first answer again.",
+    ),
+]
+Wait = Annotated[bool, Field(description="false: answer at once; get_deployment then shows the outcome.")]
+RequireQa = Annotated[bool, Field(description="Fail if the QA gate fails.")]
+Skip = Annotated[bool, Field(description="Needs a token with the scope skip-gates.")]
+
+
+def sent_files(files: Mapping[str, str | File]) -> dict[str, Any]:
+    """Return files as the API takes them."""
+    return {path: one if isinstance(one, str) else one.model_dump() for path, one in files.items()}
+
+
+def hash_of(files: Mapping[str, str | File]) -> str:
+    """Return the hash by which the service names these files. Raises ``ValueError`` for what is no base64."""
+    return make_bundle(_bundle_file(path, one) for path, one in files.items()).hash
+
+
+def _bundle_file(path: str, file: str | File) -> BundleFile:
+    if isinstance(file, str):
+        return BundleFile(path, file.encode())
+    if file.encoding == "base64":
+        content = base64.b64decode("".join(file.content.split()), validate=True)
+    else:
+        content = file.content.encode()
+    return BundleFile(path, content, file.executable)

@@ -1,0 +1,41 @@
+"""Masking of secrets: the forms in which a value appears, and what is left alone."""
+
+import json
+
+import pytest
+
+from builderd.domain.masking import MASK, Masker
+
+SECRET = 'tok"en/ä-1234567'
+
+
+@pytest.mark.parametrize(
+    "text", [SECRET, json.dumps(SECRET), json.dumps(SECRET, ensure_ascii=False), "?key=tok%22en%2F%C3%A4-1234567"]
+)
+def test_a_value_is_masked_in_each_form(text: str) -> None:
+    masked = Masker([SECRET]).text(f"before {text} after")
+    assert MASK in masked
+    assert "1234567" not in masked
+    assert masked.startswith("before ")
+    assert masked.endswith(" after")
+
+
+def test_a_value_of_several_lines_is_masked_line_by_line() -> None:
+    assert Masker(["first-line\nsecond-line"]).text("x second-line y") == f"x {MASK} y"
+
+
+def test_the_longest_of_overlapping_values_is_masked() -> None:
+    assert Masker(["secret", "secret-and-more"]).text("secret-and-more") == MASK
+
+
+def test_short_values_are_left() -> None:
+    assert not Masker(["true", "8080", ""])
+
+
+def test_a_document_keeps_its_names_and_numbers() -> None:
+    masker = Masker(["status", "12345678"])
+    assert masker.document({"status": ["status", 12345678, None]}) == {"status": [MASK, 12345678, None]}
+
+
+def test_bytes_that_are_no_text_stay() -> None:
+    assert Masker(["secret-1"]).data(b"\xff\x00secret-1\xfe") == b"\xff\x00" + MASK.encode() + b"\xfe"

@@ -26,7 +26,8 @@ from builderd.services.application import Application, Limits
 #: and DELETE /builders/spending names a builder that is not there, 404, where that check wants 405.
 LEFT_OUT = [positive_data_acceptance, unsupported_method]
 
-bounded = settings(max_examples=8, suppress_health_check=list(HealthCheck))
+SOAK = settings.get_current_profile_name() == "soak"
+bounded = settings(max_examples=30 if SOAK else 4, suppress_health_check=list(HealthCheck))
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ DOCUMENT: dict[str, Any] = create_app(Operations(cast("Application", SimpleNames
 described = from_dict(DOCUMENT)
 # Its cases at every bound are made while the tests are collected, 13 s of CPU for each process that collects them:
 # script/soak tries those, every run the examples and what is generated.
-if settings.get_current_profile_name() != "soak":
+if not SOAK:
     described.config.phases.update(phases=["examples", "fuzzing"])
 
 

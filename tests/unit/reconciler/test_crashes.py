@@ -250,7 +250,7 @@ async def test_a_service_that_is_killed_there_is_made_good_by_the_next(
         begun = asyncio.create_task(operation.act(life.world, builder))
         async with asyncio.timeout(PATIENCE):
             while not life.is_over:
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(0.004)
                 world.clock.move(0.1)  # for delays
         builder = await begun
 
@@ -271,7 +271,7 @@ async def comes_to(world: World, builder: Builder, status: Status) -> None:
             now = await world.builder(builder)
             if now.status is status and now.settled and is_alone(now) and await is_whole(world, now):
                 return
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.004)
             world.clock.move(0.1)  # for delays
 
 

@@ -48,13 +48,13 @@ async def own_builder(request: Request, application: TheApplication, credentials
     """The builder whose service token this is. Raises ``Unauthenticated`` and ``RateLimited``."""
     secret = secret_of(credentials)
 
-    async def look() -> Builder:
+    async def lookup() -> Builder:
         builder = await application.store.read(lambda uow: uow.builders.by_service_token(secret))
         if builder is None:
             raise Unauthenticated("This is not the service token of a builder.")
         return builder
 
-    return await recognize(request, secret, look)
+    return await recognize(request, secret, lookup)
 
 
 async def named(uuid: str, own: Annotated[Builder, Depends(own_builder)]) -> Builder:

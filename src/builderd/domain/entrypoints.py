@@ -146,16 +146,16 @@ def _mentions_package(command: str) -> bool:
 def _script_arguments(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield (program, file) for each program in one command without quotes."""
     start = len(words) - len(_program_of(words))
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         name = posixpath.basename(word)
-        rest = [one for one in words[place + 1 :] if one not in COMMANDS]
+        rest = [one for one in words[index + 1 :] if one not in COMMANDS]
         if PYTHON.fullmatch(name) or name in INTERPRETERS:
             target = _first_argument(name, rest)
             if target is not None:
                 yield name, target
         elif word in (".", "source") and rest:
             yield "sh", rest[0]
-        elif "/" in word and (place == start or COMMAND_OPTION.fullmatch(words[place - 1])):
+        elif "/" in word and (index == start or COMMAND_OPTION.fullmatch(words[index - 1])):
             yield "", word
 
 

@@ -178,16 +178,16 @@ def judge(uow: UnitOfWork, application: Application, tenant_id: TenantId, now: d
     """Return the stops and warnings due for a tenant's spending. Changes nothing."""
     found = month_to_date(uow, tenant_id, now)
     of_tenant = next(iter(accounts(application, found, None, now)), None)
-    stop, warn, looks = [], [], [of_tenant.next_check(now)] if of_tenant else []
+    stop, warn, checks = [], [], [of_tenant.next_check(now)] if of_tenant else []
     for builder in uow.builders.of_tenant(tenant_id, deleted=False):
         held = accounts(application, found, builder, now)
         if builder.desired is Desired.RUNNING and tightest(held):
             stop.append(builder.id)
         own = [one for one in held if not one.cap.of_tenant]
         warn += [builder.id for one in own if one.warning_due]
-        looks += [one.next_check(now) for one in own]
+        checks += [one.next_check(now) for one in own]
     warned = of_tenant if of_tenant and of_tenant.warning_due else None
-    return CapDecision(stop, warned, warn, min(looks, default=None))
+    return CapDecision(stop, warned, warn, min(checks, default=None))
 
 
 def stop(uow: UnitOfWork, application: Application, builder_id: BuilderId, now: datetime) -> Builder | None:

@@ -67,7 +67,7 @@ async def _without_unused(
 async def _quota(application: Application, tenant_id: TenantId, key: str | None = None) -> LayerQuota:
     stored = await application.engine.stored_layers()
 
-    def look(uow: UnitOfWork) -> LayerQuota:
+    def load(uow: UnitOfWork) -> LayerQuota:
         tenant = uow.tenants.get(tenant_id)
         assert tenant is not None, "a builder's tenant is stored"
         own, used = uow.versions.layers(tenant_id), uow.versions.layers()
@@ -76,7 +76,7 @@ async def _quota(application: Application, tenant_id: TenantId, key: str | None 
         unused = frozenset(one for one in counted if one not in own and one != key)
         return LayerQuota(_limit(application, tenant, stored), sum(counted.values()), unused, more)
 
-    return await application.store.read(look)
+    return await application.store.read(load)
 
 
 def _limit(application: Application, tenant: Tenant, stored: StoredLayers) -> int:

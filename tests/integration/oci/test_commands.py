@@ -107,7 +107,7 @@ async def test_under_gvisor_a_command_past_its_time_is_answered_though_it_hides(
 async def test_under_gvisor_a_look_at_what_listens_ends_though_its_program_hides(
     engine: OciEngine, strong_sandbox: SandboxId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listening, "_LOOK", ProcessSpec(("env", "-i", "sleep", "31337"), joined=True))
+    monkeypatch.setattr(listening, "_COMMAND", ProcessSpec(("env", "-i", "sleep", "31337"), joined=True))
     async with asyncio.timeout(ENGINE_TIMEOUT):
         assert (await engine.listening(strong_sandbox)).sockets == frozenset()
     assert runtimes_of(strong_sandbox) == []

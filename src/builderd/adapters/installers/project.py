@@ -59,8 +59,8 @@ def _dependencies(document: dict[str, Any], project: dict[str, Any]) -> tuple[se
     for index, text in enumerate(listed):
         try:
             written, is_foreign = parse_requirement(text.strip())
-        except ValueError as fault:
-            raise InstallFailed(f"{FILE}: project.dependencies[{index}]: {fault}.") from None
+        except ValueError as error:
+            raise InstallFailed(f"{FILE}: project.dependencies[{index}]: {error}.") from None
         if canonicalize_name(Requirement(written).name) in sources:
             raise InstallFailed(
                 f"{FILE}: {text!r} has a source in [tool.uv.sources], which is not read: "

@@ -110,8 +110,8 @@ def _include(parser: _Parser, path: str, number: int, target: str, into: set[str
 def _requirement(path: str, number: int, line: str) -> tuple[str, bool]:
     try:
         return parse_requirement(line)
-    except ValueError as fault:
-        raise _refusal(path, number, str(fault)) from None
+    except ValueError as error:
+        raise _refusal(path, number, str(error)) from None
 
 
 def parse_requirement(line: str) -> tuple[str, bool]:

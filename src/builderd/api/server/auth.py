@@ -109,7 +109,7 @@ async def is_good_still(application: Application, identity: Identity) -> bool:
     return await application.store.read(lambda uow: tokens.is_good_still(uow, identity.token, now))
 
 
-async def recognize(request: HTTPConnection, secret: str, look: Callable[[], Awaitable[T]]) -> T:
+async def recognize(request: HTTPConnection, secret: str, lookup: Callable[[], Awaitable[T]]) -> T:
     """Return what ``look`` finds by this secret.
 
     Raises ``Unauthenticated``, and ``RateLimited`` when its calls come too often.
@@ -118,7 +118,7 @@ async def recognize(request: HTTPConnection, secret: str, look: Callable[[], Awa
     status = rates.admit(secret)
     _keep_within(request, status)
     try:
-        found = await look()
+        found = await lookup()
     except Unauthenticated:
         rates.failed(request.client.host if request.client else "", secret)
         raise
@@ -181,8 +181,8 @@ async def check_metrics_token(
         raise NotFound("Metrics are not shown here: set a metrics token, or give them a listener of their own.")
     secret = secret_of(credentials)
 
-    async def look() -> None:
+    async def lookup() -> None:
         if not hmac.compare_digest(secret.encode(), expected.encode()):
             raise Unauthenticated("This is not the metrics token.")
 
-    await recognize(request, secret, look)
+    await recognize(request, secret, lookup)

@@ -49,7 +49,7 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Address:
-    place: str
+    network: str
 
 
 _Owner = _Address | TenantId

@@ -168,9 +168,9 @@ async def write_file(
         raise BadRequest("A file is not put in parts: send all of it in one request, and leave Content-Range out.")
     tenant_id = identity.token.tenant_id
     async with (
-        operations.file_writes.admitted(tenant_id) as place,
-        place,
-        aclosing(releasing(pieces(request, UPLOAD_SECONDS), place)) as arriving,
+        operations.file_writes.admitted(tenant_id) as slot,
+        slot,
+        aclosing(releasing(pieces(request, UPLOAD_SECONDS), slot)) as arriving,
     ):
         entry, new = await files.write(
             operations.application,

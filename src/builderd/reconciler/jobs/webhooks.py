@@ -108,9 +108,9 @@ class WebhookJob:
             found = uow.events.following(webhook.tenant_id, query, after=webhook.place, limit=PAGE)
             for event in found:
                 uow.deliveries.add(new_delivery(webhook, event, now))
-            place = found[-1].id if found else webhook.place
+            cursor = found[-1].id if found else webhook.place
             # Also what it does not want is behind it then, and is not looked through again.
-            uow.webhooks.save(replace(webhook, place=place if len(found) == PAGE else max(place, last)))
+            uow.webhooks.save(replace(webhook, place=cursor if len(found) == PAGE else max(cursor, last)))
 
         await self._app.store.write(work)
 

@@ -48,20 +48,20 @@ async def wait_until_listening(application: Application, sandbox: Sandbox, port:
     begun = clock.passed() - before
     start_time = StartTime(application.engine, sandbox.id, timeout)
     elsewhere_since: float | None = None
-    looks = 0
+    polls = 0
     while True:
         listening = await application.engine.listening(sandbox.id)
         seconds = clock.passed() - begun
         if listening.reachable(port):
             return Wait(True, listening, None, seconds)
-        if looks % REPORT_EVERY == 0:
+        if polls % REPORT_EVERY == 0:
             report = await application.engine.report(sandbox.id)
             if not report.alive:
                 return Wait(False, listening, report, seconds)
         elsewhere_since = _since(elsewhere_since, listening, port, seconds)
         if _too_long_elsewhere(seconds, elsewhere_since) or await start_time.is_over(seconds):
             return Wait(False, listening, None, seconds)
-        looks += 1
+        polls += 1
         await clock.sleep(_pause(seconds))
 
 

@@ -107,10 +107,10 @@ def _hits(findings: Sequence[Mapping[str, Any]], files: Mapping[str, BundleFile]
         if path not in files or not isinstance(line, int) or isinstance(line, bool) or not isinstance(reason, str):
             raise TypeError("a finding outside of the files")
         lines = _lines(files[path])
-        place = line if 0 < line <= len(lines) else 0
-        text = lines[place - 1].strip() if place else ""
+        number = line if 0 < line <= len(lines) else 0
+        text = lines[number - 1].strip() if number else ""
         mark = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
-        yield Hit("LLM-risk", path, place, _shown(text)[:200], mark, _reason(reason), ADVICE)
+        yield Hit("LLM-risk", path, number, _shown(text)[:200], mark, _reason(reason), ADVICE)
 
 
 def _reason(text: str) -> str:

@@ -110,8 +110,8 @@ class SecretRules:
             if entropy(secret) <= rule.entropy or any(a.allows(path, secret, found.group(), line) for a in allowed):
                 continue
             name = f"GEN-{rule.name[4:]}" if TEST_KEY.match(secret) else rule.name
-            place = text.find(secret, found.start())
-            yield Secret(name, text.count("\n", 0, max(place, 0)) + 1, secret, rule.description)
+            offset = text.find(secret, found.start())
+            yield Secret(name, text.count("\n", 0, max(offset, 0)) + 1, secret, rule.description)
 
 
 def _secret_of(rule: Rule, found: re.Match[str]) -> str:

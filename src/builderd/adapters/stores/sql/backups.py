@@ -31,7 +31,7 @@ _OPEN_OF = (
 )
 _EXPIRED = select(backups).where(backups.c.expires_at <= bindparam("now")).order_by(backups.c.expires_at)
 _BUILDERS = select(backups.c.builder_id).distinct().order_by(backups.c.builder_id)
-_COUNT_FAULTS = select(func.count()).where(backups.c.fault != "")
+_COUNT_DAMAGED = select(func.count()).where(backups.c.fault != "")
 _COUNTS = select(backups.c.status, func.count().label("number")).group_by(backups.c.status)
 
 
@@ -84,7 +84,7 @@ class Backups:
         return self._connection.execute(_BUILDERS).scalars().all()
 
     def count_damaged(self) -> int:
-        number: int = self._connection.execute(_COUNT_FAULTS).scalar_one()
+        number: int = self._connection.execute(_COUNT_DAMAGED).scalar_one()
         return number
 
     def count_by_status(self) -> Mapping[BackupStatus, int]:

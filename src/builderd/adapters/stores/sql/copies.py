@@ -181,8 +181,8 @@ def _postgresql(url: str) -> Iterator[Engine]:
     try:
         yield database.writing
     except DBAPIError as error:
-        if fault := database.outage_reason(error):
-            raise StoreUnavailable(f"The database cannot be copied now: {fault}.") from error
+        if reason := database.outage_reason(error):
+            raise StoreUnavailable(f"The database cannot be copied now: {reason}.") from error
         raise
     finally:
         database.writing.dispose()
@@ -197,8 +197,8 @@ def _save_postgresql(url: str, target: Path) -> None:
             with copy.writing.begin() as filled:
                 _copy_rows(source, filled)
     except DBAPIError as error:
-        if fault := database.outage_reason(error):
-            raise StoreUnavailable(f"The database cannot be copied now: {fault}.") from error
+        if reason := database.outage_reason(error):
+            raise StoreUnavailable(f"The database cannot be copied now: {reason}.") from error
         raise
     finally:
         for engine in (database.writing, copy.writing, copy.reading):

@@ -41,7 +41,7 @@ DEADLOCK_DETECTED = "40P01"
 # it in between: the next run finds that row.
 UNIQUE_VIOLATION = "23505"
 #: Fault of the server and its remedy, by prefix of the error code (SQLSTATE).
-_FAULTS = {
+_OUTAGES = {
     "08": "the connection to it broke off",
     "57P01": "its server is stopping",
     "57P02": "its server is stopping",
@@ -150,7 +150,7 @@ def outage_reason(error: Exception) -> str | None:
         # An error without a SQLSTATE did not come from the server.
         unreached = isinstance(error, OperationalError | InterfaceError)
         return "it does not answer: is its server up, and can it be reached?" if unreached else None
-    return next((fault for code, fault in _FAULTS.items() if state.startswith(code)), None)
+    return next((reason for code, reason in _OUTAGES.items() if state.startswith(code)), None)
 
 
 @contextmanager

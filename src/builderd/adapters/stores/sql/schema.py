@@ -12,7 +12,7 @@ from builderd.adapters.stores.sql.tables import metadata
 
 VERSION_TABLE = "alembic_version"
 #: Faults listed at most; one more entry counts the rest.
-MAX_FAULTS = 10
+MAX_DIFFERENCES = 10
 
 _VERSION = text(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608 -- a constant
 _COLUMNS = {
@@ -34,8 +34,8 @@ def differences(connection: Connection) -> list[str]:
         found.setdefault(table, set()).add(column)
     known = connection.execute(_VERSION).scalars().all() if VERSION_TABLE in found else []
     every = [*_wrong_revision(", ".join(known) or "none"), *_missing(found)]
-    more = len(every) - MAX_FAULTS
-    return every if more <= 0 else [*every[:MAX_FAULTS], f"and {more} more"]
+    more = len(every) - MAX_DIFFERENCES
+    return every if more <= 0 else [*every[:MAX_DIFFERENCES], f"and {more} more"]
 
 
 @cache

@@ -41,7 +41,7 @@ def open_sqlite(url: URL) -> Database:
 
 
 #: Fault of the file and its remedy, by result code (https://www.sqlite.org/rescode.html).
-_FAULTS = {
+_OUTAGES = {
     sqlite3.SQLITE_BUSY: f"is locked: another process has been writing to it for {BUSY_TIMEOUT} s (fuser names it)",
     sqlite3.SQLITE_FULL: "cannot grow: its disk is full, so free space there (df -h)",
     sqlite3.SQLITE_IOERR: "cannot be read or written: look at its disk (dmesg, df -h)",
@@ -60,7 +60,7 @@ def outage_reason(error: Exception) -> str | None:
     original = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(original, OSError):
         return f"cannot be opened: {original.strerror or original}"
-    return _FAULTS.get(getattr(original, "sqlite_errorcode", 0) & 0xFF)
+    return _OUTAGES.get(getattr(original, "sqlite_errorcode", 0) & 0xFF)
 
 
 def _memory_engine(url: URL) -> Engine:

@@ -194,10 +194,10 @@ class SqlStore:
 
     def _check(self, error: Exception) -> None:
         """Raise ``StoreUnavailable`` for a fault of the database. The driver's error text goes only to the log."""
-        fault = self._database.outage_reason(error)
-        if fault is not None:
+        reason = self._database.outage_reason(error)
+        if reason is not None:
             self._say_unavailable(str(error.orig if isinstance(error, DBAPIError) else error))
-            raise _unavailable(fault) from error
+            raise _unavailable(reason) from error
 
     def _say_unavailable(self, reason: str) -> None:
         """Log a warning every ``FAULT_LOG_INTERVAL`` seconds at most, since every call meets the fault; else debug."""
@@ -244,9 +244,9 @@ class SqlStore:
         self._database.reading.dispose()
 
 
-def _unavailable(fault: str) -> StoreUnavailable:
+def _unavailable(reason: str) -> StoreUnavailable:
     return StoreUnavailable(
-        f"The database cannot be used now, which is no fault of the request: {fault}. Try again shortly.",
+        f"The database cannot be used now, which is no fault of the request: {reason}. Try again shortly.",
         retry_after=RETRY_AFTER,
     )
 

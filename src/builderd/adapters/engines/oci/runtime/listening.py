@@ -21,9 +21,9 @@ _LISTEN = "0A"
 _FILES = ("net/tcp", "net/tcp6")
 _DIAL_SECONDS = 0.2
 #: Reading sockets inside gVisor runs a command there: at most once in so many seconds.
-_LOOK_SECONDS = 1.0
-_LOOK_BYTES = 1 << 20
-_LOOK = ProcessSpec(("cat", "/proc/net/tcp", "/proc/net/tcp6"), joined=True)
+_CACHE_SECONDS = 1.0
+_MAX_BYTES = 1 << 20
+_COMMAND = ProcessSpec(("cat", "/proc/net/tcp", "/proc/net/tcp6"), joined=True)
 
 
 class ListeningPorts:
@@ -46,17 +46,17 @@ class ListeningPorts:
         if await _answers(record.ip, record.port):
             return frozenset({("0.0.0.0", record.port)})  # noqa: S104
         looked_at, sockets = self._results.get(record.id, (0.0, frozenset()))
-        if time.monotonic() - looked_at > _LOOK_SECONDS:
+        if time.monotonic() - looked_at > _CACHE_SECONDS:
             sockets = await self._look(record)
             now = time.monotonic()
-            self._results = {name: look for name, look in self._results.items() if now - look[0] <= _LOOK_SECONDS}
+            self._results = {name: one for name, one in self._results.items() if now - one[0] <= _CACHE_SECONDS}
             self._results[record.id] = (now, sockets)
         return sockets
 
     async def _look(self, record: Record) -> Sockets:
         try:
-            async with asyncio.timeout(_LOOK_SECONDS * 5), execution(self._runs, record, _LOOK) as look:
-                return parse_listening((await read_all(look, _LOOK_BYTES)).decode(errors="replace"))
+            async with asyncio.timeout(_CACHE_SECONDS * 5), execution(self._runs, record, _COMMAND) as command:
+                return parse_listening((await read_all(command, _MAX_BYTES)).decode(errors="replace"))
         except (InvalidState, TimeoutError):
             return frozenset()
 

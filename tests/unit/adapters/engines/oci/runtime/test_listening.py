@@ -40,7 +40,7 @@ def test_both_files_one_after_the_other() -> None:
     assert parse_listening("") == frozenset()
 
 
-async def test_a_look_into_gvisor_is_good_for_a_moment_and_kept_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sockets_of_gvisor_are_cached_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[str] = []
 
     async def answers(*_: object) -> bool:
@@ -50,7 +50,8 @@ async def test_a_look_into_gvisor_is_good_for_a_moment_and_kept_no_longer(monkey
         looks.append(record.id)
         return frozenset({("127.0.0.1", 3000)})
 
-    runs: Any = SimpleNamespace(runtime=lambda _: Runtime("runsc", "/usr/bin/runsc", Path("/run")))
+    commands = SimpleNamespace(runtime=lambda _: Runtime("runsc", "/usr/bin/runsc", Path("/run")))
+    runs: Any = SimpleNamespace(commands=commands)
     listening_ports = ListeningPorts(runs)
     monkeypatch.setattr(listening, "_answers", answers)
     monkeypatch.setattr(ListeningPorts, "_look", look)
@@ -58,6 +59,6 @@ async def test_a_look_into_gvisor_is_good_for_a_moment_and_kept_no_longer(monkey
     for record in (*records, *records):
         assert await listening_ports.of(record) == {("127.0.0.1", 3000)}
     assert looks == ["a", "b", "c"]
-    monkeypatch.setattr(listening, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(listening, "_CACHE_SECONDS", 0)
     await listening_ports.of(records[0])
     assert list(listening_ports._results) == ["a"]

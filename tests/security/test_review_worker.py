@@ -177,7 +177,7 @@ def test_review_over_its_memory_limit_has_no_result() -> None:
     assert scan.hits == ()
 
 
-def test_review_over_cpu_limit_says_so() -> None:
+def test_review_over_cpu_limit_names_the_limit() -> None:
     lines = "".join(f"def f{n}(x):\n    return [x, {n}, str(x)]\n" for n in range(10_000))
     large = bundle_of({f"m{n}.py": lines for n in range(6)})
     scan = scanned(limits=replace(LIMITS, cpu_seconds=1, wall_seconds=60, memory_bytes=2_000_000_000), bundle=large)

@@ -78,7 +78,7 @@ async def test_a_fork_bomb_does_not_outlive_the_time_of_its_command(engine: OciE
     assert (await run(engine, sandbox, COUNT_BOMBS)).output == "0\n"
 
 
-async def test_a_daemon_of_a_command_that_ended_in_time_goes_on(engine: OciEngine, sandbox: SandboxId) -> None:
+async def test_daemon_of_a_finished_command_keeps_running(engine: OciEngine, sandbox: SandboxId) -> None:
     begun = time.monotonic()
     assert (await run(engine, sandbox, DAEMON % 0)).exit_code == 0
     assert time.monotonic() - begun < ENGINE_TIMEOUT / 2, "nobody waits for the daemon, though it holds the output open"

@@ -101,7 +101,7 @@ def test_a_full_table_hides_nothing(filters: bool, monkeypatch: pytest.MonkeyPat
     assert int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text()) == 100_000
 
 
-def test_what_has_ended_meanwhile_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_flow_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     track((MINE, PEER, 1000), (MINE, PEER, 1001))
     delete = conntrack._delete
 
@@ -114,19 +114,19 @@ def test_what_has_ended_meanwhile_is_passed_over(monkeypatch: pytest.MonkeyPatch
     assert tracked() == []
 
 
-def test_a_kernel_without_connection_tracking_for_others_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_without_conntrack_netlink_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conntrack, "_GET", 0xFE01)  # of a part that no kernel has
     with pytest.raises(NoConntrack):
         forget(MINE)
 
 
-def test_a_kernel_without_such_sockets_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_without_netfilter_sockets_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conntrack, "_NETLINK_NETFILTER", 31)
     with pytest.raises(NoConntrack):
         forget(MINE)
 
 
-def test_what_else_the_kernel_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_netlink_errors_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conntrack, "_LACKING", ())
     monkeypatch.setattr(conntrack, "_GET", 0xFE01)
     with pytest.raises(OSError, match="ctnetlink") as refused:

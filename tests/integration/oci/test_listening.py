@@ -80,7 +80,7 @@ def test_listening_sockets_are_returned_without_connections(five: int) -> None:
     assert socket_diag.listening(five, 9000) == SOCKETS
 
 
-def test_whoever_asks_is_back_in_its_own_network(five: int) -> None:
+def test_query_returns_to_its_own_network_namespace(five: int) -> None:
     own, files = Path("/proc/thread-self/ns/net"), Path("/proc/self/fd")
     before, held = own.readlink(), len(list(files.iterdir()))
     socket_diag.listening(five, 8000)
@@ -103,7 +103,7 @@ def test_ten_thousand_sockets_hide_no_port_and_cost_no_time(listen: Listen) -> N
     assert len(told) < 500, "each look would keep the whole service busy"
 
 
-def test_nothing_is_told_of_who_is_gone(listen: Listen) -> None:
+def test_ended_process_has_no_listening_sockets(listen: Listen) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     assert listening.listening_sockets_of(ended.pid, 8000) == frozenset()

@@ -167,7 +167,7 @@ def test_its_file_is_never_larger_than_the_host_has_room_for(tmp_path: Path) -> 
         assert (tmp_path / "data/store.img").stat().st_size < free
 
 
-def test_without_room_above_the_floor_none_is_made_and_the_message_says_so(tmp_path: Path) -> None:
+def test_store_below_the_floor_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(NoCapacity, match=r"kept free \(store.floor\)"):
         new_store(tmp_path, StoreOptions(floor_bytes=1 << 60)).open(quiet)
     assert not (tmp_path / "data/store.img").exists()
@@ -301,7 +301,7 @@ def test_a_store_that_was_deleted_makes_way_for_any_other(tmp_path: Path, device
         pass
 
 
-def test_a_store_that_was_copied_to_a_device_goes_on_there_and_takes_all_of_it(tmp_path: Path, device: Path) -> None:
+def test_store_copied_to_a_device_grows_to_its_size(tmp_path: Path, device: Path) -> None:
     with open_store(tmp_path, StoreOptions(size_bytes=GB, floor_bytes=GB)) as store:
         (store.root / "kept").touch()
     image = tmp_path / "data/store.img"

@@ -97,7 +97,7 @@ async def test_an_end_while_no_service_runs_is_found(settings: EngineOptions) ->
             assert await log_text(next_engine, spec.id) == ["last words"]
 
 
-async def test_what_an_app_uses_is_known_also_where_its_disk_was_taken_away(engine: OciEngine) -> None:
+async def test_usage_is_known_without_the_disk(engine: OciEngine) -> None:
     spec = await make_spec(engine, apps.SERVER)
     await engine.start(spec)
     disk = engine._here.store.disks / spec.disk
@@ -244,7 +244,7 @@ async def test_started_sandbox_is_adopted_after_a_service_crash(settings: Engine
             assert (await next_engine.report(spec.id)).state is SandboxState.RUNNING
 
 
-async def test_a_sandbox_left_standing_still_in_the_middle_of_a_copy_goes_on(settings: EngineOptions) -> None:
+async def test_sandbox_frozen_for_an_interrupted_copy_is_thawed(settings: EngineOptions) -> None:
     async with prepared(settings) as engine:
         spec = await make_spec(engine, apps.SERVER)
         await engine.start(spec)

@@ -117,7 +117,7 @@ async def test_a_sandbox_s_own_terminals_are_none_of_the_host_s(engine: OciEngin
         assert b"0  ptmx" in seen or b"0\r\nptmx" in seen
 
 
-async def test_where_there_is_no_folder_nothing_begins(engine: OciEngine) -> None:
+async def test_terminal_in_a_missing_folder_is_refused(engine: OciEngine) -> None:
     sandbox = await silent(engine)
     for window in (None, Window()):
         with pytest.raises(ValidationFailed, match="there is no folder /app/no where"):

@@ -92,7 +92,7 @@ def test_a_stream_that_outlives_a_reload_still_counts(make_proxy: Callable[..., 
     eventually(lambda: proxy.activity()[host].open_connections == 0)
 
 
-def test_answers_are_counted_by_the_class_of_their_status_whoever_gave_them(proxy: Proxy, app: App) -> None:
+def test_answers_are_counted_by_status_class(proxy: Proxy, app: App) -> None:
     host = proxy.open(app)
     answers = (b"HTTP/1.1 %d Some\r\nContent-Length: 0\r\n\r\n" % status for status in (302, 404, 503))
     for path in ("/", "/", *(f"/raw?{urlsafe_b64encode(answer).decode()}" for answer in answers), "/drop"):

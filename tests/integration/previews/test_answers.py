@@ -50,12 +50,12 @@ def test_a_client_reads_the_failure_envelope(proxy: Proxy, state: RouteState, ac
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "HEAD"])
-def test_every_method_is_told(proxy: Proxy, method: str) -> None:
+def test_every_method_gets_the_error_answer(proxy: Proxy, method: str) -> None:
     host = proxy.closed(RouteState.STOPPED)
     assert proxy.visitor.get(host, "/", "Content-Length: 0", method=method).status == 503
 
 
-def test_who_sends_a_body_is_told_too(proxy: Proxy) -> None:
+def test_request_with_a_body_gets_the_error_answer(proxy: Proxy) -> None:
     host = proxy.closed(RouteState.STOPPED)
     request = f"POST / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
     assert proxy.visitor.send(request.encode()).status == 503
@@ -70,7 +70,7 @@ def test_starting_says_when_to_come_back_and_a_browser_does_by_itself(proxy: Pro
 
 
 @pytest.mark.parametrize("state", [RouteState.STOPPED, RouteState.FAILED, RouteState.JOB])
-def test_where_waiting_does_not_help_nothing_says_so(proxy: Proxy, state: RouteState) -> None:
+def test_permanent_errors_have_no_retry_after(proxy: Proxy, state: RouteState) -> None:
     page = proxy.visitor.browse(proxy.closed(state))
     assert page.header("retry-after") is None
     assert "refresh" not in page.text
@@ -96,7 +96,7 @@ def test_a_stranger_reads_how_to_enter_a_private_preview(proxy: Proxy, app: App)
 # A crash
 
 
-def test_an_app_that_breaks_off_is_told_from_one_that_crashed(proxy: Proxy, app: App) -> None:
+def test_aborted_response_differs_from_a_crash(proxy: Proxy, app: App) -> None:
     assert_no_answer(proxy, proxy.open(app), "/drop", BROKEN_OFF)
 
 
@@ -151,19 +151,19 @@ def test_an_app_that_takes_too_long_is_a_504(make_proxy: Callable[..., Proxy], a
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_the_owner_of_a_crashed_app_is_told_where_its_logs_are(proxy: Proxy, app: App, private: bool) -> None:
+def test_crash_page_links_the_logs_for_the_owner(proxy: Proxy, app: App, private: bool) -> None:
     host = proxy.open(app, private=private)
     assert LOGS in proxy.visitor.browse(host, "/drop", OWNER).text
     assert LOGS in proxy.visitor.get(host, "/drop", OWNER).json["message"]
 
 
 @pytest.mark.parametrize("state", SAYS)
-def test_the_owner_of_a_closed_app_is_told_too(proxy: Proxy, state: RouteState) -> None:
+def test_closed_page_links_the_api_for_the_owner(proxy: Proxy, state: RouteState) -> None:
     assert LOGS in proxy.visitor.browse(proxy.closed(state), "/", OWNER).text
 
 
 @pytest.mark.parametrize("header", ["X-Nothing: here", "X-Service-Token: wrong"])
-def test_nobody_else_is(proxy: Proxy, app: App, header: str) -> None:
+def test_pages_have_no_owner_links_for_others(proxy: Proxy, app: App, header: str) -> None:
     for host in (proxy.open(app), proxy.closed(RouteState.FAILED)):
         answer = proxy.visitor.browse(host, "/drop", header)
         assert str(BUILDER) not in answer.text

@@ -68,7 +68,7 @@ def test_it_runs_in_a_session_of_its_own_and_inherits_nothing(make_proxy: Make) 
 
 
 @pytest.mark.root
-def test_the_worker_of_root_is_nobody_and_sees_nothing(make_proxy: Make) -> None:
+def test_proxy_worker_is_unprivileged_and_chrooted(make_proxy: Make) -> None:
     proxy = make_proxy().start()
     pid = worker_of(proxy)
     assert Path(f"/proc/{pid}").stat().st_uid != 0

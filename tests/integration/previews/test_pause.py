@@ -316,7 +316,7 @@ async def test_paused_route_pauses_requests(service: Service, app: App) -> None:
     assert (await waiting).status == 200
 
 
-async def test_who_waits_when_it_goes_back_to_sleep_is_told_of_once_more(service: Service, app: App) -> None:
+async def test_waiting_request_is_reported_again_after_a_freeze(service: Service, app: App) -> None:
     host = await service.asleep(state=RouteState.PAUSED)
     waiting = asyncio.create_task(visit(service.visitor.get, host))
     await service.knocked(host)

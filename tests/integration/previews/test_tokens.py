@@ -61,7 +61,7 @@ def test_token_link_grants_access(proxy: Proxy, app: App) -> None:
     assert_unseen(second)
 
 
-def test_a_request_that_is_no_link_goes_on_without_the_parameter(proxy: Proxy, app: App) -> None:
+def test_token_parameter_is_removed_from_other_requests(proxy: Proxy, app: App) -> None:
     host = proxy.open(app, private=True)
     answer = proxy.visitor.get(host, f"/head?a=1&service_token={TOKEN}", "Content-Length: 0", method="POST")
     assert answer.json["first"] == "POST /head?a=1 HTTP/1.1"

@@ -149,9 +149,7 @@ async def test_a_creation_counts_until_it_ends_though_its_caller_left(
     assert (await client.post(f"{url}/start")).status_code == 200
 
 
-async def test_a_start_waits_no_more_when_its_caller_left_and_goes_on(
-    client: httpx.AsyncClient, service: Service
-) -> None:
+async def test_disconnect_ends_the_wait_but_not_the_start(client: httpx.AsyncClient, service: Service) -> None:
     service.engine.behave(MINIMAL["entrypoint"], Behaviour(), Behaviour(listens_at=None))
     url = (await client.post(BUILDERS, json=MINIMAL)).headers["location"]
     await client.post(f"{url}/stop")

@@ -178,7 +178,7 @@ async def test_fenced_service_ends_and_writes_nothing(one: Settings, two: Settin
         assert await owned.store.read(lambda uow: uow.tenants.get(TENANT.id)) is None
 
 
-async def test_a_service_that_was_silent_and_lost_nothing_goes_on(one: Settings) -> None:
+async def test_service_that_renews_late_keeps_its_lease(one: Settings) -> None:
     async with owned_store(one, Supervisor(), take_over=False) as owned:
         grow_old(one, 3600)
         await owned.store.write(lambda uow: uow.tenants.add(TENANT))

@@ -53,9 +53,7 @@ def test_a_rotation_seals_with_a_new_key_and_drops_the_one_before(tmp_path: Path
 
 
 @pytest.mark.parametrize("there", ["no key", "another key"])
-def test_a_rotation_without_the_key_of_the_service_is_refused_and_leaves_the_file_as_it_is(
-    tmp_path: Path, there: str
-) -> None:
+def test_key_rotation_without_the_present_key_is_refused(tmp_path: Path, there: str) -> None:
     given = Settings(data_dir=tmp_path, vault=VaultSettings(key=SecretStr(Key.new().text)))
     asyncio.run(_seal(given))
     file = KeyFile(tmp_path / "vault.key")
@@ -68,7 +66,7 @@ def test_a_rotation_without_the_key_of_the_service_is_refused_and_leaves_the_fil
     assert asyncio.run(_opened(given)) == {"API_KEY": "secret"}
 
 
-def test_where_there_is_no_key_yet_a_rotation_makes_none(tmp_path: Path) -> None:
+def test_key_rotation_without_a_key_is_refused(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
 
     async def make_database() -> None:

@@ -12,7 +12,7 @@ from builderd.bootstrap.supervisor import Supervisor
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_it_is_told_at_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
+def test_supervisor_is_notified_at_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
     name = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hears:
         hears.bind(f"\0{name}" if abstract else name)
@@ -24,7 +24,7 @@ def test_it_is_told_at_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert hears.recv(100) == b"READY=1"
 
 
-def test_without_one_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_notification_without_a_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     Supervisor().ready()
 

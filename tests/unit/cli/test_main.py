@@ -99,7 +99,7 @@ def test_commands_do_not_create_a_data_directory(tmp_path: Path, words: tuple[st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_data_directory_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_data_dir_setting_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("token", "list", "--tenant", "acme")
     assert "it is empty" in run(*words, "--data-dir", "").output
     monkeypatch.setenv("BUILDERD_DATA_DIR", "")

@@ -190,9 +190,7 @@ def test_it_is_not_started_beside_another_service_of_the_directory(
 
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("now", [True, False])
-def test_a_service_that_runs_is_started_anew_with_what_is_written_now(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: bool
-) -> None:
+def test_installing_restarts_a_running_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: bool) -> None:
     asked = systemd(tmp_path, monkeypatch)
     result = CliRunner().invoke(install_service, ["--data-dir", str(tmp_path), *(["--now"] if now else [])])
     assert result.exit_code == 0, result.output
@@ -217,7 +215,7 @@ def test_the_command_line_says_what_is_wrong_and_writes_nothing(words: list[str]
     assert not list(tmp_path.glob("*.service"))
 
 
-def test_without_the_console_script_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_console_script_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     result = CliRunner().invoke(install_service, ["--unit-dir", str(tmp_path)])
     assert result.exit_code == 1

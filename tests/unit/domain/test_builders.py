@@ -68,6 +68,8 @@ def test_only_international_names_are_refused_of_what_has_the_form(name: str) ->
         (Desired.DELETED, Status.DELETED, 0, True),
     ],
 )
-def test_what_was_wanted_has_come_about(desired: Desired, status: Status, settled_run: int, settled: bool) -> None:
+def test_settled_builder_has_its_observed_generation(
+    desired: Desired, status: Status, settled_run: int, settled: bool
+) -> None:
     builder = make_builder(desired=desired, status=status, run=1, settled_run=settled_run)
     assert builder.settled is settled

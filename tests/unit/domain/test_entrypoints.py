@@ -138,7 +138,7 @@ def test_a_package_comes_before_its_module() -> None:
         ("python3 -m http.server", []),
     ],
 )
-def test_what_a_program_is_handed_is_found_anywhere_in_a_command(command: str, handed: list[tuple[str, str]]) -> None:
+def test_script_arguments_are_found_anywhere_in_a_command(command: str, handed: list[tuple[str, str]]) -> None:
     paths = {"app.dat", "x/start", "package.json"}
     packages = {"": Package(None, ("node app.dat",))}
     assert list(interpreted(command, paths, packages.get)) == handed

@@ -23,7 +23,7 @@ def test_ids_are_uuids_and_differ() -> None:
         *("1a2b3c4d-0000-4000-8000-000000000000\n", " 1a2b3c4d-0000-4000-8000-000000000000"),
     ],
 )
-def test_anything_else_is_no_id(text: str) -> None:
+def test_malformed_id_is_rejected(text: str) -> None:
     assert not is_id(text)
 
 

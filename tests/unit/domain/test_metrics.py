@@ -22,7 +22,7 @@ def test_a_step_begins_at_a_multiple_of_five_minutes() -> None:
     assert start_of(NOON + 59 * MINUTE, timedelta(hours=1)) == NOON
 
 
-def test_what_came_to_pass_between_two_readings() -> None:
+def test_usage_between_two_samples() -> None:
     used = SandboxUsage(12.5, 3_000, 600, 150, 1_200, 5)
     seen = replace(SEEN, requests=14, answers_2xx=9, answers_5xx=2)
     usage = usage_between(used, USED, seen, SEEN, 10)
@@ -31,7 +31,7 @@ def test_what_came_to_pass_between_two_readings() -> None:
     assert usage.memory_bytes == 3_000
 
 
-def test_a_counter_that_went_down_began_anew() -> None:
+def test_decreased_counter_was_reset() -> None:
     usage = usage_between(replace(USED, network_in_bytes=7), USED, replace(SEEN, requests=3), SEEN, 10)
     assert (usage.network_in_bytes, usage.requests) == (7, 3)
 

@@ -11,5 +11,5 @@ def test_it_says_what_a_folder_stands_for_and_what_is_run() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000])
-def test_what_cannot_be_read_says_nothing(content: bytes) -> None:
+def test_unreadable_package_file_is_ignored(content: bytes) -> None:
     assert read_package(content) is None

@@ -40,7 +40,7 @@ HOST = "app-1a2b3c4d.localhost"
         *("a/b", "a:80", "a@b", "a_b", "-", "-a", "a-.b", "ä.localhost", "a\0", "#a", "a" * 254),
     ],
 )
-def test_what_is_no_lower_case_host_name_is_refused(host: str) -> None:
+def test_host_name_must_be_lower_case(host: str) -> None:
     with pytest.raises(ValueError, match="host name"):
         Route(host, RouteState.STOPPED)
 

@@ -111,7 +111,7 @@ FILE = FileState(10, "a")
         ({"cache/x.pid": FILE, "a/__pycache__/b.pyc": FILE, "db-wal": FILE, "tmp/x": FILE}, {}, Outcome.PASSED),
     ],
 )
-def test_what_is_gone_or_has_shrunk_after_a_restart_is_lost(
+def test_missing_or_shrunk_file_after_a_restart_is_lost(
     before: dict[str, FileState], after: dict[str, FileState], outcome: Outcome
 ) -> None:
     assert check_files(before, after).outcome is outcome

@@ -19,13 +19,13 @@ def test_the_bounds_themselves_are_taken() -> None:
 
 @pytest.mark.parametrize("amount", [0, -0.0, -1, 0.1, math.nan, math.inf, -math.inf, 1e9, 10**400, 100.0001])
 @pytest.mark.parametrize("name", ["cpu", "memory", "disk"])
-def test_what_is_out_of_bounds_is_refused_by_name(name: str, amount: float) -> None:
+def test_resource_out_of_bounds_is_rejected_by_name(name: str, amount: float) -> None:
     faults = resource_errors(Resources(**{name: amount}), MAXIMUM)
     assert list(faults) == [name]
     assert "must be from" in faults[name]
 
 
-def test_the_message_tells_the_bounds_and_the_unit() -> None:
+def test_message_has_bounds_and_unit() -> None:
     faults = resource_errors(Resources(cpu=9, memory=0, disk=0), MAXIMUM)
     assert faults == {
         "cpu": "must be from 0.25 to 8 vCPU",

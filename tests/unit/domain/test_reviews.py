@@ -80,7 +80,7 @@ def test_many_warnings_of_one_rule_are_counted() -> None:
     assert (len(kept), left_out, untold) == (MAX_OF_RULE, {"RUF-x": 2}, 0)
 
 
-def test_nothing_passes_by_what_is_not_told() -> None:
+def test_accepting_all_shown_findings_does_not_pass_hidden_ones() -> None:
     """Who accepts all that they are shown has not accepted the rest."""
     many = [replace(HELD, line=n, fingerprint=str(n)) for n in range(MAX_FINDINGS + 2)]
     kept, left_out, untold = limit_findings(many)

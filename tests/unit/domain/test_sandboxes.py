@@ -8,7 +8,7 @@ from builderd.domain.sandboxes import MAX_COMMAND_BYTES, command_error
 
 
 @pytest.mark.parametrize("command", ["ls", "ls -l | wc\n", "é", "x" * MAX_COMMAND_BYTES])
-def test_what_a_shell_can_run_is_taken(command: str) -> None:
+def test_valid_command_is_accepted(command: str) -> None:
     assert command_error(command) is None
 
 
@@ -19,5 +19,5 @@ def test_what_a_shell_can_run_is_taken(command: str) -> None:
         *(("x" * (MAX_COMMAND_BYTES + 1), "100000"), ("é" * MAX_COMMAND_BYTES, "100000")),
     ],
 )
-def test_what_it_cannot_is_refused_and_told_why(command: str, why: str) -> None:
+def test_invalid_command_is_rejected_with_a_reason(command: str, why: str) -> None:
     assert why in (command_error(command) or "")

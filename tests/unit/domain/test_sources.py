@@ -52,7 +52,7 @@ def test_packages_that_are_shipped_along_do_not_count_as_code() -> None:
         ("data.db", b"SQLite format 3\0", Kind.DATA),
     ],
 )
-def test_a_program_that_is_no_text_is_told_from_data(path: str, content: bytes, kind: Kind) -> None:
+def test_binary_program_differs_from_data(path: str, content: bytes, kind: Kind) -> None:
     assert kind_of(file(path, content)) is kind
 
 
@@ -78,7 +78,7 @@ def test_a_file_is_what_it_is_run_as(path: str, programs: list[str], kind: Kind)
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04", b"\0asm", b"\xf3\r\r\n\0\0\0\0"])
-def test_what_is_run_and_no_text_is_a_program_under_any_name(content: bytes) -> None:
+def test_executed_binary_file_is_a_program_under_any_name(content: bytes) -> None:
     assert executed_kinds([file("app.dat", content)], [("app.dat", "python3")]) == {"app.dat": Kind.BINARY}
 
 

@@ -51,7 +51,7 @@ def hint(line: str, **files: str) -> str:
         ("", {}, ""),
     ],
 )
-def test_what_is_missing_is_named_with_the_place_to_add_it(line: str, files: dict[str, str], says: str) -> None:
+def test_start_hint_names_the_missing_package_and_file(line: str, files: dict[str, str], says: str) -> None:
     found = hint(line, **files)
     assert says in found
     assert bool(found) is bool(says)
@@ -71,6 +71,6 @@ def test_hostile_lines_are_not_repeated(line: str) -> None:
     assert start_hint([line], None) == ""
 
 
-def test_the_last_line_that_tells_counts() -> None:
+def test_last_matching_log_line_decides_the_hint() -> None:
     lines = ["sh: 1: git: not found", "ModuleNotFoundError: No module named 'flask'", "exit"]
     assert "flask" in start_hint(lines, None)

@@ -39,9 +39,7 @@ def test_a_copy_is_on_the_disk_as_a_whole(tmp_path: Path, synced: list[tuple[str
     assert synced == [("to", content)]
 
 
-def test_what_was_there_stays_where_the_new_one_could_not_be_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError("no space is left")
 

@@ -33,7 +33,7 @@ def test_nobody_waits_for_the_disk_otherwise(tmp_path: Path, synced: list[int]) 
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 80, b"\xff", b'{"a"'])
-def test_what_a_power_cut_left_is_named_with_what_to_do(tmp_path: Path, content: bytes) -> None:
+def test_truncated_json_file_is_reported_with_a_remedy(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "file.json"
     file.write_bytes(content)
     with pytest.raises(EngineUnavailable, match=rf"{file} is damaged\. Remove it\."):

@@ -36,7 +36,7 @@ async def test_what_ends_without_a_line_is_what_there_was(pipe: tuple[int, int])
     assert await read_line(read, 10) == b"half"
 
 
-async def test_what_does_not_come_in_time_is_told(pipe: tuple[int, int]) -> None:
+async def test_missing_data_times_out(pipe: tuple[int, int]) -> None:
     read, write = pipe
     with pytest.raises(TimeoutError):
         await read_line(read, 0.01)

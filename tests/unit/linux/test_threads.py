@@ -10,7 +10,7 @@ import pytest
 from builderd.linux.threads import run_to_completion
 
 
-async def test_the_loop_goes_on_meanwhile() -> None:
+async def test_event_loop_is_not_blocked_by_the_thread() -> None:
     go_on = threading.Event()
     working = asyncio.create_task(run_to_completion(go_on.wait, timeout=10))
     await asyncio.sleep(0.01)

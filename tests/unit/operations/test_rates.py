@@ -98,7 +98,7 @@ def test_an_address_is_one_who_has_it(now: Time, one: str, other: str, same: boo
         limited.failed(other, "another")
 
 
-def test_nothing_is_counted_where_there_is_no_limit(now: Time) -> None:
+def test_zero_limit_counts_nothing(now: Time) -> None:
     free = Rates(requests=0, failures=0, now=now)
     for _ in range(1000):
         free.failed("192.0.2.1", "bad")

@@ -178,7 +178,7 @@ async def test_package_without_wheels_is_built_from_source(world: World) -> None
     ]
 
 
-async def test_what_was_built_from_source_is_found_without_trying_wheels_again(world: World) -> None:
+async def test_source_build_is_reused_without_trying_wheels(world: World) -> None:
     world.installer.has_fallback = True
     world.engine.build_outcomes.extend([BuildOutcome(1, ("no wheel",), 1), BuildOutcome(0, (), 2)])
     async with world.reconciling():

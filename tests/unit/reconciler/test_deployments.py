@@ -239,7 +239,7 @@ async def test_trial_failing_without_network_is_no_verdict(world: World) -> None
         await serves(world, builder, 2)
 
 
-async def test_an_old_version_that_crashes_meanwhile_is_restarted_before_the_install_goes_on(world: World) -> None:
+async def test_crashed_old_version_is_restarted_during_the_install(world: World) -> None:
     building = asyncio.Event()
     build = world.engine.build_layer
 
@@ -473,7 +473,7 @@ async def test_a_job_is_not_tried_and_runs_once(world: World) -> None:
         assert world.called("start") == 2
 
 
-async def test_a_disk_that_was_made_elsewhere_is_switched_to_as_it_is(world: World) -> None:
+async def test_switch_uses_the_filled_disk(world: World) -> None:
     from builderd.domain.ids import DiskId, new_id
 
     disk = DiskId(new_id())
@@ -498,7 +498,7 @@ async def test_a_disk_that_was_made_elsewhere_is_switched_to_as_it_is(world: Wor
     assert world.called("start") == 2
 
 
-async def test_settings_that_were_never_started_with_are_told_apart_from_those_that_are_still_to_be(
+async def test_unstarted_settings_are_dropped_or_pending(
     world: World,
 ) -> None:
     async with world.reconciling():
@@ -602,9 +602,7 @@ async def is_private(world: World, builder: Builder) -> bool:
 
 
 @pytest.mark.parametrize("change", [{"entrypoint": OTHER}, {"env": {"SAFE": "1"}}])
-async def test_what_was_private_is_shown_with_the_version_that_was_deployed_for_it_and_not_before(
-    world: World, change: dict[str, Any]
-) -> None:
+async def test_preview_becomes_public_with_its_version(world: World, change: dict[str, Any]) -> None:
     async with world.reconciling():
         builder = await world.create(visibility=Visibility.PRIVATE)
         (old,) = world.running
@@ -631,7 +629,7 @@ async def is_public(world: World, builder: Builder) -> bool:
     return not await is_private(world, builder)
 
 
-async def test_what_was_private_stays_so_when_the_version_that_was_to_be_shown_fails(world: World) -> None:
+async def test_preview_stays_private_if_its_version_fails(world: World) -> None:
     async with world.reconciling():
         builder = await world.create(visibility=Visibility.PRIVATE)
         world.engine.behave(OTHER, HASTY)
@@ -710,7 +708,7 @@ async def test_a_command_runs_beside_the_version_that_takes_over(world: World) -
         assert (await asking).version == 2
 
 
-async def test_of_a_file_that_is_written_while_the_disk_is_copied_nobody_is_told_that_it_is_there(world: World) -> None:
+async def test_file_change_during_a_disk_copy_is_refused(world: World) -> None:
     async def content() -> AsyncIterator[bytes]:
         yield b"begun on the old disk"
         await world.deploy(builder, NEW)

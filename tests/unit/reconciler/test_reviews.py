@@ -116,7 +116,7 @@ async def test_source_build_waits_for_the_review(world: World) -> None:
     assert world.called("build_layer") == 1
 
 
-async def test_what_may_run_code_unforeseen_waits_for_the_verdict(world: World) -> None:
+async def test_layer_that_may_run_code_waits_for_the_review(world: World) -> None:
     world.installer.may_run_code = True
     world.scanner.open.clear()
     async with world.reconciling():
@@ -195,7 +195,7 @@ async def test_a_hold_passes_once_it_is_accepted(world: World) -> None:
     )
 
 
-async def test_what_is_accepted_is_accepted_of_this_builder_and_this_line_alone(world: World) -> None:
+async def test_acceptance_covers_one_builder_and_line(world: World) -> None:
     async with world.reconciling():
         builder = await held(world)
         await accept(world, builder)

@@ -87,9 +87,7 @@ async def test_nothing_runs_in_a_builder_that_is_stopped_or_being_created(world:
             await run(world, created)
 
 
-async def test_an_app_that_ended_unnoticed_is_no_place_for_a_command(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_command_in_an_ended_app_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcomes, "MAX_WAIT_SECONDS", 0.05)
     async with world.reconciling():
         builder = await world.create()

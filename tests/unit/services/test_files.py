@@ -59,7 +59,7 @@ async def test_any_call_is_a_use(world: World, use: Use) -> None:
         assert (await world.builder(builder)).last_active_at == world.clock.now()
 
 
-async def test_one_that_stands_still_goes_on_standing(world: World) -> None:
+async def test_file_access_does_not_thaw(world: World) -> None:
     async with world.reconciling():
         builder = await world.create(auto_stop_interval=15)
         await world.change(builder, asleep_since=world.clock.now())

@@ -328,7 +328,7 @@ async def test_reader_gets_lines_written_before_the_call(world: World, page: int
         assert told == written[-20:]
 
 
-async def test_a_follower_goes_on_from_anywhere_with_the_next_line(world: World, page: int) -> None:
+async def test_follower_resumes_after_any_line(world: World, page: int) -> None:
     async with world.reconciling():
         builder, written = await long_runs(world, 2)
         places = [(line.line.time, line.nth) for line in await first(follow(world, builder, tail=None), len(written))]

@@ -56,7 +56,7 @@ async def test_resent_part_is_checked_again(world: World) -> None:
 
 
 @pytest.mark.parametrize(("total", "sha256"), [(3, None), (3, "0" * 64), (5, None)])
-async def test_what_is_deleted_as_soon_as_it_has_arrived_is_not_there(
+async def test_upload_deleted_on_arrival_is_not_found(
     world: World, monkeypatch: pytest.MonkeyPatch, total: int, sha256: str | None
 ) -> None:
     application, tenant_id, now = world.application, world.caller.tenant_id, world.clock.now()

@@ -158,7 +158,7 @@ async def test_the_first_start_is_not_waited_for(world: World) -> None:
     assert told.value.retry_after is None
 
 
-async def test_one_that_is_about_to_be_stopped_for_idleness_goes_on(world: World) -> None:
+async def test_use_cancels_a_pending_auto_stop(world: World) -> None:
     builder = await world.ask(auto_stop_interval=15)
     async with world.reconciling():
         await world.outcome(builder)

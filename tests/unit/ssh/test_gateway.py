@@ -133,7 +133,7 @@ async def test_a_session_is_cut_when_its_time_is_over_even_if_the_database_does_
         await logged.is_cut()
 
 
-async def test_one_login_too_many_is_cut_with_the_reason_and_the_others_go_on(
+async def test_login_over_the_limit_is_closed_with_a_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gateway, "MAX_LOGINS", 2)
@@ -164,7 +164,7 @@ async def test_a_window_is_never_larger_than_a_terminal_can_be(monkeypatch: pyte
     assert windows == [Window(65_535, 65_535)]
 
 
-async def test_one_channel_too_many_is_refused_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_channel_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway, "MAX_CHANNELS", 2)
     async with logged_in() as logged:
         first, second = await logged.echo(), await logged.echo()

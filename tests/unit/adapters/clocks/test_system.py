@@ -63,7 +63,7 @@ def test_the_clock_shows_the_wall_time() -> None:
     assert abs(SystemClock().now() - datetime.now(UTC)) < SECOND
 
 
-def test_the_clock_goes_on_when_the_wall_clock_is_set_back(machine: Machine) -> None:
+def test_clock_keeps_advancing_when_the_wall_clock_is_set_back(machine: Machine) -> None:
     clock = SystemClock(read=machine)
     machine.live(10)
     machine.set(-3600)

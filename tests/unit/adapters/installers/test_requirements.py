@@ -127,7 +127,7 @@ def test_text_that_is_not_utf8_is_refused() -> None:
         read(b"flask\xff")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name() -> None:
+def test_byte_order_mark_is_ignored() -> None:
     assert read(b"\xef\xbb\xbfflask\n") == ("flask",)
 
 

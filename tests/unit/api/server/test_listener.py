@@ -171,7 +171,7 @@ async def test_the_offer_of_another_protocol_is_passed_over(door: Door, protocol
         assert (await connection.answer())[0] == 200
 
 
-async def test_a_client_reads_its_refusal_though_it_goes_on_sending(
+async def test_client_that_keeps_sending_reads_its_rejection(
     door: Door, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "LINGER_SECONDS", 0.3)

@@ -124,7 +124,7 @@ async def test_one_builder_that_cannot_be_restarted_keeps_no_other_from_it(
     assert stale == [True, False]
 
 
-async def test_one_that_is_used_goes_only_by_force_and_its_builder_then_says_what_it_lacks(
+async def test_used_credential_is_deleted_only_by_force(
     client: httpx.AsyncClient,
 ) -> None:
     await client.put(ZOHO, json=VALUES)

@@ -125,9 +125,7 @@ async def real(service: Service) -> AsyncIterator[httpx.AsyncClient]:
         await client.aclose()
 
 
-async def test_events_are_followed_from_now_on_and_a_broken_stream_goes_on_where_it_was(
-    real: httpx.AsyncClient, service: Service, uuid: str
-) -> None:
+async def test_event_stream_resumes_after_last_event_id(real: httpx.AsyncClient, service: Service, uuid: str) -> None:
     before = await listed(real, "/events", per_page=100)
     async with real.stream("GET", f"{API}/events", params={"follow": True}) as response:
         assert response.headers["content-type"].partition(";")[0] == "text/event-stream"

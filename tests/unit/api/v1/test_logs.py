@@ -171,7 +171,7 @@ async def test_lines_are_followed_as_they_are_written(real: httpx.AsyncClient, s
         assert await follower.texts(2) == ["three", "four"]
 
 
-async def test_a_broken_stream_goes_on_where_it_was(real: httpx.AsyncClient, service: Service, path: str) -> None:
+async def test_log_stream_resumes_after_last_event_id(real: httpx.AsyncClient, service: Service, path: str) -> None:
     async with real.stream("GET", path, params={"follow": True}) as response:
         follower = Follower(response)
         assert await follower.texts(1) == ["one"]

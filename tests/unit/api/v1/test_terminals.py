@@ -165,7 +165,7 @@ async def test_a_token_that_ends_takes_its_terminal_along(
         assert await end(socket) == terminals.POLICY
 
 
-async def test_a_terminal_asked_for_otherwise_is_no_call(service: Service, url: str) -> None:
+async def test_terminal_requires_a_websocket(service: Service, url: str) -> None:
     place = url.replace("ws", "http", 1)
     async with service.client(service.write, place) as plain:
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}

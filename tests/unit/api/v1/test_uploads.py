@@ -67,7 +67,7 @@ async def test_a_builder_is_made_of_an_upload(
     assert deployed.status_code == 200, deployed.text
 
 
-async def test_an_upload_goes_on_where_it_broke_off(
+async def test_interrupted_upload_is_resumed(
     client: httpx.AsyncClient, sender: httpx.AsyncClient, place: dict[str, Any]
 ) -> None:
     url, size = place["upload_url"], len(CODE)

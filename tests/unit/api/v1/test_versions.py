@@ -304,7 +304,7 @@ async def test_a_stranger_finds_nothing(url: str, service: Service) -> None:
     assert (await stranger.get(f"{url}/versions")).status_code == 404
 
 
-async def test_a_new_procfile_tells_the_command_where_the_old_one_did(client: httpx.AsyncClient) -> None:
+async def test_new_procfile_replaces_the_command_of_the_old_one(client: httpx.AsyncClient) -> None:
     files = {"main.py": "", "Procfile": "web: python3 main.py"}
     created = await client.post(BUILDERS, json={"name": "proc", "files": files})
     url = created.headers["location"]
@@ -355,7 +355,7 @@ async def test_a_sandbox_needs_neither_code_nor_command_and_is_private(client: h
         assert (await client.post(BUILDERS, json=body)).json()["data"]["visibility"] == shown
 
 
-async def test_what_is_no_sandbox_needs_code_and_a_command(client: httpx.AsyncClient) -> None:
+async def test_other_kinds_require_code_and_a_command(client: httpx.AsyncClient) -> None:
     for job_type in ("always_on", "worker", "one_time"):
         refused = await client.post(BUILDERS, json={"name": "box", "job_type": job_type})
         assert set(refused.json()["errors"]) == {"files", "entrypoint"}, refused.text

@@ -46,7 +46,7 @@ async def test_one_that_went_since_is_known_no_longer(scene: Scene) -> None:
     assert [one.id for one in await scene.of(builder)] == [second.id]
 
 
-async def test_what_is_known_and_what_is_of_strangers_stays_as_it_is(scene: Scene) -> None:
+async def test_known_and_foreign_snapshots_are_unchanged(scene: Scene) -> None:
     builder = await scene.world.create()
     await scene.take(builder)
     before = await scene.of(builder)

@@ -378,9 +378,7 @@ async def test_an_app_that_does_not_come_up_fails_its_drill(scene: Scene) -> Non
 
 
 @pytest.mark.parametrize("at", ["create_disk", "restore"])
-async def test_a_drill_for_which_there_is_no_room_or_no_answer_says_nothing_of_the_backup(
-    scene: Scene, at: str
-) -> None:
+async def test_drill_without_space_or_repository_keeps_the_verdict(scene: Scene, at: str) -> None:
     builder = await scene.world.create(backup_interval_hours=24 * 365)
     backup = await scene.take(builder)
     if at == "restore":

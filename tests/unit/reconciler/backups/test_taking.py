@@ -88,7 +88,7 @@ async def test_a_builder_without_a_disk_has_nothing_to_back_up(scene: Scene) -> 
     assert len(await scene.of(builder)) == 1, "it is refused at once"
 
 
-async def test_who_waits_for_one_of_a_builder_that_is_deleted_is_told_that_it_is_gone(scene: Scene) -> None:
+async def test_waiter_for_a_backup_gets_the_builders_deletion(scene: Scene) -> None:
     builder = await scene.world.create()
     app = scene.world.application
     planned = await backups.ask(app, scene.world.caller, builder.id)

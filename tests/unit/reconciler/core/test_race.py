@@ -54,7 +54,7 @@ async def test_an_error_of_either_is_raised(work: Runner, rival: Runner) -> None
     assert {work.ended, rival.ended} == {"done", "cancelled"}
 
 
-async def test_who_is_cancelled_ends_both() -> None:
+async def test_cancelling_the_race_cancels_both() -> None:
     work, rival = Runner(60), Runner(60)
     racing = asyncio.create_task(race(work.run(), rival.rival()))
     await asyncio.sleep(0.001)

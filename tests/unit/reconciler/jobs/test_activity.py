@@ -67,7 +67,7 @@ async def test_hosts_that_no_builder_has_are_passed_over(world: World) -> None:
     await activity.note(world.application)
 
 
-async def test_the_watch_goes_on_when_the_preview_is_down(world: World) -> None:
+async def test_activity_watch_survives_unavailable_previews(world: World) -> None:
     builder = await up(world)
     world.previews.break_down()
     watching = asyncio.create_task(Idleness(world.application).watch())

@@ -200,7 +200,7 @@ async def test_while_a_webhook_fails_its_other_messages_wait(world: World) -> No
     assert sorted(told(world)) == sorted([events[0], *events])
 
 
-async def test_a_fault_of_this_machine_is_no_attempt_and_everything_waits_in_its_order(world: World) -> None:
+async def test_machine_fault_postpones_deliveries_without_an_attempt(world: World) -> None:
     webhook = await hook(world)
     events = [(await happen(world)).id for _ in range(3)]
     sender(world).faults = [MachineFault("too many files open", retry_after=30)] * 20

@@ -155,9 +155,7 @@ async def test_internal_error_is_not_shown(world: World, monkeypatch: pytest.Mon
     assert "log" in failed.value.message
 
 
-async def test_a_step_of_which_nothing_comes_does_not_go_on_for_ever(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_step_without_progress_is_limited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     puts = 0
 
     async def put(_: Route) -> None:

@@ -18,7 +18,7 @@ from builderd.services import builders, layer_quota
 from builderd.services.tenant_limits import TenantLimit, TenantLimits
 
 
-async def test_lines_are_shown_while_the_build_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_build_log_is_written_during_the_build(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "FLUSH_INTERVAL", 0.001)
     go_on = asyncio.Event()
 

@@ -121,7 +121,7 @@ def test_fields_of_later_calls_are_not_known() -> None:
     assert list(faults(source={"upload_id": "x"})) == ["source"]
 
 
-def test_what_a_client_makes_is_what_the_service_reads() -> None:
+def test_client_bodies_are_valid_for_the_service() -> None:
     new = NewBuilder(name="a", entrypoint="x", files={"a": "b"}, env={"A": 1}, resources={"cpu": 2})  # type: ignore[dict-item, arg-type]
     assert NewBuilder.model_validate(new.model_dump(mode="json"), context=CONTEXT) == new
 

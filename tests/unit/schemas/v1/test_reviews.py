@@ -49,7 +49,7 @@ def test_sarif_names_findings_by_their_fingerprints() -> None:
     assert results[2]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "a%20folder/%C3%A4%25.py"
 
 
-def test_a_report_tells_what_was_accepted_and_by_whom() -> None:
+def test_report_shows_acceptances_and_their_actors() -> None:
     shown = review_of(REPORT, judge(REPORT, [ACCEPTED], NOW), 2)
     assert not shown.passed
     accepted = [finding.accepted for finding in shown.findings]

@@ -33,7 +33,7 @@ def test_correct_file_is_not_rewritten(tmp_path: Path, request: pytest.FixtureRe
     write_host_files(tmp_path)
 
 
-def test_in_a_full_store_sandboxes_go_on_with_the_old_ones(
+def test_full_store_keeps_the_previous_host_files(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_host_files(tmp_path)
@@ -45,6 +45,6 @@ def test_in_a_full_store_sandboxes_go_on_with_the_old_ones(
 
 
 @pytest.mark.usefixtures("no_writes")
-def test_where_there_are_no_old_ones_it_fails(tmp_path: Path) -> None:
+def test_missing_host_files_on_a_full_store_fail(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         write_host_files(tmp_path)

@@ -36,7 +36,7 @@ def test_lower_host_limits_are_raised_and_higher_ones_kept(tmp_path: Path) -> No
         assert (few.read_text(), many.read_text()) == ("8192", "65536\n")
 
 
-def test_where_the_host_forbids_it_the_service_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_forbidden_host_limit_change_is_tolerated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     raise_host_limits(tmp_path)
     assert caplog.text.count("kernel limit not raised") == len(LEAST)
 

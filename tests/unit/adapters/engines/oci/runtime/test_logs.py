@@ -88,7 +88,7 @@ def test_reading_in_any_pieces_gives_what_reading_at_once_gives(seed: int) -> No
     assert sorted(told + texts(lines)) == sorted(whole)
 
 
-def test_reading_goes_on_over_a_rotation() -> None:
+def test_reading_continues_over_a_rotation() -> None:
     first, newest = record("a", second=1) + record("b", "P"), record("y", second=9)
     lines, cursor, _ = read_generations([first], Cursor(), False)
     assert texts(lines) == ["a"]
@@ -141,7 +141,7 @@ def test_the_last_lines_are_those_of_the_whole(count: int) -> None:
     assert cursor == end
 
 
-def test_reading_goes_on_after_the_last_lines() -> None:
+def test_reading_continues_after_the_last_lines() -> None:
     content = record("a") + record("b") + record("open", "P")
     lines, cursor, _ = read_generations([content], Cursor(), False, 1)
     assert texts(lines) == ["b"]
@@ -221,7 +221,7 @@ def test_log_page_ends_between_lines() -> None:
     assert (sorted(texts(lines)), more) == (["2", "3", "4", "5", "b b"], False)
 
 
-def test_where_a_line_stays_open_for_pages_they_go_on() -> None:
+def test_incomplete_line_does_not_stop_later_pages() -> None:
     content = at(0, "open ", "P") + b"".join(at(n, str(n), stream="stderr") for n in range(1, 6)) + at(6, "end")
     lines, cursor, _ = read_generations([content], Cursor(), False, limit=4)
     assert texts(lines) == ["1", "2", "3", "4"]

@@ -289,6 +289,14 @@ def test_a_failed_review_has_its_findings() -> None:
     assert error.findings == [{"rule": "x"}]
 
 
+def test_a_refused_terminal_has_the_services_reason(running: Running) -> None:
+    with Builderd(running.url, running.service.write) as client:
+        app = client.builders.create("one", files=CODE, entrypoint="python3 main.py")
+        with pytest.raises(builderd.ValidationFailed) as caught, app.terminal(columns=0):
+            pass
+    assert "columns" in caught.value.errors
+
+
 def test_an_unknown_code_has_the_class_of_its_status() -> None:
     error = error_in(409, {"retry-after": "7"}, b'{"success": false, "code": "new_code", "message": "m"}')
     assert isinstance(error, builderd.Conflict)

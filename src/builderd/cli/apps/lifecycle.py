@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builderd.cli.apps.session import Session, command, named
-from builderd.client.models import Stage
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
+    from builderd.client.models import Stage
 
 VARIABLE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 

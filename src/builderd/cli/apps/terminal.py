@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import termios
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def attach(builder: Builder, command: str | None) -> int:
     """Run a command, by default a login shell, on the user's terminal; return its exit code."""
-    columns, rows = os.get_terminal_size()
+    columns, rows = shutil.get_terminal_size()
     with builder.terminal(command, columns=columns, rows=rows) as terminal, _raw(), _resized(terminal):
         threading.Thread(target=_type, args=(terminal,), daemon=True).start()
         while (printed := terminal.read()) is not None:
@@ -51,7 +52,7 @@ def _resized(terminal: Terminal) -> Iterator[None]:
     """Pass changes of the window's size on."""
 
     def changed(*_: object) -> None:
-        terminal.resize(*os.get_terminal_size())
+        terminal.resize(*shutil.get_terminal_size())
 
     before = signal.signal(signal.SIGWINCH, changed)
     try:

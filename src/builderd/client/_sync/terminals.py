@@ -63,10 +63,6 @@ def open_terminal(transport: Transport, uuid: str, command: str | None, columns:
             yield Terminal(socket)
     except WebSocketUpgradeError as refused:
         response = refused.response
-        try:
-            content = response.read()
-        except httpx2.HTTPError:
-            content = b""
-        raise error_in(response.status_code, response.headers, content) from refused
+        raise error_in(response.status_code, response.headers, response.content) from refused
     except httpx2.TransportError as broken:
         raise NoAnswer(f"terminal of {uuid}: {str(broken) or type(broken).__name__}") from broken

@@ -170,7 +170,14 @@ def connect(
         transport=transport,
         verify=verify,
         trust_env=urlsplit(url).hostname not in LOOPBACK,
+        event_hooks={"response": [_keep_refusal]},
     )
+
+
+def _keep_refusal(response: httpx2.Response) -> None:
+    """Read the answer that refuses a WebSocket: httpx2 closes it unread."""
+    if response.request.headers.get("upgrade") == "websocket" and response.status_code != 101:
+        response.read()
 
 
 def json_of(response: httpx2.Response) -> dict[str, Any]:

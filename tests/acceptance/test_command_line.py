@@ -1,0 +1,91 @@
+"""The command line as a user types it, against a real service: from login to a job's output."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.acceptance.live_service import LiveService
+
+FLASK = """\
+from flask import Flask
+
+app = Flask(__name__)
+
+
+@app.get("/")
+def hello():
+    print("visited", flush=True)
+    return {"hello": "world"}
+"""
+JOB = """\
+import os, sys
+print("working")
+os.makedirs("out")
+open("out/result.txt", "w").write("42")
+sys.exit(int(sys.argv[1]))
+"""
+
+
+class Shell:
+    """A user's shell: a home of their own, without rights on the machine's service."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        keep = {name: value for name, value in os.environ.items() if not name.startswith("BUILDERD_")}
+        self._environment = {**keep, "HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config")}
+
+    def run(self, *words: str, cwd: Path, code: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "builderd", *words],
+            cwd=cwd,
+            env={**self._environment, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, *words: str, cwd: Path) -> Any:
+        return json.loads(self.run(*words, "--json", cwd=cwd).stdout)
+
+
+@pytest.mark.root
+@pytest.mark.haproxy
+def test_a_user_goes_from_login_to_a_jobs_output(service: LiveService, tmp_path: Path) -> None:
+    shell, app, job = Shell(tmp_path), tmp_path / "flask-app", tmp_path / "flask-job"
+    app.mkdir()
+    job.mkdir()
+    (app / "main.py").write_text(FLASK)
+    (app / "requirements.txt").write_text("flask\n")
+    (job / "main.py").write_text(JOB)
+
+    assert "Signed in" in shell.run("login", service.url, "--token-stdin", cwd=app, stdin=service.token).stdout
+    deployed = shell.run("deploy", "--yes", cwd=app)
+    assert "because main.py makes a Flask app" in deployed.stderr
+    state = shell.json("status", cwd=app)
+    assert deployed.stdout.strip() == state["preview_url"]
+    assert service.visit(state).json() == {"hello": "world"}
+    assert "visited" in shell.run("logs", cwd=app).stdout
+    assert shell.run("exec", ".", "--", "cat main.py; exit 3", cwd=app, code=3).stdout == FLASK
+
+    (app / "main.py").write_text("raise RuntimeError('no database')\n" + FLASK)
+    failed = shell.run("deploy", cwd=app, code=1)
+    assert "no database" in failed.stderr
+    assert failed.stderr.endswith("Next: builderd logs flask-app\n")
+    assert service.visit(state).json() == {"hello": "world"}
+    assert shell.json("rollback", "--to", "1", cwd=app)["version"] == 3
+
+    ran = shell.run("run", "--output", "out", ".", "--", "python3", "main.py", "7", cwd=job, code=7)
+    assert ran.stdout == "working\n"
+    assert (job / "out/result.txt").read_text() == "42"
+    shell.run("delete", "--yes", cwd=app)
+    assert [one["name"] for one in shell.json("ps", cwd=app) if one["name"].startswith("flask-")] == []

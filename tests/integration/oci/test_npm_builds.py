@@ -32,16 +32,45 @@ ATTACK = (
     "for place in $PWD /build/store/cache /build/store/layer /build/input /usr/bin; do "
     "echo MARKED > $place/MARK 2>/dev/null; done; ln -s /etc/shadow shadow; exit 0"
 )
-PACKAGE = {"name": "evil", "version": "1.0.0", "scripts": {"preinstall": ATTACK, "postinstall": ATTACK}}
+#: Commands whose name or file lies outside of the package.
+COMMANDS = {"ok": "run.js", "../../../store/cache/MARK": "run.js", "out": "../../../../../../etc/passwd", "/MARK": "x"}
+PACKAGE = {
+    "name": "evil",
+    "version": "1.0.0",
+    "bin": COMMANDS,
+    "scripts": {"preinstall": ATTACK, "postinstall": ATTACK},
+}
+#: Entries that are no files: kind, name, and what they lead to.
+ENTRIES = (
+    (tarfile.SYMTYPE, "package/shadow", "/etc/shadow"),
+    (tarfile.SYMTYPE, "package/up", "../../../../../etc"),
+    (tarfile.LNKTYPE, "package/hard", "../../../../store/cache/MARK"),
+    (tarfile.FIFOTYPE, "package/pipe", ""),
+    (tarfile.CHRTYPE, "package/device", ""),
+)
+
+
+#: Files whose names lead out of the package.
+SLIPS = tuple(
+    (path, "slipped") for path in ("../../store/cache/SLIP", "/build/store/cache/ABSOLUTE", "package/../../SLIP")
+)
 
 
 def tarball() -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
-        for path, text in (("package/package.json", json.dumps(PACKAGE)), ("../../store/cache/SLIP", "slipped")):
+        for path, text in (
+            ("package/package.json", json.dumps(PACKAGE)),
+            ("package/run.js", "#!/usr/bin/node"),
+            *SLIPS,
+        ):
             member = tarfile.TarInfo(path)
             member.size = len(text.encode())
             archive.addfile(member, io.BytesIO(text.encode()))
+        for kind, path, target in ENTRIES:
+            member = tarfile.TarInfo(path)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
     return content.getvalue()
 
 
@@ -104,13 +133,27 @@ def marks(place: Path) -> list[str]:
     return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.name in ("MARK", "SLIP", "shadow"))
 
 
+def strange(layer: Path) -> list[str]:
+    """Return links that lead out of the layer, and what is neither a file, a folder nor a link."""
+    found = []
+    for path in layer.rglob("*"):
+        if path.is_symlink():
+            inside = (path.parent / path.readlink()).resolve().is_relative_to(layer.resolve())
+        else:
+            inside = path.is_file() or path.is_dir()
+        found += [] if inside else [str(path.relative_to(layer))]
+    return found
+
+
 async def test_no_script_of_a_package_runs_unless_it_was_asked_for(machine: Machine) -> None:
     plan, outcome = await install(machine, scripts=False)
     assert outcome.ok, outcome.output
     layer = machine.layers.lower(plan.key)
     assert (layer / "node_modules/evil/package.json").is_file()
+    assert strange(layer) == []
     assert [path.name for path in layer.iterdir()] == ["node_modules"]
     assert marks(machine.store.root) == []
+    assert not (machine.store.root / "cache/ABSOLUTE").exists(), "npm takes the first part of each name away"
 
 
 async def test_scripts_that_were_asked_for_reach_nothing_that_others_read(machine: Machine) -> None:

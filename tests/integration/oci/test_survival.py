@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,9 @@ from tests.engines import (
 )
 
 from builderd.adapters.engines.oci.engine.engine import OciEngine
+from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ids import BuilderId, DiskId, SandboxId
+from builderd.domain.processes import ProcessSpec, shell
 from builderd.domain.resources import GB
 from builderd.domain.sandboxes import EndCause, SandboxState
 from builderd.domain.versions import Isolation
@@ -242,6 +245,27 @@ async def test_started_sandbox_is_adopted_after_a_service_crash(settings: Engine
         record_file(settings, spec.id).write_text(json.dumps({**record, "started_at": None}))
         async with prepared(settings) as next_engine:
             assert (await next_engine.report(spec.id)).state is SandboxState.RUNNING
+
+
+@pytest.mark.parametrize("isolation", [Isolation.STANDARD, Isolation.STRONG])
+async def test_commands_open_at_a_crash_are_killed_and_daemons_of_ended_ones_go_on(
+    settings: EngineOptions, isolation: Isolation
+) -> None:
+    """Their timeouts ended with the service: they went on for ever."""
+    look = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -o 'sleep 500[0-9]' | sort -u"
+    async with prepared(settings) as engine, AsyncExitStack() as left:
+        spec = await make_spec(engine, apps.SERVER, isolation=isolation)
+        await engine.start(spec)
+        await execute(engine, spec.id, "sleep 5001 >/dev/null 2>&1 &", ENGINE_TIMEOUT, 100)
+        await left.enter_async_context(engine.open_process(spec.id, ProcessSpec(shell("sleep 5002 & sleep 5003"))))
+        while "sleep 5003" not in (await execute(engine, spec.id, look, ENGINE_TIMEOUT, 1000)).output:
+            await asyncio.sleep(0.05)
+        await engine.close()
+        async with prepared(settings) as next_engine:
+            assert (await execute(next_engine, spec.id, look, ENGINE_TIMEOUT, 1000)).output == "sleep 5001\n"
+            assert (await next_engine.report(spec.id)).state is SandboxState.RUNNING
+            with suppress(EngineUnavailable):
+                await left.aclose()
 
 
 async def test_sandbox_frozen_for_an_interrupted_copy_is_thawed(settings: EngineOptions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from builderd.adapters.engines.oci.network.network import Egress, Network
 from builderd.adapters.engines.oci.network.slots import Addresses, Slots
 from builderd.adapters.engines.oci.runtime.cgroups import Cgroups
 from builderd.adapters.engines.oci.runtime.command import CONMON, Runtime
+from builderd.adapters.engines.oci.runtime.execute import end_left_over
 from builderd.adapters.engines.oci.runtime.heartbeat import Heartbeat
 from builderd.adapters.engines.oci.runtime.host_limits import raise_host_limits, raise_socket_pools, total_memory
 from builderd.adapters.engines.oci.runtime.launching import Launcher
@@ -118,6 +120,7 @@ class Machine:
         """
         await run_to_completion(self._make, progress)
         await self.runs.open()
+        await asyncio.gather(*(end_left_over(self.runs, record) for record in self.runs.all()))
         runner = Runner(self.runs, self.runtimes["standard"], self.lowers())
         self._layers = Layers(self.store, runner, {"/usr/local/bin/uv": Path(find_uv_bin())})
         await run_to_completion(self._layers.open)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import secrets
 from collections import Counter
@@ -57,8 +58,12 @@ _END_OF_INPUT = b"\x04"
 _START_SECONDS = 30.0
 #: Timeout for a killed process to get a pid, and to be gone.
 _KILL_SECONDS = 2.0
+log = logging.getLogger(__name__)
+
 #: Timeout of the command that kills a process inside gVisor.
 _KILLER_SECONDS = 10.0
+#: Time to kill a command that an earlier service left; the next service tries again.
+_LEFT_OVER_SECONDS = 30.0
 #: Grace time of a process after its streams were closed.
 _HANG_UP_SECONDS = 1.0
 #: Open commands of one sandbox: each is also a host process, which no limit of the sandbox counts.
@@ -77,12 +82,12 @@ done"""
 class Execution:
     """One process in one sandbox. Implements ``ports.processes.Process``."""
 
-    def __init__(self, runs: Runs, record: Record, spec: ProcessSpec) -> None:
+    def __init__(self, runs: Runs, record: Record, spec: ProcessSpec, name: str | None = None) -> None:
         self._runs = runs
         self._record = record
         self._spec = spec
         self._runtime = runs.commands.runtime(record)
-        self._name = f"{INNER}{secrets.token_hex(4)}"
+        self._name = name or f"{INNER}{secrets.token_hex(4)}"
         self._folder = runs.config.bundle(record.id)
         self._pid_file = self._folder / f"{self._name}.pid"
         self._document = self._folder / f"{self._name}.json"
@@ -314,27 +319,39 @@ class Execution:
                 await asyncio.wait_for(self._enter_group(), _KILL_SECONDS)
             await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
 
-    async def _kill_marked(self) -> None:
+    async def end_left_over(self) -> None:
+        """Kill the command of this name, which another service started."""
+        if self._runtime.is_gvisor:
+            while not await self._kill_marked():  # noqa: ASYNC110
+                await asyncio.sleep(1)
+        else:
+            await asyncio.to_thread(self._runs.cgroups.kill, f"{self._record.id}/{self._name}")
+            self._runs.cgroups.discard_inner(self._record.id)
+        self._document.unlink(missing_ok=True)
+        self._pid_file.unlink(missing_ok=True)
+
+    async def _kill_marked(self) -> bool:
         """Kill a process inside gVisor, found by a variable of its environment: the host does not see its processes.
 
         A process that took it off is not found, and where no more processes may be started nothing is. With the sandbox
-        all of them are gone.
+        all of them are gone. Return False when the killer did not end in time.
         """
         document = self._folder / f"{self._name}.kill.json"
         argv = ["/bin/sh", "-c", _KILL_MARKED, f"{_MARK}={self._name}"]
         try:
             write_json(document, make_process(argv, _ENV, "/", self._process(())["user"]["uid"], open_files()))
         except FileNotFoundError:
-            return
+            return True
         pid_file = document.with_suffix(".pid")
         try:
             killer = command.execute(self._runtime, self._record.id, document, pid_file)
             killing = self._runs.launcher.run(
                 killer, env=_ENV, mounts=runtime_mounts(self._runtime), name=document.stem
             )
-            await asyncio.wait_for(killing, _KILLER_SECONDS)
+            return (await asyncio.wait_for(killing, _KILLER_SECONDS)).status == 0
         except TimeoutError:
             await self._runs.launcher.kill(document.stem)
+            return False
         finally:
             document.unlink(missing_ok=True)
             pid_file.unlink(missing_ok=True)
@@ -349,6 +366,26 @@ async def execution(runs: Runs, record: Record, spec: ProcessSpec) -> AsyncItera
         yield begun
     finally:
         await asyncio.shield(begun.end())
+
+
+async def end_left_over(runs: Runs, record: Record) -> None:
+    """Kill commands that were open when an earlier service was killed: nobody reads them, and their timeouts are gone.
+
+    The document of a command is removed at its end, so what an ended command left in the background goes on.
+    """
+    if not runs.is_running(record) or runs.is_frozen(record):
+        return
+    for document in runs.config.bundle(record.id).glob(f"{INNER}*.json"):
+        if document.stem.endswith(".kill"):
+            document.unlink(missing_ok=True)
+            continue
+        try:
+            async with asyncio.timeout(_LEFT_OVER_SECONDS):
+                await Execution(runs, record, ProcessSpec(("true",)), document.stem).end_left_over()
+        except (TimeoutError, EngineUnavailable) as error:
+            log.warning("command of an earlier service not killed sandbox=%s error=%s", record.id, error)
+        else:
+            log.info("command of an earlier service killed sandbox=%s command=%s", record.id, document.stem)
 
 
 async def read_all(begun: Execution, limit_bytes: int) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
-from builderd.api import docs_page, health, openapi
+from builderd.api import agent_pages, docs_page, health, openapi
 from builderd.api.server import problems
 from builderd.api.server.body_parser import BodyParser
 from builderd.api.server.fair_scheduler import FairScheduler
@@ -92,6 +92,7 @@ def create_app(
     # For clients that put the base path before everything.
     app.include_router(health.router, prefix=PREFIX, include_in_schema=False)
     docs_page.install(app)
+    agent_pages.install(app)
     openapi.install(app, operations.application.limits.maximum)
     return app
 

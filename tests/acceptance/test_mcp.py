@@ -65,8 +65,8 @@ async def over_stdio(service: LiveService) -> AsyncIterator[Agent]:
         yield Agent(client)
 
 
-async def session(one: Agent, name: str) -> None:
-    """Deploy, read why it fails, mend, look, delete."""
+async def mended(one: Agent, name: str) -> None:
+    """Deploy a broken app, read why it fails, mend it and see it pass."""
     arguments: dict[str, Any] = {"name": name, "entrypoint": "python3 main.py", "require_qa": True}
     failed = await one.refused("deploy_code", files={"main.py": BROKEN}, **arguments)
     assert (failed["code"], failed["stage"]) == ("start_failed", "start")
@@ -79,29 +79,41 @@ async def session(one: Agent, name: str) -> None:
     ended = await one.done("exec_command", deployment=name, command="ls; exit 3")
     assert ended["exit_code"] == 3
     assert "main.py" in ended["output"]
-    report = await one.call("get_qa_report", deployment=name)
+
+
+async def looked_at(one: Agent, name: str) -> None:
+    """Wait for the report, and look at the page's pictures."""
+    report = await one.done("get_qa_report", deployment=name, screenshots=False)
     for _ in range(240):
-        if report.structured_content and report.structured_content["status"] == "done":
+        if report["status"] == "done":
             break
-        await asyncio.sleep(0.5)
-        report = await one.call("get_qa_report", deployment=name)
-    pictures = [block for block in report.content if isinstance(block, ImageContent)]
-    assert report.structured_content
-    assert len(pictures) == len(report.structured_content["screenshots"])
+        await asyncio.sleep(1)
+        report = await one.done("get_qa_report", deployment=name, screenshots=False)
+    shown = await one.call("get_qa_report", deployment=name)
+    pictures = [block for block in shown.content if isinstance(block, ImageContent)]
+    assert len(pictures) == len(report["screenshots"]) > 0
     assert all(base64.b64decode(picture.data).startswith(PNG) for picture in pictures)
+
+
+async def deleted(one: Agent, name: str) -> None:
     assert (await one.refused("delete_deployment", deployment=name))["code"] == "confirmation_needed"
     await one.done("delete_deployment", deployment=name, confirm=name)
 
 
-async def test_an_agent_mends_a_broken_app_over_http(reporting: LiveService) -> None:
-    async with over_http(reporting) as one:
-        await session(one, "shop")
+async def test_an_agent_mends_a_broken_app_over_http(service: LiveService) -> None:
+    async with over_http(service) as one:
+        await mended(one, "agents-shop")
+        await deleted(one, "agents-shop")
 
 
 @pytest.mark.slow
-async def test_an_agent_mends_a_broken_app_over_stdio(reporting: LiveService) -> None:
-    async with over_stdio(reporting) as one:
-        await session(one, "stall")
+@pytest.mark.parametrize("transport", [over_http, over_stdio])
+async def test_an_agent_sees_how_the_mended_app_looks(reporting: LiveService, transport: Any) -> None:
+    name = transport.__name__.replace("_", "-")
+    async with transport(reporting) as one:
+        await mended(one, name)
+        await looked_at(one, name)
+        await deleted(one, name)
 
 
 @pytest.mark.slow

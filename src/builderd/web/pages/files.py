@@ -37,7 +37,8 @@ async def show_files(visit: Visit) -> Response:
     try:
         if path:
             folder, content, tag, size, fault = await _open(visit, builder.id, path)
-        listing = await files.list_page(application, tenant, builder.id, folder, 0, PER_PAGE)
+        async with visit.operations.lists.one(tenant):
+            listing = await files.list_page(application, tenant, builder.id, folder, 0, PER_PAGE)
     except BuilderdError as error:
         fault = fault or error.message
     above = folder.rpartition("/")[0]
@@ -62,7 +63,8 @@ async def _open(visit: Visit, builder_id: str, path: str) -> tuple[str, str | No
     """Return (folder, text, tag, size, why it is not edited); text None where the path is a folder or no text."""
     name = path.rpartition("/")[2]
     folder = path.rpartition("/")[0]
-    listing = await files.list_page(visit.application, visit.token.tenant_id, builder_id, folder, 0, 100_000)
+    async with visit.operations.lists.one(visit.token.tenant_id):
+        listing = await files.list_page(visit.application, visit.token.tenant_id, builder_id, folder, 0, 100_000)
     entry = next((one for one in listing.entries if one.name == name), None)
     if entry is None:
         raise NotFound(f"There is nothing at {path} in the builder's /app.")

@@ -47,6 +47,7 @@ async def show_logs(visit: Visit) -> Response:
         tail=SHOWN,
         stream=_stream_of(visit),
         search=_search_of(visit),
+        pages=visit.operations.paged_reads,
     )
     lines = [line async for line in found]
     stream_name = visit.request.query_params.get("stream", "")
@@ -91,6 +92,7 @@ async def _batches(visit: Visit, builder_id: str, after: tuple[int, int] | None)
         since=since,
         stream=_stream_of(visit),
         search=_search_of(visit),
+        pages=visit.operations.paged_reads,
     )
     queue: asyncio.Queue[logs.FollowedLine | None] = asyncio.Queue(2 * BATCH)
     reading = asyncio.create_task(_read(followed, queue))
@@ -158,6 +160,7 @@ async def download(visit: Visit) -> Response:
         tail=TAIL,
         stream=_stream_of(visit),
         search=_search_of(visit),
+        pages=visit.operations.paged_reads,
     )
 
     async def text() -> AsyncGenerator[str]:

@@ -130,7 +130,8 @@ def _state(frame: BuilderFrame, version: Version) -> str:
 
 
 async def _last_lines(visit: Visit, frame: BuilderFrame, version: Version) -> Sequence[logs.VersionedLine]:
-    found = await logs.read(visit.application, visit.token.tenant_id, frame.builder.id, tail=10 * LAST_LINES)
+    tail, pages = 10 * LAST_LINES, visit.operations.paged_reads
+    found = await logs.read(visit.application, visit.token.tenant_id, frame.builder.id, tail=tail, pages=pages)
     return [line async for line in found if line.version == version.number][-LAST_LINES:]
 
 

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from builderd.client.errors import ApiError, BuilderdError, DeploymentFailed, NoAnswer, TimedOut, Unauthenticated
+from builderd.client.errors import (
+    ApiError,
+    BuilderdError,
+    DeploymentFailed,
+    MethodNotAllowed,
+    NoAnswer,
+    NotFound,
+    TimedOut,
+    Unauthenticated,
+)
 
 if TYPE_CHECKING:
     from builderd.client._sync.builder import Builder
@@ -192,7 +201,7 @@ def _cell(value: Any) -> str:
         return "-"
     if hasattr(value, "strftime"):
         return f"{value:%Y-%m-%d %H:%M:%S}"
-    return str(value)
+    return next(iter(str(value).splitlines()), "")
 
 
 def run(session: Session, function: Callable[[], None]) -> None:
@@ -200,7 +209,7 @@ def run(session: Session, function: Callable[[], None]) -> None:
     try:
         function()
     except BuilderdError as error:
-        following = session.next_of(error)
+        following = [_UPGRADE] if _is_unknown_call(error) else session.next_of(error)
         _fail(session, _code_of(error), _described(error, following), _told(error, following))
     except ActionRequired as needed:
         body = {"status": "action_required", "reason": needed.reason, "next": needed.next}
@@ -217,6 +226,14 @@ def run(session: Session, function: Callable[[], None]) -> None:
         raise SystemExit(Exit.INTERRUPTED) from None
     finally:
         session.close()
+
+
+#: An older service does not have the call of a newer command.
+_UPGRADE = "builderd doctor --client   # compares the versions: the service may be older than this client"
+
+
+def _is_unknown_call(error: BuilderdError) -> bool:
+    return isinstance(error, MethodNotAllowed) or (isinstance(error, NotFound) and "no such call" in error.message)
 
 
 def _fail(session: Session, code: int, body: dict[str, Any], lines: Iterable[str]) -> None:

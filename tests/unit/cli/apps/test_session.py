@@ -112,6 +112,42 @@ def test_the_environment_wins_over_the_context(running: Running, monkeypatch: py
     assert told(run("whoami", "--json"))["token"]["scopes"] == ["admin"]
 
 
+def test_a_keyring_keeps_the_token_where_there_is_one(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Keyring:
+        priority = 5
+
+        def __init__(self) -> None:
+            self.kept: dict[tuple[str, str], str] = {}
+
+        def get_keyring(self) -> Keyring:
+            return self
+
+        def set_password(self, service: str, name: str, token: str) -> None:
+            self.kept[service, name] = token
+
+        def get_password(self, service: str, name: str) -> str:
+            return self.kept[service, name]
+
+        def delete_password(self, service: str, name: str) -> None:
+            del self.kept[service, name]
+
+    keyring = Keyring()
+    monkeypatch.setitem(sys.modules, "keyring", keyring)
+    monkeypatch.delenv("BUILDERD_URL")
+    monkeypatch.delenv("BUILDERD_TOKEN")
+    assert run("login", running.url, "--name", "here", "--token-stdin", stdin=running.admin).exit_code == 0
+    from builderd.cli.apps.contexts import location
+
+    assert running.admin not in location().read_text()
+    assert told(run("whoami", "--json"))["token"]["scopes"] == ["admin"]
+    assert run("logout").exit_code == 0
+    assert keyring.kept == {}
+
+
+def test_a_call_that_the_service_does_not_know_points_to_the_versions(running: Running, home: Path) -> None:
+    assert "compares the versions" in run("api", "GET", "/of-tomorrow").stderr
+
+
 def test_a_faulty_builder_toml_is_named(running: Running, home: Path) -> None:
     (home / "builder.toml").write_text('nmae = "x"\n')
     assert "'nmae', which is not known" in run("deploy").stderr

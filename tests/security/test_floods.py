@@ -100,7 +100,7 @@ async def test_large_bodies_are_parsed_apart_and_within_a_budget(service: Servic
         before, most = time.process_time(), 0
         sending = asyncio.create_task(_read_all(url, head, 3, piece, times, end))
         while not sending.done():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)  # looking counts as the service's CPU time too
             most = max(most, *(one.held for one in service.app.state.operations.held_bytes._accounts.values()), 0)
         assert sending.result() > 0
         # Parsed in this process it is 1.2 s.

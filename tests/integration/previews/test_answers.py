@@ -158,7 +158,7 @@ def test_crash_page_links_the_logs_for_the_owner(proxy: Proxy, app: App, private
 
 
 @pytest.mark.parametrize("state", SAYS)
-def test_closed_page_links_the_api_for_the_owner(proxy: Proxy, state: RouteState) -> None:
+def test_closed_page_links_the_logs_for_the_owner(proxy: Proxy, state: RouteState) -> None:
     assert LOGS in proxy.visitor.browse(proxy.closed(state), "/", OWNER).text
 
 

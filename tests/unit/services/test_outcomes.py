@@ -61,7 +61,7 @@ async def test_a_failure_of_the_machine_is_raised_as_such(world: World, error: N
             await asking
 
 
-async def test_stop_or_delete_of_a_failed_builder_succeeds(world: World) -> None:
+async def test_wait_for_stop_or_delete_of_a_failed_builder_returns(world: World) -> None:
     world.engine.behave(ENTRYPOINT, Behaviour(exits_at=0))
     async with world.reconciling():
         builder = await world.ask()

@@ -65,7 +65,9 @@ class McpEndpoint:
         with operations.held_bytes.holding(identity.token.tenant_id) as holding:
             body = await read_body(request, MAX_BODY_BYTES, holding)
             manager = await self._ready()
-            await manager.handle_request(scope, _replayed(body, receive), send)
+            # RFC 9110, 5.5: white space around a value is no part of it. The HTTP parser leaves that behind it.
+            headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+            await manager.handle_request({**scope, "headers": headers}, _replayed(body, receive), send)
 
     async def _ready(self) -> Any:
         async with self._starting:

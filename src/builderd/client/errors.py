@@ -246,6 +246,7 @@ BY_CODE: dict[str, type[ApiError]] = {
     "no_capacity": NoCapacity,
     "machine_fault": Unavailable,
     "engine_unavailable": Unavailable,
+    "bundle_lost": Unavailable,
     "store_unavailable": Unavailable,
     "backup_failed": Unavailable,
     "bad_request": BadRequest,

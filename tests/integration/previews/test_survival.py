@@ -141,6 +141,23 @@ def test_a_service_that_runs_brings_back_whatever_was_killed(
     assert processes_of(proxy) == []
 
 
+def test_start_brings_back_guard_and_proxy_killed_together(make_proxy: Callable[..., Proxy], app: App) -> None:
+    """Without a service nothing watches the guard: both stay down until the next start, which finds their files."""
+    proxy = make_proxy().start()
+    host = proxy.open(app)
+    files = proxy.previews._files
+    master, watchdog = int(files.pid.read_text()), int(files.guard_pid.read_text())
+    for pid in (watchdog, master, *children(master)):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: guard.find_process(files.pid, files) is None)
+    proxy.previews = proxy.service()
+    proxy.start()
+    assert proxy.visitor.is_served(host)
+    assert guard.find_process(files.guard_pid, files) not in (None, watchdog)
+    proxy.run(proxy.previews.down())
+    assert processes_of(proxy) == []
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

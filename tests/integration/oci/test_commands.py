@@ -237,6 +237,18 @@ async def test_a_command_is_killed_for_memory_before_the_app_is(settings: Engine
         assert (await engine.report(spec.id)).state is SandboxState.RUNNING
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_command_whose_sandbox_is_stopped_ends_as_killed(settings: EngineOptions, kind: str) -> None:
+    """As every process of the sandbox: it is no fault of the machine to be tried again."""
+    async with prepared(settings, KINDS[kind]) as engine:
+        spec = await make_spec(engine, apps.SILENT)
+        await engine.start(spec)
+        running = asyncio.create_task(run(engine, spec.id, "echo begun > /tmp/begun; sleep 60"))
+        assert (await run(engine, spec.id, "until [ -s /tmp/begun ]; do sleep 0.05; done")).exit_code == 0
+        await engine.stop(spec.id, 0)
+        assert (await running).exit_code == 137
+
+
 async def test_nothing_is_left_of_a_command(engine: OciEngine, sandbox: SandboxId) -> None:
     await run(engine, sandbox, "sleep 31337", 0.2)
     await asyncio.gather(run(engine, sandbox, "true"), run(engine, sandbox, "sleep 0.1"))

@@ -9,6 +9,7 @@ import re
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -131,6 +132,38 @@ def test_joined_multicast_groups_do_not_fill_the_bridge_table(attacker: Attacker
     assert groups.count("grp 239.1.") == 0
     folder = Path("/sys/class/net", bridge, "bridge")
     assert [(folder / name).read_text() for name in ("multicast_snooping", "multicast_router")] == ["0\n", "0\n"]
+
+
+#: Asks for the description of a link again and again, and reads no answer.
+UNREAD_ANSWERS = """
+import socket, struct
+request = struct.pack("IHHIIBxHiII", 32, 18, 1, 1, 0, 0, 0, 1, 0, 0)
+kept = [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) for _ in range(20)]
+for each in kept:
+    each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    for _ in range(1000):
+        each.send(request)
+print(len(kept))
+"""
+
+
+@pytest.mark.parametrize("attacker", ["strong"], indirect=True)
+def test_gvisor_keeps_unread_netlink_answers_in_the_sandbox(attacker: Attacker, arena: LiveService) -> None:
+    """Under the other runtimes they end the sandbox: ``tests/integration/oci/test_confinement.py``."""
+    assert attacker.python(UNREAD_ANSWERS) == (0, "20\n")
+    assert arena.builder(attacker.data["uuid"])["status"] == "running"
+
+
+@pytest.mark.slow
+def test_neighbour_is_served_during_a_flood_of_large_outputs(
+    attacker: Attacker, arena: LiveService, neighbour: dict[str, Any]
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        floods = [pool.submit(attacker.run, "head -c 10000000 /dev/zero") for _ in range(8)]
+        while not all(flood.done() for flood in floods):
+            assert arena.visit(neighbour).status_code == 200
+            assert arena.call("GET", "/builders", token=neighbour["token"]).status_code == 200
+    assert all(flood.result() for flood in floods)
 
 
 #: Fills sockets on loopback that nobody reads, and stays.

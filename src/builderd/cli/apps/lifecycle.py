@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,7 +76,8 @@ def open_(session: Session, name: str | None) -> None:
     """Open a builder's address in the browser, and print it."""
     builder = session.builder(name)
     session.result({"url": builder.url}, builder.url)
-    if not session.as_json:
+    # Without a terminal there is nobody to show a browser to.
+    if not session.as_json and sys.stdout.isatty():
         webbrowser.open(builder.url)
 
 

@@ -95,18 +95,29 @@ class AsyncBuilder:
         """
         timeout = self._transport.timeout
         deadline = time.monotonic() + timeout if timeout else None
-        cursor = LogCursor()
+        cursor, broken = LogCursor(), 0
         while True:
             await self.refresh()
-            if on_line:
+            try:
                 # Read after the status: an ended app writes nothing any more.
-                for line in cursor.new_of([line async for line in self.logs(tail=cursor.MOST, since=cursor.since)]):
-                    on_line(line)
+                lines = await self._new_lines(cursor) if on_line else []
+                broken = 0
+            except NoAnswer:
+                broken += 1
+                if broken > self._transport.max_retries:
+                    raise
+                continue
+            for line in lines:
+                assert on_line
+                on_line(line)
             if self.status in (FINISHED if finished else SETTLED):
                 return self
             if deadline is not None and time.monotonic() > deadline:
                 raise TimedOut(f"{self.name} is {self.status} after {timeout:g} s", builder=self.uuid)
             await async_sleep(interval)
+
+    async def _new_lines(self, cursor: LogCursor) -> list[LogLine]:
+        return cursor.new_of([line async for line in self.logs(tail=cursor.MOST, since=cursor.since)])
 
     # Changing it
 

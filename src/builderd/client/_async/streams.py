@@ -20,6 +20,8 @@ T = TypeVar("T")
 #: Seconds for which a broken stream is opened again, and between two attempts.
 RECONNECT_SECONDS = 60.0
 RECONNECT_INTERVAL = 1.0
+#: Read timeout of long answers: a busy machine needs a minute to look 100,000 lines up.
+ROWS_SECONDS = 300.0
 
 
 class AsyncStream(Generic[T]):
@@ -87,7 +89,7 @@ async def rows(
 ) -> AsyncIterator[T]:
     """Yield the rows of a long answer as they arrive; few of them are held in memory."""
     decoder, text = RowDecoder(), codecs.getincrementaldecoder("utf-8")()
-    async with transport.stream("GET", path, params=params) as response:
+    async with transport.stream("GET", path, params=params, read_seconds=ROWS_SECONDS) as response:
         async for piece in response.aiter_bytes():
             for row in decoder.feed(text.decode(piece)):
                 yield read(row)

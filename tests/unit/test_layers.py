@@ -28,6 +28,9 @@ VIOLATIONS = [
     pytest.param(
         "reconciler", "builderd.schemas.v1", "Only interfaces and the client import schemas", id="reconciler-knows-wire"
     ),
+    pytest.param("api", "builderd.mcp", "Arrows point down", id="api-knows-mcp"),
+    pytest.param("api", "mcp.server", "Only the MCP server imports its library", id="api-imports-the-library"),
+    pytest.param("mcp/tools", "builderd.api", "The client needs nothing of the server", id="stdio-needs-the-server"),
     pytest.param("client", "sqlalchemy", "The client needs nothing of the server", id="client-needs-the-server"),
     pytest.param("cli/apps", "builderd.bootstrap", "The client needs nothing of the server", id="cli-knows-bootstrap"),
     pytest.param("client", "builderd.adapters.fakes", "Only bootstrap imports adapters", id="client-knows-adapter"),

@@ -107,7 +107,7 @@ class World:
         made: list[int | None] = []
 
         def deploy(uow: UnitOfWork) -> Builder:
-            asked = Change(bundle_hash=bundle.hash, **change)
+            asked = Change.of({"bundle_hash": bundle.hash, **change})
             deployed = deployments.deploy(uow, self.application, self.caller, builder.id, asked, now)
             made.append(deployed.version)
             return deployed.builder
@@ -129,7 +129,7 @@ class World:
         """Change settings, and wait until they are in force; raises the failure of a stage."""
         return await self._changed(
             lambda uow, now: deployments.configure(
-                uow, self.application, self.caller, builder.id, Change(**change), now
+                uow, self.application, self.caller, builder.id, Change.of(change), now
             )
         )
 

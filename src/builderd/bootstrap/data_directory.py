@@ -10,7 +10,7 @@ from pathlib import Path
 
 from builderd.domain.errors import EngineUnavailable, InvalidState
 from builderd.domain.ids import new_id
-from builderd.linux import durable
+from builderd.linux import atomic_files
 
 LOCK_FILE = "service.lock"
 IDENTITY_FILE = "identity"
@@ -72,7 +72,7 @@ def identity(data_dir: Path) -> str:
     file = data_dir / IDENTITY_FILE
     # A power cut may have left the file empty, and no two services may share an id.
     if not file.exists() or not file.read_text():
-        durable.replace(file, new_id().encode())
+        atomic_files.replace(file, new_id().encode(), durable=True)
     return file.read_text()
 
 

@@ -13,7 +13,7 @@ from builderd.adapters.stores.sql import copies
 from builderd.adapters.stores.sql.store import SqlStore
 from builderd.bootstrap.data_directory import DATABASE_NOTE, make, refuse_half_restored
 from builderd.domain.errors import InvalidState
-from builderd.linux import durable
+from builderd.linux import atomic_files
 from builderd.settings import Settings
 
 #: URL parameters that locate a database (PostgreSQL, "Parameter Key Words"); others may be secret.
@@ -65,7 +65,7 @@ def note_database(settings: Settings) -> None:
     note, known = settings.data_dir / DATABASE_NOTE, database_location(settings)
     # Written only when it changes: a full disk must not keep the service from starting.
     if not note.is_file() or note.read_text() != known:
-        durable.replace(note, known.encode())
+        atomic_files.replace(note, known.encode(), durable=True)
 
 
 def refuse_another_database(settings: Settings) -> None:

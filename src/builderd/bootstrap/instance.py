@@ -11,7 +11,7 @@ from builderd.adapters.engines.oci.network.allocations import HOST_DIR
 from builderd.bootstrap.data_directory import IDENTITY_FILE, identity
 from builderd.domain.database_lease import Instance
 from builderd.domain.ids import new_id
-from builderd.linux import durable
+from builderd.linux import atomic_files
 from builderd.linux.processes import boot_id
 from builderd.settings import Settings
 
@@ -44,7 +44,7 @@ def _stored_id(host_dir: Path) -> bytes:
     file = host_dir / "host-id"
     if not file.exists() or not file.read_bytes():
         host_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        durable.replace(file, new_id().encode())
+        atomic_files.replace(file, new_id().encode(), durable=True)
     return file.read_bytes()
 
 

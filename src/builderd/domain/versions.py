@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -62,6 +62,10 @@ class VersionSettings:
     def with_gates(self) -> VersionSettings:
         """Settings without skipped gates: skipping needs a scope, so it is not inherited by the next version."""
         return replace(self, skip_review=False, skip_qa=False)
+
+
+#: Names of all settings. Shapes have fields of the same names, the table of versions has columns.
+SETTING_NAMES = tuple(one.name for one in fields(VersionSettings))
 
 
 @dataclass(frozen=True, slots=True)

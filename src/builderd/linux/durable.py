@@ -20,14 +20,6 @@ def copy(source: Path, target: Path) -> None:
         _fill(target, content)
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Replace a file atomically and durably. One writer at a time: all use the same temporary name."""
-    fresh = path.with_name(f"{path.name}.new")
-    write(fresh, content)
-    fresh.rename(path)
-    sync(path.parent)
-
-
 def sync(path: Path) -> None:
     """Sync a file's content or a folder's names to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

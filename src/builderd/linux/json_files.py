@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 from builderd.domain.errors import EngineUnavailable
-from builderd.linux.durable import sync
+from builderd.linux.atomic_files import replace
 
 
 def write_json(path: Path, value: object, *, durable: bool = False) -> None:
@@ -18,16 +16,7 @@ def write_json(path: Path, value: object, *, durable: bool = False) -> None:
     A power cut soon after may leave an empty file, unless it is ``durable``: that waits for the disk, some
     milliseconds.
     """
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(value, file)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    unfinished.rename(path)
-    if durable:
-        sync(path.parent)
+    replace(path, json.dumps(value).encode(), durable=durable)
 
 
 def read_json(path: Path, remedy: str) -> Any:

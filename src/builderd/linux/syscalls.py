@@ -11,8 +11,9 @@ import errno
 import os
 import struct
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+#: The process's C library; errors are in ``ctypes.get_errno()``. The only one of the package.
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
 
 AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
@@ -48,9 +49,11 @@ MOUNT_ATTR_NODEV = 4
 _MOUNT_ATTR_IDMAP = 0x10_0000
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
 
 
-def _check(result: int, action: str) -> int:
+def check(result: int, action: str) -> int:
+    """Return the result of a call of ``libc``. Raises ``OSError`` with the action for a negative one."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), action)
@@ -59,23 +62,23 @@ def _check(result: int, action: str) -> int:
 
 def unshare(flags: int) -> None:
     """Leave the namespaces of these ``CLONE_NEW…`` flags for new ones."""
-    _check(_libc.unshare(flags), "unshare")
+    check(libc.unshare(flags), "unshare")
 
 
 def setns(namespace: int, flags: int) -> None:
     """Enter the namespace behind this descriptor."""
-    _check(_libc.setns(namespace, flags), "setns")
+    check(libc.setns(namespace, flags), "setns")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
     """Mount a file system (mount(2))."""
     arguments = (source.encode(), target.encode(), kind.encode() if kind else None)
-    _check(_libc.mount(*arguments, ctypes.c_ulong(flags), data.encode() or None), f"mount {kind or source} on {target}")
+    check(libc.mount(*arguments, ctypes.c_ulong(flags), data.encode() or None), f"mount {kind or source} on {target}")
 
 
 def unmount(target: str, flags: int = MNT_DETACH) -> None:
     """Unmount a file system (umount2(2))."""
-    _check(_libc.umount2(target.encode(), flags), f"unmount {target}")
+    check(libc.umount2(target.encode(), flags), f"unmount {target}")
 
 
 def bind(source: str, target: str, attributes: int, user_namespace: int | None = None) -> None:
@@ -83,19 +86,17 @@ def bind(source: str, target: str, attributes: int, user_namespace: int | None =
 
     open_tree(2), mount_setattr(2) and move_mount(2): the attributes are set before anything can see the mount.
     """
-    tree = _check(
-        _libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, source.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC), f"open {source}"
+    tree = check(
+        libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, source.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC), f"open {source}"
     )
     try:
         if user_namespace is not None:
             attributes |= _MOUNT_ATTR_IDMAP
         wanted = struct.pack("QQQQ", attributes, 0, 0, max(user_namespace or 0, 0))
         size = ctypes.c_size_t(len(wanted))
-        _check(
-            _libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, wanted, size), f"set attributes of {source}"
-        )
-        _check(
-            _libc.syscall(_SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH),
+        check(libc.syscall(_SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, wanted, size), f"set attributes of {source}")
+        check(
+            libc.syscall(_SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH),
             f"bind {source} on {target}",
         )
     finally:
@@ -104,12 +105,17 @@ def bind(source: str, target: str, attributes: int, user_namespace: int | None =
 
 def sync_file_system(descriptor: int) -> None:
     """Write out the whole file system that this file or folder lies on (syncfs(2))."""
-    _check(_libc.syncfs(descriptor), "syncfs")
+    check(libc.syncfs(descriptor), "syncfs")
 
 
 def die_with_parent(signal: int) -> None:
     """Ask the kernel for this signal when the parent thread ends (PR_SET_PDEATHSIG)."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl")
+    check(libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl")
+
+
+def forbid_new_privileges() -> None:
+    """Let no program that this process starts gain privileges, such as by a setuid bit (PR_SET_NO_NEW_PRIVS)."""
+    check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
 def open_beneath(folder: int, path: str, flags: int) -> int:
@@ -119,7 +125,7 @@ def open_beneath(folder: int, path: str, flags: int) -> int:
     """
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE)
     for _ in range(_RESOLVE_TRIES):
-        descriptor = _libc.syscall(_SYS_OPENAT2, folder, os.fsencode(path), how, ctypes.c_size_t(len(how)))
+        descriptor = libc.syscall(_SYS_OPENAT2, folder, os.fsencode(path), how, ctypes.c_size_t(len(how)))
         if descriptor >= 0 or ctypes.get_errno() != errno.EAGAIN:
             break
-    return _check(descriptor, f"open {path}")
+    return check(descriptor, f"open {path}")

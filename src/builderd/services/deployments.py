@@ -7,7 +7,7 @@ that never was up, and for new settings of a stopped one, the version becomes th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from builderd.domain.errors import InvalidState, NotFound, ValidationFailed
 from builderd.domain.events import Event
 from builderd.domain.ids import DiskId, new_secret
 from builderd.domain.prices import Billing
-from builderd.domain.versions import Isolation, Version, VersionSettings, VersionStatus
+from builderd.domain.versions import SETTING_NAMES, Version, VersionSettings, VersionStatus
 from builderd.ports.store import UnitOfWork
 from builderd.services import admission, candidates, gates, ledger
 from builderd.services.application import Application
@@ -31,26 +31,24 @@ class Change:
     """Requested changes to a builder; None leaves a field as it is.
 
     ``name`` and ``job_type`` may only repeat the present values. ``bundle_hash`` names files that are in the bundle
-    store already. ``resources`` has some of the fields of ``Resources``.
+    store already. ``settings`` has some of the fields of ``VersionSettings``, and of its ``resources`` some fields.
     """
 
     name: str | None = None
     job_type: JobType | None = None
     bundle_hash: str | None = None
-    entrypoint: str | None = None
-    port: int | None = None
-    env: Mapping[str, str] | None = None
-    resources: Mapping[str, float] | None = None
-    isolation: Isolation | None = None
-    credentials: tuple[str, ...] | None = None
-    skip_review: bool | None = None
-    skip_qa: bool | None = None
-    require_qa: bool | None = None
-    install_scripts: bool | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     visibility: Visibility | None = None
     auto_stop_interval: int | None = None
     backup_interval_hours: int | None = None
     fresh: bool = False
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Change:
+        """Return a change from fields by name: those of ``VersionSettings``, and the others. None: not given."""
+        settings = {name: given[name] for name in SETTING_NAMES if given.get(name) is not None}
+        others = {name: value for name, value in given.items() if name not in SETTING_NAMES}
+        return cls(settings=settings, **others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +63,6 @@ class Deployed:
 WAS_UP = (VersionStatus.DEPLOYED, VersionStatus.DROPPED)
 #: Fields that take effect at once, without a new version.
 AT_ONCE = ("visibility", "auto_stop_interval", "backup_interval_hours")
-SETTINGS = (
-    "entrypoint",
-    "port",
-    "env",
-    "isolation",
-    "credentials",
-    "skip_review",
-    "skip_qa",
-    "require_qa",
-    "install_scripts",
-)
 
 
 def deploy(
@@ -239,8 +226,9 @@ def _cancel_open_restores(uow: UnitOfWork, builder: Builder, caller: Caller) -> 
 
 
 def _settings(settings: VersionSettings, change: Change) -> VersionSettings:
-    resources = replace(settings.resources, **(change.resources or {}))
-    return replace(settings.with_gates, resources=resources, **_given(change, SETTINGS))
+    given = dict(change.settings)
+    resources = replace(settings.resources, **given.pop("resources", {}))
+    return replace(settings.with_gates, resources=resources, **given)
 
 
 def _given(change: Change, names: Sequence[str]) -> dict[str, Any]:

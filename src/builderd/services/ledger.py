@@ -5,7 +5,7 @@ Trials have segments of their own beside them.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from builderd.domain.builders import Builder
 from builderd.domain.prices import Billing, Prices, Segment
@@ -49,15 +49,9 @@ def bill_trial(
     resources: Resources,
     start: datetime,
     end: datetime,
-    *,
-    longest: timedelta,
 ) -> None:
-    """Bill a finished trial of a version with these resources. Call it once for each trial.
-
-    At most ``longest`` is billed, since the clock may have been set forward meanwhile.
-    """
+    """Bill a finished trial of a version with these resources. Call it once for each trial."""
     rate = prices.hourly_rate(resources, Billing.TRIAL)
-    end = min(max(end, start), start + longest)
     uow.ledger.open(Segment(builder.tenant_id, builder.id, Billing.TRIAL, start, end, rate))
     uow.tenants.make_spending_due(builder.tenant_id, end)
 

@@ -8,7 +8,7 @@ import asyncssh
 
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.ssh import Gateway
-from builderd.linux import durable
+from builderd.linux import atomic_files
 
 KIND = "ssh-ed25519"
 
@@ -26,7 +26,9 @@ def load(path: Path) -> asyncssh.SSHKey:
 
 
 def _make(path: Path) -> None:
-    durable.replace(path, asyncssh.generate_private_key(KIND, comment="builderd").export_private_key())
+    atomic_files.replace(
+        path, asyncssh.generate_private_key(KIND, comment="builderd").export_private_key(), durable=True
+    )
 
 
 def gateway(key: asyncssh.SSHKey, host: str, port: int) -> Gateway:

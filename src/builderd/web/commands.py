@@ -14,10 +14,11 @@ from builderd.domain.bundles import Bundle, make_bundle
 from builderd.domain.errors import ValidationFailed
 from builderd.domain.procfile import process_commands, web_command, worker_command
 from builderd.domain.tokens import Scope
-from builderd.domain.versions import Version, VersionSettings, entrypoint_error
+from builderd.domain.versions import Version, entrypoint_error
 from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1.builders import NO_ENTRYPOINT, NewBuilder
 from builderd.schemas.v1.files import bundle_files
+from builderd.schemas.v1.settings import given_fields, new_settings
 from builderd.schemas.v1.shape import Shape
 from builderd.schemas.v1.versions import NewSettings, NewVersion
 from builderd.services import builders, bundles, deployments, outcomes, uploads
@@ -26,8 +27,6 @@ from builderd.services.deployments import Change, Deployed
 from builderd.web.visits import Visit
 
 S = TypeVar("S", bound=Shape)
-#: The fields that hold the code.
-CODE = frozenset({"files", "source"})
 
 
 def shape_of(application: Application, shape: type[S], values: Mapping[str, Any]) -> S:
@@ -41,18 +40,8 @@ async def create(visit: Visit, new: NewBuilder) -> Builder:
     application = visit.application
     bundle = await _bundle(visit, new)
     job_type = _job_type(new, bundle)
-    settings = VersionSettings(
-        entrypoint=new.entrypoint or _procfile_command(bundle, job_type),
-        port=new.port,
-        env=new.env,
-        resources=new.resources.value,
-        isolation=new.isolation or application.limits.default_isolation,
-        credentials=tuple(new.credentials),
-        skip_review=new.skip_review,
-        skip_qa=new.skip_qa,
-        require_qa=new.require_qa,
-        install_scripts=new.install_scripts,
-    )
+    entrypoint = new.entrypoint or _procfile_command(bundle, job_type)
+    settings = new_settings(new, entrypoint, application.limits.default_isolation)
     command = builders.NewBuilder(
         name=new.name,
         bundle_hash=bundle.hash,
@@ -69,10 +58,10 @@ async def deploy(visit: Visit, builder: Builder, new: NewVersion) -> Deployed:
     """Deploy new code, with the settings that it brings. Raises as ``create`` does."""
     _check_gates(visit, new)
     application, bundle = visit.application, await _bundle(visit, new)
-    given = _given(new, new.model_fields_set - CODE)
+    given = given_fields(new)
     if "entrypoint" not in given:
         given["entrypoint"] = await _kept_entrypoint(visit, builder, bundle)
-    change = Change(**given, bundle_hash=bundle.hash)
+    change = Change.of({**given, "bundle_hash": bundle.hash})
     return await visit.operations.change(
         builder.id,
         lambda uow: deployments.deploy(uow, application, visit.caller, builder.id, change, visit.now),
@@ -85,7 +74,7 @@ async def configure(visit: Visit, builder: Builder, values: Mapping[str, Any]) -
     """Change settings: at once where the app need not know of them, else by a new version of the same code."""
     application = visit.application
     new = shape_of(application, NewSettings, values)
-    change = Change(**_given(new, new.model_fields_set))
+    change = Change.of(given_fields(new))
     return await visit.operations.change(
         builder.id,
         lambda uow: deployments.configure(uow, application, visit.caller, builder.id, change, visit.now),
@@ -156,15 +145,6 @@ async def _kept_entrypoint(visit: Visit, builder: Builder, bundle: Bundle) -> st
     return commands[process]
 
 
-def _given(new: NewVersion | NewSettings, names: set[str]) -> dict[str, Any]:
-    given = {name: getattr(new, name) for name in names}
-    if "resources" in given:
-        given["resources"] = {name: getattr(new.resources, name) for name in new.resources.model_fields_set}
-    if "credentials" in given:
-        given["credentials"] = tuple(new.credentials)
-    return given
-
-
 async def deploy_edited(
     visit: Visit, builder: Builder, version: Version, path: str, content: str, entrypoint: str
 ) -> Deployed:
@@ -178,7 +158,7 @@ async def deploy_edited(
         edited = replace(edited, executable=old.executable)
     files = [*(file for file in base.files if file.path != path), edited]
     bundle = await asyncio.to_thread(make_bundle, files)
-    change = Change(bundle_hash=bundle.hash, entrypoint=new.entrypoint)
+    change = Change.of({"bundle_hash": bundle.hash, "entrypoint": new.entrypoint})
     return await visit.operations.change(
         builder.id,
         lambda uow: deployments.deploy(uow, application, visit.caller, builder.id, change, visit.now),

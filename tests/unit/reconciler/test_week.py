@@ -156,7 +156,7 @@ class Week:
         found = await world.builder(builder)
         if found.desired is Desired.STOPPED and found.settled:
             size = self.chance.choice(SIZES)
-            change = Change(resources={"cpu": size.cpu, "memory": size.memory})
+            change = Change.of({"resources": {"cpu": size.cpu, "memory": size.memory}})
             await application.store.write(
                 lambda uow: deployments.configure(uow, application, world.caller, builder.id, change, now)
             )

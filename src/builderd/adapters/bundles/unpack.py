@@ -7,7 +7,6 @@ as uid 65534 (nobody), and cannot open files.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import io
 import json
@@ -21,10 +20,9 @@ from typing import BinaryIO
 from builderd.adapters.bundles.formats import OVERHEAD_BYTES, Entry, entries
 from builderd.domain.archives import ArchiveIndex, ArchiveLimits, ArchiveRejected
 from builderd.domain.bundles import hash_of_digests
+from builderd.linux.syscalls import CLONE_NEWNET, forbid_new_privileges, unshare
 
 NOBODY = 65534
-_CLONE_NEWNET = 0x4000_0000
-_PR_SET_NO_NEW_PRIVS = 38
 
 
 def confine(limits: ArchiveLimits) -> None:
@@ -42,13 +40,12 @@ def confine(limits: ArchiveLimits) -> None:
         resource.setrlimit(what, (most, most))
     # SIGXCPU at the first limit names the reason; SIGKILL at the second would not.
     resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 1))
-    libc = ctypes.CDLL(None)
     if os.geteuid() == 0:
-        libc.unshare(_CLONE_NEWNET)
+        unshare(CLONE_NEWNET)
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    forbid_new_privileges()
 
 
 def unpack(archive: BinaryIO, out: BinaryIO, limits: ArchiveLimits) -> str:

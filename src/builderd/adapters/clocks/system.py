@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from builderd.linux import atomic_files
 from builderd.linux.processes import boot_id
 from builderd.ports.clock import Skip
 
@@ -140,10 +141,7 @@ class SystemClock:
 
     def _write(self, memory: Path) -> None:
         with self._lock:
-            text = json.dumps(asdict(self._state))
-            unfinished = memory.with_suffix(".new")
-            unfinished.write_text(text)
-            unfinished.rename(memory)
+            atomic_files.replace(memory, json.dumps(asdict(self._state)).encode(), mode=0o644)
 
     async def save_periodically(self) -> None:
         """Save the state every ``SAVE_INTERVAL`` seconds until cancelled."""

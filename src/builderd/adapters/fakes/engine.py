@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 from builderd.adapters.fakes.disk_files import FakeDisk, FakeDiskFiles
+from builderd.adapters.fakes.logs import page_of
 from builderd.adapters.fakes.processes import Answer, FakeProcess
 from builderd.adapters.fakes.sandboxes import Behaviour, FakeSandbox, absent_report
 from builderd.domain.bundles import Bundle, changes
@@ -264,8 +265,6 @@ class FakeEngine(FakeDiskFiles):
             raise NotFound(f"There is no layer {spec.layer_key}.")
         if refusal := self.supports(spec.isolation):
             raise EngineUnavailable(refusal)
-        if known is None:
-            self._refuse_while_used(spec.disk)
         sandbox = FakeSandbox(spec, self._next_behaviour(spec.entrypoint), self._next_address(), self._now())
         self.sandboxes[spec.id] = sandbox
         self.logs[spec.id] = (spec.builder_id, [])
@@ -396,14 +395,7 @@ class FakeEngine(FakeDiskFiles):
     ) -> LogPage:
         self._called("read_log", sandbox)
         lines = self.logs[sandbox][1] if sandbox in self.logs else []
-        start, end = int(cursor or 0), len(lines)
-        if since is not None:
-            start = max(start, next((number for number, line in enumerate(lines) if line.time >= since), end))
-        if tail is not None:
-            start = max(start, end - tail)
-        if limit is not None:
-            end = min(start + limit, end)
-        return LogPage(lines[start:end], str(end) if lines else cursor, end < len(lines))
+        return page_of(lines, cursor, tail, since, limit)
 
     async def delete_logs(self, builder: BuilderId) -> None:
         self._called("delete_logs", builder)

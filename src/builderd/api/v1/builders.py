@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import Field
@@ -100,6 +100,19 @@ class DeleteQuery(Parameters):
 CHANGE: dict[str, Any] = {"response_model": None, "openapi_extra": {"parameters": [openapi.PREFER]}}
 
 
+class Action(NamedTuple):
+    """Command on a builder, its name in the message of a 202, and the wait for its outcome."""
+
+    command: builders.Command
+    doing: str
+    outcome: Callable[[Application, Builder], Coroutine[Any, Any, Answer]]
+
+
+START = Action(builders.start, "started", door.started)
+RESTART = Action(builders.restart, "restarted", door.started)
+STOP = Action(builders.stop, "stopped", door.ended)
+
+
 @router.post(
     "/builders/{uuid}/start",
     **CHANGE,
@@ -111,7 +124,7 @@ CHANGE: dict[str, Any] = {"response_model": None, "openapi_extra": {"parameters"
 )
 async def start_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Start it. A builder that runs already stays as it is."""
-    return await _answered(request, application, identity, uuid, builders.start, "started", door.started)
+    return await _answered(request, application, identity, uuid, START)
 
 
 @router.post(
@@ -125,7 +138,7 @@ async def start_builder(request: Request, application: TheApplication, identity:
 )
 async def restart_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Stop it if it runs, and start it."""
-    return await _answered(request, application, identity, uuid, builders.restart, "restarted", door.started)
+    return await _answered(request, application, identity, uuid, RESTART)
 
 
 @router.post(
@@ -139,7 +152,7 @@ async def restart_builder(request: Request, application: TheApplication, identit
 )
 async def stop_builder(request: Request, application: TheApplication, identity: Writer, uuid: Uuid) -> Response:
     """Stop it; its files and settings are kept. A builder that is stopped already stays as it is."""
-    return await _answered(request, application, identity, uuid, builders.stop, "stopped", door.ended)
+    return await _answered(request, application, identity, uuid, STOP)
 
 
 @router.delete(
@@ -155,22 +168,18 @@ async def delete_builder(
     request: Request, application: TheApplication, identity: Writer, uuid: Uuid, query: Annotated[DeleteQuery, Query()]
 ) -> Response:
     """Stop it and remove it with its files, from any state. Its backups stay for some days unless they are purged."""
-    delete = partial(backups.delete_builder, purge=query.purge)
-    return await _answered(request, application, identity, uuid, delete, "deleted", door.ended)
+    delete = Action(partial(backups.delete_builder, purge=query.purge), "deleted", door.ended)
+    return await _answered(request, application, identity, uuid, delete)
 
 
 async def _answered(
-    request: Request,
-    application: Application,
-    identity: Identity,
-    uuid: str,
-    command: builders.Command,
-    doing: str,
-    outcome: Callable[[Application, Builder], Coroutine[Any, Any, Answer]],
+    request: Request, application: Application, identity: Identity, uuid: str, action: Action
 ) -> Response:
     now = application.clock.now()
     with count_blocking_call(request, identity):
-        builder = await application.commit(lambda uow: command(uow, application, identity.caller, uuid.lower(), now))
+        builder = await application.commit(
+            lambda uow: action.command(uow, application, identity.caller, uuid.lower(), now)
+        )
         if wants_async(request):
-            return (await door.accepted(application, builder, doing)).response()
-        return (await until_disconnect(request, outcome(application, builder))).response()
+            return (await door.accepted(application, builder, action.doing)).response()
+        return (await until_disconnect(request, action.outcome(application, builder))).response()

@@ -24,11 +24,12 @@ from builderd.domain.events import Event
 from builderd.domain.machine_faults import machine_fault
 from builderd.domain.procfile import web_command, worker_command
 from builderd.domain.tokens import Scope
-from builderd.domain.versions import VersionSettings, entrypoint_error
+from builderd.domain.versions import entrypoint_error
 from builderd.operations.idempotency import Retry
 from builderd.operations.operations import Operations
 from builderd.schemas.v1.builders import NO_ENTRYPOINT, BuilderAnswer, NewBuilder
 from builderd.schemas.v1.files import bundle_files
+from builderd.schemas.v1.settings import new_settings
 from builderd.services import builders, outcomes, uploads
 from builderd.services.application import Application
 
@@ -115,10 +116,6 @@ async def _outcome(application: Application, builder: Builder, *, at_once: bool)
     return await door.started(application, builder, 201, door.location(builder))
 
 
-#: The fields that hold the code.
-CODE = frozenset({"files", "source"})
-
-
 async def bundle_of(application: Application, identity: Identity, new: NewBuilder) -> Bundle:
     """The code of a request. Raises ``ValidationFailed`` or ``TooLarge`` for an upload that is not taken."""
     if new.source is None:
@@ -128,18 +125,8 @@ async def bundle_of(application: Application, identity: Identity, new: NewBuilde
 
 def _command(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:
     job_type = _job_type(new, bundle)
-    settings = VersionSettings(
-        entrypoint=new.entrypoint or _procfile_command(bundle, job_type),
-        port=new.port,
-        env=new.env,
-        resources=new.resources.value,
-        isolation=new.isolation or application.limits.default_isolation,
-        credentials=tuple(new.credentials),
-        skip_review=new.skip_review,
-        skip_qa=new.skip_qa,
-        require_qa=new.require_qa,
-        install_scripts=new.install_scripts,
-    )
+    entrypoint = new.entrypoint or _procfile_command(bundle, job_type)
+    settings = new_settings(new, entrypoint, application.limits.default_isolation)
     return builders.NewBuilder(
         name=new.name,
         bundle_hash=bundle.hash,

@@ -6,6 +6,7 @@ from builderd.domain.backups import Backup, BackupStatus
 from builderd.domain.builders import Builder
 from builderd.domain.prices import Cost
 from builderd.schemas.v1 import builders as wire
+from builderd.schemas.v1.settings import shown_settings
 from builderd.services import builders
 from builderd.services.application import Application
 
@@ -15,28 +16,19 @@ SHOWN_END = 4
 
 def present_builder(view: builders.BuilderView, *, with_token: bool) -> wire.Builder:
     """Return the builder in the contract's shape; its service token in full only ``with_token``."""
-    builder, settings = view.builder, view.version.settings
+    builder = view.builder
     return wire.Builder(
         uuid=builder.id,
         name=builder.name,
         status=builder.status,
         preview_url=view.preview_url,
         service_token=builder.service_token if with_token else f"…{builder.service_token[-SHOWN_END:]}",
-        entrypoint=settings.entrypoint,
-        port=settings.port,
+        **shown_settings(view.version.settings, wire.Builder),
         job_type=builder.job_type,
-        env=dict(settings.env),
-        resources=wire.ShownResources(
-            cpu=settings.resources.cpu, memory=settings.resources.memory, disk=settings.resources.disk
-        ),
         visibility=builder.visibility,
         auto_stop_interval=builder.auto_stop_interval,
         backup_interval_hours=builder.backup_interval_hours,
-        credentials=list(settings.credentials),
         needs_restart=view.needs_restart,
-        isolation=settings.isolation,
-        require_qa=settings.require_qa,
-        install_scripts=settings.install_scripts,
         review_passed=view.review_passed,
         qa_passed=view.version.qa_passed,
         status_reason=builder.status_reason,

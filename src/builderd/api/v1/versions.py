@@ -20,7 +20,7 @@ from builderd.api.server.preferences import wants_async, wants_events
 from builderd.api.server.streams import stream
 from builderd.api.v1 import outcomes as door
 from builderd.api.v1.builders import CHANGE, Uuid
-from builderd.api.v1.creations import CODE, MAX_BODY_BYTES, bundle_of, check_gates, in_form, progress_stream
+from builderd.api.v1.creations import MAX_BODY_BYTES, bundle_of, check_gates, in_form, progress_stream
 from builderd.api.v1.pages import Listing, ThePage, listed, page_of
 from builderd.domain.builders import Builder, Desired
 from builderd.domain.bundles import Bundle
@@ -32,7 +32,8 @@ from builderd.operations.idempotency import Retry
 from builderd.operations.operations import Operations
 from builderd.ports.store import UnitOfWork
 from builderd.schemas.v1 import versions as wire
-from builderd.schemas.v1.builders import BuilderAnswer, ShownResources
+from builderd.schemas.v1.builders import BuilderAnswer
+from builderd.schemas.v1.settings import given_fields, shown_settings
 from builderd.schemas.v1.shape import Parameters
 from builderd.schemas.v1.versions import NewAutoStop, NewRollback, NewSettings, NewVersion, VersionPage
 from builderd.services import builders, deployments, outcomes
@@ -117,7 +118,7 @@ async def patch_builder(
     request: Request, operations: TheOperations, identity: Writer, uuid: Uuid, body: SettingsBody
 ) -> Response:
     """Change settings: at once where the app need not know of them, else as a new version of the same code."""
-    return await _configured(request, operations, identity, uuid, body.sha256, _change(body.value))
+    return await _configured(request, operations, identity, uuid, body.sha256, Change.of(given_fields(body.value)))
 
 
 @router.put(
@@ -277,10 +278,12 @@ async def _new_version(
     bundle = None
     if "files" in new.model_fields_set or new.source is not None:
         bundle = await bundle_of(application, identity, new)
-    given = _given(new, bundle)
+    given = given_fields(new)
+    if bundle is not None:
+        given["bundle_hash"] = bundle.hash
     if bundle is not None and "entrypoint" not in given:
         given["entrypoint"] = await _entrypoint(application, identity, uuid, bundle)
-    return Change(**given, fresh=fresh), bundle
+    return Change.of({**given, "fresh": fresh}), bundle
 
 
 async def _entrypoint(application: Application, identity: Identity, uuid: str, bundle: Bundle) -> str | None:
@@ -302,28 +305,7 @@ async def _entrypoint(application: Application, identity: Identity, uuid: str, b
     return command
 
 
-def _given(new: NewVersion, bundle: Bundle | None) -> dict[str, Any]:
-    """Return the fields that the body gives, as the service takes them."""
-    given = {name: getattr(new, name) for name in new.model_fields_set - CODE}
-    if bundle is not None:
-        given["bundle_hash"] = bundle.hash
-    return _taken(given, new)
-
-
-def _change(new: NewSettings) -> Change:
-    return Change(**_taken({name: getattr(new, name) for name in new.model_fields_set}, new))
-
-
-def _taken(given: dict[str, Any], new: NewVersion | NewSettings) -> dict[str, Any]:
-    if "resources" in given:
-        given["resources"] = {name: getattr(new.resources, name) for name in new.resources.model_fields_set}
-    if "credentials" in given:
-        given["credentials"] = tuple(new.credentials)
-    return given
-
-
 def _present(builder: Builder, version: Version, now: datetime) -> wire.Version:
-    settings = version.settings
     return wire.Version(
         version=version.number,
         status=version.status,
@@ -332,18 +314,7 @@ def _present(builder: Builder, version: Version, now: datetime) -> wire.Version:
         current=version.number == builder.version,
         rolled_back_to=version.rolled_back_to,
         bundle=version.bundle_hash,
-        entrypoint=settings.entrypoint,
-        port=settings.port,
-        env=dict(settings.env),
-        resources=ShownResources(
-            cpu=settings.resources.cpu, memory=settings.resources.memory, disk=settings.resources.disk
-        ),
-        isolation=settings.isolation,
-        credentials=list(settings.credentials),
-        skip_review=settings.skip_review,
-        skip_qa=settings.skip_qa,
-        require_qa=settings.require_qa,
-        install_scripts=settings.install_scripts,
+        **shown_settings(version.settings, wire.Version),
         review_passed=version.reviewed(now),
         qa_passed=version.qa_passed,
         created_by=version.created_by,

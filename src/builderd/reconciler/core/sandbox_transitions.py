@@ -160,4 +160,6 @@ def trial_ended(transition: Transition, trial: Sandbox, end: SandboxEnd, *, long
     version = uow.versions.get(builder.id, trial.version)
     if trial.started_at is not None and version is not None:
         resources = version.settings.resources
-        ledger.bill_trial(uow, prices, builder, resources, trial.started_at, at, longest=longest)
+        # The clock may have been set forward meanwhile.
+        end_billed = min(max(at, trial.started_at), trial.started_at + longest)
+        ledger.bill_trial(uow, prices, builder, resources, trial.started_at, end_billed)

@@ -22,6 +22,7 @@ from builderd.adapters.backup_repositories.restic.runs import (
     KEPT_LINES,
     LONG,
     QUICK,
+    DiskAccess,
     NoRepository,
     ResticContext,
     ResticFailed,
@@ -71,7 +72,9 @@ class ResticRepository:
         work = self._work(repository.tenant_id, request.builder)
         listed = await self._run_manifest(work, request.disk, ("record", str(request.limit_bytes)))
         await asyncio.to_thread(self._check_free_space, repository.tenant_id, int(listed["stored"]))
-        run = Run(self._context, repository, disk=request.disk, work=work, reads_all=True, on_progress=on_progress)
+        run = Run(
+            self._context, repository, disk=DiskAccess(request.disk, reads_all=True), work=work, on_progress=on_progress
+        )
         facts = {"version": request.version, **{name: listed[name] for name in ("digest", "files", "bytes")}}
         argv = command.backup(request.backup, request.builder, facts)
         messages = await run(*argv, timeout=LONG, creates_repository=repository.is_new)
@@ -88,7 +91,9 @@ class ResticRepository:
     ) -> RestoreReport:
         work = self._work(repository.tenant_id, BuilderId(disk))
         try:
-            run = Run(self._context, repository, disk=disk, work=work, writable=True, on_progress=on_progress)
+            run = Run(
+                self._context, repository, disk=DiskAccess(disk, writable=True), work=work, on_progress=on_progress
+            )
             await self._fetch(run, repository, snapshot)
             found = await self._run_manifest(work, disk, ("compare",))
         finally:

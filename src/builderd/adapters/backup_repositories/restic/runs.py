@@ -43,6 +43,15 @@ class ResticFailed(BackupFailed):
     """restic failed for a reason that has no exit code of its own, such as damage or a lost connection."""
 
 
+@dataclass(frozen=True, slots=True)
+class DiskAccess:
+    """Disk that a run sees, if any, and how: see ``ports.engine.Tool``."""
+
+    id: DiskId | None = None
+    writable: bool = False
+    reads_all: bool = False
+
+
 class Run:
     """Runs restic on one repository: creates a missing one, and removes locks left by a dead run of this service."""
 
@@ -51,17 +60,13 @@ class Run:
         context: ResticContext,
         repository: TenantRepository,
         *,
-        disk: DiskId | None = None,
+        disk: DiskAccess | None = None,
         work: Path | None = None,
-        writable: bool = False,
-        reads_all: bool = False,
         on_progress: OnProgress | None = None,
     ) -> None:
         self._context = context
         self._repository = repository
-        self._disk = disk
-        self._writable = writable
-        self._reads_all = reads_all
+        self._disk = disk or DiskAccess()
         self._on_progress = on_progress
         self._folders = {} if work is None else {"work": work}
         if self._context.location.is_local:
@@ -96,9 +101,9 @@ class Run:
         tool = Tool(
             argv=command.restic(self._context.location, *argv),
             env=command.environment(self._context.location, self._repository.tenant_id, self._repository.key),
-            disk=self._disk,
-            writable=self._writable,
-            reads_all=self._reads_all,
+            disk=self._disk.id,
+            writable=self._disk.writable,
+            reads_all=self._disk.reads_all,
             folders=self._folders,
             network=not self._context.location.is_local,
             hostname=self._context.name,

@@ -18,6 +18,7 @@ from builderd.adapters.previews.haproxy.runtime_api import CommandRefused, Proxy
 from builderd.adapters.previews.haproxy.workers import Workers
 from builderd.domain.errors import EngineUnavailable
 from builderd.domain.previews import PreviewActivity, Route, RouteState
+from builderd.linux import atomic_files
 
 log = logging.getLogger(__name__)
 
@@ -249,6 +250,4 @@ class HaproxyPreviews:
 
 
 def _write(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)
+    atomic_files.replace(path, text.encode(), mode=0o644)

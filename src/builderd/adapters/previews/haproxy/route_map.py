@@ -18,6 +18,7 @@ from pathlib import Path
 
 from builderd.domain.ids import BuilderId
 from builderd.domain.previews import Address, Route, RouteState
+from builderd.linux import atomic_files
 
 #: A host has 253 bytes at most, a value 165. Divides the page size of every machine.
 LINE = 512
@@ -127,6 +128,5 @@ def _line(text: str) -> bytes:
 
 
 def _rewrite(path: Path, routes: Iterable[Route]) -> None:
-    new = path.with_suffix(".new")
-    new.write_bytes(b"".join(_line(f"{route.host} {encode(route)}") for route in routes))
-    new.replace(path)
+    content = b"".join(_line(f"{route.host} {encode(route)}") for route in routes)
+    atomic_files.replace(path, content, mode=0o644)

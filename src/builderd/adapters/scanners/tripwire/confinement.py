@@ -2,7 +2,7 @@
 
 A process of the scanner sees a root of its own (programs read-only, nothing else of the host), has no network, no
 privilege and an unprivileged user, and may make no call that leads out. Works as root and, by a user namespace,
-as any other user. Standard library only.
+as any other user. Needs nothing but the standard library and ``linux.syscalls``.
 
 Numbers of system calls: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
 """
@@ -17,6 +17,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from builderd.linux.syscalls import libc
 
 NOBODY = 65534
 #: Where the root is put together; exists everywhere, and nothing that is bound lies in it.
@@ -38,9 +40,6 @@ _RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 _SIGKILL = 9
 _CAP_VERSION_3 = 0x2008_0522
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def lock_down(memory_bytes: int, cpu_seconds: int) -> None:
         # Past the hard limit of CPU time comes SIGKILL, as for lack of memory: SIGXCPU before it says which it was.
         resource.setrlimit(kind, (limit, limit + 2 if kind == resource.RLIMIT_CPU else limit))
     _drop_capabilities()
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     # Before the filter, which makes it final: a process that outlives its review would block all others.
     die_with_parent()
     _filter_calls()
@@ -101,7 +100,7 @@ def lock_down(memory_bytes: int, cpu_seconds: int) -> None:
 
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent ends."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0), "the signal at the parent's end")
+    _check(libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0), "the signal at the parent's end")
 
 
 # The root
@@ -117,8 +116,8 @@ def _enter_root(binds: Sequence[Bind]) -> None:
     for device in ("/dev/null", "/dev/urandom"):
         _bind(Bind(device, device), _NOSUID | _NOEXEC)
     os.chdir(BUILD)
-    _check(_libc.pivot_root(b".", b"."), "entering the root")
-    _check(_libc.umount2(b".", _MNT_DETACH), "leaving the host's root")
+    _check(libc.pivot_root(b".", b"."), "entering the root")
+    _check(libc.umount2(b".", _MNT_DETACH), "leaving the host's root")
     os.chdir("/")
     _set_attributes("/", _RDONLY | _NOSUID | _NODEV, 0)
 
@@ -148,13 +147,13 @@ def _bind(bind: Bind, attributes: int) -> None:
 def _set_attributes(path: str, attributes: int, flags: int) -> None:
     wanted = struct.pack("QQQQ", attributes, 0, 0, 0)
     size = ctypes.c_size_t(len(wanted))
-    result = _libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, path.encode(), flags, wanted, size)
+    result = libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, path.encode(), flags, wanted, size)
     _check(result, f"attributes of {path}")
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
     arguments = (source.encode(), target.encode(), kind.encode() if kind else None, ctypes.c_ulong(flags))
-    _check(_libc.mount(*arguments, data.encode() or None), f"mounting {source} on {target}")
+    _check(libc.mount(*arguments, data.encode() or None), f"mounting {source} on {target}")
 
 
 # Who we are
@@ -164,9 +163,9 @@ def _new_user(proc: int, flags: int) -> None:
     """Enter a user namespace that maps only the present user and group."""
     uid, gid = os.geteuid(), os.getegid()
     # What changed its user belongs to root in /proc, and could not write its own maps.
-    _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "dumpable")
+    _check(libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "dumpable")
     _unshare(CLONE_NEWUSER | flags, "a user namespace (see user.max_user_namespaces)")
-    _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "dumpable")
+    _check(libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "dumpable")
     _write(proc, "self/setgroups", "deny")
     _write(proc, "self/gid_map", f"{gid} {gid} 1")
     _write(proc, "self/uid_map", f"{uid} {uid} 1")
@@ -182,14 +181,14 @@ def _write(proc: int, name: str, text: str) -> None:
 
 def _drop_capabilities() -> None:
     for capability in range(64):
-        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
+        if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
             break  # the kernel knows no more
     header, data = struct.pack("Ii", _CAP_VERSION_3, 0), bytes(24)
-    _check(_libc.capset(header, data), "giving up capabilities")
+    _check(libc.capset(header, data), "giving up capabilities")
 
 
 def _unshare(flags: int, what: str) -> None:
-    _check(_libc.unshare(flags), f"making {what}")
+    _check(libc.unshare(flags), f"making {what}")
 
 
 def _check(result: int, what: str) -> None:
@@ -251,7 +250,7 @@ def _filter_calls() -> None:
     program = make_filter(platform.machine())
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
-    _check(_libc.prctl(_PR_SET_SECCOMP, 2, header, 0, 0), "filtering system calls")
+    _check(libc.prctl(_PR_SET_SECCOMP, 2, header, 0, 0), "filtering system calls")
 
 
 def make_filter(machine: str) -> bytes:

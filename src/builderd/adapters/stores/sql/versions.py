@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, exists, insert, select, update
@@ -13,20 +14,10 @@ from builderd.domain.backups import BackupStatus
 from builderd.domain.builders import Status
 from builderd.domain.ids import BuilderId, TenantId
 from builderd.domain.resources import Resources
-from builderd.domain.versions import NO_LAYER, Version, VersionSettings, VersionStatus
+from builderd.domain.versions import NO_LAYER, SETTING_NAMES, Version, VersionSettings, VersionStatus
 
-_RESOURCES = ("cpu", "memory", "disk")
-_SETTINGS = (
-    "entrypoint",
-    "port",
-    "env",
-    "isolation",
-    "credentials",
-    "skip_review",
-    "skip_qa",
-    "require_qa",
-    "install_scripts",
-)
+_RESOURCES = tuple(field.name for field in fields(Resources))
+_SETTINGS = tuple(name for name in SETTING_NAMES if name != "resources")
 
 _INSERT = insert(versions)
 _OF_BUILDER = select(versions).where(versions.c.builder_id == bindparam("builder"))

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 
 from builderd.adapters.engines.oci.network.network import resolv_conf
 from builderd.adapters.engines.oci.network.resolvers import make_resolv_conf, parse_nameservers
+from builderd.linux import atomic_files
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +37,12 @@ def _replace(file: Path, content: bytes) -> None:
     """Replace the file atomically. On failure sandboxes keep the file of the last start."""
     if file.exists() and file.read_bytes() == content:
         return
-    unfinished = file.with_suffix(".unfinished")
     try:
-        unfinished.write_bytes(content)
-        unfinished.rename(file)
+        atomic_files.replace(file, content, mode=0o644)
     except OSError as error:
         if not file.exists():
             raise
         log.warning("host file not renewed, keeping the old one file=%s error=%s", file, error)
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
 def set_mode(path: Path, mode: int) -> None:

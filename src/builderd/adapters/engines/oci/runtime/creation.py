@@ -72,7 +72,8 @@ class Creation:
     async def launch_shim(self, run: Run, record: Record, bundle: Path) -> int:
         """Run the shim; return the pid of the sandbox's first process."""
         kept = self._context.records.folder(run.id)
-        argv = command.shim(run.runtime, run.id, bundle, kept, self._context.records.exits, run.log, run.log_limit)
+        files = command.ShimFiles(bundle, kept, self._context.records.exits, run.log, run.log_limit)
+        argv = command.shim(run.runtime, run.id, files)
         # Creating a group waits while another process moves: not in the event loop.
         tasks = await run_to_completion(self._context.cgroups.open_shim, run.id)
         mounts = make_mounts(_root(run, bundle), bundle, self._context.config.store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import struct
 from collections import defaultdict
@@ -14,8 +13,8 @@ from typing import Any
 from builderd.adapters.engines.oci.runtime.records import is_name
 from builderd.domain.errors import EngineUnavailable
 from builderd.linux.processes import Process
+from builderd.linux.syscalls import check, libc
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _IN_CLOSE_WRITE = 0x8
 _IN_MOVED_TO = 0x80
 #: struct inotify_event: watch, mask, cookie, length of the name that follows.
@@ -48,8 +47,8 @@ class Exits:
             return
         mask = _IN_CLOSE_WRITE | _IN_MOVED_TO
         try:
-            self._inotify = _checked(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
-            _checked(_libc.inotify_add_watch(self._inotify, bytes(self._folder), mask))
+            self._inotify = check(libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify")
+            check(libc.inotify_add_watch(self._inotify, bytes(self._folder), mask), "inotify")
         except OSError as error:
             raise EngineUnavailable(
                 f"The ends of sandboxes cannot be seen: {error.strerror}. See fs.inotify.max_user_instances."
@@ -136,10 +135,3 @@ async def _first(*waits: Coroutine[Any, Any, bool]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "inotify")
-    return result

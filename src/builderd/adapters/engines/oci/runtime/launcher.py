@@ -26,7 +26,7 @@ import signal
 import socket
 import sys
 import termios
-from typing import Any
+from typing import Any, NamedTuple
 
 from builderd.adapters.engines.oci.network.netlink import LOOPBACK_INDEX, Netlink
 from builderd.linux.syscalls import (
@@ -97,7 +97,7 @@ class Server:
                 self._keep_maps(request["uid"], request["owners"])
                 self._answer(request["id"])
             case "attach":
-                attach(request["pid"], **request["network"])
+                attach(request["pid"], Link(**request["network"]))
                 self._answer(request["id"])
             case "run":
                 self._run(request, descriptors)
@@ -241,21 +241,32 @@ def user_namespace(inside: int, outside: int) -> int:
         os.waitpid(pid, 0)
 
 
-def attach(pid: int, link: str, bridge: str, mac: str, ip: str, gateway: str, mtu: int) -> None:
+class Link(NamedTuple):
+    """Link of a sandbox as ``Network.link`` describes it; ``mac`` in hexadecimal."""
+
+    link: str
+    bridge: str
+    mac: str
+    ip: str
+    gateway: str
+    mtu: int
+
+
+def attach(pid: int, network: Link) -> None:
     """Give the network namespace of a process one link to the bridge, whose port is isolated from all others."""
-    bridge_index = socket.if_nametoindex(bridge)
+    bridge_index = socket.if_nametoindex(network.bridge)
     home, inside = (os.open(f"/proc/{who}/ns/net", os.O_RDONLY | os.O_CLOEXEC) for who in ("self", pid))
     limits = limit(pid)
     try:
         with Netlink() as outside:
-            outside.delete_link(link)
-            outside.create_veth(link, bridge_index, "eth0", bytes.fromhex(mac), inside, mtu)
-            port = socket.if_nametoindex(link)
+            outside.delete_link(network.link)
+            outside.create_veth(network.link, bridge_index, "eth0", bytes.fromhex(network.mac), inside, network.mtu)
+            port = socket.if_nametoindex(network.link)
             outside.isolate_port(port)
             outside.set_up(port)
         setns(inside, CLONE_NEWNET)
         try:
-            configure_inside(ip, gateway)
+            configure_inside(network.ip, network.gateway)
         finally:
             setns(home, CLONE_NEWNET)
     finally:

@@ -32,6 +32,7 @@ from builderd.domain.bundles import Bundle, changes
 from builderd.domain.errors import BuilderdError, EngineUnavailable, NoCapacity, NotFound, TooLarge
 from builderd.domain.ids import DiskId
 from builderd.domain.resources import GB
+from builderd.linux import atomic_files
 from builderd.linux.syscalls import sync_file_system
 from builderd.ports.engine import DiskReport
 
@@ -167,11 +168,11 @@ class Disks:
         before = replaced if replaced and replaced.hash in _recorded(path, record, unfinished) else Bundle("", ())
         try:
             if before.hash:
-                _write_record(unfinished, before.hash)
+                atomic_files.replace(unfinished, f"{before.hash}\n".encode(), mode=0o644)
             record.unlink(missing_ok=True)
             write_files(*changes(before, bundle), path / "app", APP_OWNER)
             self._store.deferred_sync.mark(path)
-            _write_record(record, bundle.hash)
+            atomic_files.replace(record, f"{bundle.hash}\n".encode(), mode=0o644)
             unfinished.unlink(missing_ok=True)
         except OSError as error:
             if error.errno not in (errno.EDQUOT, errno.ENOSPC):
@@ -181,7 +182,7 @@ class Disks:
     def mark_bundle(self, disk: DiskId, bundle_hash: str) -> None:
         """Record the bundle after a sync: the app's changes could not be restored from the bundle."""
         self.write_out(disk)
-        _write_record(self._existing(disk) / "bundle", bundle_hash)
+        atomic_files.replace(self._existing(disk) / "bundle", f"{bundle_hash}\n".encode(), mode=0o644)
 
     def _full(self, path: Path) -> BuilderdError:
         if failure_reason := self._store.failure_reason():
@@ -289,10 +290,3 @@ def _remove_leftovers(disk: Path) -> None:
     if (disk / INCOMING).exists():
         with folder(disk / INCOMING) as left:
             clear(left)
-
-
-def _write_record(record: Path, text: str) -> None:
-    """Write the record atomically."""
-    unfinished = record.with_suffix(".unfinished")
-    unfinished.write_text(text + "\n")
-    unfinished.rename(record)

@@ -80,10 +80,10 @@ def test_an_upload_goes_on_where_its_connection_broke_off(running: Running, monk
         assert hashlib.sha256(stored.read()).digest() == hashlib.sha256(archive.getvalue()).digest()
         made = client.create(
             NewBuilder.model_validate(
-                {"name": "up", "entrypoint": "python3 top/main.py", "source": {"upload_id": upload}}, context={}
+                {"name": "up", "entrypoint": "python3 main.py", "source": {"upload_id": upload}}, context={}
             )
         )
-        assert client.files.read(made.uuid, "top/main.py") == b"#" * 500_000
+        assert client.files.read(made.uuid, "main.py") == b"#" * 500_000
         client.files.delete_upload(upload)
 
 

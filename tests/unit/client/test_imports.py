@@ -23,7 +23,13 @@ FOREIGN = {
     "wsproto",
 }
 #: Parts of this package.
-OWN = ("builderd.cli.apps", "builderd.cli.commands", "builderd.cli.group", "builderd.client")
+OWN = (
+    "builderd.cli.apps",
+    "builderd.cli.commands",
+    "builderd.cli.group",
+    "builderd.client",
+    "builderd.mcp",
+)  # mcp.agent_configs, for `builderd mcp`
 
 PROGRAM = """
 import importlib, pkgutil, sys

@@ -127,6 +127,20 @@ async def test_no_tool_returns_a_secret(service: Service) -> None:
         assert sum(MASK in text for text in shown) >= 2
 
 
+async def test_a_masked_file_is_read_on_at_the_right_place(service: Service) -> None:
+    async with agent(service, service.write) as one:
+        await prepared(one, service)
+        content = f"{SECRET}\n{'x' * 19_990}{'y' * 30}"
+        await one.done("write_file", deployment="evil", path="keys.txt", content=content)
+        first = await one.done("read_file", deployment="evil", path="keys.txt")
+        assert MASK in first["content"]
+        assert first["next_offset"] == 20_000
+        rest = await one.done("read_file", deployment="evil", path="keys.txt", offset=20_000)
+        assert (rest["bytes"], rest["next_offset"]) == (len(content) - 20_000, None)
+        beyond = await one.done("read_file", deployment="evil", path="keys.txt", offset=99_999)
+        assert (beyond["bytes"], beyond["size"]) == (0, len(content))
+
+
 @pytest.mark.parametrize("path", ["../../etc/shadow", "/etc/shadow", "%2e%2e/%2e%2e/etc/shadow", "a/../../b"])
 async def test_files_outside_of_the_app_are_out_of_reach(service: Service, path: str) -> None:
     async with agent(service, service.write) as one:

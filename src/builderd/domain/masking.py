@@ -20,6 +20,10 @@ class Masker:
     def __init__(self, values: Iterable[str]) -> None:
         forms = sorted({form for value in values for form in _forms(value)}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, forms))) if forms else None
+        encoded = sorted((form.encode("utf-8", "surrogatepass") for form in forms), key=len, reverse=True)
+        self._bytes = re.compile(b"|".join(map(re.escape, encoded))) if forms else None
+        #: Bytes of the longest form.
+        self._longest = len(encoded[0]) if encoded else 0
 
     def __bool__(self) -> bool:
         return self._pattern is not None
@@ -39,8 +43,21 @@ class Masker:
         return value
 
     def data(self, content: bytes) -> bytes:
-        """Return bytes without secrets; those that are no UTF-8 stay as they are."""
-        return self.text(content.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+        """Return bytes without secrets."""
+        return self._bytes.sub(MASK.encode(), content) if self._bytes else content
+
+    def beginning(self, content: bytes) -> tuple[bytes, bytes]:
+        """Return the masked beginning of bytes that go on, and the rest, in which a secret may have begun."""
+        if self._bytes is None:
+            return content, b""
+        safe, position, parts = len(content) - self._longest + 1, 0, list[bytes]()
+        for found in self._bytes.finditer(content):
+            if found.start() >= safe:
+                break
+            parts += [content[position : found.start()], MASK.encode()]
+            position = found.end()
+        end = max(position, safe)
+        return b"".join([*parts, content[position:end]]), content[end:]
 
 
 def _forms(value: str) -> Iterator[str]:

@@ -89,7 +89,7 @@ def _parts(error: ApiError) -> tuple[str, str]:
     """Return a message of the service's own, and what quotes the app: the reason, the log, the checks."""
     if not isinstance(error, DeploymentFailed):
         return error.message, ""
-    lines = [error.message, *error.log_tail]
+    lines = [error.message, *(line for line in error.log_tail if line not in error.message)]
     if isinstance(error, QaFailed) and error.report:
         lines += [line for check in error.report.gate for line in check_lines(check)]
     if isinstance(error, ReviewFailed):

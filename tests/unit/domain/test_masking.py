@@ -39,3 +39,15 @@ def test_a_document_keeps_its_names_and_numbers() -> None:
 
 def test_bytes_that_are_no_text_stay() -> None:
     assert Masker(["secret-1"]).data(b"\xff\x00secret-1\xfe") == b"\xff\x00" + MASK.encode() + b"\xfe"
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 64])
+def test_a_value_across_pieces_is_masked_while_bytes_go_on(size: int) -> None:
+    masker = Masker(["secret-value", "secret"])
+    content = b"a secret-value, a secret and \xff the sec of a secret-valu"
+    out, held = b"", b""
+    for start in range(0, len(content), size):
+        masked, held = masker.beginning(held + content[start : start + size])
+        out += masked
+        assert len(held) < 12 + size
+    assert out + masker.data(held) == masker.data(content)

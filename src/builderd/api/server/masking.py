@@ -15,16 +15,18 @@ from builderd.services.application import Application
 
 #: Header of the request that asks for it, and its only value.
 HEADER, VALUE = "Builderd-Mask", "credentials"
-#: Media types whose content no text of an app can reach.
-PICTURES = "image/"
+#: Beginnings of media types in which no text can be found: pictures, compressed archives.
+OPAQUE = ("image/", "application/zstd")
+#: Bytes of a JSON document that are collected; a longer one is masked as text, while it is sent.
+MAX_DOCUMENT = 16_000_000
 EVENTS = "text/event-stream"
 
 
 class Masking:
     """Mask the values of the tenant's credentials in everything that is answered with ``Builderd-Mask: credentials``.
 
-    An answer is collected before it is masked, since a value may lie across two pieces; an event stream is masked event
-    by event, so a command's output must not be streamed where its secrets matter.
+    A JSON document is collected before it is masked, an event stream is masked event by event (so a command's output
+    must not be streamed where its secrets matter), and all else while it is sent.
     """
 
     def __init__(self, app: ASGIApp, application: Application) -> None:
@@ -66,7 +68,7 @@ class _MaskedAnswer:
     async def _start(self, message: Message) -> None:
         headers = MutableHeaders(scope=message)
         self._type = headers.get("content-type", "")
-        if not self._type.startswith(PICTURES):
+        if not self._type.startswith(OPAQUE):
             self._masker = await self._read_values()
         if self._masker:
             del headers["content-length"]
@@ -87,6 +89,12 @@ class _MaskedAnswer:
             self._held = bytearray(rest)
             for event in events:
                 yield b"\n".join(self._line(line) for line in event.split(b"\n")) + b"\n\n"
+        elif "json" not in self._type or len(self._held) > MAX_DOCUMENT:
+            self._type = ""  # a document that was too long goes on as text
+            if not last:
+                masked, rest = self._masker.beginning(bytes(self._held))
+                self._held = bytearray(rest)
+                yield masked
         if last and self._held:
             body, self._held = bytes(self._held), bytearray()
             yield await asyncio.to_thread(self._whole, body)

@@ -44,11 +44,11 @@ async def read_file(
 ) -> Annotated[CallToolResult, FileContent]:
     """Read a file, at most 20,000 bytes from an offset; next_offset is where the rest begins."""
     builder = await call.deployment(deployment)
-    content, size = await _part(call, builder.uuid, path, offset)
-    text, used = _as_text(content, is_end=offset + len(content) >= size)
+    content, end, size = await _part(call, builder.uuid, path, offset)
+    text, left = _as_text(content, is_end=end >= size)
     encoding = "base64" if text is None else "utf-8"
     shown_text = base64.b64encode(content).decode() if text is None else text
-    end = offset + (len(content) if text is None else used)
+    end -= left
     shown = FileContent(
         path=path,
         content=mark(shown_text, "file"),
@@ -84,26 +84,28 @@ async def write_file(
     return result(f"{path} has {entry.size} bytes now.", Written(path=path, size=entry.size))
 
 
-async def _part(call: Call, uuid: str, path: str, offset: int) -> tuple[bytes, int]:
-    """Return at most ``MAX_BYTES`` of a file, and its size."""
+async def _part(call: Call, uuid: str, path: str, offset: int) -> tuple[bytes, int, int]:
+    """Return at most ``MAX_BYTES`` of a file, their end in it, and its size. Masked bytes have another length."""
     headers = {"Range": f"bytes={offset}-{offset + MAX_BYTES - 1}"}
     try:
         answer = await call.client.request("GET", f"/builders/{uuid}/files/{quote(path)}", headers=headers)
     except RangeNotSatisfiable as error:
         size = error.data.get("size")
         if isinstance(size, int):
-            return b"", size
+            return b"", offset, size
         raise
-    total = re.fullmatch(r"bytes \d+-\d+/(\d+)", answer.headers.get("content-range", ""))
-    return answer.content, int(total[1]) if total else len(answer.content)
+    found = re.fullmatch(r"bytes \d+-(\d+)/(\d+)", answer.headers.get("content-range", ""))
+    if found is None:
+        return answer.content, len(answer.content), len(answer.content)
+    return answer.content, int(found[1]) + 1, int(found[2])
 
 
 def _as_text(content: bytes, *, is_end: bool) -> tuple[str | None, int]:
-    """Return the text and its bytes, without a character that is cut at the end; None for bytes that are no text."""
+    """Return the text without a character that is cut at the end, and that one's bytes; None for what is no text."""
     for cut in range(1 if is_end else 4):
         try:
             text = content[: len(content) - cut].decode()
         except UnicodeDecodeError:
             continue
-        return (None, 0) if "\0" in text else (text, len(content) - cut)
+        return (None, 0) if "\0" in text else (text, cut)
     return None, 0

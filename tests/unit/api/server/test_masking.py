@@ -6,6 +6,7 @@ import pytest
 from tests.service import MINIMAL, Service, running_service
 
 from builderd.adapters.fakes.processes import Answer
+from builderd.api.server import masking
 from builderd.domain.masking import MASK
 
 SECRET = "sk-very-secret-0001"
@@ -74,3 +75,18 @@ async def test_a_malformed_program_name_is_ignored(service: Service, name: str) 
     uuid = answer.json()["data"]["uuid"]
     (version,) = (await client.get(f"/api/v1/builders/{uuid}/versions")).json()["data"]
     assert version["created_by"] == "token test"
+
+
+async def test_a_long_answer_is_masked_without_being_collected(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masking, "MAX_DOCUMENT", 1_000)
+    uuid = await made(service)
+    client = service.client(service.write, **MASKED)
+    content = b"x" * 300_000 + SECRET.encode() + b"y" * 300_000
+    await client.put(f"/api/v1/builders/{uuid}/files/long", content=content)
+    read = (await client.get(f"/api/v1/builders/{uuid}/files/long")).content
+    assert read == content.replace(SECRET.encode(), MASK.encode())
+    service.engine.answer("long", Answer(output=f"{'z' * 50_000}{SECRET}{'z' * 50_000}"))
+    ended = (await client.post(f"/api/v1/builders/{uuid}/exec", json={"command": "long"})).json()["data"]
+    assert ended["output"] == f"{'z' * 50_000}{MASK}{'z' * 50_000}"

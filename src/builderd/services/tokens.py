@@ -47,6 +47,8 @@ def derive(
 
     ``expires_at`` None: as long as that. Raises ``Forbidden``, ``ValidationFailed``, ``QuotaExceeded``.
     """
+    if Scope.OPERATOR in scopes:
+        raise Forbidden("The scope operator is granted on the machine alone: builderd token create --scope operator.")
     lacking = sorted(scope for scope in scopes if not own.allows(scope))
     if lacking:
         raise Forbidden(f"Your token has not the scopes of the new one: {', '.join(lacking)}.")

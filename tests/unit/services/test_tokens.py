@@ -8,9 +8,10 @@ from datetime import timedelta
 import pytest
 from tests.application import World
 
-from builderd.domain.errors import NotFound, Unauthenticated, ValidationFailed
+from builderd.domain.errors import Forbidden, NotFound, Unauthenticated, ValidationFailed
 from builderd.domain.ids import secret_hash
 from builderd.domain.tokens import Scope, Token
+from builderd.ports.store import UnitOfWork
 from builderd.services import tokens
 
 MINUTE = timedelta(minutes=1)
@@ -111,3 +112,14 @@ async def test_the_last_use_is_written_down_once_a_minute(world: World) -> None:
     used = replace(token, last_used_at=now)
     assert not tokens.needs_touch(used, now + MINUTE - timedelta(seconds=1))
     assert tokens.needs_touch(used, now + MINUTE)
+
+
+async def test_the_scope_operator_is_not_derived_not_even_by_an_operator(world: World) -> None:
+    now = world.clock.now()
+
+    def derive(uow: UnitOfWork) -> None:
+        own, _ = tokens.create(uow, "acme", "ci", now, scopes=[Scope.ADMIN, Scope.OPERATOR])
+        tokens.derive(uow, own, "more", now, scopes=[Scope.OPERATOR])
+
+    with pytest.raises(Forbidden, match="machine alone"):
+        await world.application.store.write(derive)

@@ -170,3 +170,11 @@ async def test_caps_and_credentials_are_set_and_the_values_never_shown(pages: Pa
     assert (await pages.browser.post("/spending", data={"monthly": "12.50"})).status_code == 303
     assert "12.5" in (await pages.browser.get("/spending")).text
     assert (await pages.browser.post("/spending", data={"monthly": "much"})).status_code == 422
+
+
+async def test_the_empty_list_and_its_region_are_in_the_same_state(pages: Pages) -> None:
+    """A page reloads when its region's state changes: a region in another state than the page would reload for ever."""
+    for state in ("none", "some"):
+        for params in ({}, {"part": "fleet"}):
+            assert f'data-state="{state}"' in (await pages.browser.get("/builders", params=params)).text
+        await pages.create(f"app-{state}")

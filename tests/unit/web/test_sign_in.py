@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.unit.web.conftest import ORIGIN, Pages
 
 from builderd.domain.tokens import Scope
@@ -70,6 +71,14 @@ async def test_a_link_shows_a_button_and_is_spent_by_it(pages: Pages) -> None:
         assert (await browser.post(f"/sign-in/once/{code}")).headers["location"] == "/builders"
         assert (await browser.get("/builders")).status_code == 200
         assert (await browser.post(f"/sign-in/once/{code}")).status_code == 401
+
+
+async def test_the_code_of_a_link_is_not_logged(pages: Pages, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with pages.stranger() as browser:
+        await browser.get("/sign-in/once/bdl_secret")
+    assert "/sign-in/once/…" in caplog.text
+    assert "bdl_secret" not in caplog.text.replace("GET http://builderd/sign-in/once/bdl_secret", "")
 
 
 async def test_the_link_is_not_spent_by_another_site(pages: Pages) -> None:

@@ -33,6 +33,8 @@ SWITCHED = 101
 #: The status that is logged and counted when the client left before there was an answer.
 CLIENT_LEFT = 499
 MAX_LOGGED_PATH = 200
+#: Codes of one-time links, which are valid until they are spent.
+_SECRET = re.compile(r"^(/sign-in/once/).+")
 #: Answers hold secrets and speak of now: no cache may keep them, no browser may guess at their type.
 GUARDS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -96,7 +98,7 @@ class RequestLog:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         # Percent-encoded, as it came: a line break in it cannot break the line. What follows the ? may be secret.
-        path = scope["raw_path"].decode("ascii", "replace")[:MAX_LOGGED_PATH]
+        path = _SECRET.sub(r"\1…", scope["raw_path"].decode("ascii", "replace")[:MAX_LOGGED_PATH])
         method = scope.get("method", "GET")
         logger.info("request method=%s path=%s status=%d ms=%.1f", method, path, status, seconds * 1000)
         self._meter.count(method, _route_of(scope), status, seconds)

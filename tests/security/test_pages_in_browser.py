@@ -1,0 +1,207 @@
+"""Attacks on the web pages, looked at in Chromium: planted markup, sibling hosts, frames; and axe on every page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import axe_playwright_python
+import pytest
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+from starlette.routing import Route
+from tests.service import MINIMAL, Service, listening, running_service
+
+from builderd.api.server.meter import Meter
+from builderd.domain.tokens import Scope
+from builderd.web.app import Site, create_web
+
+#: Marks the window when it runs, wherever it is planted.
+MARKUP = "\"'><script>window.planted=1</script><img src=x onerror=window.planted=1><svg onload=window.planted=1>"
+WATCH = """
+window.broken = [];
+document.addEventListener("securitypolicyviolation", (event) => {
+  window.broken.push(`${event.effectiveDirective} ${event.blockedURI}`);
+});
+"""
+#: What an app's page tries against the pages, with the browser's session.
+ATTACK = """<form id=f method=post action="ORIGIN/builders/planted/do/stop"></form>
+<iframe id=i src="ORIGIN/builders"></iframe>
+<script>
+const stop = "ORIGIN/builders/planted/do/stop";
+var told = [];
+const tell = (name, promise) => promise.then((x) => told.push(`${name}:${x}`), () => told.push(`${name}:refused`));
+const all = { credentials: "include" };
+tell("read", fetch("ORIGIN/builders", all).then((a) => a.text()).then((t) => t.includes("planted")));
+tell("blind", fetch(stop, { ...all, method: "POST", mode: "no-cors" }).then((a) => a.type));
+tell("socket", new Promise((ok, no) => {
+  const socket = new WebSocket("SOCKET/builders/planted/terminal/session");
+  socket.onopen = () => ok("open");
+  socket.onerror = no;
+}));
+tell("cookie", Promise.resolve(document.cookie));
+</script>"""
+TENANT = (
+    "/builders",
+    "/new",
+    "/activity",
+    "/spending",
+    "/credentials",
+    "/webhooks",
+    "/tokens",
+    "/sessions",
+    "/machine",
+)
+BUILDER = (
+    "",
+    "/logs",
+    "/metrics",
+    "/versions?from=1&to=2",
+    "/versions/1",
+    "/versions/2",
+    "/review",
+    "/qa",
+    "/files",
+    "/backups",
+    "/settings",
+    "/code",
+    "/deploy",
+)
+#: axe's levels of a finding that keeps people out.
+GRAVE = ("serious", "critical")
+
+
+@dataclass(slots=True)
+class Opened:
+    """The pages of a service on fakes, on a port, and a browser that is signed in to them at ``localhost``."""
+
+    service: Service
+    port: int
+    browser: Browser
+    context: BrowserContext
+    page: Page
+
+    def url(self, path: str = "") -> str:
+        return f"http://localhost:{self.port}{path}"
+
+
+@asynccontextmanager
+async def site() -> AsyncIterator[Opened]:
+    async with running_service() as service, async_playwright() as playwright:
+        web = create_web(service.app.state.operations, meter=Meter())
+        async with listening(Site(service.app, web)) as url:  # type: ignore[arg-type]
+            browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+            try:
+                context = await browser.new_context()
+                await context.add_init_script(WATCH)
+                page = await context.new_page()
+                found = Opened(service, int(url.rpartition(":")[2]), browser, context, page)
+                secret = await service.token("acme", Scope.ADMIN, Scope.OPERATOR)
+                await page.goto(found.url("/sign-in"))
+                await page.fill("#token", secret)
+                await page.click("button.go")
+                await page.wait_for_url("**/builders")
+                yield found
+            finally:
+                # Before the listener ends: it waits for the streams of open pages.
+                await browser.close()
+                web.state.body_parser.close()
+
+
+async def plant(service: Service) -> None:
+    """Make a builder whose every text is markup, with two versions, a credential, and log lines."""
+    client = service.client(service.write)
+    files = {"main.py": f"# {MARKUP}\n", "Procfile": "web: true\n", f"x{MARKUP.replace('/', '')}.html": MARKUP}
+    new = {**MINIMAL, "name": "planted", "entrypoint": f"echo {MARKUP!r}", "env": {"X": MARKUP}, "files": files}
+    answer = await client.post("/api/v1/builders", json=new)
+    assert answer.status_code == 201, answer.text
+    uuid = answer.json()["data"]["uuid"]
+    files["main.py"] += f"print({MARKUP!r})\n"
+    answer = await client.put(f"/api/v1/builders/{uuid}", json={"files": files})
+    assert answer.status_code == 200, answer.text
+    await client.put("/api/v1/credentials/smtp", json={"values": {"PASSWORD": MARKUP}})
+
+
+@asynccontextmanager
+async def sibling(text: str) -> AsyncIterator[str]:
+    """An app on a sibling host of the pages: ``app.localhost`` is same-site with ``localhost``."""
+
+    async def show(_: Request) -> HTMLResponse:
+        return HTMLResponse(text)
+
+    async with listening(Starlette(routes=[Route("/", show)])) as url:  # type: ignore[arg-type]
+        yield f"http://app.localhost:{url.rpartition(':')[2]}/"
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
+    for _ in range(200):
+        if await holds():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not come about")
+
+
+@pytest.mark.root
+async def test_pages_keep_planted_markup_dead_and_shut_nobody_out() -> None:
+    axe = resources.files(axe_playwright_python).joinpath("axe.min.js").read_text()
+    async with site() as found:
+        await plant(found.service)
+        faults: list[str] = []
+        found.page.on("pageerror", lambda error: faults.append(str(error)))
+        for path in (*TENANT, *(f"/builders/planted{end}" for end in BUILDER)):
+            await found.page.goto(found.url(path))
+            await found.page.wait_for_selector("time[data-clock], time[data-moment], main", state="attached")
+            assert await found.page.evaluate("[window.planted, window.broken]") == [None, []], path
+            await found.page.evaluate(axe)
+            result = await found.page.evaluate("axe.run({resultTypes: ['violations']})")
+            grave = [
+                (one["id"], [node["html"][:150] for node in one["nodes"]][:3])
+                for one in result["violations"]
+                if one["impact"] in GRAVE
+            ]
+            assert not grave, (path, grave)
+        assert not faults
+
+
+@pytest.mark.root
+async def test_an_app_on_a_sibling_host_reaches_nothing_with_the_session() -> None:
+    async with site() as found:
+        await plant(found.service)
+        attack = ATTACK.replace("ORIGIN", found.url()).replace("SOCKET", f"ws://localhost:{found.port}")
+        async with sibling(attack) as url:
+            page = await found.context.new_page()
+            await page.goto(url)
+
+            async def told() -> bool:
+                return len(await page.evaluate("told")) == 4
+
+            await eventually(told)
+            said = dict(one.split(":", 1) for one in await page.evaluate("told"))
+            assert (said["read"], said["socket"], said["cookie"]) == ("refused", "refused", "")
+            frame = await page.evaluate("document.getElementById('i').contentDocument === null")
+            assert frame  # another origin's error page, which nothing can be clicked in
+            framed = next(one for one in page.frames if one is not page.main_frame)
+            assert "Builders" not in await framed.content()
+            await page.evaluate("document.getElementById('f').submit()")
+            await page.wait_for_load_state()
+        builder = await found.service.store.read(lambda uow: uow.builders.get(uow.builders.ids()[0]))
+        assert builder is not None
+        assert builder.desired == "running"
+
+
+@pytest.mark.root
+async def test_a_page_follows_what_happens_and_its_scripts_see_no_cookie() -> None:
+    async with site() as found:
+        await found.page.goto(found.url("/builders"))
+        await plant(found.service)
+        await found.page.wait_for_selector("text=planted", timeout=15_000)
+        cookie: Any = (await found.context.cookies())[0]
+        assert cookie["httpOnly"]
+        assert cookie["sameSite"] == "Strict"
+        assert await found.page.evaluate("document.cookie") == ""

@@ -102,7 +102,6 @@ def test_a_story_from_a_dropped_folder_to_its_deletion(context: BrowserContext, 
     shoot(page, "code")
     page.click("text=Deploy as the next version")
     page.wait_for_url(f"**/builders/{NAME}/versions/2")
-    shoot(page, "deployment")
     expect(page.locator("#progress")).to_have_attribute("data-state", "serves")
     shoot(page, "deployment-done")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from builderd.domain.events import Event
 from builderd.domain.versions import Version, VersionStatus
@@ -59,6 +59,9 @@ def _span(name: str, events: Sequence[Event]) -> Span:
             started, ended = event.time, None
         elif event.type == "stage.finished":
             ended = event
+    if ended is not None and started is None:
+        # Not every stage says that it began.
+        started = ended.time - timedelta(seconds=float(ended.details.get("seconds", 0)))
     return started, ended.time if ended else None, ended
 
 

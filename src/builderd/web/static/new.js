@@ -63,7 +63,7 @@
     if (!isNew) button.disabled = !chosen;
     if (!chosen) { $("folder").value = $("archive").value = ""; return; }
     $("chosen-name").textContent = chosen.name;
-    $("chosen-size").textContent = files ? `${files.list.length} files, ${size(files.bytes)}` : size(archive.size);
+    $("chosen-size").textContent = files ? `${files.list.length} file${files.list.length === 1 ? "" : "s"}, ${size(files.bytes)}` : size(archive.size);
     const names = files ? files.list.map(([path]) => path) : [];
     $("chosen-files").replaceChildren(...names.slice(0, 12).concat(names.length > 12 ? [`… and ${names.length - 12} more`] : []).map((name) => Object.assign(document.createElement("li"), { textContent: name })));
     if (isNew && !form.elements.name.value) form.elements.name.value = chosen.name.toLowerCase().replace(ARCHIVE, "").replace(/[^a-z0-9]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 40);

@@ -23,6 +23,7 @@ VARIANTS = [
 ]
 #: Against hanging only.
 PATIENCE = 60_000
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def see(page: Page, path: str, name: str = "") -> None:
 
 
 @pytest.mark.root
+@pytest.mark.slow
 def test_a_story_from_a_dropped_folder_to_its_deletion(context: BrowserContext, tmp_path: Path) -> None:
     page = context.new_page()
     faults: list[str] = []

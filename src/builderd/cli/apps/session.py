@@ -95,9 +95,12 @@ class Session:
         found = contexts.load().get(self.context)
         if found is None:
             raise NotSignedIn(f"there is no context {self.context!r}" if self.context else "you are not signed in")
-        if self.context is None:
-            return url or found.url, token or found.token, found.ca
-        return found.url, found.token, found.ca
+        if self.context is not None:
+            return found.url, found.token, found.ca
+        # A token is for its own service: it is not sent to another one that the environment names.
+        if url and url.rstrip("/") != found.url:
+            raise NotSignedIn(f"BUILDERD_URL is {url}, and BUILDERD_TOKEN is not set")
+        return found.url, token or found.token, found.ca
 
     def builder(self, name: str | None) -> Builder:
         """Return the builder of a name or uuid; of the folder's ``builder.toml`` without one or for ``.``."""

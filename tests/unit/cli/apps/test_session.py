@@ -112,6 +112,16 @@ def test_the_environment_wins_over_the_context(running: Running, monkeypatch: py
     assert told(run("whoami", "--json"))["token"]["scopes"] == ["admin"]
 
 
+def test_a_contexts_token_is_not_sent_to_another_service(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("login", running.url, "--token-stdin", stdin=running.admin).exit_code == 0
+    monkeypatch.delenv("BUILDERD_TOKEN")
+    assert run("whoami").exit_code == 0
+    monkeypatch.setenv("BUILDERD_URL", "http://127.0.0.1:9")
+    refused = run("whoami")
+    assert refused.exit_code == 3
+    assert "BUILDERD_TOKEN is not set" in refused.stderr
+
+
 def test_a_keyring_keeps_the_token_where_there_is_one(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     class Keyring:
         priority = 5

@@ -35,7 +35,9 @@ KEEP_ALIVE_SECONDS = 30
 _TROUBLE = logging.getLogger(f"{__name__}.websockets")
 _TROUBLE.setLevel(logging.WARNING)
 #: Request targets that accept a WebSocket.
-WEBSOCKETS = re.compile(rf"{PREFIX}/builders/[\w-]+/terminal(\?.*)?".encode(), re.ASCII)
+WEBSOCKETS = re.compile(
+    rf"({PREFIX}/builders/[\w-]+/terminal|/builders/[\w-]+/terminal/session)(\?.*)?".encode(), re.ASCII
+)
 #: Largest message over a WebSocket.
 MAX_MESSAGE_BYTES = 1 << 20
 #: Seconds and bytes for which a client that was answered early may continue sending, so that it reads the answer.

@@ -31,6 +31,7 @@ LEFT_OUT = {
     r".*/backups.*": "the service takes backups by itself; restoring is the user's decision",
     r".*/leases.*": "for programs that work beside an app",
     r".*/service-token": "would show a secret",
+    r"PATCH /builders/\{uuid\}": "redeploy changes settings too",
     r"POST .*/review/accept": "a person accepts a finding",
     r"GET .*/(metrics|events|terminal|archive)": "streams and series, which no model reads",
     r"GET /events": "streams and series, which no model reads",

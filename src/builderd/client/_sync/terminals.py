@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx2
 from httpx2.websockets import WebSocketDisconnect, WebSocketNetworkError, WebSocketSession, WebSocketUpgradeError
 from wsproto.events import BytesMessage, TextMessage
+from wsproto.utilities import LocalProtocolError
 
 from builderd.client._sync.transport import Transport
 from builderd.client.errors import NoAnswer, error_in
 
 PROTOCOL = "builderd.terminal.v1"
 NORMAL = 1000
+#: Raised by a send to a terminal that has ended or whose connection broke off.
+_ENDED = (LocalProtocolError, WebSocketDisconnect, WebSocketNetworkError)
 
 
 class Terminal:
@@ -44,12 +47,14 @@ class Terminal:
             raise NoAnswer("the terminal's connection broke off") from broken
 
     def write(self, typed: bytes) -> None:
-        """Type."""
-        self._socket.send_bytes(typed)
+        """Type. What is typed after the end is dropped: ``read`` returns the end."""
+        with suppress(*_ENDED):
+            self._socket.send_bytes(typed)
 
     def resize(self, columns: int, rows: int) -> None:
-        """Change the window's size."""
-        self._socket.send_text(json.dumps({"type": "resize", "columns": columns, "rows": rows}))
+        """Change the window's size; nothing happens after the end."""
+        with suppress(*_ENDED):
+            self._socket.send_text(json.dumps({"type": "resize", "columns": columns, "rows": rows}))
 
 
 @contextmanager

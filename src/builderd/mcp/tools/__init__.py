@@ -33,7 +33,7 @@ TOOLS: tuple[Entry, ...] = (
         MAKE,
         ("POST /builders", *FIND, f"GET {BUILDER}/versions", *FAILURE),
     ),
-    Entry(deployments.redeploy, "Redeploy", MAKE, (*FIND, f"PUT {BUILDER}", f"PATCH {BUILDER}", *FAILURE)),
+    Entry(deployments.redeploy, "Redeploy", MAKE, (*FIND, f"PUT {BUILDER}", *FAILURE)),
     Entry(deployments.rollback_deployment, "Roll back", MAKE, (*FIND, f"POST {BUILDER}/rollback", *FAILURE)),
     Entry(deployments.list_deployments, "List deployments", READ, (LIST,)),
     Entry(deployments.get_deployment, "Show a deployment", READ, (*FIND, f"GET {BUILDER}/versions")),

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +17,7 @@ from tests.application import PATIENCE
 
 from builderd.adapters.clocks import system
 from builderd.adapters.clocks.system import STEP_TOLERANCE, ClockReading, SystemClock, read_clocks
+from builderd.linux import atomic_files
 from builderd.ports.clock import Clock, Skip
 
 SECOND = timedelta(seconds=1)
@@ -162,16 +164,16 @@ async def test_a_full_disk_is_logged_once_and_the_state_is_saved_when_there_is_s
     monkeypatch.setattr(system, "SAVE_INTERVAL", 0.001)
     memory = tmp_path / "clock.json"
     clock = SystemClock(memory, machine)
-    write, failures, tried = Path.write_text, 5, 0
+    write, failures, tried = atomic_files.replace, 5, 0
 
-    def fail(path: Path, text: str) -> int:
+    def fail(path: Path, content: bytes, **options: Any) -> None:
         nonlocal tried
         tried += 1
         if tried <= failures:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, text)
+        write(path, content, **options)
 
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(atomic_files, "replace", fail)
     machine.live(100)
     machine.set(3600)
     assert clock.now() == START + 3700 * SECOND

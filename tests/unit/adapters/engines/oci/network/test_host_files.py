@@ -9,14 +9,15 @@ import pytest
 
 from builderd.adapters.engines.oci.network import host_files
 from builderd.adapters.engines.oci.network.host_files import write_host_files
+from builderd.linux import atomic_files
 
 
 @pytest.fixture
 def no_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, content: bytes) -> int:
+    def refuse(path: Path, content: bytes, *, mode: int) -> None:
         raise OSError(28, os.strerror(28), str(path))
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(atomic_files, "replace", refuse)
 
 
 def test_files_are_made_for_all_to_read(tmp_path: Path) -> None:

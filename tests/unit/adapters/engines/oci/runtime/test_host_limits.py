@@ -55,9 +55,9 @@ def test_the_pools_of_socket_buffers_are_raised_to_half_of_the_memory(tmp_path: 
 
 
 async def test_exhausted_inotify_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(_: int) -> int:
+    def none_left(_: int, __: str) -> int:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(exits, "_checked", none_left)
+    monkeypatch.setattr(exits, "check", none_left)
     with pytest.raises(EngineUnavailable, match=r"Too many open files\. See fs\.inotify\.max_user_instances"):
         Exits(tmp_path, lambda _: False, AsyncMock()).open()

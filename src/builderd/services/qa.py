@@ -71,8 +71,10 @@ async def judge(
     target = Target(Address(report.ip, settings.port), application.preview_domain.url(builder.host))
     visit = await _visit(application, target, sandbox)
     await application.clock.sleep(alive_after)
-    after = await engine.report(sandbox.id)
     reachable = (await engine.listening(sandbox.id)).reachable(settings.port)
+    if not reachable:  # it may be ending: then its end is the better reason
+        await application.clock.sleep(max(ALIVE_SECONDS - alive_after, 0.0))
+    after = await engine.report(sandbox.id)
     lines = await last_lines(application, sandbox.id)
     return in_order(
         [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Callable
 
 import pytest
@@ -160,6 +161,7 @@ def test_one_address_holds_its_share_of_connections_and_requests(
                 connection.open(
                     stream, [*request(host, "/upload", method="POST"), (b"content-length", b"9")], ends=False
                 )
+            time.sleep(0.5)  # else a later connection may come first in the proxy, and take the share
         refused = [connection.finish(59) for connection in flood[1:]]
         assert all(answer.head and not answer.ok for answer in refused)
         with Visitor(proxy.options.port).dial() as newcomer:

@@ -76,7 +76,7 @@ async def test_trial_runs_beside_the_old_version_without_egress_or_route(world: 
     async with world.reconciling():
         builder = await world.create()
         (old,) = world.running
-        world.engine.behave(OTHER, Behaviour(listens_at=300))
+        world.engine.behave(OTHER, Behaviour(listens_at=1500))
         number = await world.put(builder, NEW, entrypoint=OTHER)
         await world.until(lambda: len(world.running) == 2)
         (trial,) = [one for one in world.running if one is not old]

@@ -20,7 +20,7 @@ from tests.stores import MEMORY
 from builderd.domain.ids import new_id
 
 #: Against hanging. What an answer takes is measured in benchmarks, not here.
-DEADLINE = 60
+DEADLINE = 20
 
 BUILDERS = "/api/v1/builders"
 EXEC = f"{BUILDERS}/{{own}}/exec"

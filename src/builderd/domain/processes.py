@@ -11,6 +11,8 @@ from builderd.domain.versions import text_error
 HOME = "/app"
 #: Exit code of a process that was killed by its timeout, as of timeout(1).
 TIMEOUT_EXIT_CODE = 124
+#: Exit code of a process that was ended by SIGKILL, as of a shell.
+KILLED_EXIT_CODE = 137
 #: The largest window that a terminal can have (struct winsize, ioctl_tty(2)).
 MAX_WINDOW = 65_535
 #: Default of the variable TERM.

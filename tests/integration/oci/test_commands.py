@@ -246,8 +246,7 @@ async def test_command_whose_sandbox_is_stopped_ends_as_killed(settings: EngineO
         running = asyncio.create_task(run(engine, spec.id, "echo begun > /tmp/begun; sleep 60"))
         assert (await run(engine, spec.id, "until [ -s /tmp/begun ]; do sleep 0.05; done")).exit_code == 0
         await engine.stop(spec.id, 0)
-        # runsc gives 128 where the sandbox goes away while it waits for the command.
-        assert (await running).exit_code in ((137,) if kind != "gvisor" else (137, 128))
+        assert (await running).exit_code == 137
 
 
 async def test_nothing_is_left_of_a_command(engine: OciEngine, sandbox: SandboxId) -> None:

@@ -34,7 +34,7 @@ def not_open(files: ProxyFiles, form: Form) -> str:
 
 def crashed(files: ProxyFiles, form: Form) -> str:
     """Return the error pages for an app that cannot be reached (503), breaks off (502) or is silent (504)."""
-    errors = ((502, pages.BROKEN_OFF), (503, pages.REFUSED), (504, pages.TIMED_OUT))
+    errors = ((502, pages.BROKEN_OFF), (503, pages.UNREACHABLE), (504, pages.TIMED_OUT))
     return "\n".join(f"http-error status {status} {_content(files, page, form)}" for status, page in errors)
 
 

@@ -132,12 +132,13 @@ WORKER = Page(
     "in its logs.",
     "calm",
 )
-REFUSED = Page(
-    "refused",
+UNREACHABLE = Page(
+    "unreachable",
     502,
     "app_crashed",
-    "The app refused the connection",
-    "Nothing listens on the app's port now. An app that exited is started again by itself: retry in a few seconds.",
+    "The app did not take the connection",
+    "Nothing listens on the app's port now, or the app is too busy to take more visitors. An app that exited is "
+    "started again by itself: retry in a few seconds.",
     "bad",
     retry_after=5,
 )
@@ -181,7 +182,7 @@ PRIVATE = Page(
 
 #: Pages by the state of the route, or by the page that ``pause.lua`` chose.
 NOT_OPEN = (STARTING, PAUSED, ASLEEP, UNHEARD, FULL, STOPPED, CAPPED, FAILED, JOB, WORKER)
-ALL = (*NOT_OPEN, REFUSED, BROKEN_OFF, TIMED_OUT, UNKNOWN, PRIVATE)
+ALL = (*NOT_OPEN, UNREACHABLE, BROKEN_OFF, TIMED_OUT, UNKNOWN, PRIVATE)
 
 
 def documents() -> dict[str, str]:

@@ -47,7 +47,9 @@ class Ending:
             except TimeoutError as error:
                 log.warning("sandbox could not be killed, retrying sandbox=%s error=%s", record.id, error)
             else:
-                return
+                break
+        if record.process:  # it leaves its control group a moment before it has ended
+            await record.process.wait(_INIT_SECONDS)
 
     async def wait_for_shim(self, record: Record) -> None:
         """Wait until the shim of an ended sandbox has ended: until then the disk is in use."""

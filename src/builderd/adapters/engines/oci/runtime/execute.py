@@ -36,7 +36,7 @@ from builderd.adapters.engines.oci.runtime.streams import (
     resize,
 )
 from builderd.domain.errors import EngineUnavailable, InvalidState, ValidationFailed
-from builderd.domain.processes import TERM, ProcessSpec, Window
+from builderd.domain.processes import KILLED_EXIT_CODE, TERM, ProcessSpec, Window
 from builderd.linux.json_files import write_json
 from builderd.linux.processes import open_files
 
@@ -58,6 +58,8 @@ _END_OF_INPUT = b"\x04"
 _START_SECONDS = 30.0
 #: Timeout for a killed process to get a pid, and to be gone.
 _KILL_SECONDS = 2.0
+#: Status of runsc's own failures, and how long the end of a sandbox may show after one.
+_RUNSC_FAILED, _GONE_SECONDS = 128, 1.0
 log = logging.getLogger(__name__)
 
 #: Timeout of the command that kills a process inside gVisor.
@@ -287,7 +289,13 @@ class Execution:
                 "The command was cut off: the process that ran it on the host was killed. Try again."
             )
         status = self._ended.result().status
+        if status == _RUNSC_FAILED and self._runtime.is_gvisor and await self._is_gone():
+            return KILLED_EXIT_CODE
         return status if status >= 0 else 128 - status
+
+    async def _is_gone(self) -> bool:
+        """Return True if the sandbox ended: runsc fails when it goes away while runsc waits for the program."""
+        return await self._runs.exits.wait(self._record.id, _GONE_SECONDS)
 
     @property
     def _is_cut_off(self) -> bool:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from builderd.api import openapi
 from builderd.api.idempotency import first_answer, retry_of
+from builderd.api.server import requests
 from builderd.api.server.answers import Answer, failure
 from builderd.api.server.auth import Identity, TheOperations, Writer
 from builderd.api.server.bodies import Received, json_body
@@ -17,20 +18,15 @@ from builderd.api.server.paths import PREFIX
 from builderd.api.server.preferences import wants_async, wants_events
 from builderd.api.server.streams import event, stream
 from builderd.api.v1 import outcomes as door
-from builderd.domain.builders import SANDBOX_COMMAND, Builder, JobType, Visibility
-from builderd.domain.bundles import Bundle, make_bundle
-from builderd.domain.errors import BuilderdError, ValidationFailed
+from builderd.domain.builders import Builder
+from builderd.domain.errors import BuilderdError
 from builderd.domain.events import Event
 from builderd.domain.machine_faults import machine_fault
-from builderd.domain.procfile import web_command, worker_command
 from builderd.domain.tokens import Scope
-from builderd.domain.versions import entrypoint_error
 from builderd.operations.idempotency import Retry
 from builderd.operations.operations import Operations
-from builderd.schemas.v1.builders import NO_ENTRYPOINT, BuilderAnswer, NewBuilder
-from builderd.schemas.v1.files import bundle_files
-from builderd.schemas.v1.settings import new_settings
-from builderd.services import builders, outcomes, uploads
+from builderd.schemas.v1.builders import BuilderAnswer, NewBuilder
+from builderd.services import outcomes
 from builderd.services.application import Application
 
 router = APIRouter(prefix=PREFIX, tags=[openapi.BUILDERS])
@@ -106,61 +102,14 @@ def check_gates(identity: Identity, new: NewBuilder) -> None:
 
 async def _create(operations: Operations, identity: Identity, new: NewBuilder, retry: Retry | None) -> Builder:
     application = operations.application
-    bundle = await bundle_of(application, identity, new)
-    return await operations.create(identity.caller, _command(application, new, bundle), bundle, retry)
+    bundle = await requests.bundle_of(application, identity.token.tenant_id, new)
+    return await operations.create(identity.caller, requests.new_builder(application, new, bundle), bundle, retry)
 
 
 async def _outcome(application: Application, builder: Builder, *, at_once: bool) -> Answer:
     if at_once:
         return await door.accepted(application, builder, "created")
     return await door.started(application, builder, 201, door.location(builder))
-
-
-async def bundle_of(application: Application, identity: Identity, new: NewBuilder) -> Bundle:
-    """The code of a request. Raises ``ValidationFailed`` or ``TooLarge`` for an upload that is not taken."""
-    if new.source is None:
-        return await asyncio.to_thread(lambda: make_bundle(bundle_files(new.files)))
-    return await uploads.bundle(application, identity.token.tenant_id, new.source.upload_id.lower())
-
-
-def _command(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:
-    job_type = _job_type(new, bundle)
-    entrypoint = new.entrypoint or _procfile_command(bundle, job_type)
-    settings = new_settings(new, entrypoint, application.limits.default_isolation)
-    return builders.NewBuilder(
-        name=new.name,
-        bundle_hash=bundle.hash,
-        settings=settings,
-        job_type=job_type,
-        visibility=_visibility(new),
-        auto_stop_interval=new.auto_stop_interval,
-        backup_interval_hours=new.backup_interval_hours,
-    )
-
-
-def _job_type(new: NewBuilder, bundle: Bundle) -> JobType:
-    """Return the job type: a worker where the request leaves it out and the ``Procfile`` has only ``worker:``."""
-    if "job_type" in new.model_fields_set or new.entrypoint is not None:
-        return new.job_type
-    has_only_worker = web_command(bundle) is None and worker_command(bundle) is not None
-    return JobType.WORKER if has_only_worker else new.job_type
-
-
-def _visibility(new: NewBuilder) -> Visibility:
-    """Return the visibility: a sandbox's preview is private unless the request says otherwise."""
-    is_private = new.job_type is JobType.SANDBOX and "visibility" not in new.model_fields_set
-    return Visibility.PRIVATE if is_private else new.visibility
-
-
-def _procfile_command(bundle: Bundle, job_type: JobType) -> str:
-    """Return the command of the bundle's Procfile. Raises ``ValidationFailed`` without a usable one."""
-    if job_type is JobType.SANDBOX:
-        return SANDBOX_COMMAND
-    command = worker_command(bundle) if job_type is JobType.WORKER else web_command(bundle)
-    why = NO_ENTRYPOINT if command is None else entrypoint_error(command)
-    if command is None or why is not None:
-        raise ValidationFailed({"entrypoint": [why or NO_ENTRYPOINT]})
-    return command
 
 
 def in_form(request: Request, answer: Answer) -> Response:

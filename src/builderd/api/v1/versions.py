@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from builderd.api import openapi
 from builderd.api.blocking_calls import count_blocking_call, until_disconnect
 from builderd.api.idempotency import first_answer, retry_of
+from builderd.api.server import requests
 from builderd.api.server.answers import Answer, failure
 from builderd.api.server.auth import Identity, Reader, TheApplication, TheOperations, Writer
 from builderd.api.server.bodies import Received, json_body
@@ -20,14 +21,12 @@ from builderd.api.server.preferences import wants_async, wants_events
 from builderd.api.server.streams import stream
 from builderd.api.v1 import outcomes as door
 from builderd.api.v1.builders import CHANGE, Uuid
-from builderd.api.v1.creations import MAX_BODY_BYTES, bundle_of, check_gates, in_form, progress_stream
+from builderd.api.v1.creations import MAX_BODY_BYTES, check_gates, in_form, progress_stream
 from builderd.api.v1.pages import Listing, ThePage, listed, page_of
 from builderd.domain.builders import Builder, Desired
-from builderd.domain.bundles import Bundle
-from builderd.domain.errors import NotFound, ValidationFailed
+from builderd.domain.errors import NotFound
 from builderd.domain.ids import BuilderId
-from builderd.domain.procfile import process_commands
-from builderd.domain.versions import Version, entrypoint_error
+from builderd.domain.versions import Version
 from builderd.operations.idempotency import Retry
 from builderd.operations.operations import Operations
 from builderd.ports.store import UnitOfWork
@@ -99,7 +98,9 @@ async def put_builder(
     check_gates(identity, body.value)
 
     async def deploy(retry: Retry | None) -> Deployed:
-        change, bundle = await _new_version(operations.application, identity, uuid.lower(), body.value, query.fresh)
+        change, bundle = await requests.new_version(
+            operations.application, identity.caller, uuid.lower(), body.value, fresh=query.fresh
+        )
         record = _recording(deployments.deploy, operations.application, identity, uuid, change)
         deployed = await operations.change(uuid.lower(), record, retry, bundle)
         body.release()
@@ -269,40 +270,6 @@ async def _outcome(application: Application, deployed: Deployed, *, at_once: boo
     if builder.desired is Desired.DELETED:
         return failure(NotFound("The builder was deleted in the meantime.", data={"uuid": builder.id}))
     return await door.shown_as(application, builder)
-
-
-async def _new_version(
-    application: Application, identity: Identity, uuid: str, new: NewVersion, fresh: bool
-) -> tuple[Change, Bundle | None]:
-    """Return the change that the body asks for, and its code if it has any."""
-    bundle = None
-    if "files" in new.model_fields_set or new.source is not None:
-        bundle = await bundle_of(application, identity, new)
-    given = given_fields(new)
-    if bundle is not None:
-        given["bundle_hash"] = bundle.hash
-    if bundle is not None and "entrypoint" not in given:
-        given["entrypoint"] = await _entrypoint(application, identity, uuid, bundle)
-    return Change.of({**given, "fresh": fresh}), bundle
-
-
-async def _entrypoint(application: Application, identity: Identity, uuid: str, bundle: Bundle) -> str | None:
-    """Return the new ``Procfile``'s command, if the old command came from the old one; None keeps the old command.
-
-    Raises ``ValidationFailed`` when the command is not valid.
-    """
-    commands = process_commands(bundle)
-    if not commands:
-        return None
-    base = await application.store.read(lambda uow: deployments.base(uow, identity.caller, uuid))
-    before = process_commands(await application.bundles.get(base.bundle_hash))
-    process = next((name for name in commands if before.get(name) == base.settings.entrypoint), None)
-    if process is None:
-        return None
-    command = commands[process]
-    if why := entrypoint_error(command):
-        raise ValidationFailed({"entrypoint": [why]})
-    return command
 
 
 def _present(builder: Builder, version: Version, now: datetime) -> wire.Version:

@@ -1,0 +1,97 @@
+"""Requests that bring code, as commands of the services, for the API and the pages."""
+
+from __future__ import annotations
+
+import asyncio
+
+from builderd.domain.builders import SANDBOX_COMMAND, JobType, Visibility
+from builderd.domain.bundles import Bundle, make_bundle
+from builderd.domain.errors import ValidationFailed
+from builderd.domain.ids import TenantId
+from builderd.domain.procfile import process_commands, web_command, worker_command
+from builderd.domain.versions import entrypoint_error
+from builderd.schemas.v1.builders import NO_ENTRYPOINT, NewBuilder
+from builderd.schemas.v1.files import bundle_files
+from builderd.schemas.v1.settings import given_fields, new_settings
+from builderd.schemas.v1.versions import NewVersion
+from builderd.services import builders, bundles, deployments, uploads
+from builderd.services.application import Application
+from builderd.services.builders import Caller
+from builderd.services.deployments import Change
+
+
+async def bundle_of(application: Application, tenant_id: TenantId, new: NewBuilder) -> Bundle:
+    """Return the code of a request. Raises ``ValidationFailed`` or ``TooLarge`` for an upload that is not taken."""
+    if new.source is None:
+        return await asyncio.to_thread(lambda: make_bundle(bundle_files(new.files)))
+    return await uploads.bundle(application, tenant_id, new.source.upload_id.lower())
+
+
+def new_builder(application: Application, new: NewBuilder, bundle: Bundle) -> builders.NewBuilder:
+    """Return the builder that a request asks for. Raises ``ValidationFailed`` without a usable command."""
+    job_type = _job_type(new, bundle)
+    entrypoint = new.entrypoint or _command(bundle, job_type)
+    return builders.NewBuilder(
+        name=new.name,
+        bundle_hash=bundle.hash,
+        settings=new_settings(new, entrypoint, application.limits.default_isolation),
+        job_type=job_type,
+        visibility=_visibility(new),
+        auto_stop_interval=new.auto_stop_interval,
+        backup_interval_hours=new.backup_interval_hours,
+    )
+
+
+def _job_type(new: NewBuilder, bundle: Bundle) -> JobType:
+    """Return the job type: a worker where the request leaves it out and the ``Procfile`` has only ``worker:``."""
+    if "job_type" in new.model_fields_set or new.entrypoint is not None:
+        return new.job_type
+    has_only_worker = web_command(bundle) is None and worker_command(bundle) is not None
+    return JobType.WORKER if has_only_worker else new.job_type
+
+
+def _visibility(new: NewBuilder) -> Visibility:
+    """Return the visibility: a sandbox's preview is private unless the request says otherwise."""
+    is_private = new.job_type is JobType.SANDBOX and "visibility" not in new.model_fields_set
+    return Visibility.PRIVATE if is_private else new.visibility
+
+
+def _command(bundle: Bundle, job_type: JobType) -> str:
+    """Return the command of the bundle's ``Procfile``, or a sandbox's. Raises ``ValidationFailed`` without one."""
+    if job_type is JobType.SANDBOX:
+        return SANDBOX_COMMAND
+    command = worker_command(bundle) if job_type is JobType.WORKER else web_command(bundle)
+    why = NO_ENTRYPOINT if command is None else entrypoint_error(command)
+    if command is None or why is not None:
+        raise ValidationFailed({"entrypoint": [why or NO_ENTRYPOINT]})
+    return command
+
+
+async def new_version(
+    application: Application, caller: Caller, builder_id: str, new: NewVersion, *, fresh: bool = False
+) -> tuple[Change, Bundle | None]:
+    """Return the change that a request asks for, and its code if it has any. Raises ``ValidationFailed``."""
+    bundle = None
+    if "files" in new.model_fields_set or new.source is not None:
+        bundle = await bundle_of(application, caller.tenant_id, new)
+    given = given_fields(new)
+    if bundle is not None:
+        given["bundle_hash"] = bundle.hash
+    if bundle is not None and "entrypoint" not in given:
+        given["entrypoint"] = await _kept_command(application, caller, builder_id, bundle)
+    return Change.of({**given, "fresh": fresh}), bundle
+
+
+async def _kept_command(application: Application, caller: Caller, builder_id: str, bundle: Bundle) -> str | None:
+    """Return the new ``Procfile``'s command, if the old command came from the old one; None keeps the old command."""
+    commands = process_commands(bundle)
+    if not commands:
+        return None
+    base = await application.store.read(lambda uow: deployments.base(uow, caller, builder_id))
+    before = process_commands(await bundles.fetch(application, base))
+    process = next((name for name in commands if before.get(name) == base.settings.entrypoint), None)
+    if process is None:
+        return None
+    if why := entrypoint_error(commands[process]):
+        raise ValidationFailed({"entrypoint": [why]})
+    return commands[process]

@@ -92,7 +92,8 @@ def create(uow: UnitOfWork, application: Application, caller: Caller, new: NewBu
 
 def _replace_failed(uow: UnitOfWork, application: Application, caller: Caller, name: str, now: datetime) -> None:
     """Delete a builder of that name that the caller created and that never came up, so that a retry needs no delete."""
-    other = uow.builders.by_name(caller.tenant_id, name)
+    named = uow.builders.by_name(caller.tenant_id, name)
+    other = uow.builders.get(named.id, lock=True) if named is not None else None
     if other is None or other.status is not Status.FAILED or other.desired is Desired.DELETED:
         return
     versions = uow.versions.list(other.id)

@@ -19,6 +19,7 @@ from builderd.reconciler.core.observe import WorkItem
 from builderd.reconciler.core.result import Result
 from builderd.reconciler.core.transitions import Transition
 from builderd.reconciler.stages.listening import Wait, wait_until_up
+from builderd.reconciler.stages.start_time import MOST
 from builderd.reconciler.stages.starting import hint_of, last_lines, make_spec, put_bundle
 from builderd.services.application import Application
 
@@ -75,7 +76,7 @@ class Trials:
 
     def _ended(self, uow: UnitOfWork, builder: Builder, trial: Sandbox, end: SandboxEnd, now: datetime) -> None:
         transition = Transition(uow, builder, self._app.prices, now)
-        longest = timedelta(seconds=self._app.limits.start_timeout)
+        longest = timedelta(seconds=MOST * self._app.limits.start_timeout)
         sandbox_transitions.trial_ended(transition, trial, end, longest=longest)
 
     async def _verdict(self, item: WorkItem, trial: Sandbox) -> _Verdict:

@@ -2,8 +2,9 @@
 "use strict";
 (() => {
   const place = document.getElementById("terminal"), live = document.getElementById("term-live"), again = document.getElementById("again");
-  const styles = getComputedStyle(document.documentElement);
-  const term = new Terminal({ scrollback: 10_000, fontSize: 13, fontFamily: styles.getPropertyValue("--face-machine"), cursorBlink: false, screenReaderMode: false, theme: { background: "#12191d", foreground: "#e8e6df", cursor: "#e8e6df", selectionBackground: "#33506e" } });
+  // xterm measures a cell on a canvas, which knows no variable fonts: Recursive would be measured in its proportional form.
+  const face = 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace';
+  const term = new Terminal({ scrollback: 10_000, fontSize: 13, fontFamily: face, cursorBlink: false, screenReaderMode: false, theme: { background: "#12191d", foreground: "#e8e6df", cursor: "#e8e6df", selectionBackground: "#33506e" } });
   const fit = new FitAddon.FitAddon(), bytes = new TextEncoder();
   term.loadAddon(fit); term.open(place); fit.fit();
   window.builderdTerminal = term;

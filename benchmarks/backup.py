@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.acceptance.live_service import LiveService, live_service
+from tests.acceptance.live_service import LiveService, cold_service
 
 MB = 1_000_000
 FILES = 100
@@ -190,7 +190,7 @@ def main() -> None:
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="bb-", dir=os.environ.get("TMPDIR", "/var/tmp")))
     try:
-        with live_service(scratch / "data") as service:
+        with cold_service(scratch / "data") as service:
             found = measure(service, scratch, options.rounds)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import zram
 from benchmarks.lifecycle import BARE, FLASK
 from tests.acceptance.idling import until_frozen
-from tests.acceptance.live_service import LiveService, body, live_service
+from tests.acceptance.live_service import LiveService, body, cold_service
 
 #: From the specification of the sandbox: 100 idle Flask apps in 2.5 GB without zram, in 1.2 GB with it; MB for each.
 GOALS = {"idle Flask apps": 25.0, "frozen Flask apps, memory in zram": 12.0}
@@ -96,7 +96,7 @@ def main() -> None:
     settings |= {"BUILDERD_CAPACITY__CPU": "1000", "BUILDERD_CAPACITY__MEMORY": "1000"}
     with (
         tempfile.TemporaryDirectory(prefix="builderd-bench-", dir="/var/tmp") as folder,
-        live_service(Path(folder) / "data", BUILDERD_IDLE__FREEZE_AFTER="2", **settings) as service,
+        cold_service(Path(folder) / "data", BUILDERD_IDLE__FREEZE_AFTER="2", **settings) as service,
     ):
         result = {
             "idle Flask apps": fill(service, "flask", options.flask, FLASK, requirements),

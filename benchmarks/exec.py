@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 from benchmarks.podman import podman
-from tests.acceptance.live_service import live_service
+from tests.acceptance.live_service import cold_service
 
 COMMAND = "/bin/true"
 
@@ -31,7 +31,7 @@ def measure(rounds: int) -> dict[str, Any]:
         folder.chmod(0o755)
         with (
             podman() as other,
-            live_service(folder / "data", BUILDERD_RATES__REQUESTS="0") as service,
+            cold_service(folder / "data", BUILDERD_RATES__REQUESTS="0") as service,
             httpx.Client(timeout=60, headers={"Authorization": f"Bearer {service.token}"}) as client,
         ):
             url = f"{service.url}/api/v1/builders/{service.create('bench-exec')['uuid']}/exec"

@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 from benchmarks.podman import Podman, podman
-from tests.acceptance.live_service import LiveService, body, free_port, live_service
+from tests.acceptance.live_service import LiveService, body, cold_service, free_port
 
 PYTHON = "/usr/bin/python3"
 
@@ -214,7 +214,7 @@ def measure(rounds: int) -> dict[str, Any]:
         flask = host_flask(Path(folder) / "venv")
         with (
             podman() as other,
-            live_service(Path(folder) / "data") as service,
+            cold_service(Path(folder) / "data") as service,
             httpx.Client(timeout=60) as client,
         ):
             user = User(service, client)

@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 from benchmarks.lifecycle import BARE, FLASK, PYTHON, User, first_answer, host_flask
-from tests.acceptance.live_service import LiveService, body, free_port, live_service
+from tests.acceptance.live_service import LiveService, body, cold_service, free_port
 
 VISITORS = 4
 PAUSE = 0.002
@@ -149,7 +149,7 @@ def measure(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="builderd-bench-", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
         flask = host_flask(Path(folder) / "venv")
-        with live_service(Path(folder) / "data") as service, httpx.Client(timeout=60) as client:
+        with cold_service(Path(folder) / "data") as service, httpx.Client(timeout=60) as client:
             user = User(service, client)
             apps = [
                 (Redeployed(service, user, samples, "bare", BARE, {}), "bare", BARE, PYTHON),

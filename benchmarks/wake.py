@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import zram
 from benchmarks.lifecycle import BARE, FLASK, PYTHON, Clock, host_flask, on_the_host
 from tests.acceptance.idling import make_idle
-from tests.acceptance.live_service import LiveService, live_service
+from tests.acceptance.live_service import LiveService, cold_service
 
 #: Seconds; short, so that there are many rounds.
 FREEZE_AFTER = 0.25
@@ -112,7 +112,7 @@ def quiet_service() -> Iterator[tuple[LiveService, str]]:
         Path(folder).chmod(0o755)
         flask = host_flask(Path(folder) / "venv")
         settings = {"BUILDERD_IDLE__FREEZE_AFTER": str(FREEZE_AFTER), "BUILDERD_RATES__REQUESTS": "0"}
-        with live_service(Path(folder) / "data", **settings) as service:
+        with cold_service(Path(folder) / "data", **settings) as service:
             service.create("warm-up")
             yield service, flask
 

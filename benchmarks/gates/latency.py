@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.acceptance.live_service import LiveService, body, live_service
+from tests.acceptance.live_service import LiveService, body, cold_service
 
 #: What the QA gate waits for on purpose, in ms.
 ALIVE = 500
@@ -88,8 +88,8 @@ def measure(rounds: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory(prefix="builderd-bench-", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
         with (
-            live_service(Path(folder) / "quiet") as quiet,
-            live_service(Path(folder) / "reporting", BUILDERD_QA__REPORT="true") as reporting,
+            cold_service(Path(folder) / "quiet") as quiet,
+            cold_service(Path(folder) / "reporting", BUILDERD_QA__REPORT="true") as reporting,
         ):
             users = User(quiet), User(reporting)
             for user in users:

@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx
 from click.testing import CliRunner
+from tests.acceptance import forked
+from tests.acceptance.forked import ForkedProcess
 
 from builderd.cli.group import builderd
 
@@ -60,7 +62,9 @@ class LiveService:
     preview_port: int = field(default_factory=free_port)
     ssh_port: int = field(default_factory=free_port)
     token: str = ""
-    process: subprocess.Popen[bytes] | None = None
+    process: ForkedProcess | subprocess.Popen[bytes] | None = None
+    #: Started by ``python -m builderd``, as on any machine, rather than forked from a process with its modules.
+    cold: bool = False
 
     @property
     def url(self) -> str:
@@ -71,7 +75,10 @@ class LiveService:
         return self.data_dir.parent / f"{self.data_dir.name}.log"
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "builderd", *words, "--data-dir", str(self.data_dir)]
+        return [sys.executable, "-m", "builderd", *self.words(*words)]
+
+    def words(self, *words: str) -> list[str]:
+        return [*words, "--data-dir", str(self.data_dir)]
 
     def environment(self, **more: str) -> dict[str, str]:
         src = str(Path(__file__).parents[2] / "src")
@@ -82,11 +89,13 @@ class LiveService:
     def start(self, fault: str | None = None) -> None:
         """Start the service and wait until it is ready; with a fault, it may also be dead before that is seen."""
         more = {"BUILDERD_FAULT": fault} if fault else {}
-        words = [*self.command("serve"), "--port", str(self.port), "--preview-port", str(self.preview_port)]
+        ports = ("--port", str(self.port), "--preview-port", str(self.preview_port))
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                words, env=self.environment(**more), stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
+            if self.cold:
+                words, env = self.command("serve", *ports), self.environment(**more)
+                self.process = subprocess.Popen(words, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            else:
+                self.process = forked.start(self.words("serve", *ports), self.environment(**more), log.fileno())
         self.wait_ready(may_die=fault is not None)
         if not self.token:
             self.token = self.make_token("acme")
@@ -139,7 +148,9 @@ class LiveService:
         """End the service and everything it started."""
         if self.process is not None and self.process.poll() is None:
             self.terminate()
-        subprocess.run(self.command("down"), env=self.environment(), check=True, capture_output=True)
+        with self.log_file.open("ab") as log:
+            code = forked.start(self.words("down"), self.environment(), log.fileno()).wait()
+        assert code == 0, self.log_tail()
 
     def call(self, method: str, path: str, *, token: str | None = None, **options: Any) -> httpx.Response:
         """One API call, ``path`` from ``/builders`` on."""
@@ -224,7 +235,19 @@ def body(name: str, main: str = TINY_APP, **fields: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def live_service(data_dir: Path, **settings: str) -> Iterator[LiveService]:
     """A service that is up; afterwards nothing of it is left running."""
-    service = LiveService(data_dir, settings)
+    with _running(LiveService(data_dir, settings)) as service:
+        yield service
+
+
+@contextlib.contextmanager
+def cold_service(data_dir: Path, **settings: str) -> Iterator[LiveService]:
+    """As ``live_service``, started by ``python -m builderd``."""
+    with _running(LiveService(data_dir, settings, cold=True)) as service:
+        yield service
+
+
+@contextlib.contextmanager
+def _running(service: LiveService) -> Iterator[LiveService]:
     try:
         service.start()
         yield service

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from tests.acceptance import scenarios
 from tests.acceptance.host_traces import assert_traces, traces
-from tests.acceptance.live_service import LiveService, live_service
+from tests.acceptance.live_service import LiveService, cold_service, live_service
 
 pytestmark = pytest.mark.root
 
@@ -90,7 +90,7 @@ def test_readiness_is_notified_once_and_not_passed_to_apps(data_dir: Path, tmp_p
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hears:
         hears.bind(address)
         hears.setblocking(False)
-        with live_service(data_dir, NOTIFY_SOCKET=address) as service:
+        with cold_service(data_dir, NOTIFY_SOCKET=address) as service:
             assert hears.recv(100) == b"READY=1"
             service.create("unheard")
             knowing = [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if address in _text(path)]

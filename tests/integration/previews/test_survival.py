@@ -136,7 +136,7 @@ def test_a_service_that_runs_brings_back_whatever_was_killed(
     proxy.run(supervise())
     assert proxy.visitor.is_served(host)
     assert (guard.find_process(files.pid, files) == master) == (killed != "everything")
-    eventually(lambda: bool(children(int(files.guard_pid.read_text()))))
+    eventually(lambda: bool(children(int(_text(files.guard_pid) or 0))))
     proxy.run(proxy.previews.down())
     assert processes_of(proxy) == []
 
@@ -159,7 +159,8 @@ def test_start_brings_back_guard_and_proxy_killed_together(make_proxy: Callable[
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Those of a process, none if there is no such process (any more)."""
+    return [int(child) for child in _text(Path(f"/proc/{pid}/task/{pid}/children")).split()]
 
 
 def test_the_guard_and_a_service_take_turns_at_a_proxy_that_died(make_proxy: Callable[..., Proxy], app: App) -> None:
@@ -195,8 +196,16 @@ def test_hanging_guard_start_is_reported(make_proxy: Callable[..., Proxy], monke
 
 
 def wait_for_another(proxy: Proxy, master: int) -> None:
+    """Wait for a new master's file: HAProxy removes the old one before it writes its own."""
     file = proxy.directory / "haproxy.pid"
-    eventually(lambda: file.read_text().strip() not in ("", str(master)))
+    eventually(lambda: _text(file) not in ("", str(master)))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def processes_of(proxy: Proxy) -> list[str]:
